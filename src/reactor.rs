@@ -147,6 +147,10 @@ impl Reactor {
     /// Takes what stands in the accept queues now, then accepts no more, for good, and lets go of
     /// every listener.
     pub fn end_accepting(&mut self) {
+        // What arrived since the last wait has not been reported yet: look, whatever is recorded.
+        for acceptor in &mut self.acceptors {
+            acceptor.ready = true;
+        }
         while self.gate == Gate::Open && self.accept_burst() {}
         self.set_gate(Gate::Ended);
         self.acceptors.clear();

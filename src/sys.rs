@@ -3,6 +3,8 @@
 //! Each module wraps one thing the kernel offers in a safe function whose contract is checked or
 //! argued here. Nothing in this tree decides: no policy, no limits, no logging.
 
+pub mod fd;
+pub mod image;
 pub mod limits;
 pub mod shared;
 pub mod socket;

@@ -183,10 +183,10 @@ mod tests {
         assert!(timers.is_armed_by(3, ms(1050)));
         assert!(!timers.is_armed_by(3, ms(1000)));
         assert_eq!(timers.next_deadline(), Some(ms(1056)));
-        assert_eq!(fired(&mut timers, ms(1049)), []);
+        assert!(fired(&mut timers, ms(1049)).is_empty());
         timers.disarm(4);
         assert_eq!(fired(&mut timers, ms(1056)), [3]);
-        assert_eq!(fired(&mut timers, ms(50_000)), []);
+        assert!(fired(&mut timers, ms(50_000)).is_empty());
         assert_eq!(fired(&mut timers, ms(60_000)), [5]);
         assert_eq!(timers.next_deadline(), None);
     }
