@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct SlotId(pub u16);
 
-/// Counts the workers that have lived in one slot; the first is 1.
+/// Counts the workers that have lived in one slot. The first is 1; 0: none has lived yet.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -32,6 +32,24 @@ pub struct WorkerId {
     pub slot: SlotId,
     /// Which of the slot's workers it is.
     pub generation: Generation,
+}
+
+impl SlotId {
+    /// Where the slot is found in a list of all slots.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl Generation {
+    /// The generation of the successor.
+    ///
+    /// Wraps: a message that outlived four billion workers of its slot is not worth a panic.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
 }
 
 impl fmt::Display for SlotId {

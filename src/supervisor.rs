@@ -9,10 +9,14 @@
 //!
 //! It must not decide (the machine does) nor import the worker (they share `wire` and `memory`).
 
+pub mod backoff;
 mod boot;
 mod children;
+pub mod exchange;
 pub mod machine;
 mod report;
+pub mod slot;
+pub mod snapshot;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

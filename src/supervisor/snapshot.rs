@@ -1,0 +1,83 @@
+//! The machine's whole state as a value that survives an exec in place.
+//!
+//! Invariants: `restore(snapshot())` changes nothing that can be observed, pending actions and the
+//! random generator included; a snapshot of an unknown version, or one that contradicts itself, is
+//! refused and never half-read. Change any serialised type of the machine ⇒ raise
+//! [`SNAPSHOT_VERSION`].
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use super::exchange::Action;
+use super::machine::{Phase, Policy};
+use super::slot::Slot;
+
+/// The format this program writes, and the only one it reads.
+pub const SNAPSHOT_VERSION: u32 = 1;
+
+/// Why saved state was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// Written by another version of the program.
+    #[error(
+        "the supervisor's saved state has version {found} and this program reads version {SNAPSHOT_VERSION}; start anew instead of upgrading in place"
+    )]
+    Version {
+        /// The version it claims.
+        found: u32,
+    },
+    /// Not what it should look like.
+    #[error("the supervisor's saved state cannot be read ({source}); start anew")]
+    Format {
+        /// What the decoder said.
+        #[from]
+        source: serde_json::Error,
+    },
+    /// Well-formed, but impossible.
+    #[error("the supervisor's saved state contradicts itself ({what}); start anew")]
+    Contradiction {
+        /// In what.
+        what: String,
+    },
+}
+
+/// All that a machine is. Made by `Machine::snapshot`, taken by `Machine::restore`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// [`SNAPSHOT_VERSION`] of the writer.
+    pub version: u32,
+    pub(super) policy: Policy,
+    pub(super) rng_state: u64,
+    pub(super) phase: Phase,
+    pub(super) slots: Vec<Slot>,
+    pub(super) actions: VecDeque<Action>,
+    pub(super) stale_events: u64,
+}
+
+impl Snapshot {
+    /// As bytes, to be read by [`Snapshot::from_json`] of this or a later program.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Format`], which no state of the machine is known to cause.
+    pub fn to_json(&self) -> Result<Vec<u8>, SnapshotError> {
+        Ok(serde_json::to_vec(self)?)
+    }
+
+    /// Reads what [`Snapshot::to_json`] wrote.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Version`] before anything else is looked at, so that a stranger's format is
+    /// reported as such and not as a missing field; [`SnapshotError::Format`] otherwise.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, SnapshotError> {
+        #[derive(Deserialize)]
+        struct Header {
+            version: u32,
+        }
+        let Header { version } = serde_json::from_slice(bytes)?;
+        if version != SNAPSHOT_VERSION {
+            return Err(SnapshotError::Version { found: version });
+        }
+        Ok(serde_json::from_slice(bytes)?)
+    }
+}
