@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use thiserror::Error as ThisError;
 
-use self::connect::{Malformed, Target, connect, describe_io};
+use self::connect::{Malformed, Target, Unreachable, connect, describe_io};
 use self::exchange::{Fault, progress};
 use self::session::Session;
 
@@ -44,7 +44,7 @@ enum Error {
     )]
     Address { text: String, why: Malformed },
     #[error(transparent)]
-    Connect(#[from] connect::Error),
+    Connect(#[from] Unreachable),
     #[error("cannot prepare the socket: {}", describe_io(.0))]
     Socket(#[source] io::Error),
     #[error("cannot wait for input and replies: {}", describe_io(.0))]

@@ -49,7 +49,7 @@ pub(super) enum Malformed {
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
-pub(super) enum Error {
+pub(super) enum Unreachable {
     /// The name has no address, or nobody could be asked.
     #[error("cannot find {host}: {source}; check the spelling, or give an IP address")]
     Resolve {
@@ -133,10 +133,10 @@ impl fmt::Display for Target {
 /// # Errors
 ///
 /// The name is not known, or no address of it answered.
-pub(super) fn connect(target: &Target) -> Result<TcpStream, Error> {
+pub(super) fn connect(target: &Target) -> Result<TcpStream, Unreachable> {
     let addresses = (target.host.as_str(), target.port)
         .to_socket_addrs()
-        .map_err(|source| Error::Resolve {
+        .map_err(|source| Unreachable::Resolve {
             host: target.host.clone(),
             source,
         })?;
@@ -151,7 +151,7 @@ pub(super) fn connect(target: &Target) -> Result<TcpStream, Error> {
             Err(error) => attempts.push((address, error)),
         }
     }
-    Err(Error::Connect {
+    Err(Unreachable::Connect {
         target: target.clone(),
         attempts,
     })
@@ -258,7 +258,7 @@ mod tests {
     fn each_address_that_failed_is_named_on_one_line() {
         let target: Target = "localhost:9999".parse().unwrap();
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
-        let error = Error::Connect {
+        let error = Unreachable::Connect {
             target: target.clone(),
             attempts: vec![
                 ("[::1]:9999".parse().unwrap(), refused()),
@@ -272,7 +272,7 @@ mod tests {
         );
 
         let slow = io::Error::from_raw_os_error(nix::libc::ENETUNREACH);
-        let error = Error::Connect {
+        let error = Unreachable::Connect {
             target,
             attempts: vec![("192.0.2.1:9999".parse().unwrap(), slow)],
         };
