@@ -1,0 +1,285 @@
+//! From `HOST:PORT` as it was typed to a connected socket.
+//!
+//! What it must not do: ask a name server about something that cannot be a name; bad spelling is
+//! told apart from a name that does not exist.
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::str::FromStr;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use thiserror::Error;
+
+/// How long one address may take to answer; a name may have several, tried in turn.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A host, by name or by address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    /// Without brackets, also for an IPv6 address.
+    host: String,
+    /// Not 0.
+    port: u16,
+}
+
+/// Why what was typed is not an address.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(super) enum Malformed {
+    /// Nothing before the port.
+    #[error("the host is missing")]
+    NoHost,
+    /// No port, or nothing after the colon.
+    #[error("the port is missing")]
+    NoPort,
+    /// The port is not a number from 1 to 65535.
+    #[error("the port is not a number from 1 to 65535")]
+    BadPort,
+    /// More than one colon and no brackets.
+    #[error("an IPv6 address needs brackets before the port")]
+    NoBrackets,
+    /// Brackets that are not around an IPv6 address.
+    #[error("what is in brackets is not an IPv6 address")]
+    BadIpv6,
+    /// A character that no host name has.
+    #[error("the host has a character that no name has")]
+    BadHost,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+pub(super) enum Unreachable {
+    /// The name has no address, or nobody could be asked.
+    #[error("cannot find {host}: {source}; check the spelling, or give an IP address")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// No address of the name could be connected to.
+    #[error(
+        "cannot connect to {target}: {}; {}",
+        describe(target, attempts),
+        advice(attempts)
+    )]
+    Connect {
+        /// What was typed.
+        target: Target,
+        /// Every address that was tried and why it failed; empty if the name has none.
+        attempts: Vec<(SocketAddr, io::Error)>,
+    },
+}
+
+impl FromStr for Target {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (host, after) = rest.split_once(']').ok_or(Malformed::BadIpv6)?;
+                let address = host
+                    .split_once('%')
+                    .map_or(host, |(address, _zone)| address);
+                if address.parse::<Ipv6Addr>().is_err() {
+                    return Err(Malformed::BadIpv6);
+                }
+                (host, after.strip_prefix(':').ok_or(Malformed::NoPort)?)
+            }
+            None => {
+                let (host, port) = text.rsplit_once(':').ok_or(Malformed::NoPort)?;
+                if host.contains(':') {
+                    return Err(Malformed::NoBrackets);
+                }
+                if host.is_empty() {
+                    return Err(Malformed::NoHost);
+                }
+                if host
+                    .contains(|c: char| c.is_whitespace() || c.is_control() || "/@[]".contains(c))
+                {
+                    return Err(Malformed::BadHost);
+                }
+                (host, port)
+            }
+        };
+        if port.is_empty() {
+            return Err(Malformed::NoPort);
+        }
+        // `parse` alone would take a sign.
+        let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+        match port.parse() {
+            Ok(port) if digits && port != 0 => Ok(Self {
+                host: host.to_owned(),
+                port,
+            }),
+            _ => Err(Malformed::BadPort),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(out, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(out, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Connects to the first address of `target` that answers, each given 10 s.
+///
+/// # Errors
+///
+/// The name is not known, or no address of it answered.
+pub(super) fn connect(target: &Target) -> Result<TcpStream, Unreachable> {
+    let addresses = (target.host.as_str(), target.port)
+        .to_socket_addrs()
+        .map_err(|source| Unreachable::Resolve {
+            host: target.host.clone(),
+            source,
+        })?;
+    let mut attempts: Vec<(SocketAddr, io::Error)> = Vec::new();
+    for address in addresses {
+        // A hosts file that names an address twice is no reason to wait for it twice.
+        if attempts.iter().any(|(tried, _)| *tried == address) {
+            continue;
+        }
+        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).and_then(refuse_self) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => attempts.push((address, error)),
+        }
+    }
+    Err(Unreachable::Connect {
+        target: target.clone(),
+        attempts,
+    })
+}
+
+/// Refuses a connection that has itself at the other end.
+///
+/// On loopback, with nobody listening on a port of the ephemeral range, the kernel may choose that
+/// very port as the local one; the two SYNs cross and the socket answers itself.
+fn refuse_self(stream: TcpStream) -> io::Result<TcpStream> {
+    if stream.local_addr()? == stream.peer_addr()? {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    Ok(stream)
+}
+
+/// What went wrong at each address; the address is named only where it is news.
+fn describe(target: &Target, attempts: &[(SocketAddr, io::Error)]) -> String {
+    let reasons: Vec<String> = attempts
+        .iter()
+        .map(|(address, error)| {
+            let reason = match error.kind() {
+                io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+                io::ErrorKind::TimedOut => format!("no answer in {} s", CONNECT_TIMEOUT.as_secs()),
+                _ => describe_io(error),
+            };
+            if attempts.len() == 1 && address.to_string() == target.to_string() {
+                reason
+            } else {
+                format!("{reason} at {address}")
+            }
+        })
+        .collect();
+    if reasons.is_empty() {
+        "the name has no address".to_owned()
+    } else {
+        reasons.join(", ")
+    }
+}
+
+/// The system's words for an error, without its number.
+pub(super) fn describe_io(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(
+        || error.to_string(),
+        |number| Errno::from_raw(number).desc().to_owned(),
+    )
+}
+
+fn advice(attempts: &[(SocketAddr, io::Error)]) -> &'static str {
+    let refused =
+        |(_, error): &(SocketAddr, io::Error)| error.kind() == io::ErrorKind::ConnectionRefused;
+    if !attempts.is_empty() && attempts.iter().all(refused) {
+        "is the server running, and on this port?"
+    } else {
+        "check the address and the network"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<(String, u16), Malformed> {
+        text.parse::<Target>().map(|target| {
+            assert_eq!(target.to_string(), text, "shown as it was typed");
+            (target.host, target.port)
+        })
+    }
+
+    #[test]
+    fn names_and_addresses_are_read() {
+        let found = |host: &str, port| Ok((host.to_owned(), port));
+        assert_eq!(parse("localhost:9999"), found("localhost", 9999));
+        assert_eq!(parse("127.0.0.1:1"), found("127.0.0.1", 1));
+        assert_eq!(parse("[::1]:65535"), found("::1", 65535));
+        assert_eq!(parse("[fe80::1%eth0]:80"), found("fe80::1%eth0", 80));
+    }
+
+    #[test]
+    fn what_is_no_address_is_told_apart() {
+        for (text, why) in [
+            ("", Malformed::NoPort),
+            ("localhost", Malformed::NoPort),
+            ("localhost:", Malformed::NoPort),
+            ("[::1]", Malformed::NoPort),
+            ("[::1]9999", Malformed::NoPort),
+            (":9999", Malformed::NoHost),
+            ("localhost:0", Malformed::BadPort),
+            ("localhost:65536", Malformed::BadPort),
+            ("localhost:+1", Malformed::BadPort),
+            ("localhost:http", Malformed::BadPort),
+            ("::1:9999", Malformed::NoBrackets),
+            ("[::1:9999", Malformed::BadIpv6),
+            ("[localhost]:9999", Malformed::BadIpv6),
+            ("[]:9999", Malformed::BadIpv6),
+            ("a b:9999", Malformed::BadHost),
+            ("tcp//a:9999", Malformed::BadHost),
+        ] {
+            assert_eq!(parse(text), Err(why), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn each_address_that_failed_is_named_on_one_line() {
+        let target: Target = "localhost:9999".parse().unwrap();
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let error = Unreachable::Connect {
+            target: target.clone(),
+            attempts: vec![
+                ("[::1]:9999".parse().unwrap(), refused()),
+                ("127.0.0.1:9999".parse().unwrap(), refused()),
+            ],
+        };
+        assert_eq!(
+            error.to_string(),
+            "cannot connect to localhost:9999: connection refused at [::1]:9999, connection \
+             refused at 127.0.0.1:9999; is the server running, and on this port?"
+        );
+
+        let slow = io::Error::from_raw_os_error(nix::libc::ENETUNREACH);
+        let error = Unreachable::Connect {
+            target,
+            attempts: vec![("192.0.2.1:9999".parse().unwrap(), slow)],
+        };
+        assert_eq!(
+            error.to_string(),
+            "cannot connect to localhost:9999: Network is unreachable at 192.0.2.1:9999; check \
+             the address and the network"
+        );
+    }
+}

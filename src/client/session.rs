@@ -1,0 +1,287 @@
+//! Moves the bytes of one conversation between standard input, the socket and standard output.
+//!
+//! One thread, one `poll` a turn. The socket is non-blocking; standard input and output are not
+//! made so, because that flag belongs to the open file, which other processes share: input is
+//! read only after `poll` reported it, and output is written blocking. That is backpressure, not
+//! a risk: while the reader of our output is slow nothing is read from the socket or the input
+//! either, and everything goes on when it goes on.
+//!
+//! `epoll` (and so mio) is not used because it refuses regular files.
+//!
+//! What it must not do: decide whether an answer is right (`exchange` does), or use the standard
+//! library's buffered input, whose buffer `poll` cannot see.
+
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::Error;
+use super::exchange::{Exchange, READ_BYTES, WINDOW_BYTES};
+
+/// What is shown when a person may type.
+const PROMPT: &[u8] = b"> ";
+
+/// A conversation over a connected socket.
+pub(super) struct Session<'a> {
+    stream: &'a TcpStream,
+    input: io::Stdin,
+    screen: Screen,
+    exchange: Exchange,
+    reply: Box<[u8]>,
+    /// The failure of a send. What the server answered before it can still be read, so it is
+    /// reported only after that.
+    send_failure: Option<io::Error>,
+    half_closed: bool,
+}
+
+/// What `poll` reported.
+struct Ready {
+    socket: bool,
+    input: bool,
+}
+
+/// Whether the server may say more.
+#[derive(PartialEq, Eq)]
+enum Replies {
+    Open,
+    Ended,
+}
+
+impl<'a> Session<'a> {
+    /// A conversation between this process's standard input and output and `stream`; with a
+    /// prompt if both are terminals.
+    ///
+    /// # Errors
+    ///
+    /// The socket's options cannot be set.
+    pub(super) fn new(stream: &'a TcpStream) -> Result<Self, Error> {
+        let prepared = stream
+            .set_nonblocking(true)
+            // A line is a packet: without this the second of two quick lines would wait for the
+            // acknowledgement of the first.
+            .and_then(|()| stream.set_nodelay(true));
+        prepared.map_err(Error::Socket)?;
+        let input = io::stdin();
+        let interactive = input.is_terminal() && io::stdout().is_terminal();
+        Ok(Self {
+            stream,
+            input,
+            screen: Screen::new(interactive),
+            exchange: Exchange::new(WINDOW_BYTES),
+            reply: vec![0; READ_BYTES].into_boxed_slice(),
+            send_failure: None,
+            half_closed: false,
+        })
+    }
+
+    /// Whether a person is at the terminal.
+    pub(super) fn is_interactive(&self) -> bool {
+        self.screen.interactive
+    }
+
+    /// Runs the conversation to its end: success if every byte was answered rightly.
+    ///
+    /// # Errors
+    ///
+    /// A wrong, missing or surplus answer, a broken connection, or a failure of standard input
+    /// or output.
+    pub(super) fn run(mut self) -> Result<(), Error> {
+        let verdict = self.converse();
+        // The verdict may be printed next, and not behind half a line.
+        self.screen.finish_line();
+        verdict
+    }
+
+    fn converse(&mut self) -> Result<(), Error> {
+        self.screen.prompt()?;
+        loop {
+            let ready = self.wait()?;
+            if ready.socket && self.take_reply()? == Replies::Ended {
+                return self.end_replies();
+            }
+            if ready.input {
+                self.take_input()?;
+            }
+            self.send();
+        }
+    }
+
+    /// Waits until something can be done.
+    fn wait(&self) -> Result<Ready, Error> {
+        let mut interest = PollFlags::POLLIN;
+        if self.send_failure.is_none() && !self.exchange.unsent().is_empty() {
+            interest |= PollFlags::POLLOUT;
+        }
+        let socket = PollFd::new(self.stream.as_fd(), interest);
+        let input = PollFd::new(self.input.as_fd(), PollFlags::POLLIN);
+        // Left out, not just without interest: a hang-up is always reported, and with no room for
+        // input the loop would spin on it.
+        let polled = if self.send_failure.is_none() && self.exchange.wants_input() {
+            2
+        } else {
+            1
+        };
+        let mut fds = [socket, input];
+        match poll(&mut fds[..polled], PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::Wait(errno.into())),
+        }
+        // After an interruption no flag is set, so nothing is read that might block.
+        let readable = |fd: &PollFd<'_>| {
+            fd.revents()
+                .is_some_and(|flags| flags.intersects(!PollFlags::POLLOUT))
+        };
+        Ok(Ready {
+            socket: readable(&fds[0]),
+            input: polled == 2 && readable(&fds[1]),
+        })
+    }
+
+    /// Reads one piece of the reply, shows it and checks it.
+    fn take_reply(&mut self) -> Result<Replies, Error> {
+        let len = match (&mut &*self.stream).read(&mut self.reply) {
+            Ok(0) => return Ok(Replies::Ended),
+            Ok(len) => len,
+            Err(error) if is_passing(&error) => return Ok(Replies::Open),
+            Err(error) => return Err(self.broken(error)),
+        };
+        let piece = &self.reply[..len];
+        let verdict = self.exchange.check_reply(piece);
+        // Shown even if it is wrong: it is what the server said.
+        self.screen.show(piece)?;
+        verdict?;
+        if self.exchange.missing() == 0 && !self.exchange.has_input_ended() {
+            self.screen.prompt()?;
+        }
+        Ok(Replies::Open)
+    }
+
+    /// Reads one piece of input, or its end.
+    fn take_input(&mut self) -> Result<(), Error> {
+        let room = self.exchange.room();
+        match nix::unistd::read(self.input.as_fd(), &mut *room) {
+            Ok(0) => self.exchange.end_input(),
+            Ok(len) => {
+                self.screen.typed(&room[..len]);
+                self.exchange.take(len);
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(errno) => return Err(Error::Input(errno.into())),
+        }
+        Ok(())
+    }
+
+    /// Sends what the socket takes, then half-closes if that was all.
+    fn send(&mut self) {
+        while self.send_failure.is_none() && !self.exchange.unsent().is_empty() {
+            match (&mut &*self.stream).write(self.exchange.unsent()) {
+                Ok(len) => self.exchange.mark_sent(len),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => self.send_failure = Some(error),
+            }
+        }
+        if self.exchange.is_all_sent() && !self.half_closed {
+            self.half_closed = true;
+            // Refused only if the connection is broken, and then the next read says how.
+            drop(self.stream.shutdown(Shutdown::Write));
+        }
+    }
+
+    /// The verdict when the server has half-closed.
+    fn end_replies(&mut self) -> Result<(), Error> {
+        if let Some(error) = self.send_failure.take() {
+            return Err(self.broken(error));
+        }
+        // The end of the input may be there already, not yet seen: a server that answers and
+        // closes at once must not fail `echo hi | uppercased client` by the order of two events.
+        if self.exchange.wants_input() {
+            let mut input = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut input, PollTimeout::ZERO) == Ok(1) {
+                self.take_input()?;
+            }
+        }
+        Ok(self.exchange.end_replies()?)
+    }
+
+    fn broken(&self, source: io::Error) -> Error {
+        Error::Broken {
+            source,
+            answered: self.exchange.answered(),
+            missing: self.exchange.missing(),
+        }
+    }
+}
+
+/// Standard output, and where its cursor is.
+struct Screen {
+    output: io::Stdout,
+    interactive: bool,
+    /// Whether the cursor is at the start of a line.
+    line_start: bool,
+}
+
+impl Screen {
+    fn new(interactive: bool) -> Self {
+        Self {
+            output: io::stdout(),
+            interactive,
+            line_start: true,
+        }
+    }
+
+    /// Asks for a line, unless an unfinished one is on the screen.
+    fn prompt(&mut self) -> Result<(), Error> {
+        if self.interactive && self.line_start {
+            self.show(PROMPT)?;
+        }
+        Ok(())
+    }
+
+    /// A person typed `bytes`, which the terminal has echoed.
+    fn typed(&mut self, bytes: &[u8]) {
+        self.line_start = bytes.ends_with(b"\n");
+    }
+
+    /// Writes all of `bytes`, waiting as long as the reader takes.
+    fn show(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        if let Some(last) = bytes.last() {
+            self.line_start = *last == b'\n';
+        }
+        while !bytes.is_empty() {
+            match nix::unistd::write(self.output.as_fd(), bytes) {
+                Ok(len) => bytes = &bytes[len..],
+                Err(Errno::EINTR) => {}
+                // Somebody we share the open file with made it non-blocking.
+                Err(Errno::EAGAIN) => self.wait_for_reader()?,
+                Err(Errno::EPIPE) => return Err(Error::OutputClosed),
+                Err(errno) => return Err(Error::Output(errno.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for_reader(&self) -> Result<(), Error> {
+        let mut output = [PollFd::new(self.output.as_fd(), PollFlags::POLLOUT)];
+        match poll(&mut output, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(Error::Wait(errno.into())),
+        }
+    }
+
+    /// Leaves the cursor at the start of a line, on a terminal.
+    fn finish_line(&mut self) {
+        if self.interactive && !self.line_start {
+            // A screen that is gone needs no tidying.
+            drop(self.show(b"\n"));
+        }
+    }
+}
+
+/// Whether a failed read only has to be tried again after the next wait.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}

@@ -1,0 +1,57 @@
+//! Test bytes whose every loss, repetition or swap shows, and the oracle for their answer.
+
+/// `len` bytes of one endless fixed stream, from `offset` on.
+///
+/// All 256 values occur, and each byte depends on its position alone, so a piece can be made
+/// anywhere in the stream and a piece at the wrong place never matches.
+pub fn pattern(offset: u64, len: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len + 16);
+    let mut word = offset / 8;
+    while bytes.len() < len + 8 {
+        bytes.extend_from_slice(&scramble(word).to_le_bytes());
+        word += 1;
+    }
+    let skip = usize::try_from(offset % 8).expect("below 8");
+    bytes.drain(..skip);
+    bytes.truncate(len);
+    bytes
+}
+
+/// The answer that `bytes` must get. One byte at a time and the standard library's: it must not
+/// share the server's code.
+pub fn upper(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().map(u8::to_ascii_uppercase).collect()
+}
+
+/// Asserts that two byte strings are equal; on failure shows where they part, not all of them.
+#[track_caller]
+pub fn assert_same(actual: &[u8], expected: &[u8], what: &str) {
+    if actual == expected {
+        return;
+    }
+    let at = actual
+        .iter()
+        .zip(expected)
+        .position(|(actual, expected)| actual != expected)
+        .unwrap_or(actual.len().min(expected.len()));
+    let around = |bytes: &[u8]| {
+        let from = at.saturating_sub(8).min(bytes.len());
+        let to = (at + 8).min(bytes.len());
+        bytes[from..to].escape_ascii().to_string()
+    };
+    panic!(
+        "{what}: {} bytes, expected {}; they part at byte {at}: ...{}... instead of ...{}...",
+        actual.len(),
+        expected.len(),
+        around(actual),
+        around(expected),
+    );
+}
+
+/// The SplitMix64 output function: every input bit reaches every output bit.
+fn scramble(word: u64) -> u64 {
+    let mut z = word.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,213 @@
+//! A client that checks what it gets. Every read and write has a deadline, and every failure of
+//! an expectation is a panic that says which connection it was.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use socket2::SockRef;
+
+use super::bytes::{assert_same, pattern, upper};
+use super::process::DEADLINE;
+
+/// Bytes that one step of a long transfer sends: less than any socket buffer, so that a party
+/// that first sends and then receives cannot block itself.
+const STEP_BYTES: usize = 16 * 1024;
+
+/// One connection to a server.
+#[derive(Debug)]
+pub struct Client {
+    stream: TcpStream,
+    /// For messages: the addresses cannot be asked for once the peer is gone.
+    name: String,
+}
+
+impl Client {
+    /// Connects to `addr`.
+    #[track_caller]
+    pub fn connect(addr: SocketAddr) -> Self {
+        Self::try_connect(addr).unwrap_or_else(|error| panic!("connect to {addr}: {error}"))
+    }
+
+    /// Connects to `addr`, if it can.
+    ///
+    /// # Errors
+    ///
+    /// As [`TcpStream::connect_timeout`].
+    pub fn try_connect(addr: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&addr, DEADLINE)?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        stream.set_nodelay(true)?;
+        let name = format!("client {} of {addr}", stream.local_addr()?);
+        Ok(Self { stream, name })
+    }
+
+    /// Sends `bytes`, of any length, and asserts that their upper-case comes back.
+    #[track_caller]
+    pub fn roundtrip(&mut self, bytes: &[u8]) {
+        for step in bytes.chunks(STEP_BYTES) {
+            self.send_all(step);
+            self.expect(&upper(step));
+        }
+    }
+
+    /// Sends `len` bytes of the [`pattern`] from `offset` on without waiting for answers, and
+    /// meanwhile asserts that the answer comes back.
+    #[track_caller]
+    pub fn stream(&mut self, offset: u64, len: usize) {
+        let mut sending = self.try_clone();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for (at, step) in steps(offset, len) {
+                    sending.send_all(&pattern(at, step));
+                }
+            });
+            for (at, step) in steps(offset, len) {
+                self.expect(&upper(&pattern(at, step)));
+            }
+        });
+    }
+
+    /// Sends all of `bytes`; blocks while the server does not read.
+    #[track_caller]
+    pub fn send_all(&mut self, bytes: &[u8]) {
+        if let Err(error) = self.stream.write_all(bytes) {
+            panic!("{}: sending {} bytes: {error}", self.name, bytes.len());
+        }
+    }
+
+    /// Sends what the socket takes now; how much that was, which may be 0.
+    #[track_caller]
+    pub fn send_some(&mut self, bytes: &[u8]) -> usize {
+        match self.without_waiting(|mut stream| stream.write(bytes)) {
+            Ok(len) => len,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) => panic!("{}: sending: {error}", self.name),
+        }
+    }
+
+    /// Exactly `len` bytes of reply.
+    #[track_caller]
+    pub fn recv_exact(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let mut filled = 0;
+        while filled < len {
+            match self.stream.read(&mut bytes[filled..]) {
+                Ok(0) => panic!("{}: closed after {filled} of {len} bytes", self.name),
+                Ok(more) => filled += more,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => panic!("{}: {filled} of {len} bytes, then: {error}", self.name),
+            }
+        }
+        bytes
+    }
+
+    /// Asserts that exactly `expected` comes next.
+    #[track_caller]
+    pub fn expect(&mut self, expected: &[u8]) {
+        let actual = self.recv_exact(expected.len());
+        assert_same(&actual, expected, &self.name);
+    }
+
+    /// Everything up to the server's half-close.
+    #[track_caller]
+    pub fn read_to_end(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if let Err(error) = self.stream.read_to_end(&mut bytes) {
+            panic!("{}: {} bytes, then: {error}", self.name, bytes.len());
+        }
+        bytes
+    }
+
+    /// Says that there will be no more from this side.
+    #[track_caller]
+    pub fn half_close(&mut self) {
+        if let Err(error) = self.stream.shutdown(Shutdown::Write) {
+            panic!("{}: half-close: {error}", self.name);
+        }
+    }
+
+    /// Asserts that the server closes in order and has nothing left to say.
+    #[track_caller]
+    pub fn expect_eof(&mut self) {
+        let rest = self.read_to_end();
+        assert_same(&rest, b"", &format!("{}: before the end", self.name));
+    }
+
+    /// Asserts that the connection ends by a reset, whatever comes before it.
+    #[track_caller]
+    pub fn expect_reset(&mut self) {
+        match self.stream.read_to_end(&mut Vec::new()) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            other => panic!("{}: expected a reset, got {other:?}", self.name),
+        }
+    }
+
+    /// Asserts that the connection is neither closed nor reset, and that nothing is to be read.
+    #[track_caller]
+    pub fn expect_open(&self) {
+        let mut byte = [0];
+        match self.without_waiting(|stream| stream.peek(&mut byte)) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Ok(0) => panic!("{}: the server has closed", self.name),
+            Ok(_) => panic!("{}: unexpected byte 0x{:02x}", self.name, byte[0]),
+            Err(error) => panic!("{}: expected it open: {error}", self.name),
+        }
+    }
+
+    /// Asserts that nothing comes for as long as `span`.
+    #[track_caller]
+    pub fn expect_silence(&self, span: Duration) {
+        let readable = super::poll_one(&self.stream, nix::poll::PollFlags::POLLIN, span);
+        if readable {
+            self.expect_open();
+        }
+    }
+
+    /// Ends the connection by a reset.
+    #[track_caller]
+    pub fn abort(self) {
+        SockRef::from(&self.stream)
+            .set_linger(Some(Duration::ZERO))
+            .expect("set SO_LINGER");
+    }
+
+    /// A second handle on the same connection, for another thread.
+    #[track_caller]
+    pub fn try_clone(&self) -> Self {
+        Self {
+            stream: self.stream.try_clone().expect("duplicate a socket"),
+            name: self.name.clone(),
+        }
+    }
+
+    /// The socket, for what has no method here.
+    pub fn socket(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// This side's address.
+    #[track_caller]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.stream.local_addr().expect("a connected socket's name")
+    }
+
+    /// Runs one operation that would otherwise wait.
+    fn without_waiting<T>(
+        &self,
+        operation: impl FnOnce(&TcpStream) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.stream.set_nonblocking(true)?;
+        let result = operation(&self.stream);
+        self.stream.set_nonblocking(false)?;
+        result
+    }
+}
+
+/// A transfer in steps: where each begins in the stream, and its length.
+fn steps(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize)> {
+    (0..len)
+        .step_by(STEP_BYTES)
+        .map(move |at| (offset + at as u64, STEP_BYTES.min(len - at)))
+}

@@ -1,0 +1,30 @@
+//! What the end-to-end tests stand on: a server of their own, clients that check every byte,
+//! processes waited for without polling, and network namespaces with counters of their own.
+//!
+//! Manners, kept here so that every test has them: ports are the kernel's choice, readiness is a
+//! message, every wait has a deadline and tells on expiry what it saw, nothing sleeps, and no
+//! process outlives the test that started it, however the test ends.
+//!
+//! Use: `mod support;` in a test file.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "each test file uses its part of the support"
+)]
+
+mod bytes;
+mod client;
+mod lines;
+pub mod netns;
+mod process;
+mod server;
+
+pub use self::bytes::{assert_same, pattern, upper};
+pub use self::client::Client;
+pub use self::lines::Lines;
+pub use self::process::{
+    DEADLINE, Deadline, Watched, children, in_background, poll_one, sweep, wait_gone,
+};
+pub use self::server::{Server, ServerBuilder};

@@ -1,0 +1,327 @@
+//! A network namespace of its own for one test: nobody else's ports, and kernel counters that
+//! count only this test's packets.
+//!
+//! The namespace is given to a whole process, because the servers a test starts must share it:
+//! the test runs itself again, alone, in a child that was moved before it was executed.
+
+#![expect(unsafe_code, reason = "the child is moved between fork and exec")]
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
+use nix::sys::stat::Mode;
+use nix::unistd::write;
+use rustix::process::{getegid, geteuid};
+
+use super::lines::Lines;
+use super::process::{DEADLINE, Watched, sweep};
+
+/// How long one isolated test may take as a whole.
+const BODY_DEADLINE: Duration = Duration::from_secs(180);
+
+/// Set in the child: which test it is there for, and which run of it.
+const INSIDE: &str = "E2E_NETNS";
+
+/// Set by whoever runs the tests to have a missing namespace fail them instead of skipping.
+const REQUIRED: &str = "E2E_REQUIRE_NETNS";
+
+/// The child's last words. Without one of them it did not run the body: a name that matches no
+/// test would otherwise pass, with nothing tested.
+const DONE: &str = "isolated body done";
+const NOT_ALLOWED: &str = "isolated body not allowed: ";
+
+/// The counters that show a connection or a handshake lost by this side.
+pub const LOSSES: [&str; 9] = [
+    "OutRsts",
+    "EstabResets",
+    "AttemptFails",
+    "ListenDrops",
+    "ListenOverflows",
+    "TCPAbortOnClose",
+    "TCPAbortOnData",
+    "TCPAbortOnMemory",
+    "TCPAbortOnTimeout",
+];
+
+/// Runs `body` in a network namespace of its own, with the loopback interface up.
+///
+/// `test` is the full name of the test that calls this (with its modules, as the test runner
+/// lists it), which must do nothing else. Where no namespace may be made it says so on standard
+/// error, as `SKIPPED`, and returns; with `E2E_REQUIRE_NETNS` set it fails instead. Returns
+/// whether the body was run.
+#[track_caller]
+pub fn isolated(test: &str, body: impl FnOnce()) -> bool {
+    if std::env::var(INSIDE).is_ok_and(|inside| inside.starts_with(&format!("{test}@"))) {
+        match raise_loopback() {
+            Ok(()) => {
+                body();
+                println!("\n{DONE}");
+                return true;
+            }
+            Err(error) => {
+                println!("\n{NOT_ALLOWED}raising the loopback interface: {error}");
+                return false;
+            }
+        }
+    }
+
+    let mut refusals = Vec::new();
+    for privilege in Privilege::candidates() {
+        match run_inside(test, privilege) {
+            Ok(()) => return true,
+            Err(Refused(why)) => refusals.push(format!("{privilege}: {why}")),
+        }
+    }
+    let why = refusals.join("; ");
+    assert!(
+        std::env::var_os(REQUIRED).is_none(),
+        "{test} needs a network namespace ({REQUIRED} is set): {why}"
+    );
+    // Not by `eprintln!`, which the test runner keeps back when a test passes.
+    drop(writeln!(
+        io::stderr(),
+        "SKIPPED: {test}: no network namespace may be made here: {why}"
+    ));
+    false
+}
+
+/// Values of the kernel's TCP counters in this network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelCounters(BTreeMap<String, i64>);
+
+impl KernelCounters {
+    /// Reads them.
+    #[track_caller]
+    pub fn read() -> Self {
+        let mut counters = BTreeMap::new();
+        for (file, table) in [("snmp", "Tcp:"), ("netstat", "TcpExt:")] {
+            let path = format!("/proc/self/net/{file}");
+            let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {path}: {e}"));
+            // A line of names, then a line of values, both with the table's name in front.
+            let mut rows = text.lines().filter_map(|line| line.strip_prefix(table));
+            let (names, values) = rows
+                .next()
+                .zip(rows.next())
+                .unwrap_or_else(|| panic!("no table {table} in {path}"));
+            let names = names.split_ascii_whitespace().map(str::to_owned);
+            let values = values.split_ascii_whitespace();
+            let values = values.map(|value| value.parse().expect("counters are numbers"));
+            counters.extend(names.zip(values));
+        }
+        Self(counters)
+    }
+
+    /// One counter, by the kernel's name for it.
+    #[track_caller]
+    pub fn count(&self, name: &str) -> i64 {
+        let count = self.0.get(name);
+        *count.unwrap_or_else(|| panic!("this kernel has no counter {name}"))
+    }
+
+    /// By how much each of [`LOSSES`] has moved since `before`.
+    #[track_caller]
+    pub fn delta(&self, before: &Self) -> BTreeMap<&'static str, i64> {
+        LOSSES
+            .into_iter()
+            .map(|name| (name, self.count(name) - before.count(name)))
+            .collect()
+    }
+
+    /// Asserts that none of [`LOSSES`] has moved since `before`.
+    #[track_caller]
+    pub fn assert_no_loss_since(&self, before: &Self) {
+        let mut moved = self.delta(before);
+        moved.retain(|_, by| *by != 0);
+        assert!(moved.is_empty(), "the kernel counted losses: {moved:?}");
+    }
+}
+
+/// By what right a namespace is made.
+#[derive(Clone, Copy, Debug)]
+enum Privilege {
+    /// This process may: it is root.
+    Own,
+    /// Root in a user namespace made along with it.
+    UserNamespace,
+}
+
+/// Why a namespace could not be made.
+struct Refused(String);
+
+impl Privilege {
+    fn candidates() -> Vec<Self> {
+        if geteuid().is_root() {
+            vec![Self::Own, Self::UserNamespace]
+        } else {
+            vec![Self::UserNamespace]
+        }
+    }
+
+    fn flags(self) -> CloneFlags {
+        match self {
+            Self::Own => CloneFlags::CLONE_NEWNET,
+            Self::UserNamespace => CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUSER,
+        }
+    }
+
+    /// What the child writes about itself, in order. It becomes root of its namespace: any other
+    /// user would lose at exec the right to raise the loopback interface.
+    fn identity(self) -> Vec<(CString, Vec<u8>)> {
+        let file = |path: &str, text: String| {
+            let path = CString::new(path).expect("no NUL in the path");
+            (path, text.into_bytes())
+        };
+        match self {
+            Self::Own => Vec::new(),
+            Self::UserNamespace => vec![
+                file("/proc/self/setgroups", "deny".to_owned()),
+                file("/proc/self/uid_map", format!("0 {} 1", geteuid().as_raw())),
+                file("/proc/self/gid_map", format!("0 {} 1", getegid().as_raw())),
+            ],
+        }
+    }
+}
+
+impl fmt::Display for Privilege {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Own => "as root",
+            Self::UserNamespace => "in a user namespace",
+        })
+    }
+}
+
+/// Runs `test` again in a child with a namespace, relays what it prints, and fails if it fails.
+#[track_caller]
+fn run_inside(test: &str, privilege: Privilege) -> Result<(), Refused> {
+    let inside = format!("{test}@{}", std::process::id());
+    let program = std::env::current_exe().expect("the test's own path");
+    let mut command = Command::new(program);
+    command
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, &inside)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    move_on_start(&mut command, privilege);
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        // What the kernel answers where it is forbidden, switched off or used up.
+        Err(error)
+            if matches!(
+                error.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EPERM | Errno::EACCES | Errno::EINVAL | Errno::ENOSYS)
+                    | Some(Errno::ENOSPC | Errno::EUSERS)
+            ) =>
+        {
+            return Err(Refused(error.to_string()));
+        }
+        Err(error) => panic!("{test}: start it again: {error}"),
+    };
+    let stdout = Lines::follow(child.stdout.take().expect("a pipe was asked for"));
+    let stderr = Lines::follow(child.stderr.take().expect("a pipe was asked for"));
+    let process = Watched::open(child.id()).expect("a child that was not reaped");
+    let status = process.exit_status(BODY_DEADLINE);
+    // Whatever it started and did not end, ended here; also the child itself if it is late.
+    let swept = sweep(&format!("{INSIDE}={inside}"));
+    child.wait().expect("a child that was not reaped");
+    let complete = stdout.wait_end(DEADLINE) && stderr.wait_end(DEADLINE);
+
+    print!("{}", stdout.text());
+    eprint!("{}", stderr.text());
+    let status = status.unwrap_or_else(|| panic!("{test}: not done after {BODY_DEADLINE:?}"));
+    assert!(status.success(), "{test}: in its namespace: {status}");
+    swept.unwrap_or_else(|error| panic!("{test}: in its namespace: {error}"));
+    assert!(complete, "{test}: somebody holds its output");
+    let said = stdout.all();
+    if let Some(why) = said.iter().find_map(|line| line.strip_prefix(NOT_ALLOWED)) {
+        return Err(Refused(why.to_owned()));
+    }
+    assert!(
+        said.iter().any(|line| line == DONE),
+        "{test}: the body did not run; is this the test's full name?"
+    );
+    Ok(())
+}
+
+/// Has `command` move into new namespaces before it is executed.
+fn move_on_start(command: &mut Command, privilege: Privilege) {
+    let flags = privilege.flags();
+    let identity = privilege.identity();
+    let enter = move || {
+        unshare(flags)?;
+        for (path, text) in &identity {
+            let file = open(path.as_c_str(), OFlag::O_WRONLY, Mode::empty())?;
+            write(&file, text)?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs in the child of a fork of a process with other threads, where only
+    // async-signal-safe calls are allowed. It makes the system calls unshare, open, write and
+    // close and nothing else: paths and texts were allocated before the fork and are dropped in
+    // the parent (the child is executed or exits without running destructors), and an errno
+    // becomes an `io::Error` without allocating.
+    unsafe { command.pre_exec(enter) };
+}
+
+/// Raises the loopback interface: a new namespace has it, down.
+///
+/// Asked for over netlink, which needs bytes only, where the older ioctl needs unsafe code.
+fn raise_loopback() -> io::Result<()> {
+    // linux/netlink.h, linux/rtnetlink.h, linux/if.h.
+    const RTM_NEWLINK: u16 = 16;
+    const NLM_F_REQUEST_ACK: u16 = 0x01 | 0x04;
+    const NLMSG_ERROR: u16 = 2;
+    const IFF_UP: u32 = 1;
+    /// The loopback interface is the first of every namespace.
+    const LOOPBACK_INDEX: i32 = 1;
+
+    let route = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
+    let mut request = Vec::new();
+    // struct nlmsghdr: length of the whole, type, flags, sequence, port.
+    request.extend_from_slice(&32_u32.to_ne_bytes());
+    request.extend_from_slice(&RTM_NEWLINK.to_ne_bytes());
+    request.extend_from_slice(&NLM_F_REQUEST_ACK.to_ne_bytes());
+    request.extend_from_slice(&1_u32.to_ne_bytes());
+    request.extend_from_slice(&0_u32.to_ne_bytes());
+    // struct ifinfomsg: family, padding and type, index, flags, which of them to change.
+    request.extend_from_slice(&[0; 4]);
+    request.extend_from_slice(&LOOPBACK_INDEX.to_ne_bytes());
+    request.extend_from_slice(&IFF_UP.to_ne_bytes());
+    request.extend_from_slice(&IFF_UP.to_ne_bytes());
+    send(route.as_raw_fd(), &request, MsgFlags::empty())?;
+
+    // The answer is there when `send` returns: the kernel handles a request in the call.
+    let mut answer = [0; 256];
+    let len = recv(route.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT)?;
+    // Its header is followed by the negated errno, 0 for success.
+    let kind = answer[..len]
+        .get(4..6)
+        .map(|b| u16::from_ne_bytes([b[0], b[1]]));
+    let code = answer[..len]
+        .get(16..20)
+        .map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+    match (kind, code) {
+        (Some(NLMSG_ERROR), Some(0)) => Ok(()),
+        (Some(NLMSG_ERROR), Some(code)) => Err(io::Error::from_raw_os_error(-code)),
+        _ => Err(io::Error::other("an answer that is none")),
+    }
+}

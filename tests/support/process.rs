@@ -1,0 +1,222 @@
+//! Processes by descriptor: waited for without polling, signalled without hitting a stranger who
+//! was given the same number.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use rustix::process::{
+    Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use uppercased::clock::{Tick, now};
+
+/// How long anything that should happen may take before the test fails.
+///
+/// Long against a loaded machine, short against a person's patience; no passing test waits for it.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Runs `body` in a thread of its own.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test is several parties at once; only the program is single-threaded"
+)]
+pub fn in_background<T: Send + 'static>(
+    body: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    std::thread::spawn(body)
+}
+
+/// A point in time by which something must have happened.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(Tick);
+
+impl Deadline {
+    /// The point `span` from now.
+    pub fn after(span: Duration) -> Self {
+        Self(now() + span)
+    }
+
+    /// What is left until then; zero once it has passed.
+    pub fn left(self) -> Duration {
+        self.0.since(now())
+    }
+}
+
+/// Waits until `fd` is ready for one of `events` (or broken); whether it was in time.
+pub fn poll_one(fd: impl AsFd, events: PollFlags, within: Duration) -> bool {
+    let deadline = Deadline::after(within);
+    loop {
+        // Rounded up, so that the last millisecond is waited for and not spun through.
+        let left = deadline.left() + Duration::from_micros(999);
+        let timeout = PollTimeout::try_from(left).expect("a test's deadline is below 24 days");
+        match poll(&mut [PollFd::new(fd.as_fd(), events)], timeout) {
+            Ok(ready) => return ready > 0,
+            Err(Errno::EINTR) => {}
+            Err(errno) => panic!("poll: {errno}"),
+        }
+    }
+}
+
+/// A process, held by descriptor: the number cannot come to mean another one.
+#[derive(Debug)]
+pub struct Watched {
+    pid: u32,
+    pidfd: OwnedFd,
+}
+
+impl Watched {
+    /// Watches the process `pid`; `None` if there is none.
+    pub fn open(pid: u32) -> Option<Self> {
+        match pidfd_open(as_pid(pid), PidfdFlags::empty()) {
+            Ok(pidfd) => Some(Self { pid, pidfd }),
+            Err(rustix::io::Errno::SRCH) => None,
+            Err(errno) => panic!("pidfd_open({pid}): {errno}"),
+        }
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Waits until it has ended (it may still be a zombie); whether it did in time.
+    pub fn wait_gone(&self, within: Duration) -> bool {
+        poll_one(&self.pidfd, PollFlags::POLLIN, within)
+    }
+
+    /// Whether it has ended.
+    pub fn is_gone(&self) -> bool {
+        self.wait_gone(Duration::ZERO)
+    }
+
+    /// Sends `signal`; nothing happens if it has ended.
+    pub fn signal(&self, signal: Signal) {
+        let named = rustix::process::Signal::from_named_raw(signal as i32)
+            .expect("both libraries know the signals of POSIX");
+        match pidfd_send_signal(&self.pidfd, named) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(errno) => panic!("{signal} to process {}: {errno}", self.pid),
+        }
+    }
+
+    /// How it ended, once it has; for a child of this process only.
+    ///
+    /// It stays a zombie, so its number stays its own until somebody else reaps it.
+    pub fn exit_status(&self, within: Duration) -> Option<ExitStatus> {
+        if !self.wait_gone(within) {
+            return None;
+        }
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), options)
+            .expect("a child that was not reaped")
+            .expect("a child that has ended");
+        // As the kernel encodes it for wait(2): the code in the second byte or the signal in the
+        // first.
+        let raw = match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => (code & 0xff) << 8,
+            (None, Some(signal)) => signal,
+            (None, None) => panic!("process {} ended in no known way", self.pid),
+        };
+        Some(ExitStatus::from_raw(raw))
+    }
+}
+
+/// Waits until the process `pid` has ended (it may still be a zombie); whether it did in time.
+pub fn wait_gone(pid: u32, within: Duration) -> bool {
+    Watched::open(pid).is_none_or(|process| process.wait_gone(within))
+}
+
+/// The children of the process `pid` that have not ended, in order of number.
+pub fn children(pid: u32) -> Vec<u32> {
+    // A child is listed under the thread that forked it.
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let mut pids: Vec<u32> = tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|list| {
+            list.split_ascii_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<u32>>()
+        })
+        .filter(|pid| is_alive(*pid))
+        .collect();
+    pids.sort_unstable();
+    pids
+}
+
+/// Kills every process whose environment has the entry `mark` (`NAME=value`) and waits until it
+/// is gone.
+///
+/// This finds the descendants of a process even when their parents are gone. It is repeated until
+/// none is left, for one may have forked while it was being found.
+///
+/// # Errors
+///
+/// Some are still there after the [`DEADLINE`].
+pub fn sweep(mark: &str) -> io::Result<()> {
+    let deadline = Deadline::after(DEADLINE);
+    loop {
+        let marked = marked(mark);
+        if marked.is_empty() {
+            return Ok(());
+        }
+        for process in &marked {
+            process.signal(Signal::SIGKILL);
+        }
+        for process in &marked {
+            if !process.wait_gone(deadline.left()) {
+                let pid = process.pid();
+                return Err(io::Error::other(format!("process {pid} survives SIGKILL")));
+            }
+        }
+    }
+}
+
+/// The living processes whose environment has the entry `mark`, other than this one.
+fn marked(mark: &str) -> Vec<Watched> {
+    let has_mark = |pid: u32| {
+        fs::read(format!("/proc/{pid}/environ")).is_ok_and(|entries| {
+            entries
+                .split(|byte| *byte == 0)
+                .any(|e| e == mark.as_bytes())
+        })
+    };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| *pid != std::process::id() && has_mark(*pid))
+        .filter_map(Watched::open)
+        // Asked again, now that the number can no longer change its owner.
+        .filter(|process| has_mark(process.pid()))
+        .collect()
+}
+
+/// Whether the process exists and is not a zombie.
+fn is_alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        // The state follows the name, which is in parentheses and may contain some itself.
+        let state = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.chars().next());
+        !matches!(state, None | Some('Z' | 'X'))
+    })
+}
+
+fn as_pid(pid: u32) -> Pid {
+    i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .expect("a process number is positive and below 2^22")
+}

@@ -1,0 +1,375 @@
+//! The server under test: started on ports of the kernel's choice, watched, and gone with
+//! everything it forked when the test ends.
+
+use std::ffi::{OsStr, OsString};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::lines::Lines;
+use super::process::{DEADLINE, Watched, children, sweep};
+
+/// How long an orderly stop may take: longer than [`DEADLINE`], for it may drain.
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What the server prints on standard output for each address once it serves.
+const READY: &str = "listening on ";
+
+/// The environment entry by which everything that descends from one server is found again.
+const MARK: &str = "E2E_SERVER";
+
+/// What is set before a server starts.
+#[derive(Debug)]
+pub struct ServerBuilder {
+    program: PathBuf,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    cwd: Option<PathBuf>,
+    listeners: Option<usize>,
+}
+
+/// A running server. Dropping it kills the supervisor and all that came from it.
+#[derive(Debug)]
+pub struct Server {
+    running: Running,
+    addrs: Vec<SocketAddr>,
+}
+
+/// A process of the program and what it prints.
+#[derive(Debug)]
+struct Running {
+    /// Reaped on drop and not before, so that its number is its own until then.
+    child: Child,
+    supervisor: Watched,
+    stdout: Lines,
+    stderr: Lines,
+    mark: String,
+    /// Every child that was ever seen. The mark finds them too, unless they cleared their
+    /// environment or may not be looked into.
+    seen: Mutex<Vec<Watched>>,
+}
+
+impl ServerBuilder {
+    /// Adds arguments.
+    pub fn args<I: IntoIterator<Item: AsRef<OsStr>>>(mut self, args: I) -> Self {
+        let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
+        self.args.extend(args);
+        self
+    }
+
+    /// Sets a variable of its environment.
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        let entry = (name.as_ref().to_owned(), value.as_ref().to_owned());
+        self.env.push(entry);
+        self
+    }
+
+    /// Sets its working directory.
+    pub fn cwd(mut self, path: impl Into<PathBuf>) -> Self {
+        self.cwd = Some(path.into());
+        self
+    }
+
+    /// Runs another file than the program as built, such as a copy that a test will replace.
+    pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
+        self.program = path.into();
+        self
+    }
+
+    /// How many addresses it will announce; needed only if they are not given by `--listen`.
+    pub fn listeners(mut self, count: usize) -> Self {
+        self.listeners = Some(count);
+        self
+    }
+
+    /// Starts it and waits until it serves.
+    #[track_caller]
+    pub fn start(self) -> Server {
+        let wanted = self.listeners.unwrap_or_else(|| self.count_listen());
+        let running = self.spawn();
+        let mut addrs = Vec::new();
+        let ready = running.stdout.find_from(0, DEADLINE, |line| {
+            addrs.extend(line.strip_prefix(READY).map(reachable));
+            addrs.len() == wanted
+        });
+        // Dropping `running` in the panic prints the log.
+        assert!(
+            ready.is_some(),
+            "no server on {wanted} addresses; announced: {addrs:?}"
+        );
+        running.note_children();
+        Server { running, addrs }
+    }
+
+    /// Starts it and waits until it has ended by itself: its exit code and what it wrote to
+    /// standard error.
+    #[track_caller]
+    pub fn expect_failure(self) -> (i32, String) {
+        let running = self.spawn();
+        let status = running.wait_exit(DEADLINE);
+        assert!(running.stderr.wait_end(DEADLINE), "somebody holds its log");
+        let code = status.code();
+        assert!(code != Some(0), "it should have failed, but ended with 0");
+        let code = code.unwrap_or_else(|| panic!("it should have failed by itself: {status}"));
+        (code, running.stderr.text())
+    }
+
+    #[track_caller]
+    fn spawn(self) -> Running {
+        // Unique among all tests of all files that run at once.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{}-{number}", std::process::id());
+
+        let mut command = Command::new(&self.program);
+        // The settings of whoever runs the tests are not what is tested.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"UPPERCASED_") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .args(&self.args)
+            .envs(self.env)
+            .env(MARK, &id)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(cwd) = self.cwd {
+            command.current_dir(cwd);
+        }
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {}: {error}", self.program.display()));
+        let stdout = Lines::follow(child.stdout.take().expect("a pipe was asked for"));
+        let stderr = Lines::follow(child.stderr.take().expect("a pipe was asked for"));
+        let supervisor = Watched::open(child.id()).expect("a child that was not reaped");
+        Running {
+            child,
+            supervisor,
+            stdout,
+            stderr,
+            mark: format!("{MARK}={id}"),
+            seen: Mutex::default(),
+        }
+    }
+
+    /// The addresses on the command line; with none there is the default one.
+    fn count_listen(&self) -> usize {
+        let is_listen = |arg: &&OsString| {
+            let arg = arg.as_encoded_bytes();
+            arg == b"--listen" || arg.starts_with(b"--listen=")
+        };
+        self.args.iter().filter(is_listen).count().max(1)
+    }
+}
+
+impl Server {
+    /// Starts a server with `args` and waits until it serves.
+    #[track_caller]
+    pub fn start(args: &[&str]) -> Self {
+        Self::builder().args(args).start()
+    }
+
+    /// For what [`Self::start`] does not set.
+    pub fn builder() -> ServerBuilder {
+        ServerBuilder {
+            program: env!("CARGO_BIN_EXE_uppercased").into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: None,
+            listeners: None,
+        }
+    }
+
+    /// Runs the program with `args`, which it should refuse: its exit code and standard error.
+    #[track_caller]
+    pub fn expect_failure(args: &[&str]) -> (i32, String) {
+        Self::builder().args(args).expect_failure()
+    }
+
+    /// The first address it serves, as a client reaches it.
+    pub fn addr(&self) -> SocketAddr {
+        self.addrs[0]
+    }
+
+    /// All addresses it serves, in the order of its announcement.
+    pub fn addrs(&self) -> &[SocketAddr] {
+        &self.addrs
+    }
+
+    /// The supervisor's process number.
+    pub fn pid(&self) -> u32 {
+        self.running.supervisor.pid()
+    }
+
+    /// The living workers' process numbers, in order.
+    pub fn worker_pids(&self) -> Vec<u32> {
+        let children = self.running.note_children();
+        children.into_iter().filter(|pid| is_worker(*pid)).collect()
+    }
+
+    /// Sends `signal` to the supervisor.
+    pub fn signal(&self, signal: Signal) {
+        self.running.note_children();
+        self.running.supervisor.signal(signal);
+    }
+
+    /// Asks it to stop and waits until it has; how it ended.
+    #[track_caller]
+    pub fn stop(&self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.wait_exit(STOP_DEADLINE)
+    }
+
+    /// Kills the supervisor, and only it, and waits until it is gone: its workers are then on
+    /// their own until this is dropped.
+    #[track_caller]
+    pub fn kill(&self) {
+        // Stopped first, so that it cannot fork one that would not be noticed.
+        self.running.supervisor.signal(Signal::SIGSTOP);
+        self.running.note_children();
+        self.running.supervisor.signal(Signal::SIGKILL);
+        self.wait_exit(DEADLINE);
+    }
+
+    /// Waits until the supervisor has ended; how it did.
+    #[track_caller]
+    pub fn wait_exit(&self, within: Duration) -> ExitStatus {
+        self.running.wait_exit(within)
+    }
+
+    /// Whether the supervisor is there.
+    pub fn is_running(&self) -> bool {
+        !self.running.supervisor.is_gone()
+    }
+
+    /// The first line of the log that `wanted` accepts, old or yet to come.
+    #[track_caller]
+    pub fn wait_log(&self, wanted: impl FnMut(&str) -> bool) -> String {
+        self.wait_log_from(0, wanted)
+    }
+
+    /// The same, from line number `start` on, which [`Self::log_len`] gave before.
+    #[track_caller]
+    pub fn wait_log_from(&self, start: usize, wanted: impl FnMut(&str) -> bool) -> String {
+        self.running
+            .stderr
+            .find_from(start, DEADLINE, wanted)
+            .unwrap_or_else(|| panic!("no such line in the log from line {start} on"))
+    }
+
+    /// The number of lines in the log.
+    pub fn log_len(&self) -> usize {
+        self.running.stderr.len()
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> Vec<String> {
+        self.running.stderr.all()
+    }
+
+    /// The log up to its end, which comes when the last process that writes it has ended.
+    #[track_caller]
+    pub fn whole_log(&self) -> Vec<String> {
+        let ended = self.running.stderr.wait_end(DEADLINE);
+        assert!(ended, "a process that holds the log is still there");
+        self.log()
+    }
+
+    /// What it printed to standard output so far.
+    pub fn stdout(&self) -> Vec<String> {
+        self.running.stdout.all()
+    }
+}
+
+impl Running {
+    #[track_caller]
+    fn wait_exit(&self, within: Duration) -> ExitStatus {
+        self.supervisor
+            .exit_status(within)
+            .unwrap_or_else(|| panic!("the supervisor is still there after {within:?}"))
+    }
+
+    /// Remembers the supervisor's children of now, and returns their numbers.
+    fn note_children(&self) -> Vec<u32> {
+        let pids = children(self.supervisor.pid());
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for pid in &pids {
+            // One that is gone but has the same number is another process.
+            if !seen.iter().any(|p| p.pid() == *pid && !p.is_gone()) {
+                seen.extend(Watched::open(*pid));
+            }
+        }
+        pids
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.supervisor.signal(Signal::SIGSTOP);
+        self.note_children();
+        self.supervisor.signal(Signal::SIGKILL);
+        let seen = self.seen.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for process in seen.iter() {
+            process.signal(Signal::SIGKILL);
+        }
+        let mut failures: Vec<String> = seen
+            .iter()
+            .filter(|process| !process.wait_gone(DEADLINE))
+            .map(|process| format!("worker {} survives SIGKILL", process.pid()))
+            .collect();
+        failures.extend(sweep(&self.mark).err().map(|error| error.to_string()));
+        failures.extend(self.child.wait().err().map(|error| error.to_string()));
+        if std::thread::panicking() {
+            // Complete, now that nobody can write to it any more.
+            self.stderr.wait_end(DEADLINE);
+            self.stdout.wait_end(DEADLINE);
+            eprintln!(
+                "--- the server's standard output ---\n{}",
+                self.stdout.text()
+            );
+            eprintln!("--- the server's log ---\n{}---", self.stderr.text());
+            eprintln!("left behind: {failures:?}");
+        } else {
+            assert!(failures.is_empty(), "left behind: {failures:?}");
+        }
+    }
+}
+
+/// An announced address as a client can use it: `*` and the unspecified addresses mean this host.
+#[track_caller]
+fn reachable(announced: &str) -> SocketAddr {
+    let text = announced.trim();
+    let text = text.strip_prefix("*:").map_or_else(
+        || text.to_owned(),
+        |port| format!("{}:{port}", Ipv4Addr::LOCALHOST),
+    );
+    let mut addr: SocketAddr = text
+        .parse()
+        .unwrap_or_else(|error| panic!("announced address {announced:?}: {error}"));
+    match addr.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => addr.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => addr.set_ip(Ipv6Addr::LOCALHOST.into()),
+        IpAddr::V4(_) | IpAddr::V6(_) => {}
+    }
+    addr
+}
+
+/// Whether a child of the supervisor runs in the worker role: it says so in the name or the first
+/// argument that it was executed with. One that was forked and not yet executed still shows the
+/// supervisor's own command line, where `--workers` is an option.
+fn is_worker(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+        line.split(|byte| *byte == 0).take(2).any(|arg| {
+            let arg = String::from_utf8_lossy(arg);
+            let name = arg.rsplit('/').next().unwrap_or_default();
+            name.contains("worker") && !name.starts_with("--workers")
+        })
+    })
+}
