@@ -59,7 +59,9 @@ pub enum Error {
     #[error("the other end left {QUEUE_MAX} messages unread")]
     QueueFull,
     /// Descriptors were lost on the way.
-    #[error("{got} descriptors came with a message that announced {wanted}; is the descriptor limit reached?")]
+    #[error(
+        "{got} descriptors came with a message that announced {wanted}; is the descriptor limit reached?"
+    )]
     Descriptors {
         /// Announced.
         wanted: usize,
@@ -93,7 +95,10 @@ impl Channel {
     /// A channel over one end of a socket pair that was inherited.
     #[must_use]
     pub const fn over(socket: OwnedFd) -> Self {
-        Self { socket, queue: VecDeque::new() }
+        Self {
+            socket,
+            queue: VecDeque::new(),
+        }
     }
 
     /// Sends, or queues what the kernel does not take now.
@@ -113,8 +118,14 @@ impl Channel {
         if self.queue.len() >= QUEUE_MAX {
             return Err(Error::QueueFull);
         }
-        let kept = descriptors.iter().map(BorrowedFd::try_clone_to_owned).collect::<Result<_, _>>();
-        let kept = kept.map_err(|source| Error::System { operation: "send", source })?;
+        let kept = descriptors
+            .iter()
+            .map(BorrowedFd::try_clone_to_owned)
+            .collect::<Result<_, _>>();
+        let kept = kept.map_err(|source| Error::System {
+            operation: "send",
+            source,
+        })?;
         self.queue.push_back((frame, kept));
         Ok(())
     }
@@ -152,7 +163,10 @@ impl Channel {
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(Errno::CONNRESET) => return Err(Error::Closed),
                 Err(errno) => {
-                    return Err(Error::System { operation: "receive", source: errno.into() });
+                    return Err(Error::System {
+                        operation: "receive",
+                        source: errno.into(),
+                    });
                 }
             }
         };
@@ -169,9 +183,15 @@ impl Channel {
         }
         let (envelope, wanted) = Envelope::decode(&frame[..length])?;
         if truncated || descriptors.len() != wanted {
-            return Err(Error::Descriptors { wanted, got: descriptors.len() });
+            return Err(Error::Descriptors {
+                wanted,
+                got: descriptors.len(),
+            });
         }
-        Ok(Some(Received { envelope, descriptors }))
+        Ok(Some(Received {
+            envelope,
+            descriptors,
+        }))
     }
 
     /// True if the kernel took the frame, false if it has no room now.
@@ -191,7 +211,10 @@ impl Channel {
                 Err(Errno::AGAIN | Errno::TOOMANYREFS) => return Ok(false),
                 Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => return Err(Error::Closed),
                 Err(errno) => {
-                    return Err(Error::System { operation: "send", source: errno.into() });
+                    return Err(Error::System {
+                        operation: "send",
+                        source: errno.into(),
+                    });
                 }
             }
         }
@@ -213,8 +236,14 @@ mod tests {
     use crate::wire::{Lend, Message};
 
     fn lend(slot: u16) -> Envelope {
-        let worker = WorkerId { slot: SlotId(0), generation: Generation(1) };
-        Envelope { worker, message: Message::Lend(Lend { slot: SlotId(slot) }) }
+        let worker = WorkerId {
+            slot: SlotId(0),
+            generation: Generation(1),
+        };
+        Envelope {
+            worker,
+            message: Message::Lend(Lend { slot: SlotId(slot) }),
+        }
     }
 
     #[test]

@@ -40,10 +40,6 @@ pub enum Command {
 
 /// Why the arguments are no command.
 #[derive(Debug, thiserror::Error)]
-#[expect(
-    clippy::error_impl_error,
-    reason = "it is named with its module: cli::Error"
-)]
 pub enum Error {
     /// Not what the command line accepts; also how help and version are asked for.
     #[error("{}", one_line(.0))]
@@ -141,13 +137,13 @@ pub fn parse(
 }
 
 /// The role of the supervisor.
-fn serve(_config: Config) -> ExitCode {
-    ExitCode::FAILURE
+fn serve(config: Config) -> ExitCode {
+    crate::supervisor::run(config)
 }
 
 /// The role of a worker.
 fn worker() -> ExitCode {
-    ExitCode::FAILURE
+    crate::worker::run()
 }
 
 /// Reports bad input.

@@ -129,10 +129,6 @@ pub struct Config {
 
 /// Why there is no configuration. Every message is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
-#[expect(
-    clippy::error_impl_error,
-    reason = "it is named with its module: config::Error"
-)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Error {
     #[error("{name}: {why}")]

@@ -82,23 +82,39 @@ pub fn bind(listen: &Listen, config: &Config) -> Result<(OwnedFd, Listen), Error
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))
         .map_err(step("socket"))?;
-    socket.set_reuse_address(true).map_err(step("setting SO_REUSEADDR"))?;
-    socket.set_reuse_port(true).map_err(step("setting SO_REUSEPORT"))?;
+    socket
+        .set_reuse_address(true)
+        .map_err(step("setting SO_REUSEADDR"))?;
+    socket
+        .set_reuse_port(true)
+        .map_err(step("setting SO_REUSEPORT"))?;
     if addr.is_ipv6() {
-        socket.set_only_v6(!listen.dual_stack).map_err(step("setting IPV6_V6ONLY"))?;
+        socket
+            .set_only_v6(!listen.dual_stack)
+            .map_err(step("setting IPV6_V6ONLY"))?;
     }
     set_inherited(&socket, config).map_err(step("setting socket options"))?;
     socket.bind(&addr.into()).map_err(step("bind"))?;
     socket.listen(backlog(config)).map_err(step("listen"))?;
     let bound = socket.local_addr().map_err(step("getsockname"))?;
     let bound = bound.as_socket().unwrap_or(addr);
-    Ok((socket.into(), Listen { addr: bound, ..*listen }))
+    Ok((
+        socket.into(),
+        Listen {
+            addr: bound,
+            ..*listen
+        },
+    ))
 }
 
 /// The longest accept queue the system grants (`net.core.somaxconn`).
 #[must_use]
 pub fn longest_backlog() -> Option<u32> {
-    std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok()?.trim().parse().ok()
+    std::fs::read_to_string("/proc/sys/net/core/somaxconn")
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 /// What every accepted connection gets from its listener, so that none costs a call of its own.
@@ -121,25 +137,40 @@ fn set_inherited(socket: &Socket, config: &Config) -> io::Result<()> {
 
 fn backlog(config: &Config) -> i32 {
     // The kernel cuts whatever is asked for to somaxconn.
-    config.backlog.map_or(i32::MAX, |asked| i32::try_from(asked).unwrap_or(i32::MAX))
+    config
+        .backlog
+        .map_or(i32::MAX, |asked| i32::try_from(asked).unwrap_or(i32::MAX))
 }
 
 fn describe(listen: &Listen, operation: &'static str, source: io::Error) -> Error {
     let addr = listen.addr;
     match source.kind() {
-        io::ErrorKind::AddrInUse => Error::InUse { addr, holder: port::holder(listen) },
-        io::ErrorKind::PermissionDenied => Error::Privileged { addr, first_free: first_free() },
+        io::ErrorKind::AddrInUse => Error::InUse {
+            addr,
+            holder: port::holder(listen),
+        },
+        io::ErrorKind::PermissionDenied => Error::Privileged {
+            addr,
+            first_free: first_free(),
+        },
         io::ErrorKind::AddrNotAvailable => Error::NotOurs { addr },
         _ if source.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32) => {
             Error::NoFamily { addr }
         }
-        _ => Error::System { addr, operation, source },
+        _ => Error::System {
+            addr,
+            operation,
+            source,
+        },
     }
 }
 
 fn first_free() -> u16 {
     let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
-    std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024)
+    std::fs::read_to_string(path)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(1024)
 }
 
 fn unspecified(addr: SocketAddr) -> &'static str {

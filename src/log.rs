@@ -53,10 +53,6 @@ pub fn init(level: LogLevel, format: LogFormat) -> Result<(), Error> {
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
-#[expect(
-    clippy::error_impl_error,
-    reason = "it is named with its module: log::Error"
-)]
 pub enum Error {
     /// No descriptor for it.
     #[error("cannot duplicate standard error for the log: {0}; raise the descriptor limit")]

@@ -538,12 +538,7 @@ fn checked_pending<P: Probe>(memory: &Memory<P>, fd: u32) -> Result<Option<Pendi
 
 fn head_of(shared: &SharedMemory, fd: u32) -> Head {
     let word = shared.line(Layout::record(fd)).0[HEAD].load(Ordering::Relaxed);
-    Head::unpack(word).unwrap_or(Head {
-        state: State::Free,
-        flags: Flags::default(),
-        port: 0,
-        generation: 0,
-    })
+    Head::unpack(word).unwrap_or(Head::FREE)
 }
 
 fn metrics_cell(shared: &SharedMemory, counter: Counter) -> &AtomicU64 {
@@ -585,9 +580,9 @@ impl Pool {
     fn give(&mut self, buffer: u32) -> bool {
         let keep = self.warm.len() < WARM_BUFFERS;
         if keep {
-            self.warm.push(buffer)
+            self.warm.push(buffer);
         } else {
-            self.cold.push(buffer)
+            self.cold.push(buffer);
         }
         keep
     }

@@ -75,11 +75,18 @@ pub fn lock(listen: &Listen) -> Result<Vec<Lock>, Error> {
 #[must_use]
 pub fn holder(listen: &Listen) -> Option<Holder> {
     // Without a readable /proc nothing can be found; binding will then say what it can.
-    let entries = [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flatten().flatten();
+    let entries = [procfs::net::tcp(), procfs::net::tcp6()]
+        .into_iter()
+        .flatten()
+        .flatten();
     let mut listeners = entries.filter(|entry| entry.state == TcpState::Listen);
     let entry = listeners.find(|entry| overlaps(listen, entry.local_address))?;
     let (pid, program) = owner_of(entry.inode).unzip();
-    Some(Holder { pid, program, address: entry.local_address.to_string() })
+    Some(Holder {
+        pid,
+        program,
+        address: entry.local_address.to_string(),
+    })
 }
 
 impl Lock {
@@ -109,7 +116,10 @@ impl fmt::Display for Holder {
 }
 
 fn lock_one(address: SocketAddr) -> Result<Lock, Error> {
-    let failed = |source| Error::Lock { address: address.to_string(), source };
+    let failed = |source| Error::Lock {
+        address: address.to_string(),
+        source,
+    };
     let name = format!("uppercased/{address}");
     let at = unix::SocketAddr::from_abstract_name(&name).map_err(failed)?;
     match unix::UnixListener::bind_addr(&at) {
@@ -120,8 +130,15 @@ fn lock_one(address: SocketAddr) -> Result<Lock, Error> {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let pid = ask(&name).map_err(failed)?;
             let program = pid.and_then(|pid| Some(Process::new(pid).ok()?.stat().ok()?.comm));
-            let holder = Holder { pid, program, address: address.to_string() };
-            Err(Error::Held { wanted: address.to_string(), holder })
+            let holder = Holder {
+                pid,
+                program,
+                address: address.to_string(),
+            };
+            Err(Error::Held {
+                wanted: address.to_string(),
+                holder,
+            })
         }
         Err(error) => Err(failed(error)),
     }
@@ -165,7 +182,9 @@ fn owner_of(inode: u64) -> Option<(i32, String)> {
         .filter(has_it)
         .filter_map(|process| process.stat().ok())
         .collect();
-    let eldest = holders.iter().find(|one| holders.iter().all(|other| other.pid != one.ppid))?;
+    let eldest = holders
+        .iter()
+        .find(|one| holders.iter().all(|other| other.pid != one.ppid))?;
     Some((eldest.pid, eldest.comm.clone()))
 }
 
@@ -175,8 +194,14 @@ mod tests {
 
     fn listen(addr: &str) -> Listen {
         match addr.strip_prefix('*') {
-            Some(port) => Listen { addr: format!("[::]{port}").parse().unwrap(), dual_stack: true },
-            None => Listen { addr: addr.parse().unwrap(), dual_stack: false },
+            Some(port) => Listen {
+                addr: format!("[::]{port}").parse().unwrap(),
+                dual_stack: true,
+            },
+            None => Listen {
+                addr: addr.parse().unwrap(),
+                dual_stack: false,
+            },
         }
     }
 
@@ -202,7 +227,11 @@ mod tests {
     fn a_listener_is_found_with_its_process() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
-        let found = holder(&Listen { addr: address, dual_stack: false }).unwrap();
+        let found = holder(&Listen {
+            addr: address,
+            dual_stack: false,
+        })
+        .unwrap();
         assert_eq!(found.pid, Some(std::process::id().cast_signed()));
         assert_eq!(found.address, address.to_string());
     }
@@ -211,7 +240,10 @@ mod tests {
     fn a_second_lock_is_refused_naming_the_first_until_that_is_gone() {
         // A port this process has, so that no other test run locks the same name.
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let here = Listen { addr: socket.local_addr().unwrap(), dual_stack: false };
+        let here = Listen {
+            addr: socket.local_addr().unwrap(),
+            dual_stack: false,
+        };
         let held = lock(&here).unwrap();
         let refused = lock(&here).unwrap_err();
         let own_pid = std::process::id().cast_signed();

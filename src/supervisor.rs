@@ -102,7 +102,10 @@ impl Supervisor {
             if let Some(verdict) = self.verdict.take() {
                 return Ok(verdict);
             }
-            let timeout = self.machine.poll_timeout().map(|due| due.since(clock::now()));
+            let timeout = self
+                .machine
+                .poll_timeout()
+                .map(|due| due.since(clock::now()));
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 Err(_) | Ok(()) => {}
@@ -175,11 +178,16 @@ impl Supervisor {
     }
 
     fn reap(&mut self, index: usize) {
-        let Some((worker, how)) = self.slots[index].reap() else { return };
+        let Some((worker, how)) = self.slots[index].reap() else {
+            return;
+        };
         self.unwatch_channel(index);
         if let Some(child) = self.slots[index].bury() {
             // Fails only if it was not watched.
-            let _ = self.poll.registry().deregister(&mut SourceFd(&child.process_number()));
+            let _ = self
+                .poll
+                .registry()
+                .deregister(&mut SourceFd(&child.process_number()));
         }
         self.happened(Event::Exited { worker, how });
     }
@@ -226,7 +234,9 @@ impl Supervisor {
     }
 
     fn watch_child(&self, index: usize) -> io::Result<()> {
-        let Some(child) = self.slots[index].child() else { return Ok(()) };
+        let Some(child) = self.slots[index].child() else {
+            return Ok(());
+        };
         let token = FIRST_SLOT + 2 * index;
         let both = Interest::READABLE | Interest::WRITABLE;
         self.watch(child.channel_number(), Token(token), both)?;
@@ -234,7 +244,9 @@ impl Supervisor {
     }
 
     fn watch(&self, number: i32, token: Token, interest: Interest) -> io::Result<()> {
-        self.poll.registry().register(&mut SourceFd(&number), token, interest)
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&number), token, interest)
     }
 
     fn unwatch_channel(&self, index: usize) {
@@ -260,7 +272,11 @@ impl Supervisor {
 
     /// Watches what is there from the start.
     fn watch_basics(&self) -> io::Result<()> {
-        self.watch(self.signals.get_read().as_raw_fd(), SIGNALS, Interest::READABLE)?;
+        self.watch(
+            self.signals.get_read().as_raw_fd(),
+            SIGNALS,
+            Interest::READABLE,
+        )?;
         self.watch_locks(0)
     }
 

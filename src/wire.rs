@@ -195,7 +195,10 @@ impl Envelope {
     /// Any [`Error`] but the sender's [`Error::TooLong`].
     pub fn decode(frame: &[u8]) -> Result<(Self, usize), Error> {
         let Some((header, body)) = frame.split_at_checked(HEADER_BYTES) else {
-            return Err(Error::Length { wanted: HEADER_BYTES, got: frame.len() });
+            return Err(Error::Length {
+                wanted: HEADER_BYTES,
+                got: frame.len(),
+            });
         };
         let u16_at = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
         let u32_at = |at: usize| {
@@ -207,14 +210,19 @@ impl Envelope {
         if u16_at(4) != VERSION {
             return Err(Error::Version(u16_at(4)));
         }
-        let worker =
-            WorkerId { slot: SlotId(u16_at(8)), generation: Generation(u32_at(12)) };
+        let worker = WorkerId {
+            slot: SlotId(u16_at(8)),
+            generation: Generation(u32_at(12)),
+        };
         let (descriptors, length) = (u32_at(16), u32_at(20) as usize);
         if descriptors as usize > FDS_MAX {
             return Err(Error::Descriptors(descriptors));
         }
         if length != body.len() {
-            return Err(Error::Length { wanted: length, got: body.len() });
+            return Err(Error::Length {
+                wanted: length,
+                got: body.len(),
+            });
         }
         let message = Message::decode(u16_at(6), body)?;
         Ok((Self { worker, message }, descriptors as usize))
@@ -257,18 +265,33 @@ mod tests {
     use super::*;
 
     fn envelope(message: Message) -> Envelope {
-        let worker = WorkerId { slot: SlotId(3), generation: Generation(70_000) };
+        let worker = WorkerId {
+            slot: SlotId(3),
+            generation: Generation(70_000),
+        };
         Envelope { worker, message }
     }
 
     fn messages() -> Vec<Message> {
         let addr = "[::1]:9999".parse().unwrap();
         vec![
-            Message::Ready(Ready { listen: vec![Listen { addr, dual_stack: false }] }),
-            Message::Failed(Failed { cause: "no \"luck\"\n".into() }),
+            Message::Ready(Ready {
+                listen: vec![Listen {
+                    addr,
+                    dual_stack: false,
+                }],
+            }),
+            Message::Failed(Failed {
+                cause: "no \"luck\"\n".into(),
+            }),
             Message::Lend(Lend { slot: SlotId(9) }),
-            Message::Recall(Recall { slot: SlotId(u16::MAX) }),
-            Message::Stop(Stop { lame_duck_ms: 0, drain_timeout_ms: u64::MAX }),
+            Message::Recall(Recall {
+                slot: SlotId(u16::MAX),
+            }),
+            Message::Stop(Stop {
+                lame_duck_ms: 0,
+                drain_timeout_ms: u64::MAX,
+            }),
             Message::Draining(Draining { connections: 7 }),
         ]
     }
@@ -286,7 +309,13 @@ mod tests {
     fn bytes_of_version_1_are_read_for_ever() {
         let frame = b"UPPR\x01\x00\x04\x00\x02\x00\x00\x00\x05\x00\x00\x00\x01\x00\x00\x00\x0a\x00\x00\x00{\"slot\":1}";
         let (read, descriptors) = Envelope::decode(frame).unwrap();
-        assert_eq!(read.worker, WorkerId { slot: SlotId(2), generation: Generation(5) });
+        assert_eq!(
+            read.worker,
+            WorkerId {
+                slot: SlotId(2),
+                generation: Generation(5)
+            }
+        );
         assert_eq!(read.message, Message::Lend(Lend { slot: SlotId(1) }));
         assert_eq!(descriptors, 1);
         assert_eq!(read.encode(1).unwrap(), frame);
@@ -301,7 +330,9 @@ mod tests {
 
     #[test]
     fn strangers_are_refused_with_a_reason() {
-        let good = envelope(Message::Lend(Lend { slot: SlotId(1) })).encode(0).unwrap();
+        let good = envelope(Message::Lend(Lend { slot: SlotId(1) }))
+            .encode(0)
+            .unwrap();
         let with = |at: usize, byte: u8| {
             let mut frame = good.clone();
             frame[at] = byte;
@@ -313,9 +344,15 @@ mod tests {
         assert!(matches!(with(16, 201), Err(Error::Descriptors(201))));
         assert!(matches!(with(20, 1), Err(Error::Length { .. })));
         assert!(matches!(with(24, b'['), Err(Error::Body { kind: 4, .. })));
-        assert!(matches!(Envelope::decode(&good[..23]), Err(Error::Length { .. })));
         assert!(matches!(
-            envelope(Message::Failed(Failed { cause: "x".repeat(FRAME_MAX_BYTES) })).encode(0),
+            Envelope::decode(&good[..23]),
+            Err(Error::Length { .. })
+        ));
+        assert!(matches!(
+            envelope(Message::Failed(Failed {
+                cause: "x".repeat(FRAME_MAX_BYTES)
+            }))
+            .encode(0),
             Err(Error::TooLong(_))
         ));
         assert!(matches!(

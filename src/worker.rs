@@ -64,7 +64,9 @@ enum Phase {
 #[must_use]
 pub fn run() -> ExitCode {
     let Some(channel) = inherited_channel() else {
-        eprintln!("uppercased: the worker role is the supervisor's to start; run `uppercased serve`");
+        eprintln!(
+            "uppercased: the worker role is the supervisor's to start; run `uppercased serve`"
+        );
         return ExitCode::from(2);
     };
     // Names the process in ps and top; without effect if it fails.
@@ -99,7 +101,10 @@ impl Worker {
         let fail = |channel, cause: &dyn std::fmt::Display| (channel, cause.to_string());
         let mut descriptors = descriptors.into_iter();
         let Some(memory) = descriptors.next() else {
-            return Err(fail(channel, &"no working memory came with the start message"));
+            return Err(fail(
+                channel,
+                &"no working memory came with the start message",
+            ));
         };
         let reactor = reactor_over(memory, &start).and_then(|reactor| {
             reactor.watch_control(&channel)?;
@@ -138,19 +143,30 @@ impl Worker {
             (adopted, listen.to_vec())
         } else {
             let bound = listen.iter().map(|one| listener::bind(one, &self.config));
-            let bound = bound.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+            let bound = bound
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| error.to_string())?;
             bound.into_iter().unzip()
         };
-        let deposit = if adopt { &listeners[..0] } else { &listeners[..] };
+        let deposit = if adopt {
+            &listeners[..0]
+        } else {
+            &listeners[..]
+        };
         let deposit: io::Result<Vec<_>> = deposit.iter().map(OwnedFd::try_clone).collect();
         let deposit = deposit.map_err(|error| format!("cannot duplicate a listener: {error}"))?;
         for listener in listeners {
             let served = self.reactor.serve_listener(self.id.slot, listener);
             served.map_err(|error| format!("cannot watch a listener: {error}"))?;
         }
-        let ready = Envelope { worker: self.id, message: Message::Ready(Ready { listen }) };
+        let ready = Envelope {
+            worker: self.id,
+            message: Message::Ready(Ready { listen }),
+        };
         let deposit: Vec<_> = deposit.iter().map(AsFd::as_fd).collect();
-        self.channel.send(&ready, &deposit).map_err(|error| error.to_string())
+        self.channel
+            .send(&ready, &deposit)
+            .map_err(|error| error.to_string())
     }
 
     fn serve(mut self) -> ExitCode {
@@ -219,7 +235,10 @@ impl Worker {
             0 => self.drain(drain_timeout),
             lame_duck_ms => {
                 let until = self.reactor.now() + Duration::from_millis(lame_duck_ms);
-                self.phase = Phase::LameDuck { until, drain_timeout };
+                self.phase = Phase::LameDuck {
+                    until,
+                    drain_timeout,
+                };
             }
         }
     }
@@ -238,10 +257,18 @@ impl Worker {
         self.reactor.finish_connections();
         let connections = self.reactor.open_connections();
         tracing::info!(connections, "draining");
-        self.phase = Phase::Draining { until: self.reactor.now() + drain_timeout };
+        self.phase = Phase::Draining {
+            until: self.reactor.now() + drain_timeout,
+        };
         let message = Message::Draining(Draining { connections });
         if self.supervised
-            && let Err(error) = self.channel.send(&Envelope { worker: self.id, message }, &[])
+            && let Err(error) = self.channel.send(
+                &Envelope {
+                    worker: self.id,
+                    message,
+                },
+                &[],
+            )
         {
             self.orphaned(&error);
         }
@@ -250,7 +277,10 @@ impl Worker {
     fn advance(&mut self) {
         let now = self.reactor.now();
         match self.phase {
-            Phase::LameDuck { until, drain_timeout } if until <= now => self.drain(drain_timeout),
+            Phase::LameDuck {
+                until,
+                drain_timeout,
+            } if until <= now => self.drain(drain_timeout),
             Phase::Draining { .. } if self.reactor.open_connections() == 0 => {
                 self.phase = Phase::Done;
             }
@@ -284,7 +314,11 @@ fn reactor_over(memory: OwnedFd, start: &Start) -> io::Result<Reactor> {
         buffers: start.max_connections,
         buffer_bytes: start.config.pending_output,
     };
-    Reactor::new(Memory::adopt(memory, layout)?, &start.config, start.max_connections)
+    Reactor::new(
+        Memory::adopt(memory, layout)?,
+        &start.config,
+        start.max_connections,
+    )
 }
 
 /// Waits for the first message and checks that it is the one there must be.
@@ -292,8 +326,12 @@ fn await_start(
     channel: &mut Channel,
 ) -> Result<(WorkerId, Box<Start>, Vec<OwnedFd>), channel::Error> {
     let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-    poll(&mut readable, PollTimeout::from(START_MESSAGE_TIMEOUT_MS))
-        .map_err(|errno| channel::Error::System { operation: "receive", source: errno.into() })?;
+    poll(&mut readable, PollTimeout::from(START_MESSAGE_TIMEOUT_MS)).map_err(|errno| {
+        channel::Error::System {
+            operation: "receive",
+            source: errno.into(),
+        }
+    })?;
     let timed_out = || channel::Error::System {
         operation: "receive",
         source: io::ErrorKind::TimedOut.into(),
@@ -310,7 +348,9 @@ fn await_start(
 
 /// Says why on the channel; the supervisor prints it.
 fn give_up(mut channel: Channel, worker: WorkerId, cause: &str) -> ExitCode {
-    let message = Message::Failed(Failed { cause: cause.to_owned() });
+    let message = Message::Failed(Failed {
+        cause: cause.to_owned(),
+    });
     if let Err(error) = channel.send(&Envelope { worker, message }, &[]) {
         eprintln!("uppercased: {worker}: {cause} (and the supervisor cannot be told: {error})");
     }

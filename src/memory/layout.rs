@@ -7,8 +7,8 @@
 use crate::metrics::Counter;
 use crate::sys::shared::LINE_BYTES;
 
-/// Bytes of the scratch buffer, which one read may fill; also the most a pending buffer holds.
-pub const SCRATCH_BYTES: usize = 65_536;
+pub use crate::config::SCRATCH_BYTES;
+
 /// Names this layout; another version of it has another number.
 pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM1");
 
@@ -268,6 +268,14 @@ pub struct Head {
 }
 
 impl Head {
+    /// Of a number that no connection has ever had.
+    pub const FREE: Self = Self {
+        state: State::Free,
+        flags: Flags(0),
+        port: 0,
+        generation: 0,
+    };
+
     /// As one word.
     #[must_use]
     pub const fn pack(self) -> u64 {

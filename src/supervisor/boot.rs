@@ -94,7 +94,11 @@ impl Supervisor {
         warn_about_backlog(&config);
         let mut locks = Vec::new();
         if !config.share_port {
-            for listen in limits.listen.iter().filter(|listen| listen.addr.port() != 0) {
+            for listen in limits
+                .listen
+                .iter()
+                .filter(|listen| listen.addr.port() != 0)
+            {
                 locks.extend(port::lock(listen)?);
                 if let Some(holder) = port::holder(listen) {
                     let wanted = listen.addr.to_string();
@@ -123,16 +127,20 @@ impl Supervisor {
 }
 
 fn limits(config: &Config) -> Result<Limits, Error> {
-    let nofile = raise_descriptor_limit()
-        .map_err(|source| Error::System { operation: "raise the descriptor limit", source })?;
+    let nofile = raise_descriptor_limit().map_err(|source| Error::System {
+        operation: "raise the descriptor limit",
+        source,
+    })?;
     let max_connections = config::connection_limit(
         config.max_connections,
         nofile,
         config.listen.len(),
         config.workers,
     )?;
-    let listen =
-        config.listen.iter().map(|one| Listen { addr: one.addr, dual_stack: one.dual_stack });
+    let listen = config.listen.iter().map(|one| Listen {
+        addr: one.addr,
+        dual_stack: one.dual_stack,
+    });
     Ok(Limits {
         listen: listen.collect(),
         max_connections,
@@ -147,6 +155,10 @@ fn warn_about_backlog(config: &Config) {
     if let (Some(asked), Some(granted)) = (config.backlog, listener::longest_backlog())
         && asked > granted
     {
-        tracing::warn!(asked, granted, "the accept queue is limited by net.core.somaxconn");
+        tracing::warn!(
+            asked,
+            granted,
+            "the accept queue is limited by net.core.somaxconn"
+        );
     }
 }

@@ -49,7 +49,11 @@ impl SlotResources {
     /// A slot without listeners and without a worker.
     pub(super) fn new(layout: Layout) -> io::Result<Self> {
         let memory = SharedMemory::map(memory::create(layout)?)?;
-        Ok(Self { listeners: Vec::new(), memory, child: None })
+        Ok(Self {
+            listeners: Vec::new(),
+            memory,
+            child: None,
+        })
     }
 
     /// Forks and executes a worker and tells it what to be.
@@ -67,7 +71,8 @@ impl SlotResources {
         }
         // Said before the worker is born: it waits in the channel.
         let message = Message::Start(Box::new(start));
-        here.send(&Envelope { worker, message }, &descriptors).map_err(io::Error::other)?;
+        here.send(&Envelope { worker, message }, &descriptors)
+            .map_err(io::Error::other)?;
         let name = format!("uppercased: worker {}", worker.slot);
         let process = image.spawn(&[&name, "worker"], &there, |error| {
             let cause = format!("cannot execute the worker's program: {error}");
@@ -79,7 +84,11 @@ impl SlotResources {
             // Nobody is left to tell if this fails; the exit code still says that it failed.
             let _ = there.send(&Envelope { worker, message }, &[]);
         })?;
-        self.child = Some(Child { worker, process, channel: here });
+        self.child = Some(Child {
+            worker,
+            process,
+            channel: here,
+        });
         Ok(())
     }
 
@@ -119,7 +128,10 @@ impl SlotResources {
             (true, count) if count == listen.len() && count > 0 => self.listeners = deposited,
             (false, 0) => {}
             (true, count) => {
-                return Err(format!("it deposited {count} listeners for {} addresses", listen.len()));
+                return Err(format!(
+                    "it deposited {count} listeners for {} addresses",
+                    listen.len()
+                ));
             }
             (false, _) => return Err("it deposited listeners where it was to adopt them".into()),
         }
@@ -137,7 +149,9 @@ impl SlotResources {
             return Ok(());
         };
         let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-        let sent = child.channel.send(&Envelope { worker, message }, &descriptors);
+        let sent = child
+            .channel
+            .send(&Envelope { worker, message }, &descriptors);
         sent.map_err(|error| error.to_string())
     }
 
@@ -150,7 +164,7 @@ impl SlotResources {
     }
 
     /// How the worker ended, if it did.
-    pub(super) fn reap(&mut self) -> Option<(WorkerId, Death)> {
+    pub(super) fn reap(&self) -> Option<(WorkerId, Death)> {
         let child = self.child.as_ref()?;
         let how = match child.process.reap() {
             Ok(None) => return None,

@@ -22,7 +22,9 @@ pub(super) fn announce(config: &Config, listen: &[Listen]) {
         "ready"
     );
     let mut out = std::io::stdout().lock();
-    let lines = shown.iter().try_for_each(|address| writeln!(out, "listening on {address}"));
+    let lines = shown
+        .iter()
+        .try_for_each(|address| writeln!(out, "listening on {address}"));
     if let Err(error) = lines.and_then(|()| out.flush()) {
         tracing::debug!(%error, "standard output does not take the addresses");
     }
@@ -31,18 +33,35 @@ pub(super) fn announce(config: &Config, listen: &[Listen]) {
 /// Logs a notice.
 pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
     let pid = |worker: &WorkerId| {
-        slots.get(worker.slot.index()).and_then(SlotResources::child).map(Child::pid)
+        slots
+            .get(worker.slot.index())
+            .and_then(SlotResources::child)
+            .map(Child::pid)
     };
     match notice {
         Notice::WorkerStarting { worker, listener } => {
-            tracing::debug!(slot = worker.slot.0, generation = worker.generation.0, ?listener,
-                "worker starting");
+            tracing::debug!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                ?listener,
+                "worker starting"
+            );
         }
         Notice::WorkerReady { worker, took } => {
-            tracing::info!(slot = worker.slot.0, generation = worker.generation.0,
-                worker_pid = pid(worker), took_ms = took.as_millis(), "worker ready");
+            tracing::info!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                worker_pid = pid(worker),
+                took_ms = took.as_millis(),
+                "worker ready"
+            );
         }
-        Notice::WorkerDied { worker, how, served_for, cause } => {
+        Notice::WorkerDied {
+            worker,
+            how,
+            served_for,
+            cause,
+        } => {
             let connections = open_in(slots, worker.slot);
             tracing::error!(slot = worker.slot.0, generation = worker.generation.0, %how,
                 served_ms = served_for.map(|span| span.as_millis()), cause = cause.as_deref(),
@@ -53,24 +72,49 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 "worker stopped");
         }
         Notice::SpawnFailed { worker, cause } => {
-            tracing::error!(slot = worker.slot.0, generation = worker.generation.0, cause,
-                "worker not started");
+            tracing::error!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                cause,
+                "worker not started"
+            );
         }
         Notice::StartTimedOut { worker, after } => {
-            tracing::error!(slot = worker.slot.0, generation = worker.generation.0,
-                after_ms = after.as_millis(), "worker not ready in time: killing it");
+            tracing::error!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                after_ms = after.as_millis(),
+                "worker not ready in time: killing it"
+            );
         }
         Notice::ChannelBroken { worker, cause } => {
-            tracing::error!(slot = worker.slot.0, generation = worker.generation.0, cause,
-                "worker's channel broke: killing it");
+            tracing::error!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                cause,
+                "worker's channel broke: killing it"
+            );
         }
-        Notice::BackingOff { slot, delay, failures } => {
-            tracing::warn!(slot = slot.0, delay_ms = delay.as_millis(), failures,
-                "slot keeps failing: waiting before the next try");
+        Notice::BackingOff {
+            slot,
+            delay,
+            failures,
+        } => {
+            tracing::warn!(
+                slot = slot.0,
+                delay_ms = delay.as_millis(),
+                failures,
+                "slot keeps failing: waiting before the next try"
+            );
         }
         Notice::Lent { slot, to, after } => {
-            tracing::warn!(slot = slot.0, to_slot = to.slot.0, to_generation = to.generation.0,
-                after_ms = after.as_millis(), "queue lent to a sibling");
+            tracing::warn!(
+                slot = slot.0,
+                to_slot = to.slot.0,
+                to_generation = to.generation.0,
+                after_ms = after.as_millis(),
+                "queue lent to a sibling"
+            );
         }
         Notice::Recalled { slot, from } => {
             tracing::info!(slot = slot.0, from_slot = from.slot.0, "queue recalled");
@@ -80,8 +124,12 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
         }
         Notice::StopForced { by } => tracing::warn!(by, "stopping at once"),
         Notice::StillDraining { worker, after } => {
-            tracing::warn!(slot = worker.slot.0, generation = worker.generation.0,
-                after_ms = after.as_millis(), "worker has not stopped in time: killing it");
+            tracing::warn!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                after_ms = after.as_millis(),
+                "worker has not stopped in time: killing it"
+            );
         }
         Notice::BootFailed { cause } => tracing::error!(cause, "cannot start"),
         Notice::StaleEvent { event, total } => {
@@ -92,17 +140,27 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
 
 /// A worker has begun to stop.
 pub(super) fn draining(worker: WorkerId, connections: u32) {
-    tracing::info!(slot = worker.slot.0, generation = worker.generation.0, connections,
-        "worker draining");
+    tracing::info!(
+        slot = worker.slot.0,
+        generation = worker.generation.0,
+        connections,
+        "worker draining"
+    );
 }
 
 /// Everything is over: what the slots did, all together.
 pub(super) fn ended(verdict: &Verdict, slots: &[SlotResources]) {
     if *verdict == Verdict::Clean {
         let total = |counter| -> u64 {
-            slots.iter().map(|slot| memory::counter(slot.memory(), counter)).sum()
+            slots
+                .iter()
+                .map(|slot| memory::counter(slot.memory(), counter))
+                .sum()
         };
-        let lost: u64 = slots.iter().map(|slot| memory::open_connections(slot.memory())).sum();
+        let lost: u64 = slots
+            .iter()
+            .map(|slot| memory::open_connections(slot.memory()))
+            .sum();
         tracing::info!(
             accepted = total(Counter::Accepted),
             bytes_in = total(Counter::BytesIn),
@@ -115,7 +173,9 @@ pub(super) fn ended(verdict: &Verdict, slots: &[SlotResources]) {
 }
 
 fn open_in(slots: &[SlotResources], slot: SlotId) -> u64 {
-    slots.get(slot.index()).map_or(0, |slot| memory::open_connections(slot.memory()))
+    slots
+        .get(slot.index())
+        .map_or(0, |slot| memory::open_connections(slot.memory()))
 }
 
 fn shown(listen: &Listen) -> String {

@@ -59,7 +59,10 @@ impl Image {
         channel: &impl AsFd,
         failed: impl FnOnce(io::Error),
     ) -> io::Result<Process> {
-        let arguments = arguments.iter().map(|&a| CString::new(a)).collect::<Result<Vec<_>, _>>()?;
+        let arguments = arguments
+            .iter()
+            .map(|&a| CString::new(a))
+            .collect::<Result<Vec<_>, _>>()?;
         let environment = std::env::vars_os().filter_map(pair).collect::<Vec<_>>();
         let blocked = SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
         // SAFETY: the process has one thread (a rule of the whole program: supervisor and workers
@@ -112,7 +115,10 @@ impl Process {
     /// A child that has not been waited for.
     fn of(pid: Pid) -> io::Result<Self> {
         let child = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { pid, pidfd: pidfd_open(child, PidfdFlags::NONBLOCK)? })
+        Ok(Self {
+            pid,
+            pidfd: pidfd_open(child, PidfdFlags::NONBLOCK)?,
+        })
     }
 
     /// Its number, for people.
@@ -150,7 +156,11 @@ impl AsFd for Process {
 }
 
 /// Ends a copy of the supervisor without destructors: what it holds is not its own.
-#[expect(clippy::exit, reason = "the child of a fork must not return into the supervisor's loop")]
+#[expect(
+    clippy::exit,
+    clippy::disallowed_methods,
+    reason = "the child of a fork must not return into the supervisor's loop"
+)]
 fn leave_copy() -> ! {
     std::process::exit(1)
 }
