@@ -4,7 +4,7 @@
 //! changes are possible at all.
 //!
 //! Invariants:
-//! - the state changes in [`Slot::enter`] and nowhere else, so "who serves the queue" can never
+//! - the state changes in `Slot::enter` and nowhere else, so "who serves the queue" can never
 //!   drift apart from "what the worker is doing";
 //! - at most one process lives in a slot, the one of the slot's present generation;
 //! - a queue that has been bound is served by the slot's own worker, lent to a sibling, or known to
