@@ -1,10 +1,43 @@
-//! The configuration as everything else sees it: validated, complete, plain data.
+//! The configuration as everything else sees it: validated, complete, plain data; and the one
+//! way to it, [`resolve`], from file, environment and flags.
+//!
+//! Invariants: a [`Config`] that [`resolve`] returned keeps every bound in [`SETTINGS`] and every
+//! rule between settings; there is no other place for a limit, its unit or its default.
+//! Must not: open a file, read the environment or the clock, or look a name up. The shell hands
+//! in what was read ([`from_file`], [`from_environment`]) and what the machine is like
+//! ([`Facts`]).
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+mod bounds;
+mod listen;
+mod settings;
+mod source;
+mod value;
+
+pub use bounds::*;
+pub use listen::LISTEN_MAX;
+pub use settings::{Category, ENV_PREFIX, SETTINGS, Setting};
+pub use source::{Assignment, CONFIG_VARIABLE, Origin, from_environment, from_file};
+pub use value::{Count, Facts, Lookup, Size, Span};
+
+/// The scratch buffer of a worker in bytes: the most that one read takes.
+pub const SCRATCH_BYTES: usize = 65_536;
+
+/// Descriptors of a process that are not connections and whose number does not grow: standard
+/// streams, log, epoll, waker, shared memory, control sockets, the pair of a handover.
+pub const FD_RESERVE: u32 = 64;
+
+/// Descriptors kept for each slot besides its listeners: channel, pidfd, memory, and one spare.
+pub const FDS_PER_SLOT: u32 = 4;
+
+/// The largest configuration file that is read, in bytes; `--config /dev/zero` must end.
+pub const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;
 
 /// One address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +71,11 @@ pub enum LogLevel {
 }
 
 /// Everything that can be set, validated.
+///
+/// It travels to the workers as JSON. Both ends may be of different versions for the time of an
+/// upgrade, so a field that is unknown is skipped and one that is missing has its default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Config {
     /// Addresses to listen on; at least one.
     pub listen: Vec<ListenAddr>,
@@ -90,6 +127,213 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
+/// Why there is no configuration. Every message is one line and says what to do.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum Error {
+    #[error("{name}: {why}")]
+    Value { name: String, why: String },
+
+    #[error("{}:{line}:{column}: not valid TOML: {why}", path.display())]
+    Syntax {
+        path: PathBuf,
+        line: usize,
+        column: usize,
+        why: String,
+    },
+
+    #[error(
+        "{}:{line}: there is no setting {name:?}; the nearest one is {nearest:?} \
+         (`uppercased --help` lists all)", path.display()
+    )]
+    UnknownKey {
+        path: PathBuf,
+        line: usize,
+        name: String,
+        nearest: &'static str,
+    },
+
+    #[error(
+        "there is no setting {name}; the nearest one is {nearest} \
+         (`uppercased --help` lists all)"
+    )]
+    UnknownVariable { name: String, nearest: String },
+
+    #[error("{name}: a value of type {found} does not fit; write for example {example:?}")]
+    WrongType {
+        name: String,
+        found: &'static str,
+        example: &'static str,
+    },
+
+    #[error("{name}: the value is not UTF-8; unset the variable or write it anew")]
+    NotUtf8 { name: String },
+
+    #[error(
+        "{max_name}: {max} is shorter than the first pause of {initial} ({initial_name}); raise \
+         the one or lower the other"
+    )]
+    BackoffOrder {
+        max_name: String,
+        max: String,
+        initial_name: String,
+        initial: String,
+    },
+
+    #[error(
+        "{name}: {first} and {second} overlap, and the more specific one would take every client \
+         from the other; leave one of them out"
+    )]
+    Overlap {
+        name: String,
+        first: ListenAddr,
+        second: ListenAddr,
+    },
+
+    #[error(
+        "max_connections {asked} needs a descriptor limit of {needed}, and it is {limit}; raise it \
+         (`ulimit -n {needed}`, or `LimitNOFILE={needed}` in the systemd unit) or ask for at most \
+         {possible} connections a worker"
+    )]
+    ConnectionsExceedLimit {
+        asked: u32,
+        needed: u64,
+        limit: u64,
+        possible: u64,
+    },
+
+    #[error(
+        "{workers} workers with {listeners} listen addresses need a descriptor limit of at least \
+         {needed}, and it is {limit}; raise it (`ulimit -n {needed}`, or `LimitNOFILE={needed}` in \
+         the systemd unit) or ask for fewer workers"
+    )]
+    LimitTooLow {
+        workers: u16,
+        listeners: usize,
+        needed: u64,
+        limit: u64,
+    },
+}
+
+/// Where each value of a [`Config`] comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origins(Vec<Origin>);
+
+impl Origins {
+    /// Every setting with the origin of its value, in the order of the table.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static Setting, &Origin)> {
+        SETTINGS.iter().zip(&self.0)
+    }
+
+    /// How the setting with this key is spelled where its value comes from.
+    fn name_of(&self, key: &str) -> String {
+        self.iter()
+            .find(|(setting, _)| setting.key() == key)
+            .map_or_else(String::new, |(setting, origin)| origin.name_of(setting))
+    }
+}
+
+/// Settles what is set: of several assignments to one setting the last one wins, so `assignments`
+/// come in rising precedence (file, environment, flags).
+///
+/// # Errors
+///
+/// The first value that its setting does not accept (also one that another source overrides: it
+/// would be a trap for whoever takes that source away), then the first rule between settings that
+/// does not hold.
+pub fn resolve(assignments: &[Assignment], facts: &Facts<'_>) -> Result<(Config, Origins), Error> {
+    let mut config = BLANK;
+    let mut origins = Vec::with_capacity(SETTINGS.len());
+    for setting in SETTINGS {
+        let given: Vec<&Assignment> = assignments
+            .iter()
+            .filter(|one| one.setting.key() == setting.key())
+            .collect();
+        let apply = |config: &mut Config, text: &str, origin: &Origin, facts: &Facts<'_>| {
+            let refused = |why| Error::Value {
+                name: origin.name_of(setting),
+                why,
+            };
+            setting.apply(config, text, facts).map_err(refused)
+        };
+        let Some((winner, overridden)) = given.split_last() else {
+            apply(&mut config, setting.default, &Origin::Default, facts)?;
+            origins.push(Origin::Default);
+            continue;
+        };
+        // A name that nobody will listen on is not looked up: it may well be another machine's.
+        let offline = Facts {
+            lookup: &|_, port| Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]),
+            ..*facts
+        };
+        for one in overridden {
+            apply(&mut config, &one.text, &one.origin, &offline)?;
+        }
+        apply(&mut config, &winner.text, &winner.origin, facts)?;
+        origins.push(winner.origin.clone());
+    }
+    let origins = Origins(origins);
+    check_rules(&config, &origins)?;
+    Ok((config, origins))
+}
+
+/// How many connections a worker may hold: `asked`, or without it all that fits.
+///
+/// `nofile_limit` is the descriptor limit of the worker (`RLIMIT_NOFILE`, the soft limit after it
+/// was raised as far as it goes). What is kept free of connections covers a worker that serves
+/// every sibling's listeners as well as the supervisor, which holds them all.
+///
+/// # Errors
+///
+/// The limit is too low; the message says how high it has to be, and how to raise it.
+pub fn connection_limit(
+    asked: Option<u32>,
+    nofile_limit: u64,
+    listeners: usize,
+    workers: u16,
+) -> Result<u32, Error> {
+    let a_slot = u64::try_from(listeners)
+        .unwrap_or(u64::MAX)
+        .saturating_add(u64::from(FDS_PER_SLOT));
+    let reserve = a_slot
+        .saturating_mul(u64::from(workers))
+        .saturating_add(u64::from(FD_RESERVE));
+    let possible = nofile_limit.saturating_sub(reserve);
+    if possible == 0 {
+        return Err(Error::LimitTooLow {
+            workers,
+            listeners,
+            needed: reserve.saturating_add(1),
+            limit: nofile_limit,
+        });
+    }
+    match asked {
+        Some(asked) if u64::from(asked) > possible => Err(Error::ConnectionsExceedLimit {
+            asked,
+            needed: reserve.saturating_add(u64::from(asked)),
+            limit: nofile_limit,
+            possible,
+        }),
+        Some(asked) => Ok(asked),
+        None => Ok(u32::try_from(possible)
+            .unwrap_or(u32::MAX)
+            .min(MAX_CONNECTIONS.most)),
+    }
+}
+
+impl Default for Config {
+    /// What `resolve` gives when nothing is set, on a machine with one CPU.
+    fn default() -> Self {
+        let facts = Facts {
+            cpus: 1,
+            lookup: &|_, _| Err("the default has no names".to_owned()),
+        };
+        resolve(&[], &facts)
+            .map(|(config, _)| config)
+            .expect("invariant: every default is accepted (tested row by row in settings.rs)")
+    }
+}
+
 impl fmt::Display for ListenAddr {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.dual_stack && self.addr.ip().is_unspecified() {
@@ -97,5 +341,173 @@ impl fmt::Display for ListenAddr {
         } else {
             write!(out, "{}", self.addr)
         }
+    }
+}
+
+/// The rules between settings.
+fn check_rules(config: &Config, origins: &Origins) -> Result<(), Error> {
+    if config.backoff_max < config.backoff_initial {
+        let shown = |key| Setting::find(key).map_or_else(String::new, |row| row.show(config));
+        return Err(Error::BackoffOrder {
+            max_name: origins.name_of("backoff_max"),
+            max: shown("backoff_max"),
+            initial_name: origins.name_of("backoff_initial"),
+            initial: shown("backoff_initial"),
+        });
+    }
+    if let Some((first, second)) = listen::overlap(&config.listen) {
+        return Err(Error::Overlap {
+            name: origins.name_of("listen"),
+            first: first.clone(),
+            second: second.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// The paper on which `resolve` writes; it fills every field before anybody sees it.
+const BLANK: Config = Config {
+    listen: Vec::new(),
+    workers: 0,
+    backlog: None,
+    share_port: false,
+    max_connections: None,
+    idle_timeout: None,
+    write_stall_timeout: None,
+    linger_timeout: Duration::ZERO,
+    pending_output: 0,
+    accepts_per_turn: 0,
+    bytes_per_turn: 0,
+    recv_buffer: None,
+    send_buffer: None,
+    keepalive: None,
+    accept_retry: Duration::ZERO,
+    drain_timeout: Duration::ZERO,
+    lame_duck: Duration::ZERO,
+    start_timeout: Duration::ZERO,
+    backoff_initial: Duration::ZERO,
+    backoff_max: Duration::ZERO,
+    backoff_reset: Duration::ZERO,
+    lend_after: Duration::ZERO,
+    log_level: LogLevel::Info,
+    log_format: LogFormat::Human,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACTS: Facts<'static> = Facts {
+        cpus: 2,
+        lookup: &|host, _| Err(format!("{host} was looked up")),
+    };
+
+    fn assign(key: &str, text: &str, origin: Origin) -> Assignment {
+        Assignment {
+            setting: Setting::find(key).unwrap(),
+            text: text.to_owned(),
+            origin,
+        }
+    }
+
+    fn flags(given: &[(&str, &str)]) -> Result<Config, String> {
+        let given: Vec<Assignment> = given
+            .iter()
+            .map(|(key, text)| assign(key, text, Origin::Flag))
+            .collect();
+        resolve(&given, &FACTS)
+            .map(|(config, _)| config)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_last_source_wins_and_is_named() {
+        let given = [
+            assign("workers", "3", Origin::Environment),
+            assign("workers", "4", Origin::Flag),
+        ];
+        let (config, origins) = resolve(&given, &FACTS).unwrap();
+        assert_eq!(config.workers, 4);
+        let named: Vec<&str> = origins
+            .iter()
+            .filter(|(_, origin)| **origin == Origin::Flag)
+            .map(|(setting, _)| setting.key())
+            .collect();
+        assert_eq!(named, ["workers"]);
+    }
+
+    #[test]
+    fn an_overridden_value_is_checked_but_its_names_are_not_looked_up() {
+        let bad = [
+            assign("workers", "0", Origin::Environment),
+            assign("workers", "4", Origin::Flag),
+        ];
+        assert_eq!(
+            resolve(&bad, &FACTS).unwrap_err().to_string(),
+            "UPPERCASED_WORKERS: 0 is too low; write for example 4 (1 to 1024, or auto)"
+        );
+        let named = [
+            assign("listen", "elsewhere:80", Origin::Environment),
+            assign("listen", "80", Origin::Flag),
+        ];
+        assert!(resolve(&named, &FACTS).is_ok());
+        let why = resolve(&named[..1], &FACTS).unwrap_err().to_string();
+        assert!(why.contains("elsewhere was looked up"), "{why}");
+    }
+
+    #[test]
+    fn rules_between_settings_hold() {
+        assert_eq!(
+            flags(&[("backoff_max", "50ms")]).unwrap_err(),
+            "--backoff-max: 50ms is shorter than the first pause of 100ms (the default of \
+             backoff_initial); raise the one or lower the other"
+        );
+        assert!(flags(&[("backoff_max", "50ms"), ("backoff_initial", "50ms")]).is_ok());
+        assert_eq!(
+            flags(&[("listen", "9999,127.0.0.1:9999")]).unwrap_err(),
+            "--listen: 0.0.0.0:9999 and 127.0.0.1:9999 overlap, and the more specific one would \
+             take every client from the other; leave one of them out"
+        );
+    }
+
+    #[test]
+    fn connections_fit_the_descriptor_limit() {
+        let reserve = u64::from(FD_RESERVE + 2 * (1 + FDS_PER_SLOT));
+        assert_eq!(connection_limit(None, 1024, 1, 2).unwrap() + 74, 1024);
+        assert_eq!(connection_limit(Some(10), reserve + 10, 1, 2).unwrap(), 10);
+        assert_eq!(
+            connection_limit(None, u64::MAX, 1, 2).unwrap(),
+            MAX_CONNECTIONS.most
+        );
+        assert_eq!(
+            connection_limit(Some(5000), 1024, 1, 2)
+                .unwrap_err()
+                .to_string(),
+            "max_connections 5000 needs a descriptor limit of 5074, and it is 1024; raise it \
+             (`ulimit -n 5074`, or `LimitNOFILE=5074` in the systemd unit) or ask for at most 950 \
+             connections a worker"
+        );
+        for limit in [0, 1, reserve] {
+            let why = connection_limit(None, limit, 1, 2).unwrap_err().to_string();
+            assert!(why.contains("ulimit -n 75"), "{why}");
+        }
+        assert!(connection_limit(Some(1), u64::MAX, usize::MAX, u16::MAX).is_err());
+    }
+
+    #[test]
+    fn it_travels_as_json_between_versions() {
+        let config = flags(&[("listen", "*:80"), ("idle_timeout", "1m30s")]).unwrap();
+        let mut json = serde_json::to_value(&config).unwrap();
+        assert_eq!(
+            serde_json::from_value::<Config>(json.clone()).unwrap(),
+            config
+        );
+
+        let fields = json.as_object_mut().unwrap();
+        fields.insert("from_the_future".to_owned(), 1.into());
+        fields.remove("lend_after");
+        let read: Config = serde_json::from_value(json).unwrap();
+        assert_eq!(read.lend_after, Config::default().lend_after);
+        assert_eq!(read, config);
     }
 }

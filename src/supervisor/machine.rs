@@ -1,1 +1,325 @@
-//! Placeholder.
+//! Everything the supervisor decides, as a state machine that does nothing.
+//!
+//! The shell hands the world in through [`Machine::handle`] and [`Machine::handle_timeout`], and
+//! after each call carries out [`Machine::poll_action`] until it is empty; it waits no longer than
+//! [`Machine::poll_timeout`]. A call of `handle_timeout` that comes early or late is legal.
+//!
+//! What this module must not do: read a clock, touch a process or a descriptor, log, or hold
+//! randomness it was not seeded with. The same seed and the same calls give the same actions.
+//!
+//! Invariants, checked after each call in debug builds:
+//! - a slot has one live process at most; while the machine runs, it has one, or a time at which
+//!   the next is spawned, or its turn at boot is still to come: no slot is ever forgotten;
+//! - a slot's first worker binds, every later one adopts;
+//! - a queue is lent only while its slot does not serve it, to one sibling, and that one serves;
+//! - once a stop or a failed boot has begun nothing is spawned or lent; `Exit` comes when no
+//!   process is left, once, last.
+//!
+//! A slot that waits for a killed process to be reaped has no deadline, by design: see
+//! [`SlotState::Killing`].
+
+#![warn(clippy::wildcard_enum_match_arm)]
+
+mod invariants;
+mod lending;
+mod lifecycle;
+mod reactions;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use super::exchange::{Action, Event, ListenerSource, Notice, Verdict};
+use super::slot::Slot;
+pub use super::slot::{
+    Death, Generation, KillReason, LastDeath, Queue, SlotId, SlotState, WorkerId,
+};
+pub use super::snapshot::{SNAPSHOT_VERSION, Snapshot, SnapshotError};
+use crate::clock::Tick;
+use reactions::Reception;
+
+/// How much longer than `lame_duck` + `drain_timeout` a stopping worker may take to exit before it
+/// is killed. A worker cuts its last connections itself when `drain_timeout` is over; this is the
+/// time it then has for that on a busy machine.
+pub const KILL_GRACE: Duration = Duration::from_secs(2);
+
+/// The limits that the machine obeys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// How many slots; 0 is read as 1.
+    pub workers: u16,
+    /// From a worker's spawn to its Ready.
+    pub start_timeout: Duration,
+    /// How long a stopping worker may finish what it owes.
+    pub drain_timeout: Duration,
+    /// How long a stopping worker goes on accepting first.
+    pub lame_duck: Duration,
+    /// The pause after a slot's second failure in a row; it doubles with each further one.
+    pub backoff_initial: Duration,
+    /// The longest pause.
+    pub backoff_max: Duration,
+    /// A worker that served this long wipes its slot's record of failures.
+    pub backoff_reset: Duration,
+    /// How long a queue may be unserved before a sibling serves it.
+    pub lend_after: Duration,
+}
+
+/// Where the whole supervisor is in its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Phase {
+    /// `Boot` has not come.
+    Idle,
+    /// Slots start one after the other: the order of the `listen` calls is the order of the sockets
+    /// in their group, and with port 0 the first one's port is what the others must bind.
+    Booting {
+        /// The slot whose first Ready is awaited; those before it have been Ready, those after it
+        /// wait.
+        slot: SlotId,
+    },
+    /// Every slot has been Ready once.
+    Serving,
+    /// A slot's very first worker could not start; what runs is killed and awaited.
+    BootFailed { cause: String },
+    /// Workers finish what they owe.
+    Draining { since: Tick, deadline: Tick },
+    /// What is left has been killed and is awaited.
+    Forced,
+    /// `Exit` has been given out.
+    Ended,
+}
+
+/// One slot as status and logs see it.
+#[derive(Clone, Debug)]
+pub struct SlotView<'a> {
+    /// Which.
+    pub id: SlotId,
+    /// The generation of the present worker, or of the latest one; 0 before the first.
+    pub generation: Generation,
+    /// What its worker is doing; [`SlotState::name`] is the short form.
+    pub state: &'a SlotState,
+    /// When that began.
+    pub since: Tick,
+    /// Who serves its queue.
+    pub queue: Queue,
+    /// Failures of all time: deaths nobody ordered, starts and spawns that failed.
+    pub deaths: u32,
+    /// The latest of them.
+    pub last_death: Option<&'a LastDeath>,
+}
+
+/// The supervisor's decisions; see the module's text for how to drive it.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    policy: Policy,
+    rng: fastrand::Rng,
+    phase: Phase,
+    /// Slot `i` is at index `i`.
+    slots: Vec<Slot>,
+    /// Decided, not fetched yet.
+    actions: VecDeque<Action>,
+    stale_events: u64,
+}
+
+impl Machine {
+    /// A machine that waits for [`Event::Boot`]. `seed` feeds the jitter of the backoff.
+    #[must_use]
+    pub fn new(policy: Policy, seed: u64) -> Self {
+        let slots = (0..policy.workers.max(1)).map(|index| Slot::new(SlotId(index)));
+        Self {
+            slots: slots.collect(),
+            policy,
+            rng: fastrand::Rng::with_seed(seed),
+            phase: Phase::Idle,
+            actions: VecDeque::new(),
+            stale_events: 0,
+        }
+    }
+
+    /// The machine that `snapshot` was taken of.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Version`] if another version wrote it, [`SnapshotError::Contradiction`] if
+    /// no machine can have been in that state.
+    pub fn restore(snapshot: Snapshot) -> Result<Self, SnapshotError> {
+        let Snapshot {
+            version,
+            policy,
+            rng_state,
+            phase,
+            slots,
+            actions,
+            stale_events,
+        } = snapshot;
+        if version != SNAPSHOT_VERSION {
+            return Err(SnapshotError::Version { found: version });
+        }
+        let machine = Self {
+            policy,
+            rng: fastrand::Rng::with_seed(rng_state),
+            phase,
+            slots,
+            actions,
+            stale_events,
+        };
+        match machine.contradiction() {
+            None => Ok(machine),
+            Some(what) => Err(SnapshotError::Contradiction { what }),
+        }
+    }
+
+    /// Takes in what happened. After [`Action::Exit`] nothing has any effect.
+    pub fn handle(&mut self, event: Event, now: Tick) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        let reception = match &event {
+            Event::Boot => self.boot(now),
+            Event::Ready { worker } => self.ready(*worker, now),
+            Event::StartFailed { worker, cause } => self.start_failed(*worker, cause, now),
+            Event::SpawnFailed { worker, cause } => self.spawn_failed(*worker, cause, now),
+            Event::Exited { worker, how } => self.exited(*worker, *how, now),
+            Event::ChannelBroken { worker, cause } => self.channel_broken(*worker, cause, now),
+            Event::Stop { by } => self.stop(by, now),
+        };
+        match reception {
+            Reception::Taken => {}
+            Reception::Stale => {
+                self.stale_events += 1;
+                let total = self.stale_events;
+                self.notice(Notice::StaleEvent { event, total });
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Acts on every deadline that is not later than `now`; there may be none.
+    pub fn handle_timeout(&mut self, now: Tick) {
+        match &self.phase {
+            Phase::Idle | Phase::BootFailed { .. } | Phase::Forced | Phase::Ended => {}
+            Phase::Booting { .. } | Phase::Serving => {
+                for index in 0..self.slots.len() {
+                    self.slot_timeout(index, now);
+                }
+            }
+            Phase::Draining { since, deadline } => {
+                if *deadline <= now {
+                    let after = now.since(*since);
+                    self.force(|worker| Some(Notice::StillDraining { worker, after }), now);
+                }
+            }
+        }
+        self.settle(now);
+    }
+
+    /// The next thing to do, if any. Fetch until `None` after each `handle` and `handle_timeout`,
+    /// and carry out in order.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to call [`Self::handle_timeout`] at the latest; `None`: only an event can bring change.
+    /// Right after a `handle_timeout(now)` it is later than `now`, so a waiting loop never spins.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Tick> {
+        match &self.phase {
+            Phase::Idle | Phase::BootFailed { .. } | Phase::Forced | Phase::Ended => None,
+            Phase::Draining { deadline, .. } => Some(*deadline),
+            Phase::Booting { .. } | Phase::Serving => {
+                let lendable = self.borrower().is_some();
+                let due = |slot: &Slot| [slot.deadline(), self.loan_due(slot, lendable)];
+                self.slots.iter().flat_map(due).flatten().min()
+            }
+        }
+    }
+
+    /// The machine's whole state, actions not yet fetched included.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            version: SNAPSHOT_VERSION,
+            policy: self.policy.clone(),
+            rng_state: self.rng.get_seed(),
+            phase: self.phase.clone(),
+            slots: self.slots.clone(),
+            actions: self.actions.clone(),
+            stale_events: self.stale_events,
+        }
+    }
+
+    /// Every slot, in order.
+    pub fn slots(&self) -> impl Iterator<Item = SlotView<'_>> {
+        self.slots.iter().map(|slot| SlotView {
+            id: slot.id,
+            generation: slot.generation,
+            state: &slot.state,
+            since: slot.since,
+            queue: slot.queue,
+            deaths: slot.deaths,
+            last_death: slot.last_death.as_ref(),
+        })
+    }
+
+    /// One or two words for the whole: "booting", "serving", "draining" and so on.
+    #[must_use]
+    pub const fn phase_name(&self) -> &'static str {
+        match &self.phase {
+            Phase::Idle => "idle",
+            Phase::Booting { .. } => "booting",
+            Phase::Serving => "serving",
+            Phase::BootFailed { .. } => "boot failed",
+            Phase::Draining { .. } => "draining",
+            Phase::Forced => "killing",
+            Phase::Ended => "ended",
+        }
+    }
+
+    /// Events dropped because they came too late, twice, or about nobody.
+    #[must_use]
+    pub const fn stale_events(&self) -> u64 {
+        self.stale_events
+    }
+}
+
+/// What the parts below share.
+impl Machine {
+    /// Brings loans and the end in line with what the call has changed. Here, in one place, so that
+    /// no reaction has to remember who borrowed what from whom.
+    fn settle(&mut self, now: Tick) {
+        self.end_broken_loans();
+        match &self.phase {
+            Phase::Booting { .. } | Phase::Serving => self.lend_due(now),
+            Phase::BootFailed { cause } => {
+                let cause = cause.clone();
+                self.end_if_empty(Verdict::Failed { cause });
+            }
+            Phase::Draining { .. } | Phase::Forced => self.end_if_empty(Verdict::Clean),
+            Phase::Idle | Phase::Ended => {}
+        }
+        self.check_invariants();
+    }
+
+    fn end_if_empty(&mut self, verdict: Verdict) {
+        if !self.slots.iter().any(|slot| slot.state.is_live()) {
+            self.phase = Phase::Ended;
+            self.actions.push_back(Action::Exit(verdict));
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        self.actions.push_back(Action::Notice(notice));
+    }
+
+    /// The slot of `worker`, if that is the worker of its slot's present generation.
+    fn present(&mut self, worker: WorkerId) -> Option<&mut Slot> {
+        let slot = self.slots.get_mut(worker.slot.index())?;
+        (slot.generation == worker.generation).then_some(slot)
+    }
+
+    fn is_boot_slot(&self, slot: SlotId) -> bool {
+        self.phase == (Phase::Booting { slot })
+    }
+}
+
+#[cfg(test)]
+mod tests;

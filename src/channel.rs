@@ -1,0 +1,315 @@
+//! The channel between the supervisor and one worker: framed messages with descriptors, never
+//! blocking.
+//!
+//! A `SOCK_SEQPACKET` socket pair: it keeps record boundaries, carries descriptors, and reports
+//! the other end's death as an end of stream.
+//!
+//! Invariants: received descriptors are owned (and close-on-exec) before their message is looked
+//! at, so every refusal closes them; truncated control data, or a number of descriptors other than
+//! the message announces, is an error, since the kernel has then closed some silently; what the
+//! kernel does not take now waits in a queue of at most [`QUEUE_MAX`] messages.
+//!
+//! It must not interpret messages, and neither end ever waits for the other in it.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
+};
+
+use crate::wire::{self, Envelope, FDS_MAX, FRAME_MAX_BYTES};
+
+/// Messages that may wait for the other end to read. Supervisor and worker exchange a handful
+/// in a lifetime: an end that leaves this many unread is not alive.
+pub const QUEUE_MAX: usize = 64;
+
+/// Room for as many descriptors as the kernel ever delivers with one message (`SCM_MAX_FD`), so
+/// that only a full descriptor table can cut the list short.
+const FDS_RECEIVED_MAX: usize = 253;
+
+/// One end of a channel.
+#[derive(Debug)]
+pub struct Channel {
+    socket: OwnedFd,
+    queue: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+}
+
+/// What came.
+#[derive(Debug)]
+pub struct Received {
+    /// Who is meant and what is said.
+    pub envelope: Envelope,
+    /// The descriptors that came along, as many as the message announced.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// Why a channel cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The other end is gone.
+    #[error("the other end of the channel is gone")]
+    Closed,
+    /// The other end does not read.
+    #[error("the other end left {QUEUE_MAX} messages unread")]
+    QueueFull,
+    /// Descriptors were lost on the way.
+    #[error(
+        "{got} descriptors came with a message that announced {wanted}; is the descriptor limit reached?"
+    )]
+    Descriptors {
+        /// Announced.
+        wanted: usize,
+        /// Received.
+        got: usize,
+    },
+    /// The message itself is refused.
+    #[error(transparent)]
+    Wire(#[from] wire::Error),
+    /// The kernel refused an operation.
+    #[error("the channel failed to {operation}: {source}")]
+    System {
+        /// `"send"` or `"receive"`.
+        operation: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Channel {
+    /// Both ends of a new channel, close-on-exec.
+    ///
+    /// # Errors
+    /// What `socketpair` returned.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (here, there) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        Ok((Self::over(here), Self::over(there)))
+    }
+
+    /// A channel over one end of a socket pair that was inherited.
+    #[must_use]
+    pub const fn over(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            queue: VecDeque::new(),
+        }
+    }
+
+    /// Sends, or queues what the kernel does not take now.
+    ///
+    /// # Errors
+    /// The channel cannot go on, or the message is too long.
+    pub fn send(
+        &mut self,
+        envelope: &Envelope,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), Error> {
+        let frame = envelope.encode(descriptors.len())?;
+        self.flush()?;
+        if self.queue.is_empty() && self.transmit(&frame, descriptors)? {
+            return Ok(());
+        }
+        if self.queue.len() >= QUEUE_MAX {
+            return Err(Error::QueueFull);
+        }
+        let kept = descriptors
+            .iter()
+            .map(BorrowedFd::try_clone_to_owned)
+            .collect::<Result<_, _>>();
+        let kept = kept.map_err(|source| Error::System {
+            operation: "send",
+            source,
+        })?;
+        self.queue.push_back((frame, kept));
+        Ok(())
+    }
+
+    /// Sends what is queued, as far as the kernel takes it. To be called when the channel is
+    /// writable.
+    ///
+    /// # Errors
+    /// The channel cannot go on.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        while let Some((frame, descriptors)) = self.queue.front() {
+            let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            if !self.transmit(frame, &borrowed)? {
+                break;
+            }
+            self.queue.pop_front();
+        }
+        Ok(())
+    }
+
+    /// The next message, or `None` if there is none now.
+    ///
+    /// # Errors
+    /// The channel cannot go on; [`Error::Closed`] is its orderly end.
+    pub fn receive(&mut self) -> Result<Option<Received>, Error> {
+        let mut frame = vec![0; FRAME_MAX_BYTES];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_RECEIVED_MAX))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let (length, flags) = loop {
+            let mut into = [IoSliceMut::new(&mut frame)];
+            let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+            match recvmsg(&self.socket, &mut into, &mut control, flags) {
+                Ok(message) => break (message.bytes, message.flags),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::CONNRESET) => return Err(Error::Closed),
+                Err(errno) => {
+                    return Err(Error::System {
+                        operation: "receive",
+                        source: errno.into(),
+                    });
+                }
+            }
+        };
+        // Owned before anything else is looked at: every way out closes them.
+        let mut descriptors = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                descriptors.extend(rights);
+            }
+        }
+        let truncated = flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC);
+        if length == 0 {
+            return Err(Error::Closed);
+        }
+        let (envelope, wanted) = Envelope::decode(&frame[..length])?;
+        if truncated || descriptors.len() != wanted {
+            return Err(Error::Descriptors {
+                wanted,
+                got: descriptors.len(),
+            });
+        }
+        Ok(Some(Received {
+            envelope,
+            descriptors,
+        }))
+    }
+
+    /// True if the kernel took the frame, false if it has no room now.
+    fn transmit(&self, frame: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<bool, Error> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+        loop {
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !descriptors.is_empty() {
+                // Fits: `encode` refused more descriptors than there is space for.
+                control.push(SendAncillaryMessage::ScmRights(descriptors));
+            }
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match sendmsg(&self.socket, &[IoSlice::new(frame)], &mut control, flags) {
+                Ok(_) => return Ok(true),
+                Err(Errno::INTR) => {}
+                // Too many descriptors in flight clears up as the other end reads.
+                Err(Errno::AGAIN | Errno::TOOMANYREFS) => return Ok(false),
+                Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => return Err(Error::Closed),
+                Err(errno) => {
+                    return Err(Error::System {
+                        operation: "send",
+                        source: errno.into(),
+                    });
+                }
+            }
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, Write};
+
+    use super::*;
+    use crate::identity::{Generation, SlotId, WorkerId};
+    use crate::wire::{Lend, Message};
+
+    fn lend(slot: u16) -> Envelope {
+        let worker = WorkerId {
+            slot: SlotId(0),
+            generation: Generation(1),
+        };
+        Envelope {
+            worker,
+            message: Message::Lend(Lend { slot: SlotId(slot) }),
+        }
+    }
+
+    #[test]
+    fn messages_arrive_whole_in_order_with_their_descriptors() {
+        let (mut here, mut there) = Channel::pair().unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"shared").unwrap();
+        here.send(&lend(1), &[]).unwrap();
+        here.send(&lend(2), &[file.as_fd(), file.as_fd()]).unwrap();
+        let first = there.receive().unwrap().unwrap();
+        assert_eq!((first.envelope, first.descriptors.len()), (lend(1), 0));
+        let second = there.receive().unwrap().unwrap();
+        assert_eq!((second.envelope, second.descriptors.len()), (lend(2), 2));
+        let mut same = std::fs::File::from(second.descriptors.into_iter().next().unwrap());
+        let mut text = String::new();
+        same.rewind().unwrap();
+        same.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "shared");
+        assert!(there.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn the_end_of_one_side_is_seen_by_the_other_after_the_last_message() {
+        let (mut here, mut there) = Channel::pair().unwrap();
+        here.send(&lend(1), &[]).unwrap();
+        drop(here);
+        assert!(there.receive().unwrap().is_some());
+        assert!(matches!(there.receive(), Err(Error::Closed)));
+        assert!(matches!(there.send(&lend(2), &[]), Err(Error::Closed)));
+    }
+
+    #[test]
+    fn an_end_that_does_not_read_costs_a_bounded_queue_and_nothing_is_lost() {
+        let (mut here, mut there) = Channel::pair().unwrap();
+        let mut sent = 0;
+        let refused = loop {
+            match here.send(&lend(sent), &[]) {
+                Ok(()) => sent += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, Error::QueueFull));
+        for expected in 0..sent {
+            let got = loop {
+                match there.receive().unwrap() {
+                    Some(got) => break got,
+                    None => here.flush().unwrap(),
+                }
+            };
+            assert_eq!(got.envelope, lend(expected));
+        }
+    }
+
+    #[test]
+    fn announced_descriptors_that_do_not_come_are_an_error() {
+        let (here, mut there) = Channel::pair().unwrap();
+        let frame = lend(1).encode(1).unwrap();
+        rustix::net::send(here.as_fd(), &frame, SendFlags::empty()).unwrap();
+        let refused = there.receive().unwrap_err();
+        assert!(matches!(refused, Error::Descriptors { wanted: 1, got: 0 }));
+    }
+
+    #[test]
+    fn noise_is_refused() {
+        let (here, mut there) = Channel::pair().unwrap();
+        rustix::net::send(here.as_fd(), b"noise", SendFlags::empty()).unwrap();
+        assert!(matches!(there.receive(), Err(Error::Wire(_))));
+    }
+}

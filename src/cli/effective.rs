@@ -1,0 +1,97 @@
+//! What `check` prints: a verdict, or the effective configuration with each value's origin.
+//!
+//! Invariant: the effective configuration is a configuration file that means itself.
+//! Must not: write (the caller prints).
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use crate::config::{Config, Origin, Origins, Setting};
+
+/// The column at which origins begin, if the values leave room.
+const ORIGIN_COLUMN: usize = 36;
+
+/// One line for a valid configuration.
+pub(super) fn verdict(file: Option<&Path>) -> String {
+    file.map_or_else(
+        || "configuration is valid (no file)\n".to_owned(),
+        |path| format!("configuration is valid (file {})\n", path.display()),
+    )
+}
+
+/// The effective configuration as TOML, the origins as comments.
+pub(super) fn show(config: &Config, origins: &Origins) -> String {
+    let mut text = format!(
+        "# Effective configuration of uppercased {}\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    let mut heading = None;
+    for (setting, origin) in origins.iter() {
+        if heading != Some(setting.category) {
+            heading = Some(setting.category);
+            let _ = writeln!(text, "\n# {}", setting.category.heading());
+        }
+        let shown = setting.show(config);
+        let from_default = *origin == Origin::Default;
+        let mut origin = origin.describe(setting);
+        if from_default && shown != setting.default {
+            // What the machine made of it.
+            let _ = write!(origin, " ({})", setting.default);
+        }
+        let line = format!("{} = {}", setting.key(), toml_value(setting, &shown));
+        // A comment ends with its line, so a strange file name must not bring another.
+        let origin = origin.replace(char::is_control, " ");
+        let _ = writeln!(text, "{line:ORIGIN_COLUMN$}  # {origin}");
+    }
+    text
+}
+
+fn toml_value(setting: &Setting, shown: &str) -> String {
+    // No value has a character that TOML would want escaped: they are words, numbers with units
+    // and addresses, all written by us.
+    if setting.is_list() && shown.contains(',') {
+        let quoted: Vec<String> = shown.split(',').map(|one| format!("\"{one}\"")).collect();
+        format!("[{}]", quoted.join(", "))
+    } else if setting.is_switch() || shown.bytes().all(|byte| byte.is_ascii_digit()) {
+        shown.to_owned()
+    } else {
+        format!("\"{shown}\"")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Assignment, Facts, SETTINGS, from_file, resolve};
+
+    const FACTS: Facts<'static> = Facts {
+        cpus: 2,
+        lookup: &|_, _| Err("no names here".to_owned()),
+    };
+
+    #[test]
+    fn what_is_shown_reads_back_as_the_same_configuration() {
+        let examples: Vec<Assignment> = SETTINGS
+            .iter()
+            .map(|setting| Assignment {
+                setting,
+                text: if setting.is_list() {
+                    "[::1]:80, *:81, 82".to_owned()
+                } else {
+                    setting.example.to_owned()
+                },
+                origin: Origin::Environment,
+            })
+            .collect();
+        for assignments in [examples.as_slice(), &[]] {
+            let (config, origins) = resolve(assignments, &FACTS).unwrap();
+            let text = show(&config, &origins);
+            let read = from_file(text.as_bytes(), Path::new("a\nb")).unwrap();
+            assert_eq!(read.len(), SETTINGS.len());
+            let (again, origins) = resolve(&read, &FACTS).unwrap();
+            assert_eq!(again, config, "{text}");
+            let text = show(&again, &origins);
+            assert!(from_file(text.as_bytes(), Path::new("u")).is_ok(), "{text}");
+        }
+    }
+}

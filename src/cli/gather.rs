@@ -1,0 +1,152 @@
+//! Fetching what settings are made of: flags as typed, the environment, the file, the machine.
+//!
+//! Invariant: everything that configuration needs from outside is read here and nowhere else.
+//! Must not: bind, write, or decide (`config::resolve` does).
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+
+use clap::ArgMatches;
+use nix::sys::resource::{Resource, getrlimit};
+
+use super::{Error, definition};
+use crate::config::{
+    self, Assignment, CONFIG_FILE_MAX_BYTES, CONFIG_VARIABLE, Config, Facts, Origin, Origins,
+    SETTINGS, Setting,
+};
+
+/// A configuration, and how it came about.
+pub(super) struct Gathered {
+    pub(super) config: Config,
+    pub(super) origins: Origins,
+    /// The configuration file, if one was named.
+    pub(super) file: Option<PathBuf>,
+}
+
+/// Settles flags (of the program and of its command), environment and file.
+pub(super) fn gather(
+    typed: &[&ArgMatches],
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Gathered, Error> {
+    let environment: Vec<_> = environment.into_iter().collect();
+    let file = file_name(typed, &environment)?;
+
+    // In rising precedence.
+    let mut assignments = match &file {
+        Some(path) => config::from_file(&read(path)?, path)?,
+        None => Vec::new(),
+    };
+    assignments.extend(config::from_environment(environment)?);
+    for setting in SETTINGS {
+        assignments.extend(from_flags(setting, typed)?);
+    }
+
+    let facts = Facts {
+        cpus: usable_cpus(),
+        lookup: &look_up,
+    };
+    let (config, origins) = config::resolve(&assignments, &facts)?;
+    check_descriptors(&config)?;
+    Ok(Gathered {
+        config,
+        origins,
+        file,
+    })
+}
+
+/// The configuration file that is named; a flag wins over the environment.
+fn file_name(
+    typed: &[&ArgMatches],
+    environment: &[(OsString, OsString)],
+) -> Result<Option<PathBuf>, Error> {
+    let mut named = typed
+        .iter()
+        .filter_map(|flags| flags.get_one::<PathBuf>(definition::CONFIG));
+    let flag = named.next();
+    if named.next().is_some() {
+        return Err(twice(definition::CONFIG));
+    }
+    let variable = || {
+        environment
+            .iter()
+            .find(|(name, _)| name == CONFIG_VARIABLE)
+            .map(|(_, path)| PathBuf::from(path))
+    };
+    Ok(flag.cloned().or_else(variable))
+}
+
+/// What the flags say about `setting`; a list may stand on both sides of the command.
+fn from_flags(
+    setting: &'static Setting,
+    typed: &[&ArgMatches],
+) -> Result<Option<Assignment>, Error> {
+    let given: Vec<Vec<&str>> = typed
+        .iter()
+        .filter_map(|flags| flags.get_many::<String>(setting.key()))
+        .map(|values| values.map(String::as_str).collect())
+        .collect();
+    if given.is_empty() {
+        return Ok(None);
+    }
+    if given.len() > 1 && !setting.is_list() {
+        return Err(twice(&setting.flag()));
+    }
+    Ok(Some(Assignment {
+        setting,
+        text: given.concat().join(","),
+        origin: Origin::Flag,
+    }))
+}
+
+fn twice(flag: &str) -> Error {
+    definition::conflict(format!(
+        "--{flag} is given twice, before and after the command; leave out one"
+    ))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let unreadable = |why: io::Error| Error::ReadFile {
+        path: PathBuf::from(path),
+        why,
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let mut contents = Vec::new();
+    file.take(CONFIG_FILE_MAX_BYTES + 1)
+        .read_to_end(&mut contents)
+        .map_err(unreadable)?;
+    if contents.len() as u64 > CONFIG_FILE_MAX_BYTES {
+        return Err(Error::FileTooLarge {
+            path: PathBuf::from(path),
+        });
+    }
+    Ok(contents)
+}
+
+/// Affinity and cgroup quota count. One, if the system does not say.
+fn usable_cpus() -> u16 {
+    std::thread::available_parallelism()
+        .map_or(1, |cpus| u16::try_from(cpus.get()).unwrap_or(u16::MAX))
+}
+
+fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+    (host, port)
+        .to_socket_addrs()
+        .map(Iterator::collect)
+        .map_err(|error| error.to_string())
+}
+
+/// Refuses limits that the machine does not have. The hard limit counts: the server raises the
+/// soft one to it when it starts.
+fn check_descriptors(config: &Config) -> Result<(), Error> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(Error::DescriptorLimit)?;
+    config::connection_limit(
+        config.max_connections,
+        hard,
+        config.listen.len(),
+        config.workers,
+    )?;
+    Ok(())
+}

@@ -1,0 +1,279 @@
+//! The addresses to listen on: how they are written, and which may not stand side by side.
+//!
+//! Invariants: what [`Listen`] returns has at least one address, at most [`LISTEN_MAX`], none
+//! twice, and every one of them reads back from its own `Display`.
+//! Must not: bind anything, or look a name up other than through [`Facts`].
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+use super::ListenAddr;
+use super::value::{Facts, Grammar};
+
+/// The most addresses one server listens on. Every worker holds a listener for each.
+pub const LISTEN_MAX: usize = 16;
+
+/// Addresses separated by commas: `HOST:PORT`, `[V6]:PORT`, `*:PORT`, `:PORT` or `PORT`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listen;
+
+impl Grammar for Listen {
+    type Value = Vec<ListenAddr>;
+
+    fn parse(&self, text: &str, facts: &Facts<'_>) -> Result<Self::Value, String> {
+        let mut addresses = Vec::new();
+        for part in text.split(',') {
+            for address in parse_one(part.trim(), facts)? {
+                // A name often has one address twice (once for each of its socket types).
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+        }
+        if addresses.len() > LISTEN_MAX {
+            return Err(format!(
+                "{} addresses are more than the {LISTEN_MAX} that one server may have",
+                addresses.len()
+            ));
+        }
+        Ok(addresses)
+    }
+
+    fn show(&self, value: &Self::Value) -> String {
+        let texts: Vec<String> = value.iter().map(ToString::to_string).collect();
+        texts.join(",")
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "HOST:PORT, [IPV6]:PORT, *:PORT (IPv6 and IPv4) or PORT; at most {LISTEN_MAX}"
+        )
+    }
+}
+
+/// Reads one entry of the list; a name may stand for several addresses.
+fn parse_one(text: &str, facts: &Facts<'_>) -> Result<Vec<ListenAddr>, String> {
+    if text.is_empty() {
+        return Err("an address is empty".to_owned());
+    }
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        let port = parse_port(text, text)?;
+        return Ok(vec![plain(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))]);
+    }
+    let (host, port) = text
+        .rsplit_once(':')
+        .ok_or_else(|| format!("{text:?} has no port"))?;
+    if let Some(inside) = host.strip_prefix('[') {
+        let inside = inside
+            .strip_suffix(']')
+            .ok_or_else(|| format!("{text:?} has no port after its bracket"))?;
+        return parse_v6(inside, parse_port(port, text)?, text, facts);
+    }
+    if host.contains(':') {
+        return Err(format!("{text:?} is an IPv6 address without brackets"));
+    }
+    let port = parse_port(port, text)?;
+    match host {
+        "" => Ok(vec![plain(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))]),
+        "*" => Ok(vec![ListenAddr {
+            addr: SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+            dual_stack: true,
+        }]),
+        _ => match host.parse::<Ipv4Addr>() {
+            Ok(ip) => Ok(vec![plain(SocketAddr::from((ip, port)))]),
+            Err(_) => look_up(host, port, text, facts),
+        },
+    }
+}
+
+/// Reads what stands in brackets: an IPv6 address, perhaps with a scope (`fe80::1%eth0`).
+fn parse_v6(
+    inside: &str,
+    port: u16,
+    text: &str,
+    facts: &Facts<'_>,
+) -> Result<Vec<ListenAddr>, String> {
+    match inside.parse::<Ipv6Addr>() {
+        Ok(ip) if ip.to_ipv4_mapped().is_some() => Err(format!(
+            "{text:?} is an IPv4 address in IPv6 dress; leave out the brackets and ::ffff:"
+        )),
+        Ok(ip) => Ok(vec![plain(SocketAddr::from((ip, port)))]),
+        Err(_) => match format!("[{inside}]:{port}").parse::<SocketAddrV6>() {
+            Ok(addr) => Ok(vec![plain(SocketAddr::V6(addr))]),
+            // The number of an interface is known to the system's resolver only.
+            Err(_) if inside.contains('%') => look_up(inside, port, text, facts),
+            Err(_) => Err(format!("{text:?} has no IPv6 address in its brackets")),
+        },
+    }
+}
+
+fn look_up(
+    host: &str,
+    port: u16,
+    text: &str,
+    facts: &Facts<'_>,
+) -> Result<Vec<ListenAddr>, String> {
+    let found =
+        (facts.lookup)(host, port).map_err(|why| format!("cannot resolve {text:?}: {why}"))?;
+    if found.is_empty() {
+        return Err(format!("cannot resolve {text:?}: it has no address"));
+    }
+    Ok(found.into_iter().map(plain).collect())
+}
+
+fn parse_port(port: &str, text: &str) -> Result<u16, String> {
+    if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(format!("{text:?} has no port number at its end"));
+    }
+    port.parse()
+        .map_err(|_| format!("port {port} of {text:?} is above 65535"))
+}
+
+fn plain(addr: SocketAddr) -> ListenAddr {
+    ListenAddr {
+        addr,
+        dual_stack: false,
+    }
+}
+
+/// The first two addresses of which one would take clients that the other is meant for.
+///
+/// The kernel gives a connection to the most specific listener, so `127.0.0.1:9999` beside
+/// `0.0.0.0:9999` would not share its load but take all of it from loopback. Port 0 means a
+/// port of the kernel's choice and overlaps with nothing.
+pub(crate) fn overlap(addresses: &[ListenAddr]) -> Option<(&ListenAddr, &ListenAddr)> {
+    addresses.iter().enumerate().find_map(|(index, first)| {
+        addresses[index + 1..]
+            .iter()
+            .find(|second| covers(first, second) || covers(second, first))
+            .map(|second| (first, second))
+    })
+}
+
+/// Whether `wide` accepts every client that `narrow` is for.
+fn covers(wide: &ListenAddr, narrow: &ListenAddr) -> bool {
+    if wide.addr.port() != narrow.addr.port() || wide.addr.port() == 0 {
+        return false;
+    }
+    match (wide.addr.ip(), narrow.addr.ip()) {
+        (IpAddr::V4(wide), IpAddr::V4(_)) => wide.is_unspecified(),
+        (IpAddr::V6(wide), IpAddr::V6(_)) => wide.is_unspecified(),
+        (IpAddr::V6(ip), IpAddr::V4(_)) => ip.is_unspecified() && wide.dual_stack,
+        (IpAddr::V4(_), IpAddr::V6(_)) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FACTS: Facts<'static> = Facts {
+        cpus: 1,
+        lookup: &|host, port| match host {
+            "localhost" => Ok(vec![
+                SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
+                SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+                SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            ]),
+            "empty" => Ok(Vec::new()),
+            _ => Err("no such host".to_owned()),
+        },
+    };
+
+    fn shown(text: &str) -> String {
+        Listen
+            .parse(text, &FACTS)
+            .map(|all| Listen.show(&all))
+            .unwrap()
+    }
+
+    fn refused(text: &str) -> String {
+        Listen.parse(text, &FACTS).unwrap_err()
+    }
+
+    #[test]
+    fn every_spelling_of_an_address() {
+        assert_eq!(shown("127.0.0.1:9999"), "127.0.0.1:9999");
+        assert_eq!(shown("9999"), "0.0.0.0:9999");
+        assert_eq!(shown(":9999"), "0.0.0.0:9999");
+        assert_eq!(shown("[::1]:0"), "[::1]:0");
+        assert_eq!(shown("[::]:80"), "[::]:80");
+        assert_eq!(shown("*:80"), "*:80");
+        assert_eq!(shown("[fe80::1%2]:80"), "[fe80::1%2]:80");
+        assert_eq!(shown("localhost:80"), "[::1]:80,127.0.0.1:80");
+        assert_eq!(shown("localhost:80, 127.0.0.1:80"), "[::1]:80,127.0.0.1:80");
+        assert!(!Listen.parse("[::]:80", &FACTS).unwrap()[0].dual_stack);
+        assert!(Listen.parse("*:80", &FACTS).unwrap()[0].dual_stack);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        assert_eq!(refused(""), "an address is empty");
+        assert_eq!(refused("1,,2"), "an address is empty");
+        assert_eq!(refused("localhost"), "\"localhost\" has no port");
+        assert_eq!(refused("[::1]"), "\"[::1]\" has no port after its bracket");
+        assert_eq!(
+            refused("::1:80"),
+            "\"::1:80\" is an IPv6 address without brackets"
+        );
+        assert_eq!(
+            refused("[1.2.3.4]:80"),
+            "\"[1.2.3.4]:80\" has no IPv6 address in its brackets"
+        );
+        assert!(refused("[::ffff:1.2.3.4]:80").contains("leave out the brackets"));
+        assert_eq!(refused("70000"), "port 70000 of \"70000\" is above 65535");
+        assert_eq!(
+            refused("1.2.3.4:http"),
+            "\"1.2.3.4:http\" has no port number at its end"
+        );
+        assert_eq!(
+            refused("nowhere:80"),
+            "cannot resolve \"nowhere:80\": no such host"
+        );
+        assert_eq!(
+            refused("empty:80"),
+            "cannot resolve \"empty:80\": it has no address"
+        );
+        let many: Vec<String> = (0..=LISTEN_MAX).map(|n| (9000 + n).to_string()).collect();
+        assert!(refused(&many.join(",")).contains("more than the 16"));
+    }
+
+    #[test]
+    fn the_wider_address_is_found_in_either_order() {
+        for (one, other, clash) in [
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("*:80", "0.0.0.0:80", true),
+            ("*:80", "[::]:80", true),
+            ("*:80", "[::1]:80", true),
+            ("*:80", "127.0.0.1:80", true),
+            ("[::]:80", "[::1]:80", true),
+            ("[::]:80", "0.0.0.0:80", false),
+            ("127.0.0.1:80", "127.0.0.2:80", false),
+            ("0.0.0.0:80", "127.0.0.1:81", false),
+            ("0.0.0.0:0", "127.0.0.1:0", false),
+        ] {
+            for text in [format!("{one},{other}"), format!("{other},{one}")] {
+                let all = Listen.parse(&text, &FACTS).unwrap();
+                assert_eq!(overlap(&all).is_some(), clash, "{text}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_address_reads_back(ip: IpAddr, port: u16) {
+            prop_assume!(!matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some()));
+            let all = vec![plain(SocketAddr::new(ip, port))];
+            prop_assert_eq!(Listen.parse(&Listen.show(&all), &FACTS), Ok(all));
+        }
+
+        #[test]
+        fn no_text_panics(text in "[\\[\\]:*,%.0-9a-f ]{0,40}|.{0,20}") {
+            let _ = Listen.parse(&text, &FACTS);
+        }
+    }
+}

@@ -1,0 +1,556 @@
+//! The one table of settings, from which flags, environment variables, file keys, defaults,
+//! bounds, help and the reference in `docs/configuration.md` all come.
+//!
+//! Invariants: one row for each field of [`Config`]; every default and every example is accepted
+//! by its own row; the texts quote the bounds, which stand in `bounds.rs` and nowhere else.
+//! Must not: decide between sources or check one setting against another (`resolve` does).
+
+use std::fmt;
+
+use super::bounds::*;
+use super::listen::Listen;
+use super::value::{Choice, Facts, Grammar, OrWord, PerCpu, Switch};
+use super::{Config, LogFormat, LogLevel};
+
+/// The prefix of every environment variable that is a setting.
+pub const ENV_PREFIX: &str = "UPPERCASED_";
+
+const LEVELS: Choice<LogLevel> = Choice(&[
+    ("error", LogLevel::Error),
+    ("warn", LogLevel::Warn),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("trace", LogLevel::Trace),
+]);
+const FORMATS: Choice<LogFormat> =
+    Choice(&[("human", LogFormat::Human), ("json", LogFormat::Json)]);
+
+/// The headings under which help and documentation list the settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Category {
+    /// Where clients connect.
+    Listening,
+    /// What one connection may cost.
+    Connections,
+    /// How much one turn of the loop does.
+    Turn,
+    /// Starting and stopping workers.
+    Lifecycle,
+    /// Log lines.
+    Logging,
+}
+
+impl Category {
+    /// What stands above its settings.
+    #[must_use]
+    pub fn heading(self) -> &'static str {
+        match self {
+            Self::Listening => "Listening",
+            Self::Connections => "Connections",
+            Self::Turn => "Turn of the loop",
+            Self::Lifecycle => "Starting and stopping",
+            Self::Logging => "Logging",
+        }
+    }
+}
+
+/// The link between a row of the table and a field of [`Config`].
+pub(crate) struct Binding {
+    key: &'static str,
+    apply: fn(&mut Config, &str, &Facts<'_>) -> Result<(), String>,
+    show: fn(&Config) -> String,
+    accepts: fn() -> String,
+}
+
+/// Ties a field to its grammar. The key *is* the field's name, so they cannot drift apart.
+macro_rules! bind {
+    ($field:ident, $grammar:expr) => {
+        Binding {
+            key: stringify!($field),
+            apply: |config, text, facts| {
+                config.$field = $grammar.parse(text, facts)?;
+                Ok(())
+            },
+            show: |config| $grammar.show(&config.$field),
+            accepts: || $grammar.to_string(),
+        }
+    };
+}
+
+/// One setting: a row of [`SETTINGS`].
+pub struct Setting {
+    binding: Binding,
+    /// The heading it is listed under.
+    pub category: Category,
+    /// What stands for the value in help (`TIME`, `SIZE`, `N`).
+    pub value_name: &'static str,
+    /// The value it has if nobody sets it, as text.
+    pub default: &'static str,
+    /// A value that somebody might want, other than the default.
+    pub example: &'static str,
+    /// One line: what it is, without a full stop.
+    pub help: &'static str,
+    /// What it is for, and what to consider when changing it.
+    pub long_help: &'static str,
+}
+
+impl fmt::Debug for Setting {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Setting({})", self.key())
+    }
+}
+
+impl Setting {
+    /// The setting whose key is `key`.
+    #[must_use]
+    pub fn find(key: &str) -> Option<&'static Self> {
+        SETTINGS.iter().find(|setting| setting.key() == key)
+    }
+
+    /// Its name in the configuration file: `idle_timeout`.
+    #[must_use]
+    pub fn key(&self) -> &'static str {
+        self.binding.key
+    }
+
+    /// Its name on the command line, without the dashes: `idle-timeout`.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.key().replace('_', "-")
+    }
+
+    /// Its name in the environment: `UPPERCASED_IDLE_TIMEOUT`.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("{ENV_PREFIX}{}", self.key().to_ascii_uppercase())
+    }
+
+    /// What it accepts, as the end of the sentence "write …": `10ms to 30days, or off`.
+    #[must_use]
+    pub fn accepts(&self) -> String {
+        (self.binding.accepts)()
+    }
+
+    /// Whether the flag alone, without a value, means `true`.
+    #[must_use]
+    pub fn is_switch(&self) -> bool {
+        self.accepts() == Switch.to_string()
+    }
+
+    /// Whether it may be given several times (a list in the file, commas in the environment).
+    #[must_use]
+    pub fn is_list(&self) -> bool {
+        self.key() == "listen"
+    }
+
+    /// The value that `config` has, as text that this setting reads back.
+    #[must_use]
+    pub fn show(&self, config: &Config) -> String {
+        (self.binding.show)(config)
+    }
+
+    /// Reads `text` into its field of `config`; the error says why it cannot and what to write.
+    pub(crate) fn apply(
+        &self,
+        config: &mut Config,
+        text: &str,
+        facts: &Facts<'_>,
+    ) -> Result<(), String> {
+        (self.binding.apply)(config, text, facts).map_err(|why| {
+            format!(
+                "{why}; write for example {} ({})",
+                self.example,
+                self.accepts()
+            )
+        })
+    }
+}
+
+/// Every setting, in the order in which help, documentation and `check --print` list them.
+pub static SETTINGS: &[Setting] = &[
+    Setting {
+        binding: bind!(listen, Listen),
+        category: Category::Listening,
+        value_name: "ADDR",
+        default: "0.0.0.0:9999",
+        example: "127.0.0.1:8080",
+        help: "Address to listen on; may be repeated",
+        long_help: "A name stands for all its addresses. [::]:PORT is IPv6 only, *:PORT serves \
+                    IPv6 and IPv4 on one socket, PORT alone means every IPv4 address. Port 0 asks \
+                    the kernel for a free port, which all workers share. Addresses that overlap \
+                    are refused, because the more specific one would take every client from the \
+                    other.",
+    },
+    Setting {
+        binding: bind!(workers, PerCpu(WORKERS)),
+        category: Category::Listening,
+        value_name: "N",
+        default: "auto",
+        example: "4",
+        help: "Worker processes",
+        long_help: "Each worker is one process with one thread and a listening socket of its own; \
+                    the kernel spreads new connections over them. auto: one for each CPU that \
+                    this process may use (affinity and cgroup quota count).",
+    },
+    Setting {
+        binding: bind!(backlog, OrWord("auto", BACKLOG)),
+        category: Category::Listening,
+        value_name: "N",
+        default: "auto",
+        example: "1024",
+        help: "Connections that may wait in each accept queue",
+        long_help: "Every worker has one queue for each address. The kernel lowers a longer one \
+                    to net.core.somaxconn; auto asks for just that.",
+    },
+    Setting {
+        binding: bind!(share_port, Switch),
+        category: Category::Listening,
+        value_name: "BOOL",
+        default: "false",
+        example: "true",
+        help: "Join another server on the same address",
+        long_help: "A second server on an address would silently take half of its clients, so \
+                    starting one is an error unless this says that it is meant.",
+    },
+    Setting {
+        binding: bind!(max_connections, OrWord("auto", MAX_CONNECTIONS)),
+        category: Category::Connections,
+        value_name: "N",
+        default: "auto",
+        example: "50000",
+        help: "Connections a worker holds at once",
+        long_help: "At the limit a worker stops accepting until a connection closes; clients wait \
+                    in the accept queue. auto: what the descriptor limit (ulimit -n) leaves after \
+                    a reserve.",
+    },
+    Setting {
+        binding: bind!(idle_timeout, OrWord("off", IDLE_TIMEOUT)),
+        category: Category::Connections,
+        value_name: "TIME",
+        default: "off",
+        example: "30s",
+        help: "Close a connection on which nothing moved for so long",
+        long_help: "Bytes in either direction count as movement. off: a silent client may stay, \
+                    at the cost of one descriptor and no buffer.",
+    },
+    Setting {
+        binding: bind!(write_stall_timeout, OrWord("off", WRITE_STALL_TIMEOUT)),
+        category: Category::Connections,
+        value_name: "TIME",
+        default: "1m",
+        example: "20s",
+        help: "Cut a client that took none of its output for so long",
+        long_help: "Only a client that owes us reading is meant; it is not read from meanwhile. \
+                    off: it may keep its buffer for ever.",
+    },
+    Setting {
+        binding: bind!(linger_timeout, LINGER_TIMEOUT),
+        category: Category::Connections,
+        value_name: "TIME",
+        default: "5s",
+        example: "2s",
+        help: "Wait so long for the client to close at the end",
+        long_help: "Closing with unread input resets the connection and can destroy the reply \
+                    that is still in flight; so the server closes its writing side first and \
+                    waits. 0s closes at once.",
+    },
+    Setting {
+        binding: bind!(pending_output, PENDING_OUTPUT),
+        category: Category::Connections,
+        value_name: "SIZE",
+        default: "64KiB",
+        example: "16KiB",
+        help: "Unsent bytes that a connection may hold",
+        long_help: "Also the most that one read takes. A connection with unsent bytes is not \
+                    read, so a client that does not read cannot make the server grow; memory for \
+                    this exists only while there are such bytes.",
+    },
+    Setting {
+        binding: bind!(recv_buffer, OrWord("auto", SOCKET_BUFFER)),
+        category: Category::Connections,
+        value_name: "SIZE",
+        default: "256KiB",
+        example: "auto",
+        help: "Kernel receive buffer of a connection (SO_RCVBUF)",
+        long_help: "A fixed size bounds what a fast sender can park in the kernel. auto: the \
+                    kernel tunes it within net.ipv4.tcp_rmem. The kernel lowers it to \
+                    net.core.rmem_max.",
+    },
+    Setting {
+        binding: bind!(send_buffer, OrWord("auto", SOCKET_BUFFER)),
+        category: Category::Connections,
+        value_name: "SIZE",
+        default: "256KiB",
+        example: "auto",
+        help: "Kernel send buffer of a connection (SO_SNDBUF)",
+        long_help: "A fixed size bounds what a slow reader can make the kernel hold. auto: the \
+                    kernel tunes it within net.ipv4.tcp_wmem. The kernel lowers it to \
+                    net.core.wmem_max.",
+    },
+    Setting {
+        binding: bind!(keepalive, OrWord("off", KEEPALIVE)),
+        category: Category::Connections,
+        value_name: "TIME",
+        default: "10m",
+        example: "2m",
+        help: "Probe a client that was silent for so long",
+        long_help: "TCP keepalive: finds clients that vanished without a word. Whole seconds \
+                    count. off: no probes.",
+    },
+    Setting {
+        binding: bind!(accepts_per_turn, ACCEPTS_PER_TURN),
+        category: Category::Turn,
+        value_name: "N",
+        default: "64",
+        example: "16",
+        help: "Connections accepted in one turn of the loop",
+        long_help: "Bounds how long a flood of new clients can keep a worker from those it has. \
+                    The rest is taken in the next turn.",
+    },
+    Setting {
+        binding: bind!(bytes_per_turn, BYTES_PER_TURN),
+        category: Category::Turn,
+        value_name: "SIZE",
+        default: "256KiB",
+        example: "1MiB",
+        help: "Bytes read from one connection in one turn",
+        long_help: "Bounds how long one fast client can keep a worker from the others. What it \
+                    sent beyond is read in the next turn.",
+    },
+    Setting {
+        binding: bind!(accept_retry, ACCEPT_RETRY),
+        category: Category::Turn,
+        value_name: "TIME",
+        default: "100ms",
+        example: "500ms",
+        help: "Rest from accepting when resources are out",
+        long_help: "After EMFILE, ENFILE, ENOBUFS or ENOMEM accepting again at once would fail \
+                    again and burn a CPU. A connection that closes ends the rest early.",
+    },
+    Setting {
+        binding: bind!(drain_timeout, DRAIN_TIMEOUT),
+        category: Category::Lifecycle,
+        value_name: "TIME",
+        default: "30s",
+        example: "2m",
+        help: "Time a stopping worker has to finish what it owes",
+        long_help: "After it, what is left is cut. Give the service's own stop timeout a little \
+                    more than lame_duck and this together.",
+    },
+    Setting {
+        binding: bind!(lame_duck, LAME_DUCK),
+        category: Category::Lifecycle,
+        value_name: "TIME",
+        default: "0s",
+        example: "5s",
+        help: "Go on accepting for so long when stopping",
+        long_help: "Gives a load balancer time to notice that the server is no longer ready \
+                    before clients are refused.",
+    },
+    Setting {
+        binding: bind!(start_timeout, START_TIMEOUT),
+        category: Category::Lifecycle,
+        value_name: "TIME",
+        default: "10s",
+        example: "30s",
+        help: "Time a new worker has to become ready",
+        long_help: "One that is not ready by then is ended and counted as failed.",
+    },
+    Setting {
+        binding: bind!(backoff_initial, BACKOFF),
+        category: Category::Lifecycle,
+        value_name: "TIME",
+        default: "100ms",
+        example: "200ms",
+        help: "First pause before a failing slot is tried again",
+        long_help: "A worker that dies after good service is replaced at once; only repeated \
+                    failures wait, each twice as long as the one before.",
+    },
+    Setting {
+        binding: bind!(backoff_max, BACKOFF),
+        category: Category::Lifecycle,
+        value_name: "TIME",
+        default: "10s",
+        example: "1m",
+        help: "Longest such pause",
+        long_help: "Must not be shorter than backoff_initial.",
+    },
+    Setting {
+        binding: bind!(backoff_reset, BACKOFF_RESET),
+        category: Category::Lifecycle,
+        value_name: "TIME",
+        default: "1m",
+        example: "5m",
+        help: "Good service that wipes a slot's failures",
+        long_help: "A worker that served this long was sound; its death starts a new count.",
+    },
+    Setting {
+        binding: bind!(lend_after, LEND_AFTER),
+        category: Category::Lifecycle,
+        value_name: "TIME",
+        default: "100ms",
+        example: "50ms",
+        help: "Lend a queue without worker to a sibling after this",
+        long_help: "Clients in the accept queue of a slot without a worker wait; this bounds for \
+                    how long.",
+    },
+    Setting {
+        binding: bind!(log_level, LEVELS),
+        category: Category::Logging,
+        value_name: "LEVEL",
+        default: "info",
+        example: "debug",
+        help: "Least severe log lines to write",
+        long_help: "info: a line for what happens to the server, none for what happens to a \
+                    connection. debug: connections too. trace: bytes too, escaped and shortened; \
+                    not for production.",
+    },
+    Setting {
+        binding: bind!(log_format, FORMATS),
+        category: Category::Logging,
+        value_name: "FORMAT",
+        default: "human",
+        example: "json",
+        help: "How log lines look",
+        long_help: "human: time, level, message and key=value pairs, in colour on a terminal \
+                    unless NO_COLOR is set. json: one object a line. Log lines go to standard \
+                    error, never wait for a slow reader and are counted when they are lost.",
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Origin, resolve};
+    use std::fmt::Write as _;
+
+    const FACTS: Facts<'static> = Facts {
+        cpus: 2,
+        lookup: &|_, _| Err("no names here".to_owned()),
+    };
+
+    #[test]
+    fn every_default_and_example_is_accepted_and_canonical() {
+        let (config, _) = resolve(&[], &FACTS).unwrap();
+        for setting in SETTINGS {
+            let shown = setting.show(&config);
+            if setting.key() == "workers" {
+                assert_eq!(shown, "2", "auto is what the facts say");
+            } else {
+                assert_eq!(shown, setting.default, "{setting:?}");
+            }
+            let mut changed = config.clone();
+            setting
+                .apply(&mut changed, setting.example, &FACTS)
+                .unwrap();
+            assert_ne!(changed, config, "{setting:?}: the example is the default");
+            assert_eq!(setting.show(&changed), setting.example, "{setting:?}");
+        }
+    }
+
+    #[test]
+    fn there_is_a_row_for_every_field_and_only_one() {
+        let fields = serde_json::to_value(Config::default()).unwrap();
+        let mut fields: Vec<String> = fields.as_object().unwrap().keys().cloned().collect();
+        let mut keys: Vec<String> = SETTINGS.iter().map(|row| row.key().to_owned()).collect();
+        fields.sort();
+        keys.sort();
+        assert_eq!(fields, keys);
+    }
+
+    #[test]
+    fn the_bounds_in_the_texts_are_the_bounds_that_hold() {
+        let mut config = Config::default();
+        for setting in SETTINGS {
+            let accepts = setting.accepts();
+            let range = accepts.split(", or ").next().unwrap_or_default();
+            let Some((least, most)) = range.split_once(" to ") else {
+                continue;
+            };
+            for bound in [least, most] {
+                setting.apply(&mut config, bound, &FACTS).unwrap();
+                assert_eq!(setting.show(&config), bound, "{setting:?}");
+            }
+            // One unit more is too much, whatever the unit is.
+            let end = most
+                .find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(most.len());
+            let (digits, unit) = most.split_at(end);
+            let beyond = format!("{}{unit}", digits.parse::<u64>().unwrap() + 1);
+            let why = setting.apply(&mut config, &beyond, &FACTS).unwrap_err();
+            assert!(why.contains(&accepts), "{setting:?}: {why}");
+        }
+    }
+
+    #[test]
+    fn one_name_has_three_spellings() {
+        let setting = Setting::find("idle_timeout").unwrap();
+        assert_eq!(setting.flag(), "idle-timeout");
+        assert_eq!(setting.variable(), "UPPERCASED_IDLE_TIMEOUT");
+        assert_eq!(Origin::Flag.name_of(setting), "--idle-timeout");
+    }
+
+    #[test]
+    fn short_help_reads_well() {
+        for setting in SETTINGS {
+            assert!(!setting.help.ends_with('.'), "{setting:?}");
+            assert!(setting.long_help.ends_with('.'), "{setting:?}");
+        }
+    }
+
+    /// The reference between the two marks in `docs/configuration.md`.
+    fn reference() -> String {
+        let mut text = String::new();
+        let mut heading = None;
+        for setting in SETTINGS {
+            if heading != Some(setting.category) {
+                heading = Some(setting.category);
+                let _ = writeln!(text, "\n### {}", setting.category.heading());
+            }
+            let quote = if setting.example.parse::<u64>().is_ok() || setting.is_switch() {
+                ""
+            } else {
+                "\""
+            };
+            let (key, example) = (setting.key(), setting.example);
+            let _ = write!(
+                text,
+                "\n#### `{key}`\n\n{}. {}\n\n\
+                 - flag: `--{} {example}`\n\
+                 - environment: `{}={example}`\n\
+                 - file: `{key} = {quote}{example}{quote}`\n\
+                 - accepts: {}\n\
+                 - default: `{}`\n",
+                setting.help,
+                setting.long_help,
+                setting.flag(),
+                setting.variable(),
+                setting.accepts(),
+                setting.default,
+            );
+        }
+        // A switch may stand alone.
+        text.replace("--share-port true", "--share-port")
+    }
+
+    /// With `UPDATE_DOCS=1` in the environment it writes the reference instead of comparing it.
+    #[test]
+    fn the_documentation_agrees_with_the_table() {
+        const BEGIN: &str = "<!-- reference: begin -->\n";
+        const END: &str = "\n<!-- reference: end -->";
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        let (before, rest) = document.split_once(BEGIN).unwrap();
+        let (written, after) = rest.split_once(END).unwrap();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            let document = format!("{before}{BEGIN}{}{END}{after}", reference());
+            std::fs::write(path, document).unwrap();
+            return;
+        }
+        assert_eq!(
+            written,
+            reference(),
+            "run UPDATE_DOCS=1 cargo test --lib the_documentation_agrees"
+        );
+    }
+}

@@ -1,0 +1,328 @@
+//! The three places that settings come from, each read into the same plain assignments.
+//!
+//! Invariants: every value arrives as the text that its flag would take, so that one parser and
+//! one error text serve all three; what is not a setting is an error that names the nearest one.
+//! Must not: open the file or read the environment (the command line's shell does and hands the
+//! contents in), or judge a value.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use toml::de::{DeTable, DeValue};
+
+use super::Error;
+use super::settings::{ENV_PREFIX, SETTINGS, Setting};
+
+/// The environment variable that names the configuration file, as `--config` does.
+pub const CONFIG_VARIABLE: &str = "UPPERCASED_CONFIG";
+
+/// Where a value comes from. Later ones win over earlier ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// The configuration file.
+    File {
+        /// The file, as it was named.
+        path: Arc<Path>,
+        /// The line of the key, counted from 1.
+        line: usize,
+    },
+    /// An environment variable.
+    Environment,
+    /// The command line.
+    Flag,
+}
+
+impl Origin {
+    /// How `setting` is spelled there, for the beginning of an error.
+    #[must_use]
+    pub fn name_of(&self, setting: &Setting) -> String {
+        match self {
+            Self::Default => format!("the default of {}", setting.key()),
+            Self::File { path, line } => format!("{}:{line}: {}", path.display(), setting.key()),
+            Self::Environment => setting.variable(),
+            Self::Flag => format!("--{}", setting.flag()),
+        }
+    }
+
+    /// Says where a value of `setting` comes from: `environment UPPERCASED_WORKERS`.
+    #[must_use]
+    pub fn describe(&self, setting: &Setting) -> String {
+        match self {
+            Self::Default => "default".to_owned(),
+            Self::File { path, line } => format!("file {}:{line}", path.display()),
+            Self::Environment => format!("environment {}", setting.variable()),
+            Self::Flag => format!("flag --{}", setting.flag()),
+        }
+    }
+}
+
+/// One setting, the text it was given, and where.
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    /// What is set.
+    pub setting: &'static Setting,
+    /// To what, not yet judged.
+    pub text: String,
+    /// By whom.
+    pub origin: Origin,
+}
+
+/// Reads the contents of a configuration file; `path` is for the errors.
+///
+/// # Errors
+///
+/// The first thing in the file that is not TOML, not a setting, or not a value that a setting
+/// could have.
+pub fn from_file(contents: &[u8], path: &Path) -> Result<Vec<Assignment>, Error> {
+    let syntax = |offset: usize, why: String| {
+        let (line, column) = position(contents, offset);
+        Error::Syntax {
+            path: PathBuf::from(path),
+            line,
+            column,
+            why,
+        }
+    };
+    let text = std::str::from_utf8(contents)
+        .map_err(|error| syntax(error.valid_up_to(), "this byte is not UTF-8".to_owned()))?;
+    let table = DeTable::parse(text).map_err(|error| {
+        let offset = error.span().map_or(0, |span| span.start);
+        syntax(
+            offset,
+            error.message().lines().collect::<Vec<_>>().join(", "),
+        )
+    })?;
+
+    let mut entries: Vec<_> = table.get_ref().iter().collect();
+    // The table is sorted by key; the first error to report is the first in the file.
+    entries.sort_by_key(|(key, _)| key.span().start);
+    let path: Arc<Path> = Arc::from(path);
+    let assign = |(key, value): (&toml::Spanned<_>, &toml::Spanned<DeValue<'_>>)| {
+        let name: &str = AsRef::<str>::as_ref(key.get_ref());
+        let (line, _) = position(contents, key.span().start);
+        let origin = Origin::File {
+            path: Arc::clone(&path),
+            line,
+        };
+        let setting = Setting::find(name).ok_or_else(|| unknown_key(name, &path, line))?;
+        let text = value_text(setting, value.get_ref()).ok_or_else(|| Error::WrongType {
+            name: origin.name_of(setting),
+            found: value.get_ref().type_str(),
+            example: setting.example,
+        })?;
+        Ok(Assignment {
+            setting,
+            text,
+            origin,
+        })
+    };
+    entries.into_iter().map(assign).collect()
+}
+
+/// Picks the settings out of an environment.
+///
+/// # Errors
+///
+/// The first variable that begins with `UPPERCASED_` but is no setting, or is not UTF-8.
+pub fn from_environment(
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Vec<Assignment>, Error> {
+    let mut assignments = Vec::new();
+    for (name, value) in variables {
+        let name = name.to_string_lossy();
+        let Some(rest) = name.strip_prefix(ENV_PREFIX) else {
+            continue;
+        };
+        if name == CONFIG_VARIABLE || is_service_link(rest, &value) {
+            continue;
+        }
+        let key = rest.to_ascii_lowercase();
+        let setting = Setting::find(&key)
+            .filter(|setting| setting.variable() == name)
+            .ok_or_else(|| Error::UnknownVariable {
+                name: name.clone().into_owned(),
+                nearest: nearest(&key)
+                    .map_or_else(|| CONFIG_VARIABLE.to_owned(), Setting::variable),
+            })?;
+        let text = value.into_string().map_err(|_| Error::NotUtf8 {
+            name: setting.variable(),
+        })?;
+        assignments.push(Assignment {
+            setting,
+            text,
+            origin: Origin::Environment,
+        });
+    }
+    Ok(assignments)
+}
+
+/// Whether a variable is one that Kubernetes or Docker puts there by itself for a *service* that
+/// is called `uppercased`: a pod must not fail to start because of its own service's name.
+fn is_service_link(rest: &str, value: &OsStr) -> bool {
+    match rest.strip_prefix("PORT") {
+        // A person who writes UPPERCASED_PORT=80 must hear that there is no such setting.
+        Some("") => value.to_string_lossy().contains("://"),
+        Some(more) => more
+            .strip_prefix('_')
+            .is_some_and(|more| more.starts_with(|digit: char| digit.is_ascii_digit())),
+        None => {
+            rest == "SERVICE_HOST" || rest == "SERVICE_PORT" || rest.starts_with("SERVICE_PORT_")
+        }
+    }
+}
+
+fn unknown_key(name: &str, path: &Path, line: usize) -> Error {
+    Error::UnknownKey {
+        path: PathBuf::from(path),
+        line,
+        name: name.to_owned(),
+        nearest: nearest(name).map_or("", Setting::key),
+    }
+}
+
+/// The setting whose key looks most like `name`, however little that is.
+fn nearest(name: &str) -> Option<&'static Setting> {
+    let name = name.to_ascii_lowercase().replace('-', "_");
+    SETTINGS.iter().max_by(|one, other| {
+        let [one, other] = [one, other].map(|row| strsim::jaro_winkler(&name, row.key()));
+        one.total_cmp(&other)
+    })
+}
+
+/// A TOML value as the flag's text; `None` if it is of a type that `setting` cannot have.
+fn value_text(setting: &Setting, value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::Array(values) if setting.is_list() => {
+            let texts: Option<Vec<_>> = values
+                .iter()
+                .map(|value| match value.get_ref() {
+                    DeValue::Array(_) => None,
+                    value => value_text(setting, value),
+                })
+                .collect();
+            texts.map(|texts| texts.join(","))
+        }
+        DeValue::String(text) => Some(text.clone().into_owned()),
+        DeValue::Boolean(on) => Some(on.to_string()),
+        DeValue::Integer(number) => {
+            // Rewritten in base 10 without a sign; beyond 128 bits any text is out of range.
+            let plain = i128::from_str_radix(number.as_str(), number.radix());
+            Some(plain.map_or_else(|_| number.to_string(), |number| number.to_string()))
+        }
+        DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => None,
+    }
+}
+
+/// Line and column, both counted from 1, the column in bytes.
+fn position(contents: &[u8], offset: usize) -> (usize, usize) {
+    let before = &contents[..offset.min(contents.len())];
+    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let start = before
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |newline| newline + 1);
+    (line, before.len() - start + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn file(text: &str) -> Result<Vec<(String, String)>, String> {
+        from_file(text.as_bytes(), Path::new("u.toml"))
+            .map(|all| {
+                all.into_iter()
+                    .map(|one| (one.setting.key().to_owned(), one.text))
+                    .collect()
+            })
+            .map_err(|error| error.to_string())
+    }
+
+    fn environment(name: &str, value: &str) -> Result<usize, String> {
+        from_environment([(name.into(), value.into())])
+            .map(|all| all.len())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_type_becomes_the_flags_text() {
+        let text = "workers = 4\nbacklog = 0x1_00\nshare_port = true\nidle_timeout = \"30s\"\n\
+                    listen = [\"[::1]:1\", 9999]";
+        let found = file(text).unwrap();
+        let texts: Vec<&str> = found.iter().map(|(_, text)| text.as_str()).collect();
+        assert_eq!(texts, ["4", "256", "true", "30s", "[::1]:1,9999"]);
+    }
+
+    #[test]
+    fn errors_name_the_place_and_the_nearest_setting() {
+        assert_eq!(
+            file("workers = 4\n idle-timeout = \"1s\"").unwrap_err(),
+            "u.toml:2: there is no setting \"idle-timeout\"; the nearest one is \"idle_timeout\" \
+             (`uppercased --help` lists all)"
+        );
+        assert_eq!(
+            file("[server]\nworkers = 4").unwrap_err().split(';').next(),
+            Some("u.toml:1: there is no setting \"server\"")
+        );
+        let why = file("workers = 4\nlisten = = 3\n").unwrap_err();
+        assert!(why.starts_with("u.toml:2:10: not valid TOML: "), "{why}");
+        assert!(!why.contains('\n'), "{why}");
+        assert_eq!(
+            file("idle_timeout = 1.5").unwrap_err(),
+            "u.toml:1: idle_timeout: a value of type float does not fit; write for example \"30s\""
+        );
+        assert!(file("workers = [4]").unwrap_err().contains("array"));
+        assert!(file("listen = [[1]]").unwrap_err().contains("array"));
+        let broken = from_file(b"workers = 4\n#\xff", Path::new("u.toml")).unwrap_err();
+        assert!(
+            broken
+                .to_string()
+                .starts_with("u.toml:2:2: not valid TOML: this byte")
+        );
+    }
+
+    #[test]
+    fn the_environment_is_checked_too() {
+        assert_eq!(environment("UPPERCASED_WORKERS", "4"), Ok(1));
+        assert_eq!(environment("UPPERCASED_CONFIG", "x"), Ok(0));
+        assert_eq!(environment("PATH", "x"), Ok(0));
+        assert_eq!(
+            environment("UPPERCASED_WORKER", "4").unwrap_err(),
+            "there is no setting UPPERCASED_WORKER; the nearest one is UPPERCASED_WORKERS \
+             (`uppercased --help` lists all)"
+        );
+        assert!(environment("UPPERCASED_workers", "4").is_err());
+        assert!(environment("UPPERCASED_", "4").is_err());
+    }
+
+    #[test]
+    fn a_service_of_that_name_does_no_harm() {
+        for (name, value) in [
+            ("UPPERCASED_SERVICE_HOST", "10.0.0.1"),
+            ("UPPERCASED_SERVICE_PORT", "9999"),
+            ("UPPERCASED_SERVICE_PORT_TCP", "9999"),
+            ("UPPERCASED_PORT", "tcp://10.0.0.1:9999"),
+            ("UPPERCASED_PORT_9999_TCP_ADDR", "10.0.0.1"),
+        ] {
+            assert_eq!(environment(name, value), Ok(0), "{name}");
+        }
+        assert!(environment("UPPERCASED_PORT", "9999").is_err());
+        assert!(environment("UPPERCASED_PORTS", "9999").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_file_panics(contents in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _ = from_file(&contents, Path::new("u.toml"));
+        }
+
+        #[test]
+        fn nothing_that_looks_like_a_file_panics(text in "([a-z_]{0,9}[=\\[\\]\"{}.#\n 0-9]{0,6}){0,9}") {
+            let _ = from_file(text.as_bytes(), Path::new("u.toml"));
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! How one value is written: the small grammars that every source of settings shares.
+//!
+//! Invariants: a grammar is the only reader and the only writer of its kind of value, so what
+//! [`Grammar::show`] writes [`Grammar::parse`] reads back unchanged; its `Display` says what it
+//! accepts, and help, documentation and error texts all quote that one sentence.
+//! Must not: touch a descriptor, the clock or the environment (a name is looked up through
+//! [`Facts`]), or accept a number without a unit where the unit could be guessed wrongly.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Looks a host name up: its addresses with the given port, or why there are none.
+pub type Lookup<'a> = &'a dyn Fn(&str, u16) -> Result<Vec<SocketAddr>, String>;
+
+/// What the configuration has to know about the machine, handed in by the shell.
+#[derive(Clone, Copy)]
+pub struct Facts<'a> {
+    /// CPUs this process may use: the meaning of `workers = "auto"`.
+    pub cpus: u16,
+    /// How a host name in `listen` becomes addresses.
+    pub lookup: Lookup<'a>,
+}
+
+impl fmt::Debug for Facts<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Facts")
+            .field("cpus", &self.cpus)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One way of writing a value. `Display` completes the sentence "write …".
+pub(crate) trait Grammar: fmt::Display {
+    /// What the text stands for.
+    type Value;
+
+    /// Reads `text`. The error says what is wrong with it, in half a sentence that begins with
+    /// the text itself; what to write instead is added by the caller.
+    fn parse(&self, text: &str, facts: &Facts<'_>) -> Result<Self::Value, String>;
+
+    /// Writes `value` so that `parse` gives it back.
+    fn show(&self, value: &Self::Value) -> String;
+}
+
+/// A number of things, from `least` to `most`.
+#[derive(Clone, Copy, Debug)]
+pub struct Count<T> {
+    /// The lowest number accepted.
+    pub least: T,
+    /// The highest number accepted.
+    pub most: T,
+}
+
+/// A length of time, from `least` to `most`, written with its unit (`30s`, `1m30s`).
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// The shortest accepted.
+    pub least: Duration,
+    /// The longest accepted.
+    pub most: Duration,
+}
+
+/// A number of bytes, from `least` to `most`, plain or in binary units (`65536`, `64k`, `64KiB`).
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// The fewest bytes accepted.
+    pub least: u32,
+    /// The most bytes accepted.
+    pub most: u32,
+}
+
+/// What the grammar inside accepts, or one word for "none of it".
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OrWord<G>(pub(crate) &'static str, pub(crate) G);
+
+/// A number of workers, or `auto`: one for each CPU this process may use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PerCpu(pub(crate) Count<u16>);
+
+/// `true` or `false`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Switch;
+
+/// One word of a list.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Choice<T: 'static>(pub(crate) &'static [(&'static str, T)]);
+
+impl<T: Copy + fmt::Display + Into<u64> + TryFrom<u64>> Grammar for Count<T> {
+    type Value = T;
+
+    fn parse(&self, text: &str, _: &Facts<'_>) -> Result<T, String> {
+        let digits = text.strip_prefix('-').unwrap_or(text);
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(format!("{text:?} is not a whole number"));
+        }
+        // More digits than a u64 holds is a number all the same, and too high.
+        let number = text.parse::<u64>().unwrap_or(u64::MAX);
+        if text.starts_with('-') || number < self.least.into() {
+            return Err(format!("{text} is too low"));
+        }
+        T::try_from(number)
+            .ok()
+            .filter(|_| number <= self.most.into())
+            .ok_or_else(|| format!("{text} is too high"))
+    }
+
+    fn show(&self, value: &T) -> String {
+        value.to_string()
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for Count<T> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} to {}", self.least, self.most)
+    }
+}
+
+impl Grammar for Span {
+    type Value = Duration;
+
+    fn parse(&self, text: &str, _: &Facts<'_>) -> Result<Duration, String> {
+        use humantime::DurationError as Wrong;
+        let span = humantime::parse_duration(text).map_err(|error| match error {
+            Wrong::UnknownUnit { unit, .. } if unit.is_empty() => {
+                format!("{text:?} is not a duration: it has no unit")
+            }
+            Wrong::UnknownUnit { unit, .. } => {
+                format!("{text:?} is not a duration: {unit:?} is not a unit of time")
+            }
+            Wrong::NumberOverflow => format!("{text:?} is too long"),
+            _ => format!("{text:?} is not a duration"),
+        })?;
+        if span < self.least {
+            Err(format!("{text} is too short"))
+        } else if span > self.most {
+            Err(format!("{text} is too long"))
+        } else {
+            Ok(span)
+        }
+    }
+
+    fn show(&self, value: &Duration) -> String {
+        show_span(*value)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} to {}", show_span(self.least), show_span(self.most))
+    }
+}
+
+/// `1m30s`: exact, and without the spaces that would need quoting on a command line.
+fn show_span(span: Duration) -> String {
+    humantime::format_duration(span)
+        .to_string()
+        .replace(' ', "")
+}
+
+/// The units of a size, largest first; the first spelling is the one that is written.
+const SIZE_UNITS: [(u64, [&str; 3]); 4] = [
+    (1 << 30, ["GiB", "G", "g"]),
+    (1 << 20, ["MiB", "M", "m"]),
+    (1 << 10, ["KiB", "K", "k"]),
+    (1, ["", "B", "B"]),
+];
+
+impl Grammar for Size {
+    type Value = u32;
+
+    fn parse(&self, text: &str, _: &Facts<'_>) -> Result<u32, String> {
+        let end = text
+            .find(|letter: char| !letter.is_ascii_digit())
+            .unwrap_or(text.len());
+        let (digits, unit) = text.split_at(end);
+        let scale = SIZE_UNITS
+            .iter()
+            .find(|(_, names)| names.contains(&unit.trim_start()))
+            .map(|(scale, _)| *scale)
+            .filter(|_| !digits.is_empty())
+            .ok_or_else(|| format!("{text:?} is not a size in bytes, KiB, MiB or GiB"))?;
+        let bytes = digits
+            .parse::<u64>()
+            .unwrap_or(u64::MAX)
+            .saturating_mul(scale);
+        if bytes < u64::from(self.least) {
+            return Err(format!("{text} is too small"));
+        }
+        u32::try_from(bytes)
+            .ok()
+            .filter(|bytes| *bytes <= self.most)
+            .ok_or_else(|| format!("{text} is too large"))
+    }
+
+    fn show(&self, value: &u32) -> String {
+        show_size(*value)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} to {}", show_size(self.least), show_size(self.most))
+    }
+}
+
+/// `64KiB`: in the largest unit that divides it, so nothing is rounded away.
+fn show_size(bytes: u32) -> String {
+    let bytes = u64::from(bytes);
+    let (scale, names) = SIZE_UNITS
+        .iter()
+        .find(|(scale, _)| bytes != 0 && bytes.is_multiple_of(*scale))
+        .unwrap_or(&SIZE_UNITS[SIZE_UNITS.len() - 1]);
+    format!("{}{}", bytes / scale, names[0])
+}
+
+impl<G: Grammar> Grammar for OrWord<G> {
+    type Value = Option<G::Value>;
+
+    fn parse(&self, text: &str, facts: &Facts<'_>) -> Result<Self::Value, String> {
+        if text == self.0 {
+            return Ok(None);
+        }
+        self.1.parse(text, facts).map(Some)
+    }
+
+    fn show(&self, value: &Self::Value) -> String {
+        value
+            .as_ref()
+            .map_or_else(|| self.0.to_owned(), |value| self.1.show(value))
+    }
+}
+
+impl<G: fmt::Display> fmt::Display for OrWord<G> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}, or {}", self.1, self.0)
+    }
+}
+
+impl Grammar for PerCpu {
+    type Value = u16;
+
+    fn parse(&self, text: &str, facts: &Facts<'_>) -> Result<u16, String> {
+        if text == "auto" {
+            return Ok(facts.cpus.clamp(self.0.least, self.0.most));
+        }
+        self.0.parse(text, facts)
+    }
+
+    fn show(&self, value: &u16) -> String {
+        value.to_string()
+    }
+}
+
+impl fmt::Display for PerCpu {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}, or auto", self.0)
+    }
+}
+
+impl Grammar for Switch {
+    type Value = bool;
+
+    fn parse(&self, text: &str, _: &Facts<'_>) -> Result<bool, String> {
+        text.parse()
+            .map_err(|_| format!("{text:?} is neither true nor false"))
+    }
+
+    fn show(&self, value: &bool) -> String {
+        value.to_string()
+    }
+}
+
+impl fmt::Display for Switch {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("true or false")
+    }
+}
+
+impl<T: Copy + PartialEq> Grammar for Choice<T> {
+    type Value = T;
+
+    fn parse(&self, text: &str, _: &Facts<'_>) -> Result<T, String> {
+        self.0
+            .iter()
+            .find(|(word, _)| *word == text)
+            .map(|(_, value)| *value)
+            .ok_or_else(|| format!("{text:?} is not a known word"))
+    }
+
+    fn show(&self, value: &T) -> String {
+        self.0
+            .iter()
+            .find(|(_, known)| known == value)
+            .map_or("", |(word, _)| *word)
+            .to_owned()
+    }
+}
+
+impl<T> fmt::Display for Choice<T> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (word, _)) in self.0.iter().enumerate() {
+            let joint = match index {
+                0 => "",
+                _ if index + 1 == self.0.len() => " or ",
+                _ => ", ",
+            };
+            write!(out, "{joint}{word}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FACTS: Facts<'static> = Facts {
+        cpus: 3,
+        lookup: &|_, _| Err("no names here".to_owned()),
+    };
+    const ANY_SIZE: Size = Size {
+        least: 0,
+        most: u32::MAX,
+    };
+    const ANY_SPAN: Span = Span {
+        least: Duration::ZERO,
+        most: Duration::MAX,
+    };
+
+    #[test]
+    fn sizes_are_plain_or_binary() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("65536", 65_536),
+            ("65536B", 65_536),
+            ("64k", 65_536),
+            ("64K", 65_536),
+            ("64KiB", 65_536),
+            ("64 KiB", 65_536),
+            ("1MiB", 1 << 20),
+            ("1m", 1 << 20),
+            ("1GiB", 1 << 30),
+        ] {
+            assert_eq!(ANY_SIZE.parse(text, &FACTS), Ok(bytes), "{text}");
+        }
+        // KB and kib are refused: the first may mean 1000, the second is nobody's spelling.
+        for text in [
+            "",
+            "k",
+            "KiB",
+            "64KB",
+            "64kib",
+            "6.4k",
+            "-1",
+            "+1",
+            "1 2",
+            "1k k",
+            "0x10",
+            "99999999999999999999999",
+            "5GiB",
+        ] {
+            assert!(ANY_SIZE.parse(text, &FACTS).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        let why = ANY_SPAN.parse("30", &FACTS).unwrap_err();
+        assert_eq!(why, "\"30\" is not a duration: it has no unit");
+        let why = ANY_SPAN.parse("30x", &FACTS).unwrap_err();
+        assert_eq!(
+            why,
+            "\"30x\" is not a duration: \"x\" is not a unit of time"
+        );
+        assert!(ANY_SPAN.parse("", &FACTS).is_err());
+        assert!(ANY_SPAN.parse("-1s", &FACTS).is_err());
+        assert!(
+            ANY_SPAN
+                .parse("99999999999999999999999y", &FACTS)
+                .unwrap_err()
+                .ends_with("too long")
+        );
+        assert_eq!(ANY_SPAN.parse("1m30s", &FACTS), Ok(Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn counts_hold_their_bounds() {
+        let grammar = Count::<u16> {
+            least: 1,
+            most: 1024,
+        };
+        assert_eq!(grammar.parse("1", &FACTS), Ok(1));
+        assert_eq!(grammar.parse("1024", &FACTS), Ok(1024));
+        assert_eq!(grammar.parse("0", &FACTS).unwrap_err(), "0 is too low");
+        assert_eq!(grammar.parse("-7", &FACTS).unwrap_err(), "-7 is too low");
+        for absurd in ["1025", "70000", "99999999999999999999999"] {
+            assert!(
+                grammar
+                    .parse(absurd, &FACTS)
+                    .unwrap_err()
+                    .ends_with("too high")
+            );
+        }
+        for noise in ["", "-", "two", "1.5", "+1", "1e3", " 1", "٣"] {
+            assert!(grammar.parse(noise, &FACTS).is_err(), "{noise}");
+        }
+    }
+
+    #[test]
+    fn auto_workers_are_the_cpus_within_bounds() {
+        let grammar = PerCpu(Count { least: 1, most: 2 });
+        assert_eq!(grammar.parse("auto", &FACTS), Ok(2));
+        let none = Facts { cpus: 0, ..FACTS };
+        assert_eq!(grammar.parse("auto", &none), Ok(1));
+    }
+
+    #[test]
+    fn a_choice_reads_as_a_sentence() {
+        assert_eq!(
+            Choice(&[("a", 1), ("b", 2), ("c", 3)]).to_string(),
+            "a, b or c"
+        );
+        assert_eq!(
+            Choice(&[("a", 1)]).parse("A", &FACTS).unwrap_err(),
+            "\"A\" is not a known word"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn every_size_reads_back(bytes: u32) {
+            prop_assert_eq!(ANY_SIZE.parse(&ANY_SIZE.show(&bytes), &FACTS), Ok(bytes));
+        }
+
+        #[test]
+        fn every_duration_reads_back(seconds in 0..u64::MAX / 2, nanos in 0..1_000_000_000_u32) {
+            let span = Duration::new(seconds, nanos);
+            prop_assert_eq!(ANY_SPAN.parse(&ANY_SPAN.show(&span), &FACTS), Ok(span));
+        }
+
+        #[test]
+        fn no_text_panics(text in ".{0,40}") {
+            let _ = ANY_SIZE.parse(&text, &FACTS);
+            let _ = ANY_SPAN.parse(&text, &FACTS);
+            let _ = OrWord("auto", Count { least: 1_u32, most: 9 }).parse(&text, &FACTS);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Binding a slot's listening sockets.
+//!
+//! Invariants: every option that connections inherit, or that decides whether the bind succeeds,
+//! is set before `bind`; every generation sets the same ones, since a port with TIME_WAIT sockets
+//! can be bound again exactly when old and new socket share `SO_REUSEADDR` or `SO_REUSEPORT`;
+//! family, address and the IPv6-only flag are spelled out, because a group forms only among
+//! sockets that agree in all of them.
+//!
+//! A socket that has been bound here lives as long as its slot: it is passed on, never shut down.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use crate::config::Config;
+use crate::port::{self, Holder};
+use crate::wire::Listen;
+
+/// Why a listener cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The port is taken by a socket that does not share it.
+    #[error(
+        "cannot listen on {addr}: the address is in use{}; stop that server or choose another \
+         address with --listen",
+        .holder.as_ref().map(|holder| format!(" ({holder})")).unwrap_or_default()
+    )]
+    InUse {
+        /// Where.
+        addr: SocketAddr,
+        /// By whom, if that could be found out.
+        holder: Option<Holder>,
+    },
+    /// The port is privileged.
+    #[error(
+        "cannot listen on {addr}: permission denied; ports below {first_free} need root or \
+         CAP_NET_BIND_SERVICE, choose a higher one with --listen"
+    )]
+    Privileged {
+        /// Where.
+        addr: SocketAddr,
+        /// The first port that needs no privilege.
+        first_free: u16,
+    },
+    /// No interface has the address.
+    #[error(
+        "cannot listen on {addr}: this machine does not have the address {}; use one of its own, \
+         or {} for all of them",
+        .addr.ip(), unspecified(*.addr)
+    )]
+    NotOurs {
+        /// Where.
+        addr: SocketAddr,
+    },
+    /// The system does not speak the address's family.
+    #[error("cannot listen on {addr}: this system has no {}", family(*.addr))]
+    NoFamily {
+        /// Where.
+        addr: SocketAddr,
+    },
+    /// Anything else.
+    #[error("cannot listen on {addr}: {operation} failed: {source}")]
+    System {
+        /// Where.
+        addr: SocketAddr,
+        /// Which call.
+        operation: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Binds and listens: the socket, and the address it really has.
+///
+/// # Errors
+/// Any [`Error`]; nothing is left behind.
+pub fn bind(listen: &Listen, config: &Config) -> Result<(OwnedFd, Listen), Error> {
+    let addr = listen.addr;
+    let step = |operation| move |source| describe(listen, operation, source);
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))
+        .map_err(step("socket"))?;
+    socket
+        .set_reuse_address(true)
+        .map_err(step("setting SO_REUSEADDR"))?;
+    socket
+        .set_reuse_port(true)
+        .map_err(step("setting SO_REUSEPORT"))?;
+    if addr.is_ipv6() {
+        socket
+            .set_only_v6(!listen.dual_stack)
+            .map_err(step("setting IPV6_V6ONLY"))?;
+    }
+    set_inherited(&socket, config).map_err(step("setting socket options"))?;
+    socket.bind(&addr.into()).map_err(step("bind"))?;
+    socket.listen(backlog(config)).map_err(step("listen"))?;
+    let bound = socket.local_addr().map_err(step("getsockname"))?;
+    let bound = bound.as_socket().unwrap_or(addr);
+    Ok((
+        socket.into(),
+        Listen {
+            addr: bound,
+            ..*listen
+        },
+    ))
+}
+
+/// The longest accept queue the system grants (`net.core.somaxconn`).
+#[must_use]
+pub fn longest_backlog() -> Option<u32> {
+    std::fs::read_to_string("/proc/sys/net/core/somaxconn")
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// What every accepted connection gets from its listener, so that none costs a call of its own.
+fn set_inherited(socket: &Socket, config: &Config) -> io::Result<()> {
+    // A reply is one send; without this a second one waits for the peer's delayed ACK.
+    socket.set_tcp_nodelay(true)?;
+    // Urgent bytes are bytes: byte-exact service, and exact kernel byte counters, depend on it.
+    socket.set_out_of_band_inline(true)?;
+    if let Some(bytes) = config.recv_buffer {
+        socket.set_recv_buffer_size(bytes as usize)?;
+    }
+    if let Some(bytes) = config.send_buffer {
+        socket.set_send_buffer_size(bytes as usize)?;
+    }
+    if let Some(silence) = config.keepalive {
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(silence))?;
+    }
+    Ok(())
+}
+
+fn backlog(config: &Config) -> i32 {
+    // The kernel cuts whatever is asked for to somaxconn.
+    config
+        .backlog
+        .map_or(i32::MAX, |asked| i32::try_from(asked).unwrap_or(i32::MAX))
+}
+
+fn describe(listen: &Listen, operation: &'static str, source: io::Error) -> Error {
+    let addr = listen.addr;
+    match source.kind() {
+        io::ErrorKind::AddrInUse => Error::InUse {
+            addr,
+            holder: port::holder(listen),
+        },
+        io::ErrorKind::PermissionDenied => Error::Privileged {
+            addr,
+            first_free: first_free(),
+        },
+        io::ErrorKind::AddrNotAvailable => Error::NotOurs { addr },
+        _ if source.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32) => {
+            Error::NoFamily { addr }
+        }
+        _ => Error::System {
+            addr,
+            operation,
+            source,
+        },
+    }
+}
+
+fn first_free() -> u16 {
+    let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    std::fs::read_to_string(path)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(1024)
+}
+
+fn unspecified(addr: SocketAddr) -> &'static str {
+    match addr.ip() {
+        IpAddr::V4(_) => "0.0.0.0",
+        IpAddr::V6(_) => "[::]",
+    }
+}
+
+fn family(addr: SocketAddr) -> &'static str {
+    if addr.is_ipv4() { "IPv4" } else { "IPv6" }
+}

@@ -1,0 +1,464 @@
+//! One event as one line of text, for people or for machines. Pure.
+//!
+//! Invariants: a rendered line ends in its only newline, holds no control character but the
+//! colour of its level, and has at most [`LOG_LINE_MAX_BYTES`] bytes; in JSON it is valid
+//! whatever had to be left out.
+//! Must not: write, or read the clock.
+
+use std::error;
+use std::fmt::{self, Write as _};
+use std::time::SystemTime;
+
+use tracing::Level;
+use tracing::field::{Field, Visit};
+
+/// The longest line in bytes, its newline included. This is `PIPE_BUF`: a write of up to so many
+/// bytes into a pipe happens whole or not at all, so that lines of several processes never mix.
+pub const LOG_LINE_MAX_BYTES: usize = 4096;
+
+/// How a line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    /// Time, level, message, then `key=value`.
+    Human {
+        /// Whether the level is coloured.
+        colour: bool,
+    },
+    /// One object.
+    Json,
+}
+
+/// A field's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    /// A number or a boolean: written as it is in both styles.
+    Plain(String),
+    /// Anything else, with the number of bytes that were cut off its end.
+    Text(String, usize),
+}
+
+/// The fields of an event or a span, in order. The event's message is one of them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fields(Vec<(&'static str, Value)>);
+
+impl Fields {
+    /// The fields of the line that says how many lines were lost.
+    pub(super) fn of_loss(lost: u64) -> Self {
+        let message = "log lines were lost because standard error took no more";
+        Self(vec![
+            ("message", Value::Text(message.to_owned(), 0)),
+            ("lost", Value::Plain(lost.to_string())),
+        ])
+    }
+
+    /// Takes over each field of `others` whose name is not here yet.
+    pub(super) fn add_missing(&mut self, others: &Self) {
+        for (name, value) in &others.0 {
+            if !self.0.iter().any(|(known, _)| known == name) {
+                self.0.push((name, value.clone()));
+            }
+        }
+    }
+
+    fn set(&mut self, field: &Field, value: Value) {
+        match self.0.iter_mut().find(|(name, _)| *name == field.name()) {
+            Some((_, known)) => *known = value,
+            None => self.0.push((field.name(), value)),
+        }
+    }
+
+    fn set_text(&mut self, field: &Field, text: fmt::Arguments<'_>) {
+        let mut bounded = Bounded::default();
+        // `Bounded` never fails; a value whose own formatting does is shown as far as it came.
+        let _ = bounded.write_fmt(text);
+        self.set(field, Value::Text(bounded.text, bounded.cut));
+    }
+
+    fn message(&self) -> Option<&Value> {
+        self.0
+            .iter()
+            .find(|(name, _)| *name == MESSAGE)
+            .map(|(_, value)| value)
+    }
+
+    fn others(&self) -> impl Iterator<Item = &(&'static str, Value)> {
+        self.0.iter().filter(|(name, _)| *name != MESSAGE)
+    }
+}
+
+/// The name that `tracing` gives to the text of an event.
+const MESSAGE: &str = "message";
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.set_text(field, format_args!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.set_text(field, format_args!("{value}"));
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn error::Error + 'static)) {
+        self.set_text(field, format_args!("{value}"));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.set(field, Value::Plain(value.to_string()));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.set(field, Value::Plain(value.to_string()));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.set(field, Value::Plain(value.to_string()));
+    }
+
+    fn record_i128(&mut self, field: &Field, value: i128) {
+        self.set(field, Value::Plain(value.to_string()));
+    }
+
+    fn record_u128(&mut self, field: &Field, value: u128) {
+        self.set(field, Value::Plain(value.to_string()));
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        // JSON has no NaN and no infinity.
+        let text = value.to_string();
+        let value = if value.is_finite() {
+            Value::Plain(text)
+        } else {
+            Value::Text(text, 0)
+        };
+        self.set(field, value);
+    }
+}
+
+/// Keeps the beginning of what is written to it and counts the rest, so that a huge value costs
+/// no more memory than a line.
+#[derive(Default)]
+struct Bounded {
+    text: String,
+    cut: usize,
+}
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = if self.cut == 0 {
+            LOG_LINE_MAX_BYTES - self.text.len()
+        } else {
+            0
+        };
+        let end = boundary(text, room);
+        self.text.push_str(&text[..end]);
+        self.cut += text.len() - end;
+        Ok(())
+    }
+}
+
+/// What is to be rendered.
+pub(super) struct Line<'a> {
+    pub(super) at: SystemTime,
+    pub(super) level: Level,
+    pub(super) target: &'a str,
+    pub(super) fields: &'a Fields,
+}
+
+impl Line<'_> {
+    /// The line, newline included.
+    pub(super) fn render(&self, style: Style) -> String {
+        match style {
+            Style::Human { colour } => self.human(colour),
+            Style::Json => self.json(),
+        }
+    }
+
+    fn human(&self, colour: bool) -> String {
+        let (on, off) = match self.level {
+            _ if !colour => ("", ""),
+            Level::ERROR => ("\x1b[31m", "\x1b[0m"),
+            Level::WARN => ("\x1b[33m", "\x1b[0m"),
+            Level::INFO => ("\x1b[32m", "\x1b[0m"),
+            _ => ("\x1b[2m", "\x1b[0m"),
+        };
+        let time = humantime::format_rfc3339_millis(self.at);
+        let mut line = format!("{time} {on}{}{off}", self.level);
+        if let Some(Value::Plain(text) | Value::Text(text, _)) = self.fields.message() {
+            line.push(' ');
+            push_visible(&mut line, text);
+        }
+        for (name, value) in self.fields.others() {
+            let _ = write!(line, " {name}=");
+            match value {
+                Value::Plain(text) => line.push_str(text),
+                Value::Text(text, _) if reads_as_one_word(text) => line.push_str(text),
+                Value::Text(text, _) => push_quoted(&mut line, text),
+            }
+        }
+        // What was cut of single values lies behind the end of a full line, so one mark says all.
+        let unseen: usize = self.fields.0.iter().map(|(_, value)| value.cut()).sum();
+        if line.len() + unseen >= LOG_LINE_MAX_BYTES {
+            let end = boundary(&line, LOG_LINE_MAX_BYTES - CUT_MARK_MAX - 1);
+            let cut = line.len() - end + unseen;
+            line.truncate(end);
+            push_cut_mark(&mut line, cut);
+        }
+        line.push('\n');
+        line
+    }
+
+    /// Leaves out what does not fit, field by field, and says so with `"truncated":true`.
+    fn json(&self) -> String {
+        let time = humantime::format_rfc3339_millis(self.at);
+        let mut line = format!("{{\"timestamp\":\"{time}\",\"level\":\"{}\"", self.level);
+        let mut whole = push_member(&mut line, "target", &Value::text(self.target));
+        if let Some(message) = self.fields.message() {
+            whole &= push_member(&mut line, MESSAGE, message);
+        }
+        for (name, value) in self.fields.others() {
+            if !RESERVED.contains(name) {
+                whole &= push_member(&mut line, name, value);
+            }
+        }
+        line.push_str(if whole { "}\n" } else { TRUNCATED_END });
+        line
+    }
+}
+
+impl Value {
+    fn text(text: &str) -> Self {
+        Self::Text(text.to_owned(), 0)
+    }
+
+    fn cut(&self) -> usize {
+        match self {
+            Self::Plain(_) => 0,
+            Self::Text(_, cut) => *cut,
+        }
+    }
+}
+
+/// Members that every object has; a field of that name would make it ambiguous.
+const RESERVED: [&str; 4] = ["timestamp", "level", "target", "truncated"];
+
+/// How an object ends of which something was left out.
+const TRUNCATED_END: &str = ",\"truncated\":true}\n";
+
+/// The longest `…(+N bytes)`: the ellipsis is three bytes, N at most twenty digits.
+const CUT_MARK_MAX: usize = 3 + 2 + 20 + 7;
+
+fn push_cut_mark(line: &mut String, cut: usize) {
+    let _ = write!(line, "…(+{cut} bytes)");
+}
+
+/// Adds `,"name":value` as far as there is room; whether it is there whole.
+fn push_member(line: &mut String, name: &str, value: &Value) -> bool {
+    let room = LOG_LINE_MAX_BYTES - TRUNCATED_END.len();
+    let before = line.len();
+    line.push_str(",\"");
+    push_json_escaped(line, name, usize::MAX);
+    line.push_str("\":");
+    let fits = match value {
+        Value::Plain(text) => {
+            line.push_str(text);
+            true
+        }
+        Value::Text(text, cut) => {
+            line.push('"');
+            let taken = push_json_escaped(line, text, room.saturating_sub(CUT_MARK_MAX + 1));
+            let cut = text.len() - taken + cut;
+            if cut > 0 {
+                push_cut_mark(line, cut);
+            }
+            line.push('"');
+            cut == 0
+        }
+    };
+    if line.len() > room {
+        line.truncate(before);
+        return false;
+    }
+    fits
+}
+
+/// Adds `text` escaped for a JSON string while the line stays within `room` bytes; returns how
+/// many bytes of `text` were taken.
+fn push_json_escaped(line: &mut String, text: &str, room: usize) -> usize {
+    for (at, letter) in text.char_indices() {
+        let before = line.len();
+        match letter {
+            '"' => line.push_str("\\\""),
+            '\\' => line.push_str("\\\\"),
+            '\n' => line.push_str("\\n"),
+            '\r' => line.push_str("\\r"),
+            '\t' => line.push_str("\\t"),
+            _ if letter.is_control() => {
+                let _ = write!(line, "\\u{:04x}", u32::from(letter));
+            }
+            _ => line.push(letter),
+        }
+        if line.len() > room {
+            line.truncate(before);
+            return at;
+        }
+    }
+    text.len()
+}
+
+/// The largest index up to `most` at which `text` may be cut without splitting a character.
+fn boundary(text: &str, most: usize) -> usize {
+    (0..=most.min(text.len()))
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0)
+}
+
+/// Whether `key=text` can be told apart from its neighbours without quotes.
+fn reads_as_one_word(text: &str) -> bool {
+    let splits = |c: char| c.is_whitespace() || c.is_control() || c == '"' || c == '=';
+    !text.is_empty() && !text.contains(splits)
+}
+
+fn push_quoted(line: &mut String, text: &str) {
+    line.push('"');
+    for part in text.split_inclusive(['"', '\\']) {
+        let end = part.trim_end_matches(['"', '\\']).len();
+        push_visible(line, &part[..end]);
+        if end < part.len() {
+            line.push('\\');
+            line.push_str(&part[end..]);
+        }
+    }
+    line.push('"');
+}
+
+/// Adds `text` with its control characters escaped: none may end the line or drive the terminal.
+fn push_visible(line: &mut String, text: &str) {
+    for letter in text.chars() {
+        if letter.is_control() {
+            let _ = write!(line, "{}", letter.escape_default());
+        } else {
+            line.push(letter);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HUMAN: Style = Style::Human { colour: false };
+
+    fn line(style: Style, fields: Vec<(&'static str, Value)>) -> String {
+        Line {
+            at: SystemTime::UNIX_EPOCH,
+            level: Level::INFO,
+            target: "here",
+            fields: &Fields(fields),
+        }
+        .render(style)
+    }
+
+    #[test]
+    fn values_are_quoted_where_they_must_be() {
+        let text = line(
+            HUMAN,
+            vec![
+                (MESSAGE, Value::text("it \"is\"\n")),
+                ("a", Value::text("plain")),
+                ("b", Value::text("")),
+                ("c", Value::text("x=\"1\\\"\t")),
+                ("d", Value::Plain("-7".to_owned())),
+            ],
+        );
+        assert_eq!(
+            text,
+            "1970-01-01T00:00:00.000Z INFO it \"is\"\\n a=plain b=\"\" c=\"x=\\\"1\\\\\\\"\\t\" d=-7\n"
+        );
+    }
+
+    #[test]
+    fn only_the_level_is_coloured() {
+        let text = line(
+            Style::Human { colour: true },
+            vec![("a", Value::text("\x1b[31m"))],
+        );
+        assert!(
+            text.contains(" \x1b[32mINFO\x1b[0m a=\"\\u{1b}[31m\"\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_field_cannot_pose_as_a_member_of_the_line() {
+        let text = line(Style::Json, vec![("level", Value::text("FAKE"))]);
+        assert!(!text.contains("FAKE"), "{text}");
+    }
+
+    #[test]
+    fn long_lines_are_cut_and_marked() {
+        let long = "é".repeat(LOG_LINE_MAX_BYTES);
+        let text = line(HUMAN, vec![(MESSAGE, Value::text(&long))]);
+        assert!(text.len() <= LOG_LINE_MAX_BYTES);
+        assert!(text.len() > LOG_LINE_MAX_BYTES - 2 * CUT_MARK_MAX);
+        assert!(text.ends_with(" bytes)\n"), "{text}");
+
+        let fields = vec![
+            (MESSAGE, Value::text("short")),
+            ("long", Value::Text("\"".repeat(LOG_LINE_MAX_BYTES), 10)),
+            ("late", Value::Plain("1".to_owned())),
+        ];
+        let text = line(Style::Json, fields);
+        assert!(text.len() <= LOG_LINE_MAX_BYTES);
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["message"], "short");
+        assert_eq!(json["truncated"], true);
+        assert!(json["long"].as_str().unwrap().ends_with(" bytes)"));
+    }
+
+    #[test]
+    fn a_huge_value_is_not_kept() {
+        let mut bounded = Bounded::default();
+        for _ in 0..1000 {
+            bounded.write_str("0123456789é").unwrap();
+        }
+        assert!(bounded.text.len() <= LOG_LINE_MAX_BYTES);
+        assert_eq!(bounded.text.len() + bounded.cut, 12_000);
+    }
+
+    prop_compose! {
+        fn any_value()(
+            text in prop_oneof![".{0,60}", "[\"\\\\\n\\x00-\\x1f]{0,3000}", "\\PC{0,2000}"],
+            plain: Option<i64>,
+            cut in 0..3_usize,
+        ) -> Value {
+            plain.map_or(Value::Text(text, cut), |number| Value::Plain(number.to_string()))
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_line_is_one_bounded_line(
+            message in any_value(), a in any_value(), b in any_value(), c in any_value(),
+        ) {
+            let fields = vec![(MESSAGE, message), ("a", a), ("b", b), ("c", c)];
+            let human = line(HUMAN, fields.clone());
+            let json = line(Style::Json, fields);
+            for text in [&human, &json] {
+                prop_assert!(text.len() <= LOG_LINE_MAX_BYTES);
+                prop_assert!(text.ends_with('\n'));
+                prop_assert!(!text[..text.len() - 1].contains(char::is_control));
+            }
+            prop_assert!(serde_json::from_str::<serde_json::Value>(&json).is_ok(), "{}", json);
+        }
+
+        #[test]
+        fn json_text_reads_back(text in any::<String>()) {
+            prop_assume!(text.len() < 500);
+            let json = line(Style::Json, vec![("a", Value::text(&text))]);
+            let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+            prop_assert_eq!(json["a"].as_str(), Some(text.as_str()));
+        }
+    }
+}

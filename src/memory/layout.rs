@@ -1,0 +1,358 @@
+//! Where everything lies in the working memory, and how its words are packed.
+//!
+//! Pure arithmetic: offsets from three numbers, words from fields and back. A word that another
+//! process may read is hostile input, so every unpacking is total: any 64 bits give a value or
+//! `None`, never a panic.
+
+use crate::metrics::Counter;
+use crate::sys::shared::LINE_BYTES;
+
+pub use crate::config::SCRATCH_BYTES;
+
+/// Names this layout; another version of it has another number.
+pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM1");
+
+const PAGE_BYTES: usize = 4096;
+const METRICS_LINES: usize = Counter::COUNT.div_ceil(LINE_BYTES / 8);
+
+/// The three numbers that fix the layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Records, one for each descriptor number below this.
+    pub descriptors: u32,
+    /// Pending-output buffers in the pool.
+    pub buffers: u32,
+    /// Bytes of each buffer: at most [`SCRATCH_BYTES`].
+    pub buffer_bytes: u32,
+}
+
+impl Layout {
+    /// Most records: descriptor numbers go no higher on any Linux (`fs.nr_open` stays below 2^30).
+    pub const MAX_DESCRIPTORS: u32 = 1 << 30;
+    /// Most buffers: their number has 24 bits in the pending word.
+    pub const MAX_BUFFERS: u32 = (1 << 24) - 1;
+
+    /// Whether the three numbers are within what the words can name.
+    #[must_use]
+    pub const fn is_valid(self) -> bool {
+        self.descriptors > 0
+            && self.descriptors <= Self::MAX_DESCRIPTORS
+            && self.buffers <= Self::MAX_BUFFERS
+            && self.buffer_bytes > 0
+            && self.buffer_bytes as usize <= SCRATCH_BYTES
+    }
+
+    /// Bytes of the whole.
+    #[must_use]
+    pub const fn total_bytes(self) -> usize {
+        self.pool_offset() + self.buffers as usize * self.stride()
+    }
+
+    /// The line that says what this is: magic, descriptors, buffers, bytes a buffer.
+    pub const HEADER: usize = 0;
+    /// The line of the word in hand, the only one written several times a message.
+    pub const IN_HAND: usize = LINE_BYTES;
+    /// The line of the accepting mark.
+    pub const ACCEPTING: usize = 2 * LINE_BYTES;
+
+    /// The line that holds metrics cell `cell`.
+    #[must_use]
+    pub const fn metrics_line(cell: usize) -> usize {
+        4 * LINE_BYTES + (cell / 8) * LINE_BYTES
+    }
+
+    /// The scratch buffer.
+    pub const SCRATCH: usize = PAGE_BYTES;
+
+    /// The record of descriptor number `fd`: one cache line.
+    #[must_use]
+    pub const fn record(fd: u32) -> usize {
+        Self::SCRATCH + SCRATCH_BYTES + fd as usize * LINE_BYTES
+    }
+
+    /// The first byte of buffer number `buffer`.
+    #[must_use]
+    pub const fn buffer(self, buffer: u32) -> usize {
+        self.pool_offset() + buffer as usize * self.stride()
+    }
+
+    /// Bytes from one buffer to the next: whole pages, so that each can be given back alone.
+    #[must_use]
+    pub const fn stride(self) -> usize {
+        (self.buffer_bytes as usize).next_multiple_of(PAGE_BYTES)
+    }
+
+    const fn pool_offset(self) -> usize {
+        Self::record(self.descriptors).next_multiple_of(PAGE_BYTES)
+    }
+}
+
+const _: () = assert!(
+    4 * LINE_BYTES + METRICS_LINES * LINE_BYTES <= PAGE_BYTES,
+    "header and metrics fit before the scratch buffer"
+);
+
+/// What the worker has in hand at this instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InHand {
+    /// Nothing.
+    Nothing,
+    /// Bytes of `fd` in the scratch buffer: `len` of them, or not yet known (0).
+    Recv {
+        /// The connection's descriptor number.
+        fd: u32,
+        /// Bytes received; 0 from before the call until its result is stored.
+        len: u32,
+    },
+    /// The pending output of `fd` is being sent.
+    Flush {
+        /// The connection's descriptor number.
+        fd: u32,
+    },
+}
+
+impl InHand {
+    /// As one word: kind 8 bits, length 24, descriptor 32.
+    #[must_use]
+    pub const fn pack(self) -> u64 {
+        match self {
+            Self::Nothing => 0,
+            Self::Recv { fd, len } => (1 << 56) | ((len as u64) << 32) | fd as u64,
+            Self::Flush { fd } => (2 << 56) | fd as u64,
+        }
+    }
+
+    /// From one word; `None` if no [`InHand`] packs to it.
+    #[must_use]
+    pub const fn unpack(word: u64) -> Option<Self> {
+        let fd = (word & 0xffff_ffff) as u32;
+        let len = ((word >> 32) & 0xff_ffff) as u32;
+        match (word >> 56, len) {
+            (0, 0) if fd == 0 => Some(Self::Nothing),
+            (1, _) if len as usize <= SCRATCH_BYTES => Some(Self::Recv { fd, len }),
+            (2, 0) => Some(Self::Flush { fd }),
+            _ => None,
+        }
+    }
+}
+
+/// Output that the kernel would not take yet: bytes `offset..end` of a pool buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Number of the buffer in the pool.
+    pub buffer: u32,
+    /// First byte not yet sent.
+    pub offset: u32,
+    /// One past the last byte owed; it never moves while the buffer is flushed.
+    pub end: u32,
+}
+
+impl Pending {
+    /// Bytes still to be sent.
+    #[must_use]
+    pub const fn len(self) -> u32 {
+        self.end - self.offset
+    }
+
+    /// Whether nothing is left; such a value is never stored.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.end == self.offset
+    }
+
+    /// As one word: buffer 24 bits, offset 20, end 20. Never 0, which means no pending output.
+    #[must_use]
+    pub const fn pack(self) -> u64 {
+        ((self.buffer as u64) << 40) | ((self.offset as u64) << 20) | self.end as u64
+    }
+
+    /// From one word; `None` for 0 and for what [`Pending::pack`] cannot give.
+    #[must_use]
+    pub const fn unpack(word: u64) -> Option<Self> {
+        let buffer = (word >> 40) as u32;
+        let offset = ((word >> 20) & 0xf_ffff) as u32;
+        let end = (word & 0xf_ffff) as u32;
+        if offset < end && end as usize <= SCRATCH_BYTES {
+            Some(Self {
+                buffer,
+                offset,
+                end,
+            })
+        } else {
+            None
+        }
+    }
+}
+
+/// What a record is for at this instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// No connection has this descriptor number.
+    Free = 0,
+    /// It is served.
+    Open = 1,
+    /// Its stream was ended from here after `idle_timeout`; input is thrown away until the peer
+    /// closes or the linger time ends.
+    LingeringIdle = 2,
+    /// The same, because the worker stops.
+    LingeringStop = 3,
+    /// The descriptor is being closed; whoever finds this closes the number again.
+    Closing = 4,
+}
+
+impl State {
+    /// From its number.
+    #[must_use]
+    pub const fn unpack(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Free),
+            1 => Some(Self::Open),
+            2 => Some(Self::LingeringIdle),
+            3 => Some(Self::LingeringStop),
+            4 => Some(Self::Closing),
+            _ => None,
+        }
+    }
+}
+
+/// What is remembered of a connection between two readiness reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flags(pub u8);
+
+impl Flags {
+    /// The kernel may have input, or an end of stream.
+    pub const READABLE: Self = Self(1);
+    /// The kernel may take output.
+    pub const WRITABLE: Self = Self(1 << 1);
+    /// Read until the kernel says there is nothing: a short read does not prove it, because an
+    /// end of stream, an error or urgent data was announced.
+    pub const READ_DRY: Self = Self(1 << 2);
+    /// The peer ended its stream; what is pending is still owed.
+    pub const PEER_ENDED: Self = Self(1 << 3);
+    /// It stands in the ready queue.
+    pub const QUEUED: Self = Self(1 << 4);
+    /// The worker stops: end the stream as soon as nothing is owed.
+    pub const FINISH: Self = Self(1 << 5);
+
+    /// Whether any of `other` is set.
+    #[must_use]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// With `other` set.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// With `other` cleared.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+/// The first word of a record: state 8 bits, flags 8, peer port 16, generation 32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// What the record is for.
+    pub state: State,
+    /// What is remembered.
+    pub flags: Flags,
+    /// The peer's port.
+    pub port: u16,
+    /// Told apart from the number's earlier connections by this; never 0.
+    pub generation: u32,
+}
+
+impl Head {
+    /// Of a number that no connection has ever had.
+    pub const FREE: Self = Self {
+        state: State::Free,
+        flags: Flags(0),
+        port: 0,
+        generation: 0,
+    };
+
+    /// As one word.
+    #[must_use]
+    pub const fn pack(self) -> u64 {
+        self.state as u64
+            | ((self.flags.0 as u64) << 8)
+            | ((self.port as u64) << 16)
+            | ((self.generation as u64) << 32)
+    }
+
+    /// From one word; `None` if its state is none.
+    #[must_use]
+    pub const fn unpack(word: u64) -> Option<Self> {
+        match State::unpack((word & 0xff) as u8) {
+            Some(state) => Some(Self {
+                state,
+                flags: Flags((word >> 8) as u8),
+                port: (word >> 16) as u16,
+                generation: (word >> 32) as u32,
+            }),
+            None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn regions_do_not_overlap_and_are_aligned() {
+        let layout = Layout {
+            descriptors: 1000,
+            buffers: 3,
+            buffer_bytes: 5000,
+        };
+        assert!(Layout::metrics_line(Counter::COUNT - 1) + LINE_BYTES <= Layout::SCRATCH);
+        assert_eq!(Layout::record(0), Layout::SCRATCH + SCRATCH_BYTES);
+        assert!(Layout::record(999) + LINE_BYTES <= layout.buffer(0));
+        assert_eq!(layout.buffer(1) - layout.buffer(0), 8192);
+        assert!(layout.buffer(0).is_multiple_of(PAGE_BYTES));
+        assert_eq!(layout.total_bytes(), layout.buffer(2) + 8192);
+    }
+
+    proptest! {
+        #[test]
+        fn any_word_unpacks_to_what_packs_to_it_or_to_none(word: u64) {
+            if let Some(in_hand) = InHand::unpack(word) {
+                prop_assert_eq!(in_hand.pack(), word);
+            }
+            if let Some(pending) = Pending::unpack(word) {
+                prop_assert_eq!(pending.pack(), word);
+                prop_assert!(!pending.is_empty());
+            }
+            if let Some(head) = Head::unpack(word) {
+                prop_assert_eq!(head.pack(), word);
+            }
+        }
+
+        #[test]
+        fn every_value_survives_packing(
+            fd: u32,
+            len in 0..=SCRATCH_BYTES as u32,
+            buffer in 0..=Layout::MAX_BUFFERS,
+            end in 1..=SCRATCH_BYTES as u32,
+            port: u16,
+            generation: u32,
+            flags: u8,
+        ) {
+            for in_hand in [InHand::Nothing, InHand::Recv { fd, len }, InHand::Flush { fd }] {
+                prop_assert_eq!(InHand::unpack(in_hand.pack()), Some(in_hand));
+            }
+            let pending = Pending { buffer, offset: end / 2, end };
+            prop_assert_eq!(Pending::unpack(pending.pack()), Some(pending));
+            let head = Head { state: State::Closing, flags: Flags(flags), port, generation };
+            prop_assert_eq!(Head::unpack(head.pack()), Some(head));
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What is counted: one enum of counters and one of reasons, used for every label there is.
+//!
+//! Invariants: a cell has one writer (the slot's worker) and any number of readers; it only grows.
+//! The cells live in the slot's working memory, so they survive their writer, and a successor in
+//! the slot goes on from where it died. It must not render or aggregate on the serving path.
+
+/// Why a connection ended. Counter label, log field and report text are the same word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum CloseReason {
+    /// The peer ended its stream, got every byte, and the connection was closed in order.
+    PeerClosed,
+    /// The peer reset the connection. What it had not been sent by then was lost to it.
+    PeerReset,
+    /// The peer's machine or network stopped answering (keepalive or retransmission gave up).
+    PeerVanished,
+    /// Nothing moved for `idle_timeout`.
+    IdleTimeout,
+    /// The peer took none of its pending output for `write_stall_timeout`.
+    WriteStall,
+    /// The worker was stopping: everything owed was sent, then the stream was ended.
+    Drained,
+    /// The worker was stopping and `drain_timeout` passed with output still pending.
+    DrainTimeout,
+    /// The system refused an operation on the connection.
+    SystemError,
+    /// Its worker died with it.
+    WorkerDied,
+}
+
+impl CloseReason {
+    /// Every reason, in the order of their counters.
+    pub const ALL: [Self; 9] = [
+        Self::PeerClosed,
+        Self::PeerReset,
+        Self::PeerVanished,
+        Self::IdleTimeout,
+        Self::WriteStall,
+        Self::Drained,
+        Self::DrainTimeout,
+        Self::SystemError,
+        Self::WorkerDied,
+    ];
+
+    /// The word for it, in logs and labels.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PeerClosed => "peer_closed",
+            Self::PeerReset => "peer_reset",
+            Self::PeerVanished => "peer_vanished",
+            Self::IdleTimeout => "idle_timeout",
+            Self::WriteStall => "write_stall",
+            Self::Drained => "drained",
+            Self::DrainTimeout => "drain_timeout",
+            Self::SystemError => "system_error",
+            Self::WorkerDied => "worker_died",
+        }
+    }
+}
+
+/// Why a worker stopped accepting for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PauseCause {
+    /// `max_connections` are open.
+    ConnectionLimit,
+    /// The process ran out of descriptors (`EMFILE`).
+    ProcessDescriptors,
+    /// The system ran out of open files (`ENFILE`).
+    SystemDescriptors,
+    /// The system ran out of memory for sockets (`ENOBUFS`, `ENOMEM`).
+    Memory,
+}
+
+impl PauseCause {
+    /// Every cause, in the order of their counters.
+    pub const ALL: [Self; 4] = [
+        Self::ConnectionLimit,
+        Self::ProcessDescriptors,
+        Self::SystemDescriptors,
+        Self::Memory,
+    ];
+
+    /// The word for it, in logs and labels.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ConnectionLimit => "connection_limit",
+            Self::ProcessDescriptors => "process_descriptors",
+            Self::SystemDescriptors => "system_descriptors",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// A cell of the metrics block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Connections taken from an accept queue.
+    Accepted,
+    /// Connections ended, by reason.
+    Closed(CloseReason),
+    /// Times accepting was paused, by cause.
+    Paused(PauseCause),
+    /// Connections taken and then refused, because the event loop could not watch them.
+    Refused,
+    /// Connections that failed before they could be taken (reset in the queue and the like).
+    AcceptFailed,
+    /// Bytes received from clients and owed to them in upper case.
+    BytesIn,
+    /// Bytes the kernel took for sending.
+    BytesOut,
+    /// Bytes received after the stream was ended from here, and thrown away.
+    BytesDiscarded,
+    /// Pending output that was given up when its connection ended, in bytes.
+    BytesAbandoned,
+    /// Successful reads.
+    Reads,
+    /// Sends that moved at least one byte.
+    Writes,
+    /// Times output had to be kept because a peer did not take it.
+    Backpressure,
+    /// Turns of the loop.
+    Turns,
+    /// Readiness reports for connections that were no longer there.
+    StaleEvents,
+}
+
+impl Counter {
+    /// Number of cells.
+    pub const COUNT: usize = Self::FIRST_PAUSED + PauseCause::ALL.len();
+    const FIRST_CLOSED: usize = 12;
+    const FIRST_PAUSED: usize = Self::FIRST_CLOSED + CloseReason::ALL.len();
+
+    /// Where in the block this counter's cell is; cells that change together lie together.
+    #[must_use]
+    pub const fn cell(self) -> usize {
+        match self {
+            Self::BytesIn => 0,
+            Self::BytesOut => 1,
+            Self::Reads => 2,
+            Self::Writes => 3,
+            Self::Turns => 4,
+            Self::Accepted => 5,
+            Self::Backpressure => 6,
+            Self::StaleEvents => 7,
+            Self::BytesDiscarded => 8,
+            Self::BytesAbandoned => 9,
+            Self::Refused => 10,
+            Self::AcceptFailed => 11,
+            Self::Closed(reason) => Self::FIRST_CLOSED + reason as usize,
+            Self::Paused(cause) => Self::FIRST_PAUSED + cause as usize,
+        }
+    }
+
+    /// Every counter, in the order of their cells.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [
+            Self::BytesIn,
+            Self::BytesOut,
+            Self::Reads,
+            Self::Writes,
+            Self::Turns,
+            Self::Accepted,
+            Self::Backpressure,
+            Self::StaleEvents,
+            Self::BytesDiscarded,
+            Self::BytesAbandoned,
+            Self::Refused,
+            Self::AcceptFailed,
+        ]
+        .into_iter()
+        .chain(CloseReason::ALL.map(Self::Closed))
+        .chain(PauseCause::ALL.map(Self::Paused))
+    }
+
+    /// The counter's name and, where it has one, its label.
+    #[must_use]
+    pub const fn name(self) -> (&'static str, Option<&'static str>) {
+        match self {
+            Self::BytesIn => ("bytes_in", None),
+            Self::BytesOut => ("bytes_out", None),
+            Self::Reads => ("reads", None),
+            Self::Writes => ("writes", None),
+            Self::Turns => ("turns", None),
+            Self::Accepted => ("accepted", None),
+            Self::Backpressure => ("backpressure", None),
+            Self::StaleEvents => ("stale_events", None),
+            Self::BytesDiscarded => ("bytes_discarded", None),
+            Self::BytesAbandoned => ("bytes_abandoned", None),
+            Self::Refused => ("refused", None),
+            Self::AcceptFailed => ("accept_failed", None),
+            Self::Closed(reason) => ("closed", Some(reason.name())),
+            Self::Paused(cause) => ("paused", Some(cause.name())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_has_a_cell_of_its_own_in_order() {
+        let cells: Vec<usize> = Counter::all().map(Counter::cell).collect();
+        assert_eq!(cells, (0..Counter::COUNT).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_two_counters_share_a_name() {
+        let mut names: Vec<_> = Counter::all().map(Counter::name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Counter::COUNT);
+    }
+}

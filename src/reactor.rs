@@ -1,0 +1,489 @@
+//! The worker's event loop: mio, edge-triggered, one thread, never blocking but in the wait.
+//!
+//! A turn has fixed phases: wait, record readiness (and do nothing else yet), let the worker read
+//! its channel, drive the connections that are ready, accept, answer deadlines, compute the next
+//! one. [`Reactor::wait`] is the first half and [`Reactor::work`] the second; between them the
+//! worker acts on its supervisor's messages.
+//!
+//! Invariants:
+//! - both directions of a connection are watched once, from its accept to its close; readiness is
+//!   remembered in its record, and work is what is remembered and wanted;
+//! - a report carries the connection's generation; one for a predecessor on the same descriptor
+//!   number is counted and dropped;
+//! - no connection receives more than its byte budget in a turn, no burst of accepts exceeds its
+//!   count; what is left over makes the next wait zero;
+//! - the clock is read once a turn, right after the wait.
+//!
+//! It must not know of the supervisor, and it decides nothing about bytes: `connection` does.
+
+pub mod accept;
+pub mod timers;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use mio::event::Event;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+use crate::clock::{self, Tick};
+use crate::config::Config;
+use crate::connection::{self, Outcome, Rules};
+use crate::identity::SlotId;
+use crate::memory::Memory;
+use crate::memory::layout::{Flags, State};
+use crate::metrics::{CloseReason, Counter, PauseCause};
+use crate::sys::socket::{AcceptFailure, Socket};
+
+use accept::{Acceptor, Gate, pause_cause};
+use timers::Timers;
+
+/// Readiness reports taken from the kernel in one turn.
+const EVENTS_PER_TURN: usize = 1024;
+/// Reports with this in the upper half of their token are not about connections.
+const NO_GENERATION: u32 = 0;
+const CONTROL: Token = Token(0);
+
+/// The event loop and everything it serves.
+#[derive(Debug)]
+pub struct Reactor {
+    poll: Poll,
+    events: Events,
+    memory: Memory,
+    timers: Timers,
+    /// Descriptor numbers with work to do, in the order in which they get their turn.
+    ready: VecDeque<u32>,
+    fired: Vec<u32>,
+    acceptors: Vec<Acceptor>,
+    next_acceptor_token: usize,
+    gate: Gate,
+    rules: Rules,
+    accepts_per_turn: u32,
+    accept_retry: Duration,
+    max_connections: u32,
+    open: u32,
+    last_generation: u32,
+    now: Tick,
+}
+
+impl Reactor {
+    /// An event loop over `memory`, for at most `max_connections` connections.
+    ///
+    /// # Errors
+    /// What creating the epoll instance returned.
+    pub fn new(memory: Memory, config: &Config, max_connections: u32) -> io::Result<Self> {
+        let now = clock::now();
+        Ok(Self {
+            poll: Poll::new()?,
+            events: Events::with_capacity(EVENTS_PER_TURN),
+            timers: Timers::new(memory.layout().descriptors, now),
+            memory,
+            ready: VecDeque::new(),
+            fired: Vec::new(),
+            acceptors: Vec::new(),
+            next_acceptor_token: CONTROL.0 + 1,
+            gate: Gate::Open,
+            rules: Rules {
+                bytes_per_turn: config.bytes_per_turn,
+                idle_timeout: config.idle_timeout,
+                write_stall_timeout: config.write_stall_timeout,
+                linger_timeout: config.linger_timeout,
+            },
+            accepts_per_turn: config.accepts_per_turn,
+            accept_retry: config.accept_retry,
+            max_connections,
+            open: 0,
+            last_generation: NO_GENERATION,
+            now,
+        })
+    }
+
+    /// Watches the worker's channel; [`Reactor::wait`] says when to read it.
+    ///
+    /// # Errors
+    /// What `epoll_ctl` returned.
+    pub fn watch_control(&self, channel: &impl AsFd) -> io::Result<()> {
+        let number = channel.as_fd().as_raw_fd();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&number), CONTROL, interest)
+    }
+
+    /// Begins to accept from a listener of slot `owner`.
+    ///
+    /// # Errors
+    /// What `epoll_ctl` returned; the descriptor is then closed.
+    pub fn serve_listener(&mut self, owner: SlotId, listener: OwnedFd) -> io::Result<()> {
+        let token = Token(self.next_acceptor_token);
+        self.next_acceptor_token += 1;
+        let mut acceptor = Acceptor::new(owner, listener, token);
+        if self.gate == Gate::Open {
+            acceptor.watch(self.poll.registry(), true)?;
+        }
+        self.acceptors.push(acceptor);
+        Ok(())
+    }
+
+    /// Stops accepting from the listeners of slot `owner` and lets go of them. True if there were
+    /// any.
+    pub fn release_listeners(&mut self, owner: SlotId) -> bool {
+        let before = self.acceptors.len();
+        for acceptor in self
+            .acceptors
+            .iter_mut()
+            .filter(|acceptor| acceptor.owner == owner)
+        {
+            // Fails only if it was not watched; closing it is all that matters then.
+            let _ = acceptor.watch(self.poll.registry(), false);
+        }
+        self.acceptors.retain(|acceptor| acceptor.owner != owner);
+        self.acceptors.len() < before
+    }
+
+    /// Takes what stands in the accept queues now, then accepts no more, for good, and lets go of
+    /// every listener.
+    pub fn end_accepting(&mut self) {
+        // What arrived since the last wait has not been reported yet: look, whatever is recorded.
+        for acceptor in &mut self.acceptors {
+            acceptor.ready = true;
+        }
+        while self.gate == Gate::Open && self.accept_burst() {}
+        self.set_gate(Gate::Ended);
+        self.acceptors.clear();
+    }
+
+    /// Asks every connection to end as soon as nothing is owed on it.
+    pub fn finish_connections(&mut self) {
+        let open: Vec<u32> = self.memory.occupied().collect();
+        for fd in open {
+            // What is in the kernel already is still answered: look there once more.
+            let flags = self.memory.head(fd).flags;
+            self.memory
+                .set_flags(fd, flags.with(Flags::FINISH).with(Flags::READABLE));
+            self.enqueue(fd);
+        }
+    }
+
+    /// Ends every connection now. What was pending is abandoned, and counted.
+    pub fn cut_connections(&mut self) {
+        let open: Vec<u32> = self.memory.occupied().collect();
+        for fd in open {
+            let reason = match self.memory.head(fd).state {
+                State::LingeringIdle => CloseReason::IdleTimeout,
+                State::LingeringStop => CloseReason::Drained,
+                State::Open | State::Free | State::Closing => CloseReason::DrainTimeout,
+            };
+            self.close(fd, reason);
+        }
+    }
+
+    /// Waits for readiness, for the next deadline or for `deadline`, and records what is ready.
+    /// True if the channel is to be read.
+    ///
+    /// # Errors
+    /// What `epoll_wait` returned; interruptions are not errors.
+    pub fn wait(&mut self, deadline: Option<Tick>) -> io::Result<bool> {
+        let timeout = self.timeout(deadline);
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            Err(_) => self.events.clear(),
+            Ok(()) => {}
+        }
+        self.now = clock::now();
+        self.memory.count(Counter::Turns, 1);
+        let mut control = false;
+        let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        for event in &events {
+            control |= self.record(event);
+        }
+        self.events = events;
+        Ok(control)
+    }
+
+    /// Drives what is ready, accepts, and answers deadlines.
+    pub fn work(&mut self) {
+        for _ in 0..self.ready.len() {
+            let Some(fd) = self.ready.pop_front() else {
+                break;
+            };
+            let head = self.memory.head(fd);
+            if !head.flags.has(Flags::QUEUED) {
+                continue; // Closed since, and possibly opened anew under the same number.
+            }
+            self.memory.set_flags(fd, head.flags.without(Flags::QUEUED));
+            let mut socket = Socket::numbered(fd);
+            let outcome = connection::drive(
+                &mut self.memory,
+                fd,
+                &mut Traced(&mut socket),
+                &self.rules,
+                self.now,
+            );
+            self.conclude(fd, outcome);
+        }
+        self.set_gate(self.gate.at(self.now));
+        if self.gate == Gate::Open {
+            self.accept_burst();
+        }
+        self.expire();
+    }
+
+    /// Connections open.
+    #[must_use]
+    pub const fn open_connections(&self) -> u32 {
+        self.open
+    }
+
+    /// The time of this turn.
+    #[must_use]
+    pub const fn now(&self) -> Tick {
+        self.now
+    }
+
+    /// The working memory.
+    #[must_use]
+    pub const fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    fn timeout(&self, deadline: Option<Tick>) -> Option<Duration> {
+        let accepts = self.gate == Gate::Open && self.acceptors.iter().any(|a| a.ready);
+        if accepts || !self.ready.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let rest = match self.gate {
+            Gate::Resting(until) => Some(until),
+            Gate::Open | Gate::AtLimit | Gate::Ended => None,
+        };
+        let due = [deadline, rest, self.timers.next_deadline()]
+            .into_iter()
+            .flatten()
+            .min()?;
+        Some(due.since(self.now))
+    }
+
+    /// Remembers one readiness report; true if it is the channel's.
+    fn record(&mut self, event: &Event) -> bool {
+        let token = event.token();
+        let (fd, generation) = unpack_token(token);
+        if generation == NO_GENERATION {
+            if let Some(acceptor) = self.acceptors.iter_mut().find(|a| a.has(token)) {
+                acceptor.ready = true;
+            }
+            return token == CONTROL;
+        }
+        let head = self.memory.head(fd);
+        if head.generation != generation || matches!(head.state, State::Free | State::Closing) {
+            self.memory.count(Counter::StaleEvents, 1);
+            return false;
+        }
+        let mut flags = head.flags;
+        if event.is_readable() || event.is_priority() {
+            flags = flags.with(Flags::READABLE);
+        }
+        if event.is_writable() {
+            flags = flags.with(Flags::WRITABLE);
+        }
+        if event.is_read_closed() || event.is_error() || event.is_priority() {
+            flags = flags.with(Flags::READABLE).with(Flags::READ_DRY);
+        }
+        self.memory.set_flags(fd, flags);
+        // A connection that is only writable and owes nothing has no work.
+        if flags.has(Flags::READABLE) || self.memory.pending(fd).is_some() {
+            self.enqueue(fd);
+        }
+        false
+    }
+
+    fn enqueue(&mut self, fd: u32) {
+        let flags = self.memory.head(fd).flags;
+        if !flags.has(Flags::QUEUED) {
+            self.memory.set_flags(fd, flags.with(Flags::QUEUED));
+            self.ready.push_back(fd);
+        }
+    }
+
+    fn conclude(&mut self, fd: u32, outcome: Outcome) {
+        match outcome {
+            Outcome::Waiting => {}
+            Outcome::Again => self.enqueue(fd),
+            Outcome::Close(reason) => return self.close(fd, reason),
+        }
+        if let Some(due) = connection::deadline(&self.memory, fd, &self.rules)
+            && !self.timers.is_armed_by(fd, due)
+        {
+            self.timers.arm(fd, due);
+        }
+    }
+
+    fn expire(&mut self) {
+        let mut fired = std::mem::take(&mut self.fired);
+        self.timers.expire(self.now, &mut fired);
+        for fd in fired.drain(..) {
+            let mut socket = Socket::numbered(fd);
+            let outcome =
+                connection::expire(&mut self.memory, fd, &mut socket, &self.rules, self.now);
+            self.conclude(fd, outcome);
+        }
+        self.fired = fired;
+    }
+
+    /// Takes connections from every ready listener in turn, up to the budget. True if some listener
+    /// may have more.
+    fn accept_burst(&mut self) -> bool {
+        if !self.acceptors.iter().any(|acceptor| acceptor.ready) {
+            return false;
+        }
+        self.memory.accepting();
+        let mut budget = self.accepts_per_turn;
+        let mut index = 0;
+        while budget > 0 && self.gate == Gate::Open {
+            let count = self.acceptors.len();
+            let next = (0..count).map(|step| (index + step) % count);
+            let Some(which) = next.into_iter().find(|&i| self.acceptors[i].ready) else {
+                break;
+            };
+            index = which + 1;
+            budget -= 1;
+            match self.acceptors[which].accept() {
+                Ok((socket, peer)) => self.admit(socket, peer),
+                Err(failure) => self.accept_failed(which, failure),
+            }
+        }
+        self.memory.accepted();
+        self.acceptors.iter().any(|acceptor| acceptor.ready)
+    }
+
+    fn accept_failed(&mut self, which: usize, failure: AcceptFailure) {
+        match (failure, pause_cause(failure)) {
+            (_, Some(cause)) => self.pause(Gate::Resting(self.now + self.accept_retry), cause),
+            (AcceptFailure::Empty, None) => self.acceptors[which].ready = false,
+            (_, None) => self.memory.count(Counter::AcceptFailed, 1),
+        }
+    }
+
+    fn admit(&mut self, socket: Socket, peer: SocketAddr) {
+        let fd = socket.number();
+        if fd >= self.memory.layout().descriptors {
+            // The limit was raised behind the worker's back; there is no record for this number.
+            tracing::warn!(%peer, fd, "refused: the descriptor number is beyond the table");
+            self.memory.count(Counter::Refused, 1);
+            return socket.close();
+        }
+        self.last_generation = self
+            .last_generation
+            .checked_add(1)
+            .unwrap_or(NO_GENERATION + 1);
+        self.memory.count(Counter::Accepted, 1);
+        self.memory.opened(fd, self.last_generation, peer, self.now);
+        self.open += 1;
+        if let Err(error) = socket.watch(self.poll.registry(), pack_token(fd, self.last_generation))
+        {
+            tracing::warn!(%peer, %error, "refused: the event loop cannot watch the connection");
+            self.memory.count(Counter::Refused, 1);
+            return self.close(fd, CloseReason::SystemError);
+        }
+        tracing::debug!(%peer, fd, "open");
+        if self.open >= self.max_connections {
+            self.pause(Gate::AtLimit, PauseCause::ConnectionLimit);
+        }
+        self.conclude(fd, Outcome::Waiting);
+    }
+
+    fn close(&mut self, fd: u32, reason: CloseReason) {
+        let abandoned = self.memory.abandon(fd);
+        let peer = self.memory.peer(fd);
+        let (received, sent) = self.memory.bytes_moved(fd);
+        let age = self.now.since(self.memory.opened_at(fd));
+        tracing::debug!(
+            %peer, fd, received, sent, abandoned, reason = reason.name(), age_ms = age.as_millis(),
+            "close"
+        );
+        self.memory.count(Counter::BytesAbandoned, abandoned.into());
+        self.memory.count(Counter::Closed(reason), 1);
+        self.timers.disarm(fd);
+        let socket = Socket::numbered(fd);
+        if abandoned > 0 {
+            // An end of stream would tell the peer that it got everything; and what the kernel
+            // still holds for a peer that does not read is freed at once. Fails only if the
+            // peer is gone already.
+            let _ = socket.reset_on_close();
+        }
+        self.memory.closing(fd);
+        socket.close();
+        self.memory.closed(fd);
+        self.open -= 1;
+        self.set_gate(self.gate.after_close(self.open, self.max_connections));
+    }
+
+    fn pause(&mut self, gate: Gate, cause: PauseCause) {
+        self.memory.count(Counter::Paused(cause), 1);
+        tracing::warn!(cause = cause.name(), open = self.open, "accepting paused");
+        self.set_gate(gate);
+    }
+
+    /// Watches the listeners exactly while the gate is open.
+    fn set_gate(&mut self, gate: Gate) {
+        if gate == self.gate {
+            return;
+        }
+        let (was, is) = (self.gate == Gate::Open, gate == Gate::Open);
+        self.gate = gate;
+        if was == is {
+            return;
+        }
+        for acceptor in &mut self.acceptors {
+            if let Err(error) = acceptor.watch(self.poll.registry(), is) {
+                tracing::error!(%error, listener = acceptor.number(), "cannot watch a listener");
+                if is {
+                    // Not watched means not accepting: try again soon rather than go silent.
+                    self.gate = Gate::Resting(self.now + self.accept_retry);
+                }
+            }
+        }
+        if is {
+            tracing::info!(open = self.open, "accepting resumed");
+        }
+    }
+}
+
+/// A socket whose bytes are logged at trace level: before upper-casing and after.
+struct Traced<'a>(&'a mut Socket);
+
+/// Bytes of a message shown in a trace line.
+const TRACED_BYTES: usize = 128;
+
+impl connection::Stream for Traced<'_> {
+    #[inline]
+    fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let received = self.0.recv(into)?;
+        let (fd, bytes) = (self.0.number(), &into[..received]);
+        tracing::trace!(fd, bytes = %crate::log::escape(bytes, TRACED_BYTES), "received");
+        Ok(received)
+    }
+
+    #[inline]
+    fn send(&mut self, from: &[u8]) -> io::Result<usize> {
+        let sent = self.0.send(from)?;
+        let (fd, bytes) = (self.0.number(), &from[..sent]);
+        tracing::trace!(fd, bytes = %crate::log::escape(bytes, TRACED_BYTES), "sent");
+        Ok(sent)
+    }
+
+    fn end_output(&mut self) -> io::Result<()> {
+        self.0.end_output()
+    }
+}
+
+/// A connection's token: generation in the upper half, descriptor number in the lower.
+const fn pack_token(fd: u32, generation: u32) -> Token {
+    Token(((generation as usize) << 32) | fd as usize)
+}
+
+const fn unpack_token(token: Token) -> (u32, u32) {
+    (token.0 as u32, (token.0 >> 32) as u32)
+}

@@ -1,0 +1,233 @@
+//! Deadlines of connections: one for each descriptor number, kept in a wheel.
+//!
+//! Arming, moving and disarming touch a constant number of words; expiring looks at the buckets
+//! that time has passed. Nothing is allocated after the start, and a connection without a deadline
+//! costs nothing: the tables are zero pages until they are written.
+//!
+//! Invariants: a number stands in at most one bucket; nothing fires before it is due, and it fires
+//! at most [`GRANULARITY`] late (rounding up, so that a wait never ends just before the deadline
+//! and spins). It must not read the clock.
+
+use std::time::Duration;
+
+use crate::clock::Tick;
+
+/// Deadlines are kept to this precision.
+pub const GRANULARITY: Duration = Duration::from_millis(8);
+
+const BUCKETS: usize = 1024;
+const WORDS: usize = BUCKETS / 64;
+/// End of a list; numbers are stored plus one, so that zero pages are empty lists.
+const NIL: u32 = 0;
+
+/// The wheel. A deadline beyond one turn of it (8 s) stays in its bucket for as many turns.
+#[derive(Debug)]
+pub struct Timers {
+    heads: Vec<u32>,
+    occupied: [u64; WORDS],
+    next: Vec<u32>,
+    previous: Vec<u32>,
+    /// When each number is due, in units of the granularity; 0 if it is not armed.
+    due: Vec<u64>,
+    /// Everything due up to this unit has fired.
+    reached: u64,
+}
+
+impl Timers {
+    /// A wheel for descriptor numbers below `descriptors`.
+    #[must_use]
+    pub fn new(descriptors: u32, now: Tick) -> Self {
+        let count = descriptors as usize;
+        Self {
+            heads: vec![NIL; BUCKETS],
+            occupied: [0; WORDS],
+            next: vec![NIL; count],
+            previous: vec![NIL; count],
+            due: vec![0; count],
+            reached: units_down(now),
+        }
+    }
+
+    /// Sets the deadline of `fd`, in place of the one it may have.
+    pub fn arm(&mut self, fd: u32, due: Tick) {
+        let unit = units_up(due).max(self.reached + 1);
+        if self.due[fd as usize] == unit {
+            return;
+        }
+        self.disarm(fd);
+        let bucket = bucket_of(unit);
+        let head = self.heads[bucket];
+        self.due[fd as usize] = unit;
+        self.next[fd as usize] = head;
+        self.previous[fd as usize] = NIL;
+        if head != NIL {
+            self.previous[head as usize - 1] = fd + 1;
+        }
+        self.heads[bucket] = fd + 1;
+        self.occupied[bucket / 64] |= 1 << (bucket % 64);
+    }
+
+    /// Takes the deadline of `fd` away, if it has one.
+    pub fn disarm(&mut self, fd: u32) {
+        let unit = std::mem::take(&mut self.due[fd as usize]);
+        if unit == 0 {
+            return;
+        }
+        let (previous, next) = (self.previous[fd as usize], self.next[fd as usize]);
+        if next != NIL {
+            self.previous[next as usize - 1] = previous;
+        }
+        if previous != NIL {
+            self.next[previous as usize - 1] = next;
+            return;
+        }
+        let bucket = bucket_of(unit);
+        self.heads[bucket] = next;
+        if next == NIL {
+            self.occupied[bucket / 64] &= !(1 << (bucket % 64));
+        }
+    }
+
+    /// Moves every number due by `now` to `fired`; they are not armed any more.
+    pub fn expire(&mut self, now: Tick, fired: &mut Vec<u32>) {
+        let until = units_down(now);
+        let buckets = until.saturating_sub(self.reached).min(BUCKETS as u64);
+        for unit in self.reached + 1..=self.reached + buckets {
+            let mut entry = self.heads[bucket_of(unit)];
+            while entry != NIL {
+                let fd = entry - 1;
+                entry = self.next[fd as usize];
+                if self.due[fd as usize] <= until {
+                    self.disarm(fd);
+                    fired.push(fd);
+                }
+            }
+        }
+        self.reached = self.reached.max(until);
+    }
+
+    /// Whether `fd` has a deadline at `due` or earlier.
+    #[must_use]
+    #[inline]
+    pub fn is_armed_by(&self, fd: u32, due: Tick) -> bool {
+        let unit = self.due[fd as usize];
+        unit != 0 && unit <= units_up(due)
+    }
+
+    /// When to call [`Timers::expire`] next. Possibly early, never late.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Tick> {
+        let first = bucket_of(self.reached + 1);
+        // From `first` round the wheel and back into the part of its word that was masked off.
+        for step in 0..=WORDS {
+            let word = (first / 64 + step) % WORDS;
+            let mut bits = self.occupied[word];
+            if step == 0 {
+                bits &= u64::MAX << (first % 64);
+            }
+            if bits != 0 {
+                let bucket = word * 64 + bits.trailing_zeros() as usize;
+                let ahead = (bucket + BUCKETS - first) % BUCKETS;
+                return Some(at_unit(self.reached + 1 + ahead as u64));
+            }
+        }
+        None
+    }
+}
+
+const fn granularity_ns() -> u64 {
+    GRANULARITY.as_nanos() as u64
+}
+
+const fn units_down(at: Tick) -> u64 {
+    at.as_nanos() / granularity_ns()
+}
+
+const fn units_up(at: Tick) -> u64 {
+    at.as_nanos().div_ceil(granularity_ns())
+}
+
+const fn at_unit(unit: u64) -> Tick {
+    Tick::from_nanos(unit.saturating_mul(granularity_ns()))
+}
+
+const fn bucket_of(unit: u64) -> usize {
+    (unit % BUCKETS as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ms(ms: u64) -> Tick {
+        Tick::from_millis(ms)
+    }
+
+    fn fired(timers: &mut Timers, now: Tick) -> Vec<u32> {
+        let mut fired = Vec::new();
+        timers.expire(now, &mut fired);
+        fired.sort_unstable();
+        fired
+    }
+
+    #[test]
+    fn fires_when_due_and_once() {
+        let mut timers = Timers::new(8, ms(1000));
+        timers.arm(3, ms(1050));
+        timers.arm(4, ms(1050));
+        timers.arm(5, ms(60_000));
+        assert!(timers.is_armed_by(3, ms(1050)));
+        assert!(!timers.is_armed_by(3, ms(1000)));
+        assert_eq!(timers.next_deadline(), Some(ms(1056)));
+        assert!(fired(&mut timers, ms(1049)).is_empty());
+        timers.disarm(4);
+        assert_eq!(fired(&mut timers, ms(1056)), [3]);
+        assert!(fired(&mut timers, ms(50_000)).is_empty());
+        assert_eq!(fired(&mut timers, ms(60_000)), [5]);
+        assert_eq!(timers.next_deadline(), None);
+    }
+
+    #[test]
+    fn a_deadline_in_the_past_fires_at_the_next_unit() {
+        let mut timers = Timers::new(2, ms(800));
+        timers.arm(1, ms(10));
+        assert_eq!(timers.next_deadline(), Some(ms(808)));
+        assert_eq!(fired(&mut timers, ms(808)), [1]);
+    }
+
+    proptest! {
+        /// Against the plain table of deadlines: nothing early, nothing forgotten, and the next
+        /// deadline never lies after the earliest one.
+        #[test]
+        fn agrees_with_a_table(
+            steps in prop::collection::vec((0u32..12, 0u64..20_000, 0u64..3_000, 0u8..4), 1..200),
+        ) {
+            let mut now = 5_000;
+            let mut timers = Timers::new(12, ms(now));
+            let mut table = BTreeMap::new();
+            for (fd, ahead, passes, what) in steps {
+                if what == 0 {
+                    timers.disarm(fd);
+                    table.remove(&fd);
+                } else {
+                    timers.arm(fd, ms(now + ahead));
+                    table.insert(fd, now + ahead);
+                }
+                if let Some(earliest) = table.values().min() {
+                    let late = ms((*earliest).max(now)) + GRANULARITY * 2;
+                    prop_assert!(timers.next_deadline().is_some_and(|at| at <= late));
+                }
+                now += passes;
+                for fd in fired(&mut timers, ms(now)) {
+                    prop_assert!(table.remove(&fd).is_some_and(|due| due <= now));
+                }
+                let slack = GRANULARITY.as_millis() as u64 * 2;
+                prop_assert!(table.values().all(|&due| due + slack > now));
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! When a slot that failed is tried again: at once, then ever later up to a cap.
+//!
+//! Pure: the random numbers come from a generator that the caller owns and may save.
+//! Invariant: the delay lies between half of and the whole of its ceiling, and the ceiling never
+//! exceeds the configured cap. Jitter keeps slots that died together from coming back together.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+/// No pause is shorter than this, whatever the configuration says: a spawn that fails at once,
+/// tried again at once, would hold the supervisor in one turn of its loop for ever.
+pub const BACKOFF_FLOOR: Duration = Duration::from_millis(1);
+
+/// When to try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Retry {
+    AtOnce,
+    After(Duration),
+}
+
+/// The answer to a failure that comes after `earlier` failures in a row.
+///
+/// The first is answered at once: one crash is no trend, and clients wait in the queue.
+pub(super) fn retry(earlier: u32, initial: Duration, max: Duration, rng: &mut Rng) -> Retry {
+    match earlier.checked_sub(1) {
+        None => Retry::AtOnce,
+        Some(doublings) => {
+            let ceiling = ceiling_ns(doublings, initial, max);
+            let delay = Duration::from_nanos(ceiling - rng.u64(0..=ceiling / 2));
+            Retry::After(delay.max(BACKOFF_FLOOR))
+        }
+    }
+}
+
+/// `initial` doubled so many times, at most `max`, in nanoseconds. Saturates.
+fn ceiling_ns(doublings: u32, initial: Duration, max: Duration) -> u64 {
+    let nanos = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+    let factor = 1_u64.checked_shl(doublings).unwrap_or(u64::MAX);
+    nanos(initial).saturating_mul(factor).min(nanos(max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INITIAL: Duration = Duration::from_millis(100);
+    const MAX: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn the_first_failure_is_answered_at_once() {
+        let mut rng = Rng::with_seed(1);
+        assert_eq!(retry(0, INITIAL, MAX, &mut rng), Retry::AtOnce);
+    }
+
+    #[test]
+    fn the_ceiling_doubles_and_is_capped() {
+        let ms = |doublings| ceiling_ns(doublings, INITIAL, MAX) / 1_000_000;
+        assert_eq!(
+            [
+                ms(0),
+                ms(1),
+                ms(2),
+                ms(6),
+                ms(7),
+                ms(63),
+                ms(64),
+                ms(u32::MAX)
+            ],
+            [100, 200, 400, 6_400, 10_000, 10_000, 10_000, 10_000],
+        );
+        // The cap wins over a first pause that is longer.
+        assert_eq!(ceiling_ns(0, MAX, INITIAL), 100_000_000);
+    }
+
+    #[test]
+    fn every_delay_lies_in_the_upper_half_of_its_ceiling() {
+        let mut rng = Rng::with_seed(7);
+        let mut shortest = MAX;
+        let mut longest = Duration::ZERO;
+        for _ in 0..1_000 {
+            let Retry::After(delay) = retry(3, INITIAL, MAX, &mut rng) else {
+                panic!("a third failure must wait");
+            };
+            shortest = shortest.min(delay);
+            longest = longest.max(delay);
+        }
+        assert!(shortest >= 2 * INITIAL && longest <= 4 * INITIAL);
+        // And they are spread, not constant.
+        assert!(longest - shortest > INITIAL);
+    }
+
+    #[test]
+    fn a_zero_configuration_still_pauses() {
+        let mut rng = Rng::with_seed(1);
+        assert_eq!(
+            retry(9, Duration::ZERO, Duration::ZERO, &mut rng),
+            Retry::After(BACKOFF_FLOOR),
+        );
+        assert_eq!(
+            retry(u32::MAX, Duration::MAX, Duration::ZERO, &mut rng),
+            Retry::After(BACKOFF_FLOOR),
+        );
+    }
+}

@@ -1,0 +1,77 @@
+//! Who serves the queue of a slot that has no worker.
+//!
+//! A queue without an acceptor is a black hole for one in N of the new clients: they complete the
+//! handshake and hear nothing. So after `lend_after` a serving sibling accepts on it too.
+//!
+//! Invariants: a loan ends when the borrower stops serving or the slot's own worker is Ready,
+//! whichever comes first; while any sibling serves, no queue waits longer than `lend_after`.
+
+use super::super::slot::Slot;
+use super::{Action, Machine, Notice, Queue, SlotState, WorkerId};
+use crate::clock::Tick;
+
+impl Machine {
+    /// Ends the loans of those who no longer serve. Their queues are due at once: the time since
+    /// their own worker stopped goes on counting.
+    pub(super) fn end_broken_loans(&mut self) {
+        for index in 0..self.slots.len() {
+            match self.slots[index].queue {
+                Queue::Lent { to, .. } if !self.serves(to) => self.slots[index].end_loan(),
+                Queue::Lent { .. } | Queue::Unbound | Queue::Served | Queue::Unserved { .. } => {}
+            }
+        }
+    }
+
+    /// Lends every queue that nobody has served for too long.
+    pub(super) fn lend_due(&mut self, now: Tick) {
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            let Queue::Unserved { since } = slot.queue else {
+                continue;
+            };
+            if now < since + self.policy.lend_after {
+                continue;
+            }
+            // One loan changes who has fewest, so the choice is made anew each time.
+            let Some(to) = self.borrower() else {
+                return;
+            };
+            let slot = &mut self.slots[index];
+            slot.queue = Queue::Lent { since, to };
+            let (slot, after) = (slot.id, now.since(since));
+            self.actions.push_back(Action::Lend { slot, to });
+            self.notice(Notice::Lent { slot, to, after });
+        }
+    }
+
+    pub(super) fn serves(&self, worker: WorkerId) -> bool {
+        let slot = self.slots.get(worker.slot.index());
+        slot.is_some_and(|slot| slot.is_served_by(worker))
+    }
+
+    /// Who would borrow next: of those who serve, the one with fewest loans, then the lowest slot.
+    pub(super) fn borrower(&self) -> Option<WorkerId> {
+        let mut loans = vec![0_u32; self.slots.len()];
+        for slot in &self.slots {
+            if let Queue::Lent { to, .. } = slot.queue {
+                loans[to.slot.index()] += 1;
+            }
+        }
+        let serving = self
+            .slots
+            .iter()
+            .filter(|slot| slot.state == SlotState::Serving);
+        serving
+            .min_by_key(|slot| (loans[slot.id.index()], slot.id))
+            .map(Slot::worker)
+    }
+
+    /// When the slot's queue is to be lent. Without a sibling to lend to there is nothing to wait
+    /// for but that sibling's Ready.
+    pub(super) fn loan_due(&self, slot: &Slot, lendable: bool) -> Option<Tick> {
+        match slot.queue {
+            Queue::Unserved { since } if lendable => Some(since + self.policy.lend_after),
+            Queue::Unserved { .. } | Queue::Unbound | Queue::Served | Queue::Lent { .. } => None,
+        }
+    }
+}

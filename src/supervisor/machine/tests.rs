@@ -1,0 +1,499 @@
+//! One test a rule, times in milliseconds. The simulation in `tests/sim_supervisor` looks for what
+//! nobody thought of; these say what was meant.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test sorts notices from all the rest"
+)]
+
+use super::*;
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const fn policy(workers: u16) -> Policy {
+    Policy {
+        workers,
+        start_timeout: ms(5_000),
+        drain_timeout: ms(30_000),
+        lame_duck: ms(1_000),
+        backoff_initial: ms(100),
+        backoff_max: ms(1_000),
+        backoff_reset: ms(10_000),
+        lend_after: ms(50),
+    }
+}
+
+const fn worker(slot: u16, generation: u32) -> WorkerId {
+    WorkerId {
+        slot: SlotId(slot),
+        generation: Generation(generation),
+    }
+}
+
+const fn ready(slot: u16, generation: u32) -> Event {
+    Event::Ready {
+        worker: worker(slot, generation),
+    }
+}
+
+const fn killed(slot: u16, generation: u32) -> Event {
+    Event::Exited {
+        worker: worker(slot, generation),
+        how: Death::Signalled(9),
+    }
+}
+
+const fn exited(slot: u16, generation: u32, code: i32) -> Event {
+    Event::Exited {
+        worker: worker(slot, generation),
+        how: Death::Exited(code),
+    }
+}
+
+fn start_failed(slot: u16, generation: u32, cause: &str) -> Event {
+    Event::StartFailed {
+        worker: worker(slot, generation),
+        cause: cause.to_owned(),
+    }
+}
+
+fn spawn_failed(slot: u16, generation: u32) -> Event {
+    Event::SpawnFailed {
+        worker: worker(slot, generation),
+        cause: "fork: EAGAIN".to_owned(),
+    }
+}
+
+fn channel_broken(slot: u16, generation: u32) -> Event {
+    Event::ChannelBroken {
+        worker: worker(slot, generation),
+        cause: "end of file".to_owned(),
+    }
+}
+
+fn stop(by: &str) -> Event {
+    Event::Stop { by: by.to_owned() }
+}
+
+const fn bind(slot: u16) -> Action {
+    Action::Spawn {
+        worker: worker(slot, 1),
+        listener: ListenerSource::Bind,
+    }
+}
+
+const fn adopt(slot: u16, generation: u32) -> Action {
+    Action::Spawn {
+        worker: worker(slot, generation),
+        listener: ListenerSource::Adopt,
+    }
+}
+
+const fn kill(slot: u16, generation: u32) -> Action {
+    Action::Kill {
+        worker: worker(slot, generation),
+    }
+}
+
+const fn stop_worker(slot: u16, generation: u32) -> Action {
+    Action::StopWorker {
+        worker: worker(slot, generation),
+    }
+}
+
+const fn lend(slot: u16, to: WorkerId) -> Action {
+    Action::Lend {
+        slot: SlotId(slot),
+        to,
+    }
+}
+
+const fn recall(slot: u16, from: WorkerId) -> Action {
+    Action::Recall {
+        slot: SlotId(slot),
+        from,
+    }
+}
+
+const CLEAN: Action = Action::Exit(Verdict::Clean);
+
+fn failed(cause: &str) -> Action {
+    Action::Exit(Verdict::Failed {
+        cause: cause.to_owned(),
+    })
+}
+
+/// A machine with its notices kept apart, so that a test names the actions alone.
+struct Stage {
+    machine: Machine,
+    notices: Vec<Notice>,
+}
+
+impl Stage {
+    fn new(policy: Policy) -> Self {
+        Self {
+            machine: Machine::new(policy, 1),
+            notices: Vec::new(),
+        }
+    }
+
+    /// All slots Ready at `at`.
+    fn booted(policy: Policy, at: u64) -> Self {
+        let workers = policy.workers;
+        let mut stage = Self::new(policy);
+        stage.at(at, Event::Boot);
+        for slot in 0..workers {
+            stage.at(at, ready(slot, 1));
+        }
+        stage.notices.clear();
+        stage
+    }
+
+    fn at(&mut self, at: u64, event: Event) -> Vec<Action> {
+        self.machine.handle(event, Tick::from_millis(at));
+        self.actions()
+    }
+
+    fn timeout(&mut self, at: u64) -> Vec<Action> {
+        self.machine.handle_timeout(Tick::from_millis(at));
+        self.actions()
+    }
+
+    /// Lets the next deadline pass; says when that was, in milliseconds.
+    fn next_timeout(&mut self) -> (u64, Vec<Action>) {
+        let at = self.machine.poll_timeout().expect("a deadline");
+        self.machine.handle_timeout(at);
+        (at.as_nanos() / 1_000_000, self.actions())
+    }
+
+    fn actions(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while let Some(action) = self.machine.poll_action() {
+            match action {
+                Action::Notice(notice) => self.notices.push(notice),
+                other => actions.push(other),
+            }
+        }
+        actions
+    }
+
+    fn state(&self, slot: usize) -> &'static str {
+        self.machine.slots().nth(slot).unwrap().state.name()
+    }
+}
+
+#[test]
+fn boot_starts_one_slot_after_the_other_and_announces_once() {
+    let mut stage = Stage::new(policy(3));
+    assert_eq!(stage.machine.poll_timeout(), None);
+    assert_eq!(stage.at(0, Event::Boot), [bind(0)]);
+    assert_eq!(stage.machine.poll_timeout(), Some(Tick::from_millis(5_000)));
+    assert_eq!(stage.at(10, ready(0, 1)), [bind(1)]);
+    assert_eq!(stage.at(20, ready(1, 1)), [bind(2)]);
+    assert_eq!(stage.at(30, ready(2, 1)), [Action::Announce]);
+    assert_eq!(stage.machine.poll_timeout(), None);
+    // The successor of a worker is nothing to announce.
+    assert_eq!(stage.at(40, killed(1, 1)), [adopt(1, 2)]);
+    assert_eq!(stage.at(50, ready(1, 2)), []);
+}
+
+#[test]
+fn boot_failure_reports_the_worker_s_own_words_and_kills_the_rest() {
+    let mut stage = Stage::new(policy(3));
+    stage.at(0, Event::Boot);
+    stage.at(10, ready(0, 1));
+    let words = "bind 0.0.0.0:80: permission denied";
+    assert_eq!(
+        stage.at(20, start_failed(1, 1, words)),
+        [kill(0, 1), kill(1, 1)]
+    );
+    assert_eq!(stage.at(21, exited(1, 1, 1)), []);
+    let cause = format!("the worker of slot 1 cannot start: {words}");
+    assert_eq!(stage.at(22, killed(0, 1)), [failed(&cause)]);
+    assert!(stage.notices.contains(&Notice::BootFailed { cause }));
+    assert_eq!(stage.machine.phase_name(), "ended");
+}
+
+#[test]
+fn boot_fails_by_exit_by_spawn_failure_and_by_timeout() {
+    let mut stage = Stage::new(policy(2));
+    stage.at(0, Event::Boot);
+    let cause = "the worker of slot 0 ended before it was ready: exit code 101";
+    assert_eq!(stage.at(1, exited(0, 1, 101)), [failed(cause)]);
+
+    let mut stage = Stage::new(policy(2));
+    stage.at(0, Event::Boot);
+    let cause = "the worker of slot 0 cannot be spawned: fork: EAGAIN";
+    assert_eq!(stage.at(1, spawn_failed(0, 1)), [failed(cause)]);
+
+    let mut stage = Stage::new(policy(2));
+    stage.at(0, Event::Boot);
+    assert_eq!(stage.next_timeout(), (5_000, vec![kill(0, 1)]));
+    let cause = "the worker of slot 0 was not ready within 5s; see its log, or raise start_timeout";
+    assert_eq!(stage.at(5_001, killed(0, 1)), [failed(cause)]);
+}
+
+#[test]
+fn a_broken_channel_at_boot_waits_for_the_exit_which_tells_more() {
+    let mut stage = Stage::new(policy(1));
+    stage.at(0, Event::Boot);
+    assert_eq!(stage.at(1, channel_broken(0, 1)), [kill(0, 1)]);
+    let cause = "the worker of slot 0 ended before it was ready: exit code 101 \
+                 (its channel broke: end of file)";
+    assert_eq!(stage.at(2, exited(0, 1, 101)), [failed(cause)]);
+}
+
+#[test]
+fn a_worker_that_was_ready_and_dies_during_boot_is_respawned() {
+    let mut stage = Stage::new(policy(2));
+    stage.at(0, Event::Boot);
+    stage.at(10, ready(0, 1));
+    assert_eq!(stage.at(20, killed(0, 1)), [adopt(0, 2)]);
+    // Even its successor's failure does not fail the boot.
+    assert_eq!(stage.at(30, start_failed(0, 2, "no memory")), []);
+    assert_eq!(stage.at(31, exited(0, 2, 1)), []);
+    assert_eq!(stage.state(0), "backing off");
+    // Its queue was unserved since 20 and slot 1 can take it at once; the boot is complete.
+    assert_eq!(
+        stage.at(100, ready(1, 1)),
+        [Action::Announce, lend(0, worker(1, 1))],
+    );
+}
+
+#[test]
+fn the_first_death_is_answered_at_once_and_further_ones_ever_later() {
+    let mut stage = Stage::booted(policy(1), 0);
+    assert_eq!(stage.at(1_000, killed(0, 1)), [adopt(0, 2)]);
+    let mut now = 1_000;
+    let mut generation = 2;
+    for ceiling in [100, 200, 400, 800, 1_000, 1_000] {
+        stage.at(now, ready(0, generation));
+        assert_eq!(stage.at(now, killed(0, generation)), []);
+        let (at, actions) = stage.next_timeout();
+        generation += 1;
+        assert_eq!(actions, [adopt(0, generation)]);
+        let delay = at - now;
+        assert!(
+            delay >= ceiling / 2 && delay <= ceiling,
+            "{delay} ms of {ceiling}"
+        );
+        now = at + 1;
+    }
+}
+
+#[test]
+fn long_service_wipes_the_record_of_failures() {
+    let mut stage = Stage::booted(policy(1), 0);
+    stage.at(100, killed(0, 1));
+    stage.at(200, ready(0, 2));
+    // 9,999 ms of service: not enough. 10,000 ms: enough.
+    assert_eq!(stage.at(10_199, killed(0, 2)), []);
+    stage.timeout(11_000);
+    stage.at(11_000, ready(0, 3));
+    assert_eq!(stage.at(21_000, killed(0, 3)), [adopt(0, 4)]);
+}
+
+#[test]
+fn a_failed_start_counts_once_and_a_failed_spawn_counts() {
+    let mut stage = Stage::booted(policy(1), 0);
+    stage.at(10, killed(0, 1));
+    stage.at(20, start_failed(0, 2, "no memory"));
+    stage.at(30, exited(0, 2, 1));
+    let view = stage.machine.slots().next().unwrap();
+    assert_eq!(view.deaths, 2);
+    assert_eq!(view.last_death.unwrap().cause.as_deref(), Some("no memory"));
+    stage.next_timeout();
+    assert_eq!(stage.at(1_000, spawn_failed(0, 3)), []);
+    let view = stage.machine.slots().next().unwrap();
+    assert_eq!((view.deaths, view.last_death.unwrap().how), (3, None));
+    assert_eq!(stage.state(0), "backing off");
+    assert!(matches!(
+        stage.notices.last(),
+        Some(Notice::BackingOff { failures: 3, .. })
+    ));
+}
+
+#[test]
+fn a_start_timeout_kills_and_counts_when_reaped() {
+    let mut stage = Stage::booted(policy(1), 0);
+    stage.at(10, killed(0, 1));
+    assert_eq!(stage.next_timeout(), (5_010, vec![kill(0, 2)]));
+    // Nothing to wait for but the kernel.
+    assert_eq!(stage.machine.poll_timeout(), None);
+    // Too late.
+    assert_eq!(stage.at(5_011, ready(0, 2)), []);
+    assert_eq!(stage.machine.stale_events(), 1);
+    assert_eq!(stage.at(5_012, killed(0, 2)), []);
+    assert_eq!(stage.state(0), "backing off");
+}
+
+#[test]
+fn a_worker_that_failed_to_start_and_stays_is_killed_at_the_deadline() {
+    let mut stage = Stage::booted(policy(1), 0);
+    stage.at(10, killed(0, 1));
+    stage.at(20, start_failed(0, 2, "no memory"));
+    assert_eq!(stage.next_timeout(), (5_010, vec![kill(0, 2)]));
+    stage.at(5_020, killed(0, 2));
+    let view = stage.machine.slots().next().unwrap();
+    assert_eq!(view.last_death.unwrap().cause.as_deref(), Some("no memory"));
+}
+
+#[test]
+fn a_broken_channel_kills_and_the_queue_is_unserved_from_then() {
+    let mut stage = Stage::booted(policy(2), 0);
+    assert_eq!(stage.at(1_000, channel_broken(0, 1)), [kill(0, 1)]);
+    assert_eq!(stage.at(1_001, channel_broken(0, 1)), []);
+    assert_eq!(stage.machine.stale_events(), 0);
+    assert_eq!(stage.next_timeout(), (1_050, vec![lend(0, worker(1, 1))]));
+    assert_eq!(stage.at(2_000, killed(0, 1)), [adopt(0, 2)]);
+    assert_eq!(stage.at(2_010, ready(0, 2)), [recall(0, worker(1, 1))]);
+    // The second's service, not the wait for the kernel, is what the death notice tells.
+    assert!(stage.notices.iter().any(|notice| matches!(
+        notice,
+        Notice::WorkerDied { served_for: Some(served), .. } if *served == ms(1_000)
+    )));
+}
+
+#[test]
+fn an_unserved_queue_is_lent_to_the_sibling_with_fewest_loans() {
+    let mut stage = Stage::booted(policy(4), 0);
+    for slot in [0, 1] {
+        assert_eq!(stage.at(100, killed(slot, 1)), [adopt(slot, 2)]);
+    }
+    assert_eq!(stage.timeout(149), []);
+    assert_eq!(
+        stage.timeout(150),
+        [lend(0, worker(2, 1)), lend(1, worker(3, 1))],
+    );
+    // The borrower of 0 dies: that queue moves on at once, its own waits its turn.
+    assert_eq!(
+        stage.at(160, killed(2, 1)),
+        [adopt(2, 2), lend(0, worker(3, 1))],
+    );
+    assert_eq!(stage.at(170, ready(1, 2)), [recall(1, worker(3, 1))]);
+    assert_eq!(stage.next_timeout(), (210, vec![lend(2, worker(1, 2))]));
+    assert_eq!(stage.at(220, ready(0, 2)), [recall(0, worker(3, 1))]);
+    assert_eq!(stage.at(230, ready(2, 2)), [recall(2, worker(1, 2))]);
+}
+
+#[test]
+fn without_a_serving_sibling_the_loan_waits_for_one_and_not_for_the_clock() {
+    let mut stage = Stage::booted(policy(2), 0);
+    stage.at(100, killed(0, 1));
+    stage.at(100, killed(1, 1));
+    // The start deadlines are all there is to wait for.
+    assert_eq!(stage.timeout(200), []);
+    assert_eq!(stage.machine.poll_timeout(), Some(Tick::from_millis(5_100)));
+    assert_eq!(stage.at(300, ready(1, 2)), [lend(0, worker(1, 2))]);
+}
+
+#[test]
+fn stop_asks_those_who_serve_and_kills_those_who_do_not() {
+    let mut stage = Stage::booted(policy(3), 0);
+    stage.at(100, killed(0, 1));
+    stage.at(110, killed(1, 1));
+    stage.at(120, exited(1, 2, 1));
+    assert_eq!(stage.state(1), "backing off");
+    assert_eq!(
+        stage.at(130, stop("SIGTERM")),
+        [kill(0, 2), stop_worker(2, 1)],
+    );
+    assert_eq!(stage.at(131, killed(0, 2)), []);
+    assert_eq!(stage.at(9_000, exited(2, 1, 0)), [CLEAN]);
+    // Nothing after the end.
+    assert_eq!(stage.at(9_001, stop("SIGTERM")), []);
+    assert_eq!(stage.at(9_002, Event::Boot), []);
+    assert_eq!(stage.machine.stale_events(), 0);
+}
+
+#[test]
+fn what_has_not_drained_in_time_is_killed() {
+    let mut stage = Stage::booted(policy(2), 0);
+    stage.at(1_000, stop("SIGTERM"));
+    stage.at(2_000, exited(0, 1, 0));
+    // 1,000 + lame duck 1,000 + drain 30,000 + grace 2,000.
+    assert_eq!(stage.next_timeout(), (34_000, vec![kill(1, 1)]));
+    assert!(stage.notices.contains(&Notice::StillDraining {
+        worker: worker(1, 1),
+        after: ms(33_000),
+    }));
+    assert_eq!(stage.machine.poll_timeout(), None);
+    assert_eq!(stage.at(34_001, killed(1, 1)), [CLEAN]);
+}
+
+#[test]
+fn a_second_stop_kills_at_once() {
+    let mut stage = Stage::booted(policy(2), 0);
+    stage.at(1_000, stop("SIGTERM"));
+    assert_eq!(stage.at(1_001, stop("SIGINT")), [kill(0, 1), kill(1, 1)]);
+    assert_eq!(stage.at(1_002, stop("SIGINT")), []);
+    assert_eq!(stage.at(1_003, killed(0, 1)), []);
+    assert_eq!(stage.at(1_004, killed(1, 1)), [CLEAN]);
+}
+
+#[test]
+fn stop_before_and_during_boot() {
+    let mut stage = Stage::new(policy(2));
+    assert_eq!(stage.at(0, stop("SIGINT")), [CLEAN]);
+
+    let mut stage = Stage::new(policy(2));
+    stage.at(0, Event::Boot);
+    assert_eq!(stage.at(1, stop("SIGINT")), [kill(0, 1)]);
+    // The spawn had failed meanwhile: that is an end as good as any.
+    assert_eq!(stage.at(2, spawn_failed(0, 1)), [CLEAN]);
+}
+
+#[test]
+fn a_draining_worker_may_lose_its_channel_and_finish() {
+    let mut stage = Stage::booted(policy(1), 0);
+    stage.at(1_000, stop("SIGTERM"));
+    assert_eq!(stage.at(1_001, channel_broken(0, 1)), []);
+    assert_eq!(stage.at(1_002, exited(0, 1, 0)), [CLEAN]);
+}
+
+#[test]
+fn what_is_stale_is_counted_and_dropped() {
+    let mut stage = Stage::booted(policy(2), 0);
+    stage.at(10, killed(0, 1));
+    let stale = [
+        Event::Boot,
+        ready(0, 1),
+        killed(0, 1),
+        ready(1, 1),
+        ready(7, 1),
+        spawn_failed(1, 1),
+        start_failed(1, 1, "no"),
+        channel_broken(0, 3),
+    ];
+    for (index, event) in stale.into_iter().enumerate() {
+        assert_eq!(stage.at(20, event.clone()), []);
+        let total = index as u64 + 1;
+        assert_eq!(
+            stage.notices.last(),
+            Some(&Notice::StaleEvent { event, total })
+        );
+    }
+    assert_eq!((stage.state(0), stage.state(1)), ("starting", "serving"));
+}
+
+#[test]
+fn limits_at_the_end_of_the_clock_do_not_overflow() {
+    let mut stage = Stage::booted(
+        Policy {
+            drain_timeout: Duration::MAX,
+            lame_duck: Duration::MAX,
+            start_timeout: Duration::MAX,
+            lend_after: Duration::MAX,
+            ..policy(2)
+        },
+        0,
+    );
+    stage.at(1, killed(0, 1));
+    stage.at(2, stop("SIGTERM"));
+    assert_eq!(
+        stage.machine.poll_timeout(),
+        Some(Tick::from_nanos(u64::MAX))
+    );
+}

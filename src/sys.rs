@@ -1,0 +1,10 @@
+//! The only door to `unsafe` and raw system calls (beside the wide uppercase path).
+//!
+//! Each module wraps one thing the kernel offers in a safe function whose contract is checked or
+//! argued here. Nothing in this tree decides: no policy, no limits, no logging.
+
+pub mod fd;
+pub mod image;
+pub mod limits;
+pub mod shared;
+pub mod socket;

@@ -1,0 +1,231 @@
+//! A memfd mapped shared: cache lines of atomic words, and byte ranges between them.
+//!
+//! Invariants: the file is sealed against shrinking before anybody maps it, so an access inside
+//! the mapping can never raise `SIGBUS`; every access is checked against the mapping's length.
+//! Words are atomics because the supervisor reads them while the worker writes; byte ranges are
+//! handed out only through `&mut self`, and no other process touches them while their owner lives.
+//!
+//! It must not interpret what it holds: layout and meaning are `crate::memory`'s.
+#![expect(
+    unsafe_code,
+    reason = "a shared mapping is reached through raw pointers"
+)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// Bytes in a cache line, and the alignment of every [`Line`].
+pub const LINE_BYTES: usize = 64;
+
+/// One cache line of shared words.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Line(pub [AtomicU64; LINE_BYTES / 8]);
+
+/// A mapped memfd.
+#[derive(Debug)]
+pub struct SharedMemory {
+    map: MmapRaw,
+    file: File,
+}
+
+/// Makes a memfd of `bytes` zero bytes that can neither shrink nor grow. Close-on-exec.
+///
+/// The pages are sparse: one that was never written costs nothing.
+///
+/// # Errors
+/// What `memfd_create`, `ftruncate` or the seal returned.
+pub fn create(name: &str, bytes: usize) -> io::Result<OwnedFd> {
+    let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    let length = i64::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    nix::unistd::ftruncate(&fd, length)?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(fd)
+}
+
+impl SharedMemory {
+    /// Maps the whole of `fd`, which [`create`] made, here or in another process.
+    ///
+    /// # Errors
+    /// `InvalidData` if the file may still shrink (an access could then kill this process), else
+    /// what `fstat` or `mmap` returned.
+    pub fn map(fd: OwnedFd) -> io::Result<Self> {
+        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS)?;
+        if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the working memory is not sealed against shrinking",
+            ));
+        }
+        let file = File::from(fd);
+        let length = usize::try_from(file.metadata()?.len())
+            .map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        let map = MmapOptions::new()
+            .len(length)
+            .no_reserve_swap()
+            .map_raw(&file)?;
+        // A core dump of a crashed worker would write every touched page; refused on kernels
+        // without the advice, which only costs time when a core is dumped.
+        let _ = map.advise(Advice::DontDump);
+        Ok(Self { map, file })
+    }
+
+    /// Bytes mapped.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether nothing is mapped.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.map.len() == 0
+    }
+
+    /// The descriptor of the memory, to be sent to another process.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// The cache line at `offset` bytes.
+    ///
+    /// # Panics
+    /// If the line is not aligned or not wholly inside: the caller's layout would be wrong.
+    #[inline]
+    #[must_use]
+    pub fn line(&self, offset: usize) -> &Line {
+        assert!(
+            offset.is_multiple_of(LINE_BYTES) && offset < self.map.len() & !(LINE_BYTES - 1),
+            "a line lies inside the mapping"
+        );
+        // SAFETY: the offset was checked to lie inside the mapping, which is one allocation.
+        let at = unsafe { self.map.as_mut_ptr().add(offset) };
+        // SAFETY: a mapping begins on a page and the offset is a multiple of 64, so `at` is
+        // aligned; 64 bytes from it are mapped, readable and writable, for as long as `self`
+        // lives; any bit pattern is a valid `AtomicU64`; words are only ever reached as atomics,
+        // here and in other processes (`bytes` needs `&mut self` and is used for other ranges).
+        unsafe { &*at.cast::<Line>() }
+    }
+
+    /// The `length` bytes at `offset`.
+    ///
+    /// # Panics
+    /// If they are not wholly inside the mapping.
+    #[inline]
+    #[must_use]
+    pub fn bytes(&mut self, offset: usize, length: usize) -> &mut [u8] {
+        let end = offset.checked_add(length);
+        assert!(
+            end.is_some_and(|end| end <= self.map.len()),
+            "bytes lie inside the mapping"
+        );
+        // SAFETY: the offset was checked to lie inside the mapping, which is one allocation.
+        let at = unsafe { self.map.as_mut_ptr().add(offset) };
+        // SAFETY: `length` bytes from `at` are mapped, readable and writable, for as long as
+        // `self` is borrowed; `&mut self` makes this the only reference in this process, and no
+        // other process touches byte ranges while this one lives (module invariant).
+        unsafe { std::slice::from_raw_parts_mut(at, length) }
+    }
+
+    /// Copies `length` bytes within the mapping; the ranges must not overlap.
+    ///
+    /// # Panics
+    /// If either range is not inside, or they overlap.
+    #[inline]
+    pub fn copy(&mut self, from: usize, to: usize, length: usize) {
+        let inside = |start: usize| {
+            start
+                .checked_add(length)
+                .is_some_and(|e| e <= self.map.len())
+        };
+        assert!(inside(from) && inside(to), "bytes lie inside the mapping");
+        assert!(
+            from.abs_diff(to) >= length,
+            "source and target do not overlap"
+        );
+        let (low, high) = (from.min(to), from.max(to));
+        let (head, tail) = self
+            .bytes(low, high - low + length)
+            .split_at_mut(high - low);
+        if from < to {
+            tail.copy_from_slice(&head[..length]);
+        } else {
+            head[..length].copy_from_slice(&tail[..length]);
+        }
+    }
+
+    /// Gives the pages wholly inside `length` bytes at `offset` back to the system; they read as
+    /// zeroes afterwards.
+    ///
+    /// # Errors
+    /// What `fallocate` returned; the bytes are then unchanged.
+    pub fn discard(&self, offset: usize, length: usize) -> io::Result<()> {
+        let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&self.file, mode, offset, length)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    fn memory(bytes: usize) -> SharedMemory {
+        SharedMemory::map(create("test", bytes).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn two_mappings_of_one_file_share_words_and_bytes() {
+        let mut first = memory(8192);
+        let again = first.fd().try_clone_to_owned().unwrap();
+        let mut second = SharedMemory::map(again).unwrap();
+        first.line(64).0[3].store(7, Ordering::Relaxed);
+        first.bytes(4096, 5).copy_from_slice(b"hello");
+        assert_eq!(second.line(64).0[3].load(Ordering::Relaxed), 7);
+        assert_eq!(second.bytes(4096, 5), b"hello");
+    }
+
+    #[test]
+    fn copy_works_both_ways_and_discard_zeroes() {
+        let mut memory = memory(3 * 4096);
+        memory.bytes(0, 3).copy_from_slice(b"abc");
+        memory.copy(0, 8192, 3);
+        memory.copy(8192, 100, 3);
+        assert_eq!(memory.bytes(100, 3), b"abc");
+        memory.discard(8192, 4096).unwrap();
+        assert_eq!(memory.bytes(8192, 3), b"\0\0\0");
+        assert_eq!(memory.bytes(0, 3), b"abc");
+    }
+
+    #[test]
+    #[should_panic(expected = "inside the mapping")]
+    fn a_line_past_the_end_is_refused() {
+        let _ = memory(4096).line(4096);
+    }
+
+    #[test]
+    #[should_panic(expected = "inside the mapping")]
+    fn bytes_past_the_end_are_refused() {
+        let _ = memory(4096).bytes(4090, 7);
+    }
+
+    #[test]
+    fn memory_that_may_shrink_is_refused() {
+        let plain = memfd_create("plain", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING);
+        let refused = SharedMemory::map(plain.unwrap()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+    }
+}

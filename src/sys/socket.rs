@@ -1,0 +1,193 @@
+//! A connection's socket, known by its descriptor number.
+//!
+//! Ownership: the number of an accepted connection belongs to its record in the working memory
+//! (open from [`Socket::adopt`] to [`Socket::close`]), not to a value in private memory: that is
+//! what makes the table of connections readable from outside and an idle connection cost nothing
+//! but its record. So this type is a number, not an owner, and whoever holds one must hold the
+//! record too.
+//!
+//! Every call says `MSG_DONTWAIT`: a shared description whose `O_NONBLOCK` somebody cleared can
+//! then still not block the loop; and `MSG_NOSIGNAL`, so that no peer can raise `SIGPIPE`.
+#![expect(
+    unsafe_code,
+    reason = "a descriptor known by number is borrowed for one call"
+)]
+
+use std::io;
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+
+use mio::event::Source;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use socket2::SockRef;
+use std::time::Duration;
+
+use crate::connection::Stream;
+
+/// The number of an open, non-blocking stream socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Socket(RawFd);
+
+impl Socket {
+    /// Takes the descriptor over; from now on its number owns it.
+    #[must_use]
+    pub fn adopt(fd: OwnedFd) -> Self {
+        Self(fd.into_raw_fd())
+    }
+
+    /// The socket with number `fd`, whose record says that it is open.
+    #[inline]
+    #[must_use]
+    pub const fn numbered(fd: u32) -> Self {
+        Self(fd.cast_signed())
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0.cast_unsigned()
+    }
+
+    /// Watches both directions and urgent data, edge-triggered.
+    ///
+    /// # Errors
+    /// What `epoll_ctl` returned.
+    pub fn watch(self, registry: &Registry, token: Token) -> io::Result<()> {
+        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+        SourceFd(&self.0).register(registry, token, interest)
+    }
+
+    /// Makes the coming close a reset: what the kernel still holds for the peer is thrown away.
+    ///
+    /// # Errors
+    /// What `setsockopt` returned.
+    pub fn reset_on_close(self) -> io::Result<()> {
+        // SAFETY: the number is not -1 (it came from an owned descriptor), and the descriptor
+        // stays open for the one call below: this process has one thread, which is here.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.0) };
+        SockRef::from(&fd).set_linger(Some(Duration::ZERO))
+    }
+
+    /// Closes it; the number may be anything's from now on. Closing also ends its registration,
+    /// since no other descriptor refers to the same socket.
+    pub fn close(self) {
+        // Linux releases the number whatever close returns.
+        let _ = nix::unistd::close(self.0);
+    }
+}
+
+impl Stream for Socket {
+    #[inline]
+    fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        recv(self.0, into, MsgFlags::MSG_DONTWAIT).map_err(io::Error::from)
+    }
+
+    #[inline]
+    fn send(&mut self, from: &[u8]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        send(self.0, from, flags).map_err(io::Error::from)
+    }
+
+    fn end_output(&mut self) -> io::Result<()> {
+        shutdown(self.0, Shutdown::Write).map_err(io::Error::from)
+    }
+}
+
+/// What an accept that failed means for the accept queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptFailure {
+    /// The queue is empty.
+    Empty,
+    /// This one connection failed before it was taken; the next may not.
+    ThisOne,
+    /// The process has no descriptor left.
+    ProcessDescriptors,
+    /// The system has no open file left.
+    SystemDescriptors,
+    /// The system has no memory for a socket.
+    Memory,
+}
+
+impl AcceptFailure {
+    /// Sorts an error of `accept4`. Linux passes pending network errors of the connection on, and
+    /// accept(2) says to treat those like an empty queue's retry: they concern one connection.
+    #[must_use]
+    pub fn from_error(error: &io::Error) -> Self {
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EAGAIN) => Self::Empty,
+            Some(Errno::EMFILE) => Self::ProcessDescriptors,
+            Some(Errno::ENFILE) => Self::SystemDescriptors,
+            Some(Errno::ENOBUFS | Errno::ENOMEM) => Self::Memory,
+            _ => Self::ThisOne,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    fn pair() -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        (Socket::adopt(server.into()), client)
+    }
+
+    #[test]
+    fn never_blocks_and_moves_bytes() {
+        let (mut socket, mut client) = pair();
+        let mut bytes = [0; 8];
+        assert_eq!(
+            socket.recv(&mut bytes).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
+        assert_eq!(socket.send(b"ok").unwrap(), 2);
+        socket.end_output().unwrap();
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).unwrap();
+        assert_eq!(got, b"ok");
+        socket.close();
+    }
+
+    #[test]
+    fn a_reset_close_reaches_the_peer_as_one() {
+        let (socket, mut client) = pair();
+        socket.reset_on_close().unwrap();
+        socket.close();
+        let seen = client.read(&mut [0; 1]).map_err(|error| error.kind());
+        assert_eq!(seen, Err(io::ErrorKind::ConnectionReset));
+    }
+
+    #[test]
+    fn sending_to_a_closed_peer_is_an_error_not_a_signal() {
+        let (mut socket, client) = pair();
+        drop(client);
+        let broken = (0..10_000).find_map(|_| match socket.send(&[0; 1024]) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Some(error.kind()),
+            _ => None,
+        });
+        let ended = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+        assert!(
+            broken.is_some_and(|kind| ended.contains(&kind)),
+            "{broken:?}"
+        );
+        socket.close();
+    }
+
+    #[test]
+    fn accept_errors_are_sorted() {
+        let sorted = |errno: Errno| AcceptFailure::from_error(&io::Error::from(errno));
+        assert_eq!(sorted(Errno::EAGAIN), AcceptFailure::Empty);
+        assert_eq!(sorted(Errno::EMFILE), AcceptFailure::ProcessDescriptors);
+        assert_eq!(sorted(Errno::ENFILE), AcceptFailure::SystemDescriptors);
+        assert_eq!(sorted(Errno::ENOMEM), AcceptFailure::Memory);
+        assert_eq!(sorted(Errno::ECONNABORTED), AcceptFailure::ThisOne);
+        assert_eq!(sorted(Errno::EHOSTUNREACH), AcceptFailure::ThisOne);
+    }
+}

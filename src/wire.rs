@@ -1,0 +1,380 @@
+//! What supervisor and workers say to each other: versioned messages in frames.
+//!
+//! A frame is one datagram of a sequenced-packet socket: a header of fixed size (magic, version,
+//! kind, slot, generation, number of descriptors that come along, length of the body), then a
+//! JSON body. JSON because these messages are few, travel between binaries of different age, and
+//! a field that the reader does not know must be skipped, one that the writer did not know must
+//! get its default; the header because whom a message concerns must be readable before its body.
+//!
+//! Invariants: decoding is total (any bytes give a message or an [`Error`]); an unknown version or
+//! kind is refused; a frame is at most [`FRAME_MAX_BYTES`] and names at most [`FDS_MAX`]
+//! descriptors. Pure: no descriptor, no socket.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::identity::{Generation, SlotId, WorkerId};
+
+/// Version of the frame format and of the set of kinds.
+pub const VERSION: u16 = 1;
+/// Bytes of the longest frame. A configuration with a hundred addresses needs a fifth of it.
+pub const FRAME_MAX_BYTES: usize = 64 * 1024;
+/// Descriptors in one frame: what the kernel passes at once (`SCM_MAX_FD`), less a margin.
+pub const FDS_MAX: usize = 200;
+
+const MAGIC: [u8; 4] = *b"UPPR";
+const HEADER_BYTES: usize = 24;
+
+/// A message and the worker it is for or from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Envelope {
+    /// To a worker: whom it is meant for. From a worker: who says it.
+    pub worker: WorkerId,
+    /// What is said.
+    pub message: Message,
+}
+
+/// Everything that is said.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Message {
+    /// To a new worker, first. Descriptors: the working memory, then the slot's listeners if it
+    /// is to adopt them (one for each address, in order).
+    Start(Box<Start>),
+    /// From a worker that serves. Descriptors: a duplicate of each listener it bound; none if it
+    /// adopted them.
+    Ready(Ready),
+    /// From a worker that cannot serve, last.
+    Failed(Failed),
+    /// To a worker: accept from another slot's listeners meanwhile. Descriptors: those listeners.
+    Lend(Lend),
+    /// To a worker: stop accepting from another slot's listeners.
+    Recall(Recall),
+    /// To a worker: stop in order.
+    Stop(Stop),
+    /// From a worker that stops: it has let go of its listeners.
+    Draining(Draining),
+}
+
+/// What a new worker needs to know.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// The validated configuration.
+    pub config: Config,
+    /// The addresses to bind or that the listeners have, ports resolved.
+    pub listen: Vec<Listen>,
+    /// Whether the listeners come along, or are to be bound.
+    pub adopt: bool,
+    /// Connections this worker may hold.
+    pub max_connections: u32,
+    /// Records in the working memory: descriptor numbers this worker may use.
+    pub descriptors: u32,
+}
+
+/// One address of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listen {
+    /// Address and port; port 0 only for the slot that binds first.
+    pub addr: SocketAddr,
+    /// Whether an IPv6 socket serves IPv4 clients too.
+    pub dual_stack: bool,
+}
+
+/// What a worker that serves has to say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// The addresses its listeners really have.
+    pub listen: Vec<Listen>,
+}
+
+/// Why a worker cannot serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// One line: what, why, what to do.
+    pub cause: String,
+}
+
+/// Whose listeners are lent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lend {
+    /// The slot without a worker.
+    pub slot: SlotId,
+}
+
+/// Whose listeners are wanted back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recall {
+    /// The slot that has a worker again.
+    pub slot: SlotId,
+}
+
+/// How to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// Milliseconds to go on accepting first.
+    pub lame_duck_ms: u64,
+    /// Milliseconds for finishing what is owed after that.
+    pub drain_timeout_ms: u64,
+}
+
+/// How far a stopping worker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draining {
+    /// Connections still open.
+    pub connections: u32,
+}
+
+/// Why a frame is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It ends too early or goes on too long.
+    #[error("a frame of {got} bytes where {wanted} were announced")]
+    Length {
+        /// Bytes that the header announces, or the header's own.
+        wanted: usize,
+        /// Bytes there are.
+        got: usize,
+    },
+    /// It is not one of ours.
+    #[error("a frame that does not begin with the magic bytes")]
+    Magic,
+    /// It is from a program too old or too new.
+    #[error("a frame of version {0}; this program speaks version {VERSION}")]
+    Version(u16),
+    /// It says something unheard of.
+    #[error("a frame of unknown kind {0}")]
+    Kind(u16),
+    /// It announces more descriptors than a frame can carry.
+    #[error("a frame that announces {0} descriptors; at most {FDS_MAX} can come along")]
+    Descriptors(u32),
+    /// Its body is not what its kind wants.
+    #[error("the body of a frame of kind {kind} cannot be read: {source}")]
+    Body {
+        /// Kind of the frame.
+        kind: u16,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// It is too long to be sent.
+    #[error("a message of {0} bytes; a frame carries at most {FRAME_MAX_BYTES}")]
+    TooLong(usize),
+}
+
+impl Envelope {
+    /// As a frame that `descriptors` descriptors go along with.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`], [`Error::Descriptors`].
+    pub fn encode(&self, descriptors: usize) -> Result<Vec<u8>, Error> {
+        let (kind, body) = self.message.encode()?;
+        let count = u32::try_from(descriptors).unwrap_or(u32::MAX);
+        if descriptors > FDS_MAX {
+            return Err(Error::Descriptors(count));
+        }
+        let length = HEADER_BYTES + body.len();
+        if length > FRAME_MAX_BYTES {
+            return Err(Error::TooLong(length));
+        }
+        let mut frame = Vec::with_capacity(length);
+        frame.extend_from_slice(&MAGIC);
+        frame.extend_from_slice(&VERSION.to_le_bytes());
+        frame.extend_from_slice(&kind.to_le_bytes());
+        frame.extend_from_slice(&self.worker.slot.0.to_le_bytes());
+        frame.extend_from_slice(&[0; 2]);
+        frame.extend_from_slice(&self.worker.generation.0.to_le_bytes());
+        frame.extend_from_slice(&count.to_le_bytes());
+        frame.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
+        frame.extend_from_slice(&body);
+        Ok(frame)
+    }
+
+    /// From a frame; also how many descriptors must have come along with it.
+    ///
+    /// # Errors
+    /// Any [`Error`] but the sender's [`Error::TooLong`].
+    pub fn decode(frame: &[u8]) -> Result<(Self, usize), Error> {
+        let Some((header, body)) = frame.split_at_checked(HEADER_BYTES) else {
+            return Err(Error::Length {
+                wanted: HEADER_BYTES,
+                got: frame.len(),
+            });
+        };
+        let u16_at = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
+        let u32_at = |at: usize| {
+            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
+        if header[..4] != MAGIC {
+            return Err(Error::Magic);
+        }
+        if u16_at(4) != VERSION {
+            return Err(Error::Version(u16_at(4)));
+        }
+        let worker = WorkerId {
+            slot: SlotId(u16_at(8)),
+            generation: Generation(u32_at(12)),
+        };
+        let (descriptors, length) = (u32_at(16), u32_at(20) as usize);
+        if descriptors as usize > FDS_MAX {
+            return Err(Error::Descriptors(descriptors));
+        }
+        if length != body.len() {
+            return Err(Error::Length {
+                wanted: length,
+                got: body.len(),
+            });
+        }
+        let message = Message::decode(u16_at(6), body)?;
+        Ok((Self { worker, message }, descriptors as usize))
+    }
+}
+
+impl Message {
+    fn encode(&self) -> Result<(u16, Vec<u8>), Error> {
+        let (kind, body) = match self {
+            Self::Start(body) => (1, serde_json::to_vec(body)),
+            Self::Ready(body) => (2, serde_json::to_vec(body)),
+            Self::Failed(body) => (3, serde_json::to_vec(body)),
+            Self::Lend(body) => (4, serde_json::to_vec(body)),
+            Self::Recall(body) => (5, serde_json::to_vec(body)),
+            Self::Stop(body) => (6, serde_json::to_vec(body)),
+            Self::Draining(body) => (7, serde_json::to_vec(body)),
+        };
+        Ok((kind, body.map_err(|source| Error::Body { kind, source })?))
+    }
+
+    fn decode(kind: u16, body: &[u8]) -> Result<Self, Error> {
+        let message = match kind {
+            1 => serde_json::from_slice(body).map(Self::Start),
+            2 => serde_json::from_slice(body).map(Self::Ready),
+            3 => serde_json::from_slice(body).map(Self::Failed),
+            4 => serde_json::from_slice(body).map(Self::Lend),
+            5 => serde_json::from_slice(body).map(Self::Recall),
+            6 => serde_json::from_slice(body).map(Self::Stop),
+            7 => serde_json::from_slice(body).map(Self::Draining),
+            unknown => return Err(Error::Kind(unknown)),
+        };
+        message.map_err(|source| Error::Body { kind, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn envelope(message: Message) -> Envelope {
+        let worker = WorkerId {
+            slot: SlotId(3),
+            generation: Generation(70_000),
+        };
+        Envelope { worker, message }
+    }
+
+    fn messages() -> Vec<Message> {
+        let addr = "[::1]:9999".parse().unwrap();
+        vec![
+            Message::Ready(Ready {
+                listen: vec![Listen {
+                    addr,
+                    dual_stack: false,
+                }],
+            }),
+            Message::Failed(Failed {
+                cause: "no \"luck\"\n".into(),
+            }),
+            Message::Lend(Lend { slot: SlotId(9) }),
+            Message::Recall(Recall {
+                slot: SlotId(u16::MAX),
+            }),
+            Message::Stop(Stop {
+                lame_duck_ms: 0,
+                drain_timeout_ms: u64::MAX,
+            }),
+            Message::Draining(Draining { connections: 7 }),
+        ]
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        for message in messages() {
+            let sent = envelope(message);
+            let frame = sent.encode(2).unwrap();
+            assert_eq!(Envelope::decode(&frame).unwrap(), (sent, 2));
+        }
+    }
+
+    #[test]
+    fn bytes_of_version_1_are_read_for_ever() {
+        let frame = b"UPPR\x01\x00\x04\x00\x02\x00\x00\x00\x05\x00\x00\x00\x01\x00\x00\x00\x0a\x00\x00\x00{\"slot\":1}";
+        let (read, descriptors) = Envelope::decode(frame).unwrap();
+        assert_eq!(
+            read.worker,
+            WorkerId {
+                slot: SlotId(2),
+                generation: Generation(5)
+            }
+        );
+        assert_eq!(read.message, Message::Lend(Lend { slot: SlotId(1) }));
+        assert_eq!(descriptors, 1);
+        assert_eq!(read.encode(1).unwrap(), frame);
+    }
+
+    #[test]
+    fn fields_of_a_newer_program_are_skipped() {
+        let body = br#"{"slot":1,"why":"because"}"#;
+        let read = Message::decode(4, body).unwrap();
+        assert_eq!(read, Message::Lend(Lend { slot: SlotId(1) }));
+    }
+
+    #[test]
+    fn strangers_are_refused_with_a_reason() {
+        let good = envelope(Message::Lend(Lend { slot: SlotId(1) }))
+            .encode(0)
+            .unwrap();
+        let with = |at: usize, byte: u8| {
+            let mut frame = good.clone();
+            frame[at] = byte;
+            Envelope::decode(&frame)
+        };
+        assert!(matches!(with(0, b'X'), Err(Error::Magic)));
+        assert!(matches!(with(4, 2), Err(Error::Version(2))));
+        assert!(matches!(with(6, 99), Err(Error::Kind(99))));
+        assert!(matches!(with(16, 201), Err(Error::Descriptors(201))));
+        assert!(matches!(with(20, 1), Err(Error::Length { .. })));
+        assert!(matches!(with(24, b'['), Err(Error::Body { kind: 4, .. })));
+        assert!(matches!(
+            Envelope::decode(&good[..23]),
+            Err(Error::Length { .. })
+        ));
+        assert!(matches!(
+            envelope(Message::Failed(Failed {
+                cause: "x".repeat(FRAME_MAX_BYTES)
+            }))
+            .encode(0),
+            Err(Error::TooLong(_))
+        ));
+        assert!(matches!(
+            envelope(Message::Lend(Lend { slot: SlotId(1) })).encode(FDS_MAX + 1),
+            Err(Error::Descriptors(_))
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Envelope::decode(&bytes);
+        }
+
+        #[test]
+        fn any_change_of_one_byte_decodes_or_is_refused(
+            which in 0usize..6, at: prop::sample::Index, byte: u8,
+        ) {
+            let mut frame = envelope(messages().swap_remove(which)).encode(0).unwrap();
+            let at = at.index(frame.len());
+            frame[at] = byte;
+            let _ = Envelope::decode(&frame);
+        }
+    }
+}

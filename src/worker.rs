@@ -1,0 +1,366 @@
+//! A worker's life: told what to be, bind or adopt, say Ready, serve, stop.
+//!
+//! The channel to the supervisor is the only thing it listens to: signals are blocked in it, and
+//! the end of the channel means that the supervisor is gone.
+//!
+//! Invariants: it says Ready only when everything that can fail has succeeded; it never outlives
+//! its supervisor by more than `drain_timeout`; a panic ends it at once, without unwinding, because
+//! destructors would close connections that could still be saved.
+//!
+//! It must not import the supervisor: what they share is `wire` and `memory`.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::channel::{self, Channel};
+use crate::clock::Tick;
+use crate::config::Config;
+use crate::identity::WorkerId;
+use crate::listener;
+use crate::log;
+use crate::memory::Memory;
+use crate::memory::layout::Layout;
+use crate::metrics::{CloseReason, Counter};
+use crate::reactor::Reactor;
+use crate::sys::fd::inherited_channel;
+use crate::wire::{Draining, Envelope, Failed, Listen, Message, Ready, Start, Stop};
+
+/// How long a new worker waits to be told what to be. Its supervisor says so before it even forks.
+const START_MESSAGE_TIMEOUT_MS: u16 = 10_000;
+
+/// A worker that serves.
+#[derive(Debug)]
+struct Worker {
+    id: WorkerId,
+    config: Config,
+    channel: Channel,
+    /// Gone when the supervisor is.
+    supervised: bool,
+    reactor: Reactor,
+    phase: Phase,
+}
+
+/// How far the worker is in its life.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Serving,
+    /// Told to stop; accepting goes on for a while, so that load balancers notice first.
+    LameDuck {
+        until: Tick,
+        drain_timeout: Duration,
+    },
+    /// Finishing what is owed.
+    Draining {
+        until: Tick,
+    },
+    Done,
+}
+
+/// Runs the worker role; the process was started for it by a supervisor.
+#[must_use]
+pub fn run() -> ExitCode {
+    let Some(channel) = inherited_channel() else {
+        eprintln!(
+            "uppercased: the worker role is the supervisor's to start; run `uppercased serve`"
+        );
+        return ExitCode::from(2);
+    };
+    // Names the process in ps and top; without effect if it fails.
+    let _ = nix::sys::prctl::set_name(c"uppercased");
+    let mut channel = Channel::over(channel);
+    let (id, start, descriptors) = match await_start(&mut channel) {
+        Ok(told) => told,
+        Err(error) => {
+            eprintln!("uppercased: a worker was not told what to be: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if let Err(error) = log::init(start.config.log_level, start.config.log_format) {
+        return give_up(channel, id, &error.to_string());
+    }
+    let _life = log::worker_span(id.slot.0, id.generation.0).entered();
+    die_by_panic();
+    match Worker::prepare(id, *start, descriptors, channel) {
+        Ok(worker) => worker.serve(),
+        Err((channel, cause)) => give_up(channel, id, &cause),
+    }
+}
+
+impl Worker {
+    /// Everything that can fail. On failure the channel comes back, to say so.
+    fn prepare(
+        id: WorkerId,
+        start: Start,
+        descriptors: Vec<OwnedFd>,
+        channel: Channel,
+    ) -> Result<Self, (Channel, String)> {
+        let fail = |channel, cause: &dyn std::fmt::Display| (channel, cause.to_string());
+        let mut descriptors = descriptors.into_iter();
+        let Some(memory) = descriptors.next() else {
+            return Err(fail(
+                channel,
+                &"no working memory came with the start message",
+            ));
+        };
+        let reactor = reactor_over(memory, &start).and_then(|reactor| {
+            reactor.watch_control(&channel)?;
+            Ok(reactor)
+        });
+        let reactor = match reactor {
+            Ok(reactor) => reactor,
+            Err(error) => return Err(fail(channel, &format!("cannot set up: {error}"))),
+        };
+        let mut worker = Self {
+            id,
+            config: start.config,
+            channel,
+            supervised: true,
+            reactor,
+            phase: Phase::Serving,
+        };
+        match worker.take_charge(&start.listen, start.adopt, descriptors.collect()) {
+            Ok(()) => Ok(worker),
+            Err(cause) => Err((worker.channel, cause)),
+        }
+    }
+
+    /// Binds the slot's listeners or adopts them, and says Ready with what was bound.
+    fn take_charge(
+        &mut self,
+        listen: &[Listen],
+        adopt: bool,
+        adopted: Vec<OwnedFd>,
+    ) -> Result<(), String> {
+        let (listeners, listen) = if adopt {
+            if adopted.len() != listen.len() {
+                let (got, wanted) = (adopted.len(), listen.len());
+                return Err(format!("{got} listeners came for {wanted} addresses"));
+            }
+            (adopted, listen.to_vec())
+        } else {
+            let bound = listen.iter().map(|one| listener::bind(one, &self.config));
+            let bound = bound
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| error.to_string())?;
+            bound.into_iter().unzip()
+        };
+        let deposit = if adopt {
+            &listeners[..0]
+        } else {
+            &listeners[..]
+        };
+        let deposit: io::Result<Vec<_>> = deposit.iter().map(OwnedFd::try_clone).collect();
+        let deposit = deposit.map_err(|error| format!("cannot duplicate a listener: {error}"))?;
+        for listener in listeners {
+            let served = self.reactor.serve_listener(self.id.slot, listener);
+            served.map_err(|error| format!("cannot watch a listener: {error}"))?;
+        }
+        let ready = Envelope {
+            worker: self.id,
+            message: Message::Ready(Ready { listen }),
+        };
+        let deposit: Vec<_> = deposit.iter().map(AsFd::as_fd).collect();
+        self.channel
+            .send(&ready, &deposit)
+            .map_err(|error| error.to_string())
+    }
+
+    fn serve(mut self) -> ExitCode {
+        while !matches!(self.phase, Phase::Done) {
+            match self.reactor.wait(self.deadline()) {
+                Ok(true) => self.hear(),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(%error, "the event loop failed");
+                    return ExitCode::FAILURE;
+                }
+            }
+            self.reactor.work();
+            self.advance();
+        }
+        self.farewell();
+        ExitCode::SUCCESS
+    }
+
+    const fn deadline(&self) -> Option<Tick> {
+        match self.phase {
+            Phase::LameDuck { until, .. } | Phase::Draining { until } => Some(until),
+            Phase::Serving | Phase::Done => None,
+        }
+    }
+
+    /// Reads the channel until it is empty.
+    fn hear(&mut self) {
+        while self.supervised {
+            let heard = self.channel.flush().and_then(|()| self.channel.receive());
+            match heard {
+                Ok(None) => return,
+                Ok(Some(received)) if received.envelope.worker != self.id => {
+                    tracing::warn!(meant = %received.envelope.worker, "a stale message was dropped");
+                }
+                Ok(Some(received)) => self.obey(received.envelope.message, received.descriptors),
+                Err(error) => self.orphaned(&error),
+            }
+        }
+    }
+
+    fn obey(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
+        match message {
+            Message::Lend(lend) => {
+                for listener in descriptors {
+                    if let Err(error) = self.reactor.serve_listener(lend.slot, listener) {
+                        tracing::error!(%error, slot = lend.slot.0, "cannot serve a lent listener");
+                    }
+                }
+                tracing::info!(lent_by = lend.slot.0, "serving a sibling's queue");
+            }
+            Message::Recall(recall) => {
+                self.reactor.release_listeners(recall.slot);
+                tracing::info!(lent_by = recall.slot.0, "a sibling's queue was recalled");
+            }
+            Message::Stop(stop) => self.stop(stop),
+            Message::Start(_) | Message::Ready(_) | Message::Failed(_) | Message::Draining(_) => {
+                tracing::warn!(?message, "a message out of place was dropped");
+            }
+        }
+    }
+
+    fn stop(&mut self, stop: Stop) {
+        let drain_timeout = Duration::from_millis(stop.drain_timeout_ms);
+        match stop.lame_duck_ms {
+            0 => self.drain(drain_timeout),
+            lame_duck_ms => {
+                let until = self.reactor.now() + Duration::from_millis(lame_duck_ms);
+                self.phase = Phase::LameDuck {
+                    until,
+                    drain_timeout,
+                };
+            }
+        }
+    }
+
+    fn orphaned(&mut self, error: &channel::Error) {
+        tracing::warn!(%error, open = self.reactor.open_connections(),
+            "the supervisor is gone: finishing what is owed");
+        self.supervised = false;
+        if matches!(self.phase, Phase::Serving | Phase::LameDuck { .. }) {
+            self.drain(self.config.drain_timeout);
+        }
+    }
+
+    fn drain(&mut self, drain_timeout: Duration) {
+        self.reactor.end_accepting();
+        self.reactor.finish_connections();
+        let connections = self.reactor.open_connections();
+        tracing::info!(connections, "draining");
+        self.phase = Phase::Draining {
+            until: self.reactor.now() + drain_timeout,
+        };
+        let message = Message::Draining(Draining { connections });
+        if self.supervised
+            && let Err(error) = self.channel.send(
+                &Envelope {
+                    worker: self.id,
+                    message,
+                },
+                &[],
+            )
+        {
+            self.orphaned(&error);
+        }
+    }
+
+    fn advance(&mut self) {
+        let now = self.reactor.now();
+        match self.phase {
+            Phase::LameDuck {
+                until,
+                drain_timeout,
+            } if until <= now => self.drain(drain_timeout),
+            Phase::Draining { .. } if self.reactor.open_connections() == 0 => {
+                self.phase = Phase::Done;
+            }
+            Phase::Draining { until } if until <= now => {
+                let connections = self.reactor.open_connections();
+                tracing::warn!(connections, "drain_timeout is over: cutting what is left");
+                self.reactor.cut_connections();
+                self.phase = Phase::Done;
+            }
+            Phase::Serving | Phase::LameDuck { .. } | Phase::Draining { .. } | Phase::Done => {}
+        }
+    }
+
+    fn farewell(&self) {
+        let shared = self.reactor.memory().shared();
+        let count = |counter| crate::memory::counter(shared, counter);
+        tracing::info!(
+            accepted = count(Counter::Accepted),
+            bytes_in = count(Counter::BytesIn),
+            bytes_out = count(Counter::BytesOut),
+            abandoned = count(Counter::BytesAbandoned),
+            cut = count(Counter::Closed(CloseReason::DrainTimeout)),
+            "stopped"
+        );
+    }
+}
+
+fn reactor_over(memory: OwnedFd, start: &Start) -> io::Result<Reactor> {
+    let layout = Layout {
+        descriptors: start.descriptors,
+        buffers: start.max_connections,
+        buffer_bytes: start.config.pending_output,
+    };
+    Reactor::new(
+        Memory::adopt(memory, layout)?,
+        &start.config,
+        start.max_connections,
+    )
+}
+
+/// Waits for the first message and checks that it is the one there must be.
+fn await_start(
+    channel: &mut Channel,
+) -> Result<(WorkerId, Box<Start>, Vec<OwnedFd>), channel::Error> {
+    let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+    poll(&mut readable, PollTimeout::from(START_MESSAGE_TIMEOUT_MS)).map_err(|errno| {
+        channel::Error::System {
+            operation: "receive",
+            source: errno.into(),
+        }
+    })?;
+    let timed_out = || channel::Error::System {
+        operation: "receive",
+        source: io::ErrorKind::TimedOut.into(),
+    };
+    let received = channel.receive()?.ok_or_else(timed_out)?;
+    match received.envelope.message {
+        Message::Start(start) => Ok((received.envelope.worker, start, received.descriptors)),
+        _ => Err(channel::Error::System {
+            operation: "receive",
+            source: io::ErrorKind::InvalidData.into(),
+        }),
+    }
+}
+
+/// Says why on the channel; the supervisor prints it.
+fn give_up(mut channel: Channel, worker: WorkerId, cause: &str) -> ExitCode {
+    let message = Message::Failed(Failed {
+        cause: cause.to_owned(),
+    });
+    if let Err(error) = channel.send(&Envelope { worker, message }, &[]) {
+        eprintln!("uppercased: {worker}: {cause} (and the supervisor cannot be told: {error})");
+    }
+    ExitCode::FAILURE
+}
+
+/// Makes a panic a logged, sudden death in every build.
+fn die_by_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!(%panic, "a bug ends this worker");
+        std::process::abort();
+    }));
+}

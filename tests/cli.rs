@@ -1,0 +1,463 @@
+//! The command line from outside: the real program, its output and its exit codes.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use tempfile::{NamedTempFile, TempDir};
+
+/// One run of the program in an environment without settings.
+struct Run {
+    command: Command,
+    stdout_set: bool,
+}
+
+/// Far longer than any of these runs takes: one that still runs then has become a server.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What a run left behind.
+#[derive(Debug)]
+struct Outcome {
+    stdout: String,
+    stderr: String,
+    code: Option<i32>,
+}
+
+impl Run {
+    fn new() -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_uppercased"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("UPPERCASED_") {
+                command.env_remove(name);
+            }
+        }
+        command.stdin(Stdio::null());
+        Self {
+            command,
+            stdout_set: false,
+        }
+    }
+
+    /// `uppercased check --print`.
+    fn print() -> Self {
+        Self::new().arg("check").arg("--print")
+    }
+
+    fn arg(mut self, arg: &str) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    fn args(mut self, args: &[&str]) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Lets standard output go there instead of being captured.
+    fn stdout_to(mut self, to: impl Into<Stdio>) -> Self {
+        self.command.stdout(to);
+        self.stdout_set = true;
+        self
+    }
+
+    /// Names a configuration file with this text; the file lives as long as what is returned.
+    fn file(mut self, text: &str) -> (Self, NamedTempFile) {
+        let file = NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        self.command.arg("--config").arg(file.path());
+        (self, file)
+    }
+
+    fn outcome(mut self) -> Outcome {
+        // What the test has set is kept, the rest is captured.
+        if !self.stdout_set {
+            self.command.stdout(Stdio::piped());
+        }
+        let child = self.command.stderr(Stdio::piped()).spawn().unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        let (done, ended) = mpsc::channel();
+        std::thread::Builder::new()
+            .spawn(move || done.send(child.wait_with_output()))
+            .unwrap();
+        let Ok(output) = ended.recv_timeout(DEADLINE) else {
+            // Not reaped yet (the thread still waits for it), so the pid is its own.
+            kill(pid, Signal::SIGKILL).unwrap();
+            panic!("still running after {DEADLINE:?}: {:?}", self.command);
+        };
+        let output = output.unwrap();
+        Outcome {
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+            code: output.status.code(),
+        }
+    }
+
+    /// Runs it and returns its output; it must succeed in silence.
+    fn stdout(self) -> String {
+        let outcome = self.outcome();
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        assert_eq!(outcome.stderr, "", "{outcome:?}");
+        outcome.stdout
+    }
+
+    /// Runs it and returns its complaint; it must be the one line of bad input.
+    fn complaint(self) -> String {
+        let outcome = self.outcome();
+        assert_eq!(outcome.code, Some(2), "{outcome:?}");
+        assert_eq!(outcome.stdout, "", "{outcome:?}");
+        assert_eq!(outcome.stderr.matches('\n').count(), 1, "{outcome:?}");
+        let line = outcome.stderr.trim_end().to_owned();
+        line.strip_prefix("uppercased: ").unwrap().to_owned()
+    }
+}
+
+/// The value and origin that `check --print` shows for `key`.
+fn printed(text: &str, key: &str) -> (String, String) {
+    text.lines()
+        .find_map(|line| line.strip_prefix(&format!("{key} = ")))
+        .and_then(|rest| rest.split_once(" # "))
+        .map(|(value, origin)| (value.trim().to_owned(), origin.to_owned()))
+        .unwrap()
+}
+
+#[test]
+fn help_is_for_narrow_terminals_and_names_everything() {
+    let short = Run::new().arg("-h").stdout();
+    assert!(short.lines().all(|line| line.chars().count() <= 79));
+    for word in [
+        "--idle-timeout",
+        "check",
+        "client",
+        "Examples:",
+        "Connections:",
+    ] {
+        assert!(short.contains(word), "{word}");
+    }
+    let long = Run::new().arg("--help").stdout();
+    for word in [
+        "UPPERCASED_IDLE_TIMEOUT",
+        "10ms to 30days, or off",
+        "Exit codes",
+    ] {
+        assert!(long.contains(word), "{word}");
+    }
+    for name in ["serve", "check", "client"] {
+        let text = Run::new().args(&[name, "--help"]).stdout();
+        assert!(text.contains("Example"), "{name}");
+    }
+}
+
+#[test]
+fn version_is_the_packages() {
+    let expected = format!("uppercased {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(Run::new().arg("--version").stdout(), expected);
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    for args in [["check", "--print"], ["serve", "--help"]] {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let outcome = Run::new().args(&args).stdout_to(writer).outcome();
+        assert_eq!(outcome.code, Some(0), "{args:?}: {outcome:?}");
+        assert_eq!(outcome.stderr, "", "{args:?}");
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let outcome = Run::print().stdout_to(full).outcome();
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.contains("standard output"), "{outcome:?}");
+}
+
+#[test]
+fn what_is_mistyped_is_answered_with_what_was_meant() {
+    let flag = Run::new().args(&["--idle-timout", "3s"]).complaint();
+    assert!(
+        flag.contains("'--idle-timout'") && flag.contains("'--idle-timeout'"),
+        "{flag}"
+    );
+    let command = Run::new().arg("chek").complaint();
+    assert!(
+        command.contains("'chek'") && command.contains("'check'"),
+        "{command}"
+    );
+    let junk = Run::new().args(&["serve", "junk"]).complaint();
+    assert!(junk.contains("'junk'"), "{junk}");
+    let missing = Run::new().args(&["check", "--workers"]).complaint();
+    assert!(missing.contains("--workers"), "{missing}");
+    let variable = Run::new()
+        .arg("check")
+        .env("UPPERCASED_IDLE", "1s")
+        .complaint();
+    assert!(
+        variable.contains("UPPERCASED_IDLE;") && variable.contains("UPPERCASED_IDLE_TIMEOUT"),
+        "{variable}"
+    );
+    let (run, file) = Run::new()
+        .arg("check")
+        .file("# mine\nidle-timout = \"1s\"\n");
+    let place = format!("{}:2: ", file.path().display());
+    let key = run.complaint();
+    assert!(
+        key.starts_with(&place) && key.contains("\"idle_timeout\""),
+        "{key}"
+    );
+}
+
+#[test]
+fn values_that_make_no_sense_are_refused_with_a_way_out() {
+    for (args, what, way_out) in [
+        (
+            ["--workers", "0"],
+            "--workers: 0 is too low",
+            "1 to 1024, or auto",
+        ),
+        (["--workers", "-1"], "--workers: -1 is too low", "1 to 1024"),
+        (
+            ["--workers", "99999999999999999999"],
+            "too high",
+            "1 to 1024",
+        ),
+        (
+            ["--workers", "many"],
+            "\"many\" is not a whole number",
+            "auto",
+        ),
+        (
+            ["--max-connections", "99999999"],
+            "too high",
+            "1 to 10000000",
+        ),
+        (["--pending-output", "1GiB"], "1GiB is too large", "64KiB"),
+        (
+            ["--recv-buffer", "12KB"],
+            "\"12KB\" is not a size",
+            "4KiB to 16MiB",
+        ),
+        (["--drain-timeout", "2days"], "2days is too long", "1day"),
+        (
+            ["--idle-timeout", "30"],
+            "it has no unit",
+            "for example 30s",
+        ),
+        (["--idle-timeout", "30x"], "\"x\" is not a unit", "or off"),
+        (
+            ["--idle-timeout", ""],
+            "\"\" is not a duration",
+            "for example 30s",
+        ),
+        (
+            ["--log-level", "loud"],
+            "\"loud\"",
+            "error, warn, info, debug or trace",
+        ),
+        (["--listen", "localhost"], "has no port", "HOST:PORT"),
+        (["--listen", "::1:9999"], "without brackets", "[IPV6]:PORT"),
+        (["--listen", "1.2.3.4:99999"], "above 65535", "HOST:PORT"),
+        (
+            ["--listen", "80,127.0.0.1:80"],
+            "overlap",
+            "leave one of them out",
+        ),
+        (
+            ["--backoff-max", "1ms"],
+            "shorter than the first pause",
+            "raise the one",
+        ),
+    ] {
+        for command in [[].as_slice(), &["serve"], &["check"]] {
+            let line = Run::new().args(command).args(&args).complaint();
+            assert!(
+                line.contains(what) && line.contains(way_out),
+                "{args:?}: {line}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_bad_value_is_blamed_on_its_source() {
+    let run = Run::new().arg("check").env("UPPERCASED_WORKERS", "0");
+    let line = run.complaint();
+    assert!(
+        line.starts_with("UPPERCASED_WORKERS: 0 is too low"),
+        "{line}"
+    );
+    // Also when another source overrides it.
+    let (run, file) = Run::new()
+        .args(&["check", "--workers", "3"])
+        .file("\nworkers = 0\n");
+    let place = format!("{}:2: workers: 0 is too low", file.path().display());
+    let line = run.complaint();
+    assert!(line.starts_with(&place), "{line}");
+}
+
+#[test]
+fn a_file_that_is_no_configuration_is_named() {
+    let (run, file) = Run::new().arg("check").file("workers = 4\nlisten = = 1\n");
+    let place = format!("{}:2:10: not valid TOML", file.path().display());
+    let line = run.complaint();
+    assert!(line.starts_with(&place), "{line}");
+
+    let (run, _file) = Run::new().arg("check").file("idle_timeout = 1.5\n");
+    let line = run.complaint();
+    assert!(
+        line.contains("type float") && line.contains("\"30s\""),
+        "{line}"
+    );
+
+    let directory = TempDir::new().unwrap();
+    let missing = directory.path().join("a\nb.toml");
+    for path in [directory.path(), missing.as_path()] {
+        let path = path.to_str().unwrap();
+        let line = Run::new().args(&["check", "--config", path]).complaint();
+        assert!(
+            line.starts_with("cannot read the configuration file"),
+            "{line}"
+        );
+        let line = Run::new().env("UPPERCASED_CONFIG", path).complaint();
+        assert!(line.contains("UPPERCASED_CONFIG"), "{line}");
+    }
+    let line = Run::new()
+        .args(&["check", "--config", "/dev/zero"])
+        .complaint();
+    assert!(line.contains("larger than 1048576 bytes"), "{line}");
+}
+
+#[test]
+fn too_few_descriptors_are_noticed_before_the_start() {
+    let check = |limit: &str, args: &str| {
+        let mut run = Run::new();
+        let program = env!("CARGO_BIN_EXE_uppercased");
+        let script = format!("ulimit -n {limit} && exec {program} check {args}");
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(script);
+        for (name, value) in run.command.get_envs() {
+            if value.is_none() {
+                shell.env_remove(name);
+            }
+        }
+        run.command = shell;
+        run
+    };
+    let line = check("64", "--workers 1").complaint();
+    assert!(
+        line.contains("it is 64") && line.contains("ulimit -n 70"),
+        "{line}"
+    );
+    let line = check("1024", "--workers 1 --max-connections 1000").complaint();
+    assert!(
+        line.contains("LimitNOFILE=1069") && line.contains("at most 955"),
+        "{line}"
+    );
+    let valid = check("1024", "--workers 1 --max-connections 955").stdout();
+    assert_eq!(valid, "configuration is valid (no file)\n");
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let text = "workers = 1\nbacklog = 1\nidle_timeout = \"1m\"\nlisten = [\"1.1.1.1:1\", 2]\n";
+    let (run, file) = Run::print().file(text);
+    let text = run
+        .env("UPPERCASED_BACKLOG", "2")
+        .env("UPPERCASED_IDLE_TIMEOUT", "2m")
+        .args(&[
+            "--idle-timeout",
+            "180s",
+            "--listen",
+            "[::1]:5",
+            "--listen=6",
+        ])
+        .stdout();
+    let path = file.path().display();
+    for (key, value, origin) in [
+        ("workers", "1", format!("file {path}:1")),
+        ("backlog", "2", "environment UPPERCASED_BACKLOG".to_owned()),
+        ("idle_timeout", "\"3m\"", "flag --idle-timeout".to_owned()),
+        (
+            "listen",
+            "[\"[::1]:5\", \"0.0.0.0:6\"]",
+            "flag --listen".to_owned(),
+        ),
+        ("keepalive", "\"10m\"", "default".to_owned()),
+    ] {
+        assert_eq!(printed(&text, key), (value.to_owned(), origin));
+    }
+}
+
+#[test]
+fn the_file_of_the_flag_wins_over_the_file_of_the_environment() {
+    let (run, file) = Run::new().arg("check").file("workers = 1\n");
+    let verdict = run.env("UPPERCASED_CONFIG", "/nonexistent").stdout();
+    let expected = format!("configuration is valid (file {})\n", file.path().display());
+    assert_eq!(verdict, expected);
+}
+
+#[test]
+fn what_check_prints_is_a_configuration_file_that_means_the_same() {
+    let first = Run::print()
+        .args(&["--listen", "*:7", "--listen", "127.0.0.1:8", "--share-port"])
+        .args(&[
+            "--idle-timeout",
+            "90s",
+            "--recv-buffer",
+            "auto",
+            "--max-connections",
+            "77",
+        ])
+        .stdout();
+    let (run, _file) = Run::print().file(&first);
+    let second = run.stdout();
+    let values = |text: &str| -> Vec<String> {
+        let values = text.lines().filter(|line| !line.starts_with('#'));
+        values
+            .filter_map(|line| line.split_once(" # "))
+            .map(|(value, _)| value.trim_end().to_owned())
+            .collect()
+    };
+    assert_eq!(values(&first), values(&second));
+    assert_eq!(values(&first).len(), uppercased::config::SETTINGS.len());
+    assert!(values(&first).contains(&"idle_timeout = \"1m30s\"".to_owned()));
+}
+
+#[test]
+fn addresses_may_be_names_and_ipv6() {
+    for (typed, shown) in [
+        ("[::1]:9999", "\"[::1]:9999\""),
+        ("*:9999", "\"*:9999\""),
+        ("9999", "\"0.0.0.0:9999\""),
+        (":9999", "\"0.0.0.0:9999\""),
+    ] {
+        let text = Run::print().args(&["--listen", typed]).stdout();
+        assert_eq!(printed(&text, "listen").0, shown, "{typed}");
+    }
+    let text = Run::print().args(&["--listen", "localhost:9999"]).stdout();
+    let (shown, _) = printed(&text, "listen");
+    let loopback = shown.contains("127.0.0.1:9999") || shown.contains("[::1]:9999");
+    assert!(loopback, "{shown}");
+}
+
+#[test]
+fn the_log_can_be_installed_once() {
+    use uppercased::config::{LogFormat, LogLevel};
+    assert!(uppercased::log::init(LogLevel::Error, LogFormat::Human).is_ok());
+    let again = uppercased::log::init(LogLevel::Error, LogFormat::Json).unwrap_err();
+    assert!(again.to_string().contains("already"), "{again}");
+}

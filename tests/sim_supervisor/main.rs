@@ -1,0 +1,328 @@
+//! The supervisor's machine in a world made of bad luck, with laws checked at every step.
+//!
+//! - `SIM_SEED=n cargo test --test sim_supervisor` replays one seed and prints what happened;
+//! - `SIM_SEEDS=m cargo test --test sim_supervisor` runs seeds 0 to m.
+//!
+//! `kernel.rs` plays the processes, `laws.rs` says what must hold, `exhaustive.rs` tries every
+//! short history instead of random long ones. Beside each machine runs a twin that is saved and
+//! restored over and over; the two must never differ.
+
+mod exhaustive;
+mod kernel;
+mod laws;
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::env;
+use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use fastrand::Rng;
+use uppercased::clock::Tick;
+use uppercased::supervisor::machine::{Action, Event, Machine, Notice, Snapshot};
+
+use kernel::{KERNEL_DELAY_MAX, Kernel, ms};
+use laws::{Laws, law};
+
+const SEEDS_DEFAULT: u64 = 256;
+const STEPS_PER_SEED: u64 = 2_000;
+/// A stop that takes more steps than this has no end.
+const STEPS_TO_STOP_MAX: u64 = 10_000;
+/// How late the shell calls for a deadline, at most.
+const SHELL_DELAY_MAX: Duration = ms(40);
+
+/// How often each kind of action and notice was seen.
+type Tally = BTreeMap<&'static str, u64>;
+
+#[test]
+fn every_law_holds_for_every_seed() {
+    let number = |name| {
+        let text = env::var(name).ok()?;
+        Some(
+            text.parse::<u64>()
+                .expect("SIM_SEED and SIM_SEEDS are numbers"),
+        )
+    };
+    if let Some(seed) = number("SIM_SEED") {
+        simulate(seed, true, &mut Tally::new());
+        return;
+    }
+    let mut tally = Tally::new();
+    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS_DEFAULT);
+    for seed in 0..seeds {
+        simulate(seed, false, &mut tally);
+    }
+    // A world in which something never happens proves nothing about it.
+    if seeds >= SEEDS_DEFAULT {
+        for kind in KINDS {
+            let seen = tally.get(kind).copied().unwrap_or(0);
+            assert!(
+                seen >= 10,
+                "the simulation reached {kind} only {seen} times"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_seed_is_replayed_exactly() {
+    let tally = |seed| {
+        let mut tally = Tally::new();
+        simulate(seed, false, &mut tally);
+        tally
+    };
+    assert_eq!(tally(11), tally(11));
+    assert_ne!(tally(11), tally(12));
+}
+
+/// Runs one seed; a panic in it is passed on with seed and step.
+fn simulate(seed: u64, trace: bool, tally: &mut Tally) {
+    let mut step = 0;
+    let run = AssertUnwindSafe(|| {
+        let mut rng = Rng::with_seed(seed);
+        while step < STEPS_PER_SEED {
+            World::new(&mut rng, trace).run(&mut step, tally);
+        }
+    });
+    if let Err(panic) = catch_unwind(run) {
+        let words = words(&*panic);
+        panic!(
+            "seed {seed} step {step}: {words}\nreplay: SIM_SEED={seed} cargo test --test sim_supervisor"
+        );
+    }
+}
+
+/// What a caught panic said.
+fn words(panic: &dyn Any) -> String {
+    let owned = panic.downcast_ref::<String>().cloned();
+    let owned = owned.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    owned.unwrap_or_else(|| "a panic without words".to_owned())
+}
+
+/// One life of a supervisor, from boot to exit.
+struct World<'a> {
+    rng: &'a mut Rng,
+    trace: bool,
+    kernel: Kernel,
+    machine: Machine,
+    /// Saved and restored at random, otherwise treated alike.
+    twin: Machine,
+    laws: Laws,
+    exit_due: Option<Tick>,
+}
+
+impl<'a> World<'a> {
+    fn new(rng: &'a mut Rng, trace: bool) -> Self {
+        let policy = kernel::policy(rng);
+        let start = Tick::from_millis(rng.u64(0..1_000_000));
+        let machine = Machine::new(policy.clone(), rng.u64(..));
+        Self {
+            trace,
+            kernel: Kernel::new(policy.workers, start, rng),
+            twin: machine.clone(),
+            machine,
+            laws: Laws::new(policy),
+            exit_due: None,
+            rng,
+        }
+    }
+
+    fn run(mut self, step: &mut u64, tally: &mut Tally) {
+        let stop_at = *step + self.rng.u64(0..STEPS_PER_SEED);
+        self.tell(Event::Boot, tally);
+        while !self.laws.has_exited() {
+            *step += 1;
+            law!(
+                *step < stop_at + STEPS_TO_STOP_MAX,
+                "the supervisor does not stop"
+            );
+            if *step == stop_at {
+                self.tell(stop("SIGTERM"), tally);
+            } else if *step > stop_at && self.rng.u8(0..40) == 0 {
+                self.tell(stop("SIGINT"), tally);
+            } else {
+                self.step(tally);
+            }
+        }
+        law!(
+            self.kernel.processes() == 0,
+            "a process outlives the supervisor"
+        );
+        // What comes after the end is no matter: the laws refuse any action.
+        for _ in 0..5 {
+            if let Some(event) = self.kernel.mischief(self.rng) {
+                self.tell(event, tally);
+            }
+            self.tell(stop("SIGTERM"), tally);
+            self.look(tally);
+        }
+    }
+
+    fn step(&mut self, tally: &mut Tally) {
+        if self.rng.u8(0..16) == 0 {
+            if let Some(event) = self.kernel.mischief(self.rng) {
+                self.tell(event, tally);
+            }
+            return;
+        }
+        if self.rng.u8(0..16) == 0 {
+            // A wakeup for nothing.
+            self.look(tally);
+            return;
+        }
+        let late = if self.rng.bool() {
+            Duration::ZERO
+        } else {
+            ms(self.rng.u64(0..40))
+        };
+        let deadline = self.machine.poll_timeout().map(|at| at + late);
+        match (deadline, self.kernel.next_due()) {
+            (Some(deadline), due) if due.is_none_or(|due| deadline < due) => {
+                self.kernel.advance(deadline);
+                self.look(tally);
+            }
+            (_, Some(_)) => {
+                if let Some(event) = self.kernel.happen(self.rng) {
+                    self.tell(event, tally);
+                }
+            }
+            // All is quiet; time passes until somebody makes mischief.
+            (_, None) => {
+                let idle = ms(self.rng.u64(0..30_000));
+                self.kernel.advance(self.kernel.now() + idle);
+            }
+        }
+    }
+
+    fn tell(&mut self, event: Event, tally: &mut Tally) {
+        let now = self.kernel.now();
+        self.tell_tale(&format_args!("{event:?}"));
+        self.laws.event(&event, now);
+        self.machine.handle(event.clone(), now);
+        self.twin.handle(event, now);
+        self.aftermath(false, tally);
+    }
+
+    fn look(&mut self, tally: &mut Tally) {
+        let now = self.kernel.now();
+        self.tell_tale(&"looks at its deadlines");
+        self.machine.handle_timeout(now);
+        self.twin.handle_timeout(now);
+        self.aftermath(true, tally);
+    }
+
+    /// Carries out what the machine decided, and checks everything.
+    fn aftermath(&mut self, looked: bool, tally: &mut Tally) {
+        let now = self.kernel.now();
+        self.swap_twin();
+        loop {
+            let action = self.machine.poll_action();
+            law!(
+                action == self.twin.poll_action(),
+                "the restored twin differs at {action:?}"
+            );
+            let Some(action) = action else { break };
+            self.tell_tale(&format_args!("    {action:?}"));
+            *tally.entry(kind(&action)).or_default() += 1;
+            if matches!(action, Action::Exit(_)) {
+                let in_time = self.exit_due.is_none_or(|due| now <= due);
+                law!(in_time, "the exit was due at {:?}", self.exit_due);
+            }
+            self.laws.action(&action, now);
+            self.kernel.carry_out(&action, self.rng);
+        }
+        self.swap_twin();
+        let due = self.machine.poll_timeout();
+        law!(
+            due == self.twin.poll_timeout(),
+            "the restored twin has another deadline"
+        );
+        self.laws.rest(&self.machine, now, looked);
+        self.exit_due = self.laws.must_exit_by(KERNEL_DELAY_MAX, SHELL_DELAY_MAX);
+    }
+
+    /// Now and then: either of the two dies and is born again from its saved state.
+    fn swap_twin(&mut self) {
+        let machine = match self.rng.u8(0..64) {
+            0 => &mut self.machine,
+            1 => &mut self.twin,
+            _ => return,
+        };
+        let saved = machine.snapshot().to_json().expect("a state can be saved");
+        let read = Snapshot::from_json(&saved).expect("what was saved can be read");
+        law!(read == machine.snapshot(), "saving changes the state");
+        *machine = Machine::restore(read).expect("what was read can be restored");
+    }
+
+    /// Past the test's capture of its output, which a test that passes would not show.
+    fn tell_tale(&self, line: &dyn std::fmt::Display) {
+        if self.trace {
+            let now = self.kernel.now().as_nanos() / 1_000_000;
+            let _ = writeln!(std::io::stderr(), "{now:>9} ms  {line}");
+        }
+    }
+}
+
+fn stop(by: &str) -> Event {
+    Event::Stop { by: by.to_owned() }
+}
+
+const KINDS: [&str; 22] = [
+    "Bind",
+    "Adopt",
+    "Kill",
+    "StopWorker",
+    "Lend",
+    "Recall",
+    "Announce",
+    "Clean",
+    "Failed",
+    "WorkerReady",
+    "WorkerDied",
+    "WorkerStopped",
+    "SpawnFailed",
+    "StartTimedOut",
+    "ChannelBroken",
+    "BackingOff",
+    "Stopping",
+    "StopForced",
+    "StillDraining",
+    "BootFailed",
+    "StaleEvent",
+    "Starting",
+];
+
+fn kind(action: &Action) -> &'static str {
+    use uppercased::supervisor::machine::{ListenerSource, Verdict};
+    match action {
+        Action::Spawn { listener, .. } => match listener {
+            ListenerSource::Bind => "Bind",
+            ListenerSource::Adopt => "Adopt",
+        },
+        Action::Kill { .. } => "Kill",
+        Action::StopWorker { .. } => "StopWorker",
+        Action::Lend { .. } => "Lend",
+        Action::Recall { .. } => "Recall",
+        Action::Announce => "Announce",
+        Action::Exit(Verdict::Clean) => "Clean",
+        Action::Exit(Verdict::Failed { .. }) => "Failed",
+        Action::Notice(notice) => match notice {
+            Notice::WorkerStarting { .. } => "Starting",
+            Notice::WorkerReady { .. } => "WorkerReady",
+            Notice::WorkerDied { .. } => "WorkerDied",
+            Notice::WorkerStopped { .. } => "WorkerStopped",
+            Notice::SpawnFailed { .. } => "SpawnFailed",
+            Notice::StartTimedOut { .. } => "StartTimedOut",
+            Notice::ChannelBroken { .. } => "ChannelBroken",
+            Notice::BackingOff { .. } => "BackingOff",
+            Notice::Lent { .. } => "Lend",
+            Notice::Recalled { .. } => "Recall",
+            Notice::Stopping { .. } => "Stopping",
+            Notice::StopForced { .. } => "StopForced",
+            Notice::StillDraining { .. } => "StillDraining",
+            Notice::BootFailed { .. } => "BootFailed",
+            Notice::StaleEvent { .. } => "StaleEvent",
+        },
+    }
+}
