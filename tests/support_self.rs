@@ -3,7 +3,8 @@
 
 mod support;
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -12,12 +13,17 @@ use nix::sys::signal::Signal;
 
 use self::support::netns::{KernelCounters, LOSSES, isolated};
 use self::support::{
-    Client, DEADLINE, Lines, Server, Watched, assert_same, children, in_background, pattern,
-    poll_one, sweep, upper, wait_gone,
+    Client, DEADLINE, Lines, Server, Watched, answer_all, assert_same, children, pattern, poll_one,
+    serve_one, sweep, upper, wait_gone,
 };
 
 /// Long enough for something that must not happen to be noticed, short enough for every run.
 const MOMENT: Duration = Duration::from_millis(50);
+
+/// The address of a server in the background that does `answer` to one connection.
+fn serve_with(answer: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
+    serve_one(answer).addr
+}
 
 /// What a closure's panic said; the test fails if it did not panic.
 fn panic_of(body: impl FnOnce()) -> String {
@@ -25,29 +31,6 @@ fn panic_of(body: impl FnOnce()) -> String {
     panic
         .downcast::<String>()
         .map_or_else(|_| "a literal".to_owned(), |text| *text)
-}
-
-/// A server that answers one connection by `answer`, in the background.
-fn serve(answer: impl FnOnce(std::net::TcpStream) + Send + 'static) -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let addr = listener.local_addr().unwrap();
-    in_background(move || {
-        assert!(poll_one(&listener, nix::poll::PollFlags::POLLIN, DEADLINE));
-        answer(listener.accept().unwrap().0);
-    });
-    addr
-}
-
-/// Answers everything as it should, up to the client's half-close.
-fn answer_all(mut stream: std::net::TcpStream) {
-    use std::io::{Read, Write};
-    let mut piece = vec![0; 64 * 1024];
-    loop {
-        match stream.read(&mut piece).unwrap() {
-            0 => return,
-            len => stream.write_all(&upper(&piece[..len])).unwrap(),
-        }
-    }
 }
 
 #[test]
@@ -92,10 +75,9 @@ fn upper_changes_letters_only() {
     let all: Vec<u8> = (0..=u8::MAX).collect();
     let answer = upper(&all);
     for (byte, up) in all.into_iter().zip(answer) {
-        let expected = if (b'a'..=b'z').contains(&byte) {
-            byte - 32
-        } else {
-            byte
+        let expected = match byte {
+            0x61..=0x7a => byte - 0x20,
+            other => other,
         };
         assert_eq!(up, expected);
     }
@@ -189,7 +171,7 @@ fn a_sweep_finds_orphans_and_spares_others() {
 fn lines_are_waited_for_and_end() {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let lines = Lines::follow(theirs);
-    let say = |text: &str| std::io::Write::write_all(&mut &ours, text.as_bytes()).unwrap();
+    let say = |text: &str| (&ours).write_all(text.as_bytes()).unwrap();
     assert_eq!(lines.find_from(0, MOMENT, |_| true), None);
     say("one\ntwo\nthr");
     let found = lines.find_from(0, DEADLINE, |line| line == "two");
@@ -207,7 +189,7 @@ fn lines_are_waited_for_and_end() {
 
 #[test]
 fn a_client_accepts_what_is_right() {
-    let mut client = Client::connect(serve(answer_all));
+    let mut client = Client::connect(serve_one(answer_all).addr);
     client.expect_open();
     client.roundtrip(b"hello");
     client.roundtrip(&pattern(0, 200_000));
@@ -221,19 +203,18 @@ fn a_client_accepts_what_is_right() {
 
 #[test]
 fn a_client_notices_what_is_wrong() {
-    use std::io::Write;
-    let addr = serve(|mut stream| stream.write_all(b"HELLo").unwrap());
+    let addr = serve_with(|mut stream| stream.write_all(b"HELLo").unwrap());
     let said = panic_of(|| Client::connect(addr).roundtrip(b"hello"));
     assert!(said.contains("part at byte 4"), "{said}");
 
-    let addr = serve(|mut stream| stream.write_all(b"HE").unwrap());
+    let addr = serve_with(|mut stream| stream.write_all(b"HE").unwrap());
     let mut client = Client::connect(addr);
     let said = panic_of(|| client.expect(b"HELLO"));
     assert!(said.contains("closed after 2 of 5"), "{said}");
     let said = panic_of(|| client.expect_open());
     assert!(said.contains("the server has closed"), "{said}");
 
-    let addr = serve(|mut stream| stream.write_all(b"surplus").unwrap());
+    let addr = serve_with(|mut stream| stream.write_all(b"surplus").unwrap());
     let mut client = Client::connect(addr);
     assert!(poll_one(
         client.socket(),
@@ -248,7 +229,7 @@ fn a_client_notices_what_is_wrong() {
         "{said}"
     );
 
-    let addr = serve(|stream| {
+    let addr = serve_with(|stream| {
         let socket = socket2::SockRef::from(&stream);
         socket.set_linger(Some(Duration::ZERO)).unwrap();
     });
@@ -325,7 +306,7 @@ fn a_namespace_has_counters_of_its_own() {
         assert_eq!(fresh.count("ActiveOpens"), 0);
 
         // An orderly conversation is no loss.
-        let mut client = Client::connect(serve(answer_all));
+        let mut client = Client::connect(serve_one(answer_all).addr);
         client.roundtrip(b"hello");
         client.half_close();
         client.expect_eof();

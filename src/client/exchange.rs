@@ -175,13 +175,12 @@ impl Exchange {
         })
     }
 
-    /// Bytes to send next; empty when everything was sent, or to be asked again after
-    /// [`Self::mark_sent`] at the end of the ring.
+    /// The bytes to send next, as far as they lie in one piece; empty only if all were sent.
     pub(super) fn unsent(&self) -> &[u8] {
         self.stored(self.sent, self.taken)
     }
 
-    /// Whether input should be read: a whole read fits, or nothing is in flight.
+    /// Whether input should be read: it has not ended, and a whole read fits in the window.
     ///
     /// Waiting for a whole read's room keeps a full window from being refilled in crumbs.
     pub(super) fn wants_input(&self) -> bool {

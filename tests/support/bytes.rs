@@ -33,7 +33,7 @@ pub fn assert_same(actual: &[u8], expected: &[u8], what: &str) {
         .iter()
         .zip(expected)
         .position(|(actual, expected)| actual != expected)
-        .unwrap_or(actual.len().min(expected.len()));
+        .unwrap_or_else(|| actual.len().min(expected.len()));
     let around = |bytes: &[u8]| {
         let from = at.saturating_sub(8).min(bytes.len());
         let to = (at + 8).min(bytes.len());

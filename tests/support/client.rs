@@ -79,7 +79,7 @@ impl Client {
 
     /// Sends what the socket takes now; how much that was, which may be 0.
     #[track_caller]
-    pub fn send_some(&mut self, bytes: &[u8]) -> usize {
+    pub fn send_some(&self, bytes: &[u8]) -> usize {
         match self.without_waiting(|mut stream| stream.write(bytes)) {
             Ok(len) => len,
             Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
@@ -122,7 +122,7 @@ impl Client {
 
     /// Says that there will be no more from this side.
     #[track_caller]
-    pub fn half_close(&mut self) {
+    pub fn half_close(&self) {
         if let Err(error) = self.stream.shutdown(Shutdown::Write) {
             panic!("{}: half-close: {error}", self.name);
         }

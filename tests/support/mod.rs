@@ -20,6 +20,7 @@ mod lines;
 pub mod netns;
 mod process;
 mod server;
+mod stand_in;
 
 pub use self::bytes::{assert_same, pattern, upper};
 pub use self::client::Client;
@@ -28,3 +29,4 @@ pub use self::process::{
     DEADLINE, Deadline, Watched, children, in_background, poll_one, sweep, wait_gone,
 };
 pub use self::server::{Server, ServerBuilder};
+pub use self::stand_in::{StandIn, answer_all, serve_one, serve_one_at};

@@ -1,0 +1,220 @@
+//! What the client says, and with which code it ends, when something is wrong: with the server's
+//! answers, the connection, the address, or its own input and output.
+
+use super::*;
+
+#[test]
+fn an_early_close_tells_how_much_is_missing() {
+    let server = serve_one(|mut stream| {
+        let all = swallow_all(&mut stream);
+        stream.write_all(&upper(&all[..2])).unwrap();
+    });
+    let run = pipe(server.addr, "hello\n");
+    run.assert_failure(
+        1,
+        "the server closed the connection; 4 of 6 bytes were not answered; see the server's log",
+    );
+    assert_eq!(run.stdout, b"HE");
+}
+
+#[test]
+fn a_close_is_noticed_while_the_input_waits() {
+    let server = serve_one(|mut stream| {
+        let line = swallow(&mut stream, 3);
+        stream.write_all(&upper(&line)).unwrap();
+    });
+    // The input has not ended when the server closes: this end is held until after the run.
+    let mut child = client(&server.addr.to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"hi\n").unwrap();
+    let run = finish(child, Vec::new());
+    run.assert_failure(
+        1,
+        "the server closed the connection; all 3 bytes until then were answered",
+    );
+    drop(stdin);
+}
+
+#[test]
+fn a_wrong_byte_is_named_by_its_place() {
+    const WRONG: usize = 100_000;
+    let server = serve_one(|mut stream| {
+        let mut answer = upper(&swallow_all(&mut stream));
+        answer[WRONG] = b'?';
+        // The client leaves at the wrong byte, with the rest on its way.
+        drop(stream.write_all(&answer));
+    });
+    let mut input = pattern(0, 200_000);
+    input[WRONG] = b'x';
+    let run = pipe(server.addr, input.clone());
+    run.assert_failure(
+        1,
+        "wrong answer: byte 100000 of the reply is 0x3f and should be 0x58; \
+         is this an uppercased server?",
+    );
+    // What came is shown, with the wrong byte in it.
+    assert_same(&run.stdout[..WRONG], &upper(&input[..WRONG]), "before it");
+    assert_eq!(run.stdout[WRONG], b'?');
+}
+
+#[test]
+fn more_than_was_asked_is_a_failure() {
+    let server = serve_one(|mut stream| {
+        let all = swallow_all(&mut stream);
+        stream.write_all(&upper(&all)).unwrap();
+        stream.write_all(b"!!").unwrap();
+    });
+    let run = pipe(server.addr, "hi\n");
+    run.assert_failure(
+        1,
+        "wrong answer: 2 more bytes came back than the 3 that were sent; \
+         is this an uppercased server?",
+    );
+}
+
+#[test]
+fn a_greeting_is_a_failure() {
+    let server = serve_one(|mut stream| {
+        stream.write_all(b"220 smtp\r\n").unwrap();
+        // Not closed before the client has left.
+        drop(stream.read(&mut [0]));
+    });
+    let (_held, input) = std::io::pipe().map(|(read, write)| (write, read)).unwrap();
+    let child = client(&server.addr.to_string())
+        .stdin(input)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    finish(child, Vec::new()).assert_failure(
+        1,
+        "wrong answer: 10 more bytes came back than the 0 that were sent; \
+         is this an uppercased server?",
+    );
+}
+
+#[test]
+fn a_reset_is_told_apart_from_a_close() {
+    let server = serve_one(|mut stream| {
+        let all = swallow_all(&mut stream);
+        stream.write_all(&upper(&all[..2])).unwrap();
+        SockRef::from(&stream)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+    });
+    let run = pipe(server.addr, "hello\n");
+    // Whether the two bytes before the reset are still to be had is up to the kernel.
+    assert_eq!(run.code, Some(1));
+    let said = run
+        .stderr
+        .strip_prefix("uppercased: the server reset the connection; ");
+    let said = said.unwrap_or_else(|| panic!("{:?}", run.stderr));
+    let missing = 6 - run.stdout.len();
+    assert_eq!(
+        said,
+        format!("{missing} of 6 bytes were not answered; see the server's log\n")
+    );
+}
+
+#[test]
+fn a_reset_in_the_middle_of_sending_is_a_reset() {
+    let server = serve_one(|mut stream| {
+        drop(swallow(&mut stream, 1000));
+        SockRef::from(&stream)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+    });
+    let run = filter(
+        server.addr,
+        |mut stdin| {
+            while stdin.write_all(&[b'x'; 4096]).is_ok() {}
+        },
+    );
+    assert_eq!(run.code, Some(1));
+    let said = &run.stderr;
+    assert!(
+        said.starts_with("uppercased: the server reset the connection; "),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[test]
+fn nobody_listening_is_one_clear_line() {
+    let (_held, addr) = deaf_port();
+    pipe(addr, "hi\n").assert_failure(
+        1,
+        &format!(
+            "cannot connect to {addr}: connection refused; \
+             is the server running, and on this port?"
+        ),
+    );
+}
+
+#[test]
+fn an_address_that_is_none_is_bad_usage() {
+    for (target, why) in [
+        ("nowhere", "the port is missing"),
+        ("nowhere:0", "the port is not a number from 1 to 65535"),
+        ("::1:9999", "an IPv6 address needs brackets before the port"),
+    ] {
+        let child = client(target)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn();
+        finish(child.unwrap(), Vec::new()).assert_failure(
+            2,
+            &format!(
+                "cannot read the address {target:?}: {why}; \
+                 write HOST:PORT, as in localhost:9999 or [::1]:9999"
+            ),
+        );
+    }
+}
+
+#[test]
+fn input_that_cannot_be_read_is_told() {
+    let server = serve_one(answer_all);
+    let child = client(&server.addr.to_string())
+        .stdin(File::open("/").unwrap())
+        .stdout(Stdio::null())
+        .spawn();
+    let run = finish(child.unwrap(), Vec::new());
+    run.assert_failure(1, "cannot read standard input: Is a directory");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_told() {
+    let server = serve_one(answer_all);
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut child = client(&server.addr.to_string())
+        .stdin(Stdio::piped())
+        .stdout(full)
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"hi\n").unwrap();
+    let run = finish(child, Vec::new());
+    run.assert_failure(1, "cannot write standard output: No space left on device");
+}
+
+#[test]
+fn a_reader_that_left_is_no_news() {
+    let server = serve_one(|mut stream| {
+        let line = swallow(&mut stream, 3);
+        stream.write_all(&upper(&line)).unwrap();
+        drop(stream.read(&mut [0]));
+    });
+    let (read, write) = std::io::pipe().unwrap();
+    drop(read);
+    let mut child = client(&server.addr.to_string())
+        .stdin(Stdio::piped())
+        .stdout(write)
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"hi\n").unwrap();
+    let run = finish(child, Vec::new());
+    assert_eq!((run.code, run.stderr.as_str()), (Some(1), ""));
+}

@@ -1,0 +1,78 @@
+//! A server in a thread of the test, for one connection: what a client does when its server does
+//! what the real one never would.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::thread::JoinHandle;
+
+use nix::poll::PollFlags;
+
+use super::bytes::upper;
+use super::process::{DEADLINE, in_background, poll_one};
+
+/// A server for one connection.
+#[derive(Debug)]
+pub struct StandIn<T> {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    answering: JoinHandle<T>,
+}
+
+/// Listens on 127.0.0.1 and does `answer` to the first connection, whose reads and writes have
+/// a deadline.
+#[track_caller]
+pub fn serve_one<T: Send + 'static>(
+    answer: impl FnOnce(TcpStream) -> T + Send + 'static,
+) -> StandIn<T> {
+    serve_one_at((Ipv4Addr::LOCALHOST, 0).into(), answer)
+}
+
+/// The same, on the address `at`; port 0 has the kernel choose.
+#[track_caller]
+pub fn serve_one_at<T: Send + 'static>(
+    at: SocketAddr,
+    answer: impl FnOnce(TcpStream) -> T + Send + 'static,
+) -> StandIn<T> {
+    let listener = TcpListener::bind(at).expect("listen on loopback");
+    let addr = listener.local_addr().expect("a bound socket's name");
+    let answering = in_background(move || {
+        let came = poll_one(&listener, PollFlags::POLLIN, DEADLINE);
+        assert!(came, "nobody connected to {addr}");
+        let (stream, _) = listener.accept().expect("accept");
+        stream
+            .set_read_timeout(Some(DEADLINE))
+            .expect("set a timeout");
+        stream
+            .set_write_timeout(Some(DEADLINE))
+            .expect("set a timeout");
+        answer(stream)
+    });
+    StandIn { addr, answering }
+}
+
+impl<T> StandIn<T> {
+    /// What its answering returned; the test fails if that panicked.
+    #[track_caller]
+    pub fn join(self) -> T {
+        self.answering
+            .join()
+            .expect("the stand-in failed, see above")
+    }
+}
+
+/// Answers everything as it should, up to the client's half-close; how many bytes that were.
+pub fn answer_all(mut stream: TcpStream) -> u64 {
+    let mut piece = vec![0; 64 * 1024];
+    let mut count = 0;
+    loop {
+        match stream.read(&mut piece).expect("the client's bytes") {
+            0 => return count,
+            len => {
+                stream
+                    .write_all(&upper(&piece[..len]))
+                    .expect("take the answer");
+                count += len as u64;
+            }
+        }
+    }
+}
