@@ -180,17 +180,18 @@ mod tests {
 
     /// Every way the transformation can go on this processor.
     fn paths() -> Vec<Path> {
-        let mut paths: Vec<Path> = vec![
+        let everywhere: [Path; 2] = [
             ("dispatched", make_uppercase),
             ("portable", make_uppercase_portable),
         ];
+        let paths = everywhere.into_iter();
         #[cfg(target_arch = "x86_64")]
-        if Avx2::new().is_some() {
-            paths.push(("avx2", |bytes| {
+        let paths = paths.chain(Avx2::new().map(|_| -> Path {
+            ("avx2", |bytes| {
                 Avx2::new().expect("asked above").make_uppercase(bytes);
-            }));
-        }
-        paths
+            })
+        }));
+        paths.collect()
     }
 
     /// Room for a slice of up to `max_len` at every alignment.
