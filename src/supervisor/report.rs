@@ -9,7 +9,7 @@ use crate::metrics::Counter;
 use crate::wire::Listen;
 
 use super::children::{Child, SlotResources};
-use super::machine::{Notice, Verdict};
+use super::machine::{Death, Notice, Verdict};
 
 /// Every slot serves: says where, for people on the log and for scripts on standard output.
 pub(super) fn announce(config: &Config, listen: &[Listen]) {
@@ -67,9 +67,20 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 served_ms = served_for.map(|span| span.as_millis()), cause = cause.as_deref(),
                 connections_lost = connections, "worker died");
         }
+        Notice::WorkerStopped {
+            worker,
+            how: Death::Exited(0),
+        } => {
+            tracing::info!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                "worker stopped"
+            );
+        }
         Notice::WorkerStopped { worker, how } => {
-            tracing::info!(slot = worker.slot.0, generation = worker.generation.0, %how,
-                "worker stopped");
+            let connections = open_in(slots, worker.slot);
+            tracing::warn!(slot = worker.slot.0, generation = worker.generation.0, %how,
+                connections_lost = connections, "worker ended before it had finished");
         }
         Notice::SpawnFailed { worker, cause } => {
             tracing::error!(
