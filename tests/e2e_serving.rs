@@ -152,7 +152,7 @@ fn past_the_buffers_is_backpressure_and_nobody_else_notices() {
     let server = one_worker();
     let counters = Counters::of(&server);
     let mut client = Client::connect(server.addr());
-    let sent = fill(&mut client, &counters);
+    let sent = fill(&client, &counters);
     let read = counters.count(Counter::BytesIn);
     assert!(read < sent, "it stopped reading: {read} of {sent}");
 

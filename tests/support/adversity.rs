@@ -57,7 +57,7 @@ impl Drop for Frozen {
 /// The server's own word that it holds unsent bytes is waited for, so that what ends this is
 /// backpressure and not a slow machine.
 #[track_caller]
-pub fn fill(client: &mut Client, counters: &Counters) -> u64 {
+pub fn fill(client: &Client, counters: &Counters) -> u64 {
     let before = counters.count(Counter::Backpressure);
     let mut sent = 0;
     loop {
