@@ -221,8 +221,8 @@ fn lingering_has_an_end() {
     wait_half_closed(&stubborn);
     let late = Deadline::after(DEADLINE);
     let error = loop {
-        match stubborn.socket().write(b"and another thing") {
-            Ok(_) => assert!(!late.left().is_zero(), "it lingers for ever"),
+        match stubborn.socket().write_all(b"and another thing") {
+            Ok(()) => assert!(!late.left().is_zero(), "it lingers for ever"),
             Err(error) => break error,
         }
     };
