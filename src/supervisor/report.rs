@@ -151,7 +151,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
 
 /// A worker has begun to stop.
 pub(super) fn draining(worker: WorkerId, connections: u32) {
-    tracing::info!(
+    tracing::debug!(
         slot = worker.slot.0,
         generation = worker.generation.0,
         connections,
