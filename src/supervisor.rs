@@ -30,7 +30,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, LogFormat};
 use crate::identity::{SlotId, WorkerId};
 use crate::port::Lock;
 use crate::wire::{self, Message, Stop};
@@ -78,7 +78,11 @@ pub fn run(config: Config) -> ExitCode {
     match supervisor.supervise() {
         Ok(Verdict::Clean) => ExitCode::SUCCESS,
         Ok(Verdict::Failed { cause }) => {
-            eprintln!("uppercased: {cause}");
+            // One line in either format; whoever reads JSON reads nothing else.
+            match supervisor.config.log_format {
+                LogFormat::Human => eprintln!("uppercased: {cause}"),
+                LogFormat::Json => tracing::error!(cause, "cannot start"),
+            }
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -228,6 +232,7 @@ impl Supervisor {
         let spawned = self.slots[index].spawn(worker, start, &self.image);
         let watched = spawned.and_then(|()| self.watch_child(index));
         if let Err(error) = watched {
+            self.slots[index].discard_child();
             let cause = format!("cannot start a worker process: {error}");
             self.happened(Event::SpawnFailed { worker, cause });
         }

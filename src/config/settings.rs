@@ -219,9 +219,9 @@ pub static SETTINGS: &[Setting] = &[
         default: "auto",
         example: "50000",
         help: "Connections a worker holds at once",
-        long_help: "At the limit a worker stops accepting until a connection closes; clients wait \
-                    in the accept queue. auto: what the descriptor limit (ulimit -n) leaves after \
-                    a reserve.",
+        long_help: "At the limit a worker stops accepting until a tenth of them has closed; \
+                    clients wait in the accept queue. auto: what the descriptor limit (ulimit -n) \
+                    leaves after a reserve, at most 1000000.",
     },
     Setting {
         binding: bind!(idle_timeout, OrWord("off", IDLE_TIMEOUT)),
