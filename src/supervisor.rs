@@ -157,6 +157,13 @@ impl Supervisor {
                     report::draining(worker, connections);
                     self.slots[index].release_listeners();
                 }
+                Heard::Closed => {
+                    // The cause of death is what its pidfd reports next. The kill changes nothing
+                    // for one that is ending; a live one could not be told anything any more.
+                    self.unwatch_channel(index);
+                    self.slots[index].kill(worker);
+                    return;
+                }
                 Heard::Broken(cause) => {
                     self.unwatch_channel(index);
                     self.happened(Event::ChannelBroken { worker, cause });
