@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -43,6 +43,11 @@ pub use boot::Error;
 /// Readiness reports taken from the kernel at once.
 const EVENTS_PER_TURN: usize = 256;
 const SIGNALS: Token = Token(0);
+/// Each asks for a stop; the second one for an end at once.
+const STOP_SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
+/// Caught because their default would kill or stop the supervisor, and people send them to servers
+/// in good faith.
+const IDLE_SIGNALS: [i32; 5] = [SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU];
 /// Slot `i` has its channel at this plus `2 i`, its pidfd right after it.
 const FIRST_SLOT: usize = 1;
 /// Locks come after all slots there can be.
@@ -145,7 +150,11 @@ impl Supervisor {
         let pending: Vec<i32> = self.signals.pending().collect();
         for number in pending {
             let by = signal_hook::low_level::signal_name(number).unwrap_or("a signal");
-            self.happened(Event::Stop { by: by.to_owned() });
+            if STOP_SIGNALS.contains(&number) {
+                self.happened(Event::Stop { by: by.to_owned() });
+            } else {
+                tracing::warn!(signal = by, "a signal that has no effect");
+            }
         }
     }
 
@@ -160,6 +169,13 @@ impl Supervisor {
                 Heard::Draining(connections) => {
                     report::draining(worker, connections);
                     self.slots[index].release_listeners();
+                }
+                Heard::Closed => {
+                    // The cause of death is what its pidfd reports next. The kill changes nothing
+                    // for one that is ending; a live one could not be told anything any more.
+                    self.unwatch_channel(index);
+                    self.slots[index].kill(worker);
+                    return;
                 }
                 Heard::Broken(cause) => {
                     self.unwatch_channel(index);
@@ -317,7 +333,8 @@ fn signals() -> io::Result<Signals> {
     let (read, write) = UnixStream::pair()?;
     read.set_nonblocking(true)?;
     write.set_nonblocking(true)?;
-    Signals::with_pipe(read, write, SignalOnly, [SIGTERM, SIGINT, SIGQUIT])
+    let caught = [STOP_SIGNALS.as_slice(), &IDLE_SIGNALS].concat();
+    Signals::with_pipe(read, write, SignalOnly, caught)
 }
 
 fn policy(config: &Config) -> Policy {

@@ -41,6 +41,9 @@ pub(super) enum Heard {
     Failed(String),
     /// It stops, with so many connections open.
     Draining(u32),
+    /// Its end of the channel is closed: it is ending, and the kernel closes its descriptors
+    /// before it reports the end. How it ended is not known yet.
+    Closed,
     /// Its channel is of no use any more.
     Broken(String),
 }
@@ -99,10 +102,7 @@ impl SlotResources {
         let heard = child.channel.flush().and_then(|()| child.channel.receive());
         let received = match heard {
             Ok(received) => received?,
-            Err(channel::Error::Closed) => {
-                let cause = "it closed its channel".to_owned();
-                return Some((worker, Heard::Broken(cause)));
-            }
+            Err(channel::Error::Closed) => return Some((worker, Heard::Closed)),
             Err(error) => return Some((worker, Heard::Broken(error.to_string()))),
         };
         let heard = match received.envelope.message {
@@ -152,7 +152,11 @@ impl SlotResources {
         let sent = child
             .channel
             .send(&Envelope { worker, message }, &descriptors);
-        sent.map_err(|error| error.to_string())
+        match sent {
+            // It is ending; its pidfd is about to tell how. See `Heard::Closed`.
+            Err(channel::Error::Closed) => Ok(()),
+            sent => sent.map_err(|error| error.to_string()),
+        }
     }
 
     /// Ends the worker at once, if it is still the one that is meant.

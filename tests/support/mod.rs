@@ -14,10 +14,12 @@
     reason = "each test file uses its part of the support"
 )]
 
+pub mod bare;
 mod bytes;
 mod client;
 mod lines;
 pub mod netns;
+pub mod observe;
 mod process;
 mod server;
 mod stand_in;
