@@ -172,7 +172,8 @@ impl Supervisor {
                 }
                 Heard::Closed => {
                     // The cause of death is what its pidfd reports next. The kill changes nothing
-                    // for one that is ending; a live one could not be told anything any more.
+                    // for one that is ending (a worker never closes its end, so its exit code is
+                    // settled by now); a live one could not be told anything any more.
                     self.unwatch_channel(index);
                     self.slots[index].kill(worker);
                     return;
