@@ -76,7 +76,7 @@ impl SlotResources {
         let message = Message::Start(Box::new(start));
         here.send(&Envelope { worker, message }, &descriptors)
             .map_err(io::Error::other)?;
-        let name = format!("uppercased: slot {}", worker.slot);
+        let name = format!("uppercased: worker {}", worker.slot);
         let process = image.spawn(&[&name, "worker"], &there, |error| {
             let cause = format!("cannot execute the worker's program: {error}");
             let mut there = Channel::over(match there.as_fd().try_clone_to_owned() {
