@@ -25,12 +25,12 @@ use std::process::ExitCode;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, LogFormat};
 use crate::identity::{SlotId, WorkerId};
 use crate::port::Lock;
 use crate::wire::{self, Message, Stop};
@@ -43,6 +43,11 @@ pub use boot::Error;
 /// Readiness reports taken from the kernel at once.
 const EVENTS_PER_TURN: usize = 256;
 const SIGNALS: Token = Token(0);
+/// Each asks for a stop; the second one for an end at once.
+const STOP_SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
+/// Caught because their default would kill or stop the supervisor, and people send them to servers
+/// in good faith.
+const IDLE_SIGNALS: [i32; 5] = [SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU];
 /// Slot `i` has its channel at this plus `2 i`, its pidfd right after it.
 const FIRST_SLOT: usize = 1;
 /// Locks come after all slots there can be.
@@ -78,7 +83,11 @@ pub fn run(config: Config) -> ExitCode {
     match supervisor.supervise() {
         Ok(Verdict::Clean) => ExitCode::SUCCESS,
         Ok(Verdict::Failed { cause }) => {
-            eprintln!("uppercased: {cause}");
+            // One line in either format; whoever reads JSON reads nothing else.
+            match supervisor.config.log_format {
+                LogFormat::Human => eprintln!("uppercased: {cause}"),
+                LogFormat::Json => tracing::error!(cause, "cannot start"),
+            }
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -141,7 +150,11 @@ impl Supervisor {
         let pending: Vec<i32> = self.signals.pending().collect();
         for number in pending {
             let by = signal_hook::low_level::signal_name(number).unwrap_or("a signal");
-            self.happened(Event::Stop { by: by.to_owned() });
+            if STOP_SIGNALS.contains(&number) {
+                self.happened(Event::Stop { by: by.to_owned() });
+            } else {
+                tracing::warn!(signal = by, "a signal that has no effect");
+            }
         }
     }
 
@@ -156,6 +169,14 @@ impl Supervisor {
                 Heard::Draining(connections) => {
                     report::draining(worker, connections);
                     self.slots[index].release_listeners();
+                }
+                Heard::Closed => {
+                    // The cause of death is what its pidfd reports next. The kill changes nothing
+                    // for one that is ending (a worker never closes its end, so its exit code is
+                    // settled by now); a live one could not be told anything any more.
+                    self.unwatch_channel(index);
+                    self.slots[index].kill(worker);
+                    return;
                 }
                 Heard::Broken(cause) => {
                     self.unwatch_channel(index);
@@ -228,6 +249,7 @@ impl Supervisor {
         let spawned = self.slots[index].spawn(worker, start, &self.image);
         let watched = spawned.and_then(|()| self.watch_child(index));
         if let Err(error) = watched {
+            self.slots[index].discard_child();
             let cause = format!("cannot start a worker process: {error}");
             self.happened(Event::SpawnFailed { worker, cause });
         }
@@ -312,7 +334,8 @@ fn signals() -> io::Result<Signals> {
     let (read, write) = UnixStream::pair()?;
     read.set_nonblocking(true)?;
     write.set_nonblocking(true)?;
-    Signals::with_pipe(read, write, SignalOnly, [SIGTERM, SIGINT, SIGQUIT])
+    let caught = [STOP_SIGNALS.as_slice(), &IDLE_SIGNALS].concat();
+    Signals::with_pipe(read, write, SignalOnly, caught)
 }
 
 fn policy(config: &Config) -> Policy {

@@ -11,8 +11,10 @@ use socket2::SockRef;
 use uppercased::metrics::{CloseReason, Counter};
 
 use self::support::adversity::{Frozen, expect_pattern, fill};
+use self::support::diagnosis::queued;
 use self::support::netns::{KernelCounters, isolated};
-use self::support::observe::{Counters, queued, wait_until};
+use self::support::observe::until;
+use self::support::usage::Counters;
 use self::support::{Client, DEADLINE, Deadline, Server, pattern, poll_one, upper};
 
 const PEER_CLOSED: Counter = Counter::Closed(CloseReason::PeerClosed);
@@ -125,7 +127,7 @@ fn a_reset_is_an_outcome_wherever_it_strikes() {
     let frozen = Frozen::workers(&server);
     let mut queue = Client::connect(server.addr());
     queue.send_all(b"nobody has accepted this");
-    wait_until("it is queued", || queued(server.addr().port()) == 1);
+    until("it is queued", || queued(server.addr().port()) == 1);
     queue.abort();
     let mut both = Client::connect(server.addr());
     both.send_all(b"bytes, then the end of all");

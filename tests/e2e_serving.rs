@@ -15,7 +15,9 @@ use uppercased::metrics::Counter;
 use uppercased::sys::limits::raise_descriptor_limit;
 
 use self::support::adversity::{Frozen, expect_pattern, fill, has_ipv6};
-use self::support::observe::{Counters, queued, tcp_sockets, unread, wait_until};
+use self::support::diagnosis::{queued, tcp_sockets, unread};
+use self::support::observe::until;
+use self::support::usage::Counters;
 use self::support::{Client, Server, pattern, upper};
 
 const LOCAL: [&str; 2] = ["--listen", "127.0.0.1:0"];
@@ -95,7 +97,7 @@ fn what_arrives_together_is_answered_together() {
     for _ in 0..100 {
         client.send_all(b"one of many\n");
     }
-    wait_until("all has arrived", || unread(server.addr().port()) == 1200);
+    until("all has arrived", || unread(server.addr().port()) == 1200);
     drop(frozen);
     client.expect(b"ONE OF MANY\n".repeat(100).as_slice());
     counters.wait(Counter::Reads, 2);
@@ -183,7 +185,7 @@ fn urgent_bytes_are_bytes_and_strand_nothing() {
     client.send_all(b"abc");
     urge(&client, b"d");
     client.send_all(b"efg");
-    wait_until("all has arrived", || unread(server.addr().port()) == 7);
+    until("all has arrived", || unread(server.addr().port()) == 7);
     drop(frozen);
     client.expect(b"ABCDEFG");
 
@@ -202,7 +204,7 @@ fn urgent_bytes_are_bytes_and_strand_nothing() {
     client.send_all(b"last");
     urge(&client, b"!");
     client.half_close();
-    wait_until("all has arrived", || unread(server.addr().port()) >= 20);
+    until("all has arrived", || unread(server.addr().port()) >= 20);
     drop(frozen);
     assert_eq!(client.read_to_end(), b"SEVERAL AT ONCELAST!");
 }
@@ -308,7 +310,7 @@ fn a_queue_that_is_full_is_served_once_there_is_time() {
     let frozen = Frozen::workers(&server);
     // One more than asked for is what the kernel takes.
     let mut waiting: Vec<Client> = (0..5).map(|_| Client::connect(server.addr())).collect();
-    wait_until("all wait", || queued(port) == 5);
+    until("all wait", || queued(port) == 5);
     drop(frozen);
     for client in &mut waiting {
         client.roundtrip(b"at last");

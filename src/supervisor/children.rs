@@ -41,6 +41,9 @@ pub(super) enum Heard {
     Failed(String),
     /// It stops, with so many connections open.
     Draining(u32),
+    /// Its end of the channel is closed: it is ending, and the kernel closes its descriptors
+    /// before it reports the end. How it ended is not known yet.
+    Closed,
     /// Its channel is of no use any more.
     Broken(String),
 }
@@ -73,7 +76,7 @@ impl SlotResources {
         let message = Message::Start(Box::new(start));
         here.send(&Envelope { worker, message }, &descriptors)
             .map_err(io::Error::other)?;
-        let name = format!("uppercased: slot {}", worker.slot);
+        let name = format!("uppercased: worker {}", worker.slot);
         let process = image.spawn(&[&name, "worker"], &there, |error| {
             let cause = format!("cannot execute the worker's program: {error}");
             let mut there = Channel::over(match there.as_fd().try_clone_to_owned() {
@@ -99,10 +102,7 @@ impl SlotResources {
         let heard = child.channel.flush().and_then(|()| child.channel.receive());
         let received = match heard {
             Ok(received) => received?,
-            Err(channel::Error::Closed) => {
-                let cause = "it closed its channel".to_owned();
-                return Some((worker, Heard::Broken(cause)));
-            }
+            Err(channel::Error::Closed) => return Some((worker, Heard::Closed)),
             Err(error) => return Some((worker, Heard::Broken(error.to_string()))),
         };
         let heard = match received.envelope.message {
@@ -152,7 +152,11 @@ impl SlotResources {
         let sent = child
             .channel
             .send(&Envelope { worker, message }, &descriptors);
-        sent.map_err(|error| error.to_string())
+        match sent {
+            // It is ending; its pidfd is about to tell how. See `Heard::Closed`.
+            Err(channel::Error::Closed) => Ok(()),
+            sent => sent.map_err(|error| error.to_string()),
+        }
     }
 
     /// Ends the worker at once, if it is still the one that is meant.
@@ -160,6 +164,13 @@ impl SlotResources {
         if let Some(child) = self.child.as_ref().filter(|child| child.worker == worker) {
             // Fails only if it has been reaped, and then there is nothing to kill.
             let _ = child.process.kill();
+        }
+    }
+
+    /// Ends and reaps a worker that cannot be watched.
+    pub(super) fn discard_child(&mut self) {
+        if let Some(child) = self.child.take() {
+            child.process.destroy();
         }
     }
 

@@ -77,11 +77,12 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 "worker stopped"
             );
         }
-        Notice::WorkerStopped { worker, how } => {
-            let connections = open_in(slots, worker.slot);
-            tracing::warn!(slot = worker.slot.0, generation = worker.generation.0, %how,
-                connections_lost = connections, "worker ended before it had finished");
-        }
+        Notice::WorkerStopped { worker, how } => match open_in(slots, worker.slot) {
+            0 => tracing::debug!(slot = worker.slot.0, generation = worker.generation.0, %how,
+                "worker ended with nothing left to do"),
+            connections => tracing::warn!(slot = worker.slot.0, generation = worker.generation.0,
+                %how, connections_lost = connections, "worker ended before it had finished"),
+        },
         Notice::SpawnFailed { worker, cause } => {
             tracing::error!(
                 slot = worker.slot.0,
@@ -142,7 +143,8 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 "worker has not stopped in time: killing it"
             );
         }
-        Notice::BootFailed { cause } => tracing::error!(cause, "cannot start"),
+        // Told once, as the verdict.
+        Notice::BootFailed { cause } => tracing::debug!(cause, "cannot start"),
         Notice::StaleEvent { event, total } => {
             tracing::debug!(?event, total, "stale event dropped");
         }
@@ -151,7 +153,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
 
 /// A worker has begun to stop.
 pub(super) fn draining(worker: WorkerId, connections: u32) {
-    tracing::info!(
+    tracing::debug!(
         slot = worker.slot.0,
         generation = worker.generation.0,
         connections,

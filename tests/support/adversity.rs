@@ -9,9 +9,10 @@ use uppercased::metrics::Counter;
 
 use super::bytes::{pattern, upper};
 use super::client::Client;
-use super::observe::{Counters, state, wait_until};
+use super::observe::freeze;
 use super::process::{Watched, poll_one};
 use super::server::Server;
+use super::usage::Counters;
 
 /// Bytes of one send or receive of a long transfer.
 const STEP_BYTES: usize = 16 * 1024;
@@ -31,14 +32,9 @@ impl Frozen {
         let pids = server.worker_pids();
         let workers: Vec<Watched> = pids.into_iter().filter_map(Watched::open).collect();
         assert!(!workers.is_empty(), "there is no worker");
-        for worker in &workers {
-            worker.signal(Signal::SIGSTOP);
-        }
+        // First, so that they go on whatever happens here.
         let frozen = Self(workers);
-        for worker in &frozen.0 {
-            // The signal may find it in the middle of its work, on another CPU.
-            wait_until("a worker stopped", || state(worker.pid()) == Some('T'));
-        }
+        frozen.0.iter().for_each(freeze);
         frozen
     }
 }

@@ -15,14 +15,17 @@
 )]
 
 pub mod adversity;
+pub mod bare;
 mod bytes;
 mod client;
+pub mod diagnosis;
 mod lines;
 pub mod netns;
 pub mod observe;
 mod process;
 mod server;
 mod stand_in;
+pub mod usage;
 
 pub use self::bytes::{assert_same, pattern, upper};
 pub use self::client::Client;

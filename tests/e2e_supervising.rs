@@ -1,0 +1,466 @@
+//! The supervisor and its workers as processes: what they hold, what a crash costs, and what a
+//! slot that keeps failing does to its clients.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+
+use nix::sys::signal::Signal;
+use procfs::net::TcpState;
+
+use self::support::observe::{
+    arguments, descriptors, freeze, inheritable, number, owner, queued, sockets, until, until_some,
+    wait_ready, worker_of,
+};
+use self::support::{Client, DEADLINE, Server, Watched, children, upper};
+
+/// Descriptors by what they refer to: kinds with the number of each.
+fn kinds(held: &BTreeMap<i32, String>) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for target in held.values() {
+        // "socket:[123]" and "/memfd:name (deleted)" without what differs between processes.
+        let kind = target.split([' ', '[']).next().unwrap_or_default();
+        *kinds.entry(kind.to_owned()).or_insert(0) += 1;
+    }
+    kinds
+}
+
+/// The inodes of the sockets among descriptors.
+fn socket_inodes(held: &BTreeMap<i32, String>) -> Vec<u64> {
+    let inode = |target: &String| {
+        let number = target.strip_prefix("socket:[")?.strip_suffix(']')?;
+        number.parse().ok()
+    };
+    held.values().filter_map(inode).collect()
+}
+
+fn watch_all(pids: Vec<u32>) -> Vec<Watched> {
+    pids.into_iter().filter_map(Watched::open).collect()
+}
+
+#[test]
+fn workers_are_children_that_hold_nothing_but_their_own() {
+    let server = Server::start(&[
+        "--workers=3",
+        "--listen=127.0.0.1:0",
+        "--listen=127.0.0.2:0",
+    ]);
+    let workers = server.worker_pids();
+    assert_eq!(workers.len(), 3);
+    assert_eq!(children(server.pid()), workers, "and no other children");
+    // What whoever runs the tests left open for everybody.
+    let strangers = inheritable();
+    let mut names = Vec::new();
+    let mut seen_sockets = Vec::new();
+    let log = descriptors(server.pid())[&2].clone();
+
+    for &pid in &workers {
+        names.push(arguments(pid)[0].clone());
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        assert_eq!(comm, "uppercased\n");
+
+        let mut held = descriptors(pid);
+        for (number, target) in &strangers {
+            if held.get(number) == Some(target) {
+                held.remove(number);
+            }
+        }
+        assert_eq!(held.remove(&0).unwrap(), "/dev/null");
+        assert_eq!(held.remove(&1).unwrap(), "/dev/null");
+        assert_eq!(held.remove(&2).unwrap(), log);
+        assert!(held[&3].starts_with("socket:"), "the channel: {held:?}");
+        let log_kind = log.split('[').next().unwrap().to_owned();
+        let expected = [
+            (log_kind, 1), // The same pipe, opened once more to be written without waiting.
+            ("/memfd:uppercased-slot".to_owned(), 1),
+            ("anon_inode:".to_owned(), 1), // The epoll instance; see below.
+            ("socket:".to_owned(), 3),     // The channel and one listener for each address.
+        ];
+        assert_eq!(kinds(&held), expected.into(), "{held:?}");
+        assert!(held.values().any(|t| t == "anon_inode:[eventpoll]"));
+
+        let own = socket_inodes(&held);
+        let listening = |port| {
+            let all = sockets(port);
+            let own = all.iter().filter(|e| own.contains(&e.inode));
+            own.filter(|e| e.state == TcpState::Listen).count()
+        };
+        for addr in server.addrs() {
+            assert_eq!(listening(addr.port()), 1, "its own listener on {addr}");
+        }
+        seen_sockets.extend(own);
+    }
+    names.sort();
+    let expected = [0, 1, 2].map(|slot| format!("uppercased: worker {slot}"));
+    assert_eq!(names, expected);
+
+    // A sibling's listener would be a black hole, a sibling's channel would hide its end.
+    let count = seen_sockets.len();
+    seen_sockets.sort_unstable();
+    seen_sockets.dedup();
+    assert_eq!(seen_sockets.len(), count, "no socket is in two workers");
+    // The custody: every listener is in the supervisor, too, and no channel's inner end is.
+    let custody = socket_inodes(&descriptors(server.pid()));
+    let kept = seen_sockets.iter().filter(|s| custody.contains(s)).count();
+    assert_eq!(kept, 3 * 2);
+}
+
+#[test]
+fn the_supervisors_descriptors_come_back_after_every_crash() {
+    let server = Server::start(&[
+        "--workers=2",
+        "--listen=127.0.0.1:0",
+        "--backoff-initial=1ms",
+        "--backoff-max=1ms",
+    ]);
+    let before = kinds(&descriptors(server.pid()));
+    for generation in 2..=8 {
+        let mark = server.log_len();
+        worker_of(&server, 1).signal(Signal::SIGKILL);
+        wait_ready(&server, mark, 1, generation);
+    }
+    until("the supervisor's descriptors are as before", || {
+        kinds(&descriptors(server.pid())) == before
+    });
+    Client::connect(server.addr()).roundtrip(b"still here");
+    // And the successor has what a first worker has: nothing piles up from life to life.
+    let workers = [0, 1].map(|slot| worker_of(&server, slot));
+    until(
+        "both workers hold the same, the client's connection being closed",
+        || {
+            let [first, latest] = workers.each_ref().map(|w| kinds(&descriptors(w.pid())));
+            first == latest
+        },
+    );
+}
+
+#[test]
+fn the_worker_role_is_not_for_people() {
+    let (code, said) = Server::expect_failure(&["worker"]);
+    assert_eq!(code, 2);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("run `uppercased serve`"), "{said}");
+}
+
+#[test]
+fn a_crash_costs_the_workers_own_connections_and_no_others() {
+    let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
+    let workers = watch_all(server.worker_pids());
+    // Over the hash of the kernel: both workers get some.
+    let mut clients: Vec<_> = (0..40).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut clients {
+        client.roundtrip(b"hello");
+    }
+    let victim = worker_of(&server, 0);
+    let (on_victim, others): (Vec<_>, Vec<_>) = clients.into_iter().partition(|client| {
+        let owner = owner(client, server.addr(), &workers).expect("accepted: it has answered");
+        owner.pid() == victim.pid()
+    });
+    assert!(
+        !on_victim.is_empty() && !others.is_empty(),
+        "40 of 40 on one"
+    );
+
+    let mark = server.log_len();
+    let lost = on_victim.len();
+    victim.signal(Signal::SIGKILL);
+    for mut client in on_victim {
+        client.expect_eof();
+    }
+    for mut client in others {
+        client.expect_open();
+        client.roundtrip(b"nothing happened here");
+    }
+    let died = server.wait_log_from(mark, |line| line.contains("worker died"));
+    assert!(died.contains("slot=0 generation=1 "), "{died}");
+    assert!(died.contains("how=\"signal 9 (SIGKILL)\""), "{died}");
+    assert!(
+        !died.contains(" cause="),
+        "nothing is known beyond that: {died}"
+    );
+    let lost = lost as u64;
+    assert_eq!(number(&died, "connections_lost"), lost, "{died}");
+    wait_ready(&server, mark, 0, 2);
+    let log = server.log();
+    assert!(
+        !log.iter().any(|line| line.contains("waiting before")),
+        "the first death is answered at once: {log:?}"
+    );
+}
+
+/// Fills the accept queue of a stopped worker, kills it, and expects its successor to answer.
+fn a_queue_outlives_its_worker(workers: usize) {
+    let count = format!("--workers={workers}");
+    let server = Server::start(&[&count, "--listen=127.0.0.1:0"]);
+    let port = server.addr().port();
+    let victim = worker_of(&server, 0);
+    freeze(&victim);
+    let mut clients: Vec<_> = (0..40).map(|_| Client::connect(server.addr())).collect();
+    for (index, client) in clients.iter_mut().enumerate() {
+        client.send_all(format!("client {index} is waiting").as_bytes());
+    }
+    let waiting = queued(victim.pid(), port);
+    assert!(waiting > 0, "40 of 40 on the other worker");
+    assert!(workers > 1 || waiting == 40, "{waiting}");
+
+    victim.signal(Signal::SIGKILL);
+    for (index, client) in clients.iter_mut().enumerate() {
+        client.expect(&upper(format!("client {index} is waiting").as_bytes()));
+        client.half_close();
+        client.expect_eof();
+    }
+    let successor = worker_of(&server, 0);
+    assert_ne!(successor.pid(), victim.pid());
+    assert_eq!(queued(successor.pid(), port), 0);
+}
+
+#[test]
+fn a_queue_outlives_its_worker_beside_another() {
+    a_queue_outlives_its_worker(2);
+}
+
+#[test]
+fn a_queue_outlives_its_worker_alone() {
+    a_queue_outlives_its_worker(1);
+}
+
+#[test]
+fn a_slot_that_keeps_failing_waits_longer_and_longer_and_its_clients_do_not() {
+    const PAUSE_MS: u64 = 100;
+    let server = Server::start(&[
+        "--workers=2",
+        "--listen=127.0.0.1:0",
+        "--backoff-initial=100ms",
+        "--backoff-reset=1h",
+        "--lend-after=0s",
+    ]);
+    let mut delays = Vec::new();
+    for generation in 2..=5 {
+        let mark = server.log_len();
+        worker_of(&server, 0).signal(Signal::SIGKILL);
+        if generation == 2 {
+            // The first death has no pause, and so nothing is to be lent for long.
+            wait_ready(&server, mark, 0, generation);
+            continue;
+        }
+        let pause = server.wait_log_from(mark, |line| line.contains("waiting before the next try"));
+        delays.push((number(&pause, "delay_ms"), number(&pause, "failures")));
+        let lent = server.wait_log_from(mark, |line| line.contains("queue lent to a sibling"));
+        assert!(lent.contains(" slot=0 to_slot=1 "), "{lent}");
+        // Both queues are served by the one worker that is there, or by the one that comes back.
+        for _ in 0..16 {
+            let mut client = Client::connect(server.addr());
+            client.roundtrip(b"whose queue is this?");
+        }
+        wait_ready(&server, mark, 0, generation);
+        server.wait_log_from(mark, |line| line.contains("queue recalled"));
+    }
+    for (index, (delay, failures)) in delays.iter().enumerate() {
+        // Doubled each time, less at most half of it for the jitter.
+        let ceiling = PAUSE_MS << index;
+        assert!((ceiling / 2..=ceiling).contains(delay), "{delays:?}");
+        assert_eq!(*failures, index as u64 + 2, "{delays:?}");
+    }
+
+    // It is the slot's own record: the other one's first death is answered at once.
+    let mark = server.log_len();
+    worker_of(&server, 1).signal(Signal::SIGKILL);
+    wait_ready(&server, mark, 1, 2);
+    let since = &server.log()[mark..];
+    assert!(
+        !since.iter().any(|line| line.contains("waiting before")),
+        "{since:?}"
+    );
+    Client::connect(server.addr()).roundtrip(b"all is well");
+}
+
+#[test]
+fn a_lent_queue_is_served_by_the_sibling_and_given_back() {
+    let server = Server::start(&[
+        "--workers=2",
+        "--listen=127.0.0.1:0",
+        "--backoff-initial=1h",
+        "--backoff-max=1h",
+        "--backoff-reset=1h",
+        "--lend-after=20ms",
+    ]);
+    let port = server.addr().port();
+    let mark = server.log_len();
+    worker_of(&server, 0).signal(Signal::SIGKILL);
+    wait_ready(&server, mark, 0, 2);
+    worker_of(&server, 0).signal(Signal::SIGKILL);
+    server.wait_log_from(mark, |line| line.contains("queue lent to a sibling"));
+    let sibling = worker_of(&server, 1);
+    until("the sibling holds both listeners", || {
+        let own = descriptors(sibling.pid());
+        let own = socket_inodes(&own);
+        let all = sockets(port);
+        let listeners = all.iter().filter(|e| e.state == TcpState::Listen);
+        listeners.filter(|e| own.contains(&e.inode)).count() == 2
+    });
+    let mut clients: Vec<_> = (0..40).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut clients {
+        client.roundtrip(b"answered by the only worker there is");
+    }
+
+    // The borrower dies, too: nobody is there for a moment, and the loan starts again.
+    let mark = server.log_len();
+    freeze(&sibling);
+    let mut waiting: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
+    assert_eq!(queued(sibling.pid(), port), 20);
+    sibling.signal(Signal::SIGKILL);
+    server.wait_log_from(mark, |line| line.contains("queue lent to a sibling"));
+    for client in &mut waiting {
+        client.roundtrip(b"both queues survived");
+    }
+}
+
+#[test]
+fn a_worker_that_hangs_at_its_start_is_replaced() {
+    const TRIES: usize = 200;
+    let server = Server::start(&[
+        "--workers=1",
+        "--listen=127.0.0.1:0",
+        "--start-timeout=1s",
+        "--backoff-initial=1ms",
+        "--backoff-max=1ms",
+    ]);
+    // Nothing can be made to hang a new worker from outside, but for a moment it is there and not
+    // ready yet. Whether it was stopped in that moment is seen in the log; if not, again.
+    let mut hung = None;
+    for _ in 0..TRIES {
+        let mark = server.log_len();
+        let old = worker_of(&server, 0);
+        old.signal(Signal::SIGKILL);
+        let new = loop {
+            let born = children(server.pid())
+                .into_iter()
+                .find(|pid| *pid != old.pid());
+            if let Some(new) = born.and_then(Watched::open) {
+                break new;
+            }
+        };
+        new.signal(Signal::SIGSTOP);
+        let outcome = server.wait_log_from(mark, |line| {
+            line.contains(" worker ready ") || line.contains("worker not ready in time")
+        });
+        if outcome.contains("not ready in time") {
+            hung = Some((mark, outcome));
+            break;
+        }
+    }
+    let (mark, outcome) = hung.expect("one of many starts is caught in time");
+    assert_eq!(number(&outcome, "after_ms"), 1000, "{outcome}");
+    let died = |line: &str| line.contains("worker died") && line.contains("not ready in time");
+    server.wait_log_from(mark, died);
+    Client::connect(server.addr()).roundtrip(b"the next one is fine");
+}
+
+#[test]
+fn signals_without_a_meaning_change_nothing() {
+    let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
+    let workers = server.worker_pids();
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    for signal in [
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
+    ] {
+        server.signal(signal);
+        server.wait_log(|line| line.contains("WARN") && line.contains(signal.as_str()));
+    }
+    // A signal to the whole group, such as Ctrl-C, reaches the workers, too; their orders come
+    // from the supervisor alone.
+    for pid in &workers {
+        let worker = Watched::open(*pid).unwrap();
+        for signal in [
+            Signal::SIGHUP,
+            Signal::SIGINT,
+            Signal::SIGQUIT,
+            Signal::SIGTERM,
+            Signal::SIGUSR1,
+            Signal::SIGPIPE,
+        ] {
+            worker.signal(signal);
+        }
+    }
+    client.roundtrip(b"after");
+    drop(client);
+    assert_eq!(server.worker_pids(), workers);
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn a_foreign_listener_is_named() {
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = held.local_addr().unwrap();
+    let own = format!("pid {} ", std::process::id());
+    let args = [format!("--listen={addr}"), "--workers=2".to_owned()];
+    let (code, said) = Server::builder().args(&args).expect_failure();
+    assert_eq!(code, 1, "{said}");
+    assert!(
+        said.contains(&own) && said.contains(&addr.to_string()),
+        "{said}"
+    );
+
+    // It does not share, so joining it deliberately fails as well, in the worker.
+    let server = Server::builder().args(&args).args(["--share-port"]);
+    let (code, said) = server.expect_failure();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains(&own) && said.contains("in use"), "{said}");
+}
+
+#[test]
+fn a_strange_address_is_refused_and_nothing_stays() {
+    let good = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = good.local_addr().unwrap();
+    drop(good);
+    // The documentation's own network (RFC 5737) is nobody's.
+    let (code, said) = Server::expect_failure(&[
+        &format!("--listen={addr}"),
+        "--listen=192.0.2.1:7777",
+        "--workers=3",
+    ]);
+    assert_eq!(code, 1, "{said}");
+    let reason = said.lines().find(|line| line.starts_with("uppercased: "));
+    let reason = reason.expect("one line for people");
+    assert!(reason.contains("192.0.2.1:7777"), "{reason}");
+    assert!(reason.contains("does not have the address"), "{reason}");
+    // That no process is left is seen by the end of the log, which `expect_failure` waited for.
+    assert!(Client::try_connect(addr).is_err());
+}
+
+#[test]
+fn workers_that_die_by_the_dozen_are_all_replaced() {
+    let server = Server::start(&[
+        "--workers=4",
+        "--listen=127.0.0.1:0",
+        "--backoff-initial=1ms",
+        "--backoff-max=1ms",
+    ]);
+    for round in 2..=4 {
+        let mark = server.log_len();
+        for slot in 0..4 {
+            worker_of(&server, slot).signal(Signal::SIGKILL);
+        }
+        for slot in 0..4 {
+            wait_ready(&server, mark, slot, round);
+        }
+        let mut clients: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
+        for client in &mut clients {
+            client.roundtrip(b"after the massacre");
+        }
+    }
+    let pids = until_some("four workers", || {
+        let pids = server.worker_pids();
+        (pids.len() == 4).then_some(pids)
+    });
+    assert_eq!(server.stop().code(), Some(0));
+    for pid in pids {
+        assert!(Watched::open(pid).is_none_or(|w| w.wait_gone(DEADLINE)));
+    }
+}

@@ -1,0 +1,206 @@
+//! What the kernel shows of the processes and sockets under test: descriptors, states, queues,
+//! and who holds a connection.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nix::poll::{PollTimeout, poll};
+use nix::sys::signal::Signal;
+use procfs::net::{TcpNetEntry, TcpState};
+
+use super::client::Client;
+use super::process::{Deadline, Watched};
+use super::server::Server;
+
+/// Longer than [`super::DEADLINE`]: what is asked for here may be the work of several processes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often [`until`] asks.
+const INTERVAL_MS: u8 = 2;
+
+/// Asks `probe` until it has an answer. Only for what the kernel reports by no event: a process's
+/// state, a queue's length.
+#[track_caller]
+pub fn until_some<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Deadline::after(PATIENCE);
+    loop {
+        if let Some(answer) = probe() {
+            return answer;
+        }
+        assert!(
+            !deadline.left().is_zero(),
+            "not within {PATIENCE:?}: {what}"
+        );
+        // An interruption only makes it ask sooner.
+        let _ = poll(&mut [], PollTimeout::from(INTERVAL_MS));
+    }
+}
+
+/// Asks `probe` until it says yes; see [`until_some`].
+#[track_caller]
+pub fn until(what: &str, mut probe: impl FnMut() -> bool) {
+    until_some(what, || probe().then_some(()));
+}
+
+/// The open descriptors of a process, and what each refers to.
+#[track_caller]
+pub fn descriptors(pid: u32) -> BTreeMap<i32, String> {
+    let path = format!("/proc/{pid}/fd");
+    let entries = fs::read_dir(&path).unwrap_or_else(|error| panic!("read {path}: {error}"));
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let target = fs::read_link(entry.path()).ok()?;
+            Some((number, target.to_string_lossy().into_owned()))
+        })
+        .collect()
+}
+
+/// Descriptors above the standard streams that every process started from here inherits, because
+/// whoever started the tests left them open for it.
+pub fn inheritable() -> BTreeMap<i32, String> {
+    /// `O_CLOEXEC` as `/proc` shows it, in octal.
+    const CLOSE_ON_EXEC: u32 = 0o2_000_000;
+    let mut found = descriptors(std::process::id());
+    found.retain(|number, _| {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok());
+        *number > 2 && flags.is_some_and(|flags| flags & CLOSE_ON_EXEC == 0)
+    });
+    found
+}
+
+/// Stops the process with `SIGSTOP` and waits until it has stopped.
+#[track_caller]
+pub fn freeze(process: &Watched) {
+    process.signal(Signal::SIGSTOP);
+    until("the process is stopped", || {
+        state(process.pid()) == Some('T')
+    });
+}
+
+/// The process's state letter, as ps(1) shows it.
+pub fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // It follows the name, which is in parentheses and may contain some itself.
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// The arguments that a process was executed with.
+pub fn arguments(pid: u32) -> Vec<String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let line = String::from_utf8_lossy(&line).into_owned();
+    line.split_terminator('\0').map(str::to_owned).collect()
+}
+
+/// The living worker of `slot`, waited for if there is none now.
+#[track_caller]
+pub fn worker_of(server: &Server, slot: u16) -> Watched {
+    until_some("a worker in the slot", || {
+        let pids = server.worker_pids();
+        let name = format!("uppercased: worker {slot}");
+        let pid = pids
+            .into_iter()
+            .find(|pid| arguments(*pid).first() == Some(&name))?;
+        Watched::open(pid)
+    })
+}
+
+/// The TCP sockets of this network namespace whose own port is `port`.
+#[track_caller]
+pub fn sockets(port: u16) -> Vec<TcpNetEntry> {
+    let tables = [procfs::net::tcp(), procfs::net::tcp6()];
+    tables
+        .into_iter()
+        .flat_map(|table| table.expect("read /proc/net/tcp"))
+        .filter(|entry| entry.local_address.port() == port)
+        .collect()
+}
+
+/// The number of sockets with `port` in `state`.
+#[track_caller]
+pub fn count_sockets(port: u16, state: TcpState) -> usize {
+    let all = sockets(port);
+    all.iter().filter(|entry| entry.state == state).count()
+}
+
+/// The server's end of a client's connection. `inode` is 0 while nobody has accepted it, and
+/// `tx_queue` is what the client has not taken yet.
+#[track_caller]
+pub fn server_end(client: &Client, server: SocketAddr) -> Option<TcpNetEntry> {
+    let client = client.local_addr();
+    sockets(server.port())
+        .into_iter()
+        .find(|entry| entry.remote_address == client)
+}
+
+/// The bytes that the client has sent and the server's kernel has not acknowledged.
+#[track_caller]
+pub fn unacknowledged(client: &Client) -> u32 {
+    let local = client.local_addr();
+    let all = sockets(local.port());
+    let own = all.iter().find(|entry| entry.local_address == local);
+    own.expect("the client's own socket").tx_queue
+}
+
+/// Which of `processes` has the server's end of the client's connection; `None` if it stands in
+/// an accept queue, or is nobody's any more.
+#[track_caller]
+pub fn owner<'a>(
+    client: &Client,
+    server: SocketAddr,
+    processes: &'a [Watched],
+) -> Option<&'a Watched> {
+    let inode = server_end(client, server)?.inode;
+    let name = format!("socket:[{inode}]");
+    processes
+        .iter()
+        .find(|process| descriptors(process.pid()).values().any(|d| *d == name))
+}
+
+/// The connections that stand in the accept queues of the listeners that a process has.
+#[track_caller]
+pub fn queued(pid: u32, port: u16) -> usize {
+    let held = descriptors(pid);
+    let has = |entry: &&TcpNetEntry| {
+        let name = format!("socket:[{}]", entry.inode);
+        held.values().any(|target| *target == name)
+    };
+    sockets(port)
+        .iter()
+        .filter(|entry| entry.state == TcpState::Listen)
+        .filter(has)
+        .map(|entry| entry.rx_queue as usize)
+        .sum()
+}
+
+/// The value of `key` in a log line for people.
+pub fn field<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    let at = line
+        .split(' ')
+        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))?;
+    Some(at.trim_matches('"'))
+}
+
+/// The number that is the value of `key` in a log line for people.
+#[track_caller]
+pub fn number(line: &str, key: &str) -> u64 {
+    field(line, key)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| panic!("no number {key} in: {line}"))
+}
+
+/// Waits, from line `start` of the log on, until the worker of this slot and generation is ready.
+#[track_caller]
+pub fn wait_ready(server: &Server, start: usize, slot: u16, generation: u64) {
+    let (slot, generation) = (slot.to_string(), generation.to_string());
+    server.wait_log_from(start, |line| {
+        line.contains(" worker ready ")
+            && field(line, "slot") == Some(&slot)
+            && field(line, "generation") == Some(&generation)
+    });
+}
