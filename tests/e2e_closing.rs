@@ -167,7 +167,7 @@ fn a_client_that_goes_away_amid_its_answer_hurts_nobody() {
 
 #[test]
 fn what_is_idle_is_closed_and_what_is_busy_is_not() {
-    let server = server(&["--idle-timeout", "1s"]);
+    let server = server(&["--idle-timeout", "2s"]);
     let counters = Counters::of(&server);
     let mut busy = Client::connect(server.addr());
     let mut silent = Client::connect(server.addr());

@@ -10,7 +10,7 @@ use uppercased::metrics::Counter;
 use super::bytes::{pattern, upper};
 use super::client::Client;
 use super::observe::freeze;
-use super::process::{Watched, poll_one};
+use super::process::{Deadline, Watched, poll_one};
 use super::server::Server;
 use super::usage::Counters;
 
@@ -54,17 +54,43 @@ impl Drop for Frozen {
 /// backpressure and not a slow machine.
 #[track_caller]
 pub fn fill(client: &Client, counters: &Counters) -> u64 {
+    fill_all(std::slice::from_ref(client), counters)[0]
+}
+
+/// The same with many clients at once.
+#[track_caller]
+pub fn fill_all(clients: &[Client], counters: &Counters) -> Vec<u64> {
     let before = counters.count(Counter::Backpressure);
-    let mut sent = 0;
+    let mut sent = vec![0; clients.len()];
     loop {
-        let more = client.send_some(&pattern(sent, STEP_BYTES));
-        sent += more as u64;
-        if more == 0 && !poll_one(client.socket(), PollFlags::POLLOUT, NO_ROOM) {
+        for (client, sent) in clients.iter().zip(&mut sent) {
+            fill_up(client, sent);
+        }
+        if !any_has_room(clients) {
             break;
         }
     }
-    counters.wait(Counter::Backpressure, before + 1);
+    counters.wait(Counter::Backpressure, before + clients.len() as u64);
     sent
+}
+
+/// Sends what goes now.
+fn fill_up(client: &Client, sent: &mut u64) {
+    loop {
+        match client.send_some(&pattern(*sent, STEP_BYTES)) {
+            0 => return,
+            more => *sent += more as u64,
+        }
+    }
+}
+
+/// Whether one of them can go on sending within [`NO_ROOM`].
+fn any_has_room(clients: &[Client]) -> bool {
+    let deadline = Deadline::after(NO_ROOM);
+    let mut room = clients
+        .iter()
+        .map(|client| poll_one(client.socket(), PollFlags::POLLOUT, deadline.left()));
+    room.any(|has_room| has_room)
 }
 
 /// Asserts that the answer to `range` of the [`pattern`] comes next.
