@@ -117,7 +117,7 @@ pub fn expire<P: Probe>(
         return Outcome::Waiting;
     }
     match memory.head(fd).state {
-        State::Open if memory.pending(fd).is_some() => Outcome::Close(CloseReason::WriteStall),
+        State::Open if memory.pending(fd).is_some() => try_once_more(memory, fd, stream, now),
         State::Open => end_stream(memory, fd, stream, State::LingeringIdle, now),
         State::LingeringIdle => Outcome::Close(CloseReason::IdleTimeout),
         State::LingeringStop => Outcome::Close(CloseReason::Drained),
@@ -279,6 +279,25 @@ fn exchange<P: Probe>(
     Ok(narrow(received))
 }
 
+/// Sends to a peer that seems stalled. The kernel reports room only once a good part of its buffer
+/// is free, so one that takes little at a time looks, until it is tried, like one that takes nothing.
+fn try_once_more<P: Probe>(
+    memory: &mut Memory<P>,
+    fd: u32,
+    stream: &mut impl Stream,
+    now: Tick,
+) -> Outcome {
+    let mut flags = memory.head(fd).flags.with(Flags::WRITABLE);
+    let progress = flush(memory, fd, stream, &mut flags, now);
+    memory.set_flags(fd, flags);
+    match progress {
+        Progress::Clear => Outcome::Again,
+        Progress::Blocked if memory.last_progress(fd) == now => Outcome::Waiting,
+        Progress::Blocked => Outcome::Close(CloseReason::WriteStall),
+        Progress::Over(reason) => Outcome::Close(reason),
+    }
+}
+
 /// Throws input away until the peer closes: closing with unread input would reset the connection
 /// and could destroy the reply in flight.
 fn discard<P: Probe>(
@@ -345,4 +364,94 @@ fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
 #[inline]
 const fn narrow(bytes: usize) -> u32 {
     bytes as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory;
+    use crate::memory::layout::Layout;
+
+    const FD: u32 = 3;
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const RULES: Rules = Rules {
+        bytes_per_turn: 1 << 20,
+        idle_timeout: None,
+        write_stall_timeout: Some(PATIENCE),
+        linger_timeout: PATIENCE,
+    };
+
+    /// A peer that sent one message and then has room for `room` bytes.
+    struct Peer {
+        message: Option<&'static [u8]>,
+        room: usize,
+    }
+
+    impl Stream for Peer {
+        fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let message = self.message.take().ok_or(io::ErrorKind::WouldBlock)?;
+            into[..message.len()].copy_from_slice(message);
+            Ok(message.len())
+        }
+
+        fn send(&mut self, from: &[u8]) -> io::Result<usize> {
+            match std::mem::take(&mut self.room).min(from.len()) {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                taken => Ok(taken),
+            }
+        }
+
+        fn end_output(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A connection with nine bytes pending since tick zero.
+    fn stalled() -> (Memory, Peer) {
+        let layout = Layout {
+            descriptors: 8,
+            buffers: 1,
+            buffer_bytes: 4096,
+        };
+        let start = Tick::from_millis(0);
+        let mut memory = Memory::adopt(memory::create(layout).unwrap(), layout).unwrap();
+        memory.opened(FD, 1, ([127, 0, 0, 1], 80).into(), start);
+        memory.set_flags(FD, Flags::READABLE.with(Flags::WRITABLE));
+        let mut peer = Peer {
+            message: Some(b"ten bytes."),
+            room: 1,
+        };
+        let outcome = drive(&mut memory, FD, &mut peer, &RULES, start);
+        assert_eq!(outcome, Outcome::Waiting);
+        assert_eq!(memory.pending(FD).unwrap().len(), 9);
+        (memory, peer)
+    }
+
+    #[test]
+    fn who_takes_nothing_is_cut_when_its_time_is_over_and_not_before() {
+        let (mut memory, mut peer) = stalled();
+        let early = Tick::from_millis(999);
+        let outcome = expire(&mut memory, FD, &mut peer, &RULES, early);
+        assert_eq!(outcome, Outcome::Waiting);
+        let late = Tick::from_millis(1000);
+        let outcome = expire(&mut memory, FD, &mut peer, &RULES, late);
+        assert_eq!(outcome, Outcome::Close(CloseReason::WriteStall));
+    }
+
+    #[test]
+    fn who_takes_a_little_without_a_report_of_room_has_its_time_anew() {
+        let (mut memory, mut peer) = stalled();
+        for second in 1..=8 {
+            peer.room = 1;
+            let now = Tick::from_millis(1000 * second);
+            let outcome = expire(&mut memory, FD, &mut peer, &RULES, now);
+            assert_eq!(outcome, Outcome::Waiting, "second {second}");
+            assert_eq!(deadline(&memory, FD, &RULES), Some(now + PATIENCE));
+        }
+        // With the last byte it is no longer a slow one: what it sent meanwhile is to be read.
+        peer.room = 1;
+        let outcome = expire(&mut memory, FD, &mut peer, &RULES, Tick::from_millis(9000));
+        assert_eq!(outcome, Outcome::Again);
+        assert_eq!(memory.pending(FD), None);
+    }
 }

@@ -325,8 +325,13 @@ impl Reactor {
         self.timers.expire(self.now, &mut fired);
         for fd in fired.drain(..) {
             let mut socket = Socket::numbered(fd);
-            let outcome =
-                connection::expire(&mut self.memory, fd, &mut socket, &self.rules, self.now);
+            let outcome = connection::expire(
+                &mut self.memory,
+                fd,
+                &mut Traced(&mut socket),
+                &self.rules,
+                self.now,
+            );
             self.conclude(fd, outcome);
         }
         self.fired = fired;
