@@ -167,10 +167,9 @@ impl Supervisor {
                     self.slots[index].release_listeners();
                 }
                 Heard::Closed => {
-                    // The cause of death is what its pidfd reports next. The kill changes nothing
-                    // for one that is ending; a live one could not be told anything any more.
+                    // Its pidfd reports next how it ended. Nothing else closes a worker's end; one
+                    // that did and lived on would be ended by the next deadline that it misses.
                     self.unwatch_channel(index);
-                    self.slots[index].kill(worker);
                     return;
                 }
                 Heard::Broken(cause) => {
