@@ -33,6 +33,11 @@ pub const SCRATCH_BYTES: usize = 65_536;
 /// streams, log, epoll, waker, shared memory, control sockets, the pair of a handover.
 pub const FD_RESERVE: u32 = 64;
 
+/// Connections a worker takes at most where the configuration names no number: container runtimes
+/// set descriptor limits in the thousands of millions, and a worker's memory is laid out for its
+/// limit (64 GiB of addresses, not of memory, for this many).
+pub const AUTO_CONNECTIONS_MAX: u32 = 1_000_000;
+
 /// Descriptors kept for each slot besides its listeners: channel, pidfd, memory, and one spare.
 pub const FDS_PER_SLOT: u32 = 4;
 
@@ -292,12 +297,7 @@ pub fn connection_limit(
     listeners: usize,
     workers: u16,
 ) -> Result<u32, Error> {
-    let a_slot = u64::try_from(listeners)
-        .unwrap_or(u64::MAX)
-        .saturating_add(u64::from(FDS_PER_SLOT));
-    let reserve = a_slot
-        .saturating_mul(u64::from(workers))
-        .saturating_add(u64::from(FD_RESERVE));
+    let reserve = descriptor_reserve(listeners, workers);
     let possible = nofile_limit.saturating_sub(reserve);
     if possible == 0 {
         return Err(Error::LimitTooLow {
@@ -317,8 +317,19 @@ pub fn connection_limit(
         Some(asked) => Ok(asked),
         None => Ok(u32::try_from(possible)
             .unwrap_or(u32::MAX)
-            .min(MAX_CONNECTIONS.most)),
+            .min(AUTO_CONNECTIONS_MAX)),
     }
+}
+
+/// Descriptors of a process that are kept for other things than connections.
+#[must_use]
+pub fn descriptor_reserve(listeners: usize, workers: u16) -> u64 {
+    let a_slot = u64::try_from(listeners)
+        .unwrap_or(u64::MAX)
+        .saturating_add(u64::from(FDS_PER_SLOT));
+    a_slot
+        .saturating_mul(u64::from(workers))
+        .saturating_add(u64::from(FD_RESERVE))
 }
 
 impl Default for Config {
@@ -477,7 +488,7 @@ mod tests {
         assert_eq!(connection_limit(Some(10), reserve + 10, 1, 2).unwrap(), 10);
         assert_eq!(
             connection_limit(None, u64::MAX, 1, 2).unwrap(),
-            MAX_CONNECTIONS.most
+            AUTO_CONNECTIONS_MAX
         );
         assert_eq!(
             connection_limit(Some(5000), 1024, 1, 2)

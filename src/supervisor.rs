@@ -30,7 +30,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, LogFormat};
 use crate::identity::{SlotId, WorkerId};
 use crate::port::Lock;
 use crate::wire::{self, Message, Stop};
@@ -83,7 +83,11 @@ pub fn run(config: Config) -> ExitCode {
     match supervisor.supervise() {
         Ok(Verdict::Clean) => ExitCode::SUCCESS,
         Ok(Verdict::Failed { cause }) => {
-            eprintln!("uppercased: {cause}");
+            // One line in either format; whoever reads JSON reads nothing else.
+            match supervisor.config.log_format {
+                LogFormat::Human => eprintln!("uppercased: {cause}"),
+                LogFormat::Json => tracing::error!(cause, "cannot start"),
+            }
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -167,9 +171,11 @@ impl Supervisor {
                     self.slots[index].release_listeners();
                 }
                 Heard::Closed => {
-                    // Its pidfd reports next how it ended. Nothing else closes a worker's end; one
-                    // that did and lived on would be ended by the next deadline that it misses.
+                    // The cause of death is what its pidfd reports next. The kill changes nothing
+                    // for one that is ending (a worker never closes its end, so its exit code is
+                    // settled by now); a live one could not be told anything any more.
                     self.unwatch_channel(index);
+                    self.slots[index].kill(worker);
                     return;
                 }
                 Heard::Broken(cause) => {
@@ -243,6 +249,7 @@ impl Supervisor {
         let spawned = self.slots[index].spawn(worker, start, &self.image);
         let watched = spawned.and_then(|()| self.watch_child(index));
         if let Err(error) = watched {
+            self.slots[index].discard_child();
             let cause = format!("cannot start a worker process: {error}");
             self.happened(Event::SpawnFailed { worker, cause });
         }

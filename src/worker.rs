@@ -176,6 +176,7 @@ impl Worker {
                 Ok(false) => {}
                 Err(error) => {
                     tracing::error!(%error, "the event loop failed");
+                    leave_open(self.channel);
                     return ExitCode::FAILURE;
                 }
             }
@@ -183,6 +184,7 @@ impl Worker {
             self.advance();
         }
         self.farewell();
+        leave_open(self.channel);
         ExitCode::SUCCESS
     }
 
@@ -354,7 +356,14 @@ fn give_up(mut channel: Channel, worker: WorkerId, cause: &str) -> ExitCode {
     if let Err(error) = channel.send(&Envelope { worker, message }, &[]) {
         eprintln!("uppercased: {worker}: {cause} (and the supervisor cannot be told: {error})");
     }
+    leave_open(channel);
     ExitCode::FAILURE
+}
+
+/// Leaves the channel for the kernel to close: its end tells the supervisor that this process is
+/// ending, with its exit code settled, and not merely about to.
+fn leave_open(channel: Channel) {
+    std::mem::forget(channel);
 }
 
 /// Makes a panic a logged, sudden death in every build.

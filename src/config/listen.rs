@@ -23,9 +23,12 @@ impl Grammar for Listen {
     fn parse(&self, text: &str, facts: &Facts<'_>) -> Result<Self::Value, String> {
         let mut addresses = Vec::new();
         for part in text.split(',') {
+            let earlier = addresses.len();
             for address in parse_one(part.trim(), facts)? {
-                // A name often has one address twice (once for each of its socket types).
-                if !addresses.contains(&address) {
+                // A name may have one address twice; and what is asked for twice is served once,
+                // but for port 0, which is another port each time.
+                let from = if address.addr.port() == 0 { earlier } else { 0 };
+                if !addresses[from..].contains(&address) {
                     addresses.push(address);
                 }
             }
@@ -193,6 +196,13 @@ mod tests {
 
     fn refused(text: &str) -> String {
         Listen.parse(text, &FACTS).unwrap_err()
+    }
+
+    #[test]
+    fn twice_the_same_is_once_but_port_0_is_another_port_each_time() {
+        assert_eq!(shown("127.0.0.1:80,127.0.0.1:80"), "127.0.0.1:80");
+        assert_eq!(shown("127.0.0.1:0,127.0.0.1:0"), "127.0.0.1:0,127.0.0.1:0");
+        assert_eq!(shown("localhost:0"), "[::1]:0,127.0.0.1:0");
     }
 
     #[test]

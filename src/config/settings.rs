@@ -219,9 +219,9 @@ pub static SETTINGS: &[Setting] = &[
         default: "auto",
         example: "50000",
         help: "Connections a worker holds at once",
-        long_help: "At the limit a worker stops accepting until a connection closes; clients wait \
-                    in the accept queue. auto: what the descriptor limit (ulimit -n) leaves after \
-                    a reserve.",
+        long_help: "At the limit a worker stops accepting until a tenth of them has closed; \
+                    clients wait in the accept queue. auto: what the descriptor limit (ulimit -n) \
+                    leaves after a reserve, at most 1000000.",
     },
     Setting {
         binding: bind!(idle_timeout, OrWord("off", IDLE_TIMEOUT)),
@@ -269,23 +269,26 @@ pub static SETTINGS: &[Setting] = &[
         binding: bind!(recv_buffer, OrWord("auto", SOCKET_BUFFER)),
         category: Category::Connections,
         value_name: "SIZE",
-        default: "256KiB",
+        default: "192KiB",
         example: "auto",
         help: "Kernel receive buffer of a connection (SO_RCVBUF)",
-        long_help: "A fixed size bounds what a fast sender can park in the kernel. auto: the \
-                    kernel tunes it within net.ipv4.tcp_rmem. The kernel lowers it to \
-                    net.core.rmem_max.",
+        long_help: "A fixed size bounds what a fast sender can park in the kernel, which counts \
+                    twice as much for it; with the default of both buffers a client that never \
+                    reads holds less than 1MiB. It also bounds speed over distance, to about \
+                    this much a round trip (192KiB at 100ms: 20 Mbit/s). auto: the kernel tunes \
+                    it within net.ipv4.tcp_rmem. The kernel lowers it to net.core.rmem_max.",
     },
     Setting {
         binding: bind!(send_buffer, OrWord("auto", SOCKET_BUFFER)),
         category: Category::Connections,
         value_name: "SIZE",
-        default: "256KiB",
+        default: "192KiB",
         example: "auto",
         help: "Kernel send buffer of a connection (SO_SNDBUF)",
-        long_help: "A fixed size bounds what a slow reader can make the kernel hold. auto: the \
-                    kernel tunes it within net.ipv4.tcp_wmem. The kernel lowers it to \
-                    net.core.wmem_max.",
+        long_help: "A fixed size bounds what a slow reader can make the kernel hold; as for the \
+                    receive buffer, the kernel counts twice as much, and speed over distance is \
+                    bounded with it. auto: the kernel tunes it within net.ipv4.tcp_wmem. The \
+                    kernel lowers it to net.core.wmem_max.",
     },
     Setting {
         binding: bind!(keepalive, OrWord("off", KEEPALIVE)),

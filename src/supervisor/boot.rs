@@ -141,12 +141,13 @@ fn limits(config: &Config) -> Result<Limits, Error> {
         addr: one.addr,
         dual_stack: one.dual_stack,
     });
+    // The kernel gives out the lowest free number, so none is higher than all that may be open.
+    let reserve = config::descriptor_reserve(config.listen.len(), config.workers);
+    let numbers = reserve.saturating_add(max_connections.into()).min(nofile);
     Ok(Limits {
         listen: listen.collect(),
         max_connections,
-        descriptors: u32::try_from(nofile)
-            .unwrap_or(Layout::MAX_DESCRIPTORS)
-            .min(Layout::MAX_DESCRIPTORS),
+        descriptors: u32::try_from(numbers).unwrap_or(Layout::MAX_DESCRIPTORS),
     })
 }
 

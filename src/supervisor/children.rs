@@ -167,6 +167,13 @@ impl SlotResources {
         }
     }
 
+    /// Ends and reaps a worker that cannot be watched.
+    pub(super) fn discard_child(&mut self) {
+        if let Some(child) = self.child.take() {
+            child.process.destroy();
+        }
+    }
+
     /// How the worker ended, if it did.
     pub(super) fn reap(&self) -> Option<(WorkerId, Death)> {
         let child = self.child.as_ref()?;

@@ -9,7 +9,7 @@ use crate::metrics::Counter;
 use crate::wire::Listen;
 
 use super::children::{Child, SlotResources};
-use super::machine::{Notice, Verdict};
+use super::machine::{Death, Notice, Verdict};
 
 /// Every slot serves: says where, for people on the log and for scripts on standard output.
 pub(super) fn announce(config: &Config, listen: &[Listen]) {
@@ -67,10 +67,22 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 served_ms = served_for.map(|span| span.as_millis()), cause = cause.as_deref(),
                 connections_lost = connections, "worker died");
         }
-        Notice::WorkerStopped { worker, how } => {
-            tracing::info!(slot = worker.slot.0, generation = worker.generation.0, %how,
-                "worker stopped");
+        Notice::WorkerStopped {
+            worker,
+            how: Death::Exited(0),
+        } => {
+            tracing::info!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                "worker stopped"
+            );
         }
+        Notice::WorkerStopped { worker, how } => match open_in(slots, worker.slot) {
+            0 => tracing::debug!(slot = worker.slot.0, generation = worker.generation.0, %how,
+                "worker ended with nothing left to do"),
+            connections => tracing::warn!(slot = worker.slot.0, generation = worker.generation.0,
+                %how, connections_lost = connections, "worker ended before it had finished"),
+        },
         Notice::SpawnFailed { worker, cause } => {
             tracing::error!(
                 slot = worker.slot.0,
@@ -131,7 +143,8 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 "worker has not stopped in time: killing it"
             );
         }
-        Notice::BootFailed { cause } => tracing::error!(cause, "cannot start"),
+        // Told once, as the verdict.
+        Notice::BootFailed { cause } => tracing::debug!(cause, "cannot start"),
         Notice::StaleEvent { event, total } => {
             tracing::debug!(?event, total, "stale event dropped");
         }
@@ -140,7 +153,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
 
 /// A worker has begun to stop.
 pub(super) fn draining(worker: WorkerId, connections: u32) {
-    tracing::info!(
+    tracing::debug!(
         slot = worker.slot.0,
         generation = worker.generation.0,
         connections,
