@@ -11,21 +11,27 @@
 //! through the kernel's own locks; so plain stores suffice, as long as the compiler keeps their
 //! order (`Release` stores, which are plain moves on x86-64) and each of them is one word:
 //!
-//! 1. receive: [`InHand::Recv`] with length 0 *before* the call, with its length after it, and only
-//!    then is the scratch upper-cased and sent ([`Memory::receiving`], [`Memory::received`]);
+//! 1. receive: [`InHand::Recv`] with length 0 *before* the call, after it the bytes received, the
+//!    length in hand, and only then is the scratch upper-cased and sent ([`Memory::receiving`],
+//!    [`Memory::received`]);
 //! 2. a short send: the rest is copied to a buffer, *then* the record names it, *then* nothing is
 //!    in hand ([`Memory::sent`]); while output is pending nothing is received;
 //! 3. flush: [`InHand::Flush`], send, the record's offset, nothing in hand ([`Memory::flushing`],
 //!    [`Memory::flushed`]); the end of the pending range never moves meanwhile;
 //! 4. accept: the accepting mark, a record for each descriptor (pending output first, state last),
-//!    the mark off again ([`Memory::accepting`], [`Memory::opened`], [`Memory::accepted`]);
+//!    the mark off again ([`Memory::accepting`], [`Memory::opened`], [`Memory::accepted`]); a
+//!    connection that comes from another owner is recorded in the same order ([`Memory::thaw`]);
 //! 5. close: state Closing, close, state Free, before anything else can create a descriptor
-//!    ([`Memory::closing`], [`Memory::closed`]);
-//! 6. free buffers are known privately only: a buffer that no record names is free.
+//!    ([`Memory::closing`], [`Memory::closed`]); whatever is still owed then stays recorded until
+//!    after the state says Closing, or its loss would look like a connection that owes nothing;
+//! 6. end of stream: the lingering state, then the call, which may be made twice
+//!    ([`Memory::lingering`]);
+//! 7. free buffers are known privately only: a buffer that no record names is free.
 //!
 //! Nothing else writes this memory, and this file must not make system calls on connections: it
 //! records what the reactor does.
 
+pub mod frozen;
 pub mod layout;
 
 use std::io;
@@ -159,8 +165,9 @@ impl<P: Probe> Memory<P> {
     /// Rule 1, after the call: `len` bytes came, to be upper-cased in place and sent.
     #[inline]
     pub fn received(&mut self, fd: u32, len: u32, now: Tick) -> &mut [u8] {
-        self.take_in_hand(InHand::Recv { fd, len });
+        // Counted first: once the length is in hand, the count is known to include it.
         self.add(Layout::record(fd), BYTES_IN, u64::from(len));
+        self.take_in_hand(InHand::Recv { fd, len });
         self.store(Layout::record(fd), LAST_PROGRESS, now.as_nanos());
         self.shared.bytes(Layout::SCRATCH, len as usize)
     }
@@ -168,7 +175,7 @@ impl<P: Probe> Memory<P> {
     /// Rule 2: of the `len` bytes received, the kernel took the first `sent`; the rest is kept.
     ///
     /// # Errors
-    /// [`NoBuffer`] if the pool is empty; the rest is then still in hand.
+    /// [`NoBuffer`] if the pool is empty; the rest is then in hand until [`Memory::closing`].
     #[inline]
     pub fn sent(&mut self, fd: u32, sent: u32, len: u32) -> Result<(), NoBuffer> {
         self.add(Layout::record(fd), BYTES_OUT, u64::from(sent));
@@ -179,7 +186,7 @@ impl<P: Probe> Memory<P> {
         Ok(())
     }
 
-    /// Nothing came of the call in hand, or what came is not owed to anybody.
+    /// Nothing came of the call in hand.
     #[inline]
     pub fn settled(&mut self) {
         self.take_in_hand(InHand::Nothing);
@@ -223,16 +230,6 @@ impl<P: Probe> Memory<P> {
             .bytes(Layout::SCRATCH, self.layout.buffer_bytes as usize)
     }
 
-    /// Gives up the pending output of a connection that is being cut; returns its bytes.
-    pub fn abandon(&mut self, fd: u32) -> u32 {
-        let Some(pending) = self.pending(fd) else {
-            return 0;
-        };
-        self.store(Layout::record(fd), PENDING, 0);
-        self.release(pending.buffer);
-        pending.len()
-    }
-
     /// Rule 4, before a burst of accepts.
     pub fn accepting(&mut self) {
         self.store(Layout::ACCEPTING, 0, 1);
@@ -240,26 +237,18 @@ impl<P: Probe> Memory<P> {
 
     /// Rule 4: `fd` is a connection from now on.
     pub fn opened(&mut self, fd: u32, generation: u32, peer: SocketAddr, now: Tick) {
-        let record = Layout::record(fd);
-        let address = match peer.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-            IpAddr::V6(v6) => v6,
-        };
-        self.store(record, PENDING, 0);
-        self.store(record, BYTES_IN, 0);
-        self.store(record, BYTES_OUT, 0);
-        self.store(record, LAST_PROGRESS, now.as_nanos());
-        self.store(record, OPENED, now.as_nanos());
-        let bits = address.to_bits();
-        self.store(record, ADDRESS, (bits >> 64) as u64);
-        self.store(record, ADDRESS + 1, bits as u64);
-        let head = Head {
+        let entry = Entry {
+            pending: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            last_progress: now,
+            opened: now,
+            peer,
             state: State::Open,
             flags: Flags::default(),
-            port: peer.port(),
             generation,
         };
-        self.store(record, HEAD, head.pack());
+        self.enter(fd, &entry);
     }
 
     /// Rule 4, after the burst.
@@ -267,7 +256,7 @@ impl<P: Probe> Memory<P> {
         self.store(Layout::ACCEPTING, 0, 0);
     }
 
-    /// The stream of `fd` was ended from here; `state` says why it lingers.
+    /// Rule 6, before the call: the stream of `fd` is ended from here; `state` says why it lingers.
     pub fn lingering(&mut self, fd: u32, state: State, now: Tick) {
         debug_assert!(
             self.pending(fd).is_none(),
@@ -278,24 +267,25 @@ impl<P: Probe> Memory<P> {
         self.set_head(fd, Head { state, ..head });
     }
 
-    /// Rule 5, before the call.
-    pub fn closing(&mut self, fd: u32) {
-        debug_assert!(
-            self.pending(fd).is_none(),
-            "pending output is sent or abandoned first"
-        );
+    /// Rule 5, before the call. Returns the bytes that were received and are given up: if there are
+    /// any, the connection is to be reset, because an end of stream would hide the loss.
+    pub fn closing(&mut self, fd: u32) -> u64 {
         let head = self.head(fd);
-        self.set_head(
-            fd,
-            Head {
-                state: State::Closing,
-                ..head
-            },
-        );
+        let state = State::Closing;
+        self.set_head(fd, Head { state, ..head });
+        if self.holds_in_hand(fd) {
+            self.take_in_hand(InHand::Nothing);
+        }
+        let (received, sent) = self.bytes_moved(fd);
+        received.saturating_sub(sent)
     }
 
     /// Rule 5, after the call.
     pub fn closed(&mut self, fd: u32) {
+        if let Some(pending) = self.pending(fd) {
+            self.store(Layout::record(fd), PENDING, 0);
+            self.release(pending.buffer);
+        }
         let head = self.head(fd);
         self.set_head(
             fd,
@@ -409,6 +399,37 @@ impl<P: Probe> Memory<P> {
         Ok(())
     }
 
+    /// Rule 4: the record of `fd`, pending output first and state last.
+    fn enter(&mut self, fd: u32, entry: &Entry) {
+        let record = Layout::record(fd);
+        let address = match entry.peer.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        let bits = address.to_bits();
+        let head = Head {
+            state: entry.state,
+            flags: entry.flags,
+            port: entry.peer.port(),
+            generation: entry.generation,
+        };
+        self.store(record, PENDING, entry.pending.map_or(0, Pending::pack));
+        self.store(record, BYTES_IN, entry.bytes_in);
+        self.store(record, BYTES_OUT, entry.bytes_out);
+        self.store(record, LAST_PROGRESS, entry.last_progress.as_nanos());
+        self.store(record, OPENED, entry.opened.as_nanos());
+        self.store(record, ADDRESS, (bits >> 64) as u64);
+        self.store(record, ADDRESS + 1, bits as u64);
+        self.store(record, HEAD, head.pack());
+    }
+
+    fn holds_in_hand(&self, fd: u32) -> bool {
+        match InHand::unpack(self.load(Layout::IN_HAND, 0)) {
+            Some(InHand::Recv { fd: held, .. } | InHand::Flush { fd: held }) => held == fd,
+            Some(InHand::Nothing) | None => false,
+        }
+    }
+
     #[cold]
     fn keep_rest(&mut self, fd: u32, sent: u32, len: u32) -> Result<(), NoBuffer> {
         let buffer = self.pool.take().ok_or(NoBuffer)?;
@@ -464,6 +485,19 @@ impl<P: Probe> Memory<P> {
     }
 }
 
+/// Everything a record says.
+struct Entry {
+    pending: Option<Pending>,
+    bytes_in: u64,
+    bytes_out: u64,
+    last_progress: Tick,
+    opened: Tick,
+    peer: SocketAddr,
+    state: State,
+    flags: Flags,
+    generation: u32,
+}
+
 /// The pool of pending-output buffers is empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no buffer is left for pending output")]
@@ -478,11 +512,21 @@ pub struct Corrupt(pub &'static str);
 /// alone, whenever its writer stopped.
 ///
 /// `owed` is what the kernel's own counters say: bytes read from the connection less bytes written
-/// to it. It is needed for the one connection in hand; for every other the record is exact.
+/// to it. It is needed for the one connection in hand; for every other the record is exact. Nothing
+/// is unsent of a connection that lingers, is being closed or is none: what it received is owed to
+/// nobody.
 ///
 /// # Errors
 /// [`Corrupt`] if the words mean nothing or contradict `owed`. The memory is hostile input here.
 pub fn unsent<P: Probe>(memory: &mut Memory<P>, fd: u32, owed: u64) -> Result<Vec<u8>, Corrupt> {
+    if fd >= memory.layout.descriptors {
+        return Err(Corrupt("there is no record for such a number"));
+    }
+    let word = memory.load(Layout::record(fd), HEAD);
+    let head = Head::unpack(word).ok_or(Corrupt("a state means nothing"))?;
+    if head.state != State::Open {
+        return Ok(Vec::new());
+    }
     let word = memory.load(Layout::IN_HAND, 0);
     let in_hand = InHand::unpack(word).ok_or(Corrupt("what is in hand means nothing"))?;
     let (at, length) = match in_hand {
@@ -703,7 +747,9 @@ mod tests {
         };
         memory.store(Layout::record(3), PENDING, beyond.pack());
         assert!(unsent(&mut memory, 3, 0).is_err());
+        assert!(unsent(&mut memory, LAYOUT.descriptors, 0).is_err());
         memory.store(Layout::record(3), HEAD, 0xff);
+        assert!(unsent(&mut memory, 3, 0).is_err());
         assert_eq!(memory.head(3).state, State::Free);
     }
 
