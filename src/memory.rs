@@ -33,6 +33,8 @@
 
 pub mod frozen;
 pub mod layout;
+mod pool;
+mod unsent;
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -43,10 +45,10 @@ use crate::clock::Tick;
 use crate::metrics::{CloseReason, Counter};
 use crate::sys::shared::{self, SharedMemory};
 
-use layout::{Flags, Head, InHand, Layout, MAGIC, Pending, State};
+pub use pool::WARM_BUFFERS;
+pub use unsent::{Corrupt, unsent};
 
-/// Free buffers whose pages are kept for the next slow peer; those of further ones are given back.
-pub const WARM_BUFFERS: usize = 16;
+use layout::{Flags, Head, InHand, Layout, MAGIC, Pending, State};
 
 /// Is told of every store, so that a test can stop the world after each. The product's is
 /// [`Unprobed`], which compiles to nothing.
@@ -69,7 +71,10 @@ impl Probe for Unprobed {
 pub struct Memory<P = Unprobed> {
     shared: SharedMemory,
     layout: Layout,
-    pool: Pool,
+    pool: pool::Pool,
+    /// One more than the highest descriptor number that ever had a connection: reading records
+    /// beyond it would only make pages of zeroes.
+    used: u32,
     probe: P,
 }
 
@@ -142,7 +147,8 @@ impl<P: Probe> Memory<P> {
         let mut memory = Self {
             shared,
             layout,
-            pool: Pool::new(layout.buffers),
+            pool: pool::Pool::new(layout.buffers),
+            used: 0,
             probe,
         };
         memory.wipe()?;
@@ -197,8 +203,8 @@ impl<P: Probe> Memory<P> {
     pub fn flushing(&mut self, fd: u32) -> Option<&[u8]> {
         let pending = self.pending(fd)?;
         self.take_in_hand(InHand::Flush { fd });
-        let at = self.layout.buffer(pending.buffer) + pending.offset as usize;
-        Some(self.shared.bytes(at, pending.len() as usize))
+        let (at, length) = self.layout.pending(pending);
+        Some(self.shared.bytes(at, length))
     }
 
     /// Rule 3, after the call: the kernel took `sent` more bytes. True if nothing is pending now.
@@ -378,7 +384,7 @@ impl<P: Probe> Memory<P> {
 
     /// Descriptor numbers that are connections, or are being closed.
     pub fn occupied(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..self.layout.descriptors).filter(|&fd| self.head(fd).state != State::Free)
+        (0..self.used).filter(|&fd| self.head(fd).state != State::Free)
     }
 
     fn wipe(&mut self) -> io::Result<()> {
@@ -401,6 +407,7 @@ impl<P: Probe> Memory<P> {
 
     /// Rule 4: the record of `fd`, pending output first and state last.
     fn enter(&mut self, fd: u32, entry: &Entry) {
+        self.used = self.used.max(fd + 1);
         let record = Layout::record(fd);
         let address = match entry.peer.ip() {
             IpAddr::V4(v4) => v4.to_ipv6_mapped(),
@@ -503,83 +510,6 @@ struct Entry {
 #[error("no buffer is left for pending output")]
 pub struct NoBuffer;
 
-/// The memory contradicts itself or the kernel's counters: what is owed cannot be told from it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the working memory is inconsistent: {0}")]
-pub struct Corrupt(pub &'static str);
-
-/// What connection `fd` had received and was not yet sent, in upper case, told from the memory
-/// alone, whenever its writer stopped.
-///
-/// `owed` is what the kernel's own counters say: bytes read from the connection less bytes written
-/// to it. It is needed for the one connection in hand; for every other the record is exact. Nothing
-/// is unsent of a connection that lingers, is being closed or is none: what it received is owed to
-/// nobody.
-///
-/// # Errors
-/// [`Corrupt`] if the words mean nothing or contradict `owed`. The memory is hostile input here.
-pub fn unsent<P: Probe>(memory: &mut Memory<P>, fd: u32, owed: u64) -> Result<Vec<u8>, Corrupt> {
-    if fd >= memory.layout.descriptors {
-        return Err(Corrupt("there is no record for such a number"));
-    }
-    let word = memory.load(Layout::record(fd), HEAD);
-    let head = Head::unpack(word).ok_or(Corrupt("a state means nothing"))?;
-    if head.state != State::Open {
-        return Ok(Vec::new());
-    }
-    let word = memory.load(Layout::IN_HAND, 0);
-    let in_hand = InHand::unpack(word).ok_or(Corrupt("what is in hand means nothing"))?;
-    let (at, length) = match in_hand {
-        InHand::Recv { fd: held, len } if held == fd => in_scratch(memory.layout, len, owed)?,
-        InHand::Flush { fd: held } if held == fd => in_flush(memory, fd, owed)?,
-        InHand::Nothing | InHand::Recv { .. } | InHand::Flush { .. } => {
-            let pending = checked_pending(memory, fd)?;
-            pending.map_or((0, 0), |p| {
-                (p.buffer_start(memory.layout) + p.start(), p.length())
-            })
-        }
-    };
-    let mut bytes = memory.shared.bytes(at, length).to_vec();
-    crate::uppercase::make_uppercase(&mut bytes);
-    Ok(bytes)
-}
-
-fn in_scratch(layout: Layout, len: u32, owed: u64) -> Result<(usize, usize), Corrupt> {
-    let bound = if len == 0 { layout.buffer_bytes } else { len };
-    let owed = u32::try_from(owed).ok().filter(|&owed| owed <= bound);
-    let owed = owed.ok_or(Corrupt("more is owed than was received"))?;
-    // Length still unknown: nothing was sent of what came, so what came is what is owed.
-    let start = if len == 0 { 0 } else { len - owed };
-    Ok((Layout::SCRATCH + start as usize, owed as usize))
-}
-
-fn in_flush<P: Probe>(memory: &Memory<P>, fd: u32, owed: u64) -> Result<(usize, usize), Corrupt> {
-    let Some(pending) = checked_pending(memory, fd)? else {
-        return if owed == 0 {
-            Ok((0, 0))
-        } else {
-            Err(Corrupt("the output owed was let go"))
-        };
-    };
-    let owed = u32::try_from(owed).ok().filter(|&owed| owed <= pending.end);
-    let owed = owed.ok_or(Corrupt("more is owed than was pending"))?;
-    let start = pending.buffer_start(memory.layout) + (pending.end - owed) as usize;
-    Ok((start, owed as usize))
-}
-
-fn checked_pending<P: Probe>(memory: &Memory<P>, fd: u32) -> Result<Option<Pending>, Corrupt> {
-    let word = memory.load(Layout::record(fd), PENDING);
-    if word == 0 {
-        return Ok(None);
-    }
-    let layout = memory.layout;
-    let named = |p: &Pending| p.buffer < layout.buffers && p.end <= layout.buffer_bytes;
-    Pending::unpack(word)
-        .filter(named)
-        .map(Some)
-        .ok_or(Corrupt("a pending range means nothing"))
-}
-
 fn head_of(shared: &SharedMemory, fd: u32) -> Head {
     let word = shared.line(Layout::record(fd)).0[HEAD].load(Ordering::Relaxed);
     Head::unpack(word).unwrap_or(Head::FREE)
@@ -588,62 +518,6 @@ fn head_of(shared: &SharedMemory, fd: u32) -> Head {
 fn metrics_cell(shared: &SharedMemory, counter: Counter) -> &AtomicU64 {
     let cell = counter.cell();
     &shared.line(Layout::metrics_line(cell)).0[cell % 8]
-}
-
-/// Which buffers are free: private, because the records alone say which are not.
-#[derive(Debug)]
-struct Pool {
-    /// Free, and their pages are still there; the last one freed is the first one used again.
-    warm: Vec<u32>,
-    /// Free, pages given back.
-    cold: Vec<u32>,
-    /// Never used: all from this number on.
-    fresh: u32,
-    buffers: u32,
-}
-
-impl Pool {
-    const fn new(buffers: u32) -> Self {
-        Self {
-            warm: Vec::new(),
-            cold: Vec::new(),
-            fresh: 0,
-            buffers,
-        }
-    }
-
-    fn take(&mut self) -> Option<u32> {
-        self.warm.pop().or_else(|| self.cold.pop()).or_else(|| {
-            let fresh = (self.fresh < self.buffers).then_some(self.fresh)?;
-            self.fresh += 1;
-            Some(fresh)
-        })
-    }
-
-    /// Takes a buffer back; false if its pages are to be given back.
-    fn give(&mut self, buffer: u32) -> bool {
-        let keep = self.warm.len() < WARM_BUFFERS;
-        if keep {
-            self.warm.push(buffer);
-        } else {
-            self.cold.push(buffer);
-        }
-        keep
-    }
-}
-
-impl Pending {
-    const fn buffer_start(self, layout: Layout) -> usize {
-        layout.buffer(self.buffer)
-    }
-
-    const fn start(self) -> usize {
-        self.offset as usize
-    }
-
-    const fn length(self) -> usize {
-        self.len() as usize
-    }
 }
 
 #[cfg(test)]
@@ -702,16 +576,6 @@ mod tests {
         assert_eq!(counter(second.shared(), died), 2);
         assert_eq!(open_connections(second.shared()), 0);
         assert_eq!(second.occupied().count(), 0);
-    }
-
-    #[test]
-    fn the_pool_ends_and_is_given_back() {
-        let mut pool = Pool::new(18);
-        let taken: Vec<u32> = std::iter::from_fn(|| pool.take()).collect();
-        assert_eq!(taken, (0..18).collect::<Vec<_>>());
-        let kept = taken.iter().filter(|&&buffer| pool.give(buffer)).count();
-        assert_eq!(kept, WARM_BUFFERS);
-        assert_eq!(std::iter::from_fn(|| pool.take()).count(), 18);
     }
 
     #[test]

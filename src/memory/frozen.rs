@@ -123,8 +123,8 @@ impl<P: Probe> Memory<P> {
             "a connection is frozen between calls"
         );
         let unsent = self.pending(fd).map_or_else(Vec::new, |pending| {
-            let at = pending.buffer_start(self.layout) + pending.start();
-            self.shared.bytes(at, pending.length()).to_vec()
+            let (at, length) = self.layout.pending(pending);
+            self.shared.bytes(at, length).to_vec()
         });
         let (bytes_in, bytes_out) = self.bytes_moved(fd);
         self.copy_of(fd, unsent, bytes_in, bytes_out)

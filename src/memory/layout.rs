@@ -76,6 +76,13 @@ impl Layout {
         self.pool_offset() + buffer as usize * self.stride()
     }
 
+    /// Where the pending output of a connection lies: its first byte, and how many there are.
+    #[must_use]
+    pub const fn pending(self, pending: Pending) -> (usize, usize) {
+        let start = self.buffer(pending.buffer) + pending.offset as usize;
+        (start, pending.len() as usize)
+    }
+
     /// Bytes from one buffer to the next: whole pages, so that each can be given back alone.
     #[must_use]
     pub const fn stride(self) -> usize {
