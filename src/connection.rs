@@ -66,7 +66,8 @@ pub enum Outcome {
     Waiting,
     /// Its budget is used up and there may be more: call again in the next turn.
     Again,
-    /// It is over and its descriptor is to be closed.
+    /// It is over and its descriptor is to be closed. What it owed stays recorded until
+    /// [`Memory::closing`] says so.
     Close(CloseReason),
 }
 
@@ -259,11 +260,8 @@ fn exchange<P: Probe>(
     let sent = match result {
         Ok(sent) => sent,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-        Err(error) => {
-            memory.settled();
-            memory.count(Counter::BytesAbandoned, received as u64);
-            return Err(reason_of(&error));
-        }
+        // What came stays in hand: from here to its close the connection owes it.
+        Err(error) => return Err(reason_of(&error)),
     };
     count_sent(memory, sent);
     if sent < received {
@@ -272,8 +270,6 @@ fn exchange<P: Probe>(
     }
     if memory.sent(fd, narrow(sent), narrow(received)).is_err() {
         // Sized so that it cannot happen: one buffer for every connection there may be.
-        memory.settled();
-        memory.count(Counter::BytesAbandoned, (received - sent) as u64);
         return Err(CloseReason::SystemError);
     }
     Ok(narrow(received))
@@ -315,11 +311,9 @@ fn end_stream<P: Probe>(
     state: State,
     now: Tick,
 ) -> Outcome {
+    memory.lingering(fd, state, now);
     match stream.end_output() {
-        Ok(()) => {
-            memory.lingering(fd, state, now);
-            Outcome::Waiting
-        }
+        Ok(()) => Outcome::Waiting,
         Err(error) => Outcome::Close(reason_of(&error)),
     }
 }
