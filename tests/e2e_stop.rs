@@ -29,9 +29,9 @@ const PATIENT: [&str; 3] = [
     "--lend-after=1m",
 ];
 
-/// A server with small send buffers, so that little is enough to be owed something.
+/// A server with bounded send buffers, so that it can soon be made to owe something.
 fn start(args: &[&str]) -> Server {
-    let common = ["--listen=127.0.0.1:0", "--send-buffer=16KiB"];
+    let common = ["--listen=127.0.0.1:0", "--send-buffer=64KiB"];
     Server::builder().args(common).args(args).start()
 }
 
@@ -46,7 +46,7 @@ fn owing(server: &Server) -> Client {
 /// server can neither send nor keep it all.
 fn become_owed(server: &Server, client: &mut Client) {
     SockRef::from(client.socket())
-        .set_recv_buffer_size(4096)
+        .set_recv_buffer_size(16 * 1024)
         .unwrap();
     client.send_all(&pattern(0, OWED_BYTES));
     until("everything has reached the server", || {
@@ -59,6 +59,10 @@ fn become_owed(server: &Server, client: &mut Client) {
 
 /// Reads everything owed in small pieces, and then the end.
 fn collect(mut client: Client) {
+    // With the small buffer this would be slow: the kernel announces small windows rarely.
+    SockRef::from(client.socket())
+        .set_recv_buffer_size(1 << 20)
+        .unwrap();
     for at in (0..OWED_BYTES).step_by(5000) {
         client.expect(&upper(&pattern(at as u64, 5000)));
     }
@@ -225,7 +229,7 @@ fn new_clients_are_refused_once_the_stop_has_begun() {
 
 #[test]
 fn a_lame_duck_serves_new_clients_and_then_stops() {
-    let server = start(&["--workers=2", "--lame-duck=3s", NEVER]);
+    let server = start(&["--workers=2", "--lame-duck=2s", NEVER]);
     let workers = watch_all(&server);
     let mut early = Client::connect(server.addr());
     early.roundtrip(b"before");
