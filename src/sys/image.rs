@@ -117,7 +117,7 @@ impl Process {
         let child = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::NotFound)?;
         Ok(Self {
             pid,
-            pidfd: pidfd_open(child, PidfdFlags::NONBLOCK)?,
+            pidfd: pidfd_open(child, PidfdFlags::empty())?,
         })
     }
 
