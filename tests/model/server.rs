@@ -146,6 +146,9 @@ impl Server {
         let open: Vec<u32> = kernel.descriptors.keys().copied().collect();
         for fd in open {
             let owed = kernel.wire(fd).owed() as u64;
+            // Its deadline may begin anew: the time of the last progress is noted before the state
+            // that it belongs to.
+            kernel.wire(fd).last_moved = kernel.now;
             if kernel.wire(fd).reset {
                 kernel.close(fd); // Nothing is owed on it.
             } else if let Some(found) = rescued(&mut self.memory, fd, owed).unwrap() {
