@@ -14,15 +14,18 @@
     reason = "each test file uses its part of the support"
 )]
 
+pub mod adversity;
 pub mod bare;
 mod bytes;
 mod client;
+pub mod diagnosis;
 mod lines;
 pub mod netns;
 pub mod observe;
 mod process;
 mod server;
 mod stand_in;
+pub mod usage;
 
 pub use self::bytes::{assert_same, pattern, upper};
 pub use self::client::Client;

@@ -1,0 +1,94 @@
+//! What makes a server's life hard, and what this machine cannot offer.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use nix::poll::PollFlags;
+use nix::sys::signal::Signal;
+use uppercased::metrics::Counter;
+
+use super::bytes::{pattern, upper};
+use super::client::Client;
+use super::observe::freeze;
+use super::process::{Watched, poll_one};
+use super::server::Server;
+use super::usage::Counters;
+
+/// Bytes of one send or receive of a long transfer.
+const STEP_BYTES: usize = 16 * 1024;
+
+/// A peer that can send nothing for so long has no room: the server has stopped reading from it.
+const NO_ROOM: Duration = Duration::from_millis(100);
+
+/// The workers of a server, stopped: whatever arrives meanwhile is there all at once when they go
+/// on, which is when this is dropped.
+#[derive(Debug)]
+pub struct Frozen(Vec<Watched>);
+
+impl Frozen {
+    /// Stops every worker of `server`.
+    #[track_caller]
+    pub fn workers(server: &Server) -> Self {
+        let pids = server.worker_pids();
+        let workers: Vec<Watched> = pids.into_iter().filter_map(Watched::open).collect();
+        assert!(!workers.is_empty(), "there is no worker");
+        // First, so that they go on whatever happens here.
+        let frozen = Self(workers);
+        frozen.0.iter().for_each(freeze);
+        frozen
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for worker in &self.0 {
+            worker.signal(Signal::SIGCONT);
+        }
+    }
+}
+
+/// Sends the [`pattern`] from its begin, reading nothing, until the server takes no more; how
+/// many bytes were sent.
+///
+/// The server's own word that it holds unsent bytes is waited for, so that what ends this is
+/// backpressure and not a slow machine.
+#[track_caller]
+pub fn fill(client: &Client, counters: &Counters) -> u64 {
+    let before = counters.count(Counter::Backpressure);
+    let mut sent = 0;
+    loop {
+        let more = client.send_some(&pattern(sent, STEP_BYTES));
+        sent += more as u64;
+        if more == 0 && !poll_one(client.socket(), PollFlags::POLLOUT, NO_ROOM) {
+            break;
+        }
+    }
+    counters.wait(Counter::Backpressure, before + 1);
+    sent
+}
+
+/// Asserts that the answer to `range` of the [`pattern`] comes next.
+#[track_caller]
+pub fn expect_pattern(client: &mut Client, range: std::ops::Range<u64>) {
+    let mut at = range.start;
+    while at < range.end {
+        let step = (range.end - at).min(STEP_BYTES as u64) as usize;
+        client.expect(&upper(&pattern(at, step)));
+        at += step as u64;
+    }
+}
+
+/// Says that something was not tested, and why; also when the test runner keeps the output of a
+/// test that passes.
+pub fn skipped(test: &str, why: &str) {
+    drop(writeln!(io::stderr(), "SKIPPED: {test}: {why}"));
+}
+
+/// Whether this machine has the IPv6 loopback address; tells if not.
+pub fn has_ipv6(test: &str) -> bool {
+    let has = std::net::TcpListener::bind("[::1]:0").is_ok();
+    if !has {
+        skipped(test, "this machine has no [::1]");
+    }
+    has
+}
