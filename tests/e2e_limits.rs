@@ -4,7 +4,7 @@
 mod support;
 
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Read};
+
 use std::time::Duration;
 
 use nix::poll::PollFlags;
