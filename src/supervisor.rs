@@ -105,6 +105,7 @@ impl Supervisor {
     /// What `epoll_wait` returned.
     pub fn supervise(&mut self) -> io::Result<Verdict> {
         let mut events = Events::with_capacity(EVENTS_PER_TURN);
+        report::starting(&self.config);
         self.happened(Event::Boot);
         loop {
             self.carry_out();

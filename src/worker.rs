@@ -215,7 +215,7 @@ impl Worker {
             Message::Lend(lend) => {
                 for listener in descriptors {
                     if let Err(error) = self.reactor.serve_listener(lend.slot, listener) {
-                        tracing::error!(%error, slot = lend.slot.0, "cannot serve a lent listener");
+                        tracing::error!(%error, lent_by = lend.slot.0, "cannot serve a lent listener");
                     }
                 }
                 tracing::info!(lent_by = lend.slot.0, "serving a sibling's queue");

@@ -49,7 +49,7 @@ fn owing(server: &Server) -> Client {
 fn become_owed(server: &Server, client: &mut Client) {
     SockRef::from(client.socket())
         .set_recv_buffer_size(16 * 1024)
-        .unwrap();
+        .expect("set SO_RCVBUF");
     client.send_all(&pattern(0, OWED_BYTES));
     until("everything has reached the server", || {
         unacknowledged(client) == 0
@@ -64,7 +64,7 @@ fn collect(mut client: Client) {
     // With the small buffer this would be slow: the kernel announces small windows rarely.
     SockRef::from(client.socket())
         .set_recv_buffer_size(1 << 20)
-        .unwrap();
+        .expect("set SO_RCVBUF");
     for at in (0..OWED_BYTES).step_by(5000) {
         client.expect(&upper(&pattern(at as u64, 5000)));
     }
@@ -120,7 +120,8 @@ fn stops_gracefully(signal: Signal) {
     collect(owed);
     assert_stopped(&server, &workers);
     let log = server.whole_log();
-    let total = log.iter().rfind(|line| line.contains(" stopped ")).unwrap();
+    let total = log.iter().rfind(|line| line.contains(" stopped "));
+    let total = total.expect("the totals are logged");
     assert_eq!(number(total, "abandoned"), 0, "{total}");
     assert_eq!(number(total, "connections_lost"), 0, "{total}");
     assert_eq!(number(total, "accepted"), 9, "{total}");
