@@ -16,8 +16,6 @@
 //! the idle connections end, in order. That the counters do move when the queue dies is shown
 //! beside it.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,8 +1,6 @@
 //! Stopping: what is owed is paid, what stands in a queue is answered, what never ends is cut, and
 //! no process stays, whoever is killed first.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod support;
 
 use std::io::ErrorKind;
