@@ -599,6 +599,15 @@ mod tests {
         memory.receiving(3);
         memory.received(3, 2, Tick::ZERO);
         assert!(unsent(&mut memory, 3, 3).is_err());
+        let too_much = LAYOUT.buffer_bytes + 1;
+        memory.take_in_hand(InHand::Recv {
+            fd: 3,
+            len: too_much,
+        });
+        assert!(
+            unsent(&mut memory, 3, too_much.into()).is_err(),
+            "found by fuzzing"
+        );
         memory.store(Layout::IN_HAND, 0, 9 << 56);
         assert!(unsent(&mut memory, 3, 0).is_err());
         memory.settled();

@@ -46,6 +46,9 @@ pub fn unsent<P: Probe>(memory: &mut Memory<P>, fd: u32, owed: u64) -> Result<Ve
 }
 
 fn in_scratch(layout: Layout, len: u32, owed: u64) -> Result<(usize, usize), Corrupt> {
+    if len > layout.buffer_bytes {
+        return Err(Corrupt("more was received than one read takes"));
+    }
     let bound = if len == 0 { layout.buffer_bytes } else { len };
     let owed = u32::try_from(owed).ok().filter(|&owed| owed <= bound);
     let owed = owed.ok_or(Corrupt("more is owed than was received"))?;
