@@ -3,7 +3,7 @@
 //! One memfd a slot, made and also held by the supervisor, holds the scratch buffer, one record for
 //! each descriptor number, the pool of pending-output buffers and the metrics. Whoever maps it
 //! after the worker's death, at whatever instant that came, can tell what each connection had
-//! received and was not yet sent ([`unsent`]); so the death of a worker need not be the death of
+//! received and was not yet sent ([`unsent()`]); so the death of a worker need not be the death of
 //! its connections.
 //!
 //! # The store rules

@@ -92,10 +92,10 @@ pub enum ThawError {
 }
 
 /// What the connection of `fd` was, told from the memory alone, whenever its writer stopped; `None`
-/// if it was none, or was being closed. `owed` as for [`unsent`].
+/// if it was none, or was being closed. `owed` as for [`unsent()`].
 ///
 /// # Errors
-/// As [`unsent`].
+/// As [`unsent()`].
 pub fn rescued<P: Probe>(
     memory: &mut Memory<P>,
     fd: u32,
