@@ -198,8 +198,7 @@ impl Worker {
     /// Reads the channel until it is empty.
     fn hear(&mut self) {
         while self.supervised {
-            let heard = self.channel.flush().and_then(|()| self.channel.receive());
-            match heard {
+            match self.channel.receive() {
                 Ok(None) => return,
                 Ok(Some(received)) if received.envelope.worker != self.id => {
                     tracing::warn!(meant = %received.envelope.worker, "a stale message was dropped");
