@@ -130,12 +130,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Sends what is queued, as far as the kernel takes it. To be called when the channel is
-    /// writable.
-    ///
-    /// # Errors
-    /// The channel cannot go on.
-    pub fn flush(&mut self) -> Result<(), Error> {
+    /// Sends what is queued, as far as the kernel takes it.
+    fn flush(&mut self) -> Result<(), Error> {
         while let Some((frame, descriptors)) = self.queue.front() {
             let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
             if !self.transmit(frame, &borrowed)? {
@@ -146,11 +142,17 @@ impl Channel {
         Ok(())
     }
 
-    /// The next message, or `None` if there is none now.
+    /// Sends what is queued, as far as the kernel takes it, and returns the next message, or `None`
+    /// if there is none now. To be called until then whenever the channel is readable or writable.
     ///
     /// # Errors
     /// The channel cannot go on; [`Error::Closed`] is its orderly end.
     pub fn receive(&mut self) -> Result<Option<Received>, Error> {
+        match self.flush() {
+            // Its end is reported below, after what it had said before.
+            Ok(()) | Err(Error::Closed) => {}
+            Err(error) => return Err(error),
+        }
         let mut frame = vec![0; FRAME_MAX_BYTES];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_RECEIVED_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -159,9 +161,10 @@ impl Channel {
             let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
             match recvmsg(&self.socket, &mut into, &mut control, flags) {
                 Ok(message) => break (message.bytes, message.flags),
-                Err(Errno::INTR) => {}
+                // An end that died with unread messages is reported as a reset, once and before
+                // what it had said; its last words and its end come after that.
+                Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(Errno::AGAIN) => return Ok(None),
-                Err(Errno::CONNRESET) => return Err(Error::Closed),
                 Err(errno) => {
                     return Err(Error::System {
                         operation: "receive",
@@ -273,6 +276,17 @@ mod tests {
         assert!(there.receive().unwrap().is_some());
         assert!(matches!(there.receive(), Err(Error::Closed)));
         assert!(matches!(there.send(&lend(2), &[]), Err(Error::Closed)));
+    }
+
+    #[test]
+    fn the_last_words_of_an_end_that_died_with_unread_messages_are_heard() {
+        let (mut here, mut there) = Channel::pair().unwrap();
+        here.send(&lend(1), &[]).unwrap();
+        there.send(&lend(2), &[]).unwrap();
+        drop(there);
+        let heard = here.receive().unwrap().unwrap();
+        assert_eq!(heard.envelope, lend(2));
+        assert!(matches!(here.receive(), Err(Error::Closed)));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crate::clock::Tick;
 use crate::memory::layout::{Flags, State};
-use crate::memory::{Memory, Probe};
+use crate::memory::{Memory, NoBuffer, Probe};
 use crate::metrics::{CloseReason, Counter};
 use crate::uppercase::make_uppercase;
 
@@ -66,7 +66,8 @@ pub enum Outcome {
     Waiting,
     /// Its budget is used up and there may be more: call again in the next turn.
     Again,
-    /// It is over and its descriptor is to be closed.
+    /// It is over and its descriptor is to be closed. What it owed stays recorded until
+    /// [`Memory::closing`] says so.
     Close(CloseReason),
 }
 
@@ -80,15 +81,22 @@ pub fn drive<P: Probe>(
     now: Tick,
 ) -> Outcome {
     let head = memory.head(fd);
-    let mut flags = head.flags;
+    let flags = head.flags;
+    let mut turn = Turn {
+        memory,
+        fd,
+        stream,
+        rules,
+        flags,
+        now,
+    };
     let outcome = match head.state {
-        State::Open => serve(memory, fd, stream, rules, &mut flags, now),
-        State::LingeringIdle => {
-            discard(memory, stream, rules, &mut flags, CloseReason::IdleTimeout)
-        }
-        State::LingeringStop => discard(memory, stream, rules, &mut flags, CloseReason::Drained),
+        State::Open => turn.serve(),
+        State::LingeringIdle => turn.discard(CloseReason::IdleTimeout),
+        State::LingeringStop => turn.discard(CloseReason::Drained),
         State::Free | State::Closing => Outcome::Waiting,
     };
+    let flags = turn.flags;
     memory.set_flags(fd, flags);
     outcome
 }
@@ -117,7 +125,21 @@ pub fn expire<P: Probe>(
         return Outcome::Waiting;
     }
     match memory.head(fd).state {
-        State::Open if memory.pending(fd).is_some() => try_once_more(memory, fd, stream, now),
+        State::Open if memory.pending(fd).is_some() => {
+            let flags = memory.head(fd).flags.with(Flags::WRITABLE);
+            let mut turn = Turn {
+                memory,
+                fd,
+                stream,
+                rules,
+                flags,
+                now,
+            };
+            let outcome = turn.try_stalled();
+            let flags = turn.flags;
+            memory.set_flags(fd, flags);
+            outcome
+        }
         State::Open => end_stream(memory, fd, stream, State::LingeringIdle, now),
         State::LingeringIdle => Outcome::Close(CloseReason::IdleTimeout),
         State::LingeringStop => Outcome::Close(CloseReason::Drained),
@@ -140,191 +162,186 @@ pub fn reason_of(error: &io::Error) -> CloseReason {
     }
 }
 
-#[inline]
-fn serve<P: Probe>(
-    memory: &mut Memory<P>,
+/// One connection's share of a turn of the loop.
+struct Turn<'a, P, S> {
+    memory: &'a mut Memory<P>,
     fd: u32,
-    stream: &mut impl Stream,
-    rules: &Rules,
-    flags: &mut Flags,
+    stream: &'a mut S,
+    rules: &'a Rules,
+    /// What is remembered; written back when the share is over.
+    flags: Flags,
     now: Tick,
-) -> Outcome {
-    let mut budget = rules.bytes_per_turn;
-    loop {
-        match flush(memory, fd, stream, flags, now) {
-            Progress::Clear => {}
-            Progress::Blocked => return Outcome::Waiting,
-            Progress::Over(reason) => return Outcome::Close(reason),
-        }
-        if flags.has(Flags::PEER_ENDED) {
-            return Outcome::Close(CloseReason::PeerClosed);
-        }
-        if !flags.has(Flags::READABLE) {
-            return if flags.has(Flags::FINISH) {
-                end_stream(memory, fd, stream, State::LingeringStop, now)
-            } else {
-                Outcome::Waiting
-            };
-        }
-        if budget == 0 {
-            return Outcome::Again;
-        }
-        match exchange(memory, fd, stream, flags, now) {
-            Ok(moved) => budget = budget.saturating_sub(moved),
-            Err(reason) => return Outcome::Close(reason),
-        }
-    }
 }
 
-enum Progress {
+/// How far the pending output got.
+enum Flushed {
+    /// Nothing is pending.
     Clear,
+    /// The kernel takes no more now.
     Blocked,
-    Over(CloseReason),
 }
 
-/// Sends what is pending; [`Progress::Clear`] if nothing is.
-#[inline]
-fn flush<P: Probe>(
-    memory: &mut Memory<P>,
-    fd: u32,
-    stream: &mut impl Stream,
-    flags: &mut Flags,
-    now: Tick,
-) -> Progress {
-    if memory.pending(fd).is_none() {
-        return Progress::Clear;
-    }
-    if !flags.has(Flags::WRITABLE) {
-        return Progress::Blocked;
-    }
-    let result = memory.flushing(fd).map(|rest| retry(|| stream.send(rest)));
-    match result {
-        None => Progress::Clear,
-        Some(Ok(sent)) => {
-            count_sent(memory, sent);
-            if memory.flushed(fd, narrow(sent), now) {
-                return Progress::Clear;
+impl<P: Probe, S: Stream> Turn<'_, P, S> {
+    #[inline]
+    fn serve(&mut self) -> Outcome {
+        let mut budget = self.rules.bytes_per_turn;
+        loop {
+            match self.flush() {
+                Ok(Flushed::Clear) => {}
+                Ok(Flushed::Blocked) => return Outcome::Waiting,
+                Err(reason) => return Outcome::Close(reason),
             }
-            // A short send is the kernel's word that it is full; the next edge will come.
-            *flags = flags.without(Flags::WRITABLE);
-            Progress::Blocked
-        }
-        Some(Err(error)) => {
-            memory.settled();
-            if error.kind() != io::ErrorKind::WouldBlock {
-                return Progress::Over(reason_of(&error));
+            if self.flags.has(Flags::PEER_ENDED) {
+                return Outcome::Close(CloseReason::PeerClosed);
             }
-            *flags = flags.without(Flags::WRITABLE);
-            Progress::Blocked
+            if !self.flags.has(Flags::READABLE) {
+                if !self.flags.has(Flags::FINISH) {
+                    return Outcome::Waiting;
+                }
+                let state = State::LingeringStop;
+                return end_stream(self.memory, self.fd, self.stream, state, self.now);
+            }
+            if budget == 0 {
+                return Outcome::Again;
+            }
+            match self.exchange() {
+                Ok(received) => budget = budget.saturating_sub(received),
+                Err(reason) => return Outcome::Close(reason),
+            }
         }
     }
-}
 
-/// Receives once and answers what came; returns the bytes received.
-#[inline]
-fn exchange<P: Probe>(
-    memory: &mut Memory<P>,
-    fd: u32,
-    stream: &mut impl Stream,
-    flags: &mut Flags,
-    now: Tick,
-) -> Result<u32, CloseReason> {
-    let scratch = memory.receiving(fd);
-    let room = scratch.len();
-    let received = match retry(|| stream.recv(scratch)) {
-        Ok(received) => received,
-        Err(error) => {
-            memory.settled();
-            if error.kind() != io::ErrorKind::WouldBlock {
-                return Err(reason_of(&error));
+    /// Sends what is pending.
+    #[inline]
+    fn flush(&mut self) -> Result<Flushed, CloseReason> {
+        if self.memory.pending(self.fd).is_none() {
+            return Ok(Flushed::Clear);
+        }
+        if !self.flags.has(Flags::WRITABLE) {
+            return Ok(Flushed::Blocked);
+        }
+        let Some(rest) = self.memory.flushing(self.fd) else {
+            return Ok(Flushed::Clear);
+        };
+        let sent = match retry(|| self.stream.send(rest)) {
+            Ok(sent) => sent,
+            Err(error) => {
+                self.memory.settled();
+                return self
+                    .nothing_more(Flags::WRITABLE, &error)
+                    .map(|()| Flushed::Blocked);
             }
-            *flags = flags.without(Flags::READABLE).without(Flags::READ_DRY);
+        };
+        self.count_sent(sent);
+        if self.memory.flushed(self.fd, narrow(sent), self.now) {
+            return Ok(Flushed::Clear);
+        }
+        // A short send is the kernel's word that it is full; the next edge will come.
+        self.flags = self.flags.without(Flags::WRITABLE);
+        Ok(Flushed::Blocked)
+    }
+
+    /// Sends to a peer that seems stalled. The kernel reports room only once a good part of its
+    /// buffer is free, so one that takes little at a time looks, until it is tried, like one that
+    /// takes nothing.
+    fn try_stalled(&mut self) -> Outcome {
+        match self.flush() {
+            Ok(Flushed::Clear) => Outcome::Again,
+            Ok(Flushed::Blocked) if self.memory.last_progress(self.fd) == self.now => {
+                Outcome::Waiting
+            }
+            Ok(Flushed::Blocked) => Outcome::Close(CloseReason::WriteStall),
+            Err(reason) => Outcome::Close(reason),
+        }
+    }
+
+    /// Receives once and answers what came; returns the bytes received.
+    #[inline]
+    fn exchange(&mut self) -> Result<u32, CloseReason> {
+        let scratch = self.memory.receiving(self.fd);
+        let room = scratch.len();
+        let received = match retry(|| self.stream.recv(scratch)) {
+            Ok(received) => received,
+            Err(error) => {
+                self.memory.settled();
+                let announced = Flags::READABLE.with(Flags::READ_DRY);
+                return self.nothing_more(announced, &error).map(|()| 0);
+            }
+        };
+        if received == 0 {
+            self.memory.settled();
+            self.flags = self.flags.without(Flags::READABLE).with(Flags::PEER_ENDED);
             return Ok(0);
         }
-    };
-    if received == 0 {
-        memory.settled();
-        *flags = flags.without(Flags::READABLE).with(Flags::PEER_ENDED);
-        return Ok(0);
-    }
-    if received < room && !flags.has(Flags::READ_DRY) {
-        // Everything there was has been taken, and whatever comes now raises an edge of its own.
-        *flags = flags.without(Flags::READABLE);
-    }
-    let bytes = memory.received(fd, narrow(received), now);
-    make_uppercase(bytes);
-    let result = retry(|| stream.send(bytes));
-    memory.count(Counter::Reads, 1);
-    memory.count(Counter::BytesIn, received as u64);
-    let sent = match result {
-        Ok(sent) => sent,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-        Err(error) => {
-            memory.settled();
-            memory.count(Counter::BytesAbandoned, received as u64);
-            return Err(reason_of(&error));
+        if received < room && !self.flags.has(Flags::READ_DRY) {
+            // Everything there was has been taken, and whatever comes now raises an edge of its
+            // own.
+            self.flags = self.flags.without(Flags::READABLE);
         }
-    };
-    count_sent(memory, sent);
-    if sent < received {
-        *flags = flags.without(Flags::WRITABLE);
-        memory.count(Counter::Backpressure, 1);
+        let bytes = self.memory.received(self.fd, narrow(received), self.now);
+        make_uppercase(bytes);
+        let result = retry(|| self.stream.send(bytes));
+        self.memory.count(Counter::Reads, 1);
+        self.memory.count(Counter::BytesIn, received as u64);
+        let sent = match result {
+            Ok(sent) => sent,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            // What came stays in hand: from here to its close the connection owes it.
+            Err(error) => return Err(reason_of(&error)),
+        };
+        self.count_sent(sent);
+        if sent < received {
+            self.flags = self.flags.without(Flags::WRITABLE);
+            self.memory.count(Counter::Backpressure, 1);
+        }
+        match self.memory.sent(self.fd, narrow(sent), narrow(received)) {
+            Ok(()) => Ok(narrow(received)),
+            // Sized so that it cannot happen: one buffer for every connection there may be.
+            Err(NoBuffer) => Err(CloseReason::SystemError),
+        }
     }
-    if memory.sent(fd, narrow(sent), narrow(received)).is_err() {
-        // Sized so that it cannot happen: one buffer for every connection there may be.
-        memory.settled();
-        memory.count(Counter::BytesAbandoned, (received - sent) as u64);
-        return Err(CloseReason::SystemError);
-    }
-    Ok(narrow(received))
-}
 
-/// Sends to a peer that seems stalled. The kernel reports room only once a good part of its buffer
-/// is free, so one that takes little at a time looks, until it is tried, like one that takes nothing.
-fn try_once_more<P: Probe>(
-    memory: &mut Memory<P>,
-    fd: u32,
-    stream: &mut impl Stream,
-    now: Tick,
-) -> Outcome {
-    let mut flags = memory.head(fd).flags.with(Flags::WRITABLE);
-    let progress = flush(memory, fd, stream, &mut flags, now);
-    memory.set_flags(fd, flags);
-    match progress {
-        Progress::Clear => Outcome::Again,
-        Progress::Blocked if memory.last_progress(fd) == now => Outcome::Waiting,
-        Progress::Blocked => Outcome::Close(CloseReason::WriteStall),
-        Progress::Over(reason) => Outcome::Close(reason),
+    /// Throws input away until the peer closes: closing with unread input would reset the
+    /// connection and could destroy the reply in flight.
+    fn discard(&mut self, reason: CloseReason) -> Outcome {
+        let mut budget = self.rules.bytes_per_turn;
+        while self.flags.has(Flags::READABLE) {
+            if budget == 0 {
+                return Outcome::Again;
+            }
+            match retry(|| self.stream.recv(self.memory.spare())) {
+                Ok(0) => return Outcome::Close(reason),
+                Ok(received) => {
+                    self.memory.count(Counter::BytesDiscarded, received as u64);
+                    budget = budget.saturating_sub(narrow(received));
+                }
+                Err(error) => {
+                    let announced = Flags::READABLE.with(Flags::READ_DRY);
+                    if let Err(reason) = self.nothing_more(announced, &error) {
+                        return Outcome::Close(reason);
+                    }
+                }
+            }
+        }
+        Outcome::Waiting
     }
-}
 
-/// Throws input away until the peer closes: closing with unread input would reset the connection
-/// and could destroy the reply in flight.
-fn discard<P: Probe>(
-    memory: &mut Memory<P>,
-    stream: &mut impl Stream,
-    rules: &Rules,
-    flags: &mut Flags,
-    reason: CloseReason,
-) -> Outcome {
-    let mut budget = rules.bytes_per_turn;
-    while flags.has(Flags::READABLE) {
-        if budget == 0 {
-            return Outcome::Again;
+    /// Takes a refusal of the kernel for what it is: no more of `what` now, or the end.
+    fn nothing_more(&mut self, what: Flags, error: &io::Error) -> Result<(), CloseReason> {
+        if error.kind() != io::ErrorKind::WouldBlock {
+            return Err(reason_of(error));
         }
-        match retry(|| stream.recv(memory.spare())) {
-            Ok(0) => return Outcome::Close(reason),
-            Ok(received) => {
-                memory.count(Counter::BytesDiscarded, received as u64);
-                budget = budget.saturating_sub(narrow(received));
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                *flags = flags.without(Flags::READABLE).without(Flags::READ_DRY);
-            }
-            Err(error) => return Outcome::Close(reason_of(&error)),
+        self.flags = self.flags.without(what);
+        Ok(())
+    }
+
+    #[inline]
+    fn count_sent(&mut self, sent: usize) {
+        if sent > 0 {
+            self.memory.count(Counter::Writes, 1);
+            self.memory.count(Counter::BytesOut, sent as u64);
         }
     }
-    Outcome::Waiting
 }
 
 fn end_stream<P: Probe>(
@@ -334,19 +351,10 @@ fn end_stream<P: Probe>(
     state: State,
     now: Tick,
 ) -> Outcome {
+    memory.lingering(fd, state, now);
     match stream.end_output() {
-        Ok(()) => {
-            memory.lingering(fd, state, now);
-            Outcome::Waiting
-        }
+        Ok(()) => Outcome::Waiting,
         Err(error) => Outcome::Close(reason_of(&error)),
-    }
-}
-
-fn count_sent<P: Probe>(memory: &mut Memory<P>, sent: usize) {
-    if sent > 0 {
-        memory.count(Counter::Writes, 1);
-        memory.count(Counter::BytesOut, sent as u64);
     }
 }
 

@@ -3,7 +3,7 @@
 //! One memfd a slot, made and also held by the supervisor, holds the scratch buffer, one record for
 //! each descriptor number, the pool of pending-output buffers and the metrics. Whoever maps it
 //! after the worker's death, at whatever instant that came, can tell what each connection had
-//! received and was not yet sent ([`unsent`]); so the death of a worker need not be the death of
+//! received and was not yet sent ([`unsent()`]); so the death of a worker need not be the death of
 //! its connections.
 //!
 //! # The store rules
@@ -11,22 +11,30 @@
 //! through the kernel's own locks; so plain stores suffice, as long as the compiler keeps their
 //! order (`Release` stores, which are plain moves on x86-64) and each of them is one word:
 //!
-//! 1. receive: [`InHand::Recv`] with length 0 *before* the call, with its length after it, and only
-//!    then is the scratch upper-cased and sent ([`Memory::receiving`], [`Memory::received`]);
+//! 1. receive: [`InHand::Recv`] with length 0 *before* the call, after it the bytes received, the
+//!    length in hand, and only then is the scratch upper-cased and sent ([`Memory::receiving`],
+//!    [`Memory::received`]);
 //! 2. a short send: the rest is copied to a buffer, *then* the record names it, *then* nothing is
 //!    in hand ([`Memory::sent`]); while output is pending nothing is received;
 //! 3. flush: [`InHand::Flush`], send, the record's offset, nothing in hand ([`Memory::flushing`],
 //!    [`Memory::flushed`]); the end of the pending range never moves meanwhile;
 //! 4. accept: the accepting mark, a record for each descriptor (pending output first, state last),
-//!    the mark off again ([`Memory::accepting`], [`Memory::opened`], [`Memory::accepted`]);
+//!    the mark off again ([`Memory::accepting`], [`Memory::opened`], [`Memory::accepted`]); a
+//!    connection that comes from another owner is recorded in the same order ([`Memory::thaw`]);
 //! 5. close: state Closing, close, state Free, before anything else can create a descriptor
-//!    ([`Memory::closing`], [`Memory::closed`]);
-//! 6. free buffers are known privately only: a buffer that no record names is free.
+//!    ([`Memory::closing`], [`Memory::closed`]); whatever is still owed then stays recorded until
+//!    after the state says Closing, or its loss would look like a connection that owes nothing;
+//! 6. end of stream: the lingering state, then the call, which may be made twice
+//!    ([`Memory::lingering`]);
+//! 7. free buffers are known privately only: a buffer that no record names is free.
 //!
 //! Nothing else writes this memory, and this file must not make system calls on connections: it
 //! records what the reactor does.
 
+pub mod frozen;
 pub mod layout;
+mod pool;
+mod unsent;
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -37,10 +45,10 @@ use crate::clock::Tick;
 use crate::metrics::{CloseReason, Counter};
 use crate::sys::shared::{self, SharedMemory};
 
-use layout::{Flags, Head, InHand, Layout, MAGIC, Pending, State};
+pub use pool::WARM_BUFFERS;
+pub use unsent::{Corrupt, unsent};
 
-/// Free buffers whose pages are kept for the next slow peer; those of further ones are given back.
-pub const WARM_BUFFERS: usize = 16;
+use layout::{Flags, Head, InHand, Layout, MAGIC, Pending, State};
 
 /// Is told of every store, so that a test can stop the world after each. The product's is
 /// [`Unprobed`], which compiles to nothing.
@@ -63,7 +71,10 @@ impl Probe for Unprobed {
 pub struct Memory<P = Unprobed> {
     shared: SharedMemory,
     layout: Layout,
-    pool: Pool,
+    pool: pool::Pool,
+    /// One more than the highest descriptor number that ever had a connection: reading records
+    /// beyond it would only make pages of zeroes.
+    used: u32,
     probe: P,
 }
 
@@ -136,7 +147,8 @@ impl<P: Probe> Memory<P> {
         let mut memory = Self {
             shared,
             layout,
-            pool: Pool::new(layout.buffers),
+            pool: pool::Pool::new(layout.buffers),
+            used: 0,
             probe,
         };
         memory.wipe()?;
@@ -159,8 +171,9 @@ impl<P: Probe> Memory<P> {
     /// Rule 1, after the call: `len` bytes came, to be upper-cased in place and sent.
     #[inline]
     pub fn received(&mut self, fd: u32, len: u32, now: Tick) -> &mut [u8] {
-        self.take_in_hand(InHand::Recv { fd, len });
+        // Counted first: once the length is in hand, the count is known to include it.
         self.add(Layout::record(fd), BYTES_IN, u64::from(len));
+        self.take_in_hand(InHand::Recv { fd, len });
         self.store(Layout::record(fd), LAST_PROGRESS, now.as_nanos());
         self.shared.bytes(Layout::SCRATCH, len as usize)
     }
@@ -168,7 +181,7 @@ impl<P: Probe> Memory<P> {
     /// Rule 2: of the `len` bytes received, the kernel took the first `sent`; the rest is kept.
     ///
     /// # Errors
-    /// [`NoBuffer`] if the pool is empty; the rest is then still in hand.
+    /// [`NoBuffer`] if the pool is empty; the rest is then in hand until [`Memory::closing`].
     #[inline]
     pub fn sent(&mut self, fd: u32, sent: u32, len: u32) -> Result<(), NoBuffer> {
         self.add(Layout::record(fd), BYTES_OUT, u64::from(sent));
@@ -179,7 +192,7 @@ impl<P: Probe> Memory<P> {
         Ok(())
     }
 
-    /// Nothing came of the call in hand, or what came is not owed to anybody.
+    /// Nothing came of the call in hand.
     #[inline]
     pub fn settled(&mut self) {
         self.take_in_hand(InHand::Nothing);
@@ -190,8 +203,8 @@ impl<P: Probe> Memory<P> {
     pub fn flushing(&mut self, fd: u32) -> Option<&[u8]> {
         let pending = self.pending(fd)?;
         self.take_in_hand(InHand::Flush { fd });
-        let at = self.layout.buffer(pending.buffer) + pending.offset as usize;
-        Some(self.shared.bytes(at, pending.len() as usize))
+        let (at, length) = self.layout.pending(pending);
+        Some(self.shared.bytes(at, length))
     }
 
     /// Rule 3, after the call: the kernel took `sent` more bytes. True if nothing is pending now.
@@ -223,16 +236,6 @@ impl<P: Probe> Memory<P> {
             .bytes(Layout::SCRATCH, self.layout.buffer_bytes as usize)
     }
 
-    /// Gives up the pending output of a connection that is being cut; returns its bytes.
-    pub fn abandon(&mut self, fd: u32) -> u32 {
-        let Some(pending) = self.pending(fd) else {
-            return 0;
-        };
-        self.store(Layout::record(fd), PENDING, 0);
-        self.release(pending.buffer);
-        pending.len()
-    }
-
     /// Rule 4, before a burst of accepts.
     pub fn accepting(&mut self) {
         self.store(Layout::ACCEPTING, 0, 1);
@@ -240,26 +243,18 @@ impl<P: Probe> Memory<P> {
 
     /// Rule 4: `fd` is a connection from now on.
     pub fn opened(&mut self, fd: u32, generation: u32, peer: SocketAddr, now: Tick) {
-        let record = Layout::record(fd);
-        let address = match peer.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-            IpAddr::V6(v6) => v6,
-        };
-        self.store(record, PENDING, 0);
-        self.store(record, BYTES_IN, 0);
-        self.store(record, BYTES_OUT, 0);
-        self.store(record, LAST_PROGRESS, now.as_nanos());
-        self.store(record, OPENED, now.as_nanos());
-        let bits = address.to_bits();
-        self.store(record, ADDRESS, (bits >> 64) as u64);
-        self.store(record, ADDRESS + 1, bits as u64);
-        let head = Head {
+        let entry = Entry {
+            pending: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            last_progress: now,
+            opened: now,
+            peer,
             state: State::Open,
             flags: Flags::default(),
-            port: peer.port(),
             generation,
         };
-        self.store(record, HEAD, head.pack());
+        self.enter(fd, &entry);
     }
 
     /// Rule 4, after the burst.
@@ -267,7 +262,7 @@ impl<P: Probe> Memory<P> {
         self.store(Layout::ACCEPTING, 0, 0);
     }
 
-    /// The stream of `fd` was ended from here; `state` says why it lingers.
+    /// Rule 6, before the call: the stream of `fd` is ended from here; `state` says why it lingers.
     pub fn lingering(&mut self, fd: u32, state: State, now: Tick) {
         debug_assert!(
             self.pending(fd).is_none(),
@@ -278,24 +273,25 @@ impl<P: Probe> Memory<P> {
         self.set_head(fd, Head { state, ..head });
     }
 
-    /// Rule 5, before the call.
-    pub fn closing(&mut self, fd: u32) {
-        debug_assert!(
-            self.pending(fd).is_none(),
-            "pending output is sent or abandoned first"
-        );
+    /// Rule 5, before the call. Returns the bytes that were received and are given up: if there are
+    /// any, the connection is to be reset, because an end of stream would hide the loss.
+    pub fn closing(&mut self, fd: u32) -> u64 {
         let head = self.head(fd);
-        self.set_head(
-            fd,
-            Head {
-                state: State::Closing,
-                ..head
-            },
-        );
+        let state = State::Closing;
+        self.set_head(fd, Head { state, ..head });
+        if self.holds_in_hand(fd) {
+            self.take_in_hand(InHand::Nothing);
+        }
+        let (received, sent) = self.bytes_moved(fd);
+        received.saturating_sub(sent)
     }
 
     /// Rule 5, after the call.
     pub fn closed(&mut self, fd: u32) {
+        if let Some(pending) = self.pending(fd) {
+            self.store(Layout::record(fd), PENDING, 0);
+            self.release(pending.buffer);
+        }
         let head = self.head(fd);
         self.set_head(
             fd,
@@ -388,7 +384,7 @@ impl<P: Probe> Memory<P> {
 
     /// Descriptor numbers that are connections, or are being closed.
     pub fn occupied(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..self.layout.descriptors).filter(|&fd| self.head(fd).state != State::Free)
+        (0..self.used).filter(|&fd| self.head(fd).state != State::Free)
     }
 
     fn wipe(&mut self) -> io::Result<()> {
@@ -407,6 +403,38 @@ impl<P: Probe> Memory<P> {
             self.store(Layout::HEADER, word, number);
         }
         Ok(())
+    }
+
+    /// Rule 4: the record of `fd`, pending output first and state last.
+    fn enter(&mut self, fd: u32, entry: &Entry) {
+        self.used = self.used.max(fd + 1);
+        let record = Layout::record(fd);
+        let address = match entry.peer.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        let bits = address.to_bits();
+        let head = Head {
+            state: entry.state,
+            flags: entry.flags,
+            port: entry.peer.port(),
+            generation: entry.generation,
+        };
+        self.store(record, PENDING, entry.pending.map_or(0, Pending::pack));
+        self.store(record, BYTES_IN, entry.bytes_in);
+        self.store(record, BYTES_OUT, entry.bytes_out);
+        self.store(record, LAST_PROGRESS, entry.last_progress.as_nanos());
+        self.store(record, OPENED, entry.opened.as_nanos());
+        self.store(record, ADDRESS, (bits >> 64) as u64);
+        self.store(record, ADDRESS + 1, bits as u64);
+        self.store(record, HEAD, head.pack());
+    }
+
+    fn holds_in_hand(&self, fd: u32) -> bool {
+        match InHand::unpack(self.load(Layout::IN_HAND, 0)) {
+            Some(InHand::Recv { fd: held, .. } | InHand::Flush { fd: held }) => held == fd,
+            Some(InHand::Nothing) | None => false,
+        }
     }
 
     #[cold]
@@ -464,77 +492,23 @@ impl<P: Probe> Memory<P> {
     }
 }
 
+/// Everything a record says.
+struct Entry {
+    pending: Option<Pending>,
+    bytes_in: u64,
+    bytes_out: u64,
+    last_progress: Tick,
+    opened: Tick,
+    peer: SocketAddr,
+    state: State,
+    flags: Flags,
+    generation: u32,
+}
+
 /// The pool of pending-output buffers is empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no buffer is left for pending output")]
 pub struct NoBuffer;
-
-/// The memory contradicts itself or the kernel's counters: what is owed cannot be told from it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the working memory is inconsistent: {0}")]
-pub struct Corrupt(pub &'static str);
-
-/// What connection `fd` had received and was not yet sent, in upper case, told from the memory
-/// alone, whenever its writer stopped.
-///
-/// `owed` is what the kernel's own counters say: bytes read from the connection less bytes written
-/// to it. It is needed for the one connection in hand; for every other the record is exact.
-///
-/// # Errors
-/// [`Corrupt`] if the words mean nothing or contradict `owed`. The memory is hostile input here.
-pub fn unsent<P: Probe>(memory: &mut Memory<P>, fd: u32, owed: u64) -> Result<Vec<u8>, Corrupt> {
-    let word = memory.load(Layout::IN_HAND, 0);
-    let in_hand = InHand::unpack(word).ok_or(Corrupt("what is in hand means nothing"))?;
-    let (at, length) = match in_hand {
-        InHand::Recv { fd: held, len } if held == fd => in_scratch(memory.layout, len, owed)?,
-        InHand::Flush { fd: held } if held == fd => in_flush(memory, fd, owed)?,
-        InHand::Nothing | InHand::Recv { .. } | InHand::Flush { .. } => {
-            let pending = checked_pending(memory, fd)?;
-            pending.map_or((0, 0), |p| {
-                (p.buffer_start(memory.layout) + p.start(), p.length())
-            })
-        }
-    };
-    let mut bytes = memory.shared.bytes(at, length).to_vec();
-    crate::uppercase::make_uppercase(&mut bytes);
-    Ok(bytes)
-}
-
-fn in_scratch(layout: Layout, len: u32, owed: u64) -> Result<(usize, usize), Corrupt> {
-    let bound = if len == 0 { layout.buffer_bytes } else { len };
-    let owed = u32::try_from(owed).ok().filter(|&owed| owed <= bound);
-    let owed = owed.ok_or(Corrupt("more is owed than was received"))?;
-    // Length still unknown: nothing was sent of what came, so what came is what is owed.
-    let start = if len == 0 { 0 } else { len - owed };
-    Ok((Layout::SCRATCH + start as usize, owed as usize))
-}
-
-fn in_flush<P: Probe>(memory: &Memory<P>, fd: u32, owed: u64) -> Result<(usize, usize), Corrupt> {
-    let Some(pending) = checked_pending(memory, fd)? else {
-        return if owed == 0 {
-            Ok((0, 0))
-        } else {
-            Err(Corrupt("the output owed was let go"))
-        };
-    };
-    let owed = u32::try_from(owed).ok().filter(|&owed| owed <= pending.end);
-    let owed = owed.ok_or(Corrupt("more is owed than was pending"))?;
-    let start = pending.buffer_start(memory.layout) + (pending.end - owed) as usize;
-    Ok((start, owed as usize))
-}
-
-fn checked_pending<P: Probe>(memory: &Memory<P>, fd: u32) -> Result<Option<Pending>, Corrupt> {
-    let word = memory.load(Layout::record(fd), PENDING);
-    if word == 0 {
-        return Ok(None);
-    }
-    let layout = memory.layout;
-    let named = |p: &Pending| p.buffer < layout.buffers && p.end <= layout.buffer_bytes;
-    Pending::unpack(word)
-        .filter(named)
-        .map(Some)
-        .ok_or(Corrupt("a pending range means nothing"))
-}
 
 fn head_of(shared: &SharedMemory, fd: u32) -> Head {
     let word = shared.line(Layout::record(fd)).0[HEAD].load(Ordering::Relaxed);
@@ -544,62 +518,6 @@ fn head_of(shared: &SharedMemory, fd: u32) -> Head {
 fn metrics_cell(shared: &SharedMemory, counter: Counter) -> &AtomicU64 {
     let cell = counter.cell();
     &shared.line(Layout::metrics_line(cell)).0[cell % 8]
-}
-
-/// Which buffers are free: private, because the records alone say which are not.
-#[derive(Debug)]
-struct Pool {
-    /// Free, and their pages are still there; the last one freed is the first one used again.
-    warm: Vec<u32>,
-    /// Free, pages given back.
-    cold: Vec<u32>,
-    /// Never used: all from this number on.
-    fresh: u32,
-    buffers: u32,
-}
-
-impl Pool {
-    const fn new(buffers: u32) -> Self {
-        Self {
-            warm: Vec::new(),
-            cold: Vec::new(),
-            fresh: 0,
-            buffers,
-        }
-    }
-
-    fn take(&mut self) -> Option<u32> {
-        self.warm.pop().or_else(|| self.cold.pop()).or_else(|| {
-            let fresh = (self.fresh < self.buffers).then_some(self.fresh)?;
-            self.fresh += 1;
-            Some(fresh)
-        })
-    }
-
-    /// Takes a buffer back; false if its pages are to be given back.
-    fn give(&mut self, buffer: u32) -> bool {
-        let keep = self.warm.len() < WARM_BUFFERS;
-        if keep {
-            self.warm.push(buffer);
-        } else {
-            self.cold.push(buffer);
-        }
-        keep
-    }
-}
-
-impl Pending {
-    const fn buffer_start(self, layout: Layout) -> usize {
-        layout.buffer(self.buffer)
-    }
-
-    const fn start(self) -> usize {
-        self.offset as usize
-    }
-
-    const fn length(self) -> usize {
-        self.len() as usize
-    }
 }
 
 #[cfg(test)]
@@ -661,16 +579,6 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_ends_and_is_given_back() {
-        let mut pool = Pool::new(18);
-        let taken: Vec<u32> = std::iter::from_fn(|| pool.take()).collect();
-        assert_eq!(taken, (0..18).collect::<Vec<_>>());
-        let kept = taken.iter().filter(|&&buffer| pool.give(buffer)).count();
-        assert_eq!(kept, WARM_BUFFERS);
-        assert_eq!(std::iter::from_fn(|| pool.take()).count(), 18);
-    }
-
-    #[test]
     fn an_empty_pool_leaves_the_rest_in_hand() {
         let layout = Layout {
             buffers: 0,
@@ -691,6 +599,15 @@ mod tests {
         memory.receiving(3);
         memory.received(3, 2, Tick::ZERO);
         assert!(unsent(&mut memory, 3, 3).is_err());
+        let too_much = LAYOUT.buffer_bytes + 1;
+        memory.take_in_hand(InHand::Recv {
+            fd: 3,
+            len: too_much,
+        });
+        assert!(
+            unsent(&mut memory, 3, too_much.into()).is_err(),
+            "found by fuzzing"
+        );
         memory.store(Layout::IN_HAND, 0, 9 << 56);
         assert!(unsent(&mut memory, 3, 0).is_err());
         memory.settled();
@@ -703,7 +620,9 @@ mod tests {
         };
         memory.store(Layout::record(3), PENDING, beyond.pack());
         assert!(unsent(&mut memory, 3, 0).is_err());
+        assert!(unsent(&mut memory, LAYOUT.descriptors, 0).is_err());
         memory.store(Layout::record(3), HEAD, 0xff);
+        assert!(unsent(&mut memory, 3, 0).is_err());
         assert_eq!(memory.head(3).state, State::Free);
     }
 

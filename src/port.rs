@@ -9,11 +9,12 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net as unix;
 
+use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, sockopt};
 use procfs::net::TcpState;
 use procfs::process::{FDTarget, Process, all_processes};
@@ -59,14 +60,26 @@ pub enum Error {
     },
 }
 
-/// Takes the locks for an address. A dual-stack one is locked for both families.
+/// Takes the locks for an address. A dual-stack one is locked for both families; a specific one
+/// needs that nobody has the lock of its family's unspecified address. (The kernel's list does not
+/// tell an IPv6 listener that serves IPv4, too, from one that does not. The locks do.)
 ///
 /// # Errors
 /// [`Error::Held`] with the holder's pid if another instance has one of them.
 pub fn lock(listen: &Listen) -> Result<Vec<Lock>, Error> {
+    let everywhere = unspecified(listen.addr);
+    if listen.addr != everywhere
+        && let Some(holder) = ask(everywhere).map_err(failed(listen.addr))?
+    {
+        let wanted = listen.addr.to_string();
+        return Err(Error::Held { wanted, holder });
+    }
     let mut names = vec![listen.addr];
     if listen.dual_stack {
-        names.push(SocketAddr::from(([0, 0, 0, 0], listen.addr.port())));
+        names.push(SocketAddr::from((
+            Ipv4Addr::UNSPECIFIED,
+            listen.addr.port(),
+        )));
     }
     names.into_iter().map(lock_one).collect()
 }
@@ -116,45 +129,72 @@ impl fmt::Display for Holder {
 }
 
 fn lock_one(address: SocketAddr) -> Result<Lock, Error> {
-    let failed = |source| Error::Lock {
-        address: address.to_string(),
-        source,
-    };
-    let name = format!("uppercased/{address}");
-    let at = unix::SocketAddr::from_abstract_name(&name).map_err(failed)?;
+    let at = unix::SocketAddr::from_abstract_name(lock_name(address)).map_err(failed(address))?;
     match unix::UnixListener::bind_addr(&at) {
         Ok(listener) => {
-            listener.set_nonblocking(true).map_err(failed)?;
+            listener.set_nonblocking(true).map_err(failed(address))?;
             Ok(Lock(listener))
         }
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let pid = ask(&name).map_err(failed)?;
-            let program = pid.and_then(|pid| Some(Process::new(pid).ok()?.stat().ok()?.comm));
-            let holder = Holder {
-                pid,
-                program,
-                address: address.to_string(),
-            };
+            let holder = ask(address).map_err(failed(address))?;
             Err(Error::Held {
                 wanted: address.to_string(),
-                holder,
+                holder: holder.unwrap_or_else(|| unknown(address)),
             })
         }
-        Err(error) => Err(failed(error)),
+        Err(error) => Err(failed(address)(error)),
     }
 }
 
-/// The pid of the process that listens at an abstract name. Connecting is enough: the kernel
+/// Who has the lock of an address, if anybody. Connecting is enough to learn it: the kernel
 /// remembers who made the listener.
-fn ask(name: &str) -> io::Result<Option<i32>> {
+fn ask(address: SocketAddr) -> io::Result<Option<Holder>> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let asker: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    let address = UnixAddr::new_abstract(name.as_bytes())?;
-    if socket::connect(asker.as_raw_fd(), &address).is_err() {
-        return Ok(None);
+    let name = UnixAddr::new_abstract(lock_name(address).as_bytes())?;
+    match socket::connect(asker.as_raw_fd(), &name) {
+        Ok(()) => {}
+        Err(Errno::ECONNREFUSED) => return Ok(None),
+        // It is there, with more askers than it has dismissed yet.
+        Err(Errno::EAGAIN) => return Ok(Some(unknown(address))),
+        Err(errno) => return Err(errno.into()),
     }
-    let credentials = getsockopt(&asker, sockopt::PeerCredentials)?;
-    Ok(Some(credentials.pid()).filter(|&pid| pid > 0))
+    // Not positive for a process outside this one's pid namespace.
+    let pid = getsockopt(&asker, sockopt::PeerCredentials)?.pid();
+    let pid = Some(pid).filter(|&pid| pid > 0);
+    Ok(Some(Holder {
+        pid,
+        program: pid.and_then(|pid| Some(Process::new(pid).ok()?.stat().ok()?.comm)),
+        ..unknown(address)
+    }))
+}
+
+fn lock_name(address: SocketAddr) -> String {
+    format!("uppercased/{address}")
+}
+
+fn unknown(address: SocketAddr) -> Holder {
+    Holder {
+        pid: None,
+        program: None,
+        address: address.to_string(),
+    }
+}
+
+fn failed(address: SocketAddr) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Lock {
+        address: address.to_string(),
+        source,
+    }
+}
+
+/// The address that stands for all of its family, with the same port.
+fn unspecified(address: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    (ip, address.port()).into()
 }
 
 /// Whether a listener at `other` gets clients that `wanted` is meant for, or the other way round.
@@ -254,5 +294,20 @@ mod tests {
         held[0].dismiss_askers();
         drop(held);
         lock(&here).unwrap();
+    }
+
+    #[test]
+    fn the_lock_of_everywhere_keeps_every_address_of_its_families_but_no_other() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let try_lock = |addr: &str| lock(&listen(&format!("{addr}:{port}")));
+        let six = try_lock("[::]").unwrap();
+        assert!(try_lock("[::1]").is_err());
+        drop(try_lock("127.0.0.1").unwrap());
+        drop(six);
+        let _both = try_lock("*").unwrap();
+        for addr in ["*", "0.0.0.0", "127.0.0.1", "[::]", "[::1]"] {
+            assert!(try_lock(addr).is_err(), "{addr}");
+        }
     }
 }

@@ -160,10 +160,8 @@ impl Reactor {
     pub fn finish_connections(&mut self) {
         let open: Vec<u32> = self.memory.occupied().collect();
         for fd in open {
-            // What is in the kernel already is still answered: look there once more.
             let flags = self.memory.head(fd).flags;
-            self.memory
-                .set_flags(fd, flags.with(Flags::FINISH).with(Flags::READABLE));
+            self.memory.set_flags(fd, flags.with(Flags::LAST_LOOK));
             self.enqueue(fd);
         }
     }
@@ -400,7 +398,7 @@ impl Reactor {
     }
 
     fn close(&mut self, fd: u32, reason: CloseReason) {
-        let abandoned = self.memory.abandon(fd);
+        let abandoned = self.memory.closing(fd);
         let peer = self.memory.peer(fd);
         let (received, sent) = self.memory.bytes_moved(fd);
         let age = self.now.since(self.memory.opened_at(fd));
@@ -408,7 +406,7 @@ impl Reactor {
             %peer, fd, received, sent, abandoned, reason = reason.name(), age_ms = age.as_millis(),
             "close"
         );
-        self.memory.count(Counter::BytesAbandoned, abandoned.into());
+        self.memory.count(Counter::BytesAbandoned, abandoned);
         self.memory.count(Counter::Closed(reason), 1);
         self.timers.disarm(fd);
         let socket = Socket::numbered(fd);
@@ -418,7 +416,6 @@ impl Reactor {
             // peer is gone already.
             let _ = socket.reset_on_close();
         }
-        self.memory.closing(fd);
         socket.close();
         self.memory.closed(fd);
         self.open -= 1;

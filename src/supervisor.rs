@@ -105,6 +105,7 @@ impl Supervisor {
     /// What `epoll_wait` returned.
     pub fn supervise(&mut self) -> io::Result<Verdict> {
         let mut events = Events::with_capacity(EVENTS_PER_TURN);
+        report::starting(&self.config);
         self.happened(Event::Boot);
         loop {
             self.carry_out();
@@ -166,10 +167,7 @@ impl Supervisor {
                     self.happened(Event::Ready { worker });
                 }
                 Heard::Failed(cause) => self.happened(Event::StartFailed { worker, cause }),
-                Heard::Draining(connections) => {
-                    report::draining(worker, connections);
-                    self.slots[index].release_listeners();
-                }
+                Heard::Draining(connections) => report::draining(worker, connections),
                 Heard::Closed => {
                     // The cause of death is what its pidfd reports next. The kill changes nothing
                     // for one that is ending (a worker never closes its end, so its exit code is
@@ -218,6 +216,11 @@ impl Supervisor {
             match action {
                 Action::Spawn { worker, listener } => self.spawn(worker, listener),
                 Action::Kill { worker } => self.slots[worker.slot.index()].kill(worker),
+                Action::EndCustody => {
+                    for slot in &mut self.slots {
+                        slot.release_listeners();
+                    }
+                }
                 Action::StopWorker { worker } => {
                     let stop = Stop {
                         lame_duck_ms: millis(self.config.lame_duck),

@@ -198,8 +198,7 @@ impl Worker {
     /// Reads the channel until it is empty.
     fn hear(&mut self) {
         while self.supervised {
-            let heard = self.channel.flush().and_then(|()| self.channel.receive());
-            match heard {
+            match self.channel.receive() {
                 Ok(None) => return,
                 Ok(Some(received)) if received.envelope.worker != self.id => {
                     tracing::warn!(meant = %received.envelope.worker, "a stale message was dropped");
@@ -215,7 +214,7 @@ impl Worker {
             Message::Lend(lend) => {
                 for listener in descriptors {
                     if let Err(error) = self.reactor.serve_listener(lend.slot, listener) {
-                        tracing::error!(%error, slot = lend.slot.0, "cannot serve a lent listener");
+                        tracing::error!(%error, lent_by = lend.slot.0, "cannot serve a lent listener");
                     }
                 }
                 tracing::info!(lent_by = lend.slot.0, "serving a sibling's queue");

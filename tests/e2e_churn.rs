@@ -344,9 +344,9 @@ fn a_queue_that_dies_is_noticed_by_clients_and_counters() {
 #[test]
 fn a_queue_lives_as_long_as_its_listener_is_held() {
     isolated("a_queue_lives_as_long_as_its_listener_is_held", || {
-        let first = listener("127.0.0.1:0".parse().unwrap());
+        let first = listener("127.0.0.1:0".parse().unwrap()).unwrap();
         let addr = first.local_addr().unwrap();
-        let second = listener(addr);
+        let second = listener(addr).unwrap();
         let clients: Vec<_> = (0..40).map(|_| Client::connect(addr)).collect();
         let both = queued(std::process::id(), addr.port());
         assert_eq!(both, clients.len());
@@ -369,11 +369,11 @@ fn a_queue_lives_as_long_as_its_listener_is_held() {
     });
 }
 
-fn listener(addr: std::net::SocketAddr) -> std::net::TcpListener {
+fn listener(addr: std::net::SocketAddr) -> std::io::Result<std::net::TcpListener> {
     use socket2::{Domain, Socket, Type};
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_reuse_port(true).unwrap();
-    socket.bind(&addr.into()).unwrap();
-    socket.listen(128).unwrap();
-    socket.into()
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(128)?;
+    Ok(socket.into())
 }

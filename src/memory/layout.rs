@@ -76,6 +76,13 @@ impl Layout {
         self.pool_offset() + buffer as usize * self.stride()
     }
 
+    /// Where the pending output of a connection lies: its first byte, and how many there are.
+    #[must_use]
+    pub const fn pending(self, pending: Pending) -> (usize, usize) {
+        let start = self.buffer(pending.buffer) + pending.offset as usize;
+        (start, pending.len() as usize)
+    }
+
     /// Bytes from one buffer to the next: whole pages, so that each can be given back alone.
     #[must_use]
     pub const fn stride(self) -> usize {
@@ -192,12 +199,13 @@ pub enum State {
     Free = 0,
     /// It is served.
     Open = 1,
-    /// Its stream was ended from here after `idle_timeout`; input is thrown away until the peer
-    /// closes or the linger time ends.
+    /// Its stream is ended from here after `idle_timeout`; input is thrown away until the peer
+    /// closes or the linger time ends. Whoever finds this ends the stream again, which is harmless.
     LingeringIdle = 2,
     /// The same, because the worker stops.
     LingeringStop = 3,
-    /// The descriptor is being closed; whoever finds this closes the number again.
+    /// The descriptor is being closed; whoever finds this closes the number again, with a reset if
+    /// more was received than sent.
     Closing = 4,
 }
 
@@ -234,6 +242,11 @@ impl Flags {
     pub const QUEUED: Self = Self(1 << 4);
     /// The worker stops: end the stream as soon as nothing is owed.
     pub const FINISH: Self = Self(1 << 5);
+
+    /// What a connection is given when the worker stops. What is in the kernel by then is still
+    /// answered, so it looks there once more, and until the kernel says that there is nothing: no
+    /// report may be on its way that would tell whether a short read proves it.
+    pub const LAST_LOOK: Self = Self::FINISH.with(Self::READABLE).with(Self::READ_DRY);
 
     /// Whether any of `other` is set.
     #[must_use]

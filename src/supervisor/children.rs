@@ -99,8 +99,7 @@ impl SlotResources {
     pub(super) fn hear(&mut self) -> Option<(WorkerId, Heard)> {
         let child = self.child.as_mut()?;
         let worker = child.worker;
-        let heard = child.channel.flush().and_then(|()| child.channel.receive());
-        let received = match heard {
+        let received = match child.channel.receive() {
             Ok(received) => received?,
             Err(channel::Error::Closed) => return Some((worker, Heard::Closed)),
             Err(error) => return Some((worker, Heard::Broken(error.to_string()))),

@@ -83,6 +83,11 @@ pub enum Action {
         /// Whom.
         worker: WorkerId,
     },
+    /// Close the kept duplicates of all listeners: no worker will adopt one any more. From now on
+    /// a listener lives as long as a worker serves it, so that new clients are refused, and not
+    /// left to wait in a queue that nobody will empty. Comes before the first `StopWorker`: else
+    /// clients could arrive between a worker's last accept and the end of its listener.
+    EndCustody,
     /// Order the worker to stop gracefully, over its channel.
     StopWorker {
         /// Whom.

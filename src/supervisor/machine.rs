@@ -12,8 +12,8 @@
 //!   the next is spawned, or its turn at boot is still to come: no slot is ever forgotten;
 //! - a slot's first worker binds, every later one adopts;
 //! - a queue is lent only while its slot does not serve it, to one sibling, and that one serves;
-//! - once a stop or a failed boot has begun nothing is spawned or lent; `Exit` comes when no
-//!   process is left, once, last.
+//! - once a stop or a failed boot has begun nothing is spawned; once custody has ended nothing is
+//!   lent; `Exit` comes when no process is left, once, last.
 //!
 //! A slot that waits for a killed process to be reaped has no deadline, by design: see
 //! [`SlotState::Killing`].

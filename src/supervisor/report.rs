@@ -11,6 +11,16 @@ use crate::wire::Listen;
 use super::children::{Child, SlotResources};
 use super::machine::{Death, Notice, Verdict};
 
+/// Nothing was refused, and the first worker is about to start.
+pub(super) fn starting(config: &Config) {
+    tracing::info!(
+        workers = config.workers,
+        pid = std::process::id(),
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
+}
+
 /// Every slot serves: says where, for people on the log and for scripts on standard output.
 pub(super) fn announce(config: &Config, listen: &[Listen]) {
     let shown: Vec<String> = listen.iter().map(shown).collect();
@@ -40,7 +50,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
     };
     match notice {
         Notice::WorkerStarting { worker, listener } => {
-            tracing::debug!(
+            tracing::info!(
                 slot = worker.slot.0,
                 generation = worker.generation.0,
                 ?listener,

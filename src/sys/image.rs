@@ -21,7 +21,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{ForkResult, Pid, dup2_raw, dup2_stdin, dup2_stdout, execveat, fork};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::fd::{CHANNEL_NUMBER, own};
+use super::fd::{CHANNEL_NUMBER, close_on_exec_from, own};
 
 /// Descriptors that must survive until exec are kept at or above this number, out of the way of
 /// those that the child puts in fixed places.
@@ -100,6 +100,7 @@ impl Image {
         // the next call replaces the program, or the process ends.
         let placed = unsafe { dup2_raw(&high, CHANNEL_NUMBER) }?;
         std::mem::forget(placed);
+        close_on_exec_from(CHANNEL_NUMBER + 1);
         match execveat(&self.0, c"", arguments, environment, AtFlags::AT_EMPTY_PATH)? {}
     }
 }
@@ -117,7 +118,7 @@ impl Process {
         let child = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::NotFound)?;
         Ok(Self {
             pid,
-            pidfd: pidfd_open(child, PidfdFlags::NONBLOCK)?,
+            pidfd: pidfd_open(child, PidfdFlags::empty())?,
         })
     }
 

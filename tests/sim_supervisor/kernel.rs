@@ -160,7 +160,7 @@ impl Kernel {
             Action::Recall { from, .. } => {
                 law!(self.exists(*from), "recalled from {from}, which is no more");
             }
-            Action::Notice(_) | Action::Announce => {}
+            Action::Notice(_) | Action::Announce | Action::EndCustody => {}
         }
         law!(
             self.processes.len() <= usize::from(self.workers),

@@ -82,6 +82,7 @@ pub(crate) struct Laws {
     slots: Vec<Shadow>,
     end: End,
     announced: bool,
+    custody_ended: bool,
 }
 
 impl Laws {
@@ -99,6 +100,7 @@ impl Laws {
             policy,
             end: End::Running,
             announced: false,
+            custody_ended: false,
         }
     }
 
@@ -189,9 +191,9 @@ impl Laws {
         match action {
             Action::Spawn { worker, listener } => self.spawned(*worker, *listener, now),
             Action::Kill { worker } => self.killed(*worker, now),
+            Action::EndCustody => self.custody_ends(now),
             Action::StopWorker { worker } => {
-                let stopping = matches!(self.end, End::Draining { .. });
-                law!(stopping, "{worker} is asked to stop without a stop");
+                law!(self.custody_ended, "{worker} is asked to stop in custody");
                 let slot = self
                     .present(*worker)
                     .expect("law: StopWorker names the present worker");
@@ -382,8 +384,9 @@ impl Laws {
     }
 
     fn lent(&mut self, slot: SlotId, to: WorkerId, now: Tick) {
+        let stops_now = self.end == (End::Draining { at: now }) && !self.custody_ended;
         law!(
-            self.end == End::Running,
+            self.end == End::Running || stops_now,
             "slot {slot} is lent while {:?}",
             self.end
         );
@@ -408,8 +411,28 @@ impl Laws {
         );
         law!(shadow.borrower.is_none(), "slot {slot} is lent twice");
         let due = shadow.unserved_since + lend_after;
-        law!(now >= due, "slot {slot} is lent before {due:?}");
+        law!(
+            now >= due || stops_now,
+            "slot {slot} is lent before {due:?}"
+        );
         shadow.borrower = Some(to);
+    }
+
+    /// Listeners live on only where they are served, and no queue may be lost that somebody could
+    /// empty.
+    fn custody_ends(&mut self, now: Tick) {
+        let stops_now = self.end == (End::Draining { at: now });
+        law!(stops_now, "custody ends while {:?}", self.end);
+        law!(!self.custody_ended, "custody ends twice");
+        self.custody_ended = true;
+        let anybody = self.serving().next().is_some();
+        for (index, slot) in self.slots.iter().enumerate() {
+            let served = matches!(slot.life, Life::Serving { .. }) || slot.borrower.is_some();
+            law!(
+                served || !slot.deposited || !anybody,
+                "the queue of slot {index} is dropped and could have been lent"
+            );
+        }
     }
 
     fn noticed(&mut self, notice: &Notice, now: Tick) {

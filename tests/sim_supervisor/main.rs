@@ -268,10 +268,11 @@ fn stop(by: &str) -> Event {
     Event::Stop { by: by.to_owned() }
 }
 
-const KINDS: [&str; 22] = [
+const KINDS: [&str; 23] = [
     "Bind",
     "Adopt",
     "Kill",
+    "EndCustody",
     "StopWorker",
     "Lend",
     "Recall",
@@ -301,6 +302,7 @@ fn kind(action: &Action) -> &'static str {
             ListenerSource::Adopt => "Adopt",
         },
         Action::Kill { .. } => "Kill",
+        Action::EndCustody => "EndCustody",
         Action::StopWorker { .. } => "StopWorker",
         Action::Lend { .. } => "Lend",
         Action::Recall { .. } => "Recall",

@@ -34,6 +34,12 @@ impl Bare {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        // The settings of whoever runs the tests are not what is tested.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"UPPERCASED_") {
+                command.env_remove(name);
+            }
+        }
         let mut child = command.spawn().expect("start the program");
         Self {
             process: Watched::open(child.id()).expect("a child that was not reaped"),

@@ -59,21 +59,6 @@ pub fn descriptors(pid: u32) -> BTreeMap<i32, String> {
         .collect()
 }
 
-/// Descriptors above the standard streams that every process started from here inherits, because
-/// whoever started the tests left them open for it.
-pub fn inheritable() -> BTreeMap<i32, String> {
-    /// `O_CLOEXEC` as `/proc` shows it, in octal.
-    const CLOSE_ON_EXEC: u32 = 0o2_000_000;
-    let mut found = descriptors(std::process::id());
-    found.retain(|number, _| {
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
-        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-        let flags = flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok());
-        *number > 2 && flags.is_some_and(|flags| flags & CLOSE_ON_EXEC == 0)
-    });
-    found
-}
-
 /// Stops the process with `SIGSTOP` and waits until it has stopped.
 #[track_caller]
 pub fn freeze(process: &Watched) {

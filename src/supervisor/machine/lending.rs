@@ -6,6 +6,8 @@
 //! Invariants: a loan ends when the borrower stops serving or the slot's own worker is Ready,
 //! whichever comes first; while any sibling serves, no queue waits longer than `lend_after`.
 
+use std::time::Duration;
+
 use super::super::slot::Slot;
 use super::{Action, Machine, Notice, Queue, SlotState, WorkerId};
 use crate::clock::Tick;
@@ -24,12 +26,17 @@ impl Machine {
 
     /// Lends every queue that nobody has served for too long.
     pub(super) fn lend_due(&mut self, now: Tick) {
+        self.lend_unserved_for(self.policy.lend_after, now);
+    }
+
+    /// Lends every queue that nobody has served for `span` or longer.
+    pub(super) fn lend_unserved_for(&mut self, span: Duration, now: Tick) {
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
             let Queue::Unserved { since } = slot.queue else {
                 continue;
             };
-            if now < since + self.policy.lend_after {
+            if now < since + span {
                 continue;
             }
             // One loan changes who has fewest, so the choice is made anew each time.

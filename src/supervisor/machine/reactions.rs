@@ -4,6 +4,8 @@
 //! an event that fits neither is reported as stale and changes nothing. Loans and the end are left
 //! to [`Machine::settle`], which runs after every reaction.
 
+use std::time::Duration;
+
 use super::lifecycle::Obituary;
 use super::{
     Action, Death, KILL_GRACE, KillReason, Machine, Notice, Phase, Queue, SlotId, SlotState,
@@ -177,6 +179,10 @@ impl Machine {
                 let deadline = limits.into_iter().fold(now, |at, limit| at + limit);
                 let at_most = deadline.since(now);
                 self.notice(Notice::Stopping { by, at_most });
+                // Who waits in the queue of a slot without a worker is served by a sibling: its
+                // last act before it drains is to empty the queues that it has.
+                self.lend_unserved_for(Duration::ZERO, now);
+                self.actions.push_back(Action::EndCustody);
                 self.phase = Phase::Draining {
                     since: now,
                     deadline,

@@ -398,7 +398,14 @@ fn stop_asks_those_who_serve_and_kills_those_who_do_not() {
     assert_eq!(stage.state(1), "backing off");
     assert_eq!(
         stage.at(130, stop("SIGTERM")),
-        [kill(0, 2), stop_worker(2, 1)],
+        [
+            lend(0, worker(2, 1)),
+            lend(1, worker(2, 1)),
+            Action::EndCustody,
+            kill(0, 2),
+            stop_worker(2, 1),
+        ],
+        "who waits in a queue is served before it goes",
     );
     assert_eq!(stage.at(131, killed(0, 2)), []);
     assert_eq!(stage.at(9_000, exited(2, 1, 0)), [CLEAN]);
@@ -436,11 +443,14 @@ fn a_second_stop_kills_at_once() {
 #[test]
 fn stop_before_and_during_boot() {
     let mut stage = Stage::new(policy(2));
-    assert_eq!(stage.at(0, stop("SIGINT")), [CLEAN]);
+    assert_eq!(stage.at(0, stop("SIGINT")), [Action::EndCustody, CLEAN]);
 
     let mut stage = Stage::new(policy(2));
     stage.at(0, Event::Boot);
-    assert_eq!(stage.at(1, stop("SIGINT")), [kill(0, 1)]);
+    assert_eq!(
+        stage.at(1, stop("SIGINT")),
+        [Action::EndCustody, kill(0, 1)]
+    );
     // The spawn had failed meanwhile: that is an end as good as any.
     assert_eq!(stage.at(2, spawn_failed(0, 1)), [CLEAN]);
 }

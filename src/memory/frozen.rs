@@ -1,0 +1,464 @@
+//! A connection by value, for its way from one owner to the next.
+//!
+//! [`Memory::freeze`] copies all that a live connection is between two calls, [`rescued`] tells the
+//! same from the memory of a worker that died at any instant, and both end in [`Memory::thaw`],
+//! under any descriptor number of any memory. The kernel's part (what it has received and not been
+//! asked for, what it has been given and not delivered) travels with the descriptor.
+//!
+//! Invariants:
+//! - freezing only reads: until the copy has arrived, the sender owns the connection and can go on;
+//! - `thaw(freeze(c))` is `c`, but for readiness: that is the new event loop's to report, and it
+//!   reports everything anew when it begins to watch the descriptor;
+//! - bytes received less bytes sent are the unsent ones, before and after;
+//! - a thaw that is refused has changed nothing, and one that is cut short by the death of its
+//!   process can be told from the memory like everything else.
+//!
+//! It must not know how a frozen connection travels, or when.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::layout::{Flags, InHand, Layout, Pending, State};
+use super::{Corrupt, Entry, Memory, NoBuffer, Probe, unsent};
+use crate::clock::Tick;
+
+/// All that a connection is outside of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// Output that the kernel has not taken, in upper case, in order.
+    pub unsent: Vec<u8>,
+    /// How far it has come.
+    pub phase: Phase,
+    /// The peer ended its stream; the end is answered after the unsent output.
+    pub peer_ended: bool,
+    /// The worker stops: the stream is to be ended as soon as nothing is owed.
+    pub finish: bool,
+    /// The peer; an IPv4 address in IPv6 clothes has been undressed.
+    pub peer: SocketAddr,
+    /// Bytes received and owed to the peer in upper case.
+    pub bytes_in: u64,
+    /// Bytes of them that the kernel took for sending.
+    pub bytes_out: u64,
+    /// What its deadline counts from.
+    pub last_progress: Tick,
+    /// When it was accepted.
+    pub opened: Tick,
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// It is served.
+    Open,
+    /// Its stream was ended after `idle_timeout`, and it waits for the peer to close.
+    LingeringIdle,
+    /// The same, because the worker stops.
+    LingeringStop,
+}
+
+/// Why a frozen connection cannot be taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ThawError {
+    /// The memory has no such record.
+    #[error("descriptor {fd} has no record: the working memory has {descriptors}")]
+    NoRecord {
+        /// The descriptor number.
+        fd: u32,
+        /// Records there are.
+        descriptors: u32,
+    },
+    /// The record is another connection's, or that connection is being closed.
+    #[error("descriptor {fd} is another connection's in the working memory")]
+    Occupied {
+        /// The descriptor number.
+        fd: u32,
+    },
+    /// More output than one buffer holds.
+    #[error("{unsent} bytes of unsent output do not fit a buffer of {buffer_bytes}")]
+    TooLong {
+        /// Bytes to be kept.
+        unsent: usize,
+        /// Bytes of a buffer here.
+        buffer_bytes: u32,
+    },
+    /// Every buffer is in use.
+    #[error(transparent)]
+    NoBuffer(#[from] NoBuffer),
+    /// It contradicts itself.
+    #[error("the frozen connection is inconsistent: {0}")]
+    Inconsistent(&'static str),
+}
+
+/// What the connection of `fd` was, told from the memory alone, whenever its writer stopped; `None`
+/// if it was none, or was being closed. `owed` as for [`unsent()`].
+///
+/// # Errors
+/// As [`unsent()`].
+pub fn rescued<P: Probe>(
+    memory: &mut Memory<P>,
+    fd: u32,
+    owed: u64,
+) -> Result<Option<Frozen>, Corrupt> {
+    let unsent = unsent(memory, fd, owed)?;
+    let (received, sent) = memory.bytes_moved(fd);
+    let rest = unsent.len() as u64;
+    let moved = match InHand::unpack(memory.load(Layout::IN_HAND, 0)) {
+        // Nothing was owed before the call, so everything counted before it was sent.
+        Some(InHand::Recv { fd: held, len: 0 }) if held == fd => sent.checked_add(rest),
+        _ => Some(received),
+    };
+    let moved = moved.and_then(|received| Some((received, received.checked_sub(rest)?)));
+    let (bytes_in, bytes_out) = moved.ok_or(Corrupt("more is unsent than was received"))?;
+    Ok(memory.copy_of(fd, unsent, bytes_in, bytes_out))
+}
+
+impl<P: Probe> Memory<P> {
+    /// All that the connection of `fd` is, between two calls; `None` if it is none, or is being
+    /// closed. Only reads.
+    pub fn freeze(&mut self, fd: u32) -> Option<Frozen> {
+        debug_assert!(
+            !self.holds_in_hand(fd),
+            "a connection is frozen between calls"
+        );
+        let unsent = self.pending(fd).map_or_else(Vec::new, |pending| {
+            let (at, length) = self.layout.pending(pending);
+            self.shared.bytes(at, length).to_vec()
+        });
+        let (bytes_in, bytes_out) = self.bytes_moved(fd);
+        self.copy_of(fd, unsent, bytes_in, bytes_out)
+    }
+
+    /// Rule 4 for a connection that comes from another owner: it is recorded as that of `fd`, with
+    /// `generation`. Where `fd` is recorded with that generation already, as after a crash, its
+    /// record is replaced and what was in hand for it is settled.
+    ///
+    /// Nothing is ready yet: the event loop says what is when it begins to watch `fd`. Only a
+    /// connection that is to finish is left with the look at the kernel that this takes, so it has
+    /// work at once.
+    ///
+    /// # Errors
+    /// [`ThawError`]; nothing has changed then.
+    pub fn thaw(&mut self, fd: u32, generation: u32, frozen: &Frozen) -> Result<(), ThawError> {
+        self.check_room(fd, generation)?;
+        let unsent = self.check(frozen)?;
+        let pending = if unsent == 0 {
+            None
+        } else {
+            let buffer = self.pool.take().ok_or(NoBuffer)?;
+            let at = self.layout.buffer(buffer);
+            self.shared
+                .bytes(at, frozen.unsent.len())
+                .copy_from_slice(&frozen.unsent);
+            Some(Pending {
+                buffer,
+                offset: 0,
+                end: unsent,
+            })
+        };
+        let replaced = self.pending(fd);
+        let entry = Entry {
+            pending,
+            bytes_in: frozen.bytes_in,
+            bytes_out: frozen.bytes_out,
+            last_progress: frozen.last_progress,
+            opened: frozen.opened,
+            peer: frozen.peer,
+            state: frozen.phase.state(),
+            flags: frozen.flags(),
+            generation,
+        };
+        self.enter(fd, &entry);
+        if self.holds_in_hand(fd) {
+            self.settled();
+        }
+        if let Some(replaced) = replaced {
+            self.release(replaced.buffer);
+        }
+        Ok(())
+    }
+
+    fn check_room(&self, fd: u32, generation: u32) -> Result<(), ThawError> {
+        let descriptors = self.layout.descriptors;
+        if fd >= descriptors {
+            return Err(ThawError::NoRecord { fd, descriptors });
+        }
+        let head = self.head(fd);
+        match head.state {
+            State::Free => Ok(()),
+            State::Open | State::LingeringIdle | State::LingeringStop
+                if head.generation == generation =>
+            {
+                Ok(())
+            }
+            State::Open | State::LingeringIdle | State::LingeringStop | State::Closing => {
+                Err(ThawError::Occupied { fd })
+            }
+        }
+    }
+
+    /// Bytes unsent, if `frozen` can be a connection of this memory.
+    fn check(&self, frozen: &Frozen) -> Result<u32, ThawError> {
+        let too_long = ThawError::TooLong {
+            unsent: frozen.unsent.len(),
+            buffer_bytes: self.layout.buffer_bytes,
+        };
+        let unsent = u32::try_from(frozen.unsent.len()).map_err(|_| too_long)?;
+        if unsent > self.layout.buffer_bytes {
+            return Err(too_long);
+        }
+        if frozen.bytes_in.checked_sub(frozen.bytes_out) != Some(u64::from(unsent)) {
+            return Err(ThawError::Inconsistent(
+                "bytes received and sent do not differ by the unsent ones",
+            ));
+        }
+        if unsent > 0 && frozen.phase != Phase::Open {
+            return Err(ThawError::Inconsistent(
+                "its stream was ended before its last byte",
+            ));
+        }
+        Ok(unsent)
+    }
+
+    fn copy_of(&self, fd: u32, unsent: Vec<u8>, bytes_in: u64, bytes_out: u64) -> Option<Frozen> {
+        let head = self.head(fd);
+        Some(Frozen {
+            unsent,
+            phase: Phase::of(head.state)?,
+            peer_ended: head.flags.has(Flags::PEER_ENDED),
+            finish: head.flags.has(Flags::FINISH),
+            peer: self.peer(fd),
+            bytes_in,
+            bytes_out,
+            last_progress: self.last_progress(fd),
+            opened: self.opened_at(fd),
+        })
+    }
+}
+
+impl Frozen {
+    fn flags(&self) -> Flags {
+        let mut flags = Flags::default();
+        if self.peer_ended {
+            flags = flags.with(Flags::PEER_ENDED);
+        }
+        if self.finish {
+            flags = flags.with(Flags::LAST_LOOK);
+        }
+        flags
+    }
+}
+
+impl Phase {
+    /// The state of a record that is this far; the inverse of [`Phase::of`].
+    const fn state(self) -> State {
+        match self {
+            Self::Open => State::Open,
+            Self::LingeringIdle => State::LingeringIdle,
+            Self::LingeringStop => State::LingeringStop,
+        }
+    }
+
+    /// `None` of what is no connection, or soon will be none.
+    const fn of(state: State) -> Option<Self> {
+        match state {
+            State::Open => Some(Self::Open),
+            State::LingeringIdle => Some(Self::LingeringIdle),
+            State::LingeringStop => Some(Self::LingeringStop),
+            State::Free | State::Closing => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{Unprobed, WARM_BUFFERS, create};
+    use super::*;
+
+    const LAYOUT: Layout = Layout {
+        descriptors: 8,
+        buffers: 2,
+        buffer_bytes: 100,
+    };
+
+    fn memory(layout: Layout) -> Memory<Unprobed> {
+        Memory::adopt(create(layout).unwrap(), layout).unwrap()
+    }
+
+    fn frozen(unsent: &[u8]) -> Frozen {
+        Frozen {
+            unsent: unsent.to_vec(),
+            phase: Phase::Open,
+            peer_ended: false,
+            finish: false,
+            peer: "192.0.2.7:4000".parse().unwrap(),
+            bytes_in: 1_000 + unsent.len() as u64,
+            bytes_out: 1_000,
+            last_progress: Tick::from_millis(9),
+            opened: Tick::from_millis(3),
+        }
+    }
+
+    #[test]
+    fn a_connection_moves_at_every_byte_boundary() {
+        let message: Vec<u8> = (0..100).map(|i| b'A' + i % 26).collect();
+        let small = memory(LAYOUT).layout();
+        for sent in 0..=100 {
+            let (mut from, mut to) = (memory(small), memory(LAYOUT));
+            from.opened(3, 7, "[2001:db8::1]:80".parse().unwrap(), Tick::ZERO);
+            from.receiving(3)[..100].copy_from_slice(&message);
+            from.received(3, 100, Tick::from_millis(1));
+            from.sent(3, sent / 2, 100).unwrap();
+            from.flushing(3).unwrap();
+            from.flushed(3, sent - sent / 2, Tick::from_millis(2));
+            let copy = from.freeze(3).unwrap();
+            assert_eq!(copy.unsent, &message[sent as usize..]);
+            assert_eq!(from.freeze(3).unwrap(), copy, "the sender keeps its own");
+            to.thaw(5, 1, &copy).unwrap();
+            assert_eq!(to.freeze(5).unwrap(), copy);
+            assert_eq!(to.head(5).flags, Flags::default());
+            let rest = to.flushing(5).map(<[u8]>::to_vec).unwrap_or_default();
+            assert_eq!(rest, &message[sent as usize..]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_thawed_is_frozen_the_same_and_survives_the_journey(
+            unsent in prop::collection::vec(any::<u8>(), 0..=100)
+                .prop_map(|bytes| bytes.to_ascii_uppercase()),
+            lingering in prop::option::of(any::<bool>()),
+            peer_ended: bool,
+            finish: bool,
+            ip: [u8; 16],
+            port: u16,
+            bytes_out in 0..u64::MAX / 2,
+            times: (u64, u64),
+        ) {
+            let phase = match lingering {
+                Some(true) if unsent.is_empty() => Phase::LingeringIdle,
+                Some(false) if unsent.is_empty() => Phase::LingeringStop,
+                _ => Phase::Open,
+            };
+            let ip = std::net::Ipv6Addr::from(ip).to_canonical();
+            let sent = Frozen {
+                bytes_in: bytes_out + unsent.len() as u64,
+                unsent,
+                phase,
+                peer_ended,
+                finish,
+                peer: SocketAddr::new(ip, port),
+                bytes_out,
+                last_progress: Tick::from_nanos(times.0),
+                opened: Tick::from_nanos(times.1),
+            };
+            let text = serde_json::to_string(&sent).unwrap();
+            let arrived: Frozen = serde_json::from_str(&text).unwrap();
+            let mut memory = memory(LAYOUT);
+            memory.thaw(5, 9, &arrived).unwrap();
+            prop_assert_eq!(memory.freeze(5), Some(sent.clone()));
+            prop_assert_eq!(rescued(&mut memory, 5, 0), Ok(Some(sent)));
+            prop_assert_eq!(memory.head(5).generation, 9);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_changes_nothing() {
+        let mut memory = memory(LAYOUT);
+        let mut refused = |fd, generation, frozen: &Frozen| {
+            let before = memory.occupied().count();
+            let error = memory.thaw(fd, generation, frozen).unwrap_err();
+            assert_eq!(memory.occupied().count(), before);
+            error
+        };
+        let descriptors = 8;
+        assert_eq!(
+            refused(8, 1, &frozen(b"")),
+            ThawError::NoRecord { fd: 8, descriptors }
+        );
+        let (unsent, buffer_bytes) = (101, 100);
+        assert_eq!(
+            refused(3, 1, &frozen(&[b'A'; 101])),
+            ThawError::TooLong {
+                unsent,
+                buffer_bytes
+            }
+        );
+        let miscounted = Frozen {
+            bytes_out: 1_001,
+            ..frozen(b"AB")
+        };
+        assert!(matches!(
+            refused(3, 1, &miscounted),
+            ThawError::Inconsistent(_)
+        ));
+        let ended = Frozen {
+            phase: Phase::LingeringStop,
+            ..frozen(b"AB")
+        };
+        assert!(matches!(refused(3, 1, &ended), ThawError::Inconsistent(_)));
+        memory.thaw(3, 1, &frozen(b"AB")).unwrap();
+        memory.thaw(4, 2, &frozen(b"CD")).unwrap();
+        assert_eq!(
+            memory.thaw(5, 3, &frozen(b"EF")),
+            Err(ThawError::NoBuffer(NoBuffer))
+        );
+        assert_eq!(
+            memory.thaw(4, 3, &frozen(b"")),
+            Err(ThawError::Occupied { fd: 4 })
+        );
+        memory.closing(4);
+        assert_eq!(
+            memory.thaw(4, 2, &frozen(b"")),
+            Err(ThawError::Occupied { fd: 4 })
+        );
+    }
+
+    #[test]
+    fn what_was_in_hand_is_thawed_in_its_own_place() {
+        let mut memory = memory(LAYOUT);
+        memory.opened(3, 1, "192.0.2.7:4000".parse().unwrap(), Tick::ZERO);
+        memory.receiving(3)[..4].copy_from_slice(b"abcd");
+        memory.received(3, 4, Tick::ZERO);
+        let found = rescued(&mut memory, 3, 3).unwrap().unwrap();
+        assert_eq!(
+            (found.bytes_in, found.bytes_out, &*found.unsent),
+            (4, 1, &b"BCD"[..])
+        );
+        memory.thaw(3, 1, &found).unwrap();
+        assert_eq!(memory.freeze(3), Some(found));
+        assert_eq!(memory.flushing(3), Some(&b"BCD"[..]));
+        // The same with a flush in hand, more often than there are buffers: each is given back.
+        for _ in 0..WARM_BUFFERS {
+            let found = rescued(&mut memory, 3, 2).unwrap().unwrap();
+            memory.thaw(3, 1, &found).unwrap();
+            assert_eq!(memory.flushing(3), Some(&b"CD"[..]));
+        }
+    }
+
+    #[test]
+    fn a_connection_that_is_to_finish_looks_at_the_kernel_once_more() {
+        let mut memory = memory(LAYOUT);
+        let finish = Frozen {
+            finish: true,
+            ..frozen(b"")
+        };
+        memory.thaw(3, 1, &finish).unwrap();
+        assert_eq!(memory.head(3).flags, Flags::LAST_LOOK);
+    }
+
+    #[test]
+    fn what_is_no_connection_cannot_be_frozen() {
+        let mut memory = memory(LAYOUT);
+        assert_eq!(memory.freeze(3), None);
+        memory.thaw(3, 1, &frozen(b"AB")).unwrap();
+        assert_eq!(memory.closing(3), 2);
+        assert_eq!(memory.freeze(3), None);
+        assert_eq!(rescued(&mut memory, 3, 0), Ok(None));
+        memory.closed(3);
+        assert_eq!(memory.freeze(3), None);
+    }
+}

@@ -1,0 +1,61 @@
+//! Which pending-output buffers are free: private, because the records alone say which are not.
+
+/// Free buffers whose pages are kept for the next slow peer; those of further ones are given back.
+pub const WARM_BUFFERS: usize = 16;
+
+/// The free buffers, by number.
+#[derive(Debug)]
+pub(super) struct Pool {
+    /// Free, and their pages are still there; the last one freed is the first one used again.
+    warm: Vec<u32>,
+    /// Free, pages given back.
+    cold: Vec<u32>,
+    /// Never used: all from this number on.
+    fresh: u32,
+    buffers: u32,
+}
+
+impl Pool {
+    pub(super) const fn new(buffers: u32) -> Self {
+        Self {
+            warm: Vec::new(),
+            cold: Vec::new(),
+            fresh: 0,
+            buffers,
+        }
+    }
+
+    pub(super) fn take(&mut self) -> Option<u32> {
+        self.warm.pop().or_else(|| self.cold.pop()).or_else(|| {
+            let fresh = (self.fresh < self.buffers).then_some(self.fresh)?;
+            self.fresh += 1;
+            Some(fresh)
+        })
+    }
+
+    /// Takes a buffer back; false if its pages are to be given back.
+    pub(super) fn give(&mut self, buffer: u32) -> bool {
+        let keep = self.warm.len() < WARM_BUFFERS;
+        if keep {
+            self.warm.push(buffer);
+        } else {
+            self.cold.push(buffer);
+        }
+        keep
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pool_ends_and_is_given_back() {
+        let mut pool = Pool::new(18);
+        let taken: Vec<u32> = std::iter::from_fn(|| pool.take()).collect();
+        assert_eq!(taken, (0..18).collect::<Vec<_>>());
+        let kept = taken.iter().filter(|&&buffer| pool.give(buffer)).count();
+        assert_eq!(kept, WARM_BUFFERS);
+        assert_eq!(std::iter::from_fn(|| pool.take()).count(), 18);
+    }
+}

@@ -1,0 +1,85 @@
+//! The reader's side of the store rules: what a connection is owed, told from the memory alone.
+//!
+//! The memory is hostile input here: its writer died at any instant, perhaps of what it wrote. Every
+//! word is checked before it is used, and what contradicts itself is [`Corrupt`], never a panic.
+
+use super::layout::{Head, InHand, Layout, Pending, State};
+use super::{HEAD, Memory, PENDING, Probe};
+
+/// The memory contradicts itself or the kernel's counters: what is owed cannot be told from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the working memory is inconsistent: {0}")]
+pub struct Corrupt(pub &'static str);
+
+/// What connection `fd` had received and was not yet sent, in upper case, told from the memory
+/// alone, whenever its writer stopped.
+///
+/// `owed` is what the kernel's own counters say: bytes read from the connection less bytes written
+/// to it. It is needed for the one connection in hand; for every other the record is exact. Nothing
+/// is unsent of a connection that lingers, is being closed or is none: what it received is owed to
+/// nobody.
+///
+/// # Errors
+/// [`Corrupt`] if the words mean nothing or contradict `owed`. The memory is hostile input here.
+pub fn unsent<P: Probe>(memory: &mut Memory<P>, fd: u32, owed: u64) -> Result<Vec<u8>, Corrupt> {
+    if fd >= memory.layout.descriptors {
+        return Err(Corrupt("there is no record for such a number"));
+    }
+    let word = memory.load(Layout::record(fd), HEAD);
+    let head = Head::unpack(word).ok_or(Corrupt("a state means nothing"))?;
+    if head.state != State::Open {
+        return Ok(Vec::new());
+    }
+    let word = memory.load(Layout::IN_HAND, 0);
+    let in_hand = InHand::unpack(word).ok_or(Corrupt("what is in hand means nothing"))?;
+    let (at, length) = match in_hand {
+        InHand::Recv { fd: held, len } if held == fd => in_scratch(memory.layout, len, owed)?,
+        InHand::Flush { fd: held } if held == fd => in_flush(memory, fd, owed)?,
+        InHand::Nothing | InHand::Recv { .. } | InHand::Flush { .. } => {
+            let pending = checked_pending(memory, fd)?;
+            pending.map_or((0, 0), |pending| memory.layout.pending(pending))
+        }
+    };
+    let mut bytes = memory.shared.bytes(at, length).to_vec();
+    crate::uppercase::make_uppercase(&mut bytes);
+    Ok(bytes)
+}
+
+fn in_scratch(layout: Layout, len: u32, owed: u64) -> Result<(usize, usize), Corrupt> {
+    if len > layout.buffer_bytes {
+        return Err(Corrupt("more was received than one read takes"));
+    }
+    let bound = if len == 0 { layout.buffer_bytes } else { len };
+    let owed = u32::try_from(owed).ok().filter(|&owed| owed <= bound);
+    let owed = owed.ok_or(Corrupt("more is owed than was received"))?;
+    // Length still unknown: nothing was sent of what came, so what came is what is owed.
+    let start = if len == 0 { 0 } else { len - owed };
+    Ok((Layout::SCRATCH + start as usize, owed as usize))
+}
+
+fn in_flush<P: Probe>(memory: &Memory<P>, fd: u32, owed: u64) -> Result<(usize, usize), Corrupt> {
+    let Some(pending) = checked_pending(memory, fd)? else {
+        return if owed == 0 {
+            Ok((0, 0))
+        } else {
+            Err(Corrupt("the output owed was let go"))
+        };
+    };
+    let owed = u32::try_from(owed).ok().filter(|&owed| owed <= pending.end);
+    let owed = owed.ok_or(Corrupt("more is owed than was pending"))?;
+    let start = memory.layout.buffer(pending.buffer) + (pending.end - owed) as usize;
+    Ok((start, owed as usize))
+}
+
+fn checked_pending<P: Probe>(memory: &Memory<P>, fd: u32) -> Result<Option<Pending>, Corrupt> {
+    let word = memory.load(Layout::record(fd), PENDING);
+    if word == 0 {
+        return Ok(None);
+    }
+    let layout = memory.layout;
+    let named = |p: &Pending| p.buffer < layout.buffers && p.end <= layout.buffer_bytes;
+    Pending::unpack(word)
+        .filter(named)
+        .map(Some)
+        .ok_or(Corrupt("a pending range means nothing"))
+}

@@ -1,0 +1,240 @@
+//! A script of what happens to a server, and what must hold while and after it runs.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use uppercased::clock::Tick;
+use uppercased::connection::Rules;
+use uppercased::memory::layout::{Flags, State};
+use uppercased::metrics::CloseReason;
+
+use super::server::{Server, fresh_memory};
+use super::{Countdown, Event, Kernel, Meanwhile, Stops};
+
+/// Turns after which a server that is left alone must have come to rest.
+const TURNS_TO_REST: usize = 5_000;
+
+/// One step of a script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// A client acts.
+    Event(Event),
+    /// Something is going to happen in the middle of the next turn.
+    Meanwhile(Meanwhile),
+    /// The loop has a turn.
+    Turn,
+    /// Time passes, milliseconds.
+    Pass(u16),
+    /// The worker is told to stop.
+    Finish,
+    /// A successor in another memory takes every connection over.
+    HandOver,
+}
+
+/// The kernel and the server of one script.
+#[derive(Debug)]
+pub struct World {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// The server; taken out only while another takes its place.
+    pub server: Server,
+    /// Dies with it.
+    pub countdown: Rc<Countdown>,
+}
+
+/// What a script can vary beside its steps.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Bytes of a buffer.
+    pub buffer_bytes: u32,
+    /// What connections may use.
+    pub rules: Rules,
+}
+
+impl Terms {
+    /// Small buffers, a small budget, no deadline that a script could reach by accident.
+    pub const PLAIN: Self = Self {
+        buffer_bytes: 16,
+        rules: Rules {
+            bytes_per_turn: 40,
+            idle_timeout: None,
+            write_stall_timeout: None,
+            linger_timeout: Duration::from_secs(3600),
+        },
+    };
+}
+
+impl World {
+    /// An empty one.
+    pub fn new(terms: Terms) -> Self {
+        let countdown = Countdown::new();
+        let memory = fresh_memory(terms.buffer_bytes, Stops(Rc::clone(&countdown)));
+        Self {
+            kernel: Kernel::new(3, Rc::clone(&countdown)),
+            server: Server::new(memory, terms.rules),
+            countdown,
+        }
+    }
+
+    /// Runs the steps, checking after each turn.
+    pub fn run(&mut self, ops: &[Op]) {
+        for &op in ops {
+            self.step(op);
+        }
+    }
+
+    /// Runs one step.
+    pub fn step(&mut self, op: Op) {
+        match op {
+            Op::Event(event) => self.kernel.deliver(event),
+            Op::Meanwhile(meanwhile) => self.kernel.meanwhile.push_back(meanwhile),
+            Op::Turn => self.turn(),
+            Op::Pass(ms) => {
+                self.kernel.now = self.kernel.now + Duration::from_millis(ms.into());
+                // Reports and work come before deadlines, as in the loop.
+                self.turn();
+            }
+            Op::Finish => self.server.finish(&mut self.kernel),
+            Op::HandOver => self.replace(Server::handed_over),
+        }
+    }
+
+    /// Puts a successor in the place of the server.
+    pub fn replace(&mut self, succeed: impl FnOnce(Server, &mut Kernel, Memory) -> Server) {
+        let buffer_bytes = self.server.memory.layout().buffer_bytes;
+        let memory = || fresh_memory(buffer_bytes, Stops(Rc::clone(&self.countdown)));
+        let stopgap = Server::new(memory(), self.server.rules);
+        let old = std::mem::replace(&mut self.server, stopgap);
+        self.server = succeed(old, &mut self.kernel, memory());
+    }
+
+    /// Lets every client take all there is and end its stream, until everything is over, and
+    /// checks what became of each.
+    pub fn conclude(&mut self) {
+        self.kernel.meanwhile.clear();
+        self.rest();
+        self.check_at_rest();
+        for client in 0..self.kernel.wires.len() as u8 {
+            // In parts: the last bytes and the end may come in one report, or not.
+            self.kernel.deliver(Event::Room { client, bytes: 3 });
+            self.rest();
+            self.check_at_rest();
+            self.kernel.deliver(Event::Room {
+                client,
+                bytes: u16::MAX,
+            });
+            self.kernel.deliver(Event::Data { client, len: 5 });
+            self.kernel.deliver(Event::End { client });
+        }
+        self.rest();
+        self.check_at_rest();
+        assert_eq!(self.server.memory.occupied().count(), 0, "all have ended");
+        for client in 0..self.kernel.wires.len() {
+            self.check_end(client);
+        }
+    }
+
+    fn turn(&mut self) {
+        self.server.turn(&mut self.kernel);
+        self.check();
+    }
+
+    fn rest(&mut self) {
+        for _ in 0..TURNS_TO_REST {
+            if self.server.is_quiet(&self.kernel) {
+                return;
+            }
+            self.turn();
+        }
+        panic!("never at rest: {:?}", self.server.ready);
+    }
+
+    /// What holds between any two turns.
+    fn check(&mut self) {
+        let memory = &self.server.memory;
+        let occupied: Vec<u32> = memory.occupied().collect();
+        let open: Vec<u32> = self.kernel.descriptors.keys().copied().collect();
+        assert_eq!(occupied, open, "records and descriptors are the same");
+        for fd in occupied {
+            let (head, pending) = (memory.head(fd), memory.pending(fd));
+            let wire = self.kernel.wire(fd);
+            let waiting = pending.map_or(0, |pending| pending.len() as usize);
+            assert!(waiting <= memory.layout().buffer_bytes as usize);
+            assert_eq!(head.generation, wire.generation());
+            match wire.ended_at {
+                None => assert_eq!(waiting, wire.owed(), "what is owed is pending"),
+                Some(_) => assert_eq!(waiting, 0),
+            }
+            let has_turn = self.server.ready.contains(&fd);
+            assert_eq!(has_turn, head.flags.has(Flags::QUEUED));
+            let work = match head.state {
+                State::Open if waiting > 0 => wire.room > 0 || wire.reset,
+                State::Open => wire.readable() || head.flags.has(Flags::FINISH),
+                _ => wire.readable(),
+            };
+            let coming = has_turn || wire.reported_next();
+            assert!(!work || coming, "work of {fd} was lost: {head:?} {wire:?}");
+            let (moved, now) = (wire.last_moved, self.kernel.now);
+            assert!(
+                !self.server.overdue(fd, moved, now),
+                "{fd} is past its deadline"
+            );
+        }
+    }
+
+    /// What holds when there is nothing to do.
+    fn check_at_rest(&mut self) {
+        self.check();
+        let open: Vec<u32> = self.kernel.descriptors.keys().copied().collect();
+        for fd in open {
+            let wire = self.kernel.wire(fd);
+            assert!(!wire.reset, "a reset connection is over");
+            assert!(
+                wire.owed() > 0 || wire.consumed == wire.arrived.len(),
+                "all is read"
+            );
+            assert!(
+                wire.owed() > 0 || !wire.peer_ended,
+                "an end of stream is answered"
+            );
+        }
+    }
+
+    /// What became of a connection.
+    fn check_end(&self, client: usize) {
+        let wire = &self.kernel.wires[client];
+        let answer = wire.answer();
+        assert!(wire.closed, "client {client} is closed");
+        assert!(
+            answer.starts_with(&wire.written),
+            "client {client} got other bytes"
+        );
+        let complete = wire.written == answer && !wire.abortive;
+        let answered = wire.ended_at == Some(wire.written.len()) && !wire.abortive;
+        let Some(reason) = self.server.end_of(client) else {
+            // Its close was under way when the worker died, or it was reset by then.
+            assert!(wire.reset || wire.refused || complete || answered || wire.abortive);
+            return;
+        };
+        let right = match reason {
+            CloseReason::PeerClosed => complete && wire.consumed == wire.arrived.len(),
+            CloseReason::PeerReset => wire.reset,
+            CloseReason::SystemError => wire.refused,
+            CloseReason::IdleTimeout => answered,
+            CloseReason::WriteStall => wire.abortive,
+            CloseReason::Drained => answered && wire.written.len() >= wire.arrived_at_stop,
+            CloseReason::PeerVanished | CloseReason::DrainTimeout | CloseReason::WorkerDied => {
+                false
+            }
+        };
+        assert!(right, "client {client} ended as {reason:?}: {wire:?}");
+    }
+}
+
+/// The memory of a model server.
+pub type Memory = uppercased::memory::Memory<Stops>;
+
+/// Milliseconds on the virtual clock.
+pub fn ms(ms: u64) -> Tick {
+    Tick::from_millis(ms)
+}

@@ -1,0 +1,287 @@
+//! The event loop reduced to its rules: the reactor's `record`, `conclude` and `close`, over the
+//! model kernel; and what takes its place after its death.
+
+use std::collections::VecDeque;
+
+use uppercased::clock::Tick;
+use uppercased::connection::{self, Outcome, Rules, Stream};
+use uppercased::memory::frozen::{Frozen, Phase, rescued};
+use uppercased::memory::layout::{Flags, Layout, State};
+use uppercased::memory::{self, Memory};
+use uppercased::metrics::CloseReason;
+
+use super::{CLIENTS_MAX, Handle, Kernel, Report, Stops};
+
+/// Records: for the clients of a server and of its successor.
+pub const DESCRIPTORS: u32 = 3 + 2 * CLIENTS_MAX as u32;
+
+/// A worker's loop.
+#[derive(Debug)]
+pub struct Server {
+    /// Its working memory.
+    pub memory: Memory<Stops>,
+    /// What its connections may use.
+    pub rules: Rules,
+    /// Descriptors with work to do.
+    pub ready: VecDeque<u32>,
+    /// Connections that ended: client and reason.
+    pub ended: Vec<(usize, CloseReason)>,
+    last_generation: u32,
+}
+
+/// A memory of buffers of `buffer_bytes`.
+pub fn fresh_memory(buffer_bytes: u32, stops: Stops) -> Memory<Stops> {
+    let layout = Layout {
+        descriptors: DESCRIPTORS,
+        buffers: 2 * DESCRIPTORS,
+        buffer_bytes,
+    };
+    Memory::with_probe(memory::create(layout).unwrap(), layout, stops).unwrap()
+}
+
+/// Where the numbers of a successor begin: none of them is its predecessor's.
+const fn other_numbers(kernel: &Kernel) -> u32 {
+    if kernel.first_fd == 3 {
+        3 + CLIENTS_MAX as u32
+    } else {
+        3
+    }
+}
+
+impl Server {
+    /// A loop with nothing to do.
+    pub fn new(memory: Memory<Stops>, rules: Rules) -> Self {
+        Self {
+            memory,
+            rules,
+            ready: VecDeque::new(),
+            ended: Vec::new(),
+            last_generation: 0,
+        }
+    }
+
+    /// One turn: reports, ready connections, accepts, deadlines.
+    pub fn turn(&mut self, kernel: &mut Kernel) {
+        for report in kernel.wait() {
+            self.record(report);
+        }
+        for _ in 0..self.ready.len() {
+            let Some(fd) = self.ready.pop_front() else {
+                break;
+            };
+            let flags = self.memory.head(fd).flags;
+            if !flags.has(Flags::QUEUED) {
+                continue;
+            }
+            self.memory.set_flags(fd, flags.without(Flags::QUEUED));
+            self.drive(kernel, fd);
+        }
+        self.accept(kernel);
+        let occupied: Vec<u32> = self.memory.occupied().collect();
+        for fd in occupied {
+            let stream = &mut Handle { kernel, fd };
+            let now = stream.kernel.now;
+            let outcome = connection::expire(&mut self.memory, fd, stream, &self.rules, now);
+            self.conclude(kernel, fd, outcome);
+        }
+    }
+
+    /// Asks every connection to end as soon as nothing is owed on it.
+    pub fn finish(&mut self, kernel: &mut Kernel) {
+        let occupied: Vec<u32> = self.memory.occupied().collect();
+        for fd in occupied {
+            let flags = self.memory.head(fd).flags;
+            self.memory.set_flags(fd, flags.with(Flags::LAST_LOOK));
+            self.enqueue(fd);
+            let wire = kernel.wire(fd);
+            if wire.ended_at.is_none() {
+                wire.arrived_at_stop = wire.arrived.len();
+            }
+        }
+    }
+
+    /// Whether there is nothing to do before something happens.
+    pub fn is_quiet(&self, kernel: &Kernel) -> bool {
+        let reported = |&client: &usize| kernel.wires[client].reported_next();
+        self.ready.is_empty()
+            && kernel.queue.is_empty()
+            && !kernel.descriptors.values().any(reported)
+    }
+
+    /// Hands every connection to a successor in another memory, under other numbers; each travels
+    /// as text, and the kernel's part with its descriptor.
+    pub fn handed_over(mut self, kernel: &mut Kernel, memory: Memory<Stops>) -> Self {
+        let mut successor = Self::new(memory, self.rules);
+        successor.ended = std::mem::take(&mut self.ended);
+        successor.last_generation = self.last_generation + 1000;
+        let first_fd = other_numbers(kernel);
+        let occupied: Vec<u32> = self.memory.occupied().collect();
+        for fd in occupied {
+            let frozen = self.memory.freeze(fd).unwrap();
+            let text = serde_json::to_string(&frozen).unwrap();
+            assert_eq!(self.memory.freeze(fd).as_ref(), Some(&frozen));
+            let arrived: Frozen = serde_json::from_str(&text).unwrap();
+            successor.take_in(kernel, fd, first_fd, &arrived);
+        }
+        successor
+    }
+
+    /// What a rescuer makes of the memory of a dead worker and of the kernel's counters, in another
+    /// memory. The order is that of the store rules: first finish what was being closed.
+    pub fn rescued(mut self, kernel: &mut Kernel, memory: Memory<Stops>) -> Self {
+        let mut successor = Self::new(memory, self.rules);
+        successor.ended = std::mem::take(&mut self.ended);
+        successor.last_generation = self.last_generation + 1000;
+        let first_fd = other_numbers(kernel);
+        let occupied: Vec<u32> = self.memory.occupied().collect();
+        for &fd in &occupied {
+            if self.memory.head(fd).state == State::Closing {
+                let (received, sent) = self.memory.bytes_moved(fd);
+                if received > sent && kernel.descriptors.contains_key(&fd) {
+                    kernel.abort(fd);
+                }
+                kernel.close(fd);
+            }
+        }
+        let open: Vec<u32> = kernel.descriptors.keys().copied().collect();
+        for fd in open {
+            let owed = kernel.wire(fd).owed() as u64;
+            // Its deadline may begin anew: the time of the last progress is noted before the state
+            // that it belongs to.
+            kernel.wire(fd).last_moved = kernel.now;
+            if kernel.wire(fd).reset {
+                kernel.close(fd); // Nothing is owed on it.
+            } else if let Some(found) = rescued(&mut self.memory, fd, owed).unwrap() {
+                successor.take_in(kernel, fd, first_fd, &found);
+            } else {
+                let number = kernel.transfer(fd, first_fd);
+                successor.open(kernel, number);
+            }
+        }
+        successor
+    }
+
+    /// Accepts what is in the queue.
+    fn accept(&mut self, kernel: &mut Kernel) {
+        if kernel.queue.is_empty() {
+            return;
+        }
+        self.memory.accepting();
+        while let Some(fd) = kernel.accept() {
+            self.open(kernel, fd);
+        }
+        self.memory.accepted();
+    }
+
+    fn open(&mut self, kernel: &mut Kernel, fd: u32) {
+        self.last_generation += 1;
+        let peer = ([192, 0, 2, 1], kernel.descriptors[&fd] as u16).into();
+        self.memory
+            .opened(fd, self.last_generation, peer, kernel.now);
+        kernel.watch(fd, self.last_generation);
+    }
+
+    fn take_in(&mut self, kernel: &mut Kernel, from: u32, first_fd: u32, frozen: &Frozen) {
+        let fd = kernel.transfer(from, first_fd);
+        self.last_generation += 1;
+        self.memory.thaw(fd, self.last_generation, frozen).unwrap();
+        assert_eq!(self.memory.freeze(fd).as_ref(), Some(frozen));
+        if frozen.phase != Phase::Open {
+            let mut stream = Handle { kernel, fd };
+            // Twice is harmless; a peer that is gone is noticed by the next read.
+            let _ = stream.end_output();
+        }
+        kernel.watch(fd, self.last_generation);
+        if self.memory.head(fd).flags.has(Flags::READABLE) {
+            self.enqueue(fd);
+        }
+    }
+
+    fn record(&mut self, report: Report) {
+        let fd = report.fd;
+        let head = self.memory.head(fd);
+        assert_eq!(head.generation, report.generation);
+        assert!(!matches!(head.state, State::Free | State::Closing));
+        let mut flags = head.flags;
+        if report.readable {
+            flags = flags.with(Flags::READABLE);
+        }
+        if report.writable {
+            flags = flags.with(Flags::WRITABLE);
+        }
+        if report.dry {
+            flags = flags.with(Flags::READABLE).with(Flags::READ_DRY);
+        }
+        self.memory.set_flags(fd, flags);
+        if flags.has(Flags::READABLE) || self.memory.pending(fd).is_some() {
+            self.enqueue(fd);
+        }
+    }
+
+    fn enqueue(&mut self, fd: u32) {
+        let flags = self.memory.head(fd).flags;
+        if !flags.has(Flags::QUEUED) {
+            self.memory.set_flags(fd, flags.with(Flags::QUEUED));
+            self.ready.push_back(fd);
+        }
+    }
+
+    fn drive(&mut self, kernel: &mut Kernel, fd: u32) {
+        let before = kernel.wire(fd).consumed;
+        let stream = &mut Handle { kernel, fd };
+        let now = stream.kernel.now;
+        let outcome = connection::drive(&mut self.memory, fd, stream, &self.rules, now);
+        let moved = kernel.wire(fd).consumed - before;
+        let most = self.rules.bytes_per_turn + self.memory.layout().buffer_bytes;
+        assert!(moved < most as usize, "{moved} bytes received in one turn");
+        self.conclude(kernel, fd, outcome);
+    }
+
+    fn conclude(&mut self, kernel: &mut Kernel, fd: u32, outcome: Outcome) {
+        match outcome {
+            Outcome::Waiting => {}
+            Outcome::Again => self.enqueue(fd),
+            Outcome::Close(reason) => self.close(kernel, fd, reason),
+        }
+    }
+
+    fn close(&mut self, kernel: &mut Kernel, fd: u32, reason: CloseReason) {
+        let client = kernel.descriptors[&fd];
+        let abandoned = self.memory.closing(fd);
+        assert_eq!(
+            abandoned as usize,
+            kernel.wires[client]
+                .ended_at
+                .map_or_else(|| kernel.wires[client].owed(), |_| 0),
+            "what is given up is what was owed"
+        );
+        if abandoned > 0 {
+            kernel.abort(fd);
+        }
+        kernel.close(fd);
+        self.memory.closed(fd);
+        self.ended.push((client, reason));
+    }
+
+    /// The end of `client`, if it came.
+    pub fn end_of(&self, client: usize) -> Option<CloseReason> {
+        let end = self.ended.iter().find(|(ended, _)| *ended == client);
+        end.map(|&(_, reason)| reason)
+    }
+
+    /// When a connection in `state` must have moved last, at the latest, not to be ended at `now`.
+    pub fn patience(&self, fd: u32) -> Option<std::time::Duration> {
+        match self.memory.head(fd).state {
+            State::Open if self.memory.pending(fd).is_some() => self.rules.write_stall_timeout,
+            State::Open => self.rules.idle_timeout,
+            State::LingeringIdle | State::LingeringStop => Some(self.rules.linger_timeout),
+            State::Free | State::Closing => None,
+        }
+    }
+
+    /// Whether `fd` has a deadline that `now` has reached.
+    pub fn overdue(&self, fd: u32, last_moved: Tick, now: Tick) -> bool {
+        self.patience(fd)
+            .is_some_and(|patience| last_moved + patience <= now)
+    }
+}
