@@ -4,6 +4,7 @@
 mod support;
 
 use std::io::{PipeReader, Read};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use nix::sys::signal::Signal;
@@ -185,18 +186,21 @@ fn with_json_every_line_is_an_object_that_says_whose_it_is() {
     assert!(by_workers >= 80, "{by_workers} of {} lines", lines.len());
 }
 
+/// Where a server that was started bare says that it serves.
+fn announced(server: &Bare) -> SocketAddr {
+    let line = server.stdout().find_from(0, DEADLINE, |_| true);
+    let line = line.expect("it serves");
+    let addr = line.strip_prefix("listening on ");
+    addr.and_then(|addr| addr.parse().ok())
+        .expect("an address is announced")
+}
+
 /// A log collector that hangs: the pipe fills up, and every client is served all the same. When it
 /// reads again it is told what it has missed.
 #[test]
 fn a_log_that_nobody_reads_keeps_nobody_waiting() {
     let mut server = Bare::start(&["--workers=1", "--listen=127.0.0.1:0", "--log-level=trace"]);
-    let announced = server.stdout().find_from(0, DEADLINE, |_| true);
-    let announced = announced.expect("it serves");
-    let addr = announced
-        .strip_prefix("listening on ")
-        .unwrap()
-        .parse()
-        .unwrap();
+    let addr = announced(&server);
     // Four lines for each client, some of them long: more than twice what a pipe holds.
     for _ in 0..300 {
         let mut client = Client::connect(addr);
@@ -231,13 +235,7 @@ fn a_log_that_nobody_reads_keeps_nobody_waiting() {
 #[test]
 fn a_log_whose_reader_went_away_ends_nobody() {
     let mut server = Bare::start(&["--workers=2", "--listen=127.0.0.1:0", "--log-level=debug"]);
-    let announced = server.stdout().find_from(0, DEADLINE, |_| true);
-    let announced = announced.expect("it serves");
-    let addr = announced
-        .strip_prefix("listening on ")
-        .unwrap()
-        .parse()
-        .unwrap();
+    let addr = announced(&server);
     drop(server.take_stderr());
     for _ in 0..20 {
         Client::connect(addr).roundtrip(b"who would read it?");
