@@ -15,6 +15,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use nix::poll::PollFlags;
 
+use self::support::adversity::skipped;
 use self::support::{DEADLINE, Server, in_background, poll_one};
 
 /// The line client of old: it sends each line with the NUL that ends it, and reads as much.
@@ -61,7 +62,7 @@ fn installed(name: &str) -> Option<PathBuf> {
     let mut places = std::env::split_paths(&path).map(|folder| folder.join(name));
     let found = places.find(|place| place.is_file());
     if found.is_none() {
-        eprintln!("SKIPPED: `{name}` is not installed here, so it cannot be tried");
+        skipped(name, "it is not installed here, so it cannot be tried");
     }
     found
 }
@@ -289,7 +290,8 @@ fn a_descriptor_limit_too_low_for_anything_is_refused() {
 fn a_privileged_port_without_the_right_to_it_is_refused() {
     let start = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
     if start.trim().parse::<u16>().unwrap() <= 80 {
-        eprintln!("SKIPPED: every port is free for everybody on this machine");
+        let test = "a_privileged_port_without_the_right_to_it_is_refused";
+        skipped(test, "every port is free for everybody on this machine");
         return;
     }
     // Where the program was built, another user may not be able to look.
