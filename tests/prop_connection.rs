@@ -72,6 +72,11 @@ proptest! {
     ) {
         after(terms, &ops).conclude();
     }
+}
+
+proptest! {
+    // Each case is a script and as many more as it has boundaries.
+    #![proptest_config(ProptestConfig::with_cases(80))]
 
     #[test]
     fn a_change_of_owner_at_any_boundary_changes_nothing(
@@ -172,8 +177,7 @@ fn a_stop_answers_what_the_kernel_has_and_then_ends_the_stream() {
     let mut world = after(Terms::PLAIN, &[CONNECT, Op::Turn, room(1000)]);
     // Told to stop before the report about these bytes, with an urgent mark in the midst of them.
     let urgent = Op::Event(Event::Urgent { client: 0 });
-    world.run(&[data(5), urgent, data(100), Op::Finish]);
-    world.run(&[Op::Turn, Op::Turn, Op::Turn]);
+    world.run(&[data(5), urgent, data(100), Op::Finish, Op::Turn, Op::Turn]);
     let wire = &world.kernel.wires[0];
     assert_eq!(
         (wire.written.len(), wire.ended_at, wire.closed),

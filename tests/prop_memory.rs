@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use model::script::{Memory, Op, Terms, World};
 use model::server::Server;
-use model::{Event, Kernel, Meanwhile, Stopped};
+use model::{Event, Kernel, Meanwhile, Stopped, Wire};
 use proptest::prelude::*;
 use uppercased::connection::Rules;
 use uppercased::memory::frozen::rescued;
@@ -106,10 +106,26 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
                 if told != expected {
                     return Err(format!("{fd} is told {told:?} for {expected:?}"));
                 }
+                check_counts(memory, fd, client, wire)?;
             }
         }
     }
     Ok(())
+}
+
+/// The rest of the record, which may be another connection's where stores are out of order.
+fn check_counts(memory: &mut Memory, fd: u32, client: usize, wire: &Wire) -> Result<(), String> {
+    let Some(found) = rescued(memory, fd, wire.owed() as u64).unwrap() else {
+        return Ok(());
+    };
+    let told = (found.bytes_in, found.bytes_out, found.peer.port());
+    let (consumed, written) = (wire.consumed as u64, wire.written.len() as u64);
+    if told == (consumed, written, client as u16) {
+        return Ok(());
+    }
+    Err(format!(
+        "{fd} is told to be {told:?} where {client} moved {consumed} and {written}"
+    ))
 }
 
 fn sound(memory: &mut Memory, fd: u32, owed: u64) -> Vec<u8> {
@@ -189,7 +205,7 @@ fn rescue_at(terms: Terms, ops: &[Op], point: u64) {
 fn repair_in_place(terms: Terms, ops: &[Op], point: u64) {
     for second in 0.. {
         let (mut world, _) = die_at(terms, ops, point);
-        let (memory, kernel) = (&mut world.server.memory, &mut world.kernel);
+        let (memory, kernel) = (&mut world.server.memory, &world.kernel);
         world.countdown.arm(second);
         let died_again = dies(|| repair(memory, kernel));
         world.countdown.arm(u64::MAX);

@@ -94,7 +94,13 @@ impl World {
                 // Reports and work come before deadlines, as in the loop.
                 self.turn();
             }
-            Op::Finish => self.server.finish(&mut self.kernel),
+            Op::Finish => {
+                self.server.finish(&mut self.kernel);
+                // As in the loop: told between the reports and the work, so what came since the
+                // last reports has to be found without one.
+                self.server.work(&mut self.kernel);
+                self.check();
+            }
             Op::HandOver => self.replace(Server::handed_over),
         }
     }

@@ -65,6 +65,11 @@ impl Server {
         for report in kernel.wait() {
             self.record(report);
         }
+        self.work(kernel);
+    }
+
+    /// The second half of a turn.
+    pub fn work(&mut self, kernel: &mut Kernel) {
         for _ in 0..self.ready.len() {
             let Some(fd) = self.ready.pop_front() else {
                 break;
