@@ -15,12 +15,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 mod bounds;
+mod change;
 mod listen;
 mod settings;
 mod source;
 mod value;
 
 pub use bounds::*;
+pub use change::{NeedsStop, check_change};
 pub use listen::LISTEN_MAX;
 pub use settings::{Category, ENV_PREFIX, SETTINGS, Setting};
 pub use source::{Assignment, CONFIG_VARIABLE, Origin, from_environment, from_file};
@@ -41,6 +43,31 @@ pub const AUTO_CONNECTIONS_MAX: u32 = 1_000_000;
 /// Descriptors kept for each slot besides its listeners: channel, pidfd, memory, and one spare.
 pub const FDS_PER_SLOT: u32 = 4;
 
+/// Connections that travel in one message of a handover: what the kernel passes at once
+/// (`SCM_MAX_FD`, 253), less a margin.
+pub const HANDOVER_BATCH_CONNECTIONS: usize = 200;
+
+/// Bytes of one message of a handover, descriptors apart: room for one connection with a full
+/// buffer of unsent output and its record; below what a socket pair takes at once (about 208 KiB).
+pub const HANDOVER_MESSAGE_BYTES: usize = 96 * 1024;
+
+/// Messages of a handover on their way, sent and not acknowledged: enough that neither side waits
+/// for the other's turn, few enough that a connection is frozen for milliseconds.
+pub const HANDOVER_WINDOW: usize = 2;
+
+/// Looks at a worker's pulse within `hang_timeout`; a worker is hung when all of them in a row find
+/// that its loop has made no turn.
+pub const HANG_CHECKS: u32 = 4;
+
+/// Clients of the control socket at once; one more is told to come back.
+pub const CONTROL_CLIENTS_MAX: usize = 16;
+
+/// Bytes of a request on the control socket.
+pub const CONTROL_REQUEST_MAX_BYTES: usize = 4096;
+
+/// How long a client of the control socket may take to send its request.
+pub const CONTROL_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The largest configuration file that is read, in bytes; `--config /dev/zero` must end.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;
 
@@ -51,6 +78,28 @@ pub struct ListenAddr {
     pub addr: SocketAddr,
     /// For an IPv6 address: whether IPv4 clients are served by the same socket.
     pub dual_stack: bool,
+}
+
+/// Where a running server takes orders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Control {
+    /// A socket named after the supervisor's process number, in the runtime directory.
+    Auto,
+    /// Nowhere: signals only.
+    Off,
+    /// A socket at this path.
+    Path(PathBuf),
+}
+
+/// What a rolling restart does with established connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RestartConnections {
+    /// They move to the new worker, live.
+    Handover,
+    /// They stay with the old one until they end or `drain_timeout` passes.
+    Drain,
 }
 
 /// How log lines are written.
@@ -126,6 +175,18 @@ pub struct Config {
     pub backoff_reset: Duration,
     /// How long a slot may be without a worker before a sibling serves its queue.
     pub lend_after: Duration,
+    /// Where the running server takes orders.
+    pub control: Control,
+    /// What a rolling restart does with established connections.
+    pub restart_connections: RestartConnections,
+    /// How long the first renewed worker must serve before the others are renewed.
+    pub bake_time: Duration,
+    /// How long a worker may take to hand its connections over.
+    pub handover_timeout: Duration,
+    /// How long handshakes already begun have before a listener is closed.
+    pub handshake_timeout: Duration,
+    /// A worker whose loop made no turn for this long is replaced; `None`: never.
+    pub hang_timeout: Option<Duration>,
     /// The least severe level that is logged.
     pub log_level: LogLevel,
     /// How log lines look.
@@ -400,6 +461,12 @@ const BLANK: Config = Config {
     backoff_max: Duration::ZERO,
     backoff_reset: Duration::ZERO,
     lend_after: Duration::ZERO,
+    control: Control::Off,
+    restart_connections: RestartConnections::Handover,
+    bake_time: Duration::ZERO,
+    handover_timeout: Duration::ZERO,
+    handshake_timeout: Duration::ZERO,
+    hang_timeout: None,
     log_level: LogLevel::Info,
     log_format: LogFormat::Human,
 };

@@ -23,6 +23,22 @@ pub struct SlotId(pub u16);
 #[serde(transparent)]
 pub struct Generation(pub u32);
 
+/// What workers run: one program (an open file) with one configuration. Counted from 1, the one
+/// that an instance starts with; every restart and upgrade makes another.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct ReleaseId(pub u32);
+
+/// Who asked for a planned operation, so that the verdict finds its way back; 0: nobody waits for
+/// it (a signal), it is logged only.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct RequestId(pub u64);
+
 /// One worker process among all that ever were.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
@@ -42,6 +58,22 @@ impl SlotId {
     }
 }
 
+impl ReleaseId {
+    /// The release that an instance starts with.
+    pub const FIRST: Self = Self(1);
+
+    /// The release after this one. Wraps, as generations do.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+}
+
+impl RequestId {
+    /// Of a request whose verdict nobody waits for.
+    pub const NOBODY: Self = Self(0);
+}
+
 impl Generation {
     /// The generation of the successor.
     ///
@@ -59,6 +91,12 @@ impl fmt::Display for SlotId {
 }
 
 impl fmt::Display for Generation {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}", self.0)
+    }
+}
+
+impl fmt::Display for ReleaseId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}", self.0)
     }

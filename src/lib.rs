@@ -56,6 +56,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod connection;
+pub mod fault;
 pub mod identity;
 pub mod listener;
 pub mod log;

@@ -107,13 +107,14 @@ pub fn counter(shared: &SharedMemory, counter: Counter) -> u64 {
     metrics_cell(shared, counter).load(Ordering::Relaxed)
 }
 
-/// Connections open by the counters: taken and not yet ended.
+/// Connections open by the counters: taken or moved in, not yet ended or moved out.
 #[must_use]
 pub fn open_connections(shared: &SharedMemory) -> u64 {
-    let ended = CloseReason::ALL
-        .iter()
-        .map(|&reason| counter(shared, Counter::Closed(reason)));
-    counter(shared, Counter::Accepted).saturating_sub(ended.sum())
+    let came = [Counter::Accepted, Counter::MovedIn];
+    let went = CloseReason::ALL.map(Counter::Closed);
+    let sum = |counters: &[Counter]| -> u64 { counters.iter().map(|&c| counter(shared, c)).sum() };
+    let gone = sum(&went) + counter(shared, Counter::MovedOut);
+    sum(&came).saturating_sub(gone)
 }
 
 impl Memory {

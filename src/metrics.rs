@@ -98,6 +98,10 @@ impl PauseCause {
 pub enum Counter {
     /// Connections taken from an accept queue.
     Accepted,
+    /// Connections that came from another worker, live.
+    MovedIn,
+    /// Connections that another worker took over, live.
+    MovedOut,
     /// Connections ended, by reason.
     Closed(CloseReason),
     /// Times accepting was paused, by cause.
@@ -129,7 +133,7 @@ pub enum Counter {
 impl Counter {
     /// Number of cells.
     pub const COUNT: usize = Self::FIRST_PAUSED + PauseCause::ALL.len();
-    const FIRST_CLOSED: usize = 12;
+    const FIRST_CLOSED: usize = 14;
     const FIRST_PAUSED: usize = Self::FIRST_CLOSED + CloseReason::ALL.len();
 
     /// Where in the block this counter's cell is; cells that change together lie together.
@@ -148,6 +152,8 @@ impl Counter {
             Self::BytesAbandoned => 9,
             Self::Refused => 10,
             Self::AcceptFailed => 11,
+            Self::MovedIn => 12,
+            Self::MovedOut => 13,
             Self::Closed(reason) => Self::FIRST_CLOSED + reason as usize,
             Self::Paused(cause) => Self::FIRST_PAUSED + cause as usize,
         }
@@ -168,6 +174,8 @@ impl Counter {
             Self::BytesAbandoned,
             Self::Refused,
             Self::AcceptFailed,
+            Self::MovedIn,
+            Self::MovedOut,
         ]
         .into_iter()
         .chain(CloseReason::ALL.map(Self::Closed))
@@ -190,6 +198,8 @@ impl Counter {
             Self::BytesAbandoned => ("bytes_abandoned", None),
             Self::Refused => ("refused", None),
             Self::AcceptFailed => ("accept_failed", None),
+            Self::MovedIn => ("moved_in", None),
+            Self::MovedOut => ("moved_out", None),
             Self::Closed(reason) => ("closed", Some(reason.name())),
             Self::Paused(cause) => ("paused", Some(cause.name())),
         }

@@ -214,7 +214,9 @@ impl Supervisor {
     fn carry_out(&mut self) {
         while let Some(action) = self.machine.poll_action() {
             match action {
-                Action::Spawn { worker, listener } => self.spawn(worker, listener),
+                Action::Spawn {
+                    worker, listener, ..
+                } => self.spawn(worker, listener),
                 Action::Kill { worker } => self.slots[worker.slot.index()].kill(worker),
                 Action::EndCustody => {
                     for slot in &mut self.slots {
@@ -234,6 +236,20 @@ impl Supervisor {
                 Action::Recall { slot, from } => {
                     self.say(from, Message::Recall(wire::Recall { slot }), None);
                 }
+                Action::Serve { .. }
+                | Action::HandOver { .. }
+                | Action::Leave { .. }
+                | Action::TakePulse { .. }
+                | Action::Ping { .. }
+                | Action::Steer { .. }
+                | Action::Unsteer
+                | Action::CloseListeners { .. }
+                | Action::DropSlot { .. }
+                | Action::Preflight
+                | Action::AbortPreflight
+                | Action::Exec
+                | Action::Commit { .. }
+                | Action::Answer { .. } => {}
                 Action::Notice(notice) => report::notice(&notice, &self.slots),
                 Action::Announce => {
                     report::announce(&self.config, &self.limits.listen);
@@ -351,5 +367,11 @@ fn policy(config: &Config) -> Policy {
         backoff_max: config.backoff_max,
         backoff_reset: config.backoff_reset,
         lend_after: config.lend_after,
+        restart_connections: config.restart_connections,
+        linger_timeout: config.linger_timeout,
+        bake_time: config.bake_time,
+        handover_timeout: config.handover_timeout,
+        handshake_timeout: config.handshake_timeout,
+        hang_timeout: config.hang_timeout,
     }
 }

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::identity::{Generation, SlotId, WorkerId};
 
 /// Version of the frame format and of the set of kinds.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of the longest frame. A configuration with a hundred addresses needs a fifth of it.
 pub const FRAME_MAX_BYTES: usize = 64 * 1024;
 /// Descriptors in one frame: what the kernel passes at once (`SCM_MAX_FD`), less a margin.
@@ -55,6 +55,21 @@ pub enum Message {
     Stop(Stop),
     /// From a worker that stops: it has let go of its listeners.
     Draining(Draining),
+    /// To a worker that was started to stand by: its predecessor is gone or leaves; accept now.
+    Serve(Serve),
+    /// To a worker: stop accepting, send every connection to another worker over the socket that
+    /// comes along, say [`HandedOver`], and end. Descriptors: one end of a handover's socket pair.
+    HandOver(HandOver),
+    /// To a worker: take the connections in that come over the socket. One that stood by accepts
+    /// from now on. Descriptors: the other end of that pair.
+    TakeOver(TakeOver),
+    /// To a worker: stop accepting, serve what is established until it ends or the time is over,
+    /// then finish it in order, and end.
+    Leave(Leave),
+    /// From a worker that was told to hand over: how that ended.
+    HandedOver(HandedOver),
+    /// To a worker: make a turn of the loop, so that its pulse can be seen.
+    Ping(Ping),
 }
 
 /// What a new worker needs to know.
@@ -66,6 +81,10 @@ pub struct Start {
     pub listen: Vec<Listen>,
     /// Whether the listeners come along, or are to be bound.
     pub adopt: bool,
+    /// Whether to be Ready without accepting, until told to serve or to take over: another worker
+    /// of the slot still serves.
+    #[serde(default)]
+    pub standby: bool,
     /// Connections this worker may hold.
     pub max_connections: u32,
     /// Records in the working memory: descriptor numbers this worker may use.
@@ -124,6 +143,67 @@ pub struct Draining {
     /// Connections still open.
     pub connections: u32,
 }
+
+/// Begin to accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serve {}
+
+/// To whom connections go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandOver {
+    /// The worker at the other end.
+    pub to: WorkerId,
+    /// Whether nobody accepts from this worker's listeners after it: what stands in their queues
+    /// is to be taken before they are let go.
+    pub last: bool,
+    /// Milliseconds for what the other end refuses: it is served until then, then finished.
+    pub drain_timeout_ms: u64,
+}
+
+/// From whom connections come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeOver {
+    /// The worker at the other end.
+    pub from: WorkerId,
+}
+
+/// How to leave with established connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leave {
+    /// Milliseconds for which established connections are served on.
+    pub drain_timeout_ms: u64,
+}
+
+/// How a handover ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedOver {
+    /// Connections that the other worker has acknowledged.
+    pub moved: u32,
+    /// Connections that this worker still has.
+    pub left: u32,
+    /// What comes of it.
+    pub end: HandoverEnd,
+}
+
+/// What a worker does after a handover.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HandoverEnd {
+    /// Everything has moved; it ends.
+    Done,
+    /// The other worker is gone. It serves on with what was not acknowledged, and accepts again.
+    PeerGone,
+    /// The other worker does not take (more of) its connections. It serves them until they end or
+    /// `drain_timeout` passes, then finishes them in order, and ends.
+    Refused {
+        /// In the other worker's words.
+        cause: String,
+    },
+}
+
+/// Make a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ping {}
 
 /// Why a frame is refused.
 #[derive(Debug, thiserror::Error)]
@@ -239,6 +319,12 @@ impl Message {
             Self::Recall(body) => (5, serde_json::to_vec(body)),
             Self::Stop(body) => (6, serde_json::to_vec(body)),
             Self::Draining(body) => (7, serde_json::to_vec(body)),
+            Self::Serve(body) => (8, serde_json::to_vec(body)),
+            Self::HandOver(body) => (9, serde_json::to_vec(body)),
+            Self::TakeOver(body) => (10, serde_json::to_vec(body)),
+            Self::Leave(body) => (11, serde_json::to_vec(body)),
+            Self::HandedOver(body) => (12, serde_json::to_vec(body)),
+            Self::Ping(body) => (13, serde_json::to_vec(body)),
         };
         Ok((kind, body.map_err(|source| Error::Body { kind, source })?))
     }
@@ -252,6 +338,12 @@ impl Message {
             5 => serde_json::from_slice(body).map(Self::Recall),
             6 => serde_json::from_slice(body).map(Self::Stop),
             7 => serde_json::from_slice(body).map(Self::Draining),
+            8 => serde_json::from_slice(body).map(Self::Serve),
+            9 => serde_json::from_slice(body).map(Self::HandOver),
+            10 => serde_json::from_slice(body).map(Self::TakeOver),
+            11 => serde_json::from_slice(body).map(Self::Leave),
+            12 => serde_json::from_slice(body).map(Self::HandedOver),
+            13 => serde_json::from_slice(body).map(Self::Ping),
             unknown => return Err(Error::Kind(unknown)),
         };
         message.map_err(|source| Error::Body { kind, source })
@@ -293,6 +385,26 @@ mod tests {
                 drain_timeout_ms: u64::MAX,
             }),
             Message::Draining(Draining { connections: 7 }),
+            Message::Serve(Serve {}),
+            Message::HandOver(HandOver {
+                to: WorkerId::default(),
+                last: true,
+                drain_timeout_ms: 5,
+            }),
+            Message::TakeOver(TakeOver {
+                from: WorkerId::default(),
+            }),
+            Message::Leave(Leave {
+                drain_timeout_ms: 5,
+            }),
+            Message::HandedOver(HandedOver {
+                moved: 1,
+                left: 2,
+                end: HandoverEnd::Refused {
+                    cause: "full".into(),
+                },
+            }),
+            Message::Ping(Ping {}),
         ]
     }
 
@@ -306,8 +418,8 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_version_1_are_read_for_ever() {
-        let frame = b"UPPR\x01\x00\x04\x00\x02\x00\x00\x00\x05\x00\x00\x00\x01\x00\x00\x00\x0a\x00\x00\x00{\"slot\":1}";
+    fn bytes_of_version_2_are_read_for_ever() {
+        let frame = b"UPPR\x02\x00\x04\x00\x02\x00\x00\x00\x05\x00\x00\x00\x01\x00\x00\x00\x0a\x00\x00\x00{\"slot\":1}";
         let (read, descriptors) = Envelope::decode(frame).unwrap();
         assert_eq!(
             read.worker,
@@ -339,7 +451,7 @@ mod tests {
             Envelope::decode(&frame)
         };
         assert!(matches!(with(0, b'X'), Err(Error::Magic)));
-        assert!(matches!(with(4, 2), Err(Error::Version(2))));
+        assert!(matches!(with(4, 1), Err(Error::Version(1))));
         assert!(matches!(with(6, 99), Err(Error::Kind(99))));
         assert!(matches!(with(16, 201), Err(Error::Descriptors(201))));
         assert!(matches!(with(20, 1), Err(Error::Length { .. })));
@@ -369,7 +481,7 @@ mod tests {
 
         #[test]
         fn any_change_of_one_byte_decodes_or_is_refused(
-            which in 0usize..6, at: prop::sample::Index, byte: u8,
+            which in 0usize..12, at: prop::sample::Index, byte: u8,
         ) {
             let mut frame = envelope(messages().swap_remove(which)).encode(0).unwrap();
             let at = at.index(frame.len());

@@ -224,7 +224,16 @@ impl Worker {
                 tracing::info!(lent_by = recall.slot.0, "a sibling's queue was recalled");
             }
             Message::Stop(stop) => self.stop(stop),
-            Message::Start(_) | Message::Ready(_) | Message::Failed(_) | Message::Draining(_) => {
+            Message::Ping(_) => {}
+            Message::Serve(_)
+            | Message::HandOver(_)
+            | Message::TakeOver(_)
+            | Message::Leave(_)
+            | Message::HandedOver(_)
+            | Message::Start(_)
+            | Message::Ready(_)
+            | Message::Failed(_)
+            | Message::Draining(_) => {
                 tracing::warn!(?message, "a message out of place was dropped");
             }
         }

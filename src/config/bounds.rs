@@ -108,3 +108,24 @@ pub const LEND_AFTER: Span = Span {
     least: Duration::ZERO,
     most: MINUTE,
 };
+/// Good service of the first renewed worker before the others follow.
+pub const BAKE_TIME: Span = Span {
+    least: Duration::ZERO,
+    most: HOUR,
+};
+/// Handing connections over.
+pub const HANDOVER_TIMEOUT: Span = Span {
+    least: Duration::from_millis(10),
+    most: Duration::from_secs(10 * 60),
+};
+/// Handshakes begun before a listener is closed. A lost answer is sent again after 1, 3 and 7
+/// seconds; more than a minute helps nobody.
+pub const HANDSHAKE_TIMEOUT: Span = Span {
+    least: Duration::ZERO,
+    most: MINUTE,
+};
+/// A loop without a turn. Shorter than 200 ms would end workers that a busy machine kept waiting.
+pub const HANG_TIMEOUT: Span = Span {
+    least: Duration::from_millis(200),
+    most: HOUR,
+};

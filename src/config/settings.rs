@@ -9,8 +9,8 @@ use std::fmt;
 
 use super::bounds::*;
 use super::listen::Listen;
-use super::value::{Choice, Facts, Grammar, OrWord, PerCpu, Switch};
-use super::{Config, LogFormat, LogLevel};
+use super::value::{Choice, ControlSocket, Facts, Grammar, OrWord, PerCpu, Switch};
+use super::{Config, LogFormat, LogLevel, RestartConnections};
 
 /// The prefix of every environment variable that is a setting.
 pub const ENV_PREFIX: &str = "UPPERCASED_";
@@ -21,6 +21,10 @@ const LEVELS: Choice<LogLevel> = Choice(&[
     ("info", LogLevel::Info),
     ("debug", LogLevel::Debug),
     ("trace", LogLevel::Trace),
+]);
+const RESTART_CONNECTIONS: Choice<RestartConnections> = Choice(&[
+    ("handover", RestartConnections::Handover),
+    ("drain", RestartConnections::Drain),
 ]);
 const FORMATS: Choice<LogFormat> =
     Choice(&[("human", LogFormat::Human), ("json", LogFormat::Json)]);
@@ -36,6 +40,8 @@ pub enum Category {
     Turn,
     /// Starting and stopping workers.
     Lifecycle,
+    /// Restarts, upgrades and scaling of a running server.
+    Operation,
     /// Log lines.
     Logging,
 }
@@ -49,6 +55,7 @@ impl Category {
             Self::Connections => "Connections",
             Self::Turn => "Turn of the loop",
             Self::Lifecycle => "Starting and stopping",
+            Self::Operation => "Operating a running server",
             Self::Logging => "Logging",
         }
     }
@@ -396,6 +403,70 @@ pub static SETTINGS: &[Setting] = &[
         help: "Lend a queue without worker to a sibling after this",
         long_help: "Clients in the accept queue of a slot without a worker wait; this bounds for \
                     how long.",
+    },
+    Setting {
+        binding: bind!(control, ControlSocket),
+        category: Category::Operation,
+        value_name: "PATH",
+        default: "auto",
+        example: "/run/uppercased.sock",
+        help: "Socket for reload, upgrade, scale, status, stop",
+        long_help: "Made with mode 0600; only the same user and root are heard. auto: a socket \
+                    named after the process, in /run/uppercased for root, else in uppercased \
+                    below XDG_RUNTIME_DIR; a server that cannot make it there goes on without. \
+                    off: signals only. Cannot change without a stop.",
+    },
+    Setting {
+        binding: bind!(restart_connections, RESTART_CONNECTIONS),
+        category: Category::Operation,
+        value_name: "HOW",
+        default: "handover",
+        example: "drain",
+        help: "What a restart does with connections",
+        long_help: "handover: established connections move to the new worker, live; no client \
+                    notices. drain: they stay with the old worker until they end or \
+                    drain_timeout passes, and are then closed politely.",
+    },
+    Setting {
+        binding: bind!(bake_time, BAKE_TIME),
+        category: Category::Operation,
+        value_name: "TIME",
+        default: "1s",
+        example: "30s",
+        help: "Watch the first renewed worker for so long",
+        long_help: "A restart renews one worker, watches it for this time, and goes on only if it \
+                    stays healthy; otherwise the old program and configuration come back.",
+    },
+    Setting {
+        binding: bind!(handover_timeout, HANDOVER_TIMEOUT),
+        category: Category::Operation,
+        value_name: "TIME",
+        default: "10s",
+        example: "30s",
+        help: "Time a worker has to hand its connections over",
+        long_help: "Ten thousand take a fraction of a second. If it is over, the new worker is \
+                    ended, everything goes back to the old one, and the restart has failed.",
+    },
+    Setting {
+        binding: bind!(handshake_timeout, HANDSHAKE_TIMEOUT),
+        category: Category::Operation,
+        value_name: "TIME",
+        default: "3s",
+        example: "8s",
+        help: "Time for handshakes before a listener is closed",
+        long_help: "With fewer workers, new connections are steered away from the sockets that \
+                    will go; handshakes that have begun on them get this time to finish. A lost \
+                    answer is repeated after 1s and again after 3s.",
+    },
+    Setting {
+        binding: bind!(hang_timeout, OrWord("off", HANG_TIMEOUT)),
+        category: Category::Operation,
+        value_name: "TIME",
+        default: "10s",
+        example: "2s",
+        help: "Replace a worker whose loop stands still so long",
+        long_help: "The supervisor watches a counter that every turn of a worker's loop moves; it \
+                    costs the worker nothing. off: a hung worker stays.",
     },
     Setting {
         binding: bind!(log_level, LEVELS),

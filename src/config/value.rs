@@ -10,6 +10,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::Control;
+
 /// Looks a host name up: its addresses with the given port, or why there are none.
 pub type Lookup<'a> = &'a dyn Fn(&str, u16) -> Result<Vec<SocketAddr>, String>;
 
@@ -81,6 +83,13 @@ pub(crate) struct PerCpu(pub(crate) Count<u16>);
 /// `true` or `false`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Switch;
+
+/// The path of the control socket, or a word for a default one or none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ControlSocket;
+
+/// Bytes of the longest path that a Unix socket can have (`sun_path`, less its final zero).
+const SOCKET_PATH_MAX_BYTES: usize = 107;
 
 /// One word of a list.
 #[derive(Clone, Copy, Debug)]
@@ -274,6 +283,38 @@ impl Grammar for Switch {
 impl fmt::Display for Switch {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("true or false")
+    }
+}
+
+impl Grammar for ControlSocket {
+    type Value = Control;
+
+    fn parse(&self, text: &str, _: &Facts<'_>) -> Result<Control, String> {
+        match text {
+            "auto" => Ok(Control::Auto),
+            "off" => Ok(Control::Off),
+            path if path.len() > SOCKET_PATH_MAX_BYTES => Err(format!(
+                "{path:?} is {} bytes long, and the path of a socket has at most \
+                 {SOCKET_PATH_MAX_BYTES}",
+                path.len()
+            )),
+            path if path.starts_with('/') && !path.contains('\0') => Ok(Control::Path(path.into())),
+            other => Err(format!("{other:?} is not an absolute path")),
+        }
+    }
+
+    fn show(&self, value: &Control) -> String {
+        match value {
+            Control::Auto => "auto".to_owned(),
+            Control::Off => "off".to_owned(),
+            Control::Path(path) => path.display().to_string(),
+        }
+    }
+}
+
+impl fmt::Display for ControlSocket {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an absolute path, auto or off")
     }
 }
 

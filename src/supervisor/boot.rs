@@ -68,6 +68,7 @@ impl Limits {
             config: config.clone(),
             listen: self.listen.clone(),
             adopt: listener == ListenerSource::Adopt,
+            standby: false,
             max_connections: self.max_connections,
             descriptors: self.descriptors,
         }

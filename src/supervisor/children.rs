@@ -114,7 +114,16 @@ impl SlotResources {
             },
             Message::Failed(failed) => Heard::Failed(failed.cause),
             Message::Draining(draining) => Heard::Draining(draining.connections),
-            Message::Start(_) | Message::Lend(_) | Message::Recall(_) | Message::Stop(_) => {
+            Message::HandedOver(_) => return None,
+            Message::Start(_)
+            | Message::Lend(_)
+            | Message::Recall(_)
+            | Message::Stop(_)
+            | Message::Serve(_)
+            | Message::HandOver(_)
+            | Message::TakeOver(_)
+            | Message::Leave(_)
+            | Message::Ping(_) => {
                 Heard::Broken("it sent a message that only the supervisor sends".to_owned())
             }
         };

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::machine::Policy;
 use super::slot::{Death, SlotId, WorkerId};
+use crate::identity::{ReleaseId, RequestId};
+use crate::wire::HandoverEnd;
 
 /// What happened in the world.
 ///
@@ -56,6 +59,78 @@ pub enum Event {
         /// Who asked, for the log ("SIGTERM").
         by: String,
     },
+    /// Renew every worker, one slot after the other, with a release that the shell has prepared
+    /// and validated.
+    Restart {
+        /// Who asked.
+        request: RequestId,
+        /// What the new workers run.
+        release: ReleaseId,
+        /// The limits of the release's configuration; in force once every slot has been renewed.
+        /// Its `workers` is the number asked for by the configuration if that has changed there,
+        /// else the number in force: when all are renewed, the restart goes on by scaling to it.
+        policy: Policy,
+    },
+    /// Replace the supervisor's own program by the one on disk, then renew every worker.
+    Upgrade {
+        /// Who asked.
+        request: RequestId,
+    },
+    /// The new program has shown that it can take over.
+    PreflightPassed,
+    /// The new program cannot take over.
+    PreflightFailed {
+        /// Why, in one line.
+        cause: String,
+    },
+    /// The answer to [`Action::Exec`] if this program still runs after it.
+    ExecFailed {
+        /// Why, in one line.
+        cause: String,
+    },
+    /// First words of the new program to the restored machine, after [`Action::Exec`].
+    Resumed {
+        /// The release that the new program made of itself and of its configuration.
+        release: ReleaseId,
+        /// Its limits, as in [`Event::Restart`].
+        policy: Policy,
+    },
+    /// Have more workers, or fewer.
+    Scale {
+        /// Who asked.
+        request: RequestId,
+        /// How many.
+        to: ScaleTo,
+    },
+    /// A worker that was told to hand over says how that ended.
+    HandedOver {
+        /// Who.
+        worker: WorkerId,
+        /// Connections that have moved.
+        moved: u32,
+        /// Connections that it still has.
+        left: u32,
+        /// What it does now.
+        end: HandoverEnd,
+    },
+    /// The answer to [`Action::TakePulse`].
+    Pulse {
+        /// Whose.
+        worker: WorkerId,
+        /// Turns of its loop, all in all. Equal to the last answer: it has made none since.
+        turns: u64,
+    },
+}
+
+/// How many workers there are to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ScaleTo {
+    /// So many; at least 1.
+    Exactly(u16),
+    /// One more than there are.
+    OneMore,
+    /// One less than there are; at 1 there is nothing to do.
+    OneLess,
 }
 
 /// Where a new worker gets its slot's listener from.
@@ -73,10 +148,15 @@ pub enum ListenerSource {
 pub enum Action {
     /// Start a process; if that fails, say so with [`Event::SpawnFailed`].
     Spawn {
-        /// Who it will be.
+        /// Who it will be. A slot that the shell does not have yet begins with this.
         worker: WorkerId,
         /// Where its listener comes from.
         listener: ListenerSource,
+        /// What it runs.
+        release: ReleaseId,
+        /// Whether it is to be Ready without accepting, until [`Action::Serve`] or
+        /// [`Action::HandOver`] to it: another worker of the slot still serves.
+        standby: bool,
     },
     /// SIGKILL, by pidfd. The process may be gone already, or its spawn may have failed: no error.
     Kill {
@@ -107,12 +187,114 @@ pub enum Action {
         /// From whom.
         from: WorkerId,
     },
+    /// Tell a worker that stands by to accept: it has no predecessor, or that one leaves.
+    Serve {
+        /// Whom.
+        worker: WorkerId,
+    },
+    /// Connect two workers: `from` stops accepting and sends its connections, `to` takes them in,
+    /// and accepts if it stood by. `to` is told first: its end of the pair is there before any
+    /// connection is on its way.
+    HandOver {
+        /// Who leaves.
+        from: WorkerId,
+        /// Who goes on.
+        to: WorkerId,
+        /// Nobody accepts from the listeners of `from` after it.
+        last: bool,
+    },
+    /// Tell a worker to stop accepting and to serve what is established until it ends.
+    Leave {
+        /// Whom.
+        worker: WorkerId,
+    },
+    /// Read how many turns a worker's loop has made, and answer with [`Event::Pulse`] at once.
+    TakePulse {
+        /// Whose.
+        worker: WorkerId,
+    },
+    /// Have a worker make a turn, in case it only had nothing to do.
+    Ping {
+        /// Whom.
+        worker: WorkerId,
+    },
+    /// Give new connections to the sockets of the first `slots` slots only.
+    Steer {
+        /// How many slots still get new connections.
+        slots: u16,
+    },
+    /// Give new connections to every slot's sockets again.
+    Unsteer,
+    /// Close the kept duplicates of a slot's listeners: no worker will serve them any more.
+    CloseListeners {
+        /// Whose.
+        slot: SlotId,
+    },
+    /// Forget the last slot; no process of it is left.
+    DropSlot {
+        /// Which; always the one with the highest number.
+        slot: SlotId,
+    },
+    /// Let the program on disk show that it can take over: [`Event::PreflightPassed`] or
+    /// [`Event::PreflightFailed`] must follow, unless the machine stops waiting.
+    Preflight,
+    /// The new program took too long, or its verdict is not wanted any more: end it. No event
+    /// follows.
+    AbortPreflight,
+    /// Become the program that passed, with a snapshot of the machine taken now. Comes last of its
+    /// batch. If it fails, say so with [`Event::ExecFailed`].
+    Exec,
+    /// The release is everybody's now: its configuration is in force for the supervisor too, and
+    /// whatever no slot runs can be let go.
+    Commit {
+        /// Which.
+        release: ReleaseId,
+    },
+    /// Tell whoever asked how it ended. Once for each request.
+    Answer {
+        /// Who asked.
+        request: RequestId,
+        /// How it ended.
+        answer: Answer,
+    },
     /// Something to log and count.
     Notice(Notice),
     /// Every slot has been Ready once: print the address. Once in a life.
     Announce,
     /// The last action ever: no process is left.
     Exit(Verdict),
+}
+
+/// How a planned operation ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// As it should.
+    Done(Done),
+    /// It did not begin: something else is under way, or there is nothing to do it with.
+    Refused {
+        /// Why, in one line, and when to try again.
+        cause: String,
+    },
+    /// It began, and what it had changed has been taken back as far as the cause says.
+    Failed {
+        /// Why, in one line, and what runs now.
+        cause: String,
+    },
+}
+
+/// What a planned operation has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// Slots that have a new worker.
+    pub renewed: u16,
+    /// Slots there are now.
+    pub workers: u16,
+    /// Connections that moved to another worker, live.
+    pub moved: u64,
+    /// Connections that were left with their worker until they end or `drain_timeout` passes.
+    pub drained: u64,
+    /// From the request to now.
+    pub took: Duration,
 }
 
 /// How the supervisor's life ended.
@@ -136,6 +318,75 @@ pub enum Notice {
         worker: WorkerId,
         /// Where its listener comes from.
         listener: ListenerSource,
+    },
+    /// A new worker is Ready beside the one that serves.
+    WorkerStandingBy {
+        /// Who.
+        worker: WorkerId,
+        /// From its spawn to its Ready.
+        took: Duration,
+    },
+    /// A planned operation begins.
+    OperationStarted {
+        /// "restart", "upgrade", "scale to 3".
+        what: String,
+        /// Who asked.
+        request: RequestId,
+    },
+    /// A planned operation ended, or did not begin.
+    OperationEnded {
+        /// "restart", "upgrade", "scale to 3".
+        what: String,
+        /// How.
+        answer: Answer,
+    },
+    /// Connections are to move from one worker to another.
+    HandoverStarted {
+        /// Who leaves.
+        from: WorkerId,
+        /// Who goes on.
+        to: WorkerId,
+    },
+    /// That is over.
+    HandoverEnded {
+        /// Who was to leave.
+        from: WorkerId,
+        /// Connections that have moved.
+        moved: u32,
+        /// Connections that were left.
+        left: u32,
+        /// What comes of it.
+        end: HandoverEnd,
+        /// How long it took.
+        took: Duration,
+    },
+    /// A handover took too long; the new worker is killed and everything goes back.
+    HandoverTimedOut {
+        /// Who was to leave.
+        from: WorkerId,
+        /// Who was to go on.
+        to: WorkerId,
+        /// How long it had.
+        after: Duration,
+    },
+    /// A predecessor serves its slot again, because its successor failed.
+    Restored {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A restart goes back: the slots it renewed get the old release again.
+    RollingBack {
+        /// Why.
+        cause: String,
+        /// How many slots.
+        slots: u16,
+    },
+    /// A worker's loop stands still; it is killed.
+    WorkerHung {
+        /// Who.
+        worker: WorkerId,
+        /// For how long nothing moved, at least.
+        after: Duration,
     },
     /// A worker serves.
     WorkerReady {

@@ -30,13 +30,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::exchange::{Action, Event, ListenerSource, Notice, Verdict};
+pub use super::exchange::{Action, Answer, Done, Event, ListenerSource, Notice, ScaleTo, Verdict};
 use super::slot::Slot;
 pub use super::slot::{
     Death, Generation, KillReason, LastDeath, Queue, SlotId, SlotState, WorkerId,
 };
 pub use super::snapshot::{SNAPSHOT_VERSION, Snapshot, SnapshotError};
 use crate::clock::Tick;
+pub use crate::config::RestartConnections;
+pub use crate::identity::{ReleaseId, RequestId};
+pub use crate::wire::HandoverEnd;
 use reactions::Reception;
 
 /// How much longer than `lame_duck` + `drain_timeout` a stopping worker may take to exit before it
@@ -63,6 +66,19 @@ pub struct Policy {
     pub backoff_reset: Duration,
     /// How long a queue may be unserved before a sibling serves it.
     pub lend_after: Duration,
+    /// What a restart does with established connections.
+    pub restart_connections: RestartConnections,
+    /// How long a worker waits for its peers to close once it has ended their streams; part of the
+    /// time that a leaving worker has.
+    pub linger_timeout: Duration,
+    /// How long the first renewed worker must serve before the others are renewed.
+    pub bake_time: Duration,
+    /// How long a worker may take to hand its connections over.
+    pub handover_timeout: Duration,
+    /// How long handshakes already begun have before a listener is closed.
+    pub handshake_timeout: Duration,
+    /// A worker whose loop made no turn for this long is killed; `None`: never.
+    pub hang_timeout: Option<Duration>,
 }
 
 /// Where the whole supervisor is in its life.
@@ -181,6 +197,15 @@ impl Machine {
             Event::Exited { worker, how } => self.exited(*worker, *how, now),
             Event::ChannelBroken { worker, cause } => self.channel_broken(*worker, cause, now),
             Event::Stop { by } => self.stop(by, now),
+            Event::Restart { .. }
+            | Event::Upgrade { .. }
+            | Event::PreflightPassed
+            | Event::PreflightFailed { .. }
+            | Event::ExecFailed { .. }
+            | Event::Resumed { .. }
+            | Event::Scale { .. }
+            | Event::HandedOver { .. }
+            | Event::Pulse { .. } => Reception::Stale,
         };
         match reception {
             Reception::Taken => {}

@@ -57,6 +57,15 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 "worker starting"
             );
         }
+        Notice::WorkerStandingBy { .. }
+        | Notice::OperationStarted { .. }
+        | Notice::OperationEnded { .. }
+        | Notice::HandoverStarted { .. }
+        | Notice::HandoverEnded { .. }
+        | Notice::HandoverTimedOut { .. }
+        | Notice::Restored { .. }
+        | Notice::RollingBack { .. }
+        | Notice::WorkerHung { .. } => {}
         Notice::WorkerReady { worker, took } => {
             tracing::info!(
                 slot = worker.slot.0,

@@ -86,7 +86,7 @@ impl Snapshot {
 mod tests {
     use std::time::Duration;
 
-    use super::super::machine::{Event, Generation, Machine, SlotId, WorkerId};
+    use super::super::machine::{Event, Generation, Machine, RestartConnections, SlotId, WorkerId};
     use super::*;
     use crate::clock::Tick;
 
@@ -97,7 +97,10 @@ mod tests {
         r#""start_timeout":{"secs":5,"nanos":0},"drain_timeout":{"secs":30,"nanos":0},"#,
         r#""lame_duck":{"secs":0,"nanos":0},"backoff_initial":{"secs":0,"nanos":100000000},"#,
         r#""backoff_max":{"secs":10,"nanos":0},"backoff_reset":{"secs":60,"nanos":0},"#,
-        r#""lend_after":{"secs":0,"nanos":50000000}},"#,
+        r#""lend_after":{"secs":0,"nanos":50000000},"#,
+        r#""restart_connections":"handover","linger_timeout":{"secs":5,"nanos":0},"#,
+        r#""bake_time":{"secs":1,"nanos":0},"handover_timeout":{"secs":10,"nanos":0},"#,
+        r#""handshake_timeout":{"secs":3,"nanos":0},"hang_timeout":null},"#,
         r#""rng_state":42,"phase":{"Booting":{"slot":1}},"slots":["#,
         r#"{"id":0,"generation":1,"state":"Serving","since":7000000,"queue":"Served","#,
         r#""failures":0,"deaths":0,"last_death":null},"#,
@@ -117,6 +120,12 @@ mod tests {
             backoff_max: Duration::from_secs(10),
             backoff_reset: Duration::from_secs(60),
             lend_after: Duration::from_millis(50),
+            restart_connections: RestartConnections::Handover,
+            linger_timeout: Duration::from_secs(5),
+            bake_time: Duration::from_secs(1),
+            handover_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(3),
+            hang_timeout: None,
         };
         let mut machine = Machine::new(policy, 42);
         let worker = WorkerId {

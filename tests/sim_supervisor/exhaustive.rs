@@ -7,10 +7,11 @@
 //! go on without it, and are not walked again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
-    Death, Event, Generation, Machine, Policy, SlotId, Snapshot, WorkerId,
+    Death, Event, Generation, Machine, Policy, RestartConnections, SlotId, Snapshot, WorkerId,
 };
 
 use crate::kernel::ms;
@@ -73,6 +74,12 @@ impl Walk {
             backoff_max: ms(150),
             backoff_reset: ms(5_000),
             lend_after: ms(50),
+            restart_connections: RestartConnections::Handover,
+            linger_timeout: Duration::from_secs(5),
+            bake_time: Duration::from_secs(1),
+            handover_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(3),
+            hang_timeout: None,
         };
         Self {
             machine: Machine::new(policy.clone(), 1),

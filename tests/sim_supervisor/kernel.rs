@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use uppercased::clock::Tick;
-use uppercased::supervisor::machine::{Action, Death, Event, Generation, Policy, SlotId, WorkerId};
+use uppercased::supervisor::machine::{
+    Action, Death, Event, Generation, Policy, RestartConnections, SlotId, WorkerId,
+};
 
 use crate::laws::law;
 
@@ -335,6 +337,12 @@ pub(crate) fn policy(rng: &mut Rng) -> Policy {
         backoff_max: ms(rng.u64(100..3_000)),
         backoff_reset: ms(rng.u64(0..20_000)),
         lend_after: ms([0, 50, 400][rng.usize(0..3)]),
+        restart_connections: RestartConnections::Handover,
+        linger_timeout: Duration::from_secs(5),
+        bake_time: Duration::from_secs(1),
+        handover_timeout: Duration::from_secs(10),
+        handshake_timeout: Duration::from_secs(3),
+        hang_timeout: None,
     }
 }
 

@@ -42,7 +42,12 @@ impl Machine {
         };
         let worker = slot.start(now + self.policy.start_timeout, now);
         self.notice(Notice::WorkerStarting { worker, listener });
-        self.actions.push_back(Action::Spawn { worker, listener });
+        self.actions.push_back(Action::Spawn {
+            worker,
+            listener,
+            release: crate::identity::ReleaseId::FIRST,
+            standby: false,
+        });
     }
 
     pub(super) fn kill(&mut self, worker: WorkerId, why: KillReason, now: Tick) {

@@ -22,6 +22,12 @@ const fn policy(workers: u16) -> Policy {
         backoff_max: ms(1_000),
         backoff_reset: ms(10_000),
         lend_after: ms(50),
+        restart_connections: RestartConnections::Handover,
+        linger_timeout: Duration::from_secs(5),
+        bake_time: Duration::from_secs(1),
+        handover_timeout: Duration::from_secs(10),
+        handshake_timeout: Duration::from_secs(3),
+        hang_timeout: None,
     }
 }
 
@@ -81,6 +87,8 @@ const fn bind(slot: u16) -> Action {
     Action::Spawn {
         worker: worker(slot, 1),
         listener: ListenerSource::Bind,
+        release: ReleaseId::FIRST,
+        standby: false,
     }
 }
 
@@ -88,6 +96,8 @@ const fn adopt(slot: u16, generation: u32) -> Action {
     Action::Spawn {
         worker: worker(slot, generation),
         listener: ListenerSource::Adopt,
+        release: ReleaseId::FIRST,
+        standby: false,
     }
 }
 

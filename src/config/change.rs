@@ -1,0 +1,108 @@
+//! What a running server can take over of a new configuration, and what needs a stop.
+//!
+//! Pure. Invariant: everything that [`check_change`] lets through takes effect with the workers
+//! that a restart makes (or at once, in the supervisor); nothing is taken over silently in part.
+
+use super::{Config, Setting};
+
+/// A setting was changed that is fixed for the life of a server.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{key} cannot change while the server runs (it is {running}, and {wanted} is asked for): {why}; \
+     change it back, or stop the server and start it anew"
+)]
+pub struct NeedsStop {
+    /// The setting.
+    pub key: &'static str,
+    /// Its value in force.
+    pub running: String,
+    /// Its new value.
+    pub wanted: String,
+    /// Why it is fixed.
+    pub why: &'static str,
+}
+
+/// Whether a server that runs with `running` can go on with `wanted`.
+///
+/// # Errors
+/// [`NeedsStop`] for the first setting that cannot change.
+pub fn check_change(running: &Config, wanted: &Config) -> Result<(), NeedsStop> {
+    let refused = [
+        (
+            "listen",
+            running.listen != wanted.listen,
+            "each worker's sockets are bound once, so that no client in their queues is lost",
+        ),
+        (
+            "share_port",
+            running.share_port != wanted.share_port,
+            "it is settled when the port is taken",
+        ),
+        (
+            "control",
+            running.control != wanted.control,
+            "whoever gives orders would look for the socket where it was",
+        ),
+        (
+            "recv_buffer",
+            running.recv_buffer.is_some() && wanted.recv_buffer.is_none(),
+            "a socket whose buffer was fixed does not go back to the kernel's tuning",
+        ),
+        (
+            "send_buffer",
+            running.send_buffer.is_some() && wanted.send_buffer.is_none(),
+            "a socket whose buffer was fixed does not go back to the kernel's tuning",
+        ),
+    ];
+    let found = refused.into_iter().find(|(_, changed, _)| *changed);
+    let Some((key, _, why)) = found else {
+        return Ok(());
+    };
+    let shown = |config| Setting::find(key).map_or_else(String::new, |row| row.show(config));
+    Err(NeedsStop {
+        key,
+        running: shown(running),
+        wanted: shown(wanted),
+        why,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Assignment, Facts, Origin, SETTINGS, resolve};
+    use super::*;
+
+    /// A change of every single setting either goes through or is refused by its own name.
+    #[test]
+    fn every_setting_changes_or_says_why_not() {
+        let facts = Facts {
+            cpus: 2,
+            lookup: &|_, _| Err("no names here".to_owned()),
+        };
+        let (running, _) = resolve(&[], &facts).unwrap();
+        let mut fixed = Vec::new();
+        for setting in SETTINGS {
+            let assignment = Assignment {
+                setting,
+                text: setting.example.to_owned(),
+                origin: Origin::Flag,
+            };
+            let (wanted, _) = resolve(&[assignment], &facts).unwrap();
+            if let Err(refused) = check_change(&running, &wanted) {
+                assert_eq!(refused.key, setting.key());
+                let text = refused.to_string();
+                assert!(text.contains(setting.example), "{text}");
+                fixed.push(refused.key);
+            }
+            assert_eq!(check_change(&wanted, &wanted), Ok(()));
+        }
+        let expected = [
+            "listen",
+            "share_port",
+            "recv_buffer",
+            "send_buffer",
+            "control",
+        ];
+        assert_eq!(fixed, expected);
+    }
+}

@@ -1,0 +1,143 @@
+//! Faults on purpose, for tests of what happens when a process dies or stands still at a given
+//! point. Debug builds only: in a release build every function here is empty.
+//!
+//! A plan is a list of `point=action` separated by `;`. It comes from the environment variable
+//! [`VARIABLE`] (then every process of a server has it) and from a trailer appended to the
+//! program's own file (then only processes that run that file have it, which is how a test makes
+//! "the new version" misbehave): the last [`TRAILER_MAX_BYTES`] of the file are searched for
+//! [`TRAILER_MARK`]; what follows it is the plan.
+//!
+//! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`. Anything else
+//! is a value that [`value`] returns, as `version=9.9.9`.
+//!
+//! It must not be consulted on the serving path: a point is passed a few times in a worker's life.
+
+/// The environment variable with a plan.
+pub const VARIABLE: &str = "FAULT_POINTS";
+/// Stands in front of a plan at the end of a program's file.
+pub const TRAILER_MARK: &[u8] = b"\nfault points: ";
+/// How far from the end of the file the mark is looked for.
+pub const TRAILER_MAX_BYTES: u64 = 1024;
+
+#[cfg(not(debug_assertions))]
+mod plan {
+    #[inline(always)]
+    pub(crate) fn point(_: &str) {}
+
+    #[inline(always)]
+    pub(crate) fn value(_: &str) -> Option<&'static str> {
+        None
+    }
+}
+
+#[cfg(debug_assertions)]
+mod plan {
+    use std::fs::File;
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    use std::sync::OnceLock;
+
+    use nix::sys::signal::{Signal, raise};
+
+    use super::{TRAILER_MARK, TRAILER_MAX_BYTES, VARIABLE};
+
+    static PLAN: OnceLock<Vec<(String, String)>> = OnceLock::new();
+
+    pub(crate) fn point(name: &str) {
+        let Some(action) = value(name) else {
+            return;
+        };
+        match action {
+            // Returns from neither; were it refused, the test that asked for it notices.
+            "kill" => drop(raise(Signal::SIGKILL)),
+            "stop" => drop(raise(Signal::SIGSTOP)),
+            "panic" => panic!("the fault point {name} asks for a panic"),
+            "exit" => leave(),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn value(name: &str) -> Option<&'static str> {
+        let plan = PLAN.get_or_init(read);
+        plan.iter()
+            .find(|(point, _)| point == name)
+            .map(|(_, action)| action.as_str())
+    }
+
+    #[expect(
+        clippy::exit,
+        clippy::disallowed_methods,
+        reason = "ending in the middle of things is what a test asks for here"
+    )]
+    fn leave() -> ! {
+        std::process::exit(3)
+    }
+
+    fn read() -> Vec<(String, String)> {
+        let mut text = std::env::var(VARIABLE).unwrap_or_default();
+        if let Some(trailer) = trailer() {
+            text.push(';');
+            text.push_str(&trailer);
+        }
+        parse(&text)
+    }
+
+    pub(super) fn parse(text: &str) -> Vec<(String, String)> {
+        text.split(';')
+            .filter_map(|entry| entry.trim().split_once('='))
+            .map(|(point, action)| (point.to_owned(), action.to_owned()))
+            .collect()
+    }
+
+    /// What a test appended to the program's file, if anything.
+    fn trailer() -> Option<String> {
+        let mut file = File::open("/proc/self/exe").ok()?;
+        let length = file.metadata().ok()?.len();
+        let from = length.saturating_sub(TRAILER_MAX_BYTES);
+        file.seek(SeekFrom::Start(from)).ok()?;
+        let mut end = Vec::new();
+        file.read_to_end(&mut end).ok()?;
+        let at = end
+            .windows(TRAILER_MARK.len())
+            .rposition(|window| window == TRAILER_MARK)?;
+        String::from_utf8(end.split_off(at + TRAILER_MARK.len())).ok()
+    }
+}
+
+/// Does what the plan says for the point `name`, if it says anything.
+#[inline]
+pub fn point(name: &str) {
+    plan::point(name);
+}
+
+/// What the plan says for `name`.
+#[inline]
+#[must_use]
+pub fn value(name: &str) -> Option<&'static str> {
+    plan::value(name)
+}
+
+/// The version of this program; a test may give a copy of it another one.
+#[must_use]
+pub fn program_version() -> &'static str {
+    value("version").unwrap_or(env!("CARGO_PKG_VERSION"))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    #[cfg(debug_assertions)]
+    fn a_plan_is_a_list_of_points_and_actions() {
+        let plan = super::plan::parse("a.b=kill; c=9.9 ;nonsense;");
+        let expected = [("a.b", "kill"), ("c", "9.9")];
+        assert_eq!(plan.len(), 2);
+        for ((point, action), (name, what)) in plan.iter().zip(expected) {
+            assert_eq!((point.as_str(), action.as_str()), (name, what));
+        }
+    }
+
+    #[test]
+    fn without_a_plan_nothing_happens() {
+        super::point("no such point");
+        assert_eq!(super::program_version(), env!("CARGO_PKG_VERSION"));
+    }
+}
