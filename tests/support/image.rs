@@ -61,11 +61,13 @@ impl Image {
         self
     }
 
-    /// Cut off in the middle, as by a full disk.
+    /// Cut off, as by a full disk. It can be started and dies of it.
     #[track_caller]
     pub fn truncated(self) -> Self {
-        let len = fs::metadata(&self.path).expect("it was copied").len();
-        let size = format!("--size={}", len / 2);
+        // Of the headers enough, of the code next to nothing: the second half of a debug build is
+        // for debuggers, and without it the program runs as well as ever.
+        const KEPT_BYTES: u64 = 64 * 1024;
+        let size = format!("--size={KEPT_BYTES}");
         run("truncate", &[OsStr::new(&size), self.path.as_os_str()], b"");
         self
     }

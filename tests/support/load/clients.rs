@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use uppercased::clock::now;
 
-use super::conversation::{Conversation, Failure, Plan};
+use super::conversation::{Conversation, Failure, PEER_ENDED, Plan};
 use super::{LoadSize, Shared, Tally};
 
 /// After a failure: a server that refuses everybody must not be tried without end.
@@ -295,11 +295,9 @@ impl Party {
                 PollFlags::POLLIN,
             )];
             watched.extend(clients.iter().map(|client| {
-                // Whoever has an answer to read is always ready to; a reset shows all the same.
-                let events = match client.in_flight() {
-                    0 => PollFlags::POLLIN,
-                    _ => PollFlags::empty(),
-                };
+                // Whoever has an answer to read is always ready to.
+                let mut events = PEER_ENDED;
+                events.set(PollFlags::POLLIN, client.in_flight() == 0);
                 PollFd::new(std::os::fd::AsFd::as_fd(client.socket()), events)
             }));
             match poll(&mut watched, PollTimeout::NONE) {
@@ -308,7 +306,8 @@ impl Party {
             }
             let ready: Vec<bool> = watched
                 .iter()
-                .map(|one| one.any().unwrap_or(false))
+                // It has no word for what it does not know, which is one thing asked for.
+                .map(|one| one.any().unwrap_or(true))
                 .collect();
             drop(watched);
             if ready[0] {
@@ -320,7 +319,9 @@ impl Party {
                 if !is_ready {
                     return true;
                 }
-                match client.recv_some(PING_BYTES) {
+                // What comes here is an end, a reset or a surplus.
+                let silent = client.must_go_on("being silent");
+                match silent.and_then(|()| client.recv_some(PING_BYTES)) {
                     Ok(_) => true,
                     Err(failure) => {
                         self.note_failure(*failure);

@@ -25,6 +25,10 @@ const TAPE_BYTES: usize = 1_048_583;
 /// Bytes of one send or receive, at most.
 const STEP_BYTES_MAX: usize = 16 * 1024;
 
+/// POLLRDHUP of the kernel's poll.h, which the library does not name: the peer has ended its
+/// stream, read or not. Asked for alone, any answer is bad news.
+pub(super) const PEER_ENDED: PollFlags = PollFlags::from_bits_retain(0x2000);
+
 /// How a server can break its promise, or the test its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FailureKind {
@@ -244,8 +248,24 @@ impl Conversation {
         self.recv_up_to(self.sent)
     }
 
+    /// Fails if the server has ended its stream, whatever is still to be read before that end:
+    /// nobody has asked it to.
+    pub(super) fn must_go_on(&self, doing: &'static str) -> Result<(), Box<Failure>> {
+        if !self.wait(PEER_ENDED, Duration::ZERO) {
+            return Ok(());
+        }
+        match self.stream.take_error() {
+            Ok(Some(error)) | Err(error) => Err(self.broken(doing, &error)),
+            Ok(None) => Err(self.failure(FailureKind::EarlyEnd, doing, "end of stream")),
+        }
+    }
+
     /// Says that there will be no more.
+    ///
+    /// Whether the server has ended before is asked first: afterwards an end that came too early
+    /// looks like an orderly one, if everything is answered.
     pub(super) fn half_close(&mut self) -> Result<(), Box<Failure>> {
+        self.must_go_on("half-closing")?;
         self.half_closed = true;
         let closed = self.stream.shutdown(Shutdown::Write);
         closed.map_err(|error| self.broken("half-closing", &error))
@@ -321,9 +341,11 @@ fn is_nothing(error: &io::Error) -> bool {
 fn kind_of(error: &io::Error) -> FailureKind {
     match error.kind() {
         ErrorKind::ConnectionRefused => FailureKind::Refused,
-        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
-            FailureKind::Reset
-        }
+        // Not connected is what a connection is once its reset was reported.
+        ErrorKind::ConnectionReset
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::BrokenPipe
+        | ErrorKind::NotConnected => FailureKind::Reset,
         ErrorKind::TimedOut => FailureKind::Late,
         ErrorKind::AddrNotAvailable | ErrorKind::AddrInUse => FailureKind::NoPort,
         _ => FailureKind::Other,
