@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::time::Duration;
@@ -16,14 +17,16 @@ use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
 use uppercased::clock::now;
 use uppercased::fault;
+use uppercased::metrics::Counter;
 
-use self::support::adversity::skipped;
+use self::support::adversity::{Frozen, skipped};
 use self::support::baseline::Baseline;
 use self::support::image::{Image, is_being_run};
 use self::support::link::{self, Link};
 use self::support::load::{FailureKind, Kind, Load, LoadSize, Report};
 use self::support::netns::{KernelCounters, isolated};
-use self::support::observe::worker_of;
+use self::support::observe::{until, worker_of};
+use self::support::usage::Counters;
 use self::support::{Client, DEADLINE, Server, in_background, poll_one, serve_one, upper};
 
 /// Long enough for something that must not happen to be noticed, short enough for every run.
@@ -43,7 +46,7 @@ fn panic_of(body: impl FnOnce()) -> String {
 
 /// One ping client of a server that does `answer`; what it saw.
 fn report_of_one(answer: impl FnOnce(TcpStream) + Send + 'static) -> Report {
-    let server = serve_one(move |stream| answer(stream));
+    let server = serve_one(answer);
     let size = LoadSize {
         pings: 1,
         deadline: MOMENT,
@@ -57,9 +60,9 @@ fn report_of_one(answer: impl FnOnce(TcpStream) + Send + 'static) -> Report {
 /// Answers one message as it should; the next one, not answered.
 fn after_one_message(stream: &mut TcpStream) -> Vec<u8> {
     let mut piece = [0; 1024];
-    let len = stream.read(&mut piece).unwrap();
-    stream.write_all(&upper(&piece[..len])).unwrap();
-    let len = stream.read(&mut piece).unwrap();
+    let len = stream.read(&mut piece).expect("a message");
+    stream.write_all(&upper(&piece[..len])).expect("it reads");
+    let len = stream.read(&mut piece).expect("a message");
     upper(&piece[..len])
 }
 
@@ -70,6 +73,8 @@ fn a_load_is_clean_where_everything_is_right() {
         let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
         let load = Load::start(server.addr(), LoadSize::small());
         load.go_on_for(500);
+        // Its slow readers are slow enough.
+        Counters::of(&server).wait(Counter::Backpressure, 1);
         let report = load.finish();
         report.assert_clean();
         println!("{report}");
@@ -112,6 +117,22 @@ fn a_load_notices_a_worker_that_dies() {
     assert_eq!(ends as u64, report.failure_count, "{report}");
     let said = panic_of(|| report.assert_clean());
     assert!(said.contains("EarlyEnd: "), "{said}");
+}
+
+#[test]
+fn a_stall_is_told_and_not_judged() {
+    let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
+    let load = Load::start(server.addr(), LoadSize::small());
+    let frozen = Frozen::workers(&server);
+    // Nothing comes here: the span is the stall.
+    let (quiet, _other_end) = UnixStream::pair().unwrap();
+    assert!(!poll_one(&quiet, PollFlags::POLLIN, MOMENT));
+    drop(frozen);
+    load.go_on_for(20);
+    let report = load.finish();
+    report.assert_clean();
+    // All but what passed before the ping that was hit was sent.
+    assert!(report.longest_stall > MOMENT / 4, "{report}");
 }
 
 #[test]
@@ -318,31 +339,48 @@ fn a_load_over_a_link_notices_a_listener_that_is_closed() {
             Ok(link) => link,
             Err(why) => return skipped(TEST, &why),
         };
-        let first = group_listener((link::SERVER, 0).into());
-        let addr = first.local_addr().unwrap();
-        let second = group_listener(addr);
         let before = KernelCounters::read();
-        let server = in_background(move || {
-            Replacing {
-                listeners: vec![first, second],
-                clients: Vec::new(),
-                accepted: 0,
-                replaced: 0,
-            }
-            .run(REPLACEMENTS)
-        });
-        let size = LoadSize {
-            churn: LoadSize::far().churn,
-            ..LoadSize::none()
-        };
-        let load = Load::start_from(link.origin(), addr, size);
-        let report = server.join().map(|()| load.finish()).unwrap();
+        let report = report_of_replacements(&link, 0);
+        report.assert_clean();
+        let between = KernelCounters::read();
+        between.assert_no_loss_since(&before);
+
+        let report = report_of_replacements(&link, REPLACEMENTS);
         println!("{report}");
         assert!(report.count(FailureKind::Reset) > 0, "{report}");
-        let lost = KernelCounters::read().delta(&before);
+        let lost = KernelCounters::read().delta(&between);
         assert!(lost["OutRsts"] > 0, "{lost:?}");
         assert_eq!(link.dropped(), 0, "it was not the link");
     });
+}
+
+/// Churn over `link` against a server that replaces its listeners so often; what it saw.
+fn report_of_replacements(link: &Link, replacements: usize) -> Report {
+    /// Long enough for all replacements, and for as many connections without any.
+    const EXCHANGES: u64 = 1500;
+    let first = group_listener((link::SERVER, 0).into());
+    let addr = first.local_addr().expect("a bound socket's name");
+    let second = group_listener(addr);
+    let (goes_on, wanted) = UnixStream::pair().expect("a socket pair");
+    let server = in_background(move || {
+        Replacing {
+            listeners: vec![first, second],
+            clients: Vec::new(),
+            accepted: 0,
+            replacements,
+        }
+        .run(&wanted)
+    });
+    let size = LoadSize {
+        churn: LoadSize::far().churn,
+        ..LoadSize::none()
+    };
+    let load = Load::start_from(link.origin(), addr, size);
+    until("enough exchanges", || load.exchanges() >= EXCHANGES);
+    let report = load.finish();
+    drop(goes_on);
+    assert_eq!(server.join().expect("the server fails at nothing"), 0);
+    report
 }
 
 /// A server in one thread that replaces the first of its listeners again and again.
@@ -350,43 +388,46 @@ struct Replacing {
     listeners: Vec<TcpListener>,
     clients: Vec<TcpStream>,
     accepted: usize,
-    replaced: usize,
+    /// Still to be made.
+    replacements: usize,
 }
 
 impl Replacing {
-    /// Serves until it has replaced a listener so often, and then until its clients are gone.
-    fn run(mut self, replacements: usize) {
+    /// Serves for as long as the other end of `wanted` is there; how many replacements are left.
+    fn run(mut self, wanted: &UnixStream) -> usize {
         /// Connections between two replacements.
         const INTERVAL: usize = 50;
-        while self.replaced < replacements {
-            self.turn();
-            if self.accepted >= INTERVAL {
+        while !poll_one(wanted, PollFlags::POLLIN, Duration::ZERO) {
+            self.turn(wanted);
+            if self.replacements > 0 && self.accepted >= INTERVAL {
                 self.accepted = 0;
-                self.replaced += 1;
+                self.replacements -= 1;
                 let old = self.listeners.remove(0);
-                let addr = old.local_addr().unwrap();
+                let addr = old.local_addr().expect("a bound socket's name");
                 self.listeners.push(group_listener(addr));
                 // Emptied and closed, with nothing between.
                 self.clients.extend(accept_all(&old));
             }
         }
-        let load_goes_on = |this: &Self| !this.clients.is_empty();
-        while load_goes_on(&self) {
-            self.turn();
-        }
+        self.replacements
     }
 
-    fn turn(&mut self) {
+    fn turn(&mut self, wanted: &UnixStream) {
         let listeners = self.listeners.iter().map(AsFd::as_fd);
         let all = listeners.chain(self.clients.iter().map(AsFd::as_fd));
+        let all = all.chain([wanted.as_fd()]);
         let mut watched: Vec<_> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        poll(&mut watched, PollTimeout::from(1000_u16)).unwrap();
-        let ready: Vec<_> = watched.iter().map(|one| one.any().unwrap()).collect();
+        poll(&mut watched, PollTimeout::NONE).expect("poll");
+        let ready: Vec<_> = watched
+            .iter()
+            .map(|one| one.any().unwrap_or(true))
+            .collect();
         drop(watched);
         let (_, ready) = ready.split_at(self.listeners.len());
         let mut ready = ready.iter();
-        self.clients
-            .retain_mut(|client| !*ready.next().unwrap() || answer(client).is_ok_and(|goes| goes));
+        self.clients.retain_mut(|client| {
+            !*ready.next().expect("one for each") || answer(client).is_ok_and(|goes| goes)
+        });
         for listener in &self.listeners {
             let new = accept_all(listener);
             self.accepted += new.len();
@@ -409,11 +450,11 @@ fn accept_all(listener: &TcpListener) -> Vec<TcpStream> {
 }
 
 fn group_listener(addr: SocketAddr) -> TcpListener {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_reuse_port(true).unwrap();
-    socket.bind(&addr.into()).unwrap();
-    socket.listen(1024).unwrap();
-    socket.set_nonblocking(true).unwrap();
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_reuse_port(true).expect("set SO_REUSEPORT");
+    socket.bind(&addr.into()).expect("bind");
+    socket.listen(1024).expect("listen");
+    socket.set_nonblocking(true).expect("set O_NONBLOCK");
     socket.into()
 }
 

@@ -31,7 +31,7 @@ use rustix::process::{getegid, geteuid};
 use super::lines::Lines;
 use super::process::{DEADLINE, Watched, in_background, sweep};
 
-/// How long one isolated test may take as a whole.
+/// How long one isolated test may take as a whole, if it says nothing else.
 const BODY_DEADLINE: Duration = Duration::from_secs(180);
 
 /// Set in the child: which test it is there for, and which run of it.
@@ -66,6 +66,12 @@ pub const LOSSES: [&str; 9] = [
 /// whether the body was run.
 #[track_caller]
 pub fn isolated(test: &str, body: impl FnOnce()) -> bool {
+    isolated_within(test, BODY_DEADLINE, body)
+}
+
+/// The same for a test that takes longer than others, which should be over after `deadline`.
+#[track_caller]
+pub fn isolated_within(test: &str, deadline: Duration, body: impl FnOnce()) -> bool {
     if std::env::var(INSIDE).is_ok_and(|inside| inside.starts_with(&format!("{test}@"))) {
         match raise_loopback() {
             Ok(()) => {
@@ -82,7 +88,7 @@ pub fn isolated(test: &str, body: impl FnOnce()) -> bool {
 
     let mut refusals = Vec::new();
     for privilege in Privilege::candidates() {
-        match run_inside(test, privilege) {
+        match run_inside(test, privilege, deadline) {
             Ok(()) => return true,
             Err(Refused(why)) => refusals.push(format!("{privilege}: {why}")),
         }
@@ -259,7 +265,7 @@ impl fmt::Display for Privilege {
 
 /// Runs `test` again in a child with a namespace, relays what it prints, and fails if it fails.
 #[track_caller]
-fn run_inside(test: &str, privilege: Privilege) -> Result<(), Refused> {
+fn run_inside(test: &str, privilege: Privilege, deadline: Duration) -> Result<(), Refused> {
     let inside = format!("{test}@{}", std::process::id());
     let program = std::env::current_exe().expect("the test's own path");
     let mut command = Command::new(program);
@@ -287,7 +293,7 @@ fn run_inside(test: &str, privilege: Privilege) -> Result<(), Refused> {
     let stdout = Lines::follow(child.stdout.take().expect("a pipe was asked for"));
     let stderr = Lines::follow(child.stderr.take().expect("a pipe was asked for"));
     let process = Watched::open(child.id()).expect("a child that was not reaped");
-    let status = process.exit_status(BODY_DEADLINE);
+    let status = process.exit_status(deadline);
     // Whatever it started and did not end, ended here; also the child itself if it is late.
     let swept = sweep(&format!("{INSIDE}={inside}"));
     child.wait().expect("a child that was not reaped");
@@ -295,7 +301,7 @@ fn run_inside(test: &str, privilege: Privilege) -> Result<(), Refused> {
 
     print!("{}", stdout.text());
     eprint!("{}", stderr.text());
-    let status = status.unwrap_or_else(|| panic!("{test}: not done after {BODY_DEADLINE:?}"));
+    let status = status.unwrap_or_else(|| panic!("{test}: not done after {deadline:?}"));
     assert!(status.success(), "{test}: in its namespace: {status}");
     swept.unwrap_or_else(|error| panic!("{test}: in its namespace: {error}"));
     assert!(complete, "{test}: somebody holds its output");
