@@ -22,7 +22,7 @@ use uppercased::metrics::Counter;
 use self::support::adversity::{Frozen, skipped};
 use self::support::baseline::Baseline;
 use self::support::image::{Image, is_being_run};
-use self::support::link::{self, Link};
+use self::support::link::{self, BothCounters, Link};
 use self::support::load::{FailureKind, Kind, Load, LoadSize, Report};
 use self::support::netns::{KernelCounters, isolated};
 use self::support::observe::{until, worker_of};
@@ -104,7 +104,7 @@ fn a_load_notices_a_worker_that_dies() {
     load.go_on_for(20);
     let victim = worker_of(&server, 0);
     victim.signal(Signal::SIGKILL);
-    // With all its sockets: who said all before that could not tell its end from an orderly one.
+    // Whoever is told to finish after that must notice.
     assert!(victim.wait_gone(DEADLINE));
     let said = panic_of(|| load.go_on_for(1_000_000));
     assert!(said.contains(" received) after "), "{said}");
@@ -256,10 +256,7 @@ fn a_link_delays() {
         let listener = TcpListener::bind((link::SERVER, 0)).unwrap();
         let addr = listener.local_addr().unwrap();
         let server = in_background(move || support::answer_all(listener.accept().unwrap().0));
-        let before = [
-            KernelCounters::read(),
-            link.clients().run(KernelCounters::read),
-        ];
+        let before = link.counters();
         let begun = now();
         let mut client = link.clients().run(|| Client::connect(addr));
         let connected = now();
@@ -275,21 +272,22 @@ fn a_link_delays() {
         assert_eq!(server.join().unwrap(), 5);
         assert!(link.carried() >= 8, "handshake, question, answer, ends");
         assert_eq!(link.dropped(), 0);
-        let after = [
-            KernelCounters::read(),
-            link.clients().run(KernelCounters::read),
-        ];
-        for (after, before) in after.iter().zip(&before) {
-            after.assert_no_loss_since(before);
-        }
-        let opened = |side: usize, name| after[side].count(name) - before[side].count(name);
+        let after = link.counters();
+        after.assert_no_loss_since(&before);
+        let opened = |side: fn(&BothCounters) -> &KernelCounters, name| {
+            side(&after).count(name) - side(&before).count(name)
+        };
         assert_eq!(
-            opened(0, "PassiveOpens"),
+            opened(|both| &both.server, "PassiveOpens"),
             1,
             "counted where it was accepted"
         );
-        assert_eq!(opened(1, "ActiveOpens"), 1, "counted where it was made");
-        assert_eq!(opened(0, "ActiveOpens"), 0);
+        assert_eq!(
+            opened(|both| &both.clients, "ActiveOpens"),
+            1,
+            "counted where it was made"
+        );
+        assert_eq!(opened(|both| &both.server, "ActiveOpens"), 0);
     });
 }
 
@@ -304,10 +302,7 @@ fn a_load_over_a_link_is_clean_where_everything_is_right() {
         let server = Server::builder()
             .args(["--workers=2", "--listen", &link::listen_any_port()])
             .start();
-        let before = [
-            KernelCounters::read(),
-            link.clients().run(KernelCounters::read),
-        ];
+        let before = link.counters();
         let load = Load::start_from(link.origin(), server.addr(), LoadSize::far());
         load.go_on_for(1000);
         let begun = now();
@@ -318,13 +313,8 @@ fn a_load_over_a_link_is_clean_where_everything_is_right() {
         println!("{rate:.0} packets a second, {report}");
         report.assert_clean();
         assert_eq!(link.dropped(), 0);
-        let after = [
-            KernelCounters::read(),
-            link.clients().run(KernelCounters::read),
-        ];
-        for (after, before) in after.iter().zip(&before) {
-            after.assert_no_loss_since(before);
-        }
+        let after = link.counters();
+        after.assert_no_loss_since(&before);
     });
 }
 

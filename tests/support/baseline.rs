@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use super::observe::{try_descriptors, until_some};
-use super::process::Deadline;
+use super::observe::{some_within, try_descriptors, until_some};
 use super::server::Server;
 use super::usage::try_resident_bytes;
 
-/// How long a server may take to be back. Less than the patience of [`until_some`], so that who
-/// is late is shown.
+/// How long a server may take to be back, unless a test says otherwise.
 const RETURN: Duration = Duration::from_secs(15);
 
 /// By how much the memory of one process may have grown, in bytes.
@@ -67,16 +65,16 @@ impl Baseline {
     /// The same with another deadline.
     #[track_caller]
     pub fn assert_back_within(&self, server: &Server, within: Duration) {
-        let deadline = Deadline::after(within);
         let mut now = None;
-        let back = || {
+        let back = some_within(within, || {
             now = Self::look(server).or_else(|| now.take());
-            let is_back = now.as_ref().is_some_and(|now| self.admits(now));
-            (is_back || deadline.left().is_zero()).then_some(is_back)
-        };
-        let is_back = until_some("a look at the server", back);
+            now.as_ref().filter(|now| self.admits(now)).map(|_| ())
+        });
         let now = now.map_or_else(|| "never seen whole".to_owned(), |now| now.to_string());
-        assert!(is_back, "the baseline was\n{self}\nand now it is\n{now}");
+        assert!(
+            back.is_some(),
+            "the baseline was\n{self}\nand now it is\n{now}"
+        );
     }
 
     /// Whether `now` is this again.

@@ -10,6 +10,11 @@
 //! every other test; the clients stand in the other. The relay keeps the order, loses nothing by
 //! itself, and wakes up only for packets and when one is due. What the kernel drops at the two
 //! devices is counted ([`Link::dropped`]): a test that rests on a lossless link asserts that.
+//!
+//! Neither kernel may believe that a packet was lost only because this machine was busy and the
+//! relay late. A FIN that is sent once more is answered once more, when the socket that would
+//! have taken the answer is gone, and the kernel resets what nobody has: one `OutRsts` for
+//! nothing. So on this link they are patient.
 
 #![expect(unsafe_code, reason = "a TUN device is made by an ioctl")]
 
@@ -34,7 +39,7 @@ use rustix::ioctl::{Opcode, Setter, ioctl};
 use uppercased::clock::{Tick, now};
 
 use super::load::Origin;
-use super::netns::Namespace;
+use super::netns::{KernelCounters, Namespace};
 use super::process::in_background;
 
 /// How long a packet takes, each way, if nothing else is said: what a few hundred kilometres do.
@@ -51,6 +56,10 @@ const MTU: usize = 1500;
 
 /// Packets that a device holds until the relay takes them. More than all windows of a test.
 const QUEUE_PACKETS: u32 = 20_000;
+
+/// How long a kernel waits for an acknowledgement before it sends again: longer than a relay can
+/// be late, shorter than the deadline of a client, so that a real loss is seen as a stall.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The name of the device, in both namespaces.
 const DEVICE: &str = "delayed0";
@@ -105,8 +114,8 @@ impl Link {
         self.delay
     }
 
-    /// The clients' namespace: what is to be done or read there, such as
-    /// [`super::netns::KernelCounters`], goes through [`Namespace::run`].
+    /// The clients' namespace: what is to be done there goes through
+    /// [`Namespace::run`].
     pub fn clients(&self) -> &Namespace {
         &self.clients
     }
@@ -119,6 +128,15 @@ impl Link {
         }
     }
 
+    /// What both kernels have counted so far.
+    #[track_caller]
+    pub fn counters(&self) -> BothCounters {
+        BothCounters {
+            server: KernelCounters::read(),
+            clients: self.clients.run(KernelCounters::read),
+        }
+    }
+
     /// Packets carried so far, both ways.
     pub fn carried(&self) -> u64 {
         self.carried.load(Ordering::Relaxed)
@@ -128,6 +146,33 @@ impl Link {
     #[track_caller]
     pub fn dropped(&self) -> u64 {
         dropped_here() + self.clients.run(dropped_here)
+    }
+}
+
+/// The kernel's counters at both ends.
+#[derive(Clone, Debug)]
+pub struct BothCounters {
+    /// In the namespace of the caller.
+    pub server: KernelCounters,
+    /// In the clients' namespace.
+    pub clients: KernelCounters,
+}
+
+impl BothCounters {
+    /// Asserts that neither end has counted a loss since `before`.
+    #[track_caller]
+    pub fn assert_no_loss_since(&self, before: &Self) {
+        let ends = [
+            ("server", self.server.delta(&before.server)),
+            ("clients", self.clients.delta(&before.clients)),
+        ];
+        for (end, mut moved) in ends {
+            moved.retain(|_, by| *by != 0);
+            assert!(
+                moved.is_empty(),
+                "losses at the end of the {end}: {moved:?}"
+            );
+        }
     }
 }
 
@@ -158,9 +203,13 @@ fn end(addresses: &[Ipv4Addr], others: &str) -> Result<Arc<File>, String> {
         script += &format!("address add {address}/32 dev {DEVICE}\n");
     }
     script += &format!("link set dev {DEVICE} mtu {MTU} txqueuelen {QUEUE_PACKETS} up\n");
-    let source = addresses[0];
-    script += &format!("route add {others} dev {DEVICE} src {source}\n");
+    let (source, rto_min) = (addresses[0], PATIENCE.as_millis());
+    script += &format!("route add {others} dev {DEVICE} src {source} rto_min {rto_min}ms\n");
     ip(&script)?;
+    // Probes for lost ends of a flight are sent far sooner than that. The setting is that of the
+    // calling thread's namespace.
+    let probes = fs::write("/proc/sys/net/ipv4/tcp_early_retrans", "0");
+    probes.map_err(|error| format!("no probes for lost packets: {error}"))?;
     Ok(Arc::new(device))
 }
 

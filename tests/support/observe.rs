@@ -23,16 +23,20 @@ const INTERVAL_MS: u8 = 2;
 /// Asks `probe` until it has an answer. Only for what the kernel reports by no event: a process's
 /// state, a queue's length.
 #[track_caller]
-pub fn until_some<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
-    let deadline = Deadline::after(PATIENCE);
+pub fn until_some<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
+    some_within(PATIENCE, probe).unwrap_or_else(|| panic!("not within {PATIENCE:?}: {what}"))
+}
+
+/// The same with a deadline of the caller's; `None` if `probe` has no answer until then.
+pub fn some_within<T>(within: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Deadline::after(within);
     loop {
-        if let Some(answer) = probe() {
+        // Before the answer, so that what happens in time is seen in time.
+        let is_last = deadline.left().is_zero();
+        let answer = probe();
+        if answer.is_some() || is_last {
             return answer;
         }
-        assert!(
-            !deadline.left().is_zero(),
-            "not within {PATIENCE:?}: {what}"
-        );
         // An interruption only makes it ask sooner.
         let _ = poll(&mut [], PollTimeout::from(INTERVAL_MS));
     }

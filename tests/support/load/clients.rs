@@ -187,7 +187,7 @@ impl Party {
         if self.shared.is_broken_off() {
             return Ok(());
         }
-        client.finish()
+        client.take_leave()
     }
 
     fn ping(&mut self) -> Outcome {
@@ -205,7 +205,7 @@ impl Party {
             self.tally.longest_stall = self.tally.longest_stall.max(stall);
             self.note_exchange();
             if self.shared.over_within(self.shared.size.ping_pause) {
-                return client.finish();
+                return client.take_leave();
             }
         }
     }
@@ -266,7 +266,7 @@ impl Party {
         }
         for client in &mut clients {
             let len = self.random.usize(1..=PING_BYTES);
-            match client.exchange(len).and_then(|()| client.finish()) {
+            match client.exchange(len).and_then(|()| client.take_leave()) {
                 Ok(()) => self.note_exchange(),
                 Err(failure) => self.note_failure(*failure),
             }

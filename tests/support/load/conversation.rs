@@ -271,6 +271,15 @@ impl Conversation {
         closed.map_err(|error| self.broken("half-closing", &error))
     }
 
+    /// Ends in order after one more exchange: a server that has died before this was called
+    /// cannot answer, even if its end of the stream has yet to come. The half-close follows a
+    /// piece that is not answered yet.
+    pub(super) fn take_leave(&mut self) -> Result<(), Box<Failure>> {
+        self.exchange(1)?;
+        self.send_some(STEP_BYTES_MAX)?;
+        self.finish()
+    }
+
     /// Ends in order: half-close, the exact rest, the end of the stream.
     pub(super) fn finish(&mut self) -> Result<(), Box<Failure>> {
         if !self.half_closed {
