@@ -301,6 +301,11 @@ fn run_inside(test: &str, privilege: Privilege, deadline: Duration) -> Result<()
 
     print!("{}", stdout.text());
     eprint!("{}", stderr.text());
+    // What a body skips is told as what `isolated` itself skips: past the test runner.
+    let skips = stderr.all().into_iter();
+    for skip in skips.filter(|line| line.starts_with("SKIPPED: ")) {
+        drop(writeln!(io::stderr(), "{skip}"));
+    }
     let status = status.unwrap_or_else(|| panic!("{test}: not done after {deadline:?}"));
     assert!(status.success(), "{test}: in its namespace: {status}");
     swept.unwrap_or_else(|error| panic!("{test}: in its namespace: {error}"));
