@@ -1,5 +1,7 @@
 //! What the end-to-end tests stand on: a server of their own, clients that check every byte,
-//! processes waited for without polling, and network namespaces with counters of their own.
+//! processes waited for without polling, and network namespaces with counters of their own; for
+//! whole operations a load with a verdict, a delayed link, copies of the program that misbehave,
+//! and a baseline to come back to.
 //!
 //! Manners, kept here so that every test has them: ports are the kernel's choice, readiness is a
 //! message, every wait has a deadline and tells on expiry what it saw, nothing sleeps, and no
@@ -16,10 +18,14 @@
 
 pub mod adversity;
 pub mod bare;
+pub mod baseline;
 mod bytes;
 mod client;
 pub mod diagnosis;
+pub mod image;
 mod lines;
+pub mod link;
+pub mod load;
 pub mod netns;
 pub mod observe;
 mod process;
@@ -31,7 +37,7 @@ pub use self::bytes::{assert_same, pattern, upper};
 pub use self::client::Client;
 pub use self::lines::Lines;
 pub use self::process::{
-    DEADLINE, Deadline, Watched, children, in_background, poll_one, sweep, wait_gone,
+    DEADLINE, Deadline, Watched, children, in_background, marked, poll_one, sweep, wait_gone,
 };
-pub use self::server::{Server, ServerBuilder};
+pub use self::server::{Answered, Order, Server, ServerBuilder};
 pub use self::stand_in::{StandIn, answer_all, serve_one, serve_one_at};

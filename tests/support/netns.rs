@@ -9,16 +9,18 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::panic::resume_unwind;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
@@ -27,9 +29,9 @@ use nix::unistd::write;
 use rustix::process::{getegid, geteuid};
 
 use super::lines::Lines;
-use super::process::{DEADLINE, Watched, sweep};
+use super::process::{DEADLINE, Watched, in_background, sweep};
 
-/// How long one isolated test may take as a whole.
+/// How long one isolated test may take as a whole, if it says nothing else.
 const BODY_DEADLINE: Duration = Duration::from_secs(180);
 
 /// Set in the child: which test it is there for, and which run of it.
@@ -64,6 +66,12 @@ pub const LOSSES: [&str; 9] = [
 /// whether the body was run.
 #[track_caller]
 pub fn isolated(test: &str, body: impl FnOnce()) -> bool {
+    isolated_within(test, BODY_DEADLINE, body)
+}
+
+/// The same for a test that takes longer than others, which should be over after `deadline`.
+#[track_caller]
+pub fn isolated_within(test: &str, deadline: Duration, body: impl FnOnce()) -> bool {
     if std::env::var(INSIDE).is_ok_and(|inside| inside.starts_with(&format!("{test}@"))) {
         match raise_loopback() {
             Ok(()) => {
@@ -80,7 +88,7 @@ pub fn isolated(test: &str, body: impl FnOnce()) -> bool {
 
     let mut refusals = Vec::new();
     for privilege in Privilege::candidates() {
-        match run_inside(test, privilege) {
+        match run_inside(test, privilege, deadline) {
             Ok(()) => return true,
             Err(Refused(why)) => refusals.push(format!("{privilege}: {why}")),
         }
@@ -98,17 +106,68 @@ pub fn isolated(test: &str, body: impl FnOnce()) -> bool {
     false
 }
 
+/// A network namespace, held by descriptor: it lives as long as this, with nobody in it.
+///
+/// Sockets stay in the namespace in which they were made, and children start in that of the
+/// thread that starts them; so what is to happen elsewhere is done by a thread that goes there
+/// and ends there. No thread ever comes back, which leaves nothing to be undone on a panic.
+#[derive(Clone, Debug)]
+pub struct Namespace(Arc<File>);
+
+impl Namespace {
+    /// The one in which the calling thread stands.
+    #[track_caller]
+    pub fn current() -> Self {
+        let file = File::open("/proc/thread-self/ns/net").expect("open the own namespace");
+        Self(Arc::new(file))
+    }
+
+    /// A new one, with the loopback interface up. To be had inside [`isolated`].
+    ///
+    /// # Errors
+    ///
+    /// Namespaces may not be made here.
+    pub fn fresh() -> io::Result<Self> {
+        let made = in_background(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            raise_loopback()?;
+            Ok(Self::current())
+        });
+        made.join().expect("it has nothing to panic about")
+    }
+
+    /// Moves the calling thread there, for the rest of its life.
+    #[track_caller]
+    pub fn enter(&self) {
+        setns(&*self.0, CloneFlags::CLONE_NEWNET).expect("enter a namespace that is held");
+    }
+
+    /// Runs `body` in a thread that stands there, and waits for it; a panic goes on here.
+    #[track_caller]
+    pub fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        let ran = std::thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                self.enter();
+                body()
+            });
+            there.join()
+        });
+        ran.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
 /// Values of the kernel's TCP counters in this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelCounters(BTreeMap<String, i64>);
 
 impl KernelCounters {
-    /// Reads them.
+    /// Reads them, for the namespace of the calling thread.
     #[track_caller]
     pub fn read() -> Self {
         let mut counters = BTreeMap::new();
         for (file, table) in [("snmp", "Tcp:"), ("netstat", "TcpExt:")] {
-            let path = format!("/proc/self/net/{file}");
+            // The thread's, not the process's: a thread may stand in another namespace.
+            let path = format!("/proc/thread-self/net/{file}");
             let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {path}: {e}"));
             // A line of names, then a line of values, both with the table's name in front.
             let mut rows = text.lines().filter_map(|line| line.strip_prefix(table));
@@ -206,7 +265,7 @@ impl fmt::Display for Privilege {
 
 /// Runs `test` again in a child with a namespace, relays what it prints, and fails if it fails.
 #[track_caller]
-fn run_inside(test: &str, privilege: Privilege) -> Result<(), Refused> {
+fn run_inside(test: &str, privilege: Privilege, deadline: Duration) -> Result<(), Refused> {
     let inside = format!("{test}@{}", std::process::id());
     let program = std::env::current_exe().expect("the test's own path");
     let mut command = Command::new(program);
@@ -234,7 +293,7 @@ fn run_inside(test: &str, privilege: Privilege) -> Result<(), Refused> {
     let stdout = Lines::follow(child.stdout.take().expect("a pipe was asked for"));
     let stderr = Lines::follow(child.stderr.take().expect("a pipe was asked for"));
     let process = Watched::open(child.id()).expect("a child that was not reaped");
-    let status = process.exit_status(BODY_DEADLINE);
+    let status = process.exit_status(deadline);
     // Whatever it started and did not end, ended here; also the child itself if it is late.
     let swept = sweep(&format!("{INSIDE}={inside}"));
     child.wait().expect("a child that was not reaped");
@@ -242,7 +301,12 @@ fn run_inside(test: &str, privilege: Privilege) -> Result<(), Refused> {
 
     print!("{}", stdout.text());
     eprint!("{}", stderr.text());
-    let status = status.unwrap_or_else(|| panic!("{test}: not done after {BODY_DEADLINE:?}"));
+    // What a body skips is told as what `isolated` itself skips: past the test runner.
+    let skips = stderr.all().into_iter();
+    for skip in skips.filter(|line| line.starts_with("SKIPPED: ")) {
+        drop(writeln!(io::stderr(), "{skip}"));
+    }
+    let status = status.unwrap_or_else(|| panic!("{test}: not done after {deadline:?}"));
     assert!(status.success(), "{test}: in its namespace: {status}");
     swept.unwrap_or_else(|error| panic!("{test}: in its namespace: {error}"));
     assert!(complete, "{test}: somebody holds its output");

@@ -23,16 +23,20 @@ const INTERVAL_MS: u8 = 2;
 /// Asks `probe` until it has an answer. Only for what the kernel reports by no event: a process's
 /// state, a queue's length.
 #[track_caller]
-pub fn until_some<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
-    let deadline = Deadline::after(PATIENCE);
+pub fn until_some<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
+    some_within(PATIENCE, probe).unwrap_or_else(|| panic!("not within {PATIENCE:?}: {what}"))
+}
+
+/// The same with a deadline of the caller's; `None` if `probe` has no answer until then.
+pub fn some_within<T>(within: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Deadline::after(within);
     loop {
-        if let Some(answer) = probe() {
+        // Before the answer, so that what happens in time is seen in time.
+        let is_last = deadline.left().is_zero();
+        let answer = probe();
+        if answer.is_some() || is_last {
             return answer;
         }
-        assert!(
-            !deadline.left().is_zero(),
-            "not within {PATIENCE:?}: {what}"
-        );
         // An interruption only makes it ask sooner.
         let _ = poll(&mut [], PollTimeout::from(INTERVAL_MS));
     }
@@ -47,16 +51,18 @@ pub fn until(what: &str, mut probe: impl FnMut() -> bool) {
 /// The open descriptors of a process, and what each refers to.
 #[track_caller]
 pub fn descriptors(pid: u32) -> BTreeMap<i32, String> {
-    let path = format!("/proc/{pid}/fd");
-    let entries = fs::read_dir(&path).unwrap_or_else(|error| panic!("read {path}: {error}"));
-    entries
-        .flatten()
-        .filter_map(|entry| {
-            let number = entry.file_name().to_str()?.parse().ok()?;
-            let target = fs::read_link(entry.path()).ok()?;
-            Some((number, target.to_string_lossy().into_owned()))
-        })
-        .collect()
+    try_descriptors(pid).unwrap_or_else(|| panic!("process {pid} shows no descriptors"))
+}
+
+/// The same of a process that may be about to end; `None` if it has.
+pub fn try_descriptors(pid: u32) -> Option<BTreeMap<i32, String>> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let held = entries.flatten().filter_map(|entry| {
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        let target = fs::read_link(entry.path()).ok()?;
+        Some((number, target.to_string_lossy().into_owned()))
+    });
+    Some(held.collect())
 }
 
 /// Stops the process with `SIGSTOP` and waits until it has stopped.
@@ -86,13 +92,18 @@ pub fn arguments(pid: u32) -> Vec<String> {
 #[track_caller]
 pub fn worker_of(server: &Server, slot: u16) -> Watched {
     until_some("a worker in the slot", || {
-        let pids = server.worker_pids();
-        let name = format!("uppercased: worker {slot}");
-        let pid = pids
-            .into_iter()
-            .find(|pid| arguments(*pid).first() == Some(&name))?;
+        let pid = *workers_of(server, slot).first()?;
         Watched::open(pid)
     })
+}
+
+/// The living workers of `slot`, in order of number. There are two while one takes over from the
+/// other.
+pub fn workers_of(server: &Server, slot: u16) -> Vec<u32> {
+    let name = format!("uppercased: worker {slot}");
+    let mut pids = server.worker_pids();
+    pids.retain(|pid| arguments(*pid).first() == Some(&name));
+    pids
 }
 
 /// The TCP sockets of this network namespace whose own port is `port`.

@@ -182,7 +182,7 @@ pub fn sweep(mark: &str) -> io::Result<()> {
 }
 
 /// The living processes whose environment has the entry `mark`, other than this one.
-fn marked(mark: &str) -> Vec<Watched> {
+pub fn marked(mark: &str) -> Vec<Watched> {
     let has_mark = |pid: u32| {
         fs::read(format!("/proc/{pid}/environ")).is_ok_and(|entries| {
             entries

@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,8 +11,11 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use tempfile::TempDir;
+
 use super::lines::Lines;
-use super::process::{DEADLINE, Watched, children, sweep};
+use super::netns::Namespace;
+use super::process::{DEADLINE, Watched, children, marked, sweep};
 
 /// How long an orderly stop may take: past the server's own limit with default settings (32 s), so
 /// that a stop which ends by that limit is told by its exit code and not by a test gone late.
@@ -20,6 +23,14 @@ const STOP_DEADLINE: Duration = Duration::from_secs(40);
 
 /// What the server prints on standard output for each address once it serves.
 const READY: &str = "listening on ";
+
+/// How long an order on the control socket may take: it waits for what it asks for, which is the
+/// renewal of every worker, each under deadlines of its own.
+const ORDER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How a server is told where to take orders. By the environment, which no argument of a test can
+/// get in the way of; a flag wins over it.
+const CONTROL: &str = "UPPERCASED_CONTROL";
 
 /// The environment entry by which everything that descends from one server is found again.
 const MARK: &str = "E2E_SERVER";
@@ -32,6 +43,19 @@ pub struct ServerBuilder {
     env: Vec<(OsString, OsString)>,
     cwd: Option<PathBuf>,
     listeners: Option<usize>,
+    namespace: Option<Namespace>,
+    has_control: bool,
+}
+
+/// What came of an order on a server's control socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// The exit code of the command that gave it.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it had to complain about.
+    pub stderr: String,
 }
 
 /// A running server. Dropping it kills the supervisor and all that came from it.
@@ -50,6 +74,8 @@ struct Running {
     stdout: Lines,
     stderr: Lines,
     mark: String,
+    /// What is its own, such as its control socket; goes with it.
+    folder: TempDir,
     /// Every child that was ever seen. The mark finds them too, unless they cleared their
     /// environment or may not be looked into.
     seen: Mutex<Vec<Watched>>,
@@ -79,6 +105,18 @@ impl ServerBuilder {
     /// Runs another file than the program as built, such as a copy that a test will replace.
     pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
         self.program = path.into();
+        self
+    }
+
+    /// Starts it in another network namespace than that of the caller.
+    pub fn namespace(mut self, namespace: &Namespace) -> Self {
+        self.namespace = Some(namespace.clone());
+        self
+    }
+
+    /// Leaves it to the server and its arguments where it takes orders.
+    pub fn without_control(mut self) -> Self {
+        self.has_control = false;
         self
     }
 
@@ -127,12 +165,11 @@ impl ServerBuilder {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}-{number}", std::process::id());
 
+        let folder = tempfile::tempdir().expect("a folder of its own");
         let mut command = Command::new(&self.program);
-        // The settings of whoever runs the tests are not what is tested.
-        for (name, _) in std::env::vars_os() {
-            if name.as_encoded_bytes().starts_with(b"UPPERCASED_") {
-                command.env_remove(name);
-            }
+        forget_settings(&mut command);
+        if self.has_control {
+            command.env(CONTROL, control_path(&folder));
         }
         command
             .args(&self.args)
@@ -144,9 +181,13 @@ impl ServerBuilder {
         if let Some(cwd) = self.cwd {
             command.current_dir(cwd);
         }
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("start {}: {error}", self.program.display()));
+        // A child starts in the namespace of the thread that starts it.
+        let child = match &self.namespace {
+            Some(namespace) => namespace.run(|| command.spawn()),
+            None => command.spawn(),
+        };
+        let mut child =
+            child.unwrap_or_else(|error| panic!("start {}: {error}", self.program.display()));
         let stdout = Lines::follow(child.stdout.take().expect("a pipe was asked for"));
         let stderr = Lines::follow(child.stderr.take().expect("a pipe was asked for"));
         let supervisor = Watched::open(child.id()).expect("a child that was not reaped");
@@ -156,6 +197,7 @@ impl ServerBuilder {
             stdout,
             stderr,
             mark: format!("{MARK}={id}"),
+            folder,
             seen: Mutex::default(),
         }
     }
@@ -185,6 +227,8 @@ impl Server {
             env: Vec::new(),
             cwd: None,
             listeners: None,
+            namespace: None,
+            has_control: true,
         }
     }
 
@@ -213,6 +257,69 @@ impl Server {
     pub fn worker_pids(&self) -> Vec<u32> {
         let children = self.running.note_children();
         children.into_iter().filter(|pid| is_worker(*pid)).collect()
+    }
+
+    /// The numbers of all living processes that descend from this server, itself included,
+    /// whoever their parents are now.
+    pub fn processes(&self) -> Vec<u32> {
+        let family = marked(&self.running.mark);
+        let mut pids: Vec<u32> = family.iter().map(Watched::pid).collect();
+        pids.sort_unstable();
+        pids
+    }
+
+    /// Where it takes orders, unless it was told otherwise.
+    pub fn control(&self) -> PathBuf {
+        control_path(&self.running.folder)
+    }
+
+    /// A folder that lives as long as this.
+    pub fn folder(&self) -> &Path {
+        self.running.folder.path()
+    }
+
+    /// `uppercased reload`: renews every worker with the configuration as it is now.
+    #[track_caller]
+    pub fn reload(&self) -> Answered {
+        self.order(&["reload"])
+    }
+
+    /// `uppercased upgrade`: replaces the program by the one on disk.
+    #[track_caller]
+    pub fn upgrade(&self) -> Answered {
+        self.order(&["upgrade"])
+    }
+
+    /// `uppercased scale`: more or fewer workers.
+    #[track_caller]
+    pub fn scale(&self, workers: u16) -> Answered {
+        self.order(&["scale", &workers.to_string()])
+    }
+
+    /// `uppercased status --json`, parsed; it must succeed.
+    #[track_caller]
+    pub fn status_json(&self) -> serde_json::Value {
+        let answered = self.order(&["status", "--json"]).expect_success();
+        serde_json::from_str(&answered.stdout)
+            .unwrap_or_else(|error| panic!("no JSON: {error}: {answered:?}"))
+    }
+
+    /// Runs a command of the program against this server and waits until it has ended.
+    #[track_caller]
+    pub fn order(&self, command: &[&str]) -> Answered {
+        let running = self.send_order(command);
+        running.wait()
+    }
+
+    /// The same without waiting, for orders at once or a server that will be gone.
+    #[track_caller]
+    pub fn send_order(&self, command: &[&str]) -> Order {
+        // The program as built and not the one that the server runs, which may be broken: who
+        // gives an order has a program of his own.
+        let mut process = Command::new(env!("CARGO_BIN_EXE_uppercased"));
+        forget_settings(&mut process);
+        process.args(command).arg("--control").arg(self.control());
+        Order::start(process)
     }
 
     /// Sends `signal` to the supervisor.
@@ -289,6 +396,80 @@ impl Server {
     }
 }
 
+/// An order under way. Dropping it kills the command that gave it, and nothing else.
+#[derive(Debug)]
+pub struct Order {
+    child: Child,
+    process: Watched,
+    stdout: Lines,
+    stderr: Lines,
+}
+
+impl Order {
+    #[track_caller]
+    fn start(mut command: Command) -> Self {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("start the program");
+        Self {
+            process: Watched::open(child.id()).expect("a child that was not reaped"),
+            stdout: Lines::follow(child.stdout.take().expect("a pipe was asked for")),
+            stderr: Lines::follow(child.stderr.take().expect("a pipe was asked for")),
+            child,
+        }
+    }
+
+    /// What it has printed so far.
+    pub fn stdout(&self) -> &Lines {
+        &self.stdout
+    }
+
+    /// Waits until it has ended; what came of it.
+    #[track_caller]
+    pub fn wait(self) -> Answered {
+        let status = self.process.exit_status(ORDER_DEADLINE);
+        let said = || format!("{}{}", self.stdout.text(), self.stderr.text());
+        let status = status
+            .unwrap_or_else(|| panic!("no answer within {ORDER_DEADLINE:?}; so far: {}", said()));
+        let complete = self.stdout.wait_end(DEADLINE) && self.stderr.wait_end(DEADLINE);
+        assert!(complete, "somebody holds the output of the command");
+        let code = status.code();
+        Answered {
+            code: code.unwrap_or_else(|| panic!("the command ended by {status}: {}", said())),
+            stdout: self.stdout.text(),
+            stderr: self.stderr.text(),
+        }
+    }
+}
+
+impl Drop for Order {
+    fn drop(&mut self) {
+        self.process.signal(Signal::SIGKILL);
+        // It has ended or was killed, so this does not wait for long; a zombie is all that could
+        // be left.
+        drop(self.child.wait());
+    }
+}
+
+impl Answered {
+    /// Asserts that it was done.
+    #[track_caller]
+    pub fn expect_success(self) -> Self {
+        assert_eq!(self.code, 0, "{self:?}");
+        self
+    }
+
+    /// Asserts that it was not done, and that the cause which is given contains `cause`.
+    #[track_caller]
+    pub fn expect_failure(self, cause: &str) -> Self {
+        let said = format!("{}{}", self.stdout, self.stderr);
+        assert!(self.code != 0 && said.contains(cause), "{self:?}");
+        self
+    }
+}
+
 impl Running {
     #[track_caller]
     fn wait_exit(&self, within: Duration) -> ExitStatus {
@@ -341,6 +522,20 @@ impl Drop for Running {
             assert!(failures.is_empty(), "left behind: {failures:?}");
         }
     }
+}
+
+/// Takes the settings of whoever runs the tests from the environment of `command`: they are not
+/// what is tested.
+fn forget_settings(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"UPPERCASED_") {
+            command.env_remove(name);
+        }
+    }
+}
+
+fn control_path(folder: &TempDir) -> PathBuf {
+    folder.path().join("control")
 }
 
 /// An announced address as a client can use it: `*` and the unspecified addresses mean this host.

@@ -90,7 +90,12 @@ fn is_slot_memory(path: &Path) -> bool {
 /// Counted page by page (the kernel's own sums may be stale by megabytes).
 #[track_caller]
 pub fn resident_bytes(pid: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("a living process's memory");
+    try_resident_bytes(pid).expect("a living process's memory")
+}
+
+/// The same of a process that may be about to end; `None` if it has.
+pub fn try_resident_bytes(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
     let mut counts = false;
     let mut kib = 0;
     for line in text.lines() {
@@ -108,7 +113,7 @@ pub fn resident_bytes(pid: u32) -> u64 {
             _ => {}
         }
     }
-    kib * 1024
+    Some(kib * 1024)
 }
 
 /// CPU time that a process has used.

@@ -1,0 +1,121 @@
+//! Copies of the program that are not quite it: for what a restart or an upgrade must cope with
+//! when the file on disk is replaced.
+//!
+//! This process never has a copy open for writing. Another thread of it may fork at any moment,
+//! and its child would hold that descriptor until it executes; whoever executes the copy
+//! meanwhile is told that the file is busy. So files are written by children, and are closed for
+//! good when those have ended.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use uppercased::fault::{TRAILER_MARK, TRAILER_MAX_BYTES};
+
+/// A file that a server may be told to run.
+#[derive(Debug)]
+pub struct Image {
+    path: PathBuf,
+}
+
+impl Image {
+    /// A copy of the program as built, in `folder`.
+    #[track_caller]
+    pub fn copy(folder: &Path) -> Self {
+        Self::copy_of(Path::new(env!("CARGO_BIN_EXE_uppercased")), folder)
+    }
+
+    /// Another program, which ends at once and says nothing.
+    #[track_caller]
+    pub fn other_program(folder: &Path) -> Self {
+        let candidates = ["/bin/true", "/usr/bin/true"].map(Path::new);
+        let found = candidates.into_iter().find(|path| path.exists());
+        Self::copy_of(found.expect("every system has true"), folder)
+    }
+
+    #[track_caller]
+    fn copy_of(program: &Path, folder: &Path) -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = folder.join(format!("image-{number}"));
+        run("cp", &[program.as_os_str(), path.as_os_str()], b"");
+        Self { path }
+    }
+
+    /// Appends a plan of faults, such as `receiver.received=kill;version=9.9.9`: whoever runs
+    /// this file, and nobody else, does what it says (see `uppercased::fault`).
+    #[track_caller]
+    pub fn with_faults(self, plan: &str) -> Self {
+        let trailer = [TRAILER_MARK, plan.as_bytes()].concat();
+        assert!(
+            trailer.len() as u64 <= TRAILER_MAX_BYTES,
+            "the program would not find so long a plan"
+        );
+        let append = OsStr::new("cat >> \"$0\"");
+        let arguments = [OsStr::new("-c"), append, self.path.as_os_str()];
+        run("sh", &arguments, &trailer);
+        self
+    }
+
+    /// Cut off, as by a full disk. It can be started and dies of it.
+    #[track_caller]
+    pub fn truncated(self) -> Self {
+        // Of the headers enough, of the code next to nothing: the second half of a debug build is
+        // for debuggers, and without it the program runs as well as ever.
+        const KEPT_BYTES: u64 = 64 * 1024;
+        let size = format!("--size={KEPT_BYTES}");
+        run("truncate", &[OsStr::new(&size), self.path.as_os_str()], b"");
+        self
+    }
+
+    /// Without the right to be executed, for anybody.
+    #[track_caller]
+    pub fn not_executable(self) -> Self {
+        let permissions = Permissions::from_mode(0o644);
+        fs::set_permissions(&self.path, permissions).expect("change the mode of an own file");
+        self
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts it in the place of `target`, as package managers do: by a rename, so that there is
+    /// no moment without a file, and who runs the old one keeps it.
+    #[track_caller]
+    pub fn replace(self, target: &Path) -> Self {
+        fs::rename(&self.path, target).expect("both are in one file system");
+        Self {
+            path: target.to_owned(),
+        }
+    }
+}
+
+/// Runs a command with `input`, and waits for it.
+#[track_caller]
+fn run(program: &str, arguments: &[&OsStr], input: &[u8]) {
+    let mut command = Command::new(program);
+    let child = command.args(arguments).stdin(Stdio::piped()).spawn();
+    let mut child = child.unwrap_or_else(|error| panic!("start {program}: {error}"));
+    let mut stdin = child.stdin.take().expect("a pipe was asked for");
+    if !input.is_empty() {
+        stdin.write_all(input).expect("it reads its input");
+    }
+    drop(stdin);
+    let status = child.wait().expect("a child of this process");
+    assert!(status.success(), "{program} {arguments:?}: {status}");
+}
+
+/// The kernel's answer to whoever tries to write to a file that is being executed; for tests of
+/// this module.
+pub fn is_being_run(path: &Path) -> bool {
+    File::options()
+        .append(true)
+        .open(path)
+        .is_err_and(|error| error.kind() == std::io::ErrorKind::ExecutableFileBusy)
+}

@@ -1,0 +1,456 @@
+//! A load with an exact verdict: many clients of all kinds against one server, until told to
+//! stop; each checks every byte that it gets and ends in order.
+//!
+//! What it must show is that an operation on the server is *not noticed*. So nothing is retried
+//! and nothing forgiven: a connection that is refused, reset, ended early, late, or answered with
+//! a wrong byte is a [`Failure`], with who saw it and where. The clients that matter most are the
+//! slow ones: those who leave output pending at the server, who have said all and still read, who
+//! are silent, who are in the middle of a message.
+//!
+//! It must not busy the machine: every client waits on a socket or for its next turn, in a thread
+//! of its own, and its rate is bounded. It tells times and never judges them.
+
+mod clients;
+mod conversation;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{PipeReader, PipeWriter, pipe};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::poll::PollFlags;
+use uppercased::clock::{Tick, now};
+
+use self::clients::Party;
+use super::netns::Namespace;
+use super::process::{DEADLINE, in_background, poll_one};
+
+pub use self::clients::Kind;
+pub use self::conversation::{Failure, FailureKind};
+
+/// How long [`Load::start`] and [`Load::go_on_for`] wait: the deadlines of several clients.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Failures that a client remembers; the others it only counts.
+const FAILURES_KEPT: usize = 50;
+
+/// Failures that a verdict shows.
+const FAILURES_SHOWN: usize = 20;
+
+/// Who takes part, and how fast.
+#[derive(Clone, Debug)]
+pub struct LoadSize {
+    /// Clients that connect, exchange, close, and begin again.
+    pub churn: usize,
+    /// Between two connections of one of them.
+    pub churn_pause: Duration,
+    /// Bytes of one of their exchanges, at most.
+    pub churn_bytes: usize,
+    /// Connections that send and receive all the time, at once.
+    pub streams: usize,
+    /// Between two steps of a stream.
+    pub stream_pause: Duration,
+    /// Bytes of a step, at most.
+    pub stream_step_bytes: usize,
+    /// Bytes that a stream has sent and not received back, at most.
+    pub stream_window_bytes: u64,
+    /// Connections with one small message at a time, which measure stalls.
+    pub pings: usize,
+    /// Between an answer and the next message.
+    pub ping_pause: Duration,
+    /// Connections that send whatever goes and read seldom.
+    pub slow: usize,
+    /// Between two reads.
+    pub slow_pause: Duration,
+    /// Bytes of a read.
+    pub slow_step_bytes: usize,
+    /// Bytes that a slow one has sent and not received back, at most: all that the socket
+    /// buffers and the server may hold, or ending it would take long.
+    pub slow_window_bytes: u64,
+    /// The receive buffer of a slow one.
+    pub slow_receive_buffer_bytes: usize,
+    /// Connections that are half-closed and go on reading; then the next.
+    pub half_closed: usize,
+    /// Bytes that each sends before, at most; at least half as many.
+    pub half_closed_bytes: u64,
+    /// Connections that exchange once and are then silent until the end.
+    pub idle: usize,
+    /// Connections that are silent with a part of an answer unread.
+    pub mid_message: usize,
+    /// How long any step may make no progress.
+    pub deadline: Duration,
+}
+
+impl LoadSize {
+    /// Some of each kind, for a test that runs beside others.
+    pub fn small() -> Self {
+        Self {
+            churn: 4,
+            churn_pause: Duration::from_millis(2),
+            churn_bytes: 5000,
+            streams: 2,
+            stream_pause: Duration::from_millis(2),
+            stream_step_bytes: 16 * 1024,
+            stream_window_bytes: 256 * 1024,
+            pings: 2,
+            ping_pause: Duration::from_millis(2),
+            slow: 2,
+            slow_pause: Duration::from_millis(10),
+            slow_step_bytes: 4096,
+            slow_window_bytes: 16 << 20,
+            slow_receive_buffer_bytes: 4096,
+            half_closed: 2,
+            half_closed_bytes: 512 * 1024,
+            idle: 6,
+            mid_message: 3,
+            deadline: DEADLINE,
+        }
+    }
+
+    /// For a long proof that has the machine for itself.
+    pub fn large() -> Self {
+        Self {
+            churn: 12,
+            streams: 6,
+            pings: 4,
+            slow: 6,
+            half_closed: 6,
+            idle: 100,
+            mid_message: 20,
+            ..Self::small()
+        }
+    }
+
+    /// For a link with a delay: a window through a small buffer takes long to empty there, and
+    /// more clients are needed for as many handshakes under way.
+    pub fn far() -> Self {
+        Self {
+            churn: 24,
+            slow_window_bytes: 256 * 1024,
+            half_closed_bytes: 128 * 1024,
+            ..Self::small()
+        }
+    }
+
+    /// Nobody: to be filled in.
+    pub fn none() -> Self {
+        Self {
+            churn: 0,
+            streams: 0,
+            pings: 0,
+            slow: 0,
+            half_closed: 0,
+            idle: 0,
+            mid_message: 0,
+            ..Self::small()
+        }
+    }
+}
+
+/// From where clients connect.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// Another namespace than that of the test.
+    pub namespace: Option<Namespace>,
+    /// Their own addresses, in turn; with none the kernel chooses. Churn leaves a socket in
+    /// TIME_WAIT for every connection, and one address has only so many ports.
+    pub sources: Vec<Ipv4Addr>,
+}
+
+impl Origin {
+    /// The usual one for clients of `addr`: this namespace, and on loopback many addresses.
+    pub fn of(addr: SocketAddr) -> Self {
+        const SOURCES: u8 = 32;
+        let has_sources = matches!(addr.ip(), IpAddr::V4(ip) if ip.is_loopback());
+        let sources = (1..=SOURCES).map(|host| Ipv4Addr::new(127, 0, 1, host));
+        Self {
+            namespace: None,
+            sources: sources.filter(|_| has_sources).collect(),
+        }
+    }
+}
+
+/// Clients at work. Dropping it breaks them off; [`Self::finish`] has them end in order.
+#[derive(Debug)]
+pub struct Load {
+    shared: Arc<Shared>,
+    /// Closed to tell everybody.
+    going_on: Option<PipeWriter>,
+    parties: Vec<JoinHandle<Tally>>,
+}
+
+/// What they saw, all together.
+#[derive(Debug)]
+pub struct Report {
+    /// Conversations of churn and of the half-closed, messages of pings, exchanges of the silent:
+    /// each complete and right.
+    pub exchanges: u64,
+    /// Connections that were established.
+    pub connections: u64,
+    /// Those that were established, by kind.
+    pub by_kind: BTreeMap<Kind, u64>,
+    /// Bytes that were received and right.
+    pub bytes: u64,
+    /// What went wrong, in order; not all of it if it was much.
+    pub failures: Vec<Failure>,
+    /// How much went wrong.
+    pub failure_count: u64,
+    /// The longest time between a ping and its complete answer.
+    pub longest_stall: Duration,
+    /// The longest time that a connection took to be established: a handshake that was dropped
+    /// and tried again is no failure, but takes a second.
+    pub longest_connect: Duration,
+}
+
+/// What one client saw.
+#[derive(Debug)]
+struct Tally {
+    kind: Kind,
+    exchanges: u64,
+    connections: u64,
+    bytes: u64,
+    failures: Vec<Failure>,
+    failure_count: u64,
+    longest_stall: Duration,
+    longest_connect: Duration,
+}
+
+/// What all clients know.
+#[derive(Debug)]
+struct Shared {
+    target: SocketAddr,
+    size: LoadSize,
+    origin: Origin,
+    begun: Tick,
+    /// At its end when the load is over.
+    over: PipeReader,
+    /// Whether that end is not an orderly one.
+    broken_off: AtomicBool,
+    progress: Mutex<Progress>,
+    progressed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// Threads whose clients are all connected and have had their first answer, or have failed.
+    in_place: usize,
+    exchanges: u64,
+    failure: Option<String>,
+}
+
+impl Load {
+    /// Starts clients of `target`, in the usual way; see [`Self::start_from`].
+    #[track_caller]
+    pub fn start(target: SocketAddr, size: LoadSize) -> Self {
+        Self::start_from(Origin::of(target), target, size)
+    }
+
+    /// Starts clients of `target` and waits until all of them are served or have failed, so that
+    /// what is done to the server next is done to all of them.
+    #[track_caller]
+    pub fn start_from(origin: Origin, target: SocketAddr, size: LoadSize) -> Self {
+        let (over, going_on) = pipe().expect("a pipe");
+        let parties = clients::parties(&size);
+        let shared = Arc::new(Shared {
+            target,
+            size,
+            origin,
+            begun: now(),
+            over,
+            broken_off: AtomicBool::new(false),
+            progress: Mutex::default(),
+            progressed: Condvar::new(),
+        });
+        let threads = parties.into_iter().map(|(kind, index)| {
+            let party = Party::new(Arc::clone(&shared), kind, index);
+            in_background(move || party.run())
+        });
+        let load = Self {
+            parties: threads.collect(),
+            going_on: Some(going_on),
+            shared,
+        };
+        let all = load.parties.len();
+        load.shared.wait("every client is served", |progress| {
+            progress.in_place == all
+        });
+        load
+    }
+
+    /// Waits for so many more exchanges.
+    ///
+    /// # Panics
+    ///
+    /// A client has failed: the test need not go on to its end to say so.
+    #[track_caller]
+    pub fn go_on_for(&self, exchanges: u64) {
+        self.assert_unharmed();
+        let goal = self.exchanges() + exchanges;
+        let done = |progress: &Progress| progress.failure.is_some() || progress.exchanges >= goal;
+        self.shared.wait("the load goes on", done);
+        self.assert_unharmed();
+    }
+
+    /// Exchanges so far.
+    pub fn exchanges(&self) -> u64 {
+        self.shared.lock().exchanges
+    }
+
+    /// Asserts that no client has failed so far.
+    #[track_caller]
+    pub fn assert_unharmed(&self) {
+        let failure = self.shared.lock().failure.clone();
+        assert!(failure.is_none(), "{}", failure.unwrap_or_default());
+    }
+
+    /// Has every client end in order (half-close, the exact rest, the end of the stream), and
+    /// reports.
+    #[track_caller]
+    pub fn finish(mut self) -> Report {
+        self.going_on = None;
+        let mut report = Report::empty();
+        for party in self.parties.drain(..) {
+            report.add(party.join().expect("a client panics over nothing"));
+        }
+        report.failures.sort_by_key(|failure| failure.after);
+        report
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.shared.broken_off.store(true, Ordering::Relaxed);
+        self.going_on = None;
+        for party in self.parties.drain(..) {
+            // Nobody wants its report.
+            let _ = party.join();
+        }
+    }
+}
+
+impl Report {
+    fn empty() -> Self {
+        Self {
+            exchanges: 0,
+            connections: 0,
+            by_kind: BTreeMap::new(),
+            bytes: 0,
+            failures: Vec::new(),
+            failure_count: 0,
+            longest_stall: Duration::ZERO,
+            longest_connect: Duration::ZERO,
+        }
+    }
+
+    fn add(&mut self, tally: Tally) {
+        self.exchanges += tally.exchanges;
+        self.connections += tally.connections;
+        *self.by_kind.entry(tally.kind).or_default() += tally.connections;
+        self.bytes += tally.bytes;
+        self.failures.extend(tally.failures);
+        self.failure_count += tally.failure_count;
+        self.longest_stall = self.longest_stall.max(tally.longest_stall);
+        self.longest_connect = self.longest_connect.max(tally.longest_connect);
+    }
+
+    /// Whether nothing went wrong.
+    pub fn is_clean(&self) -> bool {
+        self.failure_count == 0
+    }
+
+    /// How many of the failures it has are of `kind`.
+    pub fn count(&self, kind: FailureKind) -> usize {
+        let of_kind = self.failures.iter().filter(|one| one.kind == kind);
+        of_kind.count()
+    }
+
+    /// Asserts that every client was served as promised.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        assert!(self.is_clean(), "{self}");
+        assert!(
+            self.connections > 0 && self.bytes > 0,
+            "nothing was tried: {self}"
+        );
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "{} failures in {} exchanges over {} connections ({} bytes; longest stall {:?}, \
+             longest connect {:?})",
+            self.failure_count,
+            self.exchanges,
+            self.connections,
+            self.bytes,
+            self.longest_stall,
+            self.longest_connect,
+        )?;
+        for failure in self.failures.iter().take(FAILURES_SHOWN) {
+            write!(out, "\n  {failure}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Tally {
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            exchanges: 0,
+            connections: 0,
+            bytes: 0,
+            failures: Vec::new(),
+            failure_count: 0,
+            longest_stall: Duration::ZERO,
+            longest_connect: Duration::ZERO,
+        }
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        self.failure_count += 1;
+        if self.failures.len() < FAILURES_KEPT {
+            self.failures.push(failure);
+        }
+    }
+}
+
+impl Shared {
+    /// Waits for as long as `span` or until the load is over; whether it is.
+    fn over_within(&self, span: Duration) -> bool {
+        // The writing end says nothing, so all that can come is the end.
+        poll_one(&self.over, PollFlags::POLLIN, span)
+    }
+
+    /// Whether the load ends in the middle of things.
+    fn is_broken_off(&self) -> bool {
+        self.broken_off.load(Ordering::Relaxed)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.lock());
+        self.progressed.notify_all();
+    }
+
+    #[track_caller]
+    fn wait(&self, what: &str, done: impl Fn(&Progress) -> bool) {
+        let (progress, _) = self
+            .progressed
+            .wait_timeout_while(self.lock(), PATIENCE, |progress| !done(progress))
+            .unwrap_or_else(PoisonError::into_inner);
+        assert!(
+            done(&progress),
+            "not within {PATIENCE:?}: {what}; {progress:?}"
+        );
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
