@@ -10,11 +10,12 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::exchange::Action;
-use super::machine::{Phase, Policy};
+use super::machine::{Operation, Phase, Policy};
 use super::slot::Slot;
+use crate::identity::{Generation, ReleaseId};
 
 /// The format this program writes, and the only one it reads.
-pub const SNAPSHOT_VERSION: u32 = 1;
+pub const SNAPSHOT_VERSION: u32 = 2;
 
 /// Why saved state was refused.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,9 @@ pub struct Snapshot {
     pub(super) rng_state: u64,
     pub(super) phase: Phase,
     pub(super) slots: Vec<Slot>,
+    pub(super) release: ReleaseId,
+    pub(super) operation: Option<Operation>,
+    pub(super) born_before: Generation,
     pub(super) actions: VecDeque<Action>,
     pub(super) stale_events: u64,
 }
