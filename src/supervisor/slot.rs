@@ -17,6 +17,8 @@
 //! - a queue that has been bound is served by the slot's own worker, lent to a sibling, or known to
 //!   be unserved since a given time. It is never forgotten.
 
+mod seats;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Tick;
 use crate::identity::ReleaseId;
 pub use crate::identity::{Generation, SlotId, WorkerId};
+pub(super) use seats::{Predecessor, PredecessorStage, Pulse, Seat, Successor, SuccessorState};
 
 /// How a worker's process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,94 +237,6 @@ pub enum Queue {
     Closed,
 }
 
-/// The looks at one worker's counter of turns.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Pulse {
-    /// When the latest look was ordered.
-    pub(super) looked: Tick,
-    /// Its answer has not come.
-    pub(super) awaited: bool,
-    /// What the latest answer was.
-    pub(super) turns: Option<u64>,
-    /// When an answer last differed from the one before.
-    pub(super) moved: Tick,
-    /// Looks in a row that found no new turn.
-    pub(super) misses: u32,
-}
-
-/// A worker that is to take the main seat.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Successor {
-    pub(super) generation: Generation,
-    pub(super) release: ReleaseId,
-    /// When `state` was entered.
-    pub(super) since: Tick,
-    pub(super) state: SuccessorState,
-}
-
-/// What a successor is doing. Once it is Ready it is one no more.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum SuccessorState {
-    /// As [`SlotState::Starting`].
-    Starting {
-        deadline: Tick,
-        words: Option<String>,
-    },
-    /// As [`SlotState::Killing`]. It may have been in the main seat before.
-    Killing {
-        why: KillReason,
-        served_for: Option<Duration>,
-        words: Option<String>,
-    },
-}
-
-/// A worker that was in the main seat and is to go.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Predecessor {
-    pub(super) generation: Generation,
-    pub(super) release: ReleaseId,
-    /// When it began to serve.
-    pub(super) served_since: Tick,
-    pub(super) pulse: Option<Pulse>,
-    pub(super) stage: PredecessorStage,
-}
-
-/// What a predecessor is doing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum PredecessorStage {
-    /// It moves its connections.
-    HandingOver {
-        since: Tick,
-        /// When whom it hands over to is given up; `None`: that has happened, or only a standstill
-        /// of either can end it.
-        deadline: Option<Tick>,
-        to: WorkerId,
-    },
-    /// It does not accept any more, and ends when nothing is left.
-    Leaving {
-        since: Tick,
-        deadline: Tick,
-        /// Nothing is left: it is about to exit.
-        finished: bool,
-    },
-    /// The supervisor stops, and it has been told so.
-    Stopping,
-    /// As [`SlotState::Killing`].
-    Killing {
-        why: KillReason,
-        served_for: Duration,
-    },
-}
-
-/// Where in its slot a worker is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seat {
-    Main,
-    Successor,
-    /// The index in [`Slot::predecessors`].
-    Predecessor(usize),
-}
-
 /// A slot, with its history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Slot {
@@ -491,14 +406,12 @@ impl Slot {
         self.release = release;
         self.next_release = release;
         let standby = true;
-        self.enter(
-            SlotState::Starting {
-                deadline,
-                words,
-                standby,
-            },
-            now,
-        );
+        let next = SlotState::Starting {
+            deadline,
+            words,
+            standby,
+        };
+        self.enter(next, now);
         self.since = since;
         true
     }

@@ -50,7 +50,7 @@ pub(super) enum Stage {
     /// The exec is ordered. No deadline: either it returns, or the next program speaks first.
     Exec,
     /// Workers are renewed, or put back.
-    Roll(Roll),
+    Roll(Box<Roll>),
     /// Slots are added up to this number.
     Grow { to: u16 },
     /// Slots from this number on leave.
@@ -93,7 +93,7 @@ impl Machine {
             None => self.begin(
                 request,
                 kind,
-                Stage::Roll(Roll::new(release, policy.clone())),
+                Stage::Roll(Box::new(Roll::new(release, policy.clone()))),
                 now,
             ),
         }
@@ -325,16 +325,12 @@ impl Machine {
     pub(super) fn operation_deadline(&self) -> Option<Tick> {
         match self.stage()? {
             Stage::Preflight { deadline } => Some(*deadline),
-            Stage::Roll(Roll {
-                course: Course::Forward { bake, .. },
-                ..
-            }) => *bake,
+            Stage::Roll(roll) => match &roll.course {
+                Course::Forward { bake, .. } => *bake,
+                Course::Back { .. } => None,
+            },
             Stage::Shrink { settling, .. } => *settling,
-            Stage::Passed
-            | Stage::Exec
-            | Stage::Roll(_)
-            | Stage::Grow { .. }
-            | Stage::Ending { .. } => None,
+            Stage::Passed | Stage::Exec | Stage::Grow { .. } | Stage::Ending { .. } => None,
         }
     }
 }

@@ -211,7 +211,7 @@ impl Machine {
         });
     }
 
-    /// A worker is gone that nobody wanted gone. Says whether that ended the way forward.
+    /// A worker is gone that nobody wanted gone.
     pub(super) fn roll_suffers(&mut self, slot: SlotId, release: ReleaseId, why: &str, now: Tick) {
         let Some(roll) = self.roll() else {
             return;
@@ -267,10 +267,8 @@ impl Machine {
     /// The slot has gone back, or cannot.
     fn strike(&mut self, slot: SlotId) {
         if let Some(operation) = &mut self.operation
-            && let Stage::Roll(Roll {
-                course: Course::Back { todo, .. },
-                ..
-            }) = &mut operation.stage
+            && let Stage::Roll(roll) = &mut operation.stage
+            && let Course::Back { todo, .. } = &mut roll.course
         {
             todo.retain(|it| *it != slot);
         }

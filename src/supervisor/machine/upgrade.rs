@@ -80,7 +80,7 @@ impl Machine {
     pub(super) fn resumed(&mut self, release: ReleaseId, policy: &Policy) -> Reception {
         match self.stage() {
             Some(Stage::Exec) => {
-                self.enter_stage(Stage::Roll(Roll::new(release, policy.clone())));
+                self.enter_stage(Stage::Roll(Box::new(Roll::new(release, policy.clone()))));
                 Reception::Taken
             }
             Some(_) | None => Reception::Stale,
