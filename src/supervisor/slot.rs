@@ -141,7 +141,11 @@ impl SlotState {
             Self::Waiting => matches!(next, Self::Starting { .. } | Self::Stopped),
             Self::Starting { .. } => matches!(
                 next,
-                Self::Serving | Self::Killing { .. } | Self::BackingOff { .. } | Self::Stopped
+                Self::Serving
+                    | Self::Starting { .. }
+                    | Self::Killing { .. }
+                    | Self::BackingOff { .. }
+                    | Self::Stopped
             ),
             // To itself: a successor takes over, or a predecessor comes back.
             Self::Serving => matches!(

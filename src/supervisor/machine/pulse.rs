@@ -38,27 +38,35 @@ impl Machine {
 
     /// Begins to feel the pulse of those who have begun to serve, and ends it with their service.
     pub(super) fn tend_pulses(&mut self, now: Tick) {
-        let looks = self.look_every().is_some();
+        let due = self.look_every().map(|every| now + every);
+        let tend = |pulse: &mut Option<Pulse>, serves: bool| match due {
+            Some(due) if serves => {
+                pulse.get_or_insert(Pulse {
+                    due,
+                    awaited: false,
+                    turns: None,
+                    moved: now,
+                    misses: 0,
+                });
+            }
+            Some(_) | None => *pulse = None,
+        };
         for slot in &mut self.slots {
-            tend(
-                &mut slot.pulse,
-                looks && slot.state == SlotState::Serving,
-                now,
-            );
+            tend(&mut slot.pulse, slot.state == SlotState::Serving);
             for it in &mut slot.predecessors {
                 let hands = matches!(it.stage, PredecessorStage::HandingOver { .. });
-                tend(&mut it.pulse, looks && hands, now);
+                tend(&mut it.pulse, hands);
             }
         }
     }
 
     /// When the next look at one of the slot's workers is due.
     pub(super) fn look_due(&self, index: usize) -> Option<Tick> {
-        let every = self.look_every()?;
+        self.look_every()?;
         let slot = &self.slots[index];
         let predecessors = slot.predecessors.iter().map(|it| &it.pulse);
         let pulses = predecessors.chain([&slot.pulse]).flatten();
-        pulses.map(|pulse| pulse.looked + every).min()
+        pulses.map(|pulse| pulse.due).min()
     }
 
     /// Takes the looks that are due.
@@ -75,9 +83,9 @@ impl Machine {
         let pulses = predecessors.chain([(main, &mut slot.pulse)]);
         for (generation, pulse) in pulses {
             if let Some(pulse) = pulse
-                && pulse.looked + every <= now
+                && pulse.due <= now
             {
-                pulse.looked = now;
+                pulse.due = now + every;
                 pulse.awaited = true;
                 let worker = WorkerId {
                     slot: id,
@@ -121,19 +129,5 @@ impl Machine {
             Seat::Successor => {}
         }
         Reception::Taken
-    }
-}
-
-fn tend(pulse: &mut Option<Pulse>, serves: bool, now: Tick) {
-    if !serves {
-        *pulse = None;
-    } else if pulse.is_none() {
-        *pulse = Some(Pulse {
-            looked: now,
-            awaited: false,
-            turns: None,
-            moved: now,
-            misses: 0,
-        });
     }
 }

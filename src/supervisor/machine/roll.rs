@@ -13,7 +13,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::slot::{Slot, SuccessorState};
+use super::super::slot::SuccessorState;
 use super::operation::{OperationKind, Stage};
 use super::{
     Action, KillReason, ListenerSource, Machine, Notice, Policy, ReleaseId, SlotId, SlotState,
@@ -187,9 +187,12 @@ impl Machine {
                     self.kill(worker, KillReason::Superseded, now);
                 }
             }
-            // Whatever it pauses for, this release has not been tried yet: its failure would have
-            // ended this step.
-            SlotState::BackingOff { .. } => self.spawn(index, now),
+            // A pause that another release has earned is of no more use.
+            SlotState::BackingOff { .. } => {
+                if slot.release != release {
+                    self.spawn(index, now);
+                }
+            }
             SlotState::Killing { .. }
             | SlotState::Waiting
             | SlotState::Retired
@@ -296,7 +299,6 @@ impl Machine {
             return;
         };
         let Some(Roll {
-            target,
             course: Course::Back { cause, .. },
             ..
         }) = self.roll()
@@ -306,10 +308,11 @@ impl Machine {
         let mut cause = cause.clone();
         let mut odd = false;
         for slot in &self.slots {
-            let what = if runs(slot, *target) {
-                "still runs what it was renewed with"
+            // Or of an earlier restart that failed the same way.
+            let what = if slot.state.is_live() && slot.release != self.release {
+                format!("still runs release {}", slot.release)
             } else if slot.state != SlotState::Serving {
-                "has no worker yet and is being given one of before"
+                "has no worker yet and is being given one of before".to_owned()
             } else {
                 continue;
             };
@@ -324,9 +327,4 @@ impl Machine {
         }
         self.fail_operation(cause);
     }
-}
-
-/// Whether the slot's main worker lives and runs `release`.
-fn runs(slot: &Slot, release: ReleaseId) -> bool {
-    slot.state.is_live() && slot.release == release
 }

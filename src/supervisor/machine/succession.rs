@@ -278,7 +278,7 @@ impl Machine {
             slot: slot.id,
             generation: predecessor.generation,
         };
-        if slot.state == SlotState::Retired {
+        if slot.state == SlotState::Retired && slot.handing_over().is_none() {
             slot.unserve(now);
         }
         self.actions.push_back(Action::Kill { worker });
@@ -315,6 +315,10 @@ impl Machine {
         let slot = &mut self.slots[index];
         let predecessor = slot.predecessors.remove(at);
         let worker = slot.named(predecessor.generation);
+        let held_queue = matches!(
+            predecessor.stage,
+            PredecessorStage::HandingOver { .. } | PredecessorStage::Killing { .. }
+        );
         let as_told = match predecessor.stage {
             PredecessorStage::Leaving { .. } => obituary.how == Some(Death::Exited(0)),
             PredecessorStage::Killing { why, .. } => why == KillReason::Superseded,
@@ -326,9 +330,14 @@ impl Machine {
         }
         let served_for = obituary.served_for.unwrap_or_default();
         self.record(worker, obituary, now);
-        // It was the last one of its slot, and has not let go of the queue.
+        // It was the last main worker of its slot, and has not let go of the queue. (One of before,
+        // which only drained, is no loss to the one that hands over now.)
         let slot = &mut self.slots[index];
-        if slot.state == SlotState::Retired && slot.queue != Queue::Closed {
+        if slot.state == SlotState::Retired
+            && slot.queue != Queue::Closed
+            && held_queue
+            && slot.handing_over().is_none()
+        {
             slot.unserve(now);
             self.renew(index, served_for, now);
         }

@@ -13,8 +13,8 @@ use crate::identity::{Generation, ReleaseId, WorkerId};
 /// The looks at one worker's counter of turns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) struct Pulse {
-    /// When the latest look was ordered.
-    pub(in super::super) looked: Tick,
+    /// When the next look is to be taken.
+    pub(in super::super) due: Tick,
     /// Its answer has not come.
     pub(in super::super) awaited: bool,
     /// What the latest answer was.

@@ -248,7 +248,7 @@ fn a_failure_in_a_later_slot_puts_the_earlier_ones_back() {
     stage.at(121, exited(0, 1, 0));
     stage.at(130, spawn_failed(1, 2));
     let cause = "the new worker of slot 1 failed: it cannot be spawned: fork: EAGAIN; \
-                 slot 0 still runs what it was renewed with";
+                 slot 0 still runs release 2";
     assert_eq!(stage.at(140, spawn_failed(0, 3)), [failure(cause)]);
     // Its next worker is one of before.
     assert_eq!(stage.at(200, killed(0, 2)), [adopt(0, 4)]);
