@@ -28,7 +28,7 @@ use uppercased::supervisor::machine::{
 use kernel::{KERNEL_DELAY_MAX, Kernel, ms};
 use laws::{Laws, law};
 
-const SEEDS_DEFAULT: u64 = 256;
+const SEEDS_DEFAULT: u64 = 96;
 const STEPS_PER_SEED: u64 = 2_000;
 /// A stop that takes more steps than this has no end.
 const STEPS_TO_STOP_MAX: u64 = 10_000;
