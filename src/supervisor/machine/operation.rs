@@ -85,7 +85,7 @@ impl Machine {
         now: Tick,
     ) -> Reception {
         let kind = OperationKind::Restart;
-        let refusal = self.refusal().or_else(|| {
+        let refusal = self.refusal(now).or_else(|| {
             (release == self.release).then(|| format!("release {release} is what runs already"))
         });
         match refusal {
@@ -113,7 +113,7 @@ impl Machine {
         } else if to > WORKERS_MAX {
             Some(format!("{WORKERS_MAX} workers are the most"))
         } else {
-            self.refusal()
+            self.refusal(now)
         };
         match refusal {
             Some(cause) => self.refuse(request, kind, cause),
@@ -126,7 +126,7 @@ impl Machine {
     }
 
     /// Why no operation can begin now, if so.
-    pub(super) fn refusal(&self) -> Option<String> {
+    pub(super) fn refusal(&self, now: Tick) -> Option<String> {
         let not_serving = match &self.phase {
             Phase::Serving => None,
             Phase::Idle | Phase::Booting { .. } => {
@@ -142,24 +142,21 @@ impl Machine {
         if let Some(progress) = self.operation() {
             return Some(format!("{progress}; try again when it is done"));
         }
-        let leaving = |slot: &Slot| slot.predecessors.len() + usize::from(slot.successor.is_some());
-        let count: usize = self.slots.iter().map(leaving).sum();
+        let leaving = self.slots.iter().flat_map(|slot| &slot.predecessors);
+        let count = leaving.clone().count();
         if count == 0 {
             return None;
         }
-        let policy = &self.policy;
-        let limits = [
-            policy.drain_timeout,
-            policy.linger_timeout,
-            super::KILL_GRACE,
-        ];
-        let at_most = limits
-            .into_iter()
-            .fold(Tick::ZERO, |at, limit| at + limit)
-            .since(Tick::ZERO);
+        let until = leaving.map(|it| match it.stage {
+            PredecessorStage::Leaving { deadline, .. } => deadline,
+            PredecessorStage::HandingOver { .. }
+            | PredecessorStage::Stopping
+            | PredecessorStage::Killing { .. } => now,
+        });
+        let at_most = until.max().unwrap_or(now).since(now);
         Some(format!(
-            "{count} workers of an earlier operation still serve the connections that were left \
-             with them, for at most {at_most:?}; try again then"
+            "old workers still serve connections that an earlier operation left with them \
+             ({count} of them, for at most {at_most:?}); try again then"
         ))
     }
 
@@ -296,7 +293,7 @@ impl Machine {
                     "the first new worker is being watched".to_owned()
                 }
                 Course::Back { todo, .. } => {
-                    format!("it has failed, and {} slots go back", todo.len())
+                    format!("it has failed; slots that still go back: {}", todo.len())
                 }
             },
             Stage::Grow { to } => {
@@ -306,10 +303,8 @@ impl Machine {
             }
             Stage::Shrink { to, .. } => {
                 let open = usize::from(self.open_slots());
-                format!(
-                    "{} slots have still to leave",
-                    open.saturating_sub(usize::from(*to))
-                )
+                let left = open.saturating_sub(usize::from(*to));
+                format!("slots that have still to leave: {left}")
             }
             Stage::Ending { .. } => "its last workers are leaving".to_owned(),
         };

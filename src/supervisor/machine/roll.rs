@@ -323,7 +323,7 @@ impl Machine {
             cause.push_str("; every worker runs what it ran before");
         }
         if operation.kind == OperationKind::Upgrade {
-            cause.push_str("; the supervisor itself is the new program");
+            cause.push_str("; the supervisor itself runs the new program");
         }
         self.fail_operation(cause);
     }

@@ -15,7 +15,7 @@ use crate::clock::Tick;
 impl Machine {
     pub(super) fn upgrade(&mut self, request: RequestId, now: Tick) -> Reception {
         let kind = OperationKind::Upgrade;
-        match self.refusal() {
+        match self.refusal(now) {
             Some(cause) => self.refuse(request, kind, cause),
             None => {
                 let deadline = now + self.policy.start_timeout;

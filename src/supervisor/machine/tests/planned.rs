@@ -180,8 +180,8 @@ fn what_is_drained_is_relieved_and_not_waited_for() {
             done(1, 1, 0, 0, 10),
         ],
     );
-    let cause = "1 workers of an earlier operation still serve the connections that were left \
-                 with them, for at most 37s; try again then";
+    let cause = "old workers still serve connections that an earlier operation left with them \
+                 (1 of them, for at most 36.99s); try again then";
     assert_eq!(stage.at(120, restart(policy)), [refusal(cause)]);
     // 110 + drain 30,000 + linger 5,000 + grace 2,000.
     assert_eq!(stage.next_timeout(), (37_110, vec![kill(0, 1)]));
