@@ -251,12 +251,12 @@ impl Laws {
         if running && let Some(generation) = shadow.handing_over() {
             self.comes_back(index, generation, now);
             self.slots[index].owes_word = true;
-            self.suffers(release);
+            self.suffers(slot, release);
             return;
         }
         self.fails(index, served, now);
         if running {
-            self.suffers(release);
+            self.suffers(slot, release);
             self.follow(slot);
         }
     }
@@ -447,7 +447,7 @@ impl Laws {
             };
             self.fails(worker.slot.index(), served, now);
         } else if never_served {
-            self.suffers(other.release);
+            self.suffers(worker.slot, other.release);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The laws of what is planned: each request is answered once and in time, what is half done is
 //! taken back, and a slot that leaves lets nobody down.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use uppercased::clock::Tick;
@@ -55,6 +56,8 @@ pub(super) struct Operation {
     bound: Duration,
     /// A worker of the new release has failed.
     pub(super) turned: bool,
+    /// Slots in which a worker of the old one has failed since.
+    hindered: BTreeSet<SlotId>,
     /// Something else has.
     failed: bool,
 }
@@ -170,6 +173,7 @@ impl Laws {
             since: now,
             bound,
             turned: false,
+            hindered: BTreeSet::new(),
             failed: false,
         });
     }
@@ -291,6 +295,13 @@ impl Laws {
         }
         for (index, slot) in self.slots.iter().enumerate() {
             let named = cause.contains(&format!("slot {index} "));
+            // There must be a reason why it was not put back.
+            let id = SlotId(u16::try_from(index).expect("few slots"));
+            let target = slot.is_live() && operation.stage == Stage::Roll(slot.release);
+            law!(
+                !target || operation.hindered.contains(&id),
+                "nobody has tried to put slot {index} back"
+            );
             law!(
                 named || slot.release == self.release,
                 "slot {index} is left with {:?}: {cause}",
@@ -300,11 +311,14 @@ impl Laws {
     }
 
     /// A worker of `release` has ended that nobody wanted to end.
-    pub(super) fn suffers(&mut self, release: ReleaseId) {
-        if let Some(operation) = &mut self.operation
-            && operation.stage == Stage::Roll(release)
-        {
+    pub(super) fn suffers(&mut self, slot: SlotId, release: ReleaseId) {
+        let Some(operation) = &mut self.operation else {
+            return;
+        };
+        if operation.stage == Stage::Roll(release) {
             operation.turned = true;
+        } else if operation.rolls() && operation.turned && release == self.release {
+            operation.hindered.insert(slot);
         }
     }
 
