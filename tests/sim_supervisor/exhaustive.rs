@@ -139,7 +139,7 @@ struct Walk {
 
 /// What a letter means at a certain point.
 enum Happening {
-    Event(Event),
+    Event(Box<Event>),
     Look,
     /// There is nobody of that role.
     Nothing,
@@ -175,7 +175,7 @@ impl Walk {
         match self.happening(letter) {
             Happening::Event(event) => {
                 self.laws.event(&event, self.now);
-                self.machine.handle(event, self.now);
+                self.machine.handle(*event, self.now);
             }
             Happening::Look => {
                 looked = true;
@@ -263,7 +263,9 @@ impl Walk {
             Letter::Stop => Some(Event::Stop { by: cause() }),
             Letter::Timeout | Letter::Glance => return Happening::Look,
         };
-        event.map_or(Happening::Nothing, Happening::Event)
+        event.map_or(Happening::Nothing, |event| {
+            Happening::Event(Box::new(event))
+        })
     }
 
     fn worker(&self, role: Role) -> Option<WorkerId> {

@@ -110,22 +110,13 @@ impl Machine {
         end: &HandoverEnd,
         now: Tick,
     ) {
-        if let Some(operation) = &mut self.operation {
-            operation.moved += u64::from(moved);
-        }
         let (deadline, finished) = match end {
-            HandoverEnd::PeerGone => {
-                self.restore_predecessor(index, at, now);
-                return;
-            }
+            // What had moved is with a worker that is gone, or as good as.
+            HandoverEnd::PeerGone => return self.restore_predecessor(index, at, now),
             HandoverEnd::Done => (now + KILL_GRACE, true),
-            HandoverEnd::Refused { .. } => {
-                if let Some(operation) = &mut self.operation {
-                    operation.drained += u64::from(left);
-                }
-                (self.drained_by(now), false)
-            }
+            HandoverEnd::Refused { .. } => (self.drained_by(now), false),
         };
+        self.count_connections(moved, left);
         let slot = &mut self.slots[index];
         slot.predecessors[at].pulse = None;
         slot.predecessors[at].stage = PredecessorStage::Leaving {
@@ -137,6 +128,13 @@ impl Machine {
             slot.queue = Queue::Closed;
             let slot = slot.id;
             self.actions.push_back(Action::CloseListeners { slot });
+        }
+    }
+
+    fn count_connections(&mut self, moved: u32, drained: u32) {
+        if let Some(operation) = &mut self.operation {
+            operation.moved = operation.moved.saturating_add(moved.into());
+            operation.drained = operation.drained.saturating_add(drained.into());
         }
     }
 
@@ -155,9 +153,7 @@ impl Machine {
             HandoverEnd::Done => self.kill(worker, KillReason::Superseded, now),
             // It does not accept, so somebody else must; it may finish what it has.
             HandoverEnd::Refused { .. } => {
-                if let Some(operation) = &mut self.operation {
-                    operation.drained += u64::from(left);
-                }
+                self.count_connections(0, left);
                 self.recall_all_from(worker);
                 let stage = PredecessorStage::Leaving {
                     since: now,
@@ -176,10 +172,8 @@ impl Machine {
     /// Puts the predecessor that hands over back in the main seat. Who sits there has failed it.
     pub(super) fn restore_predecessor(&mut self, index: usize, at: usize, now: Tick) {
         let slot = &self.slots[index];
-        let failed = slot.worker();
-        let orphaned = slot.state == SlotState::Serving;
-        if orphaned {
-            self.kill(failed, KillReason::PeerGone, now);
+        if slot.state == SlotState::Serving {
+            self.kill(slot.worker(), KillReason::PeerGone, now);
         }
         let slot = &mut self.slots[index];
         if let SlotState::Killing {

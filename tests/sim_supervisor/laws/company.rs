@@ -35,6 +35,10 @@ impl Laws {
             self.rolls_out(release)
         };
         law!(wanted, "{worker} is to follow with {release:?}");
+        law!(
+            worker.slot.0 == 0 || self.canary_stood(now),
+            "{worker} is to follow before the first one has stood the test"
+        );
         let slot = &mut self.slots[worker.slot.index()];
         law!(slot.serves(), "{worker} is to follow {:?}", slot.life);
         law!(

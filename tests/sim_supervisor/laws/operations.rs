@@ -54,6 +54,10 @@ pub(super) struct Operation {
     since: Tick,
     /// How long it may take; of no account while slots leave.
     bound: Duration,
+    /// Since when slot 0 has served with the new release.
+    canary: Option<Tick>,
+    /// How many slots there were when the new release came into force.
+    committed: u16,
     /// A worker of the new release has failed.
     pub(super) turned: bool,
     /// Slots in which a worker of the old one has failed since.
@@ -172,6 +176,8 @@ impl Laws {
             to: asked.to,
             since: now,
             bound,
+            canary: None,
+            committed: 0,
             turned: false,
             hindered: BTreeSet::new(),
             failed: false,
@@ -277,10 +283,14 @@ impl Laws {
             done.took
         );
         let renewed = match operation.kind {
-            Kind::Scale => done.renewed == 0,
-            Kind::Restart(_) | Kind::Upgrade => done.renewed > 0,
+            Kind::Scale => 0,
+            Kind::Restart(_) | Kind::Upgrade => operation.committed,
         };
-        law!(renewed, "{} slots were renewed", done.renewed);
+        law!(
+            done.renewed == renewed,
+            "{} slots were renewed",
+            done.renewed
+        );
     }
 
     fn failed(&self, operation: &Operation, cause: &str) {
@@ -334,6 +344,19 @@ impl Laws {
         self.operation
             .as_ref()
             .is_some_and(|it| it.stage == Stage::Roll(release) && !it.turned)
+    }
+
+    /// Whether the first slot has had its time with the new release.
+    pub(super) fn canary_stood(&self, now: Tick) -> bool {
+        let Some(operation) = &self.operation else {
+            return true;
+        };
+        let Stage::Roll(release) = operation.stage else {
+            return true;
+        };
+        let bake_time = self.policies[&release].bake_time;
+        let stood = |since: Tick| now >= since + bake_time;
+        operation.turned || bake_time.is_zero() || operation.canary.is_some_and(stood)
     }
 
     pub(super) fn grows(&mut self, now: Tick) {
@@ -454,6 +477,10 @@ impl Laws {
             self.slots.iter().all(renewed),
             "{release:?} is in force and not everybody has it"
         );
+        law!(
+            self.canary_stood(now),
+            "{release:?} is in force before its first worker has stood the test"
+        );
         let before = self.look_every().map(|every| now + every);
         self.release = release;
         self.policy = self.policies[&release].clone();
@@ -475,6 +502,7 @@ impl Laws {
         }
         if let Some(operation) = &mut self.operation {
             operation.stage = Stage::Scale;
+            operation.committed = u16::try_from(self.slots.len()).expect("few slots");
         }
     }
 
@@ -492,6 +520,16 @@ impl Laws {
             "{:?} are not answered",
             self.unanswered
         );
+        if let Some(operation) = &mut self.operation
+            && let Stage::Roll(release) = operation.stage
+        {
+            let canary = &self.slots[0];
+            let sings =
+                canary.serves() && canary.release == release && canary.handing_over().is_none();
+            if sings {
+                operation.canary.get_or_insert(now);
+            }
+        }
         let Some(operation) = &self.operation else {
             return law!(
                 self.steered.is_none() || self.end != End::Running,
