@@ -12,11 +12,17 @@
 //!   the next is spawned, or its turn is still to come, or it is leaving: no slot is ever forgotten;
 //! - a slot's first worker binds, every later one adopts;
 //! - a queue is lent only while its slot does not serve it, to one sibling, and that one serves;
+//! - one operation is under way at a time, each request is answered once, and nothing planned
+//!   takes a worker away before another is Ready for what it leaves;
 //! - once a stop or a failed boot has begun nothing is spawned; once custody has ended nothing is
 //!   lent; `Exit` comes when no process is left, once, last.
 //!
 //! A slot that waits for a killed process to be reaped has no deadline, by design: see
 //! [`SlotState::Killing`].
+//!
+//! In the files beside this one: `reactions` is what each event means, `lifecycle` how a main
+//! worker starts and ends, `succession` how one follows another; `operation` is what is planned,
+//! made of `roll`, `upgrade` and `scale`; `lending` and `pulse` watch over queues and loops.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 

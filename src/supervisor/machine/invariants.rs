@@ -74,7 +74,8 @@ impl Machine {
         let (least, most) = match self.stage() {
             // One more may be on its way.
             Some(Stage::Grow { .. }) => (workers, workers + 1),
-            Some(Stage::Shrink { to, .. }) => (usize::from((*to).max(1)), workers),
+            Some(Stage::Shrink { to: 0, .. }) => return Some("nobody is to stay".to_owned()),
+            Some(Stage::Shrink { to, .. }) => (usize::from(*to), workers),
             Some(
                 Stage::Preflight { .. }
                 | Stage::Passed

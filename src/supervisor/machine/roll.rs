@@ -19,6 +19,7 @@ use super::{
     Action, KillReason, ListenerSource, Machine, Notice, Policy, ReleaseId, SlotId, SlotState,
 };
 use crate::clock::Tick;
+use crate::config::WORKERS_MAX;
 
 /// All workers are being renewed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -282,7 +283,7 @@ impl Machine {
         let Some(roll) = self.roll().cloned() else {
             return;
         };
-        let to = roll.policy.workers.max(1);
+        let to = roll.policy.workers.clamp(1, WORKERS_MAX);
         self.policy = Policy {
             workers: self.policy.workers,
             ..roll.policy
