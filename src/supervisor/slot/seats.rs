@@ -38,12 +38,12 @@ pub(in super::super) struct Successor {
 /// What a successor is doing. Once it is Ready it is one no more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) enum SuccessorState {
-    /// As [`SlotState::Starting`].
+    /// As [`super::SlotState::Starting`].
     Starting {
         deadline: Tick,
         words: Option<String>,
     },
-    /// As [`SlotState::Killing`]. It may have been in the main seat before.
+    /// As [`super::SlotState::Killing`]. It may have been in the main seat before.
     Killing {
         why: KillReason,
         served_for: Option<Duration>,
@@ -82,7 +82,7 @@ pub(in super::super) enum PredecessorStage {
     },
     /// The supervisor stops, and it has been told so.
     Stopping,
-    /// As [`SlotState::Killing`].
+    /// As [`super::SlotState::Killing`].
     Killing {
         why: KillReason,
         served_for: Duration,
@@ -94,6 +94,6 @@ pub(in super::super) enum PredecessorStage {
 pub(in super::super) enum Seat {
     Main,
     Successor,
-    /// The index in [`Slot::predecessors`].
+    /// The index in [`super::Slot::predecessors`].
     Predecessor(usize),
 }
