@@ -55,6 +55,9 @@ pub const HANDOVER_MESSAGE_BYTES: usize = 96 * 1024;
 /// for the other's turn, few enough that a connection is frozen for milliseconds.
 pub const HANDOVER_WINDOW: usize = 2;
 
+/// The most workers there can be.
+pub const WORKERS_MAX: u16 = WORKERS.most;
+
 /// Looks at a worker's pulse within `hang_timeout`; a worker is hung when all of them in a row find
 /// that its loop has made no turn.
 pub const HANG_CHECKS: u32 = 4;

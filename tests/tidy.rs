@@ -18,7 +18,7 @@ const CORES: [&str; 10] = [
     "src/supervisor/backoff.rs",
     "src/supervisor/exchange.rs",
     "src/supervisor/machine",
-    "src/supervisor/slot.rs",
+    "src/supervisor/slot",
     "src/supervisor/snapshot.rs",
     "src/wire.rs",
 ];

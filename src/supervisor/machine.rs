@@ -8,22 +8,34 @@
 //! randomness it was not seeded with. The same seed and the same calls give the same actions.
 //!
 //! Invariants, checked after each call in debug builds:
-//! - a slot has one live process at most; while the machine runs, it has one, or a time at which
-//!   the next is spawned, or its turn at boot is still to come: no slot is ever forgotten;
+//! - a slot has one main worker at most; while the machine runs, it has one, or a time at which
+//!   the next is spawned, or its turn is still to come, or it is leaving: no slot is ever forgotten;
 //! - a slot's first worker binds, every later one adopts;
 //! - a queue is lent only while its slot does not serve it, to one sibling, and that one serves;
+//! - one operation is under way at a time, each request is answered once, and nothing planned
+//!   takes a worker away before another is Ready for what it leaves;
 //! - once a stop or a failed boot has begun nothing is spawned; once custody has ended nothing is
 //!   lent; `Exit` comes when no process is left, once, last.
 //!
 //! A slot that waits for a killed process to be reaped has no deadline, by design: see
 //! [`SlotState::Killing`].
+//!
+//! In the files beside this one: `reactions` is what each event means, `lifecycle` how a main
+//! worker starts and ends, `succession` how one follows another; `operation` is what is planned,
+//! made of `roll`, `upgrade` and `scale`; `lending` and `pulse` watch over queues and loops.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
 mod invariants;
 mod lending;
 mod lifecycle;
+mod operation;
+mod pulse;
 mod reactions;
+mod roll;
+mod scale;
+mod succession;
+mod upgrade;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -31,15 +43,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use super::exchange::{Action, Answer, Done, Event, ListenerSource, Notice, ScaleTo, Verdict};
-use super::slot::Slot;
 pub use super::slot::{
     Death, Generation, KillReason, LastDeath, Queue, SlotId, SlotState, WorkerId,
 };
+use super::slot::{PredecessorStage, Seat, Slot, SuccessorState};
 pub use super::snapshot::{SNAPSHOT_VERSION, Snapshot, SnapshotError};
 use crate::clock::Tick;
 pub use crate::config::RestartConnections;
 pub use crate::identity::{ReleaseId, RequestId};
 pub use crate::wire::HandoverEnd;
+pub(super) use operation::Operation;
 use reactions::Reception;
 
 /// How much longer than `lame_duck` + `drain_timeout` a stopping worker may take to exit before it
@@ -110,8 +123,10 @@ pub(super) enum Phase {
 pub struct SlotView<'a> {
     /// Which.
     pub id: SlotId,
-    /// The generation of the present worker, or of the latest one; 0 before the first.
+    /// The generation of the main worker, or of the latest one; 0 before the first.
     pub generation: Generation,
+    /// What that one runs, or ran.
+    pub release: ReleaseId,
     /// What its worker is doing; [`SlotState::name`] is the short form.
     pub state: &'a SlotState,
     /// When that began.
@@ -122,6 +137,21 @@ pub struct SlotView<'a> {
     pub deaths: u32,
     /// The latest of them.
     pub last_death: Option<&'a LastDeath>,
+    /// Who comes up beside the main worker, or failed to and is being killed.
+    pub successor: Option<SeatView>,
+    /// Who was the main worker and is leaving, the oldest first; rarely more than one.
+    pub predecessors: Vec<SeatView>,
+}
+
+/// A worker beside the main one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeatView {
+    /// Who.
+    pub worker: WorkerId,
+    /// What it runs.
+    pub release: ReleaseId,
+    /// What it is doing, in a word or two.
+    pub state: &'static str,
 }
 
 /// The supervisor's decisions; see the module's text for how to drive it.
@@ -132,6 +162,11 @@ pub struct Machine {
     phase: Phase,
     /// Slot `i` is at index `i`.
     slots: Vec<Slot>,
+    /// What new workers run, and the supervisor itself obeys, while nothing else is rolled out.
+    release: ReleaseId,
+    operation: Option<Operation>,
+    /// No generation up to this one may be given to a worker of a slot that is yet to be added.
+    born_before: Generation,
     /// Decided, not fetched yet.
     actions: VecDeque<Action>,
     stale_events: u64,
@@ -141,9 +176,15 @@ impl Machine {
     /// A machine that waits for [`Event::Boot`]. `seed` feeds the jitter of the backoff.
     #[must_use]
     pub fn new(policy: Policy, seed: u64) -> Self {
-        let slots = (0..policy.workers.max(1)).map(|index| Slot::new(SlotId(index)));
+        let release = ReleaseId::FIRST;
+        let born_before = Generation(0);
+        let slots =
+            (0..policy.workers.max(1)).map(|index| Slot::new(SlotId(index), born_before, release));
         Self {
             slots: slots.collect(),
+            release,
+            operation: None,
+            born_before,
             policy,
             rng: fastrand::Rng::with_seed(seed),
             phase: Phase::Idle,
@@ -164,6 +205,9 @@ impl Machine {
             rng_state,
             phase,
             slots,
+            release,
+            operation,
+            born_before,
             actions,
             stale_events,
         } = snapshot;
@@ -175,6 +219,9 @@ impl Machine {
             rng: fastrand::Rng::with_seed(rng_state),
             phase,
             slots,
+            release,
+            operation,
+            born_before,
             actions,
             stale_events,
         };
@@ -197,15 +244,24 @@ impl Machine {
             Event::Exited { worker, how } => self.exited(*worker, *how, now),
             Event::ChannelBroken { worker, cause } => self.channel_broken(*worker, cause, now),
             Event::Stop { by } => self.stop(by, now),
-            Event::Restart { .. }
-            | Event::Upgrade { .. }
-            | Event::PreflightPassed
-            | Event::PreflightFailed { .. }
-            | Event::ExecFailed { .. }
-            | Event::Resumed { .. }
-            | Event::Scale { .. }
-            | Event::HandedOver { .. }
-            | Event::Pulse { .. } => Reception::Stale,
+            Event::Restart {
+                request,
+                release,
+                policy,
+            } => self.restart(*request, *release, policy, now),
+            Event::Upgrade { request } => self.upgrade(*request, now),
+            Event::PreflightPassed => self.preflight_passed(),
+            Event::PreflightFailed { cause } => self.preflight_failed(cause),
+            Event::ExecFailed { cause } => self.exec_failed(cause),
+            Event::Resumed { release, policy } => self.resumed(*release, policy),
+            Event::Scale { request, to } => self.scale(*request, *to, now),
+            Event::HandedOver {
+                worker,
+                moved,
+                left,
+                end,
+            } => self.handed_over(*worker, (*moved, *left), end, now),
+            Event::Pulse { worker, turns } => self.pulse(*worker, *turns, now),
         };
         match reception {
             Reception::Taken => {}
@@ -223,6 +279,7 @@ impl Machine {
         match &self.phase {
             Phase::Idle | Phase::BootFailed { .. } | Phase::Forced | Phase::Ended => {}
             Phase::Booting { .. } | Phase::Serving => {
+                self.preflight_timeout(now);
                 for index in 0..self.slots.len() {
                     self.slot_timeout(index, now);
                 }
@@ -252,8 +309,12 @@ impl Machine {
             Phase::Draining { deadline, .. } => Some(*deadline),
             Phase::Booting { .. } | Phase::Serving => {
                 let lendable = self.borrower().is_some();
-                let due = |slot: &Slot| [slot.deadline(), self.loan_due(slot, lendable)];
-                self.slots.iter().flat_map(due).flatten().min()
+                let due = |(index, slot): (usize, &Slot)| {
+                    let loan = self.loan_due(slot, lendable);
+                    [slot.deadline(), loan, self.look_due(index)]
+                };
+                let slots = self.slots.iter().enumerate().flat_map(due).flatten();
+                slots.chain(self.operation_deadline()).min()
             }
         }
     }
@@ -267,6 +328,9 @@ impl Machine {
             rng_state: self.rng.get_seed(),
             phase: self.phase.clone(),
             slots: self.slots.clone(),
+            release: self.release,
+            operation: self.operation.clone(),
+            born_before: self.born_before,
             actions: self.actions.clone(),
             stale_events: self.stale_events,
         }
@@ -277,12 +341,47 @@ impl Machine {
         self.slots.iter().map(|slot| SlotView {
             id: slot.id,
             generation: slot.generation,
+            release: slot.release,
             state: &slot.state,
             since: slot.since,
             queue: slot.queue,
             deaths: slot.deaths,
             last_death: slot.last_death.as_ref(),
+            successor: slot.successor.as_ref().map(|it| SeatView {
+                worker: slot.named(it.generation),
+                release: it.release,
+                state: match it.state {
+                    SuccessorState::Starting { .. } => "starting",
+                    SuccessorState::Killing { .. } => "killing",
+                },
+            }),
+            predecessors: slot
+                .predecessors
+                .iter()
+                .map(|it| SeatView {
+                    worker: slot.named(it.generation),
+                    release: it.release,
+                    state: match it.stage {
+                        PredecessorStage::HandingOver { .. } => "handing over",
+                        PredecessorStage::Leaving { .. } => "leaving",
+                        PredecessorStage::Stopping => "stopping",
+                        PredecessorStage::Killing { .. } => "killing",
+                    },
+                })
+                .collect(),
         })
+    }
+
+    /// The release in force: what a new worker runs while nothing else is rolled out.
+    #[must_use]
+    pub const fn release(&self) -> ReleaseId {
+        self.release
+    }
+
+    /// The limits in force, the number of workers included.
+    #[must_use]
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// One or two words for the whole: "booting", "serving", "draining" and so on.
@@ -308,10 +407,14 @@ impl Machine {
 
 /// What the parts below share.
 impl Machine {
-    /// Brings loans and the end in line with what the call has changed. Here, in one place, so that
-    /// no reaction has to remember who borrowed what from whom.
+    /// Brings operation, pulses, loans and the end in line with what the call has changed. Here, in
+    /// one place, so that no reaction has to remember who borrowed what from whom, or who waits for
+    /// what.
     fn settle(&mut self, now: Tick) {
         self.end_broken_loans();
+        self.advance(now);
+        self.end_broken_loans();
+        self.tend_pulses(now);
         match &self.phase {
             Phase::Booting { .. } | Phase::Serving => self.lend_due(now),
             Phase::BootFailed { cause } => {
@@ -321,11 +424,12 @@ impl Machine {
             Phase::Draining { .. } | Phase::Forced => self.end_if_empty(Verdict::Clean),
             Phase::Idle | Phase::Ended => {}
         }
+        self.order_exec();
         self.check_invariants();
     }
 
     fn end_if_empty(&mut self, verdict: Verdict) {
-        if !self.slots.iter().any(|slot| slot.state.is_live()) {
+        if self.slots.iter().all(Slot::is_empty) {
             self.phase = Phase::Ended;
             self.actions.push_back(Action::Exit(verdict));
         }
@@ -335,10 +439,11 @@ impl Machine {
         self.actions.push_back(Action::Notice(notice));
     }
 
-    /// The slot of `worker`, if that is the worker of its slot's present generation.
-    fn present(&mut self, worker: WorkerId) -> Option<&mut Slot> {
-        let slot = self.slots.get_mut(worker.slot.index())?;
-        (slot.generation == worker.generation).then_some(slot)
+    /// Where `worker` is, or was last: the index of its slot, and its seat there.
+    fn seat(&self, worker: WorkerId) -> Option<(usize, Seat)> {
+        let index = worker.slot.index();
+        let seat = self.slots.get(index)?.seat(worker.generation)?;
+        Some((index, seat))
     }
 
     fn is_boot_slot(&self, slot: SlotId) -> bool {

@@ -1,14 +1,24 @@
 //! One slot: the place for a worker, its life as a state, and who serves its accept queue.
 //!
+//! Three kinds of seats. The *main* one is of the worker that serves, or should. During a restart
+//! a *successor* comes up beside it; once that one serves, the old worker is a *predecessor* until
+//! it has handed over, or drained, what it has.
+//!
 //! Pure: no descriptor, no clock, no decision. [`super::machine`] decides; a slot only knows which
 //! changes are possible at all.
 //!
 //! Invariants:
-//! - the state changes in `Slot::enter` and nowhere else, so "who serves the queue" can never
-//!   drift apart from "what the worker is doing";
-//! - at most one process lives in a slot, the one of the slot's present generation;
+//! - the main seat's state changes in `Slot::enter` and nowhere else, so "who serves the queue" can
+//!   never drift apart from "what the worker is doing";
+//! - a process has one seat, and no generation is used twice: `born` counts them for all seats,
+//!   since a predecessor that returns to the main seat is older than a successor that failed;
+//! - at most one predecessor hands over at a time; while it does, the main seat is taken by the
+//!   worker it hands over to, or is retired;
 //! - a queue that has been bound is served by the slot's own worker, lent to a sibling, or known to
 //!   be unserved since a given time. It is never forgotten.
+
+mod invariants;
+mod seats;
 
 use std::fmt;
 use std::time::Duration;
@@ -17,7 +27,9 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Tick;
+use crate::identity::ReleaseId;
 pub use crate::identity::{Generation, SlotId, WorkerId};
+pub(super) use seats::{Predecessor, PredecessorStage, Pulse, Seat, Successor, SuccessorState};
 
 /// How a worker's process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +81,9 @@ pub enum SlotState {
         /// Its own last words, if it has said that it cannot start. It exits next; if it does not,
         /// the deadline still stands.
         words: Option<String>,
+        /// It was spawned as a successor and lost its main worker since: it does not accept before
+        /// it is told to.
+        standby: bool,
     },
     /// Ready, accepting on the slot's listener.
     Serving,
@@ -88,6 +103,8 @@ pub enum SlotState {
         /// When the next worker is spawned.
         until: Tick,
     },
+    /// The slot leaves: its last worker hands over as a predecessor, or has, and nobody follows.
+    Retired,
     /// Told to finish what it owes and exit.
     Stopping,
     /// No process, and none will be started.
@@ -104,6 +121,7 @@ impl SlotState {
             Self::Serving => "serving",
             Self::Killing { .. } => "killing",
             Self::BackingOff { .. } => "backing off",
+            Self::Retired => "retired",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
         }
@@ -114,7 +132,7 @@ impl SlotState {
     pub const fn is_live(&self) -> bool {
         match self {
             Self::Starting { .. } | Self::Serving | Self::Killing { .. } | Self::Stopping => true,
-            Self::Waiting | Self::BackingOff { .. } | Self::Stopped => false,
+            Self::Waiting | Self::BackingOff { .. } | Self::Retired | Self::Stopped => false,
         }
     }
 
@@ -124,20 +142,31 @@ impl SlotState {
             Self::Waiting => matches!(next, Self::Starting { .. } | Self::Stopped),
             Self::Starting { .. } => matches!(
                 next,
-                Self::Serving | Self::Killing { .. } | Self::BackingOff { .. } | Self::Stopped
-            ),
-            Self::Serving => matches!(
-                next,
-                Self::Starting { .. }
+                Self::Serving
+                    | Self::Starting { .. }
                     | Self::Killing { .. }
                     | Self::BackingOff { .. }
+                    | Self::Stopped
+            ),
+            // To itself: a successor takes over, or a predecessor comes back.
+            Self::Serving => matches!(
+                next,
+                Self::Serving
+                    | Self::Starting { .. }
+                    | Self::Killing { .. }
+                    | Self::BackingOff { .. }
+                    | Self::Retired
                     | Self::Stopping
             ),
             Self::Killing { .. } => matches!(
                 next,
-                Self::Starting { .. } | Self::BackingOff { .. } | Self::Stopped
+                Self::Serving | Self::Starting { .. } | Self::BackingOff { .. } | Self::Stopped
             ),
             Self::BackingOff { .. } => matches!(next, Self::Starting { .. } | Self::Stopped),
+            Self::Retired => matches!(
+                next,
+                Self::Serving | Self::Starting { .. } | Self::BackingOff { .. } | Self::Stopped
+            ),
             Self::Stopping => matches!(next, Self::Killing { .. } | Self::Stopped),
             Self::Stopped => false,
         }
@@ -156,6 +185,18 @@ pub enum KillReason {
     },
     /// A sibling could not start at boot, so nothing starts.
     BootFailed,
+    /// Its loop stood still.
+    Hung,
+    /// It has done nothing wrong: its slot gets another worker in its place.
+    Superseded,
+    /// The operation that it was started for has failed.
+    OperationFailed,
+    /// Its predecessor took too long to hand over.
+    HandoverTimedOut,
+    /// Its predecessor has lost touch with it, and serves again.
+    PeerGone,
+    /// It was to end and did not, although its time was over.
+    Overstayed,
     /// The supervisor stops, and this one was not serving, did not finish in time, or was told to
     /// end at once.
     Stop,
@@ -167,6 +208,12 @@ impl fmt::Display for KillReason {
             Self::StartTimedOut => write!(f, "not ready in time"),
             Self::ChannelBroken { cause } => write!(f, "its channel broke: {cause}"),
             Self::BootFailed => write!(f, "the boot failed"),
+            Self::Hung => write!(f, "its loop stood still"),
+            Self::Superseded => write!(f, "another worker takes its place"),
+            Self::OperationFailed => write!(f, "the operation it was started for failed"),
+            Self::HandoverTimedOut => write!(f, "the handover to it took too long"),
+            Self::PeerGone => write!(f, "its predecessor lost touch with it"),
+            Self::Overstayed => write!(f, "it had to leave and did not"),
             Self::Stop => write!(f, "the supervisor stops"),
         }
     }
@@ -191,18 +238,32 @@ pub enum Queue {
         /// The borrower; it serves, or the loan has ended.
         to: WorkerId,
     },
+    /// Nobody, for good: its listeners are closed, and no client can come.
+    Closed,
 }
 
 /// A slot, with its history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Slot {
     pub(super) id: SlotId,
-    /// The generation of the present worker, or of the latest one.
+    /// The generation of the main worker, or of the latest one.
     pub(super) generation: Generation,
+    /// The latest generation of all seats.
+    pub(super) born: Generation,
+    /// What the main worker runs, or the latest one ran.
+    pub(super) release: ReleaseId,
+    /// What the next main worker will run.
+    pub(super) next_release: ReleaseId,
     pub(super) state: SlotState,
     /// When `state` was entered.
     pub(super) since: Tick,
     pub(super) queue: Queue,
+    pub(super) pulse: Option<Pulse>,
+    /// The main worker came back from handing over, and has not said how that ended for it.
+    pub(super) owes_word: bool,
+    pub(super) successor: Option<Successor>,
+    /// Oldest first. A restart that goes back may add one to another that still drains.
+    pub(super) predecessors: Vec<Predecessor>,
     /// Failures in a row, without a full `backoff_reset` of service between them. Wiped when such
     /// a worker dies, not while it lives: nobody looks at it before.
     pub(super) failures: u32,
@@ -212,13 +273,22 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) const fn new(id: SlotId) -> Self {
+    /// A slot without a worker. `born` is the latest generation of an earlier slot of the same
+    /// number, `release` what its workers will run.
+    pub(super) const fn new(id: SlotId, born: Generation, release: ReleaseId) -> Self {
         Self {
             id,
             generation: Generation(0),
+            born,
+            release,
+            next_release: release,
             state: SlotState::Waiting,
             since: Tick::ZERO,
             queue: Queue::Unbound,
+            pulse: None,
+            owes_word: false,
+            successor: None,
+            predecessors: Vec::new(),
             failures: 0,
             deaths: 0,
             last_death: None,
@@ -235,33 +305,120 @@ impl Slot {
         );
         match &next {
             SlotState::Serving => self.queue = Queue::Served,
-            // It goes on accepting for the lame-duck time.
-            SlotState::Stopping => {}
+            // The one goes on accepting for the lame-duck time, the other until it has handed over.
+            SlotState::Stopping | SlotState::Retired => {}
             SlotState::Waiting
             | SlotState::Starting { .. }
             | SlotState::Killing { .. }
             | SlotState::BackingOff { .. }
             | SlotState::Stopped => {
-                if self.queue == Queue::Served {
-                    self.queue = Queue::Unserved { since: now };
-                }
+                self.unserve(now);
             }
         }
         self.state = next;
         self.since = now;
+        self.pulse = None;
+        self.owes_word = false;
     }
 
-    /// Begins the next generation, to be Ready by `deadline`.
+    /// Nobody serves the queue any more, if somebody did.
+    pub(super) fn unserve(&mut self, now: Tick) {
+        if self.queue == Queue::Served {
+            self.queue = Queue::Unserved { since: now };
+        }
+    }
+
+    /// Begins the next generation in the main seat, to be Ready by `deadline`.
     pub(super) fn start(&mut self, deadline: Tick, now: Tick) -> WorkerId {
-        self.generation = self.generation.next();
+        self.born = self.born.next();
+        self.generation = self.born;
+        self.release = self.next_release;
         self.enter(
             SlotState::Starting {
                 deadline,
                 words: None,
+                standby: false,
             },
             now,
         );
         self.worker()
+    }
+
+    /// Begins the next generation beside the main worker.
+    pub(super) fn start_successor(
+        &mut self,
+        release: ReleaseId,
+        deadline: Tick,
+        now: Tick,
+    ) -> WorkerId {
+        self.born = self.born.next();
+        self.successor = Some(Successor {
+            generation: self.born,
+            release,
+            since: now,
+            state: SuccessorState::Starting {
+                deadline,
+                words: None,
+            },
+        });
+        self.named(self.born)
+    }
+
+    /// The successor that has just become Ready takes the main seat; who was there leaves, from
+    /// `stage` on. `None` without such a successor.
+    pub(super) fn promote(&mut self, stage: PredecessorStage, now: Tick) -> Option<WorkerId> {
+        let successor = self.successor.take()?;
+        self.relieve(stage);
+        self.generation = successor.generation;
+        self.release = successor.release;
+        self.next_release = successor.release;
+        self.enter(SlotState::Serving, now);
+        Some(self.worker())
+    }
+
+    /// Makes a predecessor of the main worker; the caller gives the seat a new state.
+    pub(super) fn relieve(&mut self, stage: PredecessorStage) {
+        self.predecessors.push(Predecessor {
+            generation: self.generation,
+            release: self.release,
+            served_since: self.since,
+            pulse: self.pulse.take(),
+            stage,
+        });
+    }
+
+    /// The main worker is lost: a successor that is still starting takes its place, and what is
+    /// left of it is a predecessor until it is reaped. Says whether there was one.
+    pub(super) fn yield_to_successor(&mut self, now: Tick) -> bool {
+        let Some(Successor {
+            generation,
+            release,
+            since,
+            state: SuccessorState::Starting { deadline, words },
+        }) = self.successor.clone()
+        else {
+            return false;
+        };
+        self.successor = None;
+        if let SlotState::Killing {
+            why, served_for, ..
+        } = self.state.clone()
+        {
+            let served_for = served_for.unwrap_or_default();
+            self.relieve(PredecessorStage::Killing { why, served_for });
+        }
+        self.generation = generation;
+        self.release = release;
+        self.next_release = release;
+        let standby = true;
+        let next = SlotState::Starting {
+            deadline,
+            words,
+            standby,
+        };
+        self.enter(next, now);
+        self.since = since;
+        true
     }
 
     /// Ends the process by force; the caller sends the signal.
@@ -272,6 +429,7 @@ impl Slot {
             SlotState::Waiting
             | SlotState::Killing { .. }
             | SlotState::BackingOff { .. }
+            | SlotState::Retired
             | SlotState::Stopped => (None, None),
         };
         self.enter(
@@ -288,56 +446,81 @@ impl Slot {
     pub(super) fn end_loan(&mut self) {
         match self.queue {
             Queue::Lent { since, .. } => self.queue = Queue::Unserved { since },
-            Queue::Unbound | Queue::Served | Queue::Unserved { .. } => {}
+            Queue::Unbound | Queue::Served | Queue::Unserved { .. } | Queue::Closed => {}
         }
     }
 
-    /// The present worker, or the latest one.
+    /// The main worker, or the latest one.
     pub(super) const fn worker(&self) -> WorkerId {
+        self.named(self.generation)
+    }
+
+    pub(super) const fn named(&self, generation: Generation) -> WorkerId {
         WorkerId {
             slot: self.id,
-            generation: self.generation,
+            generation,
         }
     }
 
-    /// When the slot's own state must be looked at again.
-    pub(super) const fn deadline(&self) -> Option<Tick> {
-        match &self.state {
+    /// Where the worker of that generation is, or was last. The main seat comes last: that of a
+    /// retired slot still bears the name of the worker that left it.
+    pub(super) fn seat(&self, generation: Generation) -> Option<Seat> {
+        let of = |it: &Predecessor| it.generation == generation;
+        if let Some(index) = self.predecessors.iter().position(of) {
+            return Some(Seat::Predecessor(index));
+        }
+        if self.successor.as_ref().map(|it| it.generation) == Some(generation) {
+            return Some(Seat::Successor);
+        }
+        (self.generation == generation).then_some(Seat::Main)
+    }
+
+    /// The predecessor that hands over, if one does.
+    pub(super) fn handing_over(&self) -> Option<usize> {
+        let hands = |it: &Predecessor| matches!(it.stage, PredecessorStage::HandingOver { .. });
+        self.predecessors.iter().position(hands)
+    }
+
+    /// Whether no process is in any seat.
+    pub(super) const fn is_empty(&self) -> bool {
+        !self.state.is_live() && self.successor.is_none() && self.predecessors.is_empty()
+    }
+
+    /// Whether it serves with `release` and has nothing left to take in.
+    pub(super) fn is_renewed(&self, release: ReleaseId) -> bool {
+        self.state == SlotState::Serving && self.release == release && self.handing_over().is_none()
+    }
+
+    /// When one of its seats must be looked at again, pulses apart.
+    pub(super) fn deadline(&self) -> Option<Tick> {
+        let main = match &self.state {
             SlotState::Starting { deadline, .. } => Some(*deadline),
             SlotState::BackingOff { until } => Some(*until),
             SlotState::Waiting
             | SlotState::Serving
             | SlotState::Killing { .. }
+            | SlotState::Retired
             | SlotState::Stopping
             | SlotState::Stopped => None,
-        }
+        };
+        let successor = self.successor.iter().map(|it| match &it.state {
+            SuccessorState::Starting { deadline, .. } => Some(*deadline),
+            SuccessorState::Killing { .. } => None,
+        });
+        let predecessors = self.predecessors.iter().map(|it| match &it.stage {
+            PredecessorStage::HandingOver { deadline, .. } => *deadline,
+            PredecessorStage::Leaving { deadline, .. } => Some(*deadline),
+            PredecessorStage::Stopping | PredecessorStage::Killing { .. } => None,
+        });
+        main.into_iter()
+            .chain(successor.flatten())
+            .chain(predecessors.flatten())
+            .min()
     }
 
     /// Whether `worker` is this slot's and accepts.
     pub(super) fn is_served_by(&self, worker: WorkerId) -> bool {
         self.worker() == worker && self.state == SlotState::Serving
-    }
-
-    /// What in this slot contradicts itself, if anything.
-    pub(super) fn contradiction(&self) -> Option<&'static str> {
-        let served = match &self.state {
-            SlotState::Serving | SlotState::Stopping => true,
-            SlotState::Waiting
-            | SlotState::Starting { .. }
-            | SlotState::Killing { .. }
-            | SlotState::BackingOff { .. }
-            | SlotState::Stopped => false,
-        };
-        if served != (self.queue == Queue::Served) {
-            return Some("its queue and its worker disagree on who serves");
-        }
-        if self.state == SlotState::Waiting && self.generation != Generation(0) {
-            return Some("it waits for its first worker and has had one");
-        }
-        if self.state.is_live() && self.generation == Generation(0) {
-            return Some("it has a worker without a generation");
-        }
-        None
     }
 }
 
@@ -359,7 +542,7 @@ mod tests {
 
     #[test]
     fn a_queue_is_unserved_from_the_moment_its_worker_stops_serving() {
-        let mut slot = Slot::new(SlotId(0));
+        let mut slot = Slot::new(SlotId(0), Generation(0), ReleaseId::FIRST);
         slot.start(Tick::from_millis(50), Tick::from_millis(0));
         assert_eq!(slot.queue, Queue::Unbound);
         slot.enter(SlotState::Serving, Tick::from_millis(10));
@@ -375,7 +558,7 @@ mod tests {
     #[cfg(debug_assertions)]
     #[should_panic(expected = "cannot go from Stopped")]
     fn a_stopped_slot_stays_stopped() {
-        let mut slot = Slot::new(SlotId(0));
+        let mut slot = Slot::new(SlotId(0), Generation(0), ReleaseId::FIRST);
         slot.enter(SlotState::Stopped, Tick::ZERO);
         slot.start(Tick::ZERO, Tick::ZERO);
     }

@@ -10,11 +10,12 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::exchange::Action;
-use super::machine::{Phase, Policy};
+use super::machine::{Operation, Phase, Policy};
 use super::slot::Slot;
+use crate::identity::{Generation, ReleaseId};
 
 /// The format this program writes, and the only one it reads.
-pub const SNAPSHOT_VERSION: u32 = 1;
+pub const SNAPSHOT_VERSION: u32 = 2;
 
 /// Why saved state was refused.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,9 @@ pub struct Snapshot {
     pub(super) rng_state: u64,
     pub(super) phase: Phase,
     pub(super) slots: Vec<Slot>,
+    pub(super) release: ReleaseId,
+    pub(super) operation: Option<Operation>,
+    pub(super) born_before: Generation,
     pub(super) actions: VecDeque<Action>,
     pub(super) stale_events: u64,
 }
@@ -86,30 +90,47 @@ impl Snapshot {
 mod tests {
     use std::time::Duration;
 
-    use super::super::machine::{Event, Generation, Machine, RestartConnections, SlotId, WorkerId};
+    use super::super::machine::{Event, Machine, RestartConnections, SlotId, WorkerId};
     use super::*;
     use crate::clock::Tick;
+    use crate::identity::RequestId;
 
-    /// Written once by version 1 and never to be edited: a change of a serialised type that breaks
-    /// this needs a new version, or running supervisors cannot be upgraded.
-    const VERSION_1: &str = concat!(
-        r#"{"version":1,"policy":{"workers":2,"#,
-        r#""start_timeout":{"secs":5,"nanos":0},"drain_timeout":{"secs":30,"nanos":0},"#,
-        r#""lame_duck":{"secs":0,"nanos":0},"backoff_initial":{"secs":0,"nanos":100000000},"#,
-        r#""backoff_max":{"secs":10,"nanos":0},"backoff_reset":{"secs":60,"nanos":0},"#,
-        r#""lend_after":{"secs":0,"nanos":50000000},"#,
+    /// Written once by version 2 and never to be edited: a change of a serialised type that breaks
+    /// this needs a new version, or running supervisors cannot be upgraded. (Version 1 was never
+    /// released.)
+    const VERSION_2: &str = concat!(
+        r#"{"version":2,"policy":{"workers":2,"start_timeout":{"secs":5,"nanos":0},"#,
+        r#""drain_timeout":{"secs":30,"nanos":0},"lame_duck":{"secs":0,"nanos":0},"#,
+        r#""backoff_initial":{"secs":0,"nanos":100000000},"backoff_max":{"secs":10,"nanos":0},"#,
+        r#""backoff_reset":{"secs":60,"nanos":0},"lend_after":{"secs":0,"nanos":50000000},"#,
         r#""restart_connections":"handover","linger_timeout":{"secs":5,"nanos":0},"#,
         r#""bake_time":{"secs":1,"nanos":0},"handover_timeout":{"secs":10,"nanos":0},"#,
-        r#""handshake_timeout":{"secs":3,"nanos":0},"hang_timeout":null},"#,
-        r#""rng_state":42,"phase":{"Booting":{"slot":1}},"slots":["#,
-        r#"{"id":0,"generation":1,"state":"Serving","since":7000000,"queue":"Served","#,
-        r#""failures":0,"deaths":0,"last_death":null},"#,
-        r#"{"id":1,"generation":1,"state":{"Starting":{"deadline":5007000000,"words":null}},"#,
-        r#""since":7000000,"queue":"Unbound","failures":0,"deaths":0,"last_death":null}],"#,
-        r#""actions":[],"stale_events":0}"#,
+        r#""handshake_timeout":{"secs":3,"nanos":0},"hang_timeout":{"secs":8,"nanos":0}},"#,
+        r#""rng_state":42,"phase":"Serving","slots":[{"id":0,"generation":2,"born":2,"#,
+        r#""release":2,"next_release":2,"state":"Serving","since":30000000,"queue":"Served","#,
+        r#""pulse":{"due":2030000000,"awaited":false,"turns":null,"moved":30000000,"#,
+        r#""misses":0},"owes_word":false,"successor":null,"predecessors":[{"generation":1,"#,
+        r#""release":1,"served_since":7000000,"pulse":{"due":2007000000,"awaited":false,"#,
+        r#""turns":null,"moved":7000000,"misses":0},"stage":{"HandingOver":{"since":30000000,"#,
+        r#""deadline":10030000000,"to":{"slot":0,"generation":2}}}}],"failures":0,"deaths":0,"#,
+        r#""last_death":null},{"id":1,"generation":1,"born":1,"release":1,"next_release":1,"#,
+        r#""state":"Serving","since":9000000,"queue":"Served","pulse":{"due":2009000000,"#,
+        r#""awaited":false,"turns":null,"moved":9000000,"misses":0},"owes_word":false,"#,
+        r#""successor":null,"predecessors":[],"failures":0,"deaths":0,"last_death":null}],"#,
+        r#""release":1,"operation":{"request":7,"kind":"Restart","since":20000000,"#,
+        r#""stage":{"Roll":{"target":2,"policy":{"workers":2,"start_timeout":{"secs":5,"#,
+        r#""nanos":0},"drain_timeout":{"secs":30,"nanos":0},"lame_duck":{"secs":0,"nanos":0},"#,
+        r#""backoff_initial":{"secs":0,"nanos":100000000},"backoff_max":{"secs":10,"nanos":0},"#,
+        r#""backoff_reset":{"secs":60,"nanos":0},"lend_after":{"secs":0,"nanos":50000000},"#,
+        r#""restart_connections":"handover","linger_timeout":{"secs":5,"nanos":0},"#,
+        r#""bake_time":{"secs":1,"nanos":0},"handover_timeout":{"secs":10,"nanos":0},"#,
+        r#""handshake_timeout":{"secs":3,"nanos":0},"hang_timeout":{"secs":8,"nanos":0}},"#,
+        r#""course":{"Forward":{"slot":0,"bake":null}}}},"renewed":0,"moved":0,"drained":0},"#,
+        r#""born_before":0,"actions":[],"stale_events":0}"#,
     );
 
-    /// The machine that `VERSION_1` is.
+    /// The machine that `VERSION_2` is: slot 0 has a new worker, which takes in what the old one
+    /// hands over; slot 1 is still to be renewed.
     fn machine() -> Machine {
         let policy = Policy {
             workers: 2,
@@ -125,24 +146,39 @@ mod tests {
             bake_time: Duration::from_secs(1),
             handover_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(3),
-            hang_timeout: None,
+            hang_timeout: Some(Duration::from_secs(8)),
         };
-        let mut machine = Machine::new(policy, 42);
-        let worker = WorkerId {
-            slot: SlotId(0),
-            generation: Generation(1),
+        let mut machine = Machine::new(policy.clone(), 42);
+        let ready = |slot, generation| Event::Ready {
+            worker: WorkerId {
+                slot: SlotId(slot),
+                generation: Generation(generation),
+            },
+        };
+        let restart = Event::Restart {
+            request: RequestId(7),
+            release: ReleaseId(2),
+            policy,
         };
         machine.handle(Event::Boot, Tick::ZERO);
-        machine.handle(Event::Ready { worker }, Tick::from_millis(7));
+        machine.handle(ready(0, 1), Tick::from_millis(7));
+        machine.handle(ready(1, 1), Tick::from_millis(9));
+        machine.handle(restart, Tick::from_millis(20));
         while machine.poll_action().is_some() {}
+        machine.handle(ready(0, 2), Tick::from_millis(30));
+        while let Some(action) = machine.poll_action() {
+            if matches!(action, Action::HandOver { .. }) {
+                break;
+            }
+        }
         machine
     }
 
     #[test]
-    fn what_version_1_wrote_is_read_and_written_alike() {
-        let snapshot = Snapshot::from_json(VERSION_1.as_bytes()).unwrap();
+    fn what_version_2_wrote_is_read_and_written_alike() {
+        let snapshot = Snapshot::from_json(VERSION_2.as_bytes()).unwrap();
         assert_eq!(snapshot, machine().snapshot());
-        assert_eq!(snapshot.to_json().unwrap(), VERSION_1.as_bytes());
+        assert_eq!(snapshot.to_json().unwrap(), VERSION_2.as_bytes());
         assert_eq!(
             Machine::restore(snapshot).unwrap().snapshot(),
             machine().snapshot()
@@ -151,9 +187,9 @@ mod tests {
 
     #[test]
     fn a_stranger_s_version_is_named_before_its_format_is_looked_at() {
-        let error = Snapshot::from_json(br#"{"version":2,"cells":[]}"#).unwrap_err();
-        assert!(matches!(error, SnapshotError::Version { found: 2 }));
         let error = Snapshot::from_json(br#"{"version":1,"cells":[]}"#).unwrap_err();
+        assert!(matches!(error, SnapshotError::Version { found: 1 }));
+        let error = Snapshot::from_json(br#"{"version":2,"cells":[]}"#).unwrap_err();
         assert!(matches!(error, SnapshotError::Format { .. }));
         let mut snapshot = machine().snapshot();
         snapshot.version = 0;
@@ -167,25 +203,41 @@ mod tests {
             // A served queue without a server, and the other way round.
             (r#""queue":"Served""#, r#""queue":{"Unserved":{"since":1}}"#),
             (r#""state":"Serving""#, r#""state":"Stopped""#),
-            // A boot of a slot that does not exist.
-            (r#"{"slot":1}"#, r#"{"slot":9}"#),
-            // A slot nobody would ever start again.
-            (r#"{"Booting":{"slot":1}}"#, r#""Idle""#),
             // Lent to itself, and to nobody.
             (
-                r#""queue":"Unbound""#,
+                r#""queue":"Served""#,
                 r#""queue":{"Lent":{"since":1,"to":{"slot":1,"generation":1}}}"#,
             ),
             (
-                r#""queue":"Unbound""#,
+                r#""queue":"Served""#,
                 r#""queue":{"Lent":{"since":1,"to":{"slot":77,"generation":1}}}"#,
             ),
+            // Closed for good, and served.
+            (r#""queue":"Served""#, r#""queue":"Closed""#),
+            // Handing over to nobody, for nobody, and under another's name.
+            (
+                r#""to":{"slot":0,"generation":2}"#,
+                r#""to":{"slot":0,"generation":3}"#,
+            ),
+            (r#""operation":{"#, r#""operation":null,"was":{"#),
+            (
+                r#""predecessors":[{"generation":1"#,
+                r#""predecessors":[{"generation":2"#,
+            ),
+            // Work on slots that do not exist, or are not there to be worked on.
+            (r#"{"Forward":{"slot":0,"#, r#"{"Forward":{"slot":9,"#),
+            (
+                r#"{"Forward":{"slot":0,"bake":null}}"#,
+                r#"{"Back":{"cause":"","todo":[3]}}"#,
+            ),
+            (r#""phase":"Serving""#, r#""phase":{"Booting":{"slot":1}}"#),
+            (r#""phase":"Serving""#, r#""phase":"Idle""#),
             (r#"{"id":0,"#, r#"{"id":1,"#),
             (r#"{"workers":2,"#, r#"{"workers":3,"#),
         ];
         for (sound, broken) in cases {
-            assert!(VERSION_1.contains(sound), "{sound}");
-            let snapshot = Snapshot::from_json(VERSION_1.replacen(sound, broken, 1).as_bytes());
+            assert!(VERSION_2.contains(sound), "{sound}");
+            let snapshot = Snapshot::from_json(VERSION_2.replacen(sound, broken, 1).as_bytes());
             let error = Machine::restore(snapshot.unwrap()).unwrap_err();
             assert!(
                 matches!(error, SnapshotError::Contradiction { .. }),

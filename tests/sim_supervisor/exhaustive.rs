@@ -1,5 +1,5 @@
-//! Every history of up to five events for two slots, from three starting points, under the same
-//! laws as the random ones.
+//! Every short history for two slots, from starting points in the middle of everything, under the
+//! same laws as the random ones.
 //!
 //! Whoever may speak may say anything at any time here: there is no kernel that keeps the
 //! order sensible. One thing is taken for granted, and checked where it is used: an event that is
@@ -11,25 +11,49 @@ use std::time::Duration;
 
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
-    Death, Event, Generation, Machine, Policy, RestartConnections, SlotId, Snapshot, WorkerId,
+    Death, Event, Generation, HandoverEnd, Machine, Policy, ReleaseId, RequestId,
+    RestartConnections, ScaleTo, SlotId, Snapshot, WorkerId,
 };
 
 use crate::kernel::ms;
 use crate::laws::{Laws, law};
 
+/// Events after the starting point: many where little can happen, fewer where much can.
 const EVENTS_MAX: u32 = 5;
+const PLANNED_EVENTS_MAX: u32 = 4;
 
-/// What may happen next; workers are the present ones of their slots.
+/// One of a slot's workers.
+#[derive(Clone, Copy, Debug)]
+enum Role {
+    Main(u16),
+    Successor(u16),
+    /// The oldest of them.
+    Predecessor(u16),
+    /// The generation before the main one, whatever became of it.
+    Former(u16),
+}
+
+use Role::{Former, Main, Predecessor, Successor};
+
+/// What may happen next.
 #[derive(Clone, Copy, Debug)]
 enum Letter {
     Boot,
-    Ready(u16),
-    StartFailed(u16),
-    SpawnFailed(u16),
-    Exited(u16),
-    ChannelBroken(u16),
-    /// The predecessor of the present worker exits once more.
-    Stale(u16),
+    Ready(Role),
+    StartFailed(Role),
+    SpawnFailed(Role),
+    Exited(Role),
+    ChannelBroken(Role),
+    Done(Role),
+    PeerGone(Role),
+    Refused(Role),
+    Restart,
+    Upgrade,
+    Passed,
+    Resumed,
+    ExecFailed,
+    OneMore,
+    OneLess,
     Stop,
     /// The next deadline passes.
     Timeout,
@@ -37,23 +61,72 @@ enum Letter {
     Glance,
 }
 
-const ALPHABET: [Letter; 16] = [
+const CRASHES: [Letter; 16] = [
     Letter::Boot,
-    Letter::Ready(0),
-    Letter::Ready(1),
-    Letter::StartFailed(0),
-    Letter::StartFailed(1),
-    Letter::SpawnFailed(0),
-    Letter::SpawnFailed(1),
-    Letter::Exited(0),
-    Letter::Exited(1),
-    Letter::ChannelBroken(0),
-    Letter::ChannelBroken(1),
-    Letter::Stale(0),
-    Letter::Stale(1),
+    Letter::Ready(Main(0)),
+    Letter::Ready(Main(1)),
+    Letter::StartFailed(Main(0)),
+    Letter::StartFailed(Main(1)),
+    Letter::SpawnFailed(Main(0)),
+    Letter::SpawnFailed(Main(1)),
+    Letter::Exited(Main(0)),
+    Letter::Exited(Main(1)),
+    Letter::ChannelBroken(Main(0)),
+    Letter::ChannelBroken(Main(1)),
+    Letter::Exited(Former(0)),
+    Letter::Exited(Former(1)),
     Letter::Stop,
     Letter::Timeout,
     Letter::Glance,
+];
+
+/// Slot 0 is where most happens.
+const PLANNED: [Letter; 28] = [
+    Letter::Ready(Main(0)),
+    Letter::Ready(Main(1)),
+    Letter::Ready(Successor(0)),
+    Letter::Ready(Successor(1)),
+    Letter::StartFailed(Successor(0)),
+    Letter::SpawnFailed(Successor(0)),
+    Letter::Exited(Main(0)),
+    Letter::Exited(Main(1)),
+    Letter::Exited(Successor(0)),
+    Letter::Exited(Successor(1)),
+    Letter::Exited(Predecessor(0)),
+    Letter::Exited(Predecessor(1)),
+    Letter::ChannelBroken(Main(0)),
+    Letter::ChannelBroken(Successor(0)),
+    Letter::ChannelBroken(Predecessor(0)),
+    Letter::Done(Predecessor(0)),
+    Letter::PeerGone(Predecessor(0)),
+    Letter::Refused(Predecessor(0)),
+    Letter::Done(Main(0)),
+    Letter::Refused(Main(0)),
+    Letter::Done(Predecessor(1)),
+    Letter::PeerGone(Predecessor(1)),
+    Letter::Refused(Predecessor(1)),
+    Letter::Restart,
+    Letter::OneMore,
+    Letter::OneLess,
+    Letter::Stop,
+    Letter::Timeout,
+];
+
+const UPGRADE: [Letter; 14] = [
+    Letter::Upgrade,
+    Letter::Passed,
+    Letter::Resumed,
+    Letter::ExecFailed,
+    Letter::Ready(Main(0)),
+    Letter::Ready(Successor(0)),
+    Letter::Exited(Main(0)),
+    Letter::Exited(Successor(0)),
+    Letter::Exited(Predecessor(0)),
+    Letter::Done(Predecessor(0)),
+    Letter::PeerGone(Predecessor(0)),
+    Letter::OneLess,
+    Letter::Stop,
+    Letter::Timeout,
 ];
 
 #[derive(Clone)]
@@ -61,30 +134,25 @@ struct Walk {
     machine: Machine,
     laws: Laws,
     now: Tick,
+    asked: u32,
+}
+
+/// What a letter means at a certain point.
+enum Happening {
+    Event(Box<Event>),
+    Look,
+    /// There is nobody of that role.
+    Nothing,
 }
 
 impl Walk {
     fn new() -> Self {
-        let policy = Policy {
-            workers: 2,
-            start_timeout: ms(1_000),
-            drain_timeout: ms(1_000),
-            lame_duck: ms(100),
-            backoff_initial: ms(100),
-            backoff_max: ms(150),
-            backoff_reset: ms(5_000),
-            lend_after: ms(50),
-            restart_connections: RestartConnections::Handover,
-            linger_timeout: Duration::from_secs(5),
-            bake_time: Duration::from_secs(1),
-            handover_timeout: Duration::from_secs(10),
-            handshake_timeout: Duration::from_secs(3),
-            hang_timeout: None,
-        };
+        let policy = policy();
         Self {
             machine: Machine::new(policy.clone(), 1),
             laws: Laws::new(policy),
             now: Tick::ZERO,
+            asked: 0,
         }
     }
 
@@ -102,18 +170,23 @@ impl Walk {
         self.now = self.now + ms(1);
         let before = self.machine.snapshot();
         let stale_before = self.machine.stale_events();
-        let event = self.event(letter);
-        let looked = event.is_none();
-        if let Some(event) = event {
-            self.laws.event(&event, self.now);
-            self.machine.handle(event, self.now);
-        } else {
-            if matches!(letter, Letter::Timeout)
-                && let Some(at) = self.machine.poll_timeout()
-            {
-                self.now = self.now.max(at);
+        self.asked += 1;
+        let mut looked = false;
+        match self.happening(letter) {
+            Happening::Event(event) => {
+                self.laws.event(&event, self.now);
+                self.machine.handle(*event, self.now);
             }
-            self.machine.handle_timeout(self.now);
+            Happening::Look => {
+                looked = true;
+                if matches!(letter, Letter::Timeout)
+                    && let Some(at) = self.machine.poll_timeout()
+                {
+                    self.now = self.now.max(at);
+                }
+                self.machine.handle_timeout(self.now);
+            }
+            Happening::Nothing => return false,
         }
         while let Some(action) = self.machine.poll_action() {
             self.laws.action(&action, self.now);
@@ -130,48 +203,104 @@ impl Walk {
         false
     }
 
-    fn event(&self, letter: Letter) -> Option<Event> {
-        let cause = "words".to_owned();
-        Some(match letter {
-            Letter::Boot => Event::Boot,
-            Letter::Ready(slot) => Event::Ready {
-                worker: self.worker(slot, 0),
-            },
-            Letter::StartFailed(slot) => Event::StartFailed {
-                worker: self.worker(slot, 0),
-                cause,
-            },
-            Letter::SpawnFailed(slot) => Event::SpawnFailed {
-                worker: self.worker(slot, 0),
-                cause,
-            },
-            Letter::Exited(slot) => Event::Exited {
-                worker: self.worker(slot, 0),
-                how: Death::Exited(1),
-            },
-            Letter::ChannelBroken(slot) => Event::ChannelBroken {
-                worker: self.worker(slot, 0),
-                cause,
-            },
-            Letter::Stale(slot) => Event::Exited {
-                worker: self.worker(slot, 1),
-                how: Death::Exited(1),
-            },
-            Letter::Stop => Event::Stop { by: cause },
-            Letter::Timeout | Letter::Glance => return None,
+    fn happening(&self, letter: Letter) -> Happening {
+        let cause = || "words".to_owned();
+        let how = Death::Exited(1);
+        let request = RequestId(self.asked.into());
+        let release = ReleaseId(self.asked + 1);
+        let policy = || Policy {
+            workers: self.machine.policy().workers,
+            ..policy()
+        };
+        let of = |role, event: &dyn Fn(WorkerId) -> Event| self.worker(role).map(event);
+        let handed_over = |role, end: HandoverEnd| {
+            self.worker(role).map(|worker| Event::HandedOver {
+                worker,
+                moved: 1,
+                left: 1,
+                end,
+            })
+        };
+        let event = match letter {
+            Letter::Ready(role) => of(role, &|worker| Event::Ready { worker }),
+            Letter::StartFailed(role) => of(role, &|worker| Event::StartFailed {
+                worker,
+                cause: cause(),
+            }),
+            Letter::SpawnFailed(role) => of(role, &|worker| Event::SpawnFailed {
+                worker,
+                cause: cause(),
+            }),
+            Letter::Exited(role) => of(role, &|worker| Event::Exited { worker, how }),
+            Letter::ChannelBroken(role) => of(role, &|worker| Event::ChannelBroken {
+                worker,
+                cause: cause(),
+            }),
+            Letter::Done(role) => handed_over(role, HandoverEnd::Done),
+            Letter::PeerGone(role) => handed_over(role, HandoverEnd::PeerGone),
+            Letter::Refused(role) => handed_over(role, HandoverEnd::Refused { cause: cause() }),
+            Letter::Boot => Some(Event::Boot),
+            Letter::Restart => Some(Event::Restart {
+                request,
+                release,
+                policy: policy(),
+            }),
+            Letter::Upgrade => Some(Event::Upgrade { request }),
+            Letter::Passed => Some(Event::PreflightPassed),
+            Letter::Resumed => Some(Event::Resumed {
+                release,
+                policy: policy(),
+            }),
+            Letter::ExecFailed => Some(Event::ExecFailed { cause: cause() }),
+            Letter::OneMore => Some(Event::Scale {
+                request,
+                to: ScaleTo::OneMore,
+            }),
+            Letter::OneLess => Some(Event::Scale {
+                request,
+                to: ScaleTo::OneLess,
+            }),
+            Letter::Stop => Some(Event::Stop { by: cause() }),
+            Letter::Timeout | Letter::Glance => return Happening::Look,
+        };
+        event.map_or(Happening::Nothing, |event| {
+            Happening::Event(Box::new(event))
         })
     }
 
-    fn worker(&self, slot: u16, back: u32) -> WorkerId {
-        let view = self
-            .machine
-            .slots()
-            .nth(usize::from(slot))
-            .expect("two slots");
-        WorkerId {
+    fn worker(&self, role: Role) -> Option<WorkerId> {
+        let (Main(slot) | Successor(slot) | Predecessor(slot) | Former(slot)) = role;
+        let view = self.machine.slots().nth(usize::from(slot))?;
+        let generation = match role {
+            Main(_) => view.generation,
+            Former(_) => Generation(view.generation.0.wrapping_sub(1)),
+            Successor(_) => view.successor?.worker.generation,
+            Predecessor(_) => view.predecessors.first()?.worker.generation,
+        };
+        Some(WorkerId {
             slot: SlotId(slot),
-            generation: Generation(view.generation.0.wrapping_sub(back)),
-        }
+            generation,
+        })
+    }
+}
+
+/// Limits far enough apart to be told by their times.
+const fn policy() -> Policy {
+    Policy {
+        workers: 2,
+        start_timeout: ms(1_000),
+        drain_timeout: ms(1_000),
+        lame_duck: ms(100),
+        backoff_initial: ms(100),
+        backoff_max: ms(150),
+        backoff_reset: ms(5_000),
+        lend_after: ms(50),
+        restart_connections: RestartConnections::Handover,
+        linger_timeout: ms(500),
+        bake_time: Duration::ZERO,
+        handover_timeout: ms(700),
+        handshake_timeout: ms(300),
+        hang_timeout: None,
     }
 }
 
@@ -185,26 +314,33 @@ fn without_count(snapshot: &Snapshot) -> serde_json::Value {
 }
 
 /// Every history of up to `left` more events; `history` is for the panic message.
-fn walk_on(walk: &Walk, history: &mut Vec<Letter>, left: u32, steps: &mut u64) {
+fn walk_on(
+    walk: &Walk,
+    alphabet: &[Letter],
+    history: &mut Vec<Letter>,
+    left: u32,
+    steps: &mut u64,
+) {
     if left == 0 {
         return;
     }
-    for letter in ALPHABET {
+    for letter in alphabet {
         let mut next = walk.clone();
-        history.push(letter);
+        history.push(*letter);
         *steps += 1;
-        if next.step(letter) {
-            walk_on(&next, history, left - 1, steps);
+        if next.step(*letter) {
+            walk_on(&next, alphabet, history, left - 1, steps);
         }
         history.pop();
     }
 }
 
-fn every_history_after(start: &[Letter]) -> u64 {
-    let mut history = start.to_vec();
+fn every_history_after(start: &[&[Letter]], alphabet: &[Letter], events: u32) -> u64 {
+    let mut history = start.concat();
     let mut steps = 0;
     let run = AssertUnwindSafe(|| {
-        walk_on(&Walk::after(start), &mut history, EVENTS_MAX, &mut steps);
+        let walk = Walk::after(&history);
+        walk_on(&walk, alphabet, &mut history, events, &mut steps);
     });
     if let Err(panic) = catch_unwind(run) {
         panic!("after {history:?}: {}", crate::words(&*panic));
@@ -212,22 +348,77 @@ fn every_history_after(start: &[Letter]) -> u64 {
     steps
 }
 
-const BOOTED: [Letter; 3] = [Letter::Boot, Letter::Ready(0), Letter::Ready(1)];
+const BOOTED: &[Letter] = &[Letter::Boot, Letter::Ready(Main(0)), Letter::Ready(Main(1))];
 
 #[test]
 fn every_short_history_from_the_very_start() {
-    assert!(every_history_after(&[]) > 1_000);
+    assert!(every_history_after(&[], &CRASHES, EVENTS_MAX) > 1_000);
 }
 
 #[test]
 fn every_short_history_of_a_serving_supervisor() {
-    assert!(every_history_after(&BOOTED) > 10_000);
+    assert!(every_history_after(&[BOOTED], &CRASHES, EVENTS_MAX) > 10_000);
 }
 
 /// Slot 0 backs off and its queue is lent to slot 1.
 #[test]
 fn every_short_history_of_a_lame_supervisor() {
-    let mut start = BOOTED.to_vec();
-    start.extend([Letter::Exited(0), Letter::Exited(0), Letter::Timeout]);
-    assert!(every_history_after(&start) > 10_000);
+    let lame = [
+        Letter::Exited(Main(0)),
+        Letter::Exited(Main(0)),
+        Letter::Timeout,
+    ];
+    assert!(every_history_after(&[BOOTED, &lame], &CRASHES, EVENTS_MAX) > 10_000);
+}
+
+#[test]
+fn every_short_history_of_a_restart_that_has_just_begun() {
+    let start = [BOOTED, &[Letter::Restart]];
+    assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
+}
+
+#[test]
+fn every_short_history_of_a_handover() {
+    let start = [BOOTED, &[Letter::Restart, Letter::Ready(Successor(0))]];
+    assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
+}
+
+/// Slot 0 runs the new release, and slot 1 hands over.
+#[test]
+fn every_short_history_of_the_second_handover() {
+    let second = [
+        Letter::Restart,
+        Letter::Ready(Successor(0)),
+        Letter::Done(Predecessor(0)),
+        Letter::Ready(Successor(1)),
+    ];
+    let start = [BOOTED, &second];
+    assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
+}
+
+/// Slot 1 has failed to be renewed, and slot 0 goes back.
+#[test]
+fn every_short_history_of_the_way_back() {
+    let back = [
+        Letter::Restart,
+        Letter::Ready(Successor(0)),
+        Letter::Done(Predecessor(0)),
+        Letter::Exited(Predecessor(0)),
+        Letter::Exited(Successor(1)),
+    ];
+    let start = [BOOTED, &back];
+    assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
+}
+
+/// Slot 1 hands over to slot 0 and nobody will follow it.
+#[test]
+fn every_short_history_of_a_slot_that_leaves() {
+    let start = [BOOTED, &[Letter::OneLess, Letter::Timeout]];
+    assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
+}
+
+#[test]
+fn every_short_history_of_an_upgrade() {
+    let start = [BOOTED, &[Letter::Upgrade]];
+    assert!(every_history_after(&start, &UPGRADE, EVENTS_MAX) > 1_000);
 }

@@ -1,16 +1,18 @@
 //! The world that the simulated supervisor lives in: a clock, processes, and bad luck.
 //!
 //! Everything comes from one seed. A process says and does things at times of its own; what it says
-//! reaches the supervisor later, perhaps after its death; its exit is told later still. The shell's
+//! reaches the supervisor later, perhaps after its death; its exit is told later still. Handovers
+//! end in every way they can, or never; loops stand still; new programs fail to pass. The shell's
 //! own lateness is played too. What this kernel never does is lose an exit: Linux does not either.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fastrand::Rng;
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
-    Action, Death, Event, Generation, Policy, RestartConnections, SlotId, WorkerId,
+    Action, Death, Event, Generation, HandoverEnd, Notice, Policy, ReleaseId, RestartConnections,
+    SlotId, WorkerId,
 };
 
 use crate::laws::law;
@@ -29,14 +31,27 @@ struct Weather {
     says_twice: u8,
     stop_hangs: u8,
     told_late: u8,
+    handover_fails: u8,
+    leave_hangs: u8,
+    preflight_fails: u8,
     lifetime_ms: u64,
 }
+
+/// More slots than a simulated supervisor ever has.
+const SLOTS_MAX: u16 = 7;
+/// More processes than a slot ever needs at once: the main one, its successor, and those that
+/// still drain or are being killed.
+const PROCESSES_PER_SLOT_MAX: usize = 5;
 
 #[derive(Debug)]
 struct Process {
     /// False: a zombie, its exit on the way.
     alive: bool,
     hangs_on_stop: bool,
+    /// Its loop stands still: it says nothing and does nothing, until somebody kills it.
+    hung: bool,
+    turns: u64,
+    pinged: bool,
 }
 
 /// What will happen.
@@ -48,24 +63,33 @@ enum Due {
     Say(WorkerId, Event),
     /// A process ends, if it still lives.
     Die(WorkerId, Death),
+    /// A handover ends that way, if it has not ended yet.
+    Finish(WorkerId, HandoverEnd),
+    /// A new program has its verdict, if anybody still waits for that trial of it.
+    Verdict(u64, Event),
 }
 
 #[derive(Debug)]
 pub(crate) struct Kernel {
     weather: Weather,
-    workers: u16,
     now: Tick,
     /// Not reaped yet.
     processes: BTreeMap<WorkerId, Process>,
     /// By time; the number keeps the order of what is due at the same time.
     due: BTreeMap<(Tick, u64), Due>,
     scheduled: u64,
+    /// Who hands over, and to whom.
+    handovers: BTreeMap<WorkerId, WorkerId>,
+    /// Everybody who ever lived.
+    names: BTreeSet<WorkerId>,
+    /// The number of the trial that somebody waits for.
+    trial: Option<u64>,
     /// Told lately; some of it is told again.
     told: Vec<Event>,
 }
 
 impl Kernel {
-    pub(crate) fn new(workers: u16, now: Tick, rng: &mut Rng) -> Self {
+    pub(crate) fn new(now: Tick, rng: &mut Rng) -> Self {
         let storm = [0_u8, 5, 25][rng.usize(0..3)];
         let mut chance = |calm: u8| rng.u8(0..=calm.saturating_add(storm));
         let weather = Weather {
@@ -76,15 +100,20 @@ impl Kernel {
             says_twice: chance(10),
             stop_hangs: chance(10),
             told_late: chance(10),
+            handover_fails: chance(20),
+            leave_hangs: chance(5),
+            preflight_fails: chance(20),
             lifetime_ms: [200, 5_000, 100_000][rng.usize(0..3)],
         };
         Self {
             weather,
-            workers,
             now,
             processes: BTreeMap::new(),
             due: BTreeMap::new(),
             scheduled: 0,
+            handovers: BTreeMap::new(),
+            names: BTreeSet::new(),
+            trial: None,
             told: Vec::new(),
         }
     }
@@ -123,8 +152,16 @@ impl Kernel {
                 self.remember(&event);
                 return Some(event);
             }
+            Due::Finish(from, end) => self.finish(from, end, rng),
+            Due::Verdict(trial, event) => {
+                if self.trial == Some(trial) {
+                    self.trial = None;
+                    self.remember(&event);
+                    return Some(event);
+                }
+            }
             Due::Say(worker, event) => {
-                if self.is_alive(worker) {
+                if self.is_well(worker) {
                     let delay = self.delay(rng);
                     self.schedule(delay, Due::Tell(event));
                 }
@@ -140,9 +177,8 @@ impl Kernel {
             Action::Spawn { worker, .. } => self.spawn(*worker, rng),
             Action::Kill { worker } => self.die(*worker, Death::Signalled(9), rng),
             Action::StopWorker { worker } => {
-                if let Some(process) = self.processes.get(worker)
-                    && !process.hangs_on_stop
-                {
+                self.handovers.remove(worker);
+                if self.is_well(*worker) && !self.processes[worker].hangs_on_stop {
                     let how = if rng.u8(0..8) == 0 {
                         Death::Signalled(11)
                     } else {
@@ -151,6 +187,29 @@ impl Kernel {
                     self.schedule(ms(rng.u64(0..3_000)), Due::Die(*worker, how));
                 }
             }
+            Action::HandOver { from, to, .. } => self.hand_over(*from, *to, rng),
+            Action::Leave { worker } => self.leave(*worker, rng),
+            Action::TakePulse { worker } => self.tell_pulse(*worker, rng),
+            Action::Ping { worker } => {
+                if let Some(process) = self.processes.get_mut(worker) {
+                    process.pinged = true;
+                }
+            }
+            Action::Preflight => {
+                self.scheduled += 1;
+                let trial = self.scheduled;
+                self.trial = Some(trial);
+                let cause = "it does not come up".to_owned();
+                let verdict = if lucky(self.weather.preflight_fails, rng) {
+                    (rng.bool()).then_some(Event::PreflightFailed { cause })
+                } else {
+                    Some(Event::PreflightPassed)
+                };
+                if let Some(event) = verdict {
+                    self.schedule(ms(rng.u64(0..200)), Due::Verdict(trial, event));
+                }
+            }
+            Action::AbortPreflight => self.trial = None,
             Action::Exit(_) => {
                 law!(
                     self.processes.is_empty(),
@@ -162,20 +221,32 @@ impl Kernel {
             Action::Recall { from, .. } => {
                 law!(self.exists(*from), "recalled from {from}, which is no more");
             }
-            Action::Notice(_) | Action::Announce | Action::EndCustody => {}
+            Action::Notice(Notice::WorkerHung { worker, .. }) => {
+                law!(!self.is_well(*worker), "{worker} is well and called hung");
+            }
+            Action::Serve { worker } => {
+                law!(self.exists(*worker), "{worker} is spoken to and is no more");
+            }
+            Action::DropSlot { slot } => {
+                let left = self.processes.keys().any(|worker| worker.slot == *slot);
+                law!(!left, "slot {slot} is dropped and somebody lives there");
+            }
+            Action::Notice(_)
+            | Action::Announce
+            | Action::EndCustody
+            | Action::Steer { .. }
+            | Action::Unsteer
+            | Action::CloseListeners { .. }
+            | Action::Exec
+            | Action::Commit { .. }
+            | Action::Answer { .. } => {}
         }
-        law!(
-            self.processes.len() <= usize::from(self.workers),
-            "{} processes for {} slots",
-            self.processes.len(),
-            self.workers
-        );
     }
 
     /// A piece of bad luck that no process is to blame for. Some of it shows at once, as an event.
     pub(crate) fn mischief(&mut self, rng: &mut Rng) -> Option<Event> {
         let victim = rng.choice(self.processes.keys().copied().collect::<Vec<_>>());
-        match rng.u8(0..8) {
+        match rng.u8(0..10) {
             // An operator with `kill -9`, or the OOM killer.
             0 | 1 => {
                 if let Some(worker) = victim {
@@ -198,14 +269,24 @@ impl Kernel {
             }
             4 | 5 => rng.choice(self.told.clone()),
             6 => Some(Event::Boot),
+            // A loop that does not end, or a worker stopped by a debugger.
+            7 => {
+                if let Some(process) = victim.and_then(|worker| self.processes.get_mut(&worker)) {
+                    process.hung = true;
+                }
+                None
+            }
             _ => Some(self.about_nobody(rng)),
         }
     }
 
     fn spawn(&mut self, worker: WorkerId, rng: &mut Rng) {
+        law!(self.names.insert(worker), "{worker} has lived before");
+        let beside = self.processes.keys().filter(|it| it.slot == worker.slot);
         law!(
-            !self.processes.keys().any(|it| it.slot == worker.slot),
-            "two in the slot of {worker}"
+            beside.count() < PROCESSES_PER_SLOT_MAX,
+            "too many in the slot of {worker}: {:?}",
+            self.processes
         );
         let cause = "no".to_owned();
         if lucky(self.weather.spawn_fails, rng) {
@@ -218,6 +299,9 @@ impl Kernel {
             Process {
                 alive: true,
                 hangs_on_stop: lucky(self.weather.stop_hangs, rng),
+                hung: false,
+                turns: 0,
+                pinged: false,
             },
         );
         if lucky(self.weather.start_hangs, rng) {
@@ -266,13 +350,104 @@ impl Kernel {
             return;
         };
         process.alive = false;
+        self.handovers.remove(&worker);
+        // Whoever handed over to it sees the end of their socket pair.
+        let mut bereft = Vec::new();
+        self.handovers.retain(|from, to| {
+            if *to == worker {
+                bereft.push(*from);
+            }
+            *to != worker
+        });
+        for from in bereft {
+            let after = ms(rng.u64(0..20));
+            let event = handed_over(from, 0, HandoverEnd::PeerGone);
+            self.schedule(after, Due::Say(from, event));
+        }
         let delay = self.delay(rng);
         self.schedule(delay, Due::Tell(Event::Exited { worker, how }));
     }
 
+    fn hand_over(&mut self, from: WorkerId, to: WorkerId, rng: &mut Rng) {
+        law!(self.exists(from), "{from} is to hand over and is no more");
+        law!(self.exists(to), "{from} is to hand over to {to}, no more");
+        if !self.is_alive(to) {
+            let event = handed_over(from, 0, HandoverEnd::PeerGone);
+            self.schedule(ms(1), Due::Say(from, event));
+            return;
+        }
+        self.handovers.insert(from, to);
+        let end = if !lucky(self.weather.handover_fails, rng) {
+            HandoverEnd::Done
+        } else {
+            match rng.u8(0..3) {
+                0 => HandoverEnd::PeerGone,
+                1 => HandoverEnd::Refused {
+                    cause: "full".to_owned(),
+                },
+                // It never ends.
+                _ => return,
+            }
+        };
+        self.schedule(ms(rng.u64(0..200)), Due::Finish(from, end));
+    }
+
+    fn finish(&mut self, from: WorkerId, end: HandoverEnd, rng: &mut Rng) {
+        let both = self
+            .handovers
+            .get(&from)
+            .is_some_and(|to| self.is_well(*to));
+        if !both || !self.is_well(from) {
+            return;
+        }
+        self.handovers.remove(&from);
+        let left = match &end {
+            HandoverEnd::Done => 0,
+            HandoverEnd::PeerGone | HandoverEnd::Refused { .. } => rng.u32(0..9),
+        };
+        let event = handed_over(from, left, end.clone());
+        let delay = self.delay(rng);
+        self.schedule(delay, Due::Tell(event.clone()));
+        if lucky(self.weather.says_twice, rng) {
+            self.schedule(delay + ms(1), Due::Tell(event));
+        }
+        match end {
+            HandoverEnd::PeerGone => {}
+            HandoverEnd::Refused { .. } => self.leave(from, rng),
+            HandoverEnd::Done => {
+                if !lucky(self.weather.leave_hangs, rng) {
+                    // Its last words come first: they are in the channel when it ends.
+                    let after = delay + ms(2);
+                    self.schedule(after, Due::Die(from, Death::Exited(0)));
+                }
+            }
+        }
+    }
+
+    /// Ends when its connections do; some never do.
+    fn leave(&mut self, worker: WorkerId, rng: &mut Rng) {
+        law!(self.exists(worker), "{worker} is to leave and is no more");
+        if !lucky(self.weather.leave_hangs, rng) && self.is_well(worker) {
+            let after = KERNEL_DELAY_MAX + ms(rng.u64(0..2_000));
+            self.schedule(after, Due::Die(worker, Death::Exited(0)));
+        }
+    }
+
+    /// The counter is in shared memory: it can be read whatever its writer does.
+    fn tell_pulse(&mut self, worker: WorkerId, rng: &mut Rng) {
+        let process = self.processes.get_mut(&worker);
+        let process = process.expect("law: pulses are taken of those who live");
+        if process.alive && !process.hung && (process.pinged || rng.bool()) {
+            process.turns += rng.u64(1..100);
+            process.pinged = false;
+        }
+        let turns = process.turns;
+        self.schedule(Duration::ZERO, Due::Tell(Event::Pulse { worker, turns }));
+    }
+
     /// A message from or about a worker that never was or is no more.
     fn about_nobody(&self, rng: &mut Rng) -> Event {
-        let slot = SlotId(rng.u16(0..self.workers + 2));
+        let slot = SlotId(rng.u16(0..SLOTS_MAX));
         let present = self.processes.keys().find(|worker| worker.slot == slot);
         let present = present.map_or(0, |worker| worker.generation.0);
         // Before the present one, or so far ahead that this round will not reach it.
@@ -283,11 +458,18 @@ impl Kernel {
         };
         let worker = WorkerId { slot, generation };
         let cause = "stale".to_owned();
-        match rng.u8(0..5) {
+        match rng.u8(0..10) {
             0 => Event::Ready { worker },
             1 => Event::StartFailed { worker, cause },
             2 => Event::SpawnFailed { worker, cause },
             3 => Event::ChannelBroken { worker, cause },
+            4 => handed_over(worker, 0, HandoverEnd::Done),
+            5 => Event::Pulse { worker, turns: 1 },
+            6 => Event::ExecFailed { cause },
+            7 => Event::Resumed {
+                release: ReleaseId(rng.u32(..)),
+                policy: policy(rng),
+            },
             _ => Event::Exited {
                 worker,
                 how: Death::Exited(0),
@@ -297,6 +479,10 @@ impl Kernel {
 
     fn remember(&mut self, event: &Event) {
         const TOLD_MAX: usize = 8;
+        // A number read from memory cannot come twice.
+        if matches!(event, Event::Pulse { .. }) {
+            return;
+        }
         if self.told.len() == TOLD_MAX {
             self.told.remove(0);
         }
@@ -305,6 +491,12 @@ impl Kernel {
 
     fn is_alive(&self, worker: WorkerId) -> bool {
         self.processes.get(&worker).is_some_and(|it| it.alive)
+    }
+
+    /// It lives, and its loop turns.
+    fn is_well(&self, worker: WorkerId) -> bool {
+        let well = |it: &Process| it.alive && !it.hung;
+        self.processes.get(&worker).is_some_and(well)
     }
 
     fn exists(&self, worker: WorkerId) -> bool {
@@ -337,12 +529,25 @@ pub(crate) fn policy(rng: &mut Rng) -> Policy {
         backoff_max: ms(rng.u64(100..3_000)),
         backoff_reset: ms(rng.u64(0..20_000)),
         lend_after: ms([0, 50, 400][rng.usize(0..3)]),
-        restart_connections: RestartConnections::Handover,
-        linger_timeout: Duration::from_secs(5),
-        bake_time: Duration::from_secs(1),
-        handover_timeout: Duration::from_secs(10),
-        handshake_timeout: Duration::from_secs(3),
-        hang_timeout: None,
+        restart_connections: if rng.u8(0..4) == 0 {
+            RestartConnections::Drain
+        } else {
+            RestartConnections::Handover
+        },
+        linger_timeout: ms(rng.u64(0..1_000)),
+        bake_time: ms([0, 100, 1_000][rng.usize(0..3)]),
+        handover_timeout: ms([50, 500, 3_000][rng.usize(0..3)]),
+        handshake_timeout: ms([0, 100, 1_000][rng.usize(0..3)]),
+        hang_timeout: [None, Some(ms(200)), Some(ms(2_000))][rng.usize(0..3)],
+    }
+}
+
+fn handed_over(worker: WorkerId, left: u32, end: HandoverEnd) -> Event {
+    Event::HandedOver {
+        worker,
+        moved: 3,
+        left,
+        end,
     }
 }
 

@@ -4,16 +4,29 @@
 //! never looks at how the machine decides. Each breach panics with the law's own words; the caller
 //! adds seed and step.
 //!
+//! `shadow.rs` is one slot as the shadow sees it, `events.rs` what is taken note of, `company.rs`
+//! the laws of those who live beside a main worker, `operations.rs` those of what is planned; here
+//! are those of main workers, queues and the end.
+//!
 //! Where the shadow repeats a rule of the machine (when a death is answered), it states bounds, not
 //! the machine's own arithmetic.
 
+mod company;
+mod events;
+mod operations;
+mod shadow;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
-    Action, Event, Generation, KILL_GRACE, ListenerSource, Machine, Notice, Policy, SlotId,
-    Verdict, WorkerId,
+    Action, Event, KILL_GRACE, ListenerSource, Machine, Notice, Policy, ReleaseId, RequestId,
+    SlotId, Verdict, WorkerId,
 };
+
+use operations::{Asked, Operation};
+use shadow::{Life, Part, Shadow};
 
 macro_rules! law {
     ($holds:expr, $($words:tt)+) => {
@@ -23,41 +36,6 @@ macro_rules! law {
     };
 }
 pub(crate) use law;
-
-#[derive(Clone, Debug, PartialEq)]
-enum Life {
-    /// Its turn at boot has not come.
-    Unborn,
-    Starting {
-        since: Tick,
-        failed: bool,
-    },
-    Serving {
-        since: Tick,
-    },
-    Stopping,
-    /// To be killed, or killed, and not reaped.
-    Doomed {
-        served: Option<Duration>,
-        killed: bool,
-    },
-    /// Reaped, or never made; while the machine runs, the next one comes in this window.
-    Gone {
-        earliest: Tick,
-        latest: Tick,
-    },
-}
-
-#[derive(Clone, Debug)]
-struct Shadow {
-    generation: u32,
-    life: Life,
-    /// A worker of this slot has been Ready: the supervisor holds its listener.
-    deposited: bool,
-    unserved_since: Tick,
-    borrower: Option<WorkerId>,
-    failures: u32,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
@@ -78,29 +56,48 @@ enum End {
 /// The shadow of one machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Laws {
+    /// The limits in force.
     policy: Policy,
+    /// The limits of each release there ever was.
+    policies: BTreeMap<ReleaseId, Policy>,
+    release: ReleaseId,
     slots: Vec<Shadow>,
     end: End,
     announced: bool,
     custody_ended: bool,
+    asked: Option<Asked>,
+    unanswered: Vec<RequestId>,
+    operation: Option<Operation>,
+    /// New connections go to so many slots only, and since when.
+    steered: Option<(u16, Tick)>,
+    pulses: BTreeMap<WorkerId, Pulse>,
+}
+
+#[derive(Clone, Debug)]
+struct Pulse {
+    /// When the next look is to be taken: at least, at most.
+    due: (Tick, Tick),
+    awaited: bool,
+    turns: Option<u64>,
+    misses: u32,
 }
 
 impl Laws {
     pub(crate) fn new(policy: Policy) -> Self {
-        let slot = Shadow {
-            generation: 0,
-            life: Life::Unborn,
-            deposited: false,
-            unserved_since: Tick::ZERO,
-            borrower: None,
-            failures: 0,
-        };
+        let release = ReleaseId::FIRST;
         Self {
-            slots: vec![slot; usize::from(policy.workers)],
+            slots: vec![Shadow::new(release); usize::from(policy.workers)],
+            policies: BTreeMap::from([(release, policy.clone())]),
             policy,
+            release,
             end: End::Running,
             announced: false,
             custody_ended: false,
+            asked: None,
+            unanswered: Vec::new(),
+            operation: None,
+            steered: None,
+            pulses: BTreeMap::new(),
         }
     }
 
@@ -127,100 +124,47 @@ impl Laws {
 
     /// Takes note of what the machine is about to be told.
     pub(crate) fn event(&mut self, event: &Event, now: Tick) {
-        match event {
-            Event::Boot => {}
-            Event::Ready { worker } => {
-                if let Some(slot) = self.present(*worker)
-                    && matches!(slot.life, Life::Starting { failed: false, .. })
-                {
-                    slot.life = Life::Serving { since: now };
-                    slot.deposited = true;
-                }
-            }
-            Event::StartFailed { worker, .. } => {
-                let mut at_boot = false;
-                if let Some(slot) = self.present(*worker)
-                    && let Life::Starting { failed, .. } = &mut slot.life
-                {
-                    *failed = true;
-                    at_boot = !slot.deposited;
-                }
-                if at_boot {
-                    self.boot_failed(now);
-                }
-            }
-            Event::SpawnFailed { worker, .. } => {
-                if let Some(slot) = self.present(*worker)
-                    && matches!(
-                        slot.life,
-                        Life::Starting { .. } | Life::Doomed { served: None, .. }
-                    )
-                {
-                    self.gone(worker.slot, None, now);
-                }
-            }
-            Event::Exited { worker, .. } => {
-                let served = match self.present(*worker).map(|slot| &slot.life) {
-                    None | Some(Life::Unborn | Life::Gone { .. }) => return,
-                    Some(Life::Starting { .. } | Life::Stopping) => None,
-                    Some(Life::Serving { since }) => Some(now.since(*since)),
-                    Some(Life::Doomed { served, .. }) => *served,
-                };
-                self.gone(worker.slot, served, now);
-            }
-            Event::ChannelBroken { worker, .. } => {
-                if let Some(slot) = self.present(*worker)
-                    && slot.life != Life::Stopping
-                {
-                    self.doom(*worker, now);
-                }
-            }
-            Event::Stop { .. } => {
-                self.end = match self.end {
-                    End::Running => End::Draining { at: now },
-                    End::Draining { .. } => End::Forced { at: now },
-                    other @ (End::BootFailed { .. } | End::Forced { .. } | End::Exited) => other,
-                };
-            }
-        }
+        self.note(event, now);
     }
 
     /// Checks one action, given out at `now`.
     pub(crate) fn action(&mut self, action: &Action, now: Tick) {
         law!(!self.has_exited(), "nothing comes after Exit: {action:?}");
         match action {
-            Action::Spawn { worker, listener } => self.spawned(*worker, *listener, now),
+            Action::Spawn {
+                worker,
+                listener,
+                release,
+                standby,
+            } => {
+                if *standby {
+                    self.successor_spawned(*worker, *listener, *release, now);
+                } else {
+                    self.spawned(*worker, *listener, *release, now);
+                }
+            }
             Action::Kill { worker } => self.killed(*worker, now),
             Action::EndCustody => self.custody_ends(now),
-            Action::StopWorker { worker } => {
-                law!(self.custody_ended, "{worker} is asked to stop in custody");
-                let slot = self
-                    .present(*worker)
-                    .expect("law: StopWorker names the present worker");
-                let serving = matches!(slot.life, Life::Serving { .. });
-                law!(serving, "{worker} is asked to stop and is {:?}", slot.life);
-                slot.life = Life::Stopping;
-                self.end_loans_of(worker.slot);
-            }
+            Action::StopWorker { worker } => self.asked_to_stop(*worker),
             Action::Lend { slot, to } => self.lent(*slot, *to, now),
-            Action::Recall { slot, from } => {
-                let index = slot.index();
-                let borrower = self.slots[index].borrower;
-                law!(
-                    borrower == Some(*from),
-                    "slot {slot} is recalled from {from}, not its borrower"
-                );
-                law!(
-                    self.serves(*from),
-                    "slot {slot} is recalled from {from}, which does not serve"
-                );
-                let own = matches!(self.slots[index].life, Life::Serving { .. });
-                law!(
-                    own,
-                    "slot {slot} is recalled although its own worker does not serve"
-                );
-                self.slots[index].borrower = None;
+            Action::Recall { slot, from } => self.recalled(*slot, *from),
+            Action::Serve { worker } => self.told_to_serve(*worker, now),
+            Action::HandOver { from, to, last } => self.handover_begins(*from, *to, *last, now),
+            Action::Leave { worker } => self.told_to_leave(*worker, now),
+            Action::TakePulse { worker } => self.looked_at(*worker, now),
+            Action::Ping { worker } => {
+                let missed = self.pulses.get(worker).is_some_and(|it| it.misses > 0);
+                law!(missed, "{worker} is pinged and has made its turns");
             }
+            Action::Steer { slots } => self.steers(*slots, now),
+            Action::Unsteer => self.unsteers(now),
+            Action::CloseListeners { slot } => self.closes(*slot),
+            Action::DropSlot { slot } => self.drops(*slot),
+            Action::Preflight => self.preflight_begins(now),
+            Action::AbortPreflight => self.preflight_aborted(now),
+            Action::Exec => self.execs(),
+            Action::Commit { release } => self.commits(*release, now),
+            Action::Answer { request, answer } => self.answered(*request, answer, now),
             Action::Notice(notice) => self.noticed(notice, now),
             Action::Announce => {
                 law!(!self.announced, "the address is announced twice");
@@ -230,7 +174,7 @@ impl Laws {
                 self.announced = true;
             }
             Action::Exit(verdict) => {
-                let empty = self.slots.iter().all(|slot| !slot.is_live());
+                let empty = self.slots.iter().all(Shadow::is_empty);
                 law!(empty, "Exit while a process is left");
                 match (self.end, verdict) {
                     (End::BootFailed { .. }, Verdict::Failed { .. })
@@ -244,7 +188,7 @@ impl Laws {
 
     /// Checks the state of affairs when all actions have been given out. `looked` says that the
     /// machine was just told to look at its deadlines.
-    pub(crate) fn rest(&self, machine: &Machine, now: Tick, looked: bool) {
+    pub(crate) fn rest(&mut self, machine: &Machine, now: Tick, looked: bool) {
         self.views_agree(machine);
         let timeout = machine.poll_timeout();
         if looked {
@@ -259,18 +203,18 @@ impl Laws {
             End::Exited => return law!(timeout.is_none(), "a deadline after Exit"),
             End::Draining { at } => {
                 let deadline = at + self.policy.lame_duck + self.policy.drain_timeout + KILL_GRACE;
-                let asked = self.slots.iter().any(|slot| slot.life == Life::Stopping);
+                let asked = self.slots.iter().any(Shadow::stops);
                 law!(!asked || by(deadline), "a drain without its deadline");
             }
             End::BootFailed { .. } | End::Forced { .. } => {}
         }
-        let serving = self
-            .slots
-            .iter()
-            .any(|slot| matches!(slot.life, Life::Serving { .. }));
+        self.operation_rests(now, &by);
+        self.company_rests(&by);
+        self.pulses_rest(now, &by);
+        let serving = self.slots.iter().any(Shadow::serves);
         let running = self.end == End::Running;
         for (index, slot) in self.slots.iter().enumerate() {
-            let own = matches!(slot.life, Life::Serving { .. });
+            let own = slot.is_served();
             if let Some(to) = slot.borrower {
                 law!(!own, "slot {index} serves and is lent to {to}");
                 law!(
@@ -279,7 +223,11 @@ impl Laws {
                 );
             }
             if !running {
-                law!(!own, "slot {index} serves on while {:?}", self.end);
+                law!(
+                    !slot.serves(),
+                    "slot {index} serves on while {:?}",
+                    self.end
+                );
                 continue;
             }
             match slot.life {
@@ -290,13 +238,20 @@ impl Laws {
                     );
                 }
                 Life::Starting { since, .. } => {
-                    let deadline = since + self.policy.start_timeout;
+                    let deadline = since + self.start_timeout(slot.release);
                     law!(by(deadline), "slot {index} may start for ever");
                 }
                 Life::Doomed { killed, .. } => law!(killed, "slot {index} is let live"),
-                Life::Unborn | Life::Serving { .. } | Life::Stopping => {}
+                Life::Serving { told, .. } => {
+                    law!(told, "slot {index} stands by and nobody tells it to serve");
+                }
+                Life::Retired => {
+                    let waits = !slot.others.is_empty();
+                    law!(waits || slot.closed, "slot {index} has left and is open");
+                }
+                Life::Unborn | Life::Stopping => {}
             }
-            if slot.deposited && !own && slot.borrower.is_none() && serving {
+            if slot.deposited && !slot.closed && !own && slot.borrower.is_none() && serving {
                 let due = slot.unserved_since + self.policy.lend_after;
                 law!(due > now, "slot {index} is a black hole since {due:?}");
                 law!(by(due), "slot {index} becomes a black hole at {due:?}");
@@ -304,83 +259,134 @@ impl Laws {
         }
     }
 
-    fn spawned(&mut self, worker: WorkerId, listener: ListenerSource, now: Tick) {
+    fn spawned(
+        &mut self,
+        worker: WorkerId,
+        listener: ListenerSource,
+        release: ReleaseId,
+        now: Tick,
+    ) {
         let index = worker.slot.index();
         law!(
             self.end == End::Running,
             "{worker} is spawned while {:?}",
             self.end
         );
+        if index == self.slots.len() {
+            self.grows(now);
+        }
         law!(index < self.slots.len(), "{worker} is spawned in no slot");
         let earlier_bound = self.slots[..index].iter().all(|slot| slot.deposited);
         law!(
             earlier_bound,
             "{worker} is spawned before the slots below it were Ready"
         );
+        let rolled_out = self.rolls_out(release);
+        law!(
+            rolled_out || release == self.release,
+            "{worker} is spawned with release {release:?}"
+        );
         let slot = &mut self.slots[index];
         law!(
-            !slot.is_live(),
+            !slot.is_live() && slot.life != Life::Retired && !slot.closed,
             "{worker} is spawned beside a live one: {:?}",
             slot.life
         );
-        let successor = worker.generation.0 == slot.generation + 1;
-        law!(successor, "{worker} follows generation {}", slot.generation);
+        slot.is_born(worker);
         let binds = listener == ListenerSource::Bind;
         law!(
             binds != slot.deposited,
             "{worker} is spawned to {listener:?}"
         );
         if let Life::Gone { earliest, .. } = slot.life {
+            // A restart does not wait for a pause to end that another release has earned.
+            let other = slot.release != release;
+            let rolling = self.operation.as_ref().is_some_and(Operation::rolls);
             law!(
-                now >= earliest,
+                now >= earliest || (other && rolling),
                 "{worker} is spawned before its backoff ends at {earliest:?}"
             );
         }
         slot.generation = worker.generation.0;
+        slot.release = release;
+        slot.owes_word = false;
         slot.life = Life::Starting {
             since: now,
             failed: false,
+            standby: false,
         };
     }
 
     fn killed(&mut self, worker: WorkerId, now: Tick) {
-        let start_timeout = self.policy.start_timeout;
-        let end = self.end;
-        let slot = self
-            .present(worker)
-            .expect("law: Kill names the present worker");
+        let index = worker.slot.index();
+        let slot = self.slots.get(index).expect("law: Kill names a slot");
+        if slot.others.contains_key(&worker.generation.0) {
+            return self.company_killed(worker, now);
+        }
+        law!(
+            slot.generation == worker.generation.0,
+            "{worker} is killed and nobody"
+        );
+        let late = |since: Tick| now >= since + self.start_timeout(slot.release);
+        let mut ordered = false;
+        let mut forced = false;
         match slot.life {
             Life::Doomed { killed, .. } => law!(!killed, "{worker} is killed twice"),
             Life::Starting { since, .. } => {
-                let late = now >= since + start_timeout;
+                let rolling = self.operation.as_ref().is_some_and(Operation::rolls);
+                ordered = !late(since) && self.end == End::Running;
                 law!(
-                    late || end != End::Running,
+                    !ordered || rolling,
                     "{worker} is killed while it may still start"
                 );
             }
             Life::Serving { .. } => {
-                let failing = matches!(end, End::BootFailed { .. });
-                law!(failing, "{worker} serves and is killed while {end:?}");
+                let failing = matches!(self.end, End::BootFailed { .. });
+                law!(
+                    failing || self.keeps_waiting(worker, now),
+                    "{worker} serves and is killed while {:?}",
+                    self.end
+                );
             }
-            Life::Stopping => {
-                // Of the two ends of a drain this is the one without an event.
-                if let End::Draining { at } = end {
-                    let deadline = at + self.policy.lame_duck + self.policy.drain_timeout;
-                    law!(
-                        now >= deadline + KILL_GRACE,
-                        "{worker} is killed in its drain"
-                    );
-                    self.end = End::Forced { at: now };
-                }
+            Life::Stopping => forced = true,
+            Life::Unborn | Life::Retired | Life::Gone { .. } => {
+                panic!("law broken: {worker} is killed and gone")
             }
-            Life::Unborn | Life::Gone { .. } => panic!("law broken: {worker} is killed and gone"),
         }
-        self.doom(worker, now);
-        if let Some(slot) = self.present(worker)
-            && let Life::Doomed { killed, .. } = &mut slot.life
-        {
-            *killed = true;
+        if forced {
+            self.forces(worker, now);
         }
+        self.doom(worker, ordered, now);
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.is_killed(worker);
+        }
+    }
+
+    /// Of the two ends of a drain this is the one without an event.
+    fn forces(&mut self, worker: WorkerId, now: Tick) {
+        if let End::Draining { at } = self.end {
+            let deadline = at + self.policy.lame_duck + self.policy.drain_timeout;
+            law!(
+                now >= deadline + KILL_GRACE,
+                "{worker} is killed in its drain"
+            );
+            self.end = End::Forced { at: now };
+        }
+    }
+
+    fn asked_to_stop(&mut self, worker: WorkerId) {
+        law!(self.custody_ended, "{worker} is asked to stop in custody");
+        let slot = &mut self.slots[worker.slot.index()];
+        if let Some(other) = slot.others.get_mut(&worker.generation.0) {
+            let goes = matches!(other.part, Part::HandingOver { .. } | Part::Leaving { .. });
+            law!(goes, "{worker} is asked to stop and is {:?}", other.part);
+            other.part = Part::Stopping;
+            return;
+        }
+        let serving = slot.generation == worker.generation.0 && slot.serves();
+        law!(serving, "{worker} is asked to stop and is {:?}", slot.life);
+        slot.life = Life::Stopping;
+        self.end_loans_of(worker);
     }
 
     fn lent(&mut self, slot: SlotId, to: WorkerId, now: Tick) {
@@ -404,11 +410,11 @@ impl Laws {
         }
         let lend_after = self.policy.lend_after;
         let shadow = &mut self.slots[slot.index()];
-        law!(shadow.deposited, "slot {slot} is lent and has no listener");
         law!(
-            !matches!(shadow.life, Life::Serving { .. }),
-            "slot {slot} is lent and serves"
+            shadow.deposited && !shadow.closed,
+            "slot {slot} is lent and has no listener"
         );
+        law!(!shadow.is_served(), "slot {slot} is lent and serves");
         law!(shadow.borrower.is_none(), "slot {slot} is lent twice");
         let due = shadow.unserved_since + lend_after;
         law!(
@@ -416,6 +422,25 @@ impl Laws {
             "slot {slot} is lent before {due:?}"
         );
         shadow.borrower = Some(to);
+    }
+
+    fn recalled(&mut self, slot: SlotId, from: WorkerId) {
+        let shadow = &self.slots[slot.index()];
+        let borrower = shadow.borrower;
+        law!(
+            borrower == Some(from),
+            "slot {slot} is recalled from {from}, not its borrower"
+        );
+        let leaves = self.is_about_to_leave(from);
+        law!(
+            leaves || self.serves(from),
+            "slot {slot} is recalled from {from}, which does not serve"
+        );
+        law!(
+            leaves || shadow.serves(),
+            "slot {slot} is recalled although its own worker does not serve"
+        );
+        self.slots[slot.index()].borrower = None;
     }
 
     /// Listeners live on only where they are served, and no queue may be lost that somebody could
@@ -427,102 +452,105 @@ impl Laws {
         self.custody_ended = true;
         let anybody = self.serving().next().is_some();
         for (index, slot) in self.slots.iter().enumerate() {
-            let served = matches!(slot.life, Life::Serving { .. }) || slot.borrower.is_some();
+            let served = slot.is_served() || slot.borrower.is_some();
             law!(
-                served || !slot.deposited || !anybody,
+                served || !slot.deposited || slot.closed || !anybody,
                 "the queue of slot {index} is dropped and could have been lent"
             );
         }
     }
 
     fn noticed(&mut self, notice: &Notice, now: Tick) {
-        if matches!(notice, Notice::BootFailed { .. }) && self.end == End::Running {
-            // Of all reasons for a failed boot this is the one without an event.
-            let start_timeout = self.policy.start_timeout;
-            let late = |slot: &Shadow| match slot.life {
-                Life::Starting { since, .. } => !slot.deposited && now >= since + start_timeout,
-                Life::Unborn
-                | Life::Serving { .. }
-                | Life::Stopping
-                | Life::Doomed { .. }
-                | Life::Gone { .. } => false,
-            };
-            law!(self.slots.iter().any(late), "the boot fails for no reason");
-            self.boot_failed(now);
-        }
-        if let Notice::BackingOff {
-            slot,
-            delay,
-            failures,
-        } = notice
-        {
-            law!(
-                *delay <= self.policy.backoff_max,
-                "slot {slot} backs off for {delay:?}"
-            );
-            let shadow = &self.slots[slot.index()];
-            law!(
-                *failures == shadow.failures,
-                "slot {slot} counts {failures} failures"
-            );
-        }
-    }
-
-    /// A process is no more, or never was.
-    fn gone(&mut self, slot: SlotId, served: Option<Duration>, now: Tick) {
-        let Policy {
-            backoff_initial,
-            backoff_max,
-            backoff_reset,
-            ..
-        } = self.policy;
-        self.end_loans_of(slot);
-        let shadow = &mut self.slots[slot.index()];
-        if matches!(shadow.life, Life::Serving { .. }) {
-            shadow.unserved_since = now;
-        }
-        if served.is_some_and(|served| served > Duration::ZERO && served >= backoff_reset) {
-            shadow.failures = 0;
-        }
-        shadow.failures += 1;
-        let mut ceiling = Duration::ZERO;
-        for failure in 2..=shadow.failures {
-            let doubled = if failure == 2 {
-                backoff_initial
-            } else {
-                ceiling * 2
-            };
-            ceiling = doubled.min(backoff_max);
-        }
-        shadow.life = Life::Gone {
-            earliest: now + ceiling / 2,
-            latest: now + ceiling,
-        };
-        if !shadow.deposited && self.end == End::Running {
-            self.boot_failed(now);
-        }
-    }
-
-    /// The worker is to be killed, and from now on nobody counts on it.
-    fn doom(&mut self, worker: WorkerId, now: Tick) {
-        let Some(slot) = self.present(worker) else {
-            return;
-        };
-        let served = match slot.life {
-            Life::Starting { .. } => None,
-            // It served; for how long is of no more interest.
-            Life::Stopping => Some(Duration::ZERO),
-            Life::Serving { since } => {
-                slot.unserved_since = now;
-                Some(now.since(since))
+        match notice {
+            Notice::BootFailed { .. } if self.end == End::Running => {
+                // Of all reasons for a failed boot this is the one without an event.
+                let late = |slot: &Shadow| match slot.life {
+                    Life::Starting { since, .. } => {
+                        !slot.deposited && now >= since + self.policy.start_timeout
+                    }
+                    Life::Unborn
+                    | Life::Serving { .. }
+                    | Life::Retired
+                    | Life::Stopping
+                    | Life::Doomed { .. }
+                    | Life::Gone { .. } => false,
+                };
+                law!(self.slots.iter().any(late), "the boot fails for no reason");
+                self.boot_failed(now);
             }
-            Life::Unborn | Life::Doomed { .. } | Life::Gone { .. } => return,
-        };
-        slot.life = Life::Doomed {
-            served,
-            killed: false,
-        };
-        self.end_loans_of(worker.slot);
+            Notice::BackingOff {
+                slot,
+                delay,
+                failures,
+            } => {
+                law!(
+                    *delay <= self.policy.backoff_max,
+                    "slot {slot} backs off for {delay:?}"
+                );
+                let shadow = &self.slots[slot.index()];
+                law!(
+                    *failures == shadow.failures,
+                    "slot {slot} counts {failures} failures, not {}",
+                    shadow.failures
+                );
+            }
+            Notice::OperationStarted { request, .. } => self.operation_starts(*request, now),
+            _ => {}
+        }
+    }
+
+    /// The shadow's opinion of who lives and serves is the machine's.
+    fn views_agree(&self, machine: &Machine) {
+        law!(
+            machine.slots().count() == self.slots.len(),
+            "{} slots, not {}",
+            machine.slots().count(),
+            self.slots.len()
+        );
+        law!(
+            machine.operation().is_some() == self.operation.is_some(),
+            "under way: {:?}, not {:?}",
+            machine.operation(),
+            self.operation
+        );
+        law!(
+            machine.release() == self.release,
+            "release {:?} is in force",
+            machine.release()
+        );
+        for (view, shadow) in machine.slots().zip(&self.slots) {
+            let name = view.state.name();
+            let agree = shadow.names().contains(&name)
+                && view.generation.0 == shadow.generation
+                && view.release == shadow.release;
+            law!(
+                agree,
+                "slot {} is {name} ({} of {:?}), but was told {shadow:?}",
+                view.id,
+                view.generation,
+                view.release
+            );
+            law!(
+                self.end != End::Running || name != "stopped",
+                "slot {} is given up while the supervisor runs",
+                view.id
+            );
+            let company = view.successor.into_iter().chain(view.predecessors);
+            let mut company: Vec<_> = company
+                .map(|seat| (seat.worker.generation.0, seat.release, seat.state))
+                .collect();
+            company.sort_unstable();
+            let told: Vec<_> = shadow
+                .others
+                .iter()
+                .map(|(generation, it)| (*generation, it.release, it.part.name()))
+                .collect();
+            law!(
+                company == told,
+                "beside slot {}: {company:?}, but was told {told:?}",
+                view.id
+            );
+        }
     }
 
     fn boot_failed(&mut self, now: Tick) {
@@ -531,72 +559,26 @@ impl Laws {
         }
     }
 
-    fn end_loans_of(&mut self, borrower: SlotId) {
+    fn end_loans_of(&mut self, borrower: WorkerId) {
         for slot in &mut self.slots {
-            if slot.borrower.is_some_and(|worker| worker.slot == borrower) {
+            if slot.borrower == Some(borrower) {
                 slot.borrower = None;
             }
         }
     }
 
-    /// The shadow's opinion of who lives and serves is the machine's.
-    fn views_agree(&self, machine: &Machine) {
-        for (view, shadow) in machine.slots().zip(&self.slots) {
-            let names: &[&str] = match shadow.life {
-                Life::Unborn => &["waiting", "stopped"],
-                Life::Starting { .. } => &["starting"],
-                Life::Serving { .. } => &["serving"],
-                Life::Stopping => &["stopping"],
-                Life::Doomed { .. } => &["killing"],
-                Life::Gone { .. } => &["backing off", "stopped"],
-            };
-            let name = view.state.name();
-            let agree = names.contains(&name) && view.generation.0 == shadow.generation;
-            law!(
-                agree,
-                "slot {} is {name}, but was told {:?}",
-                view.id,
-                shadow.life
-            );
-            law!(
-                self.end != End::Running || name != "stopped",
-                "slot {} is given up while the supervisor runs",
-                view.id
-            );
-        }
+    fn start_timeout(&self, release: ReleaseId) -> Duration {
+        self.policies[&release].start_timeout
     }
 
     fn serving(&self) -> impl Iterator<Item = WorkerId> {
         (0_u16..).zip(&self.slots).filter_map(|(index, slot)| {
             let worker = slot.worker(index);
-            matches!(slot.life, Life::Serving { .. }).then_some(worker)
+            slot.serves().then_some(worker)
         })
     }
 
     fn serves(&self, worker: WorkerId) -> bool {
         self.serving().any(|serving| serving == worker)
-    }
-
-    fn present(&mut self, worker: WorkerId) -> Option<&mut Shadow> {
-        let slot = self.slots.get_mut(worker.slot.index())?;
-        (slot.generation == worker.generation.0 && slot.life != Life::Unborn).then_some(slot)
-    }
-}
-
-impl Shadow {
-    fn is_live(&self) -> bool {
-        match self.life {
-            Life::Unborn | Life::Gone { .. } => false,
-            Life::Starting { .. } | Life::Serving { .. } | Life::Stopping | Life::Doomed { .. } => {
-                true
-            }
-        }
-    }
-
-    fn worker(&self, index: u16) -> WorkerId {
-        WorkerId {
-            slot: SlotId(index),
-            generation: Generation(self.generation),
-        }
     }
 }

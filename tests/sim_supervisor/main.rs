@@ -20,17 +20,22 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use uppercased::clock::Tick;
-use uppercased::supervisor::machine::{Action, Event, Machine, Notice, Snapshot};
+use uppercased::supervisor::machine::{
+    Action, Answer, Event, HandoverEnd, Machine, Notice, Policy, ReleaseId, RequestId, ScaleTo,
+    Snapshot,
+};
 
 use kernel::{KERNEL_DELAY_MAX, Kernel, ms};
 use laws::{Laws, law};
 
-const SEEDS_DEFAULT: u64 = 256;
+const SEEDS_DEFAULT: u64 = 96;
 const STEPS_PER_SEED: u64 = 2_000;
 /// A stop that takes more steps than this has no end.
 const STEPS_TO_STOP_MAX: u64 = 10_000;
 /// How late the shell calls for a deadline, at most.
 const SHELL_DELAY_MAX: Duration = ms(40);
+/// The most workers that anybody asks for.
+const WORKERS_MAX: u16 = 5;
 
 /// How often each kind of action and notice was seen.
 type Tally = BTreeMap<&'static str, u64>;
@@ -110,6 +115,9 @@ struct World<'a> {
     twin: Machine,
     laws: Laws,
     exit_due: Option<Tick>,
+    /// Releases and requests so far.
+    releases: u32,
+    requests: u64,
 }
 
 impl<'a> World<'a> {
@@ -119,11 +127,13 @@ impl<'a> World<'a> {
         let machine = Machine::new(policy.clone(), rng.u64(..));
         Self {
             trace,
-            kernel: Kernel::new(policy.workers, start, rng),
+            kernel: Kernel::new(start, rng),
             twin: machine.clone(),
             machine,
             laws: Laws::new(policy),
             exit_due: None,
+            releases: ReleaseId::FIRST.0,
+            requests: 0,
             rng,
         }
     }
@@ -160,6 +170,11 @@ impl<'a> World<'a> {
     }
 
     fn step(&mut self, tally: &mut Tally) {
+        if self.rng.u8(0..24) == 0 {
+            let event = self.request();
+            self.tell(event, tally);
+            return;
+        }
         if self.rng.u8(0..16) == 0 {
             if let Some(event) = self.kernel.mischief(self.rng) {
                 self.tell(event, tally);
@@ -195,6 +210,63 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Somebody wants something, busy or not.
+    fn request(&mut self) -> Event {
+        // Some do not wait for an answer.
+        let request = if self.rng.u8(0..4) == 0 {
+            RequestId::NOBODY
+        } else {
+            self.requests += 1;
+            RequestId(self.requests)
+        };
+        let here = self.machine.policy().workers;
+        match self.rng.u8(0..8) {
+            0..4 => {
+                let (release, policy) = self.new_release(here);
+                Event::Restart {
+                    request,
+                    release,
+                    policy,
+                }
+            }
+            4 => Event::Upgrade { request },
+            5 => Event::Scale {
+                request,
+                to: ScaleTo::OneMore,
+            },
+            6 => Event::Scale {
+                request,
+                to: ScaleTo::OneLess,
+            },
+            _ => Event::Scale {
+                request,
+                to: ScaleTo::Exactly(self.rng.u16(0..=WORKERS_MAX)),
+            },
+        }
+    }
+
+    fn new_release(&mut self, workers: u16) -> (ReleaseId, Policy) {
+        self.releases += 1;
+        let mut policy = kernel::policy(self.rng);
+        if self.rng.u8(0..4) > 0 {
+            policy.workers = workers;
+        }
+        (ReleaseId(self.releases), policy)
+    }
+
+    /// The program tries to become another one; its state is all that lives on.
+    fn exec(&mut self, tally: &mut Tally) {
+        if self.rng.u8(0..4) == 0 {
+            let cause = "no such file".to_owned();
+            return self.tell(Event::ExecFailed { cause }, tally);
+        }
+        for machine in [&mut self.machine, &mut self.twin] {
+            *machine = reborn(machine);
+        }
+        let (release, policy) = self.new_release(self.machine.policy().workers);
+        self.tell(Event::Resumed { release, policy }, tally);
+    }
+
     fn tell(&mut self, event: Event, tally: &mut Tally) {
         let now = self.kernel.now();
         self.tell_tale(&format_args!("{event:?}"));
@@ -216,6 +288,7 @@ impl<'a> World<'a> {
     fn aftermath(&mut self, looked: bool, tally: &mut Tally) {
         let now = self.kernel.now();
         self.swap_twin();
+        let mut exec = false;
         loop {
             let action = self.machine.poll_action();
             law!(
@@ -224,6 +297,8 @@ impl<'a> World<'a> {
             );
             let Some(action) = action else { break };
             self.tell_tale(&format_args!("    {action:?}"));
+            law!(!exec, "{action:?} comes after Exec");
+            exec = matches!(action, Action::Exec);
             *tally.entry(kind(&action)).or_default() += 1;
             if matches!(action, Action::Exit(_)) {
                 let in_time = self.exit_due.is_none_or(|due| now <= due);
@@ -240,6 +315,9 @@ impl<'a> World<'a> {
         );
         self.laws.rest(&self.machine, now, looked);
         self.exit_due = self.laws.must_exit_by(KERNEL_DELAY_MAX, SHELL_DELAY_MAX);
+        if exec {
+            self.exec(tally);
+        }
     }
 
     /// Now and then: either of the two dies and is born again from its saved state.
@@ -249,10 +327,7 @@ impl<'a> World<'a> {
             1 => &mut self.twin,
             _ => return,
         };
-        let saved = machine.snapshot().to_json().expect("a state can be saved");
-        let read = Snapshot::from_json(&saved).expect("what was saved can be read");
-        law!(read == machine.snapshot(), "saving changes the state");
-        *machine = Machine::restore(read).expect("what was read can be restored");
+        *machine = reborn(machine);
     }
 
     /// Past the test's capture of its output, which a test that passes would not show.
@@ -264,24 +339,62 @@ impl<'a> World<'a> {
     }
 }
 
+/// The machine as it is read from its own saved state.
+fn reborn(machine: &Machine) -> Machine {
+    let saved = machine.snapshot().to_json().expect("a state can be saved");
+    let read = Snapshot::from_json(&saved).expect("what was saved can be read");
+    law!(read == machine.snapshot(), "saving changes the state");
+    Machine::restore(read).expect("what was read can be restored")
+}
+
 fn stop(by: &str) -> Event {
     Event::Stop { by: by.to_owned() }
 }
 
-const KINDS: [&str; 23] = [
+const KINDS: [&str; 51] = [
     "Bind",
     "Adopt",
+    "StandBy",
     "Kill",
     "EndCustody",
     "StopWorker",
     "Lend",
     "Recall",
+    "Serve",
+    "HandOver",
+    "LastHandOver",
+    "Leave",
+    "TakePulse",
+    "Ping",
+    "Steer",
+    "Unsteer",
+    "CloseListeners",
+    "DropSlot",
+    "Preflight",
+    "AbortPreflight",
+    "Exec",
+    "Commit",
+    "Done",
+    "Refused",
+    "Failed",
     "Announce",
     "Clean",
-    "Failed",
+    "BootFailed",
+    "WorkerStarting",
+    "WorkerStandingBy",
     "WorkerReady",
     "WorkerDied",
     "WorkerStopped",
+    "OperationStarted",
+    "OperationEnded",
+    "HandoverStarted",
+    "HandoverDone",
+    "HandoverPeerGone",
+    "HandoverRefused",
+    "HandoverTimedOut",
+    "Restored",
+    "RollingBack",
+    "WorkerHung",
     "SpawnFailed",
     "StartTimedOut",
     "ChannelBroken",
@@ -289,14 +402,13 @@ const KINDS: [&str; 23] = [
     "Stopping",
     "StopForced",
     "StillDraining",
-    "BootFailed",
     "StaleEvent",
-    "Starting",
 ];
 
 fn kind(action: &Action) -> &'static str {
     use uppercased::supervisor::machine::{ListenerSource, Verdict};
     match action {
+        Action::Spawn { standby: true, .. } => "StandBy",
         Action::Spawn { listener, .. } => match listener {
             ListenerSource::Bind => "Bind",
             ListenerSource::Adopt => "Adopt",
@@ -306,14 +418,46 @@ fn kind(action: &Action) -> &'static str {
         Action::StopWorker { .. } => "StopWorker",
         Action::Lend { .. } => "Lend",
         Action::Recall { .. } => "Recall",
+        Action::Serve { .. } => "Serve",
+        Action::HandOver { last: false, .. } => "HandOver",
+        Action::HandOver { last: true, .. } => "LastHandOver",
+        Action::Leave { .. } => "Leave",
+        Action::TakePulse { .. } => "TakePulse",
+        Action::Ping { .. } => "Ping",
+        Action::Steer { .. } => "Steer",
+        Action::Unsteer => "Unsteer",
+        Action::CloseListeners { .. } => "CloseListeners",
+        Action::DropSlot { .. } => "DropSlot",
+        Action::Preflight => "Preflight",
+        Action::AbortPreflight => "AbortPreflight",
+        Action::Exec => "Exec",
+        Action::Commit { .. } => "Commit",
+        Action::Answer { answer, .. } => match answer {
+            Answer::Done(_) => "Done",
+            Answer::Refused { .. } => "Refused",
+            Answer::Failed { .. } => "Failed",
+        },
         Action::Announce => "Announce",
         Action::Exit(Verdict::Clean) => "Clean",
-        Action::Exit(Verdict::Failed { .. }) => "Failed",
+        Action::Exit(Verdict::Failed { .. }) => "BootFailed",
         Action::Notice(notice) => match notice {
-            Notice::WorkerStarting { .. } => "Starting",
+            Notice::WorkerStarting { .. } => "WorkerStarting",
+            Notice::WorkerStandingBy { .. } => "WorkerStandingBy",
             Notice::WorkerReady { .. } => "WorkerReady",
             Notice::WorkerDied { .. } => "WorkerDied",
             Notice::WorkerStopped { .. } => "WorkerStopped",
+            Notice::OperationStarted { .. } => "OperationStarted",
+            Notice::OperationEnded { .. } => "OperationEnded",
+            Notice::HandoverStarted { .. } => "HandoverStarted",
+            Notice::HandoverEnded { end, .. } => match end {
+                HandoverEnd::Done => "HandoverDone",
+                HandoverEnd::PeerGone => "HandoverPeerGone",
+                HandoverEnd::Refused { .. } => "HandoverRefused",
+            },
+            Notice::HandoverTimedOut { .. } => "HandoverTimedOut",
+            Notice::Restored { .. } => "Restored",
+            Notice::RollingBack { .. } => "RollingBack",
+            Notice::WorkerHung { .. } => "WorkerHung",
             Notice::SpawnFailed { .. } => "SpawnFailed",
             Notice::StartTimedOut { .. } => "StartTimedOut",
             Notice::ChannelBroken { .. } => "ChannelBroken",

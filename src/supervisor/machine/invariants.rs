@@ -4,8 +4,10 @@
 //! on restored state, where it is bad input and an error. So nothing here may panic by itself,
 //! whatever it is shown.
 
-use super::super::slot::Slot;
-use super::{Machine, Phase, Queue, SlotState};
+use super::super::slot::{PredecessorStage, Slot, SuccessorState};
+use super::operation::Stage;
+use super::roll::Course;
+use super::{Machine, Phase, Queue, SlotId, SlotState};
 
 impl Machine {
     /// Proves in debug builds, after each call, that the machine is in a state it may be in.
@@ -20,8 +22,8 @@ impl Machine {
     /// What in the machine contradicts itself, if anything. Also the gate for restored state, so it
     /// must not panic whatever it is shown.
     pub(super) fn contradiction(&self) -> Option<String> {
-        if self.slots.len() != usize::from(self.policy.workers.max(1)) {
-            return Some(format!("{} slots, not as configured", self.slots.len()));
+        if let Some(what) = self.count_contradiction() {
+            return Some(what);
         }
         if let Phase::Booting { slot } = &self.phase
             && slot.index() >= self.slots.len()
@@ -37,6 +39,8 @@ impl Machine {
                 Some("its queue is lent to a worker that does not serve")
             } else if !self.phase_allows(slot) {
                 Some("its state does not belong in this phase")
+            } else if self.operation.is_none() && slot.handing_over().is_some() {
+                Some("its worker hands over and nobody has asked for it")
             } else {
                 slot.contradiction()
             };
@@ -48,15 +52,79 @@ impl Machine {
             Phase::BootFailed { .. } | Phase::Draining { .. } | Phase::Forced => true,
             Phase::Idle | Phase::Booting { .. } | Phase::Serving | Phase::Ended => false,
         };
-        if waits_for_process && !self.slots.iter().any(|slot| slot.state.is_live()) {
+        if waits_for_process && self.slots.iter().all(Slot::is_empty) {
             return Some("it waits for processes and none is left".to_owned());
         }
         None
     }
 
+    /// What is wrong with how many slots there are, or with the operation that changes it.
+    fn count_contradiction(&self) -> Option<String> {
+        let Some(last) = self.slots.last() else {
+            return Some("no slots".to_owned());
+        };
+        if self.operation.is_some() && self.phase != Phase::Serving {
+            return Some("an operation is under way in a phase without any".to_owned());
+        }
+        if let Some(what) = self.roll_contradiction() {
+            return Some(what);
+        }
+        let here = usize::from(self.open_slots());
+        let workers = usize::from(self.policy.workers.max(1));
+        let (least, most) = match self.stage() {
+            // One more may be on its way.
+            Some(Stage::Grow { .. }) => (workers, workers + 1),
+            Some(Stage::Shrink { to: 0, .. }) => return Some("nobody is to stay".to_owned()),
+            Some(Stage::Shrink { to, .. }) => (usize::from(*to), workers),
+            Some(
+                Stage::Preflight { .. }
+                | Stage::Passed
+                | Stage::Exec
+                | Stage::Roll(_)
+                | Stage::Ending { .. },
+            ) => (workers, workers),
+            None => match &self.phase {
+                Phase::Idle | Phase::Booting { .. } | Phase::Serving => (workers, workers),
+                // Cut short in the middle of anything.
+                Phase::BootFailed { .. }
+                | Phase::Draining { .. }
+                | Phase::Forced
+                | Phase::Ended => return None,
+            },
+        };
+        if here < least || here > most {
+            return Some(format!("{here} slots, not as configured"));
+        }
+        let growing = matches!(self.stage(), Some(Stage::Grow { .. }));
+        if self.phase == Phase::Serving && last.queue == Queue::Unbound && !growing {
+            return Some(format!(
+                "slot {} is new and nobody has asked for it",
+                last.id
+            ));
+        }
+        None
+    }
+
+    fn roll_contradiction(&self) -> Option<String> {
+        let strange = |slot: &SlotId| slot.index() >= self.slots.len();
+        match &self.roll()?.course {
+            Course::Forward { slot, bake } => (slot.index() > self.slots.len()
+                || (bake.is_some() && *slot != SlotId(0)))
+            .then(|| format!("it renews slot {slot}, which does not exist")),
+            Course::Back { todo, .. } => todo
+                .iter()
+                .find(|slot| strange(slot))
+                .map(|slot| format!("it puts back slot {slot}, which does not exist")),
+        }
+    }
+
     /// Whether a slot may be in its state in this phase; above all that, while the machine runs, it
     /// has a process or a time for the next one.
     fn phase_allows(&self, slot: &Slot) -> bool {
+        self.phase_allows_main(slot) && self.phase_allows_company(slot)
+    }
+
+    fn phase_allows_main(&self, slot: &Slot) -> bool {
         let bound = slot.queue != Queue::Unbound;
         let state = &slot.state;
         match &self.phase {
@@ -67,13 +135,19 @@ impl Machine {
                     slot.id <= *next && bound == (slot.id < *next)
                 }
                 SlotState::Serving | SlotState::BackingOff { .. } => bound && slot.id < *next,
-                SlotState::Stopping | SlotState::Stopped => false,
+                SlotState::Retired | SlotState::Stopping | SlotState::Stopped => false,
             },
             Phase::Serving => match state {
-                SlotState::Starting { .. }
-                | SlotState::Serving
-                | SlotState::Killing { .. }
-                | SlotState::BackingOff { .. } => bound,
+                // The last slot may be one that is being added.
+                SlotState::Starting { .. } | SlotState::Killing { .. } => {
+                    bound || slot.id.index() + 1 == self.slots.len()
+                }
+                SlotState::Serving | SlotState::BackingOff { .. } => bound,
+                SlotState::Retired => {
+                    let shrinking = matches!(self.stage(), Some(Stage::Shrink { .. }));
+                    // Without a process it would have been dropped, or wait for one below it.
+                    shrinking || slot.queue == Queue::Closed
+                }
                 SlotState::Waiting | SlotState::Stopping | SlotState::Stopped => false,
             },
             Phase::Draining { .. } => matches!(
@@ -85,5 +159,18 @@ impl Machine {
             }
             Phase::Ended => matches!(state, SlotState::Stopped),
         }
+    }
+
+    /// Whether in this phase the slot may have those that it has beside its main worker.
+    fn phase_allows_company(&self, slot: &Slot) -> bool {
+        let starts = |it: &SuccessorState| matches!(it, SuccessorState::Starting { .. });
+        let starts = slot.successor.as_ref().is_some_and(|it| starts(&it.state));
+        slot.predecessors.iter().all(|it| match it.stage {
+            PredecessorStage::HandingOver { .. } | PredecessorStage::Leaving { .. } => {
+                self.phase == Phase::Serving
+            }
+            PredecessorStage::Stopping => matches!(self.phase, Phase::Draining { .. }),
+            PredecessorStage::Killing { .. } => true,
+        }) && (!starts || self.roll().is_some())
     }
 }

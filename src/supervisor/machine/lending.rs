@@ -19,7 +19,11 @@ impl Machine {
         for index in 0..self.slots.len() {
             match self.slots[index].queue {
                 Queue::Lent { to, .. } if !self.serves(to) => self.slots[index].end_loan(),
-                Queue::Lent { .. } | Queue::Unbound | Queue::Served | Queue::Unserved { .. } => {}
+                Queue::Lent { .. }
+                | Queue::Unbound
+                | Queue::Served
+                | Queue::Unserved { .. }
+                | Queue::Closed => {}
             }
         }
     }
@@ -78,7 +82,11 @@ impl Machine {
     pub(super) fn loan_due(&self, slot: &Slot, lendable: bool) -> Option<Tick> {
         match slot.queue {
             Queue::Unserved { since } if lendable => Some(since + self.policy.lend_after),
-            Queue::Unserved { .. } | Queue::Unbound | Queue::Served | Queue::Lent { .. } => None,
+            Queue::Unserved { .. }
+            | Queue::Unbound
+            | Queue::Served
+            | Queue::Lent { .. }
+            | Queue::Closed => None,
         }
     }
 }

@@ -3,9 +3,11 @@
 //! Invariant: whoever leaves a slot without a process gives it a time for the next one, or the
 //! machine is on its way out ([`Machine::gone`] is the only place where a process ends).
 
+use std::fmt;
 use std::time::Duration;
 
 use super::super::backoff::{Retry, retry};
+use super::super::slot::PredecessorStage;
 use super::{
     Action, Death, KillReason, LastDeath, ListenerSource, Machine, Notice, Phase, Policy, Queue,
     SlotId, SlotState, WorkerId,
@@ -19,6 +21,31 @@ pub(super) struct Obituary {
     /// `None`: it never was Ready.
     pub(super) served_for: Option<Duration>,
     pub(super) cause: Option<String>,
+}
+
+impl fmt::Display for Obituary {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cause = self.cause.as_deref();
+        match (self.how, cause, self.served_for) {
+            (None, cause, _) => {
+                write!(
+                    out,
+                    "it cannot be spawned: {}",
+                    cause.unwrap_or("no cause given")
+                )
+            }
+            (Some(how), None, None) => write!(out, "it ended before it was ready: {how}"),
+            (Some(how), Some(cause), None) => {
+                write!(out, "it ended before it was ready: {how} ({cause})")
+            }
+            (Some(how), None, Some(served)) => {
+                write!(out, "it died after {served:?} of service: {how}")
+            }
+            (Some(how), Some(cause), Some(served)) => {
+                write!(out, "it died after {served:?} of service: {how} ({cause})")
+            }
+        }
+    }
 }
 
 impl Machine {
@@ -35,27 +62,50 @@ impl Machine {
 
     /// Begins the slot's next generation.
     pub(super) fn spawn(&mut self, index: usize, now: Tick) {
-        let slot = &mut self.slots[index];
+        let slot = &self.slots[index];
         let listener = match slot.queue {
             Queue::Unbound => ListenerSource::Bind,
-            Queue::Served | Queue::Unserved { .. } | Queue::Lent { .. } => ListenerSource::Adopt,
+            Queue::Served | Queue::Unserved { .. } | Queue::Lent { .. } | Queue::Closed => {
+                ListenerSource::Adopt
+            }
         };
-        let worker = slot.start(now + self.policy.start_timeout, now);
+        let release = slot.next_release;
+        let deadline = now + self.policy_of(release).start_timeout;
+        let worker = self.slots[index].start(deadline, now);
         self.notice(Notice::WorkerStarting { worker, listener });
         self.actions.push_back(Action::Spawn {
             worker,
             listener,
-            release: crate::identity::ReleaseId::FIRST,
+            release,
             standby: false,
         });
     }
 
+    /// The main worker of its slot serves from now on, by whatever way it came to it.
+    pub(super) fn serve(&mut self, index: usize, now: Tick) {
+        let slot = &mut self.slots[index];
+        let before = slot.queue;
+        slot.enter(SlotState::Serving, now);
+        let slot = slot.id;
+        match before {
+            Queue::Lent { to: from, .. } => {
+                self.actions.push_back(Action::Recall { slot, from });
+                self.notice(Notice::Recalled { slot, from });
+            }
+            Queue::Unbound | Queue::Served | Queue::Unserved { .. } | Queue::Closed => {}
+        }
+    }
+
+    /// Kills a main worker. If a successor is on its way, it is waited for instead of a new one.
     pub(super) fn kill(&mut self, worker: WorkerId, why: KillReason, now: Tick) {
-        self.slots[worker.slot.index()].kill(why, now);
+        let slot = &mut self.slots[worker.slot.index()];
+        slot.kill(why, now);
+        slot.yield_to_successor(now);
         self.actions.push_back(Action::Kill { worker });
     }
 
-    /// A process is no more. What follows depends on the phase alone.
+    /// A process in a main seat is no more. What follows depends on the phase, and on who else is
+    /// in the slot.
     pub(super) fn gone(&mut self, worker: WorkerId, obituary: Obituary, now: Tick) {
         match &self.phase {
             Phase::Booting { slot } if *slot == worker.slot => {
@@ -64,11 +114,7 @@ impl Machine {
                 self.slots[worker.slot.index()].enter(SlotState::Stopped, now);
                 self.fail_boot(cause, now);
             }
-            Phase::Booting { .. } | Phase::Serving => {
-                let served_for = obituary.served_for.unwrap_or(Duration::ZERO);
-                self.record(worker, obituary, now);
-                self.renew(worker.slot.index(), served_for, now);
-            }
+            Phase::Booting { .. } | Phase::Serving => self.lost(worker, obituary, now),
             // Without a worker there is nothing to be gone in Idle and Ended.
             Phase::Idle
             | Phase::BootFailed { .. }
@@ -76,19 +122,54 @@ impl Machine {
             | Phase::Forced
             | Phase::Ended => {
                 self.slots[worker.slot.index()].enter(SlotState::Stopped, now);
-                self.notice(match (obituary.how, obituary.cause) {
-                    (Some(how), _) => Notice::WorkerStopped { worker, how },
-                    (None, cause) => Notice::SpawnFailed {
-                        worker,
-                        cause: cause.unwrap_or_default(),
-                    },
-                });
+                self.stopped(worker, obituary);
             }
         }
     }
 
+    /// The main worker of a slot that is to go on is no more.
+    fn lost(&mut self, worker: WorkerId, obituary: Obituary, now: Tick) {
+        let index = worker.slot.index();
+        let slot = &self.slots[index];
+        let release = slot.release;
+        if matches!(&slot.state, SlotState::Killing { why, .. } if *why == KillReason::Superseded) {
+            self.stopped(worker, obituary);
+            return self.spawn(index, now);
+        }
+        let served_for = obituary.served_for.unwrap_or_default();
+        let why = obituary.to_string();
+        self.record(worker, obituary, now);
+        let slot = &mut self.slots[index];
+        if slot.queue == Queue::Unbound {
+            return self.give_up_growth(&why);
+        }
+        if let Some(at) = slot.handing_over() {
+            self.reinstate(index, at, now);
+            self.slots[index].owes_word = true;
+            return self.roll_suffers(worker.slot, release, &why, now);
+        }
+        self.roll_suffers(worker.slot, release, &why, now);
+        let slot = &mut self.slots[index];
+        if slot.yield_to_successor(now) {
+            self.count_failure(index, served_for);
+        } else {
+            self.renew(index, served_for, now);
+        }
+    }
+
+    /// Reports an end that was wanted.
+    pub(super) fn stopped(&mut self, worker: WorkerId, obituary: Obituary) {
+        self.notice(match (obituary.how, obituary.cause) {
+            (Some(how), _) => Notice::WorkerStopped { worker, how },
+            (None, cause) => Notice::SpawnFailed {
+                worker,
+                cause: cause.unwrap_or_default(),
+            },
+        });
+    }
+
     /// Counts and reports a failure.
-    fn record(&mut self, worker: WorkerId, obituary: Obituary, now: Tick) {
+    pub(super) fn record(&mut self, worker: WorkerId, obituary: Obituary, now: Tick) {
         let Obituary {
             how,
             served_for,
@@ -116,24 +197,30 @@ impl Machine {
         });
     }
 
-    /// Gives a failed slot its next worker, now or later.
-    fn renew(&mut self, index: usize, served_for: Duration, now: Tick) {
-        let Policy {
-            backoff_initial,
-            backoff_max,
-            backoff_reset,
-            ..
-        } = self.policy;
+    /// Counts a failure of the main worker; says how many there had been in a row before.
+    fn count_failure(&mut self, index: usize, served_for: Duration) -> u32 {
         let slot = &mut self.slots[index];
         // A worker that never was Ready proves nothing, even where the reset time is zero.
-        if served_for > Duration::ZERO && served_for >= backoff_reset {
+        if served_for > Duration::ZERO && served_for >= self.policy.backoff_reset {
             slot.failures = 0;
         }
         let earlier = slot.failures;
         slot.failures = earlier.saturating_add(1);
+        earlier
+    }
+
+    /// Gives a failed slot its next worker, now or later.
+    pub(super) fn renew(&mut self, index: usize, served_for: Duration, now: Tick) {
+        let earlier = self.count_failure(index, served_for);
+        let Policy {
+            backoff_initial,
+            backoff_max,
+            ..
+        } = self.policy;
         match retry(earlier, backoff_initial, backoff_max, &mut self.rng) {
             Retry::AtOnce => self.spawn(index, now),
             Retry::After(delay) => {
+                let slot = &mut self.slots[index];
                 let (slot_id, failures) = (slot.id, slot.failures);
                 let until = now + delay;
                 slot.enter(SlotState::BackingOff { until }, now);
@@ -160,6 +247,7 @@ impl Machine {
     pub(super) fn halt(&mut self, why: KillReason, now: Tick) {
         let graceful = matches!(self.phase, Phase::Draining { .. });
         for index in 0..self.slots.len() {
+            self.halt_company(index, now);
             let slot = &mut self.slots[index];
             let worker = slot.worker();
             match &slot.state {
@@ -170,7 +258,7 @@ impl Machine {
                 SlotState::Serving | SlotState::Starting { .. } => {
                     self.kill(worker, why.clone(), now);
                 }
-                SlotState::Waiting | SlotState::BackingOff { .. } => {
+                SlotState::Waiting | SlotState::BackingOff { .. } | SlotState::Retired => {
                     slot.enter(SlotState::Stopped, now);
                 }
                 SlotState::Killing { .. } | SlotState::Stopping | SlotState::Stopped => {}
@@ -194,7 +282,17 @@ impl Machine {
                 | SlotState::Serving
                 | SlotState::Killing { .. }
                 | SlotState::BackingOff { .. }
+                | SlotState::Retired
                 | SlotState::Stopped => {}
+            }
+            for at in 0..self.slots[index].predecessors.len() {
+                let slot = &self.slots[index];
+                let predecessor = &slot.predecessors[at];
+                if predecessor.stage == PredecessorStage::Stopping {
+                    let notice = notice(slot.named(predecessor.generation));
+                    self.actions.extend(notice.map(Action::Notice));
+                    self.kill_predecessor(index, at, KillReason::Stop, now);
+                }
             }
         }
     }

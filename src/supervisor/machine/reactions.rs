@@ -1,15 +1,15 @@
 //! One function an event: what each means in each state.
 //!
-//! Invariant: a reaction looks at the phase and at the one slot that the event names, exhaustively;
-//! an event that fits neither is reported as stale and changes nothing. Loans and the end are left
-//! to [`Machine::settle`], which runs after every reaction.
+//! Invariant: a reaction looks at the phase and at the one seat that the event names, exhaustively;
+//! an event that fits neither is reported as stale and changes nothing. Loans, the next step of an
+//! operation and the end are left to [`Machine::settle`], which runs after every reaction.
 
 use std::time::Duration;
 
+use super::super::slot::{PredecessorStage, Seat, SuccessorState};
 use super::lifecycle::Obituary;
 use super::{
-    Action, Death, KILL_GRACE, KillReason, Machine, Notice, Phase, Queue, SlotId, SlotState,
-    WorkerId,
+    Action, Death, KILL_GRACE, KillReason, Machine, Notice, Phase, SlotId, SlotState, WorkerId,
 };
 use crate::clock::Tick;
 
@@ -38,11 +38,30 @@ impl Machine {
     }
 
     pub(super) fn ready(&mut self, worker: WorkerId, now: Tick) -> Reception {
-        let Some(slot) = self.present(worker) else {
+        let Some((index, seat)) = self.seat(worker) else {
             return Reception::Stale;
         };
-        match &slot.state {
-            SlotState::Starting { words: None, .. } => {}
+        let slot = &self.slots[index];
+        match seat {
+            Seat::Main => {}
+            Seat::Successor => {
+                return match slot.successor.as_ref().map(|it| &it.state) {
+                    Some(SuccessorState::Starting { words: None, .. }) => {
+                        self.promote(index, now);
+                        Reception::Taken
+                    }
+                    Some(SuccessorState::Starting { .. } | SuccessorState::Killing { .. })
+                    | None => Reception::Stale,
+                };
+            }
+            Seat::Predecessor(_) => return Reception::Stale,
+        }
+        let standby = match &slot.state {
+            SlotState::Starting {
+                words: None,
+                standby,
+                ..
+            } => *standby,
             // Said to be failing, or doomed, or told already.
             SlotState::Starting { words: Some(_), .. }
             | SlotState::Serving
@@ -50,20 +69,16 @@ impl Machine {
             | SlotState::Stopping
             | SlotState::Waiting
             | SlotState::BackingOff { .. }
+            | SlotState::Retired
             | SlotState::Stopped => return Reception::Stale,
-        }
+        };
         let took = now.since(slot.since);
-        let before = slot.queue;
-        slot.enter(SlotState::Serving, now);
         self.notice(Notice::WorkerReady { worker, took });
-        let slot = worker.slot;
-        match before {
-            Queue::Lent { to: from, .. } => {
-                self.actions.push_back(Action::Recall { slot, from });
-                self.notice(Notice::Recalled { slot, from });
-            }
-            Queue::Unbound | Queue::Served | Queue::Unserved { .. } => {}
+        if standby {
+            self.actions.push_back(Action::Serve { worker });
         }
+        self.serve(index, now);
+        let slot = worker.slot;
         if self.phase == (Phase::Booting { slot }) {
             self.boot_slot(SlotId(slot.0 + 1), now);
         }
@@ -71,20 +86,30 @@ impl Machine {
     }
 
     pub(super) fn start_failed(&mut self, worker: WorkerId, cause: &str, now: Tick) -> Reception {
-        let Some(slot) = self.present(worker) else {
+        let Some((index, seat)) = self.seat(worker) else {
             return Reception::Stale;
         };
-        match &mut slot.state {
-            SlotState::Starting { words, .. } if words.is_none() => {
-                *words = Some(cause.to_owned());
-            }
-            SlotState::Starting { .. }
-            | SlotState::Serving
-            | SlotState::Killing { .. }
-            | SlotState::Stopping
-            | SlotState::Waiting
-            | SlotState::BackingOff { .. }
-            | SlotState::Stopped => return Reception::Stale,
+        let slot = &mut self.slots[index];
+        let unsaid = match seat {
+            Seat::Main => match &mut slot.state {
+                SlotState::Starting { words, .. } => Some(words),
+                SlotState::Serving
+                | SlotState::Killing { .. }
+                | SlotState::Stopping
+                | SlotState::Waiting
+                | SlotState::BackingOff { .. }
+                | SlotState::Retired
+                | SlotState::Stopped => None,
+            },
+            Seat::Successor => match slot.successor.as_mut().map(|it| &mut it.state) {
+                Some(SuccessorState::Starting { words, .. }) => Some(words),
+                Some(SuccessorState::Killing { .. }) | None => None,
+            },
+            Seat::Predecessor(_) => None,
+        };
+        match unsaid {
+            Some(words) if words.is_none() => *words = Some(cause.to_owned()),
+            Some(_) | None => return Reception::Stale,
         }
         // Otherwise its exit, which follows, counts as the one failure.
         if self.is_boot_slot(worker.slot) {
@@ -95,78 +120,151 @@ impl Machine {
     }
 
     pub(super) fn spawn_failed(&mut self, worker: WorkerId, cause: &str, now: Tick) -> Reception {
-        let Some(slot) = self.present(worker) else {
+        let Some((index, seat)) = self.seat(worker) else {
             return Reception::Stale;
         };
-        match &slot.state {
-            // Killing: the answer to Spawn was on its way when the worker was given up.
-            SlotState::Starting { .. }
-            | SlotState::Killing {
-                served_for: None, ..
-            } => {}
-            SlotState::Killing {
-                served_for: Some(_),
-                ..
-            }
-            | SlotState::Serving
-            | SlotState::Stopping
-            | SlotState::Waiting
-            | SlotState::BackingOff { .. }
-            | SlotState::Stopped => return Reception::Stale,
-        }
         let obituary = Obituary {
             how: None,
             served_for: None,
             cause: Some(cause.to_owned()),
         };
-        self.gone(worker, obituary, now);
+        let slot = &self.slots[index];
+        // Killing: the answer to Spawn was on its way when the worker was given up.
+        match seat {
+            Seat::Main => match &slot.state {
+                SlotState::Starting { .. }
+                | SlotState::Killing {
+                    served_for: None, ..
+                } => self.gone(worker, obituary, now),
+                SlotState::Killing {
+                    served_for: Some(_),
+                    ..
+                }
+                | SlotState::Serving
+                | SlotState::Stopping
+                | SlotState::Waiting
+                | SlotState::BackingOff { .. }
+                | SlotState::Retired
+                | SlotState::Stopped => return Reception::Stale,
+            },
+            Seat::Successor => match slot.successor.as_ref().map(|it| &it.state) {
+                Some(
+                    SuccessorState::Starting { .. }
+                    | SuccessorState::Killing {
+                        served_for: None, ..
+                    },
+                ) => self.successor_gone(index, obituary, now),
+                Some(SuccessorState::Killing {
+                    served_for: Some(_),
+                    ..
+                })
+                | None => return Reception::Stale,
+            },
+            Seat::Predecessor(_) => return Reception::Stale,
+        }
         Reception::Taken
     }
 
     pub(super) fn exited(&mut self, worker: WorkerId, how: Death, now: Tick) -> Reception {
-        let Some(slot) = self.present(worker) else {
+        let Some((index, seat)) = self.seat(worker) else {
             return Reception::Stale;
         };
-        let (served_for, cause) = match &slot.state {
-            SlotState::Starting { words, .. } => (None, words.clone()),
-            SlotState::Serving | SlotState::Stopping => (Some(now.since(slot.since)), None),
-            SlotState::Killing {
-                why,
-                served_for,
-                words,
-            } => (*served_for, words.clone().or_else(|| Some(why.to_string()))),
-            SlotState::Waiting | SlotState::BackingOff { .. } | SlotState::Stopped => {
-                return Reception::Stale;
+        let slot = &self.slots[index];
+        let how = Some(how);
+        let explained = |words: &Option<String>, why: &KillReason| {
+            words.clone().or_else(|| Some(why.to_string()))
+        };
+        let (served_for, cause) = match seat {
+            Seat::Main => match &slot.state {
+                SlotState::Starting { words, .. } => (None, words.clone()),
+                SlotState::Serving | SlotState::Stopping => (Some(now.since(slot.since)), None),
+                SlotState::Killing {
+                    why,
+                    served_for,
+                    words,
+                } => (*served_for, explained(words, why)),
+                SlotState::Waiting
+                | SlotState::BackingOff { .. }
+                | SlotState::Retired
+                | SlotState::Stopped => return Reception::Stale,
+            },
+            Seat::Successor => match slot.successor.as_ref().map(|it| &it.state) {
+                Some(SuccessorState::Starting { words, .. }) => (None, words.clone()),
+                Some(SuccessorState::Killing {
+                    why,
+                    served_for,
+                    words,
+                }) => (*served_for, explained(words, why)),
+                None => return Reception::Stale,
+            },
+            Seat::Predecessor(at) => {
+                let predecessor = &slot.predecessors[at];
+                match &predecessor.stage {
+                    PredecessorStage::Killing { why, served_for } => {
+                        (Some(*served_for), explained(&None, why))
+                    }
+                    PredecessorStage::HandingOver { .. }
+                    | PredecessorStage::Leaving { .. }
+                    | PredecessorStage::Stopping => {
+                        (Some(now.since(predecessor.served_since)), None)
+                    }
+                }
             }
         };
         let obituary = Obituary {
-            how: Some(how),
+            how,
             served_for,
             cause,
         };
-        self.gone(worker, obituary, now);
+        match seat {
+            Seat::Main => self.gone(worker, obituary, now),
+            Seat::Successor => self.successor_gone(index, obituary, now),
+            Seat::Predecessor(at) => self.predecessor_gone(index, at, obituary, now),
+        }
         Reception::Taken
     }
 
     /// A worker that cannot be talked to cannot be stopped, told of loans, or believed: it goes.
     pub(super) fn channel_broken(&mut self, worker: WorkerId, cause: &str, now: Tick) -> Reception {
-        let Some(slot) = self.present(worker) else {
+        let Some((index, seat)) = self.seat(worker) else {
             return Reception::Stale;
         };
-        match &slot.state {
-            SlotState::Starting { .. } | SlotState::Serving => {}
-            // On its way out with nothing more to hear; a draining worker finishes alone.
-            SlotState::Killing { .. } | SlotState::Stopping => return Reception::Taken,
-            SlotState::Waiting | SlotState::BackingOff { .. } | SlotState::Stopped => {
-                return Reception::Stale;
+        let slot = &self.slots[index];
+        let needed = match seat {
+            Seat::Main => match &slot.state {
+                SlotState::Starting { .. } | SlotState::Serving => true,
+                // On its way out with nothing more to hear; a draining worker finishes alone.
+                SlotState::Killing { .. } | SlotState::Stopping => false,
+                SlotState::Waiting
+                | SlotState::BackingOff { .. }
+                | SlotState::Retired
+                | SlotState::Stopped => return Reception::Stale,
+            },
+            Seat::Successor => match slot.successor.as_ref().map(|it| &it.state) {
+                Some(SuccessorState::Starting { .. }) => true,
+                Some(SuccessorState::Killing { .. }) | None => false,
+            },
+            Seat::Predecessor(at) => match &slot.predecessors[at].stage {
+                // How it ends could not be heard.
+                PredecessorStage::HandingOver { .. } => true,
+                PredecessorStage::Leaving { .. }
+                | PredecessorStage::Stopping
+                | PredecessorStage::Killing { .. } => false,
+            },
+        };
+        if needed {
+            let cause = cause.to_owned();
+            self.notice(Notice::ChannelBroken {
+                worker,
+                cause: cause.clone(),
+            });
+            let why = KillReason::ChannelBroken { cause };
+            match seat {
+                Seat::Main => self.kill(worker, why, now),
+                Seat::Successor => self.kill_successor(index, why, now),
+                Seat::Predecessor(at) => self.kill_predecessor(index, at, why, now),
             }
         }
-        let cause = cause.to_owned();
-        self.notice(Notice::ChannelBroken {
-            worker,
-            cause: cause.clone(),
-        });
-        self.kill(worker, KillReason::ChannelBroken { cause }, now);
         Reception::Taken
     }
 
@@ -179,6 +277,7 @@ impl Machine {
                 let deadline = limits.into_iter().fold(now, |at, limit| at + limit);
                 let at_most = deadline.since(now);
                 self.notice(Notice::Stopping { by, at_most });
+                self.abandon_operation();
                 // Who waits in the queue of a slot without a worker is served by a sibling: its
                 // last act before it drains is to empty the queues that it has.
                 self.lend_unserved_for(Duration::ZERO, now);
@@ -200,11 +299,13 @@ impl Machine {
     }
 
     pub(super) fn slot_timeout(&mut self, index: usize, now: Tick) {
+        self.company_timeout(index, now);
+        self.pulse_timeout(index, now);
         let slot = &self.slots[index];
         let worker = slot.worker();
         match &slot.state {
             SlotState::Starting { deadline, .. } if *deadline <= now => {
-                let after = self.policy.start_timeout;
+                let after = self.policy_of(slot.release).start_timeout;
                 self.notice(Notice::StartTimedOut { worker, after });
                 if self.is_boot_slot(worker.slot) {
                     let slot = worker.slot;
@@ -222,6 +323,7 @@ impl Machine {
             | SlotState::Waiting
             | SlotState::Serving
             | SlotState::Killing { .. }
+            | SlotState::Retired
             | SlotState::Stopping
             | SlotState::Stopped => {}
         }

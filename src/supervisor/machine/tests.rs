@@ -517,3 +517,6 @@ fn limits_at_the_end_of_the_clock_do_not_overflow() {
         Some(Tick::from_nanos(u64::MAX))
     );
 }
+
+mod planned;
+mod scaling;

@@ -1,0 +1,344 @@
+//! Planned operations: one at a time, and an answer for each request.
+//!
+//! An operation is a list of stages; [`Machine::advance`] runs after every call and moves it as far
+//! as the world as it is now allows. So no reaction to an event has to know what the event was
+//! good for. Only failures are told to the operation where they happen, because what has failed
+//! once may look well a moment later.
+//!
+//! Invariants: every request is answered once, however the operation ends; while one is under way,
+//! or workers of an earlier one still drain, another is refused at once and changes nothing.
+
+use serde::{Deserialize, Serialize};
+
+use super::super::slot::{PredecessorStage, Slot};
+use super::reactions::Reception;
+use super::roll::{Course, Roll};
+use super::{
+    Action, Answer, Done, Machine, Notice, Phase, Policy, Queue, ReleaseId, RequestId, ScaleTo,
+    SlotState,
+};
+use crate::clock::Tick;
+use crate::config::WORKERS_MAX;
+
+/// What is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in super::super) struct Operation {
+    pub(super) request: RequestId,
+    pub(super) kind: OperationKind,
+    pub(super) since: Tick,
+    pub(super) stage: Stage,
+    /// Slots that have a new worker for good.
+    pub(super) renewed: u16,
+    pub(super) moved: u64,
+    pub(super) drained: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum OperationKind {
+    Restart,
+    Upgrade,
+    Scale { to: u16 },
+}
+
+/// How far an operation is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Stage {
+    /// The new program is being tried.
+    Preflight { deadline: Tick },
+    /// It passed; the exec is ordered when all else of this call is.
+    Passed,
+    /// The exec is ordered. No deadline: either it returns, or the next program speaks first.
+    Exec,
+    /// Workers are renewed, or put back.
+    Roll(Box<Roll>),
+    /// Slots are added up to this number.
+    Grow { to: u16 },
+    /// Slots from this number on leave.
+    Shrink {
+        to: u16,
+        /// When the handshakes begun before the steering have had their time; `None` after that.
+        settling: Option<Tick>,
+        /// Counts handovers, so that the siblings take turns in receiving.
+        turn: u16,
+    },
+    /// All is decided. Who has handed everything over, or was killed, is about to be gone; the
+    /// answer waits for that, so that whoever asked can ask for more at once.
+    Ending { failure: Option<String> },
+}
+
+impl OperationKind {
+    fn what(self) -> String {
+        match self {
+            Self::Restart => "restart".to_owned(),
+            Self::Upgrade => "upgrade".to_owned(),
+            Self::Scale { to } => format!("scale to {to}"),
+        }
+    }
+}
+
+impl Machine {
+    pub(super) fn restart(
+        &mut self,
+        request: RequestId,
+        release: ReleaseId,
+        policy: &Policy,
+        now: Tick,
+    ) -> Reception {
+        let kind = OperationKind::Restart;
+        let refusal = self.refusal(now).or_else(|| {
+            (release == self.release).then(|| format!("release {release} is what runs already"))
+        });
+        match refusal {
+            Some(cause) => self.refuse(request, kind, cause),
+            None => self.begin(
+                request,
+                kind,
+                Stage::Roll(Box::new(Roll::new(release, policy.clone()))),
+                now,
+            ),
+        }
+        Reception::Taken
+    }
+
+    pub(super) fn scale(&mut self, request: RequestId, to: ScaleTo, now: Tick) -> Reception {
+        let here = self.policy.workers.max(1);
+        let to = match to {
+            ScaleTo::Exactly(to) => to,
+            ScaleTo::OneMore => here.saturating_add(1),
+            ScaleTo::OneLess => here - 1,
+        };
+        let kind = OperationKind::Scale { to };
+        let refusal = if to == 0 {
+            Some("one worker is the least".to_owned())
+        } else if to > WORKERS_MAX {
+            Some(format!("{WORKERS_MAX} workers are the most"))
+        } else {
+            self.refusal(now)
+        };
+        match refusal {
+            Some(cause) => self.refuse(request, kind, cause),
+            None => {
+                self.begin(request, kind, Stage::Grow { to }, now);
+                self.begin_scale(to, now);
+            }
+        }
+        Reception::Taken
+    }
+
+    /// Why no operation can begin now, if so.
+    pub(super) fn refusal(&self, now: Tick) -> Option<String> {
+        let not_serving = match &self.phase {
+            Phase::Serving => None,
+            Phase::Idle | Phase::Booting { .. } => {
+                Some("the server is still starting; try again when it is ready")
+            }
+            Phase::BootFailed { .. } | Phase::Draining { .. } | Phase::Forced | Phase::Ended => {
+                Some("the server stops")
+            }
+        };
+        if let Some(cause) = not_serving {
+            return Some(cause.to_owned());
+        }
+        if let Some(progress) = self.operation() {
+            return Some(format!("{progress}; try again when it is done"));
+        }
+        let leaving = self.slots.iter().flat_map(|slot| &slot.predecessors);
+        let count = leaving.clone().count();
+        if count == 0 {
+            return None;
+        }
+        let until = leaving.map(|it| match it.stage {
+            PredecessorStage::Leaving { deadline, .. } => deadline,
+            PredecessorStage::HandingOver { .. }
+            | PredecessorStage::Stopping
+            | PredecessorStage::Killing { .. } => now,
+        });
+        let at_most = until.max().unwrap_or(now).since(now);
+        Some(format!(
+            "old workers still serve connections that an earlier operation left with them \
+             ({count} of them, for at most {at_most:?}); try again then"
+        ))
+    }
+
+    pub(super) fn refuse(&mut self, request: RequestId, kind: OperationKind, cause: String) {
+        self.answer(request, kind, Answer::Refused { cause });
+    }
+
+    pub(super) fn begin(
+        &mut self,
+        request: RequestId,
+        kind: OperationKind,
+        stage: Stage,
+        now: Tick,
+    ) {
+        let what = kind.what();
+        self.notice(Notice::OperationStarted { what, request });
+        self.operation = Some(Operation {
+            request,
+            kind,
+            since: now,
+            stage,
+            renewed: 0,
+            moved: 0,
+            drained: 0,
+        });
+    }
+
+    pub(super) fn enter_stage(&mut self, stage: Stage) {
+        if let Some(operation) = &mut self.operation {
+            operation.stage = stage;
+        }
+    }
+
+    pub(super) fn stage(&self) -> Option<&Stage> {
+        self.operation.as_ref().map(|operation| &operation.stage)
+    }
+
+    /// The operation fails; the answer follows when nothing of it is left.
+    pub(super) fn fail_operation(&mut self, cause: String) {
+        self.enter_stage(Stage::Ending {
+            failure: Some(cause),
+        });
+    }
+
+    /// The supervisor stops: whoever asked for something is told so now.
+    pub(super) fn abandon_operation(&mut self) {
+        let Some(operation) = self.operation.take() else {
+            return;
+        };
+        if matches!(operation.stage, Stage::Preflight { .. }) {
+            self.actions.push_back(Action::AbortPreflight);
+        }
+        let cause = "the server stops".to_owned();
+        self.answer(operation.request, operation.kind, Answer::Failed { cause });
+    }
+
+    fn answer(&mut self, request: RequestId, kind: OperationKind, answer: Answer) {
+        self.notice(Notice::OperationEnded {
+            what: kind.what(),
+            answer: answer.clone(),
+        });
+        self.actions.push_back(Action::Answer { request, answer });
+    }
+
+    /// Moves the operation as far as it can go now.
+    pub(super) fn advance(&mut self, now: Tick) {
+        if self.phase != Phase::Serving {
+            return;
+        }
+        self.drop_empty_slots();
+        while self.advance_once(now) {}
+    }
+
+    /// One step; says whether there may be another.
+    fn advance_once(&mut self, now: Tick) -> bool {
+        let Some(stage) = self.stage() else {
+            return false;
+        };
+        match stage {
+            Stage::Preflight { .. } | Stage::Passed | Stage::Exec => false,
+            Stage::Roll(_) => self.advance_roll(now),
+            Stage::Grow { to } => self.grow(*to, now),
+            Stage::Shrink { to, settling, turn } => self.shrink(*to, *settling, *turn, now),
+            Stage::Ending { .. } => {
+                if self.slots.iter().any(about_to_change) {
+                    return false;
+                }
+                self.conclude(now);
+                true
+            }
+        }
+    }
+
+    fn conclude(&mut self, now: Tick) {
+        let Some(operation) = self.operation.take() else {
+            return;
+        };
+        let Stage::Ending { failure } = operation.stage else {
+            return;
+        };
+        let answer = match failure {
+            Some(cause) => Answer::Failed { cause },
+            None => Answer::Done(Done {
+                renewed: operation.renewed,
+                workers: self.open_slots(),
+                moved: operation.moved,
+                drained: operation.drained,
+                took: now.since(operation.since),
+            }),
+        };
+        self.answer(operation.request, operation.kind, answer);
+    }
+
+    /// Slots that have not left.
+    pub(super) fn open_slots(&self) -> u16 {
+        let open = self.slots.iter().filter(|slot| slot.queue != Queue::Closed);
+        u16::try_from(open.count()).unwrap_or(u16::MAX)
+    }
+
+    /// What is under way and how far it is, in one line; `None` if nothing is.
+    #[must_use]
+    pub fn operation(&self) -> Option<String> {
+        let operation = self.operation.as_ref()?;
+        let slots = self.slots.len();
+        let progress = match &operation.stage {
+            Stage::Preflight { .. } | Stage::Passed => "the new program is being tried".to_owned(),
+            Stage::Exec => "the new program takes over".to_owned(),
+            Stage::Roll(roll) => match &roll.course {
+                Course::Forward { slot, bake: None } => {
+                    let slot = usize::from(slot.0).min(slots.saturating_sub(1));
+                    format!("slot {slot} of {slots} is being renewed")
+                }
+                Course::Forward { bake: Some(_), .. } => {
+                    "the first new worker is being watched".to_owned()
+                }
+                Course::Back { todo, .. } => {
+                    format!("it has failed; slots that still go back: {}", todo.len())
+                }
+            },
+            Stage::Grow { to } => {
+                let ready = |slot: &&Slot| slot.queue != Queue::Unbound;
+                let ready = self.slots.iter().filter(ready).count();
+                format!("{ready} of {to} workers are there")
+            }
+            Stage::Shrink { to, .. } => {
+                let open = usize::from(self.open_slots());
+                let left = open.saturating_sub(usize::from(*to));
+                format!("slots that have still to leave: {left}")
+            }
+            Stage::Ending { .. } => "its last workers are leaving".to_owned(),
+        };
+        let what = match operation.kind {
+            OperationKind::Restart => "a restart",
+            OperationKind::Upgrade => "an upgrade",
+            OperationKind::Scale { .. } => "a change of the number of workers",
+        };
+        Some(format!("{what} is under way: {progress}"))
+    }
+
+    /// The operation's own deadline, if it waits for one.
+    pub(super) fn operation_deadline(&self) -> Option<Tick> {
+        match self.stage()? {
+            Stage::Preflight { deadline } => Some(*deadline),
+            Stage::Roll(roll) => match &roll.course {
+                Course::Forward { bake, .. } => *bake,
+                Course::Back { .. } => None,
+            },
+            Stage::Shrink { settling, .. } => *settling,
+            Stage::Passed | Stage::Exec | Stage::Grow { .. } | Stage::Ending { .. } => None,
+        }
+    }
+}
+
+/// Whether one of the slot's workers will be gone without anybody doing anything more.
+fn about_to_change(slot: &Slot) -> bool {
+    let going = |stage: &PredecessorStage| match stage {
+        PredecessorStage::Leaving { finished, .. } => *finished,
+        PredecessorStage::HandingOver { .. }
+        | PredecessorStage::Stopping
+        | PredecessorStage::Killing { .. } => true,
+    };
+    slot.successor.is_some()
+        || slot.predecessors.iter().any(|it| going(&it.stage))
+        || slot.state == SlotState::Waiting
+}

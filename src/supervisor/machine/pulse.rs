@@ -1,0 +1,133 @@
+//! Noticing a worker whose loop stands still.
+//!
+//! A worker counts its turns in shared memory, which costs it no system call. The counter is looked
+//! at [`HANG_CHECKS`] times within `hang_timeout`; a look that finds no new turn is a miss, and has
+//! the worker make one, since an idle one makes none by itself. When all looks in a row are misses,
+//! the worker is killed and renewed as after a crash.
+//!
+//! Invariant: the next look is counted from the latest one and not from when that was due. So a
+//! supervisor that was itself stopped for a while finds one miss, not many.
+
+use std::time::Duration;
+
+use super::super::slot::{PredecessorStage, Pulse, Seat, SlotState};
+use super::reactions::Reception;
+use super::{Action, KillReason, Machine, Notice, Phase, WorkerId};
+use crate::clock::Tick;
+use crate::config::HANG_CHECKS;
+
+/// No two looks are closer than this, whatever the configuration says: they would keep the
+/// supervisor in one turn of its loop for ever.
+const LOOK_FLOOR: Duration = Duration::from_millis(1);
+
+impl Machine {
+    /// The pause between two looks; `None`: nobody is looked at.
+    fn look_every(&self) -> Option<Duration> {
+        match &self.phase {
+            Phase::Booting { .. } | Phase::Serving => {
+                let limit = self.policy.hang_timeout?;
+                Some((limit / HANG_CHECKS).max(LOOK_FLOOR))
+            }
+            Phase::Idle
+            | Phase::BootFailed { .. }
+            | Phase::Draining { .. }
+            | Phase::Forced
+            | Phase::Ended => None,
+        }
+    }
+
+    /// Begins to feel the pulse of those who have begun to serve, and ends it with their service.
+    pub(super) fn tend_pulses(&mut self, now: Tick) {
+        let due = self.look_every().map(|every| now + every);
+        let tend = |pulse: &mut Option<Pulse>, serves: bool| match due {
+            Some(due) if serves => {
+                pulse.get_or_insert(Pulse {
+                    due,
+                    awaited: false,
+                    turns: None,
+                    moved: now,
+                    misses: 0,
+                });
+            }
+            Some(_) | None => *pulse = None,
+        };
+        for slot in &mut self.slots {
+            tend(&mut slot.pulse, slot.state == SlotState::Serving);
+            for it in &mut slot.predecessors {
+                let hands = matches!(it.stage, PredecessorStage::HandingOver { .. });
+                tend(&mut it.pulse, hands);
+            }
+        }
+    }
+
+    /// When the next look at one of the slot's workers is due.
+    pub(super) fn look_due(&self, index: usize) -> Option<Tick> {
+        self.look_every()?;
+        let slot = &self.slots[index];
+        let predecessors = slot.predecessors.iter().map(|it| &it.pulse);
+        let pulses = predecessors.chain([&slot.pulse]).flatten();
+        pulses.map(|pulse| pulse.due).min()
+    }
+
+    /// Takes the looks that are due.
+    pub(super) fn pulse_timeout(&mut self, index: usize, now: Tick) {
+        let Some(every) = self.look_every() else {
+            return;
+        };
+        let slot = &mut self.slots[index];
+        let (id, main) = (slot.id, slot.generation);
+        let predecessors = slot
+            .predecessors
+            .iter_mut()
+            .map(|it| (it.generation, &mut it.pulse));
+        let pulses = predecessors.chain([(main, &mut slot.pulse)]);
+        for (generation, pulse) in pulses {
+            if let Some(pulse) = pulse
+                && pulse.due <= now
+            {
+                pulse.due = now + every;
+                pulse.awaited = true;
+                let worker = WorkerId {
+                    slot: id,
+                    generation,
+                };
+                self.actions.push_back(Action::TakePulse { worker });
+            }
+        }
+    }
+
+    pub(super) fn pulse(&mut self, worker: WorkerId, turns: u64, now: Tick) -> Reception {
+        let Some((index, seat)) = self.seat(worker) else {
+            return Reception::Stale;
+        };
+        let slot = &mut self.slots[index];
+        let pulse = match seat {
+            Seat::Main => slot.pulse.as_mut(),
+            Seat::Predecessor(at) => slot.predecessors[at].pulse.as_mut(),
+            Seat::Successor => None,
+        };
+        let Some(pulse) = pulse.filter(|pulse| pulse.awaited) else {
+            return Reception::Stale;
+        };
+        pulse.awaited = false;
+        if pulse.turns != Some(turns) {
+            pulse.turns = Some(turns);
+            pulse.moved = now;
+            pulse.misses = 0;
+            return Reception::Taken;
+        }
+        pulse.misses = pulse.misses.saturating_add(1);
+        if pulse.misses < HANG_CHECKS {
+            self.actions.push_back(Action::Ping { worker });
+            return Reception::Taken;
+        }
+        let after = now.since(pulse.moved);
+        self.notice(Notice::WorkerHung { worker, after });
+        match seat {
+            Seat::Main => self.kill(worker, KillReason::Hung, now),
+            Seat::Predecessor(at) => self.kill_predecessor(index, at, KillReason::Hung, now),
+            Seat::Successor => {}
+        }
+        Reception::Taken
+    }
+}

@@ -1,0 +1,331 @@
+//! Renewing every worker, one slot after the other; and the way back.
+//!
+//! Forward: each slot gets a worker of the new release beside the one that serves, and only when
+//! that one is Ready the other leaves (see [`super::succession`]). The first slot is the canary:
+//! it must serve for `bake_time` before the next one's turn. Any death of a worker of the new
+//! release that nobody ordered ends the way forward, wherever it happens.
+//!
+//! Back: the slots that have the new release already get the old one again, the same way. What
+//! cannot be put back is left as it is and named in the answer; its next worker, whenever it comes,
+//! runs the old release.
+//!
+//! Must not: touch a worker that serves well before its successor is Ready.
+
+use serde::{Deserialize, Serialize};
+
+use super::super::slot::SuccessorState;
+use super::operation::{OperationKind, Stage};
+use super::{
+    Action, KillReason, ListenerSource, Machine, Notice, Policy, ReleaseId, SlotId, SlotState,
+};
+use crate::clock::Tick;
+use crate::config::WORKERS_MAX;
+
+/// All workers are being renewed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Roll {
+    /// The new release. The old one is the machine's.
+    pub(super) target: ReleaseId,
+    /// The new release's limits, in force once all slots run it.
+    pub(super) policy: Policy,
+    pub(super) course: Course,
+}
+
+/// Which way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Course {
+    Forward {
+        /// Whose turn it is; past the last one, all have had theirs.
+        slot: SlotId,
+        /// That slot is the first, it serves, and is watched until then.
+        bake: Option<Tick>,
+    },
+    Back {
+        cause: String,
+        /// Slots that have still to go back, the next one first.
+        todo: Vec<SlotId>,
+    },
+}
+
+impl Roll {
+    pub(super) const fn new(target: ReleaseId, policy: Policy) -> Self {
+        Self {
+            target,
+            policy,
+            course: Course::Forward {
+                slot: SlotId(0),
+                bake: None,
+            },
+        }
+    }
+}
+
+impl Machine {
+    pub(super) fn roll(&self) -> Option<&Roll> {
+        match self.stage()? {
+            Stage::Roll(roll) => Some(roll),
+            Stage::Preflight { .. }
+            | Stage::Passed
+            | Stage::Exec
+            | Stage::Grow { .. }
+            | Stage::Shrink { .. }
+            | Stage::Ending { .. } => None,
+        }
+    }
+
+    fn set_course(&mut self, course: Course) {
+        if let Some(operation) = &mut self.operation
+            && let Stage::Roll(roll) = &mut operation.stage
+        {
+            roll.course = course;
+        }
+    }
+
+    /// The limits of a worker that runs `release`: the new ones while it is being rolled out.
+    pub(super) fn policy_of(&self, release: ReleaseId) -> &Policy {
+        match self.roll() {
+            Some(roll) if roll.target == release => &roll.policy,
+            Some(_) | None => &self.policy,
+        }
+    }
+
+    /// One step of the roll; says whether there may be another.
+    pub(super) fn advance_roll(&mut self, now: Tick) -> bool {
+        let Some(roll) = self.roll() else {
+            return false;
+        };
+        let target = roll.target;
+        match &roll.course {
+            Course::Forward { slot, bake } => {
+                let (slot, bake) = (*slot, *bake);
+                self.advance_forward(target, slot, bake, now)
+            }
+            Course::Back { todo, .. } => match todo.first() {
+                Some(slot) => {
+                    let slot = *slot;
+                    self.advance_back(slot, now)
+                }
+                None => {
+                    self.end_failed_roll();
+                    true
+                }
+            },
+        }
+    }
+
+    fn advance_forward(
+        &mut self,
+        target: ReleaseId,
+        slot: SlotId,
+        bake: Option<Tick>,
+        now: Tick,
+    ) -> bool {
+        let following = Course::Forward {
+            slot: SlotId(slot.0.saturating_add(1)),
+            bake: None,
+        };
+        if let Some(until) = bake {
+            if now < until {
+                return false;
+            }
+            self.set_course(following);
+            return true;
+        }
+        let Some(it) = self.slots.get(slot.index()) else {
+            // A worker that is being killed has not failed the roll yet; its exit will.
+            let all = self.slots.iter().all(|slot| slot.is_renewed(target));
+            if all {
+                self.end_roll(now);
+            }
+            return all;
+        };
+        if !it.is_renewed(target) {
+            self.push(slot.index(), target, now);
+            return false;
+        }
+        if let Some(operation) = &mut self.operation {
+            operation.renewed = operation.renewed.saturating_add(1);
+        }
+        let bake_time = self.policy_of(target).bake_time;
+        self.set_course(if slot == SlotId(0) && !bake_time.is_zero() {
+            Course::Forward {
+                slot,
+                bake: Some(now + bake_time),
+            }
+        } else {
+            following
+        });
+        true
+    }
+
+    fn advance_back(&mut self, slot: SlotId, now: Tick) -> bool {
+        let release = self.release;
+        if self.slots[slot.index()].is_renewed(release) {
+            self.strike(slot);
+            true
+        } else {
+            self.push(slot.index(), release, now);
+            false
+        }
+    }
+
+    /// Does what can be done now for the slot to get a worker of `release`.
+    fn push(&mut self, index: usize, release: ReleaseId, now: Tick) {
+        let slot = &mut self.slots[index];
+        slot.next_release = release;
+        let worker = slot.worker();
+        match &slot.state {
+            SlotState::Serving => {
+                if slot.release != release
+                    && slot.successor.is_none()
+                    && slot.handing_over().is_none()
+                {
+                    self.spawn_successor(index, release, now);
+                }
+            }
+            SlotState::Starting { .. } => {
+                if slot.release != release {
+                    self.kill(worker, KillReason::Superseded, now);
+                }
+            }
+            // A pause that another release has earned is of no more use.
+            SlotState::BackingOff { .. } => {
+                if slot.release != release {
+                    self.spawn(index, now);
+                }
+            }
+            SlotState::Killing { .. }
+            | SlotState::Waiting
+            | SlotState::Retired
+            | SlotState::Stopping
+            | SlotState::Stopped => {}
+        }
+    }
+
+    fn spawn_successor(&mut self, index: usize, release: ReleaseId, now: Tick) {
+        let deadline = now + self.policy_of(release).start_timeout;
+        let worker = self.slots[index].start_successor(release, deadline, now);
+        let listener = ListenerSource::Adopt;
+        self.notice(Notice::WorkerStarting { worker, listener });
+        self.actions.push_back(Action::Spawn {
+            worker,
+            listener,
+            release,
+            standby: true,
+        });
+    }
+
+    /// A worker is gone that nobody wanted gone.
+    pub(super) fn roll_suffers(&mut self, slot: SlotId, release: ReleaseId, why: &str, now: Tick) {
+        let Some(roll) = self.roll() else {
+            return;
+        };
+        match &roll.course {
+            Course::Forward { .. } => {
+                if release == roll.target {
+                    let cause = format!("the new worker of slot {slot} failed: {why}");
+                    self.turn_back(cause, now);
+                }
+            }
+            Course::Back { todo, .. } => {
+                if release == self.release && todo.first() == Some(&slot) {
+                    self.strike(slot);
+                }
+            }
+        }
+    }
+
+    fn turn_back(&mut self, cause: String, now: Tick) {
+        let Some(target) = self.roll().map(|roll| roll.target) else {
+            return;
+        };
+        let old = self.release;
+        let mut todo = Vec::new();
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            slot.next_release = old;
+            if slot.release == target {
+                todo.push(slot.id);
+            }
+            self.dismiss_successor(index, now);
+        }
+        if !todo.is_empty() {
+            self.notice(Notice::RollingBack {
+                cause: cause.clone(),
+                slots: u16::try_from(todo.len()).unwrap_or(u16::MAX),
+            });
+        }
+        self.set_course(Course::Back { cause, todo });
+    }
+
+    /// Kills a successor that is not wanted any more.
+    pub(super) fn dismiss_successor(&mut self, index: usize, now: Tick) {
+        let starting = |it: &super::super::slot::Successor| {
+            matches!(it.state, SuccessorState::Starting { .. })
+        };
+        if self.slots[index].successor.as_ref().is_some_and(starting) {
+            self.kill_successor(index, KillReason::OperationFailed, now);
+        }
+    }
+
+    /// The slot has gone back, or cannot.
+    fn strike(&mut self, slot: SlotId) {
+        if let Some(operation) = &mut self.operation
+            && let Stage::Roll(roll) = &mut operation.stage
+            && let Course::Back { todo, .. } = &mut roll.course
+        {
+            todo.retain(|it| *it != slot);
+        }
+    }
+
+    /// Every slot runs the new release: it is the one in force.
+    fn end_roll(&mut self, now: Tick) {
+        let Some(roll) = self.roll().cloned() else {
+            return;
+        };
+        let to = roll.policy.workers.clamp(1, WORKERS_MAX);
+        self.policy = Policy {
+            workers: self.policy.workers,
+            ..roll.policy
+        };
+        self.release = roll.target;
+        self.actions.push_back(Action::Commit {
+            release: roll.target,
+        });
+        self.begin_scale(to, now);
+    }
+
+    fn end_failed_roll(&mut self) {
+        let Some(operation) = &self.operation else {
+            return;
+        };
+        let Some(Roll {
+            course: Course::Back { cause, .. },
+            ..
+        }) = self.roll()
+        else {
+            return;
+        };
+        let mut cause = cause.clone();
+        let mut odd = false;
+        for slot in &self.slots {
+            // Or of an earlier restart that failed the same way.
+            let what = if slot.state.is_live() && slot.release != self.release {
+                format!("still runs release {}", slot.release)
+            } else if slot.state != SlotState::Serving {
+                "has no worker yet and is being given one of before".to_owned()
+            } else {
+                continue;
+            };
+            odd = true;
+            cause.push_str(&format!("; slot {} {what}", slot.id));
+        }
+        if !odd {
+            cause.push_str("; every worker runs what it ran before");
+        }
+        if operation.kind == OperationKind::Upgrade {
+            cause.push_str("; the supervisor itself runs the new program");
+        }
+        self.fail_operation(cause);
+    }
+}

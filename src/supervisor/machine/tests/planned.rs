@@ -1,0 +1,523 @@
+//! Restart and upgrade, and what holds of every planned operation: one test a rule.
+
+use super::*;
+
+const NOT_ASKED: RequestId = RequestId::NOBODY;
+const ASKED: RequestId = RequestId(7);
+pub(super) const NEXT: ReleaseId = ReleaseId(2);
+
+pub(super) const fn calm(workers: u16) -> Policy {
+    Policy {
+        bake_time: Duration::ZERO,
+        ..policy(workers)
+    }
+}
+
+pub(super) fn restart(policy: Policy) -> Event {
+    Event::Restart {
+        request: ASKED,
+        release: NEXT,
+        policy,
+    }
+}
+
+pub(super) const fn scale(to: u16) -> Event {
+    Event::Scale {
+        request: ASKED,
+        to: ScaleTo::Exactly(to),
+    }
+}
+
+const fn standby(slot: u16, generation: u32, release: ReleaseId) -> Action {
+    Action::Spawn {
+        worker: worker(slot, generation),
+        listener: ListenerSource::Adopt,
+        release,
+        standby: true,
+    }
+}
+
+pub(super) const fn hand_over(from: WorkerId, to: WorkerId, last: bool) -> Action {
+    Action::HandOver { from, to, last }
+}
+
+pub(super) const fn handed_over(slot: u16, generation: u32, end: HandoverEnd) -> Event {
+    Event::HandedOver {
+        worker: worker(slot, generation),
+        moved: 10,
+        left: 0,
+        end,
+    }
+}
+
+pub(super) fn refused_by_peer(slot: u16, generation: u32, left: u32) -> Event {
+    Event::HandedOver {
+        worker: worker(slot, generation),
+        moved: 0,
+        left,
+        end: HandoverEnd::Refused {
+            cause: "full".to_owned(),
+        },
+    }
+}
+
+pub(super) fn done(renewed: u16, workers: u16, moved: u64, drained: u64, took: u64) -> Action {
+    Action::Answer {
+        request: ASKED,
+        answer: Answer::Done(Done {
+            renewed,
+            workers,
+            moved,
+            drained,
+            took: ms(took),
+        }),
+    }
+}
+
+pub(super) fn failure(cause: &str) -> Action {
+    Action::Answer {
+        request: ASKED,
+        answer: Answer::Failed {
+            cause: cause.to_owned(),
+        },
+    }
+}
+
+pub(super) fn refusal(cause: &str) -> Action {
+    Action::Answer {
+        request: ASKED,
+        answer: Answer::Refused {
+            cause: cause.to_owned(),
+        },
+    }
+}
+
+pub(super) const COMMIT: Action = Action::Commit { release: NEXT };
+const START_AGAIN: &str = "the server is still starting; try again when it is ready";
+
+impl Stage {
+    /// What the slot's main worker runs.
+    fn release(&self, slot: usize) -> ReleaseId {
+        self.machine.slots().nth(slot).unwrap().release
+    }
+}
+
+#[test]
+fn a_restart_renews_one_slot_after_the_other_and_answers_when_all_is_over() {
+    let mut stage = Stage::booted(calm(2), 0);
+    assert_eq!(stage.at(100, restart(calm(2))), [standby(0, 2, NEXT)]);
+    assert_eq!(
+        stage.at(110, ready(0, 2)),
+        [hand_over(worker(0, 1), worker(0, 2), false)],
+    );
+    assert_eq!(
+        stage.at(120, handed_over(0, 1, HandoverEnd::Done)),
+        [standby(1, 2, NEXT)],
+    );
+    assert_eq!(stage.at(121, exited(0, 1, 0)), []);
+    assert_eq!(
+        stage.at(130, ready(1, 2)),
+        [hand_over(worker(1, 1), worker(1, 2), false)],
+    );
+    // The new release is in force; the answer waits for the last one to be gone.
+    assert_eq!(
+        stage.at(140, handed_over(1, 1, HandoverEnd::Done)),
+        [COMMIT]
+    );
+    assert_eq!(stage.at(141, exited(1, 1, 0)), [done(2, 2, 20, 0, 41)]);
+    assert_eq!(stage.machine.release(), NEXT);
+    assert_eq!(stage.machine.poll_timeout(), None);
+    // A crash is renewed with it.
+    let renewed = Action::Spawn {
+        worker: worker(0, 3),
+        listener: ListenerSource::Adopt,
+        release: NEXT,
+        standby: false,
+    };
+    assert_eq!(stage.at(200, killed(0, 2)), [renewed]);
+}
+
+#[test]
+fn the_first_new_worker_is_watched_before_the_others_are_renewed() {
+    let mut stage = Stage::booted(policy(2), 0);
+    stage.at(100, restart(policy(2)));
+    stage.at(110, ready(0, 2));
+    assert_eq!(stage.at(120, handed_over(0, 1, HandoverEnd::Done)), []);
+    stage.at(121, exited(0, 1, 0));
+    assert_eq!(stage.next_timeout(), (1_120, vec![standby(1, 2, NEXT)]));
+
+    // It does not stand the watch: everything goes back, though there is only one slot.
+    let mut stage = Stage::booted(policy(1), 0);
+    stage.at(100, restart(policy(1)));
+    stage.at(110, ready(0, 2));
+    stage.at(120, handed_over(0, 1, HandoverEnd::Done));
+    stage.at(121, exited(0, 1, 0));
+    assert_eq!(stage.at(500, killed(0, 2)), [adopt(0, 3)]);
+    let cause = "the new worker of slot 0 failed: it died after 390ms of service: \
+                 signal 9 (SIGKILL); every worker runs what it ran before";
+    assert_eq!(stage.at(510, ready(0, 3)), [failure(cause)]);
+    assert_eq!(stage.release(0), ReleaseId::FIRST);
+}
+
+#[test]
+fn what_is_drained_is_relieved_and_not_waited_for() {
+    let policy = Policy {
+        restart_connections: RestartConnections::Drain,
+        ..calm(1)
+    };
+    let mut stage = Stage::booted(policy.clone(), 0);
+    stage.at(100, restart(policy.clone()));
+    assert_eq!(
+        stage.at(110, ready(0, 2)),
+        [
+            Action::Serve {
+                worker: worker(0, 2)
+            },
+            Action::Leave {
+                worker: worker(0, 1)
+            },
+            COMMIT,
+            done(1, 1, 0, 0, 10),
+        ],
+    );
+    let cause = "old workers still serve connections that an earlier operation left with them \
+                 (1 of them, for at most 36.99s); try again then";
+    assert_eq!(stage.at(120, restart(policy)), [refusal(cause)]);
+    // 110 + drain 30,000 + linger 5,000 + grace 2,000.
+    assert_eq!(stage.next_timeout(), (37_110, vec![kill(0, 1)]));
+    assert_eq!(stage.at(37_111, killed(0, 1)), []);
+}
+
+#[test]
+fn a_successor_that_fails_leaves_everything_as_it_was() {
+    let words = "no such group";
+    let cause = "the new worker of slot 0 failed: it ended before it was ready: exit code 1 \
+                 (no such group); every worker runs what it ran before";
+    let mut stage = Stage::booted(calm(2), 0);
+    stage.at(100, restart(calm(2)));
+    assert_eq!(stage.at(110, start_failed(0, 2, words)), []);
+    assert_eq!(stage.at(111, exited(0, 2, 1)), [failure(cause)]);
+    assert_eq!(
+        (stage.state(0), stage.release(0)),
+        ("serving", ReleaseId::FIRST)
+    );
+    assert_eq!(stage.machine.poll_timeout(), None);
+
+    // It is not the slot's fault: the next crash is still the first.
+    assert_eq!(stage.at(200, killed(0, 1)), [adopt(0, 3)]);
+
+    let mut stage = Stage::booted(calm(1), 0);
+    let slow = Policy {
+        start_timeout: ms(7_000),
+        ..calm(1)
+    };
+    stage.at(100, restart(slow));
+    assert_eq!(stage.next_timeout(), (7_100, vec![kill(0, 2)]));
+    assert_eq!(stage.at(7_101, ready(0, 2)), []);
+    let cause = "the new worker of slot 0 failed: it ended before it was ready: \
+                 signal 9 (SIGKILL) (not ready in time); every worker runs what it ran before";
+    assert_eq!(stage.at(7_102, killed(0, 2)), [failure(cause)]);
+}
+
+#[test]
+fn a_failure_in_a_later_slot_puts_the_earlier_ones_back() {
+    let mut stage = Stage::booted(calm(2), 0);
+    stage.at(100, restart(calm(2)));
+    stage.at(110, ready(0, 2));
+    stage.at(120, handed_over(0, 1, HandoverEnd::Done));
+    stage.at(121, exited(0, 1, 0));
+    assert_eq!(
+        stage.at(130, spawn_failed(1, 2)),
+        [standby(0, 3, ReleaseId::FIRST)],
+    );
+    assert_eq!(
+        stage.at(140, ready(0, 3)),
+        [hand_over(worker(0, 2), worker(0, 3), false)],
+    );
+    stage.at(150, handed_over(0, 2, HandoverEnd::Done));
+    let cause = "the new worker of slot 1 failed: it cannot be spawned: fork: EAGAIN; \
+                 every worker runs what it ran before";
+    assert_eq!(stage.at(151, exited(0, 2, 0)), [failure(cause)]);
+    assert_eq!(stage.machine.release(), ReleaseId::FIRST);
+
+    // The way back can fail too; then the answer says what runs where.
+    let mut stage = Stage::booted(calm(2), 0);
+    stage.at(100, restart(calm(2)));
+    stage.at(110, ready(0, 2));
+    stage.at(120, handed_over(0, 1, HandoverEnd::Done));
+    stage.at(121, exited(0, 1, 0));
+    stage.at(130, spawn_failed(1, 2));
+    let cause = "the new worker of slot 1 failed: it cannot be spawned: fork: EAGAIN; \
+                 slot 0 still runs release 2";
+    assert_eq!(stage.at(140, spawn_failed(0, 3)), [failure(cause)]);
+    // Its next worker is one of before.
+    assert_eq!(stage.at(200, killed(0, 2)), [adopt(0, 4)]);
+}
+
+#[test]
+fn a_successor_that_dies_gives_its_predecessor_the_slot_back() {
+    let cause = "the new worker of slot 0 failed: it died after 10ms of service: \
+                 signal 9 (SIGKILL); every worker runs what it ran before";
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, restart(calm(1)));
+    stage.at(110, ready(0, 2));
+    assert_eq!(stage.at(120, killed(0, 2)), [failure(cause)]);
+    assert!(stage.notices.contains(&Notice::Restored {
+        worker: worker(0, 1)
+    }));
+    // What it says later is no surprise, but only once.
+    assert_eq!(stage.at(121, handed_over(0, 1, HandoverEnd::PeerGone)), []);
+    assert_eq!(stage.machine.stale_events(), 0);
+    stage.at(122, handed_over(0, 1, HandoverEnd::PeerGone));
+    assert_eq!(stage.machine.stale_events(), 1);
+
+    // It was quicker to see it than the supervisor.
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, restart(calm(1)));
+    stage.at(110, ready(0, 2));
+    assert_eq!(
+        stage.at(119, handed_over(0, 1, HandoverEnd::PeerGone)),
+        [kill(0, 2)],
+    );
+    assert_eq!(stage.state(0), "serving");
+    assert!(matches!(
+        stage.at(120, killed(0, 2)).as_slice(),
+        [Action::Answer {
+            answer: Answer::Failed { .. },
+            ..
+        }]
+    ));
+}
+
+#[test]
+fn a_restored_worker_that_had_finished_is_replaced_at_once() {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, restart(calm(1)));
+    stage.at(110, ready(0, 2));
+    stage.at(120, killed(0, 2));
+    assert_eq!(
+        stage.at(121, handed_over(0, 1, HandoverEnd::Done)),
+        [kill(0, 1)]
+    );
+    assert_eq!(stage.at(122, exited(0, 1, 0)), [adopt(0, 3)]);
+    let view = stage.machine.slots().next().unwrap();
+    assert_eq!(view.deaths, 1, "only its successor's");
+
+    // One that was refused serves what it has, and is succeeded.
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, restart(calm(1)));
+    stage.at(110, ready(0, 2));
+    stage.at(120, killed(0, 2));
+    assert_eq!(stage.at(121, refused_by_peer(0, 1, 5)), [adopt(0, 3)]);
+    assert_eq!(stage.at(130, ready(0, 3)), []);
+    assert_eq!(stage.at(900, exited(0, 1, 0)), []);
+    assert_eq!(stage.machine.slots().next().unwrap().deaths, 1);
+}
+
+#[test]
+fn a_handover_that_takes_too_long_goes_back() {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, restart(calm(1)));
+    stage.at(110, ready(0, 2));
+    assert_eq!(stage.next_timeout(), (10_110, vec![kill(0, 2)]));
+    assert_eq!(stage.machine.poll_timeout(), None);
+    assert!(matches!(
+        stage.at(10_111, killed(0, 2)).as_slice(),
+        [Action::Answer {
+            answer: Answer::Failed { .. },
+            ..
+        }]
+    ));
+    assert_eq!(
+        (stage.state(0), stage.release(0)),
+        ("serving", ReleaseId::FIRST)
+    );
+}
+
+#[test]
+fn what_is_refused_is_drained_and_the_restart_goes_on() {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, restart(calm(1)));
+    stage.at(110, ready(0, 2));
+    assert_eq!(
+        stage.at(120, refused_by_peer(0, 1, 5)),
+        [COMMIT, done(1, 1, 0, 5, 20)],
+    );
+    assert_eq!(stage.at(9_000, exited(0, 1, 0)), []);
+    assert!(stage.notices.contains(&Notice::WorkerStopped {
+        worker: worker(0, 1),
+        how: Death::Exited(0),
+    }));
+}
+
+#[test]
+fn a_main_worker_that_dies_is_followed_by_the_successor_on_its_way() {
+    let mut stage = Stage::booted(calm(2), 0);
+    stage.at(100, restart(calm(2)));
+    assert_eq!(stage.at(110, killed(0, 1)), []);
+    assert_eq!(stage.state(0), "starting");
+    // It is Ready without accepting, and nobody hands over to it.
+    assert_eq!(
+        stage.at(120, ready(0, 2)),
+        [
+            Action::Serve {
+                worker: worker(0, 2)
+            },
+            standby(1, 2, NEXT)
+        ],
+    );
+
+    // The same if it must be killed: its end is not waited for.
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, restart(calm(1)));
+    assert_eq!(stage.at(110, channel_broken(0, 1)), [kill(0, 1)]);
+    assert_eq!(
+        stage.at(120, ready(0, 2)),
+        [
+            Action::Serve {
+                worker: worker(0, 2)
+            },
+            COMMIT
+        ],
+    );
+    assert_eq!(stage.at(130, killed(0, 1)), [done(1, 1, 0, 0, 30)]);
+}
+
+#[test]
+fn a_slot_that_does_not_serve_gets_the_new_release_without_ado() {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(10, killed(0, 1));
+    stage.at(20, exited(0, 2, 1));
+    assert_eq!(stage.state(0), "backing off");
+    let spawn = |generation| Action::Spawn {
+        worker: worker(0, generation),
+        listener: ListenerSource::Adopt,
+        release: NEXT,
+        standby: false,
+    };
+    assert_eq!(stage.at(30, restart(calm(1))), [spawn(3)]);
+    assert_eq!(stage.at(40, ready(0, 3)), [COMMIT, done(1, 1, 0, 0, 10)]);
+
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(10, killed(0, 1));
+    assert_eq!(stage.at(30, restart(calm(1))), [kill(0, 2)]);
+    assert_eq!(stage.at(31, killed(0, 2)), [spawn(3)]);
+    assert_eq!(stage.machine.slots().next().unwrap().deaths, 1);
+}
+
+#[test]
+fn a_borrower_gives_back_what_it_borrowed_before_it_leaves() {
+    let mut stage = Stage::booted(calm(2), 0);
+    stage.at(10, killed(1, 1));
+    assert_eq!(stage.timeout(60), [lend(1, worker(0, 1))]);
+    stage.at(70, restart(calm(2)));
+    assert_eq!(
+        stage.at(80, ready(0, 2)),
+        [
+            recall(1, worker(0, 1)),
+            hand_over(worker(0, 1), worker(0, 2), false),
+            lend(1, worker(0, 2)),
+        ],
+    );
+}
+
+#[test]
+fn one_operation_at_a_time_and_only_while_serving() {
+    let mut stage = Stage::new(calm(2));
+    assert_eq!(stage.at(0, scale(3)), [refusal(START_AGAIN)]);
+    let mut stage = Stage::booted(calm(2), 0);
+    stage.at(100, restart(calm(2)));
+    let cause = "a restart is under way: slot 0 of 2 is being renewed; try again when it is done";
+    assert_eq!(stage.at(101, scale(3)), [refusal(cause)]);
+    assert_eq!(
+        stage.at(101, Event::Upgrade { request: ASKED }),
+        [refusal(cause)]
+    );
+    assert_eq!(
+        stage.at(110, stop("SIGTERM")),
+        [
+            failure("the server stops"),
+            Action::EndCustody,
+            kill(0, 2),
+            stop_worker(0, 1),
+            stop_worker(1, 1),
+        ],
+    );
+    assert_eq!(stage.at(111, scale(3)), [refusal("the server stops")]);
+}
+
+#[test]
+fn a_stop_in_a_handover_asks_both_ends_to_finish() {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, restart(calm(1)));
+    stage.at(110, ready(0, 2));
+    assert_eq!(
+        stage.at(120, stop("SIGTERM")),
+        [
+            failure("the server stops"),
+            Action::EndCustody,
+            stop_worker(0, 1),
+            stop_worker(0, 2),
+        ],
+    );
+    assert_eq!(stage.at(130, handed_over(0, 1, HandoverEnd::Done)), []);
+    assert_eq!(stage.at(140, exited(0, 2, 0)), []);
+    assert_eq!(stage.at(150, stop("SIGTERM")), [kill(0, 1)]);
+    assert_eq!(stage.at(160, killed(0, 1)), [CLEAN]);
+}
+
+#[test]
+fn an_upgrade_tries_then_execs_then_rolls() {
+    let mut stage = Stage::booted(calm(1), 0);
+    let upgrade = Event::Upgrade { request: ASKED };
+    assert_eq!(stage.at(100, upgrade.clone()), [Action::Preflight]);
+    assert_eq!(stage.at(200, Event::PreflightPassed), [Action::Exec]);
+    let resumed = Event::Resumed {
+        release: NEXT,
+        policy: calm(1),
+    };
+    assert_eq!(stage.at(210, resumed.clone()), [standby(0, 2, NEXT)]);
+    stage.at(211, resumed);
+    assert_eq!(stage.machine.stale_events(), 1);
+    stage.at(220, ready(0, 2));
+    assert_eq!(
+        stage.at(230, handed_over(0, 1, HandoverEnd::Done)),
+        [COMMIT]
+    );
+    assert_eq!(stage.at(231, exited(0, 1, 0)), [done(1, 1, 10, 0, 131)]);
+
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, upgrade.clone());
+    let cause = "truncated".to_owned();
+    let told = failure("truncated; the running program serves on");
+    let failed = Event::PreflightFailed {
+        cause: cause.clone(),
+    };
+    assert_eq!(stage.at(110, failed), std::slice::from_ref(&told));
+    stage.at(200, upgrade.clone());
+    stage.at(210, Event::PreflightPassed);
+    assert_eq!(stage.at(220, Event::ExecFailed { cause }), [told]);
+    stage.at(300, upgrade);
+    let cause = "the new program had not come up within 5s; see its log, or raise start_timeout; \
+                 the running program serves on";
+    assert_eq!(
+        stage.next_timeout(),
+        (5_300, vec![Action::AbortPreflight, failure(cause)]),
+    );
+}
+
+#[test]
+fn requests_of_nobody_are_answered_too() {
+    let mut stage = Stage::booted(calm(1), 0);
+    let to = ScaleTo::OneLess;
+    let request = NOT_ASKED;
+    assert_eq!(
+        stage.at(100, Event::Scale { request, to }),
+        [Action::Answer {
+            request,
+            answer: Answer::Refused {
+                cause: "one worker is the least".to_owned()
+            }
+        }],
+    );
+}

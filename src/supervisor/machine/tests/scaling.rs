@@ -1,0 +1,160 @@
+//! More workers, fewer workers, hung workers: one test a rule.
+
+use super::planned::{
+    COMMIT, NEXT, calm, done, failure, hand_over, handed_over, refusal, refused_by_peer, restart,
+    scale,
+};
+use super::*;
+
+#[test]
+fn more_slots_come_one_after_the_other_and_those_that_came_stay() {
+    let mut stage = Stage::booted(calm(1), 0);
+    assert_eq!(stage.at(100, scale(3)), [bind(1)]);
+    assert_eq!(stage.at(110, ready(1, 1)), [bind(2)]);
+    assert_eq!(stage.at(120, ready(2, 1)), [done(0, 3, 0, 0, 20)]);
+    assert_eq!(stage.at(130, scale(3)), [done(0, 3, 0, 0, 0)]);
+
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, scale(3));
+    stage.at(110, ready(1, 1));
+    let cause = "the new worker of slot 2 failed: it ended before it was ready: exit code 1; \
+                 2 workers serve";
+    let dropped = Action::DropSlot { slot: SlotId(2) };
+    assert_eq!(stage.at(120, exited(2, 1, 1)), [dropped, failure(cause)]);
+    // The next worker there has a name of its own.
+    let again = Action::Spawn {
+        worker: worker(2, 2),
+        listener: ListenerSource::Bind,
+        release: ReleaseId::FIRST,
+        standby: false,
+    };
+    assert_eq!(stage.at(130, scale(3)), [again]);
+    assert_eq!(
+        stage.at(131, scale(0)),
+        [refusal("one worker is the least")]
+    );
+    assert_eq!(
+        stage.at(131, scale(1_025)),
+        [refusal("1024 workers are the most")]
+    );
+}
+
+#[test]
+fn fewer_slots_leave_in_the_order_that_loses_nobody() {
+    let mut stage = Stage::booted(calm(3), 0);
+    assert_eq!(stage.at(100, scale(1)), [Action::Steer { slots: 1 }]);
+    // Handshakes begun before get their time.
+    assert_eq!(
+        stage.next_timeout(),
+        (3_100, vec![hand_over(worker(2, 1), worker(0, 1), true)]),
+    );
+    let close = |slot| Action::CloseListeners { slot: SlotId(slot) };
+    let drop = |slot| Action::DropSlot { slot: SlotId(slot) };
+    assert_eq!(
+        stage.at(3_200, handed_over(2, 1, HandoverEnd::Done)),
+        [close(2), hand_over(worker(1, 1), worker(0, 1), true)],
+    );
+    // This one is refused, but its listeners are as empty.
+    assert_eq!(
+        stage.at(3_300, refused_by_peer(1, 1, 4)),
+        [close(1), Action::Unsteer],
+    );
+    assert_eq!(
+        stage.at(3_301, exited(2, 1, 0)),
+        [drop(2), done(0, 1, 10, 4, 3_201)]
+    );
+    assert!(matches!(
+        stage.at(3_400, scale(2)).as_slice(),
+        [Action::Answer {
+            answer: Answer::Refused { .. },
+            ..
+        }]
+    ));
+    assert_eq!(stage.at(9_000, exited(1, 1, 0)), [drop(1)]);
+    let again = Action::Spawn {
+        worker: worker(1, 2),
+        listener: ListenerSource::Bind,
+        release: ReleaseId::FIRST,
+        standby: false,
+    };
+    assert_eq!(stage.at(9_001, scale(2)), [again]);
+}
+
+#[test]
+fn a_leaving_slot_that_fails_is_renewed_and_leaves_later() {
+    let mut stage = Stage::booted(calm(2), 0);
+    stage.at(100, scale(1));
+    stage.timeout(3_100);
+    assert_eq!(stage.at(3_200, killed(1, 1)), [adopt(1, 2)]);
+    assert_eq!(
+        stage.at(3_210, ready(1, 2)),
+        [hand_over(worker(1, 2), worker(0, 1), true)],
+    );
+    // Whom it hands over to dies: it serves again until there is another one.
+    assert_eq!(stage.at(3_220, killed(0, 1)), [adopt(0, 2)]);
+    assert_eq!(
+        stage.at(3_221, handed_over(1, 2, HandoverEnd::PeerGone)),
+        []
+    );
+    assert_eq!(stage.state(1), "serving");
+    assert_eq!(
+        stage.at(3_230, ready(0, 2)),
+        [hand_over(worker(1, 2), worker(0, 2), true)],
+    );
+}
+
+#[test]
+fn a_restart_goes_on_to_the_number_of_workers_it_brings() {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, restart(calm(2)));
+    stage.at(110, ready(0, 2));
+    let grown = Action::Spawn {
+        worker: worker(1, 1),
+        listener: ListenerSource::Bind,
+        release: NEXT,
+        standby: false,
+    };
+    assert_eq!(
+        stage.at(120, handed_over(0, 1, HandoverEnd::Done)),
+        [COMMIT, grown],
+    );
+    stage.at(121, exited(0, 1, 0));
+    assert_eq!(stage.at(130, ready(1, 1)), [done(1, 2, 10, 0, 30)]);
+}
+
+#[test]
+fn a_loop_that_stands_still_is_noticed_and_its_worker_renewed() {
+    let policy = Policy {
+        hang_timeout: Some(ms(4_000)),
+        ..calm(1)
+    };
+    let mut stage = Stage::booted(policy, 0);
+    let look = Action::TakePulse {
+        worker: worker(0, 1),
+    };
+    let pulse = |turns| Event::Pulse {
+        worker: worker(0, 1),
+        turns,
+    };
+    let ping = Action::Ping {
+        worker: worker(0, 1),
+    };
+    assert_eq!(stage.next_timeout(), (1_000, vec![look.clone()]));
+    assert_eq!(stage.at(1_000, pulse(5)), []);
+    // It was idle.
+    stage.next_timeout();
+    assert_eq!(stage.at(2_000, pulse(5)), std::slice::from_ref(&ping));
+    stage.next_timeout();
+    assert_eq!(stage.at(3_000, pulse(6)), []);
+    // However late the supervisor is, it looks once.
+    assert_eq!(stage.timeout(90_000), std::slice::from_ref(&look));
+    for at in [90_000, 91_000, 92_000] {
+        assert_eq!(stage.at(at, pulse(6)), std::slice::from_ref(&ping));
+        assert_eq!(stage.next_timeout(), (at + 1_000, vec![look.clone()]));
+    }
+    assert_eq!(stage.at(93_000, pulse(6)), [kill(0, 1)]);
+    assert_eq!(stage.at(93_001, killed(0, 1)), [adopt(0, 2)]);
+    // Nobody asked, and not about this one.
+    stage.at(93_002, pulse(7));
+    assert_eq!(stage.machine.stale_events(), 1);
+}

@@ -1,0 +1,93 @@
+//! The supervisor's own renewal, up to the moment when the new program takes over.
+//!
+//! The new program is tried first, as a child, on the machine's real state. Only if that passes is
+//! the exec ordered, and as the very last action, so that the state that goes with it has nothing
+//! pending. The new program finds the operation in the restored state and goes on with it.
+//!
+//! Invariant: until the exec, nothing has been changed that would have to be taken back.
+
+use super::operation::{OperationKind, Stage};
+use super::reactions::Reception;
+use super::roll::Roll;
+use super::{Action, Machine, Policy, ReleaseId, RequestId};
+use crate::clock::Tick;
+
+impl Machine {
+    pub(super) fn upgrade(&mut self, request: RequestId, now: Tick) -> Reception {
+        let kind = OperationKind::Upgrade;
+        match self.refusal(now) {
+            Some(cause) => self.refuse(request, kind, cause),
+            None => {
+                let deadline = now + self.policy.start_timeout;
+                self.begin(request, kind, Stage::Preflight { deadline }, now);
+                self.actions.push_back(Action::Preflight);
+            }
+        }
+        Reception::Taken
+    }
+
+    pub(super) fn preflight_passed(&mut self) -> Reception {
+        match self.stage() {
+            Some(Stage::Preflight { .. }) => {
+                self.enter_stage(Stage::Passed);
+                Reception::Taken
+            }
+            Some(_) | None => Reception::Stale,
+        }
+    }
+
+    pub(super) fn preflight_failed(&mut self, cause: &str) -> Reception {
+        match self.stage() {
+            Some(Stage::Preflight { .. }) => {
+                self.fail_upgrade(cause);
+                Reception::Taken
+            }
+            Some(_) | None => Reception::Stale,
+        }
+    }
+
+    pub(super) fn preflight_timeout(&mut self, now: Tick) {
+        if let Some(Stage::Preflight { deadline }) = self.stage()
+            && *deadline <= now
+        {
+            self.actions.push_back(Action::AbortPreflight);
+            let limit = self.policy.start_timeout;
+            self.fail_upgrade(&format!(
+                "the new program had not come up within {limit:?}; see its log, or raise \
+                 start_timeout"
+            ));
+        }
+    }
+
+    /// Orders the exec if it is time; comes after everything else of a call.
+    pub(super) fn order_exec(&mut self) {
+        if let Some(Stage::Passed) = self.stage() {
+            self.enter_stage(Stage::Exec);
+            self.actions.push_back(Action::Exec);
+        }
+    }
+
+    pub(super) fn exec_failed(&mut self, cause: &str) -> Reception {
+        match self.stage() {
+            Some(Stage::Exec) => {
+                self.fail_upgrade(cause);
+                Reception::Taken
+            }
+            Some(_) | None => Reception::Stale,
+        }
+    }
+
+    pub(super) fn resumed(&mut self, release: ReleaseId, policy: &Policy) -> Reception {
+        match self.stage() {
+            Some(Stage::Exec) => {
+                self.enter_stage(Stage::Roll(Box::new(Roll::new(release, policy.clone()))));
+                Reception::Taken
+            }
+            Some(_) | None => Reception::Stale,
+        }
+    }
+
+    fn fail_upgrade(&mut self, cause: &str) {
+        self.fail_operation(format!("{cause}; the running program serves on"));
+    }
+}

@@ -1,0 +1,326 @@
+//! The laws of those who live beside a main worker, and of pulses.
+//!
+//! Above all: whoever serves goes on serving until somebody else is Ready to; and whoever has
+//! connections to hand over has somebody to hand them to, or gets its slot back.
+
+use std::time::Duration;
+
+use uppercased::clock::Tick;
+use uppercased::config::HANG_CHECKS;
+use uppercased::supervisor::machine::{
+    ListenerSource, ReleaseId, RestartConnections, SlotId, WorkerId,
+};
+
+use super::operations::Operation;
+use super::shadow::{Life, Other, Part, Shadow};
+use super::{End, Laws, law};
+
+impl Laws {
+    pub(super) fn successor_spawned(
+        &mut self,
+        worker: WorkerId,
+        listener: ListenerSource,
+        release: ReleaseId,
+        now: Tick,
+    ) {
+        let rolling = self.operation.as_ref().is_some_and(Operation::rolls);
+        law!(
+            rolling && self.end == End::Running,
+            "{worker} is to follow somebody whom nobody renews"
+        );
+        let back = self.operation.as_ref().is_some_and(|it| it.turned);
+        let wanted = if back {
+            release == self.release
+        } else {
+            self.rolls_out(release)
+        };
+        law!(wanted, "{worker} is to follow with {release:?}");
+        law!(
+            worker.slot.0 == 0 || self.canary_stood(now),
+            "{worker} is to follow before the first one has stood the test"
+        );
+        let slot = &mut self.slots[worker.slot.index()];
+        law!(slot.serves(), "{worker} is to follow {:?}", slot.life);
+        law!(
+            slot.release != release,
+            "{worker} is to follow a worker of its own release"
+        );
+        let alone = |it: &Other| matches!(it.part, Part::Leaving { .. } | Part::Doomed { .. });
+        law!(
+            slot.others.values().all(alone),
+            "{worker} is one too many: {:?}",
+            slot.others
+        );
+        // Another socket would leave the queue of the present one to nobody.
+        law!(
+            listener == ListenerSource::Adopt && slot.deposited,
+            "{worker} is to follow with a listener of its own"
+        );
+        slot.is_born(worker);
+        let other = Other {
+            release,
+            served_since: now,
+            part: Part::Starting {
+                since: now,
+                failed: false,
+            },
+        };
+        slot.others.insert(worker.generation.0, other);
+    }
+
+    pub(super) fn told_to_serve(&mut self, worker: WorkerId, now: Tick) {
+        if let Some(life) = self.main(worker) {
+            let Life::Serving { told, .. } = life else {
+                panic!("law broken: {worker} is told to serve and is {life:?}");
+            };
+            law!(!*told, "{worker} is told to serve and does");
+            *told = true;
+            return;
+        }
+        self.takes_over(worker, Part::Relieved, RestartConnections::Drain, now);
+    }
+
+    pub(super) fn told_to_leave(&mut self, worker: WorkerId, now: Tick) {
+        let by = self.drained_by(now);
+        self.pulses.remove(&worker);
+        let other = self.other(worker).expect("law: Leave names a predecessor");
+        law!(
+            other.part == Part::Relieved,
+            "{worker} is told to leave and is {:?}",
+            other.part
+        );
+        other.part = Part::Leaving {
+            by,
+            finished: false,
+        };
+    }
+
+    pub(super) fn handover_begins(&mut self, from: WorkerId, to: WorkerId, last: bool, now: Tick) {
+        law!(
+            self.serves(from),
+            "{from} hands over and does not serve itself"
+        );
+        let lent = self.slots.iter().any(|slot| slot.borrower == Some(from));
+        law!(!lent, "{from} hands over and keeps a borrowed queue");
+        let part = Part::HandingOver {
+            since: now,
+            to,
+            last,
+        };
+        if last {
+            self.last_handover_begins(from, to, part, now);
+        } else {
+            law!(from.slot == to.slot, "{from} hands over to {to}");
+            self.takes_over(to, part, RestartConnections::Handover, now);
+        }
+    }
+
+    fn last_handover_begins(&mut self, from: WorkerId, to: WorkerId, part: Part, now: Tick) {
+        let Some((stay, since)) = self.steered else {
+            panic!("law broken: {from} leaves and new connections still come to it");
+        };
+        law!(
+            from.slot.0 >= stay && to.slot.0 < stay,
+            "{from} hands over to {to} where {stay} slots stay"
+        );
+        law!(
+            self.serves(to) && self.slots[to.slot.index()].handing_over().is_none(),
+            "{from} hands over to {to}, which does not serve"
+        );
+        law!(
+            now >= since + self.policy.handshake_timeout,
+            "{from} leaves before the handshakes have had their time"
+        );
+        let above = self.slots[from.slot.index() + 1..].iter();
+        law!(
+            above.clone().all(|slot| slot.closed),
+            "{from} leaves before a higher slot"
+        );
+        let slot = &mut self.slots[from.slot.index()];
+        let Life::Serving { since, .. } = slot.life else {
+            return;
+        };
+        let other = Other {
+            release: slot.release,
+            served_since: since,
+            part,
+        };
+        slot.others.insert(slot.generation, other);
+        slot.life = Life::Retired;
+        slot.owes_word = false;
+    }
+
+    /// A successor that is Ready takes the place of the main worker.
+    fn takes_over(&mut self, worker: WorkerId, part: Part, mode: RestartConnections, now: Tick) {
+        let slot = &mut self.slots[worker.slot.index()];
+        let Some(other) = slot.others.remove(&worker.generation.0) else {
+            panic!("law broken: {worker} is to serve and is nobody");
+        };
+        law!(
+            other.part == Part::StandingBy,
+            "{worker} is to serve and is {:?}",
+            other.part
+        );
+        let wanted = self.policies[&other.release].restart_connections;
+        law!(wanted == mode, "connections are treated as {mode:?}");
+        let Life::Serving { since, told: true } = slot.life else {
+            panic!("law broken: {worker} relieves {:?}", slot.life);
+        };
+        let relieved = Other {
+            release: slot.release,
+            served_since: since,
+            part,
+        };
+        slot.others.insert(slot.generation, relieved);
+        slot.generation = worker.generation.0;
+        slot.release = other.release;
+        slot.owes_word = false;
+        slot.life = Life::Serving {
+            since: now,
+            told: true,
+        };
+        self.feel(worker, now);
+    }
+
+    pub(super) fn company_killed(&mut self, worker: WorkerId, now: Tick) {
+        let turned = self.operation.as_ref().is_some_and(|it| it.turned);
+        let running = self.end == End::Running;
+        let slot = &self.slots[worker.slot.index()];
+        let other = &slot.others[&worker.generation.0];
+        let late = |since: Tick| now >= since + self.start_timeout(other.release);
+        let mut unwanted = true;
+        match other.part {
+            Part::Starting { since, .. } => {
+                unwanted = !late(since) || !running;
+                law!(
+                    !unwanted || !running || turned,
+                    "{worker} is killed while it may still start"
+                );
+            }
+            Part::Leaving { by, .. } => {
+                law!(now >= by, "{worker} is killed while it may leave by {by:?}");
+            }
+            Part::Stopping => self.forces(worker, now),
+            Part::Doomed { killed, .. } => {
+                law!(!killed, "{worker} is killed twice");
+                return self.slots[worker.slot.index()].is_killed(worker);
+            }
+            Part::StandingBy | Part::HandingOver { .. } | Part::Relieved => {
+                panic!("law broken: {worker} is killed and is {:?}", other.part)
+            }
+        }
+        self.doom_other(worker, unwanted, now);
+        self.slots[worker.slot.index()].is_killed(worker);
+    }
+
+    /// Whether a predecessor has been handing over to `worker` for too long.
+    pub(super) fn keeps_waiting(&self, worker: WorkerId, now: Tick) -> bool {
+        let slot = &self.slots[worker.slot.index()];
+        let limit = self.policies[&slot.release].handover_timeout;
+        slot.others.values().any(|other| match other.part {
+            Part::HandingOver { since, to, last } => !last && to == worker && now >= since + limit,
+            _ => false,
+        })
+    }
+
+    /// Whether a worker that has borrowed queues has to give them back.
+    pub(super) fn is_about_to_leave(&self, worker: WorkerId) -> bool {
+        let slot = &self.slots[worker.slot.index()];
+        if let Some(other) = slot.others.get(&worker.generation.0) {
+            return matches!(other.part, Part::Leaving { .. });
+        }
+        let relieved = slot
+            .others
+            .values()
+            .any(|other| other.part == Part::StandingBy);
+        let steered = self.steered.is_some_and(|(stay, _)| worker.slot.0 >= stay);
+        relieved || steered
+    }
+
+    pub(super) fn company_rests(&self, by: &impl Fn(Tick) -> bool) {
+        let running = self.end == End::Running;
+        for (index, slot) in (0_u16..).zip(&self.slots) {
+            for (generation, other) in &slot.others {
+                let who = format!("slot {index} generation {generation}");
+                if !running {
+                    let ends = matches!(other.part, Part::Stopping | Part::Doomed { .. });
+                    law!(ends, "{who} is {:?} while {:?}", other.part, self.end);
+                }
+                match other.part {
+                    Part::Starting { since, .. } => {
+                        let deadline = since + self.start_timeout(other.release);
+                        law!(by(deadline), "{who} may start for ever");
+                        law!(slot.serves(), "{who} follows {:?}", slot.life);
+                    }
+                    Part::StandingBy => panic!("law broken: {who} stands by in vain"),
+                    Part::Relieved => panic!("law broken: {who} is left half-relieved"),
+                    Part::HandingOver { since, to, last } => {
+                        self.handover_rests(&who, slot, index, (since, to, last), by);
+                    }
+                    Part::Leaving { by: at, .. } => law!(by(at), "{who} may leave for ever"),
+                    Part::Doomed { killed, .. } => law!(killed, "{who} is let live"),
+                    Part::Stopping => {}
+                }
+            }
+        }
+    }
+
+    fn handover_rests(
+        &self,
+        who: &str,
+        slot: &Shadow,
+        index: u16,
+        (since, to, last): (Tick, WorkerId, bool),
+        by: &impl Fn(Tick) -> bool,
+    ) {
+        if last {
+            law!(slot.life == Life::Retired, "{who} leaves {:?}", slot.life);
+            return;
+        }
+        law!(
+            to == slot.worker(index) && slot.is_live(),
+            "{who} hands over to {to}, which is gone"
+        );
+        let deadline = since + self.policies[&slot.release].handover_timeout;
+        let waits = slot.serves();
+        law!(!waits || by(deadline), "{who} may hand over for ever");
+    }
+
+    pub(super) fn look_every(&self) -> Option<Duration> {
+        Some(self.policy.hang_timeout? / HANG_CHECKS)
+    }
+
+    pub(super) fn looked_at(&mut self, worker: WorkerId, now: Tick) {
+        let every = self.look_every().expect("law: looks only where they count");
+        let pulse = self.pulses.get_mut(&worker);
+        let pulse = pulse.expect("law: TakePulse names one that serves or hands over");
+        law!(
+            now >= pulse.due.0,
+            "looks at {worker} bunch: one is due at {:?}, and it is {now:?}",
+            pulse.due.0
+        );
+        pulse.due = (now + every, now + every);
+        pulse.awaited = true;
+    }
+
+    pub(super) fn pulses_rest(&self, now: Tick, by: &impl Fn(Tick) -> bool) {
+        if self.look_every().is_none() || self.end != End::Running {
+            return;
+        }
+        for (worker, pulse) in &self.pulses {
+            let due = pulse.due.1;
+            law!(
+                by(due),
+                "nobody looks at {worker} again by {due:?}; it is {now:?}"
+            );
+        }
+        for (index, slot) in self.slots.iter().enumerate() {
+            let slot_id = SlotId(u16::try_from(index).expect("few slots"));
+            let worker = slot.worker(slot_id.0);
+            law!(
+                !slot.serves() || self.pulses.contains_key(&worker),
+                "nobody looks at {worker} at all"
+            );
+        }
+    }
+}

@@ -1,0 +1,464 @@
+//! What the shadow takes note of when the machine is told of an event.
+
+use std::time::Duration;
+
+use uppercased::clock::Tick;
+use uppercased::config::HANG_CHECKS;
+use uppercased::supervisor::machine::{
+    Event, Generation, HandoverEnd, KILL_GRACE, Policy, SlotId, WorkerId,
+};
+
+use super::shadow::{Life, Other, Part};
+use super::{End, Laws, Pulse};
+
+impl Laws {
+    pub(super) fn note(&mut self, event: &Event, now: Tick) {
+        match event {
+            Event::Boot => {}
+            Event::Ready { worker } => self.note_ready(*worker, now),
+            Event::StartFailed { worker, .. } => self.note_start_failed(*worker, now),
+            Event::SpawnFailed { worker, .. } => {
+                if let Some(other) = self.other(*worker) {
+                    let never = match other.part {
+                        Part::Starting { .. } => true,
+                        Part::Doomed { served, .. } => served.is_none(),
+                        _ => false,
+                    };
+                    if never {
+                        self.other_gone(*worker, now);
+                    }
+                } else if let Some(life) = self.main(*worker)
+                    && matches!(
+                        life,
+                        Life::Starting { .. } | Life::Doomed { served: None, .. }
+                    )
+                {
+                    self.gone(worker.slot, None, now);
+                }
+            }
+            Event::Exited { worker, .. } => {
+                if self.other(*worker).is_some() {
+                    return self.other_gone(*worker, now);
+                }
+                let served = match self.main(*worker) {
+                    None | Some(Life::Unborn | Life::Retired | Life::Gone { .. }) => return,
+                    Some(Life::Starting { .. } | Life::Stopping) => None,
+                    Some(Life::Serving { since, .. }) => Some(now.since(*since)),
+                    Some(Life::Doomed { served, .. }) => *served,
+                };
+                self.gone(worker.slot, served, now);
+            }
+            Event::ChannelBroken { worker, .. } => {
+                if let Some(other) = self.other(*worker) {
+                    if matches!(other.part, Part::Starting { .. } | Part::HandingOver { .. }) {
+                        self.doom_other(*worker, false, now);
+                    }
+                } else if self
+                    .main(*worker)
+                    .is_some_and(|life| *life != Life::Stopping)
+                {
+                    self.doom(*worker, false, now);
+                }
+            }
+            Event::Stop { .. } => {
+                self.end = match self.end {
+                    End::Running => {
+                        self.pulses.clear();
+                        End::Draining { at: now }
+                    }
+                    End::Draining { .. } => End::Forced { at: now },
+                    other @ (End::BootFailed { .. } | End::Forced { .. } | End::Exited) => other,
+                };
+            }
+            Event::HandedOver { worker, end, .. } => self.note_handed_over(*worker, end, now),
+            Event::Pulse { worker, turns } => self.note_pulse(*worker, *turns, now),
+            Event::Restart { .. }
+            | Event::Upgrade { .. }
+            | Event::PreflightPassed
+            | Event::PreflightFailed { .. }
+            | Event::ExecFailed { .. }
+            | Event::Resumed { .. }
+            | Event::Scale { .. } => self.note_plan(event, now),
+        }
+    }
+
+    fn note_ready(&mut self, worker: WorkerId, now: Tick) {
+        if let Some(other) = self.other(worker) {
+            if matches!(other.part, Part::Starting { failed: false, .. }) {
+                other.part = Part::StandingBy;
+            }
+            return;
+        }
+        if let Some(Life::Starting {
+            failed: false,
+            standby,
+            ..
+        }) = self.main(worker)
+        {
+            let told = !*standby;
+            let slot = &mut self.slots[worker.slot.index()];
+            slot.life = Life::Serving { since: now, told };
+            slot.deposited = true;
+            self.feel(worker, now);
+        }
+    }
+
+    fn note_start_failed(&mut self, worker: WorkerId, now: Tick) {
+        if let Some(other) = self.other(worker) {
+            if let Part::Starting { failed, .. } = &mut other.part {
+                *failed = true;
+            }
+            return;
+        }
+        let announced = self.announced;
+        let mut at_boot = false;
+        if let Some(Life::Starting { failed, .. }) = self.main(worker) {
+            *failed = true;
+            at_boot = !announced && !self.slots[worker.slot.index()].deposited;
+        }
+        if at_boot {
+            self.boot_failed(now);
+        }
+    }
+
+    fn note_handed_over(&mut self, worker: WorkerId, end: &HandoverEnd, now: Tick) {
+        let drained_by = self.drained_by(now);
+        if let Some(other) = self.other(worker) {
+            let Part::HandingOver { last, .. } = other.part else {
+                return;
+            };
+            let (by, finished) = match end {
+                HandoverEnd::Done => (now + KILL_GRACE, true),
+                HandoverEnd::Refused { .. } => (drained_by, false),
+                HandoverEnd::PeerGone => {
+                    let index = worker.slot.index();
+                    if !last {
+                        self.displace(index, now);
+                    }
+                    return self.comes_back(index, worker.generation.0, now);
+                }
+            };
+            other.part = Part::Leaving { by, finished };
+            self.pulses.remove(&worker);
+            return;
+        }
+        let running = self.end == End::Running;
+        let Some(Life::Serving { since, .. }) = self.main(worker) else {
+            return;
+        };
+        let since = *since;
+        let slot = &mut self.slots[worker.slot.index()];
+        if !slot.owes_word || !running {
+            return;
+        }
+        slot.owes_word = false;
+        match end {
+            HandoverEnd::PeerGone => {}
+            HandoverEnd::Done => self.doom(worker, true, now),
+            // It does not accept; somebody else must, at once.
+            HandoverEnd::Refused { .. } => {
+                let part = Part::Leaving {
+                    by: drained_by,
+                    finished: false,
+                };
+                let (generation, release) = (slot.generation, slot.release);
+                let other = Other {
+                    release,
+                    served_since: since,
+                    part,
+                };
+                slot.others.insert(generation, other);
+                slot.unserved_since = now;
+                slot.life = Life::Gone {
+                    earliest: now,
+                    latest: now,
+                };
+                self.follow(worker.slot);
+                self.pulses.remove(&worker);
+                // It gives back what it had borrowed, for which it must still count as serving.
+            }
+        }
+    }
+
+    fn note_pulse(&mut self, worker: WorkerId, turns: u64, now: Tick) {
+        let Some(pulse) = self.pulses.get_mut(&worker).filter(|it| it.awaited) else {
+            return;
+        };
+        pulse.awaited = false;
+        if pulse.turns != Some(turns) {
+            pulse.turns = Some(turns);
+            pulse.misses = 0;
+            return;
+        }
+        pulse.misses += 1;
+        if pulse.misses == HANG_CHECKS {
+            if self.other(worker).is_some() {
+                self.doom_other(worker, false, now);
+            } else {
+                self.doom(worker, false, now);
+            }
+        }
+    }
+
+    /// When whoever leaves with connections must be gone.
+    pub(super) fn drained_by(&self, now: Tick) -> Tick {
+        now + self.policy.drain_timeout + self.policy.linger_timeout + KILL_GRACE
+    }
+
+    /// The worker begins to serve.
+    pub(super) fn feel(&mut self, worker: WorkerId, now: Tick) {
+        let due = now + self.look_every().unwrap_or_default();
+        let pulse = Pulse {
+            due: (due, due),
+            awaited: false,
+            turns: None,
+            misses: 0,
+        };
+        self.pulses.insert(worker, pulse);
+    }
+
+    /// A main worker is no more, or never was.
+    pub(super) fn gone(&mut self, slot: SlotId, served: Option<Duration>, now: Tick) {
+        let index = slot.index();
+        let worker = self.slots[index].worker(slot.0);
+        self.end_loans_of(worker);
+        self.pulses.remove(&worker);
+        let running = self.end == End::Running;
+        let announced = self.announced;
+        let shadow = &mut self.slots[index];
+        shadow.owes_word = false;
+        if shadow.serves() {
+            shadow.unserved_since = now;
+        }
+        let at_once = Life::Gone {
+            earliest: now,
+            latest: now,
+        };
+        if matches!(shadow.life, Life::Doomed { ordered: true, .. }) {
+            shadow.life = at_once;
+            return;
+        }
+        if !shadow.deposited && running {
+            shadow.life = at_once;
+            if announced {
+                self.growth_fails();
+            } else {
+                self.boot_failed(now);
+            }
+            return;
+        }
+        let release = shadow.release;
+        if running && let Some(generation) = shadow.handing_over() {
+            self.comes_back(index, generation, now);
+            self.slots[index].owes_word = true;
+            self.suffers(slot, release);
+            return;
+        }
+        self.fails(index, served, now);
+        if running {
+            self.suffers(slot, release);
+            self.follow(slot);
+        }
+    }
+
+    /// A main worker's end counts against its slot.
+    fn fails(&mut self, index: usize, served: Option<Duration>, now: Tick) {
+        let Policy {
+            backoff_initial,
+            backoff_max,
+            backoff_reset,
+            ..
+        } = self.policy;
+        let shadow = &mut self.slots[index];
+        if served.is_some_and(|served| served > Duration::ZERO && served >= backoff_reset) {
+            shadow.failures = 0;
+        }
+        shadow.failures += 1;
+        let mut ceiling = Duration::ZERO;
+        for failure in 2..=shadow.failures {
+            let doubled = if failure == 2 {
+                backoff_initial
+            } else {
+                ceiling * 2
+            };
+            ceiling = doubled.min(backoff_max);
+        }
+        shadow.life = Life::Gone {
+            earliest: now + ceiling / 2,
+            latest: now + ceiling,
+        };
+    }
+
+    /// Whoever was to follow the main worker takes the place that has become free.
+    fn follow(&mut self, slot: SlotId) {
+        let shadow = &mut self.slots[slot.index()];
+        let Some(generation) = shadow.successor() else {
+            return;
+        };
+        let Some(other) = shadow.others.remove(&generation) else {
+            return;
+        };
+        let Part::Starting { since, failed } = other.part else {
+            return;
+        };
+        shadow.generation = generation;
+        shadow.release = other.release;
+        shadow.life = Life::Starting {
+            since,
+            failed,
+            standby: true,
+        };
+    }
+
+    /// The main worker has failed its predecessor: it goes, and does not count any more.
+    fn displace(&mut self, index: usize, now: Tick) {
+        let slot = SlotId(u16::try_from(index).expect("few slots"));
+        let worker = self.slots[index].worker(slot.0);
+        self.doom(worker, false, now);
+        let shadow = &mut self.slots[index];
+        let Life::Doomed { served, killed, .. } = shadow.life else {
+            return;
+        };
+        let other = Other {
+            release: shadow.release,
+            served_since: now,
+            part: Part::Doomed {
+                served,
+                killed,
+                unwanted: false,
+            },
+        };
+        shadow.others.insert(shadow.generation, other);
+    }
+
+    /// A predecessor serves its slot again.
+    fn comes_back(&mut self, index: usize, generation: u32, now: Tick) {
+        let shadow = &mut self.slots[index];
+        let Some(other) = shadow.others.remove(&generation) else {
+            return;
+        };
+        shadow.generation = generation;
+        shadow.release = other.release;
+        shadow.owes_word = false;
+        shadow.life = Life::Serving {
+            since: other.served_since,
+            told: true,
+        };
+        let worker = WorkerId {
+            slot: SlotId(u16::try_from(index).expect("few slots")),
+            generation: Generation(generation),
+        };
+        if !self.pulses.contains_key(&worker) {
+            self.feel(worker, now);
+        }
+    }
+
+    /// The main worker is to be killed, and from now on nobody counts on it.
+    pub(super) fn doom(&mut self, worker: WorkerId, ordered: bool, now: Tick) {
+        let Some(life) = self.main(worker) else {
+            return;
+        };
+        let served = match life {
+            Life::Starting { .. } => None,
+            // It served; for how long is of no more interest.
+            Life::Stopping => Some(Duration::ZERO),
+            Life::Serving { since, .. } => Some(now.since(*since)),
+            Life::Unborn | Life::Retired | Life::Doomed { .. } | Life::Gone { .. } => return,
+        };
+        let shadow = &mut self.slots[worker.slot.index()];
+        if shadow.serves() {
+            shadow.unserved_since = now;
+        }
+        shadow.owes_word = false;
+        shadow.life = Life::Doomed {
+            served,
+            killed: false,
+            ordered,
+        };
+        if shadow.successor().is_some() {
+            let part = Part::Doomed {
+                served,
+                killed: false,
+                unwanted: true,
+            };
+            let (generation, release) = (shadow.generation, shadow.release);
+            let other = Other {
+                release,
+                served_since: now,
+                part,
+            };
+            shadow.others.insert(generation, other);
+            self.follow(worker.slot);
+        }
+        self.end_loans_of(worker);
+        self.pulses.remove(&worker);
+    }
+
+    /// As [`Self::doom`], of somebody beside the main worker.
+    pub(super) fn doom_other(&mut self, worker: WorkerId, unwanted: bool, now: Tick) {
+        let slot = &mut self.slots[worker.slot.index()];
+        let retired = slot.life == Life::Retired && slot.handing_over().is_some();
+        let Some(other) = slot.others.get_mut(&worker.generation.0) else {
+            return;
+        };
+        let served = match other.part {
+            Part::Starting { .. } => None,
+            _ => Some(now.since(other.served_since)),
+        };
+        other.part = Part::Doomed {
+            served,
+            killed: false,
+            unwanted,
+        };
+        if retired && slot.handing_over().is_none() {
+            slot.unserved_since = now;
+        }
+        self.pulses.remove(&worker);
+    }
+
+    /// Somebody beside the main worker is no more, or never was.
+    fn other_gone(&mut self, worker: WorkerId, now: Tick) {
+        self.pulses.remove(&worker);
+        let running = self.end == End::Running;
+        let slot = &mut self.slots[worker.slot.index()];
+        let served = slot.is_served();
+        let Some(other) = slot.others.remove(&worker.generation.0) else {
+            return;
+        };
+        let never_served = match other.part {
+            Part::Starting { .. } => true,
+            // One that came from the main seat has failed as a successor too.
+            Part::Doomed { unwanted, .. } => !unwanted,
+            _ => false,
+        };
+        let held = matches!(other.part, Part::HandingOver { .. } | Part::Doomed { .. });
+        let open = slot.life == Life::Retired && !slot.closed;
+        let retired = open && held && slot.handing_over().is_none();
+        if served && !slot.is_served() {
+            slot.unserved_since = now;
+        }
+        if !running {
+            return;
+        }
+        if retired {
+            let served = match other.part {
+                Part::Doomed { served, .. } => served,
+                _ => Some(now.since(other.served_since)),
+            };
+            self.fails(worker.slot.index(), served, now);
+        } else if never_served {
+            self.suffers(worker.slot, other.release);
+        }
+    }
+
+    pub(super) fn other(&mut self, worker: WorkerId) -> Option<&mut Other> {
+        let slot = self.slots.get_mut(worker.slot.index())?;
+        slot.others.get_mut(&worker.generation.0)
+    }
+
+    pub(super) fn main(&mut self, worker: WorkerId) -> Option<&mut Life> {
+        let slot = self.slots.get_mut(worker.slot.index())?;
+        (slot.generation == worker.generation.0 && slot.life != Life::Unborn)
+            .then_some(&mut slot.life)
+    }
+}

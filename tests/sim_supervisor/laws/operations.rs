@@ -1,0 +1,572 @@
+//! The laws of what is planned: each request is answered once and in time, what is half done is
+//! taken back, and a slot that leaves lets nobody down.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use uppercased::clock::Tick;
+use uppercased::supervisor::machine::{
+    Answer, Done, Event, KILL_GRACE, Policy, ReleaseId, RequestId, ScaleTo, SlotId,
+};
+
+use super::shadow::{Life, Part, Shadow};
+use super::{End, Laws, law};
+use crate::SHELL_DELAY_MAX;
+use crate::kernel::KERNEL_DELAY_MAX;
+
+/// The most workers that may be asked for.
+const WORKERS_MAX: u16 = 1024;
+
+/// What somebody wants, before the machine has said whether it begins.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    request: RequestId,
+    kind: Kind,
+    /// How many workers there are to be when it is done.
+    to: u16,
+    /// Nothing in the request itself speaks against it.
+    sound: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Restart(ReleaseId),
+    Upgrade,
+    Scale,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Stage {
+    Preflight { since: Option<Tick> },
+    Passed,
+    Exec,
+    Roll(ReleaseId),
+    Scale,
+}
+
+/// What is under way.
+#[derive(Clone, Debug)]
+pub(super) struct Operation {
+    request: RequestId,
+    kind: Kind,
+    stage: Stage,
+    to: u16,
+    since: Tick,
+    /// How long it may take; of no account while slots leave.
+    bound: Duration,
+    /// Since when slot 0 has served with the new release.
+    canary: Option<Tick>,
+    /// How many slots there were when the new release came into force.
+    committed: u16,
+    /// A worker of the new release has failed.
+    pub(super) turned: bool,
+    /// Slots in which a worker of the old one has failed since.
+    hindered: BTreeSet<SlotId>,
+    /// Something else has.
+    failed: bool,
+}
+
+impl Operation {
+    /// Workers are being renewed, or put back.
+    pub(super) fn rolls(&self) -> bool {
+        matches!(self.stage, Stage::Roll(_))
+    }
+}
+
+impl Laws {
+    pub(super) fn note_plan(&mut self, event: &Event, now: Tick) {
+        let here = self.open();
+        match event {
+            Event::Restart {
+                request,
+                release,
+                policy,
+            } => {
+                self.policies.insert(*release, policy.clone());
+                let to = policy.workers;
+                self.note_asked(*request, Kind::Restart(*release), to, true);
+            }
+            Event::Upgrade { request } => self.note_asked(*request, Kind::Upgrade, here, true),
+            Event::Scale { request, to } => {
+                let to = match to {
+                    ScaleTo::Exactly(to) => *to,
+                    ScaleTo::OneMore => here + 1,
+                    ScaleTo::OneLess => here - 1,
+                };
+                let sound = (1..=WORKERS_MAX).contains(&to);
+                self.note_asked(*request, Kind::Scale, to, sound);
+            }
+            Event::PreflightPassed => {
+                if let Some(operation) = &mut self.operation
+                    && matches!(operation.stage, Stage::Preflight { .. })
+                    && !operation.failed
+                {
+                    operation.stage = Stage::Passed;
+                }
+            }
+            Event::PreflightFailed { .. } => {
+                if let Some(operation) = &mut self.operation
+                    && matches!(operation.stage, Stage::Preflight { .. })
+                {
+                    operation.failed = true;
+                }
+            }
+            Event::ExecFailed { .. } => {
+                if let Some(operation) = &mut self.operation
+                    && operation.stage == Stage::Exec
+                {
+                    operation.failed = true;
+                }
+            }
+            Event::Resumed { release, policy } => {
+                let bound = self.bound(policy, here);
+                if let Some(operation) = &mut self.operation
+                    && operation.stage == Stage::Exec
+                    && !operation.failed
+                {
+                    self.policies.insert(*release, policy.clone());
+                    operation.stage = Stage::Roll(*release);
+                    operation.to = policy.workers;
+                    operation.bound = now.since(operation.since) + bound;
+                }
+            }
+            _ => unreachable!("{event:?} plans nothing"),
+        }
+    }
+
+    fn note_asked(&mut self, request: RequestId, kind: Kind, to: u16, sound: bool) {
+        self.unanswered.push(request);
+        self.asked = Some(Asked {
+            request,
+            kind,
+            to,
+            sound,
+        });
+    }
+
+    pub(super) fn operation_starts(&mut self, request: RequestId, now: Tick) {
+        let asked = self.asked.take().expect("law: nobody asked for it");
+        law!(
+            asked.request == request,
+            "{request:?} is taken for {asked:?}"
+        );
+        law!(
+            self.operation.is_none(),
+            "{request:?} begins beside {:?}",
+            self.operation
+        );
+        law!(
+            self.in_the_way().is_none() && asked.sound,
+            "{request:?} begins although {:?}",
+            self.in_the_way()
+        );
+        let policy = match asked.kind {
+            Kind::Restart(release) => &self.policies[&release],
+            Kind::Upgrade | Kind::Scale => &self.policy,
+        };
+        let bound = self.bound(policy, asked.to);
+        self.operation = Some(Operation {
+            request,
+            kind: asked.kind,
+            stage: match asked.kind {
+                Kind::Restart(release) => Stage::Roll(release),
+                Kind::Upgrade => Stage::Preflight { since: None },
+                Kind::Scale => Stage::Scale,
+            },
+            to: asked.to,
+            since: now,
+            bound,
+            canary: None,
+            committed: 0,
+            turned: false,
+            hindered: BTreeSet::new(),
+            failed: false,
+        });
+    }
+
+    /// The longest that an operation may take: for each slot there and back, and its own waits.
+    /// Generous; what is looked for is what never ends.
+    fn bound(&self, policy: &Policy, to: u16) -> Duration {
+        let longest = |of: fn(&Policy) -> Duration| of(policy).max(of(&self.policy));
+        let start = longest(|it| it.start_timeout);
+        let step = 2 * start
+            + longest(|it| it.handover_timeout)
+            + longest(|it| it.backoff_max)
+            + 6 * (KERNEL_DELAY_MAX + SHELL_DELAY_MAX);
+        let steps = 2 * self.slots.len() + usize::from(to) + 3;
+        step * u32::try_from(steps).expect("few slots") + policy.bake_time + KILL_GRACE
+    }
+
+    /// Why a request must be refused.
+    fn in_the_way(&self) -> Option<&'static str> {
+        if !self.announced {
+            Some("it has not booted")
+        } else if self.end != End::Running {
+            Some("it stops")
+        } else if self.operation.is_some() {
+            Some("it is busy")
+        } else if self.slots.iter().any(|slot| !slot.others.is_empty()) {
+            Some("somebody still leaves")
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn answered(&mut self, request: RequestId, answer: &Answer, now: Tick) {
+        let asked = self.unanswered.iter().position(|it| *it == request);
+        let Some(asked) = asked else {
+            panic!("law broken: {request:?} is answered and has not been asked");
+        };
+        self.unanswered.remove(asked);
+        if let Answer::Refused { cause } = answer {
+            let asked = self.asked.take().expect("law: a refusal comes at once");
+            law!(asked.request == request, "{request:?} is refused late");
+            law!(
+                self.in_the_way().is_some() || !asked.sound,
+                "{request:?} is refused for nothing: {cause}"
+            );
+            return;
+        }
+        let operation = self.operation.take();
+        let operation = operation.expect("law: an answer ends an operation");
+        law!(
+            operation.request == request,
+            "{request:?} is answered first"
+        );
+        if self.end == End::Running {
+            law!(self.steered.is_none(), "steering outlives {request:?}");
+            let idle = |slot: &Shadow| {
+                let leaves = |part: &Part| {
+                    matches!(
+                        part,
+                        Part::Leaving {
+                            finished: false,
+                            ..
+                        }
+                    )
+                };
+                slot.others.values().all(|other| leaves(&other.part))
+            };
+            law!(
+                self.slots.iter().all(idle),
+                "{request:?} is answered and not over"
+            );
+        }
+        match answer {
+            Answer::Refused { .. } => {}
+            Answer::Done(done) => self.succeeded(&operation, done, now),
+            Answer::Failed { cause } => self.failed(&operation, cause),
+        }
+    }
+
+    fn succeeded(&self, operation: &Operation, done: &Done, now: Tick) {
+        let failed = operation.failed || operation.turned;
+        law!(!failed, "it is done although it failed: {operation:?}");
+        law!(self.end == End::Running, "it is done while {:?}", self.end);
+        law!(
+            operation.stage == Stage::Scale,
+            "it is done at {:?}",
+            operation.stage
+        );
+        law!(
+            self.open() == operation.to && done.workers == operation.to,
+            "{} workers, and {} told, not {}",
+            self.open(),
+            done.workers,
+            operation.to
+        );
+        let all = self.slots.iter().all(|slot| slot.deposited);
+        law!(all, "it is done and a slot is not there yet");
+        law!(
+            done.took == now.since(operation.since),
+            "it took {:?}",
+            done.took
+        );
+        let renewed = match operation.kind {
+            Kind::Scale => 0,
+            Kind::Restart(_) | Kind::Upgrade => operation.committed,
+        };
+        law!(
+            done.renewed == renewed,
+            "{} slots were renewed",
+            done.renewed
+        );
+    }
+
+    fn failed(&self, operation: &Operation, cause: &str) {
+        let stops = self.end != End::Running;
+        law!(
+            stops || operation.failed || operation.turned,
+            "it failed for nothing: {cause}"
+        );
+        // Otherwise it has touched no slot.
+        if stops || !operation.turned {
+            return;
+        }
+        for (index, slot) in self.slots.iter().enumerate() {
+            let named = cause.contains(&format!("slot {index} "));
+            // There must be a reason why it was not put back.
+            let id = SlotId(u16::try_from(index).expect("few slots"));
+            let target = slot.is_live() && operation.stage == Stage::Roll(slot.release);
+            law!(
+                !target || operation.hindered.contains(&id),
+                "nobody has tried to put slot {index} back"
+            );
+            law!(
+                named || slot.release == self.release,
+                "slot {index} is left with {:?}: {cause}",
+                slot.release
+            );
+        }
+    }
+
+    /// A worker of `release` has ended that nobody wanted to end.
+    pub(super) fn suffers(&mut self, slot: SlotId, release: ReleaseId) {
+        let Some(operation) = &mut self.operation else {
+            return;
+        };
+        if operation.stage == Stage::Roll(release) {
+            operation.turned = true;
+        } else if operation.rolls() && operation.turned && release == self.release {
+            operation.hindered.insert(slot);
+        }
+    }
+
+    /// A slot that was being added has no worker.
+    pub(super) fn growth_fails(&mut self) {
+        if let Some(operation) = &mut self.operation {
+            operation.failed = true;
+        }
+    }
+
+    /// Whether new workers may run `release` although it is not in force.
+    pub(super) fn rolls_out(&self, release: ReleaseId) -> bool {
+        self.operation
+            .as_ref()
+            .is_some_and(|it| it.stage == Stage::Roll(release) && !it.turned)
+    }
+
+    /// Whether the first slot has had its time with the new release.
+    pub(super) fn canary_stood(&self, now: Tick) -> bool {
+        let Some(operation) = &self.operation else {
+            return true;
+        };
+        let Stage::Roll(release) = operation.stage else {
+            return true;
+        };
+        let bake_time = self.policies[&release].bake_time;
+        let stood = |since: Tick| now >= since + bake_time;
+        operation.turned || bake_time.is_zero() || operation.canary.is_some_and(stood)
+    }
+
+    pub(super) fn grows(&mut self, now: Tick) {
+        let here = self.open();
+        let wanted = self.operation.as_ref().is_some_and(|it| {
+            it.stage == Stage::Scale && !it.failed && here < it.to && it.since <= now
+        });
+        law!(wanted, "slot {here} is one that nobody wants");
+        let mut slot = Shadow::new(self.release);
+        slot.born = None;
+        self.slots.push(slot);
+    }
+
+    pub(super) fn steers(&mut self, slots: u16, now: Tick) {
+        let wanted = self
+            .operation
+            .as_ref()
+            .is_some_and(|it| it.stage == Stage::Scale && it.to == slots);
+        law!(
+            wanted && slots < self.open(),
+            "new connections are steered to {slots} slots"
+        );
+        law!(self.steered.is_none(), "they are steered twice");
+        self.steered = Some((slots, now));
+    }
+
+    pub(super) fn unsteers(&mut self, now: Tick) {
+        let Some((stay, _)) = self.steered.take() else {
+            panic!("law broken: nothing is steered");
+        };
+        law!(
+            self.open() == stay,
+            "{} listeners are open where {stay} stay",
+            self.open()
+        );
+        let end = KILL_GRACE + 2 * (KERNEL_DELAY_MAX + SHELL_DELAY_MAX);
+        if let Some(operation) = &mut self.operation {
+            operation.bound = now.since(operation.since) + end;
+        }
+    }
+
+    pub(super) fn closes(&mut self, slot: SlotId) {
+        let stays = self.steered.is_none_or(|(stay, _)| slot.0 < stay);
+        law!(!stays, "slot {slot} is closed and stays");
+        let shadow = &mut self.slots[slot.index()];
+        law!(!shadow.closed, "slot {slot} is closed twice");
+        law!(
+            shadow.life == Life::Retired && shadow.handing_over().is_none(),
+            "slot {slot} is closed before its worker has let go: {shadow:?}"
+        );
+        let let_go = |part: &Part| matches!(part, Part::Leaving { .. });
+        law!(
+            shadow.others.values().any(|other| let_go(&other.part)),
+            "slot {slot} is closed and nobody has emptied its queue"
+        );
+        law!(shadow.borrower.is_none(), "slot {slot} is closed and lent");
+        shadow.closed = true;
+    }
+
+    pub(super) fn drops(&mut self, slot: SlotId) {
+        law!(
+            slot.index() + 1 == self.slots.len() && slot.0 > 0,
+            "slot {slot} is dropped of {}",
+            self.slots.len()
+        );
+        let shadow = self.slots.pop().expect("it is there");
+        law!(shadow.is_empty(), "slot {slot} is dropped: {shadow:?}");
+        law!(
+            shadow.closed || !shadow.deposited,
+            "slot {slot} is dropped with its listener"
+        );
+    }
+
+    pub(super) fn preflight_begins(&mut self, now: Tick) {
+        if let Some(operation) = &mut self.operation
+            && operation.stage == (Stage::Preflight { since: None })
+        {
+            operation.stage = Stage::Preflight { since: Some(now) };
+        } else {
+            panic!("law broken: a preflight in {:?}", self.operation);
+        }
+    }
+
+    pub(super) fn preflight_aborted(&mut self, now: Tick) {
+        let limit = self.policy.start_timeout;
+        let stops = self.end != End::Running;
+        if let Some(operation) = &mut self.operation
+            && let Stage::Preflight { since: Some(since) } = operation.stage
+        {
+            law!(
+                stops || now >= since + limit,
+                "the preflight had time until {:?}",
+                since + limit
+            );
+            operation.failed = true;
+        } else {
+            panic!("law broken: no preflight in {:?}", self.operation);
+        }
+    }
+
+    pub(super) fn execs(&mut self) {
+        match &mut self.operation {
+            Some(operation) if operation.stage == Stage::Passed => operation.stage = Stage::Exec,
+            operation => panic!("law broken: an exec in {operation:?}"),
+        }
+    }
+
+    pub(super) fn commits(&mut self, release: ReleaseId, now: Tick) {
+        law!(
+            self.rolls_out(release),
+            "{release:?} is in force, but {:?}",
+            self.operation
+        );
+        let renewed = |slot: &Shadow| {
+            slot.serves() && slot.release == release && slot.handing_over().is_none()
+        };
+        law!(
+            self.slots.iter().all(renewed),
+            "{release:?} is in force and not everybody has it"
+        );
+        law!(
+            self.canary_stood(now),
+            "{release:?} is in force before its first worker has stood the test"
+        );
+        let before = self.look_every().map(|every| now + every);
+        self.release = release;
+        self.policy = self.policies[&release].clone();
+        let due = now + self.look_every().unwrap_or_default();
+        for pulse in self.pulses.values_mut() {
+            match before {
+                None => {
+                    pulse.due = (due, due);
+                    pulse.turns = None;
+                    pulse.misses = 0;
+                }
+                // Planned in this very call: by the old rule if it was looked at, by the new one
+                // if it has only begun to serve.
+                Some(before) if pulse.due.1 == before => {
+                    pulse.due = (before.min(due), before.max(due));
+                }
+                Some(_) => {}
+            }
+        }
+        if let Some(operation) = &mut self.operation {
+            operation.stage = Stage::Scale;
+            operation.committed = u16::try_from(self.slots.len()).expect("few slots");
+        }
+    }
+
+    /// Slots that have not been closed.
+    fn open(&self) -> u16 {
+        let open = self.slots.iter().filter(|slot| !slot.closed).count();
+        u16::try_from(open).expect("few slots")
+    }
+
+    pub(super) fn operation_rests(&mut self, now: Tick, by: &impl Fn(Tick) -> bool) {
+        self.asked = None;
+        let under_way = self.operation.iter().map(|it| it.request);
+        law!(
+            self.unanswered.iter().copied().eq(under_way),
+            "{:?} are not answered",
+            self.unanswered
+        );
+        if let Some(operation) = &mut self.operation
+            && let Stage::Roll(release) = operation.stage
+        {
+            let canary = &self.slots[0];
+            let sings =
+                canary.serves() && canary.release == release && canary.handing_over().is_none();
+            if sings {
+                operation.canary.get_or_insert(now);
+            }
+        }
+        let Some(operation) = &self.operation else {
+            return law!(
+                self.steered.is_none() || self.end != End::Running,
+                "new connections are steered for nobody"
+            );
+        };
+        law!(
+            self.end == End::Running,
+            "{operation:?} goes on while {:?}",
+            self.end
+        );
+        match operation.stage {
+            Stage::Preflight { since } if !operation.failed => {
+                let since = since.expect("law: an upgrade begins with a preflight");
+                law!(
+                    by(since + self.policy.start_timeout),
+                    "a preflight for ever"
+                );
+            }
+            Stage::Passed => panic!("law broken: the program has passed and nothing follows"),
+            Stage::Preflight { .. } | Stage::Exec | Stage::Roll(_) | Stage::Scale => {}
+        }
+        let Some((stay, since)) = self.steered else {
+            let due = operation.since + operation.bound;
+            return law!(now <= due, "{operation:?} was to be over by {due:?}");
+        };
+        // How long it takes for a worker to serve that keeps dying, nobody knows; but whoever
+        // could leave must not be kept.
+        let settled = since + self.policy.handshake_timeout;
+        if now < settled {
+            return law!(by(settled), "nobody wakes up when the handshakes are over");
+        }
+        let leaving = self.slots.iter().rev().find(|slot| !slot.closed);
+        let heir = self.slots[..usize::from(stay)].iter().any(Shadow::serves);
+        law!(
+            !(heir && leaving.is_some_and(Shadow::serves)),
+            "a slot could leave and does not"
+        );
+    }
+}
