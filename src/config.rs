@@ -55,6 +55,10 @@ pub const HANDOVER_MESSAGE_BYTES: usize = 96 * 1024;
 /// for the other's turn, few enough that a connection is frozen for milliseconds.
 pub const HANDOVER_WINDOW: usize = 2;
 
+/// After this long a message of a handover that the kernel did not take is offered again, if the
+/// kernel does not say before that it has room.
+pub const HANDOVER_RETRY: Duration = Duration::from_millis(10);
+
 /// Looks at a worker's pulse within `hang_timeout`; a worker is hung when all of them in a row find
 /// that its loop has made no turn.
 pub const HANG_CHECKS: u32 = 4;
