@@ -73,7 +73,7 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
         }
         let Some(&client) = kernel.descriptors.get(&fd) else {
             match state {
-                State::Free | State::Closing => continue,
+                State::Free | State::Closing | State::Handed => continue,
                 open => return Err(format!("{fd} is recorded {open:?}, and closed")),
             }
         };
@@ -82,6 +82,7 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
         match state {
             State::Free if !accepting => return Err(format!("{fd} is open, and not recorded")),
             State::Free if wire.consumed > 0 => return Err(format!("{fd} was served unrecorded")),
+            State::Handed => return Err(format!("{fd} was handed over to nobody")),
             State::Closing => {
                 let (received, sent) = memory.bytes_moved(fd);
                 let lost = wire.ended_at.is_none() && !expected.is_empty();

@@ -248,8 +248,8 @@ impl Flags {
     pub const FINISH: Self = Self(1 << 5);
 
     /// On its way from one worker to another, at both ends, until the acknowledgement: nobody may
-    /// touch it. Whose it is then, the sender's record tells: [`State::Handed`] or free, and it is
-    /// the receiver's; still a connection, and it is the sender's.
+    /// touch it. It is the receiver's once that one's record has no mark any more, or the sender's
+    /// says [`State::Handed`] or free; until then it is the sender's.
     pub const MOVING: Self = Self(1 << 6);
 
     /// What a connection is given when the worker stops. What is in the kernel by then is still
