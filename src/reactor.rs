@@ -74,6 +74,8 @@ pub struct Reactor {
     accept_retry: Duration,
     max_connections: u32,
     open: u32,
+    /// Connections that another worker is about to hand over: their places are taken.
+    expected: u32,
     last_generation: u32,
     now: Tick,
 }
@@ -110,6 +112,7 @@ impl Reactor {
             accept_retry: config.accept_retry,
             max_connections,
             open: 0,
+            expected: 0,
             last_generation: NO_GENERATION,
             now,
         })
@@ -426,9 +429,7 @@ impl Reactor {
             return self.close(fd, CloseReason::SystemError);
         }
         tracing::debug!(%peer, fd, "open");
-        if self.open >= self.max_connections {
-            self.pause(Gate::AtLimit, PauseCause::ConnectionLimit);
-        }
+        self.pause_at_limit();
         self.conclude(fd, Outcome::Waiting);
     }
 
@@ -454,7 +455,23 @@ impl Reactor {
         socket.close();
         self.memory.closed(fd);
         self.open -= 1;
-        self.set_gate(self.gate.after_close(self.open, self.max_connections));
+        self.gate_after_close();
+    }
+
+    fn gate_after_close(&mut self) {
+        let taken = self.places_taken();
+        self.set_gate(self.gate.after_close(taken, self.max_connections));
+    }
+
+    const fn places_taken(&self) -> u32 {
+        self.open.saturating_add(self.expected)
+    }
+
+    /// Shuts the gate if every place is taken.
+    fn pause_at_limit(&mut self) {
+        if self.gate == Gate::Open && self.places_taken() >= self.max_connections {
+            self.pause(Gate::AtLimit, PauseCause::ConnectionLimit);
+        }
     }
 
     fn pause(&mut self, gate: Gate, cause: PauseCause) {

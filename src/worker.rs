@@ -282,16 +282,18 @@ impl Worker {
 
     fn take_over(&mut self, order: TakeOver, descriptors: Vec<OwnedFd>) {
         fault::point("receiver.ordered");
-        self.begin_to_serve();
-        let Some(link) = descriptors.into_iter().next() else {
-            tracing::error!(from = %order.from, "told to take over, and no socket came along");
-            return;
-        };
-        match self.reactor.take_over(link) {
-            Ok(()) => tracing::info!(from = %order.from, "taking connections over"),
+        let taken = descriptors
+            .into_iter()
+            .next()
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+            .and_then(|link| self.reactor.take_over(link, order.expected));
+        match taken {
+            Ok(()) => tracing::info!(from = %order.from, order.expected, "taking over"),
             // The socket is closed by now, so the other worker keeps everything.
             Err(error) => tracing::error!(%error, from = %order.from, "cannot take over"),
         }
+        // Only now: places are kept for what comes.
+        self.begin_to_serve();
     }
 
     fn hand_over(&mut self, order: HandOver, descriptors: Vec<OwnedFd>) {

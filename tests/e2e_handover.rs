@@ -214,7 +214,12 @@ fn pair() -> (OwnedFd, OwnedFd) {
 /// Connects two workers, as the supervisor does: who takes over is told first.
 fn order(from: &mut Worker, to: &mut Worker, last: bool) {
     let (ours, theirs) = pair();
-    to.say(Message::TakeOver(TakeOver { from: from.id }), &[theirs]);
+    let expected = memory::open_connections(&from.memory) as u32;
+    let take_over = TakeOver {
+        from: from.id,
+        expected,
+    };
+    to.say(Message::TakeOver(take_over), &[theirs]);
     let order = HandOver {
         to: to.id,
         last,

@@ -122,8 +122,9 @@ impl Stage {
     /// Begins a handover and does nothing else.
     fn order(&mut self, from: usize, to: usize, last: bool) {
         let (ours, theirs) = link();
+        let expected = self.loops[from].open_connections();
+        self.loops[to].take_over(theirs, expected).unwrap();
         self.loops[to].begin_accepting();
-        self.loops[to].take_over(theirs).unwrap();
         self.loops[from].hand_over(ours, last).unwrap();
     }
 
@@ -467,6 +468,37 @@ fn a_refusal_leaves_everything_with_the_sender_and_ends_its_accepting() {
 }
 
 #[test]
+fn a_server_that_is_full_moves_as_a_whole_and_only_then_takes_those_who_wait() {
+    let mut stage = Stage::new(1, &config());
+    stage.loops[0] = reactor(&config(), 10);
+    let listener = stage.listener.try_clone().unwrap();
+    stage.loops[0].serve_listener(SLOT, listener).unwrap();
+    let mut clients: Vec<Client> = (0..10).map(|_| stage.connect(0)).collect();
+    let waiting: Vec<Client> = (0..5).map(|_| Client::new(stage.addr)).collect();
+    stage.loops.push(reactor(&config(), 10));
+    stage.loops[1].hold_accepting();
+    let listener = stage.listener.try_clone().unwrap();
+    stage.loops[1].serve_listener(SLOT, listener).unwrap();
+    stage.order(0, 1, false);
+    // The successor has many turns before anything comes.
+    for _ in 0..10 {
+        stage.loops[1].wait(Some(Tick::ZERO)).unwrap();
+        stage.loops[1].work();
+    }
+    assert_eq!(stage.loops[1].open_connections(), 0);
+    // Some end at the last moment: their places are not lost.
+    for client in clients.drain(..5) {
+        client.reset();
+    }
+    stage.loops[0].wait(Some(Tick::ZERO)).unwrap();
+    assert_eq!(stage.outcome(0).end, End::Done);
+    stage.until(|stage| stage.loops[1].open_connections() == 10);
+    for client in clients.into_iter().chain(waiting) {
+        client.conclude(&mut stage);
+    }
+}
+
+#[test]
 fn a_format_from_the_future_is_refused_and_so_is_a_stopping_worker() {
     let mut stage = Stage::new(2, &config());
     let client = stage.connect(0);
@@ -491,10 +523,10 @@ fn a_format_from_the_future_is_refused_and_so_is_a_stopping_worker() {
     stage.loops[1].end_accepting();
     stage.loops[1].finish_connections();
     let (ours, theirs) = link();
-    stage.loops[1].take_over(theirs).unwrap();
+    stage.loops[1].take_over(theirs, 0).unwrap();
     stage.loops[0].hand_over(ours, false).unwrap();
     let result = stage.outcome(0);
-    assert!(matches!(result.end, End::Refused { cause } if cause.contains("stopping")));
+    assert!(matches!(result.end, End::Refused { cause } if cause.contains("leaving")));
     client.conclude(&mut stage);
 }
 
@@ -552,7 +584,7 @@ fn the_end_of_a_sender_is_no_harm_to_what_has_arrived() {
     let mut stage = Stage::new(1, &config());
     let (ours, theirs) = link();
     let sender = Packets::over(ours);
-    stage.loops[0].take_over(theirs).unwrap();
+    stage.loops[0].take_over(theirs, 0).unwrap();
     drop(sender);
     stage.until(|stage| !stage.loops[0].is_moving());
     let client = stage.connect(0);
@@ -566,7 +598,7 @@ fn nonsense_is_refused_and_costs_nothing() {
         let client = stage.connect(0);
         let (ours, theirs) = link();
         let sender = Packets::over(ours);
-        stage.loops[0].take_over(theirs).unwrap();
+        stage.loops[0].take_over(theirs, 0).unwrap();
         assert!(sender.send(noise, &[]).unwrap());
         let mut answer = [0; 1024];
         let mut read = None;

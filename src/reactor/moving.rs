@@ -110,6 +110,7 @@ impl Reactor {
     /// other worker may have it.
     pub(super) fn abandon_moving(&mut self) {
         self.incoming = None;
+        self.expected = 0;
         let Some(mut outgoing) = self.outgoing.take() else {
             return;
         };

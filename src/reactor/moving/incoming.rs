@@ -17,7 +17,7 @@ use crate::fault;
 use crate::handover::machine::{Receiver, ReceiverAction, ReceiverEvent};
 use crate::handover::record::{self, Message, Packet};
 use crate::memory::frozen::Frozen;
-use crate::metrics::{Counter, PauseCause};
+use crate::metrics::Counter;
 use crate::sys::socket::Socket;
 
 /// A handover from another worker.
@@ -31,11 +31,14 @@ pub(in crate::reactor) struct Incoming {
 }
 
 impl Reactor {
-    /// Begins to take in what comes by the socket `link`.
+    /// Begins to take in what comes by the socket `link`: `expected` connections, as far as is
+    /// known. Places are kept for them, so that accepting cannot take those first.
+    ///
+    /// A worker that accepts no more, for good, refuses them at once.
     ///
     /// # Errors
     /// As [`Reactor::hand_over`].
-    pub fn take_over(&mut self, link: OwnedFd) -> io::Result<()> {
+    pub fn take_over(&mut self, link: OwnedFd, expected: u32) -> io::Result<()> {
         if self.incoming.is_some() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -47,10 +50,13 @@ impl Reactor {
             buffer: vec![0; HANDOVER_MESSAGE_BYTES],
             version: version.unwrap_or(record::VERSION),
         });
-        if self.finishing {
+        if self.finishing || self.gate == Gate::Ended {
             // Told at once: the sender still has every choice.
-            let cause = "the worker is stopping".to_owned();
+            let cause = "the worker is leaving itself".to_owned();
             incoming.machine.handle(ReceiverEvent::Unfit { cause });
+        } else {
+            self.expected = expected;
+            self.pause_at_limit();
         }
         self.incoming = Some(incoming);
         Ok(())
@@ -103,6 +109,7 @@ impl Reactor {
             if over {
                 let adopted = incoming.machine.adopted();
                 tracing::info!(connections = adopted, complete, "taken over");
+                self.expect_no_more();
                 return;
             }
         }
@@ -153,15 +160,23 @@ impl Reactor {
             fault::point("receiver.acknowledged");
         }
         self.memory.count(Counter::MovedIn, u64::from(count));
+        self.expected = self.expected.saturating_sub(count);
+        self.open += count;
         for fd in batch {
             self.memory.keep(fd);
-            self.open += 1;
             self.welcome(fd);
         }
-        if self.open >= self.max_connections && self.gate == Gate::Open {
-            self.pause(Gate::AtLimit, PauseCause::ConnectionLimit);
-        }
+        self.pause_at_limit();
         false
+    }
+
+    /// Gives the places back that were kept for connections that did not come. Without the usual
+    /// hysteresis: nobody had them.
+    fn expect_no_more(&mut self) {
+        let kept = std::mem::take(&mut self.expected);
+        if kept > 0 && self.gate == Gate::AtLimit && self.open < self.max_connections {
+            self.set_gate(Gate::Open);
+        }
     }
 
     /// Records and watches every connection of a batch; or none, and why.

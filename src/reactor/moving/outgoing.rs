@@ -254,7 +254,7 @@ impl Reactor {
         }
         outgoing.moving -= count;
         outgoing.moved += count;
-        self.set_gate(self.gate.after_close(self.open, self.max_connections));
+        self.gate_after_close();
     }
 
     /// Serves a connection (again) that was on its way: what is ready is reported by watching it.
