@@ -448,3 +448,179 @@ impl Receiver {
         self.actions.push_back(action);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn actions(sender: &mut Sender, event: SenderEvent) -> Vec<SenderAction> {
+        sender.handle(event);
+        std::iter::from_fn(|| sender.poll_action()).collect()
+    }
+
+    fn turn(waiting: u32) -> SenderEvent {
+        SenderEvent::Turn {
+            waiting,
+            complete: true,
+        }
+    }
+
+    fn acknowledged(sequence: u32) -> SenderEvent {
+        let message = Message::Acknowledged { count: 1 };
+        SenderEvent::Heard(Packet { sequence, message })
+    }
+
+    /// A sender with a full window: batches 1 and 2.
+    fn waiting() -> Sender {
+        let mut sender = Sender::default();
+        for sequence in [1, 2] {
+            let sent = actions(&mut sender, turn(5));
+            assert_eq!(sent, [SenderAction::Send { sequence }]);
+            assert!(actions(&mut sender, SenderEvent::Sent).is_empty());
+        }
+        assert!(
+            actions(&mut sender, turn(5)).is_empty(),
+            "the window is full"
+        );
+        sender
+    }
+
+    #[test]
+    fn batches_go_as_fast_as_they_are_acknowledged() {
+        let mut sender = waiting();
+        let first = actions(&mut sender, acknowledged(1));
+        assert_eq!(first, [SenderAction::Release { sequence: 1 }]);
+        assert!(actions(&mut sender, turn(0)).is_empty(), "2 is on its way");
+        actions(&mut sender, acknowledged(2));
+        let end = [SenderAction::SendEnd { sequence: 3 }, SenderAction::Finish];
+        assert_eq!(actions(&mut sender, turn(0)), end);
+        assert_eq!(sender.end(), Some(&End::Done));
+        assert!(actions(&mut sender, SenderEvent::PeerGone).is_empty());
+    }
+
+    #[test]
+    fn the_end_of_the_receiver_and_its_refusal_bring_back_what_is_on_its_way() {
+        let back = [
+            SenderAction::TakeBack { sequence: 2 },
+            SenderAction::TakeBack { sequence: 3 },
+            SenderAction::Finish,
+        ];
+        let cause = "full".to_owned();
+        let refused = Packet {
+            sequence: 2,
+            message: Message::Refused {
+                cause: cause.clone(),
+            },
+        };
+        for (event, end) in [
+            (SenderEvent::PeerGone, End::PeerGone),
+            (SenderEvent::Heard(refused), End::Refused { cause }),
+        ] {
+            let mut sender = waiting();
+            actions(&mut sender, acknowledged(1));
+            // The third is put away, and the kernel has no room for it.
+            actions(&mut sender, turn(5));
+            actions(&mut sender, SenderEvent::Blocked);
+            assert!(sender.is_blocked());
+            assert_eq!(actions(&mut sender, event), back);
+            assert_eq!(sender.end(), Some(&end));
+        }
+    }
+
+    #[test]
+    fn a_stop_waits_for_what_is_on_its_way_and_for_nothing_else() {
+        let mut sender = waiting();
+        actions(&mut sender, acknowledged(1));
+        actions(&mut sender, turn(5));
+        actions(&mut sender, SenderEvent::Blocked);
+        let back = [SenderAction::TakeBack { sequence: 3 }];
+        assert_eq!(actions(&mut sender, SenderEvent::Stop), back);
+        assert!(actions(&mut sender, turn(5)).is_empty());
+        assert_eq!(sender.end(), None);
+        let last = [SenderAction::Release { sequence: 2 }, SenderAction::Finish];
+        assert_eq!(actions(&mut sender, acknowledged(2)), last);
+        assert_eq!(sender.end(), Some(&End::Stopped));
+        let mut idle = Sender::default();
+        assert_eq!(
+            actions(&mut idle, SenderEvent::Stop),
+            [SenderAction::Finish]
+        );
+    }
+
+    #[test]
+    fn what_is_not_understood_settles_nothing() {
+        let cause = || "noise".to_owned();
+        for event in [
+            acknowledged(2),
+            SenderEvent::Nonsense { cause: cause() },
+            SenderEvent::Heard(Packet {
+                sequence: 1,
+                message: Message::End { moved: 0 },
+            }),
+        ] {
+            let mut sender = waiting();
+            assert!(actions(&mut sender, event).is_empty());
+            assert_eq!(sender.end(), None);
+            actions(&mut sender, acknowledged(1));
+            let back = [SenderAction::TakeBack { sequence: 2 }, SenderAction::Finish];
+            assert_eq!(actions(&mut sender, SenderEvent::PeerGone), back);
+        }
+    }
+
+    fn answers(receiver: &mut Receiver, event: ReceiverEvent) -> Vec<ReceiverAction> {
+        receiver.handle(event);
+        std::iter::from_fn(|| receiver.poll_action()).collect()
+    }
+
+    fn heard(sequence: u32, message: Message) -> ReceiverEvent {
+        ReceiverEvent::Heard {
+            packet: Packet { sequence, message },
+            descriptors: 0,
+        }
+    }
+
+    #[test]
+    fn whatever_is_out_of_place_is_refused_once() {
+        let events = [
+            heard(2, Message::Batch(Vec::new())),
+            heard(1, Message::End { moved: 1 }),
+            heard(1, Message::Acknowledged { count: 1 }),
+            ReceiverEvent::Heard {
+                packet: Packet {
+                    sequence: 1,
+                    message: Message::Batch(Vec::new()),
+                },
+                descriptors: 1,
+            },
+            ReceiverEvent::Unfit {
+                cause: "noise".to_owned(),
+            },
+        ];
+        for event in events {
+            let mut receiver = Receiver::default();
+            let said = answers(&mut receiver, event.clone());
+            assert!(
+                matches!(said[..], [ReceiverAction::Refuse { .. }]),
+                "{event:?}"
+            );
+            assert!(answers(&mut receiver, event).is_empty());
+            let over = answers(&mut receiver, ReceiverEvent::PeerGone);
+            assert_eq!(over, [ReceiverAction::Finish { complete: false }]);
+        }
+    }
+
+    #[test]
+    fn a_batch_is_acknowledged_when_it_is_taken_in_and_not_before() {
+        let mut receiver = Receiver::default();
+        let batch = heard(1, Message::Batch(Vec::new()));
+        let adopt = answers(&mut receiver, batch);
+        assert!(matches!(adopt[..], [ReceiverAction::Adopt { .. }]));
+        let (sequence, count) = (1, 0);
+        let said = answers(&mut receiver, ReceiverEvent::Adopted);
+        assert_eq!(said, [ReceiverAction::Acknowledge { sequence, count }]);
+        assert!(answers(&mut receiver, heard(2, Message::End { moved: 0 })).is_empty());
+        let over = answers(&mut receiver, ReceiverEvent::PeerGone);
+        assert_eq!(over, [ReceiverAction::Finish { complete: true }]);
+        assert!(answers(&mut receiver, ReceiverEvent::PeerGone).is_empty());
+    }
+}

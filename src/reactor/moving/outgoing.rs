@@ -47,6 +47,34 @@ impl Outgoing {
             .map_or_else(Vec::new, |batch| batch.1)
     }
 
+    /// Offers the last batch to the kernel.
+    fn transmit(&mut self, sequence: u32, frame: Vec<u8>, now: Tick) {
+        let batch = self.batches.back().map_or(&[][..], |batch| &batch.1);
+        let Some(link) = &mut self.link else {
+            return;
+        };
+        let event = match socket::lend(batch, |fds| link.packets.send(&frame, fds)) {
+            Ok(true) => SenderEvent::Sent,
+            Ok(false) => {
+                self.staged = Some((frame, now + HANDOVER_RETRY));
+                SenderEvent::Blocked
+            }
+            Err(packets::Error::Closed) => {
+                // What the other end has said before it went comes first.
+                link.ready = true;
+                self.staged = Some((frame, now + HANDOVER_RETRY));
+                SenderEvent::Blocked
+            }
+            Err(error) => SenderEvent::Failed {
+                cause: format!("a batch could not be sent: {error}"),
+            },
+        };
+        if sequence == FIRST && event == SenderEvent::Sent {
+            fault::point("sender.sent");
+        }
+        self.machine.handle(event);
+    }
+
     fn is_due(&self, now: Tick) -> bool {
         self.staged.as_ref().is_some_and(|(_, retry)| *retry <= now)
     }
@@ -150,11 +178,11 @@ impl Reactor {
                         fault::point("sender.frozen");
                     }
                     outgoing.batches.push_back((sequence, batch));
-                    self.transmit(outgoing, sequence, frame);
+                    outgoing.transmit(sequence, frame, self.now);
                 }
                 SenderAction::Retry { sequence } => {
                     if let Some((frame, _)) = outgoing.staged.take() {
-                        self.transmit(outgoing, sequence, frame);
+                        outgoing.transmit(sequence, frame, self.now);
                     }
                 }
                 SenderAction::Release { sequence } => {
@@ -215,33 +243,6 @@ impl Reactor {
         }
         outgoing.moving += encoder.count();
         (encoder.finish(), batch)
-    }
-
-    fn transmit(&mut self, outgoing: &mut Outgoing, sequence: u32, frame: Vec<u8>) {
-        let batch = outgoing.batches.back().map_or(&[][..], |batch| &batch.1);
-        let Some(link) = &mut outgoing.link else {
-            return;
-        };
-        let event = match socket::lend(batch, |fds| link.packets.send(&frame, fds)) {
-            Ok(true) => SenderEvent::Sent,
-            Ok(false) => {
-                outgoing.staged = Some((frame, self.now + HANDOVER_RETRY));
-                SenderEvent::Blocked
-            }
-            Err(packets::Error::Closed) => {
-                // What the other end has said before it went comes first.
-                link.ready = true;
-                outgoing.staged = Some((frame, self.now + HANDOVER_RETRY));
-                SenderEvent::Blocked
-            }
-            Err(error) => SenderEvent::Failed {
-                cause: format!("a batch could not be sent: {error}"),
-            },
-        };
-        if sequence == FIRST && event == SenderEvent::Sent {
-            fault::point("sender.sent");
-        }
-        outgoing.machine.handle(event);
     }
 
     /// Forgets connections that are another worker's now.
