@@ -2,8 +2,9 @@
 //!
 //! A turn has fixed phases: wait, record readiness (and do nothing else yet), let the worker read
 //! its channel, take in connections that another worker hands over, drive the connections that are
-//! ready, accept, answer deadlines, hand connections over, compute the next deadline. [`Reactor::wait`] is the first half and [`Reactor::work`] the second; between them the
-//! worker acts on its supervisor's messages.
+//! ready, accept, answer deadlines, hand connections over, compute the next deadline.
+//! [`Reactor::wait`] is the first half and [`Reactor::work`] the second; between them the worker
+//! acts on its supervisor's messages.
 //!
 //! Invariants:
 //! - both directions of a connection are watched once, from its accept to its close; readiness is

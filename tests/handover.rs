@@ -391,6 +391,45 @@ fn many_connections_move_in_batches_while_both_serve() {
     }
 }
 
+/// A link that holds little more than one batch of idle connections.
+fn narrow_link() -> (OwnedFd, OwnedFd) {
+    let (ours, theirs) = link();
+    SockRef::from(&ours).set_send_buffer_size(8192).unwrap();
+    (ours, theirs)
+}
+
+#[test]
+fn a_socket_without_room_delays_a_batch_and_loses_nothing() {
+    raise_the_descriptor_limit();
+    let mut stage = Stage::new(2, &config());
+    let clients: Vec<Client> = (0..450).map(|_| stage.connect(0)).collect();
+    let (ours, theirs) = narrow_link();
+    stage.loops[1].take_over(theirs, 450).unwrap();
+    stage.loops[0].hand_over(ours, false).unwrap();
+    // The second batch finds no room, however often it is offered.
+    for _ in 0..100 {
+        stage.loops[0].wait(Some(Tick::ZERO)).unwrap();
+        stage.loops[0].work();
+    }
+    assert_eq!(stage.outcome(0), done(450));
+    for client in clients {
+        client.finish(&mut stage);
+    }
+}
+
+#[test]
+fn a_batch_that_cannot_be_sent_stays_with_the_sender() {
+    let mut stage = Stage::new(2, &config());
+    let mut large = stage.connect(0);
+    large.stuff(&mut stage);
+    let (ours, theirs) = narrow_link();
+    stage.loops[1].take_over(theirs, 1).unwrap();
+    stage.loops[0].hand_over(ours, false).unwrap();
+    let result = stage.outcome(0);
+    assert!(matches!(result.end, End::Refused { cause } if cause.contains("could not be sent")));
+    large.finish(&mut stage);
+}
+
 #[test]
 fn a_receiver_that_dies_leaves_everything_with_the_sender() {
     let mut stage = Stage::new(1, &config());
