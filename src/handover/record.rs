@@ -474,7 +474,7 @@ mod tests {
         let small = frozen(b"");
         assert_eq!((0..300).filter(|_| many.push(&small)).count(), 200);
         let mut few = BatchEncoder::new(1);
-        let large = frozen(&[b'A'; SCRATCH_BYTES]);
+        let large = frozen(&vec![b'A'; SCRATCH_BYTES]);
         assert!(few.push(&large) && !few.push(&large) && few.push(&small));
         let frame = few.finish();
         assert!(frame.len() <= HANDOVER_MESSAGE_BYTES);
