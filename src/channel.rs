@@ -1,42 +1,30 @@
 //! The channel between the supervisor and one worker: framed messages with descriptors, never
 //! blocking.
 //!
-//! A `SOCK_SEQPACKET` socket pair: it keeps record boundaries, carries descriptors, and reports
-//! the other end's death as an end of stream.
-//!
-//! Invariants: received descriptors are owned (and close-on-exec) before their message is looked
-//! at, so every refusal closes them; truncated control data, or a number of descriptors other than
-//! the message announces, is an error, since the kernel has then closed some silently; what the
-//! kernel does not take now waits in a queue of at most [`QUEUE_MAX`] messages.
+//! Invariants: whoever refuses a message closes the descriptors that came with it ([`packets`] has
+//! them owned by then); truncated control data, or a number of descriptors other than the message
+//! announces, is an error, since the kernel has then closed some silently; what the kernel does not
+//! take now waits in a queue of at most [`QUEUE_MAX`] messages.
 //!
 //! It must not interpret messages, and neither end ever waits for the other in it.
 
+pub mod packets;
+
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
-    sendmsg, socketpair,
-};
-
-use crate::wire::{self, Envelope, FDS_MAX, FRAME_MAX_BYTES};
+use crate::wire::{self, Envelope, FRAME_MAX_BYTES};
+use packets::Packets;
 
 /// Messages that may wait for the other end to read. Supervisor and worker exchange a handful
 /// in a lifetime: an end that leaves this many unread is not alive.
 pub const QUEUE_MAX: usize = 64;
 
-/// Room for as many descriptors as the kernel ever delivers with one message (`SCM_MAX_FD`), so
-/// that only a full descriptor table can cut the list short.
-const FDS_RECEIVED_MAX: usize = 253;
-
 /// One end of a channel.
 #[derive(Debug)]
 pub struct Channel {
-    socket: OwnedFd,
+    packets: Packets,
     queue: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
 }
 
@@ -87,16 +75,19 @@ impl Channel {
     /// # Errors
     /// What `socketpair` returned.
     pub fn pair() -> io::Result<(Self, Self)> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (here, there) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        Ok((Self::over(here), Self::over(there)))
+        let (here, there) = Packets::pair()?;
+        Ok((Self::with(here), Self::with(there)))
     }
 
     /// A channel over one end of a socket pair that was inherited.
     #[must_use]
     pub const fn over(socket: OwnedFd) -> Self {
+        Self::with(Packets::over(socket))
+    }
+
+    const fn with(packets: Packets) -> Self {
         Self {
-            socket,
+            packets,
             queue: VecDeque::new(),
         }
     }
@@ -112,7 +103,7 @@ impl Channel {
     ) -> Result<(), Error> {
         let frame = envelope.encode(descriptors.len())?;
         self.flush()?;
-        if self.queue.is_empty() && self.transmit(&frame, descriptors)? {
+        if self.queue.is_empty() && self.packets.send(&frame, descriptors)? {
             return Ok(());
         }
         if self.queue.len() >= QUEUE_MAX {
@@ -134,7 +125,7 @@ impl Channel {
     fn flush(&mut self) -> Result<(), Error> {
         while let Some((frame, descriptors)) = self.queue.front() {
             let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-            if !self.transmit(frame, &borrowed)? {
+            if !self.packets.send(frame, &borrowed)? {
                 break;
             }
             self.queue.pop_front();
@@ -154,38 +145,12 @@ impl Channel {
             Err(error) => return Err(error),
         }
         let mut frame = vec![0; FRAME_MAX_BYTES];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_RECEIVED_MAX))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let (length, flags) = loop {
-            let mut into = [IoSliceMut::new(&mut frame)];
-            let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-            match recvmsg(&self.socket, &mut into, &mut control, flags) {
-                Ok(message) => break (message.bytes, message.flags),
-                // An end that died with unread messages is reported as a reset, once and before
-                // what it had said; its last words and its end come after that.
-                Err(Errno::INTR | Errno::CONNRESET) => {}
-                Err(Errno::AGAIN) => return Ok(None),
-                Err(errno) => {
-                    return Err(Error::System {
-                        operation: "receive",
-                        source: errno.into(),
-                    });
-                }
-            }
+        let Some(packet) = self.packets.receive(&mut frame)? else {
+            return Ok(None);
         };
-        // Owned before anything else is looked at: every way out closes them.
-        let mut descriptors = Vec::new();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                descriptors.extend(rights);
-            }
-        }
-        let truncated = flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC);
-        if length == 0 {
-            return Err(Error::Closed);
-        }
-        let (envelope, wanted) = Envelope::decode(&frame[..length])?;
-        if truncated || descriptors.len() != wanted {
+        let descriptors = packet.descriptors;
+        let (envelope, wanted) = Envelope::decode(&frame[..packet.length])?;
+        if packet.truncated || descriptors.len() != wanted {
             return Err(Error::Descriptors {
                 wanted,
                 got: descriptors.len(),
@@ -196,43 +161,28 @@ impl Channel {
             descriptors,
         }))
     }
+}
 
-    /// True if the kernel took the frame, false if it has no room now.
-    fn transmit(&self, frame: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<bool, Error> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
-        loop {
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            if !descriptors.is_empty() {
-                // Fits: `encode` refused more descriptors than there is space for.
-                control.push(SendAncillaryMessage::ScmRights(descriptors));
-            }
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match sendmsg(&self.socket, &[IoSlice::new(frame)], &mut control, flags) {
-                Ok(_) => return Ok(true),
-                Err(Errno::INTR) => {}
-                // Too many descriptors in flight clears up as the other end reads.
-                Err(Errno::AGAIN | Errno::TOOMANYREFS) => return Ok(false),
-                Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => return Err(Error::Closed),
-                Err(errno) => {
-                    return Err(Error::System {
-                        operation: "send",
-                        source: errno.into(),
-                    });
-                }
-            }
+impl From<packets::Error> for Error {
+    fn from(error: packets::Error) -> Self {
+        match error {
+            packets::Error::Closed => Self::Closed,
+            packets::Error::System { operation, source } => Self::System { operation, source },
         }
     }
 }
 
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.packets.as_fd()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Seek, Write};
+
+    use rustix::net::SendFlags;
 
     use super::*;
     use crate::identity::{Generation, SlotId, WorkerId};

@@ -94,7 +94,7 @@ pub fn drive<P: Probe>(
         State::Open => turn.serve(),
         State::LingeringIdle => turn.discard(CloseReason::IdleTimeout),
         State::LingeringStop => turn.discard(CloseReason::Drained),
-        State::Free | State::Closing => Outcome::Waiting,
+        State::Free | State::Closing | State::Handed => Outcome::Waiting,
     };
     let flags = turn.flags;
     memory.set_flags(fd, flags);
@@ -108,7 +108,7 @@ pub fn deadline<P: Probe>(memory: &Memory<P>, fd: u32, rules: &Rules) -> Option<
         State::Open if memory.pending(fd).is_some() => rules.write_stall_timeout?,
         State::Open => rules.idle_timeout?,
         State::LingeringIdle | State::LingeringStop => rules.linger_timeout,
-        State::Free | State::Closing => return None,
+        State::Free | State::Closing | State::Handed => return None,
     };
     Some(memory.last_progress(fd) + patience)
 }
@@ -143,7 +143,7 @@ pub fn expire<P: Probe>(
         State::Open => end_stream(memory, fd, stream, State::LingeringIdle, now),
         State::LingeringIdle => Outcome::Close(CloseReason::IdleTimeout),
         State::LingeringStop => Outcome::Close(CloseReason::Drained),
-        State::Free | State::Closing => Outcome::Waiting,
+        State::Free | State::Closing | State::Handed => Outcome::Waiting,
     }
 }
 

@@ -30,6 +30,7 @@
 //! | [`worker`] | shell | a worker's life: bind or adopt, say Ready, serve, drain |
 //! | [`reactor`] | shell | the event loop: readiness, budgets, accepting, deadlines |
 //! | [`connection`] | core | one connection over any [`connection::Stream`] |
+//! | [`handover`] | core | connections move to another worker, live: format and rules |
 //! | [`memory`] | | the working memory: records, scratch, pending output; the store rules |
 //! | [`metrics`] | | what is counted, in that memory |
 //! | [`wire`], [`channel`] | core, shell | what supervisor and workers say, and how |
@@ -57,6 +58,7 @@ pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod fault;
+pub mod handover;
 pub mod identity;
 pub mod listener;
 pub mod log;

@@ -107,6 +107,23 @@ pub fn bind(listen: &Listen, config: &Config) -> Result<(OwnedFd, Listen), Error
     ))
 }
 
+/// Takes over a listening socket that a predecessor bound, with the options and the backlog of
+/// `config`: what connections accepted from now on are to inherit.
+///
+/// A predecessor that is still there shares the socket, so what it accepts from now on has the new
+/// options as well.
+///
+/// # Errors
+/// [`Error::System`]; the socket is as the failed step left it.
+pub fn adopt(socket: OwnedFd, listen: &Listen, config: &Config) -> Result<OwnedFd, Error> {
+    let step = |operation| move |source| describe(listen, operation, source);
+    let socket = Socket::from(socket);
+    set_inherited(&socket, config).map_err(step("setting socket options"))?;
+    // On a socket that listens already this changes the backlog, and nothing else.
+    socket.listen(backlog(config)).map_err(step("listen"))?;
+    Ok(socket.into())
+}
+
 /// The longest accept queue the system grants (`net.core.somaxconn`).
 #[must_use]
 pub fn longest_backlog() -> Option<u32> {
@@ -117,7 +134,9 @@ pub fn longest_backlog() -> Option<u32> {
         .ok()
 }
 
-/// What every accepted connection gets from its listener, so that none costs a call of its own.
+/// What every accepted connection gets from its listener, so that none costs a call of its own. A
+/// buffer whose size was fixed cannot go back to the kernel's tuning; the configuration refuses
+/// that change.
 fn set_inherited(socket: &Socket, config: &Config) -> io::Result<()> {
     // A reply is one send; without this a second one waits for the peer's delayed ACK.
     socket.set_tcp_nodelay(true)?;
@@ -129,10 +148,10 @@ fn set_inherited(socket: &Socket, config: &Config) -> io::Result<()> {
     if let Some(bytes) = config.send_buffer {
         socket.set_send_buffer_size(bytes as usize)?;
     }
-    if let Some(silence) = config.keepalive {
-        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(silence))?;
+    match config.keepalive {
+        Some(silence) => socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(silence)),
+        None => socket.set_keepalive(false),
     }
-    Ok(())
 }
 
 fn backlog(config: &Config) -> i32 {
@@ -182,4 +201,43 @@ fn unspecified(addr: SocketAddr) -> &'static str {
 
 fn family(addr: SocketAddr) -> &'static str {
     if addr.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn an_adopted_listener_has_the_new_options_and_its_old_queue() {
+        let first = Config {
+            backlog: Some(1),
+            keepalive: Some(Duration::from_secs(7)),
+            ..Config::default()
+        };
+        let asked = Listen {
+            addr: ([127, 0, 0, 1], 0).into(),
+            dual_stack: false,
+        };
+        let (socket, listen) = bind(&asked, &first).unwrap();
+        let before = std::net::TcpStream::connect(listen.addr).unwrap();
+        let second = Config {
+            backlog: Some(64),
+            keepalive: None,
+            recv_buffer: Some(8192),
+            ..Config::default()
+        };
+        let socket = Socket::from(adopt(socket, &listen, &second).unwrap());
+        assert!(!socket.keepalive().unwrap());
+        assert_eq!(socket.recv_buffer_size().unwrap(), 2 * 8192);
+        let after: Vec<_> = (0..8)
+            .map(|_| std::net::TcpStream::connect(listen.addr).unwrap())
+            .collect();
+        let (queued, _) = socket.accept().unwrap();
+        let peer = queued.peer_addr().unwrap().as_socket();
+        assert_eq!(peer, before.local_addr().ok());
+        assert!(!socket.accept().unwrap().0.keepalive().unwrap());
+        drop(after);
+    }
 }

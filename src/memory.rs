@@ -26,7 +26,12 @@
 //!    after the state says Closing, or its loss would look like a connection that owes nothing;
 //! 6. end of stream: the lingering state, then the call, which may be made twice
 //!    ([`Memory::lingering`]);
-//! 7. free buffers are known privately only: a buffer that no record names is free.
+//! 7. free buffers are known privately only: a buffer that no record names is free;
+//! 8. handover: at the sender the record is marked as moving before the connection is sent, and
+//!    says Handed after the acknowledgement was read, before the descriptor is closed; then it is
+//!    Free ([`Memory::depart`], [`Memory::handed`], [`Memory::closed`]). At the receiver it is marked
+//!    as moving until its acknowledgement is sent ([`Memory::arrive`]). What comes to nothing is
+//!    unmarked at the sender ([`Memory::keep`]) and Handed at the receiver.
 //!
 //! Nothing else writes this memory, and this file must not make system calls on connections: it
 //! records what the reactor does.
@@ -287,7 +292,7 @@ impl<P: Probe> Memory<P> {
         received.saturating_sub(sent)
     }
 
-    /// Rule 5, after the call.
+    /// Rules 5 and 8, after the call.
     pub fn closed(&mut self, fd: u32) {
         if let Some(pending) = self.pending(fd) {
             self.store(Layout::record(fd), PENDING, 0);
@@ -302,6 +307,32 @@ impl<P: Probe> Memory<P> {
                 ..head
             },
         );
+    }
+
+    /// Rule 8: `fd` is going to another worker; nothing more is done to it here. What is
+    /// remembered of its readiness is forgotten.
+    pub fn depart(&mut self, fd: u32) {
+        let head = self.head(fd);
+        self.set_flags(fd, head.flags.lasting().with(Flags::MOVING));
+    }
+
+    /// Rule 8: `fd` is this worker's after all, or from now on; nothing is ready yet, as after
+    /// [`Memory::thaw`].
+    pub fn keep(&mut self, fd: u32) {
+        let lasting = self.head(fd).flags.lasting();
+        let flags = if lasting.has(Flags::FINISH) {
+            lasting.with(Flags::LAST_LOOK)
+        } else {
+            lasting
+        };
+        self.set_flags(fd, flags);
+    }
+
+    /// Rule 8: `fd` is another worker's, and its descriptor here is about to be closed.
+    pub fn handed(&mut self, fd: u32) {
+        let head = self.head(fd);
+        let state = State::Handed;
+        self.set_head(fd, Head { state, ..head });
     }
 
     /// Replaces what is remembered of `fd`.
@@ -385,7 +416,12 @@ impl<P: Probe> Memory<P> {
 
     /// Descriptor numbers that are connections, or are being closed.
     pub fn occupied(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..self.used).filter(|&fd| self.head(fd).state != State::Free)
+        self.occupied_from(0)
+    }
+
+    /// The same from number `first` on.
+    pub fn occupied_from(&self, first: u32) -> impl Iterator<Item = u32> + '_ {
+        (first..self.used).filter(|&fd| self.head(fd).state != State::Free)
     }
 
     fn wipe(&mut self) -> io::Result<()> {

@@ -1,9 +1,10 @@
 //! The worker's event loop: mio, edge-triggered, one thread, never blocking but in the wait.
 //!
 //! A turn has fixed phases: wait, record readiness (and do nothing else yet), let the worker read
-//! its channel, drive the connections that are ready, accept, answer deadlines, compute the next
-//! one. [`Reactor::wait`] is the first half and [`Reactor::work`] the second; between them the
-//! worker acts on its supervisor's messages.
+//! its channel, take in connections that another worker hands over, drive the connections that are
+//! ready, accept, answer deadlines, hand connections over, compute the next deadline.
+//! [`Reactor::wait`] is the first half and [`Reactor::work`] the second; between them the worker
+//! acts on its supervisor's messages.
 //!
 //! Invariants:
 //! - both directions of a connection are watched once, from its accept to its close; readiness is
@@ -17,6 +18,7 @@
 //! It must not know of the supervisor, and it decides nothing about bytes: `connection` does.
 
 pub mod accept;
+pub mod moving;
 pub mod timers;
 
 use std::collections::VecDeque;
@@ -39,6 +41,7 @@ use crate::metrics::{CloseReason, Counter, PauseCause};
 use crate::sys::socket::{AcceptFailure, Socket};
 
 use accept::{Acceptor, Gate, pause_cause};
+use moving::{HandedOver, Incoming, Outgoing};
 use timers::Timers;
 
 /// Readiness reports taken from the kernel in one turn.
@@ -58,13 +61,22 @@ pub struct Reactor {
     ready: VecDeque<u32>,
     fired: Vec<u32>,
     acceptors: Vec<Acceptor>,
-    next_acceptor_token: usize,
+    last_token: usize,
     gate: Gate,
+    /// Whether it is this worker's turn to accept. It is not while it stands by, or hands over.
+    accepting: bool,
+    /// Every connection is to end as soon as nothing is owed on it.
+    finishing: bool,
+    outgoing: Option<Box<Outgoing>>,
+    incoming: Option<Box<Incoming>>,
+    handed_over: Option<HandedOver>,
     rules: Rules,
     accepts_per_turn: u32,
     accept_retry: Duration,
     max_connections: u32,
     open: u32,
+    /// Connections that another worker is about to hand over: their places are taken.
+    expected: u32,
     last_generation: u32,
     now: Tick,
 }
@@ -84,8 +96,13 @@ impl Reactor {
             ready: VecDeque::new(),
             fired: Vec::new(),
             acceptors: Vec::new(),
-            next_acceptor_token: CONTROL.0 + 1,
+            last_token: CONTROL.0,
             gate: Gate::Open,
+            accepting: true,
+            finishing: false,
+            outgoing: None,
+            incoming: None,
+            handed_over: None,
             rules: Rules {
                 bytes_per_turn: config.bytes_per_turn,
                 idle_timeout: config.idle_timeout,
@@ -96,6 +113,7 @@ impl Reactor {
             accept_retry: config.accept_retry,
             max_connections,
             open: 0,
+            expected: 0,
             last_generation: NO_GENERATION,
             now,
         })
@@ -118,48 +136,60 @@ impl Reactor {
     /// # Errors
     /// What `epoll_ctl` returned; the descriptor is then closed.
     pub fn serve_listener(&mut self, owner: SlotId, listener: OwnedFd) -> io::Result<()> {
-        let token = Token(self.next_acceptor_token);
-        self.next_acceptor_token += 1;
-        let mut acceptor = Acceptor::new(owner, listener, token);
-        if self.gate == Gate::Open {
+        let mut acceptor = Acceptor::new(owner, listener, self.next_token());
+        if self.takes_connections() {
             acceptor.watch(self.poll.registry(), true)?;
         }
         self.acceptors.push(acceptor);
         Ok(())
     }
 
-    /// Stops accepting from the listeners of slot `owner` and lets go of them. True if there were
-    /// any.
-    pub fn release_listeners(&mut self, owner: SlotId) -> bool {
-        let before = self.acceptors.len();
-        for acceptor in self
-            .acceptors
-            .iter_mut()
-            .filter(|acceptor| acceptor.owner == owner)
-        {
-            // Fails only if it was not watched; closing it is all that matters then.
-            let _ = acceptor.watch(self.poll.registry(), false);
-        }
-        self.acceptors.retain(|acceptor| acceptor.owner != owner);
-        self.acceptors.len() < before
+    /// Stops accepting from the listeners of slot `owner` and lets go of them.
+    pub fn release_listeners(&mut self, owner: SlotId) {
+        self.release_where(|acceptor| acceptor.owner == owner);
     }
 
-    /// Takes what stands in the accept queues now, then accepts no more, for good, and lets go of
-    /// every listener.
-    pub fn end_accepting(&mut self) {
-        // What arrived since the last wait has not been reported yet: look, whatever is recorded.
-        for acceptor in &mut self.acceptors {
-            acceptor.ready = true;
-        }
-        while self.gate == Gate::Open && self.accept_burst() {}
+    /// The same for all but those of slot `own`: the ones that siblings lent.
+    pub fn release_lent(&mut self, own: SlotId) {
+        self.release_where(|acceptor| acceptor.owner != own);
+    }
+
+    /// Accepts from now on, as long as there is room.
+    pub fn begin_accepting(&mut self) {
+        let was = self.takes_connections();
+        self.accepting = true;
+        self.follow_gate(was);
+    }
+
+    /// Accepts no more for now. The listeners are kept: what arrives waits in their queues, or is
+    /// taken from them by another worker.
+    pub fn hold_accepting(&mut self) {
+        let was = self.takes_connections();
+        self.accepting = false;
+        self.follow_gate(was);
+    }
+
+    /// Accepts no more, for good, and lets go of every listener.
+    pub fn let_go(&mut self) {
         self.set_gate(Gate::Ended);
         self.acceptors.clear();
     }
 
-    /// Asks every connection to end as soon as nothing is owed on it.
+    /// Takes what stands in the accept queues now, if it is this worker's to take; then accepts no
+    /// more, for good, and lets go of every listener.
+    pub fn end_accepting(&mut self) {
+        if self.accepting {
+            self.sweep();
+        }
+        self.let_go();
+    }
+
+    /// Asks every connection to end as soon as nothing is owed on it; also those that are still to
+    /// come from another worker, or come back because it does not take them. None goes any more.
     pub fn finish_connections(&mut self) {
-        let open: Vec<u32> = self.memory.occupied().collect();
-        for fd in open {
+        self.finishing = true;
+        self.stop_handing_over();
+        for fd in self.settled_connections() {
             let flags = self.memory.head(fd).flags;
             self.memory.set_flags(fd, flags.with(Flags::LAST_LOOK));
             self.enqueue(fd);
@@ -168,12 +198,14 @@ impl Reactor {
 
     /// Ends every connection now. What was pending is abandoned, and counted.
     pub fn cut_connections(&mut self) {
-        let open: Vec<u32> = self.memory.occupied().collect();
-        for fd in open {
+        self.abandon_moving();
+        for fd in self.settled_connections() {
             let reason = match self.memory.head(fd).state {
                 State::LingeringIdle => CloseReason::IdleTimeout,
                 State::LingeringStop => CloseReason::Drained,
-                State::Open | State::Free | State::Closing => CloseReason::DrainTimeout,
+                State::Open | State::Free | State::Closing | State::Handed => {
+                    CloseReason::DrainTimeout
+                }
             };
             self.close(fd, reason);
         }
@@ -202,8 +234,10 @@ impl Reactor {
         Ok(control)
     }
 
-    /// Drives what is ready, accepts, and answers deadlines.
+    /// Drives what is ready, accepts, and answers deadlines; takes connections in before that, and
+    /// hands them over after it.
     pub fn work(&mut self) {
+        self.receive_connections();
         for _ in 0..self.ready.len() {
             let Some(fd) = self.ready.pop_front() else {
                 break;
@@ -224,10 +258,11 @@ impl Reactor {
             self.conclude(fd, outcome);
         }
         self.set_gate(self.gate.at(self.now));
-        if self.gate == Gate::Open {
+        if self.takes_connections() {
             self.accept_burst();
         }
         self.expire();
+        self.send_connections();
     }
 
     /// Connections open.
@@ -249,7 +284,7 @@ impl Reactor {
     }
 
     fn timeout(&self, deadline: Option<Tick>) -> Option<Duration> {
-        let accepts = self.gate == Gate::Open && self.acceptors.iter().any(|a| a.ready);
+        let accepts = self.takes_connections() && self.acceptors.iter().any(|a| a.ready);
         if accepts || !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
@@ -257,10 +292,15 @@ impl Reactor {
             Gate::Resting(until) => Some(until),
             Gate::Open | Gate::AtLimit | Gate::Ended => None,
         };
-        let due = [deadline, rest, self.timers.next_deadline()]
-            .into_iter()
-            .flatten()
-            .min()?;
+        let due = [
+            deadline,
+            rest,
+            self.timers.next_deadline(),
+            self.moving_due(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()?;
         Some(due.since(self.now))
     }
 
@@ -271,11 +311,14 @@ impl Reactor {
         if generation == NO_GENERATION {
             if let Some(acceptor) = self.acceptors.iter_mut().find(|a| a.has(token)) {
                 acceptor.ready = true;
+            } else if token != CONTROL {
+                self.moving_is_ready(token);
             }
             return token == CONTROL;
         }
         let head = self.memory.head(fd);
-        if head.generation != generation || matches!(head.state, State::Free | State::Closing) {
+        let gone = matches!(head.state, State::Free | State::Closing | State::Handed);
+        if head.generation != generation || gone {
             self.memory.count(Counter::StaleEvents, 1);
             return false;
         }
@@ -377,23 +420,17 @@ impl Reactor {
             self.memory.count(Counter::Refused, 1);
             return socket.close();
         }
-        self.last_generation = self
-            .last_generation
-            .checked_add(1)
-            .unwrap_or(NO_GENERATION + 1);
+        let generation = self.next_generation();
         self.memory.count(Counter::Accepted, 1);
-        self.memory.opened(fd, self.last_generation, peer, self.now);
+        self.memory.opened(fd, generation, peer, self.now);
         self.open += 1;
-        if let Err(error) = socket.watch(self.poll.registry(), pack_token(fd, self.last_generation))
-        {
+        if let Err(error) = socket.watch(self.poll.registry(), pack_token(fd, generation)) {
             tracing::warn!(%peer, %error, "refused: the event loop cannot watch the connection");
             self.memory.count(Counter::Refused, 1);
             return self.close(fd, CloseReason::SystemError);
         }
         tracing::debug!(%peer, fd, "open");
-        if self.open >= self.max_connections {
-            self.pause(Gate::AtLimit, PauseCause::ConnectionLimit);
-        }
+        self.pause_at_limit();
         self.conclude(fd, Outcome::Waiting);
     }
 
@@ -419,7 +456,23 @@ impl Reactor {
         socket.close();
         self.memory.closed(fd);
         self.open -= 1;
-        self.set_gate(self.gate.after_close(self.open, self.max_connections));
+        self.gate_after_close();
+    }
+
+    fn gate_after_close(&mut self) {
+        let taken = self.places_taken();
+        self.set_gate(self.gate.after_close(taken, self.max_connections));
+    }
+
+    const fn places_taken(&self) -> u32 {
+        self.open.saturating_add(self.expected)
+    }
+
+    /// Shuts the gate if every place is taken.
+    fn pause_at_limit(&mut self) {
+        if self.gate == Gate::Open && self.places_taken() >= self.max_connections {
+            self.pause(Gate::AtLimit, PauseCause::ConnectionLimit);
+        }
     }
 
     fn pause(&mut self, gate: Gate, cause: PauseCause) {
@@ -428,13 +481,22 @@ impl Reactor {
         self.set_gate(gate);
     }
 
-    /// Watches the listeners exactly while the gate is open.
     fn set_gate(&mut self, gate: Gate) {
         if gate == self.gate {
             return;
         }
-        let (was, is) = (self.gate == Gate::Open, gate == Gate::Open);
+        let was = self.takes_connections();
         self.gate = gate;
+        self.follow_gate(was);
+    }
+
+    const fn takes_connections(&self) -> bool {
+        self.accepting && matches!(self.gate, Gate::Open)
+    }
+
+    /// Watches the listeners exactly while connections are taken; `was` says whether they were.
+    fn follow_gate(&mut self, was: bool) {
+        let is = self.takes_connections();
         if was == is {
             return;
         }
@@ -450,6 +512,41 @@ impl Reactor {
         if is {
             tracing::info!(open = self.open, "accepting resumed");
         }
+    }
+
+    /// Takes what stands in the accept queues now; true if nothing is left there.
+    fn sweep(&mut self) -> bool {
+        // What arrived since the last wait has not been reported yet: look, whatever is recorded.
+        for acceptor in &mut self.acceptors {
+            acceptor.ready = true;
+        }
+        while self.gate == Gate::Open && self.accept_burst() {}
+        self.gate == Gate::Open || self.acceptors.is_empty()
+    }
+
+    fn release_where(&mut self, gone: impl Fn(&Acceptor) -> bool) {
+        for acceptor in self.acceptors.iter_mut().filter(|one| gone(one)) {
+            // Fails only if it was not watched; closing it is all that matters then.
+            let _ = acceptor.watch(self.poll.registry(), false);
+        }
+        self.acceptors.retain(|acceptor| !gone(acceptor));
+    }
+
+    /// Connections that are not on their way to another worker.
+    fn settled_connections(&self) -> Vec<u32> {
+        let settled = |&fd: &u32| !self.memory.head(fd).flags.has(Flags::MOVING);
+        self.memory.occupied().filter(settled).collect()
+    }
+
+    const fn next_token(&mut self) -> Token {
+        self.last_token += 1;
+        Token(self.last_token)
+    }
+
+    fn next_generation(&mut self) -> u32 {
+        let next = self.last_generation.checked_add(1);
+        self.last_generation = next.unwrap_or(NO_GENERATION + 1);
+        self.last_generation
     }
 }
 

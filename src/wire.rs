@@ -165,6 +165,9 @@ pub struct HandOver {
 pub struct TakeOver {
     /// The worker at the other end.
     pub from: WorkerId,
+    /// Connections that are about to come, as far as is known: room is kept for them.
+    #[serde(default)]
+    pub expected: u32,
 }
 
 /// How to leave with established connections.
@@ -393,6 +396,7 @@ mod tests {
             }),
             Message::TakeOver(TakeOver {
                 from: WorkerId::default(),
+                expected: 3,
             }),
             Message::Leave(Leave {
                 drain_timeout_ms: 5,

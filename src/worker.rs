@@ -1,10 +1,11 @@
-//! A worker's life: told what to be, bind or adopt, say Ready, serve, stop.
+//! A worker's life: told what to be, bind or adopt, say Ready, stand by or serve, hand over, stop.
 //!
 //! The channel to the supervisor is the only thing it listens to: signals are blocked in it, and
 //! the end of the channel means that the supervisor is gone.
 //!
 //! Invariants: it says Ready only when everything that can fail has succeeded; it never outlives
-//! its supervisor by more than `drain_timeout`; a panic ends it at once, without unwinding, because
+//! its supervisor by more than `drain_timeout`; it does not end while connections are on their way
+//! from it or to it, unless its time is over; a panic ends it at once, without unwinding, because
 //! destructors would close connections that could still be saved.
 //!
 //! It must not import the supervisor: what they share is `wire` and `memory`.
@@ -19,6 +20,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::channel::{self, Channel};
 use crate::clock::Tick;
 use crate::config::Config;
+use crate::fault;
+use crate::handover::machine::End;
 use crate::identity::WorkerId;
 use crate::listener;
 use crate::log;
@@ -27,7 +30,10 @@ use crate::memory::layout::Layout;
 use crate::metrics::{CloseReason, Counter};
 use crate::reactor::Reactor;
 use crate::sys::fd::inherited_channel;
-use crate::wire::{Draining, Envelope, Failed, Listen, Message, Ready, Start, Stop};
+use crate::wire::{
+    Draining, Envelope, Failed, HandOver, HandedOver, HandoverEnd, Leave, Listen, Message, Ready,
+    Start, Stop, TakeOver,
+};
 
 /// How long a new worker waits to be told what to be. Its supervisor says so before it even forks.
 const START_MESSAGE_TIMEOUT_MS: u16 = 10_000;
@@ -47,11 +53,21 @@ struct Worker {
 /// How far the worker is in its life.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
+    /// Ready, and not accepting: another worker of the slot serves.
+    StandingBy,
     Serving,
     /// Told to stop; accepting goes on for a while, so that load balancers notice first.
     LameDuck {
         until: Tick,
         drain_timeout: Duration,
+    },
+    /// Its connections go to another worker. What that one refuses stays, for so long.
+    HandingOver {
+        drain_timeout: Duration,
+    },
+    /// Not accepting any more; what is established is served until it ends, or till then.
+    Leaving {
+        until: Tick,
     },
     /// Finishing what is owed.
     Draining {
@@ -98,6 +114,7 @@ impl Worker {
         descriptors: Vec<OwnedFd>,
         channel: Channel,
     ) -> Result<Self, (Channel, String)> {
+        fault::point("worker.starting");
         let fail = |channel, cause: &dyn std::fmt::Display| (channel, cause.to_string());
         let mut descriptors = descriptors.into_iter();
         let Some(memory) = descriptors.next() else {
@@ -122,6 +139,10 @@ impl Worker {
             reactor,
             phase: Phase::Serving,
         };
+        if start.standby {
+            worker.phase = Phase::StandingBy;
+            worker.reactor.hold_accepting();
+        }
         match worker.take_charge(&start.listen, start.adopt, descriptors.collect()) {
             Ok(()) => Ok(worker),
             Err(cause) => Err((worker.channel, cause)),
@@ -140,6 +161,10 @@ impl Worker {
                 let (got, wanted) = (adopted.len(), listen.len());
                 return Err(format!("{got} listeners came for {wanted} addresses"));
             }
+            let adopted = adopted.into_iter().zip(listen);
+            let adopted = adopted.map(|(socket, one)| listener::adopt(socket, one, &self.config));
+            let adopted = adopted.collect::<Result<Vec<_>, _>>();
+            let adopted = adopted.map_err(|error| error.to_string())?;
             (adopted, listen.to_vec())
         } else {
             let bound = listen.iter().map(|one| listener::bind(one, &self.config));
@@ -164,9 +189,14 @@ impl Worker {
             message: Message::Ready(Ready { listen }),
         };
         let deposit: Vec<_> = deposit.iter().map(AsFd::as_fd).collect();
+        fault::point("worker.ready");
         self.channel
             .send(&ready, &deposit)
-            .map_err(|error| error.to_string())
+            .map_err(|error| error.to_string())?;
+        if matches!(self.phase, Phase::StandingBy) {
+            fault::point("worker.standing_by");
+        }
+        Ok(())
     }
 
     fn serve(mut self) -> ExitCode {
@@ -190,8 +220,10 @@ impl Worker {
 
     const fn deadline(&self) -> Option<Tick> {
         match self.phase {
-            Phase::LameDuck { until, .. } | Phase::Draining { until } => Some(until),
-            Phase::Serving | Phase::Done => None,
+            Phase::LameDuck { until, .. }
+            | Phase::Leaving { until }
+            | Phase::Draining { until } => Some(until),
+            Phase::StandingBy | Phase::Serving | Phase::HandingOver { .. } | Phase::Done => None,
         }
     }
 
@@ -224,12 +256,13 @@ impl Worker {
                 tracing::info!(lent_by = recall.slot.0, "a sibling's queue was recalled");
             }
             Message::Stop(stop) => self.stop(stop),
+            // The turn that it caused is the answer.
             Message::Ping(_) => {}
-            Message::Serve(_)
-            | Message::HandOver(_)
-            | Message::TakeOver(_)
-            | Message::Leave(_)
-            | Message::HandedOver(_)
+            Message::Serve(_) => self.begin_to_serve(),
+            Message::TakeOver(order) => self.take_over(order, descriptors),
+            Message::HandOver(order) => self.hand_over(order, descriptors),
+            Message::Leave(order) => self.leave(order),
+            Message::HandedOver(_)
             | Message::Start(_)
             | Message::Ready(_)
             | Message::Failed(_)
@@ -239,8 +272,108 @@ impl Worker {
         }
     }
 
+    /// Accepts, if it stood by.
+    fn begin_to_serve(&mut self) {
+        if matches!(self.phase, Phase::StandingBy) {
+            self.phase = Phase::Serving;
+            self.reactor.begin_accepting();
+        }
+    }
+
+    fn take_over(&mut self, order: TakeOver, descriptors: Vec<OwnedFd>) {
+        fault::point("receiver.ordered");
+        let taken = descriptors
+            .into_iter()
+            .next()
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+            .and_then(|link| self.reactor.take_over(link, order.expected));
+        match taken {
+            Ok(()) => tracing::info!(from = %order.from, order.expected, "taking over"),
+            // The socket is closed by now, so the other worker keeps everything.
+            Err(error) => tracing::error!(%error, from = %order.from, "cannot take over"),
+        }
+        // Only now: places are kept for what comes.
+        self.begin_to_serve();
+    }
+
+    fn hand_over(&mut self, order: HandOver, descriptors: Vec<OwnedFd>) {
+        fault::point("sender.ordered");
+        let serves = matches!(self.phase, Phase::Serving | Phase::StandingBy);
+        let Some(link) = descriptors.into_iter().next().filter(|_| serves) else {
+            tracing::error!(to = %order.to, phase = ?self.phase, "cannot hand over now");
+            return;
+        };
+        // Whoever lent them has a worker for them, or finds another one.
+        self.reactor.release_lent(self.id.slot);
+        match self.reactor.hand_over(link, order.last) {
+            Ok(()) => {
+                let connections = self.reactor.open_connections();
+                tracing::info!(to = %order.to, connections, "handing over");
+                self.phase = Phase::HandingOver {
+                    drain_timeout: Duration::from_millis(order.drain_timeout_ms),
+                };
+            }
+            Err(error) => {
+                tracing::error!(%error, to = %order.to, "cannot hand over");
+                let end = HandoverEnd::PeerGone;
+                self.say_handed_over(0, end);
+            }
+        }
+    }
+
+    /// What comes after a handover, when there is a result.
+    fn conclude_handover(&mut self) {
+        let Some(result) = self.reactor.handed_over() else {
+            return;
+        };
+        let Phase::HandingOver { drain_timeout } = self.phase else {
+            return; // A stop came between; it settles everything.
+        };
+        let (moved, left) = (result.moved, self.reactor.open_connections());
+        tracing::info!(moved, left, end = ?result.end, "handed over");
+        let end = match result.end {
+            End::Done => {
+                self.phase = Phase::Done;
+                fault::point("sender.done");
+                HandoverEnd::Done
+            }
+            End::PeerGone | End::Stopped => {
+                self.phase = Phase::Serving;
+                HandoverEnd::PeerGone
+            }
+            End::Refused { cause } => {
+                self.phase = Phase::Leaving {
+                    until: self.reactor.now() + drain_timeout,
+                };
+                HandoverEnd::Refused { cause }
+            }
+        };
+        self.say_handed_over(moved, end);
+    }
+
+    fn say_handed_over(&mut self, moved: u32, end: HandoverEnd) {
+        let left = self.reactor.open_connections();
+        self.say(Message::HandedOver(HandedOver { moved, left, end }));
+    }
+
+    fn leave(&mut self, order: Leave) {
+        if !matches!(self.phase, Phase::Serving | Phase::StandingBy) {
+            tracing::warn!(phase = ?self.phase, "told to leave, and does already");
+            return;
+        }
+        self.reactor.let_go();
+        let drain_timeout = Duration::from_millis(order.drain_timeout_ms);
+        self.phase = Phase::Leaving {
+            until: self.reactor.now() + drain_timeout,
+        };
+        let connections = self.reactor.open_connections();
+        tracing::info!(connections, "leaving");
+        self.say(Message::Draining(Draining { connections }));
+    }
+
     fn stop(&mut self, stop: Stop) {
         let drain_timeout = Duration::from_millis(stop.drain_timeout_ms);
+        self.reactor.stop_handing_over();
         match stop.lame_duck_ms {
             0 => self.drain(drain_timeout),
             lame_duck_ms => {
@@ -257,8 +390,13 @@ impl Worker {
         tracing::warn!(%error, open = self.reactor.open_connections(),
             "the supervisor is gone: finishing what is owed");
         self.supervised = false;
-        if matches!(self.phase, Phase::Serving | Phase::LameDuck { .. }) {
-            self.drain(self.config.drain_timeout);
+        match self.phase {
+            Phase::StandingBy
+            | Phase::Serving
+            | Phase::LameDuck { .. }
+            | Phase::HandingOver { .. }
+            | Phase::Leaving { .. } => self.drain(self.config.drain_timeout),
+            Phase::Draining { .. } | Phase::Done => {}
         }
     }
 
@@ -270,37 +408,53 @@ impl Worker {
         self.phase = Phase::Draining {
             until: self.reactor.now() + drain_timeout,
         };
-        let message = Message::Draining(Draining { connections });
-        if self.supervised
-            && let Err(error) = self.channel.send(
-                &Envelope {
-                    worker: self.id,
-                    message,
-                },
-                &[],
-            )
-        {
+        self.say(Message::Draining(Draining { connections }));
+    }
+
+    /// Says something to the supervisor, if there is one.
+    fn say(&mut self, message: Message) {
+        if !self.supervised {
+            return;
+        }
+        let envelope = Envelope {
+            worker: self.id,
+            message,
+        };
+        if let Err(error) = self.channel.send(&envelope, &[]) {
             self.orphaned(&error);
         }
     }
 
     fn advance(&mut self) {
+        self.conclude_handover();
         let now = self.reactor.now();
+        let connections = self.reactor.open_connections();
+        let ended = connections == 0 && !self.reactor.is_moving();
         match self.phase {
             Phase::LameDuck {
                 until,
                 drain_timeout,
             } if until <= now => self.drain(drain_timeout),
-            Phase::Draining { .. } if self.reactor.open_connections() == 0 => {
-                self.phase = Phase::Done;
+            Phase::Leaving { .. } | Phase::Draining { .. } if ended => self.phase = Phase::Done,
+            Phase::Leaving { until } if until <= now => {
+                tracing::info!(connections, "drain_timeout is over: finishing what is left");
+                self.reactor.finish_connections();
+                self.phase = Phase::Draining {
+                    until: now + self.config.linger_timeout,
+                };
             }
             Phase::Draining { until } if until <= now => {
-                let connections = self.reactor.open_connections();
                 tracing::warn!(connections, "drain_timeout is over: cutting what is left");
                 self.reactor.cut_connections();
                 self.phase = Phase::Done;
             }
-            Phase::Serving | Phase::LameDuck { .. } | Phase::Draining { .. } | Phase::Done => {}
+            Phase::StandingBy
+            | Phase::Serving
+            | Phase::LameDuck { .. }
+            | Phase::HandingOver { .. }
+            | Phase::Leaving { .. }
+            | Phase::Draining { .. }
+            | Phase::Done => {}
         }
     }
 

@@ -66,6 +66,7 @@ proptest! {
                 12 => strategy::op(),
                 1 => strategy::harm(),
                 1 => Just(Op::HandOver),
+                1 => Just(Op::TakeBack),
                 1 => Just(Op::Finish),
             ],
         ),
@@ -92,10 +93,15 @@ proptest! {
         };
         let plain = outcome(&ops);
         for at in 0..=ops.len() {
-            let mut moved = ops.clone();
-            moved.insert(at, Op::HandOver);
-            prop_assert_eq!(&outcome(&moved), &plain, "handed over before step {}", at);
+            for change in [Op::HandOver, Op::TakeBack] {
+                let mut moved = ops.clone();
+                moved.insert(at, change);
+                prop_assert_eq!(&outcome(&moved), &plain, "{:?} before step {}", change, at);
+            }
         }
+        // And at every boundary of the same script, from one to the next to the next.
+        let often: Vec<Op> = ops.iter().flat_map(|&op| [Op::HandOver, op]).collect();
+        prop_assert_eq!(&outcome(&often), &plain, "handed over before every step");
     }
 }
 

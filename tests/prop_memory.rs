@@ -14,16 +14,17 @@ mod strategy;
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use model::script::{Memory, Op, Terms, World};
-use model::server::Server;
-use model::{Event, Kernel, Meanwhile, Stopped, Wire};
+use model::server::{Server, fresh_memory};
+use model::{Event, Kernel, Meanwhile, Stopped, Stops, Wire};
 use proptest::prelude::*;
 use uppercased::connection::Rules;
 use uppercased::memory::frozen::rescued;
-use uppercased::memory::layout::{InHand, Layout, State};
+use uppercased::memory::layout::{Flags, InHand, Layout, State};
 use uppercased::memory::unsent;
 use uppercased::metrics::CloseReason;
 use uppercased::sys::shared::SharedMemory;
@@ -73,7 +74,7 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
         }
         let Some(&client) = kernel.descriptors.get(&fd) else {
             match state {
-                State::Free | State::Closing => continue,
+                State::Free | State::Closing | State::Handed => continue,
                 open => return Err(format!("{fd} is recorded {open:?}, and closed")),
             }
         };
@@ -82,6 +83,7 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
         match state {
             State::Free if !accepting => return Err(format!("{fd} is open, and not recorded")),
             State::Free if wire.consumed > 0 => return Err(format!("{fd} was served unrecorded")),
+            State::Handed => return Err(format!("{fd} was handed over to nobody")),
             State::Closing => {
                 let (received, sent) = memory.bytes_moved(fd);
                 let lost = wire.ended_at.is_none() && !expected.is_empty();
@@ -331,6 +333,18 @@ fn rich_terms() -> Terms {
     }
 }
 
+/// Who has the connection by the rules of the memory, if both workers died now.
+fn owner(sender: &Memory, receiver: &Memory) -> &'static str {
+    let (there, here) = (sender.head(3).state, receiver.head(5));
+    let marked = here.flags.has(Flags::MOVING);
+    let gone = matches!(there, State::Handed | State::Free);
+    if here.state == State::Open && (!marked || gone) {
+        return "receiver";
+    }
+    assert_eq!(there, State::Open, "nobody has it");
+    "sender"
+}
+
 fn any_script() -> impl Strategy<Value = (Terms, Vec<Op>)> {
     let op = prop_oneof![12 => strategy::op(), 1 => strategy::harm(), 1 => Just(Op::Finish)];
     (strategy::terms(), strategy::script(30, op))
@@ -380,6 +394,47 @@ fn readers_that_leave_out_a_rule_are_caught() {
         let verdict = check_every_point(rich_terms(), &rich_script(), reader);
         assert!(verdict.is_err_and(|why| why.contains("is told")));
     }
+}
+
+/// Dies after each store of a handover, and at each the records of both sides name one owner, who
+/// has every byte.
+#[test]
+fn a_handover_leaves_one_owner_after_every_store() {
+    let mut owners = Vec::new();
+    for point in 0.. {
+        let world = World::new(Terms::PLAIN);
+        let stops = || Stops(Rc::clone(&world.countdown));
+        let (mut sender, mut receiver) = (fresh_memory(16, stops()), fresh_memory(16, stops()));
+        let now = world.kernel.now;
+        sender.opened(3, 1, ([192, 0, 2, 1], 80).into(), now);
+        sender.receiving(3)[..4].copy_from_slice(b"ABCD");
+        sender.received(3, 4, now);
+        sender.sent(3, 1, 4).unwrap();
+        world.countdown.arm(point);
+        let died = dies(|| {
+            let frozen = sender.freeze(3).unwrap();
+            sender.depart(3);
+            receiver.arrive(5, 9, &frozen).unwrap();
+            // The acknowledgement is sent, and then read.
+            receiver.keep(5);
+            sender.handed(3);
+            sender.closed(3);
+        });
+        world.countdown.arm(u64::MAX);
+        let owner = owner(&sender, &receiver);
+        let told = match owner {
+            "receiver" => rescued(&mut receiver, 5, 3),
+            _ => rescued(&mut sender, 3, 3),
+        };
+        assert_eq!(told.unwrap().unwrap().unsent, b"BCD", "at point {point}");
+        owners.push(owner);
+        if !died {
+            break;
+        }
+    }
+    assert!(owners.is_sorted_by(|before, after| before == after || *after == "receiver"));
+    assert_eq!(owners.last(), Some(&"receiver"));
+    assert!(owners.len() > 10);
 }
 
 proptest! {

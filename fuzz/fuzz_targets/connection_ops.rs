@@ -37,6 +37,7 @@ enum Step {
     Pass(u8),
     Finish,
     HandOver,
+    TakeBack,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -78,6 +79,7 @@ impl Step {
             Self::Pass(ms) => Op::Pass(ms.into()),
             Self::Finish => Op::Finish,
             Self::HandOver => Op::HandOver,
+            Self::TakeBack => Op::TakeBack,
         }
     }
 }

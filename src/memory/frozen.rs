@@ -116,7 +116,7 @@ pub fn rescued<P: Probe>(
 
 impl<P: Probe> Memory<P> {
     /// All that the connection of `fd` is, between two calls; `None` if it is none, or is being
-    /// closed. Only reads.
+    /// closed or another worker's. Only reads.
     pub fn freeze(&mut self, fd: u32) -> Option<Frozen> {
         debug_assert!(
             !self.holds_in_hand(fd),
@@ -141,6 +141,26 @@ impl<P: Probe> Memory<P> {
     /// # Errors
     /// [`ThawError`]; nothing has changed then.
     pub fn thaw(&mut self, fd: u32, generation: u32, frozen: &Frozen) -> Result<(), ThawError> {
+        self.take_in(fd, generation, frozen, frozen.flags())
+    }
+
+    /// [`Memory::thaw`] by rule 8: the connection is another worker's until it has been told of
+    /// its arrival, and nothing is done to it before [`Memory::keep`].
+    ///
+    /// # Errors
+    /// As [`Memory::thaw`].
+    pub fn arrive(&mut self, fd: u32, generation: u32, frozen: &Frozen) -> Result<(), ThawError> {
+        let flags = frozen.flags().lasting().with(Flags::MOVING);
+        self.take_in(fd, generation, frozen, flags)
+    }
+
+    fn take_in(
+        &mut self,
+        fd: u32,
+        generation: u32,
+        frozen: &Frozen,
+        flags: Flags,
+    ) -> Result<(), ThawError> {
         self.check_room(fd, generation)?;
         let unsent = self.check(frozen)?;
         let pending = if unsent == 0 {
@@ -166,7 +186,7 @@ impl<P: Probe> Memory<P> {
             opened: frozen.opened,
             peer: frozen.peer,
             state: frozen.phase.state(),
-            flags: frozen.flags(),
+            flags,
             generation,
         };
         self.enter(fd, &entry);
@@ -192,9 +212,11 @@ impl<P: Probe> Memory<P> {
             {
                 Ok(())
             }
-            State::Open | State::LingeringIdle | State::LingeringStop | State::Closing => {
-                Err(ThawError::Occupied { fd })
-            }
+            State::Open
+            | State::LingeringIdle
+            | State::LingeringStop
+            | State::Closing
+            | State::Handed => Err(ThawError::Occupied { fd }),
         }
     }
 
@@ -266,7 +288,7 @@ impl Phase {
             State::Open => Some(Self::Open),
             State::LingeringIdle => Some(Self::LingeringIdle),
             State::LingeringStop => Some(Self::LingeringStop),
-            State::Free | State::Closing => None,
+            State::Free | State::Closing | State::Handed => None,
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::sys::shared::LINE_BYTES;
 pub use crate::config::SCRATCH_BYTES;
 
 /// Names this layout; another version of it has another number.
-pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM1");
+pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM2");
 
 const PAGE_BYTES: usize = 4096;
 const METRICS_LINES: usize = Counter::COUNT.div_ceil(LINE_BYTES / 8);
@@ -207,6 +207,9 @@ pub enum State {
     /// The descriptor is being closed; whoever finds this closes the number again, with a reset if
     /// more was received than sent.
     Closing = 4,
+    /// Another worker has taken it over and said so; this one's descriptor is being closed.
+    /// Whoever finds this closes the number, never with a reset, and does nothing else to it.
+    Handed = 5,
 }
 
 impl State {
@@ -219,6 +222,7 @@ impl State {
             2 => Some(Self::LingeringIdle),
             3 => Some(Self::LingeringStop),
             4 => Some(Self::Closing),
+            5 => Some(Self::Handed),
             _ => None,
         }
     }
@@ -243,10 +247,21 @@ impl Flags {
     /// The worker stops: end the stream as soon as nothing is owed.
     pub const FINISH: Self = Self(1 << 5);
 
+    /// On its way from one worker to another, at both ends, until the acknowledgement: nobody may
+    /// touch it. It is the receiver's once that one's record has no mark any more, or the sender's
+    /// says [`State::Handed`] or free; until then it is the sender's.
+    pub const MOVING: Self = Self(1 << 6);
+
     /// What a connection is given when the worker stops. What is in the kernel by then is still
     /// answered, so it looks there once more, and until the kernel says that there is nothing: no
     /// report may be on its way that would tell whether a short read proves it.
     pub const LAST_LOOK: Self = Self::FINISH.with(Self::READABLE).with(Self::READ_DRY);
+
+    /// Those that are the connection's own, and not readiness or a place in a queue.
+    #[must_use]
+    pub const fn lasting(self) -> Self {
+        Self(self.0 & Self::PEER_ENDED.with(Self::FINISH).0)
+    }
 
     /// Whether any of `other` is set.
     #[must_use]

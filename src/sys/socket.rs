@@ -59,6 +59,15 @@ impl Socket {
         SourceFd(&self.0).register(registry, token, interest)
     }
 
+    /// Ends the watch. To be done before the descriptor goes elsewhere: the registration belongs to
+    /// the open socket, so that with another descriptor of it open it would outlive the close.
+    ///
+    /// # Errors
+    /// What `epoll_ctl` returned.
+    pub fn unwatch(self, registry: &Registry) -> io::Result<()> {
+        SourceFd(&self.0).deregister(registry)
+    }
+
     /// Makes the coming close a reset: what the kernel still holds for the peer is thrown away.
     ///
     /// # Errors
@@ -71,11 +80,23 @@ impl Socket {
     }
 
     /// Closes it; the number may be anything's from now on. Closing also ends its registration,
-    /// since no other descriptor refers to the same socket.
+    /// unless another descriptor refers to the same socket: a worker that hands over has one for a
+    /// moment longer, and a report that comes of it carries a generation that is no more.
     pub fn close(self) {
         // Linux releases the number whatever close returns.
         let _ = nix::unistd::close(self.0);
     }
+}
+
+/// Lends the descriptors of `numbers`, whose records say that they are open, to `work`.
+pub fn lend<R>(numbers: &[u32], work: impl FnOnce(&[BorrowedFd<'_>]) -> R) -> R {
+    let borrow = |&number: &u32| {
+        // SAFETY: the number is not -1, and the descriptor stays open for the one call below:
+        // `work` cannot keep it, and this process has one thread, which is in there.
+        unsafe { BorrowedFd::borrow_raw(number.cast_signed()) }
+    };
+    let borrowed: Vec<BorrowedFd<'_>> = numbers.iter().map(borrow).collect();
+    work(&borrowed)
 }
 
 impl Stream for Socket {

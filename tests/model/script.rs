@@ -29,6 +29,8 @@ pub enum Op {
     Finish,
     /// A successor in another memory takes every connection over.
     HandOver,
+    /// A successor dies before it has taken any connection over.
+    TakeBack,
 }
 
 /// The kernel and the server of one script.
@@ -102,6 +104,7 @@ impl World {
                 self.check();
             }
             Op::HandOver => self.replace(Server::handed_over),
+            Op::TakeBack => self.server.taken_back(&mut self.kernel),
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use uppercased::clock::Tick;
 use uppercased::connection::{self, Outcome, Rules, Stream};
+use uppercased::handover::record::{BatchEncoder, Message, Packet, VERSION};
 use uppercased::memory::frozen::{Frozen, Phase, rescued};
 use uppercased::memory::layout::{Flags, Layout, State};
 use uppercased::memory::{self, Memory};
@@ -113,22 +114,67 @@ impl Server {
             && !kernel.descriptors.values().any(reported)
     }
 
-    /// Hands every connection to a successor in another memory, under other numbers; each travels
-    /// as text, and the kernel's part with its descriptor.
+    /// Hands every connection to a successor in another memory, under other numbers, by the rules
+    /// of the working memory; each travels in the real format, and the kernel's part with its
+    /// descriptor.
     pub fn handed_over(mut self, kernel: &mut Kernel, memory: Memory<Stops>) -> Self {
         let mut successor = Self::new(memory, self.rules);
         successor.ended = std::mem::take(&mut self.ended);
         successor.last_generation = self.last_generation + 1000;
         let first_fd = other_numbers(kernel);
         let occupied: Vec<u32> = self.memory.occupied().collect();
-        for fd in occupied {
+        for (sequence, fd) in (1..).zip(occupied) {
             let frozen = self.memory.freeze(fd).unwrap();
-            let text = serde_json::to_string(&frozen).unwrap();
+            let mut batch = BatchEncoder::new(sequence);
+            assert!(batch.push(&frozen));
+            self.memory.depart(fd);
             assert_eq!(self.memory.freeze(fd).as_ref(), Some(&frozen));
-            let arrived: Frozen = serde_json::from_str(&text).unwrap();
-            successor.take_in(kernel, fd, first_fd, &arrived);
+            let packet = Packet::decode(&batch.finish(), VERSION).unwrap();
+            let arrived = Message::Batch(vec![frozen]);
+            assert_eq!((packet.sequence, &packet.message), (sequence, &arrived));
+            let Message::Batch(arrived) = packet.message else {
+                continue;
+            };
+            let number = kernel.transfer(fd, first_fd);
+            successor.receive(kernel, number, &arrived[0]);
+            // The acknowledgement has been read.
+            self.memory.handed(fd);
+            self.memory.closed(fd);
+            assert_eq!(self.memory.freeze(fd), None);
         }
+        assert_eq!(self.memory.occupied().count(), 0);
         successor
+    }
+
+    /// Takes in what another worker sent, acknowledges it and begins to serve it.
+    fn receive(&mut self, kernel: &mut Kernel, fd: u32, frozen: &Frozen) {
+        self.last_generation += 1;
+        let generation = self.last_generation;
+        self.memory.arrive(fd, generation, frozen).unwrap();
+        assert!(self.memory.head(fd).flags.has(Flags::MOVING));
+        assert_eq!(self.memory.freeze(fd).as_ref(), Some(frozen));
+        kernel.watch(fd, generation);
+        self.memory.keep(fd);
+        if self.memory.head(fd).flags.has(Flags::READABLE) {
+            self.enqueue(fd);
+        }
+    }
+
+    /// Begins to send every connection to a receiver that dies before it has acknowledged any.
+    pub fn taken_back(&mut self, kernel: &mut Kernel) {
+        let occupied: Vec<u32> = self.memory.occupied().collect();
+        for fd in occupied {
+            let before = self.memory.freeze(fd);
+            let generation = self.memory.head(fd).generation;
+            self.memory.depart(fd);
+            self.ready.retain(|&ready| ready != fd);
+            self.memory.keep(fd);
+            assert_eq!(self.memory.freeze(fd), before);
+            kernel.watch(fd, generation);
+            if self.memory.head(fd).flags.has(Flags::READABLE) {
+                self.enqueue(fd);
+            }
+        }
     }
 
     /// What a rescuer makes of the memory of a dead worker and of the kernel's counters, in another
@@ -280,7 +326,7 @@ impl Server {
             State::Open if self.memory.pending(fd).is_some() => self.rules.write_stall_timeout,
             State::Open => self.rules.idle_timeout,
             State::LingeringIdle | State::LingeringStop => Some(self.rules.linger_timeout),
-            State::Free | State::Closing => None,
+            State::Free | State::Closing | State::Handed => None,
         }
     }
 

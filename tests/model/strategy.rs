@@ -41,7 +41,7 @@ pub fn op_in_order() -> impl Strategy<Value = Op> {
         }
         Op::Meanwhile(Meanwhile::Event(Event::Room { .. })) | Op::Event(_) | Op::Pass(_) => op,
         Op::Meanwhile(_) => Op::Meanwhile(Meanwhile::Interrupted),
-        Op::Turn | Op::Finish | Op::HandOver => op,
+        Op::Turn | Op::Finish | Op::HandOver | Op::TakeBack => op,
     })
 }
 

@@ -1,0 +1,31 @@
+//! Any bytes are a packet of a handover or are refused; what is a packet survives being sent again,
+//! and is taken in as a whole or refused by a working memory.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use uppercased::config::HANDOVER_MESSAGE_BYTES;
+use uppercased::handover::record::{Message, Packet, VERSION};
+use uppercased::memory::layout::Layout;
+use uppercased::memory::{Memory, create};
+
+const LAYOUT: Layout = Layout { descriptors: 256, buffers: 4, buffer_bytes: 100 };
+
+fuzz_target!(|frame: &[u8]| {
+    let Ok(packet) = Packet::decode(frame, VERSION) else {
+        return;
+    };
+    let again = packet.encode();
+    assert!(again.len() <= HANDOVER_MESSAGE_BYTES);
+    assert_eq!(Packet::decode(&again, VERSION).as_ref(), Ok(&packet));
+    let Message::Batch(connections) = packet.message else {
+        return;
+    };
+    let file = create(LAYOUT).expect("a small memory");
+    let mut memory = Memory::adopt(file, LAYOUT).expect("it fits its layout");
+    for (fd, frozen) in (1..).zip(&connections) {
+        if memory.arrive(fd, fd, frozen).is_ok() {
+            memory.keep(fd);
+            assert_eq!(memory.freeze(fd).as_ref(), Some(frozen));
+        }
+    }
+});

@@ -1,0 +1,626 @@
+//! The rules of a handover: who owns which connection at every instant, as two state machines.
+//!
+//! Events in, actions out; the shell freezes, sends, closes and takes in as told, in order, and
+//! reports what came of it.
+//!
+//! Invariants:
+//! - a batch is the sender's until it has read the acknowledgement, and while it is on its way
+//!   nobody touches its connections: the sender has put them away, and the receiver serves none
+//!   before its acknowledgement is sent;
+//! - at most [`HANDOVER_WINDOW`] batches are on their way, and every one is settled exactly once:
+//!   released when it was acknowledged, taken back when it was refused or the receiver is gone;
+//! - a receiver that has refused takes in nothing any more, so a refusal settles everything that is
+//!   on its way;
+//! - what one does not understand settles nothing: it stays put away until the other end
+//!   acknowledges it or is gone, for it may be owned there.
+//!
+//! Pure: no descriptor, no clock. It must not know what a connection is.
+
+use std::collections::VecDeque;
+
+use crate::config::HANDOVER_WINDOW;
+use crate::memory::frozen::Frozen;
+
+use super::record::{Message, Packet};
+
+/// How a handover ended for the one that leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Everything has moved.
+    Done,
+    /// The receiver is gone; what it had not acknowledged is back.
+    PeerGone,
+    /// The receiver does not take (more of) the connections.
+    Refused {
+        /// Why.
+        cause: String,
+    },
+    /// The sender was told to stop; what was on its way is settled.
+    Stopped,
+}
+
+/// What happens to a sender.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SenderEvent {
+    /// There is time for a batch.
+    Turn {
+        /// Connections that are not on their way.
+        waiting: u32,
+        /// No more will be added to them.
+        complete: bool,
+    },
+    /// Answer to [`SenderAction::Send`] or [`SenderAction::Retry`]: the kernel took the batch.
+    Sent,
+    /// Answer to the same: the kernel takes it later.
+    Blocked,
+    /// Answer to the same: the kernel will not take it.
+    Failed {
+        /// Why.
+        cause: String,
+    },
+    /// The receiver said something.
+    Heard(Packet),
+    /// The receiver said something that is no packet.
+    Nonsense {
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// The receiver is gone, and everything it said has been handed in.
+    PeerGone,
+    /// Send no more.
+    Stop,
+}
+
+/// What a sender must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SenderAction {
+    /// Put a batch away and send it; at least one connection.
+    Send {
+        /// The batch's number.
+        sequence: u32,
+    },
+    /// Send the last batch, which the kernel did not take.
+    Retry {
+        /// The batch's number.
+        sequence: u32,
+    },
+    /// Close the descriptors of a batch, without reading or ending a stream.
+    Release {
+        /// The batch's number.
+        sequence: u32,
+    },
+    /// Serve the connections of a batch again.
+    TakeBack {
+        /// The batch's number.
+        sequence: u32,
+    },
+    /// Say that there are no more. Whether it arrives does not matter.
+    SendEnd {
+        /// The packet's number.
+        sequence: u32,
+    },
+    /// It is over ([`Sender::end`] says how): close the socket. Comes last.
+    Finish,
+}
+
+/// The side that connections leave.
+#[derive(Debug)]
+pub struct Sender {
+    last_sequence: u32,
+    /// Batches on their way, oldest first, that the kernel has taken.
+    in_flight: VecDeque<u32>,
+    /// The batch that the kernel has not taken yet.
+    staged: Option<u32>,
+    phase: SenderPhase,
+    actions: VecDeque<SenderAction>,
+}
+
+#[derive(Debug)]
+enum SenderPhase {
+    Sending,
+    /// No more batches; what is on its way has to be settled, then that is the end.
+    Settling(End),
+    Over(End),
+}
+
+impl Default for Sender {
+    fn default() -> Self {
+        Self {
+            last_sequence: 0,
+            in_flight: VecDeque::new(),
+            staged: None,
+            phase: SenderPhase::Sending,
+            actions: VecDeque::new(),
+        }
+    }
+}
+
+impl Sender {
+    /// Takes an event in. After the end, nothing happens any more.
+    pub fn handle(&mut self, event: SenderEvent) {
+        if matches!(self.phase, SenderPhase::Over(_)) {
+            return;
+        }
+        match event {
+            SenderEvent::Turn { waiting, complete } => self.turn(waiting, complete),
+            SenderEvent::Sent => self.in_flight.extend(self.staged.take()),
+            SenderEvent::Blocked => {}
+            SenderEvent::Failed { cause } => self.settle(End::Refused { cause }),
+            SenderEvent::Heard(packet) => self.hear(packet),
+            SenderEvent::Nonsense { cause } => self.settle(End::Refused { cause }),
+            SenderEvent::PeerGone => self.finish(End::PeerGone),
+            SenderEvent::Stop => self.settle(End::Stopped),
+        }
+        self.check_invariants();
+    }
+
+    /// The next thing to do. What it reports back must be handed in before the next one is asked
+    /// for.
+    pub fn poll_action(&mut self) -> Option<SenderAction> {
+        self.actions.pop_front()
+    }
+
+    /// How it ended, once it has.
+    #[must_use]
+    pub const fn end(&self) -> Option<&End> {
+        match &self.phase {
+            SenderPhase::Over(end) => Some(end),
+            SenderPhase::Sending | SenderPhase::Settling(_) => None,
+        }
+    }
+
+    /// Whether a turn now would send another batch.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        matches!(self.phase, SenderPhase::Sending)
+            && self.staged.is_none()
+            && self.in_flight.len() < HANDOVER_WINDOW
+    }
+
+    /// Whether a batch waits for the kernel to take it.
+    #[must_use]
+    pub const fn is_blocked(&self) -> bool {
+        self.staged.is_some()
+    }
+
+    fn turn(&mut self, waiting: u32, complete: bool) {
+        if let Some(sequence) = self.staged {
+            self.actions.push_back(SenderAction::Retry { sequence });
+        } else if waiting > 0 && self.has_room() {
+            let sequence = self.next_sequence();
+            self.staged = Some(sequence);
+            self.actions.push_back(SenderAction::Send { sequence });
+        } else if waiting == 0
+            && complete
+            && self.in_flight.is_empty()
+            && matches!(self.phase, SenderPhase::Sending)
+        {
+            let sequence = self.next_sequence();
+            self.actions.push_back(SenderAction::SendEnd { sequence });
+            self.finish(End::Done);
+        }
+    }
+
+    fn hear(&mut self, packet: Packet) {
+        let Packet { sequence, message } = packet;
+        match message {
+            Message::Acknowledged { .. } if self.in_flight.front() == Some(&sequence) => {
+                self.in_flight.pop_front();
+                self.actions.push_back(SenderAction::Release { sequence });
+                if self.in_flight.is_empty()
+                    && let SenderPhase::Settling(end) = &self.phase
+                {
+                    self.finish(end.clone());
+                }
+            }
+            Message::Refused { cause } => self.finish(End::Refused { cause }),
+            Message::Acknowledged { .. } | Message::Batch(_) | Message::End { .. } => {
+                let cause =
+                    format!("the receiver said something out of place to packet {sequence}");
+                self.settle(End::Refused { cause });
+            }
+        }
+    }
+
+    /// Sends no more; the end comes when everything on its way is settled. A batch that the kernel
+    /// never took is nobody else's.
+    fn settle(&mut self, end: End) {
+        if matches!(self.phase, SenderPhase::Sending) || end == End::Stopped {
+            self.phase = SenderPhase::Settling(end.clone());
+        }
+        if let Some(sequence) = self.staged.take() {
+            self.actions.push_back(SenderAction::TakeBack { sequence });
+        }
+        if self.in_flight.is_empty() {
+            self.finish(end);
+        }
+    }
+
+    /// Takes everything on its way back, and ends. A stop stays a stop, whatever the receiver does.
+    fn finish(&mut self, end: End) {
+        let back = self.in_flight.drain(..).chain(self.staged.take());
+        let back = back.map(|sequence| SenderAction::TakeBack { sequence });
+        self.actions.extend(back);
+        let end = match &self.phase {
+            SenderPhase::Settling(End::Stopped) => End::Stopped,
+            SenderPhase::Settling(_) | SenderPhase::Sending | SenderPhase::Over(_) => end,
+        };
+        self.phase = SenderPhase::Over(end);
+        self.actions.push_back(SenderAction::Finish);
+    }
+
+    const fn next_sequence(&mut self) -> u32 {
+        self.last_sequence = self.last_sequence.wrapping_add(1);
+        self.last_sequence
+    }
+
+    fn check_invariants(&self) {
+        debug_assert!(self.in_flight.len() <= HANDOVER_WINDOW);
+        debug_assert!(
+            !matches!(self.phase, SenderPhase::Over(_))
+                || (self.in_flight.is_empty() && self.staged.is_none()),
+            "everything is settled in the end"
+        );
+        debug_assert!(
+            !matches!(self.phase, SenderPhase::Settling(_)) || self.staged.is_none(),
+            "who settles sends nothing"
+        );
+    }
+}
+
+/// What happens to a receiver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReceiverEvent {
+    /// The sender said something, and so many descriptors came along.
+    Heard {
+        /// What.
+        packet: Packet,
+        /// Descriptors.
+        descriptors: usize,
+    },
+    /// Nothing is to be taken in any more: the sender said something that is no packet or came in
+    /// part, or this worker stops.
+    Unfit {
+        /// Why, in one line.
+        cause: String,
+    },
+    /// Answer to [`ReceiverAction::Adopt`]: all of the batch is recorded and watched.
+    Adopted,
+    /// Answer to [`ReceiverAction::Adopt`]: none of it is, and its descriptors are closed.
+    NotAdopted {
+        /// Why.
+        cause: String,
+    },
+    /// The sender is gone or has finished, and everything it said has been handed in.
+    PeerGone,
+}
+
+/// What a receiver must do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReceiverAction {
+    /// Record and watch all of these connections, or none; serve none yet.
+    Adopt {
+        /// The connections, in the order of their descriptors.
+        connections: Vec<Frozen>,
+    },
+    /// Say that the batch is taken in; then serve it.
+    Acknowledge {
+        /// The batch's number.
+        sequence: u32,
+        /// Connections in it.
+        count: u32,
+    },
+    /// Close the descriptors that came, if any, and say that nothing more is taken in.
+    Refuse {
+        /// The number of what is refused.
+        sequence: u32,
+        /// Why.
+        cause: String,
+    },
+    /// It is over. Comes last.
+    Finish {
+        /// The sender has said that everything has moved.
+        complete: bool,
+    },
+}
+
+/// The side that connections come to.
+#[derive(Debug, Default)]
+pub struct Receiver {
+    last_sequence: u32,
+    /// Connections taken in.
+    adopted: u32,
+    phase: ReceiverPhase,
+    actions: VecDeque<ReceiverAction>,
+}
+
+#[derive(Debug, Default)]
+enum ReceiverPhase {
+    #[default]
+    Receiving,
+    /// A batch is being taken in.
+    Adopting {
+        sequence: u32,
+        count: u32,
+    },
+    /// Nothing is taken in any more. What comes is dropped: its sender has been told.
+    Refusing,
+    /// The sender has said that there are no more.
+    Complete,
+    Over,
+}
+
+impl Receiver {
+    /// Takes an event in. After the end, nothing happens any more.
+    pub fn handle(&mut self, event: ReceiverEvent) {
+        match (&self.phase, event) {
+            (ReceiverPhase::Over, _) => {}
+            (phase, ReceiverEvent::PeerGone) => {
+                let complete = matches!(phase, ReceiverPhase::Complete);
+                self.phase = ReceiverPhase::Over;
+                self.actions.push_back(ReceiverAction::Finish { complete });
+            }
+            (&ReceiverPhase::Adopting { sequence, count }, ReceiverEvent::Adopted) => {
+                self.phase = ReceiverPhase::Receiving;
+                self.adopted += count;
+                let action = ReceiverAction::Acknowledge { sequence, count };
+                self.actions.push_back(action);
+            }
+            (&ReceiverPhase::Adopting { sequence, .. }, ReceiverEvent::NotAdopted { cause }) => {
+                self.refuse(sequence, cause);
+            }
+            (
+                ReceiverPhase::Receiving,
+                ReceiverEvent::Heard {
+                    packet,
+                    descriptors,
+                },
+            ) => {
+                self.hear(packet, descriptors);
+            }
+            (ReceiverPhase::Receiving, ReceiverEvent::Unfit { cause }) => {
+                self.refuse(self.last_sequence.wrapping_add(1), cause);
+            }
+            // Refused already, after the end, or an answer to nothing: there is nobody to tell.
+            (
+                ReceiverPhase::Receiving
+                | ReceiverPhase::Adopting { .. }
+                | ReceiverPhase::Refusing
+                | ReceiverPhase::Complete,
+                _,
+            ) => {}
+        }
+    }
+
+    /// The next thing to do. What it reports back must be handed in before the next one is asked
+    /// for.
+    pub fn poll_action(&mut self) -> Option<ReceiverAction> {
+        self.actions.pop_front()
+    }
+
+    /// Connections taken in so far.
+    #[must_use]
+    pub const fn adopted(&self) -> u32 {
+        self.adopted
+    }
+
+    fn hear(&mut self, packet: Packet, descriptors: usize) {
+        let Packet { sequence, message } = packet;
+        let wanted = self.last_sequence.wrapping_add(1);
+        if sequence != wanted {
+            let cause = format!("packet {sequence} came where {wanted} was due");
+            return self.refuse(sequence, cause);
+        }
+        self.last_sequence = sequence;
+        match message {
+            Message::Batch(connections) if connections.len() != descriptors => {
+                let count = connections.len();
+                let cause = format!(
+                    "{descriptors} descriptors came with {count} connections; is the descriptor \
+                     limit reached?"
+                );
+                self.refuse(sequence, cause);
+            }
+            Message::Batch(connections) => {
+                // Bounded by the format.
+                let count = connections.len() as u32;
+                self.phase = ReceiverPhase::Adopting { sequence, count };
+                self.actions
+                    .push_back(ReceiverAction::Adopt { connections });
+            }
+            Message::End { moved } if moved == self.adopted => {
+                self.phase = ReceiverPhase::Complete;
+            }
+            Message::End { moved } => {
+                let adopted = self.adopted;
+                let cause = format!("{moved} connections were sent, and {adopted} came");
+                self.refuse(sequence, cause);
+            }
+            Message::Acknowledged { .. } | Message::Refused { .. } => {
+                self.refuse(sequence, "an answer came from the sender".to_owned());
+            }
+        }
+    }
+
+    fn refuse(&mut self, sequence: u32, cause: String) {
+        self.phase = ReceiverPhase::Refusing;
+        let action = ReceiverAction::Refuse { sequence, cause };
+        self.actions.push_back(action);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn actions(sender: &mut Sender, event: SenderEvent) -> Vec<SenderAction> {
+        sender.handle(event);
+        std::iter::from_fn(|| sender.poll_action()).collect()
+    }
+
+    fn turn(waiting: u32) -> SenderEvent {
+        SenderEvent::Turn {
+            waiting,
+            complete: true,
+        }
+    }
+
+    fn acknowledged(sequence: u32) -> SenderEvent {
+        let message = Message::Acknowledged { count: 1 };
+        SenderEvent::Heard(Packet { sequence, message })
+    }
+
+    /// A sender with a full window: batches 1 and 2.
+    fn waiting() -> Sender {
+        let mut sender = Sender::default();
+        for sequence in [1, 2] {
+            let sent = actions(&mut sender, turn(5));
+            assert_eq!(sent, [SenderAction::Send { sequence }]);
+            assert!(actions(&mut sender, SenderEvent::Sent).is_empty());
+        }
+        assert!(
+            actions(&mut sender, turn(5)).is_empty(),
+            "the window is full"
+        );
+        sender
+    }
+
+    #[test]
+    fn batches_go_as_fast_as_they_are_acknowledged() {
+        let mut sender = waiting();
+        let first = actions(&mut sender, acknowledged(1));
+        assert_eq!(first, [SenderAction::Release { sequence: 1 }]);
+        assert!(actions(&mut sender, turn(0)).is_empty(), "2 is on its way");
+        actions(&mut sender, acknowledged(2));
+        let end = [SenderAction::SendEnd { sequence: 3 }, SenderAction::Finish];
+        assert_eq!(actions(&mut sender, turn(0)), end);
+        assert_eq!(sender.end(), Some(&End::Done));
+        assert!(actions(&mut sender, SenderEvent::PeerGone).is_empty());
+    }
+
+    #[test]
+    fn the_end_of_the_receiver_and_its_refusal_bring_back_what_is_on_its_way() {
+        let back = [
+            SenderAction::TakeBack { sequence: 2 },
+            SenderAction::TakeBack { sequence: 3 },
+            SenderAction::Finish,
+        ];
+        let cause = "full".to_owned();
+        let refused = Packet {
+            sequence: 2,
+            message: Message::Refused {
+                cause: cause.clone(),
+            },
+        };
+        for (event, end) in [
+            (SenderEvent::PeerGone, End::PeerGone),
+            (SenderEvent::Heard(refused), End::Refused { cause }),
+        ] {
+            let mut sender = waiting();
+            actions(&mut sender, acknowledged(1));
+            // The third is put away, and the kernel has no room for it.
+            actions(&mut sender, turn(5));
+            actions(&mut sender, SenderEvent::Blocked);
+            assert!(sender.is_blocked());
+            assert_eq!(actions(&mut sender, event), back);
+            assert_eq!(sender.end(), Some(&end));
+        }
+    }
+
+    #[test]
+    fn a_stop_waits_for_what_is_on_its_way_and_for_nothing_else() {
+        let mut sender = waiting();
+        actions(&mut sender, acknowledged(1));
+        actions(&mut sender, turn(5));
+        actions(&mut sender, SenderEvent::Blocked);
+        let back = [SenderAction::TakeBack { sequence: 3 }];
+        assert_eq!(actions(&mut sender, SenderEvent::Stop), back);
+        assert!(actions(&mut sender, turn(5)).is_empty());
+        assert_eq!(sender.end(), None);
+        let last = [SenderAction::Release { sequence: 2 }, SenderAction::Finish];
+        assert_eq!(actions(&mut sender, acknowledged(2)), last);
+        assert_eq!(sender.end(), Some(&End::Stopped));
+        let mut idle = Sender::default();
+        assert_eq!(
+            actions(&mut idle, SenderEvent::Stop),
+            [SenderAction::Finish]
+        );
+    }
+
+    #[test]
+    fn what_is_not_understood_settles_nothing() {
+        let cause = || "noise".to_owned();
+        for event in [
+            acknowledged(2),
+            SenderEvent::Nonsense { cause: cause() },
+            SenderEvent::Heard(Packet {
+                sequence: 1,
+                message: Message::End { moved: 0 },
+            }),
+        ] {
+            let mut sender = waiting();
+            assert!(actions(&mut sender, event).is_empty());
+            assert_eq!(sender.end(), None);
+            actions(&mut sender, acknowledged(1));
+            let back = [SenderAction::TakeBack { sequence: 2 }, SenderAction::Finish];
+            assert_eq!(actions(&mut sender, SenderEvent::PeerGone), back);
+        }
+    }
+
+    fn answers(receiver: &mut Receiver, event: ReceiverEvent) -> Vec<ReceiverAction> {
+        receiver.handle(event);
+        std::iter::from_fn(|| receiver.poll_action()).collect()
+    }
+
+    fn heard(sequence: u32, message: Message) -> ReceiverEvent {
+        ReceiverEvent::Heard {
+            packet: Packet { sequence, message },
+            descriptors: 0,
+        }
+    }
+
+    #[test]
+    fn whatever_is_out_of_place_is_refused_once() {
+        let events = [
+            heard(2, Message::Batch(Vec::new())),
+            heard(1, Message::End { moved: 1 }),
+            heard(1, Message::Acknowledged { count: 1 }),
+            ReceiverEvent::Heard {
+                packet: Packet {
+                    sequence: 1,
+                    message: Message::Batch(Vec::new()),
+                },
+                descriptors: 1,
+            },
+            ReceiverEvent::Unfit {
+                cause: "noise".to_owned(),
+            },
+        ];
+        for event in events {
+            let mut receiver = Receiver::default();
+            let said = answers(&mut receiver, event.clone());
+            assert!(
+                matches!(said[..], [ReceiverAction::Refuse { .. }]),
+                "{event:?}"
+            );
+            assert!(answers(&mut receiver, event).is_empty());
+            let over = answers(&mut receiver, ReceiverEvent::PeerGone);
+            assert_eq!(over, [ReceiverAction::Finish { complete: false }]);
+        }
+    }
+
+    #[test]
+    fn a_batch_is_acknowledged_when_it_is_taken_in_and_not_before() {
+        let mut receiver = Receiver::default();
+        let batch = heard(1, Message::Batch(Vec::new()));
+        let adopt = answers(&mut receiver, batch);
+        assert!(matches!(adopt[..], [ReceiverAction::Adopt { .. }]));
+        let (sequence, count) = (1, 0);
+        let said = answers(&mut receiver, ReceiverEvent::Adopted);
+        assert_eq!(said, [ReceiverAction::Acknowledge { sequence, count }]);
+        assert!(answers(&mut receiver, heard(2, Message::End { moved: 0 })).is_empty());
+        let over = answers(&mut receiver, ReceiverEvent::PeerGone);
+        assert_eq!(over, [ReceiverAction::Finish { complete: true }]);
+        assert!(answers(&mut receiver, ReceiverEvent::PeerGone).is_empty());
+    }
+}

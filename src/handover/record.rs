@@ -1,0 +1,560 @@
+//! What the two ends of a handover say to each other, as bytes.
+//!
+//! A packet is a header of fixed size (magic, version, kind, sequence number, count, length of the
+//! body), then a body. A batch's body is a record for each connection: a fixed part, then its
+//! unsent bytes. Numbers are little-endian. Binary, because a batch is made and read within a turn
+//! of the loop.
+//!
+//! Invariants: decoding is total (any bytes give a packet or an [`Error`]); a packet is at most [`HANDOVER_MESSAGE_BYTES`] long and holds
+//! at most [`HANDOVER_BATCH_CONNECTIONS`] connections, and one connection always fits. The header,
+//! and the kind that refuses, are the same in every version, so that a refusal is understood by
+//! whoever is refused. Pure: no descriptor, no socket.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use crate::clock::Tick;
+use crate::config::{HANDOVER_BATCH_CONNECTIONS, HANDOVER_MESSAGE_BYTES, SCRATCH_BYTES};
+use crate::memory::frozen::{Frozen, Phase};
+
+/// Version of batches, ends and acknowledgements.
+pub const VERSION: u16 = 1;
+/// Bytes of a refusal's cause; a longer one is cut.
+pub const CAUSE_MAX_BYTES: usize = 512;
+/// Bytes of a record without its unsent output.
+pub const RECORD_BYTES: usize = 56;
+
+const MAGIC: [u8; 4] = *b"UPHO";
+const HEADER_BYTES: usize = 20;
+const PEER_ENDED: u8 = 1;
+const FINISH: u8 = 1 << 1;
+
+const _: () = assert!(
+    HEADER_BYTES + RECORD_BYTES + SCRATCH_BYTES <= HANDOVER_MESSAGE_BYTES,
+    "one connection always fits"
+);
+
+/// One packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Counts what the sender of connections sends, from 1; an answer repeats what it answers.
+    pub sequence: u32,
+    /// What is said.
+    pub message: Message,
+}
+
+/// Everything that is said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Connections; their descriptors come along, in the same order.
+    Batch(Vec<Frozen>),
+    /// There are no more, and every batch has been acknowledged.
+    End {
+        /// Connections in all the batches.
+        moved: u32,
+    },
+    /// The batch has been taken in: its connections are the receiver's from now on.
+    Acknowledged {
+        /// Connections in the batch.
+        count: u32,
+    },
+    /// The batch has not been taken in, and none after it will be.
+    Refused {
+        /// Why, in one line.
+        cause: String,
+    },
+}
+
+/// Why bytes are no packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It ends too early or goes on too long.
+    #[error("a packet of {got} bytes where {wanted} were announced")]
+    Length {
+        /// Bytes that the header announces, or the header's own.
+        wanted: usize,
+        /// Bytes there are.
+        got: usize,
+    },
+    /// It is not one of ours.
+    #[error("a packet that does not begin with the magic bytes")]
+    Magic,
+    /// It is from a program too old or too new.
+    #[error("connections come in version {got} of the format, and this program reads {wanted}")]
+    Version {
+        /// Its version.
+        got: u16,
+        /// The one that is read.
+        wanted: u16,
+    },
+    /// It says something unheard of.
+    #[error("a packet of unknown kind {0}")]
+    Kind(u16),
+    /// More connections than a batch can have, or none.
+    #[error("a batch of {0} connections; it has 1 to {HANDOVER_BATCH_CONNECTIONS}")]
+    Count(u32),
+    /// A connection's record means nothing.
+    #[error("record {index} cannot be read: {what}")]
+    Record {
+        /// Its place in the batch.
+        index: u32,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// What should be text is none, or too long.
+    #[error("the cause of a refusal cannot be read")]
+    Cause,
+}
+
+/// A batch in the making: takes connections as long as they fit.
+#[derive(Debug)]
+pub struct BatchEncoder {
+    frame: Vec<u8>,
+    count: u32,
+}
+
+impl BatchEncoder {
+    /// An empty batch.
+    #[must_use]
+    pub fn new(sequence: u32) -> Self {
+        let mut frame = Vec::with_capacity(HEADER_BYTES + 16 * RECORD_BYTES);
+        put_header(&mut frame, VERSION, Kind::Batch, sequence, 0);
+        Self { frame, count: 0 }
+    }
+
+    /// Adds a connection; false if it does not fit any more.
+    #[must_use]
+    pub fn push(&mut self, frozen: &Frozen) -> bool {
+        let length = self.frame.len() + RECORD_BYTES + frozen.unsent.len();
+        if self.count as usize >= HANDOVER_BATCH_CONNECTIONS || length > HANDOVER_MESSAGE_BYTES {
+            return false;
+        }
+        put_record(&mut self.frame, frozen);
+        self.count += 1;
+        true
+    }
+
+    /// Connections in it.
+    #[must_use]
+    pub const fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// The packet.
+    #[must_use]
+    pub fn finish(mut self) -> Vec<u8> {
+        self.frame[COUNT_AT..COUNT_AT + 4].copy_from_slice(&self.count.to_le_bytes());
+        close(self.frame)
+    }
+}
+
+impl Packet {
+    /// As bytes. Of a batch, as many connections as fit; a cause is cut to [`CAUSE_MAX_BYTES`].
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let mut head = |kind, count| put_header(&mut frame, VERSION, kind, self.sequence, count);
+        match &self.message {
+            Message::Batch(connections) => {
+                let mut batch = BatchEncoder::new(self.sequence);
+                let _ = connections.iter().all(|one| batch.push(one));
+                return batch.finish();
+            }
+            Message::End { moved } => head(Kind::End, *moved),
+            Message::Acknowledged { count } => head(Kind::Acknowledged, *count),
+            Message::Refused { cause } => {
+                head(Kind::Refused, 0);
+                let whole = |end: &usize| cause.is_char_boundary(*end);
+                let end = (0..=cause.len().min(CAUSE_MAX_BYTES)).rev().find(whole);
+                frame.extend_from_slice(&cause.as_bytes()[..end.unwrap_or(0)]);
+            }
+        }
+        close(frame)
+    }
+
+    /// From bytes of version `version`; a refusal is read in any.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub fn decode(frame: &[u8], version: u16) -> Result<Self, Error> {
+        let Some((header, body)) = frame.split_at_checked(HEADER_BYTES) else {
+            return Err(Error::Length {
+                wanted: HEADER_BYTES,
+                got: frame.len(),
+            });
+        };
+        let mut header = Reader(header);
+        if header.bytes() != Some(MAGIC) {
+            return Err(Error::Magic);
+        }
+        let (Some(got), Some(kind), Some(sequence), Some(count), Some(length)) = (
+            header.u16(),
+            header.u16(),
+            header.u32(),
+            header.u32(),
+            header.u32(),
+        ) else {
+            return Err(Error::Magic);
+        };
+        let kind = Kind::from_number(kind).ok_or(Error::Kind(kind))?;
+        if got != version && kind != Kind::Refused {
+            return Err(Error::Version {
+                got,
+                wanted: version,
+            });
+        }
+        let wanted = length as usize;
+        let bound = HANDOVER_MESSAGE_BYTES - HEADER_BYTES;
+        if wanted != body.len() || wanted > bound || (kind.has_no_body() && wanted > 0) {
+            let got = body.len();
+            return Err(Error::Length { wanted, got });
+        }
+        let message = match kind {
+            Kind::Batch => Message::Batch(batch(body, count)?),
+            Kind::End => Message::End { moved: count },
+            Kind::Acknowledged => Message::Acknowledged { count },
+            Kind::Refused => Message::Refused {
+                cause: cause(body, count)?,
+            },
+        };
+        Ok(Self { sequence, message })
+    }
+}
+
+/// Kinds of packets, by their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+enum Kind {
+    Batch = 1,
+    End = 2,
+    Acknowledged = 3,
+    Refused = 4,
+}
+
+impl Kind {
+    const fn from_number(number: u16) -> Option<Self> {
+        match number {
+            1 => Some(Self::Batch),
+            2 => Some(Self::End),
+            3 => Some(Self::Acknowledged),
+            4 => Some(Self::Refused),
+            _ => None,
+        }
+    }
+
+    const fn has_no_body(self) -> bool {
+        match self {
+            Self::End | Self::Acknowledged => true,
+            Self::Batch | Self::Refused => false,
+        }
+    }
+}
+
+const COUNT_AT: usize = 12;
+const LENGTH_AT: usize = 16;
+
+fn put_header(frame: &mut Vec<u8>, version: u16, kind: Kind, sequence: u32, count: u32) {
+    frame.extend_from_slice(&MAGIC);
+    frame.extend_from_slice(&version.to_le_bytes());
+    frame.extend_from_slice(&(kind as u16).to_le_bytes());
+    frame.extend_from_slice(&sequence.to_le_bytes());
+    frame.extend_from_slice(&count.to_le_bytes());
+    frame.extend_from_slice(&[0; 4]);
+}
+
+/// Writes the length of the body into the header.
+fn close(mut frame: Vec<u8>) -> Vec<u8> {
+    let length = narrow(frame.len() - HEADER_BYTES);
+    frame[LENGTH_AT..HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
+    frame
+}
+
+fn put_record(frame: &mut Vec<u8>, frozen: &Frozen) {
+    let phase = match frozen.phase {
+        Phase::Open => 1,
+        Phase::LingeringIdle => 2,
+        Phase::LingeringStop => 3,
+    };
+    let mut flags = 0;
+    if frozen.peer_ended {
+        flags |= PEER_ENDED;
+    }
+    if frozen.finish {
+        flags |= FINISH;
+    }
+    let address = match frozen.peer.ip() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    };
+    frame.extend_from_slice(&[phase, flags]);
+    frame.extend_from_slice(&frozen.peer.port().to_le_bytes());
+    frame.extend_from_slice(&narrow(frozen.unsent.len()).to_le_bytes());
+    frame.extend_from_slice(&address.octets());
+    frame.extend_from_slice(&frozen.bytes_in.to_le_bytes());
+    frame.extend_from_slice(&frozen.bytes_out.to_le_bytes());
+    frame.extend_from_slice(&frozen.last_progress.as_nanos().to_le_bytes());
+    frame.extend_from_slice(&frozen.opened.as_nanos().to_le_bytes());
+    frame.extend_from_slice(&frozen.unsent);
+}
+
+fn batch(body: &[u8], count: u32) -> Result<Vec<Frozen>, Error> {
+    if count == 0 || count as usize > HANDOVER_BATCH_CONNECTIONS {
+        return Err(Error::Count(count));
+    }
+    let mut rest = Reader(body);
+    let mut connections = Vec::with_capacity(count as usize);
+    for index in 0..count {
+        let one = record(&mut rest).map_err(|what| Error::Record { index, what })?;
+        connections.push(one);
+    }
+    if rest.0.is_empty() {
+        return Ok(connections);
+    }
+    Err(Error::Record {
+        index: count,
+        what: "there are bytes behind the last one",
+    })
+}
+
+fn record(from: &mut Reader<'_>) -> Result<Frozen, &'static str> {
+    let short = "it is cut short";
+    let [phase, flags] = from.bytes().ok_or(short)?;
+    let port = from.u16().ok_or(short)?;
+    let unsent = from.u32().ok_or(short)? as usize;
+    let address = Ipv6Addr::from(from.bytes::<16>().ok_or(short)?);
+    let bytes_in = from.u64().ok_or(short)?;
+    let bytes_out = from.u64().ok_or(short)?;
+    let last_progress = Tick::from_nanos(from.u64().ok_or(short)?);
+    let opened = Tick::from_nanos(from.u64().ok_or(short)?);
+    if unsent > SCRATCH_BYTES {
+        return Err("more is unsent than any buffer holds");
+    }
+    let unsent = from.take(unsent).ok_or(short)?.to_vec();
+    let phase = match phase {
+        1 => Phase::Open,
+        2 => Phase::LingeringIdle,
+        3 => Phase::LingeringStop,
+        _ => return Err("its phase means nothing"),
+    };
+    if flags & !(PEER_ENDED | FINISH) != 0 {
+        return Err("its flags mean nothing");
+    }
+    Ok(Frozen {
+        unsent,
+        phase,
+        peer_ended: flags & PEER_ENDED != 0,
+        finish: flags & FINISH != 0,
+        peer: SocketAddr::new(address.to_canonical(), port),
+        bytes_in,
+        bytes_out,
+        last_progress,
+        opened,
+    })
+}
+
+fn cause(body: &[u8], count: u32) -> Result<String, Error> {
+    if count != 0 || body.len() > CAUSE_MAX_BYTES {
+        return Err(Error::Cause);
+    }
+    let text = str::from_utf8(body).map_err(|_| Error::Cause)?;
+    Ok(text.to_owned())
+}
+
+/// Lengths here are bounded by [`HANDOVER_MESSAGE_BYTES`].
+const fn narrow(length: usize) -> u32 {
+    length as u32
+}
+
+/// Takes numbers from the front of bytes.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.bytes().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.bytes().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.bytes().map(u64::from_le_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frozen(unsent: &[u8]) -> Frozen {
+        Frozen {
+            unsent: unsent.to_vec(),
+            phase: Phase::Open,
+            peer_ended: true,
+            finish: false,
+            peer: "192.0.2.7:4000".parse().unwrap(),
+            bytes_in: 0x0102_0304,
+            bytes_out: 0x0102_0302,
+            last_progress: Tick::from_nanos(7),
+            opened: Tick::from_nanos(6),
+        }
+    }
+
+    fn batch_of(connections: Vec<Frozen>) -> Packet {
+        Packet {
+            sequence: 3,
+            message: Message::Batch(connections),
+        }
+    }
+
+    #[test]
+    fn bytes_of_version_1_are_read_for_ever() {
+        let frame = b"UPHO\x01\x00\x01\x00\x03\x00\x00\x00\x01\x00\x00\x00\x3a\x00\x00\x00\
+            \x01\x01\xa0\x0f\x02\x00\x00\x00\
+            \0\0\0\0\0\0\0\0\0\0\xff\xff\xc0\x00\x02\x07\
+            \x04\x03\x02\x01\0\0\0\0\x02\x03\x02\x01\0\0\0\0\
+            \x07\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0AB";
+        let packet = batch_of(vec![frozen(b"AB")]);
+        assert_eq!(Packet::decode(frame, 1), Ok(packet.clone()));
+        assert_eq!(packet.encode(), frame);
+        let refusal = b"UPHO\x09\x00\x04\x00\x03\x00\x00\x00\0\0\0\0\x02\x00\x00\x00no";
+        let message = Message::Refused { cause: "no".into() };
+        let read = Packet::decode(refusal, 1);
+        assert_eq!(
+            read,
+            Ok(Packet {
+                sequence: 3,
+                message
+            }),
+            "in any version"
+        );
+    }
+
+    #[test]
+    fn strangers_are_refused_with_a_reason() {
+        let good = batch_of(vec![frozen(b"AB")]).encode();
+        let with = |at: usize, byte: u8| {
+            let mut frame = good.clone();
+            frame[at] = byte;
+            Packet::decode(&frame, VERSION)
+        };
+        assert_eq!(with(0, b'X'), Err(Error::Magic));
+        let (got, wanted) = (2, VERSION);
+        assert_eq!(with(4, 2), Err(Error::Version { got, wanted }));
+        assert_eq!(with(6, 9), Err(Error::Kind(9)));
+        assert_eq!(with(COUNT_AT, 0), Err(Error::Count(0)));
+        assert_eq!(with(COUNT_AT, 201), Err(Error::Count(201)));
+        assert!(matches!(with(LENGTH_AT, 1), Err(Error::Length { .. })));
+        for (at, byte) in [(COUNT_AT, 2), (20, 0), (20, 4), (21, 4), (24, 1), (26, 1)] {
+            assert!(
+                matches!(with(at, byte), Err(Error::Record { .. })),
+                "{at} {byte}"
+            );
+        }
+        for length in 0..good.len() {
+            let cut = Packet::decode(&good[..length], VERSION);
+            assert!(matches!(cut, Err(Error::Length { .. })), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_batch_takes_what_fits() {
+        let mut many = BatchEncoder::new(1);
+        let small = frozen(b"");
+        assert_eq!((0..300).filter(|_| many.push(&small)).count(), 200);
+        let mut few = BatchEncoder::new(1);
+        let large = frozen(&vec![b'A'; SCRATCH_BYTES]);
+        assert!(few.push(&large) && !few.push(&large) && few.push(&small));
+        let frame = few.finish();
+        assert!(frame.len() <= HANDOVER_MESSAGE_BYTES);
+        let read = Packet::decode(&frame, VERSION).unwrap();
+        assert_eq!(read.message, Message::Batch(vec![large, small]));
+    }
+
+    #[test]
+    fn a_long_cause_is_cut_between_characters() {
+        let cause = "ß".repeat(CAUSE_MAX_BYTES);
+        let message = Message::Refused { cause };
+        let frame = Packet {
+            sequence: 1,
+            message,
+        }
+        .encode();
+        let read = Packet::decode(&frame, VERSION).unwrap().message;
+        assert!(matches!(read, Message::Refused { cause } if cause == "ß".repeat(256)));
+    }
+
+    fn any_frozen() -> impl Strategy<Value = Frozen> {
+        (
+            prop::collection::vec(any::<u8>(), 0..50),
+            prop::sample::select(vec![
+                Phase::Open,
+                Phase::LingeringIdle,
+                Phase::LingeringStop,
+            ]),
+            any::<(bool, bool, [u8; 16], u16, u64, u64, u64, u64)>(),
+        )
+            .prop_map(|(unsent, phase, rest)| {
+                let (peer_ended, finish, ip, port, bytes_in, bytes_out, last, opened) = rest;
+                Frozen {
+                    unsent,
+                    phase,
+                    peer_ended,
+                    finish,
+                    peer: SocketAddr::new(Ipv6Addr::from(ip).to_canonical(), port),
+                    bytes_in,
+                    bytes_out,
+                    last_progress: Tick::from_nanos(last),
+                    opened: Tick::from_nanos(opened),
+                }
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(
+            connections in prop::collection::vec(any_frozen(), 1..20),
+            sequence: u32,
+            count: u32,
+            cause in "\\PC{0,60}",
+        ) {
+            let messages = [
+                Message::Batch(connections),
+                Message::End { moved: count },
+                Message::Acknowledged { count },
+                Message::Refused { cause },
+            ];
+            for message in messages {
+                let packet = Packet { sequence, message };
+                prop_assert_eq!(Packet::decode(&packet.encode(), VERSION), Ok(packet));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_packet_or_are_refused(
+            connections in prop::collection::vec(any_frozen(), 1..4),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        ) {
+            let mut frame = batch_of(connections).encode();
+            for (at, byte) in changes {
+                let at = at.index(frame.len());
+                frame[at] = byte;
+            }
+            if let Ok(packet) = Packet::decode(&frame, VERSION) {
+                let again = packet.encode();
+                prop_assert_eq!(Packet::decode(&again, VERSION), Ok(packet));
+            }
+        }
+    }
+}

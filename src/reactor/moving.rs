@@ -1,0 +1,145 @@
+//! Connections on their way to another worker, or from it: carries out what `handover` decides.
+//!
+//! Invariants: a connection that is on its way is marked as moving in its record, and is neither
+//! watched nor in the ready queue nor has it a deadline: nothing here touches it; one batch is sent
+//! and one taken in each turn, so that serving goes on between them.
+//!
+//! It must not know of workers and messages: who moves where, and what comes after, is the
+//! worker's to say.
+
+mod incoming;
+mod outgoing;
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+
+use super::Reactor;
+use crate::channel::packets::{self, Packets};
+use crate::clock::Tick;
+use crate::connection::Outcome;
+use crate::handover::machine::End;
+use crate::memory::layout::Flags;
+use crate::metrics::{CloseReason, Counter};
+use crate::sys::socket::Socket;
+
+pub(super) use incoming::Incoming;
+pub(super) use outgoing::Outgoing;
+
+/// The number of the first batch, for the fault points.
+const FIRST: u32 = 1;
+
+/// What came of handing over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandedOver {
+    /// Connections that the other worker has.
+    pub moved: u32,
+    /// Why it is over.
+    pub end: End,
+}
+
+/// One end of a handover's socket pair.
+#[derive(Debug)]
+pub(super) struct Link {
+    packets: Packets,
+    token: Token,
+    /// There may be something to receive.
+    ready: bool,
+}
+
+impl Link {
+    fn new(socket: OwnedFd, token: Token, registry: &Registry) -> io::Result<Self> {
+        let number = socket.as_raw_fd();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        // Closing it ends the watch: this process has no other descriptor of it.
+        registry.register(&mut SourceFd(&number), token, interest)?;
+        Ok(Self {
+            packets: Packets::over(socket),
+            token,
+            ready: true,
+        })
+    }
+
+    /// The next packet, or why there is none; `None` if there is none now.
+    fn receive(&mut self, into: &mut [u8]) -> Result<Option<packets::Packet>, packets::Error> {
+        let received = self.packets.receive(into);
+        self.ready = matches!(received, Ok(Some(_)));
+        received
+    }
+}
+
+impl Reactor {
+    /// Whether connections may still go or come: the process must not end yet.
+    #[must_use]
+    pub const fn is_moving(&self) -> bool {
+        self.outgoing.is_some() || self.incoming.is_some()
+    }
+
+    /// What came of [`Reactor::hand_over`], once, when it is over; not if that was by a stop.
+    pub const fn handed_over(&mut self) -> Option<HandedOver> {
+        self.handed_over.take()
+    }
+
+    /// Notes that there may be something to receive by the socket that is watched as `token`.
+    pub(super) fn moving_is_ready(&mut self, token: Token) {
+        let outgoing = self.outgoing.as_mut().and_then(|one| one.link.as_mut());
+        let incoming = self.incoming.as_mut().map(|one| &mut one.link);
+        let mut links = outgoing.into_iter().chain(incoming);
+        if let Some(link) = links.find(|link| link.token == token) {
+            link.ready = true;
+        }
+    }
+
+    /// When moving goes on by itself, if it does.
+    pub(super) fn moving_due(&self) -> Option<Tick> {
+        let incoming = self.incoming.as_ref().is_some_and(|one| one.link.ready);
+        let Some(outgoing) = &self.outgoing else {
+            return incoming.then_some(self.now);
+        };
+        let waiting = self.open > outgoing.moving;
+        let ready = outgoing.link.as_ref().is_some_and(|link| link.ready);
+        if incoming || ready || (waiting && outgoing.machine.has_room()) {
+            return Some(self.now);
+        }
+        outgoing.staged.as_ref().map(|(_, retry)| *retry)
+    }
+
+    /// Gives up what is on its way at the end of a stop's time. It is closed without a reset: the
+    /// other worker may have it.
+    pub(super) fn abandon_moving(&mut self) {
+        self.incoming = None;
+        self.expected = 0;
+        let Some(mut outgoing) = self.outgoing.take() else {
+            return;
+        };
+        for (_, batch) in std::mem::take(&mut outgoing.batches) {
+            for fd in batch {
+                self.memory
+                    .count(Counter::Closed(CloseReason::DrainTimeout), 1);
+                self.forget(fd);
+            }
+        }
+    }
+
+    /// Closes a descriptor whose connection may be another worker's.
+    fn forget(&mut self, fd: u32) {
+        self.memory.handed(fd);
+        Socket::numbered(fd).close();
+        self.memory.closed(fd);
+        self.open -= 1;
+    }
+
+    /// Gives a connection that was on its way its place in the loop.
+    fn welcome(&mut self, fd: u32) {
+        let flags = self.memory.head(fd).flags;
+        if self.finishing {
+            self.memory.set_flags(fd, flags.with(Flags::LAST_LOOK));
+        }
+        if self.memory.head(fd).flags.has(Flags::READABLE) {
+            self.enqueue(fd);
+        }
+        self.conclude(fd, Outcome::Waiting);
+    }
+}

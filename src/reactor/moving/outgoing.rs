@@ -1,0 +1,301 @@
+//! The side of a handover that connections leave: carries out what `Sender` decides.
+//!
+//! Invariants: a batch is put away as a whole before it is sent, watch first; after the
+//! acknowledgement its descriptors are closed without reading and without ending a stream; every
+//! answer there is has been read before the receiver's end is believed.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::super::{Reactor, pack_token};
+use super::{FIRST, HandedOver, Link};
+use crate::channel::packets;
+use crate::clock::Tick;
+use crate::config::{HANDOVER_BATCH_CONNECTIONS, HANDOVER_RETRY};
+use crate::fault;
+use crate::handover::machine::{End, Sender, SenderAction, SenderEvent};
+use crate::handover::record::{self, BatchEncoder, CAUSE_MAX_BYTES, Message, Packet};
+use crate::memory::layout::Flags;
+use crate::metrics::{CloseReason, Counter};
+use crate::sys::socket::{self, Socket};
+
+/// An answer is a header and at most a cause.
+const ANSWER_MAX_BYTES: usize = CAUSE_MAX_BYTES + 64;
+
+/// A handover to another worker.
+#[derive(Debug)]
+pub(in crate::reactor) struct Outgoing {
+    pub(super) link: Option<Link>,
+    pub(super) machine: Sender,
+    /// Batches that are not settled: number and connections.
+    pub(super) batches: VecDeque<(u32, Vec<u32>)>,
+    /// The batch that the kernel has not taken, and when it is offered again.
+    pub(super) staged: Option<(Vec<u8>, Tick)>,
+    /// Where the search for connections goes on.
+    cursor: u32,
+    /// Nobody will accept from these listeners after this worker.
+    last: bool,
+    pub(super) moving: u32,
+    moved: u32,
+}
+
+impl Outgoing {
+    fn batch(&mut self, sequence: u32) -> Vec<u32> {
+        let at = self.batches.iter().position(|batch| batch.0 == sequence);
+        at.and_then(|at| self.batches.remove(at))
+            .map_or_else(Vec::new, |batch| batch.1)
+    }
+
+    /// Offers the last batch to the kernel.
+    fn transmit(&mut self, sequence: u32, frame: Vec<u8>, now: Tick) {
+        let batch = self.batches.back().map_or(&[][..], |batch| &batch.1);
+        let Some(link) = &mut self.link else {
+            return;
+        };
+        let event = match socket::lend(batch, |fds| link.packets.send(&frame, fds)) {
+            Ok(true) => SenderEvent::Sent,
+            Ok(false) => {
+                self.staged = Some((frame, now + HANDOVER_RETRY));
+                SenderEvent::Blocked
+            }
+            Err(packets::Error::Closed) => {
+                // What the other end has said before it went comes first.
+                link.ready = true;
+                self.staged = Some((frame, now + HANDOVER_RETRY));
+                SenderEvent::Blocked
+            }
+            Err(error) => SenderEvent::Failed {
+                cause: format!("a batch could not be sent: {error}"),
+            },
+        };
+        if sequence == FIRST && event == SenderEvent::Sent {
+            fault::point("sender.sent");
+        }
+        self.machine.handle(event);
+    }
+
+    fn is_due(&self, now: Tick) -> bool {
+        self.staged.as_ref().is_some_and(|(_, retry)| *retry <= now)
+    }
+}
+
+impl Reactor {
+    /// Begins to hand every connection over by the socket `link`, and stops accepting; the
+    /// listeners are kept until it is clear how this ends. If nobody else accepts from them
+    /// (`last`), accepting goes on until no connection is left, and what stands in the queues then
+    /// moves as well. What comes of it is told by [`Reactor::handed_over`].
+    ///
+    /// # Errors
+    /// A handover is under way already, or what `epoll_ctl` returned; nothing has changed then, and
+    /// the socket is closed.
+    pub fn hand_over(&mut self, link: OwnedFd, last: bool) -> io::Result<()> {
+        if self.outgoing.is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let link = Link::new(link, self.next_token(), self.poll.registry())?;
+        if !last {
+            self.hold_accepting();
+        }
+        self.outgoing = Some(Box::new(Outgoing {
+            link: Some(link),
+            machine: Sender::default(),
+            batches: VecDeque::new(),
+            staged: None,
+            cursor: 0,
+            last,
+            moving: 0,
+            moved: 0,
+        }));
+        Ok(())
+    }
+
+    /// Sends no further batch. What is on its way is settled first; the rest stays.
+    pub fn stop_handing_over(&mut self) {
+        if let Some(mut outgoing) = self.outgoing.take() {
+            outgoing.machine.handle(SenderEvent::Stop);
+            self.carry_out(&mut outgoing);
+            self.outgoing = (!self.concludes(&outgoing)).then_some(outgoing);
+        }
+    }
+
+    /// Sends what can be sent in this turn, and settles what has been answered.
+    pub(in crate::reactor) fn send_connections(&mut self) {
+        let Some(mut outgoing) = self.outgoing.take() else {
+            return;
+        };
+        let was_ready = outgoing.link.as_ref().is_some_and(|link| link.ready);
+        self.hear_answers(&mut outgoing);
+        self.carry_out(&mut outgoing);
+        if !outgoing.machine.is_blocked() || was_ready || outgoing.is_due(self.now) {
+            let mut waiting = self.open - outgoing.moving;
+            let mut complete = true;
+            if waiting == 0 && outgoing.last {
+                complete = self.empty_queues();
+                waiting = self.open - outgoing.moving;
+            }
+            let event = SenderEvent::Turn { waiting, complete };
+            outgoing.machine.handle(event);
+            self.carry_out(&mut outgoing);
+        }
+        self.outgoing = (!self.concludes(&outgoing)).then_some(outgoing);
+    }
+
+    /// Reads every answer there is.
+    fn hear_answers(&mut self, outgoing: &mut Outgoing) {
+        let mut buffer = [0; ANSWER_MAX_BYTES];
+        while let Some(link) = outgoing.link.as_mut().filter(|link| link.ready) {
+            let event = match link.receive(&mut buffer) {
+                Ok(None) => return,
+                Ok(Some(packet)) if packet.truncated => SenderEvent::Nonsense {
+                    cause: "an answer came in part".to_owned(),
+                },
+                Ok(Some(packet)) => {
+                    match Packet::decode(&buffer[..packet.length], record::VERSION) {
+                        Ok(packet) => SenderEvent::Heard(packet),
+                        Err(error) => SenderEvent::Nonsense {
+                            cause: error.to_string(),
+                        },
+                    }
+                }
+                Err(packets::Error::Closed) => SenderEvent::PeerGone,
+                Err(error) => {
+                    tracing::error!(%error, "a handover's socket failed");
+                    SenderEvent::PeerGone
+                }
+            };
+            outgoing.machine.handle(event);
+            self.carry_out(outgoing);
+        }
+    }
+
+    fn carry_out(&mut self, outgoing: &mut Outgoing) {
+        while let Some(action) = outgoing.machine.poll_action() {
+            match action {
+                SenderAction::Send { sequence } => {
+                    let (frame, batch) = self.put_away(outgoing, sequence);
+                    if sequence == FIRST {
+                        fault::point("sender.frozen");
+                    }
+                    outgoing.batches.push_back((sequence, batch));
+                    outgoing.transmit(sequence, frame, self.now);
+                }
+                SenderAction::Retry { sequence } => {
+                    if let Some((frame, _)) = outgoing.staged.take() {
+                        outgoing.transmit(sequence, frame, self.now);
+                    }
+                }
+                SenderAction::Release { sequence } => {
+                    if sequence == FIRST {
+                        fault::point("sender.acknowledged");
+                    }
+                    self.release(outgoing, sequence);
+                }
+                SenderAction::TakeBack { sequence } => {
+                    for fd in outgoing.batch(sequence) {
+                        outgoing.moving -= 1;
+                        self.take_up(fd);
+                    }
+                    outgoing.staged = None;
+                }
+                SenderAction::SendEnd { sequence } => {
+                    let moved = outgoing.moved;
+                    let message = Message::End { moved };
+                    let frame = Packet { sequence, message }.encode();
+                    if let Some(link) = &outgoing.link {
+                        // For the other side's log; everything is settled without it.
+                        let _ = link.packets.send(&frame, &[]);
+                    }
+                }
+                SenderAction::Finish => outgoing.link = None,
+            }
+        }
+    }
+
+    /// Chooses connections, as many as fit a batch, and puts them away.
+    fn put_away(&mut self, outgoing: &mut Outgoing, sequence: u32) -> (Vec<u8>, Vec<u32>) {
+        let mut encoder = BatchEncoder::new(sequence);
+        let mut batch = Vec::new();
+        // From the cursor on, then from the beginning: lower numbers may have been taken since.
+        let mut candidates: Vec<u32> = Vec::new();
+        for first in [outgoing.cursor, 0] {
+            let free = |&fd: &u32| !self.memory.head(fd).flags.has(Flags::MOVING);
+            let found = self.memory.occupied_from(first).filter(free);
+            candidates.extend(found.take(HANDOVER_BATCH_CONNECTIONS));
+            if !candidates.is_empty() {
+                break;
+            }
+        }
+        for fd in candidates {
+            // Nothing is being closed between two steps of a turn, so all of them are connections.
+            let Some(frozen) = self.memory.freeze(fd) else {
+                continue;
+            };
+            if !encoder.push(&frozen) {
+                break;
+            }
+            // Fails only for what is not watched, and then there is nothing to end.
+            let _ = Socket::numbered(fd).unwatch(self.poll.registry());
+            self.timers.disarm(fd);
+            self.memory.depart(fd);
+            batch.push(fd);
+            outgoing.cursor = fd + 1;
+        }
+        outgoing.moving += encoder.count();
+        (encoder.finish(), batch)
+    }
+
+    /// Forgets connections that are another worker's now.
+    fn release(&mut self, outgoing: &mut Outgoing, sequence: u32) {
+        let batch = outgoing.batch(sequence);
+        let count = batch.len() as u32;
+        for fd in batch {
+            self.memory.count(Counter::MovedOut, 1);
+            self.forget(fd);
+        }
+        outgoing.moving -= count;
+        outgoing.moved += count;
+        self.gate_after_close();
+    }
+
+    /// Serves a connection (again) that was on its way: what is ready is reported by watching it.
+    fn take_up(&mut self, fd: u32) {
+        self.memory.keep(fd);
+        let token = pack_token(fd, self.memory.head(fd).generation);
+        if let Err(error) = Socket::numbered(fd).watch(self.poll.registry(), token) {
+            tracing::error!(%error, fd, "the event loop cannot watch a connection again");
+            return self.close(fd, CloseReason::SystemError);
+        }
+        self.welcome(fd);
+    }
+
+    /// Takes what stands in the accept queues; true if there is nothing any more, and the listeners
+    /// are let go.
+    fn empty_queues(&mut self) -> bool {
+        let emptied = self.sweep();
+        if emptied && self.open == 0 {
+            self.let_go();
+            return true;
+        }
+        false
+    }
+
+    /// Whether handing over is over, and what was to be done after it is done.
+    fn concludes(&mut self, outgoing: &Outgoing) -> bool {
+        let Some(end) = outgoing.machine.end() else {
+            return false;
+        };
+        match end {
+            End::Stopped => return true,
+            End::PeerGone => self.begin_accepting(),
+            // Once more where nobody else takes what is in the queues, and perhaps not now.
+            End::Refused { .. } if outgoing.last && !self.sweep() => return false,
+            End::Refused { .. } | End::Done => self.let_go(),
+        }
+        self.handed_over = Some(HandedOver {
+            moved: outgoing.moved,
+            end: end.clone(),
+        });
+        true
+    }
+}

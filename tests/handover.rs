@@ -1,0 +1,691 @@
+//! Live handover between event loops, with real sockets: whatever a connection is in the middle of,
+//! it goes on at the other worker without a byte lost, doubled or out of order, and without a reset.
+//!
+//! The loops run in this process, one turn each after the other, so every state can be arranged:
+//! what happens between the order to hand over and the next turn is still in the kernel when the
+//! connection leaves.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use socket2::SockRef;
+use support::{assert_same, pattern, upper};
+use uppercased::channel::packets::{Error, Packets};
+use uppercased::clock::{Tick, now};
+use uppercased::config::{Config, HANDOVER_BATCH_CONNECTIONS, HANDOVER_MESSAGE_BYTES};
+use uppercased::handover::machine::End;
+use uppercased::handover::record::{Message, Packet, VERSION};
+use uppercased::identity::SlotId;
+use uppercased::listener;
+use uppercased::memory::layout::{Layout, State};
+use uppercased::memory::{self, Memory, counter};
+use uppercased::metrics::{CloseReason, Counter};
+use uppercased::reactor::Reactor;
+use uppercased::reactor::moving::HandedOver;
+use uppercased::wire::Listen;
+
+const MAX: u32 = 2000;
+const SLOT: SlotId = SlotId(0);
+/// Turns after which what should happen must have happened.
+const TURNS_MAX: usize = 100_000;
+/// How long the loops may take to get there when they have to wait for time to pass.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn config() -> Config {
+    Config {
+        // So that a read takes a buffer full, and a send little of it.
+        send_buffer: Some(8192),
+        recv_buffer: Some(256 * 1024),
+        ..Config::default()
+    }
+}
+
+fn reactor(config: &Config, max: u32) -> Reactor {
+    let layout = Layout {
+        descriptors: 16_384,
+        buffers: max,
+        buffer_bytes: config.pending_output,
+    };
+    let memory = Memory::adopt(memory::create(layout).unwrap(), layout).unwrap();
+    Reactor::new(memory, config, max).unwrap()
+}
+
+fn link() -> (OwnedFd, OwnedFd) {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+}
+
+/// Loops that share a port.
+struct Stage {
+    loops: Vec<Reactor>,
+    listener: OwnedFd,
+    addr: SocketAddr,
+}
+
+impl Stage {
+    /// The first of `count` loops accepts; the others stand by.
+    fn new(count: usize, config: &Config) -> Self {
+        let asked = Listen {
+            addr: ([127, 0, 0, 1], 0).into(),
+            dual_stack: false,
+        };
+        let (listener, listen) = listener::bind(&asked, config).unwrap();
+        let mut loops: Vec<Reactor> = (0..count).map(|_| reactor(config, MAX)).collect();
+        for (index, one) in loops.iter_mut().enumerate() {
+            if index > 0 {
+                one.hold_accepting();
+            }
+            let listener = listener.try_clone().unwrap();
+            one.serve_listener(SLOT, listener).unwrap();
+        }
+        Self {
+            loops,
+            listener,
+            addr: listen.addr,
+        }
+    }
+
+    /// A turn of every loop, without waiting.
+    fn turn(&mut self) {
+        for one in &mut self.loops {
+            one.wait(Some(Tick::ZERO)).unwrap();
+            one.work();
+        }
+    }
+
+    /// Turns until `done`.
+    #[track_caller]
+    fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
+        for _ in 0..TURNS_MAX {
+            if done(self) {
+                return;
+            }
+            self.turn();
+        }
+        panic!("it never came to that");
+    }
+
+    fn connect(&mut self, index: usize) -> Client {
+        let before = self.loops[index].open_connections();
+        let client = Client::new(self.addr);
+        self.until(|stage| stage.loops[index].open_connections() > before);
+        client
+    }
+
+    /// Begins a handover and does nothing else.
+    fn order(&mut self, from: usize, to: usize, last: bool) {
+        let (ours, theirs) = link();
+        let expected = self.loops[from].open_connections();
+        self.loops[to].take_over(theirs, expected).unwrap();
+        self.loops[to].begin_accepting();
+        self.loops[from].hand_over(ours, last).unwrap();
+    }
+
+    /// What comes of it.
+    #[track_caller]
+    fn outcome(&mut self, from: usize) -> HandedOver {
+        let mut found = None;
+        self.until(|stage| {
+            found = stage.loops[from].handed_over();
+            found.is_some()
+        });
+        self.until(|stage| !stage.loops.iter().any(Reactor::is_moving));
+        found.unwrap()
+    }
+
+    fn count(&self, index: usize, what: Counter) -> u64 {
+        counter(self.loops[index].memory().shared(), what)
+    }
+}
+
+/// A client that checks every byte.
+struct Client {
+    stream: TcpStream,
+    sent: u64,
+    got: u64,
+    ended: bool,
+}
+
+impl Client {
+    fn new(addr: SocketAddr) -> Self {
+        let domain = socket2::Domain::for_address(addr);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+        // Little room, so that output is soon pending at the server.
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&addr.into()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        Self {
+            stream: socket.into(),
+            sent: 0,
+            got: 0,
+            ended: false,
+        }
+    }
+
+    /// Sends up to `len` bytes, as far as the kernel takes them.
+    fn send(&mut self, len: usize) -> usize {
+        match self.stream.write(&pattern(self.sent, len)) {
+            Ok(sent) => {
+                self.sent += sent as u64;
+                sent
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) => panic!("sending: {error}"),
+        }
+    }
+
+    fn end(&self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Reads what there is and compares it; true once the answer is complete.
+    fn read(&mut self) -> bool {
+        let mut buffer = [0; 16 * 1024];
+        while !self.ended {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => self.ended = true,
+                Ok(length) => {
+                    let expected = upper(&pattern(self.got, length));
+                    assert_same(&buffer[..length], &expected, "the answer");
+                    self.got += length as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("receiving after {} bytes: {error}", self.got),
+            }
+        }
+        self.got == self.sent
+    }
+
+    /// Goes on talking, ends its stream, and gets everything up to the end.
+    fn conclude(mut self, stage: &mut Stage) {
+        let mut more = 20_000;
+        stage.until(|_| {
+            more -= self.send(more);
+            self.read() && more == 0
+        });
+        self.finish(stage);
+    }
+
+    /// Ends its stream and gets everything up to the end.
+    fn finish(self, stage: &mut Stage) {
+        self.end();
+        self.expect_end(stage);
+    }
+
+    /// Gets everything up to the end.
+    fn expect_end(mut self, stage: &mut Stage) {
+        stage.until(|_| self.read() && self.ended);
+    }
+
+    /// Resets the connection.
+    fn reset(self) {
+        let linger = Some(Duration::ZERO);
+        SockRef::from(&self.stream).set_linger(linger).unwrap();
+    }
+
+    /// Fills everything on the way until the server has output pending and reads no more.
+    fn stuff(&mut self, stage: &mut Stage) {
+        // The first read finds a buffer full.
+        while self.send(64 * 1024) > 0 {}
+        let mut quiet = 0;
+        stage.until(|_| {
+            quiet = if self.send(64 * 1024) > 0 {
+                0
+            } else {
+                quiet + 1
+            };
+            quiet > 50
+        });
+    }
+}
+
+/// The connection of the loop whose peer is `client`.
+fn state_of(stage: &Stage, index: usize, client: &Client) -> Option<(State, u32)> {
+    let memory = stage.loops[index].memory();
+    let local = client.stream.local_addr().unwrap();
+    let fd = memory.occupied().find(|&fd| memory.peer(fd) == local)?;
+    let pending = memory.pending(fd).map_or(0, |pending| pending.len());
+    Some((memory.head(fd).state, pending))
+}
+
+#[test]
+fn a_connection_goes_on_whatever_it_is_in_the_middle_of() {
+    let mut stage = Stage::new(3, &config());
+    let idle = stage.connect(0);
+    let mut mid_message = stage.connect(0);
+    mid_message.send(100);
+    stage.until(|_| mid_message.read());
+    let mut full = stage.connect(0);
+    full.stuff(&mut stage);
+    let mut ended = stage.connect(0);
+    ended.stuff(&mut stage);
+    ended.end();
+    let mut early = stage.connect(0);
+    let mut data_and_end = stage.connect(0);
+    let only_end = stage.connect(0);
+    let gone = stage.connect(0);
+    let mut gone_with_data = stage.connect(0);
+    for _ in 0..10 {
+        stage.turn();
+    }
+    for client in [&full, &ended] {
+        let (_, pending) = state_of(&stage, 0, client).unwrap();
+        assert!(pending > 40_000, "only {pending} bytes are pending");
+    }
+
+    stage.order(0, 1, false);
+    // Nothing of this is seen by the loop that leaves.
+    early.send(1000);
+    data_and_end.send(1000);
+    data_and_end.end();
+    only_end.end();
+    gone.reset();
+    gone_with_data.send(1000);
+    gone_with_data.reset();
+    // What is pending makes two batches of them.
+    stage.loops[0].work();
+    stage.loops[0].work();
+    assert_eq!(stage.outcome(0), done(9));
+    assert_eq!(stage.loops[0].open_connections(), 0);
+    assert_eq!(stage.count(0, Counter::MovedOut), 9);
+    assert_eq!(stage.count(1, Counter::MovedIn), 9);
+    stage.until(|stage| stage.count(1, Counter::Closed(CloseReason::PeerReset)) == 2);
+
+    // And once more, as they are now.
+    stage.order(1, 2, false);
+    let left = stage.loops[1].open_connections();
+    assert_eq!(stage.outcome(1), done(left));
+
+    idle.conclude(&mut stage);
+    mid_message.conclude(&mut stage);
+    full.conclude(&mut stage);
+    early.conclude(&mut stage);
+    for client in [ended, data_and_end, only_end] {
+        client.expect_end(&mut stage);
+    }
+    assert!(stage.loops.iter().all(|one| one.open_connections() == 0));
+    // What the one that reset its connection had sent is owed to nobody.
+    for (index, abandoned) in [0, 1000, 0].into_iter().enumerate() {
+        assert_eq!(stage.count(index, Counter::BytesAbandoned), abandoned);
+        assert_eq!(stage.loops[index].memory().occupied().count(), 0);
+        let shared = stage.loops[index].memory().shared();
+        assert_eq!(memory::open_connections(shared), 0);
+    }
+}
+
+fn done(moved: u32) -> HandedOver {
+    HandedOver {
+        moved,
+        end: End::Done,
+    }
+}
+
+#[test]
+fn a_connection_that_lingers_does_so_to_its_end() {
+    let config = Config {
+        idle_timeout: Some(Duration::from_millis(10)),
+        linger_timeout: Duration::from_secs(60),
+        ..config()
+    };
+    let mut stage = Stage::new(2, &config);
+    let mut client = stage.connect(0);
+    let deadline = now() + PATIENCE;
+    while state_of(&stage, 0, &client) != Some((State::LingeringIdle, 0)) {
+        assert!(now() < deadline, "it never lingers");
+        stage.loops[0].wait(Some(deadline)).unwrap();
+        stage.loops[0].work();
+    }
+    stage.order(0, 1, false);
+    client.send(500); // Too late: thrown away, by whoever has the connection.
+    stage.loops[0].work();
+    assert_eq!(stage.outcome(0), done(1));
+    assert_eq!(
+        state_of(&stage, 1, &client),
+        Some((State::LingeringIdle, 0)),
+        "nothing is reset by a move"
+    );
+    client.sent = 0;
+    stage.until(|_| client.read() && client.ended);
+    client.end();
+    stage.until(|stage| stage.count(1, Counter::Closed(CloseReason::IdleTimeout)) == 1);
+    assert_eq!(stage.count(1, Counter::BytesDiscarded), 500);
+}
+
+#[test]
+fn many_connections_move_in_batches_while_both_serve() {
+    raise_the_descriptor_limit();
+    let mut stage = Stage::new(2, &config());
+    let mut clients: Vec<Client> = (0..450).map(|_| stage.connect(0)).collect();
+    stage.order(0, 1, false);
+    let mut turns = 0;
+    let mut result = None;
+    while result.is_none() {
+        for client in &mut clients {
+            client.send(100);
+        }
+        let before = stage.loops[0].open_connections();
+        stage.turn();
+        let after = stage.loops[0].open_connections();
+        assert!((before - after) as usize <= 2 * HANDOVER_BATCH_CONNECTIONS);
+        for client in &mut clients {
+            client.read();
+        }
+        turns += 1;
+        assert!(turns < TURNS_MAX);
+        result = stage.loops[0].handed_over();
+    }
+    assert_eq!(result, Some(done(450)));
+    assert!(turns >= 3);
+    // New ones find the successor.
+    clients.push(stage.connect(1));
+    stage.until(|_| clients.iter_mut().all(Client::read));
+    for client in clients {
+        client.finish(&mut stage);
+    }
+}
+
+/// A link that holds little more than one batch of idle connections.
+fn narrow_link() -> (OwnedFd, OwnedFd) {
+    let (ours, theirs) = link();
+    SockRef::from(&ours).set_send_buffer_size(8192).unwrap();
+    (ours, theirs)
+}
+
+#[test]
+fn a_socket_without_room_delays_a_batch_and_loses_nothing() {
+    raise_the_descriptor_limit();
+    let mut stage = Stage::new(2, &config());
+    let clients: Vec<Client> = (0..450).map(|_| stage.connect(0)).collect();
+    let (ours, theirs) = narrow_link();
+    stage.loops[1].take_over(theirs, 450).unwrap();
+    stage.loops[0].hand_over(ours, false).unwrap();
+    // The second batch finds no room, however often it is offered.
+    for _ in 0..100 {
+        stage.loops[0].wait(Some(Tick::ZERO)).unwrap();
+        stage.loops[0].work();
+    }
+    assert_eq!(stage.outcome(0), done(450));
+    for client in clients {
+        client.finish(&mut stage);
+    }
+}
+
+#[test]
+fn a_batch_that_cannot_be_sent_stays_with_the_sender() {
+    let mut stage = Stage::new(2, &config());
+    let mut large = stage.connect(0);
+    large.stuff(&mut stage);
+    let (ours, theirs) = narrow_link();
+    stage.loops[1].take_over(theirs, 1).unwrap();
+    stage.loops[0].hand_over(ours, false).unwrap();
+    let result = stage.outcome(0);
+    assert!(matches!(result.end, End::Refused { cause } if cause.contains("could not be sent")));
+    large.finish(&mut stage);
+}
+
+#[test]
+fn a_receiver_that_dies_leaves_everything_with_the_sender() {
+    let mut stage = Stage::new(1, &config());
+    let mut clients: Vec<Client> = (0..5).map(|_| stage.connect(0)).collect();
+    clients[1].stuff(&mut stage);
+    clients[2].stuff(&mut stage);
+    clients[2].end();
+    let (ours, theirs) = link();
+    stage.loops[0].hand_over(ours, false).unwrap();
+    let receiver = Packets::over(theirs);
+    clients[0].send(10);
+    stage.loops[0].work();
+    let mut buffer = vec![0; HANDOVER_MESSAGE_BYTES];
+    let mut batches = Vec::new();
+    // Two large ones do not fit one message; the rest is in the window.
+    stage.turn();
+    while let Some(packet) = receiver.receive(&mut buffer).unwrap() {
+        let read = Packet::decode(&buffer[..packet.length], VERSION).unwrap();
+        let Message::Batch(connections) = read.message else {
+            panic!("{read:?}")
+        };
+        assert_eq!(connections.len(), packet.descriptors.len());
+        batches.push((read.sequence, connections.len(), packet.descriptors));
+    }
+    let numbers: Vec<u32> = batches.iter().map(|batch| batch.0).collect();
+    assert_eq!(numbers, [1, 2]);
+    // The first is acknowledged, and only then the end comes: it is gone with its connections.
+    let first = batches.remove(0);
+    let acknowledged = Packet {
+        sequence: 1,
+        message: Message::Acknowledged {
+            count: first.1 as u32,
+        },
+    };
+    assert!(receiver.send(&acknowledged.encode(), &[]).unwrap());
+    drop((receiver, batches));
+    let result = stage.outcome(0);
+    let moved = first.1 as u32;
+    let end = End::PeerGone;
+    assert_eq!(result, HandedOver { moved, end });
+    assert_eq!(stage.loops[0].open_connections(), 5 - moved);
+    // It accepts again, and what came back goes on.
+    let newcomer = stage.connect(0);
+    newcomer.conclude(&mut stage);
+    let lost: Vec<SocketAddr> = first
+        .2
+        .into_iter()
+        .map(|fd| TcpStream::from(fd).peer_addr().unwrap())
+        .collect();
+    for client in clients {
+        if lost.contains(&client.stream.local_addr().unwrap()) {
+            continue;
+        }
+        client.finish(&mut stage);
+    }
+}
+
+#[test]
+fn a_refusal_leaves_everything_with_the_sender_and_ends_its_accepting() {
+    let mut stage = Stage::new(2, &config());
+    let clients: Vec<Client> = (0..5).map(|_| stage.connect(0)).collect();
+    stage.loops[1] = reactor(&config(), 3);
+    stage.order(0, 1, false);
+    let result = stage.outcome(0);
+    assert_eq!(result.moved, 0);
+    assert!(matches!(result.end, End::Refused { cause } if cause.contains("limit of 3")));
+    for client in clients {
+        client.conclude(&mut stage);
+    }
+    let _waiting = Client::new(stage.addr);
+    for _ in 0..10 {
+        stage.turn();
+    }
+    assert_eq!(stage.loops[0].open_connections(), 0, "it takes no new ones");
+}
+
+#[test]
+fn a_server_that_is_full_moves_as_a_whole_and_only_then_takes_those_who_wait() {
+    let mut stage = Stage::new(1, &config());
+    stage.loops[0] = reactor(&config(), 10);
+    let listener = stage.listener.try_clone().unwrap();
+    stage.loops[0].serve_listener(SLOT, listener).unwrap();
+    let mut clients: Vec<Client> = (0..10).map(|_| stage.connect(0)).collect();
+    let waiting: Vec<Client> = (0..5).map(|_| Client::new(stage.addr)).collect();
+    stage.loops.push(reactor(&config(), 10));
+    stage.loops[1].hold_accepting();
+    let listener = stage.listener.try_clone().unwrap();
+    stage.loops[1].serve_listener(SLOT, listener).unwrap();
+    stage.order(0, 1, false);
+    // The successor has many turns before anything comes.
+    for _ in 0..10 {
+        stage.loops[1].wait(Some(Tick::ZERO)).unwrap();
+        stage.loops[1].work();
+    }
+    assert_eq!(stage.loops[1].open_connections(), 0);
+    // Some end at the last moment: their places are not lost.
+    for client in clients.drain(..5) {
+        client.reset();
+    }
+    stage.loops[0].wait(Some(Tick::ZERO)).unwrap();
+    assert_eq!(stage.outcome(0).end, End::Done);
+    stage.until(|stage| stage.loops[1].open_connections() == 10);
+    for client in clients.into_iter().chain(waiting) {
+        client.conclude(&mut stage);
+    }
+}
+
+#[test]
+fn a_format_from_the_future_is_refused_and_so_is_a_stopping_worker() {
+    let mut stage = Stage::new(2, &config());
+    let client = stage.connect(0);
+    let (ours, theirs) = link();
+    stage.loops[0].hand_over(ours, false).unwrap();
+    let receiver = Packets::over(theirs);
+    let mut refusal = Packet {
+        sequence: 1,
+        message: Message::Refused {
+            cause: "version".into(),
+        },
+    }
+    .encode();
+    refusal[4] = 9;
+    assert!(receiver.send(&refusal, &[]).unwrap());
+    let result = stage.outcome(0);
+    assert!(matches!(result.end, End::Refused { cause } if cause == "version"));
+    client.conclude(&mut stage);
+
+    let mut stage = Stage::new(2, &config());
+    let client = stage.connect(0);
+    stage.loops[1].end_accepting();
+    stage.loops[1].finish_connections();
+    let (ours, theirs) = link();
+    stage.loops[1].take_over(theirs, 0).unwrap();
+    stage.loops[0].hand_over(ours, false).unwrap();
+    let result = stage.outcome(0);
+    assert!(matches!(result.end, End::Refused { cause } if cause.contains("leaving")));
+    client.conclude(&mut stage);
+}
+
+#[test]
+fn the_last_one_of_a_queue_takes_it_to_its_end() {
+    let mut stage = Stage::new(1, &config());
+    let clients: Vec<Client> = (0..3).map(|_| stage.connect(0)).collect();
+    stage.loops.push(reactor(&config(), MAX));
+    // Connected, and nobody has accepted them.
+    let queued: Vec<Client> = (0..40).map(|_| Client::new(stage.addr)).collect();
+    stage.order(0, 1, true);
+    stage.loops[0].work();
+    assert_eq!(stage.outcome(0), done(43));
+    for client in clients.into_iter().chain(queued) {
+        client.conclude(&mut stage);
+    }
+    // Nothing is left of it but this duplicate.
+    let listener = std::net::TcpListener::from(stage.listener);
+    assert_eq!(
+        listener.accept().map(drop).map_err(|error| error.kind()),
+        Err(ErrorKind::WouldBlock)
+    );
+}
+
+#[test]
+fn a_stop_amid_a_handover_settles_what_is_on_its_way_and_finishes_the_rest() {
+    raise_the_descriptor_limit();
+    let mut stage = Stage::new(2, &config());
+    let mut clients: Vec<Client> = (0..450).map(|_| stage.connect(0)).collect();
+    stage.order(0, 1, false);
+    for client in &mut clients {
+        client.send(50);
+    }
+    stage.loops[0].work(); // One batch is on its way.
+    for one in &mut stage.loops {
+        one.end_accepting();
+        one.finish_connections();
+    }
+    stage.until(|stage| !stage.loops.iter().any(Reactor::is_moving));
+    assert_eq!(stage.loops[0].handed_over(), None);
+    assert_eq!(stage.count(0, Counter::MovedOut), 200);
+    assert_eq!(stage.count(1, Counter::MovedIn), 200);
+    // Every one is answered and ended in order, wherever it is.
+    for client in &mut clients {
+        stage.until(|_| client.read() && client.ended);
+    }
+    drop(clients);
+    stage.until(|stage| stage.loops.iter().all(|one| one.open_connections() == 0));
+    let drained = Counter::Closed(CloseReason::Drained);
+    assert_eq!(stage.count(0, drained) + stage.count(1, drained), 450);
+}
+
+#[test]
+fn the_end_of_a_sender_is_no_harm_to_what_has_arrived() {
+    let mut stage = Stage::new(1, &config());
+    let (ours, theirs) = link();
+    let sender = Packets::over(ours);
+    stage.loops[0].take_over(theirs, 0).unwrap();
+    drop(sender);
+    stage.until(|stage| !stage.loops[0].is_moving());
+    let client = stage.connect(0);
+    client.conclude(&mut stage);
+}
+
+#[test]
+fn nonsense_is_refused_and_costs_nothing() {
+    for noise in [&b"noise"[..], b"UPHO\x02\x00\x01\x00", &[0xff; 4096]] {
+        let mut stage = Stage::new(1, &config());
+        let client = stage.connect(0);
+        let (ours, theirs) = link();
+        let sender = Packets::over(ours);
+        stage.loops[0].take_over(theirs, 0).unwrap();
+        assert!(sender.send(noise, &[]).unwrap());
+        let mut answer = [0; 1024];
+        let mut read = None;
+        stage.until(|_| {
+            read = sender.receive(&mut answer).unwrap();
+            read.is_some()
+        });
+        let packet = Packet::decode(&answer[..read.unwrap().length], VERSION).unwrap();
+        assert!(matches!(packet.message, Message::Refused { .. }));
+        drop(sender);
+        stage.until(|stage| !stage.loops[0].is_moving());
+        client.conclude(&mut stage);
+    }
+}
+
+#[test]
+fn an_answer_out_of_place_ends_the_sending_and_frees_nothing() {
+    let mut stage = Stage::new(1, &config());
+    let client = stage.connect(0);
+    let (ours, theirs) = link();
+    let receiver = Packets::over(theirs);
+    stage.loops[0].hand_over(ours, false).unwrap();
+    stage.loops[0].work();
+    let wrong = Packet {
+        sequence: 7,
+        message: Message::Acknowledged { count: 1 },
+    };
+    assert!(receiver.send(&wrong.encode(), &[]).unwrap());
+    for _ in 0..20 {
+        stage.turn();
+    }
+    assert_eq!(stage.loops[0].handed_over(), None, "it may be served there");
+    assert_eq!(stage.loops[0].open_connections(), 1);
+    assert!(matches!(receiver.receive(&mut [0; 4096]), Ok(Some(_))));
+    assert!(!matches!(
+        receiver.receive(&mut [0; 64]),
+        Err(Error::Closed)
+    ));
+    drop(receiver);
+    assert_eq!(stage.outcome(0).moved, 0);
+    client.conclude(&mut stage);
+}
+
+fn raise_the_descriptor_limit() {
+    let raised = uppercased::sys::limits::raise_descriptor_limit();
+    let limit: Result<u64, io::Error> = raised.map_err(io::Error::other);
+    assert!(
+        limit.is_ok_and(|limit| limit >= 3000),
+        "too few descriptors for this test"
+    );
+}
