@@ -4,7 +4,8 @@
 //! each wait. Invariants: a reply is at most as long as the protocol says; an error says whether
 //! the server was reached at all.
 //!
-//! It must not print, and must not be used by a server.
+//! It must not print. A server must not wait in it; it only looks, before it serves, whether
+//! somebody answers at a socket.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;

@@ -1,0 +1,1145 @@
+//! The server's side of the control socket: who may ask, what was asked, and the answers' way back.
+//!
+//! Invariants: the socket has mode 0600 from birth, and a peer is heard only if it is root or has
+//! this process's own user; no client makes the supervisor wait or grow (bounded clients, request,
+//! output, and time to send the one and to read the other); a request has one id and gets one final
+//! answer, also if a program upgrade lies between the two; only a socket file that is ours, or that
+//! nobody answers at, is ever removed.
+//!
+//! It must not carry out anything: complete requests are handed out, answers handed in.
+
+use std::fs::{self, DirBuilder};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net as unix;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mio::net::{UnixListener, UnixStream};
+use mio::{Interest, Registry, Token};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::stat::{Mode, umask};
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Tick;
+use crate::config::{
+    CONTROL_CLIENTS_MAX, CONTROL_REPLY_MAX_BYTES, CONTROL_REQUEST_MAX_BYTES,
+    CONTROL_REQUEST_TIMEOUT, Control,
+};
+use crate::control::client::{Conversation, Error as AskError};
+use crate::control::place::{self, Surroundings};
+use crate::control::protocol::Incoming;
+use crate::control::{Done, Reply, Request};
+use crate::identity::RequestId;
+
+use super::exchange;
+
+/// Takes requests and brings answers back.
+#[derive(Debug)]
+pub(super) struct ControlServer {
+    socket: SocketFile,
+    listener: UnixListener,
+    /// Client `i` has the token after the listener's plus `i`.
+    clients: [Option<Client>; CONTROL_CLIENTS_MAX],
+    first: Token,
+    next: RequestId,
+    /// Accepting failed for want of descriptors or memory; try again then.
+    rest_until: Option<Tick>,
+}
+
+/// What a new program must be told to go on with the same clients; the descriptors travel apart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Saved {
+    file: FileId,
+    next: RequestId,
+    clients: Vec<SavedClient>,
+}
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// Another server takes its orders there.
+    #[error(
+        "cannot take orders at {}: {} has that socket; stop it or choose another path with \
+         --control", path.display(), owner(*pid)
+    )]
+    InUse {
+        /// The path asked for.
+        path: PathBuf,
+        /// Who has it, if it lives in this namespace.
+        pid: Option<i32>,
+    },
+    /// There is something that is not ours to remove.
+    #[error(
+        "cannot take orders at {}: it exists and is no socket; choose another path with --control",
+        path.display()
+    )]
+    NotASocket {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// The environment names no directory for it.
+    #[error(
+        "no directory for a control socket: XDG_RUNTIME_DIR is not set; name one with --control"
+    )]
+    NoPlace,
+    /// The system refused an operation.
+    #[error("cannot take orders at {}: {operation}: {source}", path.display())]
+    System {
+        /// The path concerned.
+        path: PathBuf,
+        /// What was tried.
+        operation: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// The file of the socket. Dropped by the process that made it, it is removed: so it is at every
+/// orderly end, and neither by a forked copy nor by an exec, which drops nothing.
+#[derive(Debug)]
+struct SocketFile(FileId);
+
+/// A file and the process that made it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FileId {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    maker: u32,
+}
+
+#[derive(Debug)]
+struct Client {
+    stream: UnixStream,
+    peer: Peer,
+    state: State,
+    /// What the kernel has not taken yet.
+    output: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SavedClient {
+    peer: Peer,
+    state: State,
+    output: Vec<u8>,
+}
+
+/// Who asks, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Peer {
+    pid: i32,
+    uid: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum State {
+    /// The request is not complete.
+    Asking { incoming: Incoming, until: Tick },
+    /// The request is being carried out.
+    Waiting { request: RequestId },
+    /// The last word is said; what is left of it is to be read until then.
+    Leaving { until: Tick },
+}
+
+/// What a look at a client led to.
+enum Seen {
+    Nothing,
+    Asked(Request),
+    /// The request is no request.
+    Refused(String),
+    /// The connection is over.
+    Gone,
+}
+
+/// Tokens of a control server: the listener's, and one for each client.
+pub(super) const TOKENS: usize = CONTROL_CLIENTS_MAX + 1;
+
+/// How long accepting rests after the system ran out of something.
+const ACCEPT_REST: Duration = Duration::from_secs(1);
+
+impl ControlServer {
+    /// Opens the socket where `control` says. `tokens` is the first of [`TOKENS`] that it uses;
+    /// requests are numbered from `first_request` on.
+    ///
+    /// `None` if there is to be none; also, with a warning, if the default place cannot be had:
+    /// who named no path can do without.
+    ///
+    /// # Errors
+    /// A named path cannot be had.
+    pub(super) fn open(
+        control: &Control,
+        registry: &Registry,
+        tokens: Token,
+        first_request: RequestId,
+    ) -> Result<Option<Self>, Error> {
+        let opened = match control {
+            Control::Off => return Ok(None),
+            Control::Path(path) => Self::open_at(path, registry, tokens, first_request).map(Some),
+            Control::Auto => {
+                match Self::open_in(&Surroundings::here(), registry, tokens, first_request) {
+                    Ok(server) => Ok(Some(server)),
+                    Err(error @ Error::NoPlace) => {
+                        tracing::info!(%error, "no control socket: signals only");
+                        Ok(None)
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "no control socket: signals only");
+                        Ok(None)
+                    }
+                }
+            }
+        };
+        if let Ok(Some(server)) = &opened {
+            let path = server.path().display();
+            tracing::debug!(%path, "control socket open");
+        }
+        opened
+    }
+
+    fn open_in(
+        here: &Surroundings,
+        registry: &Registry,
+        tokens: Token,
+        first_request: RequestId,
+    ) -> Result<Self, Error> {
+        let directory = here.directory().ok_or(Error::NoPlace)?;
+        // Others may see which servers of the system there are; a user's are nobody's business.
+        let mode = if here.root { 0o755 } else { 0o700 };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(&directory)
+            .map_err(refused(&directory, "make the directory"))?;
+        remove_left_behind(&directory);
+        let path = place::socket_of(&directory, std::process::id());
+        Self::open_at(&path, registry, tokens, first_request)
+    }
+
+    fn open_at(
+        path: &Path,
+        registry: &Registry,
+        tokens: Token,
+        first_request: RequestId,
+    ) -> Result<Self, Error> {
+        let (listener, socket) = bind(path)?;
+        let watch = || -> io::Result<UnixListener> {
+            listener.set_nonblocking(true)?;
+            let mut listener = UnixListener::from_std(listener);
+            registry.register(&mut listener, tokens, Interest::READABLE)?;
+            Ok(listener)
+        };
+        let listener = watch().map_err(refused(path, "watch the socket"))?;
+        Ok(Self {
+            socket,
+            listener,
+            clients: [const { None }; CONTROL_CLIENTS_MAX],
+            first: tokens,
+            // Number 0 means that nobody waits.
+            next: first_request.max(RequestId(RequestId::NOBODY.0 + 1)),
+            rest_until: None,
+        })
+    }
+
+    /// Goes on after an exec with what [`Self::suspend`] gave to the program before.
+    ///
+    /// # Errors
+    /// The descriptors are not those of `saved`, or cannot be watched.
+    pub(super) fn resume(
+        saved: Saved,
+        descriptors: Vec<OwnedFd>,
+        registry: &Registry,
+        tokens: Token,
+    ) -> io::Result<Self> {
+        // From here on it is this program's to remove, whatever happens.
+        let socket = SocketFile(saved.file);
+        if descriptors.len() != saved.clients.len() + 1 {
+            return Err(io::Error::other(
+                "not the descriptors of this control server",
+            ));
+        }
+        for descriptor in &descriptors {
+            // They had to be inherited once; no worker is to have them.
+            fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        }
+        let mut descriptors = descriptors.into_iter();
+        let listener = descriptors.next().ok_or(io::ErrorKind::NotFound)?;
+        let mut listener = UnixListener::from_std(listener.into());
+        registry.register(&mut listener, tokens, Interest::READABLE)?;
+        let mut server = Self {
+            socket,
+            listener,
+            clients: [const { None }; CONTROL_CLIENTS_MAX],
+            first: tokens,
+            next: saved.next,
+            rest_until: None,
+        };
+        for (client, descriptor) in saved.clients.into_iter().zip(descriptors) {
+            let stream = UnixStream::from_std(descriptor.into());
+            let client = Client {
+                stream,
+                peer: client.peer,
+                state: client.state,
+                output: client.output,
+            };
+            // One client less must not fail an upgrade.
+            if let Err(error) = server.seat(client, registry) {
+                tracing::warn!(%error, "a client of the control socket is lost");
+            }
+        }
+        Ok(server)
+    }
+
+    /// What a new program needs to go on, and the descriptors that go with it: the listener's,
+    /// then each client's. Nothing changes here, in case there will be no new program.
+    pub(super) fn suspend(&self) -> (Saved, Vec<BorrowedFd<'_>>) {
+        let present = || self.clients.iter().flatten();
+        let clients = present().map(|client| SavedClient {
+            peer: client.peer,
+            state: client.state.clone(),
+            output: client.output.clone(),
+        });
+        let saved = Saved {
+            file: self.socket.0.clone(),
+            next: self.next,
+            clients: clients.collect(),
+        };
+        let mut descriptors = vec![self.listener.as_fd()];
+        descriptors.extend(present().map(|client| client.stream.as_fd()));
+        (saved, descriptors)
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.socket.0.path
+    }
+
+    /// Whether `token` is one of its own.
+    pub(super) fn owns(&self, token: Token) -> bool {
+        (self.first.0..self.first.0 + TOKENS).contains(&token.0)
+    }
+
+    /// Accepts, reads and writes as far as `token` is ready. What has been asked for completely
+    /// comes out, with the id that its answer must name.
+    pub(super) fn ready(
+        &mut self,
+        token: Token,
+        registry: &Registry,
+        now: Tick,
+    ) -> Vec<(RequestId, Request)> {
+        if token == self.first {
+            self.accept(registry, now);
+            return Vec::new();
+        }
+        let index = token.0.wrapping_sub(self.first.0 + 1);
+        // A late report of a client that has left is nobody's.
+        let Some(Some(client)) = self.clients.get_mut(index) else {
+            return Vec::new();
+        };
+        match client.look() {
+            Seen::Nothing => Vec::new(),
+            Seen::Asked(request) => {
+                let id = self.next;
+                self.next = RequestId(id.0.wrapping_add(1));
+                client.state = State::Waiting { request: id };
+                let (pid, uid) = (client.peer.pid, client.peer.uid);
+                tracing::debug!(
+                    id = id.0,
+                    command = request.name(),
+                    pid,
+                    uid,
+                    "control request"
+                );
+                vec![(id, request)]
+            }
+            Seen::Refused(cause) => {
+                let (pid, uid) = (client.peer.pid, client.peer.uid);
+                tracing::warn!(cause, pid, uid, "control request refused");
+                self.finish(index, Reply::Refused(cause), registry, now);
+                Vec::new()
+            }
+            Seen::Gone => {
+                self.dismiss(index, registry);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Tells whoever asked what happens meanwhile. Nobody is told if they have left.
+    pub(super) fn progress(&mut self, request: RequestId, text: &str, registry: &Registry) {
+        if let Some(index) = self.find(request) {
+            self.say(index, &Reply::Progress(text.to_owned()), registry);
+        }
+    }
+
+    /// Tells whoever asked how it ended, and lets them go once they have read it.
+    pub(super) fn answer(
+        &mut self,
+        request: RequestId,
+        reply: Reply,
+        registry: &Registry,
+        now: Tick,
+    ) {
+        debug_assert!(reply.is_final(), "{reply:?} is no answer");
+        match self.find(request) {
+            Some(index) => self.finish(index, reply, registry, now),
+            None if request == RequestId::NOBODY => {}
+            None => tracing::debug!(id = request.0, "whoever asked has left"),
+        }
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<Tick> {
+        let clients = self.clients.iter().flatten();
+        let dues = clients.filter_map(|client| client.state.due());
+        dues.chain(self.rest_until).min()
+    }
+
+    /// Cuts clients whose time is over, and tries again what had to rest.
+    pub(super) fn handle_timeout(&mut self, registry: &Registry, now: Tick) {
+        for index in 0..self.clients.len() {
+            let client = self.clients[index].as_ref();
+            if let Some(client) = client
+                && client.state.due().is_some_and(|due| due <= now)
+            {
+                let (pid, uid) = (client.peer.pid, client.peer.uid);
+                tracing::warn!(pid, uid, "a silent client of the control socket is cut");
+                self.dismiss(index, registry);
+            }
+        }
+        if self.rest_until.is_some_and(|until| until <= now) {
+            self.rest_until = None;
+            self.accept(registry, now);
+        }
+    }
+
+    /// Ends it: the socket file is removed, every client sees the end of its connection.
+    pub(super) fn remove(self) {
+        drop(self);
+    }
+
+    fn accept(&mut self, registry: &Registry, now: Tick) {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => self.admit(stream, registry, now),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+                    ) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the control socket rests");
+                    self.rest_until = Some(now + ACCEPT_REST);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, mut stream: UnixStream, registry: &Registry, now: Tick) {
+        let peer = match getsockopt(&stream, sockopt::PeerCredentials) {
+            Ok(peer) => Peer {
+                pid: peer.pid(),
+                uid: peer.uid(),
+            },
+            Err(error) => {
+                tracing::warn!(%error, "a client of the control socket without credentials");
+                return;
+            }
+        };
+        let full = || {
+            let full = self.clients.iter().all(Option::is_some);
+            full.then(|| {
+                format!("{CONTROL_CLIENTS_MAX} others are being answered; try again later")
+            })
+        };
+        let (pid, uid) = (peer.pid, peer.uid);
+        let own = rustix::process::geteuid().as_raw();
+        if let Some(cause) = unheard(uid, own).or_else(full) {
+            tracing::warn!(cause, pid, uid, "client of the control socket refused");
+            if let Ok(line) = Reply::Refused(cause).encode() {
+                // A fresh socket has room for it; if not, the end of the connection has to do.
+                let _ = stream.write(&line);
+            }
+            return;
+        }
+        let client = Client {
+            stream,
+            peer,
+            state: State::Asking {
+                incoming: Incoming::new(CONTROL_REQUEST_MAX_BYTES),
+                until: now + CONTROL_REQUEST_TIMEOUT,
+            },
+            output: Vec::new(),
+        };
+        if let Err(error) = self.seat(client, registry) {
+            tracing::warn!(%error, pid, uid, "a client of the control socket is lost");
+        }
+    }
+
+    /// Gives a client a place and watches it. What is ready by then is reported next.
+    fn seat(&mut self, mut client: Client, registry: &Registry) -> io::Result<()> {
+        let free = self.clients.iter().position(Option::is_none);
+        let index = free.ok_or(io::ErrorKind::QuotaExceeded)?;
+        let both = Interest::READABLE | Interest::WRITABLE;
+        registry.register(&mut client.stream, self.token(index), both)?;
+        self.clients[index] = Some(client);
+        Ok(())
+    }
+
+    fn token(&self, index: usize) -> Token {
+        Token(self.first.0 + 1 + index)
+    }
+
+    fn find(&self, wanted: RequestId) -> Option<usize> {
+        let waits = |client: &Client| client.state == State::Waiting { request: wanted };
+        self.clients
+            .iter()
+            .position(|client| client.as_ref().is_some_and(waits))
+    }
+
+    /// Says the last word to a client.
+    fn finish(&mut self, index: usize, reply: Reply, registry: &Registry, now: Tick) {
+        if let Some(client) = &mut self.clients[index] {
+            client.state = State::Leaving {
+                until: now + CONTROL_REQUEST_TIMEOUT,
+            };
+        }
+        self.say(index, &reply, registry);
+    }
+
+    fn say(&mut self, index: usize, reply: &Reply, registry: &Registry) {
+        let Some(client) = &mut self.clients[index] else {
+            return;
+        };
+        let line = reply.encode().or_else(|error| {
+            tracing::error!(%error, "an answer cannot be sent");
+            Reply::Failed(format!("the answer is {error}")).encode()
+        });
+        // Without a line there is nothing but the end of the connection to tell.
+        let said = line.is_ok_and(|line| client.queue(&line));
+        if !said || client.flush() == Flushed::Gone {
+            self.dismiss(index, registry);
+        }
+    }
+
+    fn dismiss(&mut self, index: usize, registry: &Registry) {
+        if let Some(mut client) = self.clients[index].take() {
+            // A forked child may hold a copy of the descriptor until it execs, so closing ours
+            // alone would not end the reports.
+            let _ = registry.deregister(&mut client.stream);
+        }
+    }
+}
+
+impl Client {
+    /// Writes and reads what can be written and read.
+    fn look(&mut self) -> Seen {
+        if self.flush() == Flushed::Gone {
+            return Seen::Gone;
+        }
+        match &self.state {
+            State::Asking { .. } => self.hear(),
+            // Half of the connection may be closed: the answer still finds its way.
+            State::Waiting { .. } if self.has_left() => Seen::Gone,
+            State::Waiting { .. } | State::Leaving { .. } => Seen::Nothing,
+        }
+    }
+
+    /// Reads until the request is complete; what follows it is not looked at.
+    fn hear(&mut self) -> Seen {
+        let State::Asking { incoming, .. } = &mut self.state else {
+            return Seen::Nothing;
+        };
+        let mut bytes = [0; CONTROL_REQUEST_MAX_BYTES];
+        let line = loop {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => match incoming.rest() {
+                    Some(line) => break line,
+                    // It only wanted to see whether somebody is here.
+                    None => return Seen::Gone,
+                },
+                Ok(count) => {
+                    if let Err(error) = incoming.take(&bytes[..count]) {
+                        return Seen::Refused(error.to_string());
+                    }
+                    if let Some(line) = incoming.line() {
+                        break line;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Seen::Nothing,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Seen::Gone,
+            }
+        };
+        match Request::decode(&line) {
+            Ok(request) => Seen::Asked(request),
+            Err(error) => Seen::Refused(error.to_string()),
+        }
+    }
+
+    /// Whether the line finds room.
+    fn queue(&mut self, line: &[u8]) -> bool {
+        if self.output.len() + line.len() > CONTROL_REPLY_MAX_BYTES {
+            let (pid, uid) = (self.peer.pid, self.peer.uid);
+            tracing::warn!(
+                pid,
+                uid,
+                "a client of the control socket that does not read is cut"
+            );
+            return false;
+        }
+        self.output.extend_from_slice(line);
+        true
+    }
+
+    fn flush(&mut self) -> Flushed {
+        let mut written = 0;
+        let end = loop {
+            if written == self.output.len() {
+                break match self.state {
+                    State::Leaving { .. } => Flushed::Gone,
+                    State::Asking { .. } | State::Waiting { .. } => Flushed::Here,
+                };
+            }
+            match self.stream.write(&self.output[written..]) {
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Flushed::Here,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break Flushed::Gone,
+            }
+        };
+        self.output.drain(..written);
+        end
+    }
+
+    /// Whether the other end is closed altogether.
+    fn has_left(&self) -> bool {
+        let mut ask = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
+        let asked = poll(&mut ask, PollTimeout::ZERO);
+        let over = PollFlags::POLLHUP | PollFlags::POLLERR;
+        asked.is_ok() && ask[0].revents().is_some_and(|seen| seen.intersects(over))
+    }
+}
+
+/// What came of writing to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flushed {
+    Here,
+    /// Everything is said, or nobody reads it.
+    Gone,
+}
+
+impl State {
+    const fn due(&self) -> Option<Tick> {
+        match self {
+            Self::Asking { until, .. } | Self::Leaving { until } => Some(*until),
+            Self::Waiting { .. } => None,
+        }
+    }
+}
+
+impl From<exchange::Answer> for Reply {
+    fn from(answer: exchange::Answer) -> Self {
+        match answer {
+            exchange::Answer::Done(done) => Self::Done(Done {
+                renewed: done.renewed,
+                workers: done.workers,
+                moved: done.moved,
+                drained: done.drained,
+                took_ms: Done::millis(done.took),
+            }),
+            exchange::Answer::Failed { cause } => Self::Failed(cause),
+            exchange::Answer::Refused { cause } => Self::Refused(cause),
+        }
+    }
+}
+
+impl SocketFile {
+    /// The file that was just made at `path`.
+    fn made(path: &Path) -> io::Result<Self> {
+        let made = fs::symlink_metadata(path)?;
+        Ok(Self(FileId {
+            path: PathBuf::from(path),
+            device: made.dev(),
+            inode: made.ino(),
+            maker: std::process::id(),
+        }))
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let FileId {
+            path,
+            device,
+            inode,
+            maker,
+        } = &self.0;
+        if *maker != std::process::id() {
+            return;
+        }
+        // Somebody may have removed it and put another one there.
+        let still_ours = fs::symlink_metadata(path)
+            .is_ok_and(|there| (there.dev(), there.ino()) == (*device, *inode));
+        if still_ours && let Err(error) = fs::remove_file(path) {
+            let path = path.display();
+            tracing::warn!(%path, %error, "cannot remove the control socket");
+        }
+    }
+}
+
+/// Why a user is not heard. The mode of the socket keeps others off already; were somebody to
+/// loosen it, this still holds.
+fn unheard(uid: u32, own: u32) -> Option<String> {
+    (uid != 0 && uid != own)
+        .then(|| format!("only the users 0 and {own} are heard here, and not user {uid}"))
+}
+
+/// Binds `path`, for its owner only, in the place of a socket at which nobody answers any more.
+fn bind(path: &Path) -> Result<(unix::UnixListener, SocketFile), Error> {
+    let bound = match bind_private(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            make_room(path)?;
+            bind_private(path)
+        }
+        bound => bound,
+    };
+    let listener = bound.map_err(refused(path, "bind"))?;
+    let file = SocketFile::made(path).map_err(refused(path, "look at the socket"))?;
+    Ok((listener, file))
+}
+
+/// A mode that is set after `bind` would come too late for who connects in between. The mask is
+/// the whole process's, which has one thread.
+fn bind_private(path: &Path) -> io::Result<unix::UnixListener> {
+    let before = umask(Mode::S_IXUSR | Mode::S_IRWXG | Mode::S_IRWXO);
+    let bound = unix::UnixListener::bind(path);
+    umask(before);
+    bound
+}
+
+/// Removes a socket whose server is dead, and nothing else.
+fn make_room(path: &Path) -> Result<(), Error> {
+    let there = fs::symlink_metadata(path).map_err(refused(path, "look at it"))?;
+    if !there.file_type().is_socket() {
+        return Err(Error::NotASocket {
+            path: PathBuf::from(path),
+        });
+    }
+    // A live server's queue may be full: that is an answer, too.
+    match Conversation::open(path, Some(Duration::from_millis(1))) {
+        Ok(live) => Err(Error::InUse {
+            path: PathBuf::from(path),
+            pid: live.server(),
+        }),
+        Err(AskError::Unreachable { source, .. })
+            if source.kind() == io::ErrorKind::ConnectionRefused =>
+        {
+            fs::remove_file(path).map_err(refused(path, "remove the old socket"))
+        }
+        Err(_) => Err(Error::InUse {
+            path: PathBuf::from(path),
+            pid: None,
+        }),
+    }
+}
+
+/// Removes the sockets of servers that were killed. One whose process lives is left alone: it may
+/// be about to listen.
+fn remove_left_behind(directory: &Path) {
+    let candidates = place::candidates(directory).unwrap_or_default();
+    for candidate in candidates {
+        if Path::new("/proc").join(candidate.pid.to_string()).exists() {
+            continue;
+        }
+        if make_room(&candidate.path).is_ok() {
+            let path = candidate.path.display();
+            tracing::debug!(%path, "control socket of a dead server removed");
+        }
+    }
+}
+
+fn refused(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> Error {
+    let path = PathBuf::from(path);
+    move |source| Error::System {
+        path,
+        operation,
+        source,
+    }
+}
+
+fn owner(pid: Option<i32>) -> String {
+    let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    match pid {
+        Some(pid) => match name(pid) {
+            Some(program) => format!("pid {pid} ({})", program.trim_end()),
+            None => format!("pid {pid}"),
+        },
+        None => "another process".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use mio::{Events, Poll};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::clock;
+
+    const FIRST: Token = Token(40);
+
+    struct Bench {
+        directory: TempDir,
+        poll: Poll,
+        server: ControlServer,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let poll = Poll::new().unwrap();
+            let control = Control::Path(directory.path().join("control"));
+            let server = ControlServer::open(&control, poll.registry(), FIRST, RequestId(7));
+            Self {
+                server: server.unwrap().unwrap(),
+                directory,
+                poll,
+            }
+        }
+
+        fn client(&self) -> unix::UnixStream {
+            unix::UnixStream::connect(self.server.path()).unwrap()
+        }
+
+        /// Lets the server do what it can do now.
+        fn turn(&mut self) -> Vec<(RequestId, Request)> {
+            let mut asked = Vec::new();
+            let mut events = Events::with_capacity(64);
+            loop {
+                self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+                if events.is_empty() {
+                    return asked;
+                }
+                for event in &events {
+                    assert!(self.server.owns(event.token()));
+                    let registry = self.poll.registry();
+                    asked.extend(self.server.ready(event.token(), registry, clock::now()));
+                }
+            }
+        }
+
+        /// A client that has sent these bytes, and what came of it.
+        fn sends(&mut self, bytes: &[u8]) -> (unix::UnixStream, Vec<(RequestId, Request)>) {
+            let mut client = self.client();
+            client.write_all(bytes).unwrap();
+            let asked = self.turn();
+            (client, asked)
+        }
+
+        fn progress(&mut self, id: RequestId, text: &str) {
+            self.server.progress(id, text, self.poll.registry());
+        }
+
+        fn answer(&mut self, id: RequestId, reply: Reply) {
+            let registry = self.poll.registry();
+            self.server.answer(id, reply, registry, clock::now());
+        }
+
+        fn clients(&self) -> usize {
+            self.server.clients.iter().flatten().count()
+        }
+    }
+
+    fn everything(mut client: unix::UnixStream) -> String {
+        let mut text = String::new();
+        let patience = Some(Duration::from_secs(10));
+        client.set_read_timeout(patience).unwrap();
+        // Closed with something unread, the other end resets; what it had said comes first.
+        let _ = client.read_to_string(&mut text);
+        text
+    }
+
+    const RELOAD: &[u8] = br#"{"version":1,"command":"reload"}
+"#;
+
+    #[test]
+    fn a_request_gets_its_progress_and_its_answer_and_the_end() {
+        let mut bench = Bench::new();
+        let mode = fs::metadata(bench.server.path()).unwrap().permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+
+        let (mut client, asked) = bench.sends(&RELOAD[..10]);
+        assert_eq!(asked, []);
+        client.write_all(&RELOAD[10..]).unwrap();
+        assert_eq!(bench.turn(), [(RequestId(7), Request::Reload)]);
+        bench.progress(RequestId(7), "slot 0");
+        bench.progress(RequestId(8), "of somebody else");
+        let done = exchange::Done {
+            renewed: 2,
+            workers: 2,
+            took: Duration::from_micros(1500),
+            ..exchange::Done::default()
+        };
+        bench.answer(RequestId(7), exchange::Answer::Done(done).into());
+        assert_eq!(
+            everything(client),
+            "{\"progress\":\"slot 0\"}\n{\"done\":{\"renewed\":2,\"workers\":2,\"moved\":0,\
+             \"drained\":0,\"took_ms\":1}}\n"
+        );
+        assert_eq!(bench.clients(), 0);
+
+        let (_client, asked) = bench.sends(RELOAD);
+        assert_eq!(asked, [(RequestId(8), Request::Reload)]);
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_with_a_reason() {
+        let mut bench = Bench::new();
+        let long = vec![b'x'; CONTROL_REQUEST_MAX_BYTES + 1];
+        for (bytes, why) in [
+            (b"GET / HTTP/1.1\r\n".as_slice(), "not a line"),
+            (b"{\"version\":9}\n", "version 9"),
+            (long.as_slice(), "more than 4096 bytes"),
+        ] {
+            let (client, asked) = bench.sends(bytes);
+            assert_eq!(asked, []);
+            let text = everything(client);
+            assert!(text.starts_with("{\"refused\":"), "{text}");
+            assert!(text.contains(why), "{text}");
+        }
+        assert_eq!(bench.clients(), 0);
+    }
+
+    #[test]
+    fn half_a_connection_is_enough_to_be_answered_and_none_is_forgotten() {
+        let mut bench = Bench::new();
+        let (client, asked) = bench.sends(RELOAD.trim_ascii_end());
+        assert_eq!(asked, []);
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let asked = bench.turn();
+        assert_eq!(asked.len(), 1, "the end of the line may be missing");
+        bench.turn();
+        bench.answer(asked[0].0, Reply::Refused("busy".to_owned()));
+        assert_eq!(everything(client), "{\"refused\":\"busy\"}\n");
+
+        let (client, asked) = bench.sends(RELOAD);
+        drop(client);
+        bench.turn();
+        assert_eq!(bench.clients(), 0);
+        bench.answer(asked[0].0, Reply::Failed("nobody reads this".to_owned()));
+
+        // One that only looks whether somebody is here.
+        drop(bench.client());
+        assert_eq!(bench.turn(), []);
+        assert_eq!(bench.clients(), 0);
+    }
+
+    #[test]
+    fn one_client_too_many_is_told_so() {
+        let mut bench = Bench::new();
+        let mut clients = Vec::new();
+        for _ in 0..CONTROL_CLIENTS_MAX {
+            let (client, asked) = bench.sends(RELOAD);
+            clients.push((client, asked[0].0));
+        }
+        let late = bench.client();
+        bench.turn();
+        let text = everything(late);
+        assert!(
+            text.contains("refused") && text.contains("16 others"),
+            "{text}"
+        );
+        let (client, id) = clients.remove(3);
+        bench.answer(id, Reply::Refused(String::new()));
+        drop(client);
+        assert_eq!(bench.sends(RELOAD).1.len(), 1);
+    }
+
+    #[test]
+    fn who_says_nothing_or_reads_nothing_is_cut() {
+        let mut bench = Bench::new();
+        let silent = bench.client();
+        bench.turn();
+        let due = bench.server.poll_timeout().unwrap();
+        assert!(due <= clock::now() + CONTROL_REQUEST_TIMEOUT);
+        bench.server.handle_timeout(bench.poll.registry(), due);
+        assert_eq!((everything(silent), bench.clients()), (String::new(), 0));
+        assert_eq!(bench.server.poll_timeout(), None);
+
+        let (_deaf, asked) = bench.sends(RELOAD);
+        let text = "x".repeat(1000);
+        for _ in 0..=CONTROL_REPLY_MAX_BYTES / text.len() + 1000 {
+            bench.progress(asked[0].0, &text);
+        }
+        assert_eq!(bench.clients(), 0);
+
+        // It has its answer, and leaves it there.
+        let (_deaf, asked) = bench.sends(RELOAD);
+        for _ in 0..1000 {
+            bench.progress(asked[0].0, &text);
+        }
+        bench.answer(asked[0].0, Reply::Refused(text));
+        assert_eq!(bench.clients(), 1);
+        let due = bench.server.poll_timeout().unwrap();
+        bench.server.handle_timeout(bench.poll.registry(), due);
+        assert_eq!(bench.clients(), 0);
+    }
+
+    #[test]
+    fn an_answer_too_long_for_the_kernel_arrives_in_pieces() {
+        let mut bench = Bench::new();
+        let (mut client, asked) = bench.sends(RELOAD);
+        let text = "x".repeat(1000);
+        for _ in 0..1000 {
+            bench.progress(asked[0].0, &text);
+        }
+        bench.answer(asked[0].0, Reply::Refused(text));
+        client.set_nonblocking(true).unwrap();
+        let (mut got, mut bytes) = (0, [0; 4096]);
+        loop {
+            match client.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(count) => got += count,
+                Err(_) => assert_eq!(bench.turn(), []),
+            }
+        }
+        assert_eq!(got, 1000 * (1000 + 16) + 1000 + 15);
+    }
+
+    #[test]
+    fn only_a_socket_without_a_server_is_replaced() {
+        let mut bench = Bench::new();
+        let poll = Poll::new().unwrap();
+        let open = |path: &Path| {
+            let control = Control::Path(PathBuf::from(path));
+            ControlServer::open(&control, poll.registry(), FIRST, RequestId(1))
+        };
+        let path = PathBuf::from(bench.server.path());
+        let why = open(&path).unwrap_err().to_string();
+        let own = format!("pid {}", std::process::id());
+        assert!(why.contains(&own) && why.contains("--control"), "{why}");
+        // The one that lives takes orders as before.
+        bench.turn();
+        assert_eq!(bench.sends(RELOAD).1.len(), 1);
+
+        let file = bench.directory.path().join("file");
+        fs::write(&file, "mine").unwrap();
+        let why = open(&file).unwrap_err().to_string();
+        assert!(why.contains("no socket"), "{why}");
+        assert_eq!(fs::read(&file).unwrap(), b"mine");
+
+        let dead = bench.directory.path().join("dead");
+        drop(unix::UnixListener::bind(&dead).unwrap());
+        open(&dead).unwrap().unwrap().remove();
+        assert!(!dead.exists());
+        assert!(open(&bench.directory.path().join("a/b")).is_err());
+    }
+
+    #[test]
+    fn the_socket_is_removed_at_the_end_unless_it_is_another_ones() {
+        let bench = Bench::new();
+        let path = PathBuf::from(bench.server.path());
+        fs::remove_file(&path).unwrap();
+        let _other = unix::UnixListener::bind(&path).unwrap();
+        bench.server.remove();
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn in_its_directory_the_dead_are_tidied_away_and_the_living_are_not() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("made/for/it");
+        fs::create_dir_all(&directory).unwrap();
+        // No process has this number: it is above the highest one there can be.
+        let dead = place::socket_of(&directory, 1 << 23);
+        drop(unix::UnixListener::bind(&dead).unwrap());
+        let starting = place::socket_of(&directory, 1);
+        drop(unix::UnixListener::bind(&starting).unwrap());
+        let foreign = place::socket_of(&directory, (1 << 23) + 1);
+        let _listener = unix::UnixListener::bind(&foreign).unwrap();
+
+        let poll = Poll::new().unwrap();
+        let here = Surroundings {
+            runtime_directory: Some(directory.clone().into()),
+            ..Surroundings::default()
+        };
+        let server = ControlServer::open_in(&here, poll.registry(), FIRST, RequestId(1)).unwrap();
+        let own = place::socket_of(&directory, std::process::id());
+        assert_eq!(server.path(), own);
+        assert!(!dead.exists() && starting.exists() && foreign.exists());
+        let nowhere = ControlServer::open_in(
+            &Surroundings::default(),
+            poll.registry(),
+            FIRST,
+            RequestId(1),
+        );
+        assert!(matches!(nowhere, Err(Error::NoPlace)));
+    }
+
+    #[test]
+    fn a_new_program_goes_on_with_the_same_clients() {
+        let mut bench = Bench::new();
+        let (client, asked) = bench.sends(RELOAD);
+        let (mut slow, _) = bench.sends(&RELOAD[..5]);
+
+        let (saved, descriptors) = bench.server.suspend();
+        let kept = descriptors
+            .iter()
+            .map(|fd| fd.try_clone_to_owned().unwrap());
+        let kept: Vec<OwnedFd> = kept.collect();
+        let json = serde_json::to_string(&saved).unwrap();
+        drop(saved);
+        let path = PathBuf::from(bench.server.path());
+        assert!(path.exists());
+
+        let short = serde_json::from_str(&json).unwrap();
+        let registry = bench.poll.registry();
+        // (It is another process that would fail so; in this one the file must stay.)
+        let Saved {
+            mut file,
+            next,
+            clients,
+        } = short;
+        file.maker = 0;
+        let short = Saved {
+            file,
+            next,
+            clients,
+        };
+        assert!(ControlServer::resume(short, Vec::new(), registry, FIRST).is_err());
+
+        let poll = Poll::new().unwrap();
+        let saved = serde_json::from_str(&json).unwrap();
+        let resumed = ControlServer::resume(saved, kept, poll.registry(), FIRST).unwrap();
+        let before = std::mem::replace(&mut bench.poll, poll);
+        // An exec closes the old descriptors, and drops nothing.
+        let mut old = std::mem::replace(&mut bench.server, resumed);
+        old.socket.0.maker = 0;
+        drop((old, before));
+
+        slow.write_all(&RELOAD[5..]).unwrap();
+        assert_eq!(bench.turn(), [(RequestId(8), Request::Reload)]);
+        bench.answer(asked[0].0, Reply::Refused("later".to_owned()));
+        assert_eq!(everything(client), "{\"refused\":\"later\"}\n");
+        assert_eq!(bench.sends(RELOAD).1.len(), 1);
+        bench.server.remove();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_root_and_the_own_user_are_heard() {
+        assert_eq!(unheard(0, 7), None);
+        assert_eq!(unheard(7, 7), None);
+        let why = unheard(8, 7).unwrap();
+        assert!(why.contains("user 8"), "{why}");
+        assert!(unheard(7, 0).is_some());
+    }
+}
