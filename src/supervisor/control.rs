@@ -8,34 +8,32 @@
 //!
 //! It must not carry out anything: complete requests are handed out, answers handed in.
 
-use std::fs::{self, DirBuilder};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
-use std::os::unix::net as unix;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
-use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Tick;
-use crate::config::{
-    CONTROL_CLIENTS_MAX, CONTROL_REPLY_MAX_BYTES, CONTROL_REQUEST_MAX_BYTES,
-    CONTROL_REQUEST_TIMEOUT, Control,
-};
-use crate::control::client::{Conversation, Error as AskError};
-use crate::control::place::{self, Surroundings};
-use crate::control::protocol::Incoming;
+use crate::config::{CONTROL_CLIENTS_MAX, Control};
+use crate::control::place::Surroundings;
 use crate::control::{Done, Reply, Request};
 use crate::identity::RequestId;
 
 use super::exchange;
+
+mod client;
+mod socket;
+
+use client::{Client, Flushed, Peer, SavedClient, Seen, State};
+use socket::{FileId, SocketFile, refused};
+
+pub(super) use socket::Error;
 
 /// Takes requests and brings answers back.
 #[derive(Debug)]
@@ -56,103 +54,6 @@ pub(super) struct Saved {
     file: FileId,
     next: RequestId,
     clients: Vec<SavedClient>,
-}
-
-/// Why there is no control socket.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
-    /// Another server takes its orders there.
-    #[error(
-        "cannot take orders at {}: {} has that socket; stop it or choose another path with \
-         --control", path.display(), owner(*pid)
-    )]
-    InUse {
-        /// The path asked for.
-        path: PathBuf,
-        /// Who has it, if it lives in this namespace.
-        pid: Option<i32>,
-    },
-    /// There is something that is not ours to remove.
-    #[error(
-        "cannot take orders at {}: it exists and is no socket; choose another path with --control",
-        path.display()
-    )]
-    NotASocket {
-        /// The path asked for.
-        path: PathBuf,
-    },
-    /// The environment names no directory for it.
-    #[error(
-        "no directory for a control socket: XDG_RUNTIME_DIR is not set; name one with --control"
-    )]
-    NoPlace,
-    /// The system refused an operation.
-    #[error("cannot take orders at {}: {operation}: {source}", path.display())]
-    System {
-        /// The path concerned.
-        path: PathBuf,
-        /// What was tried.
-        operation: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-}
-
-/// The file of the socket. Dropped by the process that made it, it is removed: so it is at every
-/// orderly end, and neither by a forked copy nor by an exec, which drops nothing.
-#[derive(Debug)]
-struct SocketFile(FileId);
-
-/// A file and the process that made it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct FileId {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-    maker: u32,
-}
-
-#[derive(Debug)]
-struct Client {
-    stream: UnixStream,
-    peer: Peer,
-    state: State,
-    /// What the kernel has not taken yet.
-    output: Vec<u8>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct SavedClient {
-    peer: Peer,
-    state: State,
-    output: Vec<u8>,
-}
-
-/// Who asks, for the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Peer {
-    pid: i32,
-    uid: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum State {
-    /// The request is not complete.
-    Asking { incoming: Incoming, until: Tick },
-    /// The request is being carried out.
-    Waiting { request: RequestId },
-    /// The last word is said; what is left of it is to be read until then.
-    Leaving { until: Tick },
-}
-
-/// What a look at a client led to.
-enum Seen {
-    Nothing,
-    Asked(Request),
-    /// The request is no request.
-    Refused(String),
-    /// The connection is over.
-    Gone,
 }
 
 /// Tokens of a control server: the listener's, and one for each client.
@@ -206,16 +107,7 @@ impl ControlServer {
         tokens: Token,
         first_request: RequestId,
     ) -> Result<Self, Error> {
-        let directory = here.directory().ok_or(Error::NoPlace)?;
-        // Others may see which servers of the system there are; a user's are nobody's business.
-        let mode = if here.root { 0o755 } else { 0o700 };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(mode)
-            .create(&directory)
-            .map_err(refused(&directory, "make the directory"))?;
-        remove_left_behind(&directory);
-        let path = place::socket_of(&directory, std::process::id());
+        let path = socket::default_path(here)?;
         Self::open_at(&path, registry, tokens, first_request)
     }
 
@@ -225,7 +117,7 @@ impl ControlServer {
         tokens: Token,
         first_request: RequestId,
     ) -> Result<Self, Error> {
-        let (listener, socket) = bind(path)?;
+        let (listener, socket) = socket::bind(path)?;
         let watch = || -> io::Result<UnixListener> {
             listener.set_nonblocking(true)?;
             let mut listener = UnixListener::from_std(listener);
@@ -278,13 +170,7 @@ impl ControlServer {
             rest_until: None,
         };
         for (client, descriptor) in saved.clients.into_iter().zip(descriptors) {
-            let stream = UnixStream::from_std(descriptor.into());
-            let client = Client {
-                stream,
-                peer: client.peer,
-                state: client.state,
-                output: client.output,
-            };
+            let client = Client::restored(client, UnixStream::from_std(descriptor.into()));
             // One client less must not fail an upgrade.
             if let Err(error) = server.seat(client, registry) {
                 tracing::warn!(%error, "a client of the control socket is lost");
@@ -297,15 +183,10 @@ impl ControlServer {
     /// then each client's. Nothing changes here, in case there will be no new program.
     pub(super) fn suspend(&self) -> (Saved, Vec<BorrowedFd<'_>>) {
         let present = || self.clients.iter().flatten();
-        let clients = present().map(|client| SavedClient {
-            peer: client.peer,
-            state: client.state.clone(),
-            output: client.output.clone(),
-        });
         let saved = Saved {
             file: self.socket.0.clone(),
             next: self.next,
-            clients: clients.collect(),
+            clients: present().map(Client::saved).collect(),
         };
         let mut descriptors = vec![self.listener.as_fd()];
         descriptors.extend(present().map(|client| client.stream.as_fd()));
@@ -467,15 +348,7 @@ impl ControlServer {
             }
             return;
         }
-        let client = Client {
-            stream,
-            peer,
-            state: State::Asking {
-                incoming: Incoming::new(CONTROL_REQUEST_MAX_BYTES),
-                until: now + CONTROL_REQUEST_TIMEOUT,
-            },
-            output: Vec::new(),
-        };
+        let client = Client::new(stream, peer, now);
         if let Err(error) = self.seat(client, registry) {
             tracing::warn!(%error, pid, uid, "a client of the control socket is lost");
         }
@@ -505,9 +378,7 @@ impl ControlServer {
     /// Says the last word to a client.
     fn finish(&mut self, index: usize, reply: Reply, registry: &Registry, now: Tick) {
         if let Some(client) = &mut self.clients[index] {
-            client.state = State::Leaving {
-                until: now + CONTROL_REQUEST_TIMEOUT,
-            };
+            client.leave(now);
         }
         self.say(index, &reply, registry);
     }
@@ -536,113 +407,6 @@ impl ControlServer {
     }
 }
 
-impl Client {
-    /// Writes and reads what can be written and read.
-    fn look(&mut self) -> Seen {
-        if self.flush() == Flushed::Gone {
-            return Seen::Gone;
-        }
-        match &self.state {
-            State::Asking { .. } => self.hear(),
-            // Half of the connection may be closed: the answer still finds its way.
-            State::Waiting { .. } if self.has_left() => Seen::Gone,
-            State::Waiting { .. } | State::Leaving { .. } => Seen::Nothing,
-        }
-    }
-
-    /// Reads until the request is complete; what follows it is not looked at.
-    fn hear(&mut self) -> Seen {
-        let State::Asking { incoming, .. } = &mut self.state else {
-            return Seen::Nothing;
-        };
-        let mut bytes = [0; CONTROL_REQUEST_MAX_BYTES];
-        let line = loop {
-            match self.stream.read(&mut bytes) {
-                Ok(0) => match incoming.rest() {
-                    Some(line) => break line,
-                    // It only wanted to see whether somebody is here.
-                    None => return Seen::Gone,
-                },
-                Ok(count) => {
-                    if let Err(error) = incoming.take(&bytes[..count]) {
-                        return Seen::Refused(error.to_string());
-                    }
-                    if let Some(line) = incoming.line() {
-                        break line;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Seen::Nothing,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Seen::Gone,
-            }
-        };
-        match Request::decode(&line) {
-            Ok(request) => Seen::Asked(request),
-            Err(error) => Seen::Refused(error.to_string()),
-        }
-    }
-
-    /// Whether the line finds room.
-    fn queue(&mut self, line: &[u8]) -> bool {
-        if self.output.len() + line.len() > CONTROL_REPLY_MAX_BYTES {
-            let (pid, uid) = (self.peer.pid, self.peer.uid);
-            tracing::warn!(
-                pid,
-                uid,
-                "a client of the control socket that does not read is cut"
-            );
-            return false;
-        }
-        self.output.extend_from_slice(line);
-        true
-    }
-
-    fn flush(&mut self) -> Flushed {
-        let mut written = 0;
-        let end = loop {
-            if written == self.output.len() {
-                break match self.state {
-                    State::Leaving { .. } => Flushed::Gone,
-                    State::Asking { .. } | State::Waiting { .. } => Flushed::Here,
-                };
-            }
-            match self.stream.write(&self.output[written..]) {
-                Ok(count) => written += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Flushed::Here,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => break Flushed::Gone,
-            }
-        };
-        self.output.drain(..written);
-        end
-    }
-
-    /// Whether the other end is closed altogether.
-    fn has_left(&self) -> bool {
-        let mut ask = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
-        let asked = poll(&mut ask, PollTimeout::ZERO);
-        let over = PollFlags::POLLHUP | PollFlags::POLLERR;
-        asked.is_ok() && ask[0].revents().is_some_and(|seen| seen.intersects(over))
-    }
-}
-
-/// What came of writing to a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flushed {
-    Here,
-    /// Everything is said, or nobody reads it.
-    Gone,
-}
-
-impl State {
-    const fn due(&self) -> Option<Tick> {
-        match self {
-            Self::Asking { until, .. } | Self::Leaving { until } => Some(*until),
-            Self::Waiting { .. } => None,
-        }
-    }
-}
-
 impl From<exchange::Answer> for Reply {
     fn from(answer: exchange::Answer) -> Self {
         match answer {
@@ -659,40 +423,6 @@ impl From<exchange::Answer> for Reply {
     }
 }
 
-impl SocketFile {
-    /// The file that was just made at `path`.
-    fn made(path: &Path) -> io::Result<Self> {
-        let made = fs::symlink_metadata(path)?;
-        Ok(Self(FileId {
-            path: PathBuf::from(path),
-            device: made.dev(),
-            inode: made.ino(),
-            maker: std::process::id(),
-        }))
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let FileId {
-            path,
-            device,
-            inode,
-            maker,
-        } = &self.0;
-        if *maker != std::process::id() {
-            return;
-        }
-        // Somebody may have removed it and put another one there.
-        let still_ours = fs::symlink_metadata(path)
-            .is_ok_and(|there| (there.dev(), there.ino()) == (*device, *inode));
-        if still_ours && let Err(error) = fs::remove_file(path) {
-            let path = path.display();
-            tracing::warn!(%path, %error, "cannot remove the control socket");
-        }
-    }
-}
-
 /// Why a user is not heard. The mode of the socket keeps others off already; were somebody to
 /// loosen it, this still holds.
 fn unheard(uid: u32, own: u32) -> Option<String> {
@@ -700,99 +430,23 @@ fn unheard(uid: u32, own: u32) -> Option<String> {
         .then(|| format!("only the users 0 and {own} are heard here, and not user {uid}"))
 }
 
-/// Binds `path`, for its owner only, in the place of a socket at which nobody answers any more.
-fn bind(path: &Path) -> Result<(unix::UnixListener, SocketFile), Error> {
-    let bound = match bind_private(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            make_room(path)?;
-            bind_private(path)
-        }
-        bound => bound,
-    };
-    let listener = bound.map_err(refused(path, "bind"))?;
-    let file = SocketFile::made(path).map_err(refused(path, "look at the socket"))?;
-    Ok((listener, file))
-}
-
-/// A mode that is set after `bind` would come too late for who connects in between. The mask is
-/// the whole process's, which has one thread.
-fn bind_private(path: &Path) -> io::Result<unix::UnixListener> {
-    let before = umask(Mode::S_IXUSR | Mode::S_IRWXG | Mode::S_IRWXO);
-    let bound = unix::UnixListener::bind(path);
-    umask(before);
-    bound
-}
-
-/// Removes a socket whose server is dead, and nothing else.
-fn make_room(path: &Path) -> Result<(), Error> {
-    let there = fs::symlink_metadata(path).map_err(refused(path, "look at it"))?;
-    if !there.file_type().is_socket() {
-        return Err(Error::NotASocket {
-            path: PathBuf::from(path),
-        });
-    }
-    // A live server's queue may be full: that is an answer, too.
-    match Conversation::open(path, Some(Duration::from_millis(1))) {
-        Ok(live) => Err(Error::InUse {
-            path: PathBuf::from(path),
-            pid: live.server(),
-        }),
-        Err(AskError::Unreachable { source, .. })
-            if source.kind() == io::ErrorKind::ConnectionRefused =>
-        {
-            fs::remove_file(path).map_err(refused(path, "remove the old socket"))
-        }
-        Err(_) => Err(Error::InUse {
-            path: PathBuf::from(path),
-            pid: None,
-        }),
-    }
-}
-
-/// Removes the sockets of servers that were killed. One whose process lives is left alone: it may
-/// be about to listen.
-fn remove_left_behind(directory: &Path) {
-    let candidates = place::candidates(directory).unwrap_or_default();
-    for candidate in candidates {
-        if Path::new("/proc").join(candidate.pid.to_string()).exists() {
-            continue;
-        }
-        if make_room(&candidate.path).is_ok() {
-            let path = candidate.path.display();
-            tracing::debug!(%path, "control socket of a dead server removed");
-        }
-    }
-}
-
-fn refused(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> Error {
-    let path = PathBuf::from(path);
-    move |source| Error::System {
-        path,
-        operation,
-        source,
-    }
-}
-
-fn owner(pid: Option<i32>) -> String {
-    let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
-    match pid {
-        Some(pid) => match name(pid) {
-            Some(program) => format!("pid {pid} ({})", program.trim_end()),
-            None => format!("pid {pid}"),
-        },
-        None => "another process".to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::io::Read as _;
     use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::net as unix;
+    use std::path::PathBuf;
 
     use mio::{Events, Poll};
     use tempfile::TempDir;
 
     use super::*;
     use crate::clock;
+    use crate::config::{
+        CONTROL_REPLY_MAX_BYTES, CONTROL_REQUEST_MAX_BYTES, CONTROL_REQUEST_TIMEOUT,
+    };
+    use crate::control::place;
 
     const FIRST: Token = Token(40);
 
