@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 mod bounds;
 mod change;
+mod launch;
 mod listen;
 mod settings;
 mod source;
@@ -23,6 +24,7 @@ mod value;
 
 pub use bounds::*;
 pub use change::{NeedsStop, check_change};
+pub use launch::Launch;
 pub use listen::LISTEN_MAX;
 pub use settings::{Category, ENV_PREFIX, SETTINGS, Setting};
 pub use source::{Assignment, CONFIG_VARIABLE, Origin, from_environment, from_file};

@@ -206,8 +206,8 @@ fn age(ms: u64) -> String {
     match ms {
         0..SECOND => format!("{ms}ms"),
         SECOND..MINUTE => format!("{}s", ms / SECOND),
-        ..HOUR => format!("{}m", ms / MINUTE),
-        ..DAY => format!("{}h", ms / HOUR),
+        MINUTE..HOUR => format!("{}m", ms / MINUTE),
+        HOUR..DAY => format!("{}h", ms / HOUR),
         _ => format!("{}d", (ms / DAY).min(9999)),
     }
 }
