@@ -35,6 +35,8 @@
 //! | [`wire`], [`channel`] | core, shell | what supervisor and workers say, and how |
 //! | [`listener`], [`port`] | shell | binding; who holds a port |
 //! | [`uppercase`] | core | the transformation, with a wide path |
+//! | [`control`] | core, shell | orders to a running server: what is said, where, and the asking side |
+//! | [`status`] | core | how a server is doing, as data and as a screen |
 //! | [`client`] | | the line client |
 //! | [`sys`] | shell | the only door to `unsafe`, beside the wide path |
 //!

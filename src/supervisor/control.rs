@@ -436,7 +436,9 @@ mod tests {
     use std::io::Read as _;
     use std::os::unix::fs::PermissionsExt as _;
     use std::os::unix::net as unix;
+    use std::os::unix::process::CommandExt as _;
     use std::path::PathBuf;
+    use std::process::{Command, Stdio};
 
     use mio::{Events, Poll};
     use tempfile::TempDir;
@@ -786,6 +788,44 @@ mod tests {
         assert_eq!(bench.sends(RELOAD).1.len(), 1);
         bench.server.remove();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn another_user_is_refused_even_where_the_mode_lets_it_in() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root can become another user");
+            return;
+        }
+        let mut bench = Bench::new();
+        for (path, mode) in [
+            (bench.directory.path(), 0o755),
+            (bench.server.path(), 0o666),
+        ] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let mut command = Command::new("nc");
+        command.arg("-U").arg(bench.server.path()).uid(65_534);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let Ok(child) = command.spawn() else {
+            println!("skipped: nc (netcat-openbsd) is not installed");
+            return;
+        };
+        let mut events = Events::with_capacity(4);
+        let patience = Some(Duration::from_secs(10));
+        bench.poll.poll(&mut events, patience).unwrap();
+        let registry = bench.poll.registry();
+        for event in &events {
+            bench.server.ready(event.token(), registry, clock::now());
+        }
+        assert_eq!(bench.clients(), 0);
+        // The end of the server is the end of the child, whatever it got.
+        drop(bench);
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            said.contains("refused") && said.contains("user 65534"),
+            "{said}"
+        );
     }
 
     #[test]
