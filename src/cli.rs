@@ -12,12 +12,19 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::ArgMatches;
+
 use crate::client;
 use crate::config::{self, Config};
+use crate::control::Request;
+
+pub use crate::config::Launch;
+pub use orders::Order;
 
 mod definition;
 mod effective;
 mod gather;
+mod orders;
 
 /// Exit code for bad usage and bad configuration.
 pub const BAD_INPUT: u8 = 2;
@@ -29,13 +36,17 @@ const DEFAULT_TARGET: &str = "127.0.0.1:9999";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Be a server.
-    Serve(Box<Config>),
+    Serve(Box<Launch>),
     /// Say whether the configuration is valid; the text to print is ready.
     Check(String),
     /// Be a line client.
     Client(client::Options),
+    /// Give a running server an order.
+    Order(Order),
     /// Be a worker of the supervisor that started this process.
     Worker,
+    /// Show the supervisor that started this process that this program could take its place.
+    Preflight(Box<Launch>),
 }
 
 /// Why the arguments are no command.
@@ -80,10 +91,12 @@ pub enum Error {
 /// Runs the program with these arguments (the first is its own name).
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match parse(args, std::env::vars_os()) {
-        Ok(Command::Serve(config)) => serve(*config),
+        Ok(Command::Serve(launch)) => serve(*launch),
         Ok(Command::Check(text)) => print(&text),
         Ok(Command::Client(options)) => client::run(options),
+        Ok(Command::Order(order)) => orders::run(&order),
         Ok(Command::Worker) => worker(),
+        Ok(Command::Preflight(launch)) => preflight(&launch),
         Err(Error::Usage(asked)) if !asked.use_stderr() => {
             // Help and version; clap knows whether standard output takes colour.
             printed(asked.print())
@@ -101,14 +114,17 @@ pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Command, Error> {
+    let args: Vec<OsString> = args.into_iter().collect();
     let matches = definition::command()
-        .try_get_matches_from(args)
+        .try_get_matches_from(&args)
         .map_err(Box::new)?;
-    if let Some((role @ (definition::WORKER | definition::CLIENT), _)) = matches.subcommand()
+    if let Some((role, _)) = matches.subcommand()
+        && !definition::CONFIGURED.contains(&role)
         && matches.args_present()
     {
         return Err(definition::conflict(format!(
-            "`uppercased {role}` has no configuration; leave out the flags before it"
+            "`uppercased {role}` has no configuration; leave out the flags before it (its own \
+             stand after it)"
         )));
     }
     match matches.subcommand() {
@@ -127,18 +143,76 @@ pub fn parse(
                 effective::verdict(found.file.as_deref())
             }))
         }
+        Some((definition::PREFLIGHT, typed)) => {
+            let servers = typed
+                .get_many::<OsString>(definition::SERVER_ARGS)
+                .into_iter();
+            let program = args.first().cloned().unwrap_or_default();
+            let servers = [program].into_iter().chain(servers.flatten().cloned());
+            match parse(servers, environment)? {
+                Command::Serve(launch) => Ok(Command::Preflight(launch)),
+                _ => Err(definition::conflict(
+                    "these are not the arguments of a server".to_owned(),
+                )),
+            }
+        }
+        Some((name, typed)) if let Some(request) = order(name, typed) => {
+            Ok(Command::Order(Order {
+                request,
+                control: match typed.get_one::<PathBuf>(definition::CONTROL) {
+                    Some(path) => Some(path.clone()),
+                    None => orders::named_in(environment)?,
+                },
+                timeout: typed.get_one(definition::TIMEOUT).copied(),
+                json: name == definition::STATUS && typed.get_flag(definition::JSON),
+            }))
+        }
         serve => {
             let mut typed = vec![&matches];
             typed.extend(serve.map(|(_, typed)| typed));
             let found = gather::gather(&typed, environment)?;
-            Ok(Command::Serve(Box::new(found.config)))
+            let launch = Launch {
+                config: found.config,
+                args,
+                reread,
+            };
+            Ok(Command::Serve(Box::new(launch)))
         }
     }
 }
 
+/// What a command asks a running server for, if it is such a command.
+fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
+    match name {
+        definition::RELOAD => Some(Request::Reload),
+        definition::UPGRADE => Some(Request::Upgrade),
+        definition::SCALE => Some(Request::Scale {
+            workers: *typed.get_one(definition::WORKERS)?,
+        }),
+        definition::STATUS => Some(Request::Status),
+        definition::STOP => Some(Request::Stop),
+        _ => None,
+    }
+}
+
+/// The configuration that the same arguments give now.
+fn reread(args: &[OsString]) -> Result<Config, String> {
+    match parse(args.iter().cloned(), std::env::vars_os()) {
+        Ok(Command::Serve(launch)) => Ok(launch.config),
+        Ok(_) => Err("these are not the arguments of a server".to_owned()),
+        Err(error) => Err(in_one_line(&error.to_string())),
+    }
+}
+
 /// The role of the supervisor.
-fn serve(config: Config) -> ExitCode {
-    crate::supervisor::run(config)
+fn serve(launch: Launch) -> ExitCode {
+    crate::supervisor::run(launch.config)
+}
+
+/// The role of a program that is to replace a running supervisor's.
+fn preflight(_: &Launch) -> ExitCode {
+    complain("a preflight is not possible with this program");
+    ExitCode::FAILURE
 }
 
 /// The role of a worker.
@@ -148,15 +222,22 @@ fn worker() -> ExitCode {
 
 /// Reports bad input.
 fn fail(error: &Error) -> ExitCode {
-    // A file name may contain anything; the report is one line all the same.
-    let line: String = error
-        .to_string()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    // If standard error takes nothing, the exit code has to say it.
-    let _ = writeln!(io::stderr(), "uppercased: {line}");
+    complain(&error.to_string());
     ExitCode::from(BAD_INPUT)
+}
+
+/// Says on standard error what went wrong, in one line.
+fn complain(what: &str) {
+    // If standard error takes nothing, the exit code has to say it.
+    let _ = writeln!(io::stderr(), "uppercased: {}", in_one_line(what));
+}
+
+/// A file name may contain anything, and a server may say anything; a report is one line all the
+/// same.
+fn in_one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 fn print(text: &str) -> ExitCode {
@@ -205,7 +286,7 @@ mod tests {
     #[test]
     fn each_role_has_its_command() {
         assert!(matches!(parsed(&[]), Ok(Command::Serve(_))));
-        assert_eq!(parsed(&["serve"]), parsed(&[]));
+        assert!(matches!(parsed(&["serve"]), Ok(Command::Serve(_))));
         assert_eq!(parsed(&["worker"]), Ok(Command::Worker));
         assert_eq!(
             parsed(&["client"]),
@@ -224,16 +305,98 @@ mod tests {
 
     #[test]
     fn flags_may_stand_before_or_after_the_command() {
-        let Ok(Command::Serve(config)) = parsed(&["--workers", "3", "serve", "--backlog=7"]) else {
+        let Ok(Command::Serve(launch)) = parsed(&["--workers", "3", "serve", "--backlog=7"]) else {
             panic!("flags on both sides of `serve`");
         };
+        let config = launch.config;
         assert_eq!((config.workers, config.backlog), (3, Some(7)));
         let twice = parsed(&["--workers", "3", "serve", "--workers", "4"]).unwrap_err();
         assert!(twice.contains("--workers"), "{twice}");
         // What has no configuration takes no setting.
-        for role in ["client", "worker"] {
+        for role in ["client", "worker", "reload", "upgrade", "status", "stop"] {
             assert!(parsed(&["--workers", "3", role]).is_err(), "{role}");
         }
+    }
+
+    #[test]
+    fn an_order_names_its_server_or_leaves_that_open() {
+        let order = |request| Order {
+            request,
+            control: None,
+            timeout: None,
+            json: false,
+        };
+        for (args, expected) in [
+            (["reload"].as_slice(), order(Request::Reload)),
+            (&["upgrade"], order(Request::Upgrade)),
+            (&["scale", "3"], order(Request::Scale { workers: 3 })),
+            (&["stop"], order(Request::Stop)),
+            (
+                &["status", "--json"],
+                Order {
+                    json: true,
+                    ..order(Request::Status)
+                },
+            ),
+            (
+                &["reload", "--timeout", "1m30s", "--control", "here"],
+                Order {
+                    control: Some(PathBuf::from("here")),
+                    timeout: Some(std::time::Duration::from_secs(90)),
+                    ..order(Request::Reload)
+                },
+            ),
+        ] {
+            assert_eq!(parsed(args), Ok(Command::Order(expected)));
+        }
+        let with = |value: &str| {
+            let variable = ("UPPERCASED_CONTROL".into(), value.into());
+            let args = ["uppercased", "stop"].map(OsString::from);
+            match parse(args, [variable]).unwrap() {
+                Command::Order(order) => order.control,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(with("/run/x"), Some(PathBuf::from("/run/x")));
+        assert_eq!((with("auto"), with("off")), (None, None));
+    }
+
+    #[test]
+    fn a_preflight_reads_the_arguments_of_a_server_as_the_server_would() {
+        let Ok(Command::Preflight(launch)) =
+            parsed(&["preflight", "--", "--workers", "3", "serve", "--backlog=7"])
+        else {
+            panic!("a preflight");
+        };
+        assert_eq!((launch.config.workers, launch.config.backlog), (3, Some(7)));
+        let args = ["uppercased", "--workers", "3", "serve", "--backlog=7"];
+        assert_eq!(launch.args, args.map(OsString::from));
+        assert!(matches!(parsed(&["preflight"]), Ok(Command::Preflight(_))));
+        assert_eq!(
+            parsed(&["preflight", "--", "--workers", "0"]),
+            parsed(&["--workers", "0"])
+        );
+        for other in ["check", "worker", "reload"] {
+            let why = parsed(&["preflight", "--", other]).unwrap_err();
+            assert!(why.contains("arguments of a server"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_launch_can_be_read_again() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "workers = 2\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let Ok(Command::Serve(launch)) = parsed(&["--config", path, "--backlog=7"]) else {
+            panic!("a server");
+        };
+        assert_eq!(launch.read_again().as_ref(), Ok(&launch.config));
+        std::fs::write(file.path(), "workers = 5\n").unwrap();
+        let again = launch.read_again().unwrap();
+        assert_eq!((again.workers, again.backlog), (5, Some(7)));
+        std::fs::write(file.path(), "workers = 5\nwrokers = 1\n").unwrap();
+        let why = launch.read_again().unwrap_err();
+        assert!(why.contains(":2: ") && !why.contains('\n'), "{why}");
     }
 
     #[test]
@@ -244,10 +407,10 @@ mod tests {
             (&["--share-port=false"], false),
             (&[], false),
         ] {
-            let Ok(Command::Serve(config)) = parsed(args) else {
+            let Ok(Command::Serve(launch)) = parsed(args) else {
                 panic!("{args:?}");
             };
-            assert_eq!(config.share_port, on, "{args:?}");
+            assert_eq!(launch.config.share_port, on, "{args:?}");
         }
     }
 }

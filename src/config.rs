@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 mod bounds;
 mod change;
+mod launch;
 mod listen;
 mod settings;
 mod source;
@@ -23,6 +24,7 @@ mod value;
 
 pub use bounds::*;
 pub use change::{NeedsStop, check_change};
+pub use launch::Launch;
 pub use listen::LISTEN_MAX;
 pub use settings::{Category, ENV_PREFIX, SETTINGS, Setting};
 pub use source::{Assignment, CONFIG_VARIABLE, Origin, from_environment, from_file};
@@ -68,7 +70,15 @@ pub const CONTROL_CLIENTS_MAX: usize = 16;
 /// Bytes of a request on the control socket.
 pub const CONTROL_REQUEST_MAX_BYTES: usize = 4096;
 
-/// How long a client of the control socket may take to send its request.
+/// Bytes of one reply on the control socket, and of all that wait for one client: the status of
+/// 1024 slots needs a quarter of it. A client that leaves more unread is cut.
+pub const CONTROL_REPLY_MAX_BYTES: usize = 4 << 20;
+
+/// Bytes of a text (progress, a cause) in a reply on the control socket; longer ones are cut.
+pub const CONTROL_TEXT_MAX_BYTES: usize = 2048;
+
+/// How long a client of the control socket may take to send its request, and to read the last
+/// reply.
 pub const CONTROL_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The largest configuration file that is read, in bytes; `--config /dev/zero` must end.

@@ -36,6 +36,8 @@
 //! | [`wire`], [`channel`] | core, shell | what supervisor and workers say, and how |
 //! | [`listener`], [`port`] | shell | binding; who holds a port |
 //! | [`uppercase`] | core | the transformation, with a wide path |
+//! | [`control`] | core, shell | orders to a running server: what is said, where, and the asking side |
+//! | [`status`] | core | how a server is doing, as data and as a screen |
 //! | [`client`] | | the line client |
 //! | [`sys`] | shell | the only door to `unsafe`, beside the wide path |
 //!
@@ -57,6 +59,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod connection;
+pub mod control;
 pub mod fault;
 pub mod handover;
 pub mod identity;
@@ -66,6 +69,7 @@ pub mod memory;
 pub mod metrics;
 pub mod port;
 pub mod reactor;
+pub mod status;
 pub mod supervisor;
 pub mod sys;
 pub mod uppercase;

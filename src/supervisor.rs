@@ -12,6 +12,11 @@
 pub mod backoff;
 mod boot;
 mod children;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "wired in with the operations it serves")
+)]
+mod control;
 pub mod exchange;
 pub mod machine;
 mod report;

@@ -152,9 +152,50 @@ fn help_is_for_narrow_terminals_and_names_everything() {
     ] {
         assert!(long.contains(word), "{word}");
     }
-    for name in ["serve", "check", "client"] {
+    for name in [
+        "serve", "check", "client", "reload", "upgrade", "scale", "status", "stop",
+    ] {
+        assert!(short.contains(&format!("  {name} ")), "{name}");
         let text = Run::new().args(&[name, "--help"]).stdout();
         assert!(text.contains("Example"), "{name}");
+    }
+    for word in [
+        "HUP   read the configuration anew",
+        "TTOU  one worker fewer",
+    ] {
+        assert!(long.contains(word), "{word}");
+    }
+}
+
+#[test]
+fn an_order_that_makes_no_sense_is_refused_before_anybody_is_asked() {
+    for (args, what) in [
+        (["scale"].as_slice(), "<N>"),
+        (&["scale", "0"], "0 is not in 1..=1024"),
+        (&["scale", "-1"], "1..=1024"),
+        (&["scale", "1025"], "1..=1024"),
+        (&["scale", "many"], "'many'"),
+        (&["scale", "1", "2"], "'2'"),
+        (&["reload", "--json"], "'--json'"),
+        (&["reload", "--timeout", "30"], "for example 30s"),
+        (&["stop", "--timeout", "0s"], "for example 30s"),
+        (&["--workers", "3", "reload"], "no configuration"),
+        (&["--control", "/x", "status"], "stand after it"),
+        (&["reload", "--workers", "3"], "'--workers'"),
+        (&["reload", "--control"], "--control"),
+        (&["upgrad"], "'upgrade'"),
+        (&["preflight", "--workers", "3"], "'--workers'"),
+        (
+            &["preflight", "--", "check"],
+            "not the arguments of a server",
+        ),
+        (
+            &["preflight", "--", "--workers", "0"],
+            "--workers: 0 is too low",
+        ),
+    ] {
+        let line = Run::new().args(args).complaint();
+        assert!(line.contains(what), "{args:?}: {line}");
     }
 }
 

@@ -16,6 +16,7 @@ const CORES: [&str; 11] = [
     "src/identity.rs",
     "src/memory/layout.rs",
     "src/metrics.rs",
+    "src/status",
     "src/supervisor/backoff.rs",
     "src/supervisor/exchange.rs",
     "src/supervisor/machine",

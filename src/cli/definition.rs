@@ -3,12 +3,14 @@
 //! Invariant: the short help (`-h`) is at most 79 columns wide, and every command has an example.
 //! Must not: judge a value (the settings' own grammars do, for all sources alike).
 
-use clap::builder::{NonEmptyStringValueParser, PathBufValueParser};
+use std::time::Duration;
+
+use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, PathBufValueParser};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
 
 use super::Error;
-use crate::config::{CONFIG_VARIABLE, SETTINGS, Setting};
+use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting};
 
 /// Start the server; also what happens without a command.
 pub(super) const SERVE: &str = "serve";
@@ -16,8 +18,18 @@ pub(super) const SERVE: &str = "serve";
 pub(super) const CHECK: &str = "check";
 /// Talk to a server.
 pub(super) const CLIENT: &str = "client";
+/// Orders to a running server.
+pub(super) const RELOAD: &str = "reload";
+pub(super) const UPGRADE: &str = "upgrade";
+pub(super) const SCALE: &str = "scale";
+pub(super) const STATUS: &str = "status";
+pub(super) const STOP: &str = "stop";
 /// The role in which the supervisor starts its workers.
 pub(super) const WORKER: &str = "worker";
+/// The role in which the supervisor tries a new program before it becomes that.
+pub(super) const PREFLIGHT: &str = "preflight";
+/// The commands that settings belong to.
+pub(super) const CONFIGURED: [&str; 2] = [SERVE, CHECK];
 
 /// The flag that names the configuration file.
 pub(super) const CONFIG: &str = "config";
@@ -25,6 +37,16 @@ pub(super) const CONFIG: &str = "config";
 pub(super) const PRINT: &str = "print";
 /// `client`: where to connect.
 pub(super) const TARGET: &str = "target";
+/// Orders: the socket of the server that is meant.
+pub(super) const CONTROL: &str = "control";
+/// Orders: how long to wait for the verdict.
+pub(super) const TIMEOUT: &str = "timeout";
+/// `scale`: how many there are to be.
+pub(super) const WORKERS: &str = "workers";
+/// `status`: for machines.
+pub(super) const JSON: &str = "json";
+/// `preflight`: the arguments of the server that may become this program.
+pub(super) const SERVER_ARGS: &str = "args";
 
 /// Narrower than a terminal usually is, so that help quoted in a mail does not wrap.
 const HELP_COLUMNS: usize = 79;
@@ -34,7 +56,28 @@ Examples:
   uppercased                                   serve on 0.0.0.0:9999
   uppercased --listen '*:8080' --workers 4     IPv6 and IPv4, four workers
   uppercased check --config uppercased.toml    is this file valid?
-  uppercased client localhost:9999             type a line, see it answered";
+  uppercased client localhost:9999             type a line, see it answered
+  uppercased reload                            new configuration, new workers
+  uppercased status                            how is it doing?";
+
+/// Every signal with an effect on the supervisor, and the effect.
+const SIGNALS: [(&str, &str); 9] = [
+    ("TERM", "stop in order; a second one: at once"),
+    ("INT", "the same (Ctrl-C)"),
+    ("QUIT", "the same"),
+    (
+        "HUP",
+        "read the configuration anew, renew every worker (reload)",
+    ),
+    ("USR1", "log the status"),
+    (
+        "USR2",
+        "become the program on disk, renew every worker (upgrade)",
+    ),
+    ("TTIN", "one worker more"),
+    ("TTOU", "one worker fewer"),
+    ("KILL", "the workers finish what they owe and end"),
+];
 
 const SOURCES: &str = "\
 Every setting has one name in three spellings: --idle-timeout 30s, in the
@@ -49,14 +92,30 @@ pub(super) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about("A TCP server that answers every byte with its ASCII upper-case")
         .after_help(EXAMPLES)
-        .after_long_help(format!("{EXAMPLES}\n\n{SOURCES}"))
+        .after_long_help(format!("{EXAMPLES}\n\n{}\n{SOURCES}", signals()))
         .subcommand_help_heading("Commands")
         .subcommand(serve())
         .subcommand(check())
         .subcommand(client())
+        .subcommand(reload())
+        .subcommand(upgrade())
+        .subcommand(scale())
+        .subcommand(status())
+        .subcommand(stop())
         .subcommand(
             Command::new(WORKER)
                 .about("Serve as a worker; started by the supervisor only")
+                .hide(true),
+        )
+        .subcommand(
+            Command::new(PREFLIGHT)
+                .about("Show that this program could take over; started by the supervisor only")
+                .arg(
+                    Arg::new(SERVER_ARGS)
+                        .last(true)
+                        .num_args(0..)
+                        .value_parser(OsStringValueParser::new()),
+                )
                 .hide(true),
         );
     with_settings(root).term_width(HELP_COLUMNS)
@@ -108,6 +167,93 @@ fn client() -> Command {
                 .value_parser(NonEmptyStringValueParser::new())
                 .help("Where to connect [default: 127.0.0.1:9999]"),
         )
+}
+
+fn reload() -> Command {
+    order(RELOAD, "Read the configuration anew and renew every worker").after_help(
+        "No connection is closed: they move to the new workers, one slot after the other. An\n\
+         invalid configuration changes nothing.\n\nExample:\n  uppercased reload --timeout 1m",
+    )
+}
+
+fn upgrade() -> Command {
+    order(UPGRADE, "Become the program on disk and renew every worker").after_help(
+        "The process number stays, no connection is closed. The new program first has to show\n\
+         that it can take over; if it cannot, the old one goes on.\n\n\
+         Example:\n  uppercased upgrade --control /run/uppercased.sock",
+    )
+}
+
+fn scale() -> Command {
+    let bounds = i64::from(config::WORKERS.least)..=i64::from(config::WORKERS.most);
+    order(SCALE, "Have more workers, or fewer")
+        .after_help(
+            "No connection is closed: those of workers that leave move to others. A reload keeps\n\
+             the number unless the configuration has another one by then.\n\n\
+             Example:\n  uppercased scale 8",
+        )
+        .arg(
+            Arg::new(WORKERS)
+                .value_name("N")
+                .required(true)
+                .allow_negative_numbers(true)
+                .value_parser(clap::value_parser!(u16).range(bounds))
+                .help(format!("How many there are to be ({})", config::WORKERS)),
+        )
+}
+
+fn status() -> Command {
+    order(STATUS, "Show workers, connections and what is under way")
+        .after_help("Examples:\n  uppercased status\n  uppercased status --json | jq .totals")
+        .arg(
+            Arg::new(JSON)
+                .long(JSON)
+                .action(ArgAction::SetTrue)
+                .help("Everything, exactly, as one line of JSON"),
+        )
+}
+
+fn stop() -> Command {
+    order(STOP, "Stop in order and wait for the end")
+        .after_help("A second one stops at once.\n\nExample:\n  uppercased stop --timeout 1m")
+}
+
+/// A command for a running server.
+fn order(name: &'static str, about: &'static str) -> Command {
+    Command::new(name)
+        .about(about)
+        .arg(
+            Arg::new(CONTROL)
+                .long(CONTROL)
+                .value_name("PATH")
+                .value_parser(PathBufValueParser::new())
+                .help("Control socket of the server [default: the only one that runs]")
+                .long_help(
+                    "Control socket of the server, named by UPPERCASED_CONTROL otherwise. Without \
+                     either, the one server whose socket is in the runtime directory.",
+                ),
+        )
+        .arg(
+            Arg::new(TIMEOUT)
+                .long(TIMEOUT)
+                .value_name("TIME")
+                .value_parser(time)
+                .help("Wait no longer than this for the verdict [default: no limit]"),
+        )
+}
+
+/// A length of time that is not zero.
+fn time(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(span) if !span.is_zero() => Ok(span),
+        _ => Err("write a time with its unit, for example 30s".to_owned()),
+    }
+}
+
+/// The list of signals, a line each.
+fn signals() -> String {
+    let lines = SIGNALS.map(|(signal, effect)| format!("  {signal:<5} {effect}\n"));
+    format!("Signals to the supervisor:\n{}", lines.concat())
 }
 
 fn with_settings(command: Command) -> Command {
@@ -165,7 +311,7 @@ mod tests {
         let mut whole = command();
         whole.build();
         let mut texts = vec![whole.render_help().to_string()];
-        for name in [SERVE, CHECK, CLIENT] {
+        for name in [SERVE, CHECK, CLIENT, RELOAD, UPGRADE, SCALE, STATUS, STOP] {
             let sub = whole.find_subcommand_mut(name).unwrap();
             let text = sub.render_help().to_string();
             assert!(text.contains("Example"), "{name}");
@@ -183,6 +329,33 @@ mod tests {
             let line = format!("{} [default: {}]\n", setting.help, setting.default);
             assert!(texts[0].contains(&line), "wrapped: {line}");
         }
-        assert!(!texts[0].contains("worker  "), "the role is not for people");
+        for role in [WORKER, PREFLIGHT] {
+            let listed = texts[0]
+                .lines()
+                .any(|line| line.trim_start().starts_with(role));
+            assert!(!listed, "the role {role} is not for people");
+        }
+    }
+
+    #[test]
+    fn help_and_operations_list_the_same_signals() {
+        let page = include_str!("../../docs/operations.md");
+        let (_, section) = page.split_once("## Signals").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        // The first column of the table.
+        let rows = section.lines().filter(|line| line.starts_with("| `SIG"));
+        let mut documented: Vec<&str> = rows
+            .flat_map(|row| row.split('|').nth(1).unwrap_or_default().split(','))
+            .filter_map(|name| name.trim().trim_matches('`').strip_prefix("SIG"))
+            .collect();
+        documented.sort_unstable();
+        let mut listed = SIGNALS.map(|(signal, _)| signal);
+        listed.sort_unstable();
+        assert_eq!(listed.as_slice(), documented);
+        for line in signals().lines() {
+            assert!(line.chars().count() <= HELP_COLUMNS, "{line}");
+        }
+        let help = command().render_long_help().to_string();
+        assert!(help.contains(&signals()), "{help}");
     }
 }

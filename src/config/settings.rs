@@ -412,9 +412,10 @@ pub static SETTINGS: &[Setting] = &[
         example: "/run/uppercased.sock",
         help: "Socket for reload, upgrade, scale, status, stop",
         long_help: "Made with mode 0600; only the same user and root are heard. auto: a socket \
-                    named after the process, in /run/uppercased for root, else in uppercased \
-                    below XDG_RUNTIME_DIR; a server that cannot make it there goes on without. \
-                    off: signals only. Cannot change without a stop.",
+                    named after the process, in RUNTIME_DIRECTORY if set, else in \
+                    /run/uppercased for root, else in uppercased below XDG_RUNTIME_DIR; a server \
+                    that cannot make it there goes on without. off: signals only. Cannot change \
+                    without a stop.",
     },
     Setting {
         binding: bind!(restart_connections, RESTART_CONNECTIONS),

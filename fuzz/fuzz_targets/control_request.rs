@@ -1,0 +1,38 @@
+//! Any bytes on the control socket are requests and replies or are refused; what is one survives
+//! being sent again, and in lines none is longer than allowed.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use uppercased::config::CONTROL_REQUEST_MAX_BYTES;
+use uppercased::control::protocol::Incoming;
+use uppercased::control::{Reply, Request};
+
+/// Bytes taken at once, so that lines come in pieces.
+const PIECE: usize = 7;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut incoming = Incoming::new(CONTROL_REQUEST_MAX_BYTES);
+    let mut lines = Vec::new();
+    for piece in bytes.chunks(PIECE) {
+        if incoming.take(piece).is_err() {
+            break;
+        }
+        while let Some(line) = incoming.line() {
+            assert!(line.len() <= CONTROL_REQUEST_MAX_BYTES);
+            lines.push(line);
+        }
+    }
+    lines.extend(incoming.rest());
+    for line in lines {
+        if let Ok(request) = Request::decode(&line) {
+            let again = request.encode().expect("what was decoded can be encoded");
+            assert_eq!(Request::decode(&again).expect("and decoded"), request);
+        }
+        if let Ok(reply) = Reply::decode(&line) {
+            let again = reply.encode().expect("what was decoded can be encoded");
+            let same = Reply::decode(&again).expect("and decoded");
+            // A long text is cut once, and then stays.
+            assert_eq!(same.encode().expect("again"), again);
+        }
+    }
+});

@@ -1,0 +1,259 @@
+//! Orders to a running server: which one is meant, what it answers, and the exit code.
+//!
+//! Invariants: the exit code is 0 only if the server did what was asked; 2 if no server could be
+//! asked (nothing has happened then), 1 for everything else. Progress goes to standard error, the
+//! verdict to standard output, one line each, whatever texts a server sends.
+//! Must not: know how a server carries an order out.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::{BAD_INPUT, complain, in_one_line, print};
+use crate::config::{self, Control, Setting};
+use crate::control::client::{self, Conversation, Error as AskError, Found};
+use crate::control::place::{Candidate, Surroundings};
+use crate::control::{Done, Reply, Request};
+use crate::status::Status;
+
+/// What a running server is asked for, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// What.
+    pub request: Request,
+    /// The control socket of the server; `None`: the one that runs.
+    pub control: Option<PathBuf>,
+    /// How long the verdict may take; `None`: as long as it takes.
+    pub timeout: Option<Duration>,
+    /// Whether a status is for a machine.
+    pub json: bool,
+}
+
+/// Why there is no verdict.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(
+        "no running server found in {}{barred}; name its socket with --control",
+        joined(places)
+    )]
+    NoneFound {
+        places: Vec<PathBuf>,
+        barred: Barred,
+    },
+    #[error("{} servers are running: {}; choose one with --control", .0.len(), .0.join(", "))]
+    Several(Vec<String>),
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error("the server answered something else than it was asked for")]
+    OffTopic,
+}
+
+/// Places that could not be looked at.
+#[derive(Debug)]
+struct Barred(Vec<(PathBuf, io::Error)>);
+
+/// How long each of several servers has to say where it listens.
+const ADDRESSES_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Gives the order and waits for the verdict.
+pub(super) fn run(order: &Order) -> ExitCode {
+    match carry_out(order) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// The socket that the environment names. The variable is the server's setting: what is valid
+/// there is valid here.
+pub(super) fn named_in(
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Option<PathBuf>, config::Error> {
+    let variable = Setting::find("control").map(Setting::variable);
+    let named = environment
+        .into_iter()
+        .filter(|(name, _)| variable.as_deref().is_some_and(|variable| name == variable));
+    let facts = config::Facts {
+        cpus: 1,
+        lookup: &|_, _| Err("an order looks no name up".to_owned()),
+    };
+    let (config, _) = config::resolve(&config::from_environment(named)?, &facts)?;
+    Ok(match config.control {
+        Control::Path(path) => Some(path),
+        Control::Auto | Control::Off => None,
+    })
+}
+
+fn carry_out(order: &Order) -> Result<ExitCode, Error> {
+    let path = match &order.control {
+        Some(path) => path.clone(),
+        None => the_only_one()?,
+    };
+    if order.request == Request::Stop {
+        return stop(&path, order.timeout);
+    }
+    let reply = client::ask(&path, &order.request, order.timeout, tell)?;
+    match (reply, &order.request) {
+        (Reply::Status(status), Request::Status) => Ok(print(&shown(&status, order.json)?)),
+        (Reply::Done(done), request) => {
+            let line = verdict(request, &done).ok_or(Error::OffTopic)?;
+            Ok(print(&format!("{line}\n")))
+        }
+        (Reply::Failed(cause), _) => Ok(negative("failed", &cause)),
+        (Reply::Refused(cause), _) => Ok(negative("refused", &cause)),
+        (Reply::Status(_) | Reply::Progress(_), _) => Err(Error::OffTopic),
+    }
+}
+
+/// The end of the connection is the end of the server; before the server has said that it stops,
+/// it is only the end of the connection.
+fn stop(path: &std::path::Path, timeout: Option<Duration>) -> Result<ExitCode, Error> {
+    let mut server = Conversation::open(path, timeout)?;
+    server.ask(&Request::Stop)?;
+    let mut begun = false;
+    while let Some(reply) = server.next_reply()? {
+        match reply {
+            Reply::Progress(text) => {
+                begun = true;
+                tell(&text);
+            }
+            Reply::Done(_) => begun = true,
+            Reply::Failed(cause) => return Ok(negative("failed", &cause)),
+            Reply::Refused(cause) => return Ok(negative("refused", &cause)),
+            Reply::Status(_) => return Err(Error::OffTopic),
+        }
+    }
+    if begun {
+        Ok(print("stopped\n"))
+    } else {
+        Err(AskError::Lost.into())
+    }
+}
+
+fn tell(progress: &str) {
+    // It is a courtesy; the verdict counts.
+    let _ = writeln!(io::stderr(), "{}", in_one_line(progress));
+}
+
+fn negative(how: &str, cause: &str) -> ExitCode {
+    let _ = print(&format!("{how}: {}\n", in_one_line(cause)));
+    ExitCode::FAILURE
+}
+
+/// One line for what has been done; `None` if there is nothing to do for that request.
+fn verdict(request: &Request, done: &Done) -> Option<String> {
+    let Done {
+        renewed,
+        workers,
+        moved,
+        drained,
+        took_ms,
+    } = done;
+    let took = format!("in {took_ms}ms");
+    let connections = format!("{moved} connections moved, {drained} left to drain");
+    match request {
+        Request::Reload => Some(format!(
+            "restarted: {renewed} workers renewed {took}; {connections}"
+        )),
+        Request::Upgrade => Some(format!(
+            "upgraded: {renewed} workers renewed {took}; {connections}"
+        )),
+        Request::Scale { .. } => Some(format!("scaled: {workers} workers {took}; {connections}")),
+        Request::Status | Request::Stop => None,
+    }
+}
+
+fn shown(status: &Status, json: bool) -> Result<String, Error> {
+    if json {
+        let line =
+            serde_json::to_string(status).map_err(|error| AskError::Nonsense(error.into()))?;
+        return Ok(line + "\n");
+    }
+    Ok(status.lines().into_iter().map(|line| line + "\n").collect())
+}
+
+/// The socket of the one server that runs.
+fn the_only_one() -> Result<PathBuf, Error> {
+    let places = Surroundings::here().searched();
+    let Found { running, barred } = client::find(&places);
+    match <[Candidate; 1]>::try_from(running) {
+        Ok([only]) => Ok(only.path),
+        Err(running) if running.is_empty() => Err(Error::NoneFound {
+            places,
+            barred: Barred(barred),
+        }),
+        Err(running) => Err(Error::Several(running.iter().map(introduced).collect())),
+    }
+}
+
+/// One of several servers, so that a person can tell it from the others.
+fn introduced(server: &Candidate) -> String {
+    let Candidate { pid, path } = server;
+    let asked = client::ask(path, &Request::Status, Some(ADDRESSES_TIMEOUT), |_| {});
+    let addresses = match asked {
+        Ok(Reply::Status(status)) if !status.addresses.is_empty() => status.addresses.join(" "),
+        _ => "an unknown address".to_owned(),
+    };
+    format!("pid {pid} on {addresses} ({})", path.display())
+}
+
+fn joined(places: &[PathBuf]) -> String {
+    let places: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
+    places.join(" or ")
+}
+
+impl Error {
+    const fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoneFound { .. } | Self::Several(_) | Self::Ask(AskError::Unreachable { .. }) => {
+                BAD_INPUT
+            }
+            Self::Ask(_) | Self::OffTopic => 1,
+        }
+    }
+}
+
+impl fmt::Display for Barred {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (path, error) in &self.0 {
+            write!(out, "; cannot ask {}: {error}", path.display())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_are_one_line() {
+        let done = Done {
+            renewed: 4,
+            workers: 6,
+            moved: 10_000,
+            drained: 0,
+            took_ms: 312,
+        };
+        let line = |request| verdict(&request, &done);
+        let connections = "10000 connections moved, 0 left to drain";
+        assert_eq!(
+            line(Request::Reload).unwrap(),
+            format!("restarted: 4 workers renewed in 312ms; {connections}")
+        );
+        assert_eq!(
+            line(Request::Upgrade).unwrap(),
+            format!("upgraded: 4 workers renewed in 312ms; {connections}")
+        );
+        assert_eq!(
+            line(Request::Scale { workers: 6 }).unwrap(),
+            format!("scaled: 6 workers in 312ms; {connections}")
+        );
+        assert_eq!((line(Request::Status), line(Request::Stop)), (None, None));
+    }
+}

@@ -1,0 +1,270 @@
+//! The side of whoever asks: finds a server, sends one request, reads replies line by line.
+//!
+//! Waiting here is for a person or a script, so it blocks; a deadline, if there is one, bounds
+//! each wait. Invariants: a reply is at most as long as the protocol says; an error says whether
+//! the server was reached at all.
+//!
+//! It must not print. A server must not wait in it; it only looks, before it serves, whether
+//! somebody answers at a socket.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, sockopt};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::place::{self, Candidate};
+use super::protocol::{self, Incoming, Reply, Request};
+use crate::clock::{self, Tick};
+use crate::config::CONTROL_REPLY_MAX_BYTES;
+
+/// A connection to a running server.
+#[derive(Debug)]
+pub struct Conversation {
+    stream: UnixStream,
+    incoming: Incoming,
+    deadline: Option<Tick>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody is there.
+    #[error(
+        "no server takes orders at {}: {source}; is it running, and is it yours?", path.display()
+    )]
+    Unreachable {
+        /// Where.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// It was there and is not any more.
+    #[error("the server went away before it answered")]
+    Lost,
+    /// The deadline has passed.
+    #[error("no answer in time; what was asked for may go on: see `uppercased status`")]
+    TimedOut,
+    /// It is something else that answers.
+    #[error("the answer makes no sense: {0}; is it a server of another version?")]
+    Nonsense(#[from] protocol::Error),
+    /// The system refused an operation on the connection.
+    #[error("cannot talk to the server: {0}")]
+    System(#[source] io::Error),
+}
+
+/// The servers that were found, and the sockets that could not be asked.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// They take connections.
+    pub running: Vec<Candidate>,
+    /// Another user's, or unreadable places.
+    pub barred: Vec<(PathBuf, io::Error)>,
+}
+
+/// Bytes read at once.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// How long it may take a server to take a connection that only looks whether it is there.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Conversation {
+    /// Connects to the server at `path`; every wait ends `within` so long from now.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], [`Error::TimedOut`], [`Error::System`].
+    pub fn open(path: &Path, within: Option<Duration>) -> Result<Self, Error> {
+        let deadline = within.map(|within| clock::now() + within);
+        let unreachable = |source| Error::Unreachable {
+            path: PathBuf::from(path),
+            source,
+        };
+        let address = SockAddr::unix(path).map_err(unreachable)?;
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(Error::System)?;
+        // The kernel lets a connection wait for room in the queue as long as a write.
+        let limit = left(deadline)?;
+        socket.set_write_timeout(limit).map_err(Error::System)?;
+        match socket.connect(&address) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::TimedOut),
+            Err(error) => return Err(unreachable(error)),
+        }
+        Ok(Self {
+            stream: UnixStream::from(OwnedFd::from(socket)),
+            incoming: Incoming::new(CONTROL_REPLY_MAX_BYTES),
+            deadline,
+        })
+    }
+
+    /// The server's process number; `None` if it lives in another namespace.
+    #[must_use]
+    pub fn server(&self) -> Option<i32> {
+        let peer = getsockopt(&self.stream, sockopt::PeerCredentials).ok()?;
+        Some(peer.pid()).filter(|&pid| pid > 0)
+    }
+
+    /// Sends the request; once.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`], [`Error::System`].
+    pub fn ask(&mut self, request: &Request) -> Result<(), Error> {
+        let line = request.encode()?;
+        self.stream
+            .set_write_timeout(left(self.deadline)?)
+            .map_err(Error::System)?;
+        match self.stream.write_all(&line) {
+            Ok(()) => Ok(()),
+            // It may have refused before it read; then that is there to be read.
+            Err(error) if is_end(&error) => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// The next reply; `None` at the end of the connection.
+    ///
+    /// # Errors
+    /// Any but [`Error::Unreachable`].
+    pub fn next_reply(&mut self) -> Result<Option<Reply>, Error> {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            if let Some(line) = self.incoming.line() {
+                return Ok(Some(Reply::decode(&line)?));
+            }
+            let limit = left(self.deadline)?;
+            self.stream.set_read_timeout(limit).map_err(Error::System)?;
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Ok(None),
+                Ok(count) => self.incoming.take(&chunk[..count])?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_end(&error) => return Ok(None),
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+}
+
+/// Asks and waits for the final reply; whatever comes before it goes to `progress`.
+///
+/// # Errors
+/// There is none.
+pub fn ask(
+    path: &Path,
+    request: &Request,
+    within: Option<Duration>,
+    mut progress: impl FnMut(&str),
+) -> Result<Reply, Error> {
+    let mut conversation = Conversation::open(path, within)?;
+    conversation.ask(request)?;
+    while let Some(reply) = conversation.next_reply()? {
+        match reply {
+            Reply::Progress(text) => progress(&text),
+            Reply::Done(_) | Reply::Failed(_) | Reply::Refused(_) | Reply::Status(_) => {
+                return Ok(reply);
+            }
+        }
+    }
+    Err(Error::Lost)
+}
+
+/// Looks into `directories` for servers that take connections.
+#[must_use]
+pub fn find(directories: &[PathBuf]) -> Found {
+    let mut found = Found::default();
+    for directory in directories {
+        match place::candidates(directory) {
+            Err(error) => found.barred.push((directory.clone(), error)),
+            Ok(candidates) => {
+                for candidate in candidates {
+                    match Conversation::open(&candidate.path, Some(LOOK_TIMEOUT)) {
+                        // One that does not take connections in time is there all the same.
+                        Ok(_) | Err(Error::TimedOut) => found.running.push(candidate),
+                        Err(Error::Unreachable { path, source })
+                            if source.kind() == io::ErrorKind::PermissionDenied =>
+                        {
+                            found.barred.push((path, source));
+                        }
+                        // Left behind by one that was killed.
+                        Err(_) => {}
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+/// What is left until the deadline; the kernel takes no timeout of zero.
+fn left(deadline: Option<Tick>) -> Result<Option<Duration>, Error> {
+    match deadline.map(|deadline| deadline.since(clock::now())) {
+        Some(left) if left.is_zero() => Err(Error::TimedOut),
+        left => Ok(left.map(|left| left.max(Duration::from_millis(1)))),
+    }
+}
+
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
+}
+
+fn failed(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::TimedOut,
+        _ => Error::System(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn listener() -> (tempfile::TempDir, PathBuf, UnixListener) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("1.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        (directory, path, listener)
+    }
+
+    #[test]
+    fn a_refusal_is_read_also_if_the_server_did_not_listen() {
+        let (_directory, path, listener) = listener();
+        let mut conversation = Conversation::open(&path, None).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        server.write_all(b"{\"refused\":\"full\"}\n").unwrap();
+        drop(server);
+        conversation.ask(&Request::Reload).unwrap();
+        let reply = conversation.next_reply().unwrap().unwrap();
+        assert_eq!(reply, Reply::Refused("full".to_owned()));
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_is_waited_for_no_longer_than_asked() {
+        let (_directory, path, listener) = listener();
+        let within = Some(Duration::from_millis(20));
+        let silent = ask(&path, &Request::Status, within, |_| {});
+        assert!(matches!(silent, Err(Error::TimedOut)), "{silent:?}");
+
+        let mut conversation = Conversation::open(&path, None).unwrap();
+        drop(listener);
+        assert_eq!(conversation.next_reply().unwrap(), None);
+    }
+
+    #[test]
+    fn the_dead_are_not_found() {
+        let (directory, path, listener) = listener();
+        let places = [
+            PathBuf::from(directory.path()),
+            directory.path().join("nowhere"),
+        ];
+        let found = find(&places);
+        assert_eq!((found.running.len(), found.barred.len()), (1, 0));
+        assert_eq!(found.running[0], Candidate { pid: 1, path });
+        drop(listener);
+        assert!(find(&places).running.is_empty());
+    }
+}

@@ -1,0 +1,182 @@
+//! Where control sockets are when nobody names a path, and which servers are there.
+//!
+//! A server's socket is `PID.sock` in one directory; the process number stays the same over
+//! restarts and upgrades. `RUNTIME_DIRECTORY` (systemd sets it for a service with
+//! `RuntimeDirectory=`) names the directory outright. Without it root has `/run/uppercased`, others
+//! `uppercased` below `XDG_RUNTIME_DIR`.
+//!
+//! Invariant: server and commands find the directory by the same rules. It must not remove or
+//! make anything: looking disturbs nobody.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+/// What the directory follows from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// `RUNTIME_DIRECTORY`.
+    pub runtime_directory: Option<OsString>,
+    /// `XDG_RUNTIME_DIR`.
+    pub xdg_runtime_dir: Option<OsString>,
+    /// Whether this is root's process.
+    pub root: bool,
+}
+
+/// A socket that may be a server's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The process that made it.
+    pub pid: u32,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+const SYSTEM_DIRECTORY: &str = "/run/uppercased";
+const SUBDIRECTORY: &str = "uppercased";
+const ENDING: &str = ".sock";
+
+impl Surroundings {
+    /// Those of this process.
+    #[must_use]
+    pub fn here() -> Self {
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        Self {
+            runtime_directory: set("RUNTIME_DIRECTORY"),
+            xdg_runtime_dir: set("XDG_RUNTIME_DIR"),
+            root: rustix::process::geteuid().is_root(),
+        }
+    }
+
+    /// Where a server of these surroundings makes its socket; `None`: nowhere by itself.
+    #[must_use]
+    pub fn directory(&self) -> Option<PathBuf> {
+        self.named().or_else(|| {
+            if self.root {
+                Some(PathBuf::from(SYSTEM_DIRECTORY))
+            } else {
+                self.users()
+            }
+        })
+    }
+
+    /// Where a command looks for servers. A service of the system may run as the very user who
+    /// asks, so that user looks there, too.
+    #[must_use]
+    pub fn searched(&self) -> Vec<PathBuf> {
+        if let Some(named) = self.named() {
+            return vec![named];
+        }
+        let mut places = Vec::new();
+        if !self.root {
+            places.extend(self.users());
+        }
+        places.push(PathBuf::from(SYSTEM_DIRECTORY));
+        places
+    }
+
+    /// The first one, if there are several: systemd separates them by colons.
+    fn named(&self) -> Option<PathBuf> {
+        let all = self.runtime_directory.as_deref()?.as_encoded_bytes();
+        let first = all.split(|&byte| byte == b':').next()?;
+        let first = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(first);
+        Some(PathBuf::from(first)).filter(|path| path.is_absolute())
+    }
+
+    fn users(&self) -> Option<PathBuf> {
+        let base = PathBuf::from(self.xdg_runtime_dir.as_deref()?);
+        // The specification of the variable: a path that is not absolute is ignored.
+        base.is_absolute().then(|| base.join(SUBDIRECTORY))
+    }
+}
+
+/// The socket of the process `pid`.
+#[must_use]
+pub fn socket_of(directory: &Path, pid: u32) -> PathBuf {
+    directory.join(format!("{pid}{ENDING}"))
+}
+
+/// The sockets in `directory`, by process number. A directory that is not there has none.
+///
+/// # Errors
+/// It cannot be read.
+pub fn candidates(directory: &Path) -> io::Result<Vec<Candidate>> {
+    let listing = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listing => listing?,
+    };
+    let mut found: Vec<Candidate> = listing
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket()))
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.strip_suffix(ENDING)?.parse();
+            Some(Candidate {
+                pid: pid.ok()?,
+                path: entry.path(),
+            })
+        })
+        .collect();
+    found.sort_by_key(|candidate| candidate.pid);
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn surroundings(named: &str, xdg: &str, root: bool) -> Surroundings {
+        let set = |value: &str| Some(OsString::from(value)).filter(|value| !value.is_empty());
+        Surroundings {
+            runtime_directory: set(named),
+            xdg_runtime_dir: set(xdg),
+            root,
+        }
+    }
+
+    #[test]
+    fn server_and_commands_agree_on_the_directory() {
+        for (named, xdg, root, directory) in [
+            ("", "", true, Some("/run/uppercased")),
+            ("", "/run/user/7", true, Some("/run/uppercased")),
+            ("", "/run/user/7", false, Some("/run/user/7/uppercased")),
+            ("", "", false, None),
+            ("", "relative", false, None),
+            ("/tmp/x", "/run/user/7", false, Some("/tmp/x")),
+            ("/tmp/x:/tmp/y", "", true, Some("/tmp/x")),
+            ("relative", "", true, Some("/run/uppercased")),
+        ] {
+            let here = surroundings(named, xdg, root);
+            assert_eq!(here.directory().as_deref(), directory.map(Path::new));
+            if let Some(directory) = here.directory() {
+                assert!(here.searched().contains(&directory), "{here:?}");
+            }
+        }
+        let searched = surroundings("", "/u", false).searched();
+        assert_eq!(
+            searched,
+            ["/u/uppercased", "/run/uppercased"].map(PathBuf::from)
+        );
+        let searched = surroundings("/tmp/x", "/u", false).searched();
+        assert_eq!(searched, ["/tmp/x"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn only_sockets_named_after_a_process_are_candidates() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let _sockets = ["12.sock", "7.sock", "x.sock", "9.socket"]
+            .map(|name| UnixListener::bind(at(name)).unwrap());
+        fs::write(at("8.sock"), "a file").unwrap();
+        let pids: Vec<u32> = candidates(directory.path())
+            .unwrap()
+            .iter()
+            .map(|found| found.pid)
+            .collect();
+        assert_eq!(pids, [7, 12]);
+        assert_eq!(socket_of(directory.path(), 12), at("12.sock"));
+        assert_eq!(candidates(&at("nowhere")).unwrap(), []);
+    }
+}

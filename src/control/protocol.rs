@@ -1,0 +1,440 @@
+//! What the commands and a running server say to each other over the control socket.
+//!
+//! A connection carries one request, as one line of JSON, and the server's replies, a line each:
+//! any number of [`Reply::Progress`], then one final reply. Lines, so that a person with `socat`
+//! can use it, too; JSON, because both ends may be of different age.
+//!
+//! Invariants: decoding is total (any bytes are a request, a reply or an [`Error`]); an unknown
+//! version or command is refused, an unknown field skipped; no line is longer than its bound.
+//! Pure: it must not touch a socket.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{CONTROL_REPLY_MAX_BYTES, CONTROL_TEXT_MAX_BYTES, WORKERS};
+use crate::status::Status;
+
+/// Version of the requests. Replies carry none: who asks in a version is answered in it.
+pub const VERSION: u32 = 1;
+
+/// What a running server is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Request {
+    /// Read the configuration anew and renew every worker.
+    Reload,
+    /// Become the program on disk, then renew every worker.
+    Upgrade,
+    /// Have so many workers.
+    Scale {
+        /// How many.
+        workers: u16,
+    },
+    /// Say how things are.
+    Status,
+    /// Stop in order. There is no final reply: the connection lives as long as the server.
+    Stop,
+}
+
+/// One line of the server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// What happens meanwhile, for people.
+    Progress(String),
+    /// It is done.
+    Done(Done),
+    /// It began and failed; why, and what runs now.
+    Failed(String),
+    /// It did not begin; why.
+    Refused(String),
+    /// How things are.
+    Status(Box<Status>),
+}
+
+/// What an operation has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Done {
+    /// Slots that have a new worker.
+    pub renewed: u16,
+    /// Slots there are now.
+    pub workers: u16,
+    /// Connections that moved to another worker, live.
+    pub moved: u64,
+    /// Connections that were left with their worker until they end.
+    pub drained: u64,
+    /// Milliseconds from the request to the verdict.
+    pub took_ms: u64,
+}
+
+/// Why a line is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It does not end.
+    #[error("a line of more than {max} bytes")]
+    TooLong {
+        /// How long it may be.
+        max: usize,
+    },
+    /// It is not what the protocol says.
+    #[error("not a line of this protocol: {0}")]
+    Syntax(#[from] serde_json::Error),
+    /// It is from a program too old or too new.
+    #[error("a request of version {0}; this server speaks version {VERSION}")]
+    Version(u32),
+    /// A number of workers that cannot be.
+    #[error("{0} workers are not possible; ask for {WORKERS}")]
+    Workers(u16),
+}
+
+/// How a request travels.
+#[derive(Serialize)]
+struct Versioned<'a> {
+    version: u32,
+    #[serde(flatten)]
+    request: &'a Request,
+}
+
+/// The part of a request that every version has.
+#[derive(Deserialize)]
+struct Head {
+    version: u32,
+}
+
+impl Request {
+    /// As a line, its end included.
+    ///
+    /// # Errors
+    /// None that a request can cause; the encoder's signature has one.
+    pub fn encode(&self) -> Result<Vec<u8>, Error> {
+        line(&Versioned {
+            version: VERSION,
+            request: self,
+        })
+    }
+
+    /// From a line, with or without its end.
+    ///
+    /// # Errors
+    /// Any [`Error`] but [`Error::TooLong`].
+    pub fn decode(line: &[u8]) -> Result<Self, Error> {
+        // First the version: what else a line of another one contains is not ours to judge.
+        let Head { version } = serde_json::from_slice(line)?;
+        if version != VERSION {
+            return Err(Error::Version(version));
+        }
+        let request = serde_json::from_slice(line)?;
+        match request {
+            Self::Scale { workers } if !(WORKERS.least..=WORKERS.most).contains(&workers) => {
+                Err(Error::Workers(workers))
+            }
+            Self::Scale { .. } | Self::Reload | Self::Upgrade | Self::Status | Self::Stop => {
+                Ok(request)
+            }
+        }
+    }
+
+    /// The word that a person types for it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Reload => "reload",
+            Self::Upgrade => "upgrade",
+            Self::Scale { .. } => "scale",
+            Self::Status => "status",
+            Self::Stop => "stop",
+        }
+    }
+}
+
+impl Reply {
+    /// As a line, its end included. A text that is too long is cut.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`], for a status of very many slots only.
+    pub fn encode(&self) -> Result<Vec<u8>, Error> {
+        let bytes = match self {
+            Self::Progress(text) => line(&Self::Progress(cut(text)))?,
+            Self::Failed(text) => line(&Self::Failed(cut(text)))?,
+            Self::Refused(text) => line(&Self::Refused(cut(text)))?,
+            Self::Done(_) | Self::Status(_) => line(self)?,
+        };
+        if bytes.len() > CONTROL_REPLY_MAX_BYTES {
+            return Err(Error::TooLong {
+                max: CONTROL_REPLY_MAX_BYTES,
+            });
+        }
+        Ok(bytes)
+    }
+
+    /// From a line, with or without its end.
+    ///
+    /// # Errors
+    /// [`Error::Syntax`].
+    pub fn decode(line: &[u8]) -> Result<Self, Error> {
+        Ok(serde_json::from_slice(line)?)
+    }
+
+    /// Whether nothing follows it.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        match self {
+            Self::Progress(_) => false,
+            Self::Done(_) | Self::Failed(_) | Self::Refused(_) | Self::Status(_) => true,
+        }
+    }
+}
+
+impl Done {
+    /// The length of `span` as it travels.
+    #[must_use]
+    pub fn millis(span: Duration) -> u64 {
+        u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Bytes that become lines as they come in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incoming {
+    bytes: Vec<u8>,
+    /// How far there is no end of a line.
+    searched: usize,
+    max: usize,
+}
+
+impl Incoming {
+    /// Lines of at most `max` bytes, their end included.
+    #[must_use]
+    pub const fn new(max: usize) -> Self {
+        Self {
+            bytes: Vec::new(),
+            searched: 0,
+            max,
+        }
+    }
+
+    /// Takes what came. Ask for lines after each call, else the bound holds for all of them.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`].
+    pub fn take(&mut self, more: &[u8]) -> Result<(), Error> {
+        self.bytes.extend_from_slice(more);
+        if self.bytes.len() > self.max && self.end_of_line().is_none_or(|end| end > self.max) {
+            return Err(Error::TooLong { max: self.max });
+        }
+        Ok(())
+    }
+
+    /// The next complete line, its end included.
+    pub fn line(&mut self) -> Option<Vec<u8>> {
+        let end = self.end_of_line()?;
+        let rest = self.bytes.split_off(end);
+        self.searched = 0;
+        Some(std::mem::replace(&mut self.bytes, rest))
+    }
+
+    /// What is left when nothing more comes: a last line whose end was forgotten.
+    pub fn rest(&mut self) -> Option<Vec<u8>> {
+        self.searched = 0;
+        Some(std::mem::take(&mut self.bytes)).filter(|rest| !rest.is_empty())
+    }
+
+    fn end_of_line(&mut self) -> Option<usize> {
+        let unsearched = self.bytes.get(self.searched..)?;
+        match unsearched.iter().position(|&byte| byte == b'\n') {
+            Some(at) => Some(self.searched + at + 1),
+            None => {
+                self.searched = self.bytes.len();
+                None
+            }
+        }
+    }
+}
+
+fn line(value: &impl Serialize) -> Result<Vec<u8>, Error> {
+    let mut bytes = serde_json::to_vec(value)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// `text`, or as much of its beginning as may travel.
+fn cut(text: &str) -> String {
+    if text.len() <= CONTROL_TEXT_MAX_BYTES {
+        return text.to_owned();
+    }
+    let mut end = CONTROL_TEXT_MAX_BYTES;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const REQUESTS: [Request; 5] = [
+        Request::Reload,
+        Request::Upgrade,
+        Request::Scale { workers: 7 },
+        Request::Status,
+        Request::Stop,
+    ];
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        for request in REQUESTS {
+            let line = request.encode().unwrap();
+            assert_eq!(line.iter().filter(|&&byte| byte == b'\n').count(), 1);
+            assert_eq!(Request::decode(&line).unwrap(), request);
+        }
+        let replies = [
+            Reply::Progress("two\nlines".into()),
+            Reply::Done(Done {
+                renewed: 1,
+                workers: 2,
+                moved: u64::MAX,
+                drained: 4,
+                took_ms: 5,
+            }),
+            Reply::Failed(String::new()),
+            Reply::Refused("busy".into()),
+            Reply::Status(Box::default()),
+        ];
+        for reply in replies {
+            let line = reply.encode().unwrap();
+            assert_eq!(line.iter().filter(|&&byte| byte == b'\n').count(), 1);
+            assert_eq!(Reply::decode(&line).unwrap(), reply);
+        }
+    }
+
+    #[test]
+    fn lines_of_version_1_are_read_for_ever() {
+        let scale = br#"{"version":1,"command":"scale","workers":3}"#;
+        assert_eq!(
+            Request::decode(scale).unwrap(),
+            Request::Scale { workers: 3 }
+        );
+        for (name, request) in REQUESTS.map(|request| (request.name(), request)) {
+            let line = format!(r#"{{"workers":7,"command":"{name}","version":1}}"#);
+            assert_eq!(Request::decode(line.as_bytes()).unwrap(), request);
+        }
+        let done = br#"{"done":{"renewed":4,"workers":4,"moved":9,"drained":0,"took_ms":312}}"#;
+        let expected = Done {
+            renewed: 4,
+            workers: 4,
+            moved: 9,
+            drained: 0,
+            took_ms: 312,
+        };
+        assert_eq!(Reply::decode(done).unwrap(), Reply::Done(expected));
+    }
+
+    #[test]
+    fn fields_of_a_newer_program_are_skipped() {
+        let line = br#"{"version":1,"command":"stop","why":{"not":[1]}}"#;
+        assert_eq!(Request::decode(line).unwrap(), Request::Stop);
+        let line = br#"{"done":{"renewed":1,"sparkling":true}}"#;
+        let Reply::Done(done) = Reply::decode(line).unwrap() else {
+            panic!("it is done");
+        };
+        assert_eq!((done.renewed, done.workers), (1, 0));
+    }
+
+    #[test]
+    fn strangers_are_refused_with_a_reason() {
+        let why = |line: &str| Request::decode(line.as_bytes()).unwrap_err().to_string();
+        assert_eq!(
+            why(r#"{"version":2,"orders":["reload"]}"#),
+            "a request of version 2; this server speaks version 1"
+        );
+        assert!(why(r#"{"version":1,"command":"dance"}"#).contains("`dance`"));
+        assert!(why(r#"{"version":1}"#).contains("command"));
+        assert!(why(r#"{"command":"stop"}"#).contains("version"));
+        assert!(why(r#"{"version":1,"command":"scale"}"#).contains("workers"));
+        assert_eq!(
+            why(r#"{"version":1,"command":"scale","workers":0}"#),
+            "0 workers are not possible; ask for 1 to 1024"
+        );
+        for junk in [
+            "",
+            "\n",
+            "[]",
+            "1",
+            "nul",
+            "GET / HTTP/1.1",
+            "{\"version\":",
+        ] {
+            assert!(why(junk).starts_with("not a line"), "{junk}");
+        }
+        // Deep nesting is the parser's to refuse, before it becomes the stack's.
+        assert!(Request::decode("[".repeat(4000).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        let reply = Reply::Failed("ß".repeat(CONTROL_TEXT_MAX_BYTES));
+        let Reply::Failed(text) = Reply::decode(&reply.encode().unwrap()).unwrap() else {
+            panic!("it failed");
+        };
+        assert!(text.ends_with("ß…") && text.len() <= CONTROL_TEXT_MAX_BYTES + 3);
+    }
+
+    #[test]
+    fn lines_come_out_as_they_went_in_and_are_bounded() {
+        let mut incoming = Incoming::new(8);
+        incoming.take(b"ab").unwrap();
+        assert_eq!(incoming.line(), None);
+        incoming.take(b"c\nde\nf").unwrap();
+        assert_eq!(incoming.line().unwrap(), b"abc\n");
+        assert_eq!(incoming.line().unwrap(), b"de\n");
+        assert_eq!(incoming.line(), None);
+        assert_eq!(incoming.rest().unwrap(), b"f");
+        assert_eq!(incoming.rest(), None);
+        incoming.take(b"1234567\n").unwrap();
+        assert!(incoming.line().is_some());
+        incoming.take(b"12345678").unwrap();
+        assert!(incoming.take(b"\n").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Request::decode(&bytes);
+            let _ = Reply::decode(&bytes);
+        }
+
+        #[test]
+        fn any_change_of_one_byte_decodes_or_is_refused(
+            which in 0usize..5, at: prop::sample::Index, byte: u8,
+        ) {
+            let mut line = REQUESTS[which].encode().unwrap();
+            let at = at.index(line.len());
+            line[at] = byte;
+            let _ = Request::decode(&line);
+        }
+
+        #[test]
+        fn lines_do_not_depend_on_how_they_come(
+            text in "[a\n]{0,60}", sizes in prop::collection::vec(1usize..9, 60),
+        ) {
+            let mut incoming = Incoming::new(64);
+            let (mut left, mut lines) = (text.as_bytes(), Vec::new());
+            for size in sizes {
+                let (now, later) = left.split_at(size.min(left.len()));
+                incoming.take(now).unwrap();
+                while let Some(line) = incoming.line() {
+                    lines.push(line);
+                }
+                left = later;
+            }
+            lines.extend(incoming.rest());
+            let expected: Vec<_> = text.as_bytes().split_inclusive(|&b| b == b'\n').collect();
+            prop_assert_eq!(lines, expected);
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! How a server is doing, as plain data: what `uppercased status` shows and `SIGUSR1` logs.
+//!
+//! The supervisor fills it in, the control socket carries it as JSON, and `text` makes a screen of
+//! it for people. Words, not enums, for phases and states: both ends may be of different age, and
+//! a word that the reader has never heard of is still worth showing.
+//!
+//! Invariants: every field has a default, so that a status of an older program can be read; an
+//! unknown field is skipped. Pure: it must not read a clock, a counter or a process table.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::{Generation, ReleaseId, SlotId};
+use crate::metrics::{CloseReason, Counter};
+
+mod text;
+
+/// A whole server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Version of the supervisor's program.
+    pub version: String,
+    /// The supervisor's process number.
+    pub pid: u32,
+    /// Since it was started; an upgrade does not begin it anew.
+    pub uptime_ms: u64,
+    /// "starting", "running", "stopping".
+    pub phase: String,
+    /// The planned operation that is under way, and how far it is.
+    pub operation: Option<String>,
+    /// What all workers run, or will when the operation is done.
+    pub release: ReleaseId,
+    /// Where it listens.
+    pub addresses: Vec<String>,
+    /// Path of the control socket, if there is one.
+    pub control: Option<String>,
+    /// All slots together.
+    pub totals: Totals,
+    /// In order of their numbers.
+    pub slots: Vec<SlotStatus>,
+}
+
+/// All slots together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// What they serve and have served.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// Workers that ended and should not have.
+    pub deaths: u64,
+}
+
+/// What one slot's workers serve and have served, all generations together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Traffic {
+    /// Connections now.
+    pub open: u64,
+    /// Connections taken from an accept queue.
+    pub accepted: u64,
+    /// Connections that came from another worker, live.
+    pub moved_in: u64,
+    /// Connections that another worker took over, live.
+    pub moved_out: u64,
+    /// Connections ended, by reason; reasons that never happened are left out.
+    pub closed: BTreeMap<String, u64>,
+    /// Bytes received from clients.
+    pub bytes_in: u64,
+    /// Bytes sent to clients.
+    pub bytes_out: u64,
+}
+
+/// One slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SlotStatus {
+    /// Which.
+    pub slot: SlotId,
+    /// The worker's process number; `None` if there is no process.
+    pub pid: Option<u32>,
+    /// The present worker, or the latest one.
+    pub generation: Generation,
+    /// What it runs.
+    pub release: ReleaseId,
+    /// What it is doing.
+    pub state: String,
+    /// For how long.
+    pub age_ms: u64,
+    /// "unbound", "served", "unserved" or "lent".
+    pub queue: String,
+    /// The sibling that serves the queue, if it is lent.
+    pub lent_to: Option<SlotId>,
+    /// What it serves and has served.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// Workers of this slot that ended and should not have.
+    pub deaths: u64,
+    /// The latest of them.
+    pub last_death: Option<LastDeath>,
+    /// The worker that is to take over.
+    pub successor: Option<Neighbour>,
+    /// The worker that has been relieved and still finishes.
+    pub predecessor: Option<Neighbour>,
+}
+
+/// Another worker of a slot, beside its main one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Neighbour {
+    /// Which of the slot's workers it is.
+    pub generation: Generation,
+    /// What it runs.
+    pub release: ReleaseId,
+    /// Its process number, if it has a process.
+    pub pid: Option<u32>,
+    /// What it is doing.
+    pub state: String,
+    /// Connections it has.
+    pub open: u64,
+}
+
+/// How a slot's worker ended last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LastDeath {
+    /// Which of the slot's workers it was.
+    pub generation: Generation,
+    /// "signal 9 (SIGKILL)"; `None` if the process could not even be made.
+    pub how: Option<String>,
+    /// Why, if anybody said so.
+    pub cause: Option<String>,
+    /// How long ago.
+    pub age_ms: u64,
+}
+
+impl Status {
+    /// Sets the totals to the sums over the slots.
+    pub fn sum_up(&mut self) {
+        let mut totals = Totals::default();
+        for slot in &self.slots {
+            totals.traffic.add(&slot.traffic);
+            totals.deaths = totals.deaths.saturating_add(slot.deaths);
+        }
+        self.totals = totals;
+    }
+
+    /// A screen of it for people, 80 columns wide and at most 24 lines long; what does not fit is
+    /// counted in the last line.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        text::lines(self)
+    }
+}
+
+impl Traffic {
+    /// From a slot's counters and its number of open connections.
+    #[must_use]
+    pub fn read(open: u64, counter: impl Fn(Counter) -> u64) -> Self {
+        let closed = CloseReason::ALL
+            .map(|reason| (reason.name().to_owned(), counter(Counter::Closed(reason))));
+        Self {
+            open,
+            accepted: counter(Counter::Accepted),
+            moved_in: counter(Counter::MovedIn),
+            moved_out: counter(Counter::MovedOut),
+            closed: closed.into_iter().filter(|(_, times)| *times > 0).collect(),
+            bytes_in: counter(Counter::BytesIn),
+            bytes_out: counter(Counter::BytesOut),
+        }
+    }
+
+    /// Adds another one's; saturates.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            open,
+            accepted,
+            moved_in,
+            moved_out,
+            closed,
+            bytes_in,
+            bytes_out,
+        } = self;
+        for (sum, more) in [
+            (open, other.open),
+            (accepted, other.accepted),
+            (moved_in, other.moved_in),
+            (moved_out, other.moved_out),
+            (bytes_in, other.bytes_in),
+            (bytes_out, other.bytes_out),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+        for (reason, more) in &other.closed {
+            let sum = closed.entry(reason.clone()).or_default();
+            *sum = sum.saturating_add(*more);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_travels_as_json_between_versions() {
+        let mut status = Status {
+            pid: 7,
+            addresses: vec!["[::1]:9".to_owned()],
+            slots: vec![SlotStatus {
+                traffic: Traffic::read(3, |counter| counter.cell() as u64),
+                predecessor: Some(Neighbour::default()),
+                last_death: Some(LastDeath::default()),
+                ..SlotStatus::default()
+            }],
+            ..Status::default()
+        };
+        status.sum_up();
+        let mut json = serde_json::to_value(&status).unwrap();
+        assert_eq!(
+            serde_json::from_value::<Status>(json.clone()).unwrap(),
+            status
+        );
+        // Flat, as documented.
+        assert_eq!(json["slots"][0]["bytes_out"], 1);
+        assert_eq!(json["totals"]["open"], 3);
+
+        let fields = json.as_object_mut().unwrap();
+        fields.insert("weather".to_owned(), "fine".into());
+        fields.remove("totals");
+        let read: Status = serde_json::from_value(json).unwrap();
+        assert_eq!((read.pid, read.totals), (7, Totals::default()));
+    }
+
+    #[test]
+    fn totals_are_sums_and_saturate() {
+        let slot = |accepted, reason: &str| SlotStatus {
+            traffic: Traffic {
+                accepted,
+                bytes_in: u64::MAX,
+                closed: BTreeMap::from([(reason.to_owned(), 2)]),
+                ..Traffic::default()
+            },
+            deaths: 1,
+            ..SlotStatus::default()
+        };
+        let mut status = Status {
+            slots: vec![slot(1, "a"), slot(2, "b"), slot(3, "a")],
+            ..Status::default()
+        };
+        status.sum_up();
+        let Totals { traffic, deaths } = status.totals;
+        assert_eq!((traffic.accepted, deaths), (6, 3));
+        assert_eq!(traffic.bytes_in, u64::MAX);
+        let closed = [("a".to_owned(), 4), ("b".to_owned(), 2)];
+        assert_eq!(traffic.closed, BTreeMap::from(closed));
+    }
+
+    #[test]
+    fn only_reasons_that_happened_are_listed() {
+        let read = Traffic::read(0, |counter| {
+            u64::from(counter == Counter::Closed(CloseReason::IdleTimeout))
+        });
+        let names: Vec<&str> = read.closed.keys().map(String::as_str).collect();
+        assert_eq!(names, ["idle_timeout"]);
+    }
+}

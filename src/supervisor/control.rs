@@ -1,0 +1,839 @@
+//! The server's side of the control socket: who may ask, what was asked, and the answers' way back.
+//!
+//! Invariants: the socket has mode 0600 from birth, and a peer is heard only if it is root or has
+//! this process's own user; no client makes the supervisor wait or grow (bounded clients, request,
+//! output, and time to send the one and to read the other); a request has one id and gets one final
+//! answer, also if a program upgrade lies between the two; only a socket file that is ours, or that
+//! nobody answers at, is ever removed.
+//!
+//! It must not carry out anything: complete requests are handed out, answers handed in.
+
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use mio::net::{UnixListener, UnixStream};
+use mio::{Interest, Registry, Token};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{getsockopt, sockopt};
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Tick;
+use crate::config::{CONTROL_CLIENTS_MAX, Control};
+use crate::control::place::Surroundings;
+use crate::control::{Done, Reply, Request};
+use crate::identity::RequestId;
+
+use super::exchange;
+
+mod client;
+mod socket;
+
+use client::{Client, Flushed, Peer, SavedClient, Seen, State};
+use socket::{FileId, SocketFile, refused};
+
+pub(super) use socket::Error;
+
+/// Takes requests and brings answers back.
+#[derive(Debug)]
+pub(super) struct ControlServer {
+    socket: SocketFile,
+    listener: UnixListener,
+    /// Client `i` has the token after the listener's plus `i`.
+    clients: [Option<Client>; CONTROL_CLIENTS_MAX],
+    first: Token,
+    next: RequestId,
+    /// Accepting failed for want of descriptors or memory; try again then.
+    rest_until: Option<Tick>,
+}
+
+/// What a new program must be told to go on with the same clients; the descriptors travel apart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Saved {
+    file: FileId,
+    next: RequestId,
+    clients: Vec<SavedClient>,
+}
+
+/// Tokens of a control server: the listener's, and one for each client.
+pub(super) const TOKENS: usize = CONTROL_CLIENTS_MAX + 1;
+
+/// How long accepting rests after the system ran out of something.
+const ACCEPT_REST: Duration = Duration::from_secs(1);
+
+impl ControlServer {
+    /// Opens the socket where `control` says. `tokens` is the first of [`TOKENS`] that it uses;
+    /// requests are numbered from `first_request` on.
+    ///
+    /// `None` if there is to be none; also, with a warning, if the default place cannot be had:
+    /// who named no path can do without.
+    ///
+    /// # Errors
+    /// A named path cannot be had.
+    pub(super) fn open(
+        control: &Control,
+        registry: &Registry,
+        tokens: Token,
+        first_request: RequestId,
+    ) -> Result<Option<Self>, Error> {
+        let opened = match control {
+            Control::Off => return Ok(None),
+            Control::Path(path) => Self::open_at(path, registry, tokens, first_request).map(Some),
+            Control::Auto => {
+                match Self::open_in(&Surroundings::here(), registry, tokens, first_request) {
+                    Ok(server) => Ok(Some(server)),
+                    Err(error @ Error::NoPlace) => {
+                        tracing::info!(%error, "no control socket: signals only");
+                        Ok(None)
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "no control socket: signals only");
+                        Ok(None)
+                    }
+                }
+            }
+        };
+        if let Ok(Some(server)) = &opened {
+            let path = server.path().display();
+            tracing::debug!(%path, "control socket open");
+        }
+        opened
+    }
+
+    fn open_in(
+        here: &Surroundings,
+        registry: &Registry,
+        tokens: Token,
+        first_request: RequestId,
+    ) -> Result<Self, Error> {
+        let path = socket::default_path(here)?;
+        Self::open_at(&path, registry, tokens, first_request)
+    }
+
+    fn open_at(
+        path: &Path,
+        registry: &Registry,
+        tokens: Token,
+        first_request: RequestId,
+    ) -> Result<Self, Error> {
+        let (listener, socket) = socket::bind(path)?;
+        let watch = || -> io::Result<UnixListener> {
+            listener.set_nonblocking(true)?;
+            let mut listener = UnixListener::from_std(listener);
+            registry.register(&mut listener, tokens, Interest::READABLE)?;
+            Ok(listener)
+        };
+        let listener = watch().map_err(refused(path, "watch the socket"))?;
+        Ok(Self {
+            socket,
+            listener,
+            clients: [const { None }; CONTROL_CLIENTS_MAX],
+            first: tokens,
+            // Number 0 means that nobody waits.
+            next: first_request.max(RequestId(RequestId::NOBODY.0 + 1)),
+            rest_until: None,
+        })
+    }
+
+    /// Goes on after an exec with what [`Self::suspend`] gave to the program before.
+    ///
+    /// # Errors
+    /// The descriptors are not those of `saved`, or cannot be watched.
+    pub(super) fn resume(
+        saved: Saved,
+        descriptors: Vec<OwnedFd>,
+        registry: &Registry,
+        tokens: Token,
+    ) -> io::Result<Self> {
+        // From here on it is this program's to remove, whatever happens.
+        let socket = SocketFile(saved.file);
+        if descriptors.len() != saved.clients.len() + 1 {
+            return Err(io::Error::other(
+                "not the descriptors of this control server",
+            ));
+        }
+        for descriptor in &descriptors {
+            // They had to be inherited once; no worker is to have them.
+            fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        }
+        let mut descriptors = descriptors.into_iter();
+        let listener = descriptors.next().ok_or(io::ErrorKind::NotFound)?;
+        let mut listener = UnixListener::from_std(listener.into());
+        registry.register(&mut listener, tokens, Interest::READABLE)?;
+        let mut server = Self {
+            socket,
+            listener,
+            clients: [const { None }; CONTROL_CLIENTS_MAX],
+            first: tokens,
+            next: saved.next,
+            rest_until: None,
+        };
+        for (client, descriptor) in saved.clients.into_iter().zip(descriptors) {
+            let client = Client::restored(client, UnixStream::from_std(descriptor.into()));
+            // One client less must not fail an upgrade.
+            if let Err(error) = server.seat(client, registry) {
+                tracing::warn!(%error, "a client of the control socket is lost");
+            }
+        }
+        Ok(server)
+    }
+
+    /// What a new program needs to go on, and the descriptors that go with it: the listener's,
+    /// then each client's. Nothing changes here, in case there will be no new program.
+    pub(super) fn suspend(&self) -> (Saved, Vec<BorrowedFd<'_>>) {
+        let present = || self.clients.iter().flatten();
+        let saved = Saved {
+            file: self.socket.0.clone(),
+            next: self.next,
+            clients: present().map(Client::saved).collect(),
+        };
+        let mut descriptors = vec![self.listener.as_fd()];
+        descriptors.extend(present().map(|client| client.stream.as_fd()));
+        (saved, descriptors)
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.socket.0.path
+    }
+
+    /// Whether `token` is one of its own.
+    pub(super) fn owns(&self, token: Token) -> bool {
+        (self.first.0..self.first.0 + TOKENS).contains(&token.0)
+    }
+
+    /// Accepts, reads and writes as far as `token` is ready. What has been asked for completely
+    /// comes out, with the id that its answer must name.
+    pub(super) fn ready(
+        &mut self,
+        token: Token,
+        registry: &Registry,
+        now: Tick,
+    ) -> Vec<(RequestId, Request)> {
+        if token == self.first {
+            self.accept(registry, now);
+            return Vec::new();
+        }
+        let index = token.0.wrapping_sub(self.first.0 + 1);
+        // A late report of a client that has left is nobody's.
+        let Some(Some(client)) = self.clients.get_mut(index) else {
+            return Vec::new();
+        };
+        match client.look() {
+            Seen::Nothing => Vec::new(),
+            Seen::Asked(request) => {
+                let id = self.next;
+                self.next = RequestId(id.0.wrapping_add(1));
+                client.state = State::Waiting { request: id };
+                let (pid, uid) = (client.peer.pid, client.peer.uid);
+                tracing::debug!(
+                    id = id.0,
+                    command = request.name(),
+                    pid,
+                    uid,
+                    "control request"
+                );
+                vec![(id, request)]
+            }
+            Seen::Refused(cause) => {
+                let (pid, uid) = (client.peer.pid, client.peer.uid);
+                tracing::warn!(cause, pid, uid, "control request refused");
+                self.finish(index, Reply::Refused(cause), registry, now);
+                Vec::new()
+            }
+            Seen::Gone => {
+                self.dismiss(index, registry);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Tells whoever asked what happens meanwhile. Nobody is told if they have left.
+    pub(super) fn progress(&mut self, request: RequestId, text: &str, registry: &Registry) {
+        if let Some(index) = self.find(request) {
+            self.say(index, &Reply::Progress(text.to_owned()), registry);
+        }
+    }
+
+    /// Tells whoever asked how it ended, and lets them go once they have read it.
+    pub(super) fn answer(
+        &mut self,
+        request: RequestId,
+        reply: Reply,
+        registry: &Registry,
+        now: Tick,
+    ) {
+        debug_assert!(reply.is_final(), "{reply:?} is no answer");
+        match self.find(request) {
+            Some(index) => self.finish(index, reply, registry, now),
+            None if request == RequestId::NOBODY => {}
+            None => tracing::debug!(id = request.0, "whoever asked has left"),
+        }
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<Tick> {
+        let clients = self.clients.iter().flatten();
+        let dues = clients.filter_map(|client| client.state.due());
+        dues.chain(self.rest_until).min()
+    }
+
+    /// Cuts clients whose time is over, and tries again what had to rest.
+    pub(super) fn handle_timeout(&mut self, registry: &Registry, now: Tick) {
+        for index in 0..self.clients.len() {
+            let client = self.clients[index].as_ref();
+            if let Some(client) = client
+                && client.state.due().is_some_and(|due| due <= now)
+            {
+                let (pid, uid) = (client.peer.pid, client.peer.uid);
+                tracing::warn!(pid, uid, "a silent client of the control socket is cut");
+                self.dismiss(index, registry);
+            }
+        }
+        if self.rest_until.is_some_and(|until| until <= now) {
+            self.rest_until = None;
+            self.accept(registry, now);
+        }
+    }
+
+    /// Ends it: the socket file is removed, every client sees the end of its connection.
+    pub(super) fn remove(self) {
+        drop(self);
+    }
+
+    fn accept(&mut self, registry: &Registry, now: Tick) {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => self.admit(stream, registry, now),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+                    ) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the control socket rests");
+                    self.rest_until = Some(now + ACCEPT_REST);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, mut stream: UnixStream, registry: &Registry, now: Tick) {
+        let peer = match getsockopt(&stream, sockopt::PeerCredentials) {
+            Ok(peer) => Peer {
+                pid: peer.pid(),
+                uid: peer.uid(),
+            },
+            Err(error) => {
+                tracing::warn!(%error, "a client of the control socket without credentials");
+                return;
+            }
+        };
+        let full = || {
+            let full = self.clients.iter().all(Option::is_some);
+            full.then(|| {
+                format!("{CONTROL_CLIENTS_MAX} others are being answered; try again later")
+            })
+        };
+        let (pid, uid) = (peer.pid, peer.uid);
+        let own = rustix::process::geteuid().as_raw();
+        if let Some(cause) = unheard(uid, own).or_else(full) {
+            tracing::warn!(cause, pid, uid, "client of the control socket refused");
+            if let Ok(line) = Reply::Refused(cause).encode() {
+                // A fresh socket has room for it; if not, the end of the connection has to do.
+                let _ = stream.write(&line);
+            }
+            return;
+        }
+        let client = Client::new(stream, peer, now);
+        if let Err(error) = self.seat(client, registry) {
+            tracing::warn!(%error, pid, uid, "a client of the control socket is lost");
+        }
+    }
+
+    /// Gives a client a place and watches it. What is ready by then is reported next.
+    fn seat(&mut self, mut client: Client, registry: &Registry) -> io::Result<()> {
+        let free = self.clients.iter().position(Option::is_none);
+        let index = free.ok_or(io::ErrorKind::QuotaExceeded)?;
+        let both = Interest::READABLE | Interest::WRITABLE;
+        registry.register(&mut client.stream, self.token(index), both)?;
+        self.clients[index] = Some(client);
+        Ok(())
+    }
+
+    fn token(&self, index: usize) -> Token {
+        Token(self.first.0 + 1 + index)
+    }
+
+    fn find(&self, wanted: RequestId) -> Option<usize> {
+        let waits = |client: &Client| client.state == State::Waiting { request: wanted };
+        self.clients
+            .iter()
+            .position(|client| client.as_ref().is_some_and(waits))
+    }
+
+    /// Says the last word to a client.
+    fn finish(&mut self, index: usize, reply: Reply, registry: &Registry, now: Tick) {
+        if let Some(client) = &mut self.clients[index] {
+            client.leave(now);
+        }
+        self.say(index, &reply, registry);
+    }
+
+    fn say(&mut self, index: usize, reply: &Reply, registry: &Registry) {
+        let Some(client) = &mut self.clients[index] else {
+            return;
+        };
+        let line = reply.encode().or_else(|error| {
+            tracing::error!(%error, "an answer cannot be sent");
+            Reply::Failed(format!("the answer is {error}")).encode()
+        });
+        // Without a line there is nothing but the end of the connection to tell.
+        let said = line.is_ok_and(|line| client.queue(&line));
+        if !said || client.flush() == Flushed::Gone {
+            self.dismiss(index, registry);
+        }
+    }
+
+    fn dismiss(&mut self, index: usize, registry: &Registry) {
+        if let Some(mut client) = self.clients[index].take() {
+            // A forked child may hold a copy of the descriptor until it execs, so closing ours
+            // alone would not end the reports.
+            let _ = registry.deregister(&mut client.stream);
+        }
+    }
+}
+
+impl From<exchange::Answer> for Reply {
+    fn from(answer: exchange::Answer) -> Self {
+        match answer {
+            exchange::Answer::Done(done) => Self::Done(Done {
+                renewed: done.renewed,
+                workers: done.workers,
+                moved: done.moved,
+                drained: done.drained,
+                took_ms: Done::millis(done.took),
+            }),
+            exchange::Answer::Failed { cause } => Self::Failed(cause),
+            exchange::Answer::Refused { cause } => Self::Refused(cause),
+        }
+    }
+}
+
+/// Why a user is not heard. The mode of the socket keeps others off already; were somebody to
+/// loosen it, this still holds.
+fn unheard(uid: u32, own: u32) -> Option<String> {
+    (uid != 0 && uid != own)
+        .then(|| format!("only the users 0 and {own} are heard here, and not user {uid}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Read as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::net as unix;
+    use std::os::unix::process::CommandExt as _;
+    use std::path::PathBuf;
+    use std::process::{Command, Stdio};
+
+    use mio::{Events, Poll};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::clock;
+    use crate::config::{
+        CONTROL_REPLY_MAX_BYTES, CONTROL_REQUEST_MAX_BYTES, CONTROL_REQUEST_TIMEOUT,
+    };
+    use crate::control::place;
+
+    const FIRST: Token = Token(40);
+
+    struct Bench {
+        directory: TempDir,
+        poll: Poll,
+        server: ControlServer,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let poll = Poll::new().unwrap();
+            let control = Control::Path(directory.path().join("control"));
+            let server = ControlServer::open(&control, poll.registry(), FIRST, RequestId(7));
+            Self {
+                server: server.unwrap().unwrap(),
+                directory,
+                poll,
+            }
+        }
+
+        fn client(&self) -> unix::UnixStream {
+            unix::UnixStream::connect(self.server.path()).unwrap()
+        }
+
+        /// Lets the server do what it can do now.
+        fn turn(&mut self) -> Vec<(RequestId, Request)> {
+            let mut asked = Vec::new();
+            let mut events = Events::with_capacity(64);
+            loop {
+                self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+                if events.is_empty() {
+                    return asked;
+                }
+                for event in &events {
+                    assert!(self.server.owns(event.token()));
+                    let registry = self.poll.registry();
+                    asked.extend(self.server.ready(event.token(), registry, clock::now()));
+                }
+            }
+        }
+
+        /// A client that has sent these bytes, and what came of it.
+        fn sends(&mut self, bytes: &[u8]) -> (unix::UnixStream, Vec<(RequestId, Request)>) {
+            let mut client = self.client();
+            client.write_all(bytes).unwrap();
+            let asked = self.turn();
+            (client, asked)
+        }
+
+        fn progress(&mut self, id: RequestId, text: &str) {
+            self.server.progress(id, text, self.poll.registry());
+        }
+
+        fn answer(&mut self, id: RequestId, reply: Reply) {
+            let registry = self.poll.registry();
+            self.server.answer(id, reply, registry, clock::now());
+        }
+
+        fn clients(&self) -> usize {
+            self.server.clients.iter().flatten().count()
+        }
+    }
+
+    fn everything(mut client: unix::UnixStream) -> String {
+        let mut text = String::new();
+        let patience = Some(Duration::from_secs(10));
+        client.set_read_timeout(patience).unwrap();
+        // Closed with something unread, the other end resets; what it had said comes first.
+        let _ = client.read_to_string(&mut text);
+        text
+    }
+
+    const RELOAD: &[u8] = br#"{"version":1,"command":"reload"}
+"#;
+
+    #[test]
+    fn a_request_gets_its_progress_and_its_answer_and_the_end() {
+        let mut bench = Bench::new();
+        let mode = fs::metadata(bench.server.path()).unwrap().permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+
+        let (mut client, asked) = bench.sends(&RELOAD[..10]);
+        assert_eq!(asked, []);
+        client.write_all(&RELOAD[10..]).unwrap();
+        assert_eq!(bench.turn(), [(RequestId(7), Request::Reload)]);
+        bench.progress(RequestId(7), "slot 0");
+        bench.progress(RequestId(8), "of somebody else");
+        let done = exchange::Done {
+            renewed: 2,
+            workers: 2,
+            took: Duration::from_micros(1500),
+            ..exchange::Done::default()
+        };
+        bench.answer(RequestId(7), exchange::Answer::Done(done).into());
+        assert_eq!(
+            everything(client),
+            "{\"progress\":\"slot 0\"}\n{\"done\":{\"renewed\":2,\"workers\":2,\"moved\":0,\
+             \"drained\":0,\"took_ms\":1}}\n"
+        );
+        assert_eq!(bench.clients(), 0);
+
+        let (_client, asked) = bench.sends(RELOAD);
+        assert_eq!(asked, [(RequestId(8), Request::Reload)]);
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_with_a_reason() {
+        let mut bench = Bench::new();
+        let long = vec![b'x'; CONTROL_REQUEST_MAX_BYTES + 1];
+        for (bytes, why) in [
+            (b"GET / HTTP/1.1\r\n".as_slice(), "not a line"),
+            (b"{\"version\":9}\n", "version 9"),
+            (long.as_slice(), "more than 4096 bytes"),
+        ] {
+            let (client, asked) = bench.sends(bytes);
+            assert_eq!(asked, []);
+            let text = everything(client);
+            assert!(text.starts_with("{\"refused\":"), "{text}");
+            assert!(text.contains(why), "{text}");
+        }
+        assert_eq!(bench.clients(), 0);
+    }
+
+    #[test]
+    fn half_a_connection_is_enough_to_be_answered_and_none_is_forgotten() {
+        let mut bench = Bench::new();
+        let (client, asked) = bench.sends(RELOAD.trim_ascii_end());
+        assert_eq!(asked, []);
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let asked = bench.turn();
+        assert_eq!(asked.len(), 1, "the end of the line may be missing");
+        bench.turn();
+        bench.answer(asked[0].0, Reply::Refused("busy".to_owned()));
+        assert_eq!(everything(client), "{\"refused\":\"busy\"}\n");
+
+        let (client, asked) = bench.sends(RELOAD);
+        drop(client);
+        bench.turn();
+        assert_eq!(bench.clients(), 0);
+        bench.answer(asked[0].0, Reply::Failed("nobody reads this".to_owned()));
+
+        // One that only looks whether somebody is here.
+        drop(bench.client());
+        assert_eq!(bench.turn(), []);
+        assert_eq!(bench.clients(), 0);
+    }
+
+    #[test]
+    fn one_client_too_many_is_told_so() {
+        let mut bench = Bench::new();
+        let mut clients = Vec::new();
+        for _ in 0..CONTROL_CLIENTS_MAX {
+            let (client, asked) = bench.sends(RELOAD);
+            clients.push((client, asked[0].0));
+        }
+        let late = bench.client();
+        bench.turn();
+        let text = everything(late);
+        assert!(
+            text.contains("refused") && text.contains("16 others"),
+            "{text}"
+        );
+        let (client, id) = clients.remove(3);
+        bench.answer(id, Reply::Refused(String::new()));
+        drop(client);
+        assert_eq!(bench.sends(RELOAD).1.len(), 1);
+    }
+
+    #[test]
+    fn who_says_nothing_or_reads_nothing_is_cut() {
+        let mut bench = Bench::new();
+        let silent = bench.client();
+        bench.turn();
+        let due = bench.server.poll_timeout().unwrap();
+        assert!(due <= clock::now() + CONTROL_REQUEST_TIMEOUT);
+        bench.server.handle_timeout(bench.poll.registry(), due);
+        assert_eq!((everything(silent), bench.clients()), (String::new(), 0));
+        assert_eq!(bench.server.poll_timeout(), None);
+
+        let (_deaf, asked) = bench.sends(RELOAD);
+        let text = "x".repeat(1000);
+        for _ in 0..=CONTROL_REPLY_MAX_BYTES / text.len() + 1000 {
+            bench.progress(asked[0].0, &text);
+        }
+        assert_eq!(bench.clients(), 0);
+
+        // It has its answer, and leaves it there.
+        let (_deaf, asked) = bench.sends(RELOAD);
+        for _ in 0..1000 {
+            bench.progress(asked[0].0, &text);
+        }
+        bench.answer(asked[0].0, Reply::Refused(text));
+        assert_eq!(bench.clients(), 1);
+        let due = bench.server.poll_timeout().unwrap();
+        bench.server.handle_timeout(bench.poll.registry(), due);
+        assert_eq!(bench.clients(), 0);
+    }
+
+    #[test]
+    fn an_answer_too_long_for_the_kernel_arrives_in_pieces() {
+        let mut bench = Bench::new();
+        let (mut client, asked) = bench.sends(RELOAD);
+        let text = "x".repeat(1000);
+        for _ in 0..1000 {
+            bench.progress(asked[0].0, &text);
+        }
+        bench.answer(asked[0].0, Reply::Refused(text));
+        client.set_nonblocking(true).unwrap();
+        let (mut got, mut bytes) = (0, [0; 4096]);
+        loop {
+            match client.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(count) => got += count,
+                Err(_) => assert_eq!(bench.turn(), []),
+            }
+        }
+        assert_eq!(got, 1000 * (1000 + 16) + 1000 + 15);
+    }
+
+    #[test]
+    fn only_a_socket_without_a_server_is_replaced() {
+        let mut bench = Bench::new();
+        let poll = Poll::new().unwrap();
+        let open = |path: &Path| {
+            let control = Control::Path(PathBuf::from(path));
+            ControlServer::open(&control, poll.registry(), FIRST, RequestId(1))
+        };
+        let path = PathBuf::from(bench.server.path());
+        let why = open(&path).unwrap_err().to_string();
+        let own = format!("pid {}", std::process::id());
+        assert!(why.contains(&own) && why.contains("--control"), "{why}");
+        // The one that lives takes orders as before.
+        bench.turn();
+        assert_eq!(bench.sends(RELOAD).1.len(), 1);
+
+        let file = bench.directory.path().join("file");
+        fs::write(&file, "mine").unwrap();
+        let why = open(&file).unwrap_err().to_string();
+        assert!(why.contains("no socket"), "{why}");
+        assert_eq!(fs::read(&file).unwrap(), b"mine");
+
+        let dead = bench.directory.path().join("dead");
+        drop(unix::UnixListener::bind(&dead).unwrap());
+        open(&dead).unwrap().unwrap().remove();
+        assert!(!dead.exists());
+        assert!(open(&bench.directory.path().join("a/b")).is_err());
+    }
+
+    #[test]
+    fn the_socket_is_removed_at_the_end_unless_it_is_another_ones() {
+        let bench = Bench::new();
+        let path = PathBuf::from(bench.server.path());
+        fs::remove_file(&path).unwrap();
+        let _other = unix::UnixListener::bind(&path).unwrap();
+        bench.server.remove();
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn in_its_directory_the_dead_are_tidied_away_and_the_living_are_not() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("made/for/it");
+        fs::create_dir_all(&directory).unwrap();
+        // No process has this number: it is above the highest one there can be.
+        let dead = place::socket_of(&directory, 1 << 23);
+        drop(unix::UnixListener::bind(&dead).unwrap());
+        let starting = place::socket_of(&directory, 1);
+        drop(unix::UnixListener::bind(&starting).unwrap());
+        let foreign = place::socket_of(&directory, (1 << 23) + 1);
+        let _listener = unix::UnixListener::bind(&foreign).unwrap();
+
+        let poll = Poll::new().unwrap();
+        let here = Surroundings {
+            runtime_directory: Some(directory.clone().into()),
+            ..Surroundings::default()
+        };
+        let server = ControlServer::open_in(&here, poll.registry(), FIRST, RequestId(1)).unwrap();
+        let own = place::socket_of(&directory, std::process::id());
+        assert_eq!(server.path(), own);
+        assert!(!dead.exists() && starting.exists() && foreign.exists());
+        let nowhere = ControlServer::open_in(
+            &Surroundings::default(),
+            poll.registry(),
+            FIRST,
+            RequestId(1),
+        );
+        assert!(matches!(nowhere, Err(Error::NoPlace)));
+    }
+
+    #[test]
+    fn a_new_program_goes_on_with_the_same_clients() {
+        let mut bench = Bench::new();
+        let (client, asked) = bench.sends(RELOAD);
+        let (mut slow, _) = bench.sends(&RELOAD[..5]);
+
+        let (saved, descriptors) = bench.server.suspend();
+        let kept = descriptors
+            .iter()
+            .map(|fd| fd.try_clone_to_owned().unwrap());
+        let kept: Vec<OwnedFd> = kept.collect();
+        let json = serde_json::to_string(&saved).unwrap();
+        drop(saved);
+        let path = PathBuf::from(bench.server.path());
+        assert!(path.exists());
+
+        let short = serde_json::from_str(&json).unwrap();
+        let registry = bench.poll.registry();
+        // (It is another process that would fail so; in this one the file must stay.)
+        let Saved {
+            mut file,
+            next,
+            clients,
+        } = short;
+        file.maker = 0;
+        let short = Saved {
+            file,
+            next,
+            clients,
+        };
+        assert!(ControlServer::resume(short, Vec::new(), registry, FIRST).is_err());
+
+        let poll = Poll::new().unwrap();
+        let saved = serde_json::from_str(&json).unwrap();
+        let resumed = ControlServer::resume(saved, kept, poll.registry(), FIRST).unwrap();
+        let before = std::mem::replace(&mut bench.poll, poll);
+        // An exec closes the old descriptors, and drops nothing.
+        let mut old = std::mem::replace(&mut bench.server, resumed);
+        old.socket.0.maker = 0;
+        drop((old, before));
+
+        slow.write_all(&RELOAD[5..]).unwrap();
+        assert_eq!(bench.turn(), [(RequestId(8), Request::Reload)]);
+        bench.answer(asked[0].0, Reply::Refused("later".to_owned()));
+        assert_eq!(everything(client), "{\"refused\":\"later\"}\n");
+        assert_eq!(bench.sends(RELOAD).1.len(), 1);
+        bench.server.remove();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn another_user_is_refused_even_where_the_mode_lets_it_in() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root can become another user");
+            return;
+        }
+        let mut bench = Bench::new();
+        for (path, mode) in [
+            (bench.directory.path(), 0o755),
+            (bench.server.path(), 0o666),
+        ] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let mut command = Command::new("nc");
+        command.arg("-U").arg(bench.server.path()).uid(65_534);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let Ok(child) = command.spawn() else {
+            println!("skipped: nc (netcat-openbsd) is not installed");
+            return;
+        };
+        let mut events = Events::with_capacity(4);
+        let patience = Some(Duration::from_secs(10));
+        bench.poll.poll(&mut events, patience).unwrap();
+        let registry = bench.poll.registry();
+        for event in &events {
+            bench.server.ready(event.token(), registry, clock::now());
+        }
+        assert_eq!(bench.clients(), 0);
+        // The end of the server is the end of the child, whatever it got.
+        drop(bench);
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            said.contains("refused") && said.contains("user 65534"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn only_root_and_the_own_user_are_heard() {
+        assert_eq!(unheard(0, 7), None);
+        assert_eq!(unheard(7, 7), None);
+        let why = unheard(8, 7).unwrap();
+        assert!(why.contains("user 8"), "{why}");
+        assert!(unheard(7, 0).is_some());
+    }
+}

@@ -1,0 +1,208 @@
+//! One client of the control socket: what it has sent, what it is still to be told.
+//!
+//! Invariants: at most one request is read, and nothing after it; input, output and the time to
+//! send the one and to read the other are bounded. It must not block, nor know other clients.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+
+use mio::net::UnixStream;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Tick;
+use crate::config::{CONTROL_REPLY_MAX_BYTES, CONTROL_REQUEST_MAX_BYTES, CONTROL_REQUEST_TIMEOUT};
+use crate::control::Request;
+use crate::control::protocol::Incoming;
+use crate::identity::RequestId;
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) stream: UnixStream,
+    pub(super) peer: Peer,
+    pub(super) state: State,
+    /// What the kernel has not taken yet.
+    pub(super) output: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SavedClient {
+    pub(super) peer: Peer,
+    pub(super) state: State,
+    pub(super) output: Vec<u8>,
+}
+
+/// Who asks, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Peer {
+    pub(super) pid: i32,
+    pub(super) uid: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum State {
+    /// The request is not complete.
+    Asking { incoming: Incoming, until: Tick },
+    /// The request is being carried out.
+    Waiting { request: RequestId },
+    /// The last word is said; what is left of it is to be read until then.
+    Leaving { until: Tick },
+}
+
+/// What a look at a client led to.
+pub(super) enum Seen {
+    Nothing,
+    Asked(Request),
+    /// The request is no request.
+    Refused(String),
+    /// The connection is over.
+    Gone,
+}
+
+impl Client {
+    /// Just accepted.
+    pub(super) fn new(stream: UnixStream, peer: Peer, now: Tick) -> Self {
+        let state = State::Asking {
+            incoming: Incoming::new(CONTROL_REQUEST_MAX_BYTES),
+            until: now + CONTROL_REQUEST_TIMEOUT,
+        };
+        Self {
+            stream,
+            peer,
+            state,
+            output: Vec::new(),
+        }
+    }
+
+    /// As another program left it.
+    pub(super) fn restored(saved: SavedClient, stream: UnixStream) -> Self {
+        Self {
+            stream,
+            peer: saved.peer,
+            state: saved.state,
+            output: saved.output,
+        }
+    }
+
+    /// What another program needs to go on, beside the descriptor.
+    pub(super) fn saved(&self) -> SavedClient {
+        SavedClient {
+            peer: self.peer,
+            state: self.state.clone(),
+            output: self.output.clone(),
+        }
+    }
+
+    /// The last word is said.
+    pub(super) fn leave(&mut self, now: Tick) {
+        self.state = State::Leaving {
+            until: now + CONTROL_REQUEST_TIMEOUT,
+        };
+    }
+
+    /// Writes and reads what can be written and read.
+    pub(super) fn look(&mut self) -> Seen {
+        if self.flush() == Flushed::Gone {
+            return Seen::Gone;
+        }
+        match &self.state {
+            State::Asking { .. } => self.hear(),
+            // Half of the connection may be closed: the answer still finds its way.
+            State::Waiting { .. } if self.has_left() => Seen::Gone,
+            State::Waiting { .. } | State::Leaving { .. } => Seen::Nothing,
+        }
+    }
+
+    /// Reads until the request is complete; what follows it is not looked at.
+    fn hear(&mut self) -> Seen {
+        let State::Asking { incoming, .. } = &mut self.state else {
+            return Seen::Nothing;
+        };
+        let mut bytes = [0; CONTROL_REQUEST_MAX_BYTES];
+        let line = loop {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => match incoming.rest() {
+                    Some(line) => break line,
+                    // It only wanted to see whether somebody is here.
+                    None => return Seen::Gone,
+                },
+                Ok(count) => {
+                    if let Err(error) = incoming.take(&bytes[..count]) {
+                        return Seen::Refused(error.to_string());
+                    }
+                    if let Some(line) = incoming.line() {
+                        break line;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Seen::Nothing,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Seen::Gone,
+            }
+        };
+        match Request::decode(&line) {
+            Ok(request) => Seen::Asked(request),
+            Err(error) => Seen::Refused(error.to_string()),
+        }
+    }
+
+    /// Whether the line finds room.
+    pub(super) fn queue(&mut self, line: &[u8]) -> bool {
+        if self.output.len() + line.len() > CONTROL_REPLY_MAX_BYTES {
+            let (pid, uid) = (self.peer.pid, self.peer.uid);
+            tracing::warn!(
+                pid,
+                uid,
+                "a client of the control socket that does not read is cut"
+            );
+            return false;
+        }
+        self.output.extend_from_slice(line);
+        true
+    }
+
+    pub(super) fn flush(&mut self) -> Flushed {
+        let mut written = 0;
+        let end = loop {
+            if written == self.output.len() {
+                break match self.state {
+                    State::Leaving { .. } => Flushed::Gone,
+                    State::Asking { .. } | State::Waiting { .. } => Flushed::Here,
+                };
+            }
+            match self.stream.write(&self.output[written..]) {
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Flushed::Here,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break Flushed::Gone,
+            }
+        };
+        self.output.drain(..written);
+        end
+    }
+
+    /// Whether the other end is closed altogether.
+    fn has_left(&self) -> bool {
+        let mut ask = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
+        let asked = poll(&mut ask, PollTimeout::ZERO);
+        let over = PollFlags::POLLHUP | PollFlags::POLLERR;
+        asked.is_ok() && ask[0].revents().is_some_and(|seen| seen.intersects(over))
+    }
+}
+
+/// What came of writing to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flushed {
+    Here,
+    /// Everything is said, or nobody reads it.
+    Gone,
+}
+
+impl State {
+    pub(super) const fn due(&self) -> Option<Tick> {
+        match self {
+            Self::Asking { until, .. } | Self::Leaving { until } => Some(*until),
+            Self::Waiting { .. } => None,
+        }
+    }
+}
