@@ -9,6 +9,7 @@
 
 use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd as _;
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use tracing::span::{Attributes, Id, Record};
@@ -17,6 +18,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload;
 
 use crate::config::{LogFormat, LogLevel};
 
@@ -27,6 +29,7 @@ mod writer;
 pub use escape::escape;
 pub use line::LOG_LINE_MAX_BYTES;
 pub use writer::dropped_lines;
+pub(crate) use writer::without_ttou;
 
 use line::{Fields, Line, Style};
 use writer::LineWriter;
@@ -37,18 +40,40 @@ use writer::LineWriter;
 ///
 /// A log was installed before, or standard error cannot be duplicated.
 pub fn init(level: LogLevel, format: LogFormat) -> Result<(), Error> {
-    let style = match format {
+    let writer = LineWriter::open(io::stderr().as_fd()).map_err(Error::Open)?;
+    let (filter, level) = reload::Layer::new(filter(level));
+    let (lines, style) = reload::Layer::new(Lines {
+        style: style(format),
+        writer,
+    });
+    let subscriber = tracing_subscriber::registry().with(filter).with(lines);
+    tracing::subscriber::set_global_default(subscriber)?;
+    let adjust = move |to_level, to_format| {
+        // Fails only if the log is gone, and it never is.
+        let _ = level.modify(|level| *level = self::filter(to_level));
+        let _ = style.modify(|lines| lines.style = self::style(to_format));
+    };
+    // Not set before: there is one log in a process's life.
+    let _ = ADJUST.set(Box::new(adjust));
+    Ok(())
+}
+
+/// Changes the level and the format of the log that [`init`] has installed; without one, nothing.
+pub fn adjust(level: LogLevel, format: LogFormat) {
+    if let Some(adjust) = ADJUST.get() {
+        adjust(level, format);
+    }
+}
+
+static ADJUST: OnceLock<Box<dyn Fn(LogLevel, LogFormat) + Send + Sync>> = OnceLock::new();
+
+fn style(format: LogFormat) -> Style {
+    match format {
         LogFormat::Json => Style::Json,
         LogFormat::Human => Style::Human {
             colour: wants_colour(),
         },
-    };
-    let writer = LineWriter::open(io::stderr().as_fd()).map_err(Error::Open)?;
-    let subscriber = tracing_subscriber::registry()
-        .with(filter(level))
-        .with(Lines { style, writer });
-    tracing::subscriber::set_global_default(subscriber)?;
-    Ok(())
+    }
 }
 
 /// Why there is no log.

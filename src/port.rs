@@ -110,6 +110,13 @@ impl Lock {
     }
 }
 
+impl From<OwnedFd> for Lock {
+    /// A lock that this process's earlier program took.
+    fn from(socket: OwnedFd) -> Self {
+        Self(socket.into())
+    }
+}
+
 impl AsFd for Lock {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

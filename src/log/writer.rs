@@ -18,13 +18,14 @@
 //! Must not: retry, buffer, or report its own errors (there is nowhere left to report them).
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice, Write as _};
+use std::io::{self, IoSlice, IsTerminal as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::socket::{MsgFlags, send};
 use rustix::io::{Errno, ReadWriteFlags};
 
@@ -40,6 +41,8 @@ pub fn dropped_lines() -> u64 {
 #[derive(Debug)]
 pub(super) struct LineWriter {
     sink: Sink,
+    /// Whether it is a terminal.
+    terminal: bool,
     /// Lines lost since the last report of losses.
     unreported: AtomicU64,
     /// The last line was taken in part: the next one must begin with a newline.
@@ -64,12 +67,14 @@ impl LineWriter {
     ///
     /// `fd` cannot be duplicated or is not open.
     pub(super) fn open(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        Sink::open(fd).map(Self::to)
+        let terminal = fd.is_terminal();
+        Sink::open(fd).map(|sink| Self::to(sink, terminal))
     }
 
-    fn to(sink: Sink) -> Self {
+    fn to(sink: Sink, terminal: bool) -> Self {
         Self {
             sink,
+            terminal,
             unreported: AtomicU64::new(0),
             torn: AtomicBool::new(false),
         }
@@ -98,13 +103,30 @@ impl LineWriter {
         } else {
             line
         };
-        let taken = self.sink.write(line).unwrap_or(0);
+        let taken = if self.terminal {
+            without_ttou(|| self.sink.write(line)).unwrap_or(0)
+        } else {
+            self.sink.write(line).unwrap_or(0)
+        };
         if taken > 0 {
             // A terminal or a socket may take a part; of a torn line's end only the newline.
             self.torn.store(taken < line.len(), Ordering::Relaxed);
         }
         taken == line.len()
     }
+}
+
+/// A process in the background that writes to a terminal with `tostop` is sent SIGTTOU by the
+/// kernel, unless that is blocked; and to a supervisor the signal means something else.
+pub(crate) fn without_ttou<T>(write: impl FnOnce() -> T) -> T {
+    let ttou = SigSet::from(Signal::SIGTTOU);
+    let before = ttou.thread_swap_mask(SigmaskHow::SIG_BLOCK);
+    let result = write();
+    if let Ok(before) = before {
+        // The same mask was in force a moment ago.
+        let _ = before.thread_set_mask();
+    }
+    result
 }
 
 impl Sink {
@@ -216,7 +238,7 @@ mod tests {
     /// when there is room again the loss is told before the next line.
     fn check_full_sink(sink: Sink, mut reader: impl io::Read) {
         let before = dropped_lines();
-        let writer = LineWriter::to(sink);
+        let writer = LineWriter::to(sink, false);
         let (writer, written) = without_waiting(move || {
             let written = write_until_full(&writer);
             (writer, written)
@@ -291,7 +313,7 @@ mod tests {
             } else {
                 Sink::open(pipe().1.as_fd())
             };
-            let writer = LineWriter::to(sink.unwrap());
+            let writer = LineWriter::to(sink.unwrap(), false);
             writer.write_line(b"line\n", loss_line);
             assert_eq!(writer.unreported.load(Ordering::Relaxed), 1);
         }

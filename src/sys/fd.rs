@@ -1,6 +1,7 @@
 //! Descriptors that arrive as bare numbers become owned values here, and nowhere else.
 #![expect(unsafe_code, reason = "the kernel hands descriptors over as numbers")]
 
+use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -42,6 +43,75 @@ pub(crate) fn close_on_exec_from(first: RawFd) {
     }
 }
 
+/// Lets the descriptors through exec, or keeps them from it again. All or none.
+///
+/// # Errors
+/// What `fcntl` returned for the first one that refused; those before it are as they were.
+pub(crate) fn pass_on(descriptors: &[BorrowedFd<'_>], on: bool) -> io::Result<()> {
+    let flags = |on| {
+        if on {
+            FdFlag::empty()
+        } else {
+            FdFlag::FD_CLOEXEC
+        }
+    };
+    for (done, fd) in descriptors.iter().enumerate() {
+        if let Err(errno) = fcntl(fd, FcntlArg::F_SETFD(flags(on))) {
+            for earlier in &descriptors[..done] {
+                // Worked a moment ago on the same descriptor.
+                let _ = fcntl(earlier, FcntlArg::F_SETFD(flags(!on)));
+            }
+            return Err(errno.into());
+        }
+    }
+    Ok(())
+}
+
+/// A duplicate of a descriptor that came through exec, which stays as it is. Close-on-exec.
+///
+/// # Errors
+/// The number is not open.
+pub(crate) fn duplicate_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    if number < 0 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the number is not -1; it is only handed to the one call below, and if it is not open
+    // the kernel says so.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    Ok(own(&[fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(3))?]).remove(0))
+}
+
+/// Owns descriptors that this process's earlier program left open through exec, close-on-exec from
+/// now on. Nothing is owned unless every number is an open descriptor, above the standard streams
+/// and named once.
+///
+/// To be called once in a process's life, before it has opened what could have such a number.
+///
+/// # Errors
+/// Which number cannot be one.
+pub(crate) fn own_inherited(numbers: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
+    let refused = |number: RawFd, why: &str| {
+        let why = format!("descriptor {number} of the saved state {why}");
+        io::Error::new(io::ErrorKind::InvalidData, why)
+    };
+    let mut sorted = numbers.to_vec();
+    sorted.sort_unstable();
+    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(refused(pair[0], "is named twice"));
+    }
+    for &number in numbers {
+        if number <= 2 {
+            return Err(refused(number, "is a standard stream"));
+        }
+        // SAFETY: the number is not -1; it is only asked about, and if it is not open the kernel
+        // says so.
+        let asked = unsafe { BorrowedFd::borrow_raw(number) };
+        fcntl(asked, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+            .map_err(|_| refused(number, "is not open"))?;
+    }
+    Ok(own(numbers))
+}
+
 /// The channel that the supervisor left for this worker at [`CHANNEL_NUMBER`]; close-on-exec
 /// again. `None` if there is no sequenced-packet socket: the program was not started by a
 /// supervisor.
@@ -59,4 +129,39 @@ pub(crate) fn inherited_channel() -> Option<OwnedFd> {
     // SAFETY: it is an open socket that came through exec, so no value in this process owns it,
     // and this function is called once.
     Some(unsafe { OwnedFd::from_raw_fd(CHANNEL_NUMBER) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
+
+    use super::*;
+
+    fn is_passed_on(fd: &OwnedFd) -> bool {
+        fcntl(fd, FcntlArg::F_GETFD).unwrap() == 0
+    }
+
+    #[test]
+    fn descriptors_are_let_through_exec_and_kept_from_it_again() {
+        let (one, other) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+        pass_on(&[one.as_fd(), other.as_fd()], true).unwrap();
+        assert!(is_passed_on(&one) && is_passed_on(&other));
+        pass_on(&[one.as_fd(), other.as_fd()], false).unwrap();
+        assert!(!is_passed_on(&one) && !is_passed_on(&other));
+    }
+
+    #[test]
+    fn what_was_left_open_is_owned_once_or_not_at_all() {
+        let (one, other) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+        let (low, high) = (one.as_raw_fd(), other.as_raw_fd());
+        for wrong in [vec![low, low], vec![2], vec![-1], vec![low, 1_000_000]] {
+            own_inherited(&wrong).unwrap_err();
+        }
+        let numbers = [one.into_raw_fd(), other.into_raw_fd()];
+        let owned = own_inherited(&numbers).unwrap();
+        assert_eq!([owned[0].as_raw_fd(), owned[1].as_raw_fd()], [low, high]);
+        duplicate_inherited(low).unwrap();
+        duplicate_inherited(-1).unwrap_err();
+        duplicate_inherited(1_000_000).unwrap_err();
+    }
 }

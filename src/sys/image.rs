@@ -1,7 +1,7 @@
 //! The program itself, pinned by descriptor, and new processes that run it.
 //!
 //! The supervisor pins the image it runs, so that a worker born after a crash runs the same code
-//! even if the file was replaced meanwhile.
+//! even if the file was replaced meanwhile. A restart or an upgrade opens the path anew.
 //!
 //! Invariants: forking happens only while the process has one thread, so the child may run any
 //! code before exec; every descriptor is close-on-exec, so the new program has exactly its three
@@ -9,23 +9,28 @@
 #![expect(unsafe_code, reason = "fork and a fixed descriptor number")]
 
 use std::convert::Infallible;
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open};
 use nix::sys::signal::SigSet;
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{ForkResult, Pid, dup2_raw, dup2_stdin, dup2_stdout, execveat, fork};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::fd::{CHANNEL_NUMBER, close_on_exec_from, own};
+use super::fd::{CHANNEL_NUMBER, close_on_exec_from, own, pass_on};
 
 /// Descriptors that must survive until exec are kept at or above this number, out of the way of
 /// those that the child puts in fixed places.
 const HIGH_NUMBER: i32 = 10;
+
+/// Where a program that replaces another in the same process finds what that has left it. Not among
+/// the settings' names: nobody sets it.
+pub const STATE_VARIABLE: &str = "_UPPERCASED_STATE";
 
 /// A program, held open.
 #[derive(Debug)]
@@ -37,8 +42,21 @@ impl Image {
     /// # Errors
     /// What opening `/proc/self/exe` returned; it needs a mounted `/proc`.
     pub fn of_this_process() -> io::Result<Self> {
+        Self::open(Path::new("/proc/self/exe"))
+    }
+
+    /// The program that `path` names now.
+    ///
+    /// # Errors
+    /// What opening it returned; `InvalidInput` if it is no regular file. Whether it can be
+    /// executed shows only when it is.
+    pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-        let low = open("/proc/self/exe", flags, Mode::empty())?;
+        let low = open(path, flags, Mode::empty())?;
+        let kind = fstat(&low)?.st_mode & SFlag::S_IFMT.bits();
+        if kind != SFlag::S_IFREG.bits() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
+        }
         let number = fcntl(&low, FcntlArg::F_DUPFD_CLOEXEC(HIGH_NUMBER))?;
         let pinned = own(&[number]).pop().ok_or(io::ErrorKind::NotFound)?;
         Ok(Self(pinned))
@@ -53,17 +71,14 @@ impl Image {
     ///
     /// # Errors
     /// What `fork` or `pidfd_open` returned; there is then no process.
-    pub fn spawn(
+    pub fn spawn<A: AsRef<OsStr>>(
         &self,
-        arguments: &[&str],
+        arguments: impl IntoIterator<Item = A>,
         channel: &impl AsFd,
         failed: impl FnOnce(io::Error),
     ) -> io::Result<Process> {
-        let arguments = arguments
-            .iter()
-            .map(|&a| CString::new(a))
-            .collect::<Result<Vec<_>, _>>()?;
-        let environment = std::env::vars_os().filter_map(pair).collect::<Vec<_>>();
+        let arguments = c_strings(arguments)?;
+        let environment = environment(None);
         let blocked = SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
         // SAFETY: the process has one thread (a rule of the whole program: supervisor and workers
         // are single-threaded, always), so no lock can be held by a thread that the child lacks.
@@ -83,6 +98,37 @@ impl Image {
                 Err(errno.into())
             }
         }
+    }
+
+    /// Replaces the program of this process by the image, with `arguments` and with `state` in the
+    /// environment as [`STATE_VARIABLE`]. The process stays: its number, its children, its signal
+    /// mask, what is pending, and of its descriptors exactly the standard streams and `kept`.
+    ///
+    /// Returns only if that failed; nothing has changed then.
+    pub fn replace_this_process<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+        state: &str,
+        kept: &[BorrowedFd<'_>],
+    ) -> io::Error {
+        let arguments = match c_strings(arguments) {
+            Ok(arguments) => arguments,
+            Err(error) => return error,
+        };
+        let environment = environment(Some(state));
+        if let Err(error) = pass_on(kept, true) {
+            return error;
+        }
+        let Err(errno) = execveat(
+            &self.0,
+            c"",
+            &arguments,
+            &environment,
+            AtFlags::AT_EMPTY_PATH,
+        );
+        // They were let through by the same call a moment ago.
+        let _ = pass_on(kept, false);
+        errno.into()
     }
 
     fn become_it(
@@ -113,6 +159,15 @@ pub struct Process {
 }
 
 impl Process {
+    /// A child that this process's earlier program has forked, by its number and its pidfd.
+    #[must_use]
+    pub const fn inherited(pid: i32, pidfd: OwnedFd) -> Self {
+        Self {
+            pid: Pid::from_raw(pid),
+            pidfd,
+        }
+    }
+
     /// A child that has not been waited for.
     fn of(pid: Pid) -> io::Result<Self> {
         let child = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::NotFound)?;
@@ -155,9 +210,22 @@ impl Process {
     }
 }
 
+impl From<OwnedFd> for Image {
+    /// A program that was opened by this process's earlier program.
+    fn from(pinned: OwnedFd) -> Self {
+        Self(pinned)
+    }
+}
+
+impl AsFd for Image {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl AsFd for Process {
     /// Readable when the process has ended.
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 }
@@ -170,6 +238,20 @@ impl AsFd for Process {
 )]
 fn leave_copy() -> ! {
     std::process::exit(1)
+}
+
+/// This process's environment for another program: without the state that may have come with it,
+/// which is nobody else's, and with `state` in its place.
+fn environment(state: Option<&str>) -> Vec<CString> {
+    let inherited = std::env::vars_os().filter(|(name, _)| name != STATE_VARIABLE);
+    let state = state.map(|state| (STATE_VARIABLE.into(), state.into()));
+    inherited.chain(state).filter_map(pair).collect()
+}
+
+fn c_strings<A: AsRef<OsStr>>(texts: impl IntoIterator<Item = A>) -> io::Result<Vec<CString>> {
+    let texts = texts.into_iter();
+    let texts = texts.map(|text| CString::new(text.as_ref().as_bytes()));
+    Ok(texts.collect::<Result<_, _>>()?)
 }
 
 fn pair((name, value): (OsString, OsString)) -> Option<CString> {
