@@ -121,6 +121,12 @@ impl Channel {
         Ok(())
     }
 
+    /// Whether nothing waits for the other end to read.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     /// Sends what is queued, as far as the kernel takes it.
     fn flush(&mut self) -> Result<(), Error> {
         while let Some((frame, descriptors)) = self.queue.front() {

@@ -17,8 +17,9 @@ use clap::ArgMatches;
 use crate::client;
 use crate::config::{self, Config};
 use crate::control::Request;
+use crate::{fault, preflight, supervisor, worker};
 
-pub use crate::config::Launch;
+pub use crate::config::{CommandLine, Launch};
 pub use orders::Order;
 
 mod definition;
@@ -46,7 +47,7 @@ pub enum Command {
     /// Be a worker of the supervisor that started this process.
     Worker,
     /// Show the supervisor that started this process that this program could take its place.
-    Preflight(Box<Launch>),
+    Preflight(CommandLine),
 }
 
 /// Why the arguments are no command.
@@ -90,13 +91,19 @@ pub enum Error {
 
 /// Runs the program with these arguments (the first is its own name).
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    fault::point("main.starting");
+    let args: Vec<OsString> = args.into_iter().collect();
+    if supervisor::is_resuming() {
+        // What is wrong with the arguments is a matter between this program and the one before it.
+        return supervisor::resume(typed(args));
+    }
     match parse(args, std::env::vars_os()) {
-        Ok(Command::Serve(launch)) => serve(*launch),
+        Ok(Command::Serve(launch)) => supervisor::run(*launch),
         Ok(Command::Check(text)) => print(&text),
         Ok(Command::Client(options)) => client::run(options),
         Ok(Command::Order(order)) => orders::run(&order),
-        Ok(Command::Worker) => worker(),
-        Ok(Command::Preflight(launch)) => preflight(&launch),
+        Ok(Command::Worker) => worker::run(),
+        Ok(Command::Preflight(server)) => preflight::run(server.read()),
         Err(Error::Usage(asked)) if !asked.use_stderr() => {
             // Help and version; clap knows whether standard output takes colour.
             printed(asked.print())
@@ -149,12 +156,7 @@ pub fn parse(
                 .into_iter();
             let program = args.first().cloned().unwrap_or_default();
             let servers = [program].into_iter().chain(servers.flatten().cloned());
-            match parse(servers, environment)? {
-                Command::Serve(launch) => Ok(Command::Preflight(launch)),
-                _ => Err(definition::conflict(
-                    "these are not the arguments of a server".to_owned(),
-                )),
-            }
+            Ok(Command::Preflight(self::typed(servers.collect())))
         }
         Some((name, typed)) if let Some(request) = order(name, typed) => {
             Ok(Command::Order(Order {
@@ -173,8 +175,7 @@ pub fn parse(
             let found = gather::gather(&typed, environment)?;
             let launch = Launch {
                 config: found.config,
-                args,
-                reread,
+                typed: self::typed(args),
             };
             Ok(Command::Serve(Box::new(launch)))
         }
@@ -195,29 +196,18 @@ fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
     }
 }
 
-/// The configuration that the same arguments give now.
-fn reread(args: &[OsString]) -> Result<Config, String> {
+/// A server's command line.
+const fn typed(args: Vec<OsString>) -> CommandLine {
+    CommandLine { args, settle }
+}
+
+/// The configuration that a server's arguments give now.
+fn settle(args: &[OsString]) -> Result<Config, String> {
     match parse(args.iter().cloned(), std::env::vars_os()) {
         Ok(Command::Serve(launch)) => Ok(launch.config),
         Ok(_) => Err("these are not the arguments of a server".to_owned()),
         Err(error) => Err(in_one_line(&error.to_string())),
     }
-}
-
-/// The role of the supervisor.
-fn serve(launch: Launch) -> ExitCode {
-    crate::supervisor::run(launch.config)
-}
-
-/// The role of a program that is to replace a running supervisor's.
-fn preflight(_: &Launch) -> ExitCode {
-    complain("a preflight is not possible with this program");
-    ExitCode::FAILURE
-}
-
-/// The role of a worker.
-fn worker() -> ExitCode {
-    crate::worker::run()
 }
 
 /// Reports bad input.
@@ -363,22 +353,25 @@ mod tests {
 
     #[test]
     fn a_preflight_reads_the_arguments_of_a_server_as_the_server_would() {
-        let Ok(Command::Preflight(launch)) =
+        let Ok(Command::Preflight(server)) =
             parsed(&["preflight", "--", "--workers", "3", "serve", "--backlog=7"])
         else {
             panic!("a preflight");
         };
-        assert_eq!((launch.config.workers, launch.config.backlog), (3, Some(7)));
+        let config = server.read().unwrap();
+        assert_eq!((config.workers, config.backlog), (3, Some(7)));
         let args = ["uppercased", "--workers", "3", "serve", "--backlog=7"];
-        assert_eq!(launch.args, args.map(OsString::from));
-        assert!(matches!(parsed(&["preflight"]), Ok(Command::Preflight(_))));
-        assert_eq!(
-            parsed(&["preflight", "--", "--workers", "0"]),
-            parsed(&["--workers", "0"])
-        );
+        assert_eq!(server.args, args.map(OsString::from));
+        let why = |args: &[&str]| {
+            let args = [&["preflight", "--"], args].concat();
+            match parsed(&args) {
+                Ok(Command::Preflight(server)) => server.read().unwrap_err(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(Err(why(&["--workers", "0"])), parsed(&["--workers", "0"]));
         for other in ["check", "worker", "reload"] {
-            let why = parsed(&["preflight", "--", other]).unwrap_err();
-            assert!(why.contains("arguments of a server"), "{why}");
+            assert!(why(&[other]).contains("arguments of a server"));
         }
     }
 
@@ -390,12 +383,12 @@ mod tests {
         let Ok(Command::Serve(launch)) = parsed(&["--config", path, "--backlog=7"]) else {
             panic!("a server");
         };
-        assert_eq!(launch.read_again().as_ref(), Ok(&launch.config));
+        assert_eq!(launch.typed.read().as_ref(), Ok(&launch.config));
         std::fs::write(file.path(), "workers = 5\n").unwrap();
-        let again = launch.read_again().unwrap();
+        let again = launch.typed.read().unwrap();
         assert_eq!((again.workers, again.backlog), (5, Some(7)));
         std::fs::write(file.path(), "workers = 5\nwrokers = 1\n").unwrap();
-        let why = launch.read_again().unwrap_err();
+        let why = launch.typed.read().unwrap_err();
         assert!(why.contains(":2: ") && !why.contains('\n'), "{why}");
     }
 

@@ -24,7 +24,7 @@ mod value;
 
 pub use bounds::*;
 pub use change::{NeedsStop, check_change};
-pub use launch::Launch;
+pub use launch::{CommandLine, Launch};
 pub use listen::LISTEN_MAX;
 pub use settings::{Category, ENV_PREFIX, SETTINGS, Setting};
 pub use source::{Assignment, CONFIG_VARIABLE, Origin, from_environment, from_file};
@@ -59,6 +59,10 @@ pub const HANDOVER_WINDOW: usize = 2;
 
 /// The most workers there can be.
 pub const WORKERS_MAX: u16 = WORKERS.most;
+
+/// After this long a message of a handover that the kernel did not take is offered again, if the
+/// kernel does not say before that it has room.
+pub const HANDOVER_RETRY: Duration = Duration::from_millis(10);
 
 /// Looks at a worker's pulse within `hang_timeout`; a worker is hung when all of them in a row find
 /// that its loop has made no turn.

@@ -68,6 +68,7 @@ pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod port;
+pub mod preflight;
 pub mod reactor;
 pub mod status;
 pub mod supervisor;

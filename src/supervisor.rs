@@ -1,31 +1,38 @@
 //! The supervisor: waits for what happens, lets the machine decide, carries out what it decides.
 //!
-//! A thin shell round [`machine`]: signals, channels, pidfds and one deadline become events;
-//! actions become forks, messages, kills and log lines.
+//! A thin shell round [`machine`]: signals, channels, pidfds, requests and one deadline become
+//! events; actions become forks, messages, kills, answers and log lines.
 //!
 //! Invariants: one thread, always (fork and exec depend on it); a duplicate of every slot's
-//! listeners stays here from the slot's first Ready to the stop, so that no accept queue dies with
-//! a worker; no wait but the event loop's; it serves no client.
+//! listeners stays here from the slot's first Ready until the machine lets go of it, so that no
+//! accept queue dies with a worker; no wait but the event loop's; it serves no client.
 //!
 //! It must not decide (the machine does) nor import the worker (they share `wire` and `memory`).
 
 pub mod backoff;
 mod boot;
+mod carry;
 mod children;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "wired in with the operations it serves")
-)]
 mod control;
 pub mod exchange;
 pub mod machine;
+mod observe;
+mod operations;
+mod releases;
 mod report;
+mod resources;
+mod resume;
 pub mod slot;
 pub mod snapshot;
+mod state;
+mod tokens;
+mod totals;
+mod upgrade;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use mio::unix::SourceFd;
@@ -34,93 +41,120 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SI
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
-use crate::clock;
-use crate::config::{Config, LogFormat};
-use crate::identity::{SlotId, WorkerId};
+use crate::clock::{self, Tick};
+use crate::config::{CommandLine, Config, Launch, LogFormat};
+use crate::identity::{RequestId, WorkerId};
 use crate::port::Lock;
-use crate::wire::{self, Message, Stop};
+use crate::wire::Listen;
 
-use children::{Child, Heard, SlotResources};
-use machine::{Action, Event, ListenerSource, Machine, Policy, Verdict};
+use children::{Child, Heard};
+use control::ControlServer;
+use machine::{Event, Machine, Policy, ScaleTo, Verdict};
+use releases::{Release, Releases};
+use resources::SlotResources;
+use tokens::Source;
+use totals::Totals;
 
 pub use boot::Error;
+pub use control::Error as ControlError;
+pub use resume::{examine, is_resuming};
 
 /// Readiness reports taken from the kernel at once.
 const EVENTS_PER_TURN: usize = 256;
-const SIGNALS: Token = Token(0);
 /// Each asks for a stop; the second one for an end at once.
 const STOP_SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
-/// Caught because their default would kill or stop the supervisor, and people send them to servers
-/// in good faith.
-const IDLE_SIGNALS: [i32; 5] = [SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU];
-/// Slot `i` has its channel at this plus `2 i`, its pidfd right after it.
-const FIRST_SLOT: usize = 1;
-/// Locks come after all slots there can be.
-const FIRST_LOCK: usize = FIRST_SLOT + 2 * (u16::MAX as usize + 1);
+/// Each asks for something else.
+const OTHER_SIGNALS: [i32; 5] = [SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU];
 
 type Signals = SignalDelivery<UnixStream, SignalOnly>;
 
 /// A running supervisor.
 #[derive(Debug)]
 pub struct Supervisor {
-    config: Config,
-    limits: boot::Limits,
-    image: crate::sys::image::Image,
+    /// Where the configuration comes from, so that it can come from there again.
+    typed: CommandLine,
+    /// Where a restart finds the program.
+    program: PathBuf,
+    /// When this instance started; upgrades do not count.
+    started: Tick,
+    releases: Releases,
+    /// What all slots listen on, ports known as soon as the first slot is Ready.
+    addresses: Vec<Listen>,
+    /// The limit on descriptors, of this process and of each worker.
+    nofile: u64,
     poll: Poll,
     signals: Signals,
     locks: Vec<Lock>,
+    control: Option<ControlServer>,
     machine: Machine,
     /// Slot `i` is at index `i`.
     slots: Vec<SlotResources>,
+    /// What slots that are no more have counted.
+    dropped: Totals,
+    next_serial: u64,
+    /// Who waits for the operation that is under way.
+    asking: RequestId,
+    preflight: upgrade::Preflight,
     verdict: Option<Verdict>,
 }
 
-/// Serves as `config` says until told to stop; errors are printed.
+/// Serves as `launch` says until told to stop; errors are printed.
 #[must_use]
-pub fn run(config: Config) -> ExitCode {
-    let mut supervisor = match Supervisor::prepare(config) {
-        Ok(supervisor) => supervisor,
+pub fn run(launch: Launch) -> ExitCode {
+    match Supervisor::prepare(launch) {
+        Ok(supervisor) => supervisor.run(),
         Err(error) => {
             eprintln!("uppercased: {error}");
-            return ExitCode::from(error.exit_code());
-        }
-    };
-    match supervisor.supervise() {
-        Ok(Verdict::Clean) => ExitCode::SUCCESS,
-        Ok(Verdict::Failed { cause }) => {
-            // One line in either format; whoever reads JSON reads nothing else.
-            match supervisor.config.log_format {
-                LogFormat::Human => eprintln!("uppercased: {cause}"),
-                LogFormat::Json => tracing::error!(cause, "cannot start"),
-            }
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            // Dropping the channels tells the workers; they finish what they owe and exit.
-            eprintln!("uppercased: the supervisor's event loop failed: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(error.exit_code())
         }
     }
 }
 
+/// Goes on where the earlier program of this process has stopped ([`is_resuming`] says that there
+/// was one); gives the process back to it if that is impossible.
+#[must_use]
+pub fn resume(typed: CommandLine) -> ExitCode {
+    match resume::resume(typed) {
+        Ok(supervisor) => supervisor.run(),
+        Err(cause) => resume::give_back(&cause),
+    }
+}
+
 impl Supervisor {
+    fn run(mut self) -> ExitCode {
+        match self.supervise() {
+            Ok(Verdict::Clean) => ExitCode::SUCCESS,
+            Ok(Verdict::Failed { cause }) => {
+                // One line in either format; whoever reads JSON reads nothing else.
+                match self.config().log_format {
+                    LogFormat::Human => eprintln!("uppercased: {cause}"),
+                    LogFormat::Json => tracing::error!(cause, "cannot start"),
+                }
+                ExitCode::FAILURE
+            }
+            Err(error) => {
+                // Dropping the channels tells the workers; they finish what they owe and exit.
+                eprintln!("uppercased: the supervisor's event loop failed: {error}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
     /// Runs until the machine says that everything is over.
     ///
     /// # Errors
     /// What `epoll_wait` returned.
     pub fn supervise(&mut self) -> io::Result<Verdict> {
         let mut events = Events::with_capacity(EVENTS_PER_TURN);
-        report::starting(&self.config);
-        self.happened(Event::Boot);
         loop {
             self.carry_out();
             if let Some(verdict) = self.verdict.take() {
+                if let Some(control) = self.control.take() {
+                    control.remove();
+                }
                 return Ok(verdict);
             }
-            let timeout = self
-                .machine
-                .poll_timeout()
-                .map(|due| due.since(clock::now()));
+            let timeout = self.next_deadline().map(|due| due.since(clock::now()));
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 Err(_) | Ok(()) => {}
@@ -128,8 +162,29 @@ impl Supervisor {
             for event in &events {
                 self.look(event.token());
             }
-            self.machine.handle_timeout(clock::now());
+            let now = clock::now();
+            self.machine.handle_timeout(now);
+            if let Some(control) = &mut self.control {
+                control.handle_timeout(self.poll.registry(), now);
+            }
         }
+    }
+
+    /// The configuration in force.
+    fn config(&self) -> &Config {
+        &self.release_in_force().config
+    }
+
+    fn release_in_force(&self) -> &Release {
+        self.releases.in_force()
+    }
+
+    fn next_deadline(&self) -> Option<Tick> {
+        let control = self.control.as_ref().and_then(ControlServer::poll_timeout);
+        [self.machine.poll_timeout(), control]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn happened(&mut self, event: Event) {
@@ -138,181 +193,152 @@ impl Supervisor {
 
     /// Turns a readiness report into events.
     fn look(&mut self, token: Token) {
-        if token == SIGNALS {
-            return self.look_at_signals();
-        }
-        if token.0 >= FIRST_LOCK {
-            return self.locks[token.0 - FIRST_LOCK].dismiss_askers();
-        }
-        let (index, is_pidfd) = ((token.0 - FIRST_SLOT) / 2, (token.0 - FIRST_SLOT) % 2 == 1);
-        // The last words first, also when it is the death that was reported.
-        self.hear(index);
-        if is_pidfd {
-            self.reap(index);
+        match Source::of(token) {
+            Some(Source::Signals) => self.look_at_signals(),
+            Some(Source::Control) => self.look_at_control(token),
+            Some(Source::Lock(index)) => {
+                if let Some(lock) = self.locks.get(index) {
+                    lock.dismiss_askers();
+                }
+            }
+            Some(Source::PreflightChannel | Source::PreflightProcess) => self.look_at_preflight(),
+            Some(Source::Channel(serial)) => {
+                if let Some(worker) = self.worker_with(serial) {
+                    self.hear(worker);
+                }
+            }
+            Some(Source::Process(serial)) => {
+                if let Some(worker) = self.worker_with(serial) {
+                    // The last words first, also when it is the death that was reported.
+                    self.hear(worker);
+                    self.reap(worker);
+                }
+            }
+            None => {}
         }
     }
 
     fn look_at_signals(&mut self) {
         let pending: Vec<i32> = self.signals.pending().collect();
         for number in pending {
-            let by = signal_hook::low_level::signal_name(number).unwrap_or("a signal");
-            if STOP_SIGNALS.contains(&number) {
-                self.happened(Event::Stop { by: by.to_owned() });
-            } else {
-                tracing::warn!(signal = by, "a signal that has no effect");
-            }
+            self.obey_signal(number);
         }
     }
 
-    fn hear(&mut self, index: usize) {
-        while let Some((worker, heard)) = self.slots[index].hear() {
+    fn obey_signal(&mut self, number: i32) {
+        let by = signal_hook::low_level::signal_name(number).unwrap_or("a signal");
+        match number {
+            SIGTERM | SIGINT | SIGQUIT => self.happened(Event::Stop { by: by.to_owned() }),
+            SIGHUP => self.restart(RequestId::NOBODY),
+            SIGUSR1 => self.log_status(),
+            SIGUSR2 => self.upgrade(RequestId::NOBODY),
+            SIGTTIN => self.scale(RequestId::NOBODY, ScaleTo::OneMore),
+            SIGTTOU => self.scale(RequestId::NOBODY, ScaleTo::OneLess),
+            _ => tracing::warn!(signal = by, "a signal that has no effect"),
+        }
+    }
+
+    fn hear(&mut self, worker: WorkerId) {
+        while let Some(heard) = self.child_mut(worker).and_then(Child::hear) {
             match heard {
-                Heard::Ready(listen) => {
+                Heard::Ready(listen, deposited) => {
+                    let kept = self.slots[worker.slot.index()].keep(deposited, &listen);
+                    if let Err(cause) = kept {
+                        self.channel_broke(worker, cause);
+                        return;
+                    }
                     self.learn_addresses(&listen);
                     self.happened(Event::Ready { worker });
                 }
                 Heard::Failed(cause) => self.happened(Event::StartFailed { worker, cause }),
                 Heard::Draining(connections) => report::draining(worker, connections),
+                Heard::HandedOver(ended) => self.happened(Event::HandedOver {
+                    worker,
+                    moved: ended.moved,
+                    left: ended.left,
+                    end: ended.end,
+                }),
                 Heard::Closed => {
                     // The cause of death is what its pidfd reports next. The kill changes nothing
                     // for one that is ending (a worker never closes its end, so its exit code is
                     // settled by now); a live one could not be told anything any more.
-                    self.unwatch_channel(index);
-                    self.slots[index].kill(worker);
+                    self.unwatch_channel(worker);
+                    if let Some(child) = self.child(worker) {
+                        child.kill();
+                    }
                     return;
                 }
                 Heard::Broken(cause) => {
-                    self.unwatch_channel(index);
-                    self.happened(Event::ChannelBroken { worker, cause });
+                    self.channel_broke(worker, cause);
                     return;
                 }
             }
         }
     }
 
+    fn channel_broke(&mut self, worker: WorkerId, cause: String) {
+        self.unwatch_channel(worker);
+        self.happened(Event::ChannelBroken { worker, cause });
+    }
+
     /// The first slot's real addresses are everybody's: with port 0 the kernel chose then.
-    fn learn_addresses(&mut self, listen: &[wire::Listen]) {
-        if self.limits.listen.iter().all(|one| one.addr.port() != 0) {
+    fn learn_addresses(&mut self, listen: &[Listen]) {
+        if self.addresses.iter().all(|one| one.addr.port() != 0) {
             return;
         }
-        self.limits.listen = listen.to_vec();
-        if !self.config.share_port {
+        self.addresses = listen.to_vec();
+        if !self.config().share_port {
             self.lock_late();
         }
     }
 
-    fn reap(&mut self, index: usize) {
-        let Some((worker, how)) = self.slots[index].reap() else {
+    fn reap(&mut self, worker: WorkerId) {
+        let Some(how) = self.child(worker).and_then(Child::reap) else {
             return;
         };
-        self.unwatch_channel(index);
-        if let Some(child) = self.slots[index].bury() {
+        self.unwatch_channel(worker);
+        if let Some(number) = self.child(worker).map(Child::process_number) {
             // Fails only if it was not watched.
-            let _ = self
-                .poll
-                .registry()
-                .deregister(&mut SourceFd(&child.process_number()));
+            let _ = self.poll.registry().deregister(&mut SourceFd(&number));
         }
+        self.slots[worker.slot.index()].bury(worker);
         self.happened(Event::Exited { worker, how });
     }
 
-    fn carry_out(&mut self) {
-        while let Some(action) = self.machine.poll_action() {
-            match action {
-                Action::Spawn {
-                    worker, listener, ..
-                } => self.spawn(worker, listener),
-                Action::Kill { worker } => self.slots[worker.slot.index()].kill(worker),
-                Action::EndCustody => {
-                    for slot in &mut self.slots {
-                        slot.release_listeners();
-                    }
-                }
-                Action::StopWorker { worker } => {
-                    let stop = Stop {
-                        lame_duck_ms: millis(self.config.lame_duck),
-                        drain_timeout_ms: millis(self.config.drain_timeout),
-                    };
-                    self.say(worker, Message::Stop(stop), None);
-                }
-                Action::Lend { slot, to } => {
-                    self.say(to, Message::Lend(wire::Lend { slot }), Some(slot));
-                }
-                Action::Recall { slot, from } => {
-                    self.say(from, Message::Recall(wire::Recall { slot }), None);
-                }
-                Action::Serve { .. }
-                | Action::HandOver { .. }
-                | Action::Leave { .. }
-                | Action::TakePulse { .. }
-                | Action::Ping { .. }
-                | Action::Steer { .. }
-                | Action::Unsteer
-                | Action::CloseListeners { .. }
-                | Action::DropSlot { .. }
-                | Action::Preflight
-                | Action::AbortPreflight
-                | Action::Exec
-                | Action::Commit { .. }
-                | Action::Answer { .. } => {}
-                Action::Notice(notice) => report::notice(&notice, &self.slots),
-                Action::Announce => {
-                    report::announce(&self.config, &self.limits.listen);
-                }
-                Action::Exit(verdict) => {
-                    report::ended(&verdict, &self.slots);
-                    self.verdict = Some(verdict);
-                }
-            }
-        }
+    fn child(&self, worker: WorkerId) -> Option<&Child> {
+        self.slots.get(worker.slot.index())?.child(worker)
     }
 
-    fn spawn(&mut self, worker: WorkerId, listener: ListenerSource) {
-        let index = worker.slot.index();
-        let start = self.limits.start(&self.config, listener);
-        let spawned = self.slots[index].spawn(worker, start, &self.image);
-        let watched = spawned.and_then(|()| self.watch_child(index));
-        if let Err(error) = watched {
-            self.slots[index].discard_child();
-            let cause = format!("cannot start a worker process: {error}");
-            self.happened(Event::SpawnFailed { worker, cause });
-        }
+    fn child_mut(&mut self, worker: WorkerId) -> Option<&mut Child> {
+        self.slots.get_mut(worker.slot.index())?.child_mut(worker)
     }
 
-    fn watch_child(&self, index: usize) -> io::Result<()> {
-        let Some(child) = self.slots[index].child() else {
-            return Ok(());
-        };
-        let token = FIRST_SLOT + 2 * index;
-        let both = Interest::READABLE | Interest::WRITABLE;
-        self.watch(child.channel_number(), Token(token), both)?;
-        self.watch(child.process_number(), Token(token + 1), Interest::READABLE)
+    fn worker_with(&self, serial: u64) -> Option<WorkerId> {
+        let mut children = self.slots.iter().flat_map(SlotResources::children);
+        let child = children.find(|child| child.serial == serial)?;
+        Some(child.worker)
     }
 
-    fn watch(&self, number: i32, token: Token, interest: Interest) -> io::Result<()> {
+    fn watch(&self, number: i32, source: Source, interest: Interest) -> io::Result<()> {
         self.poll
             .registry()
-            .register(&mut SourceFd(&number), token, interest)
+            .register(&mut SourceFd(&number), source.token(), interest)
     }
 
-    fn unwatch_channel(&self, index: usize) {
-        if let Some(number) = self.slots[index].child().map(Child::channel_number) {
+    fn watch_child(&self, child: &Child) -> io::Result<()> {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        self.watch(child.channel_number(), Source::Channel(child.serial), both)?;
+        self.watch(
+            child.process_number(),
+            Source::Process(child.serial),
+            Interest::READABLE,
+        )
+    }
+
+    fn unwatch_channel(&self, worker: WorkerId) {
+        if let Some(number) = self.child(worker).map(Child::channel_number) {
             // Fails only if it is not watched any more.
             let _ = self.poll.registry().deregister(&mut SourceFd(&number));
-        }
-    }
-
-    fn say(&mut self, worker: WorkerId, message: Message, lent: Option<SlotId>) {
-        let listeners = lent.map(|slot| self.slots[slot.index()].listeners());
-        let listeners = match listeners.transpose() {
-            Ok(listeners) => listeners.unwrap_or_default(),
-            Err(error) => {
-                tracing::error!(%worker, %error, "cannot duplicate a listener to lend it");
-                return;
-            }
-        };
-        if let Err(cause) = self.slots[worker.slot.index()].say(worker, message, &listeners) {
-            self.happened(Event::ChannelBroken { worker, cause });
         }
     }
 
@@ -320,7 +346,7 @@ impl Supervisor {
     fn watch_basics(&self) -> io::Result<()> {
         self.watch(
             self.signals.get_read().as_raw_fd(),
-            SIGNALS,
+            Source::Signals,
             Interest::READABLE,
         )?;
         self.watch_locks(0)
@@ -329,7 +355,7 @@ impl Supervisor {
     fn watch_locks(&self, from: usize) -> io::Result<()> {
         for (index, lock) in self.locks.iter().enumerate().skip(from) {
             let number = lock.as_fd().as_raw_fd();
-            self.watch(number, Token(FIRST_LOCK + index), Interest::READABLE)?;
+            self.watch(number, Source::Lock(index), Interest::READABLE)?;
         }
         Ok(())
     }
@@ -337,7 +363,7 @@ impl Supervisor {
     /// Locks addresses whose port was not known before.
     fn lock_late(&mut self) {
         let before = self.locks.len();
-        for listen in &self.limits.listen {
+        for listen in &self.addresses {
             match crate::port::lock(listen) {
                 Ok(locks) => self.locks.extend(locks),
                 // The socket is bound already: only the courtesy to a later instance is lost.
@@ -350,15 +376,11 @@ impl Supervisor {
     }
 }
 
-fn millis(span: std::time::Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
 fn signals() -> io::Result<Signals> {
     let (read, write) = UnixStream::pair()?;
     read.set_nonblocking(true)?;
     write.set_nonblocking(true)?;
-    let caught = [STOP_SIGNALS.as_slice(), &IDLE_SIGNALS].concat();
+    let caught = [STOP_SIGNALS.as_slice(), &OTHER_SIGNALS].concat();
     Signals::with_pipe(read, write, SignalOnly, caught)
 }
 

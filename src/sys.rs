@@ -8,3 +8,4 @@ pub mod image;
 pub mod limits;
 pub mod shared;
 pub mod socket;
+pub mod steering;

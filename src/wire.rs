@@ -70,6 +70,9 @@ pub enum Message {
     HandedOver(HandedOver),
     /// To a worker: make a turn of the loop, so that its pulse can be seen.
     Ping(Ping),
+    /// To a program that may replace the supervisor's: show that you could. Descriptors: the
+    /// state that it would take over. Answered by [`Ready`] or [`Failed`].
+    Preflight(Preflight),
 }
 
 /// What a new worker needs to know.
@@ -208,6 +211,10 @@ pub enum HandoverEnd {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ping {}
 
+/// Show that you could take over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preflight {}
+
 /// Why a frame is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -328,6 +335,7 @@ impl Message {
             Self::Leave(body) => (11, serde_json::to_vec(body)),
             Self::HandedOver(body) => (12, serde_json::to_vec(body)),
             Self::Ping(body) => (13, serde_json::to_vec(body)),
+            Self::Preflight(body) => (14, serde_json::to_vec(body)),
         };
         Ok((kind, body.map_err(|source| Error::Body { kind, source })?))
     }
@@ -347,6 +355,7 @@ impl Message {
             11 => serde_json::from_slice(body).map(Self::Leave),
             12 => serde_json::from_slice(body).map(Self::HandedOver),
             13 => serde_json::from_slice(body).map(Self::Ping),
+            14 => serde_json::from_slice(body).map(Self::Preflight),
             unknown => return Err(Error::Kind(unknown)),
         };
         message.map_err(|source| Error::Body { kind, source })
@@ -409,6 +418,7 @@ mod tests {
                 },
             }),
             Message::Ping(Ping {}),
+            Message::Preflight(Preflight {}),
         ]
     }
 
@@ -485,7 +495,7 @@ mod tests {
 
         #[test]
         fn any_change_of_one_byte_decodes_or_is_refused(
-            which in 0usize..12, at: prop::sample::Index, byte: u8,
+            which in 0usize..13, at: prop::sample::Index, byte: u8,
         ) {
             let mut frame = envelope(messages().swap_remove(which)).encode(0).unwrap();
             let at = at.index(frame.len());

@@ -25,8 +25,8 @@ use crate::handover::machine::End;
 use crate::identity::WorkerId;
 use crate::listener;
 use crate::log;
-use crate::memory::Memory;
 use crate::memory::layout::Layout;
+use crate::memory::{self, Memory};
 use crate::metrics::{CloseReason, Counter};
 use crate::reactor::Reactor;
 use crate::sys::fd::inherited_channel;
@@ -115,6 +115,7 @@ impl Worker {
         channel: Channel,
     ) -> Result<Self, (Channel, String)> {
         fault::point("worker.starting");
+        fault::point(&format!("worker.starting.slot{}", id.slot));
         let fail = |channel, cause: &dyn std::fmt::Display| (channel, cause.to_string());
         let mut descriptors = descriptors.into_iter();
         let Some(memory) = descriptors.next() else {
@@ -156,6 +157,8 @@ impl Worker {
         adopt: bool,
         adopted: Vec<OwnedFd>,
     ) -> Result<(), String> {
+        // A test shows what clients would see of a worker that forgot to adopt.
+        let adopt = adopt && fault::value("worker.adopt") != Some("bind_anew");
         let (listeners, listen) = if adopt {
             if adopted.len() != listen.len() {
                 let (got, wanted) = (adopted.len(), listen.len());
@@ -263,6 +266,7 @@ impl Worker {
             Message::HandOver(order) => self.hand_over(order, descriptors),
             Message::Leave(order) => self.leave(order),
             Message::HandedOver(_)
+            | Message::Preflight(_)
             | Message::Start(_)
             | Message::Ready(_)
             | Message::Failed(_)
@@ -460,7 +464,7 @@ impl Worker {
 
     fn farewell(&self) {
         let shared = self.reactor.memory().shared();
-        let count = |counter| crate::memory::counter(shared, counter);
+        let count = |counter| memory::counter(shared, counter);
         tracing::info!(
             accepted = count(Counter::Accepted),
             bytes_in = count(Counter::BytesIn),
@@ -472,14 +476,26 @@ impl Worker {
     }
 }
 
-fn reactor_over(memory: OwnedFd, start: &Start) -> io::Result<Reactor> {
-    let layout = Layout {
+/// Comes up as a worker does that was told `start`, as far as that disturbs nobody: with a memory
+/// and an event loop of its own, without a listener.
+///
+/// # Errors
+/// What the system refused.
+pub fn rehearse(start: &Start) -> io::Result<()> {
+    reactor_over(memory::create(layout(start))?, start).map(drop)
+}
+
+const fn layout(start: &Start) -> Layout {
+    Layout {
         descriptors: start.descriptors,
         buffers: start.max_connections,
         buffer_bytes: start.config.pending_output,
-    };
+    }
+}
+
+fn reactor_over(memory: OwnedFd, start: &Start) -> io::Result<Reactor> {
     Reactor::new(
-        Memory::adopt(memory, layout)?,
+        Memory::adopt(memory, layout(start))?,
         &start.config,
         start.max_connections,
     )

@@ -3,21 +3,25 @@
 
 use std::io;
 
-use mio::Poll;
+use mio::{Poll, Token};
 
 use crate::clock;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Launch, ListenAddr};
+use crate::identity::RequestId;
 use crate::listener;
 use crate::log;
-use crate::memory::layout::Layout;
-use crate::port;
+use crate::port::{self, Lock};
 use crate::sys::image::Image;
 use crate::sys::limits::raise_descriptor_limit;
-use crate::wire::{Listen, Start};
+use crate::wire::Listen;
 
-use super::children::SlotResources;
-use super::machine::{ListenerSource, Machine};
-use super::{Supervisor, policy, signals};
+use super::control::{self, ControlServer};
+use super::machine::{Event, Machine};
+use super::releases::{Limits, Release, Releases};
+use super::tokens::CONTROL_FIRST;
+use super::totals::Totals;
+use super::upgrade::Preflight;
+use super::{Supervisor, policy, report, signals};
 
 /// Why a supervisor cannot even begin.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +35,9 @@ pub enum Error {
     /// An address is somebody else's.
     #[error(transparent)]
     Port(#[from] port::Error),
+    /// The control socket cannot be made.
+    #[error(transparent)]
+    Control(#[from] control::Error),
     /// The system refused something.
     #[error("cannot {operation}: {source}")]
     System {
@@ -47,38 +54,7 @@ impl Error {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
-            Self::Log(_) | Self::Port(_) | Self::System { .. } => 1,
-        }
-    }
-}
-
-/// What every worker is told, settled once.
-#[derive(Debug)]
-pub(super) struct Limits {
-    /// Addresses, ports known as soon as the first slot is Ready.
-    pub(super) listen: Vec<Listen>,
-    max_connections: u32,
-    descriptors: u32,
-}
-
-impl Limits {
-    /// The first message to a worker.
-    pub(super) fn start(&self, config: &Config, listener: ListenerSource) -> Start {
-        Start {
-            config: config.clone(),
-            listen: self.listen.clone(),
-            adopt: listener == ListenerSource::Adopt,
-            standby: false,
-            max_connections: self.max_connections,
-            descriptors: self.descriptors,
-        }
-    }
-
-    fn layout(&self, config: &Config) -> Layout {
-        Layout {
-            descriptors: self.descriptors,
-            buffers: self.max_connections,
-            buffer_bytes: config.pending_output,
+            Self::Log(_) | Self::Port(_) | Self::Control(_) | Self::System { .. } => 1,
         }
     }
 }
@@ -88,72 +64,78 @@ impl Supervisor {
     ///
     /// # Errors
     /// Any [`Error`]; nothing that runs was disturbed.
-    pub fn prepare(config: Config) -> Result<Self, Error> {
+    pub fn prepare(launch: Launch) -> Result<Self, Error> {
+        let Launch { config, typed } = launch;
         let failed = |operation| move |source| Error::System { operation, source };
         log::init(config.log_level, config.log_format)?;
-        let limits = limits(&config)?;
+        let nofile = raise_descriptor_limit().map_err(failed("raise the descriptor limit"))?;
+        let limits = Limits::settle(&config, config.workers, nofile)?;
         warn_about_backlog(&config);
-        let mut locks = Vec::new();
-        if !config.share_port {
-            for listen in limits
-                .listen
-                .iter()
-                .filter(|listen| listen.addr.port() != 0)
-            {
-                locks.extend(port::lock(listen)?);
-                if let Some(holder) = port::holder(listen) {
-                    let wanted = listen.addr.to_string();
-                    return Err(port::Error::Held { wanted, holder }.into());
-                }
-            }
-        }
-        let slots = (0..config.workers).map(|_| SlotResources::new(limits.layout(&config)));
-        let slots = slots.collect::<io::Result<_>>();
+        let addresses: Vec<Listen> = config.listen.iter().map(address).collect();
+        let locks = lock(&config, &addresses)?;
+        let poll = Poll::new().map_err(failed("create an epoll instance"))?;
+        let image = Image::of_this_process().map_err(failed("open /proc/self/exe"))?;
+        let program = std::env::current_exe().map_err(failed("read /proc/self/exe"))?;
+        let first_request = RequestId(RequestId::NOBODY.0 + 1);
+        let tokens = Token(CONTROL_FIRST);
+        let control = ControlServer::open(&config.control, poll.registry(), tokens, first_request)?;
         // The jitter of backoffs needs to differ between instances, no more.
         let seed = clock::now().as_nanos() ^ u64::from(std::process::id());
-        let supervisor = Self {
-            image: Image::of_this_process().map_err(failed("open /proc/self/exe"))?,
-            poll: Poll::new().map_err(failed("create an epoll instance"))?,
-            signals: signals().map_err(failed("handle signals"))?,
+        let mut supervisor = Self {
+            typed,
+            program,
+            started: clock::now(),
             machine: Machine::new(policy(&config), seed),
-            slots: slots.map_err(failed("make a worker's memory"))?,
+            releases: Releases::new(Release {
+                image,
+                config,
+                limits,
+            }),
+            addresses,
+            nofile,
+            poll,
+            signals: signals().map_err(failed("handle signals"))?,
             locks,
-            limits,
-            config,
+            control,
+            slots: Vec::new(),
+            dropped: Totals::default(),
+            next_serial: 0,
+            asking: RequestId::NOBODY,
+            preflight: Preflight::Idle,
             verdict: None,
         };
         supervisor.watch_basics().map_err(failed("watch signals"))?;
+        report::starting(supervisor.config());
+        supervisor.happened(Event::Boot);
         Ok(supervisor)
     }
 }
 
-fn limits(config: &Config) -> Result<Limits, Error> {
-    let nofile = raise_descriptor_limit().map_err(|source| Error::System {
-        operation: "raise the descriptor limit",
-        source,
-    })?;
-    let max_connections = config::connection_limit(
-        config.max_connections,
-        nofile,
-        config.listen.len(),
-        config.workers,
-    )?;
-    let listen = config.listen.iter().map(|one| Listen {
+const fn address(one: &ListenAddr) -> Listen {
+    Listen {
         addr: one.addr,
         dual_stack: one.dual_stack,
-    });
-    // The kernel gives out the lowest free number, so none is higher than all that may be open.
-    let reserve = config::descriptor_reserve(config.listen.len(), config.workers);
-    let numbers = reserve.saturating_add(max_connections.into()).min(nofile);
-    Ok(Limits {
-        listen: listen.collect(),
-        max_connections,
-        descriptors: u32::try_from(numbers).unwrap_or(Layout::MAX_DESCRIPTORS),
-    })
+    }
+}
+
+/// Keeps other instances off every address whose port is known, and looks for strangers there.
+fn lock(config: &Config, addresses: &[Listen]) -> Result<Vec<Lock>, Error> {
+    let mut locks = Vec::new();
+    if config.share_port {
+        return Ok(locks);
+    }
+    for listen in addresses.iter().filter(|listen| listen.addr.port() != 0) {
+        locks.extend(port::lock(listen)?);
+        if let Some(holder) = port::holder(listen) {
+            let wanted = listen.addr.to_string();
+            return Err(port::Error::Held { wanted, holder }.into());
+        }
+    }
+    Ok(locks)
 }
 
 /// The kernel cuts a longer backlog without a word.
-fn warn_about_backlog(config: &Config) {
+pub(super) fn warn_about_backlog(config: &Config) {
     if let (Some(asked), Some(granted)) = (config.backlog, listener::longest_backlog())
         && asked > granted
     {

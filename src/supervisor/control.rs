@@ -33,7 +33,7 @@ mod socket;
 use client::{Client, Flushed, Peer, SavedClient, Seen, State};
 use socket::{FileId, SocketFile, refused};
 
-pub(super) use socket::Error;
+pub use socket::Error;
 
 /// Takes requests and brings answers back.
 #[derive(Debug)]
@@ -196,11 +196,6 @@ impl ControlServer {
     /// Where it is.
     pub(super) fn path(&self) -> &Path {
         &self.socket.0.path
-    }
-
-    /// Whether `token` is one of its own.
-    pub(super) fn owns(&self, token: Token) -> bool {
-        (self.first.0..self.first.0 + TOKENS).contains(&token.0)
     }
 
     /// Accepts, reads and writes as far as `token` is ready. What has been asked for completely
@@ -485,7 +480,8 @@ mod tests {
                     return asked;
                 }
                 for event in &events {
-                    assert!(self.server.owns(event.token()));
+                    let own = self.server.first.0..self.server.first.0 + TOKENS;
+                    assert!(own.contains(&event.token().0));
                     let registry = self.poll.registry();
                     asked.extend(self.server.ready(event.token(), registry, clock::now()));
                 }

@@ -3,39 +3,44 @@
 use std::io::Write;
 
 use crate::config::Config;
-use crate::identity::{SlotId, WorkerId};
-use crate::memory;
-use crate::metrics::Counter;
-use crate::wire::Listen;
+use crate::fault;
+use crate::identity::WorkerId;
+use crate::log::without_ttou;
+use crate::metrics::{CloseReason, Counter};
+use crate::wire::{HandoverEnd, Listen};
 
-use super::children::{Child, SlotResources};
-use super::machine::{Death, Notice, Verdict};
+use super::children::Child;
+use super::machine::{Answer, Death, Notice};
+use super::resources::SlotResources;
+use super::totals::Totals;
 
 /// Nothing was refused, and the first worker is about to start.
 pub(super) fn starting(config: &Config) {
     tracing::info!(
         workers = config.workers,
         pid = std::process::id(),
-        version = env!("CARGO_PKG_VERSION"),
+        version = fault::program_version(),
         "starting"
     );
 }
 
 /// Every slot serves: says where, for people on the log and for scripts on standard output.
-pub(super) fn announce(config: &Config, listen: &[Listen]) {
+pub(super) fn announce(listen: &[Listen], workers: usize) {
     let shown: Vec<String> = listen.iter().map(shown).collect();
     tracing::info!(
         address = shown.join(" "),
-        workers = config.workers,
+        workers,
         pid = std::process::id(),
-        version = env!("CARGO_PKG_VERSION"),
+        version = fault::program_version(),
         "ready"
     );
     let mut out = std::io::stdout().lock();
-    let lines = shown
-        .iter()
-        .try_for_each(|address| writeln!(out, "listening on {address}"));
-    if let Err(error) = lines.and_then(|()| out.flush()) {
+    let mut print = || {
+        let mut lines = shown.iter();
+        lines.try_for_each(|address| writeln!(out, "listening on {address}"))?;
+        out.flush()
+    };
+    if let Err(error) = without_ttou(&mut print) {
         tracing::debug!(%error, "standard output does not take the addresses");
     }
 }
@@ -43,10 +48,12 @@ pub(super) fn announce(config: &Config, listen: &[Listen]) {
 /// Logs a notice.
 pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
     let pid = |worker: &WorkerId| {
-        slots
-            .get(worker.slot.index())
-            .and_then(SlotResources::child)
-            .map(Child::pid)
+        let slot = slots.get(worker.slot.index())?;
+        slot.child(*worker).map(Child::pid)
+    };
+    let lost = |worker: &WorkerId| {
+        let slot = slots.get(worker.slot.index());
+        slot.map_or(0, |slot| slot.lost_with(*worker))
     };
     match notice {
         Notice::WorkerStarting { worker, listener } => {
@@ -57,15 +64,91 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 "worker starting"
             );
         }
-        Notice::WorkerStandingBy { .. }
-        | Notice::OperationStarted { .. }
-        | Notice::OperationEnded { .. }
-        | Notice::HandoverStarted { .. }
-        | Notice::HandoverEnded { .. }
-        | Notice::HandoverTimedOut { .. }
-        | Notice::Restored { .. }
-        | Notice::RollingBack { .. }
-        | Notice::WorkerHung { .. } => {}
+        Notice::WorkerStandingBy { worker, took } => {
+            tracing::info!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                worker_pid = pid(worker),
+                took_ms = took.as_millis(),
+                "worker standing by"
+            );
+        }
+        Notice::OperationStarted { what, request } => {
+            tracing::info!(what, request = request.0, "operation started");
+        }
+        Notice::OperationEnded { what, answer } => operation_ended(what, answer),
+        Notice::HandoverStarted { from, to } => {
+            tracing::info!(
+                slot = from.slot.0,
+                generation = from.generation.0,
+                to_slot = to.slot.0,
+                to_generation = to.generation.0,
+                "handover started"
+            );
+        }
+        Notice::HandoverEnded {
+            from,
+            moved,
+            left,
+            end,
+            took,
+        } => {
+            let (slot, generation) = (from.slot.0, from.generation.0);
+            let took_ms = took.as_millis();
+            match end {
+                HandoverEnd::Done => {
+                    tracing::info!(slot, generation, moved, took_ms, "handover done");
+                }
+                HandoverEnd::PeerGone => {
+                    tracing::error!(
+                        slot,
+                        generation,
+                        moved,
+                        left,
+                        took_ms,
+                        "the new worker is gone: the old one serves on"
+                    );
+                }
+                HandoverEnd::Refused { cause } => {
+                    tracing::warn!(
+                        slot,
+                        generation,
+                        moved,
+                        left,
+                        took_ms,
+                        cause,
+                        "handover refused: the old worker serves its connections to their end"
+                    );
+                }
+            }
+        }
+        Notice::HandoverTimedOut { from, to, after } => {
+            tracing::error!(
+                slot = from.slot.0,
+                generation = from.generation.0,
+                to_generation = to.generation.0,
+                after_ms = after.as_millis(),
+                "handover not done in time: killing the new worker"
+            );
+        }
+        Notice::Restored { worker } => {
+            tracing::warn!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                "the old worker serves its slot again"
+            );
+        }
+        Notice::RollingBack { cause, slots } => {
+            tracing::error!(cause, slots, "rolling back");
+        }
+        Notice::WorkerHung { worker, after } => {
+            tracing::error!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                after_ms = after.as_millis(),
+                "worker hangs: killing it"
+            );
+        }
         Notice::WorkerReady { worker, took } => {
             tracing::info!(
                 slot = worker.slot.0,
@@ -81,10 +164,9 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             served_for,
             cause,
         } => {
-            let connections = open_in(slots, worker.slot);
             tracing::error!(slot = worker.slot.0, generation = worker.generation.0, %how,
                 served_ms = served_for.map(|span| span.as_millis()), cause = cause.as_deref(),
-                connections_lost = connections, "worker died");
+                connections_lost = lost(worker), "worker died");
         }
         Notice::WorkerStopped {
             worker,
@@ -96,7 +178,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 "worker stopped"
             );
         }
-        Notice::WorkerStopped { worker, how } => match open_in(slots, worker.slot) {
+        Notice::WorkerStopped { worker, how } => match lost(worker) {
             0 => tracing::debug!(slot = worker.slot.0, generation = worker.generation.0, %how,
                 "worker ended with nothing left to do"),
             connections => tracing::warn!(slot = worker.slot.0, generation = worker.generation.0,
@@ -180,37 +262,66 @@ pub(super) fn draining(worker: WorkerId, connections: u32) {
     );
 }
 
-/// Everything is over: what the slots did, all together.
-pub(super) fn ended(verdict: &Verdict, slots: &[SlotResources]) {
-    if *verdict == Verdict::Clean {
-        let total = |counter| -> u64 {
-            slots
-                .iter()
-                .map(|slot| memory::counter(slot.memory(), counter))
-                .sum()
-        };
-        let lost: u64 = slots
-            .iter()
-            .map(|slot| memory::open_connections(slot.memory()))
-            .sum();
-        tracing::info!(
-            accepted = total(Counter::Accepted),
-            bytes_in = total(Counter::BytesIn),
-            bytes_out = total(Counter::BytesOut),
-            abandoned = total(Counter::BytesAbandoned),
-            connections_lost = lost,
-            "stopped"
-        );
+/// What a notice means to whoever waits for an operation; `None`: nothing.
+pub(super) fn progress(notice: &Notice) -> Option<String> {
+    Some(match notice {
+        Notice::WorkerStandingBy { worker, took } => {
+            format!("{worker} stands by after {took:.0?}")
+        }
+        Notice::WorkerReady { worker, took } => format!("{worker} serves after {took:.0?}"),
+        Notice::HandoverEnded {
+            from,
+            moved,
+            left,
+            end,
+            took,
+        } => match end {
+            HandoverEnd::Done => format!("{from}: {moved} connections moved in {took:.1?}"),
+            HandoverEnd::PeerGone => {
+                format!("{from} serves on: the worker that was to follow it is gone")
+            }
+            HandoverEnd::Refused { cause } => format!(
+                "{from}: {moved} connections moved, {left} stay with it until they end ({cause})"
+            ),
+        },
+        Notice::RollingBack { cause, slots } => format!("{cause}: {slots} slots go back"),
+        Notice::WorkerDied { worker, how, .. } => format!("{worker} died: {how}"),
+        _ => return None,
+    })
+}
+
+/// How an operation ended, or why it did not begin.
+fn operation_ended(what: &str, answer: &Answer) {
+    match answer {
+        Answer::Done(done) => tracing::info!(
+            what,
+            renewed = done.renewed,
+            workers = done.workers,
+            connections_moved = done.moved,
+            connections_drained = done.drained,
+            took_ms = done.took.as_millis(),
+            "operation done"
+        ),
+        Answer::Refused { cause } => tracing::warn!(what, cause, "operation refused"),
+        Answer::Failed { cause } => tracing::error!(what, cause, "operation failed"),
     }
 }
 
-fn open_in(slots: &[SlotResources], slot: SlotId) -> u64 {
-    slots
-        .get(slot.index())
-        .map_or(0, |slot| memory::open_connections(slot.memory()))
+/// Everything is over: what the slots did, all together.
+pub(super) fn ended(totals: &Totals) {
+    tracing::info!(
+        accepted = totals.count(Counter::Accepted),
+        bytes_in = totals.count(Counter::BytesIn),
+        bytes_out = totals.count(Counter::BytesOut),
+        abandoned = totals.count(Counter::BytesAbandoned),
+        connections_moved = totals.count(Counter::MovedOut),
+        connections_lost = totals.count(Counter::Closed(CloseReason::WorkerDied)),
+        "stopped"
+    );
 }
 
-fn shown(listen: &Listen) -> String {
+/// An address as people write it.
+pub(super) fn shown(listen: &Listen) -> String {
     if listen.dual_stack {
         format!("*:{}", listen.addr.port())
     } else {

@@ -228,9 +228,21 @@ impl Reactor {
         }
         for fd in candidates {
             // Nothing is being closed between two steps of a turn, so all of them are connections.
-            let Some(frozen) = self.memory.freeze(fd) else {
+            let Some(mut frozen) = self.memory.freeze(fd) else {
                 continue;
             };
+            // Tests show that each of these would be noticed.
+            match fault::value("sender.freeze") {
+                Some("forget_unsent") => {
+                    frozen.unsent.clear();
+                    frozen.bytes_out = frozen.bytes_in;
+                }
+                Some("close") => {
+                    self.close(fd, CloseReason::SystemError);
+                    continue;
+                }
+                Some(_) | None => {}
+            }
             if !encoder.push(&frozen) {
                 break;
             }

@@ -18,7 +18,7 @@ use crate::control::place::{self, Surroundings};
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::supervisor) enum Error {
+pub enum Error {
     /// Another server takes its orders there.
     #[error(
         "cannot take orders at {}: {} has that socket; stop it or choose another path with \

@@ -1,0 +1,276 @@
+//! Carrying out what the machine decides: each action becomes a fork, a message, a kill, an answer
+//! or a log line.
+//!
+//! Invariants: actions are carried out in order; one that fails becomes an event, never silence;
+//! both ends of a handover's socket pair leave this process with the messages that carry them, so
+//! that either worker sees the other's end.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use crate::channel::Channel;
+use crate::fault;
+use crate::identity::{ReleaseId, SlotId, WorkerId};
+use crate::memory;
+use crate::metrics::Counter;
+use crate::sys::steering;
+use crate::wire::{self, HandoverEnd, Message, Stop};
+
+use super::children::{Birth, Child};
+use super::machine::{Action, Event, ListenerSource, Verdict};
+use super::resources::SlotResources;
+use super::{Supervisor, report};
+
+impl Supervisor {
+    pub(super) fn carry_out(&mut self) {
+        while let Some(action) = self.machine.poll_action() {
+            self.carry_out_one(action);
+        }
+    }
+
+    fn carry_out_one(&mut self, action: Action) {
+        match action {
+            Action::Spawn {
+                worker,
+                listener,
+                release,
+                standby,
+            } => self.spawn(worker, listener, release, standby),
+            Action::Kill { worker } => {
+                if let Some(child) = self.child(worker) {
+                    child.kill();
+                }
+            }
+            Action::EndCustody => {
+                for slot in &mut self.slots {
+                    slot.release_listeners();
+                }
+            }
+            Action::StopWorker { worker } => {
+                let stop = Stop {
+                    lame_duck_ms: millis(self.config().lame_duck),
+                    drain_timeout_ms: millis(self.config().drain_timeout),
+                };
+                self.say(worker, Message::Stop(stop), &[]);
+            }
+            Action::Lend { slot, to } => self.lend(slot, to),
+            Action::Recall { slot, from } => {
+                self.say(from, Message::Recall(wire::Recall { slot }), &[]);
+            }
+            Action::Serve { worker } => self.say(worker, Message::Serve(wire::Serve {}), &[]),
+            Action::HandOver { from, to, last } => self.hand_over(from, to, last),
+            Action::Leave { worker } => {
+                let drain_timeout_ms = millis(self.config().drain_timeout);
+                let leave = wire::Leave { drain_timeout_ms };
+                self.say(worker, Message::Leave(leave), &[]);
+            }
+            Action::TakePulse { worker } => self.take_pulse(worker),
+            Action::Ping { worker } => self.say(worker, Message::Ping(wire::Ping {}), &[]),
+            Action::Steer { slots } => {
+                self.steer(|listener| steering::steer_to_first(listener, slots));
+            }
+            Action::Unsteer => self.steer(steering::unsteer),
+            Action::CloseListeners { slot } => {
+                if let Some(slot) = self.slots.get_mut(slot.index()) {
+                    slot.release_listeners();
+                }
+            }
+            Action::DropSlot { slot } => self.drop_slot(slot),
+            Action::Preflight => self.begin_preflight(),
+            Action::AbortPreflight => self.end_preflight(),
+            Action::Exec => {
+                let cause = self.replace_program();
+                self.happened(Event::ExecFailed { cause });
+            }
+            Action::Commit { release } => self.commit(release),
+            Action::Answer { request, answer } => self.answer(request, &answer),
+            Action::Notice(notice) => {
+                report::notice(&notice, &self.slots);
+                self.tell_progress(&notice);
+            }
+            Action::Announce => report::announce(&self.addresses, self.slots.len()),
+            Action::Exit(verdict) => {
+                if verdict == Verdict::Clean {
+                    report::ended(&self.totals());
+                }
+                self.verdict = Some(verdict);
+            }
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        worker: WorkerId,
+        listener: ListenerSource,
+        release: ReleaseId,
+        standby: bool,
+    ) {
+        if let Err(cause) = self.try_spawn(worker, listener, release, standby) {
+            let cause = format!("cannot start a worker process: {cause}");
+            self.happened(Event::SpawnFailed { worker, cause });
+        }
+    }
+
+    fn try_spawn(
+        &mut self,
+        worker: WorkerId,
+        listener: ListenerSource,
+        release: ReleaseId,
+        standby: bool,
+    ) -> Result<(), String> {
+        let index = worker.slot.index();
+        if index == self.slots.len() {
+            self.slots.push(SlotResources::default());
+        }
+        let run = self.releases.get(release);
+        let run = run.ok_or_else(|| format!("release {release} is not known any more"))?;
+        let slot = self.slots.get_mut(index).ok_or("there is no such slot")?;
+        let memory = slot
+            .memory_for(standby, run.layout())
+            .map_err(|error| format!("no memory for it: {error}"))?;
+        let birth = Birth {
+            worker,
+            image: &run.image,
+            start: run.start(&self.addresses, listener == ListenerSource::Adopt, standby),
+            memory: &memory,
+            listeners: slot.listeners(),
+        };
+        let (process, channel) = match birth.give() {
+            Ok(born) => born,
+            Err(error) => {
+                slot.leave_behind(memory);
+                return Err(error.to_string());
+            }
+        };
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        slot.move_in(Child {
+            worker,
+            release,
+            serial,
+            process,
+            channel,
+            memory,
+        });
+        let watched = self.child(worker).map_or(Ok(()), |it| self.watch_child(it));
+        watched.map_err(|error| {
+            self.slots[index].discard(worker);
+            format!("it cannot be watched: {error}")
+        })?;
+        if standby {
+            fault::point("supervisor.successor_spawned");
+        }
+        Ok(())
+    }
+
+    fn lend(&mut self, slot: SlotId, to: WorkerId) {
+        let duplicates: Result<Vec<OwnedFd>, _> = self.slots[slot.index()]
+            .listeners()
+            .iter()
+            .map(OwnedFd::try_clone)
+            .collect();
+        match duplicates {
+            Ok(listeners) => {
+                let borrowed: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
+                self.say(to, Message::Lend(wire::Lend { slot }), &borrowed);
+            }
+            Err(error) => {
+                tracing::error!(%to, %error, "cannot duplicate a listener to lend it");
+            }
+        }
+    }
+
+    /// Connects the two. The one that goes on is told first, so that it is there when the first
+    /// connection comes; and neither end stays here, or no worker would see the other's death.
+    fn hand_over(&mut self, from: WorkerId, to: WorkerId, last: bool) {
+        let (near, far) = match Channel::pair() {
+            Ok(pair) => pair,
+            Err(error) => return self.hand_over_by_draining(from, to, &error.to_string()),
+        };
+        let take_over = Message::TakeOver(wire::TakeOver {
+            from,
+            expected: self.open_connections(from),
+        });
+        self.say(to, take_over, &[far.as_fd()]);
+        fault::point("supervisor.handover_half_ordered");
+        let hand_over = wire::HandOver {
+            to,
+            last,
+            drain_timeout_ms: millis(self.config().drain_timeout),
+        };
+        self.say(from, Message::HandOver(hand_over), &[near.as_fd()]);
+        fault::point("supervisor.handover_ordered");
+    }
+
+    /// Without a socket pair nothing can move, and nothing is cut for it either.
+    fn hand_over_by_draining(&mut self, from: WorkerId, to: WorkerId, cause: &str) {
+        let cause = format!("no socket pair for the handover: {cause}");
+        let left = self.open_connections(from);
+        self.say(to, Message::Serve(wire::Serve {}), &[]);
+        let drain_timeout_ms = millis(self.config().drain_timeout);
+        self.say(from, Message::Leave(wire::Leave { drain_timeout_ms }), &[]);
+        self.happened(Event::HandedOver {
+            worker: from,
+            moved: 0,
+            left,
+            end: HandoverEnd::Refused { cause },
+        });
+    }
+
+    fn open_connections(&self, worker: WorkerId) -> u32 {
+        let child = self.child(worker);
+        let open = child.map_or(0, |child| memory::open_connections(&child.memory));
+        u32::try_from(open).unwrap_or(u32::MAX)
+    }
+
+    fn take_pulse(&mut self, worker: WorkerId) {
+        if let Some(child) = self.child(worker) {
+            let turns = memory::counter(&child.memory, Counter::Turns);
+            self.happened(Event::Pulse { worker, turns });
+        }
+    }
+
+    /// Does something to the group of each address, through a listener of the first slot.
+    fn steer(&self, steer: impl Fn(&OwnedFd) -> std::io::Result<()>) {
+        if self.config().share_port {
+            tracing::warn!(
+                "the port is shared with other servers, so new connections cannot be steered: \
+                 handshakes that begin while a listener closes may be reset"
+            );
+            return;
+        }
+        for listener in self.slots.iter().take(1).flat_map(SlotResources::listeners) {
+            if let Err(error) = steer(listener) {
+                tracing::error!(%error, "cannot steer new connections: handshakes that begin \
+                    while a listener closes may be reset");
+            }
+        }
+    }
+
+    fn drop_slot(&mut self, slot: SlotId) {
+        if slot.index() + 1 != self.slots.len() {
+            tracing::error!(slot = slot.0, "a slot in the middle cannot be dropped");
+            return;
+        }
+        if let Some(slot) = self.slots.pop() {
+            self.dropped.merge(&slot.totals());
+        }
+    }
+
+    /// Says something to a worker, if it is still there.
+    pub(super) fn say(
+        &mut self,
+        worker: WorkerId,
+        message: Message,
+        descriptors: &[BorrowedFd<'_>],
+    ) {
+        let said = self.child_mut(worker);
+        if let Some(Err(cause)) = said.map(|child| child.say(message, descriptors)) {
+            self.happened(Event::ChannelBroken { worker, cause });
+        }
+    }
+}
+
+pub(super) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,118 @@
+//! What the supervisor can say of itself: the status, in one piece, from the machine's view, the
+//! processes and the shared counters. Looking asks no worker anything.
+
+use crate::clock::{self, Tick};
+use crate::fault;
+use crate::identity::WorkerId;
+use crate::memory;
+use crate::metrics::Counter;
+use crate::status::{LastDeath, Neighbour, SlotStatus, Status, Traffic};
+
+use super::machine::{Queue, SeatView, SlotView};
+use super::totals::Totals;
+use super::{Supervisor, report};
+
+impl Supervisor {
+    /// How everything is, now.
+    pub(super) fn status(&self) -> Status {
+        let now = clock::now();
+        let mut status = Status {
+            version: fault::program_version().to_owned(),
+            pid: std::process::id(),
+            uptime_ms: millis_since(self.started, now),
+            phase: self.machine.phase_name().to_owned(),
+            operation: self.machine.operation(),
+            release: self.releases.in_force_id(),
+            addresses: self.addresses.iter().map(report::shown).collect(),
+            control: self
+                .control
+                .as_ref()
+                .map(|it| it.path().display().to_string()),
+            slots: self
+                .machine
+                .slots()
+                .map(|slot| self.slot_status(&slot, now))
+                .collect(),
+            ..Status::default()
+        };
+        status.sum_up();
+        status.totals.traffic.add(&traffic(&self.dropped));
+        status
+    }
+
+    /// Logs the status, a line for each of its own.
+    pub(super) fn log_status(&self) {
+        for line in self.status().lines() {
+            tracing::info!("{line}");
+        }
+    }
+
+    /// What all slots have counted, those that are no more included.
+    pub(super) fn totals(&self) -> Totals {
+        let mut totals = self.dropped.clone();
+        for slot in &self.slots {
+            totals.merge(&slot.totals());
+        }
+        totals
+    }
+
+    fn slot_status(&self, slot: &SlotView<'_>, now: Tick) -> SlotStatus {
+        let worker = WorkerId {
+            slot: slot.id,
+            generation: slot.generation,
+        };
+        let resources = self.slots.get(slot.id.index());
+        let (queue, lent_to) = match slot.queue {
+            Queue::Unbound => ("unbound", None),
+            Queue::Served => ("served", None),
+            Queue::Unserved { .. } => ("unserved", None),
+            Queue::Lent { to, .. } => ("lent", Some(to.slot)),
+            Queue::Closed => ("closed", None),
+        };
+        SlotStatus {
+            slot: slot.id,
+            pid: self.pid_of(worker),
+            generation: slot.generation,
+            release: slot.release,
+            state: slot.state.name().to_owned(),
+            age_ms: millis_since(slot.since, now),
+            queue: queue.to_owned(),
+            lent_to,
+            traffic: resources
+                .map(|it| traffic(&it.totals()))
+                .unwrap_or_default(),
+            deaths: slot.deaths.into(),
+            last_death: slot.last_death.map(|death| LastDeath {
+                generation: death.worker.generation,
+                how: death.how.map(|how| how.to_string()),
+                cause: death.cause.clone(),
+                age_ms: millis_since(death.at, now),
+            }),
+            successor: slot.successor.as_ref().map(|seat| self.neighbour(seat)),
+            predecessor: slot.predecessors.last().map(|seat| self.neighbour(seat)),
+        }
+    }
+
+    fn neighbour(&self, seat: &SeatView) -> Neighbour {
+        let child = self.child(seat.worker);
+        Neighbour {
+            generation: seat.worker.generation,
+            release: seat.release,
+            pid: self.pid_of(seat.worker),
+            state: seat.state.to_owned(),
+            open: child.map_or(0, |child| memory::open_connections(&child.memory)),
+        }
+    }
+
+    fn pid_of(&self, worker: WorkerId) -> Option<u32> {
+        self.child(worker).map(|child| child.pid().unsigned_abs())
+    }
+}
+
+fn traffic(totals: &Totals) -> Traffic {
+    Traffic::read(totals.open(), |counter: Counter| totals.count(counter))
+}
+
+fn millis_since(at: Tick, now: Tick) -> u64 {
+    super::carry::millis(now.since(at))
+}

@@ -1,0 +1,165 @@
+//! Planned operations as they are asked for: by signal or over the control socket. Everything that
+//! can be refused is refused here or in the machine, before anything has changed.
+
+use mio::Token;
+
+use crate::clock;
+use crate::config::check_change;
+use crate::control::{Reply, Request};
+use crate::fault;
+use crate::identity::{ReleaseId, RequestId};
+use crate::log;
+use crate::sys::image::Image;
+
+use super::machine::{Answer, Event, Notice, Policy, ScaleTo};
+use super::releases::{Limits, Release};
+use super::{Supervisor, boot, policy, report};
+
+impl Supervisor {
+    pub(super) fn look_at_control(&mut self, token: Token) {
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        for (request, asked) in control.ready(token, self.poll.registry(), clock::now()) {
+            match asked {
+                Request::Reload => self.restart(request),
+                Request::Upgrade => self.upgrade(request),
+                Request::Scale { workers } => self.scale(request, ScaleTo::Exactly(workers)),
+                Request::Status => {
+                    let status = Reply::Status(Box::new(self.status()));
+                    self.reply(request, status);
+                }
+                // The end of the connection is the answer: it lives as long as the server.
+                Request::Stop => {
+                    self.tell(request, "stopping");
+                    let by = "the control socket".to_owned();
+                    self.happened(Event::Stop { by });
+                }
+            }
+        }
+    }
+
+    /// A rolling restart: the program on disk, the configuration as it is now.
+    pub(super) fn restart(&mut self, request: RequestId) {
+        // The machine would refuse it, too; but what is prepared for nothing again and again, while
+        // something long is under way, would add up.
+        if let Some(under_way) = self.machine.operation() {
+            let cause = format!("{under_way}; try again when it is done");
+            return self.refuse(request, "restart", cause);
+        }
+        match self.prepare_release() {
+            Ok((release, policy)) => self.happened(Event::Restart {
+                request,
+                release,
+                policy,
+            }),
+            Err(cause) => self.refuse(request, "restart", cause),
+        }
+    }
+
+    pub(super) fn upgrade(&mut self, request: RequestId) {
+        self.happened(Event::Upgrade { request });
+    }
+
+    pub(super) fn scale(&mut self, request: RequestId, to: ScaleTo) {
+        if let ScaleTo::Exactly(workers) = to
+            && let Err(error) = Limits::settle(self.config(), workers.max(1), self.nofile)
+        {
+            return self.refuse(request, "scale", error.to_string());
+        }
+        self.happened(Event::Scale { request, to });
+    }
+
+    /// Opens the program on disk and reads the configuration anew. Binds nothing.
+    fn prepare_release(&mut self) -> Result<(ReleaseId, Policy), String> {
+        let config = self.typed.read()?;
+        check_change(self.config(), &config).map_err(|error| error.to_string())?;
+        let image = Image::open(&self.program).map_err(|error| {
+            let program = self.program.display();
+            format!("cannot open the program {program}: {error}; is it installed?")
+        })?;
+        self.add_release(image, config)
+    }
+
+    /// Makes a release of a program and a configuration.
+    pub(super) fn add_release(
+        &mut self,
+        image: Image,
+        config: crate::config::Config,
+    ) -> Result<(ReleaseId, Policy), String> {
+        let now = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
+        // A number of workers that was set by hand stays until the configuration names another.
+        let workers = if config.workers == self.config().workers {
+            now
+        } else {
+            config.workers
+        };
+        let limits = Limits::settle(&config, workers.max(now), self.nofile)
+            .map_err(|error| error.to_string())?;
+        let policy = Policy {
+            workers,
+            ..policy(&config)
+        };
+        let release = Release {
+            image,
+            config,
+            limits,
+        };
+        Ok((self.releases.add(release), policy))
+    }
+
+    /// The release is everybody's now.
+    pub(super) fn commit(&mut self, release: ReleaseId) {
+        self.releases.commit(release);
+        let config = self.config();
+        log::adjust(config.log_level, config.log_format);
+        boot::warn_about_backlog(config);
+        fault::point("supervisor.committed");
+    }
+
+    /// Tells whoever asked how an operation ended, and lets go of what nobody runs any more.
+    pub(super) fn answer(&mut self, request: RequestId, answer: &Answer) {
+        self.reply(request, Reply::from(answer.clone()));
+        if self.machine.operation().is_none() {
+            let seats = self.machine.slots().flat_map(|slot| {
+                let successor = slot.successor.map(|seat| seat.release);
+                [Some(slot.release), successor].into_iter().flatten()
+            });
+            let in_use: Vec<ReleaseId> = seats.collect();
+            self.releases.keep_only(&in_use);
+        }
+    }
+
+    /// Tells whoever waits for an operation how far it is.
+    pub(super) fn tell_progress(&mut self, notice: &Notice) {
+        match notice {
+            Notice::OperationStarted { request, .. } => self.asking = *request,
+            Notice::OperationEnded { .. } => self.asking = RequestId::NOBODY,
+            _ => {}
+        }
+        if let Some(text) = report::progress(notice) {
+            self.tell(self.asking, &text);
+        }
+    }
+
+    fn tell(&mut self, request: RequestId, text: &str) {
+        if request != RequestId::NOBODY
+            && let Some(control) = &mut self.control
+        {
+            control.progress(request, text, self.poll.registry());
+        }
+    }
+
+    fn refuse(&mut self, request: RequestId, what: &str, cause: String) {
+        tracing::error!(what, cause, "refused");
+        self.reply(request, Reply::Refused(cause));
+    }
+
+    fn reply(&mut self, request: RequestId, reply: Reply) {
+        if request != RequestId::NOBODY
+            && let Some(control) = &mut self.control
+        {
+            control.answer(request, reply, self.poll.registry(), clock::now());
+        }
+    }
+}

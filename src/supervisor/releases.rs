@@ -1,0 +1,186 @@
+//! What workers run: programs held open, each with the configuration that its workers get.
+//!
+//! Invariants: a release never changes; it is kept as long as a slot may spawn a worker of it, so
+//! that a crash is answered with what was running, whatever lies on disk by then.
+//!
+//! It must not decide which release a worker gets (the machine does).
+
+use std::collections::BTreeMap;
+
+use crate::config::{self, Config};
+use crate::identity::ReleaseId;
+use crate::memory::layout::Layout;
+use crate::sys::image::Image;
+use crate::wire::{Listen, Start};
+
+/// One program with one configuration.
+#[derive(Debug)]
+pub(super) struct Release {
+    pub(super) image: Image,
+    pub(super) config: Config,
+    pub(super) limits: Limits,
+}
+
+/// What the descriptor limit leaves a worker, settled once for a release.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Connections that a worker may hold.
+    pub(super) max_connections: u32,
+    /// Descriptor numbers that its memory has records for.
+    pub(super) descriptors: u32,
+}
+
+/// Every release that a worker may still be started of.
+#[derive(Debug)]
+pub(super) struct Releases {
+    known: BTreeMap<ReleaseId, Release>,
+    /// Always known.
+    in_force: ReleaseId,
+    latest: ReleaseId,
+}
+
+impl Releases {
+    /// With the release that an instance starts with.
+    pub(super) fn new(first: Release) -> Self {
+        Self {
+            known: BTreeMap::from([(ReleaseId::FIRST, first)]),
+            in_force: ReleaseId::FIRST,
+            latest: ReleaseId::FIRST,
+        }
+    }
+
+    /// As they were in this process's earlier program; `None` if the one in force is missing.
+    pub(super) fn restored(
+        known: BTreeMap<ReleaseId, Release>,
+        in_force: ReleaseId,
+        latest: ReleaseId,
+    ) -> Option<Self> {
+        known.contains_key(&in_force).then_some(Self {
+            known,
+            in_force,
+            latest,
+        })
+    }
+
+    /// Takes a new one in.
+    pub(super) fn add(&mut self, release: Release) -> ReleaseId {
+        self.latest = self.latest.next();
+        self.known.insert(self.latest, release);
+        self.latest
+    }
+
+    /// The one with that number, if it is still known.
+    pub(super) fn get(&self, id: ReleaseId) -> Option<&Release> {
+        self.known.get(&id)
+    }
+
+    /// Puts one in force.
+    pub(super) fn commit(&mut self, id: ReleaseId) {
+        if self.known.contains_key(&id) {
+            self.in_force = id;
+        }
+    }
+
+    /// Lets go of every one but those in use and the one in force.
+    pub(super) fn keep_only(&mut self, in_use: &[ReleaseId]) {
+        let in_force = self.in_force;
+        self.known
+            .retain(|id, _| *id == in_force || in_use.contains(id));
+    }
+
+    /// The one whose configuration is in force.
+    pub(super) fn in_force(&self) -> &Release {
+        &self.known[&self.in_force]
+    }
+
+    /// Its number.
+    pub(super) const fn in_force_id(&self) -> ReleaseId {
+        self.in_force
+    }
+
+    /// The highest number given out so far.
+    pub(super) const fn latest(&self) -> ReleaseId {
+        self.latest
+    }
+
+    /// Every one, by number.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ReleaseId, &Release)> {
+        self.known.iter().map(|(id, release)| (*id, release))
+    }
+}
+
+impl Release {
+    /// The first message to a worker.
+    pub(super) fn start(&self, listen: &[Listen], adopt: bool, standby: bool) -> Start {
+        Start {
+            config: self.config.clone(),
+            listen: listen.to_vec(),
+            adopt,
+            standby,
+            max_connections: self.limits.max_connections,
+            descriptors: self.limits.descriptors,
+        }
+    }
+
+    /// How its workers' memory is laid out.
+    pub(super) const fn layout(&self) -> Layout {
+        Layout {
+            descriptors: self.limits.descriptors,
+            buffers: self.limits.max_connections,
+            buffer_bytes: self.config.pending_output,
+        }
+    }
+}
+
+impl Limits {
+    /// What a descriptor limit of `nofile` leaves each of `workers` workers.
+    ///
+    /// # Errors
+    /// [`config::Error`] if it leaves nothing, or less than is asked for.
+    pub(super) fn settle(
+        config: &Config,
+        workers: u16,
+        nofile: u64,
+    ) -> Result<Self, config::Error> {
+        let listeners = config.listen.len();
+        let max_connections =
+            config::connection_limit(config.max_connections, nofile, listeners, workers)?;
+        // The kernel gives out the lowest free number, so none is higher than all that may be open.
+        let reserve = config::descriptor_reserve(listeners, workers);
+        let numbers = reserve.saturating_add(max_connections.into()).min(nofile);
+        Ok(Self {
+            max_connections,
+            descriptors: u32::try_from(numbers).unwrap_or(Layout::MAX_DESCRIPTORS),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn release() -> Release {
+        let config = Config::default();
+        Release {
+            image: Image::of_this_process().unwrap(),
+            limits: Limits::settle(&config, 1, 1024).unwrap(),
+            config,
+        }
+    }
+
+    #[test]
+    fn what_is_in_force_or_in_use_is_kept() {
+        let mut releases = Releases::new(release());
+        let second = releases.add(release());
+        let third = releases.add(release());
+        releases.keep_only(&[third]);
+        assert!(releases.get(second).is_none());
+        releases.commit(second);
+        assert_eq!(releases.in_force_id(), ReleaseId::FIRST, "it is gone");
+        releases.commit(third);
+        releases.keep_only(&[]);
+        let left: Vec<_> = releases.iter().map(|(id, _)| id).collect();
+        assert_eq!(left, [third]);
+        assert_eq!(releases.add(release()), third.next());
+    }
+}

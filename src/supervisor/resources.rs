@@ -1,0 +1,194 @@
+//! What a slot has: its listeners, the processes that live in it, and what they have counted.
+//!
+//! Invariants: the listeners stay here from the slot's first Ready until the machine lets go of
+//! them, so no accept queue dies with a worker; a crashed worker's memory stays for its successor,
+//! which goes on counting there; every other memory that goes is added to the slot's totals first.
+//!
+//! It must not decide how many processes there are, or which.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::fault;
+use crate::identity::WorkerId;
+use crate::memory;
+use crate::memory::layout::Layout;
+use crate::sys::shared::SharedMemory;
+use crate::wire::Listen;
+
+use super::children::Child;
+use super::totals::Totals;
+
+/// The possessions of one slot.
+#[derive(Debug, Default)]
+pub(super) struct SlotResources {
+    /// Duplicates of the slot's listeners, from its first Ready on.
+    listeners: Vec<OwnedFd>,
+    /// Few: the main worker, perhaps a successor, perhaps predecessors that still drain.
+    children: Vec<Child>,
+    /// Of the worker that died last, while no other lives here.
+    left_behind: Option<SharedMemory>,
+    /// Of memories that are gone.
+    carried: Totals,
+    /// Who died last, and how many connections were lost with it.
+    last_loss: Option<(WorkerId, u64)>,
+}
+
+impl SlotResources {
+    /// As they were in this process's earlier program.
+    pub(super) const fn restored(
+        listeners: Vec<OwnedFd>,
+        children: Vec<Child>,
+        left_behind: Option<SharedMemory>,
+        carried: Totals,
+    ) -> Self {
+        Self {
+            listeners,
+            children,
+            left_behind,
+            carried,
+            last_loss: None,
+        }
+    }
+
+    /// A memory for a new worker: for one that follows a dead one that one's, if it has the right
+    /// layout, so that it goes on counting there; else a fresh one.
+    pub(super) fn memory_for(&mut self, standby: bool, layout: Layout) -> io::Result<SharedMemory> {
+        if !standby && let Some(left) = self.left_behind.take() {
+            if left.len() == layout.total_bytes() {
+                return Ok(left);
+            }
+            self.carried.close(&left);
+        }
+        SharedMemory::map(memory::create(layout)?)
+    }
+
+    /// Takes a new process in.
+    pub(super) fn move_in(&mut self, child: Child) {
+        self.children.push(child);
+    }
+
+    /// Takes what is left of a worker out of the slot, and remembers what it had.
+    pub(super) fn bury(&mut self, worker: WorkerId) {
+        let Some(index) = self
+            .children
+            .iter()
+            .position(|child| child.worker == worker)
+        else {
+            return;
+        };
+        let child = self.children.swap_remove(index);
+        self.last_loss = Some((worker, memory::open_connections(&child.memory)));
+        self.leave_behind(child.memory);
+    }
+
+    /// A process that never came to be, or cannot be watched: its memory is kept all the same.
+    pub(super) fn leave_behind(&mut self, memory: SharedMemory) {
+        if self.children.is_empty() {
+            if let Some(older) = self.left_behind.replace(memory) {
+                self.carried.close(&older);
+            }
+        } else {
+            // Whoever lives here counts in a memory of its own.
+            self.carried.close(&memory);
+        }
+    }
+
+    /// Ends and reaps a worker that cannot be watched.
+    pub(super) fn discard(&mut self, worker: WorkerId) {
+        if let Some(index) = self
+            .children
+            .iter()
+            .position(|child| child.worker == worker)
+        {
+            let child = self.children.swap_remove(index);
+            child.process.destroy();
+            self.leave_behind(child.memory);
+        }
+    }
+
+    /// Keeps the listeners that a slot's first worker bound.
+    pub(super) fn keep(
+        &mut self,
+        deposited: Vec<OwnedFd>,
+        listen: &[Listen],
+    ) -> Result<(), String> {
+        match (self.listeners.is_empty(), deposited.len()) {
+            (true, count) if count == listen.len() && count > 0 => self.listeners = deposited,
+            (false, 0) => {}
+            // A test shows what clients would see of this: their queue is closed.
+            (false, _) if fault::value("worker.adopt") == Some("bind_anew") => {
+                self.listeners = deposited;
+            }
+            (true, count) => {
+                return Err(format!(
+                    "it deposited {count} listeners for {} addresses",
+                    listen.len()
+                ));
+            }
+            (false, _) => return Err("it deposited listeners where it was to adopt them".into()),
+        }
+        Ok(())
+    }
+
+    /// Lets go of the listeners: new clients are to be refused, or go to other slots.
+    pub(super) fn release_listeners(&mut self) {
+        self.listeners.clear();
+    }
+
+    /// The slot's listeners, one for each address.
+    pub(super) fn listeners(&self) -> &[OwnedFd] {
+        &self.listeners
+    }
+
+    /// The listeners as they travel with a message.
+    pub(super) fn borrowed_listeners(&self) -> Vec<BorrowedFd<'_>> {
+        self.listeners.iter().map(AsFd::as_fd).collect()
+    }
+
+    /// The process that is `worker`.
+    pub(super) fn child(&self, worker: WorkerId) -> Option<&Child> {
+        self.children.iter().find(|child| child.worker == worker)
+    }
+
+    /// The same, to talk to it.
+    pub(super) fn child_mut(&mut self, worker: WorkerId) -> Option<&mut Child> {
+        self.children
+            .iter_mut()
+            .find(|child| child.worker == worker)
+    }
+
+    /// Every process that lives here.
+    pub(super) fn children(&self) -> &[Child] {
+        &self.children
+    }
+
+    /// The memory that a dead worker left for the next one.
+    pub(super) const fn left_behind(&self) -> Option<&SharedMemory> {
+        self.left_behind.as_ref()
+    }
+
+    /// What memories that are gone have counted.
+    pub(super) const fn carried(&self) -> &Totals {
+        &self.carried
+    }
+
+    /// What the slot has counted, over all its workers.
+    pub(super) fn totals(&self) -> Totals {
+        let mut totals = self.carried.clone();
+        for child in &self.children {
+            totals.add(&child.memory);
+        }
+        if let Some(left) = &self.left_behind {
+            totals.close(left);
+        }
+        totals
+    }
+
+    /// Connections that were lost with `worker`, if it is the last one that ended.
+    pub(super) fn lost_with(&self, worker: WorkerId) -> u64 {
+        self.last_loss
+            .filter(|(who, _)| *who == worker)
+            .map_or(0, |(_, lost)| lost)
+    }
+}

@@ -1,0 +1,329 @@
+//! A program that finds itself in a process with a past: the other half of an upgrade in place.
+//!
+//! It reads the state that the earlier program has left, checks all of it, and only then owns
+//! descriptors and handles signals. If it cannot go on it executes the earlier program, whose file
+//! was left open for that, and which then finds itself where it had stopped.
+//!
+//! Invariants: no descriptor is owned before nothing can be refused any more, since one that was
+//! dropped would be a listener or a worker lost; signals stay blocked until they are handled.
+//!
+//! It must not decide what the workers run next: the machine is told, and does.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, Read as _, Seek as _};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::process::ExitCode;
+
+use mio::{Poll, Token};
+use nix::sys::signal::SigSet;
+
+use crate::channel::Channel;
+use crate::config::{CommandLine, Config};
+use crate::fault;
+use crate::log;
+use crate::port::Lock;
+use crate::sys::fd::{duplicate_inherited, own_inherited};
+use crate::sys::image::{Image, Process, STATE_VARIABLE};
+use crate::sys::limits::raise_descriptor_limit;
+use crate::sys::shared::SharedMemory;
+use crate::wire;
+
+use super::children::Child;
+use super::control::ControlServer;
+use super::machine::{Event, Machine};
+use super::releases::{Limits, Release, Releases};
+use super::resources::SlotResources;
+use super::state::{SavedSlot, State};
+use super::tokens::CONTROL_FIRST;
+use super::upgrade::Preflight;
+use super::{Signals, Supervisor, signals};
+
+/// The longest state that is read, in bytes: a thousand slots need about a hundredth of it.
+const STATE_MAX_BYTES: u64 = 64 << 20;
+
+/// What the earlier program of this process has left.
+#[derive(Debug)]
+struct Left {
+    /// The number of the state's descriptor.
+    state: RawFd,
+    /// The number of the earlier program's file.
+    image: RawFd,
+    /// Set when this program *is* the earlier one, called back: why the other could not go on.
+    cause: Option<String>,
+}
+
+/// Whether an earlier program of this process has left its state.
+#[must_use]
+pub fn is_resuming() -> bool {
+    std::env::var_os(STATE_VARIABLE).is_some()
+}
+
+/// Gives the process back to the program that it ran before, because this one cannot go on.
+/// Returns only if that is impossible, too.
+pub(super) fn give_back(cause: &str) -> ExitCode {
+    let error = match Left::find() {
+        Ok(Left { cause: Some(_), .. }) => "it is the earlier program itself".to_owned(),
+        Ok(left) => match left.give_back(cause) {
+            Ok(never) => match never {},
+            Err(error) => error.to_string(),
+        },
+        Err(error) => error,
+    };
+    eprintln!(
+        "uppercased: cannot go on with the running server ({cause}), nor give it back ({error}); \
+         its workers finish what they owe"
+    );
+    ExitCode::FAILURE
+}
+
+impl Left {
+    fn find() -> Result<Self, String> {
+        let text = std::env::var(STATE_VARIABLE).map_err(|error| error.to_string())?;
+        let mut parts = text.splitn(3, ':');
+        let mut number = || parts.next()?.parse().ok();
+        let numbers = number().zip(number());
+        let (state, image) =
+            numbers.ok_or_else(|| format!("{STATE_VARIABLE} is {text:?}: not two descriptors"))?;
+        Ok(Self {
+            state,
+            image,
+            cause: parts.next().map(str::to_owned),
+        })
+    }
+
+    fn give_back(&self, cause: &str) -> io::Result<std::convert::Infallible> {
+        let image = Image::from(duplicate_inherited(self.image)?);
+        // Both must be there for the other program, under the numbers that it is told.
+        let state = duplicate_inherited(self.state)?;
+        let text = format!(
+            "{}:{}:{cause}",
+            state.as_raw_fd(),
+            image.as_fd().as_raw_fd()
+        );
+        let arguments: Vec<OsString> = std::env::args_os().collect();
+        let kept = [state.as_fd(), image.as_fd()];
+        Err(image.replace_this_process(arguments, &text, &kept))
+    }
+
+    fn read(&self) -> Result<Vec<u8>, String> {
+        let state = duplicate_inherited(self.state);
+        let state = state.map_err(|error| format!("the state is not there: {error}"))?;
+        read_state(state).map_err(|error| format!("the state cannot be read: {error}"))
+    }
+}
+
+/// Whether this program could go on with the state in `written`, with `config` as it reads it: the
+/// part of a pre-flight that concerns the supervisor. What its workers would be told, if so.
+///
+/// # Errors
+/// Why not, in one line.
+pub fn examine(written: OwnedFd, config: Config) -> Result<wire::Start, String> {
+    let bytes = read_state(written).map_err(|error| format!("cannot read the state: {error}"))?;
+    let (state, machine) = State::read(&bytes).map_err(|error| error.to_string())?;
+    state
+        .check_config(&config)
+        .map_err(|error| error.to_string())?;
+    let nofile = raise_descriptor_limit();
+    let nofile = nofile.map_err(|error| format!("cannot raise the descriptor limit: {error}"))?;
+    let workers = config.workers.max(machine.policy().workers);
+    let limits = Limits::settle(&config, workers, nofile).map_err(|error| error.to_string())?;
+    let image = Image::of_this_process();
+    let image = image.map_err(|error| format!("cannot open /proc/self/exe: {error}"))?;
+    let release = Release {
+        image,
+        config,
+        limits,
+    };
+    Ok(release.start(&state.addresses, true, true))
+}
+
+/// The bytes of a state.
+///
+/// # Errors
+/// What reading it returned; `FileTooLarge` if it cannot be one.
+fn read_state(state: OwnedFd) -> io::Result<Vec<u8>> {
+    let mut file = std::fs::File::from(state);
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.take(STATE_MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > STATE_MAX_BYTES {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
+}
+
+/// Goes on where the earlier program of this process has stopped.
+///
+/// # Errors
+/// Why this program cannot. Only the last step, which needs nothing but memory, comes after
+/// descriptors have been taken; before it the earlier program can have everything back.
+pub(super) fn resume(typed: CommandLine) -> Result<Supervisor, String> {
+    fault::point("supervisor.resuming");
+    let left = Left::find()?;
+    let text = |error: super::state::Error| error.to_string();
+    let (state, machine) = State::read(&left.read()?).map_err(text)?;
+    if fault::value("supervisor.resume") == Some("refuse") && left.cause.is_none() {
+        return Err("it was asked to refuse".to_owned());
+    }
+    // The earlier program, called back, goes on with what it had.
+    let outcome = match left.cause.clone() {
+        Some(cause) => Err(cause),
+        None => {
+            let config = typed.read()?;
+            state.check_config(&config).map_err(text)?;
+            Ok(config)
+        }
+    };
+    let (level, format) = state.log_settings();
+    log::init(level, format).map_err(|error| error.to_string())?;
+    let failed = |what: &str, error: io::Error| format!("cannot {what}: {error}");
+    let nofile =
+        raise_descriptor_limit().map_err(|error| failed("raise the descriptor limit", error))?;
+    let poll = Poll::new().map_err(|error| failed("create an epoll instance", error))?;
+    let signals = signals().map_err(|error| failed("handle signals", error))?;
+
+    // From here on the descriptors have an owner.
+    let mut numbers = state.descriptors();
+    numbers.extend([left.state, left.image]);
+    let owned = own_inherited(&numbers).map_err(|error| error.to_string())?;
+    let mut owned = Owned(owned.into_iter());
+    let mut supervisor = adopt(state, machine, typed, (poll, signals, nofile), &mut owned)
+        .map_err(|error| failed("take over what the earlier program had", error))?;
+    // Blocked by the earlier program; what came since then is delivered now.
+    let _ = SigSet::empty().thread_set_mask();
+    let _ = nix::sys::prctl::set_name(c"uppercased");
+    supervisor.first_words(outcome);
+    Ok(supervisor)
+}
+
+/// Descriptors in the order of [`State::descriptors`].
+struct Owned(std::vec::IntoIter<OwnedFd>);
+
+impl Owned {
+    fn one(&mut self) -> io::Result<OwnedFd> {
+        let missing = || io::Error::new(io::ErrorKind::InvalidData, "a descriptor is missing");
+        self.0.next().ok_or_else(missing)
+    }
+
+    fn many(&mut self, count: usize) -> io::Result<Vec<OwnedFd>> {
+        (0..count).map(|_| self.one()).collect()
+    }
+}
+
+fn adopt(
+    state: State,
+    machine: Machine,
+    typed: CommandLine,
+    (poll, signals, nofile): (Poll, Signals, u64),
+    owned: &mut Owned,
+) -> io::Result<Supervisor> {
+    let mut known = BTreeMap::new();
+    for saved in state.releases {
+        let release = Release {
+            image: Image::from(owned.one()?),
+            config: saved.config,
+            limits: Limits {
+                max_connections: saved.max_connections,
+                descriptors: saved.descriptors,
+            },
+        };
+        known.insert(saved.id, release);
+    }
+    let missing = || io::Error::new(io::ErrorKind::InvalidData, "no release is in force");
+    let releases = Releases::restored(known, state.in_force, state.latest).ok_or_else(missing)?;
+    let mut next_serial = 0;
+    let mut slots = Vec::new();
+    for saved in state.slots {
+        slots.push(adopt_slot(saved, owned, &mut next_serial)?);
+    }
+    let locks = owned.many(state.locks.len())?;
+    let control = match state.control {
+        None => None,
+        Some(control) => Some(ControlServer::resume(
+            control.saved,
+            owned.many(control.descriptors.len())?,
+            poll.registry(),
+            Token(CONTROL_FIRST),
+        )?),
+    };
+    let supervisor = Supervisor {
+        typed,
+        program: state.program,
+        started: state.started,
+        releases,
+        addresses: state.addresses,
+        nofile,
+        poll,
+        signals,
+        locks: locks.into_iter().map(Lock::from).collect(),
+        control,
+        machine,
+        slots,
+        dropped: state.dropped,
+        next_serial,
+        asking: state.asking,
+        preflight: Preflight::Idle,
+        verdict: None,
+    };
+    supervisor.watch_basics()?;
+    for child in supervisor.slots.iter().flat_map(SlotResources::children) {
+        supervisor.watch_child(child)?;
+    }
+    let mut supervisor = supervisor;
+    for number in state.signals {
+        supervisor.obey_signal(number);
+    }
+    Ok(supervisor)
+}
+
+fn adopt_slot(
+    saved: SavedSlot,
+    owned: &mut Owned,
+    next_serial: &mut u64,
+) -> io::Result<SlotResources> {
+    let listeners = owned.many(saved.listeners.len())?;
+    let mut children = Vec::new();
+    for child in saved.children {
+        children.push(Child {
+            worker: child.worker,
+            release: child.release,
+            serial: *next_serial,
+            process: Process::inherited(child.pid, owned.one()?),
+            channel: Channel::over(owned.one()?),
+            memory: SharedMemory::map(owned.one()?)?,
+        });
+        *next_serial += 1;
+    }
+    let left_behind = match saved.left_behind {
+        Some(_) => Some(SharedMemory::map(owned.one()?)?),
+        None => None,
+    };
+    Ok(SlotResources::restored(
+        listeners,
+        children,
+        left_behind,
+        saved.carried,
+    ))
+}
+
+impl Supervisor {
+    /// What the machine learns first: that the program has changed, or that it has not.
+    fn first_words(&mut self, outcome: Result<Config, String>) {
+        let resumed = outcome.and_then(|config| {
+            let image = Image::of_this_process()
+                .map_err(|error| format!("cannot open /proc/self/exe: {error}"))?;
+            self.add_release(image, config)
+        });
+        tracing::info!(
+            pid = std::process::id(),
+            version = fault::program_version(),
+            upgraded = resumed.is_ok(),
+            "resumed"
+        );
+        match resumed {
+            Ok((release, policy)) => self.happened(Event::Resumed { release, policy }),
+            Err(cause) => self.happened(Event::ExecFailed { cause }),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What the supervisor waits for, as the numbers that the event loop carries.
+//!
+//! Invariant: a number means one thing for as long as anything can be reported under it. Children
+//! are named by a serial number of their own, so a late report about one that is gone finds nobody.
+
+use mio::Token;
+
+use super::control;
+
+/// Where a report comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The pipe that signal handlers write to.
+    Signals,
+    /// The channel of the program that may replace this one.
+    PreflightChannel,
+    /// That program's pidfd.
+    PreflightProcess,
+    /// The control socket or one of its clients.
+    Control,
+    /// The lock of an address: somebody asks.
+    Lock(usize),
+    /// A worker's channel, by the worker's serial number.
+    Channel(u64),
+    /// A worker's pidfd.
+    Process(u64),
+}
+
+/// First of the control socket's numbers; it has one for itself and one for each client.
+pub(super) const CONTROL_FIRST: usize = 16;
+const CONTROL_END: usize = CONTROL_FIRST + control::TOKENS;
+const LOCKS_FIRST: usize = 1 << 16;
+const CHILDREN_FIRST: usize = 1 << 32;
+
+impl Source {
+    /// As a number.
+    pub(super) const fn token(self) -> Token {
+        Token(match self {
+            Self::Signals => 0,
+            Self::PreflightChannel => 1,
+            Self::PreflightProcess => 2,
+            Self::Control => CONTROL_FIRST,
+            Self::Lock(index) => LOCKS_FIRST + index,
+            Self::Channel(serial) => CHILDREN_FIRST + 2 * serial as usize,
+            Self::Process(serial) => CHILDREN_FIRST + 2 * serial as usize + 1,
+        })
+    }
+
+    /// What a number means; `None`: nothing.
+    pub(super) const fn of(token: Token) -> Option<Self> {
+        Some(match token.0 {
+            0 => Self::Signals,
+            1 => Self::PreflightChannel,
+            2 => Self::PreflightProcess,
+            CONTROL_FIRST..CONTROL_END => Self::Control,
+            number if number >= CHILDREN_FIRST => {
+                let serial = ((number - CHILDREN_FIRST) / 2) as u64;
+                if number.is_multiple_of(2) {
+                    Self::Channel(serial)
+                } else {
+                    Self::Process(serial)
+                }
+            }
+            number if number >= LOCKS_FIRST => Self::Lock(number - LOCKS_FIRST),
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_means_what_it_was_made_of() {
+        let sources = [
+            Source::Signals,
+            Source::PreflightChannel,
+            Source::PreflightProcess,
+            Source::Control,
+            Source::Lock(0),
+            Source::Lock(4000),
+            Source::Channel(0),
+            Source::Process(0),
+            Source::Channel(u64::from(u32::MAX)),
+            Source::Process(u64::from(u32::MAX)),
+        ];
+        for source in sources {
+            assert_eq!(Source::of(source.token()), Some(source));
+        }
+        let last_client = Token(CONTROL_END - 1);
+        assert_eq!(Source::of(last_client), Some(Source::Control));
+        assert_eq!(Source::of(Token(CONTROL_END)), None);
+    }
+}

@@ -1,0 +1,93 @@
+//! What a slot has counted, over all its workers.
+//!
+//! A worker counts in its own working memory. When that memory goes, its counters are added up
+//! here, so that a restart resets nothing. Invariant: connections that a worker still had when its
+//! memory is added are counted as lost with it, once; so "taken and moved in, less ended and moved
+//! out" stays the number of those that are open.
+
+use serde::{Deserialize, Serialize};
+
+use crate::memory;
+use crate::metrics::{CloseReason, Counter};
+use crate::sys::shared::SharedMemory;
+
+/// A sum of counters, in the order of [`Counter::all`]. One that was written by a program with
+/// fewer counters has zeroes for the rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Totals(Vec<u64>);
+
+impl Totals {
+    /// Adds what a living worker, or one whose memory a successor will go on with, has counted.
+    pub(super) fn add(&mut self, memory: &SharedMemory) {
+        self.0.resize(Counter::COUNT.max(self.0.len()), 0);
+        for counter in Counter::all() {
+            self.0[counter.cell()] += memory::counter(memory, counter);
+        }
+    }
+
+    /// Adds what a worker has counted whose memory goes now, and says how many connections were
+    /// lost with it.
+    pub(super) fn close(&mut self, memory: &SharedMemory) -> u64 {
+        self.add(memory);
+        let lost = memory::open_connections(memory);
+        self.0[Counter::Closed(CloseReason::WorkerDied).cell()] += lost;
+        lost
+    }
+
+    /// Adds another sum.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.0.resize(other.0.len().max(self.0.len()), 0);
+        for (sum, more) in self.0.iter_mut().zip(&other.0) {
+            *sum += more;
+        }
+    }
+
+    /// One counter.
+    pub(super) fn count(&self, counter: Counter) -> u64 {
+        self.0.get(counter.cell()).copied().unwrap_or(0)
+    }
+
+    /// Connections open, of those that were added and not closed.
+    pub(super) fn open(&self) -> u64 {
+        let came = self.count(Counter::Accepted) + self.count(Counter::MovedIn);
+        let ended = CloseReason::ALL.map(|reason| self.count(Counter::Closed(reason)));
+        let gone = ended.iter().sum::<u64>() + self.count(Counter::MovedOut);
+        came.saturating_sub(gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Tick;
+    use crate::memory::Memory;
+    use crate::memory::layout::Layout;
+
+    #[test]
+    fn what_a_dead_worker_had_is_counted_as_lost_once() {
+        let layout = Layout {
+            descriptors: 8,
+            buffers: 1,
+            buffer_bytes: 4096,
+        };
+        let mut worker = Memory::adopt(memory::create(layout).unwrap(), layout).unwrap();
+        worker.count(Counter::Accepted, 3);
+        worker.count(Counter::MovedIn, 1);
+        worker.count(Counter::Closed(CloseReason::PeerClosed), 2);
+        worker.opened(5, 1, ([127, 0, 0, 1], 80).into(), Tick::ZERO);
+        let mut living = Totals::default();
+        living.add(worker.shared());
+        assert_eq!(living.open(), 2);
+
+        let mut totals = Totals::default();
+        assert_eq!(totals.close(worker.shared()), 2);
+        assert_eq!(totals.open(), 0);
+        assert_eq!(totals.count(Counter::Closed(CloseReason::WorkerDied)), 2);
+        totals.merge(&living);
+        assert_eq!(totals.count(Counter::Accepted), 6);
+        assert_eq!(totals.open(), 2);
+        let older: Totals = serde_json::from_str("[1,2]").unwrap();
+        assert_eq!((older.count(Counter::BytesOut), older.open()), (2, 0));
+    }
+}

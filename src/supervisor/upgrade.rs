@@ -1,0 +1,309 @@
+//! The supervisor becomes another program: the pre-flight, and the exec in place.
+//!
+//! In order: the program on disk is opened once; as a child it reads the very state that it would
+//! be given, and comes up as far as a worker does; only the file that passed is executed. The state
+//! goes over in a memfd, descriptors by their numbers. Signals are blocked from before the state is
+//! written until the new program handles them ([`mod@super::resume`]); what comes meanwhile stays
+//! pending in the kernel, and what had come already travels in the state.
+//!
+//! Invariant: whatever fails before exec leaves everything as it was.
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use mio::Interest;
+use mio::unix::SourceFd;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{SigSet, SigmaskHow};
+
+use crate::channel::{self, Channel};
+use crate::fault;
+use crate::identity::WorkerId;
+use crate::sys::image::{Image, Process};
+use crate::sys::shared::SharedMemory;
+use crate::wire::{self, Envelope, Message};
+
+use super::Supervisor;
+use super::children::{Child, death_of, last_words};
+use super::machine::{Death, Event};
+use super::resources::SlotResources;
+use super::state::{SavedChild, SavedControl, SavedRelease, SavedSlot, State};
+use super::tokens::Source;
+
+/// How far the program on disk is with showing that it can take over.
+#[derive(Debug, Default)]
+pub(super) enum Preflight {
+    /// Nobody has asked it to.
+    #[default]
+    Idle,
+    /// It is at it.
+    Running {
+        image: Image,
+        process: Process,
+        channel: Channel,
+    },
+    /// It has; this is the file that is executed next.
+    Passed { image: Image },
+}
+
+impl Supervisor {
+    /// Lets the program on disk show that it can take over.
+    pub(super) fn begin_preflight(&mut self) {
+        match self.try_preflight() {
+            Ok(preflight) => {
+                self.preflight = preflight;
+                fault::point("supervisor.preflight");
+            }
+            Err(cause) => self.happened(Event::PreflightFailed { cause }),
+        }
+    }
+
+    fn try_preflight(&self) -> Result<Preflight, String> {
+        let program = self.program.display();
+        let image = Image::open(&self.program)
+            .map_err(|error| format!("cannot open the program {program}: {error}"))?;
+        let failed = |error: io::Error| format!("cannot try the program {program}: {error}");
+        let state = self.written_state()?;
+        let (mut channel, there) = Channel::pair().map_err(failed)?;
+        // A pre-flight belongs to no slot.
+        let worker = WorkerId::default();
+        let message = Message::Preflight(wire::Preflight {});
+        channel
+            .send(&Envelope { worker, message }, &[state.as_fd()])
+            .map_err(|error| failed(io::Error::other(error)))?;
+        let fixed = ["uppercased: preflight", "preflight", "--"].map(OsString::from);
+        let typed = self.typed.args.iter().skip(1).cloned();
+        let arguments = fixed.into_iter().chain(typed);
+        let process = image
+            .spawn(arguments, &there, |error| {
+                last_words(&there, worker, format!("cannot execute it: {error}"));
+            })
+            .map_err(failed)?;
+        let running = Preflight::Running {
+            image,
+            process,
+            channel,
+        };
+        self.watch_preflight(&running).map_err(failed)?;
+        Ok(running)
+    }
+
+    fn watch_preflight(&self, preflight: &Preflight) -> io::Result<()> {
+        let Preflight::Running {
+            process, channel, ..
+        } = preflight
+        else {
+            return Ok(());
+        };
+        let both = Interest::READABLE | Interest::WRITABLE;
+        self.watch(channel.as_fd().as_raw_fd(), Source::PreflightChannel, both)?;
+        let number = process.as_fd().as_raw_fd();
+        self.watch(number, Source::PreflightProcess, Interest::READABLE)
+    }
+
+    /// Hears the verdict of a pre-flight, from its own words or from its end.
+    pub(super) fn look_at_preflight(&mut self) {
+        let Preflight::Running {
+            channel, process, ..
+        } = &mut self.preflight
+        else {
+            return;
+        };
+        let program = self.program.display();
+        let verdict = match channel.receive() {
+            Ok(None) => match death_of(process) {
+                None => return,
+                Some(how) => Err(ended_early(how)),
+            },
+            Ok(Some(received)) => match received.envelope.message {
+                Message::Ready(_) => Ok(()),
+                Message::Failed(failed) => Err(failed.cause),
+                _ => Err("it said something unexpected".to_owned()),
+            },
+            // It is ending; its pidfd tells how.
+            Err(channel::Error::Closed) => match death_of(process) {
+                None => return,
+                Some(how) => Err(ended_early(how)),
+            },
+            Err(error) => Err(error.to_string()),
+        };
+        let verdict = verdict.map_err(|cause| format!("the program {program}: {cause}"));
+        let passed = self.take_preflight();
+        match (verdict, passed) {
+            (Ok(()), Some(image)) => {
+                self.preflight = Preflight::Passed { image };
+                self.happened(Event::PreflightPassed);
+            }
+            (Err(cause), _) => self.happened(Event::PreflightFailed { cause }),
+            (Ok(()), None) => {}
+        }
+    }
+
+    /// Ends a pre-flight, whatever it was about to say.
+    pub(super) fn end_preflight(&mut self) {
+        self.take_preflight();
+    }
+
+    /// The program of a pre-flight, whose process is ended.
+    fn take_preflight(&mut self) -> Option<Image> {
+        match std::mem::take(&mut self.preflight) {
+            Preflight::Idle => None,
+            Preflight::Passed { image } => Some(image),
+            Preflight::Running {
+                image,
+                process,
+                channel,
+            } => {
+                for number in [channel.as_fd().as_raw_fd(), process.as_fd().as_raw_fd()] {
+                    // Fails only if it was not watched.
+                    let _ = self.poll.registry().deregister(&mut SourceFd(&number));
+                }
+                process.destroy();
+                Some(image)
+            }
+        }
+    }
+
+    /// Becomes the program that passed the pre-flight. Returns why not; everything goes on then.
+    pub(super) fn replace_program(&mut self) -> String {
+        let Some(image) = self.take_preflight() else {
+            return "no program has passed the pre-flight".to_owned();
+        };
+        let busy = |child: &&Child| !child.channel.is_flushed();
+        let mut children = self.slots.iter().flat_map(SlotResources::children);
+        if let Some(child) = children.find(busy) {
+            return format!("{} does not read its channel", child.worker);
+        }
+        let blocked = match SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK) {
+            Ok(blocked) => blocked,
+            Err(errno) => return format!("cannot block signals: {errno}"),
+        };
+        let cause = self.try_replace_program(&image);
+        let _ = blocked.thread_set_mask();
+        cause
+    }
+
+    fn try_replace_program(&mut self, image: &Image) -> String {
+        let earlier = match Image::of_this_process() {
+            Ok(earlier) => earlier,
+            Err(error) => return format!("cannot keep the running program: {error}"),
+        };
+        let came: Vec<i32> = self.signals.pending().collect();
+        let mut state = self.state();
+        state.signals.clone_from(&came);
+        let written = match write_state(&state) {
+            Ok(written) => written,
+            Err(cause) => return cause,
+        };
+        let text = format!("{}:{}", written.as_raw_fd(), earlier.as_fd().as_raw_fd());
+        let mut kept = self.descriptors();
+        kept.extend([written.as_fd(), earlier.as_fd()]);
+        fault::point("supervisor.before_exec");
+        let error = image.replace_this_process(&self.typed.args, &text, &kept);
+        for number in came {
+            self.obey_signal(number);
+        }
+        format!("cannot execute {}: {error}", self.program.display())
+    }
+
+    fn written_state(&self) -> Result<OwnedFd, String> {
+        write_state(&self.state())
+    }
+
+    /// Everything, as it is now.
+    fn state(&self) -> State {
+        let (version, wire) = State::versions();
+        let releases = self.releases.iter().map(|(id, release)| SavedRelease {
+            id,
+            image: release.image.as_fd().as_raw_fd(),
+            config: release.config.clone(),
+            max_connections: release.limits.max_connections,
+            descriptors: release.limits.descriptors,
+        });
+        let control = self.control.as_ref().map(|control| {
+            let (saved, descriptors) = control.suspend();
+            let descriptors = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+            SavedControl { saved, descriptors }
+        });
+        State {
+            version,
+            wire,
+            written_by: fault::program_version().to_owned(),
+            program: self.program.clone(),
+            snapshot: self.machine.snapshot(),
+            addresses: self.addresses.clone(),
+            started: self.started,
+            in_force: self.releases.in_force_id(),
+            latest: self.releases.latest(),
+            releases: releases.collect(),
+            slots: self.slots.iter().map(saved_slot).collect(),
+            dropped: self.dropped.clone(),
+            locks: self
+                .locks
+                .iter()
+                .map(|lock| lock.as_fd().as_raw_fd())
+                .collect(),
+            control,
+            asking: self.asking,
+            signals: Vec::new(),
+        }
+    }
+
+    /// The descriptors that a state names.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let mut kept: Vec<BorrowedFd<'_>> = Vec::new();
+        kept.extend(
+            self.releases
+                .iter()
+                .map(|(_, release)| release.image.as_fd()),
+        );
+        for slot in &self.slots {
+            kept.extend(slot.borrowed_listeners());
+            for child in slot.children() {
+                kept.extend([
+                    child.process.as_fd(),
+                    child.channel.as_fd(),
+                    child.memory.fd(),
+                ]);
+            }
+            kept.extend(slot.left_behind().map(SharedMemory::fd));
+        }
+        kept.extend(self.locks.iter().map(AsFd::as_fd));
+        if let Some(control) = &self.control {
+            kept.extend(control.suspend().1);
+        }
+        kept
+    }
+}
+
+fn saved_slot(slot: &SlotResources) -> SavedSlot {
+    let children = slot.children().iter().map(|child| SavedChild {
+        worker: child.worker,
+        release: child.release,
+        pid: child.pid(),
+        process: child.process_number(),
+        channel: child.channel_number(),
+        memory: child.memory.fd().as_raw_fd(),
+    });
+    SavedSlot {
+        listeners: slot.listeners().iter().map(AsRawFd::as_raw_fd).collect(),
+        children: children.collect(),
+        left_behind: slot.left_behind().map(|memory| memory.fd().as_raw_fd()),
+        carried: slot.carried().clone(),
+    }
+}
+
+fn write_state(state: &State) -> Result<OwnedFd, String> {
+    let failed = |error: io::Error| format!("cannot write the state down: {error}");
+    let bytes = state.to_json().map_err(|error| error.to_string())?;
+    let name = c"uppercased-state";
+    let memfd = memfd_create(name, MFdFlags::MFD_CLOEXEC).map_err(|errno| failed(errno.into()))?;
+    let mut file = std::fs::File::from(memfd);
+    file.write_all(&bytes).map_err(failed)?;
+    Ok(file.into())
+}
+
+fn ended_early(how: Death) -> String {
+    format!("it ended before it had shown that it can take over: {how}")
+}
