@@ -52,6 +52,18 @@ impl Client {
         }
     }
 
+    /// Whether `bytes`, a short message, are answered; false if the connection has ended, in
+    /// whatever way. A wrong answer fails the test all the same.
+    #[track_caller]
+    pub fn is_served(&mut self, bytes: &[u8]) -> bool {
+        let mut answer = vec![0; bytes.len()];
+        if self.stream.write_all(bytes).is_err() || self.stream.read_exact(&mut answer).is_err() {
+            return false;
+        }
+        assert_same(&answer, &upper(bytes), &self.name);
+        true
+    }
+
     /// Sends `len` bytes of the [`pattern`] from `offset` on without waiting for answers, and
     /// meanwhile asserts that the answer comes back.
     #[track_caller]

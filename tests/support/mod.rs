@@ -28,6 +28,7 @@ pub mod link;
 pub mod load;
 pub mod netns;
 pub mod observe;
+pub mod planned;
 mod process;
 mod server;
 mod stand_in;

@@ -1,0 +1,72 @@
+//! A worker that stands still is found without being asked anything, and replaced.
+
+mod support;
+
+use nix::sys::signal::Signal;
+
+use self::support::observe::{freeze, owner, until, worker_of};
+use self::support::planned::Planned;
+use self::support::{Client, Server};
+
+#[test]
+fn a_hung_worker_is_replaced_and_its_queue_is_served() {
+    let planned = Planned::start(&[
+        "--listen=127.0.0.1:0",
+        "--workers=1",
+        "--hang-timeout=400ms",
+    ]);
+    let server = &planned.server;
+    let mark = server.log_len();
+    let hung = worker_of(server, 0);
+    freeze(&hung);
+    // Waits in the queue of a worker that will never take it.
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"served by the successor");
+    server.wait_log_from(mark, |line| line.contains("worker hangs"));
+    let died = server.wait_log_from(mark, |line| line.contains("worker died"));
+    assert!(
+        died.contains("SIGKILL") && died.contains("stood still"),
+        "{died}"
+    );
+    assert!(hung.is_gone());
+}
+
+#[test]
+fn an_idle_worker_is_not_taken_for_a_hung_one() {
+    let planned = Planned::start(&[
+        "--listen=127.0.0.1:0",
+        "--workers=2",
+        "--hang-timeout=200ms",
+        "--log-level=debug",
+    ]);
+    let server = &planned.server;
+    let before = planned.workers();
+    let mut client = Client::connect(server.addr());
+    // Much longer than the limit, with nothing to do for anybody but the probes.
+    for _ in 0..3 {
+        client.expect_silence(std::time::Duration::from_millis(500));
+        planned.workers().assert_untouched_since(&before);
+    }
+    client.roundtrip(b"here");
+}
+
+#[test]
+fn a_supervisor_that_stood_still_itself_blames_nobody() {
+    let planned = Planned::start(&[
+        "--listen=127.0.0.1:0",
+        "--workers=2",
+        "--hang-timeout=300ms",
+    ]);
+    let server: &Server = &planned.server;
+    let before = planned.workers();
+    let mut client = Client::connect(server.addr());
+    server.signal(Signal::SIGSTOP);
+    client.expect_silence(std::time::Duration::from_millis(900));
+    server.signal(Signal::SIGCONT);
+    client.expect_silence(std::time::Duration::from_millis(600));
+    planned.workers().assert_untouched_since(&before);
+    let workers: Vec<_> = (0..2).map(|slot| worker_of(server, slot)).collect();
+    client.roundtrip(b"here");
+    assert!(owner(&client, server.addr(), &workers).is_some());
+    until("nobody was killed", || server.worker_pids().len() == 2);
+}

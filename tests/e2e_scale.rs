@@ -1,0 +1,105 @@
+//! More workers and fewer, under load: nobody is refused, reset or closed either way.
+
+mod support;
+
+use nix::sys::signal::Signal;
+
+use self::support::load::{Load, LoadSize};
+use self::support::netns::{KernelCounters, isolated};
+use self::support::observe::{until, worker_of};
+use self::support::planned::Planned;
+
+const QUICK: [&str; 2] = ["--listen=127.0.0.1:0", "--handshake-timeout=200ms"];
+
+#[track_caller]
+fn start(args: &[&str]) -> Planned {
+    Planned::start(&[&QUICK, args].concat())
+}
+
+#[test]
+fn up_and_down_nobody_is_lost() {
+    isolated("up_and_down_nobody_is_lost", || {
+        let before = KernelCounters::read();
+        let planned = start(&["--workers=2"]);
+        let server = &planned.server;
+        let load = Load::start(server.addr(), LoadSize::small());
+        for workers in [5, 1, 3, 2, 1, 4] {
+            server.scale(workers).expect_success();
+            load.go_on_for(30);
+            let now = planned.workers();
+            now.assert_serving();
+            assert_eq!(now.0.len(), usize::from(workers));
+            assert_eq!(server.worker_pids().len(), usize::from(workers));
+        }
+        load.finish().assert_clean();
+        KernelCounters::read().assert_no_loss_since(&before);
+        assert_eq!(server.stop().code(), Some(0));
+        KernelCounters::read().assert_no_loss_since(&before);
+    });
+}
+
+#[test]
+fn signals_add_and_remove_one() {
+    let planned = start(&["--workers=2"]);
+    let server = &planned.server;
+    let count = || planned.workers().0.len();
+    for (signal, expected) in [
+        (Signal::SIGTTIN, 3),
+        (Signal::SIGTTOU, 2),
+        (Signal::SIGTTOU, 1),
+    ] {
+        let mark = server.log_len();
+        server.signal(signal);
+        server.wait_log_from(mark, |line| line.contains("operation done"));
+        assert_eq!(count(), expected);
+    }
+    let mark = server.log_len();
+    server.signal(Signal::SIGTTOU);
+    server.wait_log_from(mark, |line| line.contains("one worker is the least"));
+    assert_eq!(count(), 1);
+}
+
+#[test]
+fn impossible_numbers_are_refused() {
+    let planned = start(&["--workers=2"]);
+    let server = &planned.server;
+    let before = planned.workers();
+    server.order(&["scale", "0"]).expect_failure("0");
+    server.order(&["scale", "2000"]).expect_failure("2000");
+    server.order(&["scale", "many"]).expect_failure("many");
+    server.scale(2).expect_success();
+    planned.workers().assert_untouched_since(&before);
+}
+
+#[test]
+fn a_leaving_worker_that_dies_is_renewed_first_so_that_its_queue_is_served() {
+    isolated(
+        "a_leaving_worker_that_dies_is_renewed_first_so_that_its_queue_is_served",
+        || {
+            let planned = Planned::start(&[
+                "--listen=127.0.0.1:0",
+                "--workers=2",
+                "--handshake-timeout=1s",
+            ]);
+            let server = &planned.server;
+            let load = Load::start(
+                server.addr(),
+                LoadSize {
+                    churn: 4,
+                    ..LoadSize::none()
+                },
+            );
+            let mark = server.log_len();
+            let order = server.send_order(&["scale", "1"]);
+            server.wait_log_from(mark, |line| line.contains("operation started"));
+            let victim = worker_of(server, 1);
+            victim.signal(Signal::SIGKILL);
+            order.wait().expect_success();
+            until("one worker is left", || server.worker_pids().len() == 1);
+            load.go_on_for(50);
+            // A connection that the victim had may be lost with it; nobody else's.
+            let report = load.finish();
+            assert!(report.failure_count <= 4, "{report}");
+        },
+    );
+}

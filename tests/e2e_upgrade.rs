@@ -1,0 +1,192 @@
+//! The supervisor becomes another program, in place; or, whatever is wrong with that one, it does
+//! not, and nobody notices.
+
+mod support;
+
+use nix::sys::signal::Signal;
+
+use self::support::Client;
+use self::support::image::Image;
+use self::support::load::{Load, LoadSize};
+use self::support::observe::{self, until};
+use self::support::planned::Planned;
+
+const QUICK: [&str; 4] = [
+    "--listen=127.0.0.1:0",
+    "--workers=2",
+    "--bake-time=0s",
+    "--start-timeout=2s",
+];
+
+fn version(planned: &Planned) -> String {
+    let status = planned.server.status_json();
+    status["version"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn the_program_changes_and_nothing_else_does() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let load = Load::start(server.addr(), LoadSize::small());
+    let before = planned.workers();
+    let pid = server.pid();
+    for version_after in ["7.1.0", "7.2.0"] {
+        planned.install(
+            Image::copy(planned.folder()).with_faults(&format!("version={version_after}")),
+        );
+        let workers = planned.workers();
+        let answered = server.upgrade().expect_success();
+        assert!(answered.stdout.contains("2 workers"), "{answered:?}");
+        assert_eq!(version(&planned), version_after);
+        planned.workers().assert_renewed_since(&workers);
+        load.go_on_for(50);
+    }
+    let status = server.status_json();
+    assert_eq!(status["pid"], u64::from(pid));
+    planned.workers().assert_renewed_since(&before);
+    // What was there before still works with the new program.
+    server.reload().expect_success();
+    server.scale(3).expect_success();
+    load.go_on_for(20);
+    load.finish().assert_clean();
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn sigusr2_is_an_upgrade() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    planned.install(Image::copy(planned.folder()).with_faults("version=8.0.0"));
+    let mark = server.log_len();
+    server.signal(Signal::SIGUSR2);
+    server.wait_log_from(mark, |line| line.contains("operation done"));
+    assert_eq!(version(&planned), "8.0.0");
+    client.roundtrip(b"after");
+}
+
+#[test]
+fn a_program_that_cannot_take_over_is_found_out_before() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let load = Load::start(server.addr(), LoadSize::small());
+    let before = planned.workers();
+    let running = version(&planned);
+    let copy = || Image::copy(planned.folder());
+    let broken: [(Image, &str); 9] = [
+        (copy().not_executable(), "cannot execute"),
+        (copy().truncated(), ""),
+        (Image::other_program(planned.folder()), "exit code 0"),
+        (copy().with_faults("main.starting=exit"), "exit code 3"),
+        (copy().with_faults("main.starting=kill"), "SIGKILL"),
+        (copy().with_faults("main.starting=stop"), "within 2s"),
+        (
+            copy().with_faults("preflight.starting=panic"),
+            "exit code 101",
+        ),
+        (copy().with_faults("state_version=99"), "reads version 99"),
+        (copy().with_faults("state_version=0"), "reads version 0"),
+    ];
+    for (image, cause) in broken {
+        planned.install(image);
+        server.upgrade().expect_failure(cause);
+        planned.workers().assert_untouched_since(&before);
+        assert_eq!(version(&planned), running);
+        load.go_on_for(10);
+    }
+    std::fs::remove_file(planned.program()).unwrap();
+    server.upgrade().expect_failure("cannot open the program");
+    planned.workers().assert_untouched_since(&before);
+    load.finish().assert_clean();
+}
+
+#[test]
+fn a_configuration_that_only_the_new_program_refuses_is_found_out_before() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    let before = planned.workers();
+    for (text, cause) in [
+        ("no_such_setting = 1\n", "there is no setting"),
+        ("share_port = true\n", "share_port cannot change"),
+    ] {
+        planned.configure(text);
+        server.upgrade().expect_failure(cause);
+        planned.workers().assert_untouched_since(&before);
+    }
+    client.roundtrip(b"unharmed");
+    planned.configure("");
+    server.upgrade().expect_success();
+    client.roundtrip(b"moved");
+}
+
+/// Passes the pre-flight and fails when it is for real: the old program is called back.
+#[test]
+fn a_program_that_fails_after_exec_gives_the_process_back() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let load = Load::start(server.addr(), LoadSize::small());
+    let before = planned.workers();
+    let running = version(&planned);
+    planned.install(
+        Image::copy(planned.folder()).with_faults("version=9.0.0;supervisor.resume=refuse"),
+    );
+    server.upgrade().expect_failure("asked to refuse");
+    assert_eq!(version(&planned), running);
+    planned.workers().assert_untouched_since(&before);
+    load.go_on_for(30);
+    // And the next one may succeed.
+    planned.install_good();
+    server.upgrade().expect_success();
+    planned.workers().assert_renewed_since(&before);
+    load.finish().assert_clean();
+}
+
+/// The supervisor is the new program, its workers cannot be: they stay, and who asked is told.
+#[test]
+fn workers_that_cannot_follow_stay_with_the_old_program() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let load = Load::start(server.addr(), LoadSize::small());
+    let before = planned.workers();
+    planned.install(Image::copy(planned.folder()).with_faults("version=9.1.0;worker.ready=exit"));
+    server.upgrade().expect_failure("exit code 3");
+    assert_eq!(version(&planned), "9.1.0");
+    planned.workers().assert_untouched_since(&before);
+    load.go_on_for(30);
+    // A crash is answered with what the worker ran, not with what failed.
+    let victim = server.worker_pids()[0];
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(victim.cast_signed()),
+        Signal::SIGTERM,
+    )
+    .unwrap();
+    planned.install_good();
+    server.upgrade().expect_success();
+    planned.workers().assert_renewed_since(&before);
+    load.finish().assert_clean();
+}
+
+/// A worker that dies while the supervisor is between two programs is noticed by the next one, and
+/// a signal that comes in that time is not lost.
+#[test]
+fn what_happens_between_two_programs_is_noticed() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    planned.install(Image::copy(planned.folder()).with_faults("supervisor.resuming=stop"));
+    let mark = server.log_len();
+    let order = server.send_order(&["upgrade"]);
+    until("the new program stands still", || {
+        observe::state(server.pid()) == Some('T')
+    });
+    let victim = observe::worker_of(server, 1);
+    victim.signal(Signal::SIGKILL);
+    assert!(victim.wait_gone(std::time::Duration::from_secs(5)));
+    server.signal(Signal::SIGUSR1);
+    server.signal(Signal::SIGCONT);
+    order.wait().expect_success();
+    server.wait_log_from(mark, |line| line.contains("worker died"));
+    server.wait_log_from(mark, |line| line.contains("serving for"));
+    planned.workers().assert_serving();
+}

@@ -1,0 +1,145 @@
+//! What the tests of planned operations share: a server that runs a copy of the program which a
+//! test may replace, and what its status says.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::image::Image;
+use super::server::{Server, ServerBuilder};
+
+/// A server whose program and configuration file are its own.
+#[derive(Debug)]
+pub struct Planned {
+    /// The server.
+    pub server: Server,
+    program: PathBuf,
+    config: PathBuf,
+    folder: TempDir,
+}
+
+/// The workers of a server as its status tells of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workers(pub Vec<Worker>);
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// Its process.
+    pub pid: u64,
+    /// Which of its slot's workers it is.
+    pub generation: u64,
+    /// What it runs.
+    pub release: u64,
+    /// What it is doing.
+    pub state: String,
+}
+
+impl Planned {
+    /// Starts a server on a free port with `args`, from a copy of the program, and with an empty
+    /// configuration file.
+    #[track_caller]
+    pub fn start(args: &[&str]) -> Self {
+        Self::start_with(args, |builder| builder)
+    }
+
+    /// The same with more said to the builder.
+    #[track_caller]
+    pub fn start_with(args: &[&str], more: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Self {
+        let folder = tempfile::tempdir().expect("a folder of its own");
+        let program = folder.path().join("uppercased");
+        Image::copy(folder.path()).replace(&program);
+        let config = folder.path().join("uppercased.toml");
+        std::fs::write(&config, "").expect("write an empty configuration");
+        let builder = Server::builder()
+            .program(&program)
+            .args(["--config", config.to_str().expect("a plain path")])
+            .args(args);
+        Self {
+            server: more(builder).start(),
+            program,
+            config,
+            folder,
+        }
+    }
+
+    /// The program that a restart or an upgrade will find.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// A folder in which images can be made that may replace the program.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Puts another image in the program's place.
+    #[track_caller]
+    pub fn install(&self, image: Image) {
+        image.replace(&self.program);
+    }
+
+    /// Puts the program as built in its place again.
+    #[track_caller]
+    pub fn install_good(&self) {
+        self.install(Image::copy(self.folder()));
+    }
+
+    /// Replaces the configuration file.
+    #[track_caller]
+    pub fn configure(&self, text: &str) {
+        std::fs::write(&self.config, text).expect("write the configuration");
+    }
+
+    /// The workers as the status tells of them.
+    #[track_caller]
+    pub fn workers(&self) -> Workers {
+        Workers::of(&self.server)
+    }
+}
+
+impl Workers {
+    /// The workers of `server`, main ones only, in the order of their slots.
+    #[track_caller]
+    pub fn of(server: &Server) -> Self {
+        let status = server.status_json();
+        let slots = status["slots"].as_array().expect("a list of slots");
+        let number = |value: &Value| value.as_u64().unwrap_or(0);
+        let worker = |slot: &Value| Worker {
+            pid: number(&slot["pid"]),
+            generation: number(&slot["generation"]),
+            release: number(&slot["release"]),
+            state: slot["state"].as_str().unwrap_or_default().to_owned(),
+        };
+        Self(slots.iter().map(worker).collect())
+    }
+
+    /// Asserts that each of them serves.
+    #[track_caller]
+    pub fn assert_serving(&self) {
+        let idle = self.0.iter().find(|worker| worker.state != "serving");
+        assert_eq!(idle, None, "{self:?}");
+    }
+
+    /// Asserts that every slot has another process than in `before`, and that it serves.
+    #[track_caller]
+    pub fn assert_renewed_since(&self, before: &Self) {
+        self.assert_serving();
+        assert_eq!(self.0.len(), before.0.len());
+        for (now, then) in self.0.iter().zip(&before.0) {
+            assert!(
+                now.pid != then.pid && now.generation > then.generation,
+                "not renewed: {now:?} after {then:?}"
+            );
+        }
+    }
+
+    /// Asserts that every slot has the very process that it had in `before`.
+    #[track_caller]
+    pub fn assert_untouched_since(&self, before: &Self) {
+        self.assert_serving();
+        let pids = |workers: &Self| workers.0.iter().map(|it| it.pid).collect::<Vec<_>>();
+        assert_eq!(pids(self), pids(before), "{self:?} after {before:?}");
+    }
+}
