@@ -1,0 +1,214 @@
+//! The server under measurement: the program as built, watched by its log.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+use uppercased::control::{Done, Reply, Request, client};
+use uppercased::status::Status;
+
+/// No operation, and no line of the log that is due, takes longer in a run that succeeds.
+const DEADLINE: Duration = Duration::from_secs(40);
+/// What the server prints before the address, once it serves.
+const READY: &str = "listening on ";
+/// What a worker that is scaled away waits for handshakes; loopback needs next to nothing.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// A running server. Dropping it stops it.
+#[derive(Debug)]
+pub(crate) struct Server {
+    process: Child,
+    pub(crate) addr: SocketAddr,
+    log: Receiver<String>,
+    folder: TempDir,
+}
+
+/// An operation that has succeeded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operation {
+    /// From the order to the verdict, as whoever gave the order sees it.
+    pub(crate) total: Duration,
+    /// Of it the handover itself, as the server's log tells it (whole milliseconds).
+    pub(crate) handover: Duration,
+    /// Connections that moved.
+    pub(crate) moved: u64,
+}
+
+/// What a worker has had of the processors in its life.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProcessorTime {
+    worker: u32,
+    /// It ran.
+    pub(crate) ran: Duration,
+    /// It could have run, but others did.
+    pub(crate) waited: Duration,
+}
+
+impl ProcessorTime {
+    /// What came after `earlier`: everything, if that was about another worker.
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        if self.worker != earlier.worker {
+            return self;
+        }
+        Self {
+            worker: self.worker,
+            ran: self.ran.saturating_sub(earlier.ran),
+            waited: self.waited.saturating_sub(earlier.waited),
+        }
+    }
+}
+
+impl Server {
+    /// Starts a server with one worker and waits until it serves.
+    pub(crate) fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let handshake = format!("--handshake-timeout={}ms", HANDSHAKE_TIMEOUT.as_millis());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_uppercased"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("UPPERCASED_") {
+                command.env_remove(name);
+            }
+        }
+        let mut process = command
+            .args(["--listen=127.0.0.1:0", "--workers=1", "--bake-time=0s"])
+            .args([&handshake, "--log-format=json", "--control"])
+            .arg(folder.path().join("control"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start the server");
+        let (sender, log) = channel();
+        let lines = BufReader::new(process.stderr.take().expect("a pipe was asked for")).lines();
+        // Ends with the last process that writes the log, which is the end of the channel.
+        std::thread::spawn(move || {
+            let _ = lines
+                .map_while(Result::ok)
+                .try_for_each(|line| sender.send(line));
+        });
+        let mut first = String::new();
+        let stdout = process.stdout.take().expect("a pipe was asked for");
+        let read = BufReader::new(stdout).read_line(&mut first);
+        let addr = first.trim_end().strip_prefix(READY);
+        let addr = addr.and_then(|addr| addr.parse().ok());
+        Self {
+            addr: addr.unwrap_or_else(|| panic!("no server: {read:?} {first:?}")),
+            process,
+            log,
+            folder,
+        }
+    }
+
+    /// Gives an order and waits for the verdict, which must be a success.
+    pub(crate) fn order(&self, request: Request) -> Operation {
+        let begun = Instant::now();
+        let reply = self.ask(request);
+        let total = begun.elapsed();
+        let Reply::Done(Done {
+            moved, drained: 0, ..
+        }) = reply
+        else {
+            panic!("{request:?}: {reply:?}\n{}", self.log_so_far());
+        };
+        Operation {
+            total,
+            handover: self.handover(),
+            moved,
+        }
+    }
+
+    /// Bytes that the server has taken and not given back yet.
+    pub(crate) fn owed_bytes(&self) -> u64 {
+        let traffic = self.status().totals.traffic;
+        traffic.bytes_in - traffic.bytes_out
+    }
+
+    /// What the first slot's worker has had of the processors so far.
+    pub(crate) fn processor_time(&self) -> ProcessorTime {
+        let worker = self.status().slots[0].pid.expect("a worker");
+        let path = format!("/proc/{worker}/schedstat");
+        let text = std::fs::read_to_string(&path).expect("the worker lives");
+        let mut nanos = text.split(' ').filter_map(|number| number.parse().ok());
+        let mut next = || Duration::from_nanos(nanos.next().expect("a number"));
+        ProcessorTime {
+            worker,
+            ran: next(),
+            waited: next(),
+        }
+    }
+
+    fn status(&self) -> Status {
+        match self.ask(Request::Status) {
+            Reply::Status(status) => *status,
+            reply => panic!("no status: {reply:?}"),
+        }
+    }
+
+    /// Stops it, and asserts that nothing went wrong in its life.
+    pub(crate) fn stop(mut self) {
+        self.end();
+        let status = self.process.wait().expect("it is our child");
+        assert!(status.success(), "the server ended with {status}");
+    }
+
+    fn ask(&self, request: Request) -> Reply {
+        let path = self.folder.path().join("control");
+        match client::ask(&path, &request, Some(DEADLINE), |_| {}) {
+            Ok(reply) => reply,
+            Err(error) => panic!("{request:?}: {error}\n{}", self.log_so_far()),
+        }
+    }
+
+    /// Reads the log up to the end of the operation; how long handovers took in it.
+    fn handover(&self) -> Duration {
+        let mut took = Duration::ZERO;
+        loop {
+            let line = self.log.recv_timeout(DEADLINE).expect("a line of the log");
+            let line: Value = serde_json::from_str(&line).expect("JSON was asked for");
+            assert_ne!(line["level"], "ERROR", "{line}");
+            match line["message"].as_str() {
+                Some("handover done") => {
+                    let millis = line["took_ms"].as_u64().expect("a number");
+                    took += Duration::from_millis(millis);
+                }
+                Some("operation done") => return took,
+                _ => {}
+            }
+        }
+    }
+
+    fn log_so_far(&self) -> String {
+        self.log.try_iter().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Asks it to stop and waits until its last process has ended.
+    fn end(&self) {
+        let pid = Pid::from_raw(self.process.id().cast_signed());
+        // Not reaped before `self` goes, so the number is its own.
+        let _ = kill(pid, Signal::SIGTERM);
+        loop {
+            match self.log.recv_timeout(DEADLINE) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => break,
+            }
+        }
+        let _ = kill(pid, Signal::SIGKILL);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Has been waited for if it was stopped.
+        if matches!(self.process.try_wait(), Ok(None)) {
+            self.end();
+            let _ = self.process.wait();
+        }
+    }
+}
