@@ -297,7 +297,7 @@ impl Held {
     }
 
     /// Watches the pinging clients, by their indices, and the idle ones, after those.
-    fn watch(&mut self) {
+    fn watch(&self) {
         let pinging = self.pingers.iter().map(|pinger| &pinger.stream);
         for (index, stream) in pinging.chain(&self.idle).enumerate() {
             stream.set_nonblocking(true).expect("a socket");
