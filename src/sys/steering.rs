@@ -1,11 +1,11 @@
-//! Which sockets of a `SO_REUSEPORT` group get new connections: a classic BPF program of three
-//! instructions on the group.
+//! Which sockets of a `SO_REUSEPORT` group get new connections: a small classic BPF program on the
+//! group.
 //!
 //! The program returns an index; the kernel counts the group's sockets in the order of their
 //! `listen` calls, and a closed one's place is taken by the last (`reuseport_detach_sock`,
 //! net/core/sock_reuseport.c). So "the first N" means the first N slots as long as slots listen in
-//! order and only the last one ever closes, which the supervisor sees to. The program belongs to
-//! the group and is replaced as one (RCU); it needs no privilege, but the group must be ours alone.
+//! order and only the last one ever closes, which the supervisor sees to. An index beyond the last
+//! socket is not an error to the kernel: it falls back to its hash. The program belongs to the group and is replaced as one (RCU); it needs no privilege, but the group must be ours alone.
 //!
 //! It must not decide who gets connections; it must not touch a socket beyond that option.
 #![expect(
@@ -21,7 +21,16 @@ use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
 /// A random number for each packet (`SKF_AD_OFF + SKF_AD_RANDOM`, linux/filter.h).
-const RANDOM: u32 = 0xffff_f000 + 56;
+const RANDOM: u32 = ANCILLARY + 56;
+/// The CPU that handles the packet (`SKF_AD_OFF + SKF_AD_CPU`).
+const CPU: u32 = ANCILLARY + 36;
+const ANCILLARY: u32 = 0xffff_f000;
+
+/// Return the accumulator (linux/bpf_common.h calls it `BPF_A`; the constant is not in libc).
+const BPF_A: u32 = 0x10;
+
+/// Instructions that the kernel takes at most (`BPF_MAXINSNS`, linux/bpf_common.h).
+const INSTRUCTIONS_MAX: usize = 4096;
 
 /// Gives new connections of the group of `listener` to its first `sockets` sockets only, at random.
 /// Handshakes already begun stay where they are.
@@ -32,17 +41,81 @@ pub fn steer_to_first(listener: &impl AsFd, sockets: u16) -> io::Result<()> {
     if sockets == 0 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let instruction = |code: u32, k: u32| libc::sock_filter {
+    attach(listener, &mut one_of(0, 1, sockets))
+}
+
+/// Gives each new connection of the group of `listener` to the socket of the CPU that handles its
+/// first packet: of `sockets` sockets the i-th belongs to the i-th of `cpus`, beginning again with
+/// the first CPU where there are more sockets. Sockets of the same CPU share at random. A CPU
+/// without a socket, or not in `cpus`, is given one by its number.
+///
+/// # Errors
+/// `InvalidInput` for no sockets at all, else what `setsockopt` returned.
+pub fn steer_by_cpu(listener: &impl AsFd, sockets: u16, cpus: &[u16]) -> io::Result<()> {
+    if sockets == 0 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    attach(listener, &mut by_cpu(sockets, cpus))
+}
+
+/// A table of jumps: for each CPU a comparison and what to return for it, then the rule for all
+/// others. CPUs for which that rule is right need no entry, so with CPUs numbered from 0 and one
+/// socket for each there is no table at all.
+fn by_cpu(sockets: u16, cpus: &[u16]) -> Vec<libc::sock_filter> {
+    let by_number = [
+        instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, sockets.into()),
+        instruction(libc::BPF_RET | BPF_A, 0),
+    ];
+    let mut program = vec![instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, CPU)];
+    let step = u16::try_from(cpus.len()).unwrap_or(u16::MAX);
+    for (first, &cpu) in (0..sockets).zip(cpus) {
+        let count = (sockets - first).div_ceil(step);
+        if count == 1 && cpu % sockets == first {
+            continue;
+        }
+        let entry = one_of(first, step, count);
+        // A machine with so many odd CPUs is served by number from here on.
+        if program.len() + 1 + entry.len() + by_number.len() > INSTRUCTIONS_MAX {
+            break;
+        }
+        program.push(libc::sock_filter {
+            // At most five instructions are jumped over.
+            jf: entry.len() as u8,
+            ..instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, cpu.into())
+        });
+        program.extend(entry);
+    }
+    program.extend(by_number);
+    program
+}
+
+/// Returns `first`, or one of `first`, `first + step`, … at random, `count` in all.
+fn one_of(first: u16, step: u16, count: u16) -> Vec<libc::sock_filter> {
+    if count == 1 {
+        return vec![instruction(libc::BPF_RET | libc::BPF_K, first.into())];
+    }
+    let arithmetic = |operation: u32, operand: u16| {
+        instruction(libc::BPF_ALU | operation | libc::BPF_K, operand.into())
+    };
+    vec![
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, RANDOM),
+        arithmetic(libc::BPF_MOD, count),
+        arithmetic(libc::BPF_MUL, step),
+        arithmetic(libc::BPF_ADD, first),
+        instruction(libc::BPF_RET | BPF_A, 0),
+    ]
+}
+
+const fn instruction(code: u32, k: u32) -> libc::sock_filter {
+    libc::sock_filter {
         code: code as u16,
         jt: 0,
         jf: 0,
         k,
-    };
-    let mut program = [
-        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, RANDOM),
-        instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, sockets.into()),
-        instruction(libc::BPF_RET | BPF_A, 0),
-    ];
+    }
+}
+
+fn attach(listener: &impl AsFd, program: &mut [libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
@@ -54,9 +127,6 @@ pub fn steer_to_first(listener: &impl AsFd, sockets: u16) -> io::Result<()> {
         &program,
     )?)
 }
-
-/// Return the accumulator (linux/bpf_common.h calls it `BPF_A`; the constant is not in libc).
-const BPF_A: u32 = 0x10;
 
 /// Gives new connections of the group of `listener` to all its sockets again, by the kernel's hash.
 /// Without a program there is nothing to do.
@@ -133,9 +203,105 @@ mod tests {
         unsteer(&group[0]).unwrap();
     }
 
+    /// What a program returns for a packet that this CPU handles, with every random number from 0 on
+    /// in turn.
+    fn answers(program: &[libc::sock_filter], cpu: u16) -> Vec<u32> {
+        let run = |random: u32| {
+            let (mut at, mut accumulator) = (0, 0_u32);
+            loop {
+                let libc::sock_filter { code, jt, jf, k } = program[at];
+                at += 1;
+                match u32::from(code) {
+                    code if code == libc::BPF_LD | libc::BPF_W | libc::BPF_ABS => {
+                        accumulator = if k == CPU { cpu.into() } else { random };
+                    }
+                    code if code == libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K => {
+                        at += usize::from(if accumulator == k { jt } else { jf });
+                    }
+                    code if code == libc::BPF_RET | libc::BPF_K => return k,
+                    code if code == libc::BPF_RET | BPF_A => return accumulator,
+                    code => match code & 0xf0 {
+                        libc::BPF_MOD => accumulator %= k,
+                        libc::BPF_MUL => accumulator *= k,
+                        libc::BPF_ADD => accumulator += k,
+                        _ => panic!("an instruction that was not meant: {code:#x}"),
+                    },
+                }
+            }
+        };
+        let mut answers: Vec<u32> = (0..64).map(run).collect();
+        answers.sort_unstable();
+        answers.dedup();
+        answers
+    }
+
+    #[test]
+    fn each_cpu_has_the_sockets_of_the_workers_that_run_on_it() {
+        // One for each, numbered from 0: by number, without a table.
+        let plain = by_cpu(4, &[0, 1, 2, 3]);
+        assert_eq!(plain.len(), 3);
+        for cpu in 0..4 {
+            assert_eq!(answers(&plain, cpu), [u32::from(cpu)]);
+        }
+        // Every second CPU; by number all would be in the first socket and the third.
+        let odd = by_cpu(4, &[1, 3, 5, 7]);
+        for (socket, cpu) in [(0, 1), (1, 3), (2, 5), (3, 7), (2, 6)] {
+            assert_eq!(answers(&odd, cpu), [socket], "CPU {cpu}");
+        }
+        // More sockets than CPUs: 0, 3 and 6 on the first one, and so on.
+        let many = by_cpu(8, &[4, 5, 9]);
+        assert_eq!(answers(&many, 4), [0, 3, 6]);
+        assert_eq!(answers(&many, 5), [1, 4, 7]);
+        assert_eq!(answers(&many, 9), [2, 5]);
+        // More CPUs than sockets: who has none goes by number.
+        let few = by_cpu(2, &[3, 4, 5]);
+        let by_cpu_of = |cpu| answers(&few, cpu);
+        assert_eq!([3, 4, 5].map(by_cpu_of), [[0], [1], [1]]);
+    }
+
+    #[test]
+    fn no_machine_makes_a_program_that_the_kernel_refuses() {
+        let odd: Vec<u16> = (0..2048).map(|cpu| 2 * cpu + 1).collect();
+        for (sockets, cpus) in [(1024, 400), (1024, 700), (1024, 2048), (1, 0), (3, 1)] {
+            let program = by_cpu(sockets, &odd[..cpus]);
+            assert!(program.len() <= INSTRUCTIONS_MAX, "{sockets} on {cpus}");
+            let listener = listener("127.0.0.1:0".parse().unwrap());
+            steer_by_cpu(&listener, sockets, &odd[..cpus]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_client_s_cpu_decides() {
+        let cpus = crate::sys::cpus::usable().unwrap();
+        let first = listener("127.0.0.1:0".parse().unwrap());
+        let at = first.local_addr().unwrap();
+        let group: Vec<_> = std::iter::once(first)
+            .chain(cpus.iter().skip(1).map(|_| listener(at)))
+            .collect();
+        steer_by_cpu(&group[0], group.len() as u16, &cpus).unwrap();
+        // Over loopback a packet is handled where it is sent.
+        for (socket, &cpu) in cpus.iter().enumerate() {
+            let taken = std::thread::scope(|scope| {
+                let there = scope.spawn(|| {
+                    crate::sys::cpus::pin(cpu).unwrap();
+                    spread(&group, 20)
+                });
+                there.join().unwrap()
+            });
+            let mut expected = vec![0; cpus.len()];
+            expected[socket] = 20;
+            assert_eq!(taken, expected, "CPU {cpu} of {cpus:?}");
+        }
+    }
+
     #[test]
     fn steering_to_nobody_is_refused() {
-        let refused = steer_to_first(&listener("127.0.0.1:0".parse().unwrap()), 0);
-        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        let listener = listener("127.0.0.1:0".parse().unwrap());
+        for refused in [
+            steer_to_first(&listener, 0),
+            steer_by_cpu(&listener, 0, &[0]),
+        ] {
+            assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
     }
 }

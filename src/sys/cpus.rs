@@ -1,0 +1,70 @@
+//! Which CPUs a process may run on, asked of the kernel and told to it.
+//!
+//! Numbers are the kernel's. It must not decide who runs where.
+
+use std::io;
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+/// The calling process (its only thread), as the kernel names it.
+const SELF: Pid = Pid::from_raw(0);
+
+/// The CPUs that this process may run on, in order.
+///
+/// # Errors
+/// What `sched_getaffinity` returned; `EINVAL` on a machine with more CPUs than 1024.
+pub fn usable() -> io::Result<Vec<u16>> {
+    usable_by(SELF)
+}
+
+/// The one CPU that the process with this number may run on; `None` if there are several, or no
+/// such process.
+#[must_use]
+pub fn only_cpu_of(pid: u32) -> Option<u16> {
+    let pid = i32::try_from(pid).ok()?;
+    match usable_by(Pid::from_raw(pid)).ok()?[..] {
+        [cpu] => Some(cpu),
+        _ => None,
+    }
+}
+
+/// Keeps this process on one CPU, and whatever it forks.
+///
+/// # Errors
+/// What `sched_setaffinity` returned: above all `EINVAL` for a CPU that this process may not use.
+pub fn pin(cpu: u16) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu.into())?;
+    Ok(sched_setaffinity(SELF, &set)?)
+}
+
+fn usable_by(pid: Pid) -> io::Result<Vec<u16>> {
+    let set = sched_getaffinity(pid)?;
+    let most = u16::try_from(CpuSet::count()).unwrap_or(u16::MAX);
+    let usable = (0..most).filter(|cpu| set.is_set((*cpu).into()).unwrap_or(false));
+    Ok(usable.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a thread of its own: to the kernel a thread is a process, and this one ends with the test.
+    #[test]
+    fn who_is_pinned_stays_on_that_cpu() {
+        let there = || {
+            let before = usable().unwrap();
+            let last = *before.last().unwrap();
+            pin(last).unwrap();
+            assert_eq!(usable().unwrap(), [last]);
+            let thread = nix::unistd::gettid().as_raw().unsigned_abs();
+            assert_eq!(only_cpu_of(thread), Some(last));
+            assert!(pin(u16::MAX).is_err());
+            before
+        };
+        let before = std::thread::scope(|scope| scope.spawn(there).join().unwrap());
+        assert_eq!(usable().unwrap(), before, "nobody else is pinned");
+        assert_eq!(only_cpu_of(u32::MAX), None);
+    }
+}
