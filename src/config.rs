@@ -119,6 +119,18 @@ pub enum RestartConnections {
     Drain,
 }
 
+/// How new connections are spread over the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Steer {
+    /// By the kernel's own hash of addresses and ports.
+    Hash,
+    /// By the CPU that receives the first packet.
+    Cpu,
+    /// Evenly, at random.
+    Random,
+}
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -178,6 +190,12 @@ pub struct Config {
     pub keepalive: Option<Duration>,
     /// How long accepting rests after the system ran out of descriptors or memory.
     pub accept_retry: Duration,
+    /// How long a worker polls for more work before it sleeps; `None`: it sleeps at once.
+    pub busy_poll: Option<Duration>,
+    /// How new connections are spread over the workers.
+    pub steer: Steer,
+    /// Whether each worker stays on one CPU.
+    pub pin: bool,
     /// How long a stopping worker may finish what it owes.
     pub drain_timeout: Duration,
     /// How long a stopping worker goes on accepting first.
@@ -272,6 +290,12 @@ pub enum Error {
         first: ListenAddr,
         second: ListenAddr,
     },
+
+    #[error(
+        "{name}: connections to a port that is shared with other servers (share_port) cannot be \
+         steered, since theirs would be steered with ours; leave one of the two out"
+    )]
+    SteerShared { name: String },
 
     #[error(
         "max_connections {asked} needs a descriptor limit of {needed}, and it is {limit}; raise it \
@@ -444,6 +468,11 @@ fn check_rules(config: &Config, origins: &Origins) -> Result<(), Error> {
             initial: shown("backoff_initial"),
         });
     }
+    if config.share_port && config.steer != Steer::Hash {
+        return Err(Error::SteerShared {
+            name: origins.name_of("steer"),
+        });
+    }
     if let Some((first, second)) = listen::overlap(&config.listen) {
         return Err(Error::Overlap {
             name: origins.name_of("listen"),
@@ -471,6 +500,9 @@ const BLANK: Config = Config {
     send_buffer: None,
     keepalive: None,
     accept_retry: Duration::ZERO,
+    busy_poll: None,
+    steer: Steer::Hash,
+    pin: false,
     drain_timeout: Duration::ZERO,
     lame_duck: Duration::ZERO,
     start_timeout: Duration::ZERO,
@@ -563,6 +595,12 @@ mod tests {
             "--listen: 0.0.0.0:9999 and 127.0.0.1:9999 overlap, and the more specific one would \
              take every client from the other; leave one of them out"
         );
+        assert_eq!(
+            flags(&[("steer", "random"), ("share_port", "true")]).unwrap_err(),
+            "--steer: connections to a port that is shared with other servers (share_port) \
+             cannot be steered, since theirs would be steered with ours; leave one of the two out"
+        );
+        assert!(flags(&[("steer", "hash"), ("share_port", "true")]).is_ok());
     }
 
     #[test]

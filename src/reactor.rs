@@ -19,6 +19,7 @@
 
 pub mod accept;
 pub mod moving;
+mod spin;
 pub mod timers;
 
 use std::collections::VecDeque;
@@ -42,6 +43,7 @@ use crate::sys::socket::{AcceptFailure, Socket};
 
 use accept::{Acceptor, Gate, pause_cause};
 use moving::{HandedOver, Incoming, Outgoing};
+use spin::Spin;
 use timers::Timers;
 
 /// Readiness reports taken from the kernel in one turn.
@@ -78,6 +80,7 @@ pub struct Reactor {
     /// Connections that another worker is about to hand over: their places are taken.
     expected: u32,
     last_generation: u32,
+    spin: Spin,
     now: Tick,
 }
 
@@ -115,6 +118,7 @@ impl Reactor {
             open: 0,
             expected: 0,
             last_generation: NO_GENERATION,
+            spin: Spin::new(config.busy_poll),
             now,
         })
     }
@@ -217,11 +221,9 @@ impl Reactor {
     /// # Errors
     /// What `epoll_wait` returned; interruptions are not errors.
     pub fn wait(&mut self, deadline: Option<Tick>) -> io::Result<bool> {
-        let timeout = self.timeout(deadline);
-        match self.poll.poll(&mut self.events, timeout) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-            Err(_) => self.events.clear(),
-            Ok(()) => {}
+        if !self.spins(deadline)? {
+            let timeout = self.timeout(deadline);
+            self.poll(timeout)?;
         }
         self.now = clock::now();
         self.memory.count(Counter::Turns, 1);
@@ -232,6 +234,16 @@ impl Reactor {
         }
         self.events = events;
         Ok(control)
+    }
+
+    /// Takes the kernel's reports; none after an interruption.
+    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            Err(_) => self.events.clear(),
+            Ok(()) => {}
+        }
+        Ok(())
     }
 
     /// Drives what is ready, accepts, and answers deadlines; takes connections in before that, and

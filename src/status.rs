@@ -85,6 +85,8 @@ pub struct SlotStatus {
     pub generation: Generation,
     /// What it runs.
     pub release: ReleaseId,
+    /// The CPU that the worker is pinned to; `None` if it may run on several.
+    pub cpu: Option<u16>,
     /// What it is doing.
     pub state: String,
     /// For how long.
@@ -96,6 +98,11 @@ pub struct SlotStatus {
     /// What it serves and has served.
     #[serde(flatten)]
     pub traffic: Traffic,
+    /// Its share of the connections that these slots have taken from their accept queues, in
+    /// percent, rounded; 0 before the first one.
+    pub accepted_percent: u8,
+    /// Its share of the connections that are open now, likewise.
+    pub open_percent: u8,
     /// Workers of this slot that ended and should not have.
     pub deaths: u64,
     /// The latest of them.
@@ -137,12 +144,17 @@ pub struct LastDeath {
 }
 
 impl Status {
-    /// Sets the totals to the sums over the slots.
+    /// Sets the totals to the sums over the slots, and the slots' shares of them.
     pub fn sum_up(&mut self) {
         let mut totals = Totals::default();
         for slot in &self.slots {
             totals.traffic.add(&slot.traffic);
             totals.deaths = totals.deaths.saturating_add(slot.deaths);
+        }
+        let (accepted, open) = (totals.traffic.accepted, totals.traffic.open);
+        for slot in &mut self.slots {
+            slot.accepted_percent = percent(slot.traffic.accepted, accepted);
+            slot.open_percent = percent(slot.traffic.open, open);
         }
         self.totals = totals;
     }
@@ -198,6 +210,13 @@ impl Traffic {
             *sum = sum.saturating_add(*more);
         }
     }
+}
+
+/// `part` of `whole` in percent, to the nearest; 0 of nothing.
+fn percent(part: u64, whole: u64) -> u8 {
+    let (part, whole) = (u128::from(part.min(whole)), u128::from(whole));
+    let percent = (part * 200 + whole).checked_div(whole * 2);
+    percent.map_or(0, |percent| percent.min(100) as u8)
 }
 
 #[cfg(test)]
@@ -256,6 +275,29 @@ mod tests {
         assert_eq!(traffic.bytes_in, u64::MAX);
         let closed = [("a".to_owned(), 4), ("b".to_owned(), 2)];
         assert_eq!(traffic.closed, BTreeMap::from(closed));
+    }
+
+    #[test]
+    fn shares_are_rounded_and_nothing_is_shared_by_nobody() {
+        let shares = |taken: &[u64]| {
+            let slot = |accepted: &u64| SlotStatus {
+                traffic: Traffic {
+                    accepted: *accepted,
+                    ..Traffic::default()
+                },
+                ..SlotStatus::default()
+            };
+            let mut status = Status {
+                slots: taken.iter().map(slot).collect(),
+                ..Status::default()
+            };
+            status.sum_up();
+            let shares = status.slots.iter().map(|slot| slot.accepted_percent);
+            shares.collect::<Vec<u8>>()
+        };
+        assert_eq!(shares(&[0, 0]), [0, 0]);
+        assert_eq!(shares(&[1, 2]), [33, 67]);
+        assert_eq!(shares(&[u64::MAX]), [100]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod exchange;
 pub mod machine;
 mod observe;
 mod operations;
+mod placement;
 mod releases;
 mod report;
 mod resources;

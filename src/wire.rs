@@ -88,6 +88,9 @@ pub struct Start {
     /// of the slot still serves.
     #[serde(default)]
     pub standby: bool,
+    /// The one CPU that it is to run on; `None`: wherever the system puts it.
+    #[serde(default)]
+    pub cpu: Option<u16>,
     /// Connections this worker may hold.
     pub max_connections: u32,
     /// Records in the working memory: descriptor numbers this worker may use.

@@ -29,6 +29,7 @@ use crate::memory::layout::Layout;
 use crate::memory::{self, Memory};
 use crate::metrics::{CloseReason, Counter};
 use crate::reactor::Reactor;
+use crate::sys::cpus;
 use crate::sys::fd::inherited_channel;
 use crate::wire::{
     Draining, Envelope, Failed, HandOver, HandedOver, HandoverEnd, Leave, Listen, Message, Ready,
@@ -117,6 +118,12 @@ impl Worker {
         fault::point("worker.starting");
         fault::point(&format!("worker.starting.slot{}", id.slot));
         let fail = |channel, cause: &dyn std::fmt::Display| (channel, cause.to_string());
+        if let Some(cpu) = start.cpu
+            && let Err(error) = cpus::pin(cpu)
+        {
+            // It was the supervisor's a moment ago. Anywhere is better than nowhere.
+            tracing::warn!(cpu, %error, "cannot stay on the CPU: the system chooses one");
+        }
         let mut descriptors = descriptors.into_iter();
         let Some(memory) = descriptors.next() else {
             return Err(fail(

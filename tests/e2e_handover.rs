@@ -99,6 +99,7 @@ impl Slot {
         let (here, there) = pair();
         let mut channel = Channel::over(here);
         let start = Start {
+            cpu: None,
             config: self.config.clone(),
             listen: vec![self.listen],
             adopt: self.listener.is_some(),

@@ -75,10 +75,11 @@ mod tests {
             .iter()
             .map(|setting| Assignment {
                 setting,
-                text: if setting.is_list() {
-                    "[::1]:80, *:81, 82".to_owned()
-                } else {
-                    setting.example.to_owned()
+                text: match setting.key() {
+                    "listen" => "[::1]:80, *:81, 82".to_owned(),
+                    // A shared port and steering exclude each other.
+                    "share_port" => setting.default.to_owned(),
+                    _ => setting.example.to_owned(),
                 },
                 origin: Origin::Environment,
             })

@@ -73,6 +73,17 @@ pub const KEEPALIVE: Span = Span {
     least: SECOND,
     most: Duration::from_secs(9 * 60 * 60),
 };
+/// Polling for more work before sleeping. Below 10 us it would end before a peer on the same
+/// machine can answer; beyond a second it is no wait any more but a CPU given away.
+pub const BUSY_POLL: Span = Span {
+    least: Duration::from_micros(10),
+    most: SECOND,
+};
+/// Percent by which the busiest worker must exceed the idlest. Below 10 it would chase noise.
+pub const REBALANCE_THRESHOLD: Count<u16> = Count {
+    least: 10,
+    most: 1000,
+};
 /// The rest after the system ran out of descriptors or memory.
 pub const ACCEPT_RETRY: Span = Span {
     least: MS,

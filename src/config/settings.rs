@@ -10,7 +10,7 @@ use std::fmt;
 use super::bounds::*;
 use super::listen::Listen;
 use super::value::{Choice, ControlSocket, Facts, Grammar, OrWord, PerCpu, Switch};
-use super::{Config, LogFormat, LogLevel, RestartConnections};
+use super::{Config, LogFormat, LogLevel, RestartConnections, Steer};
 
 /// The prefix of every environment variable that is a setting.
 pub const ENV_PREFIX: &str = "UPPERCASED_";
@@ -26,6 +26,11 @@ const RESTART_CONNECTIONS: Choice<RestartConnections> = Choice(&[
     ("handover", RestartConnections::Handover),
     ("drain", RestartConnections::Drain),
 ]);
+const STEER: Choice<Steer> = Choice(&[
+    ("hash", Steer::Hash),
+    ("cpu", Steer::Cpu),
+    ("random", Steer::Random),
+]);
 const FORMATS: Choice<LogFormat> =
     Choice(&[("human", LogFormat::Human), ("json", LogFormat::Json)]);
 
@@ -38,6 +43,8 @@ pub enum Category {
     Connections,
     /// How much one turn of the loop does.
     Turn,
+    /// Which worker serves whom, and where it runs.
+    Placement,
     /// Starting and stopping workers.
     Lifecycle,
     /// Restarts, upgrades and scaling of a running server.
@@ -54,6 +61,7 @@ impl Category {
             Self::Listening => "Listening",
             Self::Connections => "Connections",
             Self::Turn => "Turn of the loop",
+            Self::Placement => "Placing connections and workers",
             Self::Lifecycle => "Starting and stopping",
             Self::Operation => "Operating a running server",
             Self::Logging => "Logging",
@@ -338,6 +346,43 @@ pub static SETTINGS: &[Setting] = &[
                     again and burn a CPU. A connection that closes ends the rest early.",
     },
     Setting {
+        binding: bind!(busy_poll, OrWord("off", BUSY_POLL)),
+        category: Category::Turn,
+        value_name: "TIME",
+        default: "off",
+        example: "50us",
+        help: "Poll for more work so long before sleeping",
+        long_help: "After work the loop asks again and again instead of sleeping, until nothing \
+                    has come for this long: lower latency, because nobody has to wake it, at the \
+                    price of a CPU that is busy meanwhile. Worth it with fewer workers than CPUs; \
+                    workers and clients that share a CPU only get into each other's way.",
+    },
+    Setting {
+        binding: bind!(steer, STEER),
+        category: Category::Placement,
+        value_name: "HOW",
+        default: "hash",
+        example: "cpu",
+        help: "How new connections are spread over the workers",
+        long_help: "hash: by the kernel's hash of both addresses. cpu: to the worker whose CPU \
+                    has received the connection's first packet (worker i belongs to the i-th CPU \
+                    that the server may use, which is where pin puts it). random: evenly, \
+                    whatever the addresses are. cpu and random are a small program on the port, \
+                    which must then not be shared.",
+    },
+    Setting {
+        binding: bind!(pin, Switch),
+        category: Category::Placement,
+        value_name: "BOOL",
+        default: "false",
+        example: "true",
+        help: "Keep each worker on a CPU of its own",
+        long_help: "Worker i runs on the i-th CPU that the server may use, and on no other; with \
+                    more workers than CPUs it begins again with the first. The CPU is shown by \
+                    status. Worth it on a machine with nothing else to do: a pinned worker cannot \
+                    get out of anybody's way.",
+    },
+    Setting {
         binding: bind!(drain_timeout, DRAIN_TIMEOUT),
         category: Category::Lifecycle,
         value_name: "TIME",
@@ -605,7 +650,11 @@ mod tests {
             );
         }
         // A switch may stand alone.
-        text.replace("--share-port true", "--share-port")
+        for switch in SETTINGS.iter().filter(|setting| setting.is_switch()) {
+            let flag = format!("`--{}", switch.flag());
+            text = text.replace(&format!("{flag} true`"), &format!("{flag}`"));
+        }
+        text
     }
 
     /// With `UPDATE_DOCS=1` in the environment it writes the reference instead of comparing it.

@@ -13,6 +13,8 @@ const COLUMNS: usize = 80;
 const LINES: usize = 24;
 /// Slots in the table.
 const ROWS_MAX: usize = 16;
+/// Slots whose shares fit into a line; of more the table must do.
+const SHARES_MAX: usize = 6;
 const STATE_COLUMNS: usize = 12;
 const SERVING: &str = "serving";
 
@@ -39,7 +41,7 @@ pub(super) fn lines(status: &Status) -> Vec<String> {
     lines.iter().map(|line| cut(line, COLUMNS)).collect()
 }
 
-/// At most six lines.
+/// At most seven lines, and at most six of many slots.
 fn head(status: &Status) -> Vec<String> {
     let mut lines = vec![
         format!(
@@ -78,7 +80,29 @@ fn head(status: &Status) -> Vec<String> {
             .collect();
         lines.push(format!("closed       {}", reasons.join(", ")));
     }
+    if (2..=SHARES_MAX).contains(&status.slots.len()) {
+        lines.push(shares(&status.slots));
+    }
     lines
+}
+
+/// How connections are spread over the slots, and the CPUs where those have one each.
+fn shares(slots: &[SlotStatus]) -> String {
+    let list = |share: &dyn Fn(&SlotStatus) -> String| {
+        let shown: Vec<String> = slots.iter().map(share).collect();
+        shown.join(" ")
+    };
+    let taken = list(&|slot| slot.accepted_percent.to_string());
+    let open = list(&|slot| slot.open_percent.to_string());
+    let mut line = format!("shares       taken {taken} %; open {open} %");
+    if slots.iter().any(|slot| slot.cpu.is_some()) {
+        let cpus = list(&|slot| {
+            slot.cpu
+                .map_or_else(|| "-".to_owned(), |cpu| cpu.to_string())
+        });
+        let _ = write!(line, "; on CPU {cpus}");
+    }
+    line
 }
 
 fn row(slot: &SlotStatus) -> String {
@@ -288,6 +312,7 @@ listening on 0.0.0.0:9999 [::1]:9999
 control      /run/uppercased/4711.sock
 connections  2400 open, 2.46M taken, 200 moved; 2.00TB in, 1.99TB out; 0 died
 closed       2.46M peer_closed
+shares       taken 50 50 %; open 50 50 %
 slot     pid   gen   rel state          age  open taken moved    in   out  died
    0    4712     3     2 serving        12m  1200 1.23M   100 1.00T  999G     0
    1    4713     3     2 serving        12m  1200 1.23M   100 1.00T  999G     0";
@@ -335,6 +360,7 @@ control      /run/uppercased/4711.sock
 operation    restart: 1 of 3 slots renewed
 connections  3600 open, 3.70M taken, 300 moved; 3.00TB in, 2.99TB out; 7 died
 closed       3.69M peer_closed
+shares       taken 33 33 33 %; open 33 33 33 %
 slot     pid   gen   rel state          age  open taken moved    in   out  died
    0    4712     3     2 serving        12m  1200 1.23M   100 1.00T  999G     0
    1    4713     3     2 serving        12m  1200 1.23M   100 1.00T  999G     0
@@ -410,7 +436,8 @@ slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open fâ
                 pid: Some(small.3), state: text.clone(), open: numbers[0],
             });
             let one = SlotStatus {
-                slot: SlotId(small.0), pid: Some(small.1), generation: Generation(small.2),
+                slot: SlotId(small.0), pid: Some(small.1), cpu: extras.then_some(small.0),
+                accepted_percent: 100, open_percent: 100, generation: Generation(small.2),
                 release: ReleaseId(small.3), state: text.clone(), age_ms: numbers[0],
                 queue: text.clone(), lent_to: None, traffic, deaths: numbers[1],
                 last_death: extras.then(|| LastDeath {

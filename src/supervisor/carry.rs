@@ -13,13 +13,12 @@ use crate::fault;
 use crate::identity::{ReleaseId, SlotId, WorkerId};
 use crate::memory;
 use crate::metrics::Counter;
-use crate::sys::steering;
 use crate::wire::{self, HandoverEnd, Message, Stop};
 
 use super::children::{Birth, Child};
 use super::machine::{Action, Event, ListenerSource, Verdict};
 use super::resources::SlotResources;
-use super::{Supervisor, report};
+use super::{Supervisor, placement, report};
 
 impl Supervisor {
     pub(super) fn carry_out(&mut self) {
@@ -66,10 +65,9 @@ impl Supervisor {
             }
             Action::TakePulse { worker } => self.take_pulse(worker),
             Action::Ping { worker } => self.say(worker, Message::Ping(wire::Ping {}), &[]),
-            Action::Steer { slots } => {
-                self.steer(|listener| steering::steer_to_first(listener, slots));
-            }
-            Action::Unsteer => self.steer(steering::unsteer),
+            Action::Steer { slots } => self.steer_to_first(slots),
+            Action::Unsteer => self.spread(),
+            Action::Spread { .. } => self.spread(),
             Action::CloseListeners { slot } => {
                 if let Some(slot) = self.slots.get_mut(slot.index()) {
                     slot.release_listeners();
@@ -128,10 +126,12 @@ impl Supervisor {
         let memory = slot
             .memory_for(standby, run.layout())
             .map_err(|error| format!("no memory for it: {error}"))?;
+        let mut start = run.start(&self.addresses, listener == ListenerSource::Adopt, standby);
+        start.cpu = placement::cpu_of(worker.slot, run.config.pin);
         let birth = Birth {
             worker,
             image: &run.image,
-            start: run.start(&self.addresses, listener == ListenerSource::Adopt, standby),
+            start,
             memory: &memory,
             listeners: slot.listeners(),
         };
@@ -227,23 +227,6 @@ impl Supervisor {
         if let Some(child) = self.child(worker) {
             let turns = memory::counter(&child.memory, Counter::Turns);
             self.happened(Event::Pulse { worker, turns });
-        }
-    }
-
-    /// Does something to the group of each address, through a listener of the first slot.
-    fn steer(&self, steer: impl Fn(&OwnedFd) -> std::io::Result<()>) {
-        if self.config().share_port {
-            tracing::warn!(
-                "the port is shared with other servers, so new connections cannot be steered: \
-                 handshakes that begin while a listener closes may be reset"
-            );
-            return;
-        }
-        for listener in self.slots.iter().take(1).flat_map(SlotResources::listeners) {
-            if let Err(error) = steer(listener) {
-                tracing::error!(%error, "cannot steer new connections: handshakes that begin \
-                    while a listener closes may be reset");
-            }
         }
     }
 

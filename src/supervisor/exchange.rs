@@ -225,6 +225,12 @@ pub enum Action {
     },
     /// Give new connections to every slot's sockets again.
     Unsteer,
+    /// So many slots listen now: spread new connections over all of them, as the configuration in
+    /// force says.
+    Spread {
+        /// How many.
+        slots: u16,
+    },
     /// Close the kept duplicates of a slot's listeners: no worker will serve them any more.
     CloseListeners {
         /// Whose.

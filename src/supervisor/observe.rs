@@ -7,6 +7,7 @@ use crate::identity::WorkerId;
 use crate::memory;
 use crate::metrics::Counter;
 use crate::status::{LastDeath, Neighbour, SlotStatus, Status, Traffic};
+use crate::sys::cpus;
 
 use super::machine::{Queue, SeatView, SlotView};
 use super::totals::Totals;
@@ -69,9 +70,11 @@ impl Supervisor {
             Queue::Lent { to, .. } => ("lent", Some(to.slot)),
             Queue::Closed => ("closed", None),
         };
+        let pid = self.pid_of(worker);
         SlotStatus {
             slot: slot.id,
-            pid: self.pid_of(worker),
+            pid,
+            cpu: pid.and_then(cpus::only_cpu_of),
             generation: slot.generation,
             release: slot.release,
             state: slot.state.name().to_owned(),
@@ -81,6 +84,9 @@ impl Supervisor {
             traffic: resources
                 .map(|it| traffic(&it.totals()))
                 .unwrap_or_default(),
+            // Settled with the totals.
+            accepted_percent: 0,
+            open_percent: 0,
             deaths: slot.deaths.into(),
             last_death: slot.last_death.map(|death| LastDeath {
                 generation: death.worker.generation,

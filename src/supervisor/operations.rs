@@ -114,6 +114,7 @@ impl Supervisor {
         let config = self.config();
         log::adjust(config.log_level, config.log_format);
         boot::warn_about_backlog(config);
+        self.spread();
         fault::point("supervisor.committed");
     }
 

@@ -110,9 +110,10 @@ impl Releases {
 }
 
 impl Release {
-    /// The first message to a worker.
+    /// The first message to a worker, except on which CPU it is to run.
     pub(super) fn start(&self, listen: &[Listen], adopt: bool, standby: bool) -> Start {
         Start {
+            cpu: None,
             config: self.config.clone(),
             listen: listen.to_vec(),
             adopt,

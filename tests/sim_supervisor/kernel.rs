@@ -236,6 +236,7 @@ impl Kernel {
             | Action::EndCustody
             | Action::Steer { .. }
             | Action::Unsteer
+            | Action::Spread { .. }
             | Action::CloseListeners { .. }
             | Action::Exec
             | Action::Commit { .. }

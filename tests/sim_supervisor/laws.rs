@@ -70,6 +70,8 @@ pub(crate) struct Laws {
     operation: Option<Operation>,
     /// New connections go to so many slots only, and since when.
     steered: Option<(u16, Tick)>,
+    /// How many slots new connections were spread over last.
+    spread: Option<u16>,
     pulses: BTreeMap<WorkerId, Pulse>,
 }
 
@@ -97,6 +99,7 @@ impl Laws {
             unanswered: Vec::new(),
             operation: None,
             steered: None,
+            spread: None,
             pulses: BTreeMap::new(),
         }
     }
@@ -158,6 +161,7 @@ impl Laws {
             }
             Action::Steer { slots } => self.steers(*slots, now),
             Action::Unsteer => self.unsteers(now),
+            Action::Spread { slots } => self.spreads(*slots),
             Action::CloseListeners { slot } => self.closes(*slot),
             Action::DropSlot { slot } => self.drops(*slot),
             Action::Preflight => self.preflight_begins(now),
@@ -171,6 +175,7 @@ impl Laws {
                 law!(self.end == End::Running, "announced while {:?}", self.end);
                 let all = self.slots.iter().all(|slot| slot.deposited);
                 law!(all, "announced before every slot has been Ready");
+                law!(self.spread.is_some(), "announced and nobody is steered to");
                 self.announced = true;
             }
             Action::Exit(verdict) => {

@@ -351,7 +351,7 @@ fn stop(by: &str) -> Event {
     Event::Stop { by: by.to_owned() }
 }
 
-const KINDS: [&str; 51] = [
+const KINDS: [&str; 52] = [
     "Bind",
     "Adopt",
     "StandBy",
@@ -368,6 +368,7 @@ const KINDS: [&str; 51] = [
     "Ping",
     "Steer",
     "Unsteer",
+    "Spread",
     "CloseListeners",
     "DropSlot",
     "Preflight",
@@ -426,6 +427,7 @@ fn kind(action: &Action) -> &'static str {
         Action::Ping { .. } => "Ping",
         Action::Steer { .. } => "Steer",
         Action::Unsteer => "Unsteer",
+        Action::Spread { .. } => "Spread",
         Action::CloseListeners { .. } => "CloseListeners",
         Action::DropSlot { .. } => "DropSlot",
         Action::Preflight => "Preflight",

@@ -56,6 +56,7 @@ impl Machine {
             self.spawn(slot.index(), now);
         } else {
             self.phase = Phase::Serving;
+            self.spread();
             self.actions.push_back(Action::Announce);
         }
     }

@@ -42,7 +42,10 @@ impl Machine {
         if self.slots.last().is_some_and(starting) {
             return false;
         }
-        self.policy.workers = here;
+        if self.policy.workers != here {
+            self.policy.workers = here;
+            self.spread();
+        }
         if here >= to {
             self.enter_stage(Stage::Ending { failure: None });
             return true;
@@ -101,6 +104,12 @@ impl Machine {
         });
         self.retire(index, heir, now);
         true
+    }
+
+    /// Has new connections spread over all slots there are.
+    pub(super) fn spread(&mut self) {
+        let slots = self.open_slots();
+        self.actions.push_back(Action::Spread { slots });
     }
 
     /// Who of the first `stay` slots takes the next connections: all of them in turn, so that no

@@ -127,6 +127,10 @@ const fn recall(slot: u16, from: WorkerId) -> Action {
     }
 }
 
+const fn spread(slots: u16) -> Action {
+    Action::Spread { slots }
+}
+
 const CLEAN: Action = Action::Exit(Verdict::Clean);
 
 fn failed(cause: &str) -> Action {
@@ -202,7 +206,7 @@ fn boot_starts_one_slot_after_the_other_and_announces_once() {
     assert_eq!(stage.machine.poll_timeout(), Some(Tick::from_millis(5_000)));
     assert_eq!(stage.at(10, ready(0, 1)), [bind(1)]);
     assert_eq!(stage.at(20, ready(1, 1)), [bind(2)]);
-    assert_eq!(stage.at(30, ready(2, 1)), [Action::Announce]);
+    assert_eq!(stage.at(30, ready(2, 1)), [spread(3), Action::Announce]);
     assert_eq!(stage.machine.poll_timeout(), None);
     // The successor of a worker is nothing to announce.
     assert_eq!(stage.at(40, killed(1, 1)), [adopt(1, 2)]);
@@ -268,7 +272,7 @@ fn a_worker_that_was_ready_and_dies_during_boot_is_respawned() {
     // Its queue was unserved since 20 and slot 1 can take it at once; the boot is complete.
     assert_eq!(
         stage.at(100, ready(1, 1)),
-        [Action::Announce, lend(0, worker(1, 1))],
+        [spread(2), Action::Announce, lend(0, worker(1, 1))],
     );
 }
 

@@ -392,10 +392,31 @@ impl Laws {
             "{} listeners are open where {stay} stay",
             self.open()
         );
+        self.spread = Some(stay);
         let end = KILL_GRACE + 2 * (KERNEL_DELAY_MAX + SHELL_DELAY_MAX);
         if let Some(operation) = &mut self.operation {
             operation.bound = now.since(operation.since) + end;
         }
+    }
+
+    /// The rule for new connections covers exactly those sockets that listen.
+    pub(super) fn spreads(&mut self, slots: u16) {
+        law!(
+            self.steered.is_none(),
+            "spread over {slots} slots while steered"
+        );
+        law!(
+            slots == self.listening(),
+            "spread over {slots} slots of {} that listen",
+            self.listening()
+        );
+        self.spread = Some(slots);
+    }
+
+    fn listening(&self) -> u16 {
+        let listens = |slot: &&Shadow| slot.deposited && !slot.closed;
+        let count = self.slots.iter().filter(listens).count();
+        u16::try_from(count).expect("few slots")
     }
 
     pub(super) fn closes(&mut self, slot: SlotId) {
@@ -531,9 +552,17 @@ impl Laws {
             }
         }
         let Some(operation) = &self.operation else {
-            return law!(
+            law!(
                 self.steered.is_none() || self.end != End::Running,
                 "new connections are steered for nobody"
+            );
+            return law!(
+                !self.announced
+                    || self.end != End::Running
+                    || self.spread == Some(self.listening()),
+                "new connections are spread over {:?} slots of {}",
+                self.spread,
+                self.listening()
             );
         };
         law!(

@@ -10,8 +10,11 @@ use super::*;
 fn more_slots_come_one_after_the_other_and_those_that_came_stay() {
     let mut stage = Stage::booted(calm(1), 0);
     assert_eq!(stage.at(100, scale(3)), [bind(1)]);
-    assert_eq!(stage.at(110, ready(1, 1)), [bind(2)]);
-    assert_eq!(stage.at(120, ready(2, 1)), [done(0, 3, 0, 0, 20)]);
+    assert_eq!(stage.at(110, ready(1, 1)), [spread(2), bind(2)]);
+    assert_eq!(
+        stage.at(120, ready(2, 1)),
+        [spread(3), done(0, 3, 0, 0, 20)]
+    );
     assert_eq!(stage.at(130, scale(3)), [done(0, 3, 0, 0, 0)]);
 
     let mut stage = Stage::booted(calm(1), 0);
@@ -119,7 +122,10 @@ fn a_restart_goes_on_to_the_number_of_workers_it_brings() {
         [COMMIT, grown],
     );
     stage.at(121, exited(0, 1, 0));
-    assert_eq!(stage.at(130, ready(1, 1)), [done(1, 2, 10, 0, 30)]);
+    assert_eq!(
+        stage.at(130, ready(1, 1)),
+        [spread(2), done(1, 2, 10, 0, 30)]
+    );
 }
 
 #[test]

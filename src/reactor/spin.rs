@@ -1,0 +1,64 @@
+//! Polling for more work for a while before sleeping (`busy_poll`).
+//!
+//! A worker that sleeps has to be woken: an interrupt or a word from another CPU, a context switch,
+//! a cache gone cold. One that asks the kernel again and again instead has the next message as soon
+//! as it is there, at the price of a CPU.
+//!
+//! Invariants: it goes on only as long as connections bring work, and for `busy_poll` after the last
+//! of it, so an idle worker sleeps; it ends with the first report, whatever that is about, and with
+//! the next deadline; all of it is one turn of the loop, as a sleep is, so whoever counts turns
+//! cannot tell the difference.
+//!
+//! It must not read the clock but for its own end: once after each poll that brought nothing.
+
+use std::io;
+use std::time::Duration;
+
+use super::{CONTROL, Reactor};
+use crate::clock::{self, Tick};
+
+/// When a worker goes on polling.
+#[derive(Debug)]
+pub(super) struct Spin {
+    /// For so long after work; `None`: never.
+    patience: Option<Duration>,
+    /// Polling goes on till then.
+    until: Tick,
+}
+
+impl Spin {
+    pub(super) const fn new(patience: Option<Duration>) -> Self {
+        Self {
+            patience,
+            until: Tick::ZERO,
+        }
+    }
+}
+
+impl Reactor {
+    /// Polls without sleeping, if there was work lately: true if that brought something.
+    pub(super) fn spins(&mut self, deadline: Option<Tick>) -> io::Result<bool> {
+        let Some(patience) = self.spin.patience else {
+            return Ok(false);
+        };
+        // Orders from the supervisor are not work: it sends some only to see whether we are there.
+        if self.events.iter().any(|event| event.token() != CONTROL) {
+            self.spin.until = self.now + patience;
+        }
+        let due = match self.timeout(deadline) {
+            // There is something to do already.
+            Some(Duration::ZERO) => return Ok(false),
+            Some(timeout) => self.now + timeout,
+            None => self.spin.until,
+        };
+        let until = self.spin.until.min(due);
+        while self.now < until {
+            self.poll(Some(Duration::ZERO))?;
+            if !self.events.is_empty() {
+                return Ok(true);
+            }
+            self.now = clock::now();
+        }
+        Ok(false)
+    }
+}

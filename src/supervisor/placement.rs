@@ -1,0 +1,80 @@
+//! Where connections and workers go: which socket gets a new connection, and which CPU a worker.
+//!
+//! Invariants: worker and socket of a slot belong to the same CPU, by the same rule (slot `i` to
+//! the `i`-th CPU that the supervisor may use, beginning again with the first); a group of sockets
+//! that other servers share is never touched.
+//!
+//! It must not decide when: the machine says so, and says how many slots there are.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::Supervisor;
+use super::resources::SlotResources;
+use crate::config::Steer;
+use crate::identity::SlotId;
+use crate::sys::{cpus, steering};
+
+/// The CPU that a worker of `slot` is to stay on, if it is to stay on one.
+pub(super) fn cpu_of(slot: SlotId, pin: bool) -> Option<u16> {
+    if !pin {
+        return None;
+    }
+    // Asked anew each time: the set may be changed from outside at any time.
+    let usable = usable_cpus();
+    let at = slot.index().checked_rem(usable.len())?;
+    usable.get(at).copied()
+}
+
+fn usable_cpus() -> Vec<u16> {
+    cpus::usable().unwrap_or_else(|error| {
+        tracing::warn!(%error, "it is not known which CPUs may be used: workers are not pinned");
+        Vec::new()
+    })
+}
+
+impl Supervisor {
+    /// Gives new connections to the first `slots` slots only: the others are about to leave.
+    pub(super) fn steer_to_first(&self, slots: u16) {
+        if self.config().share_port {
+            tracing::warn!(
+                "the port is shared with other servers, so new connections cannot be steered: \
+                 handshakes that begin while a listener closes may be reset"
+            );
+            return;
+        }
+        self.each_group(|listener| steering::steer_to_first(listener, slots));
+    }
+
+    /// Spreads new connections over all slots that listen, as the configuration in force says.
+    pub(super) fn spread(&self) {
+        let config = self.config();
+        if config.share_port {
+            return;
+        }
+        let listening = |slot: &&SlotResources| !slot.listeners().is_empty();
+        let sockets = self.slots.iter().filter(listening).count();
+        let sockets = u16::try_from(sockets).unwrap_or(u16::MAX);
+        match config.steer {
+            Steer::Hash => self.each_group(steering::unsteer),
+            Steer::Random => {
+                self.each_group(|listener| steering::steer_to_first(listener, sockets));
+            }
+            Steer::Cpu => {
+                let cpus = usable_cpus();
+                self.each_group(|listener| steering::steer_by_cpu(listener, sockets, &cpus));
+            }
+        }
+        tracing::debug!(steer = ?config.steer, sockets, "new connections are spread");
+    }
+
+    /// Does something to the group of each address, through a listener of the first slot.
+    fn each_group(&self, steer: impl Fn(&OwnedFd) -> io::Result<()>) {
+        for listener in self.slots.iter().take(1).flat_map(SlotResources::listeners) {
+            if let Err(error) = steer(listener) {
+                tracing::error!(%error, "cannot steer new connections: the kernel spreads them as \
+                    it did before, and handshakes that begin while a listener closes may be reset");
+            }
+        }
+    }
+}
