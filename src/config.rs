@@ -68,6 +68,30 @@ pub const HANDOVER_RETRY: Duration = Duration::from_millis(10);
 /// that its loop has made no turn.
 pub const HANG_CHECKS: u32 = 4;
 
+/// How often the workers' loads are compared (`rebalance`).
+pub const REBALANCE_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Looks in a row that must find the same worker too busy before connections move.
+pub const REBALANCE_LOOKS: u32 = 3;
+
+/// Calls a second of the busiest worker below which nothing moves: it has time enough.
+pub const REBALANCE_LEAST_CALLS: u64 = 500;
+
+/// Bytes, in or out, that count as much as one call.
+pub const REBALANCE_BYTES_PER_CALL: u64 = 16 * 1024;
+
+/// What moved within this time makes a connection an active one.
+pub const REBALANCE_ACTIVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Connections that move at once, at most. With the rest below, 2,400 a minute.
+pub const REBALANCE_CONNECTIONS: u32 = 200;
+
+/// From one move to the next, at least.
+pub const REBALANCE_REST: Duration = Duration::from_secs(5);
+
+/// The longest that this rest becomes; it doubles with each move that has not helped.
+pub const REBALANCE_REST_MAX: Duration = Duration::from_secs(600);
+
 /// Clients of the control socket at once; one more is told to come back.
 pub const CONTROL_CLIENTS_MAX: usize = 16;
 
@@ -196,6 +220,10 @@ pub struct Config {
     pub steer: Steer,
     /// Whether each worker stays on one CPU.
     pub pin: bool,
+    /// Whether connections move from a worker that is too busy to the one that is least so.
+    pub rebalance: bool,
+    /// Percent by which the one must be busier than the other.
+    pub rebalance_threshold: u16,
     /// How long a stopping worker may finish what it owes.
     pub drain_timeout: Duration,
     /// How long a stopping worker goes on accepting first.
@@ -503,6 +531,8 @@ const BLANK: Config = Config {
     busy_poll: None,
     steer: Steer::Hash,
     pin: false,
+    rebalance: false,
+    rebalance_threshold: 0,
     drain_timeout: Duration::ZERO,
     lame_duck: Duration::ZERO,
     start_timeout: Duration::ZERO,

@@ -20,8 +20,37 @@
 //! descriptor, untouched, until the acknowledgement, so a batch that is refused, or whose receiver
 //! dies, is back at once: a failure never closes a connection.
 //!
+//! A worker may also hand over a [`Part`] of its connections and stay. It goes on accepting, and what
+//! is not taken stays with it; everything else is the same.
+//!
 //! [`record`] is the format, [`machine`] the rules of both sides; `reactor::moving` carries them
 //! out. All here is pure.
 
 pub mod machine;
 pub mod record;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How much of its work a worker hands over that stays: connections that were active lately and owe
+/// nothing at the instant they leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// So many of a thousand active connections, rounded down.
+    pub permille: u16,
+    /// And not more than this.
+    pub at_most: u32,
+    /// Active is on what something moved no longer ago than this.
+    pub active_within: Duration,
+}
+
+impl Part {
+    /// How many connections of `active` that is.
+    #[must_use]
+    pub fn of(&self, active: u32) -> u32 {
+        let share = u64::from(active) * u64::from(self.permille.min(1000)) / 1000;
+        // A share is not more than the whole.
+        self.at_most.min(share as u32)
+    }
+}

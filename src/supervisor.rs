@@ -253,6 +253,11 @@ impl Supervisor {
                 }
                 Heard::Failed(cause) => self.happened(Event::StartFailed { worker, cause }),
                 Heard::Draining(connections) => report::draining(worker, connections),
+                Heard::HandedOver(ended) if ended.part => self.happened(Event::Rebalanced {
+                    worker,
+                    moved: ended.moved,
+                    end: ended.end,
+                }),
                 Heard::HandedOver(ended) => self.happened(Event::HandedOver {
                     worker,
                     moved: ended.moved,
@@ -401,5 +406,6 @@ fn policy(config: &Config) -> Policy {
         handover_timeout: config.handover_timeout,
         handshake_timeout: config.handshake_timeout,
         hang_timeout: config.hang_timeout,
+        rebalance: config.rebalance.then_some(config.rebalance_threshold),
     }
 }

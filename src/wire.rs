@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::handover::Part;
 use crate::identity::{Generation, SlotId, WorkerId};
 
 /// Version of the frame format and of the set of kinds.
@@ -164,6 +165,10 @@ pub struct HandOver {
     pub last: bool,
     /// Milliseconds for what the other end refuses: it is served until then, then finished.
     pub drain_timeout_ms: u64,
+    /// Only a part of the connections: the worker stays, and goes on accepting. Not said to workers
+    /// of a program that would not know of it: their configuration does not either.
+    #[serde(default)]
+    pub part: Option<Part>,
 }
 
 /// From whom connections come.
@@ -192,6 +197,9 @@ pub struct HandedOver {
     pub left: u32,
     /// What comes of it.
     pub end: HandoverEnd,
+    /// It was a part: the worker serves on, whatever the end is.
+    #[serde(default)]
+    pub part: bool,
 }
 
 /// What a worker does after a handover.
@@ -405,6 +413,11 @@ mod tests {
                 to: WorkerId::default(),
                 last: true,
                 drain_timeout_ms: 5,
+                part: Some(Part {
+                    permille: 333,
+                    at_most: 200,
+                    active_within: std::time::Duration::from_secs(2),
+                }),
             }),
             Message::TakeOver(TakeOver {
                 from: WorkerId::default(),
@@ -419,6 +432,7 @@ mod tests {
                 end: HandoverEnd::Refused {
                     cause: "full".into(),
                 },
+                part: true,
             }),
             Message::Ping(Ping {}),
             Message::Preflight(Preflight {}),

@@ -10,6 +10,7 @@
 //!
 //! It must not import the supervisor: what they share is `wire` and `memory`.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ use crate::channel::{self, Channel};
 use crate::clock::Tick;
 use crate::config::Config;
 use crate::fault;
+use crate::handover::Part;
 use crate::handover::machine::End;
 use crate::identity::WorkerId;
 use crate::listener;
@@ -49,6 +51,8 @@ struct Worker {
     supervised: bool,
     reactor: Reactor,
     phase: Phase,
+    /// Orders that wait for a part that is still going, or coming.
+    waiting: VecDeque<(Message, Vec<OwnedFd>)>,
 }
 
 /// How far the worker is in its life.
@@ -146,6 +150,7 @@ impl Worker {
             supervised: true,
             reactor,
             phase: Phase::Serving,
+            waiting: VecDeque::new(),
         };
         if start.standby {
             worker.phase = Phase::StandingBy;
@@ -292,6 +297,11 @@ impl Worker {
     }
 
     fn take_over(&mut self, order: TakeOver, descriptors: Vec<OwnedFd>) {
+        if self.reactor.is_taking_over() {
+            // A part is coming, for some milliseconds more or until its sender is gone.
+            let order = Message::TakeOver(order);
+            return self.waiting.push_back((order, descriptors));
+        }
         fault::point("receiver.ordered");
         let taken = descriptors
             .into_iter()
@@ -308,6 +318,17 @@ impl Worker {
     }
 
     fn hand_over(&mut self, order: HandOver, descriptors: Vec<OwnedFd>) {
+        if let Some(part) = order.part {
+            return self.hand_over_part(&order, part, descriptors);
+        }
+        if self.reactor.is_handing_over() {
+            self.reactor.stop_handing_over();
+        }
+        if self.reactor.is_handing_over() {
+            // A part was going; what is on its way has to be settled first.
+            let order = Message::HandOver(order);
+            return self.waiting.push_back((order, descriptors));
+        }
         fault::point("sender.ordered");
         let serves = matches!(self.phase, Phase::Serving | Phase::StandingBy);
         let Some(link) = descriptors.into_iter().next().filter(|_| serves) else {
@@ -327,8 +348,41 @@ impl Worker {
             Err(error) => {
                 tracing::error!(%error, to = %order.to, "cannot hand over");
                 let end = HandoverEnd::PeerGone;
-                self.say_handed_over(0, end);
+                self.say_handed_over(0, end, false);
             }
+        }
+    }
+
+    /// Hands a part of its connections over; nothing else changes.
+    fn hand_over_part(&mut self, order: &HandOver, part: Part, descriptors: Vec<OwnedFd>) {
+        let serves = matches!(self.phase, Phase::Serving) && self.waiting.is_empty();
+        let begun = descriptors
+            .into_iter()
+            .next()
+            .filter(|_| serves)
+            .ok_or_else(|| io::ErrorKind::ResourceBusy.into())
+            .and_then(|link| self.reactor.hand_over_part(link, part));
+        match begun {
+            Ok(()) => tracing::debug!(to = %order.to, ?part, "handing a part over"),
+            Err(error) => {
+                tracing::warn!(%error, to = %order.to, "cannot hand a part over now");
+                let cause = error.to_string();
+                self.say_handed_over(0, HandoverEnd::Refused { cause }, true);
+            }
+        }
+    }
+
+    /// Orders that had to wait, when they need not any more.
+    fn obey_waiting(&mut self) {
+        let ready = |order: &Message, reactor: &Reactor| match order {
+            Message::TakeOver(_) => !reactor.is_taking_over(),
+            _ => !reactor.is_handing_over(),
+        };
+        while let Some((order, _)) = self.waiting.front()
+            && ready(order, &self.reactor)
+            && let Some((order, descriptors)) = self.waiting.pop_front()
+        {
+            self.obey(order, descriptors);
         }
     }
 
@@ -337,6 +391,15 @@ impl Worker {
         let Some(result) = self.reactor.handed_over() else {
             return;
         };
+        if result.part {
+            let end = match result.end {
+                End::Done | End::Stopped => HandoverEnd::Done,
+                End::PeerGone => HandoverEnd::PeerGone,
+                End::Refused { cause } => HandoverEnd::Refused { cause },
+            };
+            tracing::info!(moved = result.moved, ?end, "handed a part over");
+            return self.say_handed_over(result.moved, end, true);
+        }
         let Phase::HandingOver { drain_timeout } = self.phase else {
             return; // A stop came between; it settles everything.
         };
@@ -359,12 +422,17 @@ impl Worker {
                 HandoverEnd::Refused { cause }
             }
         };
-        self.say_handed_over(moved, end);
+        self.say_handed_over(moved, end, false);
     }
 
-    fn say_handed_over(&mut self, moved: u32, end: HandoverEnd) {
-        let left = self.reactor.open_connections();
-        self.say(Message::HandedOver(HandedOver { moved, left, end }));
+    fn say_handed_over(&mut self, moved: u32, end: HandoverEnd, part: bool) {
+        let told = HandedOver {
+            moved,
+            left: self.reactor.open_connections(),
+            end,
+            part,
+        };
+        self.say(Message::HandedOver(told));
     }
 
     fn leave(&mut self, order: Leave) {
@@ -438,6 +506,7 @@ impl Worker {
 
     fn advance(&mut self) {
         self.conclude_handover();
+        self.obey_waiting();
         let now = self.reactor.now();
         let connections = self.reactor.open_connections();
         let ended = connections == 0 && !self.reactor.is_moving();

@@ -225,6 +225,7 @@ fn order(from: &mut Worker, to: &mut Worker, last: bool) {
         to: to.id,
         last,
         drain_timeout_ms: DRAIN_MS,
+        part: None,
     };
     from.say(Message::HandOver(order), &[ours]);
 }
@@ -259,7 +260,15 @@ fn a_successor_stands_by_takes_over_and_the_predecessor_ends() {
     order(&mut old, &mut new, false);
     let told = old.expect_handed_over();
     let (moved, left, end) = (21, 0, HandoverEnd::Done);
-    assert_eq!(told, HandedOver { moved, left, end });
+    assert_eq!(
+        told,
+        HandedOver {
+            moved,
+            left,
+            end,
+            part: false
+        }
+    );
     assert!(old.expect_exit().success());
     clients.push(early);
     serves(&mut clients);
@@ -297,7 +306,16 @@ fn a_receiver_that_dies_gives_back_what_it_has_not_acknowledged() {
         order(&mut old, &mut new, false);
         let told = old.expect_handed_over();
         let (left, end) = (count as u32 - moved, HandoverEnd::PeerGone);
-        assert_eq!(told, HandedOver { moved, left, end }, "{point}");
+        assert_eq!(
+            told,
+            HandedOver {
+                moved,
+                left,
+                end,
+                part: false
+            },
+            "{point}"
+        );
         assert!(!new.expect_exit().success());
         if moved == 0 {
             serves(&mut clients);
@@ -415,7 +433,15 @@ fn the_last_worker_of_a_queue_empties_it_and_closes_it() {
     order(&mut old, &mut sibling, true);
     let told = old.expect_handed_over();
     let (moved, left, end) = (8, 0, HandoverEnd::Done);
-    assert_eq!(told, HandedOver { moved, left, end });
+    assert_eq!(
+        told,
+        HandedOver {
+            moved,
+            left,
+            end,
+            part: false
+        }
+    );
     assert!(old.expect_exit().success());
     serves(&mut clients);
     assert!(

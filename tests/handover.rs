@@ -324,6 +324,7 @@ fn done(moved: u32) -> HandedOver {
     HandedOver {
         moved,
         end: End::Done,
+        part: false,
     }
 }
 
@@ -469,7 +470,14 @@ fn a_receiver_that_dies_leaves_everything_with_the_sender() {
     let result = stage.outcome(0);
     let moved = first.1 as u32;
     let end = End::PeerGone;
-    assert_eq!(result, HandedOver { moved, end });
+    assert_eq!(
+        result,
+        HandedOver {
+            moved,
+            end,
+            part: false
+        }
+    );
     assert_eq!(stage.loops[0].open_connections(), 5 - moved);
     // It accepts again, and what came back goes on.
     let newcomer = stage.connect(0);

@@ -383,6 +383,30 @@ pub static SETTINGS: &[Setting] = &[
                     get out of anybody's way.",
     },
     Setting {
+        binding: bind!(rebalance, Switch),
+        category: Category::Placement,
+        value_name: "BOOL",
+        default: "false",
+        example: "true",
+        help: "Move connections away from a worker that is too busy",
+        long_help: "Spreading connections is not spreading work: one worker may have all the busy \
+                    ones, for as long as they live. With this, when a worker is busier than the \
+                    idlest by rebalance_threshold for some seconds, some of its active \
+                    connections move there, live, a bounded number at a time and with rests in \
+                    between. Never while a restart, an upgrade or a change of the number of \
+                    workers is under way.",
+    },
+    Setting {
+        binding: bind!(rebalance_threshold, REBALANCE_THRESHOLD),
+        category: Category::Placement,
+        value_name: "PERCENT",
+        default: "50",
+        example: "25",
+        help: "How much busier a worker must be, in percent",
+        long_help: "Compares the reads and writes that the busiest and the idlest worker do in a \
+                    second (16 KiB count as one more). Only for rebalance.",
+    },
+    Setting {
         binding: bind!(drain_timeout, DRAIN_TIMEOUT),
         category: Category::Lifecycle,
         value_name: "TIME",

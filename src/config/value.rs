@@ -271,8 +271,12 @@ impl Grammar for Switch {
     type Value = bool;
 
     fn parse(&self, text: &str, _: &Facts<'_>) -> Result<bool, String> {
-        text.parse()
-            .map_err(|_| format!("{text:?} is neither true nor false"))
+        match text {
+            "true" | "on" => Ok(true),
+            // Other settings say it this way, so it is understood here too.
+            "false" | "off" => Ok(false),
+            _ => Err(format!("{text:?} is neither true nor false")),
+        }
     }
 
     fn show(&self, value: &bool) -> String {

@@ -9,6 +9,7 @@
 
 mod incoming;
 mod outgoing;
+mod part;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -38,6 +39,8 @@ pub struct HandedOver {
     pub moved: u32,
     /// Why it is over.
     pub end: End,
+    /// Only a part was to move; accepting has gone on.
+    pub part: bool,
 }
 
 /// One end of a handover's socket pair.
@@ -77,7 +80,19 @@ impl Reactor {
         self.outgoing.is_some() || self.incoming.is_some()
     }
 
-    /// What came of [`Reactor::hand_over`], once, when it is over; not if that was by a stop.
+    /// Whether connections may still go.
+    #[must_use]
+    pub const fn is_handing_over(&self) -> bool {
+        self.outgoing.is_some()
+    }
+
+    /// Whether connections may still come.
+    #[must_use]
+    pub const fn is_taking_over(&self) -> bool {
+        self.incoming.is_some()
+    }
+
+    /// What came of [`Reactor::hand_over`] or [`Reactor::hand_over_part`], once, when it is over; not if that was by a stop.
     pub const fn handed_over(&mut self) -> Option<HandedOver> {
         self.handed_over.take()
     }
@@ -98,7 +113,10 @@ impl Reactor {
         let Some(outgoing) = &self.outgoing else {
             return incoming.then_some(self.now);
         };
-        let waiting = self.open > outgoing.moving;
+        let waiting = match &outgoing.part {
+            Some(part) => part.waits(),
+            None => self.open > outgoing.moving,
+        };
         let ready = outgoing.link.as_ref().is_some_and(|link| link.ready);
         if incoming || ready || (waiting && outgoing.machine.has_room()) {
             return Some(self.now);

@@ -58,6 +58,8 @@ impl Supervisor {
             }
             Action::Serve { worker } => self.say(worker, Message::Serve(wire::Serve {}), &[]),
             Action::HandOver { from, to, last } => self.hand_over(from, to, last),
+            Action::Rebalance { from, to, part } => self.rebalance(from, to, part),
+            Action::TakeLoads => self.take_loads(),
             Action::Leave { worker } => {
                 let drain_timeout_ms = millis(self.config().drain_timeout);
                 let leave = wire::Leave { drain_timeout_ms };
@@ -197,6 +199,7 @@ impl Supervisor {
             to,
             last,
             drain_timeout_ms: millis(self.config().drain_timeout),
+            part: None,
         };
         self.say(from, Message::HandOver(hand_over), &[near.as_fd()]);
         fault::point("supervisor.handover_ordered");
@@ -217,7 +220,7 @@ impl Supervisor {
         });
     }
 
-    fn open_connections(&self, worker: WorkerId) -> u32 {
+    pub(super) fn open_connections(&self, worker: WorkerId) -> u32 {
         let child = self.child(worker);
         let open = child.map_or(0, |child| memory::open_connections(&child.memory));
         u32::try_from(open).unwrap_or(u32::MAX)

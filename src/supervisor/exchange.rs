@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::machine::Policy;
 use super::slot::{Death, SlotId, WorkerId};
+use crate::handover::Part;
 use crate::identity::{ReleaseId, RequestId};
 use crate::wire::HandoverEnd;
 
@@ -113,6 +114,20 @@ pub enum Event {
         /// What it does now.
         end: HandoverEnd,
     },
+    /// A worker that was told to hand a part over says how that ended. It serves on.
+    Rebalanced {
+        /// Who.
+        worker: WorkerId,
+        /// Connections that have moved.
+        moved: u32,
+        /// Done, or why not (all) of the part has moved.
+        end: HandoverEnd,
+    },
+    /// The answer to [`Action::TakeLoads`].
+    Loads {
+        /// Of every worker that serves; of others it does not matter.
+        loads: Vec<Load>,
+    },
     /// The answer to [`Action::TakePulse`].
     Pulse {
         /// Whose.
@@ -120,6 +135,15 @@ pub enum Event {
         /// Turns of its loop, all in all. Equal to the last answer: it has made none since.
         turns: u64,
     },
+}
+
+/// How much a worker has done in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Who.
+    pub worker: WorkerId,
+    /// System calls on connections: reads and writes, and bytes in the measure of calls.
+    pub calls: u64,
 }
 
 /// How many workers there are to be.
@@ -203,6 +227,18 @@ pub enum Action {
         /// Nobody accepts from the listeners of `from` after it.
         last: bool,
     },
+    /// Connect two workers that both serve, and go on serving: `from` sends a part of its
+    /// connections to `to`, and says [`Event::Rebalanced`].
+    Rebalance {
+        /// Who gives.
+        from: WorkerId,
+        /// Who takes.
+        to: WorkerId,
+        /// How much.
+        part: Part,
+    },
+    /// Read what every worker has done so far, and answer with [`Event::Loads`] at once.
+    TakeLoads,
     /// Tell a worker to stop accepting and to serve what is established until it ends.
     Leave {
         /// Whom.
@@ -371,6 +407,39 @@ pub enum Notice {
         /// Who was to leave.
         from: WorkerId,
         /// Who was to go on.
+        to: WorkerId,
+        /// How long it had.
+        after: Duration,
+    },
+    /// A worker is too busy: a part of its connections is to move.
+    RebalanceStarted {
+        /// Who gives.
+        from: WorkerId,
+        /// Who takes.
+        to: WorkerId,
+        /// Calls a second of the one that gives.
+        from_calls: u64,
+        /// And of the one that takes.
+        to_calls: u64,
+    },
+    /// That is over.
+    RebalanceEnded {
+        /// Who gave.
+        from: WorkerId,
+        /// Who took.
+        to: WorkerId,
+        /// Connections that have moved.
+        moved: u32,
+        /// Done, or why not (all) of it.
+        end: HandoverEnd,
+        /// How long it took.
+        took: Duration,
+    },
+    /// A part has not moved in time. Whoever does not answer will be noticed by its pulse.
+    RebalanceTimedOut {
+        /// Who was to give.
+        from: WorkerId,
+        /// Who was to take.
         to: WorkerId,
         /// How long it had.
         after: Duration,

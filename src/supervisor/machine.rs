@@ -26,6 +26,7 @@
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
+mod balance;
 mod invariants;
 mod lending;
 mod lifecycle;
@@ -42,7 +43,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::exchange::{Action, Answer, Done, Event, ListenerSource, Notice, ScaleTo, Verdict};
+pub use super::exchange::{
+    Action, Answer, Done, Event, ListenerSource, Load, Notice, ScaleTo, Verdict,
+};
 pub use super::slot::{
     Death, Generation, KillReason, LastDeath, Queue, SlotId, SlotState, WorkerId,
 };
@@ -52,6 +55,7 @@ use crate::clock::Tick;
 pub use crate::config::RestartConnections;
 pub use crate::identity::{ReleaseId, RequestId};
 pub use crate::wire::HandoverEnd;
+pub(super) use balance::Balance;
 pub(super) use operation::Operation;
 use reactions::Reception;
 
@@ -92,6 +96,10 @@ pub struct Policy {
     pub handshake_timeout: Duration,
     /// A worker whose loop made no turn for this long is killed; `None`: never.
     pub hang_timeout: Option<Duration>,
+    /// Percent by which the busiest worker must exceed the idlest for connections to move; `None`:
+    /// none do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebalance: Option<u16>,
 }
 
 /// Where the whole supervisor is in its life.
@@ -165,6 +173,7 @@ pub struct Machine {
     /// What new workers run, and the supervisor itself obeys, while nothing else is rolled out.
     release: ReleaseId,
     operation: Option<Operation>,
+    balance: Balance,
     /// No generation up to this one may be given to a worker of a slot that is yet to be added.
     born_before: Generation,
     /// Decided, not fetched yet.
@@ -184,6 +193,7 @@ impl Machine {
             slots: slots.collect(),
             release,
             operation: None,
+            balance: Balance::default(),
             born_before,
             policy,
             rng: fastrand::Rng::with_seed(seed),
@@ -207,6 +217,7 @@ impl Machine {
             slots,
             release,
             operation,
+            balance,
             born_before,
             actions,
             stale_events,
@@ -221,6 +232,7 @@ impl Machine {
             slots,
             release,
             operation,
+            balance,
             born_before,
             actions,
             stale_events,
@@ -261,6 +273,8 @@ impl Machine {
                 left,
                 end,
             } => self.handed_over(*worker, (*moved, *left), end, now),
+            Event::Rebalanced { worker, moved, end } => self.rebalanced(*worker, *moved, end, now),
+            Event::Loads { loads } => self.loads(loads, now),
             Event::Pulse { worker, turns } => self.pulse(*worker, *turns, now),
         };
         match reception {
@@ -280,6 +294,7 @@ impl Machine {
             Phase::Idle | Phase::BootFailed { .. } | Phase::Forced | Phase::Ended => {}
             Phase::Booting { .. } | Phase::Serving => {
                 self.preflight_timeout(now);
+                self.balance_timeout(now);
                 for index in 0..self.slots.len() {
                     self.slot_timeout(index, now);
                 }
@@ -314,7 +329,10 @@ impl Machine {
                     [slot.deadline(), loan, self.look_due(index)]
                 };
                 let slots = self.slots.iter().enumerate().flat_map(due).flatten();
-                slots.chain(self.operation_deadline()).min()
+                slots
+                    .chain(self.operation_deadline())
+                    .chain(self.balance_deadline())
+                    .min()
             }
         }
     }
@@ -330,6 +348,7 @@ impl Machine {
             slots: self.slots.clone(),
             release: self.release,
             operation: self.operation.clone(),
+            balance: self.balance.clone(),
             born_before: self.born_before,
             actions: self.actions.clone(),
             stale_events: self.stale_events,
@@ -415,6 +434,7 @@ impl Machine {
         self.advance(now);
         self.end_broken_loans();
         self.tend_pulses(now);
+        self.tend_balance(now);
         match &self.phase {
             Phase::Booting { .. } | Phase::Serving => self.lend_due(now),
             Phase::BootFailed { cause } => {

@@ -1,4 +1,5 @@
-//! Where connections and workers go: which socket gets a new connection, and which CPU a worker.
+//! Where connections and workers go: which socket gets a new connection, which CPU a worker, and what
+//! it takes for connections to move from one worker to another that serves.
 //!
 //! Invariants: worker and socket of a slot belong to the same CPU, by the same rule (slot `i` to
 //! the `i`-th CPU that the supervisor may use, beginning again with the first); a group of sockets
@@ -7,13 +8,20 @@
 //! It must not decide when: the machine says so, and says how many slots there are.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::Supervisor;
+use super::children::Child;
+use super::machine::{Event, Load};
 use super::resources::SlotResources;
-use crate::config::Steer;
-use crate::identity::SlotId;
+use crate::channel::Channel;
+use crate::config::{REBALANCE_BYTES_PER_CALL, Steer};
+use crate::handover::Part;
+use crate::identity::{SlotId, WorkerId};
+use crate::memory;
+use crate::metrics::Counter;
 use crate::sys::{cpus, steering};
+use crate::wire::{self, HandoverEnd, Message};
 
 /// The CPU that a worker of `slot` is to stay on, if it is to stay on one.
 pub(super) fn cpu_of(slot: SlotId, pin: bool) -> Option<u16> {
@@ -66,6 +74,56 @@ impl Supervisor {
             }
         }
         tracing::debug!(steer = ?config.steer, sockets, "new connections are spread");
+    }
+
+    /// Connects two workers that stay, so that a part of the connections of `from` moves to `to`.
+    pub(super) fn rebalance(&mut self, from: WorkerId, to: WorkerId, part: Part) {
+        let (near, far) = match Channel::pair() {
+            Ok(pair) => pair,
+            Err(error) => {
+                let cause = format!("no socket pair for the handover: {error}");
+                return self.happened(Event::Rebalanced {
+                    worker: from,
+                    moved: 0,
+                    end: HandoverEnd::Refused { cause },
+                });
+            }
+        };
+        let take_over = wire::TakeOver {
+            from,
+            expected: part.of(self.open_connections(from)),
+        };
+        self.say(to, Message::TakeOver(take_over), &[far.as_fd()]);
+        let hand_over = wire::HandOver {
+            to,
+            last: false,
+            drain_timeout_ms: 0,
+            part: Some(part),
+        };
+        self.say(from, Message::HandOver(hand_over), &[near.as_fd()]);
+    }
+
+    /// Tells the machine how much each worker has done.
+    ///
+    /// Calls and not CPU time: what a worker spends on its connections is calls, of which the kernel
+    /// makes nearly all of the price, and one that polls before it sleeps would always look busy.
+    pub(super) fn take_loads(&mut self) {
+        let load = |child: &Child| {
+            let count = |counter| memory::counter(&child.memory, counter);
+            let bytes = count(Counter::BytesIn).saturating_add(count(Counter::BytesOut));
+            let calls = [
+                count(Counter::Reads),
+                count(Counter::Writes),
+                bytes / REBALANCE_BYTES_PER_CALL,
+            ];
+            Load {
+                worker: child.worker,
+                calls: calls.into_iter().fold(0, u64::saturating_add),
+            }
+        };
+        let children = self.slots.iter().flat_map(SlotResources::children);
+        let loads = children.map(load).collect();
+        self.happened(Event::Loads { loads });
     }
 
     /// Does something to the group of each address, through a listener of the first slot.

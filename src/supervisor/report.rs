@@ -131,6 +131,50 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 "handover not done in time: killing the new worker"
             );
         }
+        Notice::RebalanceStarted {
+            from,
+            to,
+            from_calls,
+            to_calls,
+        } => {
+            tracing::info!(
+                slot = from.slot.0,
+                to_slot = to.slot.0,
+                calls_per_s = from_calls,
+                to_calls_per_s = to_calls,
+                "rebalancing"
+            );
+        }
+        Notice::RebalanceEnded {
+            from,
+            to,
+            moved,
+            end,
+            took,
+        } => {
+            let (slot, to_slot) = (from.slot.0, to.slot.0);
+            let took_ms = took.as_millis();
+            match end {
+                HandoverEnd::Done => {
+                    tracing::info!(slot, to_slot, moved, took_ms, "rebalanced");
+                }
+                HandoverEnd::PeerGone => {
+                    let cause = "the other worker is gone";
+                    tracing::warn!(slot, to_slot, moved, took_ms, cause, "rebalanced in part");
+                }
+                HandoverEnd::Refused { cause } => {
+                    tracing::warn!(slot, to_slot, moved, took_ms, cause, "rebalanced in part");
+                }
+            }
+        }
+        Notice::RebalanceTimedOut { from, to, after } => {
+            tracing::warn!(
+                slot = from.slot.0,
+                to_slot = to.slot.0,
+                after_ms = after.as_millis(),
+                "rebalancing not done in time: not waited for any more"
+            );
+        }
         Notice::Restored { worker } => {
             tracing::warn!(
                 slot = worker.slot.0,

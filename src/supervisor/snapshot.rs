@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::exchange::Action;
-use super::machine::{Operation, Phase, Policy};
+use super::machine::{Balance, Operation, Phase, Policy};
 use super::slot::Slot;
 use crate::identity::{Generation, ReleaseId};
 
@@ -54,6 +54,10 @@ pub struct Snapshot {
     pub(super) slots: Vec<Slot>,
     pub(super) release: ReleaseId,
     pub(super) operation: Option<Operation>,
+    /// Left out where nothing is to be remembered, so that a version that did not know it is read
+    /// and written alike.
+    #[serde(default, skip_serializing_if = "Balance::is_blank")]
+    pub(super) balance: Balance,
     pub(super) born_before: Generation,
     pub(super) actions: VecDeque<Action>,
     pub(super) stale_events: u64,
@@ -147,6 +151,7 @@ mod tests {
             handover_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(3),
             hang_timeout: Some(Duration::from_secs(8)),
+            rebalance: None,
         };
         let mut machine = Machine::new(policy.clone(), 42);
         let ready = |slot, generation| Event::Ready {

@@ -11,8 +11,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
-    Action, Death, Event, Generation, HandoverEnd, Notice, Policy, ReleaseId, RestartConnections,
-    SlotId, WorkerId,
+    Action, Death, Event, Generation, HandoverEnd, Load, Notice, Policy, ReleaseId,
+    RestartConnections, SlotId, WorkerId,
 };
 
 use crate::laws::law;
@@ -51,6 +51,7 @@ struct Process {
     /// Its loop stands still: it says nothing and does nothing, until somebody kills it.
     hung: bool,
     turns: u64,
+    calls: u64,
     pinged: bool,
 }
 
@@ -188,6 +189,8 @@ impl Kernel {
                 }
             }
             Action::HandOver { from, to, .. } => self.hand_over(*from, *to, rng),
+            Action::Rebalance { from, to, .. } => self.rebalance(*from, *to, rng),
+            Action::TakeLoads => self.tell_loads(rng),
             Action::Leave { worker } => self.leave(*worker, rng),
             Action::TakePulse { worker } => self.tell_pulse(*worker, rng),
             Action::Ping { worker } => {
@@ -302,6 +305,7 @@ impl Kernel {
                 hangs_on_stop: lucky(self.weather.stop_hangs, rng),
                 hung: false,
                 turns: 0,
+                calls: 0,
                 pinged: false,
             },
         );
@@ -446,6 +450,46 @@ impl Kernel {
         self.schedule(Duration::ZERO, Due::Tell(Event::Pulse { worker, turns }));
     }
 
+    /// So are the counters of what has been done; some workers do most of it.
+    fn tell_loads(&mut self, rng: &mut Rng) {
+        let mut loads = Vec::new();
+        for (worker, process) in &mut self.processes {
+            if process.alive && !process.hung {
+                let busy = (worker.slot.0 + worker.generation.0 as u16).is_multiple_of(3);
+                process.calls += rng.u64(0..if busy { 100_000 } else { 2_000 });
+            }
+            loads.push(Load {
+                worker: *worker,
+                calls: process.calls,
+            });
+        }
+        self.schedule(Duration::ZERO, Due::Tell(Event::Loads { loads }));
+    }
+
+    /// A part moves; both go on serving. Some never say how it ended.
+    fn rebalance(&mut self, from: WorkerId, to: WorkerId, rng: &mut Rng) {
+        law!(self.exists(from), "{from} is to give and is no more");
+        law!(self.exists(to), "{from} is to give to {to}, no more");
+        let end = if !self.is_alive(to) {
+            HandoverEnd::PeerGone
+        } else if lucky(self.weather.handover_fails, rng) {
+            let cause = "full".to_owned();
+            match rng.u8(0..3) {
+                0 => HandoverEnd::PeerGone,
+                1 => HandoverEnd::Refused { cause },
+                _ => return,
+            }
+        } else {
+            HandoverEnd::Done
+        };
+        let event = Event::Rebalanced {
+            worker: from,
+            moved: rng.u32(0..3),
+            end,
+        };
+        self.schedule(ms(rng.u64(0..200)), Due::Say(from, event));
+    }
+
     /// A message from or about a worker that never was or is no more.
     fn about_nobody(&self, rng: &mut Rng) -> Event {
         let slot = SlotId(rng.u16(0..SLOTS_MAX));
@@ -459,7 +503,12 @@ impl Kernel {
         };
         let worker = WorkerId { slot, generation };
         let cause = "stale".to_owned();
-        match rng.u8(0..10) {
+        match rng.u8(0..11) {
+            10 => Event::Rebalanced {
+                worker,
+                moved: 1,
+                end: HandoverEnd::Done,
+            },
             0 => Event::Ready { worker },
             1 => Event::StartFailed { worker, cause },
             2 => Event::SpawnFailed { worker, cause },
@@ -481,7 +530,7 @@ impl Kernel {
     fn remember(&mut self, event: &Event) {
         const TOLD_MAX: usize = 8;
         // A number read from memory cannot come twice.
-        if matches!(event, Event::Pulse { .. }) {
+        if matches!(event, Event::Pulse { .. } | Event::Loads { .. }) {
             return;
         }
         if self.told.len() == TOLD_MAX {
@@ -540,6 +589,7 @@ pub(crate) fn policy(rng: &mut Rng) -> Policy {
         handover_timeout: ms([50, 500, 3_000][rng.usize(0..3)]),
         handshake_timeout: ms([0, 100, 1_000][rng.usize(0..3)]),
         hang_timeout: [None, Some(ms(200)), Some(ms(2_000))][rng.usize(0..3)],
+        rebalance: [None, Some(10), Some(200)][rng.usize(0..3)],
     }
 }
 

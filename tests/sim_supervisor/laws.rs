@@ -5,12 +5,14 @@
 //! adds seed and step.
 //!
 //! `shadow.rs` is one slot as the shadow sees it, `events.rs` what is taken note of, `company.rs`
-//! the laws of those who live beside a main worker, `operations.rs` those of what is planned; here
+//! the laws of those who live beside a main worker, `balance.rs` those of connections that move between
+//! main workers, `operations.rs` those of what is planned; here
 //! are those of main workers, queues and the end.
 //!
 //! Where the shadow repeats a rule of the machine (when a death is answered), it states bounds, not
 //! the machine's own arithmetic.
 
+mod balance;
 mod company;
 mod events;
 mod operations;
@@ -73,6 +75,7 @@ pub(crate) struct Laws {
     /// How many slots new connections were spread over last.
     spread: Option<u16>,
     pulses: BTreeMap<WorkerId, Pulse>,
+    balance: balance::Balance,
 }
 
 #[derive(Clone, Debug)]
@@ -101,6 +104,7 @@ impl Laws {
             steered: None,
             spread: None,
             pulses: BTreeMap::new(),
+            balance: balance::Balance::default(),
         }
     }
 
@@ -153,6 +157,8 @@ impl Laws {
             Action::Recall { slot, from } => self.recalled(*slot, *from),
             Action::Serve { worker } => self.told_to_serve(*worker, now),
             Action::HandOver { from, to, last } => self.handover_begins(*from, *to, *last, now),
+            Action::Rebalance { from, to, .. } => self.part_moves(*from, *to, now),
+            Action::TakeLoads => self.loads_taken(now),
             Action::Leave { worker } => self.told_to_leave(*worker, now),
             Action::TakePulse { worker } => self.looked_at(*worker, now),
             Action::Ping { worker } => {
@@ -216,6 +222,7 @@ impl Laws {
         self.operation_rests(now, &by);
         self.company_rests(&by);
         self.pulses_rest(now, &by);
+        self.balance_rests(now, &by);
         let serving = self.slots.iter().any(Shadow::serves);
         let running = self.end == End::Running;
         for (index, slot) in self.slots.iter().enumerate() {

@@ -351,7 +351,7 @@ fn stop(by: &str) -> Event {
     Event::Stop { by: by.to_owned() }
 }
 
-const KINDS: [&str; 52] = [
+const KINDS: [&str; 57] = [
     "Bind",
     "Adopt",
     "StandBy",
@@ -364,6 +364,8 @@ const KINDS: [&str; 52] = [
     "HandOver",
     "LastHandOver",
     "Leave",
+    "Rebalance",
+    "TakeLoads",
     "TakePulse",
     "Ping",
     "Steer",
@@ -393,6 +395,9 @@ const KINDS: [&str; 52] = [
     "HandoverPeerGone",
     "HandoverRefused",
     "HandoverTimedOut",
+    "RebalanceStarted",
+    "RebalanceEnded",
+    "RebalanceTimedOut",
     "Restored",
     "RollingBack",
     "WorkerHung",
@@ -423,6 +428,8 @@ fn kind(action: &Action) -> &'static str {
         Action::HandOver { last: false, .. } => "HandOver",
         Action::HandOver { last: true, .. } => "LastHandOver",
         Action::Leave { .. } => "Leave",
+        Action::Rebalance { .. } => "Rebalance",
+        Action::TakeLoads => "TakeLoads",
         Action::TakePulse { .. } => "TakePulse",
         Action::Ping { .. } => "Ping",
         Action::Steer { .. } => "Steer",
@@ -457,6 +464,9 @@ fn kind(action: &Action) -> &'static str {
                 HandoverEnd::Refused { .. } => "HandoverRefused",
             },
             Notice::HandoverTimedOut { .. } => "HandoverTimedOut",
+            Notice::RebalanceStarted { .. } => "RebalanceStarted",
+            Notice::RebalanceEnded { .. } => "RebalanceEnded",
+            Notice::RebalanceTimedOut { .. } => "RebalanceTimedOut",
             Notice::Restored { .. } => "Restored",
             Notice::RollingBack { .. } => "RollingBack",
             Notice::WorkerHung { .. } => "WorkerHung",

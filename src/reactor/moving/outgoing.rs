@@ -9,11 +9,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use super::super::{Reactor, pack_token};
+use super::part::Chosen;
 use super::{FIRST, HandedOver, Link};
 use crate::channel::packets;
 use crate::clock::Tick;
 use crate::config::{HANDOVER_BATCH_CONNECTIONS, HANDOVER_RETRY};
 use crate::fault;
+use crate::handover::Part;
 use crate::handover::machine::{End, Sender, SenderAction, SenderEvent};
 use crate::handover::record::{self, BatchEncoder, CAUSE_MAX_BYTES, Message, Packet};
 use crate::memory::layout::Flags;
@@ -36,11 +38,27 @@ pub(in crate::reactor) struct Outgoing {
     cursor: u32,
     /// Nobody will accept from these listeners after this worker.
     last: bool,
+    /// Only these go; `None`: everything does, and the worker after it.
+    pub(super) part: Option<Chosen>,
     pub(super) moving: u32,
     moved: u32,
 }
 
 impl Outgoing {
+    fn new(link: Link, last: bool, part: Option<Chosen>) -> Self {
+        Self {
+            link: Some(link),
+            machine: Sender::default(),
+            batches: VecDeque::new(),
+            staged: None,
+            cursor: 0,
+            last,
+            part,
+            moving: 0,
+            moved: 0,
+        }
+    }
+
     fn batch(&mut self, sequence: u32) -> Vec<u32> {
         let at = self.batches.iter().position(|batch| batch.0 == sequence);
         at.and_then(|at| self.batches.remove(at))
@@ -97,16 +115,22 @@ impl Reactor {
         if !last {
             self.hold_accepting();
         }
-        self.outgoing = Some(Box::new(Outgoing {
-            link: Some(link),
-            machine: Sender::default(),
-            batches: VecDeque::new(),
-            staged: None,
-            cursor: 0,
-            last,
-            moving: 0,
-            moved: 0,
-        }));
+        self.outgoing = Some(Box::new(Outgoing::new(link, last, None)));
+        Ok(())
+    }
+
+    /// Begins to hand some connections over by the socket `link`, and goes on with everything else
+    /// as if nothing were. What comes of it is told by [`Reactor::handed_over`].
+    ///
+    /// # Errors
+    /// As [`Reactor::hand_over`].
+    pub fn hand_over_part(&mut self, link: OwnedFd, part: Part) -> io::Result<()> {
+        if self.outgoing.is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let link = Link::new(link, self.next_token(), self.poll.registry())?;
+        let part = Some(Chosen::still_to_be(part));
+        self.outgoing = Some(Box::new(Outgoing::new(link, false, part)));
         Ok(())
     }
 
@@ -128,17 +152,26 @@ impl Reactor {
         self.hear_answers(&mut outgoing);
         self.carry_out(&mut outgoing);
         if !outgoing.machine.is_blocked() || was_ready || outgoing.is_due(self.now) {
-            let mut waiting = self.open - outgoing.moving;
-            let mut complete = true;
-            if waiting == 0 && outgoing.last {
-                complete = self.empty_queues();
-                waiting = self.open - outgoing.moving;
-            }
+            let (waiting, complete) = self.waiting(&mut outgoing);
             let event = SenderEvent::Turn { waiting, complete };
             outgoing.machine.handle(event);
             self.carry_out(&mut outgoing);
         }
         self.outgoing = (!self.concludes(&outgoing)).then_some(outgoing);
+    }
+
+    /// How many connections could go in this turn, and whether no more will be added to them.
+    fn waiting(&mut self, outgoing: &mut Outgoing) -> (u32, bool) {
+        if let Some(part) = &mut outgoing.part {
+            return (self.choose(part), true);
+        }
+        let mut waiting = self.open - outgoing.moving;
+        let mut complete = true;
+        if waiting == 0 && outgoing.last {
+            complete = self.empty_queues();
+            waiting = self.open - outgoing.moving;
+        }
+        (waiting, complete)
     }
 
     /// Reads every answer there is.
@@ -216,17 +249,7 @@ impl Reactor {
     fn put_away(&mut self, outgoing: &mut Outgoing, sequence: u32) -> (Vec<u8>, Vec<u32>) {
         let mut encoder = BatchEncoder::new(sequence);
         let mut batch = Vec::new();
-        // From the cursor on, then from the beginning: lower numbers may have been taken since.
-        let mut candidates: Vec<u32> = Vec::new();
-        for first in [outgoing.cursor, 0] {
-            let free = |&fd: &u32| !self.memory.head(fd).flags.has(Flags::MOVING);
-            let found = self.memory.occupied_from(first).filter(free);
-            candidates.extend(found.take(HANDOVER_BATCH_CONNECTIONS));
-            if !candidates.is_empty() {
-                break;
-            }
-        }
-        for fd in candidates {
+        for fd in self.candidates(outgoing) {
             // Nothing is being closed between two steps of a turn, so all of them are connections.
             let Some(mut frozen) = self.memory.freeze(fd) else {
                 continue;
@@ -255,6 +278,24 @@ impl Reactor {
         }
         outgoing.moving += encoder.count();
         (encoder.finish(), batch)
+    }
+
+    /// Connections for the next batch: as many as may fit.
+    fn candidates(&self, outgoing: &Outgoing) -> Vec<u32> {
+        if let Some(part) = &outgoing.part {
+            return part.next(HANDOVER_BATCH_CONNECTIONS);
+        }
+        // From the cursor on, then from the beginning: lower numbers may have been taken since.
+        let mut candidates: Vec<u32> = Vec::new();
+        for first in [outgoing.cursor, 0] {
+            let free = |&fd: &u32| !self.memory.head(fd).flags.has(Flags::MOVING);
+            let found = self.memory.occupied_from(first).filter(free);
+            candidates.extend(found.take(HANDOVER_BATCH_CONNECTIONS));
+            if !candidates.is_empty() {
+                break;
+            }
+        }
+        candidates
     }
 
     /// Forgets connections that are another worker's now.
@@ -299,6 +340,8 @@ impl Reactor {
         };
         match end {
             End::Stopped => return true,
+            // The worker stays, and has never stopped accepting.
+            _ if outgoing.part.is_some() => {}
             End::PeerGone => self.begin_accepting(),
             // Once more where nobody else takes what is in the queues, and perhaps not now.
             End::Refused { .. } if outgoing.last && !self.sweep() => return false,
@@ -307,6 +350,7 @@ impl Reactor {
         self.handed_over = Some(HandedOver {
             moved: outgoing.moved,
             end: end.clone(),
+            part: outgoing.part.is_some(),
         });
         true
     }

@@ -48,6 +48,9 @@ impl Machine {
                 return Some(format!("slot {index}: {what}"));
             }
         }
+        if let Some(what) = self.balance_contradiction() {
+            return Some(what.to_owned());
+        }
         let waits_for_process = match &self.phase {
             Phase::BootFailed { .. } | Phase::Draining { .. } | Phase::Forced => true,
             Phase::Idle | Phase::Booting { .. } | Phase::Serving | Phase::Ended => false,

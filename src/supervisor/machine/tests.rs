@@ -28,6 +28,7 @@ const fn policy(workers: u16) -> Policy {
         handover_timeout: Duration::from_secs(10),
         handshake_timeout: Duration::from_secs(3),
         hang_timeout: None,
+        rebalance: None,
     }
 }
 
@@ -522,5 +523,6 @@ fn limits_at_the_end_of_the_clock_do_not_overflow() {
     );
 }
 
+mod balance;
 mod planned;
 mod scaling;

@@ -71,6 +71,8 @@ impl Laws {
                 };
             }
             Event::HandedOver { worker, end, .. } => self.note_handed_over(*worker, end, now),
+            Event::Rebalanced { worker, .. } => self.note_rebalanced(*worker),
+            Event::Loads { loads } => self.note_loads(loads, now),
             Event::Pulse { worker, turns } => self.note_pulse(*worker, *turns, now),
             Event::Restart { .. }
             | Event::Upgrade { .. }

@@ -1,0 +1,91 @@
+//! Which connections leave when only a part is to: some that are active, so that their work moves with
+//! them, and owe nothing at this instant, so that nothing has to be carried along.
+//!
+//! Invariants: they are chosen once, at the end of a turn, when what was ready has been served; one
+//! that has work when its batch is made up is left out, and nobody takes its place; everything else
+//! about the worker goes on as before.
+//!
+//! It must not decide how many (the order says so).
+
+use std::collections::VecDeque;
+
+use super::super::Reactor;
+use crate::handover::Part;
+use crate::memory::layout::{Flags, State};
+
+/// The connections of a part.
+#[derive(Debug)]
+pub(in crate::reactor) enum Chosen {
+    /// The choice is the next turn's.
+    Pending(Part),
+    /// These are left, by number and generation, in the order in which they go.
+    Made(VecDeque<(u32, u32)>),
+}
+
+impl Chosen {
+    pub(super) const fn still_to_be(part: Part) -> Self {
+        Self::Pending(part)
+    }
+
+    /// Whether a turn would make a choice, or a batch.
+    pub(super) fn waits(&self) -> bool {
+        match self {
+            Self::Pending(_) => true,
+            Self::Made(left) => !left.is_empty(),
+        }
+    }
+
+    /// The first `most` of those that are left.
+    pub(super) fn next(&self, most: usize) -> Vec<u32> {
+        match self {
+            Self::Pending(_) => Vec::new(),
+            Self::Made(left) => left.iter().take(most).map(|(fd, _)| *fd).collect(),
+        }
+    }
+}
+
+impl Reactor {
+    /// How many connections of the part can go now. Those that cannot are out of it.
+    pub(super) fn choose(&self, part: &mut Chosen) -> u32 {
+        let mut left = match part {
+            Chosen::Pending(part) => self.active(*part),
+            Chosen::Made(left) => std::mem::take(left),
+        };
+        left.retain(|(fd, generation)| self.is_quiet(*fd, *generation));
+        let count = left.len() as u32;
+        *part = Chosen::Made(left);
+        count
+    }
+
+    /// As many of the active connections as the order says; first of those that can go now.
+    fn active(&self, part: Part) -> VecDeque<(u32, u32)> {
+        let settled = self.settled_connections().into_iter();
+        let active = settled.filter(|&fd| {
+            let quiet_for = self.now.since(self.memory.last_progress(fd));
+            quiet_for <= part.active_within
+        });
+        let active: Vec<(u32, u32)> = active
+            .map(|fd| (fd, self.memory.head(fd).generation))
+            .collect();
+        let most = part.of(active.len() as u32);
+        let quiet = active.into_iter();
+        let quiet = quiet.filter(|(fd, generation)| self.is_quiet(*fd, *generation));
+        quiet.take(most as usize).collect()
+    }
+
+    /// Whether nothing is owed on the connection and nothing is known to be there to be read.
+    fn is_quiet(&self, fd: u32, generation: u32) -> bool {
+        let head = self.memory.head(fd);
+        let busy = [
+            Flags::READABLE,
+            Flags::QUEUED,
+            Flags::MOVING,
+            Flags::FINISH,
+            Flags::PEER_ENDED,
+        ];
+        head.state == State::Open
+            && head.generation == generation
+            && !busy.into_iter().any(|flag| head.flags.has(flag))
+            && self.memory.pending(fd).is_none()
+    }
+}

@@ -1,0 +1,335 @@
+//! Moving connections from a worker that is too busy to the one that is least so.
+//!
+//! New connections are spread, work is not: long-lived ones stay where they are, and one worker may
+//! have all the busy ones. So the workers' counters are compared every [`REBALANCE_LOOK_EVERY`]. When
+//! the same worker exceeds the idlest by the threshold [`REBALANCE_LOOKS`] times in a row, it hands
+//! over as many of its active connections as would level the two if all were alike.
+//!
+//! They are not all alike, and nobody knows how much each of them does. So moves are trials. They
+//! have not helped if nothing could move, or if a worker that took some is as busy now as those were
+//! that gave: then the load cannot be levelled by moving what it is made of, and the rest before the
+//! next move doubles, up to [`REBALANCE_REST_MAX`]. All is forgotten when they have helped, or nothing
+//! was to be moved, for twice that time. One connection that is all of the load is never moved: half
+//! of one is none.
+//!
+//! Invariants: moves are ordered only between workers that serve, one at a time, never while an
+//! operation is under way and never closer than [`REBALANCE_REST`]; nobody is killed for one. An
+//! operation that begins meanwhile does not wait: workers settle a part before they obey.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::reactions::Reception;
+use super::{Action, HandoverEnd, Load, Machine, Notice, Phase, SlotState, WorkerId};
+use crate::clock::Tick;
+use crate::config::{
+    REBALANCE_ACTIVE_WITHIN, REBALANCE_CONNECTIONS, REBALANCE_LEAST_CALLS, REBALANCE_LOOK_EVERY,
+    REBALANCE_LOOKS, REBALANCE_REST, REBALANCE_REST_MAX,
+};
+use crate::handover::Part;
+
+/// What is remembered of the workers' loads and of moves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(in super::super) struct Balance {
+    /// When the next look is due; `None`: nobody looks.
+    due: Option<Tick>,
+    /// The answer to a look has not come.
+    awaited: bool,
+    /// What the latest look found.
+    seen: Option<Look>,
+    /// Who was too busy then, and in how many looks in a row.
+    suspect: Option<(WorkerId, u32)>,
+    /// The move that is under way.
+    moving: Option<Move>,
+    /// The moves so far.
+    trials: Option<Trials>,
+}
+
+/// The loads of all who served, in order of their slots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Look {
+    at: Tick,
+    loads: Vec<Load>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Move {
+    from: WorkerId,
+    to: WorkerId,
+    since: Tick,
+    deadline: Tick,
+}
+
+/// Moves, for judging by what follows whether more of them are any use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Trials {
+    /// When the latest one was ordered.
+    at: Tick,
+    /// Connections that moved then, as far as is known.
+    moved: u32,
+    /// Who took some; one worker of a slot at most.
+    takers: Vec<WorkerId>,
+    /// Calls a second of the busiest worker, when they were lowest.
+    peak: u64,
+    /// From the latest move to the next one, at least.
+    rest: Duration,
+    /// When moves have last been found to be of no use, or the first one was made.
+    judged: Tick,
+}
+
+/// Two workers between which connections should move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Skew {
+    from: WorkerId,
+    to: WorkerId,
+    from_calls: u64,
+    to_calls: u64,
+    /// The share of the busiest one's load that would level the two.
+    permille: u16,
+}
+
+impl Balance {
+    /// Nothing is remembered: as if nobody had ever looked.
+    pub(in super::super) fn is_blank(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Machine {
+    /// Begins to look at the loads where that may lead to something, and ends it where not.
+    pub(super) fn tend_balance(&mut self, now: Tick) {
+        let serves = |worker| self.serves(worker);
+        let lost = |it: &Move| !serves(it.from);
+        if self.balance.moving.as_ref().is_some_and(lost) {
+            // It died, or an operation has come and relieved it.
+            self.balance.moving = None;
+        }
+        let serving = self.main_workers().count();
+        let may = self.phase == Phase::Serving
+            && self.policy.rebalance.is_some()
+            && self.operation.is_none()
+            && self.balance.moving.is_none()
+            && serving > 1;
+        let balance = &mut self.balance;
+        if may {
+            balance.due.get_or_insert(now + REBALANCE_LOOK_EVERY);
+        } else if balance.due.is_some() {
+            balance.due = None;
+            balance.awaited = false;
+            balance.seen = None;
+            balance.suspect = None;
+        }
+    }
+
+    pub(super) fn balance_deadline(&self) -> Option<Tick> {
+        let deadline = self.balance.moving.map(|it| it.deadline);
+        [self.balance.due, deadline].into_iter().flatten().min()
+    }
+
+    pub(super) fn balance_timeout(&mut self, now: Tick) {
+        if let Some(Move {
+            from, to, since, ..
+        }) = self.balance.moving.filter(|it| it.deadline <= now)
+        {
+            self.balance.moving = None;
+            let after = now.since(since);
+            self.notice(Notice::RebalanceTimedOut { from, to, after });
+        }
+        if self.balance.due.is_some_and(|due| due <= now) {
+            self.balance.due = Some(now + REBALANCE_LOOK_EVERY);
+            self.balance.awaited = true;
+            self.actions.push_back(Action::TakeLoads);
+        }
+    }
+
+    pub(super) fn loads(&mut self, loads: &[Load], now: Tick) -> Reception {
+        if !std::mem::take(&mut self.balance.awaited) {
+            return Reception::Stale;
+        }
+        let look = Look {
+            at: now,
+            loads: self
+                .main_workers()
+                .filter_map(|worker| loads.iter().find(|it| it.worker == worker).copied())
+                .collect(),
+        };
+        let skew = self.skew(&look);
+        self.balance.seen = Some(look);
+        let Some(skew) = skew else {
+            self.balance.suspect = None;
+            return Reception::Taken;
+        };
+        let times = match self.balance.suspect {
+            Some((suspect, times)) if suspect == skew.from => times.saturating_add(1),
+            Some(_) | None => 1,
+        };
+        self.balance.suspect = Some((skew.from, times));
+        if times >= REBALANCE_LOOKS {
+            let trials = self.balance.trials.clone();
+            let (trials, due) = next_trials(trials, &skew, now);
+            if due <= now {
+                self.balance.trials = Some(trials);
+                self.order_move(skew, now);
+            }
+        }
+        Reception::Taken
+    }
+
+    pub(super) fn rebalanced(
+        &mut self,
+        worker: WorkerId,
+        moved: u32,
+        end: &HandoverEnd,
+        now: Tick,
+    ) -> Reception {
+        let Some(Move {
+            from, to, since, ..
+        }) = self.balance.moving.take_if(|it| it.from == worker)
+        else {
+            return Reception::Stale;
+        };
+        if let Some(trials) = &mut self.balance.trials {
+            trials.moved = moved;
+        }
+        self.notice(Notice::RebalanceEnded {
+            from,
+            to,
+            moved,
+            end: end.clone(),
+            took: now.since(since),
+        });
+        Reception::Taken
+    }
+
+    /// What in the memory of loads and moves contradicts itself, if anything.
+    pub(super) fn balance_contradiction(&self) -> Option<&'static str> {
+        let Balance {
+            due,
+            awaited,
+            moving,
+            ..
+        } = &self.balance;
+        if *awaited && due.is_none() {
+            return Some("it awaits loads that nobody looks at");
+        }
+        if moving.is_some() && due.is_some() {
+            return Some("it looks for a move while one is under way");
+        }
+        moving
+            .as_ref()
+            .is_some_and(|it| it.from.slot == it.to.slot)
+            .then_some("connections move from a slot to itself")
+    }
+
+    /// Who serves in a main seat, in order of the slots.
+    fn main_workers(&self) -> impl Iterator<Item = WorkerId> {
+        let serving = self.slots.iter();
+        let serving = serving.filter(|slot| slot.state == SlotState::Serving);
+        serving.map(|slot| slot.worker())
+    }
+
+    /// The skew between the latest look and this one, if it passes the threshold.
+    fn skew(&self, look: &Look) -> Option<Skew> {
+        let before = self.balance.seen.as_ref()?;
+        let nanos = look.at.since(before.at).as_nanos();
+        let rate = |now: &Load| {
+            let earlier = before.loads.iter().find(|it| it.worker == now.worker)?;
+            let calls = u128::from(now.calls.saturating_sub(earlier.calls));
+            let rate = (calls * 1_000_000_000).checked_div(nanos)?;
+            Some((u64::try_from(rate).unwrap_or(u64::MAX), now.worker))
+        };
+        // Somebody is new: what it will do is not known yet.
+        let rates: Vec<(u64, WorkerId)> = look.loads.iter().map(rate).collect::<Option<_>>()?;
+        let &(from_calls, from) = rates.iter().max()?;
+        let &(to_calls, to) = rates.iter().min()?;
+        let threshold = u128::from(100 + u32::from(self.policy.rebalance?));
+        let skewed = u128::from(from_calls) * 100 > u128::from(to_calls) * threshold;
+        if from == to || from_calls < REBALANCE_LEAST_CALLS || !skewed {
+            return None;
+        }
+        let excess = u128::from(from_calls - to_calls);
+        // Half of the excess, as a share of the busiest one's load: at most 500.
+        let permille = (excess * 500 / u128::from(from_calls)) as u16;
+        Some(Skew {
+            from,
+            to,
+            from_calls,
+            to_calls,
+            permille,
+        })
+    }
+
+    fn order_move(&mut self, skew: Skew, now: Tick) {
+        let Skew {
+            from,
+            to,
+            from_calls,
+            to_calls,
+            permille,
+        } = skew;
+        self.balance.moving = Some(Move {
+            from,
+            to,
+            since: now,
+            deadline: now + self.policy.handover_timeout,
+        });
+        self.notice(Notice::RebalanceStarted {
+            from,
+            to,
+            from_calls,
+            to_calls,
+        });
+        let part = Part {
+            permille,
+            at_most: REBALANCE_CONNECTIONS,
+            active_within: REBALANCE_ACTIVE_WITHIN,
+        };
+        self.actions.push_back(Action::Rebalance { from, to, part });
+    }
+}
+
+/// What is remembered of moves once that of `skew` is made, at `now`, and when it is due.
+fn next_trials(before: Option<Trials>, skew: &Skew, now: Tick) -> (Trials, Tick) {
+    let fresh = Trials {
+        at: now,
+        moved: 0,
+        takers: vec![skew.to],
+        peak: skew.from_calls,
+        rest: REBALANCE_REST,
+        judged: now,
+    };
+    let Some(Trials {
+        at,
+        moved,
+        mut takers,
+        peak,
+        rest,
+        judged,
+    }) = before
+    else {
+        return (fresh, now);
+    };
+    if now >= judged + REBALANCE_REST_MAX * 2 {
+        return (fresh, at + REBALANCE_REST);
+    }
+    // A tenth less is less; anything else may be chance.
+    let as_busy = u128::from(skew.from_calls) * 10 > u128::from(peak) * 9;
+    let useless = moved == 0 || (as_busy && takers.contains(&skew.from));
+    let (rest, judged) = if useless {
+        ((rest * 2).min(REBALANCE_REST_MAX), now)
+    } else {
+        (rest, judged)
+    };
+    takers.retain(|it| it.slot != skew.to.slot);
+    takers.push(skew.to);
+    let trials = Trials {
+        at: now,
+        moved: 0,
+        takers,
+        peak: peak.min(skew.from_calls),
+        rest,
+        judged,
+    };
+    (trials, at + rest)
+}

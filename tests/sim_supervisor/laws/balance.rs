@@ -1,0 +1,130 @@
+//! The laws of connections that move between workers which both stay.
+
+use uppercased::clock::Tick;
+use uppercased::config::{REBALANCE_LOOK_EVERY, REBALANCE_LOOKS, REBALANCE_REST};
+use uppercased::supervisor::machine::{Load, WorkerId};
+
+use super::{End, Laws, law};
+
+/// What the shadow knows of loads and moves.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Balance {
+    /// When loads were last asked for, and whether the answer has come.
+    asked: Option<(Tick, bool)>,
+    /// The latest answers, oldest first, as many as a decision takes.
+    told: Vec<(Tick, Vec<Load>)>,
+    /// When the latest move was ordered.
+    moved: Option<Tick>,
+    /// Who gives, to whom, and when it was ordered.
+    moving: Option<(WorkerId, WorkerId, Tick)>,
+}
+
+impl Laws {
+    pub(super) fn loads_taken(&mut self, now: Tick) {
+        self.law_of_quiet("loads are looked at");
+        let early = self
+            .balance
+            .asked
+            .is_some_and(|(at, _)| now < at + REBALANCE_LOOK_EVERY);
+        law!(!early, "loads are looked at too often: {:?}", self.balance);
+        self.balance.asked = Some((now, false));
+    }
+
+    pub(super) fn note_loads(&mut self, loads: &[Load], now: Tick) {
+        if let Some((_, answered)) = &mut self.balance.asked
+            && !*answered
+        {
+            *answered = true;
+            self.balance.told.push((now, loads.to_vec()));
+            if self.balance.told.len() > REBALANCE_LOOKS as usize + 1 {
+                self.balance.told.remove(0);
+            }
+        }
+    }
+
+    pub(super) fn note_rebalanced(&mut self, worker: WorkerId) {
+        self.balance.moving.take_if(|it| it.0 == worker);
+    }
+
+    pub(super) fn part_moves(&mut self, from: WorkerId, to: WorkerId, now: Tick) {
+        self.law_of_quiet("a part moves");
+        law!(from.slot != to.slot, "{from} gives to its own slot");
+        for worker in [from, to] {
+            law!(
+                self.serves(worker),
+                "{worker} does not serve, and a part moves"
+            );
+        }
+        let early = self
+            .balance
+            .moved
+            .is_some_and(|at| now < at + REBALANCE_REST);
+        law!(!early, "a part moves too soon: {:?}", self.balance);
+        // In every one of the looks that it takes, the one that gives has done most.
+        let looks = self.balance.told.len();
+        law!(
+            looks > REBALANCE_LOOKS as usize,
+            "a part moves after {looks} looks"
+        );
+        let calls = |at: usize, worker: WorkerId| {
+            let found = self.balance.told[at]
+                .1
+                .iter()
+                .find(|it| it.worker == worker);
+            found.map(|it| it.calls)
+        };
+        for at in 1..looks {
+            let done = |worker| Some(calls(at, worker)? - calls(at - 1, worker)?);
+            let most = done(from);
+            law!(most.is_some(), "{from} gives and is new");
+            for other in self.serving() {
+                law!(
+                    done(other) <= most,
+                    "{other} does more than {from}, which gives"
+                );
+            }
+        }
+        self.balance.moved = Some(now);
+        self.balance.moving = Some((from, to, now));
+    }
+
+    /// What must hold for anything of this to be done.
+    fn law_of_quiet(&self, what: &str) {
+        law!(self.end == End::Running, "{what} while {:?}", self.end);
+        law!(self.announced, "{what} at boot");
+        law!(self.operation.is_none(), "{what} in {:?}", self.operation);
+        law!(
+            self.policy.rebalance.is_some(),
+            "{what} and nobody wants it"
+        );
+        law!(
+            self.serving().count() > 1,
+            "{what} and there is nobody to give to"
+        );
+        let moving = &self.balance.moving;
+        law!(moving.is_none(), "{what} while a part moves: {moving:?}");
+    }
+
+    /// Somebody looks again, or waits no longer than it may.
+    pub(super) fn balance_rests(&mut self, now: Tick, by: &impl Fn(Tick) -> bool) {
+        if let Some((from, _, since)) = self.balance.moving {
+            let deadline = since + self.policy.handover_timeout;
+            if !self.serves(from) || deadline <= now {
+                self.balance.moving = None;
+            } else if self.end == End::Running {
+                return law!(by(deadline), "a part may move for ever");
+            }
+        }
+        let quiet = self.end == End::Running
+            && self.announced
+            && self.operation.is_none()
+            && self.policy.rebalance.is_some()
+            && self.serving().count() > 1;
+        if quiet {
+            let next = now + REBALANCE_LOOK_EVERY;
+            law!(by(next), "nobody looks at the loads by {next:?}");
+        } else {
+            self.balance.told.clear();
+        }
+    }
+}
