@@ -10,6 +10,8 @@
 //!
 //! It must not import the supervisor: what they share is `wire` and `memory`.
 
+mod moving;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,8 +24,6 @@ use crate::channel::{self, Channel};
 use crate::clock::Tick;
 use crate::config::Config;
 use crate::fault;
-use crate::handover::Part;
-use crate::handover::machine::End;
 use crate::identity::WorkerId;
 use crate::listener;
 use crate::log;
@@ -33,10 +33,7 @@ use crate::metrics::{CloseReason, Counter};
 use crate::reactor::Reactor;
 use crate::sys::cpus;
 use crate::sys::fd::inherited_channel;
-use crate::wire::{
-    Draining, Envelope, Failed, HandOver, HandedOver, HandoverEnd, Leave, Listen, Message, Ready,
-    Start, Stop, TakeOver,
-};
+use crate::wire::{Draining, Envelope, Failed, Listen, Message, Ready, Start, Stop};
 
 /// How long a new worker waits to be told what to be. Its supervisor says so before it even forks.
 const START_MESSAGE_TIMEOUT_MS: u16 = 10_000;
@@ -286,168 +283,6 @@ impl Worker {
                 tracing::warn!(?message, "a message out of place was dropped");
             }
         }
-    }
-
-    /// Accepts, if it stood by.
-    fn begin_to_serve(&mut self) {
-        if matches!(self.phase, Phase::StandingBy) {
-            self.phase = Phase::Serving;
-            self.reactor.begin_accepting();
-        }
-    }
-
-    fn take_over(&mut self, order: TakeOver, descriptors: Vec<OwnedFd>) {
-        if self.reactor.is_taking_over() {
-            // A part is coming, for some milliseconds more or until its sender is gone.
-            let order = Message::TakeOver(order);
-            return self.waiting.push_back((order, descriptors));
-        }
-        fault::point("receiver.ordered");
-        let taken = descriptors
-            .into_iter()
-            .next()
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
-            .and_then(|link| self.reactor.take_over(link, order.expected));
-        match taken {
-            Ok(()) => tracing::info!(from = %order.from, order.expected, "taking over"),
-            // The socket is closed by now, so the other worker keeps everything.
-            Err(error) => tracing::error!(%error, from = %order.from, "cannot take over"),
-        }
-        // Only now: places are kept for what comes.
-        self.begin_to_serve();
-    }
-
-    fn hand_over(&mut self, order: HandOver, descriptors: Vec<OwnedFd>) {
-        if let Some(part) = order.part {
-            return self.hand_over_part(&order, part, descriptors);
-        }
-        if self.reactor.is_handing_over() {
-            self.reactor.stop_handing_over();
-        }
-        if self.reactor.is_handing_over() {
-            // A part was going; what is on its way has to be settled first.
-            let order = Message::HandOver(order);
-            return self.waiting.push_back((order, descriptors));
-        }
-        fault::point("sender.ordered");
-        let serves = matches!(self.phase, Phase::Serving | Phase::StandingBy);
-        let Some(link) = descriptors.into_iter().next().filter(|_| serves) else {
-            tracing::error!(to = %order.to, phase = ?self.phase, "cannot hand over now");
-            return;
-        };
-        // Whoever lent them has a worker for them, or finds another one.
-        self.reactor.release_lent(self.id.slot);
-        match self.reactor.hand_over(link, order.last) {
-            Ok(()) => {
-                let connections = self.reactor.open_connections();
-                tracing::info!(to = %order.to, connections, "handing over");
-                self.phase = Phase::HandingOver {
-                    drain_timeout: Duration::from_millis(order.drain_timeout_ms),
-                };
-            }
-            Err(error) => {
-                tracing::error!(%error, to = %order.to, "cannot hand over");
-                let end = HandoverEnd::PeerGone;
-                self.say_handed_over(0, end, false);
-            }
-        }
-    }
-
-    /// Hands a part of its connections over; nothing else changes.
-    fn hand_over_part(&mut self, order: &HandOver, part: Part, descriptors: Vec<OwnedFd>) {
-        let serves = matches!(self.phase, Phase::Serving) && self.waiting.is_empty();
-        let begun = descriptors
-            .into_iter()
-            .next()
-            .filter(|_| serves)
-            .ok_or_else(|| io::ErrorKind::ResourceBusy.into())
-            .and_then(|link| self.reactor.hand_over_part(link, part));
-        match begun {
-            Ok(()) => tracing::debug!(to = %order.to, ?part, "handing a part over"),
-            Err(error) => {
-                tracing::warn!(%error, to = %order.to, "cannot hand a part over now");
-                let cause = error.to_string();
-                self.say_handed_over(0, HandoverEnd::Refused { cause }, true);
-            }
-        }
-    }
-
-    /// Orders that had to wait, when they need not any more.
-    fn obey_waiting(&mut self) {
-        let ready = |order: &Message, reactor: &Reactor| match order {
-            Message::TakeOver(_) => !reactor.is_taking_over(),
-            _ => !reactor.is_handing_over(),
-        };
-        while let Some((order, _)) = self.waiting.front()
-            && ready(order, &self.reactor)
-            && let Some((order, descriptors)) = self.waiting.pop_front()
-        {
-            self.obey(order, descriptors);
-        }
-    }
-
-    /// What comes after a handover, when there is a result.
-    fn conclude_handover(&mut self) {
-        let Some(result) = self.reactor.handed_over() else {
-            return;
-        };
-        if result.part {
-            let end = match result.end {
-                End::Done | End::Stopped => HandoverEnd::Done,
-                End::PeerGone => HandoverEnd::PeerGone,
-                End::Refused { cause } => HandoverEnd::Refused { cause },
-            };
-            tracing::info!(moved = result.moved, ?end, "handed a part over");
-            return self.say_handed_over(result.moved, end, true);
-        }
-        let Phase::HandingOver { drain_timeout } = self.phase else {
-            return; // A stop came between; it settles everything.
-        };
-        let (moved, left) = (result.moved, self.reactor.open_connections());
-        tracing::info!(moved, left, end = ?result.end, "handed over");
-        let end = match result.end {
-            End::Done => {
-                self.phase = Phase::Done;
-                fault::point("sender.done");
-                HandoverEnd::Done
-            }
-            End::PeerGone | End::Stopped => {
-                self.phase = Phase::Serving;
-                HandoverEnd::PeerGone
-            }
-            End::Refused { cause } => {
-                self.phase = Phase::Leaving {
-                    until: self.reactor.now() + drain_timeout,
-                };
-                HandoverEnd::Refused { cause }
-            }
-        };
-        self.say_handed_over(moved, end, false);
-    }
-
-    fn say_handed_over(&mut self, moved: u32, end: HandoverEnd, part: bool) {
-        let told = HandedOver {
-            moved,
-            left: self.reactor.open_connections(),
-            end,
-            part,
-        };
-        self.say(Message::HandedOver(told));
-    }
-
-    fn leave(&mut self, order: Leave) {
-        if !matches!(self.phase, Phase::Serving | Phase::StandingBy) {
-            tracing::warn!(phase = ?self.phase, "told to leave, and does already");
-            return;
-        }
-        self.reactor.let_go();
-        let drain_timeout = Duration::from_millis(order.drain_timeout_ms);
-        self.phase = Phase::Leaving {
-            until: self.reactor.now() + drain_timeout,
-        };
-        let connections = self.reactor.open_connections();
-        tracing::info!(connections, "leaving");
-        self.say(Message::Draining(Draining { connections }));
     }
 
     fn stop(&mut self, stop: Stop) {

@@ -20,6 +20,7 @@ use support::{assert_same, pattern, upper};
 use uppercased::channel::packets::{Error, Packets};
 use uppercased::clock::{Tick, now};
 use uppercased::config::{Config, HANDOVER_BATCH_CONNECTIONS, HANDOVER_MESSAGE_BYTES};
+use uppercased::handover::Part;
 use uppercased::handover::machine::End;
 use uppercased::handover::record::{Message, Packet, VERSION};
 use uppercased::identity::SlotId;
@@ -696,4 +697,151 @@ fn raise_the_descriptor_limit() {
         limit.is_ok_and(|limit| limit >= 3000),
         "too few descriptors for this test"
     );
+}
+
+/// Two loops with an address each: both serve and accept.
+fn siblings(config: &Config) -> (Stage, SocketAddr) {
+    let mut stage = Stage::new(1, config);
+    let asked = Listen {
+        addr: ([127, 0, 0, 1], 0).into(),
+        dual_stack: false,
+    };
+    let (listener, listen) = listener::bind(&asked, config).unwrap();
+    let mut second = reactor(config, MAX);
+    second.serve_listener(SlotId(1), listener).unwrap();
+    stage.loops.push(second);
+    (stage, listen.addr)
+}
+
+fn half() -> Part {
+    Part {
+        permille: 500,
+        at_most: 3,
+        active_within: PATIENCE,
+    }
+}
+
+fn order_part(stage: &mut Stage, part: Part) {
+    let (ours, theirs) = link();
+    stage.loops[1].take_over(theirs, 1).unwrap();
+    stage.loops[0].hand_over_part(ours, part).unwrap();
+}
+
+/// A client of the first loop in the middle of a conversation.
+fn talking(stage: &mut Stage) -> Client {
+    let mut client = stage.connect(0);
+    client.send(1000);
+    stage.until(|_| client.read());
+    client
+}
+
+#[test]
+fn a_part_goes_and_both_serve_and_accept_on() {
+    let (mut stage, other) = siblings(&config());
+    let mut clients: Vec<Client> = (0..10).map(|_| talking(&mut stage)).collect();
+    for moved in [3, 3, 3, 2, 1] {
+        order_part(&mut stage, half());
+        let end = End::Done;
+        let part = true;
+        assert_eq!(stage.outcome(0), HandedOver { moved, end, part });
+        for client in &mut clients {
+            client.send(100);
+        }
+        stage.until(|_| clients.iter_mut().all(Client::read));
+        clients.push(talking(&mut stage));
+    }
+    assert_eq!(stage.count(0, Counter::MovedOut), 12);
+    assert_eq!(stage.count(1, Counter::MovedIn), 12);
+    let newcomer = Client::new(other);
+    newcomer.conclude(&mut stage);
+    for client in clients {
+        client.conclude(&mut stage);
+    }
+    assert!(stage.loops.iter().all(|one| one.open_connections() == 0));
+}
+
+#[test]
+fn who_owes_something_or_was_silent_stays() {
+    let (mut stage, _) = siblings(&config());
+    let mut full = stage.connect(0);
+    full.stuff(&mut stage);
+    let mut ended = stage.connect(0);
+    ended.stuff(&mut stage);
+    ended.end();
+    let mut unread = talking(&mut stage);
+    let mut quiet = talking(&mut stage);
+    let part = Part {
+        permille: 1000,
+        at_most: 100,
+        active_within: PATIENCE,
+    };
+    order_part(&mut stage, part);
+    // In this turn its message is read, and more of it than a turn allows is left.
+    let budget = config().bytes_per_turn as usize;
+    let mut sent = 0;
+    while sent < budget {
+        match unread.send(budget) {
+            0 => break,
+            more => sent += more,
+        }
+    }
+    let result = stage.outcome(0);
+    assert_eq!(result.end, End::Done);
+    assert!(result.moved <= 2, "{result:?}");
+    for client in [&full, &ended] {
+        assert!(state_of(&stage, 0, client).is_some(), "it stays");
+    }
+    assert!(state_of(&stage, 1, &quiet).is_some(), "it has gone");
+    quiet.send(100);
+    stage.until(|_| quiet.read());
+
+    // Nobody has been active within no time at all.
+    stage.until(|_| unread.read());
+    let part = Part {
+        active_within: Duration::ZERO,
+        ..part
+    };
+    stage.loops[0].wait(Some(Tick::ZERO)).unwrap();
+    order_part(&mut stage, part);
+    assert_eq!(stage.outcome(0).moved, 0);
+    for client in [full, unread, quiet] {
+        client.conclude(&mut stage);
+    }
+    ended.expect_end(&mut stage);
+}
+
+#[test]
+fn what_is_refused_or_was_not_taken_stays_and_nothing_else_changes() {
+    // Refused: the receiver has no room.
+    let (mut stage, _) = siblings(&config());
+    stage.loops[1] = reactor(&config(), 1);
+    let clients: Vec<Client> = (0..4).map(|_| talking(&mut stage)).collect();
+    order_part(&mut stage, half());
+    let result = stage.outcome(0);
+    assert!(matches!(result.end, End::Refused { .. }), "{result:?}");
+    assert_eq!((result.moved, stage.loops[0].open_connections()), (0, 4));
+
+    // Gone without an answer.
+    let (ours, theirs) = link();
+    let receiver = Packets::over(theirs);
+    stage.loops[0].hand_over_part(ours, half()).unwrap();
+    let mut buffer = vec![0; HANDOVER_MESSAGE_BYTES];
+    let mut received = None;
+    stage.until(|_| {
+        received = receiver.receive(&mut buffer).unwrap();
+        received.is_some()
+    });
+    let held = received.unwrap().descriptors;
+    assert_eq!(held.len(), 2);
+    drop((receiver, held));
+    let result = stage.outcome(0);
+    assert_eq!((result.moved, result.end), (0, End::PeerGone));
+    assert!(result.part);
+
+    assert_eq!(stage.loops[0].open_connections(), 4);
+    let newcomer = stage.connect(0);
+    newcomer.conclude(&mut stage);
+    for client in clients {
+        client.conclude(&mut stage);
+    }
 }
