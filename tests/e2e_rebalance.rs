@@ -193,6 +193,31 @@ fn it_is_off_unless_wanted_and_a_reload_turns_it_on() {
     end_in_order(clients);
 }
 
+/// Whoever takes connections dies with the first of them in hand, every time.
+#[test]
+fn what_a_dead_taker_had_not_acknowledged_comes_back() {
+    isolated("what_a_dead_taker_had_not_acknowledged_comes_back", || {
+        for point in ["receiver.received", "receiver.adopted"] {
+            let before = KernelCounters::read();
+            let server = Server::builder()
+                .args(WATCHFUL)
+                .env("FAULT_POINTS", format!("{point}=kill"))
+                .start();
+            let mut clients = all_of(&worker_of(&server, 1), &server, 6);
+            while_talking(&mut clients, |exchanges| {
+                server.wait_log(|line| line.contains("rebalanced in part"));
+                let at = exchanges.load(Ordering::Relaxed);
+                until("everybody goes on talking", || {
+                    exchanges.load(Ordering::Relaxed) > at + 400
+                });
+            });
+            assert_eq!(open(&server), [0, 6], "{point}");
+            end_in_order(clients);
+            KernelCounters::read().assert_no_loss_since(&before);
+        }
+    });
+}
+
 /// Not a test: shows what moving does to the times of answers. Run it on a quiet machine, with
 /// `cargo test --release --test e2e_rebalance -- --ignored --nocapture`.
 #[test]
