@@ -1,6 +1,8 @@
 //! The two machines of a handover against each other, over a model of the socket between them, in
 //! which either side dies at any step, is told to stop, is late with everything, or refuses.
 //!
+//! In half of the worlds only a part is to move, and the rest stays with the sender.
+//!
 //! What must hold at every instant: one connection is touched by one side at most, and while it is
 //! touched by none, somebody still has it; nothing comes or goes but by acceptance and end. When it
 //! is over: what a dead receiver had not acknowledged is back with the sender, what a dead sender
@@ -77,6 +79,8 @@ struct World {
     batches: Vec<(u32, Vec<usize>)>,
     staged: Option<Parcel>,
     moved: u32,
+    /// Only so many are still to go, of those that are served then; the sender stays.
+    part: Option<usize>,
     /// The receiver refuses what would make more than this.
     limit: u32,
     calm: bool,
@@ -119,6 +123,7 @@ impl World {
         let mut random = fastrand::Rng::with_seed(seed);
         let connections = random.usize(0..30);
         let limit = if calm { u32::MAX } else { random.u32(1..60) };
+        let part = (!calm && random.bool()).then(|| random.usize(0..20));
         Self {
             random,
             told,
@@ -134,6 +139,7 @@ impl World {
             batches: Vec::new(),
             staged: None,
             moved: 0,
+            part,
             limit,
             calm,
         }
@@ -191,7 +197,8 @@ impl World {
     fn sender_turns(&mut self) {
         let served = self.connections.iter();
         let waiting = served.filter(|one| one.sender == Held::Served).count() as u32;
-        let complete = self.random.u32(0..8) == 0;
+        let complete = self.part.is_some() || self.random.u32(0..8) == 0;
+        let waiting = self.part.map_or(waiting, |left| waiting.min(left as u32));
         self.sender_handles(SenderEvent::Turn { waiting, complete });
     }
 
@@ -261,12 +268,16 @@ impl World {
 
     fn send(&mut self, sequence: u32) {
         let most = self.random.usize(1..=BATCH_MAX);
+        let most = self.part.map_or(most, |left| most.min(left));
         let served = (0..self.connections.len()).filter(|&index| {
             let one = &self.connections[index];
             one.sender == Held::Served
         });
         let batch: Vec<usize> = served.take(most).collect();
         assert!(!batch.is_empty(), "a batch of nothing");
+        if let Some(left) = &mut self.part {
+            *left -= batch.len();
+        }
         for &index in &batch {
             self.connections[index].sender = Held::Moving;
         }
@@ -468,6 +479,8 @@ impl World {
         }
         assert_eq!(self.moved, acknowledged, "every acknowledgement was heard");
         match self.sender.end().unwrap() {
+            // What was not of the part is the sender's, as is checked above.
+            End::Done if self.part.is_some() => {}
             End::Done => assert_eq!(self.moved as usize, {
                 let by_sender = |one: &&Connection| one.ended && !one.acknowledged;
                 self.connections.len() - self.connections.iter().filter(by_sender).count()
@@ -527,6 +540,12 @@ fn whatever_happens_every_connection_has_one_owner() {
     assert!(ends(|end| matches!(end, End::Refused { .. })) > 10);
     let deaths = worlds.iter().filter(|world| world.sender_dead).count();
     assert!(deaths > 100, "only {deaths} senders died");
+    let stays = |world: &&World| {
+        let served = |one: &Connection| one.sender == Held::Served;
+        world.part.is_some() && world.moved > 0 && world.connections.iter().any(served)
+    };
+    let stayed = worlds.iter().filter(stays).count();
+    assert!(stayed > 100, "only {stayed} senders stayed");
 }
 
 #[test]
