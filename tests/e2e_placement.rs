@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
+use uppercased::clock::now;
 use uppercased::metrics::Counter;
 
 use self::support::image::Image;
@@ -233,4 +234,62 @@ fn who_polls_is_not_taken_for_hung() {
     }
     assert_eq!(worker_of(&server, 0).pid(), worker);
     assert_eq!(server.stop().code(), Some(0));
+}
+
+/// Not a test: shows what polling before sleeping does to the times of answers, and its price. Run it
+/// on a quiet machine, with `cargo test --release --test e2e_placement -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn times_of_answers_with_and_without_polling() {
+    const SPAN: Duration = Duration::from_secs(2);
+    for connections in [1, 50] {
+        for busy_poll in ["off", "50us", "1ms"].repeat(3) {
+            let flag = format!("--busy-poll={busy_poll}");
+            let server = Server::start(&[&QUICK[..], &["--workers=1", "--pin", &flag]].concat());
+            let worker = worker_of(&server, 0).pid();
+            let clients: Vec<Client> = (0..connections)
+                .map(|_| Client::connect(server.addr()))
+                .collect();
+            let before = cpu_time(worker);
+            // Where there is a second CPU, the worker has the first one for itself.
+            let cpu = *usable_cpus().last().expect("one at least");
+            let mut times = on_cpu(cpu, || exchanged(clients, SPAN));
+            let used = cpu_time(worker) - before;
+            times.sort_unstable();
+            let at = |quantile: f64| times[((times.len() - 1) as f64 * quantile) as usize];
+            eprintln!(
+                "{connections:2} connections, busy_poll {busy_poll:4}: {:7} exchanges, p50 {:?}, \
+                 p99 {:?}, {:.0} % of a CPU",
+                times.len(),
+                at(0.5),
+                at(0.99),
+                used.as_secs_f64() / SPAN.as_secs_f64() * 100.0
+            );
+        }
+    }
+}
+
+/// How long the answers to messages of 64 bytes took, one after the other on each connection.
+fn exchanged(clients: Vec<Client>, span: Duration) -> Vec<Duration> {
+    let end = now() + span;
+    let talk = |mut client: Client| {
+        let mut times = Vec::new();
+        let mut sent = now();
+        while sent < end {
+            client.roundtrip(&[b'x'; 64]);
+            let answered = now();
+            times.push(answered.since(sent));
+            sent = answered;
+        }
+        times
+    };
+    std::thread::scope(|scope| {
+        let running: Vec<_> = clients
+            .into_iter()
+            .map(|client| scope.spawn(move || talk(client)))
+            .collect();
+        let ended = running.into_iter();
+        let times = ended.flat_map(|one| one.join().expect("every answer is right"));
+        times.collect()
+    })
 }
