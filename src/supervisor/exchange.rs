@@ -144,6 +144,8 @@ pub struct Load {
     pub worker: WorkerId,
     /// System calls on connections: reads and writes, and bytes in the measure of calls.
     pub calls: u64,
+    /// Turns of its loop.
+    pub turns: u64,
 }
 
 /// How many workers there are to be.

@@ -119,6 +119,7 @@ impl Supervisor {
             Load {
                 worker: child.worker,
                 calls: calls.into_iter().fold(0, u64::saturating_add),
+                turns: count(Counter::Turns),
             }
         };
         let children = self.slots.iter().flat_map(SlotResources::children);

@@ -50,13 +50,13 @@ impl Worker {
         if let Some(part) = order.part {
             return self.hand_over_part(&order, part, descriptors);
         }
-        if self.reactor.is_handing_over() {
+        if !matches!(self.phase, Phase::HandingOver { .. }) {
+            // If a part is going, nothing more of it; what is on its way has to be settled first.
             self.reactor.stop_handing_over();
-        }
-        if self.reactor.is_handing_over() {
-            // A part was going; what is on its way has to be settled first.
-            let order = Message::HandOver(order);
-            return self.waiting.push_back((order, descriptors));
+            if self.reactor.is_handing_over() {
+                let order = Message::HandOver(order);
+                return self.waiting.push_back((order, descriptors));
+            }
         }
         fault::point("sender.ordered");
         let serves = matches!(self.phase, Phase::Serving | Phase::StandingBy);

@@ -455,12 +455,17 @@ impl Kernel {
         let mut loads = Vec::new();
         for (worker, process) in &mut self.processes {
             if process.alive && !process.hung {
+                if process.pinged || rng.bool() {
+                    process.turns += rng.u64(1..100);
+                    process.pinged = false;
+                }
                 let busy = (worker.slot.0 + worker.generation.0 as u16).is_multiple_of(3);
                 process.calls += rng.u64(0..if busy { 100_000 } else { 2_000 });
             }
             loads.push(Load {
                 worker: *worker,
                 calls: process.calls,
+                turns: process.turns,
             });
         }
         self.schedule(Duration::ZERO, Due::Tell(Event::Loads { loads }));

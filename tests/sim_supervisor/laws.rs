@@ -75,6 +75,8 @@ pub(crate) struct Laws {
     /// How many slots new connections were spread over last.
     spread: Option<u16>,
     pulses: BTreeMap<WorkerId, Pulse>,
+    /// Who was last said to have been too slow to start.
+    too_slow: Option<WorkerId>,
     balance: balance::Balance,
 }
 
@@ -104,6 +106,7 @@ impl Laws {
             steered: None,
             spread: None,
             pulses: BTreeMap::new(),
+            too_slow: None,
             balance: balance::Balance::default(),
         }
     }
@@ -163,7 +166,10 @@ impl Laws {
             Action::TakePulse { worker } => self.looked_at(*worker, now),
             Action::Ping { worker } => {
                 let missed = self.pulses.get(worker).is_some_and(|it| it.misses > 0);
-                law!(missed, "{worker} is pinged and has made its turns");
+                law!(
+                    missed || self.loads_were_told(now),
+                    "{worker} is pinged and has made its turns"
+                );
             }
             Action::Steer { slots } => self.steers(*slots, now),
             Action::Unsteer => self.unsteers(now),
@@ -346,7 +352,10 @@ impl Laws {
             Life::Doomed { killed, .. } => law!(!killed, "{worker} is killed twice"),
             Life::Starting { since, .. } => {
                 let rolling = self.operation.as_ref().is_some_and(Operation::rolls);
-                ordered = !late(since) && self.end == End::Running;
+                // One that is late may be killed for another reason, if that comes first.
+                let slow = self.too_slow == Some(worker);
+                law!(!slow || late(since), "{worker} is not too slow yet");
+                ordered = !slow && self.end == End::Running;
                 law!(
                     !ordered || rolling,
                     "{worker} is killed while it may still start"
@@ -506,6 +515,7 @@ impl Laws {
                     shadow.failures
                 );
             }
+            Notice::StartTimedOut { worker, .. } => self.too_slow = Some(*worker),
             Notice::OperationStarted { request, .. } => self.operation_starts(*request, now),
             _ => {}
         }

@@ -12,6 +12,9 @@
 //! was to be moved, for twice that time. One connection that is all of the load is never moved: half
 //! of one is none.
 //!
+//! A worker that stands still looks as idle as can be. So whoever would take connections is pinged,
+//! and must have turned by the next look: what was on its way to a dead loop would wait for its end.
+//!
 //! Invariants: moves are ordered only between workers that serve, one at a time, never while an
 //! operation is under way and never closer than [`REBALANCE_REST`]; nobody is killed for one. An
 //! operation that begins meanwhile does not wait: workers settle a part before they obey.
@@ -155,7 +158,7 @@ impl Machine {
                 .collect(),
         };
         let skew = self.skew(&look);
-        self.balance.seen = Some(look);
+        let before = self.balance.seen.replace(look);
         let Some(skew) = skew else {
             self.balance.suspect = None;
             return Reception::Taken;
@@ -165,7 +168,9 @@ impl Machine {
             Some(_) | None => 1,
         };
         self.balance.suspect = Some((skew.from, times));
-        if times >= REBALANCE_LOOKS {
+        if times < REBALANCE_LOOKS || !self.has_turned_since(before.as_ref(), skew.to) {
+            self.actions.push_back(Action::Ping { worker: skew.to });
+        } else {
             let trials = self.balance.trials.clone();
             let (trials, due) = next_trials(trials, &skew, now);
             if due <= now {
@@ -227,6 +232,16 @@ impl Machine {
         let serving = self.slots.iter();
         let serving = serving.filter(|slot| slot.state == SlotState::Serving);
         serving.map(|slot| slot.worker())
+    }
+
+    /// Whether the worker's loop has turned between an earlier look and the latest one.
+    fn has_turned_since(&self, before: Option<&Look>, worker: WorkerId) -> bool {
+        let turns = |look: &Look| {
+            let load = look.loads.iter().find(|it| it.worker == worker)?;
+            Some(load.turns)
+        };
+        let latest = self.balance.seen.as_ref();
+        matches!((before.and_then(turns), latest.and_then(turns)), (Some(a), Some(b)) if a != b)
     }
 
     /// The skew between the latest look and this one, if it passes the threshold.

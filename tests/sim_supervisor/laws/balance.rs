@@ -42,6 +42,11 @@ impl Laws {
         }
     }
 
+    /// Whether it was just told of loads, on which somebody may be wanted to turn.
+    pub(super) fn loads_were_told(&self, now: Tick) -> bool {
+        self.balance.told.last().is_some_and(|(at, _)| *at == now)
+    }
+
     pub(super) fn note_rebalanced(&mut self, worker: WorkerId) {
         self.balance.moving.take_if(|it| it.0 == worker);
     }
@@ -84,6 +89,12 @@ impl Laws {
                 );
             }
         }
+        let turns = |at: usize| {
+            let found = self.balance.told[at].1.iter().find(|it| it.worker == to);
+            found.map(|it| it.turns)
+        };
+        let turned = turns(looks - 1) != turns(looks - 2);
+        law!(turned, "{to} takes a part and has not turned lately");
         self.balance.moved = Some(now);
         self.balance.moving = Some((from, to, now));
     }

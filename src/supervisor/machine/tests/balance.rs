@@ -17,11 +17,23 @@ fn watched(workers: u16) -> Stage {
     Stage::booted(policy, 0)
 }
 
-fn loads(calls: &[(WorkerId, u64)]) -> Event {
-    let load = |&(worker, calls): &(WorkerId, u64)| Load { worker, calls };
+/// What the workers of the first generation have done. Whoever has no turns stands still.
+fn loads(calls: &[u64], turns: u64, still: Option<WorkerId>) -> Event {
+    let workers = (0_u16..).map(|slot| worker(slot, 1));
+    let load = |(worker, &calls): (WorkerId, &u64)| Load {
+        worker,
+        calls,
+        turns: if still == Some(worker) { 0 } else { turns },
+    };
     Event::Loads {
-        loads: calls.iter().map(load).collect(),
+        loads: workers.zip(calls).map(load).collect(),
     }
+}
+
+/// Without the pings that whoever may take connections is sent.
+fn no_pings(mut actions: Vec<Action>) -> Vec<Action> {
+    actions.retain(|action| !matches!(action, Action::Ping { .. }));
+    actions
 }
 
 fn moves(from: WorkerId, to: WorkerId, permille: u16) -> Action {
@@ -48,12 +60,17 @@ const fn rebalanced(from: WorkerId, moved: u32) -> Event {
 struct Steady<'a> {
     stage: &'a mut Stage,
     counted: Vec<u64>,
+    still: Option<WorkerId>,
 }
 
 impl<'a> Steady<'a> {
     fn new(stage: &'a mut Stage, workers: usize) -> Self {
         let counted = vec![0; workers];
-        Self { stage, counted }
+        Self {
+            stage,
+            counted,
+            still: None,
+        }
     }
 
     /// The next look, a second after the latest, with so many calls a second: when, and what comes
@@ -64,9 +81,8 @@ impl<'a> Steady<'a> {
         for (counted, rate) in self.counted.iter_mut().zip(rates) {
             *counted += rate;
         }
-        let workers = (0_u16..).map(|slot| worker(slot, 1));
-        let told: Vec<_> = workers.zip(self.counted.iter().copied()).collect();
-        (at, self.stage.at(at, loads(&told)))
+        let told = loads(&self.counted, at, self.still);
+        (at, no_pings(self.stage.at(at, told)))
     }
 }
 
@@ -98,6 +114,28 @@ fn who_is_too_busy_for_some_looks_in_a_row_gives_half_of_the_excess() {
     assert_eq!(stage.at(at + 6, rebalanced(from, 7)), []);
     assert_eq!(stage.machine.stale_events(), 1);
     assert_eq!(stage.next_timeout(), (at + 1_005, vec![Action::TakeLoads]));
+}
+
+#[test]
+fn a_worker_that_stands_still_is_not_taken_for_an_idle_one() {
+    let mut stage = watched(2);
+    let mut steady = Steady::new(&mut stage, 2);
+    steady.still = Some(worker(1, 1));
+    for _ in 0..10 {
+        assert_eq!(steady.look(&[9_000, 0]).1, []);
+    }
+    // Each look that finds it so has it make a turn, if it can.
+    let (at, _) = steady.stage.next_timeout();
+    let counted = [steady.counted[0] + 9_000, 0];
+    let told = loads(&counted, at, steady.still);
+    let ping = Action::Ping {
+        worker: worker(1, 1),
+    };
+    assert_eq!(steady.stage.at(at, told), [ping]);
+    steady.counted[0] += 9_000;
+    steady.still = None;
+    let (from, to) = (worker(0, 1), worker(1, 1));
+    assert_eq!(steady.look(&[9_000, 0]).1, [moves(from, to, 500)]);
 }
 
 #[test]
@@ -147,7 +185,7 @@ fn an_operation_ends_the_looks_and_waits_for_no_move() {
     let mut stage = watched(2);
     assert_eq!(stage.next_timeout().1, [Action::TakeLoads]);
     stage.at(1_000, scale(3));
-    assert_eq!(stage.at(1_001, loads(&[(worker(0, 1), 9)])), []);
+    assert_eq!(stage.at(1_001, loads(&[9], 1, None)), []);
     assert_eq!(stage.machine.stale_events(), 1);
 }
 
@@ -255,9 +293,8 @@ impl World {
                 *counted += rate * (at - self.now) / 1_000;
             }
             self.now = at;
-            let workers = (0_u16..).map(|slot| worker(slot, 1));
-            let told: Vec<_> = workers.zip(self.counted.iter().copied()).collect();
-            for action in self.stage.at(at, loads(&told)) {
+            let told = loads(&self.counted, at, None);
+            for action in no_pings(self.stage.at(at, told)) {
                 let Action::Rebalance { from, to, part } = action else {
                     panic!("only moves are ordered: {action:?}");
                 };
