@@ -232,7 +232,7 @@ fn times_of_answers_with_and_without() {
         let server = Server::start(&["--listen=127.0.0.1:0", "--workers=2", rebalance]);
         let mut clients = all_of(&worker_of(&server, 1), &server, CONNECTIONS);
         // The first run is past the looks and the first moves, where there are any.
-        let ran = [20_000, 10_000].map(|messages| sampled(&mut clients, messages));
+        let ran = [12_000, 5_000].map(|messages| sampled(&mut clients, messages));
         let mut times = ran.into_iter().next_back().expect("two runs");
         times.sort_unstable();
         let at = |quantile: f64| times[((times.len() - 1) as f64 * quantile) as usize];
@@ -248,10 +248,10 @@ fn times_of_answers_with_and_without() {
     }
 }
 
-/// Every client sends so many messages of 1 KiB, one each 500 us: how long the answers took, from
+/// Every client sends so many messages of 1 KiB, one each millisecond: how long the answers took, from
 /// when each message was due.
 fn sampled(clients: &mut [Client], messages: u32) -> Vec<Duration> {
-    const EVERY: Duration = Duration::from_micros(500);
+    const EVERY: Duration = Duration::from_millis(1);
     let message = [b'x'; 1024];
     std::thread::scope(|scope| {
         let talk = |client: &mut Client| {
