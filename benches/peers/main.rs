@@ -1,0 +1,142 @@
+//! Our server beside others of its kind: the same load, the same machine, next to each other in
+//! time.
+//!
+//! `cargo bench --bench peers` compares `uppercased` with a minimal epoll server in C (the *floor*:
+//! what the kernel takes of anybody), and with servers on blocking threads, on tokio and on
+//! `io_uring`, each written as well as we can. `-- --help` lists patterns and options.
+//!
+//! The method, which is half the result:
+//! - every server gets as many processes (or threads) as every other, each bound to a CPU of its
+//!   own, and the load runs on the other CPUs; one pattern runs both on one CPU;
+//! - the figure is the server's CPU time a message: read from the kernel's own clocks at the
+//!   moments between which messages are counted, and the steadiest there is on a shared machine;
+//! - every run of a server stands between two runs of the floor, and only ratios to these two
+//!   neighbours are compared; medians with quartiles are shown;
+//! - runs that other work or stolen time disturbed are thrown away and counted;
+//! - the client checks every byte of every answer.
+//!
+//! It must not measure anything inside its own process, nor keep anything between runs.
+
+mod child;
+mod listener;
+mod load;
+mod measure;
+mod options;
+mod pattern;
+mod peer_threads;
+mod peer_tokio;
+mod peer_uring;
+mod proc;
+mod report;
+mod role;
+mod server;
+mod session;
+mod stats;
+
+use std::fs;
+use std::io;
+use std::process::ExitCode;
+
+use measure::Bench;
+use options::Options;
+use server::Server;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    let outcome = match arguments.get(1).map(String::as_str) {
+        Some(role::ROLE) => role::play(&arguments[2..]).map(|()| ExitCode::SUCCESS),
+        _ => match Options::parse(&arguments) {
+            Ok(options) => compare(&options),
+            Err(error) => {
+                // Nobody reads it if this fails.
+                let _ = error.print();
+                return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            }
+        },
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("peers: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Measures and reports; fails also if our own server could not be measured.
+fn compare(options: &Options) -> io::Result<ExitCode> {
+    let folder = tempfile::tempdir()?;
+    let bench = place(options, folder.path())?;
+    let mut servers = options.servers.clone();
+    servers.retain(|server| match server.build(folder.path()) {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("{} is left out: {error}", server.title());
+            false
+        }
+    });
+    announce(&bench, options, &servers);
+    let machine = machine();
+    println!("{machine}\n");
+    let mut all = Vec::new();
+    for pattern in &options.patterns {
+        eprint!("{} ", pattern.title);
+        let measured = session::measure(&bench, options, &servers, pattern)?;
+        println!("{}", report::table(&measured, &servers));
+        all.push(measured);
+    }
+    println!("{}", report::summary(&all, &servers));
+    if let Some(file) = &options.json {
+        fs::write(file, report::json(&all, options, &machine).to_string())?;
+    }
+    let missing = all.iter().any(|one| one.failed.contains_key(&Server::Ours));
+    Ok(if missing {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Divides the CPUs: the last ones for the server, since interrupts like the first.
+fn place(options: &Options, folder: &std::path::Path) -> io::Result<Bench> {
+    let mut load_cpus = role::cpus()?;
+    let apart = load_cpus.len().saturating_sub(options.server_cpus);
+    let server_cpus = load_cpus.split_off(apart);
+    if load_cpus.is_empty() {
+        return Err(io::Error::other("server and load need CPUs of their own"));
+    }
+    // This process, too, keeps off the server's.
+    role::bind(&load_cpus)?;
+    Ok(Bench {
+        server_cpus,
+        load_cpus,
+        span: options.span,
+        folder: folder.to_owned(),
+    })
+}
+
+fn announce(bench: &Bench, options: &Options, servers: &[Server]) {
+    let runs_a_round = (2 * servers.len()).saturating_sub(1);
+    let runs = runs_a_round * options.pairs as usize * options.patterns.len();
+    let minutes = bench.run_time().mul_f64(runs as f64).as_secs_f64() / 60.0;
+    eprintln!(
+        "{} patterns, {} servers, {} pairs of {:.1} s: about {minutes:.0} min, more if runs are \
+         thrown away. Server on CPU {:?}, load on {:?}.",
+        options.patterns.len(),
+        servers.len(),
+        options.pairs,
+        options.span.as_secs_f64(),
+        bench.server_cpus,
+        bench.load_cpus,
+    );
+}
+
+/// The machine, in a line.
+fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let processors = read("/proc/cpuinfo");
+    let model = processors
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("unknown processor", |(_, model)| model);
+    let count = processors.matches("processor\t").count();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    format!("{count} CPUs ({model}), Linux {}, loopback", kernel.trim())
+}

@@ -1,0 +1,249 @@
+//! One run: a server and its load, started afresh, bound to their CPUs, measured for a while.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the time that passes is what is measured over; it is not waited for anything"
+)]
+
+use std::io;
+use std::thread;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use uppercased::clock::{self, Tick};
+
+use super::child::Child;
+use super::load::{Order, Seen};
+use super::pattern::{Load, Pattern, Unit};
+use super::proc;
+use super::role;
+use super::server::{Running, Server};
+use super::stats::{Histogram, Surroundings};
+
+/// Load before counting begins, as a share of the time measured, and at least this long.
+const WARM_UP_SHARE: f64 = 0.2;
+const WARM_UP_MIN: Duration = Duration::from_millis(150);
+/// How long a server may take to accept what has connected, and how often that is looked at.
+const ACCEPT_PATIENCE: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// What starting, connecting and ending takes on top, roughly; for the estimate of a run's length.
+const AROUND: Duration = Duration::from_millis(250);
+
+/// Where things run.
+#[derive(Clone, Debug)]
+pub(crate) struct Bench {
+    pub(crate) server_cpus: Vec<usize>,
+    pub(crate) load_cpus: Vec<usize>,
+    pub(crate) span: Duration,
+    /// Where the compiled peers are.
+    pub(crate) folder: std::path::PathBuf,
+}
+
+/// What one run showed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Sample {
+    /// Messages, or whatever the pattern's unit is.
+    pub(crate) units: f64,
+    pub(crate) wall_ns: u64,
+    pub(crate) server_cpu_ns: u64,
+    /// The share of that spent outside the kernel.
+    pub(crate) user_share: f64,
+    pub(crate) client_cpu_ns: u64,
+    pub(crate) p50_ns: u64,
+    pub(crate) p99_ns: u64,
+    /// User-space memory of a connection that never said anything, and of one that did.
+    pub(crate) silent_bytes: Option<f64>,
+    pub(crate) used_bytes: Option<f64>,
+    pub(crate) surroundings: Surroundings,
+    /// Why the run does not count.
+    pub(crate) disturbance: Option<String>,
+}
+
+impl Sample {
+    pub(crate) fn cpu_per_unit_ns(&self) -> f64 {
+        self.server_cpu_ns as f64 / self.units
+    }
+
+    pub(crate) fn user_per_unit_ns(&self) -> f64 {
+        self.cpu_per_unit_ns() * self.user_share
+    }
+
+    pub(crate) fn units_per_s(&self) -> f64 {
+        self.units / Duration::from_nanos(self.wall_ns).as_secs_f64()
+    }
+}
+
+impl Bench {
+    fn warm_up(&self) -> Duration {
+        self.span.mul_f64(WARM_UP_SHARE).max(WARM_UP_MIN)
+    }
+
+    /// How long one run takes, roughly.
+    pub(crate) fn run_time(&self) -> Duration {
+        self.span + self.warm_up() + AROUND
+    }
+
+    /// Measures `server` under `pattern`.
+    pub(crate) fn run(&self, server: Server, pattern: &Pattern) -> io::Result<Sample> {
+        let (server_cpus, load_cpus) = if pattern.together {
+            (&self.server_cpus[..1], &self.server_cpus[..1])
+        } else {
+            (&self.server_cpus[..], &self.load_cpus[..])
+        };
+        let running = Running::start(server, server_cpus, &self.folder)?;
+        if pattern.load == Load::Silent {
+            return memory(&running, pattern, load_cpus);
+        }
+        let mut clients = connect(&running, pattern, load_cpus)?;
+        tell(&mut clients, "go")?;
+        thread::sleep(self.warm_up());
+        tell(&mut clients, "begin")?;
+        for client in &mut clients {
+            client.line()?;
+        }
+        let before = Reading::take(&running, &clients)?;
+        thread::sleep(self.span);
+        let after = Reading::take(&running, &clients)?;
+        tell(&mut clients, "end")?;
+        let seen: Vec<Seen> = clients
+            .iter_mut()
+            .map(|client| Ok(serde_json::from_str(&client.line()?)?))
+            .collect::<io::Result<_>>()?;
+        let alone = server.is_single_threaded() && !pattern.together;
+        Ok(sample(pattern.unit(), &seen, &before, &after, alone))
+    }
+}
+
+fn connect(running: &Running, pattern: &Pattern, cpus: &[usize]) -> io::Result<Vec<Child>> {
+    let open = proc::descriptors(&running.pids)?;
+    let mut clients = Vec::new();
+    for seed in 0..pattern.clients {
+        let order = Order {
+            port: running.port,
+            load: pattern.load,
+            connections: pattern.connections / pattern.clients,
+            size: pattern.size,
+            seed,
+            server_pids: running.pids.clone(),
+        };
+        let mut command = role::command(cpus, role::LOAD)?;
+        command.arg(serde_json::to_string(&order)?);
+        clients.push(Child::start(&mut command)?);
+    }
+    for client in &mut clients {
+        client.line()?;
+    }
+    if pattern.load != Load::Churn {
+        let all = open + pattern.connections as usize;
+        let until = clock::now() + ACCEPT_PATIENCE;
+        while proc::descriptors(&running.pids)? < all {
+            if clock::now() > until {
+                return Err(io::Error::other("it does not accept"));
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+    Ok(clients)
+}
+
+fn tell(clients: &mut [Child], order: &str) -> io::Result<()> {
+    clients.iter_mut().try_for_each(|client| client.tell(order))
+}
+
+/// What connections cost in memory, beyond a server that has served one already.
+fn memory(running: &Running, pattern: &Pattern, cpus: &[usize]) -> io::Result<Sample> {
+    let one = Pattern {
+        connections: 1,
+        clients: 1,
+        ..*pattern
+    };
+    exchange(&mut connect(running, &one, cpus)?)?;
+    let base = proc::memory_bytes(&running.pids)? as f64;
+    let each = |bytes: u64| (bytes as f64 - base) / f64::from(pattern.connections);
+    let mut clients = connect(running, pattern, cpus)?;
+    let silent = each(proc::memory_bytes(&running.pids)?);
+    exchange(&mut clients)?;
+    let used = each(proc::memory_bytes(&running.pids)?);
+    Ok(Sample {
+        silent_bytes: Some(silent),
+        used_bytes: Some(used),
+        ..Sample::default()
+    })
+}
+
+/// One message on each connection.
+fn exchange(clients: &mut [Child]) -> io::Result<()> {
+    tell(clients, "go")?;
+    for client in clients {
+        client.line()?;
+    }
+    Ok(())
+}
+
+/// Everything that is read at one moment.
+struct Reading {
+    at: Tick,
+    server: proc::Usage,
+    clients: proc::Usage,
+    machine: proc::Machine,
+}
+
+impl Reading {
+    fn take(running: &Running, clients: &[Child]) -> io::Result<Self> {
+        let clients: Vec<u32> = clients.iter().map(Child::pid).collect();
+        Ok(Self {
+            at: clock::now(),
+            server: proc::usage(&running.pids)?,
+            clients: proc::usage(&clients)?,
+            machine: proc::machine()?,
+        })
+    }
+}
+
+fn sample(unit: Unit, seen: &[Seen], before: &Reading, after: &Reading, alone: bool) -> Sample {
+    let mut latencies = Histogram::new();
+    let mut units = 0.0;
+    // The server's CPU time belongs to the first client's time; what the others counted in
+    // slightly other times is brought to that.
+    let (wall_ns, server_cpu_ns) = seen
+        .first()
+        .map_or((1, 0), |first| (first.wall_ns, first.server_cpu_ns));
+    for one in seen {
+        latencies.merge(&one.latencies);
+        let counted = match unit {
+            Unit::Byte => one.bytes,
+            Unit::Message | Unit::Connection => one.messages,
+        };
+        units += counted as f64 * wall_ns as f64 / one.wall_ns as f64;
+    }
+    let user = after.server.user_ticks - before.server.user_ticks;
+    let system = after.server.system_ticks - before.server.system_ticks;
+    let client_cpu_ns = after.clients.cpu_ns - before.clients.cpu_ns;
+    let own_ns = client_cpu_ns + after.server.cpu_ns - before.server.cpu_ns;
+    let surroundings = Surroundings {
+        wall_ns: after.at.as_nanos() - before.at.as_nanos(),
+        cpus: thread::available_parallelism().map_or(1, |count| count.get() as u64),
+        busy_ns: after.machine.busy_ns - before.machine.busy_ns,
+        own_ns,
+        stolen_ns: after.machine.stolen_ns - before.machine.stolen_ns,
+        kept_waiting_ns: if alone {
+            after.server.waited_ns - before.server.waited_ns
+        } else {
+            0
+        },
+    };
+    Sample {
+        units,
+        wall_ns,
+        server_cpu_ns,
+        user_share: user as f64 / (user + system).max(1) as f64,
+        client_cpu_ns,
+        p50_ns: latencies.quantile(0.5).unwrap_or(0),
+        p99_ns: latencies.quantile(0.99).unwrap_or(0),
+        silent_bytes: None,
+        used_bytes: None,
+        disturbance: surroundings.disturbance(),
+        surroundings,
+    }
+}

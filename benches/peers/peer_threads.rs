@@ -1,0 +1,40 @@
+//! The peer that blocks: one thread for each connection, standard library only.
+//!
+//! A message costs two calls and no readiness at all; what it pays for is a switch of threads, and
+//! a stack for each connection.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::thread;
+
+use super::listener;
+
+/// The stack of a connection's thread: enough for its few frames, the buffer is on the heap.
+const STACK_BYTES: usize = 32 << 10;
+/// What one read takes at most, as in the other servers.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// Serves `port` until the process is ended.
+pub(crate) fn serve(port: u16) -> io::Result<()> {
+    let listener = listener::listen(port)?;
+    listener::ready()?;
+    for stream in listener.incoming() {
+        let stream = stream?;
+        thread::Builder::new()
+            .stack_size(STACK_BYTES)
+            .spawn(move || answer(stream))?;
+    }
+    Ok(())
+}
+
+/// Answers one client to its end. Its failures are its own.
+fn answer(mut stream: TcpStream) {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    while let Ok(received @ 1..) = stream.read(&mut buffer) {
+        let message = &mut buffer[..received];
+        message.make_ascii_uppercase();
+        if stream.write_all(message).is_err() {
+            return;
+        }
+    }
+}

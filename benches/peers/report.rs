@@ -1,0 +1,227 @@
+//! The result: markdown tables for people, and JSON with every run.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use super::measure::Sample;
+use super::options::Options;
+use super::pattern::{Load, Unit};
+use super::server::Server;
+use super::session::{Measured, Pair};
+use super::stats::{Spread, spread};
+
+const NS_PER_US: f64 = 1_000.0;
+/// Shown where there is no figure.
+const NONE: &str = "–";
+
+/// How a unit's figures are shown.
+struct Scale {
+    cost: &'static str,
+    cost_divisor: f64,
+    rate: &'static str,
+    rate_divisor: f64,
+}
+
+const fn scale(unit: Unit) -> Scale {
+    match unit {
+        Unit::Message => Scale {
+            cost: "CPU a message, µs",
+            cost_divisor: NS_PER_US,
+            rate: "thousand messages/s",
+            rate_divisor: 1e3,
+        },
+        Unit::Connection => Scale {
+            cost: "CPU a connection, µs",
+            cost_divisor: NS_PER_US,
+            rate: "thousand connections/s",
+            rate_divisor: 1e3,
+        },
+        Unit::Byte => Scale {
+            cost: "CPU a byte, ns",
+            cost_divisor: 1.0,
+            rate: "Gbit/s each way",
+            rate_divisor: 1e9 / 8.0,
+        },
+    }
+}
+
+/// A median with its quartiles.
+fn shown(spread: Option<Spread>, divisor: f64) -> String {
+    let Some(Spread { low, median, high }) = spread else {
+        return NONE.to_owned();
+    };
+    let [low, median, high] = [low, median, high].map(|value| value / divisor);
+    let digits = match median.abs() {
+        0.0..1.0 => 3,
+        1.0..100.0 => 2,
+        _ => 0,
+    };
+    format!("{median:.digits$} ({low:.digits$}–{high:.digits$})")
+}
+
+/// The runs of `server` that count.
+fn samples(measured: &Measured, server: Server) -> Vec<&Sample> {
+    if server == measured.reference {
+        measured.reference_runs.iter().collect()
+    } else {
+        measured.usable(server).map(|pair| &pair.sample).collect()
+    }
+}
+
+/// The table of one pattern.
+pub(crate) fn table(measured: &Measured, servers: &[Server]) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "### {}\n", measured.pattern.title);
+    if let Load::Open { per_second } = measured.pattern.load {
+        let _ = writeln!(
+            text,
+            "{per_second:.0} messages/s are due, at even intervals.\n"
+        );
+    }
+    if measured.pattern.load == Load::Silent {
+        memory_rows(&mut text, measured, servers);
+    } else {
+        rows(&mut text, measured, servers);
+    }
+    for (server, why) in &measured.failed {
+        let _ = writeln!(text, "\n{} could not be measured: {why}.", server.title());
+    }
+    text
+}
+
+fn rows(text: &mut String, measured: &Measured, servers: &[Server]) {
+    let scale = scale(measured.pattern.unit());
+    let times = measured.pattern.load != Load::Stream;
+    let _ = write!(
+        text,
+        "| server | {} | of it user | CPU ÷ floor | uppercased ÷ this | {} | rate ÷ floor |",
+        scale.cost, scale.rate
+    );
+    text.push_str(if times { " p50, µs | p99, µs |" } else { "" });
+    text.push_str(" pairs (thrown away) |\n|---|---|---|---|---|---|---|");
+    text.push_str(if times { "---|---|---|\n" } else { "---|\n" });
+    for &server in servers {
+        if measured.failed.contains_key(&server) {
+            continue;
+        }
+        let samples = samples(measured, server);
+        let figure = |figure: fn(&Sample) -> f64, divisor: f64| {
+            shown(
+                spread(samples.iter().map(|&sample| figure(sample))),
+                divisor,
+            )
+        };
+        let ratio = |one: Server, other: Server, figure: fn(&Sample) -> f64| {
+            if one == other {
+                return "1".to_owned();
+            }
+            shown(spread(measured.ratios(one, other, figure)), 1.0)
+        };
+        let ours = if servers.contains(&Server::Ours) {
+            ratio(Server::Ours, server, Sample::cpu_per_unit_ns)
+        } else {
+            NONE.to_owned()
+        };
+        let _ = write!(
+            text,
+            "| {} | {} | {} | {} | {ours} | {} | {} |",
+            server.title(),
+            figure(Sample::cpu_per_unit_ns, scale.cost_divisor),
+            figure(Sample::user_per_unit_ns, scale.cost_divisor),
+            ratio(server, measured.reference, Sample::cpu_per_unit_ns),
+            figure(Sample::units_per_s, scale.rate_divisor),
+            ratio(server, measured.reference, Sample::units_per_s),
+        );
+        if times {
+            let p50 = figure(|sample| sample.p50_ns as f64, NS_PER_US);
+            let p99 = figure(|sample| sample.p99_ns as f64, NS_PER_US);
+            let _ = write!(text, " {p50} | {p99} |");
+        }
+        let all = measured.pairs_of(server).count();
+        let used = measured.usable(server).count();
+        if server == measured.reference {
+            let _ = writeln!(text, " {} runs |", samples.len());
+        } else {
+            let _ = writeln!(text, " {used} ({}) |", all - used);
+        }
+    }
+}
+
+fn memory_rows(text: &mut String, measured: &Measured, servers: &[Server]) {
+    text.push_str(
+        "| server | bytes a silent connection | bytes after one message |\n|---|---|---|\n",
+    );
+    for &server in servers {
+        let samples = samples(measured, server);
+        let figure = |figure: fn(&Sample) -> Option<f64>| {
+            shown(
+                spread(samples.iter().filter_map(|&sample| figure(sample))),
+                1.0,
+            )
+        };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} |",
+            server.title(),
+            figure(|sample| sample.silent_bytes),
+            figure(|sample| sample.used_bytes)
+        );
+    }
+}
+
+/// The ratios of all patterns on one page: server CPU, as a multiple of the reference's.
+pub(crate) fn summary(all: &[Measured], servers: &[Server]) -> String {
+    let mut text = "### Server CPU, as multiples of the floor's\n\n| server |".to_owned();
+    let timed: Vec<&Measured> = all
+        .iter()
+        .filter(|measured| measured.pattern.load != Load::Silent)
+        .collect();
+    for measured in &timed {
+        let _ = write!(text, " {} |", measured.pattern.title);
+    }
+    text.push_str("\n|---|");
+    text.push_str(&"---|".repeat(timed.len()));
+    for &server in servers {
+        let _ = write!(text, "\n| {} |", server.title());
+        for measured in &timed {
+            let ratios = measured.ratios(server, measured.reference, Sample::cpu_per_unit_ns);
+            let ratio = match spread(ratios) {
+                Some(_) if server == measured.reference => "1".to_owned(),
+                ratio => shown(ratio, 1.0),
+            };
+            let _ = write!(text, " {ratio} |");
+        }
+    }
+    text.push('\n');
+    text
+}
+
+/// Everything, for machines.
+pub(crate) fn json(all: &[Measured], options: &Options, machine: &str) -> Value {
+    let run = |pair: &Pair| {
+        json!({
+            "server": pair.server.name(), "round": pair.round, "usable": pair.is_usable(),
+            "sample": pair.sample, "before": pair.before, "after": pair.after,
+            "cpu_ratio": pair.ratio(Sample::cpu_per_unit_ns),
+        })
+    };
+    let pattern = |measured: &Measured| {
+        let failed = measured
+            .failed
+            .iter()
+            .map(|(server, why)| (server.name(), why));
+        json!({
+            "name": measured.pattern.name, "load": measured.pattern.load,
+            "connections": measured.pattern.connections, "size": measured.pattern.size,
+            "reference": measured.reference.name(), "rounds": measured.rounds,
+            "pairs": measured.pairs.iter().map(run).collect::<Vec<_>>(),
+            "failed": failed.collect::<std::collections::BTreeMap<_, _>>(),
+        })
+    };
+    json!({
+        "format": 1, "program": env!("CARGO_PKG_VERSION"), "machine": machine,
+        "pairs": options.pairs, "seconds": options.span.as_secs_f64(),
+        "patterns": all.iter().map(pattern).collect::<Vec<_>>(),
+    })
+}
