@@ -41,7 +41,8 @@ impl Child {
     }
 
     pub(crate) fn tell(&mut self, order: &str) -> io::Result<()> {
-        writeln!(self.orders, "{order}")
+        // In one write, for it is read in one.
+        self.orders.write_all(format!("{order}\n").as_bytes())
     }
 
     /// The next line it says.

@@ -79,7 +79,7 @@ pub(crate) fn run(order: Order) -> io::Result<()> {
 
 fn say(line: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}")?;
+    out.write_all(format!("{line}\n").as_bytes())?;
     out.flush()
 }
 

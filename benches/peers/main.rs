@@ -109,6 +109,7 @@ fn place(options: &Options, folder: &std::path::Path) -> io::Result<Bench> {
         load_cpus,
         span: options.span,
         folder: folder.to_owned(),
+        program: options.program.clone(),
     })
 }
 

@@ -6,6 +6,7 @@
 )]
 
 use std::io;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -36,7 +37,9 @@ pub(crate) struct Bench {
     pub(crate) load_cpus: Vec<usize>,
     pub(crate) span: Duration,
     /// Where the compiled peers are.
-    pub(crate) folder: std::path::PathBuf,
+    pub(crate) folder: PathBuf,
+    /// Our own server.
+    pub(crate) program: PathBuf,
 }
 
 /// What one run showed.
@@ -91,7 +94,7 @@ impl Bench {
         } else {
             (&self.server_cpus[..], &self.load_cpus[..])
         };
-        let running = Running::start(server, server_cpus, &self.folder)?;
+        let running = Running::start(server, server_cpus, &self.folder, &self.program)?;
         if pattern.load == Load::Silent {
             return memory(&running, pattern, load_cpus);
         }

@@ -24,6 +24,7 @@ pub(crate) struct Options {
     pub(crate) servers: Vec<Server>,
     pub(crate) server_cpus: usize,
     pub(crate) keep_disturbed: bool,
+    pub(crate) program: PathBuf,
     pub(crate) json: Option<PathBuf>,
 }
 
@@ -90,6 +91,15 @@ fn command() -> Command {
                 .help("Count runs that other work or stolen time disturbed"),
         )
         .arg(
+            Arg::new("program")
+                .long("program")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .default_value(env!("CARGO_BIN_EXE_uppercased"))
+                .hide_default_value(true)
+                .help("Measure this build of our server [default: the one built with the bench]"),
+        )
+        .arg(
             Arg::new("json")
                 .long("json")
                 .value_name("FILE")
@@ -137,6 +147,10 @@ impl Options {
                 .get_one::<u16>("server-cpus")
                 .map_or(1, |&n| n.into()),
             keep_disturbed: quick || matches.get_flag("keep-disturbed"),
+            program: matches
+                .get_one::<PathBuf>("program")
+                .cloned()
+                .unwrap_or_default(),
             json: matches.get_one::<PathBuf>("json").cloned(),
         })
     }

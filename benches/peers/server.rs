@@ -113,10 +113,15 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts `server` with one process (or, where it is threads, one thread) for each of `cpus`.
-    pub(crate) fn start(server: Server, cpus: &[usize], folder: &Path) -> io::Result<Self> {
+    /// Starts `server` (ours from the file `program`) with one process (or, where it is threads, one thread) for each of `cpus`.
+    pub(crate) fn start(
+        server: Server,
+        cpus: &[usize],
+        folder: &Path,
+        program: &Path,
+    ) -> io::Result<Self> {
         match server {
-            Server::Ours => Self::start_ours(cpus),
+            Server::Ours => Self::start_ours(cpus, program),
             Server::Threads | Server::Tokio => {
                 Self::start_group(1, |_, port| Self::peer(server, cpus, port))
             }
@@ -137,11 +142,11 @@ impl Running {
         Ok(command)
     }
 
-    fn start_ours(cpus: &[usize]) -> io::Result<Self> {
+    fn start_ours(cpus: &[usize], program: &Path) -> io::Result<Self> {
         let mut command = role::command(cpus, role::PROGRAM)?;
         let workers = cpus.len().to_string();
         command
-            .arg(env!("CARGO_BIN_EXE_uppercased"))
+            .arg(program)
             .args(["--listen", "127.0.0.1:0", "--control", "off"])
             .args(["--workers", &workers]);
         let mut child = Child::start(&mut command)?;
