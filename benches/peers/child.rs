@@ -25,7 +25,6 @@ impl Child {
         let mut process = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .spawn()?;
         let pipes = process.stdin.take().zip(process.stdout.take());
         let (orders, lines) = pipes.ok_or(io::ErrorKind::BrokenPipe)?;
@@ -38,6 +37,11 @@ impl Child {
 
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn runs(&mut self) -> io::Result<bool> {
+        Ok(self.process.try_wait()?.is_none())
     }
 
     pub(crate) fn tell(&mut self, order: &str) -> io::Result<()> {

@@ -94,11 +94,11 @@ impl Bench {
         } else {
             (&self.server_cpus[..], &self.load_cpus[..])
         };
-        let running = Running::start(server, server_cpus, &self.folder, &self.program)?;
+        let mut running = Running::start(server, server_cpus, &self.folder, &self.program)?;
         if pattern.load == Load::Silent {
-            return memory(&running, pattern, load_cpus);
+            return memory(&mut running, pattern, load_cpus);
         }
-        let mut clients = connect(&running, pattern, load_cpus)?;
+        let mut clients = connect(&mut running, pattern, load_cpus)?;
         tell(&mut clients, "go")?;
         thread::sleep(self.warm_up());
         tell(&mut clients, "begin")?;
@@ -118,8 +118,7 @@ impl Bench {
     }
 }
 
-fn connect(running: &Running, pattern: &Pattern, cpus: &[usize]) -> io::Result<Vec<Child>> {
-    let open = proc::descriptors(&running.pids)?;
+fn connect(running: &mut Running, pattern: &Pattern, cpus: &[usize]) -> io::Result<Vec<Child>> {
     let mut clients = Vec::new();
     for seed in 0..pattern.clients {
         let order = Order {
@@ -138,16 +137,28 @@ fn connect(running: &Running, pattern: &Pattern, cpus: &[usize]) -> io::Result<V
         client.line()?;
     }
     if pattern.load != Load::Churn {
-        let all = open + pattern.connections as usize;
-        let until = clock::now() + ACCEPT_PATIENCE;
-        while proc::descriptors(&running.pids)? < all {
-            if clock::now() > until {
-                return Err(io::Error::other("it does not accept"));
-            }
-            thread::sleep(LOOK_EVERY);
-        }
+        await_connections(running, pattern.connections as usize)?;
     }
     Ok(clients)
+}
+
+/// Waits until the server has exactly `connections`: it is told of them by their descriptors.
+fn await_connections(running: &mut Running, connections: usize) -> io::Result<()> {
+    let until = clock::now() + ACCEPT_PATIENCE;
+    loop {
+        let open = proc::descriptors(&running.pids)? - running.own_descriptors;
+        if open == connections {
+            return Ok(());
+        }
+        if !running.runs()? {
+            return Err(io::Error::other("it ended"));
+        }
+        if clock::now() > until {
+            let what = format!("it has {open} connections instead of {connections}");
+            return Err(io::Error::other(what));
+        }
+        thread::sleep(LOOK_EVERY);
+    }
 }
 
 fn tell(clients: &mut [Child], order: &str) -> io::Result<()> {
@@ -155,13 +166,14 @@ fn tell(clients: &mut [Child], order: &str) -> io::Result<()> {
 }
 
 /// What connections cost in memory, beyond a server that has served one already.
-fn memory(running: &Running, pattern: &Pattern, cpus: &[usize]) -> io::Result<Sample> {
+fn memory(running: &mut Running, pattern: &Pattern, cpus: &[usize]) -> io::Result<Sample> {
     let one = Pattern {
         connections: 1,
         clients: 1,
         ..*pattern
     };
     exchange(&mut connect(running, &one, cpus)?)?;
+    await_connections(running, 0)?;
     let base = proc::memory_bytes(&running.pids)? as f64;
     let each = |bytes: u64| (bytes as f64 - base) / f64::from(pattern.connections);
     let mut clients = connect(running, pattern, cpus)?;

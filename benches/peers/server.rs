@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -109,6 +109,8 @@ pub(crate) struct Running {
     pub(crate) port: u16,
     /// The process that was started, and those that it started.
     pub(crate) pids: Vec<u32>,
+    /// Descriptors that these have without any connection.
+    pub(crate) own_descriptors: usize,
     children: Vec<Child>,
 }
 
@@ -136,6 +138,16 @@ impl Running {
         }
     }
 
+    /// Whether all that was started still runs.
+    pub(crate) fn runs(&mut self) -> io::Result<bool> {
+        for child in &mut self.children {
+            if !child.runs()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn peer(server: Server, cpus: &[usize], port: u16) -> io::Result<Command> {
         let mut command = role::command(cpus, server.name())?;
         command.arg(port.to_string());
@@ -148,7 +160,9 @@ impl Running {
         command
             .arg(program)
             .args(["--listen", "127.0.0.1:0", "--control", "off"])
-            .args(["--workers", &workers]);
+            .args(["--workers", &workers])
+            // Its log; what fails is seen by what it then does not do.
+            .stderr(Stdio::null());
         let mut child = Child::start(&mut command)?;
         let line = child.line()?;
         let port = line.rsplit(':').next().and_then(|port| port.parse().ok());
@@ -157,6 +171,7 @@ impl Running {
         pids.extend(proc::children_of(child.pid())?);
         Ok(Self {
             port,
+            own_descriptors: proc::descriptors(&pids)?,
             pids,
             children: vec![child],
         })
@@ -181,9 +196,11 @@ impl Running {
         for child in &mut children {
             child.line()?;
         }
+        let pids: Vec<u32> = children.iter().map(Child::pid).collect();
         Ok(Self {
             port,
-            pids: children.iter().map(Child::pid).collect(),
+            own_descriptors: proc::descriptors(&pids)?,
+            pids,
             children,
         })
     }
