@@ -35,7 +35,9 @@ fn quantiles_count_from_the_lowest_value() {
 #[test]
 fn a_histogram_survives_its_journey() {
     let mut seen = Histogram::new();
-    [3, 3, 7_000, u64::MAX].map(|value| seen.record(value));
+    for value in [3, 3, 7_000, u64::MAX] {
+        seen.record(value);
+    }
     let mut merged = Histogram::new();
     merged.merge(&seen.to_sparse());
     merged.merge(&vec![(BUCKETS, 5)]);

@@ -68,8 +68,8 @@ impl Sample {
         self.server_cpu_ns as f64 / self.units
     }
 
-    pub(crate) fn user_per_unit_ns(&self) -> f64 {
-        self.cpu_per_unit_ns() * self.user_share
+    pub(crate) fn user_ns(&self) -> f64 {
+        self.server_cpu_ns as f64 * self.user_share
     }
 
     pub(crate) fn units_per_s(&self) -> f64 {

@@ -60,6 +60,18 @@ fn shown(spread: Option<Spread>, divisor: f64) -> String {
     format!("{median:.digits$} ({low:.digits$}–{high:.digits$})")
 }
 
+/// User time of a unit over all runs together: the kernel samples it, and shows a run's share of it
+/// in steps of 10 ms, so that a single run says little.
+fn user(samples: &[&Sample], divisor: f64) -> String {
+    let units: f64 = samples.iter().map(|sample| sample.units).sum();
+    let user: f64 = samples.iter().map(|sample| sample.user_ns()).sum();
+    if units > 0.0 {
+        format!("{:.2}", user / units / divisor)
+    } else {
+        NONE.to_owned()
+    }
+}
+
 /// The runs of `server` that count.
 fn samples(measured: &Measured, server: Server) -> Vec<&Sample> {
     if server == measured.reference {
@@ -128,7 +140,7 @@ fn rows(text: &mut String, measured: &Measured, servers: &[Server]) {
             "| {} | {} | {} | {} | {ours} | {} | {} |",
             server.title(),
             figure(Sample::cpu_per_unit_ns, scale.cost_divisor),
-            figure(Sample::user_per_unit_ns, scale.cost_divisor),
+            user(&samples, scale.cost_divisor),
             ratio(server, measured.reference, Sample::cpu_per_unit_ns),
             figure(Sample::units_per_s, scale.rate_divisor),
             ratio(server, measured.reference, Sample::units_per_s),
