@@ -36,6 +36,7 @@ mod stats;
 use std::fs;
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use measure::Bench;
 use options::Options;
@@ -114,9 +115,12 @@ fn place(options: &Options, folder: &std::path::Path) -> io::Result<Bench> {
 }
 
 fn announce(bench: &Bench, options: &Options, servers: &[Server]) {
-    let runs_a_round = (2 * servers.len()).saturating_sub(1);
-    let runs = runs_a_round * options.pairs as usize * options.patterns.len();
-    let minutes = bench.run_time().mul_f64(runs as f64).as_secs_f64() / 60.0;
+    let runs_a_pattern = (2 * servers.len()).saturating_sub(1) as u32 * options.pairs;
+    let times = options
+        .patterns
+        .iter()
+        .map(|pattern| bench.run_time(pattern));
+    let minutes = (times.sum::<Duration>() * runs_a_pattern).as_secs_f64() / 60.0;
     eprintln!(
         "{} patterns, {} servers, {} pairs of {:.1} s: about {minutes:.0} min, more if runs are \
          thrown away. Server on CPU {:?}, load on {:?}.",

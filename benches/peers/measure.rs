@@ -83,8 +83,8 @@ impl Bench {
     }
 
     /// How long one run takes, roughly.
-    pub(crate) fn run_time(&self) -> Duration {
-        self.span + self.warm_up() + AROUND
+    pub(crate) fn run_time(&self, pattern: &Pattern) -> Duration {
+        self.span * pattern.spans + self.warm_up() + AROUND
     }
 
     /// Measures `server` under `pattern`.
@@ -106,7 +106,7 @@ impl Bench {
             client.line()?;
         }
         let before = Reading::take(&running, &clients)?;
-        thread::sleep(self.span);
+        thread::sleep(self.span * pattern.spans);
         let after = Reading::take(&running, &clients)?;
         tell(&mut clients, "end")?;
         let seen: Vec<Seen> = clients

@@ -41,6 +41,9 @@ pub(crate) struct Pattern {
     pub(crate) clients: u32,
     /// Server and client on the same CPU, instead of apart.
     pub(crate) together: bool,
+    /// How many times as long as others it is measured: with many connections, one exchange on
+    /// each takes part of a second, and a run must see many of them.
+    pub(crate) spans: u32,
 }
 
 /// As many messages a second as half of what the reference does with the pattern of this name.
@@ -54,6 +57,7 @@ const BASE: Pattern = Pattern {
     load: Load::Closed { outstanding: 1 },
     clients: 1,
     together: false,
+    spans: 1,
 };
 
 /// Every pattern, in the order of the report.
@@ -87,6 +91,7 @@ pub(crate) const ALL: [Pattern; 11] = [
         title: "64 B × 10,000",
         connections: 10_000,
         clients: 2,
+        spans: 3,
         ..BASE
     },
     Pattern {

@@ -9,6 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::{load, peer_threads, peer_tokio, peer_uring};
@@ -47,6 +49,8 @@ pub(crate) fn play(arguments: &[String]) -> io::Result<()> {
     let cpus: Result<Vec<usize>, _> = cpus.split(',').map(str::parse).collect();
     let cpus = cpus.map_err(io::Error::other)?;
     bind(&cpus)?;
+    // Outlives an exec: nothing stays behind if the bench is killed.
+    set_pdeathsig(Signal::SIGKILL)?;
     match (role.as_str(), rest) {
         (PROGRAM, [program, arguments @ ..]) => Err(exec(program, arguments)),
         (LOAD, [order]) => load::run(serde_json::from_str(order)?),
