@@ -60,6 +60,14 @@ fn shown(spread: Option<Spread>, divisor: f64) -> String {
     format!("{median:.digits$} ({low:.digits$}–{high:.digits$})")
 }
 
+/// What the others are compared with, in a word.
+const fn short(reference: Server) -> &'static str {
+    match reference {
+        Server::Floor => "floor",
+        other => other.name(),
+    }
+}
+
 /// User time of a unit over all runs together: the kernel samples it, and shows a run's share of it
 /// in steps of 10 ms, so that a single run says little.
 fn user(samples: &[&Sample], divisor: f64) -> String {
@@ -104,10 +112,11 @@ pub(crate) fn table(measured: &Measured, servers: &[Server]) -> String {
 
 fn rows(text: &mut String, measured: &Measured, servers: &[Server]) {
     let scale = scale(measured.pattern.unit());
+    let reference = short(measured.reference);
     let times = measured.pattern.load != Load::Stream;
     let _ = write!(
         text,
-        "| server | {} | of it user | CPU ÷ floor | uppercased ÷ this | {} | rate ÷ floor |",
+        "| server | {} | of it user | CPU ÷ {reference} | uppercased ÷ this | {} | rate ÷ {reference} |",
         scale.cost, scale.rate
     );
     text.push_str(if times { " p50, µs | p99, µs |" } else { "" });
@@ -184,7 +193,10 @@ fn memory_rows(text: &mut String, measured: &Measured, servers: &[Server]) {
 
 /// The ratios of all patterns on one page: server CPU, as a multiple of the reference's.
 pub(crate) fn summary(all: &[Measured], servers: &[Server]) -> String {
-    let mut text = "### Server CPU, as multiples of the floor's\n\n| server |".to_owned();
+    let Some(reference) = all.first().map(|measured| short(measured.reference)) else {
+        return String::new();
+    };
+    let mut text = format!("### Server CPU ÷ {reference}\n\n| server |");
     let timed: Vec<&Measured> = all
         .iter()
         .filter(|measured| measured.pattern.load != Load::Silent)
