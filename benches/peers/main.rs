@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Measures and reports; fails also if our own server could not be measured.
+/// Measures and reports; fails also if a pattern or our own server could not be measured.
 fn compare(options: &Options) -> io::Result<ExitCode> {
     let folder = tempfile::tempdir()?;
     let bench = place(options, folder.path())?;
@@ -77,21 +77,31 @@ fn compare(options: &Options) -> io::Result<ExitCode> {
     let machine = machine();
     println!("{machine}\n");
     let mut all = Vec::new();
+    let mut complete = true;
     for pattern in &options.patterns {
         eprint!("{} ", pattern.title);
-        let measured = session::measure(&bench, options, &servers, pattern)?;
-        println!("{}", report::table(&measured, &servers));
-        all.push(measured);
+        match session::measure(&bench, options, &servers, pattern) {
+            Ok(measured) => {
+                println!("{}", report::table(&measured, &servers));
+                all.push(measured);
+            }
+            Err(error) => {
+                eprintln!("could not be measured: {error}");
+                complete = false;
+            }
+        }
     }
     println!("{}", report::summary(&all, &servers));
     if let Some(file) = &options.json {
         fs::write(file, report::json(&all, options, &machine).to_string())?;
     }
-    let missing = all.iter().any(|one| one.failed.contains_key(&Server::Ours));
-    Ok(if missing {
-        ExitCode::FAILURE
-    } else {
+    complete &= all
+        .iter()
+        .all(|one| !one.failed.contains_key(&Server::Ours));
+    Ok(if complete {
         ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     })
 }
 

@@ -238,7 +238,7 @@ fn sample(unit: Unit, seen: &[Seen], before: &Reading, after: &Reading, alone: b
     let own_ns = client_cpu_ns + after.server.cpu_ns - before.server.cpu_ns;
     let surroundings = Surroundings {
         wall_ns: after.at.as_nanos() - before.at.as_nanos(),
-        cpus: thread::available_parallelism().map_or(1, |count| count.get() as u64),
+        cpus: after.machine.cpus,
         busy_ns: after.machine.busy_ns - before.machine.busy_ns,
         own_ns,
         stolen_ns: after.machine.stolen_ns - before.machine.stolen_ns,

@@ -26,6 +26,8 @@ pub(crate) struct Usage {
 /// What the whole machine used up since its start, in nanoseconds of CPU time.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Machine {
+    /// CPUs that the sums below are over.
+    pub(crate) cpus: u64,
     pub(crate) busy_ns: u64,
     pub(crate) stolen_ns: u64,
 }
@@ -61,10 +63,12 @@ pub(crate) fn usage(pids: &[u32]) -> io::Result<Usage> {
 
 /// The machine.
 pub(crate) fn machine() -> io::Result<Machine> {
-    let total = KernelStats::current().map_err(failed)?.total;
+    let stats = KernelStats::current().map_err(failed)?;
+    let total = stats.total;
     let tick_ns = NS_PER_S / ticks_per_second();
     let interrupts = total.irq.unwrap_or(0) + total.softirq.unwrap_or(0);
     Ok(Machine {
+        cpus: stats.cpu_time.len() as u64,
         busy_ns: (total.user + total.nice + total.system + interrupts) * tick_ns,
         stolen_ns: total.steal.unwrap_or(0) * tick_ns,
     })
