@@ -1,7 +1,8 @@
 //! The load client: makes one pattern of load and checks every byte of the answers.
 //!
 //! It runs in a process of its own, the same for every server, and is told when to start, to begin
-//! counting and to end by lines on its standard input; it answers each with a line.
+//! counting and to end by lines on its standard input; it answers each with a line, and is told the
+//! next thing only after that.
 //!
 //! What is sent is a cycle of [`PERIOD`] random bytes, each connection starting somewhere else in
 //! it, so that a byte that is lost, repeated, exchanged or delivered to another connection shows.
@@ -213,7 +214,13 @@ impl Client {
         self.now = clock::now();
         match &line[..length] {
             b"" => return Ok(false),
-            b"go\n" => self.go()?,
+            b"go\n" => {
+                self.go()?;
+                // Those say so when every connection has been answered.
+                if self.order.load != Load::Silent {
+                    say("going")?;
+                }
+            }
             b"begin\n" => {
                 self.tally = Some(Tally {
                     since: self.now,

@@ -50,8 +50,9 @@ pub(crate) struct Sample {
     pub(crate) units: f64,
     pub(crate) wall_ns: u64,
     pub(crate) server_cpu_ns: u64,
-    /// The share of that spent outside the kernel.
-    pub(crate) user_share: f64,
+    /// The part of it that was sampled, and the part of that found outside the kernel.
+    pub(crate) sampled_ns: u64,
+    pub(crate) sampled_user_ns: u64,
     pub(crate) client_cpu_ns: u64,
     pub(crate) p50_ns: u64,
     pub(crate) p99_ns: u64,
@@ -66,10 +67,6 @@ pub(crate) struct Sample {
 impl Sample {
     pub(crate) fn cpu_per_unit_ns(&self) -> f64 {
         self.server_cpu_ns as f64 / self.units
-    }
-
-    pub(crate) fn user_ns(&self) -> f64 {
-        self.server_cpu_ns as f64 * self.user_share
     }
 
     pub(crate) fn units_per_s(&self) -> f64 {
@@ -99,12 +96,9 @@ impl Bench {
             return memory(&mut running, pattern, load_cpus);
         }
         let mut clients = connect(&mut running, pattern, load_cpus)?;
-        tell(&mut clients, "go")?;
+        order(&mut clients, "go")?;
         thread::sleep(self.warm_up());
-        tell(&mut clients, "begin")?;
-        for client in &mut clients {
-            client.line()?;
-        }
+        order(&mut clients, "begin")?;
         let before = Reading::take(&running, &clients)?;
         thread::sleep(self.span * pattern.spans);
         let after = Reading::take(&running, &clients)?;
@@ -165,6 +159,14 @@ fn tell(clients: &mut [Child], order: &str) -> io::Result<()> {
     clients.iter_mut().try_for_each(|client| client.tell(order))
 }
 
+/// Gives an order and waits until all have followed it.
+fn order(clients: &mut [Child], order: &str) -> io::Result<()> {
+    tell(clients, order)?;
+    clients
+        .iter_mut()
+        .try_for_each(|client| client.line().map(drop))
+}
+
 /// What connections cost in memory, beyond a server that has served one already.
 fn memory(running: &mut Running, pattern: &Pattern, cpus: &[usize]) -> io::Result<Sample> {
     let one = Pattern {
@@ -172,28 +174,20 @@ fn memory(running: &mut Running, pattern: &Pattern, cpus: &[usize]) -> io::Resul
         clients: 1,
         ..*pattern
     };
-    exchange(&mut connect(running, &one, cpus)?)?;
+    // Silent connections have followed `go` when each has had one message.
+    order(&mut connect(running, &one, cpus)?, "go")?;
     await_connections(running, 0)?;
     let base = proc::memory_bytes(&running.pids)? as f64;
     let each = |bytes: u64| (bytes as f64 - base) / f64::from(pattern.connections);
     let mut clients = connect(running, pattern, cpus)?;
     let silent = each(proc::memory_bytes(&running.pids)?);
-    exchange(&mut clients)?;
+    order(&mut clients, "go")?;
     let used = each(proc::memory_bytes(&running.pids)?);
     Ok(Sample {
         silent_bytes: Some(silent),
         used_bytes: Some(used),
         ..Sample::default()
     })
-}
-
-/// One message on each connection.
-fn exchange(clients: &mut [Child]) -> io::Result<()> {
-    tell(clients, "go")?;
-    for client in clients {
-        client.line()?;
-    }
-    Ok(())
 }
 
 /// Everything that is read at one moment.
@@ -232,8 +226,6 @@ fn sample(unit: Unit, seen: &[Seen], before: &Reading, after: &Reading, alone: b
         };
         units += counted as f64 * wall_ns as f64 / one.wall_ns as f64;
     }
-    let user = after.server.user_ticks - before.server.user_ticks;
-    let system = after.server.system_ticks - before.server.system_ticks;
     let client_cpu_ns = after.clients.cpu_ns - before.clients.cpu_ns;
     let own_ns = client_cpu_ns + after.server.cpu_ns - before.server.cpu_ns;
     let surroundings = Surroundings {
@@ -252,7 +244,8 @@ fn sample(unit: Unit, seen: &[Seen], before: &Reading, after: &Reading, alone: b
         units,
         wall_ns,
         server_cpu_ns,
-        user_share: user as f64 / (user + system).max(1) as f64,
+        sampled_ns: after.server.sampled_ns - before.server.sampled_ns,
+        sampled_user_ns: after.server.sampled_user_ns - before.server.sampled_user_ns,
         client_cpu_ns,
         p50_ns: latencies.quantile(0.5).unwrap_or(0),
         p99_ns: latencies.quantile(0.99).unwrap_or(0),

@@ -9,16 +9,20 @@ use procfs::{CurrentSI, KernelStats, ticks_per_second};
 
 const KIB: u64 = 1024;
 const NS_PER_S: u64 = 1_000_000_000;
+/// The kernel's numbers of a process's clocks: kinds below, the process's complement above.
+const CLOCK_KIND_BITS: u32 = 3;
+const SAMPLED_ALL: i32 = 0;
+const SAMPLED_USER: i32 = 1;
 
 /// What a set of processes used up since their start.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
     /// CPU time, exact, threads that ended included.
     pub(crate) cpu_ns: u64,
-    /// User and system time as the kernel divides them: by sampling, so only their ratio over
-    /// seconds means something.
-    pub(crate) user_ticks: u64,
-    pub(crate) system_ticks: u64,
+    /// User time, and user and system time together, as the kernel samples them; only their ratio
+    /// over seconds means something.
+    pub(crate) sampled_user_ns: u64,
+    pub(crate) sampled_ns: u64,
     /// How long main threads were ready to run and did not.
     pub(crate) waited_ns: u64,
 }
@@ -42,7 +46,17 @@ fn process(pid: u32) -> io::Result<Process> {
 
 /// CPU time of one process in nanoseconds.
 pub(crate) fn cpu_ns(pid: u32) -> io::Result<u64> {
-    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid.cast_signed()))?;
+    time_ns(ClockId::pid_cpu_clock_id(Pid::from_raw(pid.cast_signed()))?)
+}
+
+/// The clock of process `pid` that counts what the kernel samples of it. Its number is put together
+/// as clock_getcpuclockid(3) does for the exact one. `/proc/PID/stat` has the same, but cut off to
+/// 10 ms, which is all the user time that a good server needs in a second.
+const fn sampled_clock(pid: u32, which: i32) -> ClockId {
+    ClockId::from_raw((!pid.cast_signed() << CLOCK_KIND_BITS) | which)
+}
+
+fn time_ns(clock: ClockId) -> io::Result<u64> {
     let time = clock.now()?;
     Ok(time.tv_sec().cast_unsigned() * NS_PER_S + time.tv_nsec().cast_unsigned())
 }
@@ -52,10 +66,9 @@ pub(crate) fn usage(pids: &[u32]) -> io::Result<Usage> {
     let mut sum = Usage::default();
     for &pid in pids {
         let process = process(pid)?;
-        let stat = process.stat().map_err(failed)?;
         sum.cpu_ns += cpu_ns(pid)?;
-        sum.user_ticks += stat.utime;
-        sum.system_ticks += stat.stime;
+        sum.sampled_user_ns += time_ns(sampled_clock(pid, SAMPLED_USER))?;
+        sum.sampled_ns += time_ns(sampled_clock(pid, SAMPLED_ALL))?;
         sum.waited_ns += process.schedstat().map_err(failed)?.run_delay;
     }
     Ok(sum)

@@ -68,16 +68,17 @@ const fn short(reference: Server) -> &'static str {
     }
 }
 
-/// User time of a unit over all runs together: the kernel samples it, and shows a run's share of it
-/// in steps of 10 ms, so that a single run says little.
+/// User time of a unit over all runs together: the kernel samples it, so that a single run says
+/// little.
 fn user(samples: &[&Sample], divisor: f64) -> String {
-    let units: f64 = samples.iter().map(|sample| sample.units).sum();
-    let user: f64 = samples.iter().map(|sample| sample.user_ns()).sum();
-    if units > 0.0 {
-        format!("{:.2}", user / units / divisor)
-    } else {
-        NONE.to_owned()
+    let sum = |figure: fn(&Sample) -> f64| -> f64 { samples.iter().map(|one| figure(one)).sum() };
+    let sampled = sum(|sample| sample.sampled_ns as f64);
+    if sampled == 0.0 {
+        return NONE.to_owned();
     }
+    let share = sum(|sample| sample.sampled_user_ns as f64) / sampled;
+    let cost = sum(|sample| sample.server_cpu_ns as f64) / sum(|sample| sample.units);
+    format!("{:.3}", share * cost / divisor)
 }
 
 /// The runs of `server` that count.
