@@ -53,6 +53,7 @@
 //! assert_eq!(&bytes, b"STRA\xc3\x9fE, GR\0UND 7");
 //! ```
 
+pub mod bench;
 pub mod channel;
 pub mod cli;
 pub mod client;
