@@ -1,0 +1,294 @@
+//! What all threads and processes saw, put together: totals, series, percentiles, and what clients
+//! saw round a point in time.
+//!
+//! Pure.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Serializer as _, V2Serializer};
+
+use super::histogram::{self, QUANTILES};
+use super::outcome::{Failure, Interval, Latency, Percentile, Seen, Totals};
+use super::plan::millis;
+use super::record::{FIRST_FAILURES_MAX, Noted, Record};
+use crate::clock::Tick;
+
+/// Everything that was seen.
+#[derive(Debug)]
+pub struct Findings {
+    pieces: Vec<Merged>,
+    interval: Duration,
+    answers: Histogram<u64>,
+    sums: Record,
+}
+
+/// A piece of the series, all threads together.
+#[derive(Debug)]
+struct Merged {
+    messages: u64,
+    bytes: u64,
+    opened: u64,
+    failures: u64,
+    stall_ns: u64,
+    answers: Histogram<u64>,
+}
+
+impl Findings {
+    /// Puts `records` together; the pieces have the length `interval`, the last one may end
+    /// earlier, with the measurement.
+    #[must_use]
+    pub fn of(records: &[Record], interval: Duration) -> Self {
+        let length = records.iter().map(|record| record.pieces.len()).max();
+        let pieces = (0..length.unwrap_or(0)).map(|at| {
+            let mut merged = Merged {
+                messages: 0,
+                bytes: 0,
+                opened: 0,
+                failures: 0,
+                stall_ns: 0,
+                answers: histogram::empty(),
+            };
+            for piece in records.iter().filter_map(|record| record.pieces.get(at)) {
+                merged.messages += piece.messages;
+                merged.bytes += piece.bytes;
+                merged.opened += piece.opened;
+                merged.failures += piece.failures;
+                merged.stall_ns = merged.stall_ns.max(piece.stall_ns);
+                if let Some(answers) = histogram::unpack(&piece.answers) {
+                    histogram::join(&mut merged.answers, &answers);
+                }
+            }
+            // What is not needed any more is given back: there may be a thousand of these.
+            merged.answers = shrunk(&merged.answers);
+            merged
+        });
+        let mut answers = histogram::empty();
+        let mut sums = Record::default();
+        for record in records {
+            if let Some(more) = histogram::unpack(&record.answers) {
+                histogram::join(&mut answers, &more);
+            }
+            sums.connections += record.connections;
+            sums.bytes_sent += record.bytes_sent;
+            sums.longest_stall_ns = sums.longest_stall_ns.max(record.longest_stall_ns);
+            sums.planned += record.planned;
+            sums.late += record.late;
+            sums.unsent += record.unsent;
+            sums.cpu_ns += record.cpu_ns;
+            sums.counted_ns = sums.counted_ns.max(record.counted_ns);
+            for (kind, count) in &record.failures {
+                *sums.failures.entry(*kind).or_default() += count;
+            }
+            sums.first.extend(record.first.iter().cloned());
+        }
+        sums.first.sort_by_key(|noted| noted.at);
+        sums.first.truncate(FIRST_FAILURES_MAX);
+        Self {
+            pieces: pieces.collect(),
+            interval,
+            answers,
+            sums,
+        }
+    }
+
+    /// Sums over all threads; its series and its histogram are not filled in.
+    #[must_use]
+    pub const fn sums(&self) -> &Record {
+        &self.sums
+    }
+
+    /// How long it counted.
+    #[must_use]
+    pub const fn measured(&self) -> Duration {
+        Duration::from_nanos(self.sums.counted_ns)
+    }
+
+    /// What was done.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals {
+            connections: self.sums.connections,
+            messages: self.pieces.iter().map(|piece| piece.messages).sum(),
+            bytes_sent: self.sums.bytes_sent,
+            bytes_received: self.pieces.iter().map(|piece| piece.bytes).sum(),
+        }
+    }
+
+    /// Failures by the words for their kinds.
+    #[must_use]
+    pub fn failures(&self) -> BTreeMap<String, u64> {
+        let counts = self.sums.failures.iter();
+        counts
+            .map(|(kind, count)| (kind.name().to_owned(), *count))
+            .collect()
+    }
+
+    /// The first failures, with their time from `origin`.
+    #[must_use]
+    pub fn first_failures(&self, origin: Tick) -> Vec<Failure> {
+        let told = |noted: &Noted| Failure {
+            kind: noted.kind.name().to_owned(),
+            at_ms: millis(noted.at.since(origin)),
+            connection: noted.connection,
+            position: noted.position,
+            detail: noted.detail.clone(),
+        };
+        self.sums.first.iter().map(told).collect()
+    }
+
+    /// How long answers took; `None` if there was none.
+    #[must_use]
+    pub fn latency(&self) -> Option<Latency> {
+        if self.answers.is_empty() {
+            return None;
+        }
+        let percentile = |quantile| Percentile {
+            quantile,
+            value_ns: self.answers.value_at_quantile(quantile),
+        };
+        let mut packed = Vec::new();
+        // A vector takes everything.
+        let _ = V2Serializer::new().serialize(&self.answers, &mut packed);
+        Some(Latency {
+            count: self.answers.len(),
+            min_ns: self.answers.min(),
+            mean_ns: self.answers.mean() as u64,
+            max_ns: self.answers.max(),
+            percentiles: QUANTILES.map(percentile).to_vec(),
+            histogram: BASE64.encode(packed),
+        })
+    }
+
+    /// The series.
+    #[must_use]
+    pub fn series(&self) -> Vec<Interval> {
+        let intervals = self.pieces.iter().zip(0u32..).map(|(piece, at)| {
+            let begins = self.interval * at;
+            let length = self.interval.min(self.measured().saturating_sub(begins));
+            let quantile = |quantile| piece.answers.value_at_quantile(quantile);
+            Interval {
+                at_ms: millis(begins),
+                length_ms: millis(length),
+                messages: piece.messages,
+                bytes_received: piece.bytes,
+                connections_opened: piece.opened,
+                failures: piece.failures,
+                p50_ns: quantile(0.5),
+                p99_ns: quantile(0.99),
+                max_ns: piece.answers.max(),
+            }
+        });
+        intervals.collect()
+    }
+
+    /// What clients saw from `from` to `to`, both counted from the beginning; in whole pieces.
+    #[must_use]
+    pub fn seen(&self, from: Duration, to: Duration) -> Seen {
+        let length = self.interval.as_nanos().max(1);
+        let first = usize::try_from(from.as_nanos() / length).unwrap_or(usize::MAX);
+        let end = usize::try_from(to.as_nanos().div_ceil(length)).unwrap_or(usize::MAX);
+        let pieces = self.pieces.get(first..end.min(self.pieces.len()));
+        let pieces = pieces.unwrap_or_default();
+        let mut answers = histogram::empty();
+        let (mut failures, mut stall_ns) = (0, 0);
+        for piece in pieces {
+            failures += piece.failures;
+            stall_ns = stall_ns.max(piece.stall_ns);
+            histogram::join(&mut answers, &piece.answers);
+        }
+        let window = self.interval * u32::try_from(pieces.len()).unwrap_or(u32::MAX);
+        Seen {
+            failures,
+            longest_stall_ms: stall_ns as f64 / 1e6,
+            p99_ns: answers.value_at_quantile(0.99),
+            window_ms: millis(window),
+        }
+    }
+}
+
+/// The same distribution in no more memory than its longest time needs.
+fn shrunk(histogram: &Histogram<u64>) -> Histogram<u64> {
+    let high = histogram.max().max(2);
+    let Ok(mut small) = Histogram::new_with_bounds(1, high, histogram::DIGITS) else {
+        return histogram.clone();
+    };
+    match small.add(histogram) {
+        Ok(()) => small,
+        Err(_) => histogram.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::failure::Fault;
+    use super::super::record::Recorder;
+    use super::*;
+
+    const STEP: Duration = Duration::from_millis(100);
+
+    fn at(ms: u64) -> Tick {
+        Tick::from_millis(ms)
+    }
+
+    fn record(answers: &[(u64, u64)], failed_at: Option<u64>) -> Record {
+        let mut recorder = Recorder::new();
+        recorder.open(at(1000), at(1300), STEP);
+        for &(from, now) in answers {
+            recorder.received(7, at(now));
+            recorder.answer(at(from), at(now));
+            recorder.waited(at(from), at(now));
+        }
+        if let Some(ms) = failed_at {
+            recorder.failed(1, &Fault::Unconnected, at(ms));
+        }
+        recorder.finish(STEP)
+    }
+
+    #[test]
+    fn threads_add_up() {
+        let records = [
+            record(&[(1000, 1010), (1090, 1110)], Some(1120)),
+            record(&[(1000, 1050), (1290, 1299)], Some(1115)),
+        ];
+        let findings = Findings::of(&records, STEP);
+        let totals = findings.totals();
+        assert_eq!((totals.messages, totals.bytes_received), (4, 28));
+        let messages: Vec<u64> = findings
+            .series()
+            .iter()
+            .map(|piece| piece.messages)
+            .collect();
+        assert_eq!(messages, [2, 1, 1]);
+        assert_eq!(findings.failures()["connect_timeout"], 2);
+        let first = findings.first_failures(at(1000));
+        assert_eq!((first[0].at_ms, first[1].at_ms), (115, 120));
+        let latency = findings.latency().unwrap();
+        assert_eq!((latency.count, latency.max_ns / 1_000_000), (4, 50));
+        assert_eq!(histogram::unpack(&latency.histogram).unwrap().len(), 4);
+    }
+
+    #[test]
+    fn a_window_sees_its_own_pieces_only() {
+        let records = [record(
+            &[(1000, 1050), (1100, 1110), (1280, 1290)],
+            Some(1295),
+        )];
+        let findings = Findings::of(&records, STEP);
+        let seen = findings.seen(STEP * 2, STEP * 3);
+        assert_eq!((seen.failures, seen.window_ms), (1, 100));
+        assert_eq!(seen.p99_ns / 1_000_000, 10);
+        let past = findings.seen(STEP * 9, STEP * 10);
+        assert_eq!(past, Seen::default());
+    }
+
+    #[test]
+    fn nothing_seen_is_no_latency() {
+        let findings = Findings::of(&[], STEP);
+        assert_eq!(findings.latency(), None);
+        assert!(findings.series().is_empty());
+    }
+}

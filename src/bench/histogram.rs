@@ -1,0 +1,90 @@
+//! Times of answers: HDR histograms of nanoseconds, all with the same bounds, so that they can be
+//! added up.
+//!
+//! Pure.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Deserializer, Serializer as _, V2Serializer};
+
+/// The longest time that is told apart: an hour.
+pub const MAX: Duration = Duration::from_secs(3600);
+/// Decimal digits that are kept.
+pub const DIGITS: u8 = 3;
+/// What is told about a distribution.
+pub const QUANTILES: [f64; 6] = [0.5, 0.75, 0.9, 0.99, 0.999, 0.9999];
+
+/// An empty one.
+#[must_use]
+pub fn empty() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, MAX.as_nanos() as u64, DIGITS)
+        .expect("invariant: the bounds are constants, and a test makes one")
+}
+
+/// Adds one time; longer ones than [`MAX`] count as that.
+#[inline]
+pub fn note(histogram: &mut Histogram<u64>, time: Duration) {
+    histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+}
+
+/// Adds all of `other`.
+pub fn join(sum: &mut Histogram<u64>, other: &Histogram<u64>) {
+    if !other.is_empty() {
+        let joined = sum.add(other);
+        debug_assert!(joined.is_ok(), "all have the same bounds");
+    }
+}
+
+/// As text: the V2 serialization in base64; nothing for an empty one.
+#[must_use]
+pub fn pack(histogram: &Histogram<u64>) -> String {
+    if histogram.is_empty() {
+        return String::new();
+    }
+    let mut bytes = Vec::new();
+    match V2Serializer::new().serialize(histogram, &mut bytes) {
+        Ok(_) => BASE64.encode(bytes),
+        // A vector takes everything; were it otherwise, no histogram is better than half of one.
+        Err(_) => String::new(),
+    }
+}
+
+/// From [`pack`]'s text; `None` if it is none.
+#[must_use]
+pub fn unpack(text: &str) -> Option<Histogram<u64>> {
+    if text.is_empty() {
+        return Some(empty());
+    }
+    let bytes = BASE64.decode(text).ok()?;
+    Deserializer::new().deserialize(&mut bytes.as_slice()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_comes_back_from_its_text() {
+        let mut histogram = empty();
+        assert_eq!(pack(&histogram), "");
+        for us in [1, 70, 71, 5_000_000] {
+            note(&mut histogram, Duration::from_micros(us));
+        }
+        let mut sum = unpack(&pack(&histogram)).unwrap();
+        assert_eq!(sum, histogram);
+        join(&mut sum, &histogram);
+        assert_eq!((sum.len(), sum.max()), (8, histogram.max()));
+        assert_eq!(unpack("no histogram"), None);
+    }
+
+    #[test]
+    fn the_very_long_counts_as_the_longest() {
+        let mut histogram = empty();
+        note(&mut histogram, Duration::MAX);
+        note(&mut histogram, Duration::ZERO);
+        assert_eq!(histogram.len(), 2);
+    }
+}

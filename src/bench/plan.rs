@@ -1,0 +1,776 @@
+//! What is to be measured: from what was typed to a plan with every number decided.
+//!
+//! Invariants: a [`Plan`] that [`settle`] returned can be carried out as it stands; a combination
+//! that makes no sense is one error that says what, why and what to do; every limit and default of
+//! the load generator has its name here.
+//! Pure: what the machine is like comes in as [`Facts`].
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::outcome::PlanSummary;
+use super::size::Sizes;
+
+/// Connections of `ping`, `rate` and `churn` at once.
+pub const CONNECTIONS: u32 = 50;
+/// Connections of `stream`.
+pub const STREAM_CONNECTIONS: u32 = 4;
+/// Connections of `hold` and `idle`.
+pub const HELD_CONNECTIONS: u32 = 1000;
+/// Connections there may be, all processes together.
+pub const CONNECTIONS_MAX: u32 = 2_000_000;
+/// Bytes of a message.
+pub const SIZE: Sizes = Sizes::Fixed(64);
+/// Bytes of a message of `stream`.
+pub const STREAM_SIZE: Sizes = Sizes::Fixed(64 * 1024);
+/// Messages on their way at once on one connection of `stream`: with its messages, a window of
+/// 1 MiB.
+pub const STREAM_PIPELINE: u32 = 16;
+/// Messages on their way at once on one connection, at most.
+pub const PIPELINE_MAX: u32 = 65_536;
+/// Messages a second of `rate`.
+pub const RATE: f64 = 1000.0;
+/// Messages a second, at most.
+pub const RATE_MAX: f64 = 1e8;
+/// How often `hold` exercises each connection.
+pub const EVERY: Duration = Duration::from_secs(5);
+/// How long is measured.
+pub const DURATION: Duration = Duration::from_secs(10);
+/// How long may be measured.
+pub const DURATION_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long the load runs before it counts.
+pub const WARMUP: Duration = Duration::from_secs(1);
+/// How long an answer may take.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may take to come about.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Threads of one process, if nobody says: half of the CPUs, so that the server has the others,
+/// and never more than this.
+pub const THREADS_AUTO_MAX: u16 = 8;
+/// Threads of one process.
+pub const THREADS_MAX: u16 = 256;
+/// Processes.
+pub const PROCESSES_MAX: u16 = 64;
+/// Descriptors of a process that are not its connections.
+pub const DESCRIPTOR_RESERVE: u64 = 64;
+/// Connections from one address, if nobody says: below the ports that the kernel gives out by
+/// itself (28,232), since some are in TIME_WAIT or somebody else's.
+pub const CONNECTIONS_PER_SOURCE: u32 = 20_000;
+/// Addresses to connect from.
+pub const SOURCES_MAX: u32 = 250;
+/// The shortest piece of the series.
+pub const INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// Pieces of the series, at most.
+pub const INTERVALS_MAX: u32 = 1200;
+/// Commands given with `--during`.
+pub const JOBS_MAX: usize = 16;
+
+/// What connections do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pattern {
+    /// Each sends its next message when the answer is there.
+    Ping,
+    /// Messages are sent when planned, whatever the answers do.
+    Rate,
+    /// As many bytes as go, both ways at once.
+    Stream,
+    /// Connect, exchange, close, again.
+    Churn,
+    /// Long-lived ones, each exercised now and then.
+    Hold,
+    /// They are open and silent.
+    Idle,
+}
+
+/// What comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expect {
+    /// The upper-case of what was sent.
+    Upper,
+    /// What was sent.
+    Echo,
+    /// As many bytes, whatever they are.
+    None,
+}
+
+/// How a connection of `churn` ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Close {
+    /// Closed when the answer is there.
+    Fin,
+    /// This side ends its stream right after the last byte, and closes when the server has, too.
+    Half,
+    /// Reset when the answer is there.
+    Rst,
+}
+
+/// How planned messages follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arrivals {
+    /// At equal distances.
+    Constant,
+    /// At random: as many independent users send them.
+    Poisson,
+}
+
+/// A choice that is typed as a word.
+pub trait Word: Copy + 'static {
+    /// All there are.
+    const ALL: &'static [Self];
+
+    /// What is typed for it.
+    fn word(self) -> &'static str;
+}
+
+/// Gives an enum its words, so that each stands in one place.
+macro_rules! words {
+    ($name:ident: $($variant:ident = $word:literal),+) => {
+        impl Word for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            fn word(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word),+
+                }
+            }
+        }
+    };
+}
+
+words!(Pattern: Ping = "ping", Rate = "rate", Stream = "stream", Churn = "churn", Hold = "hold",
+    Idle = "idle");
+words!(Expect: Upper = "upper", Echo = "echo", None = "none");
+words!(Close: Fin = "fin", Half = "half", Rst = "rst");
+words!(Arrivals: Constant = "constant", Poisson = "poisson");
+
+/// Where connections come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sources {
+    /// So many addresses of the loopback network.
+    Count(u32),
+    /// These.
+    Addresses(Vec<IpAddr>),
+}
+
+/// A command that is run while the load runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// When, first: from the beginning of the measurement.
+    pub first: Duration,
+    /// The distance to the next time; `None`: once.
+    pub every: Option<Duration>,
+    /// For the shell.
+    pub command: String,
+}
+
+/// What was typed.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[expect(
+    missing_docs,
+    reason = "each is the flag of its name, explained in the help"
+)]
+pub struct Options {
+    pub pattern: Option<Pattern>,
+    /// `HOST:PORT`; `None`: a server of its own.
+    pub target: Option<String>,
+    pub connections: Option<u32>,
+    pub size: Option<Sizes>,
+    pub pipeline: Option<u32>,
+    pub rate: Option<f64>,
+    pub arrivals: Option<Arrivals>,
+    pub every: Option<Duration>,
+    pub messages_each: Option<u32>,
+    pub close: Option<Close>,
+    pub duration: Option<Duration>,
+    pub count: Option<u64>,
+    pub warmup: Option<Duration>,
+    pub threads: Option<u16>,
+    pub processes: Option<u16>,
+    pub sources: Option<Sources>,
+    pub expect: Option<Expect>,
+    pub timeout: Option<Duration>,
+    pub connect_timeout: Option<Duration>,
+    pub pids: Vec<u32>,
+    pub json: Option<PathBuf>,
+    pub report: Option<PathBuf>,
+    pub during: Vec<Job>,
+    pub reload_every: Option<Duration>,
+    pub upgrade_every: Option<Duration>,
+    pub workers: Option<u16>,
+    /// For the server of its own, as they stand.
+    pub server_args: Vec<String>,
+    pub no_progress: bool,
+    /// The whole command, for the record.
+    pub command: String,
+}
+
+/// What the machine is like.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// CPUs that this program may use.
+    pub cpus: u16,
+    /// Descriptors that a process may have.
+    pub descriptors: u64,
+    /// Whether the server is reached over the loopback network.
+    pub loopback: bool,
+}
+
+/// What makes a connection send.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pace {
+    /// The answer before.
+    Answers,
+    /// A schedule: this long between two messages of one connection, in nanoseconds.
+    Schedule {
+        /// On average.
+        gap_ns: f64,
+        /// How they follow each other.
+        arrivals: Arrivals,
+    },
+    /// Nothing.
+    Silence,
+}
+
+/// Everything that measuring needs to know. It travels to other processes as JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// What connections do.
+    pub pattern: Pattern,
+    /// What makes them send.
+    pub pace: Pace,
+    /// Connections at once, all processes together.
+    pub connections: u32,
+    /// Bytes of messages.
+    pub sizes: Sizes,
+    /// Messages on their way at once on one connection.
+    pub pipeline: u32,
+    /// Messages after which a connection ends; `None`: it lives as long as the load.
+    pub messages_each: Option<u32>,
+    /// How it ends then.
+    pub close: Close,
+    /// What comes back.
+    pub expect: Expect,
+    /// Before it counts.
+    pub warmup: Duration,
+    /// How long it counts, at most.
+    pub duration: Duration,
+    /// Messages after which it ends, all connections together.
+    pub count: Option<u64>,
+    /// Of each process.
+    pub threads: u16,
+    /// Of this program.
+    pub processes: u16,
+    /// Where connections come from, in turn; empty: the kernel decides.
+    pub sources: Vec<IpAddr>,
+    /// For an answer.
+    pub timeout: Duration,
+    /// For a connection.
+    pub connect_timeout: Duration,
+    /// Length of a piece of the series.
+    pub interval: Duration,
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// A flag of another pattern.
+    #[error("{flag} has no meaning with the pattern `{pattern}`; it belongs to {owners}")]
+    WrongPattern {
+        /// The flag.
+        flag: &'static str,
+        /// The pattern that was chosen.
+        pattern: &'static str,
+        /// The patterns that it is for.
+        owners: &'static str,
+    },
+    /// Two flags that exclude each other.
+    #[error("{0} and {1} exclude each other; leave one of them out")]
+    Conflict(&'static str, &'static str),
+    /// For the server of its own only.
+    #[error("{0} is for a server of its own; leave out the address, or use --during")]
+    OwnServerOnly(&'static str),
+    /// A number out of its bounds.
+    #[error("{flag} takes {bounds}")]
+    OutOfBounds {
+        /// The flag.
+        flag: &'static str,
+        /// What it takes.
+        bounds: String,
+    },
+    /// Not enough descriptors.
+    #[error(
+        "{connections} connections need {needed} descriptors in each of {processes} processes, \
+         and the limit is {limit}; raise it with `ulimit -n {needed}`, or use --processes {enough}"
+    )]
+    Descriptors {
+        /// How many connections.
+        connections: u32,
+        /// Descriptors that a process would need.
+        needed: u64,
+        /// Processes that were asked for.
+        processes: u16,
+        /// Descriptors that it may have.
+        limit: u64,
+        /// Processes that would be enough.
+        enough: u64,
+    },
+    /// Loopback addresses for a server elsewhere.
+    #[error(
+        "addresses of the loopback network reach no server elsewhere; list addresses of this \
+         machine: --sources 192.0.2.1,192.0.2.2"
+    )]
+    NotLoopback,
+}
+
+/// Decides everything that was left open.
+///
+/// # Errors
+/// The first thing that makes no sense.
+pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
+    let pattern = options.pattern.unwrap_or(Pattern::Ping);
+    check_flags(options, pattern)?;
+    let held = matches!(pattern, Pattern::Hold | Pattern::Idle);
+    let streams = pattern == Pattern::Stream;
+    let connections = options.connections.unwrap_or(match pattern {
+        Pattern::Stream => STREAM_CONNECTIONS,
+        Pattern::Hold | Pattern::Idle => HELD_CONNECTIONS,
+        Pattern::Ping | Pattern::Rate | Pattern::Churn => CONNECTIONS,
+    });
+    within("--connections", connections, 1, CONNECTIONS_MAX)?;
+    let pipeline = options
+        .pipeline
+        .unwrap_or(if streams { STREAM_PIPELINE } else { 1 });
+    within("--pipeline", pipeline, 1, PIPELINE_MAX)?;
+    let duration = match (options.duration, options.count) {
+        (Some(_), Some(_)) => return Err(Error::Conflict("--duration", "--count")),
+        (Some(duration), None) => duration,
+        (None, None) => DURATION,
+        (None, Some(_)) => DURATION_MAX,
+    };
+    if duration.is_zero() || duration > DURATION_MAX {
+        return Err(out_of_bounds("--duration", "more than 0s, at most 7days"));
+    }
+    if options.count == Some(0) {
+        return Err(out_of_bounds("--count", "1 or more"));
+    }
+    if options.timeout.is_some_and(|timeout| timeout.is_zero()) {
+        return Err(out_of_bounds("--timeout", "more than 0s"));
+    }
+    // A count of messages counts all of them.
+    let warmup = match options.count {
+        Some(_) => Duration::ZERO,
+        None => WARMUP.min(duration),
+    };
+    let threads = options.threads.unwrap_or_else(|| {
+        let spare = (facts.cpus / 2).clamp(1, THREADS_AUTO_MAX);
+        spare.min(u16::try_from(connections).unwrap_or(u16::MAX))
+    });
+    within("--threads", threads.into(), 1, THREADS_MAX.into())?;
+    let processes = processes(options.processes, connections, facts)?;
+    Ok(Plan {
+        pattern,
+        pace: pace(options, pattern, connections)?,
+        connections,
+        sizes: options
+            .size
+            .unwrap_or(if streams { STREAM_SIZE } else { SIZE }),
+        pipeline,
+        messages_each: (pattern == Pattern::Churn).then(|| options.messages_each.unwrap_or(1)),
+        close: options.close.unwrap_or(Close::Fin),
+        expect: options.expect.unwrap_or(Expect::Upper),
+        warmup: options
+            .warmup
+            .unwrap_or(if held { Duration::ZERO } else { warmup }),
+        duration,
+        count: options.count,
+        threads,
+        processes,
+        sources: sources(options.sources.as_ref(), connections, facts)?,
+        timeout: options.timeout.unwrap_or(TIMEOUT),
+        connect_timeout: options.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+        interval: interval(options.duration.unwrap_or(DURATION)),
+    })
+}
+
+/// Flags that do not go together, or not with the pattern.
+fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
+    let silent = pattern == Pattern::Idle;
+    let scheduled = matches!(pattern, Pattern::Rate | Pattern::Hold);
+    for (typed, allowed, flag, owners) in [
+        (
+            options.rate.is_some(),
+            pattern == Pattern::Rate,
+            "--rate",
+            "`rate`",
+        ),
+        (
+            options.arrivals.is_some(),
+            scheduled,
+            "--arrivals",
+            "`rate` and `hold`",
+        ),
+        (
+            options.every.is_some(),
+            pattern == Pattern::Hold,
+            "--every",
+            "`hold`",
+        ),
+        (
+            options.close.is_some(),
+            pattern == Pattern::Churn,
+            "--close",
+            "`churn`",
+        ),
+        (
+            options.messages_each.is_some(),
+            pattern == Pattern::Churn,
+            "--messages-each",
+            "`churn`",
+        ),
+        (
+            options.pipeline.is_some(),
+            !silent,
+            "--pipeline",
+            "all but `idle`",
+        ),
+        (options.size.is_some(), !silent, "--size", "all but `idle`"),
+        (
+            options.count.is_some(),
+            !silent,
+            "--count",
+            "all but `idle`",
+        ),
+    ] {
+        if typed && !allowed {
+            let pattern = pattern.word();
+            return Err(Error::WrongPattern {
+                flag,
+                pattern,
+                owners,
+            });
+        }
+    }
+    if options.messages_each == Some(0) {
+        return Err(out_of_bounds("--messages-each", "1 or more"));
+    }
+    if options.target.is_some() {
+        for (typed, flag) in [
+            (options.workers.is_some(), "--workers"),
+            (options.reload_every.is_some(), "--reload-every"),
+            (options.upgrade_every.is_some(), "--upgrade-every"),
+            (!options.server_args.is_empty(), "an argument after `--`"),
+        ] {
+            if typed {
+                return Err(Error::OwnServerOnly(flag));
+            }
+        }
+    } else if !options.pids.is_empty() {
+        return Err(Error::Conflict("--pid", "a server of its own"));
+    }
+    let jobs = options.during.len();
+    if jobs > JOBS_MAX {
+        let bounds = format!("at most {JOBS_MAX} commands");
+        return Err(out_of_bounds("--during", &bounds));
+    }
+    Ok(())
+}
+
+fn pace(options: &Options, pattern: Pattern, connections: u32) -> Result<Pace, Error> {
+    let gap_ns = match pattern {
+        Pattern::Ping | Pattern::Stream | Pattern::Churn => return Ok(Pace::Answers),
+        Pattern::Idle => return Ok(Pace::Silence),
+        Pattern::Rate => {
+            let rate = options.rate.unwrap_or(RATE);
+            if !(rate > 0.0 && rate <= RATE_MAX) {
+                let bounds = format!("messages a second, above 0, at most {RATE_MAX}");
+                return Err(out_of_bounds("--rate", &bounds));
+            }
+            1e9 * f64::from(connections) / rate
+        }
+        Pattern::Hold => {
+            let every = options.every.unwrap_or(EVERY);
+            if every.is_zero() {
+                return Err(out_of_bounds("--every", "more than 0s"));
+            }
+            every.as_secs_f64() * 1e9
+        }
+    };
+    let arrivals = options.arrivals.unwrap_or(Arrivals::Constant);
+    Ok(Pace::Schedule { gap_ns, arrivals })
+}
+
+fn processes(asked: Option<u16>, connections: u32, facts: &Facts) -> Result<u16, Error> {
+    let usable = facts.descriptors.saturating_sub(DESCRIPTOR_RESERVE).max(1);
+    let enough = u64::from(connections).div_ceil(usable);
+    let processes = match asked {
+        Some(asked) => asked,
+        None => u16::try_from(enough.min(PROCESSES_MAX.into())).unwrap_or(PROCESSES_MAX),
+    };
+    within("--processes", processes.into(), 1, PROCESSES_MAX.into())?;
+    if enough > processes.into() {
+        return Err(Error::Descriptors {
+            connections,
+            needed: u64::from(connections.div_ceil(processes.into())) + DESCRIPTOR_RESERVE,
+            processes,
+            limit: facts.descriptors,
+            enough,
+        });
+    }
+    Ok(processes)
+}
+
+fn sources(asked: Option<&Sources>, connections: u32, facts: &Facts) -> Result<Vec<IpAddr>, Error> {
+    let count = match asked {
+        Some(Sources::Addresses(addresses)) => return Ok(addresses.clone()),
+        Some(&Sources::Count(count)) if !facts.loopback && count > 0 => {
+            return Err(Error::NotLoopback);
+        }
+        Some(&Sources::Count(count)) => count,
+        None if facts.loopback && connections > CONNECTIONS_PER_SOURCE => {
+            connections.div_ceil(CONNECTIONS_PER_SOURCE)
+        }
+        None => 0,
+    };
+    within("--sources", count, 0, SOURCES_MAX)?;
+    // All of 127.0.0.0/8 is this machine; 127.0.1.x is rarely anybody's.
+    let address = |last| IpAddr::from([127, 0, 1, u8::try_from(last).unwrap_or(u8::MAX)]);
+    Ok((1..=count).map(address).collect())
+}
+
+/// A length of the pieces that gives few enough of them, in whole steps of the shortest.
+fn interval(duration: Duration) -> Duration {
+    let steps = duration
+        .as_nanos()
+        .div_ceil(INTERVAL_MIN.as_nanos() * u128::from(INTERVALS_MAX));
+    INTERVAL_MIN * u32::try_from(steps.max(1)).unwrap_or(u32::MAX)
+}
+
+fn within(flag: &'static str, number: u32, least: u32, most: u32) -> Result<(), Error> {
+    if (least..=most).contains(&number) {
+        return Ok(());
+    }
+    Err(out_of_bounds(flag, &format!("{least} to {most}")))
+}
+
+fn out_of_bounds(flag: &'static str, bounds: &str) -> Error {
+    let bounds = bounds.to_owned();
+    Error::OutOfBounds { flag, bounds }
+}
+
+impl Plan {
+    /// As it is told.
+    #[must_use]
+    pub fn summary(&self) -> PlanSummary {
+        let (rate_per_s, arrivals) = match self.pace {
+            Pace::Schedule { gap_ns, arrivals } => (
+                Some(1e9 * f64::from(self.connections) / gap_ns),
+                Some(arrivals.word().to_owned()),
+            ),
+            Pace::Answers | Pace::Silence => (None, None),
+        };
+        PlanSummary {
+            pattern: self.pattern.word().to_owned(),
+            connections: self.connections,
+            size: self.sizes.to_string(),
+            pipeline: self.pipeline,
+            rate_per_s,
+            arrivals,
+            threads: self.threads,
+            processes: self.processes,
+            warmup_ms: millis(self.warmup),
+            duration_ms: self.count.map_or_else(|| millis(self.duration), |_| 0),
+            expect: self.expect.word().to_owned(),
+        }
+    }
+
+    /// From when the time of an answer counts.
+    #[must_use]
+    pub const fn latency_from(&self) -> &'static str {
+        match self.pace {
+            Pace::Schedule { .. } => "planned",
+            Pace::Answers | Pace::Silence => "sent",
+        }
+    }
+}
+
+/// `span` in whole milliseconds.
+#[must_use]
+pub fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl FromStr for Sources {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(count) = text.parse() {
+            return Ok(Self::Count(count));
+        }
+        let addresses: Result<Vec<IpAddr>, _> = text.split(',').map(str::parse).collect();
+        addresses
+            .map(Self::Addresses)
+            .map_err(|_| "write a number, or addresses with commas between them".to_owned())
+    }
+}
+
+impl FromStr for Job {
+    type Err = String;
+
+    /// `every 2s: COMMAND` or `at 3s: COMMAND`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = || {
+            let (word, rest) = text.trim().split_once(' ')?;
+            let (time, command) = rest.split_once(':')?;
+            let time = humantime::parse_duration(time.trim()).ok()?;
+            let command = command.trim();
+            (!command.is_empty() && !time.is_zero()).then(|| (word, time, command.to_owned()))
+        };
+        match parts() {
+            Some(("every", first, command)) => Ok(Self {
+                first,
+                every: Some(first),
+                command,
+            }),
+            Some(("at", first, command)) => Ok(Self {
+                first,
+                every: None,
+                command,
+            }),
+            _ => Err("write `every 2s: COMMAND` or `at 3s: COMMAND`".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACTS: Facts = Facts {
+        cpus: 4,
+        descriptors: 20_000,
+        loopback: true,
+    };
+
+    fn with(change: impl FnOnce(&mut Options)) -> Result<Plan, String> {
+        let mut options = Options::default();
+        change(&mut options);
+        settle(&options, &FACTS).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_pattern_has_its_defaults() {
+        let plan = |pattern| with(|options| options.pattern = Some(pattern)).unwrap();
+        let ping = with(|_| {}).unwrap();
+        assert_eq!((ping.pattern, ping.connections), (Pattern::Ping, 50));
+        assert_eq!((ping.threads, ping.processes), (2, 1));
+        assert_eq!((ping.duration, ping.warmup), (DURATION, WARMUP));
+        let stream = plan(Pattern::Stream);
+        assert_eq!(stream.sizes.most() * stream.pipeline, 1 << 20);
+        let hold = plan(Pattern::Hold);
+        assert_eq!(hold.summary().rate_per_s, Some(200.0));
+        assert_eq!(hold.latency_from(), "planned");
+        assert_eq!(plan(Pattern::Idle).pace, Pace::Silence);
+        assert_eq!(plan(Pattern::Churn).messages_each, Some(1));
+        assert_eq!(plan(Pattern::Rate).summary().rate_per_s, Some(RATE));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_told_with_a_way_out() {
+        let why = |change: fn(&mut Options)| with(change).unwrap_err();
+        assert_eq!(
+            why(|o| o.rate = Some(5.0)),
+            "--rate has no meaning with the pattern `ping`; it belongs to `rate`"
+        );
+        assert!(why(|o| o.connections = Some(0)).contains("1 to 2000000"));
+        assert!(
+            why(|o| {
+                o.duration = Some(DURATION);
+                o.count = Some(5);
+            })
+            .contains("exclude")
+        );
+        assert!(
+            why(|o| {
+                o.target = Some("a:1".to_owned());
+                o.reload_every = Some(DURATION);
+            })
+            .contains("--during")
+        );
+        assert!(why(|o| o.pids = vec![1]).contains("--pid"));
+        assert!(
+            why(|o| {
+                o.pattern = Some(Pattern::Rate);
+                o.rate = Some(f64::NAN);
+            })
+            .contains("--rate")
+        );
+    }
+
+    #[test]
+    fn many_connections_get_processes_and_addresses() {
+        let plan = with(|o| o.connections = Some(100_000)).unwrap();
+        assert_eq!((plan.processes, plan.sources.len()), (6, 5));
+        let why = with(|o| {
+            o.connections = Some(100_000);
+            o.processes = Some(2);
+        });
+        assert_eq!(
+            why.unwrap_err(),
+            "100000 connections need 50064 descriptors in each of 2 processes, and the limit is \
+             20000; raise it with `ulimit -n 50064`, or use --processes 6"
+        );
+        let elsewhere = Facts {
+            loopback: false,
+            ..FACTS
+        };
+        let options = Options {
+            sources: Some(Sources::Count(2)),
+            ..Options::default()
+        };
+        assert_eq!(settle(&options, &elsewhere), Err(Error::NotLoopback));
+    }
+
+    #[test]
+    fn the_series_stays_short() {
+        for (seconds, ms) in [(1, 100), (120, 100), (121, 200), (3600, 3000)] {
+            let length = interval(Duration::from_secs(seconds));
+            assert_eq!(length, Duration::from_millis(ms), "{seconds} s");
+        }
+    }
+
+    #[test]
+    fn jobs_and_sources_are_read() {
+        let job: Job = "every 2s: uppercased reload".parse().unwrap();
+        let every = Some(Duration::from_secs(2));
+        assert_eq!(
+            (job.every, job.command.as_str()),
+            (every, "uppercased reload")
+        );
+        let job: Job = "at 300ms: kill -HUP 1: x".parse().unwrap();
+        assert_eq!((job.every, job.command.as_str()), (None, "kill -HUP 1: x"));
+        for text in [
+            "",
+            "every",
+            "every 2s",
+            "every 2: x",
+            "at 1s:",
+            "in 1s: x",
+            "every 0s: x",
+        ] {
+            assert!(text.parse::<Job>().is_err(), "{text}");
+        }
+        assert_eq!("3".parse(), Ok(Sources::Count(3)));
+        let two = Sources::Addresses(vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()]);
+        assert_eq!("10.0.0.1,10.0.0.2".parse(), Ok(two));
+        assert!("here".parse::<Sources>().is_err());
+    }
+}
