@@ -1,0 +1,528 @@
+//! One thread of the load: an event loop over its share of the connections.
+//!
+//! connect → say Ready → wait for the start → load (warm-up, then what counts) → let the last
+//! answers come → close. Sockets are registered once, edge-triggered, in both directions. Planned
+//! times come from a timer of the kernel with the resolution of its clock; the event loop's own
+//! timeout, in milliseconds, is for deadlines only.
+//!
+//! Invariants: in steady state a message costs one receive, one send, one look at the clock and its
+//! share of a wait, and allocates nothing; what is not answered in time is a failure, never a
+//! reason to wait for ever; it ends by itself, whatever the server does.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use fastrand::Rng;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::time::clock_gettime;
+use serde::{Deserialize, Serialize};
+
+use super::failure::Fault;
+use super::plan::{Close, Plan};
+use super::record::{Record, Recorder};
+use super::slot::{self, Next, Slot, State, Work};
+use super::socket::Wire;
+use super::truth::Truth;
+use crate::clock::{self, Tick};
+
+/// The order of the waker: look at the orders.
+pub const ORDERS: Token = Token(usize::MAX);
+const TIMER: Token = Token(usize::MAX - 1);
+
+/// Readiness reports taken at once.
+const EVENTS_MAX: usize = 1024;
+/// Connections that a thread has under way at once: fewer than any accept queue takes, or the
+/// kernel would let the rest wait for a second.
+const CONNECTING_MAX: usize = 128;
+/// A connection that failed is tried again after this long.
+const RETRY: Duration = Duration::from_millis(100);
+/// Deadlines are looked at so many times within the shortest of them.
+const SWEEPS_PER_TIMEOUT: u32 = 10;
+/// And at least, and at most, this often.
+const SWEEP: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+
+/// What one thread has to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Share {
+    /// The whole plan.
+    pub plan: Plan,
+    /// The server.
+    pub target: SocketAddr,
+    /// Which thread this is, of all.
+    pub index: u32,
+    /// How many threads there are, in all processes.
+    pub threads: u32,
+}
+
+/// What a thread is told while it runs, and what it tells of itself.
+#[derive(Debug, Default)]
+pub struct Board {
+    /// When the load begins: nanoseconds of a [`Tick`]; 0 until that is known.
+    pub start: AtomicU64,
+    /// End early.
+    pub stop: AtomicBool,
+    /// Messages answered so far.
+    pub answered: AtomicU64,
+    /// Failures so far.
+    pub failed: AtomicU64,
+    /// Connections that there are.
+    pub open: AtomicU64,
+}
+
+/// Where a thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reached {
+    /// It has tried to connect all its connections.
+    Ready,
+    /// What counts is over.
+    Over,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Connections come about.
+    Ramp,
+    /// They have, and the start is awaited.
+    Ready,
+    /// The load runs: counts from, until.
+    Load(Tick, Tick),
+    /// The last answers come.
+    Drain,
+}
+
+struct Engine<'a> {
+    work: Work<'a>,
+    share: &'a Share,
+    board: &'a Board,
+    poll: Poll,
+    timer: TimerFd,
+    /// For when the timer is set.
+    timer_at: Option<Tick>,
+    slots: Vec<Slot>,
+    phase: Phase,
+    /// Slots that are to be connected.
+    to_connect: VecDeque<usize>,
+    /// Slots that are to be connected later, in order of time.
+    to_retry: VecDeque<(Tick, usize)>,
+    connecting: usize,
+    open: u64,
+    failed: u64,
+    /// Slots that have more to read.
+    again: Vec<usize>,
+    next_number: u64,
+    next_sweep: Tick,
+    cpu_before: Option<Duration>,
+    cpu: Duration,
+}
+
+impl Share {
+    /// Its connections.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        portion(self.plan.connections.into(), self.index, self.threads) as usize
+    }
+
+    /// Its messages, if they are counted.
+    #[must_use]
+    pub fn quota(&self) -> Option<u64> {
+        let count = self.plan.count?;
+        // Threads without connections have no messages.
+        let busy = self.threads.min(self.plan.connections);
+        Some(portion(count, self.index, busy))
+    }
+}
+
+/// What of `whole` belongs to number `index` of `parts`.
+fn portion(whole: u64, index: u32, parts: u32) -> u64 {
+    let (parts, index) = (u64::from(parts.max(1)), u64::from(index));
+    if index >= parts {
+        return 0;
+    }
+    whole / parts + u64::from(index < whole % parts)
+}
+
+/// Runs one thread's share. `poll` has a waker with the token [`ORDERS`], to be woken after each
+/// change of the orders on `board`.
+///
+/// # Errors
+/// The event loop itself failed; what happens to connections is in the record.
+pub fn run(
+    share: &Share,
+    truth: &Truth,
+    board: &Board,
+    poll: Poll,
+    reached: impl Fn(Reached),
+) -> io::Result<Record> {
+    // A timer may otherwise be late by 50 us, for the sake of batteries.
+    let _ = nix::sys::prctl::set_timerslack(1);
+    let timer = TimerFd::new(
+        ClockId::CLOCK_MONOTONIC,
+        TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
+    )?;
+    let number = timer.as_fd().as_raw_fd();
+    poll.registry()
+        .register(&mut SourceFd(&number), TIMER, Interest::READABLE)?;
+    let work = Work {
+        plan: &share.plan,
+        truth,
+        recorder: Recorder::new(),
+        rng: Rng::with_seed(share.index.into()),
+        quota: share.quota(),
+        loading: false,
+        agenda: BinaryHeap::with_capacity(share.connections()),
+        outstanding: 0,
+        answered: 0,
+        buffer: slot::buffer(),
+    };
+    let slots = (0..share.connections())
+        .map(|at| Slot::new(at, &work))
+        .collect();
+    let mut engine = Engine {
+        work,
+        share,
+        board,
+        poll,
+        timer,
+        timer_at: None,
+        slots,
+        phase: Phase::Ramp,
+        to_connect: VecDeque::with_capacity(share.connections()),
+        to_retry: VecDeque::with_capacity(share.connections()),
+        connecting: 0,
+        open: 0,
+        failed: 0,
+        again: Vec::with_capacity(EVENTS_MAX),
+        next_number: share.index.into(),
+        next_sweep: clock::now(),
+        cpu_before: None,
+        cpu: Duration::ZERO,
+    };
+    // Connections that end after their messages are made when the load begins.
+    if share.plan.messages_each.is_none() {
+        engine.to_connect.extend(0..share.connections());
+    }
+    engine.run(&reached)?;
+    Ok(engine.work.recorder.finish(engine.cpu))
+}
+
+impl Engine<'_> {
+    fn run(&mut self, reached: &impl Fn(Reached)) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        let mut again = Vec::with_capacity(EVENTS_MAX);
+        loop {
+            let now = clock::now();
+            if self.advance(reached, now) {
+                return Ok(());
+            }
+            self.connect_some(now);
+            self.remind(now);
+            self.sweep(now);
+            self.work.recorder.roll(now);
+            self.publish();
+            let timeout = self.patience(now)?;
+            match self.poll.poll(&mut events, Some(timeout)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            }
+            // A slot whose connection is replaced below cannot be meant by a report that is still
+            // in this batch: there is one report for each descriptor, and it is the slot's.
+            for event in &events {
+                let Token(at) = event.token();
+                if at < self.slots.len() {
+                    let failed = event.is_error();
+                    let readable = event.is_readable() || event.is_read_closed() || failed;
+                    self.slots[at].ready(readable, event.is_writable() || failed);
+                    self.serve(at, event.is_read_closed() || failed);
+                }
+            }
+            std::mem::swap(&mut again, &mut self.again);
+            for at in again.drain(..) {
+                self.serve(at, true);
+            }
+        }
+    }
+
+    /// Goes on to the next phase when it is time; true when all is done.
+    fn advance(&mut self, reached: &impl Fn(Reached), now: Tick) -> bool {
+        let stop = self.board.stop.load(Ordering::Acquire);
+        match self.phase {
+            Phase::Ramp if self.to_connect.is_empty() && self.connecting == 0 => {
+                self.phase = Phase::Ready;
+                self.publish();
+                reached(Reached::Ready);
+                self.advance(reached, now)
+            }
+            Phase::Ramp => stop,
+            Phase::Ready => {
+                let start = self.board.start.load(Ordering::Acquire);
+                if start > 0 && !stop {
+                    self.begin(Tick::from_nanos(start), now);
+                }
+                stop
+            }
+            Phase::Load(from, until) => {
+                if self.cpu_before.is_none() && now >= from {
+                    self.cpu_before = Some(thread_cpu());
+                }
+                let done = self.work.quota == Some(0) && self.work.outstanding == 0;
+                if now >= until || done || stop {
+                    self.end(until, now);
+                    reached(Reached::Over);
+                    return self.is_drained();
+                }
+                false
+            }
+            Phase::Drain => self.is_drained(),
+        }
+    }
+
+    fn begin(&mut self, start: Tick, now: Tick) {
+        let plan = &self.share.plan;
+        let from = start + plan.warmup;
+        let until = from + plan.duration;
+        self.phase = Phase::Load(from, until);
+        self.work.loading = true;
+        self.work.recorder.open(from, until, plan.interval);
+        let (index, threads) = (f64::from(self.share.index), f64::from(self.share.threads));
+        for at in 0..self.slots.len() {
+            // Evenly among those of all threads.
+            let place = (at as f64 * threads + index) / f64::from(plan.connections);
+            self.slots[at].plan_first(&mut self.work, start, place.fract());
+            match self.slots[at].state {
+                State::Away => self.to_connect.push_back(at),
+                State::Open { .. } => self.fed(at, now),
+                State::Connecting { .. } => {}
+            }
+        }
+    }
+
+    fn end(&mut self, until: Tick, now: Tick) {
+        self.phase = Phase::Drain;
+        self.work.loading = false;
+        self.work.recorder.cut(now);
+        if let Some(before) = self.cpu_before {
+            self.cpu = thread_cpu().saturating_sub(before);
+        }
+        for slot in &mut self.slots {
+            slot.count_unsent(&mut self.work, until.min(now));
+        }
+        self.work.agenda.clear();
+        self.to_connect.clear();
+        self.to_retry.clear();
+        for at in 0..self.slots.len() {
+            if matches!(self.slots[at].state, State::Connecting { .. }) {
+                self.connecting -= 1;
+                self.slots[at].leave(&mut self.work, false);
+            }
+        }
+        self.next_sweep = now;
+    }
+
+    /// Whether nobody waits for anything any more.
+    fn is_drained(&self) -> bool {
+        let waits = |slot: &Slot| {
+            matches!(slot.state, State::Open { .. }) && slot.account.waits_since().is_some()
+        };
+        self.work.outstanding == 0 && !self.slots.iter().any(waits)
+    }
+
+    fn connect_some(&mut self, now: Tick) {
+        while let Some(&(at_time, at)) = self.to_retry.front() {
+            if at_time > now {
+                break;
+            }
+            self.to_retry.pop_front();
+            self.to_connect.push_back(at);
+        }
+        while self.connecting < CONNECTING_MAX {
+            // A connection that could begin nothing is not made.
+            if self.work.quota == Some(0) && self.phase != Phase::Ramp {
+                self.to_connect.clear();
+            }
+            let Some(at) = self.to_connect.pop_front() else {
+                return;
+            };
+            let number = self.next_number;
+            self.next_number += u64::from(self.share.threads);
+            let sources = &self.share.plan.sources;
+            let source = match sources.len() as u64 {
+                0 => None,
+                count => sources.get((number % count) as usize).copied(),
+            };
+            match Wire::open(self.share.target, source, self.poll.registry(), Token(at)) {
+                Ok(wire) => {
+                    self.slots[at].connect(wire, number, &self.work, now);
+                    self.connecting += 1;
+                }
+                Err(error) => {
+                    self.slots[at].account.number = number;
+                    self.lose(at, &Fault::Io(error), now);
+                }
+            }
+        }
+    }
+
+    /// Has every slot whose time has come send.
+    fn remind(&mut self, now: Tick) {
+        while let Some(&Reverse((due, at))) = self.work.agenda.peek() {
+            if due > now {
+                break;
+            }
+            self.work.agenda.pop();
+            if let Err(fault) = self.slots[at].remind(&mut self.work, now) {
+                self.lose(at, &fault, now);
+            }
+        }
+    }
+
+    /// Serves a slot whose socket is ready.
+    #[inline]
+    fn serve(&mut self, at: usize, to_the_end: bool) {
+        if matches!(self.slots[at].state, State::Connecting { .. }) && !self.established(at) {
+            return;
+        }
+        match self.slots[at].turn(&mut self.work, to_the_end) {
+            Ok(Next::Wait) => {}
+            Ok(Next::Again) => self.again.push(at),
+            Ok(Next::Done) => self.finish(at),
+            Err(fault) => self.lose(at, &fault, clock::now()),
+        }
+    }
+
+    /// Takes note that a connection has come about; false if it has not.
+    fn established(&mut self, at: usize) -> bool {
+        let now = clock::now();
+        let slot = &mut self.slots[at];
+        let (since, wire) = match std::mem::replace(&mut slot.state, State::Away) {
+            State::Connecting { since, wire } => (since, wire),
+            other => {
+                slot.state = other;
+                return true;
+            }
+        };
+        self.connecting -= 1;
+        if let Err(error) = wire.connected(self.share.target) {
+            self.lose(at, &Fault::Io(error), now);
+            return false;
+        }
+        slot.state = State::Open { since, wire };
+        self.open += 1;
+        self.work.recorder.opened(now);
+        self.fed(at, now);
+        matches!(self.slots[at].state, State::Open { .. })
+    }
+
+    fn fed(&mut self, at: usize, now: Tick) {
+        if let Err(fault) = self.slots[at].feed(&mut self.work, false, now) {
+            self.lose(at, &fault, now);
+        }
+    }
+
+    /// A connection has done what it was for; the next one.
+    fn finish(&mut self, at: usize) {
+        let reset = self.share.plan.close == Close::Rst;
+        self.slots[at].leave(&mut self.work, reset);
+        self.open -= 1;
+        if self.work.loading {
+            self.to_connect.push_back(at);
+        }
+    }
+
+    /// A connection is over before its time.
+    fn lose(&mut self, at: usize, fault: &Fault, now: Tick) {
+        let slot = &mut self.slots[at];
+        match slot.state {
+            State::Connecting { .. } => self.connecting -= 1,
+            State::Open { .. } => self.open -= 1,
+            State::Away => {}
+        }
+        if let Some(since) = slot.account.waits_since() {
+            self.work.recorder.waited(since, now);
+        }
+        self.work.recorder.failed(slot.account.number, fault, now);
+        self.failed += 1;
+        slot.leave(&mut self.work, true);
+        if self.work.loading {
+            self.to_retry.push_back((now + RETRY, at));
+        }
+    }
+
+    /// Looks at every deadline, now and then.
+    fn sweep(&mut self, now: Tick) {
+        if now < self.next_sweep {
+            return;
+        }
+        let plan = &self.share.plan;
+        let shortest = plan.timeout.min(plan.connect_timeout);
+        self.next_sweep = now + (shortest / SWEEPS_PER_TIMEOUT).clamp(SWEEP.0, SWEEP.1);
+        for at in 0..self.slots.len() {
+            if let Some(fault) = self.slots[at].overdue(plan, now) {
+                self.lose(at, &fault, now);
+            }
+        }
+    }
+
+    /// Lets whoever watches see how far it is.
+    fn publish(&self) {
+        let Board {
+            answered,
+            failed,
+            open,
+            ..
+        } = self.board;
+        answered.store(self.work.answered, Ordering::Relaxed);
+        failed.store(self.failed, Ordering::Relaxed);
+        open.store(self.open, Ordering::Relaxed);
+    }
+
+    /// How long to wait for readiness; sets the timer for the next planned message.
+    fn patience(&mut self, now: Tick) -> io::Result<Duration> {
+        if !self.again.is_empty() {
+            return Ok(Duration::ZERO);
+        }
+        let next = self.work.agenda.peek().map(|Reverse((due, _))| *due);
+        if let Some(due) = next
+            && next != self.timer_at
+        {
+            self.timer_at = next;
+            let at = TimeSpec::from_duration(Duration::from_nanos(due.as_nanos().max(1)));
+            self.timer
+                .set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
+        }
+        let mut wake = self.next_sweep;
+        if let Phase::Load(from, until) = self.phase {
+            wake = wake.min(if now < from { from } else { until });
+        }
+        if let Some(&(at, _)) = self.to_retry.front() {
+            wake = wake.min(at);
+        }
+        Ok(wake.since(now))
+    }
+}
+
+/// CPU time of this thread.
+fn thread_cpu() -> Duration {
+    clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_over_when_it_is_shared_out() {
+        for (whole, parts) in [(10, 3), (2, 4), (0, 2), (7, 1)] {
+            let sum: u64 = (0..parts).map(|index| portion(whole, index, parts)).sum();
+            assert_eq!(sum, whole);
+        }
+        assert_eq!(portion(5, 3, 2), 0);
+    }
+}

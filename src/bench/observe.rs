@@ -1,0 +1,128 @@
+//! What a server on this machine spends: CPU time and memory of all its processes.
+//!
+//! A server is a set of processes that may change while it is looked at: the ones that were named
+//! and everything that descends from them. A process that ends leaves its time with its parent,
+//! which has waited for it, so the sum over the set of own and inherited time loses nothing in a
+//! restart.
+//!
+//! Invariant: nothing is touched; what cannot be read is left out. CPU times have the kernel's
+//! resolution of a tick (10 ms) for each process.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use procfs::WithCurrentSystemInfo as _;
+use procfs::process::Process;
+
+/// What a set of processes has spent so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// The processes.
+    pub pids: Vec<u32>,
+    /// Outside the kernel.
+    pub user: Duration,
+    /// In the kernel.
+    pub system: Duration,
+}
+
+/// Looks again when the set changed while it was read; so often at most.
+const LOOKS_MAX: usize = 5;
+
+/// The CPU time of `roots` and their descendants.
+#[must_use]
+pub fn spent(roots: &[u32]) -> Spent {
+    let mut before = family(roots);
+    let mut spent = sum(&before);
+    for _ in 1..LOOKS_MAX {
+        let after = family(roots);
+        if after == before {
+            break;
+        }
+        spent = sum(&after);
+        before = after;
+    }
+    spent
+}
+
+/// The memory of `roots` and their descendants in bytes: private pages, and shared ones once.
+/// `None` if it cannot be read of one that lives.
+#[must_use]
+pub fn memory(roots: &[u32]) -> Option<u64> {
+    let mut bytes = 0;
+    for pid in family(roots) {
+        let rollup = Process::new(pid.cast_signed()).and_then(|process| process.smaps_rollup());
+        match rollup {
+            Ok(rollup) => {
+                let maps = rollup.memory_map_rollup;
+                bytes += maps.0.iter().filter_map(|map| map.extension.map.get("Pss")).sum::<u64>();
+            }
+            // It ended meanwhile.
+            Err(procfs::ProcError::NotFound(_)) => {}
+            Err(_) => return None,
+        }
+    }
+    (bytes > 0).then_some(bytes)
+}
+
+fn sum(pids: &BTreeSet<u32>) -> Spent {
+    let ticks = procfs::ticks_per_second().max(1);
+    let time = |count: u64| Duration::from_nanos(count.saturating_mul(1_000_000_000 / ticks));
+    let mut spent = Spent {
+        pids: pids.iter().copied().collect(),
+        ..Spent::default()
+    };
+    for pid in pids {
+        if let Ok(stat) = Process::new(pid.cast_signed()).and_then(|process| process.stat()) {
+            spent.user += time(stat.utime + u64::try_from(stat.cutime).unwrap_or(0));
+            spent.system += time(stat.stime + u64::try_from(stat.cstime).unwrap_or(0));
+        }
+    }
+    spent
+}
+
+/// `roots` that live, and everything that descends from them.
+fn family(roots: &[u32]) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    let mut to_visit = roots.to_vec();
+    while let Some(pid) = to_visit.pop() {
+        let Ok(process) = Process::new(pid.cast_signed()) else {
+            continue;
+        };
+        if found.insert(pid) {
+            // A child is listed under the thread that forked it.
+            let tasks = process.tasks().into_iter().flatten().flatten();
+            to_visit.extend(tasks.filter_map(|task| task.children().ok()).flatten());
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn descendants_count_and_leave_their_time_behind() {
+        // Burns time in a grandchild, tells, and waits for its input to end.
+        let script = "sh -c 'i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done'; echo; read x";
+        let mut child = Command::new("sh")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut output = std::io::BufReader::new(child.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+        let spent = spent(&[child.id()]);
+        assert!(spent.pids.contains(&child.id()));
+        assert!(spent.user + spent.system > Duration::ZERO, "{spent:?}");
+        assert!(memory(&[child.id()]).unwrap() > 0);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(super::spent(&[child.id()]), Spent::default());
+        assert_eq!(memory(&[child.id()]), None);
+    }
+}

@@ -1,0 +1,85 @@
+//! How far the measurement is, for whoever waits in front of a terminal. Elsewhere it is silent.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::plan::{Plan, Word as _, millis};
+use super::team::Counts;
+use crate::clock::Tick;
+
+/// A bar on standard error.
+#[derive(Debug)]
+pub struct Progress {
+    bar: ProgressBar,
+    last: Option<(Tick, u64)>,
+    rate: f64,
+}
+
+/// The rate shown is of at least so long.
+const RATE_OVER: Duration = Duration::from_millis(400);
+
+impl Progress {
+    /// A bar for `plan`, unless nobody would see it or it is not wanted.
+    #[must_use]
+    pub fn of(plan: &Plan, wanted: bool) -> Self {
+        let bar = if wanted && std::io::stderr().is_terminal() {
+            let whole = plan
+                .count
+                .unwrap_or_else(|| millis(plan.warmup + plan.duration));
+            ProgressBar::new(whole)
+        } else {
+            ProgressBar::hidden()
+        };
+        if let Ok(style) = ProgressStyle::with_template("{prefix:>10} [{bar:30}] {msg}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Self {
+            bar,
+            last: None,
+            rate: 0.0,
+        }
+    }
+
+    /// Connections come about.
+    pub fn connecting(&self, counts: Counts, plan: &Plan) {
+        self.bar.set_prefix("connecting");
+        let Counts { open, failed, .. } = counts;
+        self.bar
+            .set_message(format!("{open} of {} connections, {failed} failures", plan.connections));
+    }
+
+    /// The load runs, `since` its start.
+    pub fn loading(&mut self, counts: Counts, plan: &Plan, since: Duration, now: Tick) {
+        match self.last {
+            Some((then, answered)) if now.since(then) >= RATE_OVER => {
+                let more = counts.answered.saturating_sub(answered);
+                self.rate = more as f64 / now.since(then).as_secs_f64();
+                self.last = Some((now, counts.answered));
+            }
+            Some(_) => {}
+            None => self.last = Some((now, counts.answered)),
+        }
+        let prefix = if since < plan.warmup {
+            "warming up"
+        } else {
+            plan.pattern.word()
+        };
+        self.bar.set_prefix(prefix);
+        self.bar.set_position(match plan.count {
+            Some(_) => counts.answered,
+            None => millis(since),
+        });
+        let Counts { open, failed, .. } = counts;
+        self.bar.set_message(format!(
+            "{:.0} messages/s, {open} connections, {failed} failures",
+            self.rate
+        ));
+    }
+
+    /// It is over.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,445 @@
+//! One measurement from its plan to its outcome.
+//!
+//! Invariants: whatever ends it (an error, Ctrl-C), the team is told to stop and a server of its
+//! own is gone; the server's figures are differences over exactly the time that counts, or as near
+//! to it as this thread is woken.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::during::Jobs;
+use super::engine::Share;
+use super::failure::{Fault, Kind};
+use super::findings::Findings;
+use super::judge::{self, ratio};
+use super::observe::{self, Spent};
+use super::outcome::{FORMAT, Machine, Mark, Outcome, Server};
+use super::own_server::{self, OwnServer};
+use super::plan::{self, Facts, Job, Options, Pace, Plan, millis, settle};
+use super::progress::Progress;
+use super::team::{Progress as Reached, Team};
+use crate::clock::{self, Tick};
+use crate::control::place::{Surroundings, socket_of};
+use crate::sys::limits::raise_descriptor_limit;
+
+/// From the word to start until the load does: enough for the word to reach every process.
+const LEAD: Duration = Duration::from_millis(20);
+/// How often progress is shown, and Ctrl-C looked for.
+const STEP: Duration = Duration::from_millis(100);
+/// What clients saw is told from this long before a command until this long after it.
+const WINDOW: Duration = Duration::from_secs(1);
+/// How long the first connection may take, which shows whether there is a server at all.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why there is no outcome.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The plan makes no sense.
+    #[error(transparent)]
+    Plan(#[from] plan::Error),
+    /// There is nothing to measure.
+    #[error(transparent)]
+    Server(#[from] own_server::Error),
+    /// The name of the server has no address.
+    #[error("cannot find {target}: {why}; write HOST:PORT, as in localhost:9999 or [::1]:9999")]
+    Resolve {
+        /// As it was typed.
+        target: String,
+        /// What the resolver says.
+        why: String,
+    },
+    /// Nobody is there.
+    #[error("cannot connect to {target}: {why}; {advice}")]
+    Unreachable {
+        /// As it was typed.
+        target: String,
+        /// What the system says.
+        why: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A process that is to be watched does not exist.
+    #[error("there is no process {0}; --pid takes the server's own number")]
+    NoProcess(u32),
+    /// A part of the load cannot go on.
+    #[error("the load cannot go on: {0}")]
+    Load(String),
+    /// The system refuses something that it takes.
+    #[error("cannot measure: {0}")]
+    System(#[from] io::Error),
+}
+
+/// What is measured.
+struct Subject {
+    name: String,
+    address: SocketAddr,
+    /// The processes that it began as, if it is known and runs here.
+    roots: Vec<u32>,
+    /// Where it says how it is.
+    control: Option<PathBuf>,
+    /// Dropped last.
+    own: Option<OwnServer>,
+}
+
+/// What was seen of the server itself.
+#[derive(Debug, Default)]
+struct Watched {
+    memory_before: Option<u64>,
+    memory: Option<u64>,
+    by_worker: Vec<u64>,
+    before: Spent,
+    after: Spent,
+}
+
+/// Measures as `options` say.
+///
+/// # Errors
+/// It did not come about. What goes wrong with connections is no error but in the outcome.
+pub fn measure(options: &Options) -> Result<Outcome, Error> {
+    let descriptors = raise_descriptor_limit()?;
+    let cpus = std::thread::available_parallelism()?;
+    let mut facts = Facts {
+        cpus: u16::try_from(cpus.get()).unwrap_or(u16::MAX),
+        descriptors,
+        loopback: true,
+    };
+    let found = match &options.target {
+        Some(target) => Some(find(target)?),
+        None => None,
+    };
+    if let Some(address) = found {
+        facts.loopback = address.ip().is_loopback();
+    }
+    let plan = settle(options, &facts)?;
+    let subject = subject(options, found)?;
+    let stop = interrupted()?;
+    let load = load(&plan, &subject, &jobs(options, &subject), options, &stop)?;
+    let mut outcome = told(&plan, &subject, load, facts.cpus);
+    outcome.command.clone_from(&options.command);
+    if stop.load(Ordering::Relaxed) {
+        let text = "Interrupted: this is what was found until then.";
+        outcome.warnings.insert(0, text.to_owned());
+    }
+    Ok(outcome)
+}
+
+/// What came of the load.
+struct Load {
+    findings: Findings,
+    watched: Watched,
+    marks: Vec<Mark>,
+    origin: Tick,
+    started_unix_ms: u64,
+}
+
+fn load(
+    plan: &Plan,
+    subject: &Subject,
+    jobs: &[Job],
+    options: &Options,
+    stop: &AtomicBool,
+) -> Result<Load, Error> {
+    let roots = &subject.roots;
+    let mut watched = Watched {
+        memory_before: observe::memory(roots),
+        ..Watched::default()
+    };
+    let mut progress = Progress::of(plan, !options.no_progress);
+    let mut team = team(plan, subject.address)?;
+    let mut is_stopping = false;
+    let mut wait = |team: &mut Team, until: Option<Tick>| {
+        if stop.load(Ordering::Relaxed) && !is_stopping {
+            is_stopping = true;
+            team.stop();
+        }
+        let now = clock::now();
+        let step = until.map_or(STEP, |until| until.since(now).min(STEP));
+        team.wait(step).map_err(Error::Load)
+    };
+
+    let mut reached = Reached::Waiting;
+    while !matches!(reached, Reached::Ready | Reached::Done) {
+        reached = wait(&mut team, None)?;
+        progress.connecting(team.counts(), plan);
+    }
+    watched.memory = observe::memory(roots);
+    if let Some(status) = subject.control.as_deref().and_then(own_server::status) {
+        watched.by_worker = status.slots.iter().map(|slot| slot.traffic.open).collect();
+    }
+
+    let started_unix_ms = unix_ms();
+    let start = clock::now() + LEAD;
+    let origin = start + plan.warmup;
+    team.start(start);
+    while reached != Reached::Done && clock::now() < origin {
+        reached = wait(&mut team, Some(origin))?;
+        let now = clock::now();
+        progress.loading(team.counts(), plan, now.since(start), now);
+    }
+    watched.before = observe::spent(roots);
+    let jobs = Jobs::start(jobs, origin, origin + plan.duration);
+    while !matches!(reached, Reached::Over | Reached::Done) {
+        reached = wait(&mut team, None)?;
+        let now = clock::now();
+        progress.loading(team.counts(), plan, now.since(start), now);
+    }
+    watched.after = observe::spent(roots);
+    while reached != Reached::Done {
+        reached = wait(&mut team, None)?;
+    }
+    progress.finish();
+    let marks = jobs.finish();
+    Ok(Load {
+        findings: Findings::of(&team.into_records(), plan.interval),
+        watched,
+        marks,
+        origin,
+        started_unix_ms,
+    })
+}
+
+/// Everybody who makes the load, connecting already.
+fn team(plan: &Plan, target: SocketAddr) -> io::Result<Team> {
+    let threads = u32::from(plan.threads) * u32::from(plan.processes);
+    let share = |index| Share {
+        plan: plan.clone(),
+        target,
+        index,
+        threads,
+    };
+    if plan.processes == 1 {
+        return Team::threads((0..threads).map(share).collect());
+    }
+    let each = u32::from(plan.threads);
+    let bundle = |process| (process * each..(process + 1) * each).map(share).collect();
+    Team::processes((0..plan.processes.into()).map(bundle).collect())
+}
+
+/// Commands to run: those that were given, and those for a server of its own.
+fn jobs(options: &Options, subject: &Subject) -> Vec<Job> {
+    let mut jobs = options.during.clone();
+    if let Some(own) = &subject.own {
+        for (every, order) in [
+            (options.reload_every, "reload"),
+            (options.upgrade_every, "upgrade"),
+        ] {
+            if let Some(every) = every {
+                let (program, control) = (quoted(&own.program), quoted(&own.control()));
+                jobs.push(Job {
+                    first: every,
+                    every: Some(every),
+                    command: format!("{program} {order} --control {control}"),
+                });
+            }
+        }
+    }
+    jobs
+}
+
+/// For a shell.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+}
+
+/// Finds or starts what is measured.
+fn subject(options: &Options, found: Option<SocketAddr>) -> Result<Subject, Error> {
+    if let (Some(target), Some(address)) = (&options.target, found) {
+        for &pid in &options.pids {
+            if observe::spent(&[pid]).pids.is_empty() {
+                return Err(Error::NoProcess(pid));
+            }
+        }
+        // One of our own servers says how its connections are spread.
+        let control = options.pids.first().and_then(|&pid| {
+            let directory = Surroundings::here().directory()?;
+            Some(socket_of(&directory, pid)).filter(|path| path.exists())
+        });
+        return Ok(Subject {
+            name: target.clone(),
+            address,
+            roots: options.pids.clone(),
+            control,
+            own: None,
+        });
+    }
+    let own = OwnServer::start(options.workers, &options.server_args)?;
+    Ok(Subject {
+        name: own.address.to_string(),
+        address: own.address,
+        roots: vec![own.pid()],
+        control: Some(own.control()),
+        own: Some(own),
+    })
+}
+
+/// The first address of `target` that takes a connection.
+fn find(target: &str) -> Result<SocketAddr, Error> {
+    let resolve = |why: String| Error::Resolve {
+        target: target.to_owned(),
+        why,
+    };
+    let addresses = target.to_socket_addrs();
+    let addresses = addresses.map_err(|error| resolve(error.to_string()))?;
+    let mut last = None;
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, PROBE_TIMEOUT) {
+            Ok(_) => return Ok(address),
+            Err(error) => last = Some(error),
+        }
+    }
+    let Some(error) = last else {
+        return Err(resolve("the name has no address".to_owned()));
+    };
+    let timed_out = error.kind() == io::ErrorKind::TimedOut;
+    let fault = Fault::Io(error);
+    Err(Error::Unreachable {
+        target: target.to_owned(),
+        advice: match fault.kind() {
+            Kind::Refused => "is the server running, and on this port?",
+            Kind::NoSourcePort => {
+                "no free port is left on this side; wait a minute for TIME_WAIT to pass"
+            }
+            _ => "check the address and the network",
+        },
+        why: if timed_out {
+            format!("no answer in {} s", PROBE_TIMEOUT.as_secs())
+        } else {
+            fault.detail()
+        },
+    })
+}
+
+/// Set by Ctrl-C and its kin; the second one ends the process.
+fn interrupted() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let number = signal as i32;
+        signal_hook::flag::register_conditional_default(number, Arc::clone(&stop))?;
+        signal_hook::flag::register(number, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}
+
+fn told(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
+    let findings = &load.findings;
+    let totals = findings.totals();
+    let sums = findings.sums();
+    let server = server(plan, subject, load.watched, totals.messages);
+    let (client, mut warnings) = judge::judge(&judge::Facts {
+        sums,
+        messages: totals.messages,
+        measured: findings.measured(),
+        threads: u32::from(plan.threads) * u32::from(plan.processes),
+        cpus,
+        server_cpu: server
+            .as_ref()
+            .map(|server| Duration::from_millis(server.user_ms + server.system_ms)),
+        closed_loop: plan.pace == Pace::Answers,
+    });
+    for (word, text) in [
+        (
+            Kind::NoSourcePort,
+            "No source port was left for some connections; spread them with --sources, or make \
+             fewer.",
+        ),
+        (
+            Kind::System,
+            "The system refused some operations; the first failures say which.",
+        ),
+    ] {
+        if sums.failures.contains_key(&word) {
+            warnings.push(text.to_owned());
+        }
+    }
+    let marks = load.marks.into_iter().map(|mut mark| {
+        let at = Duration::from_millis(mark.at_ms);
+        let took = Duration::from_millis(mark.took_ms);
+        mark.seen = findings.seen(at.saturating_sub(WINDOW), at + took + WINDOW);
+        mark
+    });
+    let marks: Vec<Mark> = marks.collect();
+    let failed = marks.iter().filter(|mark| mark.exit_code != Some(0)).count();
+    if failed > 0 {
+        warnings.push(format!(
+            "{failed} of {} commands that were run meanwhile failed.",
+            marks.len()
+        ));
+    }
+    Outcome {
+        format: FORMAT,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        started_unix_ms: load.started_unix_ms,
+        command: String::new(),
+        machine: machine(cpus),
+        target: subject.name.clone(),
+        plan: plan.summary(),
+        measured_ms: millis(findings.measured()),
+        totals,
+        failures: findings.failures(),
+        first_failures: findings.first_failures(load.origin),
+        latency: findings.latency(),
+        latency_from: plan.latency_from().to_owned(),
+        longest_stall_ms: sums.longest_stall_ns as f64 / 1e6,
+        series: findings.series(),
+        marks,
+        client,
+        server,
+        warnings,
+    }
+}
+
+fn server(plan: &Plan, subject: &Subject, watched: Watched, messages: u64) -> Option<Server> {
+    if subject.roots.is_empty() {
+        return None;
+    }
+    let Watched { before, after, .. } = watched;
+    let user = after.user.saturating_sub(before.user);
+    let system = after.system.saturating_sub(before.system);
+    let nanos = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+    let more = watched
+        .memory
+        .zip(watched.memory_before)
+        .map_or(0, |(with, without)| with.saturating_sub(without));
+    Some(Server {
+        pids: after.pids,
+        user_ms: millis(user),
+        system_ms: millis(system),
+        user_per_message_ns: ratio(nanos(user), messages),
+        cpu_per_message_ns: ratio(nanos(user + system), messages),
+        memory_bytes: watched.memory.unwrap_or(0),
+        memory_per_connection_bytes: if plan.messages_each.is_none() {
+            ratio(more, plan.connections.into())
+        } else {
+            0.0
+        },
+        connections_by_worker: watched.by_worker,
+    })
+}
+
+fn machine(cpus: u16) -> Machine {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    Machine {
+        cpus,
+        kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        cpu_model: model.map_or_else(String::new, |(_, model)| model.trim().to_owned()),
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a date for people; every time that is measured is on the monotonic clock"
+)]
+fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, millis)
+}

@@ -1,0 +1,342 @@
+//! A place for one connection of the load, and what the pattern has it do.
+//!
+//! Invariants: a slot stands at most once on the agenda; a message of a schedule counts from its
+//! planned time, however late it is sent; nothing is begun outside the load's own time.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::connection::{Connection, Received, Sent};
+use super::failure::Fault;
+use super::plan::{Arrivals, Close, Pace, Plan};
+use super::record::Recorder;
+use super::socket::Wire;
+use super::truth::{PIECE_MAX, Truth};
+use crate::clock::{self, Tick};
+use crate::connection::Stream;
+
+/// Receives that one connection gets before it is the others' turn: at most 1 MiB.
+const RECEIVES_PER_TURN: u32 = 16;
+
+/// What all slots of a thread share.
+#[derive(Debug)]
+pub struct Work<'a> {
+    /// What is to be done.
+    pub plan: &'a Plan,
+    /// What is sent and has to come back.
+    pub truth: &'a Truth,
+    /// Takes note.
+    pub recorder: Recorder,
+    /// For sizes and distances.
+    pub rng: Rng,
+    /// Messages that may still be begun; `None`: any number.
+    pub quota: Option<u64>,
+    /// Whether messages are begun at all.
+    pub loading: bool,
+    /// When the next message of a slot is due.
+    pub agenda: BinaryHeap<Reverse<(Tick, usize)>>,
+    /// Messages on their way.
+    pub outstanding: usize,
+    /// Messages answered since the thread began, for whoever watches.
+    pub answered: u64,
+    /// Where bytes are received.
+    pub buffer: Vec<u8>,
+}
+
+/// A place for one connection.
+#[derive(Debug)]
+pub struct Slot {
+    /// Its number in the thread.
+    pub at: usize,
+    /// How it stands with its connection.
+    pub state: State,
+    /// The account.
+    pub account: Connection,
+    readable: bool,
+    writable: bool,
+    /// When its next message is planned.
+    due: Tick,
+    on_agenda: bool,
+    /// Messages that this connection may still begin.
+    left: u32,
+}
+
+/// How a slot stands with its connection.
+#[derive(Debug)]
+pub enum State {
+    /// It has none.
+    Away,
+    /// It has one that does not exist yet.
+    Connecting {
+        /// Since when.
+        since: Tick,
+        /// This end of it.
+        wire: Wire,
+    },
+    /// It has one.
+    Open {
+        /// When it began to connect.
+        since: Tick,
+        /// This end of it.
+        wire: Wire,
+    },
+}
+
+/// What a slot wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Next {
+    /// Readiness, or its time on the agenda.
+    Wait,
+    /// Another turn.
+    Again,
+    /// Its connection has done what it was for.
+    Done,
+}
+
+impl Work<'_> {
+    /// Whether one message more may be begun; takes it from the quota.
+    #[inline]
+    fn take_one(&mut self) -> bool {
+        match &mut self.quota {
+            None => true,
+            Some(0) => false,
+            Some(left) => {
+                *left -= 1;
+                true
+            }
+        }
+    }
+
+    /// The time from one planned message of a connection to its next.
+    #[inline]
+    fn gap(&mut self, gap_ns: f64, arrivals: Arrivals) -> Duration {
+        let gap = match arrivals {
+            Arrivals::Constant => gap_ns,
+            // An exponential distribution; 1 - f64() is never 0.
+            Arrivals::Poisson => -gap_ns * (1.0 - self.rng.f64()).ln(),
+        };
+        Duration::from_nanos(gap as u64)
+    }
+}
+
+impl Slot {
+    /// An empty place.
+    #[must_use]
+    pub fn new(at: usize, work: &Work<'_>) -> Self {
+        let pipeline = match work.plan.pace {
+            Pace::Silence => 0,
+            Pace::Answers | Pace::Schedule { .. } => work.plan.pipeline as usize,
+        };
+        Self {
+            at,
+            state: State::Away,
+            account: Connection::new(0, work.truth, pipeline),
+            readable: false,
+            writable: false,
+            due: Tick::ZERO,
+            on_agenda: false,
+            left: 0,
+        }
+    }
+
+    /// Takes a connection that begins to come about.
+    pub fn connect(&mut self, wire: Wire, number: u64, work: &Work<'_>, now: Tick) {
+        self.account.renew(number, work.truth);
+        self.left = work.plan.messages_each.unwrap_or(u32::MAX);
+        (self.readable, self.writable) = (false, false);
+        self.state = State::Connecting { since: now, wire };
+    }
+
+    /// Plans the first message. Those of a thread are spread over the first gap, as `place` of
+    /// `places`, so that they do not all begin at once.
+    pub fn plan_first(&mut self, work: &mut Work<'_>, start: Tick, place: f64) {
+        if let Pace::Schedule { gap_ns, arrivals } = work.plan.pace {
+            let first = match arrivals {
+                Arrivals::Constant => Duration::from_nanos((gap_ns * place) as u64),
+                Arrivals::Poisson => work.gap(gap_ns, arrivals),
+            };
+            self.due = start + first;
+        }
+    }
+
+    /// Its time on the agenda has come.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn remind(&mut self, work: &mut Work<'_>, now: Tick) -> Result<(), Fault> {
+        let due_in_time = self.on_agenda;
+        self.on_agenda = false;
+        if matches!(self.state, State::Open { .. }) {
+            self.feed(work, due_in_time, now)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Begins what may be begun now, and sends. `free`: nothing kept the connection from sending
+    /// before.
+    ///
+    /// # Errors
+    /// The connection is over.
+    #[inline]
+    pub fn feed(&mut self, work: &mut Work<'_>, free: bool, now: Tick) -> Result<(), Fault> {
+        let State::Open { since, wire } = &mut self.state else {
+            return Ok(());
+        };
+        let pipeline = work.plan.pipeline as usize;
+        if work.loading {
+            match work.plan.pace {
+                Pace::Silence => {}
+                Pace::Answers => {
+                    while self.left > 0 && self.account.in_flight() < pipeline && work.take_one() {
+                        let size = work.plan.sizes.draw(&mut work.rng);
+                        // The first answer of a connection that was made for it has taken as long
+                        // as the handshake, too.
+                        let first = Some(self.left) == work.plan.messages_each;
+                        self.account.begin(size, if first { *since } else { now }, now);
+                        work.outstanding += 1;
+                        if work.plan.messages_each.is_some() {
+                            self.left -= 1;
+                        }
+                    }
+                }
+                Pace::Schedule { gap_ns, arrivals } => {
+                    while self.due <= now && self.account.in_flight() < pipeline && work.take_one()
+                    {
+                        let size = work.plan.sizes.draw(&mut work.rng);
+                        work.recorder.planned(self.due, free, now);
+                        self.account.begin(size, self.due, now);
+                        work.outstanding += 1;
+                        self.due = self.due + work.gap(gap_ns, arrivals);
+                    }
+                    if self.account.in_flight() < pipeline && !self.on_agenda {
+                        self.on_agenda = true;
+                        work.agenda.push(Reverse((self.due, self.at)));
+                    }
+                }
+            }
+        }
+        if self.account.is_behind() && self.writable {
+            let sent = match self.account.send(wire, work.truth)? {
+                Sent::All(sent) => sent,
+                Sent::Full(sent) => {
+                    self.writable = false;
+                    sent
+                }
+            };
+            work.recorder.sent(sent, now);
+        }
+        let spoken = self.left == 0 && !self.account.is_behind() && !self.account.has_ended();
+        if spoken && work.plan.close == Close::Half {
+            self.account.end(wire)?;
+        }
+        Ok(())
+    }
+
+    /// Takes note that the socket is ready.
+    #[inline]
+    pub const fn ready(&mut self, readable: bool, writable: bool) {
+        self.readable |= readable;
+        self.writable |= writable;
+    }
+
+    /// Reads, checks, answers: as far as readiness goes and the others can wait. `to_the_end`: the
+    /// kernel has announced an end or an error, so a short read is not the last one.
+    ///
+    /// # Errors
+    /// The connection is over.
+    #[inline]
+    pub fn turn(&mut self, work: &mut Work<'_>, to_the_end: bool) -> Result<Next, Fault> {
+        let mut receives = 0;
+        while self.readable {
+            let State::Open { wire, .. } = &mut self.state else {
+                return Ok(Next::Wait);
+            };
+            if receives == RECEIVES_PER_TURN {
+                return Ok(Next::Again);
+            }
+            receives += 1;
+            match self.account.receive(wire, &mut work.buffer, work.truth)? {
+                Received::Nothing => self.readable = false,
+                Received::End => return Ok(Next::Done),
+                Received::Bytes(bytes, more) => {
+                    let now = clock::now();
+                    if !more && !to_the_end {
+                        self.readable = false;
+                    }
+                    self.settle(work, bytes, now);
+                    self.feed(work, self.on_agenda, now)?;
+                    let spoken = self.left == 0 && self.account.in_flight() == 0;
+                    if spoken && work.plan.close != Close::Half {
+                        return Ok(Next::Done);
+                    }
+                }
+            }
+        }
+        if self.account.is_behind() && self.writable {
+            self.feed(work, self.on_agenda, clock::now())?;
+        }
+        Ok(Next::Wait)
+    }
+
+    /// Gives the connection up. Its messages are nobody's from now on.
+    pub fn leave(&mut self, work: &mut Work<'_>, reset: bool) {
+        work.outstanding -= self.account.in_flight();
+        if let State::Connecting { wire, .. } | State::Open { wire, .. } = &self.state
+            && reset
+        {
+            wire.reset_on_close();
+        }
+        self.state = State::Away;
+        self.account.renew(self.account.number, work.truth);
+    }
+
+    /// What is wrong with the time it has been waiting, if anything.
+    #[must_use]
+    pub fn overdue(&self, plan: &Plan, now: Tick) -> Option<Fault> {
+        match self.state {
+            State::Connecting { since, .. } if now.since(since) >= plan.connect_timeout => {
+                Some(Fault::Unconnected)
+            }
+            State::Open { .. } => {
+                let since = self.account.waits_since()?;
+                (now.since(since) >= plan.timeout).then(|| self.account.silence())
+            }
+            State::Connecting { .. } | State::Away => None,
+        }
+    }
+
+    /// Counts what was planned until the end and never sent.
+    pub fn count_unsent(&mut self, work: &mut Work<'_>, until: Tick) {
+        if let Pace::Schedule { gap_ns, arrivals } = work.plan.pace {
+            while self.due < until && work.take_one() {
+                work.recorder.unsent(self.due);
+                // A gap of nothing would never get anywhere.
+                let gap = work.gap(gap_ns, arrivals).max(Duration::from_nanos(1));
+                self.due = self.due + gap;
+            }
+        }
+    }
+
+    #[inline]
+    fn settle(&mut self, work: &mut Work<'_>, bytes: usize, now: Tick) {
+        let before = self.account.in_flight();
+        work.recorder.received(bytes, now);
+        let recorder = &mut work.recorder;
+        let waited_since = self.account.answered(|from| recorder.answer(from, now), now);
+        recorder.waited(waited_since, now);
+        let answered = before - self.account.in_flight();
+        work.outstanding -= answered;
+        work.answered += answered as u64;
+    }
+}
+
+/// A buffer for one receive.
+#[must_use]
+pub fn buffer() -> Vec<u8> {
+    vec![0; PIECE_MAX]
+}

@@ -1,0 +1,89 @@
+//! The sockets of the load: non-blocking connections from chosen addresses.
+//!
+//! A source address is bound without a port (`IP_BIND_ADDRESS_NO_PORT`): the kernel then chooses
+//! the port when it knows the whole pair, so that every address has all ports for every server.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::time::Duration;
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use crate::connection::Stream;
+
+/// One end of a connection.
+#[derive(Debug)]
+pub struct Wire(TcpStream);
+
+impl Wire {
+    /// Begins to connect to `target`, from `source` if there is one, and watches it,
+    /// edge-triggered, in both directions.
+    ///
+    /// # Errors
+    /// What the system refused.
+    pub fn open(
+        target: SocketAddr,
+        source: Option<IpAddr>,
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<Self> {
+        let kind = Type::STREAM.nonblocking();
+        let socket = Socket::new(Domain::for_address(target), kind, Some(Protocol::TCP))?;
+        if let Some(source) = source {
+            setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+        }
+        socket.set_tcp_nodelay(true)?;
+        match socket.connect(&target.into()) {
+            Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => {
+                return Err(error);
+            }
+            _ => {}
+        }
+        let mut stream = TcpStream::from_std(socket.into());
+        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        Ok(Self(stream))
+    }
+
+    /// Whether it has come about, once it is writable.
+    ///
+    /// # Errors
+    /// Why it has not.
+    pub fn connected(&self, target: SocketAddr) -> io::Result<()> {
+        if let Some(error) = self.0.take_error()? {
+            return Err(error);
+        }
+        // With nobody listening on a port of the ephemeral range, the kernel may choose that very
+        // port for this end, and the socket answers itself.
+        if target.ip().is_loopback() && self.0.local_addr()? == target {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        Ok(())
+    }
+
+    /// Makes the coming close a reset.
+    pub fn reset_on_close(&self) {
+        // Refused for a connection that is over; then there is nothing to reset.
+        let _ = SockRef::from(&self.0).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Stream for Wire {
+    #[inline]
+    fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read(into)
+    }
+
+    #[inline]
+    fn send(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.0.write(from)
+    }
+
+    fn end_output(&mut self) -> io::Result<()> {
+        self.0.shutdown(Shutdown::Write)
+    }
+}

@@ -1,0 +1,365 @@
+//! Everybody who makes the load: threads of this process, or processes with threads of their own
+//! where one process may not have enough descriptors.
+//!
+//! Both look the same from outside: they say how far they are over one channel, show their counts
+//! on a [`Board`], and are told start and stop. A process gets its shares as a line of JSON on its
+//! standard input, then orders, a line each; it answers on its standard output in the same way. It
+//! ends when its input does, so none outlives the one that started it.
+//!
+//! Invariants: everybody says [`Told::Done`] or [`Told::Failed`] in the end, also who dies; nobody
+//! waits for anybody.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the load generator is a process of its own, and has threads; the server has none"
+)]
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use mio::{Poll, Waker};
+use serde::{Deserialize, Serialize};
+
+use super::engine::{self, Board, ORDERS, Reached, Share};
+use super::record::Record;
+use super::truth::Truth;
+use crate::clock::Tick;
+
+/// The hidden command by which the program becomes a part of the load.
+pub const PART: &str = "bench-part";
+
+/// How often a process shows its counts.
+const SHOW: Duration = Duration::from_millis(100);
+
+/// Those who make the load.
+#[derive(Debug)]
+pub struct Team {
+    members: Vec<Member>,
+    told: Receiver<Told>,
+    /// How many have not said that they are ready.
+    not_ready: usize,
+    not_over: usize,
+    not_done: usize,
+    records: Vec<Record>,
+}
+
+/// What is heard from the team.
+#[derive(Debug)]
+pub enum Told {
+    /// One got so far.
+    Reached(Reached),
+    /// One is done; what its threads saw.
+    Done(Vec<Record>),
+    /// One could not go on; why.
+    Failed(String),
+}
+
+/// Counts of the whole team.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Messages answered, the warm-up's included.
+    pub answered: u64,
+    /// Failures.
+    pub failed: u64,
+    /// Connections that there are.
+    pub open: u64,
+}
+
+/// How far the whole team is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// All are ready.
+    Ready,
+    /// What counts is over for all.
+    Over,
+    /// All are done.
+    Done,
+    /// Nothing of that yet.
+    Waiting,
+}
+
+#[derive(Debug)]
+struct Member {
+    board: Arc<Board>,
+    means: Means,
+}
+
+/// How a member is reached.
+#[derive(Debug)]
+enum Means {
+    Thread(Waker),
+    /// Closing its input ends it.
+    Process(Child, Option<ChildStdin>),
+}
+
+/// A line for a process, after the first one.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Order {
+    Start(Tick),
+    Stop,
+}
+
+/// A line from a process.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Reached(Reached),
+    Counts(Counts),
+    Done(Vec<Record>),
+    Failed(String),
+}
+
+impl Team {
+    /// Starts one member for each share: threads of this process.
+    ///
+    /// # Errors
+    /// The system refuses an event loop.
+    pub fn threads(shares: Vec<Share>) -> io::Result<Self> {
+        let (tell, told) = channel();
+        let mut members = Vec::new();
+        let truth = shares.first().map(|share| {
+            let plan = &share.plan;
+            Arc::new(Truth::new(plan.expect, plan.sizes.most()))
+        });
+        for share in shares {
+            let poll = Poll::new()?;
+            let waker = Waker::new(poll.registry(), ORDERS)?;
+            let board = Arc::new(Board::default());
+            let (its_board, tell) = (Arc::clone(&board), tell.clone());
+            let Some(truth) = truth.clone() else {
+                continue;
+            };
+            std::thread::spawn(move || {
+                let reached = |reached| drop(tell.send(Told::Reached(reached)));
+                let last = match engine::run(&share, &truth, &its_board, poll, reached) {
+                    Ok(record) => Told::Done(vec![record]),
+                    Err(error) => Told::Failed(format!("the event loop failed: {error}")),
+                };
+                // Nobody listens any more when the team was given up.
+                drop(tell.send(last));
+            });
+            let means = Means::Thread(waker);
+            members.push(Member { board, means });
+        }
+        Ok(Self::of(members, told))
+    }
+
+    /// Starts one process for each bundle of shares.
+    ///
+    /// # Errors
+    /// A process cannot be started.
+    pub fn processes(bundles: Vec<Vec<Share>>) -> io::Result<Self> {
+        let (tell, told) = channel();
+        let mut members = Vec::new();
+        for shares in bundles {
+            let mut child = Command::new(std::env::current_exe()?)
+                .arg(PART)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()?;
+            let board = Arc::new(Board::default());
+            let mut input = child.stdin.take();
+            if let (Some(input), Some(output)) = (input.as_mut(), child.stdout.take()) {
+                write_line(input, &shares)?;
+                let (its_board, tell) = (Arc::clone(&board), tell.clone());
+                std::thread::spawn(move || {
+                    drop(tell.send(listen(BufReader::new(output), &its_board, &tell)));
+                });
+            }
+            let means = Means::Process(child, input);
+            members.push(Member { board, means });
+        }
+        Ok(Self::of(members, told))
+    }
+
+    const fn of(members: Vec<Member>, told: Receiver<Told>) -> Self {
+        let count = members.len();
+        Self {
+            members,
+            told,
+            not_ready: count,
+            not_over: count,
+            not_done: count,
+            records: Vec::new(),
+        }
+    }
+
+    /// Has the load begin at `at`.
+    pub fn start(&mut self, at: Tick) {
+        for member in &mut self.members {
+            member.board.start.store(at.as_nanos(), Ordering::Release);
+            member.order(&Order::Start(at));
+        }
+    }
+
+    /// Has it end early.
+    pub fn stop(&mut self) {
+        for member in &mut self.members {
+            member.board.stop.store(true, Ordering::Release);
+            member.order(&Order::Stop);
+        }
+    }
+
+    /// Waits for news, `within` at most.
+    ///
+    /// # Errors
+    /// A member could not go on.
+    pub fn wait(&mut self, within: Duration) -> Result<Progress, String> {
+        match self.told.recv_timeout(within) {
+            Err(RecvTimeoutError::Timeout) => Ok(Progress::Waiting),
+            Err(RecvTimeoutError::Disconnected) if self.not_done == 0 => Ok(Progress::Done),
+            Err(RecvTimeoutError::Disconnected) => Err("a part of the load is gone".to_owned()),
+            Ok(Told::Failed(why)) => Err(why),
+            Ok(Told::Reached(Reached::Ready)) => {
+                self.not_ready = self.not_ready.saturating_sub(1);
+                Ok(reached(self.not_ready, Progress::Ready))
+            }
+            Ok(Told::Reached(Reached::Over)) => {
+                self.not_over = self.not_over.saturating_sub(1);
+                Ok(reached(self.not_over, Progress::Over))
+            }
+            Ok(Told::Done(records)) => {
+                self.records.extend(records);
+                self.not_done = self.not_done.saturating_sub(1);
+                Ok(reached(self.not_done, Progress::Done))
+            }
+        }
+    }
+
+    /// Counts so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mut sum = Counts::default();
+        for Member { board, .. } in &self.members {
+            sum.answered += board.answered.load(Ordering::Relaxed);
+            sum.failed += board.failed.load(Ordering::Relaxed);
+            sum.open += board.open.load(Ordering::Relaxed);
+        }
+        sum
+    }
+
+    /// What everybody saw who is done.
+    #[must_use]
+    pub fn into_records(mut self) -> Vec<Record> {
+        std::mem::take(&mut self.records)
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.stop();
+        for member in &mut self.members {
+            if let Means::Process(child, input) = &mut member.means {
+                // Its input is at its end now, so it ends; or it has already.
+                drop(input.take());
+                drop(child.wait());
+            }
+        }
+    }
+}
+
+impl Member {
+    fn order(&mut self, order: &Order) {
+        match &mut self.means {
+            // Refused only when the event loop is gone, and then there is nothing to tell it.
+            Means::Thread(waker) => drop(waker.wake()),
+            Means::Process(_, Some(input)) => drop(write_line(input, order)),
+            Means::Process(_, None) => {}
+        }
+    }
+}
+
+fn reached(missing: usize, progress: Progress) -> Progress {
+    if missing == 0 {
+        progress
+    } else {
+        Progress::Waiting
+    }
+}
+
+/// Passes on what a process says; the last word is returned.
+fn listen(output: impl io::BufRead, board: &Board, tell: &Sender<Told>) -> Told {
+    for line in output.lines() {
+        let Ok(line) = line else { break };
+        match serde_json::from_str(&line) {
+            Ok(Line::Reached(reached)) => drop(tell.send(Told::Reached(reached))),
+            Ok(Line::Counts(counts)) => show(board, counts),
+            Ok(Line::Done(records)) => return Told::Done(records),
+            Ok(Line::Failed(why)) => return Told::Failed(why),
+            Err(error) => return Told::Failed(format!("a part of the load talks nonsense: {error}")),
+        }
+    }
+    Told::Failed("a process of the load ended before it was done".to_owned())
+}
+
+fn show(board: &Board, counts: Counts) {
+    board.answered.store(counts.answered, Ordering::Relaxed);
+    board.failed.store(counts.failed, Ordering::Relaxed);
+    board.open.store(counts.open, Ordering::Relaxed);
+}
+
+fn write_line(mut to: impl io::Write, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    to.write_all(&line)?;
+    to.flush()
+}
+
+/// Is one process of the load: see the top of this file.
+#[must_use]
+pub fn be_part() -> ExitCode {
+    match take_part() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            // If nobody reads it, nobody misses it.
+            let _ = write_line(io::stdout(), &Line::Failed(why));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn take_part() -> Result<(), String> {
+    let mut first = String::new();
+    io::stdin()
+        .read_line(&mut first)
+        .map_err(|error| error.to_string())?;
+    let shares: Vec<Share> = serde_json::from_str(&first)
+        .map_err(|_| "this command is started by `uppercased bench` only".to_owned())?;
+    crate::sys::limits::raise_descriptor_limit().map_err(|error| error.to_string())?;
+    let mut team = Team::threads(shares).map_err(|error| error.to_string())?;
+    let (give, orders) = channel();
+    std::thread::spawn(move || {
+        for line in io::stdin().lines() {
+            match line.map(|line| serde_json::from_str(&line)) {
+                Ok(Ok(order)) => drop(give.send(order)),
+                Ok(Err(_)) | Err(_) => break,
+            }
+        }
+        // Whoever started this is gone or has had enough.
+        drop(give.send(Order::Stop));
+    });
+    let say = |line: &Line| write_line(io::stdout(), line).map_err(|error| error.to_string());
+    loop {
+        let progress = team.wait(SHOW)?;
+        say(&Line::Counts(team.counts()))?;
+        match progress {
+            Progress::Waiting => {}
+            Progress::Ready => {
+                say(&Line::Reached(Reached::Ready))?;
+                match orders.recv() {
+                    Ok(Order::Start(at)) => team.start(at),
+                    Ok(Order::Stop) | Err(_) => team.stop(),
+                }
+            }
+            Progress::Over => say(&Line::Reached(Reached::Over))?,
+            Progress::Done => return say(&Line::Done(team.into_records())),
+        }
+        if let Ok(Order::Stop) = orders.try_recv() {
+            team.stop();
+        }
+    }
+}

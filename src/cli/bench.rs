@@ -1,0 +1,315 @@
+//! The command `bench`: its flags, and what they become.
+//!
+//! Must not: judge how flags go together; `bench::plan` does, with the machine in view.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser as _};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use crate::bench::Options;
+use crate::bench::plan::{Arrivals, Close, Expect, Job, Pattern, Sources, Word};
+use crate::bench::size::Sizes;
+
+/// The command.
+pub(super) const BENCH: &str = "bench";
+
+const WORDS: &str = "words";
+const CONNECTIONS: &str = "connections";
+const SIZE: &str = "size";
+const PIPELINE: &str = "pipeline";
+const RATE: &str = "rate";
+const ARRIVALS: &str = "arrivals";
+const EVERY: &str = "every";
+const MESSAGES_EACH: &str = "messages-each";
+const CLOSE: &str = "close";
+const DURATION: &str = "duration";
+const COUNT: &str = "count";
+const WARMUP: &str = "warmup";
+const THREADS: &str = "threads";
+const PROCESSES: &str = "processes";
+const SOURCES: &str = "sources";
+const EXPECT: &str = "expect";
+const TIMEOUT: &str = "timeout";
+const CONNECT_TIMEOUT: &str = "connect-timeout";
+const PID: &str = "pid";
+const JSON: &str = "json";
+const REPORT: &str = "report";
+const DURING: &str = "during";
+const RELOAD_EVERY: &str = "reload-every";
+const UPGRADE_EVERY: &str = "upgrade-every";
+const WORKERS: &str = "workers";
+const NO_PROGRESS: &str = "no-progress";
+const SERVER_ARGS: &str = "server-args";
+
+const LONG_HELP: &str = "\
+Patterns:
+  ping    closed loop: the next message when the answer is there (default)
+  rate    open loop: messages at --rate, whatever the answers do; times count
+          from the planned moment, so that a stall is not hidden
+  stream  full duplex, as much as goes
+  churn   connect, exchange, close, again
+  hold    long-lived connections, each exercised now and then
+  idle    open and silent
+
+Without an address it starts a server of its own, measures it, stops it.
+
+Examples:
+  uppercased bench
+  uppercased bench rate 10.0.0.7:9999 --rate 20000 --arrivals poisson
+  uppercased bench churn --close half --reload-every 2s --report churn.html
+  uppercased bench hold :9999 --during 'every 5s: systemctl reload uppercased'
+
+Exit codes: 0 every byte was right and nothing failed, 1 something failed,
+2 bad usage.";
+
+/// Its definition.
+pub(super) fn command() -> Command {
+    Command::new(BENCH)
+        .about("Measure a server, checking every byte")
+        .after_help(LONG_HELP)
+        .override_usage("uppercased bench [PATTERN] [HOST:PORT] [OPTIONS] [-- SERVER ARGUMENTS]")
+        .next_line_help(false)
+        .arg(
+            Arg::new(WORDS)
+                .value_name("PATTERN] [HOST:PORT")
+                .num_args(0..=2)
+                .help("What connections do, and with which server"),
+        )
+        .args(load())
+        .args(truth())
+        .args(output())
+        .args(own_server())
+}
+
+fn load() -> Vec<Arg> {
+    vec![
+        number::<u32>(CONNECTIONS, "N", "Connections at once [50; stream 4; held 1000]").short('c'),
+        typed::<Sizes>(SIZE, "BYTES", "Message: 64, 16k, 64..1k, chat or mixed [64; stream 64k]")
+            .short('s'),
+        number::<u32>(PIPELINE, "N", "Messages on their way each [1; stream 16]"),
+        number::<f64>(RATE, "N", "rate: messages a second in all [1000]").short('r'),
+        word::<Arrivals>(ARRIVALS, "rate, hold: how they follow each other"),
+        time(EVERY, "hold: how often each is exercised [5s]"),
+        number::<u32>(MESSAGES_EACH, "N", "churn: messages of a connection [1]"),
+        word::<Close>(CLOSE, "churn: how a connection ends"),
+        time(DURATION, "How long to measure [10s]").short('d'),
+        number::<u64>(COUNT, "N", "End after so many messages instead").short('n'),
+        time(WARMUP, "Load that does not count, before [1s; held 0s]"),
+        number::<u16>(THREADS, "N", "Threads of a process [half of the CPUs]").short('t'),
+        number::<u16>(PROCESSES, "N", "Processes [as descriptors ask for]"),
+        typed::<Sources>(SOURCES, "N|ADDR,...", "Addresses to connect from [as ports ask for]"),
+    ]
+}
+
+fn truth() -> Vec<Arg> {
+    vec![
+        word::<Expect>(EXPECT, "What has to come back"),
+        time(TIMEOUT, "An answer may take so long [5s]"),
+        time(CONNECT_TIMEOUT, "A connection may take so long [5s]"),
+    ]
+}
+
+fn output() -> Vec<Arg> {
+    vec![
+        number::<u32>(PID, "PID", "A process of the server, for its CPU and memory")
+            .action(ArgAction::Append),
+        path(JSON, "Write everything as JSON"),
+        path(REPORT, "Write a page with charts (HTML)"),
+        typed::<Job>(DURING, "WHEN: COMMAND", "Run a command meanwhile: 'every 2s: ...', 'at 3s: ...'")
+            .action(ArgAction::Append),
+        Arg::new(NO_PROGRESS)
+            .long(NO_PROGRESS)
+            .action(ArgAction::SetTrue)
+            .help("No bar, also on a terminal"),
+    ]
+}
+
+fn own_server() -> Vec<Arg> {
+    let args = vec![
+        number::<u16>(WORKERS, "N", "Its workers [its default]"),
+        time(RELOAD_EVERY, "Reload it this often"),
+        time(UPGRADE_EVERY, "Upgrade it this often"),
+        Arg::new(SERVER_ARGS)
+            .last(true)
+            .num_args(0..)
+            .value_name("ARGUMENT")
+            .help("Arguments of the server"),
+    ];
+    let heading = "A server of its own";
+    args.into_iter().map(|arg| arg.help_heading(heading)).collect()
+}
+
+/// What was typed, as options. `command` is the whole of it.
+pub(super) fn options(typed: &ArgMatches, command: String) -> Result<Options, String> {
+    let (pattern, target) = words(typed.get_many::<String>(WORDS).into_iter().flatten())?;
+    Ok(Options {
+        pattern,
+        target,
+        connections: one(typed, CONNECTIONS),
+        size: one(typed, SIZE),
+        pipeline: one(typed, PIPELINE),
+        rate: one(typed, RATE),
+        arrivals: one(typed, ARRIVALS),
+        every: one(typed, EVERY),
+        messages_each: one(typed, MESSAGES_EACH),
+        close: one(typed, CLOSE),
+        duration: one(typed, DURATION),
+        count: one(typed, COUNT),
+        warmup: one(typed, WARMUP),
+        threads: one(typed, THREADS),
+        processes: one(typed, PROCESSES),
+        sources: one(typed, SOURCES),
+        expect: one(typed, EXPECT),
+        timeout: one(typed, TIMEOUT),
+        connect_timeout: one(typed, CONNECT_TIMEOUT),
+        pids: many(typed, PID),
+        json: one(typed, JSON),
+        report: one(typed, REPORT),
+        during: many(typed, DURING),
+        reload_every: one(typed, RELOAD_EVERY),
+        upgrade_every: one(typed, UPGRADE_EVERY),
+        workers: one(typed, WORKERS),
+        server_args: many(typed, SERVER_ARGS),
+        no_progress: typed.get_flag(NO_PROGRESS),
+        command,
+    })
+}
+
+/// A pattern has no colon, an address has one: either may be left out.
+fn words<'a>(
+    words: impl Iterator<Item = &'a String>,
+) -> Result<(Option<Pattern>, Option<String>), String> {
+    let (mut pattern, mut target) = (None, None);
+    for word in words {
+        if word.contains(':') && target.is_none() {
+            // As elsewhere, a port alone is one of this machine.
+            target = Some(match word.strip_prefix(':') {
+                Some(port) => format!("127.0.0.1:{port}"),
+                None => word.clone(),
+            });
+        } else if let Some(found) = Pattern::ALL.iter().find(|known| known.word() == word)
+            && pattern.is_none()
+            && target.is_none()
+        {
+            pattern = Some(*found);
+        } else {
+            let patterns: Vec<&str> = Pattern::ALL.iter().map(|known| known.word()).collect();
+            return Err(format!(
+                "`{word}` is no pattern ({}) and no HOST:PORT here",
+                patterns.join(", ")
+            ));
+        }
+    }
+    Ok((pattern, target))
+}
+
+fn one<T: Clone + Send + Sync + 'static>(typed: &ArgMatches, name: &str) -> Option<T> {
+    typed.get_one(name).cloned()
+}
+
+fn many<T: Clone + Send + Sync + 'static>(typed: &ArgMatches, name: &str) -> Vec<T> {
+    typed.get_many(name).into_iter().flatten().cloned().collect()
+}
+
+fn flag(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .value_name(value)
+        .help(help)
+        .allow_hyphen_values(false)
+}
+
+fn number<T: FromStr<Err: std::fmt::Display> + Clone + Send + Sync + 'static>(
+    name: &'static str,
+    value: &'static str,
+    help: &'static str,
+) -> Arg {
+    // `-1` is a bad number, not an unknown flag.
+    let parse = |text: &str| text.parse::<T>().map_err(|error| error.to_string());
+    flag(name, value, help)
+        .allow_negative_numbers(true)
+        .value_parser(parse)
+}
+
+fn typed<T: FromStr<Err = String> + Clone + Send + Sync + 'static>(
+    name: &'static str,
+    value: &'static str,
+    help: &'static str,
+) -> Arg {
+    flag(name, value, help).value_parser(T::from_str)
+}
+
+fn time(name: &'static str, help: &'static str) -> Arg {
+    let parse = |text: &str| {
+        humantime::parse_duration(text)
+            .map_err(|_| "write a time with its unit, for example 30s".to_owned())
+    };
+    flag(name, "TIME", help).value_parser(move |text: &str| -> Result<Duration, String> {
+        parse(text)
+    })
+}
+
+fn path(name: &'static str, help: &'static str) -> Arg {
+    flag(name, "FILE", help).value_parser(PathBufValueParser::new().map(PathBuf::from))
+}
+
+fn word<T: Word + Send + Sync>(name: &'static str, help: &'static str) -> Arg {
+    let words = T::ALL.iter().map(|word| word.word());
+    let parser = PossibleValuesParser::new(words).try_map(|typed| {
+        let found = T::ALL.iter().find(|word| word.word() == typed);
+        found.copied().ok_or("not a word for this")
+    });
+    flag(name, "WORD", help).value_parser(parser)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(args: &[&str]) -> Result<Options, String> {
+        let typed = command()
+            .try_get_matches_from([&[BENCH], args].concat())
+            .map_err(|error| error.to_string())?;
+        options(&typed, String::new())
+    }
+
+    #[test]
+    fn pattern_and_address_may_each_be_left_out() {
+        let found = |args: &[&str]| {
+            let options = read(args).unwrap();
+            (options.pattern, options.target)
+        };
+        let there = || Some("a:1".to_owned());
+        assert_eq!(found(&[]), (None, None));
+        assert_eq!(found(&["rate"]), (Some(Pattern::Rate), None));
+        assert_eq!(found(&["a:1"]), (None, there()));
+        assert_eq!(found(&["idle", "a:1"]), (Some(Pattern::Idle), there()));
+        assert_eq!(found(&[":7"]).1.as_deref(), Some("127.0.0.1:7"));
+        for wrong in [["a:1", "rate"], ["rate", "idle"], ["a:1", "b:2"], ["x", "a:1"]] {
+            assert!(read(&wrong).unwrap_err().contains("no pattern"), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn values_are_read() {
+        let args = "churn -c 7 -s 8..9 --close half --during every_1s --pid 3 --pid 4";
+        let args: Vec<&str> = args.split(' ').collect();
+        let mut with_job = args.clone();
+        let at = with_job.iter().position(|arg| *arg == "every_1s").unwrap();
+        with_job[at] = "every 1s: true";
+        let options = read(&with_job).unwrap();
+        assert_eq!(options.connections, Some(7));
+        assert_eq!(options.size, Some(Sizes::Uniform(8, 9)));
+        assert_eq!(options.close, Some(Close::Half));
+        assert_eq!((options.pids, options.during.len()), (vec![3, 4], 1));
+        assert!(read(&args).unwrap_err().contains("every 2s: COMMAND"));
+        let options = read(&["--", "--log-level", "debug"]).unwrap();
+        assert_eq!(options.server_args, ["--log-level", "debug"]);
+        for wrong in [["--rate=x"], ["-c=-1"], ["--close=x"], ["--duration=5"], ["--size=0"]] {
+            assert!(read(&wrong).is_err(), "{wrong:?}");
+        }
+    }
+}
