@@ -20,8 +20,10 @@ use crate::control::Request;
 use crate::{fault, preflight, supervisor, worker};
 
 pub use crate::config::{CommandLine, Launch};
+pub use compare::Compare;
 pub use orders::Order;
 
+mod compare;
 mod definition;
 mod effective;
 mod gather;
@@ -42,6 +44,8 @@ pub enum Command {
     Check(String),
     /// Be a line client.
     Client(client::Options),
+    /// Compare measurements.
+    Compare(Compare),
     /// Give a running server an order.
     Order(Order),
     /// Be a worker of the supervisor that started this process.
@@ -101,6 +105,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::Serve(launch)) => supervisor::run(*launch),
         Ok(Command::Check(text)) => print(&text),
         Ok(Command::Client(options)) => client::run(options),
+        Ok(Command::Compare(files)) => compare::run(&files),
         Ok(Command::Order(order)) => orders::run(&order),
         Ok(Command::Worker) => worker::run(),
         Ok(Command::Preflight(server)) => preflight::run(server.read()),
@@ -142,6 +147,11 @@ pub fn parse(
                 .map_or(DEFAULT_TARGET, String::as_str)
                 .to_owned(),
         })),
+        Some((definition::BENCH, bench))
+            if let Some(typed) = bench.subcommand_matches(compare::COMPARE) =>
+        {
+            Ok(Command::Compare(compare::typed(typed)?))
+        }
         Some((definition::CHECK, typed)) => {
             let found = gather::gather(&[&matches, typed], environment)?;
             Ok(Command::Check(if typed.get_flag(definition::PRINT) {

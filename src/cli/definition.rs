@@ -9,7 +9,7 @@ use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, PathBufValue
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
 
-use super::Error;
+use super::{Error, compare};
 use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting};
 
 /// Start the server; also what happens without a command.
@@ -18,6 +18,8 @@ pub(super) const SERVE: &str = "serve";
 pub(super) const CHECK: &str = "check";
 /// Talk to a server.
 pub(super) const CLIENT: &str = "client";
+/// Measure a server.
+pub(super) const BENCH: &str = "bench";
 /// Orders to a running server.
 pub(super) const RELOAD: &str = "reload";
 pub(super) const UPGRADE: &str = "upgrade";
@@ -97,6 +99,7 @@ pub(super) fn command() -> Command {
         .subcommand(serve())
         .subcommand(check())
         .subcommand(client())
+        .subcommand(bench())
         .subcommand(reload())
         .subcommand(upgrade())
         .subcommand(scale())
@@ -123,9 +126,12 @@ pub(super) fn command() -> Command {
 
 /// What clap would report, had it noticed by itself.
 pub(super) fn conflict(message: String) -> Error {
-    Error::Usage(Box::new(
-        command().error(ErrorKind::ArgumentConflict, message),
-    ))
+    refused(ErrorKind::ArgumentConflict, message)
+}
+
+/// The same, for another kind of mistake.
+pub(super) fn refused(kind: ErrorKind, message: String) -> Error {
+    Error::Usage(Box::new(command().error(kind, message)))
 }
 
 fn serve() -> Command {
@@ -167,6 +173,15 @@ fn client() -> Command {
                 .value_parser(NonEmptyStringValueParser::new())
                 .help("Where to connect [default: 127.0.0.1:9999]"),
         )
+}
+
+fn bench() -> Command {
+    Command::new(BENCH)
+        .about("Measure a server, and compare measurements")
+        .after_help("Example:\n  uppercased bench compare before.json after.json")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(compare::command())
 }
 
 fn reload() -> Command {
@@ -311,7 +326,9 @@ mod tests {
         let mut whole = command();
         whole.build();
         let mut texts = vec![whole.render_help().to_string()];
-        for name in [SERVE, CHECK, CLIENT, RELOAD, UPGRADE, SCALE, STATUS, STOP] {
+        for name in [
+            SERVE, CHECK, CLIENT, BENCH, RELOAD, UPGRADE, SCALE, STATUS, STOP,
+        ] {
             let sub = whole.find_subcommand_mut(name).unwrap();
             let text = sub.render_help().to_string();
             assert!(text.contains("Example"), "{name}");

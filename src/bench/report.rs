@@ -1,0 +1,27 @@
+//! What people see of a measurement: a summary on the terminal, a page for the browser, and the
+//! comparison of several.
+//!
+//! Invariants: a report is a function of [`Outcome`]s and of nothing else; whatever stands in one
+//! (it may come from a file that somebody sent), no line of text is wider than [`COLUMNS`] or
+//! holds a control character, and no text of it becomes markup.
+//! Must not: measure, or read a clock. Only [`load()`] touches a file.
+
+mod advice;
+mod compare;
+mod figures;
+mod file;
+mod html;
+mod summary;
+mod units;
+
+pub use advice::Advice;
+pub use compare::{Comparison, Doubt, Run, compare};
+pub use file::{Error, FILE_MAX_BYTES, load, parse};
+pub use html::html;
+pub use summary::summary;
+
+#[cfg(doc)]
+use super::outcome::Outcome;
+
+/// Width of the text reports, in characters.
+pub const COLUMNS: usize = 80;

@@ -1,0 +1,293 @@
+//! Measurements side by side: medians with their spread, and the ratio B/A.
+//!
+//! Invariants: runs are paired in the order given if both sides have the same number, because only
+//! runs next to each other in time can be compared on a shared machine; otherwise the ratio is that
+//! of the medians and its spread the widest possible. A figure that some run lacks is left out,
+//! with a word. Whatever makes the comparison unfair is said.
+//! Must not: call a difference better or worse when the spread contains none at all.
+
+mod fairness;
+mod table;
+
+use super::figures::{self, Work};
+use super::units;
+use crate::bench::outcome::Outcome;
+
+pub use fairness::Doubt;
+
+/// One measurement and where it comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    /// The name of its file.
+    pub name: String,
+    /// What it found.
+    pub outcome: Outcome,
+}
+
+/// Two sides, compared.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    /// What each side is.
+    sides: [Side; 2],
+    /// Every figure that all runs have.
+    rows: Vec<Row>,
+    /// Names of figures that only some runs have.
+    missing: Vec<&'static str>,
+    /// Whether the ratios are those of pairs.
+    paired: bool,
+    /// What speaks against comparing them.
+    doubts: Vec<Doubt>,
+}
+
+/// What is known of a side as a whole.
+#[derive(Clone, Debug, PartialEq)]
+struct Side {
+    runs: usize,
+    program: String,
+    target: String,
+    plan: Vec<String>,
+}
+
+/// A figure on both sides.
+#[derive(Clone, Debug)]
+struct Row {
+    figure: Figure,
+    sides: [Spread; 2],
+    ratio: Spread,
+}
+
+/// A median and what it is the median of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Spread {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+/// A figure that can be compared.
+#[derive(Clone, Copy, Debug)]
+struct Figure {
+    name: &'static str,
+    better: Better,
+    show: fn(f64) -> String,
+    of: fn(&Outcome) -> Option<f64>,
+}
+
+/// Which way is the right one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Better {
+    Higher,
+    Lower,
+}
+
+/// What a row says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Better,
+    Worse,
+    /// The spread of the ratio holds 1.
+    Unclear,
+    /// One run on a side shows no spread.
+    Unknown,
+}
+
+const FIGURES: [Figure; 11] = [
+    Figure {
+        name: "messages/s",
+        better: Better::Higher,
+        show: units::number,
+        of: |outcome| {
+            let rate = figures::per_second(outcome.totals.messages, outcome.measured_ms);
+            rate.filter(|rate| *rate > 0.0 && Work::of(outcome) != Work::Bytes)
+        },
+    },
+    Figure {
+        name: "connections/s",
+        better: Better::Higher,
+        show: units::number,
+        of: |outcome| {
+            let rate = figures::per_second(outcome.totals.connections, outcome.measured_ms);
+            rate.filter(|_| outcome.plan.pattern == "churn")
+        },
+    },
+    Figure {
+        name: "bytes received",
+        better: Better::Higher,
+        show: units::byte_rate,
+        of: |outcome| {
+            let rate = figures::per_second(outcome.totals.bytes_received, outcome.measured_ms);
+            rate.filter(|rate| *rate > 0.0 && Work::of(outcome) == Work::Bytes)
+        },
+    },
+    Figure {
+        name: "p50",
+        better: Better::Lower,
+        show: units::time,
+        of: |outcome| percentile(outcome, 0.5),
+    },
+    Figure {
+        name: "p99",
+        better: Better::Lower,
+        show: units::time,
+        of: |outcome| percentile(outcome, 0.99),
+    },
+    Figure {
+        name: "p99.9",
+        better: Better::Lower,
+        show: units::time,
+        of: |outcome| percentile(outcome, 0.999),
+    },
+    Figure {
+        name: "max",
+        better: Better::Lower,
+        show: units::time,
+        of: |outcome| Some(outcome.latency.as_ref()?.max_ns as f64),
+    },
+    Figure {
+        name: "CPU a message",
+        better: Better::Lower,
+        show: units::time,
+        of: |outcome| {
+            let cost = outcome.server.as_ref()?.cpu_per_message_ns;
+            (cost > 0.0 && Work::of(outcome) != Work::Bytes).then_some(cost)
+        },
+    },
+    Figure {
+        name: "CPU a byte",
+        better: Better::Lower,
+        show: units::time,
+        of: |outcome| {
+            let server = outcome.server.as_ref()?;
+            let ms = server.user_ms as f64 + server.system_ms as f64;
+            let bytes = outcome.totals.bytes_received;
+            (Work::of(outcome) == Work::Bytes && bytes > 0).then(|| ms * 1e6 / bytes as f64)
+        },
+    },
+    Figure {
+        name: "memory",
+        better: Better::Lower,
+        show: units::memory,
+        of: |outcome| Some(outcome.server.as_ref()?.memory_bytes as f64),
+    },
+    Figure {
+        name: "  a connection",
+        better: Better::Lower,
+        show: units::memory,
+        of: |outcome| Some(outcome.server.as_ref()?.memory_per_connection_bytes),
+    },
+];
+
+/// Compares runs of A with runs of B; a side without a run shows as that.
+#[must_use]
+pub fn compare(a: &[Run], b: &[Run]) -> Comparison {
+    let mut rows = Vec::new();
+    let mut missing = Vec::new();
+    for figure in FIGURES {
+        let all = |runs: &[Run]| -> Vec<Option<f64>> {
+            runs.iter().map(|run| (figure.of)(&run.outcome)).collect()
+        };
+        let (of_a, of_b) = (all(a), all(b));
+        let complete = |side: &[Option<f64>]| side.iter().copied().collect::<Option<Vec<f64>>>();
+        match (complete(&of_a), complete(&of_b)) {
+            (Some(of_a), Some(of_b)) => rows.extend(row(figure, &of_a, &of_b)),
+            _ if of_a.iter().chain(&of_b).all(Option::is_none) => {}
+            _ => missing.push(figure.name.trim_start()),
+        }
+    }
+    Comparison {
+        sides: [side(a), side(b)],
+        rows,
+        missing,
+        paired: a.len() == b.len(),
+        doubts: fairness::doubts(a, b),
+    }
+}
+
+fn percentile(outcome: &Outcome, quantile: f64) -> Option<f64> {
+    let value = figures::percentile(outcome.latency.as_ref()?, quantile)?;
+    Some(value as f64)
+}
+
+fn side(runs: &[Run]) -> Side {
+    let first = runs.first().map(|run| &run.outcome);
+    Side {
+        runs: runs.len(),
+        program: first.map_or_else(String::new, |one| one.program.clone()),
+        target: first.map_or_else(String::new, |one| one.target.clone()),
+        plan: first.map_or_else(Vec::new, |one| {
+            let mut plan = super::summary::plan(&one.plan);
+            plan.insert(0, units::cut(&one.plan.pattern, super::COLUMNS));
+            plan
+        }),
+    }
+}
+
+fn row(figure: Figure, a: &[f64], b: &[f64]) -> Option<Row> {
+    let sides = [Spread::of(a)?, Spread::of(b)?];
+    let ratio = if a.len() == b.len() {
+        let pairs: Vec<f64> = a.iter().zip(b).map(|(a, b)| quotient(*b, *a)).collect();
+        Spread::of(&pairs)?
+    } else {
+        let [of_a, of_b] = sides;
+        Spread {
+            median: quotient(of_b.median, of_a.median),
+            least: quotient(of_b.least, of_a.most),
+            most: quotient(of_b.most, of_a.least),
+        }
+    };
+    Some(Row {
+        figure,
+        sides,
+        ratio,
+    })
+}
+
+/// B/A, where nothing against nothing is the same.
+fn quotient(b: f64, a: f64) -> f64 {
+    if a == b { 1.0 } else { b / a }
+}
+
+impl Spread {
+    /// `None` if there is no value.
+    fn of(values: &[f64]) -> Option<Self> {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (least, most) = (*sorted.first()?, *sorted.last()?);
+        let middle = sorted.len() / 2;
+        let median = if sorted.len().is_multiple_of(2) {
+            f64::midpoint(sorted[middle - 1], sorted[middle])
+        } else {
+            sorted[middle]
+        };
+        Some(Self {
+            median,
+            least,
+            most,
+        })
+    }
+}
+
+impl Comparison {
+    /// What a row says, for as many runs as there are.
+    fn verdict(&self, row: &Row) -> Verdict {
+        if self.sides.iter().any(|side| side.runs < 2) {
+            return Verdict::Unknown;
+        }
+        let higher = match row.ratio {
+            ratio if ratio.least > 1.0 => true,
+            ratio if ratio.most < 1.0 => false,
+            _ => return Verdict::Unclear,
+        };
+        if higher == (row.figure.better == Better::Higher) {
+            Verdict::Better
+        } else {
+            Verdict::Worse
+        }
+    }
+
+    /// What speaks against comparing these runs.
+    #[must_use]
+    pub fn doubts(&self) -> &[Doubt] {
+        &self.doubts
+    }
+}

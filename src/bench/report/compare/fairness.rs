@@ -1,0 +1,135 @@
+//! What speaks against comparing two sides: other plans, other machines, runs that went wrong.
+//!
+//! Invariant: every doubt names the first run it is about.
+//! Must not: refuse. The figures are shown all the same; the reader decides.
+
+use std::fmt;
+
+use super::super::{figures, units};
+use super::Run;
+use crate::bench::outcome::Outcome;
+
+/// Something that speaks against a comparison.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// A part of the plan, or of what surrounds it, is another one.
+    Differs {
+        /// What.
+        what: &'static str,
+        /// In the first run of A.
+        first: String,
+        /// The run where it is not the same.
+        name: String,
+        /// What it is there.
+        other: String,
+    },
+    /// A run counted failures.
+    Failed {
+        /// The run.
+        name: String,
+        /// How many.
+        failures: u64,
+    },
+    /// A run measured its client.
+    ClientBound {
+        /// The run.
+        name: String,
+    },
+    /// The same file is on both sides.
+    Twice {
+        /// The file.
+        name: String,
+    },
+}
+
+/// What has to be the same in every run, and how to see it.
+type Sameness = (&'static str, fn(&Outcome) -> String);
+
+const SAME: [Sameness; 14] = [
+    ("pattern", |o| o.plan.pattern.clone()),
+    ("number of connections", |o| o.plan.connections.to_string()),
+    ("message size", |o| o.plan.size.clone()),
+    ("pipeline", |o| o.plan.pipeline.to_string()),
+    ("rate", |o| match o.plan.rate_per_s {
+        Some(rate) => format!("{}/s", units::number(rate)),
+        None => "as answered".to_owned(),
+    }),
+    ("kind of arrivals", |o| {
+        o.plan
+            .arrivals
+            .clone()
+            .unwrap_or_else(|| "as answered".to_owned())
+    }),
+    ("origin of latencies", |o| o.latency_from.clone()),
+    ("number of threads", |o| o.plan.threads.to_string()),
+    ("number of processes", |o| o.plan.processes.to_string()),
+    ("warm-up", |o| units::time_ms(o.plan.warmup_ms as f64)),
+    ("duration", |o| units::time_ms(o.plan.duration_ms as f64)),
+    ("expectation of bytes", |o| o.plan.expect.clone()),
+    ("machine", |o| {
+        format!("{} × {}", o.machine.cpus, o.machine.cpu_model)
+    }),
+    ("kernel", |o| o.machine.kernel.clone()),
+];
+
+/// Everything that speaks against comparing these.
+pub(super) fn doubts(a: &[Run], b: &[Run]) -> Vec<Doubt> {
+    let mut doubts = Vec::new();
+    let runs = || a.iter().chain(b);
+    if let Some(first) = runs().next() {
+        for (what, of) in SAME {
+            let expected = of(&first.outcome);
+            let other = runs().find(|run| of(&run.outcome) != expected);
+            doubts.extend(other.map(|run| Doubt::Differs {
+                what,
+                first: expected,
+                name: run.name.clone(),
+                other: of(&run.outcome),
+            }));
+        }
+    }
+    for run in runs() {
+        let name = || run.name.clone();
+        let failures = figures::failures(&run.outcome);
+        doubts.extend((failures > 0).then(|| Doubt::Failed {
+            name: name(),
+            failures,
+        }));
+        let bound = run.outcome.client.is_bottleneck;
+        doubts.extend(bound.then(|| Doubt::ClientBound { name: name() }));
+    }
+    let twice = a
+        .iter()
+        .find(|one| b.iter().any(|other| other.name == one.name));
+    doubts.extend(twice.map(|run| Doubt::Twice {
+        name: run.name.clone(),
+    }));
+    doubts
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Differs {
+                what,
+                first,
+                name,
+                other,
+            } => write!(out, "the {what} differs: {first}, but {other} in {name}"),
+            Self::Failed { name, failures } => {
+                write!(
+                    out,
+                    "{name} counted {}",
+                    units::counted(*failures, "failure")
+                )
+            }
+            Self::ClientBound { name } => {
+                write!(
+                    out,
+                    "the client was the bottleneck in {name}; try --threads"
+                )
+            }
+            Self::Twice { name } => write!(out, "{name} is on both sides"),
+        }
+    }
+}

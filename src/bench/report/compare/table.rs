@@ -1,0 +1,141 @@
+//! A comparison as text.
+//!
+//! Invariants: no line is wider than [`COLUMNS`]; the number of lines is bounded.
+//! Must not: compute a figure.
+
+use std::fmt;
+
+use super::super::COLUMNS;
+use super::super::units::{self, labelled, sentence};
+use super::{Comparison, Side, Spread, Verdict};
+
+/// Doubts that are shown; the rest are counted.
+const DOUBTS_MAX: usize = 10;
+
+/// Pairs that it takes to tell a difference of some percent from the noise of a shared machine.
+const PAIRS_ENOUGH: usize = 8;
+
+const NAME: usize = 15;
+const FIGURE: usize = units::WIDTH;
+const RATIO: usize = 8;
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in self.lines() {
+            writeln!(out, "{line}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Comparison {
+    fn lines(&self) -> Vec<String> {
+        let [a, b] = &self.sides;
+        let mut lines = introduced("A", a);
+        lines.extend(introduced("B", b));
+        lines.extend(labelled("plan", &a.plan, ", "));
+        lines.push(String::new());
+        lines.extend(self.ratios());
+        if a.runs.max(b.runs) > 1 {
+            lines.push(String::new());
+            lines.extend(self.spreads());
+        }
+        lines.push(String::new());
+        lines.extend(sentence("B/A", &self.method()));
+        if !self.missing.is_empty() {
+            let missing = format!("not in every run: {}", self.missing.join(", "));
+            lines.extend(sentence("left out", &missing));
+        }
+        for doubt in self.doubts.iter().take(DOUBTS_MAX) {
+            lines.extend(sentence("doubt", &doubt.to_string()));
+        }
+        let hidden = self.doubts.len().saturating_sub(DOUBTS_MAX);
+        if hidden > 0 {
+            lines.extend(sentence("", &format!("… {hidden} more not shown")));
+        }
+        lines
+    }
+
+    fn ratios(&self) -> Vec<String> {
+        let mut lines = vec![format!(
+            "{:<NAME$}{:>FIGURE$}{:>FIGURE$}{:>RATIO$}{:>RATIO$}{:>RATIO$}",
+            "median", "A", "B", "B/A", "min", "max"
+        )];
+        for row in &self.rows {
+            let [a, b] = row.sides.map(|side| (row.figure.show)(side.median));
+            let verdict = self.verdict(row);
+            let [least, most] = match verdict {
+                // One run on each side has no spread; to show its ratio thrice would feign one.
+                Verdict::Unknown if self.paired => [String::new(), String::new()],
+                _ => [row.ratio.least, row.ratio.most].map(units::ratio),
+            };
+            let line = format!(
+                "{:<NAME$}{a:>FIGURE$}{b:>FIGURE$}{:>RATIO$}{least:>RATIO$}{most:>RATIO$}  {}",
+                row.figure.name,
+                units::ratio(row.ratio.median),
+                verdict.word()
+            );
+            lines.push(line.trim_end().to_owned());
+        }
+        lines
+    }
+
+    fn spreads(&self) -> Vec<String> {
+        let mut lines = vec![format!(
+            "{:<NAME$}{:>FIGURE$}{:>FIGURE$}{:>FIGURE$}{:>FIGURE$}",
+            "spread", "A min", "A max", "B min", "B max"
+        )];
+        for row in &self.rows {
+            let mut line = format!("{:<NAME$}", row.figure.name);
+            for Spread { least, most, .. } in row.sides {
+                for bound in [least, most] {
+                    line.push_str(&format!("{:>FIGURE$}", (row.figure.show)(bound)));
+                }
+            }
+            lines.push(line);
+        }
+        lines
+    }
+
+    /// How the ratios came about, and what they can tell.
+    fn method(&self) -> String {
+        let [a, b] = self.sides.each_ref().map(|side| side.runs);
+        match (a, b) {
+            (0, _) | (_, 0) => "nothing to compare".to_owned(),
+            (1, 1) => format!(
+                "of one run each, which says nothing about the spread; alternate A and B \
+                 {PAIRS_ENOUGH} times and name all files: compare A*.json -- B*.json"
+            ),
+            _ if !self.paired => format!(
+                "of the medians of {a} and {b} runs, the spread the widest possible; as many runs \
+                 on both sides, alternating, are compared pair by pair"
+            ),
+            (pairs, _) if pairs < PAIRS_ENOUGH => format!(
+                "median of {pairs} pairs, in the order of the files; differences of a few percent \
+                 take {PAIRS_ENOUGH} pairs or more"
+            ),
+            (pairs, _) => format!("median of {pairs} pairs, in the order of the files"),
+        }
+    }
+}
+
+impl Verdict {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Better => "better",
+            Self::Worse => "worse",
+            Self::Unclear => "unclear",
+            Self::Unknown => "",
+        }
+    }
+}
+
+fn introduced(label: &str, side: &Side) -> Vec<String> {
+    let what = format!(
+        "{}, uppercased {} on {}",
+        units::counted(side.runs as u64, "run"),
+        side.program,
+        side.target
+    );
+    sentence(label, &units::cut(&what, COLUMNS * 2))
+}

@@ -1,0 +1,447 @@
+//! A measurement at a glance, as text for a terminal: the verdict first, then the figures.
+//!
+//! Invariants: no line is wider than [`COLUMNS`](super::COLUMNS), and the number of lines is
+//! bounded whatever the outcome holds; what was not measured says so. It reads without colour.
+//! Must not: count or compute (`figures` does), or advise (`advice` does).
+
+use std::cmp::Reverse;
+
+use super::advice::Advice;
+use super::figures::{self, Work};
+use super::units::{self, counted, labelled, sentence};
+use crate::bench::outcome::{Failure, Latency, Mark, Outcome, PlanSummary, Server};
+
+/// First failures that are shown; the rest are only counted.
+const FAILURES_MAX: usize = 5;
+
+/// Kinds of failure that are named. There are fewer, unless a file says otherwise.
+const KINDS_MAX: usize = 12;
+
+/// Marks that are shown, the worst of them if there are more.
+const MARKS_MAX: usize = 12;
+
+/// Workers whose connections are listed one by one.
+const WORKERS_MAX: usize = 16;
+
+/// Pieces of advice that are shown.
+const ADVICE_MAX: usize = 8;
+
+/// The longest text of an outcome that is repeated, in characters.
+const TEXT_MAX: usize = 300;
+
+/// Column of a figure in a table.
+const FIGURE: usize = units::WIDTH;
+
+/// The summary: whole lines, the last one ended too.
+#[must_use]
+pub fn summary(outcome: &Outcome) -> String {
+    let mut lines = heading(outcome);
+    lines.push(String::new());
+    lines.extend(verdict(outcome));
+    lines.extend(throughput(outcome));
+    lines.extend(latency(outcome));
+    lines.extend(server(outcome));
+    lines.extend(client(outcome));
+    lines.extend(machine(outcome));
+    lines.extend(marks(&outcome.marks));
+    let advice = Advice::on(outcome);
+    for piece in advice.iter().take(ADVICE_MAX) {
+        lines.extend(sentence("note", &text(&piece.to_string())));
+    }
+    lines.iter().fold(String::new(), |mut whole, line| {
+        whole.push_str(line);
+        whole.push('\n');
+        whole
+    })
+}
+
+/// What was measured, and how.
+fn heading(outcome: &Outcome) -> Vec<String> {
+    let title = format!(
+        "uppercased bench {}: {} on {}",
+        outcome.program, outcome.plan.pattern, outcome.target
+    );
+    let mut lines = vec![units::cut(&title, super::COLUMNS)];
+    lines.extend(labelled("", &plan(&outcome.plan), ", "));
+    let time = format!(
+        "{} measured after {} of warm-up",
+        units::time_ms(outcome.measured_ms as f64),
+        units::time_ms(outcome.plan.warmup_ms as f64)
+    );
+    lines.extend(sentence("", &time));
+    lines
+}
+
+/// The plan in a few words each.
+pub(super) fn plan(plan: &PlanSummary) -> Vec<String> {
+    let numeric = plan.size.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let unit = if numeric { " B" } else { "" };
+    let mut parts = vec![
+        counted(plan.connections.into(), "connection"),
+        text(&format!("messages of {}{unit}", plan.size)),
+    ];
+    if plan.pipeline > 1 {
+        parts.push(format!("{} on their way at once", plan.pipeline));
+    }
+    if let Some(rate) = plan.rate_per_s {
+        let arrivals = plan.arrivals.as_deref().unwrap_or("constant");
+        parts.push(text(&format!("{arrivals} {}/s", units::number(rate))));
+    }
+    parts.push(counted(plan.threads.into(), "thread"));
+    if plan.processes > 1 {
+        parts.push(format!("in each of {} processes", plan.processes));
+    }
+    parts
+}
+
+fn verdict(outcome: &Outcome) -> Vec<String> {
+    let failures = figures::failures(outcome);
+    let mut done = vec![done(outcome)];
+    done.push(match outcome.plan.expect.as_str() {
+        "upper" => "every byte checked".to_owned(),
+        "none" | "" => "bytes not checked".to_owned(),
+        other => text(&format!("every byte checked ({other})")),
+    });
+    if failures == 0 {
+        let nothing = outcome.totals.connections == 0 && outcome.totals.messages == 0;
+        if nothing && outcome.totals.bytes_received == 0 {
+            return sentence("NOTHING", "no connection, no message: nothing was measured");
+        }
+        done.insert(0, "no failures".to_owned());
+        return labelled("OK", &done, ", ");
+    }
+    let mut kinds = ranked(outcome);
+    let hidden = kinds.len().saturating_sub(KINDS_MAX);
+    kinds.truncate(KINDS_MAX);
+    let mut parts: Vec<String> = kinds
+        .iter()
+        .map(|(kind, times)| format!("{} {kind}", units::count(*times)))
+        .collect();
+    if hidden > 0 {
+        parts.push(format!("{hidden} more kinds"));
+    }
+    let total = counted(failures, "failure");
+    parts[0] = format!("{total}: {}", parts[0]);
+    let mut lines = labelled("FAILED", &parts, ", ");
+    lines.extend(labelled("", &done, ", "));
+    for (position, failure) in outcome.first_failures.iter().enumerate().take(FAILURES_MAX) {
+        let label = if position == 0 { "first" } else { "" };
+        lines.extend(sentence(label, &told(failure)));
+    }
+    lines
+}
+
+/// The kinds of failure by their number, the most frequent first.
+pub(super) fn ranked(outcome: &Outcome) -> Vec<(String, u64)> {
+    let happened = outcome.failures.iter().filter(|(_, times)| **times > 0);
+    let mut kinds: Vec<(String, u64)> =
+        happened.map(|(kind, times)| (text(kind), *times)).collect();
+    kinds.sort_by_key(|(_, times)| Reverse(*times));
+    kinds
+}
+
+/// What was done, whether or not it went well.
+fn done(outcome: &Outcome) -> String {
+    let connections = counted(outcome.totals.connections, "connection");
+    match Work::of(outcome) {
+        Work::Bytes => format!(
+            "{} back on {connections}",
+            units::memory(outcome.totals.bytes_received as f64)
+        ),
+        Work::Connections if outcome.totals.messages == 0 => connections,
+        _ => format!(
+            "{} on {connections}",
+            counted(outcome.totals.messages, "message")
+        ),
+    }
+}
+
+/// A failure in a sentence.
+pub(super) fn told(failure: &Failure) -> String {
+    let at = units::time_ms(failure.at_ms as f64);
+    let place = failure
+        .position
+        .map_or_else(String::new, |byte| format!(", byte {byte}"));
+    let detail = if failure.detail.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", failure.detail)
+    };
+    text(&format!(
+        "{} at {at}, connection {}{place}{detail}",
+        failure.kind, failure.connection
+    ))
+}
+
+fn throughput(outcome: &Outcome) -> Vec<String> {
+    let rate = |things| figures::per_second(things, outcome.measured_ms);
+    let totals = &outcome.totals;
+    let mut parts = Vec::new();
+    let connections =
+        rate(totals.connections).map(|r| format!("{} connections/s", units::number(r)));
+    let messages = rate(totals.messages).map(|r| format!("{} messages/s", units::number(r)));
+    match Work::of(outcome) {
+        Work::Connections => parts.extend([connections, messages].into_iter().flatten()),
+        Work::Messages => parts.extend(messages),
+        Work::Bytes => {}
+    }
+    parts.extend(rate(totals.bytes_sent).map(|r| format!("{} sent", units::byte_rate(r))));
+    parts.extend(rate(totals.bytes_received).map(|r| format!("{} received", units::byte_rate(r))));
+    if parts.is_empty() {
+        parts.push("no time was measured".to_owned());
+    }
+    labelled("throughput", &parts, ", ")
+}
+
+fn latency(outcome: &Outcome) -> Vec<String> {
+    let Some(latency) = &outcome.latency else {
+        return sentence("latency", "not measured by this pattern");
+    };
+    let mut names = format!("{:<1$}", "latency", units::LABEL_COLUMNS);
+    let mut values = " ".repeat(units::LABEL_COLUMNS);
+    for (name, value) in percentiles(latency) {
+        names.push_str(&format!("{name:>FIGURE$}"));
+        values.push_str(&format!("{value:>FIGURE$}"));
+    }
+    let mut lines = vec![names, values];
+    let parts = [
+        format!("min {}", units::time_ns(latency.min_ns)),
+        format!("mean {}", units::time_ns(latency.mean_ns)),
+        format!("of {}", counted(latency.count, "answer")),
+        text(&format!("counted from {}", origin(outcome))),
+    ];
+    lines.extend(labelled("", &parts, ", "));
+    let stall = format!(
+        "{} at most without an answer that was due",
+        units::time_ms(outcome.longest_stall_ms)
+    );
+    lines.extend(sentence("stall", &stall));
+    lines
+}
+
+/// Every percentile that is shown, with its name, and the maximum.
+pub(super) fn percentiles(latency: &Latency) -> Vec<(String, String)> {
+    let shown = |quantile: &f64| {
+        let value = figures::percentile(latency, *quantile);
+        let value = value.map_or_else(|| units::NONE.to_owned(), units::time_ns);
+        (units::quantile(*quantile), value)
+    };
+    let mut all: Vec<_> = figures::QUANTILES.iter().map(shown).collect();
+    all.push(("max".to_owned(), units::time_ns(latency.max_ns)));
+    all
+}
+
+/// From when a latency counts.
+pub(super) fn origin(outcome: &Outcome) -> &str {
+    match outcome.latency_from.as_str() {
+        "planned" => "the planned time (open loop)",
+        "sent" => "sending (closed loop)",
+        other => other,
+    }
+}
+
+fn server(outcome: &Outcome) -> Vec<String> {
+    let Some(server) = &outcome.server else {
+        return sentence(
+            "server",
+            "not observed; if it runs on this machine, name it with --pid",
+        );
+    };
+    let mut lines = labelled("server", &cpu(outcome, server), ", ");
+    let memory = [
+        units::memory(server.memory_bytes as f64),
+        format!(
+            "{} for each connection",
+            units::memory(server.memory_per_connection_bytes)
+        ),
+        match server.pids.len() {
+            1 => "1 process".to_owned(),
+            many => format!("{many} processes"),
+        },
+    ];
+    lines.extend(labelled("memory", &memory, ", "));
+    lines.extend(balance(&server.connections_by_worker));
+    lines
+}
+
+/// What the server's CPU time went into.
+pub(super) fn cpu(outcome: &Outcome, server: &Server) -> Vec<String> {
+    let total_ms = (server.user_ms as f64) + (server.system_ms as f64);
+    let load = total_ms / outcome.measured_ms.max(1) as f64;
+    let load = format!("{} CPUs busy", units::number(load));
+    if outcome.totals.messages > 0 && Work::of(outcome) != Work::Bytes {
+        let user = server.user_per_message_ns;
+        return vec![
+            format!(
+                "{} of CPU a message",
+                units::time(server.cpu_per_message_ns)
+            ),
+            format!("{} user", units::time(user)),
+            format!(
+                "{} kernel",
+                units::time((server.cpu_per_message_ns - user).max(0.0))
+            ),
+            load,
+        ];
+    }
+    let mut parts = Vec::new();
+    if outcome.totals.bytes_received > 0 {
+        let ns_per_byte = total_ms * 1e6 / outcome.totals.bytes_received as f64;
+        parts.push(format!("{} of CPU a byte", units::time(ns_per_byte)));
+    }
+    parts.push(format!("{} user", units::time_ms(server.user_ms as f64)));
+    parts.push(format!(
+        "{} kernel",
+        units::time_ms(server.system_ms as f64)
+    ));
+    parts.push(load);
+    parts
+}
+
+/// How the connections are spread over the workers.
+fn balance(by_worker: &[u64]) -> Vec<String> {
+    let Some(skew) = figures::skew(by_worker) else {
+        return Vec::new();
+    };
+    labelled("balance", &spread(by_worker, skew), ", ")
+}
+
+/// The connections of each worker, or of the extremes if there are many.
+pub(super) fn spread(by_worker: &[u64], skew: f64) -> Vec<String> {
+    let mut parts: Vec<String> = if by_worker.len() <= WORKERS_MAX {
+        let workers = by_worker.iter().enumerate();
+        workers
+            .map(|(number, open)| format!("worker {number}: {}", units::count(*open)))
+            .collect()
+    } else {
+        let least = by_worker.iter().min().copied().unwrap_or(0);
+        let most = by_worker.iter().max().copied().unwrap_or(0);
+        vec![format!(
+            "{} workers: {} to {} connections",
+            by_worker.len(),
+            units::count(least),
+            units::count(most)
+        )]
+    };
+    parts.push(format!("busiest {} times the mean", units::ratio(skew)));
+    parts
+}
+
+fn client(outcome: &Outcome) -> Vec<String> {
+    let client = &outcome.client;
+    let threads = u64::from(outcome.plan.threads) * u64::from(outcome.plan.processes.max(1));
+    let mut parts = vec![format!(
+        "{} of what {} could do",
+        units::share(client.share_of_cpus),
+        counted(threads, "thread")
+    )];
+    if client.cpu_per_message_ns > 0.0 {
+        let cost = units::time(client.cpu_per_message_ns);
+        parts.push(format!("{cost} of CPU a message"));
+    }
+    if client.is_bottleneck {
+        parts.push("the bottleneck".to_owned());
+    }
+    labelled("client", &parts, ", ")
+}
+
+fn machine(outcome: &Outcome) -> Vec<String> {
+    let machine = &outcome.machine;
+    let parts = [
+        counted(machine.cpus.into(), "CPU"),
+        text(&machine.cpu_model),
+        text(&format!("Linux {}", machine.kernel)),
+    ];
+    let known = parts.into_iter().filter(|part| !part.trim().is_empty());
+    labelled("machine", &known.collect::<Vec<_>>(), ", ")
+}
+
+/// What was done to the server, and what clients saw round it.
+fn marks(marks: &[Mark]) -> Vec<String> {
+    if marks.is_empty() {
+        return Vec::new();
+    }
+    let mut lines = labelled("marks", &overall(marks), ", ");
+    lines.push(format!(
+        "{:>FIGURE$}{:>FIGURE$}{:>10}{:>FIGURE$}{:>FIGURE$}  command",
+        "at", "took", "failures", "stall", "p99"
+    ));
+    let chosen = worst(marks);
+    for mark in &chosen {
+        let row = format!(
+            "{:>FIGURE$}{:>FIGURE$}{:>10}{:>FIGURE$}{:>FIGURE$}  {}{}",
+            units::time_ms(mark.at_ms as f64),
+            units::time_ms(mark.took_ms as f64),
+            units::count(mark.seen.failures),
+            units::time_ms(mark.seen.longest_stall_ms),
+            units::time_ns(mark.seen.p99_ns),
+            ending(mark),
+            mark.command
+        );
+        lines.push(units::cut(&row, super::COLUMNS));
+        if mark.exit_code != Some(0) && !mark.output.is_empty() {
+            lines.extend(sentence("", &text(&mark.output)));
+        }
+    }
+    let hidden = marks.len() - chosen.len();
+    if hidden > 0 {
+        lines.extend(sentence("", &format!("… {hidden} calmer ones not shown")));
+    }
+    lines
+}
+
+/// All marks in a sentence.
+pub(super) fn overall(marks: &[Mark]) -> Vec<String> {
+    let failed = marks
+        .iter()
+        .filter(|mark| mark.exit_code != Some(0))
+        .count();
+    let hit = marks.iter().filter(|mark| mark.seen.failures > 0).count();
+    let stall = marks
+        .iter()
+        .map(|mark| mark.seen.longest_stall_ms)
+        .fold(0.0, f64::max);
+    vec![
+        counted(marks.len() as u64, "command"),
+        match failed {
+            0 => "all succeeded".to_owned(),
+            failed => format!("{failed} did not succeed"),
+        },
+        match hit {
+            0 => "clients saw no failure round them".to_owned(),
+            hit => format!("clients saw failures round {hit}"),
+        },
+        format!("longest stall {}", units::time_ms(stall)),
+    ]
+}
+
+/// The marks to be shown, in order of time.
+pub(super) fn worst(marks: &[Mark]) -> Vec<&Mark> {
+    let mut order: Vec<usize> = (0..marks.len()).collect();
+    order.sort_by(|a, b| {
+        let rank = |at: usize| {
+            let mark = &marks[at];
+            (mark.seen.failures, mark.exit_code != Some(0))
+        };
+        let stall = |at: usize| marks[at].seen.longest_stall_ms;
+        let by_rank = rank(*b).cmp(&rank(*a));
+        by_rank.then_with(|| stall(*b).total_cmp(&stall(*a)))
+    });
+    order.truncate(MARKS_MAX);
+    order.sort_unstable();
+    order.into_iter().map(|at| &marks[at]).collect()
+}
+
+/// How a command ended, unless well.
+pub(super) fn ending(mark: &Mark) -> String {
+    match mark.exit_code {
+        Some(0) => String::new(),
+        Some(code) => format!("exit {code}: "),
+        None => "no exit: ".to_owned(),
+    }
+}
+
+/// A text of the outcome, bounded.
+fn text(text: &str) -> String {
+    units::cut(text, TEXT_MAX)
+}

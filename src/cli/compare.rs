@@ -1,0 +1,114 @@
+//! `bench compare`: which files were named, and the comparison of what stands in them.
+//!
+//! Invariants: a file that cannot be read, or is no outcome, is one line on standard error and
+//! exit code [`BAD_INPUT`], before anything is printed; doubts are part of the report and change
+//! no exit code.
+//! Must not: judge an outcome (`bench::report` does).
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::PathBufValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, ArgMatches};
+
+use super::{BAD_INPUT, complain, definition, print};
+use crate::bench::report::{self, Run};
+
+/// The command, below `bench`.
+pub(super) const COMPARE: &str = "compare";
+
+const A: &str = "a";
+const B: &str = "b";
+
+/// The files to be compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compare {
+    /// Runs of one side.
+    pub a: Vec<PathBuf>,
+    /// Runs of the other.
+    pub b: Vec<PathBuf>,
+}
+
+/// What may be typed.
+pub(super) fn command() -> clap::Command {
+    let files = |name: &'static str| {
+        Arg::new(name)
+            .value_parser(PathBufValueParser::new())
+            .num_args(1..)
+    };
+    clap::Command::new(COMPARE)
+        .about("Compare measurements: ratios B/A with their spread")
+        .override_usage(
+            "uppercased bench compare A.json B.json\n       \
+             uppercased bench compare A.json... -- B.json...",
+        )
+        .after_help(
+            "With as many files on both sides, the first of A is compared with the first of B and\n\
+             so on: alternate the runs, so that those of a pair lie next to each other in time.\n\n\
+             Examples:\n  uppercased bench compare before.json after.json\n  \
+             uppercased bench compare before-*.json -- after-*.json",
+        )
+        .arg(
+            files(A)
+                .value_name("A.json")
+                .required(true)
+                .help("What `bench --json FILE` wrote; two files are A and B"),
+        )
+        .arg(
+            files(B)
+                .value_name("B.json")
+                .last(true)
+                .help("The other side, if a side has several files"),
+        )
+}
+
+/// The files as typed.
+///
+/// # Errors
+///
+/// It is not clear which file belongs to which side.
+pub(super) fn typed(typed: &ArgMatches) -> Result<Compare, super::Error> {
+    let files = |name| -> Vec<PathBuf> {
+        let named = typed.get_many::<PathBuf>(name).into_iter();
+        named.flatten().cloned().collect()
+    };
+    let (a, b) = (files(A), files(B));
+    if !b.is_empty() {
+        return Ok(Compare { a, b });
+    }
+    match <[PathBuf; 2]>::try_from(a) {
+        Ok([a, b]) => Ok(Compare {
+            a: vec![a],
+            b: vec![b],
+        }),
+        Err(files) => Err(definition::refused(
+            ErrorKind::WrongNumberOfValues,
+            match files.len() {
+                1 => "one file cannot be compared; name another one".to_owned(),
+                many => format!("which of {many} files are A and which B? Put `--` between them"),
+            },
+        )),
+    }
+}
+
+/// Prints the comparison.
+pub(super) fn run(compare: &Compare) -> ExitCode {
+    match load(&compare.a).and_then(|a| Ok((a, load(&compare.b)?))) {
+        Ok((a, b)) => print(&report::compare(&a, &b).to_string()),
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::from(BAD_INPUT)
+        }
+    }
+}
+
+fn load(files: &[PathBuf]) -> Result<Vec<Run>, report::Error> {
+    let runs = files.iter().map(|path| {
+        Ok(Run {
+            name: path.display().to_string(),
+            outcome: report::load(path)?,
+        })
+    });
+    runs.collect()
+}
