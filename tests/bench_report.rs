@@ -176,7 +176,7 @@ fn advice_names_the_flag_to_try() {
             o.client.is_bottleneck = true;
             o.plan.threads = 2;
         }),
-        ("--rate 121851", |o| o.plan.rate_per_s = Some(200_000.0)),
+        ("--rate 121852", |o| o.plan.rate_per_s = Some(200_000.0)),
         ("`rate` with --rate 76158", |o| o.longest_stall_ms = 310.0),
         ("p99.99 and above rest on 50.0k answers", |o| {
             o.latency.as_mut().unwrap().count = 50_000;

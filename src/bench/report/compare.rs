@@ -85,6 +85,8 @@ enum Better {
 enum Verdict {
     Better,
     Worse,
+    /// Every ratio is 1.
+    Same,
     /// The spread of the ratio holds 1.
     Unclear,
     /// One run on a side shows no spread.
@@ -274,6 +276,7 @@ impl Comparison {
             return Verdict::Unknown;
         }
         let higher = match row.ratio {
+            ratio if ratio.least == 1.0 && ratio.most == 1.0 => return Verdict::Same,
             ratio if ratio.least > 1.0 => true,
             ratio if ratio.most < 1.0 => false,
             _ => return Verdict::Unclear,

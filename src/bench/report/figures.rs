@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 
-use crate::bench::outcome::{Latency, Outcome};
+use crate::bench::outcome::{Latency, Mark, Outcome};
 
 /// The quantiles that a report shows.
 pub(super) const QUANTILES: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 0.9999];
@@ -66,6 +66,15 @@ pub(super) fn skew(by_worker: &[u64]) -> Option<f64> {
     let all: f64 = by_worker.iter().map(|open| *open as f64).sum();
     let most = by_worker.iter().max().copied().unwrap_or(0);
     (by_worker.len() > 1 && all > 0.0).then(|| most as f64 * by_worker.len() as f64 / all)
+}
+
+/// The command of all marks, if it is always the same.
+pub(super) fn only_command(marks: &[Mark]) -> Option<&str> {
+    let first = marks.first()?.command.as_str();
+    marks
+        .iter()
+        .all(|mark| mark.command == first)
+        .then_some(first)
 }
 
 /// Every latency measured; `None` if the outcome carries none that can be read, which costs a

@@ -23,6 +23,15 @@ const FAILURES_MAX: usize = 50;
 /// Marks that are listed.
 const MARKS_MAX: usize = 500;
 
+/// Pieces of advice that are listed.
+const NOTES_MAX: usize = 50;
+
+/// Kinds of failure that are named.
+const KINDS_MAX: usize = 50;
+
+/// The longest text of an outcome that is repeated, in characters.
+const TEXT_MAX: usize = 500;
+
 /// The last second of the year 9999, in milliseconds: later times have no usual spelling.
 const UNIX_MS_MAX: u64 = 253_402_300_799_000;
 
@@ -57,17 +66,16 @@ pub fn html(outcome: &Outcome) -> String {
     )
 }
 
-/// A text of somebody else's as text of the page.
+/// A text of somebody else's as text of the page: in one line, bounded, and no markup.
 fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
-    for letter in text.chars() {
+    for letter in units::cut(text, TEXT_MAX).chars() {
         match letter {
             '&' => safe.push_str("&amp;"),
             '<' => safe.push_str("&lt;"),
             '>' => safe.push_str("&gt;"),
             '"' => safe.push_str("&quot;"),
             '\'' => safe.push_str("&#39;"),
-            control if control.is_control() => safe.push(' '),
             other => safe.push(other),
         }
     }
@@ -147,6 +155,7 @@ fn notes(outcome: &Outcome) -> String {
     }
     let items: String = advice
         .iter()
+        .take(NOTES_MAX)
         .map(|piece| format!("<li>{}</li>\n", escaped(&piece.to_string())))
         .collect();
     format!("<ul class=\"notes\">\n{items}</ul>\n")
@@ -259,6 +268,7 @@ fn failures(outcome: &Outcome) -> String {
     }
     let kinds: Vec<String> = kinds
         .iter()
+        .take(KINDS_MAX)
         .map(|(kind, times)| format!("{} {}", units::count(*times), escaped(kind)))
         .collect();
     let first: String = outcome

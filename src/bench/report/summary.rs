@@ -27,7 +27,10 @@ const WORKERS_MAX: usize = 16;
 const ADVICE_MAX: usize = 8;
 
 /// The longest text of an outcome that is repeated, in characters.
-const TEXT_MAX: usize = 300;
+const TEXT_MAX: usize = 160;
+
+/// The longest name of a kind of failure.
+const KIND_MAX: usize = 20;
 
 /// Column of a figure in a table.
 const FIGURE: usize = units::WIDTH;
@@ -61,7 +64,7 @@ fn heading(outcome: &Outcome) -> Vec<String> {
         "uppercased bench {}: {} on {}",
         outcome.program, outcome.plan.pattern, outcome.target
     );
-    let mut lines = vec![units::cut(&title, super::COLUMNS)];
+    let mut lines = vec![units::cut(&title, super::COLUMNS).trim_end().to_owned()];
     lines.extend(labelled("", &plan(&outcome.plan), ", "));
     let time = format!(
         "{} measured after {} of warm-up",
@@ -134,8 +137,9 @@ fn verdict(outcome: &Outcome) -> Vec<String> {
 /// The kinds of failure by their number, the most frequent first.
 pub(super) fn ranked(outcome: &Outcome) -> Vec<(String, u64)> {
     let happened = outcome.failures.iter().filter(|(_, times)| **times > 0);
-    let mut kinds: Vec<(String, u64)> =
-        happened.map(|(kind, times)| (text(kind), *times)).collect();
+    let mut kinds: Vec<(String, u64)> = happened
+        .map(|(kind, times)| (units::cut(kind, KIND_MAX), *times))
+        .collect();
     kinds.sort_by_key(|(_, times)| Reverse(*times));
     kinds
 }
@@ -174,7 +178,10 @@ pub(super) fn told(failure: &Failure) -> String {
 }
 
 fn throughput(outcome: &Outcome) -> Vec<String> {
-    let rate = |things| figures::per_second(things, outcome.measured_ms);
+    let rate = |things| {
+        let rate = figures::per_second(things, outcome.measured_ms);
+        rate.filter(|rate| *rate > 0.0)
+    };
     let totals = &outcome.totals;
     let mut parts = Vec::new();
     let connections =
@@ -188,7 +195,7 @@ fn throughput(outcome: &Outcome) -> Vec<String> {
     parts.extend(rate(totals.bytes_sent).map(|r| format!("{} sent", units::byte_rate(r))));
     parts.extend(rate(totals.bytes_received).map(|r| format!("{} received", units::byte_rate(r))));
     if parts.is_empty() {
-        parts.push("no time was measured".to_owned());
+        parts.push("none".to_owned());
     }
     labelled("throughput", &parts, ", ")
 }
@@ -347,13 +354,20 @@ fn client(outcome: &Outcome) -> Vec<String> {
 
 fn machine(outcome: &Outcome) -> Vec<String> {
     let machine = &outcome.machine;
-    let parts = [
-        counted(machine.cpus.into(), "CPU"),
-        text(&machine.cpu_model),
-        text(&format!("Linux {}", machine.kernel)),
-    ];
-    let known = parts.into_iter().filter(|part| !part.trim().is_empty());
-    labelled("machine", &known.collect::<Vec<_>>(), ", ")
+    let mut known = Vec::new();
+    if machine.cpus > 0 {
+        known.push(counted(machine.cpus.into(), "CPU"));
+    }
+    if !machine.cpu_model.is_empty() {
+        known.push(text(&machine.cpu_model));
+    }
+    if !machine.kernel.is_empty() {
+        known.push(text(&format!("Linux {}", machine.kernel)));
+    }
+    if known.is_empty() {
+        return Vec::new();
+    }
+    labelled("machine", &known, ", ")
 }
 
 /// What was done to the server, and what clients saw round it.
@@ -361,11 +375,19 @@ fn marks(marks: &[Mark]) -> Vec<String> {
     if marks.is_empty() {
         return Vec::new();
     }
+    let same = figures::only_command(marks);
     let mut lines = labelled("marks", &overall(marks), ", ");
-    lines.push(format!(
-        "{:>FIGURE$}{:>FIGURE$}{:>10}{:>FIGURE$}{:>FIGURE$}  command",
-        "at", "took", "failures", "stall", "p99"
-    ));
+    lines.extend(same.map_or_else(Vec::new, |command| sentence("", &text(command))));
+    let header = format!(
+        "{:>FIGURE$}{:>FIGURE$}{:>10}{:>FIGURE$}{:>FIGURE$}  {}",
+        "at",
+        "took",
+        "failures",
+        "stall",
+        "p99",
+        if same.is_some() { "" } else { "command" }
+    );
+    lines.push(header.trim_end().to_owned());
     let chosen = worst(marks);
     for mark in &chosen {
         let row = format!(
@@ -376,9 +398,9 @@ fn marks(marks: &[Mark]) -> Vec<String> {
             units::time_ms(mark.seen.longest_stall_ms),
             units::time_ns(mark.seen.p99_ns),
             ending(mark),
-            mark.command
+            if same.is_some() { "" } else { &mark.command }
         );
-        lines.push(units::cut(&row, super::COLUMNS));
+        lines.push(units::cut(&row, super::COLUMNS).trim_end().to_owned());
         if mark.exit_code != Some(0) && !mark.output.is_empty() {
             lines.extend(sentence("", &text(&mark.output)));
         }
@@ -436,8 +458,8 @@ pub(super) fn worst(marks: &[Mark]) -> Vec<&Mark> {
 pub(super) fn ending(mark: &Mark) -> String {
     match mark.exit_code {
         Some(0) => String::new(),
-        Some(code) => format!("exit {code}: "),
-        None => "no exit: ".to_owned(),
+        Some(code) => format!("exit {code} "),
+        None => "no exit ".to_owned(),
     }
 }
 

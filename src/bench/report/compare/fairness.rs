@@ -115,7 +115,7 @@ impl fmt::Display for Doubt {
                 first,
                 name,
                 other,
-            } => write!(out, "the {what} differs: {first}, but {other} in {name}"),
+            } => write!(out, "another {what} in {name}: {other}, not {first}"),
             Self::Failed { name, failures } => {
                 write!(
                     out,

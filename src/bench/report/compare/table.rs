@@ -124,6 +124,7 @@ impl Verdict {
         match self {
             Self::Better => "better",
             Self::Worse => "worse",
+            Self::Same => "same",
             Self::Unclear => "unclear",
             Self::Unknown => "",
         }

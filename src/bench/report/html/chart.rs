@@ -15,10 +15,12 @@ const WIDTH: u32 = 960;
 const HEIGHT: u32 = 280;
 
 const FONT: &str = "sans-serif";
-const FONT_SIZE: f64 = 13.0;
+const FONT_SIZE: f64 = 15.0;
 const LEFT: u32 = 76;
 const BOTTOM: u32 = 40;
 const MARGIN: u32 = 12;
+/// Half of the last label of the x-axis.
+const RIGHT: u32 = 28;
 
 /// Room above the highest line for the names of the marks, as a share of the height.
 const HEADROOM: f64 = 0.09;
@@ -122,6 +124,7 @@ fn paint(chart: &Chart, svg: &mut String) -> Result<(), Failure> {
     let area = SVGBackend::with_string(svg, (WIDTH, HEIGHT)).into_drawing_area();
     let mut canvas = ChartBuilder::on(&area)
         .margin(MARGIN)
+        .margin_right(RIGHT)
         .x_label_area_size(BOTTOM)
         .y_label_area_size(LEFT)
         .build_cartesian_2d(Scale { axis: x, to: x.to }, Scale { axis: y, to: top })?;

@@ -45,7 +45,7 @@ struct Piece {
     bytes: u64,
     connections: u64,
     failures: u64,
-    p50_ns: f64,
+    p50_ns: u64,
     p99_ns: u64,
     max_ns: u64,
 }
@@ -87,7 +87,7 @@ impl Piece {
             bytes: sum(|i| i.bytes_received),
             connections: sum(|i| i.connections_opened),
             failures: sum(|i| i.failures),
-            p50_ns: most(|i| i.p50_ns) as f64,
+            p50_ns: most(|i| i.p50_ns),
             p99_ns: most(|i| i.p99_ns),
             max_ns: most(|i| i.max_ns),
         })
@@ -128,7 +128,10 @@ fn throughput(outcome: &Outcome, pieces: &[Piece], merged: &str) -> Figure {
             y: Axis {
                 from: 0.0,
                 to: round.last().copied().unwrap_or(1.0),
-                ticks: round.iter().map(|tick| (*tick, show(*tick))).collect(),
+                ticks: round
+                    .iter()
+                    .map(|tick| (*tick, units::tick(&show(*tick))))
+                    .collect(),
                 name: "",
             },
             lines,
@@ -142,7 +145,7 @@ fn latency_over_time(outcome: &Outcome, pieces: &[Piece], merged: &str) -> Optio
     let kinds: [(_, _, fn(&Piece) -> f64); 3] = [
         ("max", Ink::Red, |p| p.max_ns as f64),
         ("p99", Ink::Orange, |p| p.p99_ns as f64),
-        ("p50", Ink::Blue, |p| p.p50_ns),
+        ("p50", Ink::Blue, |p| p.p50_ns as f64),
     ];
     let measured = |of: fn(&Piece) -> f64| pieces.iter().map(of).filter(|ns| *ns > 0.0);
     let all = || kinds.iter().flat_map(|(_, _, of)| measured(*of));
@@ -256,7 +259,7 @@ fn latency_axis(least: f64, most: f64) -> Axis {
         to: last.max(most).log10(),
         ticks: round
             .iter()
-            .map(|ns| (ns.log10(), units::time(*ns)))
+            .map(|ns| (ns.log10(), units::tick(&units::time(*ns))))
             .collect(),
         name: "",
     }
@@ -267,7 +270,7 @@ fn time_axis(pieces: &[Piece]) -> Axis {
         last.at_s + last.length_ms as f64 / 2.0 / MS_PER_S
     });
     let end = if end > 0.0 { end } else { 1.0 };
-    let label = |s: f64| units::time_ms(s * MS_PER_S);
+    let label = |s: f64| units::tick(&units::time_ms(s * MS_PER_S));
     Axis {
         from: 0.0,
         to: end,
@@ -297,15 +300,10 @@ fn marks(outcome: &Outcome, x: &Axis) -> Vec<Span> {
 
 /// What the vertical lines are.
 fn marked(outcome: &Outcome) -> String {
-    match outcome.marks.as_slice() {
-        [] => String::new(),
-        marks => {
-            let same = marks.windows(2).all(|two| two[0].command == two[1].command);
-            let what = match marks.first() {
-                Some(first) if same => units::cut(&first.command, super::super::COLUMNS),
-                _ => "a command of the table below".to_owned(),
-            };
-            format!("Numbered lines: {what}; shaded while it ran.")
-        }
-    }
+    let what = match figures::only_command(&outcome.marks) {
+        _ if outcome.marks.is_empty() => return String::new(),
+        Some(command) => units::cut(command, super::super::COLUMNS),
+        None => "a command of the table below".to_owned(),
+    };
+    format!("Numbered lines: {what}; shaded while it ran.")
 }
