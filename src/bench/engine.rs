@@ -262,9 +262,11 @@ impl Engine<'_> {
             }
             Phase::Ramp => stop,
             Phase::Ready => {
-                let start = self.board.start.load(Ordering::Acquire);
-                if start > 0 && !stop {
-                    self.begin(Tick::from_nanos(start), now);
+                let start = self.start();
+                if let Some(start) = start
+                    && now >= start
+                {
+                    self.begin(start, now);
                 }
                 stop
             }
@@ -282,6 +284,12 @@ impl Engine<'_> {
             }
             Phase::Drain => self.is_drained(),
         }
+    }
+
+    /// When the load begins, once that is known.
+    fn start(&self) -> Option<Tick> {
+        let start = self.board.start.load(Ordering::Acquire);
+        (start > 0).then(|| Tick::from_nanos(start))
     }
 
     fn begin(&mut self, start: Tick, now: Tick) {
@@ -498,8 +506,10 @@ impl Engine<'_> {
                 .set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
         }
         let mut wake = self.next_sweep;
-        if let Phase::Load(from, until) = self.phase {
-            wake = wake.min(if now < from { from } else { until });
+        match self.phase {
+            Phase::Ready => wake = self.start().map_or(wake, |start| wake.min(start)),
+            Phase::Load(from, until) => wake = wake.min(if now < from { from } else { until }),
+            Phase::Ramp | Phase::Drain => {}
         }
         if let Some(&(at, _)) = self.to_retry.front() {
             wake = wake.min(at);

@@ -67,12 +67,6 @@ pub fn judge(facts: &Facts<'_>) -> (Client, Vec<String>) {
         ));
     }
     let mut warnings = Vec::new();
-    if !reasons.is_empty() {
-        warnings.push(format!(
-            "The client is the bottleneck: {}.",
-            reasons.join("; and ")
-        ));
-    }
     let all_ns = facts.measured.as_nanos() as f64 * f64::from(facts.cpus);
     if let Some(server) = facts.server_cpu
         && facts.closed_loop

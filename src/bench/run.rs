@@ -34,6 +34,12 @@ const LEAD: Duration = Duration::from_millis(20);
 const STEP: Duration = Duration::from_millis(100);
 /// What clients saw is told from this long before a command until this long after it.
 const WINDOW: Duration = Duration::from_secs(1);
+/// How long a server has to take all connections from its queue before it is looked at.
+const SETTLE: Duration = Duration::from_secs(2);
+/// How often it is looked at meanwhile.
+const SETTLE_STEP: Duration = Duration::from_millis(20);
+/// One whose memory was the same in so many looks has taken what there is.
+const SETTLED_LOOKS: u32 = 5;
 /// How long the first connection may take, which shows whether there is a server at all.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -168,9 +174,14 @@ fn load(
         reached = wait(&mut team, None)?;
         progress.connecting(team.counts(), plan);
     }
-    watched.memory = observe::memory(roots);
-    if let Some(status) = subject.control.as_deref().and_then(own_server::status) {
-        watched.by_worker = status.slots.iter().map(|slot| slot.traffic.open).collect();
+    if plan.messages_each.is_none() && !roots.is_empty() {
+        let mut looks = Looks::default();
+        let until = clock::now() + SETTLE;
+        while !looks.are_settled(subject, team.counts().open) && clock::now() < until {
+            wait(&mut team, Some(clock::now() + SETTLE_STEP))?;
+        }
+        watched.memory = looks.memory;
+        watched.by_worker = looks.by_worker;
     }
 
     let started_unix_ms = unix_ms();
@@ -202,6 +213,36 @@ fn load(
         origin,
         started_unix_ms,
     })
+}
+
+/// What the server looks like with all connections open. That a client has a connection does not
+/// mean that the server has taken it from its queue yet.
+#[derive(Debug, Default)]
+struct Looks {
+    memory: Option<u64>,
+    by_worker: Vec<u64>,
+    /// Looks in a row that found the same.
+    unchanged: u32,
+}
+
+impl Looks {
+    /// Looks again; whether the server has taken all `open` connections, by its own word or, if it
+    /// gives none, by its memory, which has stopped growing.
+    fn are_settled(&mut self, subject: &Subject, open: u64) -> bool {
+        let memory = observe::memory(&subject.roots);
+        self.unchanged = if memory == self.memory {
+            self.unchanged + 1
+        } else {
+            0
+        };
+        self.memory = memory;
+        let status = subject.control.as_deref().and_then(own_server::status);
+        let Some(status) = status else {
+            return self.unchanged >= SETTLED_LOOKS;
+        };
+        self.by_worker = status.slots.iter().map(|slot| slot.traffic.open).collect();
+        self.by_worker.iter().sum::<u64>() >= open
+    }
 }
 
 /// Everybody who makes the load, connecting already.

@@ -1,0 +1,612 @@
+//! The load generator against servers whose every misdeed is known: ours, which has none, and
+//! stand-ins that answer wrong bytes, reset, close early, say nothing, refuse, or stop for a while.
+//!
+//! No test asserts a speed: of times, only that what must have waited is seen to have waited.
+
+mod support;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::poll::PollFlags;
+use uppercased::bench::outcome::Outcome;
+
+use support::{DEADLINE, Server, in_background, poll_one};
+
+/// What a measurement said.
+struct Said {
+    code: i32,
+    outcome: Option<Outcome>,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs `bench` with `args`, and reads the JSON.
+#[track_caller]
+fn bench(args: &[&str]) -> Said {
+    bench_by(
+        Command::new(env!("CARGO_BIN_EXE_uppercased")).arg("bench"),
+        args,
+    )
+}
+
+#[track_caller]
+fn bench_by(command: &mut Command, args: &[&str]) -> Said {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("outcome.json");
+    // Flags go before what belongs to the server.
+    let own = args
+        .iter()
+        .position(|arg| *arg == "--")
+        .unwrap_or(args.len());
+    let output = command
+        .args(&args[..own])
+        .arg("--json")
+        .arg(&file)
+        .args(&args[own..])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = std::fs::read_to_string(&file).unwrap_or_default();
+    Said {
+        code: output.status.code().expect("it ends by itself"),
+        outcome: serde_json::from_str(&text).ok(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+impl Said {
+    #[track_caller]
+    fn outcome(&self) -> &Outcome {
+        let told = || panic!("no outcome: {} {}", self.stdout, self.stderr);
+        self.outcome.as_ref().unwrap_or_else(told)
+    }
+
+    /// It must have found nothing wrong.
+    #[track_caller]
+    fn is_clean(&self) -> &Outcome {
+        let outcome = self.outcome();
+        let Outcome {
+            failures,
+            first_failures,
+            ..
+        } = outcome;
+        assert!(failures.is_empty(), "{failures:?} {first_failures:?}");
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        outcome
+    }
+}
+
+/// A server in threads of the test, for any number of connections; its port closes when it is
+/// dropped.
+struct Bad {
+    addr: SocketAddr,
+    over: Arc<AtomicBool>,
+}
+
+impl Bad {
+    /// `answer` gets every connection, with its number. The first one only shows that the server is
+    /// there.
+    fn serve(answer: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let (is_over, answer) = (Arc::clone(&over), Arc::new(answer));
+        in_background(move || {
+            for number in 0.. {
+                let (stream, _) = listener.accept().unwrap();
+                if is_over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let answer = Arc::clone(&answer);
+                in_background(move || answer(number, stream));
+            }
+        });
+        Self { addr, over }
+    }
+
+    /// `answer` makes the reply to what came after so many bytes; none ends the connection.
+    fn reply(answer: impl Fn(u64, &[u8]) -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
+        Self::serve(move |_, mut stream| {
+            let mut piece = [0; 4096];
+            let mut before = 0;
+            while let Ok(count @ 1..) = stream.read(&mut piece) {
+                let Some(reply) = answer(before, &piece[..count]) else {
+                    return;
+                };
+                before += count as u64;
+                if stream.write_all(&reply).is_err() {
+                    return;
+                }
+            }
+        })
+    }
+
+    fn target(&self) -> String {
+        self.addr.to_string()
+    }
+}
+
+impl Drop for Bad {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        // Wakes it up to see that.
+        drop(TcpStream::connect(self.addr));
+    }
+}
+
+fn upper(bytes: &[u8]) -> Vec<u8> {
+    bytes.to_ascii_uppercase()
+}
+
+/// Waits until the peer has closed or `within` has passed.
+fn wait_closed(stream: &mut TcpStream, within: Duration) {
+    let mut piece = [0; 4096];
+    while poll_one(&*stream, PollFlags::POLLIN, within) {
+        match stream.read(&mut piece) {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return,
+        }
+    }
+}
+
+const SHORT: [&str; 4] = [
+    "--duration=300ms",
+    "--warmup=50ms",
+    "--no-progress",
+    "--threads=2",
+];
+
+fn short<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    [&SHORT, args].concat()
+}
+
+#[test]
+fn every_pattern_finds_nothing_wrong_with_our_server() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "2"]);
+    let target = server.addr().to_string();
+    for pattern in [
+        vec!["ping"],
+        vec!["ping", "--pipeline=16", "--size=1..5000"],
+        vec!["ping", "--size=mixed"],
+        vec!["rate", "--rate=500"],
+        vec!["rate", "--rate=500", "--arrivals=poisson", "--pipeline=4"],
+        vec!["stream"],
+        vec!["churn", "--connections=8"],
+        vec![
+            "churn",
+            "--connections=8",
+            "--close=half",
+            "--messages-each=3",
+            "--pipeline=3",
+        ],
+        vec!["churn", "--connections=8", "--close=rst"],
+        vec!["hold", "--connections=100", "--every=200ms"],
+    ] {
+        let said = bench(&[&pattern[..], &[&target], &SHORT].concat());
+        let outcome = said.is_clean();
+        let totals = outcome.totals;
+        assert!(
+            totals.messages > 0 && totals.bytes_received > 0,
+            "{pattern:?}: {totals:?}"
+        );
+        assert_eq!(outcome.plan.pattern, pattern[0]);
+        let latency = outcome.latency.as_ref().unwrap();
+        assert!(
+            latency.min_ns > 0 && latency.min_ns <= latency.max_ns,
+            "{pattern:?}"
+        );
+        let in_series: u64 = outcome.series.iter().map(|piece| piece.messages).sum();
+        assert_eq!(in_series, totals.messages, "{pattern:?}");
+        assert_eq!(outcome.series.len(), 3, "{pattern:?}");
+        assert!(
+            said.stdout.contains("every byte checked"),
+            "{}",
+            said.stdout
+        );
+    }
+    let said = bench(&short(&["idle", &target, "--connections=100"]));
+    assert_eq!(said.is_clean().totals.connections, 100);
+}
+
+#[test]
+fn without_an_address_it_brings_its_own_server_and_takes_it_away() {
+    let said = bench(&short(&[
+        "--workers=2",
+        "--connections=40",
+        "--",
+        "--log-level",
+        "debug",
+    ]));
+    let outcome = said.is_clean();
+    let server = outcome.server.as_ref().unwrap();
+    assert!(
+        server.pids.len() >= 3,
+        "a supervisor and two workers: {server:?}"
+    );
+    assert_eq!(server.connections_by_worker.iter().sum::<u64>(), 40);
+    assert!(server.memory_bytes > 0);
+    for pid in &server.pids {
+        assert!(support::wait_gone(*pid, DEADLINE), "{pid} is still there");
+    }
+}
+
+#[test]
+fn its_own_server_says_why_it_does_not_start() {
+    let said = bench(&short(&["--", "--backlog", "none"]));
+    assert_eq!((said.code, said.outcome.is_none()), (1, true));
+    assert!(said.stderr.contains("backlog"), "{}", said.stderr);
+}
+
+#[test]
+fn a_wrong_byte_is_told_with_its_position() {
+    let bad = Bad::reply(|before, bytes| {
+        let mut reply = upper(bytes);
+        let at = 100u64.checked_sub(before).map(|at| at as usize);
+        if let Some(byte) = at.and_then(|at| reply.get_mut(at)) {
+            *byte ^= 0x80;
+        }
+        Some(reply)
+    });
+    let said = bench(&short(&["ping", &bad.target(), "-c1"]));
+    let outcome = said.outcome();
+    assert_eq!(said.code, 1);
+    assert!(outcome.failures["wrong_byte"] > 0, "{:?}", outcome.failures);
+    assert_eq!(outcome.first_failures[0].position, Some(100));
+}
+
+#[test]
+fn an_echo_is_wrong_unless_it_is_expected() {
+    let bad = Bad::reply(|_, bytes| Some(bytes.to_vec()));
+    let target = bad.target();
+    assert_eq!(bench(&short(&["ping", &target, "-c2"])).code, 1);
+    bench(&short(&["ping", &target, "-c2", "--expect=echo"])).is_clean();
+    bench(&short(&["ping", &target, "-c2", "--expect=none"])).is_clean();
+}
+
+#[test]
+fn lost_and_surplus_bytes_are_found() {
+    let loses = Bad::reply(|before, bytes| {
+        let from = usize::from(before == 0);
+        Some(upper(&bytes[from..]))
+    });
+    let said = bench(&short(&["ping", &loses.target(), "-c1", "--pipeline=2"]));
+    assert_eq!(said.outcome().first_failures[0].kind, "wrong_byte");
+    let adds = Bad::reply(|_, bytes| Some([upper(bytes), b"!".to_vec()].concat()));
+    let said = bench(&short(&["ping", &adds.target(), "-c1", "--expect=none"]));
+    let first = &said.outcome().first_failures[0];
+    assert_eq!(
+        (first.kind.as_str(), first.position),
+        ("wrong_byte", Some(64))
+    );
+}
+
+#[test]
+fn an_early_end_is_told_with_its_position() {
+    let bad = Bad::serve(|_, mut stream| {
+        let mut message = [0; 64];
+        if stream.read_exact(&mut message).is_ok() {
+            let _ = stream.write_all(&upper(&message[..40]));
+        }
+    });
+    let said = bench(&short(&["ping", &bad.target(), "-c1"]));
+    assert_eq!(said.code, 1);
+    let first = &said.outcome().first_failures[0];
+    assert_eq!(
+        (first.kind.as_str(), first.position),
+        ("early_eof", Some(40))
+    );
+    assert!(first.detail.contains("24 bytes"), "{first:?}");
+}
+
+#[test]
+fn a_reset_is_one() {
+    let bad = Bad::serve(|_, mut stream| {
+        let _ = stream.read(&mut [0; 64]);
+        let linger = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        linger.unwrap();
+    });
+    let said = bench(&short(&["ping", &bad.target(), "-c3"]));
+    assert_eq!(said.code, 1);
+    let failures = &said.outcome().failures;
+    assert!(failures["reset"] >= 3, "{failures:?}");
+}
+
+#[test]
+fn silence_is_a_timeout_and_a_stall() {
+    let bad = Bad::serve(|_, mut stream| wait_closed(&mut stream, DEADLINE));
+    let said = bench(&short(&["ping", &bad.target(), "-c2", "--timeout=150ms"]));
+    assert_eq!(said.code, 1);
+    let outcome = said.outcome();
+    assert!(outcome.failures["timeout"] >= 2, "{:?}", outcome.failures);
+    assert_eq!(outcome.first_failures[0].position, Some(0));
+    assert!(
+        outcome.longest_stall_ms >= 150.0,
+        "{}",
+        outcome.longest_stall_ms
+    );
+}
+
+#[test]
+fn a_server_that_goes_away_is_counted_as_refusing() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    in_background(move || {
+        // The first one only looks whether there is a server. The second ends the service.
+        drop(listener.accept());
+        drop(listener.accept());
+    });
+    let said = bench(&short(&["churn", &target, "-c1"]));
+    assert_eq!(said.code, 1);
+    let failures = &said.outcome().failures;
+    assert!(failures.contains_key("refused"), "{failures:?}");
+}
+
+#[test]
+fn nobody_there_is_one_clear_line() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let said = bench(&["ping", &target]);
+    assert_eq!(said.code, 1);
+    let line = format!(
+        "uppercased: cannot connect to {target}: Connection refused; is the server running, and on \
+         this port?\n"
+    );
+    assert_eq!(said.stderr, line);
+    let said = bench(&["ping", "no such host:1"]);
+    assert!(
+        said.code == 1 && said.stderr.contains("HOST:PORT"),
+        "{}",
+        said.stderr
+    );
+}
+
+#[test]
+fn bad_usage_is_one_clear_line() {
+    for (args, words) in [
+        (&["ping", "--rate=5"][..], "belongs to `rate`"),
+        (&["png"], "no pattern"),
+        (&["--connections=0"], "1 to 2000000"),
+        (&["--duration=1s", "--count=5"], "exclude each other"),
+        (&["--during=now: x"], "every 2s: COMMAND"),
+    ] {
+        let said = bench(args);
+        assert_eq!(said.code, 2, "{args:?}: {}", said.stderr);
+        assert_eq!(said.stderr.lines().count(), 1, "{}", said.stderr);
+        assert!(said.stderr.contains(words), "{args:?}: {}", said.stderr);
+    }
+}
+
+#[test]
+fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
+    const STALL: Duration = Duration::from_millis(300);
+    // One connection is answered at once, but for one pause.
+    let stalls = || {
+        Bad::serve(|_, mut stream| {
+            let mut piece = [0; 4096];
+            let mut answered = 0;
+            let mut paused = false;
+            while let Ok(count @ 1..) = stream.read(&mut piece) {
+                answered += count;
+                if answered > 64 * 200 && !paused {
+                    paused = true;
+                    // Nothing ever comes here: it is the time that passes.
+                    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+                    assert!(!poll_one(&nobody, PollFlags::POLLIN, STALL));
+                }
+                if stream.write_all(&upper(&piece[..count])).is_err() {
+                    return;
+                }
+            }
+        })
+    };
+    let measure = |args: &[&str]| {
+        let bad = stalls();
+        let target = bad.target();
+        let rest = ["-c1", "--duration=2s", "--warmup=0s", "--no-progress"];
+        let said = bench(&[args, &[target.as_str()], &rest].concat());
+        let outcome = said.is_clean().clone();
+        assert!(
+            outcome.longest_stall_ms >= 300.0,
+            "{}",
+            outcome.longest_stall_ms
+        );
+        let latency = outcome.latency.unwrap();
+        let p99 = latency.percentiles.iter().find(|p| p.quantile == 0.99);
+        (
+            outcome.latency_from,
+            Duration::from_nanos(p99.unwrap().value_ns),
+        )
+    };
+    let (from, p99) = measure(&["rate", "--rate=1000"]);
+    // 300 of the 2000 messages were planned for the pause; the median of them waited for half.
+    assert_eq!(from, "planned");
+    assert!(p99 >= Duration::from_millis(200), "{p99:?}");
+    // A closed loop has one message in the pause, of thousands.
+    let (from, p99) = measure(&["ping"]);
+    assert_eq!(from, "sent");
+    assert!(p99 < Duration::from_millis(200), "{p99:?}");
+}
+
+#[test]
+fn what_is_done_meanwhile_leaves_marks() {
+    let args = [
+        "rate",
+        "--rate=300",
+        "--duration=900ms",
+        "--warmup=0s",
+        "--no-progress",
+        "--workers=2",
+        "--during=at 100ms: echo first; echo last",
+        "--during=at 200ms: exit 7",
+        "--reload-every=250ms",
+    ];
+    let said = bench(&args);
+    let outcome = said.is_clean();
+    let marks = &outcome.marks;
+    assert!(marks.len() >= 3, "{marks:?}");
+    assert!(marks.windows(2).all(|pair| pair[0].at_ms <= pair[1].at_ms));
+    assert_eq!(
+        (marks[0].exit_code, marks[0].output.as_str()),
+        (Some(0), "last")
+    );
+    assert!(
+        marks[0].at_ms >= 100 && marks[0].seen.window_ms > 0,
+        "{:?}",
+        marks[0]
+    );
+    let reload = marks
+        .iter()
+        .find(|mark| mark.command.contains("reload"))
+        .unwrap();
+    assert_eq!(reload.exit_code, Some(0), "{reload:?}");
+    assert!(reload.output.starts_with("restarted"), "{reload:?}");
+    assert!(marks.iter().any(|mark| mark.exit_code == Some(7)));
+    assert!(
+        outcome.warnings.iter().any(|text| text.contains("1 of")),
+        "{:?}",
+        outcome.warnings
+    );
+}
+
+#[test]
+fn an_upgrade_under_load_is_seen_and_survived() {
+    let args = ["--upgrade-every=200ms", "--connections=10"];
+    let said = bench(
+        &[
+            &args[..],
+            &["--duration=1s", "--warmup=0s", "--no-progress"],
+        ]
+        .concat(),
+    );
+    let outcome = said.is_clean();
+    let mark = &outcome.marks[0];
+    assert!(
+        mark.exit_code == Some(0) && mark.output.starts_with("upgraded"),
+        "{mark:?}"
+    );
+}
+
+#[test]
+fn a_count_is_kept_exactly_over_threads_and_processes() {
+    let args = [
+        "--count=1001",
+        "--connections=7",
+        "--threads=2",
+        "--processes=2",
+    ];
+    let said = bench(&[&args[..], &["--pipeline=3", "--no-progress"]].concat());
+    let outcome = said.is_clean();
+    assert_eq!(outcome.totals.messages, 1001);
+    assert_eq!(outcome.totals.bytes_received, 1001 * 64);
+    assert_eq!(outcome.plan.processes, 2);
+}
+
+#[test]
+fn few_descriptors_are_enough_with_more_processes() {
+    let limited = |args: &[&str]| {
+        let program = env!("CARGO_BIN_EXE_uppercased");
+        let script = format!("ulimit -n 164; exec '{program}' bench \"$@\"");
+        let mut command = Command::new("sh");
+        bench_by(command.args(["-c", &script, "sh"]), &short(args))
+    };
+    let server = Server::start(&["--listen", "127.0.0.1:0"]);
+    let target = server.addr().to_string();
+    let said = limited(&["idle", &target, "--connections=250"]);
+    let outcome = said.is_clean();
+    assert_eq!(
+        (outcome.plan.processes, outcome.totals.connections),
+        (3, 250)
+    );
+    let said = limited(&["idle", &target, "--connections=250", "--processes=2"]);
+    assert_eq!(said.code, 2);
+    assert!(said.stderr.contains("`ulimit -n 189`"), "{}", said.stderr);
+}
+
+#[test]
+fn connections_come_from_the_addresses_that_were_given() {
+    let seen = Arc::new(std::sync::Mutex::new(std::collections::BTreeSet::new()));
+    let seeing = Arc::clone(&seen);
+    let bad = Bad::serve(move |number, mut stream| {
+        if number > 0 {
+            seeing
+                .lock()
+                .unwrap()
+                .insert(stream.peer_addr().unwrap().ip().to_string());
+        }
+        wait_closed(&mut stream, DEADLINE);
+    });
+    bench(&short(&["idle", &bad.target(), "-c9", "--sources=3"])).is_clean();
+    let seen: Vec<String> = seen.lock().unwrap().iter().cloned().collect();
+    assert_eq!(seen, ["127.0.1.1", "127.0.1.2", "127.0.1.3"]);
+}
+
+#[test]
+fn the_process_that_is_watched_must_exist() {
+    let bad = Bad::reply(|_, bytes| Some(upper(bytes)));
+    let said = bench(&short(&["ping", &bad.target(), "--pid=4194304"]));
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("--pid"), "{}", said.stderr);
+    let own = std::process::id().to_string();
+    let said = bench(&short(&["ping", &bad.target(), "-c2", "--pid", &own]));
+    let server = said.is_clean().server.clone().unwrap();
+    assert!(server.pids.contains(&std::process::id()), "{server:?}");
+}
+
+#[test]
+fn ctrl_c_ends_it_in_order_with_what_was_found() {
+    use std::os::unix::process::CommandExt as _;
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    let (there, arrived) = std::sync::mpsc::channel();
+    let there = std::sync::Mutex::new(there);
+    let bad = Bad::serve(move |number, mut stream| {
+        let mut piece = [0; 4096];
+        let mut count = 0u32;
+        while let Ok(read @ 1..) = stream.read(&mut piece) {
+            match stream.write_all(&upper(&piece[..read])) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return,
+                Ok(()) => count += 1,
+            }
+            if number > 0 && count == 100 {
+                let _ = there.lock().unwrap().send(());
+            }
+        }
+    });
+    let child = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+        .args([
+            "bench",
+            "ping",
+            &bad.target(),
+            "-c1",
+            "--duration=1h",
+            "--warmup=0s",
+            "--json=-",
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    arrived.recv_timeout(DEADLINE).unwrap();
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let outcome: Outcome = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(outcome.totals.messages >= 100);
+    assert!(
+        outcome.warnings[0].starts_with("Interrupted"),
+        "{:?}",
+        outcome.warnings
+    );
+}
