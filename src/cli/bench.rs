@@ -75,7 +75,9 @@ pub(super) fn command() -> Command {
         .arg(
             Arg::new(WORDS)
                 .value_name("PATTERN] [HOST:PORT")
-                .num_args(0..=2)
+                // Flags may stand between them.
+                .action(ArgAction::Append)
+                .num_args(1..=2)
                 .help("What connections do, and with which server"),
         )
         .args(load())
