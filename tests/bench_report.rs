@@ -170,7 +170,8 @@ fn advice_names_the_flag_to_try() {
         let advice = Advice::on(outcome);
         advice.iter().map(ToString::to_string).collect()
     };
-    let cases: [(&str, fn(&mut Outcome)); 7] = [
+    type Change = fn(&mut Outcome);
+    let cases: [(&str, Change); 7] = [
         ("--threads 2", |o| o.client.is_bottleneck = true),
         ("from another machine", |o| {
             o.client.is_bottleneck = true;

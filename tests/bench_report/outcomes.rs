@@ -14,7 +14,7 @@ use uppercased::bench::outcome::{
 const QUANTILES: [f64; 6] = [0.5, 0.9, 0.95, 0.99, 0.999, 0.9999];
 
 /// A histogram and all that follows from it.
-pub fn latency(values: impl IntoIterator<Item = u64>) -> Latency {
+pub(crate) fn latency(values: impl IntoIterator<Item = u64>) -> Latency {
     let mut histogram = Histogram::<u64>::new(3).unwrap();
     values
         .into_iter()
@@ -38,7 +38,7 @@ pub fn latency(values: impl IntoIterator<Item = u64>) -> Latency {
 }
 
 /// Ten seconds of 64-byte messages without an event.
-pub fn clean() -> Outcome {
+pub(crate) fn clean() -> Outcome {
     let mut random = fastrand::Rng::with_seed(4);
     let values = (0..200_000).map(|_| {
         let body = 250_000 + random.u64(0..120_000);
@@ -121,7 +121,7 @@ pub fn clean() -> Outcome {
 }
 
 /// An open loop during which the server is restarted every two seconds, once not well.
-pub fn restarted() -> Outcome {
+pub(crate) fn restarted() -> Outcome {
     let mark = |number: u64| Mark {
         at_ms: number * 2000,
         command: "uppercased reload --control /run/uppercased/4711.sock".to_owned(),
@@ -157,7 +157,7 @@ pub fn restarted() -> Outcome {
 }
 
 /// The same where connections were lost.
-pub fn failed() -> Outcome {
+pub(crate) fn failed() -> Outcome {
     let mut outcome = restarted();
     outcome.failures = BTreeMap::from([
         ("early_eof".to_owned(), 1),
@@ -187,7 +187,7 @@ pub fn failed() -> Outcome {
 }
 
 /// As much as goes, both ways.
-pub fn stream() -> Outcome {
+pub(crate) fn stream() -> Outcome {
     let mut outcome = clean();
     outcome.plan.pattern = "stream".to_owned();
     outcome.plan.size = "65536".to_owned();
@@ -205,7 +205,7 @@ pub fn stream() -> Outcome {
 }
 
 /// Next to nothing was measured, of a server that is elsewhere.
-pub fn bare() -> Outcome {
+pub(crate) fn bare() -> Outcome {
     Outcome {
         server: None,
         latency: None,
@@ -226,7 +226,7 @@ pub fn bare() -> Outcome {
 }
 
 /// The largest numbers and texts that fit into the fields.
-pub fn huge() -> Outcome {
+pub(crate) fn huge() -> Outcome {
     let long = "long \u{1b}[31m\n<b>\"&'".repeat(60);
     let mut outcome = failed();
     outcome.program.clone_from(&long);
@@ -325,7 +325,7 @@ pub fn huge() -> Outcome {
 }
 
 /// Hardly anything, quickly.
-pub fn tiny() -> Outcome {
+pub(crate) fn tiny() -> Outcome {
     let mut outcome = clean();
     outcome.measured_ms = 1;
     outcome.latency = Some(latency([1, 2, 3]));

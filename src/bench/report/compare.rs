@@ -160,9 +160,8 @@ const FIGURES: [Figure; 11] = [
         show: units::time,
         of: |outcome| {
             let server = outcome.server.as_ref()?;
-            let ms = server.user_ms as f64 + server.system_ms as f64;
-            let bytes = outcome.totals.bytes_received;
-            (Work::of(outcome) == Work::Bytes && bytes > 0).then(|| ms * 1e6 / bytes as f64)
+            let cost = figures::cpu_per_byte_ns(outcome, server);
+            cost.filter(|_| Work::of(outcome) == Work::Bytes)
         },
     },
     Figure {

@@ -8,13 +8,17 @@ use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 
-use crate::bench::outcome::{Latency, Mark, Outcome};
+use crate::bench::outcome::{Latency, Mark, Outcome, Server};
 
 /// The quantiles that a report shows.
 pub(super) const QUANTILES: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 0.9999];
 
 /// Two quantiles closer than this are the same: they went through decimal text.
 const SAME_QUANTILE: f64 = 1e-9;
+
+/// How the serialization of a histogram begins, and how much stands before its counts.
+const HISTOGRAM_V2: u32 = 0x1c84_9313;
+const HISTOGRAM_HEADER_BYTES: usize = 40;
 
 /// What a pattern is there to count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +55,13 @@ pub(super) fn failures(outcome: &Outcome) -> u64 {
         .fold(0, |sum, times| sum.saturating_add(*times))
 }
 
+/// CPU time of the server for each byte that came back, in nanoseconds.
+pub(super) fn cpu_per_byte_ns(outcome: &Outcome, server: &Server) -> Option<f64> {
+    let bytes = outcome.totals.bytes_received;
+    let ms = server.user_ms as f64 + server.system_ms as f64;
+    (bytes > 0).then(|| ms * 1e6 / bytes as f64)
+}
+
 /// A percentile, if it was measured.
 pub(super) fn percentile(latency: &Latency, quantile: f64) -> Option<u64> {
     let found = latency
@@ -81,8 +92,86 @@ pub(super) fn only_command(marks: &[Mark]) -> Option<&str> {
 /// report its finest curve and nothing else.
 pub(super) fn histogram(latency: &Latency) -> Option<Histogram<u64>> {
     let bytes = STANDARD.decode(&latency.histogram).ok()?;
+    if !announces_itself(&bytes) {
+        return None;
+    }
     let histogram = Deserializer::new()
         .deserialize::<u64, _>(&mut bytes.as_slice())
         .ok()?;
     (!histogram.is_empty()).then_some(histogram)
+}
+
+/// Whether these bytes are as many as they announce, in the serialization that an outcome has. The
+/// decoder reserves what is announced, and a file may announce anything.
+fn announces_itself(bytes: &[u8]) -> bool {
+    let number = |at: usize| {
+        let four = bytes.get(at..at + 4)?;
+        four.try_into().ok().map(u32::from_be_bytes)
+    };
+    let counts = bytes.len().checked_sub(HISTOGRAM_HEADER_BYTES);
+    number(0) == Some(HISTOGRAM_V2)
+        && counts.is_some_and(|counts| number(4).is_some_and(|said| said as usize == counts))
+}
+
+#[cfg(test)]
+mod tests {
+    use hdrhistogram::serialization::{Serializer as _, V2Serializer};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn serialized() -> Vec<u8> {
+        let mut histogram = Histogram::<u64>::new(3).unwrap();
+        for value in [1, 1000, 1001, 5_000_000, 5_000_000] {
+            histogram.record(value).unwrap();
+        }
+        let mut bytes = Vec::new();
+        V2Serializer::new()
+            .serialize(&histogram, &mut bytes)
+            .unwrap();
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Option<Histogram<u64>> {
+        histogram(&Latency {
+            histogram: STANDARD.encode(bytes),
+            ..Latency::default()
+        })
+    }
+
+    #[test]
+    fn a_histogram_comes_back_and_a_lying_one_does_not() {
+        assert_eq!(read(&serialized()).unwrap().len(), 5);
+        let mut greedy = serialized();
+        greedy[4..8].copy_from_slice(&u32::MAX.to_be_bytes());
+        assert!(read(&greedy).is_none());
+        assert!(read(&serialized()[..39]).is_none());
+        assert!(read(&[]).is_none());
+        let mut other = serialized();
+        other[3] ^= 1;
+        assert!(read(&other).is_none());
+    }
+
+    #[test]
+    fn skew_needs_workers_and_connections() {
+        assert_eq!(skew(&[30, 10]), Some(1.5));
+        assert_eq!((skew(&[7]), skew(&[0, 0]), skew(&[])), (None, None, None));
+        assert_eq!(skew(&[u64::MAX, u64::MAX]), Some(1.0));
+    }
+
+    proptest! {
+        #[test]
+        fn no_counts_are_too_strange(
+            at in 40usize..60, noise in prop::collection::vec(any::<u8>(), 0..30),
+        ) {
+            let mut bytes = serialized();
+            bytes.truncate(at);
+            bytes.extend(noise);
+            let counts = u32::try_from(bytes.len() - HISTOGRAM_HEADER_BYTES).unwrap();
+            bytes[4..8].copy_from_slice(&counts.to_be_bytes());
+            if let Some(histogram) = read(&bytes) {
+                let _ = histogram.value_at_quantile(0.999);
+            }
+        }
+    }
 }

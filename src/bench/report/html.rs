@@ -97,7 +97,7 @@ fn heading(outcome: &Outcome) -> String {
     );
     format!(
         "<header>\n<h1>{} <small>on</small> {}</h1>\n<p class=\"verdict {class}\">{verdict}</p>\n\
-         <p>{}; {time}; {}</p>\n<p><code>{}</code></p>\n</header>\n",
+         <p>{}; {time}; <time>{}</time></p>\n<p><code>{}</code></p>\n</header>\n",
         escaped(&outcome.plan.pattern),
         escaped(&outcome.target),
         escaped(&plan),
@@ -133,7 +133,10 @@ fn tiles(outcome: &Outcome) -> String {
         tiles.push(("longest stall", units::time_ms(outcome.longest_stall_ms)));
     }
     if let Some(server) = &outcome.server {
-        if server.cpu_per_message_ns > 0.0 && Work::of(outcome) != Work::Bytes {
+        if Work::of(outcome) == Work::Bytes {
+            let cost = figures::cpu_per_byte_ns(outcome, server);
+            tiles.extend(cost.map(|cost| ("server CPU a byte", units::time(cost))));
+        } else if server.cpu_per_message_ns > 0.0 {
             let cost = units::time(server.cpu_per_message_ns);
             tiles.push(("server CPU a message", cost));
         }
@@ -254,7 +257,7 @@ fn marks(marks: &[Mark]) -> String {
         String::new()
     };
     format!(
-        "<section>\n<h2>What was done to the server, and what clients saw round it</h2>\n\
+        "<section class=\"marks\">\n<h2>What was done to the server, and what clients saw round it</h2>\n\
          <p>{}</p>\n{}{more}</section>\n",
         summary::overall(marks).join(", "),
         table("", &head, &rows)

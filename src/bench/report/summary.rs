@@ -292,9 +292,8 @@ pub(super) fn cpu(outcome: &Outcome, server: &Server) -> Vec<String> {
         ];
     }
     let mut parts = Vec::new();
-    if outcome.totals.bytes_received > 0 {
-        let ns_per_byte = total_ms * 1e6 / outcome.totals.bytes_received as f64;
-        parts.push(format!("{} of CPU a byte", units::time(ns_per_byte)));
+    if let Some(cost) = figures::cpu_per_byte_ns(outcome, server) {
+        parts.push(format!("{} of CPU a byte", units::time(cost)));
     }
     parts.push(format!("{} user", units::time_ms(server.user_ms as f64)));
     parts.push(format!(

@@ -50,6 +50,12 @@ struct Piece {
     max_ns: u64,
 }
 
+/// A figure of a piece.
+type Of = fn(&Piece) -> u64;
+
+/// How a figure is written.
+type Show = fn(f64) -> String;
+
 /// All charts that this outcome has figures for.
 pub(super) fn all(outcome: &Outcome) -> Vec<Figure> {
     let per_piece = outcome.series.len().div_ceil(POINTS_MAX).max(1);
@@ -95,7 +101,7 @@ impl Piece {
 }
 
 fn throughput(outcome: &Outcome, pieces: &[Piece], merged: &str) -> Figure {
-    let (title, show, of): (_, fn(f64) -> String, fn(&Piece) -> u64) = match Work::of(outcome) {
+    let (title, show, of): (_, Show, Of) = match Work::of(outcome) {
         Work::Messages => ("Messages a second", units::number, |p| p.messages),
         Work::Bytes => ("Bytes received a second", units::byte_rate, |p| p.bytes),
         Work::Connections => ("Connections a second", units::number, |p| p.connections),
@@ -142,22 +148,24 @@ fn throughput(outcome: &Outcome, pieces: &[Piece], merged: &str) -> Figure {
 }
 
 fn latency_over_time(outcome: &Outcome, pieces: &[Piece], merged: &str) -> Option<Figure> {
-    let kinds: [(_, _, fn(&Piece) -> f64); 3] = [
-        ("max", Ink::Red, |p| p.max_ns as f64),
-        ("p99", Ink::Orange, |p| p.p99_ns as f64),
-        ("p50", Ink::Blue, |p| p.p50_ns as f64),
+    let kinds: [(_, _, Of); 3] = [
+        ("max", Ink::Red, |p| p.max_ns),
+        ("p99", Ink::Orange, |p| p.p99_ns),
+        ("p50", Ink::Blue, |p| p.p50_ns),
     ];
-    let measured = |of: fn(&Piece) -> f64| pieces.iter().map(of).filter(|ns| *ns > 0.0);
-    let all = || kinds.iter().flat_map(|(_, _, of)| measured(*of));
-    let (least, most) = bounds(all())?;
+    let all = kinds.iter().flat_map(|(_, _, of)| pieces.iter().map(of));
+    let (least, most) = bounds(all.filter(|ns| *ns > 0).map(|ns| ns as f64))?;
     let lines = kinds.map(|(name, ink, of)| Line {
         name,
         ink,
         kind: Kind::Line,
         pieces: pieces
-            .split(|piece| of(piece) <= 0.0)
-            .filter(|piece| !piece.is_empty())
-            .map(|run| run.iter().map(|p| (p.at_s, of(p).log10())).collect())
+            .split(|piece| of(piece) == 0)
+            .filter(|run| !run.is_empty())
+            .map(|run| {
+                let points = run.iter().map(|p| (p.at_s, (of(p) as f64).log10()));
+                points.collect()
+            })
             .collect(),
     });
     let x = time_axis(pieces);
