@@ -29,6 +29,9 @@ const ADVICE_MAX: usize = 8;
 /// The longest text of an outcome that is repeated, in characters.
 const TEXT_MAX: usize = 160;
 
+/// The longest piece of advice, in characters: what to try stands at its end.
+const ADVICE_TEXT_MAX: usize = 480;
+
 /// The longest name of a kind of failure.
 const KIND_MAX: usize = 20;
 
@@ -49,7 +52,8 @@ pub fn summary(outcome: &Outcome) -> String {
     lines.extend(marks(&outcome.marks));
     let advice = Advice::on(outcome);
     for piece in advice.iter().take(ADVICE_MAX) {
-        lines.extend(sentence("note", &text(&piece.to_string())));
+        let piece = units::cut(&piece.to_string(), ADVICE_TEXT_MAX);
+        lines.extend(sentence("note", &piece));
     }
     lines.iter().fold(String::new(), |mut whole, line| {
         whole.push_str(line);
