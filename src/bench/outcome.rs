@@ -104,7 +104,8 @@ pub struct PlanSummary {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Totals {
-    /// Connections that came about.
+    /// Connections that came about, those included that were there when it began to count: no rate
+    /// follows from it, but from the series.
     pub connections: u64,
     /// Messages answered completely.
     pub messages: u64,
