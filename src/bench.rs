@@ -3,6 +3,15 @@
 //!
 //! What was found is an [`outcome::Outcome`]; [`report`] shows it.
 
+pub mod connection;
+mod during;
+mod engine;
+pub mod failure;
+pub mod findings;
+pub mod histogram;
+mod judge;
+mod observe;
+pub mod options;
 pub mod outcome;
 pub mod report;
 mod run;
@@ -17,8 +26,8 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+pub use self::options::Options;
 use self::outcome::Outcome;
-pub use self::plan::Options;
 pub use self::team::{PART, be_part};
 
 /// Typed instead of a file's name, it means standard output; then no summary is in the way there.

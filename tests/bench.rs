@@ -36,7 +36,7 @@ fn bench(args: &[&str]) -> Said {
 
 #[track_caller]
 fn bench_by(command: &mut Command, args: &[&str]) -> Said {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder for the outcome");
     let file = folder.path().join("outcome.json");
     // Flags go before what belongs to the server.
     let own = args
@@ -50,13 +50,13 @@ fn bench_by(command: &mut Command, args: &[&str]) -> Said {
         .args(&args[own..])
         .stdin(Stdio::null())
         .output()
-        .unwrap();
+        .expect("the program runs");
     let text = std::fs::read_to_string(&file).unwrap_or_default();
     Said {
         code: output.status.code().expect("it ends by itself"),
         outcome: serde_json::from_str(&text).ok(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
+        stdout: String::from_utf8(output.stdout).expect("text"),
+        stderr: String::from_utf8(output.stderr).expect("text"),
     }
 }
 
@@ -93,13 +93,13 @@ impl Bad {
     /// `answer` gets every connection, with its number. The first one only shows that the server is
     /// there.
     fn serve(answer: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let addr = listener.local_addr().unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+        let addr = listener.local_addr().expect("a bound socket");
         let over = Arc::new(AtomicBool::new(false));
         let (is_over, answer) = (Arc::clone(&over), Arc::new(answer));
         in_background(move || {
             for number in 0.. {
-                let (stream, _) = listener.accept().unwrap();
+                let (stream, _) = listener.accept().expect("accept");
                 if is_over.load(Ordering::SeqCst) {
                     return;
                 }
@@ -342,6 +342,20 @@ fn a_server_that_goes_away_is_counted_as_refusing() {
         drop(listener.accept());
     });
     let said = bench(&short(&["churn", &target, "-c1"]));
+    assert_eq!(said.code, 1);
+    let failures = &said.outcome().failures;
+    assert!(failures.contains_key("refused"), "{failures:?}");
+}
+
+#[test]
+fn a_count_that_cannot_be_reached_is_given_up() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    in_background(move || {
+        drop(listener.accept());
+        drop(listener.accept());
+    });
+    let said = bench(&["ping", &target, "-c1", "--count=10", "--timeout=200ms"]);
     assert_eq!(said.code, 1);
     let failures = &said.outcome().failures;
     assert!(failures.contains_key("refused"), "{failures:?}");

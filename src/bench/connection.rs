@@ -251,7 +251,7 @@ mod tests {
     use std::sync::LazyLock;
 
     use super::*;
-    use crate::bench::plan::Expect;
+    use crate::bench::options::Expect;
 
     static UPPER: LazyLock<Truth> = LazyLock::new(|| Truth::new(Expect::Upper, 64));
 

@@ -13,18 +13,22 @@
 use std::io::Read;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use super::options::Job;
 use super::outcome::Mark;
-use super::plan::{Job, millis};
+use super::plan::millis;
 use crate::clock::{self, Tick};
 
 /// How long a command that still runs at the end of the measurement may go on.
 const GRACE: Duration = Duration::from_secs(30);
+/// How often it is looked whether the measurement is over, while a command runs.
+const LOOK: Duration = Duration::from_millis(50);
 /// Bytes of a command's output that are kept, from its end.
 const OUTPUT_MAX: usize = 400;
 
@@ -105,60 +109,71 @@ fn run(command: &str, origin: Tick, is_over: &Receiver<()>) -> Mark {
     };
     let group = Pid::from_child(&child);
     let output = child.stdout.take();
-    let (tell, ended) = channel();
-    // The end of the output is not the end of the command, which may leave somebody behind that
-    // still holds it; so both are waited for, and the command's own end is what counts.
-    let reading = std::thread::spawn(move || output.map(last_line).unwrap_or_default());
-    let waiting = std::thread::spawn(move || {
-        let status = child.wait();
-        drop(tell.send(()));
-        status
+    let tail = Arc::new(Mutex::new(Vec::new()));
+    let (tell, told) = channel();
+    let tell_exit = tell.clone();
+    std::thread::spawn(move || {
+        let status = child.wait().ok();
+        let _ = tell_exit.send(End::Command(status.and_then(|status| status.code())));
     });
-    // While the measurement runs, as long as it takes; then for the grace.
+    let its_tail = Arc::clone(&tail);
+    std::thread::spawn(move || {
+        read_tail(output, &its_tail);
+        let _ = tell.send(End::Output);
+    });
     let mut limit = None;
+    let mut is_read = false;
     loop {
-        let step = Duration::from_millis(50);
-        match ended.recv_timeout(step) {
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {
-                if limit.is_none() && is_over.try_recv() == Err(DISCONNECTED) {
-                    limit = Some(clock::now() + GRACE);
-                }
-                if limit.is_some_and(|limit| clock::now() >= limit) {
-                    // Nothing of it may go on.
-                    let _ = kill_process_group(group, Signal::KILL);
-                    break;
-                }
+        match told.recv_timeout(LOOK) {
+            Ok(End::Command(code)) => {
+                mark.exit_code = code;
+                break;
             }
+            Ok(End::Output) => is_read = true,
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if limit.is_none() && is_over.try_recv() == Err(TryRecvError::Disconnected) {
+            limit = Some(clock::now() + GRACE);
+        }
+        if limit.is_some_and(|limit| clock::now() >= limit) {
+            // Nothing of it may go on.
+            let _ = kill_process_group(group, Signal::KILL);
         }
     }
     mark.took_ms = millis(clock::now().since(begun));
-    if let Ok(Ok(status)) = waiting.join() {
-        mark.exit_code = status.code();
+    if !is_read {
+        // A command may leave somebody behind who still holds its output, such as a server that it
+        // started: that one is neither waited for nor harmed.
+        let _ = told.recv_timeout(LOOK);
     }
-    // Who was left behind and still prints is not waited for.
-    let _ = kill_process_group(group, Signal::KILL);
-    mark.output = reading.join().unwrap_or_default();
+    mark.output = last_line(&tail.lock().unwrap_or_else(PoisonError::into_inner));
     mark
 }
 
-const DISCONNECTED: std::sync::mpsc::TryRecvError = std::sync::mpsc::TryRecvError::Disconnected;
+/// What is waited for.
+enum End {
+    /// The command has ended, with this code.
+    Command(Option<i32>),
+    /// Its output has.
+    Output,
+}
 
-/// Reads everything and keeps the last line.
-fn last_line(mut from: impl Read) -> String {
-    let mut tail: Vec<u8> = Vec::new();
+/// Reads everything and keeps the end of it in `tail`.
+fn read_tail(from: Option<impl Read>, tail: &Mutex<Vec<u8>>) {
+    let Some(mut from) = from else { return };
     let mut chunk = [0; 4096];
-    loop {
-        match from.read(&mut chunk) {
-            Ok(0) | Err(_) => break,
-            Ok(count) => {
-                tail.extend_from_slice(&chunk[..count]);
-                let surplus = tail.len().saturating_sub(2 * OUTPUT_MAX);
-                tail.drain(..surplus);
-            }
-        }
+    while let Ok(count @ 1..) = from.read(&mut chunk) {
+        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.extend_from_slice(&chunk[..count]);
+        let surplus = tail.len().saturating_sub(2 * OUTPUT_MAX);
+        tail.drain(..surplus);
     }
-    let text = String::from_utf8_lossy(&tail);
+}
+
+/// The last line that says anything, cut at its bound.
+fn last_line(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
     let line = text.lines().rfind(|line| !line.trim().is_empty());
     line.unwrap_or_default()
         .chars()
@@ -213,8 +228,37 @@ mod tests {
     #[test]
     fn output_is_bounded() {
         let long = "x".repeat(100_000);
-        assert_eq!(last_line(long.as_bytes()).len(), OUTPUT_MAX);
-        assert_eq!(last_line(&b"a\nb\n\n"[..]), "b");
-        assert_eq!(last_line(&b""[..]), "");
+        let tail = Mutex::new(Vec::new());
+        read_tail(Some(long.as_bytes()), &tail);
+        let tail = tail.into_inner().unwrap();
+        assert_eq!(
+            (tail.len(), last_line(&tail).len()),
+            (2 * OUTPUT_MAX, OUTPUT_MAX)
+        );
+        assert_eq!(last_line(b"a\nb\n\n"), "b");
+        assert_eq!(last_line(b""), "");
+    }
+
+    #[test]
+    fn who_is_left_behind_lives_and_is_not_waited_for() {
+        let now = clock::now();
+        // It holds the output until its own input, a pipe that nobody closes, ends.
+        let command = "at 1ms: mkfifo \"$PIPE\"; cat \"$PIPE\" & echo $!";
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let command = command.replace("$PIPE", pipe.to_str().unwrap());
+        let jobs = Jobs::start(&[job(&command)], now, now + Duration::from_secs(9));
+        let Jobs { threads, over } = jobs;
+        let marks: Vec<Mark> = threads
+            .into_iter()
+            .flat_map(|t| t.join().unwrap())
+            .collect();
+        drop(over);
+        assert_eq!(marks[0].exit_code, Some(0));
+        let pid: i32 = marks[0].output.parse().unwrap();
+        let alive = rustix::process::test_kill_process(Pid::from_raw(pid).unwrap());
+        assert!(alive.is_ok(), "{alive:?}");
+        // A writer that comes and goes ends it.
+        drop(std::fs::OpenOptions::new().write(true).open(&pipe).unwrap());
     }
 }

@@ -26,7 +26,8 @@ use nix::time::clock_gettime;
 use serde::{Deserialize, Serialize};
 
 use super::failure::Fault;
-use super::plan::{Close, Plan};
+use super::options::Close;
+use super::plan::Plan;
 use super::record::{Record, Recorder};
 use super::slot::{self, Next, Slot, State, Work};
 use super::socket::Wire;
@@ -42,6 +43,10 @@ const EVENTS_MAX: usize = 1024;
 /// Connections that a thread has under way at once: fewer than any accept queue takes, or the
 /// kernel would let the rest wait for a second.
 const CONNECTING_MAX: usize = 128;
+/// A number of messages to be sent is given up when something failed and none was answered for so
+/// many of the times that an answer may take: the server is gone, and the number will never be
+/// reached.
+const GIVE_UP_TIMEOUTS: u32 = 3;
 /// A connection that failed is tried again after this long.
 const RETRY: Duration = Duration::from_millis(100);
 /// Deadlines are looked at so many times within the shortest of them.
@@ -121,6 +126,8 @@ struct Engine<'a> {
     next_sweep: Tick,
     cpu_before: Option<Duration>,
     cpu: Duration,
+    /// Messages answered, and since when there are no more.
+    progress: (u64, Tick),
 }
 
 impl Share {
@@ -204,6 +211,7 @@ pub fn run(
         next_sweep: clock::now(),
         cpu_before: None,
         cpu: Duration::ZERO,
+        progress: (0, clock::now()),
     };
     // Connections that end after their messages are made when the load begins.
     if share.plan.messages_each.is_none() {
@@ -275,7 +283,7 @@ impl Engine<'_> {
                     self.cpu_before = Some(thread_cpu());
                 }
                 let done = self.work.quota == Some(0) && self.work.outstanding == 0;
-                if now >= until || done || stop {
+                if now >= until || done || stop || self.is_hopeless(now) {
                     self.end(until, now);
                     reached(Reached::Over);
                     return self.is_drained();
@@ -284,6 +292,14 @@ impl Engine<'_> {
             }
             Phase::Drain => self.is_drained(),
         }
+    }
+
+    /// Whether a number of messages is waited for that will not be reached.
+    fn is_hopeless(&mut self, now: Tick) -> bool {
+        if self.work.quota.is_none() || self.failed == 0 || self.work.answered > self.progress.0 {
+            self.progress = (self.work.answered, now);
+        }
+        now.since(self.progress.1) >= self.share.plan.timeout * GIVE_UP_TIMEOUTS
     }
 
     /// When the load begins, once that is known.

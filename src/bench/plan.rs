@@ -6,12 +6,11 @@
 //! Pure: what the machine is like comes in as [`Facts`].
 
 use std::net::IpAddr;
-use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::options::{Arrivals, Close, Expect, Options, Pattern, Sources, Word as _};
 use super::outcome::PlanSummary;
 use super::size::Sizes;
 
@@ -68,149 +67,6 @@ pub const INTERVAL_MIN: Duration = Duration::from_millis(100);
 pub const INTERVALS_MAX: u32 = 1200;
 /// Commands given with `--during`.
 pub const JOBS_MAX: usize = 16;
-
-/// What connections do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Pattern {
-    /// Each sends its next message when the answer is there.
-    Ping,
-    /// Messages are sent when planned, whatever the answers do.
-    Rate,
-    /// As many bytes as go, both ways at once.
-    Stream,
-    /// Connect, exchange, close, again.
-    Churn,
-    /// Long-lived ones, each exercised now and then.
-    Hold,
-    /// They are open and silent.
-    Idle,
-}
-
-/// What comes back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Expect {
-    /// The upper-case of what was sent.
-    Upper,
-    /// What was sent.
-    Echo,
-    /// As many bytes, whatever they are.
-    None,
-}
-
-/// How a connection of `churn` ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Close {
-    /// Closed when the answer is there.
-    Fin,
-    /// This side ends its stream right after the last byte, and closes when the server has, too.
-    Half,
-    /// Reset when the answer is there.
-    Rst,
-}
-
-/// How planned messages follow each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Arrivals {
-    /// At equal distances.
-    Constant,
-    /// At random: as many independent users send them.
-    Poisson,
-}
-
-/// A choice that is typed as a word.
-pub trait Word: Copy + 'static {
-    /// All there are.
-    const ALL: &'static [Self];
-
-    /// What is typed for it.
-    fn word(self) -> &'static str;
-}
-
-/// Gives an enum its words, so that each stands in one place.
-macro_rules! words {
-    ($name:ident: $($variant:ident = $word:literal),+) => {
-        impl Word for $name {
-            const ALL: &'static [Self] = &[$(Self::$variant),+];
-
-            fn word(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $word),+
-                }
-            }
-        }
-    };
-}
-
-words!(Pattern: Ping = "ping", Rate = "rate", Stream = "stream", Churn = "churn", Hold = "hold",
-    Idle = "idle");
-words!(Expect: Upper = "upper", Echo = "echo", None = "none");
-words!(Close: Fin = "fin", Half = "half", Rst = "rst");
-words!(Arrivals: Constant = "constant", Poisson = "poisson");
-
-/// Where connections come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sources {
-    /// So many addresses of the loopback network.
-    Count(u32),
-    /// These.
-    Addresses(Vec<IpAddr>),
-}
-
-/// A command that is run while the load runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Job {
-    /// When, first: from the beginning of the measurement.
-    pub first: Duration,
-    /// The distance to the next time; `None`: once.
-    pub every: Option<Duration>,
-    /// For the shell.
-    pub command: String,
-}
-
-/// What was typed.
-#[derive(Clone, Debug, Default, PartialEq)]
-#[expect(
-    missing_docs,
-    reason = "each is the flag of its name, explained in the help"
-)]
-pub struct Options {
-    pub pattern: Option<Pattern>,
-    /// `HOST:PORT`; `None`: a server of its own.
-    pub target: Option<String>,
-    pub connections: Option<u32>,
-    pub size: Option<Sizes>,
-    pub pipeline: Option<u32>,
-    pub rate: Option<f64>,
-    pub arrivals: Option<Arrivals>,
-    pub every: Option<Duration>,
-    pub messages_each: Option<u32>,
-    pub close: Option<Close>,
-    pub duration: Option<Duration>,
-    pub count: Option<u64>,
-    pub warmup: Option<Duration>,
-    pub threads: Option<u16>,
-    pub processes: Option<u16>,
-    pub sources: Option<Sources>,
-    pub expect: Option<Expect>,
-    pub timeout: Option<Duration>,
-    pub connect_timeout: Option<Duration>,
-    pub pids: Vec<u32>,
-    pub json: Option<PathBuf>,
-    pub report: Option<PathBuf>,
-    pub during: Vec<Job>,
-    pub reload_every: Option<Duration>,
-    pub upgrade_every: Option<Duration>,
-    pub workers: Option<u16>,
-    /// For the server of its own, as they stand.
-    pub server_args: Vec<String>,
-    pub no_progress: bool,
-    /// The whole command, for the record.
-    pub command: String,
-}
 
 /// What the machine is like.
 #[derive(Clone, Copy, Debug)]
@@ -608,48 +464,6 @@ pub fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-impl FromStr for Sources {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(count) = text.parse() {
-            return Ok(Self::Count(count));
-        }
-        let addresses: Result<Vec<IpAddr>, _> = text.split(',').map(str::parse).collect();
-        addresses
-            .map(Self::Addresses)
-            .map_err(|_| "write a number, or addresses with commas between them".to_owned())
-    }
-}
-
-impl FromStr for Job {
-    type Err = String;
-
-    /// `every 2s: COMMAND` or `at 3s: COMMAND`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = || {
-            let (word, rest) = text.trim().split_once(' ')?;
-            let (time, command) = rest.split_once(':')?;
-            let time = humantime::parse_duration(time.trim()).ok()?;
-            let command = command.trim();
-            (!command.is_empty() && !time.is_zero()).then(|| (word, time, command.to_owned()))
-        };
-        match parts() {
-            Some(("every", first, command)) => Ok(Self {
-                first,
-                every: Some(first),
-                command,
-            }),
-            Some(("at", first, command)) => Ok(Self {
-                first,
-                every: None,
-                command,
-            }),
-            _ => Err("write `every 2s: COMMAND` or `at 3s: COMMAND`".to_owned()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -745,32 +559,5 @@ mod tests {
             let length = interval(Duration::from_secs(seconds));
             assert_eq!(length, Duration::from_millis(ms), "{seconds} s");
         }
-    }
-
-    #[test]
-    fn jobs_and_sources_are_read() {
-        let job: Job = "every 2s: uppercased reload".parse().unwrap();
-        let every = Some(Duration::from_secs(2));
-        assert_eq!(
-            (job.every, job.command.as_str()),
-            (every, "uppercased reload")
-        );
-        let job: Job = "at 300ms: kill -HUP 1: x".parse().unwrap();
-        assert_eq!((job.every, job.command.as_str()), (None, "kill -HUP 1: x"));
-        for text in [
-            "",
-            "every",
-            "every 2s",
-            "every 2: x",
-            "at 1s:",
-            "in 1s: x",
-            "every 0s: x",
-        ] {
-            assert!(text.parse::<Job>().is_err(), "{text}");
-        }
-        assert_eq!("3".parse(), Ok(Sources::Count(3)));
-        let two = Sources::Addresses(vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()]);
-        assert_eq!("10.0.0.1,10.0.0.2".parse(), Ok(two));
-        assert!("here".parse::<Sources>().is_err());
     }
 }

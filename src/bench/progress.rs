@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::plan::{Plan, Word as _, millis};
+use super::options::Word as _;
+use super::plan::{Plan, millis};
 use super::team::Counts;
 use crate::clock::Tick;
 

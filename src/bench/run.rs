@@ -19,9 +19,10 @@ use super::failure::{Fault, Kind};
 use super::findings::Findings;
 use super::judge::{self, ratio};
 use super::observe::{self, Spent};
+use super::options::{Job, Options};
 use super::outcome::{FORMAT, Machine, Mark, Outcome, Server};
 use super::own_server::{self, OwnServer};
-use super::plan::{self, Facts, Job, Options, Pace, Plan, millis, settle};
+use super::plan::{self, Facts, Pace, Plan, millis, settle};
 use super::progress::Progress;
 use super::team::{Progress as Reached, Team};
 use crate::clock::{self, Tick};
@@ -397,6 +398,14 @@ fn told(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
         if sums.failures.contains_key(&word) {
             warnings.push(text.to_owned());
         }
+    }
+    if server
+        .as_ref()
+        .is_some_and(|server| server.memory_bytes == 0)
+        && plan.messages_each.is_none()
+    {
+        let text = "The server's memory cannot be read; it takes the same user, or root.";
+        warnings.push(text.to_owned());
     }
     let marks = load.marks.into_iter().map(|mut mark| {
         let at = Duration::from_millis(mark.at_ms);

@@ -11,7 +11,8 @@ use fastrand::Rng;
 
 use super::connection::{Connection, Received, Sent};
 use super::failure::Fault;
-use super::plan::{Arrivals, Close, Pace, Plan};
+use super::options::{Arrivals, Close};
+use super::plan::{Pace, Plan};
 use super::record::Recorder;
 use super::socket::Wire;
 use super::truth::{PIECE_MAX, Truth};

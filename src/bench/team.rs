@@ -13,7 +13,8 @@
     reason = "the load generator is a process of its own, and has threads; the server has none"
 )]
 
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -160,6 +161,8 @@ impl Team {
                 .arg(PART)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
+                // Ctrl-C is for this process, which tells them to stop in order.
+                .process_group(0)
                 .spawn()?;
             let board = Arc::new(Board::default());
             let mut input = child.stdin.take();

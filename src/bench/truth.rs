@@ -9,7 +9,7 @@
 
 use fastrand::Rng;
 
-use super::plan::Expect;
+use super::options::Expect;
 
 /// Bytes that are sent or checked in one piece, at most.
 pub const PIECE_MAX: usize = 64 * 1024;

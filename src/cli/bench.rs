@@ -10,7 +10,7 @@ use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser a
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::bench::Options;
-use crate::bench::plan::{Arrivals, Close, Expect, Job, Pattern, Sources, Word};
+use crate::bench::options::{Arrivals, Close, Expect, Job, Pattern, Sources, Word};
 use crate::bench::size::Sizes;
 
 /// The command.
