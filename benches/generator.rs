@@ -10,6 +10,8 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use uppercased::bench::outcome::Outcome;
 
 /// Pairs of runs, unless the command line says otherwise.
@@ -98,8 +100,11 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Its workers end with it.
-        let _ = self.child.kill();
+        // In order; it has no clients any more.
+        let _ = kill(
+            Pid::from_raw(self.child.id().cast_signed()),
+            Signal::SIGTERM,
+        );
         let _ = self.child.wait();
     }
 }

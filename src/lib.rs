@@ -39,7 +39,7 @@
 //! | [`control`] | core, shell | orders to a running server: what is said, where, and the asking side |
 //! | [`status`] | core | how a server is doing, as data and as a screen |
 //! | [`client`] | | the line client |
-//! | [`bench`] | shell, core | the load generator: patterns, truth, histograms; a process of its own, with threads |
+//! | [`mod@bench`] | shell, core | the load generator: patterns, truth, histograms; a process of its own, with threads |
 //! | [`sys`] | shell | the only door to `unsafe`, beside the wide path |
 //!
 //! Dependencies point one way: `cli` to supervisor, worker, client and bench, those to their cores, all to

@@ -15,6 +15,7 @@ use std::time::Duration;
 use nix::poll::PollFlags;
 use uppercased::bench::outcome::Outcome;
 
+use support::netns::isolated;
 use support::{DEADLINE, Server, in_background, poll_one};
 
 /// What a measurement said.
@@ -559,6 +560,37 @@ fn connections_come_from_the_addresses_that_were_given() {
     bench(&short(&["idle", &bad.target(), "-c9", "--sources=3"])).is_clean();
     let seen: Vec<String> = seen.lock().unwrap().iter().cloned().collect();
     assert_eq!(seen, ["127.0.1.1", "127.0.1.2", "127.0.1.3"]);
+}
+
+#[test]
+fn no_port_left_is_a_failure_of_its_own_and_more_addresses_help() {
+    // The range of ports belongs to the network namespace.
+    isolated(
+        "no_port_left_is_a_failure_of_its_own_and_more_addresses_help",
+        || {
+            let range = "/proc/sys/net/ipv4/ip_local_port_range";
+            std::fs::write(range, "40000 40009").unwrap();
+            let listen = ["--listen", "127.0.0.1:9", "--workers", "1"];
+            let server = Server::start(&listen);
+            let target = server.addr().to_string();
+            let said = bench(&short(&["idle", &target, "-c30"]));
+            assert_eq!(said.code, 1);
+            let outcome = said.outcome();
+            assert!(
+                outcome.failures["no_source_port"] > 0,
+                "{:?}",
+                outcome.failures
+            );
+            assert!(
+                outcome
+                    .warnings
+                    .iter()
+                    .any(|text| text.contains("--sources"))
+            );
+            let said = bench(&short(&["idle", &target, "-c20", "--sources=4"]));
+            assert_eq!(said.is_clean().totals.connections, 20);
+        },
+    );
 }
 
 #[test]

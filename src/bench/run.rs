@@ -117,7 +117,7 @@ pub fn measure(options: &Options) -> Result<Outcome, Error> {
         loopback: true,
     };
     let found = match &options.target {
-        Some(target) => Some(find(target)?),
+        Some(target) => Some(find(target, options.sources.is_some())?),
         None => None,
     };
     if let Some(address) = found {
@@ -320,8 +320,9 @@ fn subject(options: &Options, found: Option<SocketAddr>) -> Result<Subject, Erro
     })
 }
 
-/// The first address of `target` that takes a connection.
-fn find(target: &str) -> Result<SocketAddr, Error> {
+/// The first address of `target` that takes a connection. That no port is left for this one says
+/// nothing if the others come from elsewhere.
+fn find(target: &str, from_elsewhere: bool) -> Result<SocketAddr, Error> {
     let resolve = |why: String| Error::Resolve {
         target: target.to_owned(),
         why,
@@ -332,27 +333,32 @@ fn find(target: &str) -> Result<SocketAddr, Error> {
     for address in addresses {
         match TcpStream::connect_timeout(&address, PROBE_TIMEOUT) {
             Ok(_) => return Ok(address),
-            Err(error) => last = Some(error),
+            Err(error) => {
+                let fault = Fault::Io(error);
+                if from_elsewhere && fault.kind() == Kind::NoSourcePort {
+                    return Ok(address);
+                }
+                last = Some(fault);
+            }
         }
     }
-    let Some(error) = last else {
+    let Some(fault) = last else {
         return Err(resolve("the name has no address".to_owned()));
     };
-    let timed_out = error.kind() == io::ErrorKind::TimedOut;
-    let fault = Fault::Io(error);
     Err(Error::Unreachable {
         target: target.to_owned(),
         advice: match fault.kind() {
             Kind::Refused => "is the server running, and on this port?",
             Kind::NoSourcePort => {
-                "no free port is left on this side; wait a minute for TIME_WAIT to pass"
+                "no free port is left on this side; use --sources, or wait a minute"
             }
             _ => "check the address and the network",
         },
-        why: if timed_out {
-            format!("no answer in {} s", PROBE_TIMEOUT.as_secs())
-        } else {
-            fault.detail()
+        why: match &fault {
+            Fault::Io(error) if error.kind() == io::ErrorKind::TimedOut => {
+                format!("no answer in {} s", PROBE_TIMEOUT.as_secs())
+            }
+            _ => fault.detail(),
         },
     })
 }
