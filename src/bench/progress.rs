@@ -33,7 +33,7 @@ impl Progress {
         } else {
             ProgressBar::hidden()
         };
-        if let Ok(style) = ProgressStyle::with_template("{prefix:>10} [{bar:30}] {msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{prefix:>10} [{wide_bar}] {msg}") {
             bar.set_style(style.progress_chars("=> "));
         }
         Self {

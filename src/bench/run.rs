@@ -202,6 +202,9 @@ fn load(
         progress.loading(team.counts(), plan, now.since(start), now);
     }
     watched.after = observe::spent(roots);
+    if plan.messages_each.is_some() {
+        watched.memory = observe::memory(roots);
+    }
     while reached != Reached::Done {
         reached = wait(&mut team, None)?;
     }
@@ -408,7 +411,6 @@ fn told(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
     if server
         .as_ref()
         .is_some_and(|server| server.memory_bytes == 0)
-        && plan.messages_each.is_none()
     {
         let text = "The server's memory cannot be read; it takes the same user, or root.";
         warnings.push(text.to_owned());

@@ -341,3 +341,91 @@ impl Slot {
 pub fn buffer() -> Vec<u8> {
     vec![0; PIECE_MAX]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::options::{Options, Pattern};
+    use crate::bench::plan::{Facts, settle};
+
+    /// Does `body` with what a thread has for the defaults of `rate`, `change`d.
+    fn with<R>(change: impl FnOnce(&mut Options), body: impl FnOnce(&mut Work<'_>) -> R) -> R {
+        let mut options = Options {
+            pattern: Some(Pattern::Rate),
+            ..Options::default()
+        };
+        change(&mut options);
+        let facts = Facts {
+            cpus: 2,
+            descriptors: 1000,
+            loopback: true,
+        };
+        let plan = settle(&options, &facts).unwrap();
+        let truth = Truth::new(plan.expect, plan.sizes.most());
+        body(&mut Work {
+            plan: &plan,
+            truth: &truth,
+            recorder: Recorder::new(),
+            rng: Rng::with_seed(7),
+            quota: plan.count,
+            loading: true,
+            agenda: BinaryHeap::new(),
+            outstanding: 0,
+            answered: 0,
+            buffer: buffer(),
+        })
+    }
+
+    /// 50 connections of the default, a message a second each.
+    fn one_a_second(options: &mut Options) {
+        options.rate = Some(50.0);
+    }
+
+    #[test]
+    fn arrivals_have_the_rate_that_was_asked_for() {
+        const DRAWS: u32 = 100_000;
+        let draw = |work: &mut Work<'_>| work.gap(1e6, Arrivals::Poisson).as_secs_f64() * 1e3;
+        let gaps: Vec<f64> = with(|_| {}, |work| (0..DRAWS).map(|_| draw(work)).collect());
+        let mean = gaps.iter().sum::<f64>() / f64::from(DRAWS);
+        let squares = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>();
+        let deviation = (squares / f64::from(DRAWS)).sqrt();
+        // Both are 1 for an exponential distribution of mean 1.
+        assert!((mean - 1.0).abs() < 0.02, "{mean}");
+        assert!((deviation - 1.0).abs() < 0.03, "{deviation}");
+        let constant = with(|_| {}, |work| work.gap(5000.0, Arrivals::Constant));
+        assert_eq!(constant, Duration::from_nanos(5000));
+    }
+
+    #[test]
+    fn first_messages_are_spread_over_the_first_gap() {
+        for (place, ms) in [(0.0, 1000), (0.5, 1500), (0.98, 1980)] {
+            let due = with(one_a_second, |work| {
+                let mut slot = Slot::new(0, work);
+                slot.plan_first(work, Tick::from_millis(1000), place);
+                slot.due
+            });
+            assert_eq!(due, Tick::from_millis(ms));
+        }
+    }
+
+    #[test]
+    fn what_was_never_sent_is_counted_message_by_message() {
+        let record = with(one_a_second, |work| {
+            let (from, until) = (Tick::from_millis(1000), Tick::from_millis(6000));
+            work.recorder.open(from, until, Duration::from_millis(100));
+            let mut slot = Slot::new(0, work);
+            slot.plan_first(work, from, 0.5);
+            slot.count_unsent(work, until);
+            std::mem::take(&mut work.recorder).finish(Duration::ZERO)
+        });
+        // At 1.5, 2.5, ... 5.5 seconds.
+        assert_eq!((record.planned, record.unsent), (5, 5));
+    }
+
+    #[test]
+    fn a_quota_ends() {
+        let count = |options: &mut Options| options.count = Some(2);
+        let taken: Vec<bool> = with(count, |work| (0..3).map(|_| work.take_one()).collect());
+        assert_eq!(taken, [true, true, false]);
+    }
+}
