@@ -560,6 +560,14 @@ fn connections_come_from_the_addresses_that_were_given() {
     bench(&short(&["idle", &bad.target(), "-c9", "--sources=3"])).is_clean();
     let seen: Vec<String> = seen.lock().unwrap().iter().cloned().collect();
     assert_eq!(seen, ["127.0.1.1", "127.0.1.2", "127.0.1.3"]);
+    for (source, why) in [("192.0.2.1", "of this machine"), ("::1", "family")] {
+        let said = bench(&short(&["idle", &bad.target(), "--sources", source]));
+        assert!(
+            said.code == 1 && said.stderr.contains(why),
+            "{}",
+            said.stderr
+        );
+    }
 }
 
 #[test]

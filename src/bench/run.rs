@@ -5,7 +5,7 @@
 //! to it as this thread is woken.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,6 +71,14 @@ pub enum Error {
         /// What to do.
         advice: &'static str,
     },
+    /// An address that cannot be connected from.
+    #[error("cannot connect from {address}: {why}; see --sources")]
+    Source {
+        /// Which.
+        address: IpAddr,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A process that is to be watched does not exist.
     #[error("there is no process {0}; --pid takes the server's own number")]
     NoProcess(u32),
@@ -121,9 +129,12 @@ pub fn measure(options: &Options) -> Result<Outcome, Error> {
         None => None,
     };
     if let Some(address) = found {
-        facts.loopback = address.ip().is_loopback();
+        // IPv6 has one loopback address only.
+        facts.loopback = address.is_ipv4() && address.ip().is_loopback();
     }
     let plan = settle(options, &facts)?;
+    let own = IpAddr::from([127, 0, 0, 1]);
+    check_sources(&plan, found.map_or(own, |address| address.ip()))?;
     let subject = subject(options, found)?;
     let stop = interrupted()?;
     let load = load(&plan, &subject, &jobs(options, &subject), options, &stop)?;
@@ -290,6 +301,24 @@ fn jobs(options: &Options, subject: &Subject) -> Vec<Job> {
 /// For a shell.
 fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+}
+
+/// Whether the server can be reached from every address that is to be connected from.
+fn check_sources(plan: &Plan, target: IpAddr) -> Result<(), Error> {
+    for &source in &plan.sources {
+        let why = if source.is_ipv4() != target.is_ipv4() {
+            "it is of another family than the server's"
+        } else if UdpSocket::bind((source, 0)).is_err() {
+            "it is not an address of this machine"
+        } else {
+            continue;
+        };
+        return Err(Error::Source {
+            address: source,
+            why,
+        });
+    }
+    Ok(())
 }
 
 /// Finds or starts what is measured.
