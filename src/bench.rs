@@ -1,7 +1,21 @@
-//! The load generator: it measures a server of upper-case (or of plain echo) and says what it
-//! found.
+//! `uppercased bench`: a load generator that tells the truth about a TCP server which answers every
+//! byte with its upper-case, or with itself.
 //!
-//! What was found is an [`outcome::Outcome`]; [`report`] shows it.
+//! ```text
+//!   plan (pure) ── what is to be done, every limit decided
+//!     |
+//!   run ── own_server?  team ── threads, or processes of threads
+//!     |                   `── engine ── an event loop over slots
+//!     |                          slot ── pattern, schedule     connection, truth (pure) ── checked
+//!     |                          record (pure) ── histograms, pieces of the series
+//!     |── observe, during ── the server's CPU and memory; commands that disturb it
+//!     v
+//!   findings (pure) ── outcome ── JSON, summary, page
+//! ```
+//!
+//! Invariants: the exit code is 0 only if nothing failed, every byte that came back included; what
+//! the client itself spoils is told with the figures.
+//! It must not share code with the server's transformation or its loop, which it is a check on.
 
 pub mod connection;
 mod during;
@@ -13,6 +27,10 @@ mod judge;
 mod observe;
 pub mod options;
 pub mod outcome;
+mod own_server;
+pub mod plan;
+mod progress;
+pub mod record;
 pub mod report;
 mod run;
 pub mod size;

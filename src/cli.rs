@@ -13,7 +13,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::ArgMatches;
+use clap::error::ErrorKind;
 
+use crate::bench as measurement;
 use crate::client;
 use crate::config::{self, Config};
 use crate::control::Request;
@@ -23,6 +25,7 @@ pub use crate::config::{CommandLine, Launch};
 pub use compare::Compare;
 pub use orders::Order;
 
+mod bench;
 mod compare;
 mod definition;
 mod effective;
@@ -36,7 +39,7 @@ pub const BAD_INPUT: u8 = 2;
 const DEFAULT_TARGET: &str = "127.0.0.1:9999";
 
 /// What the program was asked to do, with everything it needs for that.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Be a server.
     Serve(Box<Launch>),
@@ -44,6 +47,10 @@ pub enum Command {
     Check(String),
     /// Be a line client.
     Client(client::Options),
+    /// Measure a server.
+    Bench(Box<measurement::Options>),
+    /// Be a part of the measurement that started this process.
+    BenchPart,
     /// Compare measurements.
     Compare(Compare),
     /// Give a running server an order.
@@ -105,6 +112,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::Serve(launch)) => supervisor::run(*launch),
         Ok(Command::Check(text)) => print(&text),
         Ok(Command::Client(options)) => client::run(options),
+        Ok(Command::Bench(options)) => measurement::run(&options),
+        Ok(Command::BenchPart) => measurement::be_part(),
         Ok(Command::Compare(files)) => compare::run(&files),
         Ok(Command::Order(order)) => orders::run(&order),
         Ok(Command::Worker) => worker::run(),
@@ -152,6 +161,11 @@ pub fn parse(
         {
             Ok(Command::Compare(compare::typed(typed)?))
         }
+        Some((definition::BENCH, typed)) => match bench::options(typed, bench::line(&args)) {
+            Ok(options) => Ok(Command::Bench(Box::new(options))),
+            Err(why) => Err(definition::refused(ErrorKind::InvalidValue, why)),
+        },
+        Some((definition::BENCH_PART, _)) => Ok(Command::BenchPart),
         Some((definition::CHECK, typed)) => {
             let found = gather::gather(&[&matches, typed], environment)?;
             Ok(Command::Check(if typed.get_flag(definition::PRINT) {

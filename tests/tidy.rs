@@ -10,15 +10,21 @@ use uppercased::metrics::{CloseReason, PauseCause};
 const FILE_LINES_MAX: usize = 600;
 
 /// Cores: they decide, and touch nothing outside.
-const CORES: [&str; 20] = [
+const CORES: [&str; 29] = [
     "src/bench/connection.rs",
     "src/bench/failure.rs",
     "src/bench/findings.rs",
     "src/bench/histogram.rs",
     "src/bench/judge.rs",
     "src/bench/options.rs",
+    "src/bench/outcome.rs",
     "src/bench/plan.rs",
     "src/bench/record.rs",
+    "src/bench/report/advice.rs",
+    "src/bench/report/compare",
+    "src/bench/report/figures.rs",
+    "src/bench/report/html",
+    "src/bench/report/summary.rs",
     "src/bench/size.rs",
     "src/bench/truth.rs",
     "src/connection.rs",

@@ -34,7 +34,7 @@ const OUTPUT_MAX: usize = 400;
 
 /// The commands of a measurement.
 #[derive(Debug)]
-pub struct Jobs {
+pub(super) struct Jobs {
     threads: Vec<JoinHandle<Vec<Mark>>>,
     /// Dropping it says that the measurement is over.
     over: Vec<Sender<()>>,
@@ -43,7 +43,7 @@ pub struct Jobs {
 impl Jobs {
     /// Runs `jobs`, their times counted from `origin`, until `until` or [`Jobs::finish`].
     #[must_use]
-    pub fn start(jobs: &[Job], origin: Tick, until: Tick) -> Self {
+    pub(super) fn start(jobs: &[Job], origin: Tick, until: Tick) -> Self {
         let mut started = Self {
             threads: Vec::new(),
             over: Vec::new(),
@@ -60,7 +60,7 @@ impl Jobs {
 
     /// The measurement is over: waits for what still runs, and returns the marks, in order of time.
     #[must_use]
-    pub fn finish(self) -> Vec<Mark> {
+    pub(super) fn finish(self) -> Vec<Mark> {
         drop(self.over);
         let marks = self.threads.into_iter().filter_map(|job| job.join().ok());
         let mut marks: Vec<Mark> = marks.flatten().collect();
@@ -203,13 +203,19 @@ mod tests {
         let marks: Vec<Mark> = {
             let Jobs { mut threads, over } = jobs;
             let third = threads.pop();
-            let mut marks: Vec<Mark> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+            let mut marks: Vec<Mark> = threads
+                .into_iter()
+                .flat_map(|t| t.join().unwrap())
+                .collect();
             drop(over);
             marks.extend(third.unwrap().join().unwrap());
             marks
         };
         assert_eq!(marks.len(), 2);
-        assert_eq!((marks[0].exit_code, marks[0].output.as_str()), (Some(3), "two"));
+        assert_eq!(
+            (marks[0].exit_code, marks[0].output.as_str()),
+            (Some(3), "two")
+        );
         assert_eq!(marks[1].exit_code, None);
     }
 
@@ -218,10 +224,17 @@ mod tests {
         let now = clock::now();
         let jobs = [job("every 10ms: true")];
         let jobs = Jobs::start(&jobs, now, now + Duration::from_millis(300));
-        let marks: Vec<Mark> = jobs.threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+        let marks: Vec<Mark> = jobs
+            .threads
+            .into_iter()
+            .flat_map(|t| t.join().unwrap())
+            .collect();
         assert!(marks.len() > 1, "{}", marks.len());
         for pair in marks.windows(2) {
-            assert!(pair[0].at_ms + pair[0].took_ms <= pair[1].at_ms + 1, "{pair:?}");
+            assert!(
+                pair[0].at_ms + pair[0].took_ms <= pair[1].at_ms + 1,
+                "{pair:?}"
+            );
         }
     }
 

@@ -35,7 +35,7 @@ use super::truth::Truth;
 use crate::clock::{self, Tick};
 
 /// The order of the waker: look at the orders.
-pub const ORDERS: Token = Token(usize::MAX);
+pub(super) const ORDERS: Token = Token(usize::MAX);
 const TIMER: Token = Token(usize::MAX - 1);
 
 /// Readiness reports taken at once.
@@ -56,7 +56,7 @@ const SWEEP: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mi
 
 /// What one thread has to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Share {
+pub(super) struct Share {
     /// The whole plan.
     pub plan: Plan,
     /// The server.
@@ -69,7 +69,7 @@ pub struct Share {
 
 /// What a thread is told while it runs, and what it tells of itself.
 #[derive(Debug, Default)]
-pub struct Board {
+pub(super) struct Board {
     /// When the load begins: nanoseconds of a [`Tick`]; 0 until that is known.
     pub start: AtomicU64,
     /// End early.
@@ -84,7 +84,7 @@ pub struct Board {
 
 /// Where a thread is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Reached {
+pub(super) enum Reached {
     /// It has tried to connect all its connections.
     Ready,
     /// What counts is over.
@@ -133,13 +133,13 @@ struct Engine<'a> {
 impl Share {
     /// Its connections.
     #[must_use]
-    pub fn connections(&self) -> usize {
+    pub(super) fn connections(&self) -> usize {
         portion(self.plan.connections.into(), self.index, self.threads) as usize
     }
 
     /// Its messages, if they are counted.
     #[must_use]
-    pub fn quota(&self) -> Option<u64> {
+    pub(super) fn quota(&self) -> Option<u64> {
         let count = self.plan.count?;
         // Threads without connections have no messages.
         let busy = self.threads.min(self.plan.connections);
@@ -161,7 +161,7 @@ fn portion(whole: u64, index: u32, parts: u32) -> u64 {
 ///
 /// # Errors
 /// The event loop itself failed; what happens to connections is in the record.
-pub fn run(
+pub(super) fn run(
     share: &Share,
     truth: &Truth,
     board: &Board,
@@ -518,8 +518,10 @@ impl Engine<'_> {
         {
             self.timer_at = next;
             let at = TimeSpec::from_duration(Duration::from_nanos(due.as_nanos().max(1)));
-            self.timer
-                .set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
+            self.timer.set(
+                Expiration::OneShot(at),
+                TimerSetTimeFlags::TFD_TIMER_ABSTIME,
+            )?;
         }
         let mut wake = self.next_sweep;
         match self.phase {
@@ -536,7 +538,8 @@ impl Engine<'_> {
 
 /// CPU time of this thread.
 fn thread_cpu() -> Duration {
-    clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+    clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .map_or(Duration::ZERO, Duration::from)
 }
 
 #[cfg(test)]

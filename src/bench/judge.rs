@@ -20,7 +20,7 @@ const SHARED_SHARE: f64 = 0.95;
 
 /// What is known when the measurement is over.
 #[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
+pub(super) struct Facts<'a> {
     /// Sums over all threads.
     pub sums: &'a Record,
     /// Messages answered.
@@ -39,7 +39,7 @@ pub struct Facts<'a> {
 
 /// What the measuring cost, and what its reader has to know.
 #[must_use]
-pub fn judge(facts: &Facts<'_>) -> (Client, Vec<String>) {
+pub(super) fn judge(facts: &Facts<'_>) -> (Client, Vec<String>) {
     let sums = facts.sums;
     let cpu_ns = sums.cpu_ns as f64;
     let capacity = facts.threads.min(facts.cpus.into()).max(1);
@@ -51,13 +51,8 @@ pub fn judge(facts: &Facts<'_>) -> (Client, Vec<String>) {
     };
     let mut reasons = Vec::new();
     if share > BUSY_SHARE {
-        let more = if facts.threads < facts.cpus.into() {
-            "; more --threads may find more"
-        } else {
-            ""
-        };
         reasons.push(format!(
-            "its threads used {:.0} % of the CPU time that they can have{more}",
+            "its threads used {:.0} % of the CPU time that they can have",
             share * 100.0
         ));
     }
@@ -101,7 +96,7 @@ pub fn judge(facts: &Facts<'_>) -> (Client, Vec<String>) {
 
 /// `part` of `whole`; nothing of nothing is 0.
 #[must_use]
-pub fn ratio(part: u64, whole: u64) -> f64 {
+pub(super) fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 {
         0.0
     } else {
@@ -138,7 +133,10 @@ mod tests {
         assert_eq!(client.cpu_per_message_ns, 500_000.0);
         sums.cpu_ns = 950_000_000;
         let (client, warnings) = judged(&sums, Some(SECOND));
-        assert!(client.is_bottleneck && client.why.contains("95 %"), "{client:?}");
+        assert!(
+            client.is_bottleneck && client.why.contains("95 %"),
+            "{client:?}"
+        );
         assert!(warnings.iter().any(|text| text.contains("all CPUs")));
     }
 

@@ -11,12 +11,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use procfs::WithCurrentSystemInfo as _;
 use procfs::process::Process;
 
 /// What a set of processes has spent so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Spent {
+pub(super) struct Spent {
     /// The processes.
     pub pids: Vec<u32>,
     /// Outside the kernel.
@@ -30,7 +29,7 @@ const LOOKS_MAX: usize = 5;
 
 /// The CPU time of `roots` and their descendants.
 #[must_use]
-pub fn spent(roots: &[u32]) -> Spent {
+pub(super) fn spent(roots: &[u32]) -> Spent {
     let mut before = family(roots);
     let mut spent = sum(&before);
     for _ in 1..LOOKS_MAX {
@@ -47,14 +46,18 @@ pub fn spent(roots: &[u32]) -> Spent {
 /// The memory of `roots` and their descendants in bytes: private pages, and shared ones once.
 /// `None` if it cannot be read of one that lives.
 #[must_use]
-pub fn memory(roots: &[u32]) -> Option<u64> {
+pub(super) fn memory(roots: &[u32]) -> Option<u64> {
     let mut bytes = 0;
     for pid in family(roots) {
         let rollup = Process::new(pid.cast_signed()).and_then(|process| process.smaps_rollup());
         match rollup {
             Ok(rollup) => {
                 let maps = rollup.memory_map_rollup;
-                bytes += maps.0.iter().filter_map(|map| map.extension.map.get("Pss")).sum::<u64>();
+                bytes += maps
+                    .0
+                    .iter()
+                    .filter_map(|map| map.extension.map.get("Pss"))
+                    .sum::<u64>();
             }
             // It ended meanwhile.
             Err(procfs::ProcError::NotFound(_)) => {}

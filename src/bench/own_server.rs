@@ -29,7 +29,7 @@ const READY: &str = "listening on ";
 
 /// A running server.
 #[derive(Debug)]
-pub struct OwnServer {
+pub(super) struct OwnServer {
     child: Child,
     folder: PathBuf,
     /// Where it serves.
@@ -40,7 +40,7 @@ pub struct OwnServer {
 
 /// Why there is none.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(super) enum Error {
     /// The system refuses.
     #[error("cannot start a server to measure: {0}")]
     System(#[from] io::Error),
@@ -54,7 +54,7 @@ impl OwnServer {
     ///
     /// # Errors
     /// It does not start; its own words say why.
-    pub fn start(workers: Option<u16>, arguments: &[String]) -> Result<Self, Error> {
+    pub(super) fn start(workers: Option<u16>, arguments: &[String]) -> Result<Self, Error> {
         let program = std::env::current_exe()?;
         let folder = std::env::temp_dir().join(format!("uppercased-bench-{}", std::process::id()));
         // Made anew: what lies there is of a process that had this number and was killed.
@@ -89,7 +89,9 @@ impl OwnServer {
             program,
         };
         // Its end is the end of the output, so this waits for one of the two.
-        let lines = output.into_iter().flat_map(|output| BufReader::new(output).lines());
+        let lines = output
+            .into_iter()
+            .flat_map(|output| BufReader::new(output).lines());
         let address = lines
             .map_while(Result::ok)
             .find_map(|line| line.strip_prefix(READY)?.parse().ok());
@@ -102,22 +104,23 @@ impl OwnServer {
 
     /// Its process number, for as long as it lives.
     #[must_use]
-    pub fn pid(&self) -> u32 {
+    pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Where it takes orders.
     #[must_use]
-    pub fn control(&self) -> PathBuf {
+    pub(super) fn control(&self) -> PathBuf {
         self.folder.join("control.sock")
     }
 
     fn stop(&mut self) {
-        let stopping = Conversation::open(&self.control(), Some(PATIENCE)).and_then(|mut server| {
-            server.ask(&Request::Stop)?;
-            while server.next_reply()?.is_some() {}
-            Ok(())
-        });
+        let stopping =
+            Conversation::open(&self.control(), Some(PATIENCE)).and_then(|mut server| {
+                server.ask(&Request::Stop)?;
+                while server.next_reply()?.is_some() {}
+                Ok(())
+            });
         if stopping.is_err() || !ended_within(self.pid(), PATIENCE) {
             // Its workers end with it, when they have finished what they owe.
             let _ = self.child.kill();
@@ -135,7 +138,7 @@ impl Drop for OwnServer {
 
 /// How the server at `control` is doing; `None` if it does not say.
 #[must_use]
-pub fn status(control: &Path) -> Option<Status> {
+pub(super) fn status(control: &Path) -> Option<Status> {
     match client::ask(control, &Request::Status, Some(STATUS_TIMEOUT), |_| {}) {
         Ok(Reply::Status(status)) => Some(*status),
         _ => None,

@@ -12,7 +12,7 @@ use crate::clock::Tick;
 
 /// A bar on standard error.
 #[derive(Debug)]
-pub struct Progress {
+pub(super) struct Progress {
     bar: ProgressBar,
     last: Option<(Tick, u64)>,
     rate: f64,
@@ -24,7 +24,7 @@ const RATE_OVER: Duration = Duration::from_millis(400);
 impl Progress {
     /// A bar for `plan`, unless nobody would see it or it is not wanted.
     #[must_use]
-    pub fn of(plan: &Plan, wanted: bool) -> Self {
+    pub(super) fn of(plan: &Plan, wanted: bool) -> Self {
         let bar = if wanted && std::io::stderr().is_terminal() {
             let whole = plan
                 .count
@@ -44,15 +44,17 @@ impl Progress {
     }
 
     /// Connections come about.
-    pub fn connecting(&self, counts: Counts, plan: &Plan) {
+    pub(super) fn connecting(&self, counts: Counts, plan: &Plan) {
         self.bar.set_prefix("connecting");
         let Counts { open, failed, .. } = counts;
-        self.bar
-            .set_message(format!("{open} of {} connections, {failed} failures", plan.connections));
+        self.bar.set_message(format!(
+            "{open} of {} connections, {failed} failures",
+            plan.connections
+        ));
     }
 
     /// The load runs, `since` its start.
-    pub fn loading(&mut self, counts: Counts, plan: &Plan, since: Duration, now: Tick) {
+    pub(super) fn loading(&mut self, counts: Counts, plan: &Plan, since: Duration, now: Tick) {
         match self.last {
             Some((then, answered)) if now.since(then) >= RATE_OVER => {
                 let more = counts.answered.saturating_sub(answered);
@@ -80,7 +82,7 @@ impl Progress {
     }
 
     /// It is over.
-    pub fn finish(&self) {
+    pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }

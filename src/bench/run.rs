@@ -46,7 +46,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no outcome.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(super) enum Error {
     /// The plan makes no sense.
     #[error(transparent)]
     Plan(#[from] plan::Error),
@@ -116,7 +116,7 @@ struct Watched {
 ///
 /// # Errors
 /// It did not come about. What goes wrong with connections is no error but in the outcome.
-pub fn measure(options: &Options) -> Result<Outcome, Error> {
+pub(super) fn measure(options: &Options) -> Result<Outcome, Error> {
     let descriptors = raise_descriptor_limit()?;
     let cpus = std::thread::available_parallelism()?;
     let mut facts = Facts {
@@ -451,7 +451,10 @@ fn told(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
         mark
     });
     let marks: Vec<Mark> = marks.collect();
-    let failed = marks.iter().filter(|mark| mark.exit_code != Some(0)).count();
+    let failed = marks
+        .iter()
+        .filter(|mark| mark.exit_code != Some(0))
+        .count();
     if failed > 0 {
         warnings.push(format!(
             "{failed} of {} commands that were run meanwhile failed.",

@@ -17,14 +17,13 @@ use super::record::Recorder;
 use super::socket::Wire;
 use super::truth::{PIECE_MAX, Truth};
 use crate::clock::{self, Tick};
-use crate::connection::Stream;
 
 /// Receives that one connection gets before it is the others' turn: at most 1 MiB.
 const RECEIVES_PER_TURN: u32 = 16;
 
 /// What all slots of a thread share.
 #[derive(Debug)]
-pub struct Work<'a> {
+pub(super) struct Work<'a> {
     /// What is to be done.
     pub plan: &'a Plan,
     /// What is sent and has to come back.
@@ -49,7 +48,7 @@ pub struct Work<'a> {
 
 /// A place for one connection.
 #[derive(Debug)]
-pub struct Slot {
+pub(super) struct Slot {
     /// Its number in the thread.
     pub at: usize,
     /// How it stands with its connection.
@@ -67,7 +66,7 @@ pub struct Slot {
 
 /// How a slot stands with its connection.
 #[derive(Debug)]
-pub enum State {
+pub(super) enum State {
     /// It has none.
     Away,
     /// It has one that does not exist yet.
@@ -89,7 +88,7 @@ pub enum State {
 /// What a slot wants next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Next {
+pub(super) enum Next {
     /// Readiness, or its time on the agenda.
     Wait,
     /// Another turn.
@@ -127,7 +126,7 @@ impl Work<'_> {
 impl Slot {
     /// An empty place.
     #[must_use]
-    pub fn new(at: usize, work: &Work<'_>) -> Self {
+    pub(super) fn new(at: usize, work: &Work<'_>) -> Self {
         let pipeline = match work.plan.pace {
             Pace::Silence => 0,
             Pace::Answers | Pace::Schedule { .. } => work.plan.pipeline as usize,
@@ -145,7 +144,7 @@ impl Slot {
     }
 
     /// Takes a connection that begins to come about.
-    pub fn connect(&mut self, wire: Wire, number: u64, work: &Work<'_>, now: Tick) {
+    pub(super) fn connect(&mut self, wire: Wire, number: u64, work: &Work<'_>, now: Tick) {
         self.account.renew(number, work.truth);
         self.left = work.plan.messages_each.unwrap_or(u32::MAX);
         (self.readable, self.writable) = (false, false);
@@ -154,7 +153,7 @@ impl Slot {
 
     /// Plans the first message. Those of a thread are spread over the first gap, as `place` of
     /// `places`, so that they do not all begin at once.
-    pub fn plan_first(&mut self, work: &mut Work<'_>, start: Tick, place: f64) {
+    pub(super) fn plan_first(&mut self, work: &mut Work<'_>, start: Tick, place: f64) {
         if let Pace::Schedule { gap_ns, arrivals } = work.plan.pace {
             let first = match arrivals {
                 Arrivals::Constant => Duration::from_nanos((gap_ns * place) as u64),
@@ -168,7 +167,7 @@ impl Slot {
     ///
     /// # Errors
     /// The connection is over.
-    pub fn remind(&mut self, work: &mut Work<'_>, now: Tick) -> Result<(), Fault> {
+    pub(super) fn remind(&mut self, work: &mut Work<'_>, now: Tick) -> Result<(), Fault> {
         let due_in_time = self.on_agenda;
         self.on_agenda = false;
         if matches!(self.state, State::Open { .. }) {
@@ -184,7 +183,7 @@ impl Slot {
     /// # Errors
     /// The connection is over.
     #[inline]
-    pub fn feed(&mut self, work: &mut Work<'_>, free: bool, now: Tick) -> Result<(), Fault> {
+    pub(super) fn feed(&mut self, work: &mut Work<'_>, free: bool, now: Tick) -> Result<(), Fault> {
         let State::Open { since, wire } = &mut self.state else {
             return Ok(());
         };
@@ -198,7 +197,8 @@ impl Slot {
                         // The first answer of a connection that was made for it has taken as long
                         // as the handshake, too.
                         let first = Some(self.left) == work.plan.messages_each;
-                        self.account.begin(size, if first { *since } else { now }, now);
+                        self.account
+                            .begin(size, if first { *since } else { now }, now);
                         work.outstanding += 1;
                         if work.plan.messages_each.is_some() {
                             self.left -= 1;
@@ -240,7 +240,7 @@ impl Slot {
 
     /// Takes note that the socket is ready.
     #[inline]
-    pub const fn ready(&mut self, readable: bool, writable: bool) {
+    pub(super) const fn ready(&mut self, readable: bool, writable: bool) {
         self.readable |= readable;
         self.writable |= writable;
     }
@@ -251,7 +251,7 @@ impl Slot {
     /// # Errors
     /// The connection is over.
     #[inline]
-    pub fn turn(&mut self, work: &mut Work<'_>, to_the_end: bool) -> Result<Next, Fault> {
+    pub(super) fn turn(&mut self, work: &mut Work<'_>, to_the_end: bool) -> Result<Next, Fault> {
         let mut receives = 0;
         while self.readable {
             let State::Open { wire, .. } = &mut self.state else {
@@ -285,7 +285,7 @@ impl Slot {
     }
 
     /// Gives the connection up. Its messages are nobody's from now on.
-    pub fn leave(&mut self, work: &mut Work<'_>, reset: bool) {
+    pub(super) fn leave(&mut self, work: &mut Work<'_>, reset: bool) {
         work.outstanding -= self.account.in_flight();
         if let State::Connecting { wire, .. } | State::Open { wire, .. } = &self.state
             && reset
@@ -298,7 +298,7 @@ impl Slot {
 
     /// What is wrong with the time it has been waiting, if anything.
     #[must_use]
-    pub fn overdue(&self, plan: &Plan, now: Tick) -> Option<Fault> {
+    pub(super) fn overdue(&self, plan: &Plan, now: Tick) -> Option<Fault> {
         match self.state {
             State::Connecting { since, .. } if now.since(since) >= plan.connect_timeout => {
                 Some(Fault::Unconnected)
@@ -312,7 +312,7 @@ impl Slot {
     }
 
     /// Counts what was planned until the end and never sent.
-    pub fn count_unsent(&mut self, work: &mut Work<'_>, until: Tick) {
+    pub(super) fn count_unsent(&mut self, work: &mut Work<'_>, until: Tick) {
         if let Pace::Schedule { gap_ns, arrivals } = work.plan.pace {
             while self.due < until && work.take_one() {
                 work.recorder.unsent(self.due);
@@ -328,7 +328,9 @@ impl Slot {
         let before = self.account.in_flight();
         work.recorder.received(bytes, now);
         let recorder = &mut work.recorder;
-        let waited_since = self.account.answered(|from| recorder.answer(from, now), now);
+        let waited_since = self
+            .account
+            .answered(|from| recorder.answer(from, now), now);
         recorder.waited(waited_since, now);
         let answered = before - self.account.in_flight();
         work.outstanding -= answered;
@@ -338,7 +340,7 @@ impl Slot {
 
 /// A buffer for one receive.
 #[must_use]
-pub fn buffer() -> Vec<u8> {
+pub(super) fn buffer() -> Vec<u8> {
     vec![0; PIECE_MAX]
 }
 

@@ -17,7 +17,7 @@ use crate::connection::Stream;
 
 /// One end of a connection.
 #[derive(Debug)]
-pub struct Wire(TcpStream);
+pub(super) struct Wire(TcpStream);
 
 impl Wire {
     /// Begins to connect to `target`, from `source` if there is one, and watches it,
@@ -25,7 +25,7 @@ impl Wire {
     ///
     /// # Errors
     /// What the system refused.
-    pub fn open(
+    pub(super) fn open(
         target: SocketAddr,
         source: Option<IpAddr>,
         registry: &Registry,
@@ -53,7 +53,7 @@ impl Wire {
     ///
     /// # Errors
     /// Why it has not.
-    pub fn connected(&self, target: SocketAddr) -> io::Result<()> {
+    pub(super) fn connected(&self, target: SocketAddr) -> io::Result<()> {
         if let Some(error) = self.0.take_error()? {
             return Err(error);
         }
@@ -66,7 +66,7 @@ impl Wire {
     }
 
     /// Makes the coming close a reset.
-    pub fn reset_on_close(&self) {
+    pub(super) fn reset_on_close(&self) {
         // Refused for a connection that is over; then there is nothing to reset.
         let _ = SockRef::from(&self.0).set_linger(Some(Duration::ZERO));
     }

@@ -37,7 +37,7 @@ const SHOW: Duration = Duration::from_millis(100);
 
 /// Those who make the load.
 #[derive(Debug)]
-pub struct Team {
+pub(super) struct Team {
     members: Vec<Member>,
     told: Receiver<Told>,
     /// How many have not said that they are ready.
@@ -49,7 +49,7 @@ pub struct Team {
 
 /// What is heard from the team.
 #[derive(Debug)]
-pub enum Told {
+pub(super) enum Told {
     /// One got so far.
     Reached(Reached),
     /// One is done; what its threads saw.
@@ -60,7 +60,7 @@ pub enum Told {
 
 /// Counts of the whole team.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
+pub(super) struct Counts {
     /// Messages answered, the warm-up's included.
     pub answered: u64,
     /// Failures.
@@ -71,7 +71,7 @@ pub struct Counts {
 
 /// How far the whole team is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub(super) enum Progress {
     /// All are ready.
     Ready,
     /// What counts is over for all.
@@ -119,7 +119,7 @@ impl Team {
     ///
     /// # Errors
     /// The system refuses an event loop.
-    pub fn threads(shares: Vec<Share>) -> io::Result<Self> {
+    pub(super) fn threads(shares: Vec<Share>) -> io::Result<Self> {
         let (tell, told) = channel();
         let mut members = Vec::new();
         let truth = shares.first().map(|share| {
@@ -153,7 +153,7 @@ impl Team {
     ///
     /// # Errors
     /// A process cannot be started.
-    pub fn processes(bundles: Vec<Vec<Share>>) -> io::Result<Self> {
+    pub(super) fn processes(bundles: Vec<Vec<Share>>) -> io::Result<Self> {
         let (tell, told) = channel();
         let mut members = Vec::new();
         for shares in bundles {
@@ -192,7 +192,7 @@ impl Team {
     }
 
     /// Has the load begin at `at`.
-    pub fn start(&mut self, at: Tick) {
+    pub(super) fn start(&mut self, at: Tick) {
         for member in &mut self.members {
             member.board.start.store(at.as_nanos(), Ordering::Release);
             member.order(&Order::Start(at));
@@ -200,7 +200,7 @@ impl Team {
     }
 
     /// Has it end early.
-    pub fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         for member in &mut self.members {
             member.board.stop.store(true, Ordering::Release);
             member.order(&Order::Stop);
@@ -211,7 +211,7 @@ impl Team {
     ///
     /// # Errors
     /// A member could not go on.
-    pub fn wait(&mut self, within: Duration) -> Result<Progress, String> {
+    pub(super) fn wait(&mut self, within: Duration) -> Result<Progress, String> {
         match self.told.recv_timeout(within) {
             Err(RecvTimeoutError::Timeout) => Ok(Progress::Waiting),
             Err(RecvTimeoutError::Disconnected) if self.not_done == 0 => Ok(Progress::Done),
@@ -235,7 +235,7 @@ impl Team {
 
     /// Counts so far.
     #[must_use]
-    pub fn counts(&self) -> Counts {
+    pub(super) fn counts(&self) -> Counts {
         let mut sum = Counts::default();
         for Member { board, .. } in &self.members {
             sum.answered += board.answered.load(Ordering::Relaxed);
@@ -247,7 +247,7 @@ impl Team {
 
     /// What everybody saw who is done.
     #[must_use]
-    pub fn into_records(mut self) -> Vec<Record> {
+    pub(super) fn into_records(mut self) -> Vec<Record> {
         std::mem::take(&mut self.records)
     }
 }
@@ -293,7 +293,9 @@ fn listen(output: impl io::BufRead, board: &Board, tell: &Sender<Told>) -> Told 
             Ok(Line::Counts(counts)) => show(board, counts),
             Ok(Line::Done(records)) => return Told::Done(records),
             Ok(Line::Failed(why)) => return Told::Failed(why),
-            Err(error) => return Told::Failed(format!("a part of the load talks nonsense: {error}")),
+            Err(error) => {
+                return Told::Failed(format!("a part of the load talks nonsense: {error}"));
+            }
         }
     }
     Told::Failed("a process of the load ended before it was done".to_owned())

@@ -2,6 +2,7 @@
 //!
 //! Must not: judge how flags go together; `bench::plan` does, with the machine in view.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser as _};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::compare;
 use crate::bench::Options;
 use crate::bench::options::{Arrivals, Close, Expect, Job, Pattern, Sources, Word};
 use crate::bench::size::Sizes;
@@ -71,7 +73,7 @@ pub(super) fn command() -> Command {
         .about("Measure a server, checking every byte")
         .after_help(LONG_HELP)
         .override_usage("uppercased bench [PATTERN] [HOST:PORT] [OPTIONS] [-- SERVER ARGUMENTS]")
-        .next_line_help(false)
+        .subcommand(compare::command())
         .arg(
             Arg::new(WORDS)
                 .value_name("PATTERN] [HOST:PORT")
@@ -88,9 +90,18 @@ pub(super) fn command() -> Command {
 
 fn load() -> Vec<Arg> {
     vec![
-        number::<u32>(CONNECTIONS, "N", "Connections at once [50; stream 4; held 1000]").short('c'),
-        typed::<Sizes>(SIZE, "BYTES", "Message: 64, 16k, 64..1k, chat or mixed [64; stream 64k]")
-            .short('s'),
+        number::<u32>(
+            CONNECTIONS,
+            "N",
+            "Connections at once [50; stream 4; held 1000]",
+        )
+        .short('c'),
+        typed::<Sizes>(
+            SIZE,
+            "BYTES",
+            "Message: 64, 16k, 64..1k, chat or mixed [64; stream 64k]",
+        )
+        .short('s'),
         number::<u32>(PIPELINE, "N", "Messages on their way each [1; stream 16]"),
         number::<f64>(RATE, "N", "rate: messages a second in all [1000]").short('r'),
         word::<Arrivals>(ARRIVALS, "rate, hold: how they follow each other"),
@@ -102,7 +113,11 @@ fn load() -> Vec<Arg> {
         time(WARMUP, "Load that does not count, before [1s; held 0s]"),
         number::<u16>(THREADS, "N", "Threads of a process [half of the CPUs]").short('t'),
         number::<u16>(PROCESSES, "N", "Processes [as descriptors ask for]"),
-        typed::<Sources>(SOURCES, "N|ADDR,...", "Addresses to connect from [as ports ask for]"),
+        typed::<Sources>(
+            SOURCES,
+            "N|ADDR,...",
+            "Addresses to connect from [as ports ask for]",
+        ),
     ]
 }
 
@@ -116,12 +131,20 @@ fn truth() -> Vec<Arg> {
 
 fn output() -> Vec<Arg> {
     vec![
-        number::<u32>(PID, "PID", "A process of the server, for its CPU and memory")
-            .action(ArgAction::Append),
+        number::<u32>(
+            PID,
+            "PID",
+            "A process of the server, for its CPU and memory",
+        )
+        .action(ArgAction::Append),
         path(JSON, "Write everything as JSON"),
         path(REPORT, "Write a page with charts (HTML)"),
-        typed::<Job>(DURING, "WHEN: COMMAND", "Run a command meanwhile: 'every 2s: ...', 'at 3s: ...'")
-            .action(ArgAction::Append),
+        typed::<Job>(
+            DURING,
+            "WHEN: COMMAND",
+            "Run a command meanwhile: 'every 2s: ...', 'at 3s: ...'",
+        )
+        .action(ArgAction::Append),
         Arg::new(NO_PROGRESS)
             .long(NO_PROGRESS)
             .action(ArgAction::SetTrue)
@@ -141,7 +164,9 @@ fn own_server() -> Vec<Arg> {
             .help("Arguments of the server"),
     ];
     let heading = "A server of its own";
-    args.into_iter().map(|arg| arg.help_heading(heading)).collect()
+    args.into_iter()
+        .map(|arg| arg.help_heading(heading))
+        .collect()
 }
 
 /// What was typed, as options. `command` is the whole of it.
@@ -180,6 +205,25 @@ pub(super) fn options(typed: &ArgMatches, command: String) -> Result<Options, St
     })
 }
 
+/// The whole command, as a shell would take it again.
+pub(super) fn line(args: &[OsString]) -> String {
+    let program = args.first().map(PathBuf::from);
+    let program = program.as_deref().and_then(|path| path.file_name());
+    let args = program
+        .into_iter()
+        .chain(args.iter().skip(1).map(OsString::as_os_str));
+    let quoted = args.map(|arg| {
+        let arg = arg.to_string_lossy();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_=.,:/@+[]".contains(c);
+        if !arg.is_empty() && arg.chars().all(plain) {
+            arg.into_owned()
+        } else {
+            format!("'{}'", arg.replace('\'', r"'\''"))
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
 /// A pattern has no colon, an address has one: either may be left out.
 fn words<'a>(
     words: impl Iterator<Item = &'a String>,
@@ -213,7 +257,12 @@ fn one<T: Clone + Send + Sync + 'static>(typed: &ArgMatches, name: &str) -> Opti
 }
 
 fn many<T: Clone + Send + Sync + 'static>(typed: &ArgMatches, name: &str) -> Vec<T> {
-    typed.get_many(name).into_iter().flatten().cloned().collect()
+    typed
+        .get_many(name)
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect()
 }
 
 fn flag(name: &'static str, value: &'static str, help: &'static str) -> Arg {
@@ -249,9 +298,8 @@ fn time(name: &'static str, help: &'static str) -> Arg {
         humantime::parse_duration(text)
             .map_err(|_| "write a time with its unit, for example 30s".to_owned())
     };
-    flag(name, "TIME", help).value_parser(move |text: &str| -> Result<Duration, String> {
-        parse(text)
-    })
+    flag(name, "TIME", help)
+        .value_parser(move |text: &str| -> Result<Duration, String> { parse(text) })
 }
 
 fn path(name: &'static str, help: &'static str) -> Arg {
@@ -290,8 +338,16 @@ mod tests {
         assert_eq!(found(&["a:1"]), (None, there()));
         assert_eq!(found(&["idle", "a:1"]), (Some(Pattern::Idle), there()));
         assert_eq!(found(&[":7"]).1.as_deref(), Some("127.0.0.1:7"));
-        for wrong in [["a:1", "rate"], ["rate", "idle"], ["a:1", "b:2"], ["x", "a:1"]] {
-            assert!(read(&wrong).unwrap_err().contains("no pattern"), "{wrong:?}");
+        for wrong in [
+            ["a:1", "rate"],
+            ["rate", "idle"],
+            ["a:1", "b:2"],
+            ["x", "a:1"],
+        ] {
+            assert!(
+                read(&wrong).unwrap_err().contains("no pattern"),
+                "{wrong:?}"
+            );
         }
     }
 
@@ -310,7 +366,13 @@ mod tests {
         assert!(read(&args).unwrap_err().contains("every 2s: COMMAND"));
         let options = read(&["--", "--log-level", "debug"]).unwrap();
         assert_eq!(options.server_args, ["--log-level", "debug"]);
-        for wrong in [["--rate=x"], ["-c=-1"], ["--close=x"], ["--duration=5"], ["--size=0"]] {
+        for wrong in [
+            ["--rate=x"],
+            ["-c=-1"],
+            ["--close=x"],
+            ["--duration=5"],
+            ["--size=0"],
+        ] {
             assert!(read(&wrong).is_err(), "{wrong:?}");
         }
     }

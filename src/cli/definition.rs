@@ -9,7 +9,7 @@ use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, PathBufValue
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
 
-use super::{Error, compare};
+use super::Error;
 use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting};
 
 /// Start the server; also what happens without a command.
@@ -19,7 +19,9 @@ pub(super) const CHECK: &str = "check";
 /// Talk to a server.
 pub(super) const CLIENT: &str = "client";
 /// Measure a server.
-pub(super) const BENCH: &str = "bench";
+pub(super) const BENCH: &str = super::bench::BENCH;
+/// The role in which a measurement starts more processes.
+pub(super) const BENCH_PART: &str = crate::bench::PART;
 /// Orders to a running server.
 pub(super) const RELOAD: &str = "reload";
 pub(super) const UPGRADE: &str = "upgrade";
@@ -60,7 +62,8 @@ Examples:
   uppercased check --config uppercased.toml    is this file valid?
   uppercased client localhost:9999             type a line, see it answered
   uppercased reload                            new configuration, new workers
-  uppercased status                            how is it doing?";
+  uppercased status                            how is it doing?
+  uppercased bench                             what can this machine do?";
 
 /// Every signal with an effect on the supervisor, and the effect.
 const SIGNALS: [(&str, &str); 9] = [
@@ -99,7 +102,7 @@ pub(super) fn command() -> Command {
         .subcommand(serve())
         .subcommand(check())
         .subcommand(client())
-        .subcommand(bench())
+        .subcommand(super::bench::command())
         .subcommand(reload())
         .subcommand(upgrade())
         .subcommand(scale())
@@ -108,6 +111,11 @@ pub(super) fn command() -> Command {
         .subcommand(
             Command::new(WORKER)
                 .about("Serve as a worker; started by the supervisor only")
+                .hide(true),
+        )
+        .subcommand(
+            Command::new(BENCH_PART)
+                .about("Be a part of a measurement; started by `bench` only")
                 .hide(true),
         )
         .subcommand(
@@ -173,15 +181,6 @@ fn client() -> Command {
                 .value_parser(NonEmptyStringValueParser::new())
                 .help("Where to connect [default: 127.0.0.1:9999]"),
         )
-}
-
-fn bench() -> Command {
-    Command::new(BENCH)
-        .about("Measure a server, and compare measurements")
-        .after_help("Example:\n  uppercased bench compare before.json after.json")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .subcommand(compare::command())
 }
 
 fn reload() -> Command {
@@ -346,7 +345,7 @@ mod tests {
             let line = format!("{} [default: {}]\n", setting.help, setting.default);
             assert!(texts[0].contains(&line), "wrapped: {line}");
         }
-        for role in [WORKER, PREFLIGHT] {
+        for role in [WORKER, BENCH_PART, PREFLIGHT] {
             let listed = texts[0]
                 .lines()
                 .any(|line| line.trim_start().starts_with(role));

@@ -147,23 +147,7 @@ enum Happening {
 
 impl Walk {
     fn new() -> Self {
-        let policy = Policy {
-            workers: 2,
-            start_timeout: ms(1_000),
-            drain_timeout: ms(1_000),
-            lame_duck: ms(100),
-            backoff_initial: ms(100),
-            backoff_max: ms(150),
-            backoff_reset: ms(5_000),
-            lend_after: ms(50),
-            restart_connections: RestartConnections::Handover,
-            linger_timeout: Duration::from_secs(5),
-            bake_time: Duration::from_secs(1),
-            handover_timeout: Duration::from_secs(10),
-            handshake_timeout: Duration::from_secs(3),
-            hang_timeout: None,
-            rebalance: None,
-        };
+        let policy = policy();
         Self {
             machine: Machine::new(policy.clone(), 1),
             laws: Laws::new(policy),
@@ -317,6 +301,7 @@ const fn policy() -> Policy {
         handover_timeout: ms(700),
         handshake_timeout: ms(300),
         hang_timeout: None,
+        rebalance: None,
     }
 }
 

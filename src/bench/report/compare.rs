@@ -108,7 +108,7 @@ const FIGURES: [Figure; 11] = [
         better: Better::Higher,
         show: units::number,
         of: |outcome| {
-            let rate = figures::per_second(outcome.totals.connections, outcome.measured_ms);
+            let rate = figures::per_second(figures::opened(outcome), outcome.measured_ms);
             rate.filter(|_| outcome.plan.pattern == "churn")
         },
     },

@@ -47,6 +47,16 @@ pub(super) fn per_second(things: u64, measured_ms: u64) -> Option<f64> {
     (measured_ms > 0).then(|| things as f64 * 1000.0 / measured_ms as f64)
 }
 
+/// Connections made while it was measured; those that were made before it are not among them, if
+/// there is a series that tells them apart.
+pub(super) fn opened(outcome: &Outcome) -> u64 {
+    if outcome.series.is_empty() {
+        return outcome.totals.connections;
+    }
+    let opened = outcome.series.iter().map(|one| one.connections_opened);
+    opened.fold(0, u64::saturating_add)
+}
+
 /// Failures of all kinds.
 pub(super) fn failures(outcome: &Outcome) -> u64 {
     outcome

@@ -118,7 +118,7 @@ fn tiles(outcome: &Outcome) -> String {
     let rate = match Work::of(outcome) {
         Work::Messages => rate(outcome.totals.messages).map(|r| ("messages/s", units::number(r))),
         Work::Connections => {
-            rate(outcome.totals.connections).map(|r| ("connections/s", units::number(r)))
+            rate(figures::opened(outcome)).map(|r| ("connections/s", units::number(r)))
         }
         Work::Bytes => {
             rate(outcome.totals.bytes_received).map(|r| ("received", units::byte_rate(r)))

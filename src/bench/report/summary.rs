@@ -189,7 +189,7 @@ fn throughput(outcome: &Outcome) -> Vec<String> {
     let totals = &outcome.totals;
     let mut parts = Vec::new();
     let connections =
-        rate(totals.connections).map(|r| format!("{} connections/s", units::number(r)));
+        rate(figures::opened(outcome)).map(|r| format!("{} connections/s", units::number(r)));
     let messages = rate(totals.messages).map(|r| format!("{} messages/s", units::number(r)));
     match Work::of(outcome) {
         Work::Connections => parts.extend([connections, messages].into_iter().flatten()),
