@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use self::support::image::Image;
 use self::support::netns::{KernelCounters, isolated};
-use self::support::observe::{freeze, until, worker_of};
+use self::support::observe::{freeze, unacknowledged, until, worker_of};
 use self::support::planned::Planned;
 use self::support::{Client, pattern, wait_gone};
 
@@ -36,6 +36,13 @@ struct Clients {
 impl Clients {
     #[track_caller]
     fn of(planned: &Planned) -> Self {
+        // More than all buffers between the two hold.
+        Self::with(planned, 3 << 20)
+    }
+
+    /// With so much sent by the one who reads nothing, as far as there is room.
+    #[track_caller]
+    fn with(planned: &Planned, full_bytes: usize) -> Self {
         let addr = planned.server.addr();
         let mut idle: Vec<_> = (0..20).map(|_| Client::connect(addr)).collect();
         for client in &mut idle {
@@ -44,7 +51,7 @@ impl Clients {
         let mut unread = Client::connect(addr);
         unread.send_all(b"half of a");
         let full = Client::connect(addr);
-        let full_sent = full.send_some(&pattern(0, 3 << 20));
+        let full_sent = full.send_some(&pattern(0, full_bytes));
         Self {
             idle,
             unread,
@@ -256,7 +263,11 @@ fn a_supervisor_that_dies_leaves_nobody_behind() {
 fn leave_by(point: &str, order: &[&str]) {
     let args = [&QUICK[..], &["--workers=2"]].concat();
     let planned = Planned::start_with(&args, |builder| builder.env("FAULT_POINTS", point));
-    let clients = Clients::of(&planned);
+    // Who stops answers what has arrived, and nothing that is still on its way.
+    let clients = Clients::with(&planned, 96 * 1024);
+    until("everything sent has arrived", || {
+        unacknowledged(&clients.full) == 0
+    });
     let pids = planned.server.worker_pids();
     let answered = planned.server.order(order);
     assert_eq!(answered.code, 1, "{point}: {answered:?}");
