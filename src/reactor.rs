@@ -1,8 +1,9 @@
 //! The worker's event loop: mio, edge-triggered, one thread, never blocking but in the wait.
 //!
-//! A turn has fixed phases: wait, record readiness (and do nothing else yet), let the worker read
-//! its channel, take in connections that another worker hands over, drive the connections that are
-//! ready, accept, answer deadlines, hand connections over, compute the next deadline.
+//! A turn has fixed phases: wait, let the worker read its channel, take in connections that another
+//! worker hands over, drive the connections that are ready (those with a report straight from it,
+//! then those left over from the last turn), accept, answer deadlines, hand connections over, compute
+//! the next deadline.
 //! [`Reactor::wait`] is the first half and [`Reactor::work`] the second; between them the worker
 //! acts on its supervisor's messages.
 //!
@@ -59,7 +60,7 @@ pub struct Reactor {
     events: Events,
     memory: Memory,
     timers: Timers,
-    /// Descriptor numbers with work to do, in the order in which they get their turn.
+    /// Descriptor numbers with work left over, in the order in which they get their turn.
     ready: VecDeque<u32>,
     fired: Vec<u32>,
     acceptors: Vec<Acceptor>,
@@ -227,13 +228,7 @@ impl Reactor {
         }
         self.now = clock::now();
         self.memory.count(Counter::Turns, 1);
-        let mut control = false;
-        let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-        for event in &events {
-            control |= self.record(event);
-        }
-        self.events = events;
-        Ok(control)
+        Ok(self.note_reports())
     }
 
     /// Takes the kernel's reports; none after an interruption.
@@ -250,25 +245,7 @@ impl Reactor {
     /// hands them over after it.
     pub fn work(&mut self) {
         self.receive_connections();
-        for _ in 0..self.ready.len() {
-            let Some(fd) = self.ready.pop_front() else {
-                break;
-            };
-            let head = self.memory.head(fd);
-            if !head.flags.has(Flags::QUEUED) {
-                continue; // Closed since, and possibly opened anew under the same number.
-            }
-            self.memory.set_flags(fd, head.flags.without(Flags::QUEUED));
-            let mut socket = Socket::numbered(fd);
-            let outcome = connection::drive(
-                &mut self.memory,
-                fd,
-                &mut Traced(&mut socket),
-                &self.rules,
-                self.now,
-            );
-            self.conclude(fd, outcome);
-        }
+        self.serve_ready();
         self.set_gate(self.gate.at(self.now));
         if self.takes_connections() {
             self.accept_burst();
@@ -316,23 +293,62 @@ impl Reactor {
         Some(due.since(self.now))
     }
 
-    /// Remembers one readiness report; true if it is the channel's.
-    fn record(&mut self, event: &Event) -> bool {
-        let token = event.token();
-        let (fd, generation) = unpack_token(token);
-        if generation == NO_GENERATION {
-            if let Some(acceptor) = self.acceptors.iter_mut().find(|a| a.has(token)) {
-                acceptor.ready = true;
-            } else if token != CONTROL {
-                self.moving_is_ready(token);
+    /// Notes the reports that are not about connections; true if the channel's is among them.
+    fn note_reports(&mut self) -> bool {
+        let (mut control, mut worked) = (false, false);
+        let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        for token in events.iter().map(Event::token) {
+            control |= token == CONTROL;
+            worked |= token != CONTROL;
+            if token == CONTROL || unpack_token(token).1 != NO_GENERATION {
+                continue;
             }
-            return token == CONTROL;
+            match self.acceptors.iter_mut().find(|a| a.has(token)) {
+                Some(acceptor) => acceptor.ready = true,
+                None => self.moving_is_ready(token),
+            }
+        }
+        self.events = events;
+        if worked {
+            self.spin.worked(self.now);
+        }
+        control
+    }
+
+    /// Gives every connection with something to do its share of this turn.
+    fn serve_ready(&mut self) {
+        let left_over = self.ready.len();
+        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        for event in &events {
+            self.serve_reported(event);
+        }
+        events.clear();
+        self.events = events;
+        for _ in 0..left_over {
+            let Some(fd) = self.ready.pop_front() else {
+                break;
+            };
+            let flags = self.memory.head(fd).flags;
+            // If it is not, it was closed since, and possibly opened anew under the same number.
+            if flags.has(Flags::QUEUED) {
+                self.memory.set_flags(fd, flags.without(Flags::QUEUED));
+                self.serve(fd);
+            }
+        }
+    }
+
+    /// Remembers what a report says of a connection, and serves it unless its turn is still to come:
+    /// nobody has two shares of one turn.
+    #[inline]
+    fn serve_reported(&mut self, event: &Event) {
+        let (fd, generation) = unpack_token(event.token());
+        if generation == NO_GENERATION {
+            return;
         }
         let head = self.memory.head(fd);
         let gone = matches!(head.state, State::Free | State::Closing | State::Handed);
         if head.generation != generation || gone {
-            self.memory.count(Counter::StaleEvents, 1);
-            return false;
+            return self.memory.count(Counter::StaleEvents, 1);
         }
         let mut flags = head.flags;
         if event.is_readable() || event.is_priority() {
@@ -346,10 +362,23 @@ impl Reactor {
         }
         self.memory.set_flags(fd, flags);
         // A connection that is only writable and owes nothing has no work.
-        if flags.has(Flags::READABLE) || self.memory.pending(fd).is_some() {
-            self.enqueue(fd);
+        let has_work = flags.has(Flags::READABLE) || self.memory.pending(fd).is_some();
+        if has_work && !flags.has(Flags::QUEUED) {
+            self.serve(fd);
         }
-        false
+    }
+
+    #[inline]
+    fn serve(&mut self, fd: u32) {
+        let mut socket = Socket::numbered(fd);
+        let outcome = connection::drive(
+            &mut self.memory,
+            fd,
+            &mut Traced(&mut socket),
+            &self.rules,
+            self.now,
+        );
+        self.conclude(fd, outcome);
     }
 
     fn enqueue(&mut self, fd: u32) {
@@ -569,7 +598,7 @@ struct Traced<'a>(&'a mut Socket);
 const TRACED_BYTES: usize = 128;
 
 impl connection::Stream for Traced<'_> {
-    #[inline]
+    #[inline(always)]
     fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let received = self.0.recv(into)?;
         let (fd, bytes) = (self.0.number(), &into[..received]);
@@ -577,7 +606,7 @@ impl connection::Stream for Traced<'_> {
         Ok(received)
     }
 
-    #[inline]
+    #[inline(always)]
     fn send(&mut self, from: &[u8]) -> io::Result<usize> {
         let sent = self.0.send(from)?;
         let (fd, bytes) = (self.0.number(), &from[..sent]);

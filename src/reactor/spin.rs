@@ -14,7 +14,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::{CONTROL, Reactor};
+use super::Reactor;
 use crate::clock::{self, Tick};
 
 /// When a worker goes on polling.
@@ -33,17 +33,21 @@ impl Spin {
             until: Tick::ZERO,
         }
     }
+
+    /// There was work at `now`. Orders from the supervisor are none: it sends some only to see
+    /// whether we are there.
+    pub(super) fn worked(&mut self, now: Tick) {
+        if let Some(patience) = self.patience {
+            self.until = now + patience;
+        }
+    }
 }
 
 impl Reactor {
     /// Polls without sleeping, if there was work lately: true if that brought something.
     pub(super) fn spins(&mut self, deadline: Option<Tick>) -> io::Result<bool> {
-        let Some(patience) = self.spin.patience else {
+        if self.spin.patience.is_none() {
             return Ok(false);
-        };
-        // Orders from the supervisor are not work: it sends some only to see whether we are there.
-        if self.events.iter().any(|event| event.token() != CONTROL) {
-            self.spin.until = self.now + patience;
         }
         let due = match self.timeout(deadline) {
             // There is something to do already.
