@@ -227,7 +227,10 @@ fn sample(unit: Unit, seen: &[Seen], before: &Reading, after: &Reading, alone: b
         units += counted as f64 * wall_ns as f64 / one.wall_ns as f64;
     }
     let client_cpu_ns = after.clients.cpu_ns - before.clients.cpu_ns;
-    let own_ns = client_cpu_ns + after.server.cpu_ns - before.server.cpu_ns;
+    // With thousands of busy connections the kernel puts part of the packets' work into threads of
+    // its own: that is the load's doing and nobody else's, and so is waiting for them.
+    let deferred_ns = after.machine.deferred_ns - before.machine.deferred_ns;
+    let own_ns = client_cpu_ns + after.server.cpu_ns - before.server.cpu_ns + deferred_ns;
     let surroundings = Surroundings {
         wall_ns: after.at.as_nanos() - before.at.as_nanos(),
         cpus: after.machine.cpus,
@@ -235,7 +238,7 @@ fn sample(unit: Unit, seen: &[Seen], before: &Reading, after: &Reading, alone: b
         own_ns,
         stolen_ns: after.machine.stolen_ns - before.machine.stolen_ns,
         kept_waiting_ns: if alone {
-            after.server.waited_ns - before.server.waited_ns
+            (after.server.waited_ns - before.server.waited_ns).saturating_sub(deferred_ns)
         } else {
             0
         },

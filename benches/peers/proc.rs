@@ -11,6 +11,8 @@ const KIB: u64 = 1024;
 const NS_PER_S: u64 = 1_000_000_000;
 /// The kernel's numbers of a process's clocks: kinds below, the process's complement above.
 const CLOCK_KIND_BITS: u32 = 3;
+/// The process whose children the kernel's own threads are.
+const KERNEL_THREADS: u32 = 2;
 const SAMPLED_ALL: i32 = 0;
 const SAMPLED_USER: i32 = 1;
 
@@ -34,6 +36,8 @@ pub(crate) struct Machine {
     pub(crate) cpus: u64,
     pub(crate) busy_ns: u64,
     pub(crate) stolen_ns: u64,
+    /// Of `busy_ns`, what the kernel's threads for deferred network work (`ksoftirqd`) took.
+    pub(crate) deferred_ns: u64,
 }
 
 fn failed(error: procfs::ProcError) -> io::Error {
@@ -84,7 +88,23 @@ pub(crate) fn machine() -> io::Result<Machine> {
         cpus: stats.cpu_time.len() as u64,
         busy_ns: (total.user + total.nice + total.system + interrupts) * tick_ns,
         stolen_ns: total.steal.unwrap_or(0) * tick_ns,
+        deferred_ns: deferred_ns()?,
     })
+}
+
+/// One such thread for each CPU, children of the kernel's own process 2.
+fn deferred_ns() -> io::Result<u64> {
+    let mut sum = 0;
+    for pid in children_of(KERNEL_THREADS)? {
+        let process = process(pid)?;
+        if process
+            .stat()
+            .is_ok_and(|stat| stat.comm.starts_with("ksoftirqd/"))
+        {
+            sum += process.schedstat().map_err(failed)?.sum_exec_runtime;
+        }
+    }
+    Ok(sum)
 }
 
 /// Memory that `pids` have in use and that is not a file's: private and shared.
