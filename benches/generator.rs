@@ -1,30 +1,44 @@
-//! What the load generator costs beyond the least that one could do: `uppercased bench` beside a
-//! hundred lines of C that check nothing, time nothing and record nothing, against the same server,
-//! in turn. Both have one thread and a closed loop.
+//! What the load generator costs beyond the least that one could do, and beside the tool most people
+//! reach for: `uppercased bench`, a hundred lines of C that check nothing, time nothing and record
+//! nothing, and `wrk` if it is installed, against the same server, in turn. All have one thread, a
+//! closed loop and a CPU apart from the server's.
 //!
-//! `cargo bench --bench generator -- [PAIRS]`: prints the medians, with the least and the most, of
-//! the client's CPU time per message and of the rate, and the ratio of each pair. Without a C
-//! compiler it says so and does nothing.
+//! `cargo bench --bench generator -- [ROUNDS]`: prints the medians, with the least and the most, of
+//! the client's CPU time per message and of the rate, and the ratio of ours to each of the others in
+//! the same round. Without a C compiler it says so and does nothing.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::time::TimeValLike as _;
 use nix::unistd::Pid;
 use uppercased::bench::outcome::Outcome;
 
-/// Pairs of runs, unless the command line says otherwise.
-const PAIRS: usize = 8;
+/// Rounds, unless the command line says otherwise.
+const ROUNDS: usize = 8;
 const SECONDS: &str = "1";
 /// Connections and bytes of a message.
 const LOADS: [(u32, u32); 4] = [(1, 64), (50, 64), (1000, 64), (50, 16 * 1024)];
+/// Where the two sides run.
+const CLIENT_CPU: usize = 0;
+const SERVER_CPU: usize = 1;
 
 /// What a client did.
 #[derive(Clone, Copy)]
 struct Run {
     cpu_per_message_ns: f64,
     messages_per_s: f64,
+}
+
+/// One round: each client once.
+struct Round {
+    minimal: Run,
+    ours: Run,
+    wrk: Option<Run>,
 }
 
 /// A server with one worker; ends with the value.
@@ -36,7 +50,7 @@ struct Server {
 fn main() {
     // Cargo adds flags of its own, `--bench` among them.
     let mut args = std::env::args().skip(1);
-    let pairs = args.find_map(|arg| arg.parse().ok()).unwrap_or(PAIRS);
+    let rounds = args.find_map(|arg| arg.parse().ok()).unwrap_or(ROUNDS);
     let folder = tempfile::tempdir().expect("a folder for the C client");
     let minimal = folder.path().join("minimal");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/generator/minimal.c");
@@ -49,23 +63,39 @@ fn main() {
         println!("skipped: no C compiler `cc` that compiles {source}");
         return;
     }
+    let wrk = Command::new("wrk").arg("-v").output().is_ok();
+    if !wrk {
+        println!("wrk is not installed: left out");
+    }
+    // What is started from a bound thread is bound as well.
+    bind(SERVER_CPU);
     let server = Server::start();
-    println!("{pairs} pairs of {SECONDS} s, in turn; median (least..most)\n");
-    println!(
-        "{:<18} {:>26} {:>26} {:>20}",
-        "", "minimal C", "uppercased bench", "paired ratio"
-    );
+    bind(CLIENT_CPU);
+    println!("{rounds} rounds of {SECONDS} s, in turn; median (least..most)");
     for (connections, bytes) in LOADS {
-        let mut runs = Vec::new();
-        for _ in 0..pairs {
-            let floor = minimal_run(&minimal, &server.port, connections, bytes);
-            runs.push((floor, bench_run(&server.port, connections, bytes)));
-        }
-        println!("{bytes} B x {connections}");
-        row("  CPU us a message", &runs, |run| {
-            run.cpu_per_message_ns / 1e3
-        });
-        row("  1000 messages/s", &runs, |run| run.messages_per_s / 1e3);
+        let rounds: Vec<Round> = (0..rounds)
+            .map(|_| Round {
+                minimal: minimal_run(&minimal, &server.port, connections, bytes),
+                ours: bench_run(&server.port, connections, bytes),
+                wrk: wrk.then(|| wrk_run(&server.port, connections, bytes)),
+            })
+            .collect();
+        println!("\n{bytes} B x {connections}");
+        println!(
+            "  {:<18} {:>24} {:>26} {:>24} {:>24}",
+            "", "CPU us a message", "1000 messages/s", "CPU: ours / this", "rate: ours / this"
+        );
+        row("uppercased bench", &rounds, |round| Some(round.ours));
+        row("minimal C", &rounds, |round| Some(round.minimal));
+        row("wrk", &rounds, |round| round.wrk);
+    }
+}
+
+/// Binds this thread, and what it starts from now on, if there are CPUs to choose from.
+fn bind(cpu: usize) {
+    let mut cpus = CpuSet::new();
+    if cpus.set(cpu).is_err() || sched_setaffinity(Pid::from_raw(0), &cpus).is_err() {
+        println!("not bound to CPU {cpu}: the machine has none of that number");
     }
 }
 
@@ -145,19 +175,66 @@ fn bench_run(port: &str, connections: u32, bytes: u32) -> Run {
     }
 }
 
-fn row(name: &str, runs: &[(Run, Run)], of: impl Fn(&Run) -> f64) {
-    let spread = |values: Vec<f64>| {
-        let mut values = values;
-        values.sort_by(f64::total_cmp);
-        let (least, most) = (values[0], values[values.len() - 1]);
-        format!("{:.2} ({least:.2}..{most:.2})", values[values.len() / 2])
+/// The CPU time of wrk is the whole process's, its start included: some thousandths of the run.
+fn wrk_run(port: &str, connections: u32, bytes: u32) -> Run {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/generator/wrk.lua");
+    let before = children_cpu_ns();
+    let output = Command::new("wrk")
+        .args(["--threads=1", "--script", script])
+        .arg(format!("--connections={connections}"))
+        .arg(format!("--duration={SECONDS}s"))
+        .arg(format!("http://127.0.0.1:{port}/"))
+        .args(["--", &bytes.to_string()])
+        .output()
+        .expect("wrk runs");
+    let cpu_ns = children_cpu_ns() - before;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let number = |ends: &str| {
+        let line = text.lines().find(|line| line.contains(ends));
+        let word = line.and_then(|line| line.split_once(ends));
+        word.unwrap_or_else(|| panic!("wrk says {text:?}"))
     };
-    let floor = spread(runs.iter().map(|(floor, _)| of(floor)).collect());
-    let ours = spread(runs.iter().map(|(_, ours)| of(ours)).collect());
-    let ratio = spread(
-        runs.iter()
-            .map(|(floor, ours)| of(ours) / of(floor))
-            .collect(),
-    );
-    println!("{name:<18} {floor:>26} {ours:>26} {ratio:>20}");
+    let messages: f64 = number(" requests in ")
+        .0
+        .trim()
+        .parse()
+        .expect("a number of messages");
+    let rate = number("Requests/sec:").1;
+    Run {
+        cpu_per_message_ns: cpu_ns / messages,
+        messages_per_s: rate.trim().parse().expect("a rate"),
+    }
+}
+
+fn children_cpu_ns() -> f64 {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("there is always an answer");
+    let all = usage.user_time() + usage.system_time();
+    all.num_microseconds() as f64 * 1e3
+}
+
+fn row(name: &str, rounds: &[Round], of: impl Fn(&Round) -> Option<Run>) {
+    let column = |value: &dyn Fn(Run, Run) -> f64| {
+        let pairs = rounds
+            .iter()
+            .filter_map(|round| Some((round.ours, of(round)?)));
+        let mut values: Vec<f64> = pairs.map(|(ours, this)| value(ours, this)).collect();
+        values.sort_by(f64::total_cmp);
+        let (least, most) = (values.first()?, values.last()?);
+        let median = values[values.len() / 2];
+        Some(format!("{median:.2} ({least:.2}..{most:.2})"))
+    };
+    let columns: Option<Vec<String>> = [
+        column(&|_, this| this.cpu_per_message_ns / 1e3),
+        column(&|_, this| this.messages_per_s / 1e3),
+        column(&|ours, this| ours.cpu_per_message_ns / this.cpu_per_message_ns),
+        column(&|ours, this| ours.messages_per_s / this.messages_per_s),
+    ]
+    .into_iter()
+    .collect();
+    if let Some(columns) = columns {
+        let [cpu, rate, cpu_ratio, rate_ratio] = columns.as_slice() else {
+            return;
+        };
+        println!("  {name:<18} {cpu:>24} {rate:>26} {cpu_ratio:>24} {rate_ratio:>24}");
+    }
 }
