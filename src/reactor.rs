@@ -20,6 +20,7 @@
 
 pub mod accept;
 pub mod moving;
+mod serve;
 mod spin;
 pub mod timers;
 
@@ -35,7 +36,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::clock::{self, Tick};
 use crate::config::Config;
-use crate::connection::{self, Outcome, Rules};
+use crate::connection::{Outcome, Rules};
 use crate::identity::SlotId;
 use crate::memory::Memory;
 use crate::memory::layout::{Flags, State};
@@ -315,110 +316,6 @@ impl Reactor {
         control
     }
 
-    /// Gives every connection with something to do its share of this turn.
-    fn serve_ready(&mut self) {
-        let left_over = self.ready.len();
-        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-        for event in &events {
-            self.serve_reported(event);
-        }
-        events.clear();
-        self.events = events;
-        for _ in 0..left_over {
-            let Some(fd) = self.ready.pop_front() else {
-                break;
-            };
-            let flags = self.memory.head(fd).flags;
-            // If it is not, it was closed since, and possibly opened anew under the same number.
-            if flags.has(Flags::QUEUED) {
-                self.memory.set_flags(fd, flags.without(Flags::QUEUED));
-                self.serve(fd);
-            }
-        }
-    }
-
-    /// Remembers what a report says of a connection, and serves it unless its turn is still to come:
-    /// nobody has two shares of one turn.
-    #[inline]
-    fn serve_reported(&mut self, event: &Event) {
-        let (fd, generation) = unpack_token(event.token());
-        if generation == NO_GENERATION {
-            return;
-        }
-        let head = self.memory.head(fd);
-        let gone = matches!(head.state, State::Free | State::Closing | State::Handed);
-        if head.generation != generation || gone {
-            return self.memory.count(Counter::StaleEvents, 1);
-        }
-        let mut flags = head.flags;
-        if event.is_readable() || event.is_priority() {
-            flags = flags.with(Flags::READABLE);
-        }
-        if event.is_writable() {
-            flags = flags.with(Flags::WRITABLE);
-        }
-        if event.is_read_closed() || event.is_error() || event.is_priority() {
-            flags = flags.with(Flags::READABLE).with(Flags::READ_DRY);
-        }
-        self.memory.set_flags(fd, flags);
-        // A connection that is only writable and owes nothing has no work.
-        let has_work = flags.has(Flags::READABLE) || self.memory.pending(fd).is_some();
-        if has_work && !flags.has(Flags::QUEUED) {
-            self.serve(fd);
-        }
-    }
-
-    #[inline]
-    fn serve(&mut self, fd: u32) {
-        let mut socket = Socket::numbered(fd);
-        let outcome = connection::drive(
-            &mut self.memory,
-            fd,
-            &mut Traced(&mut socket),
-            &self.rules,
-            self.now,
-        );
-        self.conclude(fd, outcome);
-    }
-
-    fn enqueue(&mut self, fd: u32) {
-        let flags = self.memory.head(fd).flags;
-        if !flags.has(Flags::QUEUED) {
-            self.memory.set_flags(fd, flags.with(Flags::QUEUED));
-            self.ready.push_back(fd);
-        }
-    }
-
-    fn conclude(&mut self, fd: u32, outcome: Outcome) {
-        match outcome {
-            Outcome::Waiting => {}
-            Outcome::Again => self.enqueue(fd),
-            Outcome::Close(reason) => return self.close(fd, reason),
-        }
-        if let Some(due) = connection::deadline(&self.memory, fd, &self.rules)
-            && !self.timers.is_armed_by(fd, due)
-        {
-            self.timers.arm(fd, due);
-        }
-    }
-
-    fn expire(&mut self) {
-        let mut fired = std::mem::take(&mut self.fired);
-        self.timers.expire(self.now, &mut fired);
-        for fd in fired.drain(..) {
-            let mut socket = Socket::numbered(fd);
-            let outcome = connection::expire(
-                &mut self.memory,
-                fd,
-                &mut Traced(&mut socket),
-                &self.rules,
-                self.now,
-            );
-            self.conclude(fd, outcome);
-        }
-        self.fired = fired;
-    }
-
     /// Takes connections from every ready listener in turn, up to the budget. True if some listener
     /// may have more.
     fn accept_burst(&mut self) -> bool {
@@ -588,34 +485,6 @@ impl Reactor {
         let next = self.last_generation.checked_add(1);
         self.last_generation = next.unwrap_or(NO_GENERATION + 1);
         self.last_generation
-    }
-}
-
-/// A socket whose bytes are logged at trace level: before upper-casing and after.
-struct Traced<'a>(&'a mut Socket);
-
-/// Bytes of a message shown in a trace line.
-const TRACED_BYTES: usize = 128;
-
-impl connection::Stream for Traced<'_> {
-    #[inline(always)]
-    fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let received = self.0.recv(into)?;
-        let (fd, bytes) = (self.0.number(), &into[..received]);
-        tracing::trace!(fd, bytes = %crate::log::escape(bytes, TRACED_BYTES), "received");
-        Ok(received)
-    }
-
-    #[inline(always)]
-    fn send(&mut self, from: &[u8]) -> io::Result<usize> {
-        let sent = self.0.send(from)?;
-        let (fd, bytes) = (self.0.number(), &from[..sent]);
-        tracing::trace!(fd, bytes = %crate::log::escape(bytes, TRACED_BYTES), "sent");
-        Ok(sent)
-    }
-
-    fn end_output(&mut self) -> io::Result<()> {
-        self.0.end_output()
     }
 }
 
