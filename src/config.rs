@@ -12,12 +12,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 mod bounds;
 mod change;
 mod launch;
 mod listen;
+mod networks;
 mod settings;
 mod source;
 mod value;
@@ -26,6 +28,7 @@ pub use bounds::*;
 pub use change::{NeedsStop, check_change};
 pub use launch::{CommandLine, Launch};
 pub use listen::LISTEN_MAX;
+pub use networks::NETWORKS_MAX;
 pub use settings::{Category, ENV_PREFIX, SETTINGS, Setting};
 pub use source::{Assignment, CONFIG_VARIABLE, Origin, from_environment, from_file};
 pub use value::{Count, Facts, Lookup, Size, Span};
@@ -41,6 +44,12 @@ pub const FD_RESERVE: u32 = 64;
 /// set descriptor limits in the thousands of millions, and a worker's memory is laid out for its
 /// limit (64 GiB of addresses, not of memory, for this many).
 pub const AUTO_CONNECTIONS_MAX: u32 = 1_000_000;
+
+/// Sources that a worker remembers at once, for the limits on one source: those with connections,
+/// and those whose rate is not used up again. About 100 bytes each, and only where there are such
+/// limits. Beyond it those without connections are forgotten; when all have some, new sources are
+/// admitted unlimited, which is counted (`untracked`).
+pub const ADMISSION_SOURCES_MAX: usize = 65_536;
 
 /// Descriptors kept for each slot besides its listeners: channel, pidfd, memory, and one spare.
 pub const FDS_PER_SLOT: u32 = 4;
@@ -202,6 +211,18 @@ pub struct Config {
     pub linger_timeout: Duration,
     /// Bytes of unsent output a connection may hold; also the most that one read takes.
     pub pending_output: u32,
+    /// Networks whose peers are served; empty: all.
+    pub allow: Vec<IpNet>,
+    /// Networks whose peers are refused, whatever `allow` says.
+    pub deny: Vec<IpNet>,
+    /// Connections of one source that a worker holds; `None`: as many as of all.
+    pub max_connections_per_source: Option<u32>,
+    /// Connections a second that a worker takes from one source, and the most at once; `None`: all.
+    pub accept_rate_per_source: Option<u32>,
+    /// Leading bits of an IPv4 address that make a source.
+    pub source_prefix_v4: u8,
+    /// Leading bits of an IPv6 address that make a source.
+    pub source_prefix_v6: u8,
     /// Connections taken from one accept queue in one turn of the loop.
     pub accepts_per_turn: u32,
     /// Bytes read from one connection in one turn of the loop.
@@ -522,6 +543,12 @@ const BLANK: Config = Config {
     write_stall_timeout: None,
     linger_timeout: Duration::ZERO,
     pending_output: 0,
+    allow: Vec::new(),
+    deny: Vec::new(),
+    max_connections_per_source: None,
+    accept_rate_per_source: None,
+    source_prefix_v4: 0,
+    source_prefix_v6: 0,
     accepts_per_turn: 0,
     bytes_per_turn: 0,
     recv_buffer: None,

@@ -29,6 +29,7 @@
 //! | [`supervisor`] | shell | forks, signals, channels, pidfds for the machine |
 //! | [`worker`] | shell | a worker's life: bind or adopt, say Ready, serve, drain |
 //! | [`reactor`] | shell | the event loop: readiness, budgets, accepting, deadlines |
+//! | [`admission`] | core | who may connect: networks, and what one source may have |
 //! | [`connection`] | core | one connection over any [`connection::Stream`] |
 //! | [`handover`] | core | connections move to another worker, live: format and rules |
 //! | [`memory`] | | the working memory: records, scratch, pending output; the store rules |
@@ -54,6 +55,7 @@
 //! assert_eq!(&bytes, b"STRA\xc3\x9fE, GR\0UND 7");
 //! ```
 
+pub mod admission;
 pub mod bench;
 pub mod channel;
 pub mod cli;

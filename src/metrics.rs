@@ -93,6 +93,46 @@ impl PauseCause {
     }
 }
 
+/// Why a connection was taken from the accept queue and refused at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum RefusalCause {
+    /// The system's doing: the event loop could not watch it, or its descriptor number is beyond
+    /// the table.
+    SystemError,
+    /// Its peer is in a network of `deny`.
+    Denied,
+    /// Its peer is in no network of `allow`.
+    NotAllowed,
+    /// Its source has `max_connections_per_source` at this worker.
+    PerSourceLimit,
+    /// Its source connects more often than `accept_rate_per_source`.
+    PerSourceRate,
+}
+
+impl RefusalCause {
+    /// Every cause, in the order of their counters.
+    pub const ALL: [Self; 5] = [
+        Self::SystemError,
+        Self::Denied,
+        Self::NotAllowed,
+        Self::PerSourceLimit,
+        Self::PerSourceRate,
+    ];
+
+    /// The word for it, in logs and labels.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SystemError => "system_error",
+            Self::Denied => "denied",
+            Self::NotAllowed => "not_allowed",
+            Self::PerSourceLimit => "per_source_limit",
+            Self::PerSourceRate => "per_source_rate",
+        }
+    }
+}
+
 /// A cell of the metrics block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
@@ -106,8 +146,11 @@ pub enum Counter {
     Closed(CloseReason),
     /// Times accepting was paused, by cause.
     Paused(PauseCause),
-    /// Connections taken and then refused, because the event loop could not watch them.
-    Refused,
+    /// Connections taken from an accept queue and refused at once, by cause. They are not among the
+    /// accepted, but for those that the event loop could not watch.
+    Refused(RefusalCause),
+    /// Connections of sources that could not be remembered, so that no limit on them held.
+    Untracked,
     /// Connections that failed before they could be taken (reset in the queue and the like).
     AcceptFailed,
     /// Bytes received from clients and owed to them in upper case.
@@ -132,9 +175,12 @@ pub enum Counter {
 
 impl Counter {
     /// Number of cells.
-    pub const COUNT: usize = Self::FIRST_PAUSED + PauseCause::ALL.len();
+    pub const COUNT: usize = Self::UNTRACKED + 1;
     const FIRST_CLOSED: usize = 14;
     const FIRST_PAUSED: usize = Self::FIRST_CLOSED + CloseReason::ALL.len();
+    /// Of all causes but the first, which had a cell before there were others.
+    const FIRST_REFUSED: usize = Self::FIRST_PAUSED + PauseCause::ALL.len();
+    const UNTRACKED: usize = Self::FIRST_REFUSED + RefusalCause::ALL.len() - 1;
 
     /// Where in the block this counter's cell is; cells that change together lie together.
     #[must_use]
@@ -150,12 +196,14 @@ impl Counter {
             Self::StaleEvents => 7,
             Self::BytesDiscarded => 8,
             Self::BytesAbandoned => 9,
-            Self::Refused => 10,
+            Self::Refused(RefusalCause::SystemError) => 10,
             Self::AcceptFailed => 11,
             Self::MovedIn => 12,
             Self::MovedOut => 13,
             Self::Closed(reason) => Self::FIRST_CLOSED + reason as usize,
             Self::Paused(cause) => Self::FIRST_PAUSED + cause as usize,
+            Self::Refused(cause) => Self::FIRST_REFUSED + cause as usize - 1,
+            Self::Untracked => Self::UNTRACKED,
         }
     }
 
@@ -172,7 +220,7 @@ impl Counter {
             Self::StaleEvents,
             Self::BytesDiscarded,
             Self::BytesAbandoned,
-            Self::Refused,
+            Self::Refused(RefusalCause::SystemError),
             Self::AcceptFailed,
             Self::MovedIn,
             Self::MovedOut,
@@ -180,6 +228,8 @@ impl Counter {
         .into_iter()
         .chain(CloseReason::ALL.map(Self::Closed))
         .chain(PauseCause::ALL.map(Self::Paused))
+        .chain(RefusalCause::ALL.into_iter().skip(1).map(Self::Refused))
+        .chain([Self::Untracked])
     }
 
     /// The counter's name and, where it has one, its label.
@@ -196,7 +246,8 @@ impl Counter {
             Self::StaleEvents => ("stale_events", None),
             Self::BytesDiscarded => ("bytes_discarded", None),
             Self::BytesAbandoned => ("bytes_abandoned", None),
-            Self::Refused => ("refused", None),
+            Self::Refused(cause) => ("refused", Some(cause.name())),
+            Self::Untracked => ("untracked", None),
             Self::AcceptFailed => ("accept_failed", None),
             Self::MovedIn => ("moved_in", None),
             Self::MovedOut => ("moved_out", None),

@@ -19,6 +19,7 @@
 //! It must not know of the supervisor, and it decides nothing about bytes: `connection` does.
 
 pub mod accept;
+mod admit;
 pub mod moving;
 mod serve;
 mod spin;
@@ -26,7 +27,6 @@ pub mod timers;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -34,9 +34,10 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
+use crate::admission::{Admission, Refusals};
 use crate::clock::{self, Tick};
 use crate::config::Config;
-use crate::connection::Rules;
+use crate::connection::{Outcome, Rules};
 use crate::identity::SlotId;
 use crate::memory::Memory;
 use crate::memory::layout::{Flags, State};
@@ -67,6 +68,9 @@ pub struct Reactor {
     acceptors: Vec<Acceptor>,
     last_token: usize,
     gate: Gate,
+    /// Who may connect; none if everybody may.
+    admission: Option<Box<Admission>>,
+    refusals: Refusals,
     /// Whether it is this worker's turn to accept. It is not while it stands by, or hands over.
     accepting: bool,
     /// Every connection is to end as soon as nothing is owed on it.
@@ -103,6 +107,8 @@ impl Reactor {
             acceptors: Vec::new(),
             last_token: CONTROL.0,
             gate: Gate::Open,
+            admission: Admission::new(config).map(Box::new),
+            refusals: Refusals::default(),
             accepting: true,
             finishing: false,
             outgoing: None,
@@ -350,28 +356,6 @@ impl Reactor {
         }
     }
 
-    fn admit(&mut self, socket: Socket, peer: SocketAddr) {
-        let fd = socket.number();
-        if fd >= self.memory.layout().descriptors {
-            // The limit was raised behind the worker's back; there is no record for this number.
-            tracing::warn!(%peer, fd, "refused: the descriptor number is beyond the table");
-            self.memory.count(Counter::Refused, 1);
-            return socket.close();
-        }
-        let generation = self.next_generation();
-        self.memory.count(Counter::Accepted, 1);
-        self.memory.opened(fd, generation, peer, self.now);
-        self.open += 1;
-        if let Err(error) = socket.watch(self.poll.registry(), pack_token(fd, generation)) {
-            tracing::warn!(%peer, %error, "refused: the event loop cannot watch the connection");
-            self.memory.count(Counter::Refused, 1);
-            return self.close(fd, CloseReason::SystemError);
-        }
-        tracing::debug!(%peer, fd, "open");
-        self.pause_at_limit();
-        self.conclude(fd, Outcome::Waiting);
-    }
-
     fn close(&mut self, fd: u32, reason: CloseReason) {
         let abandoned = self.memory.closing(fd);
         let peer = self.memory.peer(fd);
@@ -384,6 +368,7 @@ impl Reactor {
         self.memory.count(Counter::BytesAbandoned, abandoned);
         self.memory.count(Counter::Closed(reason), 1);
         self.timers.disarm(fd);
+        self.departed(fd);
         let socket = Socket::numbered(fd);
         if abandoned > 0 {
             // An end of stream would tell the peer that it got everything; and what the kernel

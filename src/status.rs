@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{Generation, ReleaseId, SlotId};
-use crate::metrics::{CloseReason, Counter};
+use crate::metrics::{CloseReason, Counter, RefusalCause};
 
 mod text;
 
@@ -67,6 +67,10 @@ pub struct Traffic {
     pub moved_out: u64,
     /// Connections ended, by reason; reasons that never happened are left out.
     pub closed: BTreeMap<String, u64>,
+    /// Connections taken and refused at once, by cause; causes that never happened are left out.
+    pub refused: BTreeMap<String, u64>,
+    /// Connections of sources that could not be remembered, so that no limit on them held.
+    pub untracked: u64,
     /// Bytes received from clients.
     pub bytes_in: u64,
     /// Bytes sent to clients.
@@ -173,12 +177,19 @@ impl Traffic {
     pub fn read(open: u64, counter: impl Fn(Counter) -> u64) -> Self {
         let closed = CloseReason::ALL
             .map(|reason| (reason.name().to_owned(), counter(Counter::Closed(reason))));
+        let refused = RefusalCause::ALL
+            .map(|cause| (cause.name().to_owned(), counter(Counter::Refused(cause))));
         Self {
             open,
             accepted: counter(Counter::Accepted),
             moved_in: counter(Counter::MovedIn),
             moved_out: counter(Counter::MovedOut),
             closed: closed.into_iter().filter(|(_, times)| *times > 0).collect(),
+            refused: refused
+                .into_iter()
+                .filter(|(_, times)| *times > 0)
+                .collect(),
+            untracked: counter(Counter::Untracked),
             bytes_in: counter(Counter::BytesIn),
             bytes_out: counter(Counter::BytesOut),
         }
@@ -192,6 +203,8 @@ impl Traffic {
             moved_in,
             moved_out,
             closed,
+            refused,
+            untracked,
             bytes_in,
             bytes_out,
         } = self;
@@ -200,14 +213,17 @@ impl Traffic {
             (accepted, other.accepted),
             (moved_in, other.moved_in),
             (moved_out, other.moved_out),
+            (untracked, other.untracked),
             (bytes_in, other.bytes_in),
             (bytes_out, other.bytes_out),
         ] {
             *sum = sum.saturating_add(more);
         }
-        for (reason, more) in &other.closed {
-            let sum = closed.entry(reason.clone()).or_default();
-            *sum = sum.saturating_add(*more);
+        for (sums, more) in [(closed, &other.closed), (refused, &other.refused)] {
+            for (reason, more) in more {
+                let sum = sums.entry(reason.clone()).or_default();
+                *sum = sum.saturating_add(*more);
+            }
         }
     }
 }
@@ -260,6 +276,7 @@ mod tests {
                 accepted,
                 bytes_in: u64::MAX,
                 closed: BTreeMap::from([(reason.to_owned(), 2)]),
+                refused: BTreeMap::from([(reason.to_owned(), 3)]),
                 ..Traffic::default()
             },
             deaths: 1,
@@ -275,6 +292,8 @@ mod tests {
         assert_eq!(traffic.bytes_in, u64::MAX);
         let closed = [("a".to_owned(), 4), ("b".to_owned(), 2)];
         assert_eq!(traffic.closed, BTreeMap::from(closed));
+        let refused = [("a".to_owned(), 6), ("b".to_owned(), 3)];
+        assert_eq!(traffic.refused, BTreeMap::from(refused));
     }
 
     #[test]

@@ -53,6 +53,23 @@ pub const PENDING_OUTPUT: Size = Size {
     least: 4 * KIB,
     most: SCRATCH_BYTES as u32,
 };
+/// Connections of one source at one worker.
+pub const MAX_CONNECTIONS_PER_SOURCE: Count<u32> = Count {
+    least: 1,
+    most: 10_000_000,
+};
+/// Connections a second that one worker takes from one source.
+pub const ACCEPT_RATE_PER_SOURCE: Count<u32> = Count {
+    least: 1,
+    most: 1_000_000,
+};
+/// Leading bits of an IPv4 address that make a source.
+pub const SOURCE_PREFIX_V4: Count<u8> = Count { least: 1, most: 32 };
+/// Leading bits of an IPv6 address that make a source.
+pub const SOURCE_PREFIX_V6: Count<u8> = Count {
+    least: 1,
+    most: 128,
+};
 /// Connections accepted in one turn.
 pub const ACCEPTS_PER_TURN: Count<u32> = Count {
     least: 1,

@@ -41,6 +41,8 @@ pub enum Category {
     Listening,
     /// What one connection may cost.
     Connections,
+    /// Who may connect, and how much one source may have.
+    Sources,
     /// How much one turn of the loop does.
     Turn,
     /// Which worker serves whom, and where it runs.
@@ -60,6 +62,7 @@ impl Category {
         match self {
             Self::Listening => "Listening",
             Self::Connections => "Connections",
+            Self::Sources => "Who may connect",
             Self::Turn => "Turn of the loop",
             Self::Placement => "Placing connections and workers",
             Self::Lifecycle => "Starting and stopping",
@@ -91,6 +94,8 @@ macro_rules! bind {
         }
     };
 }
+
+mod sources;
 
 /// One setting: a row of [`SETTINGS`].
 pub struct Setting {
@@ -155,7 +160,7 @@ impl Setting {
     /// Whether it may be given several times (a list in the file, commas in the environment).
     #[must_use]
     pub fn is_list(&self) -> bool {
-        self.key() == "listen"
+        matches!(self.key(), "listen" | "allow" | "deny")
     }
 
     /// The value that `config` has, as text that this setting reads back.
@@ -315,6 +320,12 @@ pub static SETTINGS: &[Setting] = &[
         long_help: "TCP keepalive: finds clients that vanished without a word. Whole seconds \
                     count. off: no probes.",
     },
+    sources::ALLOW,
+    sources::DENY,
+    sources::MAX_CONNECTIONS_PER_SOURCE,
+    sources::ACCEPT_RATE_PER_SOURCE,
+    sources::SOURCE_PREFIX_V4,
+    sources::SOURCE_PREFIX_V6,
     Setting {
         binding: bind!(accepts_per_turn, ACCEPTS_PER_TURN),
         category: Category::Turn,

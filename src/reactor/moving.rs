@@ -143,6 +143,7 @@ impl Reactor {
 
     /// Closes a descriptor whose connection may be another worker's.
     fn forget(&mut self, fd: u32) {
+        self.departed(fd);
         self.memory.handed(fd);
         Socket::numbered(fd).close();
         self.memory.closed(fd);

@@ -4,6 +4,7 @@
 //! numbers and texts are; what is left out is counted; without colour it says the same. Whatever a
 //! text contains, it can neither end its line nor move the cursor.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::{LastDeath, Neighbour, SlotStatus, Status};
@@ -25,9 +26,11 @@ const HEADING: &str =
 pub(super) fn lines(status: &Status) -> Vec<String> {
     let mut lines = head(status);
     lines.push(HEADING.to_owned());
-    lines.extend(status.slots.iter().take(ROWS_MAX).map(row));
+    // A line is kept for what there is no room for.
+    let rows = ROWS_MAX.min(LINES - 1 - lines.len());
+    lines.extend(status.slots.iter().take(rows).map(row));
     let notes: Vec<String> = status.slots.iter().flat_map(notes).collect();
-    let hidden = status.slots.get(ROWS_MAX..).unwrap_or_default();
+    let hidden = status.slots.get(rows..).unwrap_or_default();
 
     let room = LINES - lines.len();
     if hidden.is_empty() && notes.len() <= room {
@@ -41,7 +44,7 @@ pub(super) fn lines(status: &Status) -> Vec<String> {
     lines.iter().map(|line| cut(line, COLUMNS)).collect()
 }
 
-/// At most seven lines, and at most six of many slots.
+/// At most eight lines, and at most seven of many slots.
 fn head(status: &Status) -> Vec<String> {
     let mut lines = vec![
         format!(
@@ -71,19 +74,26 @@ fn head(status: &Status) -> Vec<String> {
         short(status.totals.deaths),
     ));
     if !traffic.closed.is_empty() {
-        let mut reasons: Vec<_> = traffic.closed.iter().collect();
-        // The most frequent first: the end of a long list is cut.
-        reasons.sort_by_key(|(_, times)| std::cmp::Reverse(**times));
-        let reasons: Vec<String> = reasons
-            .iter()
-            .map(|(reason, times)| format!("{} {reason}", short(**times)))
-            .collect();
-        lines.push(format!("closed       {}", reasons.join(", ")));
+        lines.push(format!("closed       {}", by_frequency(&traffic.closed)));
+    }
+    if !traffic.refused.is_empty() {
+        lines.push(format!("refused      {}", by_frequency(&traffic.refused)));
     }
     if (2..=SHARES_MAX).contains(&status.slots.len()) {
         lines.push(shares(&status.slots));
     }
     lines
+}
+
+/// What happened how often; the most frequent first, for the end of a long list is cut.
+fn by_frequency(counts: &BTreeMap<String, u64>) -> String {
+    let mut counts: Vec<_> = counts.iter().collect();
+    counts.sort_by_key(|(_, times)| std::cmp::Reverse(**times));
+    let counts: Vec<String> = counts
+        .iter()
+        .map(|(what, times)| format!("{} {what}", short(**times)))
+        .collect();
+    counts.join(", ")
 }
 
 /// How connections are spread over the slots, and the CPUs where those have one each.
@@ -249,8 +259,6 @@ fn cut(text: &str, columns: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::super::Traffic;
@@ -272,6 +280,8 @@ mod tests {
                 moved_in: 100,
                 moved_out: 0,
                 closed: BTreeMap::from([("peer_closed".to_owned(), 1_233_000)]),
+                refused: BTreeMap::new(),
+                untracked: 0,
                 bytes_in: 1_000_000_000_000,
                 bytes_out: 999_999_999_999,
             },
@@ -323,6 +333,7 @@ slot     pid   gen   rel state          age  open taken moved    in   out  died
     fn a_server_in_trouble() {
         let mut status = status(3);
         status.operation = Some("restart: 1 of 3 slots renewed".to_owned());
+        status.slots[0].traffic.refused = BTreeMap::from([("denied".to_owned(), 12_345)]);
         status.slots[0].successor = Some(Neighbour {
             generation: Generation(4),
             release: ReleaseId(3),
@@ -360,6 +371,7 @@ control      /run/uppercased/4711.sock
 operation    restart: 1 of 3 slots renewed
 connections  3600 open, 3.70M taken, 300 moved; 3.00TB in, 2.99TB out; 7 died
 closed       3.69M peer_closed
+refused      12.3k denied
 shares       taken 33 33 33 %; open 33 33 33 %
 slot     pid   gen   rel state          age  open taken moved    in   out  died
    0    4712     3     2 serving        12m  1200 1.23M   100 1.00T  999G     0
@@ -430,6 +442,7 @@ slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open fâ
                 open: numbers[0], accepted: numbers[1], moved_in: numbers[2],
                 moved_out: numbers[3], bytes_in: numbers[4], bytes_out: numbers[5],
                 closed: BTreeMap::from([(text.clone(), numbers[0])]),
+                refused: BTreeMap::from([(text.clone(), numbers[1])]), untracked: numbers[2],
             };
             let neighbour = extras.then(|| Neighbour {
                 generation: Generation(small.1), release: ReleaseId(small.2),

@@ -2,10 +2,10 @@
 //! an expectation is a panic that says which connection it was.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::bytes::{assert_same, pattern, upper};
 use super::process::DEADLINE;
@@ -35,7 +35,23 @@ impl Client {
     ///
     /// As [`TcpStream::connect_timeout`].
     pub fn try_connect(addr: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&addr, DEADLINE)?;
+        Self::over(TcpStream::connect_timeout(&addr, DEADLINE)?, addr)
+    }
+
+    /// The same from the address `source`, with a port of the kernel's choice.
+    ///
+    /// # Errors
+    ///
+    /// As [`TcpStream::connect_timeout`], or this machine does not have the address.
+    pub fn try_connect_from(source: IpAddr, addr: SocketAddr) -> io::Result<Self> {
+        let kind = Type::STREAM.cloexec();
+        let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+        socket.connect_timeout(&addr.into(), DEADLINE)?;
+        Self::over(socket.into(), addr)
+    }
+
+    fn over(stream: TcpStream, addr: SocketAddr) -> io::Result<Self> {
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
         stream.set_nodelay(true)?;

@@ -163,6 +163,7 @@ impl Reactor {
         self.expected = self.expected.saturating_sub(count);
         self.open += count;
         for fd in batch {
+            self.arrived(fd);
             self.memory.keep(fd);
             self.welcome(fd);
         }

@@ -1,0 +1,608 @@
+//! Who may connect: networks that are allowed or denied, and what one source may have.
+//!
+//! A source is the leading bits of an address (`source_prefix_v4`, `source_prefix_v6`). Of each the
+//! open connections are counted, and how far its rate is used up; both are this worker's own, for
+//! each worker sees only the connections that the kernel gives to it.
+//!
+//! Invariants: at no time has a source that is remembered more than `max_connections_per_source`
+//! connections, those apart that came from another worker; it is admitted at most
+//! `accept_rate_per_source` times at once, and that often a second from then on. At most
+//! [`ADMISSION_SOURCES_MAX`] sources are remembered: one without connections is forgotten when its
+//! rate is unused again, or earlier if its place is needed, and one with connections never. When
+//! all have some, a new one is admitted and not remembered, and whoever asks is told so.
+//!
+//! Pure. It must not count, log or close: whoever admits does.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::clock::Tick;
+use crate::config::{ADMISSION_SOURCES_MAX, Config};
+use crate::metrics::RefusalCause;
+
+/// Sources forgotten with each decision, at most: more than one can be added, so they do not pile
+/// up, and no decision takes long.
+const FORGOTTEN_AT_ONCE: usize = 4;
+
+/// A table that was this much larger than what is left in it gives its memory back.
+const SPARE_SOURCES: usize = 1024;
+
+/// How often a refusal of one cause is worth a line of the log.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// What becomes of a connection that was taken from an accept queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is served.
+    Admit,
+    /// It is closed at once.
+    Refuse(RefusalCause),
+}
+
+/// The rules, and what has to be remembered for them.
+#[derive(Debug)]
+pub struct Admission {
+    allow: Networks,
+    deny: Networks,
+    sources: Option<Sources>,
+}
+
+impl Admission {
+    /// What `config` asks for; `None` if everybody is admitted, which then costs nothing.
+    #[must_use]
+    pub fn new(config: &Config) -> Option<Self> {
+        Self::with_room_for(config, ADMISSION_SOURCES_MAX)
+    }
+
+    /// The same with room for another number of sources.
+    #[must_use]
+    pub fn with_room_for(config: &Config, sources: usize) -> Option<Self> {
+        let limits =
+            config.max_connections_per_source.is_some() || config.accept_rate_per_source.is_some();
+        let lists = !config.allow.is_empty() || !config.deny.is_empty();
+        (limits || lists).then(|| Self {
+            allow: Networks::new(&config.allow),
+            deny: Networks::new(&config.deny),
+            sources: limits.then(|| Sources::new(config, sources)),
+        })
+    }
+
+    /// Whether a connection of `peer` is served. One that is takes its part of its source's rate;
+    /// its opening is to be told by [`Admission::opened`].
+    pub fn decide(&mut self, peer: IpAddr, now: Tick) -> Verdict {
+        // An IPv4 client of a socket that serves both shows itself in IPv6 dress.
+        let peer = peer.to_canonical();
+        if self.deny.contain(peer) {
+            return Verdict::Refuse(RefusalCause::Denied);
+        }
+        if !self.allow.0.is_empty() && !self.allow.contain(peer) {
+            return Verdict::Refuse(RefusalCause::NotAllowed);
+        }
+        match &mut self.sources {
+            Some(sources) => sources.decide(peer, now),
+            None => Verdict::Admit,
+        }
+    }
+
+    /// Notes that connection `fd` of `peer` is open, admitted here or come from another worker.
+    /// False if there is no place left to remember its source: no limit holds for it then.
+    #[must_use]
+    pub fn opened(&mut self, fd: u32, peer: IpAddr) -> bool {
+        let sources = self.sources.as_mut();
+        sources.is_none_or(|sources| sources.opened(fd, peer.to_canonical()))
+    }
+
+    /// Notes that connection `fd` of `peer`, told by [`Admission::opened`], is gone: closed, or
+    /// another worker's.
+    pub fn closed(&mut self, fd: u32, peer: IpAddr, now: Tick) {
+        if let Some(sources) = &mut self.sources {
+            sources.closed(fd, peer.to_canonical(), now);
+        }
+    }
+
+    /// Sources that are remembered.
+    #[must_use]
+    pub fn sources(&self) -> usize {
+        let sources = self.sources.as_ref();
+        sources.map_or(0, |sources| sources.known.len())
+    }
+
+    /// Connections of the source of `peer` that are counted for it.
+    #[must_use]
+    pub fn open_of(&self, peer: IpAddr) -> u32 {
+        let sources = self.sources.as_ref();
+        let entry = sources.and_then(|all| all.known.get(&all.source(peer.to_canonical())));
+        entry.map_or(0, |entry| entry.open)
+    }
+}
+
+/// Networks that do not overlap, in order.
+#[derive(Debug)]
+struct Networks(Vec<IpNet>);
+
+impl Networks {
+    fn new(networks: &[IpNet]) -> Self {
+        let mut networks = IpNet::aggregate(&networks.to_vec());
+        networks.sort_unstable_by_key(IpNet::network);
+        Self(networks)
+    }
+
+    fn contain(&self, address: IpAddr) -> bool {
+        let after = self.0.partition_point(|one| one.network() <= address);
+        let before = after.checked_sub(1).map(|at| &self.0[at]);
+        before.is_some_and(|network| network.contains(&address))
+    }
+}
+
+/// The leading bits of an address, the others zero; IPv4 in its IPv6 dress, as which no IPv6
+/// address is seen here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Source(u128);
+
+/// What is remembered of a source.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    open: u32,
+    /// When its rate is unused again.
+    rested: Tick,
+}
+
+/// The limits on one source, and the sources they are kept for.
+#[derive(Debug)]
+struct Sources {
+    most: Option<u32>,
+    rate: Option<Rate>,
+    mask_v4: u32,
+    mask_v6: u128,
+    room: usize,
+    known: HashMap<Source, Entry>,
+    /// Those without connections, the next one to be forgotten first.
+    idle: BTreeSet<(Tick, Source)>,
+    /// Connections whose source is not remembered, by descriptor number.
+    untracked: HashSet<u32>,
+}
+
+impl Sources {
+    fn new(config: &Config, room: usize) -> Self {
+        let (v4, v6) = (config.source_prefix_v4, config.source_prefix_v6);
+        Self {
+            most: config.max_connections_per_source,
+            rate: config.accept_rate_per_source.map(Rate::new),
+            mask_v4: !u32::MAX.checked_shr(v4.into()).unwrap_or(0),
+            mask_v6: !u128::MAX.checked_shr(v6.into()).unwrap_or(0),
+            room,
+            known: HashMap::new(),
+            idle: BTreeSet::new(),
+            untracked: HashSet::new(),
+        }
+    }
+
+    fn source(&self, peer: IpAddr) -> Source {
+        Source(match peer {
+            IpAddr::V4(v4) => {
+                let bits = u32::from(v4) & self.mask_v4;
+                u128::from(std::net::Ipv4Addr::from(bits).to_ipv6_mapped())
+            }
+            IpAddr::V6(v6) => u128::from(v6) & self.mask_v6,
+        })
+    }
+
+    fn decide(&mut self, peer: IpAddr, now: Tick) -> Verdict {
+        self.forget_rested(now);
+        let source = self.source(peer);
+        let entry = self.known.get(&source).copied();
+        let Entry { open, rested } = entry.unwrap_or(Entry {
+            open: 0,
+            rested: Tick::ZERO,
+        });
+        if self.most.is_some_and(|most| open >= most) {
+            return Verdict::Refuse(RefusalCause::PerSourceLimit);
+        }
+        let Some(rate) = self.rate else {
+            return Verdict::Admit;
+        };
+        let Some(later) = rate.take(rested, now) else {
+            return Verdict::Refuse(RefusalCause::PerSourceRate);
+        };
+        if entry.is_none() && !self.make_room() {
+            return Verdict::Admit;
+        }
+        if open == 0 {
+            self.idle.remove(&(rested, source));
+            self.idle.insert((later, source));
+        }
+        let rested = later;
+        self.known.insert(source, Entry { open, rested });
+        Verdict::Admit
+    }
+
+    fn opened(&mut self, fd: u32, peer: IpAddr) -> bool {
+        let source = self.source(peer);
+        if let Some(entry) = self.known.get_mut(&source) {
+            if entry.open == 0 {
+                self.idle.remove(&(entry.rested, source));
+            }
+            entry.open += 1;
+            return true;
+        }
+        if !self.make_room() {
+            self.untracked.insert(fd);
+            return false;
+        }
+        let entry = Entry {
+            open: 1,
+            rested: Tick::ZERO,
+        };
+        self.known.insert(source, entry);
+        true
+    }
+
+    fn closed(&mut self, fd: u32, peer: IpAddr, now: Tick) {
+        if self.untracked.remove(&fd) {
+            return;
+        }
+        let source = self.source(peer);
+        let Some(entry) = self.known.get_mut(&source) else {
+            return;
+        };
+        entry.open = entry.open.saturating_sub(1);
+        let Entry { open, rested } = *entry;
+        if open > 0 {
+            return;
+        }
+        if rested > now {
+            self.idle.insert((rested, source));
+        } else {
+            self.forget(source);
+        }
+    }
+
+    /// Forgets sources that would be treated the same as unknown ones.
+    fn forget_rested(&mut self, now: Tick) {
+        for _ in 0..FORGOTTEN_AT_ONCE {
+            match self.idle.first().copied() {
+                Some((rested, source)) if rested <= now => {
+                    self.idle.pop_first();
+                    self.forget(source);
+                }
+                Some(_) | None => return,
+            }
+        }
+    }
+
+    /// Whether one more source can be remembered; of those without connections the one whose rate
+    /// is nearest to be unused gives way.
+    fn make_room(&mut self) -> bool {
+        if self.known.len() < self.room {
+            return true;
+        }
+        let Some((_, source)) = self.idle.pop_first() else {
+            return false;
+        };
+        self.forget(source);
+        true
+    }
+
+    fn forget(&mut self, source: Source) {
+        self.known.remove(&source);
+        if self.known.is_empty() && self.known.capacity() > SPARE_SOURCES {
+            self.known.shrink_to(SPARE_SOURCES);
+        }
+    }
+}
+
+/// So many a second, and at most that many at once: each one taken moves the time of rest on by
+/// its share of a second, and that time is never further away than a second.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    interval: Duration,
+    burst: Duration,
+}
+
+impl Rate {
+    fn new(per_second: u32) -> Self {
+        let interval = Duration::from_secs(1) / per_second.max(1);
+        Self {
+            interval,
+            burst: interval.saturating_mul(per_second.max(1)),
+        }
+    }
+
+    /// Takes one; when the rate is unused again then, or `None` if it is used up.
+    fn take(self, rested: Tick, now: Tick) -> Option<Tick> {
+        let later = rested.max(now) + self.interval;
+        (later.since(now) <= self.burst).then_some(later)
+    }
+}
+
+/// Which refusals are told in the log: one of each cause a second, with the number of those since
+/// the last. A flood fills counters, not disks.
+#[derive(Debug, Default)]
+pub struct Refusals([Untold; RefusalCause::ALL.len()]);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Untold {
+    refused: u64,
+    told_at: Option<Tick>,
+}
+
+impl Refusals {
+    /// Notes one; if it is to be told, how many there were since one was, itself included.
+    pub fn note(&mut self, cause: RefusalCause, now: Tick) -> Option<u64> {
+        let one = &mut self.0[cause as usize];
+        one.refused += 1;
+        let told_lately = one.told_at.is_some_and(|at| now.since(at) < TOLD_EVERY);
+        if told_lately {
+            return None;
+        }
+        one.told_at = Some(now);
+        Some(std::mem::take(&mut one.refused))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FULL: Verdict = Verdict::Refuse(RefusalCause::PerSourceLimit);
+    const FAST: Verdict = Verdict::Refuse(RefusalCause::PerSourceRate);
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn limits(connections: Option<u32>, rate: Option<u32>) -> Config {
+        Config {
+            max_connections_per_source: connections,
+            accept_rate_per_source: rate,
+            ..Config::default()
+        }
+    }
+
+    #[test]
+    fn without_rules_there_is_nothing() {
+        assert!(Admission::new(&Config::default()).is_none());
+    }
+
+    #[test]
+    fn deny_wins_over_allow_and_dress_does_not_matter() {
+        let config = Config {
+            allow: nets(&["10.0.0.0/8", "2001:db8::/32"]),
+            deny: nets(&["10.1.0.0/16", "10.0.0.9/32"]),
+            ..Config::default()
+        };
+        let mut admission = Admission::new(&config).unwrap();
+        let mut decide = |text| admission.decide(ip(text), Tick::ZERO);
+        let denied = Verdict::Refuse(RefusalCause::Denied);
+        let foreign = Verdict::Refuse(RefusalCause::NotAllowed);
+        for (text, verdict) in [
+            ("10.0.0.1", Verdict::Admit),
+            ("::ffff:10.0.0.1", Verdict::Admit),
+            ("2001:db8::1", Verdict::Admit),
+            ("10.0.0.9", denied),
+            ("10.1.2.3", denied),
+            ("::ffff:10.1.2.3", denied),
+            ("11.0.0.0", foreign),
+            ("9.255.255.255", foreign),
+            ("2001:db9::", foreign),
+            ("::1", foreign),
+        ] {
+            assert_eq!(decide(text), verdict, "{text}");
+        }
+        assert_eq!(admission.sources(), 0);
+    }
+
+    #[test]
+    fn a_source_has_so_many_connections_and_no_more() {
+        let mut config = limits(Some(2), None);
+        config.source_prefix_v4 = 24;
+        let mut admission = Admission::new(&config).unwrap();
+        let now = Tick::ZERO;
+        for (fd, text) in [(10, "192.0.2.1"), (11, "192.0.2.255")] {
+            assert_eq!(admission.decide(ip(text), now), Verdict::Admit);
+            assert!(admission.opened(fd, ip(text)));
+        }
+        assert_eq!(admission.decide(ip("192.0.2.7"), now), FULL);
+        assert_eq!(admission.decide(ip("192.0.3.7"), now), Verdict::Admit);
+        // One that moves in counts, and is never refused.
+        assert!(admission.opened(12, ip("192.0.2.7")));
+        admission.closed(10, ip("192.0.2.1"), now);
+        assert_eq!(admission.decide(ip("192.0.2.7"), now), FULL);
+        admission.closed(11, ip("192.0.2.255"), now);
+        assert_eq!(admission.decide(ip("192.0.2.7"), now), Verdict::Admit);
+        admission.closed(12, ip("192.0.2.7"), now);
+        assert_eq!(admission.sources(), 0);
+    }
+
+    #[test]
+    fn an_ipv6_host_is_one_source_whatever_address_it_takes() {
+        let mut admission = Admission::new(&limits(Some(1), None)).unwrap();
+        assert!(admission.opened(9, ip("2001:db8::1")));
+        assert_eq!(admission.decide(ip("2001:db8::2"), Tick::ZERO), FULL);
+        let other = admission.decide(ip("2001:db8:0:1::1"), Tick::ZERO);
+        assert_eq!(other, Verdict::Admit);
+    }
+
+    #[test]
+    fn a_rate_allows_a_burst_and_then_its_pace() {
+        let mut admission = Admission::new(&limits(None, Some(10))).unwrap();
+        let mut taken = |ms| (0..100).filter(|_| at(&mut admission, ms)).count();
+        fn at(admission: &mut Admission, ms: u64) -> bool {
+            let verdict = admission.decide(ip("::1"), Tick::from_millis(ms));
+            assert!([Verdict::Admit, FAST].contains(&verdict));
+            verdict == Verdict::Admit
+        }
+        assert_eq!(taken(5000), 10);
+        assert_eq!(taken(5099), 0);
+        assert_eq!(taken(5100), 1);
+        assert_eq!(taken(5400), 3);
+        assert_eq!(taken(60_000), 10);
+        // What is refused takes nothing.
+        assert_eq!(taken(60_100), 1);
+    }
+
+    #[test]
+    fn a_full_table_forgets_the_idle_and_tells_of_who_finds_no_place() {
+        let config = limits(Some(1), Some(1));
+        let mut admission = Admission::with_room_for(&config, 2).unwrap();
+        let ms = Tick::from_millis;
+        assert_eq!(admission.decide(ip("10.0.0.1"), ms(0)), Verdict::Admit);
+        assert_eq!(admission.decide(ip("10.0.0.2"), ms(1)), Verdict::Admit);
+        // The place of the first, which nearly had its rate back.
+        assert_eq!(admission.decide(ip("10.0.0.3"), ms(2)), Verdict::Admit);
+        assert_eq!(admission.decide(ip("10.0.0.2"), ms(2)), FAST);
+        assert!(admission.opened(8, ip("10.0.0.2")));
+        assert!(admission.opened(9, ip("10.0.0.3")));
+        assert_eq!(admission.sources(), 2);
+        // No place for it: admitted, as often as it likes, and told.
+        for fd in [10, 11] {
+            assert_eq!(admission.decide(ip("10.0.0.4"), ms(3)), Verdict::Admit);
+            assert!(!admission.opened(fd, ip("10.0.0.4")));
+        }
+        admission.closed(8, ip("10.0.0.2"), ms(4));
+        // Now there is; its connections from before are not counted down from the new ones.
+        assert_eq!(admission.decide(ip("10.0.0.4"), ms(5)), Verdict::Admit);
+        assert!(admission.opened(12, ip("10.0.0.4")));
+        admission.closed(10, ip("10.0.0.4"), ms(6));
+        admission.closed(11, ip("10.0.0.4"), ms(6));
+        assert_eq!(admission.open_of(ip("10.0.0.4")), 1);
+        assert_eq!(admission.decide(ip("10.0.0.4"), ms(9000)), FULL);
+    }
+
+    #[test]
+    fn one_refusal_of_a_cause_a_second_is_told() {
+        let mut refusals = Refusals::default();
+        let mut note = |cause, ms| refusals.note(cause, Tick::from_millis(ms));
+        assert_eq!(note(RefusalCause::Denied, 0), Some(1));
+        assert_eq!(note(RefusalCause::Denied, 1), None);
+        assert_eq!(note(RefusalCause::PerSourceRate, 1), Some(1));
+        assert_eq!(note(RefusalCause::Denied, 999), None);
+        assert_eq!(note(RefusalCause::Denied, 1000), Some(3));
+    }
+
+    /// One step of a life: a source tries to connect, one of its connections ends, or one arrives
+    /// from another worker; and how much time has passed before.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Connects(u8),
+        Ends(usize),
+        Arrives(u8),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
+        let step = prop_oneof![
+            4 => (0_u8..6).prop_map(Step::Connects),
+            3 => any::<usize>().prop_map(Step::Ends),
+            1 => (0_u8..6).prop_map(Step::Arrives),
+        ];
+        prop::collection::vec((0_u64..400, step), 0..200)
+    }
+
+    proptest! {
+        #[test]
+        fn limits_hold_the_table_is_bounded_and_counts_return_to_zero(
+            most in prop::option::of(1_u32..4),
+            rate in prop::option::of(1_u32..8),
+            room in 1_usize..8,
+            steps in steps(),
+        ) {
+            let Some(mut admission) = Admission::with_room_for(&limits(most, rate), room) else {
+                return Ok(());
+            };
+            let address = |source: u8| IpAddr::from([10, 0, 0, source]);
+            let (mut ms, mut next_fd) = (0, 0);
+            // Descriptor, source and whether it is counted for it; times at which one was admitted.
+            let mut open: Vec<(u32, u8, bool)> = Vec::new();
+            let mut admitted: BTreeMap<u8, Vec<u64>> = BTreeMap::new();
+            for (passed, step) in steps {
+                ms += passed;
+                let now = Tick::from_millis(ms);
+                match step {
+                    Step::Connects(source) => {
+                        let before = admission.open_of(address(source));
+                        let verdict = admission.decide(address(source), now);
+                        if verdict == Verdict::Admit {
+                            prop_assert!(most.is_none_or(|most| before < most));
+                            let counted = admission.opened(next_fd, address(source));
+                            open.push((next_fd, source, counted));
+                            next_fd += 1;
+                            admitted.entry(source).or_default().push(ms);
+                        } else if verdict == FULL {
+                            prop_assert!(most.is_some_and(|most| before >= most));
+                        } else {
+                            prop_assert_eq!(verdict, FAST);
+                            prop_assert!(rate.is_some());
+                        }
+                    }
+                    Step::Ends(which) if !open.is_empty() => {
+                        let (fd, source, _) = open.swap_remove(which % open.len());
+                        admission.closed(fd, address(source), now);
+                    }
+                    Step::Ends(_) => {}
+                    Step::Arrives(source) => {
+                        let counted = admission.opened(next_fd, address(source));
+                        open.push((next_fd, source, counted));
+                        next_fd += 1;
+                    }
+                }
+                prop_assert!(admission.sources() <= room);
+                for source in 0..6 {
+                    let counted = open.iter().filter(|(_, of, counted)| *of == source && *counted);
+                    prop_assert_eq!(admission.open_of(address(source)) as usize, counted.count());
+                }
+            }
+            // Where no source ever had to give way, no second sees more than a burst and a pace.
+            if let Some(rate) = rate.filter(|_| room >= 6) {
+                for times in admitted.values() {
+                    for (at, first) in times.iter().enumerate() {
+                        let within = times[at..].iter().take_while(|t| **t < first + 1000).count();
+                        prop_assert!(within <= 2 * rate as usize, "{times:?}");
+                    }
+                }
+            }
+            let end = Tick::from_millis(ms + 60_000);
+            for (fd, source, _) in open.drain(..) {
+                admission.closed(fd, address(source), end);
+            }
+            // Each decision forgets some of those that have rested, and nobody is idle for long.
+            for _ in 0..10 {
+                let _ = admission.decide(IpAddr::from([10, 9, 9, 9]), end);
+            }
+            let left = usize::from(rate.is_some());
+            prop_assert!(admission.sources() <= left, "{admission:?}");
+        }
+
+        #[test]
+        fn a_list_is_searched_as_if_one_by_one(
+            networks in prop::collection::vec((any::<u32>(), 0_u8..=32, any::<bool>()), 0..20),
+            addresses in prop::collection::vec((any::<u32>(), any::<bool>()), 0..20),
+        ) {
+            // Few distinct leading bits, so that they overlap, and some addresses lie inside.
+            let place = |bits: u32, v6: bool| match v6 {
+                true => IpAddr::V6((u128::from(bits & 0xf000_ffff) << 96).into()),
+                false => IpAddr::V4((bits & 0xf000_ffff).into()),
+            };
+            let networks: Vec<IpNet> = networks
+                .into_iter()
+                .map(|(bits, prefix, v6)| IpNet::new(place(bits, v6), prefix).unwrap().trunc())
+                .collect();
+            let list = Networks::new(&networks);
+            for (bits, v6) in addresses {
+                let address = place(bits, v6);
+                let one_by_one = networks.iter().any(|network| network.contains(&address));
+                prop_assert_eq!(list.contain(address), one_by_one, "{}", address);
+            }
+        }
+    }
+}

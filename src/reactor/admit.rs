@@ -1,0 +1,74 @@
+//! Taking a connection in, or refusing it: carries out what `admission` decides, and tells it of
+//! every connection that comes and goes.
+//!
+//! Invariants: whatever is counted as open has been told to `admission`, which is told again when
+//! it is so no more, whether it was admitted here or has come from another worker, and whether it
+//! was closed or went to one; what is refused is counted by its cause and closed by a reset, so
+//! that it leaves nothing in the kernel either.
+//!
+//! It must not decide who is admitted.
+
+use std::net::SocketAddr;
+
+use super::{Reactor, pack_token};
+use crate::admission::Verdict;
+use crate::connection::Outcome;
+use crate::metrics::{CloseReason, Counter, RefusalCause};
+use crate::sys::socket::Socket;
+
+impl Reactor {
+    /// Gives a connection that was taken from an accept queue its place in the loop, or refuses it.
+    pub(super) fn admit(&mut self, socket: Socket, peer: SocketAddr) {
+        let fd = socket.number();
+        if fd >= self.memory.layout().descriptors {
+            // The limit was raised behind the worker's back; there is no record for this number.
+            return self.refuse(socket, peer, RefusalCause::SystemError);
+        }
+        if let Some(admission) = &mut self.admission
+            && let Verdict::Refuse(cause) = admission.decide(peer.ip(), self.now)
+        {
+            return self.refuse(socket, peer, cause);
+        }
+        let generation = self.next_generation();
+        self.memory.count(Counter::Accepted, 1);
+        self.memory.opened(fd, generation, peer, self.now);
+        self.open += 1;
+        self.arrived(fd);
+        if let Err(error) = socket.watch(self.poll.registry(), pack_token(fd, generation)) {
+            tracing::warn!(%peer, %error, "refused: the event loop cannot watch the connection");
+            self.memory
+                .count(Counter::Refused(RefusalCause::SystemError), 1);
+            return self.close(fd, CloseReason::SystemError);
+        }
+        tracing::debug!(%peer, fd, "open");
+        self.pause_at_limit();
+        self.conclude(fd, Outcome::Waiting);
+    }
+
+    fn refuse(&mut self, socket: Socket, peer: SocketAddr, cause: RefusalCause) {
+        self.memory.count(Counter::Refused(cause), 1);
+        if let Some(refused) = self.refusals.note(cause, self.now) {
+            tracing::warn!(%peer, cause = cause.name(), refused, "connection refused");
+        }
+        // Without it the end would be remembered here for a minute, and the peer's next words
+        // answered. Fails only if the peer is gone already.
+        let _ = socket.reset_on_close();
+        socket.close();
+    }
+
+    /// Counts an open connection for its source.
+    pub(super) fn arrived(&mut self, fd: u32) {
+        if let Some(admission) = &mut self.admission
+            && !admission.opened(fd, self.memory.peer(fd).ip())
+        {
+            self.memory.count(Counter::Untracked, 1);
+        }
+    }
+
+    /// The opposite; while its record still says whose it was.
+    pub(super) fn departed(&mut self, fd: u32) {
+        if let Some(admission) = &mut self.admission {
+            admission.closed(fd, self.memory.peer(fd).ip(), self.now);
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! Abuse: clients that take more than their part, on purpose or not. Who connects too much is
+//! refused by cause; whatever else they do, memory stays within its bound, a client that behaves is
+//! served all the while, and afterwards everything is as it was.
+//!
+//! Running out of descriptors, and pauses at the connection limit, are in `e2e_limits`.
+
+mod support;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use socket2::{SockFilter, SockRef};
+use uppercased::clock::now;
+use uppercased::metrics::{CloseReason, Counter, RefusalCause};
+use uppercased::sys::limits::raise_descriptor_limit;
+
+use self::support::adversity::{fill_all, has_ipv6};
+use self::support::baseline::Baseline;
+use self::support::diagnosis::{queued, tcp_sockets};
+use self::support::observe::{number, until};
+use self::support::usage::{Counters, resident_bytes};
+use self::support::{Client, Server, in_background};
+
+/// What one connection may hold of a worker's memory (docs/operations.md): its buffer of pending
+/// output, its record and its deadline.
+const WORKER_BYTES_MAX: u64 = (64 + 1) << 10;
+/// What a worker may need besides, however many there are: the buffers that it keeps at hand and
+/// what its allocator rounds up to.
+const WORKER_SLACK_BYTES: u64 = 2 << 20;
+/// What the kernel may hold for one connection.
+const KERNEL_BYTES_MAX: u64 = 1 << 20;
+
+const FIRST: IpAddr = source(2);
+const SECOND: IpAddr = source(3);
+
+/// An address of this machine from which clients connect.
+const fn source(last: u8) -> IpAddr {
+    IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, last))
+}
+
+/// One worker, so that what a worker counts is all there is.
+#[track_caller]
+fn server(args: &[&str]) -> Server {
+    Server::builder()
+        .args(["--listen", "127.0.0.1:0", "--workers", "1"])
+        .args(args)
+        .start()
+}
+
+#[track_caller]
+fn served(source: IpAddr, addr: SocketAddr) -> Client {
+    let client = Client::try_connect_from(source, addr);
+    let mut client = client.unwrap_or_else(|error| panic!("connect from {source}: {error}"));
+    client.roundtrip(b"am I in?");
+    client
+}
+
+/// Asserts that a client from `source` is reset, however far it gets before.
+#[track_caller]
+fn refused(source: IpAddr, addr: SocketAddr) {
+    match Client::try_connect_from(source, addr) {
+        Ok(mut client) => client.expect_reset(),
+        // The reset was faster than the way back from the connect.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        Err(error) => panic!("connect from {source}: {error}"),
+    }
+}
+
+fn is_served(source: IpAddr, addr: SocketAddr) -> bool {
+    Client::try_connect_from(source, addr).is_ok_and(|mut client| client.is_served(b"and I?"))
+}
+
+fn refusals(counters: &Counters, cause: RefusalCause) -> u64 {
+    counters.count(Counter::Refused(cause))
+}
+
+fn closed(counters: &Counters, reason: CloseReason) -> u64 {
+    counters.count(Counter::Closed(reason))
+}
+
+/// A server, one client of it that behaves, and what there was before the abuse.
+struct Scene {
+    server: Server,
+    counters: Counters,
+    worker: u32,
+    before: Baseline,
+    resident: u64,
+    over: Arc<AtomicBool>,
+    pinging: JoinHandle<u64>,
+}
+
+impl Scene {
+    /// A server where a client pings all the while, and fails the test when it is not answered.
+    #[track_caller]
+    fn start(args: &[&str]) -> Self {
+        raise_descriptor_limit().expect("as many descriptors as there may be");
+        let server = server(args);
+        let counters = Counters::of(&server);
+        // Once as much as any client may make it touch.
+        Client::connect(server.addr()).stream(0, 1 << 20);
+        counters.wait_open(0);
+        let mut client = Client::connect(server.addr());
+        client.roundtrip(b"before");
+        let before = Baseline::of(&server);
+        let worker = server.worker_pids()[0];
+        let over = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&over);
+        let pinging = in_background(move || {
+            let mut pings = 0;
+            while !told.load(Ordering::Relaxed) {
+                client.roundtrip(b"ping");
+                client.expect_silence(Duration::from_millis(2));
+                pings += 1;
+            }
+            pings
+        });
+        Self {
+            resident: resident_bytes(worker),
+            server,
+            counters,
+            worker,
+            before,
+            over,
+            pinging,
+        }
+    }
+
+    fn addr(&self) -> SocketAddr {
+        self.server.addr()
+    }
+
+    #[track_caller]
+    fn connect(&self, count: usize) -> Vec<Client> {
+        (0..count).map(|_| Client::connect(self.addr())).collect()
+    }
+
+    /// Asserts that the worker holds no more than `connections` may make it hold.
+    #[track_caller]
+    fn assert_bounded(&self, connections: usize) {
+        let grown = resident_bytes(self.worker).saturating_sub(self.resident);
+        let bound = connections as u64 * WORKER_BYTES_MAX + WORKER_SLACK_BYTES;
+        assert!(grown <= bound, "grown by {grown} bytes of {bound}");
+    }
+
+    /// Asserts that nothing is left of the abuse, that new clients are served, that the one from
+    /// before always was, and that what was counted adds up.
+    #[track_caller]
+    fn assert_as_before(self) {
+        self.counters.wait_open(1);
+        self.before.assert_back(&self.server);
+        assert_eq!(self.server.worker_pids(), [self.worker], "it never died");
+        Client::connect(self.addr()).roundtrip(b"new ones, too");
+        self.over.store(true, Ordering::Relaxed);
+        let pings = self.pinging.join();
+        assert!(pings.expect("it was always answered") > 0);
+        self.counters.wait_open(0);
+        let totals = &self.server.status_json()["totals"];
+        let ended = totals["closed"].as_object().expect("some have ended");
+        let ended: u64 = ended.values().filter_map(serde_json::Value::as_u64).sum();
+        assert_eq!(totals["accepted"].as_u64(), Some(ended), "{totals}");
+        assert_eq!(totals["open"], 0, "{totals}");
+        assert_eq!(totals["untracked"], 0, "{totals}");
+    }
+}
+
+#[test]
+fn a_source_with_too_many_connections_is_refused_one_more() {
+    let server = server(&["--max-connections-per-source", "3", "--bake-time=0s"]);
+    let (addr, counters) = (server.addr(), Counters::of(&server));
+    let mut first: Vec<Client> = (0..3).map(|_| served(FIRST, addr)).collect();
+    refused(FIRST, addr);
+    let mut second = served(SECOND, addr);
+    assert_eq!(refusals(&counters, RefusalCause::PerSourceLimit), 1);
+    let line = server.wait_log(|line| line.contains("connection refused"));
+    assert!(line.contains("cause=per_source_limit"), "{line}");
+    assert_eq!(number(&line, "refused"), 1, "{line}");
+
+    // A place for each that leaves.
+    first.pop();
+    counters.wait_open(3);
+    first.push(served(FIRST, addr));
+    refused(FIRST, addr);
+
+    // Where connections move to, they are counted, and none of them is refused.
+    server.reload().expect_success();
+    for client in first.iter_mut().chain([&mut second]) {
+        client.roundtrip(b"moved, and never cut");
+    }
+    refused(FIRST, addr);
+    first.pop();
+    until("its place is free", || is_served(FIRST, addr));
+    let totals = &server.status_json()["totals"];
+    assert_eq!(totals["moved_in"], 4, "{totals}");
+    assert!(totals["refused"]["per_source_limit"].as_u64() >= Some(3));
+    let screen = server.order(&["status"]).expect_success().stdout;
+    assert!(screen.contains("\nrefused      "), "{screen}");
+}
+
+#[test]
+fn a_prefix_makes_one_source_of_many_addresses() {
+    let server = server(&["--max-connections-per-source=2", "--source-prefix-v4=24"]);
+    let addr = server.addr();
+    let _held = [served(FIRST, addr), served(SECOND, addr)];
+    refused(source(200), addr);
+    served(IpAddr::from([127, 0, 1, 2]), addr);
+}
+
+#[test]
+fn a_source_that_connects_too_often_is_slowed_down() {
+    const TRIES: u64 = 40;
+    let server = server(&["--accept-rate-per-source", "5"]);
+    let (addr, counters) = (server.addr(), Counters::of(&server));
+    let begin = now();
+    let taken = (0..TRIES).filter(|_| is_served(FIRST, addr)).count() as u64;
+    let seconds = now().since(begin).as_secs();
+    assert!(taken >= 5, "the burst is served: {taken}");
+    assert!(taken <= 5 + 5 * (seconds + 1), "{taken} in {seconds} s");
+    assert!(taken < TRIES, "some are refused");
+    let refused = refusals(&counters, RefusalCause::PerSourceRate);
+    assert_eq!(refused, TRIES - taken);
+    let said = server.log();
+    let said = said.iter().filter(|line| line.contains("per_source_rate"));
+    let said = said.count() as u64;
+    assert!((1..=seconds + 2).contains(&said), "{said} in {seconds} s");
+
+    served(SECOND, addr);
+    until("its rate is there again", || is_served(FIRST, addr));
+    counters.wait_open(0);
+}
+
+#[test]
+fn only_whom_the_lists_name_is_served_and_a_reload_changes_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lists.toml");
+    let write = |deny: &str| {
+        let text = format!("allow = [\"127.0.0.0/29\", \"::1\"]\ndeny = [{deny}]\n");
+        fs::write(&file, text).unwrap();
+    };
+    write("\"127.0.0.5\"");
+    let name = file.display().to_string();
+    let server = server(&["--config", &name, "--bake-time=0s"]);
+    let (addr, counters) = (server.addr(), Counters::of(&server));
+    let mut first = served(FIRST, addr);
+    for _ in 0..2 {
+        refused(source(5), addr);
+    }
+    refused(source(9), addr);
+    assert_eq!(refusals(&counters, RefusalCause::Denied), 2);
+    assert_eq!(refusals(&counters, RefusalCause::NotAllowed), 1);
+
+    // A list that is wrong changes nothing.
+    write("\"127.0.0.2/24\"");
+    let wrong = "deny: \"127.0.0.2/24\" has bits set beyond its prefix";
+    server.reload().expect_failure(wrong);
+    served(FIRST, addr);
+    // One that is right holds for new connections; who is in stays in.
+    write("\"127.0.0.2\"");
+    server.reload().expect_success();
+    refused(FIRST, addr);
+    served(source(5), addr);
+    first.roundtrip(b"in before");
+    let totals = &server.status_json()["totals"];
+    assert_eq!(totals["refused"]["denied"], 3, "{totals}");
+    assert_eq!(totals["refused"]["not_allowed"], 1, "{totals}");
+}
+
+#[test]
+fn an_ipv4_client_of_an_ipv6_socket_is_known_as_what_it_is() {
+    if !has_ipv6("an_ipv4_client_of_an_ipv6_socket_is_known_as_what_it_is") {
+        return;
+    }
+    let server = Server::start(&["--listen=*:0", "--workers=1", "--deny=127.0.0.2,::1"]);
+    let port = server.addr().port();
+    refused(FIRST, SocketAddr::from(([127, 0, 0, 1], port)));
+    served(SECOND, SocketAddr::from(([127, 0, 0, 1], port)));
+    let v6 = IpAddr::from(std::net::Ipv6Addr::LOCALHOST);
+    refused(v6, SocketAddr::new(v6, port));
+}
+
+#[test]
+fn a_list_that_is_none_is_refused_on_one_line() {
+    for (args, parts) in [
+        (["--deny", "10.0.0.0/33"], ["--deny", "0 to 32"]),
+        (["--allow", "10.1.0.0/8"], ["--allow", "10.0.0.0/8"]),
+        (["--allow", ""], ["--allow", "empty"]),
+        (["--deny", "example.org"], ["--deny", "no IP address"]),
+        (
+            ["--source-prefix-v4", "33"],
+            ["--source-prefix-v4", "1 to 32"],
+        ),
+        (
+            ["--accept-rate-per-source", "0"],
+            ["0 is too low", "or off"],
+        ),
+    ] {
+        let (code, said) = Server::expect_failure(&args);
+        assert_eq!((code, said.lines().count()), (2, 1), "{said}");
+        for part in parts {
+            assert!(said.contains(part), "{part:?} is missing: {said}");
+        }
+    }
+}
+
+#[test]
+fn slow_readers_hold_their_bound_and_no_more() {
+    const READERS: usize = 40;
+    let scene = Scene::start(&[]);
+    let readers = scene.connect(READERS);
+    fill_all(&readers, &scene.counters);
+    scene.assert_bounded(READERS);
+    let held = tcp_sockets(scene.addr().port());
+    let most = held.iter().map(|socket| socket.memory_bytes).max();
+    assert!(most < Some(KERNEL_BYTES_MAX), "one holds {most:?} bytes");
+    drop(readers);
+    scene.assert_as_before();
+}
+
+#[test]
+fn silent_clients_are_ended_by_the_idle_timeout() {
+    const SILENT: usize = 300;
+    let scene = Scene::start(&["--idle-timeout=1s", "--linger-timeout=1s"]);
+    let mut silent = scene.connect(SILENT);
+    scene.assert_bounded(SILENT);
+    for client in &mut silent {
+        client.expect_eof();
+    }
+    let ended = Counter::Closed(CloseReason::IdleTimeout);
+    scene.counters.wait(ended, SILENT as u64);
+    scene.assert_as_before();
+}
+
+#[test]
+fn a_flood_of_connections_waits_outside_and_is_gone_when_it_ends() {
+    const PLACES: u64 = 50;
+    const FLOOD: usize = 300;
+    let scene = Scene::start(&["--max-connections", &PLACES.to_string()]);
+    let flood = scene.connect(FLOOD);
+    scene.counters.wait_open(PLACES);
+    let port = scene.addr().port();
+    until("the others wait", || {
+        queued(port) as usize == FLOOD + 1 - PLACES as usize
+    });
+    scene.assert_bounded(PLACES as usize);
+    drop(flood);
+    // Those that waited are taken, found to be gone, and closed.
+    scene
+        .counters
+        .wait(Counter::Closed(CloseReason::PeerClosed), FLOOD as u64 + 1);
+    scene.assert_as_before();
+}
+
+#[test]
+fn a_flood_of_resets_leaves_nothing() {
+    const RESETS: usize = 1000;
+    let scene = Scene::start(&[]);
+    for number in 0..RESETS {
+        let mut client = Client::connect(scene.addr());
+        // At every stage of a life: in the queue, with unread input, with an answer on its way.
+        match number % 3 {
+            0 => {}
+            1 => client.send_all(b"something"),
+            _ => client.roundtrip(b"something"),
+        }
+        client.abort();
+    }
+    let gone = || {
+        closed(&scene.counters, CloseReason::PeerReset)
+            + scene.counters.count(Counter::AcceptFailed)
+    };
+    until("all of them are seen to be gone", || {
+        gone() == RESETS as u64
+    });
+    scene.assert_bounded(RESETS);
+    scene.assert_as_before();
+}
+
+/// From now on the peer's machine answers nothing, not even with an acknowledgement: whatever
+/// arrives for it is dropped. What it holds open stays open for the server.
+#[track_caller]
+fn vanish(client: &Client) {
+    const RETURN: u16 = 0x06;
+    let nothing = [SockFilter::new(RETURN, 0, 0, 0)];
+    let socket = SockRef::from(client.socket());
+    socket.attach_filter(&nothing).expect("any socket can be");
+}
+
+#[test]
+fn half_open_connections_end_by_the_servers_own_deadlines() {
+    const VANISHED: usize = 20;
+    let scene = Scene::start(&[
+        "--idle-timeout=3s",
+        "--write-stall-timeout=3s",
+        "--linger-timeout=1s",
+    ]);
+    // Half of them are owed something when their machine goes away, the others have just fallen
+    // silent.
+    let owed = scene.connect(VANISHED);
+    fill_all(&owed, &scene.counters);
+    let silent = scene.connect(VANISHED);
+    owed.iter().chain(&silent).for_each(vanish);
+    scene.assert_bounded(2 * VANISHED);
+    let count = VANISHED as u64;
+    for reason in [CloseReason::WriteStall, CloseReason::IdleTimeout] {
+        scene.counters.wait(Counter::Closed(reason), count);
+    }
+    scene.counters.wait_open(1);
+    // They have not been told, and never will be.
+    for client in &silent {
+        client.expect_open();
+    }
+    scene.assert_as_before();
+}
+
+#[test]
+fn one_byte_at_a_time_costs_no_memory_and_is_answered() {
+    const CLIENTS: usize = 20;
+    const BYTES: usize = 500;
+    let scene = Scene::start(&[]);
+    let mut clients = scene.connect(CLIENTS);
+    for _ in 0..BYTES {
+        for client in &mut clients {
+            client.send_all(b"x");
+        }
+    }
+    scene.assert_bounded(0);
+    for client in &mut clients {
+        client.expect(&[b'X'; BYTES]);
+    }
+    // And one that reads so, too.
+    let trickle = &mut clients[0];
+    trickle.send_all(&[b'y'; BYTES]);
+    for _ in 0..BYTES {
+        trickle.expect(b"Y");
+    }
+    drop(clients);
+    scene.assert_as_before();
+}
+
+/// All memory that a process may ask for is what it has, and a little: an address space that does
+/// not grow is the strictest bound there is, for a worker that exceeds it is a worker that dies.
+#[test]
+fn under_memory_pressure_a_full_house_is_served_from_what_there_is() {
+    const READERS: usize = 60;
+    const SPARE_BYTES: u64 = 2 << 20;
+    let scene = Scene::start(&["--max-connections=100"]);
+    let status = fs::read_to_string(format!("/proc/{}/status", scene.worker)).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+    let size = size.and_then(|rest| rest.trim().strip_suffix(" kB"));
+    let kib: u64 = size.expect("its size").parse().unwrap();
+    let limit = Some(kib * 1024 + SPARE_BYTES);
+    let limit = Rlimit {
+        current: limit,
+        maximum: limit,
+    };
+    prlimit(
+        Pid::from_raw(scene.worker.cast_signed()),
+        Resource::As,
+        limit,
+    )
+    .unwrap();
+    let readers = scene.connect(READERS);
+    fill_all(&readers, &scene.counters);
+    let mut crowd = scene.connect(30);
+    for client in &mut crowd {
+        client.roundtrip(b"in a full house");
+    }
+    scene.assert_bounded(READERS + 30);
+    drop((readers, crowd));
+    scene.assert_as_before();
+}
