@@ -19,7 +19,7 @@ use crate::bench as measurement;
 use crate::client;
 use crate::config::{self, Config};
 use crate::control::Request;
-use crate::{fault, preflight, supervisor, worker};
+use crate::{admin, fault, preflight, supervisor, worker};
 
 pub use crate::config::{CommandLine, Launch};
 pub use compare::Compare;
@@ -57,6 +57,8 @@ pub enum Command {
     Order(Order),
     /// Be a worker of the supervisor that started this process.
     Worker,
+    /// Be the admin endpoint of the supervisor that started this process.
+    Admin(admin::Options),
     /// Show the supervisor that started this process that this program could take its place.
     Preflight(CommandLine),
 }
@@ -117,6 +119,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::Compare(files)) => compare::run(&files),
         Ok(Command::Order(order)) => orders::run(&order),
         Ok(Command::Worker) => worker::run(),
+        Ok(Command::Admin(options)) => admin::run(options),
         Ok(Command::Preflight(server)) => preflight::run(server.read()),
         Err(Error::Usage(asked)) if !asked.use_stderr() => {
             // Help and version; clap knows whether standard output takes colour.
@@ -150,6 +153,13 @@ pub fn parse(
     }
     match matches.subcommand() {
         Some((definition::WORKER, _)) => Ok(Command::Worker),
+        Some((definition::ADMIN, typed)) => Ok(Command::Admin(admin::Options {
+            control: typed
+                .get_one::<PathBuf>(definition::CONTROL)
+                .cloned()
+                .unwrap_or_default(),
+            supervisor: typed.get_one(definition::SUPERVISOR).copied().unwrap_or(0),
+        })),
         Some((definition::CLIENT, typed)) => Ok(Command::Client(client::Options {
             target: typed
                 .get_one::<String>(definition::TARGET)

@@ -15,6 +15,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+mod admin;
 mod bounds;
 mod change;
 mod launch;
@@ -24,6 +25,7 @@ mod settings;
 mod source;
 mod value;
 
+pub use admin::AdminAddr;
 pub use bounds::*;
 pub use change::{NeedsStop, check_change};
 pub use launch::{CommandLine, Launch};
@@ -117,6 +119,19 @@ pub const CONTROL_TEXT_MAX_BYTES: usize = 2048;
 /// How long a client of the control socket may take to send its request, and to read the last
 /// reply.
 pub const CONTROL_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Requests that the admin process works on at once, each with a client of the control socket of
+/// its own.
+pub const ADMIN_REQUESTS_MAX: usize = 4;
+
+/// Bytes of the head of a request to the admin endpoint.
+pub const ADMIN_HEAD_MAX_BYTES: usize = 8192;
+
+/// How long a client of the admin endpoint may take to send its request, and to read the answer.
+pub const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the admin process waits for the supervisor; one that takes longer is not healthy.
+pub const ADMIN_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The largest configuration file that is read, in bytes; `--config /dev/zero` must end.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;
@@ -261,6 +276,8 @@ pub struct Config {
     pub lend_after: Duration,
     /// Where the running server takes orders.
     pub control: Control,
+    /// Where health and metrics are shown over HTTP; `None`: nowhere.
+    pub admin: Option<AdminAddr>,
     /// What a rolling restart does with established connections.
     pub restart_connections: RestartConnections,
     /// How long the first renewed worker must serve before the others are renewed.
@@ -345,6 +362,12 @@ pub enum Error {
          steered, since theirs would be steered with ours; leave one of the two out"
     )]
     SteerShared { name: String },
+
+    #[error(
+        "{name}: what it shows is asked for at the control socket, and that is off (control); \
+         leave one of the two out"
+    )]
+    AdminWithoutControl { name: String },
 
     #[error(
         "max_connections {asked} needs a descriptor limit of {needed}, and it is {limit}; raise it \
@@ -522,6 +545,11 @@ fn check_rules(config: &Config, origins: &Origins) -> Result<(), Error> {
             name: origins.name_of("steer"),
         });
     }
+    if config.admin.is_some() && config.control == Control::Off {
+        return Err(Error::AdminWithoutControl {
+            name: origins.name_of("admin"),
+        });
+    }
     if let Some((first, second)) = listen::overlap(&config.listen) {
         return Err(Error::Overlap {
             name: origins.name_of("listen"),
@@ -568,6 +596,7 @@ const BLANK: Config = Config {
     backoff_reset: Duration::ZERO,
     lend_after: Duration::ZERO,
     control: Control::Off,
+    admin: None,
     restart_connections: RestartConnections::Handover,
     bake_time: Duration::ZERO,
     handover_timeout: Duration::ZERO,

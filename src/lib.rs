@@ -38,6 +38,7 @@
 //! | [`listener`], [`port`] | shell | binding; who holds a port |
 //! | [`uppercase`] | core | the transformation, with a wide path |
 //! | [`control`] | core, shell | orders to a running server: what is said, where, and the asking side |
+//! | [`admin`] | shell, core | health and metrics over HTTP: a process of its own, with threads |
 //! | [`status`] | core | how a server is doing, as data and as a screen |
 //! | [`client`] | | the line client |
 //! | [`mod@bench`] | shell, core | the load generator: patterns, truth, histograms; a process of its own, with threads |
@@ -55,6 +56,7 @@
 //! assert_eq!(&bytes, b"STRA\xc3\x9fE, GR\0UND 7");
 //! ```
 
+pub mod admin;
 pub mod admission;
 pub mod bench;
 pub mod channel;

@@ -45,9 +45,10 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::clock::Tick;
-use crate::metrics::{CloseReason, Counter};
+use crate::metrics::{CloseReason, Counter, TurnClass};
 use crate::sys::shared::{self, SharedMemory};
 
 pub use pool::WARM_BUFFERS;
@@ -352,6 +353,14 @@ impl<P: Probe> Memory<P> {
             cell.load(Ordering::Relaxed).wrapping_add(amount),
             Ordering::Relaxed,
         );
+    }
+
+    /// Counts a turn of the loop whose work took so long.
+    #[inline]
+    pub fn count_turn(&mut self, took: Duration) {
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.count(Counter::BusyNs, ns);
+        self.count(Counter::Took(TurnClass::of(ns)), 1);
     }
 
     /// The layout in force.

@@ -133,6 +133,42 @@ impl RefusalCause {
     }
 }
 
+/// How long the work of one turn of the loop took: the number of a power of two of microseconds that
+/// it stayed below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TurnClass(u8);
+
+impl TurnClass {
+    /// Number of classes: up to a second and a bit, and one for all that takes longer.
+    pub const COUNT: usize = 22;
+    /// Their names, by the bound in microseconds.
+    const NAMES: [&str; Self::COUNT] = [
+        "1", "2", "4", "8", "16", "32", "64", "128", "256", "512", "1024", "2048", "4096", "8192",
+        "16384", "32768", "65536", "131072", "262144", "524288", "1048576", "more",
+    ];
+
+    /// The class of a turn that took `ns` nanoseconds.
+    #[inline]
+    #[must_use]
+    pub const fn of(ns: u64) -> Self {
+        let bits = u64::BITS - (ns / 1000).leading_zeros();
+        let last = Self::COUNT as u32 - 1;
+        Self(if bits < last { bits } else { last } as u8)
+    }
+
+    /// Every class, the shortest turns first.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..Self::COUNT as u8).map(Self)
+    }
+
+    /// What a turn of this class took less than, in seconds; `None`: there is no bound.
+    #[must_use]
+    pub fn bound_seconds(self) -> Option<f64> {
+        let bounded = usize::from(self.0) + 1 < Self::COUNT;
+        bounded.then(|| f64::from(1_u32 << self.0) / 1e6)
+    }
+}
+
 /// A cell of the metrics block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
@@ -171,16 +207,22 @@ pub enum Counter {
     Turns,
     /// Readiness reports for connections that were no longer there.
     StaleEvents,
+    /// Nanoseconds spent in turns, waiting not counted.
+    BusyNs,
+    /// Turns, by how long their work took.
+    Took(TurnClass),
 }
 
 impl Counter {
     /// Number of cells.
-    pub const COUNT: usize = Self::UNTRACKED + 1;
+    pub const COUNT: usize = Self::FIRST_TOOK + TurnClass::COUNT;
     const FIRST_CLOSED: usize = 14;
     const FIRST_PAUSED: usize = Self::FIRST_CLOSED + CloseReason::ALL.len();
     /// Of all causes but the first, which had a cell before there were others.
     const FIRST_REFUSED: usize = Self::FIRST_PAUSED + PauseCause::ALL.len();
     const UNTRACKED: usize = Self::FIRST_REFUSED + RefusalCause::ALL.len() - 1;
+    const BUSY: usize = Self::UNTRACKED + 1;
+    const FIRST_TOOK: usize = Self::BUSY + 1;
 
     /// Where in the block this counter's cell is; cells that change together lie together.
     #[must_use]
@@ -204,6 +246,8 @@ impl Counter {
             Self::Paused(cause) => Self::FIRST_PAUSED + cause as usize,
             Self::Refused(cause) => Self::FIRST_REFUSED + cause as usize - 1,
             Self::Untracked => Self::UNTRACKED,
+            Self::BusyNs => Self::BUSY,
+            Self::Took(class) => Self::FIRST_TOOK + class.0 as usize,
         }
     }
 
@@ -230,6 +274,17 @@ impl Counter {
         .chain(PauseCause::ALL.map(Self::Paused))
         .chain(RefusalCause::ALL.into_iter().skip(1).map(Self::Refused))
         .chain([Self::Untracked])
+        .chain([Self::BusyNs])
+        .chain(TurnClass::all().map(Self::Took))
+    }
+
+    /// Name and label in one word, as the status has it: `bytes_in`, `closed.idle_timeout`.
+    #[must_use]
+    pub fn key(self) -> String {
+        match self.name() {
+            (name, None) => name.to_owned(),
+            (name, Some(label)) => format!("{name}.{label}"),
+        }
     }
 
     /// The counter's name and, where it has one, its label.
@@ -253,6 +308,8 @@ impl Counter {
             Self::MovedOut => ("moved_out", None),
             Self::Closed(reason) => ("closed", Some(reason.name())),
             Self::Paused(cause) => ("paused", Some(cause.name())),
+            Self::BusyNs => ("busy_ns", None),
+            Self::Took(class) => ("turn_took_us", Some(TurnClass::NAMES[class.0 as usize])),
         }
     }
 }
@@ -265,6 +322,27 @@ mod tests {
     fn every_counter_has_a_cell_of_its_own_in_order() {
         let cells: Vec<usize> = Counter::all().map(Counter::cell).collect();
         assert_eq!(cells, (0..Counter::COUNT).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_turn_is_of_the_class_whose_bound_it_stays_below() {
+        for (ns, name) in [
+            (0, "1"),
+            (999, "1"),
+            (1_000, "2"),
+            (1_999, "2"),
+            (2_000, "4"),
+            (1_048_575_999, "1048576"),
+            (1_048_576_000, "more"),
+            (u64::MAX, "more"),
+        ] {
+            let counter = Counter::Took(TurnClass::of(ns));
+            assert_eq!(counter.name(), ("turn_took_us", Some(name)), "{ns}");
+        }
+        for (class, name) in TurnClass::all().zip(TurnClass::NAMES) {
+            let bound = class.bound_seconds().map(|bound| (bound * 1e6).round());
+            assert_eq!(bound, name.parse().ok());
+        }
     }
 
     #[test]

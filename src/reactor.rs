@@ -229,9 +229,9 @@ impl Reactor {
     /// # Errors
     /// What `epoll_wait` returned; interruptions are not errors.
     pub fn wait(&mut self, deadline: Option<Tick>) -> io::Result<bool> {
+        self.memory.count_turn(clock::now().since(self.now));
         if !self.spins(deadline)? {
-            let timeout = self.timeout(deadline);
-            self.poll(timeout)?;
+            self.poll(self.timeout(deadline))?;
         }
         self.now = clock::now();
         self.memory.count(Counter::Turns, 1);

@@ -36,10 +36,24 @@ pub struct Status {
     pub addresses: Vec<String>,
     /// Path of the control socket, if there is one.
     pub control: Option<String>,
+    /// The admin endpoint, if there is one.
+    pub admin: Option<AdminStatus>,
     /// All slots together.
     pub totals: Totals,
     /// In order of their numbers.
     pub slots: Vec<SlotStatus>,
+}
+
+/// The process that answers over HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AdminStatus {
+    /// Where it answers: an address, or the path of a socket.
+    pub address: String,
+    /// Its process number; `None` while there is no process.
+    pub pid: Option<u32>,
+    /// How often it ended and should not have.
+    pub deaths: u64,
 }
 
 /// All slots together.
@@ -75,6 +89,8 @@ pub struct Traffic {
     pub bytes_in: u64,
     /// Bytes sent to clients.
     pub bytes_out: u64,
+    /// Every counter there is, by [`Counter::key`]; those at zero are left out.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// One slot.
@@ -99,6 +115,8 @@ pub struct SlotStatus {
     pub queue: String,
     /// The sibling that serves the queue, if it is lent.
     pub lent_to: Option<SlotId>,
+    /// Who waits, for each address that the slot listens on.
+    pub accept_queues: Vec<AcceptQueueStatus>,
     /// What it serves and has served.
     #[serde(flatten)]
     pub traffic: Traffic,
@@ -115,6 +133,18 @@ pub struct SlotStatus {
     pub successor: Option<Neighbour>,
     /// The worker that has been relieved and still finishes.
     pub predecessor: Option<Neighbour>,
+}
+
+/// The accept queue of one listener, as the kernel has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AcceptQueueStatus {
+    /// The listener's address.
+    pub address: String,
+    /// Connections that wait to be accepted.
+    pub length: u64,
+    /// How many may wait.
+    pub limit: u64,
 }
 
 /// Another worker of a slot, beside its main one.
@@ -192,6 +222,10 @@ impl Traffic {
             untracked: counter(Counter::Untracked),
             bytes_in: counter(Counter::BytesIn),
             bytes_out: counter(Counter::BytesOut),
+            counters: Counter::all()
+                .map(|one| (one.key(), counter(one)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
         }
     }
 
@@ -207,6 +241,7 @@ impl Traffic {
             untracked,
             bytes_in,
             bytes_out,
+            counters,
         } = self;
         for (sum, more) in [
             (open, other.open),
@@ -219,9 +254,13 @@ impl Traffic {
         ] {
             *sum = sum.saturating_add(more);
         }
-        for (sums, more) in [(closed, &other.closed), (refused, &other.refused)] {
-            for (reason, more) in more {
-                let sum = sums.entry(reason.clone()).or_default();
+        for (sums, others) in [
+            (closed, &other.closed),
+            (refused, &other.refused),
+            (counters, &other.counters),
+        ] {
+            for (name, more) in others {
+                let sum = sums.entry(name.clone()).or_default();
                 *sum = sum.saturating_add(*more);
             }
         }

@@ -9,6 +9,7 @@
 //!
 //! It must not decide (the machine does) nor import the worker (they share `wire` and `memory`).
 
+mod admin;
 pub mod backoff;
 mod boot;
 mod carry;
@@ -48,6 +49,7 @@ use crate::identity::{RequestId, WorkerId};
 use crate::port::Lock;
 use crate::wire::Listen;
 
+use admin::AdminEndpoint;
 use children::{Child, Heard};
 use control::ControlServer;
 use machine::{Event, Machine, Policy, ScaleTo, Verdict};
@@ -56,6 +58,7 @@ use resources::SlotResources;
 use tokens::Source;
 use totals::Totals;
 
+pub use admin::Error as AdminError;
 pub use boot::Error;
 pub use control::Error as ControlError;
 pub use resume::{examine, is_resuming};
@@ -87,6 +90,7 @@ pub struct Supervisor {
     signals: Signals,
     locks: Vec<Lock>,
     control: Option<ControlServer>,
+    admin: Option<AdminEndpoint>,
     machine: Machine,
     /// Slot `i` is at index `i`.
     slots: Vec<SlotResources>,
@@ -150,11 +154,13 @@ impl Supervisor {
         loop {
             self.carry_out();
             if let Some(verdict) = self.verdict.take() {
+                self.admin = None;
                 if let Some(control) = self.control.take() {
                     control.remove();
                 }
                 return Ok(verdict);
             }
+            self.keep_admin();
             let timeout = self.next_deadline().map(|due| due.since(clock::now()));
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
@@ -182,7 +188,8 @@ impl Supervisor {
 
     fn next_deadline(&self) -> Option<Tick> {
         let control = self.control.as_ref().and_then(ControlServer::poll_timeout);
-        [self.machine.poll_timeout(), control]
+        let admin = self.admin.as_ref().and_then(AdminEndpoint::poll_timeout);
+        [self.machine.poll_timeout(), control, admin]
             .into_iter()
             .flatten()
             .min()
@@ -203,6 +210,7 @@ impl Supervisor {
                 }
             }
             Some(Source::PreflightChannel | Source::PreflightProcess) => self.look_at_preflight(),
+            Some(Source::AdminProcess) => self.look_at_admin(),
             Some(Source::Channel(serial)) => {
                 if let Some(worker) = self.worker_with(serial) {
                     self.hear(worker);

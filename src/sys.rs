@@ -3,6 +3,7 @@
 //! Each module wraps one thing the kernel offers in a safe function whose contract is checked or
 //! argued here. Nothing in this tree decides: no policy, no limits, no logging.
 
+pub mod accept_queue;
 pub mod child;
 pub mod cpus;
 pub mod fd;

@@ -10,7 +10,10 @@ use uppercased::metrics::{CloseReason, PauseCause, RefusalCause};
 const FILE_LINES_MAX: usize = 600;
 
 /// Cores: they decide, and touch nothing outside.
-const CORES: [&str; 30] = [
+const CORES: [&str; 34] = [
+    "src/admin/answer.rs",
+    "src/admin/exposition.rs",
+    "src/admin/http.rs",
     "src/admission.rs",
     "src/bench/connection.rs",
     "src/bench/failure.rs",
@@ -35,6 +38,7 @@ const CORES: [&str; 30] = [
     "src/memory/layout.rs",
     "src/metrics.rs",
     "src/status",
+    "src/supervisor/admin/life.rs",
     "src/supervisor/backoff.rs",
     "src/supervisor/exchange.rs",
     "src/supervisor/machine",

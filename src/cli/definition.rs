@@ -30,6 +30,10 @@ pub(super) const STATUS: &str = "status";
 pub(super) const STOP: &str = "stop";
 /// The role in which the supervisor starts its workers.
 pub(super) const WORKER: &str = "worker";
+/// The role in which the supervisor shows health and metrics.
+pub(super) const ADMIN: &str = "admin";
+/// `admin`: the process number of that supervisor.
+pub(super) const SUPERVISOR: &str = "supervisor";
 /// The role in which the supervisor tries a new program before it becomes that.
 pub(super) const PREFLIGHT: &str = "preflight";
 /// The commands that settings belong to.
@@ -111,6 +115,23 @@ pub(super) fn command() -> Command {
         .subcommand(
             Command::new(WORKER)
                 .about("Serve as a worker; started by the supervisor only")
+                .hide(true),
+        )
+        .subcommand(
+            Command::new(ADMIN)
+                .about("Show health and metrics over HTTP; started by the supervisor only")
+                .arg(
+                    Arg::new(CONTROL)
+                        .long(CONTROL)
+                        .required(true)
+                        .value_parser(PathBufValueParser::new()),
+                )
+                .arg(
+                    Arg::new(SUPERVISOR)
+                        .long(SUPERVISOR)
+                        .required(true)
+                        .value_parser(clap::value_parser!(i32).range(1..)),
+                )
                 .hide(true),
         )
         .subcommand(
@@ -345,7 +366,7 @@ mod tests {
             let line = format!("{} [default: {}]\n", setting.help, setting.default);
             assert!(texts[0].contains(&line), "wrapped: {line}");
         }
-        for role in [WORKER, BENCH_PART, PREFLIGHT] {
+        for role in [WORKER, ADMIN, BENCH_PART, PREFLIGHT] {
             let listed = texts[0]
                 .lines()
                 .any(|line| line.trim_start().starts_with(role));

@@ -44,6 +44,11 @@ pub fn check_change(running: &Config, wanted: &Config) -> Result<(), NeedsStop> 
             "whoever gives orders would look for the socket where it was",
         ),
         (
+            "admin",
+            running.admin != wanted.admin,
+            "it is bound once, so that no health check finds it gone",
+        ),
+        (
             "recv_buffer",
             running.recv_buffer.is_some() && wanted.recv_buffer.is_none(),
             "a socket whose buffer was fixed does not go back to the kernel's tuning",
@@ -102,6 +107,7 @@ mod tests {
             "recv_buffer",
             "send_buffer",
             "control",
+            "admin",
         ];
         assert_eq!(fixed, expected);
     }

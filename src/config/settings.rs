@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use super::admin::Admin;
 use super::bounds::*;
 use super::listen::Listen;
 use super::value::{Choice, ControlSocket, Facts, Grammar, OrWord, PerCpu, Switch};
@@ -496,6 +497,18 @@ pub static SETTINGS: &[Setting] = &[
                     /run/uppercased for root, else in uppercased below XDG_RUNTIME_DIR; a server \
                     that cannot make it there goes on without. off: signals only. Cannot change \
                     without a stop.",
+    },
+    Setting {
+        binding: bind!(admin, OrWord("off", Admin)),
+        category: Category::Operation,
+        value_name: "ADDR",
+        default: "off",
+        example: "127.0.0.1:9100",
+        help: "Address for health checks and metrics over HTTP",
+        long_help: "Answers /metrics (OpenMetrics), /healthz, /readyz and /status, from a process \
+                    of its own that asks at the control socket. On this machine only: a loopback \
+                    address, PORT alone for 127.0.0.1, or the path of a Unix socket, which is \
+                    made with mode 0600. Cannot change without a stop.",
     },
     Setting {
         binding: bind!(restart_connections, RESTART_CONNECTIONS),

@@ -284,6 +284,7 @@ mod tests {
                 untracked: 0,
                 bytes_in: 1_000_000_000_000,
                 bytes_out: 999_999_999_999,
+                ..Traffic::default()
             },
             ..SlotStatus::default()
         }
@@ -443,6 +444,7 @@ slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open fâ
                 moved_out: numbers[3], bytes_in: numbers[4], bytes_out: numbers[5],
                 closed: BTreeMap::from([(text.clone(), numbers[0])]),
                 refused: BTreeMap::from([(text.clone(), numbers[1])]), untracked: numbers[2],
+                ..Traffic::default()
             };
             let neighbour = extras.then(|| Neighbour {
                 generation: Generation(small.1), release: ReleaseId(small.2),
@@ -452,7 +454,7 @@ slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open fâ
                 slot: SlotId(small.0), pid: Some(small.1), cpu: extras.then_some(small.0),
                 accepted_percent: 100, open_percent: 100, generation: Generation(small.2),
                 release: ReleaseId(small.3), state: text.clone(), age_ms: numbers[0],
-                queue: text.clone(), lent_to: None, traffic, deaths: numbers[1],
+                queue: text.clone(), lent_to: None, accept_queues: Vec::new(), traffic, deaths: numbers[1],
                 last_death: extras.then(|| LastDeath {
                     generation: Generation(small.1), how: Some(text.clone()),
                     cause: Some(text.clone()), age_ms: numbers[2],

@@ -15,6 +15,7 @@ use crate::sys::image::Image;
 use crate::sys::limits::raise_descriptor_limit;
 use crate::wire::Listen;
 
+use super::admin::{self, AdminEndpoint};
 use super::control::{self, ControlServer};
 use super::machine::{Event, Machine};
 use super::releases::{Limits, Release, Releases};
@@ -38,6 +39,9 @@ pub enum Error {
     /// The control socket cannot be made.
     #[error(transparent)]
     Control(#[from] control::Error),
+    /// Health and metrics cannot be shown where they are to be.
+    #[error(transparent)]
+    Admin(#[from] admin::Error),
     /// The system refused something.
     #[error("cannot {operation}: {source}")]
     System {
@@ -54,7 +58,11 @@ impl Error {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
-            Self::Log(_) | Self::Port(_) | Self::Control(_) | Self::System { .. } => 1,
+            Self::Log(_)
+            | Self::Port(_)
+            | Self::Control(_)
+            | Self::Admin(_)
+            | Self::System { .. } => 1,
         }
     }
 }
@@ -79,6 +87,8 @@ impl Supervisor {
         let first_request = RequestId(RequestId::NOBODY.0 + 1);
         let tokens = Token(CONTROL_FIRST);
         let control = ControlServer::open(&config.control, poll.registry(), tokens, first_request)?;
+        let asked_at = control.as_ref().map(ControlServer::path);
+        let admin = AdminEndpoint::open(config.admin.as_ref(), asked_at)?;
         // The jitter of backoffs needs to differ between instances, no more.
         let seed = clock::now().as_nanos() ^ u64::from(std::process::id());
         let mut supervisor = Self {
@@ -97,6 +107,7 @@ impl Supervisor {
             signals: signals().map_err(failed("handle signals"))?,
             locks,
             control,
+            admin,
             slots: Vec::new(),
             dropped: Totals::default(),
             next_serial: 0,

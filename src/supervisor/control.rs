@@ -28,7 +28,7 @@ use crate::identity::RequestId;
 use super::exchange;
 
 mod client;
-mod socket;
+pub(super) mod socket;
 
 use client::{Client, Flushed, Peer, SavedClient, Seen, State};
 use socket::{FileId, SocketFile, refused};

@@ -1,15 +1,20 @@
 //! What the supervisor can say of itself: the status, in one piece, from the machine's view, the
 //! processes and the shared counters. Looking asks no worker anything.
 
+use std::os::fd::AsFd as _;
+
 use crate::clock::{self, Tick};
 use crate::fault;
 use crate::identity::WorkerId;
 use crate::memory;
 use crate::metrics::Counter;
-use crate::status::{LastDeath, Neighbour, SlotStatus, Status, Traffic};
+use crate::status::{AcceptQueueStatus, LastDeath, Neighbour, SlotStatus, Status, Traffic};
+use crate::sys::accept_queue::accept_queue;
 use crate::sys::cpus;
 
+use super::admin::AdminEndpoint;
 use super::machine::{Queue, SeatView, SlotView};
+use super::resources::SlotResources;
 use super::totals::Totals;
 use super::{Supervisor, report};
 
@@ -29,6 +34,7 @@ impl Supervisor {
                 .control
                 .as_ref()
                 .map(|it| it.path().display().to_string()),
+            admin: self.admin.as_ref().map(AdminEndpoint::status),
             slots: self
                 .machine
                 .slots()
@@ -81,6 +87,9 @@ impl Supervisor {
             age_ms: millis_since(slot.since, now),
             queue: queue.to_owned(),
             lent_to,
+            accept_queues: resources
+                .map(|it| self.accept_queues(it))
+                .unwrap_or_default(),
             traffic: resources
                 .map(|it| traffic(&it.totals()))
                 .unwrap_or_default(),
@@ -97,6 +106,21 @@ impl Supervisor {
             successor: slot.successor.as_ref().map(|seat| self.neighbour(seat)),
             predecessor: slot.predecessors.last().map(|seat| self.neighbour(seat)),
         }
+    }
+
+    /// Read off the duplicates that are kept here, whatever the slot's worker is doing.
+    fn accept_queues(&self, resources: &SlotResources) -> Vec<AcceptQueueStatus> {
+        let listeners = self.addresses.iter().zip(resources.listeners());
+        listeners
+            .filter_map(|(address, listener)| {
+                let queue = accept_queue(listener.as_fd()).ok()?;
+                Some(AcceptQueueStatus {
+                    address: report::shown(address),
+                    length: queue.length.into(),
+                    limit: queue.limit.into(),
+                })
+            })
+            .collect()
     }
 
     fn neighbour(&self, seat: &SeatView) -> Neighbour {

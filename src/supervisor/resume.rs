@@ -29,6 +29,7 @@ use crate::sys::limits::raise_descriptor_limit;
 use crate::sys::shared::SharedMemory;
 use crate::wire;
 
+use super::admin::AdminEndpoint;
 use super::children::Child;
 use super::control::ControlServer;
 use super::machine::{Event, Machine};
@@ -247,6 +248,11 @@ fn adopt(
             Token(CONTROL_FIRST),
         )?),
     };
+    let asked_at = control.as_ref().map(ControlServer::path);
+    let admin = match (state.admin, asked_at) {
+        (Some(saved), Some(asked_at)) => Some(AdminEndpoint::resume(saved, owned.one()?, asked_at)),
+        _ => None,
+    };
     let supervisor = Supervisor {
         typed,
         program: state.program,
@@ -258,6 +264,7 @@ fn adopt(
         signals,
         locks: locks.into_iter().map(Lock::from).collect(),
         control,
+        admin,
         machine,
         slots,
         dropped: state.dropped,

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::admin::SavedAdmin;
 use super::machine::{Machine, Snapshot, SnapshotError};
 use super::totals::Totals;
 use crate::clock::Tick;
@@ -45,6 +46,8 @@ pub(super) struct State {
     pub(super) dropped: Totals,
     pub(super) locks: Vec<RawFd>,
     pub(super) control: Option<SavedControl>,
+    #[serde(default)]
+    pub(super) admin: Option<SavedAdmin>,
     /// Who waits for the upgrade.
     pub(super) asking: RequestId,
     /// Signals that had come and were not acted upon.
@@ -198,6 +201,7 @@ impl State {
         if let Some(control) = &self.control {
             numbers.extend(&control.descriptors);
         }
+        numbers.extend(self.admin.as_ref().map(|admin| admin.listener));
         numbers
     }
 }

@@ -16,6 +16,8 @@ pub(super) enum Source {
     PreflightChannel,
     /// That program's pidfd.
     PreflightProcess,
+    /// The admin process's pidfd.
+    AdminProcess,
     /// The control socket or one of its clients.
     Control,
     /// The lock of an address: somebody asks.
@@ -39,6 +41,7 @@ impl Source {
             Self::Signals => 0,
             Self::PreflightChannel => 1,
             Self::PreflightProcess => 2,
+            Self::AdminProcess => 3,
             Self::Control => CONTROL_FIRST,
             Self::Lock(index) => LOCKS_FIRST + index,
             Self::Channel(serial) => CHILDREN_FIRST + 2 * serial as usize,
@@ -52,6 +55,7 @@ impl Source {
             0 => Self::Signals,
             1 => Self::PreflightChannel,
             2 => Self::PreflightProcess,
+            3 => Self::AdminProcess,
             CONTROL_FIRST..CONTROL_END => Self::Control,
             number if number >= CHILDREN_FIRST => {
                 let serial = ((number - CHILDREN_FIRST) / 2) as u64;
@@ -77,6 +81,7 @@ mod tests {
             Source::Signals,
             Source::PreflightChannel,
             Source::PreflightProcess,
+            Source::AdminProcess,
             Source::Control,
             Source::Lock(0),
             Source::Lock(4000),

@@ -25,6 +25,7 @@ use crate::sys::shared::SharedMemory;
 use crate::wire::{self, Envelope, Message};
 
 use super::Supervisor;
+use super::admin::AdminEndpoint;
 use super::children::{Child, death_of, last_words};
 use super::machine::{Death, Event};
 use super::resources::SlotResources;
@@ -179,6 +180,8 @@ impl Supervisor {
             Ok(blocked) => blocked,
             Err(errno) => return format!("cannot block signals: {errno}"),
         };
+        // A child that the new program does not know would be nobody's.
+        self.pause_admin();
         let cause = self.try_replace_program(&image);
         let _ = blocked.thread_set_mask();
         cause
@@ -245,6 +248,7 @@ impl Supervisor {
                 .map(|lock| lock.as_fd().as_raw_fd())
                 .collect(),
             control,
+            admin: self.admin.as_ref().map(AdminEndpoint::saved),
             asking: self.asking,
             signals: Vec::new(),
         }
@@ -273,6 +277,7 @@ impl Supervisor {
         if let Some(control) = &self.control {
             kept.extend(control.suspend().1);
         }
+        kept.extend(self.admin.as_ref().map(AdminEndpoint::listener));
         kept
     }
 }

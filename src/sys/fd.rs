@@ -131,6 +131,24 @@ pub(crate) fn inherited_channel() -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(CHANNEL_NUMBER) })
 }
 
+/// The listener that the supervisor left for its admin process at [`CHANNEL_NUMBER`]; close-on-exec
+/// again. `None` if there is none: the program was not started by a supervisor.
+///
+/// To be called once, first thing in that process's life.
+#[must_use]
+pub(crate) fn inherited_listener() -> Option<OwnedFd> {
+    // SAFETY: the number is not -1; it is only asked about here, and if it is not open the kernel
+    // says so.
+    let asked = unsafe { BorrowedFd::borrow_raw(CHANNEL_NUMBER) };
+    if !getsockopt(&asked, sockopt::AcceptConn).ok()? {
+        return None;
+    }
+    fcntl(asked, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+    // SAFETY: it is an open socket that came through exec, so no value in this process owns it,
+    // and this function is called once.
+    Some(unsafe { OwnedFd::from_raw_fd(CHANNEL_NUMBER) })
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::{AsFd, AsRawFd, IntoRawFd};

@@ -56,14 +56,28 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The reason alone, for a socket that takes no orders.
+    pub(in crate::supervisor) fn why(&self) -> String {
+        match self {
+            Self::InUse { pid, .. } => format!("{} has that socket", owner(*pid)),
+            Self::NotASocket { .. } => "it exists and is no socket".to_owned(),
+            Self::NoPlace => "there is no directory for it".to_owned(),
+            Self::System {
+                operation, source, ..
+            } => format!("{operation}: {source}"),
+        }
+    }
+}
+
 /// The file of the socket. Dropped by the process that made it, it is removed: so it is at every
 /// orderly end, and neither by a forked copy nor by an exec, which drops nothing.
 #[derive(Debug)]
-pub(super) struct SocketFile(pub(super) FileId);
+pub(in crate::supervisor) struct SocketFile(pub(in crate::supervisor) FileId);
 
 /// A file and the process that made it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileId {
+pub(in crate::supervisor) struct FileId {
     pub(super) path: PathBuf,
     device: u64,
     inode: u64,
@@ -89,7 +103,7 @@ pub(super) fn default_path(here: &Surroundings) -> Result<PathBuf, Error> {
 }
 
 /// Binds `path`, for its owner only, in the place of a socket at which nobody answers any more.
-pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
+pub(in crate::supervisor) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
     let bound = match bind_private(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             make_room(path)?;
@@ -201,7 +215,7 @@ impl Drop for SocketFile {
             .is_ok_and(|there| (there.dev(), there.ino()) == (*device, *inode));
         if still_ours && let Err(error) = fs::remove_file(path) {
             let path = path.display();
-            tracing::warn!(%path, %error, "cannot remove the control socket");
+            tracing::warn!(%path, %error, "cannot remove the socket");
         }
     }
 }

@@ -1,0 +1,148 @@
+//! What each page says of a status, or of there being none.
+//!
+//! Invariant: not ready is a reason, never silence; readiness is judged here and nowhere else. It
+//! must not ask anybody.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::exposition;
+use super::http::{Page, Response};
+use crate::status::Status;
+
+/// Requests answered by this process, by status.
+#[derive(Debug, Default)]
+pub(super) struct Answered([AtomicU64; Response::STATUSES.len()]);
+
+impl Answered {
+    /// One more.
+    pub(super) fn count(&self, status: u16) {
+        let index = Response::STATUSES.iter().position(|known| *known == status);
+        if let Some(count) = index.and_then(|index| self.0.get(index)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Every status there is, and how often it was given.
+    pub(super) fn all(&self) -> [(u16, u64); Response::STATUSES.len()] {
+        std::array::from_fn(|index| {
+            let count = self.0[index].load(Ordering::Relaxed);
+            (Response::STATUSES[index], count)
+        })
+    }
+}
+
+/// The page, made of what the supervisor said, or of why it said nothing.
+pub(super) fn answer(
+    page: Page,
+    told: &Result<Box<Status>, String>,
+    answered: &Answered,
+) -> Response {
+    let status = match told {
+        Ok(status) => status,
+        Err(cause) => return Response::text(503, &format!("no answer from the server: {cause}")),
+    };
+    match page {
+        Page::Health => Response::text(200, "ok"),
+        Page::Ready => match unready(status) {
+            None => Response::text(200, "ready"),
+            Some(why) => Response::text(503, &why),
+        },
+        Page::Status => match serde_json::to_string(status) {
+            Ok(body) => Response {
+                status: 200,
+                content_type: "application/json",
+                body: body + "\n",
+            },
+            Err(error) => Response::text(503, &error.to_string()),
+        },
+        Page::Metrics => match exposition::write(status, &answered.all()) {
+            Ok(body) => Response {
+                status: 200,
+                content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                body,
+            },
+            Err(error) => Response::text(503, &error.to_string()),
+        },
+    }
+}
+
+/// Why new clients should go elsewhere; `None` if all is well.
+///
+/// A slot that is about to be added or has left has no queue that anybody could wait in, so it is
+/// none that should serve.
+pub(super) fn unready(status: &Status) -> Option<String> {
+    if status.phase != "serving" {
+        return Some(format!("the server is {}", status.phase));
+    }
+    let idle = |queue: &str| !matches!(queue, "served" | "unbound" | "closed");
+    let slot = status.slots.iter().find(|slot| idle(&slot.queue));
+    slot.map(|slot| {
+        format!(
+            "slot {} is {}, its queue {}",
+            slot.slot, slot.state, slot.queue
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::SlotStatus;
+
+    fn status(phase: &str, queues: &[&str]) -> Box<Status> {
+        let slot = |queue: &&str| SlotStatus {
+            queue: (*queue).to_owned(),
+            ..SlotStatus::default()
+        };
+        Box::new(Status {
+            phase: phase.to_owned(),
+            slots: queues.iter().map(slot).collect(),
+            ..Status::default()
+        })
+    }
+
+    #[test]
+    fn ready_is_a_server_that_serves_every_queue() {
+        let ready = |phase, queues: &[&str]| unready(&status(phase, queues)).is_none();
+        assert!(ready("serving", &["served", "served"]));
+        assert!(ready("serving", &["served", "unbound"]));
+        assert!(ready("serving", &["served", "closed"]));
+        assert!(!ready("serving", &["served", "unserved"]));
+        assert!(!ready("serving", &["served", "lent"]));
+        for phase in [
+            "idle",
+            "booting",
+            "boot failed",
+            "draining",
+            "killing",
+            "ended",
+        ] {
+            assert!(!ready(phase, &["served"]), "{phase}");
+        }
+    }
+
+    #[test]
+    fn a_silent_supervisor_is_unhealthy_on_every_page() {
+        let told = Err("no answer in time".to_owned());
+        for page in [Page::Metrics, Page::Health, Page::Ready, Page::Status] {
+            let response = answer(page, &told, &Answered::default());
+            assert_eq!(response.status, 503);
+            assert!(response.body.contains("no answer in time"));
+        }
+        // One that stops is alive all the same.
+        let told = Ok(status("draining", &["served"]));
+        let of = |page| answer(page, &told, &Answered::default()).status;
+        assert_eq!((of(Page::Health), of(Page::Ready)), (200, 503));
+        assert_eq!((of(Page::Status), of(Page::Metrics)), (200, 200));
+    }
+
+    #[test]
+    fn answers_are_counted_by_their_status() {
+        let answered = Answered::default();
+        for status in [200, 503, 200] {
+            answered.count(status);
+        }
+        let counted = answered.all().into_iter().filter(|(_, count)| *count > 0);
+        assert_eq!(counted.collect::<Vec<_>>(), [(200, 2), (503, 1)]);
+    }
+}

@@ -1,0 +1,194 @@
+//! What is understood of HTTP: the head of a request, and the bytes of an answer.
+//!
+//! Pure. Invariants: a request is judged by its method and path alone; every answer ends its
+//! connection and says how long it is. It must not know what the pages show.
+
+use httparse::{EMPTY_HEADER, Error, Request, Status};
+
+/// Header lines that a request may have.
+const HEADERS_MAX: usize = 64;
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) page: Page,
+    /// Only the head of the answer is wanted.
+    pub(super) head_only: bool,
+}
+
+/// The pages there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Page {
+    /// `/metrics`: counters and gauges as OpenMetrics text.
+    Metrics,
+    /// `/healthz`: whether the supervisor lives.
+    Health,
+    /// `/readyz`: whether every slot serves.
+    Ready,
+    /// `/status`: the status as JSON.
+    Status,
+}
+
+/// Why a request gets no page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It is no HTTP.
+    Malformed,
+    /// There is no such page.
+    NoSuchPage,
+    /// Its method is neither `GET` nor `HEAD`.
+    Method,
+    /// It did not come in time.
+    TooSlow,
+    /// Its head is longer than is read.
+    TooLong,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Response {
+    pub(super) status: u16,
+    pub(super) content_type: &'static str,
+    pub(super) body: String,
+}
+
+/// Reads the head of a request; `None` if there is more to come of it.
+pub(super) fn read(bytes: &[u8]) -> Result<Option<Asked>, Refusal> {
+    let mut headers = [EMPTY_HEADER; HEADERS_MAX];
+    let mut request = Request::new(&mut headers);
+    match request.parse(bytes) {
+        Ok(Status::Complete(_)) => {}
+        Ok(Status::Partial) => return Ok(None),
+        Err(Error::TooManyHeaders) => return Err(Refusal::TooLong),
+        Err(_) => return Err(Refusal::Malformed),
+    }
+    let head_only = match request.method {
+        Some("GET") => false,
+        Some("HEAD") => true,
+        _ => return Err(Refusal::Method),
+    };
+    let path = request.path.unwrap_or_default();
+    let page = match path.split('?').next() {
+        Some("/metrics") => Page::Metrics,
+        Some("/healthz") => Page::Health,
+        Some("/readyz") => Page::Ready,
+        Some("/status") => Page::Status,
+        _ => return Err(Refusal::NoSuchPage),
+    };
+    Ok(Some(Asked { page, head_only }))
+}
+
+impl Refusal {
+    /// What the client is told.
+    pub(super) fn response(self) -> Response {
+        let (status, why) = match self {
+            Self::Malformed => (400, "this is no HTTP request"),
+            Self::NoSuchPage => (404, "there are /metrics, /healthz, /readyz and /status"),
+            Self::Method => (405, "only GET and HEAD are answered"),
+            Self::TooSlow => (408, "the request did not come in time"),
+            Self::TooLong => (431, "the head of the request is too long"),
+        };
+        Response::text(status, why)
+    }
+}
+
+impl Response {
+    /// The statuses that an answer may have.
+    pub(super) const STATUSES: [u16; 7] = [200, 400, 404, 405, 408, 431, 503];
+
+    /// One line of text.
+    pub(super) fn text(status: u16, line: &str) -> Self {
+        Self {
+            status,
+            content_type: "text/plain; charset=utf-8",
+            body: format!("{line}\n"),
+        }
+    }
+
+    /// As bytes.
+    pub(super) fn encode(&self, head_only: bool) -> Vec<u8> {
+        let reason = match self.status {
+            200 => "OK",
+            400 => "Bad Request",
+            404 => "Not Found",
+            405 => "Method Not Allowed",
+            408 => "Request Timeout",
+            431 => "Request Header Fields Too Large",
+            _ => "Service Unavailable",
+        };
+        let allow = if self.status == 405 {
+            "Allow: GET, HEAD\r\n"
+        } else {
+            ""
+        };
+        let mut text = format!(
+            "HTTP/1.1 {} {reason}\r\nContent-Type: {}\r\nContent-Length: {}\r\n{allow}\
+             Cache-Control: no-store\r\nConnection: close\r\n\r\n",
+            self.status,
+            self.content_type,
+            self.body.len(),
+        );
+        if !head_only {
+            text.push_str(&self.body);
+        }
+        text.into_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(page: Page, head_only: bool) -> Result<Option<Asked>, Refusal> {
+        Ok(Some(Asked { page, head_only }))
+    }
+
+    #[test]
+    fn a_request_is_its_method_and_its_path() {
+        let read = |line: &str| read(format!("{line} HTTP/1.1\r\nHost: here\r\n\r\n").as_bytes());
+        assert_eq!(read("GET /metrics"), asked(Page::Metrics, false));
+        assert_eq!(read("HEAD /healthz"), asked(Page::Health, true));
+        assert_eq!(read("GET /readyz?verbose"), asked(Page::Ready, false));
+        assert_eq!(read("GET /status"), asked(Page::Status, false));
+        assert_eq!(read("GET /statuses"), Err(Refusal::NoSuchPage));
+        assert_eq!(read("GET /"), Err(Refusal::NoSuchPage));
+        assert_eq!(read("POST /metrics"), Err(Refusal::Method));
+        assert_eq!(read("\u{1}"), Err(Refusal::Malformed));
+    }
+
+    #[test]
+    fn every_beginning_is_waited_for_and_too_much_is_refused() {
+        let whole = b"GET /status HTTP/1.1\r\nHost: here\r\n\r\n";
+        for end in 0..whole.len() {
+            assert_eq!(read(&whole[..end]), Ok(None), "{end}");
+        }
+        let many = format!(
+            "GET / HTTP/1.1\r\n{}\r\n",
+            "A: b\r\n".repeat(HEADERS_MAX + 1)
+        );
+        assert_eq!(read(many.as_bytes()), Err(Refusal::TooLong));
+    }
+
+    #[test]
+    fn an_answer_says_how_long_it_is() {
+        let whole = Response::text(200, "ok").encode(false);
+        let whole = String::from_utf8(whole).unwrap();
+        assert!(whole.starts_with("HTTP/1.1 200 OK\r\n"), "{whole}");
+        assert!(whole.contains("\r\nContent-Length: 3\r\n"), "{whole}");
+        assert!(whole.ends_with("\r\n\r\nok\n"), "{whole}");
+        let head = String::from_utf8(Response::text(200, "ok").encode(true)).unwrap();
+        assert_eq!(format!("{head}ok\n"), whole);
+        let refused = Refusal::Method.response();
+        let bytes = String::from_utf8(refused.encode(false)).unwrap();
+        assert!(bytes.contains("\r\nAllow: GET, HEAD\r\n"), "{bytes}");
+        for refusal in [
+            Refusal::Malformed,
+            Refusal::NoSuchPage,
+            Refusal::Method,
+            Refusal::TooSlow,
+            Refusal::TooLong,
+        ] {
+            assert!(Response::STATUSES.contains(&refusal.response().status));
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Where health and metrics are shown: how such an address is written.
+//!
+//! Invariant: it is one that only this machine reaches. Must not: bind it.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::value::{Facts, Grammar, SOCKET_PATH_MAX_BYTES};
+
+/// Where the admin endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdminAddr {
+    /// A loopback address; port 0 asks the kernel for one.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for AdminAddr {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(out),
+            Self::Unix(path) => path.display().fmt(out),
+        }
+    }
+}
+
+/// A loopback address with its port, a port, or an absolute path.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Admin;
+
+impl Grammar for Admin {
+    type Value = AdminAddr;
+
+    fn parse(&self, text: &str, _: &Facts<'_>) -> Result<AdminAddr, String> {
+        if text.starts_with('/') {
+            return match text.len() {
+                _ if text.contains('\0') => Err(format!("{text:?} is no path")),
+                ..=SOCKET_PATH_MAX_BYTES => Ok(AdminAddr::Unix(text.into())),
+                bytes => Err(format!(
+                    "{text:?} is {bytes} bytes long, and the path of a socket has at most \
+                     {SOCKET_PATH_MAX_BYTES}"
+                )),
+            };
+        }
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            let port: u16 = text
+                .parse()
+                .map_err(|_| format!("{text} is no port: the highest is 65535"))?;
+            return Ok(AdminAddr::Tcp((Ipv4Addr::LOCALHOST, port).into()));
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => Ok(AdminAddr::Tcp(address)),
+            Ok(_) => Err(format!(
+                "{text} is no loopback address, and what is shown there is for this machine only"
+            )),
+            Err(_) => Err(format!(
+                "{text:?} is neither a loopback address with a port nor an absolute path"
+            )),
+        }
+    }
+
+    fn show(&self, value: &AdminAddr) -> String {
+        value.to_string()
+    }
+}
+
+impl fmt::Display for Admin {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("127.0.0.1:PORT, [::1]:PORT, PORT or an absolute path")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACTS: Facts<'static> = Facts {
+        cpus: 1,
+        lookup: &|_, _| Err("no names here".to_owned()),
+    };
+
+    #[test]
+    fn an_address_is_this_machines_or_refused() {
+        for (text, shown) in [
+            ("9100", "127.0.0.1:9100"),
+            ("127.0.0.2:0", "127.0.0.2:0"),
+            ("[::1]:9100", "[::1]:9100"),
+            ("/run/uppercased/admin", "/run/uppercased/admin"),
+        ] {
+            let read = Admin.parse(text, &FACTS).unwrap();
+            assert_eq!(Admin.show(&read), shown);
+            assert_eq!(Admin.parse(shown, &FACTS), Ok(read));
+        }
+        let long = format!("/{}", "x".repeat(SOCKET_PATH_MAX_BYTES));
+        for text in [
+            "",
+            "0.0.0.0:9100",
+            "[::]:9100",
+            "10.0.0.1:9100",
+            "[::ffff:127.0.0.1]:9100",
+            "localhost:9100",
+            "127.0.0.1",
+            "70000",
+            "relative/path",
+            "/with\0zero",
+            &long,
+        ] {
+            assert!(Admin.parse(text, &FACTS).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! When the admin process is started, and started again.
+//!
+//! Pure. Invariants: there is at most one process; after a death the next one starts at once or when
+//! the backoff of a failing slot would have it; after the end none is started any more.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use crate::clock::Tick;
+use crate::supervisor::backoff::{Retry, retry};
+
+/// How fast failures are followed by another try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::supervisor) struct Pace {
+    /// The first pause.
+    pub(in crate::supervisor) initial: Duration,
+    /// The longest.
+    pub(in crate::supervisor) max: Duration,
+    /// Good service that wipes earlier failures.
+    pub(in crate::supervisor) reset: Duration,
+}
+
+/// The life of the admin endpoint, over all its processes.
+#[derive(Debug)]
+pub(super) struct Life {
+    stage: Stage,
+    /// In a row.
+    failures: u32,
+    /// All that ever were.
+    deaths: u64,
+    rng: Rng,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// There is no process; one is to be started then.
+    Due(Tick),
+    /// There is one.
+    Runs { since: Tick },
+    /// It is over.
+    Ended,
+}
+
+impl Life {
+    /// One whose first process is to be started at once.
+    pub(super) fn new(now: Tick, seed: u64) -> Self {
+        Self {
+            stage: Stage::Due(now),
+            failures: 0,
+            deaths: 0,
+            rng: Rng::with_seed(seed),
+        }
+    }
+
+    /// When a process is to be started; `None`: not for the time being.
+    pub(super) const fn due(&self) -> Option<Tick> {
+        match self.stage {
+            Stage::Due(at) => Some(at),
+            Stage::Runs { .. } | Stage::Ended => None,
+        }
+    }
+
+    /// A process was started.
+    pub(super) fn started(&mut self, now: Tick) {
+        if matches!(self.stage, Stage::Due(_)) {
+            self.stage = Stage::Runs { since: now };
+        }
+    }
+
+    /// The process has died, or could not be started; how long until the next try.
+    pub(super) fn died(&mut self, now: Tick, pace: Pace) -> Duration {
+        let served = match self.stage {
+            Stage::Runs { since } => now.since(since),
+            Stage::Due(_) => Duration::ZERO,
+            Stage::Ended => return Duration::ZERO,
+        };
+        if served >= pace.reset {
+            self.failures = 0;
+        }
+        self.deaths = self.deaths.saturating_add(1);
+        let delay = match retry(self.failures, pace.initial, pace.max, &mut self.rng) {
+            Retry::AtOnce => Duration::ZERO,
+            Retry::After(delay) => delay,
+        };
+        self.failures = self.failures.saturating_add(1);
+        self.stage = Stage::Due(now + delay);
+        delay
+    }
+
+    /// The process was ended on purpose; another one may be started at once.
+    pub(super) fn paused(&mut self, now: Tick) {
+        if self.stage != Stage::Ended {
+            self.stage = Stage::Due(now);
+        }
+    }
+
+    /// No process is started any more.
+    pub(super) fn end(&mut self) {
+        self.stage = Stage::Ended;
+    }
+
+    /// Processes that ended and should not have.
+    pub(super) const fn deaths(&self) -> u64 {
+        self.deaths
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACE: Pace = Pace {
+        initial: Duration::from_millis(100),
+        max: Duration::from_secs(1),
+        reset: Duration::from_secs(60),
+    };
+
+    fn at(ms: u64) -> Tick {
+        Tick::from_millis(ms)
+    }
+
+    #[test]
+    fn a_first_death_is_answered_at_once_and_others_ever_later() {
+        let mut life = Life::new(at(5), 1);
+        assert_eq!(life.due(), Some(at(5)));
+        life.started(at(6));
+        assert_eq!(life.due(), None);
+        assert_eq!(life.died(at(10), PACE), Duration::ZERO);
+        assert_eq!(life.due(), Some(at(10)));
+        let mut now = at(10);
+        for failure in 1..20 {
+            // One that cannot be started counts like one that dies at once.
+            if failure % 2 == 0 {
+                life.started(now);
+            }
+            let delay = life.died(now, PACE);
+            let ceiling = Duration::from_millis((100 << (failure - 1).min(10)).min(1000));
+            assert!(
+                delay >= ceiling / 2 && delay <= ceiling,
+                "{failure}: {delay:?}"
+            );
+            now = now + delay;
+            assert_eq!(life.due(), Some(now));
+        }
+        assert_eq!(life.deaths(), 20);
+        life.started(now);
+        let delay = life.died(now + PACE.reset, PACE);
+        assert_eq!(delay, Duration::ZERO, "good service was forgotten");
+    }
+
+    #[test]
+    fn a_pause_is_no_death_and_an_end_is_for_good() {
+        let mut life = Life::new(at(0), 1);
+        life.started(at(0));
+        life.paused(at(7));
+        assert_eq!((life.due(), life.deaths()), (Some(at(7)), 0));
+        life.end();
+        life.started(at(8));
+        life.paused(at(8));
+        life.died(at(9), PACE);
+        assert_eq!((life.due(), life.deaths()), (None, 0));
+    }
+}

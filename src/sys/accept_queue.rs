@@ -1,0 +1,85 @@
+//! How full an accept queue is, as the kernel says it of a listener (`TCP_INFO`).
+#![expect(unsafe_code, reason = "a socket option that no safe wrapper reads")]
+
+use std::io;
+use std::mem::size_of_val;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::libc;
+
+/// An accept queue at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AcceptQueue {
+    /// Connections that wait to be accepted.
+    pub length: u32,
+    /// How many may wait; the kernel lets one more in.
+    pub limit: u32,
+}
+
+/// Words of `struct tcp_info` up to and with the last one that is looked at.
+const WORDS: usize = 8;
+/// `tcpi_unacked`: of a listener, the length of its queue.
+const UNACKED: usize = 6;
+/// `tcpi_sacked`: of a listener, the limit of its queue.
+const SACKED: usize = 7;
+
+/// The accept queue of `listener`.
+///
+/// # Errors
+/// What `getsockopt` returned: it is no TCP socket.
+pub fn accept_queue(listener: BorrowedFd<'_>) -> io::Result<AcceptQueue> {
+    let mut info = [0_u32; WORDS];
+    let whole = libc::socklen_t::try_from(size_of_val(&info)).map_err(io::Error::other)?;
+    let mut len = whole;
+    let into = info.as_mut_ptr().cast();
+    let number = listener.as_raw_fd();
+    // SAFETY: the descriptor is open; `into` points to `len` bytes that may be written, and the
+    // kernel writes at most that many of them, whatever its own structure's size is.
+    let done = unsafe {
+        libc::getsockopt(
+            number,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            into,
+            &raw mut len,
+        )
+    };
+    match done {
+        0 if len == whole => Ok(AcceptQueue {
+            length: info[UNACKED],
+            limit: info[SACKED],
+        }),
+        0 => Err(io::ErrorKind::Unsupported.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn what_waits_in_a_queue_is_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(9).unwrap()).unwrap();
+        let look = || accept_queue(listener.as_fd()).unwrap();
+        assert_eq!(
+            look(),
+            AcceptQueue {
+                length: 0,
+                limit: 9
+            }
+        );
+        let address = listener.local_addr().unwrap();
+        let waiting = [(); 3].map(|()| TcpStream::connect(address).unwrap());
+        assert_eq!(look().length, 3);
+        listener.accept().unwrap();
+        assert_eq!(look().length, 2);
+        drop(waiting);
+        let (stream, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        accept_queue(stream.as_fd()).unwrap_err();
+    }
+}
