@@ -21,6 +21,7 @@ mod change;
 mod launch;
 mod listen;
 mod networks;
+mod sandbox;
 mod settings;
 mod source;
 mod value;
@@ -31,6 +32,7 @@ pub use change::{NeedsStop, check_change};
 pub use launch::{CommandLine, Launch};
 pub use listen::LISTEN_MAX;
 pub use networks::NETWORKS_MAX;
+pub use sandbox::{Account, Sandbox};
 pub use settings::{Category, ENV_PREFIX, SETTINGS, Setting};
 pub use source::{Assignment, CONFIG_VARIABLE, Origin, from_environment, from_file};
 pub use value::{Count, Facts, Lookup, Size, Span};
@@ -288,6 +290,12 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// A worker whose loop made no turn for this long is replaced; `None`: never.
     pub hang_timeout: Option<Duration>,
+    /// Whether workers lock themselves in before they serve.
+    pub sandbox: Sandbox,
+    /// The user that workers become; `None`: they stay who started the server.
+    pub user: Option<Account>,
+    /// The group that workers become; `None`: the user's primary group.
+    pub group: Option<Account>,
     /// The least severe level that is logged.
     pub log_level: LogLevel,
     /// How log lines look.
@@ -405,7 +413,7 @@ impl Origins {
     }
 
     /// How the setting with this key is spelled where its value comes from.
-    fn name_of(&self, key: &str) -> String {
+    pub(crate) fn name_of(&self, key: &str) -> String {
         self.iter()
             .find(|(setting, _)| setting.key() == key)
             .map_or_else(String::new, |(setting, origin)| origin.name_of(setting))
@@ -602,6 +610,9 @@ const BLANK: Config = Config {
     handover_timeout: Duration::ZERO,
     handshake_timeout: Duration::ZERO,
     hang_timeout: None,
+    sandbox: Sandbox::Off,
+    user: None,
+    group: None,
     log_level: LogLevel::Info,
     log_format: LogFormat::Human,
 };

@@ -7,7 +7,9 @@
 //! "the new version" misbehave): the last [`TRAILER_MAX_BYTES`] of the file are searched for
 //! [`TRAILER_MARK`]; what follows it is the plan.
 //!
-//! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`. Anything else
+//! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`, and
+//! `violate:` with one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`: what the sandbox of a
+//! worker is to prevent. Anything else
 //! is a value that [`value`] returns, as `version=9.9.9`.
 //!
 //! It must not be consulted on the serving path: a point is passed a few times in a worker's life.
@@ -33,10 +35,13 @@ mod plan {
 #[cfg(debug_assertions)]
 mod plan {
     use std::fs::File;
-    use std::io::{Read as _, Seek as _, SeekFrom};
+    use std::io::{self, Read as _, Seek as _, SeekFrom};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::process::Command;
     use std::sync::OnceLock;
 
     use nix::sys::signal::{Signal, raise};
+    use nix::unistd::{Uid, getppid};
 
     use super::{TRAILER_MARK, TRAILER_MAX_BYTES, VARIABLE};
 
@@ -52,7 +57,31 @@ mod plan {
             "stop" => drop(raise(Signal::SIGSTOP)),
             "panic" => panic!("the fault point {name} asks for a panic"),
             "exit" => leave(),
-            _ => {}
+            other => {
+                if let Some(what) = other.strip_prefix("violate:") {
+                    violate(what);
+                }
+            }
+        }
+    }
+
+    /// Does what no worker does. Whatever comes of it is logged, if anybody is left to.
+    fn violate(what: &str) {
+        let done = match what {
+            "open" => File::open("/etc/passwd").map(drop),
+            "connect" => TcpStream::connect((Ipv4Addr::LOCALHOST, 1)).map(drop),
+            "bind" => TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(drop),
+            "exec" => Command::new("/proc/self/exe")
+                .arg("--version")
+                .status()
+                .map(drop),
+            "setuid" => nix::unistd::setuid(Uid::from_raw(1)).map_err(io::Error::from),
+            "signal" => nix::sys::signal::kill(getppid(), None).map_err(io::Error::from),
+            _ => return,
+        };
+        match done {
+            Ok(()) => tracing::error!(what, "a violation went through"),
+            Err(error) => tracing::warn!(what, %error, "a violation was refused"),
         }
     }
 

@@ -44,7 +44,10 @@ pub fn run(config: Result<Config, String>) -> ExitCode {
     let verdict = rehearse(config, state);
     let passed = verdict.is_ok();
     let message = match verdict {
-        Ok(()) => Message::Ready(Ready { listen: Vec::new() }),
+        Ok(()) => Message::Ready(Ready {
+            listen: Vec::new(),
+            sandbox: None,
+        }),
         Err(cause) => Message::Failed(Failed { cause }),
     };
     let worker = WorkerId::default();

@@ -37,7 +37,7 @@ use mio::{Events, Interest, Poll, Token};
 use crate::admission::{Admission, Refusals};
 use crate::clock::{self, Tick};
 use crate::config::Config;
-use crate::connection::{Outcome, Rules};
+use crate::connection::Rules;
 use crate::identity::SlotId;
 use crate::memory::Memory;
 use crate::memory::layout::{Flags, State};

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::{Generation, ReleaseId, SlotId};
 use crate::metrics::{CloseReason, Counter, RefusalCause};
+use crate::wire::Sandboxed;
 
 mod text;
 
@@ -107,6 +108,8 @@ pub struct SlotStatus {
     pub release: ReleaseId,
     /// The CPU that the worker is pinned to; `None` if it may run on several.
     pub cpu: Option<u16>,
+    /// How the worker has locked itself in; `None` if it has not said so.
+    pub sandbox: Option<Sandboxed>,
     /// What it is doing.
     pub state: String,
     /// For how long.

@@ -250,13 +250,14 @@ impl Supervisor {
     fn hear(&mut self, worker: WorkerId) {
         while let Some(heard) = self.child_mut(worker).and_then(Child::hear) {
             match heard {
-                Heard::Ready(listen, deposited) => {
-                    let kept = self.slots[worker.slot.index()].keep(deposited, &listen);
+                Heard::Ready(ready, deposited) => {
+                    let kept = self.slots[worker.slot.index()].keep(deposited, &ready.listen);
                     if let Err(cause) = kept {
                         self.channel_broke(worker, cause);
                         return;
                     }
-                    self.learn_addresses(&listen);
+                    self.learn_addresses(&ready.listen);
+                    self.note_sandbox(worker, ready.sandbox);
                     self.happened(Event::Ready { worker });
                 }
                 Heard::Failed(cause) => self.happened(Event::StartFailed { worker, cause }),

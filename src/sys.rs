@@ -4,6 +4,7 @@
 //! argued here. Nothing in this tree decides: no policy, no limits, no logging.
 
 pub mod accept_queue;
+pub mod accounts;
 pub mod child;
 pub mod cpus;
 pub mod fd;

@@ -112,6 +112,19 @@ pub struct Listen {
 pub struct Ready {
     /// The addresses its listeners really have.
     pub listen: Vec<Listen>,
+    /// How it has locked itself in; `None` from a program that does not know how.
+    #[serde(default)]
+    pub sandbox: Option<Sandboxed>,
+}
+
+/// How a worker has locked itself in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sandboxed {
+    /// The layers that hold, by name; whom it became first.
+    pub layers: Vec<String>,
+    /// The layers that it wanted and has not: name, colon, why.
+    pub missing: Vec<String>,
 }
 
 /// Why a worker cannot serve.
@@ -395,6 +408,10 @@ mod tests {
                     addr,
                     dual_stack: false,
                 }],
+                sandbox: Some(Sandboxed {
+                    layers: vec!["seccomp".into()],
+                    missing: vec!["landlock: none here".into()],
+                }),
             }),
             Message::Failed(Failed {
                 cause: "no \"luck\"\n".into(),

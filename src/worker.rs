@@ -3,7 +3,7 @@
 //! The channel to the supervisor is the only thing it listens to: signals are blocked in it, and
 //! the end of the channel means that the supervisor is gone.
 //!
-//! Invariants: it says Ready only when everything that can fail has succeeded; it never outlives
+//! Invariants: it says Ready only when everything that can fail has succeeded, and locked in; it never outlives
 //! its supervisor by more than `drain_timeout`; it does not end while connections are on their way
 //! from it or to it, unless its time is over; a panic ends it at once, without unwinding, because
 //! destructors would close connections that could still be saved.
@@ -11,6 +11,7 @@
 //! It must not import the supervisor: what they share is `wire` and `memory`.
 
 mod moving;
+mod sandbox;
 
 use std::collections::VecDeque;
 use std::io;
@@ -159,7 +160,7 @@ impl Worker {
         }
     }
 
-    /// Binds the slot's listeners or adopts them, and says Ready with what was bound.
+    /// Binds the slot's listeners or adopts them, locks itself in, and says Ready with what was bound.
     fn take_charge(
         &mut self,
         listen: &[Listen],
@@ -196,9 +197,11 @@ impl Worker {
             let served = self.reactor.serve_listener(self.id.slot, listener);
             served.map_err(|error| format!("cannot watch a listener: {error}"))?;
         }
+        let sandbox = Some(sandbox::enter(&self.config)?);
+        fault::point("worker.sandboxed");
         let ready = Envelope {
             worker: self.id,
-            message: Message::Ready(Ready { listen }),
+            message: Message::Ready(Ready { listen, sandbox }),
         };
         let deposit: Vec<_> = deposit.iter().map(AsFd::as_fd).collect();
         fault::point("worker.ready");

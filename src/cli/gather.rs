@@ -17,6 +17,7 @@ use crate::config::{
     self, Assignment, CONFIG_FILE_MAX_BYTES, CONFIG_VARIABLE, Config, Facts, Origin, Origins,
     SETTINGS, Setting,
 };
+use crate::sys::accounts;
 
 /// A configuration, and how it came about.
 pub(super) struct Gathered {
@@ -48,7 +49,8 @@ pub(super) fn gather(
         cpus: usable_cpus(),
         lookup: &look_up,
     };
-    let (config, origins) = config::resolve(&assignments, &facts)?;
+    let (mut config, origins) = config::resolve(&assignments, &facts)?;
+    look_up_accounts(&mut config, &origins)?;
     check_descriptors(&config)?;
     Ok(Gathered {
         config,
@@ -136,6 +138,31 @@ fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
         .to_socket_addrs()
         .map(Iterator::collect)
         .map_err(|error| error.to_string())
+}
+
+/// Adds the numbers of the user and the group that workers become.
+fn look_up_accounts(config: &mut Config, origins: &Origins) -> Result<(), config::Error> {
+    let refused = |key| {
+        move |why: String| config::Error::Value {
+            name: origins.name_of(key),
+            why: format!("{why}; name one that there is, or give its number"),
+        }
+    };
+    if let Some(user) = &mut config.user {
+        let (id, primary_group) = accounts::user(&user.name).map_err(refused("user"))?;
+        user.id = Some(id);
+        user.primary_group = primary_group;
+        if primary_group.is_none() && config.group.is_none() {
+            return Err(config::Error::Value {
+                name: origins.name_of("user"),
+                why: format!("user {id} has no primary group; set group, too"),
+            });
+        }
+    }
+    if let Some(group) = &mut config.group {
+        group.id = Some(accounts::group(&group.name).map_err(refused("group"))?);
+    }
+    Ok(())
 }
 
 /// Refuses limits that the machine does not have. The hard limit counts: the server raises the

@@ -63,6 +63,7 @@ fn head(status: &Status) -> Vec<String> {
     if let Some(operation) = &status.operation {
         lines.push(format!("operation    {operation}"));
     }
+    lines.extend(sandbox(&status.slots));
     let traffic = &status.totals.traffic;
     lines.push(format!(
         "connections  {} open, {} taken, {} moved; {}B in, {}B out; {} died",
@@ -94,6 +95,27 @@ fn by_frequency(counts: &BTreeMap<String, u64>) -> String {
         .map(|(what, times)| format!("{} {what}", short(**times)))
         .collect();
     counts.join(", ")
+}
+
+/// How the workers have locked themselves in, if any has said so.
+fn sandbox(slots: &[SlotStatus]) -> Option<String> {
+    let mut said = slots.iter().filter_map(|slot| slot.sandbox.as_ref());
+    let first = said.next()?;
+    if said.any(|other| other != first) {
+        return Some("sandbox      not the same for all workers; see status --json".to_owned());
+    }
+    let mut line = match first.layers[..] {
+        [] => "sandbox      off".to_owned(),
+        _ => format!("sandbox      {}", first.layers.join(" ")),
+    };
+    let missing = first.missing.iter();
+    let missing: Vec<&str> = missing
+        .map(|what| what.split(':').next().unwrap_or_default())
+        .collect();
+    if !missing.is_empty() {
+        let _ = write!(line, "; without {}", missing.join(" "));
+    }
+    Some(line)
 }
 
 /// How connections are spread over the slots, and the CPUs where those have one each.
@@ -264,6 +286,7 @@ mod tests {
     use super::super::Traffic;
     use super::*;
     use crate::identity::{Generation, ReleaseId, SlotId};
+    use crate::wire::Sandboxed;
 
     fn slot(number: u16) -> SlotStatus {
         SlotStatus {
@@ -386,6 +409,38 @@ slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open fâ
     }
 
     #[test]
+    fn the_sandbox_is_one_line() {
+        let entered = |missing: &[&str]| {
+            let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+            Some(Sandboxed {
+                layers: owned(&[
+                    "user=nobody",
+                    "no_new_privs",
+                    "no_caps",
+                    "no_dump",
+                    "seccomp",
+                ]),
+                missing: owned(missing),
+            })
+        };
+        let mut status = status(16);
+        status.operation = Some("restart".to_owned());
+        for slot in &mut status.slots {
+            slot.sandbox = entered(&["landlock: none here"]);
+        }
+        let shown = screen(&status);
+        let line =
+            "sandbox      user=nobody no_new_privs no_caps no_dump seccomp; without landlock\n";
+        assert!(shown.contains(line), "{shown}");
+        status.slots[1].sandbox = entered(&[]);
+        assert!(screen(&status).contains("sandbox      not the same for all workers"));
+        for slot in &mut status.slots {
+            slot.sandbox = Some(Sandboxed::default());
+        }
+        assert!(screen(&status).contains("sandbox      off\n"));
+    }
+
+    #[test]
     fn sixteen_slots_fit_and_more_are_counted() {
         let screen16 = screen(&status(16));
         assert_eq!(screen16.lines().filter(|l| l.contains(SERVING)).count(), 16);
@@ -454,6 +509,9 @@ slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open fâ
                 slot: SlotId(small.0), pid: Some(small.1), cpu: extras.then_some(small.0),
                 accepted_percent: 100, open_percent: 100, generation: Generation(small.2),
                 release: ReleaseId(small.3), state: text.clone(), age_ms: numbers[0],
+                sandbox: extras.then(|| Sandboxed {
+                    layers: vec![text.clone()], missing: vec![text.clone()],
+                }),
                 queue: text.clone(), lent_to: None, accept_queues: Vec::new(), traffic, deaths: numbers[1],
                 last_death: extras.then(|| LastDeath {
                     generation: Generation(small.1), how: Some(text.clone()),

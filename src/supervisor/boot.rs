@@ -11,6 +11,7 @@ use crate::identity::RequestId;
 use crate::listener;
 use crate::log;
 use crate::port::{self, Lock};
+use crate::sys::accounts;
 use crate::sys::image::Image;
 use crate::sys::limits::raise_descriptor_limit;
 use crate::wire::Listen;
@@ -76,6 +77,7 @@ impl Supervisor {
         let Launch { config, typed } = launch;
         let failed = |operation| move |source| Error::System { operation, source };
         log::init(config.log_level, config.log_format)?;
+        check_account(&config)?;
         let nofile = raise_descriptor_limit().map_err(failed("raise the descriptor limit"))?;
         let limits = Limits::settle(&config, config.workers, nofile)?;
         warn_about_backlog(&config);
@@ -119,6 +121,20 @@ impl Supervisor {
         report::starting(supervisor.config());
         supervisor.happened(Event::Boot);
         Ok(supervisor)
+    }
+}
+
+/// Only root can make workers of another user, and it is better said now than by each of them.
+fn check_account(config: &Config) -> Result<(), config::Error> {
+    let named = [("user", &config.user), ("group", &config.group)];
+    match named.into_iter().find(|(_, account)| account.is_some()) {
+        Some((name, _)) if !accounts::is_root() => Err(config::Error::Value {
+            name: name.to_owned(),
+            why: "only root can run workers as somebody else; start the server as root, or leave \
+                  it out"
+                .to_owned(),
+        }),
+        _ => Ok(()),
     }
 }
 

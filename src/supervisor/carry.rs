@@ -153,6 +153,7 @@ impl Supervisor {
             process,
             channel,
             memory,
+            sandbox: None,
         });
         let watched = self.child(worker).map_or(Ok(()), |it| self.watch_child(it));
         watched.map_err(|error| {

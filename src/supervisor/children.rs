@@ -12,7 +12,7 @@ use crate::channel::{self, Channel};
 use crate::identity::{ReleaseId, WorkerId};
 use crate::sys::image::{Image, Process};
 use crate::sys::shared::SharedMemory;
-use crate::wire::{Envelope, Failed, HandedOver, Listen, Message, Start};
+use crate::wire::{Envelope, Failed, HandedOver, Message, Ready, Sandboxed, Start};
 
 use super::machine::Death;
 
@@ -26,13 +26,15 @@ pub(super) struct Child {
     pub(super) process: Process,
     pub(super) channel: Channel,
     pub(super) memory: SharedMemory,
+    /// How it has locked itself in, once it has said so.
+    pub(super) sandbox: Option<Sandboxed>,
 }
 
 /// What a worker said.
 #[derive(Debug)]
 pub(super) enum Heard {
     /// It can serve, on these addresses; with the listeners that it bound, if it did.
-    Ready(Vec<Listen>, Vec<OwnedFd>),
+    Ready(Ready, Vec<OwnedFd>),
     /// It cannot serve.
     Failed(String),
     /// It stops, with so many connections open.
@@ -93,7 +95,7 @@ impl Child {
             _ if received.envelope.worker != self.worker => {
                 Heard::Broken(format!("it calls itself {}", received.envelope.worker))
             }
-            Message::Ready(ready) => Heard::Ready(ready.listen, received.descriptors),
+            Message::Ready(ready) => Heard::Ready(ready, received.descriptors),
             Message::Failed(failed) => Heard::Failed(failed.cause),
             Message::Draining(draining) => Heard::Draining(draining.connections),
             Message::HandedOver(ended) => Heard::HandedOver(ended),

@@ -11,6 +11,7 @@ use crate::metrics::Counter;
 use crate::status::{AcceptQueueStatus, LastDeath, Neighbour, SlotStatus, Status, Traffic};
 use crate::sys::accept_queue::accept_queue;
 use crate::sys::cpus;
+use crate::wire::Sandboxed;
 
 use super::admin::AdminEndpoint;
 use super::machine::{Queue, SeatView, SlotView};
@@ -47,6 +48,27 @@ impl Supervisor {
         status
     }
 
+    /// Remembers how a worker has locked itself in. What is missing is logged once, and not again
+    /// for every worker that lacks the same.
+    pub(super) fn note_sandbox(&mut self, worker: WorkerId, sandbox: Option<Sandboxed>) {
+        if let Some(new) = &sandbox
+            && !new.missing.is_empty()
+            && !self
+                .slots
+                .iter()
+                .flat_map(SlotResources::children)
+                .any(|child| child.sandbox.as_ref() == Some(new))
+        {
+            tracing::warn!(
+                missing = new.missing.join("; "),
+                "the sandbox is incomplete"
+            );
+        }
+        if let Some(child) = self.child_mut(worker) {
+            child.sandbox = sandbox;
+        }
+    }
+
     /// Logs the status, a line for each of its own.
     pub(super) fn log_status(&self) {
         for line in self.status().lines() {
@@ -81,6 +103,7 @@ impl Supervisor {
             slot: slot.id,
             pid,
             cpu: pid.and_then(cpus::only_cpu_of),
+            sandbox: self.child(worker).and_then(|child| child.sandbox.clone()),
             generation: slot.generation,
             release: slot.release,
             state: slot.state.name().to_owned(),

@@ -299,6 +299,7 @@ fn adopt_slot(
             process: Process::inherited(child.pid, owned.one()?),
             channel: Channel::over(owned.one()?),
             memory: SharedMemory::map(owned.one()?)?,
+            sandbox: child.sandbox,
         });
         *next_serial += 1;
     }

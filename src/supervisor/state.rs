@@ -19,7 +19,7 @@ use crate::clock::Tick;
 use crate::config::{Config, LogFormat, LogLevel, NeedsStop, check_change};
 use crate::fault;
 use crate::identity::{ReleaseId, RequestId, WorkerId};
-use crate::wire::{self, Listen};
+use crate::wire::{self, Listen, Sandboxed};
 
 /// The format this program writes, and the only one it reads.
 const STATE_VERSION: u32 = 1;
@@ -82,6 +82,9 @@ pub(super) struct SavedChild {
     pub(super) process: RawFd,
     pub(super) channel: RawFd,
     pub(super) memory: RawFd,
+    /// Not written by programs that had none.
+    #[serde(default)]
+    pub(super) sandbox: Option<Sandboxed>,
 }
 
 /// The control socket and its clients.

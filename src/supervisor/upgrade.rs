@@ -290,6 +290,7 @@ fn saved_slot(slot: &SlotResources) -> SavedSlot {
         process: child.process_number(),
         channel: child.channel_number(),
         memory: child.memory.fd().as_raw_fd(),
+        sandbox: child.sandbox.clone(),
     });
     SavedSlot {
         listeners: slot.listeners().iter().map(AsRawFd::as_raw_fd).collect(),

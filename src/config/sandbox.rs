@@ -1,0 +1,101 @@
+//! How far workers are locked in, and as whom they run: the settings' values and how they are
+//! written.
+//!
+//! Invariant: an [`Account`] that was only read has a name and no number; whoever may look names up
+//! adds it ([`super::Config`] is complete only then). Must not: look a name up.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::value::{Choice, Facts, Grammar, OrWord};
+
+/// Whether workers lock themselves in before they serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sandbox {
+    /// With every layer that the kernel has; what it lacks is said.
+    Auto,
+    /// With every layer, or the worker does not start.
+    Required,
+    /// Not at all.
+    Off,
+}
+
+/// A user or a group, as it was named and as the kernel knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// As it was written: a name or a number.
+    pub name: String,
+    /// Its number; `None` until it was looked up.
+    #[serde(default)]
+    pub id: Option<u32>,
+    /// Of a user: the number of its primary group, if it has one.
+    #[serde(default)]
+    pub primary_group: Option<u32>,
+}
+
+pub(crate) const SANDBOX: Choice<Sandbox> = Choice(&[
+    ("auto", Sandbox::Auto),
+    ("required", Sandbox::Required),
+    ("off", Sandbox::Off),
+]);
+
+/// The word for "whoever started the server".
+pub(crate) const ACCOUNT: OrWord<AccountName> = OrWord("unchanged", AccountName);
+
+/// The name or the number of a user or a group.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AccountName;
+
+impl Grammar for AccountName {
+    type Value = Account;
+
+    fn parse(&self, text: &str, _: &Facts<'_>) -> Result<Account, String> {
+        let strange = |c: char| c.is_whitespace() || c.is_control() || c == ':' || c == '/';
+        if text.is_empty() || text.starts_with('-') || text.contains(strange) {
+            return Err(format!("{text:?} is not the name of an account"));
+        }
+        // The kernel takes the highest number for "leave it as it is".
+        if text.bytes().all(|byte| byte.is_ascii_digit())
+            && !text.parse().is_ok_and(|id: u32| id != u32::MAX)
+        {
+            return Err(format!("{text} is too high"));
+        }
+        Ok(Account {
+            name: text.to_owned(),
+            id: None,
+            primary_group: None,
+        })
+    }
+
+    fn show(&self, value: &Account) -> String {
+        value.name.clone()
+    }
+}
+
+impl fmt::Display for AccountName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a name or a number")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accounts_are_names_or_numbers() {
+        let facts = Facts {
+            cpus: 1,
+            lookup: &|_, _| Err("no names here".to_owned()),
+        };
+        for good in ["nobody", "www-data", "0", "4294967294", "user@realm"] {
+            assert_eq!(AccountName.parse(good, &facts).unwrap().name, good);
+        }
+        for bad in ["", "-1", "a b", "a:b", "4294967295", "99999999999"] {
+            assert!(AccountName.parse(bad, &facts).is_err(), "{bad}");
+        }
+        assert_eq!(ACCOUNT.parse("unchanged", &facts), Ok(None));
+    }
+}

@@ -1,0 +1,74 @@
+//! Users and groups, asked of the system's databases; and becoming one of them.
+//!
+//! It must not decide who a process is to be.
+
+use std::io;
+
+use nix::unistd::{Gid, Group, Uid, User, geteuid, setgroups, setresgid, setresuid};
+
+/// A user's number and that of its primary group. A number that nobody has is taken as it is.
+///
+/// # Errors
+/// There is none of that name, or the database cannot be read; half a sentence.
+pub fn user(name: &str) -> Result<(u32, Option<u32>), String> {
+    let unreadable = |errno| format!("user {name:?} cannot be looked up: {errno}");
+    if let Some(found) = User::from_name(name).map_err(unreadable)? {
+        return Ok((found.uid.as_raw(), Some(found.gid.as_raw())));
+    }
+    let id = name
+        .parse()
+        .map_err(|_| format!("there is no user {name:?}"))?;
+    let found = User::from_uid(Uid::from_raw(id)).map_err(unreadable)?;
+    Ok((id, found.map(|user| user.gid.as_raw())))
+}
+
+/// A group's number. A number that no group has is taken as it is.
+///
+/// # Errors
+/// As [`user`].
+pub fn group(name: &str) -> Result<u32, String> {
+    let unreadable = |errno| format!("group {name:?} cannot be looked up: {errno}");
+    match Group::from_name(name).map_err(unreadable)? {
+        Some(found) => Ok(found.gid.as_raw()),
+        None => name
+            .parse()
+            .map_err(|_| format!("there is no group {name:?}")),
+    }
+}
+
+/// Whether this process may become somebody else, as far as its user tells.
+#[must_use]
+pub fn is_root() -> bool {
+    geteuid().is_root()
+}
+
+/// Becomes another group and user for good, without supplementary groups.
+///
+/// # Errors
+/// What the kernel refused; part of it may have happened, so the process is to end.
+pub fn become_account(user: Option<u32>, group: Option<u32>) -> io::Result<()> {
+    setgroups(&[])?;
+    if let Some(group) = group.map(Gid::from_raw) {
+        setresgid(group, group, group)?;
+    }
+    if let Some(user) = user.map(Uid::from_raw) {
+        setresuid(user, user, user)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_is_known_by_name_and_number_and_strangers_are_named() {
+        assert_eq!(user("root"), Ok((0, Some(0))));
+        assert_eq!(user("0"), Ok((0, Some(0))));
+        assert_eq!(group("0"), Ok(0));
+        assert_eq!(user("3999999999"), Ok((3_999_999_999, None)));
+        let why = user("no-such-user").unwrap_err();
+        assert!(why.contains("no-such-user"), "{why}");
+        assert!(group("no-such-group").is_err());
+    }
+}

@@ -1,0 +1,191 @@
+//! The system calls that a worker makes once it serves: what the filter lets through.
+//!
+//! Pure: a table, and the filter's rules as made of it. What is not in it ends the worker, so a new
+//! call in the loop needs a row here. What serves a message stands without a condition: the kernel
+//! then answers from a bitmap and runs no filter.
+
+use std::collections::BTreeMap;
+
+use nix::libc;
+use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
+
+/// Calls that are let through whatever their arguments, by what they are for.
+const ALLOWED: &[(&str, &[libc::c_long])] = &[
+    (
+        "serving: receive, send, the end of a stream",
+        &[
+            libc::SYS_recvfrom,
+            libc::SYS_sendto,
+            libc::SYS_shutdown,
+            libc::SYS_close,
+            libc::SYS_accept4,
+            libc::SYS_accept,
+        ],
+    ),
+    (
+        "sockets that are there already: options, addresses",
+        &[
+            libc::SYS_setsockopt,
+            libc::SYS_getsockopt,
+            libc::SYS_getsockname,
+            libc::SYS_getpeername,
+            libc::SYS_fcntl,
+            libc::SYS_dup,
+        ],
+    ),
+    (
+        "the event loop",
+        &[
+            libc::SYS_epoll_pwait,
+            libc::SYS_epoll_pwait2,
+            libc::SYS_epoll_ctl,
+            libc::SYS_epoll_create1,
+            libc::SYS_eventfd2,
+            libc::SYS_ppoll,
+        ],
+    ),
+    (
+        "the channel and a handover: messages with descriptors",
+        &[libc::SYS_recvmsg, libc::SYS_sendmsg],
+    ),
+    (
+        "log lines, whatever standard error is",
+        &[
+            libc::SYS_write,
+            libc::SYS_writev,
+            libc::SYS_pwritev2,
+            libc::SYS_read,
+            libc::SYS_readv,
+            libc::SYS_lseek,
+            libc::SYS_fstat,
+            libc::SYS_statx,
+            libc::SYS_newfstatat,
+        ],
+    ),
+    (
+        "the time, where the kernel's page does not tell it",
+        &[libc::SYS_clock_gettime, libc::SYS_gettimeofday],
+    ),
+    (
+        "memory: the allocator, buffers given back",
+        &[
+            libc::SYS_brk,
+            libc::SYS_munmap,
+            libc::SYS_mremap,
+            libc::SYS_madvise,
+            libc::SYS_fallocate,
+        ],
+    ),
+    (
+        "the language's own: locks, hashing, who am I, yielding",
+        &[
+            libc::SYS_futex,
+            libc::SYS_getrandom,
+            libc::SYS_getpid,
+            libc::SYS_gettid,
+            libc::SYS_sched_yield,
+            libc::SYS_sched_getaffinity,
+            libc::SYS_rseq,
+        ],
+    ),
+    (
+        "signals of its own, being stopped and continued, and the end",
+        &[
+            libc::SYS_rt_sigaction,
+            libc::SYS_rt_sigprocmask,
+            libc::SYS_rt_sigreturn,
+            libc::SYS_sigaltstack,
+            libc::SYS_restart_syscall,
+            libc::SYS_exit,
+            libc::SYS_exit_group,
+        ],
+    ),
+];
+
+/// What only older architectures have.
+#[cfg(target_arch = "x86_64")]
+const OLD: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD: &[libc::c_long] = &[];
+
+/// Orders to a device that sockets understand: do not wait, and how much there is.
+const DEVICE_ORDERS: [u64; 3] = [0x5421, 0x541B, 0x5411]; // FIONBIO, FIONREAD, TIOCOUTQ
+
+/// The rules of the filter, for the process with number `pid`: no rule for a call means always.
+///
+/// # Errors
+/// A condition that cannot be expressed; none of these is known to be.
+pub(super) fn rules(pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+    use SeccompCmpArgLen::Dword;
+    use SeccompCmpOp::{Eq, MaskedEq};
+    let only = |argument, how, value| {
+        SeccompRule::new(vec![SeccompCondition::new(argument, Dword, how, value)?])
+    };
+    let always = ALLOWED.iter().flat_map(|(_, calls)| *calls).chain(OLD);
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        always.map(|call| (*call, Vec::new())).collect();
+    // To itself only: abort and raise.
+    for call in [libc::SYS_kill, libc::SYS_tkill, libc::SYS_tgkill] {
+        rules.insert(call, vec![only(0, Eq, pid.into())?]);
+    }
+    // Memory, but none that can be executed.
+    let executable = libc::PROT_EXEC.unsigned_abs().into();
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![only(2, MaskedEq(executable), 0)?]);
+    }
+    let orders = DEVICE_ORDERS.map(|order| only(1, Eq, order));
+    let orders: Result<Vec<_>, _> = orders.into_iter().collect();
+    rules.insert(libc::SYS_ioctl, orders?);
+    Ok(rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_worker_never_does_is_not_let_through() {
+        let rules = rules(7).unwrap();
+        for call in [
+            libc::SYS_openat,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_listen,
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_clone,
+            libc::SYS_clone3,
+            libc::SYS_setresuid,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_prctl,
+            libc::SYS_seccomp,
+            libc::SYS_io_uring_setup,
+            libc::SYS_unlinkat,
+            libc::SYS_mount,
+        ] {
+            assert!(!rules.contains_key(&call), "{call}");
+        }
+    }
+
+    #[test]
+    fn serving_has_no_condition_and_what_could_harm_has_one() {
+        let rules = rules(7).unwrap();
+        for call in [libc::SYS_recvfrom, libc::SYS_sendto, libc::SYS_epoll_pwait] {
+            assert_eq!(rules[&call].len(), 0, "{call}");
+        }
+        for call in [libc::SYS_kill, libc::SYS_mmap, libc::SYS_ioctl] {
+            assert_ne!(rules[&call].len(), 0, "{call}");
+        }
+    }
+
+    #[test]
+    fn no_call_stands_twice() {
+        let mut calls: Vec<_> = ALLOWED.iter().flat_map(|(_, calls)| *calls).collect();
+        let count = calls.len();
+        calls.sort_unstable();
+        calls.dedup();
+        assert_eq!(calls.len(), count);
+    }
+}

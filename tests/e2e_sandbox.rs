@@ -1,0 +1,240 @@
+//! Workers are locked in: what the kernel says of them, what becomes of one that breaks out, and that
+//! everything planned works all the same.
+
+mod support;
+
+use std::fs;
+
+use nix::unistd::geteuid;
+
+use self::support::image::Image;
+use self::support::observe::until;
+use self::support::planned::Planned;
+use self::support::{Client, Server};
+
+const QUICK: [&str; 4] = [
+    "--listen=127.0.0.1:0",
+    "--bake-time=0s",
+    "--workers=2",
+    "--backoff-initial=10ms",
+];
+
+/// A line of `/proc/PID/status`.
+#[track_caller]
+fn kernel_says(pid: u32, field: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let words = line.expect("the kernel has that field").split_whitespace();
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// The layers that the worker of the first slot says it has.
+#[track_caller]
+fn layers(server: &Server) -> Vec<String> {
+    let status = server.status_json();
+    let layers = &status["slots"][0]["sandbox"]["layers"];
+    let layers = layers.as_array().expect("it has said so").iter();
+    layers
+        .filter_map(|it| it.as_str().map(str::to_owned))
+        .collect()
+}
+
+#[track_caller]
+fn until_all_serve(planned: &Planned) {
+    until("every slot serves", || {
+        let workers = planned.workers().0;
+        workers.iter().all(|worker| worker.state == "serving")
+    });
+}
+
+#[test]
+fn workers_are_locked_in_by_default() {
+    let server = Server::start(&QUICK);
+    for pid in server.worker_pids() {
+        assert_eq!(kernel_says(pid, "NoNewPrivs"), "1");
+        assert_eq!(kernel_says(pid, "Seccomp"), "2");
+        assert_eq!(kernel_says(pid, "Threads"), "1");
+        for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
+            assert_eq!(kernel_says(pid, set), "0000000000000000", "{set}");
+        }
+    }
+    let said = layers(&server);
+    // Without root the support leaves it out, or tests could not look in.
+    let no_dump = geteuid().is_root().then_some("no_dump");
+    for layer in ["no_new_privs", "no_caps", "seccomp"]
+        .into_iter()
+        .chain(no_dump)
+    {
+        assert!(said.iter().any(|it| it == layer), "{layer}: {said:?}");
+    }
+    let screen = server.order(&["status"]).expect_success().stdout;
+    assert!(screen.contains("sandbox      no_new_privs"), "{screen}");
+    Client::connect(server.addr()).roundtrip(b"served from within");
+}
+
+#[test]
+fn it_can_be_switched_off() {
+    let server = Server::start(&[&QUICK[..], &["--sandbox=off"]].concat());
+    for pid in server.worker_pids() {
+        assert_eq!(kernel_says(pid, "NoNewPrivs"), "0");
+        assert_eq!(kernel_says(pid, "Seccomp"), "0");
+    }
+    let screen = server.order(&["status"]).expect_success().stdout;
+    assert!(screen.contains("sandbox      off"), "{screen}");
+}
+
+#[test]
+fn workers_of_another_user_go_through_every_planned_operation() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can run workers as somebody else");
+        return;
+    }
+    let planned = Planned::start(&[&QUICK[..], &["--user=nobody"]].concat());
+    let server = &planned.server;
+    let assert_nobodies = || {
+        for pid in server.worker_pids() {
+            let uids = kernel_says(pid, "Uid");
+            let mut uids = uids.split(' ');
+            let first = uids.next().expect("four of them");
+            assert!(first != "0" && uids.all(|uid| uid == first), "{first}");
+            assert_eq!(kernel_says(pid, "Groups"), "");
+            assert_eq!(kernel_says(pid, "CapEff"), "0000000000000000");
+        }
+    };
+    assert_nobodies();
+    assert_eq!(
+        layers(server).first().map(String::as_str),
+        Some("user=nobody")
+    );
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    server.reload().expect_success();
+    client.roundtrip(b"moved");
+    server.scale(3).expect_success();
+    server.scale(1).expect_success();
+    client.roundtrip(b"moved again");
+    server.upgrade().expect_success();
+    client.roundtrip(b"and again");
+    assert_nobodies();
+    // What was said to the earlier program is known to the new one.
+    assert_eq!(
+        layers(server).first().map(String::as_str),
+        Some("user=nobody")
+    );
+}
+
+#[test]
+fn who_breaks_out_is_ended_and_the_cause_is_said() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    for what in ["open", "connect", "bind", "exec", "setuid", "signal"] {
+        let mark = server.log_len();
+        let plan = format!("worker.sandboxed=violate:{what}");
+        planned.install(Image::copy(planned.folder()).with_faults(&plan));
+        let before = planned.workers();
+        let answered = server.reload();
+        assert_eq!(answered.code, 1, "{what}: {answered:?}");
+        let died = server.wait_log_from(mark, |line| line.contains("worker died"));
+        let said = died.contains("SIGSYS") && died.contains("sandbox does not allow");
+        assert!(said, "{what}: {died}");
+        until_all_serve(&planned);
+        planned.workers().assert_untouched_since(&before);
+        Client::connect(server.addr()).roundtrip(b"served on");
+    }
+}
+
+/// The way out by a bug is still open: its last words are written, and it ends as it would without.
+#[test]
+fn a_panic_in_the_sandbox_is_an_abort() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let mark = server.log_len();
+    let plan = "worker.sandboxed=panic";
+    planned.install(Image::copy(planned.folder()).with_faults(plan));
+    assert_eq!(server.reload().code, 1);
+    server.wait_log_from(mark, |line| line.contains("a bug ends this worker"));
+    let died = server.wait_log_from(mark, |line| line.contains("worker died"));
+    assert!(died.contains("SIGABRT"), "{died}");
+}
+
+/// A worker that serves and breaks out is a death like any other: counted, shown, and the slot is
+/// renewed.
+#[test]
+fn a_serving_worker_that_breaks_out_is_counted_and_replaced() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let mark = server.log_len();
+    let plan = "receiver.ordered=violate:connect";
+    planned.install(Image::copy(planned.folder()).with_faults(plan));
+    let _answered = server.reload();
+    server.wait_log_from(mark, |line| {
+        line.contains("worker died") && line.contains("SIGSYS")
+    });
+    until_all_serve(&planned);
+    let status = server.status_json();
+    assert!(status["totals"]["deaths"].as_u64() >= Some(1), "{status}");
+    let how = status["slots"][0]["last_death"]["how"].as_str();
+    assert!(how.is_some_and(|how| how.contains("SIGSYS")), "{status}");
+}
+
+/// Without the outermost layer those beneath it show that they hold, too.
+#[test]
+fn each_layer_refuses_by_itself() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let has_landlock = layers(server).iter().any(|layer| layer == "landlock");
+    let mut violations = vec!["setuid"];
+    if has_landlock {
+        violations.extend(["open", "connect", "bind", "exec", "signal"]);
+    } else {
+        eprintln!("this kernel has no Landlock: only what capabilities forbid is tried");
+    }
+    for what in violations {
+        let mark = server.log_len();
+        let plan = format!("worker.sandbox_lacks=seccomp;worker.sandboxed=violate:{what}");
+        planned.install(Image::copy(planned.folder()).with_faults(&plan));
+        server.reload().expect_success();
+        let line = server.wait_log_from(mark, |line| line.contains("a violation"));
+        let refused = line.contains("was refused")
+            && (line.contains("Permission denied")
+                || line.contains("not permitted")
+                || line.contains("EPERM"));
+        assert!(refused, "{what}: {line}");
+    }
+}
+
+#[test]
+fn what_the_kernel_lacks_is_said_once_or_refused() {
+    let lacking = |mode: &str| {
+        let server = Server::builder()
+            .args(QUICK)
+            .args([format!("--sandbox={mode}")]);
+        server.env("FAULT_POINTS", "worker.sandbox_lacks=landlock")
+    };
+    let server = lacking("auto").start();
+    let missing = &server.status_json()["slots"][1]["sandbox"]["missing"][0];
+    let said = missing
+        .as_str()
+        .is_some_and(|it| it.starts_with("landlock:"));
+    assert!(said, "{missing}");
+    server.reload().expect_success();
+    let log = server.log();
+    let lines = log.iter().filter(|it| it.contains("sandbox is incomplete"));
+    assert_eq!(lines.count(), 1, "{log:#?}");
+
+    let (code, said) = lacking("required").expect_failure();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("the sandbox is required"), "{said}");
+}
+
+#[test]
+fn accounts_that_nobody_has_are_refused_at_once() {
+    for flag in ["--user=no-such-user", "--group=no-such-group", "--user=a:b"] {
+        let (code, said) = Server::expect_failure(&["--listen=127.0.0.1:0", flag]);
+        assert_eq!(code, 2, "{said}");
+        let name = flag.split('=').next().unwrap_or_default();
+        assert!(said.contains(name), "{said}");
+    }
+}
