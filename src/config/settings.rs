@@ -10,7 +10,6 @@ use std::fmt;
 use super::admin::Admin;
 use super::bounds::*;
 use super::listen::Listen;
-use super::sandbox::{ACCOUNT, SANDBOX};
 use super::value::{Choice, ControlSocket, Facts, Grammar, OrWord, PerCpu, Switch};
 use super::{Config, LogFormat, LogLevel, RestartConnections, Steer};
 
@@ -97,6 +96,7 @@ macro_rules! bind {
     };
 }
 
+mod sandbox;
 mod sources;
 
 /// One setting: a row of [`SETTINGS`].
@@ -563,36 +563,9 @@ pub static SETTINGS: &[Setting] = &[
         long_help: "The supervisor watches a counter that every turn of a worker's loop moves; it \
                     costs the worker nothing. off: a hung worker stays.",
     },
-    Setting {
-        binding: bind!(sandbox, SANDBOX),
-        category: Category::Operation,
-        value_name: "HOW",
-        default: "auto",
-        example: "required",
-        help: "Lock workers in before they serve",
-        long_help: "No new privileges, no capabilities, no core dumps, no files, no new sockets, and \
-                    only the system calls that serving needs. auto: what the kernel has of it; \
-                    status shows what. required: a worker that lacks a part does not start.",
-    },
-    Setting {
-        binding: bind!(user, ACCOUNT),
-        category: Category::Operation,
-        value_name: "NAME",
-        default: "unchanged",
-        example: "nobody",
-        help: "User that workers become once they listen",
-        long_help: "Only root can, and the supervisor stays root: it binds, forks and signals. With \
-                    it workers give up all supplementary groups.",
-    },
-    Setting {
-        binding: bind!(group, ACCOUNT),
-        category: Category::Operation,
-        value_name: "NAME",
-        default: "unchanged",
-        example: "nogroup",
-        help: "Group that workers become once they listen",
-        long_help: "unchanged: the primary group of user, if that is set.",
-    },
+    sandbox::SANDBOX,
+    sandbox::USER,
+    sandbox::GROUP,
     Setting {
         binding: bind!(log_level, LEVELS),
         category: Category::Logging,

@@ -1,0 +1,40 @@
+//! The rows about what a worker gives up before it serves.
+//!
+//! As [`SETTINGS`](super::SETTINGS), of which they are a part.
+
+use super::super::sandbox::{ACCOUNT, SANDBOX as CHOICES};
+use super::super::value::Grammar as _;
+use super::{Binding, Category, Setting};
+
+pub(super) const SANDBOX: Setting = Setting {
+    binding: bind!(sandbox, CHOICES),
+    category: Category::Operation,
+    value_name: "HOW",
+    default: "auto",
+    example: "required",
+    help: "Lock workers in before they serve",
+    long_help: "No new privileges, no capabilities, no core dumps, no files, no new sockets, and \
+                only the system calls that serving needs. auto: what the kernel has of it; \
+                status shows what. required: a worker that lacks a part does not start.",
+};
+
+pub(super) const USER: Setting = Setting {
+    binding: bind!(user, ACCOUNT),
+    category: Category::Operation,
+    value_name: "NAME",
+    default: "unchanged",
+    example: "nobody",
+    help: "User that workers become once they listen",
+    long_help: "Only root can, and the supervisor stays root: it binds, forks and signals. With \
+                it workers give up all supplementary groups.",
+};
+
+pub(super) const GROUP: Setting = Setting {
+    binding: bind!(group, ACCOUNT),
+    category: Category::Operation,
+    value_name: "NAME",
+    default: "unchanged",
+    example: "nogroup",
+    help: "Group that workers become once they listen",
+    long_help: "unchanged: the primary group of user, if that is set.",
+};
