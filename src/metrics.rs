@@ -273,8 +273,7 @@ impl Counter {
         .chain(CloseReason::ALL.map(Self::Closed))
         .chain(PauseCause::ALL.map(Self::Paused))
         .chain(RefusalCause::ALL.into_iter().skip(1).map(Self::Refused))
-        .chain([Self::Untracked])
-        .chain([Self::BusyNs])
+        .chain([Self::Untracked, Self::BusyNs])
         .chain(TurnClass::all().map(Self::Took))
     }
 
@@ -284,6 +283,34 @@ impl Counter {
         match self.name() {
             (name, None) => name.to_owned(),
             (name, Some(label)) => format!("{name}.{label}"),
+        }
+    }
+
+    /// What is counted, in a line; the same for all counters of one name.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::BytesIn => "Bytes received from clients.",
+            Self::BytesOut => "Bytes that the kernel took for sending.",
+            Self::Reads => "Successful reads.",
+            Self::Writes => "Sends that moved at least one byte.",
+            Self::Turns => "Turns of the loop.",
+            Self::Accepted => "Connections taken from an accept queue.",
+            Self::Backpressure => "Times output had to be kept because a peer did not take it.",
+            Self::StaleEvents => "Readiness reports for connections that were no longer there.",
+            Self::BytesDiscarded => "Bytes received after the stream was ended, and thrown away.",
+            Self::BytesAbandoned => "Bytes of pending output given up when their connection ended.",
+            Self::Refused(_) => "Connections taken and refused at once, by cause.",
+            Self::Untracked => {
+                "Connections of sources that could not be remembered: no limit held."
+            }
+            Self::AcceptFailed => "Connections that failed before they could be taken.",
+            Self::MovedIn => "Connections that came from another worker, live.",
+            Self::MovedOut => "Connections that another worker took over, live.",
+            Self::Closed(_) => "Connections ended, by reason.",
+            Self::Paused(_) => "Times accepting was paused, by cause.",
+            Self::BusyNs => "Nanoseconds spent in turns, waiting not counted.",
+            Self::Took(_) => "Turns, by how many microseconds their work took less than.",
         }
     }
 

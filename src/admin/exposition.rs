@@ -4,7 +4,6 @@
 //! at zero; the number of series is bounded by slots and addresses times what the enum has. It must
 //! not count anything itself.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::answer::unready;
 use crate::metrics::{Counter, TurnClass};
-use crate::status::{AcceptQueueStatus, SlotStatus, Status};
+use crate::status::{AcceptQueueStatus, SlotStatus, Status, Traffic};
 
 /// What the `slot` label of slots that are no more says, all of them together.
 const GONE: &str = "gone";
@@ -45,71 +44,59 @@ struct Snapshot {
 }
 
 type Labels = Vec<(&'static str, String)>;
+type Counts = Vec<(Labels, ConstCounter<u64>)>;
 
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let encoder = &mut encoder;
         let Self { status, answered } = self;
-        let version = vec![(vec![("version", status.version.clone())], 1)];
-        gauge(encoder, "build_info", "The program that runs.", version)?;
-        let ready = i64::from(unready(status).is_none());
+        let version = gauged(vec![("version", status.version.clone())], 1);
+        let help = "The program that runs.";
+        family(encoder, "build_info", help, None, vec![version])?;
+        let ready = gauged(Labels::new(), unready(status).is_none().into());
         let help = "Whether the server is up and every slot serves.";
-        let alone = encoder.encode_descriptor("ready", help, None, MetricType::Gauge)?;
-        ConstGauge::new(ready).encode(alone)?;
+        family(encoder, "ready", help, None, vec![ready])?;
+        let uptime = in_seconds(Labels::new(), status.uptime_ms);
         let help = "Time since the server was started.";
-        let unit = Some(&Unit::Seconds);
-        let alone = encoder.encode_descriptor("uptime", help, unit, MetricType::Gauge)?;
-        ConstGauge::new(in_seconds(status.uptime_ms)).encode(alone)?;
+        family(encoder, "uptime", help, Some(&Unit::Seconds), vec![uptime])?;
         self.slots(encoder)?;
+        self.turns(encoder)?;
         self.counters(encoder)?;
-        let by_code = answered.iter().map(|(code, count)| {
-            let labels = vec![("code", code.to_string())];
-            (labels, *count)
-        });
+        let by_code = answered
+            .iter()
+            .map(|(code, count)| counted(vec![("code", code.to_string())], *count));
         let help = "Requests that this admin process has answered.";
-        counter(encoder, "admin_requests", help, by_code.collect())
+        family(encoder, "admin_requests", help, None, by_code.collect())
     }
 }
 
 impl Snapshot {
     fn slots(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let of_each = |value: fn(&SlotStatus) -> u64| -> Vec<(Labels, i64)> {
-            let slots = self.status.slots.iter();
-            let signed = |value| i64::try_from(value).unwrap_or(i64::MAX);
-            slots
-                .map(|slot| (of_slot(slot), signed(value(slot))))
-                .collect()
+        let slots = &self.status.slots;
+        let of_each = |value: fn(&SlotStatus) -> u64| {
+            let sample = |slot| gauged(of_slot(slot), value(slot));
+            slots.iter().map(sample).collect()
         };
         let serving = of_each(|slot| u64::from(slot.state == "serving"));
-        gauge(
-            encoder,
-            "slot_serving",
-            "Whether the slot's worker serves.",
-            serving,
-        )?;
+        let help = "Whether the slot's worker serves.";
+        family(encoder, "slot_serving", help, None, serving)?;
         let generation = of_each(|slot| slot.generation.0.into());
         let help = "Workers that have lived in the slot.";
-        gauge(encoder, "slot_generation", help, generation)?;
-        let ages = self.status.slots.iter();
-        let ages = ages.map(|slot| (of_slot(slot), slot.age_ms)).collect();
-        seconds(
-            encoder,
-            "slot_state_age",
-            "Time in the present state.",
-            ages,
-        )?;
+        family(encoder, "slot_generation", help, None, generation)?;
+        let ages = slots.iter().map(|it| in_seconds(of_slot(it), it.age_ms));
+        let (help, unit) = ("Time in the present state.", Some(&Unit::Seconds));
+        family(encoder, "slot_state_age", help, unit, ages.collect())?;
         let open = of_each(|slot| slot.traffic.open);
-        gauge(encoder, "connections_open", "Connections now.", open)?;
-        let help = "Connections that wait to be accepted.";
+        family(encoder, "connections_open", "Connections now.", None, open)?;
         let waiting = self.of_each_queue(|queue| queue.length);
-        gauge(encoder, "accept_queue_length", help, waiting)?;
-        let help = "Connections that may wait to be accepted.";
+        let help = "Connections that wait to be accepted.";
+        family(encoder, "accept_queue_length", help, None, waiting)?;
         let limits = self.of_each_queue(|queue| queue.limit);
-        gauge(encoder, "accept_queue_limit", help, limits)?;
-        let deaths = self.status.slots.iter();
-        let deaths = deaths.map(|slot| (of_slot(slot), slot.deaths)).collect();
+        let help = "Connections that may wait to be accepted.";
+        family(encoder, "accept_queue_limit", help, None, limits)?;
+        let deaths = slots.iter().map(|it| counted(of_slot(it), it.deaths));
         let help = "Workers that ended and should not have.";
-        counter(encoder, "worker_deaths", help, deaths)
+        family(encoder, "worker_deaths", help, None, deaths.collect())
     }
 
     /// How long turns take, and with their sum the time that each worker was busy.
@@ -140,53 +127,61 @@ impl Snapshot {
         Ok(())
     }
 
-    fn of_each_queue(&self, value: fn(&AcceptQueueStatus) -> u64) -> Vec<(Labels, i64)> {
+    fn of_each_queue(
+        &self,
+        value: fn(&AcceptQueueStatus) -> u64,
+    ) -> Vec<(Labels, ConstGauge<i64>)> {
         let slots = self.status.slots.iter();
         let queues = slots.flat_map(|slot| slot.accept_queues.iter().map(move |it| (slot, it)));
-        let labelled = queues.map(|(slot, queue)| {
+        let sample = |(slot, queue): (_, &AcceptQueueStatus)| {
             let mut labels = of_slot(slot);
             labels.push(("address", queue.address.clone()));
-            (labels, i64::try_from(value(queue)).unwrap_or(i64::MAX))
-        });
-        labelled.collect()
+            gauged(labels, value(queue))
+        };
+        queues.map(sample).collect()
     }
 
-    /// One family for each name in [`Counter`], in the order of its first counter.
+    /// One family for each name in [`Counter`], its help that of its first counter.
     fn counters(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut names: Vec<&str> = Vec::new();
-        let mut families: BTreeMap<&str, Vec<(Labels, u64)>> = BTreeMap::new();
+        let mut families: Vec<(Counter, Counts)> = Vec::new();
         for one in Counter::all() {
-            let (name, reason) = one.name();
+            // They make up a histogram.
             if matches!(one, Counter::BusyNs | Counter::Took(_)) {
                 continue;
             }
-            if !names.contains(&name) {
-                names.push(name);
-            }
-            let key = one.key();
-            let family = families.entry(name).or_default();
-            let mut kept = 0;
-            let labels = |mut labels: Labels| {
-                labels.extend(reason.map(|reason| ("reason", reason.to_owned())));
-                labels
-            };
-            for slot in &self.status.slots {
-                let value = slot.traffic.counters.get(&key).copied().unwrap_or(0);
-                kept += value;
-                family.push((labels(of_slot(slot)), value));
-            }
-            let totals = &self.status.totals.traffic.counters;
-            let gone = totals.get(&key).map_or(0, |all| all.saturating_sub(kept));
-            if gone > 0 {
-                family.push((labels(vec![("slot", GONE.to_owned())]), gone));
+            let mut samples = self.of_each_slot(one);
+            let same = |(first, _): &&mut (Counter, _)| first.name().0 == one.name().0;
+            match families.iter_mut().find(same) {
+                Some((_, family)) => family.append(&mut samples),
+                None => families.push((one, samples)),
             }
         }
-        self.turns(encoder)?;
-        for name in names {
-            let samples = families.remove(name).unwrap_or_default();
-            counter(encoder, name, meaning(name), samples)?;
+        for (first, samples) in families {
+            family(encoder, first.name().0, first.meaning(), None, samples)?;
         }
         Ok(())
+    }
+
+    /// The counter of every slot, and of all that are no more if it ever counted there.
+    fn of_each_slot(&self, counter: Counter) -> Counts {
+        let key = counter.key();
+        let sample = |mut labels: Labels, count| {
+            let reason = counter.name().1;
+            labels.extend(reason.map(|reason| ("reason", reason.to_owned())));
+            counted(labels, count)
+        };
+        let value = |traffic: &Traffic| traffic.counters.get(&key).copied().unwrap_or(0);
+        let Status { slots, totals, .. } = &self.status;
+        let kept: u64 = slots.iter().map(|slot| value(&slot.traffic)).sum();
+        let gone = value(&totals.traffic).saturating_sub(kept);
+        let mut samples: Vec<_> = slots
+            .iter()
+            .map(|slot| sample(of_slot(slot), value(&slot.traffic)))
+            .collect();
+        if gone > 0 {
+            samples.push(sample(vec![("slot", GONE.to_owned())], gone));
+        }
+        samples
     }
 }
 
@@ -194,89 +189,44 @@ fn of_slot(slot: &SlotStatus) -> Labels {
     vec![("slot", slot.slot.to_string())]
 }
 
-/// A family of counters; one without a sample is left out, since parsers take the next one for it.
-fn counter(
+/// A family of metrics; one without a sample is left out, since parsers take the next one for it.
+fn family<M: EncodeMetric>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    samples: Vec<(Labels, u64)>,
+    unit: Option<&Unit>,
+    samples: Vec<(Labels, M)>,
 ) -> Result<(), fmt::Error> {
-    if samples.is_empty() {
+    let Some((_, first)) = samples.first() else {
         return Ok(());
-    }
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    };
+    let mut family = encoder.encode_descriptor(name, help, unit, first.metric_type())?;
     for (labels, value) in samples {
-        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+        value.encode(family.encode_family(&labels)?)?;
     }
     Ok(())
 }
 
-fn gauge(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    samples: Vec<(Labels, i64)>,
-) -> Result<(), fmt::Error> {
-    if samples.is_empty() {
-        return Ok(());
-    }
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    for (labels, value) in samples {
-        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
-    }
-    Ok(())
+fn counted(labels: Labels, count: u64) -> (Labels, ConstCounter<u64>) {
+    (labels, ConstCounter::new(count))
 }
 
-/// A gauge of times that are given in milliseconds.
-fn seconds(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    samples: Vec<(Labels, u64)>,
-) -> Result<(), fmt::Error> {
-    if samples.is_empty() {
-        return Ok(());
-    }
-    let unit = Some(&Unit::Seconds);
-    let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
-    for (labels, ms) in samples {
-        ConstGauge::new(in_seconds(ms)).encode(family.encode_family(&labels)?)?;
-    }
-    Ok(())
+fn gauged(labels: Labels, value: u64) -> (Labels, ConstGauge<i64>) {
+    (
+        labels,
+        ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)),
+    )
 }
 
-fn in_seconds(ms: u64) -> f64 {
-    Duration::from_millis(ms).as_secs_f64()
-}
-
-/// What a family of counters counts, in a line.
-fn meaning(name: &str) -> &'static str {
-    match name {
-        "accepted" => "Connections taken from an accept queue.",
-        "moved_in" => "Connections that came from another worker, live.",
-        "moved_out" => "Connections that another worker took over, live.",
-        "closed" => "Connections ended, by reason.",
-        "paused" => "Times accepting was paused, by cause.",
-        "refused" => "Connections taken and then refused.",
-        "accept_failed" => "Connections that failed before they could be taken.",
-        "bytes_in" => "Bytes received from clients.",
-        "bytes_out" => "Bytes that the kernel took for sending.",
-        "bytes_discarded" => "Bytes received after the stream was ended, and thrown away.",
-        "bytes_abandoned" => "Bytes of pending output given up when their connection ended.",
-        "reads" => "Successful reads.",
-        "writes" => "Sends that moved at least one byte.",
-        "backpressure" => "Times output had to be kept because a peer did not take it.",
-        "turns" => "Turns of the loop.",
-        "stale_events" => "Readiness reports for connections that were no longer there.",
-        _ => "Counted by the slot's workers.",
-    }
+fn in_seconds(labels: Labels, ms: u64) -> (Labels, ConstGauge<f64>) {
+    let seconds = Duration::from_millis(ms).as_secs_f64();
+    (labels, ConstGauge::new(seconds))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::identity::SlotId;
-    use crate::status::Traffic;
 
     fn slot(number: u16, traffic: Traffic) -> SlotStatus {
         SlotStatus {
