@@ -9,8 +9,7 @@
 //!
 //! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`, and
 //! `violate:` with one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`: what the sandbox of a
-//! worker is to prevent. Anything else
-//! is a value that [`value`] returns, as `version=9.9.9`.
+//! worker is to prevent. Anything else is a value that [`value`] returns, as `version=9.9.9`.
 //!
 //! It must not be consulted on the serving path: a point is passed a few times in a worker's life.
 

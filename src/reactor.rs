@@ -14,7 +14,8 @@
 //!   number is counted and dropped;
 //! - no connection receives more than its byte budget in a turn, no burst of accepts exceeds its
 //!   count; what is left over makes the next wait zero;
-//! - the clock is read once a turn, right after the wait.
+//! - a turn has one time, read right after the wait; the clock is read once more at its end, to
+//!   count how long the work took.
 //!
 //! It must not know of the supervisor, and it decides nothing about bytes: `connection` does.
 
@@ -229,7 +230,6 @@ impl Reactor {
     /// # Errors
     /// What `epoll_wait` returned; interruptions are not errors.
     pub fn wait(&mut self, deadline: Option<Tick>) -> io::Result<bool> {
-        self.memory.count_turn(clock::now().since(self.now));
         if !self.spins(deadline)? {
             self.poll(self.timeout(deadline))?;
         }
@@ -259,6 +259,7 @@ impl Reactor {
         }
         self.expire();
         self.send_connections();
+        self.memory.count_turn(clock::now().since(self.now));
     }
 
     /// Connections open.

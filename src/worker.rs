@@ -3,8 +3,8 @@
 //! The channel to the supervisor is the only thing it listens to: signals are blocked in it, and
 //! the end of the channel means that the supervisor is gone.
 //!
-//! Invariants: it says Ready only when everything that can fail has succeeded, and locked in; it never outlives
-//! its supervisor by more than `drain_timeout`; it does not end while connections are on their way
+//! Invariants: it says Ready only when everything that can fail has succeeded and it has locked
+//! itself in; it never outlives its supervisor by more than `drain_timeout`; it does not end while connections are on their way
 //! from it or to it, unless its time is over; a panic ends it at once, without unwinding, because
 //! destructors would close connections that could still be saved.
 //!

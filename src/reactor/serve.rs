@@ -74,14 +74,9 @@ impl Reactor {
 
     #[inline]
     fn serve(&mut self, fd: u32) {
-        let mut socket = Socket::numbered(fd);
-        let outcome = connection::drive(
-            &mut self.memory,
-            fd,
-            &mut Traced(&mut socket),
-            &self.rules,
-            self.now,
-        );
+        let mut socket = Traced(Socket::numbered(fd));
+        let (memory, rules) = (&mut self.memory, &self.rules);
+        let outcome = connection::drive(memory, fd, &mut socket, rules, self.now);
         self.conclude(fd, outcome);
     }
 
@@ -110,14 +105,9 @@ impl Reactor {
         let mut fired = std::mem::take(&mut self.fired);
         self.timers.expire(self.now, &mut fired);
         for fd in fired.drain(..) {
-            let mut socket = Socket::numbered(fd);
-            let outcome = connection::expire(
-                &mut self.memory,
-                fd,
-                &mut Traced(&mut socket),
-                &self.rules,
-                self.now,
-            );
+            let mut socket = Traced(Socket::numbered(fd));
+            let (memory, rules) = (&mut self.memory, &self.rules);
+            let outcome = connection::expire(memory, fd, &mut socket, rules, self.now);
             self.conclude(fd, outcome);
         }
         self.fired = fired;
@@ -125,12 +115,12 @@ impl Reactor {
 }
 
 /// A socket whose bytes are logged at trace level: before upper-casing and after.
-struct Traced<'a>(&'a mut Socket);
+struct Traced(Socket);
 
 /// Bytes of a message shown in a trace line.
 const TRACED_BYTES: usize = 128;
 
-impl connection::Stream for Traced<'_> {
+impl connection::Stream for Traced {
     #[inline(always)]
     fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let received = self.0.recv(into)?;

@@ -44,7 +44,7 @@ pub(super) fn lines(status: &Status) -> Vec<String> {
     lines.iter().map(|line| cut(line, COLUMNS)).collect()
 }
 
-/// At most eight lines, and at most seven of many slots.
+/// At most nine lines, and at most eight of many slots.
 fn head(status: &Status) -> Vec<String> {
     let mut lines = vec![
         format!(

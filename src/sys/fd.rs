@@ -119,33 +119,25 @@ pub(crate) fn own_inherited(numbers: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
 /// To be called once, first thing in a worker's life.
 #[must_use]
 pub(crate) fn inherited_channel() -> Option<OwnedFd> {
-    // SAFETY: the number is not -1; it is only asked about here, and if it is not open the kernel
-    // says so.
-    let asked = unsafe { BorrowedFd::borrow_raw(CHANNEL_NUMBER) };
-    if getsockopt(&asked, sockopt::SockType).ok()? != SockType::SeqPacket {
-        return None;
-    }
-    fcntl(asked, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
-    // SAFETY: it is an open socket that came through exec, so no value in this process owns it,
-    // and this function is called once.
-    Some(unsafe { OwnedFd::from_raw_fd(CHANNEL_NUMBER) })
+    inherited(|socket| getsockopt(&socket, sockopt::SockType) == Ok(SockType::SeqPacket))
 }
 
-/// The listener that the supervisor left for its admin process at [`CHANNEL_NUMBER`]; close-on-exec
-/// again. `None` if there is none: the program was not started by a supervisor.
-///
-/// To be called once, first thing in that process's life.
+/// The same for the listener that the supervisor left for its admin process.
 #[must_use]
 pub(crate) fn inherited_listener() -> Option<OwnedFd> {
+    inherited(|socket| getsockopt(&socket, sockopt::AcceptConn) == Ok(true))
+}
+
+fn inherited(is_the_one: impl FnOnce(BorrowedFd<'_>) -> bool) -> Option<OwnedFd> {
     // SAFETY: the number is not -1; it is only asked about here, and if it is not open the kernel
     // says so.
     let asked = unsafe { BorrowedFd::borrow_raw(CHANNEL_NUMBER) };
-    if !getsockopt(&asked, sockopt::AcceptConn).ok()? {
+    if !is_the_one(asked) {
         return None;
     }
     fcntl(asked, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
     // SAFETY: it is an open socket that came through exec, so no value in this process owns it,
-    // and this function is called once.
+    // and the two functions above are called once in a process's life, one or the other.
     Some(unsafe { OwnedFd::from_raw_fd(CHANNEL_NUMBER) })
 }
 
