@@ -189,20 +189,14 @@ fn wrk_run(port: &str, connections: u32, bytes: u32) -> Run {
         .expect("wrk runs");
     let cpu_ns = children_cpu_ns() - before;
     let text = String::from_utf8_lossy(&output.stdout);
-    let number = |ends: &str| {
-        let line = text.lines().find(|line| line.contains(ends));
-        let word = line.and_then(|line| line.split_once(ends));
-        word.unwrap_or_else(|| panic!("wrk says {text:?}"))
+    let halves = |of: &str| {
+        let line = text.lines().find_map(|line| line.split_once(of));
+        line.unwrap_or_else(|| panic!("wrk says {text:?}"))
     };
-    let messages: f64 = number(" requests in ")
-        .0
-        .trim()
-        .parse()
-        .expect("a number of messages");
-    let rate = number("Requests/sec:").1;
+    let number = |word: &str| -> f64 { word.trim().parse().expect("a number") };
     Run {
-        cpu_per_message_ns: cpu_ns / messages,
-        messages_per_s: rate.trim().parse().expect("a rate"),
+        cpu_per_message_ns: cpu_ns / number(halves(" requests in ").0),
+        messages_per_s: number(halves("Requests/sec:").1),
     }
 }
 
@@ -212,29 +206,29 @@ fn children_cpu_ns() -> f64 {
     all.num_microseconds() as f64 * 1e3
 }
 
+/// Prints a line about the clients that `of` names, if they ran.
 fn row(name: &str, rounds: &[Round], of: impl Fn(&Round) -> Option<Run>) {
-    let column = |value: &dyn Fn(Run, Run) -> f64| {
-        let pairs = rounds
-            .iter()
-            .filter_map(|round| Some((round.ours, of(round)?)));
-        let mut values: Vec<f64> = pairs.map(|(ours, this)| value(ours, this)).collect();
-        values.sort_by(f64::total_cmp);
-        let (least, most) = (values.first()?, values.last()?);
-        let median = values[values.len() / 2];
-        Some(format!("{median:.2} ({least:.2}..{most:.2})"))
-    };
-    let columns: Option<Vec<String>> = [
-        column(&|_, this| this.cpu_per_message_ns / 1e3),
-        column(&|_, this| this.messages_per_s / 1e3),
-        column(&|ours, this| ours.cpu_per_message_ns / this.cpu_per_message_ns),
-        column(&|ours, this| ours.messages_per_s / this.messages_per_s),
-    ]
-    .into_iter()
-    .collect();
-    if let Some(columns) = columns {
-        let [cpu, rate, cpu_ratio, rate_ratio] = columns.as_slice() else {
-            return;
-        };
-        println!("  {name:<18} {cpu:>24} {rate:>26} {cpu_ratio:>24} {rate_ratio:>24}");
+    let pairs: Vec<(Run, Run)> = rounds
+        .iter()
+        .filter_map(|round| Some((round.ours, of(round)?)))
+        .collect();
+    if pairs.is_empty() {
+        return;
     }
+    let spread = |value: fn(Run, Run) -> f64| {
+        let mut values: Vec<f64> = pairs
+            .iter()
+            .map(|&(ours, this)| value(ours, this))
+            .collect();
+        values.sort_by(f64::total_cmp);
+        let (least, most) = (values[0], values[values.len() - 1]);
+        format!("{:.2} ({least:.2}..{most:.2})", values[values.len() / 2])
+    };
+    println!(
+        "  {name:<18} {:>24} {:>26} {:>24} {:>24}",
+        spread(|_, this| this.cpu_per_message_ns / 1e3),
+        spread(|_, this| this.messages_per_s / 1e3),
+        spread(|ours, this| ours.cpu_per_message_ns / this.cpu_per_message_ns),
+        spread(|ours, this| ours.messages_per_s / this.messages_per_s),
+    );
 }

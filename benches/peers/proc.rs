@@ -1,6 +1,7 @@
 //! What the kernel says about processes and about the machine.
 
 use std::io;
+use std::sync::OnceLock;
 
 use nix::time::ClockId;
 use nix::unistd::Pid;
@@ -92,19 +93,22 @@ pub(crate) fn machine() -> io::Result<Machine> {
     })
 }
 
-/// One such thread for each CPU, children of the kernel's own process 2.
 fn deferred_ns() -> io::Result<u64> {
-    let mut sum = 0;
-    for pid in children_of(KERNEL_THREADS)? {
-        let process = process(pid)?;
-        if process
-            .stat()
-            .is_ok_and(|stat| stat.comm.starts_with("ksoftirqd/"))
-        {
-            sum += process.schedstat().map_err(failed)?.sum_exec_runtime;
+    /// One for each CPU, children of the kernel's own process 2, for as long as the CPUs are there.
+    static THREADS: OnceLock<Vec<u32>> = OnceLock::new();
+    let threads = match THREADS.get() {
+        Some(threads) => threads,
+        None => {
+            let mut found = children_of(KERNEL_THREADS)?;
+            found.retain(|&pid| {
+                let stat = process(pid).and_then(|it| it.stat().map_err(failed));
+                stat.is_ok_and(|stat| stat.comm.starts_with("ksoftirqd/"))
+            });
+            THREADS.get_or_init(|| found)
         }
-    }
-    Ok(sum)
+    };
+    let ran = |&pid: &u32| Ok(process(pid)?.schedstat().map_err(failed)?.sum_exec_runtime);
+    threads.iter().map(ran).sum()
 }
 
 /// Memory that `pids` have in use and that is not a file's: private and shared.
