@@ -9,9 +9,11 @@ use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, PathBufValue
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
 
-use super::Error;
+use super::{Error, completions, exit, manual};
 use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting};
 
+/// The program.
+pub(super) const PROGRAM: &str = "uppercased";
 /// Start the server; also what happens without a command.
 pub(super) const SERVE: &str = "serve";
 /// Validate, bind nothing.
@@ -70,7 +72,7 @@ Examples:
   uppercased bench                             what can this machine do?";
 
 /// Every signal with an effect on the supervisor, and the effect.
-const SIGNALS: [(&str, &str); 9] = [
+pub(super) const SIGNALS: [(&str, &str); 9] = [
     ("TERM", "stop in order; a second one: at once"),
     ("INT", "the same (Ctrl-C)"),
     ("QUIT", "the same"),
@@ -91,17 +93,24 @@ const SIGNALS: [(&str, &str); 9] = [
 const SOURCES: &str = "\
 Every setting has one name in three spellings: --idle-timeout 30s, in the
 environment UPPERCASED_IDLE_TIMEOUT=30s, in the file idle_timeout = \"30s\".
-Flags win over the environment, the environment wins over the file.
+Flags win over the environment, the environment wins over the file.";
 
-Exit codes: 0 done, 1 failed while running, 2 bad usage or configuration.";
-
-/// The whole command line.
+/// The whole command line: what people type, and the roles in which processes of ours start others.
 pub(super) fn command() -> Command {
-    let root = Command::new("uppercased")
+    for_people().subcommands(roles())
+}
+
+/// The command line without those roles: what is completed, and what has manual pages.
+pub(super) fn for_people() -> Command {
+    let root = Command::new(PROGRAM)
         .version(env!("CARGO_PKG_VERSION"))
         .about("A TCP server that answers every byte with its ASCII upper-case")
         .after_help(EXAMPLES)
-        .after_long_help(format!("{EXAMPLES}\n\n{}\n{SOURCES}", signals()))
+        .after_long_help(format!(
+            "{EXAMPLES}\n\n{}\n{SOURCES}\n\n{}",
+            signals(),
+            exit::in_short()
+        ))
         .subcommand_help_heading("Commands")
         .subcommand(serve())
         .subcommand(check())
@@ -112,45 +121,39 @@ pub(super) fn command() -> Command {
         .subcommand(scale())
         .subcommand(status())
         .subcommand(stop())
-        .subcommand(
-            Command::new(WORKER)
-                .about("Serve as a worker; started by the supervisor only")
-                .hide(true),
+        .subcommand(completions::command());
+    let manual = manual::command(&root);
+    with_settings(root.subcommand(manual)).term_width(HELP_COLUMNS)
+}
+
+/// The roles that only processes of ours play.
+fn roles() -> [Command; 4] {
+    let admin = Command::new(ADMIN)
+        .about("Show health and metrics over HTTP; started by the supervisor only")
+        .arg(
+            Arg::new(CONTROL)
+                .long(CONTROL)
+                .required(true)
+                .value_parser(PathBufValueParser::new()),
         )
-        .subcommand(
-            Command::new(ADMIN)
-                .about("Show health and metrics over HTTP; started by the supervisor only")
-                .arg(
-                    Arg::new(CONTROL)
-                        .long(CONTROL)
-                        .required(true)
-                        .value_parser(PathBufValueParser::new()),
-                )
-                .arg(
-                    Arg::new(SUPERVISOR)
-                        .long(SUPERVISOR)
-                        .required(true)
-                        .value_parser(clap::value_parser!(i32).range(1..)),
-                )
-                .hide(true),
-        )
-        .subcommand(
-            Command::new(BENCH_PART)
-                .about("Be a part of a measurement; started by `bench` only")
-                .hide(true),
-        )
-        .subcommand(
-            Command::new(PREFLIGHT)
-                .about("Show that this program could take over; started by the supervisor only")
-                .arg(
-                    Arg::new(SERVER_ARGS)
-                        .last(true)
-                        .num_args(0..)
-                        .value_parser(OsStringValueParser::new()),
-                )
-                .hide(true),
+        .arg(
+            Arg::new(SUPERVISOR)
+                .long(SUPERVISOR)
+                .required(true)
+                .value_parser(clap::value_parser!(i32).range(1..)),
         );
-    with_settings(root).term_width(HELP_COLUMNS)
+    let preflight = Command::new(PREFLIGHT)
+        .about("Show that this program could take over; started by the supervisor only")
+        .arg(
+            Arg::new(SERVER_ARGS)
+                .last(true)
+                .num_args(0..)
+                .value_parser(OsStringValueParser::new()),
+        );
+    let worker = Command::new(WORKER).about("Serve as a worker; started by the supervisor only");
+    let bench_part =
+        Command::new(BENCH_PART).about("Be a part of a measurement; started by `bench` only");
+    [worker, admin, bench_part, preflight].map(|role| role.hide(true))
 }
 
 /// What clap would report, had it noticed by itself.
@@ -347,7 +350,17 @@ mod tests {
         whole.build();
         let mut texts = vec![whole.render_help().to_string()];
         for name in [
-            SERVE, CHECK, CLIENT, BENCH, RELOAD, UPGRADE, SCALE, STATUS, STOP,
+            SERVE,
+            CHECK,
+            CLIENT,
+            BENCH,
+            RELOAD,
+            UPGRADE,
+            SCALE,
+            STATUS,
+            STOP,
+            completions::COMPLETIONS,
+            manual::MAN,
         ] {
             let sub = whole.find_subcommand_mut(name).unwrap();
             let text = sub.render_help().to_string();
