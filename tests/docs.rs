@@ -212,6 +212,48 @@ fn every_documented_log_line_exists() {
 }
 
 #[test]
+fn every_quoted_log_line_exists() {
+    let (events, page) = (events(), operations());
+    let quoted: Vec<&str> = section(&page, "Runbooks")
+        .split(['\n', '`'])
+        .filter_map(|line| {
+            let levels = ["INFO ", "WARN ", "ERROR "].into_iter();
+            levels.filter_map(|level| line.strip_prefix(level)).next()
+        })
+        .collect();
+    assert!(quoted.len() > 5, "{quoted:?}");
+    let exists = |line: &&&str| {
+        let mut messages = events.iter().filter_map(|event| event.message.as_deref());
+        messages.any(|message| {
+            let fields = line.strip_prefix(message);
+            fields.is_some_and(|fields| fields.is_empty() || fields.starts_with(' '))
+        })
+    };
+    let gone: Vec<&&str> = quoted.iter().filter(|line| !exists(line)).collect();
+    assert!(gone.is_empty(), "no source has these log lines: {gone:?}");
+}
+
+#[test]
+fn the_contents_list_every_section() {
+    let page = operations();
+    let (contents, _) = page.split_once("\n## ").unwrap();
+    let headings = page.lines().filter_map(|line| line.strip_prefix("## "));
+    let linked: Vec<String> = headings
+        .map(|heading| {
+            let kept = |c: &char| c.is_ascii_alphanumeric() || " -".contains(*c);
+            let anchor: String = heading.to_lowercase().chars().filter(kept).collect();
+            format!("[{heading}](#{})", anchor.replace(' ', "-"))
+        })
+        .collect();
+    let missing: Vec<&String> = linked
+        .iter()
+        .filter(|one| !contents.contains(*one))
+        .collect();
+    assert!(missing.is_empty(), "not in the contents: {missing:?}");
+    assert_eq!(contents.matches("](#").count(), linked.len(), "{contents}");
+}
+
+#[test]
 fn the_scanner_reads_macros_as_they_are_written() {
     let text = r#"%error, to = f(a, "x"), "it said \"no\": \
                   and, in the end, left"); rest("#;

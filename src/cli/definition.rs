@@ -387,10 +387,61 @@ mod tests {
         }
     }
 
+    const OPERATIONS: &str = include_str!("../../docs/operations.md");
+
+    /// Where the flags of a command have to be explained.
+    fn page_of(command: &str) -> &'static str {
+        match command {
+            BENCH => include_str!("../../docs/bench.md"),
+            PROGRAM | SERVE | CHECK => include_str!("../../docs/configuration.md"),
+            _ => OPERATIONS,
+        }
+    }
+
+    /// The words of each piece of code on a page.
+    fn in_code(page: &str) -> impl Iterator<Item = impl Iterator<Item = &str>> {
+        let codes = page.split('`').skip(1).step_by(2);
+        codes.map(|code| code.split([' ', '=']))
+    }
+
+    #[test]
+    fn every_command_and_flag_is_documented() {
+        let root = for_people();
+        let mut missing = Vec::new();
+        for command in [&root].into_iter().chain(root.get_subcommands()) {
+            let name = command.get_name();
+            let call = [PROGRAM, name];
+            if name != PROGRAM && !in_code(OPERATIONS).any(|code| code.take(2).eq(call)) {
+                missing.push(name.to_owned());
+            }
+            let flags = command.get_arguments().filter_map(Arg::get_long);
+            for flag in flags.map(|flag| format!("--{flag}")) {
+                if !in_code(page_of(name)).flatten().any(|word| word == flag) {
+                    missing.push(format!("{name} {flag}"));
+                }
+            }
+        }
+        assert!(missing.is_empty(), "not in docs/: {missing:?}");
+    }
+
+    #[test]
+    fn the_supervisor_handles_the_signals_that_are_listed() {
+        let mut listed = SIGNALS.map(|(signal, _)| format!("SIG{signal}")).to_vec();
+        listed.sort();
+        let handled = crate::supervisor::HANDLED_SIGNALS.into_iter().flatten();
+        let mut handled: Vec<String> = handled
+            .map(|signal| nix::sys::signal::Signal::try_from(*signal).unwrap())
+            .map(|signal| signal.as_str().to_owned())
+            // Nobody handles it; what it does to the workers is our doing all the same.
+            .chain(["SIGKILL".to_owned()])
+            .collect();
+        handled.sort();
+        assert_eq!(listed, handled);
+    }
+
     #[test]
     fn help_and_operations_list_the_same_signals() {
-        let page = include_str!("../../docs/operations.md");
-        let (_, section) = page.split_once("## Signals").unwrap();
+        let (_, section) = OPERATIONS.split_once("## Signals to").unwrap();
         let (section, _) = section.split_once("\n## ").unwrap();
         // The first column of the table.
         let rows = section.lines().filter(|line| line.starts_with("| `SIG"));

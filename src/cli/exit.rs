@@ -96,3 +96,29 @@ pub(super) fn in_short() -> String {
     let each = COMMON.map(|(code, meaning)| format!("{code} {meaning}"));
     format!("Exit codes: {}.", each.join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn operations_lists_every_exit_code_and_no_other() {
+        let page = include_str!("../../docs/operations.md");
+        let (_, section) = page.split_once("\n## Exit codes\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let documented: BTreeSet<u8> = section
+            .lines()
+            .filter_map(|line| line.strip_prefix("| ")?.split(" |").next()?.parse().ok())
+            .collect();
+        let commands = definition::for_people();
+        let names = commands.get_subcommands().map(clap::Command::get_name);
+        let codes = |name| meanings(name).iter().map(|(code, _)| *code);
+        let known: BTreeSet<u8> = names
+            .flat_map(codes)
+            .chain(codes(compare::COMPARE))
+            .collect();
+        assert_eq!(documented, known);
+        assert_eq!(known, COMMON.iter().map(|(code, _)| *code).collect());
+    }
+}
