@@ -168,6 +168,8 @@ fn bash_completes_commands_flags_and_words() {
         (&["uppercased", "bench", "comp"], "compare\n"),
         (&["uppercased", "bench", "--close", "h"], "half\n"),
         (&["uppercased", "completions", "z"], "zsh\n"),
+        (&["uppercased", "--log-level", "d"], "debug\n"),
+        (&["uppercased", "serve", "--log-format", "j"], "json\n"),
         // A role that only the supervisor starts.
         (&["uppercased", "prefl"], "\n"),
     ] {

@@ -10,6 +10,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Arg, ArgMatches, Command};
 
 use super::{definition, print};
+use crate::config::Setting;
 
 /// The command.
 pub(super) const COMPLETIONS: &str = "completions";
@@ -80,8 +81,28 @@ pub(super) fn run(shell: Shell) -> ExitCode {
     print(&script(shell))
 }
 
+/// Settings judge their values by themselves, so the definition does not know which words there
+/// are; a shell may.
+fn with_words(command: Command) -> Command {
+    command.mut_args(|arg| {
+        let setting = Setting::find(arg.get_id().as_str());
+        match setting
+            .map(Setting::words)
+            .filter(|words| !words.is_empty())
+        {
+            Some(words) => arg.value_parser(PossibleValuesParser::new(words)),
+            None => arg,
+        }
+    })
+}
+
 fn script(shell: Shell) -> String {
-    let mut command = definition::for_people();
+    let command = with_words(definition::for_people());
+    let mut command = definition::CONFIGURED
+        .into_iter()
+        .fold(command, |command, name| {
+            command.mut_subcommand(name, with_words)
+        });
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(shell.generator(), &mut command, name, &mut script);
