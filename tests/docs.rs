@@ -233,6 +233,31 @@ fn every_quoted_log_line_exists() {
     assert!(gone.is_empty(), "no source has these log lines: {gone:?}");
 }
 
+/// Codes that are written as numbers: in a call, or as a constant. (Their table is `src/cli/exit.rs`.)
+#[test]
+fn no_exit_code_is_made_that_is_not_documented() {
+    let page = operations();
+    let codes = section(&page, "Exit codes");
+    let documented = |code: &str| codes.contains(&format!("\n| {code} | "));
+    let mut seen = 0;
+    for (file, text) in sources() {
+        let calls = text.split("ExitCode::from(").skip(1);
+        let constants = text.split("const ").skip(1).filter_map(|rest| {
+            let (name, value) = rest.split_once(": u8 = ")?;
+            (name.starts_with("EXIT_") || name.starts_with("BAD_")).then_some(value)
+        });
+        for rest in calls.chain(constants) {
+            let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(0);
+            let code = &rest[..end];
+            if !code.is_empty() {
+                seen += 1;
+                assert!(documented(code), "{file}: exit code {code}");
+            }
+        }
+    }
+    assert!(seen > 3, "{seen}");
+}
+
 #[test]
 fn the_contents_list_every_section() {
     let page = operations();

@@ -200,7 +200,7 @@ fn of_file(root: &Command) -> String {
             "A TOML file of keys and values, without tables. It is named by --config or by \
              UPPERCASED_CONFIG; there is none by default. Durations (\"30s\") and sizes (\"64KiB\") \
              are strings with a unit, numbers and booleans may stand without quotes, lists may be \
-             lists. A key that is no setting is an error. `uppercased check --config FILE` says \
+             arrays. A key that is no setting is an error. `uppercased check --config FILE` says \
              whether a file is valid; `uppercased check --print` writes one with every setting.",
         )]);
         let mut heading = None;
