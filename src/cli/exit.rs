@@ -74,7 +74,7 @@ const TEXT: &[Meaning] = &[
     (BAD_INPUT, "Bad usage."),
 ];
 
-/// The exit codes of a command, by its own name.
+/// The exit codes of a command, by its own name; none if there is no such command.
 pub(super) fn meanings(command: &str) -> &'static [Meaning] {
     match command {
         definition::CHECK => CHECK,
@@ -87,7 +87,8 @@ pub(super) fn meanings(command: &str) -> &'static [Meaning] {
         | definition::STATUS
         | definition::STOP => ORDER,
         manual::MAN | completions::COMPLETIONS => TEXT,
-        _ => SERVER,
+        definition::PROGRAM | definition::SERVE => SERVER,
+        _ => &[],
     }
 }
 
@@ -111,13 +112,19 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("| ")?.split(" |").next()?.parse().ok())
             .collect();
-        let commands = definition::for_people();
-        let names = commands.get_subcommands().map(clap::Command::get_name);
-        let codes = |name| meanings(name).iter().map(|(code, _)| *code);
-        let known: BTreeSet<u8> = names
-            .flat_map(codes)
-            .chain(codes(compare::COMPARE))
-            .collect();
+        let root = definition::for_people();
+        let mut commands: Vec<&clap::Command> = root.get_subcommands().collect();
+        let below = commands
+            .iter()
+            .flat_map(|command| command.get_subcommands());
+        commands.extend(below.collect::<Vec<_>>());
+        commands.push(&root);
+        let mut known = BTreeSet::new();
+        for command in commands {
+            let meanings = meanings(command.get_name());
+            assert!(!meanings.is_empty(), "of {}", command.get_name());
+            known.extend(meanings.iter().map(|(code, _)| *code));
+        }
         assert_eq!(documented, known);
         assert_eq!(known, COMMON.iter().map(|(code, _)| *code).collect());
     }

@@ -15,9 +15,6 @@ use crate::config::{SETTINGS, Setting};
 /// The page of the configuration file.
 pub(super) const FILE: &str = "uppercased.toml";
 
-/// What stands in the header of every page that a command has.
-const MANUAL: &str = "User Commands";
-
 const DESCRIPTION: &str = "\
 A supervisor starts worker processes that share one port. Every byte that a client sends comes \
 back as its ASCII upper-case. Without a command the server is started; reload, upgrade and scale \
@@ -28,6 +25,13 @@ const SPELLINGS: &str = "\
 Every option of the server has one name in three spellings, for example --idle-timeout 30s, in \
 the environment UPPERCASED_IDLE_TIMEOUT=30s, in the file idle_timeout = \"30s\". Options win over \
 the environment, the environment wins over the file.";
+
+const FILE_DESCRIPTION: &str = "\
+A TOML file of keys and values, without tables. It is named by --config or by UPPERCASED_CONFIG; \
+there is none by default. Durations (\"30s\") and sizes (\"64KiB\") are strings with a unit, numbers \
+and booleans may stand without quotes, lists may be arrays. A key that is no setting is an error. \
+`uppercased check --config FILE` says whether a file is valid; `uppercased check --print` writes \
+one with every setting.";
 
 const VARIABLES: &[(&str, &str)] = &[
     (
@@ -135,55 +139,71 @@ fn page_title(command: &Command) -> String {
 }
 
 fn of_command(command: &Command) -> String {
-    let root = command.get_name() == definition::PROGRAM;
     let help = command.get_after_help().map(ToString::to_string);
     let help: Vec<Block> = help.iter().flat_map(|help| blocks(help)).collect();
-    let mut page = Text::begin(&page_title(command), "1", MANUAL);
+    let mut page = Text::begin(&page_title(command), "1", "User Commands");
     let man = Man::new(command.clone().subcommand_help_heading("COMMANDS"));
     page.add(|out| man.render_name_section(out));
-    page.own(|roff| synopsis(roff, command));
     page.own(|roff| {
-        roff.control("SH", ["DESCRIPTION"]);
-        let said = match command.get_about() {
-            Some(about) if !root => vec![format!("{about}.")],
-            _ => vec![DESCRIPTION.to_owned(), SPELLINGS.to_owned()],
-        };
-        let noted = help.iter().filter(|block| block.heading.is_none());
-        for (at, paragraph) in said.into_iter().chain(noted.map(Block::joined)).enumerate() {
-            if at > 0 {
-                roff.control("PP", []);
-            }
-            roff.text([roman(paragraph)]);
-        }
+        synopsis(roff, command);
+        description(roff, command, &help);
     });
     page.add(|out| man.render_options_section(out));
     if command.has_subcommands() {
         page.add(|out| man.render_subcommands_section(out));
     }
     page.own(|roff| {
-        for block in &help {
-            if let Some(heading) = block.heading.as_deref().filter(|it| !is_example(it)) {
-                roff.control("SH", [heading.to_uppercase().as_str()]);
-                verbatim(roff, &block.lines);
-            }
-        }
-        if exit::meanings(command.get_name()) == exit::meanings(definition::SERVE) {
+        headed(roff, &help, |heading| !is_example(heading));
+        if is_root(command) || command.get_name() == definition::SERVE {
             signals(roff);
         }
         exit_status(roff, command.get_name());
-        environment(roff, command, root);
-        if root {
+        environment(roff, command);
+        if is_root(command) {
             list(roff, "FILES", FILES.iter().copied());
         }
-        for block in &help {
-            if block.heading.as_deref().is_some_and(is_example) {
-                roff.control("SH", ["EXAMPLES"]);
-                verbatim(roff, &block.lines);
-            }
-        }
+        headed(roff, &help, is_example);
         see_also(roff, &neighbours(command));
     });
     page.0
+}
+
+fn is_root(command: &Command) -> bool {
+    command.get_name() == definition::PROGRAM
+}
+
+/// What the command is for, and what its help has to say besides.
+fn description(roff: &mut Roff, command: &Command, help: &[Block]) {
+    roff.control("SH", ["DESCRIPTION"]);
+    let said = match command.get_about() {
+        Some(about) if !is_root(command) => vec![format!("{about}.")],
+        _ => vec![DESCRIPTION.to_owned(), SPELLINGS.to_owned()],
+    };
+    let noted = help.iter().filter(|block| block.heading.is_none());
+    let noted = noted.map(|block| block.lines.join(" "));
+    for (at, paragraph) in said.into_iter().chain(noted).enumerate() {
+        if at > 0 {
+            roff.control("PP", []);
+        }
+        roff.text([roman(paragraph)]);
+    }
+}
+
+/// The headed parts of a help that are wanted, each as a section.
+fn headed(roff: &mut Roff, help: &[Block], wanted: fn(&str) -> bool) {
+    for block in help {
+        let Some(heading) = block.heading.as_deref().filter(|it| wanted(it)) else {
+            continue;
+        };
+        let heading = if is_example(heading) {
+            // Also where there is one only.
+            "EXAMPLES".to_owned()
+        } else {
+            heading.to_uppercase()
+        };
+        roff.control("SH", [heading.as_str()]);
+        verbatim(roff, &block.lines);
+    }
 }
 
 /// The page of the configuration file, from the table of settings.
@@ -196,13 +216,7 @@ fn of_file(root: &Command) -> String {
             root.get_name()
         ))]);
         roff.control("SH", ["DESCRIPTION"]);
-        roff.text([roman(
-            "A TOML file of keys and values, without tables. It is named by --config or by \
-             UPPERCASED_CONFIG; there is none by default. Durations (\"30s\") and sizes (\"64KiB\") \
-             are strings with a unit, numbers and booleans may stand without quotes, lists may be \
-             arrays. A key that is no setting is an error. `uppercased check --config FILE` says \
-             whether a file is valid; `uppercased check --print` writes one with every setting.",
-        )]);
+        roff.text([roman(FILE_DESCRIPTION)]);
         let mut heading = None;
         for setting in SETTINGS {
             if heading != Some(setting.category) {
@@ -268,8 +282,8 @@ fn exit_status(roff: &mut Roff, command: &str) {
     );
 }
 
-fn environment(roff: &mut Roff, command: &Command, root: bool) {
-    let variables = if root {
+fn environment(roff: &mut Roff, command: &Command) {
+    let variables = if is_root(command) {
         VARIABLES
     } else if takes(command, definition::CONFIG) {
         // The rest is where the control socket is and what the log looks like: of no use here.
@@ -334,12 +348,6 @@ struct Block {
     /// Its first line, if that ends with a colon and the others belong to it.
     heading: Option<String>,
     lines: Vec<String>,
-}
-
-impl Block {
-    fn joined(&self) -> String {
-        self.lines.join(" ")
-    }
 }
 
 fn is_example(heading: &str) -> bool {
@@ -464,7 +472,7 @@ mod tests {
         let blocks = blocks(help);
         let seen: Vec<(Option<&str>, String)> = blocks
             .iter()
-            .map(|block| (block.heading.as_deref(), block.joined()))
+            .map(|block| (block.heading.as_deref(), block.lines.join(" ")))
             .collect();
         let expected = [
             (None, "One note in two lines.".to_owned()),
