@@ -36,6 +36,7 @@ struct Event {
     file: String,
     /// `None`: it has no words.
     message: Option<String>,
+    fields: Vec<String>,
 }
 
 fn root() -> &'static Path {
@@ -101,6 +102,13 @@ fn literal(argument: &str) -> Option<String> {
     Some(lines.fold(first, |text, line| text + line.trim_start()))
 }
 
+/// The name of a field: `peer` of `%peer`, `after_ms` of `after_ms = after.as_millis()`.
+fn field(argument: &str) -> Option<String> {
+    let name = argument.split('=').next()?.trim();
+    let name = name.trim_start_matches(['%', '?']);
+    (!name.is_empty() && !name.starts_with('"')).then(|| name.to_owned())
+}
+
 /// A macro that is imported would not be found.
 fn assert_macros_are_named_in_full(file: &str, text: &str) {
     for name in MACROS {
@@ -122,18 +130,23 @@ fn events() -> Vec<Event> {
             let starts = text.match_indices(name);
             starts.map(|(at, _)| at + name.len()).collect::<Vec<_>>()
         }) {
-            let message = arguments(&text[start..])
-                .iter()
-                .find_map(|one| literal(one));
+            let arguments = arguments(&text[start..]);
+            let message = arguments.iter().find_map(|one| literal(one));
             if (file.as_str(), message.as_deref()) != (FORWARDED.0, Some(FORWARDED.1)) {
-                let file = file.clone();
-                found.push(Event { file, message });
+                found.push(Event {
+                    file: file.clone(),
+                    message,
+                    fields: arguments.iter().filter_map(|one| field(one)).collect(),
+                });
             }
         }
         if file == BY_HAND.0 {
             assert!(text.contains(&format!("\"{}\"", BY_HAND.1)), "{BY_HAND:?}");
-            let message = Some(BY_HAND.1.to_owned());
-            found.push(Event { file, message });
+            found.push(Event {
+                file,
+                message: Some(BY_HAND.1.to_owned()),
+                fields: vec!["lost".to_owned()],
+            });
         }
     }
     found
@@ -149,17 +162,34 @@ fn operations() -> String {
     fs::read_to_string(root().join("docs/operations.md")).unwrap()
 }
 
-/// What stands in code in the first column of the tables of log lines.
-fn documented(page: &str) -> Vec<String> {
+/// A log line as the page has it: `worker ready` (slot, generation).
+#[derive(Debug)]
+struct Documented {
+    message: String,
+    fields: Vec<String>,
+}
+
+/// The first column of the tables of log lines.
+fn documented(page: &str) -> Vec<Documented> {
     let rows = section(page, "Standard output and the log")
         .lines()
         .filter_map(|line| line.strip_prefix("| "))
         .filter_map(|row| row.split(" | ").next());
-    let in_code = |cell: &str| {
-        let parts = cell.split('`').skip(1).step_by(2);
-        parts.map(str::to_owned).collect::<Vec<_>>()
-    };
-    rows.flat_map(in_code).collect()
+    let mut found = Vec::new();
+    for cell in rows {
+        let mut parts = cell.split('`').skip(1);
+        while let (Some(message), after) = (parts.next(), parts.next().unwrap_or_default()) {
+            let fields = after.strip_prefix(" (").and_then(|it| it.split(')').next());
+            // What is no single word explains one.
+            let fields = fields.unwrap_or_default().split(", ");
+            let fields = fields.filter(|field| !field.is_empty() && !field.contains(' '));
+            found.push(Documented {
+                message: message.to_owned(),
+                fields: fields.map(str::to_owned).collect(),
+            });
+        }
+    }
+    found
 }
 
 /// Whether a word of the page means that message; it may be cut with `…`.
@@ -186,7 +216,8 @@ fn every_log_line_is_documented() {
         .iter()
         .filter(|event| {
             let message = event.message.as_deref();
-            !message.is_some_and(|message| documented.iter().any(|one| means(one, message)))
+            !message
+                .is_some_and(|message| documented.iter().any(|one| means(&one.message, message)))
         })
         .map(|event| {
             let message = event.message.as_deref().unwrap_or("(no words)");
@@ -201,14 +232,25 @@ fn every_log_line_is_documented() {
 }
 
 #[test]
-fn every_documented_log_line_exists() {
-    let (events, documented) = (events(), documented(&operations()));
-    let exists = |one: &&String| {
-        let mut messages = events.iter().filter_map(|event| event.message.as_deref());
-        messages.any(|message| means(one, message))
-    };
-    let gone: Vec<&String> = documented.iter().filter(|one| !exists(one)).collect();
-    assert!(gone.is_empty(), "no source has these log lines: {gone:?}");
+fn every_documented_log_line_exists_with_its_fields() {
+    let events = events();
+    for one in documented(&operations()) {
+        let meant: Vec<&Event> = events
+            .iter()
+            .filter(|event| {
+                let message = event.message.as_deref();
+                message.is_some_and(|message| means(&one.message, message))
+            })
+            .collect();
+        assert!(!meant.is_empty(), "no source has this log line: {one:?}");
+        for field in &one.fields {
+            let has = meant.iter().any(|event| event.fields.contains(field));
+            assert!(
+                has,
+                "no such field: {field} of {one:?}; there are {meant:?}"
+            );
+        }
+    }
 }
 
 #[test]
