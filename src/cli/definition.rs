@@ -95,23 +95,9 @@ Every setting has one name in three spellings: --idle-timeout 30s, in the
 environment UPPERCASED_IDLE_TIMEOUT=30s, in the file idle_timeout = \"30s\".
 Flags win over the environment, the environment wins over the file.";
 
-/// The whole command line: what people type, and the roles in which processes of ours start others.
+/// The whole command line: what people type, and the roles, which are hidden.
 pub(super) fn command() -> Command {
-    for_people().subcommands(roles())
-}
-
-/// The command line without those roles: what is completed, and what has manual pages.
-pub(super) fn for_people() -> Command {
-    let root = Command::new(PROGRAM)
-        .version(env!("CARGO_PKG_VERSION"))
-        .about("A TCP server that answers every byte with its ASCII upper-case")
-        .after_help(EXAMPLES)
-        .after_long_help(format!(
-            "{EXAMPLES}\n\n{}\n{SOURCES}\n\n{}",
-            signals(),
-            exit::in_short()
-        ))
-        .subcommand_help_heading("Commands")
+    let root = root()
         .subcommand(serve())
         .subcommand(check())
         .subcommand(client())
@@ -121,39 +107,67 @@ pub(super) fn for_people() -> Command {
         .subcommand(scale())
         .subcommand(status())
         .subcommand(stop())
-        .subcommand(completions::command());
+        .subcommand(completions::command())
+        .subcommand(
+            Command::new(WORKER)
+                .about("Serve as a worker; started by the supervisor only")
+                .hide(true),
+        )
+        .subcommand(
+            Command::new(ADMIN)
+                .about("Show health and metrics over HTTP; started by the supervisor only")
+                .arg(
+                    Arg::new(CONTROL)
+                        .long(CONTROL)
+                        .required(true)
+                        .value_parser(PathBufValueParser::new()),
+                )
+                .arg(
+                    Arg::new(SUPERVISOR)
+                        .long(SUPERVISOR)
+                        .required(true)
+                        .value_parser(clap::value_parser!(i32).range(1..)),
+                )
+                .hide(true),
+        )
+        .subcommand(
+            Command::new(BENCH_PART)
+                .about("Be a part of a measurement; started by `bench` only")
+                .hide(true),
+        )
+        .subcommand(
+            Command::new(PREFLIGHT)
+                .about("Show that this program could take over; started by the supervisor only")
+                .arg(
+                    Arg::new(SERVER_ARGS)
+                        .last(true)
+                        .num_args(0..)
+                        .value_parser(OsStringValueParser::new()),
+                )
+                .hide(true),
+        );
     let manual = manual::command(&root);
     with_settings(root.subcommand(manual)).term_width(HELP_COLUMNS)
 }
 
-/// The roles that only processes of ours play.
-fn roles() -> [Command; 4] {
-    let admin = Command::new(ADMIN)
-        .about("Show health and metrics over HTTP; started by the supervisor only")
-        .arg(
-            Arg::new(CONTROL)
-                .long(CONTROL)
-                .required(true)
-                .value_parser(PathBufValueParser::new()),
-        )
-        .arg(
-            Arg::new(SUPERVISOR)
-                .long(SUPERVISOR)
-                .required(true)
-                .value_parser(clap::value_parser!(i32).range(1..)),
-        );
-    let preflight = Command::new(PREFLIGHT)
-        .about("Show that this program could take over; started by the supervisor only")
-        .arg(
-            Arg::new(SERVER_ARGS)
-                .last(true)
-                .num_args(0..)
-                .value_parser(OsStringValueParser::new()),
-        );
-    let worker = Command::new(WORKER).about("Serve as a worker; started by the supervisor only");
-    let bench_part =
-        Command::new(BENCH_PART).about("Be a part of a measurement; started by `bench` only");
-    [worker, admin, bench_part, preflight].map(|role| role.hide(true))
+/// The command line without the roles: what is completed, and what has manual pages.
+pub(super) fn for_people() -> Command {
+    let whole = command();
+    let shown = whole.get_subcommands().filter(|one| !one.is_hide_set());
+    with_settings(root().subcommands(shown)).term_width(HELP_COLUMNS)
+}
+
+fn root() -> Command {
+    Command::new(PROGRAM)
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A TCP server that answers every byte with its ASCII upper-case")
+        .after_help(EXAMPLES)
+        .after_long_help(format!(
+            "{EXAMPLES}\n\n{}\n{SOURCES}\n\n{}",
+            signals(),
+            exit::in_short()
+        ))
+        .subcommand_help_heading("Commands")
 }
 
 /// What clap would report, had it noticed by itself.

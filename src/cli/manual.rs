@@ -31,10 +31,10 @@ pub enum Manual {
     Write(PathBuf),
 }
 
-/// What may be typed, if `root` has all the other commands.
+/// What may be typed, if `root` has all the other commands. Roles, which are hidden, have no page.
 pub(super) fn command(root: &Command) -> Command {
     let mut pages = Vec::new();
-    for command in root.get_subcommands() {
+    for command in root.get_subcommands().filter(|one| !one.is_hide_set()) {
         let name = command.get_name();
         pages.push(name.to_owned());
         let below = command.get_subcommands();
