@@ -23,13 +23,18 @@ use crate::{admin, fault, preflight, supervisor, worker};
 
 pub use crate::config::{CommandLine, Launch};
 pub use compare::Compare;
+pub use completions::Shell;
+pub use manual::Manual;
 pub use orders::Order;
 
 mod bench;
 mod compare;
+mod completions;
 mod definition;
 mod effective;
+mod exit;
 mod gather;
+mod manual;
 mod orders;
 
 /// Exit code for bad usage and bad configuration.
@@ -55,6 +60,10 @@ pub enum Command {
     Compare(Compare),
     /// Give a running server an order.
     Order(Order),
+    /// Show what a shell needs to complete a command line.
+    Completions(Shell),
+    /// Show or write manual pages.
+    Manual(Manual),
     /// Be a worker of the supervisor that started this process.
     Worker,
     /// Be the admin endpoint of the supervisor that started this process.
@@ -118,6 +127,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::BenchPart) => measurement::be_part(),
         Ok(Command::Compare(files)) => compare::run(&files),
         Ok(Command::Order(order)) => orders::run(&order),
+        Ok(Command::Completions(shell)) => completions::run(shell),
+        Ok(Command::Manual(asked)) => manual::run(&asked),
         Ok(Command::Worker) => worker::run(),
         Ok(Command::Admin(options)) => admin::run(options),
         Ok(Command::Preflight(server)) => preflight::run(server.read()),
@@ -176,6 +187,10 @@ pub fn parse(
             Err(why) => Err(definition::refused(ErrorKind::InvalidValue, why)),
         },
         Some((definition::BENCH_PART, _)) => Ok(Command::BenchPart),
+        Some((completions::COMPLETIONS, asked)) => {
+            Ok(Command::Completions(completions::typed(asked)))
+        }
+        Some((manual::MAN, asked)) => Ok(Command::Manual(manual::typed(asked))),
         Some((definition::CHECK, typed)) => {
             let found = gather::gather(&[&matches, typed], environment)?;
             Ok(Command::Check(if typed.get_flag(definition::PRINT) {

@@ -69,6 +69,8 @@ const EVENTS_PER_TURN: usize = 256;
 const STOP_SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
 /// Each asks for something else.
 const OTHER_SIGNALS: [i32; 5] = [SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU];
+/// All that have an effect; help and documentation list the same.
+pub(crate) const HANDLED_SIGNALS: [&[i32]; 2] = [&STOP_SIGNALS, &OTHER_SIGNALS];
 
 type Signals = SignalDelivery<UnixStream, SignalOnly>;
 
@@ -395,7 +397,7 @@ fn signals() -> io::Result<Signals> {
     let (read, write) = UnixStream::pair()?;
     read.set_nonblocking(true)?;
     write.set_nonblocking(true)?;
-    let caught = [STOP_SIGNALS.as_slice(), &OTHER_SIGNALS].concat();
+    let caught = HANDLED_SIGNALS.concat();
     Signals::with_pipe(read, write, SignalOnly, caught)
 }
 

@@ -10,7 +10,7 @@ use uppercased::metrics::{CloseReason, PauseCause, RefusalCause};
 const FILE_LINES_MAX: usize = 600;
 
 /// Cores: they decide, and touch nothing outside.
-const CORES: [&str; 35] = [
+const CORES: [&str; 38] = [
     "src/admin/answer.rs",
     "src/admin/exposition.rs",
     "src/admin/http.rs",
@@ -31,6 +31,9 @@ const CORES: [&str; 35] = [
     "src/bench/report/summary.rs",
     "src/bench/size.rs",
     "src/bench/truth.rs",
+    "src/cli/definition.rs",
+    "src/cli/exit.rs",
+    "src/cli/manual/page.rs",
     "src/connection.rs",
     "src/control/protocol.rs",
     "src/handover",

@@ -273,6 +273,99 @@ mod tests {
         assert!(text.ends_with("# EOF\n") && !text.contains(GONE), "{text}");
     }
 
+    /// A status in which every family has a sample.
+    fn full() -> Status {
+        let mut slot = slot(0, Traffic::read(3, |_| 1));
+        slot.accept_queues.push(AcceptQueueStatus {
+            address: "127.0.0.1:9999".to_owned(),
+            length: 0,
+            limit: 4096,
+        });
+        let mut status = Status {
+            phase: "serving".to_owned(),
+            slots: vec![slot],
+            ..Status::default()
+        };
+        status.sum_up();
+        status
+    }
+
+    /// The names of a sample's labels: `closed{slot="0",reason="drained"} 1`.
+    fn labels(sample: &str) -> Vec<&str> {
+        let inside = sample.split_once('{').map(|(_, rest)| rest);
+        let inside = inside.and_then(|rest| rest.rsplit_once('}'));
+        let pairs = inside.map_or("", |(inside, _)| inside).split("\",");
+        pairs
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(name, _)| name)
+            .filter(|name| *name != "le")
+            .collect()
+    }
+
+    /// The table between the two marks in `docs/operations.md`, made from what is exposed.
+    fn table() -> String {
+        let text = write(&full(), &[(200, 7)]).unwrap();
+        let mut table = "| name | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
+        for part in text.split("# HELP ").skip(1) {
+            let mut lines = part.lines();
+            let (name, meaning) = lines.next().unwrap().split_once(' ').unwrap();
+            let typed = format!("# TYPE {name} ");
+            let kind = lines
+                .clone()
+                .find_map(|line| line.strip_prefix(&typed))
+                .unwrap();
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            let sample = lines.find(|line| !line.starts_with('#')).unwrap();
+            let labels = labels(sample)
+                .iter()
+                .map(|label| format!("`{label}`"))
+                .collect::<Vec<_>>()
+                .join(", ");
+            table += &format!("| `{name}{suffix}` | {kind} | {labels} | {meaning} |\n");
+        }
+        table
+    }
+
+    /// With `UPDATE_DOCS=1` in the environment it writes the table instead of comparing it.
+    #[test]
+    fn the_documentation_agrees_with_what_is_exposed() {
+        const BEGIN: &str = "<!-- metrics: begin -->\n";
+        const END: &str = "<!-- metrics: end -->";
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        let (before, rest) = document.split_once(BEGIN).unwrap();
+        let (written, after) = rest.split_once(END).unwrap();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            let document = format!("{before}{BEGIN}{}{END}{after}", table());
+            std::fs::write(path, document).unwrap();
+            return;
+        }
+        assert_eq!(
+            written,
+            table(),
+            "run UPDATE_DOCS=1 cargo test --lib the_documentation_agrees"
+        );
+    }
+
+    /// A family that has no sample in [`full`] would be missing from the table unseen.
+    #[test]
+    fn the_table_has_every_family_that_is_written_here() {
+        let source = include_str!("exposition.rs");
+        let (product, _) = source.split_once("#[cfg(test)]").unwrap();
+        let names = product.split("family(encoder, \"").skip(1);
+        let names: Vec<&str> = names.filter_map(|rest| rest.split('"').next()).collect();
+        assert!(names.len() > 5, "{names:?}");
+        let table = table();
+        let has = |name: &str| table.contains(&format!("| `uppercased_{name}"));
+        for name in names {
+            assert!(has(name), "{name}\n{table}");
+        }
+        for one in Counter::all() {
+            let in_histogram = matches!(one, Counter::BusyNs | Counter::Took(_));
+            assert!(in_histogram || has(one.name().0), "{one:?}\n{table}");
+        }
+    }
+
     #[test]
     fn a_family_without_a_sample_is_left_out() {
         let text = write(&Status::default(), &[]).unwrap();

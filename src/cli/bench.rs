@@ -376,4 +376,55 @@ mod tests {
             assert!(read(&wrong).is_err(), "{wrong:?}");
         }
     }
+
+    /// The table of flags between the two marks in `docs/bench.md`.
+    fn table() -> String {
+        let mut command = command();
+        command.build();
+        let mut table = "| flag | what it says |\n|---|---|\n".to_owned();
+        let flags = command.get_arguments().filter(|arg| !arg.is_positional());
+        for flag in flags.filter(|arg| arg.get_id() != "help") {
+            let long = format!("--{}", flag.get_long().unwrap());
+            let value = flag
+                .get_value_names()
+                .filter(|_| flag.get_action().takes_values());
+            let value = value.map_or_else(String::new, |names| format!(" {}", names[0]));
+            let short = flag.get_short();
+            let short = short.map_or_else(String::new, |short| format!("`-{short}`, "));
+            let words = flag.get_possible_values();
+            let words: Vec<&str> = words.iter().map(|word| word.get_name()).collect();
+            let words = match words.as_slice() {
+                [] => String::new(),
+                // That of a switch.
+                ["true", "false"] => String::new(),
+                words => format!(": `{}`", words.join("`, `")),
+            };
+            let help = flag.get_help().unwrap();
+            let row = format!("| {short}`{long}{value}` | {help}{words} |\n");
+            // In a table a bar would begin the next cell, also in code.
+            table += &row.replace("N|ADDR", "N\\|ADDR");
+        }
+        table
+    }
+
+    /// With `UPDATE_DOCS=1` in the environment it writes the table instead of comparing it.
+    #[test]
+    fn the_documentation_agrees_with_the_flags() {
+        const BEGIN: &str = "<!-- flags: begin -->\n";
+        const END: &str = "<!-- flags: end -->";
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/bench.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        let (before, rest) = document.split_once(BEGIN).unwrap();
+        let (written, after) = rest.split_once(END).unwrap();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            let document = format!("{before}{BEGIN}{}{END}{after}", table());
+            std::fs::write(path, document).unwrap();
+            return;
+        }
+        assert_eq!(
+            written,
+            table(),
+            "run UPDATE_DOCS=1 cargo test --lib the_documentation_agrees"
+        );
+    }
 }

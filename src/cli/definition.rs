@@ -9,9 +9,11 @@ use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, PathBufValue
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
 
-use super::Error;
+use super::{Error, completions, exit, manual};
 use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting};
 
+/// The program.
+pub(super) const PROGRAM: &str = "uppercased";
 /// Start the server; also what happens without a command.
 pub(super) const SERVE: &str = "serve";
 /// Validate, bind nothing.
@@ -70,7 +72,7 @@ Examples:
   uppercased bench                             what can this machine do?";
 
 /// Every signal with an effect on the supervisor, and the effect.
-const SIGNALS: [(&str, &str); 9] = [
+pub(super) const SIGNALS: [(&str, &str); 9] = [
     ("TERM", "stop in order; a second one: at once"),
     ("INT", "the same (Ctrl-C)"),
     ("QUIT", "the same"),
@@ -91,18 +93,11 @@ const SIGNALS: [(&str, &str); 9] = [
 const SOURCES: &str = "\
 Every setting has one name in three spellings: --idle-timeout 30s, in the
 environment UPPERCASED_IDLE_TIMEOUT=30s, in the file idle_timeout = \"30s\".
-Flags win over the environment, the environment wins over the file.
+Flags win over the environment, the environment wins over the file.";
 
-Exit codes: 0 done, 1 failed while running, 2 bad usage or configuration.";
-
-/// The whole command line.
+/// The whole command line: what people type, and the roles, which are hidden.
 pub(super) fn command() -> Command {
-    let root = Command::new("uppercased")
-        .version(env!("CARGO_PKG_VERSION"))
-        .about("A TCP server that answers every byte with its ASCII upper-case")
-        .after_help(EXAMPLES)
-        .after_long_help(format!("{EXAMPLES}\n\n{}\n{SOURCES}", signals()))
-        .subcommand_help_heading("Commands")
+    let root = root()
         .subcommand(serve())
         .subcommand(check())
         .subcommand(client())
@@ -112,6 +107,7 @@ pub(super) fn command() -> Command {
         .subcommand(scale())
         .subcommand(status())
         .subcommand(stop())
+        .subcommand(completions::command())
         .subcommand(
             Command::new(WORKER)
                 .about("Serve as a worker; started by the supervisor only")
@@ -150,7 +146,28 @@ pub(super) fn command() -> Command {
                 )
                 .hide(true),
         );
-    with_settings(root).term_width(HELP_COLUMNS)
+    let manual = manual::command(&root);
+    with_settings(root.subcommand(manual)).term_width(HELP_COLUMNS)
+}
+
+/// The command line without the roles: what is completed, and what has manual pages.
+pub(super) fn for_people() -> Command {
+    let whole = command();
+    let shown = whole.get_subcommands().filter(|one| !one.is_hide_set());
+    with_settings(root().subcommands(shown)).term_width(HELP_COLUMNS)
+}
+
+fn root() -> Command {
+    Command::new(PROGRAM)
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A TCP server that answers every byte with its ASCII upper-case")
+        .after_help(EXAMPLES)
+        .after_long_help(format!(
+            "{EXAMPLES}\n\n{}\n{SOURCES}\n\n{}",
+            signals(),
+            exit::in_short()
+        ))
+        .subcommand_help_heading("Commands")
 }
 
 /// What clap would report, had it noticed by itself.
@@ -347,7 +364,17 @@ mod tests {
         whole.build();
         let mut texts = vec![whole.render_help().to_string()];
         for name in [
-            SERVE, CHECK, CLIENT, BENCH, RELOAD, UPGRADE, SCALE, STATUS, STOP,
+            SERVE,
+            CHECK,
+            CLIENT,
+            BENCH,
+            RELOAD,
+            UPGRADE,
+            SCALE,
+            STATUS,
+            STOP,
+            completions::COMPLETIONS,
+            manual::MAN,
         ] {
             let sub = whole.find_subcommand_mut(name).unwrap();
             let text = sub.render_help().to_string();
@@ -374,10 +401,61 @@ mod tests {
         }
     }
 
+    const OPERATIONS: &str = include_str!("../../docs/operations.md");
+
+    /// Where the flags of a command have to be explained.
+    fn page_of(command: &str) -> &'static str {
+        match command {
+            BENCH => include_str!("../../docs/bench.md"),
+            PROGRAM | SERVE | CHECK => include_str!("../../docs/configuration.md"),
+            _ => OPERATIONS,
+        }
+    }
+
+    /// The words of each piece of code on a page.
+    fn in_code(page: &str) -> impl Iterator<Item = impl Iterator<Item = &str>> {
+        let codes = page.split('`').skip(1).step_by(2);
+        codes.map(|code| code.split([' ', '=']))
+    }
+
+    #[test]
+    fn every_command_and_flag_is_documented() {
+        let root = for_people();
+        let mut missing = Vec::new();
+        for command in [&root].into_iter().chain(root.get_subcommands()) {
+            let name = command.get_name();
+            let call = [PROGRAM, name];
+            if name != PROGRAM && !in_code(OPERATIONS).any(|code| code.take(2).eq(call)) {
+                missing.push(name.to_owned());
+            }
+            let flags = command.get_arguments().filter_map(Arg::get_long);
+            for flag in flags.map(|flag| format!("--{flag}")) {
+                if !in_code(page_of(name)).flatten().any(|word| word == flag) {
+                    missing.push(format!("{name} {flag}"));
+                }
+            }
+        }
+        assert!(missing.is_empty(), "not in docs/: {missing:?}");
+    }
+
+    #[test]
+    fn the_supervisor_handles_the_signals_that_are_listed() {
+        let mut listed = SIGNALS.map(|(signal, _)| format!("SIG{signal}")).to_vec();
+        listed.sort();
+        let handled = crate::supervisor::HANDLED_SIGNALS.into_iter().flatten();
+        let mut handled: Vec<String> = handled
+            .map(|signal| nix::sys::signal::Signal::try_from(*signal).unwrap())
+            .map(|signal| signal.as_str().to_owned())
+            // Nobody handles it; what it does to the workers is our doing all the same.
+            .chain(["SIGKILL".to_owned()])
+            .collect();
+        handled.sort();
+        assert_eq!(listed, handled);
+    }
+
     #[test]
     fn help_and_operations_list_the_same_signals() {
-        let page = include_str!("../../docs/operations.md");
-        let (_, section) = page.split_once("## Signals").unwrap();
+        let (_, section) = OPERATIONS.split_once("## Signals to").unwrap();
         let (section, _) = section.split_once("\n## ").unwrap();
         // The first column of the table.
         let rows = section.lines().filter(|line| line.starts_with("| `SIG"));

@@ -79,6 +79,7 @@ pub(crate) struct Binding {
     apply: fn(&mut Config, &str, &Facts<'_>) -> Result<(), String>,
     show: fn(&Config) -> String,
     accepts: fn() -> String,
+    words: fn() -> Vec<&'static str>,
 }
 
 /// Ties a field to its grammar. The key *is* the field's name, so they cannot drift apart.
@@ -92,6 +93,7 @@ macro_rules! bind {
             },
             show: |config| $grammar.show(&config.$field),
             accepts: || $grammar.to_string(),
+            words: || $grammar.words(),
         }
     };
 }
@@ -151,6 +153,12 @@ impl Setting {
     #[must_use]
     pub fn accepts(&self) -> String {
         (self.binding.accepts)()
+    }
+
+    /// All values there are, if they are a few words; none if there are others.
+    #[must_use]
+    pub fn words(&self) -> Vec<&'static str> {
+        (self.binding.words)()
     }
 
     /// Whether the flag alone, without a value, means `true`.
@@ -617,6 +625,19 @@ mod tests {
                 .unwrap();
             assert_ne!(changed, config, "{setting:?}: the example is the default");
             assert_eq!(setting.show(&changed), setting.example, "{setting:?}");
+        }
+    }
+
+    #[test]
+    fn every_word_that_is_offered_is_accepted() {
+        let offered = |setting: &&Setting| !setting.words().is_empty();
+        assert!(SETTINGS.iter().filter(offered).count() > 5);
+        let mut config = Config::default();
+        for setting in SETTINGS {
+            for word in setting.words() {
+                setting.apply(&mut config, word, &FACTS).unwrap();
+                assert_eq!(setting.show(&config), word, "{setting:?}");
+            }
         }
     }
 

@@ -43,6 +43,11 @@ pub(crate) trait Grammar: fmt::Display {
 
     /// Writes `value` so that `parse` gives it back.
     fn show(&self, value: &Self::Value) -> String;
+
+    /// All that may be written, if that is a few words; none if it is anything else.
+    fn words(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
 }
 
 /// A number of things, from `least` to `most`.
@@ -282,6 +287,10 @@ impl Grammar for Switch {
     fn show(&self, value: &bool) -> String {
         value.to_string()
     }
+
+    fn words(&self) -> Vec<&'static str> {
+        vec!["true", "false"]
+    }
 }
 
 impl fmt::Display for Switch {
@@ -339,6 +348,10 @@ impl<T: Copy + PartialEq> Grammar for Choice<T> {
             .find(|(_, known)| known == value)
             .map_or("", |(word, _)| *word)
             .to_owned()
+    }
+
+    fn words(&self) -> Vec<&'static str> {
+        self.0.iter().map(|(word, _)| *word).collect()
     }
 }
 

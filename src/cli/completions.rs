@@ -1,0 +1,128 @@
+//! The command `completions`: what a shell needs to complete our command line.
+//!
+//! Invariant: it is made from the one definition of the command line, without the roles that only
+//! processes of ours play.
+//! Must not: know a command or a flag by name.
+
+use std::process::ExitCode;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use clap::{Arg, ArgMatches, Command};
+
+use super::{definition, print};
+use crate::config::Setting;
+
+/// The command.
+pub(super) const COMPLETIONS: &str = "completions";
+
+const SHELL: &str = "shell";
+
+/// A shell that can be told how to complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shell {
+    /// GNU Bourne-Again Shell.
+    Bash,
+    /// Z shell.
+    Zsh,
+    /// Friendly interactive shell.
+    Fish,
+}
+
+impl Shell {
+    const ALL: [Self; 3] = [Self::Bash, Self::Zsh, Self::Fish];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Bash => "bash",
+            Self::Zsh => "zsh",
+            Self::Fish => "fish",
+        }
+    }
+
+    const fn generator(self) -> clap_complete::Shell {
+        match self {
+            Self::Bash => clap_complete::Shell::Bash,
+            Self::Zsh => clap_complete::Shell::Zsh,
+            Self::Fish => clap_complete::Shell::Fish,
+        }
+    }
+}
+
+/// What may be typed.
+pub(super) fn command() -> Command {
+    let shells = PossibleValuesParser::new(Shell::ALL.map(Shell::name)).try_map(|typed| {
+        let found = Shell::ALL.into_iter().find(|shell| shell.name() == typed);
+        found.ok_or("not a shell of these")
+    });
+    Command::new(COMPLETIONS)
+        .about("Print what a shell needs to complete commands and flags")
+        .after_help(
+            "Examples:\n  source <(uppercased completions bash)\n  \
+             uppercased completions zsh > ~/.zfunc/_uppercased\n  \
+             uppercased completions fish > ~/.config/fish/completions/uppercased.fish",
+        )
+        .arg(
+            Arg::new(SHELL)
+                .value_name("SHELL")
+                .required(true)
+                .value_parser(shells)
+                .help("For which shell"),
+        )
+}
+
+/// The shell as typed.
+pub(super) fn typed(typed: &ArgMatches) -> Shell {
+    let shell = typed.get_one(SHELL).copied();
+    shell.expect("invariant: clap requires it")
+}
+
+/// Prints the script.
+pub(super) fn run(shell: Shell) -> ExitCode {
+    print(&script(shell))
+}
+
+/// Settings judge their values by themselves, so the definition does not know which words there
+/// are; a shell may.
+fn with_words(command: Command) -> Command {
+    command.mut_args(|arg| {
+        let setting = Setting::find(arg.get_id().as_str());
+        match setting
+            .map(Setting::words)
+            .filter(|words| !words.is_empty())
+        {
+            Some(words) => arg.value_parser(PossibleValuesParser::new(words)),
+            None => arg,
+        }
+    })
+}
+
+fn script(shell: Shell) -> String {
+    let command = with_words(definition::for_people());
+    let mut command = definition::CONFIGURED
+        .into_iter()
+        .fold(command, |command, name| {
+            command.mut_subcommand(name, with_words)
+        });
+    let name = command.get_name().to_owned();
+    let mut script = Vec::new();
+    clap_complete::generate(shell.generator(), &mut command, name, &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_s_commands_are_completed_and_roles_are_not() {
+        for shell in Shell::ALL {
+            let script = script(shell);
+            for word in ["reload", "idle-timeout", "compare", "completions"] {
+                assert!(script.contains(word), "{shell:?}: {word}");
+            }
+            for role in [definition::PREFLIGHT, definition::BENCH_PART] {
+                assert!(!script.contains(role), "{shell:?}: {role}");
+            }
+        }
+    }
+}

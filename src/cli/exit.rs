@@ -1,0 +1,131 @@
+//! What exit codes mean, command by command: one table for help, manual pages and documentation.
+//!
+//! Must not: end a process; each command ends itself, with one of these.
+
+use super::BAD_INPUT;
+use super::{compare, completions, definition, manual};
+
+/// An exit code and what it says.
+pub(super) type Meaning = (u8, &'static str);
+
+/// What all commands have in common, in the words of the short help.
+pub(super) const COMMON: [Meaning; 3] = [
+    (0, "done"),
+    (1, "failed while running"),
+    (BAD_INPUT, "bad usage or configuration"),
+];
+
+const SERVER: &[Meaning] = &[
+    (0, "The server has stopped as it was asked to."),
+    (
+        1,
+        "The system refused something: the address is in use, a permission is missing, a worker \
+         cannot start.",
+    ),
+    (
+        BAD_INPUT,
+        "Bad usage or configuration. Nothing was started.",
+    ),
+];
+
+const CHECK: &[Meaning] = &[
+    (0, "The configuration is valid."),
+    (1, "The verdict could not be written."),
+    (BAD_INPUT, "Bad usage, or the configuration is not valid."),
+];
+
+const CLIENT: &[Meaning] = &[
+    (0, "Every byte came back in upper case."),
+    (1, "An answer was wrong, missing or refused."),
+    (BAD_INPUT, "Bad usage, or an address that cannot be read."),
+];
+
+const BENCH: &[Meaning] = &[
+    (0, "Every byte was right and nothing failed."),
+    (1, "Something failed."),
+    (
+        BAD_INPUT,
+        "Bad usage, or flags that do not go together here.",
+    ),
+];
+
+const COMPARE: &[Meaning] = &[
+    (0, "The comparison was printed."),
+    (1, "It could not be written."),
+    (BAD_INPUT, "Bad usage, or a file that is no measurement."),
+];
+
+const ORDER: &[Meaning] = &[
+    (0, "The server has done what it was asked for."),
+    (
+        1,
+        "It began and failed, it refused to begin, it went away, or it did not answer in time.",
+    ),
+    (
+        BAD_INPUT,
+        "Bad usage, or no server could be asked: none runs, several do, or it is another user's. \
+         Nothing has happened.",
+    ),
+];
+
+const TEXT: &[Meaning] = &[
+    (0, "It was written."),
+    (1, "It could not be written."),
+    (BAD_INPUT, "Bad usage."),
+];
+
+/// The exit codes of a command, by its own name; none if there is no such command.
+pub(super) fn meanings(command: &str) -> &'static [Meaning] {
+    match command {
+        definition::CHECK => CHECK,
+        definition::CLIENT => CLIENT,
+        definition::BENCH => BENCH,
+        compare::COMPARE => COMPARE,
+        definition::RELOAD
+        | definition::UPGRADE
+        | definition::SCALE
+        | definition::STATUS
+        | definition::STOP => ORDER,
+        manual::MAN | completions::COMPLETIONS => TEXT,
+        definition::PROGRAM | definition::SERVE => SERVER,
+        _ => &[],
+    }
+}
+
+/// Those of all commands, as help says them.
+pub(super) fn in_short() -> String {
+    let each = COMMON.map(|(code, meaning)| format!("{code} {meaning}"));
+    format!("Exit codes: {}.", each.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn operations_lists_every_exit_code_and_no_other() {
+        let page = include_str!("../../docs/operations.md");
+        let (_, section) = page.split_once("\n## Exit codes\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let documented: BTreeSet<u8> = section
+            .lines()
+            .filter_map(|line| line.strip_prefix("| ")?.split(" |").next()?.parse().ok())
+            .collect();
+        let root = definition::for_people();
+        let mut commands: Vec<&clap::Command> = root.get_subcommands().collect();
+        let below = commands
+            .iter()
+            .flat_map(|command| command.get_subcommands());
+        commands.extend(below.collect::<Vec<_>>());
+        commands.push(&root);
+        let mut known = BTreeSet::new();
+        for command in commands {
+            let meanings = meanings(command.get_name());
+            assert!(!meanings.is_empty(), "of {}", command.get_name());
+            known.extend(meanings.iter().map(|(code, _)| *code));
+        }
+        assert_eq!(documented, known);
+        assert_eq!(known, COMMON.iter().map(|(code, _)| *code).collect());
+    }
+}

@@ -1,0 +1,484 @@
+//! Manual pages as text: what the definition of the command line says, and the sections that it
+//! does not know.
+//!
+//! Invariants: options, notes and examples come from the definition, settings from their table,
+//! signals and exit codes from theirs; nothing is said here a second time.
+//! Must not: write.
+
+use clap::Command;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+
+use crate::cli::{definition, exit};
+use crate::config::{SETTINGS, Setting};
+
+/// The page of the configuration file.
+pub(super) const FILE: &str = "uppercased.toml";
+
+const DESCRIPTION: &str = "\
+A supervisor starts worker processes that share one port. Every byte that a client sends comes \
+back as its ASCII upper-case. Without a command the server is started; reload, upgrade and scale \
+change it while it serves, and move established connections to other workers instead of closing \
+them.";
+
+const SPELLINGS: &str = "\
+Every option of the server has one name in three spellings, for example --idle-timeout 30s, in \
+the environment UPPERCASED_IDLE_TIMEOUT=30s, in the file idle_timeout = \"30s\". Options win over \
+the environment, the environment wins over the file.";
+
+const FILE_DESCRIPTION: &str = "\
+A TOML file of keys and values, without tables. It is named by --config or by UPPERCASED_CONFIG; \
+there is none by default. Durations (\"30s\") and sizes (\"64KiB\") are strings with a unit, numbers \
+and booleans may stand without quotes, lists may be arrays. A key that is no setting is an error. \
+`uppercased check --config FILE` says whether a file is valid; `uppercased check --print` writes \
+one with every setting.";
+
+const VARIABLES: &[(&str, &str)] = &[
+    (
+        "UPPERCASED_*",
+        "A setting of the server, as the options say. One that is no setting is an error.",
+    ),
+    (
+        "UPPERCASED_CONFIG",
+        "Names the configuration file, as --config does.",
+    ),
+    (
+        "RUNTIME_DIRECTORY",
+        "Where the control socket is made; systemd sets it for RuntimeDirectory=.",
+    ),
+    (
+        "XDG_RUNTIME_DIR",
+        "The control socket of a server that is not root's is made in uppercased below it.",
+    ),
+    (
+        "NO_COLOR, TERM",
+        "Log lines have no colour if NO_COLOR is set, or TERM is dumb.",
+    ),
+];
+
+const VARIABLES_OF_ORDERS: &[(&str, &str)] = &[
+    (
+        "UPPERCASED_CONTROL",
+        "Names the control socket, as --control does.",
+    ),
+    (
+        "RUNTIME_DIRECTORY, XDG_RUNTIME_DIR",
+        "Where control sockets are looked for if none is named.",
+    ),
+];
+
+const FILES: &[(&str, &str)] = &[
+    (
+        "FILE of --config",
+        "The configuration, in TOML; see uppercased.toml(5). There is none by default.",
+    ),
+    (
+        "PID.sock",
+        "The control socket, made with mode 0600 in $RUNTIME_DIRECTORY, else in /run/uppercased \
+         (root), else in $XDG_RUNTIME_DIR/uppercased, unless --control says something else.",
+    ),
+];
+
+/// One manual page.
+#[derive(Debug)]
+pub(super) struct Page {
+    /// Its name: `uppercased-reload`.
+    pub(super) title: String,
+    /// The section of the manual that it belongs to.
+    section: &'static str,
+    /// What stands on it, for `troff`.
+    pub(super) text: String,
+}
+
+impl Page {
+    /// What its file is called: `uppercased-reload.1`.
+    pub(super) fn file_name(&self) -> String {
+        format!("{}.{}", self.title, self.section)
+    }
+}
+
+/// The name of the page that is asked for by this word; without one it is the program's.
+pub(super) fn title(word: Option<&str>) -> String {
+    match word {
+        None => definition::PROGRAM.to_owned(),
+        Some(FILE) => FILE.to_owned(),
+        Some(command) => format!("{}-{command}", definition::PROGRAM),
+    }
+}
+
+/// Every page: the program's, one for each of its commands, and the configuration file's.
+pub(super) fn all(root: Command) -> Vec<Page> {
+    let mut root = root.disable_help_subcommand(true);
+    root.build();
+    let mut commands = Vec::new();
+    collect(&root, &mut commands);
+    let of_commands = commands.iter().map(|command| Page {
+        title: page_title(command),
+        section: "1",
+        text: of_command(command),
+    });
+    let of_file = Page {
+        title: FILE.to_owned(),
+        section: "5",
+        text: of_file(&root),
+    };
+    of_commands.chain([of_file]).collect()
+}
+
+fn collect(command: &Command, into: &mut Vec<Command>) {
+    into.push(command.clone());
+    for below in command.get_subcommands() {
+        collect(below, into);
+    }
+}
+
+/// `uppercased-bench-compare`: clap names a command so when it has built it.
+fn page_title(command: &Command) -> String {
+    let name = command.get_display_name();
+    name.unwrap_or_else(|| command.get_name()).to_owned()
+}
+
+fn of_command(command: &Command) -> String {
+    let help = command.get_after_help().map(ToString::to_string);
+    let help: Vec<Block> = help.iter().flat_map(|help| blocks(help)).collect();
+    let mut page = Text::begin(&page_title(command), "1", "User Commands");
+    let man = Man::new(command.clone().subcommand_help_heading("COMMANDS"));
+    page.add(|out| man.render_name_section(out));
+    page.own(|roff| {
+        synopsis(roff, command);
+        description(roff, command, &help);
+    });
+    page.add(|out| man.render_options_section(out));
+    if command.has_subcommands() {
+        page.add(|out| man.render_subcommands_section(out));
+    }
+    page.own(|roff| {
+        headed(roff, &help, |heading| !is_example(heading));
+        if is_root(command) || command.get_name() == definition::SERVE {
+            signals(roff);
+        }
+        exit_status(roff, command.get_name());
+        environment(roff, command);
+        if is_root(command) {
+            list(roff, "FILES", FILES.iter().copied());
+        }
+        headed(roff, &help, is_example);
+        see_also(roff, &neighbours(command));
+    });
+    page.0
+}
+
+fn is_root(command: &Command) -> bool {
+    command.get_name() == definition::PROGRAM
+}
+
+/// What the command is for, and what its help has to say besides.
+fn description(roff: &mut Roff, command: &Command, help: &[Block]) {
+    roff.control("SH", ["DESCRIPTION"]);
+    let said = match command.get_about() {
+        Some(about) if !is_root(command) => vec![format!("{about}.")],
+        _ => vec![DESCRIPTION.to_owned(), SPELLINGS.to_owned()],
+    };
+    let noted = help.iter().filter(|block| block.heading.is_none());
+    let noted = noted.map(|block| block.lines.join(" "));
+    for (at, paragraph) in said.into_iter().chain(noted).enumerate() {
+        if at > 0 {
+            roff.control("PP", []);
+        }
+        roff.text([roman(paragraph)]);
+    }
+}
+
+/// The headed parts of a help that are wanted, each as a section.
+fn headed(roff: &mut Roff, help: &[Block], wanted: fn(&str) -> bool) {
+    for block in help {
+        let Some(heading) = block.heading.as_deref().filter(|it| wanted(it)) else {
+            continue;
+        };
+        let heading = if is_example(heading) {
+            // Also where there is one only.
+            "EXAMPLES".to_owned()
+        } else {
+            heading.to_uppercase()
+        };
+        roff.control("SH", [heading.as_str()]);
+        verbatim(roff, &block.lines);
+    }
+}
+
+/// The page of the configuration file, from the table of settings.
+fn of_file(root: &Command) -> String {
+    let mut page = Text::begin(FILE, "5", "File Formats");
+    page.own(|roff| {
+        roff.control("SH", ["NAME"]);
+        roff.text([roman(format!(
+            "{FILE} - configuration file of {}(1)",
+            root.get_name()
+        ))]);
+        roff.control("SH", ["DESCRIPTION"]);
+        roff.text([roman(FILE_DESCRIPTION)]);
+        let mut heading = None;
+        for setting in SETTINGS {
+            if heading != Some(setting.category) {
+                heading = Some(setting.category);
+                let heading = setting.category.heading().to_uppercase();
+                roff.control("SH", [heading.as_str()]);
+            }
+            described(roff, setting);
+        }
+        see_also(roff, &[format!("{}(1)", root.get_name())]);
+    });
+    page.0
+}
+
+fn described(roff: &mut Roff, setting: &Setting) {
+    roff.control("TP", []);
+    roff.text([bold(setting.key())]);
+    roff.text([roman(format!(
+        "{}. {} Accepts {}. Default: {}. Example: {}.",
+        setting.help,
+        setting.long_help,
+        setting.accepts(),
+        setting.default,
+        setting.example
+    ))]);
+}
+
+fn synopsis(roff: &mut Roff, command: &Command) {
+    roff.control("SH", ["SYNOPSIS"]);
+    let usage = command.clone().render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage:");
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
+    for (line, form) in usage.lines().map(str::trim).enumerate() {
+        if line > 0 {
+            roff.control("br", []);
+        }
+        let arguments = form.strip_prefix(name).unwrap_or(form);
+        roff.text([bold(name), roman(arguments)]);
+    }
+}
+
+fn signals(roff: &mut Roff) {
+    let each = definition::SIGNALS;
+    let named = each.map(|(signal, effect)| (format!("SIG{signal}"), effect));
+    list(
+        roff,
+        "SIGNALS",
+        named.iter().map(|(name, effect)| (name.as_str(), *effect)),
+    );
+}
+
+fn exit_status(roff: &mut Roff, command: &str) {
+    let meanings = exit::meanings(command).iter();
+    let named: Vec<(String, &str)> = meanings
+        .map(|(code, meaning)| (code.to_string(), *meaning))
+        .collect();
+    list(
+        roff,
+        "EXIT STATUS",
+        named
+            .iter()
+            .map(|(code, meaning)| (code.as_str(), *meaning)),
+    );
+}
+
+fn environment(roff: &mut Roff, command: &Command) {
+    let variables = if is_root(command) {
+        VARIABLES
+    } else if takes(command, definition::CONFIG) {
+        // The rest is where the control socket is and what the log looks like: of no use here.
+        &VARIABLES[..2]
+    } else if takes(command, definition::CONTROL) {
+        VARIABLES_OF_ORDERS
+    } else {
+        return;
+    };
+    list(roff, "ENVIRONMENT", variables.iter().copied());
+}
+
+/// The pages that belong to a command's: of all commands that it is below, of those below it, and
+/// of the file if it reads that.
+fn neighbours(command: &Command) -> Vec<String> {
+    let own = page_title(command);
+    let above = own.match_indices('-').map(|(at, _)| own[..at].to_owned());
+    let below = command.get_subcommands().map(page_title);
+    let mut pages: Vec<String> = above
+        .chain(below)
+        .map(|page| format!("{page}(1)"))
+        .collect();
+    if takes(command, definition::CONFIG) {
+        pages.push(format!("{FILE}(5)"));
+    }
+    pages
+}
+
+fn takes(command: &Command, flag: &str) -> bool {
+    command.get_arguments().any(|arg| arg.get_id() == flag)
+}
+
+fn see_also(roff: &mut Roff, pages: &[String]) {
+    roff.control("SH", ["SEE ALSO"]);
+    // Names are not to be hyphenated, nor pulled apart.
+    roff.control("nh", []);
+    roff.control("ad", ["l"]);
+    roff.text([roman(pages.join(", "))]);
+}
+
+/// A section of names with what they mean.
+fn list<'a>(roff: &mut Roff, heading: &str, entries: impl Iterator<Item = (&'a str, &'a str)>) {
+    roff.control("SH", [heading]);
+    for (name, meaning) in entries {
+        roff.control("TP", []);
+        roff.text([bold(name)]);
+        roff.text([roman(meaning)]);
+    }
+}
+
+/// Lines that stay as they are, indented.
+fn verbatim(roff: &mut Roff, lines: &[String]) {
+    roff.control("nf", []);
+    for line in lines {
+        roff.text([roman(line)]);
+    }
+    roff.control("fi", []);
+}
+
+/// A part of a command's closing help, between empty lines.
+struct Block {
+    /// Its first line, if that ends with a colon and the others belong to it.
+    heading: Option<String>,
+    lines: Vec<String>,
+}
+
+fn is_example(heading: &str) -> bool {
+    heading.starts_with("Example")
+}
+
+/// The parts of a closing help. Exit codes have a section of their own, from their table.
+fn blocks(help: &str) -> Vec<Block> {
+    let parts = help
+        .split("\n\n")
+        .filter(|part| !part.starts_with("Exit codes"));
+    let block = |part: &str| {
+        let mut lines: Vec<String> = part.lines().map(str::to_owned).collect();
+        let heading = lines.first().and_then(|line| line.strip_suffix(':'));
+        let heading = heading.map(str::to_owned);
+        if heading.is_some() {
+            lines.remove(0);
+        }
+        Block { heading, lines }
+    };
+    parts.map(block).collect()
+}
+
+/// A page while it is written.
+struct Text(String);
+
+impl Text {
+    fn begin(title: &str, section: &str, manual: &str) -> Self {
+        let version = format!("{} {}", definition::PROGRAM, env!("CARGO_PKG_VERSION"));
+        let mut roff = Roff::new();
+        // A page that is built twice is the same twice, so it has no date; an argument that is
+        // left out would have to be quoted.
+        let title = title.to_uppercase();
+        roff.control("TH", [&title, section, "\"\"", &version, manual]);
+        Self(roff.render())
+    }
+
+    /// Adds sections of ours.
+    fn own(&mut self, write: impl FnOnce(&mut Roff)) {
+        let mut roff = Roff::new();
+        write(&mut roff);
+        self.append(&roff.render());
+    }
+
+    /// Adds a section that the definition says by itself.
+    fn add(&mut self, render: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>) {
+        let mut section = Vec::new();
+        render(&mut section).expect("invariant: memory takes what is written to it");
+        self.append(&String::from_utf8_lossy(&section));
+    }
+
+    /// Every section comes with the same preamble, and the page has it already. An empty line
+    /// between others is no request, and formatters frown on it, as on breaks before and after one.
+    fn append(&mut self, section: &str) {
+        let preamble = Roff::new().render();
+        let section = section.strip_prefix(&preamble).unwrap_or(section);
+        let section = section.replace("\n.br\n\n.br\n", "\n.sp\n");
+        self.0.push_str(&section.replace("\n\n", "\n.sp\n"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(word: Option<&str>) -> String {
+        let wanted = title(word);
+        let pages = all(definition::for_people());
+        let page = pages.into_iter().find(|page| page.title == wanted);
+        page.unwrap().text
+    }
+
+    #[test]
+    fn every_page_has_its_sections() {
+        for page in all(definition::for_people()) {
+            let sections: &[&str] = match page.section {
+                "1" => &[
+                    "NAME",
+                    "SYNOPSIS",
+                    "DESCRIPTION",
+                    "EXIT STATUS",
+                    "EXAMPLES",
+                    "SEE ALSO",
+                ],
+                _ => &["NAME", "DESCRIPTION", "SEE ALSO"],
+            };
+            for section in sections {
+                let line = match section.contains(' ') {
+                    true => format!("\n.SH \"{section}\"\n"),
+                    false => format!("\n.SH {section}\n"),
+                };
+                assert_eq!(page.text.matches(&line).count(), 1, "{section} {page:?}");
+            }
+            assert!(!page.text.contains("\n\n"), "{}", page.text);
+        }
+    }
+
+    #[test]
+    fn the_program_s_page_names_every_setting_and_signal() {
+        let text = page(None);
+        for setting in SETTINGS {
+            let flag = format!("\\-\\-{}", setting.flag().replace('-', "\\-"));
+            assert!(text.contains(&format!("\\fB{flag}\\fR")), "{flag}");
+        }
+        for (signal, _) in definition::SIGNALS {
+            assert!(text.contains(&format!("\\fBSIG{signal}\\fR")), "{signal}");
+        }
+    }
+
+    #[test]
+    fn the_file_s_page_names_every_key() {
+        let text = page(Some(FILE));
+        for setting in SETTINGS {
+            assert!(text.contains(&format!("\\fB{}\\fR", setting.key())));
+        }
+    }
+
+    #[test]
+    fn notes_and_headed_lines_of_a_help_are_told_apart() {
+        let help =
+            "One note\nin two lines.\n\nPatterns:\n  a  b\n\nExit codes: 0.\n\nExample:\n  x";
+        let blocks = blocks(help);
+        let seen: Vec<(Option<&str>, String)> = blocks
+            .iter()
+            .map(|block| (block.heading.as_deref(), block.lines.join(" ")))
+            .collect();
+        let expected = [
+            (None, "One note in two lines.".to_owned()),
+            (Some("Patterns"), "  a  b".to_owned()),
+            (Some("Example"), "  x".to_owned()),
+        ];
+        assert_eq!(seen, expected);
+    }
+}

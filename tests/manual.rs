@@ -1,0 +1,219 @@
+//! Manual pages and completions, judged by those who will read them: `man`, `mandoc`, `lexgrog`,
+//! and the shells. What is not installed is skipped, and said.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_uppercased");
+
+fn uppercased(args: &[&str]) -> Output {
+    let mut command = Command::new(PROGRAM);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("UPPERCASED_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// What a run printed; it must succeed in silence.
+fn printed(args: &[&str]) -> String {
+    let output = uppercased(args);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
+    assert_eq!(output.stderr, b"", "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The complaint of a run; it must be one line with this exit code.
+fn complaint(args: &[&str], code: i32) -> String {
+    let output = uppercased(args);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
+    assert_eq!(output.stdout, b"", "{args:?}: {output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text.matches('\n').count(), 1, "{text}");
+    text
+}
+
+fn installed(tool: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|folder| folder.join(tool).is_file());
+    if !found {
+        // Not by `eprintln!`, which the test runner keeps back when a test passes.
+        drop(writeln!(io::stderr(), "SKIPPED: {tool} is not installed"));
+    }
+    found
+}
+
+/// Every page, in a directory that lives as long as what is returned.
+fn pages() -> (TempDir, Vec<PathBuf>) {
+    let folder = TempDir::new().unwrap();
+    let dir = folder.path().join("made/if/need/be");
+    assert_eq!(printed(&["man", "--dir", dir.to_str().unwrap()]), "");
+    let mut pages: Vec<PathBuf> = fs::read_dir(&dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    pages.sort();
+    (folder, pages)
+}
+
+fn name(page: &Path) -> &str {
+    page.file_name().unwrap().to_str().unwrap()
+}
+
+#[test]
+fn there_is_a_page_for_each_command_and_for_the_file() {
+    let (_folder, pages) = pages();
+    let names: Vec<&str> = pages.iter().map(|page| name(page)).collect();
+    // In the order of bytes, as sorted above.
+    let expected = [
+        "uppercased-bench-compare.1",
+        "uppercased-bench.1",
+        "uppercased-check.1",
+        "uppercased-client.1",
+        "uppercased-completions.1",
+        "uppercased-man.1",
+        "uppercased-reload.1",
+        "uppercased-scale.1",
+        "uppercased-serve.1",
+        "uppercased-status.1",
+        "uppercased-stop.1",
+        "uppercased-upgrade.1",
+        "uppercased.1",
+        "uppercased.toml.5",
+    ];
+    assert_eq!(names, expected);
+    for (asked, page) in [
+        (["man"].as_slice(), "uppercased.1"),
+        (&["man", "reload"], "uppercased-reload.1"),
+        (&["man", "bench-compare"], "uppercased-bench-compare.1"),
+        (&["man", "uppercased.toml"], "uppercased.toml.5"),
+    ] {
+        let path = pages.iter().find(|path| name(path) == page).unwrap();
+        assert_eq!(printed(asked), fs::read_to_string(path).unwrap());
+    }
+}
+
+#[test]
+fn formatters_have_nothing_to_say_about_a_page() {
+    let (_folder, pages) = pages();
+    for page in &pages {
+        if installed("man") {
+            let output = Command::new("man")
+                .args(["--warnings", "-E", "UTF-8", "-l"])
+                .arg(page)
+                .env("LC_ALL", "C.UTF-8")
+                .env("MANWIDTH", "80")
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let warnings = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(warnings, "", "{}", page.display());
+        }
+        if installed("mandoc") {
+            let output = Command::new("mandoc")
+                .args(["-T", "lint", "-W", "warning"])
+                .arg(page)
+                .output()
+                .unwrap();
+            let warnings = String::from_utf8_lossy(&output.stdout);
+            // The one thing that is meant: a page that is built twice is the same twice.
+            let meant = |line: &&str| line.contains("missing date");
+            let others: Vec<&str> = warnings.lines().filter(|line| !meant(line)).collect();
+            assert!(others.is_empty(), "{others:?}");
+        }
+        if installed("lexgrog") {
+            // What `apropos` and `whatis` will know of it.
+            let output = Command::new("lexgrog").arg(page).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            let (title, _) = name(page).rsplit_once('.').unwrap();
+            assert!(said.contains(&format!("\"{title} - ")), "{said}");
+        }
+    }
+}
+
+#[test]
+fn bash_completes_commands_flags_and_words() {
+    // It comes with every system that has these tests' other needs.
+    assert!(installed("bash"));
+    let folder = TempDir::new().unwrap();
+    let script = folder.path().join("uppercased.bash");
+    fs::write(&script, printed(&["completions", "bash"])).unwrap();
+    // As bash does at a TAB: the words so far, the one under the cursor, the one before it.
+    let complete = r#"
+        source "$1"; shift
+        [[ $(complete -p uppercased) == *" -F _uppercased uppercased" ]] || exit 1
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+        _uppercased uppercased "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    let completed = |words: &[&str]| {
+        let output = Command::new("bash")
+            .args(["--norc", "-c", complete, "bash"])
+            .arg(&script)
+            .args(words)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        assert_eq!(output.stderr, b"", "{words:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (words, expected) in [
+        (["uppercased", "rel"].as_slice(), "reload\n"),
+        (&["uppercased", "--idle"], "--idle-timeout\n"),
+        (&["uppercased", "reload", "--t"], "--timeout\n"),
+        (&["uppercased", "bench", "comp"], "compare\n"),
+        (&["uppercased", "bench", "--close", "h"], "half\n"),
+        (&["uppercased", "completions", "z"], "zsh\n"),
+        (&["uppercased", "--log-level", "d"], "debug\n"),
+        (&["uppercased", "serve", "--log-format", "j"], "json\n"),
+        // A role that only the supervisor starts.
+        (&["uppercased", "prefl"], "\n"),
+    ] {
+        assert_eq!(completed(words), expected, "{words:?}");
+    }
+}
+
+#[test]
+fn zsh_and_fish_accept_their_scripts() {
+    let folder = TempDir::new().unwrap();
+    for shell in ["zsh", "fish"] {
+        if !installed(shell) {
+            continue;
+        }
+        let script = folder.path().join(shell);
+        fs::write(&script, printed(&["completions", shell])).unwrap();
+        let output = Command::new(shell).arg("-n").arg(&script).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(output.stderr, b"", "{output:?}");
+    }
+    if installed("fish") {
+        let script = folder.path().join("fish");
+        let output = Command::new("fish")
+            .args(["--no-config", "-c", "source $argv[1]; complete -C $argv[2]"])
+            .arg(&script)
+            .arg("uppercased rel")
+            .env("HOME", folder.path())
+            .output()
+            .unwrap();
+        let offered = String::from_utf8_lossy(&output.stdout);
+        assert!(offered.starts_with("reload\t"), "{output:?}");
+    }
+}
+
+#[test]
+fn what_there_is_not_is_bad_input() {
+    let why = complaint(&["completions", "tcsh"], 2);
+    assert!(why.contains("bash, zsh, fish"), "{why}");
+    let why = complaint(&["man", "preflight"], 2);
+    assert!(why.contains("bench-compare"), "{why}");
+    complaint(&["man", "reload", "--dir", "here"], 2);
+    // The system's refusal, not the person's mistake.
+    let why = complaint(&["man", "--dir", "/dev/null/pages"], 1);
+    assert!(why.contains("/dev/null/pages"), "{why}");
+}
