@@ -433,7 +433,7 @@ mod tests {
     #[test]
     fn the_line_for_people_is_made_now_and_then_and_sent_when_it_has_changed() {
         let mut notifier = Notifier::new(None);
-        let mut line = |notifier: &mut Notifier, text: &str, now| {
+        let line = |notifier: &mut Notifier, text: &str, now| {
             notifier.observe(serving(None), || text.to_owned(), || None, now);
             said(notifier, now)
         };
