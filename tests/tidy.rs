@@ -10,7 +10,7 @@ use uppercased::metrics::{CloseReason, PauseCause, RefusalCause};
 const FILE_LINES_MAX: usize = 600;
 
 /// Cores: they decide, and touch nothing outside.
-const CORES: [&str; 38] = [
+const CORES: [&str; 40] = [
     "src/admin/answer.rs",
     "src/admin/exposition.rs",
     "src/admin/http.rs",
@@ -44,7 +44,9 @@ const CORES: [&str; 38] = [
     "src/supervisor/admin/life.rs",
     "src/supervisor/backoff.rs",
     "src/supervisor/exchange.rs",
+    "src/supervisor/inheritance.rs",
     "src/supervisor/machine",
+    "src/supervisor/notify.rs",
     "src/supervisor/slot",
     "src/supervisor/snapshot.rs",
     "src/wire.rs",

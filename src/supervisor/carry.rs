@@ -67,7 +67,10 @@ impl Supervisor {
             }
             Action::TakePulse { worker } => self.take_pulse(worker),
             Action::Ping { worker } => self.say(worker, Message::Ping(wire::Ping {}), &[]),
-            Action::Steer { slots } => self.steer_to_first(slots),
+            Action::Steer { slots } => {
+                self.steer_to_first(slots);
+                self.forget_listeners_from(slots);
+            }
             Action::Unsteer => self.spread(),
             Action::Spread { .. } => self.spread(),
             Action::CloseListeners { slot } => {
@@ -88,7 +91,10 @@ impl Supervisor {
                 report::notice(&notice, &self.slots);
                 self.tell_progress(&notice);
             }
-            Action::Announce => report::announce(&self.addresses, self.slots.len()),
+            Action::Announce => {
+                report::announce(&self.addresses, self.slots.len());
+                self.shed_surplus();
+            }
             Action::Exit(verdict) => {
                 if verdict == Verdict::Clean {
                     report::ended(&self.totals());

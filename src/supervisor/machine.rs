@@ -10,7 +10,7 @@
 //! Invariants, checked after each call in debug builds:
 //! - a slot has one main worker at most; while the machine runs, it has one, or a time at which
 //!   the next is spawned, or its turn is still to come, or it is leaving: no slot is ever forgotten;
-//! - a slot's first worker binds, every later one adopts;
+//! - a slot's first worker binds unless the slot was given listeners, every later one adopts;
 //! - a queue is lent only while its slot does not serve it, to one sibling, and that one serves;
 //! - one operation is under way at a time, each request is answered once, and nothing planned
 //!   takes a worker away before another is Ready for what it leaves;
@@ -57,6 +57,7 @@ pub use crate::identity::{ReleaseId, RequestId};
 pub use crate::wire::HandoverEnd;
 pub(super) use balance::Balance;
 pub(super) use operation::Operation;
+pub use operation::Planned;
 use reactions::Reception;
 
 /// How much longer than `lame_duck` + `drain_timeout` a stopping worker may take to exit before it
@@ -124,6 +125,20 @@ pub(super) enum Phase {
     Forced,
     /// `Exit` has been given out.
     Ended,
+}
+
+/// Where a server is in its life, as far as it matters to whoever started it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Some slot has never been Ready. A boot that failed ends here, with the process.
+    Starting,
+    /// All have.
+    Serving,
+    /// No worker is to be left.
+    Stopping {
+        /// When what is left will be killed; `None`: it has been.
+        until: Option<Tick>,
+    },
 }
 
 /// One slot as status and logs see it.
@@ -201,6 +216,16 @@ impl Machine {
             actions: VecDeque::new(),
             stale_events: 0,
         }
+    }
+
+    /// The same machine, whose first `slots` slots have listeners already: their workers adopt
+    /// them, and who waits there has waited since `now`.
+    #[must_use]
+    pub fn with_listeners(mut self, slots: u16, now: Tick) -> Self {
+        for slot in self.slots.iter_mut().take(slots.into()) {
+            slot.queue = Queue::Unserved { since: now };
+        }
+        self
     }
 
     /// The machine that `snapshot` was taken of.
@@ -414,6 +439,19 @@ impl Machine {
             Phase::Draining { .. } => "draining",
             Phase::Forced => "killing",
             Phase::Ended => "ended",
+        }
+    }
+
+    /// The same in three words.
+    #[must_use]
+    pub const fn life(&self) -> Life {
+        match &self.phase {
+            Phase::Idle | Phase::Booting { .. } | Phase::BootFailed { .. } => Life::Starting,
+            Phase::Serving => Life::Serving,
+            Phase::Draining { deadline, .. } => Life::Stopping {
+                until: Some(*deadline),
+            },
+            Phase::Forced | Phase::Ended => Life::Stopping { until: None },
         }
     }
 

@@ -33,6 +33,15 @@ pub(in super::super) struct Operation {
     pub(super) drained: u64,
 }
 
+/// What a planned operation is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planned {
+    /// The same number of workers, new ones.
+    Renewal,
+    /// Another number.
+    Scaling,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum OperationKind {
     Restart,
@@ -314,6 +323,15 @@ impl Machine {
             OperationKind::Scale { .. } => "a change of the number of workers",
         };
         Some(format!("{what} is under way: {progress}"))
+    }
+
+    /// Whether something planned is under way, and whether it replaces workers or the program.
+    #[must_use]
+    pub fn planned(&self) -> Option<Planned> {
+        Some(match self.operation.as_ref()?.kind {
+            OperationKind::Restart | OperationKind::Upgrade => Planned::Renewal,
+            OperationKind::Scale { .. } => Planned::Scaling,
+        })
     }
 
     /// The operation's own deadline, if it waits for one.
