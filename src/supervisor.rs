@@ -211,6 +211,7 @@ impl Supervisor {
             }
             Some(Source::PreflightChannel | Source::PreflightProcess) => self.look_at_preflight(),
             Some(Source::AdminProcess) => self.look_at_admin(),
+            Some(Source::AdminChannel) => self.hear_admin(),
             Some(Source::Channel(serial)) => {
                 if let Some(worker) = self.worker_with(serial) {
                     self.hear(worker);

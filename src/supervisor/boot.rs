@@ -89,8 +89,7 @@ impl Supervisor {
         let first_request = RequestId(RequestId::NOBODY.0 + 1);
         let tokens = Token(CONTROL_FIRST);
         let control = ControlServer::open(&config.control, poll.registry(), tokens, first_request)?;
-        let asked_at = control.as_ref().map(ControlServer::path);
-        let admin = AdminEndpoint::open(config.admin.as_ref(), asked_at)?;
+        let admin = AdminEndpoint::open(config.admin.as_ref())?;
         // The jitter of backoffs needs to differ between instances, no more.
         let seed = clock::now().as_nanos() ^ u64::from(std::process::id());
         let mut supervisor = Self {

@@ -47,8 +47,8 @@ pub(super) fn announce(listen: &[Listen], workers: usize) {
     }
 }
 
-/// Why a worker died that had no last words, if the manner of it tells.
-fn sandbox_broken(how: Death) -> Option<&'static str> {
+/// Why a process died that had no last words, if the manner of it tells.
+pub(super) fn sandbox_broken(how: Death) -> Option<&'static str> {
     (how == Death::Signalled(SIGSYS)).then_some(
         "it made a system call that its sandbox does not allow; sandbox=off lets it go on",
     )

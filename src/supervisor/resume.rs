@@ -248,10 +248,9 @@ fn adopt(
             Token(CONTROL_FIRST),
         )?),
     };
-    let asked_at = control.as_ref().map(ControlServer::path);
-    let admin = match (state.admin, asked_at) {
-        (Some(saved), Some(asked_at)) => Some(AdminEndpoint::resume(saved, owned.one()?, asked_at)),
-        _ => None,
+    let admin = match state.admin {
+        Some(saved) => Some(AdminEndpoint::resume(saved, owned.one()?)),
+        None => None,
     };
     let supervisor = Supervisor {
         typed,
