@@ -15,6 +15,7 @@ mod boot;
 mod carry;
 mod children;
 mod control;
+mod evidence;
 pub mod exchange;
 pub mod machine;
 mod observe;
@@ -52,6 +53,7 @@ use crate::wire::Listen;
 use admin::AdminEndpoint;
 use children::{Child, Heard};
 use control::ControlServer;
+use evidence::Evidence;
 use machine::{Event, Machine, Policy, ScaleTo, Verdict};
 use releases::{Release, Releases};
 use resources::SlotResources;
@@ -91,6 +93,7 @@ pub struct Supervisor {
     locks: Vec<Lock>,
     control: Option<ControlServer>,
     admin: Option<AdminEndpoint>,
+    evidence: Evidence,
     machine: Machine,
     /// Slot `i` is at index `i`.
     slots: Vec<SlotResources>,
@@ -318,7 +321,8 @@ impl Supervisor {
             let _ = self.poll.registry().deregister(&mut SourceFd(&number));
         }
         self.slots[worker.slot.index()].bury(worker);
-        self.happened(Event::Exited { worker, how });
+        let cause = self.evidence.cause_of(how, clock::now());
+        self.happened(Event::Exited { worker, how, cause });
     }
 
     fn child(&self, worker: WorkerId) -> Option<&Child> {

@@ -238,9 +238,10 @@ impl Supervisor {
         let Some(how) = admin.process.as_ref().and_then(AdminProcess::reap) else {
             return;
         };
-        let process = admin.process.take();
-        let cause = process.and_then(|process| process.cause(how));
-        let delay = admin.life.died(clock::now(), pace);
+        let now = clock::now();
+        let said = admin.process.take().and_then(AdminProcess::cause);
+        let cause = said.or_else(|| self.evidence.cause_of(how, now));
+        let delay = admin.life.died(now, pace);
         tracing::error!(%how, cause, delay_ms = delay.as_millis(), "admin process died");
     }
 

@@ -18,6 +18,7 @@ use crate::wire::Listen;
 
 use super::admin::{self, AdminEndpoint};
 use super::control::{self, ControlServer};
+use super::evidence::Evidence;
 use super::machine::{Event, Machine};
 use super::releases::{Limits, Release, Releases};
 use super::tokens::CONTROL_FIRST;
@@ -109,6 +110,7 @@ impl Supervisor {
             locks,
             control,
             admin,
+            evidence: Evidence::gathered(),
             slots: Vec::new(),
             dropped: Totals::default(),
             next_serial: 0,

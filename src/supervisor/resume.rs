@@ -32,6 +32,7 @@ use crate::wire;
 use super::admin::AdminEndpoint;
 use super::children::Child;
 use super::control::ControlServer;
+use super::evidence::Evidence;
 use super::machine::{Event, Machine};
 use super::releases::{Limits, Release, Releases};
 use super::resources::SlotResources;
@@ -264,6 +265,7 @@ fn adopt(
         locks: locks.into_iter().map(Lock::from).collect(),
         control,
         admin,
+        evidence: Evidence::gathered(),
         machine,
         slots,
         dropped: state.dropped,

@@ -16,7 +16,6 @@ use crate::config::{Account, Config, Sandbox};
 use crate::status::Status;
 use crate::supervisor::children::death_of;
 use crate::supervisor::machine::Death;
-use crate::supervisor::report::sandbox_broken;
 use crate::supervisor::tokens::Source;
 use crate::sys::image::{Image, Process};
 use crate::wire::{ADMIN, Envelope, Failed, Message, Sandboxed, StartAdmin, Told};
@@ -201,10 +200,9 @@ impl AdminProcess {
         death_of(&self.process)
     }
 
-    /// Why it ended so, if anybody has said.
-    pub(super) fn cause(self, how: Death) -> Option<String> {
+    /// Why it ended, if it or this side has said.
+    pub(super) fn cause(self) -> Option<String> {
         self.cause
-            .or_else(|| sandbox_broken(how).map(str::to_owned))
     }
 }
 
@@ -281,12 +279,7 @@ mod tests {
             assert_eq!(poll(&mut ended, PollTimeout::from(10_000_u16)), Ok(1));
             let how = process.reap().unwrap();
             assert_eq!(how, Death::Signalled(9));
-            assert!(
-                process
-                    .cause(how)
-                    .unwrap()
-                    .contains("no admin process sends")
-            );
+            assert!(process.cause().unwrap().contains("no admin process sends"));
         }
     }
 
