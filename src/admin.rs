@@ -1,52 +1,58 @@
 //! The admin endpoint: health, readiness, status and metrics of a server over HTTP, in a process of
 //! its own beside the workers.
 //!
-//! The supervisor starts it, leaves it the bound listener at a fixed descriptor and starts it again
-//! when it dies. What it shows it asks for at the supervisor's control socket, with a deadline; so
-//! it sees what `uppercased status` sees and nothing else.
+//! The supervisor starts it, leaves it a channel at a fixed descriptor and starts it again when it
+//! dies. Over the channel come the bound listener and, each time that somebody asks here, the status.
+//! There it can ask for nothing else: it has no way to the control socket.
 //!
 //! Invariants: at most [`ADMIN_REQUESTS_MAX`] requests at once, each with a deadline for the whole
-//! of it; it ends with its supervisor; nothing that it does or fails to do reaches a client.
+//! of it; it locks itself in ([`sandbox`]) before it answers any; it ends with its supervisor; nothing
+//! that it does or fails to do reaches a client.
 //!
 //! It must not decide anything about the server. It may have threads: it is no worker, and forks
 //! nothing.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
-use std::path::PathBuf;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::Socket;
 
+use crate::channel::{self, Channel};
 use crate::clock::{self, Tick};
 use crate::config::{
-    ADMIN_ANSWER_TIMEOUT, ADMIN_HEAD_MAX_BYTES, ADMIN_REQUEST_TIMEOUT, ADMIN_REQUESTS_MAX,
+    ADMIN_ANSWER_TIMEOUT, ADMIN_HEAD_MAX_BYTES, ADMIN_REQUEST_TIMEOUT, ADMIN_REQUESTS_MAX, Config,
 };
-use crate::control::client::ask;
-use crate::control::{Reply, Request};
-use crate::status::Status;
+use crate::fault;
+use crate::log;
+use crate::sandbox::{self, calls::Role};
 use crate::sys::child::end_with_parent;
-use crate::sys::fd::inherited_listener;
+use crate::sys::fd::inherited_channel;
+use crate::wire::{Failed, Message, Ready, Sandboxed};
 
 mod answer;
 mod exposition;
 mod http;
+mod questions;
 
 use answer::Answered;
 use http::{Asked, Response};
+use questions::Questions;
 
-/// What the supervisor tells its admin process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What the supervisor tells its admin process on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The supervisor's control socket.
-    pub control: PathBuf,
     /// The supervisor's process number.
     pub supervisor: i32,
 }
 
+/// How long it waits to be told what to be. Its supervisor says so before it even forks.
+const START_MESSAGE_TIMEOUT_MS: u16 = 10_000;
 /// Bytes that are read at once of what nobody will look at.
 const DISCARD_BYTES: usize = 4096;
 /// How long a client whose request was refused may go on sending it. To close earlier would reset
@@ -56,51 +62,123 @@ const DISCARD_TIMEOUT: Duration = Duration::from_millis(250);
 /// Answers requests until the supervisor ends.
 #[must_use]
 pub fn run(options: Options) -> ExitCode {
-    let Some(listener) = inherited_listener() else {
+    let Some(channel) = inherited_channel() else {
         eprintln!(
             "uppercased: the admin process is the supervisor's to start; run `uppercased --admin \
              127.0.0.1:9100`"
         );
         return ExitCode::from(2);
     };
-    match serve(Socket::from(listener), options) {
-        Ok(()) => ExitCode::SUCCESS,
+    let mut channel = Channel::over(channel);
+    let (config, listener) = match await_start(&mut channel) {
+        Ok(told) => told,
         Err(error) => {
-            eprintln!("uppercased: the admin endpoint failed: {error}");
+            eprintln!("uppercased: the admin process was not told what to be: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let questions = Questions::over(channel);
+    let served = log::init(config.log_level, config.log_format)
+        .map_err(|error| error.to_string())
+        .and_then(|()| serve(listener, &config, options, &questions));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            // The supervisor logs it. If it is gone, so is whoever would want to know.
+            let _ = questions.say(Message::Failed(Failed { cause }));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Serves with a few threads, of which each has one request in hand at most.
-fn serve(listener: Socket, options: Options) -> io::Result<()> {
-    end_with_parent(options.supervisor)?;
+/// The first message: the configuration, and the listener.
+fn await_start(channel: &mut Channel) -> io::Result<(Config, Socket)> {
+    let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+    poll(&mut readable, PollTimeout::from(START_MESSAGE_TIMEOUT_MS))?;
+    let received = channel.receive().map_err(io::Error::other)?;
+    let received = received.ok_or(io::ErrorKind::TimedOut)?;
+    let mut descriptors = received.descriptors.into_iter();
+    match (received.envelope.message, descriptors.next()) {
+        (Message::StartAdmin(start), Some(listener)) => Ok((start.config, listener.into())),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Locks itself in and serves with a few threads, of which each has one request in hand at most.
+fn serve(
+    listener: Socket,
+    config: &Config,
+    options: Options,
+    questions: &Arc<Questions>,
+) -> Result<(), String> {
     // For people who look at a list of processes.
     let _ = nix::sys::prctl::set_name(c"uppercased");
+    let end = questions.end().map_err(|error| error.to_string())?;
+    let locked = sandbox::begin(config)?;
+    // Becoming another user forgets it.
+    end_with_parent(options.supervisor).map_err(|error| error.to_string())?;
     let desk = Arc::new(Desk {
         listener,
-        control: options.control,
+        questions: Arc::clone(questions),
         answered: Answered::default(),
     });
-    let (tell, told) = channel();
+    let doors = Arc::new(Barrier::new(ADMIN_REQUESTS_MAX + 1));
+    start_threads(&desk, &doors).map_err(|error| format!("cannot start a thread: {error}"))?;
+    let sandboxed = locked.finish(Role::Admin)?;
+    fault::point("admin.sandboxed");
+    ready(questions, sandboxed)?;
+    doors.wait();
+    hear_until_the_end(questions, &end)
+}
+
+/// Starts the threads, and waits until each has begun and stands before the doors: none starts, and
+/// none sets itself up, when calls have been taken away.
+fn start_threads(desk: &Arc<Desk>, doors: &Arc<Barrier>) -> io::Result<()> {
+    let (begun, all_begun) = channel();
     for _ in 0..ADMIN_REQUESTS_MAX {
-        let (desk, tell) = (Arc::clone(&desk), tell.clone());
-        std::thread::Builder::new()
-            .spawn(move || drop(tell.send(desk.answer_for_ever())))
-            .map(drop)?;
+        let (desk, doors, begun) = (Arc::clone(desk), Arc::clone(doors), begun.clone());
+        let serve = move || {
+            // By this the allocator has settled where this thread's memory comes from.
+            let _ = begun.send(Vec::<u8>::with_capacity(DISCARD_BYTES));
+            doors.wait();
+            let error = desk.answer_for_ever();
+            // The first one that cannot go on ends the process; the supervisor starts another.
+            desk.questions.give_up(&error);
+        };
+        std::thread::Builder::new().spawn(serve).map(drop)?;
     }
-    drop(tell);
-    // The first one that cannot go on ends the process; the supervisor starts another.
-    Err(told
-        .recv()
-        .unwrap_or_else(|_| io::Error::other("no thread is left")))
+    for _ in 0..ADMIN_REQUESTS_MAX {
+        all_begun.recv().map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+fn ready(questions: &Questions, sandboxed: Sandboxed) -> Result<(), String> {
+    questions.say(Message::Ready(Ready {
+        listen: Vec::new(),
+        sandbox: Some(sandboxed),
+    }))
+}
+
+/// Hands out what the supervisor answers, until it or a thread has ended.
+fn hear_until_the_end(questions: &Questions, end: &OwnedFd) -> Result<(), String> {
+    loop {
+        let mut readable = [PollFd::new(end.as_fd(), PollFlags::POLLIN)];
+        // An interruption only makes it look sooner.
+        let _ = poll(&mut readable, PollTimeout::NONE);
+        match questions.hear() {
+            Ok(()) => {}
+            Err(channel::Error::Closed) => return questions.failure().map_or(Ok(()), Err),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
 }
 
 /// What the threads share.
 #[derive(Debug)]
 struct Desk {
     listener: Socket,
-    control: PathBuf,
+    questions: Arc<Questions>,
     answered: Answered,
 }
 
@@ -135,23 +213,8 @@ impl Desk {
     }
 
     fn answer(&self, asked: Asked) -> Response {
-        answer::answer(asked.page, &self.status(), &self.answered)
-    }
-
-    /// The server's status as the supervisor tells it now, or why it does not.
-    fn status(&self) -> Result<Box<Status>, String> {
-        let asked = ask(
-            &self.control,
-            &Request::Status,
-            Some(ADMIN_ANSWER_TIMEOUT),
-            |_| {},
-        );
-        match asked {
-            Ok(Reply::Status(status)) => Ok(status),
-            Ok(Reply::Refused(cause) | Reply::Failed(cause)) => Err(cause),
-            Ok(Reply::Done(_) | Reply::Progress(_)) => Err("it answered something else".to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
+        let status = self.questions.status(ADMIN_ANSWER_TIMEOUT);
+        answer::answer(asked.page, &status, &self.answered)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The channel between the supervisor and one worker: framed messages with descriptors, never
+//! The channel between the supervisor and one of its processes: framed messages with descriptors, never
 //! blocking.
 //!
 //! Invariants: whoever refuses a message closes the descriptors that came with it ([`packets`] has

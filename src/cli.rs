@@ -165,10 +165,6 @@ pub fn parse(
     match matches.subcommand() {
         Some((definition::WORKER, _)) => Ok(Command::Worker),
         Some((definition::ADMIN, typed)) => Ok(Command::Admin(admin::Options {
-            control: typed
-                .get_one::<PathBuf>(definition::CONTROL)
-                .cloned()
-                .unwrap_or_default(),
             supervisor: typed.get_one(definition::SUPERVISOR).copied().unwrap_or(0),
         })),
         Some((definition::CLIENT, typed)) => Ok(Command::Client(client::Options {

@@ -273,12 +273,6 @@ pub enum Error {
     SteerShared { name: String },
 
     #[error(
-        "{name}: what it shows is asked for at the control socket, and that is off (control); \
-         leave one of the two out"
-    )]
-    AdminWithoutControl { name: String },
-
-    #[error(
         "max_connections {asked} needs a descriptor limit of {needed}, and it is {limit}; raise it \
          (`ulimit -n {needed}`, or `LimitNOFILE={needed}` in the systemd unit) or ask for at most \
          {possible} connections a worker"
@@ -452,11 +446,6 @@ fn check_rules(config: &Config, origins: &Origins) -> Result<(), Error> {
     if config.share_port && config.steer != Steer::Hash {
         return Err(Error::SteerShared {
             name: origins.name_of("steer"),
-        });
-    }
-    if config.admin.is_some() && config.control == Control::Off {
-        return Err(Error::AdminWithoutControl {
-            name: origins.name_of("admin"),
         });
     }
     if let Some((first, second)) = listen::overlap(&config.listen) {

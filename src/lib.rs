@@ -34,7 +34,7 @@
 //! | [`handover`] | core | connections move to another worker, live: format and rules |
 //! | [`memory`] | | the working memory: records, scratch, pending output; the store rules |
 //! | [`metrics`] | | what is counted, in that memory |
-//! | [`wire`], [`channel`] | core, shell | what supervisor and workers say, and how |
+//! | [`wire`], [`channel`] | core, shell | what the supervisor and its processes say, and how |
 //! | [`listener`], [`port`] | shell | binding; who holds a port |
 //! | [`uppercase`] | core | the transformation, with a wide path |
 //! | [`control`] | core, shell | orders to a running server: what is said, where, and the asking side |
@@ -76,6 +76,7 @@ pub mod metrics;
 pub mod port;
 pub mod preflight;
 pub mod reactor;
+mod sandbox;
 pub mod status;
 pub mod supervisor;
 pub mod sys;

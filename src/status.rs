@@ -55,6 +55,8 @@ pub struct AdminStatus {
     pub pid: Option<u32>,
     /// How often it ended and should not have.
     pub deaths: u64,
+    /// How it has locked itself in; `None` until it has.
+    pub sandbox: Option<Sandboxed>,
 }
 
 /// All slots together.

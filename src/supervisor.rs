@@ -16,6 +16,7 @@ mod boot;
 mod carry;
 mod children;
 mod control;
+mod evidence;
 pub mod exchange;
 mod inheritance;
 pub mod machine;
@@ -56,6 +57,7 @@ use crate::wire::Listen;
 use admin::AdminEndpoint;
 use children::{Child, Heard};
 use control::ControlServer;
+use evidence::Evidence;
 use machine::{Event, Machine, Policy, ScaleTo, Verdict};
 use releases::{Release, Releases};
 use resources::SlotResources;
@@ -102,6 +104,7 @@ pub struct Supervisor {
     systemd: Option<Systemd>,
     /// So many slots have a socket of a socket unit, which must be served as long as that is there.
     activated: u16,
+    evidence: Evidence,
     machine: Machine,
     /// Slot `i` is at index `i`.
     slots: Vec<SlotResources>,
@@ -225,6 +228,7 @@ impl Supervisor {
             Some(Source::PreflightChannel | Source::PreflightProcess) => self.look_at_preflight(),
             Some(Source::AdminProcess) => self.look_at_admin(),
             Some(Source::Barrier) => self.look_at_barrier(),
+            Some(Source::AdminChannel) => self.hear_admin(),
             Some(Source::Channel(serial)) => {
                 if let Some(worker) = self.worker_with(serial) {
                     self.hear(worker);
@@ -341,7 +345,8 @@ impl Supervisor {
             let _ = self.poll.registry().deregister(&mut SourceFd(&number));
         }
         self.slots[worker.slot.index()].bury(worker);
-        self.happened(Event::Exited { worker, how });
+        let cause = self.evidence.cause_of(how, clock::now());
+        self.happened(Event::Exited { worker, how, cause });
     }
 
     fn child(&self, worker: WorkerId) -> Option<&Child> {

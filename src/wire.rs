@@ -1,4 +1,4 @@
-//! What supervisor and workers say to each other: versioned messages in frames.
+//! What the supervisor and its processes say to each other: versioned messages in frames.
 //!
 //! A frame is one datagram of a sequenced-packet socket: a header of fixed size (magic, version,
 //! kind, slot, generation, number of descriptors that come along, length of the body), then a
@@ -24,6 +24,12 @@ pub const VERSION: u16 = 2;
 pub const FRAME_MAX_BYTES: usize = 64 * 1024;
 /// Descriptors in one frame: what the kernel passes at once (`SCM_MAX_FD`), less a margin.
 pub const FDS_MAX: usize = 200;
+
+/// Who is named in what is said to and by the admin process, which lives in no slot.
+pub const ADMIN: WorkerId = WorkerId {
+    slot: SlotId(u16::MAX),
+    generation: Generation(0),
+};
 
 const MAGIC: [u8; 4] = *b"UPPR";
 const HEADER_BYTES: usize = 24;
@@ -74,6 +80,14 @@ pub enum Message {
     /// To a program that may replace the supervisor's: show that you could. Descriptors: the
     /// state that it would take over. Answered by [`Ready`] or [`Failed`].
     Preflight(Preflight),
+    /// To a new admin process, first; it runs the supervisor's own program, so these three are never
+    /// said between versions. Descriptors: its listener. Answered by [`Ready`] or [`Failed`].
+    StartAdmin(Box<StartAdmin>),
+    /// From the admin process: how is the server?
+    Ask(Ask),
+    /// To the admin process: so it is. Descriptors: a file with the status as JSON, to be read from
+    /// its beginning; a frame is too small for it.
+    Told(Told),
 }
 
 /// What a new worker needs to know.
@@ -239,6 +253,27 @@ pub struct Ping {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preflight {}
 
+/// What a new admin process needs to know.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartAdmin {
+    /// The validated configuration: how it is to log, and to lock itself in.
+    pub config: Config,
+}
+
+/// A question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// Comes back with the answer.
+    pub number: u64,
+}
+
+/// An answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// That of the question.
+    pub number: u64,
+}
+
 /// Why a frame is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -360,6 +395,9 @@ impl Message {
             Self::HandedOver(body) => (12, serde_json::to_vec(body)),
             Self::Ping(body) => (13, serde_json::to_vec(body)),
             Self::Preflight(body) => (14, serde_json::to_vec(body)),
+            Self::StartAdmin(body) => (15, serde_json::to_vec(body)),
+            Self::Ask(body) => (16, serde_json::to_vec(body)),
+            Self::Told(body) => (17, serde_json::to_vec(body)),
         };
         Ok((kind, body.map_err(|source| Error::Body { kind, source })?))
     }
@@ -380,6 +418,9 @@ impl Message {
             12 => serde_json::from_slice(body).map(Self::HandedOver),
             13 => serde_json::from_slice(body).map(Self::Ping),
             14 => serde_json::from_slice(body).map(Self::Preflight),
+            15 => serde_json::from_slice(body).map(Self::StartAdmin),
+            16 => serde_json::from_slice(body).map(Self::Ask),
+            17 => serde_json::from_slice(body).map(Self::Told),
             unknown => return Err(Error::Kind(unknown)),
         };
         message.map_err(|source| Error::Body { kind, source })
@@ -453,6 +494,11 @@ mod tests {
             }),
             Message::Ping(Ping {}),
             Message::Preflight(Preflight {}),
+            Message::StartAdmin(Box::new(StartAdmin {
+                config: Config::default(),
+            })),
+            Message::Ask(Ask { number: u64::MAX }),
+            Message::Told(Told { number: 0 }),
         ]
     }
 
@@ -529,7 +575,7 @@ mod tests {
 
         #[test]
         fn any_change_of_one_byte_decodes_or_is_refused(
-            which in 0usize..13, at: prop::sample::Index, byte: u8,
+            which in 0usize..16, at: prop::sample::Index, byte: u8,
         ) {
             let mut frame = envelope(messages().swap_remove(which)).encode(0).unwrap();
             let at = at.index(frame.len());

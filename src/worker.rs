@@ -11,7 +11,6 @@
 //! It must not import the supervisor: what they share is `wire` and `memory`.
 
 mod moving;
-mod sandbox;
 
 use std::collections::VecDeque;
 use std::io;
@@ -32,6 +31,7 @@ use crate::memory::layout::Layout;
 use crate::memory::{self, Memory};
 use crate::metrics::{CloseReason, Counter};
 use crate::reactor::Reactor;
+use crate::sandbox::{self, calls::Role};
 use crate::sys::cpus;
 use crate::sys::fd::inherited_channel;
 use crate::wire::{Draining, Envelope, Failed, Listen, Message, Ready, Start, Stop};
@@ -197,7 +197,7 @@ impl Worker {
             let served = self.reactor.serve_listener(self.id.slot, listener);
             served.map_err(|error| format!("cannot watch a listener: {error}"))?;
         }
-        let sandbox = Some(sandbox::enter(&self.config)?);
+        let sandbox = Some(sandbox::begin(&self.config)?.finish(Role::Worker)?);
         fault::point("worker.sandboxed");
         let ready = Envelope {
             worker: self.id,
@@ -279,6 +279,9 @@ impl Worker {
             Message::Leave(order) => self.leave(order),
             Message::HandedOver(_)
             | Message::Preflight(_)
+            | Message::StartAdmin(_)
+            | Message::Ask(_)
+            | Message::Told(_)
             | Message::Start(_)
             | Message::Ready(_)
             | Message::Failed(_)

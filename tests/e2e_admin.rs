@@ -329,7 +329,22 @@ fn an_address_that_cannot_be_had_is_refused_at_the_start() {
 
     let (code, why) = Server::expect_failure(&["--admin=0.0.0.0:9100"]);
     assert!(code == 2 && why.contains("no loopback address"), "{why}");
+}
 
-    let (code, why) = Server::expect_failure(&["--admin=9100", "--control=off"]);
-    assert!(code == 2 && why.contains("control socket"), "{why}");
+/// It asks over a channel of its own, which nobody else has.
+#[test]
+fn it_needs_no_control_socket() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("admin");
+    let flag = format!("--admin={}", path.display());
+    let server = Server::start(&["--listen=127.0.0.1:0", "--control=off", &flag]);
+    let mut stream = UnixStream::connect(&path).expect("connect");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    stream
+        .write_all(b"GET /readyz HTTP/1.0\r\n\r\n")
+        .expect("send");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    assert!(server.stop().success());
 }

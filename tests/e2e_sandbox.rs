@@ -1,16 +1,18 @@
-//! Workers are locked in: what the kernel says of them, what becomes of one that breaks out, and that
-//! everything planned works all the same.
+//! Workers are locked in, and the admin process: what the kernel says of them, what becomes of one
+//! that breaks out, and that everything planned works all the same.
 
 mod support;
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 
 use nix::unistd::geteuid;
 
 use self::support::image::Image;
-use self::support::observe::until;
+use self::support::observe::{until, until_some};
 use self::support::planned::Planned;
-use self::support::{Client, Server};
+use self::support::{Client, DEADLINE, Server, wait_gone};
 
 const QUICK: [&str; 4] = [
     "--listen=127.0.0.1:0",
@@ -28,6 +30,17 @@ fn kernel_says(pid: u32, field: &str) -> String {
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     let words = line.expect("the kernel has that field").split_whitespace();
     words.collect::<Vec<_>>().join(" ")
+}
+
+/// Nor can it ever get one. Who has none to begin with cannot give up the bounding set, and needs
+/// not: nothing that is executed gains rights.
+#[track_caller]
+fn assert_without_capabilities(pid: u32) {
+    let bounding = geteuid().is_root().then_some("CapBnd");
+    let sets = ["CapEff", "CapPrm", "CapInh", "CapAmb"].into_iter();
+    for set in sets.chain(bounding) {
+        assert_eq!(kernel_says(pid, set), "0000000000000000", "{set}");
+    }
 }
 
 /// The layers that the worker of the first slot says it has.
@@ -56,9 +69,7 @@ fn workers_are_locked_in_by_default() {
         assert_eq!(kernel_says(pid, "NoNewPrivs"), "1");
         assert_eq!(kernel_says(pid, "Seccomp"), "2");
         assert_eq!(kernel_says(pid, "Threads"), "1");
-        for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
-            assert_eq!(kernel_says(pid, set), "0000000000000000", "{set}");
-        }
+        assert_without_capabilities(pid);
     }
     let said = layers(&server);
     // Without root the support leaves it out, or tests could not look in.
@@ -100,7 +111,7 @@ fn workers_of_another_user_go_through_every_planned_operation() {
             let first = uids.next().expect("four of them");
             assert!(first != "0" && uids.all(|uid| uid == first), "{first}");
             assert_eq!(kernel_says(pid, "Groups"), "");
-            assert_eq!(kernel_says(pid, "CapEff"), "0000000000000000");
+            assert_without_capabilities(pid);
         }
     };
     assert_nobodies();
@@ -227,6 +238,139 @@ fn what_the_kernel_lacks_is_said_once_or_refused() {
     let (code, said) = lacking("required").expect_failure();
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("the sandbox is required"), "{said}");
+}
+
+/// The living admin process, once it answers.
+#[track_caller]
+fn admin_pid(server: &Server) -> u32 {
+    until_some("an admin process that is locked in", || {
+        let admin = &server.status_json()["admin"];
+        admin["sandbox"].as_object()?;
+        u32::try_from(admin["pid"].as_u64()?).ok()
+    })
+}
+
+/// What the admin endpoint answers to a request for `page`, its head with it.
+#[track_caller]
+fn shown(server: &Server, page: &str) -> String {
+    let status = server.status_json();
+    let address = status["admin"]["address"].as_str().expect("an address");
+    let mut stream = TcpStream::connect(address).expect("connect");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    let request = format!("GET {page} HTTP/1.0\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("send");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+#[test]
+fn the_admin_process_is_locked_in_with_all_its_threads() {
+    let server = Server::start(&[&QUICK[..], &["--admin=0"]].concat());
+    let admin = admin_pid(&server);
+    let threads = fs::read_dir(format!("/proc/{admin}/task")).expect("its threads");
+    let threads: Vec<_> = threads.flatten().collect();
+    assert!(threads.len() > 1, "{threads:?}");
+    for thread in threads {
+        // The kernel finds a thread below `/proc` as it finds a process.
+        let name = thread.file_name();
+        let id = name.to_str().and_then(|name| name.parse().ok());
+        let id = id.expect("a number");
+        assert_eq!(kernel_says(id, "NoNewPrivs"), "1");
+        assert_eq!(kernel_says(id, "Seccomp"), "2");
+        assert_without_capabilities(id);
+    }
+    for page in ["/healthz", "/readyz", "/status", "/metrics"] {
+        let answer = shown(&server, page);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{page}: {answer}");
+    }
+    let status = server.status_json();
+    assert_eq!(status["admin"]["sandbox"], status["slots"][0]["sandbox"]);
+    assert_eq!(status["admin"]["deaths"], 0);
+}
+
+/// It has no way to the control socket, where it could stop the server: the user that it becomes
+/// may not connect there, and it asks all the same.
+#[test]
+fn the_admin_process_becomes_another_user_and_asks_on() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can run processes as somebody else");
+        return;
+    }
+    let server = Server::start(&[&QUICK[..], &["--admin=0", "--user=nobody"]].concat());
+    let admin = admin_pid(&server);
+    let mine = kernel_says(server.worker_pids()[0], "Uid");
+    assert_eq!(kernel_says(admin, "Uid"), mine);
+    assert!(!mine.contains(" 0"), "{mine}");
+    assert_eq!(kernel_says(admin, "Groups"), "");
+    assert_without_capabilities(admin);
+    assert!(shown(&server, "/readyz").starts_with("HTTP/1.1 200"));
+    // It ends with its supervisor, whoever it is.
+    server.kill();
+    assert!(wait_gone(admin, DEADLINE), "it outlives its supervisor");
+}
+
+#[test]
+fn an_admin_process_that_breaks_out_is_ended_and_nobody_else_notices() {
+    for what in ["open", "connect", "bind", "exec", "setuid", "signal"] {
+        let plan = format!("admin.sandboxed=violate:{what}");
+        let server = Server::builder().args(QUICK).args(["--admin=0"]);
+        let server = server.env("FAULT_POINTS", plan).start();
+        let died = server.wait_log(|line| line.contains("admin process died"));
+        let said = died.contains("SIGSYS") && died.contains("sandbox does not allow");
+        assert!(said, "{what}: {died}");
+        Client::connect(server.addr()).roundtrip(b"served on");
+        let status = server.status_json();
+        assert!(status["admin"]["deaths"].as_u64() >= Some(1), "{status}");
+        assert_eq!(status["totals"]["deaths"], 0, "{status}");
+    }
+}
+
+/// As for workers: what is below the outermost layer holds, too.
+#[test]
+fn each_layer_of_the_admin_process_refuses_by_itself() {
+    let mut violations = vec!["setuid"];
+    if layers(&Server::start(&QUICK))
+        .iter()
+        .any(|it| it == "landlock")
+    {
+        violations.extend(["open", "connect", "bind", "exec", "signal"]);
+    }
+    for what in violations {
+        let plan = format!("worker.sandbox_lacks=seccomp;admin.sandboxed=violate:{what}");
+        let server = Server::builder().args(QUICK).args(["--admin=0"]);
+        let server = server.env("FAULT_POINTS", plan).start();
+        let line = server.wait_log(|line| line.contains("a violation"));
+        let refused = line.contains("was refused")
+            && (line.contains("Permission denied")
+                || line.contains("not permitted")
+                || line.contains("EPERM"));
+        assert!(refused, "{what}: {line}");
+        server.wait_log(|line| line.contains("the admin process's sandbox is incomplete"));
+        assert!(shown(&server, "/healthz").starts_with("HTTP/1.1 200"));
+    }
+}
+
+#[test]
+fn a_reload_that_changes_the_sandbox_reaches_the_admin_process() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("sandbox.toml");
+    let write = |how: &str| fs::write(&file, format!("sandbox = \"{how}\"\n")).expect("write");
+    write("auto");
+    let config = format!("--config={}", file.display());
+    let server = Server::start(&[&QUICK[..], &["--admin=0", &config]].concat());
+    let first = admin_pid(&server);
+    // One that changes nothing of it leaves it alone.
+    server.reload().expect_success();
+    assert_eq!(admin_pid(&server), first);
+    write("off");
+    server.reload().expect_success();
+    let second = until_some("another process", || {
+        Some(admin_pid(&server)).filter(|pid| *pid != first)
+    });
+    assert_eq!(kernel_says(second, "Seccomp"), "0");
+    assert_eq!(server.status_json()["admin"]["deaths"], 0, "it was wanted");
+    assert!(shown(&server, "/readyz").starts_with("HTTP/1.1 200"));
 }
 
 #[test]

@@ -40,6 +40,7 @@ const CORES: [&str; 40] = [
     "src/identity.rs",
     "src/memory/layout.rs",
     "src/metrics.rs",
+    "src/sandbox/calls.rs",
     "src/status",
     "src/supervisor/admin/life.rs",
     "src/supervisor/backoff.rs",
@@ -50,7 +51,6 @@ const CORES: [&str; 40] = [
     "src/supervisor/slot",
     "src/supervisor/snapshot.rs",
     "src/wire.rs",
-    "src/worker/sandbox/calls.rs",
 ];
 
 /// What a core must not name.

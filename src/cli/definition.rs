@@ -117,12 +117,6 @@ pub(super) fn command() -> Command {
             Command::new(ADMIN)
                 .about("Show health and metrics over HTTP; started by the supervisor only")
                 .arg(
-                    Arg::new(CONTROL)
-                        .long(CONTROL)
-                        .required(true)
-                        .value_parser(PathBufValueParser::new()),
-                )
-                .arg(
                     Arg::new(SUPERVISOR)
                         .long(SUPERVISOR)
                         .required(true)

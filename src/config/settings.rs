@@ -515,7 +515,7 @@ pub static SETTINGS: &[Setting] = &[
         example: "127.0.0.1:9100",
         help: "Address for health checks and metrics over HTTP",
         long_help: "Answers /metrics (OpenMetrics), /healthz, /readyz and /status, from a process \
-                    of its own that asks at the control socket. On this machine only: a loopback \
+                    of its own that is locked in like a worker. On this machine only: a loopback \
                     address, PORT alone for 127.0.0.1, or the path of a Unix socket, which is \
                     made with mode 0600. Cannot change without a stop.",
     },

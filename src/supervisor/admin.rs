@@ -3,50 +3,41 @@
 //! Invariants: the listener is bound before the first worker starts and stays here, so that an
 //! address that cannot be had is refused at the start, and a health check that comes while there is
 //! no process waits a moment instead of being refused; the process runs this supervisor's own
-//! program, and none is left when the supervisor ends or becomes another program.
+//! program, and none is left when the supervisor ends or becomes another program; a process that is
+//! to be locked in otherwise than it is makes way for another one.
 //!
 //! It must not accept, nor wait for the process.
 
-use std::ffi::OsStr;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
 
-use mio::Interest;
-use mio::unix::SourceFd;
+use mio::Registry;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
 use crate::clock::{self, Tick};
-use crate::config::{AdminAddr, Config};
+use crate::config::{ADMIN_REQUESTS_MAX, AdminAddr, Config};
 use crate::status::AdminStatus;
-use crate::sys::image::{Image, Process};
 
 use super::Supervisor;
-use super::children::death_of;
 use super::control::socket::{self, FileId, SocketFile};
-use super::tokens::Source;
 
 mod life;
+mod process;
 
 use life::{Life, Pace};
+use process::{AdminProcess, Heard};
 
 /// Clients that may wait to be taken.
 const BACKLOG: i32 = 16;
+/// Messages of the process that are heard in one go: twice what it can have to say. Whatever
+/// becomes of it, workers are heard between two goes.
+const MESSAGES_PER_TURN: usize = 2 * ADMIN_REQUESTS_MAX;
 
 /// Why there is no admin endpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// What it shows is asked for at the control socket.
-    #[error(
-        "cannot show health and metrics at {address}: there is no control socket to ask at; name a \
-         path with --control"
-    )]
-    NoControl {
-        /// The address asked for.
-        address: AdminAddr,
-    },
     /// The address cannot be had.
     #[error(
         "cannot show health and metrics at {address}: {why}; choose another address with --admin"
@@ -66,9 +57,10 @@ pub(super) struct AdminEndpoint {
     listener: OwnedFd,
     /// Of a Unix socket; removed with this.
     file: Option<SocketFile>,
-    control: PathBuf,
     life: Life,
-    process: Option<Process>,
+    process: Option<AdminProcess>,
+    /// What the last process lacked, so that it is said once.
+    missing: Vec<String>,
 }
 
 /// What a new program must be told to go on with it.
@@ -80,43 +72,37 @@ pub(super) struct SavedAdmin {
 }
 
 impl AdminEndpoint {
-    /// Binds `wanted`, if it is any; `control` is the path of the control socket.
+    /// Binds `wanted`, if it is any.
     ///
     /// # Errors
-    /// There is no control socket, or the address cannot be had.
-    pub(super) fn open(
-        wanted: Option<&AdminAddr>,
-        control: Option<&Path>,
-    ) -> Result<Option<Self>, Error> {
+    /// The address cannot be had.
+    pub(super) fn open(wanted: Option<&AdminAddr>) -> Result<Option<Self>, Error> {
         let Some(wanted) = wanted else {
             return Ok(None);
         };
-        let address = || wanted.clone();
-        let control = control.ok_or_else(|| Error::NoControl { address: address() })?;
-        let bound = bind(wanted);
-        let (listener, shown, file) = bound.map_err(|why| Error::Bind {
-            address: address(),
+        let (listener, shown, file) = bind(wanted).map_err(|why| Error::Bind {
+            address: wanted.clone(),
             why,
         })?;
-        Ok(Some(Self::over(listener, shown, file, control)))
+        Ok(Some(Self::over(listener, shown, file)))
     }
 
     /// Goes on after an exec with what [`Self::saved`] gave to the program before.
-    pub(super) fn resume(saved: SavedAdmin, listener: OwnedFd, control: &Path) -> Self {
+    pub(super) fn resume(saved: SavedAdmin, listener: OwnedFd) -> Self {
         let file = saved.file.map(SocketFile);
-        Self::over(listener, saved.address, file, control)
+        Self::over(listener, saved.address, file)
     }
 
-    fn over(listener: OwnedFd, address: String, file: Option<SocketFile>, control: &Path) -> Self {
+    fn over(listener: OwnedFd, address: String, file: Option<SocketFile>) -> Self {
         let now = clock::now();
         let seed = now.as_nanos() ^ u64::from(std::process::id());
         Self {
             address,
             listener,
             file,
-            control: PathBuf::from(control),
             life: Life::new(now, seed),
             process: None,
+            missing: Vec::new(),
         }
     }
 
@@ -146,6 +132,7 @@ impl AdminEndpoint {
             address: self.address.clone(),
             pid: process.map(|process| process.pid().unsigned_abs()),
             deaths: self.life.deaths(),
+            sandbox: process.and_then(|process| process.sandbox().cloned()),
         }
     }
 
@@ -157,20 +144,34 @@ impl AdminEndpoint {
         }
     }
 
-    fn spawn(&self) -> io::Result<Process> {
-        let image = Image::of_this_process()?;
-        let supervisor = std::process::id().to_string();
-        let arguments = [
-            OsStr::new("uppercased: admin"),
-            OsStr::new("admin"),
-            OsStr::new("--control"),
-            self.control.as_os_str(),
-            OsStr::new("--supervisor"),
-            OsStr::new(&supervisor),
-        ];
-        image.spawn(arguments, &self.listener, |error| {
-            eprintln!("uppercased: cannot execute the admin process's program: {error}");
-        })
+    /// Starts a process, which is then due again if it cannot be.
+    fn start(&mut self, config: &Config, registry: &Registry, now: Tick) {
+        match AdminProcess::start(config, self.listener.as_fd(), registry) {
+            Ok(process) => {
+                self.life.started(now);
+                self.process = Some(process);
+            }
+            Err(error) => {
+                let delay = self.life.died(now, pace(config));
+                tracing::error!(%error, delay_ms = delay.as_millis(), "admin process not started");
+            }
+        }
+    }
+
+    /// The process answers from now on.
+    fn opened(&mut self) {
+        let Some(process) = &self.process else {
+            return;
+        };
+        let (address, admin_pid) = (&self.address, process.pid());
+        tracing::info!(%address, admin_pid, "admin endpoint open");
+        let missing = process.sandbox().map(|it| it.missing.clone());
+        let missing = missing.unwrap_or_default();
+        if !missing.is_empty() && missing != self.missing {
+            let missing = missing.join("; ");
+            tracing::warn!(%missing, "the admin process's sandbox is incomplete");
+        }
+        self.missing = missing;
     }
 }
 
@@ -182,52 +183,66 @@ impl Drop for AdminEndpoint {
 }
 
 impl Supervisor {
-    /// Starts an admin process if it is time.
+    /// Starts an admin process if it is time, also in the place of one that is to be locked in
+    /// otherwise.
     pub(super) fn keep_admin(&mut self) {
         let now = clock::now();
-        let pace = pace(self.config());
+        let config = &self.releases.in_force().config;
         let Some(admin) = &mut self.admin else {
             return;
         };
-        if admin.life.due().is_none_or(|due| due > now) {
-            return;
+        if let Some(process) = &admin.process
+            && !process.is_as(config)
+        {
+            admin.end_process();
+            admin.life.paused(now);
         }
-        let process = match admin.spawn() {
-            Ok(process) => process,
-            Err(error) => {
-                let delay = admin.life.died(now, pace);
-                tracing::error!(%error, delay_ms = delay.as_millis(), "admin process not started");
+        if admin.life.due().is_some_and(|due| due <= now) {
+            admin.start(config, self.poll.registry(), now);
+        }
+    }
+
+    /// Hears what the admin process has to say: that it is ready, and what it asks.
+    pub(super) fn hear_admin(&mut self) {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(admin) = &mut self.admin else {
                 return;
+            };
+            match admin.process.as_mut().and_then(AdminProcess::hear) {
+                None => return,
+                Some(Heard::Ready) => admin.opened(),
+                Some(Heard::Asked(number)) => self.tell_admin(number),
             }
-        };
-        let number = process.as_fd().as_raw_fd();
-        let token = Source::AdminProcess.token();
-        let registry = self.poll.registry();
-        if let Err(error) = registry.register(&mut SourceFd(&number), token, Interest::READABLE) {
-            process.destroy();
-            let delay = admin.life.died(now, pace);
-            tracing::error!(%error, delay_ms = delay.as_millis(), "admin process not watched");
-            return;
         }
-        let (address, admin_pid) = (&admin.address, process.pid());
-        tracing::info!(%address, admin_pid, "admin endpoint open");
-        admin.life.started(now);
-        admin.process = Some(process);
+        // There may be more: that is reported anew.
+        if let Some(process) = self.admin.as_mut().and_then(|it| it.process.as_mut()) {
+            process.watch_again(self.poll.registry());
+        }
+    }
+
+    fn tell_admin(&mut self, number: u64) {
+        let status = self.status();
+        if let Some(process) = self.admin.as_mut().and_then(|it| it.process.as_mut()) {
+            process.tell(number, &status);
+        }
     }
 
     /// Notices that the admin process has ended.
     pub(super) fn look_at_admin(&mut self) {
+        // Its last words come first.
+        self.hear_admin();
         let pace = pace(self.config());
         let Some(admin) = &mut self.admin else {
             return;
         };
-        let Some(how) = admin.process.as_ref().and_then(death_of) else {
+        let Some(how) = admin.process.as_ref().and_then(AdminProcess::reap) else {
             return;
         };
-        // Closing the pidfd ends its registration: no other descriptor refers to it.
-        admin.process = None;
-        let delay = admin.life.died(clock::now(), pace);
-        tracing::error!(%how, delay_ms = delay.as_millis(), "admin process died");
+        let now = clock::now();
+        let said = admin.process.take().and_then(AdminProcess::cause);
+        let cause = said.or_else(|| self.evidence.cause_of(how, now));
+        let delay = admin.life.died(now, pace);
+        tracing::error!(%how, cause, delay_ms = delay.as_millis(), "admin process died");
     }
 
     /// Ends the admin process before this one becomes another program; it is started afresh by

@@ -19,6 +19,7 @@ use crate::wire::Listen;
 use super::activation::{self, Given};
 use super::admin::{self, AdminEndpoint};
 use super::control::{self, ControlServer};
+use super::evidence::Evidence;
 use super::machine::{Event, Machine, Policy};
 use super::notify::Notifier;
 use super::releases::{Limits, Release, Releases};
@@ -99,8 +100,7 @@ impl Supervisor {
         let first_request = RequestId(RequestId::NOBODY.0 + 1);
         let tokens = Token(CONTROL_FIRST);
         let control = ControlServer::open(&config.control, poll.registry(), tokens, first_request)?;
-        let asked_at = control.as_ref().map(ControlServer::path);
-        let admin = AdminEndpoint::open(config.admin.as_ref(), asked_at)?;
+        let admin = AdminEndpoint::open(config.admin.as_ref())?;
         let (adopted, activated) = (given.slots(), given.unit_slots());
         let (slots, outdated) = given.hand_out(&mut addresses, &config)?;
         let policy = Policy {
@@ -129,6 +129,7 @@ impl Supervisor {
             systemd: Systemd::from_environment(Notifier::new),
             activated,
             slots,
+            evidence: Evidence::gathered(),
             dropped: Totals::default(),
             next_serial: 0,
             asking: RequestId::NOBODY,

@@ -108,8 +108,11 @@ impl Child {
             | Message::TakeOver(_)
             | Message::Leave(_)
             | Message::Ping(_)
-            | Message::Preflight(_) => {
-                Heard::Broken("it sent a message that only the supervisor sends".to_owned())
+            | Message::Preflight(_)
+            | Message::StartAdmin(_)
+            | Message::Ask(_)
+            | Message::Told(_) => {
+                Heard::Broken("it sent a message that no worker sends".to_owned())
             }
         };
         Some(heard)

@@ -47,6 +47,8 @@ pub enum Event {
         worker: WorkerId,
         /// How it ended.
         how: Death,
+        /// What the manner of it tells, where the worker had no last words.
+        cause: Option<String>,
     },
     /// The channel ended or carried nonsense; the process may still live.
     ChannelBroken {

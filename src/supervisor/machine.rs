@@ -278,7 +278,9 @@ impl Machine {
             Event::Ready { worker } => self.ready(*worker, now),
             Event::StartFailed { worker, cause } => self.start_failed(*worker, cause, now),
             Event::SpawnFailed { worker, cause } => self.spawn_failed(*worker, cause, now),
-            Event::Exited { worker, how } => self.exited(*worker, *how, now),
+            Event::Exited { worker, how, cause } => {
+                self.exited(*worker, *how, cause.as_deref(), now)
+            }
             Event::ChannelBroken { worker, cause } => self.channel_broken(*worker, cause, now),
             Event::Stop { by } => self.stop(by, now),
             Event::Restart {

@@ -2,8 +2,6 @@
 
 use std::io::Write;
 
-use nix::libc::SIGSYS;
-
 use crate::config::Config;
 use crate::fault;
 use crate::identity::WorkerId;
@@ -45,13 +43,6 @@ pub(super) fn announce(listen: &[Listen], workers: usize) {
     if let Err(error) = without_ttou(&mut print) {
         tracing::debug!(%error, "standard output does not take the addresses");
     }
-}
-
-/// Why a worker died that had no last words, if the manner of it tells.
-fn sandbox_broken(how: Death) -> Option<&'static str> {
-    (how == Death::Signalled(SIGSYS)).then_some(
-        "it made a system call that its sandbox does not allow; sandbox=off lets it go on",
-    )
 }
 
 /// Logs a notice.
@@ -217,7 +208,6 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             served_for,
             cause,
         } => {
-            let cause = cause.as_deref().or_else(|| sandbox_broken(*how));
             tracing::error!(slot = worker.slot.0, generation = worker.generation.0, %how,
                 served_ms = served_for.map(|span| span.as_millis()), cause,
                 connections_lost = lost(worker), "worker died");

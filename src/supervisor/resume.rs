@@ -32,6 +32,7 @@ use crate::wire;
 use super::admin::AdminEndpoint;
 use super::children::Child;
 use super::control::ControlServer;
+use super::evidence::Evidence;
 use super::machine::{Event, Machine};
 use super::notify::Notifier;
 use super::releases::{Limits, Release, Releases};
@@ -250,10 +251,9 @@ fn adopt(
             Token(CONTROL_FIRST),
         )?),
     };
-    let asked_at = control.as_ref().map(ControlServer::path);
-    let admin = match (state.admin, asked_at) {
-        (Some(saved), Some(asked_at)) => Some(AdminEndpoint::resume(saved, owned.one()?, asked_at)),
-        _ => None,
+    let admin = match state.admin {
+        Some(saved) => Some(AdminEndpoint::resume(saved, owned.one()?)),
+        None => None,
     };
     let supervisor = Supervisor {
         typed,
@@ -269,6 +269,7 @@ fn adopt(
         admin,
         systemd: Systemd::from_environment(Notifier::resumed),
         activated: state.activated,
+        evidence: Evidence::gathered(),
         machine,
         slots,
         dropped: state.dropped,

@@ -20,6 +20,8 @@ pub(super) enum Source {
     AdminProcess,
     /// The pipe that a service manager closes.
     Barrier,
+    /// The admin process's channel.
+    AdminChannel,
     /// The control socket or one of its clients.
     Control,
     /// The lock of an address: somebody asks.
@@ -45,6 +47,7 @@ impl Source {
             Self::PreflightProcess => 2,
             Self::AdminProcess => 3,
             Self::Barrier => 4,
+            Self::AdminChannel => 5,
             Self::Control => CONTROL_FIRST,
             Self::Lock(index) => LOCKS_FIRST + index,
             Self::Channel(serial) => CHILDREN_FIRST + 2 * serial as usize,
@@ -60,6 +63,7 @@ impl Source {
             2 => Self::PreflightProcess,
             3 => Self::AdminProcess,
             4 => Self::Barrier,
+            5 => Self::AdminChannel,
             CONTROL_FIRST..CONTROL_END => Self::Control,
             number if number >= CHILDREN_FIRST => {
                 let serial = ((number - CHILDREN_FIRST) / 2) as u64;
@@ -87,6 +91,7 @@ mod tests {
             Source::PreflightProcess,
             Source::AdminProcess,
             Source::Barrier,
+            Source::AdminChannel,
             Source::Control,
             Source::Lock(0),
             Source::Lock(4000),

@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
-/// The number at which a worker finds its channel after exec.
+/// The number at which a process finds its channel after exec.
 pub const CHANNEL_NUMBER: RawFd = 3;
 
 /// Owns descriptors that the kernel has just installed for this process (`SCM_RIGHTS`).
@@ -112,32 +112,22 @@ pub(crate) fn own_inherited(numbers: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
     Ok(own(numbers))
 }
 
-/// The channel that the supervisor left for this worker at [`CHANNEL_NUMBER`]; close-on-exec
+/// The channel that the supervisor left for this process at [`CHANNEL_NUMBER`]; close-on-exec
 /// again. `None` if there is no sequenced-packet socket: the program was not started by a
 /// supervisor.
 ///
-/// To be called once, first thing in a worker's life.
+/// To be called once, first thing in a process's life.
 #[must_use]
 pub(crate) fn inherited_channel() -> Option<OwnedFd> {
-    inherited(|socket| getsockopt(&socket, sockopt::SockType) == Ok(SockType::SeqPacket))
-}
-
-/// The same for the listener that the supervisor left for its admin process.
-#[must_use]
-pub(crate) fn inherited_listener() -> Option<OwnedFd> {
-    inherited(|socket| getsockopt(&socket, sockopt::AcceptConn) == Ok(true))
-}
-
-fn inherited(is_the_one: impl FnOnce(BorrowedFd<'_>) -> bool) -> Option<OwnedFd> {
     // SAFETY: the number is not -1; it is only asked about here, and if it is not open the kernel
     // says so.
     let asked = unsafe { BorrowedFd::borrow_raw(CHANNEL_NUMBER) };
-    if !is_the_one(asked) {
+    if getsockopt(&asked, sockopt::SockType) != Ok(SockType::SeqPacket) {
         return None;
     }
     fcntl(asked, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
     // SAFETY: it is an open socket that came through exec, so no value in this process owns it,
-    // and the two functions above are called once in a process's life, one or the other.
+    // and this function is called once in a process's life.
     Some(unsafe { OwnedFd::from_raw_fd(CHANNEL_NUMBER) })
 }
 

@@ -231,7 +231,11 @@ impl Walk {
                 worker,
                 cause: cause(),
             }),
-            Letter::Exited(role) => of(role, &|worker| Event::Exited { worker, how }),
+            Letter::Exited(role) => of(role, &|worker| Event::Exited {
+                worker,
+                how,
+                cause: None,
+            }),
             Letter::ChannelBroken(role) => of(role, &|worker| Event::ChannelBroken {
                 worker,
                 cause: cause(),

@@ -370,7 +370,14 @@ impl Kernel {
             self.schedule(after, Due::Say(from, event));
         }
         let delay = self.delay(rng);
-        self.schedule(delay, Due::Tell(Event::Exited { worker, how }));
+        self.schedule(
+            delay,
+            Due::Tell(Event::Exited {
+                worker,
+                how,
+                cause: None,
+            }),
+        );
     }
 
     fn hand_over(&mut self, from: WorkerId, to: WorkerId, rng: &mut Rng) {
@@ -528,6 +535,7 @@ impl Kernel {
             _ => Event::Exited {
                 worker,
                 how: Death::Exited(0),
+                cause: Some(cause),
             },
         }
     }

@@ -165,7 +165,13 @@ impl Machine {
         Reception::Taken
     }
 
-    pub(super) fn exited(&mut self, worker: WorkerId, how: Death, now: Tick) -> Reception {
+    pub(super) fn exited(
+        &mut self,
+        worker: WorkerId,
+        how: Death,
+        sign: Option<&str>,
+        now: Tick,
+    ) -> Reception {
         let Some((index, seat)) = self.seat(worker) else {
             return Reception::Stale;
         };
@@ -214,7 +220,7 @@ impl Machine {
         let obituary = Obituary {
             how,
             served_for,
-            cause,
+            cause: cause.or_else(|| sign.map(str::to_owned)),
         };
         match seat {
             Seat::Main => self.gone(worker, obituary, now),

@@ -49,6 +49,7 @@ const fn killed(slot: u16, generation: u32) -> Event {
     Event::Exited {
         worker: worker(slot, generation),
         how: Death::Signalled(9),
+        cause: None,
     }
 }
 
@@ -56,6 +57,7 @@ const fn exited(slot: u16, generation: u32, code: i32) -> Event {
     Event::Exited {
         worker: worker(slot, generation),
         how: Death::Exited(code),
+        cause: None,
     }
 }
 

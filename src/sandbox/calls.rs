@@ -1,51 +1,43 @@
-//! The system calls that a worker makes once it serves: what the filter lets through.
+//! The system calls that a process makes once it is locked in: what the filter lets through.
 //!
-//! Pure: a table, and the filter's rules as made of it. What is not in it ends the worker, so a new
-//! call in the loop needs a row here. What serves a message stands without a condition: the kernel
-//! then answers from a bitmap and runs no filter.
+//! Pure: a table for each role, and the filter's rules as made of it. What is not in it ends the
+//! process, so a new call in a loop needs a row here. What serves a message stands without a
+//! condition: the kernel then answers from a bitmap and runs no filter.
 
 use std::collections::BTreeMap;
 
 use nix::libc;
 use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
+/// What a process is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Serves clients.
+    Worker,
+    /// Answers at the admin endpoint, with threads.
+    Admin,
+}
+
 /// Calls that are let through whatever their arguments, by what they are for.
-const ALLOWED: &[(&str, &[libc::c_long])] = &[
+type Table = &'static [(&'static str, &'static [libc::c_long])];
+
+/// Of both roles.
+const COMMON: Table = &[
     (
-        "serving: receive, send, the end of a stream",
+        "connections: take, receive, send, end",
         &[
+            libc::SYS_accept4,
             libc::SYS_recvfrom,
             libc::SYS_sendto,
             libc::SYS_shutdown,
             libc::SYS_close,
-            libc::SYS_accept4,
-            libc::SYS_accept,
-        ],
-    ),
-    (
-        "sockets that are there already: options, addresses",
-        &[
             libc::SYS_setsockopt,
             libc::SYS_getsockopt,
-            libc::SYS_getsockname,
-            libc::SYS_getpeername,
             libc::SYS_fcntl,
-            libc::SYS_dup,
         ],
     ),
     (
-        "the event loop",
-        &[
-            libc::SYS_epoll_pwait,
-            libc::SYS_epoll_pwait2,
-            libc::SYS_epoll_ctl,
-            libc::SYS_epoll_create1,
-            libc::SYS_eventfd2,
-            libc::SYS_ppoll,
-        ],
-    ),
-    (
-        "the channel and a handover: messages with descriptors",
+        "the channel: messages with descriptors",
         &[libc::SYS_recvmsg, libc::SYS_sendmsg],
     ),
     (
@@ -73,7 +65,6 @@ const ALLOWED: &[(&str, &[libc::c_long])] = &[
             libc::SYS_munmap,
             libc::SYS_mremap,
             libc::SYS_madvise,
-            libc::SYS_fallocate,
         ],
     ),
     (
@@ -102,6 +93,27 @@ const ALLOWED: &[(&str, &[libc::c_long])] = &[
     ),
 ];
 
+const WORKER: Table = &[
+    (
+        "sockets that are there already: addresses, duplicates",
+        &[libc::SYS_getsockname, libc::SYS_getpeername, libc::SYS_dup],
+    ),
+    (
+        "the event loop",
+        &[
+            libc::SYS_epoll_pwait,
+            libc::SYS_epoll_pwait2,
+            libc::SYS_epoll_ctl,
+            libc::SYS_epoll_create1,
+            libc::SYS_eventfd2,
+            libc::SYS_ppoll,
+        ],
+    ),
+    ("buffers given back", &[libc::SYS_fallocate]),
+];
+
+const ADMIN: Table = &[("waiting for the supervisor", &[libc::SYS_ppoll])];
+
 /// What only older architectures have.
 #[cfg(target_arch = "x86_64")]
 const OLD: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll];
@@ -115,15 +127,14 @@ const DEVICE_ORDERS: [u64; 3] = [0x5421, 0x541B, 0x5411]; // FIONBIO, FIONREAD, 
 ///
 /// # Errors
 /// A condition that cannot be expressed; none of these is known to be.
-pub(super) fn rules(pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     use SeccompCmpArgLen::Dword;
     use SeccompCmpOp::{Eq, MaskedEq};
     let only = |argument, how, value| {
         SeccompRule::new(vec![SeccompCondition::new(argument, Dword, how, value)?])
     };
-    let always = ALLOWED.iter().flat_map(|(_, calls)| *calls).chain(OLD);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        always.map(|call| (*call, Vec::new())).collect();
+        always(role).map(|call| (call, Vec::new())).collect();
     // To itself only: abort and raise.
     for call in [libc::SYS_kill, libc::SYS_tkill, libc::SYS_tgkill] {
         rules.insert(call, vec![only(0, Eq, pid.into())?]);
@@ -139,16 +150,29 @@ pub(super) fn rules(pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Backend
     Ok(rules)
 }
 
+fn always(role: Role) -> impl Iterator<Item = libc::c_long> {
+    let own = match role {
+        Role::Worker => WORKER,
+        Role::Admin => ADMIN,
+    };
+    let calls = COMMON.iter().chain(own).flat_map(|(_, calls)| *calls);
+    calls.chain(OLD).copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const ROLES: [Role; 2] = [Role::Worker, Role::Admin];
+
     #[test]
-    fn what_a_worker_never_does_is_not_let_through() {
-        let rules = rules(7).unwrap();
+    fn what_nobody_does_is_not_let_through() {
+        let rules = ROLES.map(|role| rules(role, 7).unwrap());
         for call in [
             libc::SYS_openat,
             libc::SYS_socket,
+            libc::SYS_socketpair,
+            libc::SYS_memfd_create,
             libc::SYS_connect,
             libc::SYS_bind,
             libc::SYS_listen,
@@ -165,13 +189,13 @@ mod tests {
             libc::SYS_unlinkat,
             libc::SYS_mount,
         ] {
-            assert!(!rules.contains_key(&call), "{call}");
+            assert!(rules.iter().all(|it| !it.contains_key(&call)), "{call}");
         }
     }
 
     #[test]
     fn serving_has_no_condition_and_what_could_harm_has_one() {
-        let rules = rules(7).unwrap();
+        let rules = rules(Role::Worker, 7).unwrap();
         for call in [libc::SYS_recvfrom, libc::SYS_sendto, libc::SYS_epoll_pwait] {
             assert_eq!(rules[&call].len(), 0, "{call}");
         }
@@ -182,10 +206,12 @@ mod tests {
 
     #[test]
     fn no_call_stands_twice() {
-        let mut calls: Vec<_> = ALLOWED.iter().flat_map(|(_, calls)| *calls).collect();
-        let count = calls.len();
-        calls.sort_unstable();
-        calls.dedup();
-        assert_eq!(calls.len(), count);
+        for role in ROLES {
+            let mut calls: Vec<_> = always(role).collect();
+            let count = calls.len();
+            calls.sort_unstable();
+            calls.dedup();
+            assert_eq!(calls.len(), count, "{role:?}");
+        }
     }
 }

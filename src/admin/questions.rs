@@ -1,0 +1,221 @@
+//! What the admin process asks its supervisor: how is the server? One channel, many threads that ask.
+//!
+//! Invariants: an answer goes to whoever asked that question, and one that comes too late to nobody;
+//! no lock is held while anybody waits. It must not read the channel but in [`Questions::hear`], which
+//! one thread calls.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::net::Shutdown;
+
+use crate::channel::{self, Channel};
+use crate::config::CONTROL_REPLY_MAX_BYTES;
+use crate::status::Status;
+use crate::wire::{ADMIN, Ask, Envelope, Message};
+
+/// The questions that are not answered yet, and the way of all of them.
+#[derive(Debug)]
+pub(super) struct Questions(Mutex<Open>);
+
+#[derive(Debug)]
+struct Open {
+    channel: Channel,
+    last: u64,
+    waiting: BTreeMap<u64, Sender<OwnedFd>>,
+    /// Why a thread could not go on.
+    failure: Option<String>,
+}
+
+impl Questions {
+    /// None yet.
+    pub(super) fn over(channel: Channel) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Open {
+            channel,
+            last: 0,
+            waiting: BTreeMap::new(),
+            failure: None,
+        })))
+    }
+
+    /// The server's status as the supervisor tells it now.
+    ///
+    /// # Errors
+    /// Why there is none, in half a sentence.
+    pub(super) fn status(&self, within: Duration) -> Result<Box<Status>, String> {
+        let (tell, told) = channel();
+        let number = self.ask(tell)?;
+        let answer = told.recv_timeout(within);
+        self.lock().waiting.remove(&number);
+        let file = answer.map_err(|_| "no answer in time".to_owned())?;
+        read(file.into()).map_err(|error| format!("the answer cannot be read: {error}"))
+    }
+
+    fn ask(&self, tell: Sender<OwnedFd>) -> Result<u64, String> {
+        let mut open = self.lock();
+        open.last += 1;
+        let number = open.last;
+        open.say(Message::Ask(Ask { number }))?;
+        open.waiting.insert(number, tell);
+        Ok(number)
+    }
+
+    /// Says something that needs no answer.
+    ///
+    /// # Errors
+    /// Why it cannot be said.
+    pub(super) fn say(&self, message: Message) -> Result<(), String> {
+        self.lock().say(message)
+    }
+
+    /// Hands out the answers that are there.
+    ///
+    /// # Errors
+    /// The channel cannot go on; [`channel::Error::Closed`] is its end, on either side.
+    pub(super) fn hear(&self) -> Result<(), channel::Error> {
+        let mut open = self.lock();
+        while let Some(received) = open.channel.receive()? {
+            let Message::Told(told) = received.envelope.message else {
+                continue;
+            };
+            let waiting = open.waiting.remove(&told.number);
+            if let (Some(waiting), Some(answer)) =
+                (waiting, received.descriptors.into_iter().next())
+            {
+                // Whoever waited may have left just now.
+                let _ = waiting.send(answer);
+            }
+        }
+        Ok(())
+    }
+
+    /// A descriptor that becomes readable when there is something to hear.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub(super) fn end(&self) -> io::Result<OwnedFd> {
+        self.lock().channel.as_fd().try_clone_to_owned()
+    }
+
+    /// A thread cannot go on, and so shall none: whoever hears finds the channel closed.
+    pub(super) fn give_up(&self, why: &io::Error) {
+        let mut open = self.lock();
+        open.failure = Some(why.to_string());
+        // It is a socket, and open.
+        let _ = rustix::net::shutdown(open.channel.as_fd(), Shutdown::Read);
+    }
+
+    /// Why a thread has given up, if one has.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.lock().failure.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        // Whatever a thread that panicked was about, what is here is whole at every moment.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    fn say(&mut self, message: Message) -> Result<(), String> {
+        let worker = ADMIN;
+        let said = self.channel.send(&Envelope { worker, message }, &[]);
+        said.map_err(|error| error.to_string())
+    }
+}
+
+/// The status that stands in a file.
+fn read(file: File) -> io::Result<Box<Status>> {
+    let mut bytes = Vec::new();
+    file.take(CONTROL_REPLY_MAX_BYTES as u64)
+        .read_to_end(&mut bytes)?;
+    Ok(Box::new(serde_json::from_slice(&bytes)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek as _, Write as _};
+
+    use super::*;
+    use crate::wire::Told;
+
+    /// The supervisor's end: what was asked next.
+    fn asked(channel: &mut Channel) -> u64 {
+        let received = channel.receive().unwrap().expect("it was asked before");
+        match received.envelope.message {
+            Message::Ask(ask) => ask.number,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn tell(channel: &mut Channel, number: u64, version: &str) {
+        let status = Status {
+            version: version.to_owned(),
+            ..Status::default()
+        };
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&serde_json::to_vec(&status).unwrap())
+            .unwrap();
+        file.rewind().unwrap();
+        let message = Message::Told(Told { number });
+        let envelope = Envelope {
+            worker: ADMIN,
+            message,
+        };
+        channel.send(&envelope, &[file.as_fd()]).unwrap();
+    }
+
+    #[test]
+    fn each_question_gets_its_own_answer_in_whatever_order() {
+        let (mut supervisor, here) = Channel::pair().unwrap();
+        let questions = Questions::over(here);
+        let ask = || {
+            let (tell, told) = channel();
+            (questions.ask(tell).unwrap(), told)
+        };
+        let (first, second) = (ask(), ask());
+        assert_eq!(
+            [asked(&mut supervisor), asked(&mut supervisor)],
+            [first.0, second.0]
+        );
+        tell(&mut supervisor, second.0, "second");
+        tell(&mut supervisor, first.0, "first");
+        questions.hear().unwrap();
+        for ((_, told), version) in [(first, "first"), (second, "second")] {
+            let answer = told.try_recv().unwrap();
+            assert_eq!(read(answer.into()).unwrap().version, version);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_comes_too_late_is_nobodys() {
+        let (mut supervisor, here) = Channel::pair().unwrap();
+        let questions = Questions::over(here);
+        let why = questions.status(Duration::from_millis(1)).unwrap_err();
+        assert_eq!(why, "no answer in time");
+        let number = asked(&mut supervisor);
+        tell(&mut supervisor, number, "late");
+        questions.hear().unwrap();
+        assert!(questions.lock().waiting.is_empty());
+    }
+
+    #[test]
+    fn the_end_is_heard_on_either_side() {
+        let (supervisor, here) = Channel::pair().unwrap();
+        let questions = Questions::over(here);
+        questions.give_up(&io::Error::other("no descriptors"));
+        assert!(matches!(questions.hear(), Err(channel::Error::Closed)));
+        assert_eq!(questions.failure().as_deref(), Some("no descriptors"));
+        // It can still be said.
+        questions.say(Message::Ask(Ask { number: 1 })).unwrap();
+        drop(supervisor);
+        let questions = Questions::over(Channel::pair().unwrap().0);
+        assert!(matches!(questions.hear(), Err(channel::Error::Closed)));
+        questions.status(Duration::from_secs(10)).unwrap_err();
+    }
+}

@@ -1,0 +1,282 @@
+//! What a process that strangers talk to gives up before it serves, so that a bug in it that a peer can
+//! reach is worth little: other users' rights, privileges, files, new sockets, and every system call it
+//! does not make. Workers lock themselves in so, and the admin process; they differ in their calls.
+//!
+//! The layers, in order, each independent of the others: another user and group, `no_new_privs`
+//! (nothing that is executed gains rights; the two last layers need it), no capabilities, not dumpable
+//! (nobody of the same user may look into it), Landlock (no file, no bind, no connect, no signal to
+//! others), and last, because it takes the calls for all the rest away, seccomp.
+//!
+//! Invariants: it is entered once everything is open that the process will ever need, and before it
+//! says Ready; whoever is to be another user and cannot does not serve, whatever `sandbox` says; a
+//! layer counts as achieved only if the kernel said so. All layers but the last hold for the thread
+//! that enters them and those that it starts later, so [`begin`] comes before a process's threads; the
+//! last one, [`Begun::finish`], takes in all of them, and none can be started after it.
+//!
+//! Must not: open a way back.
+
+pub(crate) mod calls;
+
+use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetStatus, Scope};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities,
+    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+    set_capabilities_secure_bits, set_no_new_privs,
+};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+use crate::config::{Config, Sandbox};
+use crate::fault;
+use crate::sys::accounts;
+use crate::wire::Sandboxed;
+
+use calls::Role;
+
+/// The newest Landlock that is asked for; an older kernel gives what it has.
+const LANDLOCK: ABI = ABI::V6;
+
+/// What a process can be locked in with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layer {
+    NoNewPrivileges,
+    NoCapabilities,
+    NotDumpable,
+    Landlock,
+    Seccomp,
+}
+
+impl Layer {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::NoNewPrivileges => "no_new_privs",
+            Self::NoCapabilities => "no_caps",
+            Self::NotDumpable => "no_dump",
+            Self::Landlock => "landlock",
+            Self::Seccomp => "seccomp",
+        }
+    }
+}
+
+/// How each layer went that was tried.
+type Outcomes = Vec<(Layer, Result<(), String>)>;
+
+/// A process that is locked in but for its system calls.
+#[derive(Debug)]
+#[must_use = "it is not locked in until its calls are"]
+pub(crate) struct Begun {
+    mode: Sandbox,
+    /// Whom it has become.
+    accounts: Vec<String>,
+    outcomes: Outcomes,
+}
+
+/// Locks this thread, and those that it will start, in as `config` says, for good: everything but
+/// the system calls.
+///
+/// # Errors
+/// Why the process must not serve, in one line.
+pub(crate) fn begin(config: &Config) -> Result<Begun, String> {
+    let mut begun = Begun {
+        mode: config.sandbox,
+        accounts: Vec::new(),
+        outcomes: Vec::new(),
+    };
+    // Who becomes another user has the right to this no longer.
+    let limited = match begun.mode {
+        Sandbox::Off => Ok(()),
+        Sandbox::Auto | Sandbox::Required => limit_capabilities(),
+    };
+    begun.accounts = become_account(config)?;
+    begun.enter(Layer::NoNewPrivileges, || {
+        set_no_new_privs(true).map_err(text)
+    });
+    begun.enter(Layer::NoCapabilities, || {
+        limited.and_then(|()| drop_capabilities())
+    });
+    // Tests look into workers, and not everybody who runs them is root.
+    if fault::value("worker.dumpable").is_none() {
+        begun.enter(Layer::NotDumpable, || {
+            set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(text)
+        });
+    }
+    begun.enter(Layer::Landlock, enter_landlock);
+    Ok(begun)
+}
+
+impl Begun {
+    fn enter(&mut self, layer: Layer, enter: impl FnOnce() -> Result<(), String>) {
+        if self.mode == Sandbox::Off {
+            return;
+        }
+        let outcome = match fault::value("worker.sandbox_lacks") {
+            Some(name) if name == layer.name() => Err("a test takes it away".to_owned()),
+            _ => enter(),
+        };
+        self.outcomes.push((layer, outcome));
+    }
+
+    /// Leaves every thread of this process the calls that its role makes: what was achieved
+    /// altogether, and what was not.
+    ///
+    /// # Errors
+    /// Why the process must not serve, in one line.
+    pub(crate) fn finish(mut self, role: Role) -> Result<Sandboxed, String> {
+        self.enter(Layer::Seccomp, || enter_seccomp(role));
+        let mut sandboxed = settle(self.mode, self.outcomes)?;
+        sandboxed.layers.splice(..0, self.accounts);
+        Ok(sandboxed)
+    }
+}
+
+/// What comes of how each layer went.
+fn settle(mode: Sandbox, outcomes: Outcomes) -> Result<Sandboxed, String> {
+    let mut sandboxed = Sandboxed::default();
+    for (layer, outcome) in outcomes {
+        match outcome {
+            Ok(()) => sandboxed.layers.push(layer.name().to_owned()),
+            Err(why) => sandboxed.missing.push(format!("{}: {why}", layer.name())),
+        }
+    }
+    if mode == Sandbox::Required && !sandboxed.missing.is_empty() {
+        return Err(format!(
+            "the sandbox is required and incomplete ({}); use a kernel and a container that have \
+             it, or set sandbox to auto",
+            sandboxed.missing.join("; ")
+        ));
+    }
+    Ok(sandboxed)
+}
+
+/// Becomes the user and the group that are asked for; who that is.
+fn become_account(config: &Config) -> Result<Vec<String>, String> {
+    let (user, group) = (&config.user, &config.group);
+    if user.is_none() && group.is_none() {
+        return Ok(Vec::new());
+    }
+    let unknown = || "the user or group was not looked up".to_owned();
+    let (user_id, primary) = match user {
+        Some(user) => (Some(user.id.ok_or_else(unknown)?), user.primary_group),
+        None => (None, None),
+    };
+    let group_id = match group {
+        Some(group) => Some(group.id.ok_or_else(unknown)?),
+        None => primary,
+    };
+    if group_id.is_none() {
+        return Err("the user has no primary group; set group".to_owned());
+    }
+    accounts::become_account(user_id, group_id).map_err(|error| {
+        format!("cannot become another user or group: {error}; only root can, so start as root")
+    })?;
+    let named = |what: &str, name: &str| format!("{what}={name}");
+    let user = user.iter().map(|user| named("user", &user.name));
+    let group = group.iter().map(|group| named("group", &group.name));
+    Ok(user.chain(group).collect())
+}
+
+/// Sees to it that no capability ever comes back, not even by executing a program as root: nothing
+/// stays in the bounding set, and being root gives none. Only who may do so (`CAP_SETPCAP`) needs to:
+/// without any, `no_new_privs` sees to it.
+fn limit_capabilities() -> Result<(), String> {
+    let mine = capabilities(None).map_err(text)?;
+    if !mine.effective.contains(CapabilitySet::SETPCAP) {
+        return Ok(());
+    }
+    // In order of their numbers, until the kernel knows no more.
+    for number in 0..u64::BITS {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        match remove_capability_from_bounding_set(one) {
+            Ok(()) => {}
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(errno.to_string()),
+        }
+    }
+    // What becoming another user takes away is to be taken away: of NO_SETUID_FIXUP only the lock.
+    let bits = CapabilitiesSecureBits::NO_ROOT
+        | CapabilitiesSecureBits::NO_ROOT_LOCKED
+        | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
+        | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+    set_capabilities_secure_bits(bits).map_err(text)
+}
+
+fn drop_capabilities() -> Result<(), String> {
+    // An older kernel has no such set, and then nothing is in it.
+    let _ = clear_ambient_capability_set();
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, none).map_err(text)
+}
+
+/// Everything that Landlock knows is handled and nothing is allowed. Listening sockets that are
+/// there, and what they accept, are not its concern.
+fn enter_landlock() -> Result<(), String> {
+    let ruleset = Ruleset::default()
+        .handle_access(AccessFs::from_all(LANDLOCK))
+        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(LANDLOCK)))
+        .and_then(|ruleset| ruleset.scope(Scope::from_all(LANDLOCK)))
+        .and_then(Ruleset::create)
+        .and_then(landlock::RulesetCreated::restrict_self);
+    match ruleset.map(|status| status.ruleset) {
+        Ok(RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => Ok(()),
+        Ok(RulesetStatus::NotEnforced) => Err("the kernel has none, or it is switched off".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn enter_seccomp(role: Role) -> Result<(), String> {
+    let machine = TargetArch::try_from(std::env::consts::ARCH).map_err(text)?;
+    let filter = SeccompFilter::new(
+        calls::rules(role, std::process::id()).map_err(text)?,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        machine,
+    );
+    let program: BpfProgram = filter.and_then(TryInto::try_into).map_err(text)?;
+    seccompiler::apply_filter_all_threads(&program).map_err(text)
+}
+
+fn text(error: impl ToString) -> String {
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one_missing() -> Outcomes {
+        vec![
+            (Layer::NoNewPrivileges, Ok(())),
+            (Layer::Landlock, Err("none here".to_owned())),
+            (Layer::Seccomp, Ok(())),
+        ]
+    }
+
+    #[test]
+    fn what_is_missing_is_said_or_refused() {
+        let said = settle(Sandbox::Auto, one_missing()).unwrap();
+        assert_eq!(said.layers, ["no_new_privs", "seccomp"]);
+        assert_eq!(said.missing, ["landlock: none here"]);
+        let refused = settle(Sandbox::Required, one_missing()).unwrap_err();
+        assert!(refused.contains("landlock: none here"), "{refused}");
+        assert!(settle(Sandbox::Required, Vec::new()).is_ok());
+    }
+
+    #[test]
+    fn a_filter_can_be_made_of_the_table() {
+        let machine = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+        for role in [Role::Worker, Role::Admin] {
+            let rules = calls::rules(role, 1).unwrap();
+            let (kill, allow) = (SeccompAction::KillProcess, SeccompAction::Allow);
+            let filter = SeccompFilter::new(rules, kill, allow, machine).unwrap();
+            let program: BpfProgram = filter.try_into().unwrap();
+            assert!(!program.is_empty() && program.len() < 4096, "{role:?}");
+        }
+    }
+}

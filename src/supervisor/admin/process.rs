@@ -1,0 +1,297 @@
+//! One admin process as the supervisor has it: the process, and the channel over which it asks.
+//!
+//! Invariants: it can ask how the server is and nothing else; one that says anything out of place, or
+//! does not read the answers, is ended; what it is told is a file of its own that nothing reads here.
+
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::channel::{self, Channel};
+use crate::config::{Account, Config, Sandbox};
+use crate::status::Status;
+use crate::supervisor::children::death_of;
+use crate::supervisor::machine::Death;
+use crate::supervisor::tokens::Source;
+use crate::sys::image::{Image, Process};
+use crate::wire::{ADMIN, Envelope, Failed, Message, Sandboxed, StartAdmin, Told};
+
+/// A process that answers at the admin endpoint, or is about to.
+#[derive(Debug)]
+pub(super) struct AdminProcess {
+    process: Process,
+    channel: Channel,
+    wanted: Confinement,
+    /// Once it is ready.
+    sandbox: Option<Sandboxed>,
+    /// Its last words, or why it was ended.
+    cause: Option<String>,
+}
+
+/// How a process is to be locked in, and as whom it is to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Confinement {
+    sandbox: Sandbox,
+    user: Option<Account>,
+    group: Option<Account>,
+}
+
+/// What the process said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// It is locked in and answers.
+    Ready,
+    /// How is the server? The number comes back with the answer.
+    Asked(u64),
+}
+
+impl AdminProcess {
+    /// Starts one that accepts from `listener`, and watches it.
+    ///
+    /// # Errors
+    /// There is no process then.
+    pub(super) fn start(
+        config: &Config,
+        listener: BorrowedFd<'_>,
+        registry: &Registry,
+    ) -> io::Result<Self> {
+        let (mut channel, there) = Channel::pair()?;
+        // Said before it is born: it waits in the channel.
+        let start = Message::StartAdmin(Box::new(StartAdmin {
+            config: config.clone(),
+        }));
+        let said = channel.send(&envelope(start), &[listener]);
+        said.map_err(io::Error::other)?;
+        let supervisor = std::process::id().to_string();
+        let arguments = ["uppercased: admin", "admin", "--supervisor", &supervisor];
+        let image = Image::of_this_process()?;
+        let process = image.spawn(arguments, &there, |error| {
+            let cause = format!("cannot execute the admin process's program: {error}");
+            if let Ok(end) = there.as_fd().try_clone_to_owned() {
+                // Nobody is left to tell if this fails; the exit code still says that it failed.
+                let _ = Channel::over(end).send(&envelope(Message::Failed(Failed { cause })), &[]);
+            }
+        })?;
+        let this = Self {
+            process,
+            channel,
+            wanted: Confinement::of(config),
+            sandbox: None,
+            cause: None,
+        };
+        match this.watch(registry) {
+            Ok(()) => Ok(this),
+            Err(error) => {
+                this.destroy();
+                Err(error)
+            }
+        }
+    }
+
+    /// Closing the descriptors ends this: nobody else has a copy.
+    fn watch(&self, registry: &Registry) -> io::Result<()> {
+        let readable = Interest::READABLE;
+        let process = self.process.as_fd().as_raw_fd();
+        let token = Source::AdminProcess.token();
+        registry.register(&mut SourceFd(&process), token, readable)?;
+        let channel = self.channel.as_fd().as_raw_fd();
+        let token = Source::AdminChannel.token();
+        registry.register(
+            &mut SourceFd(&channel),
+            token,
+            readable | Interest::WRITABLE,
+        )
+    }
+
+    /// Has what is there to be heard reported once more.
+    pub(super) fn watch_again(&mut self, registry: &Registry) {
+        let channel = self.channel.as_fd().as_raw_fd();
+        let token = Source::AdminChannel.token();
+        let both = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = registry.reregister(&mut SourceFd(&channel), token, both) {
+            self.end(format!("it cannot be watched: {error}"));
+        }
+    }
+
+    /// Its number, for people.
+    pub(super) const fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    /// How it has locked itself in, once it has.
+    pub(super) const fn sandbox(&self) -> Option<&Sandboxed> {
+        self.sandbox.as_ref()
+    }
+
+    /// Whether it was started to be locked in as `config` says.
+    pub(super) fn is_as(&self, config: &Config) -> bool {
+        let Confinement {
+            sandbox,
+            user,
+            group,
+        } = &self.wanted;
+        (sandbox, user, group) == (&config.sandbox, &config.user, &config.group)
+    }
+
+    /// The next thing that it said; `None` if there is nothing now.
+    pub(super) fn hear(&mut self) -> Option<Heard> {
+        // Who was ended for a reason has nothing to say any more.
+        if self.cause.is_some() {
+            return None;
+        }
+        let received = match self.channel.receive() {
+            Ok(received) => received?,
+            // Its pidfd is about to tell how it ended.
+            Err(channel::Error::Closed) => return None,
+            Err(error) => {
+                self.end(error.to_string());
+                return None;
+            }
+        };
+        match received.envelope.message {
+            Message::Ready(ready) if self.sandbox.is_none() => {
+                self.sandbox = Some(ready.sandbox.unwrap_or_default());
+                Some(Heard::Ready)
+            }
+            Message::Ask(ask) => Some(Heard::Asked(ask.number)),
+            Message::Failed(failed) => {
+                self.cause = Some(failed.cause);
+                None
+            }
+            _ => {
+                self.end("it sent a message that no admin process sends".to_owned());
+                None
+            }
+        }
+    }
+
+    /// Answers a question.
+    pub(super) fn tell(&mut self, number: u64, status: &Status) {
+        let told = Message::Told(Told { number });
+        let said = written(status)
+            .map_err(|error| format!("it cannot be told: {error}"))
+            .and_then(|file| {
+                let said = self.channel.send(&envelope(told), &[file.as_fd()]);
+                said.map_err(|error| error.to_string())
+            });
+        if let Err(cause) = said {
+            self.end(cause);
+        }
+    }
+
+    /// Ends it; how it ended is reported as ever.
+    fn end(&mut self, cause: String) {
+        self.cause = Some(cause);
+        // Fails only if it has ended already.
+        let _ = self.process.kill();
+    }
+
+    /// Ends it and waits until it is gone: it is killed, so that is at once.
+    pub(super) fn destroy(self) {
+        self.process.destroy();
+    }
+
+    /// How it ended, if it did.
+    pub(super) fn reap(&self) -> Option<Death> {
+        death_of(&self.process)
+    }
+
+    /// Why it ended, if it or this side has said.
+    pub(super) fn cause(self) -> Option<String> {
+        self.cause
+    }
+}
+
+impl Confinement {
+    fn of(config: &Config) -> Self {
+        Self {
+            sandbox: config.sandbox,
+            user: config.user.clone(),
+            group: config.group.clone(),
+        }
+    }
+}
+
+const fn envelope(message: Message) -> Envelope {
+    Envelope {
+        worker: ADMIN,
+        message,
+    }
+}
+
+/// A file with the status, at its beginning.
+fn written(status: &Status) -> io::Result<File> {
+    let bytes = serde_json::to_vec(status)?;
+    let mut file = File::from(memfd_create(c"uppercased-status", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(&bytes)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    use super::*;
+    use crate::wire::{Ask, Ready, Serve};
+
+    /// A process that does nothing, and the end of its channel.
+    fn process() -> (Child, AdminProcess, Channel) {
+        let child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let number = child.id().cast_signed();
+        let pidfd = pidfd_open(Pid::from_raw(number).unwrap(), PidfdFlags::empty()).unwrap();
+        let (channel, there) = Channel::pair().unwrap();
+        let process = AdminProcess {
+            process: Process::inherited(number, pidfd),
+            channel,
+            wanted: Confinement::of(&Config::default()),
+            sandbox: None,
+            cause: None,
+        };
+        (child, process, there)
+    }
+
+    fn ready() -> Message {
+        Message::Ready(Ready {
+            listen: Vec::new(),
+            sandbox: None,
+        })
+    }
+
+    #[test]
+    fn who_says_anything_out_of_place_is_ended() {
+        for wrong in [ready(), Message::Serve(Serve {})] {
+            let (_child, mut process, mut there) = process();
+            for message in [ready(), wrong, Message::Ask(Ask { number: 1 })] {
+                there.send(&envelope(message), &[]).unwrap();
+            }
+            assert_eq!(process.hear(), Some(Heard::Ready));
+            assert_eq!(process.hear(), None);
+            assert_eq!(process.hear(), None, "it is not heard any more");
+            let mut ended = [PollFd::new(process.process.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut ended, PollTimeout::from(10_000_u16)), Ok(1));
+            let how = process.reap().unwrap();
+            assert_eq!(how, Death::Signalled(9));
+            assert!(process.cause().unwrap().contains("no admin process sends"));
+        }
+    }
+
+    #[test]
+    fn who_leaves_answers_unread_is_ended() {
+        let (_child, mut process, _there) = process();
+        let mut told = 0;
+        while process.cause.is_none() {
+            process.tell(told, &Status::default());
+            told += 1;
+            assert!(told < 10_000, "there is a bound");
+        }
+        process.destroy();
+    }
+}

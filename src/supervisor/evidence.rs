@@ -1,0 +1,205 @@
+//! What the manner of a death tells of its cause, where the dead had no last words.
+//!
+//! Invariants: a cause is named only on evidence: the signal of a filter, or a count of the kernel's
+//! that has risen; each kill that was counted explains one death, and only one that is found soon
+//! after it. Nothing is read but at the start and when somebody was killed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::libc::{SIGKILL, SIGSYS};
+
+use crate::clock::Tick;
+
+use super::machine::Death;
+
+/// How long a kill that was counted may wait for the death that it explains. Several may be killed
+/// before the first is found; one that is killed by hand much later was not killed for memory.
+const EXPLAINS_FOR: Duration = Duration::from_secs(5);
+
+/// The kernel's count of processes that it has killed for want of memory, and what is left of it.
+#[derive(Debug, Default)]
+pub(super) struct Evidence {
+    seen: Option<OomKills>,
+    /// Kills that have not explained a death yet.
+    unexplained: u64,
+    risen: Tick,
+}
+
+/// A count, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct OomKills {
+    file: PathBuf,
+    count: u64,
+}
+
+impl Evidence {
+    /// From how it is now.
+    pub(super) fn gathered() -> Self {
+        Self {
+            seen: OomKills::counted(),
+            ..Self::default()
+        }
+    }
+
+    /// Why a process has ended so, if there is evidence.
+    pub(super) fn cause_of(&mut self, how: Death, now: Tick) -> Option<String> {
+        match how {
+            Death::Signalled(SIGSYS) => Some(
+                "it made a system call that its sandbox does not allow; sandbox=off lets it go on"
+                    .to_owned(),
+            ),
+            Death::Signalled(SIGKILL) => {
+                let file = self.explain(OomKills::counted(), now)?;
+                let file = file.display();
+                Some(format!(
+                    "the kernel was out of memory (oom_kill in {file} rose); give it more, or lower \
+                     max_connections"
+                ))
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes one kill for an explanation, if there is one to be had: where it was counted.
+    fn explain(&mut self, counted: Option<OomKills>, now: Tick) -> Option<PathBuf> {
+        if now.since(self.risen) > EXPLAINS_FOR {
+            self.unexplained = 0;
+        }
+        let before = std::mem::replace(&mut self.seen, counted);
+        let seen = self.seen.as_ref()?;
+        // Who was moved to another cgroup meanwhile has nothing to compare with.
+        let before = before.filter(|before| before.file == seen.file)?;
+        let rise = seen.count.saturating_sub(before.count);
+        if rise > 0 {
+            self.unexplained += rise;
+            self.risen = now;
+        }
+        self.unexplained = self.unexplained.checked_sub(1)?;
+        Some(seen.file.clone())
+    }
+}
+
+impl OomKills {
+    /// That of this process's own cgroup, in which its children are; of the whole machine where that
+    /// has none.
+    fn counted() -> Option<Self> {
+        let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        places(&memberships).into_iter().find_map(|file| {
+            let count = oom_kills(&fs::read_to_string(&file).ok()?)?;
+            Some(Self { file, count })
+        })
+    }
+}
+
+/// Where the count may stand, the nearest first, by the lines of `/proc/self/cgroup`. A container may
+/// show its own cgroup as the root.
+fn places(memberships: &str) -> Vec<PathBuf> {
+    let mut places = Vec::new();
+    for line in memberships.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let (root, name) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.events"),
+            some if some.split(',').any(|it| it == "memory") => {
+                ("/sys/fs/cgroup/memory", "memory.oom_control")
+            }
+            _ => continue,
+        };
+        let root = Path::new(root);
+        let own = root.join(path.trim_start_matches('/')).join(name);
+        places.extend([own, root.join(name)]);
+    }
+    places.push(PathBuf::from("/proc/vmstat"));
+    places
+}
+
+/// The value of `oom_kill` in a file of names and values.
+fn oom_kills(text: &str) -> Option<u64> {
+    let values = text.lines().filter_map(|line| line.split_once(' '));
+    let mut of_kills = values.filter(|(name, _)| *name == "oom_kill");
+    of_kills.next()?.1.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(count: u64) -> Option<OomKills> {
+        let file = PathBuf::from("memory.events");
+        Some(OomKills { file, count })
+    }
+
+    fn evidence(count: u64) -> Evidence {
+        Evidence {
+            seen: counted(count),
+            ..Evidence::default()
+        }
+    }
+
+    const fn at(ms: u64) -> Tick {
+        Tick::from_millis(ms)
+    }
+
+    #[test]
+    fn each_kill_explains_one_death() {
+        let mut evidence = evidence(3);
+        assert_eq!(evidence.explain(counted(3), at(1_000)), None, "by hand");
+        // Two are killed before the first is found.
+        assert!(evidence.explain(counted(5), at(2_000)).is_some());
+        assert!(evidence.explain(counted(5), at(2_100)).is_some());
+        assert_eq!(evidence.explain(counted(5), at(2_200)), None, "by hand");
+    }
+
+    #[test]
+    fn a_kill_of_somebody_else_explains_nothing_later() {
+        let mut evidence = evidence(0);
+        assert!(evidence.explain(counted(2), at(1_000)).is_some());
+        assert_eq!(evidence.explain(counted(2), at(7_000)), None);
+    }
+
+    #[test]
+    fn counts_of_different_places_are_not_compared() {
+        let mut evidence = evidence(0);
+        let elsewhere = |count| {
+            let file = PathBuf::from("/proc/vmstat");
+            Some(OomKills { file, count })
+        };
+        assert_eq!(evidence.explain(elsewhere(9), at(1)), None);
+        assert_eq!(evidence.explain(None, at(2)), None);
+        assert_eq!(evidence.explain(elsewhere(10), at(3)), None);
+        assert!(evidence.explain(elsewhere(11), at(4)).is_some());
+    }
+
+    #[test]
+    fn the_nearest_count_is_looked_for_first() {
+        let first = |text: &str| places(text).remove(0).display().to_string();
+        assert_eq!(
+            first("0::/system.slice/it.service\n"),
+            "/sys/fs/cgroup/system.slice/it.service/memory.events"
+        );
+        assert_eq!(
+            first("5:cpu,memory:/a:b\n1:cpu:/c\n0::/\n"),
+            "/sys/fs/cgroup/memory/a:b/memory.oom_control"
+        );
+        assert_eq!(first(""), "/proc/vmstat");
+        assert_eq!(first("nonsense"), "/proc/vmstat");
+    }
+
+    #[test]
+    fn the_kernels_files_are_understood() {
+        assert_eq!(
+            oom_kills("low 0\noom 7\noom_kill 2\noom_group_kill 1\n"),
+            Some(2)
+        );
+        assert_eq!(
+            oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 4\n"),
+            Some(4)
+        );
+        assert_eq!(oom_kills("low 0\n"), None);
+        assert!(OomKills::counted().is_some(), "this kernel counts");
+    }
+}

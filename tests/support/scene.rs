@@ -1,0 +1,112 @@
+//! A server with one worker under abuse, and a client that behaves: it is served all the while, memory
+//! stays within its bound, and afterwards everything is as it was.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use uppercased::sys::limits::raise_descriptor_limit;
+
+use super::baseline::Baseline;
+use super::usage::{Counters, resident_bytes};
+use super::{Client, Server, in_background};
+
+/// What one connection may hold of a worker's memory (docs/operations.md): its buffer of pending
+/// output, its record and its deadline.
+pub const WORKER_BYTES_MAX: u64 = (64 + 1) << 10;
+/// What a worker may need besides, however many there are: the buffers that it keeps at hand and
+/// what its allocator rounds up to.
+pub const WORKER_SLACK_BYTES: u64 = 2 << 20;
+/// A server, one client of it that behaves, and what there was before the abuse.
+#[derive(Debug)]
+pub struct Scene {
+    pub server: Server,
+    pub counters: Counters,
+    /// Its process number.
+    pub worker: u32,
+    before: Baseline,
+    resident: u64,
+    over: Arc<AtomicBool>,
+    pinging: JoinHandle<u64>,
+}
+
+impl Scene {
+    /// A server where a client pings all the while, and fails the test when it is not answered.
+    #[track_caller]
+    pub fn start(args: &[&str]) -> Self {
+        raise_descriptor_limit().expect("as many descriptors as there may be");
+        let server = Server::builder()
+            .args(["--listen", "127.0.0.1:0", "--workers", "1"])
+            .args(args)
+            .start();
+        let counters = Counters::of(&server);
+        // Once as much as any client may make it touch.
+        Client::connect(server.addr()).stream(0, 1 << 20);
+        counters.wait_open(0);
+        let mut client = Client::connect(server.addr());
+        client.roundtrip(b"before");
+        let before = Baseline::of(&server);
+        let worker = server.worker_pids()[0];
+        let over = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&over);
+        let pinging = in_background(move || {
+            let mut pings = 0;
+            while !told.load(Ordering::Relaxed) {
+                client.roundtrip(b"ping");
+                client.expect_silence(Duration::from_millis(2));
+                pings += 1;
+            }
+            pings
+        });
+        Self {
+            resident: resident_bytes(worker),
+            server,
+            counters,
+            worker,
+            before,
+            over,
+            pinging,
+        }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.server.addr()
+    }
+
+    /// So many clients.
+    #[track_caller]
+    pub fn connect(&self, count: usize) -> Vec<Client> {
+        (0..count).map(|_| Client::connect(self.addr())).collect()
+    }
+
+    /// Asserts that the worker holds no more than `connections` may make it hold.
+    #[track_caller]
+    pub fn assert_bounded(&self, connections: usize) {
+        let grown = resident_bytes(self.worker).saturating_sub(self.resident);
+        let bound = connections as u64 * WORKER_BYTES_MAX + WORKER_SLACK_BYTES;
+        assert!(grown <= bound, "grown by {grown} bytes of {bound}");
+    }
+
+    /// Asserts that nothing is left of the abuse, that new clients are served, that the one from
+    /// before always was, and that what was counted adds up.
+    #[track_caller]
+    pub fn assert_as_before(self) {
+        self.counters.wait_open(1);
+        self.before.assert_back(&self.server);
+        assert_eq!(self.server.worker_pids(), [self.worker], "it never died");
+        Client::connect(self.addr()).roundtrip(b"new ones, too");
+        self.over.store(true, Ordering::Relaxed);
+        let pings = self.pinging.join();
+        assert!(pings.expect("it was always answered") > 0);
+        self.counters.wait_open(0);
+        let totals = &self.server.status_json()["totals"];
+        let ended = totals["closed"].as_object().expect("some have ended");
+        let ended: u64 = ended.values().filter_map(serde_json::Value::as_u64).sum();
+        assert_eq!(totals["accepted"].as_u64(), Some(ended), "{totals}");
+        assert_eq!(totals["open"], 0, "{totals}");
+        assert_eq!(totals["untracked"], 0, "{totals}");
+    }
+}
