@@ -25,6 +25,13 @@ pub const AUTO_CONNECTIONS_MAX: u32 = 1_000_000;
 /// admitted unlimited, which is counted (`untracked`).
 pub const ADMISSION_SOURCES_MAX: usize = 65_536;
 
+/// Bytes of a PROXY header of version 1, its end included: what its specification allows.
+pub const PROXY_LINE_MAX_BYTES: usize = 107;
+
+/// Bytes of a PROXY header that are waited for; a longer one is refused. Addresses need 52 bytes;
+/// the rest is for additional fields, certificates' names above all.
+pub const PROXY_HEADER_MAX_BYTES: usize = 4096;
+
 /// Descriptors kept for each slot besides its listeners: channel, pidfd, memory, and one spare.
 pub const FDS_PER_SLOT: u32 = 4;
 

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use super::{Reactor, pack_token};
 use crate::admission::Verdict;
 use crate::connection::Outcome;
+use crate::memory::layout::State;
 use crate::metrics::{CloseReason, Counter, RefusalCause};
 use crate::sys::socket::Socket;
 
@@ -30,10 +31,33 @@ impl Reactor {
             return self.refuse(socket, peer, cause);
         }
         let generation = self.next_generation();
-        self.memory.count(Counter::Accepted, 1);
         self.memory.opened(fd, generation, peer, self.now);
-        self.open += 1;
         self.arrived(fd);
+        self.watch_new(socket, generation, peer);
+    }
+
+    /// The same for one that is to begin with a PROXY header: who may send one gets a place, and is
+    /// admitted or refused as the client that the header names.
+    pub(super) fn admit_proxy(&mut self, socket: Socket, peer: SocketAddr) {
+        let fd = socket.number();
+        if fd >= self.memory.layout().descriptors {
+            return self.refuse(socket, peer, RefusalCause::SystemError);
+        }
+        let address = peer.ip().to_canonical();
+        let trusted = self.proxies.as_ref();
+        if !trusted.is_some_and(|trusted| trusted.contain(address)) {
+            return self.refuse(socket, peer, RefusalCause::ProxyUntrusted);
+        }
+        let generation = self.next_generation();
+        self.memory.awaiting_header(fd, generation, peer, self.now);
+        self.watch_new(socket, generation, peer);
+    }
+
+    /// Gives a connection that has its record its place in the loop.
+    fn watch_new(&mut self, socket: Socket, generation: u32, peer: SocketAddr) {
+        let fd = socket.number();
+        self.memory.count(Counter::Accepted, 1);
+        self.open += 1;
         if let Err(error) = socket.watch(self.poll.registry(), pack_token(fd, generation)) {
             tracing::warn!(%peer, %error, "refused: the event loop cannot watch the connection");
             self.memory
@@ -56,9 +80,10 @@ impl Reactor {
         socket.close();
     }
 
-    /// Counts an open connection for its source.
+    /// Counts an open connection for its source, once that is known.
     pub(super) fn arrived(&mut self, fd: u32) {
         if let Some(admission) = &mut self.admission
+            && self.memory.head(fd).state != State::AwaitingHeader
             && !admission.opened(fd, self.memory.peer(fd).ip())
         {
             self.memory.count(Counter::Untracked, 1);
@@ -67,7 +92,9 @@ impl Reactor {
 
     /// The opposite; while its record still says whose it was.
     pub(super) fn departed(&mut self, fd: u32) {
-        if let Some(admission) = &mut self.admission {
+        if let Some(admission) = &mut self.admission
+            && self.memory.head(fd).state != State::AwaitingHeader
+        {
             admission.closed(fd, self.memory.peer(fd).ip(), self.now);
         }
     }

@@ -1,0 +1,20 @@
+//! The rows about where others can see how the server is.
+//!
+//! As [`SETTINGS`](super::SETTINGS), of which they are a part.
+
+use super::super::admin::Admin;
+use super::super::value::{Grammar as _, OrWord};
+use super::{Binding, Category, Setting};
+
+pub(super) const ADMIN: Setting = Setting {
+    binding: bind!(admin, OrWord("off", Admin)),
+    category: Category::Operation,
+    value_name: "ADDR",
+    default: "off",
+    example: "127.0.0.1:9100",
+    help: "Address for health checks and metrics over HTTP",
+    long_help: "Answers /metrics (OpenMetrics), /healthz, /readyz and /status, from a process \
+                    of its own that asks at the control socket. On this machine only: a loopback \
+                    address, PORT alone for 127.0.0.1, or the path of a Unix socket, which is \
+                    made with mode 0600. Cannot change without a stop.",
+};
