@@ -1,11 +1,11 @@
-//! The admin endpoint: health, readiness, status and metrics of a server over HTTP, in a process of
-//! its own beside the workers.
+//! The admin endpoint: health, readiness, status and metrics of a server over HTTP, and a line for
+//! load balancers that ask, in a process of its own beside the workers.
 //!
-//! The supervisor starts it, leaves it the bound listener at a fixed descriptor and starts it again
+//! The supervisor starts it, leaves it the bound listeners at fixed descriptors and starts it again
 //! when it dies. What it shows it asks for at the supervisor's control socket, with a deadline; so
 //! it sees what `uppercased status` sees and nothing else.
 //!
-//! Invariants: at most [`ADMIN_REQUESTS_MAX`] requests at once, each with a deadline for the whole
+//! Invariants: at most [`ADMIN_REQUESTS_MAX`] requests and [`AGENT_CLIENTS_MAX`] load balancers at once, each with a deadline for the whole
 //! of it; it ends with its supervisor; nothing that it does or fails to do reaches a client.
 //!
 //! It must not decide anything about the server. It may have threads: it is no worker, and forks
@@ -13,10 +13,11 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use socket2::Socket;
@@ -24,17 +25,20 @@ use socket2::Socket;
 use crate::clock::{self, Tick};
 use crate::config::{
     ADMIN_ANSWER_TIMEOUT, ADMIN_HEAD_MAX_BYTES, ADMIN_REQUEST_TIMEOUT, ADMIN_REQUESTS_MAX,
+    AGENT_CLIENTS_MAX, AGENT_FRESH, AGENT_TIMEOUT,
 };
 use crate::control::client::ask;
 use crate::control::{Reply, Request};
 use crate::status::Status;
 use crate::sys::child::end_with_parent;
-use crate::sys::fd::inherited_listener;
+use crate::sys::fd::inherited_listeners;
 
+mod agent;
 mod answer;
 mod exposition;
 mod http;
 
+use agent::Agent;
 use answer::Answered;
 use http::{Asked, Response};
 
@@ -45,6 +49,10 @@ pub struct Options {
     pub control: PathBuf,
     /// The supervisor's process number.
     pub supervisor: i32,
+    /// There is a listener for HTTP.
+    pub http: bool,
+    /// There is one for load balancers, behind that.
+    pub agent: bool,
 }
 
 /// Bytes that are read at once of what nobody will look at.
@@ -56,14 +64,16 @@ const DISCARD_TIMEOUT: Duration = Duration::from_millis(250);
 /// Answers requests until the supervisor ends.
 #[must_use]
 pub fn run(options: Options) -> ExitCode {
-    let Some(listener) = inherited_listener() else {
+    let count = u8::from(options.http) + u8::from(options.agent);
+    let listeners = inherited_listeners(count).filter(|_| count > 0);
+    let Some(listeners) = listeners else {
         eprintln!(
             "uppercased: the admin process is the supervisor's to start; run `uppercased --admin \
              127.0.0.1:9100`"
         );
         return ExitCode::from(2);
     };
-    match serve(Socket::from(listener), options) {
+    match serve(listeners, options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("uppercased: the admin endpoint failed: {error}");
@@ -73,21 +83,30 @@ pub fn run(options: Options) -> ExitCode {
 }
 
 /// Serves with a few threads, of which each has one request in hand at most.
-fn serve(listener: Socket, options: Options) -> io::Result<()> {
+fn serve(listeners: Vec<OwnedFd>, options: Options) -> io::Result<()> {
     end_with_parent(options.supervisor)?;
     // For people who look at a list of processes.
     let _ = nix::sys::prctl::set_name(c"uppercased");
+    let mut listeners = listeners.into_iter().map(|fd| Arc::new(Socket::from(fd)));
+    let http = options.http.then(|| listeners.next()).flatten();
+    let agent = options.agent.then(|| listeners.next()).flatten();
     let desk = Arc::new(Desk {
-        listener,
         control: options.control,
         answered: Answered::default(),
+        told: Mutex::default(),
     });
     let (tell, told) = channel();
-    for _ in 0..ADMIN_REQUESTS_MAX {
-        let (desk, tell) = (Arc::clone(&desk), tell.clone());
-        std::thread::Builder::new()
-            .spawn(move || drop(tell.send(desk.answer_for_ever())))
-            .map(drop)?;
+    let kinds: [(_, _, Answer); 2] = [
+        (http, ADMIN_REQUESTS_MAX, Desk::answer_one),
+        (agent, AGENT_CLIENTS_MAX, Desk::answer_balancer),
+    ];
+    for (listener, threads, answer) in kinds {
+        for listener in listener.into_iter().cycle().take(threads) {
+            let (desk, tell) = (Arc::clone(&desk), tell.clone());
+            std::thread::Builder::new()
+                .spawn(move || drop(tell.send(desk.answer_for_ever(&listener, answer))))
+                .map(drop)?;
+        }
     }
     drop(tell);
     // The first one that cannot go on ends the process; the supervisor starts another.
@@ -96,25 +115,58 @@ fn serve(listener: Socket, options: Options) -> io::Result<()> {
         .unwrap_or_else(|_| io::Error::other("no thread is left")))
 }
 
+/// Answers one client.
+type Answer = fn(&Desk, &Socket) -> io::Result<()>;
+
 /// What the threads share.
 #[derive(Debug)]
 struct Desk {
-    listener: Socket,
     control: PathBuf,
     answered: Answered,
+    told: Mutex<Told>,
+}
+
+/// What load balancers were told last, and when.
+#[derive(Debug, Default)]
+struct Told {
+    agent: Agent,
+    latest: Option<(Tick, String)>,
 }
 
 impl Desk {
     /// Takes one connection after the other; returns why that is impossible.
-    fn answer_for_ever(&self) -> io::Error {
+    fn answer_for_ever(&self, listener: &Socket, answer: Answer) -> io::Error {
         loop {
-            match self.listener.accept() {
+            match listener.accept() {
                 // A client that goes away in the middle is nobody's trouble.
-                Ok((connection, _)) => drop(self.answer_one(&connection)),
+                Ok((connection, _)) => drop(answer(self, &connection)),
                 Err(error) if is_the_clients(&error) => {}
                 Err(error) => return error,
             }
         }
+    }
+
+    /// Tells a load balancer its line, whatever it has sent: some send a word of their own first.
+    fn answer_balancer(&self, connection: &Socket) -> io::Result<()> {
+        let by = clock::now() + AGENT_TIMEOUT;
+        write_all(connection, self.line().as_bytes(), by)?;
+        connection.shutdown(Shutdown::Write)?;
+        discard(connection, by)
+    }
+
+    fn line(&self) -> String {
+        // One asks for all. A thread that panicked left something whole, or the line from before.
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked_at = clock::now();
+        if let Some((at, line)) = &told.latest
+            && asked_at.since(*at) < AGENT_FRESH
+        {
+            return line.clone();
+        }
+        let status = self.status();
+        let line = told.agent.answer(status.as_deref().ok(), clock::now());
+        told.latest = Some((clock::now(), line.clone()));
+        line
     }
 
     fn answer_one(&self, connection: &Socket) -> io::Result<()> {

@@ -18,7 +18,7 @@ use clap::error::ErrorKind;
 use crate::bench as measurement;
 use crate::client;
 use crate::config::{self, Config};
-use crate::control::Request;
+use crate::control::{Request, Rotation};
 use crate::{admin, fault, preflight, supervisor, worker};
 
 pub use crate::config::{CommandLine, Launch};
@@ -159,6 +159,8 @@ pub fn parse(
                 .cloned()
                 .unwrap_or_default(),
             supervisor: typed.get_one(definition::SUPERVISOR).copied().unwrap_or(0),
+            http: typed.get_flag(definition::HTTP),
+            agent: typed.get_flag(definition::AGENT),
         })),
         Some((definition::CLIENT, typed)) => Ok(Command::Client(client::Options {
             target: typed
@@ -224,6 +226,11 @@ fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
         definition::SCALE => Some(Request::Scale {
             workers: *typed.get_one(definition::WORKERS)?,
         }),
+        definition::ROTATION => {
+            let word = typed.get_one::<String>(definition::TO)?;
+            let to = Rotation::ALL.into_iter().find(|to| to.name() == word)?;
+            Some(Request::Rotation { to })
+        }
         definition::STATUS => Some(Request::Status),
         definition::STOP => Some(Request::Stop),
         _ => None,
@@ -354,6 +361,12 @@ mod tests {
             (["reload"].as_slice(), order(Request::Reload)),
             (&["upgrade"], order(Request::Upgrade)),
             (&["scale", "3"], order(Request::Scale { workers: 3 })),
+            (
+                &["rotation", "maint"],
+                order(Request::Rotation {
+                    to: Rotation::Maint,
+                }),
+            ),
             (&["stop"], order(Request::Stop)),
             (
                 &["status", "--json"],

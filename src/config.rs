@@ -149,6 +149,8 @@ pub struct Config {
     pub proxy_trust: Vec<IpNet>,
     /// How long it may take to come, from the accept on.
     pub proxy_header_timeout: Duration,
+    /// Where load balancers may ask how the server is; `None`: nowhere.
+    pub agent: Option<SocketAddr>,
     /// Connections taken from one accept queue in one turn of the loop.
     pub accepts_per_turn: u32,
     /// Bytes read from one connection in one turn of the loop.
@@ -489,9 +491,15 @@ fn check_rules(config: &Config, origins: &Origins) -> Result<(), Error> {
             name: origins.name_of("steer"),
         });
     }
-    if config.admin.is_some() && config.control == Control::Off {
+    let shows = [
+        ("admin", config.admin.is_some()),
+        ("agent", config.agent.is_some()),
+    ];
+    if config.control == Control::Off
+        && let Some((key, _)) = shows.into_iter().find(|(_, shows)| *shows)
+    {
         return Err(Error::AdminWithoutControl {
-            name: origins.name_of("admin"),
+            name: origins.name_of(key),
         });
     }
     if let ProxyListeners::These(asking) = &config.proxy_protocol
@@ -537,6 +545,7 @@ const BLANK: Config = Config {
     proxy_protocol: ProxyListeners::None,
     proxy_trust: Vec::new(),
     proxy_header_timeout: Duration::ZERO,
+    agent: None,
     accepts_per_turn: 0,
     bytes_per_turn: 0,
     recv_buffer: None,

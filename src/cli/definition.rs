@@ -11,6 +11,7 @@ use clap::{Arg, ArgAction, Command};
 
 use super::Error;
 use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting};
+use crate::control::Rotation;
 
 /// Start the server; also what happens without a command.
 pub(super) const SERVE: &str = "serve";
@@ -26,6 +27,7 @@ pub(super) const BENCH_PART: &str = crate::bench::PART;
 pub(super) const RELOAD: &str = "reload";
 pub(super) const UPGRADE: &str = "upgrade";
 pub(super) const SCALE: &str = "scale";
+pub(super) const ROTATION: &str = "rotation";
 pub(super) const STATUS: &str = "status";
 pub(super) const STOP: &str = "stop";
 /// The role in which the supervisor starts its workers.
@@ -34,6 +36,9 @@ pub(super) const WORKER: &str = "worker";
 pub(super) const ADMIN: &str = "admin";
 /// `admin`: the process number of that supervisor.
 pub(super) const SUPERVISOR: &str = "supervisor";
+/// `admin`: there is a listener for HTTP; one for load balancers.
+pub(super) const HTTP: &str = "http";
+pub(super) const AGENT: &str = "agent";
 /// The role in which the supervisor tries a new program before it becomes that.
 pub(super) const PREFLIGHT: &str = "preflight";
 /// The commands that settings belong to.
@@ -51,6 +56,8 @@ pub(super) const CONTROL: &str = "control";
 pub(super) const TIMEOUT: &str = "timeout";
 /// `scale`: how many there are to be.
 pub(super) const WORKERS: &str = "workers";
+/// `rotation`: in or out of it.
+pub(super) const TO: &str = "to";
 /// `status`: for machines.
 pub(super) const JSON: &str = "json";
 /// `preflight`: the arguments of the server that may become this program.
@@ -110,6 +117,7 @@ pub(super) fn command() -> Command {
         .subcommand(reload())
         .subcommand(upgrade())
         .subcommand(scale())
+        .subcommand(rotation())
         .subcommand(status())
         .subcommand(stop())
         .subcommand(
@@ -120,6 +128,8 @@ pub(super) fn command() -> Command {
         .subcommand(
             Command::new(ADMIN)
                 .about("Show health and metrics over HTTP; started by the supervisor only")
+                .arg(Arg::new(HTTP).long(HTTP).action(ArgAction::SetTrue))
+                .arg(Arg::new(AGENT).long(AGENT).action(ArgAction::SetTrue))
                 .arg(
                     Arg::new(CONTROL)
                         .long(CONTROL)
@@ -235,6 +245,25 @@ fn scale() -> Command {
                 .value_parser(clap::value_parser!(u16).range(bounds))
                 .help(format!("How many there are to be ({})", config::WORKERS)),
         )
+}
+
+fn rotation() -> Command {
+    order(
+        ROTATION,
+        "Tell load balancers to send new clients, or not to",
+    )
+    .after_help(
+        "Whoever comes is served all the same; it is what /readyz and the agent say that\n\
+             changes. It stays so until it is changed again or the server stops.\n\n\
+             Example:\n  uppercased rotation drain",
+    )
+    .arg(
+        Arg::new(TO)
+            .value_name("TO")
+            .required(true)
+            .value_parser(Rotation::ALL.map(Rotation::name))
+            .help("drain: what is established may stay; maint: for maintenance; in: back"),
+    )
 }
 
 fn status() -> Command {

@@ -338,6 +338,7 @@ pub static SETTINGS: &[Setting] = &[
     proxy::PROXY_PROTOCOL,
     proxy::PROXY_TRUST,
     proxy::PROXY_HEADER_TIMEOUT,
+    endpoints::AGENT,
     Setting {
         binding: bind!(accepts_per_turn, ACCEPTS_PER_TURN),
         category: Category::Turn,

@@ -1,6 +1,7 @@
-//! The supervisor's side of the admin endpoint: its listener, and the process that answers there.
+//! The supervisor's side of the admin endpoint: its listeners (for HTTP, for load balancers that
+//! ask), and the process that answers there.
 //!
-//! Invariants: the listener is bound before the first worker starts and stays here, so that an
+//! Invariants: a listener is bound before the first worker starts and stays here, so that an
 //! address that cannot be had is refused at the start, and a health check that comes while there is
 //! no process waits a moment instead of being refused; the process runs this supervisor's own
 //! program, and none is left when the supervisor ends or becomes another program.
@@ -57,81 +58,137 @@ pub enum Error {
         /// Why not.
         why: String,
     },
+    /// What load balancers are told is asked for at the control socket.
+    #[error(
+        "cannot answer load balancers at {address}: there is no control socket to ask at; name a \
+         path with --control"
+    )]
+    AgentNoControl {
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// The agent's address cannot be had.
+    #[error(
+        "cannot answer load balancers at {address}: {why}; choose another address with --agent"
+    )]
+    AgentBind {
+        /// The address asked for.
+        address: SocketAddr,
+        /// Why not.
+        why: io::Error,
+    },
 }
 
 /// The admin endpoint of a running server.
 #[derive(Debug)]
 pub(super) struct AdminEndpoint {
-    address: String,
-    listener: OwnedFd,
-    /// Of a Unix socket; removed with this.
-    file: Option<SocketFile>,
+    /// For HTTP.
+    http: Option<Listener>,
+    /// For load balancers.
+    agent: Option<Listener>,
     control: PathBuf,
     life: Life,
     process: Option<Process>,
 }
 
+/// A socket that the process accepts from.
+#[derive(Debug)]
+pub(super) struct Listener {
+    address: String,
+    listener: OwnedFd,
+    /// Of a Unix socket; removed with this.
+    file: Option<SocketFile>,
+}
+
 /// What a new program must be told to go on with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct SavedAdmin {
+pub(super) struct SavedListener {
     address: String,
     file: Option<FileId>,
     pub(super) listener: RawFd,
 }
 
-impl AdminEndpoint {
-    /// Binds `wanted`, if it is any; `control` is the path of the control socket.
-    ///
-    /// # Errors
-    /// There is no control socket, or the address cannot be had.
-    pub(super) fn open(
-        wanted: Option<&AdminAddr>,
-        control: Option<&Path>,
-    ) -> Result<Option<Self>, Error> {
-        let Some(wanted) = wanted else {
-            return Ok(None);
-        };
-        let address = || wanted.clone();
-        let control = control.ok_or_else(|| Error::NoControl { address: address() })?;
-        let bound = bind(wanted);
-        let (listener, shown, file) = bound.map_err(|why| Error::Bind {
-            address: address(),
-            why,
-        })?;
-        Ok(Some(Self::over(listener, shown, file, control)))
-    }
-
-    /// Goes on after an exec with what [`Self::saved`] gave to the program before.
-    pub(super) fn resume(saved: SavedAdmin, listener: OwnedFd, control: &Path) -> Self {
-        let file = saved.file.map(SocketFile);
-        Self::over(listener, saved.address, file, control)
-    }
-
-    fn over(listener: OwnedFd, address: String, file: Option<SocketFile>, control: &Path) -> Self {
-        let now = clock::now();
-        let seed = now.as_nanos() ^ u64::from(std::process::id());
-        Self {
-            address,
-            listener,
-            file,
-            control: PathBuf::from(control),
-            life: Life::new(now, seed),
-            process: None,
-        }
-    }
-
-    /// What a new program needs to go on.
-    pub(super) fn saved(&self) -> SavedAdmin {
-        SavedAdmin {
+impl Listener {
+    fn saved(&self) -> SavedListener {
+        SavedListener {
             address: self.address.clone(),
             file: self.file.as_ref().map(|file| file.0.clone()),
             listener: self.listener.as_raw_fd(),
         }
     }
+}
 
-    /// The descriptor that goes with it.
-    pub(super) fn listener(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+impl SavedListener {
+    /// The listener again, after an exec.
+    pub(super) fn resume(self, listener: OwnedFd) -> Listener {
+        Listener {
+            address: self.address,
+            listener,
+            file: self.file.map(SocketFile),
+        }
+    }
+}
+
+impl AdminEndpoint {
+    /// Binds what `config` asks for, if anything; `control` is the path of the control socket.
+    ///
+    /// # Errors
+    /// There is no control socket, or an address cannot be had.
+    pub(super) fn open(config: &Config, control: Option<&Path>) -> Result<Option<Self>, Error> {
+        let (http, agent) = (config.admin.as_ref(), config.agent);
+        let Some(control) = control else {
+            return match (http.cloned(), agent) {
+                (Some(address), _) => Err(Error::NoControl { address }),
+                (None, Some(address)) => Err(Error::AgentNoControl { address }),
+                (None, None) => Ok(None),
+            };
+        };
+        let http = http.map(|address| {
+            bind(address).map_err(|why| Error::Bind {
+                address: address.clone(),
+                why,
+            })
+        });
+        let agent =
+            agent.map(|address| bind_tcp(address).map_err(|why| Error::AgentBind { address, why }));
+        Ok(Self::resume(
+            (http.transpose()?, agent.transpose()?),
+            control,
+        ))
+    }
+
+    /// Goes on after an exec with the listeners, for HTTP and for load balancers, that
+    /// [`Self::saved_http`] and [`Self::saved_agent`] gave to the program before; `None` if there is
+    /// neither.
+    pub(super) fn resume(
+        (http, agent): (Option<Listener>, Option<Listener>),
+        control: &Path,
+    ) -> Option<Self> {
+        let now = clock::now();
+        let seed = now.as_nanos() ^ u64::from(std::process::id());
+        (http.is_some() || agent.is_some()).then(|| Self {
+            http,
+            agent,
+            control: PathBuf::from(control),
+            life: Life::new(now, seed),
+            process: None,
+        })
+    }
+
+    /// What a new program needs to go on with HTTP.
+    pub(super) fn saved_http(&self) -> Option<SavedListener> {
+        self.http.as_ref().map(Listener::saved)
+    }
+
+    /// What a new program needs to go on with load balancers.
+    pub(super) fn saved_agent(&self) -> Option<SavedListener> {
+        self.agent.as_ref().map(Listener::saved)
+    }
+
+    /// The descriptors that go with it, in the order in which the process gets them.
+    pub(super) fn listeners(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let both = [&self.http, &self.agent].into_iter().flatten();
+        both.map(|one| one.listener.as_fd())
     }
 
     /// When there is something to do.
@@ -142,8 +199,10 @@ impl AdminEndpoint {
     /// For the status.
     pub(super) fn status(&self) -> AdminStatus {
         let process = self.process.as_ref();
+        let shown = |one: &Listener| one.address.clone();
         AdminStatus {
-            address: self.address.clone(),
+            address: self.http.as_ref().map_or_else(String::new, shown),
+            agent: self.agent.as_ref().map(shown),
             pid: process.map(|process| process.pid().unsigned_abs()),
             deaths: self.life.deaths(),
         }
@@ -160,7 +219,7 @@ impl AdminEndpoint {
     fn spawn(&self) -> io::Result<Process> {
         let image = Image::of_this_process()?;
         let supervisor = std::process::id().to_string();
-        let arguments = [
+        let mut arguments = vec![
             OsStr::new("uppercased: admin"),
             OsStr::new("admin"),
             OsStr::new("--control"),
@@ -168,7 +227,11 @@ impl AdminEndpoint {
             OsStr::new("--supervisor"),
             OsStr::new(&supervisor),
         ];
-        image.spawn(arguments, &self.listener, |error| {
+        let has = [(&self.http, "--http"), (&self.agent, "--agent")];
+        let has = has.into_iter().filter(|(listener, _)| listener.is_some());
+        arguments.extend(has.map(|(_, flag)| OsStr::new(flag)));
+        let listeners: Vec<_> = self.listeners().collect();
+        image.spawn(arguments, &listeners, |error| {
             eprintln!("uppercased: cannot execute the admin process's program: {error}");
         })
     }
@@ -209,8 +272,13 @@ impl Supervisor {
             tracing::error!(%error, delay_ms = delay.as_millis(), "admin process not watched");
             return;
         }
-        let (address, admin_pid) = (&admin.address, process.pid());
-        tracing::info!(%address, admin_pid, "admin endpoint open");
+        let shown = |one: &Listener| tracing::field::display(one.address.clone());
+        let (address, agent) = (
+            admin.http.as_ref().map(shown),
+            admin.agent.as_ref().map(shown),
+        );
+        let admin_pid = process.pid();
+        tracing::info!(address, agent, admin_pid, "admin endpoint open");
         admin.life.started(now);
         admin.process = Some(process);
     }
@@ -248,26 +316,31 @@ const fn pace(config: &Config) -> Pace {
     }
 }
 
-/// A listener at `wanted`, where that is, and the file that belongs to it.
-fn bind(wanted: &AdminAddr) -> Result<(OwnedFd, String, Option<SocketFile>), String> {
+/// A listener at `wanted`.
+fn bind(wanted: &AdminAddr) -> Result<Listener, String> {
     match wanted {
-        AdminAddr::Tcp(address) => {
-            let listener = bind_tcp(*address).map_err(|error| error.to_string())?;
-            let bound = listener.local_addr().map_err(|error| error.to_string())?;
-            Ok((listener.into(), bound.to_string(), None))
-        }
+        AdminAddr::Tcp(address) => bind_tcp(*address).map_err(|error| error.to_string()),
         AdminAddr::Unix(path) => {
             let (listener, file) = socket::bind(path).map_err(|error| error.why())?;
-            Ok((listener.into(), path.display().to_string(), Some(file)))
+            Ok(Listener {
+                address: path.display().to_string(),
+                listener: listener.into(),
+                file: Some(file),
+            })
         }
     }
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     // A server that was just stopped has left connections behind that wait out their time.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    let listener = TcpListener::from(socket);
+    Ok(Listener {
+        address: listener.local_addr()?.to_string(),
+        listener: listener.into(),
+        file: None,
+    })
 }

@@ -7,6 +7,7 @@ use mio::{Poll, Token};
 
 use crate::clock;
 use crate::config::{self, Config, Launch, ListenAddr};
+use crate::control::Rotation;
 use crate::identity::RequestId;
 use crate::listener;
 use crate::log;
@@ -90,7 +91,7 @@ impl Supervisor {
         let tokens = Token(CONTROL_FIRST);
         let control = ControlServer::open(&config.control, poll.registry(), tokens, first_request)?;
         let asked_at = control.as_ref().map(ControlServer::path);
-        let admin = AdminEndpoint::open(config.admin.as_ref(), asked_at)?;
+        let admin = AdminEndpoint::open(&config, asked_at)?;
         // The jitter of backoffs needs to differ between instances, no more.
         let seed = clock::now().as_nanos() ^ u64::from(std::process::id());
         let mut supervisor = Self {
@@ -112,6 +113,7 @@ impl Supervisor {
             admin,
             slots: Vec::new(),
             dropped: Totals::default(),
+            rotation: Rotation::default(),
             next_serial: 0,
             asking: RequestId::NOBODY,
             preflight: Preflight::Idle,

@@ -75,7 +75,7 @@ impl Birth<'_> {
             .map_err(io::Error::other)?;
         let name = format!("uppercased: worker {}", worker.slot);
         let arguments = [name.as_str(), "worker"];
-        let process = self.image.spawn(arguments, &there, |error| {
+        let process = self.image.spawn(arguments, &[there.as_fd()], |error| {
             let cause = format!("cannot execute the worker's program: {error}");
             last_words(&there, worker, cause);
         })?;

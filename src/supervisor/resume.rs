@@ -29,7 +29,7 @@ use crate::sys::limits::raise_descriptor_limit;
 use crate::sys::shared::SharedMemory;
 use crate::wire;
 
-use super::admin::AdminEndpoint;
+use super::admin::{AdminEndpoint, SavedListener};
 use super::children::Child;
 use super::control::ControlServer;
 use super::machine::{Event, Machine};
@@ -249,10 +249,12 @@ fn adopt(
         )?),
     };
     let asked_at = control.as_ref().map(ControlServer::path);
-    let admin = match (state.admin, asked_at) {
-        (Some(saved), Some(asked_at)) => Some(AdminEndpoint::resume(saved, owned.one()?, asked_at)),
-        _ => None,
+    let mut listener = |saved: Option<SavedListener>| {
+        let resumed = saved.map(|saved| owned.one().map(|fd| saved.resume(fd)));
+        resumed.transpose()
     };
+    let shown = (listener(state.admin)?, listener(state.agent)?);
+    let admin = asked_at.and_then(|asked_at| AdminEndpoint::resume(shown, asked_at));
     let supervisor = Supervisor {
         typed,
         program: state.program,
@@ -268,6 +270,7 @@ fn adopt(
         machine,
         slots,
         dropped: state.dropped,
+        rotation: state.rotation,
         next_serial,
         asking: state.asking,
         preflight: Preflight::Idle,

@@ -77,7 +77,7 @@ impl Supervisor {
         let typed = self.typed.args.iter().skip(1).cloned();
         let arguments = fixed.into_iter().chain(typed);
         let process = image
-            .spawn(arguments, &there, |error| {
+            .spawn(arguments, &[there.as_fd()], |error| {
                 last_words(&there, worker, format!("cannot execute it: {error}"));
             })
             .map_err(failed)?;
@@ -248,7 +248,9 @@ impl Supervisor {
                 .map(|lock| lock.as_fd().as_raw_fd())
                 .collect(),
             control,
-            admin: self.admin.as_ref().map(AdminEndpoint::saved),
+            admin: self.admin.as_ref().and_then(AdminEndpoint::saved_http),
+            agent: self.admin.as_ref().and_then(AdminEndpoint::saved_agent),
+            rotation: self.rotation,
             asking: self.asking,
             signals: Vec::new(),
         }
@@ -277,7 +279,7 @@ impl Supervisor {
         if let Some(control) = &self.control {
             kept.extend(control.suspend().1);
         }
-        kept.extend(self.admin.as_ref().map(AdminEndpoint::listener));
+        kept.extend(self.admin.iter().flat_map(AdminEndpoint::listeners));
         kept
     }
 }

@@ -119,26 +119,32 @@ pub(crate) fn own_inherited(numbers: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
 /// To be called once, first thing in a worker's life.
 #[must_use]
 pub(crate) fn inherited_channel() -> Option<OwnedFd> {
-    inherited(|socket| getsockopt(&socket, sockopt::SockType) == Ok(SockType::SeqPacket))
+    let is_channel =
+        |socket: BorrowedFd<'_>| getsockopt(&socket, sockopt::SockType) == Ok(SockType::SeqPacket);
+    inherited(CHANNEL_NUMBER, is_channel)
 }
 
-/// The same for the listener that the supervisor left for its admin process.
+/// The same for the `count` listeners that the supervisor left for its admin process, from that
+/// number on.
 #[must_use]
-pub(crate) fn inherited_listener() -> Option<OwnedFd> {
-    inherited(|socket| getsockopt(&socket, sockopt::AcceptConn) == Ok(true))
+pub(crate) fn inherited_listeners(count: u8) -> Option<Vec<OwnedFd>> {
+    let listens = |socket: BorrowedFd<'_>| getsockopt(&socket, sockopt::AcceptConn) == Ok(true);
+    let numbers = (0..count).map(|index| CHANNEL_NUMBER + RawFd::from(index));
+    numbers.map(|number| inherited(number, listens)).collect()
 }
 
-fn inherited(is_the_one: impl FnOnce(BorrowedFd<'_>) -> bool) -> Option<OwnedFd> {
+fn inherited(number: RawFd, is_the_one: impl FnOnce(BorrowedFd<'_>) -> bool) -> Option<OwnedFd> {
     // SAFETY: the number is not -1; it is only asked about here, and if it is not open the kernel
     // says so.
-    let asked = unsafe { BorrowedFd::borrow_raw(CHANNEL_NUMBER) };
+    let asked = unsafe { BorrowedFd::borrow_raw(number) };
     if !is_the_one(asked) {
         return None;
     }
     fcntl(asked, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
     // SAFETY: it is an open socket that came through exec, so no value in this process owns it,
-    // and the two functions above are called once in a process's life, one or the other.
-    Some(unsafe { OwnedFd::from_raw_fd(CHANNEL_NUMBER) })
+    // and the two functions above are called once in a process's life, one or the other, which
+    // asks for each number once.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ impl Image {
     pub fn spawn<A: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = A>,
-        channel: &impl AsFd,
+        passed: &[BorrowedFd<'_>],
         failed: impl FnOnce(io::Error),
     ) -> io::Result<Process> {
         let arguments = c_strings(arguments)?;
@@ -85,7 +85,7 @@ impl Image {
         let forked = unsafe { fork() };
         match forked {
             Ok(ForkResult::Child) => {
-                let Err(error) = self.become_it(&arguments, &environment, channel);
+                let Err(error) = self.become_it(&arguments, &environment, passed);
                 failed(error);
                 leave_copy()
             }
@@ -135,18 +135,25 @@ impl Image {
         &self,
         arguments: &[CString],
         environment: &[CString],
-        channel: &impl AsFd,
+        passed: &[BorrowedFd<'_>],
     ) -> io::Result<Infallible> {
         let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
         dup2_stdin(&null)?;
         dup2_stdout(&null)?;
-        let high = fcntl(channel, FcntlArg::F_DUPFD_CLOEXEC(HIGH_NUMBER))?;
-        let high = own(&[high]).pop().ok_or(io::ErrorKind::NotFound)?;
-        // SAFETY: whatever has the fixed number in this copy of the supervisor is not used again:
-        // the next call replaces the program, or the process ends.
-        let placed = unsafe { dup2_raw(&high, CHANNEL_NUMBER) }?;
-        std::mem::forget(placed);
-        close_on_exec_from(CHANNEL_NUMBER + 1);
+        let mut high = Vec::with_capacity(passed.len());
+        for fd in passed {
+            // Out of the way of the fixed numbers, all of them before the first one is placed.
+            high.extend(own(&[fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(HIGH_NUMBER))?]));
+        }
+        let mut next = CHANNEL_NUMBER;
+        for fd in &high {
+            // SAFETY: whatever has the fixed number in this copy of the supervisor is not used
+            // again: the calls below replace the program, or the process ends.
+            let placed = unsafe { dup2_raw(fd, next) }?;
+            std::mem::forget(placed);
+            next += 1;
+        }
+        close_on_exec_from(next);
         match execveat(&self.0, c"", arguments, environment, AtFlags::AT_EMPTY_PATH)? {}
     }
 }
