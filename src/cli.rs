@@ -167,6 +167,14 @@ pub fn parse(
                 .get_one::<String>(definition::TARGET)
                 .map_or(DEFAULT_TARGET, String::as_str)
                 .to_owned(),
+            proxy_header: typed
+                .get_one::<String>(definition::PROXY_PROTOCOL)
+                .and_then(|word| {
+                    definition::PROXY_VERSIONS
+                        .iter()
+                        .find(|(name, _)| name == word)
+                })
+                .map(|(_, version)| *version),
         })),
         Some((definition::BENCH, bench))
             if let Some(typed) = bench.subcommand_matches(compare::COMPARE) =>
@@ -322,13 +330,15 @@ mod tests {
         assert_eq!(
             parsed(&["client"]),
             Ok(Command::Client(client::Options {
-                target: DEFAULT_TARGET.to_owned()
+                target: DEFAULT_TARGET.to_owned(),
+                proxy_header: None,
             }))
         );
         assert_eq!(
             parsed(&["client", "[::1]:80"]),
             Ok(Command::Client(client::Options {
-                target: "[::1]:80".to_owned()
+                target: "[::1]:80".to_owned(),
+                proxy_header: None,
             }))
         );
         assert!(matches!(parsed(&["check"]), Ok(Command::Check(text)) if text.contains("valid")));

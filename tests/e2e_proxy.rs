@@ -5,8 +5,9 @@
 
 mod support;
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -367,6 +368,33 @@ fn an_ipv4_proxy_of_an_ipv6_socket_is_trusted_as_what_it_is() {
     let mut proxy = Client::connect(SocketAddr::from(([127, 0, 0, 1], server.addr().port())));
     proxy.send_all(&header(Version::V1, CLIENT));
     proxy.roundtrip(b"in whatever dress");
+}
+
+#[test]
+fn our_own_client_plays_the_proxy() {
+    let server = server(&[]);
+    for version in ["v1", "v2"] {
+        let mut client = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+            .args([
+                "client",
+                &server.addr().to_string(),
+                "--proxy-protocol",
+                version,
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        client
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(b"from behind\n")
+            .unwrap();
+        let output = client.wait_with_output().unwrap();
+        assert_eq!(output.stdout, b"FROM BEHIND\n", "{output:?}");
+        assert!(output.status.success(), "{output:?}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Invariants: a server whose queues are served says `ready up` with a weight from 1 % to 100 %; one
 //! that was taken out of rotation, or stops, says so however it is otherwise; `down` is said only of
 //! one that nobody should send anybody to. HAProxy keeps what it was told until it is told
-//! otherwise, so every line says all that there is to say.
+//! otherwise, so `ready up` takes back all that the other lines have said.
 //!
 //! Pure: the time is handed in. It must not ask anybody.
 
