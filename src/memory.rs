@@ -256,10 +256,11 @@ impl<P: Probe> Memory<P> {
 
     /// Rule 4: `fd` is a connection from now on.
     pub fn opened(&mut self, fd: u32, generation: u32, peer: SocketAddr, now: Tick) {
-        self.begin(fd, generation, peer, now, State::Open);
+        self.begun(fd, generation, peer, now, State::Open);
     }
 
-    fn begin(&mut self, fd: u32, generation: u32, peer: SocketAddr, now: Tick, state: State) {
+    /// The same of one in `state`: open, or awaiting its PROXY header; `peer` is the proxy then.
+    pub fn begun(&mut self, fd: u32, generation: u32, peer: SocketAddr, now: Tick, state: State) {
         let entry = Entry {
             pending: None,
             bytes_in: 0,

@@ -265,6 +265,16 @@ fn lists_and_limits_hold_for_the_client_and_not_for_the_proxy() {
 
 #[test]
 fn a_reload_moves_connections_with_half_a_header_and_with_a_client() {
+    halves_and_clients_move("reload");
+}
+
+#[test]
+fn an_upgrade_does_so_too() {
+    halves_and_clients_move("upgrade");
+}
+
+#[track_caller]
+fn halves_and_clients_move(by: &str) {
     let server = server(&[]);
     let mut named = introduced(&server, Version::V1, CLIENT);
     let mut halves = Vec::new();
@@ -278,7 +288,7 @@ fn a_reload_moves_connections_with_half_a_header_and_with_a_client() {
     }
     Counters::of(&server).wait_open(1 + halves.len() as u64);
     let from = server.log_len();
-    server.reload().expect_success();
+    server.order(&[by]).expect_success();
     let moved = server.status_json()["totals"]["moved_in"].clone();
     assert_eq!(moved, 1 + halves.len(), "all of them");
     for (proxy, rest) in &mut halves {

@@ -449,7 +449,7 @@ fn an_introduction_can_be_told_after_every_store() {
         let world = World::new(Terms::PLAIN);
         let mut memory = fresh_memory(16, Stops(Rc::clone(&world.countdown)));
         let now = world.kernel.now;
-        memory.awaiting_header(3, 1, proxy, now);
+        memory.begun(3, 1, proxy, now, State::AwaitingHeader);
         world.countdown.arm(point);
         let mut consumed = false;
         let died = dies(|| {

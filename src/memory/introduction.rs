@@ -8,11 +8,6 @@ use super::{LAST_PROGRESS, Memory, Probe};
 use crate::clock::Tick;
 
 impl<P: Probe> Memory<P> {
-    /// Rule 4: the same of one whose PROXY header is still to come; `peer` is the proxy.
-    pub fn awaiting_header(&mut self, fd: u32, generation: u32, peer: SocketAddr, now: Tick) {
-        self.begin(fd, generation, peer, now, State::AwaitingHeader);
-    }
-
     /// Rule 9, before the header is received: who the client is.
     pub fn named(&mut self, fd: u32, client: SocketAddr) {
         self.store_address(fd, client.ip());

@@ -30,17 +30,13 @@ impl Reactor {
         {
             return self.refuse(socket, peer, cause);
         }
-        let generation = self.next_generation();
-        self.memory.opened(fd, generation, peer, self.now);
-        self.arrived(fd);
-        self.watch_new(socket, generation, peer);
+        self.take_in(socket, peer, State::Open);
     }
 
     /// The same for one that is to begin with a PROXY header: who may send one gets a place, and is
     /// admitted or refused as the client that the header names.
     pub(super) fn admit_proxy(&mut self, socket: Socket, peer: SocketAddr) {
-        let fd = socket.number();
-        if fd >= self.memory.layout().descriptors {
+        if socket.number() >= self.memory.layout().descriptors {
             return self.refuse(socket, peer, RefusalCause::SystemError);
         }
         let address = peer.ip().to_canonical();
@@ -48,16 +44,17 @@ impl Reactor {
         if !trusted.is_some_and(|trusted| trusted.contain(address)) {
             return self.refuse(socket, peer, RefusalCause::ProxyUntrusted);
         }
-        let generation = self.next_generation();
-        self.memory.awaiting_header(fd, generation, peer, self.now);
-        self.watch_new(socket, generation, peer);
+        self.take_in(socket, peer, State::AwaitingHeader);
     }
 
-    /// Gives a connection that has its record its place in the loop.
-    fn watch_new(&mut self, socket: Socket, generation: u32, peer: SocketAddr) {
+    /// Gives a connection its record, in `state`, and its place in the loop.
+    fn take_in(&mut self, socket: Socket, peer: SocketAddr, state: State) {
         let fd = socket.number();
+        let generation = self.next_generation();
         self.memory.count(Counter::Accepted, 1);
+        self.memory.begun(fd, generation, peer, self.now, state);
         self.open += 1;
+        self.arrived(fd);
         if let Err(error) = socket.watch(self.poll.registry(), pack_token(fd, generation)) {
             tracing::warn!(%peer, %error, "refused: the event loop cannot watch the connection");
             self.memory
