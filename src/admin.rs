@@ -1,12 +1,12 @@
-//! The admin endpoint: health, readiness, status and metrics of a server over HTTP, in a process of
-//! its own beside the workers.
+//! The admin endpoint: health, readiness, status and metrics of a server over HTTP, and a line for
+//! load balancers that ask, in a process of its own beside the workers.
 //!
 //! The supervisor starts it, leaves it a channel at a fixed descriptor and starts it again when it
-//! dies. Over the channel come the bound listener and, each time that somebody asks here, the status.
+//! dies. Over the channel come the bound listeners and, each time that somebody asks here, the status.
 //! There it can ask for nothing else: it has no way to the control socket.
 //!
-//! Invariants: at most [`ADMIN_REQUESTS_MAX`] requests at once, each with a deadline for the whole
-//! of it; it locks itself in ([`sandbox`]) before it answers any; it ends with its supervisor; nothing
+//! Invariants: at most [`ADMIN_REQUESTS_MAX`] requests and [`AGENT_CLIENTS_MAX`] load balancers at
+//! once, each with a deadline for the whole of it; it locks itself in ([`sandbox`]) before it answers any; it ends with its supervisor; nothing
 //! that it does or fails to do reaches a client.
 //!
 //! It must not decide anything about the server. It may have threads: it is no worker, and forks
@@ -17,7 +17,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -26,20 +26,24 @@ use socket2::Socket;
 use crate::channel::{self, Channel};
 use crate::clock::{self, Tick};
 use crate::config::{
-    ADMIN_ANSWER_TIMEOUT, ADMIN_HEAD_MAX_BYTES, ADMIN_REQUEST_TIMEOUT, ADMIN_REQUESTS_MAX, Config,
+    ADMIN_ANSWER_TIMEOUT, ADMIN_HEAD_MAX_BYTES, ADMIN_REQUEST_TIMEOUT, ADMIN_REQUESTS_MAX,
+    AGENT_CLIENTS_MAX, AGENT_FRESH, AGENT_TIMEOUT, Config,
 };
 use crate::fault;
 use crate::log;
 use crate::sandbox::{self, calls::Role};
+use crate::status::Status;
 use crate::sys::child::end_with_parent;
 use crate::sys::fd::inherited_channel;
 use crate::wire::{Failed, Message, Ready, Sandboxed};
 
+mod agent;
 mod answer;
 mod exposition;
 mod http;
 mod questions;
 
+use agent::Agent;
 use answer::Answered;
 use http::{Asked, Response};
 use questions::Questions;
@@ -70,7 +74,7 @@ pub fn run(options: Options) -> ExitCode {
         return ExitCode::from(2);
     };
     let mut channel = Channel::over(channel);
-    let (config, listener) = match await_start(&mut channel) {
+    let (config, doors) = match await_start(&mut channel) {
         Ok(told) => told,
         Err(error) => {
             eprintln!("uppercased: the admin process was not told what to be: {error}");
@@ -80,7 +84,7 @@ pub fn run(options: Options) -> ExitCode {
     let questions = Questions::over(channel);
     let served = log::init(config.log_level, config.log_format)
         .map_err(|error| error.to_string())
-        .and_then(|()| serve(listener, &config, options, &questions));
+        .and_then(|()| serve(doors, &config, options, &questions));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
@@ -91,22 +95,38 @@ pub fn run(options: Options) -> ExitCode {
     }
 }
 
-/// The first message: the configuration, and the listener.
-fn await_start(channel: &mut Channel) -> io::Result<(Config, Socket)> {
+/// A listener, how many answer there at once, and how.
+type Door = (Socket, usize, Answer);
+/// Answers one client.
+type Answer = fn(&Desk, &Socket) -> io::Result<()>;
+
+/// The first message: the configuration, and the listeners.
+fn await_start(channel: &mut Channel) -> io::Result<(Config, Vec<Door>)> {
     let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
     poll(&mut readable, PollTimeout::from(START_MESSAGE_TIMEOUT_MS))?;
     let received = channel.receive().map_err(io::Error::other)?;
     let received = received.ok_or(io::ErrorKind::TimedOut)?;
-    let mut descriptors = received.descriptors.into_iter();
-    match (received.envelope.message, descriptors.next()) {
-        (Message::StartAdmin(start), Some(listener)) => Ok((start.config, listener.into())),
-        _ => Err(io::ErrorKind::InvalidData.into()),
+    let Message::StartAdmin(start) = received.envelope.message else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let kinds: [(bool, usize, Answer); 2] = [
+        (start.http, ADMIN_REQUESTS_MAX, Desk::answer_one),
+        (start.agent, AGENT_CLIENTS_MAX, Desk::answer_balancer),
+    ];
+    let named = kinds.into_iter().filter(|(is_there, ..)| *is_there);
+    let doors: Vec<Door> = named
+        .zip(received.descriptors)
+        .map(|((_, threads, answer), listener)| (listener.into(), threads, answer))
+        .collect();
+    if doors.is_empty() {
+        return Err(io::ErrorKind::InvalidData.into());
     }
+    Ok((start.config, doors))
 }
 
 /// Locks itself in and serves with a few threads, of which each has one request in hand at most.
 fn serve(
-    listener: Socket,
+    doors: Vec<Door>,
     config: &Config,
     options: Options,
     questions: &Arc<Questions>,
@@ -118,36 +138,44 @@ fn serve(
     // Becoming another user forgets it.
     end_with_parent(options.supervisor).map_err(|error| error.to_string())?;
     let desk = Arc::new(Desk {
-        listener,
         questions: Arc::clone(questions),
         answered: Answered::default(),
+        told: Mutex::default(),
     });
-    let doors = Arc::new(Barrier::new(ADMIN_REQUESTS_MAX + 1));
-    start_threads(&desk, &doors).map_err(|error| format!("cannot start a thread: {error}"))?;
+    let threads: usize = doors.iter().map(|(_, threads, _)| threads).sum();
+    let opening = Arc::new(Barrier::new(threads + 1));
+    start_threads(&desk, doors, &opening)
+        .map_err(|error| format!("cannot start a thread: {error}"))?;
     let sandboxed = locked.finish(Role::Admin)?;
     fault::point("admin.sandboxed");
     ready(questions, sandboxed)?;
-    doors.wait();
+    opening.wait();
     hear_until_the_end(questions, &end)
 }
 
 /// Starts the threads, and waits until each has begun and stands before the doors: none starts, and
 /// none sets itself up, when calls have been taken away.
-fn start_threads(desk: &Arc<Desk>, doors: &Arc<Barrier>) -> io::Result<()> {
+fn start_threads(desk: &Arc<Desk>, doors: Vec<Door>, opening: &Arc<Barrier>) -> io::Result<()> {
     let (begun, all_begun) = channel();
-    for _ in 0..ADMIN_REQUESTS_MAX {
-        let (desk, doors, begun) = (Arc::clone(desk), Arc::clone(doors), begun.clone());
-        let serve = move || {
-            // By this the allocator has settled where this thread's memory comes from.
-            let _ = begun.send(Vec::<u8>::with_capacity(DISCARD_BYTES));
-            doors.wait();
-            let error = desk.answer_for_ever();
-            // The first one that cannot go on ends the process; the supervisor starts another.
-            desk.questions.give_up(&error);
-        };
-        std::thread::Builder::new().spawn(serve).map(drop)?;
+    let mut started = 0;
+    for (listener, threads, answer) in doors {
+        let listener = Arc::new(listener);
+        for _ in 0..threads {
+            let (desk, listener) = (Arc::clone(desk), Arc::clone(&listener));
+            let (opening, begun) = (Arc::clone(opening), begun.clone());
+            let serve = move || {
+                // By this the allocator has settled where this thread's memory comes from.
+                let _ = begun.send(Vec::<u8>::with_capacity(DISCARD_BYTES));
+                opening.wait();
+                let error = desk.answer_for_ever(&listener, answer);
+                // The first one that cannot go on ends the process; the supervisor starts another.
+                desk.questions.give_up(&error);
+            };
+            std::thread::Builder::new().spawn(serve).map(drop)?;
+            started += 1;
+        }
     }
-    for _ in 0..ADMIN_REQUESTS_MAX {
+    for _ in 0..started {
         all_begun.recv().map_err(io::Error::other)?;
     }
     Ok(())
@@ -177,22 +205,52 @@ fn hear_until_the_end(questions: &Questions, end: &OwnedFd) -> Result<(), String
 /// What the threads share.
 #[derive(Debug)]
 struct Desk {
-    listener: Socket,
     questions: Arc<Questions>,
     answered: Answered,
+    told: Mutex<Told>,
+}
+
+/// What load balancers were told last, and when.
+#[derive(Debug, Default)]
+struct Told {
+    agent: Agent,
+    latest: Option<(Tick, String)>,
 }
 
 impl Desk {
     /// Takes one connection after the other; returns why that is impossible.
-    fn answer_for_ever(&self) -> io::Error {
+    fn answer_for_ever(&self, listener: &Socket, answer: Answer) -> io::Error {
         loop {
-            match self.listener.accept() {
+            match listener.accept() {
                 // A client that goes away in the middle is nobody's trouble.
-                Ok((connection, _)) => drop(self.answer_one(&connection)),
+                Ok((connection, _)) => drop(answer(self, &connection)),
                 Err(error) if is_the_clients(&error) => {}
                 Err(error) => return error,
             }
         }
+    }
+
+    /// Tells a load balancer its line, whatever it has sent: some send a word of their own first.
+    fn answer_balancer(&self, connection: &Socket) -> io::Result<()> {
+        let by = clock::now() + AGENT_TIMEOUT;
+        write_all(connection, self.line().as_bytes(), by)?;
+        connection.shutdown(Shutdown::Write)?;
+        discard(connection, by)
+    }
+
+    fn line(&self) -> String {
+        // One asks for all. A thread that panicked left something whole, or the line from before.
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked_at = clock::now();
+        if let Some((at, line)) = &told.latest
+            && asked_at.since(*at) < AGENT_FRESH
+        {
+            return line.clone();
+        }
+        let status = self.status();
+        let line = told.agent.answer(status.as_deref().ok(), clock::now());
+        told.latest = Some((clock::now(), line.clone()));
+        line
     }
 
     fn answer_one(&self, connection: &Socket) -> io::Result<()> {
@@ -213,8 +271,12 @@ impl Desk {
     }
 
     fn answer(&self, asked: Asked) -> Response {
-        let status = self.questions.status(ADMIN_ANSWER_TIMEOUT);
-        answer::answer(asked.page, &status, &self.answered)
+        answer::answer(asked.page, &self.status(), &self.answered)
+    }
+
+    /// The server's status as the supervisor tells it now, or why it does not.
+    fn status(&self) -> Result<Box<Status>, String> {
+        self.questions.status(ADMIN_ANSWER_TIMEOUT)
     }
 }
 

@@ -121,16 +121,20 @@ impl Admission {
 
 /// Networks that do not overlap, in order.
 #[derive(Debug)]
-struct Networks(Vec<IpNet>);
+pub struct Networks(Vec<IpNet>);
 
 impl Networks {
-    fn new(networks: &[IpNet]) -> Self {
+    /// Those of a list.
+    #[must_use]
+    pub fn new(networks: &[IpNet]) -> Self {
         let mut networks = IpNet::aggregate(&networks.to_vec());
         networks.sort_unstable_by_key(IpNet::network);
         Self(networks)
     }
 
-    fn contain(&self, address: IpAddr) -> bool {
+    /// Whether `address`, not in the dress of another family, is in one of them.
+    #[must_use]
+    pub fn contain(&self, address: IpAddr) -> bool {
         let after = self.0.partition_point(|one| one.network() <= address);
         let before = after.checked_sub(1).map(|at| &self.0[at]);
         before.is_some_and(|network| network.contains(&address))

@@ -18,7 +18,7 @@ use clap::error::ErrorKind;
 use crate::bench as measurement;
 use crate::client;
 use crate::config::{self, Config};
-use crate::control::Request;
+use crate::control::{Request, Rotation};
 use crate::{admin, fault, preflight, supervisor, worker};
 
 pub use crate::config::{CommandLine, Launch};
@@ -172,6 +172,14 @@ pub fn parse(
                 .get_one::<String>(definition::TARGET)
                 .map_or(DEFAULT_TARGET, String::as_str)
                 .to_owned(),
+            proxy_header: typed
+                .get_one::<String>(definition::PROXY_PROTOCOL)
+                .and_then(|word| {
+                    definition::PROXY_VERSIONS
+                        .iter()
+                        .find(|(name, _)| name == word)
+                })
+                .map(|(_, version)| *version),
         })),
         Some((definition::BENCH, bench))
             if let Some(typed) = bench.subcommand_matches(compare::COMPARE) =>
@@ -235,6 +243,11 @@ fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
         definition::SCALE => Some(Request::Scale {
             workers: *typed.get_one(definition::WORKERS)?,
         }),
+        definition::ROTATION => {
+            let word = typed.get_one::<String>(definition::TO)?;
+            let to = Rotation::ALL.into_iter().find(|to| to.name() == word)?;
+            Some(Request::Rotation { to })
+        }
         definition::STATUS => Some(Request::Status),
         definition::STOP => Some(Request::Stop),
         _ => None,
@@ -326,13 +339,15 @@ mod tests {
         assert_eq!(
             parsed(&["client"]),
             Ok(Command::Client(client::Options {
-                target: DEFAULT_TARGET.to_owned()
+                target: DEFAULT_TARGET.to_owned(),
+                proxy_header: None,
             }))
         );
         assert_eq!(
             parsed(&["client", "[::1]:80"]),
             Ok(Command::Client(client::Options {
-                target: "[::1]:80".to_owned()
+                target: "[::1]:80".to_owned(),
+                proxy_header: None,
             }))
         );
         assert!(matches!(parsed(&["check"]), Ok(Command::Check(text)) if text.contains("valid")));
@@ -365,6 +380,12 @@ mod tests {
             (["reload"].as_slice(), order(Request::Reload)),
             (&["upgrade"], order(Request::Upgrade)),
             (&["scale", "3"], order(Request::Scale { workers: 3 })),
+            (
+                &["rotation", "maint"],
+                order(Request::Rotation {
+                    to: Rotation::Maint,
+                }),
+            ),
             (&["stop"], order(Request::Stop)),
             (
                 &["status", "--json"],

@@ -20,6 +20,8 @@ use std::process::ExitCode;
 
 use thiserror::Error as ThisError;
 
+use crate::proxy_header;
+
 use self::connect::{Malformed, Target, Unreachable, connect, describe_io};
 use self::exchange::{Fault, progress};
 use self::session::Session;
@@ -34,6 +36,9 @@ const EXIT_USAGE: u8 = 2;
 pub struct Options {
     /// `HOST:PORT`: a name, an IPv4 address or an IPv6 address in brackets, and a port.
     pub target: String,
+    /// The version of the PROXY header to begin with, as a load balancer would; it names this
+    /// client's own address. `None`: none.
+    pub proxy_header: Option<proxy_header::Version>,
 }
 
 /// Why the client did not succeed.
@@ -92,7 +97,7 @@ impl Error {
 /// back and was the upper-case of what was sent, 2 if the address cannot be read, and 1
 /// otherwise.
 pub fn run(options: Options) -> ExitCode {
-    match converse(&options.target) {
+    match converse(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !error.is_quiet() {
@@ -103,12 +108,24 @@ pub fn run(options: Options) -> ExitCode {
     }
 }
 
-fn converse(text: &str) -> Result<(), Error> {
+fn converse(options: &Options) -> Result<(), Error> {
+    let text = &options.target;
     let target: Target = text.parse().map_err(|why| Error::Address {
         text: text.to_owned(),
         why,
     })?;
-    let stream = connect(&target)?;
+    let mut stream = connect(&target)?;
+    if let Some(version) = options.proxy_header {
+        let local = stream.local_addr().map_err(Error::Socket)?;
+        let peer = stream.peer_addr().map_err(Error::Socket)?;
+        let header = proxy_header::encode(version, local, peer);
+        // It fits any socket buffer, so nobody waits here.
+        stream.write_all(&header).map_err(|source| Error::Broken {
+            source,
+            answered: 0,
+            missing: 0,
+        })?;
+    }
     let session = Session::new(&stream)?;
     if session.is_interactive() {
         let peer = stream.peer_addr().map_err(Error::Socket)?;

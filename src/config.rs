@@ -22,6 +22,7 @@ mod launch;
 mod limits;
 mod listen;
 mod networks;
+mod proxy;
 mod sandbox;
 mod settings;
 mod source;
@@ -34,6 +35,7 @@ pub use launch::{CommandLine, Launch};
 pub use limits::*;
 pub use listen::LISTEN_MAX;
 pub use networks::NETWORKS_MAX;
+pub use proxy::ProxyListeners;
 pub use sandbox::{Account, Sandbox};
 pub use settings::{Category, ENV_PREFIX, SETTINGS, Setting};
 pub use source::{Assignment, CONFIG_VARIABLE, Origin, from_environment, from_file};
@@ -141,6 +143,14 @@ pub struct Config {
     pub source_prefix_v4: u8,
     /// Leading bits of an IPv6 address that make a source.
     pub source_prefix_v6: u8,
+    /// The listeners on which a PROXY header must precede a client's bytes.
+    pub proxy_protocol: ProxyListeners,
+    /// Networks of the proxies that may send it.
+    pub proxy_trust: Vec<IpNet>,
+    /// How long it may take to come, from the accept on.
+    pub proxy_header_timeout: Duration,
+    /// Where load balancers may ask how the server is; `None`: nowhere.
+    pub agent: Option<SocketAddr>,
     /// Connections taken from one accept queue in one turn of the loop.
     pub accepts_per_turn: u32,
     /// Bytes read from one connection in one turn of the loop.
@@ -271,6 +281,18 @@ pub enum Error {
          steered, since theirs would be steered with ours; leave one of the two out"
     )]
     SteerShared { name: String },
+
+    #[error(
+        "{name}: {address} is none of the addresses that the server listens on (listen); write it as \
+         it stands there"
+    )]
+    ProxyElsewhere { name: String, address: ListenAddr },
+
+    #[error(
+        "{name}: nobody may send the header that is asked for (proxy_protocol), so nobody would be \
+         served; name the proxies' networks, or leave proxy_protocol out"
+    )]
+    ProxyUntrusted { name: String },
 
     #[error(
         "max_connections {asked} needs a descriptor limit of {needed}, and it is {limit}; raise it \
@@ -409,6 +431,21 @@ pub fn descriptor_reserve(listeners: usize, workers: u16) -> u64 {
         .saturating_add(u64::from(FD_RESERVE))
 }
 
+impl Config {
+    /// Whether the listener at place `index` of [`Config::listen`] asks for a PROXY header.
+    #[must_use]
+    pub fn asks_for_header(&self, index: usize) -> bool {
+        match &self.proxy_protocol {
+            ProxyListeners::None => false,
+            ProxyListeners::All => true,
+            ProxyListeners::These(asking) => {
+                let listener = self.listen.get(index);
+                listener.is_some_and(|listener| asking.contains(listener))
+            }
+        }
+    }
+}
+
 impl Default for Config {
     /// What `resolve` gives when nothing is set, on a machine with one CPU.
     fn default() -> Self {
@@ -448,6 +485,19 @@ fn check_rules(config: &Config, origins: &Origins) -> Result<(), Error> {
             name: origins.name_of("steer"),
         });
     }
+    if let ProxyListeners::These(asking) = &config.proxy_protocol
+        && let Some(address) = asking.iter().find(|one| !config.listen.contains(one))
+    {
+        return Err(Error::ProxyElsewhere {
+            name: origins.name_of("proxy_protocol"),
+            address: address.clone(),
+        });
+    }
+    if config.proxy_protocol != ProxyListeners::None && config.proxy_trust.is_empty() {
+        return Err(Error::ProxyUntrusted {
+            name: origins.name_of("proxy_trust"),
+        });
+    }
     if let Some((first, second)) = listen::overlap(&config.listen) {
         return Err(Error::Overlap {
             name: origins.name_of("listen"),
@@ -475,6 +525,10 @@ const BLANK: Config = Config {
     accept_rate_per_source: None,
     source_prefix_v4: 0,
     source_prefix_v6: 0,
+    proxy_protocol: ProxyListeners::None,
+    proxy_trust: Vec::new(),
+    proxy_header_timeout: Duration::ZERO,
+    agent: None,
     accepts_per_turn: 0,
     bytes_per_turn: 0,
     recv_buffer: None,

@@ -20,7 +20,7 @@ use std::time::Duration;
 use crate::clock::Tick;
 use crate::memory::layout::{Flags, State};
 use crate::memory::{Memory, NoBuffer, Probe};
-use crate::metrics::{CloseReason, Counter};
+use crate::metrics::{CloseReason, Counter, RefusalCause};
 use crate::uppercase::make_uppercase;
 
 /// The two directions of a non-blocking stream socket.
@@ -56,6 +56,8 @@ pub struct Rules {
     pub write_stall_timeout: Option<Duration>,
     /// How long the peer has to close once its stream was ended from here.
     pub linger_timeout: Duration,
+    /// How long a proxy has to send its header, where there must be one.
+    pub header_timeout: Duration,
 }
 
 /// What is to become of the connection.
@@ -69,6 +71,10 @@ pub enum Outcome {
     /// It is over and its descriptor is to be closed. What it owed stays recorded until
     /// [`Memory::closing`] says so.
     Close(CloseReason),
+    /// Its PROXY header is to be looked for, by whoever admits connections.
+    Header,
+    /// It is to be refused: nothing was received on it, and no header has come.
+    Refuse(RefusalCause),
 }
 
 /// Serves connection `fd` as far as its readiness and budget allow.
@@ -94,6 +100,7 @@ pub fn drive<P: Probe>(
         State::Open => turn.serve(),
         State::LingeringIdle => turn.discard(CloseReason::IdleTimeout),
         State::LingeringStop => turn.discard(CloseReason::Drained),
+        State::AwaitingHeader => Outcome::Header,
         State::Free | State::Closing | State::Handed => Outcome::Waiting,
     };
     let flags = turn.flags;
@@ -108,6 +115,8 @@ pub fn deadline<P: Probe>(memory: &Memory<P>, fd: u32, rules: &Rules) -> Option<
         State::Open if memory.pending(fd).is_some() => rules.write_stall_timeout?,
         State::Open => rules.idle_timeout?,
         State::LingeringIdle | State::LingeringStop => rules.linger_timeout,
+        // From its accept on: nothing moves before.
+        State::AwaitingHeader => rules.header_timeout,
         State::Free | State::Closing | State::Handed => return None,
     };
     Some(memory.last_progress(fd) + patience)
@@ -143,6 +152,7 @@ pub fn expire<P: Probe>(
         State::Open => end_stream(memory, fd, stream, State::LingeringIdle, now),
         State::LingeringIdle => Outcome::Close(CloseReason::IdleTimeout),
         State::LingeringStop => Outcome::Close(CloseReason::Drained),
+        State::AwaitingHeader => Outcome::Refuse(RefusalCause::ProxyTimeout),
         State::Free | State::Closing | State::Handed => Outcome::Waiting,
     }
 }
@@ -344,7 +354,8 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
     }
 }
 
-fn end_stream<P: Probe>(
+/// Ends the stream of `fd` from here; `state` says why it lingers then.
+pub(crate) fn end_stream<P: Probe>(
     memory: &mut Memory<P>,
     fd: u32,
     stream: &mut impl Stream,
@@ -387,6 +398,7 @@ mod tests {
         idle_timeout: None,
         write_stall_timeout: Some(PATIENCE),
         linger_timeout: PATIENCE,
+        header_timeout: PATIENCE,
     };
 
     /// A peer that sent one message and then has room for `room` bytes.

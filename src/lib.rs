@@ -30,6 +30,7 @@
 //! | [`worker`] | shell | a worker's life: bind or adopt, say Ready, serve, drain |
 //! | [`reactor`] | shell | the event loop: readiness, budgets, accepting, deadlines |
 //! | [`admission`] | core | who may connect: networks, and what one source may have |
+//! | [`proxy_header`] | core | who a proxy says that its client is |
 //! | [`connection`] | core | one connection over any [`connection::Stream`] |
 //! | [`handover`] | core | connections move to another worker, live: format and rules |
 //! | [`memory`] | | the working memory: records, scratch, pending output; the store rules |
@@ -75,6 +76,7 @@ pub mod memory;
 pub mod metrics;
 pub mod port;
 pub mod preflight;
+pub mod proxy_header;
 pub mod reactor;
 mod sandbox;
 pub mod status;

@@ -31,12 +31,18 @@
 //!    says Handed after the acknowledgement was read, before the descriptor is closed; then it is
 //!    Free ([`Memory::depart`], [`Memory::handed`], [`Memory::closed`]). At the receiver it is marked
 //!    as moving until its acknowledgement is sent ([`Memory::arrive`]). What comes to nothing is
-//!    unmarked at the sender ([`Memory::keep`]) and Handed at the receiver.
+//!    unmarked at the sender ([`Memory::keep`]) and Handed at the receiver;
+//! 9. PROXY header: while it is awaited it is only looked at, so the kernel holds it. Then the
+//!    record is given the client's address, *then* exactly the header is received, *then* the state
+//!    says Open ([`Memory::named`], [`Memory::introduced`]). Between the last two the kernel's count
+//!    of bytes read tells: none before, the header's after. They are owed to nobody, and are not
+//!    among the record's.
 //!
 //! Nothing else writes this memory, and this file must not make system calls on connections: it
 //! records what the reactor does.
 
 pub mod frozen;
+mod introduction;
 pub mod layout;
 mod pool;
 mod unsent;
@@ -250,6 +256,11 @@ impl<P: Probe> Memory<P> {
 
     /// Rule 4: `fd` is a connection from now on.
     pub fn opened(&mut self, fd: u32, generation: u32, peer: SocketAddr, now: Tick) {
+        self.begun(fd, generation, peer, now, State::Open);
+    }
+
+    /// The same of one in `state`: open, or awaiting its PROXY header; `peer` is the proxy then.
+    pub fn begun(&mut self, fd: u32, generation: u32, peer: SocketAddr, now: Tick, state: State) {
         let entry = Entry {
             pending: None,
             bytes_in: 0,
@@ -257,7 +268,7 @@ impl<P: Probe> Memory<P> {
             last_progress: now,
             opened: now,
             peer,
-            state: State::Open,
+            state,
             flags: Flags::default(),
             generation,
         };
@@ -455,11 +466,6 @@ impl<P: Probe> Memory<P> {
     fn enter(&mut self, fd: u32, entry: &Entry) {
         self.used = self.used.max(fd + 1);
         let record = Layout::record(fd);
-        let address = match entry.peer.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-            IpAddr::V6(v6) => v6,
-        };
-        let bits = address.to_bits();
         let head = Head {
             state: entry.state,
             flags: entry.flags,
@@ -471,9 +477,18 @@ impl<P: Probe> Memory<P> {
         self.store(record, BYTES_OUT, entry.bytes_out);
         self.store(record, LAST_PROGRESS, entry.last_progress.as_nanos());
         self.store(record, OPENED, entry.opened.as_nanos());
+        self.store_address(fd, entry.peer.ip());
+        self.store(record, HEAD, head.pack());
+    }
+
+    fn store_address(&mut self, fd: u32, address: IpAddr) {
+        let address = match address {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        let (record, bits) = (Layout::record(fd), address.to_bits());
         self.store(record, ADDRESS, (bits >> 64) as u64);
         self.store(record, ADDRESS + 1, bits as u64);
-        self.store(record, HEAD, head.pack());
     }
 
     fn holds_in_hand(&self, fd: u32) -> bool {

@@ -26,11 +26,13 @@ pub enum CloseReason {
     SystemError,
     /// Its worker died with it.
     WorkerDied,
+    /// It was refused after it had been taken: for its PROXY header, or the client named there.
+    Refused,
 }
 
 impl CloseReason {
     /// Every reason, in the order of their counters.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::PeerClosed,
         Self::PeerReset,
         Self::PeerVanished,
@@ -40,6 +42,7 @@ impl CloseReason {
         Self::DrainTimeout,
         Self::SystemError,
         Self::WorkerDied,
+        Self::Refused,
     ];
 
     /// The word for it, in logs and labels.
@@ -55,6 +58,7 @@ impl CloseReason {
             Self::DrainTimeout => "drain_timeout",
             Self::SystemError => "system_error",
             Self::WorkerDied => "worker_died",
+            Self::Refused => "refused",
         }
     }
 }
@@ -93,7 +97,8 @@ impl PauseCause {
     }
 }
 
-/// Why a connection was taken from the accept queue and refused at once.
+/// Why a connection was taken from the accept queue and refused: at once, or for what its PROXY
+/// header is or says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum RefusalCause {
@@ -108,16 +113,31 @@ pub enum RefusalCause {
     PerSourceLimit,
     /// Its source connects more often than `accept_rate_per_source`.
     PerSourceRate,
+    /// Its listener asks for a PROXY header, and its peer is in no network of `proxy_trust`.
+    ProxyUntrusted,
+    /// It began without a PROXY header where there must be one, or ended within it.
+    ProxyMissing,
+    /// Its PROXY header cannot be read.
+    ProxyMalformed,
+    /// Its PROXY header is longer than is read.
+    ProxyTooLong,
+    /// Its PROXY header was not there within `proxy_header_timeout`.
+    ProxyTimeout,
 }
 
 impl RefusalCause {
     /// Every cause, in the order of their counters.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 10] = [
         Self::SystemError,
         Self::Denied,
         Self::NotAllowed,
         Self::PerSourceLimit,
         Self::PerSourceRate,
+        Self::ProxyUntrusted,
+        Self::ProxyMissing,
+        Self::ProxyMalformed,
+        Self::ProxyTooLong,
+        Self::ProxyTimeout,
     ];
 
     /// The word for it, in logs and labels.
@@ -129,6 +149,11 @@ impl RefusalCause {
             Self::NotAllowed => "not_allowed",
             Self::PerSourceLimit => "per_source_limit",
             Self::PerSourceRate => "per_source_rate",
+            Self::ProxyUntrusted => "proxy_untrusted",
+            Self::ProxyMissing => "proxy_missing",
+            Self::ProxyMalformed => "proxy_malformed",
+            Self::ProxyTooLong => "proxy_too_long",
+            Self::ProxyTimeout => "proxy_timeout",
         }
     }
 }
@@ -182,8 +207,9 @@ pub enum Counter {
     Closed(CloseReason),
     /// Times accepting was paused, by cause.
     Paused(PauseCause),
-    /// Connections taken from an accept queue and refused at once, by cause. They are not among the
-    /// accepted, but for those that the event loop could not watch.
+    /// Connections taken from an accept queue and refused, by cause. Those refused at once are not
+    /// among the accepted, but for those that the event loop could not watch; those refused for
+    /// their PROXY header are, and end as [`CloseReason::Refused`].
     Refused(RefusalCause),
     /// Connections of sources that could not be remembered, so that no limit on them held.
     Untracked,
@@ -215,14 +241,21 @@ pub enum Counter {
 
 impl Counter {
     /// Number of cells.
-    pub const COUNT: usize = Self::FIRST_TOOK + TurnClass::COUNT;
+    pub const COUNT: usize = Self::FIRST_PROXY + RefusalCause::ALL.len() - Self::EARLY_CAUSES;
     const FIRST_CLOSED: usize = 14;
-    const FIRST_PAUSED: usize = Self::FIRST_CLOSED + CloseReason::ALL.len();
+    const FIRST_PAUSED: usize = Self::FIRST_CLOSED + Self::EARLY_REASONS;
     /// Of all causes but the first, which had a cell before there were others.
     const FIRST_REFUSED: usize = Self::FIRST_PAUSED + PauseCause::ALL.len();
-    const UNTRACKED: usize = Self::FIRST_REFUSED + RefusalCause::ALL.len() - 1;
+    const UNTRACKED: usize = Self::FIRST_REFUSED + Self::EARLY_CAUSES - 1;
     const BUSY: usize = Self::UNTRACKED + 1;
     const FIRST_TOOK: usize = Self::BUSY + 1;
+    const REFUSED_LATE: usize = Self::FIRST_TOOK + TurnClass::COUNT;
+    /// Of the causes that are about PROXY headers.
+    const FIRST_PROXY: usize = Self::REFUSED_LATE + 1;
+    /// Reasons and causes before PROXY headers. Those that came later have their cells behind all
+    /// others, so that counts survive an upgrade from a program that did not know them.
+    const EARLY_REASONS: usize = CloseReason::Refused as usize;
+    const EARLY_CAUSES: usize = RefusalCause::ProxyUntrusted as usize;
 
     /// Where in the block this counter's cell is; cells that change together lie together.
     #[must_use]
@@ -242,9 +275,13 @@ impl Counter {
             Self::AcceptFailed => 11,
             Self::MovedIn => 12,
             Self::MovedOut => 13,
+            Self::Closed(CloseReason::Refused) => Self::REFUSED_LATE,
             Self::Closed(reason) => Self::FIRST_CLOSED + reason as usize,
             Self::Paused(cause) => Self::FIRST_PAUSED + cause as usize,
-            Self::Refused(cause) => Self::FIRST_REFUSED + cause as usize - 1,
+            Self::Refused(cause) if (cause as usize) < Self::EARLY_CAUSES => {
+                Self::FIRST_REFUSED + cause as usize - 1
+            }
+            Self::Refused(cause) => Self::FIRST_PROXY + cause as usize - Self::EARLY_CAUSES,
             Self::Untracked => Self::UNTRACKED,
             Self::BusyNs => Self::BUSY,
             Self::Took(class) => Self::FIRST_TOOK + class.0 as usize,
@@ -253,6 +290,8 @@ impl Counter {
 
     /// Every counter, in the order of their cells.
     pub fn all() -> impl Iterator<Item = Self> {
+        let reasons = CloseReason::ALL.into_iter();
+        let (early, late) = RefusalCause::ALL.split_at(Self::EARLY_CAUSES);
         [
             Self::BytesIn,
             Self::BytesOut,
@@ -270,11 +309,13 @@ impl Counter {
             Self::MovedOut,
         ]
         .into_iter()
-        .chain(CloseReason::ALL.map(Self::Closed))
+        .chain(reasons.take(Self::EARLY_REASONS).map(Self::Closed))
         .chain(PauseCause::ALL.map(Self::Paused))
-        .chain(RefusalCause::ALL.into_iter().skip(1).map(Self::Refused))
+        .chain(early.iter().skip(1).copied().map(Self::Refused))
         .chain([Self::Untracked, Self::BusyNs])
         .chain(TurnClass::all().map(Self::Took))
+        .chain([Self::Closed(CloseReason::Refused)])
+        .chain(late.iter().copied().map(Self::Refused))
     }
 
     /// Name and label in one word, as the status has it: `bytes_in`, `closed.idle_timeout`.
@@ -300,7 +341,7 @@ impl Counter {
             Self::StaleEvents => "Readiness reports for connections that were no longer there.",
             Self::BytesDiscarded => "Bytes received after the stream was ended, and thrown away.",
             Self::BytesAbandoned => "Bytes of pending output given up when their connection ended.",
-            Self::Refused(_) => "Connections taken and refused at once, by cause.",
+            Self::Refused(_) => "Connections taken and refused, by cause.",
             Self::Untracked => {
                 "Connections of sources that could not be remembered: no limit held."
             }

@@ -21,6 +21,7 @@
 
 pub mod accept;
 mod admit;
+mod introduce;
 pub mod moving;
 mod serve;
 mod spin;
@@ -35,9 +36,9 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use crate::admission::{Admission, Refusals};
+use crate::admission::{Admission, Networks, Refusals};
 use crate::clock::{self, Tick};
-use crate::config::Config;
+use crate::config::{Config, ProxyListeners};
 use crate::connection::Rules;
 use crate::identity::SlotId;
 use crate::memory::Memory;
@@ -72,6 +73,8 @@ pub struct Reactor {
     /// Who may connect; none if everybody may.
     admission: Option<Box<Admission>>,
     refusals: Refusals,
+    /// Who may send a PROXY header; none if no listener asks for one.
+    proxies: Option<Networks>,
     /// Whether it is this worker's turn to accept. It is not while it stands by, or hands over.
     accepting: bool,
     /// Every connection is to end as soon as nothing is owed on it.
@@ -110,6 +113,8 @@ impl Reactor {
             gate: Gate::Open,
             admission: Admission::new(config).map(Box::new),
             refusals: Refusals::default(),
+            proxies: (config.proxy_protocol != ProxyListeners::None)
+                .then(|| Networks::new(&config.proxy_trust)),
             accepting: true,
             finishing: false,
             outgoing: None,
@@ -120,6 +125,7 @@ impl Reactor {
                 idle_timeout: config.idle_timeout,
                 write_stall_timeout: config.write_stall_timeout,
                 linger_timeout: config.linger_timeout,
+                header_timeout: config.proxy_header_timeout,
             },
             accepts_per_turn: config.accepts_per_turn,
             accept_retry: config.accept_retry,
@@ -144,12 +150,18 @@ impl Reactor {
             .register(&mut SourceFd(&number), CONTROL, interest)
     }
 
-    /// Begins to accept from a listener of slot `owner`.
+    /// Begins to accept from a listener of slot `owner`; `proxied` says whether its connections
+    /// begin with a PROXY header.
     ///
     /// # Errors
     /// What `epoll_ctl` returned; the descriptor is then closed.
-    pub fn serve_listener(&mut self, owner: SlotId, listener: OwnedFd) -> io::Result<()> {
-        let mut acceptor = Acceptor::new(owner, listener, self.next_token());
+    pub fn serve_listener(
+        &mut self,
+        owner: SlotId,
+        listener: OwnedFd,
+        proxied: bool,
+    ) -> io::Result<()> {
+        let mut acceptor = Acceptor::new(owner, listener, self.next_token(), proxied);
         if self.takes_connections() {
             acceptor.watch(self.poll.registry(), true)?;
         }
@@ -216,9 +228,11 @@ impl Reactor {
             let reason = match self.memory.head(fd).state {
                 State::LingeringIdle => CloseReason::IdleTimeout,
                 State::LingeringStop => CloseReason::Drained,
-                State::Open | State::Free | State::Closing | State::Handed => {
-                    CloseReason::DrainTimeout
-                }
+                State::Open
+                | State::AwaitingHeader
+                | State::Free
+                | State::Closing
+                | State::Handed => CloseReason::DrainTimeout,
             };
             self.close(fd, reason);
         }
@@ -341,6 +355,9 @@ impl Reactor {
             index = which + 1;
             budget -= 1;
             match self.acceptors[which].accept() {
+                Ok((socket, peer)) if self.acceptors[which].proxied => {
+                    self.admit_proxy(socket, peer);
+                }
                 Ok((socket, peer)) => self.admit(socket, peer),
                 Err(failure) => self.accept_failed(which, failure),
             }
@@ -358,18 +375,19 @@ impl Reactor {
     }
 
     fn close(&mut self, fd: u32, reason: CloseReason) {
+        self.departed(fd);
+        let via = self.proxy_of(fd).map(tracing::field::display);
         let abandoned = self.memory.closing(fd);
         let peer = self.memory.peer(fd);
         let (received, sent) = self.memory.bytes_moved(fd);
         let age = self.now.since(self.memory.opened_at(fd));
         tracing::debug!(
-            %peer, fd, received, sent, abandoned, reason = reason.name(), age_ms = age.as_millis(),
+            %peer, via, fd, received, sent, abandoned, reason = reason.name(), age_ms = age.as_millis(),
             "close"
         );
         self.memory.count(Counter::BytesAbandoned, abandoned);
         self.memory.count(Counter::Closed(reason), 1);
         self.timers.disarm(fd);
-        self.departed(fd);
         let socket = Socket::numbered(fd);
         if abandoned > 0 {
             // An end of stream would tell the peer that it got everything; and what the kernel

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::Rotation;
 use crate::identity::{Generation, ReleaseId, SlotId};
 use crate::metrics::{CloseReason, Counter, RefusalCause};
 use crate::wire::Sandboxed;
@@ -29,6 +30,8 @@ pub struct Status {
     pub uptime_ms: u64,
     /// "starting", "running", "stopping".
     pub phase: String,
+    /// Whether load balancers are told to send new clients: "in", "drain", "maint".
+    pub rotation: String,
     /// The planned operation that is under way, and how far it is.
     pub operation: Option<String>,
     /// What all workers run, or will when the operation is done.
@@ -39,20 +42,24 @@ pub struct Status {
     pub control: Option<String>,
     /// The admin endpoint, if there is one.
     pub admin: Option<AdminStatus>,
+    /// Connections that all slots together may hold; 0 if it is not known.
+    pub capacity: u64,
     /// All slots together.
     pub totals: Totals,
     /// In order of their numbers.
     pub slots: Vec<SlotStatus>,
 }
 
-/// The process that answers over HTTP.
+/// The process that answers over HTTP, and load balancers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AdminStatus {
-    /// Where it answers: an address, or the path of a socket.
+    /// Where it answers over HTTP: an address, or the path of a socket; empty if it does not.
     pub address: String,
     /// Its process number; `None` while there is no process.
     pub pid: Option<u32>,
+    /// Where it answers load balancers, if it does.
+    pub agent: Option<String>,
     /// How often it ended and should not have.
     pub deaths: u64,
     /// How it has locked itself in; `None` until it has.
@@ -196,6 +203,13 @@ impl Status {
             slot.open_percent = percent(slot.traffic.open, open);
         }
         self.totals = totals;
+    }
+
+    /// In which way it was taken out of rotation, if it was.
+    #[must_use]
+    pub fn out_of_rotation(&self) -> Option<&str> {
+        let words = [Rotation::Drain, Rotation::Maint].map(Rotation::name);
+        words.into_iter().find(|word| self.rotation == *word)
     }
 
     /// A screen of it for people, 80 columns wide and at most 24 lines long; what does not fit is

@@ -50,6 +50,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::clock::{self, Tick};
 use crate::config::{CommandLine, Config, Launch, LogFormat};
+use crate::control::Rotation;
 use crate::identity::{RequestId, WorkerId};
 use crate::port::Lock;
 use crate::wire::Listen;
@@ -110,6 +111,8 @@ pub struct Supervisor {
     slots: Vec<SlotResources>,
     /// What slots that are no more have counted.
     dropped: Totals,
+    /// What load balancers are told.
+    rotation: Rotation,
     next_serial: u64,
     /// Who waits for the operation that is under way.
     asking: RequestId,

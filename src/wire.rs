@@ -81,7 +81,7 @@ pub enum Message {
     /// state that it would take over. Answered by [`Ready`] or [`Failed`].
     Preflight(Preflight),
     /// To a new admin process, first; it runs the supervisor's own program, so these three are never
-    /// said between versions. Descriptors: its listener. Answered by [`Ready`] or [`Failed`].
+    /// said between versions. Descriptors: its listeners. Answered by [`Ready`] or [`Failed`].
     StartAdmin(Box<StartAdmin>),
     /// From the admin process: how is the server?
     Ask(Ask),
@@ -258,6 +258,10 @@ pub struct Preflight {}
 pub struct StartAdmin {
     /// The validated configuration: how it is to log, and to lock itself in.
     pub config: Config,
+    /// There is a listener for HTTP.
+    pub http: bool,
+    /// There is one for load balancers, behind that.
+    pub agent: bool,
 }
 
 /// A question.
@@ -496,6 +500,8 @@ mod tests {
             Message::Preflight(Preflight {}),
             Message::StartAdmin(Box::new(StartAdmin {
                 config: Config::default(),
+                http: true,
+                agent: false,
             })),
             Message::Ask(Ask { number: u64::MAX }),
             Message::Told(Told { number: 0 }),

@@ -193,8 +193,9 @@ impl Worker {
         };
         let deposit: io::Result<Vec<_>> = deposit.iter().map(OwnedFd::try_clone).collect();
         let deposit = deposit.map_err(|error| format!("cannot duplicate a listener: {error}"))?;
-        for listener in listeners {
-            let served = self.reactor.serve_listener(self.id.slot, listener);
+        for (index, listener) in listeners.into_iter().enumerate() {
+            let proxied = self.config.asks_for_header(index);
+            let served = self.reactor.serve_listener(self.id.slot, listener, proxied);
             served.map_err(|error| format!("cannot watch a listener: {error}"))?;
         }
         let sandbox = Some(sandbox::begin(&self.config)?.finish(Role::Worker)?);
@@ -259,8 +260,11 @@ impl Worker {
     fn obey(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
         match message {
             Message::Lend(lend) => {
-                for listener in descriptors {
-                    if let Err(error) = self.reactor.serve_listener(lend.slot, listener) {
+                // In the order of the addresses, as this worker's own.
+                for (index, listener) in descriptors.into_iter().enumerate() {
+                    let proxied = self.config.asks_for_header(index);
+                    let served = self.reactor.serve_listener(lend.slot, listener, proxied);
+                    if let Err(error) = served {
                         tracing::error!(%error, lent_by = lend.slot.0, "cannot serve a lent listener");
                     }
                 }

@@ -84,7 +84,7 @@ impl Stage {
                 one.hold_accepting();
             }
             let listener = listener.try_clone().unwrap();
-            one.serve_listener(SLOT, listener).unwrap();
+            one.serve_listener(SLOT, listener, false).unwrap();
         }
         Self {
             loops,
@@ -520,13 +520,17 @@ fn a_server_that_is_full_moves_as_a_whole_and_only_then_takes_those_who_wait() {
     let mut stage = Stage::new(1, &config());
     stage.loops[0] = reactor(&config(), 10);
     let listener = stage.listener.try_clone().unwrap();
-    stage.loops[0].serve_listener(SLOT, listener).unwrap();
+    stage.loops[0]
+        .serve_listener(SLOT, listener, false)
+        .unwrap();
     let mut clients: Vec<Client> = (0..10).map(|_| stage.connect(0)).collect();
     let waiting: Vec<Client> = (0..5).map(|_| Client::new(stage.addr)).collect();
     stage.loops.push(reactor(&config(), 10));
     stage.loops[1].hold_accepting();
     let listener = stage.listener.try_clone().unwrap();
-    stage.loops[1].serve_listener(SLOT, listener).unwrap();
+    stage.loops[1]
+        .serve_listener(SLOT, listener, false)
+        .unwrap();
     stage.order(0, 1, false);
     // The successor has many turns before anything comes.
     for _ in 0..10 {
@@ -708,7 +712,7 @@ fn siblings(config: &Config) -> (Stage, SocketAddr) {
     };
     let (listener, listen) = listener::bind(&asked, config).unwrap();
     let mut second = reactor(config, MAX);
-    second.serve_listener(SlotId(1), listener).unwrap();
+    second.serve_listener(SlotId(1), listener, false).unwrap();
     stage.loops.push(second);
     (stage, listen.addr)
 }

@@ -23,7 +23,7 @@ use model::server::{Server, fresh_memory};
 use model::{Event, Kernel, Meanwhile, Stopped, Stops, Wire};
 use proptest::prelude::*;
 use uppercased::connection::Rules;
-use uppercased::memory::frozen::rescued;
+use uppercased::memory::frozen::{Phase, rescued};
 use uppercased::memory::layout::{Flags, InHand, Layout, State};
 use uppercased::memory::unsent;
 use uppercased::metrics::CloseReason;
@@ -84,6 +84,7 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
             State::Free if !accepting => return Err(format!("{fd} is open, and not recorded")),
             State::Free if wire.consumed > 0 => return Err(format!("{fd} was served unrecorded")),
             State::Handed => return Err(format!("{fd} was handed over to nobody")),
+            State::AwaitingHeader => return Err(format!("{fd} awaits what nobody asked for")),
             State::Closing => {
                 let (received, sent) = memory.bytes_moved(fd);
                 let lost = wire.ended_at.is_none() && !expected.is_empty();
@@ -327,6 +328,7 @@ fn rich_terms() -> Terms {
             idle_timeout: Some(Duration::from_millis(110)),
             write_stall_timeout: Some(Duration::from_millis(100)),
             linger_timeout: Duration::from_millis(90),
+            header_timeout: Duration::from_secs(5),
             ..Terms::PLAIN.rules
         },
         ..Terms::PLAIN
@@ -435,6 +437,41 @@ fn a_handover_leaves_one_owner_after_every_store() {
     assert!(owners.is_sorted_by(|before, after| before == after || *after == "receiver"));
     assert_eq!(owners.last(), Some(&"receiver"));
     assert!(owners.len() > 10);
+}
+
+/// Dies after each store of an introduction, and at each the kernel's count of bytes read tells
+/// whether the header is still there to be read; once it is not, the client is known.
+#[test]
+fn an_introduction_can_be_told_after_every_store() {
+    let (proxy, client) = (([10, 0, 0, 1], 80).into(), ([192, 0, 2, 7], 4000).into());
+    let mut consumed_at = Vec::new();
+    for point in 0.. {
+        let world = World::new(Terms::PLAIN);
+        let mut memory = fresh_memory(16, Stops(Rc::clone(&world.countdown)));
+        let now = world.kernel.now;
+        memory.begun(3, 1, proxy, now, State::AwaitingHeader);
+        world.countdown.arm(point);
+        let mut consumed = false;
+        let died = dies(|| {
+            memory.named(3, client);
+            consumed = true;
+            memory.introduced(3, now);
+        });
+        world.countdown.arm(u64::MAX);
+        let told = rescued(&mut memory, 3, 0).unwrap().unwrap();
+        assert!(told.unsent.is_empty() && told.bytes_in == 0);
+        if consumed {
+            assert_eq!(told.peer, client, "at point {point}");
+        } else {
+            assert_eq!(told.phase, Phase::AwaitingHeader, "at point {point}");
+        }
+        consumed_at.push(consumed);
+        if !died {
+            assert_eq!(told.phase, Phase::Open);
+            break;
+        }
+    }
+    assert!(consumed_at.len() > 5 && consumed_at.contains(&false));
 }
 
 proptest! {

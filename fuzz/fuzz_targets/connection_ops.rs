@@ -93,6 +93,7 @@ fuzz_target!(|script: Script| {
             idle_timeout: script.idle_timeout_ms.map(span),
             write_stall_timeout: script.write_stall_timeout_ms.map(span),
             linger_timeout: span(script.linger_timeout_ms),
+            header_timeout: Duration::from_secs(5),
         },
     });
     for step in script.steps.iter().take(STEPS_MAX) {

@@ -74,6 +74,9 @@ pub(super) fn unready(status: &Status) -> Option<String> {
     if status.phase != "serving" {
         return Some(format!("the server is {}", status.phase));
     }
+    if let Some(word) = status.out_of_rotation() {
+        return Some(format!("the server was taken out of rotation ({word})"));
+    }
     let idle = |queue: &str| !matches!(queue, "served" | "unbound" | "closed");
     let slot = status.slots.iter().find(|slot| idle(&slot.queue));
     slot.map(|slot| {
@@ -118,6 +121,17 @@ mod tests {
             "ended",
         ] {
             assert!(!ready(phase, &["served"]), "{phase}");
+        }
+    }
+
+    #[test]
+    fn who_is_out_of_rotation_is_not_ready_and_says_so() {
+        for (word, ready) in [("in", true), ("", true), ("drain", false), ("maint", false)] {
+            let mut status = status("serving", &["served"]);
+            status.rotation = word.to_owned();
+            let why = unready(&status);
+            assert_eq!(why.is_none(), ready, "{word}");
+            assert!(why.is_none_or(|why| why.contains(word)));
         }
     }
 

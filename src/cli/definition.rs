@@ -11,6 +11,8 @@ use clap::{Arg, ArgAction, Command};
 
 use super::{Error, completions, exit, manual};
 use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting};
+use crate::control::Rotation;
+use crate::proxy_header::Version;
 
 /// The program.
 pub(super) const PROGRAM: &str = "uppercased";
@@ -28,6 +30,7 @@ pub(super) const BENCH_PART: &str = crate::bench::PART;
 pub(super) const RELOAD: &str = "reload";
 pub(super) const UPGRADE: &str = "upgrade";
 pub(super) const SCALE: &str = "scale";
+pub(super) const ROTATION: &str = "rotation";
 pub(super) const STATUS: &str = "status";
 pub(super) const STOP: &str = "stop";
 /// The role in which the supervisor starts its workers.
@@ -47,12 +50,17 @@ pub(super) const CONFIG: &str = "config";
 pub(super) const PRINT: &str = "print";
 /// `client`: where to connect.
 pub(super) const TARGET: &str = "target";
+/// `client`: the PROXY header to begin with.
+pub(super) const PROXY_PROTOCOL: &str = "proxy-protocol";
+pub(super) const PROXY_VERSIONS: [(&str, Version); 2] = [("v1", Version::V1), ("v2", Version::V2)];
 /// Orders: the socket of the server that is meant.
 pub(super) const CONTROL: &str = "control";
 /// Orders: how long to wait for the verdict.
 pub(super) const TIMEOUT: &str = "timeout";
 /// `scale`: how many there are to be.
 pub(super) const WORKERS: &str = "workers";
+/// `rotation`: in or out of it.
+pub(super) const TO: &str = "to";
 /// `status`: for machines.
 pub(super) const JSON: &str = "json";
 /// `preflight`: the arguments of the server that may become this program.
@@ -105,6 +113,7 @@ pub(super) fn command() -> Command {
         .subcommand(reload())
         .subcommand(upgrade())
         .subcommand(scale())
+        .subcommand(rotation())
         .subcommand(status())
         .subcommand(stop())
         .subcommand(completions::command())
@@ -213,6 +222,13 @@ fn client() -> Command {
                 .value_parser(NonEmptyStringValueParser::new())
                 .help("Where to connect [default: 127.0.0.1:9999]"),
         )
+        .arg(
+            Arg::new(PROXY_PROTOCOL)
+                .long(PROXY_PROTOCOL)
+                .value_name("VERSION")
+                .value_parser(PROXY_VERSIONS.map(|(word, _)| word))
+                .help("Begin with a PROXY header, as a load balancer does"),
+        )
 }
 
 fn reload() -> Command {
@@ -246,6 +262,25 @@ fn scale() -> Command {
                 .value_parser(clap::value_parser!(u16).range(bounds))
                 .help(format!("How many there are to be ({})", config::WORKERS)),
         )
+}
+
+fn rotation() -> Command {
+    order(
+        ROTATION,
+        "Tell load balancers to send new clients, or not to",
+    )
+    .after_help(
+        "Whoever comes is served all the same; it is what /readyz and the agent say that\n\
+             changes. It stays so until it is changed again or the server stops.\n\n\
+             Example:\n  uppercased rotation drain",
+    )
+    .arg(
+        Arg::new(TO)
+            .value_name("TO")
+            .required(true)
+            .value_parser(Rotation::ALL.map(Rotation::name))
+            .help("drain: what is established may stay; maint: for maintenance; in: back"),
+    )
 }
 
 fn status() -> Command {

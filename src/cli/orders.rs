@@ -164,6 +164,7 @@ fn verdict(request: &Request, done: &Done) -> Option<String> {
             "upgraded: {renewed} workers renewed {took}; {connections}"
         )),
         Request::Scale { .. } => Some(format!("scaled: {workers} workers {took}; {connections}")),
+        Request::Rotation { to } => Some(format!("rotation: {}", to.name())),
         Request::Status | Request::Stop => None,
     }
 }

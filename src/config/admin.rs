@@ -1,6 +1,6 @@
-//! Where health and metrics are shown: how such an address is written.
+//! Where health and metrics are shown, and where load balancers ask: how such addresses are written.
 //!
-//! Invariant: it is one that only this machine reaches. Must not: bind it.
+//! Invariant: the first is one that only this machine reaches. Must not: bind them.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -75,6 +75,34 @@ impl fmt::Display for Admin {
     }
 }
 
+/// An address with its port, or a port for all IPv4 addresses. A load balancer is elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Agent;
+
+impl Grammar for Agent {
+    type Value = SocketAddr;
+
+    fn parse(&self, text: &str, _: &Facts<'_>) -> Result<SocketAddr, String> {
+        if let Ok(port) = text.parse::<u16>()
+            && !text.starts_with('+')
+        {
+            return Ok((Ipv4Addr::UNSPECIFIED, port).into());
+        }
+        text.parse()
+            .map_err(|_| format!("{text:?} is neither an address with a port nor a port"))
+    }
+
+    fn show(&self, value: &SocketAddr) -> String {
+        value.to_string()
+    }
+}
+
+impl fmt::Display for Agent {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("ADDRESS:PORT, [IPV6]:PORT or PORT")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +123,18 @@ mod tests {
             let read = Admin.parse(text, &FACTS).unwrap();
             assert_eq!(Admin.show(&read), shown);
             assert_eq!(Admin.parse(shown, &FACTS), Ok(read));
+        }
+        for (text, shown) in [
+            ("9101", "0.0.0.0:9101"),
+            ("10.0.0.1:9101", "10.0.0.1:9101"),
+            ("[::]:0", "[::]:0"),
+        ] {
+            let read = Agent.parse(text, &FACTS).unwrap();
+            assert_eq!(Agent.show(&read), shown);
+            assert_eq!(Agent.parse(shown, &FACTS), Ok(read));
+        }
+        for text in ["", "+1", "70000", "here:9101", "10.0.0.1", "/path"] {
+            assert!(Agent.parse(text, &FACTS).is_err(), "{text}");
         }
         let long = format!("/{}", "x".repeat(SOCKET_PATH_MAX_BYTES));
         for text in [

@@ -70,6 +70,12 @@ pub const SOURCE_PREFIX_V6: Count<u8> = Count {
     least: 1,
     most: 128,
 };
+/// A PROXY header on its way. A proxy sends it with its first packet; a lost one is sent again
+/// after a second.
+pub const PROXY_HEADER_TIMEOUT: Span = Span {
+    least: Duration::from_millis(10),
+    most: Duration::from_secs(10 * 60),
+};
 /// Connections accepted in one turn.
 pub const ACCEPTS_PER_TURN: Count<u32> = Count {
     least: 1,

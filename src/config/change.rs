@@ -49,6 +49,11 @@ pub fn check_change(running: &Config, wanted: &Config) -> Result<(), NeedsStop> 
             "it is bound once, so that no health check finds it gone",
         ),
         (
+            "agent",
+            running.agent != wanted.agent,
+            "it is bound once, so that no load balancer finds it gone",
+        ),
+        (
             "recv_buffer",
             running.recv_buffer.is_some() && wanted.recv_buffer.is_none(),
             "a socket whose buffer was fixed does not go back to the kernel's tuning",
@@ -106,6 +111,7 @@ mod tests {
             "share_port",
             "recv_buffer",
             "send_buffer",
+            "agent",
             "control",
             "admin",
         ];

@@ -25,6 +25,13 @@ pub const AUTO_CONNECTIONS_MAX: u32 = 1_000_000;
 /// admitted unlimited, which is counted (`untracked`).
 pub const ADMISSION_SOURCES_MAX: usize = 65_536;
 
+/// Bytes of a PROXY header of version 1, its end included: what its specification allows.
+pub const PROXY_LINE_MAX_BYTES: usize = 107;
+
+/// Bytes of a PROXY header that are waited for; a longer one is refused. Addresses need 52 bytes;
+/// the rest is for additional fields, certificates' names above all.
+pub const PROXY_HEADER_MAX_BYTES: usize = 4096;
+
 /// Descriptors kept for each slot besides its listeners: channel, pidfd, memory, and one spare.
 pub const FDS_PER_SLOT: u32 = 4;
 
@@ -104,6 +111,23 @@ pub const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the admin process waits for the supervisor; one that takes longer is not healthy.
 pub const ADMIN_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Load balancers that the admin process answers at once; others wait.
+pub const AGENT_CLIENTS_MAX: usize = 4;
+
+/// How long a load balancer may take to read its answer, and then to close.
+pub const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Within this time a load balancer is told what was said last: however often strangers ask, the
+/// supervisor is asked five times a second.
+pub const AGENT_FRESH: Duration = Duration::from_millis(200);
+
+/// A load that stays is in the weight by two thirds after this time, and wholly after five times it.
+pub const AGENT_SMOOTHING: Duration = Duration::from_secs(10);
+
+/// A queue that nobody serves for so long makes the whole server one to keep away from. A worker's
+/// death is over sooner, by its successor or by a sibling that serves its queue.
+pub const AGENT_DOWN_AFTER: Duration = Duration::from_secs(2);
 
 /// The largest configuration file that is read, in bytes; `--config /dev/zero` must end.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;

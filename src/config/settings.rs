@@ -7,7 +7,6 @@
 
 use std::fmt;
 
-use super::admin::Admin;
 use super::bounds::*;
 use super::listen::Listen;
 use super::value::{Choice, ControlSocket, Facts, Grammar, OrWord, PerCpu, Switch};
@@ -44,6 +43,8 @@ pub enum Category {
     Connections,
     /// Who may connect, and how much one source may have.
     Sources,
+    /// Running behind a load balancer.
+    Proxy,
     /// How much one turn of the loop does.
     Turn,
     /// Which worker serves whom, and where it runs.
@@ -64,6 +65,7 @@ impl Category {
             Self::Listening => "Listening",
             Self::Connections => "Connections",
             Self::Sources => "Who may connect",
+            Self::Proxy => "Behind a load balancer",
             Self::Turn => "Turn of the loop",
             Self::Placement => "Placing connections and workers",
             Self::Lifecycle => "Starting and stopping",
@@ -98,6 +100,8 @@ macro_rules! bind {
     };
 }
 
+mod endpoints;
+mod proxy;
 mod sandbox;
 mod sources;
 
@@ -170,7 +174,10 @@ impl Setting {
     /// Whether it may be given several times (a list in the file, commas in the environment).
     #[must_use]
     pub fn is_list(&self) -> bool {
-        matches!(self.key(), "listen" | "allow" | "deny")
+        matches!(
+            self.key(),
+            "listen" | "allow" | "deny" | "proxy_protocol" | "proxy_trust"
+        )
     }
 
     /// The value that `config` has, as text that this setting reads back.
@@ -336,6 +343,10 @@ pub static SETTINGS: &[Setting] = &[
     sources::ACCEPT_RATE_PER_SOURCE,
     sources::SOURCE_PREFIX_V4,
     sources::SOURCE_PREFIX_V6,
+    proxy::PROXY_PROTOCOL,
+    proxy::PROXY_TRUST,
+    proxy::PROXY_HEADER_TIMEOUT,
+    endpoints::AGENT,
     Setting {
         binding: bind!(accepts_per_turn, ACCEPTS_PER_TURN),
         category: Category::Turn,
@@ -507,18 +518,7 @@ pub static SETTINGS: &[Setting] = &[
                     that cannot make it there goes on without. off: signals only. Cannot change \
                     without a stop.",
     },
-    Setting {
-        binding: bind!(admin, OrWord("off", Admin)),
-        category: Category::Operation,
-        value_name: "ADDR",
-        default: "off",
-        example: "127.0.0.1:9100",
-        help: "Address for health checks and metrics over HTTP",
-        long_help: "Answers /metrics (OpenMetrics), /healthz, /readyz and /status, from a process \
-                    of its own that is locked in like a worker. On this machine only: a loopback \
-                    address, PORT alone for 127.0.0.1, or the path of a Unix socket, which is \
-                    made with mode 0600. Cannot change without a stop.",
-    },
+    endpoints::ADMIN,
     Setting {
         binding: bind!(restart_connections, RESTART_CONNECTIONS),
         category: Category::Operation,

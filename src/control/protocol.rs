@@ -31,10 +31,43 @@ pub enum Request {
         /// How many.
         workers: u16,
     },
+    /// Say to load balancers that new clients may come, or should go elsewhere.
+    Rotation {
+        /// Which of them.
+        to: Rotation,
+    },
     /// Say how things are.
     Status,
     /// Stop in order. There is no final reply: the connection lives as long as the server.
     Stop,
+}
+
+/// Whether load balancers are told to send new clients. Whoever comes is served all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rotation {
+    /// They are.
+    #[default]
+    In,
+    /// They are not; what is established may stay until it ends.
+    Drain,
+    /// They are not, and are not to look after the server either.
+    Maint,
+}
+
+impl Rotation {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::In, Self::Drain, Self::Maint];
+
+    /// The word for it, in orders, status and log.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::In => "in",
+            Self::Drain => "drain",
+            Self::Maint => "maint",
+        }
+    }
 }
 
 /// One line of the server.
@@ -130,9 +163,12 @@ impl Request {
             Self::Scale { workers } if !(WORKERS.least..=WORKERS.most).contains(&workers) => {
                 Err(Error::Workers(workers))
             }
-            Self::Scale { .. } | Self::Reload | Self::Upgrade | Self::Status | Self::Stop => {
-                Ok(request)
-            }
+            Self::Scale { .. }
+            | Self::Reload
+            | Self::Upgrade
+            | Self::Rotation { .. }
+            | Self::Status
+            | Self::Stop => Ok(request),
         }
     }
 
@@ -143,6 +179,7 @@ impl Request {
             Self::Reload => "reload",
             Self::Upgrade => "upgrade",
             Self::Scale { .. } => "scale",
+            Self::Rotation { .. } => "rotation",
             Self::Status => "status",
             Self::Stop => "stop",
         }
@@ -277,10 +314,13 @@ mod tests {
 
     use super::*;
 
-    const REQUESTS: [Request; 5] = [
+    const REQUESTS: [Request; 6] = [
         Request::Reload,
         Request::Upgrade,
         Request::Scale { workers: 7 },
+        Request::Rotation {
+            to: Rotation::Drain,
+        },
         Request::Status,
         Request::Stop,
     ];
@@ -320,7 +360,7 @@ mod tests {
             Request::Scale { workers: 3 }
         );
         for (name, request) in REQUESTS.map(|request| (request.name(), request)) {
-            let line = format!(r#"{{"workers":7,"command":"{name}","version":1}}"#);
+            let line = format!(r#"{{"workers":7,"to":"drain","command":"{name}","version":1}}"#);
             assert_eq!(Request::decode(line.as_bytes()).unwrap(), request);
         }
         let done = br#"{"done":{"renewed":4,"workers":4,"moved":9,"drained":0,"took_ms":312}}"#;
@@ -410,7 +450,7 @@ mod tests {
 
         #[test]
         fn any_change_of_one_byte_decodes_or_is_refused(
-            which in 0usize..5, at: prop::sample::Index, byte: u8,
+            which in 0usize..6, at: prop::sample::Index, byte: u8,
         ) {
             let mut line = REQUESTS[which].encode().unwrap();
             let at = at.index(line.len());

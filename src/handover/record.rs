@@ -273,6 +273,8 @@ fn put_record(frame: &mut Vec<u8>, frozen: &Frozen) {
         Phase::Open => 1,
         Phase::LingeringIdle => 2,
         Phase::LingeringStop => 3,
+        // Refused by programs that do not know it: the connection then stays where it is.
+        Phase::AwaitingHeader => 4,
     };
     let mut flags = 0;
     if frozen.peer_ended {
@@ -333,6 +335,7 @@ fn record(from: &mut Reader<'_>) -> Result<Frozen, &'static str> {
         1 => Phase::Open,
         2 => Phase::LingeringIdle,
         3 => Phase::LingeringStop,
+        4 => Phase::AwaitingHeader,
         _ => return Err("its phase means nothing"),
     };
     if flags & !(PEER_ENDED | FINISH) != 0 {
@@ -456,7 +459,7 @@ mod tests {
         assert_eq!(with(COUNT_AT, 0), Err(Error::Count(0)));
         assert_eq!(with(COUNT_AT, 201), Err(Error::Count(201)));
         assert!(matches!(with(LENGTH_AT, 1), Err(Error::Length { .. })));
-        for (at, byte) in [(COUNT_AT, 2), (20, 0), (20, 4), (21, 4), (24, 1), (26, 1)] {
+        for (at, byte) in [(COUNT_AT, 2), (20, 0), (20, 5), (21, 4), (24, 1), (26, 1)] {
             assert!(
                 matches!(with(at, byte), Err(Error::Record { .. })),
                 "{at} {byte}"
@@ -502,6 +505,7 @@ mod tests {
                 Phase::Open,
                 Phase::LingeringIdle,
                 Phase::LingeringStop,
+                Phase::AwaitingHeader,
             ]),
             any::<(bool, bool, [u8; 16], u16, u64, u64, u64, u64)>(),
         )

@@ -56,6 +56,8 @@ pub enum Phase {
     LingeringIdle,
     /// The same, because the worker stops.
     LingeringStop,
+    /// Its PROXY header is still in the kernel.
+    AwaitingHeader,
 }
 
 /// Why a frozen connection cannot be taken in.
@@ -207,12 +209,13 @@ impl<P: Probe> Memory<P> {
         let head = self.head(fd);
         match head.state {
             State::Free => Ok(()),
-            State::Open | State::LingeringIdle | State::LingeringStop
+            State::Open | State::AwaitingHeader | State::LingeringIdle | State::LingeringStop
                 if head.generation == generation =>
             {
                 Ok(())
             }
             State::Open
+            | State::AwaitingHeader
             | State::LingeringIdle
             | State::LingeringStop
             | State::Closing
@@ -238,6 +241,11 @@ impl<P: Probe> Memory<P> {
         if unsent > 0 && frozen.phase != Phase::Open {
             return Err(ThawError::Inconsistent(
                 "its stream was ended before its last byte",
+            ));
+        }
+        if frozen.bytes_in > 0 && frozen.phase == Phase::AwaitingHeader {
+            return Err(ThawError::Inconsistent(
+                "something was received before its header",
             ));
         }
         Ok(unsent)
@@ -279,6 +287,7 @@ impl Phase {
             Self::Open => State::Open,
             Self::LingeringIdle => State::LingeringIdle,
             Self::LingeringStop => State::LingeringStop,
+            Self::AwaitingHeader => State::AwaitingHeader,
         }
     }
 
@@ -288,6 +297,7 @@ impl Phase {
             State::Open => Some(Self::Open),
             State::LingeringIdle => Some(Self::LingeringIdle),
             State::LingeringStop => Some(Self::LingeringStop),
+            State::AwaitingHeader => Some(Self::AwaitingHeader),
             State::Free | State::Closing | State::Handed => None,
         }
     }

@@ -210,6 +210,10 @@ pub enum State {
     /// Another worker has taken it over and said so; this one's descriptor is being closed.
     /// Whoever finds this closes the number, never with a reset, and does nothing else to it.
     Handed = 5,
+    /// It is open, and its PROXY header is still in the kernel, whole or in part: nothing has been
+    /// received. Whoever finds this looks there first, or serves it if the kernel says that
+    /// something has been.
+    AwaitingHeader = 6,
 }
 
 impl State {
@@ -223,6 +227,7 @@ impl State {
             3 => Some(Self::LingeringStop),
             4 => Some(Self::Closing),
             5 => Some(Self::Handed),
+            6 => Some(Self::AwaitingHeader),
             _ => None,
         }
     }

@@ -79,19 +79,23 @@ pub struct Acceptor {
     pub owner: SlotId,
     /// Whether its queue may hold connections.
     pub ready: bool,
+    /// Whether its connections begin with a PROXY header.
+    pub proxied: bool,
     token: Token,
     listener: TcpListener,
     watched: bool,
 }
 
 impl Acceptor {
-    /// Takes a bound, listening, non-blocking socket of slot `owner` in charge.
+    /// Takes a bound, listening, non-blocking socket of slot `owner` in charge; `proxied` says
+    /// whether its connections begin with a PROXY header.
     #[must_use]
-    pub fn new(owner: SlotId, listener: OwnedFd, token: Token) -> Self {
+    pub fn new(owner: SlotId, listener: OwnedFd, token: Token, proxied: bool) -> Self {
         let listener = TcpListener::from_std(std::net::TcpListener::from(listener));
         Self {
             owner,
             ready: false,
+            proxied,
             token,
             listener,
             watched: false,

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use super::{Reactor, pack_token};
 use crate::admission::Verdict;
 use crate::connection::Outcome;
+use crate::memory::layout::State;
 use crate::metrics::{CloseReason, Counter, RefusalCause};
 use crate::sys::socket::Socket;
 
@@ -29,9 +30,29 @@ impl Reactor {
         {
             return self.refuse(socket, peer, cause);
         }
+        self.take_in(socket, peer, State::Open);
+    }
+
+    /// The same for one that is to begin with a PROXY header: who may send one gets a place, and is
+    /// admitted or refused as the client that the header names.
+    pub(super) fn admit_proxy(&mut self, socket: Socket, peer: SocketAddr) {
+        if socket.number() >= self.memory.layout().descriptors {
+            return self.refuse(socket, peer, RefusalCause::SystemError);
+        }
+        let address = peer.ip().to_canonical();
+        let trusted = self.proxies.as_ref();
+        if !trusted.is_some_and(|trusted| trusted.contain(address)) {
+            return self.refuse(socket, peer, RefusalCause::ProxyUntrusted);
+        }
+        self.take_in(socket, peer, State::AwaitingHeader);
+    }
+
+    /// Gives a connection its record, in `state`, and its place in the loop.
+    fn take_in(&mut self, socket: Socket, peer: SocketAddr, state: State) {
+        let fd = socket.number();
         let generation = self.next_generation();
         self.memory.count(Counter::Accepted, 1);
-        self.memory.opened(fd, generation, peer, self.now);
+        self.memory.begun(fd, generation, peer, self.now, state);
         self.open += 1;
         self.arrived(fd);
         if let Err(error) = socket.watch(self.poll.registry(), pack_token(fd, generation)) {
@@ -56,9 +77,10 @@ impl Reactor {
         socket.close();
     }
 
-    /// Counts an open connection for its source.
+    /// Counts an open connection for its source, once that is known.
     pub(super) fn arrived(&mut self, fd: u32) {
         if let Some(admission) = &mut self.admission
+            && self.memory.head(fd).state != State::AwaitingHeader
             && !admission.opened(fd, self.memory.peer(fd).ip())
         {
             self.memory.count(Counter::Untracked, 1);
@@ -67,7 +89,9 @@ impl Reactor {
 
     /// The opposite; while its record still says whose it was.
     pub(super) fn departed(&mut self, fd: u32) {
-        if let Some(admission) = &mut self.admission {
+        if let Some(admission) = &mut self.admission
+            && self.memory.head(fd).state != State::AwaitingHeader
+        {
             admission.closed(fd, self.memory.peer(fd).ip(), self.now);
         }
     }

@@ -73,7 +73,7 @@ impl Reactor {
     }
 
     #[inline]
-    fn serve(&mut self, fd: u32) {
+    pub(super) fn serve(&mut self, fd: u32) {
         let mut socket = Traced(Socket::numbered(fd));
         let (memory, rules) = (&mut self.memory, &self.rules);
         let outcome = connection::drive(memory, fd, &mut socket, rules, self.now);
@@ -93,6 +93,8 @@ impl Reactor {
             Outcome::Waiting => {}
             Outcome::Again => self.enqueue(fd),
             Outcome::Close(reason) => return self.close(fd, reason),
+            Outcome::Header => return self.introduce(fd),
+            Outcome::Refuse(cause) => return self.dismiss(fd, cause, None),
         }
         if let Some(due) = connection::deadline(&self.memory, fd, &self.rules)
             && !self.timers.is_armed_by(fd, due)

@@ -44,7 +44,7 @@ pub(super) fn lines(status: &Status) -> Vec<String> {
     lines.iter().map(|line| cut(line, COLUMNS)).collect()
 }
 
-/// At most nine lines, and at most eight of many slots.
+/// At most ten lines, and at most nine of many slots.
 fn head(status: &Status) -> Vec<String> {
     let mut lines = vec![
         format!(
@@ -59,6 +59,11 @@ fn head(status: &Status) -> Vec<String> {
     ];
     if let Some(path) = &status.control {
         lines.push(format!("control      {path}"));
+    }
+    if let Some(word) = status.out_of_rotation() {
+        lines.push(format!(
+            "rotation     {word}: new clients are sent elsewhere"
+        ));
     }
     if let Some(operation) = &status.operation {
         lines.push(format!("operation    {operation}"));

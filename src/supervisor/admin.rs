@@ -1,6 +1,7 @@
-//! The supervisor's side of the admin endpoint: its listener, and the process that answers there.
+//! The supervisor's side of the admin endpoint: its listeners (for HTTP, for load balancers that
+//! ask), and the process that answers there.
 //!
-//! Invariants: the listener is bound before the first worker starts and stays here, so that an
+//! Invariants: a listener is bound before the first worker starts and stays here, so that an
 //! address that cannot be had is refused at the start, and a health check that comes while there is
 //! no process waits a moment instead of being refused; the process runs this supervisor's own
 //! program, and none is left when the supervisor ends or becomes another program; a process that is
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
 use crate::clock::{self, Tick};
-use crate::config::{ADMIN_REQUESTS_MAX, AdminAddr, Config};
+use crate::config::{ADMIN_REQUESTS_MAX, AGENT_CLIENTS_MAX, AdminAddr, Config};
 use crate::status::AdminStatus;
 
 use super::Supervisor;
@@ -33,12 +34,12 @@ use process::{AdminProcess, Heard};
 const BACKLOG: i32 = 16;
 /// Messages of the process that are heard in one go: twice what it can have to say. Whatever
 /// becomes of it, workers are heard between two goes.
-const MESSAGES_PER_TURN: usize = 2 * ADMIN_REQUESTS_MAX;
+const MESSAGES_PER_TURN: usize = 2 * (ADMIN_REQUESTS_MAX + AGENT_CLIENTS_MAX);
 
 /// Why there is no admin endpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address cannot be had.
+    /// The address for HTTP cannot be had.
     #[error(
         "cannot show health and metrics at {address}: {why}; choose another address with --admin"
     )]
@@ -48,76 +49,116 @@ pub enum Error {
         /// Why not.
         why: String,
     },
+    /// The agent's address cannot be had.
+    #[error(
+        "cannot answer load balancers at {address}: {why}; choose another address with --agent"
+    )]
+    AgentBind {
+        /// The address asked for.
+        address: SocketAddr,
+        /// Why not.
+        why: io::Error,
+    },
 }
 
 /// The admin endpoint of a running server.
 #[derive(Debug)]
 pub(super) struct AdminEndpoint {
-    address: String,
-    listener: OwnedFd,
-    /// Of a Unix socket; removed with this.
-    file: Option<SocketFile>,
+    /// For HTTP.
+    http: Option<Listener>,
+    /// For load balancers.
+    agent: Option<Listener>,
     life: Life,
     process: Option<AdminProcess>,
     /// What the last process lacked, so that it is said once.
     missing: Vec<String>,
 }
 
+/// A socket that the process accepts from.
+#[derive(Debug)]
+pub(super) struct Listener {
+    address: String,
+    listener: OwnedFd,
+    /// Of a Unix socket; removed with this.
+    file: Option<SocketFile>,
+}
+
 /// What a new program must be told to go on with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct SavedAdmin {
+pub(super) struct SavedListener {
     address: String,
     file: Option<FileId>,
     pub(super) listener: RawFd,
 }
 
-impl AdminEndpoint {
-    /// Binds `wanted`, if it is any.
-    ///
-    /// # Errors
-    /// The address cannot be had.
-    pub(super) fn open(wanted: Option<&AdminAddr>) -> Result<Option<Self>, Error> {
-        let Some(wanted) = wanted else {
-            return Ok(None);
-        };
-        let (listener, shown, file) = bind(wanted).map_err(|why| Error::Bind {
-            address: wanted.clone(),
-            why,
-        })?;
-        Ok(Some(Self::over(listener, shown, file)))
-    }
-
-    /// Goes on after an exec with what [`Self::saved`] gave to the program before.
-    pub(super) fn resume(saved: SavedAdmin, listener: OwnedFd) -> Self {
-        let file = saved.file.map(SocketFile);
-        Self::over(listener, saved.address, file)
-    }
-
-    fn over(listener: OwnedFd, address: String, file: Option<SocketFile>) -> Self {
-        let now = clock::now();
-        let seed = now.as_nanos() ^ u64::from(std::process::id());
-        Self {
-            address,
-            listener,
-            file,
-            life: Life::new(now, seed),
-            process: None,
-            missing: Vec::new(),
-        }
-    }
-
-    /// What a new program needs to go on.
-    pub(super) fn saved(&self) -> SavedAdmin {
-        SavedAdmin {
+impl Listener {
+    fn saved(&self) -> SavedListener {
+        SavedListener {
             address: self.address.clone(),
             file: self.file.as_ref().map(|file| file.0.clone()),
             listener: self.listener.as_raw_fd(),
         }
     }
+}
 
-    /// The descriptor that goes with it.
-    pub(super) fn listener(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+impl SavedListener {
+    /// The listener again, after an exec.
+    pub(super) fn resume(self, listener: OwnedFd) -> Listener {
+        Listener {
+            address: self.address,
+            listener,
+            file: self.file.map(SocketFile),
+        }
+    }
+}
+
+impl AdminEndpoint {
+    /// Binds what `config` asks for, if anything.
+    ///
+    /// # Errors
+    /// An address cannot be had.
+    pub(super) fn open(config: &Config) -> Result<Option<Self>, Error> {
+        let http = config.admin.as_ref().map(|address| {
+            bind(address).map_err(|why| Error::Bind {
+                address: address.clone(),
+                why,
+            })
+        });
+        let agent = config
+            .agent
+            .map(|address| bind_tcp(address).map_err(|why| Error::AgentBind { address, why }));
+        Ok(Self::over(http.transpose()?, agent.transpose()?))
+    }
+
+    /// With the listeners for HTTP and for load balancers, as they were bound or as, after an exec,
+    /// the program before has left them ([`Self::saved_http`], [`Self::saved_agent`]); `None` if
+    /// there is neither.
+    pub(super) fn over(http: Option<Listener>, agent: Option<Listener>) -> Option<Self> {
+        let now = clock::now();
+        let seed = now.as_nanos() ^ u64::from(std::process::id());
+        (http.is_some() || agent.is_some()).then(|| Self {
+            http,
+            agent,
+            life: Life::new(now, seed),
+            process: None,
+            missing: Vec::new(),
+        })
+    }
+
+    /// What a new program needs to go on with HTTP.
+    pub(super) fn saved_http(&self) -> Option<SavedListener> {
+        self.http.as_ref().map(Listener::saved)
+    }
+
+    /// What a new program needs to go on with load balancers.
+    pub(super) fn saved_agent(&self) -> Option<SavedListener> {
+        self.agent.as_ref().map(Listener::saved)
+    }
+
+    /// The descriptors that go with it: HTTP first.
+    pub(super) fn listeners(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let both = [&self.http, &self.agent].into_iter().flatten();
+        both.map(|one| one.listener.as_fd())
     }
 
     /// When there is something to do.
@@ -128,8 +169,10 @@ impl AdminEndpoint {
     /// For the status.
     pub(super) fn status(&self) -> AdminStatus {
         let process = self.process.as_ref();
+        let shown = |one: &Listener| one.address.clone();
         AdminStatus {
-            address: self.address.clone(),
+            address: self.http.as_ref().map_or_else(String::new, shown),
+            agent: self.agent.as_ref().map(shown),
             pid: process.map(|process| process.pid().unsigned_abs()),
             deaths: self.life.deaths(),
             sandbox: process.and_then(|process| process.sandbox().cloned()),
@@ -146,7 +189,8 @@ impl AdminEndpoint {
 
     /// Starts a process, which is then due again if it cannot be.
     fn start(&mut self, config: &Config, registry: &Registry, now: Tick) {
-        match AdminProcess::start(config, self.listener.as_fd(), registry) {
+        let shown = [&self.http, &self.agent].map(|one| one.as_ref().map(|it| it.listener.as_fd()));
+        match AdminProcess::start(config, shown, registry) {
             Ok(process) => {
                 self.life.started(now);
                 self.process = Some(process);
@@ -163,8 +207,13 @@ impl AdminEndpoint {
         let Some(process) = &self.process else {
             return;
         };
-        let (address, admin_pid) = (&self.address, process.pid());
-        tracing::info!(%address, admin_pid, "admin endpoint open");
+        let shown = |one: &Listener| tracing::field::display(one.address.clone());
+        let (address, agent) = (
+            self.http.as_ref().map(shown),
+            self.agent.as_ref().map(shown),
+        );
+        let admin_pid = process.pid();
+        tracing::info!(address, agent, admin_pid, "admin endpoint open");
         let missing = process.sandbox().map(|it| it.missing.clone());
         let missing = missing.unwrap_or_default();
         if !missing.is_empty() && missing != self.missing {
@@ -263,26 +312,31 @@ const fn pace(config: &Config) -> Pace {
     }
 }
 
-/// A listener at `wanted`, where that is, and the file that belongs to it.
-fn bind(wanted: &AdminAddr) -> Result<(OwnedFd, String, Option<SocketFile>), String> {
+/// A listener at `wanted`.
+fn bind(wanted: &AdminAddr) -> Result<Listener, String> {
     match wanted {
-        AdminAddr::Tcp(address) => {
-            let listener = bind_tcp(*address).map_err(|error| error.to_string())?;
-            let bound = listener.local_addr().map_err(|error| error.to_string())?;
-            Ok((listener.into(), bound.to_string(), None))
-        }
+        AdminAddr::Tcp(address) => bind_tcp(*address).map_err(|error| error.to_string()),
         AdminAddr::Unix(path) => {
             let (listener, file) = socket::bind(path).map_err(|error| error.why())?;
-            Ok((listener.into(), path.display().to_string(), Some(file)))
+            Ok(Listener {
+                address: path.display().to_string(),
+                listener: listener.into(),
+                file: Some(file),
+            })
         }
     }
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     // A server that was just stopped has left connections behind that wait out their time.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    let listener = TcpListener::from(socket);
+    Ok(Listener {
+        address: listener.local_addr()?.to_string(),
+        listener: listener.into(),
+        file: None,
+    })
 }

@@ -7,6 +7,7 @@ use mio::{Poll, Token};
 
 use crate::clock;
 use crate::config::{self, Config, Launch, ListenAddr};
+use crate::control::Rotation;
 use crate::identity::RequestId;
 use crate::listener;
 use crate::log;
@@ -100,7 +101,7 @@ impl Supervisor {
         let first_request = RequestId(RequestId::NOBODY.0 + 1);
         let tokens = Token(CONTROL_FIRST);
         let control = ControlServer::open(&config.control, poll.registry(), tokens, first_request)?;
-        let admin = AdminEndpoint::open(config.admin.as_ref())?;
+        let admin = AdminEndpoint::open(&config)?;
         let (adopted, activated) = (given.slots(), given.unit_slots());
         let (slots, outdated) = given.hand_out(&mut addresses, &config)?;
         let policy = Policy {
@@ -131,6 +132,7 @@ impl Supervisor {
             slots,
             evidence: Evidence::gathered(),
             dropped: Totals::default(),
+            rotation: Rotation::default(),
             next_serial: 0,
             asking: RequestId::NOBODY,
             preflight: Preflight::Idle,

@@ -28,6 +28,8 @@ impl Supervisor {
             pid: std::process::id(),
             uptime_ms: millis_since(self.started, now),
             phase: self.machine.phase_name().to_owned(),
+            rotation: self.rotation.name().to_owned(),
+            capacity: self.capacity(),
             operation: self.machine.operation(),
             release: self.releases.in_force_id(),
             addresses: self.addresses.iter().map(report::shown).collect(),
@@ -46,6 +48,12 @@ impl Supervisor {
         status.sum_up();
         status.totals.traffic.add(&traffic(&self.dropped));
         status
+    }
+
+    /// Connections that all slots together may hold.
+    fn capacity(&self) -> u64 {
+        let each = self.release_in_force().limits.max_connections;
+        u64::from(each).saturating_mul(self.slots.len() as u64)
     }
 
     /// Remembers how a worker has locked itself in. What is missing is logged once, and not again

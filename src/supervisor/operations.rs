@@ -5,7 +5,7 @@ use mio::Token;
 
 use crate::clock;
 use crate::config::check_change;
-use crate::control::{Reply, Request};
+use crate::control::{Done, Reply, Request, Rotation};
 use crate::fault;
 use crate::identity::{ReleaseId, RequestId};
 use crate::log;
@@ -25,6 +25,7 @@ impl Supervisor {
                 Request::Reload => self.restart(request),
                 Request::Upgrade => self.upgrade(request),
                 Request::Scale { workers } => self.scale(request, ScaleTo::Exactly(workers)),
+                Request::Rotation { to } => self.rotate(request, to),
                 Request::Status => {
                     let status = Reply::Status(Box::new(self.status()));
                     self.reply(request, status);
@@ -99,6 +100,18 @@ impl Supervisor {
                  address, each with a worker of its own; take lines ListenStream= from it first"
             )
         })
+    }
+
+    /// Changes what load balancers are told. Nobody is refused for it.
+    fn rotate(&mut self, request: RequestId, to: Rotation) {
+        let from = std::mem::replace(&mut self.rotation, to);
+        tracing::info!(from = from.name(), to = to.name(), "rotation changed");
+        let workers = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
+        let done = Done {
+            workers,
+            ..Done::default()
+        };
+        self.reply(request, Reply::Done(done));
     }
 
     /// Opens the program on disk and reads the configuration anew. Binds nothing.

@@ -29,7 +29,7 @@ use crate::sys::limits::raise_descriptor_limit;
 use crate::sys::shared::SharedMemory;
 use crate::wire;
 
-use super::admin::AdminEndpoint;
+use super::admin::{AdminEndpoint, SavedListener};
 use super::children::Child;
 use super::control::ControlServer;
 use super::evidence::Evidence;
@@ -251,10 +251,11 @@ fn adopt(
             Token(CONTROL_FIRST),
         )?),
     };
-    let admin = match state.admin {
-        Some(saved) => Some(AdminEndpoint::resume(saved, owned.one()?)),
-        None => None,
+    let mut listener = |saved: Option<SavedListener>| {
+        let resumed = saved.map(|saved| owned.one().map(|fd| saved.resume(fd)));
+        resumed.transpose()
     };
+    let admin = AdminEndpoint::over(listener(state.admin)?, listener(state.agent)?);
     let supervisor = Supervisor {
         typed,
         program: state.program,
@@ -273,6 +274,7 @@ fn adopt(
         machine,
         slots,
         dropped: state.dropped,
+        rotation: state.rotation,
         next_serial,
         asking: state.asking,
         preflight: Preflight::Idle,

@@ -12,11 +12,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::admin::SavedAdmin;
+use super::admin::SavedListener;
 use super::machine::{Machine, Snapshot, SnapshotError};
 use super::totals::Totals;
 use crate::clock::Tick;
 use crate::config::{Config, LogFormat, LogLevel, NeedsStop, check_change};
+use crate::control::Rotation;
 use crate::fault;
 use crate::identity::{ReleaseId, RequestId, WorkerId};
 use crate::wire::{self, Listen, Sandboxed};
@@ -46,11 +47,16 @@ pub(super) struct State {
     pub(super) dropped: Totals,
     pub(super) locks: Vec<RawFd>,
     pub(super) control: Option<SavedControl>,
-    #[serde(default)]
-    pub(super) admin: Option<SavedAdmin>,
     /// Slots that have a socket of a socket unit.
     #[serde(default)]
     pub(super) activated: u16,
+    #[serde(default)]
+    pub(super) admin: Option<SavedListener>,
+    #[serde(default)]
+    pub(super) agent: Option<SavedListener>,
+    /// Not written by programs that were always in.
+    #[serde(default)]
+    pub(super) rotation: Rotation,
     /// Who waits for the upgrade.
     pub(super) asking: RequestId,
     /// Signals that had come and were not acted upon.
@@ -207,7 +213,8 @@ impl State {
         if let Some(control) = &self.control {
             numbers.extend(&control.descriptors);
         }
-        numbers.extend(self.admin.as_ref().map(|admin| admin.listener));
+        let shown = [&self.admin, &self.agent].into_iter().flatten();
+        numbers.extend(shown.map(|saved| saved.listener));
         numbers
     }
 }

@@ -248,8 +248,10 @@ impl Supervisor {
                 .map(|lock| lock.as_fd().as_raw_fd())
                 .collect(),
             control,
-            admin: self.admin.as_ref().map(AdminEndpoint::saved),
             activated: self.activated,
+            admin: self.admin.as_ref().and_then(AdminEndpoint::saved_http),
+            agent: self.admin.as_ref().and_then(AdminEndpoint::saved_agent),
+            rotation: self.rotation,
             asking: self.asking,
             signals: Vec::new(),
         }
@@ -278,7 +280,7 @@ impl Supervisor {
         if let Some(control) = &self.control {
             kept.extend(control.suspend().1);
         }
-        kept.extend(self.admin.as_ref().map(AdminEndpoint::listener));
+        kept.extend(self.admin.iter().flat_map(AdminEndpoint::listeners));
         kept
     }
 }

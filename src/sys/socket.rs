@@ -14,13 +14,14 @@
 )]
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, getpeername, recv, send, shutdown};
 use socket2::SockRef;
 use std::time::Duration;
 
@@ -77,6 +78,24 @@ impl Socket {
         // stays open for the one call below: this process has one thread, which is here.
         let fd = unsafe { BorrowedFd::borrow_raw(self.0) };
         SockRef::from(&fd).set_linger(Some(Duration::ZERO))
+    }
+
+    /// Looks at what there is to be received, from the beginning, and leaves it there; 0 is the end
+    /// of the peer's stream.
+    ///
+    /// # Errors
+    /// As [`Stream::recv`].
+    pub fn peek(self, into: &mut [u8]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+        recv(self.0, into, flags).map_err(io::Error::from)
+    }
+
+    /// The other end of the connection as the kernel knows it; `None` if it is gone.
+    #[must_use]
+    pub fn peer(self) -> Option<SocketAddr> {
+        let name: SockaddrStorage = getpeername(self.0).ok()?;
+        let v4 = name.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into()));
+        v4.or_else(|| Some(SocketAddr::V6((*name.as_sockaddr_in6()?).into())))
     }
 
     /// Closes it; the number may be anything's from now on. Closing also ends its registration,

@@ -62,6 +62,7 @@ impl Terms {
             idle_timeout: None,
             write_stall_timeout: None,
             linger_timeout: Duration::from_secs(3600),
+            header_timeout: Duration::from_secs(5),
         },
     };
 }
@@ -232,9 +233,10 @@ impl World {
             CloseReason::IdleTimeout => answered,
             CloseReason::WriteStall => wire.abortive,
             CloseReason::Drained => answered && wire.written.len() >= wire.arrived_at_stop,
-            CloseReason::PeerVanished | CloseReason::DrainTimeout | CloseReason::WorkerDied => {
-                false
-            }
+            CloseReason::PeerVanished
+            | CloseReason::DrainTimeout
+            | CloseReason::WorkerDied
+            | CloseReason::Refused => false,
         };
         assert!(right, "client {client} ended as {reason:?}: {wire:?}");
     }

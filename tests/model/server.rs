@@ -293,6 +293,8 @@ impl Server {
             Outcome::Waiting => {}
             Outcome::Again => self.enqueue(fd),
             Outcome::Close(reason) => self.close(kernel, fd, reason),
+            // Headers are for whoever admits, and nobody here asks for one.
+            Outcome::Header | Outcome::Refuse(_) => panic!("{fd} awaits a header: {outcome:?}"),
         }
     }
 
@@ -326,6 +328,7 @@ impl Server {
             State::Open if self.memory.pending(fd).is_some() => self.rules.write_stall_timeout,
             State::Open => self.rules.idle_timeout,
             State::LingeringIdle | State::LingeringStop => Some(self.rules.linger_timeout),
+            State::AwaitingHeader => Some(self.rules.header_timeout),
             State::Free | State::Closing | State::Handed => None,
         }
     }

@@ -56,6 +56,7 @@ pub fn terms() -> impl Strategy<Value = Terms> {
                 idle_timeout,
                 write_stall_timeout,
                 linger_timeout: Duration::from_millis(linger),
+                header_timeout: Duration::from_secs(5),
             },
         },
     )

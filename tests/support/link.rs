@@ -249,7 +249,11 @@ fn tun() -> io::Result<File> {
 
 /// Runs the commands of `script` in the namespace of the calling thread, in which its child
 /// starts.
-fn ip(script: &str) -> Result<(), String> {
+///
+/// # Errors
+///
+/// There is no command `ip`, or it says why it cannot.
+pub fn ip(script: &str) -> Result<(), String> {
     let mut command = Command::new("ip");
     command.args(["-batch", "-"]);
     command.stdin(Stdio::piped()).stdout(Stdio::null());

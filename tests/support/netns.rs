@@ -136,6 +136,11 @@ impl Namespace {
         made.join().expect("it has nothing to panic about")
     }
 
+    /// Where other programs find it, as long as this process has it open.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
     /// Moves the calling thread there, for the rest of its life.
     #[track_caller]
     pub fn enter(&self) {

@@ -50,21 +50,24 @@ pub(super) enum Heard {
 }
 
 impl AdminProcess {
-    /// Starts one that accepts from `listener`, and watches it.
+    /// Starts one that accepts from the listeners for HTTP and for load balancers, and watches it.
     ///
     /// # Errors
     /// There is no process then.
     pub(super) fn start(
         config: &Config,
-        listener: BorrowedFd<'_>,
+        listeners: [Option<BorrowedFd<'_>>; 2],
         registry: &Registry,
     ) -> io::Result<Self> {
         let (mut channel, there) = Channel::pair()?;
         // Said before it is born: it waits in the channel.
         let start = Message::StartAdmin(Box::new(StartAdmin {
             config: config.clone(),
+            http: listeners[0].is_some(),
+            agent: listeners[1].is_some(),
         }));
-        let said = channel.send(&envelope(start), &[listener]);
+        let along: Vec<_> = listeners.into_iter().flatten().collect();
+        let said = channel.send(&envelope(start), &along);
         said.map_err(io::Error::other)?;
         let supervisor = std::process::id().to_string();
         let arguments = ["uppercased: admin", "admin", "--supervisor", &supervisor];

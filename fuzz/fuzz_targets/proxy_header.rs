@@ -1,0 +1,18 @@
+//! The beginning of a connection that should be a PROXY header: whatever it is, it is read without
+//! harm, and what has been said of it holds when more comes.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use uppercased::proxy_header::decode;
+
+fuzz_target!(|bytes: &[u8]| {
+    let whole = decode(bytes);
+    if let Ok(Some(header)) = whole {
+        assert!(header.length <= bytes.len());
+        assert_eq!(decode(&bytes[..header.length]), whole);
+    }
+    for cut in 0..bytes.len() {
+        let part = decode(&bytes[..cut]);
+        assert!(part == Ok(None) || part == whole, "{cut}");
+    }
+});

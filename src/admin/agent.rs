@@ -1,0 +1,243 @@
+//! What a load balancer that asks is told: one line in the words of HAProxy's `agent-check`.
+//!
+//! Invariants: a server whose queues are served says `ready up` with a weight from 1 % to 100 %; one
+//! that was taken out of rotation, or stops, says so however it is otherwise; `down` is said only of
+//! one that nobody should send anybody to. HAProxy keeps what it was told until it is told
+//! otherwise, so `ready up` takes back all that the other lines have said.
+//!
+//! Pure: the time is handed in. It must not ask anybody.
+
+use crate::clock::Tick;
+use crate::config::{AGENT_DOWN_AFTER, AGENT_SMOOTHING};
+use crate::metrics::Counter;
+use crate::status::Status;
+
+/// What is remembered from one answer to the next.
+#[derive(Debug, Default)]
+pub(super) struct Agent {
+    load: Load,
+    /// Since when some queue has had nobody to serve it.
+    unserved_since: Option<Tick>,
+    last: Option<String>,
+}
+
+impl Agent {
+    /// The line, its end included, made of what the supervisor said, or of its silence.
+    pub(super) fn answer(&mut self, told: Option<&Status>, now: Tick) -> String {
+        let Some(status) = told else {
+            // Workers do not need the supervisor to serve, and that they can be reached is for a
+            // health check to find out. So nothing changes because it is slow.
+            return self
+                .last
+                .clone()
+                .unwrap_or_else(|| line("down", "the server does not answer"));
+        };
+        let line = self.judge(status, now);
+        self.last = Some(line.clone());
+        line
+    }
+
+    fn judge(&mut self, status: &Status, now: Tick) -> String {
+        let load = self.load.note(status, now);
+        match status.phase.as_str() {
+            "serving" => {}
+            "idle" | "booting" | "boot failed" => return line("down", "the server starts"),
+            _ => return line("drain", "the server stops"),
+        }
+        if let Some(word) = status.out_of_rotation() {
+            return line(word, "taken out of rotation");
+        }
+        let unserved = status.slots.iter().any(|slot| slot.queue == "unserved");
+        let since = unserved.then(|| self.unserved_since.unwrap_or(now));
+        self.unserved_since = since;
+        if since.is_some_and(|since| now.since(since) >= AGENT_DOWN_AFTER) {
+            return line("down", "nobody serves a queue");
+        }
+        format!("ready up {}%\n", weight(load))
+    }
+}
+
+/// A word of HAProxy's, with a remark for whoever reads its statistics.
+fn line(word: &str, remark: &str) -> String {
+    format!("{word} # {remark}\n")
+}
+
+/// The weight of a server that is loaded so far, from 0 to 1: what is free of it, in percent, and
+/// never 0, which would mean a drain.
+fn weight(load: f64) -> u8 {
+    (100.0 * (1.0 - load)).round().clamp(1.0, 100.0) as u8
+}
+
+/// How loaded a server is, smoothed.
+#[derive(Debug, Default)]
+struct Load {
+    latest: Option<Sample>,
+    smooth: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    at: Tick,
+    busy_ns: u64,
+}
+
+impl Load {
+    /// Takes the load of now in: the larger of the share of connections that are open, of those
+    /// there may be, and the share of time that the workers were busy since the last answer.
+    fn note(&mut self, status: &Status, now: Tick) -> f64 {
+        let traffic = &status.totals.traffic;
+        let busy_ns = traffic.counters.get(&Counter::BusyNs.key());
+        let sample = Sample {
+            at: now,
+            busy_ns: busy_ns.copied().unwrap_or(0),
+        };
+        let open = share(traffic.open, status.capacity);
+        let Some(before) = self.latest.replace(sample) else {
+            self.smooth = open;
+            return open;
+        };
+        let passed = now.since(before.at);
+        let workers = status.slots.len() as u64;
+        let passed_ns = u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX);
+        let busy = share(
+            sample.busy_ns.saturating_sub(before.busy_ns),
+            passed_ns.saturating_mul(workers),
+        );
+        let weight_of_now = 1.0 - (-passed.as_secs_f64() / AGENT_SMOOTHING.as_secs_f64()).exp();
+        self.smooth += (open.max(busy) - self.smooth) * weight_of_now;
+        self.smooth
+    }
+}
+
+/// `part` of `whole`, from 0 to 1; 0 of nothing.
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 {
+        return 0.0;
+    }
+    (part as f64 / whole as f64).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::status::SlotStatus;
+
+    /// Two slots that serve, with so many connections of a hundred open, and so busy until now.
+    fn status(open: u64, busy_ms: u64) -> Status {
+        let slot = SlotStatus {
+            queue: "served".to_owned(),
+            ..SlotStatus::default()
+        };
+        let mut status = Status {
+            phase: "serving".to_owned(),
+            capacity: 100,
+            slots: vec![slot.clone(), slot],
+            ..Status::default()
+        };
+        status.totals.traffic.open = open;
+        let counters = &mut status.totals.traffic.counters;
+        counters.insert(Counter::BusyNs.key(), busy_ms * 1_000_000);
+        status
+    }
+
+    fn at(ms: u64) -> Tick {
+        Tick::from_millis(ms)
+    }
+
+    fn answer(agent: &mut Agent, status: &Status, ms: u64) -> String {
+        agent.answer(Some(status), at(ms)).trim_end().to_owned()
+    }
+
+    #[test]
+    fn the_weight_is_what_is_free_and_never_nothing() {
+        let once = |open| answer(&mut Agent::default(), &status(open, 0), 0);
+        assert_eq!(once(0), "ready up 100%");
+        assert_eq!(once(25), "ready up 75%");
+        assert_eq!(once(100), "ready up 1%");
+        assert_eq!(once(1000), "ready up 1%");
+        let unknown = Status {
+            capacity: 0,
+            ..status(50, 0)
+        };
+        assert_eq!(answer(&mut Agent::default(), &unknown, 0), "ready up 100%");
+    }
+
+    #[test]
+    fn busy_workers_weigh_less_by_and_by() {
+        let mut agent = Agent::default();
+        assert_eq!(answer(&mut agent, &status(0, 0), 0), "ready up 100%");
+        // Both busy half of the time.
+        let mut weights = Vec::new();
+        for second in 1..=60 {
+            let line = answer(&mut agent, &status(0, 1000 * second), 1000 * second);
+            let weight = line
+                .strip_prefix("ready up ")
+                .and_then(|it| it.strip_suffix('%'));
+            weights.push(weight.and_then(|it| it.parse::<u8>().ok()).unwrap());
+        }
+        assert!(weights[0] > 90, "no leap: {weights:?}");
+        assert!(
+            weights.is_sorted_by(|earlier, later| earlier >= later),
+            "{weights:?}"
+        );
+        assert_eq!(weights[59], 50);
+        // After a long silence only what was since counts; a counter that begins anew is no load.
+        assert_eq!(
+            answer(&mut agent, &status(10, 0), 3_600_000),
+            "ready up 90%"
+        );
+    }
+
+    #[test]
+    fn who_is_taken_out_or_stops_says_so_and_comes_back_whole() {
+        let mut agent = Agent::default();
+        let mut told = status(0, 0);
+        for (rotation, word) in [
+            ("drain", "drain # "),
+            ("maint", "maint # "),
+            ("in", "ready up 100%"),
+        ] {
+            told.rotation = rotation.to_owned();
+            assert!(answer(&mut agent, &told, 0).starts_with(word), "{rotation}");
+        }
+        for (phase, word) in [
+            ("booting", "down"),
+            ("draining", "drain"),
+            ("killing", "drain"),
+            ("dancing", "drain"),
+        ] {
+            told.phase = phase.to_owned();
+            assert!(answer(&mut agent, &told, 0).starts_with(word), "{phase}");
+        }
+    }
+
+    #[test]
+    fn a_queue_without_a_server_is_borne_for_a_moment_and_no_longer() {
+        let mut agent = Agent::default();
+        let mut told = status(0, 0);
+        told.slots[1].queue = "unserved".to_owned();
+        let limit = AGENT_DOWN_AFTER.as_millis() as u64;
+        assert!(answer(&mut agent, &told, 1000).starts_with("ready up"));
+        assert!(answer(&mut agent, &told, 999 + limit).starts_with("ready up"));
+        assert!(answer(&mut agent, &told, 1000 + limit).starts_with("down"));
+        // Lent, it is served; and the next time it has its moment anew.
+        told.slots[1].queue = "lent".to_owned();
+        assert!(answer(&mut agent, &told, 2000 + limit).starts_with("ready up"));
+        told.slots[1].queue = "unserved".to_owned();
+        assert!(answer(&mut agent, &told, 3000 + limit).starts_with("ready up"));
+        assert!(
+            AGENT_DOWN_AFTER > Duration::from_millis(100),
+            "longer than lend_after"
+        );
+    }
+
+    #[test]
+    fn silence_of_the_supervisor_changes_nothing() {
+        let mut agent = Agent::default();
+        assert!(agent.answer(None, at(0)).starts_with("down"));
+        assert_eq!(answer(&mut agent, &status(25, 0), 0), "ready up 75%");
+        assert_eq!(agent.answer(None, at(1000)), "ready up 75%\n");
+    }
+}

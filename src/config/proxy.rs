@@ -1,0 +1,56 @@
+//! Which listeners ask for a PROXY header: how that is written.
+//!
+//! Must not: know which addresses there are (`check_rules` compares them with `listen`).
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::ListenAddr;
+use super::listen::Listen;
+use super::value::{Facts, Grammar};
+
+/// The listeners on which a PROXY header must precede a client's bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyListeners {
+    /// None of them: there a header is a client's bytes like any.
+    None,
+    /// All of them.
+    All,
+    /// Those of the addresses to listen on.
+    These(Vec<ListenAddr>),
+}
+
+const NONE: &str = "none";
+const ALL: &str = "all";
+
+/// `none`, `all`, or addresses as [`Listen`] reads them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asking;
+
+impl Grammar for Asking {
+    type Value = ProxyListeners;
+
+    fn parse(&self, text: &str, facts: &Facts<'_>) -> Result<ProxyListeners, String> {
+        match text {
+            NONE => Ok(ProxyListeners::None),
+            ALL => Ok(ProxyListeners::All),
+            addresses => Listen.parse(addresses, facts).map(ProxyListeners::These),
+        }
+    }
+
+    fn show(&self, value: &ProxyListeners) -> String {
+        match value {
+            ProxyListeners::None => NONE.to_owned(),
+            ProxyListeners::All => ALL.to_owned(),
+            ProxyListeners::These(addresses) => Listen.show(addresses),
+        }
+    }
+}
+
+impl fmt::Display for Asking {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{NONE}, {ALL}, or addresses as in listen")
+    }
+}

@@ -1,0 +1,464 @@
+//! The header that a proxy puts before a client's bytes, to say who the client is: the PROXY
+//! protocol, versions 1 (a line of text) and 2 (binary), after HAProxy's `proxy-protocol.txt`.
+//!
+//! [`decode`] reads one from the beginning of what has come; [`encode`] writes one, for those who
+//! play the proxy. Of version 2 the additional fields (TLVs) are walked and skipped, but for the
+//! checksum, which is verified where there is one.
+//!
+//! Invariants: decoding is total and allocates nothing; once it has said what bytes are (a header,
+//! or an [`Error`]), more bytes behind them do not change that; it never asks for more than
+//! [`PROXY_HEADER_MAX_BYTES`].
+//!
+//! Pure. It must not decide who may send one: whoever admits connections does.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{PROXY_HEADER_MAX_BYTES, PROXY_LINE_MAX_BYTES};
+
+/// What a header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Bytes of it; the client's own begin behind.
+    pub length: usize,
+    /// The client; `None` if the proxy speaks for itself, as in a health check (LOCAL), or does not
+    /// know (UNKNOWN, or a family that is not of the Internet).
+    pub source: Option<SocketAddr>,
+}
+
+/// Why bytes are not the beginning of a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// They begin like none.
+    #[error("there is no PROXY header")]
+    Missing,
+    /// They begin like one and go on otherwise.
+    #[error("the PROXY header cannot be read: {0}")]
+    Malformed(&'static str),
+    /// It is longer than its version allows, or than is read.
+    #[error("the PROXY header is longer than {most} bytes")]
+    TooLong {
+        /// How long it may be.
+        most: usize,
+    },
+}
+
+/// A version of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Version {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
+}
+
+const LINE_BEGIN: &[u8] = b"PROXY ";
+const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+/// Bytes of a header of version 2 before its addresses.
+const FIXED_BYTES: usize = 16;
+const LOCAL: u8 = 0x20;
+const PROXY: u8 = 0x21;
+const TCP4: u8 = 0x11;
+const TCP6: u8 = 0x21;
+/// The additional field that is a checksum of the whole header, itself taken as zero.
+const CHECKSUM_TYPE: u8 = 0x03;
+const CHECKSUM_BYTES: usize = 4;
+
+/// Reads the header at the beginning of `bytes`; `None` if it may still become one.
+///
+/// # Errors
+/// Whatever may follow, it will be none.
+pub fn decode(bytes: &[u8]) -> Result<Option<Header>, Error> {
+    if begins_like(bytes, SIGNATURE) {
+        decode_binary(bytes)
+    } else if begins_like(bytes, LINE_BEGIN) {
+        decode_line(bytes)
+    } else {
+        Err(Error::Missing)
+    }
+}
+
+/// Whether `bytes` and `beginning` agree as far as both go.
+fn begins_like(bytes: &[u8], beginning: &[u8]) -> bool {
+    bytes.iter().zip(beginning).all(|(one, other)| one == other)
+}
+
+fn decode_line(bytes: &[u8]) -> Result<Option<Header>, Error> {
+    let seen = &bytes[..bytes.len().min(PROXY_LINE_MAX_BYTES)];
+    let Some(end) = seen.iter().position(|&byte| byte == b'\n') else {
+        let most = PROXY_LINE_MAX_BYTES;
+        return if seen.len() < most {
+            Ok(None)
+        } else {
+            Err(Error::TooLong { most })
+        };
+    };
+    let text = seen[..end].strip_suffix(b"\r");
+    let text = text.ok_or(Error::Malformed("its line does not end in CR LF"))?;
+    let text = text
+        .get(LINE_BEGIN.len()..)
+        .and_then(|rest| str::from_utf8(rest).ok());
+    let text = text.ok_or(Error::Malformed("its line is not text"))?;
+    Ok(Some(Header {
+        length: end + 1,
+        source: source_in(text)?,
+    }))
+}
+
+/// The source in a line without its first word.
+fn source_in(text: &str) -> Result<Option<SocketAddr>, Error> {
+    let mut words = text.split(' ');
+    let family = words.next().unwrap_or_default();
+    if family == "UNKNOWN" {
+        // What follows is to be ignored.
+        return Ok(None);
+    }
+    let mut word = || words.next().unwrap_or_default();
+    let (source, destination, ports) = (word(), word(), [word(), word()]);
+    let address = |text: &str| match family {
+        "TCP4" => text.parse().map(IpAddr::V4).ok(),
+        "TCP6" => text.parse().map(IpAddr::V6).ok(),
+        _ => None,
+    };
+    if !matches!(family, "TCP4" | "TCP6") {
+        return Err(Error::Malformed(
+            "its protocol is none of TCP4, TCP6 and UNKNOWN",
+        ));
+    }
+    let (Some(source), Some(_)) = (address(source), address(destination)) else {
+        return Err(Error::Malformed("an address is none of its family"));
+    };
+    let [Some(port), Some(_)] = ports.map(port) else {
+        return Err(Error::Malformed("a port is none"));
+    };
+    if words.next().is_some() {
+        return Err(Error::Malformed("there are words behind the ports"));
+    }
+    Ok(Some(SocketAddr::new(source.to_canonical(), port)))
+}
+
+/// A port as the protocol writes it: digits, without leading zeros.
+fn port(text: &str) -> Option<u16> {
+    let plain = text == "0" || !text.starts_with(['0', '+']);
+    text.parse().ok().filter(|_| plain)
+}
+
+fn decode_binary(bytes: &[u8]) -> Result<Option<Header>, Error> {
+    let Some((fixed, rest)) = bytes.split_first_chunk::<FIXED_BYTES>() else {
+        return Ok(None);
+    };
+    let [.., command, family, high, low] = *fixed;
+    let announced = usize::from(u16::from_be_bytes([high, low]));
+    let length = FIXED_BYTES + announced;
+    if !matches!(command, LOCAL | PROXY) {
+        return Err(Error::Malformed("its version or command is unknown"));
+    }
+    if length > PROXY_HEADER_MAX_BYTES {
+        let most = PROXY_HEADER_MAX_BYTES;
+        return Err(Error::TooLong { most });
+    }
+    let (Some(whole), Some(body)) = (bytes.get(..length), rest.get(..announced)) else {
+        return Ok(None);
+    };
+    let (source, fields) = match (command, family) {
+        // The proxy's own, or unspecified, or a Unix socket's: what stands there is not looked at.
+        (LOCAL, _) | (_, 0x00 | 0x31) => (None, &[][..]),
+        (_, TCP4) => v4_source(body)?,
+        (_, TCP6) => v6_source(body)?,
+        (_, 0x12 | 0x22 | 0x32) => return Err(Error::Malformed("it speaks of datagrams")),
+        (..) => return Err(Error::Malformed("its family is unknown")),
+    };
+    let checksum = checksum_among(fields)?;
+    if let Some(checksum) = checksum
+        && checksum != crc32c_without(whole, length - fields.len(), fields)
+    {
+        return Err(Error::Malformed("its checksum is wrong"));
+    }
+    Ok(Some(Header { length, source }))
+}
+
+type Addressed<'a> = (Option<SocketAddr>, &'a [u8]);
+
+const NO_ROOM: Error = Error::Malformed("its addresses are cut short");
+
+/// The source of a block of IPv4 addresses (source, destination, both ports), and what follows.
+fn v4_source(body: &[u8]) -> Result<Addressed<'_>, Error> {
+    let (block, rest) = body.split_first_chunk::<12>().ok_or(NO_ROOM)?;
+    let [a, b, c, d, _, _, _, _, high, low, ..] = *block;
+    let source = Ipv4Addr::new(a, b, c, d);
+    let port = u16::from_be_bytes([high, low]);
+    Ok((Some(SocketAddr::new(source.into(), port)), rest))
+}
+
+/// The same of IPv6 addresses.
+fn v6_source(body: &[u8]) -> Result<Addressed<'_>, Error> {
+    let (block, rest) = body.split_first_chunk::<36>().ok_or(NO_ROOM)?;
+    let source = block.first_chunk::<16>().ok_or(NO_ROOM)?;
+    let source = Ipv6Addr::from(*source).to_canonical();
+    let port = u16::from_be_bytes([block[32], block[33]]);
+    Ok((Some(SocketAddr::new(source, port)), rest))
+}
+
+/// Walks the additional fields; the checksum among them, if there is one.
+fn checksum_among(fields: &[u8]) -> Result<Option<u32>, Error> {
+    let mut checksum = None;
+    for field in Fields(fields) {
+        let (kind, value) = field?;
+        if kind == CHECKSUM_TYPE {
+            let value = value.try_into();
+            let value = value.map_err(|_| Error::Malformed("its checksum has not four bytes"))?;
+            checksum = Some(u32::from_be_bytes(value));
+        }
+    }
+    Ok(checksum)
+}
+
+/// Additional fields one after the other: a byte of type, two of length, and as many.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = Result<(u8, &'a [u8]), Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let left = std::mem::take(&mut self.0);
+        let field = left.split_first_chunk::<3>().and_then(|(head, rest)| {
+            let length = usize::from(u16::from_be_bytes([head[1], head[2]]));
+            let (value, rest) = rest.split_at_checked(length)?;
+            self.0 = rest;
+            Some((head[0], value))
+        });
+        Some(field.ok_or(Error::Malformed("an additional field is cut short")))
+    }
+}
+
+/// The checksum of `whole`, whose additional `fields` begin at `at`, with checksums taken as zero.
+fn crc32c_without(whole: &[u8], at: usize, fields: &[u8]) -> u32 {
+    let mut sum = Crc32c::default();
+    sum.take(&whole[..at]);
+    for (kind, value) in Fields(fields).flatten() {
+        let length = (value.len() as u16).to_be_bytes();
+        sum.take(&[kind, length[0], length[1]]);
+        if kind == CHECKSUM_TYPE {
+            sum.take(&[0; CHECKSUM_BYTES]);
+        } else {
+            sum.take(value);
+        }
+    }
+    !sum.0
+}
+
+/// CRC-32C, a bit at a time: it is made once in a connection's life, and only where it is asked for.
+struct Crc32c(u32);
+
+impl Default for Crc32c {
+    fn default() -> Self {
+        Self(u32::MAX)
+    }
+}
+
+impl Crc32c {
+    fn take(&mut self, bytes: &[u8]) {
+        const POLYNOMIAL: u32 = 0x82F6_3B78;
+        for &byte in bytes {
+            self.0 ^= u32::from(byte);
+            for _ in 0..u8::BITS {
+                let carry = self.0 & 1 != 0;
+                self.0 = (self.0 >> 1) ^ if carry { POLYNOMIAL } else { 0 };
+            }
+        }
+    }
+}
+
+/// A header that says that a client at `source` has connected to `destination`. Addresses of
+/// different families are written as IPv6.
+#[must_use]
+pub fn encode(version: Version, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let ports = [source.port(), destination.port()];
+    match (source.ip(), destination.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => match version {
+            Version::V1 => line("TCP4", [&source, &destination], ports),
+            Version::V2 => binary(TCP4, [&source.octets(), &destination.octets()], ports),
+        },
+        (source, destination) => {
+            let [source, destination] = [source, destination].map(dressed);
+            match version {
+                Version::V1 => line("TCP6", [&source, &destination], ports),
+                Version::V2 => binary(TCP6, [&source.octets(), &destination.octets()], ports),
+            }
+        }
+    }
+}
+
+const fn dressed(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    }
+}
+
+fn line(family: &str, addresses: [&dyn std::fmt::Display; 2], ports: [u16; 2]) -> Vec<u8> {
+    let ([source, destination], [from, to]) = (addresses, ports);
+    format!("PROXY {family} {source} {destination} {from} {to}\r\n").into_bytes()
+}
+
+fn binary(family: u8, addresses: [&[u8]; 2], ports: [u16; 2]) -> Vec<u8> {
+    let ports = ports.map(u16::to_be_bytes);
+    let body = [addresses[0], addresses[1], &ports[0], &ports[1]].concat();
+    let length = (body.len() as u16).to_be_bytes();
+    [SIGNATURE.as_slice(), &[PROXY, family], &length, &body].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    /// A header of version 2 of any bytes.
+    fn v2(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
+        let length = (body.len() as u16).to_be_bytes();
+        [SIGNATURE.as_slice(), &[command, family], &length, body].concat()
+    }
+
+    const BLOCK: [u8; 12] = [192, 0, 2, 7, 10, 0, 0, 1, 0x0f, 0xa0, 0x27, 0x0f];
+
+    #[test]
+    fn lines_of_version_1() {
+        for (line, source) in [
+            (
+                "PROXY TCP4 192.0.2.7 10.0.0.1 4000 9999\r\n",
+                Some("192.0.2.7:4000"),
+            ),
+            (
+                "PROXY TCP6 2001:db8::7 ::1 4000 9999\r\n",
+                Some("[2001:db8::7]:4000"),
+            ),
+            (
+                "PROXY TCP6 ::ffff:192.0.2.7 ::1 0 9999\r\n",
+                Some("192.0.2.7:0"),
+            ),
+            ("PROXY UNKNOWN\r\n", None),
+            ("PROXY UNKNOWN ffff:f...f:ffff what ever\r\n", None),
+        ] {
+            let header = decode(line.as_bytes()).unwrap().expect(line);
+            assert_eq!(header.length, line.len(), "{line}");
+            assert_eq!(header.source, source.map(addr), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_line_of_version_1() {
+        for line in [
+            "PROXY TCP4 192.0.2.7 10.0.0.1 4000 9999\n",
+            "PROXY TCP4 192.0.2.7 10.0.0.1 4000\r\n",
+            "PROXY TCP4 192.0.2.7 10.0.0.1 4000 9999 \r\n",
+            "PROXY TCP4 192.0.2.7 10.0.0.1 04000 9999\r\n",
+            "PROXY TCP4 192.0.2.7 10.0.0.1 +4000 9999\r\n",
+            "PROXY TCP4 192.0.2.7 10.0.0.1 65536 9999\r\n",
+            "PROXY TCP4 192.0.2.007 10.0.0.1 4000 9999\r\n",
+            "PROXY TCP4 ::1 ::1 4000 9999\r\n",
+            "PROXY TCP6 192.0.2.7 10.0.0.1 4000 9999\r\n",
+            "PROXY  TCP4 192.0.2.7 10.0.0.1 4000 9999\r\n",
+            "PROXY UDP4 192.0.2.7 10.0.0.1 4000 9999\r\n",
+            "PROXY \r\n",
+            "PROXY\r\n",
+            "PROXY \n",
+        ] {
+            let refused = decode(line.as_bytes());
+            assert!(
+                matches!(refused, Err(Error::Malformed(_) | Error::Missing)),
+                "{line:?}"
+            );
+        }
+        let most = PROXY_LINE_MAX_BYTES;
+        let mut line = b"PROXY UNKNOWN ".to_vec();
+        line.resize(most - 1, b'x');
+        assert_eq!(decode(&line), Ok(None));
+        line.push(b'x');
+        assert_eq!(decode(&line), Err(Error::TooLong { most }));
+        for other in [&b"hello\n"[..], b"proxy TCP4", b"\r\nx", b"\n"] {
+            assert_eq!(decode(other), Err(Error::Missing), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn headers_of_version_2() {
+        let client = Some(addr("192.0.2.7:4000"));
+        let unix = [b'/'; 216];
+        let with_fields = [&BLOCK[..], b"\x01\0\x02h2", b"\x04\0\0"].concat();
+        for (bytes, source) in [
+            (v2(PROXY, TCP4, &BLOCK), client),
+            (v2(PROXY, TCP4, &with_fields), client),
+            (v2(LOCAL, TCP4, &BLOCK), None),
+            (v2(LOCAL, TCP6, &BLOCK), None),
+            (v2(LOCAL, 0, &[]), None),
+            (v2(LOCAL, 0x77, b"what ever"), None),
+            (v2(PROXY, 0, b"what ever"), None),
+            (v2(PROXY, 0x31, &unix), None),
+        ] {
+            let header = decode(&bytes).unwrap().expect("it is whole");
+            assert_eq!((header.length, header.source), (bytes.len(), source));
+        }
+    }
+
+    #[test]
+    fn what_is_no_header_of_version_2() {
+        let cut = [&BLOCK[..], b"\x01\0\x03h2"].concat();
+        let four = [&BLOCK[..], b"\x03\0\x02ab"].concat();
+        for bytes in [
+            v2(0x11, TCP4, &BLOCK),
+            v2(0x22, TCP4, &BLOCK),
+            v2(PROXY, TCP4, &BLOCK[..11]),
+            v2(PROXY, TCP6, &BLOCK),
+            v2(PROXY, 0x12, &BLOCK),
+            v2(PROXY, 0x10, &BLOCK),
+            v2(PROXY, 0x41, &BLOCK),
+            v2(PROXY, TCP4, &cut),
+            v2(PROXY, TCP4, &four),
+        ] {
+            assert!(
+                matches!(decode(&bytes), Err(Error::Malformed(_))),
+                "{bytes:?}"
+            );
+        }
+        let most = PROXY_HEADER_MAX_BYTES;
+        let long = v2(PROXY, 0, &vec![0; most - FIXED_BYTES + 1]);
+        assert_eq!(decode(&long[..FIXED_BYTES]), Err(Error::TooLong { most }));
+        let longest = v2(PROXY, 0, &vec![0; most - FIXED_BYTES]);
+        assert!(matches!(decode(&longest), Ok(Some(_))));
+    }
+
+    #[test]
+    fn a_checksum_is_verified_where_there_is_one() {
+        let mut known = Crc32c::default();
+        known.take(b"123456789");
+        assert_eq!(!known.0, 0xE306_9283, "the check value of CRC-32C");
+        let fields = [&BLOCK[..], b"\x01\0\x02h2", b"\x03\0\x04\0\0\0\0"].concat();
+        let mut bytes = v2(PROXY, TCP4, &fields);
+        let mut sum = Crc32c::default();
+        sum.take(&bytes);
+        let at = bytes.len() - CHECKSUM_BYTES;
+        bytes[at..].copy_from_slice(&(!sum.0).to_be_bytes());
+        assert_eq!(
+            decode(&bytes).unwrap().unwrap().source,
+            Some(addr("192.0.2.7:4000"))
+        );
+        for changed in [FIXED_BYTES, at - 5, at] {
+            let mut wrong = bytes.clone();
+            wrong[changed] ^= 1;
+            let why = decode(&wrong);
+            assert_eq!(
+                why,
+                Err(Error::Malformed("its checksum is wrong")),
+                "{changed}"
+            );
+        }
+    }
+}

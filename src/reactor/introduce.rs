@@ -1,0 +1,141 @@
+//! A connection whose PROXY header is awaited: looks for the header, and admits or refuses the
+//! client that it names.
+//!
+//! The header is looked at where it is, in the kernel, until all of it is there; then exactly its
+//! bytes are received. So nothing of it has to be kept here: a connection in that state moves to
+//! another worker like any other.
+//!
+//! Invariants: a connection that awaits its header is not counted for any source; it leaves that
+//! state once, to be served, to linger or to be closed; looking takes nothing and so is done once
+//! for each report, since the next bytes raise a report of their own.
+//!
+//! It must not read headers (`proxy_header` does) nor decide who is admitted (`admission` does).
+
+use std::io;
+use std::net::SocketAddr;
+
+use super::Reactor;
+use crate::admission::Verdict;
+use crate::config::PROXY_HEADER_MAX_BYTES;
+use crate::connection::{Outcome, Stream as _, end_stream, reason_of};
+use crate::memory::layout::{Flags, State};
+use crate::metrics::{CloseReason, Counter, RefusalCause};
+use crate::proxy_header::{self, Error, Header};
+use crate::sys::socket::Socket;
+
+impl Reactor {
+    /// Looks for the header of `fd` and acts on it.
+    pub(super) fn introduce(&mut self, fd: u32) {
+        let flags = self.memory.head(fd).flags;
+        let into = &mut self.memory.spare()[..PROXY_HEADER_MAX_BYTES];
+        let seen = match Socket::numbered(fd).peek(into) {
+            Ok(0) => return self.dismiss(fd, RefusalCause::ProxyMissing, None),
+            Ok(count) => proxy_header::decode(&into[..count]),
+            // Whatever the cause of an interruption, its bytes are still there.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return self.enqueue(fd),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => return self.close(fd, reason_of(&error)),
+        };
+        match seen {
+            Ok(Some(header)) => self.accept_header(fd, header),
+            Ok(None) => self.await_rest(fd, flags),
+            Err(error) => self.dismiss(fd, cause_of(error), Some(error)),
+        }
+    }
+
+    /// Not all of the header is there.
+    fn await_rest(&mut self, fd: u32, flags: Flags) {
+        if flags.has(Flags::FINISH) {
+            // Nothing was received, so nothing is owed.
+            let mut socket = Socket::numbered(fd);
+            let state = State::LingeringStop;
+            let outcome = end_stream(&mut self.memory, fd, &mut socket, state, self.now);
+            self.arrived(fd);
+            return self.conclude(fd, outcome);
+        }
+        if flags.has(Flags::READ_DRY) {
+            // An end or an error was announced: no more will come.
+            return self.dismiss(fd, RefusalCause::ProxyMissing, None);
+        }
+        self.memory.set_flags(fd, flags.without(Flags::READABLE));
+        self.conclude(fd, Outcome::Waiting);
+    }
+
+    /// The header is there: admits its client, or refuses it.
+    fn accept_header(&mut self, fd: u32, header: Header) {
+        let via = self.memory.peer(fd);
+        if let Some(client) = header.source {
+            // Without a client the proxy speaks for itself, and who may do so is in `proxy_trust`.
+            if let Some(admission) = &mut self.admission
+                && let Verdict::Refuse(cause) = admission.decide(client.ip(), self.now)
+            {
+                return self.refuse_client(fd, client, cause);
+            }
+            self.memory.named(fd, client);
+        }
+        let into = &mut self.memory.spare()[..header.length];
+        match Socket::numbered(fd).recv(into) {
+            Ok(count) if count == header.length => {}
+            // It was there a moment ago, and nobody else receives from this socket.
+            Ok(_) => return self.close(fd, CloseReason::SystemError),
+            Err(error) => return self.close(fd, reason_of(&error)),
+        }
+        self.memory.introduced(fd, self.now);
+        self.arrived(fd);
+        let peer = self.memory.peer(fd);
+        tracing::debug!(%peer, %via, fd, "introduced");
+        // The client's first bytes may have come with the header, and no report will tell.
+        self.serve(fd);
+    }
+
+    /// Refuses a connection for its header, or for having none.
+    pub(super) fn dismiss(&mut self, fd: u32, cause: RefusalCause, why: Option<Error>) {
+        let peer = self.memory.peer(fd);
+        self.memory.count(Counter::Refused(cause), 1);
+        if let Some(refused) = self.refusals.note(cause, self.now) {
+            let why = why.map(tracing::field::display);
+            tracing::warn!(%peer, cause = cause.name(), why, refused, "connection refused");
+        }
+        self.reset(fd);
+    }
+
+    /// Refuses the client that a header names.
+    fn refuse_client(&mut self, fd: u32, client: SocketAddr, cause: RefusalCause) {
+        let via = self.memory.peer(fd);
+        self.memory.count(Counter::Refused(cause), 1);
+        if let Some(refused) = self.refusals.note(cause, self.now) {
+            tracing::warn!(
+                peer = %client, %via, cause = cause.name(), refused, "connection refused"
+            );
+        }
+        self.reset(fd);
+    }
+
+    fn reset(&mut self, fd: u32) {
+        // Fails only if the peer is gone already.
+        let _ = Socket::numbered(fd).reset_on_close();
+        self.close(fd, CloseReason::Refused);
+    }
+
+    /// The proxy by which the client of `fd` came, for a log line of a connection that is about to
+    /// be written; `None` if it came by itself. The record has the client only; the kernel has the
+    /// other end.
+    pub(super) fn proxy_of(&self, fd: u32) -> Option<SocketAddr> {
+        if self.proxies.is_none() || !tracing::enabled!(tracing::Level::DEBUG) {
+            return None;
+        }
+        let mut via = Socket::numbered(fd).peer()?;
+        via.set_ip(via.ip().to_canonical());
+        let peer = self.memory.peer(fd);
+        Some(via).filter(|via| (via.ip(), via.port()) != (peer.ip(), peer.port()))
+    }
+}
+
+/// The cause to count for what is no header.
+const fn cause_of(error: Error) -> RefusalCause {
+    match error {
+        Error::Missing => RefusalCause::ProxyMissing,
+        Error::Malformed(_) => RefusalCause::ProxyMalformed,
+        Error::TooLong { .. } => RefusalCause::ProxyTooLong,
+    }
+}
