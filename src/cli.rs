@@ -23,7 +23,7 @@ use crate::{admin, fault, preflight, supervisor, worker};
 
 pub use crate::config::{CommandLine, Launch};
 pub use compare::Compare;
-pub use orders::Order;
+pub use orders::{Order, Shown};
 
 mod bench;
 mod compare;
@@ -31,6 +31,7 @@ mod definition;
 mod effective;
 mod gather;
 mod orders;
+mod watch;
 
 /// Exit code for bad usage and bad configuration.
 pub const BAD_INPUT: u8 = 2;
@@ -200,7 +201,7 @@ pub fn parse(
                     None => orders::named_in(environment)?,
                 },
                 timeout: typed.get_one(definition::TIMEOUT).copied(),
-                json: name == definition::STATUS && typed.get_flag(definition::JSON),
+                shown: shown(name, typed),
             }))
         }
         serve => {
@@ -227,6 +228,22 @@ fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
         definition::STATUS => Some(Request::Status),
         definition::STOP => Some(Request::Stop),
         _ => None,
+    }
+}
+
+/// How a status is to be shown.
+fn shown(name: &str, typed: &ArgMatches) -> Shown {
+    if name != definition::STATUS {
+        return Shown::default();
+    }
+    let limit = typed.get_one::<u32>(definition::LIMIT);
+    let limit = limit.and_then(|&limit| usize::try_from(limit).ok());
+    Shown {
+        json: typed.get_flag(definition::JSON),
+        watch: typed.get_one(definition::WATCH).copied(),
+        sockets: typed
+            .get_flag(definition::SOCKETS)
+            .then(|| limit.unwrap_or(config::STATUS_SOCKETS_LISTED)),
     }
 }
 
@@ -348,7 +365,11 @@ mod tests {
             request,
             control: None,
             timeout: None,
-            json: false,
+            shown: Shown::default(),
+        };
+        let status = |shown| Order {
+            shown,
+            ..order(Request::Status)
         };
         for (args, expected) in [
             (["reload"].as_slice(), order(Request::Reload)),
@@ -356,11 +377,26 @@ mod tests {
             (&["scale", "3"], order(Request::Scale { workers: 3 })),
             (&["stop"], order(Request::Stop)),
             (
-                &["status", "--json"],
-                Order {
+                &["status", "--json", "--watch"],
+                status(Shown {
                     json: true,
-                    ..order(Request::Status)
-                },
+                    watch: Some(std::time::Duration::from_secs(1)),
+                    sockets: None,
+                }),
+            ),
+            (
+                &["status", "--watch", "500ms"],
+                status(Shown {
+                    watch: Some(std::time::Duration::from_millis(500)),
+                    ..Shown::default()
+                }),
+            ),
+            (
+                &["status", "--sockets", "--limit", "7"],
+                status(Shown {
+                    sockets: Some(7),
+                    ..Shown::default()
+                }),
             ),
             (
                 &["reload", "--timeout", "1m30s", "--control", "here"],

@@ -71,6 +71,7 @@ pub mod handover;
 pub mod identity;
 pub mod listener;
 pub mod log;
+pub mod look;
 pub mod memory;
 pub mod metrics;
 pub mod port;

@@ -27,6 +27,7 @@ mod resume;
 pub mod slot;
 pub mod snapshot;
 mod state;
+mod times;
 mod tokens;
 mod totals;
 mod upgrade;
@@ -55,6 +56,7 @@ use control::ControlServer;
 use machine::{Event, Machine, Policy, ScaleTo, Verdict};
 use releases::{Release, Releases};
 use resources::SlotResources;
+use times::Times;
 use tokens::Source;
 use totals::Totals;
 
@@ -96,6 +98,7 @@ pub struct Supervisor {
     slots: Vec<SlotResources>,
     /// What slots that are no more have counted.
     dropped: Totals,
+    times: Times,
     next_serial: u64,
     /// Who waits for the operation that is under way.
     asking: RequestId,

@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
 
 use super::Error;
-use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting};
+use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting, WATCH_INTERVAL_MIN};
 
 /// Start the server; also what happens without a command.
 pub(super) const SERVE: &str = "serve";
@@ -53,6 +53,12 @@ pub(super) const TIMEOUT: &str = "timeout";
 pub(super) const WORKERS: &str = "workers";
 /// `status`: for machines.
 pub(super) const JSON: &str = "json";
+/// `status`: again and again.
+pub(super) const WATCH: &str = "watch";
+/// `status`: each socket on the ports.
+pub(super) const SOCKETS: &str = "sockets";
+/// `status --sockets`: how many of them.
+pub(super) const LIMIT: &str = "limit";
 /// `preflight`: the arguments of the server that may become this program.
 pub(super) const SERVER_ARGS: &str = "args";
 
@@ -239,12 +245,40 @@ fn scale() -> Command {
 
 fn status() -> Command {
     order(STATUS, "Show workers, connections and what is under way")
-        .after_help("Examples:\n  uppercased status\n  uppercased status --json | jq .totals")
+        .after_help(
+            "Examples:\n  uppercased status --watch 2s\n  \
+             uppercased status --json | jq .totals\n  \
+             uppercased status --sockets | grep TIME_WAIT",
+        )
         .arg(
             Arg::new(JSON)
                 .long(JSON)
                 .action(ArgAction::SetTrue)
                 .help("Everything, exactly, as one line of JSON"),
+        )
+        .arg(
+            Arg::new(WATCH)
+                .long(WATCH)
+                .value_name("INTERVAL")
+                .num_args(0..=1)
+                .default_missing_value("1s")
+                .value_parser(interval)
+                .help("Again and again, with rates, until Ctrl-C [every 1s]"),
+        )
+        .arg(
+            Arg::new(SOCKETS)
+                .long(SOCKETS)
+                .action(ArgAction::SetTrue)
+                .conflicts_with(WATCH)
+                .help("Each TCP socket on the server's ports, a line each"),
+        )
+        .arg(
+            Arg::new(LIMIT)
+                .long(LIMIT)
+                .value_name("N")
+                .requires(SOCKETS)
+                .value_parser(clap::value_parser!(u32).range(1..))
+                .help("List at most so many sockets, listeners first [default: 1000]"),
         )
 }
 
@@ -283,6 +317,17 @@ fn time(text: &str) -> Result<Duration, String> {
         Ok(span) if !span.is_zero() => Ok(span),
         _ => Err("write a time with its unit, for example 30s".to_owned()),
     }
+}
+
+/// A length of time in which a screen can be read, and a server looked at.
+fn interval(text: &str) -> Result<Duration, String> {
+    time(text).and_then(|interval| {
+        if interval < WATCH_INTERVAL_MIN {
+            let least = WATCH_INTERVAL_MIN.as_millis();
+            return Err(format!("the shortest interval is {least}ms"));
+        }
+        Ok(interval)
+    })
 }
 
 /// The list of signals, a line each.

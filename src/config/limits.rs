@@ -105,5 +105,17 @@ pub const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the admin process waits for the supervisor; one that takes longer is not healthy.
 pub const ADMIN_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The shortest interval of `status --watch`: the supervisor is there for its workers.
+pub const WATCH_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// How long `status` looks to know how fast everything goes.
+pub const STATUS_RATES_SPAN: Duration = Duration::from_millis(250);
+
+/// How long `status --watch` and `top` wait for one answer.
+pub const WATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Sockets that `status --sockets` lists where nobody names a number.
+pub const STATUS_SOCKETS_LISTED: usize = 1000;
+
 /// The largest configuration file that is read, in bytes; `--config /dev/zero` must end.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;

@@ -20,6 +20,7 @@ use super::admin::{self, AdminEndpoint};
 use super::control::{self, ControlServer};
 use super::machine::{Event, Machine};
 use super::releases::{Limits, Release, Releases};
+use super::times::Times;
 use super::tokens::CONTROL_FIRST;
 use super::totals::Totals;
 use super::upgrade::Preflight;
@@ -112,6 +113,7 @@ impl Supervisor {
             admin,
             slots: Vec::new(),
             dropped: Totals::default(),
+            times: Times::default(),
             next_serial: 0,
             asking: RequestId::NOBODY,
             preflight: Preflight::Idle,

@@ -268,6 +268,7 @@ fn adopt(
         machine,
         slots,
         dropped: state.dropped,
+        times: state.times,
         next_serial,
         asking: state.asking,
         preflight: Preflight::Idle,
