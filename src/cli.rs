@@ -19,7 +19,7 @@ use crate::bench as measurement;
 use crate::client;
 use crate::config::{self, Config};
 use crate::control::Request;
-use crate::{admin, fault, preflight, supervisor, worker};
+use crate::{admin, fault, preflight, supervisor, top, worker};
 
 pub use crate::config::{CommandLine, Launch};
 pub use compare::Compare;
@@ -56,6 +56,8 @@ pub enum Command {
     Compare(Compare),
     /// Give a running server an order.
     Order(Order),
+    /// Watch a running server on a terminal.
+    Top(top::Options),
     /// Be a worker of the supervisor that started this process.
     Worker,
     /// Be the admin endpoint of the supervisor that started this process.
@@ -119,6 +121,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::BenchPart) => measurement::be_part(),
         Ok(Command::Compare(files)) => compare::run(&files),
         Ok(Command::Order(order)) => orders::run(&order),
+        Ok(Command::Top(options)) => orders::watch(&options),
         Ok(Command::Worker) => worker::run(),
         Ok(Command::Admin(options)) => admin::run(options),
         Ok(Command::Preflight(server)) => preflight::run(server.read()),
@@ -193,13 +196,17 @@ pub fn parse(
             let servers = [program].into_iter().chain(servers.flatten().cloned());
             Ok(Command::Preflight(self::typed(servers.collect())))
         }
+        Some((definition::TOP, typed)) => Ok(Command::Top(top::Options {
+            control: control(typed, environment)?,
+            every: typed
+                .get_one(definition::EVERY)
+                .copied()
+                .unwrap_or(config::TOP_INTERVAL),
+        })),
         Some((name, typed)) if let Some(request) = order(name, typed) => {
             Ok(Command::Order(Order {
                 request,
-                control: match typed.get_one::<PathBuf>(definition::CONTROL) {
-                    Some(path) => Some(path.clone()),
-                    None => orders::named_in(environment)?,
-                },
+                control: control(typed, environment)?,
                 timeout: typed.get_one(definition::TIMEOUT).copied(),
                 shown: shown(name, typed),
             }))
@@ -228,6 +235,17 @@ fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
         definition::STATUS => Some(Request::Status),
         definition::STOP => Some(Request::Stop),
         _ => None,
+    }
+}
+
+/// The control socket that is named, if one is.
+fn control(
+    typed: &ArgMatches,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Option<PathBuf>, config::Error> {
+    match typed.get_one::<PathBuf>(definition::CONTROL) {
+        Some(path) => Ok(Some(path.clone())),
+        None => orders::named_in(environment),
     }
 }
 

@@ -80,6 +80,7 @@ pub mod reactor;
 pub mod status;
 pub mod supervisor;
 pub mod sys;
+pub mod top;
 pub mod uppercase;
 pub mod wire;
 pub mod worker;

@@ -284,6 +284,22 @@ impl Look {
         };
         text::lines(view, height.unwrap_or(usize::MAX))
     }
+
+    /// Of these lines those about the operation that ended last and the sockets.
+    pub(crate) fn context(&self) -> Vec<String> {
+        let last = self.status.last_operation.as_ref();
+        let last = last.filter(|_| self.status.operation.is_none());
+        let mut lines: Vec<String> = last.map(text::last_operation).into_iter().collect();
+        lines.extend(self.sockets.iter().flat_map(text::on_the_ports));
+        lines
+    }
+
+    /// Of these lines those about single slots.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let slots = self.status.slots.iter();
+        let notes = slots.flat_map(|slot| text::notes(slot, &self.status));
+        notes.collect()
+    }
 }
 
 impl Traffic {

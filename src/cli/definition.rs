@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
 
 use super::Error;
-use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting, WATCH_INTERVAL_MIN};
+use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting, TOP_INTERVAL, WATCH_INTERVAL_MIN};
 
 /// Start the server; also what happens without a command.
 pub(super) const SERVE: &str = "serve";
@@ -28,6 +28,8 @@ pub(super) const UPGRADE: &str = "upgrade";
 pub(super) const SCALE: &str = "scale";
 pub(super) const STATUS: &str = "status";
 pub(super) const STOP: &str = "stop";
+/// Watch a running server on a terminal.
+pub(super) const TOP: &str = "top";
 /// The role in which the supervisor starts its workers.
 pub(super) const WORKER: &str = "worker";
 /// The role in which the supervisor shows health and metrics.
@@ -57,6 +59,8 @@ pub(super) const JSON: &str = "json";
 pub(super) const WATCH: &str = "watch";
 /// `status`: each socket on the ports.
 pub(super) const SOCKETS: &str = "sockets";
+/// `top`: how often.
+pub(super) const EVERY: &str = "every";
 /// `status --sockets`: how many of them.
 pub(super) const LIMIT: &str = "limit";
 /// `preflight`: the arguments of the server that may become this program.
@@ -117,6 +121,7 @@ pub(super) fn command() -> Command {
         .subcommand(upgrade())
         .subcommand(scale())
         .subcommand(status())
+        .subcommand(top())
         .subcommand(stop())
         .subcommand(
             Command::new(WORKER)
@@ -282,6 +287,26 @@ fn status() -> Command {
         )
 }
 
+fn top() -> Command {
+    Command::new(TOP)
+        .about("Watch a running server on this terminal, give it orders by key")
+        .after_help(
+            "Reload, upgrade and scale ask before they do anything. Colours are left out where\n\
+             NO_COLOR is set.\n\nExample:\n  uppercased top --every 500ms",
+        )
+        .arg(control())
+        .arg(
+            Arg::new(EVERY)
+                .long(EVERY)
+                .value_name("INTERVAL")
+                .value_parser(interval)
+                .help(format!(
+                    "From one look to the next [default: {}s]",
+                    TOP_INTERVAL.as_secs()
+                )),
+        )
+}
+
 fn stop() -> Command {
     order(STOP, "Stop in order and wait for the end")
         .after_help("A second one stops at once.\n\nExample:\n  uppercased stop --timeout 1m")
@@ -289,25 +314,25 @@ fn stop() -> Command {
 
 /// A command for a running server.
 fn order(name: &'static str, about: &'static str) -> Command {
-    Command::new(name)
-        .about(about)
-        .arg(
-            Arg::new(CONTROL)
-                .long(CONTROL)
-                .value_name("PATH")
-                .value_parser(PathBufValueParser::new())
-                .help("Control socket of the server [default: the only one that runs]")
-                .long_help(
-                    "Control socket of the server, named by UPPERCASED_CONTROL otherwise. Without \
-                     either, the one server whose socket is in the runtime directory.",
-                ),
-        )
-        .arg(
-            Arg::new(TIMEOUT)
-                .long(TIMEOUT)
-                .value_name("TIME")
-                .value_parser(time)
-                .help("Wait no longer than this for the verdict [default: no limit]"),
+    Command::new(name).about(about).arg(control()).arg(
+        Arg::new(TIMEOUT)
+            .long(TIMEOUT)
+            .value_name("TIME")
+            .value_parser(time)
+            .help("Wait no longer than this for the verdict [default: no limit]"),
+    )
+}
+
+/// The flag that names a server.
+fn control() -> Arg {
+    Arg::new(CONTROL)
+        .long(CONTROL)
+        .value_name("PATH")
+        .value_parser(PathBufValueParser::new())
+        .help("Control socket of the server [default: the only one that runs]")
+        .long_help(
+            "Control socket of the server, named by UPPERCASED_CONTROL otherwise. Without \
+             either, the one server whose socket is in the runtime directory.",
         )
 }
 
@@ -392,7 +417,7 @@ mod tests {
         whole.build();
         let mut texts = vec![whole.render_help().to_string()];
         for name in [
-            SERVE, CHECK, CLIENT, BENCH, RELOAD, UPGRADE, SCALE, STATUS, STOP,
+            SERVE, CHECK, CLIENT, BENCH, RELOAD, UPGRADE, SCALE, STATUS, STOP, TOP,
         ] {
             let sub = whole.find_subcommand_mut(name).unwrap();
             let text = sub.render_help().to_string();

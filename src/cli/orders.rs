@@ -17,6 +17,7 @@ use crate::config::{self, Control, Setting};
 use crate::control::client::{self, Conversation, Error as AskError, Found};
 use crate::control::place::{Candidate, Surroundings};
 use crate::control::{Done, Reply, Request};
+use crate::top;
 
 /// What a running server is asked for, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +76,21 @@ pub(super) fn run(order: &Order) -> ExitCode {
         Err(error) => {
             complain(&error.to_string());
             ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Shows a server on this terminal.
+pub(super) fn watch(options: &top::Options) -> ExitCode {
+    let find = || the_only_one().map_err(|error| error.to_string());
+    match top::run(options, &find) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&error.to_string());
+            match error {
+                top::Error::NoTerminal | top::Error::NoServer(_) => ExitCode::from(BAD_INPUT),
+                top::Error::System(_) => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -180,7 +196,7 @@ fn verdict(request: &Request, done: &Done) -> Option<String> {
 }
 
 /// The socket of the one server that runs.
-pub(super) fn the_only_one() -> Result<PathBuf, Error> {
+fn the_only_one() -> Result<PathBuf, Error> {
     let places = Surroundings::here().searched();
     let Found { running, barred } = client::find(&places);
     match <[Candidate; 1]>::try_from(running) {

@@ -114,6 +114,12 @@ pub const STATUS_RATES_SPAN: Duration = Duration::from_millis(250);
 /// How long `status --watch` and `top` wait for one answer.
 pub const WATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// From one look of `top` to the next where nobody names a time.
+pub const TOP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long `top` waits for room in the queue of a control socket; its keys wait with it.
+pub const TOP_CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// Sockets that `status --sockets` lists where nobody names a number.
 pub const STATUS_SOCKETS_LISTED: usize = 1000;
 

@@ -132,7 +132,7 @@ fn admin(admin: &AdminStatus) -> String {
     format!("admin        {}, {state}, {died} died", admin.address)
 }
 
-fn last_operation(last: &LastOperation) -> String {
+pub(super) fn last_operation(last: &LastOperation) -> String {
     let cause = last.cause.as_deref();
     let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
     format!(
@@ -171,12 +171,12 @@ fn queues(slots: &[SlotStatus]) -> Option<String> {
     let full = queues.filter(|queue| is_full(queue)).count();
     let full = match full {
         0 => String::new(),
-        _ => format!("; {full} of them full"),
+        _ => format!("; {full} full"),
     };
     let waiting = short(waiting);
     let limit = short(limit);
     Some(format!(
-        "queues       {waiting} wait to be accepted, each queue has room for {limit}{full}"
+        "queues       {waiting} wait to be accepted, room for {limit} in each queue{full}"
     ))
 }
 
@@ -186,7 +186,7 @@ const fn is_full(queue: &AcceptQueueStatus) -> bool {
 }
 
 /// What is on the server's ports, also of others.
-fn on_the_ports(sockets: &Sockets) -> Vec<String> {
+pub(super) fn on_the_ports(sockets: &Sockets) -> Vec<String> {
     if let Some(why) = &sockets.unknown {
         return vec![format!("sockets      unknown: {why}")];
     }
@@ -315,7 +315,7 @@ fn rate_cells(rate: Option<&Rate>) -> [String; 4] {
 }
 
 /// What does not fit into a slot's row.
-fn notes(slot: &SlotStatus, status: &Status) -> Vec<String> {
+pub(super) fn notes(slot: &SlotStatus, status: &Status) -> Vec<String> {
     let mut notes = Vec::new();
     let mut note = |what: String| notes.push(format!("slot {}: {what}", slot.slot));
     if slot.release != status.release {
@@ -585,7 +585,7 @@ last         scale to 2 failed 2m ago, took 312ms: slot 1 died
 connections  2400 open, 2.46M taken, 200 moved; 2.00TB in, 1.99TB out; 0 died
 in 1s        0.5 taken/s, 45.0k messages/s; 1.20MB/s in, 1.19MB/s out; 0.46 busy
 closed       2.46M peer_closed
-queues       516 wait to be accepted, each queue has room for 512; 1 of them full
+queues       516 wait to be accepted, room for 512 in each queue; 1 full
 shares       taken 50 50 %; open 50 50 %
 sockets      2400 ESTABLISHED, 12 TIME_WAIT, 4 LISTEN; 516 not accepted yet
 clients here 40 TIME_WAIT
