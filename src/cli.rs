@@ -19,13 +19,13 @@ use crate::bench as measurement;
 use crate::client;
 use crate::config::{self, Config};
 use crate::control::{Request, Rotation};
-use crate::{admin, fault, preflight, supervisor, worker};
+use crate::{admin, fault, preflight, supervisor, top, worker};
 
 pub use crate::config::{CommandLine, Launch};
 pub use compare::Compare;
 pub use completions::Shell;
 pub use manual::Manual;
-pub use orders::Order;
+pub use orders::{Order, Shown};
 
 mod bench;
 mod compare;
@@ -36,6 +36,7 @@ mod exit;
 mod gather;
 mod manual;
 mod orders;
+mod watch;
 
 /// Exit code for bad usage and bad configuration.
 pub const BAD_INPUT: u8 = 2;
@@ -64,6 +65,8 @@ pub enum Command {
     Completions(Shell),
     /// Show or write manual pages.
     Manual(Manual),
+    /// Watch a running server on a terminal.
+    Top(top::Options),
     /// Be a worker of the supervisor that started this process.
     Worker,
     /// Be the admin endpoint of the supervisor that started this process.
@@ -129,6 +132,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::Order(order)) => orders::run(&order),
         Ok(Command::Completions(shell)) => completions::run(shell),
         Ok(Command::Manual(asked)) => manual::run(&asked),
+        Ok(Command::Top(options)) => orders::watch(&options),
         Ok(Command::Worker) => worker::run(),
         Ok(Command::Admin(options)) => admin::run(options),
         Ok(Command::Preflight(server)) => preflight::run(server.read()),
@@ -211,15 +215,19 @@ pub fn parse(
             let servers = [program].into_iter().chain(servers.flatten().cloned());
             Ok(Command::Preflight(self::typed(servers.collect())))
         }
+        Some((definition::TOP, typed)) => Ok(Command::Top(top::Options {
+            control: control(typed, environment)?,
+            every: typed
+                .get_one(definition::EVERY)
+                .copied()
+                .unwrap_or(config::TOP_INTERVAL),
+        })),
         Some((name, typed)) if let Some(request) = order(name, typed) => {
             Ok(Command::Order(Order {
                 request,
-                control: match typed.get_one::<PathBuf>(definition::CONTROL) {
-                    Some(path) => Some(path.clone()),
-                    None => orders::named_in(environment)?,
-                },
+                control: control(typed, environment)?,
                 timeout: typed.get_one(definition::TIMEOUT).copied(),
-                json: name == definition::STATUS && typed.get_flag(definition::JSON),
+                shown: shown(name, typed),
             }))
         }
         serve => {
@@ -251,6 +259,33 @@ fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
         definition::STATUS => Some(Request::Status),
         definition::STOP => Some(Request::Stop),
         _ => None,
+    }
+}
+
+/// The control socket that is named, if one is.
+fn control(
+    typed: &ArgMatches,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Option<PathBuf>, config::Error> {
+    match typed.get_one::<PathBuf>(definition::CONTROL) {
+        Some(path) => Ok(Some(path.clone())),
+        None => orders::named_in(environment),
+    }
+}
+
+/// How a status is to be shown.
+fn shown(name: &str, typed: &ArgMatches) -> Shown {
+    if name != definition::STATUS {
+        return Shown::default();
+    }
+    let limit = typed.get_one::<u32>(definition::LIMIT);
+    let limit = limit.and_then(|&limit| usize::try_from(limit).ok());
+    Shown {
+        json: typed.get_flag(definition::JSON),
+        watch: typed.get_one(definition::WATCH).copied(),
+        sockets: typed
+            .get_flag(definition::SOCKETS)
+            .then(|| limit.unwrap_or(config::STATUS_SOCKETS_LISTED)),
     }
 }
 
@@ -374,7 +409,11 @@ mod tests {
             request,
             control: None,
             timeout: None,
-            json: false,
+            shown: Shown::default(),
+        };
+        let status = |shown| Order {
+            shown,
+            ..order(Request::Status)
         };
         for (args, expected) in [
             (["reload"].as_slice(), order(Request::Reload)),
@@ -388,11 +427,26 @@ mod tests {
             ),
             (&["stop"], order(Request::Stop)),
             (
-                &["status", "--json"],
-                Order {
+                &["status", "--json", "--watch"],
+                status(Shown {
                     json: true,
-                    ..order(Request::Status)
-                },
+                    watch: Some(std::time::Duration::from_secs(1)),
+                    sockets: None,
+                }),
+            ),
+            (
+                &["status", "--watch", "500ms"],
+                status(Shown {
+                    watch: Some(std::time::Duration::from_millis(500)),
+                    ..Shown::default()
+                }),
+            ),
+            (
+                &["status", "--sockets", "--limit", "7"],
+                status(Shown {
+                    sockets: Some(7),
+                    ..Shown::default()
+                }),
             ),
             (
                 &["reload", "--timeout", "1m30s", "--control", "here"],

@@ -16,7 +16,15 @@ use crate::identity::{Generation, ReleaseId, SlotId};
 use crate::metrics::{CloseReason, Counter, RefusalCause};
 use crate::wire::Sandboxed;
 
+mod durations;
+pub(crate) mod figures;
+mod rates;
+mod sockets;
 mod text;
+
+pub use durations::{BOUNDS_MS, Durations};
+pub use rates::{Rate, Rates};
+pub use sockets::{ESTABLISHED, Entry, LISTEN, Owner, SocketStatus, Sockets};
 
 /// A whole server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +46,10 @@ pub struct Status {
     pub release: ReleaseId,
     /// Where it listens.
     pub addresses: Vec<String>,
+    /// How long planned operations took, by kind and by how they ended.
+    pub operations: Vec<OperationTimes>,
+    /// The one that ended last.
+    pub last_operation: Option<LastOperation>,
     /// Path of the control socket, if there is one.
     pub control: Option<String>,
     /// The admin endpoint, if there is one.
@@ -48,6 +60,21 @@ pub struct Status {
     pub totals: Totals,
     /// In order of their numbers.
     pub slots: Vec<SlotStatus>,
+}
+
+/// A status, and what whoever asked for it has added.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Look {
+    /// As the server has said it.
+    #[serde(flatten)]
+    pub status: Status,
+    /// What is on its ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<Sockets>,
+    /// Since the look before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rates: Option<Rates>,
 }
 
 /// The process that answers over HTTP, and load balancers.
@@ -64,6 +91,35 @@ pub struct AdminStatus {
     pub deaths: u64,
     /// How it has locked itself in; `None` until it has.
     pub sandbox: Option<Sandboxed>,
+}
+
+/// How long planned operations of one kind took that ended in one way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OperationTimes {
+    /// "restart", "upgrade" or "scale".
+    pub what: String,
+    /// "done" or "failed".
+    pub outcome: String,
+    /// From the request to the verdict.
+    #[serde(flatten)]
+    pub times: Durations,
+}
+
+/// The planned operation that ended last; one that was refused never began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LastOperation {
+    /// "restart", "upgrade", "scale to 6".
+    pub what: String,
+    /// "done" or "failed".
+    pub outcome: String,
+    /// Why it failed.
+    pub cause: Option<String>,
+    /// From the request to the verdict.
+    pub took_ms: u64,
+    /// How long ago it ended.
+    pub age_ms: u64,
 }
 
 /// All slots together.
@@ -141,6 +197,12 @@ pub struct SlotStatus {
     pub deaths: u64,
     /// The latest of them.
     pub last_death: Option<LastDeath>,
+    /// How long its workers took from the fork to Ready.
+    #[serde(skip_serializing_if = "Durations::is_empty")]
+    pub starts: Durations,
+    /// How long its workers took to hand over to their successors, however that ended.
+    #[serde(skip_serializing_if = "Durations::is_empty")]
+    pub handovers: Durations,
     /// The worker that is to take over.
     pub successor: Option<Neighbour>,
     /// The worker that has been relieved and still finishes.
@@ -157,6 +219,8 @@ pub struct AcceptQueueStatus {
     pub length: u64,
     /// How many may wait.
     pub limit: u64,
+    /// The inode of the listener's socket, by which it is found in the kernel's list; 0: unknown.
+    pub inode: u64,
 }
 
 /// Another worker of a slot, beside its main one.
@@ -216,7 +280,41 @@ impl Status {
     /// counted in the last line.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
-        text::lines(self)
+        let view = text::View {
+            status: self,
+            sockets: None,
+            rates: None,
+        };
+        text::lines(view, text::LINES)
+    }
+}
+
+impl Look {
+    /// The same with what was added, at most `height` lines of it, or all.
+    #[must_use]
+    pub fn lines(&self, height: Option<usize>) -> Vec<String> {
+        let view = text::View {
+            status: &self.status,
+            sockets: self.sockets.as_ref(),
+            rates: self.rates.as_ref(),
+        };
+        text::lines(view, height.unwrap_or(usize::MAX))
+    }
+
+    /// Of these lines those about the operation that ended last and the sockets.
+    pub(crate) fn context(&self) -> Vec<String> {
+        let last = self.status.last_operation.as_ref();
+        let last = last.filter(|_| self.status.operation.is_none());
+        let mut lines: Vec<String> = last.map(text::last_operation).into_iter().collect();
+        lines.extend(self.sockets.iter().flat_map(text::on_the_ports));
+        lines
+    }
+
+    /// Of these lines those about single slots.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let slots = self.status.slots.iter();
+        let notes = slots.flat_map(|slot| text::notes(slot, &self.status));
+        notes.collect()
     }
 }
 

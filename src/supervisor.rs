@@ -32,6 +32,7 @@ pub mod slot;
 pub mod snapshot;
 mod state;
 mod systemd;
+mod times;
 mod tokens;
 mod totals;
 mod upgrade;
@@ -63,6 +64,7 @@ use machine::{Event, Machine, Policy, ScaleTo, Verdict};
 use releases::{Release, Releases};
 use resources::SlotResources;
 use systemd::Systemd;
+use times::Times;
 use tokens::Source;
 use totals::Totals;
 
@@ -113,6 +115,7 @@ pub struct Supervisor {
     dropped: Totals,
     /// What load balancers are told.
     rotation: Rotation,
+    times: Times,
     next_serial: u64,
     /// Who waits for the operation that is under way.
     asking: RequestId,

@@ -153,7 +153,7 @@ fn help_is_for_narrow_terminals_and_names_everything() {
         assert!(long.contains(word), "{word}");
     }
     for name in [
-        "serve", "check", "client", "reload", "upgrade", "scale", "status", "stop",
+        "serve", "check", "client", "reload", "upgrade", "scale", "status", "top", "stop",
     ] {
         assert!(short.contains(&format!("  {name} ")), "{name}");
         let text = Run::new().args(&[name, "--help"]).stdout();

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
-use uppercased::status::{SlotStatus, Status};
+use uppercased::status::{Look, SlotStatus, Status};
 
 use support::{DEADLINE, Watched, in_background};
 
@@ -242,11 +242,16 @@ fn status_is_a_screen_for_people_and_a_line_for_machines() {
         serde_json::to_string(&status).unwrap()
     );
     let place = Place::new();
-    let server = place.server(1, &[&script, &script]);
+    // A person is told rates, too: from a second look.
+    let server = place.server(1, &[&script, &script, &script]);
     let outcome = place.run(&["status"]);
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
-    let expected: Vec<String> = status.lines();
-    assert_eq!(outcome.stdout.lines().collect::<Vec<_>>(), expected);
+    for line in status.lines() {
+        assert!(
+            outcome.stdout.lines().any(|shown| shown == line),
+            "{line}: {outcome:?}"
+        );
+    }
 
     let outcome = place.run(&["status", "--json"]);
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
@@ -254,6 +259,65 @@ fn status_is_a_screen_for_people_and_a_line_for_machines() {
     let read: Status = serde_json::from_str(&outcome.stdout).unwrap();
     assert_eq!(read, status);
     server.ended.join().unwrap();
+}
+
+#[test]
+fn watching_ends_with_the_server_and_compares_no_two_instances() {
+    let status = |pid: u32, uptime_ms: u64, accepted: u64| {
+        let mut status = Status {
+            pid,
+            uptime_ms,
+            slots: vec![SlotStatus::default()],
+            ..Status::default()
+        };
+        status.slots[0].traffic.accepted = accepted;
+        status.sum_up();
+        let status = serde_json::to_string(&status).unwrap();
+        format!("{{\"status\":{status}}}\n")
+    };
+    let scripts = [
+        status(7, 1000, 10),
+        status(7, 3000, 14),
+        status(8, 9000, 1),
+        String::new(),
+    ];
+    let scripts: Vec<&str> = scripts.iter().map(String::as_str).collect();
+    let place = Place::new();
+    let server = place.server(1, &scripts);
+    let outcome = place.run(&["status", "--watch", "100ms", "--json"]);
+    server.ended.join().unwrap();
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(
+        outcome.stderr.contains("does not answer any more"),
+        "{outcome:?}"
+    );
+    let looks: Vec<Look> = outcome
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let rates: Vec<Option<f64>> = looks
+        .iter()
+        .map(|look| look.rates.as_ref().map(|rates| rates.totals.accepted))
+        .collect();
+    // Over the two seconds that passed for the server, not the tenth that passed here.
+    assert_eq!(rates, [None, Some(2.0), None]);
+
+    let server = place.server(2, &[&scripts[0], &scripts[1], ""]);
+    let path = server.path.to_str().unwrap();
+    let outcome = place.run(&["status", "--watch=100ms", "--control", path]);
+    server.ended.join().unwrap();
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    let blocks: Vec<&str> = outcome.stdout.split("\n\n").collect();
+    assert_eq!(blocks.len(), 2, "{outcome:?}");
+    assert!(!outcome.stdout.contains('\x1b'), "{outcome:?}");
+    assert!(
+        blocks[1].contains("in 2s        2.0 taken/s"),
+        "{outcome:?}"
+    );
+    // Nobody was there from the start.
+    fs::remove_file(&server.path).unwrap();
+    place.complaint(&["status", "--watch", "--control", path]);
 }
 
 #[test]

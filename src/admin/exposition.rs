@@ -16,7 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::answer::unready;
 use crate::metrics::{Counter, TurnClass};
-use crate::status::{AcceptQueueStatus, SlotStatus, Status, Traffic};
+use crate::status::{AcceptQueueStatus, Durations, SlotStatus, Status, Traffic};
 
 /// What the `slot` label of slots that are no more says, all of them together.
 const GONE: &str = "gone";
@@ -61,6 +61,7 @@ impl Collector for Snapshot {
         family(encoder, "uptime", help, Some(&Unit::Seconds), vec![uptime])?;
         self.slots(encoder)?;
         self.turns(encoder)?;
+        self.durations(encoder)?;
         self.counters(encoder)?;
         let by_code = answered
             .iter()
@@ -125,6 +126,31 @@ impl Snapshot {
                 .encode_histogram::<NoLabelSet>(busy, turns, &buckets, None)?;
         }
         Ok(())
+    }
+
+    /// How long planned things take: starts of workers, handovers, whole operations.
+    fn durations(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let of_each = |times: fn(&SlotStatus) -> &Durations| {
+            let slots = self.status.slots.iter();
+            slots.map(|it| (of_slot(it), times(it))).collect()
+        };
+        let help = "From the fork of a worker until it is ready.";
+        let starts = of_each(|slot| &slot.starts);
+        histograms(encoder, "worker_start_duration_seconds", help, starts)?;
+        let help = "From the order to a worker to hand over until that ended, in whatever way.";
+        let handovers = of_each(|slot| &slot.handovers);
+        histograms(encoder, "handover_duration_seconds", help, handovers)?;
+        let operations = self.status.operations.iter().map(|it| {
+            let labels = vec![("what", it.what.clone()), ("outcome", it.outcome.clone())];
+            (labels, &it.times)
+        });
+        let help = "From the request for a planned operation to its verdict.";
+        histograms(
+            encoder,
+            "operation_duration_seconds",
+            help,
+            operations.collect(),
+        )
     }
 
     fn of_each_queue(
@@ -207,6 +233,28 @@ fn family<M: EncodeMetric>(
     Ok(())
 }
 
+/// A family of histograms; left out without a sample, like any other.
+fn histograms(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    samples: Vec<(Labels, &Durations)>,
+) -> Result<(), fmt::Error> {
+    if samples.is_empty() {
+        return Ok(());
+    }
+    // No unit beside the name: not every parser allows one of a histogram.
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    for (labels, times) in samples {
+        let cells: Vec<(f64, u64)> = times.cells().collect();
+        let sum = Duration::from_micros(times.sum_us).as_secs_f64();
+        family
+            .encode_family(&labels)?
+            .encode_histogram::<NoLabelSet>(sum, times.count, &cells, None)?;
+    }
+    Ok(())
+}
+
 fn counted(labels: Labels, count: u64) -> (Labels, ConstCounter<u64>) {
     (labels, ConstCounter::new(count))
 }
@@ -227,6 +275,7 @@ fn in_seconds(labels: Labels, ms: u64) -> (Labels, ConstGauge<f64>) {
 mod tests {
     use super::*;
     use crate::identity::SlotId;
+    use crate::status::OperationTimes;
 
     fn slot(number: u16, traffic: Traffic) -> SlotStatus {
         SlotStatus {
@@ -364,6 +413,34 @@ mod tests {
             let in_histogram = matches!(one, Counter::BusyNs | Counter::Took(_));
             assert!(in_histogram || has(one.name().0), "{one:?}\n{table}");
         }
+    }
+
+    #[test]
+    fn times_are_histograms() {
+        let mut times = Durations::default();
+        for ms in [3, 4, 700] {
+            times.note(Duration::from_millis(ms));
+        }
+        let mut status = Status {
+            slots: vec![slot(0, Traffic::default())],
+            operations: vec![OperationTimes {
+                what: "restart".to_owned(),
+                outcome: "failed".to_owned(),
+                times: times.clone(),
+            }],
+            ..Status::default()
+        };
+        status.slots[0].starts = times;
+        let text = write(&status, &[]).unwrap();
+        let has = |line: &str| assert!(text.lines().any(|it| it == line), "{line}\n{text}");
+        has("uppercased_worker_start_duration_seconds_bucket{le=\"0.005\",slot=\"0\"} 2");
+        has("uppercased_worker_start_duration_seconds_bucket{le=\"+Inf\",slot=\"0\"} 3");
+        has("uppercased_worker_start_duration_seconds_sum{slot=\"0\"} 0.707");
+        has("uppercased_handover_duration_seconds_count{slot=\"0\"} 0");
+        let labels = "what=\"restart\",outcome=\"failed\"";
+        has(&format!(
+            "uppercased_operation_duration_seconds_count{{{labels}}} 3"
+        ));
     }
 
     #[test]

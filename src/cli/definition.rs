@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
 
 use super::{Error, completions, exit, manual};
-use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting};
+use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting, TOP_INTERVAL, WATCH_INTERVAL_MIN};
 use crate::control::Rotation;
 use crate::proxy_header::Version;
 
@@ -33,6 +33,8 @@ pub(super) const SCALE: &str = "scale";
 pub(super) const ROTATION: &str = "rotation";
 pub(super) const STATUS: &str = "status";
 pub(super) const STOP: &str = "stop";
+/// Watch a running server on a terminal.
+pub(super) const TOP: &str = "top";
 /// The role in which the supervisor starts its workers.
 pub(super) const WORKER: &str = "worker";
 /// The role in which the supervisor shows health and metrics.
@@ -63,6 +65,14 @@ pub(super) const WORKERS: &str = "workers";
 pub(super) const TO: &str = "to";
 /// `status`: for machines.
 pub(super) const JSON: &str = "json";
+/// `status`: again and again.
+pub(super) const WATCH: &str = "watch";
+/// `status`: each socket on the ports.
+pub(super) const SOCKETS: &str = "sockets";
+/// `top`: how often.
+pub(super) const EVERY: &str = "every";
+/// `status --sockets`: how many of them.
+pub(super) const LIMIT: &str = "limit";
 /// `preflight`: the arguments of the server that may become this program.
 pub(super) const SERVER_ARGS: &str = "args";
 
@@ -115,6 +125,7 @@ pub(super) fn command() -> Command {
         .subcommand(scale())
         .subcommand(rotation())
         .subcommand(status())
+        .subcommand(top())
         .subcommand(stop())
         .subcommand(completions::command())
         .subcommand(
@@ -285,12 +296,60 @@ fn rotation() -> Command {
 
 fn status() -> Command {
     order(STATUS, "Show workers, connections and what is under way")
-        .after_help("Examples:\n  uppercased status\n  uppercased status --json | jq .totals")
+        .after_help(
+            "Examples:\n  uppercased status --watch 2s\n  \
+             uppercased status --json | jq .totals\n  \
+             uppercased status --sockets | grep TIME_WAIT",
+        )
         .arg(
             Arg::new(JSON)
                 .long(JSON)
                 .action(ArgAction::SetTrue)
                 .help("Everything, exactly, as one line of JSON"),
+        )
+        .arg(
+            Arg::new(WATCH)
+                .long(WATCH)
+                .value_name("INTERVAL")
+                .num_args(0..=1)
+                .default_missing_value("1s")
+                .value_parser(interval)
+                .help("Again and again, with rates, until Ctrl-C [every 1s]"),
+        )
+        .arg(
+            Arg::new(SOCKETS)
+                .long(SOCKETS)
+                .action(ArgAction::SetTrue)
+                .conflicts_with(WATCH)
+                .help("Each TCP socket on the server's ports, a line each"),
+        )
+        .arg(
+            Arg::new(LIMIT)
+                .long(LIMIT)
+                .value_name("N")
+                .requires(SOCKETS)
+                .value_parser(clap::value_parser!(u32).range(1..))
+                .help("List at most so many sockets, listeners first [default: 1000]"),
+        )
+}
+
+fn top() -> Command {
+    Command::new(TOP)
+        .about("Watch a running server on this terminal, give it orders by key")
+        .after_help(
+            "Reload, upgrade and scale ask before they do anything. Colours are left out where\n\
+             NO_COLOR is set.\n\nExample:\n  uppercased top --every 500ms",
+        )
+        .arg(control())
+        .arg(
+            Arg::new(EVERY)
+                .long(EVERY)
+                .value_name("INTERVAL")
+                .value_parser(interval)
+                .help(format!(
+                    "From one look to the next [default: {}s]",
+                    TOP_INTERVAL.as_secs()
+                )),
         )
 }
 
@@ -301,25 +360,25 @@ fn stop() -> Command {
 
 /// A command for a running server.
 fn order(name: &'static str, about: &'static str) -> Command {
-    Command::new(name)
-        .about(about)
-        .arg(
-            Arg::new(CONTROL)
-                .long(CONTROL)
-                .value_name("PATH")
-                .value_parser(PathBufValueParser::new())
-                .help("Control socket of the server [default: the only one that runs]")
-                .long_help(
-                    "Control socket of the server, named by UPPERCASED_CONTROL otherwise. Without \
-                     either, the one server whose socket is in the runtime directory.",
-                ),
-        )
-        .arg(
-            Arg::new(TIMEOUT)
-                .long(TIMEOUT)
-                .value_name("TIME")
-                .value_parser(time)
-                .help("Wait no longer than this for the verdict [default: no limit]"),
+    Command::new(name).about(about).arg(control()).arg(
+        Arg::new(TIMEOUT)
+            .long(TIMEOUT)
+            .value_name("TIME")
+            .value_parser(time)
+            .help("Wait no longer than this for the verdict [default: no limit]"),
+    )
+}
+
+/// The flag that names a server.
+fn control() -> Arg {
+    Arg::new(CONTROL)
+        .long(CONTROL)
+        .value_name("PATH")
+        .value_parser(PathBufValueParser::new())
+        .help("Control socket of the server [default: the only one that runs]")
+        .long_help(
+            "Control socket of the server, named by UPPERCASED_CONTROL otherwise. Without \
+             either, the one server whose socket is in the runtime directory.",
         )
 }
 
@@ -329,6 +388,17 @@ fn time(text: &str) -> Result<Duration, String> {
         Ok(span) if !span.is_zero() => Ok(span),
         _ => Err("write a time with its unit, for example 30s".to_owned()),
     }
+}
+
+/// A length of time in which a screen can be read, and a server looked at.
+fn interval(text: &str) -> Result<Duration, String> {
+    time(text).and_then(|interval| {
+        if interval < WATCH_INTERVAL_MIN {
+            let least = WATCH_INTERVAL_MIN.as_millis();
+            return Err(format!("the shortest interval is {least}ms"));
+        }
+        Ok(interval)
+    })
 }
 
 /// The list of signals, a line each.
@@ -404,6 +474,8 @@ mod tests {
             STOP,
             completions::COMPLETIONS,
             manual::MAN,
+            ROTATION,
+            TOP,
         ] {
             let sub = whole.find_subcommand_mut(name).unwrap();
             let text = sub.render_help().to_string();

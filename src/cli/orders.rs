@@ -12,12 +12,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{BAD_INPUT, complain, in_one_line, print};
+use super::{BAD_INPUT, complain, in_one_line, print, watch};
 use crate::config::{self, Control, Setting};
 use crate::control::client::{self, Conversation, Error as AskError, Found};
 use crate::control::place::{Candidate, Surroundings};
 use crate::control::{Done, Reply, Request};
-use crate::status::Status;
+use crate::top;
 
 /// What a running server is asked for, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,13 +28,24 @@ pub struct Order {
     pub control: Option<PathBuf>,
     /// How long the verdict may take; `None`: as long as it takes.
     pub timeout: Option<Duration>,
-    /// Whether a status is for a machine.
+    /// How a status is shown.
+    pub shown: Shown,
+}
+
+/// How a status is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// For a machine.
     pub json: bool,
+    /// Again and again, so often.
+    pub watch: Option<Duration>,
+    /// Each socket on the ports, so many of them at most.
+    pub sockets: Option<usize>,
 }
 
 /// Why there is no verdict.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(super) enum Error {
     #[error(
         "no running server found in {}{barred}; name its socket with --control",
         joined(places)
@@ -53,7 +64,7 @@ enum Error {
 
 /// Places that could not be looked at.
 #[derive(Debug)]
-struct Barred(Vec<(PathBuf, io::Error)>);
+pub(super) struct Barred(Vec<(PathBuf, io::Error)>);
 
 /// How long each of several servers has to say where it listens.
 const ADDRESSES_TIMEOUT: Duration = Duration::from_secs(1);
@@ -65,6 +76,21 @@ pub(super) fn run(order: &Order) -> ExitCode {
         Err(error) => {
             complain(&error.to_string());
             ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Shows a server on this terminal.
+pub(super) fn watch(options: &top::Options) -> ExitCode {
+    let find = || the_only_one().map_err(|error| error.to_string());
+    match top::run(options, &find) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&error.to_string());
+            match error {
+                top::Error::NoTerminal | top::Error::NoServer(_) => ExitCode::from(BAD_INPUT),
+                top::Error::System(_) => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -94,12 +120,13 @@ fn carry_out(order: &Order) -> Result<ExitCode, Error> {
         Some(path) => path.clone(),
         None => the_only_one()?,
     };
-    if order.request == Request::Stop {
-        return stop(&path, order.timeout);
+    match order.request {
+        Request::Stop => return stop(&path, order.timeout),
+        Request::Status => return watch::status(&path, order.shown, order.timeout),
+        Request::Reload | Request::Upgrade | Request::Scale { .. } | Request::Rotation { .. } => {}
     }
     let reply = client::ask(&path, &order.request, order.timeout, tell)?;
     match (reply, &order.request) {
-        (Reply::Status(status), Request::Status) => Ok(print(&shown(&status, order.json)?)),
         (Reply::Done(done), request) => {
             let line = verdict(request, &done).ok_or(Error::OffTopic)?;
             Ok(print(&format!("{line}\n")))
@@ -140,7 +167,7 @@ fn tell(progress: &str) {
     let _ = writeln!(io::stderr(), "{}", in_one_line(progress));
 }
 
-fn negative(how: &str, cause: &str) -> ExitCode {
+pub(super) fn negative(how: &str, cause: &str) -> ExitCode {
     let _ = print(&format!("{how}: {}\n", in_one_line(cause)));
     ExitCode::FAILURE
 }
@@ -167,15 +194,6 @@ fn verdict(request: &Request, done: &Done) -> Option<String> {
         Request::Rotation { to } => Some(format!("rotation: {}", to.name())),
         Request::Status | Request::Stop => None,
     }
-}
-
-fn shown(status: &Status, json: bool) -> Result<String, Error> {
-    if json {
-        let line =
-            serde_json::to_string(status).map_err(|error| AskError::Nonsense(error.into()))?;
-        return Ok(line + "\n");
-    }
-    Ok(status.lines().into_iter().map(|line| line + "\n").collect())
 }
 
 /// The socket of the one server that runs.

@@ -128,6 +128,23 @@ pub const AGENT_SMOOTHING: Duration = Duration::from_secs(10);
 /// A queue that nobody serves for so long makes the whole server one to keep away from. A worker's
 /// death is over sooner, by its successor or by a sibling that serves its queue.
 pub const AGENT_DOWN_AFTER: Duration = Duration::from_secs(2);
+/// The shortest interval of `status --watch`: the supervisor is there for its workers.
+pub const WATCH_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// How long `status` looks to know how fast everything goes.
+pub const STATUS_RATES_SPAN: Duration = Duration::from_millis(250);
+
+/// How long `status --watch` and `top` wait for one answer.
+pub const WATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From one look of `top` to the next where nobody names a time.
+pub const TOP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long `top` waits for room in the queue of a control socket; its keys wait with it.
+pub const TOP_CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Sockets that `status --sockets` lists where nobody names a number.
+pub const STATUS_SOCKETS_LISTED: usize = 1000;
 
 /// The largest configuration file that is read, in bytes; `--config /dev/zero` must end.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;

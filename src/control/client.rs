@@ -8,7 +8,7 @@
 //! somebody answers at a socket.
 
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +27,15 @@ pub struct Conversation {
     stream: UnixStream,
     incoming: Incoming,
     deadline: Option<Tick>,
+}
+
+/// What came at once.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// Complete ones.
+    pub replies: Vec<Reply>,
+    /// Whether nothing more will come.
+    pub ended: bool,
 }
 
 /// Why there is no answer.
@@ -122,26 +131,55 @@ impl Conversation {
         }
     }
 
+    /// What has come, for whoever waits by `poll`: reads once, so there must be something to read.
+    ///
+    /// # Errors
+    /// [`Error::Nonsense`], [`Error::System`].
+    pub fn read_ready(&mut self) -> Result<Heard, Error> {
+        let mut heard = Heard {
+            ended: self.read_once()?,
+            ..Heard::default()
+        };
+        while let Some(line) = self.incoming.line() {
+            heard.replies.push(Reply::decode(&line)?);
+        }
+        Ok(heard)
+    }
+
+    /// Whether the connection has ended.
+    fn read_once(&mut self) -> Result<bool, Error> {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => return Ok(true),
+            Ok(count) => self.incoming.take(&chunk[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if is_end(&error) => return Ok(true),
+            Err(error) => return Err(failed(error)),
+        }
+        Ok(false)
+    }
+
     /// The next reply; `None` at the end of the connection.
     ///
     /// # Errors
     /// Any but [`Error::Unreachable`].
     pub fn next_reply(&mut self) -> Result<Option<Reply>, Error> {
-        let mut chunk = vec![0; CHUNK_BYTES];
         loop {
             if let Some(line) = self.incoming.line() {
                 return Ok(Some(Reply::decode(&line)?));
             }
             let limit = left(self.deadline)?;
             self.stream.set_read_timeout(limit).map_err(Error::System)?;
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return Ok(None),
-                Ok(count) => self.incoming.take(&chunk[..count])?,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if is_end(&error) => return Ok(None),
-                Err(error) => return Err(failed(error)),
+            if self.read_once()? {
+                return Ok(None);
             }
         }
+    }
+}
+
+impl AsFd for Conversation {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 

@@ -1,51 +1,83 @@
 //! A server's status as a screen for people.
 //!
-//! Invariants: no line is wider than [`COLUMNS`], no screen longer than [`LINES`], whatever the
+//! Invariants: no line is wider than [`COLUMNS`], no screen longer than was asked for, whatever the
 //! numbers and texts are; what is left out is counted; without colour it says the same. Whatever a
 //! text contains, it can neither end its line nor move the cursor.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::{LastDeath, Neighbour, SlotStatus, Status};
+use super::figures::{age, cut, per_second, percent, short};
+use super::{
+    AcceptQueueStatus, AdminStatus, LastDeath, LastOperation, Neighbour, Rate, Rates, SlotStatus,
+    SocketStatus, Sockets, Status,
+};
 
 /// What a terminal has at least.
-const COLUMNS: usize = 80;
-const LINES: usize = 24;
-/// Slots in the table.
-const ROWS_MAX: usize = 16;
+pub(super) const COLUMNS: usize = 80;
+pub(super) const LINES: usize = 24;
 /// Slots whose shares fit into a line; of more the table must do.
 const SHARES_MAX: usize = 6;
+/// Listeners of others that have a line each.
+const OTHERS_MAX: usize = 3;
 const STATE_COLUMNS: usize = 12;
 const SERVING: &str = "serving";
 
-const HEADING: &str =
-    "slot     pid   gen   rel state          age  open taken moved    in   out  died";
+const TOTALS_HEADING: &str =
+    "slot     pid   gen state          age  open queue taken moved    in   out  died";
+const RATES_HEADING: &str =
+    "slot     pid   gen state          age  open queue acc/s msg/s  in/s  busy  died";
 
-/// The screen, line by line.
-pub(super) fn lines(status: &Status) -> Vec<String> {
-    let mut lines = head(status);
-    lines.push(HEADING.to_owned());
+/// All that there is to show.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View<'a> {
+    pub(super) status: &'a Status,
+    /// If somebody has looked.
+    pub(super) sockets: Option<&'a Sockets>,
+    /// If there was an earlier look.
+    pub(super) rates: Option<&'a Rates>,
+}
+
+/// The screen, line by line, at most `height` of them.
+pub(super) fn lines(view: View<'_>, height: usize) -> Vec<String> {
+    let slots = &view.status.slots;
+    let mut lines = head(view);
+    lines.push(heading(view.rates).to_owned());
     // A line is kept for what there is no room for.
-    let rows = ROWS_MAX.min(LINES - 1 - lines.len());
-    lines.extend(status.slots.iter().take(rows).map(row));
-    let notes: Vec<String> = status.slots.iter().flat_map(notes).collect();
-    let hidden = status.slots.get(rows..).unwrap_or_default();
+    let rows = height.saturating_sub(lines.len() + 1);
+    lines.extend(slots.iter().take(rows).map(|slot| row(slot, view.rates)));
+    let notes: Vec<String> = slots
+        .iter()
+        .flat_map(|slot| notes(slot, view.status))
+        .collect();
+    let hidden = slots.get(rows..).unwrap_or_default();
 
-    let room = LINES - lines.len();
+    let room = height.saturating_sub(lines.len());
     if hidden.is_empty() && notes.len() <= room {
         lines.extend(notes);
     } else {
-        let shown = notes.len().min(room - 1);
+        let shown = notes.len().min(room.saturating_sub(1));
         let more = more(hidden, notes.len() - shown);
         lines.extend(notes.into_iter().take(shown));
         lines.push(more);
     }
+    lines.truncate(height);
     lines.iter().map(|line| cut(line, COLUMNS)).collect()
 }
 
-/// At most ten lines, and at most nine of many slots.
-fn head(status: &Status) -> Vec<String> {
+const fn heading(rates: Option<&Rates>) -> &'static str {
+    match rates {
+        Some(_) => RATES_HEADING,
+        None => TOTALS_HEADING,
+    }
+}
+
+fn head(view: View<'_>) -> Vec<String> {
+    let View {
+        status,
+        sockets,
+        rates,
+    } = view;
     let mut lines = vec![
         format!(
             "uppercased {}, pid {}: {} for {}, release {}",
@@ -65,8 +97,11 @@ fn head(status: &Status) -> Vec<String> {
             "rotation     {word}: new clients are sent elsewhere"
         ));
     }
-    if let Some(operation) = &status.operation {
-        lines.push(format!("operation    {operation}"));
+    lines.extend(status.admin.as_ref().map(admin));
+    match (&status.operation, &status.last_operation) {
+        (Some(under_way), _) => lines.push(format!("operation    {under_way}")),
+        (None, Some(last)) => lines.push(last_operation(last)),
+        (None, None) => {}
     }
     lines.extend(sandbox(&status.slots));
     let traffic = &status.totals.traffic;
@@ -79,16 +114,115 @@ fn head(status: &Status) -> Vec<String> {
         short(traffic.bytes_out),
         short(status.totals.deaths),
     ));
+    lines.extend(rates.map(totals_rate));
     if !traffic.closed.is_empty() {
         lines.push(format!("closed       {}", by_frequency(&traffic.closed)));
     }
     if !traffic.refused.is_empty() {
         lines.push(format!("refused      {}", by_frequency(&traffic.refused)));
     }
+    lines.extend(queues(&status.slots));
     if (2..=SHARES_MAX).contains(&status.slots.len()) {
         lines.push(shares(&status.slots));
     }
+    lines.extend(sockets.into_iter().flat_map(on_the_ports));
     lines
+}
+
+fn admin(admin: &AdminStatus) -> String {
+    let state = admin
+        .pid
+        .map_or_else(|| "no process now".to_owned(), |pid| format!("pid {pid}"));
+    let died = short(admin.deaths);
+    let http = Some(admin.address.clone()).filter(|address| !address.is_empty());
+    let agent = admin.agent.as_ref().map(|agent| format!("agent {agent}"));
+    let places: Vec<String> = http.into_iter().chain(agent).collect();
+    format!("admin        {}, {state}, {died} died", places.join(", "))
+}
+
+pub(super) fn last_operation(last: &LastOperation) -> String {
+    let cause = last.cause.as_deref();
+    let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
+    format!(
+        "last         {} {} {} ago, took {}{cause}",
+        last.what,
+        last.outcome,
+        age(last.age_ms),
+        age(last.took_ms)
+    )
+}
+
+fn totals_rate(rates: &Rates) -> String {
+    let Rate {
+        accepted,
+        messages,
+        bytes_in,
+        bytes_out,
+        busy,
+    } = rates.totals;
+    format!(
+        "in {:<9} {} taken/s, {} messages/s; {}B/s in, {}B/s out; {} busy",
+        age(rates.span_ms),
+        per_second(accepted),
+        per_second(messages),
+        per_second(bytes_in),
+        per_second(bytes_out),
+        cut(&format!("{busy:.2}"), 5),
+    )
+}
+
+/// Who waits to be accepted, if the kernel has said so.
+fn queues(slots: &[SlotStatus]) -> Option<String> {
+    let queues = slots.iter().flat_map(|slot| &slot.accept_queues);
+    let limit = queues.clone().map(|queue| queue.limit).min()?;
+    let waiting: u64 = queues.clone().map(|queue| queue.length).sum();
+    let full = queues.filter(|queue| is_full(queue)).count();
+    let full = match full {
+        0 => String::new(),
+        _ => format!("; {full} full"),
+    };
+    let waiting = short(waiting);
+    let limit = short(limit);
+    Some(format!(
+        "queues       {waiting} wait to be accepted, room for {limit} in each queue{full}"
+    ))
+}
+
+/// The kernel lets one more in than it says.
+const fn is_full(queue: &AcceptQueueStatus) -> bool {
+    queue.length > queue.limit
+}
+
+/// What is on the server's ports, also of others.
+pub(super) fn on_the_ports(sockets: &Sockets) -> Vec<String> {
+    if let Some(why) = &sockets.unknown {
+        return vec![format!("sockets      unknown: {why}")];
+    }
+    let mut line = format!("sockets      {}", by_frequency(&sockets.states));
+    if sockets.unaccepted > 0 {
+        let _ = write!(line, "; {} not accepted yet", short(sockets.unaccepted));
+    }
+    let mut lines = vec![line];
+    if !sockets.local_clients.is_empty() {
+        let clients = by_frequency(&sockets.local_clients);
+        lines.push(format!("clients here {clients}"));
+    }
+    let others = sockets.others.iter().take(OTHERS_MAX);
+    lines.extend(others.map(|other| format!("listens too  {}", stranger(other))));
+    let untold = sockets.others.len().saturating_sub(OTHERS_MAX) as u64;
+    let untold = untold.saturating_add(sockets.others_untold);
+    if untold > 0 {
+        lines.push(format!("listens too  {untold} more; see status --sockets"));
+    }
+    lines
+}
+
+fn stranger(other: &SocketStatus) -> String {
+    let program = other.owner.program.as_deref().unwrap_or("?");
+    match other.owner.pid {
+        Some(pid) => format!("pid {pid} ({program}) on {}", other.local),
+        None => format!("a process that you may not look into, on {}", other.local),
+    }
 }
 
 /// What happened how often; the most frequent first, for the end of a long list is cut.
@@ -142,7 +276,7 @@ fn shares(slots: &[SlotStatus]) -> String {
     line
 }
 
-fn row(slot: &SlotStatus) -> String {
+fn row(slot: &SlotStatus, rates: Option<&Rates>) -> String {
     let traffic = &slot.traffic;
     let mut line = format!("{:>4}", slot.slot.0);
     let pid = slot
@@ -151,30 +285,54 @@ fn row(slot: &SlotStatus) -> String {
     // Writing to a text cannot fail.
     let _ = write!(
         line,
-        " {:>7} {:>5} {:>5} {:<STATE_COLUMNS$} {:>5}",
+        " {:>7} {:>5} {:<STATE_COLUMNS$} {:>5}",
         cut(&pid, 7),
         short(slot.generation.0.into()),
-        short(slot.release.0.into()),
         cut(&slot.state, STATE_COLUMNS),
         age(slot.age_ms),
     );
-    for number in [
-        traffic.open,
-        traffic.accepted,
-        traffic.moved_in,
-        traffic.bytes_in,
-        traffic.bytes_out,
-        slot.deaths,
-    ] {
-        let _ = write!(line, " {:>5}", short(number));
+    let waiting = slot.accept_queues.iter().map(|queue| queue.length).sum();
+    let mut numbers = vec![short(traffic.open), short(waiting)];
+    match rates {
+        None => numbers.extend([
+            short(traffic.accepted),
+            short(traffic.moved_in),
+            short(traffic.bytes_in),
+            short(traffic.bytes_out),
+        ]),
+        Some(rates) => numbers.extend(rate_cells(rates.slots.get(&slot.slot))),
+    }
+    numbers.push(short(slot.deaths));
+    for number in numbers {
+        let _ = write!(line, " {number:>5}");
     }
     line
 }
 
+/// Accepted, messages, bytes in, busy; dashes where there was nothing to compare with.
+fn rate_cells(rate: Option<&Rate>) -> [String; 4] {
+    match rate {
+        None => ["-"; 4].map(str::to_owned),
+        Some(rate) => [
+            per_second(rate.accepted),
+            per_second(rate.messages),
+            per_second(rate.bytes_in),
+            percent(rate.busy),
+        ],
+    }
+}
+
 /// What does not fit into a slot's row.
-fn notes(slot: &SlotStatus) -> Vec<String> {
+pub(super) fn notes(slot: &SlotStatus, status: &Status) -> Vec<String> {
     let mut notes = Vec::new();
     let mut note = |what: String| notes.push(format!("slot {}: {what}", slot.slot));
+    if slot.release != status.release {
+        note(format!("it runs release {}", slot.release));
+    }
+    for queue in slot.accept_queues.iter().filter(|queue| is_full(queue)) {
+        let AcceptQueueStatus { address, limit, .. } = queue;
+        note(format!("the accept queue of {address} is full ({limit})"));
+    }
     if let Some(to) = slot.lent_to {
         note(format!("its queue is lent to slot {to}"));
     } else if slot.queue == "unserved" {
@@ -234,61 +392,11 @@ fn more(hidden: &[SlotStatus], notes: usize) -> String {
     format!("â€¦ {}; see status --json", parts.join("; "))
 }
 
-/// At most five characters, three digits of them exact and never rounded up.
-fn short(number: u64) -> String {
-    const UNITS: [char; 6] = ['k', 'M', 'G', 'T', 'P', 'E'];
-    if number < 10_000 {
-        return number.to_string();
-    }
-    let mut scale = 1000;
-    let mut units = UNITS.iter().peekable();
-    let mut unit = units.next().unwrap_or(&' ');
-    while number / scale >= 1000
-        && let Some(next) = units.next()
-    {
-        scale *= 1000;
-        unit = next;
-    }
-    let (whole, thousandths) = (number / scale, number % scale / (scale / 1000));
-    match whole {
-        0..10 => format!("{whole}.{:02}{unit}", thousandths / 10),
-        10..100 => format!("{whole}.{}{unit}", thousandths / 100),
-        _ => format!("{whole}{unit}"),
-    }
-}
-
-/// A length of time in at most five characters.
-fn age(ms: u64) -> String {
-    const SECOND: u64 = 1000;
-    const MINUTE: u64 = 60 * SECOND;
-    const HOUR: u64 = 60 * MINUTE;
-    const DAY: u64 = 24 * HOUR;
-    // Two units of the smaller kind still say more than one of the larger.
-    match ms {
-        0..SECOND => format!("{ms}ms"),
-        SECOND..MINUTE => format!("{}s", ms / SECOND),
-        MINUTE..HOUR => format!("{}m", ms / MINUTE),
-        HOUR..DAY => format!("{}h", ms / HOUR),
-        _ => format!("{}d", (ms / DAY).min(9999)),
-    }
-}
-
-/// `text` in at most `columns` characters, the last of them `â€¦` if something is missing.
-fn cut(text: &str, columns: usize) -> String {
-    let mut letters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut shown: String = letters.by_ref().take(columns).collect();
-    if letters.next().is_some() {
-        shown.pop();
-        shown.push('â€¦');
-    }
-    shown
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::Traffic;
+    use super::super::{Durations, Traffic};
     use super::*;
     use crate::identity::{Generation, ReleaseId, SlotId};
     use crate::wire::Sandboxed;
@@ -352,9 +460,9 @@ control      /run/uppercased/4711.sock
 connections  2400 open, 2.46M taken, 200 moved; 2.00TB in, 1.99TB out; 0 died
 closed       2.46M peer_closed
 shares       taken 50 50 %; open 50 50 %
-slot     pid   gen   rel state          age  open taken moved    in   out  died
-   0    4712     3     2 serving        12m  1200 1.23M   100 1.00T  999G     0
-   1    4713     3     2 serving        12m  1200 1.23M   100 1.00T  999G     0";
+slot     pid   gen state          age  open queue taken moved    in   out  died
+   0    4712     3 serving        12m  1200     0 1.23M   100 1.00T  999G     0
+   1    4713     3 serving        12m  1200     0 1.23M   100 1.00T  999G     0";
         assert_eq!(screen(&status(2)), expected);
     }
 
@@ -402,15 +510,114 @@ connections  3600 open, 3.70M taken, 300 moved; 3.00TB in, 2.99TB out; 7 died
 closed       3.69M peer_closed
 refused      12.3k denied
 shares       taken 33 33 33 %; open 33 33 33 %
-slot     pid   gen   rel state          age  open taken moved    in   out  died
-   0    4712     3     2 serving        12m  1200 1.23M   100 1.00T  999G     0
-   1    4713     3     2 serving        12m  1200 1.23M   100 1.00T  999G     0
-   2       -     3     2 backing off  312ms  1200 1.23M   100 1.00T  999G     7
+slot     pid   gen state          age  open queue taken moved    in   out  died
+   0    4712     3 serving        12m  1200     0 1.23M   100 1.00T  999G     0
+   1    4713     3 serving        12m  1200     0 1.23M   100 1.00T  999G     0
+   2       -     3 backing off  312ms  1200     0 1.23M   100 1.00T  999G     7
 slot 0: successor generation 4, pid 4800, release 3: starting, 0 open
 slot 1: predecessor generation 2, release 1: handing over, 12.3k open
 slot 2: its queue is lent to slot 0
 slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open fâ€¦";
         assert_eq!(screen(&status), expected);
+    }
+
+    #[test]
+    fn with_rates_and_sockets() {
+        let mut status = status(2);
+        status.admin = Some(AdminStatus {
+            address: "127.0.0.1:9100".to_owned(),
+            pid: Some(4720),
+            deaths: 0,
+        });
+        status.last_operation = Some(LastOperation {
+            what: "scale to 2".to_owned(),
+            outcome: "failed".to_owned(),
+            cause: Some("slot 1 died".to_owned()),
+            took_ms: 312,
+            age_ms: 120_000,
+        });
+        status.slots[1].release = ReleaseId(1);
+        for (slot, length) in status.slots.iter_mut().zip([3, 513]) {
+            slot.accept_queues = vec![AcceptQueueStatus {
+                address: "0.0.0.0:9999".to_owned(),
+                length,
+                limit: 512,
+                inode: 7,
+            }];
+        }
+        let rate = Rate {
+            accepted: 0.5,
+            messages: 45_000.0,
+            bytes_in: 1_200_000.0,
+            bytes_out: 1_199_999.0,
+            busy: 0.456,
+        };
+        let rates = Rates {
+            span_ms: 1000,
+            totals: rate,
+            slots: BTreeMap::from([(SlotId(0), rate)]),
+        };
+        let counts = |counts: &[(&str, u64)]| {
+            let owned = counts
+                .iter()
+                .map(|&(state, count)| (state.to_owned(), count));
+            owned.collect::<BTreeMap<String, u64>>()
+        };
+        let other = |pid: Option<i32>| SocketStatus {
+            local: "127.0.0.1:9999".to_owned(),
+            owner: crate::status::Owner {
+                pid,
+                program: pid.map(|_| "nginx".to_owned()),
+                slot: None,
+            },
+            ..SocketStatus::default()
+        };
+        let sockets = Sockets {
+            states: counts(&[("ESTABLISHED", 2400), ("LISTEN", 4), ("TIME_WAIT", 12)]),
+            unaccepted: 516,
+            local_clients: counts(&[("TIME_WAIT", 40)]),
+            others: vec![other(Some(77)), other(None)],
+            ..Sockets::default()
+        };
+        let look = super::super::Look {
+            status,
+            sockets: Some(sockets),
+            rates: Some(rates),
+        };
+        let expected = "\
+uppercased 0.1.0, pid 4711: running for 3d, release 2
+listening on 0.0.0.0:9999 [::1]:9999
+control      /run/uppercased/4711.sock
+admin        127.0.0.1:9100, pid 4720, 0 died
+last         scale to 2 failed 2m ago, took 312ms: slot 1 died
+connections  2400 open, 2.46M taken, 200 moved; 2.00TB in, 1.99TB out; 0 died
+in 1s        0.5 taken/s, 45.0k messages/s; 1.20MB/s in, 1.19MB/s out; 0.46 busy
+closed       2.46M peer_closed
+queues       516 wait to be accepted, room for 512 in each queue; 1 full
+shares       taken 50 50 %; open 50 50 %
+sockets      2400 ESTABLISHED, 12 TIME_WAIT, 4 LISTEN; 516 not accepted yet
+clients here 40 TIME_WAIT
+listens too  pid 77 (nginx) on 127.0.0.1:9999
+listens too  a process that you may not look into, on 127.0.0.1:9999
+slot     pid   gen state          age  open queue acc/s msg/s  in/s  busy  died
+   0    4712     3 serving        12m  1200     3   0.5 45.0k 1.20M   46%     0
+   1    4713     3 serving        12m  1200   513     -     -     -     -     0
+slot 1: it runs release 1
+slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
+        assert_eq!(look.lines(None).join("\n"), expected);
+        for height in 0..25 {
+            assert!(look.lines(Some(height)).len() <= height, "{height}");
+        }
+        let last = look.lines(Some(16)).pop().unwrap();
+        let words = "â€¦ slots not shown: 2 (0 not serving); notes not shown: 2; see status --json";
+        assert_eq!(last, words);
+        // Without a limit every slot has its line.
+        let many = super::super::Look {
+            status: self::status(64),
+            ..super::super::Look::default()
+        };
+        let shown = many.lines(None);
+        assert_eq!(shown.iter().filter(|l| l.contains(SERVING)).count(), 64);
     }
 
     #[test]
@@ -463,35 +670,6 @@ slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open fâ
         assert_eq!(screen(&many).lines().count(), LINES);
     }
 
-    #[test]
-    fn numbers_have_five_characters_at_most() {
-        for (number, text) in [
-            (0, "0"),
-            (9999, "9999"),
-            (10_000, "10.0k"),
-            (99_999, "99.9k"),
-            (999_999, "999k"),
-            (1_000_000, "1.00M"),
-            (1_000_000_000_000, "1.00T"),
-            (u64::MAX, "18.4E"),
-        ] {
-            assert_eq!(short(number), text);
-        }
-        for (ms, text) in [
-            (0, "0ms"),
-            (999, "999ms"),
-            (1000, "1s"),
-            (59_999, "59s"),
-            (60_000, "1m"),
-            (3_599_999, "59m"),
-            (86_399_999, "23h"),
-            (86_400_000, "1d"),
-            (u64::MAX, "9999d"),
-        ] {
-            assert_eq!(age(ms), text);
-        }
-    }
-
     proptest! {
         #[test]
         fn no_line_is_too_wide_and_no_screen_too_long(
@@ -518,6 +696,7 @@ slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open fâ
                     layers: vec![text.clone()], missing: vec![text.clone()],
                 }),
                 queue: text.clone(), lent_to: None, accept_queues: Vec::new(), traffic, deaths: numbers[1],
+                starts: Durations::default(), handovers: Durations::default(),
                 last_death: extras.then(|| LastDeath {
                     generation: Generation(small.1), how: Some(text.clone()),
                     cause: Some(text.clone()), age_ms: numbers[2],
@@ -531,9 +710,30 @@ slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open fâ
                 slots: vec![one; slots], ..Status::default()
             };
             status.sum_up();
+            status.admin = extras.then(|| AdminStatus {
+                address: status.phase.clone(), pid: None, deaths: numbers[0],
+            });
+            status.last_operation = extras.then(|| LastOperation {
+                what: status.phase.clone(), outcome: status.phase.clone(),
+                cause: Some(status.phase.clone()), took_ms: numbers[0], age_ms: numbers[1],
+            });
             let lines = status.lines();
             prop_assert!(lines.len() <= LINES);
-            for line in lines {
+            let rate = Rate {
+                accepted: numbers[0] as f64, messages: numbers[1] as f64,
+                bytes_in: numbers[2] as f64, bytes_out: numbers[3] as f64, busy: numbers[4] as f64,
+            };
+            let rates = Rates {
+                span_ms: numbers[5], totals: rate, slots: BTreeMap::from([(SlotId(small.0), rate)]),
+            };
+            let sockets = Sockets {
+                states: status.totals.traffic.closed.clone(), unaccepted: numbers[0],
+                local_clients: status.totals.traffic.closed.clone(),
+                others: vec![SocketStatus { local: status.phase.clone(), ..SocketStatus::default() }],
+                others_untold: numbers[1], ..Sockets::default()
+            };
+            let look = super::super::Look { status, sockets: Some(sockets), rates: Some(rates) };
+            for line in lines.into_iter().chain(look.lines(None)) {
                 prop_assert!(line.chars().count() <= COLUMNS);
                 prop_assert!(!line.chars().any(char::is_control));
             }

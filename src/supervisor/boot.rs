@@ -25,6 +25,7 @@ use super::machine::{Event, Machine, Policy};
 use super::notify::Notifier;
 use super::releases::{Limits, Release, Releases};
 use super::systemd::Systemd;
+use super::times::Times;
 use super::tokens::CONTROL_FIRST;
 use super::totals::Totals;
 use super::upgrade::Preflight;
@@ -133,6 +134,7 @@ impl Supervisor {
             evidence: Evidence::gathered(),
             dropped: Totals::default(),
             rotation: Rotation::default(),
+            times: Times::default(),
             next_serial: 0,
             asking: RequestId::NOBODY,
             preflight: Preflight::Idle,

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::channel::Channel;
+use crate::clock;
 use crate::fault;
 use crate::identity::{ReleaseId, SlotId, WorkerId};
 use crate::memory;
@@ -89,6 +90,7 @@ impl Supervisor {
             Action::Answer { request, answer } => self.answer(request, &answer),
             Action::Notice(notice) => {
                 report::notice(&notice, &self.slots);
+                self.times.note(&notice, clock::now());
                 self.tell_progress(&notice);
             }
             Action::Announce => {

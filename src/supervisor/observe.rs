@@ -3,6 +3,8 @@
 
 use std::os::fd::AsFd as _;
 
+use nix::sys::stat::fstat;
+
 use crate::clock::{self, Tick};
 use crate::fault;
 use crate::identity::WorkerId;
@@ -38,6 +40,8 @@ impl Supervisor {
                 .as_ref()
                 .map(|it| it.path().display().to_string()),
             admin: self.admin.as_ref().map(AdminEndpoint::status),
+            operations: self.times.operations(),
+            last_operation: self.times.last_operation(now),
             slots: self
                 .machine
                 .slots()
@@ -107,6 +111,7 @@ impl Supervisor {
             Queue::Closed => ("closed", None),
         };
         let pid = self.pid_of(worker);
+        let times = self.times.of(slot.id);
         SlotStatus {
             slot: slot.id,
             pid,
@@ -128,6 +133,8 @@ impl Supervisor {
             accepted_percent: 0,
             open_percent: 0,
             deaths: slot.deaths.into(),
+            starts: times.starts,
+            handovers: times.handovers,
             last_death: slot.last_death.map(|death| LastDeath {
                 generation: death.worker.generation,
                 how: death.how.map(|how| how.to_string()),
@@ -149,6 +156,7 @@ impl Supervisor {
                     address: report::shown(address),
                     length: queue.length.into(),
                     limit: queue.limit.into(),
+                    inode: fstat(listener).map_or(0, |about| about.st_ino),
                 })
             })
             .collect()

@@ -275,6 +275,7 @@ fn adopt(
         slots,
         dropped: state.dropped,
         rotation: state.rotation,
+        times: state.times,
         next_serial,
         asking: state.asking,
         preflight: Preflight::Idle,

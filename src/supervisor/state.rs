@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admin::SavedListener;
 use super::machine::{Machine, Snapshot, SnapshotError};
+use super::times::Times;
 use super::totals::Totals;
 use crate::clock::Tick;
 use crate::config::{Config, LogFormat, LogLevel, NeedsStop, check_change};
@@ -45,6 +46,9 @@ pub(super) struct State {
     pub(super) slots: Vec<SavedSlot>,
     /// What slots that are no more have counted.
     pub(super) dropped: Totals,
+    /// Not written by programs that did not measure.
+    #[serde(default)]
+    pub(super) times: Times,
     pub(super) locks: Vec<RawFd>,
     pub(super) control: Option<SavedControl>,
     /// Slots that have a socket of a socket unit.

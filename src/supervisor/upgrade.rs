@@ -242,6 +242,7 @@ impl Supervisor {
             releases: releases.collect(),
             slots: self.slots.iter().map(saved_slot).collect(),
             dropped: self.dropped.clone(),
+            times: self.times.clone(),
             locks: self
                 .locks
                 .iter()

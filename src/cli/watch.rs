@@ -1,0 +1,293 @@
+//! `status`: once, or again and again.
+//!
+//! A person gets rates also the first time, from two looks that are a moment apart; a machine gets
+//! counters and can subtract. Invariants: a line or a block for each interval, at the times that the
+//! first one set; Ctrl-C ends it at once, which is success, the end of the server is none.
+//! Must not: change a terminal's modes; so there is nothing to put back, however it ends.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::termios::tcgetwinsize;
+use signal_hook::consts::SIGINT;
+
+use super::orders::{Error, Shown, negative};
+use super::{complain, print, printed};
+use crate::clock::{self, Tick};
+use crate::config::{STATUS_RATES_SPAN, WATCH_ANSWER_TIMEOUT};
+use crate::control::Reply;
+use crate::control::client::Error as AskError;
+use crate::look::{self, Answer, Looker};
+use crate::status::{Look, SocketStatus, Sockets};
+
+/// One look, or the reason why there is none.
+enum Seen {
+    Look(Box<Look>),
+    Refused(String),
+}
+
+/// Shows the status of the server at `path`.
+pub(super) fn status(
+    path: &Path,
+    shown: Shown,
+    timeout: Option<Duration>,
+) -> Result<ExitCode, Error> {
+    let mut looker = Looker::new(shown.sockets);
+    if let Some(every) = shown.watch {
+        return watch(path, shown, timeout, every);
+    }
+    let look = match once(&mut looker, path, timeout)? {
+        Seen::Look(look) => look,
+        Seen::Refused(cause) => return Ok(negative("refused", &cause)),
+    };
+    if let Some(sockets) = look.sockets.as_ref().filter(|_| shown.sockets.is_some())
+        && !shown.json
+    {
+        return Ok(print_sockets(sockets));
+    }
+    if shown.json {
+        return Ok(print(&json(&look)?));
+    }
+    rest_until(clock::now() + STATUS_RATES_SPAN);
+    // If it has gone meanwhile the first look is what there is.
+    let look = match once(&mut looker, path, timeout) {
+        Ok(Seen::Look(later)) => later,
+        Ok(Seen::Refused(_)) | Err(_) => look,
+    };
+    Ok(print(&block(&look.lines(None))))
+}
+
+fn once(looker: &mut Looker, path: &Path, timeout: Option<Duration>) -> Result<Seen, Error> {
+    match look::ask(path, timeout)? {
+        Answer::Status(status, server) => {
+            Ok(Seen::Look(Box::new(looker.complete(*status, server))))
+        }
+        Answer::Other(Reply::Refused(cause)) => Ok(Seen::Refused(cause)),
+        Answer::Other(_) => Err(Error::OffTopic),
+    }
+}
+
+fn watch(
+    path: &Path,
+    shown: Shown,
+    timeout: Option<Duration>,
+    every: Duration,
+) -> Result<ExitCode, Error> {
+    end_at_once_on_interrupt().map_err(|error| Error::Ask(AskError::System(error)))?;
+    let timeout = timeout.or(Some(WATCH_ANSWER_TIMEOUT));
+    let mut looker = Looker::new(None);
+    let mut screen = Screen::of(shown);
+    let mut next = clock::now();
+    let mut seen_before = false;
+    loop {
+        let look = match once(&mut looker, path, timeout) {
+            Ok(Seen::Look(look)) => look,
+            Ok(Seen::Refused(cause)) => return Ok(negative("refused", &cause)),
+            Err(error) if !seen_before => return Err(error),
+            Err(error) => {
+                complain(&format!("the server does not answer any more: {error}"));
+                return Ok(ExitCode::FAILURE);
+            }
+        };
+        seen_before = true;
+        if let Err(error) = screen.show(&look)? {
+            return Ok(printed(Err(error)));
+        }
+        next = following(next, every, clock::now());
+        if !rest_until(next) {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+/// The next of the times that are `every` apart, leaving out those that have passed.
+fn following(last: Tick, every: Duration, now: Tick) -> Tick {
+    let late = now.since(last).as_nanos() / every.as_nanos().max(1);
+    let steps = u32::try_from(late).unwrap_or(u32::MAX - 1) + 1;
+    last + every.saturating_mul(steps)
+}
+
+/// From here on Ctrl-C ends the process with exit code 0, whatever it waits for.
+fn end_at_once_on_interrupt() -> io::Result<()> {
+    let always = Arc::new(AtomicBool::new(true));
+    signal_hook::flag::register_conditional_shutdown(SIGINT, 0, always)?;
+    Ok(())
+}
+
+/// Waits; false if nobody reads what is printed any more.
+fn rest_until(until: Tick) -> bool {
+    let out = io::stdout();
+    loop {
+        let left = until.since(clock::now());
+        if left.is_zero() {
+            return true;
+        }
+        // Rounded up, so that the last millisecond is waited for and not spun through.
+        let left = left + Duration::from_micros(999);
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        // Without an event that is asked for, only the reader's end is reported.
+        let mut reader = [PollFd::new(out.as_fd(), PollFlags::empty())];
+        match poll(&mut reader, timeout) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return false,
+            Err(_) => return true,
+        }
+    }
+}
+
+/// Where block follows block.
+enum Screen {
+    /// Each over the one before.
+    Terminal,
+    /// Each after the one before, with an empty line between them.
+    Stream { begun: bool },
+    /// A line each.
+    Json,
+}
+
+impl Screen {
+    fn of(shown: Shown) -> Self {
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+        if shown.json {
+            Self::Json
+        } else if io::stdout().is_terminal() && !dumb {
+            Self::Terminal
+        } else {
+            Self::Stream { begun: false }
+        }
+    }
+
+    /// The outer error is that of the look, the inner one that of the output.
+    fn show(&mut self, look: &Look) -> Result<io::Result<()>, Error> {
+        let text = match self {
+            Self::Json => json(look)?,
+            Self::Stream { begun } => {
+                let between = if std::mem::replace(begun, true) {
+                    "\n"
+                } else {
+                    ""
+                };
+                format!("{between}{}", block(&look.lines(None)))
+            }
+            Self::Terminal => {
+                let size = tcgetwinsize(io::stdout());
+                let (rows, columns) = size.map_or((24, 80), |it| (it.ws_row, it.ws_col));
+                // A line is kept for the cursor.
+                let lines = look.lines(Some(usize::from(rows).saturating_sub(1)));
+                over(&lines, usize::from(columns))
+            }
+        };
+        let mut out = io::stdout().lock();
+        Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+    }
+}
+
+/// The lines from the top of a terminal's screen on, over what was there.
+fn over(lines: &[String], columns: usize) -> String {
+    let mut text = "\x1b[H".to_owned();
+    for line in lines {
+        let cut = line.chars().take(columns);
+        text.extend(cut);
+        text.push_str("\x1b[K\n");
+    }
+    text + "\x1b[J"
+}
+
+fn block(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+fn json(look: &Look) -> Result<String, Error> {
+    let line = serde_json::to_string(look).map_err(|error| AskError::Nonsense(error.into()))?;
+    Ok(line + "\n")
+}
+
+/// A line for each socket, for `grep`; so one that is wider than a terminal is not cut.
+fn print_sockets(sockets: &Sockets) -> ExitCode {
+    if let Some(why) = &sockets.unknown {
+        complain(&format!("the sockets are not known: {why}"));
+        return ExitCode::FAILURE;
+    }
+    let list = sockets.list.as_deref().unwrap_or_default();
+    let wide = |end: fn(&SocketStatus) -> &String| list.iter().map(|one| end(one).len()).max();
+    let (local, peer) = (wide(|one| &one.local), wide(|one| &one.peer));
+    let (local, peer) = (local.unwrap_or(0).max(5), peer.unwrap_or(0).max(4));
+    let mut text = format!(
+        "{:<11} {:>6} {:>6} {:<local$} {:<peer$} owner\n",
+        "state", "recv-q", "send-q", "local", "peer"
+    );
+    for one in list {
+        let line = format!(
+            "{:<11} {:>6} {:>6} {:<local$} {:<peer$} {}",
+            one.state,
+            one.recv_queue,
+            one.send_queue,
+            one.local,
+            one.peer,
+            owner(one)
+        );
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    if sockets.unlisted > 0 {
+        text.push_str(&format!(
+            "… {} more; see --limit, or status for their number by state\n",
+            sockets.unlisted
+        ));
+    }
+    print(&text)
+}
+
+fn owner(socket: &SocketStatus) -> String {
+    let owner = &socket.owner;
+    match (owner.slot, owner.pid, &owner.program) {
+        (Some(slot), Some(pid), _) => format!("slot {slot}, pid {pid}"),
+        (Some(slot), None, _) => format!("slot {slot}"),
+        (None, Some(pid), program) => {
+            format!("pid {pid} ({})", program.as_deref().unwrap_or("?"))
+        }
+        // Nobody has it: it is not accepted yet, or not closed yet by the kernel.
+        (None, None, _) if socket.inode == 0 => "-".to_owned(),
+        (None, None, _) => "?".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_that_was_missed_is_left_out_and_the_rhythm_kept() {
+        let every = Duration::from_millis(100);
+        let at = Tick::from_millis;
+        assert_eq!(following(at(1000), every, at(1030)), at(1100));
+        assert_eq!(following(at(1000), every, at(1250)), at(1300));
+        assert_eq!(following(at(1000), every, at(1100)), at(1200));
+    }
+
+    #[test]
+    fn a_terminal_is_written_over_and_never_wider_than_it_is() {
+        let lines = ["one".to_owned(), "zwölfmal".to_owned()];
+        assert_eq!(over(&lines, 4), "\x1b[Hone\x1b[K\nzwöl\x1b[K\n\x1b[J");
+    }
+
+    #[test]
+    fn an_owner_is_a_slot_a_process_nobody_or_not_to_be_known() {
+        let mut socket = SocketStatus::default();
+        assert_eq!(owner(&socket), "-");
+        socket.inode = 7;
+        assert_eq!(owner(&socket), "?");
+        socket.owner.pid = Some(12);
+        socket.owner.program = Some("nginx".to_owned());
+        assert_eq!(owner(&socket), "pid 12 (nginx)");
+        socket.owner.slot = Some(crate::identity::SlotId(3));
+        assert_eq!(owner(&socket), "slot 3, pid 12");
+    }
+}

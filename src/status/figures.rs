@@ -1,0 +1,123 @@
+//! Numbers and texts as a screen has them: few characters, never rounded up, nothing that moves a
+//! cursor. Shared by the status for people and by `top`.
+//!
+//! Must not: know what a number means.
+
+/// At most five characters, three digits of them exact and never rounded up.
+pub(crate) fn short(number: u64) -> String {
+    const UNITS: [char; 6] = ['k', 'M', 'G', 'T', 'P', 'E'];
+    if number < 10_000 {
+        return number.to_string();
+    }
+    let mut scale = 1000;
+    let mut units = UNITS.iter().peekable();
+    let mut unit = units.next().unwrap_or(&' ');
+    while number / scale >= 1000
+        && let Some(next) = units.next()
+    {
+        scale *= 1000;
+        unit = next;
+    }
+    let (whole, thousandths) = (number / scale, number % scale / (scale / 1000));
+    match whole {
+        0..10 => format!("{whole}.{:02}{unit}", thousandths / 10),
+        10..100 => format!("{whole}.{}{unit}", thousandths / 100),
+        _ => format!("{whole}{unit}"),
+    }
+}
+
+/// A length of time in at most five characters.
+pub(crate) fn age(ms: u64) -> String {
+    const SECOND: u64 = 1000;
+    const MINUTE: u64 = 60 * SECOND;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    // Two units of the smaller kind still say more than one of the larger.
+    match ms {
+        0..SECOND => format!("{ms}ms"),
+        SECOND..MINUTE => format!("{}s", ms / SECOND),
+        MINUTE..HOUR => format!("{}m", ms / MINUTE),
+        HOUR..DAY => format!("{}h", ms / HOUR),
+        _ => format!("{}d", (ms / DAY).min(9999)),
+    }
+}
+
+/// `text` in at most `columns` characters, the last of them `…` if something is missing.
+pub(crate) fn cut(text: &str, columns: usize) -> String {
+    let mut letters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut shown: String = letters.by_ref().take(columns).collect();
+    if letters.next().is_some() {
+        shown.pop();
+        shown.push('…');
+    }
+    shown
+}
+
+/// A number a second in at most five characters.
+pub(crate) fn per_second(rate: f64) -> String {
+    // Below ten a digit more: three a minute are not nothing.
+    if rate > 0.0 && rate < 9.95 {
+        format!("{rate:.1}")
+    } else {
+        short(rate as u64)
+    }
+}
+
+/// A share from 0 to 1 in at most four characters.
+pub(crate) fn percent(share: f64) -> String {
+    format!("{}%", (share.clamp(0.0, 1.0) * 100.0).round())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_five_characters_at_most() {
+        for (number, text) in [
+            (0, "0"),
+            (9999, "9999"),
+            (10_000, "10.0k"),
+            (99_999, "99.9k"),
+            (999_999, "999k"),
+            (1_000_000, "1.00M"),
+            (1_000_000_000_000, "1.00T"),
+            (u64::MAX, "18.4E"),
+        ] {
+            assert_eq!(short(number), text);
+        }
+        for (ms, text) in [
+            (0, "0ms"),
+            (999, "999ms"),
+            (1000, "1s"),
+            (59_999, "59s"),
+            (60_000, "1m"),
+            (3_599_999, "59m"),
+            (86_399_999, "23h"),
+            (86_400_000, "1d"),
+            (u64::MAX, "9999d"),
+        ] {
+            assert_eq!(age(ms), text);
+        }
+    }
+
+    #[test]
+    fn rates_keep_a_digit_where_they_are_small() {
+        let cases = [
+            (0.0, "0"),
+            (0.04, "0.0"),
+            (0.26, "0.3"),
+            (9.94, "9.9"),
+            (9.96, "9"),
+        ];
+        for (rate, text) in cases {
+            assert_eq!(per_second(rate), text);
+        }
+        assert_eq!(per_second(12_345.6), "12.3k");
+        assert_eq!(per_second(f64::MAX), "18.4E");
+        assert_eq!(
+            (percent(0.456), percent(2.0)),
+            ("46%".to_owned(), "100%".to_owned())
+        );
+    }
+}

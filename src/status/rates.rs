@@ -1,0 +1,164 @@
+//! How fast: the difference of two looks at the same server.
+//!
+//! The time between them is the server's own (its uptime), so it is exact however late an answer
+//! comes. Invariants: what did not pass the same instance is not compared; a counter that has gone
+//! back (a slot that left and came again) gives no rate, never a negative or a huge one.
+//! Pure: it must not read a clock.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Status, Traffic};
+use crate::identity::SlotId;
+use crate::metrics::Counter;
+
+/// Rates of a whole server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rates {
+    /// What they are averages over.
+    pub span_ms: u64,
+    /// Of all slots together, also of those that left meanwhile.
+    pub totals: Rate,
+    /// By slot; one that is new has none yet.
+    pub slots: BTreeMap<SlotId, Rate>,
+}
+
+/// Rates of one slot, a second each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rate {
+    /// Connections taken from an accept queue.
+    pub accepted: f64,
+    /// Messages, that is to say successful reads.
+    pub messages: f64,
+    /// Bytes received.
+    pub bytes_in: f64,
+    /// Bytes sent.
+    pub bytes_out: f64,
+    /// The share of the time in which the worker was not waiting, from 0 to 1; of all slots
+    /// together, the sum of theirs.
+    pub busy: f64,
+}
+
+impl Rates {
+    /// From two looks; `None` if they are not of the same instance, or of the same moment.
+    #[must_use]
+    pub fn between(before: &Status, after: &Status) -> Option<Self> {
+        let span_ms = after.uptime_ms.checked_sub(before.uptime_ms)?;
+        if before.pid != after.pid || span_ms == 0 {
+            return None;
+        }
+        let earlier = |slot: SlotId| before.slots.iter().find(|one| one.slot == slot);
+        let slots: BTreeMap<SlotId, Rate> = after
+            .slots
+            .iter()
+            .filter_map(|slot| {
+                let earlier = earlier(slot.slot)?;
+                let mut rate = Rate::between(&earlier.traffic, &slot.traffic, span_ms)?;
+                // A turn counts when it ends, with what of it was before the first look.
+                rate.busy = rate.busy.min(1.0);
+                Some((slot.slot, rate))
+            })
+            .collect();
+        let mut totals = Rate::between(&before.totals.traffic, &after.totals.traffic, span_ms)?;
+        totals.busy = slots.values().map(|rate| rate.busy).sum();
+        Some(Self {
+            span_ms,
+            totals,
+            slots,
+        })
+    }
+}
+
+impl Rate {
+    fn between(before: &Traffic, after: &Traffic, span_ms: u64) -> Option<Self> {
+        let seconds = span_ms as f64 / 1000.0;
+        let rate = |before: u64, after: u64| Some(after.checked_sub(before)? as f64 / seconds);
+        let counted = |counter: Counter| {
+            let key = counter.key();
+            let value = |traffic: &Traffic| traffic.counters.get(&key).copied().unwrap_or(0);
+            rate(value(before), value(after))
+        };
+        Some(Self {
+            accepted: rate(before.accepted, after.accepted)?,
+            messages: counted(Counter::Reads)?,
+            bytes_in: rate(before.bytes_in, after.bytes_in)?,
+            bytes_out: rate(before.bytes_out, after.bytes_out)?,
+            busy: counted(Counter::BusyNs)? / 1e9,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::SlotStatus;
+    use super::*;
+
+    fn status(uptime_ms: u64, counts: &[u64]) -> Status {
+        let slot = |(number, count): (usize, &u64)| SlotStatus {
+            slot: SlotId(number as u16),
+            traffic: Traffic {
+                accepted: *count,
+                bytes_in: count * 10,
+                counters: BTreeMap::from([
+                    ("reads".to_owned(), count * 2),
+                    ("busy_ns".to_owned(), count * 1_000_000),
+                ]),
+                ..Traffic::default()
+            },
+            ..SlotStatus::default()
+        };
+        let mut status = Status {
+            pid: 7,
+            uptime_ms,
+            slots: counts.iter().enumerate().map(slot).collect(),
+            ..Status::default()
+        };
+        status.sum_up();
+        status
+    }
+
+    #[test]
+    fn they_are_over_the_time_that_has_really_passed() {
+        let rates = Rates::between(&status(1000, &[100, 0]), &status(3500, &[350, 5])).unwrap();
+        assert_eq!(rates.span_ms, 2500);
+        let first = rates.slots[&SlotId(0)];
+        assert_eq!((first.accepted, first.messages), (100.0, 200.0));
+        assert_eq!((first.bytes_in, first.busy), (1000.0, 0.1));
+        assert_eq!(rates.slots[&SlotId(1)].accepted, 2.0);
+        assert_eq!(rates.totals.accepted, 102.0);
+        assert!((rates.totals.busy - 0.102).abs() < 1e-9);
+    }
+
+    #[test]
+    fn another_instance_or_the_same_moment_is_not_compared() {
+        let before = status(1000, &[100]);
+        assert_eq!(Rates::between(&before, &before), None);
+        assert_eq!(Rates::between(&before, &status(500, &[1])), None);
+        let mut other = status(2000, &[100]);
+        other.pid = 8;
+        assert_eq!(Rates::between(&before, &other), None);
+    }
+
+    #[test]
+    fn a_slot_that_came_again_has_no_rate_and_the_others_have() {
+        let before = status(1000, &[100, 900]);
+        let mut after = status(2000, &[110, 3, 5]);
+        // What had been counted in the slot that left stays in the sum.
+        after.totals.traffic.add(&before.slots[1].traffic);
+        let rates = Rates::between(&before, &after).unwrap();
+        assert_eq!(rates.slots.keys().collect::<Vec<_>>(), [&SlotId(0)]);
+        assert_eq!(rates.totals.accepted, 18.0);
+    }
+
+    #[test]
+    fn nobody_is_busier_than_always() {
+        let rates = Rates::between(&status(0, &[0]), &status(1000, &[5000])).unwrap();
+        assert_eq!(
+            (rates.slots[&SlotId(0)].busy, rates.totals.busy),
+            (1.0, 1.0)
+        );
+    }
+}

@@ -1,0 +1,308 @@
+//! The sockets on a server's ports, as the kernel lists them: whoever has them.
+//!
+//! The supervisor knows its own listeners only; this is made by whoever asks for the status, from
+//! the kernel's list of the server's network namespace. Invariants: each entry is counted once;
+//! what is listed one by one is bounded, and what is left out is counted.
+//! Pure: it must not read `/proc`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Status;
+use crate::identity::SlotId;
+
+/// Listeners of others that are told one by one.
+const OTHERS_MAX: usize = 16;
+
+/// One line of the kernel's list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// This end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub peer: SocketAddr,
+    /// As `netstat` names it: "LISTEN", "TIME_WAIT".
+    pub state: &'static str,
+    /// Bytes received and not read; of a listener, connections that wait to be accepted.
+    pub recv_queue: u32,
+    /// Bytes sent and not acknowledged.
+    pub send_queue: u32,
+    /// 0 if no process has it: not accepted yet, or closed by its process.
+    pub inode: u64,
+}
+
+/// Who has a socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Owner {
+    /// The slot that it belongs to, if it is this server's.
+    pub slot: Option<SlotId>,
+    /// The process; `None`: it is another user's and this one may not look, or nobody has it.
+    pub pid: Option<i32>,
+    /// Its name.
+    pub program: Option<String>,
+}
+
+/// One socket, told by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SocketStatus {
+    /// As `netstat` names it.
+    pub state: String,
+    /// This end.
+    pub local: String,
+    /// The other end.
+    pub peer: String,
+    /// Bytes received and not read; of a listener, connections that wait to be accepted.
+    pub recv_queue: u32,
+    /// Bytes sent and not acknowledged.
+    pub send_queue: u32,
+    /// The socket's inode; 0 if no process has it.
+    pub inode: u64,
+    /// Who has it.
+    #[serde(flatten)]
+    pub owner: Owner,
+}
+
+/// See the module's text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sockets {
+    /// Why nothing can be told, if so.
+    pub unknown: Option<String>,
+    /// How many are in each state, listeners included.
+    pub states: BTreeMap<String, u64>,
+    /// Of the established ones, those that no worker has taken from its accept queue yet.
+    pub unaccepted: u64,
+    /// The other ends of such connections, where the client is on this machine.
+    pub local_clients: BTreeMap<String, u64>,
+    /// Listeners on the same ports that are not this server's.
+    pub others: Vec<SocketStatus>,
+    /// More of them.
+    pub others_untold: u64,
+    /// Each socket, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub list: Option<Vec<SocketStatus>>,
+    /// Sockets that are missing there because of its limit.
+    pub unlisted: u64,
+}
+
+impl Sockets {
+    /// Nothing can be told.
+    #[must_use]
+    pub fn unknown(why: String) -> Self {
+        Self {
+            unknown: Some(why),
+            ..Self::default()
+        }
+    }
+
+    /// Counts what is on the ports of `status`, and lists at most `list` sockets if that is asked
+    /// for. Owners are filled in for this server's listeners; see [`Self::strangers`] for others.
+    #[must_use]
+    pub fn count(entries: Vec<Entry>, status: &Status, list: Option<usize>) -> Self {
+        let ports = ports(status);
+        let slots = listeners_of(status);
+        let mut sockets = Self::default();
+        let mut listed = Vec::new();
+        for entry in entries {
+            if ports.contains(&entry.local.port()) {
+                *sockets.states.entry(entry.state.to_owned()).or_default() += 1;
+                if entry.state == ESTABLISHED && entry.inode == 0 {
+                    sockets.unaccepted += 1;
+                }
+                let ours = slots.get(&entry.inode);
+                if entry.state == LISTEN && ours.is_none() {
+                    sockets.others.push(SocketStatus::of(&entry, None));
+                }
+                if list.is_some() {
+                    listed.push(SocketStatus::of(&entry, ours));
+                }
+            } else if ports.contains(&entry.peer.port()) && entry.is_within_this_machine() {
+                let clients = sockets.local_clients.entry(entry.state.to_owned());
+                *clients.or_default() += 1;
+            }
+        }
+        sockets.others_untold = drop_beyond(&mut sockets.others, OTHERS_MAX);
+        if let Some(most) = list {
+            listed.sort_by(|a, b| a.order().cmp(&b.order()));
+            sockets.unlisted = drop_beyond(&mut listed, most);
+            sockets.list = Some(listed);
+        }
+        sockets
+    }
+
+    /// Every socket that is told by itself and whose owner is not known.
+    pub fn strangers(&mut self) -> impl Iterator<Item = &mut SocketStatus> {
+        let listed = self.list.iter_mut().flatten();
+        let all = self.others.iter_mut().chain(listed);
+        all.filter(|one| one.inode != 0 && one.owner.pid.is_none())
+    }
+}
+
+/// The state of listeners.
+pub const LISTEN: &str = "LISTEN";
+/// The state of connections.
+pub const ESTABLISHED: &str = "ESTABLISHED";
+
+impl Entry {
+    /// Whether both ends are here.
+    fn is_within_this_machine(&self) -> bool {
+        let peer = self.peer.ip().to_canonical();
+        peer.is_loopback() || peer == self.local.ip().to_canonical()
+    }
+}
+
+impl SocketStatus {
+    fn of(entry: &Entry, ours: Option<&Owner>) -> Self {
+        Self {
+            state: entry.state.to_owned(),
+            local: shown(entry.local),
+            peer: if entry.state == LISTEN {
+                "*".to_owned()
+            } else {
+                shown(entry.peer)
+            },
+            recv_queue: entry.recv_queue,
+            send_queue: entry.send_queue,
+            inode: entry.inode,
+            owner: ours.cloned().unwrap_or_default(),
+        }
+    }
+
+    /// Listeners first, then by state.
+    fn order(&self) -> (bool, &str, &str, &str) {
+        (self.state != LISTEN, &self.state, &self.local, &self.peer)
+    }
+}
+
+/// An IPv4 client of an IPv6 socket is an IPv4 client.
+fn shown(address: SocketAddr) -> String {
+    SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()
+}
+
+/// The ports that the server listens on.
+fn ports(status: &Status) -> Vec<u16> {
+    let port = |address: &String| address.rsplit(':').next()?.parse().ok();
+    status.addresses.iter().filter_map(port).collect()
+}
+
+/// The server's own listeners, by inode.
+fn listeners_of(status: &Status) -> BTreeMap<u64, Owner> {
+    let owner = |slot: &super::SlotStatus| Owner {
+        slot: Some(slot.slot),
+        pid: slot.pid.and_then(|pid| i32::try_from(pid).ok()),
+        program: None,
+    };
+    let queues = status.slots.iter().flat_map(|slot| {
+        let of_slot = slot.accept_queues.iter();
+        of_slot.map(move |queue| (queue.inode, owner(slot)))
+    });
+    queues.filter(|(inode, _)| *inode != 0).collect()
+}
+
+/// Keeps `most` of a list; how many it had more.
+fn drop_beyond<T>(list: &mut Vec<T>, most: usize) -> u64 {
+    let more = list.len().saturating_sub(most);
+    list.truncate(most);
+    more as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{AcceptQueueStatus, SlotStatus};
+    use super::*;
+
+    fn entry(local: &str, peer: &str, state: &'static str, inode: u64) -> Entry {
+        Entry {
+            local: local.parse().unwrap(),
+            peer: peer.parse().unwrap(),
+            state,
+            recv_queue: 1,
+            send_queue: 2,
+            inode,
+        }
+    }
+
+    fn status() -> Status {
+        let slot = |number: u16| SlotStatus {
+            slot: SlotId(number),
+            pid: Some(4712 + u32::from(number)),
+            accept_queues: vec![AcceptQueueStatus {
+                inode: 100 + u64::from(number),
+                ..AcceptQueueStatus::default()
+            }],
+            ..SlotStatus::default()
+        };
+        Status {
+            addresses: vec!["*:9999".to_owned(), "[::1]:80".to_owned()],
+            slots: vec![slot(0), slot(1)],
+            ..Status::default()
+        }
+    }
+
+    fn entries() -> Vec<Entry> {
+        let anywhere = "0.0.0.0:0";
+        vec![
+            entry("[::]:9999", anywhere, LISTEN, 100),
+            entry("[::]:9999", anywhere, LISTEN, 101),
+            entry("10.0.0.1:9999", anywhere, LISTEN, 7),
+            entry("[::1]:81", anywhere, LISTEN, 8),
+            entry(
+                "[::ffff:127.0.0.1]:9999",
+                "[::ffff:127.0.0.1]:5",
+                ESTABLISHED,
+                9,
+            ),
+            entry("127.0.0.1:9999", "192.0.2.1:6", ESTABLISHED, 0),
+            entry("127.0.0.1:9999", "127.0.0.1:7", "TIME_WAIT", 0),
+            entry("127.0.0.1:5", "127.0.0.1:9999", ESTABLISHED, 10),
+            entry("127.0.0.1:8", "127.0.0.1:9999", "TIME_WAIT", 0),
+            entry("127.0.0.1:9", "192.0.2.1:9999", ESTABLISHED, 11),
+        ]
+    }
+
+    fn counts(expected: &[(&str, u64)]) -> BTreeMap<String, u64> {
+        let owned = expected
+            .iter()
+            .map(|&(state, count)| (state.to_owned(), count));
+        owned.collect()
+    }
+
+    #[test]
+    fn each_socket_on_the_ports_is_counted_once() {
+        let sockets = Sockets::count(entries(), &status(), None);
+        let states = [(ESTABLISHED, 2), (LISTEN, 3), ("TIME_WAIT", 1)];
+        assert_eq!(sockets.states, counts(&states));
+        assert_eq!(sockets.unaccepted, 1);
+        let clients = [(ESTABLISHED, 1), ("TIME_WAIT", 1)];
+        assert_eq!(sockets.local_clients, counts(&clients));
+        assert_eq!(sockets.list, None);
+        let others: Vec<_> = sockets.others.iter().map(|it| it.local.as_str()).collect();
+        assert_eq!(others, ["10.0.0.1:9999"]);
+    }
+
+    #[test]
+    fn a_list_begins_with_the_listeners_and_says_what_it_leaves_out() {
+        let mut sockets = Sockets::count(entries(), &status(), Some(4));
+        let list = sockets.list.clone().unwrap();
+        let states: Vec<_> = list.iter().map(|it| it.state.as_str()).collect();
+        assert_eq!(states, [LISTEN, LISTEN, LISTEN, ESTABLISHED]);
+        assert_eq!(sockets.unlisted, 2);
+        assert_eq!(list[1].owner.slot, Some(SlotId(0)));
+        assert_eq!(list[2].owner.pid, Some(4713));
+        assert_eq!(list[3].peer, "127.0.0.1:5");
+        // The other's listener twice, and the one connection that somebody has.
+        assert_eq!(sockets.strangers().count(), 3);
+    }
+
+    #[test]
+    fn what_is_told_of_others_is_bounded() {
+        let many = (0..100).map(|_| entry("0.0.0.0:80", "0.0.0.0:0", LISTEN, 7));
+        let sockets = Sockets::count(many.collect(), &status(), None);
+        assert_eq!(sockets.others.len(), OTHERS_MAX);
+        assert_eq!(sockets.others_untold, 84);
+    }
+}

@@ -1,0 +1,205 @@
+//! How long workers took to start, handovers to finish and planned operations to end.
+//!
+//! The machine has measured all of it and says so in its notices; here it is added up, for the
+//! status and the metrics. Invariants: it goes on over an upgrade in place; a slot that has left
+//! keeps its times and goes on with them if it comes back, so that nothing ever counts backwards;
+//! bounded by the number of slots there can be and the kinds of operations.
+//! It must not read a clock.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::machine::{Answer, Notice};
+use crate::clock::Tick;
+use crate::identity::SlotId;
+use crate::status::{Durations, LastOperation, OperationTimes};
+
+/// See the module's text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Times {
+    /// Slot `i` is at index `i`.
+    slots: Vec<SlotTimes>,
+    /// By kind, then by how they ended.
+    operations: BTreeMap<String, BTreeMap<String, Durations>>,
+    /// When the operation that is under way began.
+    began: Option<Tick>,
+    last: Option<Ended>,
+}
+
+/// One slot's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct SlotTimes {
+    /// From the fork of a worker to its Ready.
+    pub(super) starts: Durations,
+    /// From the order to hand over to the end of it, however it ended.
+    pub(super) handovers: Durations,
+}
+
+/// The operation that ended last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Ended {
+    what: String,
+    cause: Option<String>,
+    took: Duration,
+    at: Tick,
+}
+
+const DONE: &str = "done";
+const FAILED: &str = "failed";
+
+impl Times {
+    /// Adds what a notice says.
+    pub(super) fn note(&mut self, notice: &Notice, now: Tick) {
+        match notice {
+            Notice::WorkerReady { worker, took } | Notice::WorkerStandingBy { worker, took } => {
+                self.slot_mut(worker.slot).starts.note(*took);
+            }
+            Notice::HandoverEnded { from, took, .. } => {
+                self.slot_mut(from.slot).handovers.note(*took);
+            }
+            Notice::OperationStarted { .. } => self.began = Some(now),
+            Notice::OperationEnded { what, answer } => self.ended(what, answer, now),
+            _ => {}
+        }
+    }
+
+    fn ended(&mut self, what: &str, answer: &Answer, now: Tick) {
+        let cause = match answer {
+            Answer::Done(_) => None,
+            Answer::Failed { cause } => Some(cause.clone()),
+            // It never began; another one may be under way.
+            Answer::Refused { .. } => return,
+        };
+        let took = self.began.take().map_or(Duration::ZERO, |at| now.since(at));
+        // "scale to 6" is a kind with a number.
+        let kind = what.split(' ').next().unwrap_or_default();
+        let outcome = if cause.is_none() { DONE } else { FAILED };
+        let by_outcome = self.operations.entry(kind.to_owned()).or_default();
+        by_outcome.entry(outcome.to_owned()).or_default().note(took);
+        self.last = Some(Ended {
+            what: what.to_owned(),
+            cause,
+            took,
+            at: now,
+        });
+    }
+
+    fn slot_mut(&mut self, slot: SlotId) -> &mut SlotTimes {
+        if self.slots.len() <= slot.index() {
+            self.slots.resize_with(slot.index() + 1, SlotTimes::default);
+        }
+        &mut self.slots[slot.index()]
+    }
+
+    /// A slot's, as far as there is anything to tell.
+    pub(super) fn of(&self, slot: SlotId) -> SlotTimes {
+        self.slots.get(slot.index()).cloned().unwrap_or_default()
+    }
+
+    /// Every kind of operation that there has been.
+    pub(super) fn operations(&self) -> Vec<OperationTimes> {
+        let kinds = self.operations.iter();
+        let all = kinds.flat_map(|(what, by_outcome)| {
+            by_outcome.iter().map(|(outcome, times)| OperationTimes {
+                what: what.clone(),
+                outcome: outcome.clone(),
+                times: times.clone(),
+            })
+        });
+        all.collect()
+    }
+
+    /// The operation that ended last.
+    pub(super) fn last_operation(&self, now: Tick) -> Option<LastOperation> {
+        let ended = self.last.as_ref()?;
+        let outcome = ended.cause.as_ref().map_or(DONE, |_| FAILED);
+        Some(LastOperation {
+            what: ended.what.clone(),
+            outcome: outcome.to_owned(),
+            cause: ended.cause.clone(),
+            took_ms: super::carry::millis(ended.took),
+            age_ms: super::carry::millis(now.since(ended.at)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{Generation, RequestId, WorkerId};
+    use crate::supervisor::machine::Done;
+
+    fn worker(slot: u16) -> WorkerId {
+        WorkerId {
+            slot: SlotId(slot),
+            generation: Generation(1),
+        }
+    }
+
+    fn started(what: &str) -> Notice {
+        Notice::OperationStarted {
+            what: what.to_owned(),
+            request: RequestId(1),
+        }
+    }
+
+    fn ended(what: &str, answer: Answer) -> Notice {
+        Notice::OperationEnded {
+            what: what.to_owned(),
+            answer,
+        }
+    }
+
+    #[test]
+    fn a_refused_operation_neither_counts_nor_ends_the_one_under_way() {
+        let mut times = Times::default();
+        times.note(&started("restart"), Tick::from_millis(10));
+        let cause = "a restart is under way".to_owned();
+        let refused = ended("scale to 6", Answer::Refused { cause });
+        times.note(&refused, Tick::from_millis(20));
+        assert_eq!(times.last_operation(Tick::from_millis(20)), None);
+        let cause = "slot 1 died".to_owned();
+        let failed = ended("restart", Answer::Failed { cause });
+        times.note(&failed, Tick::from_millis(310));
+        times.note(&started("scale to 6"), Tick::from_millis(400));
+        let done = ended("scale to 6", Answer::Done(Done::default()));
+        times.note(&done, Tick::from_millis(420));
+
+        let last = times.last_operation(Tick::from_millis(500)).unwrap();
+        assert_eq!((last.what.as_str(), last.cause), ("scale to 6", None));
+        assert_eq!((last.took_ms, last.age_ms), (20, 80));
+        let shown: Vec<_> = times
+            .operations()
+            .into_iter()
+            .map(|it| (it.what, it.outcome, it.times.sum_us))
+            .collect();
+        let owned = |what: &str, outcome: &str, us| (what.to_owned(), outcome.to_owned(), us);
+        assert_eq!(
+            shown,
+            [
+                owned("restart", FAILED, 300_000),
+                owned("scale", DONE, 20_000)
+            ]
+        );
+    }
+
+    #[test]
+    fn slots_have_their_own_and_an_older_state_has_none() {
+        let mut times: Times = serde_json::from_str("{}").unwrap();
+        let took = Duration::from_millis(7);
+        let ready = Notice::WorkerReady {
+            worker: worker(3),
+            took,
+        };
+        times.note(&ready, Tick::ZERO);
+        assert_eq!(times.of(SlotId(3)).starts.last_us, 7000);
+        assert!(times.of(SlotId(2)).starts.is_empty());
+        assert!(times.of(SlotId(9)).handovers.is_empty());
+        let json = serde_json::to_string(&times).unwrap();
+        assert_eq!(serde_json::from_str::<Times>(&json).unwrap(), times);
+    }
+}

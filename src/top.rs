@@ -1,0 +1,372 @@
+//! `top`: a running server on a terminal, live, and keys that give it orders.
+//!
+//! One loop that waits for keys, signals, the answer to the latest look and the words of an
+//! operation; `model` decides what they mean, `view` what is shown. A process of its own beside the
+//! server, as every command is.
+//!
+//! Invariants: it never waits anywhere else, so a server that does not answer leaves the keys alive;
+//! the terminal is as it was whenever this does not have it. A server that goes away is looked for
+//! until it is back: on call one watches restarts.
+//! Must not: ask a server for anything but its status without a yes.
+
+use std::io::{self, IsTerminal as _, Read as _};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, raise};
+use ratatui_core::terminal::Terminal;
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGWINCH};
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
+
+use crate::clock::{self, Tick};
+use crate::config::{TOP_CONNECT_TIMEOUT, WATCH_ANSWER_TIMEOUT};
+use crate::control::client::{Conversation, Error as AskError};
+use crate::control::{Reply, Request};
+use crate::fault;
+use crate::look::Looker;
+
+use model::{Action, Model};
+use terminal::{Ansi, Modes};
+use view::Palette;
+
+mod keys;
+mod model;
+mod terminal;
+mod view;
+
+/// What is watched, and how often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The control socket; `None`: that of the one server that runs.
+    pub control: Option<PathBuf>,
+    /// From one look to the next.
+    pub every: Duration,
+}
+
+/// Why there is nothing to see.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is for people at a terminal.
+    #[error(
+        "top needs a terminal for its input and its output; for a pipe or a file there is \
+         `uppercased status --watch`"
+    )]
+    NoTerminal,
+    /// There is no server to begin with.
+    #[error("{0}")]
+    NoServer(String),
+    /// The terminal, or the waiting.
+    #[error("cannot go on with this terminal: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Keys that are read at once.
+const KEYS_BYTES: usize = 256;
+
+/// Where the only server is; asked again when a server has gone.
+pub type Find<'a> = &'a dyn Fn() -> Result<PathBuf, String>;
+
+/// Shows the server until somebody quits.
+///
+/// # Errors
+/// See [`Error`]; a server that goes away later is none.
+pub fn run(options: &Options, find: Find<'_>) -> Result<ExitCode, Error> {
+    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        return Err(Error::NoTerminal);
+    }
+    let path = match &options.control {
+        Some(path) => path.clone(),
+        None => find().map_err(Error::NoServer)?,
+    };
+    // Nobody's terminal is changed for a server that is not there.
+    let first = Conversation::open(&path, Some(WATCH_ANSWER_TIMEOUT));
+    drop(first.map_err(|error| Error::NoServer(error.to_string()))?);
+
+    let mut top = Top::enter(options, find, path)?;
+    let end = top.show();
+    top.modes.leave();
+    match end? {
+        End::Asked => Ok(ExitCode::SUCCESS),
+        End::Signalled(number) => {
+            // Ends the process as the signal would have, now that the terminal is as it was.
+            let _ = signal_hook::low_level::emulate_default_handler(number);
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Why it ends.
+enum End {
+    Asked,
+    Signalled(i32),
+}
+
+struct Top<'a> {
+    options: &'a Options,
+    find: Find<'a>,
+    path: PathBuf,
+    model: Model,
+    looker: Looker,
+    palette: Palette,
+    modes: Modes,
+    screen: Terminal<Ansi>,
+    signals: SignalDelivery<UnixStream, SignalOnly>,
+    next_look: Tick,
+    /// The look that is awaited, and until when.
+    looking: Option<(Conversation, Tick)>,
+    operation: Option<Conversation>,
+}
+
+/// What there is something of.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ready {
+    keys: bool,
+    signals: bool,
+    look: bool,
+    operation: bool,
+}
+
+impl<'a> Top<'a> {
+    fn enter(options: &'a Options, find: Find<'a>, path: PathBuf) -> io::Result<Self> {
+        let (read, write) = UnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        write.set_nonblocking(true)?;
+        let caught = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGCONT, SIGWINCH];
+        let signals = SignalDelivery::with_pipe(read, write, SignalOnly, caught)?;
+        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let modes = Modes::enter()?;
+        Ok(Self {
+            options,
+            find,
+            path,
+            model: Model::default(),
+            looker: Looker::new(None),
+            palette: Palette { colour: !no_colour },
+            modes,
+            screen: Terminal::new(Ansi::default())?,
+            signals,
+            next_look: clock::now(),
+            looking: None,
+            operation: None,
+        })
+    }
+
+    fn show(&mut self) -> io::Result<End> {
+        loop {
+            self.begin_look();
+            self.draw()?;
+            fault::point("top.drawn");
+            let ready = self.wait()?;
+            if ready.signals
+                && let Some(end) = self.obey_signals()?
+            {
+                return Ok(end);
+            }
+            if ready.keys
+                && let Some(end) = self.read_keys()?
+            {
+                return Ok(end);
+            }
+            if ready.look {
+                self.hear_look();
+            }
+            if ready.operation {
+                self.hear_operation();
+            }
+            self.give_up_late_look();
+        }
+    }
+
+    fn draw(&mut self) -> io::Result<()> {
+        let now = clock::now();
+        let (model, palette) = (&self.model, self.palette);
+        self.screen.draw(|frame| {
+            let area = frame.area();
+            view::draw(model, palette, now, area, frame.buffer_mut());
+        })?;
+        Ok(())
+    }
+
+    fn wait(&self) -> io::Result<Ready> {
+        let due = self.looking.as_ref().map_or_else(
+            || (!self.model.is_paused()).then_some(self.next_look),
+            |(_, until)| Some(*until),
+        );
+        let timeout = due.map_or(PollTimeout::NONE, |due| {
+            // Rounded up, so that the last millisecond is waited for and not spun through.
+            let left = due.since(clock::now()) + Duration::from_micros(999);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        let input = io::stdin();
+        let look = self.looking.as_ref().map(|(look, _)| look.as_fd());
+        let operation = self.operation.as_ref().map(AsFd::as_fd);
+        let sources = [
+            Some(input.as_fd()),
+            Some(self.signals.get_read().as_fd()),
+            look,
+            operation,
+        ];
+        let watched: Vec<BorrowedFd<'_>> = sources.into_iter().flatten().collect();
+        let mut polled: Vec<PollFd<'_>> = watched
+            .into_iter()
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        match poll(&mut polled, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let mut happened = polled.iter().map(|one| one.any().unwrap_or(false));
+        let mut next = |is_there: bool| is_there && happened.next().unwrap_or(false);
+        Ok(Ready {
+            keys: next(true),
+            signals: next(true),
+            look: next(look.is_some()),
+            operation: next(operation.is_some()),
+        })
+    }
+
+    fn obey_signals(&mut self) -> io::Result<Option<End>> {
+        let pending: Vec<i32> = self.signals.pending().collect();
+        for number in pending {
+            match number {
+                SIGINT => return Ok(Some(End::Asked)),
+                SIGTERM | SIGHUP => return Ok(Some(End::Signalled(number))),
+                SIGTSTP => self.suspend()?,
+                // Somebody else had the terminal, or it has another size.
+                SIGCONT => self.come_back()?,
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    fn suspend(&mut self) -> io::Result<()> {
+        self.modes.leave();
+        raise(Signal::SIGSTOP)?;
+        self.come_back()
+    }
+
+    fn come_back(&mut self) -> io::Result<()> {
+        self.modes.enter_again()?;
+        self.screen.clear()
+    }
+
+    fn read_keys(&mut self) -> io::Result<Option<End>> {
+        let mut bytes = [0; KEYS_BYTES];
+        let count = match io::stdin().lock().read(&mut bytes) {
+            // Nobody is there any more.
+            Ok(0) => return Ok(Some(End::Asked)),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        for key in keys::keys(&bytes[..count]) {
+            match self.model.press(key) {
+                None => {}
+                Some(Action::Quit) => return Ok(Some(End::Asked)),
+                Some(Action::Suspend) => self.suspend()?,
+                Some(Action::Redraw) => self.screen.clear()?,
+                Some(Action::Ask(request)) => self.begin_operation(&request),
+            }
+        }
+        Ok(None)
+    }
+
+    fn begin_operation(&mut self, request: &Request) {
+        match self.ask(request) {
+            Ok(conversation) => self.operation = Some(conversation),
+            Err(error) => self.model.operation_lost(&error.to_string()),
+        }
+    }
+
+    /// Connecting is the one thing that is waited for, and not for long: the kernel does it.
+    fn ask(&self, request: &Request) -> Result<Conversation, AskError> {
+        let mut conversation = Conversation::open(&self.path, Some(TOP_CONNECT_TIMEOUT))?;
+        conversation.ask(request)?;
+        Ok(conversation)
+    }
+
+    fn hear_operation(&mut self) {
+        let Some(conversation) = &mut self.operation else {
+            return;
+        };
+        let heard = conversation.read_ready();
+        match heard {
+            Ok(heard) => {
+                let mut over = false;
+                for reply in heard.replies {
+                    over |= self.model.take_reply(reply);
+                }
+                if over {
+                    self.operation = None;
+                } else if heard.ended {
+                    self.operation = None;
+                    self.model.operation_lost(&AskError::Lost.to_string());
+                }
+            }
+            Err(error) => {
+                self.operation = None;
+                self.model.operation_lost(&error.to_string());
+            }
+        }
+    }
+
+    fn begin_look(&mut self) {
+        let now = clock::now();
+        if self.looking.is_some() || self.model.is_paused() || now < self.next_look {
+            return;
+        }
+        self.next_look = now + self.options.every;
+        match self.ask(&Request::Status) {
+            Ok(conversation) => self.looking = Some((conversation, now + WATCH_ANSWER_TIMEOUT)),
+            Err(error) => self.look_failed(error.to_string()),
+        }
+    }
+
+    fn hear_look(&mut self) {
+        let Some((conversation, _)) = &mut self.looking else {
+            return;
+        };
+        let failed = match conversation.read_ready() {
+            Ok(heard) => match heard.replies.into_iter().next() {
+                Some(Reply::Status(status)) => {
+                    let look = self.looker.complete(*status, conversation.server());
+                    self.looking = None;
+                    return self.model.take_look(look, clock::now());
+                }
+                Some(Reply::Refused(cause)) => cause,
+                Some(_) => "the server answers something else".to_owned(),
+                None if heard.ended => AskError::Lost.to_string(),
+                // The rest is on its way.
+                None => return,
+            },
+            Err(error) => error.to_string(),
+        };
+        self.look_failed(failed);
+    }
+
+    fn give_up_late_look(&mut self) {
+        if let Some((_, until)) = &self.looking
+            && *until <= clock::now()
+        {
+            self.look_failed(AskError::TimedOut.to_string());
+        }
+    }
+
+    /// Another server may have taken its place, under another number.
+    fn look_failed(&mut self, why: String) {
+        self.looking = None;
+        self.model.take_trouble(why);
+        if self.options.control.is_none()
+            && let Ok(path) = (self.find)()
+        {
+            self.path = path;
+        }
+    }
+}

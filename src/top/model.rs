@@ -1,0 +1,380 @@
+//! What `top` knows and what a key means: looks, keys and a server's replies in, actions out.
+//!
+//! Invariants: nothing is asked of the server without a yes; one operation at a time; histories and
+//! texts are bounded. What is shown is of the latest look, or says for how long there was none.
+//! Pure: it must not read a clock, a terminal or a socket.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::keys::Key;
+use crate::clock::Tick;
+use crate::config::WORKERS;
+use crate::control::{Done, Reply, Request};
+use crate::identity::SlotId;
+use crate::status::Look;
+
+/// Looks that are remembered: what the widest terminals have columns for.
+pub(super) const HISTORY_LEN: usize = 256;
+/// Lines of an operation that are remembered.
+const PROGRESS_LEN: usize = 64;
+
+/// What the shell is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// End.
+    Quit,
+    /// Give the terminal back until somebody goes on with this.
+    Suspend,
+    /// Draw everything anew.
+    Redraw,
+    /// Ask the server for this.
+    Ask(Request),
+}
+
+/// Messages a second of the latest looks, the oldest first.
+pub(super) type History = VecDeque<f64>;
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(super) struct Model {
+    look: Option<Look>,
+    looked: Option<Tick>,
+    totals: History,
+    slots: BTreeMap<SlotId, History>,
+    trouble: Option<String>,
+    confirming: Option<Request>,
+    operation: Option<Request>,
+    progress: VecDeque<String>,
+    paused: bool,
+    help: bool,
+    first_row: usize,
+}
+
+impl Model {
+    pub(super) const fn look(&self) -> Option<&Look> {
+        self.look.as_ref()
+    }
+
+    pub(super) const fn totals(&self) -> &History {
+        &self.totals
+    }
+
+    pub(super) fn history(&self, slot: SlotId) -> Option<&History> {
+        self.slots.get(&slot)
+    }
+
+    /// Why there is no fresh look, and how long ago the latest one was.
+    pub(super) fn trouble(&self, now: Tick) -> Option<(&str, Option<u64>)> {
+        let why = self.trouble.as_deref()?;
+        let age = self.looked.map(|at| now.since(at).as_secs());
+        Some((why, age))
+    }
+
+    pub(super) const fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    pub(super) const fn shows_help(&self) -> bool {
+        self.help
+    }
+
+    /// The first row of the table that is wanted on the screen.
+    pub(super) const fn first_row(&self) -> usize {
+        self.first_row
+    }
+
+    /// What an operation has said, the latest line last.
+    pub(super) const fn progress(&self) -> &VecDeque<String> {
+        &self.progress
+    }
+
+    /// The question that waits for an answer; short, for narrow terminals.
+    pub(super) fn question(&self) -> Option<String> {
+        let request = self.confirming?;
+        let workers = self.workers();
+        Some(match request {
+            Request::Reload => "Reload and renew every worker? [y/N]".to_owned(),
+            Request::Upgrade => "Become the program on disk? [y/N]".to_owned(),
+            Request::Scale { workers: to } => format!("Have {to} workers (now {workers})? [y/N]"),
+            Request::Rotation { .. } | Request::Status | Request::Stop => return None,
+        })
+    }
+
+    /// Remembers a look.
+    pub(super) fn take_look(&mut self, look: Look, now: Tick) {
+        let rates = look.rates.as_ref();
+        remember(&mut self.totals, rates.map(|rates| rates.totals.messages));
+        let here = |slot: &SlotId| look.status.slots.iter().any(|one| one.slot == *slot);
+        self.slots.retain(|slot, _| here(slot));
+        for slot in &look.status.slots {
+            let rate = rates.and_then(|rates| rates.slots.get(&slot.slot));
+            let history = self.slots.entry(slot.slot).or_default();
+            remember(history, rate.map(|rate| rate.messages));
+        }
+        self.scroll_to(self.first_row, look.status.slots.len());
+        self.look = Some(look);
+        self.looked = Some(now);
+        self.trouble = None;
+    }
+
+    /// There is no fresh look.
+    pub(super) fn take_trouble(&mut self, why: String) {
+        self.trouble = Some(why);
+    }
+
+    /// Hears what the server says to the operation that was asked for; true with the last word.
+    pub(super) fn take_reply(&mut self, reply: Reply) -> bool {
+        let line = match &reply {
+            Reply::Progress(text) => text.clone(),
+            Reply::Done(done) => self.verdict(done),
+            Reply::Failed(cause) => format!("failed: {cause}"),
+            Reply::Refused(cause) => format!("refused: {cause}"),
+            Reply::Status(_) => "the server answered something else".to_owned(),
+        };
+        self.say(line);
+        let last = reply.is_final();
+        if last {
+            self.operation = None;
+        }
+        last
+    }
+
+    /// The operation's connection has ended without a last word.
+    pub(super) fn operation_lost(&mut self, why: &str) {
+        self.operation = None;
+        self.say(format!("{why}; see what it does above"));
+    }
+
+    /// What a key means now.
+    pub(super) fn press(&mut self, key: Key) -> Option<Action> {
+        if let Some(request) = self.confirming.take() {
+            return match key {
+                Key::Char('y' | 'Y') => {
+                    self.progress.clear();
+                    self.operation = Some(request);
+                    self.say(format!("{} …", request.name()));
+                    Some(Action::Ask(request))
+                }
+                Key::Interrupt => Some(Action::Quit),
+                _ => None,
+            };
+        }
+        match key {
+            Key::Char('q') | Key::Interrupt => return Some(Action::Quit),
+            Key::Suspend => return Some(Action::Suspend),
+            Key::Redraw => return Some(Action::Redraw),
+            Key::Char('r') => self.confirm(Request::Reload),
+            Key::Char('u') => self.confirm(Request::Upgrade),
+            Key::Char('+' | '=') => self.confirm_scale(1),
+            Key::Char('-') => self.confirm_scale(-1),
+            Key::Char('p' | ' ') => self.paused = !self.paused,
+            Key::Char('?' | 'h') => self.help = !self.help,
+            Key::Escape | Key::Enter => {
+                self.help = false;
+                if self.operation.is_none() {
+                    self.progress.clear();
+                }
+            }
+            Key::Up => self.scroll_by(-1),
+            Key::Down => self.scroll_by(1),
+            Key::PageUp => self.scroll_by(-10),
+            Key::PageDown => self.scroll_by(10),
+            Key::Char(_) => {}
+        }
+        None
+    }
+
+    fn confirm(&mut self, request: Request) {
+        if let Some(under_way) = self.operation {
+            let name = under_way.name();
+            return self.say(format!("one at a time: {name} is under way"));
+        }
+        self.help = false;
+        self.confirming = Some(request);
+    }
+
+    fn confirm_scale(&mut self, by: i16) {
+        let to = self.workers().saturating_add_signed(by);
+        if self.look.is_none() || !(WORKERS.least..=WORKERS.most).contains(&to) {
+            return self.say(format!("{to} workers are not possible: {WORKERS}"));
+        }
+        self.confirm(Request::Scale { workers: to });
+    }
+
+    fn workers(&self) -> u16 {
+        let slots = self.look.as_ref().map_or(0, |it| it.status.slots.len());
+        u16::try_from(slots).unwrap_or(u16::MAX)
+    }
+
+    fn scroll_by(&mut self, rows: isize) {
+        let slots = usize::from(self.workers());
+        self.scroll_to(self.first_row.saturating_add_signed(rows), slots);
+    }
+
+    fn scroll_to(&mut self, row: usize, slots: usize) {
+        self.first_row = row.min(slots.saturating_sub(1));
+    }
+
+    fn say(&mut self, line: String) {
+        if self.progress.len() == PROGRESS_LEN {
+            self.progress.pop_front();
+        }
+        self.progress.push_back(line);
+    }
+
+    fn verdict(&self, done: &Done) -> String {
+        let name = self.operation.map_or("operation", |it| it.name());
+        format!(
+            "{name} done in {}ms: {} workers, {} renewed; {} connections moved, {} left to drain",
+            done.took_ms, done.workers, done.renewed, done.moved, done.drained
+        )
+    }
+}
+
+/// A look without a rate (the first one, or of a new instance) leaves no mark.
+fn remember(history: &mut History, rate: Option<f64>) {
+    if let Some(rate) = rate {
+        if history.len() == HISTORY_LEN {
+            history.pop_front();
+        }
+        history.push_back(rate);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::status::{Rate, Rates, SlotStatus, Status};
+
+    pub(in super::super) fn look(slots: u16, messages: f64) -> Look {
+        let rate = Rate {
+            messages,
+            busy: 0.5,
+            ..Rate::default()
+        };
+        let mut status = Status {
+            version: "0.1.0".to_owned(),
+            pid: 4711,
+            uptime_ms: 3 * 86_400_000,
+            phase: "serving".to_owned(),
+            addresses: vec!["0.0.0.0:9999".to_owned()],
+            slots: (0..slots)
+                .map(|slot| SlotStatus {
+                    slot: SlotId(slot),
+                    pid: Some(4712 + u32::from(slot)),
+                    state: "serving".to_owned(),
+                    queue: "served".to_owned(),
+                    ..SlotStatus::default()
+                })
+                .collect(),
+            ..Status::default()
+        };
+        status.sum_up();
+        let rates = Rates {
+            span_ms: 1000,
+            totals: rate,
+            slots: (0..slots).map(|slot| (SlotId(slot), rate)).collect(),
+        };
+        Look {
+            status,
+            sockets: None,
+            rates: Some(rates),
+        }
+    }
+
+    fn model(slots: u16) -> Model {
+        let mut model = Model::default();
+        model.take_look(look(slots, 5.0), Tick::from_millis(1000));
+        model
+    }
+
+    #[test]
+    fn nothing_is_asked_without_a_yes() {
+        for (key, request) in [
+            ('r', Request::Reload),
+            ('u', Request::Upgrade),
+            ('+', Request::Scale { workers: 3 }),
+            ('-', Request::Scale { workers: 1 }),
+        ] {
+            for no in [
+                Key::Char('n'),
+                Key::Enter,
+                Key::Escape,
+                Key::Char('r'),
+                Key::Char('q'),
+            ] {
+                let mut model = model(2);
+                assert_eq!(model.press(Key::Char(key)), None);
+                assert!(model.question().unwrap().ends_with("? [y/N]"));
+                assert_eq!(model.press(no), None);
+                assert_eq!(model.question(), None);
+            }
+            let mut model = model(2);
+            model.press(Key::Char(key));
+            assert_eq!(model.press(Key::Char('y')), Some(Action::Ask(request)));
+        }
+    }
+
+    #[test]
+    fn one_operation_at_a_time_and_its_words_are_kept_until_they_are_dismissed() {
+        let mut model = model(2);
+        model.press(Key::Char('r'));
+        model.press(Key::Char('y'));
+        model.press(Key::Char('u'));
+        assert_eq!(model.question(), None);
+        assert!(
+            model
+                .progress()
+                .back()
+                .unwrap()
+                .contains("reload is under way")
+        );
+        assert!(!model.take_reply(Reply::Progress("slot 0".to_owned())));
+        model.press(Key::Escape);
+        assert_eq!(model.progress().back().unwrap(), "slot 0");
+        assert!(model.take_reply(Reply::Done(Done::default())));
+        assert!(
+            model
+                .progress()
+                .back()
+                .unwrap()
+                .starts_with("reload done in 0ms")
+        );
+        model.press(Key::Escape);
+        assert!(model.progress().is_empty());
+        model.press(Key::Char('u'));
+        assert!(model.question().is_some());
+    }
+
+    #[test]
+    fn the_last_worker_stays_and_nothing_grows_without_bound() {
+        let mut model = model(1);
+        model.press(Key::Char('-'));
+        assert_eq!(model.question(), None);
+        assert!(model.progress().back().unwrap().contains("0 workers"));
+        for second in 0..1000 {
+            model.take_look(look(3, second as f64), Tick::ZERO);
+            model.take_reply(Reply::Progress(second.to_string()));
+        }
+        assert_eq!(model.totals().len(), HISTORY_LEN);
+        assert_eq!(model.history(SlotId(2)).unwrap().back(), Some(&999.0));
+        assert_eq!(model.progress().len(), PROGRESS_LEN);
+        // A slot that has left is forgotten, and the rows are those that are there.
+        model.press(Key::PageDown);
+        assert_eq!(model.first_row(), 2);
+        model.take_look(look(1, 0.0), Tick::ZERO);
+        assert!(model.history(SlotId(2)).is_none());
+        assert_eq!(model.first_row(), 0);
+    }
+
+    #[test]
+    fn what_is_old_is_said_to_be() {
+        let mut model = model(1);
+        assert_eq!(model.trouble(Tick::from_millis(9000)), None);
+        model.take_trouble("no answer".to_owned());
+        let trouble = model.trouble(Tick::from_millis(9000));
+        assert_eq!(trouble, Some(("no answer", Some(8))));
+        model.take_look(look(1, 0.0), Tick::from_millis(9000));
+        assert_eq!(model.trouble(Tick::from_millis(9000)), None);
+    }
+}

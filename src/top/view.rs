@@ -1,0 +1,675 @@
+//! What `top` shows of its model, for any size of terminal.
+//!
+//! Invariants: nothing is said by colour alone, and without colour the same is said; what there is
+//! no room for is left out in a fixed order (columns from the right of [`COLUMNS`], the chart, the
+//! notes), rows of the table last. Pure: it must not look at a terminal.
+
+use ratatui_core::buffer::Buffer;
+use ratatui_core::layout::Rect;
+use ratatui_core::style::{Color, Modifier, Style};
+use ratatui_core::text::{Line, Span};
+use ratatui_core::widgets::Widget;
+use ratatui_widgets::paragraph::Paragraph;
+use ratatui_widgets::sparkline::Sparkline;
+
+use super::model::{History, Model};
+use crate::clock::Tick;
+use crate::status::figures::{age, cut, per_second, percent, short};
+use crate::status::{Look, Rate, SlotStatus};
+
+/// Rows from which on there is a chart of all workers, and how many it has.
+const CHART_FROM_ROWS: u16 = 22;
+const CHART_ROWS: u16 = 3;
+/// Lines of an operation on the screen.
+const PROGRESS_ROWS: usize = 4;
+/// Columns that a slot's history needs to be worth it, one between it and the table included.
+const HISTORY_COLUMNS_MIN: usize = 9;
+/// Columns from which on room for it is kept.
+const HISTORY_FROM_COLUMNS: usize = 60;
+/// A worker that is busier is marked.
+const BUSY_SHARE: f64 = 0.9;
+
+const HELP: [&str; 12] = [
+    "r        read the configuration anew, renew every worker",
+    "u        become the program on disk, renew every worker",
+    "+ -      one worker more, one fewer",
+    "         (each asks first; y is yes, everything else is no)",
+    "p        pause the screen, and go on",
+    "up down  scroll the table, also by pages",
+    "Esc      dismiss what an operation has said",
+    "Ctrl-L   draw anew",
+    "q        quit; an operation that is under way goes on",
+    "",
+    "acc/s: connections taken. msg/s: reads. busy: time not waiting.",
+    "The bars are msg/s of the latest looks, all slots on one scale.",
+];
+
+/// How things are marked, beside words.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Palette {
+    /// Whether there may be colours.
+    pub(super) colour: bool,
+}
+
+impl Palette {
+    const fn of(self, colour: Color, modifier: Modifier) -> Style {
+        let style = Style::new().add_modifier(modifier);
+        if self.colour { style.fg(colour) } else { style }
+    }
+
+    const fn bad(self) -> Style {
+        self.of(Color::Red, Modifier::BOLD)
+    }
+
+    const fn notable(self) -> Style {
+        self.of(Color::Yellow, Modifier::BOLD)
+    }
+
+    const fn bars(self) -> Style {
+        self.of(Color::Cyan, Modifier::empty())
+    }
+
+    const fn strong() -> Style {
+        Style::new().add_modifier(Modifier::BOLD)
+    }
+
+    const fn bar() -> Style {
+        Style::new().add_modifier(Modifier::REVERSED)
+    }
+}
+
+/// Draws the whole screen.
+pub(super) fn draw(model: &Model, palette: Palette, now: Tick, area: Rect, buffer: &mut Buffer) {
+    let mut screen = Screen {
+        left: area,
+        buffer,
+        palette,
+    };
+    screen.footer(model);
+    let Some(look) = model.look() else {
+        let why = model.trouble(now).map_or("looking …", |(why, _)| why);
+        return screen.line(why.to_owned(), Style::new());
+    };
+    screen.head(look, model, now);
+    if model.shows_help() {
+        for line in HELP {
+            screen.line(line.to_owned(), Style::new());
+        }
+        return;
+    }
+    if area.height >= CHART_FROM_ROWS {
+        screen.chart(model.totals());
+    }
+    screen.table(look, model);
+}
+
+/// What is left of the screen, and what to draw on.
+struct Screen<'a> {
+    left: Rect,
+    buffer: &'a mut Buffer,
+    palette: Palette,
+}
+
+impl Screen<'_> {
+    /// The upper `rows` of what is left.
+    fn take_top(&mut self, rows: u16) -> Rect {
+        let rows = rows.min(self.left.height);
+        let taken = Rect {
+            height: rows,
+            ..self.left
+        };
+        self.left.y += rows;
+        self.left.height -= rows;
+        taken
+    }
+
+    /// The lower `rows`.
+    fn take_bottom(&mut self, rows: u16) -> Rect {
+        let rows = rows.min(self.left.height);
+        self.left.height -= rows;
+        Rect {
+            y: self.left.y + self.left.height,
+            height: rows,
+            ..self.left
+        }
+    }
+
+    fn put(&mut self, area: Rect, line: Line<'_>) {
+        Paragraph::new(line).render(area, self.buffer);
+    }
+
+    fn line(&mut self, text: String, style: Style) {
+        let area = self.take_top(1);
+        let text = cut(&text, usize::from(area.width));
+        self.put(area, Line::styled(text, style));
+    }
+
+    /// Keys, or a question; above them what an operation says.
+    fn footer(&mut self, model: &Model) {
+        let area = self.take_bottom(1);
+        let width = usize::from(area.width);
+        let (text, style) = match model.question() {
+            Some(question) => (question, self.palette.notable()),
+            None => (keys(width).to_owned(), Style::new()),
+        };
+        let text = format!("{:<width$}", cut(&text, width));
+        self.put(area, Line::styled(text, style.patch(Palette::bar())));
+
+        let said = model.progress();
+        let shown = said.len().min(PROGRESS_ROWS);
+        let mut area = self.take_bottom(u16::try_from(shown).unwrap_or(0));
+        for text in said.iter().skip(said.len() - usize::from(area.height)) {
+            let row = Rect { height: 1, ..area };
+            self.put(row, Line::styled(cut(text, width), Palette::strong()));
+            area.y += 1;
+        }
+    }
+
+    fn head(&mut self, look: &Look, model: &Model, now: Tick) {
+        let status = &look.status;
+        let paused = if model.is_paused() { " [paused]" } else { "" };
+        let title = format!(
+            "uppercased {} pid {} {} for {}, release {}{paused}",
+            status.version,
+            status.pid,
+            status.phase,
+            age(status.uptime_ms),
+            status.release
+        );
+        self.line(title, Palette::strong());
+        if let Some((why, seconds)) = model.trouble(now) {
+            let ago = seconds.map_or_else(String::new, |seconds| format!(" for {seconds}s"));
+            let style = self.palette.bad();
+            self.line(format!("no answer{ago}, trying again: {why}"), style);
+        }
+        self.line(status.addresses.join(" "), Style::new());
+        self.line(totals(look), Style::new());
+        if let Some(operation) = &status.operation {
+            let style = self.palette.notable();
+            self.line(operation.clone(), style);
+        }
+        for line in look.context() {
+            self.line(line, Style::new());
+        }
+    }
+
+    /// Messages a second of all workers, the latest at the right.
+    fn chart(&mut self, totals: &History) {
+        let most = totals.iter().copied().fold(0.0, f64::max);
+        let title = format!("messages/s of all workers, at most {}", per_second(most));
+        self.line(title, Style::new());
+        let area = self.take_top(CHART_ROWS);
+        let older = totals.len().saturating_sub(usize::from(area.width));
+        let data: Vec<u64> = totals.iter().skip(older).map(|rate| *rate as u64).collect();
+        let bars = Sparkline::default().data(data).style(self.palette.bars());
+        bars.render(area, self.buffer);
+    }
+
+    fn table(&mut self, look: &Look, model: &Model) {
+        let columns = columns(usize::from(self.left.width));
+        let heading: Vec<String> = columns.cells.iter().map(|it| it.heading()).collect();
+        let mut heading = heading.join(" ");
+        if columns.history > 0 {
+            heading.push_str(" msg/s");
+        }
+        self.line(heading, Palette::strong());
+        let slots = &look.status.slots;
+        let notes = look.notes();
+        let room = usize::from(self.left.height);
+        // Nothing is scrolled that fits.
+        let first = model.first_row().min(slots.len().saturating_sub(room));
+        let last = slots.len().min(first + room);
+        // A row is kept to say that there are more.
+        let last = if last - first < slots.len() && room > 1 {
+            last - 1
+        } else {
+            last
+        };
+        let most = highest(model, look);
+        for slot in &slots[first..last] {
+            self.row(slot, look, model, &columns, most);
+        }
+        if last - first < slots.len() {
+            let bad = slots.iter().filter(|slot| slot.state != "serving").count();
+            let from = first + 1;
+            let all = slots.len();
+            let text = format!("rows {from} to {last} of {all}, {bad} not serving; up, down");
+            return self.line(text, Palette::strong());
+        }
+        let room = usize::from(self.left.height);
+        for note in notes.iter().take(room) {
+            let style = self.palette.notable();
+            self.line(note.clone(), style);
+        }
+    }
+
+    fn row(&mut self, slot: &SlotStatus, look: &Look, model: &Model, columns: &Columns, most: f64) {
+        let rates = look.rates.as_ref();
+        let rate = rates.and_then(|rates| rates.slots.get(&slot.slot));
+        let mut spans = Vec::new();
+        for cell in &columns.cells {
+            let style = match cell.column {
+                Column::State if slot.state != "serving" => self.palette.bad(),
+                Column::Busy if rate.is_some_and(|rate| rate.busy >= BUSY_SHARE) => {
+                    self.palette.notable()
+                }
+                _ => Style::new(),
+            };
+            spans.push(Span::styled(cell.text(slot, rate), style));
+            spans.push(Span::raw(" "));
+        }
+        if columns.history > 0
+            && let Some(history) = model.history(slot.slot)
+        {
+            let bars = bars(history, most, columns.history);
+            spans.push(Span::styled(bars, self.palette.bars()));
+        }
+        let area = self.take_top(1);
+        self.put(area, Line::from(spans));
+    }
+}
+
+/// The most messages a second of a single slot, so that all bars have one scale.
+fn highest(model: &Model, look: &Look) -> f64 {
+    let histories = look.status.slots.iter();
+    let histories = histories.filter_map(|slot| model.history(slot.slot));
+    histories.flatten().copied().fold(0.0, f64::max)
+}
+
+fn totals(look: &Look) -> String {
+    let open = short(look.status.totals.traffic.open);
+    let Some(rates) = &look.rates else {
+        return format!("{open} open");
+    };
+    let Rate {
+        accepted,
+        messages,
+        bytes_in,
+        bytes_out,
+        busy,
+    } = rates.totals;
+    format!(
+        "{open} open, {} taken/s, {} msg/s, {}B/s in, {}B/s out, {busy:.2} busy",
+        per_second(accepted),
+        per_second(messages),
+        per_second(bytes_in),
+        per_second(bytes_out),
+    )
+}
+
+const fn keys(width: usize) -> &'static str {
+    if width >= 70 {
+        "q quit  r reload  u upgrade  + - scale  p pause  ? help"
+    } else {
+        "q quit r reload u + - p ? help"
+    }
+}
+
+/// A rate for each column, as high as it is compared with `most`; what is not zero is seen.
+fn bars(history: &History, most: f64, columns: usize) -> String {
+    const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let older = history.len().saturating_sub(columns);
+    let step = |rate: &f64| match rate {
+        rate if *rate <= 0.0 => ' ',
+        rate => {
+            let step = (rate / most * STEPS.len() as f64).ceil() as usize;
+            STEPS[step.clamp(1, STEPS.len()) - 1]
+        }
+    };
+    history.iter().skip(older).map(step).collect()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Column {
+    Slot,
+    Pid,
+    Generation,
+    State,
+    Age,
+    Open,
+    Queue,
+    Accepted,
+    Messages,
+    BytesIn,
+    BytesOut,
+    Busy,
+    Died,
+}
+
+/// In the order in which they stand: heading, width, and how dispensable it is.
+const COLUMNS: [(Column, &str, usize, u8); 13] = [
+    (Column::Slot, "slot", 4, 0),
+    (Column::Pid, "pid", 7, 5),
+    (Column::Generation, "gen", 5, 9),
+    (Column::State, "state", 12, 1),
+    (Column::Age, "age", 5, 11),
+    (Column::Open, "open", 5, 2),
+    (Column::Queue, "queue", 5, 6),
+    (Column::Accepted, "acc/s", 5, 7),
+    (Column::Messages, "msg/s", 5, 3),
+    (Column::BytesIn, "in/s", 5, 8),
+    (Column::BytesOut, "out/s", 5, 12),
+    (Column::Busy, "busy", 4, 4),
+    (Column::Died, "died", 5, 10),
+];
+
+/// A column that has room.
+struct Cell {
+    column: Column,
+    heading: &'static str,
+    width: usize,
+}
+
+/// All that have, and what is left for the history.
+struct Columns {
+    cells: Vec<Cell>,
+    history: usize,
+}
+
+fn columns(width: usize) -> Columns {
+    let reserve = if width >= HISTORY_FROM_COLUMNS {
+        HISTORY_COLUMNS_MIN
+    } else {
+        0
+    };
+    let mut by_need: Vec<usize> = (0..COLUMNS.len()).collect();
+    by_need.sort_by_key(|at| COLUMNS[*at].3);
+    let mut taken = 0;
+    let mut kept = Vec::new();
+    for at in by_need {
+        // One more between it and the one before it.
+        let needed = COLUMNS[at].2 + usize::from(taken > 0);
+        if taken + needed + reserve <= width {
+            taken += needed;
+            kept.push(at);
+        }
+    }
+    kept.sort_unstable();
+    let cells = kept.into_iter().map(|at| {
+        let (column, heading, width, _) = COLUMNS[at];
+        Cell {
+            column,
+            heading,
+            width,
+        }
+    });
+    let left = width.saturating_sub(taken + 1);
+    Columns {
+        cells: cells.collect(),
+        history: if left + 1 < HISTORY_COLUMNS_MIN {
+            0
+        } else {
+            left
+        },
+    }
+}
+
+impl Cell {
+    fn heading(&self) -> String {
+        self.aligned(self.heading)
+    }
+
+    fn text(&self, slot: &SlotStatus, rate: Option<&Rate>) -> String {
+        let traffic = &slot.traffic;
+        let of = |value: fn(&Rate) -> String| rate.map_or_else(|| "-".to_owned(), value);
+        let text = match self.column {
+            Column::Slot => slot.slot.to_string(),
+            Column::Pid => slot.pid.map_or_else(|| "-".to_owned(), |it| it.to_string()),
+            Column::Generation => short(slot.generation.0.into()),
+            Column::State => slot.state.clone(),
+            Column::Age => age(slot.age_ms),
+            Column::Open => short(traffic.open),
+            Column::Queue => short(slot.accept_queues.iter().map(|it| it.length).sum()),
+            Column::Accepted => of(|rate| per_second(rate.accepted)),
+            Column::Messages => of(|rate| per_second(rate.messages)),
+            Column::BytesIn => of(|rate| per_second(rate.bytes_in)),
+            Column::BytesOut => of(|rate| per_second(rate.bytes_out)),
+            Column::Busy => of(|rate| percent(rate.busy)),
+            Column::Died => short(slot.deaths),
+        };
+        self.aligned(&text)
+    }
+
+    fn aligned(&self, text: &str) -> String {
+        let width = self.width;
+        let text = cut(text, width);
+        match self.column {
+            Column::State => format!("{text:<width$}"),
+            _ => format!("{text:>width$}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use ratatui_core::backend::TestBackend;
+    use ratatui_core::terminal::Terminal;
+
+    use super::super::keys::Key;
+    use super::super::model::tests::look;
+    use super::*;
+    use crate::control::Reply;
+    use crate::identity::{Generation, SlotId};
+    use crate::status::{AcceptQueueStatus, LastDeath, LastOperation, Sockets};
+
+    const NOW: Tick = Tick::from_millis(10_000);
+
+    fn shown(model: &Model, colour: bool, (width, height): (u16, u16)) -> Terminal<TestBackend> {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        let palette = Palette { colour };
+        terminal
+            .draw(|frame| draw(model, palette, NOW, frame.area(), frame.buffer_mut()))
+            .unwrap();
+        terminal
+    }
+
+    /// Line by line, without the blanks at their ends.
+    fn lines(model: &Model, size: (u16, u16)) -> Vec<String> {
+        let terminal = shown(model, false, size);
+        let buffer = terminal.backend().buffer();
+        let cells: Vec<&str> = buffer.content().iter().map(|cell| cell.symbol()).collect();
+        let lines = cells.chunks(usize::from(size.0).max(1));
+        lines
+            .map(|line| line.concat().trim_end().to_owned())
+            .collect()
+    }
+
+    /// A server in the middle of some trouble, watched for four looks.
+    fn busy() -> Model {
+        let mut model = Model::default();
+        for messages in [0.0, 500.0, 1000.0, 45_000.0] {
+            let mut look = look(3, messages);
+            let status = &mut look.status;
+            status.last_operation = Some(LastOperation {
+                what: "restart".to_owned(),
+                outcome: "done".to_owned(),
+                cause: None,
+                took_ms: 312,
+                age_ms: 120_000,
+            });
+            status.slots[1].generation = Generation(4);
+            status.slots[1].accept_queues = vec![AcceptQueueStatus {
+                length: 12,
+                limit: 512,
+                ..AcceptQueueStatus::default()
+            }];
+            status.slots[2].state = "backing off".to_owned();
+            status.slots[2].pid = None;
+            status.slots[2].deaths = 7;
+            status.slots[2].last_death = Some(LastDeath {
+                generation: Generation(9),
+                how: Some("signal 9 (SIGKILL)".to_owned()),
+                cause: None,
+                age_ms: 3000,
+            });
+            let states = [("ESTABLISHED", 2400), ("LISTEN", 3)];
+            look.sockets = Some(Sockets {
+                states: states
+                    .map(|(state, count)| (state.to_owned(), count))
+                    .into(),
+                ..Sockets::default()
+            });
+            let rates = look.rates.as_mut().unwrap();
+            rates.slots.get_mut(&SlotId(1)).unwrap().messages /= 3.0;
+            rates.slots.get_mut(&SlotId(1)).unwrap().busy = 0.95;
+            rates.slots.remove(&SlotId(2));
+            model.take_look(look, NOW);
+        }
+        model
+    }
+
+    #[test]
+    fn at_80_by_24() {
+        let model = busy();
+        let expected = [
+            "uppercased 0.1.0 pid 4711 serving for 3d, release 0",
+            "0.0.0.0:9999",
+            "0 open, 0 taken/s, 45.0k msg/s, 0B/s in, 0B/s out, 0.50 busy",
+            "last         restart done 2m ago, took 312ms",
+            "sockets      2400 ESTABLISHED, 3 LISTEN",
+            "messages/s of all workers, at most 45.0k",
+            "   █",
+            "   █",
+            "   █",
+            "slot     pid   gen state         open queue acc/s msg/s  in/s busy msg/s",
+            "   0    4712     0 serving          0     0     0 45.0k     0  50%  ▁▁█",
+            "   1    4713     4 serving          0    12     0 15.0k     0  95%  ▁▁▃",
+            "   2       -     0 backing off      0     0     -     -     -    -",
+            "slot 2: generation 9 died 3s ago, signal 9 (SIGKILL)",
+        ];
+        let shown = lines(&model, (80, 24));
+        assert_eq!(shown[..14], expected);
+        assert_eq!(shown[14..23], [""; 9]);
+        let keys = "q quit  r reload  u upgrade  + - scale  p pause  ? help";
+        assert_eq!(shown[23], keys);
+    }
+
+    #[test]
+    fn at_40_by_10() {
+        let mut model = busy();
+        model.press(Key::Char('r'));
+        let expected = [
+            "uppercased 0.1.0 pid 4711 serving for 3…",
+            "0.0.0.0:9999",
+            "0 open, 0 taken/s, 45.0k msg/s, 0B/s in…",
+            "last         restart done 2m ago, took …",
+            "sockets      2400 ESTABLISHED, 3 LISTEN",
+            "slot state         open queue msg/s busy",
+            "   0 serving          0     0 45.0k  50%",
+            "   1 serving          0    12 15.0k  95%",
+            "   2 backing off      0     0     -    -",
+            "Reload and renew every worker? [y/N]",
+        ];
+        assert_eq!(lines(&model, (40, 10)), expected);
+    }
+
+    #[test]
+    fn at_200_by_50() {
+        let mut model = busy();
+        model.press(Key::Char('+'));
+        model.press(Key::Char('y'));
+        model.take_reply(Reply::Progress("slot 3: worker ready".to_owned()));
+        let expected = [
+            "uppercased 0.1.0 pid 4711 serving for 3d, release 0",
+            "0.0.0.0:9999",
+            "0 open, 0 taken/s, 45.0k msg/s, 0B/s in, 0B/s out, 0.50 busy",
+            "last         restart done 2m ago, took 312ms",
+            "sockets      2400 ESTABLISHED, 3 LISTEN",
+            "messages/s of all workers, at most 45.0k",
+            "   █",
+            "   █",
+            "   █",
+            "slot     pid   gen state          age  open queue acc/s msg/s  in/s out/s busy  died msg/s",
+            "   0    4712     0 serving        0ms     0     0     0 45.0k     0     0  50%     0  ▁▁█",
+            "   1    4713     4 serving        0ms     0    12     0 15.0k     0     0  95%     0  ▁▁▃",
+            "   2       -     0 backing off    0ms     0     0     -     -     -     -    -     7",
+            "slot 2: generation 9 died 3s ago, signal 9 (SIGKILL)",
+        ];
+        let shown = lines(&model, (200, 50));
+        assert_eq!(shown[..14], expected);
+        assert_eq!(shown[14..47], [""; 33]);
+        assert_eq!(shown[47..49], ["scale …", "slot 3: worker ready"]);
+    }
+
+    #[test]
+    fn colour_says_nothing_that_words_do_not() {
+        let mut model = busy();
+        model.press(Key::Char('u'));
+        let with = shown(&model, true, (80, 24));
+        let without = shown(&model, false, (80, 24));
+        let symbols = |terminal: &Terminal<TestBackend>| -> Vec<String> {
+            let cells = terminal.backend().buffer().content().iter();
+            cells.map(|cell| cell.symbol().to_owned()).collect()
+        };
+        assert_eq!(symbols(&with), symbols(&without));
+        let coloured = |terminal: &Terminal<TestBackend>| {
+            let mut cells = terminal.backend().buffer().content().iter();
+            cells.any(|cell| cell.fg != Color::Reset || cell.bg != Color::Reset)
+        };
+        assert!(coloured(&with));
+        assert!(!coloured(&without));
+    }
+
+    #[test]
+    fn what_is_old_paused_or_not_there_is_said() {
+        let mut model = Model::default();
+        assert_eq!(lines(&model, (40, 3))[0], "looking …");
+        model.take_trouble("nobody there".to_owned());
+        assert_eq!(lines(&model, (40, 3))[0], "nobody there");
+        model.take_look(look(1, 5.0), Tick::from_millis(2000));
+        model.press(Key::Char('p'));
+        assert!(lines(&model, (80, 24))[0].ends_with(" [paused]"));
+        model.take_trouble("nobody there".to_owned());
+        let words = "no answer for 8s, trying again: nobody there";
+        assert_eq!(lines(&model, (80, 24))[1], words);
+        model.press(Key::Char('?'));
+        let help = lines(&model, (80, 24)).join("\n");
+        assert!(HELP.iter().all(|line| help.contains(line)), "{help}");
+    }
+
+    #[test]
+    fn rows_that_do_not_fit_are_counted_and_can_be_scrolled_to() {
+        let mut model = Model::default();
+        let mut many = look(64, 5.0);
+        many.status.slots[40].state = "starting".to_owned();
+        model.take_look(many, NOW);
+        let screen = lines(&model, (80, 20));
+        assert_eq!(screen[18], "rows 1 to 14 of 64, 1 not serving; up, down");
+        for _ in 0..10 {
+            model.press(Key::PageDown);
+        }
+        let screen = lines(&model, (80, 20));
+        assert_eq!(screen[18], "rows 50 to 63 of 64, 1 not serving; up, down");
+    }
+
+    proptest! {
+        #[test]
+        fn no_size_and_no_number_is_too_strange(
+            size in (1_u16..220, 1_u16..60), numbers in prop::array::uniform4(any::<u64>()),
+            slots in 0_u16..70, text in ".{0,100}", keys in "[rud+?p-]{0,4}",
+        ) {
+            let mut one = look(slots, numbers[0] as f64);
+            one.status.operation = Some(text.clone());
+            one.status.phase.clone_from(&text);
+            for slot in &mut one.status.slots {
+                slot.state.clone_from(&text);
+                slot.age_ms = numbers[1];
+                slot.traffic.open = numbers[2];
+                slot.deaths = numbers[3];
+            }
+            one.sockets = Some(Sockets {
+                states: BTreeMap::from([(text.clone(), numbers[0])]), ..Sockets::default()
+            });
+            let mut model = Model::default();
+            model.take_look(one, NOW);
+            for key in keys.chars() {
+                model.press(Key::Char(key));
+            }
+            model.take_reply(Reply::Progress(text));
+            shown(&model, true, size);
+        }
+    }
+}
