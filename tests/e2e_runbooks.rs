@@ -162,6 +162,35 @@ fn a_worker_keeps_dying() {
 }
 
 #[test]
+fn the_only_worker_keeps_dying() {
+    let runbook = Runbook::open("A worker keeps dying");
+    let server = Server::builder()
+        .args(["--listen=127.0.0.1:0", "--workers=1", "--bake-time=0s"])
+        // Longer than any wait below: what ends the pause is what is typed.
+        .args(["--backoff-initial=10m", "--backoff-max=10m"])
+        .start();
+    for _ in 1..=2 {
+        let start = server.log_len();
+        worker_of(&server, 0).signal(Signal::SIGKILL);
+        server.wait_log_from(start, |line| {
+            line.contains("worker ready") || line.contains("slot keeps failing")
+        });
+    }
+    runbook.quotes("nobody serves its queue", &screen(&server));
+    let mut waiting = Client::connect(server.addr());
+    waiting.send_all(b"waiting");
+    server.order(&["scale", "2"]).expect_success();
+    waiting.expect(b"WAITING");
+    server.reload().expect_success();
+    let status = server.status_json();
+    let slots = status["slots"].as_array().expect("a list of slots");
+    assert!(
+        slots.iter().all(|slot| slot["state"] == "serving"),
+        "{status}"
+    );
+}
+
+#[test]
 fn queue_overflows() {
     isolated("queue_overflows", || {
         let runbook = Runbook::open("Queue overflows");

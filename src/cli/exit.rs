@@ -2,8 +2,9 @@
 //!
 //! Must not: end a process; each command ends itself, with one of these.
 
-use super::BAD_INPUT;
-use super::{compare, completions, definition, manual};
+use clap::Command;
+
+use super::{BAD_INPUT, compare, completions, definition, manual};
 
 /// An exit code and what it says.
 pub(super) type Meaning = (u8, &'static str);
@@ -74,20 +75,18 @@ const TEXT: &[Meaning] = &[
     (BAD_INPUT, "Bad usage."),
 ];
 
-/// The exit codes of a command, by its own name; none if there is no such command.
-pub(super) fn meanings(command: &str) -> &'static [Meaning] {
-    match command {
+/// The exit codes of a command; none if there is no such command.
+pub(super) fn meanings(command: &Command) -> &'static [Meaning] {
+    let takes = |flag: &str| command.get_arguments().any(|arg| arg.get_id() == flag);
+    match command.get_name() {
+        definition::PROGRAM | definition::SERVE => SERVER,
         definition::CHECK => CHECK,
         definition::CLIENT => CLIENT,
         definition::BENCH => BENCH,
         compare::COMPARE => COMPARE,
-        definition::RELOAD
-        | definition::UPGRADE
-        | definition::SCALE
-        | definition::STATUS
-        | definition::STOP => ORDER,
         manual::MAN | completions::COMPLETIONS => TEXT,
-        definition::PROGRAM | definition::SERVE => SERVER,
+        // Whoever asks a running server can name it.
+        _ if takes(definition::CONTROL) => ORDER,
         _ => &[],
     }
 }
@@ -113,7 +112,7 @@ mod tests {
             .filter_map(|line| line.strip_prefix("| ")?.split(" |").next()?.parse().ok())
             .collect();
         let root = definition::for_people();
-        let mut commands: Vec<&clap::Command> = root.get_subcommands().collect();
+        let mut commands: Vec<&Command> = root.get_subcommands().collect();
         let below = commands
             .iter()
             .flat_map(|command| command.get_subcommands());
@@ -121,7 +120,7 @@ mod tests {
         commands.push(&root);
         let mut known = BTreeSet::new();
         for command in commands {
-            let meanings = meanings(command.get_name());
+            let meanings = meanings(command);
             assert!(!meanings.is_empty(), "of {}", command.get_name());
             known.extend(meanings.iter().map(|(code, _)| *code));
         }

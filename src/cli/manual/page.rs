@@ -157,7 +157,7 @@ fn of_command(command: &Command) -> String {
         if is_root(command) || command.get_name() == definition::SERVE {
             signals(roff);
         }
-        exit_status(roff, command.get_name());
+        exit_status(roff, command);
         environment(roff, command);
         if is_root(command) {
             list(roff, "FILES", FILES.iter().copied());
@@ -268,7 +268,7 @@ fn signals(roff: &mut Roff) {
     );
 }
 
-fn exit_status(roff: &mut Roff, command: &str) {
+fn exit_status(roff: &mut Roff, command: &Command) {
     let meanings = exit::meanings(command).iter();
     let named: Vec<(String, &str)> = meanings
         .map(|(code, meaning)| (code.to_string(), *meaning))
