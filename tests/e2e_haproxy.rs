@@ -16,7 +16,9 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 
 use self::support::adversity::skipped;
@@ -24,11 +26,13 @@ use self::support::link::ip;
 use self::support::load::{Load, LoadSize};
 use self::support::netns::{Namespace, isolated};
 use self::support::observe::{field, until, until_some};
-use self::support::{Client, DEADLINE, Lines, Server};
+use self::support::{Client, DEADLINE, Lines, Server, poll_one};
 
 const PACKAGED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/haproxy/haproxy.cfg");
 /// Where clients connect; with many addresses of their own, as loopback has them.
 const FRONT: &str = "127.0.0.1:9999";
+/// Clients that are there when a machine stops; enough that both machines have some.
+const STAYING: usize = 8;
 
 /// The program, or a loud word that it is missing.
 fn haproxy(test: &str) -> Option<PathBuf> {
@@ -305,12 +309,34 @@ fn scene(haproxy: &Path, one: &Namespace, two: &Namespace) {
     });
     passing.assert_unharmed();
 
-    // By a stop alone: it says so before it refuses anybody.
+    // By a stop alone: it says so before it refuses anybody, and who stays gets an orderly end.
     let before = balancer.machine("two").taken;
+    let mut staying: Vec<Client> = (0..STAYING).map(|_| Client::connect(front)).collect();
+    staying
+        .iter_mut()
+        .for_each(|client| client.roundtrip(b"until the end"));
     second.signal(Signal::SIGTERM);
     balancer.until_status("two", |status| status.starts_with("DRAIN"));
     assert!(second.is_running(), "told in time");
+    until("it has ended", || {
+        staying.retain_mut(|client| {
+            let told = poll_one(client.socket(), PollFlags::POLLIN, Duration::ZERO);
+            if told {
+                client.expect_eof();
+            }
+            !told
+        });
+        !second.is_running()
+    });
     assert!(second.wait_exit(DEADLINE).success());
+    assert!(
+        (1..STAYING).contains(&staying.len()),
+        "some were there, some elsewhere"
+    );
+    staying
+        .iter_mut()
+        .for_each(|client| client.roundtrip(b"elsewhere"));
+    drop(staying);
     drop(second);
     passing.go_on_for(100);
     second = server(two, 2);

@@ -117,6 +117,22 @@ fn a_header_may_come_byte_by_byte() {
 }
 
 #[test]
+fn half_a_header_is_waited_for_and_not_looked_at_again_and_again() {
+    let server = server(&[]);
+    let counters = Counters::of(&server);
+    let mut proxy = Client::connect(server.addr());
+    let header = header(Version::V2, CLIENT);
+    proxy.send_all(&header[..20]);
+    proxy.expect_silence(Duration::from_millis(50));
+    let before = counters.count(Counter::Turns);
+    proxy.expect_silence(Duration::from_millis(300));
+    let turns = counters.count(Counter::Turns) - before;
+    assert!(turns < 10, "{turns} turns for nothing");
+    proxy.send_all(&header[20..]);
+    proxy.roundtrip(b"whole");
+}
+
+#[test]
 fn a_proxy_that_speaks_for_itself_is_served_as_itself() {
     // Whatever the lists say of it: they are about clients.
     let server = server(&["--allow=192.0.2.0/24"]);
@@ -261,6 +277,28 @@ fn lists_and_limits_hold_for_the_client_and_not_for_the_proxy() {
         again.send_all(&header(Version::V2, CLIENT));
         again.is_served(b"and now?")
     });
+}
+
+#[test]
+fn a_connection_without_its_header_counts_for_nobody() {
+    let server = server(&["--max-connections-per-source=2"]);
+    // A client with the very address of the proxy, which has others waiting.
+    let client = "127.0.0.1:4000";
+    let waiting = [(); 5].map(|()| Client::connect(server.addr()));
+    Counters::of(&server).wait_open(5);
+    let mut served = [(); 2].map(|()| introduced(&server, Version::V2, client));
+    server.reload().expect_success();
+    served.iter_mut().for_each(|one| one.roundtrip(b"moved"));
+    let counters = Counters::of(&server);
+    // Those that leave before they are anybody's make no room for others.
+    drop(waiting);
+    counters.wait_open(2);
+    let mut third = Client::connect(server.addr());
+    third.send_all(&header(Version::V2, client));
+    third.expect_reset();
+    drop(served);
+    counters.wait_open(0);
+    let _served = [(); 2].map(|()| introduced(&server, Version::V2, client));
 }
 
 #[test]
