@@ -34,6 +34,7 @@ mod process;
 pub mod scene;
 mod server;
 mod stand_in;
+pub mod syn_flood;
 pub mod usage;
 
 pub use self::bytes::{assert_same, pattern, upper};
