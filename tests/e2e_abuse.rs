@@ -10,17 +10,20 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 
+use procfs::net::TcpState;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use socket2::{SockFilter, SockRef};
 use uppercased::clock::now;
 use uppercased::metrics::{CloseReason, Counter, RefusalCause};
 
-use self::support::adversity::{fill_all, has_ipv6};
+use self::support::adversity::{fill_all, has_ipv6, skipped};
 use self::support::diagnosis::{queued, tcp_sockets};
-use self::support::observe::{number, until};
+use self::support::netns::{KernelCounters, isolated};
+use self::support::observe::{count_sockets, number, until};
 use self::support::scene::Scene;
+use self::support::syn_flood::{SynFlood, set_ipv4};
 use self::support::usage::Counters;
-use self::support::{Client, Server};
+use self::support::{Client, Server, in_background};
 
 /// What the kernel may hold for one connection.
 const KERNEL_BYTES_MAX: u64 = 1 << 20;
@@ -259,6 +262,98 @@ fn a_flood_of_connections_waits_outside_and_is_gone_when_it_ends() {
     scene.assert_as_before();
 }
 
+/// Half-open connections, as many as the listener keeps, from sources that never answer.
+const SYN_QUEUE: u32 = 128;
+
+/// A scene in this namespace with such a queue, flooded until it is full.
+#[track_caller]
+fn flooded(test: &str) -> Option<(Scene, SynFlood, KernelCounters)> {
+    // Gives up on a half-open connection after 3 s instead of a minute.
+    set_ipv4("tcp_synack_retries", 1);
+    let scene = Scene::start(&["--backlog", &SYN_QUEUE.to_string()]);
+    let flood = SynFlood::new(scene.addr());
+    let mut flood = flood.map_err(|why| skipped(test, &why)).ok()?;
+    let before = KernelCounters::read();
+    flood.send(1000);
+    let held = half_open(scene.addr().port());
+    assert!(held >= SYN_QUEUE as usize, "{held} are half-open");
+    Some((scene, flood, before))
+}
+
+fn half_open(port: u16) -> usize {
+    count_sockets(port, TcpState::SynRecv)
+}
+
+#[track_caller]
+fn assert_over(scene: Scene) {
+    let port = scene.addr().port();
+    until("the kernel has given up on them", || half_open(port) == 0);
+    scene.assert_as_before();
+}
+
+#[test]
+fn a_flood_of_requests_from_nowhere_keeps_nobody_out_with_cookies() {
+    let test = "a_flood_of_requests_from_nowhere_keeps_nobody_out_with_cookies";
+    isolated(test, || {
+        set_ipv4("tcp_syncookies", 1);
+        let Some((scene, mut flood, before)) = flooded(test) else {
+            return;
+        };
+        let mut clients = Vec::new();
+        for _ in 0..20 {
+            flood.send(100);
+            clients.push(served(FIRST, scene.addr()));
+        }
+        // None of those that never answered waits to be accepted, and the server says so.
+        let queue = &scene.server.status_json()["slots"][0]["accept_queues"][0];
+        assert_eq!(queue["length"], 0, "{queue}");
+        assert_eq!(queue["limit"], SYN_QUEUE, "{queue}");
+        scene.assert_bounded(clients.len());
+        drop(clients);
+        let after = KernelCounters::read();
+        let rise = |name| after.count(name) - before.count(name);
+        let names = ["TCPReqQFullDoCookies", "SyncookiesRecv", "ListenDrops"];
+        println!("{:?}", names.map(|name| (name, rise(name))));
+        assert!(rise("TCPReqQFullDoCookies") > 1000, "the queue was full");
+        assert!(rise("SyncookiesRecv") > 0, "they came by cookie");
+        assert_over(scene);
+    });
+}
+
+#[test]
+fn a_flood_of_requests_from_nowhere_without_cookies_keeps_only_new_ones_out() {
+    let test = "a_flood_of_requests_from_nowhere_without_cookies_keeps_only_new_ones_out";
+    isolated(test, || {
+        set_ipv4("tcp_syncookies", 0);
+        // Otherwise the kernel keeps the last quarter of so many for peers that it knows.
+        set_ipv4("tcp_max_syn_backlog", 64 * SYN_QUEUE);
+        let Some((scene, mut flood, before)) = flooded(test) else {
+            return;
+        };
+        flood.send(1000);
+        let dropped = || KernelCounters::read().count("TCPReqQFullDrop");
+        let by_now = dropped();
+        let late = in_background({
+            let addr = scene.addr();
+            move || Client::connect(addr)
+        });
+        until("its request is dropped like the others", || {
+            dropped() > by_now
+        });
+        // It is let in when the kernel has given up on the others: its own request comes again.
+        let mut late = late.join().expect("it got in");
+        late.roundtrip(b"at last");
+        drop(late);
+        let after = KernelCounters::read();
+        let names = ["TCPReqQFullDrop", "ListenDrops", "TCPReqQFullDoCookies"];
+        let rise = |name| after.count(name) - before.count(name);
+        println!("{:?}", names.map(|name| (name, rise(name))));
+        assert_eq!(rise("TCPReqQFullDoCookies"), 0);
+        assert!(rise("ListenDrops") >= rise("TCPReqQFullDrop"));
+        assert_over(scene);
+    });
+}
+
 #[test]
 fn a_flood_of_resets_leaves_nothing() {
     const RESETS: usize = 1000;
@@ -281,6 +376,8 @@ fn a_flood_of_resets_leaves_nothing() {
         gone() == RESETS as u64
     });
     scene.assert_bounded(RESETS);
+    let waiting = count_sockets(scene.addr().port(), TcpState::TimeWait);
+    assert_eq!(waiting, 0, "a reset leaves no TIME-WAIT");
     scene.assert_as_before();
 }
 

@@ -13,6 +13,7 @@ use uppercased::metrics::{CloseReason, Counter, PauseCause, RefusalCause};
 use uppercased::sys::limits::raise_descriptor_limit;
 
 use self::support::adversity::fill_all;
+use self::support::baseline::Baseline;
 use self::support::diagnosis::{queued, tcp_sockets};
 use self::support::observe::{descriptors, until};
 use self::support::usage::{Counters, cpu_time, resident_bytes};
@@ -122,6 +123,7 @@ fn without_descriptors_accepting_rests_and_goes_on() {
     let [worker] = server.worker_pids()[..] else {
         panic!("one worker was asked for");
     };
+    let before = Baseline::of(&server);
     let pid = Pid::from_raw(worker.cast_signed());
     let limit = getrlimit(Resource::Nofile);
     let lower = |soft: u64| {
@@ -189,6 +191,9 @@ fn without_descriptors_accepting_rests_and_goes_on() {
         counters.count(Counter::Refused(RefusalCause::SystemError)),
         0
     );
+    drop((served, waiting));
+    counters.wait_open(0);
+    before.assert_back(&server);
 }
 
 #[test]

@@ -35,6 +35,7 @@ pub mod scene;
 mod server;
 pub mod service_manager;
 mod stand_in;
+pub mod syn_flood;
 pub mod usage;
 
 pub use self::bytes::{assert_same, pattern, upper};

@@ -7,9 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use procfs::net::TcpState;
 use uppercased::sys::limits::raise_descriptor_limit;
 
 use super::baseline::Baseline;
+use super::diagnosis::queued;
+use super::observe::{count_sockets, until};
 use super::usage::{Counters, resident_bytes};
 use super::{Client, Server, in_background};
 
@@ -96,6 +99,19 @@ impl Scene {
     pub fn assert_as_before(self) {
         self.counters.wait_open(1);
         self.before.assert_back(&self.server);
+        // Nor in the kernel: nobody waits in a queue, and what is not over is the one connection.
+        // What waits out its time, or for the last word of a peer that is gone, is not the server's.
+        let port = self.server.addr().port();
+        let living = || {
+            let states = [
+                TcpState::Established,
+                TcpState::CloseWait,
+                TcpState::SynRecv,
+            ];
+            states.map(|state| count_sockets(port, state))
+        };
+        until("one connection is left", || living() == [1, 0, 0]);
+        assert_eq!(queued(port), 0, "nobody waits");
         assert_eq!(self.server.worker_pids(), [self.worker], "it never died");
         Client::connect(self.addr()).roundtrip(b"new ones, too");
         self.over.store(true, Ordering::Relaxed);
