@@ -201,6 +201,7 @@ pub fn parse(
                 },
                 timeout: typed.get_one(definition::TIMEOUT).copied(),
                 json: name == definition::STATUS && typed.get_flag(definition::JSON),
+                ready: name == definition::STATUS && typed.get_flag(definition::READY),
             }))
         }
         serve => {
@@ -349,6 +350,7 @@ mod tests {
             control: None,
             timeout: None,
             json: false,
+            ready: false,
         };
         for (args, expected) in [
             (["reload"].as_slice(), order(Request::Reload)),
@@ -359,6 +361,13 @@ mod tests {
                 &["status", "--json"],
                 Order {
                     json: true,
+                    ..order(Request::Status)
+                },
+            ),
+            (
+                &["status", "--ready"],
+                Order {
+                    ready: true,
                     ..order(Request::Status)
                 },
             ),

@@ -53,6 +53,8 @@ pub(super) const TIMEOUT: &str = "timeout";
 pub(super) const WORKERS: &str = "workers";
 /// `status`: for machines.
 pub(super) const JSON: &str = "json";
+/// `status`: only whether the server wants new clients, as an exit code.
+pub(super) const READY: &str = "ready";
 /// `preflight`: the arguments of the server that may become this program.
 pub(super) const SERVER_ARGS: &str = "args";
 
@@ -239,12 +241,20 @@ fn scale() -> Command {
 
 fn status() -> Command {
     order(STATUS, "Show workers, connections and what is under way")
-        .after_help("Examples:\n  uppercased status\n  uppercased status --json | jq .totals")
+        .after_help("Examples:\n  uppercased status\n  uppercased status --json | jq .totals\n  \
+             uppercased status --ready --timeout 1s")
         .arg(
             Arg::new(JSON)
                 .long(JSON)
                 .action(ArgAction::SetTrue)
                 .help("Everything, exactly, as one line of JSON"),
+        )
+        .arg(
+            Arg::new(READY)
+                .long(READY)
+                .conflicts_with(JSON)
+                .action(ArgAction::SetTrue)
+                .help("Only whether every slot serves: exit code 0, or 1 and why not"),
         )
 }
 

@@ -30,6 +30,8 @@ pub struct Order {
     pub timeout: Option<Duration>,
     /// Whether a status is for a machine.
     pub json: bool,
+    /// Whether a status is only to say if new clients are welcome.
+    pub ready: bool,
 }
 
 /// Why there is no verdict.
@@ -99,6 +101,7 @@ fn carry_out(order: &Order) -> Result<ExitCode, Error> {
     }
     let reply = client::ask(&path, &order.request, order.timeout, tell)?;
     match (reply, &order.request) {
+        (Reply::Status(status), Request::Status) if order.ready => Ok(readiness(&status)),
         (Reply::Status(status), Request::Status) => Ok(print(&shown(&status, order.json)?)),
         (Reply::Done(done), request) => {
             let line = verdict(request, &done).ok_or(Error::OffTopic)?;
@@ -143,6 +146,14 @@ fn tell(progress: &str) {
 fn negative(how: &str, cause: &str) -> ExitCode {
     let _ = print(&format!("{how}: {}\n", in_one_line(cause)));
     ExitCode::FAILURE
+}
+
+/// For whoever sends clients here: the admin endpoint's `/readyz` as an exit code.
+fn readiness(status: &Status) -> ExitCode {
+    match status.unready() {
+        None => print("ready\n"),
+        Some(why) => negative("not ready", &why),
+    }
 }
 
 /// One line for what has been done; `None` if there is nothing to do for that request.
