@@ -166,7 +166,7 @@ fn describe(listen: &Listen, operation: &'static str, source: io::Error) -> Erro
     match source.kind() {
         io::ErrorKind::AddrInUse => Error::InUse {
             addr,
-            holder: port::holder(listen),
+            holder: port::holder(listen, &[]),
         },
         io::ErrorKind::PermissionDenied => Error::Privileged {
             addr,

@@ -84,15 +84,17 @@ pub fn lock(listen: &Listen) -> Result<Vec<Lock>, Error> {
     names.into_iter().map(lock_one).collect()
 }
 
-/// A listener that would get the clients of `listen`, or share them.
+/// A listener that would get the clients of `listen`, or share them; not one of `own`, which are
+/// sockets by their inodes.
 #[must_use]
-pub fn holder(listen: &Listen) -> Option<Holder> {
+pub fn holder(listen: &Listen, own: &[u64]) -> Option<Holder> {
     // Without a readable /proc nothing can be found; binding will then say what it can.
     let entries = [procfs::net::tcp(), procfs::net::tcp6()]
         .into_iter()
         .flatten()
         .flatten();
-    let mut listeners = entries.filter(|entry| entry.state == TcpState::Listen);
+    let mut listeners =
+        entries.filter(|entry| entry.state == TcpState::Listen && !own.contains(&entry.inode));
     let entry = listeners.find(|entry| overlaps(listen, entry.local_address))?;
     let (pid, program) = owner_of(entry.inode).unzip();
     Some(Holder {
@@ -274,13 +276,15 @@ mod tests {
     fn a_listener_is_found_with_its_process() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
-        let found = holder(&Listen {
+        let here = Listen {
             addr: address,
             dual_stack: false,
-        })
-        .unwrap();
+        };
+        let found = holder(&here, &[]).unwrap();
         assert_eq!(found.pid, Some(std::process::id().cast_signed()));
         assert_eq!(found.address, address.to_string());
+        let inode = nix::sys::stat::fstat(&socket).unwrap().st_ino;
+        assert_eq!(holder(&here, &[inode]), None, "it is our own");
     }
 
     #[test]

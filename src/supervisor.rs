@@ -9,6 +9,7 @@
 //!
 //! It must not decide (the machine does) nor import the worker (they share `wire` and `memory`).
 
+mod activation;
 mod admin;
 pub mod backoff;
 mod boot;
@@ -16,7 +17,9 @@ mod carry;
 mod children;
 mod control;
 pub mod exchange;
+mod inheritance;
 pub mod machine;
+mod notify;
 mod observe;
 mod operations;
 mod placement;
@@ -27,6 +30,7 @@ mod resume;
 pub mod slot;
 pub mod snapshot;
 mod state;
+mod systemd;
 mod tokens;
 mod totals;
 mod upgrade;
@@ -55,9 +59,11 @@ use control::ControlServer;
 use machine::{Event, Machine, Policy, ScaleTo, Verdict};
 use releases::{Release, Releases};
 use resources::SlotResources;
+use systemd::Systemd;
 use tokens::Source;
 use totals::Totals;
 
+pub use activation::Error as ActivationError;
 pub use admin::Error as AdminError;
 pub use boot::Error;
 pub use control::Error as ControlError;
@@ -91,6 +97,9 @@ pub struct Supervisor {
     locks: Vec<Lock>,
     control: Option<ControlServer>,
     admin: Option<AdminEndpoint>,
+    systemd: Option<Systemd>,
+    /// So many slots have a socket of a socket unit, which must be served as long as that is there.
+    activated: u16,
     machine: Machine,
     /// Slot `i` is at index `i`.
     slots: Vec<SlotResources>,
@@ -153,6 +162,7 @@ impl Supervisor {
         let mut events = Events::with_capacity(EVENTS_PER_TURN);
         loop {
             self.carry_out();
+            self.notify();
             if let Some(verdict) = self.verdict.take() {
                 self.admin = None;
                 if let Some(control) = self.control.take() {
@@ -189,7 +199,8 @@ impl Supervisor {
     fn next_deadline(&self) -> Option<Tick> {
         let control = self.control.as_ref().and_then(ControlServer::poll_timeout);
         let admin = self.admin.as_ref().and_then(AdminEndpoint::poll_timeout);
-        [self.machine.poll_timeout(), control, admin]
+        let notify = self.notify_timeout();
+        [self.machine.poll_timeout(), control, admin, notify]
             .into_iter()
             .flatten()
             .min()
@@ -238,9 +249,15 @@ impl Supervisor {
         let by = signal_hook::low_level::signal_name(number).unwrap_or("a signal");
         match number {
             SIGTERM | SIGINT | SIGQUIT => self.happened(Event::Stop { by: by.to_owned() }),
-            SIGHUP => self.restart(RequestId::NOBODY),
+            SIGHUP => {
+                self.note_reload_asked();
+                self.restart(RequestId::NOBODY);
+            }
             SIGUSR1 => self.log_status(),
-            SIGUSR2 => self.upgrade(RequestId::NOBODY),
+            SIGUSR2 => {
+                self.note_reload_asked();
+                self.upgrade(RequestId::NOBODY);
+            }
             SIGTTIN => self.scale(RequestId::NOBODY, ScaleTo::OneMore),
             SIGTTOU => self.scale(RequestId::NOBODY, ScaleTo::OneLess),
             _ => tracing::warn!(signal = by, "a signal that has no effect"),
@@ -251,10 +268,14 @@ impl Supervisor {
         while let Some(heard) = self.child_mut(worker).and_then(Child::hear) {
             match heard {
                 Heard::Ready(ready, deposited) => {
+                    let deposits = !deposited.is_empty();
                     let kept = self.slots[worker.slot.index()].keep(deposited, &ready.listen);
                     if let Err(cause) = kept {
                         self.channel_broke(worker, cause);
                         return;
+                    }
+                    if deposits {
+                        self.store_listeners(worker.slot);
                     }
                     self.learn_addresses(&ready.listen);
                     self.note_sandbox(worker, ready.sandbox);

@@ -10,7 +10,7 @@ use uppercased::metrics::{CloseReason, PauseCause, RefusalCause};
 const FILE_LINES_MAX: usize = 600;
 
 /// Cores: they decide, and touch nothing outside.
-const CORES: [&str; 35] = [
+const CORES: [&str; 37] = [
     "src/admin/answer.rs",
     "src/admin/exposition.rs",
     "src/admin/http.rs",
@@ -41,7 +41,9 @@ const CORES: [&str; 35] = [
     "src/supervisor/admin/life.rs",
     "src/supervisor/backoff.rs",
     "src/supervisor/exchange.rs",
+    "src/supervisor/inheritance.rs",
     "src/supervisor/machine",
+    "src/supervisor/notify.rs",
     "src/supervisor/slot",
     "src/supervisor/snapshot.rs",
     "src/wire.rs",

@@ -107,3 +107,15 @@ pub const ADMIN_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The largest configuration file that is read, in bytes; `--config /dev/zero` must end.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;
+
+/// How often the service manager's status line is made anew; it is sent if it has changed.
+pub const NOTIFY_STATUS_IDLE: Duration = Duration::from_secs(5);
+
+/// The same while something planned is under way.
+pub const NOTIFY_STATUS_BUSY: Duration = Duration::from_secs(1);
+
+/// After this long a message that the service manager did not take is offered again.
+pub const NOTIFY_RETRY: Duration = Duration::from_secs(1);
+
+/// How much longer than it should take at most the service manager is asked to let a stop take.
+pub const NOTIFY_STOP_MARGIN: Duration = Duration::from_secs(5);

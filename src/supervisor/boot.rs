@@ -16,10 +16,13 @@ use crate::sys::image::Image;
 use crate::sys::limits::raise_descriptor_limit;
 use crate::wire::Listen;
 
+use super::activation::{self, Given};
 use super::admin::{self, AdminEndpoint};
 use super::control::{self, ControlServer};
-use super::machine::{Event, Machine};
+use super::machine::{Event, Machine, Policy};
+use super::notify::Notifier;
 use super::releases::{Limits, Release, Releases};
+use super::systemd::Systemd;
 use super::tokens::CONTROL_FIRST;
 use super::totals::Totals;
 use super::upgrade::Preflight;
@@ -34,6 +37,9 @@ pub enum Error {
     /// The log cannot be written.
     #[error(transparent)]
     Log(#[from] log::Error),
+    /// Sockets that were handed over are of no use.
+    #[error(transparent)]
+    Activation(#[from] activation::Error),
     /// An address is somebody else's.
     #[error(transparent)]
     Port(#[from] port::Error),
@@ -58,7 +64,7 @@ impl Error {
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) => 2,
+            Self::Config(_) | Self::Activation(_) => 2,
             Self::Log(_)
             | Self::Port(_)
             | Self::Control(_)
@@ -79,10 +85,13 @@ impl Supervisor {
         log::init(config.log_level, config.log_format)?;
         check_account(&config)?;
         let nofile = raise_descriptor_limit().map_err(failed("raise the descriptor limit"))?;
-        let limits = Limits::settle(&config, config.workers, nofile)?;
+        let wanted: Vec<Listen> = config.listen.iter().map(address).collect();
+        let given = Given::take(&config, &wanted)?;
+        let workers = config.workers.max(given.slots());
+        let limits = Limits::settle(&config, workers, nofile)?;
         warn_about_backlog(&config);
-        let addresses: Vec<Listen> = config.listen.iter().map(address).collect();
-        let locks = lock(&config, &addresses)?;
+        let mut addresses = given.addresses().to_vec();
+        let locks = lock(&config, &addresses, &given.inodes())?;
         let poll = Poll::new().map_err(failed("create an epoll instance"))?;
         let image = Image::of_this_process().map_err(failed("open /proc/self/exe"))?;
         let program = std::env::current_exe().map_err(failed("read /proc/self/exe"))?;
@@ -91,13 +100,19 @@ impl Supervisor {
         let control = ControlServer::open(&config.control, poll.registry(), tokens, first_request)?;
         let asked_at = control.as_ref().map(ControlServer::path);
         let admin = AdminEndpoint::open(config.admin.as_ref(), asked_at)?;
+        let (adopted, activated) = (given.slots(), given.unit_slots());
+        let (slots, outdated) = given.hand_out(&mut addresses, &config)?;
+        let policy = Policy {
+            workers,
+            ..policy(&config)
+        };
         // The jitter of backoffs needs to differ between instances, no more.
         let seed = clock::now().as_nanos() ^ u64::from(std::process::id());
         let mut supervisor = Self {
             typed,
             program,
             started: clock::now(),
-            machine: Machine::new(policy(&config), seed),
+            machine: Machine::new(policy, seed).with_listeners(adopted, clock::now()),
             releases: Releases::new(Release {
                 image,
                 config,
@@ -110,7 +125,9 @@ impl Supervisor {
             locks,
             control,
             admin,
-            slots: Vec::new(),
+            systemd: Systemd::from_environment(Notifier::new),
+            activated,
+            slots,
             dropped: Totals::default(),
             next_serial: 0,
             asking: RequestId::NOBODY,
@@ -118,6 +135,8 @@ impl Supervisor {
             verdict: None,
         };
         supervisor.watch_basics().map_err(failed("watch signals"))?;
+        supervisor.forget_listeners(outdated);
+        supervisor.store_all_listeners();
         report::starting(supervisor.config());
         supervisor.happened(Event::Boot);
         Ok(supervisor)
@@ -146,14 +165,15 @@ const fn address(one: &ListenAddr) -> Listen {
 }
 
 /// Keeps other instances off every address whose port is known, and looks for strangers there.
-fn lock(config: &Config, addresses: &[Listen]) -> Result<Vec<Lock>, Error> {
+/// Sockets that this instance has been given (`own`) are no strangers, whoever else has them.
+fn lock(config: &Config, addresses: &[Listen], own: &[u64]) -> Result<Vec<Lock>, Error> {
     let mut locks = Vec::new();
     if config.share_port {
         return Ok(locks);
     }
     for listen in addresses.iter().filter(|listen| listen.addr.port() != 0) {
         locks.extend(port::lock(listen)?);
-        if let Some(holder) = port::holder(listen) {
+        if let Some(holder) = port::holder(listen, own) {
             let wanted = listen.addr.to_string();
             return Err(port::Error::Held { wanted, holder }.into());
         }

@@ -67,7 +67,13 @@ impl Supervisor {
             }
             Action::TakePulse { worker } => self.take_pulse(worker),
             Action::Ping { worker } => self.say(worker, Message::Ping(wire::Ping {}), &[]),
-            Action::Steer { slots } => self.steer_to_first(slots),
+            Action::Steer { slots } => {
+                self.steer_to_first(slots);
+                // Long before they are closed: one that somebody still keeps would go on getting
+                // connections.
+                let all = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
+                self.forget_listeners((slots..all).map(SlotId));
+            }
             Action::Unsteer => self.spread(),
             Action::Spread { .. } => self.spread(),
             Action::CloseListeners { slot } => {
@@ -88,7 +94,10 @@ impl Supervisor {
                 report::notice(&notice, &self.slots);
                 self.tell_progress(&notice);
             }
-            Action::Announce => report::announce(&self.addresses, self.slots.len()),
+            Action::Announce => {
+                report::announce(&self.addresses, self.slots.len());
+                self.shed_surplus();
+            }
             Action::Exit(verdict) => {
                 if verdict == Verdict::Clean {
                     report::ended(&self.totals());

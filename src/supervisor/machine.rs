@@ -10,7 +10,7 @@
 //! Invariants, checked after each call in debug builds:
 //! - a slot has one main worker at most; while the machine runs, it has one, or a time at which
 //!   the next is spawned, or its turn is still to come, or it is leaving: no slot is ever forgotten;
-//! - a slot's first worker binds, every later one adopts;
+//! - a slot's first worker binds unless the slot was given listeners, every later one adopts;
 //! - a queue is lent only while its slot does not serve it, to one sibling, and that one serves;
 //! - one operation is under way at a time, each request is answered once, and nothing planned
 //!   takes a worker away before another is Ready for what it leaves;
@@ -201,6 +201,16 @@ impl Machine {
             actions: VecDeque::new(),
             stale_events: 0,
         }
+    }
+
+    /// The same machine, whose first `slots` slots have listeners already: their workers adopt
+    /// them, and who waits there has waited since `now`.
+    #[must_use]
+    pub fn with_listeners(mut self, slots: u16, now: Tick) -> Self {
+        for slot in self.slots.iter_mut().take(slots.into()) {
+            slot.queue = Queue::Unserved { since: now };
+        }
+        self
     }
 
     /// The machine that `snapshot` was taken of.

@@ -62,12 +62,43 @@ impl Supervisor {
     }
 
     pub(super) fn scale(&mut self, request: RequestId, to: ScaleTo) {
+        let fewer = match to {
+            ScaleTo::Exactly(workers) => Some(workers),
+            ScaleTo::OneLess => Some(self.machine.policy().workers.saturating_sub(1)),
+            ScaleTo::OneMore => None,
+        };
+        // None at all is refused by the machine.
+        let fewer = fewer.filter(|workers| *workers > 0);
+        if let Some(cause) = fewer.and_then(|workers| self.too_few(workers)) {
+            return self.refuse(request, "scale", cause);
+        }
         if let ScaleTo::Exactly(workers) = to
             && let Err(error) = Limits::settle(self.config(), workers.max(1), self.nofile)
         {
             return self.refuse(request, "scale", error.to_string());
         }
         self.happened(Event::Scale { request, to });
+    }
+
+    /// An earlier instance may have left listeners of more slots than there are to be. Their queues
+    /// are emptied as in any other change of the number of workers.
+    pub(super) fn shed_surplus(&mut self) {
+        let wanted = self.config().workers;
+        if usize::from(wanted) < self.slots.len() {
+            self.scale(RequestId::NOBODY, ScaleTo::Exactly(wanted));
+        }
+    }
+
+    /// Why there cannot be so few workers, if so: a socket that a socket unit has goes on getting
+    /// connections whether somebody serves it or not.
+    fn too_few(&self, workers: u16) -> Option<String> {
+        let least = self.activated;
+        (workers < least).then(|| {
+            format!(
+                "{workers} workers are too few: the socket unit has {least} sockets for one \
+                 address, each with a worker of its own; take lines ListenStream= from it first"
+            )
+        })
     }
 
     /// Opens the program on disk and reads the configuration anew. Binds nothing.
@@ -94,6 +125,9 @@ impl Supervisor {
         } else {
             config.workers
         };
+        if let Some(cause) = self.too_few(workers) {
+            return Err(cause);
+        }
         let limits = Limits::settle(&config, workers.max(now), self.nofile)
             .map_err(|error| error.to_string())?;
         let policy = Policy {

@@ -33,9 +33,11 @@ use super::admin::AdminEndpoint;
 use super::children::Child;
 use super::control::ControlServer;
 use super::machine::{Event, Machine};
+use super::notify::Notifier;
 use super::releases::{Limits, Release, Releases};
 use super::resources::SlotResources;
 use super::state::{SavedSlot, State};
+use super::systemd::Systemd;
 use super::tokens::CONTROL_FIRST;
 use super::upgrade::Preflight;
 use super::{Signals, Supervisor, signals};
@@ -265,6 +267,8 @@ fn adopt(
         locks: locks.into_iter().map(Lock::from).collect(),
         control,
         admin,
+        systemd: Systemd::from_environment(Notifier::resumed),
+        activated: state.activated,
         machine,
         slots,
         dropped: state.dropped,
@@ -278,6 +282,8 @@ fn adopt(
         supervisor.watch_child(child)?;
     }
     let mut supervisor = supervisor;
+    // What the earlier program could not say is said now, and what is known already is no matter.
+    supervisor.store_all_listeners();
     for number in state.signals {
         supervisor.obey_signal(number);
     }

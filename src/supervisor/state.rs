@@ -48,6 +48,9 @@ pub(super) struct State {
     pub(super) control: Option<SavedControl>,
     #[serde(default)]
     pub(super) admin: Option<SavedAdmin>,
+    /// Slots that have a socket of a socket unit.
+    #[serde(default)]
+    pub(super) activated: u16,
     /// Who waits for the upgrade.
     pub(super) asking: RequestId,
     /// Signals that had come and were not acted upon.

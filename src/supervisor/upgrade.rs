@@ -249,6 +249,7 @@ impl Supervisor {
                 .collect(),
             control,
             admin: self.admin.as_ref().map(AdminEndpoint::saved),
+            activated: self.activated,
             asking: self.asking,
             signals: Vec::new(),
         }

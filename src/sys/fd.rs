@@ -91,7 +91,7 @@ pub(crate) fn duplicate_inherited(number: RawFd) -> io::Result<OwnedFd> {
 /// Which number cannot be one.
 pub(crate) fn own_inherited(numbers: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
     let refused = |number: RawFd, why: &str| {
-        let why = format!("descriptor {number} of the saved state {why}");
+        let why = format!("inherited descriptor {number} {why}");
         io::Error::new(io::ErrorKind::InvalidData, why)
     };
     let mut sorted = numbers.to_vec();

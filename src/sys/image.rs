@@ -32,6 +32,16 @@ const HIGH_NUMBER: i32 = 10;
 /// the settings' names: nobody sets it.
 pub const STATE_VARIABLE: &str = "_UPPERCASED_STATE";
 
+/// How a service manager hands over sockets: sd_listen_fds(3).
+const LISTEN_VARIABLES: [&str; 4] = [
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+];
+/// What it wants to be told, and where: sd_notify(3).
+const NOTIFY_VARIABLES: [&str; 4] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE"];
+
 /// A program, held open.
 #[derive(Debug)]
 pub struct Image(OwnedFd);
@@ -78,7 +88,7 @@ impl Image {
         failed: impl FnOnce(io::Error),
     ) -> io::Result<Process> {
         let arguments = c_strings(arguments)?;
-        let environment = environment(None);
+        let environment = environment_of_child();
         let blocked = SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
         // SAFETY: the process has one thread (a rule of the whole program: supervisor and workers
         // are single-threaded, always), so no lock can be held by a thread that the child lacks.
@@ -115,7 +125,7 @@ impl Image {
             Ok(arguments) => arguments,
             Err(error) => return error,
         };
-        let environment = environment(Some(state));
+        let environment = environment_of_successor(state);
         if let Err(error) = pass_on(kept, true) {
             return error;
         }
@@ -240,12 +250,24 @@ fn leave_copy() -> ! {
     std::process::exit(1)
 }
 
-/// This process's environment for another program: without the state that may have come with it,
-/// which is nobody else's, and with `state` in its place.
-fn environment(state: Option<&str>) -> Vec<CString> {
-    let inherited = std::env::vars_os().filter(|(name, _)| name != STATE_VARIABLE);
-    let state = state.map(|state| (STATE_VARIABLE.into(), state.into()));
-    inherited.chain(state).filter_map(pair).collect()
+/// This process's environment for a child: without the state that may have come with it and without
+/// what a service manager has said to this process alone.
+fn environment_of_child() -> Vec<CString> {
+    inherited_without(&[LISTEN_VARIABLES.as_slice(), &NOTIFY_VARIABLES].concat())
+}
+
+/// The same for a program that this process becomes: what the service manager waits to hear, it
+/// will hear from that one. The sockets are among what it is left.
+fn environment_of_successor(state: &str) -> Vec<CString> {
+    let mut environment = inherited_without(&LISTEN_VARIABLES);
+    environment.extend(pair((STATE_VARIABLE.into(), state.into())));
+    environment
+}
+
+fn inherited_without(names: &[&str]) -> Vec<CString> {
+    let others = std::env::vars_os()
+        .filter(|(name, _)| name != STATE_VARIABLE && names.iter().all(|other| name != other));
+    others.filter_map(pair).collect()
 }
 
 fn c_strings<A: AsRef<OsStr>>(texts: impl IntoIterator<Item = A>) -> io::Result<Vec<CString>> {

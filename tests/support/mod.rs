@@ -31,6 +31,7 @@ pub mod observe;
 pub mod planned;
 mod process;
 mod server;
+pub mod service_manager;
 mod stand_in;
 pub mod usage;
 

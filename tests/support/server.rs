@@ -1,8 +1,15 @@
 //! The server under test: started on ports of the kernel's choice, watched, and gone with
 //! everything it forked when the test ends.
 
+#![expect(
+    unsafe_code,
+    reason = "sockets are put in their places between fork and exec"
+)]
+
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,12 +17,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::unistd::dup2_raw;
+use rustix::io::fcntl_dupfd_cloexec;
 
 use tempfile::TempDir;
 
 use super::lines::Lines;
 use super::netns::Namespace;
 use super::process::{DEADLINE, Watched, children, marked, sweep};
+use super::service_manager::Named;
 
 /// How long an orderly stop may take: past the server's own limit with default settings (32 s), so
 /// that a stop which ends by that limit is told by its exit code and not by a test gone late.
@@ -45,6 +55,7 @@ pub struct ServerBuilder {
     listeners: Option<usize>,
     namespace: Option<Namespace>,
     has_control: bool,
+    handed_over: Vec<Named>,
 }
 
 /// What came of an order on a server's control socket.
@@ -120,6 +131,12 @@ impl ServerBuilder {
         self
     }
 
+    /// Hands sockets over to it, as a service manager does.
+    pub fn hand_over(mut self, sockets: Vec<Named>) -> Self {
+        self.handed_over.extend(sockets);
+        self
+    }
+
     /// How many addresses it will announce; needed only if they are not given by `--listen`.
     pub fn listeners(mut self, count: usize) -> Self {
         self.listeners = Some(count);
@@ -167,7 +184,11 @@ impl ServerBuilder {
         let id = format!("{}-{number}", std::process::id());
 
         let folder = tempfile::tempdir().expect("a folder of its own");
-        let mut command = Command::new(&self.program);
+        let mut command = if self.handed_over.is_empty() {
+            Command::new(&self.program)
+        } else {
+            handing_over(&self.program, std::mem::take(&mut self.handed_over))
+        };
         forget_settings(&mut command);
         if self.has_control {
             command.env(CONTROL, control_path(&folder));
@@ -249,6 +270,7 @@ impl Server {
             listeners: None,
             namespace: None,
             has_control: true,
+            handed_over: Vec::new(),
         }
     }
 
@@ -552,6 +574,38 @@ fn forget_settings(command: &mut Command) {
             command.env_remove(name);
         }
     }
+}
+
+/// A command that executes `program` with the sockets in the places where a service manager leaves
+/// them.
+fn handing_over(program: &Path, sockets: Vec<Named>) -> Command {
+    const FIRST: i32 = 3;
+    // Out of the way of the places that are filled.
+    const APART: i32 = 1000;
+    let mut command = Command::new("/bin/sh");
+    // The number of the process is known when there is one, and exec keeps it.
+    command.arg("-c").arg("LISTEN_PID=$$ exec \"$0\" \"$@\"");
+    let names: Vec<&str> = sockets.iter().map(|(name, _)| &**name).collect();
+    command
+        .arg(program)
+        .env("LISTEN_FDS", sockets.len().to_string())
+        .env("LISTEN_FDNAMES", names.join(":"));
+    let sockets: Vec<OwnedFd> = sockets
+        .iter()
+        .map(|(_, socket)| fcntl_dupfd_cloexec(socket, APART).expect("duplicate a socket"))
+        .collect();
+    let place = move || {
+        for (socket, number) in sockets.iter().zip(FIRST..) {
+            // SAFETY: between fork and exec whatever had the number is not used again.
+            let placed = unsafe { dup2_raw(socket, number) }?;
+            std::mem::forget(placed);
+        }
+        Ok(())
+    };
+    // SAFETY: in the child of a fork the closure makes the system call dup2 and nothing else; what
+    // it has was allocated before, and an errno becomes an `io::Error` without allocating.
+    unsafe { command.pre_exec(place) };
+    command
 }
 
 fn control_path(folder: &TempDir) -> PathBuf {

@@ -135,7 +135,8 @@ impl Machine {
             Phase::Booting { slot: next } => match state {
                 SlotState::Waiting => slot.id > *next,
                 SlotState::Starting { .. } | SlotState::Killing { .. } => {
-                    slot.id <= *next && bound == (slot.id < *next)
+                    // One that is given listeners is bound before its first worker is there.
+                    slot.id <= *next && (bound || slot.id == *next)
                 }
                 SlotState::Serving | SlotState::BackingOff { .. } => bound && slot.id < *next,
                 SlotState::Retired | SlotState::Stopping | SlotState::Stopped => false,

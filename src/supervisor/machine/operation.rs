@@ -316,6 +316,13 @@ impl Machine {
         Some(format!("{what} is under way: {progress}"))
     }
 
+    /// Whether workers or the program are being replaced.
+    #[must_use]
+    pub fn is_renewing(&self) -> bool {
+        let kind = self.operation.as_ref().map(|operation| operation.kind);
+        matches!(kind, Some(OperationKind::Restart | OperationKind::Upgrade))
+    }
+
     /// The operation's own deadline, if it waits for one.
     pub(super) fn operation_deadline(&self) -> Option<Tick> {
         match self.stage()? {

@@ -1,0 +1,212 @@
+//! Listening sockets that a service manager hands over at the start: sd_listen_fds(3).
+//!
+//! Invariants: they are taken once, before anything is started, and only if they are meant for this
+//! very process; a socket that is of no use is closed with a line in the log (if it was in the
+//! store) or refused (if a socket unit has it); nothing is ever shut down.
+//!
+//! It must not decide whose they are ([`mod@super::inheritance`] does).
+
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::stat::fstat;
+use socket2::{Protocol, SockRef, Type};
+
+use crate::config::Config;
+use crate::identity::SlotId;
+use crate::listener;
+use crate::sys::fd::own_inherited;
+use crate::wire::Listen;
+
+use super::inheritance::{self, Offer, Origin, Plan};
+use super::notify::stored_slot;
+use super::report::shown;
+use super::resources::SlotResources;
+
+/// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
+const FIRST: RawFd = 3;
+/// The most: a thousand slots with 16 addresses.
+const COUNT_MAX: RawFd = 16_384;
+
+/// Why a start with these sockets is impossible.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The variables contradict the descriptors.
+    #[error("LISTEN_FDS promises sockets that are not there: {0}")]
+    Missing(String),
+    /// A socket unit has something else than a TCP listener.
+    #[error(
+        "the socket unit hands over {name:?}, which is {what}; it must be a TCP socket that \
+         listens (ListenStream= with an address and a port)"
+    )]
+    Unusable {
+        /// Its name.
+        name: String,
+        /// What it is.
+        what: String,
+    },
+    /// They cannot be given to the slots.
+    #[error("{0}")]
+    Unplaceable(String),
+    /// What was to be added to them cannot be bound.
+    #[error(transparent)]
+    Listener(#[from] listener::Error),
+}
+
+/// What a start has been given.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    sockets: Vec<OwnedFd>,
+    offers: Vec<Offer>,
+    plan: Plan,
+    /// Names in the store that stand for nothing of use.
+    useless: Vec<SlotId>,
+}
+
+impl Given {
+    /// Takes what a service manager has left for this process and decides where it belongs; with
+    /// nothing handed over, what is listened on is what is wanted.
+    ///
+    /// # Errors
+    /// Any [`Error`] but [`Error::Listener`].
+    pub(super) fn take(config: &Config, wanted: &[Listen]) -> Result<Self, Error> {
+        let mut given = Self::default();
+        for (socket, name) in inherited()? {
+            match (describe(&socket, stored_slot(&name)), stored_slot(&name)) {
+                (Ok(offer), _) => {
+                    given.sockets.push(socket);
+                    given.offers.push(offer);
+                }
+                (Err(what), Some(slot)) => {
+                    tracing::warn!(name, what, "a stored socket is of no use: closed");
+                    given.useless.push(slot);
+                }
+                (Err(what), None) => return Err(Error::Unusable { name, what }),
+            }
+        }
+        given.plan = inheritance::settle(&given.offers, wanted, config.workers, shown)
+            .map_err(|error| Error::Unplaceable(error.to_string()))?;
+        Ok(given)
+    }
+
+    /// What is listened on.
+    pub(super) fn addresses(&self) -> &[Listen] {
+        &self.plan.addresses
+    }
+
+    /// How many slots get something.
+    pub(super) fn slots(&self) -> u16 {
+        u16::try_from(self.plan.slots.len()).unwrap_or(u16::MAX)
+    }
+
+    /// How many slots have a socket of a socket unit.
+    pub(super) const fn unit_slots(&self) -> u16 {
+        self.plan.from_unit
+    }
+
+    /// What tells these sockets from others in the kernel's lists.
+    pub(super) fn inodes(&self) -> Vec<u64> {
+        self.offers.iter().map(|offer| offer.inode).collect()
+    }
+
+    /// Gives the slots what is theirs and binds what is missing; also the names in the store that
+    /// are to be forgotten. The addresses are then the real ones.
+    ///
+    /// # Errors
+    /// [`Error::Listener`].
+    pub(super) fn hand_out(
+        self,
+        addresses: &mut [Listen],
+        config: &Config,
+    ) -> Result<(Vec<SlotResources>, Vec<SlotId>), Error> {
+        let Self {
+            sockets,
+            offers,
+            plan,
+            mut useless,
+        } = self;
+        for (at, cause) in &plan.dropped {
+            let address = shown(&offers[*at].listen);
+            tracing::warn!(address, cause, "a stored socket is of no use: closed");
+        }
+        let mut sockets: Vec<Option<OwnedFd>> = sockets.into_iter().map(Some).collect();
+        let mut slots = Vec::new();
+        for row in plan.slots {
+            let mut listeners = Vec::new();
+            for (address, at) in addresses.iter_mut().zip(row) {
+                let listener = match at.and_then(|at| sockets[at].take()) {
+                    Some(socket) => socket,
+                    None => {
+                        let (socket, bound) = listener::bind(address, config)?;
+                        *address = bound;
+                        socket
+                    }
+                };
+                listeners.push(listener);
+            }
+            slots.push(SlotResources::restored(
+                listeners,
+                Vec::new(),
+                None,
+                super::Totals::default(),
+            ));
+        }
+        if !slots.is_empty() {
+            tracing::info!(
+                slots = slots.len(),
+                from_unit = plan.from_unit,
+                "listeners taken over from the service manager"
+            );
+        }
+        useless.extend(plan.outdated);
+        useless.sort_unstable();
+        useless.dedup();
+        Ok((slots, useless))
+    }
+}
+
+/// The descriptors that were handed over, with their names.
+fn inherited() -> Result<Vec<(OwnedFd, String)>, Error> {
+    let variable = |name| std::env::var(name).ok();
+    let number = |name| variable(name).and_then(|text| text.parse::<RawFd>().ok());
+    if number("LISTEN_PID") != Some(std::process::id().cast_signed()) {
+        return Ok(Vec::new());
+    }
+    let count = number("LISTEN_FDS").filter(|count| (0..=COUNT_MAX).contains(count));
+    let count = count.ok_or_else(|| Error::Missing("it is no number of sockets".to_owned()))?;
+    let numbers: Vec<RawFd> = (FIRST..FIRST + count).collect();
+    let owned = own_inherited(&numbers).map_err(|error| Error::Missing(error.to_string()))?;
+    let names = variable("LISTEN_FDNAMES").unwrap_or_default();
+    let names = names.split(':').map(str::to_owned);
+    let names = names.chain(std::iter::repeat("unknown".to_owned()));
+    Ok(owned.into_iter().zip(names).collect())
+}
+
+/// What a socket is, and from now on not blocking; or what it is instead of a TCP listener.
+fn describe(socket: &OwnedFd, stored: Option<SlotId>) -> Result<Offer, String> {
+    let text = |error: io::Error| format!("not to be used ({error})");
+    let reference = SockRef::from(socket);
+    let kind = reference.r#type().map_err(|_| "no socket".to_owned())?;
+    let local = reference.local_addr().map_err(text)?;
+    let Some(addr) = local.as_socket().filter(|_| kind == Type::STREAM) else {
+        return Err("a socket of another kind".to_owned());
+    };
+    if reference.protocol().map_err(text)? != Some(Protocol::TCP) {
+        return Err("a socket of another protocol".to_owned());
+    }
+    if !getsockopt(socket, sockopt::AcceptConn).unwrap_or(false) {
+        return Err("a socket that does not listen".to_owned());
+    }
+    let dual_stack = addr.is_ipv6() && !reference.only_v6().map_err(text)?;
+    // A service manager may pass them on as blocking ones.
+    reference.set_nonblocking(true).map_err(text)?;
+    let stat = fstat(socket).map_err(|errno| text(errno.into()))?;
+    Ok(Offer {
+        origin: stored.map_or(Origin::Unit, Origin::Store),
+        listen: Listen { addr, dual_stack },
+        inode: stat.st_ino,
+        shares: reference.reuse_port().map_err(text)?,
+        ours: stat.st_uid == nix::unistd::geteuid().as_raw(),
+    })
+}

@@ -1,0 +1,225 @@
+//! Which of the listening sockets that a service manager has handed over belongs to which slot.
+//!
+//! They come from two places: a *socket unit*, which bound them before the server was there, and
+//! the *store*, where an earlier instance left its slots' listeners. Of each address the sockets are
+//! put in the order in which they listened (those of the unit, then those of the store by slot), and
+//! the i-th is slot i's: so a slot and the place of its socket in the `SO_REUSEPORT` group go on to
+//! agree, and no queue is left without a slot. What is missing then is bound.
+//!
+//! Invariants: a socket is placed once or dropped with a cause; what cannot be served whole (a
+//! group that others cannot join, more sockets of a unit than workers) is refused before anything
+//! has changed.
+//!
+//! It must not touch a socket.
+
+use std::collections::BTreeSet;
+
+use crate::config::WORKERS_MAX;
+use crate::identity::SlotId;
+use crate::wire::Listen;
+
+/// A socket that was handed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Offer {
+    /// From where.
+    pub(super) origin: Origin,
+    /// What it listens on.
+    pub(super) listen: Listen,
+    /// Tells sockets apart: one that came twice is one.
+    pub(super) inode: u64,
+    /// Whether others may join it (`SO_REUSEPORT`).
+    pub(super) shares: bool,
+    /// Whether it belongs to this process's user; only then may this process join it.
+    pub(super) ours: bool,
+}
+
+/// Where a socket comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A socket unit.
+    Unit,
+    /// The store, where it was this slot's.
+    Store(SlotId),
+}
+
+/// Who gets what. Numbers are places in the list of offers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// What is listened on; the real port where any was wanted and a socket came for it.
+    pub(super) addresses: Vec<Listen>,
+    /// For each slot that gets something: for each address its socket; `None`: to be bound.
+    pub(super) slots: Vec<Vec<Option<usize>>>,
+    /// How many slots have a socket of a unit. They never leave: nobody would serve it then.
+    pub(super) from_unit: u16,
+    /// Sockets for which there is no use, and why.
+    pub(super) dropped: Vec<(usize, &'static str)>,
+    /// Names in the store under which there is something else from now on, or nothing.
+    pub(super) outdated: Vec<SlotId>,
+}
+
+/// Why what came cannot be used. Each says what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Error {
+    #[error(
+        "the socket unit listens on {0}, which `listen` does not name; make ListenStream= and \
+         `listen` agree"
+    )]
+    Unwanted(String),
+    #[error(
+        "the workers cannot join the socket that the socket unit has for {0}; add ReusePort=yes to \
+         it, in [Socket]"
+    )]
+    NotShared(String),
+    #[error(
+        "the socket unit has {sockets} sockets for {address} and there are {workers} workers, of \
+         which each takes one; have as many workers, or fewer lines ListenStream="
+    )]
+    TooMany {
+        address: String,
+        sockets: usize,
+        workers: u16,
+    },
+    #[error(
+        "the socket for {address} belongs to another user, whose socket the workers cannot join; \
+         leave out User= (and use the setting `user`), or repeat its ListenStream= so that there \
+         is one for each of the {workers} workers"
+    )]
+    OtherUser { address: String, workers: usize },
+    #[error(
+        "the socket unit's socket for {0} is younger than those that the server has left in the \
+         store; stop the service, which empties the store, and start it again"
+    )]
+    Younger(String),
+    #[error("{0} slots have left listeners in the store; {WORKERS_MAX} are the most")]
+    TooManySlots(usize),
+}
+
+/// Places every socket. `shown` writes an address as people do.
+pub(super) fn settle(
+    offers: &[Offer],
+    wanted: &[Listen],
+    workers: u16,
+    shown: impl Fn(&Listen) -> String,
+) -> Result<Plan, Error> {
+    let mut plan = Plan {
+        addresses: resolve(offers, wanted),
+        ..Plan::default()
+    };
+    let is_unwanted = |offer: &Offer| !plan.addresses.contains(&offer.listen);
+    let units = offers.iter().filter(|offer| offer.origin == Origin::Unit);
+    if let Some(unwanted) = units.clone().find(|offer| is_unwanted(offer)) {
+        return Err(Error::Unwanted(shown(&unwanted.listen)));
+    }
+    if let Some(alone) = units.clone().find(|offer| !offer.shares) {
+        return Err(Error::NotShared(shown(&alone.listen)));
+    }
+    let mut rows = Vec::new();
+    for address in &plan.addresses {
+        let (unit, row) = line_up(offers, address);
+        if unit > usize::from(workers) {
+            let address = shown(address);
+            let sockets = unit;
+            return Err(Error::TooMany {
+                address,
+                sockets,
+                workers,
+            });
+        }
+        let elder = |at: &usize| match offers[*at].origin {
+            Origin::Store(slot) => slot.index() < unit,
+            Origin::Unit => false,
+        };
+        if row.iter().any(elder) {
+            return Err(Error::Younger(shown(address)));
+        }
+        plan.from_unit = plan.from_unit.max(u16::try_from(unit).unwrap_or(u16::MAX));
+        rows.push(row);
+    }
+    let given = rows.iter().map(Vec::len).max().unwrap_or(0);
+    if given > usize::from(WORKERS_MAX) {
+        return Err(Error::TooManySlots(given));
+    }
+    let slots = given.max(usize::from(workers));
+    for (address, row) in plan.addresses.iter().zip(&rows) {
+        let stranger = row.iter().any(|&at| !offers[at].ours);
+        if stranger && row.len() < slots {
+            let (address, workers) = (shown(address), slots);
+            return Err(Error::OtherUser { address, workers });
+        }
+    }
+    plan.slots = (0..given)
+        .map(|slot| rows.iter().map(|row| row.get(slot).copied()).collect())
+        .collect();
+    plan.dropped = leftovers(offers, &plan);
+    plan.outdated = outdated(offers, &plan);
+    Ok(plan)
+}
+
+/// What is listened on: where any port will do, one for which a socket came.
+fn resolve(offers: &[Offer], wanted: &[Listen]) -> Vec<Listen> {
+    let mut taken: Vec<Listen> = wanted.to_vec();
+    let mut resolved = Vec::new();
+    for want in wanted {
+        let fits = |offer: &&Offer| {
+            offer.listen.addr.ip() == want.addr.ip()
+                && offer.listen.dual_stack == want.dual_stack
+                && !taken.contains(&offer.listen)
+        };
+        let found = match want.addr.port() {
+            0 => offers.iter().find(fits).map(|offer| offer.listen),
+            _ => None,
+        };
+        taken.extend(found);
+        resolved.push(found.unwrap_or(*want));
+    }
+    resolved
+}
+
+/// The sockets of one address in the order in which they listened, each once; and how many of them
+/// a unit has.
+fn line_up(offers: &[Offer], address: &Listen) -> (usize, Vec<usize>) {
+    let here = |at: &usize| offers[*at].listen == *address && offers[*at].shares;
+    let mut row: Vec<usize> = (0..offers.len()).filter(here).collect();
+    row.sort_by_key(|&at| match offers[at].origin {
+        Origin::Unit => (0, 0),
+        Origin::Store(slot) => (1, slot.0),
+    });
+    let mut seen = BTreeSet::new();
+    row.retain(|&at| seen.insert(offers[at].inode));
+    let unit = row.iter().filter(|&&at| offers[at].origin == Origin::Unit);
+    (unit.count(), row)
+}
+
+fn leftovers(offers: &[Offer], plan: &Plan) -> Vec<(usize, &'static str)> {
+    let placed: BTreeSet<usize> = plan.slots.iter().flatten().flatten().copied().collect();
+    let unplaced = (0..offers.len()).filter(|at| !placed.contains(at));
+    let inodes: BTreeSet<u64> = placed.iter().map(|&at| offers[at].inode).collect();
+    unplaced
+        .filter(|&at| !inodes.contains(&offers[at].inode))
+        .map(|at| {
+            let why = if plan.addresses.contains(&offers[at].listen) {
+                "no other socket can join it"
+            } else {
+                "its address is not listened on any more"
+            };
+            (at, why)
+        })
+        .collect()
+}
+
+/// Names in the store whose sockets are not, all of them, what their slot has now.
+fn outdated(offers: &[Offer], plan: &Plan) -> Vec<SlotId> {
+    let has = |slot: SlotId, inode: u64| {
+        let row = plan.slots.get(slot.index()).into_iter().flatten().flatten();
+        row.clone().any(|&at| offers[at].inode == inode)
+    };
+    let mut names = BTreeSet::new();
+    for offer in offers {
+        if let Origin::Store(slot) = offer.origin
+            && !has(slot, offer.inode)
+        {
+            names.insert(slot);
+        }
+    }
+    names.into_iter().collect()
+}

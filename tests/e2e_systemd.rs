@@ -1,0 +1,528 @@
+//! Under a service manager: what it is told, the sockets that it hands over, and those that it keeps
+//! so that no accept queue dies with an instance. The service manager is the test itself; a real one
+//! is not needed for what the program says and does.
+
+mod support;
+
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use procfs::net::TcpState;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use uppercased::clock;
+
+use self::support::image::Image;
+use self::support::load::{Load, LoadSize};
+use self::support::netns::{KernelCounters, isolated};
+use self::support::observe::{
+    count_sockets, server_end, unacknowledged, until, wait_ready, worker_of,
+};
+use self::support::planned::Planned;
+use self::support::service_manager::{Named, ServiceManager};
+use self::support::{Client, Server, ServerBuilder, pattern, upper};
+
+const QUICK: [&str; 5] = [
+    "--listen=127.0.0.1:0",
+    "--workers=2",
+    "--bake-time=0s",
+    "--start-timeout=2s",
+    "--handshake-timeout=100ms",
+];
+
+/// A server that tells `manager` how it is.
+fn under(manager: &ServiceManager) -> ServerBuilder {
+    Server::builder().env("NOTIFY_SOCKET", manager.notify_socket())
+}
+
+/// A listening socket such as a socket unit binds.
+fn unit_socket(shared: bool) -> (OwnedFd, SocketAddr) {
+    unit_socket_at(SocketAddr::from(([127, 0, 0, 1], 0)), shared)
+}
+
+fn unit_socket_at(addr: SocketAddr, shared: bool) -> (OwnedFd, SocketAddr) {
+    let socket = tcp_socket();
+    socket.set_reuse_address(true).expect("set SO_REUSEADDR");
+    socket.set_reuse_port(shared).expect("set SO_REUSEPORT");
+    socket.bind(&addr.into()).expect("bind");
+    socket.listen(128).expect("listen");
+    let bound = socket.local_addr().expect("it is bound");
+    let bound = bound.as_socket().expect("to an address of IPv4");
+    (socket.into(), bound)
+}
+
+fn tcp_socket() -> Socket {
+    Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket")
+}
+
+fn unit(socket: OwnedFd) -> Named {
+    ("uppercased.socket".to_owned(), socket)
+}
+
+/// Clients that the kernel lets in while nobody is there to serve them, and what they have said.
+fn come_early(addr: SocketAddr, count: usize) -> Vec<Client> {
+    let come = |_| {
+        let mut client = Client::connect(addr);
+        client.send_all(b"is anybody there?");
+        client
+    };
+    (0..count).map(come).collect()
+}
+
+#[track_caller]
+fn assert_served(clients: Vec<Client>) {
+    for mut client in clients {
+        client.expect(b"IS ANYBODY THERE?");
+        client.roundtrip(b"good");
+        client.half_close();
+        client.expect_eof();
+    }
+}
+
+fn monotonic_us(message: &str) -> u64 {
+    let time = message
+        .lines()
+        .find_map(|it| it.strip_prefix("MONOTONIC_USEC="));
+    time.expect("a reload has a time")
+        .parse()
+        .expect("a number")
+}
+
+/// A reload or an upgrade, however it ends: one beginning with a time in it, and one end.
+#[track_caller]
+fn assert_one_reload(manager: &ServiceManager, start: usize, asked_us: u64) {
+    let (reloading, next) = manager.wait_for(start, "RELOADING=1");
+    manager.wait_for(next, "READY=1");
+    assert!(monotonic_us(&reloading) >= asked_us, "{reloading}");
+    let steps = manager.steps_from(start);
+    let steps: Vec<&String> = steps
+        .iter()
+        .filter(|it| !it.starts_with("FDSTORE"))
+        .collect();
+    assert_eq!(steps, [&reloading, "READY=1"]);
+}
+
+fn now_us() -> u64 {
+    clock::now().as_nanos() / 1000
+}
+
+fn every_step_is_told(manager: &ServiceManager) {
+    let planned = Planned::start_with(&QUICK, |builder| {
+        builder.env("NOTIFY_SOCKET", manager.notify_socket())
+    });
+    let server = &planned.server;
+    manager.wait_for(0, "READY=1");
+    manager.wait_for(0, "STATUS=2 workers, 0 connections");
+
+    let (mark, asked) = (manager.len(), now_us());
+    server.signal(Signal::SIGHUP);
+    assert_one_reload(manager, mark, asked);
+
+    let (mark, asked) = (manager.len(), now_us());
+    planned.configure("no_such_setting = 1\n");
+    server.signal(Signal::SIGHUP);
+    assert_one_reload(manager, mark, asked);
+    planned.configure("");
+
+    let (mark, asked) = (manager.len(), now_us());
+    server.reload().expect_success();
+    assert_one_reload(manager, mark, asked);
+
+    for (plan, done) in [("version=7.1.0", true), ("main.starting=exit", false)] {
+        let (mark, asked) = (manager.len(), now_us());
+        planned.install(Image::copy(planned.folder()).with_faults(plan));
+        assert_eq!(server.upgrade().code == 0, done, "{plan}");
+        assert_one_reload(manager, mark, asked);
+    }
+
+    let mark = manager.len();
+    assert_eq!(server.stop().code(), Some(0));
+    let beginning = "STOPPING=1\nEXTEND_TIMEOUT_USEC=";
+    let (stopping, _) = manager.wait_for(mark, beginning);
+    let within_us: u64 = stopping[beginning.len()..].parse().expect("a number");
+    // drain_timeout, what a worker has to be killed in, and a margin.
+    assert!((32_000_000..=40_000_000).contains(&within_us), "{stopping}");
+    assert_eq!(manager.steps_from(mark), [stopping]);
+    manager.wait_stored(&["slot-0", "slot-1"]);
+}
+
+#[test]
+fn every_step_is_told_at_a_path() {
+    every_step_is_told(&ServiceManager::start());
+}
+
+#[test]
+fn every_step_is_told_at_an_abstract_name() {
+    let name = format!("uppercased-test/{}", std::process::id());
+    every_step_is_told(&ServiceManager::start_abstract(&name));
+}
+
+#[test]
+fn only_the_supervisor_has_the_variables() {
+    let manager = ServiceManager::start();
+    let (socket, addr) = unit_socket(true);
+    let planned = Planned::start_with(&QUICK[1..], |builder| {
+        builder
+            .env("NOTIFY_SOCKET", manager.notify_socket())
+            .env("WATCHDOG_USEC", "10000000")
+            .args([format!("--listen={addr}")])
+            .hand_over(vec![unit(socket)])
+    });
+    let server = &planned.server;
+    let variables = |pid: u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).expect("may be read");
+        let environment = String::from_utf8_lossy(&environment).into_owned();
+        let names = [
+            "NOTIFY_SOCKET=",
+            "WATCHDOG_USEC=",
+            "LISTEN_FDS=",
+            "LISTEN_PID=",
+        ];
+        names.map(|name| environment.split('\0').any(|it| it.starts_with(name)))
+    };
+    assert_eq!(variables(server.pid()), [true; 4]);
+    for pid in server.worker_pids() {
+        assert_eq!(variables(pid), [false; 4]);
+    }
+    server.upgrade().expect_success();
+    // The sockets were handed over once.
+    assert_eq!(variables(server.pid()), [true, true, false, false]);
+    for pid in server.worker_pids() {
+        assert_eq!(variables(pid), [false; 4]);
+    }
+}
+
+#[test]
+fn the_watchdog_is_fed_while_every_slot_is_well() {
+    let manager = ServiceManager::start();
+    let server = under(&manager)
+        .args(QUICK)
+        .args(["--backoff-initial=1h", "--backoff-max=1h"])
+        .env("WATCHDOG_USEC", "40000")
+        .start();
+    let (_, next) = manager.wait_for(0, "WATCHDOG=1");
+    manager.wait_for(next, "WATCHDOG=1");
+
+    let mark = server.log_len();
+    worker_of(&server, 1).signal(Signal::SIGKILL);
+    wait_ready(&server, mark, 1, 2);
+    worker_of(&server, 1).signal(Signal::SIGKILL);
+    let line = server.wait_log_from(mark, |line| line.contains("the watchdog is not fed"));
+    assert!(line.contains("slot 1 is backing off"), "{line}");
+    // What was sent before has come by then.
+    let silent = manager.find_within(Duration::from_millis(500), manager.len() + 1, "WATCHDOG=1");
+    assert_eq!(silent, None, "a slot is without a worker");
+
+    let fed = manager.len();
+    server.reload().expect_success();
+    server.wait_log_from(mark, |line| line.contains("the watchdog is fed again"));
+    manager.wait_for(fed, "WATCHDOG=1");
+}
+
+#[test]
+fn another_process_s_watchdog_is_not_fed() {
+    let manager = ServiceManager::start();
+    let server = under(&manager)
+        .args(QUICK)
+        .env("WATCHDOG_USEC", "2000")
+        .env("WATCHDOG_PID", "1")
+        .start();
+    manager.wait_for(0, "STATUS=");
+    assert_eq!(server.stop().code(), Some(0));
+    manager.wait_for(0, "STOPPING=1");
+    assert_eq!(manager.find_within(Duration::ZERO, 0, "WATCHDOG=1"), None);
+}
+
+#[test]
+fn a_service_manager_that_does_not_read_is_not_waited_for() {
+    let mut manager = ServiceManager::start_silent();
+    let server = under(&manager)
+        .args(QUICK)
+        .env("WATCHDOG_USEC", "1000")
+        .start();
+    server.wait_log(|line| line.contains("the service manager does not read"));
+    let load = Load::start(server.addr(), LoadSize::small());
+    server.reload().expect_success();
+    load.go_on_for(50);
+    load.finish().assert_clean();
+    manager.read();
+    server.wait_log(|line| line.contains("the service manager reads again"));
+    let (_, next) = manager.wait_for(0, "RELOADING=1");
+    manager.wait_for(next, "READY=1");
+    let complaints = server.log();
+    let complaints = complaints
+        .iter()
+        .filter(|line| line.contains("does not read"));
+    assert_eq!(complaints.count(), 1, "it is said once");
+}
+
+#[test]
+fn who_waits_at_a_socket_unit_is_served() {
+    let (socket, addr) = unit_socket(true);
+    let early = come_early(addr, 8);
+    let server = Server::builder()
+        .args(["--workers=3", &format!("--listen={addr}")])
+        .hand_over(vec![unit(socket)])
+        .start();
+    assert_eq!(server.addr(), addr);
+    assert_served(early);
+    assert_eq!(
+        count_sockets(addr.port(), TcpState::Listen),
+        3,
+        "one for each slot"
+    );
+    let load = Load::start(server.addr(), LoadSize::small());
+    load.go_on_for(50);
+    load.finish().assert_clean();
+}
+
+#[test]
+fn several_sockets_of_a_unit_are_served_by_as_many_workers_at_least() {
+    let (first, addr) = unit_socket(true);
+    let (second, _) = unit_socket_at(addr, true);
+    let sockets = || -> Vec<Named> {
+        let duplicate = |socket: &OwnedFd| unit(socket.try_clone().expect("duplicate"));
+        [&first, &second].map(duplicate).into()
+    };
+    let listen = format!("--listen={addr}");
+    let (code, said) = Server::builder()
+        .args(["--workers=1", &listen])
+        .hand_over(sockets())
+        .expect_failure();
+    assert_eq!(code, 2, "{said}");
+    assert!(
+        said.contains("2 sockets") && said.contains("ListenStream="),
+        "{said}"
+    );
+
+    let early = come_early(addr, 16);
+    let server = Server::builder()
+        .args(["--workers=2", &listen])
+        .hand_over(sockets())
+        .start();
+    assert_served(early);
+    assert_eq!(count_sockets(addr.port(), TcpState::Listen), 2);
+    server.scale(1).expect_failure("too few");
+    server.scale(3).expect_success();
+    server.upgrade().expect_success();
+    server.scale(1).expect_failure("too few");
+}
+
+#[test]
+fn sockets_that_cannot_be_served_are_refused() {
+    let (alone, addr) = unit_socket(false);
+    let refused = |socket: OwnedFd, listen: String, cause: &str| {
+        let (code, said) = Server::builder()
+            .args(["--workers=2", &listen])
+            .hand_over(vec![unit(socket)])
+            .expect_failure();
+        assert_eq!(code, 2, "{said}");
+        assert!(said.contains(cause), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    };
+    refused(alone, format!("--listen={addr}"), "ReusePort=yes");
+    let (elsewhere, _) = unit_socket(true);
+    refused(
+        elsewhere,
+        format!("--listen={addr}"),
+        "which `listen` does not name",
+    );
+    let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    refused(
+        datagrams.into(),
+        format!("--listen={addr}"),
+        "a socket of another kind",
+    );
+    let bound = tcp_socket();
+    refused(bound.into(), format!("--listen={addr}"), "does not listen");
+}
+
+/// What happens to the first of two instances, of which the second is given what is stored.
+fn the_next_instance_serves_who_waits(end: impl Fn(&Server)) {
+    let manager = ServiceManager::start();
+    let before = KernelCounters::read();
+    let first = under(&manager).args(QUICK).start();
+    manager.wait_stored(&["slot-0", "slot-1"]);
+    let mut idle = Client::connect(first.addr());
+    idle.roundtrip(b"then nothing");
+    end(&first);
+    idle.expect_eof();
+
+    let early = come_early(first.addr(), 32);
+    let mark = manager.len();
+    let second = under(&manager)
+        .args(QUICK)
+        .hand_over(manager.stored())
+        .start();
+    assert_eq!(second.addr(), first.addr(), "also where any port would do");
+    manager.wait_for(mark, "READY=1");
+    assert_served(early);
+    manager.wait_stored(&["slot-0", "slot-1"]);
+    let port = first.addr().port();
+    assert_eq!(
+        count_sockets(port, TcpState::Listen),
+        2,
+        "no socket was bound anew"
+    );
+    let load = Load::start(second.addr(), LoadSize::small());
+    load.go_on_for(50);
+    second.reload().expect_success();
+    load.go_on_for(50);
+    load.finish().assert_clean();
+    KernelCounters::read().assert_no_loss_since(&before);
+}
+
+#[test]
+fn a_killed_supervisor_leaves_no_queue_behind() {
+    isolated("a_killed_supervisor_leaves_no_queue_behind", || {
+        the_next_instance_serves_who_waits(|first| {
+            first.kill();
+            wait_draining(first, 2);
+        });
+    });
+}
+
+#[test]
+fn a_restart_leaves_no_queue_behind() {
+    isolated("a_restart_leaves_no_queue_behind", || {
+        the_next_instance_serves_who_waits(|first| {
+            assert_eq!(first.stop().code(), Some(0));
+        });
+    });
+}
+
+/// The workers' own lines: by then they have let go of their listeners.
+fn wait_draining(server: &Server, workers: usize) {
+    let mut seen = 0;
+    server.wait_log(|line| {
+        seen += usize::from(line.contains(" INFO draining "));
+        seen == workers
+    });
+}
+
+#[test]
+fn what_an_old_worker_owes_it_pays_beside_the_next_instance() {
+    let manager = ServiceManager::start();
+    let first = under(&manager)
+        .args(QUICK)
+        .args(["--send-buffer=64KiB"])
+        .start();
+    manager.wait_stored(&["slot-0", "slot-1"]);
+    let mut owed = Client::connect(first.addr());
+    become_owed(&first, &mut owed);
+    first.kill();
+    let second = under(&manager)
+        .args(QUICK)
+        .hand_over(manager.stored())
+        .start();
+    Client::connect(second.addr()).roundtrip(b"served by the next one");
+    SockRef::from(owed.socket())
+        .set_recv_buffer_size(1 << 20)
+        .expect("set SO_RCVBUF");
+    owed.expect(&upper(&pattern(0, OWED_BYTES)));
+    owed.expect_eof();
+}
+
+/// More than the buffers between a client that does not read and its server hold.
+const OWED_BYTES: usize = 300_000;
+
+fn become_owed(server: &Server, client: &mut Client) {
+    SockRef::from(client.socket())
+        .set_recv_buffer_size(16 * 1024)
+        .expect("set SO_RCVBUF");
+    client.send_all(&pattern(0, OWED_BYTES));
+    until("everything has reached the server", || {
+        unacknowledged(client) == 0
+    });
+    until("the server waits for the client to read", || {
+        server_end(client, server.addr()).is_some_and(|end| end.tx_queue > 0)
+    });
+}
+
+#[test]
+fn slots_that_are_too_many_now_are_served_and_then_leave() {
+    isolated(
+        "slots_that_are_too_many_now_are_served_and_then_leave",
+        || {
+            let manager = ServiceManager::start();
+            let before = KernelCounters::read();
+            let first = under(&manager).args(QUICK).start();
+            first.scale(4).expect_success();
+            manager.wait_stored(&["slot-0", "slot-1", "slot-2", "slot-3"]);
+            first.kill();
+            wait_draining(&first, 4);
+            let early = come_early(first.addr(), 64);
+            let second = under(&manager)
+                .args(QUICK)
+                .hand_over(manager.stored())
+                .start();
+            let load = Load::start(second.addr(), LoadSize::small());
+            assert_served(early);
+            second.wait_log(|line| line.contains("operation done"));
+            assert_eq!(second.worker_pids().len(), 2);
+            manager.wait_stored(&["slot-0", "slot-1"]);
+            load.go_on_for(50);
+            load.finish().assert_clean();
+            until("their sockets are closed", || {
+                count_sockets(first.addr().port(), TcpState::Listen) == 2
+            });
+            KernelCounters::read().assert_no_loss_since(&before);
+        },
+    );
+}
+
+#[test]
+fn what_is_stored_follows_the_number_of_workers() {
+    let manager = ServiceManager::start();
+    let server = under(&manager).args(QUICK).start();
+    manager.wait_stored(&["slot-0", "slot-1"]);
+    server.scale(3).expect_success();
+    manager.wait_stored(&["slot-0", "slot-1", "slot-2"]);
+    server.scale(1).expect_success();
+    manager.wait_stored(&["slot-0"]);
+    server.scale(2).expect_success();
+    manager.wait_stored(&["slot-0", "slot-1"]);
+}
+
+#[test]
+fn an_address_that_is_not_listened_on_any_more_is_let_go_of() {
+    let manager = ServiceManager::start();
+    let listen = |addrs: &[SocketAddr]| -> Vec<String> {
+        addrs
+            .iter()
+            .map(|addr| format!("--listen={addr}"))
+            .collect()
+    };
+    let first = under(&manager)
+        .args(QUICK)
+        .args(["--listen=127.0.0.1:0"])
+        .start();
+    manager.wait_stored(&["slot-0", "slot-0", "slot-1", "slot-1"]);
+    let addrs = first.addrs().to_vec();
+    assert_eq!(first.stop().code(), Some(0));
+    let second = under(&manager)
+        .args(&QUICK[1..])
+        .args(listen(&addrs[1..]))
+        .hand_over(manager.stored())
+        .start();
+    manager.wait_stored(&["slot-0", "slot-1"]);
+    second.wait_log(|line| line.contains("its address is not listened on any more"));
+    until("nobody listens there", || {
+        count_sockets(addrs[0].port(), TcpState::Listen) == 0
+    });
+    TcpStream::connect(addrs[0]).expect_err("nobody listens there");
+    Client::connect(addrs[1]).roundtrip(b"still here");
+    assert_eq!(second.stop().code(), Some(0));
+
+    // And one that is new is bound beside what was stored.
+    let third = under(&manager)
+        .args(&QUICK[1..])
+        .args(listen(&[addrs[1], SocketAddr::from(([127, 0, 0, 1], 0))]))
+        .hand_over(manager.stored())
+        .start();
+    manager.wait_stored(&["slot-0", "slot-0", "slot-1", "slot-1"]);
+    for addr in third.addrs() {
+        Client::connect(*addr).roundtrip(b"both");
+    }
+}

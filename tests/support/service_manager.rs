@@ -1,0 +1,243 @@
+//! A service manager that a test holds in its hand: what systemd would be told is written down,
+//! what it would keep is kept, and handed over to the next instance.
+
+use std::ffi::OsString;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::sys::stat::fstat;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use tempfile::TempDir;
+
+use super::process::{DEADLINE, Deadline, in_background};
+
+/// A socket with the name under which it is handed over.
+pub type Named = (String, OwnedFd);
+
+/// Tells the thread that reads to end; no message of a service begins so.
+const OVER: &[u8] = b"over";
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct ServiceManager {
+    address: SocketAddr,
+    name: OsString,
+    socket: Option<UnixDatagram>,
+    shared: Arc<Shared>,
+    reader: Option<JoinHandle<()>>,
+    /// The socket's, if it has a path.
+    _folder: Option<TempDir>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    messages: Vec<String>,
+    store: Vec<Named>,
+}
+
+impl ServiceManager {
+    /// One that reads, at a path.
+    pub fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder of its own");
+        let path = folder.path().join("notify");
+        let address = SocketAddr::from_pathname(&path).expect("a short path");
+        let mut manager = Self::bind(address, path.into_os_string(), Some(folder));
+        manager.read();
+        manager
+    }
+
+    /// One that reads, at a name in no file system.
+    pub fn start_abstract(name: &str) -> Self {
+        let address = SocketAddr::from_abstract_name(name).expect("a short name");
+        let mut manager = Self::bind(address, format!("@{name}").into(), None);
+        manager.read();
+        manager
+    }
+
+    /// One that does not read before [`Self::read`].
+    pub fn start_silent() -> Self {
+        let folder = tempfile::tempdir().expect("a folder of its own");
+        let path = folder.path().join("notify");
+        let address = SocketAddr::from_pathname(&path).expect("a short path");
+        Self::bind(address, path.into_os_string(), Some(folder))
+    }
+
+    fn bind(address: SocketAddr, name: OsString, folder: Option<TempDir>) -> Self {
+        let socket = UnixDatagram::bind_addr(&address).expect("bind a socket of its own");
+        Self {
+            address,
+            name,
+            socket: Some(socket),
+            shared: Arc::default(),
+            reader: None,
+            _folder: folder,
+        }
+    }
+
+    /// Begins to read.
+    pub fn read(&mut self) {
+        let socket = self.socket.take().expect("it does not read yet");
+        let shared = Arc::clone(&self.shared);
+        self.reader = Some(in_background(move || {
+            while let Some((text, descriptors)) = receive(&socket) {
+                shared.take(text, descriptors);
+            }
+        }));
+    }
+
+    /// What a service is given as `NOTIFY_SOCKET`.
+    pub fn notify_socket(&self) -> &OsString {
+        &self.name
+    }
+
+    /// How many messages have come.
+    pub fn len(&self) -> usize {
+        self.shared.lock().messages.len()
+    }
+
+    /// The messages from number `start` on, but for those that come at their own pace.
+    pub fn steps_from(&self, start: usize) -> Vec<String> {
+        let state = self.shared.lock();
+        let own_pace = |it: &&String| !it.starts_with("STATUS=") && *it != "WATCHDOG=1";
+        let steps = state.messages[start..].iter().filter(own_pace);
+        steps.cloned().collect()
+    }
+
+    /// Waits for a message from number `start` on that begins with `beginning`: the message, and
+    /// the number of the one that follows.
+    #[track_caller]
+    pub fn wait_for(&self, start: usize, beginning: &str) -> (String, usize) {
+        let found = self.find_within(DEADLINE, start, beginning);
+        found.unwrap_or_else(|| {
+            let state = self.shared.lock();
+            panic!("no message {beginning:?} from {start} on: {state:#?}")
+        })
+    }
+
+    /// The same, `None` if there is none in time.
+    pub fn find_within(
+        &self,
+        within: Duration,
+        start: usize,
+        beginning: &str,
+    ) -> Option<(String, usize)> {
+        self.wait(within, |state| {
+            let mut later = state.messages.iter().enumerate().skip(start);
+            let (at, text) = later.find(|(_, text)| text.starts_with(beginning))?;
+            Some((text.clone(), at + 1))
+        })
+    }
+
+    /// Waits until exactly the listeners with these names are kept, in any order.
+    #[track_caller]
+    pub fn wait_stored(&self, names: &[&str]) {
+        let stored = self.wait(DEADLINE, |state| {
+            let mut stored: Vec<&str> = state.store.iter().map(|(name, _)| &**name).collect();
+            stored.sort_unstable();
+            (stored == names).then_some(())
+        });
+        assert!(stored.is_some(), "not {names:?}: {:#?}", self.shared.lock());
+    }
+
+    /// What is kept, to be handed over to the next instance. It stays kept.
+    pub fn stored(&self) -> Vec<Named> {
+        let state = self.shared.lock();
+        let duplicate = |(name, fd): &Named| (name.clone(), fd.try_clone().expect("duplicate"));
+        state.store.iter().map(duplicate).collect()
+    }
+
+    fn wait<T>(&self, within: Duration, mut look: impl FnMut(&State) -> Option<T>) -> Option<T> {
+        let deadline = Deadline::after(within);
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(found) = look(&state) {
+                return Some(found);
+            }
+            let left = deadline.left();
+            if left.is_zero() {
+                return None;
+            }
+            let waited = self.shared.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for ServiceManager {
+    fn drop(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            let sender = UnixDatagram::unbound().expect("a socket");
+            drop(sender.send_to_addr(OVER, &self.address));
+            drop(reader.join());
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As systemd does: several descriptors may have one name, one that is there already is not
+    /// kept twice, and a removal concerns all of a name.
+    fn take(&self, text: String, descriptors: Vec<OwnedFd>) {
+        let mut state = self.lock();
+        let name = text.lines().find_map(|line| line.strip_prefix("FDNAME="));
+        let name = name.unwrap_or("stored").to_owned();
+        if text.contains("FDSTORE=1") {
+            for descriptor in descriptors {
+                let is_it = |(_, kept): &Named| inode(kept) == inode(&descriptor);
+                if !state.store.iter().any(is_it) {
+                    state.store.push((name.clone(), descriptor));
+                }
+            }
+        } else {
+            assert!(descriptors.is_empty(), "descriptors came with {text:?}");
+        }
+        if text.contains("FDSTOREREMOVE=1") {
+            state.store.retain(|(kept, _)| *kept != name);
+        }
+        state.messages.push(text);
+        self.changed.notify_all();
+    }
+}
+
+/// What tells a socket from others.
+fn inode(descriptor: &OwnedFd) -> u64 {
+    fstat(descriptor).expect("an open descriptor").st_ino
+}
+
+/// The next message; `None`: it is over.
+fn receive(socket: &UnixDatagram) -> Option<(String, Vec<OwnedFd>)> {
+    let mut bytes = [0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(
+        socket.as_fd(),
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .expect("receive");
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    let text = &bytes[..received.bytes];
+    let text = (text != OVER).then(|| String::from_utf8_lossy(text).into_owned());
+    text.map(|text| (text, descriptors))
+}
