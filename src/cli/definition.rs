@@ -241,8 +241,10 @@ fn scale() -> Command {
 
 fn status() -> Command {
     order(STATUS, "Show workers, connections and what is under way")
-        .after_help("Examples:\n  uppercased status\n  uppercased status --json | jq .totals\n  \
-             uppercased status --ready --timeout 1s")
+        .after_help(
+            "Examples:\n  uppercased status\n  uppercased status --json | jq .totals\n  \
+             uppercased status --ready --timeout 1s",
+        )
         .arg(
             Arg::new(JSON)
                 .long(JSON)
