@@ -37,7 +37,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::admission::{Admission, Refusals};
 use crate::clock::{self, Tick};
-use crate::config::Config;
+use crate::config::{Config, FIRST_WORD};
 use crate::connection::Rules;
 use crate::identity::SlotId;
 use crate::memory::Memory;
@@ -120,6 +120,7 @@ impl Reactor {
                 idle_timeout: config.idle_timeout,
                 write_stall_timeout: config.write_stall_timeout,
                 linger_timeout: config.linger_timeout,
+                first_word: FIRST_WORD,
             },
             accepts_per_turn: config.accepts_per_turn,
             accept_retry: config.accept_retry,

@@ -327,6 +327,7 @@ fn rich_terms() -> Terms {
             idle_timeout: Some(Duration::from_millis(110)),
             write_stall_timeout: Some(Duration::from_millis(100)),
             linger_timeout: Duration::from_millis(90),
+            first_word: Duration::ZERO,
             ..Terms::PLAIN.rules
         },
         ..Terms::PLAIN
