@@ -222,6 +222,7 @@ impl Supervisor {
             }
             Some(Source::PreflightChannel | Source::PreflightProcess) => self.look_at_preflight(),
             Some(Source::AdminProcess) => self.look_at_admin(),
+            Some(Source::Barrier) => self.look_at_barrier(),
             Some(Source::Channel(serial)) => {
                 if let Some(worker) = self.worker_with(serial) {
                     self.hear(worker);

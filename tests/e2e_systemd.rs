@@ -123,6 +123,9 @@ fn every_step_is_told(manager: &ServiceManager) {
     planned.configure("no_such_setting = 1\n");
     server.signal(Signal::SIGHUP);
     assert_one_reload(manager, mark, asked);
+    // For which there is no other message.
+    let refused = "STATUS=2 workers, 0 connections; restart refused: ";
+    manager.wait_for(mark, refused);
     planned.configure("");
 
     let (mark, asked) = (manager.len(), now_us());
@@ -470,6 +473,23 @@ fn slots_that_are_too_many_now_are_served_and_then_leave() {
             KernelCounters::read().assert_no_loss_since(&before);
         },
     );
+}
+
+#[test]
+fn a_slot_that_has_left_gets_nobody_while_its_socket_is_still_kept() {
+    let manager = ServiceManager::start();
+    let server = under(&manager).args(QUICK).start();
+    manager.wait_stored(&["slot-0", "slot-1"]);
+    manager.wait_for(0, "READY=1");
+    manager.hold(true);
+    server.scale(1).expect_success();
+    let port = server.addr().port();
+    assert_eq!(count_sockets(port, TcpState::Listen), 2, "one is nobody's");
+    assert_served(come_early(server.addr(), 64));
+    manager.hold(false);
+    manager.wait_stored(&["slot-0"]);
+    assert_served(come_early(server.addr(), 64));
+    assert_eq!(count_sockets(port, TcpState::Listen), 1);
 }
 
 #[test]

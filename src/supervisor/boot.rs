@@ -64,6 +64,7 @@ impl Error {
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
+            Self::Activation(activation::Error::Listener(_)) => 1,
             Self::Config(_) | Self::Activation(_) => 2,
             Self::Log(_)
             | Self::Port(_)
@@ -135,8 +136,7 @@ impl Supervisor {
             verdict: None,
         };
         supervisor.watch_basics().map_err(failed("watch signals"))?;
-        supervisor.forget_listeners(outdated);
-        supervisor.store_all_listeners();
+        supervisor.store_all_listeners(outdated);
         report::starting(supervisor.config());
         supervisor.happened(Event::Boot);
         Ok(supervisor)

@@ -69,10 +69,7 @@ impl Supervisor {
             Action::Ping { worker } => self.say(worker, Message::Ping(wire::Ping {}), &[]),
             Action::Steer { slots } => {
                 self.steer_to_first(slots);
-                // Long before they are closed: one that somebody still keeps would go on getting
-                // connections.
-                let all = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
-                self.forget_listeners((slots..all).map(SlotId));
+                self.forget_listeners_from(slots);
             }
             Action::Unsteer => self.spread(),
             Action::Spread { .. } => self.spread(),

@@ -57,6 +57,7 @@ pub use crate::identity::{ReleaseId, RequestId};
 pub use crate::wire::HandoverEnd;
 pub(super) use balance::Balance;
 pub(super) use operation::Operation;
+pub use operation::Planned;
 use reactions::Reception;
 
 /// How much longer than `lame_duck` + `drain_timeout` a stopping worker may take to exit before it
@@ -124,6 +125,20 @@ pub(super) enum Phase {
     Forced,
     /// `Exit` has been given out.
     Ended,
+}
+
+/// Where a server is in its life, as far as it matters to whoever started it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Some slot has never been Ready. A boot that failed ends here, with the process.
+    Starting,
+    /// All have.
+    Serving,
+    /// No worker is to be left.
+    Stopping {
+        /// When what is left will be killed; `None`: it has been.
+        until: Option<Tick>,
+    },
 }
 
 /// One slot as status and logs see it.
@@ -424,6 +439,19 @@ impl Machine {
             Phase::Draining { .. } => "draining",
             Phase::Forced => "killing",
             Phase::Ended => "ended",
+        }
+    }
+
+    /// The same in three words.
+    #[must_use]
+    pub const fn life(&self) -> Life {
+        match &self.phase {
+            Phase::Idle | Phase::Booting { .. } | Phase::BootFailed { .. } => Life::Starting,
+            Phase::Serving => Life::Serving,
+            Phase::Draining { deadline, .. } => Life::Stopping {
+                until: Some(*deadline),
+            },
+            Phase::Forced | Phase::Ended => Life::Stopping { until: None },
         }
     }
 

@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::machine::{KillReason, SlotState, SlotView};
+use super::machine::{KillReason, Life, Planned, SlotState, SlotView};
 use crate::clock::Tick;
 use crate::config::{NOTIFY_RETRY, NOTIFY_STATUS_BUSY, NOTIFY_STATUS_IDLE, NOTIFY_STOP_MARGIN};
 use crate::identity::SlotId;
@@ -41,33 +41,17 @@ pub(super) enum Message {
     Store(SlotId),
     /// Let go of the slot's listeners.
     Remove(SlotId),
+    /// Close what goes along when everything up to here has been done.
+    Barrier,
 }
 
 /// The supervisor, as far as this matters.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct View {
     /// Where it is in its life.
-    pub(super) phase: Phase,
-    /// Whether something planned is under way.
-    pub(super) operating: bool,
-    /// Whether that is a restart or an upgrade.
-    pub(super) renewing: bool,
-    /// What is wrong with some slot, if anything is.
-    pub(super) ailing: Option<String>,
-}
-
-/// Where the supervisor is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// Some slot has never been Ready.
-    Starting,
-    /// All have.
-    Serving,
-    /// No worker is to be left.
-    Stopping {
-        /// When what is left will be killed; `None`: it has been.
-        until: Option<Tick>,
-    },
+    pub(super) life: Life,
+    /// What is under way.
+    pub(super) planned: Option<Planned>,
 }
 
 /// What is to be logged.
@@ -152,26 +136,31 @@ impl Notifier {
         self.outbox.push_back(Message::Remove(slot));
     }
 
-    /// Compares the supervisor with what was said of it. `status` makes the line for people, and is
-    /// called only when that is due.
+    /// It is to be known when what has been said so far has been done.
+    pub(super) fn barrier(&mut self) {
+        self.outbox.retain(|it| *it != Message::Barrier);
+        self.outbox.push_back(Message::Barrier);
+    }
+
+    /// Compares the supervisor with what was said of it. `status` makes the line for people, and
+    /// `ailing` says what is wrong with a slot; each is asked only when that is due.
     pub(super) fn observe(
         &mut self,
-        view: &View,
+        view: View,
         status: impl FnOnce() -> String,
+        ailing: impl FnOnce() -> Option<String>,
         now: Tick,
     ) -> Option<Change> {
-        let before = self.said;
-        self.tell_phase(view, now);
-        if self.said != before || self.status_due <= now {
+        let told = self.tell_life(view, now);
+        if told || self.status_due <= now {
             self.tell_status(status());
-            let pause = if view.operating {
-                NOTIFY_STATUS_BUSY
-            } else {
-                NOTIFY_STATUS_IDLE
+            let pause = match view.planned {
+                Some(_) => NOTIFY_STATUS_BUSY,
+                None => NOTIFY_STATUS_IDLE,
             };
             self.status_due = now + pause;
         }
-        self.feed(view, now)
+        self.feed(ailing, now)
     }
 
     /// The next message to send, unless it is too early to try again.
@@ -198,38 +187,46 @@ impl Notifier {
         due.into_iter().flatten().min()
     }
 
-    fn tell_phase(&mut self, view: &View, now: Tick) {
-        match (view.phase, self.said) {
-            (Phase::Stopping { until }, Said::Nothing | Said::Ready | Said::Reloading) => {
+    /// Says whether there was anything to tell.
+    fn tell_life(&mut self, view: View, now: Tick) -> bool {
+        match view.life {
+            Life::Starting => false,
+            Life::Serving => self.tell_serving(view.planned == Some(Planned::Renewal), now),
+            Life::Stopping { .. } if self.said == Said::Stopping => false,
+            Life::Stopping { until } => {
                 let left = until.map_or(Duration::ZERO, |until| until.since(now));
                 let within = left.saturating_add(NOTIFY_STOP_MARGIN);
                 self.replace_state(Message::Stopping { within });
                 self.said = Said::Stopping;
+                true
             }
-            (Phase::Serving, Said::Nothing | Said::Ready | Said::Reloading) => {
-                let begins = self.said == Said::Ready && view.renewing;
-                if begins || std::mem::take(&mut self.asked) {
-                    self.replace_state(Message::Reloading { at: now });
-                    self.said = Said::Reloading;
-                }
-                self.asked = false;
-                if !view.renewing && self.said != Said::Ready {
-                    self.outbox.retain(|it| *it != Message::Ready);
-                    self.outbox.push_back(Message::Ready);
-                    self.said = Said::Ready;
-                }
-            }
-            (Phase::Starting, _) | (Phase::Stopping { .. } | Phase::Serving, Said::Stopping) => {}
         }
+    }
+
+    fn tell_serving(&mut self, renewing: bool, now: Tick) -> bool {
+        let asked = std::mem::take(&mut self.asked);
+        let begins = asked || (renewing && self.said == Said::Ready);
+        if begins {
+            self.replace_state(Message::Reloading { at: now });
+            self.said = Said::Reloading;
+        }
+        let ends = !renewing && self.said != Said::Ready;
+        if ends {
+            self.outbox.push_back(Message::Ready);
+            self.said = Said::Ready;
+        }
+        begins || ends
     }
 
     /// Of the messages about the whole, those that were not sent yet do not matter any more.
     fn replace_state(&mut self, message: Message) {
         let of_the_whole = |it: &Message| match it {
             Message::Ready | Message::Reloading { .. } | Message::Stopping { .. } => true,
-            Message::Status(_) | Message::Watchdog | Message::Store(_) | Message::Remove(_) => {
-                false
-            }
+            Message::Status(_)
+            | Message::Watchdog
+            | Message::Store(_)
+            | Message::Remove(_)
+            | Message::Barrier => false,
         };
         self.outbox.retain(|it| !of_the_whole(it));
         self.outbox.push_back(message);
@@ -244,17 +241,16 @@ impl Notifier {
         self.status = line;
     }
 
-    fn feed(&mut self, view: &View, now: Tick) -> Option<Change> {
+    fn feed(&mut self, ailing: impl FnOnce() -> Option<String>, now: Tick) -> Option<Change> {
         let every = self.watchdog?;
         if now < self.feeding_due {
             return None;
         }
         self.outbox.retain(|it| *it != Message::Watchdog);
-        if let Some(cause) = &view.ailing {
+        if let Some(cause) = ailing() {
             // What makes it well again is an event, which brings the next look.
-            let cause = cause.clone();
-            return (!std::mem::replace(&mut self.withheld, true))
-                .then_some(Change::Withheld { cause });
+            let fed_before = !std::mem::replace(&mut self.withheld, true);
+            return fed_before.then_some(Change::Withheld { cause });
         }
         self.outbox.push_back(Message::Watchdog);
         self.feeding_due = now + every;
@@ -279,6 +275,7 @@ impl Message {
             Self::Watchdog => "WATCHDOG=1".to_owned(),
             // Not polled: a listener has nothing to say that would make it worthless.
             Self::Store(slot) => format!("FDSTORE=1\nFDNAME={}\nFDPOLL=0", stored_name(*slot)),
+            Self::Barrier => "BARRIER=1".to_owned(),
             Self::Remove(slot) => format!("FDSTOREREMOVE=1\nFDNAME={}", stored_name(*slot)),
         }
     }
@@ -326,4 +323,265 @@ pub(super) fn ailing<'a>(
         };
         (!well).then(|| format!("slot {} is {}", slot.id, slot.state.name()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    fn serving(planned: Option<Planned>) -> View {
+        let life = Life::Serving;
+        View { life, planned }
+    }
+
+    fn starting() -> View {
+        let life = Life::Starting;
+        View {
+            life,
+            planned: None,
+        }
+    }
+
+    fn at(ms: u64) -> Tick {
+        Tick::from_millis(ms)
+    }
+
+    /// Shows it a supervisor with nothing to say to people and nothing wrong.
+    fn look(notifier: &mut Notifier, view: View, now: Tick) {
+        notifier.observe(view, String::new, || None, now);
+    }
+
+    fn said(notifier: &mut Notifier, now: Tick) -> Vec<Message> {
+        std::iter::from_fn(|| notifier.poll_message(now)).collect()
+    }
+
+    #[test]
+    fn ready_comes_when_every_slot_serves_and_once() {
+        let mut notifier = Notifier::new(None);
+        look(&mut notifier, starting(), at(1));
+        assert_eq!(said(&mut notifier, at(1)), []);
+        look(&mut notifier, serving(None), at(2));
+        look(&mut notifier, serving(None), at(3));
+        assert_eq!(said(&mut notifier, at(3)), [Message::Ready]);
+    }
+
+    #[test]
+    fn a_reload_has_a_beginning_and_an_end_and_a_scaling_has_none() {
+        let mut notifier = Notifier::new(None);
+        look(&mut notifier, serving(None), at(1));
+        said(&mut notifier, at(1));
+        look(&mut notifier, serving(Some(Planned::Scaling)), at(2));
+        assert_eq!(said(&mut notifier, at(2)), []);
+        look(&mut notifier, serving(Some(Planned::Renewal)), at(3));
+        look(&mut notifier, serving(Some(Planned::Renewal)), at(4));
+        assert_eq!(
+            said(&mut notifier, at(4)),
+            [Message::Reloading { at: at(3) }]
+        );
+        look(&mut notifier, serving(None), at(5));
+        assert_eq!(said(&mut notifier, at(5)), [Message::Ready]);
+    }
+
+    #[test]
+    fn a_reload_that_is_refused_at_once_is_confirmed_all_the_same() {
+        let mut notifier = Notifier::new(None);
+        look(&mut notifier, serving(None), at(1));
+        said(&mut notifier, at(1));
+        notifier.reload_asked();
+        look(&mut notifier, serving(None), at(2));
+        let both = [Message::Reloading { at: at(2) }, Message::Ready];
+        assert_eq!(said(&mut notifier, at(2)), both);
+        // Something else is under way: that is no reason to wait for it.
+        notifier.reload_asked();
+        look(&mut notifier, serving(Some(Planned::Scaling)), at(3));
+        let both = [Message::Reloading { at: at(3) }, Message::Ready];
+        assert_eq!(said(&mut notifier, at(3)), both);
+    }
+
+    #[test]
+    fn the_program_after_an_exec_ends_what_the_one_before_began() {
+        let mut notifier = Notifier::resumed(None);
+        look(&mut notifier, serving(Some(Planned::Renewal)), at(1));
+        assert_eq!(said(&mut notifier, at(1)), []);
+        look(&mut notifier, serving(None), at(2));
+        assert_eq!(said(&mut notifier, at(2)), [Message::Ready]);
+    }
+
+    #[test]
+    fn a_stop_says_how_long_it_takes_and_is_the_last_word() {
+        let mut notifier = Notifier::new(None);
+        look(&mut notifier, serving(Some(Planned::Renewal)), at(1));
+        let life = Life::Stopping {
+            until: Some(at(32_001)),
+        };
+        let stopping = View {
+            life,
+            planned: None,
+        };
+        look(&mut notifier, stopping, at(1));
+        let within = Duration::from_secs(32) + NOTIFY_STOP_MARGIN;
+        assert_eq!(said(&mut notifier, at(1)), [Message::Stopping { within }]);
+        notifier.reload_asked();
+        look(&mut notifier, stopping, at(3));
+        assert_eq!(said(&mut notifier, at(3)), []);
+    }
+
+    #[test]
+    fn the_line_for_people_is_made_now_and_then_and_sent_when_it_has_changed() {
+        let mut notifier = Notifier::new(None);
+        let line = |notifier: &mut Notifier, text: &str, now| {
+            notifier.observe(serving(None), || text.to_owned(), || None, now);
+            said(notifier, now)
+        };
+        let status = |text: &str| Message::Status(text.to_owned());
+        let first = [Message::Ready, status("one")];
+        assert_eq!(line(&mut notifier, "one", at(0)), first);
+        assert_eq!(line(&mut notifier, "two", at(1)), []);
+        let due = at(0) + NOTIFY_STATUS_IDLE;
+        assert_eq!(notifier.poll_timeout(), Some(due));
+        assert_eq!(line(&mut notifier, "two", due), [status("two")]);
+        let due = due + NOTIFY_STATUS_IDLE;
+        assert_eq!(line(&mut notifier, "two", due), []);
+        assert_eq!(status("a\nREADY=1").text(), "STATUS=a READY=1");
+    }
+
+    #[test]
+    fn the_watchdog_is_fed_twice_in_its_time_and_at_once_when_all_is_well_again() {
+        let mut notifier = Notifier::new(Some(LIMIT));
+        let mut feed = |wrong: Option<&str>, now| {
+            let wrong = wrong.map(str::to_owned);
+            let change = notifier.observe(starting(), String::new, || wrong, now);
+            let fed = said(&mut notifier, now) == [Message::Watchdog];
+            (fed, change, notifier.poll_timeout())
+        };
+        // The line for people keeps it awake, too.
+        assert_eq!(feed(None, at(0)), (true, None, Some(at(5000))));
+        assert_eq!(feed(None, at(4999)), (false, None, Some(at(5000))));
+        assert!(feed(None, at(5000)).0);
+        let cause = "slot 1 is backing off".to_owned();
+        let withheld = Some(Change::Withheld {
+            cause: cause.clone(),
+        });
+        let (fed, change, due) = feed(Some(&cause), at(10_000));
+        assert_eq!((fed, change), (false, withheld));
+        assert_eq!(due, Some(at(15_000)), "nothing is due that cannot be done");
+        assert_eq!(feed(Some(&cause), at(11_000)), (false, None, due));
+        let (fed, change, _) = feed(None, at(11_001));
+        assert_eq!((fed, change), (true, Some(Change::Fed)));
+    }
+
+    #[test]
+    fn what_was_not_taken_is_offered_again_later() {
+        let mut notifier = Notifier::new(None);
+        notifier.store(SlotId(0));
+        notifier.store(SlotId(1));
+        look(&mut notifier, starting(), at(0));
+        let first = notifier.poll_message(at(0)).unwrap();
+        notifier.refused(first, at(0));
+        assert_eq!(notifier.poll_message(at(1)), None);
+        let due = at(0) + NOTIFY_RETRY;
+        assert_eq!(notifier.poll_timeout(), Some(due));
+        let both = [Message::Store(SlotId(0)), Message::Store(SlotId(1))];
+        assert_eq!(said(&mut notifier, due), both);
+    }
+
+    #[test]
+    fn a_removal_comes_before_what_is_kept_instead() {
+        let mut notifier = Notifier::new(None);
+        let slot = SlotId(7);
+        notifier.store(slot);
+        notifier.remove(slot);
+        notifier.store(slot);
+        let both = [Message::Remove(slot), Message::Store(slot)];
+        assert_eq!(said(&mut notifier, at(0)), both);
+        assert_eq!(both[0].text(), "FDSTOREREMOVE=1\nFDNAME=slot-7");
+        assert_eq!(both[1].text(), "FDSTORE=1\nFDNAME=slot-7\nFDPOLL=0");
+        assert_eq!(stored_slot("slot-7"), Some(slot));
+        for other in ["slot-", "slot-x", "slot-70000", "uppercased.socket", ""] {
+            assert_eq!(stored_slot(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_reload_is_one_message_with_its_time_in_microseconds() {
+        let text = Message::Reloading { at: at(12) }.text();
+        assert_eq!(text, "RELOADING=1\nMONOTONIC_USEC=12000");
+    }
+
+    /// What may happen to a supervisor that serves.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Show(Option<Planned>),
+        Ask,
+        Store(u16),
+        Remove(u16),
+        Read,
+        Refuse,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            Just(Step::Show(None)),
+            Just(Step::Show(Some(Planned::Renewal))),
+            Just(Step::Show(Some(Planned::Scaling))),
+            Just(Step::Ask),
+            (0..3_u16).prop_map(Step::Store),
+            (0..3_u16).prop_map(Step::Remove),
+            Just(Step::Read),
+            Just(Step::Refuse),
+        ]
+    }
+
+    proptest! {
+        /// However slowly it is read: what waits is bounded, what is believed in the end is true,
+        /// and nobody waits for the end of a reload.
+        #[test]
+        fn in_the_end_what_is_believed_is_true(steps in prop::collection::vec(step(), 0..60)) {
+            let mut notifier = Notifier::new(Some(LIMIT));
+            let mut kept = [false; 3];
+            let mut believed_kept = [false; 3];
+            let mut last = None;
+            let mut read = |message: Message, kept: &mut [bool; 3]| match message {
+                Message::Store(slot) => kept[slot.index()] = true,
+                Message::Remove(slot) => kept[slot.index()] = false,
+                Message::Ready | Message::Reloading { .. } => last = Some(message),
+                _ => {}
+            };
+            for (step, now) in steps.into_iter().zip(1..) {
+                // Each later than a pause after a refusal.
+                let now = Tick::ZERO + NOTIFY_RETRY * now;
+                match step {
+                    Step::Show(planned) => look(&mut notifier, serving(planned), now),
+                    Step::Ask => notifier.reload_asked(),
+                    Step::Store(slot) => {
+                        notifier.store(SlotId(slot));
+                        kept[usize::from(slot)] = true;
+                    }
+                    Step::Remove(slot) => {
+                        notifier.remove(SlotId(slot));
+                        kept[usize::from(slot)] = false;
+                    }
+                    Step::Read => if let Some(message) = notifier.poll_message(now) {
+                        read(message, &mut believed_kept);
+                    },
+                    Step::Refuse => if let Some(message) = notifier.poll_message(now) {
+                        notifier.refused(message, now);
+                    },
+                }
+                // Begin, end, line, watchdog; a removal and a deposit of each slot.
+                prop_assert!(notifier.outbox.len() <= 4 + 2 * 3);
+            }
+            let end = Tick::ZERO + NOTIFY_RETRY * 1000;
+            look(&mut notifier, serving(None), end);
+            for message in said(&mut notifier, end) {
+                read(message, &mut believed_kept);
+            }
+            prop_assert_eq!(believed_kept, kept);
+            prop_assert_eq!(last, Some(Message::Ready));
+        }
+    }
 }

@@ -169,7 +169,10 @@ impl Supervisor {
     pub(super) fn tell_progress(&mut self, notice: &Notice) {
         match notice {
             Notice::OperationStarted { request, .. } => self.asking = *request,
-            Notice::OperationEnded { .. } => self.asking = RequestId::NOBODY,
+            Notice::OperationEnded { what, answer } => {
+                self.asking = RequestId::NOBODY;
+                self.note_failure(report::failure(what, answer));
+            }
             _ => {}
         }
         if let Some(text) = report::progress(notice) {
@@ -187,6 +190,7 @@ impl Supervisor {
 
     fn refuse(&mut self, request: RequestId, what: &str, cause: String) {
         tracing::error!(what, cause, "refused");
+        self.note_failure(Some(format!("{what} refused: {cause}")));
         self.reply(request, Reply::Refused(cause));
     }
 

@@ -64,8 +64,9 @@ impl Supervisor {
         let sockets = self.slots.iter().filter(listening).count();
         let sockets = u16::try_from(sockets).unwrap_or(u16::MAX);
         match config.steer {
-            Steer::Hash => self.each_group(steering::unsteer),
-            Steer::Random => {
+            Steer::Hash if !self.store_lets_go() => self.each_group(steering::unsteer),
+            // The hash would count sockets that nobody serves any more.
+            Steer::Hash | Steer::Random => {
                 self.each_group(|listener| steering::steer_to_first(listener, sockets));
             }
             Steer::Cpu => {

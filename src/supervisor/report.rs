@@ -361,6 +361,15 @@ fn operation_ended(what: &str, answer: &Answer) {
     }
 }
 
+/// How an operation has failed, in one line, if it has.
+pub(super) fn failure(what: &str, answer: &Answer) -> Option<String> {
+    match answer {
+        Answer::Done(_) => None,
+        Answer::Refused { cause } => Some(format!("{what} refused: {cause}")),
+        Answer::Failed { cause } => Some(format!("{what} failed: {cause}")),
+    }
+}
+
 /// Everything is over: what the slots did, all together.
 pub(super) fn ended(totals: &Totals) {
     tracing::info!(

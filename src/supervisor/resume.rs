@@ -283,7 +283,7 @@ fn adopt(
     }
     let mut supervisor = supervisor;
     // What the earlier program could not say is said now, and what is known already is no matter.
-    supervisor.store_all_listeners();
+    supervisor.store_all_listeners(Vec::new());
     for number in state.signals {
         supervisor.obey_signal(number);
     }

@@ -10,10 +10,13 @@
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
+use mio::Interest;
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, sendmsg_addr, socket_with,
@@ -25,8 +28,10 @@ use crate::identity::SlotId;
 use crate::memory;
 
 use super::Supervisor;
-use super::notify::{Change, Message, Notifier, Phase, View, ailing};
+use super::machine::{Life, Planned};
+use super::notify::{Change, Message, Notifier, View, ailing};
 use super::resources::SlotResources;
+use super::tokens::Source;
 
 /// Where messages go, and what is known of how they are taken.
 #[derive(Debug)]
@@ -34,8 +39,20 @@ pub(super) struct Systemd {
     socket: OwnedFd,
     address: SocketAddrUnix,
     notifier: Notifier,
+    barrier: Option<Barrier>,
+    /// How the last reload or the like failed, if it did: there is no message for that.
+    failure: Option<String>,
     /// Refused since the last one that was taken.
     refused: u64,
+}
+
+/// A pipe of which the service manager closes its end when it has let go of the listeners that it
+/// was told to. As long as it has not, those are in their group and get connections.
+#[derive(Debug)]
+struct Barrier {
+    read: OwnedFd,
+    /// Until it has been sent.
+    write: Option<OwnedFd>,
 }
 
 impl Systemd {
@@ -47,6 +64,8 @@ impl Systemd {
                 socket,
                 address,
                 notifier: make(watchdog()),
+                barrier: None,
+                failure: None,
                 refused: 0,
             }),
             Err(error) => {
@@ -57,23 +76,22 @@ impl Systemd {
         }
     }
 
-    /// Sends what is due. `listeners` has those of a slot.
-    fn flush<'a>(&mut self, listeners: impl Fn(SlotId) -> Vec<BorrowedFd<'a>>, now: Tick) {
+    /// Sends what is due.
+    fn flush(&mut self, slots: &[SlotResources], now: Tick) {
         while let Some(message) = self.notifier.poll_message(now) {
             let along = match &message {
-                Message::Store(slot) => listeners(*slot),
-                _ => Vec::new(),
+                Message::Store(slot) => slots
+                    .get(slot.index())
+                    .map(SlotResources::borrowed_listeners),
+                Message::Barrier => self.barrier.as_ref().and_then(Barrier::end),
+                _ => Some(Vec::new()),
             };
-            if along.is_empty() && matches!(message, Message::Store(_)) {
-                // They have been closed meanwhile.
-                continue;
-            }
-            match self.send(&message.text(), &along) {
-                Ok(()) if self.refused > 0 => {
-                    tracing::info!(refused = self.refused, "the service manager reads again");
-                    self.refused = 0;
-                }
-                Ok(()) => {}
+            // What should go along has been closed meanwhile.
+            let Some(along) = along else { continue };
+            let sent = self.send(&message.text(), &along);
+            drop(along);
+            match sent {
+                Ok(()) => self.note_taken(&message),
                 Err(error) => {
                     if self.refused == 0 {
                         tracing::warn!(%error, "the service manager does not read: trying again");
@@ -82,6 +100,19 @@ impl Systemd {
                     self.notifier.refused(message, now);
                 }
             }
+        }
+    }
+
+    fn note_taken(&mut self, message: &Message) {
+        if self.refused > 0 {
+            tracing::info!(refused = self.refused, "the service manager reads again");
+            self.refused = 0;
+        }
+        if *message == Message::Barrier
+            && let Some(barrier) = &mut self.barrier
+        {
+            // The last one is the service manager's.
+            barrier.write = None;
         }
     }
 
@@ -98,6 +129,19 @@ impl Systemd {
     }
 }
 
+impl Barrier {
+    fn new() -> io::Result<Self> {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let write = Some(write);
+        Ok(Self { read, write })
+    }
+
+    /// What the service manager is to close.
+    fn end(&self) -> Option<Vec<BorrowedFd<'_>>> {
+        Some(vec![self.write.as_ref()?.as_fd()])
+    }
+}
+
 impl Supervisor {
     /// Tells the service manager what has changed since the last time.
     pub(super) fn notify(&mut self) {
@@ -105,21 +149,20 @@ impl Supervisor {
             return;
         };
         let now = clock::now();
-        let view = self.view();
-        let change = systemd.notifier.observe(&view, || self.status_line(), now);
-        match change {
-            Some(Change::Withheld { cause }) => {
-                tracing::warn!(cause, "the watchdog is not fed");
-            }
+        let machine = &self.machine;
+        let view = View {
+            life: machine.life(),
+            planned: machine.planned(),
+        };
+        let excused = view.planned.is_some() || view.life != Life::Serving;
+        let status = || self.status_line(systemd.failure.as_deref());
+        let ailing = || ailing(machine.slots(), excused);
+        match systemd.notifier.observe(view, status, ailing, now) {
+            Some(Change::Withheld { cause }) => tracing::warn!(cause, "the watchdog is not fed"),
             Some(Change::Fed) => tracing::info!("the watchdog is fed again"),
             None => {}
         }
-        let listeners = |slot: SlotId| {
-            let slot = self.slots.get(slot.index());
-            slot.map(SlotResources::borrowed_listeners)
-                .unwrap_or_default()
-        };
-        systemd.flush(listeners, now);
+        systemd.flush(&self.slots, now);
         self.systemd = Some(systemd);
     }
 
@@ -135,6 +178,13 @@ impl Supervisor {
         }
     }
 
+    /// What was asked for last has failed, or has not.
+    pub(super) fn note_failure(&mut self, failure: Option<String>) {
+        if let Some(systemd) = &mut self.systemd {
+            systemd.failure = failure;
+        }
+    }
+
     /// The slot's listeners outlive this process from now on.
     pub(super) fn store_listeners(&mut self, slot: SlotId) {
         if let Some(systemd) = &mut self.systemd {
@@ -142,56 +192,81 @@ impl Supervisor {
         }
     }
 
-    /// They do not any more.
-    pub(super) fn forget_listeners(&mut self, slots: impl IntoIterator<Item = SlotId>) {
-        if let Some(systemd) = &mut self.systemd {
-            slots
-                .into_iter()
-                .for_each(|slot| systemd.notifier.remove(slot));
-        }
-    }
-
-    /// The listeners of every slot that has some.
-    pub(super) fn store_all_listeners(&mut self) {
-        let slots = self.slots.iter().zip(0..);
-        let slots = slots.filter(|(slot, _)| !slot.listeners().is_empty());
-        let slots: Vec<SlotId> = slots.map(|(_, number)| SlotId(number)).collect();
-        for slot in slots {
-            self.store_listeners(slot);
-        }
-    }
-
-    fn view(&self) -> View {
-        let machine = &self.machine;
-        let operating = machine.operation().is_some();
-        let phase = match machine.phase_name() {
-            "serving" => Phase::Serving,
-            "idle" | "booting" => Phase::Starting,
-            _ => Phase::Stopping {
-                until: machine.poll_timeout(),
-            },
+    /// The same for every slot that has some; names in the store that mean something else by now
+    /// are `outdated`.
+    pub(super) fn store_all_listeners(&mut self, outdated: Vec<SlotId>) {
+        let Some(systemd) = &mut self.systemd else {
+            return;
         };
-        View {
-            phase,
-            operating,
-            renewing: machine.is_renewing(),
-            ailing: ailing(machine.slots(), operating || phase != Phase::Serving),
+        for slot in outdated {
+            systemd.notifier.remove(slot);
+        }
+        for (slot, number) in self.slots.iter().zip(0..) {
+            if !slot.listeners().is_empty() {
+                systemd.notifier.store(SlotId(number));
+            }
         }
     }
 
-    fn status_line(&self) -> String {
+    /// The slots from number `first` on are about to leave: what would go on getting connections
+    /// after them is not kept any more, and is steered away from until that is certain.
+    pub(super) fn forget_listeners_from(&mut self, first: u16) {
+        let Some(systemd) = &mut self.systemd else {
+            return;
+        };
+        let all = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
+        for slot in first..all {
+            systemd.notifier.remove(SlotId(slot));
+        }
+        systemd.notifier.barrier();
+        let earlier = match Barrier::new() {
+            Ok(barrier) => systemd.barrier.replace(barrier),
+            Err(error) => {
+                tracing::warn!(%error, "it will not be known when the store has let go");
+                systemd.barrier.take()
+            }
+        };
+        // Its registration ends with it.
+        drop(earlier);
+        let barrier = self.systemd.as_ref().and_then(|it| it.barrier.as_ref());
+        if let Some(number) = barrier.map(|barrier| barrier.read.as_raw_fd())
+            && let Err(error) = self.watch(number, Source::Barrier, Interest::READABLE)
+        {
+            tracing::warn!(%error, "it will not be known when the store has let go");
+        }
+    }
+
+    /// Whether the service manager may still have listeners of slots that have left.
+    pub(super) fn store_lets_go(&self) -> bool {
+        self.systemd.as_ref().is_some_and(|it| it.barrier.is_some())
+    }
+
+    /// The service manager has let go of what it was told to.
+    pub(super) fn look_at_barrier(&mut self) {
+        let barrier = self.systemd.as_mut().and_then(|it| it.barrier.take());
+        // One that changes the number of slots steers by itself, and spreads when it is done.
+        if barrier.is_some() && self.machine.planned() != Some(Planned::Scaling) {
+            self.spread();
+        }
+    }
+
+    fn status_line(&self, failure: Option<&str>) -> String {
         let children = self.slots.iter().flat_map(SlotResources::children);
         let open: u64 = children
             .map(|child| memory::open_connections(&child.memory))
             .sum();
-        let doing = self.machine.operation();
-        let phase = match self.machine.phase_name() {
-            "serving" => String::new(),
-            other => format!("; {other}"),
-        };
         let workers = self.machine.policy().workers;
-        let doing = doing.map(|doing| format!("; {doing}")).unwrap_or_default();
-        format!("{workers} workers, {open} connections{phase}{doing}")
+        let mut line = format!("{workers} workers, {open} connections");
+        if self.machine.life() != Life::Serving {
+            line = format!("{line}; {}", self.machine.phase_name());
+        }
+        if let Some(doing) = self.machine.operation() {
+            line = format!("{line}; {doing}");
+        }
+        if let Some(failure) = failure {
+            line = format!("{line}; {failure}");
+        }
+        line
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) enum Source {
     PreflightProcess,
     /// The admin process's pidfd.
     AdminProcess,
+    /// The pipe that a service manager closes.
+    Barrier,
     /// The control socket or one of its clients.
     Control,
     /// The lock of an address: somebody asks.
@@ -42,6 +44,7 @@ impl Source {
             Self::PreflightChannel => 1,
             Self::PreflightProcess => 2,
             Self::AdminProcess => 3,
+            Self::Barrier => 4,
             Self::Control => CONTROL_FIRST,
             Self::Lock(index) => LOCKS_FIRST + index,
             Self::Channel(serial) => CHILDREN_FIRST + 2 * serial as usize,
@@ -56,6 +59,7 @@ impl Source {
             1 => Self::PreflightChannel,
             2 => Self::PreflightProcess,
             3 => Self::AdminProcess,
+            4 => Self::Barrier,
             CONTROL_FIRST..CONTROL_END => Self::Control,
             number if number >= CHILDREN_FIRST => {
                 let serial = ((number - CHILDREN_FIRST) / 2) as u64;
@@ -82,6 +86,7 @@ mod tests {
             Source::PreflightChannel,
             Source::PreflightProcess,
             Source::AdminProcess,
+            Source::Barrier,
             Source::Control,
             Source::Lock(0),
             Source::Lock(4000),

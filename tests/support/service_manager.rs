@@ -45,6 +45,7 @@ struct Shared {
 struct State {
     messages: Vec<String>,
     store: Vec<Named>,
+    held: bool,
 }
 
 impl ServiceManager {
@@ -95,6 +96,12 @@ impl ServiceManager {
                 shared.take(text, descriptors);
             }
         }));
+    }
+
+    /// Has what comes from now on wait, or look at it again.
+    pub fn hold(&self, held: bool) {
+        self.shared.lock().held = held;
+        self.shared.changed.notify_all();
     }
 
     /// What a service is given as `NOTIFY_SOCKET`.
@@ -193,7 +200,9 @@ impl Shared {
     /// As systemd does: several descriptors may have one name, one that is there already is not
     /// kept twice, and a removal concerns all of a name.
     fn take(&self, text: String, descriptors: Vec<OwnedFd>) {
-        let mut state = self.lock();
+        let state = self.lock();
+        let state = self.changed.wait_while(state, |state| state.held);
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
         let name = text.lines().find_map(|line| line.strip_prefix("FDNAME="));
         let name = name.unwrap_or("stored").to_owned();
         if text.contains("FDSTORE=1") {
@@ -203,6 +212,9 @@ impl Shared {
                     state.store.push((name.clone(), descriptor));
                 }
             }
+        } else if text == "BARRIER=1" {
+            // Closed, now that everything before it has been done.
+            drop(descriptors);
         } else {
             assert!(descriptors.is_empty(), "descriptors came with {text:?}");
         }

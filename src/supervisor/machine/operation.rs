@@ -33,6 +33,15 @@ pub(in super::super) struct Operation {
     pub(super) drained: u64,
 }
 
+/// What a planned operation is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planned {
+    /// The same number of workers, new ones.
+    Renewal,
+    /// Another number.
+    Scaling,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum OperationKind {
     Restart,
@@ -316,11 +325,13 @@ impl Machine {
         Some(format!("{what} is under way: {progress}"))
     }
 
-    /// Whether workers or the program are being replaced.
+    /// Whether something planned is under way, and whether it replaces workers or the program.
     #[must_use]
-    pub fn is_renewing(&self) -> bool {
-        let kind = self.operation.as_ref().map(|operation| operation.kind);
-        matches!(kind, Some(OperationKind::Restart | OperationKind::Upgrade))
+    pub fn planned(&self) -> Option<Planned> {
+        Some(match self.operation.as_ref()?.kind {
+            OperationKind::Restart | OperationKind::Upgrade => Planned::Renewal,
+            OperationKind::Scale { .. } => Planned::Scaling,
+        })
     }
 
     /// The operation's own deadline, if it waits for one.
