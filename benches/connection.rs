@@ -30,6 +30,7 @@ const RULES: Rules = Rules {
     write_stall_timeout: Some(Duration::from_secs(60)),
     linger_timeout: Duration::from_secs(5),
     header_timeout: Duration::from_secs(5),
+    first_word: Duration::ZERO,
 };
 
 /// The descriptor number of the one connection.

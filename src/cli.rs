@@ -282,6 +282,7 @@ fn shown(name: &str, typed: &ArgMatches) -> Shown {
     let limit = limit.and_then(|&limit| usize::try_from(limit).ok());
     Shown {
         json: typed.get_flag(definition::JSON),
+        ready: typed.get_flag(definition::READY),
         watch: typed.get_one(definition::WATCH).copied(),
         sockets: typed
             .get_flag(definition::SOCKETS)
@@ -431,7 +432,7 @@ mod tests {
                 status(Shown {
                     json: true,
                     watch: Some(std::time::Duration::from_secs(1)),
-                    sockets: None,
+                    ..Shown::default()
                 }),
             ),
             (
@@ -445,6 +446,13 @@ mod tests {
                 &["status", "--sockets", "--limit", "7"],
                 status(Shown {
                     sockets: Some(7),
+                    ..Shown::default()
+                }),
+            ),
+            (
+                &["status", "--ready"],
+                status(Shown {
+                    ready: true,
                     ..Shown::default()
                 }),
             ),

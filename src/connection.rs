@@ -58,6 +58,9 @@ pub struct Rules {
     pub linger_timeout: Duration,
     /// How long a proxy has to send its header, where there must be one.
     pub header_timeout: Duration,
+    /// When the worker stops, a peer that has never sent anything has this long from its first
+    /// moment: it was let in, so what it is about to ask is answered.
+    pub first_word: Duration,
 }
 
 /// What is to become of the connection.
@@ -113,6 +116,12 @@ pub fn drive<P: Probe>(
 pub fn deadline<P: Probe>(memory: &Memory<P>, fd: u32, rules: &Rules) -> Option<Tick> {
     let patience = match memory.head(fd).state {
         State::Open if memory.pending(fd).is_some() => rules.write_stall_timeout?,
+        State::Open if ends_unheard(memory, fd) => {
+            let first_word = rules.first_word;
+            rules
+                .idle_timeout
+                .map_or(first_word, |idle| idle.min(first_word))
+        }
         State::Open => rules.idle_timeout?,
         State::LingeringIdle | State::LingeringStop => rules.linger_timeout,
         // From its accept on: nothing moves before.
@@ -120,6 +129,11 @@ pub fn deadline<P: Probe>(memory: &Memory<P>, fd: u32, rules: &Rules) -> Option<
         State::Free | State::Closing | State::Handed => return None,
     };
     Some(memory.last_progress(fd) + patience)
+}
+
+/// Whether `fd` is to end and its peer has never sent anything.
+fn ends_unheard<P: Probe>(memory: &Memory<P>, fd: u32) -> bool {
+    memory.head(fd).flags.has(Flags::FINISH) && memory.bytes_moved(fd).0 == 0
 }
 
 /// Acts on the deadline of connection `fd`, if it has passed.
@@ -148,6 +162,9 @@ pub fn expire<P: Probe>(
             let flags = turn.flags;
             memory.set_flags(fd, flags);
             outcome
+        }
+        State::Open if ends_unheard(memory, fd) => {
+            end_stream(memory, fd, stream, State::LingeringStop, now)
         }
         State::Open => end_stream(memory, fd, stream, State::LingeringIdle, now),
         State::LingeringIdle => Outcome::Close(CloseReason::IdleTimeout),
@@ -205,7 +222,7 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
                 return Outcome::Close(CloseReason::PeerClosed);
             }
             if !self.flags.has(Flags::READABLE) {
-                if !self.flags.has(Flags::FINISH) {
+                if !self.flags.has(Flags::FINISH) || self.may_still_speak() {
                     return Outcome::Waiting;
                 }
                 let state = State::LingeringStop;
@@ -219,6 +236,12 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
                 Err(reason) => return Outcome::Close(reason),
             }
         }
+    }
+
+    /// Whether the peer has sent nothing yet and has not had time to.
+    fn may_still_speak(&self) -> bool {
+        self.memory.bytes_moved(self.fd).0 == 0
+            && self.memory.last_progress(self.fd) + self.rules.first_word > self.now
     }
 
     /// Sends what is pending.
@@ -399,6 +422,7 @@ mod tests {
         write_stall_timeout: Some(PATIENCE),
         linger_timeout: PATIENCE,
         header_timeout: PATIENCE,
+        first_word: PATIENCE,
     };
 
     /// A peer that sent one message and then has room for `room` bytes.
@@ -426,16 +450,22 @@ mod tests {
         }
     }
 
-    /// A connection with nine bytes pending since tick zero.
-    fn stalled() -> (Memory, Peer) {
+    /// A connection that has just begun, at tick zero.
+    fn opened() -> Memory {
         let layout = Layout {
             descriptors: 8,
             buffers: 1,
             buffer_bytes: 4096,
         };
-        let start = Tick::from_millis(0);
         let mut memory = Memory::adopt(memory::create(layout).unwrap(), layout).unwrap();
-        memory.opened(FD, 1, ([127, 0, 0, 1], 80).into(), start);
+        memory.opened(FD, 1, ([127, 0, 0, 1], 80).into(), Tick::from_millis(0));
+        memory
+    }
+
+    /// A connection with nine bytes pending since tick zero.
+    fn stalled() -> (Memory, Peer) {
+        let start = Tick::from_millis(0);
+        let mut memory = opened();
         memory.set_flags(FD, Flags::READABLE.with(Flags::WRITABLE));
         let mut peer = Peer {
             message: Some(b"ten bytes."),
@@ -445,6 +475,54 @@ mod tests {
         assert_eq!(outcome, Outcome::Waiting);
         assert_eq!(memory.pending(FD).unwrap().len(), 9);
         (memory, peer)
+    }
+
+    #[test]
+    fn who_was_let_in_just_before_the_end_is_answered_once() {
+        let mut memory = opened();
+        let mut peer = Peer {
+            message: None,
+            room: 100,
+        };
+        memory.set_flags(FD, Flags::LAST_LOOK.with(Flags::WRITABLE));
+        let at = Tick::from_millis;
+        let outcome = drive(&mut memory, FD, &mut peer, &RULES, at(1));
+        assert_eq!(
+            (outcome, memory.head(FD).state),
+            (Outcome::Waiting, State::Open)
+        );
+        assert_eq!(deadline(&memory, FD, &RULES), Some(at(1000)));
+        peer.message = Some(b"a word");
+        let flags = memory.head(FD).flags.with(Flags::READABLE);
+        memory.set_flags(FD, flags);
+        let outcome = drive(&mut memory, FD, &mut peer, &RULES, at(999));
+        assert_eq!(outcome, Outcome::Waiting);
+        assert_eq!(memory.bytes_moved(FD), (6, 6));
+        assert_eq!(memory.head(FD).state, State::LingeringStop);
+    }
+
+    #[test]
+    fn who_never_says_a_word_is_not_waited_for_at_the_end() {
+        let mut memory = opened();
+        let mut peer = Peer {
+            message: None,
+            room: 100,
+        };
+        memory.set_flags(FD, Flags::LAST_LOOK.with(Flags::WRITABLE));
+        let at = Tick::from_millis;
+        let _ = drive(&mut memory, FD, &mut peer, &RULES, at(1));
+        let outcome = expire(&mut memory, FD, &mut peer, &RULES, at(999));
+        assert_eq!(
+            (outcome, memory.head(FD).state),
+            (Outcome::Waiting, State::Open)
+        );
+        let _ = expire(&mut memory, FD, &mut peer, &RULES, at(1000));
+        assert_eq!(memory.head(FD).state, State::LingeringStop);
+        // One that has been there for long is ended at once.
+        let mut memory = opened();
+        memory.set_flags(FD, Flags::LAST_LOOK.with(Flags::WRITABLE));
+        let _ = drive(&mut memory, FD, &mut peer, &RULES, at(1000));
+        assert_eq!(memory.head(FD).state, State::LingeringStop);
     }
 
     #[test]

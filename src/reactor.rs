@@ -38,7 +38,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::admission::{Admission, Networks, Refusals};
 use crate::clock::{self, Tick};
-use crate::config::{Config, ProxyListeners};
+use crate::config::{Config, FIRST_WORD, ProxyListeners};
 use crate::connection::Rules;
 use crate::identity::SlotId;
 use crate::memory::Memory;
@@ -126,6 +126,7 @@ impl Reactor {
                 write_stall_timeout: config.write_stall_timeout,
                 linger_timeout: config.linger_timeout,
                 header_timeout: config.proxy_header_timeout,
+                first_word: FIRST_WORD,
             },
             accepts_per_turn: config.accepts_per_turn,
             accept_retry: config.accept_retry,

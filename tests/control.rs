@@ -321,6 +321,40 @@ fn watching_ends_with_the_server_and_compares_no_two_instances() {
 }
 
 #[test]
+fn whether_new_clients_are_welcome_is_an_exit_code() {
+    let told = |phase: &str, queue: &str| {
+        let slot = SlotStatus {
+            queue: queue.to_owned(),
+            ..SlotStatus::default()
+        };
+        let status = Status {
+            phase: phase.to_owned(),
+            slots: vec![slot],
+            ..Status::default()
+        };
+        format!(
+            "{{\"status\":{}}}\n",
+            serde_json::to_string(&status).unwrap()
+        )
+    };
+    let place = Place::new();
+    let (serving, stopping) = (told("serving", "served"), told("draining", "served"));
+    let failing = told("serving", "unserved");
+    let server = place.server(1, &[&serving, &stopping, &failing]);
+    let ready = || {
+        let outcome = place.run(&["status", "--ready"]);
+        (outcome.code, outcome.stdout)
+    };
+    assert_eq!(ready(), (Some(0), "ready\n".to_owned()));
+    let why = "not ready: the server is draining\n";
+    assert_eq!(ready(), (Some(1), why.to_owned()));
+    assert_eq!(ready().0, Some(1));
+    server.ended.join().unwrap();
+    // Nobody to ask is no answer.
+    assert_eq!(ready().0, Some(2));
+}
+
+#[test]
 fn the_server_is_named_by_flag_or_variable_or_is_the_only_one() {
     let (place, elsewhere) = (Place::new(), Place::new());
     let here = place.server(1, &["{\"refused\":\"here\"}\n"; 3]);

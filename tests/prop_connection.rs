@@ -206,6 +206,7 @@ fn deadlines_count_from_the_last_byte_that_moved() {
         write_stall_timeout: Some(Duration::from_millis(50)),
         linger_timeout: Duration::from_millis(30),
         header_timeout: Duration::from_secs(5),
+        first_word: Duration::ZERO,
         ..Terms::PLAIN.rules
     };
     let start = [CONNECT, Op::Turn];

@@ -329,6 +329,7 @@ fn rich_terms() -> Terms {
             write_stall_timeout: Some(Duration::from_millis(100)),
             linger_timeout: Duration::from_millis(90),
             header_timeout: Duration::from_secs(5),
+            first_word: Duration::ZERO,
             ..Terms::PLAIN.rules
         },
         ..Terms::PLAIN

@@ -24,6 +24,7 @@ struct Script {
     idle_timeout_ms: Option<u8>,
     write_stall_timeout_ms: Option<u8>,
     linger_timeout_ms: u8,
+    first_word_ms: u8,
     steps: Vec<Step>,
 }
 
@@ -94,6 +95,7 @@ fuzz_target!(|script: Script| {
             write_stall_timeout: script.write_stall_timeout_ms.map(span),
             linger_timeout: span(script.linger_timeout_ms),
             header_timeout: Duration::from_secs(5),
+            first_word: span(script.first_word_ms),
         },
     });
     for step in script.steps.iter().take(STEPS_MAX) {

@@ -1,7 +1,6 @@
 //! What each page says of a status, or of there being none.
 //!
-//! Invariant: not ready is a reason, never silence; readiness is judged here and nowhere else. It
-//! must not ask anybody.
+//! Invariant: not ready is a reason, never silence. It must not ask anybody.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -43,7 +42,7 @@ pub(super) fn answer(
     };
     match page {
         Page::Health => Response::text(200, "ok"),
-        Page::Ready => match unready(status) {
+        Page::Ready => match status.unready() {
             None => Response::text(200, "ready"),
             Some(why) => Response::text(503, &why),
         },
@@ -66,27 +65,6 @@ pub(super) fn answer(
     }
 }
 
-/// Why new clients should go elsewhere; `None` if all is well.
-///
-/// A slot that is about to be added or has left has no queue that anybody could wait in, so it is
-/// none that should serve.
-pub(super) fn unready(status: &Status) -> Option<String> {
-    if status.phase != "serving" {
-        return Some(format!("the server is {}", status.phase));
-    }
-    if let Some(word) = status.out_of_rotation() {
-        return Some(format!("the server was taken out of rotation ({word})"));
-    }
-    let idle = |queue: &str| !matches!(queue, "served" | "unbound" | "closed");
-    let slot = status.slots.iter().find(|slot| idle(&slot.queue));
-    slot.map(|slot| {
-        format!(
-            "slot {} is {}, its queue {}",
-            slot.slot, slot.state, slot.queue
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,7 +84,7 @@ mod tests {
 
     #[test]
     fn ready_is_a_server_that_serves_every_queue() {
-        let ready = |phase, queues: &[&str]| unready(&status(phase, queues)).is_none();
+        let ready = |phase, queues: &[&str]| status(phase, queues).unready().is_none();
         assert!(ready("serving", &["served", "served"]));
         assert!(ready("serving", &["served", "unbound"]));
         assert!(ready("serving", &["served", "closed"]));
@@ -129,7 +107,7 @@ mod tests {
         for (word, ready) in [("in", true), ("", true), ("drain", false), ("maint", false)] {
             let mut status = status("serving", &["served"]);
             status.rotation = word.to_owned();
-            let why = unready(&status);
+            let why = status.unready();
             assert_eq!(why.is_none(), ready, "{word}");
             assert!(why.is_none_or(|why| why.contains(word)));
         }

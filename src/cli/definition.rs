@@ -73,6 +73,8 @@ pub(super) const SOCKETS: &str = "sockets";
 pub(super) const EVERY: &str = "every";
 /// `status --sockets`: how many of them.
 pub(super) const LIMIT: &str = "limit";
+/// `status`: only whether the server wants new clients, as an exit code.
+pub(super) const READY: &str = "ready";
 /// `preflight`: the arguments of the server that may become this program.
 pub(super) const SERVER_ARGS: &str = "args";
 
@@ -299,7 +301,8 @@ fn status() -> Command {
         .after_help(
             "Examples:\n  uppercased status --watch 2s\n  \
              uppercased status --json | jq .totals\n  \
-             uppercased status --sockets | grep TIME_WAIT",
+             uppercased status --sockets | grep TIME_WAIT\n  \
+              uppercased status --ready --timeout 1s",
         )
         .arg(
             Arg::new(JSON)
@@ -330,6 +333,13 @@ fn status() -> Command {
                 .requires(SOCKETS)
                 .value_parser(clap::value_parser!(u32).range(1..))
                 .help("List at most so many sockets, listeners first [default: 1000]"),
+        )
+        .arg(
+            Arg::new(READY)
+                .long(READY)
+                .conflicts_with_all([JSON, WATCH, SOCKETS])
+                .action(ArgAction::SetTrue)
+                .help("Only whether every slot serves: exit code 0, or 1 and why not"),
         )
 }
 

@@ -41,6 +41,8 @@ pub struct Shown {
     pub watch: Option<Duration>,
     /// Each socket on the ports, so many of them at most.
     pub sockets: Option<usize>,
+    /// Whether a status is only to say if new clients are welcome.
+    pub ready: bool,
 }
 
 /// Why there is no verdict.
@@ -122,6 +124,7 @@ fn carry_out(order: &Order) -> Result<ExitCode, Error> {
     };
     match order.request {
         Request::Stop => return stop(&path, order.timeout),
+        Request::Status if order.shown.ready => return readiness(&path, order.timeout),
         Request::Status => return watch::status(&path, order.shown, order.timeout),
         Request::Reload | Request::Upgrade | Request::Scale { .. } | Request::Rotation { .. } => {}
     }
@@ -170,6 +173,19 @@ fn tell(progress: &str) {
 pub(super) fn negative(how: &str, cause: &str) -> ExitCode {
     let _ = print(&format!("{how}: {}\n", in_one_line(cause)));
     ExitCode::FAILURE
+}
+
+/// For whoever sends clients here: the admin endpoint's `/readyz` as an exit code.
+fn readiness(path: &std::path::Path, timeout: Option<Duration>) -> Result<ExitCode, Error> {
+    match client::ask(path, &Request::Status, timeout, |_| {})? {
+        Reply::Status(status) => Ok(match status.unready() {
+            None => print("ready\n"),
+            Some(why) => negative("not ready", &why),
+        }),
+        Reply::Failed(cause) => Ok(negative("failed", &cause)),
+        Reply::Refused(cause) => Ok(negative("refused", &cause)),
+        Reply::Done(_) | Reply::Progress(_) => Err(Error::OffTopic),
+    }
 }
 
 /// One line for what has been done; `None` if there is nothing to do for that request.

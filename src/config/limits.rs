@@ -82,6 +82,10 @@ pub const REBALANCE_REST: Duration = Duration::from_secs(5);
 /// The longest that this rest becomes; it doubles with each move that has not helped.
 pub const REBALANCE_REST_MAX: Duration = Duration::from_secs(600);
 
+/// From its beginning, a connection that a stop finds without a word from its client has this long
+/// to say one, which is answered. A client that was let in and has asked at once is not turned away.
+pub const FIRST_WORD: Duration = Duration::from_secs(1);
+
 /// Clients of the control socket at once; one more is told to come back.
 pub const CONTROL_CLIENTS_MAX: usize = 16;
 

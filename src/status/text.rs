@@ -527,7 +527,7 @@ slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open fâ
         status.admin = Some(AdminStatus {
             address: "127.0.0.1:9100".to_owned(),
             pid: Some(4720),
-            deaths: 0,
+            ..AdminStatus::default()
         });
         status.last_operation = Some(LastOperation {
             what: "scale to 2".to_owned(),
@@ -711,7 +711,8 @@ slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
             };
             status.sum_up();
             status.admin = extras.then(|| AdminStatus {
-                address: status.phase.clone(), pid: None, deaths: numbers[0],
+                address: status.phase.clone(), agent: Some(status.phase.clone()),
+                deaths: numbers[0], ..AdminStatus::default()
             });
             status.last_operation = extras.then(|| LastOperation {
                 what: status.phase.clone(), outcome: status.phase.clone(),

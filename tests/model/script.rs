@@ -63,6 +63,7 @@ impl Terms {
             write_stall_timeout: None,
             linger_timeout: Duration::from_secs(3600),
             header_timeout: Duration::from_secs(5),
+            first_word: Duration::ZERO,
         },
     };
 }
@@ -179,6 +180,7 @@ impl World {
             assert_eq!(has_turn, head.flags.has(Flags::QUEUED));
             let work = match head.state {
                 State::Open if waiting > 0 => wire.room > 0 || wire.reset,
+                State::Open if self.server.ends_unheard(fd) => wire.readable(),
                 State::Open => wire.readable() || head.flags.has(Flags::FINISH),
                 _ => wire.readable(),
             };

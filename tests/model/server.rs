@@ -326,11 +326,20 @@ impl Server {
     pub fn patience(&self, fd: u32) -> Option<std::time::Duration> {
         match self.memory.head(fd).state {
             State::Open if self.memory.pending(fd).is_some() => self.rules.write_stall_timeout,
+            State::Open if self.ends_unheard(fd) => {
+                let idle = self.rules.idle_timeout.into_iter();
+                idle.chain([self.rules.first_word]).min()
+            }
             State::Open => self.rules.idle_timeout,
             State::LingeringIdle | State::LingeringStop => Some(self.rules.linger_timeout),
             State::AwaitingHeader => Some(self.rules.header_timeout),
             State::Free | State::Closing | State::Handed => None,
         }
+    }
+
+    /// Whether `fd` is to end before it has ever sent anything.
+    pub fn ends_unheard(&self, fd: u32) -> bool {
+        self.memory.head(fd).flags.has(Flags::FINISH) && self.memory.bytes_moved(fd).0 == 0
     }
 
     /// Whether `fd` has a deadline that `now` has reached.

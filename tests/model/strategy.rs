@@ -48,18 +48,34 @@ pub fn op_in_order() -> impl Strategy<Value = Op> {
 /// Rules and buffers.
 pub fn terms() -> impl Strategy<Value = Terms> {
     let timeout = || prop::option::weighted(0.3, (1u64..600).prop_map(Duration::from_millis));
-    (1u32..100, 1u32..60, timeout(), timeout(), 1u64..600).prop_map(
-        |(bytes_per_turn, buffer_bytes, idle_timeout, write_stall_timeout, linger)| Terms {
-            buffer_bytes,
-            rules: Rules {
+    (
+        1u32..100,
+        1u32..60,
+        timeout(),
+        timeout(),
+        1u64..600,
+        0u64..600,
+    )
+        .prop_map(
+            |(
                 bytes_per_turn,
+                buffer_bytes,
                 idle_timeout,
                 write_stall_timeout,
-                linger_timeout: Duration::from_millis(linger),
-                header_timeout: Duration::from_secs(5),
+                linger,
+                first_word,
+            )| Terms {
+                buffer_bytes,
+                rules: Rules {
+                    bytes_per_turn,
+                    idle_timeout,
+                    write_stall_timeout,
+                    linger_timeout: Duration::from_millis(linger),
+                    header_timeout: Duration::from_secs(5),
+                    first_word: Duration::from_millis(first_word),
+                },
             },
-        },
-    )
+        )
 }
 
 fn event() -> impl Strategy<Value = Event> {
