@@ -7,7 +7,8 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
-/// The number at which a worker finds its channel after exec.
+/// The number at which a worker finds its channel after exec, and an admin process the first of its
+/// listeners.
 pub const CHANNEL_NUMBER: RawFd = 3;
 
 /// Owns descriptors that the kernel has just installed for this process (`SCM_RIGHTS`).
