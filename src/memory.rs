@@ -36,7 +36,8 @@
 //!    record is given the client's address, *then* exactly the header is received, *then* the state
 //!    says Open ([`Memory::named`], [`Memory::introduced`]). Between the last two the kernel's count
 //!    of bytes read tells: none before, the header's after. They are owed to nobody, and are not
-//!    among the record's.
+//!    among the record's, which does not say how many they were: who tells from the kernel's
+//!    counters what is owed on such a connection has them in there, too.
 //!
 //! Nothing else writes this memory, and this file must not make system calls on connections: it
 //! records what the reactor does.

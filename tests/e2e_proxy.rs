@@ -15,9 +15,9 @@ use uppercased::metrics::{CloseReason, Counter, RefusalCause};
 use uppercased::proxy_header::{Version, encode};
 
 use self::support::adversity::has_ipv6;
-use self::support::observe::{field, number, until, worker_of};
+use self::support::observe::{field, freeze, number, until, worker_of};
 use self::support::usage::Counters;
-use self::support::{Client, Server};
+use self::support::{Client, DEADLINE, Server};
 
 const CLIENT: &str = "192.0.2.7:4000";
 const OTHER: &str = "192.0.2.8:4000";
@@ -353,6 +353,24 @@ fn a_stop_does_not_wait_for_headers() {
     waiting.expect_eof();
     drop((named, waiting));
     assert!(server.stop().success());
+}
+
+#[test]
+fn what_is_there_behind_a_header_when_a_stop_comes_is_answered() {
+    let server = server(&[]);
+    let worker = worker_of(&server, 0);
+    freeze(&worker);
+    // One is in the accept queue, header and all; the other has nothing to say.
+    let mut last = Client::connect(server.addr());
+    last.send_all(&[&header(Version::V2, CLIENT), &b"last words"[..]].concat());
+    let mut silent = Client::connect(server.addr());
+    server.signal(Signal::SIGTERM);
+    worker.signal(Signal::SIGCONT);
+    last.expect(b"LAST WORDS");
+    last.expect_eof();
+    silent.expect_eof();
+    drop((last, silent));
+    assert!(server.wait_exit(DEADLINE).success());
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub struct Corrupt(pub &'static str);
 /// alone, whenever its writer stopped.
 ///
 /// `owed` is what the kernel's own counters say: bytes read from the connection less bytes written
-/// to it. It is needed for the one connection in hand; for every other the record is exact. Nothing
+/// to it, those of a PROXY header left out. It is needed for the one connection in hand; for every other the record is exact. Nothing
 /// is unsent of a connection that lingers, is being closed or is none: what it received is owed to
 /// nobody.
 ///

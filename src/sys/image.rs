@@ -73,7 +73,7 @@ impl Image {
     }
 
     /// Starts a process that runs the image with `arguments` (the first is its shown name) and
-    /// finds `channel` at the fixed number. Standard input and output are `/dev/null`, standard
+    /// finds `passed` from the fixed number on. Standard input and output are `/dev/null`, standard
     /// error is shared. Signals stay blocked in it: orders come over the channel, and a signal
     /// to the whole group must not end a worker behind its supervisor's back.
     ///
