@@ -31,7 +31,7 @@ fn a_cgroup_with_room_for_the_documented_bound_is_never_full() {
     let Some(group) = group("a_cgroup_with_room_for_the_documented_bound_is_never_full") else {
         return;
     };
-    let scene = Scene::start(&["--max-connections=100"]);
+    let scene = Scene::start(&["--max-connections=100", "--write-stall-timeout=10m"]);
     group.take(&scene.server);
     let before = group.used();
     let mut bound = READERS as u64 * WORKER_BYTES_MAX + WORKER_SLACK_BYTES;

@@ -103,8 +103,7 @@ pub const CONTROL_TEXT_MAX_BYTES: usize = 2048;
 /// reply.
 pub const CONTROL_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Requests that the admin process works on at once, each with a client of the control socket of
-/// its own.
+/// Requests that the admin process works on at once, each with a thread of its own.
 pub const ADMIN_REQUESTS_MAX: usize = 4;
 
 /// Bytes of the head of a request to the admin endpoint.

@@ -21,45 +21,34 @@ pub(crate) enum Role {
 /// Calls that are let through whatever their arguments, by what they are for.
 type Table = &'static [(&'static str, &'static [libc::c_long])];
 
-/// Of both roles.
+/// Of both roles. What is marked as seen was seen when all of the end-to-end tests' workers were
+/// traced from the moment when they were locked in; the rest is there for the reason that stands by it.
 const COMMON: Table = &[
     (
-        "connections: take, receive, send, end",
+        "connections: take, receive, send, set, end; all seen",
         &[
             libc::SYS_accept4,
             libc::SYS_recvfrom,
             libc::SYS_sendto,
+            libc::SYS_setsockopt,
             libc::SYS_shutdown,
             libc::SYS_close,
-            libc::SYS_setsockopt,
-            libc::SYS_getsockopt,
-            libc::SYS_fcntl,
         ],
     ),
     (
-        "the channel: messages with descriptors",
+        "the channel and a handover: messages with descriptors; seen",
         &[libc::SYS_recvmsg, libc::SYS_sendmsg],
     ),
     (
-        "log lines, whatever standard error is",
-        &[
-            libc::SYS_write,
-            libc::SYS_writev,
-            libc::SYS_pwritev2,
-            libc::SYS_read,
-            libc::SYS_readv,
-            libc::SYS_lseek,
-            libc::SYS_fstat,
-            libc::SYS_statx,
-            libc::SYS_newfstatat,
-        ],
+        "log lines: seen, and into a file that is shared, or a terminal that has to be asked first",
+        &[libc::SYS_write, libc::SYS_pwritev2, libc::SYS_ppoll],
     ),
     (
-        "the time, where the kernel's page does not tell it",
-        &[libc::SYS_clock_gettime, libc::SYS_gettimeofday],
+        "the time, where the kernel's page does not tell it (some virtual machines)",
+        &[libc::SYS_clock_gettime],
     ),
     (
-        "memory: the allocator, buffers given back",
+        "memory: the allocator grows (seen), grows in place, and gives back",
         &[
             libc::SYS_brk,
             libc::SYS_munmap,
@@ -68,51 +57,48 @@ const COMMON: Table = &[
         ],
     ),
     (
-        "the language's own: locks, hashing, who am I, yielding",
+        "the language's own: locks (seen), the seed of a hash map",
+        &[libc::SYS_futex, libc::SYS_getrandom],
+    ),
+    (
+        "the last words of the C library (a heap that makes no sense), and an abort (seen)",
         &[
-            libc::SYS_futex,
-            libc::SYS_getrandom,
+            libc::SYS_writev,
             libc::SYS_getpid,
             libc::SYS_gettid,
-            libc::SYS_sched_yield,
-            libc::SYS_sched_getaffinity,
-            libc::SYS_rseq,
+            libc::SYS_rt_sigprocmask,
+            libc::SYS_rt_sigaction,
         ],
     ),
     (
-        "signals of its own, being stopped and continued, and the end",
-        &[
-            libc::SYS_rt_sigaction,
-            libc::SYS_rt_sigprocmask,
-            libc::SYS_rt_sigreturn,
-            libc::SYS_sigaltstack,
-            libc::SYS_restart_syscall,
-            libc::SYS_exit,
-            libc::SYS_exit_group,
-        ],
+        "back from the handler of a fault, and from being stopped in the middle of a wait",
+        &[libc::SYS_rt_sigreturn, libc::SYS_restart_syscall],
+    ),
+    (
+        "the end of the first thread and of the process; seen",
+        &[libc::SYS_sigaltstack, libc::SYS_exit_group],
     ),
 ];
 
 const WORKER: Table = &[
     (
-        "sockets that are there already: addresses, duplicates",
-        &[libc::SYS_getsockname, libc::SYS_getpeername, libc::SYS_dup],
+        "the event loop; seen, where the architecture has no older call",
+        &[libc::SYS_epoll_pwait, libc::SYS_epoll_ctl],
     ),
-    (
-        "the event loop",
-        &[
-            libc::SYS_epoll_pwait,
-            libc::SYS_epoll_pwait2,
-            libc::SYS_epoll_ctl,
-            libc::SYS_epoll_create1,
-            libc::SYS_eventfd2,
-            libc::SYS_ppoll,
-        ],
-    ),
-    ("buffers given back", &[libc::SYS_fallocate]),
+    ("buffers given back; seen", &[libc::SYS_fallocate]),
 ];
 
-const ADMIN: Table = &[("waiting for the supervisor", &[libc::SYS_ppoll])];
+const ADMIN: Table = &[
+    ("what the supervisor answers; seen", &[libc::SYS_read]),
+    (
+        "threads: they wait for each other, get memory of their own, and end",
+        &[
+            libc::SYS_sched_yield,
+            libc::SYS_sched_getaffinity,
+            libc::SYS_exit,
+        ],
+    ),
+];
 
 /// What only older architectures have.
 #[cfg(target_arch = "x86_64")]
@@ -120,8 +106,9 @@ const OLD: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[libc::c_long] = &[];
 
-/// Orders to a device that sockets understand: do not wait, and how much there is.
-const DEVICE_ORDERS: [u64; 3] = [0x5421, 0x541B, 0x5411]; // FIONBIO, FIONREAD, TIOCOUTQ
+/// What may be asked of a descriptor: whether it is open (builds with checks ask before each close,
+/// seen), and for a duplicate (of what waits to be sent). None of those that send signals.
+const DESCRIPTOR_ORDERS: [libc::c_int; 2] = [libc::F_GETFD, libc::F_DUPFD_CLOEXEC];
 
 /// The rules of the filter, for the process with number `pid`: no rule for a call means always.
 ///
@@ -135,8 +122,8 @@ pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRul
     };
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         always(role).map(|call| (call, Vec::new())).collect();
-    // To itself only: abort and raise.
-    for call in [libc::SYS_kill, libc::SYS_tkill, libc::SYS_tgkill] {
+    // To itself only: an abort, by whichever of the two the C library has.
+    for call in [libc::SYS_tkill, libc::SYS_tgkill] {
         rules.insert(call, vec![only(0, Eq, pid.into())?]);
     }
     // Memory, but none that can be executed.
@@ -144,9 +131,9 @@ pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRul
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![only(2, MaskedEq(executable), 0)?]);
     }
-    let orders = DEVICE_ORDERS.map(|order| only(1, Eq, order));
+    let orders = DESCRIPTOR_ORDERS.map(|order| only(1, Eq, u64::from(order.unsigned_abs())));
     let orders: Result<Vec<_>, _> = orders.into_iter().collect();
-    rules.insert(libc::SYS_ioctl, orders?);
+    rules.insert(libc::SYS_fcntl, orders?);
     Ok(rules)
 }
 
@@ -172,6 +159,8 @@ mod tests {
             libc::SYS_openat,
             libc::SYS_socket,
             libc::SYS_socketpair,
+            libc::SYS_kill,
+            libc::SYS_ioctl,
             libc::SYS_memfd_create,
             libc::SYS_connect,
             libc::SYS_bind,
@@ -199,7 +188,7 @@ mod tests {
         for call in [libc::SYS_recvfrom, libc::SYS_sendto, libc::SYS_epoll_pwait] {
             assert_eq!(rules[&call].len(), 0, "{call}");
         }
-        for call in [libc::SYS_kill, libc::SYS_mmap, libc::SYS_ioctl] {
+        for call in [libc::SYS_tgkill, libc::SYS_mmap, libc::SYS_fcntl] {
             assert_ne!(rules[&call].len(), 0, "{call}");
         }
     }

@@ -95,19 +95,16 @@ impl AdminProcess {
         }
     }
 
-    /// Closing the descriptors ends this: nobody else has a copy.
+    /// Closing the descriptors ends this. A report that comes late all the same does no harm: both are
+    /// looked at, whatever is reported.
     fn watch(&self, registry: &Registry) -> io::Result<()> {
-        let readable = Interest::READABLE;
         let process = self.process.as_fd().as_raw_fd();
         let token = Source::AdminProcess.token();
-        registry.register(&mut SourceFd(&process), token, readable)?;
+        registry.register(&mut SourceFd(&process), token, Interest::READABLE)?;
         let channel = self.channel.as_fd().as_raw_fd();
         let token = Source::AdminChannel.token();
-        registry.register(
-            &mut SourceFd(&channel),
-            token,
-            readable | Interest::WRITABLE,
-        )
+        let both = Interest::READABLE | Interest::WRITABLE;
+        registry.register(&mut SourceFd(&channel), token, both)
     }
 
     /// Has what is there to be heard reported once more.
@@ -132,12 +129,7 @@ impl AdminProcess {
 
     /// Whether it was started to be locked in as `config` says.
     pub(super) fn is_as(&self, config: &Config) -> bool {
-        let Confinement {
-            sandbox,
-            user,
-            group,
-        } = &self.wanted;
-        (sandbox, user, group) == (&config.sandbox, &config.user, &config.group)
+        self.wanted.is_of(config)
     }
 
     /// The next thing that it said; `None` if there is nothing now.
@@ -216,6 +208,16 @@ impl Confinement {
             user: config.user.clone(),
             group: config.group.clone(),
         }
+    }
+
+    /// The same as `Self::of(config) == *self`, without the copies: it is asked in every turn.
+    fn is_of(&self, config: &Config) -> bool {
+        let Self {
+            sandbox,
+            user,
+            group,
+        } = self;
+        (sandbox, user, group) == (&config.sandbox, &config.user, &config.group)
     }
 }
 
