@@ -6,22 +6,27 @@
 //! listeners are known by the inodes in the status; only listeners of others, and sockets listed one
 //! by one, are searched for among the descriptors of all processes.
 //!
-//! Invariant: however many sockets there are, reading the list takes a small part of the time
-//! ([`SOCKETS_REST_FACTOR`]): between two readings the last one is shown.
+//! Invariant: however many sockets there are, reading the list takes a small part of a CPU's time
+//! ([`SOCKETS_REST_FACTOR`]): between two readings the last one is shown, with its age.
 //! It must not be used by a server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
+
 use crate::clock::{self, Tick};
 use crate::control::client::{Conversation, Error};
 use crate::control::{Reply, Request};
+use crate::identity::SlotId;
 use crate::port;
 use crate::status::{Look, Rates, Sockets, Status};
 
-/// After reading the list of sockets this many times as long as it took passes before the next.
+/// From one reading of the list of sockets to the next this many times the CPU time that it took
+/// passes, and at most so long.
 const SOCKETS_REST_FACTOR: u32 = 9;
+const SOCKETS_REST_MAX: Duration = Duration::from_secs(10);
 
 /// Looks at one server, and remembers what it saw.
 #[derive(Debug, Default)]
@@ -31,7 +36,16 @@ pub struct Looker {
     /// Who has a socket, as far as it was searched for; `None`: nobody that may be looked into.
     owners: BTreeMap<u64, Option<(i32, String)>>,
     before: Option<Status>,
-    sockets: Option<(Sockets, Tick)>,
+    sockets: Option<Reading>,
+}
+
+/// What was read of the kernel's list.
+#[derive(Debug)]
+struct Reading {
+    sockets: Sockets,
+    at: Tick,
+    /// When it may be read again.
+    due: Tick,
 }
 
 /// What a server answers who is asked for its status.
@@ -81,17 +95,27 @@ impl Looker {
     }
 
     fn sockets(&mut self, status: &Status, server: Option<i32>) -> Sockets {
-        let began = clock::now();
-        match &self.sockets {
-            Some((latest, due)) if began < *due => latest.clone(),
+        let now = clock::now();
+        let latest = match self.sockets.take() {
+            Some(latest) if now < latest.due => latest,
             Some(_) | None => {
-                let fresh = self.read_sockets(status, server);
-                let now = clock::now();
-                let due = now + now.since(began) * SOCKETS_REST_FACTOR;
-                self.sockets = Some((fresh.clone(), due));
-                fresh
+                let before = cpu_time();
+                let sockets = self.read_sockets(status, server);
+                let rest = cpu_time().saturating_sub(before) * SOCKETS_REST_FACTOR;
+                Reading {
+                    sockets,
+                    at: now,
+                    due: now + rest.min(SOCKETS_REST_MAX),
+                }
             }
-        }
+        };
+        let age = u64::try_from(now.since(latest.at).as_millis());
+        let sockets = Sockets {
+            age_ms: age.unwrap_or(u64::MAX),
+            ..latest.sockets.clone()
+        };
+        self.sockets = Some(latest);
+        sockets
     }
 
     fn read_sockets(&mut self, status: &Status, server: Option<i32>) -> Sockets {
@@ -103,12 +127,18 @@ impl Looker {
             Ok(entries) => Sockets::count(entries, status, self.list),
             Err(error) => return Sockets::unknown(format!("cannot read /proc/{pid}/net: {error}")),
         };
-        self.name_owners(&mut sockets);
+        // Where the server sees other process numbers than we do they mean nothing here.
+        let same_numbers = u32::try_from(pid).is_ok_and(|pid| pid == status.pid);
+        let workers = status.slots.iter().filter(|_| same_numbers);
+        let workers: BTreeMap<u32, SlotId> = workers
+            .filter_map(|slot| Some((slot.pid?, slot.slot)))
+            .collect();
+        self.name_owners(&mut sockets, &workers);
         sockets
     }
 
     /// Searches for those that have not been searched for before.
-    fn name_owners(&mut self, sockets: &mut Sockets) {
+    fn name_owners(&mut self, sockets: &mut Sockets, workers: &BTreeMap<u32, SlotId>) {
         let wanted: BTreeSet<u64> = sockets.strangers().map(|one| one.inode).collect();
         self.owners.retain(|inode, _| wanted.contains(inode));
         let known = |inode: &u64| self.owners.contains_key(inode);
@@ -122,7 +152,14 @@ impl Looker {
             if let Some(Some((pid, program))) = self.owners.get(&one.inode) {
                 one.owner.pid = Some(*pid);
                 one.owner.program = Some(program.clone());
+                let worker = u32::try_from(*pid).ok().and_then(|pid| workers.get(&pid));
+                one.owner.slot = worker.copied();
             }
         }
     }
+}
+
+/// What this thread has used; zero if the system does not say.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }

@@ -303,7 +303,7 @@ fn watching_ends_with_the_server_and_compares_no_two_instances() {
     // Over the two seconds that passed for the server, not the tenth that passed here.
     assert_eq!(rates, [None, Some(2.0), None]);
 
-    let server = place.server(2, &[&scripts[0], &scripts[1], ""]);
+    let server = place.server(2, &[scripts[0], scripts[1], ""]);
     let path = server.path.to_str().unwrap();
     let outcome = place.run(&["status", "--watch=100ms", "--control", path]);
     server.ended.join().unwrap();
@@ -312,7 +312,7 @@ fn watching_ends_with_the_server_and_compares_no_two_instances() {
     assert_eq!(blocks.len(), 2, "{outcome:?}");
     assert!(!outcome.stdout.contains('\x1b'), "{outcome:?}");
     assert!(
-        blocks[1].contains("in 2s        2.0 taken/s"),
+        blocks[1].contains("over 2s      2.0 taken/s"),
         "{outcome:?}"
     );
     // Nobody was there from the start.

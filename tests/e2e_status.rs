@@ -51,7 +51,7 @@ fn sockets_of_others_are_named_and_ours_belong_to_slots() {
     let screen = server.order(&["status"]).expect_success().stdout;
     let line = format!("listens too  pid {} (", std::process::id());
     assert!(screen.contains(&line), "{screen}");
-    assert!(screen.contains(" messages/s; "), "{screen}");
+    assert!(screen.contains(" msg/s; "), "{screen}");
     for line in screen.lines() {
         assert!(line.chars().count() <= 80, "{line}");
     }

@@ -42,6 +42,14 @@ pub(crate) fn age(ms: u64) -> String {
     }
 }
 
+/// How long something took: to the millisecond where that says something.
+pub(crate) fn took(ms: u64) -> String {
+    match ms {
+        0..10_000 => format!("{ms}ms"),
+        _ => age(ms),
+    }
+}
+
 /// `text` in at most `columns` characters, the last of them `…` if something is missing.
 pub(crate) fn cut(text: &str, columns: usize) -> String {
     let mut letters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
@@ -113,6 +121,10 @@ mod tests {
         for (rate, text) in cases {
             assert_eq!(per_second(rate), text);
         }
+        assert_eq!(
+            (took(1972), took(61_000)),
+            ("1972ms".to_owned(), "1m".to_owned())
+        );
         assert_eq!(per_second(12_345.6), "12.3k");
         assert_eq!(per_second(f64::MAX), "18.4E");
         assert_eq!(

@@ -5,7 +5,7 @@
 //! what is listed one by one is bounded, and what is left out is counted.
 //! Pure: it must not read `/proc`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -72,6 +72,8 @@ pub struct SocketStatus {
 pub struct Sockets {
     /// Why nothing can be told, if so.
     pub unknown: Option<String>,
+    /// How long before the status the list was read.
+    pub age_ms: u64,
     /// How many are in each state, listeners included.
     pub states: BTreeMap<String, u64>,
     /// Of the established ones, those that no worker has taken from its accept queue yet.
@@ -107,7 +109,11 @@ impl Sockets {
         let slots = listeners_of(status);
         let mut sockets = Self::default();
         let mut listed = Vec::new();
+        let mut seen = HashSet::new();
         for entry in entries {
+            if !seen.insert(entry.identity()) {
+                continue;
+            }
             if ports.contains(&entry.local.port()) {
                 *sockets.states.entry(entry.state.to_owned()).or_default() += 1;
                 if entry.state == ESTABLISHED && entry.inode == 0 {
@@ -148,6 +154,14 @@ pub const LISTEN: &str = "LISTEN";
 pub const ESTABLISHED: &str = "ESTABLISHED";
 
 impl Entry {
+    /// The kernel's list can have an entry twice when others come and go while it is read.
+    /// Connections are told by their ends (what has none yet gets an inode later), listeners, which
+    /// may share an address, by their inode.
+    fn identity(&self) -> (SocketAddr, SocketAddr, u64) {
+        let inode = if self.state == LISTEN { self.inode } else { 0 };
+        (self.local, self.peer, inode)
+    }
+
     /// Whether both ends are here.
     fn is_within_this_machine(&self) -> bool {
         let peer = self.peer.ip().to_canonical();
@@ -173,8 +187,15 @@ impl SocketStatus {
     }
 
     /// Listeners first, then by state.
-    fn order(&self) -> (bool, &str, &str, &str) {
-        (self.state != LISTEN, &self.state, &self.local, &self.peer)
+    fn order(&self) -> (bool, &str, &str, Option<SlotId>, &str) {
+        let not_listening = self.state != LISTEN;
+        (
+            not_listening,
+            &self.state,
+            &self.local,
+            self.owner.slot,
+            &self.peer,
+        )
     }
 }
 
@@ -257,6 +278,8 @@ mod tests {
                 9,
             ),
             entry("127.0.0.1:9999", "192.0.2.1:6", ESTABLISHED, 0),
+            // Once more, as the kernel does when its list changes: accepted meanwhile.
+            entry("127.0.0.1:9999", "192.0.2.1:6", ESTABLISHED, 12),
             entry("127.0.0.1:9999", "127.0.0.1:7", "TIME_WAIT", 0),
             entry("127.0.0.1:5", "127.0.0.1:9999", ESTABLISHED, 10),
             entry("127.0.0.1:8", "127.0.0.1:9999", "TIME_WAIT", 0),
@@ -300,7 +323,7 @@ mod tests {
 
     #[test]
     fn what_is_told_of_others_is_bounded() {
-        let many = (0..100).map(|_| entry("0.0.0.0:80", "0.0.0.0:0", LISTEN, 7));
+        let many = (1..=100).map(|inode| entry("0.0.0.0:80", "0.0.0.0:0", LISTEN, inode));
         let sockets = Sockets::count(many.collect(), &status(), None);
         assert_eq!(sockets.others.len(), OTHERS_MAX);
         assert_eq!(sockets.others_untold, 84);

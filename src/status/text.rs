@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::figures::{age, cut, per_second, percent, short};
+use super::figures::{age, cut, per_second, percent, short, took};
 use super::{
     AcceptQueueStatus, AdminStatus, LastDeath, LastOperation, Neighbour, Rate, Rates, SlotStatus,
     SocketStatus, Sockets, Status,
@@ -20,6 +20,8 @@ pub(super) const LINES: usize = 24;
 const SHARES_MAX: usize = 6;
 /// Listeners of others that have a line each.
 const OTHERS_MAX: usize = 3;
+/// A list of sockets that is older says so.
+const OLD_MS: u64 = 1000;
 const STATE_COLUMNS: usize = 12;
 const SERVING: &str = "serving";
 
@@ -148,7 +150,7 @@ pub(super) fn last_operation(last: &LastOperation) -> String {
         last.what,
         last.outcome,
         age(last.age_ms),
-        age(last.took_ms)
+        took(last.took_ms)
     )
 }
 
@@ -161,7 +163,7 @@ fn totals_rate(rates: &Rates) -> String {
         busy,
     } = rates.totals;
     format!(
-        "in {:<9} {} taken/s, {} messages/s; {}B/s in, {}B/s out; {} busy",
+        "over {:<7} {} taken/s, {} msg/s; {}B/s in, {}B/s out; {} busy",
         age(rates.span_ms),
         per_second(accepted),
         per_second(messages),
@@ -201,6 +203,9 @@ pub(super) fn on_the_ports(sockets: &Sockets) -> Vec<String> {
     let mut line = format!("sockets      {}", by_frequency(&sockets.states));
     if sockets.unaccepted > 0 {
         let _ = write!(line, "; {} not accepted yet", short(sockets.unaccepted));
+    }
+    if sockets.age_ms >= OLD_MS {
+        let _ = write!(line, " ({} ago)", age(sockets.age_ms));
     }
     let mut lines = vec![line];
     if !sockets.local_clients.is_empty() {
@@ -575,6 +580,7 @@ slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open fâ
         let sockets = Sockets {
             states: counts(&[("ESTABLISHED", 2400), ("LISTEN", 4), ("TIME_WAIT", 12)]),
             unaccepted: 516,
+            age_ms: 2000,
             local_clients: counts(&[("TIME_WAIT", 40)]),
             others: vec![other(Some(77)), other(None)],
             ..Sockets::default()
@@ -591,11 +597,11 @@ control      /run/uppercased/4711.sock
 admin        127.0.0.1:9100, pid 4720, 0 died
 last         scale to 2 failed 2m ago, took 312ms: slot 1 died
 connections  2400 open, 2.46M taken, 200 moved; 2.00TB in, 1.99TB out; 0 died
-in 1s        0.5 taken/s, 45.0k messages/s; 1.20MB/s in, 1.19MB/s out; 0.46 busy
+over 1s      0.5 taken/s, 45.0k msg/s; 1.20MB/s in, 1.19MB/s out; 0.46 busy
 closed       2.46M peer_closed
 queues       516 wait to be accepted, room for 512 in each queue; 1 full
 shares       taken 50 50 %; open 50 50 %
-sockets      2400 ESTABLISHED, 12 TIME_WAIT, 4 LISTEN; 516 not accepted yet
+sockets      2400 ESTABLISHED, 12 TIME_WAIT, 4 LISTEN; 516 not accepted yet (2s ago)
 clients here 40 TIME_WAIT
 listens too  pid 77 (nginx) on 127.0.0.1:9999
 listens too  a process that you may not look into, on 127.0.0.1:9999
