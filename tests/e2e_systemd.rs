@@ -211,13 +211,14 @@ fn the_watchdog_is_fed_while_every_slot_is_well() {
     worker_of(&server, 1).signal(Signal::SIGKILL);
     wait_ready(&server, mark, 1, 2);
     worker_of(&server, 1).signal(Signal::SIGKILL);
-    let line = server.wait_log_from(mark, |line| line.contains("the watchdog is not fed"));
-    assert!(line.contains("slot 1 is backing off"), "{line}");
+    server.wait_log_from(mark, |line| {
+        line.contains("the watchdog is not fed") && line.contains("slot 1 is backing off")
+    });
     // What was sent before has come by then.
     let silent = manager.find_within(Duration::from_millis(500), manager.len() + 1, "WATCHDOG=1");
     assert_eq!(silent, None, "a slot is without a worker");
 
-    let fed = manager.len();
+    let (mark, fed) = (server.log_len(), manager.len());
     server.reload().expect_success();
     server.wait_log_from(mark, |line| line.contains("the watchdog is fed again"));
     manager.wait_for(fed, "WATCHDOG=1");
@@ -278,6 +279,34 @@ fn who_waits_at_a_socket_unit_is_served() {
     let load = Load::start(server.addr(), LoadSize::small());
     load.go_on_for(50);
     load.finish().assert_clean();
+}
+
+#[test]
+fn a_unit_s_socket_and_the_store_together_give_every_slot_its_own_back() {
+    let manager = ServiceManager::start();
+    let (socket, addr) = unit_socket(true);
+    let start = |kept: Vec<Named>| {
+        // As systemd does: first what the unit has, then what is stored.
+        let mut sockets = vec![unit(socket.try_clone().expect("duplicate"))];
+        sockets.extend(kept);
+        under(&manager)
+            .args(["--workers=3", &format!("--listen={addr}")])
+            .hand_over(sockets)
+            .start()
+    };
+    let first = start(Vec::new());
+    manager.wait_stored(&["slot-0", "slot-1", "slot-2"]);
+    first.kill();
+    wait_draining(&first, 3);
+    let early = come_early(addr, 32);
+    let mark = manager.len();
+    let second = start(manager.stored());
+    assert_served(early);
+    assert_eq!(count_sockets(addr.port(), TcpState::Listen), 3);
+    manager.wait_for(mark, "READY=1");
+    let removed = manager.find_within(Duration::ZERO, mark, "FDSTOREREMOVE=1");
+    assert_eq!(removed, None, "everything is where it was");
+    assert_eq!(second.stop().code(), Some(0));
 }
 
 #[test]

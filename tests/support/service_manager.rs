@@ -184,6 +184,7 @@ impl ServiceManager {
 
 impl Drop for ServiceManager {
     fn drop(&mut self) {
+        self.hold(false);
         if let Some(reader) = self.reader.take() {
             let sender = UnixDatagram::unbound().expect("a socket");
             drop(sender.send_to_addr(OVER, &self.address));
