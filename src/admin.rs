@@ -35,6 +35,8 @@ mod answer;
 mod exposition;
 mod http;
 
+pub use answer::unready;
+
 use answer::Answered;
 use http::{Asked, Response};
 

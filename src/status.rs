@@ -196,25 +196,6 @@ impl Status {
         self.totals = totals;
     }
 
-    /// Why new clients should go elsewhere; `None` if all is well. Judged here and nowhere else.
-    ///
-    /// A slot that is about to be added or has left has no queue that anybody could wait in, so it
-    /// is none that should serve.
-    #[must_use]
-    pub fn unready(&self) -> Option<String> {
-        if self.phase != "serving" {
-            return Some(format!("the server is {}", self.phase));
-        }
-        let idle = |queue: &str| !matches!(queue, "served" | "unbound" | "closed");
-        let slot = self.slots.iter().find(|slot| idle(&slot.queue));
-        slot.map(|slot| {
-            format!(
-                "slot {} is {}, its queue {}",
-                slot.slot, slot.state, slot.queue
-            )
-        })
-    }
-
     /// A screen of it for people, 80 columns wide and at most 24 lines long; what does not fit is
     /// counted in the last line.
     #[must_use]

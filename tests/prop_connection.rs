@@ -204,8 +204,8 @@ fn deadlines_count_from_the_last_byte_that_moved() {
     let rules = Rules {
         idle_timeout: Some(Duration::from_millis(100)),
         write_stall_timeout: Some(Duration::from_millis(50)),
-        linger_timeout: Duration::from_millis(30),
         first_word: Duration::ZERO,
+        linger_timeout: Duration::from_millis(30),
         ..Terms::PLAIN.rules
     };
     let start = [CONNECT, Op::Turn];

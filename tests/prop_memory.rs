@@ -326,8 +326,8 @@ fn rich_terms() -> Terms {
         rules: Rules {
             idle_timeout: Some(Duration::from_millis(110)),
             write_stall_timeout: Some(Duration::from_millis(100)),
-            linger_timeout: Duration::from_millis(90),
             first_word: Duration::ZERO,
+            linger_timeout: Duration::from_millis(90),
             ..Terms::PLAIN.rules
         },
         ..Terms::PLAIN

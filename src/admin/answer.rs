@@ -1,6 +1,7 @@
 //! What each page says of a status, or of there being none.
 //!
-//! Invariant: not ready is a reason, never silence. It must not ask anybody.
+//! Invariant: not ready is a reason, never silence; readiness is judged here and nowhere else. It
+//! must not ask anybody.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,7 +43,7 @@ pub(super) fn answer(
     };
     match page {
         Page::Health => Response::text(200, "ok"),
-        Page::Ready => match status.unready() {
+        Page::Ready => match unready(status) {
             None => Response::text(200, "ready"),
             Some(why) => Response::text(503, &why),
         },
@@ -65,6 +66,25 @@ pub(super) fn answer(
     }
 }
 
+/// Why new clients should go elsewhere; `None` if all is well.
+///
+/// A slot that is about to be added or has left has no queue that anybody could wait in, so it is
+/// none that should serve.
+#[must_use]
+pub fn unready(status: &Status) -> Option<String> {
+    if status.phase != "serving" {
+        return Some(format!("the server is {}", status.phase));
+    }
+    let idle = |queue: &str| !matches!(queue, "served" | "unbound" | "closed");
+    let slot = status.slots.iter().find(|slot| idle(&slot.queue));
+    slot.map(|slot| {
+        format!(
+            "slot {} is {}, its queue {}",
+            slot.slot, slot.state, slot.queue
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,7 +104,7 @@ mod tests {
 
     #[test]
     fn ready_is_a_server_that_serves_every_queue() {
-        let ready = |phase, queues: &[&str]| status(phase, queues).unready().is_none();
+        let ready = |phase, queues: &[&str]| unready(&status(phase, queues)).is_none();
         assert!(ready("serving", &["served", "served"]));
         assert!(ready("serving", &["served", "unbound"]));
         assert!(ready("serving", &["served", "closed"]));

@@ -14,6 +14,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::answer::unready;
 use crate::metrics::{Counter, TurnClass};
 use crate::status::{AcceptQueueStatus, SlotStatus, Status, Traffic};
 
@@ -52,7 +53,7 @@ impl Collector for Snapshot {
         let version = gauged(vec![("version", status.version.clone())], 1);
         let help = "The program that runs.";
         family(encoder, "build_info", help, None, vec![version])?;
-        let ready = gauged(Labels::new(), status.unready().is_none().into());
+        let ready = gauged(Labels::new(), unready(status).is_none().into());
         let help = "Whether the server is up and every slot serves.";
         family(encoder, "ready", help, None, vec![ready])?;
         let uptime = in_seconds(Labels::new(), status.uptime_ms);

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::{BAD_INPUT, complain, in_one_line, print};
+use crate::admin;
 use crate::config::{self, Control, Setting};
 use crate::control::client::{self, Conversation, Error as AskError, Found};
 use crate::control::place::{Candidate, Surroundings};
@@ -150,7 +151,7 @@ fn negative(how: &str, cause: &str) -> ExitCode {
 
 /// For whoever sends clients here: the admin endpoint's `/readyz` as an exit code.
 fn readiness(status: &Status) -> ExitCode {
-    match status.unready() {
+    match admin::unready(status) {
         None => print("ready\n"),
         Some(why) => negative("not ready", &why),
     }

@@ -61,8 +61,8 @@ impl Terms {
             bytes_per_turn: 40,
             idle_timeout: None,
             write_stall_timeout: None,
-            linger_timeout: Duration::from_secs(3600),
             first_word: Duration::ZERO,
+            linger_timeout: Duration::from_secs(3600),
         },
     };
 }

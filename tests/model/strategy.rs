@@ -70,8 +70,8 @@ pub fn terms() -> impl Strategy<Value = Terms> {
                     bytes_per_turn,
                     idle_timeout,
                     write_stall_timeout,
-                    linger_timeout: Duration::from_millis(linger),
                     first_word: Duration::from_millis(first_word),
+                    linger_timeout: Duration::from_millis(linger),
                 },
             },
         )
