@@ -28,9 +28,9 @@ const RULES: Rules = Rules {
     bytes_per_turn: 256 << 10,
     idle_timeout: None,
     write_stall_timeout: Some(Duration::from_secs(60)),
-    linger_timeout: Duration::from_secs(5),
     header_timeout: Duration::from_secs(5),
     first_word: Duration::ZERO,
+    linger_timeout: Duration::from_secs(5),
 };
 
 /// The descriptor number of the one connection.

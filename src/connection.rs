@@ -54,13 +54,13 @@ pub struct Rules {
     pub idle_timeout: Option<Duration>,
     /// Pending output and none of it taken for this long: the connection is cut.
     pub write_stall_timeout: Option<Duration>,
-    /// How long the peer has to close once its stream was ended from here.
-    pub linger_timeout: Duration,
     /// How long a proxy has to send its header, where there must be one.
     pub header_timeout: Duration,
     /// When the worker stops, a peer that has never sent anything has this long from its first
     /// moment: it was let in, so what it is about to ask is answered.
     pub first_word: Duration,
+    /// How long the peer has to close once its stream was ended from here.
+    pub linger_timeout: Duration,
 }
 
 /// What is to become of the connection.
@@ -420,9 +420,9 @@ mod tests {
         bytes_per_turn: 1 << 20,
         idle_timeout: None,
         write_stall_timeout: Some(PATIENCE),
-        linger_timeout: PATIENCE,
         header_timeout: PATIENCE,
         first_word: PATIENCE,
+        linger_timeout: PATIENCE,
     };
 
     /// A peer that sent one message and then has room for `room` bytes.

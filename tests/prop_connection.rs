@@ -204,9 +204,9 @@ fn deadlines_count_from_the_last_byte_that_moved() {
     let rules = Rules {
         idle_timeout: Some(Duration::from_millis(100)),
         write_stall_timeout: Some(Duration::from_millis(50)),
-        linger_timeout: Duration::from_millis(30),
         header_timeout: Duration::from_secs(5),
         first_word: Duration::ZERO,
+        linger_timeout: Duration::from_millis(30),
         ..Terms::PLAIN.rules
     };
     let start = [CONNECT, Op::Turn];

@@ -327,9 +327,9 @@ fn rich_terms() -> Terms {
         rules: Rules {
             idle_timeout: Some(Duration::from_millis(110)),
             write_stall_timeout: Some(Duration::from_millis(100)),
-            linger_timeout: Duration::from_millis(90),
             header_timeout: Duration::from_secs(5),
             first_word: Duration::ZERO,
+            linger_timeout: Duration::from_millis(90),
             ..Terms::PLAIN.rules
         },
         ..Terms::PLAIN

@@ -23,8 +23,8 @@ struct Script {
     buffer_bytes: u8,
     idle_timeout_ms: Option<u8>,
     write_stall_timeout_ms: Option<u8>,
-    linger_timeout_ms: u8,
     first_word_ms: u8,
+    linger_timeout_ms: u8,
     steps: Vec<Step>,
 }
 
@@ -93,9 +93,9 @@ fuzz_target!(|script: Script| {
             bytes_per_turn: u32::from(script.bytes_per_turn).max(1),
             idle_timeout: script.idle_timeout_ms.map(span),
             write_stall_timeout: script.write_stall_timeout_ms.map(span),
-            linger_timeout: span(script.linger_timeout_ms),
             header_timeout: Duration::from_secs(5),
             first_word: span(script.first_word_ms),
+            linger_timeout: span(script.linger_timeout_ms),
         },
     });
     for step in script.steps.iter().take(STEPS_MAX) {

@@ -61,9 +61,9 @@ impl Terms {
             bytes_per_turn: 40,
             idle_timeout: None,
             write_stall_timeout: None,
-            linger_timeout: Duration::from_secs(3600),
             header_timeout: Duration::from_secs(5),
             first_word: Duration::ZERO,
+            linger_timeout: Duration::from_secs(3600),
         },
     };
 }

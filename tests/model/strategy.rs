@@ -70,9 +70,9 @@ pub fn terms() -> impl Strategy<Value = Terms> {
                     bytes_per_turn,
                     idle_timeout,
                     write_stall_timeout,
-                    linger_timeout: Duration::from_millis(linger),
                     header_timeout: Duration::from_secs(5),
                     first_word: Duration::from_millis(first_word),
+                    linger_timeout: Duration::from_millis(linger),
                 },
             },
         )
