@@ -7,7 +7,7 @@
 //! by one, are searched for among the descriptors of all processes.
 //!
 //! Invariant: however many sockets there are, reading the list takes a small part of a CPU's time
-//! ([`SOCKETS_REST_FACTOR`]): between two readings the last one is shown, with its age.
+//! (`SOCKETS_REST_FACTOR`): between two readings the last one is shown, with its age.
 //! It must not be used by a server.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -79,6 +79,11 @@ impl Looker {
             list,
             ..Self::default()
         }
+    }
+
+    /// Takes a status as the earlier one of two, without looking at anything else.
+    pub fn compare_with(&mut self, before: Status) {
+        self.before = Some(before);
     }
 
     /// Adds to a status what can be seen from here.

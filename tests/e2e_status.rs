@@ -72,6 +72,15 @@ fn sockets_of_others_are_named_and_ours_belong_to_slots() {
     }
     let short = server.order(&["status", "--sockets", "--limit", "1"]);
     assert!(short.expect_success().stdout.contains("… 3 more; "));
+
+    // Who ends a connection first is left with the kernel's memory of it.
+    client.half_close();
+    client.expect_eof();
+    drop(client);
+    let status = server.status_json();
+    let sockets = &status["sockets"];
+    assert_eq!(sockets["local_clients"]["TIME_WAIT"], 1, "{sockets}");
+    assert_eq!(sockets["states"]["ESTABLISHED"], Value::Null, "{sockets}");
 }
 
 #[test]

@@ -43,25 +43,22 @@ pub(super) fn status(
     if let Some(every) = shown.watch {
         return watch(path, shown, timeout, every);
     }
+    if !shown.json && shown.sockets.is_none() {
+        // What else it may answer it answers again.
+        if let Answer::Status(status, _) = look::ask(path, timeout)? {
+            looker.compare_with(*status);
+            rest_until(clock::now() + STATUS_RATES_SPAN);
+        }
+    }
     let look = match once(&mut looker, path, timeout)? {
         Seen::Look(look) => look,
         Seen::Refused(cause) => return Ok(negative("refused", &cause)),
     };
-    if let Some(sockets) = look.sockets.as_ref().filter(|_| shown.sockets.is_some())
-        && !shown.json
-    {
-        return Ok(print_sockets(sockets));
-    }
-    if shown.json {
-        return Ok(print(&json(&look)?));
-    }
-    rest_until(clock::now() + STATUS_RATES_SPAN);
-    // If it has gone meanwhile the first look is what there is.
-    let look = match once(&mut looker, path, timeout) {
-        Ok(Seen::Look(later)) => later,
-        Ok(Seen::Refused(_)) | Err(_) => look,
-    };
-    Ok(print(&block(&look.lines(None))))
+    Ok(match look.sockets.as_ref() {
+        _ if shown.json => print(&json(&look)?),
+        Some(sockets) if shown.sockets.is_some() => print_sockets(sockets),
+        _ => print(&block(&look.lines(None))),
+    })
 }
 
 fn once(looker: &mut Looker, path: &Path, timeout: Option<Duration>) -> Result<Seen, Error> {

@@ -200,12 +200,13 @@ pub(super) fn on_the_ports(sockets: &Sockets) -> Vec<String> {
     if let Some(why) = &sockets.unknown {
         return vec![format!("sockets      unknown: {why}")];
     }
-    let mut line = format!("sockets      {}", by_frequency(&sockets.states));
-    if sockets.unaccepted > 0 {
-        let _ = write!(line, "; {} not accepted yet", short(sockets.unaccepted));
-    }
+    let mut line = "sockets      ".to_owned();
     if sockets.age_ms >= OLD_MS {
-        let _ = write!(line, " ({} ago)", age(sockets.age_ms));
+        let _ = write!(line, "{} ago: ", age(sockets.age_ms));
+    }
+    line.push_str(&by_frequency(&sockets.states));
+    if sockets.unaccepted > 0 {
+        let _ = write!(line, "; {} not accepted", short(sockets.unaccepted));
     }
     let mut lines = vec![line];
     if !sockets.local_clients.is_empty() {
@@ -601,7 +602,7 @@ over 1s      0.5 taken/s, 45.0k msg/s; 1.20MB/s in, 1.19MB/s out; 0.46 busy
 closed       2.46M peer_closed
 queues       516 wait to be accepted, room for 512 in each queue; 1 full
 shares       taken 50 50 %; open 50 50 %
-sockets      2400 ESTABLISHED, 12 TIME_WAIT, 4 LISTEN; 516 not accepted yet (2s ago)
+sockets      2s ago: 2400 ESTABLISHED, 12 TIME_WAIT, 4 LISTEN; 516 not accepted
 clients here 40 TIME_WAIT
 listens too  pid 77 (nginx) on 127.0.0.1:9999
 listens too  a process that you may not look into, on 127.0.0.1:9999

@@ -225,7 +225,7 @@ impl Model {
     fn verdict(&self, done: &Done) -> String {
         let name = self.operation.map_or("operation", |it| it.name());
         format!(
-            "{name} done in {}ms: {} workers, {} renewed; {} connections moved, {} left to drain",
+            "{name} done in {}ms: {} workers, {} renewed; {} moved, {} left to drain",
             done.took_ms, done.workers, done.renewed, done.moved, done.drained
         )
     }
