@@ -14,8 +14,9 @@ pub(super) const SANDBOX: Setting = Setting {
     example: "required",
     help: "Lock workers in before they serve",
     long_help: "No new privileges, no capabilities, no core dumps, no files, no new sockets, and \
-                only the system calls that serving needs. auto: what the kernel has of it; \
-                status shows what. required: a worker that lacks a part does not start.",
+                only the system calls that serving needs; the admin process likewise. auto: what \
+                the kernel has of it; status shows what. required: a worker that lacks a part does \
+                not start.",
 };
 
 pub(super) const USER: Setting = Setting {
@@ -26,7 +27,7 @@ pub(super) const USER: Setting = Setting {
     example: "nobody",
     help: "User that workers become once they listen",
     long_help: "Only root can, and the supervisor stays root: it binds, forks and signals. With \
-                it workers give up all supplementary groups.",
+                it workers give up all supplementary groups. The admin process does the same.",
 };
 
 pub(super) const GROUP: Setting = Setting {
