@@ -370,6 +370,19 @@ fn sockets_that_cannot_be_served_are_refused() {
     refused(bound.into(), format!("--listen={addr}"), "does not listen");
 }
 
+#[test]
+fn a_stored_socket_of_no_use_is_let_go_of_and_the_server_starts() {
+    let manager = ServiceManager::start();
+    let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let server = under(&manager)
+        .args(QUICK)
+        .hand_over(vec![("slot-7".to_owned(), datagrams.into())])
+        .start();
+    server.wait_log(|line| line.contains("a stored socket is of no use: closed"));
+    manager.wait_for(0, "FDSTOREREMOVE=1\nFDNAME=slot-7");
+    Client::connect(server.addr()).roundtrip(b"unharmed");
+}
+
 /// What happens to the first of two instances, of which the second is given what is stored.
 fn the_next_instance_serves_who_waits(end: impl Fn(&Server)) {
     let manager = ServiceManager::start();

@@ -13,7 +13,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::fstat;
 use socket2::{Protocol, SockRef, Type};
 
-use crate::config::Config;
+use crate::config::{Config, LISTEN_MAX, WORKERS_MAX};
 use crate::identity::SlotId;
 use crate::listener;
 use crate::sys::fd::own_inherited;
@@ -26,8 +26,8 @@ use super::resources::SlotResources;
 
 /// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
 const FIRST: RawFd = 3;
-/// The most: a thousand slots with 16 addresses.
-const COUNT_MAX: RawFd = 16_384;
+/// The most: a listener for each address of each slot, from a socket unit and from the store.
+const COUNT_MAX: RawFd = 2 * WORKERS_MAX as RawFd * LISTEN_MAX as RawFd;
 
 /// Why a start with these sockets is impossible.
 #[derive(Debug, thiserror::Error)]
@@ -73,16 +73,17 @@ impl Given {
     pub(super) fn take(config: &Config, wanted: &[Listen]) -> Result<Self, Error> {
         let mut given = Self::default();
         for (socket, name) in inherited()? {
-            match (describe(&socket, stored_slot(&name)), stored_slot(&name)) {
+            let origin = stored_slot(&name).map_or(Origin::Unit, Origin::Store);
+            match (describe(&socket, origin), origin) {
                 (Ok(offer), _) => {
                     given.sockets.push(socket);
                     given.offers.push(offer);
                 }
-                (Err(what), Some(slot)) => {
+                (Err(what), Origin::Store(slot)) => {
                     tracing::warn!(name, what, "a stored socket is of no use: closed");
                     given.useless.push(slot);
                 }
-                (Err(what), None) => return Err(Error::Unusable { name, what }),
+                (Err(what), Origin::Unit) => return Err(Error::Unusable { name, what }),
             }
         }
         given.plan = inheritance::settle(&given.offers, wanted, config.workers, shown)
@@ -184,7 +185,7 @@ fn inherited() -> Result<Vec<(OwnedFd, String)>, Error> {
 }
 
 /// What a socket is, and from now on not blocking; or what it is instead of a TCP listener.
-fn describe(socket: &OwnedFd, stored: Option<SlotId>) -> Result<Offer, String> {
+fn describe(socket: &OwnedFd, origin: Origin) -> Result<Offer, String> {
     let text = |error: io::Error| format!("not to be used ({error})");
     let reference = SockRef::from(socket);
     let kind = reference.r#type().map_err(|_| "no socket".to_owned())?;
@@ -203,7 +204,7 @@ fn describe(socket: &OwnedFd, stored: Option<SlotId>) -> Result<Offer, String> {
     reference.set_nonblocking(true).map_err(text)?;
     let stat = fstat(socket).map_err(|errno| text(errno.into()))?;
     Ok(Offer {
-        origin: stored.map_or(Origin::Unit, Origin::Store),
+        origin,
         listen: Listen { addr, dual_stack },
         inode: stat.st_ino,
         shares: reference.reuse_port().map_err(text)?,

@@ -82,7 +82,8 @@ impl Systemd {
             let along = match &message {
                 Message::Store(slot) => slots
                     .get(slot.index())
-                    .map(SlotResources::borrowed_listeners),
+                    .map(SlotResources::borrowed_listeners)
+                    .filter(|listeners| !listeners.is_empty()),
                 Message::Barrier => self.barrier.as_ref().and_then(Barrier::end),
                 _ => Some(Vec::new()),
             };

@@ -215,6 +215,27 @@ fn boot_starts_one_slot_after_the_other_and_announces_once() {
 }
 
 #[test]
+fn who_waits_at_listeners_that_a_slot_was_given_is_served_while_the_boot_goes_on() {
+    let mut stage = Stage::new(policy(3));
+    stage.machine = stage.machine.with_listeners(2, Tick::ZERO);
+    assert_eq!(stage.machine.life(), Life::Starting);
+    assert_eq!(stage.at(0, Event::Boot), [adopt(0, 1)]);
+    assert_eq!(stage.at(10, ready(0, 1)), [adopt(1, 1)]);
+    let lend = Action::Lend {
+        slot: SlotId(1),
+        to: worker(0, 1),
+    };
+    assert_eq!(stage.next_timeout(), (50, vec![lend]));
+    let recall = Action::Recall {
+        slot: SlotId(1),
+        from: worker(0, 1),
+    };
+    assert_eq!(stage.at(60, ready(1, 1)), [recall, bind(2)]);
+    assert_eq!(stage.at(70, ready(2, 1)), [spread(3), Action::Announce]);
+    assert_eq!(stage.machine.life(), Life::Serving);
+}
+
+#[test]
 fn boot_failure_reports_the_worker_s_own_words_and_kills_the_rest() {
     let mut stage = Stage::new(policy(3));
     stage.at(0, Event::Boot);
