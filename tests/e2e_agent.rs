@@ -196,11 +196,6 @@ fn an_address_that_cannot_be_had_is_refused_on_one_line() {
             "choose another address with --agent",
         ),
         (
-            ["--control=off", "--agent=9101"],
-            2,
-            "--agent: what it shows is asked for",
-        ),
-        (
             ["--agent=here", "--workers=1"],
             2,
             "neither an address with a port nor a port",

@@ -36,6 +36,10 @@ const COMMON: Table = &[
         ],
     ),
     (
+        "the proxy that a client came by, for the log; seen",
+        &[libc::SYS_getpeername],
+    ),
+    (
         "the channel and a handover: messages with descriptors; seen",
         &[libc::SYS_recvmsg, libc::SYS_sendmsg],
     ),
