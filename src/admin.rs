@@ -6,8 +6,8 @@
 //! There it can ask for nothing else: it has no way to the control socket.
 //!
 //! Invariants: at most [`ADMIN_REQUESTS_MAX`] requests and [`AGENT_CLIENTS_MAX`] load balancers at
-//! once, each with a deadline for the whole of it; it locks itself in (`sandbox`) before it answers any; it ends with its supervisor; nothing
-//! that it does or fails to do reaches a client.
+//! once, each with a deadline for the whole of it; it locks itself in (`sandbox`) before it answers
+//! any; it ends with its supervisor; nothing that it does or fails to do reaches a client.
 //!
 //! It must not decide anything about the server. It may have threads: it is no worker, and forks
 //! nothing.

@@ -67,6 +67,8 @@ pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod control;
+#[cfg(test)]
+mod documented;
 pub mod fault;
 pub mod handover;
 pub mod identity;

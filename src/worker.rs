@@ -4,9 +4,9 @@
 //! the end of the channel means that the supervisor is gone.
 //!
 //! Invariants: it says Ready only when everything that can fail has succeeded and it has locked
-//! itself in; it never outlives its supervisor by more than `drain_timeout`; it does not end while connections are on their way
-//! from it or to it, unless its time is over; a panic ends it at once, without unwinding, because
-//! destructors would close connections that could still be saved.
+//! itself in; it never outlives its supervisor by more than `drain_timeout`; it does not end while
+//! connections are on their way from it or to it, unless its time is over; a panic ends it at once,
+//! without unwinding, because destructors would close connections that could still be saved.
 //!
 //! It must not import the supervisor: what they share is `wire` and `memory`.
 

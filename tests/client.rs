@@ -13,16 +13,14 @@ mod on_a_terminal;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use nix::fcntl::OFlag;
 use nix::poll::PollFlags;
-use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::pty::PtyMaster;
 use socket2::SockRef;
 
+use self::support::terminal::open_terminal;
 use self::support::{
     DEADLINE, Watched, answer_all, assert_same, in_background, pattern, poll_one, serve_one,
     serve_one_at, upper,

@@ -10,17 +10,12 @@ use socket2::SockRef;
 
 use self::support::bare::Bare;
 use self::support::observe::{
-    freeze, number, owner, queued, server_end, unacknowledged, until, wait_ready, worker_of,
+    OWED_BYTES, become_owed, freeze, number, owner, queued, wait_draining, wait_ready, worker_of,
 };
 use self::support::{Client, DEADLINE, Lines, Server, Watched, children, pattern, upper};
 
 /// Longer than any drain here is to last: a test that waits for it has failed.
 const NEVER: &str = "--drain-timeout=1h";
-
-/// What a client of [`owing`] is owed: more than its own and the server's send buffer and a
-/// connection's pending output hold together, less than what the server's receive buffer takes in
-/// addition.
-const OWED_BYTES: usize = 300_000;
 
 /// A slot that fails twice stays without a worker, and its queue without a server.
 const PATIENT: [&str; 3] = [
@@ -40,21 +35,6 @@ fn owing(server: &Server) -> Client {
     let mut client = Client::connect(server.addr());
     become_owed(server, &mut client);
     client
-}
-
-/// Has the client send [`OWED_BYTES`] and read nothing: the server's kernel has it all, and the
-/// server can neither send nor keep it all.
-fn become_owed(server: &Server, client: &mut Client) {
-    SockRef::from(client.socket())
-        .set_recv_buffer_size(16 * 1024)
-        .expect("set SO_RCVBUF");
-    client.send_all(&pattern(0, OWED_BYTES));
-    until("everything has reached the server", || {
-        unacknowledged(client) == 0
-    });
-    until("the server waits for the client to read", || {
-        server_end(client, server.addr()).is_some_and(|end| end.tx_queue > 0)
-    });
 }
 
 /// Reads everything owed in small pieces, and then the end.
@@ -88,15 +68,6 @@ fn assert_stopped(server: &Server, workers: &[Watched]) {
 fn watch_all(server: &Server) -> Vec<Watched> {
     let pids = server.worker_pids();
     pids.into_iter().filter_map(Watched::open).collect()
-}
-
-fn wait_draining(server: &Server, workers: usize) {
-    let mut seen = 0;
-    server.wait_log(|line| {
-        // The worker's own line: by then it has let go of its listeners.
-        seen += usize::from(line.contains(" INFO draining "));
-        seen == workers
-    });
 }
 
 /// Each of these signals ends it in the same way.

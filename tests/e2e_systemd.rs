@@ -17,7 +17,7 @@ use self::support::image::Image;
 use self::support::load::{Load, LoadSize};
 use self::support::netns::{KernelCounters, isolated};
 use self::support::observe::{
-    count_sockets, server_end, unacknowledged, until, wait_ready, worker_of,
+    OWED_BYTES, become_owed, count_sockets, until, wait_draining, wait_ready, worker_of,
 };
 use self::support::planned::Planned;
 use self::support::service_manager::{Named, ServiceManager};
@@ -437,15 +437,6 @@ fn a_restart_leaves_no_queue_behind() {
     });
 }
 
-/// The workers' own lines: by then they have let go of their listeners.
-fn wait_draining(server: &Server, workers: usize) {
-    let mut seen = 0;
-    server.wait_log(|line| {
-        seen += usize::from(line.contains(" INFO draining "));
-        seen == workers
-    });
-}
-
 #[test]
 fn what_an_old_worker_owes_it_pays_beside_the_next_instance() {
     let manager = ServiceManager::start();
@@ -467,22 +458,6 @@ fn what_an_old_worker_owes_it_pays_beside_the_next_instance() {
         .expect("set SO_RCVBUF");
     owed.expect(&upper(&pattern(0, OWED_BYTES)));
     owed.expect_eof();
-}
-
-/// More than the buffers between a client that does not read and its server hold.
-const OWED_BYTES: usize = 300_000;
-
-fn become_owed(server: &Server, client: &mut Client) {
-    SockRef::from(client.socket())
-        .set_recv_buffer_size(16 * 1024)
-        .expect("set SO_RCVBUF");
-    client.send_all(&pattern(0, OWED_BYTES));
-    until("everything has reached the server", || {
-        unacknowledged(client) == 0
-    });
-    until("the server waits for the client to read", || {
-        server_end(client, server.addr()).is_some_and(|end| end.tx_queue > 0)
-    });
 }
 
 #[test]

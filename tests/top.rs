@@ -4,20 +4,18 @@
 
 mod support;
 
-use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use nix::fcntl::OFlag;
 use nix::poll::PollFlags;
-use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::pty::PtyMaster;
 use nix::sys::signal::Signal;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::termios::{LocalModes, OutputModes, Winsize, tcgetattr, tcsetwinsize};
 
+use support::terminal::open_terminal;
 use support::{DEADLINE, Deadline, Server, Watched, poll_one};
 
 const ROWS: usize = 24;
@@ -124,17 +122,7 @@ struct Person {
 impl Person {
     #[track_caller]
     fn start(control: &Path, environment: &[(&str, &str)]) -> Self {
-        // Not `openpty`: its descriptors would be inherited by the other tests' children.
-        let terminal = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
-        grantpt(&terminal).unwrap();
-        unlockpt(&terminal).unwrap();
-        let line: OwnedFd = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(OFlag::O_NOCTTY.bits())
-            .open(ptsname_r(&terminal).unwrap())
-            .unwrap()
-            .into();
+        let (terminal, line) = open_terminal();
         let size = Winsize {
             ws_row: ROWS as u16,
             ws_col: COLUMNS as u16,

@@ -407,24 +407,8 @@ mod tests {
         table
     }
 
-    /// With `UPDATE_DOCS=1` in the environment it writes the table instead of comparing it.
     #[test]
     fn the_documentation_agrees_with_the_flags() {
-        const BEGIN: &str = "<!-- flags: begin -->\n";
-        const END: &str = "<!-- flags: end -->";
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/bench.md");
-        let document = std::fs::read_to_string(path).unwrap();
-        let (before, rest) = document.split_once(BEGIN).unwrap();
-        let (written, after) = rest.split_once(END).unwrap();
-        if std::env::var_os("UPDATE_DOCS").is_some() {
-            let document = format!("{before}{BEGIN}{}{END}{after}", table());
-            std::fs::write(path, document).unwrap();
-            return;
-        }
-        assert_eq!(
-            written,
-            table(),
-            "run UPDATE_DOCS=1 cargo test --lib the_documentation_agrees"
-        );
+        crate::documented::agrees("bench.md", "flags", &table());
     }
 }

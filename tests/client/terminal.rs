@@ -16,17 +16,7 @@ struct Person {
 impl Person {
     #[track_caller]
     fn start(addr: SocketAddr) -> Self {
-        // Not `openpty`: its descriptors would be inherited by the other tests' children.
-        let terminal = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
-        grantpt(&terminal).unwrap();
-        unlockpt(&terminal).unwrap();
-        let line: OwnedFd = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(OFlag::O_NOCTTY.bits())
-            .open(ptsname_r(&terminal).unwrap())
-            .unwrap()
-            .into();
+        let (terminal, line) = open_terminal();
         let child = client(&addr.to_string())
             .stdin(line.try_clone().unwrap())
             .stdout(line.try_clone().unwrap())

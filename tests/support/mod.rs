@@ -36,6 +36,7 @@ mod server;
 pub mod service_manager;
 mod stand_in;
 pub mod syn_flood;
+pub mod terminal;
 pub mod usage;
 
 pub use self::bytes::{assert_same, pattern, upper};

@@ -9,7 +9,9 @@ use std::time::Duration;
 use nix::poll::{PollTimeout, poll};
 use nix::sys::signal::Signal;
 use procfs::net::{TcpNetEntry, TcpState};
+use socket2::SockRef;
 
+use super::bytes::pattern;
 use super::client::Client;
 use super::process::{Deadline, Watched};
 use super::server::Server;
@@ -198,5 +200,36 @@ pub fn wait_ready(server: &Server, start: usize, slot: u16, generation: u64) {
         line.contains(" worker ready ")
             && field(line, "slot") == Some(&slot)
             && field(line, "generation") == Some(&generation)
+    });
+}
+
+/// What a client that [`become_owed`] is owed: more than its own and the server's send buffer and a
+/// connection's pending output hold together, less than what the server's receive buffer takes in
+/// addition.
+pub const OWED_BYTES: usize = 300_000;
+
+/// Has the client send [`OWED_BYTES`] and read nothing: the server's kernel has it all, and the
+/// server can neither send nor keep it all.
+#[track_caller]
+pub fn become_owed(server: &Server, client: &mut Client) {
+    SockRef::from(client.socket())
+        .set_recv_buffer_size(16 * 1024)
+        .expect("set SO_RCVBUF");
+    client.send_all(&pattern(0, OWED_BYTES));
+    until("everything has reached the server", || {
+        unacknowledged(client) == 0
+    });
+    until("the server waits for the client to read", || {
+        server_end(client, server.addr()).is_some_and(|end| end.tx_queue > 0)
+    });
+}
+
+/// Waits for so many workers' own word that they drain: by then they have let go of their listeners.
+#[track_caller]
+pub fn wait_draining(server: &Server, workers: usize) {
+    let mut seen = 0;
+    server.wait_log(|line| {
+        seen += usize::from(line.contains(" INFO draining "));
+        seen == workers
     });
 }

@@ -1,0 +1,25 @@
+//! A pseudo-terminal: the side of the person, and the side of the program.
+
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use nix::fcntl::OFlag;
+use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
+
+/// Both sides of a new one, the person's first. No child of another test inherits them, as it would
+/// what `openpty` makes.
+#[track_caller]
+pub fn open_terminal() -> (PtyMaster, OwnedFd) {
+    let terminal = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)
+        .expect("a pseudo-terminal");
+    grantpt(&terminal).expect("its other side is ours");
+    unlockpt(&terminal).expect("its other side can be opened");
+    let line = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_NOCTTY.bits())
+        .open(ptsname_r(&terminal).expect("its other side has a name"))
+        .expect("its other side");
+    (terminal, line.into())
+}
