@@ -195,9 +195,16 @@ fn one_operation_at_a_time() {
             .is_some_and(|it| it.contains("restart")),
         "{status}"
     );
+    // Who waits goes on hearing of it, whoever else was turned down: not the canary, so it lasts.
+    let mark = server.log_len();
+    worker_of(server, 1).signal(Signal::SIGKILL);
+    server.wait_log_from(mark, |line| line.contains("worker ready"));
     // A stop comes first, whatever is under way; who waits is told.
     server.signal(Signal::SIGTERM);
-    first.wait().expect_failure("stop");
+    first
+        .wait()
+        .expect_failure("stop")
+        .expect_failure("slot 1 generation 1 died");
     assert_eq!(server.wait_exit(Duration::from_secs(40)).code(), Some(0));
 }
 

@@ -183,7 +183,10 @@ impl Supervisor {
         match notice {
             Notice::OperationStarted { request, .. } => self.asking = *request,
             Notice::OperationEnded { what, answer } => {
-                self.asking = RequestId::NOBODY;
+                // One that was refused has not begun: who waits for another goes on hearing of it.
+                if !matches!(answer, Answer::Refused { .. }) {
+                    self.asking = RequestId::NOBODY;
+                }
                 self.note_failure(report::failure(what, answer));
             }
             _ => {}
