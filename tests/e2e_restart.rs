@@ -216,7 +216,8 @@ fn in_drain_mode_connections_stay_until_they_end() {
         "--drain-timeout=30s",
     ]);
     let server = &planned.server;
-    let mut clients: Vec<_> = (0..8).map(|_| Client::connect(server.addr())).collect();
+    // So many that no worker is without one, by any hash.
+    let mut clients: Vec<_> = (0..48).map(|_| Client::connect(server.addr())).collect();
     for client in &mut clients {
         client.roundtrip(b"before");
     }
