@@ -90,11 +90,15 @@ pub fn arguments(pid: u32) -> Vec<String> {
     line.split_terminator('\0').map(str::to_owned).collect()
 }
 
-/// The living worker of `slot`, waited for if there is none now.
+/// The one living worker of `slot`, waited for while there is none, and while there are two: the
+/// one that handed over is still about for a moment, and a signal meant for its successor must not
+/// find it.
 #[track_caller]
 pub fn worker_of(server: &Server, slot: u16) -> Watched {
-    until_some("a worker in the slot", || {
-        let pid = *workers_of(server, slot).first()?;
+    until_some("exactly one worker in the slot", || {
+        let [pid] = workers_of(server, slot)[..] else {
+            return None;
+        };
         Watched::open(pid)
     })
 }
