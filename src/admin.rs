@@ -17,7 +17,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -35,7 +35,7 @@ use crate::sandbox::{self, calls::Role};
 use crate::status::Status;
 use crate::sys::child::end_with_parent;
 use crate::sys::fd::inherited_channel;
-use crate::wire::{Failed, Message, Ready, Sandboxed};
+use crate::wire::{AgentAnswers, Failed, Message, Ready, Sandboxed};
 
 mod agent;
 mod answer;
@@ -43,7 +43,7 @@ mod exposition;
 mod http;
 mod questions;
 
-use agent::Agent;
+use agent::{Agent, Line};
 use answer::Answered;
 use http::{Asked, Response};
 use questions::Questions;
@@ -141,6 +141,7 @@ fn serve(
         questions: Arc::clone(questions),
         answered: Answered::default(),
         told: Mutex::default(),
+        agent_answers: Mutex::default(),
     });
     let threads: usize = doors.iter().map(|(_, threads, _)| threads).sum();
     let opening = Arc::new(Barrier::new(threads + 1));
@@ -208,13 +209,15 @@ struct Desk {
     questions: Arc<Questions>,
     answered: Answered,
     told: Mutex<Told>,
+    /// Apart from that: nobody waits while holding it.
+    agent_answers: Mutex<AgentAnswers>,
 }
 
 /// What load balancers were told last, and when.
 #[derive(Debug, Default)]
 struct Told {
     agent: Agent,
-    latest: Option<(Tick, String)>,
+    latest: Option<(Tick, Line)>,
 }
 
 impl Desk {
@@ -232,13 +235,16 @@ impl Desk {
 
     /// Tells a load balancer its line, whatever it has sent: some send a word of their own first.
     fn answer_balancer(&self, connection: &Socket) -> io::Result<()> {
+        let line = self.line();
+        // From here on: what the supervisor has taken is not the balancer's fault.
         let by = clock::now() + AGENT_TIMEOUT;
-        write_all(connection, self.line().as_bytes(), by)?;
+        write_all(connection, line.to_string().as_bytes(), by)?;
+        line.count(&mut self.agent_answers());
         connection.shutdown(Shutdown::Write)?;
         discard(connection, by)
     }
 
-    fn line(&self) -> String {
+    fn line(&self) -> Line {
         // One asks for all. A thread that panicked left something whole, or the line from before.
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let asked_at = clock::now();
@@ -271,12 +277,19 @@ impl Desk {
     }
 
     fn answer(&self, asked: Asked) -> Response {
-        answer::answer(asked.page, &self.status(), &self.answered)
+        let agent = *self.agent_answers();
+        answer::answer(asked.page, &self.status(), &self.answered, agent)
     }
 
     /// The server's status as the supervisor tells it now, or why it does not.
     fn status(&self) -> Result<Box<Status>, String> {
-        self.questions.status(ADMIN_ANSWER_TIMEOUT)
+        let agent = *self.agent_answers();
+        self.questions.status(ADMIN_ANSWER_TIMEOUT, agent)
+    }
+
+    fn agent_answers(&self) -> MutexGuard<'_, AgentAnswers> {
+        let answers = self.agent_answers.lock();
+        answers.unwrap_or_else(PoisonError::into_inner)
     }
 }
 

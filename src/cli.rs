@@ -176,14 +176,7 @@ pub fn parse(
                 .get_one::<String>(definition::TARGET)
                 .map_or(DEFAULT_TARGET, String::as_str)
                 .to_owned(),
-            proxy_header: typed
-                .get_one::<String>(definition::PROXY_PROTOCOL)
-                .and_then(|word| {
-                    definition::PROXY_VERSIONS
-                        .iter()
-                        .find(|(name, _)| name == word)
-                })
-                .map(|(_, version)| *version),
+            proxy_header: typed.get_one(definition::PROXY_PROTOCOL).copied(),
         })),
         Some((definition::BENCH, bench))
             if let Some(typed) = bench.subcommand_matches(compare::COMPARE) =>

@@ -34,7 +34,7 @@ pub use change::{NeedsStop, check_change};
 pub use launch::{CommandLine, Launch};
 pub use limits::*;
 pub use listen::LISTEN_MAX;
-pub use networks::NETWORKS_MAX;
+pub use networks::{NETWORKS_IN_ALL_MAX, NETWORKS_MAX};
 pub use proxy::ProxyListeners;
 pub use sandbox::{Account, Sandbox};
 pub use settings::{Category, ENV_PREFIX, SETTINGS, Setting};
@@ -295,6 +295,12 @@ pub enum Error {
     ProxyUntrusted { name: String },
 
     #[error(
+        "allow, deny and proxy_trust have {count} networks together, more than the \
+         {NETWORKS_IN_ALL_MAX} that they may have; join neighbouring ones"
+    )]
+    TooManyNetworks { count: usize },
+
+    #[error(
         "max_connections {asked} needs a descriptor limit of {needed}, and it is {limit}; raise it \
          (`ulimit -n {needed}`, or `LimitNOFILE={needed}` in the systemd unit) or ask for at most \
          {possible} connections a worker"
@@ -497,6 +503,11 @@ fn check_rules(config: &Config, origins: &Origins) -> Result<(), Error> {
         return Err(Error::ProxyUntrusted {
             name: origins.name_of("proxy_trust"),
         });
+    }
+    let lists = [&config.allow, &config.deny, &config.proxy_trust];
+    let count = lists.iter().map(|list| list.len()).sum();
+    if count > NETWORKS_IN_ALL_MAX {
+        return Err(Error::TooManyNetworks { count });
     }
     if let Some((first, second)) = listen::overlap(&config.listen) {
         return Err(Error::Overlap {

@@ -124,7 +124,10 @@ pub fn deadline<P: Probe>(memory: &Memory<P>, fd: u32, rules: &Rules) -> Option<
         }
         State::Open => rules.idle_timeout?,
         State::LingeringIdle | State::LingeringStop => rules.linger_timeout,
-        // From its accept on: nothing moves before.
+        // From its accept on: nothing moves before. A header is a first word, too.
+        State::AwaitingHeader if is_finishing(memory, fd) => {
+            rules.header_timeout.min(rules.first_word)
+        }
         State::AwaitingHeader => rules.header_timeout,
         State::Free | State::Closing | State::Handed => return None,
     };
@@ -133,7 +136,11 @@ pub fn deadline<P: Probe>(memory: &Memory<P>, fd: u32, rules: &Rules) -> Option<
 
 /// Whether `fd` is to end and its peer has never sent anything.
 fn ends_unheard<P: Probe>(memory: &Memory<P>, fd: u32) -> bool {
-    memory.head(fd).flags.has(Flags::FINISH) && memory.bytes_moved(fd).0 == 0
+    is_finishing(memory, fd) && memory.bytes_moved(fd).0 == 0
+}
+
+fn is_finishing<P: Probe>(memory: &Memory<P>, fd: u32) -> bool {
+    memory.head(fd).flags.has(Flags::FINISH)
 }
 
 /// Acts on the deadline of connection `fd`, if it has passed.
@@ -164,6 +171,10 @@ pub fn expire<P: Probe>(
             outcome
         }
         State::Open if ends_unheard(memory, fd) => {
+            end_stream(memory, fd, stream, State::LingeringStop, now)
+        }
+        State::AwaitingHeader if is_finishing(memory, fd) => {
+            // Nothing was received, so nothing is owed.
             end_stream(memory, fd, stream, State::LingeringStop, now)
         }
         State::Open => end_stream(memory, fd, stream, State::LingeringIdle, now),
@@ -378,7 +389,7 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
 }
 
 /// Ends the stream of `fd` from here; `state` says why it lingers then.
-pub(crate) fn end_stream<P: Probe>(
+fn end_stream<P: Probe>(
     memory: &mut Memory<P>,
     fd: u32,
     stream: &mut impl Stream,
@@ -522,6 +533,30 @@ mod tests {
         let mut memory = opened();
         memory.set_flags(FD, Flags::LAST_LOOK.with(Flags::WRITABLE));
         let _ = drive(&mut memory, FD, &mut peer, &RULES, at(1000));
+        assert_eq!(memory.head(FD).state, State::LingeringStop);
+    }
+
+    #[test]
+    fn a_header_is_a_first_word_when_the_end_comes() {
+        let mut memory = opened();
+        let mut peer = Peer {
+            message: None,
+            room: 100,
+        };
+        let (at, peer_addr) = (Tick::from_millis, ([127, 0, 0, 1], 80).into());
+        memory.begun(FD, 1, peer_addr, at(0), State::AwaitingHeader);
+        let patient = Rules {
+            header_timeout: 5 * PATIENCE,
+            ..RULES
+        };
+        assert_eq!(deadline(&memory, FD, &patient), Some(at(5000)));
+        memory.set_flags(FD, Flags::LAST_LOOK);
+        assert_eq!(deadline(&memory, FD, &patient), Some(at(1000)));
+        let outcome = expire(&mut memory, FD, &mut peer, &patient, at(999));
+        assert_eq!(outcome, Outcome::Waiting);
+        assert_eq!(memory.head(FD).state, State::AwaitingHeader);
+        let outcome = expire(&mut memory, FD, &mut peer, &patient, at(1000));
+        assert_eq!(outcome, Outcome::Waiting);
         assert_eq!(memory.head(FD).state, State::LingeringStop);
     }
 

@@ -97,24 +97,23 @@ fn decode_line(bytes: &[u8]) -> Result<Option<Header>, Error> {
     };
     let text = seen[..end].strip_suffix(b"\r");
     let text = text.ok_or(Error::Malformed("its line does not end in CR LF"))?;
-    let text = text
-        .get(LINE_BEGIN.len()..)
-        .and_then(|rest| str::from_utf8(rest).ok());
-    let text = text.ok_or(Error::Malformed("its line is not text"))?;
+    // Before the end of its first word there is none of the line.
+    let rest = text.get(LINE_BEGIN.len()..).unwrap_or_default();
     Ok(Some(Header {
         length: end + 1,
-        source: source_in(text)?,
+        source: source_in(rest)?,
     }))
 }
 
 /// The source in a line without its first word.
-fn source_in(text: &str) -> Result<Option<SocketAddr>, Error> {
-    let mut words = text.split(' ');
-    let family = words.next().unwrap_or_default();
-    if family == "UNKNOWN" {
-        // What follows is to be ignored.
+fn source_in(line: &[u8]) -> Result<Option<SocketAddr>, Error> {
+    if line.split(|&byte| byte == b' ').next() == Some(b"UNKNOWN") {
+        // What follows is to be ignored, whatever it is.
         return Ok(None);
     }
+    let text = str::from_utf8(line).map_err(|_| Error::Malformed("its line is not text"))?;
+    let mut words = text.split(' ');
+    let family = words.next().unwrap_or_default();
     let mut word = || words.next().unwrap_or_default();
     let (source, destination, ports) = (word(), word(), [word(), word()]);
     let address = |text: &str| match family {
@@ -351,6 +350,13 @@ mod tests {
             assert_eq!(header.length, line.len(), "{line}");
             assert_eq!(header.source, source.map(addr), "{line}");
         }
+        let binary = b"PROXY UNKNOWN \xff\xfe\0\r\n";
+        let length = binary.len();
+        let ignored = Header {
+            length,
+            source: None,
+        };
+        assert_eq!(decode(binary), Ok(Some(ignored)));
     }
 
     #[test]
@@ -370,6 +376,7 @@ mod tests {
             "PROXY \r\n",
             "PROXY\r\n",
             "PROXY \n",
+            "PROXY UNKNOWNS\r\n",
         ] {
             let refused = decode(line.as_bytes());
             assert!(

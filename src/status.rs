@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::Rotation;
 use crate::identity::{Generation, ReleaseId, SlotId};
 use crate::metrics::{CloseReason, Counter, RefusalCause};
-use crate::wire::Sandboxed;
+use crate::wire::{AgentAnswers, Sandboxed};
 
 mod durations;
 pub(crate) mod figures;
@@ -87,6 +87,8 @@ pub struct AdminStatus {
     pub pid: Option<u32>,
     /// Where it answers load balancers, if it does.
     pub agent: Option<String>,
+    /// What this process has told them, as of its last question; `None` if it does not.
+    pub agent_answers: Option<AgentAnswers>,
     /// How often it ended and should not have.
     pub deaths: u64,
     /// How it has locked itself in; `None` until it has.

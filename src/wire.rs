@@ -269,6 +269,32 @@ pub struct StartAdmin {
 pub struct Ask {
     /// Comes back with the answer.
     pub number: u64,
+    /// What load balancers were told until now.
+    pub agent: AgentAnswers,
+}
+
+/// How often an admin process has told load balancers what, by the first word of the answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "each is the word of its name")]
+pub struct AgentAnswers {
+    pub ready: u64,
+    pub drain: u64,
+    pub maint: u64,
+    pub down: u64,
+}
+
+impl AgentAnswers {
+    /// Every word, and how often it was said.
+    #[must_use]
+    pub const fn by_word(&self) -> [(&'static str, u64); 4] {
+        [
+            ("ready", self.ready),
+            ("drain", self.drain),
+            ("maint", self.maint),
+            ("down", self.down),
+        ]
+    }
 }
 
 /// An answer.
@@ -503,7 +529,15 @@ mod tests {
                 http: true,
                 agent: false,
             })),
-            Message::Ask(Ask { number: u64::MAX }),
+            Message::Ask(Ask {
+                number: u64::MAX,
+                agent: AgentAnswers {
+                    ready: 1,
+                    drain: 2,
+                    maint: 3,
+                    down: u64::MAX,
+                },
+            }),
             Message::Told(Told { number: 0 }),
         ]
     }

@@ -16,6 +16,7 @@ use nix::poll::PollFlags;
 use uppercased::bench::outcome::Outcome;
 
 use support::netns::isolated;
+use support::observe::field;
 use support::{DEADLINE, Server, in_background, poll_one};
 
 /// What a measurement said.
@@ -213,6 +214,56 @@ fn every_pattern_finds_nothing_wrong_with_our_server() {
     }
     let said = bench(&short(&["idle", &target, "--connections=100"]));
     assert_eq!(said.is_clean().totals.connections, 100);
+}
+
+#[test]
+fn a_server_that_asks_for_headers_gets_one_from_every_connection() {
+    let server = Server::start(&[
+        "--listen=127.0.0.1:0",
+        "--workers=2",
+        "--proxy-protocol=all",
+        "--log-level=debug",
+    ]);
+    let target = server.addr().to_string();
+    for version in ["v1", "v2"] {
+        let header = format!("--proxy-protocol={version}");
+        for pattern in [
+            vec!["ping"],
+            vec!["rate", "--rate=500"],
+            vec!["stream"],
+            vec!["churn", "--connections=4", "--close=half"],
+            vec!["hold", "--connections=20", "--every=200ms"],
+            vec!["idle", "--connections=20", "--processes=2"],
+        ] {
+            let said = bench(&[&pattern[..], &[&target, &header], &SHORT].concat());
+            let plan = &said.is_clean().plan;
+            assert_eq!(plan.proxy_protocol.as_deref(), Some(version));
+            let told = format!("PROXY {version}");
+            assert!(said.stdout.contains(&told), "{}", said.stdout);
+        }
+    }
+    // Each says that it is itself, whatever it connects from.
+    let sources = "--sources=127.0.1.7";
+    bench(&short(&["churn", &target, "--proxy-protocol=v2", sources])).is_clean();
+    let line = server.wait_log(|line| line.contains(" introduced") && line.contains("127.0.1.7"));
+    assert_eq!(field(&line, "peer"), field(&line, "via"), "{line}");
+    assert_eq!(
+        server.status_json()["totals"]["refused"],
+        serde_json::json!({})
+    );
+    // Without one nothing goes, and is told.
+    let said = bench(&short(&["ping", &target, "--connections=1"]));
+    assert_eq!(said.code, 1, "{}", said.stdout);
+    assert!(said.outcome().failures.contains_key("reset"));
+}
+
+#[test]
+fn its_own_server_asks_for_headers_if_it_is_sent_some() {
+    for own in [&[][..], &["--", "--proxy-protocol", "all"]] {
+        let args = ["churn", "--connections=2", "--proxy-protocol=v2"];
+        let said = bench(&[&short(&args)[..], own].concat());
+        assert!(said.is_clean().totals.messages > 0);
+    }
 }
 
 #[test]

@@ -10,6 +10,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use uppercased::clock;
+use uppercased::config::AGENT_FRESH;
 
 use self::support::observe::{field, freeze, until, worker_of};
 use self::support::{Client, DEADLINE, Server, Watched};
@@ -52,6 +54,19 @@ fn until_told(agent: SocketAddr, word: &str) {
     until(word, || told(agent).split(' ').next() == Some(word));
 }
 
+/// What the admin endpoint answers.
+#[track_caller]
+fn page(server: &Server, page: &str) -> String {
+    let status = server.status_json();
+    let address = status["admin"]["address"].as_str().unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = format!("GET {page} HTTP/1.1\r\nHost: here\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 #[test]
 fn the_weight_is_what_is_free() {
     let server = start(&[]);
@@ -84,16 +99,7 @@ fn an_operator_takes_it_out_and_brings_it_back_and_whoever_comes_is_served() {
     let server = start(&["--admin=0"]);
     let agent = agent(&server);
     let ready = |expected: &str| {
-        let address = server.status_json()["admin"]["address"]
-            .as_str()
-            .unwrap()
-            .to_owned();
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream
-            .write_all(b"GET /readyz HTTP/1.1\r\nHost: here\r\n\r\n")
-            .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        let answer = page(&server, "/readyz");
         assert!(answer.contains(expected), "{answer}");
     };
     until_told(agent, "ready");
@@ -124,6 +130,26 @@ fn an_operator_takes_it_out_and_brings_it_back_and_whoever_comes_is_served() {
     ready(" 200 ");
     let refused = server.order(&["rotation", "out"]);
     assert_eq!(refused.code, 2, "{refused:?}");
+}
+
+#[test]
+fn what_was_told_is_counted() {
+    let server = start(&["--admin=0"]);
+    let agent = agent(&server);
+    until_told(agent, "ready");
+    server.order(&["rotation", "drain"]).expect_success();
+    until_told(agent, "drain");
+    let metrics = page(&server, "/metrics");
+    for (word, told) in [("ready", true), ("drain", true), ("maint", false)] {
+        let sample = format!("uppercased_agent_answers_total{{answer=\"{word}\"}} ");
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&sample));
+        assert_eq!(line.unwrap() != "0", told, "{word}: {metrics}");
+    }
+    // It was said with the question that the page was.
+    let answers = &server.status_json()["admin"]["agent_answers"];
+    assert!(answers["drain"].as_u64().unwrap() > 0, "{answers}");
+    assert_eq!(answers["maint"], 0, "{answers}");
+    assert!(server.stop().success());
 }
 
 #[test]
@@ -160,9 +186,12 @@ fn a_supervisor_that_stands_still_changes_nothing() {
     until_told(agent, "drain");
     let supervisor = Watched::open(server.pid()).unwrap();
     freeze(&supervisor);
-    for _ in 0..2 {
+    // What was said last is said again at once only for a moment; then it has to be asked.
+    let since = clock::now();
+    while clock::now().since(since) < 2 * AGENT_FRESH {
         assert!(told(agent).starts_with("drain"));
     }
+    assert!(told(agent).starts_with("drain"));
     Client::connect(server.addr()).roundtrip(b"workers do not need it");
     supervisor.signal(Signal::SIGCONT);
     server.order(&["rotation", "in"]).expect_success();

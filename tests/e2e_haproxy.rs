@@ -77,6 +77,9 @@ impl Balancer {
             ("maxconn 50000", "maxconn 1000"),
             ("server one 10.0.0.11:", &format!("server one {one}:")),
             ("server two 10.0.0.12:", &format!("server two {two}:")),
+            // Nor the time.
+            ("srvtcpka-idle 10s", "srvtcpka-idle 1s"),
+            ("srvtcpka-intvl 5s", "srvtcpka-intvl 1s"),
         ] {
             assert!(text.contains(packaged), "{packaged:?} is not in the file");
             text = text.replace(packaged, here);
@@ -258,9 +261,8 @@ fn the_packaged_configuration_is_one() {
     );
 }
 
-#[test]
-fn machines_are_taken_out_and_in_and_no_client_notices() {
-    let test = "machines_are_taken_out_and_in_and_no_client_notices";
+/// Has `scene` happen with two machines, where that is possible.
+fn with_machines(test: &str, scene: fn(&Path, &Namespace, &Namespace)) {
     let Some(haproxy) = haproxy(test) else {
         return;
     };
@@ -273,7 +275,50 @@ fn machines_are_taken_out_and_in_and_no_client_notices() {
     });
 }
 
-fn scene(haproxy: &Path, one: &Namespace, two: &Namespace) {
+#[test]
+fn machines_are_taken_out_and_in_and_no_client_notices() {
+    let test = "machines_are_taken_out_and_in_and_no_client_notices";
+    with_machines(test, out_and_in);
+}
+
+#[test]
+fn silent_clients_of_a_machine_that_vanished_are_let_go() {
+    with_machines(
+        "silent_clients_of_a_machine_that_vanished_are_let_go",
+        vanished,
+    );
+}
+
+fn vanished(haproxy: &Path, one: &Namespace, two: &Namespace) {
+    let front: SocketAddr = FRONT.parse().unwrap();
+    let _machines = (server(one, 1), server(two, 2));
+    let balancer = Balancer::start(haproxy, ["10.88.1.2", "10.88.2.2"]);
+    let served = || Client::try_connect(front).is_ok_and(|mut client| client.is_served(b"up?"));
+    until("a client is served", served);
+    for name in ["one", "two"] {
+        balancer.until_status(name, |status| status == "UP");
+    }
+    let mut silent: Vec<Client> = (0..STAYING).map(|_| Client::connect(front)).collect();
+    for client in &mut silent {
+        client.roundtrip(b"and then silent");
+    }
+    one.run(|| ip("link set eth0 down\n")).unwrap();
+    until("its clients have been let go", || {
+        silent.retain(|client| !poll_one(client.socket(), PollFlags::POLLIN, Duration::ZERO));
+        let left = balancer.machine("two").open;
+        balancer.machine("one").open == 0 && silent.len() as u64 == left
+    });
+    assert!(
+        (1..STAYING).contains(&silent.len()),
+        "some were there, some elsewhere"
+    );
+    silent
+        .iter_mut()
+        .for_each(|client| client.roundtrip(b"elsewhere"));
+    Client::connect(front).roundtrip(b"and who comes now");
+}
+
+fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
     let front: SocketAddr = FRONT.parse().unwrap();
     let (mut first, mut second) = (server(one, 1), server(two, 2));
     let balancer = Balancer::start(haproxy, ["10.88.1.2", "10.88.2.2"]);

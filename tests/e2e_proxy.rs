@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use socket2::SockRef;
 use uppercased::metrics::{CloseReason, Counter, RefusalCause};
 use uppercased::proxy_header::{Version, encode};
 
@@ -342,8 +343,8 @@ fn halves_and_clients_move(by: &str) {
 }
 
 #[test]
-fn a_stop_does_not_wait_for_headers() {
-    let server = server(&[]);
+fn a_stop_waits_for_a_header_no_longer_than_for_a_first_word() {
+    let server = server(&["--proxy-header-timeout=10m"]);
     let mut named = introduced(&server, Version::V2, CLIENT);
     let mut waiting = Client::connect(server.addr());
     waiting.send_all(b"PROXY TCP4 ");
@@ -353,6 +354,77 @@ fn a_stop_does_not_wait_for_headers() {
     waiting.expect_eof();
     drop((named, waiting));
     assert!(server.stop().success());
+}
+
+#[test]
+fn a_client_whose_header_is_on_its_way_when_a_stop_comes_is_answered() {
+    let server = server(&[]);
+    let mut named = introduced(&server, Version::V2, CLIENT);
+    let mut coming = Client::connect(server.addr());
+    coming.send_all(b"PROXY TCP4 ");
+    Counters::of(&server).wait_open(2);
+    server.signal(Signal::SIGTERM);
+    named.expect_eof();
+    coming.expect_silence(Duration::from_millis(20));
+    coming.send_all(b"192.0.2.7 10.0.0.1 4000 9999\r\nat once");
+    coming.expect(b"AT ONCE");
+    coming.expect_eof();
+    drop((named, coming));
+    assert!(server.wait_exit(DEADLINE).success());
+}
+
+#[test]
+fn who_says_nothing_and_leaves_is_no_refusal() {
+    let server = server(&[]);
+    let counters = Counters::of(&server);
+    let mut probe = Client::connect(server.addr());
+    probe.half_close();
+    probe.expect_eof();
+    counters.wait(Counter::Closed(CloseReason::PeerClosed), 1);
+    assert_eq!(refused(&counters, RefusalCause::ProxyMissing), 0);
+}
+
+/// A header of the full length is there as a whole before it is looked at, however small the buffer.
+#[test]
+fn the_longest_header_fits_the_smallest_buffer() {
+    let server = server(&["--recv-buffer=4KiB"]);
+    let fields = 4096 - 16 - 12 - 3;
+    let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21\x11".to_vec();
+    bytes.extend(u16::try_from(12 + 3 + fields).unwrap().to_be_bytes());
+    bytes.extend([192, 0, 2, 7, 10, 0, 0, 1, 0x0f, 0xa0, 0x27, 0x0f, 0x04]);
+    bytes.extend(u16::try_from(fields).unwrap().to_be_bytes());
+    bytes.resize(4096, 0);
+    for piece in [4096, 536, 100, 7] {
+        let mut proxy = Client::connect(server.addr());
+        for part in bytes.chunks(piece) {
+            proxy.send_all(part);
+        }
+        proxy.roundtrip(b"behind all of it");
+    }
+}
+
+fn send_urgent(proxy: &Client, byte: u8) {
+    let sent = SockRef::from(proxy.socket()).send_out_of_band(&[byte]);
+    assert_eq!(sent.unwrap(), 1);
+}
+
+#[test]
+fn urgent_data_is_no_part_of_a_header_and_may_follow_it() {
+    let server = server(&[]);
+    let counters = Counters::of(&server);
+    for version in VERSIONS {
+        let header = header(version, CLIENT);
+        let mut proxy = Client::connect(server.addr());
+        proxy.send_all(&header[..20]);
+        send_urgent(&proxy, header[20]);
+        proxy.expect_reset();
+        let mut proxy = Client::connect(server.addr());
+        proxy.send_all(&header);
+        send_urgent(&proxy, b'u');
+        proxy.send_all(b"rgent");
+        proxy.expect(b"URGENT");
+    }
+    counters.wait(Counter::Refused(RefusalCause::ProxyMissing), 2);
 }
 
 #[test]

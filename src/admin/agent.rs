@@ -7,10 +7,14 @@
 //!
 //! Pure: the time is handed in. It must not ask anybody.
 
+use std::fmt;
+
 use crate::clock::Tick;
 use crate::config::{AGENT_DOWN_AFTER, AGENT_SMOOTHING};
+use crate::control::Rotation;
 use crate::metrics::Counter;
 use crate::status::Status;
+use crate::wire::AgentAnswers;
 
 /// What is remembered from one answer to the next.
 #[derive(Debug, Default)]
@@ -18,48 +22,80 @@ pub(super) struct Agent {
     load: Load,
     /// Since when some queue has had nobody to serve it.
     unserved_since: Option<Tick>,
-    last: Option<String>,
+    last: Option<Line>,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    /// Clients are welcome, with this weight in percent.
+    Ready(u8),
+    /// None are; a remark for whoever reads HAProxy's statistics.
+    Drain(&'static str),
+    /// The same, and no health checks either.
+    Maint(&'static str),
+    /// Nobody serves.
+    Down(&'static str),
+}
+
+impl Line {
+    /// Takes note that it was said.
+    pub(super) const fn count(&self, answers: &mut AgentAnswers) {
+        *match self {
+            Self::Ready(_) => &mut answers.ready,
+            Self::Drain(_) => &mut answers.drain,
+            Self::Maint(_) => &mut answers.maint,
+            Self::Down(_) => &mut answers.down,
+        } += 1;
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready(weight) => writeln!(out, "ready up {weight}%"),
+            Self::Drain(remark) => writeln!(out, "drain # {remark}"),
+            Self::Maint(remark) => writeln!(out, "maint # {remark}"),
+            Self::Down(remark) => writeln!(out, "down # {remark}"),
+        }
+    }
 }
 
 impl Agent {
-    /// The line, its end included, made of what the supervisor said, or of its silence.
-    pub(super) fn answer(&mut self, told: Option<&Status>, now: Tick) -> String {
+    /// The answer, made of what the supervisor said, or of its silence.
+    pub(super) fn answer(&mut self, told: Option<&Status>, now: Tick) -> Line {
         let Some(status) = told else {
             // Workers do not need the supervisor to serve, and that they can be reached is for a
             // health check to find out. So nothing changes because it is slow.
-            return self
-                .last
-                .clone()
-                .unwrap_or_else(|| line("down", "the server does not answer"));
+            let silence = Line::Down("the server does not answer");
+            return self.last.clone().unwrap_or(silence);
         };
         let line = self.judge(status, now);
         self.last = Some(line.clone());
         line
     }
 
-    fn judge(&mut self, status: &Status, now: Tick) -> String {
+    fn judge(&mut self, status: &Status, now: Tick) -> Line {
+        // Whatever is said now, both go on.
         let load = self.load.note(status, now);
-        match status.phase.as_str() {
-            "serving" => {}
-            "idle" | "booting" | "boot failed" => return line("down", "the server starts"),
-            _ => return line("drain", "the server stops"),
-        }
-        if let Some(word) = status.out_of_rotation() {
-            return line(word, "taken out of rotation");
-        }
         let unserved = status.slots.iter().any(|slot| slot.queue == "unserved");
         let since = unserved.then(|| self.unserved_since.unwrap_or(now));
         self.unserved_since = since;
-        if since.is_some_and(|since| now.since(since) >= AGENT_DOWN_AFTER) {
-            return line("down", "nobody serves a queue");
+        match status.phase.as_str() {
+            "serving" => {}
+            "idle" | "booting" | "boot failed" => return Line::Down("the server starts"),
+            _ => return Line::Drain("the server stops"),
         }
-        format!("ready up {}%\n", weight(load))
+        if let Some(word) = status.out_of_rotation() {
+            let is_maint = word == Rotation::Maint.name();
+            let line = if is_maint { Line::Maint } else { Line::Drain };
+            return line("taken out of rotation");
+        }
+        if since.is_some_and(|since| now.since(since) >= AGENT_DOWN_AFTER) {
+            return Line::Down("nobody serves a queue");
+        }
+        Line::Ready(weight(load))
     }
-}
-
-/// A word of HAProxy's, with a remark for whoever reads its statistics.
-fn line(word: &str, remark: &str) -> String {
-    format!("{word} # {remark}\n")
 }
 
 /// The weight of a server that is loaded so far, from 0 to 1: what is free of it, in percent, and
@@ -147,7 +183,10 @@ mod tests {
     }
 
     fn answer(agent: &mut Agent, status: &Status, ms: u64) -> String {
-        agent.answer(Some(status), at(ms)).trim_end().to_owned()
+        let line = agent.answer(Some(status), at(ms)).to_string();
+        let words = line.strip_suffix('\n').unwrap();
+        assert!(!words.contains(['\r', '\n']), "one line: {line:?}");
+        words.to_owned()
     }
 
     #[test]
@@ -234,10 +273,45 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_without_a_server_has_its_moment_whatever_was_said_before() {
+        let mut agent = Agent::default();
+        let mut told = status(0, 0);
+        told.slots[1].queue = "unserved".to_owned();
+        assert!(answer(&mut agent, &told, 0).starts_with("ready up"));
+        // It is over long before the server comes back into rotation.
+        told.slots[1].queue = "served".to_owned();
+        told.rotation = "drain".to_owned();
+        assert!(answer(&mut agent, &told, 1000).starts_with("drain"));
+        told.slots[1].queue = "unserved".to_owned();
+        told.rotation = "in".to_owned();
+        assert!(answer(&mut agent, &told, 3_600_000).starts_with("ready up"));
+    }
+
+    #[test]
+    fn answers_are_counted_by_their_word() {
+        let mut answers = AgentAnswers::default();
+        let lines = [
+            Line::Ready(1),
+            Line::Drain(""),
+            Line::Drain(""),
+            Line::Maint(""),
+            Line::Down(""),
+        ];
+        for line in lines {
+            line.count(&mut answers);
+            let text = line.to_string();
+            let word = text.split([' ', '\n']).next().unwrap();
+            assert!(answers.by_word().iter().any(|(known, _)| *known == word));
+        }
+        let counted = answers.by_word().map(|(_, count)| count);
+        assert_eq!(counted, [1, 2, 1, 1]);
+    }
+
+    #[test]
     fn silence_of_the_supervisor_changes_nothing() {
         let mut agent = Agent::default();
-        assert!(agent.answer(None, at(0)).starts_with("down"));
+        assert!(matches!(agent.answer(None, at(0)), Line::Down(_)));
         assert_eq!(answer(&mut agent, &status(25, 0), 0), "ready up 75%");
-        assert_eq!(agent.answer(None, at(1000)), "ready up 75%\n");
+        assert_eq!(agent.answer(None, at(1000)), Line::Ready(75));
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::exposition;
 use super::http::{Page, Response};
 use crate::status::Status;
+use crate::wire::AgentAnswers;
 
 /// Requests answered by this process, by status.
 #[derive(Debug, Default)]
@@ -35,6 +36,7 @@ pub(super) fn answer(
     page: Page,
     told: &Result<Box<Status>, String>,
     answered: &Answered,
+    agent: AgentAnswers,
 ) -> Response {
     let status = match told {
         Ok(status) => status,
@@ -54,7 +56,7 @@ pub(super) fn answer(
             },
             Err(error) => Response::text(503, &error.to_string()),
         },
-        Page::Metrics => match exposition::write(status, &answered.all()) {
+        Page::Metrics => match exposition::write(status, &answered.all(), agent) {
             Ok(body) => Response {
                 status: 200,
                 content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -117,13 +119,13 @@ mod tests {
     fn a_silent_supervisor_is_unhealthy_on_every_page() {
         let told = Err("no answer in time".to_owned());
         for page in [Page::Metrics, Page::Health, Page::Ready, Page::Status] {
-            let response = answer(page, &told, &Answered::default());
+            let response = answer(page, &told, &Answered::default(), AgentAnswers::default());
             assert_eq!(response.status, 503);
             assert!(response.body.contains("no answer in time"));
         }
         // One that stops is alive all the same.
         let told = Ok(status("draining", &["served"]));
-        let of = |page| answer(page, &told, &Answered::default()).status;
+        let of = |page| answer(page, &told, &Answered::default(), AgentAnswers::default()).status;
         assert_eq!((of(Page::Health), of(Page::Ready)), (200, 503));
         assert_eq!((of(Page::Status), of(Page::Metrics)), (200, 200));
     }

@@ -16,19 +16,25 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::metrics::{Counter, TurnClass};
 use crate::status::{AcceptQueueStatus, Durations, SlotStatus, Status, Traffic};
+use crate::wire::AgentAnswers;
 
 /// What the `slot` label of slots that are no more says, all of them together.
 const GONE: &str = "gone";
 
-/// The text, from a status and this process's answers by their status.
+/// The text, from a status and this process's answers: by their status, and those to load balancers.
 ///
 /// # Errors
 /// None that is known: the text goes into memory.
-pub(super) fn write(status: &Status, answered: &[(u16, u64)]) -> Result<String, fmt::Error> {
+pub(super) fn write(
+    status: &Status,
+    answered: &[(u16, u64)],
+    agent: AgentAnswers,
+) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("uppercased");
     registry.register_collector(Box::new(Snapshot {
         status: status.clone(),
         answered: answered.to_vec(),
+        agent,
     }));
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
@@ -40,6 +46,7 @@ pub(super) fn write(status: &Status, answered: &[(u16, u64)]) -> Result<String, 
 struct Snapshot {
     status: Status,
     answered: Vec<(u16, u64)>,
+    agent: AgentAnswers,
 }
 
 type Labels = Vec<(&'static str, String)>;
@@ -48,7 +55,11 @@ type Counts = Vec<(Labels, ConstCounter<u64>)>;
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let encoder = &mut encoder;
-        let Self { status, answered } = self;
+        let Self {
+            status,
+            answered,
+            agent,
+        } = self;
         let version = gauged(vec![("version", status.version.clone())], 1);
         let help = "The program that runs.";
         family(encoder, "build_info", help, None, vec![version])?;
@@ -66,7 +77,14 @@ impl Collector for Snapshot {
             .iter()
             .map(|(code, count)| counted(vec![("code", code.to_string())], *count));
         let help = "Requests that this admin process has answered.";
-        family(encoder, "admin_requests", help, None, by_code.collect())
+        family(encoder, "admin_requests", help, None, by_code.collect())?;
+        if status.admin.as_ref().is_none_or(|it| it.agent.is_none()) {
+            return Ok(());
+        }
+        let words = agent.by_word().into_iter();
+        let by_word = words.map(|(word, count)| counted(vec![("answer", word.to_owned())], count));
+        let help = "Answers that this admin process has given to load balancers.";
+        family(encoder, "agent_answers", help, None, by_word.collect())
     }
 }
 
@@ -274,7 +292,7 @@ fn in_seconds(labels: Labels, ms: u64) -> (Labels, ConstGauge<f64>) {
 mod tests {
     use super::*;
     use crate::identity::SlotId;
-    use crate::status::OperationTimes;
+    use crate::status::{AdminStatus, OperationTimes};
 
     fn slot(number: u16, traffic: Traffic) -> SlotStatus {
         SlotStatus {
@@ -295,7 +313,7 @@ mod tests {
             ..Status::default()
         };
         status.sum_up();
-        let text = write(&status, &[(200, 7)]).unwrap();
+        let text = write(&status, &[(200, 7)], AgentAnswers::default()).unwrap();
         let has = |line: &str| assert!(text.lines().any(|it| it == line), "{line}\n{text}");
         for one in Counter::all() {
             let (name, reason) = one.name();
@@ -333,6 +351,10 @@ mod tests {
         let mut status = Status {
             phase: "serving".to_owned(),
             slots: vec![slot],
+            admin: Some(AdminStatus {
+                agent: Some("127.0.0.1:9101".to_owned()),
+                ..AdminStatus::default()
+            }),
             ..Status::default()
         };
         status.sum_up();
@@ -353,7 +375,7 @@ mod tests {
 
     /// The table between the two marks in `docs/operations.md`, made from what is exposed.
     fn table() -> String {
-        let text = write(&full(), &[(200, 7)]).unwrap();
+        let text = write(&full(), &[(200, 7)], AgentAnswers::default()).unwrap();
         let mut table = "| name | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
         for part in text.split("# HELP ").skip(1) {
             let mut lines = part.lines();
@@ -415,7 +437,7 @@ mod tests {
             ..Status::default()
         };
         status.slots[0].starts = times;
-        let text = write(&status, &[]).unwrap();
+        let text = write(&status, &[], AgentAnswers::default()).unwrap();
         let has = |line: &str| assert!(text.lines().any(|it| it == line), "{line}\n{text}");
         has("uppercased_worker_start_duration_seconds_bucket{le=\"0.005\",slot=\"0\"} 2");
         has("uppercased_worker_start_duration_seconds_bucket{le=\"+Inf\",slot=\"0\"} 3");
@@ -429,10 +451,26 @@ mod tests {
 
     #[test]
     fn a_family_without_a_sample_is_left_out() {
-        let text = write(&Status::default(), &[]).unwrap();
+        let text = write(&Status::default(), &[], AgentAnswers::default()).unwrap();
         let families = text.lines().filter(|line| line.starts_with("# TYPE"));
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         assert_eq!(families.count(), samples.count(), "{text}");
+    }
+
+    #[test]
+    fn answers_to_load_balancers_are_there_where_they_may_ask() {
+        let agent = AgentAnswers {
+            ready: 5,
+            down: 2,
+            ..AgentAnswers::default()
+        };
+        let text = write(&full(), &[], agent).unwrap();
+        for (word, count) in [("ready", 5), ("drain", 0), ("maint", 0), ("down", 2)] {
+            let line = format!("uppercased_agent_answers_total{{answer=\"{word}\"}} {count}\n");
+            assert!(text.contains(&line), "{line}{text}");
+        }
+        let text = write(&Status::default(), &[], agent).unwrap();
+        assert!(!text.contains("agent_answers"), "{text}");
     }
 
     #[test]
@@ -443,7 +481,7 @@ mod tests {
         };
         status.sum_up();
         status.totals.traffic.add(&Traffic::read(0, |_| 5));
-        let text = write(&status, &[]).unwrap();
+        let text = write(&status, &[], AgentAnswers::default()).unwrap();
         assert!(
             text.contains("uppercased_accepted_total{slot=\"0\"} 1\n"),
             "{text}"

@@ -17,7 +17,7 @@ use rustix::net::Shutdown;
 use crate::channel::{self, Channel};
 use crate::config::CONTROL_REPLY_MAX_BYTES;
 use crate::status::Status;
-use crate::wire::{ADMIN, Ask, Envelope, Message};
+use crate::wire::{ADMIN, AgentAnswers, Ask, Envelope, Message};
 
 /// The questions that are not answered yet, and the way of all of them.
 #[derive(Debug)]
@@ -43,24 +43,28 @@ impl Questions {
         })))
     }
 
-    /// The server's status as the supervisor tells it now.
+    /// The server's status as the supervisor tells it now, and is told itself what `agent` has said.
     ///
     /// # Errors
     /// Why there is none, in half a sentence.
-    pub(super) fn status(&self, within: Duration) -> Result<Box<Status>, String> {
+    pub(super) fn status(
+        &self,
+        within: Duration,
+        agent: AgentAnswers,
+    ) -> Result<Box<Status>, String> {
         let (tell, told) = channel();
-        let number = self.ask(tell)?;
+        let number = self.ask(tell, agent)?;
         let answer = told.recv_timeout(within);
         self.lock().waiting.remove(&number);
         let file = answer.map_err(|_| "no answer in time".to_owned())?;
         read(file.into()).map_err(|error| format!("the answer cannot be read: {error}"))
     }
 
-    fn ask(&self, tell: Sender<OwnedFd>) -> Result<u64, String> {
+    fn ask(&self, tell: Sender<OwnedFd>, agent: AgentAnswers) -> Result<u64, String> {
         let mut open = self.lock();
         open.last += 1;
         let number = open.last;
-        open.say(Message::Ask(Ask { number }))?;
+        open.say(Message::Ask(Ask { number, agent }))?;
         open.waiting.insert(number, tell);
         Ok(number)
     }
@@ -144,6 +148,13 @@ mod tests {
     use super::*;
     use crate::wire::Told;
 
+    const NOTHING: AgentAnswers = AgentAnswers {
+        ready: 0,
+        drain: 0,
+        maint: 0,
+        down: 0,
+    };
+
     /// The supervisor's end: what was asked next.
     fn asked(channel: &mut Channel) -> u64 {
         let received = channel.receive().unwrap().expect("it was asked before");
@@ -176,7 +187,7 @@ mod tests {
         let questions = Questions::over(here);
         let ask = || {
             let (tell, told) = channel();
-            (questions.ask(tell).unwrap(), told)
+            (questions.ask(tell, NOTHING).unwrap(), told)
         };
         let (first, second) = (ask(), ask());
         assert_eq!(
@@ -196,7 +207,9 @@ mod tests {
     fn an_answer_that_comes_too_late_is_nobodys() {
         let (mut supervisor, here) = Channel::pair().unwrap();
         let questions = Questions::over(here);
-        let why = questions.status(Duration::from_millis(1)).unwrap_err();
+        let why = questions
+            .status(Duration::from_millis(1), NOTHING)
+            .unwrap_err();
         assert_eq!(why, "no answer in time");
         let number = asked(&mut supervisor);
         tell(&mut supervisor, number, "late");
@@ -212,10 +225,16 @@ mod tests {
         assert!(matches!(questions.hear(), Err(channel::Error::Closed)));
         assert_eq!(questions.failure().as_deref(), Some("no descriptors"));
         // It can still be said.
-        questions.say(Message::Ask(Ask { number: 1 })).unwrap();
+        let ask = Ask {
+            number: 1,
+            agent: NOTHING,
+        };
+        questions.say(Message::Ask(ask)).unwrap();
         drop(supervisor);
         let questions = Questions::over(Channel::pair().unwrap().0);
         assert!(matches!(questions.hear(), Err(channel::Error::Closed)));
-        questions.status(Duration::from_secs(10)).unwrap_err();
+        questions
+            .status(Duration::from_secs(10), NOTHING)
+            .unwrap_err();
     }
 }

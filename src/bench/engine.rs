@@ -425,7 +425,7 @@ impl Engine<'_> {
     fn established(&mut self, at: usize) -> bool {
         let now = clock::now();
         let slot = &mut self.slots[at];
-        let (since, wire) = match std::mem::replace(&mut slot.state, State::Away) {
+        let (since, mut wire) = match std::mem::replace(&mut slot.state, State::Away) {
             State::Connecting { since, wire } => (since, wire),
             other => {
                 slot.state = other;
@@ -433,7 +433,12 @@ impl Engine<'_> {
             }
         };
         self.connecting -= 1;
-        if let Err(error) = wire.connected(self.share.target) {
+        let connected = wire.connected(self.share.target);
+        let introduced = connected.and_then(|()| match self.share.plan.proxy_protocol {
+            Some(version) => wire.introduce(version),
+            None => Ok(()),
+        });
+        if let Err(error) = introduced {
             self.lose(at, &Fault::Io(error), now);
             return false;
         }

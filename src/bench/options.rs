@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::size::Sizes;
+use crate::proxy_header::Version;
 
 /// What connections do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +94,7 @@ words!(Pattern: Ping = "ping", Rate = "rate", Stream = "stream", Churn = "churn"
 words!(Expect: Upper = "upper", Echo = "echo", None = "none");
 words!(Close: Fin = "fin", Half = "half", Rst = "rst");
 words!(Arrivals: Constant = "constant", Poisson = "poisson");
+words!(Version: V1 = "v1", V2 = "v2");
 
 /// Where connections come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,6 +140,7 @@ pub struct Options {
     pub threads: Option<u16>,
     pub processes: Option<u16>,
     pub sources: Option<Sources>,
+    pub proxy_protocol: Option<Version>,
     pub expect: Option<Expect>,
     pub timeout: Option<Duration>,
     pub connect_timeout: Option<Duration>,

@@ -98,6 +98,8 @@ pub struct PlanSummary {
     pub duration_ms: u64,
     /// `upper`, `echo` or `none`: what every byte that came back was compared with.
     pub expect: String,
+    /// `v1` or `v2`: the PROXY header with which each connection began; `None` if with none.
+    pub proxy_protocol: Option<String>,
 }
 
 /// What was done while it counted.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::options::{Arrivals, Close, Expect, Options, Pattern, Sources, Word as _};
 use super::outcome::PlanSummary;
 use super::size::Sizes;
+use crate::proxy_header::Version;
 
 /// Connections of `ping`, `rate` and `churn` at once.
 pub const CONNECTIONS: u32 = 50;
@@ -127,6 +128,8 @@ pub struct Plan {
     pub processes: u16,
     /// Where connections come from, in turn; empty: the kernel decides.
     pub sources: Vec<IpAddr>,
+    /// The PROXY header with which each of them begins, if it does.
+    pub proxy_protocol: Option<Version>,
     /// For an answer.
     pub timeout: Duration,
     /// For a connection.
@@ -251,6 +254,7 @@ pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
         threads,
         processes,
         sources: sources(options.sources.as_ref(), connections, facts)?,
+        proxy_protocol: options.proxy_protocol,
         timeout: options.timeout.unwrap_or(TIMEOUT),
         connect_timeout: options.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
         interval: interval(options.duration.unwrap_or(DURATION)),
@@ -445,6 +449,7 @@ impl Plan {
             warmup_ms: millis(self.warmup),
             duration_ms: self.count.map_or_else(|| millis(self.duration), |_| 0),
             expect: self.expect.word().to_owned(),
+            proxy_protocol: self.proxy_protocol.map(|version| version.word().to_owned()),
         }
     }
 

@@ -44,6 +44,9 @@ const SETTLED_LOOKS: u32 = 5;
 /// How long the first connection may take, which shows whether there is a server at all.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The flag by which a server of its own asks for PROXY headers.
+const ASK_FOR_HEADERS: &str = "--proxy-protocol";
+
 /// Why there is no outcome.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -342,7 +345,12 @@ fn subject(options: &Options, found: Option<SocketAddr>) -> Result<Subject, Erro
             own: None,
         });
     }
-    let own = OwnServer::start(options.workers, &options.server_args)?;
+    let mut arguments = options.server_args.clone();
+    let says_it = |argument: &String| argument.starts_with(ASK_FOR_HEADERS);
+    if options.proxy_protocol.is_some() && !arguments.iter().any(says_it) {
+        arguments.push(format!("{ASK_FOR_HEADERS}=all"));
+    }
+    let own = OwnServer::start(options.workers, &arguments)?;
     Ok(Subject {
         name: own.address.to_string(),
         address: own.address,

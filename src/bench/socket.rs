@@ -14,6 +14,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::connection::Stream;
+use crate::proxy_header::{self, Version};
 
 /// One end of a connection.
 #[derive(Debug)]
@@ -61,6 +62,18 @@ impl Wire {
         // port for this end, and the socket answers itself.
         if target.ip().is_loopback() && self.0.local_addr()? == target {
             return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        Ok(())
+    }
+
+    /// Says first, as a load balancer does, who the client is: this end itself.
+    ///
+    /// # Errors
+    /// It cannot be said, or not as a whole: a new connection has room for it.
+    pub(super) fn introduce(&mut self, version: Version) -> io::Result<()> {
+        let header = proxy_header::encode(version, self.0.local_addr()?, self.0.peer_addr()?);
+        if self.0.write(&header)? < header.len() {
+            return Err(io::ErrorKind::WriteZero.into());
         }
         Ok(())
     }

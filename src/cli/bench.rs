@@ -11,9 +11,11 @@ use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser a
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::compare;
+use super::definition::PROXY_PROTOCOL;
 use crate::bench::Options;
 use crate::bench::options::{Arrivals, Close, Expect, Job, Pattern, Sources, Word};
 use crate::bench::size::Sizes;
+use crate::proxy_header::Version;
 
 /// The command.
 pub(super) const BENCH: &str = "bench";
@@ -118,6 +120,7 @@ fn load() -> Vec<Arg> {
             "N|ADDR,...",
             "Addresses to connect from [as ports ask for]",
         ),
+        proxy_protocol("Begin each with a PROXY header of its own"),
     ]
 }
 
@@ -189,6 +192,7 @@ pub(super) fn options(typed: &ArgMatches, command: String) -> Result<Options, St
         threads: one(typed, THREADS),
         processes: one(typed, PROCESSES),
         sources: one(typed, SOURCES),
+        proxy_protocol: one(typed, PROXY_PROTOCOL),
         expect: one(typed, EXPECT),
         timeout: one(typed, TIMEOUT),
         connect_timeout: one(typed, CONNECT_TIMEOUT),
@@ -313,6 +317,11 @@ fn word<T: Word + Send + Sync>(name: &'static str, help: &'static str) -> Arg {
         found.copied().ok_or("not a word for this")
     });
     flag(name, "WORD", help).value_parser(parser)
+}
+
+/// The flag by which connections begin with a PROXY header.
+pub(super) fn proxy_protocol(help: &'static str) -> Arg {
+    word::<Version>(PROXY_PROTOCOL, help).value_name("VERSION")
 }
 
 #[cfg(test)]

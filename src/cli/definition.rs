@@ -12,7 +12,6 @@ use clap::{Arg, ArgAction, Command};
 use super::{Error, completions, exit, manual};
 use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting, TOP_INTERVAL, WATCH_INTERVAL_MIN};
 use crate::control::Rotation;
-use crate::proxy_header::Version;
 
 /// The program.
 pub(super) const PROGRAM: &str = "uppercased";
@@ -52,9 +51,8 @@ pub(super) const CONFIG: &str = "config";
 pub(super) const PRINT: &str = "print";
 /// `client`: where to connect.
 pub(super) const TARGET: &str = "target";
-/// `client`: the PROXY header to begin with.
+/// `client`, `bench`: the PROXY header to begin with.
 pub(super) const PROXY_PROTOCOL: &str = "proxy-protocol";
-pub(super) const PROXY_VERSIONS: [(&str, Version); 2] = [("v1", Version::V1), ("v2", Version::V2)];
 /// Orders: the socket of the server that is meant.
 pub(super) const CONTROL: &str = "control";
 /// Orders: how long to wait for the verdict.
@@ -235,13 +233,9 @@ fn client() -> Command {
                 .value_parser(NonEmptyStringValueParser::new())
                 .help("Where to connect [default: 127.0.0.1:9999]"),
         )
-        .arg(
-            Arg::new(PROXY_PROTOCOL)
-                .long(PROXY_PROTOCOL)
-                .value_name("VERSION")
-                .value_parser(PROXY_VERSIONS.map(|(word, _)| word))
-                .help("Begin with a PROXY header, as a load balancer does"),
-        )
+        .arg(super::bench::proxy_protocol(
+            "Begin with a PROXY header, as a load balancer does",
+        ))
 }
 
 fn reload() -> Command {

@@ -14,8 +14,12 @@ use ipnet::IpNet;
 
 use super::value::{Facts, Grammar};
 
-/// Networks of one list, at most: two full lists still travel to a worker in one message.
+/// Networks of one list, at most.
 pub const NETWORKS_MAX: usize = 512;
+
+/// Networks of all lists together, at most, for they travel to a worker in one message: two full lists,
+/// and the third with its default or little more.
+pub const NETWORKS_IN_ALL_MAX: usize = 1040;
 
 /// The word for an empty list.
 const NONE: &str = "none";
@@ -60,7 +64,8 @@ impl fmt::Display for Networks {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             out,
-            "ADDRESS/PREFIX or ADDRESS, at most {NETWORKS_MAX}, or {NONE}"
+            "ADDRESS/PREFIX or ADDRESS, at most {NETWORKS_MAX} ({NETWORKS_IN_ALL_MAX} in all lists), \
+             or {NONE}"
         )
     }
 }
@@ -104,11 +109,13 @@ fn parse_one(text: &str) -> Result<IpNet, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv6Addr;
+    use std::net::{Ipv6Addr, SocketAddr};
 
     use proptest::prelude::*;
 
-    use super::super::Config;
+    use super::super::{
+        Assignment, Config, LISTEN_MAX, ListenAddr, Origin, ProxyListeners, Setting, resolve,
+    };
     use super::*;
     use crate::wire::FRAME_MAX_BYTES;
 
@@ -155,25 +162,54 @@ mod tests {
         }
     }
 
-    #[test]
-    fn two_full_lists_fit_the_message_that_carries_them() {
+    fn full() -> Vec<IpNet> {
         let full: Vec<String> = (0..NETWORKS_MAX as u128)
             .map(|at| Ipv6Addr::from(u128::MAX - (at << 64)).to_string())
             .collect();
-        let full = Networks.parse(&full.join(","), &FACTS).unwrap();
+        Networks.parse(&full.join(","), &FACTS).unwrap()
+    }
+
+    #[test]
+    fn a_list_has_an_end() {
+        let full = full();
         assert_eq!(full.len(), NETWORKS_MAX);
+        let more = format!("{},10.0.0.0/8", Networks.show(&full));
+        let refused = Networks.parse(&more, &FACTS).unwrap_err();
+        assert!(refused.contains("more than the 512"), "{refused}");
+    }
+
+    #[test]
+    fn the_fullest_lists_fit_the_message_that_carries_them() {
+        let far = ListenAddr {
+            addr: SocketAddr::new(Ipv6Addr::from(u128::MAX).into(), u16::MAX),
+            dual_stack: false,
+        };
+        let listen = vec![far; LISTEN_MAX];
         let config = Config {
-            allow: full.clone(),
-            deny: full.clone(),
+            allow: full(),
+            deny: full(),
+            proxy_trust: full()[..NETWORKS_IN_ALL_MAX - 2 * NETWORKS_MAX].to_vec(),
+            proxy_protocol: ProxyListeners::These(listen.clone()),
+            listen,
             ..Config::default()
         };
         // What else a start message has is a few hundred bytes.
         let bytes = serde_json::to_vec(&config).unwrap().len();
-        assert!(bytes + 8192 < FRAME_MAX_BYTES, "{bytes}");
+        assert!(bytes + 4096 < FRAME_MAX_BYTES, "{bytes}");
+    }
 
-        let more = format!("{},10.0.0.0/8", Networks.show(&full));
-        let refused = Networks.parse(&more, &FACTS).unwrap_err();
-        assert!(refused.contains("more than the 512"), "{refused}");
+    #[test]
+    fn all_lists_together_have_an_end_too() {
+        let list = Networks.show(&full());
+        let given = ["allow", "deny", "proxy_trust"].map(|key| Assignment {
+            setting: Setting::find(key).unwrap(),
+            text: list.clone(),
+            origin: Origin::Flag,
+        });
+        let (two, three) = (&given[..2], &given[..]);
+        resolve(two, &FACTS).unwrap();
+        let refused = resolve(three, &FACTS).unwrap_err().to_string();
+        assert!(refused.contains("1536 networks"), "{refused}");
     }
 
     proptest! {

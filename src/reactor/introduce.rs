@@ -17,8 +17,8 @@ use std::net::SocketAddr;
 use super::Reactor;
 use crate::admission::Verdict;
 use crate::config::PROXY_HEADER_MAX_BYTES;
-use crate::connection::{Outcome, Stream as _, end_stream, reason_of};
-use crate::memory::layout::{Flags, State};
+use crate::connection::{Outcome, Stream as _, reason_of};
+use crate::memory::layout::Flags;
 use crate::metrics::{CloseReason, Counter, RefusalCause};
 use crate::proxy_header::{self, Error, Header};
 use crate::sys::socket::Socket;
@@ -29,7 +29,8 @@ impl Reactor {
         let flags = self.memory.head(fd).flags;
         let into = &mut self.memory.spare()[..PROXY_HEADER_MAX_BYTES];
         let seen = match Socket::numbered(fd).peek(into) {
-            Ok(0) => return self.dismiss(fd, RefusalCause::ProxyMissing, None),
+            // Who looks whether the port is open says nothing: no fault of anybody's.
+            Ok(0) => return self.close(fd, CloseReason::PeerClosed),
             Ok(count) => proxy_header::decode(&into[..count]),
             // Whatever the cause of an interruption, its bytes are still there.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return self.enqueue(fd),
@@ -45,16 +46,10 @@ impl Reactor {
 
     /// Not all of the header is there.
     fn await_rest(&mut self, fd: u32, flags: Flags) {
-        if flags.has(Flags::FINISH) {
-            // Nothing was received, so nothing is owed.
-            let mut socket = Socket::numbered(fd);
-            let state = State::LingeringStop;
-            let outcome = end_stream(&mut self.memory, fd, &mut socket, state, self.now);
-            self.arrived(fd);
-            return self.conclude(fd, outcome);
-        }
-        if flags.has(Flags::READ_DRY) {
-            // An end or an error was announced: no more will come.
+        // A worker that stops looks without having been told of anything.
+        if flags.has(Flags::READ_DRY) && !flags.has(Flags::FINISH) {
+            // An end or an error was announced, and no more will come; or urgent data, which no
+            // header has.
             return self.dismiss(fd, RefusalCause::ProxyMissing, None);
         }
         self.memory.set_flags(fd, flags.without(Flags::READABLE));

@@ -109,7 +109,12 @@ impl Reactor {
         for fd in fired.drain(..) {
             let mut socket = Traced(Socket::numbered(fd));
             let (memory, rules) = (&mut self.memory, &self.rules);
+            let was_nobodys = memory.head(fd).state == State::AwaitingHeader;
             let outcome = connection::expire(memory, fd, &mut socket, rules, self.now);
+            if was_nobodys {
+                // A stop has ended its stream: until it closes it is its proxy's.
+                self.arrived(fd);
+            }
             self.conclude(fd, outcome);
         }
         self.fired = fired;

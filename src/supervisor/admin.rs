@@ -173,6 +173,9 @@ impl AdminEndpoint {
         AdminStatus {
             address: self.http.as_ref().map_or_else(String::new, shown),
             agent: self.agent.as_ref().map(shown),
+            agent_answers: process
+                .filter(|_| self.agent.is_some())
+                .map(AdminProcess::agent),
             pid: process.map(|process| process.pid().unsigned_abs()),
             deaths: self.life.deaths(),
             sandbox: process.and_then(|process| process.sandbox().cloned()),

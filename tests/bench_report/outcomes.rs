@@ -84,6 +84,7 @@ pub(crate) fn clean() -> Outcome {
             warmup_ms: 1000,
             duration_ms: 10_000,
             expect: "upper".to_owned(),
+            proxy_protocol: None,
         },
         measured_ms: 10_002,
         totals: Totals {
@@ -218,6 +219,7 @@ pub(crate) fn bare() -> Outcome {
             pattern: "idle".to_owned(),
             connections: 1,
             expect: "none".to_owned(),
+            proxy_protocol: None,
             ..clean().plan
         },
         machine: Machine::default(),
@@ -253,6 +255,7 @@ pub(crate) fn huge() -> Outcome {
         warmup_ms: u64::MAX,
         duration_ms: u64::MAX,
         expect: long.clone(),
+        proxy_protocol: Some(long.clone()),
     };
     outcome.failures = (0..1000)
         .map(|n| (format!("{n} {long}"), u64::MAX))

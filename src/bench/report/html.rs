@@ -353,6 +353,12 @@ fn circumstances(outcome: &Outcome) -> String {
         ("kernel", machine.kernel.clone()),
         ("bytes checked", outcome.plan.expect.clone()),
     ];
-    let rows = rows.map(|(name, value)| vec![name.to_owned(), escaped(&value)]);
+    let header = outcome.plan.proxy_protocol.clone();
+    let rows = rows
+        .into_iter()
+        .chain(header.map(|version| ("PROXY header", version)));
+    let rows: Vec<_> = rows
+        .map(|(name, value)| vec![name.to_owned(), escaped(&value)])
+        .collect();
     table("Circumstances", &[], &rows)
 }

@@ -94,6 +94,9 @@ pub(super) fn plan(plan: &PlanSummary) -> Vec<String> {
         let arrivals = plan.arrivals.as_deref().unwrap_or("constant");
         parts.push(text(&format!("{arrivals} {}/s", units::number(rate))));
     }
+    if let Some(version) = &plan.proxy_protocol {
+        parts.push(text(&format!("PROXY {version}")));
+    }
     parts.push(counted(plan.threads.into(), "thread"));
     if plan.processes > 1 {
         parts.push(format!("in each of {} processes", plan.processes));

@@ -18,7 +18,7 @@ use crate::supervisor::children::death_of;
 use crate::supervisor::machine::Death;
 use crate::supervisor::tokens::Source;
 use crate::sys::image::{Image, Process};
-use crate::wire::{ADMIN, Envelope, Failed, Message, Sandboxed, StartAdmin, Told};
+use crate::wire::{ADMIN, AgentAnswers, Envelope, Failed, Message, Sandboxed, StartAdmin, Told};
 
 /// A process that answers at the admin endpoint, or is about to.
 #[derive(Debug)]
@@ -28,6 +28,7 @@ pub(super) struct AdminProcess {
     wanted: Confinement,
     /// Once it is ready.
     sandbox: Option<Sandboxed>,
+    agent: AgentAnswers,
     /// Its last words, or why it was ended.
     cause: Option<String>,
 }
@@ -84,6 +85,7 @@ impl AdminProcess {
             channel,
             wanted: Confinement::of(config),
             sandbox: None,
+            agent: AgentAnswers::default(),
             cause: None,
         };
         match this.watch(registry) {
@@ -127,6 +129,11 @@ impl AdminProcess {
         self.sandbox.as_ref()
     }
 
+    /// What it has told load balancers, as of its last question.
+    pub(super) const fn agent(&self) -> AgentAnswers {
+        self.agent
+    }
+
     /// Whether it was started to be locked in as `config` says.
     pub(super) fn is_as(&self, config: &Config) -> bool {
         self.wanted.is_of(config)
@@ -152,7 +159,10 @@ impl AdminProcess {
                 self.sandbox = Some(ready.sandbox.unwrap_or_default());
                 Some(Heard::Ready)
             }
-            Message::Ask(ask) => Some(Heard::Asked(ask.number)),
+            Message::Ask(ask) => {
+                self.agent = ask.agent;
+                Some(Heard::Asked(ask.number))
+            }
             Message::Failed(failed) => {
                 self.cause = Some(failed.cause);
                 None
@@ -258,9 +268,18 @@ mod tests {
             channel,
             wanted: Confinement::of(&Config::default()),
             sandbox: None,
+            agent: AgentAnswers::default(),
             cause: None,
         };
         (child, process, there)
+    }
+
+    fn ask(number: u64) -> Message {
+        let agent = AgentAnswers {
+            ready: number,
+            ..AgentAnswers::default()
+        };
+        Message::Ask(Ask { number, agent })
     }
 
     fn ready() -> Message {
@@ -274,7 +293,7 @@ mod tests {
     fn who_says_anything_out_of_place_is_ended() {
         for wrong in [ready(), Message::Serve(Serve {})] {
             let (_child, mut process, mut there) = process();
-            for message in [ready(), wrong, Message::Ask(Ask { number: 1 })] {
+            for message in [ready(), wrong, ask(1)] {
                 there.send(&envelope(message), &[]).unwrap();
             }
             assert_eq!(process.hear(), Some(Heard::Ready));
@@ -286,6 +305,15 @@ mod tests {
             assert_eq!(how, Death::Signalled(9));
             assert!(process.cause().unwrap().contains("no admin process sends"));
         }
+    }
+
+    #[test]
+    fn a_question_brings_along_what_load_balancers_were_told() {
+        let (_child, mut process, mut there) = process();
+        there.send(&envelope(ask(7)), &[]).unwrap();
+        assert_eq!(process.hear(), Some(Heard::Asked(7)));
+        assert_eq!(process.agent().ready, 7);
+        process.destroy();
     }
 
     #[test]

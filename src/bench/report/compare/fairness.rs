@@ -45,7 +45,7 @@ pub enum Doubt {
 /// What has to be the same in every run, and how to see it.
 type Sameness = (&'static str, fn(&Outcome) -> String);
 
-const SAME: [Sameness; 14] = [
+const SAME: [Sameness; 15] = [
     ("pattern", |o| o.plan.pattern.clone()),
     ("number of connections", |o| o.plan.connections.to_string()),
     ("message size", |o| o.plan.size.clone()),
@@ -66,6 +66,10 @@ const SAME: [Sameness; 14] = [
     ("warm-up", |o| units::time_ms(o.plan.warmup_ms as f64)),
     ("duration", |o| units::time_ms(o.plan.duration_ms as f64)),
     ("expectation of bytes", |o| o.plan.expect.clone()),
+    ("PROXY header", |o| {
+        let header = o.plan.proxy_protocol.clone();
+        header.unwrap_or_else(|| "none".to_owned())
+    }),
     ("machine", |o| {
         format!("{} × {}", o.machine.cpus, o.machine.cpu_model)
     }),
