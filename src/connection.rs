@@ -529,6 +529,14 @@ mod tests {
         );
         let _ = expire(&mut memory, FD, &mut peer, &RULES, at(1000));
         assert_eq!(memory.head(FD).state, State::LingeringStop);
+        // Whatever is shorter of its time for a first word and the time without any.
+        let hasty = Rules {
+            idle_timeout: Some(PATIENCE / 2),
+            ..RULES
+        };
+        let mut memory = opened();
+        memory.set_flags(FD, Flags::FINISH);
+        assert_eq!(deadline(&memory, FD, &hasty), Some(at(500)));
         // One that has been there for long is ended at once.
         let mut memory = opened();
         memory.set_flags(FD, Flags::LAST_LOOK.with(Flags::WRITABLE));
@@ -558,6 +566,24 @@ mod tests {
         let outcome = expire(&mut memory, FD, &mut peer, &patient, at(1000));
         assert_eq!(outcome, Outcome::Waiting);
         assert_eq!(memory.head(FD).state, State::LingeringStop);
+    }
+
+    #[test]
+    fn an_announcement_is_looked_after_until_there_is_nothing_more_and_no_longer() {
+        let mut memory = opened();
+        let mut peer = Peer {
+            message: Some(b"a word"),
+            room: 100,
+        };
+        let announced = Flags::READABLE.with(Flags::READ_DRY);
+        memory.set_flags(FD, announced.with(Flags::WRITABLE));
+        let outcome = drive(&mut memory, FD, &mut peer, &RULES, Tick::ZERO);
+        assert_eq!(
+            (outcome, memory.bytes_moved(FD)),
+            (Outcome::Waiting, (6, 6))
+        );
+        let flags = memory.head(FD).flags;
+        assert!(!flags.has(Flags::READABLE) && !flags.has(Flags::READ_DRY));
     }
 
     #[test]

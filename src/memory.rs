@@ -125,9 +125,10 @@ pub fn counter(shared: &SharedMemory, counter: Counter) -> u64 {
 pub fn open_connections(shared: &SharedMemory) -> u64 {
     let came = [Counter::Accepted, Counter::MovedIn];
     let went = CloseReason::ALL.map(Counter::Closed);
-    let sum = |counters: &[Counter]| -> u64 { counters.iter().map(|&c| counter(shared, c)).sum() };
-    let gone = sum(&went) + counter(shared, Counter::MovedOut);
-    sum(&came).saturating_sub(gone)
+    // Saturating: the numbers are the word of a worker, and any of them may be nonsense.
+    let add = |sum: u64, &one: &Counter| sum.saturating_add(counter(shared, one));
+    let gone = went.iter().fold(counter(shared, Counter::MovedOut), add);
+    came.iter().fold(0, add).saturating_sub(gone)
 }
 
 impl Memory {

@@ -36,7 +36,7 @@ pub struct Status {
     pub pid: u32,
     /// Since it was started; an upgrade does not begin it anew.
     pub uptime_ms: u64,
-    /// "starting", "running", "stopping".
+    /// "serving", or what else it is doing: "booting", "draining".
     pub phase: String,
     /// Whether load balancers are told to send new clients: "in", "drain", "maint".
     pub rotation: String,
@@ -339,6 +339,14 @@ impl Look {
         let slots = self.status.slots.iter();
         let notes = slots.flat_map(|slot| text::notes(slot, &self.status));
         notes.collect()
+    }
+}
+
+impl SlotStatus {
+    /// Connections that wait to be accepted, in all of its queues.
+    pub(crate) fn waiting(&self) -> u64 {
+        let queues = self.accept_queues.iter();
+        queues.fold(0, |sum, queue| sum.saturating_add(queue.length))
     }
 }
 

@@ -50,7 +50,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::clock::{self, Tick};
-use crate::config::{CommandLine, Config, Launch, LogFormat};
+use crate::config::{CommandLine, Config, Launch, LogFormat, WORKER_MESSAGES_MAX};
 use crate::control::Rotation;
 use crate::identity::{RequestId, WorkerId};
 use crate::port::Lock;
@@ -278,7 +278,10 @@ impl Supervisor {
     }
 
     fn hear(&mut self, worker: WorkerId) {
-        while let Some(heard) = self.child_mut(worker).and_then(Child::hear) {
+        for _ in 0..WORKER_MESSAGES_MAX {
+            let Some(heard) = self.child_mut(worker).and_then(Child::hear) else {
+                return;
+            };
             match heard {
                 Heard::Ready(ready, deposited) => {
                     let deposits = !deposited.is_empty();
@@ -323,6 +326,7 @@ impl Supervisor {
                 }
             }
         }
+        self.channel_broke(worker, "it does not stop talking".to_owned());
     }
 
     fn channel_broke(&mut self, worker: WorkerId, cause: String) {

@@ -78,6 +78,7 @@ impl Agent {
     fn judge(&mut self, status: &Status, now: Tick) -> Line {
         // Whatever is said now, both go on.
         let load = self.load.note(status, now);
+        // Also of a server that is out of rotation: one that comes back starts with what is true.
         let unserved = status.slots.iter().any(|slot| slot.queue == "unserved");
         let since = unserved.then(|| self.unserved_since.unwrap_or(now));
         self.unserved_since = since;
@@ -261,6 +262,13 @@ mod tests {
         assert!(answer(&mut agent, &told, 1000).starts_with("ready up"));
         assert!(answer(&mut agent, &told, 999 + limit).starts_with("ready up"));
         assert!(answer(&mut agent, &told, 1000 + limit).starts_with("down"));
+        // Well again while it is out of rotation, it has its moment anew as well.
+        told.rotation = "drain".to_owned();
+        told.slots[1].queue = "served".to_owned();
+        assert!(answer(&mut agent, &told, 1500 + limit).starts_with("drain"));
+        told.rotation = "in".to_owned();
+        told.slots[1].queue = "unserved".to_owned();
+        assert!(answer(&mut agent, &told, 1600 + limit).starts_with("ready up"));
         // Lent, it is served; and the next time it has its moment anew.
         told.slots[1].queue = "lent".to_owned();
         assert!(answer(&mut agent, &told, 2000 + limit).starts_with("ready up"));

@@ -215,7 +215,8 @@ impl Snapshot {
         };
         let value = |traffic: &Traffic| traffic.counters.get(&key).copied().unwrap_or(0);
         let Status { slots, totals, .. } = &self.status;
-        let kept: u64 = slots.iter().map(|slot| value(&slot.traffic)).sum();
+        let kept = slots.iter().map(|slot| value(&slot.traffic));
+        let kept = kept.fold(0, u64::saturating_add);
         let gone = value(&totals.traffic).saturating_sub(kept);
         let mut samples: Vec<_> = slots
             .iter()

@@ -548,6 +548,26 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_stays_a_stop_whatever_the_receiver_does_and_did() {
+        let cause = || "noise".to_owned();
+        let refused = Packet {
+            sequence: 1,
+            message: Message::Refused { cause: cause() },
+        };
+        for last in [SenderEvent::Heard(refused), SenderEvent::PeerGone] {
+            let mut sender = waiting();
+            actions(&mut sender, SenderEvent::Nonsense { cause: cause() });
+            actions(&mut sender, SenderEvent::Stop);
+            actions(&mut sender, last);
+            assert_eq!(sender.end(), Some(&End::Stopped));
+        }
+        let mut sender = waiting();
+        actions(&mut sender, SenderEvent::Nonsense { cause: cause() });
+        actions(&mut sender, SenderEvent::PeerGone);
+        assert_eq!(sender.end(), Some(&End::PeerGone));
+    }
+
+    #[test]
     fn what_is_not_understood_settles_nothing() {
         let cause = || "noise".to_owned();
         for event in [

@@ -177,7 +177,8 @@ fn totals_rate(rates: &Rates) -> String {
 fn queues(slots: &[SlotStatus]) -> Option<String> {
     let queues = slots.iter().flat_map(|slot| &slot.accept_queues);
     let limit = queues.clone().map(|queue| queue.limit).min()?;
-    let waiting: u64 = queues.clone().map(|queue| queue.length).sum();
+    let waiting = slots.iter().map(SlotStatus::waiting);
+    let waiting = waiting.fold(0, u64::saturating_add);
     let full = queues.filter(|queue| is_full(queue)).count();
     let full = match full {
         0 => String::new(),
@@ -297,8 +298,7 @@ fn row(slot: &SlotStatus, rates: Option<&Rates>) -> String {
         cut(&slot.state, STATE_COLUMNS),
         age(slot.age_ms),
     );
-    let waiting = slot.accept_queues.iter().map(|queue| queue.length).sum();
-    let mut numbers = vec![short(traffic.open), short(waiting)];
+    let mut numbers = vec![short(traffic.open), short(slot.waiting())];
     match rates {
         None => numbers.extend([
             short(traffic.accepted),
@@ -695,6 +695,10 @@ slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
                 generation: Generation(small.1), release: ReleaseId(small.2),
                 pid: Some(small.3), state: text.clone(), open: numbers[0],
             });
+            let queues = numbers[3..].iter().map(|&length| AcceptQueueStatus {
+                address: text.clone(), length, limit: numbers[0], inode: 0,
+            });
+            let queues = queues.collect();
             let one = SlotStatus {
                 slot: SlotId(small.0), pid: Some(small.1), cpu: extras.then_some(small.0),
                 accepted_percent: 100, open_percent: 100, generation: Generation(small.2),
@@ -702,7 +706,7 @@ slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
                 sandbox: extras.then(|| Sandboxed {
                     layers: vec![text.clone()], missing: vec![text.clone()],
                 }),
-                queue: text.clone(), lent_to: None, accept_queues: Vec::new(), traffic, deaths: numbers[1],
+                queue: text.clone(), lent_to: None, accept_queues: queues, traffic, deaths: numbers[1],
                 starts: Durations::default(), handovers: Durations::default(),
                 last_death: extras.then(|| LastDeath {
                     generation: Generation(small.1), how: Some(text.clone()),

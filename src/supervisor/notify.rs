@@ -403,6 +403,22 @@ mod tests {
     }
 
     #[test]
+    fn a_barrier_comes_once_and_behind_all_that_it_is_to_confirm() {
+        let mut notifier = Notifier::new(None);
+        let (one, other) = (SlotId(1), SlotId(2));
+        notifier.remove(one);
+        notifier.barrier();
+        notifier.remove(other);
+        notifier.barrier();
+        let all = [
+            Message::Remove(one),
+            Message::Remove(other),
+            Message::Barrier,
+        ];
+        assert_eq!(said(&mut notifier, at(1)), all);
+    }
+
+    #[test]
     fn the_program_after_an_exec_ends_what_the_one_before_began() {
         let mut notifier = Notifier::resumed(None);
         look(&mut notifier, serving(Some(Planned::Renewal)), at(1));

@@ -22,7 +22,8 @@ impl Totals {
     pub(super) fn add(&mut self, memory: &SharedMemory) {
         self.0.resize(Counter::COUNT.max(self.0.len()), 0);
         for counter in Counter::all() {
-            self.0[counter.cell()] += memory::counter(memory, counter);
+            let sum = &mut self.0[counter.cell()];
+            *sum = sum.saturating_add(memory::counter(memory, counter));
         }
     }
 
@@ -31,7 +32,8 @@ impl Totals {
     pub(super) fn close(&mut self, memory: &SharedMemory) -> u64 {
         self.add(memory);
         let lost = memory::open_connections(memory);
-        self.0[Counter::Closed(CloseReason::WorkerDied).cell()] += lost;
+        let died = &mut self.0[Counter::Closed(CloseReason::WorkerDied).cell()];
+        *died = died.saturating_add(lost);
         lost
     }
 
@@ -39,7 +41,7 @@ impl Totals {
     pub(super) fn merge(&mut self, other: &Self) {
         self.0.resize(other.0.len().max(self.0.len()), 0);
         for (sum, more) in self.0.iter_mut().zip(&other.0) {
-            *sum += more;
+            *sum = sum.saturating_add(*more);
         }
     }
 
@@ -50,10 +52,11 @@ impl Totals {
 
     /// Connections open, of those that were added and not closed.
     pub(super) fn open(&self) -> u64 {
-        let came = self.count(Counter::Accepted) + self.count(Counter::MovedIn);
-        let ended = CloseReason::ALL.map(|reason| self.count(Counter::Closed(reason)));
-        let gone = ended.iter().sum::<u64>() + self.count(Counter::MovedOut);
-        came.saturating_sub(gone)
+        let add = |sum: u64, one: &Counter| sum.saturating_add(self.count(*one));
+        let came = [Counter::Accepted, Counter::MovedIn];
+        let ended = CloseReason::ALL.map(Counter::Closed);
+        let gone = ended.iter().fold(self.count(Counter::MovedOut), add);
+        came.iter().fold(0, add).saturating_sub(gone)
     }
 }
 
@@ -87,6 +90,19 @@ mod tests {
         totals.merge(&living);
         assert_eq!(totals.count(Counter::Accepted), 6);
         assert_eq!(totals.open(), 2);
+        // A worker gone mad has written what it liked.
+        for counter in Counter::all() {
+            worker.count(
+                counter,
+                u64::MAX - memory::counter(worker.shared(), counter),
+            );
+        }
+        assert_eq!(totals.close(worker.shared()), 0);
+        assert_eq!(
+            (totals.open(), memory::open_connections(worker.shared())),
+            (0, 0)
+        );
+        totals.merge(&living);
         let older: Totals = serde_json::from_str("[1,2]").unwrap();
         assert_eq!((older.count(Counter::BytesOut), older.open()), (2, 0));
     }

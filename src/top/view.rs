@@ -419,7 +419,7 @@ impl Cell {
             Column::State => slot.state.clone(),
             Column::Age => age(slot.age_ms),
             Column::Open => short(traffic.open),
-            Column::Queue => short(slot.accept_queues.iter().map(|it| it.length).sum()),
+            Column::Queue => short(slot.waiting()),
             Column::Accepted => of(|rate| per_second(rate.accepted)),
             Column::Messages => of(|rate| per_second(rate.messages)),
             Column::BytesIn => of(|rate| per_second(rate.bytes_in)),

@@ -150,7 +150,7 @@ impl Walk {
         let policy = policy();
         Self {
             machine: Machine::new(policy.clone(), 1),
-            laws: Laws::new(policy),
+            laws: Laws::new(policy, 0, Tick::ZERO),
             now: Tick::ZERO,
             asked: 0,
         }

@@ -90,10 +90,16 @@ struct Pulse {
 }
 
 impl Laws {
-    pub(crate) fn new(policy: Policy) -> Self {
+    /// Of a machine whose first `inherited` slots have had listeners since `now`.
+    pub(crate) fn new(policy: Policy, inherited: u16, now: Tick) -> Self {
         let release = ReleaseId::FIRST;
+        let mut slots = vec![Shadow::new(release); usize::from(policy.workers)];
+        for slot in slots.iter_mut().take(inherited.into()) {
+            slot.deposited = true;
+            slot.unserved_since = now;
+        }
         Self {
-            slots: vec![Shadow::new(release); usize::from(policy.workers)],
+            slots,
             policies: BTreeMap::from([(release, policy.clone())]),
             policy,
             release,
@@ -185,7 +191,7 @@ impl Laws {
             Action::Announce => {
                 law!(!self.announced, "the address is announced twice");
                 law!(self.end == End::Running, "announced while {:?}", self.end);
-                let all = self.slots.iter().all(|slot| slot.deposited);
+                let all = self.slots.iter().all(|slot| slot.been_ready);
                 law!(all, "announced before every slot has been Ready");
                 law!(self.spread.is_some(), "announced and nobody is steered to");
                 self.announced = true;
@@ -294,7 +300,7 @@ impl Laws {
             self.grows(now);
         }
         law!(index < self.slots.len(), "{worker} is spawned in no slot");
-        let earlier_bound = self.slots[..index].iter().all(|slot| slot.deposited);
+        let earlier_bound = self.slots[..index].iter().all(|slot| slot.been_ready);
         law!(
             earlier_bound,
             "{worker} is spawned before the slots below it were Ready"
@@ -487,7 +493,7 @@ impl Laws {
                 // Of all reasons for a failed boot this is the one without an event.
                 let late = |slot: &Shadow| match slot.life {
                     Life::Starting { since, .. } => {
-                        !slot.deposited && now >= since + self.policy.start_timeout
+                        !slot.been_ready && now >= since + self.policy.start_timeout
                     }
                     Life::Unborn
                     | Life::Serving { .. }

@@ -124,13 +124,15 @@ impl<'a> World<'a> {
     fn new(rng: &'a mut Rng, trace: bool) -> Self {
         let policy = kernel::policy(rng);
         let start = Tick::from_millis(rng.u64(0..1_000_000));
-        let machine = Machine::new(policy.clone(), rng.u64(..));
+        // Some begin with what an earlier instance or a socket unit has left.
+        let inherited = [0, 0, rng.u16(0..=policy.workers)][rng.usize(0..3)];
+        let machine = Machine::new(policy.clone(), rng.u64(..)).with_listeners(inherited, start);
         Self {
             trace,
             kernel: Kernel::new(start, rng),
             twin: machine.clone(),
             machine,
-            laws: Laws::new(policy),
+            laws: Laws::new(policy, inherited, start),
             exit_due: None,
             releases: ReleaseId::FIRST.0,
             requests: 0,
@@ -351,9 +353,10 @@ fn stop(by: &str) -> Event {
     Event::Stop { by: by.to_owned() }
 }
 
-const KINDS: [&str; 57] = [
+const KINDS: [&str; 58] = [
     "Bind",
     "Adopt",
+    "Inherit",
     "StandBy",
     "Kill",
     "EndCustody",
@@ -415,8 +418,11 @@ fn kind(action: &Action) -> &'static str {
     use uppercased::supervisor::machine::{ListenerSource, Verdict};
     match action {
         Action::Spawn { standby: true, .. } => "StandBy",
-        Action::Spawn { listener, .. } => match listener {
+        Action::Spawn {
+            worker, listener, ..
+        } => match listener {
             ListenerSource::Bind => "Bind",
+            ListenerSource::Adopt if worker.generation.0 == 1 => "Inherit",
             ListenerSource::Adopt => "Adopt",
         },
         Action::Kill { .. } => "Kill",

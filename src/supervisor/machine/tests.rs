@@ -354,6 +354,39 @@ fn a_failed_start_counts_once_and_a_failed_spawn_counts() {
 }
 
 #[test]
+fn one_that_never_was_ready_wipes_no_record_however_short_the_time_that_would() {
+    let mut stage = Stage::booted(
+        Policy {
+            backoff_reset: Duration::ZERO,
+            ..policy(1)
+        },
+        0,
+    );
+    stage.at(10, exited(0, 1, 1));
+    assert_eq!(stage.at(20, exited(0, 2, 1)), []);
+    assert_eq!(stage.state(0), "backing off");
+}
+
+#[test]
+fn what_the_manner_of_a_death_tells_is_its_cause_where_there_are_no_words() {
+    let mut stage = Stage::booted(policy(1), 0);
+    let died = |generation, sign: &str| Event::Exited {
+        worker: worker(0, generation),
+        how: Death::Signalled(9),
+        cause: Some(sign.to_owned()),
+    };
+    let cause = |stage: &Stage| {
+        let view = stage.machine.slots().next().unwrap();
+        view.last_death.unwrap().cause.clone().unwrap()
+    };
+    stage.at(10, died(1, "out of memory"));
+    assert_eq!(cause(&stage), "out of memory");
+    stage.at(20, start_failed(0, 2, "no port"));
+    stage.at(30, died(2, "out of memory"));
+    assert_eq!(cause(&stage), "no port");
+}
+
+#[test]
 fn a_start_timeout_kills_and_counts_when_reaped() {
     let mut stage = Stage::booted(policy(1), 0);
     stage.at(10, killed(0, 1));

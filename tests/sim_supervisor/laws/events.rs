@@ -101,6 +101,7 @@ impl Laws {
             let slot = &mut self.slots[worker.slot.index()];
             slot.life = Life::Serving { since: now, told };
             slot.deposited = true;
+            slot.been_ready = true;
             self.feel(worker, now);
         }
     }
@@ -116,7 +117,7 @@ impl Laws {
         let mut at_boot = false;
         if let Some(Life::Starting { failed, .. }) = self.main(worker) {
             *failed = true;
-            at_boot = !announced && !self.slots[worker.slot.index()].deposited;
+            at_boot = !announced && !self.slots[worker.slot.index()].been_ready;
         }
         if at_boot {
             self.boot_failed(now);
@@ -240,7 +241,7 @@ impl Laws {
             shadow.life = at_once;
             return;
         }
-        if !shadow.deposited && running {
+        if !shadow.been_ready && running {
             shadow.life = at_once;
             if announced {
                 self.growth_fails();

@@ -85,8 +85,10 @@ pub(super) struct Shadow {
     pub(super) born: Option<u32>,
     pub(super) release: ReleaseId,
     pub(super) life: Life,
-    /// A worker of this slot has been Ready: the supervisor holds its listener.
+    /// The supervisor holds its listener: a worker of this slot has been Ready, or somebody left it.
     pub(super) deposited: bool,
+    /// A worker of this slot has been Ready.
+    pub(super) been_ready: bool,
     /// And has closed it again.
     pub(super) closed: bool,
     pub(super) unserved_since: Tick,
@@ -105,6 +107,7 @@ impl Shadow {
             release,
             life: Life::Unborn,
             deposited: false,
+            been_ready: false,
             closed: false,
             unserved_since: Tick::ZERO,
             borrower: None,

@@ -381,6 +381,11 @@ fn a_main_worker_that_dies_is_followed_by_the_successor_on_its_way() {
         ],
     );
     assert_eq!(stage.at(130, killed(0, 1)), [done(1, 1, 0, 0, 30)]);
+    // How long it had served is told all the same.
+    assert!(stage.notices.iter().any(|notice| matches!(
+        notice,
+        Notice::WorkerDied { served_for: Some(served), .. } if *served == ms(110)
+    )));
 }
 
 #[test]
@@ -426,6 +431,15 @@ fn one_operation_at_a_time_and_only_while_serving() {
     let mut stage = Stage::new(calm(2));
     assert_eq!(stage.at(0, scale(3)), [refusal(START_AGAIN)]);
     let mut stage = Stage::booted(calm(2), 0);
+    let same = Event::Restart {
+        request: ASKED,
+        release: ReleaseId::FIRST,
+        policy: calm(2),
+    };
+    assert_eq!(
+        stage.at(99, same),
+        [refusal("release 1 is what runs already")]
+    );
     stage.at(100, restart(calm(2)));
     let cause = "a restart is under way: slot 0 of 2 is being renewed; try again when it is done";
     assert_eq!(stage.at(101, scale(3)), [refusal(cause)]);
@@ -485,6 +499,32 @@ fn an_upgrade_tries_then_execs_then_rolls() {
         [COMMIT]
     );
     assert_eq!(stage.at(231, exited(0, 1, 0)), [done(1, 1, 10, 0, 131)]);
+
+    // One that is still being tried is not wanted any more when the server stops.
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, upgrade.clone());
+    assert_eq!(
+        stage.at(110, stop("SIGTERM")),
+        [
+            Action::AbortPreflight,
+            failure("the server stops"),
+            Action::EndCustody,
+            stop_worker(0, 1),
+        ],
+    );
+
+    // The program has been replaced even where the workers have not.
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, upgrade.clone());
+    stage.at(200, Event::PreflightPassed);
+    let resumed = Event::Resumed {
+        release: NEXT,
+        policy: calm(1),
+    };
+    stage.at(210, resumed);
+    let cause = "the new worker of slot 0 failed: it cannot be spawned: fork: EAGAIN; every worker \
+                 runs what it ran before; the supervisor itself runs the new program";
+    assert_eq!(stage.at(220, spawn_failed(0, 2)), [failure(cause)]);
 
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, upgrade.clone());

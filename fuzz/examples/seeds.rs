@@ -1,0 +1,166 @@
+//! Writes what the decoders read in real life to `corpus/`, for the fuzzer to begin with:
+//! `cargo run --example seeds` in this directory.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use uppercased::clock::Tick;
+use uppercased::config::{Facts, from_file, resolve};
+use uppercased::control::protocol::Rotation;
+use uppercased::control::{Reply, Request};
+use uppercased::handover::Part;
+use uppercased::handover::record::{Message as Handover, Packet};
+use uppercased::identity::{Generation, SlotId, WorkerId};
+use uppercased::memory::frozen::{Frozen, Phase};
+use uppercased::proxy_header::{Version, encode};
+use uppercased::status::Status;
+use uppercased::wire::{
+    Ask, Draining, Envelope, Failed, HandOver, HandedOver, HandoverEnd, Leave, Lend, Listen,
+    Message, Ping, Preflight, Ready, Recall, Sandboxed, Serve, Start, StartAdmin, Stop, TakeOver,
+    Told,
+};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> Outcome<()> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let write = |target: &str, seeds: Vec<Vec<u8>>| -> Outcome<()> {
+        let directory = here.join("corpus").join(target);
+        fs::create_dir_all(&directory)?;
+        for (number, seed) in seeds.iter().enumerate() {
+            fs::write(directory.join(format!("seed-{number}")), seed)?;
+        }
+        Ok(())
+    };
+    let settings = fs::read(here.join("../packaging/uppercased.toml"))?;
+    write("wire_decode", wire(&settings)?)?;
+    write("control_request", control()?)?;
+    write("handover_decode", handover())?;
+    write("proxy_header", proxy()?)?;
+    write("config_file", vec![settings, CONFIG.to_vec()])?;
+    let outcome = fs::read(here.join("../tests/bench_report/format_1.json"))?;
+    write("bench_outcome", vec![outcome])
+}
+
+/// A bit of everything.
+const CONFIG: &[u8] = b"listen = [\"[::]:9999\", \"localhost:80\"]\nworkers = \"auto\"\n\
+    idle_timeout = \"5m\"\nallow = [\"10.0.0.0/8\", \"2001:db8::/32\"]\n\
+    max_connections_per_source = 5\nproxy_protocol = true\nrebalance = 50\n";
+
+fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
+    let facts = Facts { cpus: 2, lookup: &|_, port| Ok(vec![([192, 0, 2, 1], port).into()]) };
+    let assignments = from_file(settings, Path::new("it.toml"))?;
+    let (config, _) = resolve(&assignments, &facts)?;
+    let worker = WorkerId { slot: SlotId(1), generation: Generation(2) };
+    let slot = SlotId(3);
+    let listen = vec![Listen { addr: ([127, 0, 0, 1], 9999).into(), dual_stack: false }];
+    let start = Start {
+        config: config.clone(),
+        listen: listen.clone(),
+        adopt: true,
+        standby: true,
+        cpu: Some(1),
+        max_connections: 100,
+        descriptors: 200,
+    };
+    let sandbox = Sandboxed { layers: vec!["seccomp".into()], missing: vec!["landlock: no".into()] };
+    let active_within = Duration::from_secs(1);
+    let part = Some(Part { permille: 100, at_most: 5, active_within });
+    let handed = |end, part| HandedOver { moved: 4, left: 1, end, part };
+    let messages = vec![
+        Message::Start(Box::new(start)),
+        Message::Ready(Ready { listen, sandbox: Some(sandbox) }),
+        Message::Failed(Failed { cause: "why".into() }),
+        Message::Lend(Lend { slot }),
+        Message::Recall(Recall { slot }),
+        Message::Stop(Stop { lame_duck_ms: 1, drain_timeout_ms: 2 }),
+        Message::Draining(Draining { connections: 3 }),
+        Message::Serve(Serve {}),
+        Message::HandOver(HandOver { to: worker, last: true, drain_timeout_ms: 5, part }),
+        Message::TakeOver(TakeOver { from: worker, expected: 5 }),
+        Message::Leave(Leave { drain_timeout_ms: 5 }),
+        Message::HandedOver(handed(HandoverEnd::Done, false)),
+        Message::HandedOver(handed(HandoverEnd::Refused { cause: "full".into() }, true)),
+        Message::Ping(Ping {}),
+        Message::Preflight(Preflight {}),
+        Message::StartAdmin(Box::new(StartAdmin { config, http: true, agent: false })),
+        Message::Ask(Ask { number: 1 }),
+        Message::Told(Told { number: 1 }),
+    ];
+    let encode = |message| Ok(Envelope { worker, message }.encode(1)?);
+    messages.into_iter().map(encode).collect()
+}
+
+fn control() -> Outcome<Vec<Vec<u8>>> {
+    let mut seeds = Vec::new();
+    for request in [
+        Request::Reload,
+        Request::Upgrade,
+        Request::Scale { workers: 3 },
+        Request::Rotation { to: Rotation::Drain },
+        Request::Status,
+        Request::Stop,
+    ] {
+        seeds.push(request.encode()?);
+    }
+    let done = uppercased::control::Done { renewed: 2, workers: 2, ..Default::default() };
+    for reply in [
+        Reply::Progress("slot 0".into()),
+        Reply::Done(done),
+        Reply::Failed("why".into()),
+        Reply::Refused("why".into()),
+        Reply::Status(Box::new(Status { slots: vec![Default::default()], ..Status::default() })),
+    ] {
+        seeds.push(reply.encode()?);
+    }
+    Ok(seeds)
+}
+
+fn handover() -> Vec<Vec<u8>> {
+    let one = Frozen {
+        unsent: b"HELLO".to_vec(),
+        phase: Phase::Open,
+        peer_ended: true,
+        finish: false,
+        peer: ([192, 0, 2, 1], 80).into(),
+        bytes_in: 5,
+        bytes_out: 0,
+        last_progress: Tick::from_millis(5),
+        opened: Tick::from_millis(1),
+    };
+    let waiting = Frozen { unsent: Vec::new(), phase: Phase::AwaitingHeader, ..one.clone() };
+    let messages = [
+        Handover::Batch(vec![one.clone(), waiting, one]),
+        Handover::End { moved: 3 },
+        Handover::Acknowledged { count: 3 },
+        Handover::Refused { cause: "full".into() },
+    ];
+    messages.map(|message| Packet { sequence: 1, message }.encode()).to_vec()
+}
+
+fn proxy() -> Outcome<Vec<Vec<u8>>> {
+    let (four, six) = ("192.0.2.7:4000".parse()?, "[2001:db8::1]:4000".parse()?);
+    let mut seeds = vec![b"PROXY UNKNOWN\r\n".to_vec()];
+    for version in [Version::V1, Version::V2] {
+        for address in [four, six] {
+            seeds.push(encode(version, address, address));
+        }
+    }
+    // With additional fields: one of no meaning, and a checksum, which is right.
+    let mut fields = encode(Version::V2, four, four);
+    fields[15] += 11;
+    fields.extend([0x04, 0, 1, 0]);
+    fields.extend([0x03, 0, 4, 0, 0, 0, 0]);
+    let sum = crc32c(&fields).to_be_bytes();
+    let end = fields.len();
+    fields[end - 4..].copy_from_slice(&sum);
+    seeds.push(fields);
+    Ok(seeds)
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |sum: u32, _| (sum >> 1) ^ if sum & 1 == 1 { 0x82F6_3B78 } else { 0 };
+    let take = |sum: u32, byte: &u8| (0..8).fold(sum ^ u32::from(*byte), step);
+    !bytes.iter().fold(u32::MAX, take)
+}

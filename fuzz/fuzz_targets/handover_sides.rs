@@ -1,0 +1,179 @@
+//! Either side of a handover, told anything by the other and by its own worker in any order: every
+//! batch is settled once, whoever was told the end hears nothing more, and the two bounds hold.
+#![no_main]
+
+use std::collections::BTreeSet;
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use uppercased::clock::Tick;
+use uppercased::config::HANDOVER_WINDOW;
+use uppercased::handover::machine::{
+    Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
+};
+use uppercased::handover::record::{Message, Packet};
+use uppercased::memory::frozen::{Frozen, Phase};
+
+#[derive(Arbitrary, Debug)]
+enum Said {
+    Acknowledged(u8),
+    Refused,
+    End(u8),
+    Batch(u8),
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    Turn(u8, bool),
+    Sent,
+    Blocked,
+    Failed,
+    Nonsense,
+    PeerGone,
+    Stop,
+    Adopted,
+    NotAdopted,
+    /// The sequence number is the one that is due, plus this.
+    Heard(i8, Said, u8),
+}
+
+fn cause() -> String {
+    "noise".to_owned()
+}
+
+fn frozen() -> Frozen {
+    Frozen {
+        unsent: Vec::new(),
+        phase: Phase::Open,
+        peer_ended: false,
+        finish: false,
+        peer: ([192, 0, 2, 1], 80).into(),
+        bytes_in: 0,
+        bytes_out: 0,
+        last_progress: Tick::ZERO,
+        opened: Tick::ZERO,
+    }
+}
+
+fn packet(due: u32, off: i8, said: &Said) -> Packet {
+    let message = match *said {
+        Said::Acknowledged(count) => Message::Acknowledged { count: count.into() },
+        Said::Refused => Message::Refused { cause: cause() },
+        Said::End(moved) => Message::End { moved: moved.into() },
+        Said::Batch(count) => Message::Batch(vec![frozen(); usize::from(count % 4)]),
+    };
+    Packet { sequence: due.wrapping_add_signed(off.into()), message }
+}
+
+#[derive(Default)]
+struct Leaving {
+    sender: Sender,
+    on_their_way: BTreeSet<u32>,
+    asked: bool,
+    over: bool,
+}
+
+impl Leaving {
+    fn step(&mut self, step: &Step) {
+        let oldest = self.on_their_way.first().copied().unwrap_or(1);
+        let event = match step {
+            Step::Turn(waiting, complete) => {
+                SenderEvent::Turn { waiting: (*waiting).into(), complete: *complete }
+            }
+            // Answers come only to what was asked.
+            Step::Sent if self.asked => SenderEvent::Sent,
+            Step::Blocked if self.asked => SenderEvent::Blocked,
+            Step::Failed if self.asked => SenderEvent::Failed { cause: cause() },
+            Step::Heard(off, said, _) => SenderEvent::Heard(packet(oldest, *off, said)),
+            Step::Nonsense => SenderEvent::Nonsense { cause: cause() },
+            Step::PeerGone => SenderEvent::PeerGone,
+            Step::Stop => SenderEvent::Stop,
+            _ => return,
+        };
+        self.asked = false;
+        self.sender.handle(event);
+        while let Some(action) = self.sender.poll_action() {
+            assert!(!self.over, "{action:?} after the end");
+            match action {
+                SenderAction::Send { sequence } => {
+                    assert!(self.on_their_way.insert(sequence));
+                    self.asked = true;
+                }
+                SenderAction::Retry { sequence } => {
+                    assert!(self.on_their_way.contains(&sequence));
+                    self.asked = true;
+                }
+                SenderAction::Release { sequence } | SenderAction::TakeBack { sequence } => {
+                    assert!(self.on_their_way.remove(&sequence), "{sequence} is settled twice");
+                }
+                SenderAction::SendEnd { .. } => assert!(self.on_their_way.is_empty()),
+                SenderAction::Finish => self.over = true,
+            }
+            assert!(self.on_their_way.len() <= HANDOVER_WINDOW + 1);
+        }
+        assert_eq!(self.over, self.sender.end().is_some());
+        assert!(!self.over || self.on_their_way.is_empty(), "{:?}", self.on_their_way);
+    }
+}
+
+#[derive(Default)]
+struct Coming {
+    receiver: Receiver,
+    due: u32,
+    adopting: bool,
+    refused: bool,
+    over: bool,
+}
+
+impl Coming {
+    fn step(&mut self, step: &Step) {
+        let event = match step {
+            Step::Heard(off, said, descriptors) => {
+                let descriptors = usize::from(descriptors % 4);
+                let packet = packet(self.due + 1, *off, said);
+                ReceiverEvent::Heard { packet, descriptors }
+            }
+            Step::Nonsense | Step::Stop => ReceiverEvent::Unfit { cause: cause() },
+            Step::Adopted if self.adopting => ReceiverEvent::Adopted,
+            Step::NotAdopted if self.adopting => ReceiverEvent::NotAdopted { cause: cause() },
+            Step::PeerGone => ReceiverEvent::PeerGone,
+            _ => return,
+        };
+        // The shell answers before it hands in anything else.
+        let answer = matches!(event, ReceiverEvent::Adopted | ReceiverEvent::NotAdopted { .. });
+        if self.adopting && !answer && event != ReceiverEvent::PeerGone {
+            return;
+        }
+        self.adopting = false;
+        self.receiver.handle(event);
+        while let Some(action) = self.receiver.poll_action() {
+            assert!(!self.over, "{action:?} after the end");
+            match action {
+                ReceiverAction::Adopt { .. } => {
+                    assert!(!self.refused, "something is taken in after a refusal");
+                    self.adopting = true;
+                }
+                ReceiverAction::Acknowledge { sequence, .. } => {
+                    assert_eq!(sequence, self.due + 1);
+                    self.due = sequence;
+                }
+                ReceiverAction::Refuse { .. } => {
+                    assert!(!self.refused, "a second refusal");
+                    self.refused = true;
+                }
+                ReceiverAction::Finish { complete } => {
+                    assert!(!(complete && self.refused));
+                    self.over = true;
+                }
+            }
+        }
+    }
+}
+
+fuzz_target!(|steps: Vec<Step>| {
+    let (mut leaving, mut coming) = (Leaving::default(), Coming::default());
+    for step in &steps {
+        leaving.step(step);
+        coming.step(step);
+    }
+});

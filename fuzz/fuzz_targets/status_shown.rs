@@ -1,0 +1,108 @@
+//! A status in whatever state, of whatever server: it is read or refused, and what is shown of it
+//! keeps to its width and height and moves no cursor.
+#![no_main]
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use serde_json::{Value, json};
+use uppercased::control::Reply;
+use uppercased::status::{Look, Rates, Sockets, Status};
+
+mod graft;
+
+use graft::{Edit, graft};
+
+/// What a terminal has.
+const COLUMNS: usize = 80;
+const LINES: usize = 24;
+
+#[derive(Arbitrary, Debug)]
+struct Seen {
+    edits: Vec<Edit>,
+    later: Vec<Edit>,
+    height: u8,
+}
+
+/// A status with something in every field.
+fn status() -> Value {
+    let counts = json!({"peer_closed": 7, "idle_timeout": 1});
+    let durations = json!({"count": 2, "sum_us": 900, "last_us": 400, "within": [1, 1]});
+    let neighbour = json!({
+        "generation": 4, "release": 2, "pid": 12, "state": "starting", "open": 3
+    });
+    let sandbox = json!({"layers": ["user nobody", "seccomp"], "missing": ["landlock: no"]});
+    let slot = |number: u16| {
+        json!({
+            "slot": number, "pid": 11, "generation": 3, "release": 1, "cpu": 1,
+            "sandbox": sandbox, "state": "serving", "age_ms": 5, "queue": "lent", "lent_to": 1,
+            "accept_queues": [
+                {"address": "127.0.0.1:1", "length": 3, "limit": 2, "inode": 55},
+                {"address": "[::1]:1", "length": 1, "limit": 9, "inode": 56},
+            ],
+            "open": 9, "accepted": 20, "moved_in": 1, "moved_out": 2, "closed": counts,
+            "refused": {"denied": 4}, "untracked": 0, "bytes_in": 5, "bytes_out": 6,
+            "counters": {"reads": 5, "busy_ns": 70_000}, "accepted_percent": 50,
+            "open_percent": 50, "deaths": 1, "starts": durations, "handovers": durations,
+            "last_death": {"generation": 2, "how": "exit code 1", "cause": "why", "age_ms": 8},
+            "successor": neighbour, "predecessor": neighbour,
+        })
+    };
+    json!({
+        "version": "1.2.3", "pid": 10, "uptime_ms": 12_345, "phase": "serving", "rotation": "drain",
+        "operation": "a restart is under way", "release": 2, "addresses": ["127.0.0.1:1"],
+        "operations": [{"what": "restart", "outcome": "done", "count": 1, "sum_us": 5}],
+        "last_operation": {
+            "what": "restart", "outcome": "failed", "cause": "c", "took_ms": 5, "age_ms": 6
+        },
+        "control": "/run/it.sock", "capacity": 100,
+        "admin": {"address": "127.0.0.1:2", "pid": 13, "agent": "127.0.0.1:3", "deaths": 2},
+        "totals": {"open": 9, "accepted": 20, "closed": counts, "deaths": 1},
+        "slots": [slot(0), slot(1)],
+        "sockets": {
+            "age_ms": 5000, "states": {"LISTEN": 2, "ESTABLISHED": 9}, "unaccepted": 1,
+            "local_clients": {"nc": 3}, "unlisted": 1,
+            "others": [{"state": "LISTEN", "local": "127.0.0.1:1", "pid": 5, "program": "nc"}],
+        },
+    })
+}
+
+fn read(edits: &[Edit]) -> Option<(Status, Look)> {
+    let document = graft(status(), edits);
+    let line = json!({ "status": document }).to_string();
+    let Ok(Reply::Status(status)) = Reply::decode(line.as_bytes()) else {
+        return None;
+    };
+    let look = serde_json::from_value(document).ok()?;
+    Some((*status, look))
+}
+
+fn check(lines: &[String], height: usize) {
+    assert!(lines.len() <= height, "{lines:#?}");
+    for line in lines {
+        assert!(line.chars().count() <= COLUMNS, "{line}");
+        assert!(!line.chars().any(char::is_control), "{line:?}");
+    }
+}
+
+fuzz_target!(|seen: Seen| {
+    let (Some((mut before, _)), Some((after, mut look))) = (read(&seen.edits), read(&seen.later))
+    else {
+        return;
+    };
+    look.rates = Rates::between(&before, &after);
+    let height = usize::from(seen.height);
+    check(&look.lines(Some(height)), height);
+    check(&look.lines(None), usize::MAX);
+    check(&after.lines(), LINES);
+    let _ = Sockets::count(Vec::new(), &after, Some(1));
+    let _ = after.unready();
+    before.sum_up();
+    check(&before.lines(), LINES);
+    // What is read can be said again, if it is not too long.
+    if let Ok(line) = Reply::Status(Box::new(after.clone())).encode() {
+        let Ok(Reply::Status(again)) = Reply::decode(&line) else {
+            panic!("what was encoded can be decoded");
+        };
+        assert_eq!(*again, after);
+    }
+});
