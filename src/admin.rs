@@ -27,7 +27,7 @@ use crate::channel::{self, Channel};
 use crate::clock::{self, Tick};
 use crate::config::{
     ADMIN_ANSWER_TIMEOUT, ADMIN_HEAD_MAX_BYTES, ADMIN_REQUEST_TIMEOUT, ADMIN_REQUESTS_MAX,
-    AGENT_CLIENTS_MAX, AGENT_FRESH, AGENT_TIMEOUT, Config,
+    AGENT_CLIENTS_MAX, AGENT_FRESH, AGENT_TIMEOUT, Config, OOM_SCORE_STEP,
 };
 use crate::fault;
 use crate::log;
@@ -35,6 +35,7 @@ use crate::sandbox::{self, calls::Role};
 use crate::status::Status;
 use crate::sys::child::end_with_parent;
 use crate::sys::fd::inherited_channel;
+use crate::sys::limits::be_killed_before_parent;
 use crate::wire::{AgentAnswers, Failed, Message, Ready, Sandboxed};
 
 mod agent;
@@ -84,6 +85,11 @@ pub fn run(options: Options) -> ExitCode {
     let questions = Questions::over(channel);
     let served = log::init(config.log_level, config.log_format)
         .map_err(|error| error.to_string())
+        .inspect(|()| {
+            if let Err(error) = be_killed_before_parent(OOM_SCORE_STEP) {
+                tracing::debug!(%error, "the supervisor may be killed for memory as soon as this process");
+            }
+        })
         .and_then(|()| serve(doors, &config, options, &questions));
     match served {
         Ok(()) => ExitCode::SUCCESS,

@@ -22,7 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::channel::{self, Channel};
 use crate::clock::Tick;
-use crate::config::Config;
+use crate::config::{Config, OOM_SCORE_STEP};
 use crate::fault;
 use crate::identity::WorkerId;
 use crate::listener;
@@ -34,6 +34,7 @@ use crate::reactor::Reactor;
 use crate::sandbox::{self, calls::Role};
 use crate::sys::cpus;
 use crate::sys::fd::inherited_channel;
+use crate::sys::limits::be_killed_before_parent;
 use crate::wire::{Draining, Envelope, Failed, Listen, Message, Ready, Start, Stop};
 
 /// How long a new worker waits to be told what to be. Its supervisor says so before it even forks.
@@ -102,6 +103,9 @@ pub fn run() -> ExitCode {
         return give_up(channel, id, &error.to_string());
     }
     let _life = log::worker_span(id.slot.0, id.generation.0).entered();
+    if let Err(error) = be_killed_before_parent(OOM_SCORE_STEP) {
+        tracing::debug!(%error, "the supervisor may be killed for memory as soon as this process");
+    }
     die_by_panic();
     match Worker::prepare(id, *start, descriptors, channel) {
         Ok(worker) => worker.serve(),

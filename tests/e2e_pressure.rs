@@ -124,6 +124,26 @@ fn a_worker_that_is_killed_for_want_of_memory_is_renewed_and_the_cause_is_said()
     before.assert_back(&server);
 }
 
+#[test]
+fn the_supervisor_is_the_last_that_the_kernel_kills_for_memory() {
+    let server = Server::builder().args(["--listen=127.0.0.1:0", "--admin=127.0.0.1:0"]);
+    let server = server.start();
+    let score = |pid: u32| -> i32 {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
+        text.expect("a process").trim().parse().expect("a number")
+    };
+    let mut children = server.worker_pids();
+    let admin = || server.status_json()["admin"]["pid"].as_u64();
+    until("the admin process is there", || admin().is_some());
+    children.extend(admin().and_then(|pid| u32::try_from(pid).ok()));
+    let supervisor = score(server.pid());
+    for child in children {
+        until("it is likelier to be killed", || {
+            score(child) == (supervisor + 100).min(1000)
+        });
+    }
+}
+
 /// The clients that a worker serves.
 fn clients_of(worker: u32, port: u16) -> BTreeSet<SocketAddr> {
     let held: BTreeSet<String> = descriptors(worker).into_values().collect();

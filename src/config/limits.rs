@@ -156,6 +156,10 @@ pub const STATUS_SOCKETS_LISTED: usize = 1000;
 /// The largest configuration file that is read, in bytes; `--config /dev/zero` must end.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;
 
+/// How much likelier than the supervisor a child of it is to be killed for want of memory, in
+/// thousandths of the memory there is. They are often of one size, and only a worker can be replaced.
+pub const OOM_SCORE_STEP: i16 = 100;
+
 /// How often the service manager's status line is made anew; it is sent if it has changed.
 pub const NOTIFY_STATUS_IDLE: Duration = Duration::from_secs(5);
 
