@@ -112,6 +112,10 @@ pub const ADMIN_HEAD_MAX_BYTES: usize = 8192;
 /// How long a client of the admin endpoint may take to send its request, and to read the answer.
 pub const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long one that has not come yet is waited for while others wait for their turn. Whoever
+/// connects with a request in hand sends it at once.
+pub const ADMIN_PATIENCE: Duration = Duration::from_millis(100);
+
 /// How long the admin process waits for the supervisor; one that takes longer is not healthy.
 pub const ADMIN_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
