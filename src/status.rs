@@ -360,6 +360,16 @@ impl Look {
         lines
     }
 
+    /// Of these lines the one that says why new clients should go elsewhere, if they should.
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        text::not_ready(&self.status)
+    }
+
+    /// Of these lines how many connections there are, and may be.
+    pub(crate) fn open(&self) -> String {
+        text::open(&self.status)
+    }
+
     /// Of these lines those about single slots.
     pub(crate) fn notes(&self) -> Vec<String> {
         let slots = self.status.slots.iter();

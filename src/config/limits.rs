@@ -141,8 +141,8 @@ pub const WATCH_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// How long `status` looks to know how fast everything goes.
 pub const STATUS_RATES_SPAN: Duration = Duration::from_millis(250);
 
-/// How long `status --watch` and `top` wait for one answer.
-pub const WATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long `status` and `top` wait for one answer; a supervisor that lives has one at once.
+pub const STATUS_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// From one look of `top` to the next where nobody names a time.
 pub const TOP_INTERVAL: Duration = Duration::from_secs(1);
