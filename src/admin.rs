@@ -6,7 +6,8 @@
 //! There it can ask for nothing else: it has no way to the control socket.
 //!
 //! Invariants: at most [`ADMIN_REQUESTS_MAX`] requests and [`AGENT_CLIENTS_MAX`] load balancers at
-//! once, each with a deadline for the whole of it; it locks itself in (`sandbox`) before it answers
+//! once, each with a deadline for the whole of it, and one that is slow to ask makes way for whoever
+//! waits for it; it locks itself in (`sandbox`) before it answers
 //! any; it ends with its supervisor; nothing that it does or fails to do reaches a client.
 //!
 //! It must not decide anything about the server. It may have threads: it is no worker, and forks
@@ -16,18 +17,20 @@ use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::Socket;
 
 use crate::channel::{self, Channel};
 use crate::clock::{self, Tick};
 use crate::config::{
-    ADMIN_ANSWER_TIMEOUT, ADMIN_HEAD_MAX_BYTES, ADMIN_REQUEST_TIMEOUT, ADMIN_REQUESTS_MAX,
-    AGENT_CLIENTS_MAX, AGENT_FRESH, AGENT_TIMEOUT, Config, OOM_SCORE_STEP,
+    ADMIN_ANSWER_TIMEOUT, ADMIN_HEAD_MAX_BYTES, ADMIN_PATIENCE, ADMIN_REQUEST_TIMEOUT,
+    ADMIN_REQUESTS_MAX, AGENT_CLIENTS_MAX, AGENT_FRESH, AGENT_TIMEOUT, Config, OOM_SCORE_STEP,
 };
 use crate::fault;
 use crate::log;
@@ -35,6 +38,7 @@ use crate::sandbox::{self, calls::Role};
 use crate::status::Status;
 use crate::sys::child::end_with_parent;
 use crate::sys::fd::inherited_channel;
+use crate::sys::heap::share_one_heap;
 use crate::sys::limits::be_killed_before_parent;
 use crate::wire::{AgentAnswers, Failed, Message, Ready, Sandboxed};
 
@@ -102,12 +106,27 @@ pub fn run(options: Options) -> ExitCode {
 }
 
 /// A listener, how many answer there at once, and how.
-type Door = (Socket, usize, Answer);
-/// Answers one client.
-type Answer = fn(&Desk, &Socket) -> io::Result<()>;
+type Offer = (Socket, usize, Answer);
+/// Answers one client of a door.
+type Answer = fn(&Desk, &Door, &Socket) -> io::Result<()>;
+
+/// Where clients come in.
+#[derive(Debug)]
+struct Door {
+    listener: Socket,
+    /// Threads that have no client.
+    free: AtomicUsize,
+}
+
+impl Door {
+    /// Whether somebody waits whom no thread is about to take, the listener being readable.
+    fn is_crowded(&self) -> bool {
+        self.free.load(Ordering::Relaxed) == 0
+    }
+}
 
 /// The first message: the configuration, and the listeners.
-fn await_start(channel: &mut Channel) -> io::Result<(Config, Vec<Door>)> {
+fn await_start(channel: &mut Channel) -> io::Result<(Config, Vec<Offer>)> {
     let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
     poll(&mut readable, PollTimeout::from(START_MESSAGE_TIMEOUT_MS))?;
     let received = channel.receive().map_err(io::Error::other)?;
@@ -120,7 +139,7 @@ fn await_start(channel: &mut Channel) -> io::Result<(Config, Vec<Door>)> {
         (start.agent, AGENT_CLIENTS_MAX, Desk::answer_balancer),
     ];
     let named = kinds.into_iter().filter(|(is_there, ..)| *is_there);
-    let doors: Vec<Door> = named
+    let doors: Vec<Offer> = named
         .zip(received.descriptors)
         .map(|((_, threads, answer), listener)| (listener.into(), threads, answer))
         .collect();
@@ -132,7 +151,7 @@ fn await_start(channel: &mut Channel) -> io::Result<(Config, Vec<Door>)> {
 
 /// Locks itself in and serves with a few threads, of which each has one request in hand at most.
 fn serve(
-    doors: Vec<Door>,
+    doors: Vec<Offer>,
     config: &Config,
     options: Options,
     questions: &Arc<Questions>,
@@ -151,6 +170,7 @@ fn serve(
     });
     let threads: usize = doors.iter().map(|(_, threads, _)| threads).sum();
     let opening = Arc::new(Barrier::new(threads + 1));
+    share_one_heap();
     start_threads(&desk, doors, &opening)
         .map_err(|error| format!("cannot start a thread: {error}"))?;
     let sandboxed = locked.finish(Role::Admin)?;
@@ -162,19 +182,22 @@ fn serve(
 
 /// Starts the threads, and waits until each has begun and stands before the doors: none starts, and
 /// none sets itself up, when calls have been taken away.
-fn start_threads(desk: &Arc<Desk>, doors: Vec<Door>, opening: &Arc<Barrier>) -> io::Result<()> {
+fn start_threads(desk: &Arc<Desk>, doors: Vec<Offer>, opening: &Arc<Barrier>) -> io::Result<()> {
     let (begun, all_begun) = channel();
     let mut started = 0;
     for (listener, threads, answer) in doors {
-        let listener = Arc::new(listener);
+        let door = Arc::new(Door {
+            listener,
+            free: AtomicUsize::new(threads),
+        });
         for _ in 0..threads {
-            let (desk, listener) = (Arc::clone(desk), Arc::clone(&listener));
+            let (desk, door) = (Arc::clone(desk), Arc::clone(&door));
             let (opening, begun) = (Arc::clone(opening), begun.clone());
             let serve = move || {
                 // By this the allocator has settled where this thread's memory comes from.
                 let _ = begun.send(Vec::<u8>::with_capacity(DISCARD_BYTES));
                 opening.wait();
-                let error = desk.answer_for_ever(&listener, answer);
+                let error = desk.answer_for_ever(&door, answer);
                 // The first one that cannot go on ends the process; the supervisor starts another.
                 desk.questions.give_up(&error);
             };
@@ -228,11 +251,15 @@ struct Told {
 
 impl Desk {
     /// Takes one connection after the other; returns why that is impossible.
-    fn answer_for_ever(&self, listener: &Socket, answer: Answer) -> io::Error {
+    fn answer_for_ever(&self, door: &Door, answer: Answer) -> io::Error {
         loop {
-            match listener.accept() {
-                // A client that goes away in the middle is nobody's trouble.
-                Ok((connection, _)) => drop(answer(self, &connection)),
+            match door.listener.accept() {
+                Ok((connection, _)) => {
+                    door.free.fetch_sub(1, Ordering::Relaxed);
+                    // A client that goes away in the middle is nobody's trouble.
+                    drop(answer(self, door, &connection));
+                    door.free.fetch_add(1, Ordering::Relaxed);
+                }
                 Err(error) if is_the_clients(&error) => {}
                 Err(error) => return error,
             }
@@ -240,7 +267,7 @@ impl Desk {
     }
 
     /// Tells a load balancer its line, whatever it has sent: some send a word of their own first.
-    fn answer_balancer(&self, connection: &Socket) -> io::Result<()> {
+    fn answer_balancer(&self, _: &Door, connection: &Socket) -> io::Result<()> {
         let line = self.line();
         // From here on: what the supervisor has taken is not the balancer's fault.
         let by = clock::now() + AGENT_TIMEOUT;
@@ -265,9 +292,9 @@ impl Desk {
         line
     }
 
-    fn answer_one(&self, connection: &Socket) -> io::Result<()> {
+    fn answer_one(&self, door: &Door, connection: &Socket) -> io::Result<()> {
         let by = clock::now() + ADMIN_REQUEST_TIMEOUT;
-        let (response, refused, without_body) = match read_head(connection, by)? {
+        let (response, refused, without_body) = match read_head(door, connection, by)? {
             None => return Ok(()),
             Some(Ok(asked)) => (self.answer(asked), false, asked.head_only),
             Some(Err(refusal)) => (refusal.response(), true, false),
@@ -284,7 +311,9 @@ impl Desk {
 
     fn answer(&self, asked: Asked) -> Response {
         let agent = *self.agent_answers();
-        answer::answer(asked.page, &self.status(), &self.answered, agent)
+        asked.page.map_or_else(Response::no_such_page, |page| {
+            answer::answer(page, &self.status(), &self.answered, agent)
+        })
     }
 
     /// The server's status as the supervisor tells it now, or why it does not.
@@ -311,21 +340,22 @@ fn is_the_clients(error: &io::Error) -> bool {
 
 /// Reads a request, or why it is none; `None` if the client closed without having begun one.
 fn read_head(
+    door: &Door,
     mut connection: &Socket,
     by: Tick,
 ) -> io::Result<Option<Result<Asked, http::Refusal>>> {
     let mut bytes = vec![0; ADMIN_HEAD_MAX_BYTES];
     let mut len = 0;
+    let patient_until = clock::now() + ADMIN_PATIENCE;
     loop {
-        let Some(left) = left(by) else {
+        if !await_more(door, connection, patient_until, by)? {
             return Ok(Some(Err(http::Refusal::TooSlow)));
-        };
-        connection.set_read_timeout(Some(left))?;
+        }
         match connection.read(&mut bytes[len..]) {
             Ok(0) if len == 0 => return Ok(None),
             Ok(0) => return Ok(Some(Err(http::Refusal::Malformed))),
             Ok(count) => len += count,
-            Err(error) if is_timeout(&error) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
         match http::read(&bytes[..len]) {
@@ -333,6 +363,35 @@ fn read_head(
             Ok(None) if len == bytes.len() => return Ok(Some(Err(http::Refusal::TooLong))),
             Ok(None) => {}
             Err(refusal) => return Ok(Some(Err(refusal))),
+        }
+    }
+}
+
+/// Waits until there is more to read; false: no longer. Once patience is at its end a client is
+/// waited for only as long as nobody else waits, or a handful of silent ones would keep all others
+/// from learning how the server is.
+fn await_more(door: &Door, connection: &Socket, patient_until: Tick, by: Tick) -> io::Result<bool> {
+    loop {
+        let Some(most) = left(by) else {
+            return Ok(false);
+        };
+        let patience = left(patient_until);
+        let wait = PollTimeout::try_from(patience.unwrap_or(most).min(most));
+        let mut fds = [
+            PollFd::new(connection.as_fd(), PollFlags::POLLIN),
+            PollFd::new(door.listener.as_fd(), PollFlags::POLLIN),
+        ];
+        let watched = if patience.is_some() { 1 } else { 2 };
+        match poll(&mut fds[..watched], wait.unwrap_or(PollTimeout::MAX)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let happened = |at: usize| fds[at].any().unwrap_or(false);
+        if happened(0) {
+            return Ok(true);
+        }
+        if watched == 2 && happened(1) && door.is_crowded() {
+            return Ok(false);
         }
     }
 }
@@ -372,4 +431,55 @@ fn is_timeout(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A door with so many free threads, and a client that it has let in.
+    fn door(free: usize) -> (Door, Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (let_in, _) = listener.accept().unwrap();
+        let door = Door {
+            listener: listener.into(),
+            free: AtomicUsize::new(free),
+        };
+        (door, let_in.into(), client)
+    }
+
+    fn another_waits_at(door: &Door) -> TcpStream {
+        let address = door.listener.local_addr().unwrap();
+        TcpStream::connect(address.as_socket().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn who_says_nothing_makes_way_for_whoever_waits() {
+        let (door, let_in, _silent) = door(0);
+        let _next = another_waits_at(&door);
+        let by = clock::now() + Duration::from_secs(3600);
+        let read = read_head(&door, &let_in, by).unwrap();
+        assert_eq!(read, Some(Err(http::Refusal::TooSlow)));
+    }
+
+    #[test]
+    fn who_has_asked_is_heard_whoever_waits_and_who_is_slow_has_its_time_otherwise() {
+        let (door, let_in, mut client) = door(0);
+        let _next = another_waits_at(&door);
+        client.write_all(b"GET /status HTTP/1.1\r\n\r\n").unwrap();
+        let by = clock::now() + Duration::from_secs(3600);
+        let read = read_head(&door, &let_in, by).unwrap();
+        assert!(matches!(read, Some(Ok(_))), "{read:?}");
+
+        // Another thread is about to take the one who waits.
+        let (door, let_in, _silent) = self::door(1);
+        let _next = another_waits_at(&door);
+        let by = clock::now() + 3 * ADMIN_PATIENCE;
+        let read = read_head(&door, &let_in, by).unwrap();
+        assert_eq!(read, Some(Err(http::Refusal::TooSlow)));
+        assert!(by.since(clock::now()) < ADMIN_PATIENCE);
+    }
 }

@@ -431,6 +431,10 @@ impl Reactor {
         let was = self.takes_connections();
         self.gate = gate;
         self.follow_gate(was);
+        // A gate that is shut was shut by a pause, or for ever.
+        if self.gate == Gate::Open {
+            tracing::info!(open = self.open, "accepting resumed");
+        }
     }
 
     const fn takes_connections(&self) -> bool {
@@ -451,9 +455,6 @@ impl Reactor {
                     self.gate = Gate::Resting(self.now + self.accept_retry);
                 }
             }
-        }
-        if is {
-            tracing::info!(open = self.open, "accepting resumed");
         }
     }
 

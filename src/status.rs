@@ -60,6 +60,9 @@ pub struct Status {
     pub totals: Totals,
     /// In order of their numbers.
     pub slots: Vec<SlotStatus>,
+    /// Slots that are no more, with what they have counted; one that comes back goes on from there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<SlotStatus>,
 }
 
 /// A status, and what whoever asked for it has added.
@@ -106,6 +109,17 @@ pub struct OperationTimes {
     /// From the request to the verdict.
     #[serde(flatten)]
     pub times: Durations,
+}
+
+impl OperationTimes {
+    const KINDS: [&str; 3] = ["restart", "upgrade", "scale"];
+    const OUTCOMES: [&str; 2] = ["done", "failed"];
+
+    /// What and outcome of each that there can be.
+    pub fn all_kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
+        let outcomes = |what| Self::OUTCOMES.map(|outcome| (what, outcome));
+        Self::KINDS.into_iter().flat_map(outcomes)
+    }
 }
 
 /// The planned operation that ended last; one that was refused never began.
@@ -256,18 +270,16 @@ pub struct LastDeath {
 }
 
 impl Status {
-    /// Sets the totals to the sums over the slots, and the slots' shares of them.
+    /// Sets the totals to the sums over all slots, former ones too, and the present ones' shares of
+    /// what they have.
     pub fn sum_up(&mut self) {
-        let mut totals = Totals::default();
-        for slot in &self.slots {
-            totals.traffic.add(&slot.traffic);
-            totals.deaths = totals.deaths.saturating_add(slot.deaths);
-        }
+        let mut totals = Totals::of(&self.slots);
         let (accepted, open) = (totals.traffic.accepted, totals.traffic.open);
         for slot in &mut self.slots {
             slot.accepted_percent = percent(slot.traffic.accepted, accepted);
             slot.open_percent = percent(slot.traffic.open, open);
         }
+        totals.add(&Totals::of(&self.former));
         self.totals = totals;
     }
 
@@ -313,6 +325,22 @@ impl Status {
     }
 }
 
+impl Totals {
+    fn of(slots: &[SlotStatus]) -> Self {
+        let mut totals = Self::default();
+        for slot in slots {
+            totals.traffic.add(&slot.traffic);
+            totals.deaths = totals.deaths.saturating_add(slot.deaths);
+        }
+        totals
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.traffic.add(&other.traffic);
+        self.deaths = self.deaths.saturating_add(other.deaths);
+    }
+}
+
 impl Look {
     /// The same with what was added, at most `height` lines of it, or all.
     #[must_use]
@@ -332,6 +360,16 @@ impl Look {
         let mut lines: Vec<String> = last.map(text::last_operation).into_iter().collect();
         lines.extend(self.sockets.iter().flat_map(text::on_the_ports));
         lines
+    }
+
+    /// Of these lines the one that says why new clients should go elsewhere, if they should.
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        text::not_ready(&self.status)
+    }
+
+    /// Of these lines how many connections there are, and may be.
+    pub(crate) fn open(&self) -> String {
+        text::open(&self.status)
     }
 
     /// Of these lines those about single slots.

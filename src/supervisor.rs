@@ -66,7 +66,7 @@ use resources::SlotResources;
 use systemd::Systemd;
 use times::Times;
 use tokens::Source;
-use totals::Totals;
+use totals::Former;
 
 pub use activation::Error as ActivationError;
 pub use admin::Error as AdminError;
@@ -112,7 +112,7 @@ pub struct Supervisor {
     /// Slot `i` is at index `i`.
     slots: Vec<SlotResources>,
     /// What slots that are no more have counted.
-    dropped: Totals,
+    former: Former,
     /// What load balancers are told.
     rotation: Rotation,
     times: Times,

@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod child;
 pub mod cpus;
 pub mod fd;
+pub mod heap;
 pub mod image;
 pub mod limits;
 pub mod shared;

@@ -20,12 +20,12 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, raise};
 use ratatui_core::terminal::Terminal;
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGWINCH};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::clock::{self, Tick};
-use crate::config::{TOP_CONNECT_TIMEOUT, WATCH_ANSWER_TIMEOUT};
+use crate::config::{STATUS_ANSWER_TIMEOUT, TOP_CONNECT_TIMEOUT};
 use crate::control::client::{Conversation, Error as AskError};
 use crate::control::{Reply, Request};
 use crate::fault;
@@ -58,6 +58,12 @@ pub enum Error {
          `uppercased status --watch`"
     )]
     NoTerminal,
+    /// The terminal says of itself that it can only be written on.
+    #[error(
+        "top needs a terminal whose cursor can be moved (TERM is \"dumb\"); for others there is \
+         `uppercased status --watch`"
+    )]
+    Dumb,
     /// There is no server to begin with.
     #[error("{0}")]
     NoServer(String),
@@ -80,12 +86,15 @@ pub fn run(options: &Options, find: Find<'_>) -> Result<ExitCode, Error> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         return Err(Error::NoTerminal);
     }
+    if std::env::var_os("TERM").is_some_and(|term| term == "dumb") {
+        return Err(Error::Dumb);
+    }
     let path = match &options.control {
         Some(path) => path.clone(),
         None => find().map_err(Error::NoServer)?,
     };
     // Nobody's terminal is changed for a server that is not there.
-    let first = Conversation::open(&path, Some(WATCH_ANSWER_TIMEOUT));
+    let first = Conversation::open(&path, Some(STATUS_ANSWER_TIMEOUT));
     drop(first.map_err(|error| Error::NoServer(error.to_string()))?);
 
     let mut top = Top::enter(options, find, path)?;
@@ -137,7 +146,7 @@ impl<'a> Top<'a> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
         write.set_nonblocking(true)?;
-        let caught = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGCONT, SIGWINCH];
+        let caught = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT, SIGWINCH];
         let signals = SignalDelivery::with_pipe(read, write, SignalOnly, caught)?;
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let modes = Modes::enter()?;
@@ -186,10 +195,12 @@ impl<'a> Top<'a> {
     fn draw(&mut self) -> io::Result<()> {
         let now = clock::now();
         let (model, palette) = (&self.model, self.palette);
+        let mut first_row = None;
         self.screen.draw(|frame| {
             let area = frame.area();
-            view::draw(model, palette, now, area, frame.buffer_mut());
+            first_row = view::draw(model, palette, now, area, frame.buffer_mut());
         })?;
+        self.model.scrolled_to(first_row);
         Ok(())
     }
 
@@ -236,7 +247,7 @@ impl<'a> Top<'a> {
         for number in pending {
             match number {
                 SIGINT => return Ok(Some(End::Asked)),
-                SIGTERM | SIGHUP => return Ok(Some(End::Signalled(number))),
+                SIGTERM | SIGHUP | SIGQUIT => return Ok(Some(End::Signalled(number))),
                 SIGTSTP => self.suspend()?,
                 // Somebody else had the terminal, or it has another size.
                 SIGCONT => self.come_back()?,
@@ -273,6 +284,10 @@ impl<'a> Top<'a> {
                 Some(Action::Suspend) => self.suspend()?,
                 Some(Action::Redraw) => self.screen.clear()?,
                 Some(Action::Ask(request)) => self.begin_operation(&request),
+            }
+            // What came with it, pasted perhaps, is no answer to a question that nobody has seen.
+            if self.model.question().is_some() {
+                break;
             }
         }
         Ok(None)
@@ -324,7 +339,7 @@ impl<'a> Top<'a> {
         }
         self.next_look = now + self.options.every;
         match self.ask(&Request::Status) {
-            Ok(conversation) => self.looking = Some((conversation, now + WATCH_ANSWER_TIMEOUT)),
+            Ok(conversation) => self.looking = Some((conversation, now + STATUS_ANSWER_TIMEOUT)),
             Err(error) => self.look_failed(error.to_string()),
         }
     }

@@ -4,14 +4,17 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use self::support::adversity::skipped;
 use self::support::observe::{state, until, until_some, worker_of};
 use self::support::{Client, DEADLINE, Server, Watched, wait_gone};
 
@@ -61,7 +64,9 @@ fn get(address: SocketAddr, path: &str) -> (u16, String) {
 
 /// The metrics, as text that a parser of the format accepts.
 fn scrape(address: SocketAddr) -> String {
-    let answer = exchange(address, b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n");
+    let asked =
+        "GET /metrics HTTP/1.1\r\nHost: here\r\nAccept: application/openmetrics-text\r\n\r\n";
+    let answer = exchange(address, asked.as_bytes());
     assert_eq!(status_of(&answer), 200, "{answer}");
     assert!(answer.contains(OPENMETRICS), "{answer}");
     let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
@@ -69,6 +74,21 @@ fn scrape(address: SocketAddr) -> String {
     let parsed = parsed.unwrap_or_else(|error| panic!("{error}: {body}"));
     assert!(parsed.families.len() > 10, "{body}");
     body.to_owned()
+}
+
+/// Everything that only grows, by series. What the admin process counts of itself begins anew with
+/// each.
+fn growing(text: &str) -> BTreeMap<String, f64> {
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let samples = samples.filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let name = series.split('{').next()?;
+        let grows = ["_total", "_bucket", "_count", "_sum"];
+        let grows = grows.iter().any(|suffix| name.ends_with(suffix));
+        let own = name == "uppercased_admin_requests_total";
+        (grows && !own).then(|| Some((series.to_owned(), value.parse().ok()?)))?
+    });
+    samples.collect()
 }
 
 /// The sum of a series over all its labels.
@@ -150,6 +170,97 @@ fn counters_agree_with_the_clients_across_a_death_and_a_reload() {
     assert!(server.stop().success());
 }
 
+/// For whoever adds up rates: a series that began anew, or whose count went on under another label,
+/// would be counted twice.
+#[test]
+fn nothing_that_grows_goes_back_or_away_when_slots_leave_and_return() {
+    let server = start(&["--workers=3"]);
+    let address = admin(&server);
+    worker_of(&server, 2).signal(Signal::SIGKILL);
+    until("the death is counted and the slot serves again", || {
+        sum(&scrape(address), "uppercased_worker_deaths_total") == 1
+            && get(address, "/readyz").0 == 200
+    });
+    let of_last = |text: &str| {
+        let accepted = "uppercased_accepted_total{slot=\"2\"} ";
+        let found = text.lines().find_map(|line| line.strip_prefix(accepted));
+        found
+            .expect("slot 2 is told of")
+            .parse::<u64>()
+            .expect("a number")
+    };
+    let mut clients = 0;
+    let mut serve_some = |of_slot: Option<u64>| {
+        until("slot 2 has taken clients", || {
+            Client::connect(server.addr()).roundtrip(b"count me");
+            clients += 1;
+            let text = scrape(address);
+            let closed = sum(&text, "uppercased_closed_total");
+            closed == clients && of_slot.is_none_or(|before| of_last(&text) > before)
+        });
+        clients
+    };
+    serve_some(Some(0));
+    let mut before = growing(&scrape(address));
+    let mut compare = |what: &str| {
+        let text = scrape(address);
+        let now = growing(&text);
+        for (series, value) in &before {
+            let now = now.get(series).copied();
+            assert!(now >= Some(*value), "{what}: {series} {value} {now:?}");
+        }
+        before = now;
+        text
+    };
+    server.scale(1).expect_success();
+    let text = compare("slots have left");
+    let taken = of_last(&text);
+    assert!(taken > 0 && !text.contains("uppercased_connections_open{slot=\"2\"}"));
+    let clients = serve_some(None);
+    compare("one slot serves alone");
+    server.upgrade().expect_success();
+    compare("another program goes on");
+    server.scale(3).expect_success();
+    assert_eq!(of_last(&compare("slots are back")), taken);
+    let clients = clients.max(serve_some(Some(taken)));
+    let text = compare("they serve again");
+    assert_eq!(sum(&text, "uppercased_accepted_total"), clients);
+    assert_eq!(sum(&text, "uppercased_worker_deaths_total"), 1);
+    let status = server.status_json();
+    assert_eq!(status["totals"]["accepted"], clients);
+    assert_eq!(status["totals"]["deaths"], 1);
+    assert!(server.stop().success());
+}
+
+#[test]
+fn who_asks_for_nothing_gets_the_older_format() {
+    let server = start(&["--workers=1"]);
+    let address = admin(&server);
+    let answer = exchange(address, b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    let parsed = openmetrics_parser::prometheus::parse_prometheus(body);
+    let parsed = parsed.unwrap_or_else(|error| panic!("{error}: {body}"));
+    assert!(parsed.families.len() > 10, "{body}");
+    let promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    match promtool {
+        Ok(mut promtool) => {
+            let mut input = promtool.stdin.take().expect("a pipe");
+            input.write_all(body.as_bytes()).expect("it reads");
+            drop(input);
+            let told = promtool.wait_with_output().expect("it ends");
+            assert!(told.status.success(), "{told:?}");
+        }
+        Err(error) => skipped("promtool", &error.to_string()),
+    }
+    assert!(server.stop().success());
+}
+
 #[test]
 fn who_waits_in_a_queue_is_seen_while_its_worker_stands_still() {
     let server = start(&["--workers=1", "--hang-timeout=off", "--backlog=7"]);
@@ -185,8 +296,12 @@ fn an_admin_process_that_dies_is_followed_by_another_and_nobody_else_notices() {
     assert!(wait_gone(first, DEADLINE));
     assert_eq!(get(address, "/healthz"), (200, "ok\n".to_owned()));
     assert_eq!(server.status_json()["admin"]["deaths"], 1);
-    client.roundtrip(b"still here");
+    assert_eq!(sum(&scrape(address), "uppercased_admin_deaths_total"), 1);
     assert_eq!(server.worker_pids(), workers);
+    // The next supervisor does not forget.
+    server.upgrade().expect_success();
+    assert_eq!(sum(&scrape(address), "uppercased_admin_deaths_total"), 1);
+    client.roundtrip(b"still here");
     assert!(server.stop().success());
     assert!(wait_gone(second, DEADLINE));
 }
@@ -281,9 +396,14 @@ fn requests_that_make_no_sense_are_refused_and_counted() {
         status_of(&head) == 200 && head.ends_with("\r\n\r\n"),
         "{head}"
     );
+    let head = exchange(address, b"HEAD /other HTTP/1.1\r\nHost: here\r\n\r\n");
+    assert!(
+        status_of(&head) == 404 && head.ends_with("\r\n\r\n"),
+        "{head}"
+    );
     let text = scrape(address);
-    for code in [400, 404, 405, 408, 431] {
-        let line = format!("uppercased_admin_requests_total{{code=\"{code}\"}} 1");
+    for (code, times) in [(400, 1), (404, 2), (405, 1), (408, 1), (431, 1)] {
+        let line = format!("uppercased_admin_requests_total{{code=\"{code}\"}} {times}");
         assert!(text.lines().any(|it| it == line), "{line}\n{text}");
     }
     assert!(server.stop().success());
@@ -298,6 +418,29 @@ fn silent_clients_keep_it_busy_for_a_bounded_time_only() {
         .collect();
     assert_eq!(get(address, "/healthz").0, 200);
     drop(silent);
+    assert!(server.stop().success());
+}
+
+/// Its threads take and give back what an answer needs, while it is locked in.
+#[test]
+fn many_large_answers_at_once_do_it_no_harm() {
+    const CLIENTS: usize = 4;
+    const EACH: usize = 8;
+    let server = start(&["--workers=8"]);
+    let address = admin(&server);
+    let ask = move || {
+        for _ in 0..EACH {
+            scrape(address);
+            for page in ["/metrics", "/status"] {
+                assert_eq!(get(address, page).0, 200, "{page}");
+            }
+        }
+    };
+    let clients: Vec<_> = (0..CLIENTS).map(|_| std::thread::spawn(ask)).collect();
+    for client in clients {
+        client.join().expect("every answer is whole");
+    }
+    assert_eq!(server.status_json()["admin"]["deaths"], 0);
     assert!(server.stop().success());
 }
 

@@ -4,14 +4,17 @@
 
 mod support;
 
+use std::io::Read as _;
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
 
+use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use support::netns::Namespace;
-use support::{Client, DEADLINE, Lines, Server, Watched, pattern};
+use support::terminal::open_terminal;
+use support::{Client, DEADLINE, Deadline, Lines, Server, Watched, pattern, poll_one};
 
 /// One line of `--watch --json` that satisfies `wanted`.
 fn find(lines: &Lines, from: usize, mut wanted: impl FnMut(&Value) -> bool) -> Option<Value> {
@@ -156,6 +159,55 @@ fn ctrl_c_ends_the_watching_and_that_is_success() {
     child.wait().unwrap();
     assert!(begun.is_some(), "{}", lines.text());
     assert_eq!(status.and_then(|status| status.code()), Some(0));
+}
+
+#[test]
+fn a_supervisor_that_stands_still_is_said_to() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "1"]);
+    server.signal(Signal::SIGSTOP);
+    let stopped = format!("process {} is stopped", server.pid());
+    for command in [
+        &["status", "--timeout", "100ms"][..],
+        &["status", "--ready", "--timeout", "100ms"],
+        &["status", "--watch", "--timeout", "100ms"],
+        // It waits for ever for nobody.
+        &["status"],
+    ] {
+        let answered = server.order(command);
+        assert_eq!(answered.code, 1, "{answered:?}");
+        assert!(answered.stderr.contains(&stopped), "{answered:?}");
+    }
+    server.signal(Signal::SIGCONT);
+    server.order(&["status", "--ready"]).expect_success();
+}
+
+/// As it has until somebody sets one: in a container, or on a serial line.
+#[test]
+fn a_terminal_without_a_size_is_written_on_all_the_same() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "1"]);
+    let (mut terminal, line) = open_terminal();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+        .args(["status", "--watch", "--control"])
+        .arg(server.control())
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .stdout(line)
+        .spawn()
+        .unwrap();
+    let mut shown = String::new();
+    let deadline = Deadline::after(DEADLINE);
+    while !shown.contains("listening on") && poll_one(&terminal, PollFlags::POLLIN, deadline.left())
+    {
+        let mut piece = [0; 4096];
+        let len = terminal.read(&mut piece).unwrap();
+        shown.push_str(&String::from_utf8_lossy(&piece[..len]));
+        if shown.matches("\x1b[H").count() > 2 {
+            break;
+        }
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    assert!(shown.contains("listening on"), "{shown:?}");
 }
 
 #[test]

@@ -23,6 +23,8 @@ const COLUMNS: usize = 80;
 
 /// As much of a terminal as `top` needs: a grid of letters, a cursor, and two screens.
 struct Screen {
+    rows: usize,
+    columns: usize,
     cells: Vec<Vec<char>>,
     row: usize,
     column: usize,
@@ -33,9 +35,11 @@ struct Screen {
 }
 
 impl Screen {
-    fn new() -> Self {
+    fn new(rows: usize, columns: usize) -> Self {
         Self {
-            cells: vec![vec![' '; COLUMNS]; ROWS],
+            rows,
+            columns,
+            cells: vec![vec![' '; columns]; rows],
             row: 0,
             column: 0,
             alternate: false,
@@ -74,7 +78,7 @@ impl Screen {
             "[?1049l" => self.alternate = false,
             "[?25l" => self.cursor_hidden = true,
             "[?25h" => self.cursor_hidden = false,
-            "[2J" => self.cells = vec![vec![' '; COLUMNS]; ROWS],
+            "[2J" => self.cells = vec![vec![' '; self.columns]; self.rows],
             _ => {
                 if let Some(place) = sequence.strip_prefix('[').and_then(|s| s.strip_suffix('H')) {
                     let (row, column) = place.split_once(';').unwrap();
@@ -123,13 +127,7 @@ impl Person {
     #[track_caller]
     fn start(control: &Path, environment: &[(&str, &str)]) -> Self {
         let (terminal, line) = open_terminal();
-        let size = Winsize {
-            ws_row: ROWS as u16,
-            ws_col: COLUMNS as u16,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        tcsetwinsize(&line, size).unwrap();
+        tcsetwinsize(&line, size(ROWS, COLUMNS)).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_uppercased"))
             .args(["top", "--every", "100ms", "--control"])
             .arg(control)
@@ -144,8 +142,17 @@ impl Person {
             child,
             terminal,
             line,
-            screen: Screen::new(),
+            screen: Screen::new(ROWS, COLUMNS),
         }
+    }
+
+    /// Makes the window larger or smaller.
+    fn resizes(&mut self, rows: usize, columns: usize) {
+        tcsetwinsize(&self.line, size(rows, columns)).unwrap();
+        self.screen = Screen::new(rows, columns);
+        self.screen.alternate = true;
+        // A window tells the foreground of a session; here there is none.
+        self.watched.signal(Signal::SIGWINCH);
     }
 
     fn types(&mut self, keys: &str) {
@@ -187,6 +194,15 @@ impl Person {
             .local_modes
             .contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG)
             && modes.output_modes.contains(OutputModes::OPOST)
+    }
+}
+
+fn size(rows: usize, columns: usize) -> Winsize {
+    Winsize {
+        ws_row: rows as u16,
+        ws_col: columns as u16,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
     }
 }
 
@@ -232,6 +248,53 @@ fn a_person_watches_and_reloads() {
     for line in person.screen.text().lines() {
         assert!(line.chars().count() <= COLUMNS);
     }
+    person.types("-");
+    person.sees("Have 2 workers (now 3)? [y/N]");
+    person.types("y");
+    person.sees("2 LISTEN");
+    person.sees("scale done in ");
+    let left = server.worker_pids();
+    assert_eq!(left.len(), 2);
+    person.types("u");
+    person.sees("Become the program on disk? [y/N]");
+    person.types("y");
+    person.sees("upgrade done in ");
+    person.sees("last         upgrade done ");
+    let renewed = server.worker_pids();
+    assert!(renewed.iter().all(|pid| !left.contains(pid)), "{renewed:?}");
+
+    // Pasted by accident: the question has not been seen.
+    person.types("ry");
+    person.sees("Reload and renew every worker? [y/N]");
+    person.types("n");
+    person.sees("q quit");
+    assert_eq!(server.worker_pids(), renewed);
+    person.types("q");
+    assert_eq!(person.sees_the_end().code(), Some(0));
+}
+
+#[test]
+fn any_window_shows_what_there_is_room_for_and_every_row_can_be_reached() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "12"]);
+    let mut person = Person::start(&server.control(), &[]);
+    person.sees("12 LISTEN");
+    person.sees("  11 ");
+    person.resizes(12, 40);
+    person.sees("rows 1 to 5 of 12, 0 not serving");
+    person.sees("q quit r reload u + - p ? help");
+    // Far beyond the end, and at once back from there.
+    person.types("\x1b[6~\x1b[6~\x1b[6~");
+    person.sees("rows 8 to 12 of 12");
+    person.sees("\n  11 serving");
+    person.types("\x1b[A");
+    person.sees("rows 7 to 11 of 12");
+    person.resizes(30, 100);
+    person.sees("  11 ");
+    person.sees("\n   0 ");
+    person.resizes(1, 10);
+    person.sees("q quit");
+    person.resizes(ROWS, COLUMNS);
+    person.sees("12 LISTEN");
     person.types("q");
     assert_eq!(person.sees_the_end().code(), Some(0));
 }
@@ -239,11 +302,23 @@ fn a_person_watches_and_reloads() {
 #[test]
 fn a_server_that_goes_away_is_waited_for() {
     let server = Server::start(&["--listen", "127.0.0.1:0"]);
-    let mut person = Person::start(&server.control(), &[]);
+    let control = server.control();
+    let mut person = Person::start(&control, &[]);
     person.sees("serving");
     server.stop();
     person.sees("no answer for ");
     person.sees(", trying again: ");
+    // Another one at the same place.
+    let flag = control.to_str().unwrap();
+    let server = Server::builder()
+        .without_control()
+        .args(["--listen", "127.0.0.1:0", "--control", flag])
+        .start();
+    let pid = format!("pid {} serving", server.pid());
+    person.sees(&pid);
+    person.sees_that("an answer again", |screen| {
+        !screen.text().contains("trying again")
+    });
     person.types("\x03");
     assert_eq!(person.sees_the_end().code(), Some(0));
 }
@@ -251,7 +326,11 @@ fn a_server_that_goes_away_is_waited_for() {
 #[test]
 fn the_terminal_is_given_back_however_it_ends() {
     let server = Server::start(&["--listen", "127.0.0.1:0"]);
-    for (signal, code) in [(Signal::SIGINT, Some(0)), (Signal::SIGTERM, None)] {
+    for (signal, code) in [
+        (Signal::SIGINT, Some(0)),
+        (Signal::SIGTERM, None),
+        (Signal::SIGQUIT, None),
+    ] {
         let mut person = Person::start(&server.control(), &[]);
         person.sees("serving");
         person.watched.signal(signal);
@@ -277,7 +356,7 @@ fn a_pause_gives_the_terminal_to_others_and_takes_it_again() {
         let stopped = waitid(id, WaitIdOptions::STOPPED | WaitIdOptions::EXITED).unwrap();
         assert!(stopped.is_some_and(|status| status.stopped()), "{stop}");
         assert!(person.is_as_it_was(), "{stop}");
-        person.screen = Screen::new();
+        person.screen = Screen::new(ROWS, COLUMNS);
         person.watched.signal(Signal::SIGCONT);
         person.sees("serving");
         assert!(person.screen.alternate && !person.is_as_it_was(), "{stop}");
@@ -297,6 +376,13 @@ fn it_is_for_people_at_a_terminal_with_a_server() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("top needs a terminal"), "{said}");
     assert_eq!(said.matches('\n').count(), 1, "{said}");
+
+    let server = Server::start(&["--listen", "127.0.0.1:0"]);
+    let mut person = Person::start(&server.control(), &[("TERM", "dumb")]);
+    person.sees("top needs a terminal whose cursor can be moved");
+    let status = person.watched.exit_status(DEADLINE).unwrap();
+    assert_eq!(status.code(), Some(2));
+    assert!(!person.screen.alternate && person.is_as_it_was());
 
     let mut person = Person::start(Path::new("/nowhere/control"), &[]);
     person.sees("no server takes orders at /nowhere/control");

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::exposition;
-use super::http::{Page, Response};
+use super::http::{Exposition, Page, Response};
 use crate::status::Status;
 use crate::wire::AgentAnswers;
 
@@ -56,11 +56,14 @@ pub(super) fn answer(
             },
             Err(error) => Response::text(503, &error.to_string()),
         },
-        Page::Metrics => match exposition::write(status, &answered.all(), agent) {
-            Ok(body) => Response {
+        Page::Metrics(wanted) => match exposition::write(status, &answered.all(), agent) {
+            Ok(text) => Response {
                 status: 200,
-                content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                body,
+                content_type: wanted.content_type(),
+                body: match wanted {
+                    Exposition::OpenMetrics => text,
+                    Exposition::Classic => exposition::classic(&text),
+                },
             },
             Err(error) => Response::text(503, &error.to_string()),
         },
@@ -118,7 +121,8 @@ mod tests {
     #[test]
     fn a_silent_supervisor_is_unhealthy_on_every_page() {
         let told = Err("no answer in time".to_owned());
-        for page in [Page::Metrics, Page::Health, Page::Ready, Page::Status] {
+        let metrics = Page::Metrics(Exposition::OpenMetrics);
+        for page in [metrics, Page::Health, Page::Ready, Page::Status] {
             let response = answer(page, &told, &Answered::default(), AgentAnswers::default());
             assert_eq!(response.status, 503);
             assert!(response.body.contains("no answer in time"));
@@ -127,7 +131,7 @@ mod tests {
         let told = Ok(status("draining", &["served"]));
         let of = |page| answer(page, &told, &Answered::default(), AgentAnswers::default()).status;
         assert_eq!((of(Page::Health), of(Page::Ready)), (200, 503));
-        assert_eq!((of(Page::Status), of(Page::Metrics)), (200, 200));
+        assert_eq!((of(Page::Status), of(metrics)), (200, 200));
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! A status as OpenMetrics text, for Prometheus and its like.
+//! A status as OpenMetrics text, for Prometheus and its like, and the same in the older format.
 //!
 //! Invariants: names and labels come from [`Counter`], and every counter of every slot is there, also
-//! at zero; the number of series is bounded by slots and addresses times what the enum has. It must
-//! not count anything itself.
+//! at zero and also of slots that have left, so that no rate and no sum is wrong where one comes or
+//! goes; the number of series is bounded by slots and addresses times what the enum has. It must not
+//! count anything itself.
 
-use std::fmt;
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -15,11 +17,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::metrics::{Counter, TurnClass};
-use crate::status::{AcceptQueueStatus, Durations, SlotStatus, Status, Traffic};
+use crate::status::{AcceptQueueStatus, Durations, OperationTimes, SlotStatus, Status};
 use crate::wire::AgentAnswers;
-
-/// What the `slot` label of slots that are no more says, all of them together.
-const GONE: &str = "gone";
 
 /// The text, from a status and this process's answers: by their status, and those to load balancers.
 ///
@@ -39,6 +38,32 @@ pub(super) fn write(
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
     Ok(text)
+}
+
+/// The same as Prometheus had it before OpenMetrics (version 0.0.4), which many a reader and
+/// `promtool` still want: there the name of a counter's family has the suffix of its samples.
+pub(super) fn classic(text: &str) -> String {
+    let mut classic = String::with_capacity(text.len());
+    let mut help = None;
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            // Its type, on the next line, says how the family is called.
+            help = rest.split_once(' ').map(|(_, meaning)| meaning);
+        } else if let Some((name, kind)) = line
+            .strip_prefix("# TYPE ")
+            .and_then(|rest| rest.split_once(' '))
+        {
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            let help = help.take().unwrap_or_default();
+            // Writing to a text cannot fail.
+            let _ = writeln!(classic, "# HELP {name}{suffix} {help}");
+            let _ = writeln!(classic, "# TYPE {name}{suffix} {kind}");
+        } else if !line.starts_with('#') {
+            classic.push_str(line);
+            classic.push('\n');
+        }
+    }
+    classic
 }
 
 /// What one answer is made of.
@@ -78,6 +103,10 @@ impl Collector for Snapshot {
             .map(|(code, count)| counted(vec![("code", code.to_string())], *count));
         let help = "Requests that this admin process has answered.";
         family(encoder, "admin_requests", help, None, by_code.collect())?;
+        let deaths = status.admin.as_ref().map_or(0, |admin| admin.deaths);
+        let deaths = vec![counted(Labels::new(), deaths)];
+        let help = "Admin processes that ended and should not have.";
+        family(encoder, "admin_deaths", help, None, deaths)?;
         if status.admin.as_ref().is_none_or(|it| it.agent.is_none()) {
             return Ok(());
         }
@@ -106,13 +135,16 @@ impl Snapshot {
         family(encoder, "slot_state_age", help, unit, ages.collect())?;
         let open = of_each(|slot| slot.traffic.open);
         family(encoder, "connections_open", "Connections now.", None, open)?;
+        let capacity = vec![gauged(Labels::new(), self.status.capacity)];
+        let help = "Connections that all slots together may hold.";
+        family(encoder, "connections_limit", help, None, capacity)?;
         let waiting = self.of_each_queue(|queue| queue.length);
         let help = "Connections that wait to be accepted.";
         family(encoder, "accept_queue_length", help, None, waiting)?;
         let limits = self.of_each_queue(|queue| queue.limit);
         let help = "Connections that may wait to be accepted.";
         family(encoder, "accept_queue_limit", help, None, limits)?;
-        let deaths = slots.iter().map(|it| counted(of_slot(it), it.deaths));
+        let deaths = self.ever().map(|it| counted(of_slot(it), it.deaths));
         let help = "Workers that ended and should not have.";
         family(encoder, "worker_deaths", help, None, deaths.collect())
     }
@@ -123,12 +155,12 @@ impl Snapshot {
             "turn_duration_seconds",
             "Work of one turn of the loop, waiting not counted.",
         );
-        if self.status.slots.is_empty() {
+        if self.ever().next().is_none() {
             return Ok(());
         }
         // No unit beside the name: not every parser allows one of a histogram.
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for slot in &self.status.slots {
+        for slot in self.ever() {
             let counters = &slot.traffic.counters;
             let value = |one: Counter| counters.get(&one.key()).copied().unwrap_or(0);
             let buckets: Vec<(f64, u64)> = TurnClass::all()
@@ -148,7 +180,7 @@ impl Snapshot {
     /// How long planned things take: starts of workers, handovers, whole operations.
     fn durations(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let of_each = |times: fn(&SlotStatus) -> &Durations| {
-            let slots = self.status.slots.iter();
+            let slots = self.ever();
             slots.map(|it| (of_slot(it), times(it))).collect()
         };
         let help = "From the fork of a worker until it is ready.";
@@ -157,9 +189,15 @@ impl Snapshot {
         let help = "From the order to a worker to hand over until that ended, in whatever way.";
         let handovers = of_each(|slot| &slot.handovers);
         histograms(encoder, "handover_duration_seconds", help, handovers)?;
-        let operations = self.status.operations.iter().map(|it| {
-            let labels = vec![("what", it.what.clone()), ("outcome", it.outcome.clone())];
-            (labels, &it.times)
+        // Those that never happened, too: a first failure is to be seen as a change.
+        let never = Durations::default();
+        let all = OperationTimes::all_kinds().map(|kind| (kind, &never));
+        let mut operations: BTreeMap<(&str, &str), &Durations> = all.collect();
+        let happened = self.status.operations.iter();
+        operations.extend(happened.map(|it| ((&*it.what, &*it.outcome), &it.times)));
+        let operations = operations.into_iter().map(|((what, outcome), times)| {
+            let labels = vec![("what", what.to_owned()), ("outcome", outcome.to_owned())];
+            (labels, times)
         });
         let help = "From the request for a planned operation to its verdict.";
         histograms(
@@ -205,27 +243,22 @@ impl Snapshot {
         Ok(())
     }
 
-    /// The counter of every slot, and of all that are no more if it ever counted there.
+    /// Every slot that there is or has been.
+    fn ever(&self) -> impl Iterator<Item = &SlotStatus> {
+        self.status.slots.iter().chain(&self.status.former)
+    }
+
+    /// The counter of every slot.
     fn of_each_slot(&self, counter: Counter) -> Counts {
         let key = counter.key();
-        let sample = |mut labels: Labels, count| {
+        let sample = |slot: &SlotStatus| {
+            let mut labels = of_slot(slot);
             let reason = counter.name().1;
             labels.extend(reason.map(|reason| ("reason", reason.to_owned())));
+            let count = slot.traffic.counters.get(&key).copied().unwrap_or(0);
             counted(labels, count)
         };
-        let value = |traffic: &Traffic| traffic.counters.get(&key).copied().unwrap_or(0);
-        let Status { slots, totals, .. } = &self.status;
-        let kept = slots.iter().map(|slot| value(&slot.traffic));
-        let kept = kept.fold(0, u64::saturating_add);
-        let gone = value(&totals.traffic).saturating_sub(kept);
-        let mut samples: Vec<_> = slots
-            .iter()
-            .map(|slot| sample(of_slot(slot), value(&slot.traffic)))
-            .collect();
-        if gone > 0 {
-            samples.push(sample(vec![("slot", GONE.to_owned())], gone));
-        }
-        samples
+        self.ever().map(sample).collect()
     }
 }
 
@@ -293,7 +326,7 @@ fn in_seconds(labels: Labels, ms: u64) -> (Labels, ConstGauge<f64>) {
 mod tests {
     use super::*;
     use crate::identity::SlotId;
-    use crate::status::{AdminStatus, OperationTimes};
+    use crate::status::{AdminStatus, Traffic};
 
     fn slot(number: u16, traffic: Traffic) -> SlotStatus {
         SlotStatus {
@@ -337,7 +370,7 @@ mod tests {
         has("uppercased_ready 1");
         has("uppercased_connections_open{slot=\"0\"} 3");
         has("uppercased_admin_requests_total{code=\"200\"} 7");
-        assert!(text.ends_with("# EOF\n") && !text.contains(GONE), "{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
     }
 
     /// A status in which every family has a sample.
@@ -448,48 +481,60 @@ mod tests {
         has(&format!(
             "uppercased_operation_duration_seconds_count{{{labels}}} 3"
         ));
+        let never = "what=\"upgrade\",outcome=\"failed\"";
+        has(&format!(
+            "uppercased_operation_duration_seconds_count{{{never}}} 0"
+        ));
     }
 
     #[test]
     fn a_family_without_a_sample_is_left_out() {
         let text = write(&Status::default(), &[], AgentAnswers::default()).unwrap();
-        let families = text.lines().filter(|line| line.starts_with("# TYPE"));
-        let samples = text.lines().filter(|line| !line.starts_with('#'));
-        assert_eq!(families.count(), samples.count(), "{text}");
+        let lines: Vec<&str> = text.lines().collect();
+        let is_sample = |line: &&str| !line.starts_with('#');
+        let mut after_type = lines.windows(2).filter(|it| it[0].starts_with("# TYPE"));
+        assert!(
+            after_type.all(|it| is_sample(&it[1]) || it[1].starts_with("# UNIT")),
+            "{text}"
+        );
+        assert!(!text.contains("uppercased_accepted"), "{text}");
     }
 
     #[test]
-    fn answers_to_load_balancers_are_there_where_they_may_ask() {
-        let agent = AgentAnswers {
-            ready: 5,
-            down: 2,
-            ..AgentAnswers::default()
-        };
-        let text = write(&full(), &[], agent).unwrap();
-        for (word, count) in [("ready", 5), ("drain", 0), ("maint", 0), ("down", 2)] {
-            let line = format!("uppercased_agent_answers_total{{answer=\"{word}\"}} {count}\n");
-            assert!(text.contains(&line), "{line}{text}");
-        }
-        let text = write(&Status::default(), &[], agent).unwrap();
-        assert!(!text.contains("agent_answers"), "{text}");
+    fn the_older_format_names_a_counter_like_its_samples() {
+        let text = classic(&write(&full(), &[(200, 7)], AgentAnswers::default()).unwrap());
+        let accepted = "# HELP uppercased_accepted_total Connections taken from an accept queue.\n\
+                        # TYPE uppercased_accepted_total counter\n\
+                        uppercased_accepted_total{slot=\"0\"} 1\n";
+        assert!(text.contains(accepted), "{text}");
+        let uptime = "# TYPE uppercased_uptime_seconds gauge\nuppercased_uptime_seconds 0.0\n";
+        assert!(text.contains(uptime), "{text}");
+        let words = |line: &str| line.starts_with("# HELP ") || line.starts_with("# TYPE ");
+        assert!(
+            text.lines()
+                .all(|line| !line.starts_with('#') || words(line))
+        );
     }
 
     #[test]
-    fn what_slots_counted_that_are_no_more_stays_in_the_sum() {
-        let mut status = Status {
+    fn what_only_grows_stays_there_when_its_slot_has_left() {
+        let mut left = slot(1, Traffic::read(0, |_| 5));
+        left.deaths = 2;
+        left.starts.note(Duration::from_millis(3));
+        left.handovers.note(Duration::from_millis(4));
+        let status = Status {
             slots: vec![slot(0, Traffic::read(0, |_| 1))],
+            former: vec![left],
             ..Status::default()
         };
-        status.sum_up();
-        status.totals.traffic.add(&Traffic::read(0, |_| 5));
         let text = write(&status, &[], AgentAnswers::default()).unwrap();
-        assert!(
-            text.contains("uppercased_accepted_total{slot=\"0\"} 1\n"),
-            "{text}"
-        );
-        assert!(
-            text.contains("uppercased_accepted_total{slot=\"gone\"} 5\n"),
-            "{text}"
-        );
+        let has = |line: &str| assert!(text.lines().any(|it| it == line), "{line}\n{text}");
+        has("uppercased_accepted_total{slot=\"0\"} 1");
+        has("uppercased_accepted_total{slot=\"1\"} 5");
+        has("uppercased_worker_deaths_total{slot=\"1\"} 2");
+        has("uppercased_turn_duration_seconds_count{slot=\"1\"} 110");
+        has("uppercased_worker_start_duration_seconds_count{slot=\"1\"} 1");
+        has("uppercased_handover_duration_seconds_count{slot=\"1\"} 1");
+        assert!(!text.contains("uppercased_connections_open{slot=\"1\"}"));
     }
 }

@@ -1,7 +1,7 @@
 //! What is understood of HTTP: the head of a request, and the bytes of an answer.
 //!
-//! Pure. Invariants: a request is judged by its method and path alone; every answer ends its
-//! connection and says how long it is. It must not know what the pages show.
+//! Pure. Invariants: a request is judged by its method, its path and what it accepts; every answer
+//! ends its connection and says how long it is. It must not know what the pages show.
 
 use httparse::{EMPTY_HEADER, Error, Request, Status};
 
@@ -11,7 +11,8 @@ const HEADERS_MAX: usize = 64;
 /// What a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
-    pub(super) page: Page,
+    /// `None`: there is no such page.
+    pub(super) page: Option<Page>,
     /// Only the head of the answer is wanted.
     pub(super) head_only: bool,
 }
@@ -19,8 +20,8 @@ pub(super) struct Asked {
 /// The pages there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Page {
-    /// `/metrics`: counters and gauges as OpenMetrics text.
-    Metrics,
+    /// `/metrics`: counters and gauges as text.
+    Metrics(Exposition),
     /// `/healthz`: whether the supervisor lives.
     Health,
     /// `/readyz`: whether every slot serves.
@@ -29,16 +30,59 @@ pub(super) enum Page {
     Status,
 }
 
+/// In which of its two formats the text for Prometheus is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exposition {
+    /// What Prometheus asks for by name.
+    OpenMetrics,
+    /// The older one, which everybody reads: what whoever asks for nothing gets.
+    Classic,
+}
+
+impl Exposition {
+    const OPEN_METRICS: &str = "application/openmetrics-text";
+    const CLASSIC: &str = "text/plain";
+
+    /// The one that is liked better in the values of `Accept`.
+    fn liked_in<'a>(accept: impl Iterator<Item = &'a [u8]>) -> Self {
+        let (mut open_metrics, mut classic) = (0.0_f32, 0.0_f32);
+        for value in accept.filter_map(|value| std::str::from_utf8(value).ok()) {
+            for range in value.split(',') {
+                let mut parts = range.split(';').map(str::trim);
+                let name = parts.next().unwrap_or_default();
+                let weight = parts.find_map(|part| part.strip_prefix("q="));
+                let weight = weight.map_or(1.0, |weight| weight.parse().unwrap_or(0.0));
+                if name.eq_ignore_ascii_case(Self::OPEN_METRICS) {
+                    open_metrics = open_metrics.max(weight);
+                } else if name.eq_ignore_ascii_case(Self::CLASSIC) {
+                    classic = classic.max(weight);
+                }
+            }
+        }
+        if open_metrics > 0.0 && open_metrics >= classic {
+            Self::OpenMetrics
+        } else {
+            Self::Classic
+        }
+    }
+
+    /// How it is called.
+    pub(super) const fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Classic => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
 /// Why a request gets no page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// It is no HTTP.
     Malformed,
-    /// There is no such page.
-    NoSuchPage,
     /// Its method is neither `GET` nor `HEAD`.
     Method,
-    /// It did not come in time.
+    /// It did not come in time, or others waited for it.
     TooSlow,
     /// Its head is longer than is read.
     TooLong,
@@ -69,11 +113,16 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<Asked>, Refusal> {
     };
     let path = request.path.unwrap_or_default();
     let page = match path.split('?').next() {
-        Some("/metrics") => Page::Metrics,
-        Some("/healthz") => Page::Health,
-        Some("/readyz") => Page::Ready,
-        Some("/status") => Page::Status,
-        _ => return Err(Refusal::NoSuchPage),
+        Some("/metrics") => {
+            let accept = request.headers.iter();
+            let accept = accept.filter(|header| header.name.eq_ignore_ascii_case("accept"));
+            let liked = Exposition::liked_in(accept.map(|header| header.value));
+            Some(Page::Metrics(liked))
+        }
+        Some("/healthz") => Some(Page::Health),
+        Some("/readyz") => Some(Page::Ready),
+        Some("/status") => Some(Page::Status),
+        _ => None,
     };
     Ok(Some(Asked { page, head_only }))
 }
@@ -83,7 +132,6 @@ impl Refusal {
     pub(super) fn response(self) -> Response {
         let (status, why) = match self {
             Self::Malformed => (400, "this is no HTTP request"),
-            Self::NoSuchPage => (404, "there are /metrics, /healthz, /readyz and /status"),
             Self::Method => (405, "only GET and HEAD are answered"),
             Self::TooSlow => (408, "the request did not come in time"),
             Self::TooLong => (431, "the head of the request is too long"),
@@ -95,6 +143,11 @@ impl Refusal {
 impl Response {
     /// The statuses that an answer may have.
     pub(super) const STATUSES: [u16; 7] = [200, 400, 404, 405, 408, 431, 503];
+
+    /// There is no such page.
+    pub(super) fn no_such_page() -> Self {
+        Self::text(404, "there are /metrics, /healthz, /readyz and /status")
+    }
 
     /// One line of text.
     pub(super) fn text(status: u16, line: &str) -> Self {
@@ -140,20 +193,58 @@ mod tests {
     use super::*;
 
     fn asked(page: Page, head_only: bool) -> Result<Option<Asked>, Refusal> {
+        let page = Some(page);
         Ok(Some(Asked { page, head_only }))
     }
 
     #[test]
     fn a_request_is_its_method_and_its_path() {
         let read = |line: &str| read(format!("{line} HTTP/1.1\r\nHost: here\r\n\r\n").as_bytes());
-        assert_eq!(read("GET /metrics"), asked(Page::Metrics, false));
+        let metrics = Page::Metrics(Exposition::Classic);
+        assert_eq!(read("GET /metrics"), asked(metrics, false));
         assert_eq!(read("HEAD /healthz"), asked(Page::Health, true));
         assert_eq!(read("GET /readyz?verbose"), asked(Page::Ready, false));
         assert_eq!(read("GET /status"), asked(Page::Status, false));
-        assert_eq!(read("GET /statuses"), Err(Refusal::NoSuchPage));
-        assert_eq!(read("GET /"), Err(Refusal::NoSuchPage));
+        for (line, head_only) in [("GET /statuses", false), ("GET /", false), ("HEAD /", true)] {
+            let page = None;
+            assert_eq!(read(line), Ok(Some(Asked { page, head_only })), "{line}");
+        }
         assert_eq!(read("POST /metrics"), Err(Refusal::Method));
         assert_eq!(read("\u{1}"), Err(Refusal::Malformed));
+    }
+
+    #[test]
+    fn metrics_are_as_they_are_liked() {
+        let prometheus = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;\
+                          version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        for (accept, liked) in [
+            (prometheus, Exposition::OpenMetrics),
+            ("Application/OpenMetrics-Text", Exposition::OpenMetrics),
+            (
+                "text/plain; q=0.3, application/openmetrics-text; q=0.3",
+                Exposition::OpenMetrics,
+            ),
+            (
+                "text/plain;version=0.0.4;q=1, */*;q=0.1",
+                Exposition::Classic,
+            ),
+            (
+                "text/plain, application/openmetrics-text;q=0.9",
+                Exposition::Classic,
+            ),
+            ("application/openmetrics-text;q=0", Exposition::Classic),
+            ("*/*", Exposition::Classic),
+            ("\u{1}, ;;q=", Exposition::Classic),
+        ] {
+            let request = format!("GET /metrics HTTP/1.1\r\naccept: {accept}\r\n\r\n");
+            if accept.contains('\u{1}') {
+                let read = Exposition::liked_in([accept.as_bytes()].into_iter());
+                assert_eq!(read, liked);
+            } else {
+                let page = Page::Metrics(liked);
+                assert_eq!(read(request.as_bytes()), asked(page, false), "{accept}");
+            }
+        }
     }
 
     #[test]
@@ -183,12 +274,12 @@ mod tests {
         assert!(bytes.contains("\r\nAllow: GET, HEAD\r\n"), "{bytes}");
         for refusal in [
             Refusal::Malformed,
-            Refusal::NoSuchPage,
             Refusal::Method,
             Refusal::TooSlow,
             Refusal::TooLong,
         ] {
             assert!(Response::STATUSES.contains(&refusal.response().status));
         }
+        assert!(Response::STATUSES.contains(&Response::no_such_page().status));
     }
 }

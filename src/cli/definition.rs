@@ -10,7 +10,10 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
 
 use super::{Error, completions, exit, manual};
-use crate::config::{self, CONFIG_VARIABLE, SETTINGS, Setting, TOP_INTERVAL, WATCH_INTERVAL_MIN};
+use crate::config::{
+    self, CONFIG_VARIABLE, SETTINGS, STATUS_ANSWER_TIMEOUT, Setting, TOP_INTERVAL,
+    WATCH_INTERVAL_MIN,
+};
 use crate::control::Rotation;
 
 /// The program.
@@ -292,6 +295,12 @@ fn rotation() -> Command {
 
 fn status() -> Command {
     order(STATUS, "Show workers, connections and what is under way")
+        .mut_arg(TIMEOUT, |timeout| {
+            let within = STATUS_ANSWER_TIMEOUT.as_secs();
+            timeout.help(format!(
+                "Wait no longer than this for an answer [default: {within}s]"
+            ))
+        })
         .after_help(
             "Examples:\n  uppercased status --watch 2s\n  \
              uppercased status --json | jq .totals\n  \

@@ -13,10 +13,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::{BAD_INPUT, complain, in_one_line, print, watch};
-use crate::config::{self, Control, Setting};
+use crate::config::{self, Control, STATUS_ANSWER_TIMEOUT, Setting};
 use crate::control::client::{self, Conversation, Error as AskError, Found};
 use crate::control::place::{Candidate, Surroundings};
 use crate::control::{Done, Reply, Request};
+use crate::look::{self, Answer};
 use crate::top;
 
 /// What a running server is asked for, and how.
@@ -60,6 +61,15 @@ pub(super) enum Error {
     Several(Vec<String>),
     #[error(transparent)]
     Ask(#[from] AskError),
+    /// Only for a status: a supervisor that lives has one at once.
+    #[error(
+        "the server does not say within {within:?} how it is: {}; its workers may serve all the same",
+        silence(*.server)
+    )]
+    Silent {
+        within: Duration,
+        server: Option<i32>,
+    },
     #[error("the server answered something else than it was asked for")]
     OffTopic,
 }
@@ -90,7 +100,9 @@ pub(super) fn watch(options: &top::Options) -> ExitCode {
         Err(error) => {
             complain(&error.to_string());
             match error {
-                top::Error::NoTerminal | top::Error::NoServer(_) => ExitCode::from(BAD_INPUT),
+                top::Error::NoTerminal | top::Error::Dumb | top::Error::NoServer(_) => {
+                    ExitCode::from(BAD_INPUT)
+                }
                 top::Error::System(_) => ExitCode::FAILURE,
             }
         }
@@ -124,8 +136,14 @@ fn carry_out(order: &Order) -> Result<ExitCode, Error> {
     };
     match order.request {
         Request::Stop => return stop(&path, order.timeout),
-        Request::Status if order.shown.ready => return readiness(&path, order.timeout),
-        Request::Status => return watch::status(&path, order.shown, order.timeout),
+        Request::Status => {
+            let within = order.timeout.unwrap_or(STATUS_ANSWER_TIMEOUT);
+            return if order.shown.ready {
+                readiness(&path, within)
+            } else {
+                watch::status(&path, order.shown, within)
+            };
+        }
         Request::Reload | Request::Upgrade | Request::Scale { .. } | Request::Rotation { .. } => {}
     }
     let reply = client::ask(&path, &order.request, order.timeout, tell)?;
@@ -176,16 +194,48 @@ pub(super) fn negative(how: &str, cause: &str) -> ExitCode {
 }
 
 /// For whoever sends clients here: the admin endpoint's `/readyz` as an exit code.
-fn readiness(path: &std::path::Path, timeout: Option<Duration>) -> Result<ExitCode, Error> {
-    match client::ask(path, &Request::Status, timeout, |_| {})? {
-        Reply::Status(status) => Ok(match status.unready() {
+fn readiness(path: &std::path::Path, within: Duration) -> Result<ExitCode, Error> {
+    match look(path, within)? {
+        Answer::Status(status, _) => Ok(match status.unready() {
             None => print("ready\n"),
             Some(why) => negative("not ready", &why),
         }),
-        Reply::Failed(cause) => Ok(negative("failed", &cause)),
-        Reply::Refused(cause) => Ok(negative("refused", &cause)),
-        Reply::Done(_) | Reply::Progress(_) => Err(Error::OffTopic),
+        Answer::Other(Reply::Failed(cause)) => Ok(negative("failed", &cause)),
+        Answer::Other(Reply::Refused(cause)) => Ok(negative("refused", &cause)),
+        Answer::Other(_) => Err(Error::OffTopic),
     }
+}
+
+/// One look at a server.
+pub(super) fn look(path: &std::path::Path, within: Duration) -> Result<Answer, Error> {
+    match look::ask(path, Some(within)) {
+        Err(AskError::TimedOut) => {
+            // The kernel makes the connection, whatever the server is doing.
+            let asked = Conversation::open(path, Some(within)).ok();
+            let server = asked.and_then(|asked| asked.server());
+            Err(Error::Silent { within, server })
+        }
+        answer => Ok(answer?),
+    }
+}
+
+/// What there is to say of a supervisor that does not answer.
+fn silence(server: Option<i32>) -> String {
+    match server {
+        Some(pid) if is_stopped(pid) => {
+            format!("process {pid} is stopped, and `kill -CONT {pid}` lets it go on")
+        }
+        Some(pid) => format!("process {pid} hangs, or gets no CPU"),
+        None => "it hangs, or gets no CPU".to_owned(),
+    }
+}
+
+/// Whether a signal or a debugger has stopped a process.
+fn is_stopped(pid: i32) -> bool {
+    let told = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the name, which may have anything in it.
+    let state = told.rsplit(')').next().unwrap_or_default().trim_start();
+    state.starts_with(['T', 't'])
 }
 
 /// One line for what has been done; `None` if there is nothing to do for that request.
@@ -248,7 +298,7 @@ impl Error {
             Self::NoneFound { .. } | Self::Several(_) | Self::Ask(AskError::Unreachable { .. }) => {
                 BAD_INPUT
             }
-            Self::Ask(_) | Self::OffTopic => 1,
+            Self::Ask(_) | Self::Silent { .. } | Self::OffTopic => 1,
         }
     }
 }

@@ -18,13 +18,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::termios::tcgetwinsize;
 use signal_hook::consts::SIGINT;
 
-use super::orders::{Error, Shown, negative};
+use super::orders::{Error, Shown, look, negative};
 use super::{complain, print, printed};
 use crate::clock::{self, Tick};
-use crate::config::{STATUS_RATES_SPAN, WATCH_ANSWER_TIMEOUT};
+use crate::config::STATUS_RATES_SPAN;
 use crate::control::Reply;
 use crate::control::client::Error as AskError;
-use crate::look::{self, Answer, Looker};
+use crate::look::{Answer, Looker};
 use crate::status::{Look, SocketStatus, Sockets};
 
 /// One look, or the reason why there is none.
@@ -34,23 +34,19 @@ enum Seen {
 }
 
 /// Shows the status of the server at `path`.
-pub(super) fn status(
-    path: &Path,
-    shown: Shown,
-    timeout: Option<Duration>,
-) -> Result<ExitCode, Error> {
+pub(super) fn status(path: &Path, shown: Shown, within: Duration) -> Result<ExitCode, Error> {
     let mut looker = Looker::new(shown.sockets);
     if let Some(every) = shown.watch {
-        return watch(path, shown, timeout, every);
+        return watch(path, shown, within, every);
     }
     if !shown.json && shown.sockets.is_none() {
         // What else it may answer it answers again.
-        if let Answer::Status(status, _) = look::ask(path, timeout)? {
+        if let Answer::Status(status, _) = look(path, within)? {
             looker.compare_with(*status);
             rest_until(clock::now() + STATUS_RATES_SPAN);
         }
     }
-    let look = match once(&mut looker, path, timeout)? {
+    let look = match once(&mut looker, path, within)? {
         Seen::Look(look) => look,
         Seen::Refused(cause) => return Ok(negative("refused", &cause)),
     };
@@ -61,8 +57,8 @@ pub(super) fn status(
     })
 }
 
-fn once(looker: &mut Looker, path: &Path, timeout: Option<Duration>) -> Result<Seen, Error> {
-    match look::ask(path, timeout)? {
+fn once(looker: &mut Looker, path: &Path, within: Duration) -> Result<Seen, Error> {
+    match look(path, within)? {
         Answer::Status(status, server) => {
             Ok(Seen::Look(Box::new(looker.complete(*status, server))))
         }
@@ -71,20 +67,14 @@ fn once(looker: &mut Looker, path: &Path, timeout: Option<Duration>) -> Result<S
     }
 }
 
-fn watch(
-    path: &Path,
-    shown: Shown,
-    timeout: Option<Duration>,
-    every: Duration,
-) -> Result<ExitCode, Error> {
+fn watch(path: &Path, shown: Shown, within: Duration, every: Duration) -> Result<ExitCode, Error> {
     end_at_once_on_interrupt().map_err(|error| Error::Ask(AskError::System(error)))?;
-    let timeout = timeout.or(Some(WATCH_ANSWER_TIMEOUT));
     let mut looker = Looker::new(None);
     let mut screen = Screen::of(shown);
     let mut next = clock::now();
     let mut seen_before = false;
     loop {
-        let look = match once(&mut looker, path, timeout) {
+        let look = match once(&mut looker, path, within) {
             Ok(Seen::Look(look)) => look,
             Ok(Seen::Refused(cause)) => return Ok(negative("refused", &cause)),
             Err(error) if !seen_before => return Err(error),
@@ -174,7 +164,9 @@ impl Screen {
                 format!("{between}{}", block(&look.lines(None)))
             }
             Self::Terminal => {
-                let size = tcgetwinsize(io::stdout());
+                // A terminal may have no size yet, or never.
+                let size = tcgetwinsize(io::stdout()).ok();
+                let size = size.filter(|it| it.ws_row > 0 && it.ws_col > 0);
                 let (rows, columns) = size.map_or((24, 80), |it| (it.ws_row, it.ws_col));
                 // A line is kept for the cursor.
                 let lines = look.lines(Some(usize::from(rows).saturating_sub(1)));

@@ -116,6 +116,10 @@ pub const ADMIN_HEAD_MAX_BYTES: usize = 8192;
 /// How long a client of the admin endpoint may take to send its request, and to read the answer.
 pub const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long one that has not come yet is waited for while others wait for their turn. Whoever
+/// connects with a request in hand sends it at once.
+pub const ADMIN_PATIENCE: Duration = Duration::from_millis(100);
+
 /// How long the admin process waits for the supervisor; one that takes longer is not healthy.
 pub const ADMIN_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -141,8 +145,8 @@ pub const WATCH_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// How long `status` looks to know how fast everything goes.
 pub const STATUS_RATES_SPAN: Duration = Duration::from_millis(250);
 
-/// How long `status --watch` and `top` wait for one answer.
-pub const WATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long `status` and `top` wait for one answer; a supervisor that lives has one at once.
+pub const STATUS_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// From one look of `top` to the next where nobody names a time.
 pub const TOP_INTERVAL: Duration = Duration::from_secs(1);

@@ -76,6 +76,12 @@ pub(crate) fn percent(share: f64) -> String {
     format!("{}%", (share.clamp(0.0, 1.0) * 100.0).round())
 }
 
+/// How many workers' time was used, of so many.
+pub(crate) fn busy(used: f64, workers: usize) -> String {
+    let digits = if used < 9.995 { 2 } else { 0 };
+    format!("busy {}/{workers}", cut(&format!("{used:.digits$}"), 5))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,6 +130,10 @@ mod tests {
         assert_eq!(
             (took(1972), took(61_000)),
             ("1972ms".to_owned(), "1m".to_owned())
+        );
+        assert_eq!(
+            (busy(0.456, 2), busy(63.97, 64)),
+            ("busy 0.46/2".to_owned(), "busy 64/64".to_owned())
         );
         assert_eq!(per_second(12_345.6), "12.3k");
         assert_eq!(per_second(f64::MAX), "18.4E");

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::figures::{age, cut, per_second, percent, short, took};
+use super::figures::{age, busy, cut, per_second, percent, short, took};
 use super::{
     AcceptQueueStatus, AdminStatus, LastDeath, LastOperation, Neighbour, Rate, Rates, SlotStatus,
     SocketStatus, Sockets, Status,
@@ -82,15 +82,17 @@ fn head(view: View<'_>) -> Vec<String> {
     } = view;
     let mut lines = vec![
         format!(
-            "uppercased {}, pid {}: {} for {}, release {}",
+            "uppercased {}, pid {}: {} for {}, release {}; workers died: {}",
             status.version,
             status.pid,
             status.phase,
             age(status.uptime_ms),
-            status.release
+            status.release,
+            short(status.totals.deaths),
         ),
         format!("listening on {}", status.addresses.join(" ")),
     ];
+    lines.extend(not_ready(status));
     if let Some(path) = &status.control {
         lines.push(format!("control      {path}"));
     }
@@ -108,15 +110,15 @@ fn head(view: View<'_>) -> Vec<String> {
     lines.extend(sandbox(&status.slots));
     let traffic = &status.totals.traffic;
     lines.push(format!(
-        "connections  {} open, {} taken, {} moved; {}B in, {}B out; {} died",
-        short(traffic.open),
+        "connections  {}, {} taken, {} moved; {}B in, {}B out",
+        open(status),
         short(traffic.accepted),
         short(traffic.moved_in),
         short(traffic.bytes_in),
         short(traffic.bytes_out),
-        short(status.totals.deaths),
     ));
-    lines.extend(rates.map(totals_rate));
+    let workers = status.slots.len();
+    lines.extend(rates.map(|rates| totals_rate(rates, workers)));
     if !traffic.closed.is_empty() {
         lines.push(format!("closed       {}", by_frequency(&traffic.closed)));
     }
@@ -129,6 +131,22 @@ fn head(view: View<'_>) -> Vec<String> {
     }
     lines.extend(sockets.into_iter().flat_map(on_the_ports));
     lines
+}
+
+/// Why new clients should go elsewhere, where no other line says so.
+pub(super) fn not_ready(status: &Status) -> Option<String> {
+    let told = status.phase != SERVING || status.out_of_rotation().is_some();
+    let why = status.unready().filter(|_| !told)?;
+    Some(format!("not ready    {why}"))
+}
+
+/// How many connections there are, and may be.
+pub(super) fn open(status: &Status) -> String {
+    let open = short(status.totals.traffic.open);
+    match status.capacity {
+        0 => format!("{open} open"),
+        capacity => format!("{open} open of {}", short(capacity)),
+    }
 }
 
 fn admin(admin: &AdminStatus) -> String {
@@ -154,22 +172,22 @@ pub(super) fn last_operation(last: &LastOperation) -> String {
     )
 }
 
-fn totals_rate(rates: &Rates) -> String {
+fn totals_rate(rates: &Rates, workers: usize) -> String {
     let Rate {
         accepted,
         messages,
         bytes_in,
         bytes_out,
-        busy,
+        busy: used,
     } = rates.totals;
     format!(
-        "over {:<7} {} taken/s, {} msg/s; {}B/s in, {}B/s out; {} busy",
+        "over {:<7} {} taken/s, {} msg/s; {}B/s in, {}B/s out; {}",
         age(rates.span_ms),
         per_second(accepted),
         per_second(messages),
         per_second(bytes_in),
         per_second(bytes_out),
-        cut(&format!("{busy:.2}"), 5),
+        busy(used, workers),
     )
 }
 
@@ -437,7 +455,7 @@ mod tests {
             version: "0.1.0".to_owned(),
             pid: 4711,
             uptime_ms: 3 * 86_400_000,
-            phase: "running".to_owned(),
+            phase: SERVING.to_owned(),
             release: ReleaseId(2),
             addresses: vec!["0.0.0.0:9999".to_owned(), "[::1]:9999".to_owned()],
             control: Some("/run/uppercased/4711.sock".to_owned()),
@@ -460,10 +478,10 @@ mod tests {
     #[test]
     fn a_quiet_server() {
         let expected = "\
-uppercased 0.1.0, pid 4711: running for 3d, release 2
+uppercased 0.1.0, pid 4711: serving for 3d, release 2; workers died: 0
 listening on 0.0.0.0:9999 [::1]:9999
 control      /run/uppercased/4711.sock
-connections  2400 open, 2.46M taken, 200 moved; 2.00TB in, 1.99TB out; 0 died
+connections  2400 open, 2.46M taken, 200 moved; 2.00TB in, 1.99TB out
 closed       2.46M peer_closed
 shares       taken 50 50 %; open 50 50 %
 slot     pid   gen state          age  open queue taken moved    in   out  died
@@ -475,6 +493,7 @@ slot     pid   gen state          age  open queue taken moved    in   out  died
     #[test]
     fn a_server_in_trouble() {
         let mut status = status(3);
+        status.capacity = 12_000;
         status.operation = Some("restart: 1 of 3 slots renewed".to_owned());
         status.slots[0].traffic.refused = BTreeMap::from([("denied".to_owned(), 12_345)]);
         status.slots[0].successor = Some(Neighbour {
@@ -508,11 +527,12 @@ slot     pid   gen state          age  open queue taken moved    in   out  died
         };
         status.sum_up();
         let expected = "\
-uppercased 0.1.0, pid 4711: running for 3d, release 2
+uppercased 0.1.0, pid 4711: serving for 3d, release 2; workers died: 7
 listening on 0.0.0.0:9999 [::1]:9999
+not ready    slot 2 is backing off, its queue lent
 control      /run/uppercased/4711.sock
 operation    restart: 1 of 3 slots renewed
-connections  3600 open, 3.70M taken, 300 moved; 3.00TB in, 2.99TB out; 7 died
+connections  3600 open of 12.0k, 3.70M taken, 300 moved; 3.00TB in, 2.99TB out
 closed       3.69M peer_closed
 refused      12.3k denied
 shares       taken 33 33 33 %; open 33 33 33 %
@@ -592,13 +612,13 @@ slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open fâ
             rates: Some(rates),
         };
         let expected = "\
-uppercased 0.1.0, pid 4711: running for 3d, release 2
+uppercased 0.1.0, pid 4711: serving for 3d, release 2; workers died: 0
 listening on 0.0.0.0:9999 [::1]:9999
 control      /run/uppercased/4711.sock
 admin        127.0.0.1:9100, pid 4720, 0 died
 last         scale to 2 failed 2m ago, took 312ms: slot 1 died
-connections  2400 open, 2.46M taken, 200 moved; 2.00TB in, 1.99TB out; 0 died
-over 1s      0.5 taken/s, 45.0k msg/s; 1.20MB/s in, 1.19MB/s out; 0.46 busy
+connections  2400 open, 2.46M taken, 200 moved; 2.00TB in, 1.99TB out
+over 1s      0.5 taken/s, 45.0k msg/s; 1.20MB/s in, 1.19MB/s out; busy 0.46/2
 closed       2.46M peer_closed
 queues       516 wait to be accepted, room for 512 in each queue; 1 full
 shares       taken 50 50 %; open 50 50 %
@@ -624,7 +644,7 @@ slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
             ..super::super::Look::default()
         };
         let shown = many.lines(None);
-        assert_eq!(shown.iter().filter(|l| l.contains(SERVING)).count(), 64);
+        assert_eq!(shown.iter().filter(|l| l.starts_with(' ')).count(), 64);
     }
 
     #[test]
@@ -662,7 +682,7 @@ slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
     #[test]
     fn sixteen_slots_fit_and_more_are_counted() {
         let screen16 = screen(&status(16));
-        assert_eq!(screen16.lines().filter(|l| l.contains(SERVING)).count(), 16);
+        assert_eq!(screen16.lines().filter(|l| l.starts_with(' ')).count(), 16);
         assert!(!screen16.contains('â€¦'));
 
         let mut many = status(1024);

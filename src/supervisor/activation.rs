@@ -23,6 +23,7 @@ use super::inheritance::{self, Offer, Origin, Plan};
 use super::notify::stored_slot;
 use super::report::shown;
 use super::resources::SlotResources;
+use super::totals::Totals;
 
 /// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
 const FIRST: RawFd = 3;
@@ -150,7 +151,7 @@ impl Given {
                 listeners,
                 Vec::new(),
                 None,
-                super::Totals::default(),
+                Totals::default(),
             ));
         }
         if !slots.is_empty() {

@@ -127,19 +127,23 @@ impl AdminEndpoint {
         let agent = config
             .agent
             .map(|address| bind_tcp(address).map_err(|why| Error::AgentBind { address, why }));
-        Ok(Self::over(http.transpose()?, agent.transpose()?))
+        Ok(Self::over(http.transpose()?, agent.transpose()?, 0))
     }
 
     /// With the listeners for HTTP and for load balancers, as they were bound or as, after an exec,
-    /// the program before has left them ([`Self::saved_http`], [`Self::saved_agent`]); `None` if
-    /// there is neither.
-    pub(super) fn over(http: Option<Listener>, agent: Option<Listener>) -> Option<Self> {
+    /// the program before has left them ([`Self::saved_http`], [`Self::saved_agent`]), and how many
+    /// processes have died; `None` if there is neither.
+    pub(super) fn over(
+        http: Option<Listener>,
+        agent: Option<Listener>,
+        deaths: u64,
+    ) -> Option<Self> {
         let now = clock::now();
         let seed = now.as_nanos() ^ u64::from(std::process::id());
         (http.is_some() || agent.is_some()).then(|| Self {
             http,
             agent,
-            life: Life::new(now, seed),
+            life: Life::new(now, seed, deaths),
             process: None,
             missing: Vec::new(),
         })
@@ -161,6 +165,11 @@ impl AdminEndpoint {
         both.map(|one| one.listener.as_fd())
     }
 
+    /// Processes that ended and should not have.
+    pub(super) const fn deaths(&self) -> u64 {
+        self.life.deaths()
+    }
+
     /// When there is something to do.
     pub(super) const fn poll_timeout(&self) -> Option<Tick> {
         self.life.due()
@@ -177,7 +186,7 @@ impl AdminEndpoint {
                 .filter(|_| self.agent.is_some())
                 .map(AdminProcess::agent),
             pid: process.map(|process| process.pid().unsigned_abs()),
-            deaths: self.life.deaths(),
+            deaths: self.deaths(),
             sandbox: process.and_then(|process| process.sandbox().cloned()),
         }
     }

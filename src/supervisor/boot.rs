@@ -27,7 +27,7 @@ use super::releases::{Limits, Release, Releases};
 use super::systemd::Systemd;
 use super::times::Times;
 use super::tokens::CONTROL_FIRST;
-use super::totals::Totals;
+use super::totals::Former;
 use super::upgrade::Preflight;
 use super::{Supervisor, policy, report, signals};
 
@@ -132,7 +132,7 @@ impl Supervisor {
             activated,
             slots,
             evidence: Evidence::gathered(),
-            dropped: Totals::default(),
+            former: Former::default(),
             rotation: Rotation::default(),
             times: Times::default(),
             next_serial: 0,

@@ -128,7 +128,8 @@ impl Supervisor {
     ) -> Result<(), String> {
         let index = worker.slot.index();
         if index == self.slots.len() {
-            self.slots.push(SlotResources::default());
+            let counted = self.former.come_back(worker.slot);
+            self.slots.push(SlotResources::counting_on(counted));
         }
         let run = self.releases.get(release);
         let run = run.ok_or_else(|| format!("release {release} is not known any more"))?;
@@ -247,8 +248,8 @@ impl Supervisor {
             tracing::error!(slot = slot.0, "a slot in the middle cannot be dropped");
             return;
         }
-        if let Some(slot) = self.slots.pop() {
-            self.dropped.merge(&slot.totals());
+        if let Some(had) = self.slots.pop() {
+            self.former.leave(slot, &had.totals());
         }
     }
 

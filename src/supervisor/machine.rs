@@ -156,7 +156,8 @@ pub struct SlotView<'a> {
     pub since: Tick,
     /// Who serves its queue.
     pub queue: Queue,
-    /// Failures of all time: deaths nobody ordered, starts and spawns that failed.
+    /// Failures of all time: deaths nobody ordered, starts and spawns that failed; also those from
+    /// before the slot left and came back.
     pub deaths: u32,
     /// The latest of them.
     pub last_death: Option<&'a LastDeath>,
@@ -191,6 +192,9 @@ pub struct Machine {
     balance: Balance,
     /// No generation up to this one may be given to a worker of a slot that is yet to be added.
     born_before: Generation,
+    /// Failures of all time of slots that have left, by number; as long as it has to be. What stands
+    /// here of a slot that is there is of no account.
+    former_deaths: Vec<u32>,
     /// Decided, not fetched yet.
     actions: VecDeque<Action>,
     stale_events: u64,
@@ -210,6 +214,7 @@ impl Machine {
             operation: None,
             balance: Balance::default(),
             born_before,
+            former_deaths: Vec::new(),
             policy,
             rng: fastrand::Rng::with_seed(seed),
             phase: Phase::Idle,
@@ -244,6 +249,7 @@ impl Machine {
             operation,
             balance,
             born_before,
+            former_deaths,
             actions,
             stale_events,
         } = snapshot;
@@ -259,6 +265,7 @@ impl Machine {
             operation,
             balance,
             born_before,
+            former_deaths,
             actions,
             stale_events,
         };
@@ -377,6 +384,7 @@ impl Machine {
             operation: self.operation.clone(),
             balance: self.balance.clone(),
             born_before: self.born_before,
+            former_deaths: self.former_deaths.clone(),
             actions: self.actions.clone(),
             stale_events: self.stale_events,
         }
@@ -416,6 +424,12 @@ impl Machine {
                 })
                 .collect(),
         })
+    }
+
+    /// Failures of all time in a slot that has left; 0 of one that never was.
+    #[must_use]
+    pub fn deaths_before(&self, slot: SlotId) -> u32 {
+        self.former_deaths.get(slot.index()).copied().unwrap_or(0)
     }
 
     /// The release in force: what a new worker runs while nothing else is rolled out.

@@ -7,7 +7,7 @@ use nix::sys::stat::fstat;
 
 use crate::clock::{self, Tick};
 use crate::fault;
-use crate::identity::WorkerId;
+use crate::identity::{SlotId, WorkerId};
 use crate::memory;
 use crate::metrics::Counter;
 use crate::status::{AcceptQueueStatus, LastDeath, Neighbour, SlotStatus, Status, Traffic};
@@ -49,8 +49,10 @@ impl Supervisor {
                 .collect(),
             ..Status::default()
         };
+        let here = status.slots.len();
+        let former = self.former.slots().filter(|slot| slot.index() >= here);
+        status.former = former.map(|slot| self.former_slot(slot)).collect();
         status.sum_up();
-        status.totals.traffic.add(&traffic(&self.dropped));
         status
     }
 
@@ -90,11 +92,26 @@ impl Supervisor {
 
     /// What all slots have counted, those that are no more included.
     pub(super) fn totals(&self) -> Totals {
-        let mut totals = self.dropped.clone();
+        let mut totals = self.former.sum();
         for slot in &self.slots {
             totals.merge(&slot.totals());
         }
         totals
+    }
+
+    /// What there is to say of a slot that has left.
+    fn former_slot(&self, slot: SlotId) -> SlotStatus {
+        let times = self.times.of(slot);
+        SlotStatus {
+            slot,
+            state: "gone".to_owned(),
+            queue: "closed".to_owned(),
+            traffic: self.former.of(slot).map(traffic).unwrap_or_default(),
+            deaths: self.machine.deaths_before(slot).into(),
+            starts: times.starts,
+            handovers: times.handovers,
+            ..SlotStatus::default()
+        }
     }
 
     fn slot_status(&self, slot: &SlotView<'_>, now: Tick) -> SlotStatus {
@@ -126,8 +143,10 @@ impl Supervisor {
             accept_queues: resources
                 .map(|it| self.accept_queues(it))
                 .unwrap_or_default(),
+            // One that comes back has nothing before its worker is started.
             traffic: resources
                 .map(|it| traffic(&it.totals()))
+                .or_else(|| self.former.of(slot.id).map(traffic))
                 .unwrap_or_default(),
             // Settled with the totals.
             accepted_percent: 0,

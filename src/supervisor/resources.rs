@@ -35,6 +35,11 @@ pub(super) struct SlotResources {
 }
 
 impl SlotResources {
+    /// Those of a new slot, which goes on from what an earlier one of its number has counted.
+    pub(super) const fn counting_on(carried: Totals) -> Self {
+        Self::restored(Vec::new(), Vec::new(), None, carried)
+    }
+
     /// As they were in this process's earlier program.
     pub(super) const fn restored(
         listeners: Vec<OwnedFd>,

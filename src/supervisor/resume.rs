@@ -21,6 +21,7 @@ use nix::sys::signal::SigSet;
 use crate::channel::Channel;
 use crate::config::{CommandLine, Config};
 use crate::fault;
+use crate::identity::SlotId;
 use crate::log;
 use crate::port::Lock;
 use crate::sys::fd::{duplicate_inherited, own_inherited};
@@ -40,6 +41,7 @@ use super::resources::SlotResources;
 use super::state::{SavedSlot, State};
 use super::systemd::Systemd;
 use super::tokens::CONTROL_FIRST;
+use super::totals::Former;
 use super::upgrade::Preflight;
 use super::{Signals, Supervisor, signals};
 
@@ -241,6 +243,12 @@ fn adopt(
     for saved in state.slots {
         slots.push(adopt_slot(saved, owned, &mut next_serial)?);
     }
+    let free = SlotId(u16::try_from(slots.len()).unwrap_or(u16::MAX));
+    let former = if state.former.is_empty() {
+        Former::of_all(state.dropped, free)
+    } else {
+        state.former
+    };
     let locks = owned.many(state.locks.len())?;
     let control = match state.control {
         None => None,
@@ -255,7 +263,11 @@ fn adopt(
         let resumed = saved.map(|saved| owned.one().map(|fd| saved.resume(fd)));
         resumed.transpose()
     };
-    let admin = AdminEndpoint::over(listener(state.admin)?, listener(state.agent)?);
+    let admin = AdminEndpoint::over(
+        listener(state.admin)?,
+        listener(state.agent)?,
+        state.admin_deaths,
+    );
     let supervisor = Supervisor {
         typed,
         program: state.program,
@@ -273,7 +285,7 @@ fn adopt(
         evidence: Evidence::gathered(),
         machine,
         slots,
-        dropped: state.dropped,
+        former,
         rotation: state.rotation,
         times: state.times,
         next_serial,

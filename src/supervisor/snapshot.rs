@@ -59,6 +59,9 @@ pub struct Snapshot {
     #[serde(default, skip_serializing_if = "Balance::is_blank")]
     pub(super) balance: Balance,
     pub(super) born_before: Generation,
+    /// Left out likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) former_deaths: Vec<u32>,
     pub(super) actions: VecDeque<Action>,
     pub(super) stale_events: u64,
 }

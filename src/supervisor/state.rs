@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::admin::SavedListener;
 use super::machine::{Machine, Snapshot, SnapshotError};
 use super::times::Times;
-use super::totals::Totals;
+use super::totals::{Former, Totals};
 use crate::clock::Tick;
 use crate::config::{Config, LogFormat, LogLevel, NeedsStop, check_change};
 use crate::control::Rotation;
@@ -44,8 +44,11 @@ pub(super) struct State {
     pub(super) latest: ReleaseId,
     pub(super) releases: Vec<SavedRelease>,
     pub(super) slots: Vec<SavedSlot>,
-    /// What slots that are no more have counted.
+    /// What slots that are no more have counted, all of them together.
     pub(super) dropped: Totals,
+    /// And each of them; not written by programs that did not tell them apart.
+    #[serde(default)]
+    pub(super) former: Former,
     /// Not written by programs that did not measure.
     #[serde(default)]
     pub(super) times: Times,
@@ -58,6 +61,9 @@ pub(super) struct State {
     pub(super) admin: Option<SavedListener>,
     #[serde(default)]
     pub(super) agent: Option<SavedListener>,
+    /// Of admin processes.
+    #[serde(default)]
+    pub(super) admin_deaths: u64,
     /// Not written by programs that were always in.
     #[serde(default)]
     pub(super) rotation: Rotation,

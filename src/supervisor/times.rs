@@ -172,6 +172,9 @@ mod tests {
         let last = times.last_operation(Tick::from_millis(500)).unwrap();
         assert_eq!((last.what.as_str(), last.cause), ("scale to 6", None));
         assert_eq!((last.took_ms, last.age_ms), (20, 80));
+        let known: Vec<_> = OperationTimes::all_kinds().collect();
+        let is_known = |it: &OperationTimes| known.contains(&(&*it.what, &*it.outcome));
+        assert!(times.operations().iter().all(is_known));
         let shown: Vec<_> = times
             .operations()
             .into_iter()

@@ -5,8 +5,11 @@
 //! memory is added are counted as lost with it, once; so "taken and moved in, less ended and moved
 //! out" stays the number of those that are open.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use crate::identity::SlotId;
 use crate::memory;
 use crate::metrics::{CloseReason, Counter};
 use crate::sys::shared::SharedMemory;
@@ -60,6 +63,56 @@ impl Totals {
     }
 }
 
+/// What slots that are no more have counted, each under its own number: one that comes back goes on
+/// from there. So nothing that is shown of a slot ever goes back, and nothing is shown twice, under
+/// the slot's number and later under another name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Former(BTreeMap<SlotId, Totals>);
+
+impl Former {
+    /// What a program has left that knew only the sum. It stands under the first number that is
+    /// free now, so that the sum over all slots is what it was.
+    pub(super) fn of_all(sum: Totals, free: SlotId) -> Self {
+        if sum.0.iter().all(|count| *count == 0) {
+            return Self::default();
+        }
+        Self(BTreeMap::from([(free, sum)]))
+    }
+
+    /// Whether no slot has ever left, or all have come back.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A slot leaves.
+    pub(super) fn leave(&mut self, slot: SlotId, counted: &Totals) {
+        self.0.entry(slot).or_default().merge(counted);
+    }
+
+    /// A slot is there, again perhaps: what it goes on from.
+    pub(super) fn come_back(&mut self, slot: SlotId) -> Totals {
+        self.0.remove(&slot).unwrap_or_default()
+    }
+
+    /// One slot's.
+    pub(super) fn of(&self, slot: SlotId) -> Option<&Totals> {
+        self.0.get(&slot)
+    }
+
+    /// Every slot that has left, in order.
+    pub(super) fn slots(&self) -> impl Iterator<Item = SlotId> + '_ {
+        self.0.keys().copied()
+    }
+
+    /// All of them together.
+    pub(super) fn sum(&self) -> Totals {
+        let mut sum = Totals::default();
+        self.0.values().for_each(|counted| sum.merge(counted));
+        sum
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,5 +158,24 @@ mod tests {
         totals.merge(&living);
         let older: Totals = serde_json::from_str("[1,2]").unwrap();
         assert_eq!((older.count(Counter::BytesOut), older.open()), (2, 0));
+    }
+
+    #[test]
+    fn a_slot_that_comes_back_goes_on_from_what_it_had() {
+        let (one, two) = (SlotId(1), SlotId(2));
+        let counted: Totals = serde_json::from_str("[3,4]").unwrap();
+        let mut former = Former::default();
+        former.leave(two, &counted);
+        former.leave(one, &counted);
+        assert_eq!(former.sum().count(Counter::BytesIn), 6);
+        let json = serde_json::to_string(&former).unwrap();
+        assert_eq!(serde_json::from_str::<Former>(&json).unwrap(), former);
+        assert_eq!(former.come_back(one), counted);
+        assert_eq!(former.come_back(one), Totals::default());
+        assert_eq!(former.slots().collect::<Vec<_>>(), [two]);
+        assert_eq!(former.of(two), Some(&counted));
+        let older = Former::of_all(counted.clone(), one);
+        assert_eq!((older.sum(), older.is_empty()), (counted, false));
+        assert!(Former::of_all(Totals::default(), one).is_empty());
     }
 }

@@ -241,7 +241,8 @@ impl Supervisor {
             latest: self.releases.latest(),
             releases: releases.collect(),
             slots: self.slots.iter().map(saved_slot).collect(),
-            dropped: self.dropped.clone(),
+            dropped: self.former.sum(),
+            former: self.former.clone(),
             times: self.times.clone(),
             locks: self
                 .locks
@@ -252,6 +253,7 @@ impl Supervisor {
             activated: self.activated,
             admin: self.admin.as_ref().and_then(AdminEndpoint::saved_http),
             agent: self.admin.as_ref().and_then(AdminEndpoint::saved_agent),
+            admin_deaths: self.admin.as_ref().map_or(0, AdminEndpoint::deaths),
             rotation: self.rotation,
             asking: self.asking,
             signals: Vec::new(),

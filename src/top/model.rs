@@ -206,6 +206,11 @@ impl Model {
         u16::try_from(slots).unwrap_or(u16::MAX)
     }
 
+    /// What row the table really begins with, if there is one: it is scrolled on from there.
+    pub(super) fn scrolled_to(&mut self, first_row: Option<usize>) {
+        self.first_row = first_row.unwrap_or(self.first_row);
+    }
+
     fn scroll_by(&mut self, rows: isize) {
         let slots = usize::from(self.workers());
         self.scroll_to(self.first_row.saturating_add_signed(rows), slots);

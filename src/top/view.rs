@@ -14,7 +14,7 @@ use ratatui_widgets::sparkline::Sparkline;
 
 use super::model::{History, Model};
 use crate::clock::Tick;
-use crate::status::figures::{age, cut, per_second, percent, short};
+use crate::status::figures::{age, busy, cut, per_second, percent, short};
 use crate::status::{Look, Rate, SlotStatus};
 
 /// Rows from which on there is a chart of all workers, and how many it has.
@@ -78,8 +78,14 @@ impl Palette {
     }
 }
 
-/// Draws the whole screen.
-pub(super) fn draw(model: &Model, palette: Palette, now: Tick, area: Rect, buffer: &mut Buffer) {
+/// Draws the whole screen; returns the number of the table's first row, if it is there.
+pub(super) fn draw(
+    model: &Model,
+    palette: Palette,
+    now: Tick,
+    area: Rect,
+    buffer: &mut Buffer,
+) -> Option<usize> {
     let mut screen = Screen {
         left: area,
         buffer,
@@ -88,19 +94,20 @@ pub(super) fn draw(model: &Model, palette: Palette, now: Tick, area: Rect, buffe
     screen.footer(model);
     let Some(look) = model.look() else {
         let why = model.trouble(now).map_or("looking …", |(why, _)| why);
-        return screen.line(why.to_owned(), Style::new());
+        screen.line(why.to_owned(), Style::new());
+        return None;
     };
     screen.head(look, model, now);
     if model.shows_help() {
         for line in HELP {
             screen.line(line.to_owned(), Style::new());
         }
-        return;
+        return None;
     }
     if area.height >= CHART_FROM_ROWS {
         screen.chart(model.totals());
     }
-    screen.table(look, model);
+    Some(screen.table(look, model))
 }
 
 /// What is left of the screen, and what to draw on.
@@ -169,18 +176,23 @@ impl Screen<'_> {
         let status = &look.status;
         let paused = if model.is_paused() { " [paused]" } else { "" };
         let title = format!(
-            "uppercased {} pid {} {} for {}, release {}{paused}",
+            "uppercased {} pid {} {} for {}, release {}; workers died: {}{paused}",
             status.version,
             status.pid,
             status.phase,
             age(status.uptime_ms),
-            status.release
+            status.release,
+            short(status.totals.deaths),
         );
         self.line(title, Palette::strong());
         if let Some((why, seconds)) = model.trouble(now) {
             let ago = seconds.map_or_else(String::new, |seconds| format!(" for {seconds}s"));
             let style = self.palette.bad();
             self.line(format!("no answer{ago}, trying again: {why}"), style);
+        }
+        if let Some(why) = look.not_ready() {
+            let style = self.palette.bad();
+            self.line(why, style);
         }
         self.line(status.addresses.join(" "), Style::new());
         self.line(totals(look), Style::new());
@@ -205,7 +217,7 @@ impl Screen<'_> {
         bars.render(area, self.buffer);
     }
 
-    fn table(&mut self, look: &Look, model: &Model) {
+    fn table(&mut self, look: &Look, model: &Model) -> usize {
         let columns = columns(usize::from(self.left.width));
         let heading: Vec<String> = columns.cells.iter().map(|it| it.heading()).collect();
         let mut heading = heading.join(" ");
@@ -216,31 +228,32 @@ impl Screen<'_> {
         let slots = &look.status.slots;
         let notes = look.notes();
         let room = usize::from(self.left.height);
-        // Nothing is scrolled that fits.
-        let first = model.first_row().min(slots.len().saturating_sub(room));
-        let last = slots.len().min(first + room);
-        // A row is kept to say that there are more.
-        let last = if last - first < slots.len() && room > 1 {
-            last - 1
-        } else {
-            last
+        // Nothing is scrolled that fits; else a row is kept to say that there are more.
+        let rows = match room {
+            _ if slots.len() <= room => slots.len(),
+            0 | 1 => room,
+            _ => room - 1,
         };
+        let first = model.first_row().min(slots.len() - rows);
+        let last = first + rows;
         let most = highest(model, look);
         for slot in &slots[first..last] {
             self.row(slot, look, model, &columns, most);
         }
-        if last - first < slots.len() {
+        if rows < slots.len() {
             let bad = slots.iter().filter(|slot| slot.state != "serving").count();
             let from = first + 1;
             let all = slots.len();
             let text = format!("rows {from} to {last} of {all}, {bad} not serving; up, down");
-            return self.line(text, Palette::strong());
+            self.line(text, Palette::strong());
+            return first;
         }
         let room = usize::from(self.left.height);
         for note in notes.iter().take(room) {
             let style = self.palette.notable();
             self.line(note.clone(), style);
         }
+        first
     }
 
     fn row(&mut self, slot: &SlotStatus, look: &Look, model: &Model, columns: &Columns, most: f64) {
@@ -277,21 +290,22 @@ fn highest(model: &Model, look: &Look) -> f64 {
 }
 
 fn totals(look: &Look) -> String {
-    let open = short(look.status.totals.traffic.open);
+    let open = look.open();
     let Some(rates) = &look.rates else {
-        return format!("{open} open");
+        return open;
     };
     let Rate {
         accepted,
         messages,
         bytes_in,
         bytes_out,
-        busy,
+        busy: used,
     } = rates.totals;
     format!(
-        "{open} open, {} taken/s, {} msg/s, {}B/s in, {}B/s out, {busy:.2} busy",
+        "{open}, {} acc/s, {} msg/s, {}, {}B/s in, {}B/s out",
         per_second(accepted),
         per_second(messages),
+        busy(used, look.status.slots.len()),
         per_second(bytes_in),
         per_second(bytes_out),
     )
@@ -461,7 +475,9 @@ mod tests {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         let palette = Palette { colour };
         terminal
-            .draw(|frame| draw(model, palette, NOW, frame.area(), frame.buffer_mut()))
+            .draw(|frame| {
+                draw(model, palette, NOW, frame.area(), frame.buffer_mut());
+            })
             .unwrap();
         terminal
     }
@@ -496,7 +512,9 @@ mod tests {
                 limit: 512,
                 ..AcceptQueueStatus::default()
             }];
+            status.capacity = 3000;
             status.slots[2].state = "backing off".to_owned();
+            status.slots[2].queue = "lent".to_owned();
             status.slots[2].pid = None;
             status.slots[2].deaths = 7;
             status.slots[2].last_death = Some(LastDeath {
@@ -505,6 +523,7 @@ mod tests {
                 cause: None,
                 age_ms: 3000,
             });
+            status.sum_up();
             let states = [("ESTABLISHED", 2400), ("LISTEN", 3)];
             look.sockets = Some(Sockets {
                 states: states
@@ -525,9 +544,10 @@ mod tests {
     fn at_80_by_24() {
         let model = busy();
         let expected = [
-            "uppercased 0.1.0 pid 4711 serving for 3d, release 0",
+            "uppercased 0.1.0 pid 4711 serving for 3d, release 0; workers died: 7",
+            "not ready    slot 2 is backing off, its queue lent",
             "0.0.0.0:9999",
-            "0 open, 0 taken/s, 45.0k msg/s, 0B/s in, 0B/s out, 0.50 busy",
+            "0 open of 3000, 0 acc/s, 45.0k msg/s, busy 0.50/3, 0B/s in, 0B/s out",
             "last         restart done 2m ago, took 312ms",
             "sockets      2400 ESTABLISHED, 3 LISTEN",
             "messages/s of all workers, at most 45.0k",
@@ -541,20 +561,21 @@ mod tests {
             "slot 2: generation 9 died 3s ago, signal 9 (SIGKILL)",
         ];
         let shown = lines(&model, (80, 24));
-        assert_eq!(shown[..14], expected);
-        assert_eq!(shown[14..23], [""; 9]);
+        assert_eq!(shown[..15], expected);
+        assert_eq!(shown[15..23], [""; 8]);
         let keys = "q quit  r reload  u upgrade  + - scale  p pause  ? help";
         assert_eq!(shown[23], keys);
     }
 
     #[test]
-    fn at_40_by_10() {
+    fn at_40_by_11() {
         let mut model = busy();
         model.press(Key::Char('r'));
         let expected = [
             "uppercased 0.1.0 pid 4711 serving for 3…",
+            "not ready    slot 2 is backing off, its…",
             "0.0.0.0:9999",
-            "0 open, 0 taken/s, 45.0k msg/s, 0B/s in…",
+            "0 open of 3000, 0 acc/s, 45.0k msg/s, b…",
             "last         restart done 2m ago, took …",
             "sockets      2400 ESTABLISHED, 3 LISTEN",
             "slot state         open queue msg/s busy",
@@ -563,7 +584,7 @@ mod tests {
             "   2 backing off      0     0     -    -",
             "Reload and renew every worker? [y/N]",
         ];
-        assert_eq!(lines(&model, (40, 10)), expected);
+        assert_eq!(lines(&model, (40, 11)), expected);
     }
 
     #[test]
@@ -573,9 +594,10 @@ mod tests {
         model.press(Key::Char('y'));
         model.take_reply(Reply::Progress("slot 3: worker ready".to_owned()));
         let expected = [
-            "uppercased 0.1.0 pid 4711 serving for 3d, release 0",
+            "uppercased 0.1.0 pid 4711 serving for 3d, release 0; workers died: 7",
+            "not ready    slot 2 is backing off, its queue lent",
             "0.0.0.0:9999",
-            "0 open, 0 taken/s, 45.0k msg/s, 0B/s in, 0B/s out, 0.50 busy",
+            "0 open of 3000, 0 acc/s, 45.0k msg/s, busy 0.50/3, 0B/s in, 0B/s out",
             "last         restart done 2m ago, took 312ms",
             "sockets      2400 ESTABLISHED, 3 LISTEN",
             "messages/s of all workers, at most 45.0k",
@@ -589,8 +611,8 @@ mod tests {
             "slot 2: generation 9 died 3s ago, signal 9 (SIGKILL)",
         ];
         let shown = lines(&model, (200, 50));
-        assert_eq!(shown[..14], expected);
-        assert_eq!(shown[14..47], [""; 33]);
+        assert_eq!(shown[..15], expected);
+        assert_eq!(shown[15..47], [""; 32]);
         assert_eq!(shown[47..49], ["scale …", "slot 3: worker ready"]);
     }
 
@@ -641,6 +663,15 @@ mod tests {
         for _ in 0..10 {
             model.press(Key::PageDown);
         }
+        let screen = lines(&model, (80, 20));
+        assert_eq!(screen[18], "rows 51 to 64 of 64, 1 not serving; up, down");
+        assert!(screen[17].starts_with("  63 "), "{screen:#?}");
+        // From there the first step back is seen.
+        let mut buffer = Buffer::empty(Rect::new(0, 0, 80, 20));
+        let palette = Palette { colour: false };
+        let first = draw(&model, palette, NOW, buffer.area, &mut buffer);
+        model.scrolled_to(first);
+        model.press(Key::Up);
         let screen = lines(&model, (80, 20));
         assert_eq!(screen[18], "rows 50 to 63 of 64, 1 not serving; up, down");
     }

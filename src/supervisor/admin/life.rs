@@ -43,12 +43,12 @@ enum Stage {
 }
 
 impl Life {
-    /// One whose first process is to be started at once.
-    pub(super) fn new(now: Tick, seed: u64) -> Self {
+    /// One whose next process is to be started at once, after so many deaths under another program.
+    pub(super) fn new(now: Tick, seed: u64, deaths: u64) -> Self {
         Self {
             stage: Stage::Due(now),
             failures: 0,
-            deaths: 0,
+            deaths,
             rng: Rng::with_seed(seed),
         }
     }
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_first_death_is_answered_at_once_and_others_ever_later() {
-        let mut life = Life::new(at(5), 1);
+        let mut life = Life::new(at(5), 1, 0);
         assert_eq!(life.due(), Some(at(5)));
         life.started(at(6));
         assert_eq!(life.due(), None);
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_pause_is_no_death_and_an_end_is_for_good() {
-        let mut life = Life::new(at(0), 1);
+        let mut life = Life::new(at(0), 1, 0);
         life.started(at(0));
         life.paused(at(7));
         assert_eq!((life.due(), life.deaths()), (Some(at(7)), 0));

@@ -50,7 +50,8 @@ impl Machine {
             self.enter_stage(Stage::Ending { failure: None });
             return true;
         }
-        let slot = Slot::new(SlotId(here), self.born_before, self.release);
+        let mut slot = Slot::new(SlotId(here), self.born_before, self.release);
+        slot.deaths = self.deaths_before(slot.id);
         self.slots.push(slot);
         self.spawn(usize::from(here), now);
         false
@@ -148,8 +149,20 @@ impl Machine {
         if let Some(slot) = self.slots.pop() {
             // A later slot of this number must not use the names of this one's workers again.
             self.born_before = self.born_before.max(slot.born);
+            self.remember_deaths(&slot);
             let slot = slot.id;
             self.actions.push_back(Action::DropSlot { slot });
+        }
+    }
+
+    /// So that what is counted "of all time" goes on if the slot comes back.
+    fn remember_deaths(&mut self, slot: &Slot) {
+        let index = slot.id.index();
+        if slot.deaths > 0 && self.former_deaths.len() <= index {
+            self.former_deaths.resize(index + 1, 0);
+        }
+        if let Some(deaths) = self.former_deaths.get_mut(index) {
+            *deaths = slot.deaths;
         }
     }
 }

@@ -84,6 +84,24 @@ fn fewer_slots_leave_in_the_order_that_loses_nobody() {
 }
 
 #[test]
+fn a_slot_that_comes_back_has_not_forgotten_its_failures() {
+    let mut stage = Stage::booted(calm(2), 0);
+    stage.at(50, killed(1, 1));
+    stage.at(60, ready(1, 2));
+    stage.at(100, scale(1));
+    stage.timeout(3_100);
+    stage.at(3_200, handed_over(1, 2, HandoverEnd::Done));
+    stage.at(3_300, exited(1, 2, 0));
+    assert_eq!(stage.machine.slots().count(), 1);
+    assert_eq!(stage.machine.deaths_before(SlotId(1)), 1);
+    let saved = stage.machine.snapshot().to_json().unwrap();
+    let restored = Machine::restore(Snapshot::from_json(&saved).unwrap()).unwrap();
+    assert_eq!(restored.deaths_before(SlotId(1)), 1);
+    stage.at(3_400, scale(2));
+    assert_eq!(stage.machine.slots().nth(1).unwrap().deaths, 1);
+}
+
+#[test]
 fn a_leaving_slot_that_fails_is_renewed_and_leaves_later() {
     let mut stage = Stage::booted(calm(2), 0);
     stage.at(100, scale(1));
