@@ -27,7 +27,7 @@ use crate::metrics::RefusalCause;
 /// up, and no decision takes long.
 const FORGOTTEN_AT_ONCE: usize = 4;
 
-/// A table that was this much larger than what is left in it gives its memory back.
+/// An empty table keeps room for this many, and gives the rest of its memory back.
 const SPARE_SOURCES: usize = 1024;
 
 /// How often a refusal of one cause is worth a line of the log.
@@ -246,6 +246,9 @@ impl Sources {
 
     fn closed(&mut self, fd: u32, peer: IpAddr, now: Tick) {
         if self.untracked.remove(&fd) {
+            if self.untracked.is_empty() {
+                self.untracked.shrink_to(SPARE_SOURCES);
+            }
             return;
         }
         let source = self.source(peer);
@@ -292,7 +295,7 @@ impl Sources {
 
     fn forget(&mut self, source: Source) {
         self.known.remove(&source);
-        if self.known.is_empty() && self.known.capacity() > SPARE_SOURCES {
+        if self.known.is_empty() {
             self.known.shrink_to(SPARE_SOURCES);
         }
     }
@@ -482,6 +485,25 @@ mod tests {
         admission.closed(11, ip("10.0.0.4"), ms(6));
         assert_eq!(admission.open_of(ip("10.0.0.4")), 1);
         assert_eq!(admission.decide(ip("10.0.0.4"), ms(9000)), FULL);
+    }
+
+    #[test]
+    fn what_a_flood_took_is_given_back() {
+        let mut admission = Admission::with_room_for(&limits(Some(9), None), 50_000).unwrap();
+        let address = |at: u32| IpAddr::V4((at % 60_000).into());
+        let counted = (0..100_000).filter(|&fd| admission.opened(fd, address(fd)));
+        assert_eq!(
+            counted.count(),
+            50_000 + 40_000,
+            "those of the sources there is room for"
+        );
+        (0..100_000).for_each(|fd| admission.closed(fd, address(fd), Tick::ZERO));
+        let sources = admission.sources.unwrap();
+        let kept = [sources.known.capacity(), sources.untracked.capacity()];
+        assert!(
+            kept.iter().all(|kept| *kept < 4 * SPARE_SOURCES),
+            "{kept:?}"
+        );
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub const FD_RESERVE: u32 = 64;
 pub const AUTO_CONNECTIONS_MAX: u32 = 1_000_000;
 
 /// Sources that a worker remembers at once, for the limits on one source: those with connections,
-/// and those whose rate is not used up again. About 100 bytes each, and only where there are such
+/// and those whose rate is not unused again. About 130 bytes each, and only where there are such
 /// limits. Beyond it those without connections are forgotten; when all have some, new sources are
 /// admitted unlimited, which is counted (`untracked`).
 pub const ADMISSION_SOURCES_MAX: usize = 65_536;

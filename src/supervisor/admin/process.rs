@@ -1,7 +1,8 @@
 //! One admin process as the supervisor has it: the process, and the channel over which it asks.
 //!
-//! Invariants: it can ask how the server is and nothing else; one that says anything out of place, or
-//! does not read the answers, is ended; what it is told is a file of its own that nothing reads here.
+//! Invariants: it can ask how the server is, saying how often load balancers were told what, and nothing
+//! else; one that says anything out of place, or does not read the answers, is ended; what it is told
+//! is a file of its own that nothing reads here.
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
