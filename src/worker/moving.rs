@@ -38,7 +38,9 @@ impl Worker {
             .ok_or_else(|| io::ErrorKind::NotFound.into())
             .and_then(|link| self.reactor.take_over(link, order.expected));
         match taken {
-            Ok(()) => tracing::info!(from = %order.from, order.expected, "taking over"),
+            Ok(()) => {
+                tracing::info!(from = %order.from, connections = order.expected, "taking over");
+            }
             // The socket is closed by now, so the other worker keeps everything.
             Err(error) => tracing::error!(%error, from = %order.from, "cannot take over"),
         }
