@@ -72,9 +72,8 @@ const DISCARD_TIMEOUT: Duration = Duration::from_millis(250);
 #[must_use]
 pub fn run(options: Options) -> ExitCode {
     let Some(channel) = inherited_channel() else {
-        eprintln!(
-            "uppercased: the admin process is the supervisor's to start; run `uppercased --admin \
-             127.0.0.1:9100`"
+        log::complain(
+            "the admin process is the supervisor's to start; run `uppercased --admin 127.0.0.1:9900`",
         );
         return ExitCode::from(2);
     };
@@ -82,7 +81,9 @@ pub fn run(options: Options) -> ExitCode {
     let (config, doors) = match await_start(&mut channel) {
         Ok(told) => told,
         Err(error) => {
-            eprintln!("uppercased: the admin process was not told what to be: {error}");
+            log::complain(&format!(
+                "the admin process was not told what to be: {error}"
+            ));
             return ExitCode::FAILURE;
         }
     };

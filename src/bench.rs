@@ -39,7 +39,7 @@ mod socket;
 mod team;
 pub mod truth;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -87,7 +87,7 @@ pub fn run(options: &Options) -> ExitCode {
 fn measured(options: &Options) -> Result<bool, Error> {
     // A file that cannot be written is found out before the measurement, not after.
     for path in [&options.json, &options.report].into_iter().flatten() {
-        write(path, "")?;
+        try_to_write(path)?;
     }
     let outcome = run::measure(options)?;
     tell(&outcome, options)?;
@@ -110,6 +110,18 @@ fn tell(outcome: &Outcome, options: &Options) -> Result<(), Error> {
         let _ = io::stdout().write_all(report::summary(outcome).as_bytes());
     }
     Ok(())
+}
+
+/// Whether the file can be written. What it has stays until there is something better.
+fn try_to_write(path: &Path) -> Result<(), Error> {
+    if path == Path::new(STDOUT) {
+        return Ok(());
+    }
+    let opened = File::options().append(true).create(true).open(path);
+    opened.map(drop).map_err(|source| Error::Write {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Error> {

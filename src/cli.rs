@@ -11,14 +11,17 @@ use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::ArgMatches;
 use clap::error::ErrorKind;
+use signal_hook::consts::SIGXFSZ;
 
 use crate::bench as measurement;
 use crate::client;
 use crate::config::{self, Config};
 use crate::control::{Request, Rotation};
+use crate::log::{complain, in_one_line};
 use crate::{admin, fault, preflight, supervisor, top, worker};
 
 pub use crate::config::{CommandLine, Launch};
@@ -35,6 +38,7 @@ mod effective;
 mod exit;
 mod gather;
 mod manual;
+mod mistake;
 mod orders;
 mod watch;
 
@@ -79,8 +83,13 @@ pub enum Command {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Not what the command line accepts; also how help and version are asked for.
-    #[error("{}", one_line(.0))]
-    Usage(#[from] Box<clap::Error>),
+    #[error("{}", mistake::one_line(.report, .command))]
+    Usage {
+        /// In clap's words.
+        report: Box<clap::Error>,
+        /// The command that was typed.
+        command: String,
+    },
 
     /// The configuration is invalid.
     #[error(transparent)]
@@ -98,6 +107,23 @@ pub enum Error {
         #[source]
         why: io::Error,
     },
+
+    /// The configuration file could not be read a second time, or would be waited for.
+    #[error(
+        "the configuration file {} is a pipe or a socket, and a server reads it again at every \
+         reload; name a regular file", path.display()
+    )]
+    NotAFile {
+        /// The file, as it was named.
+        path: PathBuf,
+    },
+
+    /// The variable for it is set to nothing.
+    #[error(
+        "{} is empty; unset it, or have it name a file",
+        config::CONFIG_VARIABLE
+    )]
+    NoFileNamed,
 
     /// The configuration file is absurdly large.
     #[error(
@@ -117,6 +143,9 @@ pub enum Error {
 /// Runs the program with these arguments (the first is its own name).
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     fault::point("main.starting");
+    // A limit on the size of files becomes an error that can be told; it would end the process, for
+    // instance when its log has become that long. Fails for no signal that can be caught.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     let args: Vec<OsString> = args.into_iter().collect();
     if supervisor::is_resuming() {
         // What is wrong with the arguments is a matter between this program and the one before it.
@@ -136,9 +165,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::Worker) => worker::run(),
         Ok(Command::Admin(options)) => admin::run(options),
         Ok(Command::Preflight(server)) => preflight::run(server.read()),
-        Err(Error::Usage(asked)) if !asked.use_stderr() => {
+        Err(Error::Usage { report, .. }) if !report.use_stderr() => {
             // Help and version; clap knows whether standard output takes colour.
-            printed(asked.print())
+            printed(report.print())
         }
         Err(error) => fail(&error),
     }
@@ -154,9 +183,22 @@ pub fn parse(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Command, Error> {
     let args: Vec<OsString> = args.into_iter().collect();
+    understand(&args, environment).map_err(|error| match error {
+        Error::Usage { report, .. } => Error::Usage {
+            report,
+            command: mistake::command_of(&args),
+        },
+        other => other,
+    })
+}
+
+fn understand(
+    args: &[OsString],
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Command, Error> {
     let matches = definition::command()
-        .try_get_matches_from(&args)
-        .map_err(Box::new)?;
+        .try_get_matches_from(args)
+        .map_err(definition::mistyped)?;
     if let Some((role, _)) = matches.subcommand()
         && !definition::CONFIGURED.contains(&role)
         && matches.args_present()
@@ -171,19 +213,13 @@ pub fn parse(
         Some((definition::ADMIN, typed)) => Ok(Command::Admin(admin::Options {
             supervisor: typed.get_one(definition::SUPERVISOR).copied().unwrap_or(0),
         })),
-        Some((definition::CLIENT, typed)) => Ok(Command::Client(client::Options {
-            target: typed
-                .get_one::<String>(definition::TARGET)
-                .map_or(DEFAULT_TARGET, String::as_str)
-                .to_owned(),
-            proxy_header: typed.get_one(definition::PROXY_PROTOCOL).copied(),
-        })),
+        Some((definition::CLIENT, typed)) => Ok(Command::Client(line_client(typed))),
         Some((definition::BENCH, bench))
             if let Some(typed) = bench.subcommand_matches(compare::COMPARE) =>
         {
             Ok(Command::Compare(compare::typed(typed)?))
         }
-        Some((definition::BENCH, typed)) => match bench::options(typed, bench::line(&args)) {
+        Some((definition::BENCH, typed)) => match bench::options(typed, bench::line(args)) {
             Ok(options) => Ok(Command::Bench(Box::new(options))),
             Err(why) => Err(definition::refused(ErrorKind::InvalidValue, why)),
         },
@@ -200,14 +236,7 @@ pub fn parse(
                 effective::verdict(found.file.as_deref())
             }))
         }
-        Some((definition::PREFLIGHT, typed)) => {
-            let servers = typed
-                .get_many::<OsString>(definition::SERVER_ARGS)
-                .into_iter();
-            let program = args.first().cloned().unwrap_or_default();
-            let servers = [program].into_iter().chain(servers.flatten().cloned());
-            Ok(Command::Preflight(self::typed(servers.collect())))
-        }
+        Some((definition::PREFLIGHT, typed)) => Ok(Command::Preflight(servers(typed, args))),
         Some((definition::TOP, typed)) => Ok(Command::Top(top::Options {
             control: control(typed, environment)?,
             every: typed
@@ -229,11 +258,27 @@ pub fn parse(
             let found = gather::gather(&typed, environment)?;
             let launch = Launch {
                 config: found.config,
-                typed: self::typed(args),
+                typed: self::typed(args.to_vec()),
             };
             Ok(Command::Serve(Box::new(launch)))
         }
     }
+}
+
+fn line_client(typed: &ArgMatches) -> client::Options {
+    let target = typed.get_one::<String>(definition::TARGET);
+    client::Options {
+        target: target.map_or_else(|| DEFAULT_TARGET.to_owned(), |target| with_host(target)),
+        proxy_header: typed.get_one(definition::PROXY_PROTOCOL).copied(),
+    }
+}
+
+/// The command line of the server that may become this program.
+fn servers(preflight: &ArgMatches, args: &[OsString]) -> CommandLine {
+    let servers = preflight.get_many::<OsString>(definition::SERVER_ARGS);
+    let program = args.first().cloned().unwrap_or_default();
+    let servers = servers.into_iter().flatten().cloned();
+    typed([program].into_iter().chain(servers).collect())
 }
 
 /// What a command asks a running server for, if it is such a command.
@@ -283,6 +328,16 @@ fn shown(name: &str, typed: &ArgMatches) -> Shown {
     }
 }
 
+/// The address of a server, of which a port alone is this machine's.
+fn with_host(target: &str) -> String {
+    let port = target.strip_prefix(':').unwrap_or(target);
+    if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) {
+        format!("127.0.0.1:{port}")
+    } else {
+        target.to_owned()
+    }
+}
+
 /// A server's command line.
 const fn typed(args: Vec<OsString>) -> CommandLine {
     CommandLine { args, settle }
@@ -303,20 +358,6 @@ fn fail(error: &Error) -> ExitCode {
     ExitCode::from(BAD_INPUT)
 }
 
-/// Says on standard error what went wrong, in one line.
-fn complain(what: &str) {
-    // If standard error takes nothing, the exit code has to say it.
-    let _ = writeln!(io::stderr(), "uppercased: {}", in_one_line(what));
-}
-
-/// A file name may contain anything, and a server may say anything; a report is one line all the
-/// same.
-fn in_one_line(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
-}
-
 fn print(text: &str) -> ExitCode {
     let mut out = io::stdout().lock();
     printed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
@@ -326,29 +367,13 @@ fn print(text: &str) -> ExitCode {
 fn printed(result: io::Result<()>) -> ExitCode {
     match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            let _ = writeln!(
-                io::stderr(),
-                "uppercased: cannot write to standard output: {error}; is its disk full?"
-            );
+            complain(&format!(
+                "cannot write to standard output: {error}; is its disk full?"
+            ));
             ExitCode::FAILURE
         }
         _ => ExitCode::SUCCESS,
     }
-}
-
-/// Clap's report without its decoration: message and tips, and where to look.
-fn one_line(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let mut parts: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
-        .filter(|line| !line.is_empty())
-        .map(|line| line.strip_prefix("error: ").unwrap_or(line))
-        .map(|line| line.strip_prefix("tip: ").unwrap_or(line))
-        .collect();
-    parts.push("see `uppercased --help`");
-    parts.join("; ")
 }
 
 #[cfg(test)]
@@ -379,6 +404,12 @@ mod tests {
                 proxy_header: None,
             }))
         );
+        for port in ["80", ":80"] {
+            let Ok(Command::Client(options)) = parsed(&["client", port]) else {
+                panic!("{port}");
+            };
+            assert_eq!(options.target, "127.0.0.1:80");
+        }
         assert!(matches!(parsed(&["check"]), Ok(Command::Check(text)) if text.contains("valid")));
     }
 
@@ -511,6 +542,13 @@ mod tests {
         std::fs::write(file.path(), "workers = 5\nwrokers = 1\n").unwrap();
         let why = launch.typed.read().unwrap_err();
         assert!(why.contains(":2: ") && !why.contains('\n'), "{why}");
+        // A pipe would keep whoever reads it waiting: here the supervisor.
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::fs::rename(&pipe, file.path()).unwrap();
+        let why = launch.typed.read().unwrap_err();
+        assert!(why.contains("name a regular file"), "{why}");
     }
 
     #[test]

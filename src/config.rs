@@ -23,6 +23,7 @@ mod limits;
 mod listen;
 mod networks;
 mod proxy;
+mod rules;
 mod sandbox;
 mod settings;
 mod source;
@@ -229,27 +230,34 @@ pub enum Error {
     },
 
     #[error(
-        "{}:{line}: there is no setting {name:?}; the nearest one is {nearest:?} \
-         (`uppercased --help` lists all)", path.display()
+        "{}:{line}: there is no setting {name:?}{nearest} (`uppercased --help` lists all)",
+        path.display()
     )]
     UnknownKey {
         path: PathBuf,
         line: usize,
         name: String,
-        nearest: &'static str,
+        nearest: String,
     },
 
     #[error(
-        "there is no setting {name}; the nearest one is {nearest} \
-         (`uppercased --help` lists all)"
+        "{}:{line}: settings stand in no table, so there is no {name:?}; write them at the top of \
+         the file", path.display()
     )]
+    Table {
+        path: PathBuf,
+        line: usize,
+        name: String,
+    },
+
+    #[error("there is no setting {name}{nearest} (`uppercased --help` lists all)")]
     UnknownVariable { name: String, nearest: String },
 
-    #[error("{name}: a value of type {found} does not fit; write for example {example:?}")]
+    #[error("{name}: a value of type {found} does not fit; write for example {example}")]
     WrongType {
         name: String,
         found: &'static str,
-        example: &'static str,
+        example: String,
     },
 
     #[error("{name}: the value is not UTF-8; unset the variable or write it anew")]
@@ -274,6 +282,14 @@ pub enum Error {
         name: String,
         first: ListenAddr,
         second: ListenAddr,
+    },
+
+    #[error("{name}: {address} overlaps {other}, where {what}; choose another port")]
+    Taken {
+        name: String,
+        address: SocketAddr,
+        other: String,
+        what: &'static str,
     },
 
     #[error(
@@ -383,7 +399,7 @@ pub fn resolve(assignments: &[Assignment], facts: &Facts<'_>) -> Result<(Config,
         origins.push(winner.origin.clone());
     }
     let origins = Origins(origins);
-    check_rules(&config, &origins)?;
+    rules::check(&config, &origins)?;
     Ok((config, origins))
 }
 
@@ -473,50 +489,6 @@ impl fmt::Display for ListenAddr {
             write!(out, "{}", self.addr)
         }
     }
-}
-
-/// The rules between settings.
-fn check_rules(config: &Config, origins: &Origins) -> Result<(), Error> {
-    if config.backoff_max < config.backoff_initial {
-        let shown = |key| Setting::find(key).map_or_else(String::new, |row| row.show(config));
-        return Err(Error::BackoffOrder {
-            max_name: origins.name_of("backoff_max"),
-            max: shown("backoff_max"),
-            initial_name: origins.name_of("backoff_initial"),
-            initial: shown("backoff_initial"),
-        });
-    }
-    if config.share_port && config.steer != Steer::Hash {
-        return Err(Error::SteerShared {
-            name: origins.name_of("steer"),
-        });
-    }
-    if let ProxyListeners::These(asking) = &config.proxy_protocol
-        && let Some(address) = asking.iter().find(|one| !config.listen.contains(one))
-    {
-        return Err(Error::ProxyElsewhere {
-            name: origins.name_of("proxy_protocol"),
-            address: address.clone(),
-        });
-    }
-    if config.proxy_protocol != ProxyListeners::None && config.proxy_trust.is_empty() {
-        return Err(Error::ProxyUntrusted {
-            name: origins.name_of("proxy_trust"),
-        });
-    }
-    let lists = [&config.allow, &config.deny, &config.proxy_trust];
-    let count = lists.iter().map(|list| list.len()).sum();
-    if count > NETWORKS_IN_ALL_MAX {
-        return Err(Error::TooManyNetworks { count });
-    }
-    if let Some((first, second)) = listen::overlap(&config.listen) {
-        return Err(Error::Overlap {
-            name: origins.name_of("listen"),
-            first: first.clone(),
-            second: second.clone(),
-        });
-    }
-    Ok(())
 }
 
 /// The paper on which `resolve` writes; it fills every field before anybody sees it.
@@ -653,6 +625,21 @@ mod tests {
              cannot be steered, since theirs would be steered with ours; leave one of the two out"
         );
         assert!(flags(&[("steer", "hash"), ("share_port", "true")]).is_ok());
+        assert_eq!(
+            flags(&[("admin", "9999")]).unwrap_err(),
+            "--admin: 127.0.0.1:9999 overlaps 0.0.0.0:9999, where clients connect (listen); choose \
+             another port"
+        );
+        for (listen, agent) in [("9999", "9999"), ("[::1]:7", "[::1]:7"), ("*:7", "7")] {
+            let why = flags(&[("listen", listen), ("agent", agent)]).unwrap_err();
+            assert!(why.starts_with("--agent: "), "{why}");
+        }
+        let why = flags(&[("admin", "7"), ("agent", "7")]).unwrap_err();
+        assert!(why.contains("overlaps 127.0.0.1:7, where health"), "{why}");
+        for (listen, agent) in [("0", "0"), ("127.0.0.1:7", "127.0.0.2:7"), ("[::1]:7", "7")] {
+            let both = flags(&[("listen", listen), ("agent", agent), ("admin", "0")]);
+            assert!(both.is_ok(), "{both:?}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! Must not: block, start a thread, or set a flag on the open file that is shared with whoever
 //! started the server.
 
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::sync::OnceLock;
 use std::time::SystemTime;
@@ -74,6 +74,20 @@ fn style(format: LogFormat) -> Style {
             colour: wants_colour(),
         },
     }
+}
+
+/// Says to whoever started this process what went wrong, in one line. Standard error may be full, or
+/// have nobody who reads it: then the exit code has to say it.
+pub(crate) fn complain(what: &str) {
+    let _ = writeln!(io::stderr(), "uppercased: {}", in_one_line(what));
+}
+
+/// A file name may contain anything, and a server may say anything; a report is one line all the
+/// same.
+pub(crate) fn in_one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 /// Why there is no log.

@@ -14,6 +14,7 @@ use crate::channel::Channel;
 use crate::config::Config;
 use crate::fault;
 use crate::identity::WorkerId;
+use crate::log;
 use crate::supervisor;
 use crate::sys::fd::inherited_channel;
 use crate::wire::{Envelope, Failed, Message, Ready};
@@ -27,9 +28,7 @@ const ORDER_TIMEOUT_MS: u16 = 10_000;
 #[must_use]
 pub fn run(config: Result<Config, String>) -> ExitCode {
     let Some(channel) = inherited_channel() else {
-        eprintln!(
-            "uppercased: the pre-flight is the supervisor's to start; run `uppercased upgrade`"
-        );
+        log::complain("the pre-flight is the supervisor's to start; run `uppercased upgrade`");
         return ExitCode::from(2);
     };
     fault::point("preflight.starting");
@@ -37,7 +36,7 @@ pub fn run(config: Result<Config, String>) -> ExitCode {
     let state = match await_state(&mut channel) {
         Ok(state) => state,
         Err(cause) => {
-            eprintln!("uppercased: the pre-flight was given no state: {cause}");
+            log::complain(&format!("the pre-flight was given no state: {cause}"));
             return ExitCode::FAILURE;
         }
     };

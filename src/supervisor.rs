@@ -23,7 +23,9 @@ pub mod machine;
 mod notify;
 mod observe;
 mod operations;
+mod orphans;
 mod placement;
+mod program;
 mod releases;
 mod report;
 mod resources;
@@ -45,7 +47,9 @@ use std::process::ExitCode;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{
+    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2,
+};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -53,6 +57,7 @@ use crate::clock::{self, Tick};
 use crate::config::{CommandLine, Config, Launch, LogFormat, WORKER_MESSAGES_MAX};
 use crate::control::Rotation;
 use crate::identity::{RequestId, WorkerId};
+use crate::log;
 use crate::port::Lock;
 use crate::wire::Listen;
 
@@ -126,12 +131,21 @@ pub struct Supervisor {
 /// Serves as `launch` says until told to stop; errors are printed.
 #[must_use]
 pub fn run(launch: Launch) -> ExitCode {
+    let format = launch.config.log_format;
     match Supervisor::prepare(launch) {
         Ok(supervisor) => supervisor.run(),
         Err(error) => {
-            eprintln!("uppercased: {error}");
+            last_words(format, &error.to_string());
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// Why a start has failed: one line in either format, for whoever reads JSON reads nothing else.
+fn last_words(format: LogFormat, cause: &str) {
+    match format {
+        LogFormat::Human => log::complain(cause),
+        LogFormat::Json => tracing::error!(cause, "cannot start"),
     }
 }
 
@@ -150,16 +164,12 @@ impl Supervisor {
         match self.supervise() {
             Ok(Verdict::Clean) => ExitCode::SUCCESS,
             Ok(Verdict::Failed { cause }) => {
-                // One line in either format; whoever reads JSON reads nothing else.
-                match self.config().log_format {
-                    LogFormat::Human => eprintln!("uppercased: {cause}"),
-                    LogFormat::Json => tracing::error!(cause, "cannot start"),
-                }
+                last_words(self.config().log_format, &cause);
                 ExitCode::FAILURE
             }
             Err(error) => {
                 // Dropping the channels tells the workers; they finish what they owe and exit.
-                eprintln!("uppercased: the supervisor's event loop failed: {error}");
+                log::complain(&format!("the supervisor's event loop failed: {error}"));
                 ExitCode::FAILURE
             }
         }
@@ -190,6 +200,7 @@ impl Supervisor {
             for event in &events {
                 self.look(event.token());
             }
+            self.bury_orphans();
             let now = clock::now();
             self.machine.handle_timeout(now);
             if let Some(control) = &mut self.control {
@@ -273,6 +284,8 @@ impl Supervisor {
             }
             SIGTTIN => self.scale(RequestId::NOBODY, ScaleTo::OneMore),
             SIGTTOU => self.scale(RequestId::NOBODY, ScaleTo::OneLess),
+            // It was to end the wait; see `bury_orphans`.
+            SIGCHLD => {}
             _ => tracing::warn!(signal = by, "a signal that has no effect"),
         }
     }
@@ -434,7 +447,10 @@ fn signals() -> io::Result<Signals> {
     let (read, write) = UnixStream::pair()?;
     read.set_nonblocking(true)?;
     write.set_nonblocking(true)?;
-    let caught = HANDLED_SIGNALS.concat();
+    let mut caught = HANDLED_SIGNALS.concat();
+    if orphans::come_here() {
+        caught.push(SIGCHLD);
+    }
     Signals::with_pipe(read, write, SignalOnly, caught)
 }
 

@@ -84,9 +84,7 @@ enum Phase {
 #[must_use]
 pub fn run() -> ExitCode {
     let Some(channel) = inherited_channel() else {
-        eprintln!(
-            "uppercased: the worker role is the supervisor's to start; run `uppercased serve`"
-        );
+        log::complain("the worker role is the supervisor's to start; run `uppercased serve`");
         return ExitCode::from(2);
     };
     // Names the process in ps and top; without effect if it fails.
@@ -95,7 +93,7 @@ pub fn run() -> ExitCode {
     let (id, start, descriptors) = match await_start(&mut channel) {
         Ok(told) => told,
         Err(error) => {
-            eprintln!("uppercased: a worker was not told what to be: {error}");
+            log::complain(&format!("a worker was not told what to be: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -461,7 +459,9 @@ fn give_up(mut channel: Channel, worker: WorkerId, cause: &str) -> ExitCode {
         cause: cause.to_owned(),
     });
     if let Err(error) = channel.send(&Envelope { worker, message }, &[]) {
-        eprintln!("uppercased: {worker}: {cause} (and the supervisor cannot be told: {error})");
+        log::complain(&format!(
+            "{worker}: {cause} (and the supervisor cannot be told: {error})"
+        ));
     }
     leave_open(channel);
     ExitCode::FAILURE

@@ -665,6 +665,21 @@ fn the_process_that_is_watched_must_exist() {
 }
 
 #[test]
+fn a_measurement_that_does_not_come_about_spoils_no_earlier_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("outcome.json");
+    std::fs::write(&file, "kept").expect("written");
+    let output = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+        .args(["bench", "ping", "127.0.0.1:9", "--connections=0", "--json"])
+        .arg(&file)
+        .output()
+        .expect("it runs");
+    assert_ne!(output.status.code(), Some(0));
+    let text = std::fs::read_to_string(&file).expect("it is still there");
+    assert_eq!(text, "kept");
+}
+
+#[test]
 fn ctrl_c_ends_it_in_order_with_what_was_found() {
     use std::os::unix::process::CommandExt as _;
 

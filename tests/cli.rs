@@ -158,6 +158,11 @@ fn help_is_for_narrow_terminals_and_names_everything() {
         assert!(short.contains(&format!("  {name} ")), "{name}");
         let text = Run::new().args(&[name, "--help"]).stdout();
         assert!(text.contains("Example"), "{name}");
+        // A line that was broken by hand and once more by the terminal's width.
+        let torn = text
+            .lines()
+            .find(|line| line.trim_end().ends_with(" An") || *line == "show");
+        assert_eq!(torn, None, "{name}");
     }
     for word in [
         "HUP   read the configuration anew",
@@ -171,14 +176,14 @@ fn help_is_for_narrow_terminals_and_names_everything() {
 fn an_order_that_makes_no_sense_is_refused_before_anybody_is_asked() {
     for (args, what) in [
         (["scale"].as_slice(), "<N>"),
-        (&["scale", "0"], "0 is not in 1..=1024"),
-        (&["scale", "-1"], "1..=1024"),
-        (&["scale", "1025"], "1..=1024"),
+        (&["scale", "0"], "from 1 to 1024"),
+        (&["scale", "-1"], "from 1 to 1024"),
+        (&["scale", "1025"], "from 1 to 1024"),
         (&["scale", "many"], "'many'"),
         (&["scale", "1", "2"], "'2'"),
         (&["reload", "--json"], "'--json'"),
         (&["reload", "--timeout", "30"], "for example 30s"),
-        (&["stop", "--timeout", "0s"], "for example 30s"),
+        (&["stop", "--timeout", "0s"], "no time at all"),
         (&["--workers", "3", "reload"], "no configuration"),
         (&["--control", "/x", "status"], "stand after it"),
         (&["reload", "--workers", "3"], "'--workers'"),
@@ -369,6 +374,14 @@ fn a_file_that_is_no_configuration_is_named() {
         let line = Run::new().env("UPPERCASED_CONFIG", path).complaint();
         assert!(line.contains("UPPERCASED_CONFIG"), "{line}");
     }
+    let line = Run::new().arg("check").env("UPPERCASED_CONFIG", "");
+    assert!(line.complaint().starts_with("UPPERCASED_CONFIG is empty"));
+    assert!(
+        Run::new()
+            .args(&["check", "-c", "/dev/null"])
+            .stdout()
+            .contains("/dev/null")
+    );
     let line = Run::new()
         .args(&["check", "--config", "/dev/zero"])
         .complaint();

@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
@@ -399,6 +400,37 @@ fn without_a_server_nothing_happens() {
     let outcome = place.run_with(&["stop"], &[("UPPERCASED_CONTROL", "relative")]);
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
     assert!(outcome.stderr.contains("UPPERCASED_CONTROL"), "{outcome:?}");
+}
+
+#[test]
+fn another_users_server_is_not_taken_for_none() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root can become another user");
+        return;
+    }
+    let place = Place::new();
+    let path = place.path().join("7.sock");
+    let _server = UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // Where the program was built others may not look.
+    let program = place.path().join("uppercased");
+    fs::copy(env!("CARGO_BIN_EXE_uppercased"), &program).unwrap();
+    let outcome = Command::new(&program)
+        .arg("status")
+        .env("RUNTIME_DIRECTORY", place.path())
+        .env_remove("UPPERCASED_CONTROL")
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
+    let line = String::from_utf8(outcome.stderr).unwrap();
+    assert_eq!(outcome.status.code(), Some(2), "{line}");
+    assert!(
+        line.contains("takes orders from this user; cannot ask"),
+        "{line}"
+    );
+    assert!(line.contains("ask as root"), "{line}");
 }
 
 #[test]

@@ -4,10 +4,15 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 use procfs::net::TcpState;
 
 use self::support::observe::{
@@ -63,7 +68,7 @@ fn workers_are_children_that_hold_nothing_but_their_own() {
 
     for &pid in &workers {
         names.push(arguments(pid)[0].clone());
-        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
         assert_eq!(comm, "uppercased\n");
 
         // Also nothing of what the supervisor itself was started with.
@@ -424,6 +429,100 @@ fn a_strange_address_is_refused_and_nothing_stays() {
     assert!(reason.contains("does not have the address"), "{reason}");
     // That no process is left is seen by the end of the log, which `expect_failure` waited for.
     assert!(Client::try_connect(addr).is_err());
+}
+
+/// A program that runs `script`, in which `"$@"` are the server's arguments.
+fn wrapped(folder: &Path, script: &str) -> PathBuf {
+    let path = folder.join("wrapped");
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("an own folder");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("an own file");
+    path
+}
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_uppercased");
+
+#[test]
+fn the_first_process_of_a_container_buries_orphans() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = folder.path().join("gate");
+    nix::unistd::mkfifo(&gate, Mode::S_IRWXU).unwrap();
+    let first = format!(
+        "(read line <'{}' &); exec '{PROGRAM}' \"$@\"",
+        gate.display()
+    );
+    fs::write(folder.path().join("first"), first).unwrap();
+    let script = format!(
+        "exec unshare --pid --fork --kill-child sh '{}' \"$@\"",
+        folder.path().join("first").display()
+    );
+    let namespaces = Command::new("unshare")
+        .args(["--pid", "--fork", "true"])
+        .output();
+    if !namespaces.is_ok_and(|made| made.status.success()) {
+        println!("skipped: no namespace for processes may be made here");
+        return;
+    }
+    let server = Server::builder()
+        .program(wrapped(folder.path(), &script))
+        .args(["--workers=1", "--listen=127.0.0.1:0"])
+        .start();
+    let first = children(server.pid())[0];
+    let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let orphan = until_some("an orphan", || {
+        children(first).into_iter().find(|pid| name(*pid) == "sh\n")
+    });
+    let orphan = Watched::open(orphan).unwrap();
+    fs::write(&gate, "go\n").unwrap();
+    let place = PathBuf::from(format!("/proc/{}", orphan.pid()));
+    until("the orphan is buried", || !place.exists());
+    // Its own child is known as such, and a death stays a death.
+    Watched::open(children(first)[0])
+        .unwrap()
+        .signal(Signal::SIGKILL);
+    wait_ready(&server, 0, 0, 2);
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error_with_a_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!("ulimit -f 0; exec '{PROGRAM}' \"$@\"");
+    let (code, said) = Server::builder()
+        .program(wrapped(folder.path(), &script))
+        .args(["--workers=1", "--listen=127.0.0.1:0"])
+        .expect_failure();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("File too large"), "{said}");
+}
+
+#[test]
+fn a_start_that_fails_has_its_exit_code_also_when_nobody_can_be_told() {
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    for args in [
+        ["--listen=192.0.2.1:7777", "--control=off"],
+        ["--admin=/nowhere/at/all", "--control=off"],
+    ] {
+        let status = Command::new(PROGRAM)
+            .args(args)
+            .stderr(full.try_clone().unwrap())
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(1), "{args:?}: {status}");
+    }
+}
+
+#[test]
+fn the_log_in_json_has_the_last_words_too() {
+    let args = ["--admin=/nowhere/at/all", "--log-format=json"];
+    let (code, said) = Server::expect_failure(&args);
+    assert_eq!(code, 1, "{said}");
+    let last = said.lines().last().unwrap_or_default();
+    assert!(
+        last.starts_with('{') && last.contains("/nowhere/at/all"),
+        "{said}"
+    );
 }
 
 #[test]

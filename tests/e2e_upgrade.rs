@@ -3,13 +3,15 @@
 
 mod support;
 
+use std::os::unix::fs::symlink;
+
 use nix::sys::signal::Signal;
 
-use self::support::Client;
 use self::support::image::Image;
 use self::support::load::{Load, LoadSize};
 use self::support::observe::{self, until};
 use self::support::planned::Planned;
+use self::support::{Client, Server};
 
 const QUICK: [&str; 4] = [
     "--listen=127.0.0.1:0",
@@ -50,6 +52,23 @@ fn the_program_changes_and_nothing_else_does() {
     load.go_on_for(20);
     load.finish().assert_clean();
     assert_eq!(server.stop().code(), Some(0));
+}
+
+/// As deployments do that keep versions side by side.
+#[test]
+fn a_link_to_the_program_is_followed_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["7.1.0", "7.2.0"]
+        .map(|version| Image::copy(folder.path()).with_faults(&format!("version={version}")));
+    let current = folder.path().join("current");
+    symlink(first.path(), &current).unwrap();
+    let server = Server::builder().program(&current).args(QUICK).start();
+    assert_eq!(server.status_json()["version"], "7.1.0");
+    let next = folder.path().join("next");
+    symlink(second.path(), &next).unwrap();
+    std::fs::rename(&next, &current).unwrap();
+    server.upgrade().expect_success();
+    assert_eq!(server.status_json()["version"], "7.2.0");
 }
 
 #[test]

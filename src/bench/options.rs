@@ -162,8 +162,10 @@ impl FromStr for Sources {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(count) = text.parse() {
-            return Ok(Self::Count(count));
+        match text.parse() {
+            Ok(0) => return Err("from no address nobody can connect".to_owned()),
+            Ok(count) => return Ok(Self::Count(count)),
+            Err(_) => {}
         }
         let addresses: Result<Vec<IpAddr>, _> = text.split(',').map(str::parse).collect();
         addresses
@@ -229,5 +231,6 @@ mod tests {
         let two = Sources::Addresses(vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()]);
         assert_eq!("10.0.0.1,10.0.0.2".parse(), Ok(two));
         assert!("here".parse::<Sources>().is_err());
+        assert!("0".parse::<Sources>().is_err());
     }
 }

@@ -263,53 +263,23 @@ pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
 
 /// Flags that do not go together, or not with the pattern.
 fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
-    let silent = pattern == Pattern::Idle;
-    let scheduled = matches!(pattern, Pattern::Rate | Pattern::Hold);
-    for (typed, allowed, flag, owners) in [
-        (
-            options.rate.is_some(),
-            pattern == Pattern::Rate,
-            "--rate",
-            "`rate`",
-        ),
-        (
-            options.arrivals.is_some(),
-            scheduled,
-            "--arrivals",
-            "`rate` and `hold`",
-        ),
-        (
-            options.every.is_some(),
-            pattern == Pattern::Hold,
-            "--every",
-            "`hold`",
-        ),
-        (
-            options.close.is_some(),
-            pattern == Pattern::Churn,
-            "--close",
-            "`churn`",
-        ),
-        (
-            options.messages_each.is_some(),
-            pattern == Pattern::Churn,
-            "--messages-each",
-            "`churn`",
-        ),
-        (
-            options.pipeline.is_some(),
-            !silent,
-            "--pipeline",
-            "all but `idle`",
-        ),
-        (options.size.is_some(), !silent, "--size", "all but `idle`"),
-        (
-            options.count.is_some(),
-            !silent,
-            "--count",
-            "all but `idle`",
-        ),
-    ] {
+    let is = |one| pattern == one;
+    let (rate, hold, churn) = (is(Pattern::Rate), is(Pattern::Hold), is(Pattern::Churn));
+    let talks = !is(Pattern::Idle);
+    let talkers = "all but `idle`";
+    let o = options;
+    #[rustfmt::skip]
+    let rows = [
+        (o.rate.is_some(), rate, "--rate", "`rate`"),
+        (o.arrivals.is_some(), rate || hold, "--arrivals", "`rate` and `hold`"),
+        (o.every.is_some(), hold, "--every", "`hold`"),
+        (o.close.is_some(), churn, "--close", "`churn`"),
+        (o.messages_each.is_some(), churn, "--messages-each", "`churn`"),
+        (o.pipeline.is_some(), talks, "--pipeline", talkers),
+        (o.size.is_some(), talks, "--size", talkers),
+        (o.count.is_some(), talks, "--count", talkers),
+    ];
+    for (typed, allowed, flag, owners) in rows {
         if typed && !allowed {
             let pattern = pattern.word();
             return Err(Error::WrongPattern {
@@ -322,6 +292,16 @@ fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
     if options.messages_each == Some(0) {
         return Err(out_of_bounds("--messages-each", "1 or more"));
     }
+    let jobs = options.during.len();
+    if jobs > JOBS_MAX {
+        let bounds = format!("at most {JOBS_MAX} commands");
+        return Err(out_of_bounds("--during", &bounds));
+    }
+    check_ownership(options)
+}
+
+/// Flags for a server of its own, where there is one, and for another's, where there is that.
+fn check_ownership(options: &Options) -> Result<(), Error> {
     if options.target.is_some() {
         for (typed, flag) in [
             (options.workers.is_some(), "--workers"),
@@ -335,11 +315,6 @@ fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
         }
     } else if !options.pids.is_empty() {
         return Err(Error::Conflict("--pid", "a server of its own"));
-    }
-    let jobs = options.during.len();
-    if jobs > JOBS_MAX {
-        let bounds = format!("at most {JOBS_MAX} commands");
-        return Err(out_of_bounds("--during", &bounds));
     }
     Ok(())
 }

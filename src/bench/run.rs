@@ -430,28 +430,7 @@ fn told(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
             .map(|server| Duration::from_millis(server.user_ms + server.system_ms)),
         closed_loop: plan.pace == Pace::Answers,
     });
-    for (word, text) in [
-        (
-            Kind::NoSourcePort,
-            "No source port was left for some connections; spread them with --sources, or make \
-             fewer.",
-        ),
-        (
-            Kind::System,
-            "The system refused some operations; the first failures say which.",
-        ),
-    ] {
-        if sums.failures.contains_key(&word) {
-            warnings.push(text.to_owned());
-        }
-    }
-    if server
-        .as_ref()
-        .is_some_and(|server| server.memory_bytes == 0)
-    {
-        let text = "The server's memory cannot be read; it takes the same user, or root.";
-        warnings.push(text.to_owned());
-    }
+    warnings.extend(hindrances(findings, server.as_ref()));
     let marks = load.marks.into_iter().map(|mut mark| {
         let at = Duration::from_millis(mark.at_ms);
         let took = Duration::from_millis(mark.took_ms);
@@ -490,6 +469,31 @@ fn told(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
         server,
         warnings,
     }
+}
+
+/// What this machine was in the way with.
+fn hindrances(findings: &Findings, server: Option<&Server>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (kind, text) in [
+        (
+            Kind::NoSourcePort,
+            "No source port was left for some connections; spread them with --sources, or make \
+             fewer.",
+        ),
+        (
+            Kind::System,
+            "The system refused some operations; the first failures say which.",
+        ),
+    ] {
+        if findings.sums().failures.contains_key(&kind) {
+            warnings.push(text.to_owned());
+        }
+    }
+    if server.is_some_and(|server| server.memory_bytes == 0) {
+        let text = "The server's memory cannot be read; it takes the same user, or root.";
+        warnings.push(text.to_owned());
+    }
+    warnings
 }
 
 fn server(plan: &Plan, subject: &Subject, watched: Watched, messages: u64) -> Option<Server> {

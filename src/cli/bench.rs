@@ -10,8 +10,8 @@ use std::time::Duration;
 use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser as _};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::compare;
 use super::definition::PROXY_PROTOCOL;
+use super::{compare, with_host};
 use crate::bench::Options;
 use crate::bench::options::{Arrivals, Close, Expect, Job, Pattern, Sources, Word};
 use crate::bench::size::Sizes;
@@ -228,18 +228,15 @@ pub(super) fn line(args: &[OsString]) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
-/// A pattern has no colon, an address has one: either may be left out.
+/// A pattern is a word, an address has a port: either may be left out.
 fn words<'a>(
     words: impl Iterator<Item = &'a String>,
 ) -> Result<(Option<Pattern>, Option<String>), String> {
     let (mut pattern, mut target) = (None, None);
     for word in words {
-        if word.contains(':') && target.is_none() {
-            // As elsewhere, a port alone is one of this machine.
-            target = Some(match word.strip_prefix(':') {
-                Some(port) => format!("127.0.0.1:{port}"),
-                None => word.clone(),
-            });
+        let address = with_host(word);
+        if address.contains(':') && target.is_none() {
+            target = Some(address);
         } else if let Some(found) = Pattern::ALL.iter().find(|known| known.word() == word)
             && pattern.is_none()
             && target.is_none()

@@ -44,7 +44,7 @@ pub(super) fn command() -> clap::Command {
              uppercased bench compare A.json... -- B.json...",
         )
         .after_help(
-            "With as many files on both sides, the first of A is compared with the first of\n\
+            "With as many files on both sides, the first of A is compared with the first of \
              B and so on: alternate the runs, so that a pair lies close together in time.\n\n\
              Examples:\n  uppercased bench compare before.json after.json\n  \
              uppercased bench compare before-*.json -- after-*.json",

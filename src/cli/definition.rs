@@ -3,6 +3,8 @@
 //! Invariant: the short help (`-h`) is at most 79 columns wide, and every command has an example.
 //! Must not: judge a value (the settings' own grammars do, for all sources alike).
 
+use std::fmt::Display;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, PathBufValueParser};
@@ -194,7 +196,15 @@ pub(super) fn conflict(message: String) -> Error {
 
 /// The same, for another kind of mistake.
 pub(super) fn refused(kind: ErrorKind, message: String) -> Error {
-    Error::Usage(Box::new(command().error(kind, message)))
+    mistyped(command().error(kind, message))
+}
+
+/// A report of clap's; which command was typed is known to whoever has the arguments.
+pub(super) fn mistyped(report: clap::Error) -> Error {
+    Error::Usage {
+        report: Box::new(report),
+        command: PROGRAM.to_owned(),
+    }
 }
 
 fn serve() -> Command {
@@ -243,24 +253,23 @@ fn client() -> Command {
 
 fn reload() -> Command {
     order(RELOAD, "Read the configuration anew and renew every worker").after_help(
-        "No connection is closed: they move to the new workers, one slot after the other. An\n\
+        "No connection is closed: they move to the new workers, one slot after the other. An \
          invalid configuration changes nothing.\n\nExample:\n  uppercased reload --timeout 1m",
     )
 }
 
 fn upgrade() -> Command {
     order(UPGRADE, "Become the program on disk and renew every worker").after_help(
-        "The process number stays, no connection is closed. The new program first has to show\n\
+        "The process number stays, no connection is closed. The new program first has to show \
          that it can take over; if it cannot, the old one goes on.\n\n\
          Example:\n  uppercased upgrade --control /run/uppercased.sock",
     )
 }
 
 fn scale() -> Command {
-    let bounds = i64::from(config::WORKERS.least)..=i64::from(config::WORKERS.most);
     order(SCALE, "Have more workers, or fewer")
         .after_help(
-            "No connection is closed: those of workers that leave move to others. A reload keeps\n\
+            "No connection is closed: those of workers that leave move to others. A reload keeps \
              the number unless the configuration has another one by then.\n\n\
              Example:\n  uppercased scale 8",
         )
@@ -269,7 +278,7 @@ fn scale() -> Command {
                 .value_name("N")
                 .required(true)
                 .allow_negative_numbers(true)
-                .value_parser(clap::value_parser!(u16).range(bounds))
+                .value_parser(|text: &str| whole(text, config::WORKERS.least, config::WORKERS.most))
                 .help(format!("How many there are to be ({})", config::WORKERS)),
         )
 }
@@ -280,7 +289,7 @@ fn rotation() -> Command {
         "Tell load balancers to send new clients, or not to",
     )
     .after_help(
-        "Whoever comes is served all the same; it is what /readyz and the agent say that\n\
+        "Whoever comes is served all the same; it is what /readyz and the agent say that \
              changes. It stays so until it is changed again or the server stops.\n\n\
              Example:\n  uppercased rotation drain",
     )
@@ -334,7 +343,7 @@ fn status() -> Command {
                 .long(LIMIT)
                 .value_name("N")
                 .requires(SOCKETS)
-                .value_parser(clap::value_parser!(u32).range(1..))
+                .value_parser(|text: &str| whole(text, 1, u32::MAX))
                 .help("List at most so many sockets, listeners first [default: 1000]"),
         )
         .arg(
@@ -350,7 +359,7 @@ fn top() -> Command {
     Command::new(TOP)
         .about("Watch a running server on this terminal, give it orders by key")
         .after_help(
-            "Reload, upgrade and scale ask before they do anything. Colours are left out where\n\
+            "Reload, upgrade and scale ask before they do anything. Colours are left out where \
              NO_COLOR is set.\n\nExample:\n  uppercased top --every 500ms",
         )
         .arg(control())
@@ -395,11 +404,23 @@ fn control() -> Arg {
         )
 }
 
+/// A whole number within bounds.
+fn whole<T>(text: &str, least: T, most: T) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + Display,
+{
+    match text.parse() {
+        Ok(number) if (&least..=&most).contains(&&number) => Ok(number),
+        _ => Err(format!("write a number from {least} to {most}")),
+    }
+}
+
 /// A length of time that is not zero.
 fn time(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(span) if !span.is_zero() => Ok(span),
-        _ => Err("write a time with its unit, for example 30s".to_owned()),
+        Ok(_) => Err("that is no time at all; write for example 30s".to_owned()),
+        Err(_) => Err("write a time with its unit, for example 30s".to_owned()),
     }
 }
 
@@ -422,6 +443,7 @@ fn signals() -> String {
 
 fn with_settings(command: Command) -> Command {
     let config = Arg::new(CONFIG)
+        .short('c')
         .long(CONFIG)
         .value_name("FILE")
         .value_parser(PathBufValueParser::new())

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::config::{Config, Origin, Origins, Setting};
+use crate::config::{Config, Origin, Origins};
 
 /// The column at which origins begin, if the values leave room.
 const ORIGIN_COLUMN: usize = 36;
@@ -38,25 +38,12 @@ pub(super) fn show(config: &Config, origins: &Origins) -> String {
             // What the machine made of it.
             let _ = write!(origin, " ({})", setting.default);
         }
-        let line = format!("{} = {}", setting.key(), toml_value(setting, &shown));
+        let line = format!("{} = {}", setting.key(), setting.in_toml(&shown));
         // A comment ends with its line, so a strange file name must not bring another.
         let origin = origin.replace(char::is_control, " ");
         let _ = writeln!(text, "{line:ORIGIN_COLUMN$}  # {origin}");
     }
     text
-}
-
-fn toml_value(setting: &Setting, shown: &str) -> String {
-    // No value has a character that TOML would want escaped: they are words, numbers with units
-    // and addresses, all written by us.
-    if setting.is_list() && shown.contains(',') {
-        let quoted: Vec<String> = shown.split(',').map(|one| format!("\"{one}\"")).collect();
-        format!("[{}]", quoted.join(", "))
-    } else if setting.is_switch() || shown.bytes().all(|byte| byte.is_ascii_digit()) {
-        shown.to_owned()
-    } else {
-        format!("\"{shown}\"")
-    }
 }
 
 #[cfg(test)]

@@ -7,9 +7,11 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
+use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::{Error, definition};
@@ -71,13 +73,14 @@ fn file_name(
     if named.next().is_some() {
         return Err(twice(definition::CONFIG));
     }
-    let variable = || {
-        environment
-            .iter()
-            .find(|(name, _)| name == CONFIG_VARIABLE)
-            .map(|(_, path)| PathBuf::from(path))
-    };
-    Ok(flag.cloned().or_else(variable))
+    if let Some(path) = flag {
+        return Ok(Some(path.clone()));
+    }
+    let variable = environment.iter().find(|(name, _)| name == CONFIG_VARIABLE);
+    match variable {
+        Some((_, path)) if path.is_empty() => Err(Error::NoFileNamed),
+        variable => Ok(variable.map(|(_, path)| PathBuf::from(path))),
+    }
 }
 
 /// What the flags say about `setting`; a list may stand on both sides of the command.
@@ -114,7 +117,19 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
         path: PathBuf::from(path),
         why,
     };
-    let file = File::open(path).map_err(unreadable)?;
+    // A pipe without a writer would hold the open, and one with a writer the read: for ever, and at a
+    // reload in the supervisor.
+    let file = File::options()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)
+        .map_err(unreadable)?;
+    let kind = file.metadata().map_err(unreadable)?.file_type();
+    if kind.is_fifo() || kind.is_socket() {
+        return Err(Error::NotAFile {
+            path: PathBuf::from(path),
+        });
+    }
     let mut contents = Vec::new();
     file.take(CONFIG_FILE_MAX_BYTES + 1)
         .read_to_end(&mut contents)

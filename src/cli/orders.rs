@@ -49,14 +49,13 @@ pub struct Shown {
 /// Why there is no verdict.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
+    #[error("no running server found in {}; name its socket with --control", joined(.0))]
+    NoneFound(Vec<PathBuf>),
     #[error(
-        "no running server found in {}{barred}; name its socket with --control",
-        joined(places)
+        "no server here takes orders from this user{0}; ask as root or as the server's own user, or \
+         name another socket with --control"
     )]
-    NoneFound {
-        places: Vec<PathBuf>,
-        barred: Barred,
-    },
+    NoneHeeds(Barred),
     #[error("{} servers are running: {}; choose one with --control", .0.len(), .0.join(", "))]
     Several(Vec<String>),
     #[error(transparent)]
@@ -268,10 +267,8 @@ fn the_only_one() -> Result<PathBuf, Error> {
     let Found { running, barred } = client::find(&places);
     match <[Candidate; 1]>::try_from(running) {
         Ok([only]) => Ok(only.path),
-        Err(running) if running.is_empty() => Err(Error::NoneFound {
-            places,
-            barred: Barred(barred),
-        }),
+        Err(running) if running.is_empty() && barred.is_empty() => Err(Error::NoneFound(places)),
+        Err(running) if running.is_empty() => Err(Error::NoneHeeds(Barred(barred))),
         Err(running) => Err(Error::Several(running.iter().map(introduced).collect())),
     }
 }
@@ -295,9 +292,10 @@ fn joined(places: &[PathBuf]) -> String {
 impl Error {
     const fn exit_code(&self) -> u8 {
         match self {
-            Self::NoneFound { .. } | Self::Several(_) | Self::Ask(AskError::Unreachable { .. }) => {
-                BAD_INPUT
-            }
+            Self::NoneFound(_)
+            | Self::NoneHeeds(_)
+            | Self::Several(_)
+            | Self::Ask(AskError::Unreachable { .. }) => BAD_INPUT,
             Self::Ask(_) | Self::Silent { .. } | Self::OffTopic => 1,
         }
     }

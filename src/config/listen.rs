@@ -25,6 +25,11 @@ impl Grammar for Listen {
         for part in text.split(',') {
             let earlier = addresses.len();
             for address in parse_one(part.trim(), facts)? {
+                if address.addr.ip().is_multicast() {
+                    return Err(format!(
+                        "{address} is a multicast address, and TCP has none"
+                    ));
+                }
                 // A name may have one address twice; and what is asked for twice is served once,
                 // but for port 0, which is another port each time.
                 let from = if address.addr.port() == 0 { earlier } else { 0 };
@@ -103,6 +108,9 @@ fn parse_v6(
         Ok(ip) if ip.to_ipv4_mapped().is_some() => Err(format!(
             "{text:?} is an IPv4 address in IPv6 dress; leave out the brackets and ::ffff:"
         )),
+        Ok(ip) if ip.is_unicast_link_local() => Err(format!(
+            "{text:?} is there on each interface; say which one, as in [{ip}%eth0]:{port}"
+        )),
         Ok(ip) => Ok(vec![plain(SocketAddr::from((ip, port)))]),
         Err(_) => match format!("[{inside}]:{port}").parse::<SocketAddrV6>() {
             Ok(addr) => Ok(vec![plain(SocketAddr::V6(addr))]),
@@ -135,7 +143,8 @@ fn parse_port(port: &str, text: &str) -> Result<u16, String> {
         .map_err(|_| format!("port {port} of {text:?} is above 65535"))
 }
 
-fn plain(addr: SocketAddr) -> ListenAddr {
+/// An address that serves one family.
+pub(super) fn plain(addr: SocketAddr) -> ListenAddr {
     ListenAddr {
         addr,
         dual_stack: false,
@@ -153,6 +162,15 @@ pub(crate) fn overlap(addresses: &[ListenAddr]) -> Option<(&ListenAddr, &ListenA
             .iter()
             .find(|second| covers(first, second) || covers(second, first))
             .map(|second| (first, second))
+    })
+}
+
+/// The first of `addresses` that cannot be bound beside `address`.
+pub(super) fn in_the_way(address: SocketAddr, addresses: &[ListenAddr]) -> Option<&ListenAddr> {
+    let own = plain(address);
+    addresses.iter().find(|other| {
+        let same = other.addr == address && address.port() != 0;
+        same || covers(other, &own) || covers(&own, other)
     })
 }
 
@@ -235,6 +253,8 @@ mod tests {
             "\"[1.2.3.4]:80\" has no IPv6 address in its brackets"
         );
         assert!(refused("[::ffff:1.2.3.4]:80").contains("leave out the brackets"));
+        assert!(refused("[fe80::1]:80").contains("say which one, as in [fe80::1%eth0]:80"));
+        assert!(refused("224.0.0.1:80").contains("multicast"));
         assert_eq!(refused("70000"), "port 70000 of \"70000\" is above 65535");
         assert_eq!(
             refused("1.2.3.4:http"),
@@ -276,7 +296,9 @@ mod tests {
     proptest! {
         #[test]
         fn every_address_reads_back(ip: IpAddr, port: u16) {
+            prop_assume!(!ip.is_multicast());
             prop_assume!(!matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some()));
+            prop_assume!(!matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
             let all = vec![plain(SocketAddr::new(ip, port))];
             prop_assert_eq!(Listen.parse(&Listen.show(&all), &FACTS), Ok(all));
         }

@@ -1,6 +1,6 @@
 //! Which listeners ask for a PROXY header: how that is written.
 //!
-//! Must not: know which addresses there are (`check_rules` compares them with `listen`).
+//! Must not: know which addresses there are (`rules` compares them with `listen`).
 
 use std::fmt;
 

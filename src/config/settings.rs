@@ -10,18 +10,11 @@ use std::fmt;
 use super::bounds::*;
 use super::listen::Listen;
 use super::value::{Choice, ControlSocket, Facts, Grammar, OrWord, PerCpu, Switch};
-use super::{Config, LogFormat, LogLevel, RestartConnections, Steer};
+use super::{Config, RestartConnections, Steer};
 
 /// The prefix of every environment variable that is a setting.
 pub const ENV_PREFIX: &str = "UPPERCASED_";
 
-const LEVELS: Choice<LogLevel> = Choice(&[
-    ("error", LogLevel::Error),
-    ("warn", LogLevel::Warn),
-    ("info", LogLevel::Info),
-    ("debug", LogLevel::Debug),
-    ("trace", LogLevel::Trace),
-]);
 const RESTART_CONNECTIONS: Choice<RestartConnections> = Choice(&[
     ("handover", RestartConnections::Handover),
     ("drain", RestartConnections::Drain),
@@ -31,9 +24,6 @@ const STEER: Choice<Steer> = Choice(&[
     ("cpu", Steer::Cpu),
     ("random", Steer::Random),
 ]);
-const FORMATS: Choice<LogFormat> =
-    Choice(&[("human", LogFormat::Human), ("json", LogFormat::Json)]);
-
 /// The headings under which help and documentation list the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Category {
@@ -101,6 +91,7 @@ macro_rules! bind {
 }
 
 mod endpoints;
+mod logging;
 mod proxy;
 mod sandbox;
 mod sources;
@@ -180,6 +171,20 @@ impl Setting {
         )
     }
 
+    /// A value as it stands in the configuration file. None has a character that TOML would want
+    /// escaped: they are words, numbers with units and addresses.
+    #[must_use]
+    pub fn in_toml(&self, value: &str) -> String {
+        if self.is_list() && value.contains(',') {
+            let quoted: Vec<String> = value.split(',').map(|one| format!("\"{one}\"")).collect();
+            format!("[{}]", quoted.join(", "))
+        } else if self.is_switch() || value.bytes().all(|byte| byte.is_ascii_digit()) {
+            value.to_owned()
+        } else {
+            format!("\"{value}\"")
+        }
+    }
+
     /// The value that `config` has, as text that this setting reads back.
     #[must_use]
     pub fn show(&self, config: &Config) -> String {
@@ -212,11 +217,12 @@ pub static SETTINGS: &[Setting] = &[
         default: "0.0.0.0:9999",
         example: "127.0.0.1:8080",
         help: "Address to listen on; may be repeated",
-        long_help: "A name stands for all its addresses. [::]:PORT is IPv6 only, *:PORT serves \
-                    IPv6 and IPv4 on one socket, PORT alone means every IPv4 address. Port 0 asks \
-                    the kernel for a free port, which all workers share. Addresses that overlap \
-                    are refused, because the more specific one would take every client from the \
-                    other.",
+        long_help: "A name stands for all its addresses; it is looked up at the start and at each \
+                    reload, and the supervisor does nothing else until it has the answer. \
+                    [::]:PORT is IPv6 only, *:PORT serves IPv6 and IPv4 on one socket, PORT alone \
+                    means every IPv4 address. Port 0 asks the kernel for a free port, which all \
+                    workers share. Addresses that overlap are refused, because the more specific \
+                    one would take every client from the other.",
     },
     Setting {
         binding: bind!(workers, PerCpu(WORKERS)),
@@ -574,28 +580,8 @@ pub static SETTINGS: &[Setting] = &[
     sandbox::SANDBOX,
     sandbox::USER,
     sandbox::GROUP,
-    Setting {
-        binding: bind!(log_level, LEVELS),
-        category: Category::Logging,
-        value_name: "LEVEL",
-        default: "info",
-        example: "debug",
-        help: "Least severe log lines to write",
-        long_help: "info: a line for what happens to the server, none for what happens to a \
-                    connection. debug: connections too. trace: bytes too, escaped and shortened; \
-                    not for production.",
-    },
-    Setting {
-        binding: bind!(log_format, FORMATS),
-        category: Category::Logging,
-        value_name: "FORMAT",
-        default: "human",
-        example: "json",
-        help: "How log lines look",
-        long_help: "human: time, level, message and key=value pairs, in colour on a terminal \
-                    unless NO_COLOR is set. json: one object a line. Log lines go to standard \
-                    error, never wait for a slow reader and are counted when they are lost.",
-    },
+    logging::LOG_LEVEL,
+    logging::LOG_FORMAT,
 ];
 
 #[cfg(test)]
@@ -700,24 +686,20 @@ mod tests {
                 heading = Some(setting.category);
                 let _ = writeln!(text, "\n### {}", setting.category.heading());
             }
-            let quote = if setting.example.parse::<u64>().is_ok() || setting.is_switch() {
-                ""
-            } else {
-                "\""
-            };
             let (key, example) = (setting.key(), setting.example);
             let _ = write!(
                 text,
                 "\n#### `{key}`\n\n{}. {}\n\n\
                  - flag: `--{} {example}`\n\
                  - environment: `{}={example}`\n\
-                 - file: `{key} = {quote}{example}{quote}`\n\
+                 - file: `{key} = {}`\n\
                  - accepts: {}\n\
                  - default: `{}`\n",
                 setting.help,
                 setting.long_help,
                 setting.flag(),
                 setting.variable(),
+                setting.in_toml(example),
                 setting.accepts(),
                 setting.default,
             );

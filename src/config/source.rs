@@ -107,11 +107,13 @@ pub fn from_file(contents: &[u8], path: &Path) -> Result<Vec<Assignment>, Error>
             path: Arc::clone(&path),
             line,
         };
-        let setting = Setting::find(name).ok_or_else(|| unknown_key(name, &path, line))?;
+        let Some(setting) = Setting::find(name) else {
+            return Err(unknown_key(name, value.get_ref(), &path, line));
+        };
         let text = value_text(setting, value.get_ref()).ok_or_else(|| Error::WrongType {
             name: origin.name_of(setting),
             found: value.get_ref().type_str(),
-            example: setting.example,
+            example: setting.in_toml(setting.example),
         })?;
         Ok(Assignment {
             setting,
@@ -144,8 +146,9 @@ pub fn from_environment(
             .filter(|setting| setting.variable() == name)
             .ok_or_else(|| Error::UnknownVariable {
                 name: name.clone().into_owned(),
-                nearest: nearest(&key)
-                    .map_or_else(|| CONFIG_VARIABLE.to_owned(), Setting::variable),
+                nearest: nearest(&key).map_or_else(String::new, |row| {
+                    format!("; the nearest one is {}", row.variable())
+                }),
             })?;
         let text = value.into_string().map_err(|_| Error::NotUtf8 {
             name: setting.variable(),
@@ -174,22 +177,35 @@ fn is_service_link(rest: &str, value: &OsStr) -> bool {
     }
 }
 
-fn unknown_key(name: &str, path: &Path, line: usize) -> Error {
+fn unknown_key(name: &str, value: &DeValue<'_>, path: &Path, line: usize) -> Error {
+    let path = PathBuf::from(path);
+    let name = name.to_owned();
+    if matches!(value, DeValue::Table(_)) {
+        return Error::Table { path, line, name };
+    }
+    let nearest = nearest(&name).map_or_else(String::new, |row| {
+        format!("; the nearest one is {:?}", row.key())
+    });
     Error::UnknownKey {
-        path: PathBuf::from(path),
+        path,
         line,
-        name: name.to_owned(),
-        nearest: nearest(name).map_or("", Setting::key),
+        name,
+        nearest,
     }
 }
 
-/// The setting whose key looks most like `name`, however little that is.
+/// How much a setting has to look like what was written to be named as what was meant: as alike as
+/// `idle` and `idle_timeout`, and not only as `config` and `backoff_initial`.
+const ALIKE: f64 = 0.75;
+
+/// The setting whose key looks most like `name`, if one does at all.
 fn nearest(name: &str) -> Option<&'static Setting> {
     let name = name.to_ascii_lowercase().replace('-', "_");
-    SETTINGS.iter().max_by(|one, other| {
-        let [one, other] = [one, other].map(|row| strsim::jaro_winkler(&name, row.key()));
-        one.total_cmp(&other)
-    })
+    let alike = SETTINGS
+        .iter()
+        .map(|row| (strsim::jaro_winkler(&name, row.key()), row));
+    let (score, row) = alike.max_by(|(one, _), (other, _)| one.total_cmp(other))?;
+    (score >= ALIKE).then_some(row)
 }
 
 /// A TOML value as the flag's text; `None` if it is of a type that `setting` cannot have.
@@ -265,9 +281,16 @@ mod tests {
              (`uppercased --help` lists all)"
         );
         assert_eq!(
-            file("[server]\nworkers = 4").unwrap_err().split(';').next(),
-            Some("u.toml:1: there is no setting \"server\"")
+            file("[server]\nworkers = 4").unwrap_err(),
+            "u.toml:1: settings stand in no table, so there is no \"server\"; write them at the top \
+             of the file"
         );
+        assert_eq!(
+            file("config = 4").unwrap_err(),
+            "u.toml:1: there is no setting \"config\" (`uppercased --help` lists all)"
+        );
+        let why = file("workers = 4.5").unwrap_err();
+        assert!(why.ends_with("write for example 4"), "{why}");
         let why = file("workers = 4\nlisten = = 3\n").unwrap_err();
         assert!(why.starts_with("u.toml:2:10: not valid TOML: "), "{why}");
         assert!(!why.contains('\n'), "{why}");
@@ -296,6 +319,8 @@ mod tests {
              (`uppercased --help` lists all)"
         );
         assert!(environment("UPPERCASED_workers", "4").is_err());
+        let port = environment("UPPERCASED_PORT", "80").unwrap_err();
+        assert!(!port.contains("nearest"), "{port}");
         assert!(environment("UPPERCASED_", "4").is_err());
     }
 

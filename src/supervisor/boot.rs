@@ -1,6 +1,7 @@
 //! What happens before the first worker: limits, locks, the image; everything that can be refused
 //! without having disturbed anybody.
 
+use std::ffi::OsString;
 use std::io;
 
 use mio::{Poll, Token};
@@ -29,7 +30,7 @@ use super::times::Times;
 use super::tokens::CONTROL_FIRST;
 use super::totals::Former;
 use super::upgrade::Preflight;
-use super::{Supervisor, policy, report, signals};
+use super::{Supervisor, policy, program, report, signals};
 
 /// Why a supervisor cannot even begin.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +99,8 @@ impl Supervisor {
         let locks = lock(&config, &addresses, &given.inodes())?;
         let poll = Poll::new().map_err(failed("create an epoll instance"))?;
         let image = Image::of_this_process().map_err(failed("open /proc/self/exe"))?;
-        let program = std::env::current_exe().map_err(failed("read /proc/self/exe"))?;
+        let name = typed.args.first().map(OsString::as_os_str);
+        let program = program::path_of_this(name).map_err(failed("read /proc/self/exe"))?;
         let first_request = RequestId(RequestId::NOBODY.0 + 1);
         let tokens = Token(CONTROL_FIRST);
         let control = ControlServer::open(&config.control, poll.registry(), tokens, first_request)?;

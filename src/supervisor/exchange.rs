@@ -171,6 +171,16 @@ pub enum ListenerSource {
     Adopt,
 }
 
+impl ListenerSource {
+    /// In a log line.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Bind => "bind",
+            Self::Adopt => "adopt",
+        }
+    }
+}
+
 /// What the shell must do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {

@@ -1,6 +1,7 @@
 //! What the supervisor tells people: one log line a notice, and the addresses on standard output.
 
 use std::io::Write;
+use std::time::Duration;
 
 use crate::config::Config;
 use crate::fault;
@@ -60,7 +61,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             tracing::info!(
                 slot = worker.slot.0,
                 generation = worker.generation.0,
-                ?listener,
+                listener = listener.name(),
                 "worker starting"
             );
         }
@@ -92,36 +93,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             left,
             end,
             took,
-        } => {
-            let (slot, generation) = (from.slot.0, from.generation.0);
-            let took_ms = took.as_millis();
-            match end {
-                HandoverEnd::Done => {
-                    tracing::info!(slot, generation, moved, took_ms, "handover done");
-                }
-                HandoverEnd::PeerGone => {
-                    tracing::error!(
-                        slot,
-                        generation,
-                        moved,
-                        left,
-                        took_ms,
-                        "the new worker is gone: the old one serves on"
-                    );
-                }
-                HandoverEnd::Refused { cause } => {
-                    tracing::warn!(
-                        slot,
-                        generation,
-                        moved,
-                        left,
-                        took_ms,
-                        cause,
-                        "handover refused: the old worker serves its connections to their end"
-                    );
-                }
-            }
-        }
+        } => handover_ended(*from, (*moved, *left), end, *took),
         Notice::HandoverTimedOut { from, to, after } => {
             tracing::error!(
                 slot = from.slot.0,
@@ -151,22 +123,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             moved,
             end,
             took,
-        } => {
-            let (slot, to_slot) = (from.slot.0, to.slot.0);
-            let took_ms = took.as_millis();
-            match end {
-                HandoverEnd::Done => {
-                    tracing::info!(slot, to_slot, moved, took_ms, "rebalanced");
-                }
-                HandoverEnd::PeerGone => {
-                    let cause = "the other worker is gone";
-                    tracing::warn!(slot, to_slot, moved, took_ms, cause, "rebalanced in part");
-                }
-                HandoverEnd::Refused { cause } => {
-                    tracing::warn!(slot, to_slot, moved, took_ms, cause, "rebalanced in part");
-                }
-            }
-        }
+        } => rebalance_ended((*from, *to), *moved, end, *took),
         Notice::RebalanceTimedOut { from, to, after } => {
             tracing::warn!(
                 slot = from.slot.0,
@@ -294,6 +251,51 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             tracing::debug!(?event, total, "stale event dropped");
         }
     }
+}
+
+/// A worker has handed its connections over, or some of them.
+fn handover_ended(from: WorkerId, (moved, left): (u32, u32), end: &HandoverEnd, took: Duration) {
+    let (slot, generation) = (from.slot.0, from.generation.0);
+    let took_ms = took.as_millis();
+    match end {
+        HandoverEnd::Done => tracing::info!(slot, generation, moved, took_ms, "handover done"),
+        HandoverEnd::PeerGone => tracing::error!(
+            slot,
+            generation,
+            moved,
+            left,
+            took_ms,
+            "the new worker is gone: the old one serves on"
+        ),
+        HandoverEnd::Refused { cause } => tracing::warn!(
+            slot,
+            generation,
+            moved,
+            left,
+            took_ms,
+            cause,
+            "handover refused: the old worker serves its connections to their end"
+        ),
+    }
+}
+
+/// A part of a worker's connections has moved, or some of it.
+fn rebalance_ended(
+    (from, to): (WorkerId, WorkerId),
+    moved: u32,
+    end: &HandoverEnd,
+    took: Duration,
+) {
+    let (slot, to_slot) = (from.slot.0, to.slot.0);
+    let took_ms = took.as_millis();
+    let cause = match end {
+        HandoverEnd::Done => {
+            return tracing::info!(slot, to_slot, moved, took_ms, "rebalanced");
+        }
+        HandoverEnd::PeerGone => "the other worker is gone",
+        HandoverEnd::Refused { cause } => cause.as_str(),
+    };
+    tracing::warn!(slot, to_slot, moved, took_ms, cause, "rebalanced in part");
 }
 
 /// A worker has begun to stop.

@@ -76,10 +76,10 @@ pub(super) fn give_back(cause: &str) -> ExitCode {
         },
         Err(error) => error,
     };
-    eprintln!(
-        "uppercased: cannot go on with the running server ({cause}), nor give it back ({error}); \
-         its workers finish what they owe"
-    );
+    log::complain(&format!(
+        "cannot go on with the running server ({cause}), nor give it back ({error}); its workers \
+         finish what they owe"
+    ));
     ExitCode::FAILURE
 }
 

@@ -39,8 +39,7 @@ impl Worker {
             .and_then(|link| self.reactor.take_over(link, order.expected));
         match taken {
             Ok(()) => {
-                let TakeOver { from, expected } = order;
-                tracing::info!(%from, expected, "taking over");
+                tracing::info!(from = %order.from, connections = order.expected, "taking over");
             }
             // The socket is closed by now, so the other worker keeps everything.
             Err(error) => tracing::error!(%error, from = %order.from, "cannot take over"),

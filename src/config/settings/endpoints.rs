@@ -25,7 +25,7 @@ pub(super) const ADMIN: Setting = Setting {
     category: Category::Operation,
     value_name: "ADDR",
     default: "off",
-    example: "127.0.0.1:9100",
+    example: "127.0.0.1:9900",
     help: "Address for health checks and metrics over HTTP",
     long_help: "Answers /metrics (OpenMetrics), /healthz, /readyz and /status, from a process \
                     of its own that is locked in like a worker. On this machine only: a loopback \

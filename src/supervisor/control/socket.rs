@@ -45,7 +45,10 @@ pub enum Error {
     )]
     NoPlace,
     /// The system refused an operation.
-    #[error("cannot take orders at {}: {operation}: {source}", path.display())]
+    #[error(
+        "cannot take orders at {}: {operation}: {source}; choose another path with --control",
+        path.display()
+    )]
     System {
         /// The path concerned.
         path: PathBuf,

@@ -1,0 +1,171 @@
+//! What is told to whoever mistyped: clap's report in one line, where to look, and what other
+//! programs' words are called here.
+//!
+//! Invariant: one line, whatever was typed. Must not: decide what is accepted.
+
+use std::ffi::OsString;
+
+use clap::error::{ContextKind, ContextValue};
+
+use super::definition::{self, PROGRAM};
+use super::in_one_line;
+
+/// Words that people bring along from other programs, and what does that here.
+const ELSEWHERE: [(&[&str], &str); 9] = [
+    (
+        &["start", "run"],
+        "the server is started by `uppercased`, or `uppercased serve`",
+    ),
+    (
+        &["restart", "-r", "-s"],
+        "`uppercased reload` renews every worker, `uppercased upgrade` the program as well, and \
+         `uppercased stop` stops",
+    ),
+    (
+        &["version", "-v"],
+        "`uppercased --version` tells the version, `--log-level debug` has the server say more",
+    ),
+    (
+        &["test", "configtest", "validate", "-t", "--test"],
+        "`uppercased check` says whether the configuration is valid",
+    ),
+    (
+        &["quit", "shutdown", "kill"],
+        "`uppercased stop` stops in order",
+    ),
+    (
+        &["-d", "-D", "--daemon", "--daemonize", "--background"],
+        "the server stays in the foreground; let systemd start it, or the shell's `&`",
+    ),
+    (
+        &["-p", "-l", "--port", "--bind", "--address", "--host"],
+        "addresses and ports are `--listen`",
+    ),
+    (
+        &["-w", "-n", "--threads", "--processes"],
+        "the number of worker processes is `--workers`",
+    ),
+    (
+        &["true", "false", "yes", "no", "on", "off"],
+        "a switch has its value behind an equals sign, as in `--pin=false`",
+    ),
+];
+
+/// The command that was typed, as far as it is one.
+pub(super) fn command_of(args: &[OsString]) -> String {
+    let root = definition::for_people();
+    let (mut at, mut typed) = (&root, vec![PROGRAM]);
+    for word in args.iter().skip(1).take_while(|word| *word != "--") {
+        if let Some(below) = at.find_subcommand(word) {
+            typed.push(below.get_name());
+            at = below;
+        }
+    }
+    typed.join(" ")
+}
+
+/// Clap's report without its decoration: message and tips, and where to look.
+pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
+    let text = error.to_string();
+    let mut parts = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .map(|line| line.strip_prefix("error: ").unwrap_or(line))
+        .map(|line| line.strip_prefix("tip: ").unwrap_or(line));
+    let mut said = parts.next().unwrap_or_default().to_owned();
+    if let Some(meant) = meant(error, command) {
+        // What looks alike is no tip for a word that is known.
+        said.push_str("; ");
+        said.push_str(meant);
+    } else {
+        for part in parts {
+            said.push_str(if said.ends_with(':') { " " } else { "; " });
+            said.push_str(part);
+        }
+    }
+    in_one_line(&format!("{said}; see `{command} --help`"))
+}
+
+/// What the unknown word does elsewhere, if that is known. Flags are the server's.
+fn meant(error: &clap::Error, command: &str) -> Option<&'static str> {
+    let unknown = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(word.as_str()),
+        _ => None,
+    };
+    let servers = || {
+        let name = command.rsplit(' ').next();
+        name.is_some_and(|name| name == PROGRAM || definition::CONFIGURED.contains(&name))
+    };
+    let word = unknown(ContextKind::InvalidSubcommand)
+        .or_else(|| unknown(ContextKind::InvalidArg).filter(|_| servers()))?;
+    let row = ELSEWHERE.iter().find(|(words, _)| words.contains(&word));
+    row.map(|(_, meant)| *meant)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(args: &[&str]) -> String {
+        let args: Vec<OsString> = [&[PROGRAM], args].concat().iter().map(Into::into).collect();
+        super::super::parse(args, []).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_missing_is_named_and_the_commands_own_help() {
+        assert_eq!(
+            told(&["scale"]),
+            "the following required arguments were not provided: <N>; see `uppercased scale --help`"
+        );
+        assert_eq!(
+            told(&["scale", "0"]),
+            "invalid value '0' for '<N>': write a number from 1 to 1024; see `uppercased scale \
+             --help`"
+        );
+        assert_eq!(
+            told(&["bench", "compare"]),
+            "the following required arguments were not provided: <A.json>...; see `uppercased \
+             bench compare --help`"
+        );
+        assert!(told(&["stop", "--timeout", "0s"]).contains("no time at all"));
+        assert!(told(&["stop", "--timeout", "5"]).contains("with its unit"));
+        assert!(told(&["nonsense"]).ends_with("see `uppercased --help`"));
+    }
+
+    #[test]
+    fn words_of_other_servers_are_known() {
+        for (words, meant) in ELSEWHERE {
+            for word in words {
+                let line = told(&[word]);
+                assert!(line.contains(meant) && !line.contains("similar"), "{line}");
+                assert!(!line.contains('\n'), "{line}");
+            }
+        }
+        // Where a flag is no server's it means something else.
+        assert!(!told(&["status", "-n"]).contains("--workers"));
+    }
+
+    #[test]
+    fn whatever_they_name_as_the_way_there_is() {
+        let root = definition::for_people();
+        let known = |name: &str| {
+            root.find_subcommand(name).is_some()
+                || root.get_arguments().any(|arg| arg.get_long() == Some(name))
+                || name == "version"
+        };
+        for (_, meant) in ELSEWHERE {
+            for code in meant.split('`').skip(1).step_by(2) {
+                for word in code.split(' ').filter(|word| word.starts_with("--")) {
+                    let name = word[2..].split('=').next().unwrap_or_default();
+                    assert!(known(name), "{word}");
+                }
+                if let Some(command) = code.strip_prefix("uppercased ") {
+                    let name = command.split(' ').next().unwrap_or_default();
+                    assert!(name.starts_with('-') || known(name), "{name}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Which file a reload or an upgrade finds: the path by which this program was started, so that a
+//! link is followed anew (`current -> releases/7`), and not the file that it led to then.
+//!
+//! Invariant: at the start the path leads to the very file that runs; where none that was named
+//! does, it is that file's own.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The path of this program, which was started by `name`.
+pub(super) fn path_of_this(name: Option<&OsStr>) -> io::Result<PathBuf> {
+    let running = std::env::current_exe()?;
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    let leads_here = |path: &PathBuf| path.canonicalize().is_ok_and(|real| real == running);
+    let named = name.map_or_else(Vec::new, |name| candidates(name, &search));
+    Ok(named.into_iter().find(leads_here).unwrap_or(running))
+}
+
+/// What a shell, or whoever else started the program, may have meant by `name`.
+fn candidates(name: &OsStr, search: &OsStr) -> Vec<PathBuf> {
+    let is_path = name.as_encoded_bytes().contains(&b'/');
+    let paths: Vec<PathBuf> = if is_path {
+        vec![PathBuf::from(name)]
+    } else {
+        let folders = std::env::split_paths(search);
+        folders.map(|folder| folder.join(name)).collect()
+    };
+    let absolute = |path: &Path| std::path::absolute(path).ok();
+    paths.iter().filter_map(|path| absolute(path)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_and_a_name_is_looked_for() {
+        let of = |name: &str| candidates(name.as_ref(), "/a:/b/c".as_ref());
+        assert_eq!(of("/opt/current/up"), [Path::new("/opt/current/up")]);
+        assert_eq!(of("up"), [Path::new("/a/up"), Path::new("/b/c/up")]);
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(of("./up"), [here.join("up")]);
+    }
+
+    #[test]
+    fn a_name_that_leads_elsewhere_is_not_this_program() {
+        let running = std::env::current_exe().unwrap();
+        for name in [None, Some("/bin/sh"), Some("sh"), Some("")] {
+            assert_eq!(path_of_this(name.map(OsStr::new)).unwrap(), running);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("current");
+        std::os::unix::fs::symlink(&running, &link).unwrap();
+        assert_eq!(path_of_this(Some(link.as_os_str())).unwrap(), link);
+    }
+}
