@@ -39,6 +39,10 @@ impl Agent {
 
     fn judge(&mut self, status: &Status, now: Tick) -> String {
         let load = self.load.note(status, now);
+        // Whatever is said: a time from before the server was taken out must not count when it is back.
+        let unserved = status.slots.iter().any(|slot| slot.queue == "unserved");
+        let since = unserved.then(|| self.unserved_since.unwrap_or(now));
+        self.unserved_since = since;
         match status.phase.as_str() {
             "serving" => {}
             "idle" | "booting" | "boot failed" => return line("down", "the server starts"),
@@ -47,9 +51,6 @@ impl Agent {
         if let Some(word) = status.out_of_rotation() {
             return line(word, "taken out of rotation");
         }
-        let unserved = status.slots.iter().any(|slot| slot.queue == "unserved");
-        let since = unserved.then(|| self.unserved_since.unwrap_or(now));
-        self.unserved_since = since;
         if since.is_some_and(|since| now.since(since) >= AGENT_DOWN_AFTER) {
             return line("down", "nobody serves a queue");
         }
@@ -231,6 +232,21 @@ mod tests {
             AGENT_DOWN_AFTER > Duration::from_millis(100),
             "longer than lend_after"
         );
+    }
+
+    #[test]
+    fn a_moment_before_it_was_taken_out_does_not_count_when_it_is_back() {
+        let mut agent = Agent::default();
+        let mut told = status(0, 0);
+        let limit = AGENT_DOWN_AFTER.as_millis() as u64;
+        told.slots[0].queue = "unserved".to_owned();
+        assert!(answer(&mut agent, &told, 0).starts_with("ready up"));
+        told.rotation = "drain".to_owned();
+        told.slots[0].queue = "served".to_owned();
+        assert!(answer(&mut agent, &told, 2 * limit).starts_with("drain"));
+        told.rotation = "in".to_owned();
+        told.slots[0].queue = "unserved".to_owned();
+        assert!(answer(&mut agent, &told, 3 * limit).starts_with("ready up"));
     }
 
     #[test]
