@@ -17,7 +17,7 @@ use uppercased::bench::outcome::Outcome;
 
 use support::netns::isolated;
 use support::observe::field;
-use support::{DEADLINE, Server, in_background, poll_one};
+use support::{DEADLINE, Server, in_background, own_address, poll_one};
 
 /// What a measurement said.
 struct Said {
@@ -158,7 +158,7 @@ fn wait_closed(stream: &mut TcpStream, within: Duration) {
 }
 
 const SHORT: [&str; 4] = [
-    "--duration=300ms",
+    "--duration=600ms",
     "--warmup=50ms",
     "--no-progress",
     "--threads=2",
@@ -174,8 +174,8 @@ fn every_pattern_finds_nothing_wrong_with_our_server() {
     let target = server.addr().to_string();
     for pattern in [
         vec!["ping"],
-        vec!["ping", "--pipeline=16", "--size=1..5000"],
-        vec!["ping", "--size=mixed"],
+        vec!["ping", "--pipeline=16", "--size=1..5000", "-c8"],
+        vec!["ping", "--size=mixed", "-c8"],
         vec!["rate", "--rate=500"],
         vec!["rate", "--rate=500", "--arrivals=poisson", "--pipeline=4"],
         vec!["stream"],
@@ -205,7 +205,7 @@ fn every_pattern_finds_nothing_wrong_with_our_server() {
         );
         let in_series: u64 = outcome.series.iter().map(|piece| piece.messages).sum();
         assert_eq!(in_series, totals.messages, "{pattern:?}");
-        assert_eq!(outcome.series.len(), 3, "{pattern:?}");
+        assert_eq!(outcome.series.len(), 6, "{pattern:?}");
         assert!(
             said.stdout.contains("every byte checked"),
             "{}",
@@ -384,16 +384,26 @@ fn silence_is_a_timeout_and_a_stall() {
     );
 }
 
-#[test]
-fn a_server_that_goes_away_is_counted_as_refusing() {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+/// A server that goes away: the first connection only looks whether there is one, the second ends the
+/// service, and whoever comes when that one has ended is refused.
+fn serve_twice() -> String {
+    let listener = TcpListener::bind((own_address(), 0)).unwrap();
     let target = listener.local_addr().unwrap().to_string();
     in_background(move || {
-        // The first one only looks whether there is a server. The second ends the service.
         drop(listener.accept());
-        drop(listener.accept());
+        let last = listener.accept();
+        drop(listener);
+        drop(last);
     });
-    let said = bench(&short(&["churn", &target, "-c1"]));
+    target
+}
+
+#[test]
+fn a_server_that_goes_away_is_counted_as_refusing() {
+    let target = serve_twice();
+    // Long enough for a second connection on a busy machine.
+    let args = ["-c1", "--duration=2s", "--warmup=0s", "--no-progress"];
+    let said = bench(&[&["churn", target.as_str()], &args[..]].concat());
     assert_eq!(said.code, 1);
     let failures = &said.outcome().failures;
     assert!(failures.contains_key("refused"), "{failures:?}");
@@ -401,12 +411,7 @@ fn a_server_that_goes_away_is_counted_as_refusing() {
 
 #[test]
 fn a_count_that_cannot_be_reached_is_given_up() {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let target = listener.local_addr().unwrap().to_string();
-    in_background(move || {
-        drop(listener.accept());
-        drop(listener.accept());
-    });
+    let target = serve_twice();
     let said = bench(&["ping", &target, "-c1", "--count=10", "--timeout=200ms"]);
     assert_eq!(said.code, 1);
     let failures = &said.outcome().failures;
@@ -415,7 +420,8 @@ fn a_count_that_cannot_be_reached_is_given_up() {
 
 #[test]
 fn nobody_there_is_one_clear_line() {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    // On an address of its own: a port that was just closed is given to nobody else.
+    let listener = TcpListener::bind((own_address(), 0)).unwrap();
     let target = listener.local_addr().unwrap().to_string();
     drop(listener);
     let said = bench(&["ping", &target]);
@@ -451,7 +457,8 @@ fn bad_usage_is_one_clear_line() {
 
 #[test]
 fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
-    const STALL: Duration = Duration::from_millis(300);
+    // Long against what a busy machine does to a message; what is half as long is told from it.
+    const STALL: Duration = Duration::from_secs(2);
     // One connection is answered at once, but for one pause.
     let stalls = || {
         Bad::serve(|_, mut stream| {
@@ -460,7 +467,7 @@ fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
             let mut paused = false;
             while let Ok(count @ 1..) = stream.read(&mut piece) {
                 answered += count;
-                if answered > 64 * 200 && !paused {
+                if answered > 64 * 20 && !paused {
                     paused = true;
                     // Nothing ever comes here: it is the time that passes.
                     let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -475,14 +482,11 @@ fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
     let measure = |args: &[&str]| {
         let bad = stalls();
         let target = bad.target();
-        let rest = ["-c1", "--duration=2s", "--warmup=0s", "--no-progress"];
+        let rest = ["-c1", "--warmup=0s", "--no-progress"];
         let said = bench(&[args, &[target.as_str()], &rest].concat());
         let outcome = said.is_clean().clone();
-        assert!(
-            outcome.longest_stall_ms >= 300.0,
-            "{}",
-            outcome.longest_stall_ms
-        );
+        let longest = Duration::from_secs_f64(outcome.longest_stall_ms / 1000.0);
+        assert!(longest >= STALL, "{longest:?}");
         let latency = outcome.latency.unwrap();
         let p99 = latency.percentiles.iter().find(|p| p.quantile == 0.99);
         (
@@ -490,14 +494,14 @@ fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
             Duration::from_nanos(p99.unwrap().value_ns),
         )
     };
-    let (from, p99) = measure(&["rate", "--rate=1000"]);
-    // 300 of the 2000 messages were planned for the pause; the median of them waited for half.
+    let (from, p99) = measure(&["rate", "--rate=500", "--duration=4s"]);
+    // 1000 of the 2000 messages were planned for the pause; the median of them waited for half.
     assert_eq!(from, "planned");
-    assert!(p99 >= Duration::from_millis(200), "{p99:?}");
-    // A closed loop has one message in the pause, of thousands.
-    let (from, p99) = measure(&["ping"]);
+    assert!(p99 >= STALL / 2, "{p99:?}");
+    // A closed loop has one message in the pause, of a thousand.
+    let (from, p99) = measure(&["ping", "--count=1000"]);
     assert_eq!(from, "sent");
-    assert!(p99 < Duration::from_millis(200), "{p99:?}");
+    assert!(p99 < STALL / 2, "{p99:?}");
 }
 
 #[test]
@@ -518,15 +522,10 @@ fn what_is_done_meanwhile_leaves_marks() {
     let marks = &outcome.marks;
     assert!(marks.len() >= 3, "{marks:?}");
     assert!(marks.windows(2).all(|pair| pair[0].at_ms <= pair[1].at_ms));
-    assert_eq!(
-        (marks[0].exit_code, marks[0].output.as_str()),
-        (Some(0), "last")
-    );
-    assert!(
-        marks[0].at_ms >= 100 && marks[0].seen.window_ms > 0,
-        "{:?}",
-        marks[0]
-    );
+    let echo = marks.iter().find(|mark| mark.command.contains("echo"));
+    let echo = echo.unwrap();
+    assert_eq!((echo.exit_code, echo.output.as_str()), (Some(0), "last"));
+    assert!(echo.at_ms >= 100 && echo.seen.window_ms > 0, "{echo:?}");
     let reload = marks
         .iter()
         .find(|mark| mark.command.contains("reload"))

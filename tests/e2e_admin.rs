@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use self::support::adversity::skipped;
-use self::support::observe::{state, until, until_some, worker_of};
+use self::support::observe::{freeze, state, until, until_some, worker_of};
 use self::support::{Client, DEADLINE, Server, Watched, wait_gone};
 
 /// The content type that a scraper is promised.
@@ -128,10 +128,15 @@ fn counters_agree_with_the_clients_across_a_death_and_a_reload() {
             // In the middle of it all.
             scrape(address);
         }
-        let text = scrape(address);
+        // A worker may count a moment after what it counts can be seen.
+        let counted = |text: &String| {
+            let bytes = ["uppercased_bytes_in_total", "uppercased_bytes_out_total"];
+            bytes.iter().all(|name| sum(text, name) == sent)
+        };
+        let text = until_some("every byte is counted", || {
+            Some(scrape(address)).filter(counted)
+        });
         assert_eq!(sum(&text, "uppercased_accepted_total"), connected);
-        assert_eq!(sum(&text, "uppercased_bytes_in_total"), sent);
-        assert_eq!(sum(&text, "uppercased_bytes_out_total"), sent);
         assert_eq!(sum(&text, "uppercased_connections_open"), CLIENTS as u64);
         assert_eq!(sum(&text, "uppercased_ready"), 1);
         // The turn that answered a client may still be counted.
@@ -141,7 +146,6 @@ fn counters_agree_with_the_clients_across_a_death_and_a_reload() {
         if round == 2 {
             // With all of them open: they move.
             server.reload().expect_success();
-            // A worker may count a moment after what it counts can be seen.
             until("every connection is counted as moved", || {
                 let text = scrape(address);
                 sum(&text, "uppercased_moved_in_total") == CLIENTS as u64
@@ -269,10 +273,11 @@ fn who_waits_in_a_queue_is_seen_while_its_worker_stands_still() {
     assert_eq!(sum(&text, "uppercased_accept_queue_limit"), 7);
     assert_eq!(sum(&text, "uppercased_accept_queue_length"), 0);
     let worker = worker_of(&server, 0);
-    worker.signal(Signal::SIGSTOP);
-    until("it stands still", || state(worker.pid()) == Some('T'));
+    freeze(&worker);
     let waiting = [(); 3].map(|()| Client::connect(server.addr()));
-    assert_eq!(sum(&scrape(address), "uppercased_accept_queue_length"), 3);
+    until("all three are seen", || {
+        sum(&scrape(address), "uppercased_accept_queue_length") == 3
+    });
     worker.signal(Signal::SIGCONT);
     for mut client in waiting {
         client.roundtrip(b"taken after all");
@@ -321,7 +326,7 @@ fn a_supervisor_that_stands_still_is_not_healthy() {
     let server = start(&["--workers=1"]);
     let address = admin(&server);
     assert_eq!(get(address, "/healthz").0, 200);
-    server.signal(Signal::SIGSTOP);
+    freeze(&Watched::open(server.pid()).expect("it lives"));
     let (code, why) = get(address, "/healthz");
     assert_eq!(code, 503, "{why}");
     assert!(why.contains("no answer in time"), "{why}");
@@ -454,9 +459,7 @@ fn a_unix_socket_is_its_owners_and_goes_with_the_server() {
     assert!(made.file_type().is_socket());
     assert_eq!(made.permissions().mode() & 0o777, 0o600);
     let mut stream = UnixStream::connect(&path).expect("connect");
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .expect("a timeout");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
     stream
         .write_all(b"GET /readyz HTTP/1.0\r\n\r\n")
         .expect("send");

@@ -7,7 +7,6 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use uppercased::clock;
@@ -154,13 +153,14 @@ fn what_was_told_is_counted() {
 
 #[test]
 fn a_stop_is_told_before_it_refuses_anybody() {
-    let server = start(&["--lame-duck=2s"]);
+    // A second signal ends it.
+    let server = start(&["--lame-duck=1h"]);
     let agent = agent(&server);
     until_told(agent, "ready");
     server.signal(Signal::SIGTERM);
     until_told(agent, "drain");
     Client::connect(server.addr()).roundtrip(b"still served");
-    assert!(server.wait_exit(DEADLINE).success());
+    assert!(server.stop().success());
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn strangers_who_hold_on_are_let_go_and_a_death_is_made_good() {
     let pid = server.status_json()["admin"]["pid"].as_u64().unwrap();
     let process = Watched::open(u32::try_from(pid).unwrap()).unwrap();
     process.signal(Signal::SIGKILL);
-    assert!(process.wait_gone(Duration::from_secs(5)));
+    assert!(process.wait_gone(DEADLINE));
     // The listener stays, so nobody is refused meanwhile.
     assert!(told(agent).starts_with("ready up "));
     assert_eq!(server.status_json()["admin"]["deaths"], 1);

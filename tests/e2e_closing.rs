@@ -44,6 +44,16 @@ fn is_half_closed(client: &Client, within: Duration) -> bool {
     poll_one(client.socket(), POLLRDHUP, within)
 }
 
+/// A client that has said `bytes`, and nothing since: they are there before the server looks, so that
+/// not even a short idle timeout is over before they are.
+fn says_and_falls_silent(server: &Server, bytes: &[u8]) -> Client {
+    let frozen = Frozen::workers(server);
+    let mut client = Client::connect(server.addr());
+    client.send_all(bytes);
+    drop(frozen);
+    client
+}
+
 #[test]
 fn a_half_close_is_answered_with_the_rest_and_then_the_end() {
     let server = server(&[]);
@@ -193,8 +203,7 @@ fn closing_destroys_no_answer_in_flight() {
         let server = server(&["--idle-timeout", "200ms", "--linger-timeout", "1m"]);
         let counters = Counters::of(&server);
         let before = KernelCounters::read();
-        let mut client = Client::connect(server.addr());
-        client.send_all(b"first");
+        let mut client = says_and_falls_silent(&server, b"first");
         wait_half_closed(&client);
         // The answer lies unread at this side. Closing for good at the other would answer any of
         // this with a reset, which would destroy it.
@@ -241,8 +250,7 @@ fn lingering_has_an_end() {
 fn without_lingering_a_close_is_at_once() {
     let server = server(&["--idle-timeout", "50ms", "--linger-timeout", "0s"]);
     let counters = Counters::of(&server);
-    let mut client = Client::connect(server.addr());
-    client.send_all(b"one");
+    let mut client = says_and_falls_silent(&server, b"one");
     wait_half_closed(&client);
     counters.wait(IDLE_TIMEOUT, 1);
     counters.wait_open(0);

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use nix::poll::PollFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use support::{Client, DEADLINE, Deadline, Watched, poll_one};
+use support::{Client, DEADLINE, Deadline, Watched, own_address, poll_one};
 use uppercased::channel::{self, Channel};
 use uppercased::config::{Config, LogLevel};
 use uppercased::identity::{Generation, SlotId, WorkerId};
@@ -58,7 +58,8 @@ impl Slot {
                 ..config
             },
             listen: Listen {
-                addr: ([127, 0, 0, 1], 0).into(),
+                // Its own, so that a port where nobody listens any more is nobody's.
+                addr: (own_address(), 0).into(),
                 dual_stack: false,
             },
             listener: None,
@@ -406,7 +407,8 @@ fn who_leaves_serves_on_and_then_finishes_in_order() {
     let mut clients = clients(&slot, &old, 4);
     let mut new = slot.start(true, "");
     new.say(Message::Serve(Serve {}), &[]);
-    let drain_timeout_ms = 300;
+    // Long against what happens within it.
+    let drain_timeout_ms = 3000;
     old.say(Message::Leave(Leave { drain_timeout_ms }), &[]);
     let (message, _) = old.hear().unwrap();
     assert_eq!(message, Message::Draining(Draining { connections: 4 }));

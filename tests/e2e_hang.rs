@@ -1,4 +1,7 @@
 //! A worker that stands still is found without being asked anything, and replaced.
+//!
+//! The limit is for a worker that hangs, and must not be for one that has no CPU for a while because
+//! this machine does something else: a second is longer than any of them waits for its turn.
 
 mod support;
 
@@ -10,11 +13,7 @@ use self::support::{Client, Server};
 
 #[test]
 fn a_hung_worker_is_replaced_and_its_queue_is_served() {
-    let planned = Planned::start(&[
-        "--listen=127.0.0.1:0",
-        "--workers=1",
-        "--hang-timeout=400ms",
-    ]);
+    let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=1", "--hang-timeout=1s"]);
     let server = &planned.server;
     let mark = server.log_len();
     let hung = worker_of(server, 0);
@@ -36,7 +35,7 @@ fn an_idle_worker_is_not_taken_for_a_hung_one() {
     let planned = Planned::start(&[
         "--listen=127.0.0.1:0",
         "--workers=2",
-        "--hang-timeout=200ms",
+        "--hang-timeout=1s",
         "--log-level=debug",
     ]);
     let server = &planned.server;
@@ -44,7 +43,7 @@ fn an_idle_worker_is_not_taken_for_a_hung_one() {
     let mut client = Client::connect(server.addr());
     // Much longer than the limit, with nothing to do for anybody but the probes.
     for _ in 0..3 {
-        client.expect_silence(std::time::Duration::from_millis(500));
+        client.expect_silence(std::time::Duration::from_millis(1000));
         planned.workers().assert_untouched_since(&before);
     }
     client.roundtrip(b"here");
@@ -52,18 +51,14 @@ fn an_idle_worker_is_not_taken_for_a_hung_one() {
 
 #[test]
 fn a_supervisor_that_stood_still_itself_blames_nobody() {
-    let planned = Planned::start(&[
-        "--listen=127.0.0.1:0",
-        "--workers=2",
-        "--hang-timeout=300ms",
-    ]);
+    let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=2", "--hang-timeout=1s"]);
     let server: &Server = &planned.server;
     let before = planned.workers();
     let mut client = Client::connect(server.addr());
     server.signal(Signal::SIGSTOP);
-    client.expect_silence(std::time::Duration::from_millis(900));
+    client.expect_silence(std::time::Duration::from_millis(2500));
     server.signal(Signal::SIGCONT);
-    client.expect_silence(std::time::Duration::from_millis(600));
+    client.expect_silence(std::time::Duration::from_millis(1500));
     planned.workers().assert_untouched_since(&before);
     let workers: Vec<_> = (0..2).map(|slot| worker_of(server, slot)).collect();
     client.roundtrip(b"here");

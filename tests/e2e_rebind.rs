@@ -6,24 +6,14 @@
 
 mod support;
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::net::SocketAddr;
 
 use nix::sys::signal::Signal;
 use procfs::net::TcpState;
 
+use self::support::netns::isolated;
 use self::support::observe::{count_sockets, owner, until};
-use self::support::{Client, DEADLINE, Server, Watched};
-
-/// A loopback address that no other test uses.
-fn own_address() -> Ipv4Addr {
-    static NEXT: AtomicU8 = AtomicU8::new(1);
-    // Two tests that run at once differ in their process numbers or in the last octet. The first
-    // octet of all others is followed by 0.
-    let [.., high, low] = std::process::id().to_be_bytes();
-    let mixed = 1 + high % 250;
-    Ipv4Addr::new(127, mixed, low, NEXT.fetch_add(1, Ordering::Relaxed))
-}
+use self::support::{Client, DEADLINE, Server, Watched, own_address};
 
 fn start_on(addr: SocketAddr, more: &[&str]) -> Server {
     let listen = format!("--listen={addr}");
@@ -71,9 +61,7 @@ fn it_starts_again_beside_the_time_wait_of_connections_it_closed() {
     let server = first_start(&["--idle-timeout=50ms"]);
     let addr = server.addr();
     for _ in 0..10 {
-        let mut client = Client::connect(addr);
-        client.roundtrip(b"and nothing more");
-        client.expect_eof();
+        Client::connect(addr).expect_eof();
     }
     until("ten connections are in TIME_WAIT", || {
         count_sockets(addr.port(), TcpState::TimeWait) >= 10
@@ -142,6 +130,14 @@ fn a_second_instance_on_the_same_address_is_refused() {
 
 #[test]
 fn another_spelling_of_a_held_address_is_refused() {
+    // Where no other test has the same port in the other family.
+    isolated(
+        "another_spelling_of_a_held_address_is_refused",
+        refuse_other_spellings,
+    );
+}
+
+fn refuse_other_spellings() {
     let everywhere = Server::start(&["--listen=0.0.0.0:0", "--workers=1"]);
     let port = everywhere.addr().port();
     for spelling in ["0.0.0.0", "127.0.0.1", "127.0.0.2", "localhost", "*"] {
@@ -173,6 +169,10 @@ fn a_held_dual_stack_address_holds_every_ipv4_address() {
 
 #[test]
 fn ipv6_alone_holds_no_ipv4_address() {
+    isolated("ipv6_alone_holds_no_ipv4_address", serve_ipv6_alone);
+}
+
+fn serve_ipv6_alone() {
     let six = Server::start(&["--listen=[::]:0", "--workers=1"]);
     let port = six.addr().port();
     for spelling in ["[::]", "[::1]", "*"] {
@@ -247,10 +247,11 @@ fn it_starts_again_beside_orphans_that_still_drain() {
     Client::connect(addr).roundtrip(b"of the second");
     assert!(second.is_running());
     // The client has not closed its side, so the orphan that had it waits for that.
-    let alive = orphans
-        .iter()
-        .filter(|pid| Watched::open(**pid).is_some_and(|w| !w.is_gone()));
-    assert_eq!(alive.count(), 1);
+    let alive = || {
+        let lives = |pid: &&u32| Watched::open(**pid).is_some_and(|worker| !worker.is_gone());
+        orphans.iter().filter(lives).count()
+    };
+    until("the orphan that nobody needs is gone", || alive() == 1);
     drop(client);
     for pid in orphans {
         assert!(Watched::open(pid).is_none_or(|w| w.wait_gone(DEADLINE)));

@@ -10,7 +10,8 @@ use socket2::SockRef;
 
 use self::support::bare::Bare;
 use self::support::observe::{
-    OWED_BYTES, become_owed, freeze, number, owner, queued, wait_draining, wait_ready, worker_of,
+    OWED_BYTES, become_owed, freeze, number, owner, queued, until, wait_draining, wait_ready,
+    worker_of,
 };
 use self::support::{Client, DEADLINE, Lines, Server, Watched, children, pattern, upper};
 
@@ -138,8 +139,10 @@ fn who_stands_in_a_queue_at_the_stop_is_answered() {
         client.send_all(format!("client {index} was early").as_bytes());
     }
     let port = server.addr().port();
-    let waiting: usize = workers.iter().map(|w| queued(w.pid(), port)).sum();
-    assert_eq!(waiting, clients.len());
+    until("all of them wait", || {
+        let waiting = workers.iter().map(|worker| queued(worker.pid(), port));
+        waiting.sum::<usize>() == clients.len()
+    });
     server.signal(Signal::SIGTERM);
     server.wait_log(|line| line.contains(" stopping "));
     for worker in &workers {
@@ -157,12 +160,14 @@ fn who_stands_in_a_queue_at_the_stop_is_answered() {
 fn who_stands_in_the_queue_of_a_dead_worker_at_the_stop_is_answered() {
     let server = start(&["--workers=2", NEVER, PATIENT[0], PATIENT[1], PATIENT[2]]);
     leave_without_worker(&server, 0);
-    let mut clients: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
+    // All of them at the other worker has a chance of 10^-12.
+    let mut clients: Vec<_> = (0..40).map(|_| Client::connect(server.addr())).collect();
     for client in &mut clients {
         client.send_all(b"some of us wait for nobody");
     }
-    let waiting = queued(server.pid(), server.addr().port());
-    assert!(waiting > 0, "20 of 20 on the other worker");
+    until("some wait for nobody", || {
+        queued(server.pid(), server.addr().port()) > 0
+    });
     let workers = watch_all(&server);
     server.signal(Signal::SIGTERM);
     for mut client in clients {
@@ -201,7 +206,7 @@ fn new_clients_are_refused_once_the_stop_has_begun() {
 
 #[test]
 fn a_lame_duck_serves_new_clients_and_then_stops() {
-    let server = start(&["--workers=2", "--lame-duck=2s", NEVER]);
+    let server = start(&["--workers=2", "--lame-duck=4s", NEVER]);
     let workers = watch_all(&server);
     let mut early = Client::connect(server.addr());
     early.roundtrip(b"before");

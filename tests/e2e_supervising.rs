@@ -19,7 +19,7 @@ use self::support::observe::{
     arguments, descriptors, freeze, number, owner, queued, sockets, until, until_some, wait_ready,
     worker_of,
 };
-use self::support::{Client, DEADLINE, Server, Watched, children, upper};
+use self::support::{Client, DEADLINE, Server, Watched, children, own_address, upper};
 
 /// Descriptors by what they refer to: kinds with the number of each.
 fn kinds(held: &BTreeMap<i32, String>) -> BTreeMap<String, usize> {
@@ -207,9 +207,11 @@ fn a_queue_outlives_its_worker(workers: usize) {
     for (index, client) in clients.iter_mut().enumerate() {
         client.send_all(format!("client {index} is waiting").as_bytes());
     }
-    let waiting = queued(victim.pid(), port);
-    assert!(waiting > 0, "40 of 40 on the other worker");
-    assert!(workers > 1 || waiting == 40, "{waiting}");
+    // All of them at the other worker has a chance of 10^-12.
+    let least = if workers == 1 { clients.len() } else { 1 };
+    until("clients wait for the worker that stands still", || {
+        queued(victim.pid(), port) >= least
+    });
 
     victim.signal(Signal::SIGKILL);
     for (index, client) in clients.iter_mut().enumerate() {
@@ -315,7 +317,7 @@ fn a_lent_queue_is_served_by_the_sibling_and_given_back() {
     let mark = server.log_len();
     freeze(&sibling);
     let mut waiting: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
-    assert_eq!(queued(sibling.pid(), port), 20);
+    until("all of them wait", || queued(sibling.pid(), port) == 20);
     sibling.signal(Signal::SIGKILL);
     server.wait_log_from(mark, |line| line.contains("queue lent to a sibling"));
     for client in &mut waiting {
@@ -413,7 +415,7 @@ fn a_foreign_listener_is_named() {
 
 #[test]
 fn a_strange_address_is_refused_and_nothing_stays() {
-    let good = TcpListener::bind("127.0.0.1:0").unwrap();
+    let good = TcpListener::bind((own_address(), 0)).unwrap();
     let addr = good.local_addr().unwrap();
     drop(good);
     // The documentation's own network (RFC 5737) is nobody's.

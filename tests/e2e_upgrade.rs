@@ -11,13 +11,14 @@ use self::support::image::Image;
 use self::support::load::{Load, LoadSize};
 use self::support::observe::{self, until};
 use self::support::planned::Planned;
-use self::support::{Client, Server};
+use self::support::{Client, DEADLINE, Server};
 
 const QUICK: [&str; 4] = [
     "--listen=127.0.0.1:0",
     "--workers=2",
     "--bake-time=0s",
-    "--start-timeout=2s",
+    // Waited out by one test; long for what is to come up.
+    "--start-timeout=5s",
 ];
 
 fn version(planned: &Planned) -> String {
@@ -99,7 +100,7 @@ fn a_program_that_cannot_take_over_is_found_out_before() {
         (Image::other_program(planned.folder()), "exit code 0"),
         (copy().with_faults("main.starting=exit"), "exit code 3"),
         (copy().with_faults("main.starting=kill"), "SIGKILL"),
-        (copy().with_faults("main.starting=stop"), "within 2s"),
+        (copy().with_faults("main.starting=stop"), "within 5s"),
         (
             copy().with_faults("preflight.starting=panic"),
             "exit code 101",
@@ -201,7 +202,7 @@ fn what_happens_between_two_programs_is_noticed() {
     });
     let victim = observe::worker_of(server, 1);
     victim.signal(Signal::SIGKILL);
-    assert!(victim.wait_gone(std::time::Duration::from_secs(5)));
+    assert!(victim.wait_gone(DEADLINE));
     server.signal(Signal::SIGUSR1);
     server.signal(Signal::SIGCONT);
     order.wait().expect_success();

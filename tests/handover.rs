@@ -37,7 +37,7 @@ const SLOT: SlotId = SlotId(0);
 /// Turns after which what should happen must have happened.
 const TURNS_MAX: usize = 100_000;
 /// How long the loops may take to get there when they have to wait for time to pass.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn config() -> Config {
     Config {

@@ -32,6 +32,10 @@ use self::support::{Client, DEADLINE, Server, in_background, poll_one, serve_one
 /// Long enough for something that must not happen to be noticed, short enough for every run.
 const MOMENT: Duration = Duration::from_millis(100);
 
+/// How long clients wait where being late is not what they are to notice. One of two messages may be so
+/// short that its answer without a byte is no answer, which only the end of this tells.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// What a closure's panic said; the test fails if it did not panic.
 fn panic_of(body: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(body)).expect_err("it should have panicked");
@@ -46,10 +50,15 @@ fn panic_of(body: impl FnOnce()) -> String {
 
 /// One ping client of a server that does `answer`; what it saw.
 fn report_of_one(answer: impl FnOnce(TcpStream) + Send + 'static) -> Report {
+    report_within(PATIENCE, answer)
+}
+
+/// The same of a client that waits no longer than `deadline`, for anything.
+fn report_within(deadline: Duration, answer: impl FnOnce(TcpStream) + Send + 'static) -> Report {
     let server = serve_one(answer);
     let size = LoadSize {
         pings: 1,
-        deadline: MOMENT,
+        deadline,
         ..LoadSize::none()
     };
     let load = Load::start(server.addr, size);
@@ -186,7 +195,7 @@ fn bytes_left_out_or_swapped_are_noticed() {
     });
     let size = LoadSize {
         pings: 2,
-        deadline: MOMENT,
+        deadline: PATIENCE,
         ..LoadSize::none()
     };
     let report = Load::start(addr, size).finish();
@@ -228,9 +237,10 @@ fn an_end_a_reset_and_silence_are_told_apart() {
     });
     assert_eq!(report.count(FailureKind::Reset), 1, "{report}");
 
-    let report = report_of_one(|mut stream| {
-        after_one_message(&mut stream);
-        let _ = stream.read(&mut [0]);
+    // On a busy machine already the first answer may be late.
+    let report = report_within(MOMENT, |mut stream| {
+        let mut piece = [0; 1024];
+        while stream.read(&mut piece).is_ok_and(|len| len > 0) {}
     });
     assert_eq!(report.count(FailureKind::Late), 1, "{report}");
 

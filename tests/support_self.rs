@@ -173,16 +173,22 @@ fn lines_are_waited_for_and_end() {
     let lines = Lines::follow(theirs);
     let say = |text: &str| (&ours).write_all(text.as_bytes()).unwrap();
     assert_eq!(lines.find_from(0, MOMENT, |_| true), None);
+    for number in 1..=1000 {
+        say("written before\n");
+        // At once, whether or not the thread that reads has had a turn.
+        assert_eq!(lines.len(), number);
+    }
     say("one\ntwo\nthr");
     let found = lines.find_from(0, DEADLINE, |line| line == "two");
     assert_eq!(found.as_deref(), Some("two"));
-    assert_eq!(lines.len(), 2);
-    assert_eq!(lines.find_from(2, MOMENT, |_| true), None, "not yet a line");
+    assert_eq!(lines.len(), 1002);
+    let next = lines.find_from(1002, MOMENT, |_| true);
+    assert_eq!(next, None, "not yet a line");
     assert!(!lines.wait_end(MOMENT));
     say("ee");
     drop(ours);
     assert!(lines.wait_end(DEADLINE));
-    assert_eq!(lines.all(), ["one", "two", "three"]);
+    assert_eq!(lines.all()[1000..], ["one", "two", "three"]);
     let never = lines.find_from(0, DEADLINE, |line| line == "four");
     assert_eq!(never, None, "known at once, for no more can come");
 }

@@ -10,15 +10,17 @@
     reason = "the load generator is a process of its own, and has threads; the server has none"
 )]
 
-use std::io::Read;
+use std::io::{self, PipeReader, Read as _};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::io::ioctl_fionread;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::options::Job;
 use super::outcome::Mark;
@@ -100,75 +102,110 @@ fn run(command: &str, origin: Tick, is_over: &Receiver<()>) -> Mark {
         .stdout(Stdio::piped())
         .process_group(0)
         .spawn();
-    let mut child = match started {
+    let child = match started {
         Ok(child) => child,
         Err(error) => {
             mark.output = format!("cannot run a shell: {error}");
             return mark;
         }
     };
-    let group = Pid::from_child(&child);
-    let output = child.stdout.take();
-    let tail = Arc::new(Mutex::new(Vec::new()));
-    let (tell, told) = channel();
-    let tell_exit = tell.clone();
-    std::thread::spawn(move || {
-        let status = child.wait().ok();
-        let _ = tell_exit.send(End::Command(status.and_then(|status| status.code())));
-    });
-    let its_tail = Arc::clone(&tail);
-    std::thread::spawn(move || {
-        read_tail(output, &its_tail);
-        let _ = tell.send(End::Output);
-    });
-    let mut limit = None;
-    let mut is_read = false;
-    loop {
-        match told.recv_timeout(LOOK) {
-            Ok(End::Command(code)) => {
-                mark.exit_code = code;
-                break;
-            }
-            Ok(End::Output) => is_read = true,
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {}
+    let (exit_code, tail) = match attend(child, is_over) {
+        Ok(attended) => attended,
+        Err(error) => {
+            mark.output = format!("cannot watch the command: {error}");
+            return mark;
         }
+    };
+    mark.took_ms = millis(clock::now().since(begun));
+    mark.exit_code = exit_code;
+    mark.output = last_line(&tail);
+    mark
+}
+
+/// Reads what the command says until it ends: its exit code, and the end of its output.
+fn attend(mut child: Child, is_over: &Receiver<()>) -> io::Result<(Option<i32>, Vec<u8>)> {
+    let group = Pid::from_child(&child);
+    let stop = || {
+        // Nothing of it may go on.
+        let _ = kill_process_group(group, Signal::KILL);
+    };
+    let mut tail = Vec::new();
+    let mut output = child
+        .stdout
+        .take()
+        .map(|it| PipeReader::from(OwnedFd::from(it)));
+    let watched = pidfd_open(group, PidfdFlags::empty());
+    let process = match watched {
+        Ok(process) => process,
+        Err(errno) => {
+            stop();
+            child.wait()?;
+            return Err(errno.into());
+        }
+    };
+    let mut limit = None;
+    while !ready(&process, output.as_ref()) {
+        read_what_is_there(&mut output, &mut tail);
         if limit.is_none() && is_over.try_recv() == Err(TryRecvError::Disconnected) {
             limit = Some(clock::now() + GRACE);
         }
         if limit.is_some_and(|limit| clock::now() >= limit) {
-            // Nothing of it may go on.
-            let _ = kill_process_group(group, Signal::KILL);
+            stop();
         }
     }
-    mark.took_ms = millis(clock::now().since(begun));
-    if !is_read {
+    // Whatever it has said is in the pipe by now, however late this machine lets it be read.
+    read_what_is_there(&mut output, &mut tail);
+    if let Some(mut output) = output {
         // A command may leave somebody behind who still holds its output, such as a server that it
         // started: that one is neither waited for nor harmed.
-        let _ = told.recv_timeout(LOOK);
+        std::thread::spawn(move || io::copy(&mut output, &mut io::sink()));
     }
-    mark.output = last_line(&tail.lock().unwrap_or_else(PoisonError::into_inner));
-    mark
+    let status = child.wait()?;
+    Ok((status.code(), tail))
 }
 
-/// What is waited for.
-enum End {
-    /// The command has ended, with this code.
-    Command(Option<i32>),
-    /// Its output has.
-    Output,
+/// Waits until the process has ended, there is output, or [`LOOK`] has passed; whether it has ended.
+fn ready(process: &OwnedFd, output: Option<&PipeReader>) -> bool {
+    let descriptors = [Some(process.as_fd()), output.map(AsFd::as_fd)];
+    let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
+    let mut watched: Vec<PollFd<'_>> = descriptors.into_iter().flatten().map(watch).collect();
+    let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO);
+    let woken = poll(&mut watched, timeout).is_ok_and(|count| count > 0);
+    woken && watched[0].any().unwrap_or(true)
 }
 
-/// Reads everything and keeps the end of it in `tail`.
-fn read_tail(from: Option<impl Read>, tail: &Mutex<Vec<u8>>) {
-    let Some(mut from) = from else { return };
+/// Reads what is in the pipe now, without waiting for more, and keeps the end of it in `tail`. At the
+/// end of the output nothing is left to read from.
+fn read_what_is_there(output: &mut Option<PipeReader>, tail: &mut Vec<u8>) {
     let mut chunk = [0; 4096];
-    while let Ok(count @ 1..) = from.read(&mut chunk) {
-        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-        tail.extend_from_slice(&chunk[..count]);
-        let surplus = tail.len().saturating_sub(2 * OUTPUT_MAX);
-        tail.drain(..surplus);
+    // As much as there is at this moment: whoever goes on writing is not listened to for ever.
+    let mut left = output.as_ref().map_or(0, unread);
+    while let Some(from) = output {
+        if left == 0 && !has_ended(from) {
+            return;
+        }
+        match from.read(&mut chunk) {
+            Ok(0) | Err(_) => *output = None,
+            Ok(count) => {
+                left = left.saturating_sub(count as u64);
+                tail.extend_from_slice(&chunk[..count]);
+                let surplus = tail.len().saturating_sub(2 * OUTPUT_MAX);
+                tail.drain(..surplus);
+            }
+        }
     }
+}
+
+fn unread(output: &PipeReader) -> u64 {
+    ioctl_fionread(output).unwrap_or(0)
+}
+
+/// Whether nobody can write any more, and everything was read.
+fn has_ended(output: &PipeReader) -> bool {
+    let mut watched = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
+    let _ = poll(&mut watched, PollTimeout::ZERO);
+    let said = watched[0].revents().unwrap_or(PollFlags::empty());
+    said.contains(PollFlags::POLLHUP) && !said.contains(PollFlags::POLLIN)
 }
 
 /// The last line that says anything, cut at its bound.
@@ -184,6 +221,8 @@ fn last_line(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     fn job(text: &str) -> Job {
@@ -223,7 +262,7 @@ mod tests {
     fn a_command_may_come_again_but_not_beside_itself() {
         let now = clock::now();
         let jobs = [job("every 10ms: true")];
-        let jobs = Jobs::start(&jobs, now, now + Duration::from_millis(300));
+        let jobs = Jobs::start(&jobs, now, now + Duration::from_secs(2));
         let marks: Vec<Mark> = jobs
             .threads
             .into_iter()
@@ -240,16 +279,34 @@ mod tests {
 
     #[test]
     fn output_is_bounded() {
-        let long = "x".repeat(100_000);
-        let tail = Mutex::new(Vec::new());
-        read_tail(Some(long.as_bytes()), &tail);
-        let tail = tail.into_inner().unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
+        let (mut output, mut tail) = (Some(reader), Vec::new());
+        writer.write_all(&[b'x'; 50_000]).unwrap();
+        read_what_is_there(&mut output, &mut tail);
         assert_eq!(
             (tail.len(), last_line(&tail).len()),
             (2 * OUTPUT_MAX, OUTPUT_MAX)
         );
         assert_eq!(last_line(b"a\nb\n\n"), "b");
         assert_eq!(last_line(b""), "");
+    }
+
+    /// However much of it nobody has had the time to read before the command ended.
+    #[test]
+    fn all_that_was_said_is_read_and_no_more_is_waited_for() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let (mut output, mut tail) = (Some(reader), Vec::new());
+        read_what_is_there(&mut output, &mut tail);
+        assert!(output.is_some() && tail.is_empty(), "there may be more");
+        writer.write_all(&b"progress\n".repeat(5_000)).unwrap();
+        writer.write_all(b"the verdict\n").unwrap();
+        // The writer is still there, as somebody who was left behind is.
+        read_what_is_there(&mut output, &mut tail);
+        assert_eq!(last_line(&tail), "the verdict");
+        assert!(output.is_some());
+        drop(writer);
+        read_what_is_there(&mut output, &mut tail);
+        assert!(output.is_none(), "its end is seen");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use uppercased::metrics::Counter;
 
 use super::bytes::{pattern, upper};
 use super::client::Client;
-use super::observe::freeze;
+use super::observe::{freeze, until};
 use super::process::{Deadline, Watched, poll_one};
 use super::server::Server;
 use super::usage::Counters;
@@ -50,8 +50,9 @@ impl Drop for Frozen {
 /// Sends the [`pattern`] from its begin, reading nothing, until the server takes no more; how
 /// many bytes were sent.
 ///
-/// The server's own word that it holds unsent bytes is waited for, so that what ends this is
-/// backpressure and not a slow machine.
+/// It goes on until there is no room *and* the server says that it holds unsent bytes, so that what
+/// ends this is backpressure and not a slow machine: a worker that had no turn for a while leaves
+/// no room either.
 #[track_caller]
 pub fn fill(client: &Client, counters: &Counters) -> u64 {
     fill_all(std::slice::from_ref(client), counters)[0]
@@ -62,15 +63,16 @@ pub fn fill(client: &Client, counters: &Counters) -> u64 {
 pub fn fill_all(clients: &[Client], counters: &Counters) -> Vec<u64> {
     let before = counters.count(Counter::Backpressure);
     let mut sent = vec![0; clients.len()];
-    loop {
-        for (client, sent) in clients.iter().zip(&mut sent) {
-            fill_up(client, sent);
-        }
-        if !any_has_room(clients) {
-            break;
-        }
-    }
-    counters.wait(Counter::Backpressure, before + clients.len() as u64);
+    until(
+        "nobody has room, and the server holds something of each",
+        || {
+            for (client, sent) in clients.iter().zip(&mut sent) {
+                fill_up(client, sent);
+            }
+            let holds = counters.count(Counter::Backpressure) - before;
+            !any_has_room(clients) && holds >= clients.len() as u64
+        },
+    );
     sent
 }
 

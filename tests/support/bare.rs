@@ -40,6 +40,8 @@ impl Bare {
                 command.env_remove(name);
             }
         }
+        // Nobody gives it orders, and one that is killed would leave its socket in a folder of all.
+        command.env("UPPERCASED_CONTROL", "off");
         let mut child = command.spawn().expect("start the program");
         Self {
             process: Watched::open(child.id()).expect("a child that was not reaped"),

@@ -10,7 +10,7 @@ use super::server::Server;
 use super::usage::try_resident_bytes;
 
 /// How long a server may take to be back, unless a test says otherwise.
-const RETURN: Duration = Duration::from_secs(15);
+const RETURN: Duration = Duration::from_secs(60);
 
 /// By how much the memory of one process may have grown, in bytes.
 ///

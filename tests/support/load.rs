@@ -33,7 +33,7 @@ pub use self::clients::Kind;
 pub use self::conversation::{Failure, FailureKind};
 
 /// How long [`Load::start`] and [`Load::go_on_for`] wait: the deadlines of several clients.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Failures that a client remembers; the others it only counts.
 const FAILURES_KEPT: usize = 50;

@@ -7,6 +7,11 @@
 //! message, every wait has a deadline and tells on expiry what it saw, nothing sleeps, and no
 //! process outlives the test that started it, however the test ends.
 //!
+//! A test must pass on a machine that does thirty other things. So a deadline that only a failing test
+//! waits for is generous; a time that is waited out on purpose applies to nobody else; what a client
+//! must do before a short timeout is done while the worker is [`adversity::Frozen`]; and what was just
+//! given up or killed is waited for until it is gone.
+//!
 //! Use: `mod support;` in a test file.
 
 #![allow(
@@ -16,6 +21,7 @@
     reason = "each test file uses its part of the support"
 )]
 
+mod address;
 pub mod adversity;
 pub mod bare;
 pub mod baseline;
@@ -39,6 +45,7 @@ pub mod syn_flood;
 pub mod terminal;
 pub mod usage;
 
+pub use self::address::own_address;
 pub use self::bytes::{assert_same, pattern, upper};
 pub use self::client::Client;
 pub use self::lines::Lines;

@@ -17,7 +17,7 @@ use super::process::{Deadline, Watched};
 use super::server::Server;
 
 /// Longer than [`super::DEADLINE`]: what is asked for here may be the work of several processes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// How often [`until`] asks.
 const INTERVAL_MS: u8 = 2;
@@ -135,17 +135,22 @@ pub fn count_sockets(port: u16, state: TcpState) -> usize {
 #[track_caller]
 pub fn server_end(client: &Client, server: SocketAddr) -> Option<TcpNetEntry> {
     let client = client.local_addr();
-    sockets(server.port())
-        .into_iter()
-        .find(|entry| entry.remote_address == client)
+    find_socket(server.port(), |entry| entry.remote_address == client)
+}
+
+/// The socket with `port` that is `wanted`. Looked for once more if it is not there: the kernel may
+/// leave one out of its table when another goes while that is read.
+#[track_caller]
+fn find_socket(port: u16, wanted: impl Fn(&TcpNetEntry) -> bool) -> Option<TcpNetEntry> {
+    let look = || sockets(port).into_iter().find(&wanted);
+    look().or_else(look)
 }
 
 /// The bytes that the client has sent and the server's kernel has not acknowledged.
 #[track_caller]
 pub fn unacknowledged(client: &Client) -> u32 {
     let local = client.local_addr();
-    let all = sockets(local.port());
-    let own = all.iter().find(|entry| entry.local_address == local);
+    let own = find_socket(local.port(), |entry| entry.local_address == local);
     own.expect("the client's own socket").tx_queue
 }
 

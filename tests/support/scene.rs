@@ -50,7 +50,6 @@ impl Scene {
         counters.wait_open(0);
         let mut client = Client::connect(server.addr());
         client.roundtrip(b"before");
-        let before = Baseline::of(&server);
         let worker = server.worker_pids()[0];
         let over = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&over);
@@ -63,6 +62,8 @@ impl Scene {
             }
             pings
         });
+        // Only now, for it takes a while: the client must not be idle for so long.
+        let before = Baseline::of(&server);
         Self {
             resident: resident_bytes(worker),
             server,

@@ -11,11 +11,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use nix::unistd::dup2_raw;
 use rustix::io::fcntl_dupfd_cloexec;
@@ -27,20 +28,24 @@ use super::netns::Namespace;
 use super::process::{DEADLINE, Watched, children, marked, sweep};
 use super::service_manager::Named;
 
-/// How long an orderly stop may take: past the server's own limit with default settings (32 s), so
-/// that a stop which ends by that limit is told by its exit code and not by a test gone late.
-const STOP_DEADLINE: Duration = Duration::from_secs(40);
+/// How long an orderly stop may take: well past the server's own limit with default settings (32 s),
+/// so that a stop which ends by that limit is told by its exit code and not by a test gone late.
+const STOP_DEADLINE: Duration = Duration::from_secs(90);
 
 /// What the server prints on standard output for each address once it serves.
 const READY: &str = "listening on ";
 
 /// How long an order on the control socket may take: it waits for what it asks for, which is the
 /// renewal of every worker, each under deadlines of its own.
-const ORDER_DEADLINE: Duration = Duration::from_secs(60);
+const ORDER_DEADLINE: Duration = Duration::from_secs(180);
 
 /// How a server is told where to take orders. By the environment, which no argument of a test can
 /// get in the way of; a flag wins over it.
 const CONTROL: &str = "UPPERCASED_CONTROL";
+
+/// Tests have workers stand still, and on a busy machine for longer than the default allows; one that
+/// is about this says so by a flag, which wins.
+const HANG_TIMEOUT: (&str, &str) = ("UPPERCASED_HANG_TIMEOUT", "1h");
 
 /// The environment entry by which everything that descends from one server is found again.
 const MARK: &str = "E2E_SERVER";
@@ -54,7 +59,6 @@ pub struct ServerBuilder {
     cwd: Option<PathBuf>,
     listeners: Option<usize>,
     namespace: Option<Namespace>,
-    has_control: bool,
     handed_over: Vec<Named>,
 }
 
@@ -125,12 +129,6 @@ impl ServerBuilder {
         self
     }
 
-    /// Leaves it to the server and its arguments where it takes orders.
-    pub fn without_control(mut self) -> Self {
-        self.has_control = false;
-        self
-    }
-
     /// Hands sockets over to it, as a service manager does.
     pub fn hand_over(mut self, sockets: Vec<Named>) -> Self {
         self.handed_over.extend(sockets);
@@ -190,11 +188,10 @@ impl ServerBuilder {
             handing_over(&self.program, std::mem::take(&mut self.handed_over))
         };
         forget_settings(&mut command);
-        if self.has_control {
-            command.env(CONTROL, control_path(&folder));
-        }
         command
             .args(&self.args)
+            .env(CONTROL, control_path(&folder))
+            .env(HANG_TIMEOUT.0, HANG_TIMEOUT.1)
             .envs(self.env)
             .env(MARK, &id)
             .stdin(Stdio::null())
@@ -211,7 +208,9 @@ impl ServerBuilder {
         let mut child =
             child.unwrap_or_else(|error| panic!("start {}: {error}", self.program.display()));
         let stdout = Lines::follow(child.stdout.take().expect("a pipe was asked for"));
-        let stderr = Lines::follow(child.stderr.take().expect("a pipe was asked for"));
+        let stderr = child.stderr.take().expect("a pipe was asked for");
+        make_room(&stderr);
+        let stderr = Lines::follow(stderr);
         let supervisor = Watched::open(child.id()).expect("a child that was not reaped");
         Running {
             child,
@@ -269,7 +268,6 @@ impl Server {
             cwd: None,
             listeners: None,
             namespace: None,
-            has_control: true,
             handed_over: Vec::new(),
         }
     }
@@ -564,6 +562,15 @@ impl Drop for Running {
             assert!(failures.is_empty(), "left behind: {failures:?}");
         }
     }
+}
+
+/// The server drops lines that its log has no room for, and tests wait for lines: on a busy machine the
+/// thread that reads them may have no turn for longer than it takes to fill a pipe of the usual size.
+fn make_room(log: &ChildStderr) {
+    /// As much as a process without privileges may ask for (fs.pipe-max-size).
+    const LOG_BYTES: i32 = 1 << 20;
+    // A user who has too many pages in pipes is refused, and has the usual size.
+    let _ = fcntl(log, FcntlArg::F_SETPIPE_SZ(LOG_BYTES));
 }
 
 /// Takes the settings of whoever runs the tests from the environment of `command`: they are not

@@ -23,6 +23,9 @@ pub type Named = (String, OwnedFd);
 /// Tells the thread that reads to end; no message of a service begins so.
 const OVER: &[u8] = b"over";
 
+/// Comes behind everything that was sent before, for the socket keeps the order.
+const MARK: &str = "MARK=1";
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct ServiceManager {
@@ -114,10 +117,21 @@ impl ServiceManager {
         self.shared.lock().messages.len()
     }
 
+    /// Waits until everything that was sent until now has been read; the number of the next message.
+    #[track_caller]
+    pub fn settle(&self) -> usize {
+        let start = self.len();
+        let sender = UnixDatagram::unbound().expect("a socket");
+        let sent = sender.send_to_addr(MARK.as_bytes(), &self.address);
+        sent.expect("it reads");
+        self.wait_for(start, MARK).1
+    }
+
     /// The messages from number `start` on, but for those that come at their own pace.
     pub fn steps_from(&self, start: usize) -> Vec<String> {
         let state = self.shared.lock();
-        let own_pace = |it: &&String| !it.starts_with("STATUS=") && *it != "WATCHDOG=1";
+        let own_pace =
+            |it: &&String| !it.starts_with("STATUS=") && *it != "WATCHDOG=1" && *it != MARK;
         let steps = state.messages[start..].iter().filter(own_pace);
         steps.cloned().collect()
     }
