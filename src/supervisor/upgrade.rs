@@ -252,6 +252,7 @@ impl Supervisor {
             activated: self.activated,
             admin: self.admin.as_ref().and_then(AdminEndpoint::saved_http),
             agent: self.admin.as_ref().and_then(AdminEndpoint::saved_agent),
+            systemd: self.saved_systemd(),
             rotation: self.rotation,
             asking: self.asking,
             signals: Vec::new(),
