@@ -54,6 +54,8 @@ pub struct Status {
     pub control: Option<String>,
     /// The admin endpoint, if there is one.
     pub admin: Option<AdminStatus>,
+    /// The service manager that it tells how it is, if there is one.
+    pub service_manager: Option<ServiceManagerStatus>,
     /// Connections that all slots together may hold; 0 if it is not known.
     pub capacity: u64,
     /// All slots together.
@@ -96,6 +98,22 @@ pub struct AdminStatus {
     pub deaths: u64,
     /// How it has locked itself in; `None` until it has.
     pub sandbox: Option<Sandboxed>,
+}
+
+/// How a service manager takes what it is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceManagerStatus {
+    /// Messages that it has taken.
+    pub taken: u64,
+    /// Times that it did not take one, which is offered again.
+    pub refused: u64,
+    /// Messages that wait to be taken.
+    pub waiting: u64,
+    /// It has been told to let go of listeners of slots that are no more, and may not have yet.
+    pub lets_go: bool,
+    /// Why its watchdog is not fed, if so.
+    pub unfed: Option<String>,
 }
 
 /// How long planned operations of one kind took that ended in one way.

@@ -161,6 +161,25 @@ fn every_step_is_told_at_an_abstract_name() {
 }
 
 #[test]
+fn a_long_start_and_a_long_reload_ask_for_more_time() {
+    let manager = ServiceManager::start();
+    let server = under(&manager)
+        .args(["--listen=127.0.0.1:0", "--workers=2", "--bake-time=2s"])
+        .start();
+    let longer = "EXTEND_TIMEOUT_USEC=";
+    let (_, starting) = manager.wait_for(0, longer);
+    let (_, mark) = manager.wait_for(starting, "READY=1");
+    server.reload().expect_success();
+    let (_, reloading) = manager.wait_for(mark, "RELOADING=1");
+    let (_, next) = manager.wait_for(reloading, longer);
+    let (_, again) = manager.wait_for(next, longer);
+    manager.wait_for(again, "READY=1");
+    let status = &server.status_json()["service_manager"];
+    assert_eq!(status["refused"], 0, "{status}");
+    assert!(status["taken"].as_u64() >= Some(again as u64), "{status}");
+}
+
+#[test]
 fn only_the_supervisor_has_the_variables() {
     let manager = ServiceManager::start();
     let (socket, addr) = unit_socket(true);
@@ -250,15 +269,16 @@ fn a_service_manager_that_does_not_read_is_not_waited_for() {
     server.reload().expect_success();
     load.go_on_for(50);
     load.finish().assert_clean();
-    manager.read();
-    server.wait_log(|line| line.contains("the service manager reads again"));
-    let (_, next) = manager.wait_for(0, "RELOADING=1");
-    manager.wait_for(next, "READY=1");
+    // Before it reads: one that reads slowly may be complained of again.
     let complaints = server.log();
     let complaints = complaints
         .iter()
         .filter(|line| line.contains("does not read"));
     assert_eq!(complaints.count(), 1, "it is said once");
+    manager.read();
+    server.wait_log(|line| line.contains("the service manager reads again"));
+    let (_, next) = manager.wait_for(0, "RELOADING=1");
+    manager.wait_for(next, "READY=1");
 }
 
 #[test]
@@ -512,6 +532,52 @@ fn a_slot_that_has_left_gets_nobody_while_its_socket_is_still_kept() {
         count_sockets(port, TcpState::Listen) == 1
     });
     assert_served(come_early(server.addr(), 64));
+}
+
+/// Two slots become one and the program another while the service manager does not read.
+fn an_upgrade_forgets_nothing(environment: &[(&str, &str)], untold: bool) {
+    let manager = ServiceManager::start();
+    let planned = Planned::start_with(&QUICK, |builder| {
+        let builder = builder.env("NOTIFY_SOCKET", manager.notify_socket());
+        let with = |builder: ServerBuilder, (name, value): &(&str, &str)| builder.env(name, value);
+        environment.iter().fold(builder, with)
+    });
+    let server = &planned.server;
+    manager.wait_stored(&["slot-0", "slot-1"]);
+    manager.wait_for(0, "READY=1");
+    let mark = server.log_len();
+    manager.hold(true);
+    if untold {
+        server.wait_log_from(mark, |line| {
+            line.contains("the service manager does not read")
+        });
+    }
+    server.scale(1).expect_success();
+    server.upgrade().expect_success();
+    let said = || server.status_json()["service_manager"].clone();
+    let status = said();
+    assert_eq!(status["lets_go"], true, "{status}");
+    assert_eq!(status["refused"].as_u64() > Some(0), untold, "{status}");
+    // The other slot's socket is still in the group, and nobody serves it.
+    let port = server.addr().port();
+    assert_eq!(count_sockets(port, TcpState::Listen), 2);
+    assert_served(come_early(server.addr(), 64));
+    manager.hold(false);
+    manager.wait_stored(&["slot-0"]);
+    until("the server knows", || said()["lets_go"] == false);
+    assert_served(come_early(server.addr(), 64));
+    assert_eq!(count_sockets(port, TcpState::Listen), 1);
+}
+
+#[test]
+fn an_upgrade_goes_on_waiting_for_the_store_to_let_go() {
+    an_upgrade_forgets_nothing(&[], false);
+}
+
+#[test]
+fn an_upgrade_still_has_the_store_let_go_of_what_it_was_not_told_yet() {
+    // Which fills the queue of messages.
+    an_upgrade_forgets_nothing(&[("WATCHDOG_USEC", "1000")], true);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! the server the time that its configuration says it needs.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
@@ -122,6 +123,26 @@ fn systemd_waits_for_a_stop_and_longer_than_for_any_slot() {
 }
 
 #[test]
+fn systemd_reloads_by_a_command_of_the_program() {
+    let unit = read(SERVICE);
+    // `notify-reload` would send a signal, too, and the second of the two reloads be refused.
+    assert_eq!(only(&unit, "Type", "="), "notify");
+    let reload = only(&unit, "ExecReload", "=");
+    let words: Vec<&str> = reload.split(' ').collect();
+    assert_eq!(words[0], "/usr/bin/uppercased");
+    assert_asks_for_a_server(&words[1..]);
+}
+
+/// A command that is valid, and finds nobody to give its order to.
+#[track_caller]
+fn assert_asks_for_a_server(words: &[impl AsRef<OsStr>]) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_uppercased"));
+    command.args(words).env("RUNTIME_DIRECTORY", "/nowhere");
+    let complaint = text(&command.output().unwrap().stderr);
+    assert!(complaint.contains("no running server"), "{complaint}");
+}
+
+#[test]
 fn kubernetes_waits_for_a_stop() {
     let configuration = config_map();
     let needs = |name| duration(Some(&configuration), name);
@@ -151,12 +172,6 @@ fn the_parts_of_the_deployment_mean_each_other() {
     // Every probe is a command of the program.
     for probe in values(&file, "command", ": ") {
         let words: Vec<String> = serde_json::from_str(&probe).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_uppercased"));
-        command
-            .args(&words[1..])
-            .env("RUNTIME_DIRECTORY", "/nowhere");
-        let output = command.output().unwrap();
-        let complaint = text(&output.stderr);
-        assert!(complaint.contains("no running server"), "{complaint}");
+        assert_asks_for_a_server(&words[1..]);
     }
 }

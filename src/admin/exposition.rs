@@ -98,6 +98,7 @@ impl Collector for Snapshot {
         self.turns(encoder)?;
         self.durations(encoder)?;
         self.counters(encoder)?;
+        self.service_manager(encoder)?;
         let by_code = answered
             .iter()
             .map(|(code, count)| counted(vec![("code", code.to_string())], *count));
@@ -206,6 +207,29 @@ impl Snapshot {
             help,
             operations.collect(),
         )
+    }
+
+    /// Left out where there is none.
+    fn service_manager(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let manager = self.status.service_manager.iter();
+        let tries = manager.clone().flat_map(|it| {
+            let outcomes = [("taken", it.taken), ("refused", it.refused)];
+            outcomes.map(|(outcome, count)| counted(vec![("outcome", outcome.to_owned())], count))
+        });
+        let help = "Messages to the service manager; one that is refused is tried again.";
+        family(encoder, "notifications", help, None, tries.collect())?;
+        let waiting = manager.clone().map(|it| gauged(Labels::new(), it.waiting));
+        let help = "Messages that the service manager has still to take.";
+        family(
+            encoder,
+            "notifications_waiting",
+            help,
+            None,
+            waiting.collect(),
+        )?;
+        let fed = manager.map(|it| gauged(Labels::new(), it.unfed.is_none().into()));
+        let help = "Whether the service manager's watchdog, if there is one, is fed.";
+        family(encoder, "watchdog_fed", help, None, fed.collect())
     }
 
     fn of_each_queue(
@@ -326,7 +350,7 @@ fn in_seconds(labels: Labels, ms: u64) -> (Labels, ConstGauge<f64>) {
 mod tests {
     use super::*;
     use crate::identity::SlotId;
-    use crate::status::{AdminStatus, Traffic};
+    use crate::status::{AdminStatus, OperationTimes, ServiceManagerStatus, Traffic};
 
     fn slot(number: u16, traffic: Traffic) -> SlotStatus {
         SlotStatus {
@@ -389,6 +413,7 @@ mod tests {
                 agent: Some("127.0.0.1:9101".to_owned()),
                 ..AdminStatus::default()
             }),
+            service_manager: Some(ServiceManagerStatus::default()),
             ..Status::default()
         };
         status.sum_up();

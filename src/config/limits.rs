@@ -173,5 +173,13 @@ pub const NOTIFY_STATUS_BUSY: Duration = Duration::from_secs(1);
 /// After this long a message that the service manager did not take is offered again.
 pub const NOTIFY_RETRY: Duration = Duration::from_secs(1);
 
+/// The longest status line that the service manager is told, in characters: systemd drops a message of
+/// more than 4096 bytes whole.
+pub const NOTIFY_STATUS_MAX_CHARS: usize = 1000;
+
+/// How long the service manager is asked to go on waiting for the end of a start or a reload, again and
+/// again while that is under way. So its own timeout is for a supervisor that hangs.
+pub const NOTIFY_EXTENSION: Duration = Duration::from_secs(15);
+
 /// How much longer than it should take at most the service manager is asked to let a stop take.
 pub const NOTIFY_STOP_MARGIN: Duration = Duration::from_secs(5);

@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 
 use super::figures::{age, busy, cut, per_second, percent, short, took};
 use super::{
-    AcceptQueueStatus, AdminStatus, LastDeath, LastOperation, Neighbour, Rate, Rates, SlotStatus,
-    SocketStatus, Sockets, Status,
+    AcceptQueueStatus, AdminStatus, LastDeath, LastOperation, Neighbour, Rate, Rates,
+    ServiceManagerStatus, SlotStatus, SocketStatus, Sockets, Status,
 };
 
 /// What a terminal has at least.
@@ -102,6 +102,7 @@ fn head(view: View<'_>) -> Vec<String> {
         ));
     }
     lines.extend(status.admin.as_ref().map(admin));
+    lines.extend(status.service_manager.iter().flat_map(service_manager));
     match (&status.operation, &status.last_operation) {
         (Some(under_way), _) => lines.push(format!("operation    {under_way}")),
         (None, Some(last)) => lines.push(last_operation(last)),
@@ -158,6 +159,22 @@ fn admin(admin: &AdminStatus) -> String {
     let agent = admin.agent.as_ref().map(|agent| format!("agent {agent}"));
     let places: Vec<String> = http.into_iter().chain(agent).collect();
     format!("admin        {}, {state}, {died} died", places.join(", "))
+}
+
+/// What is wrong between the two; nothing, mostly.
+fn service_manager(manager: &ServiceManagerStatus) -> Vec<String> {
+    let mut lines = Vec::new();
+    if manager.refused > 0 || manager.waiting > 0 {
+        let (refused, waiting) = (short(manager.refused), short(manager.waiting));
+        let taken = short(manager.taken);
+        lines.push(format!(
+            "told systemd {taken} messages taken, {refused} tries refused, {waiting} wait"
+        ));
+    }
+    if let Some(cause) = &manager.unfed {
+        lines.push(format!("watchdog     not fed: {cause}"));
+    }
+    lines
 }
 
 pub(super) fn last_operation(last: &LastOperation) -> String {
@@ -424,6 +441,23 @@ mod tests {
     use super::*;
     use crate::identity::{Generation, ReleaseId, SlotId};
     use crate::wire::Sandboxed;
+
+    #[test]
+    fn a_service_manager_is_shown_when_something_is_wrong_with_it() {
+        let mut manager = ServiceManagerStatus {
+            taken: 1200,
+            ..ServiceManagerStatus::default()
+        };
+        assert!(service_manager(&manager).is_empty());
+        manager.refused = 3;
+        manager.waiting = 2;
+        manager.unfed = Some("slot 1 is backing off".to_owned());
+        let lines = [
+            "told systemd 1200 messages taken, 3 tries refused, 2 wait",
+            "watchdog     not fed: slot 1 is backing off",
+        ];
+        assert_eq!(service_manager(&manager), lines);
+    }
 
     fn slot(number: u16) -> SlotStatus {
         SlotStatus {

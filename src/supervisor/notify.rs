@@ -5,8 +5,8 @@
 //!
 //! Invariants: a message that could not be sent is kept and tried again; what waits is bounded (of
 //! each kind the latest, of each slot one removal and one deposit after it); a reload that was asked
-//! for is confirmed however it ends, or whoever asked would wait until a timeout; the watchdog is
-//! fed only while every slot is well.
+//! for is confirmed however it ends, or whoever asked would wait until a timeout; no start and no
+//! reload that goes on is too long; the watchdog is fed only while every slot is well.
 //!
 //! It must not read a clock, or know a socket.
 
@@ -15,7 +15,10 @@ use std::time::Duration;
 
 use super::machine::{KillReason, Life, Planned, SlotState, SlotView};
 use crate::clock::Tick;
-use crate::config::{NOTIFY_RETRY, NOTIFY_STATUS_BUSY, NOTIFY_STATUS_IDLE, NOTIFY_STOP_MARGIN};
+use crate::config::{
+    NOTIFY_EXTENSION, NOTIFY_RETRY, NOTIFY_STATUS_BUSY, NOTIFY_STATUS_IDLE,
+    NOTIFY_STATUS_MAX_CHARS, NOTIFY_STOP_MARGIN,
+};
 use crate::identity::SlotId;
 
 /// One message.
@@ -31,6 +34,11 @@ pub(super) enum Message {
     /// A stop began.
     Stopping {
         /// How long it takes at most.
+        within: Duration,
+    },
+    /// A start or a reload goes on: it is to be waited for, so much longer at least.
+    Extend {
+        /// From now on.
         within: Duration,
     },
     /// One line for people.
@@ -89,7 +97,8 @@ pub(super) struct Notifier {
     status: String,
     status_due: Tick,
     feeding_due: Tick,
-    withheld: bool,
+    /// Why the watchdog is not fed, if so.
+    withheld: Option<String>,
 }
 
 impl Notifier {
@@ -105,7 +114,7 @@ impl Notifier {
             status: String::new(),
             status_due: Tick::ZERO,
             feeding_due: Tick::ZERO,
-            withheld: false,
+            withheld: None,
         }
     }
 
@@ -154,9 +163,18 @@ impl Notifier {
         let told = self.tell_life(view, now);
         if told || self.status_due <= now {
             self.tell_status(status());
-            let pause = match view.planned {
-                Some(_) => NOTIFY_STATUS_BUSY,
-                None => NOTIFY_STATUS_IDLE,
+            let awaited = match view.life {
+                Life::Starting => true,
+                Life::Serving => self.said == Said::Reloading,
+                Life::Stopping { .. } => false,
+            };
+            if awaited {
+                self.extend();
+            }
+            let pause = if awaited || view.planned.is_some() {
+                NOTIFY_STATUS_BUSY
+            } else {
+                NOTIFY_STATUS_IDLE
             };
             self.status_due = now + pause;
         }
@@ -178,9 +196,28 @@ impl Notifier {
         self.paused_until = Some(now + NOTIFY_RETRY);
     }
 
+    /// Slots whose listeners are still to be let go of, as nobody has taken the message yet.
+    pub(super) fn removals(&self) -> Vec<SlotId> {
+        let removed = |message: &Message| match message {
+            Message::Remove(slot) => Some(*slot),
+            _ => None,
+        };
+        self.outbox.iter().filter_map(removed).collect()
+    }
+
+    /// How many messages wait to be taken.
+    pub(super) fn waiting(&self) -> u64 {
+        self.outbox.len() as u64
+    }
+
+    /// Why the watchdog is not fed, if there is one and it is not.
+    pub(super) fn withheld(&self) -> Option<&str> {
+        self.withheld.as_deref()
+    }
+
     /// When to call [`Self::observe`] and [`Self::poll_message`] at the latest.
     pub(super) fn poll_timeout(&self) -> Option<Tick> {
-        let feeding = self.watchdog.filter(|_| !self.withheld);
+        let feeding = self.watchdog.filter(|_| self.withheld.is_none());
         let feeding = feeding.map(|_| self.feeding_due);
         let retry = self.paused_until.filter(|_| !self.outbox.is_empty());
         let due = [Some(self.status_due), feeding, retry];
@@ -212,6 +249,7 @@ impl Notifier {
         }
         let ends = !renewing && self.said != Said::Ready;
         if ends {
+            self.take_back_extension();
             self.outbox.push_back(Message::Ready);
             self.said = Said::Ready;
         }
@@ -221,7 +259,10 @@ impl Notifier {
     /// Of the messages about the whole, those that were not sent yet do not matter any more.
     fn replace_state(&mut self, message: Message) {
         let of_the_whole = |it: &Message| match it {
-            Message::Ready | Message::Reloading { .. } | Message::Stopping { .. } => true,
+            Message::Ready
+            | Message::Reloading { .. }
+            | Message::Stopping { .. }
+            | Message::Extend { .. } => true,
             Message::Status(_)
             | Message::Watchdog
             | Message::Store(_)
@@ -230,6 +271,18 @@ impl Notifier {
         };
         self.outbox.retain(|it| !of_the_whole(it));
         self.outbox.push_back(message);
+    }
+
+    /// The machine has a deadline for whatever is under way, so there is an end to this.
+    fn extend(&mut self) {
+        let within = NOTIFY_EXTENSION;
+        self.take_back_extension();
+        self.outbox.push_back(Message::Extend { within });
+    }
+
+    fn take_back_extension(&mut self) {
+        self.outbox
+            .retain(|it| !matches!(it, Message::Extend { .. }));
     }
 
     fn tell_status(&mut self, line: String) {
@@ -249,12 +302,12 @@ impl Notifier {
         self.outbox.retain(|it| *it != Message::Watchdog);
         if let Some(cause) = ailing() {
             // What makes it well again is an event, which brings the next look.
-            let fed_before = !std::mem::replace(&mut self.withheld, true);
-            return fed_before.then_some(Change::Withheld { cause });
+            let before = self.withheld.replace(cause.clone());
+            return before.is_none().then_some(Change::Withheld { cause });
         }
         self.outbox.push_back(Message::Watchdog);
         self.feeding_due = now + every;
-        std::mem::take(&mut self.withheld).then_some(Change::Fed)
+        self.withheld.take().map(|_| Change::Fed)
     }
 }
 
@@ -270,8 +323,13 @@ impl Message {
             Self::Stopping { within } => {
                 format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", within.as_micros())
             }
+            Self::Extend { within } => format!("EXTEND_TIMEOUT_USEC={}", within.as_micros()),
             // Each line is an assignment of its own.
-            Self::Status(line) => format!("STATUS={}", line.replace('\n', " ")),
+            Self::Status(line) => {
+                let line = line.replace('\n', " ");
+                let shown = line.chars().take(NOTIFY_STATUS_MAX_CHARS);
+                format!("STATUS={}", shown.collect::<String>())
+            }
             Self::Watchdog => "WATCHDOG=1".to_owned(),
             // Not polled: a listener has nothing to say that would make it worthless.
             Self::Store(slot) => format!("FDSTORE=1\nFDNAME={}\nFDPOLL=0", stored_name(*slot)),
@@ -355,7 +413,14 @@ mod tests {
         notifier.observe(view, String::new, || None, now);
     }
 
+    /// All that is said, but for how long to wait.
     fn said(notifier: &mut Notifier, now: Tick) -> Vec<Message> {
+        let mut said = all_said(notifier, now);
+        said.retain(|it| !matches!(it, Message::Extend { .. }));
+        said
+    }
+
+    fn all_said(notifier: &mut Notifier, now: Tick) -> Vec<Message> {
         std::iter::from_fn(|| notifier.poll_message(now)).collect()
     }
 
@@ -428,6 +493,43 @@ mod tests {
     }
 
     #[test]
+    fn a_start_or_a_reload_that_goes_on_is_to_be_waited_for() {
+        let within = NOTIFY_EXTENSION;
+        let longer = Message::Extend { within };
+        assert_eq!(longer.text(), "EXTEND_TIMEOUT_USEC=15000000");
+        assert!(NOTIFY_STATUS_BUSY * 3 < within, "some may come late");
+        let renewing = serving(Some(Planned::Renewal));
+        let asked = |notifier: &mut Notifier, view, now| {
+            look(notifier, view, now);
+            all_said(notifier, now).contains(&longer)
+        };
+        let mut notifier = Notifier::new(None);
+        let second = |number: u64| at(1000 * number);
+        assert!(asked(&mut notifier, starting(), second(0)));
+        assert_eq!(notifier.poll_timeout(), Some(second(1)));
+        assert!(asked(&mut notifier, starting(), second(1)));
+        assert!(!asked(&mut notifier, serving(None), second(2)));
+        let scaling = serving(Some(Planned::Scaling));
+        assert!(!asked(&mut notifier, scaling, second(7)), "nobody waits");
+        assert!(asked(&mut notifier, renewing, second(8)));
+        assert!(asked(&mut notifier, renewing, second(9)));
+        assert!(!asked(&mut notifier, serving(None), second(10)));
+        // One that was not sent before the end is not sent after it.
+        look(&mut notifier, renewing, second(11));
+        look(&mut notifier, serving(None), second(12));
+        let both = [Message::Reloading { at: second(11) }, Message::Ready];
+        assert_eq!(all_said(&mut notifier, second(12)), both);
+        let mut resumed = Notifier::resumed(None);
+        assert!(asked(&mut resumed, renewing, second(0)));
+    }
+
+    #[test]
+    fn a_line_for_people_is_not_too_long_to_be_read() {
+        let line = "ß".repeat(5000);
+        assert!(Message::Status(line).text().len() < 4096);
+    }
+
+    #[test]
     fn a_stop_says_how_long_it_takes_and_is_the_last_word() {
         let mut notifier = Notifier::new(None);
         look(&mut notifier, serving(Some(Planned::Renewal)), at(1));
@@ -470,8 +572,8 @@ mod tests {
         let mut notifier = Notifier::new(Some(LIMIT));
         let mut feed = |wrong: Option<&str>, now| {
             let wrong = wrong.map(str::to_owned);
-            let change = notifier.observe(starting(), String::new, || wrong, now);
-            let fed = said(&mut notifier, now) == [Message::Watchdog];
+            let change = notifier.observe(serving(None), String::new, || wrong, now);
+            let fed = said(&mut notifier, now).contains(&Message::Watchdog);
             (fed, change, notifier.poll_timeout())
         };
         // The line for people keeps it awake, too.
@@ -588,8 +690,8 @@ mod tests {
                         notifier.refused(message, now);
                     },
                 }
-                // Begin, end, line, watchdog; a removal and a deposit of each slot.
-                prop_assert!(notifier.outbox.len() <= 4 + 2 * 3);
+                // Begin, how long, end, line, watchdog; a removal and a deposit of each slot.
+                prop_assert!(notifier.outbox.len() <= 5 + 2 * 3);
             }
             let end = Tick::ZERO + NOTIFY_RETRY * 1000;
             look(&mut notifier, serving(None), end);

@@ -40,6 +40,7 @@ impl Supervisor {
                 .as_ref()
                 .map(|it| it.path().display().to_string()),
             admin: self.admin.as_ref().map(AdminEndpoint::status),
+            service_manager: self.service_manager_status(),
             operations: self.times.operations(),
             last_operation: self.times.last_operation(now),
             slots: self

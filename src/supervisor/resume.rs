@@ -298,8 +298,7 @@ fn adopt(
         supervisor.watch_child(child)?;
     }
     let mut supervisor = supervisor;
-    // What the earlier program could not say is said now, and what is known already is no matter.
-    supervisor.store_all_listeners(Vec::new());
+    supervisor.resume_systemd(state.systemd);
     for number in state.signals {
         supervisor.obey_signal(number);
     }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admin::SavedListener;
 use super::machine::{Machine, Snapshot, SnapshotError};
+use super::systemd::SavedSystemd;
 use super::times::Times;
 use super::totals::{Former, Totals};
 use crate::clock::Tick;
@@ -64,6 +65,9 @@ pub(super) struct State {
     /// Of admin processes.
     #[serde(default)]
     pub(super) admin_deaths: u64,
+    /// Not written by programs that forgot what they had not said yet.
+    #[serde(default)]
+    pub(super) systemd: SavedSystemd,
     /// Not written by programs that were always in.
     #[serde(default)]
     pub(super) rotation: Rotation,

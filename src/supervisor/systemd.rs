@@ -3,7 +3,8 @@
 //!
 //! Invariants: only the supervisor speaks, never one of its children (they do not have the
 //! variables); no send waits, and one that is refused is logged once and tried again, so a service
-//! manager that does not read costs nothing; without the variable nothing here does anything.
+//! manager that does not read costs nothing; what it has still to let go of is not forgotten by an
+//! exec in place; without the variable nothing here does anything.
 //!
 //! It must not decide what is said, nor when.
 
@@ -21,11 +22,13 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, sendmsg_addr, socket_with,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::clock::{self, Tick};
 use crate::config::LISTEN_MAX;
 use crate::identity::SlotId;
 use crate::memory;
+use crate::status::ServiceManagerStatus;
 
 use super::Supervisor;
 use super::machine::{Life, Planned};
@@ -42,8 +45,30 @@ pub(super) struct Systemd {
     barrier: Option<Barrier>,
     /// How the last reload or the like failed, if it did: there is no message for that.
     failure: Option<String>,
+    counts: Counts,
     /// Refused since the last one that was taken.
     refused: u64,
+}
+
+/// Of this instance, over all its programs.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Counts {
+    /// Messages that were taken.
+    taken: u64,
+    /// Times that one was not.
+    refused: u64,
+}
+
+/// What the program after an exec needs: all else it can see for itself.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct SavedSystemd {
+    /// Slots whose listeners the service manager has not been told to let go of.
+    removals: Vec<SlotId>,
+    /// It was asked to say when it has let go, and has not.
+    barrier: bool,
+    counts: Counts,
 }
 
 /// A pipe of which the service manager closes its end when it has let go of the listeners that it
@@ -66,6 +91,7 @@ impl Systemd {
                 notifier: make(watchdog()),
                 barrier: None,
                 failure: None,
+                counts: Counts::default(),
                 refused: 0,
             }),
             Err(error) => {
@@ -98,6 +124,7 @@ impl Systemd {
                         tracing::warn!(%error, "the service manager does not read: trying again");
                     }
                     self.refused += 1;
+                    self.counts.refused += 1;
                     self.notifier.refused(message, now);
                 }
             }
@@ -105,6 +132,7 @@ impl Systemd {
     }
 
     fn note_taken(&mut self, message: &Message) {
+        self.counts.taken += 1;
         if self.refused > 0 {
             tracing::info!(refused = self.refused, "the service manager reads again");
             self.refused = 0;
@@ -209,6 +237,40 @@ impl Supervisor {
         }
     }
 
+    /// What the next program has to know.
+    pub(super) fn saved_systemd(&self) -> SavedSystemd {
+        let saved = self.systemd.as_ref().map(|systemd| SavedSystemd {
+            removals: systemd.notifier.removals(),
+            barrier: systemd.barrier.is_some(),
+            counts: systemd.counts,
+        });
+        saved.unwrap_or_default()
+    }
+
+    /// What the earlier program could not say is said now, and what is known already is no matter. It
+    /// may have been waiting for an answer that would have come to it: that is asked for again.
+    pub(super) fn resume_systemd(&mut self, saved: SavedSystemd) {
+        if let Some(systemd) = &mut self.systemd {
+            systemd.counts = saved.counts;
+        }
+        self.store_all_listeners(saved.removals);
+        if saved.barrier {
+            self.await_store();
+        }
+    }
+
+    /// How the service manager takes what it is told.
+    pub(super) fn service_manager_status(&self) -> Option<ServiceManagerStatus> {
+        let systemd = self.systemd.as_ref()?;
+        Some(ServiceManagerStatus {
+            taken: systemd.counts.taken,
+            refused: systemd.counts.refused,
+            waiting: systemd.notifier.waiting(),
+            lets_go: self.store_lets_go(),
+            unfed: systemd.notifier.withheld().map(str::to_owned),
+        })
+    }
+
     /// The slots from number `first` on are about to leave: what would go on getting connections
     /// after them is not kept any more, and is steered away from until that is certain.
     pub(super) fn forget_listeners_from(&mut self, first: u16) {
@@ -219,6 +281,14 @@ impl Supervisor {
         for slot in first..all {
             systemd.notifier.remove(SlotId(slot));
         }
+        self.await_store();
+    }
+
+    /// Has the service manager say when it has let go of all that it was told to let go of.
+    fn await_store(&mut self) {
+        let Some(systemd) = &mut self.systemd else {
+            return;
+        };
         systemd.notifier.barrier();
         let earlier = match Barrier::new() {
             Ok(barrier) => systemd.barrier.replace(barrier),

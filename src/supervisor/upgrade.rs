@@ -254,6 +254,7 @@ impl Supervisor {
             admin: self.admin.as_ref().and_then(AdminEndpoint::saved_http),
             agent: self.admin.as_ref().and_then(AdminEndpoint::saved_agent),
             admin_deaths: self.admin.as_ref().map_or(0, AdminEndpoint::deaths),
+            systemd: self.saved_systemd(),
             rotation: self.rotation,
             asking: self.asking,
             signals: Vec::new(),

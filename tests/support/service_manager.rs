@@ -130,8 +130,10 @@ impl ServiceManager {
     /// The messages from number `start` on, but for those that come at their own pace.
     pub fn steps_from(&self, start: usize) -> Vec<String> {
         let state = self.shared.lock();
-        let own_pace =
-            |it: &&String| !it.starts_with("STATUS=") && *it != "WATCHDOG=1" && *it != MARK;
+        let own_pace = |it: &&String| {
+            let paced = ["STATUS=", "EXTEND_TIMEOUT_USEC=", "WATCHDOG=1", MARK];
+            !paced.iter().any(|beginning| it.starts_with(beginning))
+        };
         let steps = state.messages[start..].iter().filter(own_pace);
         steps.cloned().collect()
     }
