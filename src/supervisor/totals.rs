@@ -3,7 +3,9 @@
 //! A worker counts in its own working memory. When that memory goes, its counters are added up
 //! here, so that a restart resets nothing. Invariant: connections that a worker still had when its
 //! memory is added are counted as lost with it, once; so "taken and moved in, less ended and moved
-//! out" stays the number of those that are open.
+//! out" stays the number of those that are open. The counters are whatever a worker wrote, which may
+//! be anything: no sum of them is the supervisor's end, and what cannot be true is not added to what
+//! stays.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,16 +24,25 @@ impl Totals {
     pub(super) fn add(&mut self, memory: &SharedMemory) {
         self.0.resize(Counter::COUNT.max(self.0.len()), 0);
         for counter in Counter::all() {
-            self.0[counter.cell()] += memory::counter(memory, counter);
+            add(
+                &mut self.0[counter.cell()],
+                memory::counter(memory, counter),
+            );
         }
     }
 
     /// Adds what a worker has counted whose memory goes now, and says how many connections were
-    /// lost with it.
+    /// lost with it. Nothing, if it cannot be true.
     pub(super) fn close(&mut self, memory: &SharedMemory) -> u64 {
+        if !memory::is_believable(memory) {
+            return 0;
+        }
         self.add(memory);
         let lost = memory::open_connections(memory);
-        self.0[Counter::Closed(CloseReason::WorkerDied).cell()] += lost;
+        add(
+            &mut self.0[Counter::Closed(CloseReason::WorkerDied).cell()],
+            lost,
+        );
         lost
     }
 
@@ -39,7 +50,7 @@ impl Totals {
     pub(super) fn merge(&mut self, other: &Self) {
         self.0.resize(other.0.len().max(self.0.len()), 0);
         for (sum, more) in self.0.iter_mut().zip(&other.0) {
-            *sum += more;
+            add(sum, *more);
         }
     }
 
@@ -50,11 +61,12 @@ impl Totals {
 
     /// Connections open, of those that were added and not closed.
     pub(super) fn open(&self) -> u64 {
-        let came = self.count(Counter::Accepted) + self.count(Counter::MovedIn);
-        let ended = CloseReason::ALL.map(|reason| self.count(Counter::Closed(reason)));
-        let gone = ended.iter().sum::<u64>() + self.count(Counter::MovedOut);
-        came.saturating_sub(gone)
+        memory::open_by(|counter| self.count(counter))
     }
+}
+
+const fn add(sum: &mut u64, more: u64) {
+    *sum = sum.wrapping_add(more);
 }
 
 #[cfg(test)]
@@ -87,6 +99,18 @@ mod tests {
         totals.merge(&living);
         assert_eq!(totals.count(Counter::Accepted), 6);
         assert_eq!(totals.open(), 2);
+
+        // What cannot be true harms nobody, and is added to nothing that stays.
+        worker.count(Counter::Accepted, u64::MAX / 2);
+        worker.count(Counter::BytesIn, u64::MAX);
+        let mut liar = Totals::default();
+        liar.add(worker.shared());
+        liar.add(worker.shared());
+        liar.merge(&liar.clone());
+        assert_eq!((totals.close(worker.shared()), totals.open()), (0, 2));
+        worker.count(Counter::Closed(CloseReason::PeerClosed), u64::MAX - 7);
+        worker.count(Counter::Accepted, 1 << 40);
+        assert_eq!((totals.close(worker.shared()), totals.open()), (0, 2));
         let older: Totals = serde_json::from_str("[1,2]").unwrap();
         assert_eq!((older.count(Counter::BytesOut), older.open()), (2, 0));
     }
