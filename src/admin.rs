@@ -159,7 +159,7 @@ fn serve(
 ) -> Result<(), String> {
     // For people who look at a list of processes.
     let _ = nix::sys::prctl::set_name(c"uppercased");
-    let end = questions.end().map_err(|error| error.to_string())?;
+    let ends = questions.ends().map_err(|error| error.to_string())?;
     let locked = sandbox::begin(config)?;
     // Becoming another user forgets it.
     end_with_parent(options.supervisor).map_err(|error| error.to_string())?;
@@ -178,7 +178,7 @@ fn serve(
     fault::point("admin.sandboxed");
     ready(questions, sandboxed)?;
     opening.wait();
-    hear_until_the_end(questions, &end)
+    hear_until_the_end(questions, &ends)
 }
 
 /// Starts the threads, and waits until each has begun and stands before the doors: none starts, and
@@ -220,9 +220,11 @@ fn ready(questions: &Questions, sandboxed: Sandboxed) -> Result<(), String> {
 }
 
 /// Hands out what the supervisor answers, until it or a thread has ended.
-fn hear_until_the_end(questions: &Questions, end: &OwnedFd) -> Result<(), String> {
+fn hear_until_the_end(questions: &Questions, ends: &[OwnedFd; 2]) -> Result<(), String> {
     loop {
-        let mut readable = [PollFd::new(end.as_fd(), PollFlags::POLLIN)];
+        let mut readable = ends
+            .each_ref()
+            .map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
         // An interruption only makes it look sooner.
         let _ = poll(&mut readable, PollTimeout::NONE);
         match questions.hear() {

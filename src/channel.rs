@@ -127,6 +127,12 @@ impl Channel {
         self.queue.is_empty()
     }
 
+    /// Throws away what the other end, which is gone, has said and nobody will hear: see
+    /// [`Packets::purge`].
+    pub fn purge(&self) {
+        self.packets.purge();
+    }
+
     /// Sends what is queued, as far as the kernel takes it.
     fn flush(&mut self) -> Result<(), Error> {
         while let Some((frame, descriptors)) = self.queue.front() {

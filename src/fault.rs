@@ -8,8 +8,9 @@
 //! [`TRAILER_MARK`]; what follows it is the plan.
 //!
 //! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`, and
-//! `violate:` with one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`: what the sandbox of a
-//! worker is to prevent. Anything else is a value that [`value`] returns, as `version=9.9.9`.
+//! `violate:` with one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`, `unlisten`, `steer`,
+//! `fill`, `overwrite`: what the sandbox of a worker is to prevent. Anything else is a value that
+//! [`value`] returns, as `version=9.9.9`.
 //!
 //! It must not be consulted on the serving path: a point is passed a few times in a worker's life.
 
@@ -34,15 +35,20 @@ mod plan {
 #[cfg(debug_assertions)]
 mod plan {
     use std::fs::File;
-    use std::io::{self, Read as _, Seek as _, SeekFrom};
+    use std::io::{self, IoSlice, Read as _, Seek as _, SeekFrom};
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
     use std::process::Command;
     use std::sync::OnceLock;
 
+    use nix::fcntl::{FallocateFlags, fallocate};
     use nix::sys::signal::{Signal, raise};
+    use nix::sys::socket::{Shutdown, shutdown};
     use nix::unistd::{Uid, getppid};
+    use rustix::io::{ReadWriteFlags, pwritev2};
 
     use super::{TRAILER_MARK, TRAILER_MAX_BYTES, VARIABLE};
+    use crate::sys::fd::{CHANNEL_NUMBER, duplicate_inherited};
+    use crate::sys::steering;
 
     static PLAN: OnceLock<Vec<(String, String)>> = OnceLock::new();
 
@@ -76,6 +82,18 @@ mod plan {
                 .map(drop),
             "setuid" => nix::unistd::setuid(Uid::from_raw(1)).map_err(io::Error::from),
             "signal" => nix::sys::signal::kill(getppid(), None).map_err(io::Error::from),
+            // Of a socket that others have, too; which one does not matter to the filter.
+            "unlisten" => shutdown(CHANNEL_NUMBER, Shutdown::Both).map_err(io::Error::from),
+            "steer" => duplicate_inherited(CHANNEL_NUMBER)
+                .and_then(|socket| steering::steer_to_first(&socket, 1)),
+            "fill" => {
+                fallocate(io::stderr(), FallocateFlags::empty(), 0, 1).map_err(io::Error::from)
+            }
+            "overwrite" => {
+                let words = [IoSlice::new(b"nothing happened here")];
+                let written = pwritev2(io::stderr(), &words, 0, ReadWriteFlags::NOWAIT);
+                written.map(drop).map_err(io::Error::from)
+            }
             _ => return,
         };
         match done {

@@ -42,6 +42,7 @@
 //! Nothing else writes this memory, and this file must not make system calls on connections: it
 //! records what the reactor does.
 
+mod counters;
 pub mod frozen;
 mod introduction;
 pub mod layout;
@@ -51,16 +52,18 @@ mod unsent;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::clock::Tick;
 use crate::metrics::{CloseReason, Counter, TurnClass};
 use crate::sys::shared::{self, SharedMemory};
 
+pub use counters::{counter, is_believable, open_by, open_connections};
 pub use pool::WARM_BUFFERS;
 pub use unsent::{Corrupt, unsent};
 
+use counters::metrics_cell;
 use layout::{Flags, Head, InHand, Layout, MAGIC, Pending, State};
 
 /// Is told of every store, so that a test can stop the world after each. The product's is
@@ -112,23 +115,6 @@ pub fn create(layout: Layout) -> io::Result<OwnedFd> {
         ));
     }
     shared::create("uppercased-slot", layout.total_bytes())
-}
-
-/// One counter as its writer left it; any process that maps the memory may ask.
-#[must_use]
-pub fn counter(shared: &SharedMemory, counter: Counter) -> u64 {
-    metrics_cell(shared, counter).load(Ordering::Relaxed)
-}
-
-/// Connections open by the counters: taken or moved in, not yet ended or moved out.
-#[must_use]
-pub fn open_connections(shared: &SharedMemory) -> u64 {
-    let came = [Counter::Accepted, Counter::MovedIn];
-    let went = CloseReason::ALL.map(Counter::Closed);
-    // Saturating: the numbers are the word of a worker, and any of them may be nonsense.
-    let add = |sum: u64, &one: &Counter| sum.saturating_add(counter(shared, one));
-    let gone = went.iter().fold(counter(shared, Counter::MovedOut), add);
-    came.iter().fold(0, add).saturating_sub(gone)
 }
 
 impl Memory {
@@ -576,11 +562,6 @@ pub struct NoBuffer;
 fn head_of(shared: &SharedMemory, fd: u32) -> Head {
     let word = shared.line(Layout::record(fd)).0[HEAD].load(Ordering::Relaxed);
     Head::unpack(word).unwrap_or(Head::FREE)
-}
-
-fn metrics_cell(shared: &SharedMemory, counter: Counter) -> &AtomicU64 {
-    let cell = counter.cell();
-    &shared.line(Layout::metrics_line(cell)).0[cell % 8]
 }
 
 #[cfg(test)]

@@ -89,6 +89,8 @@ pub struct Reactor {
     open: u32,
     /// Connections that another worker is about to hand over: their places are taken.
     expected: u32,
+    /// Some of the connections may be another worker's.
+    took_over: bool,
     last_generation: u32,
     spin: Spin,
     now: Tick,
@@ -133,6 +135,7 @@ impl Reactor {
             max_connections,
             open: 0,
             expected: 0,
+            took_over: false,
             last_generation: NO_GENERATION,
             spin: Spin::new(config.busy_poll),
             now,
@@ -390,11 +393,14 @@ impl Reactor {
         self.memory.count(Counter::Closed(reason), 1);
         self.timers.disarm(fd);
         let socket = Socket::numbered(fd);
-        if abandoned > 0 {
+        if abandoned > 0 || reason == CloseReason::Refused {
             // An end of stream would tell the peer that it got everything; and what the kernel
             // still holds for a peer that does not read is freed at once. Fails only if the
             // peer is gone already.
             let _ = socket.reset_on_close();
+        } else if self.took_over {
+            // Whoever handed it over may have it still. Fails for the same reason.
+            let _ = socket.close_at_once();
         }
         socket.close();
         self.memory.closed(fd);

@@ -17,7 +17,9 @@
 
 pub(crate) mod calls;
 
-use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetStatus, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, LandlockStatus, Ruleset, RulesetAttr, RulesetStatus, Scope,
+};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{
@@ -35,7 +37,12 @@ use crate::wire::Sandboxed;
 use calls::Role;
 
 /// The newest Landlock that is asked for; an older kernel gives what it has.
-const LANDLOCK: ABI = ABI::V6;
+const LANDLOCK: ABI = ABI::V10;
+/// From this one on it keeps from all that it is here for. What came later (connecting by the path of a
+/// Unix socket, UDP) is taken along where the kernel has it.
+const LANDLOCK_WHOLE: ABI = ABI::V6;
+/// From this one on it knows of TCP.
+const LANDLOCK_TCP: ABI = ABI::V4;
 
 /// What a process can be locked in with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +66,8 @@ impl Layer {
     }
 }
 
-/// How each layer went that was tried.
-type Outcomes = Vec<(Layer, Result<(), String>)>;
+/// How each layer went that was tried; of one that a kernel may have in part, which parts.
+type Outcomes = Vec<(Layer, Result<Option<&'static str>, String>)>;
 
 /// A process that is locked in but for its system calls.
 #[derive(Debug)]
@@ -90,15 +97,16 @@ pub(crate) fn begin(config: &Config) -> Result<Begun, String> {
     };
     begun.accounts = become_account(config)?;
     begun.enter(Layer::NoNewPrivileges, || {
-        set_no_new_privs(true).map_err(text)
+        set_no_new_privs(true).map_err(text).map(whole)
     });
     begun.enter(Layer::NoCapabilities, || {
-        limited.and_then(|()| drop_capabilities())
+        limited.and_then(|()| drop_capabilities()).map(whole)
     });
     // Tests look into workers, and not everybody who runs them is root.
     if fault::value("worker.dumpable").is_none() {
         begun.enter(Layer::NotDumpable, || {
-            set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(text)
+            let set = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+            set.map_err(text).map(whole)
         });
     }
     begun.enter(Layer::Landlock, enter_landlock);
@@ -106,7 +114,11 @@ pub(crate) fn begin(config: &Config) -> Result<Begun, String> {
 }
 
 impl Begun {
-    fn enter(&mut self, layer: Layer, enter: impl FnOnce() -> Result<(), String>) {
+    fn enter(
+        &mut self,
+        layer: Layer,
+        enter: impl FnOnce() -> Result<Option<&'static str>, String>,
+    ) {
         if self.mode == Sandbox::Off {
             return;
         }
@@ -123,7 +135,7 @@ impl Begun {
     /// # Errors
     /// Why the process must not serve, in one line.
     pub(crate) fn finish(mut self, role: Role) -> Result<Sandboxed, String> {
-        self.enter(Layer::Seccomp, || enter_seccomp(role));
+        self.enter(Layer::Seccomp, || enter_seccomp(role).map(whole));
         let mut sandboxed = settle(self.mode, self.outcomes)?;
         sandboxed.layers.splice(..0, self.accounts);
         Ok(sandboxed)
@@ -135,7 +147,8 @@ fn settle(mode: Sandbox, outcomes: Outcomes) -> Result<Sandboxed, String> {
     let mut sandboxed = Sandboxed::default();
     for (layer, outcome) in outcomes {
         match outcome {
-            Ok(()) => sandboxed.layers.push(layer.name().to_owned()),
+            Ok(None) => sandboxed.layers.push(layer.name().to_owned()),
+            Ok(Some(parts)) => sandboxed.layers.push(format!("{}={parts}", layer.name())),
             Err(why) => sandboxed.missing.push(format!("{}: {why}", layer.name())),
         }
     }
@@ -168,7 +181,10 @@ fn become_account(config: &Config) -> Result<Vec<String>, String> {
         return Err("the user has no primary group; set group".to_owned());
     }
     accounts::become_account(user_id, group_id).map_err(|error| {
-        format!("cannot become another user or group: {error}; only root can, so start as root")
+        format!(
+            "cannot become another user or group: {error}; that takes CAP_SETUID and CAP_SETGID, and \
+             in a user namespace one that has such users and allows setgroups"
+        )
     })?;
     let named = |what: &str, name: &str| format!("{what}={name}");
     let user = user.iter().map(|user| named("user", &user.name));
@@ -216,18 +232,37 @@ fn drop_capabilities() -> Result<(), String> {
 
 /// Everything that Landlock knows is handled and nothing is allowed. Listening sockets that are
 /// there, and what they accept, are not its concern.
-fn enter_landlock() -> Result<(), String> {
+fn enter_landlock() -> Result<Option<&'static str>, String> {
     let ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(LANDLOCK))
         .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(LANDLOCK)))
         .and_then(|ruleset| ruleset.scope(Scope::from_all(LANDLOCK)))
         .and_then(Ruleset::create)
         .and_then(landlock::RulesetCreated::restrict_self);
-    match ruleset.map(|status| status.ruleset) {
-        Ok(RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => Ok(()),
-        Ok(RulesetStatus::NotEnforced) => Err("the kernel has none, or it is switched off".into()),
-        Err(error) => Err(error.to_string()),
+    let ruleset = ruleset.map_err(text)?;
+    match (ruleset.ruleset, ruleset.landlock) {
+        (
+            RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced,
+            LandlockStatus::Available { effective_abi, .. },
+        ) => Ok(parts_of(effective_abi)),
+        _ => Err("the kernel has none, or it is switched off".into()),
     }
+}
+
+/// What a kernel with this Landlock keeps from, if that is not all that it is here for.
+fn parts_of(landlock: ABI) -> Option<&'static str> {
+    if landlock >= LANDLOCK_WHOLE {
+        None
+    } else if landlock >= LANDLOCK_TCP {
+        Some("files,tcp")
+    } else {
+        Some("files")
+    }
+}
+
+/// A layer that a kernel has as a whole or not at all.
+const fn whole((): ()) -> Option<&'static str> {
+    None
 }
 
 fn enter_seccomp(role: Role) -> Result<(), String> {
@@ -252,9 +287,9 @@ mod tests {
 
     fn one_missing() -> Outcomes {
         vec![
-            (Layer::NoNewPrivileges, Ok(())),
+            (Layer::NoNewPrivileges, Ok(None)),
             (Layer::Landlock, Err("none here".to_owned())),
-            (Layer::Seccomp, Ok(())),
+            (Layer::Seccomp, Ok(None)),
         ]
     }
 
@@ -266,6 +301,18 @@ mod tests {
         let refused = settle(Sandbox::Required, one_missing()).unwrap_err();
         assert!(refused.contains("landlock: none here"), "{refused}");
         assert!(settle(Sandbox::Required, Vec::new()).is_ok());
+    }
+
+    #[test]
+    fn an_older_landlock_is_told_by_its_parts() {
+        let said = |landlock| {
+            let outcomes = vec![(Layer::Landlock, Ok(parts_of(landlock)))];
+            settle(Sandbox::Required, outcomes).unwrap().layers
+        };
+        assert_eq!(said(ABI::V3), ["landlock=files"]);
+        assert_eq!(said(ABI::V5), ["landlock=files,tcp"]);
+        assert_eq!(said(ABI::V6), ["landlock"]);
+        assert_eq!(said(LANDLOCK), ["landlock"]);
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //!
 //! It must not import the supervisor: what they share is `wire` and `memory`.
 
+#[cfg(debug_assertions)]
+mod mischief;
 mod moving;
 
 use std::collections::VecDeque;
@@ -52,6 +54,8 @@ struct Worker {
     phase: Phase,
     /// Orders that wait for a part that is still going, or coming.
     waiting: VecDeque<(Message, Vec<OwnedFd>)>,
+    #[cfg(debug_assertions)]
+    mischief_done: bool,
 }
 
 /// How far the worker is in its life.
@@ -151,6 +155,8 @@ impl Worker {
             reactor,
             phase: Phase::Serving,
             waiting: VecDeque::new(),
+            #[cfg(debug_assertions)]
+            mischief_done: false,
         };
         if start.standby {
             worker.phase = Phase::StandingBy;
@@ -233,6 +239,8 @@ impl Worker {
                 }
             }
             self.reactor.work();
+            #[cfg(debug_assertions)]
+            self.do_mischief();
             self.advance();
         }
         self.farewell();

@@ -21,6 +21,12 @@ const QUICK: [&str; 4] = [
     "--backoff-initial=10ms",
 ];
 
+/// Ways out.
+const OUTWARD: [&str; 6] = ["open", "connect", "bind", "exec", "setuid", "signal"];
+/// What would reach others by what is shared with them: an end for a listener, all new connections for
+/// one worker, a full disk, other words in the log.
+const SHARED: [&str; 4] = ["unlisten", "steer", "fill", "overwrite"];
+
 /// A line of `/proc/PID/status`.
 #[track_caller]
 fn kernel_says(pid: u32, field: &str) -> String {
@@ -85,6 +91,62 @@ fn workers_are_locked_in_by_default() {
     Client::connect(server.addr()).roundtrip(b"served from within");
 }
 
+/// Everything that a process has open, by kind, in order; `None` if it has ended.
+fn descriptors(pid: u32) -> Option<Vec<String>> {
+    let folder = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let links = folder.map(|entry| {
+        Some(
+            fs::read_link(entry.ok()?.path())
+                .ok()?
+                .display()
+                .to_string(),
+        )
+    });
+    let kind = |link: String| match link.split_once(':') {
+        Some((kind @ ("socket" | "pipe"), _)) => kind.to_owned(),
+        _ => link.trim_end_matches(" (deleted)").to_owned(),
+    };
+    let mut kinds: Vec<_> = links.map(|link| link.map(kind)).collect::<Option<_>>()?;
+    kinds.sort();
+    Some(kinds)
+}
+
+/// What was open in the shell that started the server, and what the supervisor has, is not theirs.
+#[test]
+fn a_worker_and_the_admin_process_have_what_they_need_and_nothing_else() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can look into what is locked in");
+        return;
+    }
+    let planned = Planned::start(&[&QUICK[..], &["--admin=0"]].concat());
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"one connection");
+    // No input, no output; the log, as inherited and as it is written.
+    let streams = ["/dev/null", "/dev/null", "pipe", "pipe"];
+    let own = ["/memfd:uppercased-slot", "anon_inode:[eventpoll]"];
+    // The channel, the listener, and one of the workers has the client.
+    let needed = [2, 3].map(|sockets| {
+        let mut needed = [&streams[..], &own, &vec!["socket"; sockets]].concat();
+        needed.sort_unstable();
+        needed
+    });
+    // Twice: of the first workers, which bind, and of those that adopt and have taken over.
+    for _ in 0..2 {
+        until("workers with what they need", || {
+            let mut open: Vec<_> = server.worker_pids().into_iter().map(descriptors).collect();
+            open.sort_by_key(|open| open.as_ref().map(Vec::len));
+            open.iter().flatten().eq(&needed)
+        });
+        server.reload().expect_success();
+        client.roundtrip(b"moved");
+    }
+    // The alarm has two ends, and the channel is there twice: once to be waited at. The listener.
+    let mut needed = [&streams[..], &["pipe"; 2], &["socket"; 3]].concat();
+    needed.sort_unstable();
+    assert_eq!(descriptors(admin_pid(server)).expect("it lives"), needed);
+}
+
 #[test]
 fn it_can_be_switched_off() {
     let server = Server::start(&[&QUICK[..], &["--sandbox=off"]].concat());
@@ -140,7 +202,7 @@ fn workers_of_another_user_go_through_every_planned_operation() {
 fn who_breaks_out_is_ended_and_the_cause_is_said() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
-    for what in ["open", "connect", "bind", "exec", "setuid", "signal"] {
+    for what in OUTWARD.into_iter().chain(SHARED) {
         let mark = server.log_len();
         let plan = format!("worker.sandboxed=violate:{what}");
         planned.install(Image::copy(planned.folder()).with_faults(&plan));
@@ -325,7 +387,7 @@ fn the_admin_process_becomes_another_user_and_asks_on() {
 
 #[test]
 fn an_admin_process_that_breaks_out_is_ended_and_nobody_else_notices() {
-    for what in ["open", "connect", "bind", "exec", "setuid", "signal"] {
+    for what in OUTWARD.into_iter().chain(SHARED) {
         let plan = format!("admin.sandboxed=violate:{what}");
         let server = Server::builder().args(QUICK).args(["--admin=0"]);
         let server = server.env("FAULT_POINTS", plan).start();

@@ -6,13 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, PipeWriter, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-use rustix::net::Shutdown;
 
 use crate::channel::{self, Channel};
 use crate::config::CONTROL_REPLY_MAX_BYTES;
@@ -30,6 +28,8 @@ struct Open {
     waiting: BTreeMap<u64, Sender<OwnedFd>>,
     /// Why a thread could not go on.
     failure: Option<String>,
+    /// Closed when one cannot, which wakes whoever hears.
+    alarm: Option<PipeWriter>,
 }
 
 impl Questions {
@@ -40,6 +40,7 @@ impl Questions {
             last: 0,
             waiting: BTreeMap::new(),
             failure: None,
+            alarm: None,
         })))
     }
 
@@ -83,6 +84,9 @@ impl Questions {
     /// The channel cannot go on; [`channel::Error::Closed`] is its end, on either side.
     pub(super) fn hear(&self) -> Result<(), channel::Error> {
         let mut open = self.lock();
+        if open.failure.is_some() {
+            return Err(channel::Error::Closed);
+        }
         while let Some(received) = open.channel.receive()? {
             let Message::Told(told) = received.envelope.message else {
                 continue;
@@ -98,20 +102,22 @@ impl Questions {
         Ok(())
     }
 
-    /// A descriptor that becomes readable when there is something to hear.
+    /// Descriptors of which one becomes readable when there is something to hear.
     ///
     /// # Errors
     /// There is no descriptor left.
-    pub(super) fn end(&self) -> io::Result<OwnedFd> {
-        self.lock().channel.as_fd().try_clone_to_owned()
+    pub(super) fn ends(&self) -> io::Result<[OwnedFd; 2]> {
+        let mut open = self.lock();
+        let (alarmed, alarm) = io::pipe()?;
+        open.alarm = Some(alarm);
+        Ok([open.channel.as_fd().try_clone_to_owned()?, alarmed.into()])
     }
 
     /// A thread cannot go on, and so shall none: whoever hears finds the channel closed.
     pub(super) fn give_up(&self, why: &io::Error) {
         let mut open = self.lock();
         open.failure = Some(why.to_string());
-        // It is a socket, and open.
-        let _ = rustix::net::shutdown(open.channel.as_fd(), Shutdown::Read);
+        open.alarm = None;
     }
 
     /// Why a thread has given up, if one has.
@@ -221,7 +227,9 @@ mod tests {
     fn the_end_is_heard_on_either_side() {
         let (supervisor, here) = Channel::pair().unwrap();
         let questions = Questions::over(here);
+        let [_, alarmed] = questions.ends().unwrap();
         questions.give_up(&io::Error::other("no descriptors"));
+        assert_eq!(File::from(alarmed).read(&mut [0]).unwrap(), 0);
         assert!(matches!(questions.hear(), Err(channel::Error::Closed)));
         assert_eq!(questions.failure().as_deref(), Some("no descriptors"));
         // It can still be said.

@@ -3,9 +3,9 @@
 //! `SOCK_SEQPACKET` keeps record boundaries, and reports the other end's death as an end of stream
 //! after everything that it had said.
 //!
-//! Invariants: never blocks; received descriptors are owned (and close-on-exec) before anybody
-//! looks at their packet, so every refusal closes them; what the kernel cut short is marked as
-//! such, since it has then closed descriptors silently.
+//! Invariants: never blocks, nor does closing what came by it ([`at_once`]); received descriptors are
+//! owned (and close-on-exec) before anybody looks at their packet, so every refusal closes them; what
+//! the kernel cut short is marked as such, since it has then closed descriptors silently.
 //!
 //! It must not know what a packet says, and it keeps no queue: that is its user's to decide.
 
@@ -20,11 +20,16 @@ use rustix::net::{
     sendmsg, socketpair,
 };
 
+use socket2::SockRef;
+
 use crate::wire::FDS_MAX;
 
 /// Room for as many descriptors as the kernel ever delivers with one message (`SCM_MAX_FD`), so
 /// that only a full descriptor table can cut the list short.
 const FDS_RECEIVED_MAX: usize = 253;
+
+/// Packets that are thrown away at most: more than a socket pair holds.
+const PURGED_MAX: usize = 4096;
 
 /// One end of a socket pair.
 #[derive(Debug)]
@@ -140,6 +145,7 @@ impl Packets {
                 descriptors.extend(rights);
             }
         }
+        descriptors.iter().for_each(at_once);
         if length == 0 {
             return Err(Error::Closed);
         }
@@ -149,6 +155,27 @@ impl Packets {
             truncated: flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC),
         }))
     }
+}
+
+impl Packets {
+    /// Throws away what has come and will not be looked at, before this end is closed: the kernel
+    /// would close the descriptors in it, and wait for those that ask it to.
+    pub fn purge(&self) {
+        for _ in 0..PURGED_MAX {
+            match self.receive(&mut [0]) {
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Has a coming close not wait. Whoever sent the descriptor may have set `SO_LINGER` on its socket,
+/// and the last close of it then stands still, non-blocking or not, until the peer has taken
+/// everything: so a worker in strange hands could stop its supervisor, and its siblings.
+fn at_once(descriptor: &OwnedFd) {
+    // Fails for what is no socket, and that has nothing to wait for.
+    let _ = SockRef::from(descriptor).set_linger(None);
 }
 
 impl AsFd for Packets {

@@ -47,6 +47,9 @@ pub const HANDOVER_MESSAGE_BYTES: usize = 96 * 1024;
 /// for the other's turn, few enough that a connection is frozen for milliseconds.
 pub const HANDOVER_WINDOW: usize = 2;
 
+/// Characters of what a worker says in its own words, such as why it cannot start: a long sentence.
+pub const WORKER_WORDS_MAX_CHARS: usize = 1024;
+
 /// The most workers there can be.
 pub const WORKERS_MAX: u16 = WORKERS.most;
 

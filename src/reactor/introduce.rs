@@ -91,7 +91,7 @@ impl Reactor {
             let why = why.map(tracing::field::display);
             tracing::warn!(%peer, cause = cause.name(), why, refused, "connection refused");
         }
-        self.reset(fd);
+        self.close(fd, CloseReason::Refused);
     }
 
     /// Refuses the client that a header names.
@@ -103,12 +103,6 @@ impl Reactor {
                 peer = %client, %via, cause = cause.name(), refused, "connection refused"
             );
         }
-        self.reset(fd);
-    }
-
-    fn reset(&mut self, fd: u32) {
-        // Fails only if the peer is gone already.
-        let _ = Socket::numbered(fd).reset_on_close();
         self.close(fd, CloseReason::Refused);
     }
 

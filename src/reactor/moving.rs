@@ -73,6 +73,12 @@ impl Link {
     }
 }
 
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.packets.purge();
+    }
+}
+
 impl Reactor {
     /// Whether connections may still go or come: the process must not end yet.
     #[must_use]

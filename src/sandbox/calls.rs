@@ -25,13 +25,11 @@ type Table = &'static [(&'static str, &'static [libc::c_long])];
 /// traced from the moment when they were locked in; the rest is there for the reason that stands by it.
 const COMMON: Table = &[
     (
-        "connections: take, receive, send, set, end; all seen",
+        "connections: take, receive, send, end; all seen",
         &[
             libc::SYS_accept4,
             libc::SYS_recvfrom,
             libc::SYS_sendto,
-            libc::SYS_setsockopt,
-            libc::SYS_shutdown,
             libc::SYS_close,
         ],
     ),
@@ -45,7 +43,7 @@ const COMMON: Table = &[
     ),
     (
         "log lines: seen, and into a file that is shared, or a terminal that has to be asked first",
-        &[libc::SYS_write, libc::SYS_pwritev2, libc::SYS_ppoll],
+        &[libc::SYS_write, libc::SYS_ppoll],
     ),
     (
         "the time, where the kernel's page does not tell it (some virtual machines)",
@@ -84,13 +82,10 @@ const COMMON: Table = &[
     ),
 ];
 
-const WORKER: Table = &[
-    (
-        "the event loop; seen, where the architecture has no older call",
-        &[libc::SYS_epoll_pwait, libc::SYS_epoll_ctl],
-    ),
-    ("buffers given back; seen", &[libc::SYS_fallocate]),
-];
+const WORKER: Table = &[(
+    "the event loop; seen, where the architecture has no older call",
+    &[libc::SYS_epoll_pwait, libc::SYS_epoll_ctl],
+)];
 
 const ADMIN: Table = &[
     ("what the supervisor answers; seen", &[libc::SYS_read]),
@@ -114,15 +109,32 @@ const OLD: &[libc::c_long] = &[];
 /// seen), and for a duplicate (of what waits to be sent). None of those that send signals.
 const DESCRIPTOR_ORDERS: [libc::c_int; 2] = [libc::F_GETFD, libc::F_DUPFD_CLOEXEC];
 
+/// What may be set of a socket, at the level `SOL_SOCKET`. A listener is shared with the supervisor,
+/// and its group with every sibling: an option could give all new connections to one worker.
+const fn socket_options(role: Role) -> &'static [libc::c_int] {
+    match role {
+        // A close that is to be a reset, or is not to wait; seen.
+        Role::Worker => &[libc::SO_LINGER],
+        // How long a client is waited for, and that nothing which comes by the channel is; seen.
+        Role::Admin => &[libc::SO_LINGER, libc::SO_RCVTIMEO, libc::SO_SNDTIMEO],
+    }
+}
+
+/// Holes that buffers leave when they are given back. Other kinds would fill a disk, by the log.
+const HOLE: libc::c_int = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+
 /// The rules of the filter, for the process with number `pid`: no rule for a call means always.
 ///
 /// # Errors
 /// A condition that cannot be expressed; none of these is known to be.
 pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
-    use SeccompCmpArgLen::Dword;
+    use SeccompCmpArgLen::{Dword, Qword};
     use SeccompCmpOp::{Eq, MaskedEq};
     let only = |argument, how, value| {
         SeccompRule::new(vec![SeccompCondition::new(argument, Dword, how, value)?])
+    };
+    let is = |argument, value: libc::c_int| {
+        SeccompCondition::new(argument, Dword, Eq, value.unsigned_abs().into())
     };
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         always(role).map(|call| (call, Vec::new())).collect();
@@ -138,6 +150,22 @@ pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRul
     let orders = DESCRIPTOR_ORDERS.map(|order| only(1, Eq, u64::from(order.unsigned_abs())));
     let orders: Result<Vec<_>, _> = orders.into_iter().collect();
     rules.insert(libc::SYS_fcntl, orders?);
+    let options = socket_options(role).iter();
+    let options = options
+        .map(|&option| SeccompRule::new(vec![is(1, libc::SOL_SOCKET)?, is(2, option)?]))
+        .collect::<Result<_, _>>()?;
+    rules.insert(libc::SYS_setsockopt, options);
+    // The other ways would end a listener, which is shared: for everybody, and for good.
+    let end = vec![only(1, Eq, libc::SHUT_WR.unsigned_abs().into())?];
+    rules.insert(libc::SYS_shutdown, end);
+    // Where the file is, without waiting: not over what others have written.
+    let current = SeccompCondition::new(3, Qword, Eq, u64::MAX)?;
+    let line = SeccompRule::new(vec![current, is(5, libc::RWF_NOWAIT)?])?;
+    rules.insert(libc::SYS_pwritev2, vec![line]);
+    if role == Role::Worker {
+        let hole = vec![only(1, Eq, HOLE.unsigned_abs().into())?];
+        rules.insert(libc::SYS_fallocate, hole);
+    }
     Ok(rules)
 }
 
@@ -192,7 +220,15 @@ mod tests {
         for call in [libc::SYS_recvfrom, libc::SYS_sendto, libc::SYS_epoll_pwait] {
             assert_eq!(rules[&call].len(), 0, "{call}");
         }
-        for call in [libc::SYS_tgkill, libc::SYS_mmap, libc::SYS_fcntl] {
+        for call in [
+            libc::SYS_tgkill,
+            libc::SYS_mmap,
+            libc::SYS_fcntl,
+            libc::SYS_setsockopt,
+            libc::SYS_shutdown,
+            libc::SYS_pwritev2,
+            libc::SYS_fallocate,
+        ] {
             assert_ne!(rules[&call].len(), 0, "{call}");
         }
     }

@@ -16,7 +16,7 @@ use crate::memory;
 use crate::metrics::Counter;
 use crate::wire::{self, HandoverEnd, Message, Stop};
 
-use super::children::{Birth, Child};
+use super::children::{Birth, Child, Talk};
 use super::machine::{Action, Event, ListenerSource, Verdict};
 use super::resources::SlotResources;
 use super::{Supervisor, placement, report};
@@ -163,6 +163,7 @@ impl Supervisor {
             channel,
             memory,
             sandbox: None,
+            talk: Talk::NEW,
         });
         let watched = self.child(worker).map_or(Ok(()), |it| self.watch_child(it));
         watched.map_err(|error| {

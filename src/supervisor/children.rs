@@ -1,7 +1,8 @@
 //! One worker process as the supervisor has it: the process, its channel, its memory.
 //!
-//! Invariant: what a worker is told or asked goes to the very worker that is meant; what it says is
-//! taken only under its own name.
+//! Invariants: what a worker is told or asked goes to the very worker that is meant; what it says is
+//! taken only under its own name, only so often as it was asked, and in few words. A worker reads what
+//! strangers send: one that is in their hands must be able to end itself, and no more.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -9,10 +10,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nix::sys::wait::WaitStatus;
 
 use crate::channel::{self, Channel};
+use crate::config::WORKER_WORDS_MAX_CHARS;
 use crate::identity::{ReleaseId, WorkerId};
 use crate::sys::image::{Image, Process};
 use crate::sys::shared::SharedMemory;
-use crate::wire::{Envelope, Failed, HandedOver, Message, Ready, Sandboxed, Start};
+use crate::wire::{Envelope, Failed, HandedOver, HandoverEnd, Message, Ready, Sandboxed, Start};
 
 use super::machine::Death;
 
@@ -28,6 +30,50 @@ pub(super) struct Child {
     pub(super) memory: SharedMemory,
     /// How it has locked itself in, once it has said so.
     pub(super) sandbox: Option<Sandboxed>,
+    pub(super) talk: Talk,
+}
+
+/// What a worker may still say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Talk {
+    /// It has not said how its start went.
+    starting: bool,
+    /// Messages at most: the one about its start, and one for each order that wants an answer.
+    left: u32,
+}
+
+impl Talk {
+    /// Of a new worker.
+    pub(super) const NEW: Self = Self {
+        starting: true,
+        left: 1,
+    };
+
+    /// Of one that this process's earlier program has started and talked to. What it is to answer
+    /// is not known, and at most this.
+    pub(super) const fn resumed(is_ready: bool) -> Self {
+        Self {
+            starting: !is_ready,
+            left: 3,
+        }
+    }
+
+    /// It is told something.
+    const fn told(&mut self, message: &Message) {
+        if let Message::Stop(_) | Message::Leave(_) | Message::HandOver(_) = message {
+            self.left = self.left.saturating_add(1);
+        }
+    }
+
+    /// It says something; false if it may not.
+    fn takes(&mut self, message: &Message) -> bool {
+        let about_its_start = matches!(message, Message::Ready(_) | Message::Failed(_));
+        let fits = about_its_start == self.starting && self.left > 0;
+        self.starting = false;
+        // Who once says too much has nothing to say any more.
+        self.left = if fits { self.left - 1 } else { 0 };
+        fits
+    }
 }
 
 /// What a worker said.
@@ -95,10 +141,18 @@ impl Child {
             _ if received.envelope.worker != self.worker => {
                 Heard::Broken(format!("it calls itself {}", received.envelope.worker))
             }
+            ref message if !self.talk.takes(message) => {
+                Heard::Broken("it says more than it was asked".to_owned())
+            }
             Message::Ready(ready) => Heard::Ready(ready, received.descriptors),
-            Message::Failed(failed) => Heard::Failed(failed.cause),
+            Message::Failed(failed) => Heard::Failed(in_few_words(&failed.cause)),
             Message::Draining(draining) => Heard::Draining(draining.connections),
-            Message::HandedOver(ended) => Heard::HandedOver(ended),
+            Message::HandedOver(mut ended) => {
+                if let HandoverEnd::Refused { cause } = &mut ended.end {
+                    *cause = in_few_words(cause);
+                }
+                Heard::HandedOver(ended)
+            }
             Message::Start(_)
             | Message::Lend(_)
             | Message::Recall(_)
@@ -125,6 +179,7 @@ impl Child {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), String> {
         let worker = self.worker;
+        self.talk.told(&message);
         match self
             .channel
             .send(&Envelope { worker, message }, descriptors)
@@ -162,6 +217,12 @@ impl Child {
     }
 }
 
+/// What a worker says in its own words, as one line that can be shown to anybody.
+fn in_few_words(text: &str) -> String {
+    let letters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    letters.take(WORKER_WORDS_MAX_CHARS).collect()
+}
+
 /// How a child ended, if it did; it is reaped then.
 pub(super) fn death_of(process: &Process) -> Option<Death> {
     match process.reap() {
@@ -180,4 +241,53 @@ pub(super) fn last_words(there: &Channel, worker: WorkerId, cause: String) {
     let message = Message::Failed(Failed { cause });
     // Nobody is left to tell if this fails; the exit code still says that it failed.
     let _ = Channel::over(end).send(&Envelope { worker, message }, &[]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Draining, Serve, Stop};
+
+    fn draining() -> Message {
+        Message::Draining(Draining { connections: 1 })
+    }
+
+    fn failed() -> Message {
+        Message::Failed(Failed {
+            cause: String::new(),
+        })
+    }
+
+    #[test]
+    fn a_worker_says_how_it_starts_and_then_one_thing_for_each_order() {
+        let mut talk = Talk::NEW;
+        assert!(talk.takes(&failed()), "it may fail");
+        assert!(!talk.takes(&draining()), "it was not asked");
+        let mut talk = Talk::NEW;
+        assert!(talk.takes(&failed()));
+        talk.told(&Message::Serve(Serve {}));
+        talk.told(&Message::Stop(Stop {
+            lame_duck_ms: 0,
+            drain_timeout_ms: 0,
+        }));
+        assert!(talk.takes(&draining()));
+        assert!(!talk.takes(&draining()));
+    }
+
+    #[test]
+    fn who_says_too_much_is_not_heard_again() {
+        for wrong in [draining(), failed()] {
+            let mut talk = Talk::resumed(matches!(wrong, Message::Failed(_)));
+            assert!(!talk.takes(&wrong));
+            assert!(!talk.takes(&draining()) && !talk.takes(&failed()));
+        }
+    }
+
+    #[test]
+    fn words_are_few_and_move_no_cursor() {
+        let long = "\u{1b}[2J\n".repeat(10_000);
+        let said = in_few_words(&long);
+        assert!(said.len() <= 4 * WORKER_WORDS_MAX_CHARS && !said.contains(char::is_control));
+        assert_eq!(in_few_words("cannot bind"), "cannot bind");
+    }
 }

@@ -83,6 +83,12 @@ impl SlotResources {
             return;
         };
         let child = self.children.swap_remove(index);
+        child.channel.purge();
+        if !memory::is_believable(&child.memory) {
+            tracing::warn!(%worker, "its counters cannot be true: they are left out");
+            self.last_loss = None;
+            return;
+        }
         self.last_loss = Some((worker, memory::open_connections(&child.memory)));
         self.leave_behind(child.memory);
     }
@@ -108,6 +114,7 @@ impl SlotResources {
         {
             let child = self.children.swap_remove(index);
             child.process.destroy();
+            child.channel.purge();
             self.leave_behind(child.memory);
         }
     }

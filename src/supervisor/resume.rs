@@ -31,7 +31,7 @@ use crate::sys::shared::SharedMemory;
 use crate::wire;
 
 use super::admin::{AdminEndpoint, SavedListener};
-use super::children::Child;
+use super::children::{Child, Talk};
 use super::control::ControlServer;
 use super::evidence::Evidence;
 use super::machine::{Event, Machine};
@@ -320,6 +320,7 @@ fn adopt_slot(
             process: Process::inherited(child.pid, owned.one()?),
             channel: Channel::over(owned.one()?),
             memory: SharedMemory::map(owned.one()?)?,
+            talk: Talk::resumed(child.sandbox.is_some()),
             sandbox: child.sandbox,
         });
         *next_serial += 1;

@@ -3,7 +3,9 @@
 //! A worker counts in its own working memory. When that memory goes, its counters are added up
 //! here, so that a restart resets nothing. Invariant: connections that a worker still had when its
 //! memory is added are counted as lost with it, once; so "taken and moved in, less ended and moved
-//! out" stays the number of those that are open.
+//! out" stays the number of those that are open. The counters are whatever a worker wrote, which may
+//! be anything: no sum of them is the supervisor's end, and what cannot be true is not added to what
+//! stays.
 
 use std::collections::BTreeMap;
 
@@ -25,18 +27,25 @@ impl Totals {
     pub(super) fn add(&mut self, memory: &SharedMemory) {
         self.0.resize(Counter::COUNT.max(self.0.len()), 0);
         for counter in Counter::all() {
-            let sum = &mut self.0[counter.cell()];
-            *sum = sum.saturating_add(memory::counter(memory, counter));
+            add(
+                &mut self.0[counter.cell()],
+                memory::counter(memory, counter),
+            );
         }
     }
 
     /// Adds what a worker has counted whose memory goes now, and says how many connections were
-    /// lost with it.
+    /// lost with it. Nothing, if it cannot be true.
     pub(super) fn close(&mut self, memory: &SharedMemory) -> u64 {
+        if !memory::is_believable(memory) {
+            return 0;
+        }
         self.add(memory);
         let lost = memory::open_connections(memory);
-        let died = &mut self.0[Counter::Closed(CloseReason::WorkerDied).cell()];
-        *died = died.saturating_add(lost);
+        add(
+            &mut self.0[Counter::Closed(CloseReason::WorkerDied).cell()],
+            lost,
+        );
         lost
     }
 
@@ -44,7 +53,7 @@ impl Totals {
     pub(super) fn merge(&mut self, other: &Self) {
         self.0.resize(other.0.len().max(self.0.len()), 0);
         for (sum, more) in self.0.iter_mut().zip(&other.0) {
-            *sum = sum.saturating_add(*more);
+            add(sum, *more);
         }
     }
 
@@ -55,11 +64,7 @@ impl Totals {
 
     /// Connections open, of those that were added and not closed.
     pub(super) fn open(&self) -> u64 {
-        let add = |sum: u64, one: &Counter| sum.saturating_add(self.count(*one));
-        let came = [Counter::Accepted, Counter::MovedIn];
-        let ended = CloseReason::ALL.map(Counter::Closed);
-        let gone = ended.iter().fold(self.count(Counter::MovedOut), add);
-        came.iter().fold(0, add).saturating_sub(gone)
+        memory::open_by(|counter| self.count(counter))
     }
 }
 
@@ -113,6 +118,10 @@ impl Former {
     }
 }
 
+const fn add(sum: &mut u64, more: u64) {
+    *sum = sum.saturating_add(more);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,19 +152,18 @@ mod tests {
         totals.merge(&living);
         assert_eq!(totals.count(Counter::Accepted), 6);
         assert_eq!(totals.open(), 2);
-        // A worker gone mad has written what it liked.
-        for counter in Counter::all() {
-            worker.count(
-                counter,
-                u64::MAX - memory::counter(worker.shared(), counter),
-            );
-        }
-        assert_eq!(totals.close(worker.shared()), 0);
-        assert_eq!(
-            (totals.open(), memory::open_connections(worker.shared())),
-            (0, 0)
-        );
-        totals.merge(&living);
+
+        // What cannot be true harms nobody, and is added to nothing that stays.
+        worker.count(Counter::Accepted, u64::MAX / 2);
+        worker.count(Counter::BytesIn, u64::MAX);
+        let mut liar = Totals::default();
+        liar.add(worker.shared());
+        liar.add(worker.shared());
+        liar.merge(&liar.clone());
+        assert_eq!((totals.close(worker.shared()), totals.open()), (0, 2));
+        worker.count(Counter::Closed(CloseReason::PeerClosed), u64::MAX - 7);
+        worker.count(Counter::Accepted, 1 << 40);
+        assert_eq!((totals.close(worker.shared()), totals.open()), (0, 2));
         let older: Totals = serde_json::from_str("[1,2]").unwrap();
         assert_eq!((older.count(Counter::BytesOut), older.open()), (2, 0));
     }

@@ -45,14 +45,15 @@ pub fn is_root() -> bool {
 /// Becomes another group and user for good, without supplementary groups.
 ///
 /// # Errors
-/// What the kernel refused; part of it may have happened, so the process is to end.
+/// What the kernel refused, and why; part of it may have happened, so the process is to end.
 pub fn become_account(user: Option<u32>, group: Option<u32>) -> io::Result<()> {
-    setgroups(&[])?;
+    let step = |operation| move |errno| io::Error::other(format!("{operation}: {errno}"));
+    setgroups(&[]).map_err(step("setgroups"))?;
     if let Some(group) = group.map(Gid::from_raw) {
-        setresgid(group, group, group)?;
+        setresgid(group, group, group).map_err(step("setresgid"))?;
     }
     if let Some(user) = user.map(Uid::from_raw) {
-        setresuid(user, user, user)?;
+        setresuid(user, user, user).map_err(step("setresuid"))?;
     }
     Ok(())
 }

@@ -74,10 +74,23 @@ impl Socket {
     /// # Errors
     /// What `setsockopt` returned.
     pub fn reset_on_close(self) -> io::Result<()> {
+        self.set_linger(Some(Duration::ZERO))
+    }
+
+    fn set_linger(self, linger: Option<Duration>) -> io::Result<()> {
         // SAFETY: the number is not -1 (it came from an owned descriptor), and the descriptor
         // stays open for the one call below: this process has one thread, which is here.
         let fd = unsafe { BorrowedFd::borrow_raw(self.0) };
-        SockRef::from(&fd).set_linger(Some(Duration::ZERO))
+        SockRef::from(&fd).set_linger(linger)
+    }
+
+    /// Has the coming close not wait for the peer, whatever somebody else has asked of the socket:
+    /// see [`crate::channel::packets`].
+    ///
+    /// # Errors
+    /// What `setsockopt` returned.
+    pub fn close_at_once(self) -> io::Result<()> {
+        self.set_linger(None)
     }
 
     /// Looks at what there is to be received, from the beginning, and leaves it there; 0 is the end
@@ -202,6 +215,22 @@ mod tests {
         socket.close();
         let seen = client.read(&mut [0; 1]).map_err(|error| error.kind());
         assert_eq!(seen, Err(io::ErrorKind::ConnectionReset));
+    }
+
+    #[test]
+    fn a_close_does_not_wait_whatever_somebody_else_has_asked() {
+        let (mut socket, client) = pair();
+        let ours = SockRef::from(&client).local_addr().unwrap();
+        // Nobody reads: the last bytes, and the end of the stream, never leave.
+        while socket.send(&[0; 4096]).is_ok() {}
+        socket.set_linger(Some(Duration::from_secs(600))).unwrap();
+        socket.close_at_once().unwrap();
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            socket.close();
+            done.send(ours.is_ipv4())
+        });
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(10)), Ok(true));
     }
 
     #[test]

@@ -56,6 +56,7 @@ impl Reactor {
             incoming.machine.handle(ReceiverEvent::Unfit { cause });
         } else {
             self.expected = expected;
+            self.took_over = true;
             self.pause_at_limit();
         }
         self.incoming = Some(incoming);

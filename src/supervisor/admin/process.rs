@@ -199,11 +199,14 @@ impl AdminProcess {
     /// Ends it and waits until it is gone: it is killed, so that is at once.
     pub(super) fn destroy(self) {
         self.process.destroy();
+        self.channel.purge();
     }
 
     /// How it ended, if it did.
     pub(super) fn reap(&self) -> Option<Death> {
-        death_of(&self.process)
+        let how = death_of(&self.process)?;
+        self.channel.purge();
+        Some(how)
     }
 
     /// Why it ended, if it or this side has said.

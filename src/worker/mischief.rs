@@ -1,0 +1,110 @@
+//! What a worker does that is in the hands of a stranger, for tests of what it costs: debug builds only.
+//!
+//! `worker.mischief=` in the plan of faults (see [`crate::fault`]) names one of them; it is done as soon
+//! as the worker has a client. Each is nothing but calls that the sandbox allows.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, raise};
+use nix::sys::socket::{MsgFlags, send};
+use socket2::SockRef;
+
+use super::Worker;
+use crate::connection::Stream as _;
+use crate::fault;
+use crate::identity::{Generation, WorkerId};
+use crate::memory::layout::Layout;
+use crate::sys::shared::LINE_BYTES;
+use crate::sys::socket::{self, Socket};
+use crate::wire::{Draining, Envelope, HandedOver, HandoverEnd, Listen, Message, Ready};
+
+/// Messages of a flood: far more than a supervisor that believes each of them has memory for.
+const FLOOD: u32 = 20_000_000;
+
+impl Worker {
+    /// Does what the plan says, once, if there is a client.
+    pub(super) fn do_mischief(&mut self) {
+        let Some(client) = self.reactor.memory().occupied().next() else {
+            return;
+        };
+        let Some(what) = fault::value("worker.mischief").filter(|_| !self.mischief_done) else {
+            return;
+        };
+        self.mischief_done = true;
+        match what {
+            "ready" => self.claim(Message::Ready(Ready {
+                listen: vec![Listen {
+                    addr: SocketAddr::from(([203, 0, 113, 1], 1)),
+                    dual_stack: false,
+                }],
+                sandbox: None,
+            })),
+            "handover" => self.claim(Message::HandedOver(HandedOver {
+                moved: u32::MAX,
+                left: 0,
+                end: HandoverEnd::Refused {
+                    cause: "\u{1b}[2J".repeat(2000),
+                },
+                part: false,
+            })),
+            "another" => {
+                let slot = self.id.slot;
+                let generation = Generation(self.id.generation.0 + 1);
+                self.id = WorkerId { slot, generation };
+                self.claim(draining());
+            }
+            "noise" => {
+                let channel = self.channel.as_fd().as_raw_fd();
+                let _ = send(channel, &[0xff; 4096], MsgFlags::MSG_DONTWAIT);
+            }
+            "flood" => {
+                for _ in 0..FLOOD {
+                    self.claim(draining());
+                }
+            }
+            "linger" => self.pass_on_what_lingers(client),
+            "scribble" => {
+                self.scribble();
+                let _ = raise(Signal::SIGKILL);
+            }
+            _ => {}
+        }
+    }
+
+    /// Says what nobody asked for.
+    fn claim(&mut self, message: Message) {
+        let worker = self.id;
+        let _ = self.channel.send(&Envelope { worker, message }, &[]);
+    }
+
+    /// Leaves the last close of a connection that never drains to the supervisor.
+    fn pass_on_what_lingers(&mut self, client: u32) {
+        let worker = self.id;
+        let mut socket = Socket::numbered(client);
+        let many = vec![0; 64 * 1024];
+        while socket.send(&many).is_ok() {}
+        let message = draining();
+        socket::lend(&[client], |sockets| {
+            let _ = SockRef::from(&sockets[0]).set_linger(Some(Duration::from_secs(600)));
+            let _ = self.channel.send(&Envelope { worker, message }, sockets);
+        });
+        socket.close();
+    }
+
+    /// Writes nonsense where the supervisor and the successor read.
+    fn scribble(&self) {
+        let shared = self.reactor.memory().shared();
+        for line in (0..Layout::SCRATCH).step_by(LINE_BYTES) {
+            for word in &shared.line(line).0 {
+                word.store((line as u64 + 1) << 48, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+const fn draining() -> Message {
+    Message::Draining(Draining { connections: 0 })
+}
