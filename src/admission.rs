@@ -442,6 +442,22 @@ mod tests {
     }
 
     #[test]
+    fn a_table_that_was_large_gives_its_memory_back() {
+        let mut admission = Admission::new(&limits(Some(2), None)).unwrap();
+        let many = 4 * SPARE_SOURCES as u32;
+        let address = |number: u32| IpAddr::from((0x0a00_0000 + number).to_be_bytes());
+        for number in 0..many {
+            assert!(admission.opened(number, address(number)));
+        }
+        let room = |admission: &Admission| admission.sources.as_ref().unwrap().known.capacity();
+        assert!(room(&admission) >= many as usize);
+        for number in 0..many {
+            admission.closed(number, address(number), Tick::ZERO);
+        }
+        assert!(room(&admission) < many as usize / 2);
+    }
+
+    #[test]
     fn a_rate_allows_a_burst_and_then_its_pace() {
         let mut admission = Admission::new(&limits(None, Some(10))).unwrap();
         let mut taken = |ms| (0..100).filter(|_| at(&mut admission, ms)).count();

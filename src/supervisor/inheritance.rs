@@ -284,6 +284,18 @@ mod tests {
     }
 
     #[test]
+    fn a_stored_socket_that_no_other_can_join_is_closed_and_one_is_bound_instead() {
+        let alone = Offer {
+            shares: false,
+            ..stored(0, 80, 1)
+        };
+        let plan = settled(&[alone], &[80], 2).unwrap();
+        assert!(plan.slots.is_empty());
+        assert_eq!(plan.dropped, [(0, "no other socket can join it")]);
+        assert_eq!(plan.outdated, [SlotId(0)]);
+    }
+
+    #[test]
     fn every_slot_gets_its_own_back_whatever_the_order() {
         let offers = [
             stored(1, 81, 11),

@@ -64,8 +64,7 @@ impl Machine {
         };
         let id = slot.id;
         self.drop_last_slot();
-        self.policy.workers = self.open_slots();
-        let workers = self.policy.workers;
+        let workers = self.open_slots();
         let cause = format!("the new worker of slot {id} failed: {why}; {workers} workers serve");
         self.fail_operation(cause);
     }

@@ -255,6 +255,23 @@ fn a_failure_in_a_later_slot_puts_the_earlier_ones_back() {
 }
 
 #[test]
+fn one_that_is_not_wanted_any_more_has_not_failed() {
+    let mut stage = Stage::booted(calm(2), 0);
+    stage.at(100, restart(calm(2)));
+    stage.at(110, ready(0, 2));
+    stage.at(120, handed_over(0, 1, HandoverEnd::Done));
+    // One that leaves and does not end as it was told has.
+    stage.at(121, killed(0, 1));
+    let deaths = |stage: &Stage, slot| stage.machine.slots().nth(slot).unwrap().deaths;
+    assert_eq!(deaths(&stage, 0), 1);
+    // A renewed worker dies: the successor that is on its way in the other slot has to go.
+    let back = stage.at(130, killed(0, 2));
+    assert!(back.contains(&kill(1, 2)), "{back:?}");
+    stage.at(140, killed(1, 2));
+    assert_eq!((deaths(&stage, 0), deaths(&stage, 1)), (2, 0));
+}
+
+#[test]
 fn a_successor_that_dies_gives_its_predecessor_the_slot_back() {
     let cause = "the new worker of slot 0 failed: it died after 10ms of service: \
                  signal 9 (SIGKILL); every worker runs what it ran before";

@@ -102,6 +102,19 @@ fn a_slot_that_comes_back_has_not_forgotten_its_failures() {
 }
 
 #[test]
+fn those_who_stay_take_turns_in_receiving() {
+    let mut stage = Stage::booted(calm(4), 0);
+    stage.at(100, scale(2));
+    assert_eq!(
+        stage.timeout(3_100),
+        [hand_over(worker(3, 1), worker(0, 1), true)],
+    );
+    let next = hand_over(worker(2, 1), worker(1, 1), true);
+    let later = stage.at(3_200, handed_over(3, 1, HandoverEnd::Done));
+    assert!(later.contains(&next), "{later:?}");
+}
+
+#[test]
 fn a_leaving_slot_that_fails_is_renewed_and_leaves_later() {
     let mut stage = Stage::booted(calm(2), 0);
     stage.at(100, scale(1));
@@ -177,6 +190,10 @@ fn a_loop_that_stands_still_is_noticed_and_its_worker_renewed() {
         assert_eq!(stage.next_timeout(), (at + 1_000, vec![look.clone()]));
     }
     assert_eq!(stage.at(93_000, pulse(6)), [kill(0, 1)]);
+    assert!(stage.notices.iter().any(|notice| matches!(
+        notice,
+        Notice::WorkerHung { after, .. } if *after == ms(90_000)
+    )));
     assert_eq!(stage.at(93_001, killed(0, 1)), [adopt(0, 2)]);
     // Nobody asked, and not about this one.
     stage.at(93_002, pulse(7));
