@@ -3,7 +3,7 @@
 //! `SOCK_SEQPACKET` keeps record boundaries, and reports the other end's death as an end of stream
 //! after everything that it had said.
 //!
-//! Invariants: never blocks, nor does closing what came by it ([`at_once`]); received descriptors are
+//! Invariants: never blocks, nor does closing what came by it (`at_once`); received descriptors are
 //! owned (and close-on-exec) before anybody looks at their packet, so every refusal closes them; what
 //! the kernel cut short is marked as such, since it has then closed descriptors silently.
 //!
