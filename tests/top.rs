@@ -311,7 +311,6 @@ fn a_server_that_goes_away_is_waited_for() {
     // Another one at the same place.
     let flag = control.to_str().unwrap();
     let server = Server::builder()
-        .without_control()
         .args(["--listen", "127.0.0.1:0", "--control", flag])
         .start();
     let pid = format!("pid {} serving", server.pid());
