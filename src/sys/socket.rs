@@ -226,10 +226,11 @@ mod tests {
         socket.set_linger(Some(Duration::from_secs(600))).unwrap();
         socket.close_at_once().unwrap();
         let (done, is_done) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
+        let close = move || {
             socket.close();
             done.send(ours.is_ipv4())
-        });
+        };
+        std::thread::Builder::new().spawn(close).unwrap();
         assert_eq!(is_done.recv_timeout(Duration::from_secs(10)), Ok(true));
     }
 
