@@ -54,7 +54,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::clock::{self, Tick};
-use crate::config::{CommandLine, Config, Launch, LogFormat, WORKER_MESSAGES_MAX};
+use crate::config::{CommandLine, Config, Launch, LogFormat};
 use crate::control::Rotation;
 use crate::identity::{RequestId, WorkerId};
 use crate::log;
@@ -291,10 +291,7 @@ impl Supervisor {
     }
 
     fn hear(&mut self, worker: WorkerId) {
-        for _ in 0..WORKER_MESSAGES_MAX {
-            let Some(heard) = self.child_mut(worker).and_then(Child::hear) else {
-                return;
-            };
+        while let Some(heard) = self.child_mut(worker).and_then(Child::hear) {
             match heard {
                 Heard::Ready(ready, deposited) => {
                     let deposits = !deposited.is_empty();
@@ -339,7 +336,6 @@ impl Supervisor {
                 }
             }
         }
-        self.channel_broke(worker, "it does not stop talking".to_owned());
     }
 
     fn channel_broke(&mut self, worker: WorkerId, cause: String) {

@@ -302,19 +302,6 @@ fn what_the_kernel_lacks_is_said_once_or_refused() {
     assert!(said.contains("the sandbox is required"), "{said}");
 }
 
-/// What a worker may still do is talk to its supervisor, which must not listen for ever.
-#[test]
-fn a_worker_that_does_not_stop_talking_is_ended_and_the_supervisor_has_time_for_others() {
-    let server = Server::builder().args(QUICK);
-    let server = server.env("FAULT_POINTS", "worker.says=ready_for_ever");
-    let server = server.start();
-    let died = server.wait_log(|line| line.contains("worker died"));
-    assert!(died.contains("does not stop talking"), "{died}");
-    let status = server.status_json();
-    assert!(status["totals"]["deaths"].as_u64() >= Some(1), "{status}");
-    assert!(server.stop().success());
-}
-
 /// The living admin process, once it answers.
 #[track_caller]
 fn admin_pid(server: &Server) -> u32 {

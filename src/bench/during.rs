@@ -281,7 +281,7 @@ mod tests {
     fn output_is_bounded() {
         let (reader, mut writer) = io::pipe().unwrap();
         let (mut output, mut tail) = (Some(reader), Vec::new());
-        writer.write_all(&[b'x'; 50_000]).unwrap();
+        writer.write_all(&vec![b'x'; 50_000]).unwrap();
         read_what_is_there(&mut output, &mut tail);
         assert_eq!(
             (tail.len(), last_line(&tail).len()),

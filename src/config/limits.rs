@@ -57,10 +57,6 @@ pub const WORKERS_MAX: u16 = WORKERS.most;
 /// kernel does not say before that it has room.
 pub const HANDOVER_RETRY: Duration = Duration::from_millis(10);
 
-/// Messages of one worker that may wait for the supervisor at once. One that works says a handful in
-/// its life; one that says more would keep its supervisor from everything else.
-pub const WORKER_MESSAGES_MAX: usize = 64;
-
 /// Looks at a worker's pulse within `hang_timeout`; a worker is hung when all of them in a row find
 /// that its loop has made no turn.
 pub const HANG_CHECKS: u32 = 4;
