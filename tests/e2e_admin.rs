@@ -10,12 +10,11 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use self::support::adversity::skipped;
-use self::support::observe::{freeze, state, until, until_some, worker_of};
+use self::support::observe::{freeze, until, until_some, worker_of};
 use self::support::{Client, DEADLINE, Server, Watched, wait_gone};
 
 /// The content type that a scraper is promised.
