@@ -387,8 +387,8 @@ fn silence_is_a_timeout_and_a_stall() {
 /// A server that goes away: the first connection only looks whether there is one, the second ends the
 /// service, and whoever comes when that one has ended is refused.
 fn serve_twice() -> String {
-    let listener = TcpListener::bind((own_address(), 0)).unwrap();
-    let target = listener.local_addr().unwrap().to_string();
+    let listener = TcpListener::bind((own_address(), 0)).expect("listen");
+    let target = listener.local_addr().expect("its address").to_string();
     in_background(move || {
         drop(listener.accept());
         let last = listener.accept();
@@ -421,8 +421,8 @@ fn a_count_that_cannot_be_reached_is_given_up() {
 #[test]
 fn nobody_there_is_one_clear_line() {
     // On an address of its own: a port that was just closed is given to nobody else.
-    let listener = TcpListener::bind((own_address(), 0)).unwrap();
-    let target = listener.local_addr().unwrap().to_string();
+    let listener = TcpListener::bind((own_address(), 0)).expect("listen");
+    let target = listener.local_addr().expect("its address").to_string();
     drop(listener);
     let said = bench(&["ping", &target]);
     assert_eq!(said.code, 1);

@@ -352,6 +352,10 @@ fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
     until("it has clients again", || {
         balancer.machine("one").taken > before
     });
+    // A machine that is new gets few clients at first (slowstart).
+    until("it gets clients like the other one", || {
+        2 * balancer.machine("one").weight >= balancer.machine("two").weight
+    });
     passing.assert_unharmed();
 
     // By a stop alone: it says so before it refuses anybody, and who stays gets an orderly end.
