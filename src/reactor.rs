@@ -89,8 +89,8 @@ pub struct Reactor {
     open: u32,
     /// Connections that another worker is about to hand over: their places are taken.
     expected: u32,
-    /// Some of the connections may be another worker's.
-    took_over: bool,
+    /// Connections of this generation or an earlier one may be another worker's, too.
+    taken_over: u32,
     last_generation: u32,
     spin: Spin,
     now: Tick,
@@ -135,7 +135,7 @@ impl Reactor {
             max_connections,
             open: 0,
             expected: 0,
-            took_over: false,
+            taken_over: NO_GENERATION,
             last_generation: NO_GENERATION,
             spin: Spin::new(config.busy_poll),
             now,
@@ -398,7 +398,7 @@ impl Reactor {
             // still holds for a peer that does not read is freed at once. Fails only if the
             // peer is gone already.
             let _ = socket.reset_on_close();
-        } else if self.took_over {
+        } else if self.memory.head(fd).generation <= self.taken_over {
             // Whoever handed it over may have it still. Fails for the same reason.
             let _ = socket.close_at_once();
         }

@@ -56,7 +56,6 @@ impl Reactor {
             incoming.machine.handle(ReceiverEvent::Unfit { cause });
         } else {
             self.expected = expected;
-            self.took_over = true;
             self.pause_at_limit();
         }
         self.incoming = Some(incoming);
@@ -198,6 +197,7 @@ impl Reactor {
             // An owner until it is recorded: what is refused closes it.
             let fd = descriptor.as_raw_fd().cast_unsigned();
             let generation = self.next_generation();
+            self.taken_over = generation;
             let recorded = self.memory.arrive(fd, generation, frozen);
             if let Err(error) = recorded {
                 self.undo(&batch);
