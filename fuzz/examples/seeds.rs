@@ -16,9 +16,9 @@ use uppercased::memory::frozen::{Frozen, Phase};
 use uppercased::proxy_header::{Version, encode};
 use uppercased::status::Status;
 use uppercased::wire::{
-    Ask, Draining, Envelope, Failed, HandOver, HandedOver, HandoverEnd, Leave, Lend, Listen,
-    Message, Ping, Preflight, Ready, Recall, Sandboxed, Serve, Start, StartAdmin, Stop, TakeOver,
-    Told,
+    AgentAnswers, Ask, Draining, Envelope, Failed, HandOver, HandedOver, HandoverEnd, Leave, Lend,
+    Listen, Message, Ping, Preflight, Ready, Recall, Sandboxed, Serve, Start, StartAdmin, Stop,
+    TakeOver, Told,
 };
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -49,12 +49,21 @@ const CONFIG: &[u8] = b"listen = [\"[::]:9999\", \"localhost:80\"]\nworkers = \"
     max_connections_per_source = 5\nproxy_protocol = true\nrebalance = 50\n";
 
 fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
-    let facts = Facts { cpus: 2, lookup: &|_, port| Ok(vec![([192, 0, 2, 1], port).into()]) };
+    let facts = Facts {
+        cpus: 2,
+        lookup: &|_, port| Ok(vec![([192, 0, 2, 1], port).into()]),
+    };
     let assignments = from_file(settings, Path::new("it.toml"))?;
     let (config, _) = resolve(&assignments, &facts)?;
-    let worker = WorkerId { slot: SlotId(1), generation: Generation(2) };
+    let worker = WorkerId {
+        slot: SlotId(1),
+        generation: Generation(2),
+    };
     let slot = SlotId(3);
-    let listen = vec![Listen { addr: ([127, 0, 0, 1], 9999).into(), dual_stack: false }];
+    let listen = vec![Listen {
+        addr: ([127, 0, 0, 1], 9999).into(),
+        dual_stack: false,
+    }];
     let start = Start {
         config: config.clone(),
         listen: listen.clone(),
@@ -64,28 +73,70 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
         max_connections: 100,
         descriptors: 200,
     };
-    let sandbox = Sandboxed { layers: vec!["seccomp".into()], missing: vec!["landlock: no".into()] };
+    let sandbox = Sandboxed {
+        layers: vec!["seccomp".into()],
+        missing: vec!["landlock: no".into()],
+    };
     let active_within = Duration::from_secs(1);
-    let part = Some(Part { permille: 100, at_most: 5, active_within });
-    let handed = |end, part| HandedOver { moved: 4, left: 1, end, part };
+    let part = Some(Part {
+        permille: 100,
+        at_most: 5,
+        active_within,
+    });
+    let handed = |end, part| HandedOver {
+        moved: 4,
+        left: 1,
+        end,
+        part,
+    };
     let messages = vec![
         Message::Start(Box::new(start)),
-        Message::Ready(Ready { listen, sandbox: Some(sandbox) }),
-        Message::Failed(Failed { cause: "why".into() }),
+        Message::Ready(Ready {
+            listen,
+            sandbox: Some(sandbox),
+        }),
+        Message::Failed(Failed {
+            cause: "why".into(),
+        }),
         Message::Lend(Lend { slot }),
         Message::Recall(Recall { slot }),
-        Message::Stop(Stop { lame_duck_ms: 1, drain_timeout_ms: 2 }),
+        Message::Stop(Stop {
+            lame_duck_ms: 1,
+            drain_timeout_ms: 2,
+        }),
         Message::Draining(Draining { connections: 3 }),
         Message::Serve(Serve {}),
-        Message::HandOver(HandOver { to: worker, last: true, drain_timeout_ms: 5, part }),
-        Message::TakeOver(TakeOver { from: worker, expected: 5 }),
-        Message::Leave(Leave { drain_timeout_ms: 5 }),
+        Message::HandOver(HandOver {
+            to: worker,
+            last: true,
+            drain_timeout_ms: 5,
+            part,
+        }),
+        Message::TakeOver(TakeOver {
+            from: worker,
+            expected: 5,
+        }),
+        Message::Leave(Leave {
+            drain_timeout_ms: 5,
+        }),
         Message::HandedOver(handed(HandoverEnd::Done, false)),
-        Message::HandedOver(handed(HandoverEnd::Refused { cause: "full".into() }, true)),
+        Message::HandedOver(handed(
+            HandoverEnd::Refused {
+                cause: "full".into(),
+            },
+            true,
+        )),
         Message::Ping(Ping {}),
         Message::Preflight(Preflight {}),
-        Message::StartAdmin(Box::new(StartAdmin { config, http: true, agent: false })),
-        Message::Ask(Ask { number: 1 }),
+        Message::StartAdmin(Box::new(StartAdmin {
+            config,
+            http: true,
+            agent: false,
+        })),
+        Message::Ask(Ask {
+            number: 1,
+            agent: AgentAnswers::default(),
+        }),
         Message::Told(Told { number: 1 }),
     ];
     let encode = |message| Ok(Envelope { worker, message }.encode(1)?);
@@ -98,19 +149,28 @@ fn control() -> Outcome<Vec<Vec<u8>>> {
         Request::Reload,
         Request::Upgrade,
         Request::Scale { workers: 3 },
-        Request::Rotation { to: Rotation::Drain },
+        Request::Rotation {
+            to: Rotation::Drain,
+        },
         Request::Status,
         Request::Stop,
     ] {
         seeds.push(request.encode()?);
     }
-    let done = uppercased::control::Done { renewed: 2, workers: 2, ..Default::default() };
+    let done = uppercased::control::Done {
+        renewed: 2,
+        workers: 2,
+        ..Default::default()
+    };
     for reply in [
         Reply::Progress("slot 0".into()),
         Reply::Done(done),
         Reply::Failed("why".into()),
         Reply::Refused("why".into()),
-        Reply::Status(Box::new(Status { slots: vec![Default::default()], ..Status::default() })),
+        Reply::Status(Box::new(Status {
+            slots: vec![Default::default()],
+            ..Status::default()
+        })),
     ] {
         seeds.push(reply.encode()?);
     }
@@ -129,14 +189,28 @@ fn handover() -> Vec<Vec<u8>> {
         last_progress: Tick::from_millis(5),
         opened: Tick::from_millis(1),
     };
-    let waiting = Frozen { unsent: Vec::new(), phase: Phase::AwaitingHeader, ..one.clone() };
+    let waiting = Frozen {
+        unsent: Vec::new(),
+        phase: Phase::AwaitingHeader,
+        ..one.clone()
+    };
     let messages = [
         Handover::Batch(vec![one.clone(), waiting, one]),
         Handover::End { moved: 3 },
         Handover::Acknowledged { count: 3 },
-        Handover::Refused { cause: "full".into() },
+        Handover::Refused {
+            cause: "full".into(),
+        },
     ];
-    messages.map(|message| Packet { sequence: 1, message }.encode()).to_vec()
+    messages
+        .map(|message| {
+            Packet {
+                sequence: 1,
+                message,
+            }
+            .encode()
+        })
+        .to_vec()
 }
 
 fn proxy() -> Outcome<Vec<Vec<u8>>> {
