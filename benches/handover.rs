@@ -35,7 +35,7 @@
 
 use std::time::Duration;
 
-use uppercased::control::Request;
+use uppercased::control::{Request, ScaleTo};
 
 use self::clients::{Clients, Load};
 use self::server::{HANDSHAKE_TIMEOUT, Operation, ProcessorTime, Server};
@@ -154,7 +154,9 @@ fn scaling(load: Load, rounds: usize) {
     let (mut more, mut fewer) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let mut clients = Clients::start(server.addr, load);
-        let (up, down) = (Request::Scale { workers: 2 }, Request::Scale { workers: 1 });
+        let [up, down] = [2, 1].map(|to| Request::Scale {
+            workers: ScaleTo::Exactly(to),
+        });
         let span = 2 * HANDSHAKE_TIMEOUT;
         more.push(sample(&server, &mut clients, up, span));
         clients.finish();

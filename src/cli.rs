@@ -196,7 +196,7 @@ fn understand(
     args: &[OsString],
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Command, Error> {
-    let matches = definition::command()
+    let matches = definition::for_arguments(args)
         .try_get_matches_from(args)
         .map_err(definition::mistyped)?;
     if let Some((role, _)) = matches.subcommand()
@@ -379,6 +379,7 @@ fn printed(result: io::Result<()>) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::ScaleTo;
 
     fn parsed(args: &[&str]) -> Result<Command, String> {
         let args = ["uppercased"].iter().chain(args).map(OsString::from);
@@ -436,6 +437,7 @@ mod tests {
             timeout: None,
             shown: Shown::default(),
         };
+        let scale = |workers| order(Request::Scale { workers });
         let status = |shown| Order {
             shown,
             ..order(Request::Status)
@@ -443,7 +445,9 @@ mod tests {
         for (args, expected) in [
             (["reload"].as_slice(), order(Request::Reload)),
             (&["upgrade"], order(Request::Upgrade)),
-            (&["scale", "3"], order(Request::Scale { workers: 3 })),
+            (&["scale", "3"], scale(ScaleTo::Exactly(3))),
+            (&["scale", "+1"], scale(ScaleTo::By(1))),
+            (&["scale", "-2"], scale(ScaleTo::By(-2))),
             (
                 &["rotation", "maint"],
                 order(Request::Rotation {

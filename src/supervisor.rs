@@ -282,8 +282,8 @@ impl Supervisor {
                 self.note_reload_asked();
                 self.upgrade(RequestId::NOBODY);
             }
-            SIGTTIN => self.scale(RequestId::NOBODY, ScaleTo::OneMore),
-            SIGTTOU => self.scale(RequestId::NOBODY, ScaleTo::OneLess),
+            SIGTTIN => self.scale(RequestId::NOBODY, ScaleTo::By(1)),
+            SIGTTOU => self.scale(RequestId::NOBODY, ScaleTo::By(-1)),
             // It was to end the wait; see `bury_orphans`.
             SIGCHLD => {}
             _ => tracing::warn!(signal = by, "a signal that has no effect"),

@@ -177,7 +177,8 @@ fn an_order_that_makes_no_sense_is_refused_before_anybody_is_asked() {
     for (args, what) in [
         (["scale"].as_slice(), "<N>"),
         (&["scale", "0"], "from 1 to 1024"),
-        (&["scale", "-1"], "from 1 to 1024"),
+        (&["scale", "+0"], "+1 or -1"),
+        (&["scale", "-1024"], "from 1 to 1023"),
         (&["scale", "1025"], "from 1 to 1024"),
         (&["scale", "many"], "'many'"),
         (&["scale", "1", "2"], "'2'"),

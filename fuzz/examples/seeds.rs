@@ -8,7 +8,7 @@ use std::time::Duration;
 use uppercased::clock::Tick;
 use uppercased::config::{Facts, from_file, resolve};
 use uppercased::control::protocol::Rotation;
-use uppercased::control::{Reply, Request};
+use uppercased::control::{Reply, Request, ScaleTo};
 use uppercased::handover::Part;
 use uppercased::handover::record::{Message as Handover, Packet};
 use uppercased::identity::{Generation, SlotId, WorkerId};
@@ -148,7 +148,8 @@ fn control() -> Outcome<Vec<Vec<u8>>> {
     for request in [
         Request::Reload,
         Request::Upgrade,
-        Request::Scale { workers: 3 },
+        Request::Scale { workers: ScaleTo::Exactly(3) },
+        Request::Scale { workers: ScaleTo::By(-1) },
         Request::Rotation {
             to: Rotation::Drain,
         },

@@ -176,8 +176,8 @@ impl World {
                 let to = ScaleTo::Exactly(u16::from(to) % (WORKERS_MAX + 1));
                 Event::Scale { request: self.request(), to }
             }
-            Step::OneMore => Event::Scale { request: self.request(), to: ScaleTo::OneMore },
-            Step::OneLess => Event::Scale { request: self.request(), to: ScaleTo::OneLess },
+            Step::OneMore => Event::Scale { request: self.request(), to: ScaleTo::By(1) },
+            Step::OneLess => Event::Scale { request: self.request(), to: ScaleTo::By(-1) },
             Step::HandedOver(who, end) => {
                 let worker = self.who(who);
                 Event::HandedOver { worker, moved: u32::MAX, left: 1, end: end.end() }

@@ -3,6 +3,7 @@
 //! Invariant: the short help (`-h`) is at most 79 columns wide, and every command has an example.
 //! Must not: judge a value (the settings' own grammars do, for all sources alike).
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::config::{
     self, CONFIG_VARIABLE, SETTINGS, STATUS_ANSWER_TIMEOUT, Setting, TOP_INTERVAL,
     WATCH_INTERVAL_MIN,
 };
-use crate::control::Rotation;
+use crate::control::{Rotation, ScaleTo};
 
 /// The program.
 pub(super) const PROGRAM: &str = "uppercased";
@@ -47,6 +48,8 @@ pub(super) const ADMIN: &str = "admin";
 pub(super) const SUPERVISOR: &str = "supervisor";
 /// The role in which the supervisor tries a new program before it becomes that.
 pub(super) const PREFLIGHT: &str = "preflight";
+/// The roles in which the program starts itself: hidden from people.
+const ROLES: [&str; 4] = [WORKER, ADMIN, BENCH_PART, PREFLIGHT];
 /// The commands that settings belong to.
 pub(super) const CONFIGURED: [&str; 2] = [SERVE, CHECK];
 
@@ -117,6 +120,17 @@ const SOURCES: &str = "\
 Every setting has one name in three spellings: --idle-timeout 30s, in the
 environment UPPERCASED_IDLE_TIMEOUT=30s, in the file idle_timeout = \"30s\".
 Flags win over the environment, the environment wins over the file.";
+
+/// Returns the definition that these arguments are to be read with: one that knows a role only if
+/// that is what they ask for, so that no report of an error suggests one.
+pub(super) fn for_arguments(args: &[OsString]) -> Command {
+    let role = args.get(1).and_then(|word| word.to_str());
+    if role.is_some_and(|word| ROLES.contains(&word)) {
+        command()
+    } else {
+        for_people()
+    }
+}
 
 /// The whole command line: what people type, and the roles, which are hidden.
 pub(super) fn command() -> Command {
@@ -271,15 +285,18 @@ fn scale() -> Command {
         .after_help(
             "No connection is closed: those of workers that leave move to others. A reload keeps \
              the number unless the configuration has another one by then.\n\n\
-             Example:\n  uppercased scale 8",
+             Examples:\n  uppercased scale 8\n  uppercased scale +1",
         )
         .arg(
             Arg::new(WORKERS)
                 .value_name("N")
                 .required(true)
                 .allow_negative_numbers(true)
-                .value_parser(|text: &str| whole(text, config::WORKERS.least, config::WORKERS.most))
-                .help(format!("How many there are to be ({})", config::WORKERS)),
+                .value_parser(number_of_workers)
+                .help(format!(
+                    "Number of workers ({}), or a change: +1, -2",
+                    config::WORKERS
+                )),
         )
 }
 
@@ -415,6 +432,17 @@ where
     }
 }
 
+/// Reads a number of workers, or a change of it.
+fn number_of_workers(text: &str) -> Result<ScaleTo, String> {
+    if text.starts_with(['+', '-']) {
+        return text.parse().map_err(|_| {
+            let most = config::WORKERS.most - config::WORKERS.least;
+            format!("write a change from 1 to {most}, for example +1 or -1")
+        });
+    }
+    whole(text, config::WORKERS.least, config::WORKERS.most).map(ScaleTo::Exactly)
+}
+
 /// A length of time that is not zero.
 fn time(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
@@ -529,12 +557,23 @@ mod tests {
             let line = format!("{} [default: {}]\n", setting.help, setting.default);
             assert!(texts[0].contains(&line), "wrapped: {line}");
         }
-        for role in [WORKER, ADMIN, BENCH_PART, PREFLIGHT] {
+        for role in ROLES {
             let listed = texts[0]
                 .lines()
                 .any(|line| line.trim_start().starts_with(role));
             assert!(!listed, "the role {role} is not for people");
         }
+    }
+
+    #[test]
+    fn roles_are_exactly_the_hidden_commands() {
+        let command = command();
+        let hidden = command.get_subcommands().filter(|one| one.is_hide_set());
+        let mut hidden: Vec<&str> = hidden.map(Command::get_name).collect();
+        hidden.sort_unstable();
+        let mut roles = ROLES;
+        roles.sort_unstable();
+        assert_eq!(hidden, roles);
     }
 
     const OPERATIONS: &str = include_str!("../../docs/operations.md");

@@ -135,6 +135,26 @@ mod tests {
     }
 
     #[test]
+    fn errors_never_suggest_hidden_roles() {
+        for word in [
+            "admi",
+            "admn",
+            "workr",
+            "wrker",
+            "preflght",
+            "pre-flight",
+            "bench-prt",
+        ] {
+            let line = told(&[word]);
+            for role in ["'admin'", "'worker'", "'preflight'", "'bench-part'"] {
+                assert!(!line.contains(role), "{line}");
+            }
+        }
+        // Behind a flag it is no role, either.
+        assert!(told(&["--pin", "worker"]).starts_with("unrecognized subcommand 'worker'"));
+    }
+
+    #[test]
     fn words_of_other_servers_are_known() {
         for (words, meant) in ELSEWHERE {
             for word in words {

@@ -313,6 +313,7 @@ impl fmt::Display for Barred {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::ScaleTo;
 
     #[test]
     fn verdicts_are_one_line() {
@@ -334,7 +335,10 @@ mod tests {
             format!("upgraded: 4 workers renewed in 312ms; {connections}")
         );
         assert_eq!(
-            line(Request::Scale { workers: 6 }).unwrap(),
+            line(Request::Scale {
+                workers: ScaleTo::By(2)
+            })
+            .unwrap(),
             format!("scaled: 6 workers in 312ms; {connections}")
         );
         assert_eq!((line(Request::Status), line(Request::Stop)), (None, None));

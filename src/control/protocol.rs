@@ -8,6 +8,8 @@
 //! version or command is refused, an unknown field skipped; no line is longer than its bound.
 //! Pure: it must not touch a socket.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -29,7 +31,7 @@ pub enum Request {
     /// Have so many workers.
     Scale {
         /// How many.
-        workers: u16,
+        workers: ScaleTo,
     },
     /// Say to load balancers that new clients may come, or should go elsewhere.
     Rotation {
@@ -40,6 +42,24 @@ pub enum Request {
     Status,
     /// Stop in order. There is no final reply: the connection lives as long as the server.
     Stop,
+}
+
+/// A number of workers, absolute or relative: `6`, or `"+2"` and `"-1"` as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
+pub enum ScaleTo {
+    /// Exactly this number.
+    Exactly(u16),
+    /// The number in force when the operation begins, plus or minus this one; not 0.
+    By(i16),
+}
+
+/// How a [`ScaleTo`] is written in JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Number(u16),
+    Text(String),
 }
 
 /// Whether load balancers are told to send new clients. Whoever comes is served all the same.
@@ -120,6 +140,9 @@ pub enum Error {
     /// A number of workers that cannot be.
     #[error("{0} workers are not possible; ask for {WORKERS}")]
     Workers(u16),
+    /// A change of the number of workers that cannot be.
+    #[error("{0:?} is no number of workers; write for example 6, +1 or -1")]
+    Change(String),
 }
 
 /// How a request travels.
@@ -160,9 +183,9 @@ impl Request {
         }
         let request = serde_json::from_slice(line)?;
         match request {
-            Self::Scale { workers } if !(WORKERS.least..=WORKERS.most).contains(&workers) => {
-                Err(Error::Workers(workers))
-            }
+            Self::Scale {
+                workers: ScaleTo::Exactly(workers),
+            } if !(WORKERS.least..=WORKERS.most).contains(&workers) => Err(Error::Workers(workers)),
             Self::Scale { .. }
             | Self::Reload
             | Self::Upgrade
@@ -182,6 +205,62 @@ impl Request {
             Self::Rotation { .. } => "rotation",
             Self::Status => "status",
             Self::Stop => "stop",
+        }
+    }
+}
+
+impl ScaleTo {
+    /// Returns the number of workers that this asks for where there are `here`, saturated at what
+    /// the type can hold; whether it is possible is for the caller to judge.
+    #[must_use]
+    pub const fn from(self, here: u16) -> u16 {
+        match self {
+            Self::Exactly(to) => to,
+            Self::By(by) => here.saturating_add_signed(by),
+        }
+    }
+}
+
+impl fmt::Display for ScaleTo {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(to) => write!(out, "{to}"),
+            Self::By(by) => write!(out, "{by:+}"),
+        }
+    }
+}
+
+impl FromStr for ScaleTo {
+    type Err = Error;
+
+    /// Reads `6`, `+2` or `-1`: a sign makes the number relative.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let refused = || Error::Change(text.to_owned());
+        if text.starts_with(['+', '-']) {
+            let by: i16 = text.parse().map_err(|_| refused())?;
+            let possible = by != 0 && by.unsigned_abs() < WORKERS.most;
+            return possible.then_some(Self::By(by)).ok_or_else(refused);
+        }
+        text.parse().map(Self::Exactly).map_err(|_| refused())
+    }
+}
+
+impl TryFrom<Written> for ScaleTo {
+    type Error = Error;
+
+    fn try_from(written: Written) -> Result<Self, Error> {
+        match written {
+            Written::Number(to) => Ok(Self::Exactly(to)),
+            Written::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl From<ScaleTo> for Written {
+    fn from(to: ScaleTo) -> Self {
+        match to {
+            ScaleTo::Exactly(to) => Self::Number(to),
+            ScaleTo::By(_) => Self::Text(to.to_string()),
         }
     }
 }
@@ -314,10 +393,15 @@ mod tests {
 
     use super::*;
 
-    const REQUESTS: [Request; 6] = [
+    const REQUESTS: [Request; 7] = [
         Request::Reload,
         Request::Upgrade,
-        Request::Scale { workers: 7 },
+        Request::Scale {
+            workers: ScaleTo::Exactly(7),
+        },
+        Request::Scale {
+            workers: ScaleTo::By(-3),
+        },
         Request::Rotation {
             to: Rotation::Drain,
         },
@@ -357,10 +441,19 @@ mod tests {
         let scale = br#"{"version":1,"command":"scale","workers":3}"#;
         assert_eq!(
             Request::decode(scale).unwrap(),
-            Request::Scale { workers: 3 }
+            Request::Scale {
+                workers: ScaleTo::Exactly(3)
+            }
         );
         for (name, request) in REQUESTS.map(|request| (request.name(), request)) {
-            let line = format!(r#"{{"workers":7,"to":"drain","command":"{name}","version":1}}"#);
+            let workers = match request {
+                Request::Scale {
+                    workers: ScaleTo::By(_),
+                } => r#""-3""#,
+                _ => "7",
+            };
+            let line =
+                format!(r#"{{"workers":{workers},"to":"drain","command":"{name}","version":1}}"#);
             assert_eq!(Request::decode(line.as_bytes()).unwrap(), request);
         }
         let done = br#"{"done":{"renewed":4,"workers":4,"moved":9,"drained":0,"took_ms":312}}"#;
@@ -372,6 +465,28 @@ mod tests {
             took_ms: 312,
         };
         assert_eq!(Reply::decode(done).unwrap(), Reply::Done(expected));
+    }
+
+    #[test]
+    fn signs_make_a_number_of_workers_relative() {
+        let read = |text: &str| text.parse::<ScaleTo>();
+        for (text, to) in [
+            ("6", ScaleTo::Exactly(6)),
+            ("+1", ScaleTo::By(1)),
+            ("-2", ScaleTo::By(-2)),
+        ] {
+            assert_eq!(read(text).unwrap(), to);
+            assert_eq!(to.to_string(), text);
+        }
+        for text in [
+            "", "+", "-", "+0", "-0", "++1", "+1024", "-32769", "x", "1.5",
+        ] {
+            let why = read(text).unwrap_err().to_string();
+            assert!(why.contains("+1 or -1"), "{why}");
+        }
+        assert_eq!(ScaleTo::By(-5).from(4), 0);
+        assert_eq!(ScaleTo::By(1).from(4), 5);
+        assert_eq!(ScaleTo::Exactly(2).from(4), 2);
     }
 
     #[test]
@@ -450,7 +565,7 @@ mod tests {
 
         #[test]
         fn any_change_of_one_byte_decodes_or_is_refused(
-            which in 0usize..6, at: prop::sample::Index, byte: u8,
+            which in 0..REQUESTS.len(), at: prop::sample::Index, byte: u8,
         ) {
             let mut line = REQUESTS[which].encode().unwrap();
             let at = at.index(line.len());

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::machine::Policy;
 use super::slot::{Death, SlotId, WorkerId};
+pub use crate::control::ScaleTo;
 use crate::handover::Part;
 use crate::identity::{ReleaseId, RequestId};
 use crate::wire::HandoverEnd;
@@ -148,17 +149,6 @@ pub struct Load {
     pub calls: u64,
     /// Turns of its loop.
     pub turns: u64,
-}
-
-/// How many workers there are to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ScaleTo {
-    /// So many; at least 1.
-    Exactly(u16),
-    /// One more than there are.
-    OneMore,
-    /// One less than there are; at 1 there is nothing to do.
-    OneLess,
 }
 
 /// Where a new worker gets its slot's listener from.

@@ -4,7 +4,7 @@
 use mio::Token;
 
 use crate::clock;
-use crate::config::check_change;
+use crate::config::{WORKERS, check_change};
 use crate::control::{Done, Reply, Request, Rotation};
 use crate::fault;
 use crate::identity::{ReleaseId, RequestId};
@@ -24,7 +24,7 @@ impl Supervisor {
             match asked {
                 Request::Reload => self.restart(request),
                 Request::Upgrade => self.upgrade(request),
-                Request::Scale { workers } => self.scale(request, ScaleTo::Exactly(workers)),
+                Request::Scale { workers } => self.scale(request, workers),
                 Request::Rotation { to } => self.rotate(request, to),
                 Request::Status => {
                     let status = Reply::Status(Box::new(self.status()));
@@ -63,20 +63,15 @@ impl Supervisor {
     }
 
     pub(super) fn scale(&mut self, request: RequestId, to: ScaleTo) {
-        let fewer = match to {
-            ScaleTo::Exactly(workers) => Some(workers),
-            ScaleTo::OneLess => Some(self.machine.policy().workers.saturating_sub(1)),
-            ScaleTo::OneMore => None,
-        };
-        // None at all is refused by the machine.
-        let fewer = fewer.filter(|workers| *workers > 0);
-        if let Some(cause) = fewer.and_then(|workers| self.too_few(workers)) {
-            return self.refuse(request, "scale", cause);
-        }
-        if let ScaleTo::Exactly(workers) = to
-            && let Err(error) = Limits::settle(self.config(), workers.max(1), self.nofile)
-        {
-            return self.refuse(request, "scale", error.to_string());
+        let workers = to.from(self.machine.policy().workers);
+        // Numbers that nobody can have are refused by the machine.
+        if (WORKERS.least..=WORKERS.most).contains(&workers) {
+            if let Some(cause) = self.too_few(workers) {
+                return self.refuse(request, "scale", cause);
+            }
+            if let Err(error) = Limits::settle(self.config(), workers, self.nofile) {
+                return self.refuse(request, "scale", error.to_string());
+            }
         }
         self.happened(Event::Scale { request, to });
     }

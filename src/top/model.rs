@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::keys::Key;
 use crate::clock::Tick;
 use crate::config::WORKERS;
-use crate::control::{Done, Reply, Request};
+use crate::control::{Done, Reply, Request, ScaleTo};
 use crate::identity::SlotId;
 use crate::status::Look;
 
@@ -198,7 +198,9 @@ impl Model {
         if self.look.is_none() || !(WORKERS.least..=WORKERS.most).contains(&to) {
             return self.say(format!("{to} workers are not possible: {WORKERS}"));
         }
-        self.confirm(Request::Scale { workers: to });
+        self.confirm(Request::Scale {
+            workers: ScaleTo::Exactly(to),
+        });
     }
 
     fn workers(&self) -> u16 {
@@ -295,11 +297,14 @@ pub(super) mod tests {
 
     #[test]
     fn nothing_is_asked_without_a_yes() {
+        let scale = |to| Request::Scale {
+            workers: ScaleTo::Exactly(to),
+        };
         for (key, request) in [
             ('r', Request::Reload),
             ('u', Request::Upgrade),
-            ('+', Request::Scale { workers: 3 }),
-            ('-', Request::Scale { workers: 1 }),
+            ('+', scale(3)),
+            ('-', scale(1)),
         ] {
             for no in [
                 Key::Char('n'),

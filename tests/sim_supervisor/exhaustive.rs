@@ -258,11 +258,11 @@ impl Walk {
             Letter::ExecFailed => Some(Event::ExecFailed { cause: cause() }),
             Letter::OneMore => Some(Event::Scale {
                 request,
-                to: ScaleTo::OneMore,
+                to: ScaleTo::By(1),
             }),
             Letter::OneLess => Some(Event::Scale {
                 request,
-                to: ScaleTo::OneLess,
+                to: ScaleTo::By(-1),
             }),
             Letter::Stop => Some(Event::Stop { by: cause() }),
             Letter::Timeout | Letter::Glance => return Happening::Look,

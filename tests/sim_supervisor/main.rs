@@ -234,11 +234,11 @@ impl<'a> World<'a> {
             4 => Event::Upgrade { request },
             5 => Event::Scale {
                 request,
-                to: ScaleTo::OneMore,
+                to: ScaleTo::By(1),
             },
             6 => Event::Scale {
                 request,
-                to: ScaleTo::OneLess,
+                to: ScaleTo::By(-1),
             },
             _ => Event::Scale {
                 request,

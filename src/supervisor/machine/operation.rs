@@ -111,11 +111,7 @@ impl Machine {
 
     pub(super) fn scale(&mut self, request: RequestId, to: ScaleTo, now: Tick) -> Reception {
         let here = self.policy.workers.max(1);
-        let to = match to {
-            ScaleTo::Exactly(to) => to,
-            ScaleTo::OneMore => here.saturating_add(1),
-            ScaleTo::OneLess => here - 1,
-        };
+        let to = to.from(here);
         let kind = OperationKind::Scale { to };
         let refusal = if to == 0 {
             Some("one worker is the least".to_owned())

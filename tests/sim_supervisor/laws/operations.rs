@@ -90,8 +90,7 @@ impl Laws {
             Event::Scale { request, to } => {
                 let to = match to {
                     ScaleTo::Exactly(to) => *to,
-                    ScaleTo::OneMore => here + 1,
-                    ScaleTo::OneLess => here - 1,
+                    ScaleTo::By(by) => here.saturating_add_signed(*by),
                 };
                 let sound = (1..=WORKERS_MAX).contains(&to);
                 self.note_asked(*request, Kind::Scale, to, sound);

@@ -566,7 +566,7 @@ fn an_upgrade_tries_then_execs_then_rolls() {
 #[test]
 fn requests_of_nobody_are_answered_too() {
     let mut stage = Stage::booted(calm(1), 0);
-    let to = ScaleTo::OneLess;
+    let to = ScaleTo::By(-1);
     let request = NOT_ASKED;
     assert_eq!(
         stage.at(100, Event::Scale { request, to }),
