@@ -22,6 +22,7 @@ mod launch;
 mod limits;
 mod listen;
 mod networks;
+pub(crate) mod path_bytes;
 mod proxy;
 mod rules;
 mod sandbox;
@@ -60,7 +61,7 @@ pub enum Control {
     /// Nowhere: signals only.
     Off,
     /// A socket at this path.
-    Path(PathBuf),
+    Path(#[serde(with = "path_bytes")] PathBuf),
 }
 
 /// What a rolling restart does with established connections.

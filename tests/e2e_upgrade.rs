@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::symlink;
 
 use nix::sys::signal::Signal;
@@ -70,6 +72,25 @@ fn a_link_to_the_program_is_followed_anew() {
     std::fs::rename(&next, &current).unwrap();
     server.upgrade().expect_success();
     assert_eq!(server.status_json()["version"], "7.2.0");
+}
+
+#[test]
+fn program_path_need_not_be_utf8() {
+    let folder = tempfile::tempdir().unwrap();
+    let odd = folder.path().join(OsStr::from_bytes(b"caf\xe9 it's"));
+    std::fs::create_dir(&odd).unwrap();
+    let program = odd.join("uppercased");
+    Image::copy(&odd).replace(&program);
+    let server = Server::builder().program(&program).args(QUICK).start();
+    let mut client = Client::connect(server.addr());
+    server.reload().expect_success();
+    Image::copy(&odd)
+        .with_faults("version=8.0.0")
+        .replace(&program);
+    server.upgrade().expect_success();
+    assert_eq!(server.status_json()["version"], "8.0.0");
+    server.upgrade().expect_success();
+    client.roundtrip(b"kept");
 }
 
 #[test]

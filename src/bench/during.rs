@@ -10,6 +10,7 @@
     reason = "the load generator is a process of its own, and has threads; the server has none"
 )]
 
+use std::ffi::{OsStr, OsString};
 use std::io::{self, PipeReader, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
@@ -89,15 +90,18 @@ fn repeat(job: &Job, origin: Tick, until: Tick, is_over: &Receiver<()>) -> Vec<M
     marks
 }
 
-fn run(command: &str, origin: Tick, is_over: &Receiver<()>) -> Mark {
+fn run(command: &OsStr, origin: Tick, is_over: &Receiver<()>) -> Mark {
     let begun = clock::now();
     let mut mark = Mark {
         at_ms: millis(begun.since(origin)),
-        command: command.to_owned(),
+        command: command.to_string_lossy().into_owned(),
         ..Mark::default()
     };
+    let mut script = OsString::from("exec 2>&1\n");
+    script.push(command);
     let started = Command::new("sh")
-        .args(["-c", &format!("exec 2>&1\n{command}")])
+        .arg("-c")
+        .arg(script)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .process_group(0)

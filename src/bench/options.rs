@@ -3,6 +3,7 @@
 //!
 //! Pure. It must not judge how options go together; `plan` does.
 
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -113,7 +114,7 @@ pub struct Job {
     /// The distance to the next time; `None`: once.
     pub every: Option<Duration>,
     /// For the shell.
-    pub command: String,
+    pub command: OsString,
 }
 
 /// What was typed.
@@ -184,7 +185,7 @@ impl FromStr for Job {
             let (time, command) = rest.split_once(':')?;
             let time = humantime::parse_duration(time.trim()).ok()?;
             let command = command.trim();
-            (!command.is_empty() && !time.is_zero()).then(|| (word, time, command.to_owned()))
+            (!command.is_empty() && !time.is_zero()).then(|| (word, time, OsString::from(command)))
         };
         match parts() {
             Some(("every", first, command)) => Ok(Self {
@@ -211,11 +212,11 @@ mod tests {
         let job: Job = "every 2s: uppercased reload".parse().unwrap();
         let every = Some(Duration::from_secs(2));
         assert_eq!(
-            (job.every, job.command.as_str()),
-            (every, "uppercased reload")
+            (job.every, job.command),
+            (every, "uppercased reload".into())
         );
         let job: Job = "at 300ms: kill -HUP 1: x".parse().unwrap();
-        assert_eq!((job.every, job.command.as_str()), (None, "kill -HUP 1: x"));
+        assert_eq!((job.every, job.command), (None, "kill -HUP 1: x".into()));
         for text in [
             "",
             "every",

@@ -4,8 +4,10 @@
 //! own is gone; the server's figures are differences over exactly the time that counts, or as near
 //! to it as this thread is woken.
 
+use std::ffi::OsString;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -290,10 +292,13 @@ fn jobs(options: &Options, subject: &Subject) -> Vec<Job> {
         ] {
             if let Some(every) = every {
                 let (program, control) = (quoted(&own.program), quoted(&own.control()));
+                let mut command = program;
+                command.push(format!(" {order} --control "));
+                command.push(control);
                 jobs.push(Job {
                     first: every,
                     every: Some(every),
-                    command: format!("{program} {order} --control {control}"),
+                    command,
                 });
             }
         }
@@ -301,9 +306,17 @@ fn jobs(options: &Options, subject: &Subject) -> Vec<Job> {
     jobs
 }
 
-/// For a shell.
-fn quoted(path: &Path) -> String {
-    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+/// Quotes a path for a shell, byte by byte: it need not be text.
+fn quoted(path: &Path) -> OsString {
+    let mut word = vec![b'\''];
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'\'' => word.extend(br"'\''"),
+            other => word.push(other),
+        }
+    }
+    word.push(b'\'');
+    OsString::from_vec(word)
 }
 
 /// Whether the server can be reached from every address that is to be connected from.
@@ -544,4 +557,21 @@ fn machine(cpus: u16) -> Machine {
 fn unix_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn shell_reads_quoted_path_byte_by_byte() {
+        let path = Path::new(OsStr::from_bytes(b"/caf\xe9 it's/$HOME"));
+        let mut script = OsString::from("printf %s ");
+        script.push(quoted(path));
+        let read = Command::new("sh").arg("-c").arg(script).output().unwrap();
+        assert_eq!(read.stdout, path.as_os_str().as_bytes());
+    }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::path_bytes;
 use super::value::{Facts, Grammar, SOCKET_PATH_MAX_BYTES};
 
 /// Where the admin endpoint is.
@@ -17,7 +18,7 @@ pub enum AdminAddr {
     /// A loopback address; port 0 asks the kernel for one.
     Tcp(SocketAddr),
     /// The path of a Unix socket.
-    Unix(PathBuf),
+    Unix(#[serde(with = "path_bytes")] PathBuf),
 }
 
 impl fmt::Display for AdminAddr {

@@ -18,7 +18,7 @@ use super::systemd::SavedSystemd;
 use super::times::Times;
 use super::totals::{Former, Totals};
 use crate::clock::Tick;
-use crate::config::{Config, LogFormat, LogLevel, NeedsStop, check_change};
+use crate::config::{Config, LogFormat, LogLevel, NeedsStop, check_change, path_bytes};
 use crate::control::Rotation;
 use crate::fault;
 use crate::identity::{ReleaseId, RequestId, WorkerId};
@@ -37,6 +37,7 @@ pub(super) struct State {
     /// Of the program that wrote this, for the log.
     pub(super) written_by: String,
     /// Where a restart finds the program.
+    #[serde(with = "path_bytes")]
     pub(super) program: PathBuf,
     pub(super) snapshot: Snapshot,
     pub(super) addresses: Vec<Listen>,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
 
+use crate::config::path_bytes;
 use crate::control::client::{Conversation, Error as AskError};
 use crate::control::place::{self, Surroundings};
 
@@ -81,6 +82,7 @@ pub(in crate::supervisor) struct SocketFile(pub(in crate::supervisor) FileId);
 /// A file and the process that made it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::supervisor) struct FileId {
+    #[serde(with = "path_bytes")]
     pub(super) path: PathBuf,
     device: u64,
     inode: u64,

@@ -1,0 +1,60 @@
+//! Paths as they cross a process: text where they are UTF-8, bytes where they are not.
+//!
+//! A path on Linux is any bytes without a zero. JSON knows only text, and serde's own form of a path
+//! refuses the others, which would end the message or the state that the path stands in.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+/// Writes a path, whatever its bytes.
+///
+/// # Errors
+/// What the serializer returned.
+pub(crate) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    let written = match path.to_str() {
+        Some(text) => Written::Text(text.to_owned()),
+        None => Written::Bytes(OsStr::as_bytes(path.as_os_str()).to_vec()),
+    };
+    written.serialize(serializer)
+}
+
+/// Reads what [`serialize`] wrote.
+///
+/// # Errors
+/// It is neither text nor a list of bytes.
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+    Ok(match Written::deserialize(from)? {
+        Written::Text(text) => PathBuf::from(text),
+        Written::Bytes(bytes) => PathBuf::from(OsString::from_vec(bytes)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_survives_json_whatever_its_bytes() {
+        #[derive(Serialize, Deserialize)]
+        struct Named(#[serde(with = "super")] PathBuf);
+
+        for bytes in [&b"/a b/it's"[..], b"/caf\xe9/\xff", "/café".as_bytes(), b""] {
+            let path = PathBuf::from(OsStr::from_bytes(bytes));
+            let json = serde_json::to_string(&Named(path.clone())).unwrap();
+            let read: Named = serde_json::from_str(&json).unwrap();
+            assert_eq!(read.0, path, "{json}");
+        }
+        let plain = serde_json::to_string(&Named("/usr/bin".into())).unwrap();
+        assert_eq!(plain, "\"/usr/bin\"");
+    }
+}
