@@ -40,9 +40,11 @@ mod team;
 pub mod truth;
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use crate::{log, output};
 
 pub use self::options::Options;
 use self::outcome::Outcome;
@@ -73,8 +75,7 @@ pub fn run(options: &Options) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            // If standard error takes nothing, the exit code has to say it.
-            let _ = writeln!(io::stderr(), "uppercased: {error}");
+            log::complain(&error.to_string());
             match error {
                 Error::Run(run::Error::Plan(_)) => ExitCode::from(BAD_INPUT),
                 Error::Run(_) | Error::Write { .. } | Error::Json(_) => ExitCode::FAILURE,
@@ -107,7 +108,7 @@ fn tell(outcome: &Outcome, options: &Options) -> Result<(), Error> {
         .any(|path| path == Path::new(STDOUT));
     if !machine_reads {
         // A reader that goes away early is no error.
-        let _ = io::stdout().write_all(report::summary(outcome).as_bytes());
+        let _ = output::write(report::summary(outcome).as_bytes());
     }
     Ok(())
 }
@@ -126,7 +127,7 @@ fn try_to_write(path: &Path) -> Result<(), Error> {
 
 fn write(path: &Path, text: &str) -> Result<(), Error> {
     let written = if path == Path::new(STDOUT) {
-        io::stdout().write_all(text.as_bytes())
+        output::write(text.as_bytes())
     } else {
         fs::write(path, text)
     };

@@ -8,7 +8,7 @@
 //! [`config::resolve`].
 
 use std::ffi::OsString;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ use crate::bench as measurement;
 use crate::client;
 use crate::config::{self, Config};
 use crate::control::{Request, Rotation};
-use crate::log::{complain, in_one_line};
+use crate::log::{complain, visible, wants_colour};
+use crate::output::{self, print};
 use crate::{admin, fault, preflight, supervisor, top, worker};
 
 pub use crate::config::{CommandLine, Launch};
@@ -166,8 +167,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::Admin(options)) => admin::run(options),
         Ok(Command::Preflight(server)) => preflight::run(server.read()),
         Err(Error::Usage { report, .. }) if !report.use_stderr() => {
-            // Help and version; clap knows whether standard output takes colour.
-            printed(report.print())
+            // Help and version.
+            let text = report.render();
+            if wants_colour(output::stdout()) {
+                output::print_raw(text.ansi().to_string().as_bytes())
+            } else {
+                print(&text.to_string())
+            }
         }
         Err(error) => fail(&error),
     }
@@ -348,7 +354,7 @@ fn settle(args: &[OsString]) -> Result<Config, String> {
     match parse(args.iter().cloned(), std::env::vars_os()) {
         Ok(Command::Serve(launch)) => Ok(launch.config),
         Ok(_) => Err("these are not the arguments of a server".to_owned()),
-        Err(error) => Err(in_one_line(&error.to_string())),
+        Err(error) => Err(visible(&error.to_string())),
     }
 }
 
@@ -356,24 +362,6 @@ fn settle(args: &[OsString]) -> Result<Config, String> {
 fn fail(error: &Error) -> ExitCode {
     complain(&error.to_string());
     ExitCode::from(BAD_INPUT)
-}
-
-fn print(text: &str) -> ExitCode {
-    let mut out = io::stdout().lock();
-    printed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
-}
-
-/// The exit code for output that went as `result` says. `uppercased --help | head -1` is fine.
-fn printed(result: io::Result<()>) -> ExitCode {
-    match result {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            complain(&format!(
-                "cannot write to standard output: {error}; is its disk full?"
-            ));
-            ExitCode::FAILURE
-        }
-        _ => ExitCode::SUCCESS,
-    }
 }
 
 #[cfg(test)]

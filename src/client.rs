@@ -14,12 +14,12 @@ mod connect;
 mod exchange;
 mod session;
 
-use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use thiserror::Error as ThisError;
 
+use crate::log;
 use crate::proxy_header;
 
 use self::connect::{Malformed, Target, Unreachable, connect, describe_io};
@@ -101,7 +101,7 @@ pub fn run(options: Options) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !error.is_quiet() {
-                say(format_args!("uppercased: {error}"));
+                log::complain(&error.to_string());
             }
             ExitCode::from(error.exit_code())
         }
@@ -130,16 +130,11 @@ fn converse(options: &Options) -> Result<(), Error> {
     if session.is_interactive() {
         let peer = stream.peer_addr().map_err(Error::Socket)?;
         let local = stream.local_addr().map_err(Error::Socket)?;
-        say(format_args!(
+        log::say(&format!(
             "connected to {peer} from {local} (end with Ctrl-D)"
         ));
     }
     session.run()
-}
-
-/// Writes one line to standard error; if even that is gone, the exit code still tells.
-fn say(line: fmt::Arguments<'_>) {
-    drop(writeln!(io::stderr(), "{line}"));
 }
 
 /// What became of a connection that did not end in order.

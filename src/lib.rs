@@ -57,6 +57,9 @@
 //! assert_eq!(&bytes, b"STRA\xc3\x9fE, GR\0UND 7");
 //! ```
 
+// They panic where nobody reads; `output` and `log::complain` do not.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 pub mod admin;
 pub mod admission;
 pub mod bench;
@@ -77,6 +80,7 @@ pub mod log;
 pub mod look;
 pub mod memory;
 pub mod metrics;
+mod output;
 pub mod port;
 pub mod preflight;
 pub mod proxy_header;

@@ -7,11 +7,12 @@
 //! Must not: block, start a thread, or set a flag on the open file that is shared with whoever
 //! started the server.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd as _;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
+use nix::poll::PollTimeout;
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::SetGlobalDefaultError;
 use tracing::{Event, Level, Subscriber};
@@ -21,12 +22,13 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::reload;
 
 use crate::config::{LogFormat, LogLevel};
+use crate::output;
 
 mod escape;
 mod line;
 mod writer;
 
-pub use escape::escape;
+pub use escape::{escape, visible};
 pub use line::LOG_LINE_MAX_BYTES;
 pub use writer::dropped_lines;
 pub(crate) use writer::without_ttou;
@@ -71,24 +73,29 @@ fn style(format: LogFormat) -> Style {
     match format {
         LogFormat::Json => Style::Json,
         LogFormat::Human => Style::Human {
-            colour: wants_colour(),
+            colour: wants_colour(io::stderr()),
         },
     }
 }
 
-/// Says to whoever started this process what went wrong, in one line. Standard error may be full, or
-/// have nobody who reads it: then the exit code has to say it.
+/// Says to whoever started this process what went wrong, in one line.
 pub(crate) fn complain(what: &str) {
-    let _ = writeln!(io::stderr(), "uppercased: {}", in_one_line(what));
+    say(&format!("uppercased: {what}"));
 }
 
-/// A file name may contain anything, and a server may say anything; a report is one line all the
-/// same.
-pub(crate) fn in_one_line(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+/// Writes one line to standard error, whatever `line` contains. Standard error may be full, or have
+/// nobody who reads it: then the exit code has to say it.
+pub(crate) fn say(line: &str) {
+    let line = visible(line) + "\n";
+    let _ = output::write_to(
+        io::stderr(),
+        line.as_bytes(),
+        PollTimeout::from(SAY_PATIENCE_MS),
+    );
 }
+
+/// How long a non-blocking standard error that is full is waited for, in milliseconds.
+const SAY_PATIENCE_MS: u16 = 1000;
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
@@ -121,9 +128,9 @@ fn filter(level: LogLevel) -> LevelFilter {
 
 /// Colour is for a terminal that understands it, and for people who did not say no
 /// (<https://no-color.org>).
-fn wants_colour() -> bool {
+pub(crate) fn wants_colour(out: impl IsTerminal) -> bool {
     let set = |name| std::env::var_os(name).unwrap_or_default();
-    io::stderr().is_terminal() && set("NO_COLOR").is_empty() && set("TERM") != "dumb"
+    out.is_terminal() && set("NO_COLOR").is_empty() && set("TERM") != "dumb"
 }
 
 /// The layer that makes lines of events.

@@ -30,6 +30,7 @@ use crate::control::client::{Conversation, Error as AskError};
 use crate::control::{Reply, Request};
 use crate::fault;
 use crate::look::Looker;
+use crate::output;
 
 use model::{Action, Model};
 use terminal::{Ansi, Modes};
@@ -83,7 +84,7 @@ pub type Find<'a> = &'a dyn Fn() -> Result<PathBuf, String>;
 /// # Errors
 /// See [`Error`]; a server that goes away later is none.
 pub fn run(options: &Options, find: Find<'_>) -> Result<ExitCode, Error> {
-    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+    if !io::stdin().is_terminal() || !output::stdout().is_terminal() {
         return Err(Error::NoTerminal);
     }
     if std::env::var_os("TERM").is_some_and(|term| term == "dumb") {

@@ -3,10 +3,13 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -224,6 +227,83 @@ fn output_that_cannot_be_written_is_an_error() {
     let outcome = Run::print().stdout_to(full).outcome();
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     assert!(outcome.stderr.contains("standard output"), "{outcome:?}");
+}
+
+#[test]
+fn every_command_fills_slow_nonblocking_pipe() {
+    for args in [
+        ["man"].as_slice(),
+        &["completions", "zsh"],
+        &["--help"],
+        &["help", "serve"],
+    ] {
+        let whole = Run::new().args(args).stdout();
+        let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+        // A page: less than any of these commands prints, so each has to wait for the reader.
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+        let run = Run::new().args(args).stdout_to(writer);
+        let running = std::thread::Builder::new().spawn(|| run.outcome()).unwrap();
+        let mut read: Vec<u8> = Vec::new();
+        loop {
+            let mut readable = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut readable, PollTimeout::from(60_000_u16)), Ok(1));
+            let mut some = [0; 500];
+            match nix::unistd::read(&reader, &mut some).unwrap() {
+                0 => break,
+                count => read.extend(&some[..count]),
+            }
+        }
+        let outcome = running.join().unwrap();
+        assert_eq!(outcome.code, Some(0), "{args:?}: {outcome:?}");
+        assert_eq!(outcome.stderr, "", "{args:?}");
+        assert!(whole.len() > 4096, "{args:?} prints {} bytes", whole.len());
+        assert!(read == whole.as_bytes(), "{args:?}: {} bytes", read.len());
+    }
+}
+
+#[test]
+fn error_is_one_line_whatever_is_typed() {
+    let evil = "x\nUsage: forged\x1b[31m\x07\u{9b}\u{202e}\r\nERROR";
+    let address = format!("{evil}:1");
+    let variable = format!("UPPERCASED_{evil}");
+    let typed = |args: &[&str]| Run::new().args(args);
+    for (run, codes) in [
+        (typed(&[evil]), [2, 2]),
+        (typed(&[&format!("--{evil}")]), [2, 2]),
+        (typed(&["check", "--listen", evil]), [2, 2]),
+        (typed(&["check", "--idle-timeout", evil]), [2, 2]),
+        (typed(&["check", "--config", evil]), [2, 2]),
+        (typed(&["check"]).env("UPPERCASED_WORKERS", evil), [2, 2]),
+        (typed(&["check"]).env(&variable, "1"), [2, 2]),
+        (typed(&["status", "--control", evil]), [1, 2]),
+        (typed(&["scale", evil]), [2, 2]),
+        (typed(&["rotation", evil]), [2, 2]),
+        (typed(&["client", &address]), [1, 2]),
+        (typed(&["bench", &address]), [1, 2]),
+        (
+            typed(&["bench", "-n", "1", "--json", &format!("/nowhere/{evil}")]),
+            [1, 2],
+        ),
+        (typed(&["bench", "compare", evil, evil]), [1, 2]),
+        (typed(&["man", evil]), [2, 2]),
+        (
+            typed(&["man", "--dir", &format!("/dev/null/{evil}")]),
+            [1, 2],
+        ),
+        (typed(&["completions", evil]), [2, 2]),
+    ] {
+        let what = format!("{:?}", run.command);
+        let outcome = run.outcome();
+        assert!(
+            outcome.code.is_some_and(|code| codes.contains(&code)),
+            "{what}: {outcome:?}"
+        );
+        let line = outcome.stderr.strip_suffix('\n').unwrap();
+        let raw = |letter: char| letter.is_control() || letter == '\u{202e}';
+        assert!(!line.is_empty() && !line.contains(raw), "{what}: {line:?}");
+        // All of it is there: an escaped line is complete.
+        assert!(line.contains("ERROR"), "{what}: {line:?}");
+    }
 }
 
 #[test]

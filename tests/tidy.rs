@@ -212,18 +212,6 @@ fn tests_wait_for_events_and_never_sleep() {
     assert_none("sleeps", offences);
 }
 
-/// It panics where standard error takes nothing: full, or a pipe that nobody reads.
-#[test]
-fn last_words_never_panic() {
-    let mut offences = Vec::new();
-    for (name, text) in sources("src") {
-        if text.contains("eprintln!(") || text.contains("eprint!(") {
-            offences.push(name);
-        }
-    }
-    assert_none("may panic in `eprintln!`: use `log::complain`", offences);
-}
-
 #[test]
 fn operations_explains_every_reason_and_cause() {
     let page = fs::read_to_string(root().join("docs/operations.md")).expect("the page is there");

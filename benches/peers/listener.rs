@@ -22,6 +22,10 @@ pub(crate) fn listen(port: u16) -> io::Result<TcpListener> {
 }
 
 /// Tells whoever started this process that it may be connected to.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a benchmark is no command of the program"
+)]
 pub(crate) fn ready() -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(b"ready\n")?;

@@ -78,6 +78,10 @@ pub(crate) fn run(order: Order) -> io::Result<()> {
     outcome
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a benchmark is no command of the program"
+)]
 fn say(line: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(format!("{line}\n").as_bytes())?;

@@ -28,6 +28,7 @@ use super::engine::{self, Board, ORDERS, Reached, Share};
 use super::record::Record;
 use super::truth::Truth;
 use crate::clock::Tick;
+use crate::output;
 
 /// The hidden command by which the program becomes a part of the load.
 pub const PART: &str = "bench-part";
@@ -307,6 +308,12 @@ fn show(board: &Board, counts: Counts) {
     board.open.store(counts.open, Ordering::Relaxed);
 }
 
+fn write_stdout(value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    output::write(&line)
+}
+
 fn write_line(mut to: impl io::Write, value: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
@@ -321,7 +328,7 @@ pub fn be_part() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             // If nobody reads it, nobody misses it.
-            let _ = write_line(io::stdout(), &Line::Failed(why));
+            let _ = write_stdout(&Line::Failed(why));
             ExitCode::FAILURE
         }
     }
@@ -347,7 +354,7 @@ fn take_part() -> Result<(), String> {
         // Whoever started this is gone or has had enough.
         drop(give.send(Order::Stop));
     });
-    let say = |line: &Line| write_line(io::stdout(), line).map_err(|error| error.to_string());
+    let say = |line: &Line| write_stdout(line).map_err(|error| error.to_string());
     loop {
         let progress = team.wait(SHOW)?;
         say(&Line::Counts(team.counts()))?;

@@ -9,10 +9,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, PathBufValueParser};
-use clap::error::ErrorKind;
+use clap::error::{ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
-use super::{Error, completions, exit, manual};
+use super::{Error, completions, exit, manual, visible};
 use crate::config::{
     self, CONFIG_VARIABLE, SETTINGS, STATUS_ANSWER_TIMEOUT, Setting, TOP_INTERVAL,
     WATCH_INTERVAL_MIN,
@@ -213,8 +213,23 @@ pub(super) fn refused(kind: ErrorKind, message: String) -> Error {
     mistyped(command().error(kind, message))
 }
 
-/// A report of clap's; which command was typed is known to whoever has the arguments.
-pub(super) fn mistyped(report: clap::Error) -> Error {
+/// A report of clap's; which command was typed is known to whoever has the arguments. The words that
+/// were typed are made visible here, so that none of them looks like a line of the report.
+pub(super) fn mistyped(mut report: clap::Error) -> Error {
+    let words: Vec<_> = report
+        .context()
+        .filter_map(|(kind, value)| match value {
+            ContextValue::String(word) => Some((kind, ContextValue::String(visible(word)))),
+            ContextValue::Strings(words) => {
+                let words = words.iter().map(|word| visible(word)).collect();
+                Some((kind, ContextValue::Strings(words)))
+            }
+            _ => None,
+        })
+        .collect();
+    for (kind, word) in words {
+        report.insert(kind, word);
+    }
     Error::Usage {
         report: Box::new(report),
         command: PROGRAM.to_owned(),

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::config::{Config, Origin, Origins};
+use crate::log::visible;
 
 /// The column at which origins begin, if the values leave room.
 const ORIGIN_COLUMN: usize = 36;
@@ -15,7 +16,10 @@ const ORIGIN_COLUMN: usize = 36;
 pub(super) fn verdict(file: Option<&Path>) -> String {
     file.map_or_else(
         || "configuration is valid (no file)\n".to_owned(),
-        |path| format!("configuration is valid (file {})\n", path.display()),
+        |path| {
+            let path = visible(&path.display().to_string());
+            format!("configuration is valid (file {path})\n")
+        },
     )
 }
 
@@ -40,7 +44,7 @@ pub(super) fn show(config: &Config, origins: &Origins) -> String {
         }
         let line = format!("{} = {}", setting.key(), setting.in_toml(&shown));
         // A comment ends with its line, so a strange file name must not bring another.
-        let origin = origin.replace(char::is_control, " ");
+        let origin = visible(&origin);
         let _ = writeln!(text, "{line:ORIGIN_COLUMN$}  # {origin}");
     }
     text

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue};
 
 use super::definition::{self, PROGRAM};
-use super::in_one_line;
+use super::visible;
 
 /// Words that people bring along from other programs, and what does that here.
 const ELSEWHERE: [(&[&str], &str); 9] = [
@@ -85,7 +85,7 @@ pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
             said.push_str(part);
         }
     }
-    in_one_line(&format!("{said}; see `{command} --help`"))
+    visible(&format!("{said}; see `{command} --help`"))
 }
 
 /// What the unknown word does elsewhere, if that is known. Flags are the server's.

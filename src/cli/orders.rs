@@ -7,16 +7,17 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{BAD_INPUT, complain, in_one_line, print, watch};
+use super::{BAD_INPUT, complain, print, visible, watch};
 use crate::config::{self, Control, STATUS_ANSWER_TIMEOUT, Setting};
 use crate::control::client::{self, Conversation, Error as AskError, Found};
 use crate::control::place::{Candidate, Surroundings};
 use crate::control::{Done, Reply, Request};
+use crate::log;
 use crate::look::{self, Answer};
 use crate::top;
 
@@ -184,11 +185,11 @@ fn stop(path: &std::path::Path, timeout: Option<Duration>) -> Result<ExitCode, E
 
 fn tell(progress: &str) {
     // It is a courtesy; the verdict counts.
-    let _ = writeln!(io::stderr(), "{}", in_one_line(progress));
+    log::say(progress);
 }
 
 pub(super) fn negative(how: &str, cause: &str) -> ExitCode {
-    let _ = print(&format!("{how}: {}\n", in_one_line(cause)));
+    let _ = print(&format!("{how}: {}\n", visible(cause)));
     ExitCode::FAILURE
 }
 

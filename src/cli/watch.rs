@@ -5,8 +5,7 @@
 //! first one set; Ctrl-C ends it at once, which is success, the end of the server is none.
 //! Must not: change a terminal's modes; so there is nothing to put back, however it ends.
 
-use std::io::{self, IsTerminal as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::io::{self, IsTerminal as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,12 +18,14 @@ use rustix::termios::tcgetwinsize;
 use signal_hook::consts::SIGINT;
 
 use super::orders::{Error, Shown, look, negative};
-use super::{complain, print, printed};
+use super::{complain, print};
 use crate::clock::{self, Tick};
 use crate::config::STATUS_RATES_SPAN;
 use crate::control::Reply;
 use crate::control::client::Error as AskError;
+use crate::log::visible;
 use crate::look::{Answer, Looker};
+use crate::output;
 use crate::status::{Look, SocketStatus, Sockets};
 
 /// One look, or the reason why there is none.
@@ -51,7 +52,7 @@ pub(super) fn status(path: &Path, shown: Shown, within: Duration) -> Result<Exit
         Seen::Refused(cause) => return Ok(negative("refused", &cause)),
     };
     Ok(match look.sockets.as_ref() {
-        _ if shown.json => print(&json(&look)?),
+        _ if shown.json => output::print_raw(json(&look)?.as_bytes()),
         Some(sockets) if shown.sockets.is_some() => print_sockets(sockets),
         _ => print(&block(&look.lines(None))),
     })
@@ -85,7 +86,7 @@ fn watch(path: &Path, shown: Shown, within: Duration, every: Duration) -> Result
         };
         seen_before = true;
         if let Err(error) = screen.show(&look)? {
-            return Ok(printed(Err(error)));
+            return Ok(output::exit_code(Err(error)));
         }
         next = following(next, every, clock::now());
         if !rest_until(next) {
@@ -110,7 +111,6 @@ fn end_at_once_on_interrupt() -> io::Result<()> {
 
 /// Waits; false if nobody reads what is printed any more.
 fn rest_until(until: Tick) -> bool {
-    let out = io::stdout();
     loop {
         let left = until.since(clock::now());
         if left.is_zero() {
@@ -120,7 +120,7 @@ fn rest_until(until: Tick) -> bool {
         let left = left + Duration::from_micros(999);
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         // Without an event that is asked for, only the reader's end is reported.
-        let mut reader = [PollFd::new(out.as_fd(), PollFlags::empty())];
+        let mut reader = [PollFd::new(output::stdout(), PollFlags::empty())];
         match poll(&mut reader, timeout) {
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => return false,
@@ -144,7 +144,7 @@ impl Screen {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
         if shown.json {
             Self::Json
-        } else if io::stdout().is_terminal() && !dumb {
+        } else if output::stdout().is_terminal() && !dumb {
             Self::Terminal
         } else {
             Self::Stream { begun: false }
@@ -165,7 +165,7 @@ impl Screen {
             }
             Self::Terminal => {
                 // A terminal may have no size yet, or never.
-                let size = tcgetwinsize(io::stdout()).ok();
+                let size = tcgetwinsize(output::stdout()).ok();
                 let size = size.filter(|it| it.ws_row > 0 && it.ws_col > 0);
                 let (rows, columns) = size.map_or((24, 80), |it| (it.ws_row, it.ws_col));
                 // A line is kept for the cursor.
@@ -173,8 +173,7 @@ impl Screen {
                 over(&lines, usize::from(columns))
             }
         };
-        let mut out = io::stdout().lock();
-        Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+        Ok(output::write(text.as_bytes()))
     }
 }
 
@@ -182,15 +181,14 @@ impl Screen {
 fn over(lines: &[String], columns: usize) -> String {
     let mut text = "\x1b[H".to_owned();
     for line in lines {
-        let cut = line.chars().take(columns);
-        text.extend(cut);
+        text.extend(visible(line).chars().take(columns));
         text.push_str("\x1b[K\n");
     }
     text + "\x1b[J"
 }
 
 fn block(lines: &[String]) -> String {
-    lines.iter().map(|line| format!("{line}\n")).collect()
+    lines.iter().map(|line| visible(line) + "\n").collect()
 }
 
 fn json(look: &Look) -> Result<String, Error> {
@@ -222,7 +220,7 @@ fn print_sockets(sockets: &Sockets) -> ExitCode {
             one.peer,
             owner(one)
         );
-        text.push_str(line.trim_end());
+        text.push_str(visible(&line).trim_end());
         text.push('\n');
     }
     if sockets.unlisted > 0 {

@@ -20,6 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Error;
 use super::exchange::{Exchange, READ_BYTES, WINDOW_BYTES};
+use crate::output;
 
 /// What is shown when a person may type.
 const PROMPT: &[u8] = b"> ";
@@ -65,7 +66,7 @@ impl<'a> Session<'a> {
             .and_then(|()| stream.set_nodelay(true));
         prepared.map_err(Error::Socket)?;
         let input = io::stdin();
-        let interactive = input.is_terminal() && io::stdout().is_terminal();
+        let interactive = input.is_terminal() && output::stdout().is_terminal();
         Ok(Self {
             stream,
             input,
@@ -218,7 +219,6 @@ impl<'a> Session<'a> {
 
 /// Standard output, and where its cursor is.
 struct Screen {
-    output: io::Stdout,
     interactive: bool,
     /// Whether the cursor is at the start of a line.
     line_start: bool,
@@ -227,7 +227,6 @@ struct Screen {
 impl Screen {
     fn new(interactive: bool) -> Self {
         Self {
-            output: io::stdout(),
             interactive,
             line_start: true,
         }
@@ -247,29 +246,14 @@ impl Screen {
     }
 
     /// Writes all of `bytes`, waiting as long as the reader takes.
-    fn show(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+    fn show(&mut self, bytes: &[u8]) -> Result<(), Error> {
         if let Some(last) = bytes.last() {
             self.line_start = *last == b'\n';
         }
-        while !bytes.is_empty() {
-            match nix::unistd::write(self.output.as_fd(), bytes) {
-                Ok(len) => bytes = &bytes[len..],
-                Err(Errno::EINTR) => {}
-                // Somebody we share the open file with made it non-blocking.
-                Err(Errno::EAGAIN) => self.wait_for_reader()?,
-                Err(Errno::EPIPE) => return Err(Error::OutputClosed),
-                Err(errno) => return Err(Error::Output(errno.into())),
-            }
-        }
-        Ok(())
-    }
-
-    fn wait_for_reader(&self) -> Result<(), Error> {
-        let mut output = [PollFd::new(self.output.as_fd(), PollFlags::POLLOUT)];
-        match poll(&mut output, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(Error::Wait(errno.into())),
-        }
+        output::write(bytes).map_err(|error| match error.kind() {
+            ErrorKind::BrokenPipe => Error::OutputClosed,
+            _ => Error::Output(error),
+        })
     }
 
     /// Leaves the cursor at the start of a line, on a terminal.

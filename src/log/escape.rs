@@ -1,13 +1,43 @@
-//! Bytes of strangers made fit for a log line.
+//! Untrusted bytes and text made fit for a line of a log, an error message or a terminal.
 //!
-//! Invariants: what comes out is printable ASCII (and the mark of a cut), at most four times as
-//! long as the bytes that were asked for. Must not: guess at an encoding.
+//! Invariants: escaped bytes are printable ASCII (and the mark of a cut), at most four times as
+//! long as the bytes that were asked for; visible text has no control character, so it can neither
+//! end its line nor drive the terminal. Must not: guess at an encoding.
 
 use std::fmt::{self, Write as _};
 
 /// Shows at most `max` of `bytes`, escaped (`\n`, `\0`, `\xNN`); a cut is marked `…(+N bytes)`.
 pub fn escape(bytes: &[u8], max: usize) -> impl fmt::Display {
     Escaped { bytes, max }
+}
+
+/// Returns `text` with everything escaped that would end the line, drive the terminal or reorder what
+/// is shown.
+#[must_use]
+pub fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    push_visible(&mut shown, text);
+    shown
+}
+
+/// Adds `text` to `line`, see [`visible`].
+pub(super) fn push_visible(line: &mut String, text: &str) {
+    for letter in text.chars() {
+        if letter.is_control() || separates_or_reorders(letter) {
+            line.extend(letter.escape_default());
+        } else {
+            line.push(letter);
+        }
+    }
+}
+
+/// Whether a character is a separator of lines or a mark of writing direction: no control character
+/// to Unicode, and just as able to make a line look like another.
+const fn separates_or_reorders(letter: char) -> bool {
+    matches!(
+        letter,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    )
 }
 
 struct Escaped<'a> {
@@ -54,7 +84,21 @@ mod tests {
         assert_eq!(escape(b"", 0).to_string(), "");
     }
 
+    #[test]
+    fn visible_text_keeps_letters_only() {
+        assert_eq!(visible("Straße \\n"), "Straße \\n");
+        assert_eq!(
+            visible("a\nERROR\r\t\x1b[31m\u{9b}31m\x07\u{202e}x\u{2028}"),
+            "a\\nERROR\\r\\t\\u{1b}[31m\\u{9b}31m\\u{7}\\u{202e}x\\u{2028}"
+        );
+    }
+
     proptest! {
+        #[test]
+        fn visible_text_has_no_control_character(text: String) {
+            prop_assert!(!visible(&text).contains(char::is_control));
+        }
+
         #[test]
         fn nothing_but_printable_ascii_comes_out(bytes: Vec<u8>) {
             let text = escape(&bytes, bytes.len()).to_string();

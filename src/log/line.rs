@@ -12,6 +12,8 @@ use std::time::SystemTime;
 use tracing::Level;
 use tracing::field::{Field, Visit};
 
+use super::escape::push_visible;
+
 /// The longest line in bytes, its newline included. This is `PIPE_BUF`: a write of up to so many
 /// bytes into a pipe happens whole or not at all, so that lines of several processes never mix.
 pub const LOG_LINE_MAX_BYTES: usize = 4096;
@@ -330,17 +332,6 @@ fn push_quoted(line: &mut String, text: &str) {
         }
     }
     line.push('"');
-}
-
-/// Adds `text` with its control characters escaped: none may end the line or drive the terminal.
-fn push_visible(line: &mut String, text: &str) {
-    for letter in text.chars() {
-        if letter.is_control() {
-            let _ = write!(line, "{}", letter.escape_default());
-        } else {
-            line.push(letter);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,10 @@ pub(super) fn starting(config: &Config) {
 }
 
 /// Every slot serves: says where, for people on the log and for scripts on standard output.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the supervisor waits for no reader; `output` would"
+)]
 pub(super) fn announce(listen: &[Listen], workers: usize) {
     let shown: Vec<String> = listen.iter().map(shown).collect();
     tracing::info!(

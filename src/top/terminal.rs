@@ -8,13 +8,15 @@
 //! build does not unwind, so a hook does it); a frame is one write, so that none is seen half-drawn.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io;
 
 use ratatui_core::backend::{Backend, ClearType, WindowSize};
 use ratatui_core::buffer::Cell;
 use ratatui_core::layout::{Position, Size};
 use ratatui_core::style::{Color, Modifier};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+
+use crate::output;
 
 /// The other screen, and no cursor on it.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
@@ -78,9 +80,7 @@ fn leave(modes: &Termios) {
 }
 
 fn write(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    output::write(text.as_bytes())
 }
 
 /// Cells as the escape sequences of a terminal.
@@ -180,7 +180,7 @@ impl Backend for Ansi {
     }
 
     fn size(&self) -> io::Result<Size> {
-        let size = tcgetwinsize(io::stdout())?;
+        let size = tcgetwinsize(output::stdout())?;
         Ok(match (size.ws_col, size.ws_row) {
             (0, _) | (_, 0) => SIZE,
             (width, height) => Size { width, height },

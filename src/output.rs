@@ -1,0 +1,125 @@
+//! Standard output of commands, and the one way to write to it.
+//!
+//! Invariants: what a command prints comes out whole, or its exit code is not 0. A pipe that somebody
+//! else made non-blocking is waited for. A reader that left, as `head` does, is no error. Text for
+//! people has no control character but the ends of its lines, whatever a file or a server put into
+//! it.
+//! Must not: change a flag of the open file, which other processes share.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitCode;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::log::{complain, visible};
+
+/// Returns standard output, for questions about it: whether it is a terminal, its size, whether it
+/// has a reader.
+pub(crate) fn stdout() -> BorrowedFd<'static> {
+    rustix::stdio::stdout()
+}
+
+/// Prints lines for people and returns the exit code for how that went.
+pub(crate) fn print(text: &str) -> ExitCode {
+    let lines: String = text
+        .split_inclusive('\n')
+        .map(|line| match line.strip_suffix('\n') {
+            Some(line) => visible(line) + "\n",
+            None => visible(line),
+        })
+        .collect();
+    print_raw(lines.as_bytes())
+}
+
+/// Prints what a machine reads, or what drives a terminal, as it is.
+pub(crate) fn print_raw(bytes: &[u8]) -> ExitCode {
+    exit_code(write(bytes))
+}
+
+/// Returns the exit code for output that went as `result` says, and reports a failure.
+pub(crate) fn exit_code(result: io::Result<()>) -> ExitCode {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let hint = match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space",
+                io::ErrorKind::FileTooLarge => "; raise the limit on file sizes (ulimit -f)",
+                _ => "",
+            };
+            complain(&format!("cannot write to standard output: {error}{hint}"));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Writes all of `bytes` to standard output, waiting as long as its reader takes.
+///
+/// # Errors
+/// [`io::ErrorKind::BrokenPipe`] if the reader left, which is seldom worth a message; anything else
+/// that the system refuses.
+pub(crate) fn write(bytes: &[u8]) -> io::Result<()> {
+    write_to(stdout(), bytes, PollTimeout::NONE)
+}
+
+/// Writes all of `bytes`; a non-blocking `fd` that takes nothing for as long as `patience` is an error.
+///
+/// # Errors
+/// Whatever the system says, and [`io::ErrorKind::TimedOut`].
+pub(crate) fn write_to(fd: impl AsFd, mut bytes: &[u8], patience: PollTimeout) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match nix::unistd::write(&fd, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                let mut writable = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
+                match poll(&mut writable, patience) {
+                    Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use nix::fcntl::OFlag;
+
+    use super::*;
+
+    #[test]
+    fn nonblocking_pipe_gets_every_byte() {
+        let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+        // More than a pipe holds, so that the writer has to wait for the reader.
+        let sent: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        let received = std::thread::scope(|scope| {
+            let write = || write_to(writer, &sent, PollTimeout::NONE).unwrap();
+            scope.spawn(write);
+            let mut received = Vec::new();
+            let mut reader = io::PipeReader::from(reader);
+            loop {
+                match reader.read_to_end(&mut received) {
+                    Ok(_) => break received,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+        assert!(received == sent, "{} bytes came out", received.len());
+    }
+
+    #[test]
+    fn pipe_nobody_reads_ends_patience() {
+        let (_reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+        let bytes = vec![0; 10 << 20];
+        let refused = write_to(&writer, &bytes, PollTimeout::from(1_u8)).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
+    }
+}
