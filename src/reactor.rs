@@ -178,6 +178,31 @@ impl Reactor {
         self.release_where(|acceptor| acceptor.owner == owner);
     }
 
+    /// Accepts what waits in the queues of slot `owner`, also above the limit on connections: nobody
+    /// will serve these queues any more, and closing one resets whoever waits in it.
+    pub fn empty_listeners(&mut self, owner: SlotId) {
+        // New connections are steered elsewhere, so the queues do end; the bound is for those that
+        // are not.
+        let mut budget = self.memory.layout().descriptors;
+        for which in 0..self.acceptors.len() {
+            while self.acceptors[which].owner == owner && budget > 0 {
+                budget -= 1;
+                match self.acceptors[which].accept() {
+                    Ok((socket, peer)) if self.acceptors[which].proxied => {
+                        self.admit_proxy(socket, peer);
+                    }
+                    Ok((socket, peer)) => self.admit(socket, peer),
+                    Err(AcceptFailure::ThisOne) => self.memory.count(Counter::AcceptFailed, 1),
+                    Err(AcceptFailure::Empty) => break,
+                    Err(failure) => {
+                        tracing::warn!(?failure, slot = owner.0, "a queue was not emptied");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
     /// The same for all but those of slot `own`: the ones that siblings lent.
     pub fn release_lent(&mut self, own: SlotId) {
         self.release_where(|acceptor| acceptor.owner != own);

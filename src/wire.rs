@@ -158,8 +158,10 @@ pub struct Lend {
 /// Whose listeners are wanted back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recall {
-    /// The slot that has a worker again.
+    /// The slot that has a worker again, or leaves.
     pub slot: SlotId,
+    /// The slot leaves: whoever waits in its queues is accepted before they are closed.
+    pub last: bool,
 }
 
 /// How to stop.
@@ -490,6 +492,7 @@ mod tests {
             Message::Lend(Lend { slot: SlotId(9) }),
             Message::Recall(Recall {
                 slot: SlotId(u16::MAX),
+                last: true,
             }),
             Message::Stop(Stop {
                 lame_duck_ms: 0,

@@ -281,6 +281,9 @@ impl Worker {
                 tracing::info!(lent_by = lend.slot.0, "serving a sibling's queue");
             }
             Message::Recall(recall) => {
+                if recall.last {
+                    self.reactor.empty_listeners(recall.slot);
+                }
                 self.reactor.release_listeners(recall.slot);
                 tracing::info!(lent_by = recall.slot.0, "a sibling's queue was recalled");
             }

@@ -4,11 +4,11 @@ mod support;
 
 use nix::sys::signal::Signal;
 
-use self::support::Client;
 use self::support::load::{Load, LoadSize};
 use self::support::netns::{KernelCounters, isolated};
 use self::support::observe::{freeze, queued, until, worker_of};
 use self::support::planned::Planned;
+use self::support::{Client, DEADLINE, Server};
 
 const QUICK: [&str; 2] = ["--listen=127.0.0.1:0", "--handshake-timeout=200ms"];
 
@@ -105,4 +105,43 @@ fn a_leaving_worker_that_dies_is_renewed_first_so_that_its_queue_is_served() {
             KernelCounters::read().assert_no_loss_since(&before);
         },
     );
+}
+
+/// Kills the workers of a slot until it backs off.
+fn break_slot(server: &Server, slot: u16) {
+    let mark = server.log_len();
+    for _ in 0..2 {
+        let generation = worker_of(server, slot);
+        generation.signal(Signal::SIGKILL);
+        assert!(generation.wait_gone(DEADLINE), "a killed worker ends");
+    }
+    let note = format!("queue lent to a sibling slot={slot} ");
+    server.wait_log_from(mark, |line| line.contains(&note));
+}
+
+#[test]
+fn broken_slot_leaves_and_loses_nobody() {
+    isolated("broken_slot_leaves_and_loses_nobody", || {
+        let planned = start(&["--workers=2", "--backoff-initial=10m", "--backoff-max=10m"]);
+        let server = &planned.server;
+        break_slot(server, 1);
+        let before = KernelCounters::read();
+        // Clients wait in the lent queue while it is closed.
+        let borrower = worker_of(server, 0);
+        freeze(&borrower);
+        let mut clients: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
+        let mark = server.log_len();
+        let order = server.send_order(&["scale", "1"]);
+        server.wait_log_from(mark, |line| line.contains("slot left"));
+        borrower.signal(Signal::SIGCONT);
+        order.wait().expect_success();
+        for client in &mut clients {
+            client.roundtrip(b"waited in the queue of a slot that left");
+        }
+        KernelCounters::read().assert_no_loss_since(&before);
+        // The number can be raised again, and everything else can be asked for.
+        server.scale(2).expect_success();
+        server.reload().expect_success();
+        planned.workers().assert_serving();
+    });
 }

@@ -99,7 +99,7 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
             cause: "why".into(),
         }),
         Message::Lend(Lend { slot }),
-        Message::Recall(Recall { slot }),
+        Message::Recall(Recall { slot, last: true }),
         Message::Stop(Stop {
             lame_duck_ms: 1,
             drain_timeout_ms: 2,

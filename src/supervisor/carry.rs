@@ -54,8 +54,8 @@ impl Supervisor {
                 self.say(worker, Message::Stop(stop), &[]);
             }
             Action::Lend { slot, to } => self.lend(slot, to),
-            Action::Recall { slot, from } => {
-                self.say(from, Message::Recall(wire::Recall { slot }), &[]);
+            Action::Recall { slot, from, last } => {
+                self.say(from, Message::Recall(wire::Recall { slot, last }), &[]);
             }
             Action::Serve { worker } => self.say(worker, Message::Serve(wire::Serve {}), &[]),
             Action::HandOver { from, to, last } => self.hand_over(from, to, last),

@@ -214,6 +214,8 @@ pub enum Action {
         slot: SlotId,
         /// From whom.
         from: WorkerId,
+        /// The slot leaves: the sibling accepts what waits before it closes its duplicate.
+        last: bool,
     },
     /// Tell a worker that stands by to accept: it has no predecessor, or that one leaves.
     Serve {
@@ -530,6 +532,13 @@ pub enum Notice {
         to: WorkerId,
         /// How long nobody had served it (on a second loan: since its own worker stopped).
         after: Duration,
+    },
+    /// A slot without a worker leaves: a sibling has emptied its queue.
+    LeftWithoutWorker {
+        /// Which.
+        slot: SlotId,
+        /// Which sibling.
+        from: WorkerId,
     },
     /// The slot's own worker is back.
     Recalled {

@@ -237,6 +237,13 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
         Notice::Recalled { slot, from } => {
             tracing::info!(slot = slot.0, from_slot = from.slot.0, "queue recalled");
         }
+        Notice::LeftWithoutWorker { slot, from } => {
+            tracing::info!(
+                slot = slot.0,
+                from_slot = from.slot.0,
+                "slot left: a sibling emptied its queue"
+            );
+        }
         Notice::Stopping { by, at_most } => {
             tracing::info!(by, at_most_ms = at_most.as_millis(), "stopping");
         }

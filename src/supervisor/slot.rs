@@ -162,7 +162,9 @@ impl SlotState {
                 next,
                 Self::Serving | Self::Starting { .. } | Self::BackingOff { .. } | Self::Stopped
             ),
-            Self::BackingOff { .. } => matches!(next, Self::Starting { .. } | Self::Stopped),
+            Self::BackingOff { .. } => {
+                matches!(next, Self::Starting { .. } | Self::Retired | Self::Stopped)
+            }
             Self::Retired => matches!(
                 next,
                 Self::Serving | Self::Starting { .. } | Self::BackingOff { .. } | Self::Stopped

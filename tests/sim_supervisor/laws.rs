@@ -163,7 +163,7 @@ impl Laws {
             Action::EndCustody => self.custody_ends(now),
             Action::StopWorker { worker } => self.asked_to_stop(*worker),
             Action::Lend { slot, to } => self.lent(*slot, *to, now),
-            Action::Recall { slot, from } => self.recalled(*slot, *from),
+            Action::Recall { slot, from, last } => self.recalled(*slot, *from, *last, now),
             Action::Serve { worker } => self.told_to_serve(*worker, now),
             Action::HandOver { from, to, last } => self.handover_begins(*from, *to, *last, now),
             Action::Rebalance { from, to, .. } => self.part_moves(*from, *to, now),
@@ -435,7 +435,8 @@ impl Laws {
             let fair = (loans(to), to) <= (loans(sibling), sibling);
             law!(fair, "slot {slot} is lent to {to} and not to {sibling}");
         }
-        let lend_after = self.policy.lend_after;
+        let (lend_after, settle) = (self.policy.lend_after, self.policy.handshake_timeout);
+        let steered = self.steered;
         let shadow = &mut self.slots[slot.index()];
         law!(
             shadow.deposited && !shadow.closed,
@@ -444,14 +445,18 @@ impl Laws {
         law!(!shadow.is_served(), "slot {slot} is lent and serves");
         law!(shadow.borrower.is_none(), "slot {slot} is lent twice");
         let due = shadow.unserved_since + lend_after;
+        let leaves = steered.is_some_and(|(stay, since)| slot.0 >= stay && now >= since + settle);
         law!(
-            now >= due || stops_now,
+            now >= due || stops_now || leaves,
             "slot {slot} is lent before {due:?}"
         );
         shadow.borrower = Some(to);
     }
 
-    fn recalled(&mut self, slot: SlotId, from: WorkerId) {
+    fn recalled(&mut self, slot: SlotId, from: WorkerId, last: bool, now: Tick) {
+        if last {
+            return self.emptied(slot, from, now);
+        }
         let shadow = &self.slots[slot.index()];
         let borrower = shadow.borrower;
         law!(

@@ -353,7 +353,7 @@ fn stop(by: &str) -> Event {
     Event::Stop { by: by.to_owned() }
 }
 
-const KINDS: [&str; 58] = [
+const KINDS: [&str; 59] = [
     "Bind",
     "Adopt",
     "Inherit",
@@ -363,6 +363,7 @@ const KINDS: [&str; 58] = [
     "StopWorker",
     "Lend",
     "Recall",
+    "LeftWithoutWorker",
     "Serve",
     "HandOver",
     "LastHandOver",
@@ -482,6 +483,7 @@ fn kind(action: &Action) -> &'static str {
             Notice::BackingOff { .. } => "BackingOff",
             Notice::Lent { .. } => "Lend",
             Notice::Recalled { .. } => "Recall",
+            Notice::LeftWithoutWorker { .. } => "LeftWithoutWorker",
             Notice::Stopping { .. } => "Stopping",
             Notice::StopForced { .. } => "StopForced",
             Notice::StillDraining { .. } => "StillDraining",

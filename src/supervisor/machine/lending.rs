@@ -43,16 +43,25 @@ impl Machine {
             if now < since + span {
                 continue;
             }
-            // One loan changes who has fewest, so the choice is made anew each time.
-            let Some(to) = self.borrower() else {
+            if !self.lend(index, now) {
                 return;
-            };
-            let slot = &mut self.slots[index];
-            slot.queue = Queue::Lent { since, to };
-            let (slot, after) = (slot.id, now.since(since));
-            self.actions.push_back(Action::Lend { slot, to });
-            self.notice(Notice::Lent { slot, to, after });
+            }
         }
+    }
+
+    /// Lends an unserved queue; says whether there is a sibling to lend it to.
+    pub(super) fn lend(&mut self, index: usize, now: Tick) -> bool {
+        // One loan changes who has fewest, so the choice is made anew each time.
+        let (Queue::Unserved { since }, Some(to)) = (self.slots[index].queue, self.borrower())
+        else {
+            return false;
+        };
+        let slot = &mut self.slots[index];
+        slot.queue = Queue::Lent { since, to };
+        let (slot, after) = (slot.id, now.since(since));
+        self.actions.push_back(Action::Lend { slot, to });
+        self.notice(Notice::Lent { slot, to, after });
+        true
     }
 
     pub(super) fn serves(&self, worker: WorkerId) -> bool {

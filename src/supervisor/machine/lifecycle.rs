@@ -90,7 +90,8 @@ impl Machine {
         let slot = slot.id;
         match before {
             Queue::Lent { to: from, .. } => {
-                self.actions.push_back(Action::Recall { slot, from });
+                let last = false;
+                self.actions.push_back(Action::Recall { slot, from, last });
                 self.notice(Notice::Recalled { slot, from });
             }
             Queue::Unbound | Queue::Served | Queue::Unserved { .. } | Queue::Closed => {}

@@ -69,6 +69,9 @@ pub(super) enum Stage {
         settling: Option<Tick>,
         /// Counts handovers, so that the siblings take turns in receiving.
         turn: u16,
+        /// When the operation gives up, unless the next slot has begun to leave; `None` while one
+        /// leaves.
+        patience: Option<Tick>,
     },
     /// All is decided. Who has handed everything over, or was killed, is about to be gone; the
     /// answer waits for that, so that whoever asked can ask for more at once.
@@ -244,7 +247,12 @@ impl Machine {
             Stage::Preflight { .. } | Stage::Passed | Stage::Exec => false,
             Stage::Roll(_) => self.advance_roll(now),
             Stage::Grow { to } => self.grow(*to, now),
-            Stage::Shrink { to, settling, turn } => self.shrink(*to, *settling, *turn, now),
+            Stage::Shrink {
+                to,
+                settling,
+                turn,
+                patience,
+            } => self.shrink(*to, *settling, *turn, *patience, now),
             Stage::Ending { .. } => {
                 if self.slots.iter().any(about_to_change) {
                     return false;
@@ -338,7 +346,9 @@ impl Machine {
                 Course::Forward { bake, .. } => *bake,
                 Course::Back { .. } => None,
             },
-            Stage::Shrink { settling, .. } => *settling,
+            Stage::Shrink {
+                settling, patience, ..
+            } => settling.or(*patience),
             Stage::Passed | Stage::Exec | Stage::Grow { .. } | Stage::Ending { .. } => None,
         }
     }

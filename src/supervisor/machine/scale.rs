@@ -11,6 +11,8 @@
 //! Invariants: the leaving slots are the highest, and leave highest first; until its worker has let
 //! go of it, a leaving slot's queue is served, lent, or about to be, as any other's.
 
+use std::time::Duration;
+
 use super::super::slot::{PredecessorStage, Slot};
 use super::operation::Stage;
 use super::{Action, Machine, Notice, Queue, SlotId, SlotState, WorkerId};
@@ -28,6 +30,7 @@ impl Machine {
                 to,
                 settling: Some(now + self.policy.handshake_timeout),
                 turn: 0,
+                patience: None,
             }
         } else {
             Stage::Ending { failure: None }
@@ -70,13 +73,25 @@ impl Machine {
     }
 
     /// One step towards fewer slots; says whether there may be another.
-    pub(super) fn shrink(&mut self, to: u16, settling: Option<Tick>, turn: u16, now: Tick) -> bool {
+    pub(super) fn shrink(
+        &mut self,
+        to: u16,
+        settling: Option<Tick>,
+        turn: u16,
+        patience: Option<Tick>,
+        now: Tick,
+    ) -> bool {
+        let shrink = |turn, patience| Stage::Shrink {
+            to,
+            settling: None,
+            turn,
+            patience,
+        };
         if let Some(until) = settling {
             if now < until {
                 return false;
             }
-            let settling = None;
-            self.enter_stage(Stage::Shrink { to, settling, turn });
+            self.enter_stage(shrink(turn, None));
             return true;
         }
         let leaving = self
@@ -89,20 +104,81 @@ impl Machine {
             self.enter_stage(Stage::Ending { failure: None });
             return true;
         };
-        // Its own renewal, or that of its siblings, goes on as ever and is waited for.
-        if self.slots[index].state != SlotState::Serving {
+        if self.slots[index].state == SlotState::Retired {
+            // It hands over, or is being killed; either ends in time.
+            self.enter_stage(shrink(turn, None));
             return false;
         }
-        let Some(heir) = self.heir(to, turn) else {
+        let left = match &self.slots[index].state {
+            SlotState::Serving => match self.heir(to, turn) {
+                Some(heir) => {
+                    self.retire(index, heir, now);
+                    true
+                }
+                None => false,
+            },
+            // Nobody knows when it has a worker again. A sibling has its queue, or can have it.
+            SlotState::BackingOff { .. } => self.retire_without_worker(index, now),
+            // Its own renewal goes on as ever and is waited for.
+            SlotState::Waiting
+            | SlotState::Starting { .. }
+            | SlotState::Killing { .. }
+            | SlotState::Retired
+            | SlotState::Stopping
+            | SlotState::Stopped => false,
+        };
+        if left {
+            self.enter_stage(shrink(turn.wrapping_add(1), None));
+            return true;
+        }
+        let until = patience.unwrap_or_else(|| now + self.leave_patience());
+        if until <= now {
+            self.give_up_shrinking(index);
+            return true;
+        }
+        self.enter_stage(shrink(turn, Some(until)));
+        false
+    }
+
+    /// How long the next slot to leave may be without a worker that could hand over, or a sibling
+    /// that could take over: two starts of a worker, the first of which fails.
+    fn leave_patience(&self) -> Duration {
+        self.policy.start_timeout.saturating_mul(2)
+    }
+
+    /// The slot that should leave next cannot, because nobody is there to take what it has.
+    fn give_up_shrinking(&mut self, index: usize) {
+        let slot = &self.slots[index];
+        let (id, state) = (slot.id, slot.state.name());
+        let workers = self.open_slots();
+        self.policy.workers = workers;
+        self.actions.push_back(Action::Unsteer);
+        self.fail_operation(format!(
+            "slot {id} is {state} and no sibling could take over; {workers} workers stay"
+        ));
+    }
+
+    /// Has a sibling empty the queue of a slot that has no worker, and closes it. Says whether
+    /// there is a sibling.
+    fn retire_without_worker(&mut self, index: usize, now: Tick) -> bool {
+        if let Queue::Unserved { .. } = self.slots[index].queue {
+            self.lend(index, now);
+        }
+        let slot = &mut self.slots[index];
+        let (id, Queue::Lent { to: from, .. }) = (slot.id, slot.queue) else {
             return false;
         };
-        let turn = turn.wrapping_add(1);
-        self.enter_stage(Stage::Shrink {
-            to,
-            settling: None,
-            turn,
-        });
-        self.retire(index, heir, now);
+        slot.enter(SlotState::Retired, now);
+        slot.queue = Queue::Closed;
+        let recall = Action::Recall {
+            slot: id,
+            from,
+            last: true,
+        };
+        let close = Action::CloseListeners { slot: id };
+        self.actions.extend([recall, close]);
+        self.notice(Notice::LeftWithoutWorker { slot: id, from });
+        self.drop_empty_slots();
         true
     }
 

@@ -226,7 +226,8 @@ impl Machine {
                 Queue::Lent { to, .. } if to == from => {
                     slot.end_loan();
                     let slot = slot.id;
-                    self.actions.push_back(Action::Recall { slot, from });
+                    let last = false;
+                    self.actions.push_back(Action::Recall { slot, from, last });
                 }
                 Queue::Lent { .. }
                 | Queue::Unbound

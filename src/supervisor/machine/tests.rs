@@ -127,6 +127,7 @@ const fn recall(slot: u16, from: WorkerId) -> Action {
     Action::Recall {
         slot: SlotId(slot),
         from,
+        last: false,
     }
 }
 
@@ -228,10 +229,7 @@ fn who_waits_at_listeners_that_a_slot_was_given_is_served_while_the_boot_goes_on
         to: worker(0, 1),
     };
     assert_eq!(stage.next_timeout(), (50, vec![lend]));
-    let recall = Action::Recall {
-        slot: SlotId(1),
-        from: worker(0, 1),
-    };
+    let recall = recall(1, worker(0, 1));
     assert_eq!(stage.at(60, ready(1, 1)), [recall, bind(2)]);
     assert_eq!(stage.at(70, ready(2, 1)), [spread(3), Action::Announce]);
     assert_eq!(stage.machine.life(), Life::Serving);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
-    Answer, Done, Event, KILL_GRACE, Policy, ReleaseId, RequestId, ScaleTo, SlotId,
+    Answer, Done, Event, KILL_GRACE, Policy, ReleaseId, RequestId, ScaleTo, SlotId, WorkerId,
 };
 
 use super::shadow::{Life, Part, Shadow};
@@ -383,18 +383,29 @@ impl Laws {
     }
 
     pub(super) fn unsteers(&mut self, now: Tick) {
-        let Some((stay, _)) = self.steered.take() else {
+        let Some((stay, since)) = self.steered.take() else {
             panic!("law broken: nothing is steered");
         };
-        law!(
-            self.open() == stay,
-            "{} listeners are open where {stay} stay",
-            self.open()
-        );
-        self.spread = Some(stay);
+        let open = self.open();
+        if open > stay {
+            self.leaving_fails(since, now);
+        }
+        self.spread = Some(open);
         let end = KILL_GRACE + 2 * (KERNEL_DELAY_MAX + SHELL_DELAY_MAX);
         if let Some(operation) = &mut self.operation {
             operation.bound = now.since(operation.since) + end;
+        }
+    }
+
+    /// Not all that were to leave have left: nobody was there to take what they have.
+    fn leaving_fails(&mut self, since: Tick, now: Tick) {
+        let settled = since + self.policy.handshake_timeout;
+        law!(
+            now >= settled + 2 * self.policy.start_timeout,
+            "slots stay before they have had their time to leave"
+        );
+        if let Some(operation) = &mut self.operation {
+            operation.failed = true;
         }
     }
 
@@ -429,11 +440,36 @@ impl Laws {
         );
         let let_go = |part: &Part| matches!(part, Part::Leaving { .. });
         law!(
-            shadow.others.values().any(|other| let_go(&other.part)),
+            shadow.emptied || shadow.others.values().any(|other| let_go(&other.part)),
             "slot {slot} is closed and nobody has emptied its queue"
         );
         law!(shadow.borrower.is_none(), "slot {slot} is closed and lent");
         shadow.closed = true;
+    }
+
+    /// A sibling takes what waits for a slot that leaves and has no worker.
+    pub(super) fn emptied(&mut self, slot: SlotId, by: WorkerId, now: Tick) {
+        let Some((stay, since)) = self.steered else {
+            panic!("law broken: slot {slot} is given up and new connections still come to it");
+        };
+        law!(slot.0 >= stay, "slot {slot} is given up and stays");
+        law!(
+            now >= since + self.policy.handshake_timeout,
+            "slot {slot} leaves before the handshakes have had their time"
+        );
+        law!(self.serves(by), "{by} empties a queue and does not serve");
+        let shadow = &mut self.slots[slot.index()];
+        law!(
+            shadow.borrower == Some(by),
+            "{by} empties the queue of slot {slot} and has not borrowed it"
+        );
+        law!(
+            matches!(shadow.life, Life::Gone { .. }),
+            "slot {slot} is given up and has a worker: {shadow:?}"
+        );
+        shadow.borrower = None;
+        shadow.life = Life::Retired;
+        shadow.emptied = true;
     }
 
     pub(super) fn drops(&mut self, slot: SlotId) {
@@ -584,17 +620,29 @@ impl Laws {
             let due = operation.since + operation.bound;
             return law!(now <= due, "{operation:?} was to be over by {due:?}");
         };
-        // How long it takes for a worker to serve that keeps dying, nobody knows; but whoever
-        // could leave must not be kept.
+        // Whoever could leave must not be kept, and there is an end to waiting for it.
         let settled = since + self.policy.handshake_timeout;
         if now < settled {
             return law!(by(settled), "nobody wakes up when the handshakes are over");
         }
         let leaving = self.slots.iter().rev().find(|slot| !slot.closed);
+        let Some(leaving) = leaving else { return };
         let heir = self.slots[..usize::from(stay)].iter().any(Shadow::serves);
+        let anybody = self.slots.iter().any(Shadow::serves);
         law!(
-            !(heir && leaving.is_some_and(Shadow::serves)),
+            !(heir && leaving.serves()),
             "a slot could leave and does not"
         );
+        let idle = matches!(leaving.life, Life::Gone { .. });
+        law!(
+            !(anybody && idle),
+            "a slot without a worker could leave and does not"
+        );
+        if leaving.life != Life::Retired {
+            law!(
+                by(now + 2 * self.policy.start_timeout),
+                "a slot may be about to leave for ever"
+            );
+        }
     }
 }

@@ -96,6 +96,8 @@ pub(super) struct Shadow {
     pub(super) failures: u32,
     /// The main worker came back from a handover and may still say how that ended.
     pub(super) owes_word: bool,
+    /// A sibling has emptied the queue for good.
+    pub(super) emptied: bool,
     pub(super) others: BTreeMap<u32, Other>,
 }
 
@@ -113,6 +115,7 @@ impl Shadow {
             borrower: None,
             failures: 0,
             owes_word: false,
+            emptied: false,
             others: BTreeMap::new(),
         }
     }

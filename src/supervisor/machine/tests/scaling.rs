@@ -199,3 +199,59 @@ fn a_loop_that_stands_still_is_noticed_and_its_worker_renewed() {
     stage.at(93_002, pulse(7));
     assert_eq!(stage.machine.stale_events(), 1);
 }
+
+/// Slot 1 of two has failed twice and backs off; its queue is not lent yet.
+fn with_a_broken_slot(policy: Policy) -> Stage {
+    let mut stage = Stage::booted(policy, 0);
+    stage.at(100, killed(1, 1));
+    stage.at(110, exited(1, 2, 1));
+    assert_eq!(stage.state(1), "backing off");
+    stage
+}
+
+#[test]
+fn broken_slot_leaves_through_a_sibling() {
+    let policy = Policy {
+        backoff_initial: Duration::from_secs(600),
+        backoff_max: Duration::from_secs(600),
+        ..calm(2)
+    };
+    let mut stage = with_a_broken_slot(policy);
+    let (at, actions) = stage.next_timeout();
+    assert_eq!((at, actions), (150, vec![lend(1, worker(0, 1))]));
+    assert_eq!(stage.at(200, scale(1)), [Action::Steer { slots: 1 }]);
+    let empty = Action::Recall {
+        slot: SlotId(1),
+        from: worker(0, 1),
+        last: true,
+    };
+    let slot = SlotId(1);
+    let (close, drop) = (Action::CloseListeners { slot }, Action::DropSlot { slot });
+    assert_eq!(
+        stage.next_timeout(),
+        (
+            3_200,
+            vec![empty, close, drop, Action::Unsteer, done(0, 1, 0, 0, 3_000)]
+        ),
+    );
+    assert_eq!(stage.machine.slots().count(), 1);
+}
+
+#[test]
+fn shrinking_gives_up_when_nobody_can_take_over() {
+    let policy = Policy {
+        backoff_initial: Duration::from_secs(600),
+        backoff_max: Duration::from_secs(600),
+        ..calm(2)
+    };
+    let mut stage = with_a_broken_slot(policy);
+    stage.at(200, scale(1));
+    stage.at(210, killed(0, 1));
+    stage.at(220, exited(0, 2, 1));
+    // From the end of the handshakes on, two starts of a worker.
+    assert_eq!(stage.timeout(3_200), []);
+    let (at, actions) = stage.next_timeout();
+    assert_eq!(at, 13_200);
+    let cause = "slot 1 is backing off and no sibling could take over; 2 workers stay";
+    assert_eq!(actions, [Action::Unsteer, failure(cause)]);
+}
