@@ -119,13 +119,6 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// The variable for it is set to nothing.
-    #[error(
-        "{} is empty; unset it, or have it name a file",
-        config::CONFIG_VARIABLE
-    )]
-    NoFileNamed,
-
     /// The configuration file is absurdly large.
     #[error(
         "the configuration file {} is larger than {} bytes; is it the right file?",
@@ -237,9 +230,9 @@ fn understand(
         Some((definition::CHECK, typed)) => {
             let found = gather::gather(&[&matches, typed], environment)?;
             Ok(Command::Check(if typed.get_flag(definition::PRINT) {
-                effective::show(&found.config, &found.origins)
+                effective::show(&found.config, &found.origins, &found.ignored)
             } else {
-                effective::verdict(found.file.as_deref())
+                effective::verdict(found.file.as_deref(), &found.ignored)
             }))
         }
         Some((definition::PREFLIGHT, typed)) => Ok(Command::Preflight(servers(typed, args))),

@@ -12,23 +12,38 @@ use crate::log::visible;
 /// The column at which origins begin, if the values leave room.
 const ORIGIN_COLUMN: usize = 36;
 
-/// One line for a valid configuration.
-pub(super) fn verdict(file: Option<&Path>) -> String {
-    file.map_or_else(
+/// One line for a valid configuration, and one for what was ignored.
+pub(super) fn verdict(file: Option<&Path>, ignored: &[String]) -> String {
+    let verdict = file.map_or_else(
         || "configuration is valid (no file)\n".to_owned(),
         |path| {
             let path = visible(&path.display().to_string());
             format!("configuration is valid (file {path})\n")
         },
-    )
+    );
+    if ignored.is_empty() {
+        verdict
+    } else {
+        format!("{verdict}{}\n", notice(ignored))
+    }
+}
+
+fn notice(ignored: &[String]) -> String {
+    let names = ignored.join(" ");
+    visible(&format!(
+        "ignored variables of Kubernetes services: {names}"
+    ))
 }
 
 /// The effective configuration as TOML, the origins as comments.
-pub(super) fn show(config: &Config, origins: &Origins) -> String {
+pub(super) fn show(config: &Config, origins: &Origins, ignored: &[String]) -> String {
     let mut text = format!(
         "# Effective configuration of uppercased {}\n",
         env!("CARGO_PKG_VERSION")
     );
+    if !ignored.is_empty() {
+        let _ = writeln!(text, "# {}", notice(ignored));
+    }
     let mut heading = None;
     for (setting, origin) in origins.iter() {
         if heading != Some(setting.category) {
@@ -77,12 +92,12 @@ mod tests {
             .collect();
         for assignments in [examples.as_slice(), &[]] {
             let (config, origins) = resolve(assignments, &FACTS).unwrap();
-            let text = show(&config, &origins);
+            let text = show(&config, &origins, &["UPPERCASED_A\nb".to_owned()]);
             let read = from_file(text.as_bytes(), Path::new("a\nb")).unwrap();
             assert_eq!(read.len(), SETTINGS.len());
             let (again, origins) = resolve(&read, &FACTS).unwrap();
             assert_eq!(again, config, "{text}");
-            let text = show(&again, &origins);
+            let text = show(&again, &origins, &[]);
             assert!(from_file(text.as_bytes(), Path::new("u")).is_ok(), "{text}");
         }
     }

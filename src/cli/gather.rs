@@ -27,6 +27,8 @@ pub(super) struct Gathered {
     pub(super) origins: Origins,
     /// The configuration file, if one was named.
     pub(super) file: Option<PathBuf>,
+    /// Variables that belong to a service of a similar name, and were ignored.
+    pub(super) ignored: Vec<String>,
 }
 
 /// Settles flags (of the program and of its command), environment and file.
@@ -42,6 +44,7 @@ pub(super) fn gather(
         Some(path) => config::from_file(&read(path)?, path)?,
         None => Vec::new(),
     };
+    let ignored = config::service_links(&environment);
     assignments.extend(config::from_environment(environment)?);
     for setting in SETTINGS {
         assignments.extend(from_flags(setting, typed)?);
@@ -58,6 +61,7 @@ pub(super) fn gather(
         config,
         origins,
         file,
+        ignored,
     })
 }
 
@@ -76,11 +80,10 @@ fn file_name(
     if let Some(path) = flag {
         return Ok(Some(path.clone()));
     }
-    let variable = environment.iter().find(|(name, _)| name == CONFIG_VARIABLE);
-    match variable {
-        Some((_, path)) if path.is_empty() => Err(Error::NoFileNamed),
-        variable => Ok(variable.map(|(_, path)| PathBuf::from(path))),
-    }
+    let mut variables = environment.iter();
+    // An empty one counts as unset, as those of settings do.
+    let variable = variables.find(|(name, path)| name == CONFIG_VARIABLE && !path.is_empty());
+    Ok(variable.map(|(_, path)| PathBuf::from(path)))
 }
 
 /// What the flags say about `setting`; a list may stand on both sides of the command.

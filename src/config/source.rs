@@ -5,13 +5,14 @@
 //! Must not: open the file or read the environment (the command line's shell does and hands the
 //! contents in), or judge a value.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
 use super::Error;
+use super::service_links::is_service_link;
 use super::settings::{ENV_PREFIX, SETTINGS, Setting};
 
 /// The environment variable that names the configuration file, as `--config` does.
@@ -124,7 +125,8 @@ pub fn from_file(contents: &[u8], path: &Path) -> Result<Vec<Assignment>, Error>
     entries.into_iter().map(assign).collect()
 }
 
-/// Picks the settings out of an environment.
+/// Picks the settings out of an environment. A variable that is empty counts as unset, as templates
+/// of containers leave it (`${VAR:-}`); so does one that [`is_service_link`] recognises.
 ///
 /// # Errors
 ///
@@ -134,13 +136,13 @@ pub fn from_environment(
 ) -> Result<Vec<Assignment>, Error> {
     let mut assignments = Vec::new();
     for (name, value) in variables {
+        if name == CONFIG_VARIABLE || is_service_link(&name, &value) {
+            continue;
+        }
         let name = name.to_string_lossy();
         let Some(rest) = name.strip_prefix(ENV_PREFIX) else {
             continue;
         };
-        if name == CONFIG_VARIABLE || is_service_link(rest, &value) {
-            continue;
-        }
         let key = rest.to_ascii_lowercase();
         let setting = Setting::find(&key)
             .filter(|setting| setting.variable() == name)
@@ -150,6 +152,9 @@ pub fn from_environment(
                     format!("; the nearest one is {}", row.variable())
                 }),
             })?;
+        if value.is_empty() {
+            continue;
+        }
         let text = value.into_string().map_err(|_| Error::NotUtf8 {
             name: setting.variable(),
         })?;
@@ -160,21 +165,6 @@ pub fn from_environment(
         });
     }
     Ok(assignments)
-}
-
-/// Whether a variable is one that Kubernetes or Docker puts there by itself for a *service* that
-/// is called `uppercased`: a pod must not fail to start because of its own service's name.
-fn is_service_link(rest: &str, value: &OsStr) -> bool {
-    match rest.strip_prefix("PORT") {
-        // A person who writes UPPERCASED_PORT=80 must hear that there is no such setting.
-        Some("") => value.to_string_lossy().contains("://"),
-        Some(more) => more
-            .strip_prefix('_')
-            .is_some_and(|more| more.starts_with(|digit: char| digit.is_ascii_digit())),
-        None => {
-            rest == "SERVICE_HOST" || rest == "SERVICE_PORT" || rest.starts_with("SERVICE_PORT_")
-        }
-    }
 }
 
 fn unknown_key(name: &str, value: &DeValue<'_>, path: &Path, line: usize) -> Error {
@@ -325,18 +315,18 @@ mod tests {
     }
 
     #[test]
-    fn a_service_of_that_name_does_no_harm() {
-        for (name, value) in [
-            ("UPPERCASED_SERVICE_HOST", "10.0.0.1"),
-            ("UPPERCASED_SERVICE_PORT", "9999"),
-            ("UPPERCASED_SERVICE_PORT_TCP", "9999"),
-            ("UPPERCASED_PORT", "tcp://10.0.0.1:9999"),
-            ("UPPERCASED_PORT_9999_TCP_ADDR", "10.0.0.1"),
-        ] {
-            assert_eq!(environment(name, value), Ok(0), "{name}");
-        }
+    fn service_variables_and_empty_ones_are_unset() {
+        assert_eq!(environment("UPPERCASED_SERVICE_HOST", "10.0.0.1"), Ok(0));
+        assert_eq!(
+            environment("UPPERCASED_ADMIN_PORT_80_TCP_ADDR", "::1"),
+            Ok(0)
+        );
         assert!(environment("UPPERCASED_PORT", "9999").is_err());
-        assert!(environment("UPPERCASED_PORTS", "9999").is_err());
+        for setting in SETTINGS {
+            assert_eq!(environment(&setting.variable(), ""), Ok(0));
+        }
+        assert_eq!(environment(CONFIG_VARIABLE, ""), Ok(0));
+        assert!(environment("UPPERCASED_WORKRES", "").is_err());
     }
 
     proptest! {

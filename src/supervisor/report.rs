@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::fault;
 use crate::identity::WorkerId;
 use crate::log::without_ttou;
@@ -23,6 +23,14 @@ pub(super) fn starting(config: &Config) {
         version = fault::program_version(),
         "starting"
     );
+    let variables: Vec<_> = std::env::vars_os().collect();
+    let links = config::service_links(&variables);
+    if !links.is_empty() {
+        tracing::info!(
+            variables = links.join(" "),
+            "ignored variables of Kubernetes services"
+        );
+    }
 }
 
 /// Every slot serves: says where, for people on the log and for scripts on standard output.
