@@ -23,6 +23,7 @@ use crate::config::{self, Config};
 use crate::control::{Request, Rotation};
 use crate::log::{complain, visible, wants_colour};
 use crate::output::{self, print};
+use crate::sys::signals;
 use crate::{admin, fault, preflight, supervisor, top, worker};
 
 pub use crate::config::{CommandLine, Launch};
@@ -140,12 +141,24 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // A limit on the size of files becomes an error that can be told; it would end the process, for
     // instance when its log has become that long. Fails for no signal that can be caught.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
+    // Fails for a signal number that does not exist, and no other.
+    let _ = signals::keep_exit_statuses();
     let args: Vec<OsString> = args.into_iter().collect();
     if supervisor::is_resuming() {
         // What is wrong with the arguments is a matter between this program and the one before it.
         return supervisor::resume(typed(args));
     }
-    match parse(args, std::env::vars_os()) {
+    let command = parse(args, std::env::vars_os());
+    // The supervisor's processes live with signals blocked, as it started them; every other
+    // command takes them, whatever its parent had blocked.
+    if !matches!(
+        command,
+        Ok(Command::Worker | Command::Admin(_) | Command::Preflight(_))
+    ) {
+        // The mask is always a valid one.
+        let _ = signals::unblock_all();
+    }
+    match command {
         Ok(Command::Serve(launch)) => supervisor::run(*launch),
         Ok(Command::Check(text)) => print(&text),
         Ok(Command::Client(options)) => client::run(options),

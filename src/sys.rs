@@ -12,5 +12,6 @@ pub mod heap;
 pub mod image;
 pub mod limits;
 pub mod shared;
+pub mod signals;
 pub mod socket;
 pub mod steering;

@@ -557,3 +557,20 @@ fn workers_that_die_by_the_dozen_are_all_replaced() {
         assert!(Watched::open(pid).is_none_or(|w| w.wait_gone(DEADLINE)));
     }
 }
+
+/// What a launcher had blocked or ignored is not passed on to the server.
+#[test]
+fn server_resets_inherited_signal_state() {
+    let server = Server::builder()
+        .program("env")
+        .args(["--block-signal", "--ignore-signal=CHLD"])
+        .args([env!("CARGO_BIN_EXE_uppercased")])
+        .args(["--workers=1", "--listen=127.0.0.1:0"])
+        .start();
+    let mark = server.log_len();
+    let worker = server.worker_pids()[0];
+    Watched::open(worker).unwrap().signal(Signal::SIGKILL);
+    server.wait_log_from(mark, |line| line.contains("SIGKILL"));
+    wait_ready(&server, mark, 0, 2);
+    assert_eq!(server.stop().code(), Some(0));
+}

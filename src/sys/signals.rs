@@ -1,0 +1,49 @@
+//! Signal state that a process inherits: its mask, and what its parent had ignored.
+//!
+//! Both survive exec. A launcher that blocks signals around `fork`, or ignores `SIGCHLD` so that its
+//! own children leave no zombies, would otherwise decide how this program stops and what it learns
+//! of its workers.
+#![expect(unsafe_code, reason = "a disposition is set by a raw call")]
+
+use std::io;
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+/// Has the kernel keep the exit status of every child until it is waited for.
+///
+/// # Errors
+/// What `sigaction` returned.
+pub fn keep_exit_statuses() -> io::Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default disposition runs no code of this process.
+    unsafe { sigaction(Signal::SIGCHLD, &default) }?;
+    Ok(())
+}
+
+/// Lets every signal through to this thread, whatever its parent had blocked.
+///
+/// # Errors
+/// What `pthread_sigmask` returned.
+pub fn unblock_all() -> io::Result<()> {
+    SigSet::empty().thread_set_mask()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mask_is_empty_after_unblocking() {
+        SigSet::all().thread_block().unwrap();
+        unblock_all().unwrap();
+        assert_eq!(SigSet::thread_get_mask().unwrap(), SigSet::empty());
+    }
+
+    #[test]
+    fn exit_status_is_kept() {
+        keep_exit_statuses().unwrap();
+        let status = std::process::Command::new("false").status().unwrap();
+        assert_eq!(status.code(), Some(1));
+    }
+}
