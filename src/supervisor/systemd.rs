@@ -165,6 +165,12 @@ impl Barrier {
         Ok(Self { read, write })
     }
 
+    /// Whether the service manager has closed its end. Readiness alone does not say so: it may have
+    /// been reported of an earlier barrier, which this one has replaced in the same turn.
+    fn is_over(&self) -> bool {
+        self.write.is_none() && nix::unistd::read(&self.read, &mut [0]) == Ok(0)
+    }
+
     /// What the service manager is to close.
     fn end(&self) -> Option<Vec<BorrowedFd<'_>>> {
         Some(vec![self.write.as_ref()?.as_fd()])
@@ -314,7 +320,10 @@ impl Supervisor {
 
     /// The service manager has let go of what it was told to.
     pub(super) fn look_at_barrier(&mut self) {
-        let barrier = self.systemd.as_mut().and_then(|it| it.barrier.take());
+        let barrier = self
+            .systemd
+            .as_mut()
+            .and_then(|it| it.barrier.take_if(|barrier| barrier.is_over()));
         // One that changes the number of slots steers by itself, and spreads when it is done.
         if barrier.is_some() && self.machine.planned() != Some(Planned::Scaling) {
             self.spread();
@@ -364,4 +373,20 @@ fn open(name: &OsStr) -> io::Result<(OwnedFd, SocketAddrUnix)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
     Ok((socket, address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn barrier_is_over_when_every_writer_is_gone() {
+        let mut barrier = Barrier::new().unwrap();
+        assert!(!barrier.is_over(), "it has not been sent");
+        let sent = barrier.write.take().unwrap();
+        // What a report of an earlier barrier finds.
+        assert!(!barrier.is_over(), "the service manager still has it");
+        drop(sent);
+        assert!(barrier.is_over());
+    }
 }
