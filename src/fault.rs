@@ -9,8 +9,9 @@
 //!
 //! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`, and
 //! `violate:` with one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`, `unlisten`, `steer`,
-//! `fill`, `overwrite`: what the sandbox of a worker is to prevent. Anything else is a value that
-//! [`value`] returns, as `version=9.9.9`.
+//! `fill`, `overwrite`: what the sandbox of a worker is to prevent; and `fail`, where the point stands
+//! for a system call that may be refused. Anything else is a value that [`value`] returns, as
+//! `version=9.9.9`.
 //!
 //! It must not be consulted on the serving path: a point is passed a few times in a worker's life.
 
@@ -153,6 +154,21 @@ mod plan {
 #[inline]
 pub fn point(name: &str) {
     plan::point(name);
+}
+
+/// Fails if the plan says `fail` for the point `name`: for tests of what a step undoes that the system
+/// refuses.
+///
+/// # Errors
+/// As the plan says.
+#[inline]
+pub fn fail(name: &str) -> std::io::Result<()> {
+    match value(name) {
+        Some("fail") => Err(std::io::Error::other(format!(
+            "the fault point {name} fails"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// What the plan says for `name`.

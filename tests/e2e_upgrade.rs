@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::symlink;
 
+use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 
 use self::support::image::Image;
@@ -230,4 +231,85 @@ fn what_happens_between_two_programs_is_noticed() {
     server.wait_log_from(mark, |line| line.contains("worker died"));
     server.wait_log_from(mark, |line| line.contains("serving for"));
     planned.workers().assert_serving();
+}
+
+/// The descriptors of a process by number: what each is, and whether it would go through an exec.
+fn held(pid: u32) -> Vec<(i32, String, bool)> {
+    let held = observe::descriptors(pid).into_iter();
+    let held = held.map(|(number, target)| {
+        let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"));
+        let info = info.unwrap_or_default();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = i32::from_str_radix(flags.unwrap_or("0").trim(), 8).expect("octal flags");
+        // Sockets, pipes and the like are numbered anew by each program.
+        let kind = target.split([':', ' ']).next().unwrap_or_default();
+        (
+            number,
+            kind.to_owned(),
+            flags & OFlag::O_CLOEXEC.bits() == 0,
+        )
+    });
+    held.collect()
+}
+
+/// Whichever step of taking over is refused, the earlier program goes on with all that it had, and no
+/// more.
+#[test]
+fn each_refused_step_gives_process_back() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let load = Load::start(server.addr(), LoadSize::small());
+    let before = planned.workers();
+    let running = version(&planned);
+    let passed_on = |pid| {
+        let held = held(pid).into_iter();
+        let open = held.filter(|(_, _, passed_on)| *passed_on);
+        open.collect::<Vec<_>>()
+    };
+    let kinds = |pid| {
+        let mut kinds: Vec<String> = held(pid).into_iter().map(|(_, kind, _)| kind).collect();
+        kinds.sort_unstable();
+        kinds
+    };
+    let (open, all) = (passed_on(server.pid()), kinds(server.pid()));
+    for point in [
+        "resume.watch_basics",
+        "resume.watch_child",
+        "resume.map_memory",
+        "resume.control",
+    ] {
+        let plan = format!("version=9.0.0;{point}=fail");
+        planned.install(Image::copy(planned.folder()).with_faults(&plan));
+        server.upgrade().expect_failure(point);
+        assert_eq!(version(&planned), running);
+        planned.workers().assert_untouched_since(&before);
+        load.go_on_for(10);
+        assert_eq!(passed_on(server.pid()), open, "after {point}");
+        until("the clients of the control socket are gone", || {
+            kinds(server.pid()) == all
+        });
+    }
+    planned.install_good();
+    server.upgrade().expect_success();
+    assert_eq!(passed_on(server.pid()), open, "after an upgrade");
+    load.finish().assert_clean();
+}
+
+/// A signal that has come before the exec, which then fails, is handled by the program that goes on.
+#[test]
+fn signal_survives_exec_that_fails() {
+    let faults = "supervisor.exec=stop;supervisor.state_at_exec=fail";
+    let planned = Planned::start_with(&QUICK, |builder| {
+        builder.env(uppercased::fault::VARIABLE, faults)
+    });
+    let server = &planned.server;
+    let order = server.send_order(&["upgrade"]);
+    until("it stands still before the exec", || {
+        observe::state(server.pid()) == Some('T')
+    });
+    let mark = server.log_len();
+    server.signal(Signal::SIGUSR1);
+    server.signal(Signal::SIGCONT);
+    order.wait().expect_failure("supervisor.state_at_exec");
+    server.wait_log_from(mark, |line| line.contains("serving for"));
 }

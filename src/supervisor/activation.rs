@@ -16,7 +16,7 @@ use socket2::{Protocol, SockRef, Type};
 use crate::config::{Config, LISTEN_MAX, WORKERS_MAX};
 use crate::identity::SlotId;
 use crate::listener;
-use crate::sys::fd::own_inherited;
+use crate::sys::fd::Inherited;
 use crate::wire::Listen;
 
 use super::inheritance::{self, Offer, Origin, Plan};
@@ -178,11 +178,13 @@ fn inherited() -> Result<Vec<(OwnedFd, String)>, Error> {
     let count = number("LISTEN_FDS").filter(|count| (0..=COUNT_MAX).contains(count));
     let count = count.ok_or_else(|| Error::Missing("it is no number of sockets".to_owned()))?;
     let numbers: Vec<RawFd> = (FIRST..FIRST + count).collect();
-    let owned = own_inherited(&numbers).map_err(|error| Error::Missing(error.to_string()))?;
+    let mut inherited =
+        Inherited::check(&numbers).map_err(|error| Error::Missing(error.to_string()))?;
+    let owned = numbers.into_iter().map(|number| inherited.own(number));
     let names = variable("LISTEN_FDNAMES").unwrap_or_default();
     let names = names.split(':').map(str::to_owned);
     let names = names.chain(std::iter::repeat("unknown".to_owned()));
-    Ok(owned.into_iter().zip(names).collect())
+    Ok(owned.zip(names).collect())
 }
 
 /// What a socket is, and from now on not blocking; or what it is instead of a TCP listener.

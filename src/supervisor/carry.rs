@@ -82,10 +82,7 @@ impl Supervisor {
             Action::DropSlot { slot } => self.drop_slot(slot),
             Action::Preflight => self.begin_preflight(),
             Action::AbortPreflight => self.end_preflight(),
-            Action::Exec => {
-                let cause = self.replace_program();
-                self.happened(Event::ExecFailed { cause });
-            }
+            Action::Exec => self.exec(),
             Action::Commit { release } => self.commit(release),
             Action::Answer { request, answer } => self.answer(request, &answer),
             Action::Notice(notice) => {

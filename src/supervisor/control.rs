@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
@@ -146,23 +145,18 @@ impl ControlServer {
         registry: &Registry,
         tokens: Token,
     ) -> io::Result<Self> {
-        // From here on it is this program's to remove, whatever happens.
-        let socket = SocketFile(saved.file);
         if descriptors.len() != saved.clients.len() + 1 {
             return Err(io::Error::other(
                 "not the descriptors of this control server",
             ));
-        }
-        for descriptor in &descriptors {
-            // They had to be inherited once; no worker is to have them.
-            fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
         }
         let mut descriptors = descriptors.into_iter();
         let listener = descriptors.next().ok_or(io::ErrorKind::NotFound)?;
         let mut listener = UnixListener::from_std(listener.into());
         registry.register(&mut listener, tokens, Interest::READABLE)?;
         let mut server = Self {
-            socket,
+            // From here on it is this program's to remove: nothing below can fail.
+            socket: SocketFile(saved.file),
             listener,
             clients: [const { None }; CONTROL_CLIENTS_MAX],
             first: tokens,
@@ -754,19 +748,8 @@ mod tests {
 
         let short = serde_json::from_str(&json).unwrap();
         let registry = bench.poll.registry();
-        // (It is another process that would fail so; in this one the file must stay.)
-        let Saved {
-            mut file,
-            next,
-            clients,
-        } = short;
-        file.maker = 0;
-        let short = Saved {
-            file,
-            next,
-            clients,
-        };
         assert!(ControlServer::resume(short, Vec::new(), registry, FIRST).is_err());
+        assert!(path.exists(), "a program that cannot go on leaves it");
 
         let poll = Poll::new().unwrap();
         let saved = serde_json::from_str(&json).unwrap();

@@ -49,17 +49,18 @@ impl Releases {
         }
     }
 
-    /// As they were in this process's earlier program; `None` if the one in force is missing.
-    pub(super) fn restored(
+    /// As they were in this process's earlier program. A state whose release in force is missing has
+    /// been refused when it was read.
+    pub(super) const fn restored(
         known: BTreeMap<ReleaseId, Release>,
         in_force: ReleaseId,
         latest: ReleaseId,
-    ) -> Option<Self> {
-        known.contains_key(&in_force).then_some(Self {
+    ) -> Self {
+        Self {
             known,
             in_force,
             latest,
-        })
+        }
     }
 
     /// Takes a new one in.

@@ -1,21 +1,24 @@
 //! A program that finds itself in a process with a past: the other half of an upgrade in place.
 //!
-//! It reads the state that the earlier program has left, checks all of it, and only then owns
-//! descriptors and handles signals. If it cannot go on it executes the earlier program, whose file
-//! was left open for that, and which then finds itself where it had stopped.
+//! It reads the state that the earlier program has left and does everything that can fail through
+//! borrowed descriptors: memories are mapped, sockets and processes watched. Only then it owns the
+//! first one. If it cannot go on it executes the earlier program, whose file was left open for that,
+//! and which then finds itself where it had stopped.
 //!
-//! Invariants: no descriptor is owned before nothing can be refused any more, since one that was
-//! dropped would be a listener or a worker lost; signals stay blocked until they are handled.
+//! Invariants: what owns ([`adopt`]) cannot fail, since a descriptor that was dropped would be a
+//! listener or a worker lost; giving back passes on the very numbers that came; signals stay blocked
+//! until they are handled.
 //!
 //! It must not decide what the workers run next: the machine is told, and does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::io::{self, Read as _, Seek as _};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::process::ExitCode;
 
-use mio::{Poll, Token};
+use mio::unix::SourceFd;
+use mio::{Interest, Poll, Token};
 use nix::sys::signal::SigSet;
 
 use crate::channel::Channel;
@@ -24,10 +27,10 @@ use crate::fault;
 use crate::identity::SlotId;
 use crate::log;
 use crate::port::Lock;
-use crate::sys::fd::{duplicate_inherited, own_inherited};
+use crate::sys::fd::{Inherited, duplicate_inherited};
 use crate::sys::image::{Image, Process, STATE_VARIABLE};
 use crate::sys::limits::raise_descriptor_limit;
-use crate::sys::shared::SharedMemory;
+use crate::sys::shared::{Mapping, SharedMemory};
 use crate::wire;
 
 use super::admin::{AdminEndpoint, SavedListener};
@@ -40,7 +43,7 @@ use super::releases::{Limits, Release, Releases};
 use super::resources::SlotResources;
 use super::state::{SavedSlot, State};
 use super::systemd::Systemd;
-use super::tokens::CONTROL_FIRST;
+use super::tokens::{CONTROL_FIRST, Source};
 use super::totals::Former;
 use super::upgrade::Preflight;
 use super::{Signals, Supervisor, signals};
@@ -100,16 +103,10 @@ impl Left {
 
     fn give_back(&self, cause: &str) -> io::Result<std::convert::Infallible> {
         let image = Image::from(duplicate_inherited(self.image)?);
-        // Both must be there for the other program, under the numbers that it is told.
-        let state = duplicate_inherited(self.state)?;
-        let text = format!(
-            "{}:{}:{cause}",
-            state.as_raw_fd(),
-            image.as_fd().as_raw_fd()
-        );
+        // Nothing of what came has been touched: it goes on through this exec as through the last.
+        let text = format!("{}:{}:{cause}", self.state, self.image);
         let arguments: Vec<OsString> = std::env::args_os().collect();
-        let kept = [state.as_fd(), image.as_fd()];
-        Err(image.replace_this_process(arguments, &text, &kept))
+        Err(image.replace_this_process(arguments, &text, &[]))
     }
 
     fn read(&self) -> Result<Vec<u8>, String> {
@@ -162,8 +159,8 @@ fn read_state(state: OwnedFd) -> io::Result<Vec<u8>> {
 /// Goes on where the earlier program of this process has stopped.
 ///
 /// # Errors
-/// Why this program cannot. Only the last step, which needs nothing but memory, comes after
-/// descriptors have been taken; before it the earlier program can have everything back.
+/// Why this program cannot. No descriptor is owned then, and the earlier program can have everything
+/// back.
 pub(super) fn resume(typed: CommandLine) -> Result<Supervisor, String> {
     fault::point("supervisor.resuming");
     let left = Left::find()?;
@@ -188,46 +185,109 @@ pub(super) fn resume(typed: CommandLine) -> Result<Supervisor, String> {
         raise_descriptor_limit().map_err(|error| failed("raise the descriptor limit", error))?;
     let poll = Poll::new().map_err(|error| failed("create an epoll instance", error))?;
     let signals = signals().map_err(|error| failed("handle signals", error))?;
-
-    // From here on the descriptors have an owner.
     let mut numbers = state.descriptors();
     numbers.extend([left.state, left.image]);
-    let owned = own_inherited(&numbers).map_err(|error| error.to_string())?;
-    let mut owned = Owned(owned.into_iter());
-    let mut supervisor = adopt(state, machine, typed, (poll, signals, nofile), &mut owned)
+    let inherited = Inherited::check(&numbers).map_err(|error| error.to_string())?;
+    let prepared = Prepared::of(&state, (poll, signals), &inherited)
         .map_err(|error| failed("take over what the earlier program had", error))?;
+
+    // The point of no return: nothing below can fail.
+    let came = state.signals.clone();
+    let mut supervisor = adopt(state, machine, (typed, nofile), prepared, inherited);
     // Blocked by the earlier program; what came since then is delivered now.
     let _ = SigSet::empty().thread_set_mask();
     let _ = nix::sys::prctl::set_name(c"uppercased");
     supervisor.first_words(outcome);
+    for number in came {
+        supervisor.obey_signal(number);
+    }
     Ok(supervisor)
 }
 
-/// Descriptors in the order of [`State::descriptors`].
-struct Owned(std::vec::IntoIter<OwnedFd>);
+/// All of the new program's own that may be refused: made over descriptors that it does not own yet.
+struct Prepared {
+    poll: Poll,
+    signals: Signals,
+    /// In the order of the state's slots: of each child, then the one left behind.
+    memories: VecDeque<Mapping>,
+    control: Option<ControlServer>,
+}
 
-impl Owned {
-    fn one(&mut self) -> io::Result<OwnedFd> {
-        let missing = || io::Error::new(io::ErrorKind::InvalidData, "a descriptor is missing");
-        self.0.next().ok_or_else(missing)
-    }
-
-    fn many(&mut self, count: usize) -> io::Result<Vec<OwnedFd>> {
-        (0..count).map(|_| self.one()).collect()
+impl Prepared {
+    fn of(
+        state: &State,
+        (poll, signals): (Poll, Signals),
+        inherited: &Inherited,
+    ) -> io::Result<Self> {
+        let watch = |number: RawFd, source: Source, interest: Interest| {
+            let token = source.token();
+            poll.registry()
+                .register(&mut SourceFd(&number), token, interest)
+        };
+        fault::fail("resume.watch_basics")?;
+        let read = signals.get_read().as_raw_fd();
+        watch(read, Source::Signals, Interest::READABLE)?;
+        for (index, &lock) in state.locks.iter().enumerate() {
+            watch(lock, Source::Lock(index), Interest::READABLE)?;
+        }
+        let mut memories = VecDeque::new();
+        let mut serial = 0;
+        for slot in &state.slots {
+            for child in &slot.children {
+                fault::fail("resume.watch_child")?;
+                let both = Interest::READABLE | Interest::WRITABLE;
+                watch(child.channel, Source::Channel(serial), both)?;
+                watch(child.process, Source::Process(serial), Interest::READABLE)?;
+                serial += 1;
+            }
+            let children = slot.children.iter().map(|child| child.memory);
+            for number in children.chain(slot.left_behind) {
+                fault::fail("resume.map_memory")?;
+                memories.push_back(Mapping::of(inherited.borrow(number))?);
+            }
+        }
+        // Last: dropped, it would remove its file.
+        let control = match &state.control {
+            None => None,
+            Some(control) => {
+                fault::fail("resume.control")?;
+                let numbers = control.descriptors.iter();
+                let duplicates = numbers.map(|&number| duplicate_inherited(number));
+                Some(ControlServer::resume(
+                    control.saved.clone(),
+                    duplicates.collect::<io::Result<_>>()?,
+                    poll.registry(),
+                    Token(CONTROL_FIRST),
+                )?)
+            }
+        };
+        Ok(Self {
+            poll,
+            signals,
+            memories,
+            control,
+        })
     }
 }
 
+/// Owns everything that `state` names, and what goes with it. Cannot fail.
 fn adopt(
     state: State,
     machine: Machine,
-    typed: CommandLine,
-    (poll, signals, nofile): (Poll, Signals, u64),
-    owned: &mut Owned,
-) -> io::Result<Supervisor> {
+    (typed, nofile): (CommandLine, u64),
+    prepared: Prepared,
+    mut inherited: Inherited,
+) -> Supervisor {
+    let Prepared {
+        poll,
+        signals,
+        mut memories,
+        control,
+    } = prepared;
     let mut known = BTreeMap::new();
     for saved in state.releases {
         let release = Release {
-            image: Image::from(owned.one()?),
+            image: Image::from(inherited.own(saved.image)),
             config: saved.config,
             limits: Limits {
                 max_connections: saved.max_connections,
@@ -236,50 +296,39 @@ fn adopt(
         };
         known.insert(saved.id, release);
     }
-    let missing = || io::Error::new(io::ErrorKind::InvalidData, "no release is in force");
-    let releases = Releases::restored(known, state.in_force, state.latest).ok_or_else(missing)?;
     let mut next_serial = 0;
-    let mut slots = Vec::new();
-    for saved in state.slots {
-        slots.push(adopt_slot(saved, owned, &mut next_serial)?);
-    }
+    let slots = state.slots.into_iter();
+    let slots: Vec<SlotResources> = slots
+        .map(|saved| adopt_slot(saved, &mut inherited, &mut memories, &mut next_serial))
+        .collect();
     let free = SlotId(u16::try_from(slots.len()).unwrap_or(u16::MAX));
     let former = if state.former.is_empty() {
         Former::of_all(state.dropped, free)
     } else {
         state.former
     };
-    let locks = owned.many(state.locks.len())?;
-    let control = match state.control {
-        None => None,
-        Some(control) => Some(ControlServer::resume(
-            control.saved,
-            owned.many(control.descriptors.len())?,
-            poll.registry(),
-            Token(CONTROL_FIRST),
-        )?),
+    let locks = state.locks.iter().map(|&lock| inherited.own(lock));
+    let locks = locks.map(Lock::from).collect();
+    let mut listener = |saved: SavedListener| {
+        let number = saved.listener;
+        saved.resume(inherited.own(number))
     };
-    let mut listener = |saved: Option<SavedListener>| {
-        let resumed = saved.map(|saved| owned.one().map(|fd| saved.resume(fd)));
-        resumed.transpose()
-    };
-    let admin = AdminEndpoint::over(
-        listener(state.admin)?,
-        listener(state.agent)?,
-        state.admin_deaths,
-    );
-    let supervisor = Supervisor {
+    let http = state.admin.map(&mut listener);
+    let agent = state.agent.map(&mut listener);
+    // What is left was duplicated, or was for the earlier program to be called back.
+    inherited.close();
+    let mut supervisor = Supervisor {
         typed,
         program: state.program,
         started: state.started,
-        releases,
+        releases: Releases::restored(known, state.in_force, state.latest),
         addresses: state.addresses,
         nofile,
         poll,
         signals,
-        locks: locks.into_iter().map(Lock::from).collect(),
+        locks,
         control,
-        admin,
+        admin: AdminEndpoint::over(http, agent, state.admin_deaths),
         systemd: Systemd::from_environment(Notifier::resumed),
         activated: state.activated,
         evidence: Evidence::gathered(),
@@ -293,48 +342,39 @@ fn adopt(
         preflight: Preflight::Idle,
         verdict: None,
     };
-    supervisor.watch_basics()?;
-    for child in supervisor.slots.iter().flat_map(SlotResources::children) {
-        supervisor.watch_child(child)?;
-    }
-    let mut supervisor = supervisor;
     supervisor.resume_systemd(state.systemd);
-    for number in state.signals {
-        supervisor.obey_signal(number);
-    }
-    Ok(supervisor)
+    supervisor
 }
 
+/// Numbers the children in the order in which [`Prepared::of`] has watched them.
 fn adopt_slot(
     saved: SavedSlot,
-    owned: &mut Owned,
+    inherited: &mut Inherited,
+    memories: &mut VecDeque<Mapping>,
     next_serial: &mut u64,
-) -> io::Result<SlotResources> {
-    let listeners = owned.many(saved.listeners.len())?;
+) -> SlotResources {
+    let listeners = saved.listeners.iter();
+    let listeners = listeners.map(|&listener| inherited.own(listener)).collect();
+    let mut memory = |inherited: &mut Inherited, number: RawFd| {
+        let mapping = memories.pop_front().expect("one was made for each memory");
+        SharedMemory::over(mapping, inherited.own(number))
+    };
     let mut children = Vec::new();
     for child in saved.children {
         children.push(Child {
             worker: child.worker,
             release: child.release,
             serial: *next_serial,
-            process: Process::inherited(child.pid, owned.one()?),
-            channel: Channel::over(owned.one()?),
-            memory: SharedMemory::map(owned.one()?)?,
+            process: Process::inherited(child.pid, inherited.own(child.process)),
+            channel: Channel::over(inherited.own(child.channel)),
+            memory: memory(inherited, child.memory),
             talk: Talk::resumed(child.sandbox.is_some()),
             sandbox: child.sandbox,
         });
         *next_serial += 1;
     }
-    let left_behind = match saved.left_behind {
-        Some(_) => Some(SharedMemory::map(owned.one()?)?),
-        None => None,
-    };
-    Ok(SlotResources::restored(
-        listeners,
-        children,
-        left_behind,
-        saved.carried,
-    ))
+    let left_behind = saved.left_behind.map(|number| memory(inherited, number));
+    SlotResources::restored(listeners, children, left_behind, saved.carried)
 }
 
 impl Supervisor {

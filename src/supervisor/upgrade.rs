@@ -166,8 +166,21 @@ impl Supervisor {
         }
     }
 
-    /// Becomes the program that passed the pre-flight. Returns why not; everything goes on then.
-    pub(super) fn replace_program(&mut self) -> String {
+    /// Becomes the program that passed the pre-flight. If that fails, everything goes on.
+    pub(super) fn exec(&mut self) {
+        // Signals that had come already: what is taken from the handler's pipe is kept here, and
+        // handled below, whichever step fails.
+        let mut came = Vec::new();
+        fault::point("supervisor.exec");
+        let cause = self.replace_program(&mut came);
+        self.happened(Event::ExecFailed { cause });
+        for number in came {
+            self.obey_signal(number);
+        }
+    }
+
+    /// Returns why this program goes on.
+    fn replace_program(&mut self, came: &mut Vec<i32>) -> String {
         let Some(image) = self.take_preflight() else {
             return "no program has passed the pre-flight".to_owned();
         };
@@ -182,19 +195,23 @@ impl Supervisor {
         };
         // A child that the new program does not know would be nobody's.
         self.pause_admin();
-        let cause = self.try_replace_program(&image);
+        let cause = self.try_replace_program(&image, came);
+        // It was the mask a moment ago.
         let _ = blocked.thread_set_mask();
         cause
     }
 
-    fn try_replace_program(&mut self, image: &Image) -> String {
+    fn try_replace_program(&mut self, image: &Image, came: &mut Vec<i32>) -> String {
         let earlier = match Image::of_this_process() {
             Ok(earlier) => earlier,
             Err(error) => return format!("cannot keep the running program: {error}"),
         };
-        let came: Vec<i32> = self.signals.pending().collect();
+        came.extend(self.signals.pending());
         let mut state = self.state();
-        state.signals.clone_from(&came);
+        state.signals.clone_from(came);
+        if let Err(error) = fault::fail("supervisor.state_at_exec") {
+            return error.to_string();
+        }
         let written = match write_state(&state) {
             Ok(written) => written,
             Err(cause) => return cause,
@@ -204,9 +221,6 @@ impl Supervisor {
         kept.extend([written.as_fd(), earlier.as_fd()]);
         fault::point("supervisor.before_exec");
         let error = image.replace_this_process(&self.typed.args, &text, &kept);
-        for number in came {
-            self.obey_signal(number);
-        }
         format!("cannot execute {}: {error}", self.program.display())
     }
 

@@ -1,6 +1,7 @@
 //! Descriptors that arrive as bare numbers become owned values here, and nowhere else.
 #![expect(unsafe_code, reason = "the kernel hands descriptors over as numbers")]
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -81,35 +82,76 @@ pub(crate) fn duplicate_inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(own(&[fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(3))?]).remove(0))
 }
 
-/// Owns descriptors that this process's earlier program left open through exec, close-on-exec from
-/// now on. Nothing is owned unless every number is an open descriptor, above the standard streams
-/// and named once.
-///
-/// To be called once in a process's life, before it has opened what could have such a number.
-///
-/// # Errors
-/// Which number cannot be one.
-pub(crate) fn own_inherited(numbers: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
-    let refused = |number: RawFd, why: &str| {
-        let why = format!("inherited descriptor {number} {why}");
-        io::Error::new(io::ErrorKind::InvalidData, why)
-    };
-    let mut sorted = numbers.to_vec();
-    sorted.sort_unstable();
-    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(refused(pair[0], "is named twice"));
-    }
-    for &number in numbers {
-        if number <= 2 {
-            return Err(refused(number, "is a standard stream"));
+/// Descriptors that this process's earlier program left open through exec: open, above the standard
+/// streams, each named once, and nobody's yet.
+#[derive(Debug)]
+pub(crate) struct Inherited(BTreeSet<RawFd>);
+
+impl Inherited {
+    /// Checks `numbers`. Nothing is owned and nothing changes.
+    ///
+    /// To be called once in a process's life, before it has opened what could have such a number.
+    ///
+    /// # Errors
+    /// Which number cannot be one.
+    pub(crate) fn check(numbers: &[RawFd]) -> io::Result<Self> {
+        let refused = |number: RawFd, why: &str| {
+            let why = format!("inherited descriptor {number} {why}");
+            io::Error::new(io::ErrorKind::InvalidData, why)
+        };
+        let mut checked = BTreeSet::new();
+        for &number in numbers {
+            if number <= 2 {
+                return Err(refused(number, "is a standard stream"));
+            }
+            // SAFETY: the number is not -1; it is only asked about, and if it is not open the
+            // kernel says so.
+            let asked = unsafe { BorrowedFd::borrow_raw(number) };
+            let flags = fcntl(asked, FcntlArg::F_GETFD);
+            let flags = flags.map_err(|_| refused(number, "is not open"))?;
+            // Whatever this program has opened itself is close-on-exec from birth.
+            if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
+                return Err(refused(number, "did not come through exec"));
+            }
+            if !checked.insert(number) {
+                return Err(refused(number, "is named twice"));
+            }
         }
-        // SAFETY: the number is not -1; it is only asked about, and if it is not open the kernel
-        // says so.
-        let asked = unsafe { BorrowedFd::borrow_raw(number) };
-        fcntl(asked, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
-            .map_err(|_| refused(number, "is not open"))?;
+        Ok(Self(checked))
     }
-    Ok(own(numbers))
+
+    /// One of them, to be looked at.
+    ///
+    /// # Panics
+    /// If it is none of them, or owned by now.
+    pub(crate) fn borrow(&self, number: RawFd) -> BorrowedFd<'_> {
+        assert!(self.0.contains(&number), "an inherited descriptor");
+        // SAFETY: it was found open, and nobody else knows of it: it stays open until `own` gives
+        // it away, which needs this borrow to have ended.
+        unsafe { BorrowedFd::borrow_raw(number) }
+    }
+
+    /// Owns one of them, close-on-exec from now on.
+    ///
+    /// # Panics
+    /// If it is none of them, or owned by now.
+    #[must_use]
+    pub(crate) fn own(&mut self, number: RawFd) -> OwnedFd {
+        assert!(self.0.remove(&number), "an inherited descriptor");
+        // SAFETY: it was found open, no value in this process owned it, and it has just left the
+        // set, so it is owned once.
+        let owned = unsafe { OwnedFd::from_raw_fd(number) };
+        // Fails for a descriptor that is not open, and for nothing else.
+        let _ = fcntl(&owned, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+        owned
+    }
+
+    /// Closes those that nobody has taken.
+    pub(crate) fn close(mut self) {
+        while let Some(&number) = self.0.first() {
+            drop(self.own(number));
+        }
+    }
 }
 
 /// The channel that the supervisor left for this process at [`CHANNEL_NUMBER`]; close-on-exec
@@ -151,15 +193,21 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_open_is_owned_once_or_not_at_all() {
+    fn inherited_descriptors_are_checked_before_any_is_owned() {
         let (one, other) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let (low, high) = (one.as_raw_fd(), other.as_raw_fd());
+        Inherited::check(&[low]).unwrap_err();
+        pass_on(&[one.as_fd(), other.as_fd()], true).unwrap();
         for wrong in [vec![low, low], vec![2], vec![-1], vec![low, 1_000_000]] {
-            own_inherited(&wrong).unwrap_err();
+            Inherited::check(&wrong).unwrap_err();
         }
         let numbers = [one.into_raw_fd(), other.into_raw_fd()];
-        let owned = own_inherited(&numbers).unwrap();
-        assert_eq!([owned[0].as_raw_fd(), owned[1].as_raw_fd()], [low, high]);
+        let mut inherited = Inherited::check(&numbers).unwrap();
+        assert_eq!(inherited.borrow(high).as_raw_fd(), high);
+        let owned = inherited.own(low);
+        assert_eq!(owned.as_raw_fd(), low);
+        assert!(!is_passed_on(&owned));
+        drop(inherited.own(high));
         duplicate_inherited(low).unwrap();
         duplicate_inherited(-1).unwrap_err();
         duplicate_inherited(1_000_000).unwrap_err();

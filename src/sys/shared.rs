@@ -19,6 +19,7 @@ use std::sync::atomic::AtomicU64;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::fstat;
 
 /// Bytes in a cache line, and the alignment of every [`Line`].
 pub const LINE_BYTES: usize = 64;
@@ -35,6 +36,10 @@ pub struct SharedMemory {
     file: File,
 }
 
+/// A mapping whose file is still somebody else's to own.
+#[derive(Debug)]
+pub struct Mapping(MmapRaw);
+
 /// Makes a memfd of `bytes` zero bytes that can neither shrink nor grow. Close-on-exec.
 ///
 /// The pages are sparse: one that was never written costs nothing.
@@ -50,31 +55,50 @@ pub fn create(name: &str, bytes: usize) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-impl SharedMemory {
+impl Mapping {
     /// Maps the whole of `fd`, which [`create`] made, here or in another process.
     ///
     /// # Errors
     /// `InvalidData` if the file may still shrink (an access could then kill this process), else
     /// what `fstat` or `mmap` returned.
-    pub fn map(fd: OwnedFd) -> io::Result<Self> {
-        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS)?;
+    pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let seals = fcntl(fd, FcntlArg::F_GET_SEALS)?;
         if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the working memory is not sealed against shrinking",
             ));
         }
-        let file = File::from(fd);
-        let length = usize::try_from(file.metadata()?.len())
+        let length = usize::try_from(fstat(fd)?.st_size)
             .map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
         let map = MmapOptions::new()
             .len(length)
             .no_reserve_swap()
-            .map_raw(&file)?;
+            .map_raw(&fd)?;
         // A core dump of a crashed worker would write every touched page; refused on kernels
         // without the advice, which only costs time when a core is dumped.
         let _ = map.advise(Advice::DontDump);
-        Ok(Self { map, file })
+        Ok(Self(map))
+    }
+}
+
+impl SharedMemory {
+    /// Maps the whole of `fd`, which [`create`] made, here or in another process.
+    ///
+    /// # Errors
+    /// As [`Mapping::of`].
+    pub fn map(fd: OwnedFd) -> io::Result<Self> {
+        let mapping = Mapping::of(fd.as_fd())?;
+        Ok(Self::over(mapping, fd))
+    }
+
+    /// A mapping together with the descriptor that it was made of.
+    #[must_use]
+    pub fn over(mapping: Mapping, fd: OwnedFd) -> Self {
+        Self {
+            map: mapping.0,
+            file: File::from(fd),
+        }
     }
 
     /// Bytes mapped.
