@@ -35,7 +35,7 @@
 
 use std::time::Duration;
 
-use uppercased::control::{Request, ScaleTo};
+use uppercased::control::{Options, Request, ScaleTo};
 
 use self::clients::{Clients, Load};
 use self::server::{HANDSHAKE_TIMEOUT, Operation, ProcessorTime, Server};
@@ -85,7 +85,12 @@ fn measure() {
     );
     headline();
     for connections in [0, 1_000, 10_000] {
-        renewals("reload", Request::Reload, idle(connections), ROUNDS);
+        renewals(
+            "reload",
+            Request::Reload(Options::default()),
+            idle(connections),
+            ROUNDS,
+        );
     }
     for connections in [1_000, 10_000] {
         let stalled = connections / ONE_STALLED_IN;
@@ -94,9 +99,14 @@ fn measure() {
             pinging: PINGING,
             stalled,
         };
-        renewals("reload", Request::Reload, load, ROUNDS);
+        renewals("reload", Request::Reload(Options::default()), load, ROUNDS);
     }
-    renewals("upgrade", Request::Upgrade, idle(10_000), ROUNDS);
+    renewals(
+        "upgrade",
+        Request::Upgrade(Options::default()),
+        idle(10_000),
+        ROUNDS,
+    );
     scaling(idle(10_000), SLOW_ROUNDS);
 }
 
@@ -108,7 +118,7 @@ fn try_out() {
         pinging: 4,
         stalled: 4,
     };
-    renewals("reload", Request::Reload, load, 1);
+    renewals("reload", Request::Reload(Options::default()), load, 1);
     scaling(load, 1);
 }
 
@@ -156,6 +166,7 @@ fn scaling(load: Load, rounds: usize) {
         let mut clients = Clients::start(server.addr, load);
         let [up, down] = [2, 1].map(|to| Request::Scale {
             workers: ScaleTo::Exactly(to),
+            options: Options::default(),
         });
         let span = 2 * HANDSHAKE_TIMEOUT;
         more.push(sample(&server, &mut clients, up, span));

@@ -20,7 +20,7 @@ use signal_hook::consts::SIGXFSZ;
 use crate::bench as measurement;
 use crate::client;
 use crate::config::{self, Config};
-use crate::control::{Request, Rotation};
+use crate::control::{Options, Request, Rotation};
 use crate::log::{complain, visible, wants_colour};
 use crate::output::{self, print};
 use crate::sys::signals;
@@ -296,10 +296,11 @@ fn servers(preflight: &ArgMatches, args: &[OsString]) -> CommandLine {
 /// What a command asks a running server for, if it is such a command.
 fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
     match name {
-        definition::RELOAD => Some(Request::Reload),
-        definition::UPGRADE => Some(Request::Upgrade),
+        definition::RELOAD => Some(Request::Reload(how(typed))),
+        definition::UPGRADE => Some(Request::Upgrade(how(typed))),
         definition::SCALE => Some(Request::Scale {
             workers: *typed.get_one(definition::WORKERS)?,
+            options: how(typed),
         }),
         definition::ROTATION => {
             let word = typed.get_one::<String>(definition::TO)?;
@@ -309,6 +310,13 @@ fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
         definition::STATUS => Some(Request::Status),
         definition::STOP => Some(Request::Stop),
         _ => None,
+    }
+}
+
+/// How an operation is to be carried out.
+fn how(typed: &ArgMatches) -> Options {
+    Options {
+        wait: typed.get_flag(definition::WAIT),
     }
 }
 
@@ -431,17 +439,27 @@ mod tests {
             timeout: None,
             shown: Shown::default(),
         };
-        let scale = |workers| order(Request::Scale { workers });
+        const NOW: Options = Options { wait: false };
+        let scale = |workers| {
+            order(Request::Scale {
+                workers,
+                options: NOW,
+            })
+        };
         let status = |shown| Order {
             shown,
             ..order(Request::Status)
         };
         for (args, expected) in [
-            (["reload"].as_slice(), order(Request::Reload)),
-            (&["upgrade"], order(Request::Upgrade)),
+            (["reload"].as_slice(), order(Request::Reload(NOW))),
+            (&["upgrade"], order(Request::Upgrade(NOW))),
             (&["scale", "3"], scale(ScaleTo::Exactly(3))),
             (&["scale", "+1"], scale(ScaleTo::By(1))),
             (&["scale", "-2"], scale(ScaleTo::By(-2))),
+            (
+                &["upgrade", "--wait"],
+                order(Request::Upgrade(Options { wait: true })),
+            ),
             (
                 &["rotation", "maint"],
                 order(Request::Rotation {
@@ -483,7 +501,7 @@ mod tests {
                 Order {
                     control: Some(PathBuf::from("here")),
                     timeout: Some(std::time::Duration::from_secs(90)),
-                    ..order(Request::Reload)
+                    ..order(Request::Reload(NOW))
                 },
             ),
         ] {

@@ -42,6 +42,8 @@ pub struct Status {
     pub rotation: String,
     /// The planned operation that is under way, and how far it is.
     pub operation: Option<String>,
+    /// Requests that wait for their turn, the next one first: "reload (signal)".
+    pub pending: Vec<String>,
     /// What all workers run, or will when the operation is done.
     pub release: ReleaseId,
     /// Where it listens.

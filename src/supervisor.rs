@@ -65,7 +65,7 @@ use admin::AdminEndpoint;
 use children::{Child, Heard};
 use control::ControlServer;
 use evidence::Evidence;
-use machine::{Event, Machine, Policy, ScaleTo, Verdict};
+use machine::{Event, Machine, Policy, ScaleTo, Verdict, Wanted};
 use releases::{Release, Releases};
 use resources::SlotResources;
 use systemd::Systemd;
@@ -275,15 +275,15 @@ impl Supervisor {
             SIGTERM | SIGINT | SIGQUIT => self.happened(Event::Stop { by: by.to_owned() }),
             SIGHUP => {
                 self.note_reload_asked();
-                self.restart(RequestId::NOBODY);
+                self.remember(Wanted::Reload);
             }
             SIGUSR1 => self.log_status(),
             SIGUSR2 => {
                 self.note_reload_asked();
-                self.upgrade(RequestId::NOBODY);
+                self.remember(Wanted::Upgrade);
             }
-            SIGTTIN => self.scale(RequestId::NOBODY, ScaleTo::By(1)),
-            SIGTTOU => self.scale(RequestId::NOBODY, ScaleTo::By(-1)),
+            SIGTTIN => self.remember(Wanted::Scale(ScaleTo::By(1))),
+            SIGTTOU => self.remember(Wanted::Scale(ScaleTo::By(-1))),
             // It was to end the wait; see `bury_orphans`.
             SIGCHLD => {}
             _ => tracing::warn!(signal = by, "a signal that has no effect"),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use uppercased::clock::Tick;
 use uppercased::config::{Facts, from_file, resolve};
 use uppercased::control::protocol::Rotation;
-use uppercased::control::{Reply, Request, ScaleTo};
+use uppercased::control::{Options, Reply, Request, ScaleTo};
 use uppercased::handover::Part;
 use uppercased::handover::record::{Message as Handover, Packet};
 use uppercased::identity::{Generation, SlotId, WorkerId};
@@ -146,10 +146,10 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
 fn control() -> Outcome<Vec<Vec<u8>>> {
     let mut seeds = Vec::new();
     for request in [
-        Request::Reload,
-        Request::Upgrade,
-        Request::Scale { workers: ScaleTo::Exactly(3) },
-        Request::Scale { workers: ScaleTo::By(-1) },
+        Request::Reload(Options::default()),
+        Request::Upgrade(Options { wait: true }),
+        Request::Scale { workers: ScaleTo::Exactly(3), options: Options::default() },
+        Request::Scale { workers: ScaleTo::By(-1), options: Options::default() },
         Request::Rotation {
             to: Rotation::Drain,
         },

@@ -65,6 +65,8 @@ pub(super) const PROXY_PROTOCOL: &str = "proxy-protocol";
 pub(super) const CONTROL: &str = "control";
 /// Orders: how long to wait for the verdict.
 pub(super) const TIMEOUT: &str = "timeout";
+/// Operations: wait for their turn.
+pub(super) const WAIT: &str = "wait";
 /// `scale`: how many there are to be.
 pub(super) const WORKERS: &str = "workers";
 /// `rotation`: in or out of it.
@@ -281,14 +283,14 @@ fn client() -> Command {
 }
 
 fn reload() -> Command {
-    order(RELOAD, "Read the configuration anew and renew every worker").after_help(
+    operation(RELOAD, "Read the configuration anew and renew every worker").after_help(
         "No connection is closed: they move to the new workers, one slot after the other. An \
          invalid configuration changes nothing.\n\nExample:\n  uppercased reload --timeout 1m",
     )
 }
 
 fn upgrade() -> Command {
-    order(UPGRADE, "Become the program on disk and renew every worker").after_help(
+    operation(UPGRADE, "Become the program on disk and renew every worker").after_help(
         "The process number stays, no connection is closed. The new program first has to show \
          that it can take over; if it cannot, the old one goes on.\n\n\
          Example:\n  uppercased upgrade --control /run/uppercased.sock",
@@ -296,7 +298,7 @@ fn upgrade() -> Command {
 }
 
 fn scale() -> Command {
-    order(SCALE, "Have more workers, or fewer")
+    operation(SCALE, "Have more workers, or fewer")
         .after_help(
             "No connection is closed: those of workers that leave move to others. A reload keeps \
              the number unless the configuration has another one by then.\n\n\
@@ -420,6 +422,21 @@ fn order(name: &'static str, about: &'static str) -> Command {
             .value_name("TIME")
             .value_parser(time)
             .help("Wait no longer than this for the verdict [default: no limit]"),
+    )
+}
+
+/// A command for a running server that begins an operation.
+fn operation(name: &'static str, about: &'static str) -> Command {
+    order(name, about).arg(
+        Arg::new(WAIT)
+            .long(WAIT)
+            .action(ArgAction::SetTrue)
+            .help("Wait while another operation is in progress")
+            .long_help(
+                "Wait while another operation is in progress, or workers of an earlier one still \
+                 drain, instead of being refused. A command that is interrupted, or whose \
+                 --timeout passes, before its turn is withdrawn.",
+            ),
     )
 }
 

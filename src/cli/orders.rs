@@ -144,7 +144,10 @@ fn carry_out(order: &Order) -> Result<ExitCode, Error> {
                 watch::status(&path, order.shown, within)
             };
         }
-        Request::Reload | Request::Upgrade | Request::Scale { .. } | Request::Rotation { .. } => {}
+        Request::Reload(_)
+        | Request::Upgrade(_)
+        | Request::Scale { .. }
+        | Request::Rotation { .. } => {}
     }
     let reply = client::ask(&path, &order.request, order.timeout, tell)?;
     match (reply, &order.request) {
@@ -250,10 +253,10 @@ fn verdict(request: &Request, done: &Done) -> Option<String> {
     let took = format!("in {took_ms}ms");
     let connections = format!("{moved} connections moved, {drained} left to drain");
     match request {
-        Request::Reload => Some(format!(
+        Request::Reload(_) => Some(format!(
             "restarted: {renewed} workers renewed {took}; {connections}"
         )),
-        Request::Upgrade => Some(format!(
+        Request::Upgrade(_) => Some(format!(
             "upgraded: {renewed} workers renewed {took}; {connections}"
         )),
         Request::Scale { .. } => Some(format!("scaled: {workers} workers {took}; {connections}")),
@@ -314,7 +317,7 @@ impl fmt::Display for Barred {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::ScaleTo;
+    use crate::control::{Options, ScaleTo};
 
     #[test]
     fn verdicts_are_one_line() {
@@ -328,16 +331,17 @@ mod tests {
         let line = |request| verdict(&request, &done);
         let connections = "10000 connections moved, 0 left to drain";
         assert_eq!(
-            line(Request::Reload).unwrap(),
+            line(Request::Reload(Options::default())).unwrap(),
             format!("restarted: 4 workers renewed in 312ms; {connections}")
         );
         assert_eq!(
-            line(Request::Upgrade).unwrap(),
+            line(Request::Upgrade(Options::default())).unwrap(),
             format!("upgraded: 4 workers renewed in 312ms; {connections}")
         );
         assert_eq!(
             line(Request::Scale {
-                workers: ScaleTo::By(2)
+                workers: ScaleTo::By(2),
+                options: Options::default()
             })
             .unwrap(),
             format!("scaled: 6 workers in 312ms; {connections}")

@@ -92,6 +92,10 @@ pub const FIRST_WORD: Duration = Duration::from_secs(1);
 /// Clients of the control socket at once; one more is told to come back.
 pub const CONTROL_CLIENTS_MAX: usize = 16;
 
+/// Commands that wait for their turn (`--wait`) at once; one more is refused. Fewer than clients, so
+/// that a status can be had meanwhile.
+pub const CONTROL_WAITERS_MAX: usize = 8;
+
 /// Bytes of a request on the control socket.
 pub const CONTROL_REQUEST_MAX_BYTES: usize = 4096;
 

@@ -260,6 +260,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+    use crate::control::Options;
 
     fn listener() -> (tempfile::TempDir, PathBuf, UnixListener) {
         let directory = tempfile::tempdir().unwrap();
@@ -275,7 +276,9 @@ mod tests {
         let (mut server, _) = listener.accept().unwrap();
         server.write_all(b"{\"refused\":\"full\"}\n").unwrap();
         drop(server);
-        conversation.ask(&Request::Reload).unwrap();
+        conversation
+            .ask(&Request::Reload(Options::default()))
+            .unwrap();
         let reply = conversation.next_reply().unwrap().unwrap();
         assert_eq!(reply, Reply::Refused("full".to_owned()));
     }

@@ -25,13 +25,16 @@ pub const VERSION: u32 = 1;
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Request {
     /// Read the configuration anew and renew every worker.
-    Reload,
+    Reload(Options),
     /// Become the program on disk, then renew every worker.
-    Upgrade,
+    Upgrade(Options),
     /// Have so many workers.
     Scale {
         /// How many.
         workers: ScaleTo,
+        /// How.
+        #[serde(flatten)]
+        options: Options,
     },
     /// Say to load balancers that new clients may come, or should go elsewhere.
     Rotation {
@@ -42,6 +45,15 @@ pub enum Request {
     Status,
     /// Stop in order. There is no final reply: the connection lives as long as the server.
     Stop,
+}
+
+/// How an operation is carried out. What is not named in a request is off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Options {
+    /// Wait while something is in its way, instead of being refused.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub wait: bool,
 }
 
 /// A number of workers, absolute or relative: `6`, or `"+2"` and `"-1"` as text.
@@ -185,10 +197,11 @@ impl Request {
         match request {
             Self::Scale {
                 workers: ScaleTo::Exactly(workers),
+                ..
             } if !(WORKERS.least..=WORKERS.most).contains(&workers) => Err(Error::Workers(workers)),
             Self::Scale { .. }
-            | Self::Reload
-            | Self::Upgrade
+            | Self::Reload(_)
+            | Self::Upgrade(_)
             | Self::Rotation { .. }
             | Self::Status
             | Self::Stop => Ok(request),
@@ -199,8 +212,8 @@ impl Request {
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Reload => "reload",
-            Self::Upgrade => "upgrade",
+            Self::Reload(_) => "reload",
+            Self::Upgrade(_) => "upgrade",
             Self::Scale { .. } => "scale",
             Self::Rotation { .. } => "rotation",
             Self::Status => "status",
@@ -393,15 +406,20 @@ mod tests {
 
     use super::*;
 
-    const REQUESTS: [Request; 7] = [
-        Request::Reload,
-        Request::Upgrade,
+    const NOW: Options = Options { wait: false };
+
+    const REQUESTS: [Request; 8] = [
+        Request::Reload(NOW),
+        Request::Upgrade(NOW),
         Request::Scale {
             workers: ScaleTo::Exactly(7),
+            options: NOW,
         },
         Request::Scale {
             workers: ScaleTo::By(-3),
+            options: NOW,
         },
+        Request::Reload(Options { wait: true }),
         Request::Rotation {
             to: Rotation::Drain,
         },
@@ -442,18 +460,22 @@ mod tests {
         assert_eq!(
             Request::decode(scale).unwrap(),
             Request::Scale {
-                workers: ScaleTo::Exactly(3)
+                workers: ScaleTo::Exactly(3),
+                options: NOW
             }
         );
         for (name, request) in REQUESTS.map(|request| (request.name(), request)) {
             let workers = match request {
                 Request::Scale {
                     workers: ScaleTo::By(_),
+                    ..
                 } => r#""-3""#,
                 _ => "7",
             };
-            let line =
-                format!(r#"{{"workers":{workers},"to":"drain","command":"{name}","version":1}}"#);
+            let wait = request == Request::Reload(Options { wait: true });
+            let line = format!(
+                r#"{{"workers":{workers},"to":"drain","wait":{wait},"command":"{name}","version":1}}"#
+            );
             assert_eq!(Request::decode(line.as_bytes()).unwrap(), request);
         }
         let done = br#"{"done":{"renewed":4,"workers":4,"moved":9,"drained":0,"took_ms":312}}"#;

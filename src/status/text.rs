@@ -108,6 +108,9 @@ fn head(view: View<'_>) -> Vec<String> {
         (None, Some(last)) => lines.push(last_operation(last)),
         (None, None) => {}
     }
+    if !status.pending.is_empty() {
+        lines.push(format!("pending      {}", status.pending.join(", ")));
+    }
     lines.extend(sandbox(&status.slots));
     let traffic = &status.totals.traffic;
     lines.push(format!(
@@ -529,6 +532,9 @@ slot     pid   gen state          age  open queue taken moved    in   out  died
         let mut status = status(3);
         status.capacity = 12_000;
         status.operation = Some("restart: 1 of 3 slots renewed".to_owned());
+        status.pending = ["restart (signal)", "scale to 5 (command)"]
+            .map(str::to_owned)
+            .to_vec();
         status.slots[0].traffic.refused = BTreeMap::from([("denied".to_owned(), 12_345)]);
         status.slots[0].successor = Some(Neighbour {
             generation: Generation(4),
@@ -566,6 +572,7 @@ listening on 0.0.0.0:9999 [::1]:9999
 not ready    slot 2 is backing off, its queue lent
 control      /run/uppercased/4711.sock
 operation    restart: 1 of 3 slots renewed
+pending      restart (signal), scale to 5 (command)
 connections  3600 open of 12.0k, 3.70M taken, 300 moved; 3.00TB in, 2.99TB out
 closed       3.69M peer_closed
 refused      12.3k denied

@@ -80,6 +80,7 @@ impl Supervisor {
                 }
             }
             Action::DropSlot { slot } => self.drop_slot(slot),
+            Action::Begin { request, wanted } => self.begin(request, wanted),
             Action::Preflight => self.begin_preflight(),
             Action::AbortPreflight => self.end_preflight(),
             Action::Exec => self.exec(),

@@ -55,6 +55,15 @@ pub(super) struct Saved {
     clients: Vec<SavedClient>,
 }
 
+/// What a client has sent, or that it has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// A request.
+    Asked(RequestId, Request),
+    /// Nobody waits for the answer of this one any more.
+    Left(RequestId),
+}
+
 /// Tokens of a control server: the listener's, and one for each client.
 pub(super) const TOKENS: usize = CONTROL_CLIENTS_MAX + 1;
 
@@ -192,25 +201,20 @@ impl ControlServer {
         &self.socket.0.path
     }
 
-    /// Accepts, reads and writes as far as `token` is ready. What has been asked for completely
-    /// comes out, with the id that its answer must name.
-    pub(super) fn ready(
-        &mut self,
-        token: Token,
-        registry: &Registry,
-        now: Tick,
-    ) -> Vec<(RequestId, Request)> {
+    /// Accepts, reads and writes as far as `token` is ready. A complete request comes out, with the
+    /// id that its answer must name, and so does the id of one whose client has left.
+    pub(super) fn ready(&mut self, token: Token, registry: &Registry, now: Tick) -> Option<Heard> {
         if token == self.first {
             self.accept(registry, now);
-            return Vec::new();
+            return None;
         }
         let index = token.0.wrapping_sub(self.first.0 + 1);
         // A late report of a client that has left is nobody's.
         let Some(Some(client)) = self.clients.get_mut(index) else {
-            return Vec::new();
+            return None;
         };
         match client.look() {
-            Seen::Nothing => Vec::new(),
+            Seen::Nothing => None,
             Seen::Asked(request) => {
                 let id = self.next;
                 self.next = RequestId(id.0.wrapping_add(1));
@@ -223,17 +227,21 @@ impl ControlServer {
                     uid,
                     "control request"
                 );
-                vec![(id, request)]
+                Some(Heard::Asked(id, request))
             }
             Seen::Refused(cause) => {
                 let (pid, uid) = (client.peer.pid, client.peer.uid);
                 tracing::warn!(cause, pid, uid, "control request refused");
                 self.finish(index, Reply::Refused(cause), registry, now);
-                Vec::new()
+                None
             }
             Seen::Gone => {
+                let left = match client.state {
+                    State::Waiting { request } => Some(Heard::Left(request)),
+                    State::Asking { .. } | State::Leaving { .. } => None,
+                };
                 self.dismiss(index, registry);
-                Vec::new()
+                left
             }
         }
     }
@@ -437,7 +445,7 @@ mod tests {
     use crate::config::{
         CONTROL_REPLY_MAX_BYTES, CONTROL_REQUEST_MAX_BYTES, CONTROL_REQUEST_TIMEOUT,
     };
-    use crate::control::place;
+    use crate::control::{Options, place};
 
     const FIRST: Token = Token(40);
 
@@ -445,6 +453,7 @@ mod tests {
         directory: TempDir,
         poll: Poll,
         server: ControlServer,
+        left: Vec<RequestId>,
     }
 
     impl Bench {
@@ -457,6 +466,7 @@ mod tests {
                 server: server.unwrap().unwrap(),
                 directory,
                 poll,
+                left: Vec::new(),
             }
         }
 
@@ -477,7 +487,11 @@ mod tests {
                     let own = self.server.first.0..self.server.first.0 + TOKENS;
                     assert!(own.contains(&event.token().0));
                     let registry = self.poll.registry();
-                    asked.extend(self.server.ready(event.token(), registry, clock::now()));
+                    match self.server.ready(event.token(), registry, clock::now()) {
+                        Some(Heard::Asked(id, request)) => asked.push((id, request)),
+                        Some(Heard::Left(id)) => self.left.push(id),
+                        None => {}
+                    }
                 }
             }
         }
@@ -525,7 +539,10 @@ mod tests {
         let (mut client, asked) = bench.sends(&RELOAD[..10]);
         assert_eq!(asked, []);
         client.write_all(&RELOAD[10..]).unwrap();
-        assert_eq!(bench.turn(), [(RequestId(7), Request::Reload)]);
+        assert_eq!(
+            bench.turn(),
+            [(RequestId(7), Request::Reload(Options::default()))]
+        );
         bench.progress(RequestId(7), "slot 0");
         bench.progress(RequestId(8), "of somebody else");
         let done = exchange::Done {
@@ -543,7 +560,7 @@ mod tests {
         assert_eq!(bench.clients(), 0);
 
         let (_client, asked) = bench.sends(RELOAD);
-        assert_eq!(asked, [(RequestId(8), Request::Reload)]);
+        assert_eq!(asked, [(RequestId(8), Request::Reload(Options::default()))]);
     }
 
     #[test]
@@ -580,6 +597,7 @@ mod tests {
         drop(client);
         bench.turn();
         assert_eq!(bench.clients(), 0);
+        assert_eq!(bench.left, [asked[0].0]);
         bench.answer(asked[0].0, Reply::Failed("nobody reads this".to_owned()));
 
         // One that only looks whether somebody is here.
@@ -761,7 +779,10 @@ mod tests {
         drop((old, before));
 
         slow.write_all(&RELOAD[5..]).unwrap();
-        assert_eq!(bench.turn(), [(RequestId(8), Request::Reload)]);
+        assert_eq!(
+            bench.turn(),
+            [(RequestId(8), Request::Reload(Options::default()))]
+        );
         bench.answer(asked[0].0, Reply::Refused("later".to_owned()));
         assert_eq!(everything(client), "{\"refused\":\"later\"}\n");
         assert_eq!(bench.sends(RELOAD).1.len(), 1);

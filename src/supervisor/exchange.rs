@@ -106,6 +106,30 @@ pub enum Event {
         /// How many.
         to: ScaleTo,
     },
+    /// Somebody wants an operation. If it can begin, now or later, [`Action::Begin`] follows.
+    Requested {
+        /// Who asked; [`RequestId::NOBODY`] for a signal.
+        request: RequestId,
+        /// For what.
+        wanted: Wanted,
+        /// Whether it waits while something is in its way, instead of being refused. So do all
+        /// signals.
+        wait: bool,
+    },
+    /// Whoever asked does not wait any more.
+    Withdrawn {
+        /// Who asked.
+        request: RequestId,
+    },
+    /// The answer to [`Action::Begin`] if the operation cannot be prepared.
+    NotBegun {
+        /// Who asked.
+        request: RequestId,
+        /// For what.
+        wanted: Wanted,
+        /// Why not, in one line.
+        cause: String,
+    },
     /// A worker that was told to hand over says how that ended.
     HandedOver {
         /// Who.
@@ -149,6 +173,17 @@ pub struct Load {
     pub calls: u64,
     /// Turns of its loop.
     pub turns: u64,
+}
+
+/// An operation that somebody wants, before it is prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Wanted {
+    /// The configuration is to be read anew, and every worker to be renewed.
+    Reload,
+    /// The new program is to take over.
+    Upgrade,
+    /// There are to be so many workers.
+    Scale(ScaleTo),
 }
 
 /// Where a new worker gets its slot's listener from.
@@ -283,6 +318,15 @@ pub enum Action {
         /// Which; always the one with the highest number.
         slot: SlotId,
     },
+    /// It is the request's turn: prepare it, and begin it with [`Event::Restart`],
+    /// [`Event::Upgrade`] or [`Event::Scale`], or give it up with [`Event::NotBegun`]. One of them
+    /// must follow, with this request.
+    Begin {
+        /// Who asked.
+        request: RequestId,
+        /// For what.
+        wanted: Wanted,
+    },
     /// Let the program on disk show that it can take over: [`Event::PreflightPassed`] or
     /// [`Event::PreflightFailed`] must follow, unless the machine stops waiting.
     Preflight,
@@ -387,6 +431,27 @@ pub enum Notice {
         what: String,
         /// How.
         answer: Answer,
+    },
+    /// Something is in a request's way, and it waits for that.
+    RequestPending {
+        /// As in [`Notice::OperationStarted`]; a number of workers includes what waited before.
+        what: String,
+        /// Who asked.
+        request: RequestId,
+    },
+    /// Its caller has left, and it does not wait any more.
+    RequestWithdrawn {
+        /// As in [`Notice::OperationStarted`].
+        what: String,
+        /// Who asked.
+        request: RequestId,
+    },
+    /// It could not be prepared, so nothing has changed.
+    NotBegun {
+        /// As in [`Notice::OperationStarted`].
+        what: String,
+        /// Why, in one line.
+        cause: String,
     },
     /// Connections are to move from one worker to another.
     HandoverStarted {

@@ -22,7 +22,7 @@
 //!
 //! In the files beside this one: `reactions` is what each event means, `lifecycle` how a main
 //! worker starts and ends, `succession` how one follows another; `operation` is what is planned,
-//! made of `roll`, `upgrade` and `scale`; `lending` and `pulse` watch over queues and loops.
+//! made of `roll`, `upgrade` and `scale`, and `pending` what waits for that; `lending` and `pulse` watch over queues and loops.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
@@ -31,6 +31,7 @@ mod invariants;
 mod lending;
 mod lifecycle;
 mod operation;
+mod pending;
 mod pulse;
 mod reactions;
 mod roll;
@@ -44,7 +45,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use super::exchange::{
-    Action, Answer, Done, Event, ListenerSource, Load, Notice, ScaleTo, Verdict,
+    Action, Answer, Done, Event, ListenerSource, Load, Notice, ScaleTo, Verdict, Wanted,
 };
 pub use super::slot::{
     Death, Generation, KillReason, LastDeath, Queue, SlotId, SlotState, WorkerId,
@@ -58,6 +59,7 @@ pub use crate::wire::HandoverEnd;
 pub(super) use balance::Balance;
 pub(super) use operation::Operation;
 pub use operation::Planned;
+pub(super) use pending::Pending;
 use reactions::Reception;
 
 /// How much longer than `lame_duck` + `drain_timeout` a stopping worker may take to exit before it
@@ -189,6 +191,7 @@ pub struct Machine {
     /// What new workers run, and the supervisor itself obeys, while nothing else is rolled out.
     release: ReleaseId,
     operation: Option<Operation>,
+    pending: Pending,
     balance: Balance,
     /// No generation up to this one may be given to a worker of a slot that is yet to be added.
     born_before: Generation,
@@ -212,6 +215,7 @@ impl Machine {
             slots: slots.collect(),
             release,
             operation: None,
+            pending: Pending::default(),
             balance: Balance::default(),
             born_before,
             former_deaths: Vec::new(),
@@ -247,6 +251,7 @@ impl Machine {
             slots,
             release,
             operation,
+            pending,
             balance,
             born_before,
             former_deaths,
@@ -263,6 +268,7 @@ impl Machine {
             slots,
             release,
             operation,
+            pending,
             balance,
             born_before,
             former_deaths,
@@ -301,6 +307,17 @@ impl Machine {
             Event::ExecFailed { cause } => self.exec_failed(cause),
             Event::Resumed { release, policy } => self.resumed(*release, policy),
             Event::Scale { request, to } => self.scale(*request, *to, now),
+            Event::Requested {
+                request,
+                wanted,
+                wait,
+            } => self.requested(*request, *wanted, *wait, now),
+            Event::Withdrawn { request } => self.withdraw(*request),
+            Event::NotBegun {
+                request,
+                wanted,
+                cause,
+            } => self.not_begun(*request, *wanted, cause),
             Event::HandedOver {
                 worker,
                 moved,
@@ -382,6 +399,7 @@ impl Machine {
             slots: self.slots.clone(),
             release: self.release,
             operation: self.operation.clone(),
+            pending: self.pending.clone(),
             balance: self.balance.clone(),
             born_before: self.born_before,
             former_deaths: self.former_deaths.clone(),
@@ -486,6 +504,7 @@ impl Machine {
     fn settle(&mut self, now: Tick) {
         self.end_broken_loans();
         self.advance(now);
+        self.begin_pending(now);
         self.end_broken_loans();
         self.tend_pulses(now);
         self.tend_balance(now);

@@ -33,6 +33,7 @@ impl Supervisor {
             rotation: self.rotation.name().to_owned(),
             capacity: self.capacity(),
             operation: self.machine.operation(),
+            pending: self.machine.pending(),
             release: self.releases.in_force_id(),
             addresses: self.addresses.iter().map(report::shown).collect(),
             control: self

@@ -5,13 +5,14 @@ use mio::Token;
 
 use crate::clock;
 use crate::config::{WORKERS, check_change};
-use crate::control::{Done, Reply, Request, Rotation};
+use crate::control::{Done, Options, Reply, Request, Rotation};
 use crate::fault;
 use crate::identity::{ReleaseId, RequestId};
 use crate::log;
 use crate::sys::image::Image;
 
-use super::machine::{Answer, Event, Notice, Policy, ScaleTo};
+use super::control::Heard;
+use super::machine::{Answer, Event, Notice, Policy, ScaleTo, Wanted};
 use super::releases::{Limits, Release};
 use super::{Supervisor, boot, policy, report};
 
@@ -20,60 +21,80 @@ impl Supervisor {
         let Some(control) = &mut self.control else {
             return;
         };
-        for (request, asked) in control.ready(token, self.poll.registry(), clock::now()) {
-            match asked {
-                Request::Reload => self.restart(request),
-                Request::Upgrade => self.upgrade(request),
-                Request::Scale { workers } => self.scale(request, workers),
-                Request::Rotation { to } => self.rotate(request, to),
-                Request::Status => {
-                    let status = Reply::Status(Box::new(self.status()));
-                    self.reply(request, status);
-                }
-                // The end of the connection is the answer: it lives as long as the server.
-                Request::Stop => {
-                    self.tell(request, "stopping");
-                    let by = "the control socket".to_owned();
-                    self.happened(Event::Stop { by });
-                }
+        let (request, asked) = match control.ready(token, self.poll.registry(), clock::now()) {
+            Some(Heard::Asked(request, asked)) => (request, asked),
+            Some(Heard::Left(request)) => return self.happened(Event::Withdrawn { request }),
+            None => return,
+        };
+        match asked {
+            Request::Reload(options) => self.requested(request, Wanted::Reload, options),
+            Request::Upgrade(options) => self.requested(request, Wanted::Upgrade, options),
+            Request::Scale { workers, options } => {
+                self.requested(request, Wanted::Scale(workers), options);
+            }
+            Request::Rotation { to } => self.rotate(request, to),
+            Request::Status => {
+                let status = Reply::Status(Box::new(self.status()));
+                self.reply(request, status);
+            }
+            // The end of the connection is the answer: it lives as long as the server.
+            Request::Stop => {
+                self.tell(request, "stopping");
+                let by = "the control socket".to_owned();
+                self.happened(Event::Stop { by });
             }
         }
     }
 
-    /// A rolling restart: the program on disk, the configuration as it is now.
-    pub(super) fn restart(&mut self, request: RequestId) {
-        // The machine would refuse it, too; but what is prepared for nothing again and again, while
-        // something long is under way, would add up.
-        if let Some(under_way) = self.machine.operation() {
-            let cause = format!("{under_way}; try again when it is done");
-            return self.refuse(request, "restart", cause);
-        }
-        match self.prepare_release() {
-            Ok((release, policy)) => self.happened(Event::Restart {
-                request,
-                release,
-                policy,
-            }),
-            Err(cause) => self.refuse(request, "restart", cause),
-        }
+    fn requested(&mut self, request: RequestId, wanted: Wanted, options: Options) {
+        self.happened(Event::Requested {
+            request,
+            wanted,
+            wait: options.wait,
+        });
     }
 
-    pub(super) fn upgrade(&mut self, request: RequestId) {
-        self.happened(Event::Upgrade { request });
+    /// A request that nobody can be told about, so it waits for its turn and is never refused for
+    /// what is in progress.
+    pub(super) fn remember(&mut self, wanted: Wanted) {
+        self.requested(RequestId::NOBODY, wanted, Options { wait: true });
     }
 
-    pub(super) fn scale(&mut self, request: RequestId, to: ScaleTo) {
+    /// Prepares a request whose turn it is, and has the machine begin it.
+    pub(super) fn begin(&mut self, request: RequestId, wanted: Wanted) {
+        let prepared = match wanted {
+            Wanted::Reload => self
+                .prepare_release()
+                .map(|(release, policy)| Event::Restart {
+                    request,
+                    release,
+                    policy,
+                }),
+            Wanted::Upgrade => Ok(Event::Upgrade { request }),
+            Wanted::Scale(to) => self
+                .check_workers(to)
+                .map(|()| Event::Scale { request, to }),
+        };
+        let event = prepared.unwrap_or_else(|cause| Event::NotBegun {
+            request,
+            wanted,
+            cause,
+        });
+        self.happened(event);
+    }
+
+    /// Refuses numbers of workers that the sockets or the limit on descriptors do not allow.
+    fn check_workers(&self, to: ScaleTo) -> Result<(), String> {
         let workers = to.from(self.machine.policy().workers);
         // Numbers that nobody can have are refused by the machine.
         if (WORKERS.least..=WORKERS.most).contains(&workers) {
             if let Some(cause) = self.too_few(workers) {
-                return self.refuse(request, "scale", cause);
+                return Err(cause);
             }
-            if let Err(error) = Limits::settle(self.config(), workers, self.nofile) {
-                return self.refuse(request, "scale", error.to_string());
-            }
+            Limits::settle(self.config(), workers, self.nofile)
+                .map_err(|error| error.to_string())?;
         }
-        self.happened(Event::Scale { request, to });
+        Ok(())
     }
 
     /// An earlier instance may have left listeners of more slots than there are to be. Their queues
@@ -81,7 +102,7 @@ impl Supervisor {
     pub(super) fn shed_surplus(&mut self) {
         let wanted = self.config().workers;
         if usize::from(wanted) < self.slots.len() {
-            self.scale(RequestId::NOBODY, ScaleTo::Exactly(wanted));
+            self.remember(Wanted::Scale(ScaleTo::Exactly(wanted)));
         }
     }
 
@@ -184,6 +205,14 @@ impl Supervisor {
                 }
                 self.note_failure(report::failure(what, answer));
             }
+            Notice::NotBegun { what, cause } => {
+                self.note_failure(Some(format!("{what} refused: {cause}")));
+            }
+            Notice::RequestPending { request, .. } => {
+                let waits_for = self.machine.operation();
+                let waits_for = waits_for.as_deref().unwrap_or("it waits for old workers");
+                self.tell(*request, &format!("waiting: {waits_for}"));
+            }
             _ => {}
         }
         if let Some(text) = report::progress(notice) {
@@ -197,12 +226,6 @@ impl Supervisor {
         {
             control.progress(request, text, self.poll.registry());
         }
-    }
-
-    fn refuse(&mut self, request: RequestId, what: &str, cause: String) {
-        tracing::error!(what, cause, "refused");
-        self.note_failure(Some(format!("{what} refused: {cause}")));
-        self.reply(request, Reply::Refused(cause));
     }
 
     fn reply(&mut self, request: RequestId, reply: Reply) {

@@ -90,6 +90,13 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             tracing::info!(what, request = request.0, "operation started");
         }
         Notice::OperationEnded { what, answer } => operation_ended(what, answer),
+        Notice::NotBegun { what, cause } => tracing::error!(what, cause, "operation refused"),
+        Notice::RequestPending { what, request } => {
+            tracing::info!(what, request = request.0, "request pending");
+        }
+        Notice::RequestWithdrawn { what, request } => {
+            tracing::info!(what, request = request.0, "request withdrawn");
+        }
         Notice::HandoverStarted { from, to } => {
             tracing::info!(
                 slot = from.slot.0,

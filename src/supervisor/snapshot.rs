@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::exchange::Action;
-use super::machine::{Balance, Operation, Phase, Policy};
+use super::machine::{Balance, Operation, Pending, Phase, Policy};
 use super::slot::Slot;
 use crate::identity::{Generation, ReleaseId};
 
@@ -54,6 +54,9 @@ pub struct Snapshot {
     pub(super) slots: Vec<Slot>,
     pub(super) release: ReleaseId,
     pub(super) operation: Option<Operation>,
+    /// Left out where nothing waits.
+    #[serde(default, skip_serializing_if = "Pending::is_blank")]
+    pub(super) pending: Pending,
     /// Left out where nothing is to be remembered, so that a version that did not know it is read
     /// and written alike.
     #[serde(default, skip_serializing_if = "Balance::is_blank")]

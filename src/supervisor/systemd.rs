@@ -187,7 +187,12 @@ impl Supervisor {
         let machine = &self.machine;
         let view = View {
             life: machine.life(),
-            planned: machine.planned(),
+            // To a service manager, one that waits has begun.
+            planned: if machine.renewal_is_pending() {
+                Some(Planned::Renewal)
+            } else {
+                machine.planned()
+            },
         };
         let excused = view.planned.is_some() || view.life != Life::Serving;
         let status = || self.status_line(systemd.failure.as_deref());

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::keys::Key;
 use crate::clock::Tick;
 use crate::config::WORKERS;
-use crate::control::{Done, Reply, Request, ScaleTo};
+use crate::control::{Done, Options, Reply, Request, ScaleTo};
 use crate::identity::SlotId;
 use crate::status::Look;
 
@@ -93,9 +93,11 @@ impl Model {
         let request = self.confirming?;
         let workers = self.workers();
         Some(match request {
-            Request::Reload => "Reload and renew every worker? [y/N]".to_owned(),
-            Request::Upgrade => "Become the program on disk? [y/N]".to_owned(),
-            Request::Scale { workers: to } => format!("Have {to} workers (now {workers})? [y/N]"),
+            Request::Reload(_) => "Reload and renew every worker? [y/N]".to_owned(),
+            Request::Upgrade(_) => "Become the program on disk? [y/N]".to_owned(),
+            Request::Scale { workers: to, .. } => {
+                format!("Have {to} workers (now {workers})? [y/N]")
+            }
             Request::Rotation { .. } | Request::Status | Request::Stop => return None,
         })
     }
@@ -163,8 +165,8 @@ impl Model {
             Key::Char('q') | Key::Interrupt => return Some(Action::Quit),
             Key::Suspend => return Some(Action::Suspend),
             Key::Redraw => return Some(Action::Redraw),
-            Key::Char('r') => self.confirm(Request::Reload),
-            Key::Char('u') => self.confirm(Request::Upgrade),
+            Key::Char('r') => self.confirm(Request::Reload(Options::default())),
+            Key::Char('u') => self.confirm(Request::Upgrade(Options::default())),
             Key::Char('+' | '=') => self.confirm_scale(1),
             Key::Char('-') => self.confirm_scale(-1),
             Key::Char('p' | ' ') => self.paused = !self.paused,
@@ -200,6 +202,7 @@ impl Model {
         }
         self.confirm(Request::Scale {
             workers: ScaleTo::Exactly(to),
+            options: Options::default(),
         });
     }
 
@@ -299,10 +302,11 @@ pub(super) mod tests {
     fn nothing_is_asked_without_a_yes() {
         let scale = |to| Request::Scale {
             workers: ScaleTo::Exactly(to),
+            options: Options::default(),
         };
         for (key, request) in [
-            ('r', Request::Reload),
-            ('u', Request::Upgrade),
+            ('r', Request::Reload(Options::default())),
+            ('u', Request::Upgrade(Options::default())),
             ('+', scale(3)),
             ('-', scale(1)),
         ] {

@@ -242,6 +242,7 @@ impl Kernel {
             | Action::Spread { .. }
             | Action::CloseListeners { .. }
             | Action::Exec
+            | Action::Begin { .. }
             | Action::Commit { .. }
             | Action::Answer { .. } => {}
         }

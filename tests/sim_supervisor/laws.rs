@@ -16,6 +16,7 @@ mod balance;
 mod company;
 mod events;
 mod operations;
+mod pending;
 mod shadow;
 
 use std::collections::BTreeMap;
@@ -69,6 +70,7 @@ pub(crate) struct Laws {
     custody_ended: bool,
     asked: Option<Asked>,
     unanswered: Vec<RequestId>,
+    pending: pending::Pending,
     operation: Option<Operation>,
     /// New connections go to so many slots only, and since when.
     steered: Option<(u16, Tick)>,
@@ -108,6 +110,7 @@ impl Laws {
             custody_ended: false,
             asked: None,
             unanswered: Vec::new(),
+            pending: pending::Pending::default(),
             operation: None,
             steered: None,
             spread: None,
@@ -182,6 +185,7 @@ impl Laws {
             Action::Spread { slots } => self.spreads(*slots),
             Action::CloseListeners { slot } => self.closes(*slot),
             Action::DropSlot { slot } => self.drops(*slot),
+            Action::Begin { request, wanted } => self.begins(*request, *wanted),
             Action::Preflight => self.preflight_begins(now),
             Action::AbortPreflight => self.preflight_aborted(now),
             Action::Exec => self.execs(),
@@ -232,6 +236,7 @@ impl Laws {
             End::BootFailed { .. } | End::Forced { .. } => {}
         }
         self.operation_rests(now, &by);
+        self.pending_rests(machine);
         self.company_rests(&by);
         self.pulses_rest(now, &by);
         self.balance_rests(now, &by);
@@ -541,7 +546,8 @@ impl Laws {
             self.slots.len()
         );
         law!(
-            machine.operation().is_some() == self.operation.is_some(),
+            machine.operation().is_some()
+                == (self.operation.is_some() || self.pending.handed.is_some()),
             "under way: {:?}, not {:?}",
             machine.operation(),
             self.operation

@@ -22,7 +22,7 @@ use fastrand::Rng;
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
     Action, Answer, Event, HandoverEnd, Machine, Notice, Policy, ReleaseId, RequestId, ScaleTo,
-    Snapshot,
+    Snapshot, Wanted,
 };
 
 use kernel::{KERNEL_DELAY_MAX, Kernel, ms};
@@ -115,6 +115,10 @@ struct World<'a> {
     twin: Machine,
     laws: Laws,
     exit_due: Option<Tick>,
+    /// What the shell has been handed and is still preparing.
+    beginning: Option<(RequestId, Wanted)>,
+    /// Callers that wait, as far as they are remembered.
+    waiters: Vec<RequestId>,
     /// Releases and requests so far.
     releases: u32,
     requests: u64,
@@ -134,6 +138,8 @@ impl<'a> World<'a> {
             machine,
             laws: Laws::new(policy, inherited, start),
             exit_due: None,
+            beginning: None,
+            waiters: Vec::new(),
             releases: ReleaseId::FIRST.0,
             requests: 0,
             rng,
@@ -172,6 +178,9 @@ impl<'a> World<'a> {
     }
 
     fn step(&mut self, tally: &mut Tally) {
+        if self.beginning.is_some() && self.rng.u8(0..4) == 0 {
+            return self.prepared(tally);
+        }
         if self.rng.u8(0..24) == 0 {
             let event = self.request();
             self.tell(event, tally);
@@ -222,6 +231,17 @@ impl<'a> World<'a> {
             RequestId(self.requests)
         };
         let here = self.machine.policy().workers;
+        if self.rng.bool() {
+            return self.patient_request(request);
+        }
+        // What is begun without having been asked for is somebody's.
+        let request = match request {
+            RequestId::NOBODY => {
+                self.requests += 1;
+                RequestId(self.requests)
+            }
+            request => request,
+        };
         match self.rng.u8(0..8) {
             0..4 => {
                 let (release, policy) = self.new_release(here);
@@ -245,6 +265,57 @@ impl<'a> World<'a> {
                 to: ScaleTo::Exactly(self.rng.u16(0..=WORKERS_MAX)),
             },
         }
+    }
+
+    /// A signal, or a command that may wait; now and then one that gives up.
+    fn patient_request(&mut self, request: RequestId) -> Event {
+        if !self.waiters.is_empty() && self.rng.u8(0..8) == 0 {
+            let at = self.rng.usize(0..self.waiters.len());
+            let request = self.waiters.swap_remove(at);
+            return Event::Withdrawn { request };
+        }
+        let wanted = match self.rng.u8(0..6) {
+            0 | 1 => Wanted::Reload,
+            2 => Wanted::Upgrade,
+            3 => Wanted::Scale(ScaleTo::By(1)),
+            4 => Wanted::Scale(ScaleTo::By(-1)),
+            _ if request == RequestId::NOBODY => Wanted::Reload,
+            _ => Wanted::Scale(ScaleTo::Exactly(self.rng.u16(1..=WORKERS_MAX))),
+        };
+        let wait = request == RequestId::NOBODY || self.rng.u8(0..4) > 0;
+        if wait && request != RequestId::NOBODY {
+            self.waiters.push(request);
+        }
+        Event::Requested {
+            request,
+            wanted,
+            wait,
+        }
+    }
+
+    /// The shell has prepared what it was handed, or could not.
+    fn prepared(&mut self, tally: &mut Tally) {
+        let Some((request, wanted)) = self.beginning.take() else {
+            return;
+        };
+        let event = match wanted {
+            _ if self.rng.u8(0..8) == 0 => Event::NotBegun {
+                request,
+                wanted,
+                cause: "no such file".to_owned(),
+            },
+            Wanted::Reload => {
+                let (release, policy) = self.new_release(self.machine.policy().workers);
+                Event::Restart {
+                    request,
+                    release,
+                    policy,
+                }
+            }
+            Wanted::Upgrade => Event::Upgrade { request },
+            Wanted::Scale(to) => Event::Scale { request, to },
+        };
+        self.tell(event, tally);
     }
 
     fn new_release(&mut self, workers: u16) -> (ReleaseId, Policy) {
@@ -301,6 +372,9 @@ impl<'a> World<'a> {
             self.tell_tale(&format_args!("    {action:?}"));
             law!(!exec, "{action:?} comes after Exec");
             exec = matches!(action, Action::Exec);
+            if let Action::Begin { request, wanted } = &action {
+                self.beginning = Some((*request, *wanted));
+            }
             *tally.entry(kind(&action)).or_default() += 1;
             if matches!(action, Action::Exit(_)) {
                 let in_time = self.exit_due.is_none_or(|due| now <= due);
@@ -319,6 +393,8 @@ impl<'a> World<'a> {
         self.exit_due = self.laws.must_exit_by(KERNEL_DELAY_MAX, SHELL_DELAY_MAX);
         if exec {
             self.exec(tally);
+        } else if self.beginning.is_some() && self.rng.u8(0..4) > 0 {
+            self.prepared(tally);
         }
     }
 
@@ -353,7 +429,7 @@ fn stop(by: &str) -> Event {
     Event::Stop { by: by.to_owned() }
 }
 
-const KINDS: [&str; 59] = [
+const KINDS: [&str; 63] = [
     "Bind",
     "Adopt",
     "Inherit",
@@ -377,6 +453,7 @@ const KINDS: [&str; 59] = [
     "Spread",
     "CloseListeners",
     "DropSlot",
+    "Begin",
     "Preflight",
     "AbortPreflight",
     "Exec",
@@ -394,6 +471,9 @@ const KINDS: [&str; 59] = [
     "WorkerStopped",
     "OperationStarted",
     "OperationEnded",
+    "RequestPending",
+    "RequestWithdrawn",
+    "NotBegun",
     "HandoverStarted",
     "HandoverDone",
     "HandoverPeerGone",
@@ -444,6 +524,7 @@ fn kind(action: &Action) -> &'static str {
         Action::Spread { .. } => "Spread",
         Action::CloseListeners { .. } => "CloseListeners",
         Action::DropSlot { .. } => "DropSlot",
+        Action::Begin { .. } => "Begin",
         Action::Preflight => "Preflight",
         Action::AbortPreflight => "AbortPreflight",
         Action::Exec => "Exec",
@@ -464,6 +545,9 @@ fn kind(action: &Action) -> &'static str {
             Notice::WorkerStopped { .. } => "WorkerStopped",
             Notice::OperationStarted { .. } => "OperationStarted",
             Notice::OperationEnded { .. } => "OperationEnded",
+            Notice::RequestPending { .. } => "RequestPending",
+            Notice::RequestWithdrawn { .. } => "RequestWithdrawn",
+            Notice::NotBegun { .. } => "NotBegun",
             Notice::HandoverStarted { .. } => "HandoverStarted",
             Notice::HandoverEnded { end, .. } => match end {
                 HandoverEnd::Done => "HandoverDone",

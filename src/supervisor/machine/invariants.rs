@@ -48,6 +48,9 @@ impl Machine {
                 return Some(format!("slot {index}: {what}"));
             }
         }
+        if let Some(what) = self.pending_contradiction() {
+            return Some(what.to_owned());
+        }
         if let Some(what) = self.balance_contradiction() {
             return Some(what.to_owned());
         }

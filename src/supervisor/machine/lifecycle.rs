@@ -240,6 +240,7 @@ impl Machine {
         self.notice(Notice::BootFailed {
             cause: cause.clone(),
         });
+        self.forget_pending("the server could not start");
         self.phase = Phase::BootFailed { cause };
         self.halt(KillReason::BootFailed, now);
     }

@@ -11,6 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::slot::{PredecessorStage, Slot};
+use super::pending::{Obstacle, impossible};
 use super::reactions::Reception;
 use super::roll::{Course, Roll};
 use super::{
@@ -18,7 +19,6 @@ use super::{
     SlotState,
 };
 use crate::clock::Tick;
-use crate::config::WORKERS_MAX;
 
 /// What is under way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +79,7 @@ pub(super) enum Stage {
 }
 
 impl OperationKind {
-    fn what(self) -> String {
+    pub(super) fn what(self) -> String {
         match self {
             Self::Restart => "restart".to_owned(),
             Self::Upgrade => "upgrade".to_owned(),
@@ -97,12 +97,14 @@ impl Machine {
         now: Tick,
     ) -> Reception {
         let kind = OperationKind::Restart;
-        let refusal = self.refusal(now).or_else(|| {
-            (release == self.release).then(|| format!("release {release} is what runs already"))
-        });
-        match refusal {
-            Some(cause) => self.refuse(request, kind, cause),
-            None => self.begin(
+        match self.in_the_way(request, kind, now) {
+            Obstacle::Wait => {}
+            Obstacle::Refuse(cause) => self.refuse(request, kind, cause),
+            Obstacle::None if release == self.release => {
+                let cause = format!("release {release} is what runs already");
+                self.refuse(request, kind, cause);
+            }
+            Obstacle::None => self.begin(
                 request,
                 kind,
                 Stage::Roll(Box::new(Roll::new(release, policy.clone()))),
@@ -116,16 +118,13 @@ impl Machine {
         let here = self.policy.workers.max(1);
         let to = to.from(here);
         let kind = OperationKind::Scale { to };
-        let refusal = if to == 0 {
-            Some("one worker is the least".to_owned())
-        } else if to > WORKERS_MAX {
-            Some(format!("{WORKERS_MAX} workers are the most"))
-        } else {
-            self.refusal(now)
-        };
-        match refusal {
-            Some(cause) => self.refuse(request, kind, cause),
-            None => {
+        let obstacle = self.in_the_way(request, kind, now);
+        match (obstacle, impossible(to)) {
+            (Obstacle::Wait, _) => {}
+            (_, Some(cause)) | (Obstacle::Refuse(cause), None) => {
+                self.refuse(request, kind, cause);
+            }
+            (Obstacle::None, None) => {
                 self.begin(request, kind, Stage::Grow { to }, now);
                 self.begin_scale(to, now);
             }
@@ -135,16 +134,11 @@ impl Machine {
 
     /// Why no operation can begin now, if so.
     pub(super) fn refusal(&self, now: Tick) -> Option<String> {
-        let not_serving = match &self.phase {
-            Phase::Serving => None,
-            Phase::Idle | Phase::Booting { .. } => {
-                Some("the server is still starting; try again when it is ready")
-            }
-            Phase::BootFailed { .. } | Phase::Draining { .. } | Phase::Forced | Phase::Ended => {
-                Some("the server stops")
-            }
-        };
-        if let Some(cause) = not_serving {
+        if let Some(cause) = self.refusal_for_good() {
+            return Some(cause.to_owned());
+        }
+        if matches!(self.phase, Phase::Idle | Phase::Booting { .. }) {
+            let cause = "the server is still starting; try again when it is ready";
             return Some(cause.to_owned());
         }
         if let Some(progress) = self.operation() {
@@ -166,6 +160,16 @@ impl Machine {
             "old workers still serve connections that an earlier operation left with them \
              ({count} of them, for at most {at_most:?}); try again then"
         ))
+    }
+
+    /// Why no operation will ever begin again, if so.
+    pub(super) const fn refusal_for_good(&self) -> Option<&'static str> {
+        match &self.phase {
+            Phase::Idle | Phase::Booting { .. } | Phase::Serving => None,
+            Phase::BootFailed { .. } | Phase::Draining { .. } | Phase::Forced | Phase::Ended => {
+                Some("the server stops")
+            }
+        }
     }
 
     pub(super) fn refuse(&mut self, request: RequestId, kind: OperationKind, cause: String) {
@@ -292,7 +296,9 @@ impl Machine {
     /// What is under way and how far it is, in one line; `None` if nothing is.
     #[must_use]
     pub fn operation(&self) -> Option<String> {
-        let operation = self.operation.as_ref()?;
+        let Some(operation) = &self.operation else {
+            return self.beginning();
+        };
         let slots = self.slots.len();
         let progress = match &operation.stage {
             Stage::Preflight { .. } | Stage::Passed => "the new program is being tried".to_owned(),

@@ -284,6 +284,7 @@ impl Machine {
                 let at_most = deadline.since(now);
                 self.notice(Notice::Stopping { by, at_most });
                 self.abandon_operation();
+                self.forget_pending("the server stops");
                 // Who waits in the queue of a slot without a worker is served by a sibling: its
                 // last act before it drains is to empty the queues that it has.
                 self.lend_unserved_for(Duration::ZERO, now);

@@ -578,5 +578,6 @@ fn limits_at_the_end_of_the_clock_do_not_overflow() {
 }
 
 mod balance;
+mod pending;
 mod planned;
 mod scaling;

@@ -7,6 +7,7 @@
 //! Invariant: until the exec, nothing has been changed that would have to be taken back.
 
 use super::operation::{OperationKind, Stage};
+use super::pending::Obstacle;
 use super::reactions::Reception;
 use super::roll::Roll;
 use super::{Action, Machine, Policy, ReleaseId, RequestId};
@@ -15,9 +16,10 @@ use crate::clock::Tick;
 impl Machine {
     pub(super) fn upgrade(&mut self, request: RequestId, now: Tick) -> Reception {
         let kind = OperationKind::Upgrade;
-        match self.refusal(now) {
-            Some(cause) => self.refuse(request, kind, cause),
-            None => {
+        match self.in_the_way(request, kind, now) {
+            Obstacle::Wait => {}
+            Obstacle::Refuse(cause) => self.refuse(request, kind, cause),
+            Obstacle::None => {
                 let deadline = now + self.policy.start_timeout;
                 self.begin(request, kind, Stage::Preflight { deadline }, now);
                 self.actions.push_back(Action::Preflight);

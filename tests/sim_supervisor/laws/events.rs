@@ -81,6 +81,9 @@ impl Laws {
             | Event::ExecFailed { .. }
             | Event::Resumed { .. }
             | Event::Scale { .. } => self.note_plan(event, now),
+            Event::Requested { .. } | Event::Withdrawn { .. } | Event::NotBegun { .. } => {
+                self.note_pending(event);
+            }
         }
     }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
-    Answer, Done, Event, KILL_GRACE, Policy, ReleaseId, RequestId, ScaleTo, SlotId, WorkerId,
+    Answer, Done, Event, KILL_GRACE, Policy, ReleaseId, RequestId, ScaleTo, SlotId, Wanted,
+    WorkerId,
 };
 
 use super::shadow::{Life, Part, Shadow};
@@ -26,6 +27,8 @@ pub(super) struct Asked {
     to: u16,
     /// Nothing in the request itself speaks against it.
     sound: bool,
+    /// It had waited for its turn, and this is what for.
+    came_back: Option<Wanted>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -134,12 +137,17 @@ impl Laws {
     }
 
     fn note_asked(&mut self, request: RequestId, kind: Kind, to: u16, sound: bool) {
-        self.unanswered.push(request);
+        let handed = self.pending.handed.map(|(_, wanted)| wanted);
+        let came_back = handed.filter(|_| self.returned(request));
+        if came_back.is_none() || request == RequestId::NOBODY {
+            self.unanswered.push(request);
+        }
         self.asked = Some(Asked {
             request,
             kind,
             to,
             sound,
+            came_back,
         });
     }
 
@@ -197,13 +205,15 @@ impl Laws {
     }
 
     /// Why a request must be refused.
-    fn in_the_way(&self) -> Option<&'static str> {
+    pub(super) fn in_the_way(&self) -> Option<&'static str> {
         if !self.announced {
             Some("it has not booted")
         } else if self.end != End::Running {
             Some("it stops")
         } else if self.operation.is_some() {
             Some("it is busy")
+        } else if self.pending.handed.is_some() {
+            Some("something is about to begin")
         } else if self.slots.iter().any(|slot| !slot.others.is_empty()) {
             Some("somebody still leaves")
         } else {
@@ -212,6 +222,11 @@ impl Laws {
     }
 
     pub(super) fn answered(&mut self, request: RequestId, answer: &Answer, now: Tick) {
+        if let Answer::Refused { cause } = answer
+            && self.asked.as_ref().is_none_or(|it| it.request != request)
+        {
+            return self.pending_refused(request, cause);
+        }
         let asked = self.unanswered.iter().position(|it| *it == request);
         let Some(asked) = asked else {
             panic!("law broken: {request:?} is answered and has not been asked");
@@ -563,16 +578,27 @@ impl Laws {
     }
 
     /// Slots that have not been closed.
-    fn open(&self) -> u16 {
+    pub(super) fn open(&self) -> u16 {
         let open = self.slots.iter().filter(|slot| !slot.closed).count();
         u16::try_from(open).expect("few slots")
     }
 
     pub(super) fn operation_rests(&mut self, now: Tick, by: &impl Fn(Tick) -> bool) {
-        self.asked = None;
+        if let Some(Asked {
+            request,
+            came_back: Some(wanted),
+            ..
+        }) = self.asked.take()
+        {
+            if request == RequestId::NOBODY {
+                self.unanswered.retain(|it| *it != request);
+            }
+            self.waits_again(request, wanted);
+        }
         let under_way = self.operation.iter().map(|it| it.request);
+        let unanswered = self.unanswered.iter().copied();
         law!(
-            self.unanswered.iter().copied().eq(under_way),
+            unanswered.filter(|it| !self.waits(*it)).eq(under_way),
             "{:?} are not answered",
             self.unanswered
         );

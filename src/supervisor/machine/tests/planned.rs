@@ -3,7 +3,7 @@
 use super::*;
 
 const NOT_ASKED: RequestId = RequestId::NOBODY;
-const ASKED: RequestId = RequestId(7);
+pub(super) const ASKED: RequestId = RequestId(7);
 pub(super) const NEXT: ReleaseId = ReleaseId(2);
 
 pub(super) const fn calm(workers: u16) -> Policy {

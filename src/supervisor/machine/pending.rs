@@ -1,0 +1,342 @@
+//! Requests that wait for their turn.
+//!
+//! Nobody can be told that a signal is refused, so what signals ask for is remembered while
+//! something else is in progress: at most one reload, one upgrade, and a change of the number of
+//! workers to which every further signal is added. A command waits if its caller asked for that.
+//!
+//! When nothing is in the way any more, the first request is handed to the shell, which prepares it
+//! and either begins it ([`super::Event::Restart`] and its like) or gives it up
+//! ([`super::Event::NotBegun`]). A request that need not wait takes the same way.
+//!
+//! Invariants: a request leaves the queue only by being handed out, answered or withdrawn; one is
+//! handed out at a time; the queue is bounded, by [`PENDING_MAX`]; a stop answers all that wait.
+
+use std::collections::VecDeque;
+use std::mem::discriminant;
+
+use serde::{Deserialize, Serialize};
+
+use super::operation::{OperationKind, Stage};
+use super::reactions::Reception;
+use super::roll::Course;
+use super::{Action, Answer, Machine, Notice, Phase, RequestId, ScaleTo, Wanted};
+use crate::clock::Tick;
+use crate::config::{CONTROL_WAITERS_MAX, WORKERS_MAX};
+
+/// The most requests that wait: those of commands, a reload, an upgrade, the number of workers that
+/// an earlier instance left, and between and around all of those a change of that number.
+const PENDING_MAX: usize = 2 * CONTROL_WAITERS_MAX + 8;
+
+/// What waits; see the module's text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(in super::super) struct Pending {
+    /// The next one first.
+    waiting: VecDeque<Waiting>,
+    /// Handed to the shell, and neither begun nor given up.
+    beginning: Option<Waiting>,
+}
+
+/// One request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Waiting {
+    /// [`RequestId::NOBODY`]: a signal.
+    request: RequestId,
+    wanted: Wanted,
+}
+
+/// What keeps an operation from beginning.
+pub(super) enum Obstacle {
+    None,
+    /// Something that passes, and the request waits for that.
+    Wait,
+    /// Something else; why.
+    Refuse(String),
+}
+
+impl Pending {
+    /// Whether there is nothing at all.
+    pub(in super::super) fn is_blank(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Machine {
+    /// Takes a request in: it begins as soon as nothing is in its way, or is refused if something
+    /// is now and it may not `wait`.
+    pub(super) fn requested(
+        &mut self,
+        request: RequestId,
+        wanted: Wanted,
+        wait: bool,
+        now: Tick,
+    ) -> Reception {
+        let in_the_way = self.refusal(now);
+        let cause = match &in_the_way {
+            Some(_) if wait => self.refusal_for_good().map(str::to_owned),
+            other => other.clone(),
+        };
+        if let Some(cause) = cause {
+            self.refuse(request, self.kind_of(wanted), cause);
+            return Reception::Taken;
+        }
+        match self.remember(Waiting { request, wanted }) {
+            Ok(what) if in_the_way.is_some() => {
+                self.notice(Notice::RequestPending { what, request });
+            }
+            Ok(_) => {}
+            Err(cause) => self.refuse(request, self.kind_of(wanted), cause),
+        }
+        Reception::Taken
+    }
+
+    /// Adds a request to the queue; returns what waits for it now, in words.
+    fn remember(&mut self, new: Waiting) -> Result<String, String> {
+        if new.request != RequestId::NOBODY {
+            let of_commands = self.pending.waiting.iter();
+            let of_commands = of_commands.filter(|it| it.request != RequestId::NOBODY);
+            if of_commands.count() >= CONTROL_WAITERS_MAX {
+                return Err(format!(
+                    "{CONTROL_WAITERS_MAX} other requests wait already; try again later"
+                ));
+            }
+        } else if let Wanted::Scale(ScaleTo::By(by)) = new.wanted {
+            return self.remember_change(by);
+        } else if self.pending.waiting.contains(&new) {
+            // The one that waits reads the configuration, or opens the program, when it begins.
+            return Ok(self.kind_of(new.wanted).what());
+        }
+        let what = self.kind_of(new.wanted).what();
+        self.pending.waiting.push_back(new);
+        Ok(what)
+    }
+
+    /// Adds a change of the number of workers to the one that waits, if no other number is asked
+    /// for after that.
+    fn remember_change(&mut self, by: i16) -> Result<String, String> {
+        let to = self.expected_workers().saturating_add_signed(by);
+        if let Some(cause) = impossible(to) {
+            return Err(cause);
+        }
+        let scales = |it: &Waiting| matches!(it.wanted, Wanted::Scale(_));
+        let waiting = &mut self.pending.waiting;
+        match waiting.iter().rposition(scales) {
+            Some(at)
+                if waiting[at].request == RequestId::NOBODY
+                    && let Wanted::Scale(ScaleTo::By(before)) = waiting[at].wanted =>
+            {
+                match before.saturating_add(by) {
+                    0 => {
+                        waiting.remove(at);
+                    }
+                    sum => waiting[at].wanted = Wanted::Scale(ScaleTo::By(sum)),
+                }
+            }
+            Some(_) | None => waiting.push_back(Waiting {
+                request: RequestId::NOBODY,
+                wanted: Wanted::Scale(ScaleTo::By(by)),
+            }),
+        }
+        Ok(OperationKind::Scale { to }.what())
+    }
+
+    /// A caller does not wait any more. What has begun goes on.
+    pub(super) fn withdraw(&mut self, request: RequestId) -> Reception {
+        let waiting = &mut self.pending.waiting;
+        let at = waiting.iter().position(|it| it.request == request);
+        if let Some(it) = at.and_then(|at| waiting.remove(at)) {
+            let what = self.kind_of(it.wanted).what();
+            self.notice(Notice::RequestWithdrawn { what, request });
+        }
+        Reception::Taken
+    }
+
+    /// The shell could not prepare a request, whether it had waited or not.
+    pub(super) fn not_begun(
+        &mut self,
+        request: RequestId,
+        wanted: Wanted,
+        cause: &str,
+    ) -> Reception {
+        let kind = self.kind_of(wanted);
+        if self.take_beginning(request, kind).is_none() {
+            return Reception::Stale;
+        }
+        let (what, cause) = (kind.what(), cause.to_owned());
+        self.notice(Notice::NotBegun {
+            what,
+            cause: cause.clone(),
+        });
+        let answer = Answer::Refused { cause };
+        self.actions.push_back(Action::Answer { request, answer });
+        Reception::Taken
+    }
+
+    /// Takes the request that was handed out, if it is this one: it begins now, or never.
+    fn take_beginning(&mut self, request: RequestId, kind: OperationKind) -> Option<Waiting> {
+        let it = self.pending.beginning?;
+        let same = discriminant(&self.kind_of(it.wanted)) == discriminant(&kind);
+        if it.request != request || !same {
+            return None;
+        }
+        self.pending.beginning.take()
+    }
+
+    /// Why an operation must not begin now, if so. A request that has waited for its turn waits
+    /// on if something came in its way since it was handed out; it is then not answered yet.
+    pub(super) fn in_the_way(
+        &mut self,
+        request: RequestId,
+        kind: OperationKind,
+        now: Tick,
+    ) -> Obstacle {
+        let handed_out = self.take_beginning(request, kind);
+        match (self.refusal(now), handed_out) {
+            (None, _) => Obstacle::None,
+            (Some(_), Some(it)) if self.refusal_for_good().is_none() => {
+                // Of a signal's requests one of a kind is enough.
+                if it.request != RequestId::NOBODY || !self.pending.waiting.contains(&it) {
+                    self.pending.waiting.push_front(it);
+                }
+                Obstacle::Wait
+            }
+            (Some(cause), _) => Obstacle::Refuse(cause),
+        }
+    }
+
+    /// What was handed to the shell and has not begun, in one line.
+    pub(super) fn beginning(&self) -> Option<String> {
+        let it = self.pending.beginning.as_ref()?;
+        Some(format!(
+            "a {} is about to begin",
+            self.kind_of(it.wanted).what()
+        ))
+    }
+
+    /// Hands the next request out, if nothing is in its way.
+    pub(super) fn begin_pending(&mut self, now: Tick) {
+        while self.phase == Phase::Serving && self.refusal(now).is_none() {
+            let Some(mut next) = self.pending.waiting.pop_front() else {
+                return;
+            };
+            self.pending.beginning = Some(next);
+            if next.request == RequestId::NOBODY
+                && let Wanted::Scale(ScaleTo::By(by)) = next.wanted
+            {
+                // The number may have changed otherwise since the signals came.
+                let here = self.policy.workers.max(1);
+                let to = here.saturating_add_signed(by).clamp(1, WORKERS_MAX);
+                if to == here {
+                    self.pending.beginning = None;
+                    let cause = format!("there are {here} workers");
+                    self.refuse(next.request, OperationKind::Scale { to }, cause);
+                    continue;
+                }
+                next.wanted = Wanted::Scale(ScaleTo::Exactly(to));
+            }
+            let Waiting { request, wanted } = next;
+            self.actions.push_back(Action::Begin { request, wanted });
+        }
+    }
+
+    /// The supervisor stops: nothing that waits will be carried out. What was handed out is refused
+    /// when the shell comes back with it.
+    pub(super) fn forget_pending(&mut self, cause: &str) {
+        for it in std::mem::take(&mut self.pending.waiting) {
+            self.refuse(it.request, self.kind_of(it.wanted), cause.to_owned());
+        }
+    }
+
+    /// What waits, the next one first, in words; empty: nothing.
+    #[must_use]
+    pub fn pending(&self) -> Vec<String> {
+        let mut workers = self.workers_in_prospect();
+        let described = self.pending.waiting.iter().map(|it| {
+            let what = match it.wanted {
+                Wanted::Reload => OperationKind::Restart.what(),
+                Wanted::Upgrade => OperationKind::Upgrade.what(),
+                Wanted::Scale(to) => {
+                    workers = to.from(workers).clamp(1, WORKERS_MAX);
+                    OperationKind::Scale { to: workers }.what()
+                }
+            };
+            let by = match it.request {
+                RequestId::NOBODY => "signal",
+                _ => "command",
+            };
+            format!("{what} ({by})")
+        });
+        described.collect()
+    }
+
+    /// Whether a reload or an upgrade waits, or is about to begin.
+    #[must_use]
+    pub fn renewal_is_pending(&self) -> bool {
+        let Pending { waiting, beginning } = &self.pending;
+        let renewal = |it: &Waiting| matches!(it.wanted, Wanted::Reload | Wanted::Upgrade);
+        waiting.iter().chain(beginning).any(renewal)
+    }
+
+    /// The number of workers when what is in progress and all that waits has been done.
+    fn expected_workers(&self) -> u16 {
+        let waiting = self.pending.waiting.iter();
+        waiting.fold(self.workers_in_prospect(), |workers, it| match it.wanted {
+            Wanted::Scale(to) => to.from(workers).clamp(1, WORKERS_MAX),
+            Wanted::Reload | Wanted::Upgrade => workers,
+        })
+    }
+
+    /// The number of workers when what is in progress, or about to begin, has been done.
+    fn workers_in_prospect(&self) -> u16 {
+        let here = self.policy.workers.max(1);
+        if let Some(Waiting {
+            wanted: Wanted::Scale(to),
+            ..
+        }) = self.pending.beginning
+        {
+            return to.from(here).clamp(1, WORKERS_MAX);
+        }
+        match self.stage() {
+            Some(Stage::Roll(roll)) => match roll.course {
+                Course::Forward { .. } => roll.policy.workers.clamp(1, WORKERS_MAX),
+                Course::Back { .. } => here,
+            },
+            Some(Stage::Grow { to } | Stage::Shrink { to, .. }) => *to,
+            Some(Stage::Preflight { .. } | Stage::Passed | Stage::Exec | Stage::Ending { .. })
+            | None => here,
+        }
+    }
+
+    fn kind_of(&self, wanted: Wanted) -> OperationKind {
+        match wanted {
+            Wanted::Reload => OperationKind::Restart,
+            Wanted::Upgrade => OperationKind::Upgrade,
+            Wanted::Scale(to) => OperationKind::Scale {
+                to: to.from(self.policy.workers.max(1)),
+            },
+        }
+    }
+
+    /// What is wrong with what waits, in restored state.
+    pub(super) fn pending_contradiction(&self) -> Option<&'static str> {
+        let Pending { waiting, beginning } = &self.pending;
+        if waiting.len() > PENDING_MAX {
+            return Some("too many requests wait");
+        }
+        if beginning.is_some() && self.operation.is_some() {
+            return Some("a request is about to begin beside another");
+        }
+        let stopping = self.refusal_for_good().is_some();
+        (stopping && !waiting.is_empty()).then_some("requests wait in a phase without any")
+    }
+}
+
+/// Why there cannot be so many workers, if so.
+pub(super) fn impossible(to: u16) -> Option<String> {
+    if to == 0 {
+        Some("one worker is the least".to_owned())
+    } else if to > WORKERS_MAX {
+        Some(format!("{WORKERS_MAX} workers are the most"))
+    } else {
+        None
+    }
+}

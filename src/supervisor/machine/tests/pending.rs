@@ -1,0 +1,225 @@
+//! Requests that wait for their turn: one test a rule.
+
+use super::planned::{ASKED, calm, done, handed_over, restart, scale};
+use super::*;
+
+fn by_signal(wanted: Wanted) -> Event {
+    Event::Requested {
+        request: RequestId::NOBODY,
+        wanted,
+        wait: true,
+    }
+}
+
+const fn waiting(request: u64, wanted: Wanted) -> Event {
+    Event::Requested {
+        request: RequestId(request),
+        wanted,
+        wait: true,
+    }
+}
+
+const fn begin(request: RequestId, wanted: Wanted) -> Action {
+    Action::Begin { request, wanted }
+}
+
+fn refused(request: RequestId, cause: &str) -> Action {
+    Action::Answer {
+        request,
+        answer: Answer::Refused {
+            cause: cause.to_owned(),
+        },
+    }
+}
+
+const NOBODY: RequestId = RequestId::NOBODY;
+const MORE: Wanted = Wanted::Scale(ScaleTo::By(1));
+const FEWER: Wanted = Wanted::Scale(ScaleTo::By(-1));
+
+/// One slot whose successor takes over: the restart ends with the next `exited(0, 1, 0)`.
+fn restarting() -> Stage {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, restart(calm(1)));
+    stage.at(110, ready(0, 2));
+    stage.at(120, handed_over(0, 1, HandoverEnd::Done));
+    stage
+}
+
+#[test]
+fn signals_during_operation_begin_after_it() {
+    let mut stage = restarting();
+    for wanted in [Wanted::Reload, Wanted::Upgrade, Wanted::Reload] {
+        assert_eq!(stage.at(121, by_signal(wanted)), []);
+    }
+    assert_eq!(
+        stage.machine.pending(),
+        ["restart (signal)", "upgrade (signal)"]
+    );
+    assert_eq!(
+        stage.at(130, exited(0, 1, 0)),
+        [done(1, 1, 10, 0, 30), begin(NOBODY, Wanted::Reload)],
+    );
+    // The shell may take its time; whatever comes meanwhile is in the way of nothing.
+    let cause = "a restart is about to begin; try again when it is done";
+    assert_eq!(stage.at(131, scale(2)), [refused(ASKED, cause)]);
+    let again = Event::Restart {
+        request: NOBODY,
+        release: ReleaseId(3),
+        policy: calm(1),
+    };
+    stage.at(140, again);
+    stage.at(150, ready(0, 3));
+    stage.at(160, handed_over(0, 2, HandoverEnd::Done));
+    assert_eq!(
+        stage.at(161, exited(0, 2, 0)).last(),
+        Some(&begin(NOBODY, Wanted::Upgrade)),
+    );
+    assert!(stage.machine.pending().is_empty());
+}
+
+#[test]
+fn signals_for_workers_add_up_to_target() {
+    let mut stage = restarting();
+    for (wanted, expected) in [
+        (MORE, "scale to 2 (signal)"),
+        (MORE, "scale to 3 (signal)"),
+        (FEWER, "scale to 2 (signal)"),
+    ] {
+        assert_eq!(stage.at(121, by_signal(wanted)), []);
+        assert_eq!(stage.machine.pending(), [expected]);
+    }
+    // Back where it was: nothing is left to do. And below the least is nothing to be had.
+    assert_eq!(stage.at(122, by_signal(FEWER)), []);
+    assert!(stage.machine.pending().is_empty());
+    assert_eq!(
+        stage.at(123, by_signal(FEWER)),
+        [refused(NOBODY, "one worker is the least")],
+    );
+    stage.at(124, by_signal(MORE));
+    // A number that a command asks for comes in between, and the next signal after that.
+    stage.at(125, waiting(8, Wanted::Scale(ScaleTo::Exactly(5))));
+    stage.at(126, by_signal(FEWER));
+    assert_eq!(
+        stage.machine.pending(),
+        [
+            "scale to 2 (signal)",
+            "scale to 5 (command)",
+            "scale to 4 (signal)"
+        ],
+    );
+    assert_eq!(
+        stage.at(130, exited(0, 1, 0)).last(),
+        Some(&begin(NOBODY, Wanted::Scale(ScaleTo::Exactly(2)))),
+    );
+}
+
+#[test]
+fn signals_during_boot_begin_after_it() {
+    let mut stage = Stage::new(calm(1));
+    stage.at(0, Event::Boot);
+    assert_eq!(stage.at(1, by_signal(Wanted::Reload)), []);
+    assert_eq!(
+        stage.at(2, ready(0, 1)).last(),
+        Some(&begin(NOBODY, Wanted::Reload)),
+    );
+}
+
+#[test]
+fn pending_requests_survive_failure_and_exec() {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, restart(calm(1)));
+    stage.at(101, by_signal(Wanted::Reload));
+    let saved = stage.machine.snapshot().to_json().unwrap();
+    let read = Snapshot::from_json(&saved).unwrap();
+    stage.machine = Machine::restore(read).unwrap();
+    stage.at(110, start_failed(0, 2, "no such group"));
+    assert_eq!(
+        stage.at(111, exited(0, 2, 1)).last(),
+        Some(&begin(NOBODY, Wanted::Reload)),
+    );
+}
+
+#[test]
+fn unprepared_request_is_refused_and_next_begins() {
+    let mut stage = Stage::booted(calm(1), 0);
+    let begins = |request, wanted| [begin(RequestId(request), wanted)];
+    assert_eq!(
+        stage.at(100, waiting(8, Wanted::Reload)),
+        begins(8, Wanted::Reload),
+    );
+    assert_eq!(stage.at(101, waiting(9, Wanted::Upgrade)), []);
+    let not_begun = Event::NotBegun {
+        request: RequestId(8),
+        wanted: Wanted::Reload,
+        cause: "no such file".to_owned(),
+    };
+    assert_eq!(
+        stage.at(102, not_begun),
+        [
+            refused(RequestId(8), "no such file"),
+            begin(RequestId(9), Wanted::Upgrade)
+        ],
+    );
+}
+
+#[test]
+fn waiting_commands_are_bounded_and_withdrawn() {
+    let mut stage = restarting();
+    for request in 10..18 {
+        assert_eq!(stage.at(121, waiting(request, Wanted::Reload)), []);
+    }
+    let cause = "8 other requests wait already; try again later";
+    assert_eq!(
+        stage.at(122, waiting(18, Wanted::Reload)),
+        [refused(RequestId(18), cause)],
+    );
+    // Signals are never too many.
+    assert_eq!(stage.at(123, by_signal(Wanted::Upgrade)), []);
+    let request = RequestId(10);
+    assert_eq!(stage.at(124, Event::Withdrawn { request }), []);
+    assert_eq!(stage.machine.pending().len(), 8);
+    let impatient = Event::Requested {
+        request: RequestId(19),
+        wanted: Wanted::Reload,
+        wait: false,
+    };
+    let cause = "a restart is under way: its last workers are leaving; try again when it is done";
+    assert_eq!(stage.at(125, impatient), [refused(RequestId(19), cause)]);
+    assert_eq!(
+        stage.at(130, exited(0, 1, 0)).last(),
+        Some(&begin(RequestId(11), Wanted::Reload)),
+    );
+}
+
+#[test]
+fn stop_refuses_pending_requests() {
+    let mut stage = restarting();
+    stage.at(121, by_signal(Wanted::Reload));
+    stage.at(122, waiting(8, Wanted::Upgrade));
+    let answers = stage.at(123, stop("SIGTERM"));
+    let cause = "the server stops";
+    for request in [NOBODY, RequestId(8)] {
+        assert!(answers.contains(&refused(request, cause)), "{answers:?}");
+    }
+    assert!(stage.machine.pending().is_empty());
+    assert_eq!(
+        stage.at(124, by_signal(Wanted::Reload)),
+        [refused(NOBODY, cause)],
+    );
+}
+
+#[test]
+fn request_waits_for_old_workers_to_drain() {
+    let policy = Policy {
+        restart_connections: RestartConnections::Drain,
+        ..calm(1)
+    };
+    let mut stage = Stage::booted(policy.clone(), 0);
+    stage.at(100, restart(policy));
+    stage.at(110, ready(0, 2));
+    assert_eq!(stage.at(120, by_signal(Wanted::Reload)), []);
+    assert_eq!(
+        stage.at(500, exited(0, 1, 0)),
+        [begin(NOBODY, Wanted::Reload)],
+    );
+}

@@ -1,0 +1,160 @@
+//! Requests to a real server that come while it is busy: none is lost, and those that wait can be
+//! seen, withdrawn and answered.
+
+mod support;
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use self::support::observe::until;
+use self::support::planned::Planned;
+
+/// Long enough for a request to come while a restart goes on.
+const BUSY: [&str; 3] = [
+    "--listen=127.0.0.1:0",
+    "--bake-time=700ms",
+    "--handshake-timeout=100ms",
+];
+
+#[track_caller]
+fn start(args: &[&str]) -> Planned {
+    Planned::start(&[&BUSY, args].concat())
+}
+
+fn pending(planned: &Planned) -> Vec<String> {
+    let status = planned.server.status_json();
+    let pending = status["pending"].as_array().expect("a list").clone();
+    let words = pending
+        .into_iter()
+        .map(|it| it.as_str().expect("words").to_owned());
+    words.collect()
+}
+
+fn operations_done(planned: &Planned) -> usize {
+    let log = planned.server.log();
+    log.iter()
+        .filter(|line| line.contains("operation done"))
+        .count()
+}
+
+#[track_caller]
+fn wait_for_operations(planned: &Planned, count: usize) {
+    until("the operations to be done", || {
+        operations_done(planned) >= count
+    });
+}
+
+#[test]
+fn reload_signal_during_reload_reads_configuration_again() {
+    let planned = start(&["--workers=2"]);
+    let server = &planned.server;
+    planned.configure("idle_timeout = \"20s\"\n");
+    server.signal(Signal::SIGHUP);
+    server.wait_log(|line| line.contains("operation started"));
+    planned.configure("idle_timeout = \"200ms\"\n");
+    server.signal(Signal::SIGHUP);
+    server.signal(Signal::SIGHUP);
+    until("the second reload to wait", || {
+        pending(&planned) == ["restart (signal)"]
+    });
+    let shown = server.order(&["status"]).expect_success();
+    assert!(
+        shown.stdout.contains("pending      restart (signal)"),
+        "{shown:?}"
+    );
+    wait_for_operations(&planned, 2);
+    // The second configuration is in force: an idle client is closed.
+    let mut client = support::Client::connect(server.addr());
+    client.expect_eof();
+    assert_eq!(operations_done(&planned), 2);
+    assert!(!server.log().iter().any(|line| line.contains("refused")));
+}
+
+#[test]
+fn upgrade_keeps_pending_signals() {
+    let planned = start(&["--workers=2"]);
+    let server = &planned.server;
+    server.signal(Signal::SIGUSR2);
+    server.wait_log(|line| line.contains("operation started"));
+    server.signal(Signal::SIGHUP);
+    server.signal(Signal::SIGTTIN);
+    wait_for_operations(&planned, 3);
+    assert_eq!(planned.workers().0.len(), 3);
+    assert!(pending(&planned).is_empty());
+}
+
+#[test]
+fn signals_for_fewer_workers_add_up() {
+    let planned = start(&["--workers=4"]);
+    let server = &planned.server;
+    for expected in [
+        None,
+        Some("scale to 2 (signal)"),
+        Some("scale to 1 (signal)"),
+    ] {
+        server.signal(Signal::SIGTTOU);
+        match expected {
+            None => {
+                server.wait_log(|line| line.contains("operation started"));
+            }
+            Some(expected) => {
+                server.wait_log(|line| line.contains("request pending"));
+                let target = expected.trim_end_matches(" (signal)");
+                server.wait_log(|line| line.contains("request pending") && line.contains(target));
+            }
+        }
+    }
+    wait_for_operations(&planned, 2);
+    assert_eq!(planned.workers().0.len(), 1);
+}
+
+#[test]
+fn waiting_command_is_answered_after_its_turn() {
+    let planned = start(&["--workers=2"]);
+    let server = &planned.server;
+    let first = server.send_order(&["reload"]);
+    server.wait_log(|line| line.contains("operation started"));
+    server.order(&["scale", "+1"]).expect_failure("under way");
+    let second = server.send_order(&["scale", "+1", "--wait"]);
+    until("it to wait", || {
+        pending(&planned) == ["scale to 3 (command)"]
+    });
+    first.wait().expect_success();
+    let answered = second.wait().expect_success();
+    assert!(
+        answered.stdout.starts_with("scaled: 3 workers"),
+        "{answered:?}"
+    );
+    assert!(answered.stderr.contains("waiting: "), "{answered:?}");
+    assert_eq!(planned.workers().0.len(), 3);
+}
+
+#[test]
+fn timed_out_waiting_command_is_withdrawn() {
+    let planned = start(&["--workers=2"]);
+    let server = &planned.server;
+    let first = server.send_order(&["reload"]);
+    server.wait_log(|line| line.contains("operation started"));
+    let second = server.order(&["scale", "4", "--wait", "--timeout", "100ms"]);
+    assert_eq!(second.code, 1, "{second:?}");
+    server.wait_log(|line| line.contains("request withdrawn"));
+    first.wait().expect_success();
+    assert!(pending(&planned).is_empty());
+    assert_eq!(planned.workers().0.len(), 2);
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn stop_refuses_waiting_command() {
+    let planned = Planned::start(&["--listen=127.0.0.1:0", "--bake-time=20s"]);
+    let server = &planned.server;
+    let first = server.send_order(&["reload"]);
+    server.wait_log(|line| line.contains("operation started"));
+    let second = server.send_order(&["upgrade", "--wait"]);
+    until("it to wait", || !pending(&planned).is_empty());
+    server.signal(Signal::SIGTERM);
+    first.wait().expect_failure("the server stops");
+    second.wait().expect_failure("the server stops");
+    assert_eq!(server.wait_exit(Duration::from_secs(20)).code(), Some(0));
+}

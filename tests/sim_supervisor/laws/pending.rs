@@ -1,0 +1,254 @@
+//! The laws of requests that wait: none is lost, none is carried out twice, and none waits for
+//! nothing.
+
+use std::collections::VecDeque;
+
+use uppercased::supervisor::machine::{Event, Machine, RequestId, ScaleTo, Wanted};
+
+use super::{End, Laws, law};
+
+/// Callers that may wait at once.
+const WAITERS_MAX: usize = 8;
+
+/// Requests that have been made and not begun, as simply as they can be written down.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pending {
+    reload: bool,
+    upgrade: bool,
+    /// What changes the number of workers, in order: what signals add up to, or a command's request.
+    numbers: VecDeque<Number>,
+    /// Callers that wait.
+    waiters: Vec<(RequestId, Wanted)>,
+    /// The shell prepares it.
+    pub(super) handed: Option<(RequestId, Wanted)>,
+    /// The request that is being made in this very call.
+    made: Option<(RequestId, Wanted, bool)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Number {
+    Signals(i16),
+    Command(RequestId),
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        !self.reload && !self.upgrade && self.numbers.is_empty() && self.waiters.is_empty()
+    }
+}
+
+impl Laws {
+    pub(super) fn note_pending(&mut self, event: &Event) {
+        match event {
+            Event::Requested {
+                request,
+                wanted,
+                wait,
+            } => {
+                if *request != RequestId::NOBODY {
+                    self.unanswered.push(*request);
+                }
+                self.pending.made = Some((*request, *wanted, *wait));
+                if self.end == End::Running && (*wait || self.in_the_way().is_none()) {
+                    self.add_pending(*request, *wanted);
+                }
+            }
+            Event::Withdrawn { request } => {
+                if self.forget_waiter(*request) {
+                    self.unanswered.retain(|it| it != request);
+                }
+            }
+            Event::NotBegun { request, .. } => {
+                let handed = self.pending.handed.map(|(request, _)| request);
+                law!(handed == Some(*request), "{handed:?} is handed out");
+            }
+            _ => unreachable!("{event:?} asks for nothing"),
+        }
+    }
+
+    fn add_pending(&mut self, request: RequestId, wanted: Wanted) {
+        let pending = &mut self.pending;
+        if request != RequestId::NOBODY {
+            pending.waiters.push((request, wanted));
+            if let Wanted::Scale(_) = wanted {
+                pending.numbers.push_back(Number::Command(request));
+            }
+            return;
+        }
+        match (wanted, pending.numbers.back_mut()) {
+            (Wanted::Reload, _) => pending.reload = true,
+            (Wanted::Upgrade, _) => pending.upgrade = true,
+            (Wanted::Scale(ScaleTo::By(by)), Some(Number::Signals(sum))) => {
+                *sum += by;
+                if *sum == 0 {
+                    pending.numbers.pop_back();
+                }
+            }
+            (Wanted::Scale(ScaleTo::By(by)), _) => pending.numbers.push_back(Number::Signals(by)),
+            (Wanted::Scale(ScaleTo::Exactly(_)), _) => unreachable!("no signal names a number"),
+        }
+    }
+
+    /// A caller is not waited for any more; says whether it was.
+    fn forget_waiter(&mut self, request: RequestId) -> bool {
+        let pending = &mut self.pending;
+        let before = pending.waiters.len();
+        pending.waiters.retain(|(it, _)| *it != request);
+        pending.numbers.retain(|it| *it != Number::Command(request));
+        pending.waiters.len() < before
+    }
+
+    /// The machine hands a request out.
+    pub(super) fn begins(&mut self, request: RequestId, wanted: Wanted) {
+        let in_the_way = self.in_the_way();
+        law!(
+            in_the_way.is_none(),
+            "{request:?} is handed out although {in_the_way:?}"
+        );
+        let open = self.open();
+        let pending = &mut self.pending;
+        if request != RequestId::NOBODY {
+            let waits = pending.waiters.contains(&(request, wanted));
+            law!(waits, "{request:?} is handed out and does not wait");
+            self.forget_waiter(request);
+        } else {
+            let waited = match wanted {
+                Wanted::Reload => std::mem::take(&mut pending.reload),
+                Wanted::Upgrade => std::mem::take(&mut pending.upgrade),
+                Wanted::Scale(to) => match pending.numbers.pop_front() {
+                    Some(Number::Signals(by)) => {
+                        let expected = open.saturating_add_signed(by).max(1);
+                        law!(
+                            to == ScaleTo::Exactly(expected),
+                            "{by} of {open} workers is {to:?}"
+                        );
+                        true
+                    }
+                    Some(Number::Command(_)) | None => false,
+                },
+            };
+            law!(waited, "no signal has asked for {wanted:?}");
+        }
+        self.pending.handed = Some((request, wanted));
+    }
+
+    /// The shell comes back with a request: it is to begin now.
+    pub(super) fn returned(&mut self, request: RequestId) -> bool {
+        let mine = self.pending.handed.is_some_and(|(it, _)| it == request);
+        if mine {
+            self.pending.handed = None;
+        }
+        mine
+    }
+
+    /// A request that came back has neither begun nor been refused: something came in its way, and
+    /// it waits again.
+    pub(super) fn waits_again(&mut self, request: RequestId, wanted: Wanted) {
+        let in_the_way = self.in_the_way();
+        law!(in_the_way.is_some(), "{request:?} waits for nothing");
+        let pending = &mut self.pending;
+        if request != RequestId::NOBODY {
+            pending.waiters.insert(0, (request, wanted));
+        }
+        match wanted {
+            Wanted::Scale(_) if request != RequestId::NOBODY => {
+                pending.numbers.push_front(Number::Command(request));
+            }
+            Wanted::Reload if request == RequestId::NOBODY => pending.reload = true,
+            Wanted::Upgrade if request == RequestId::NOBODY => pending.upgrade = true,
+            _ => {}
+        }
+    }
+
+    /// A request is refused that has not been handed out, or cannot be prepared.
+    pub(super) fn pending_refused(&mut self, request: RequestId, cause: &str) {
+        self.unanswered
+            .retain(|it| *it != request || *it == RequestId::NOBODY);
+        let stops = self.end != End::Running;
+        if self.returned(request) || stops {
+            self.forget_waiter(request);
+            return;
+        }
+        if let Some((made, wanted, wait)) = self.pending.made.take()
+            && made == request
+        {
+            if request == RequestId::NOBODY {
+                // One worker fewer than the least, or one more than the most.
+                let impossible = cause.contains("the least") || cause.contains("the most");
+                law!(impossible && wait, "a signal is refused: {cause}");
+                let Wanted::Scale(ScaleTo::By(by)) = wanted else {
+                    panic!("law broken: {wanted:?} of a signal is refused: {cause}");
+                };
+                return self.add_pending(request, Wanted::Scale(ScaleTo::By(-by)));
+            }
+            let full = self.pending.waiters.len() > WAITERS_MAX;
+            law!(
+                (!wait && self.in_the_way().is_some()) || full,
+                "{request:?} is refused for nothing: {cause}"
+            );
+            self.forget_waiter(request);
+            return;
+        }
+        // What signals have added up to is what there is by now.
+        law!(
+            request == RequestId::NOBODY && cause.contains("there are"),
+            "{request:?} has waited for a refusal: {cause}"
+        );
+        let first = self.pending.numbers.pop_front();
+        law!(matches!(first, Some(Number::Signals(_))), "{first:?}");
+    }
+
+    /// Callers of requests that have not begun.
+    pub(super) fn waits(&self, request: RequestId) -> bool {
+        request != RequestId::NOBODY
+            && (self.pending.waiters.iter().any(|(it, _)| *it == request)
+                || self.pending.handed.is_some_and(|(it, _)| it == request))
+    }
+
+    pub(super) fn pending_rests(&mut self, machine: &Machine) {
+        self.pending.made = None;
+        if self.end != End::Running {
+            law!(
+                machine.pending().is_empty(),
+                "{:?} wait while {:?}",
+                machine.pending(),
+                self.end
+            );
+            self.pending.reload = false;
+            self.pending.upgrade = false;
+            self.pending.numbers.clear();
+            self.pending.waiters.clear();
+            return;
+        }
+        let pending = &self.pending;
+        law!(
+            pending.waiters.len() <= WAITERS_MAX,
+            "{} callers wait",
+            pending.waiters.len()
+        );
+        let shown = machine.pending();
+        let of = |what: &str, by: &str| {
+            let matches = |it: &&String| it.starts_with(what) && it.ends_with(by);
+            shown.iter().filter(matches).count()
+        };
+        law!(
+            of("restart", "(signal)") == usize::from(pending.reload)
+                && of("upgrade", "(signal)") == usize::from(pending.upgrade),
+            "signals ask for {pending:?}, and {shown:?} wait"
+        );
+        let signals = |it: &&Number| matches!(it, Number::Signals(_));
+        law!(
+            of("scale", "(signal)") == pending.numbers.iter().filter(signals).count(),
+            "signals ask for {pending:?}, and {shown:?} wait"
+        );
+        law!(
+            of("", "(command)") == pending.waiters.len(),
+            "{:?} wait, and {shown:?} is shown",
+            pending.waiters
+        );
+        law!(
+            pending.is_empty() || self.in_the_way().is_some(),
+            "{pending:?} waits for nothing"
+        );
+    }
+}
