@@ -171,7 +171,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::Top(options)) => orders::watch(&options),
         Ok(Command::Worker) => worker::run(),
         Ok(Command::Admin(options)) => admin::run(options),
-        Ok(Command::Preflight(server)) => preflight::run(server.read()),
+        Ok(Command::Preflight(server)) => preflight::run(&server),
         Err(Error::Usage { report, .. }) if !report.use_stderr() => {
             // Help and version.
             let text = report.render();

@@ -406,6 +406,30 @@ pub fn resolve(assignments: &[Assignment], facts: &Facts<'_>) -> Result<(Config,
     Ok((config, origins))
 }
 
+/// Checks a configuration that came as data from another process: it keeps what [`resolve`]
+/// promises. No name is looked up.
+///
+/// # Errors
+///
+/// The first value that its setting does not accept, then the first rule that does not hold.
+pub fn verify(config: &Config) -> Result<(), Error> {
+    let facts = Facts {
+        cpus: 1,
+        lookup: &|_, _| Err("it is a name and no address".to_owned()),
+    };
+    let mut copy = BLANK;
+    for setting in SETTINGS {
+        let refused = |why| Error::Value {
+            name: setting.key().to_owned(),
+            why,
+        };
+        let text = setting.show(config);
+        setting.apply(&mut copy, &text, &facts).map_err(refused)?;
+    }
+    let origins = Origins(vec![Origin::Default; SETTINGS.len()]);
+    rules::check(config, &origins)
+}
+
 /// How many connections a worker may hold: `asked`, or without it all that fits.
 ///
 /// `nofile_limit` is the descriptor limit of the worker (`RLIMIT_NOFILE`, the soft limit after it
@@ -588,6 +612,36 @@ mod tests {
             .map(|(setting, _)| setting.key())
             .collect();
         assert_eq!(named, ["workers"]);
+    }
+
+    #[test]
+    fn verify_refuses_what_resolve_would() {
+        let named = [("listen", "localhost:80"), ("allow", "10.0.0.0/8")];
+        let facts = Facts {
+            cpus: 2,
+            lookup: &|_, port| Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]),
+        };
+        let given = named.map(|(key, text)| assign(key, text, Origin::Flag));
+        let (config, _) = resolve(&given, &facts).unwrap();
+        verify(&config).unwrap();
+        let damaged = [
+            Config {
+                workers: 0,
+                ..config.clone()
+            },
+            Config {
+                listen: Vec::new(),
+                ..config.clone()
+            },
+            Config {
+                backoff_max: Duration::from_millis(1),
+                backoff_initial: Duration::from_secs(1),
+                ..config
+            },
+        ];
+        for damaged in damaged {
+            verify(&damaged).unwrap_err();
+        }
     }
 
     #[test]

@@ -1,52 +1,61 @@
-//! The pre-flight of an upgrade: this program, as a child of the running supervisor, shows that it
-//! could take its place.
+//! A child of the running supervisor that does what may wait, and shows what the supervisor has to
+//! know before it changes anything.
 //!
-//! It reads the very state that it would be given and the configuration from the arguments that it
-//! would be given, and comes up as far as a worker does. It binds nothing, serves nobody, and ends
-//! when it has said how that went.
+//! For a reload it runs the supervisor's own program and reads the configuration from the arguments
+//! that the server was started with: names, users and files are looked up here. For an upgrade it
+//! runs the new program, reads the configuration likewise and the very state that it would be given,
+//! and comes up as far as a worker does. Either way the configuration goes back as data. It binds
+//! nothing, serves nobody, and ends when it has answered; it never outlives its supervisor.
 
 use std::process::ExitCode;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::channel::Channel;
-use crate::config::Config;
+use crate::config::{CommandLine, Config};
 use crate::fault;
 use crate::identity::WorkerId;
 use crate::log;
 use crate::supervisor;
 use crate::sys::fd::inherited_channel;
-use crate::wire::{Envelope, Failed, Message, Ready};
+use crate::wire::{Envelope, Failed, Message, Resolved};
 use crate::worker;
 
-/// How long it waits to be given the state, which is sent before it is even started.
-const ORDER_TIMEOUT_MS: u16 = 10_000;
+/// How long it waits for its task, which is sent before it is even started.
+const TASK_TIMEOUT_MS: u16 = 10_000;
 
-/// Runs the pre-flight with the configuration that this program makes of the running server's
-/// arguments, or why it makes none.
+/// What the child is for.
+enum Task {
+    /// To read the configuration.
+    Resolve,
+    /// To show that it could go on with this state, too.
+    TakeOver(OwnedFd),
+}
+
+/// Runs the child, with the command line of the running server.
 #[must_use]
-pub fn run(config: Result<Config, String>) -> ExitCode {
+pub fn run(server: &CommandLine) -> ExitCode {
     let Some(channel) = inherited_channel() else {
         log::complain("the pre-flight is the supervisor's to start; run `uppercased upgrade`");
         return ExitCode::from(2);
     };
+    // What follows may wait for others. Fails for no signal that there is.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
     fault::point("preflight.starting");
     let mut channel = Channel::over(channel);
-    let state = match await_state(&mut channel) {
-        Ok(state) => state,
+    let task = match await_task(&mut channel) {
+        Ok(task) => task,
         Err(cause) => {
-            log::complain(&format!("the pre-flight was given no state: {cause}"));
+            log::complain(&format!("the pre-flight was given no task: {cause}"));
             return ExitCode::FAILURE;
         }
     };
-    let verdict = rehearse(config, state);
-    let passed = verdict.is_ok();
-    let message = match verdict {
-        Ok(()) => Message::Ready(Ready {
-            listen: Vec::new(),
-            sandbox: None,
-        }),
+    let outcome = carry_out(task, server);
+    let passed = outcome.is_ok();
+    let message = match outcome {
+        Ok(config) => Message::Resolved(Resolved { config }),
         Err(cause) => Message::Failed(Failed { cause }),
     };
     let worker = WorkerId::default();
@@ -58,20 +67,29 @@ pub fn run(config: Result<Config, String>) -> ExitCode {
     }
 }
 
-fn rehearse(config: Result<Config, String>, state: OwnedFd) -> Result<(), String> {
-    let config = config?;
+fn carry_out(task: Task, server: &CommandLine) -> Result<serde_json::Value, String> {
+    let config = server.read()?;
+    let as_data = serde_json::to_value(&config).map_err(|error| error.to_string())?;
+    if let Task::TakeOver(state) = task {
+        rehearse(config, state)?;
+    }
+    Ok(as_data)
+}
+
+fn rehearse(config: Config, state: OwnedFd) -> Result<(), String> {
     let start = supervisor::examine(state, config)?;
     worker::rehearse(&start).map_err(|error| format!("its workers cannot come up: {error}"))
 }
 
-fn await_state(channel: &mut Channel) -> Result<OwnedFd, String> {
+fn await_task(channel: &mut Channel) -> Result<Task, String> {
     let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-    poll(&mut readable, PollTimeout::from(ORDER_TIMEOUT_MS)).map_err(|errno| errno.to_string())?;
+    poll(&mut readable, PollTimeout::from(TASK_TIMEOUT_MS)).map_err(|errno| errno.to_string())?;
     let received = channel.receive().map_err(|error| error.to_string())?;
     let received = received.ok_or("nothing came")?;
-    match received.envelope.message {
-        Message::Preflight(_) => received.descriptors.into_iter().next(),
+    let task = match received.envelope.message {
+        Message::Resolve(_) => Some(Task::Resolve),
+        Message::Preflight(_) => received.descriptors.into_iter().next().map(Task::TakeOver),
         _ => None,
-    }
-    .ok_or_else(|| "something else came".to_owned())
+    };
+    task.ok_or_else(|| "something else came".to_owned())
 }

@@ -19,6 +19,7 @@ mod control;
 mod evidence;
 pub mod exchange;
 mod inheritance;
+mod killed;
 pub mod machine;
 mod notify;
 mod observe;
@@ -44,6 +45,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -65,6 +67,7 @@ use admin::AdminEndpoint;
 use children::{Child, Heard};
 use control::ControlServer;
 use evidence::Evidence;
+use killed::Killed;
 use machine::{Event, Machine, Policy, ScaleTo, Verdict, Wanted};
 use releases::{Release, Releases};
 use resources::SlotResources;
@@ -81,6 +84,8 @@ pub use resume::{examine, is_resuming};
 
 /// Readiness reports taken from the kernel at once.
 const EVENTS_PER_TURN: usize = 256;
+/// How long the end of the process waits for children that were killed to be gone.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Each asks for a stop; the second one for an end at once.
 const STOP_SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
 /// Each asks for something else.
@@ -125,7 +130,11 @@ pub struct Supervisor {
     /// Who waits for the operation that is under way.
     asking: RequestId,
     preflight: upgrade::Preflight,
+    /// Children that have been killed and are not reaped yet.
+    killed: Vec<Killed>,
     verdict: Option<Verdict>,
+    /// All is over: how long to wait for the last children.
+    closing: Option<Tick>,
 }
 
 /// Serves as `launch` says until told to stop; errors are printed.
@@ -181,18 +190,19 @@ impl Supervisor {
     /// What `epoll_wait` returned.
     pub fn supervise(&mut self) -> io::Result<Verdict> {
         let mut events = Events::with_capacity(EVENTS_PER_TURN);
+        let mut more_orphans = false;
         loop {
             self.carry_out();
             self.notify();
-            if let Some(verdict) = self.verdict.take() {
-                self.admin = None;
-                if let Some(control) = self.control.take() {
-                    control.remove();
-                }
-                return Ok(verdict);
+            if self.is_over() {
+                return Ok(self.verdict.take().unwrap_or(Verdict::Clean));
             }
             self.keep_admin();
-            let timeout = self.next_deadline().map(|due| due.since(clock::now()));
+            let timeout = if more_orphans {
+                Some(Duration::ZERO)
+            } else {
+                self.next_deadline().map(|due| due.since(clock::now()))
+            };
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 Err(_) | Ok(()) => {}
@@ -200,13 +210,31 @@ impl Supervisor {
             for event in &events {
                 self.look(event.token());
             }
-            self.bury_orphans();
+            more_orphans = self.bury_orphans();
             let now = clock::now();
             self.machine.handle_timeout(now);
+            self.retry_killed(now);
             if let Some(control) = &mut self.control {
                 control.handle_timeout(self.poll.registry(), now);
             }
         }
+    }
+
+    /// Whether nothing is left to be done. Begins to close once the machine has given its verdict.
+    fn is_over(&mut self) -> bool {
+        if self.verdict.is_none() {
+            return false;
+        }
+        if let Some(mut admin) = self.admin.take() {
+            admin.end_process();
+            self.take_killed(admin.killed());
+        }
+        if let Some(control) = self.control.take() {
+            control.remove();
+        }
+        let now = clock::now();
+        let until = *self.closing.get_or_insert(now + CLOSE_TIMEOUT);
+        self.killed.is_empty() || until <= now
     }
 
     /// The configuration in force.
@@ -222,10 +250,9 @@ impl Supervisor {
         let control = self.control.as_ref().and_then(ControlServer::poll_timeout);
         let admin = self.admin.as_ref().and_then(AdminEndpoint::poll_timeout);
         let notify = self.notify_timeout();
-        [self.machine.poll_timeout(), control, admin, notify]
-            .into_iter()
-            .flatten()
-            .min()
+        let killed = self.killed_timeout();
+        let timeouts = [self.machine.poll_timeout(), control, admin, notify, killed];
+        timeouts.into_iter().chain([self.closing]).flatten().min()
     }
 
     fn happened(&mut self, event: Event) {
@@ -243,6 +270,7 @@ impl Supervisor {
                 }
             }
             Some(Source::PreflightChannel | Source::PreflightProcess) => self.look_at_preflight(),
+            Some(Source::Killed) => self.reap_killed(),
             Some(Source::AdminProcess) => self.look_at_admin(),
             Some(Source::Barrier) => self.look_at_barrier(),
             Some(Source::AdminChannel) => self.hear_admin(),

@@ -78,8 +78,14 @@ pub enum Message {
     /// To a worker: make a turn of the loop, so that its pulse can be seen.
     Ping(Ping),
     /// To a program that may replace the supervisor's: show that you could. Descriptors: the
-    /// state that it would take over. Answered by [`Ready`] or [`Failed`].
+    /// state that it would take over. Answered by [`Resolved`] or [`Failed`].
     Preflight(Preflight),
+    /// To a child that runs the supervisor's own program: read the configuration. Answered by
+    /// [`Resolved`] or [`Failed`].
+    Resolve(Resolve),
+    /// From a child that was told to resolve, or that could take over: the configuration that it made
+    /// of the arguments, the environment and the file.
+    Resolved(Resolved),
     /// To a new admin process, first; it runs the supervisor's own program, so these three are never
     /// said between versions. Descriptors: its listeners. Answered by [`Ready`] or [`Failed`].
     StartAdmin(Box<StartAdmin>),
@@ -254,6 +260,18 @@ pub struct Ping {}
 /// Show that you could take over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preflight {}
+
+/// Read the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolve {}
+
+/// A configuration as data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// A [`Config`] of the program that sends it, which may be another version than the one that
+    /// receives it and passes it on.
+    pub config: serde_json::Value,
+}
 
 /// What a new admin process needs to know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -430,6 +448,8 @@ impl Message {
             Self::StartAdmin(body) => (15, serde_json::to_vec(body)),
             Self::Ask(body) => (16, serde_json::to_vec(body)),
             Self::Told(body) => (17, serde_json::to_vec(body)),
+            Self::Resolve(body) => (18, serde_json::to_vec(body)),
+            Self::Resolved(body) => (19, serde_json::to_vec(body)),
         };
         Ok((kind, body.map_err(|source| Error::Body { kind, source })?))
     }
@@ -453,6 +473,8 @@ impl Message {
             15 => serde_json::from_slice(body).map(Self::StartAdmin),
             16 => serde_json::from_slice(body).map(Self::Ask),
             17 => serde_json::from_slice(body).map(Self::Told),
+            18 => serde_json::from_slice(body).map(Self::Resolve),
+            19 => serde_json::from_slice(body).map(Self::Resolved),
             unknown => return Err(Error::Kind(unknown)),
         };
         message.map_err(|source| Error::Body { kind, source })
@@ -542,6 +564,10 @@ mod tests {
                 },
             }),
             Message::Told(Told { number: 0 }),
+            Message::Resolve(Resolve {}),
+            Message::Resolved(Resolved {
+                config: serde_json::to_value(Config::default()).unwrap(),
+            }),
         ]
     }
 

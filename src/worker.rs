@@ -296,6 +296,8 @@ impl Worker {
             Message::Leave(order) => self.leave(order),
             Message::HandedOver(_)
             | Message::Preflight(_)
+            | Message::Resolve(_)
+            | Message::Resolved(_)
             | Message::StartAdmin(_)
             | Message::Ask(_)
             | Message::Told(_)

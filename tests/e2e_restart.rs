@@ -8,7 +8,7 @@ use self::support::image::Image;
 use self::support::load::{Load, LoadSize};
 use self::support::observe::{number, until, worker_of};
 use self::support::planned::Planned;
-use self::support::{Client, DEADLINE, pattern};
+use self::support::{Client, DEADLINE, children, pattern};
 
 const QUICK: [&str; 3] = [
     "--listen=127.0.0.1:0",
@@ -349,4 +349,44 @@ fn a_release_that_fails_later_is_taken_back_with_its_connections() {
     for client in &mut clients {
         client.roundtrip(b"moved there and back");
     }
+}
+
+/// A name server or a file server that does not answer holds up the child that reads the
+/// configuration, and nothing else.
+#[test]
+fn hanging_resolution_never_stops_supervision() {
+    let args = [&QUICK[..], &["--workers=2", "--start-timeout=2s"]].concat();
+    let planned = Planned::start_with(&args, |builder| {
+        builder.env("FAULT_POINTS", "preflight.starting=stop")
+    });
+    let server = &planned.server;
+    let being_read = || {
+        let status = server.status_json();
+        let operation = status["operation"].as_str();
+        operation.is_some_and(|text| text.contains("the configuration is being read"))
+    };
+    let before = planned.workers();
+    let order = server.send_order(&["reload"]);
+    until("the configuration is being read", being_read);
+    let victim = u32::try_from(before.0[0].pid).unwrap();
+    support::Watched::open(victim)
+        .unwrap()
+        .signal(Signal::SIGKILL);
+    until("the worker is replaced", || {
+        let now = planned.workers();
+        now.0[0].pid != before.0[0].pid && now.0[0].state == "serving"
+    });
+    assert!(being_read(), "the reload still waits");
+    order
+        .wait()
+        .expect_failure("cannot read the configuration within 2s");
+    planned.workers().assert_serving();
+    until("the child is gone", || {
+        children(server.pid()) == server.worker_pids()
+    });
+
+    let order = server.send_order(&["reload"]);
+    until("the configuration is being read", being_read);
+    assert_eq!(server.stop().code(), Some(0));
+    order.wait().expect_failure("the server stops");
 }

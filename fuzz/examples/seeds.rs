@@ -17,7 +17,7 @@ use uppercased::proxy_header::{Version, encode};
 use uppercased::status::Status;
 use uppercased::wire::{
     AgentAnswers, Ask, Draining, Envelope, Failed, HandOver, HandedOver, HandoverEnd, Leave, Lend,
-    Listen, Message, Ping, Preflight, Ready, Recall, Sandboxed, Serve, Start, StartAdmin, Stop,
+    Listen, Message, Ping, Preflight, Ready, Recall, Resolve, Resolved, Sandboxed, Serve, Start, StartAdmin, Stop,
     TakeOver, Told,
 };
 
@@ -128,6 +128,8 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
         )),
         Message::Ping(Ping {}),
         Message::Preflight(Preflight {}),
+        Message::Resolve(Resolve {}),
+        Message::Resolved(Resolved { config: serde_json::to_value(Config::default()).unwrap() }),
         Message::StartAdmin(Box::new(StartAdmin {
             config,
             http: true,

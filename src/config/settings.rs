@@ -217,8 +217,8 @@ pub static SETTINGS: &[Setting] = &[
         default: "0.0.0.0:9999",
         example: "127.0.0.1:8080",
         help: "Address to listen on; may be repeated",
-        long_help: "A name stands for all its addresses; it is looked up at the start and at each \
-                    reload, and the supervisor does nothing else until it has the answer. \
+        long_help: "A name stands for all its addresses; it is looked up at the start, and at each \
+                    reload and upgrade by a child of the server, within start_timeout. \
                     [::]:PORT is IPv6 only, *:PORT serves IPv6 and IPv4 on one socket, PORT alone \
                     means every IPv4 address. Port 0 asks the kernel for a free port, which all \
                     workers share. Addresses that overlap are refused, because the more specific \
@@ -471,7 +471,8 @@ pub static SETTINGS: &[Setting] = &[
         default: "10s",
         example: "30s",
         help: "Time a new worker has to become ready",
-        long_help: "One that is not ready by then is ended and counted as failed.",
+        long_help: "One that is not ready by then is ended and counted as failed. A reload or an \
+                    upgrade has the same time to read the configuration.",
     },
     Setting {
         binding: bind!(backoff_initial, BACKOFF),

@@ -17,9 +17,11 @@ use mio::Registry;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
+use crate::channel::Channel;
 use crate::clock::{self, Tick};
 use crate::config::{ADMIN_REQUESTS_MAX, AGENT_CLIENTS_MAX, AdminAddr, Config};
 use crate::status::AdminStatus;
+use crate::sys::image::Process;
 
 use super::Supervisor;
 use super::control::socket::{self, FileId, SocketFile};
@@ -70,6 +72,8 @@ pub(super) struct AdminEndpoint {
     agent: Option<Listener>,
     life: Life,
     process: Option<AdminProcess>,
+    /// Not wanted any more, and to be killed by the supervisor, which reaps them.
+    killed: Vec<(Process, Channel)>,
     /// What the last process lacked, so that it is said once.
     missing: Vec<String>,
 }
@@ -145,6 +149,7 @@ impl AdminEndpoint {
             agent,
             life: Life::new(now, seed, deaths),
             process: None,
+            killed: Vec::new(),
             missing: Vec::new(),
         })
     }
@@ -191,23 +196,31 @@ impl AdminEndpoint {
         }
     }
 
-    /// Ends the process and waits until it is gone: it was killed, so that is at once. What it has
-    /// in hand is lost, the clients that wait are not.
-    fn end_process(&mut self) {
-        if let Some(process) = self.process.take() {
-            process.destroy();
-        }
+    /// Kills the process, which is then among [`Self::killed`]. What it has in hand is lost, the
+    /// clients that wait are not.
+    pub(super) fn end_process(&mut self) {
+        self.killed
+            .extend(self.process.take().map(AdminProcess::into_parts));
+    }
+
+    /// Processes that are to be killed and reaped, with their channels.
+    pub(super) fn killed(&mut self) -> Vec<(Process, Channel)> {
+        std::mem::take(&mut self.killed)
     }
 
     /// Starts a process, which is then due again if it cannot be.
     fn start(&mut self, config: &Config, registry: &Registry, now: Tick) {
         let shown = [&self.http, &self.agent].map(|one| one.as_ref().map(|it| it.listener.as_fd()));
-        match AdminProcess::start(config, shown, registry) {
-            Ok(process) => {
-                self.life.started(now);
-                self.process = Some(process);
-            }
+        let started = AdminProcess::start(config, shown);
+        let watched = started.and_then(|process| {
+            let watched = process.watch(registry);
+            self.process = Some(process);
+            watched
+        });
+        match watched {
+            Ok(()) => self.life.started(now),
             Err(error) => {
+                self.end_process();
                 let delay = self.life.died(now, pace(config));
                 tracing::error!(%error, delay_ms = delay.as_millis(), "admin process not started");
             }
@@ -239,7 +252,9 @@ impl AdminEndpoint {
 impl Drop for AdminEndpoint {
     fn drop(&mut self) {
         self.life.end();
-        self.end_process();
+        if let Some(process) = &self.process {
+            process.kill();
+        }
     }
 }
 
@@ -261,6 +276,8 @@ impl Supervisor {
         if admin.life.due().is_some_and(|due| due <= now) {
             admin.start(config, self.poll.registry(), now);
         }
+        let killed = admin.killed();
+        self.take_killed(killed);
     }
 
     /// Hears what the admin process has to say: that it is ready, and what it asks.
@@ -312,6 +329,8 @@ impl Supervisor {
         if let Some(admin) = &mut self.admin {
             admin.end_process();
             admin.life.paused(clock::now());
+            let killed = admin.killed();
+            self.take_killed(killed);
         }
     }
 }

@@ -140,6 +140,8 @@ impl Supervisor {
             next_serial: 0,
             asking: RequestId::NOBODY,
             preflight: Preflight::Idle,
+            killed: Vec::new(),
+            closing: None,
             verdict: None,
         };
         supervisor.watch_basics().map_err(failed("watch signals"))?;

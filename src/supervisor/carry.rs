@@ -165,7 +165,9 @@ impl Supervisor {
         });
         let watched = self.child(worker).map_or(Ok(()), |it| self.watch_child(it));
         watched.map_err(|error| {
-            self.slots[index].discard(worker);
+            if let Some((process, channel)) = self.slots[index].discard(worker) {
+                self.kill_later_reaped(process, channel);
+            }
             format!("it cannot be watched: {error}")
         })?;
         if standby {

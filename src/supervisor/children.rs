@@ -163,6 +163,8 @@ impl Child {
             | Message::Leave(_)
             | Message::Ping(_)
             | Message::Preflight(_)
+            | Message::Resolve(_)
+            | Message::Resolved(_)
             | Message::StartAdmin(_)
             | Message::Ask(_)
             | Message::Told(_) => {

@@ -330,8 +330,8 @@ pub enum Action {
     /// Let the program on disk show that it can take over: [`Event::PreflightPassed`] or
     /// [`Event::PreflightFailed`] must follow, unless the machine stops waiting.
     Preflight,
-    /// The new program took too long, or its verdict is not wanted any more: end it. No event
-    /// follows.
+    /// The child that tries the new program, or that reads the configuration of a reload, took too
+    /// long, or its result is not wanted any more: end it. No event follows.
     AbortPreflight,
     /// Become the program that passed, with a snapshot of the machine taken now. Comes last of its
     /// batch. If it fails, say so with [`Event::ExecFailed`].

@@ -344,6 +344,7 @@ impl Machine {
         match &self.phase {
             Phase::Idle | Phase::BootFailed { .. } | Phase::Forced | Phase::Ended => {}
             Phase::Booting { .. } | Phase::Serving => {
+                self.begin_timeout(now);
                 self.preflight_timeout(now);
                 self.balance_timeout(now);
                 for index in 0..self.slots.len() {
@@ -382,6 +383,7 @@ impl Machine {
                 let slots = self.slots.iter().enumerate().flat_map(due).flatten();
                 slots
                     .chain(self.operation_deadline())
+                    .chain(self.begin_deadline())
                     .chain(self.balance_deadline())
                     .min()
             }

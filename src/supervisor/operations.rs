@@ -4,7 +4,7 @@
 use mio::Token;
 
 use crate::clock;
-use crate::config::{WORKERS, check_change};
+use crate::config::{Config, WORKERS, check_change};
 use crate::control::{Done, Options, Reply, Request, Rotation};
 use crate::fault;
 use crate::identity::{ReleaseId, RequestId};
@@ -60,16 +60,11 @@ impl Supervisor {
         self.requested(RequestId::NOBODY, wanted, Options { wait: true });
     }
 
-    /// Prepares a request whose turn it is, and has the machine begin it.
+    /// Prepares a request whose turn it is, and has the machine begin it. A reload is prepared by a
+    /// child, because reading a configuration may wait for others.
     pub(super) fn begin(&mut self, request: RequestId, wanted: Wanted) {
         let prepared = match wanted {
-            Wanted::Reload => self
-                .prepare_release()
-                .map(|(release, policy)| Event::Restart {
-                    request,
-                    release,
-                    policy,
-                }),
+            Wanted::Reload => return self.begin_resolution(request),
             Wanted::Upgrade => Ok(Event::Upgrade { request }),
             Wanted::Scale(to) => self
                 .check_workers(to)
@@ -81,6 +76,23 @@ impl Supervisor {
             cause,
         });
         self.happened(event);
+    }
+
+    /// The configuration of a reload has been read, or why it could not be.
+    pub(super) fn resolved(&mut self, request: RequestId, config: Result<Config, String>) {
+        let prepared = config.and_then(|config| self.prepare_release(config));
+        self.happened(match prepared {
+            Ok((release, policy)) => Event::Restart {
+                request,
+                release,
+                policy,
+            },
+            Err(cause) => Event::NotBegun {
+                request,
+                wanted: Wanted::Reload,
+                cause,
+            },
+        });
     }
 
     /// Refuses numbers of workers that the sockets or the limit on descriptors do not allow.
@@ -130,9 +142,8 @@ impl Supervisor {
         self.reply(request, Reply::Done(done));
     }
 
-    /// Opens the program on disk and reads the configuration anew. Binds nothing.
-    fn prepare_release(&mut self) -> Result<(ReleaseId, Policy), String> {
-        let config = self.typed.read()?;
+    /// Opens the program on disk. Binds nothing.
+    fn prepare_release(&mut self, config: Config) -> Result<(ReleaseId, Policy), String> {
         check_change(self.config(), &config).map_err(|error| error.to_string())?;
         let image = Image::open(&self.program).map_err(|error| {
             let program = self.program.display();
@@ -145,7 +156,7 @@ impl Supervisor {
     pub(super) fn add_release(
         &mut self,
         image: Image,
-        config: crate::config::Config,
+        config: Config,
     ) -> Result<(ReleaseId, Policy), String> {
         let now = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
         // A number of workers that was set by hand stays until the configuration names another.

@@ -12,6 +12,10 @@ use super::Supervisor;
 use super::resources::SlotResources;
 use super::upgrade::Preflight;
 
+/// Orphans that are buried in one turn of the loop. A container in which processes end faster than
+/// this is busy with nothing else, and its supervisor must not be.
+const ORPHANS_PER_TURN: usize = 256;
+
 /// Whether orphans become this process's children.
 pub(super) fn come_here() -> bool {
     std::process::id() == 1
@@ -20,14 +24,20 @@ pub(super) fn come_here() -> bool {
 impl Supervisor {
     /// Buries the orphans that have ended. One of our own hides those behind it; it is reaped as soon
     /// as its pidfd is reported, and that turn ends here, too.
-    pub(super) fn bury_orphans(&self) {
+    ///
+    /// Says whether there may be more of them.
+    pub(super) fn bury_orphans(&self) -> bool {
         if !come_here() {
-            return;
+            return false;
         }
-        while let Some(ended) = first_ended().filter(|ended| !self.is_known(*ended)) {
+        for _ in 0..ORPHANS_PER_TURN {
+            let Some(ended) = first_ended().filter(|ended| !self.is_known(*ended)) else {
+                return false;
+            };
             // It has ended: this does not wait.
             let _ = waitpid(ended, Some(WaitPidFlag::WNOHANG));
         }
+        true
     }
 
     fn is_known(&self, ended: Pid) -> bool {
@@ -37,7 +47,8 @@ impl Supervisor {
             Preflight::Idle | Preflight::Passed { .. } => false,
         };
         let admin = self.admin.as_ref().and_then(|admin| admin.status().pid);
-        preflight || admin == Some(ended.unsigned_abs()) || {
+        let killed = self.killed.iter().any(|child| child.pid() == ended);
+        killed || preflight || admin == Some(ended.unsigned_abs()) || {
             let mut children = self.slots.iter().flat_map(SlotResources::children);
             children.any(|child| child.pid() == ended)
         }

@@ -9,10 +9,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use crate::channel::Channel;
 use crate::fault;
 use crate::identity::WorkerId;
 use crate::memory;
 use crate::memory::layout::Layout;
+use crate::sys::image::Process;
 use crate::sys::shared::SharedMemory;
 use crate::wire::Listen;
 
@@ -105,18 +107,16 @@ impl SlotResources {
         }
     }
 
-    /// Ends and reaps a worker that cannot be watched.
-    pub(super) fn discard(&mut self, worker: WorkerId) {
-        if let Some(index) = self
+    /// Takes a worker that cannot be watched out of the slot: the process, which still lives, and its
+    /// channel.
+    pub(super) fn discard(&mut self, worker: WorkerId) -> Option<(Process, Channel)> {
+        let index = self
             .children
             .iter()
-            .position(|child| child.worker == worker)
-        {
-            let child = self.children.swap_remove(index);
-            child.process.destroy();
-            child.channel.purge();
-            self.leave_behind(child.memory);
-        }
+            .position(|child| child.worker == worker)?;
+        let child = self.children.swap_remove(index);
+        self.leave_behind(child.memory);
+        Some((child.process, child.channel))
     }
 
     /// Keeps the listeners that a slot's first worker bound.

@@ -22,7 +22,7 @@ use mio::{Interest, Poll, Token};
 use nix::sys::signal::SigSet;
 
 use crate::channel::Channel;
-use crate::config::{CommandLine, Config};
+use crate::config::{CommandLine, Config, verify};
 use crate::fault;
 use crate::identity::SlotId;
 use crate::log;
@@ -37,6 +37,7 @@ use super::admin::{AdminEndpoint, SavedListener};
 use super::children::{Child, Talk};
 use super::control::ControlServer;
 use super::evidence::Evidence;
+use super::killed::Killed;
 use super::machine::{Event, Machine};
 use super::notify::Notifier;
 use super::releases::{Limits, Release, Releases};
@@ -173,7 +174,12 @@ pub(super) fn resume(typed: CommandLine) -> Result<Supervisor, String> {
     let outcome = match left.cause.clone() {
         Some(cause) => Err(cause),
         None => {
-            let config = typed.read()?;
+            // Its pre-flight has read it; nothing that may wait is asked again.
+            let config = state.resolved.clone();
+            let config = config.ok_or("the state has no configuration for this program")?;
+            let config: Config = serde_json::from_value(config)
+                .map_err(|error| format!("the configuration cannot be read: {error}"))?;
+            verify(&config).map_err(|error| error.to_string())?;
             state.check_config(&config).map_err(text)?;
             Ok(config)
         }
@@ -315,6 +321,11 @@ fn adopt(
     };
     let http = state.admin.map(&mut listener);
     let agent = state.agent.map(&mut listener);
+    let killed = state.killed.iter().map(|child| {
+        let process = Process::inherited(child.pid, inherited.own(child.process));
+        Killed::new(process, Channel::over(inherited.own(child.channel)))
+    });
+    let killed = killed.collect();
     // What is left was duplicated, or was for the earlier program to be called back.
     inherited.close();
     let mut supervisor = Supervisor {
@@ -340,8 +351,11 @@ fn adopt(
         next_serial,
         asking: state.asking,
         preflight: Preflight::Idle,
+        killed,
+        closing: None,
         verdict: None,
     };
+    supervisor.watch_killed();
     supervisor.resume_systemd(state.systemd);
     supervisor
 }

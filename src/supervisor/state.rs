@@ -76,6 +76,13 @@ pub(super) struct State {
     pub(super) asking: RequestId,
     /// Signals that had come and were not acted upon.
     pub(super) signals: Vec<i32>,
+    /// Children that are killed and not reaped.
+    #[serde(default)]
+    pub(super) killed: Vec<SavedKilled>,
+    /// The configuration as the new program's pre-flight has read it, in that program's format; not
+    /// there in the state that a pre-flight is shown.
+    #[serde(default)]
+    pub(super) resolved: Option<serde_json::Value>,
 }
 
 /// One release.
@@ -109,6 +116,14 @@ pub(super) struct SavedChild {
     /// Not written by programs that had none.
     #[serde(default)]
     pub(super) sandbox: Option<Sandboxed>,
+}
+
+/// A child that is killed and not reaped.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SavedKilled {
+    pub(super) pid: i32,
+    pub(super) process: RawFd,
+    pub(super) channel: RawFd,
 }
 
 /// The control socket and its clients.
@@ -230,6 +245,9 @@ impl State {
         }
         let shown = [&self.admin, &self.agent].into_iter().flatten();
         numbers.extend(shown.map(|saved| saved.listener));
+        for child in &self.killed {
+            numbers.extend([child.process, child.channel]);
+        }
         numbers
     }
 }

@@ -22,6 +22,8 @@ pub(super) enum Source {
     Barrier,
     /// The admin process's channel.
     AdminChannel,
+    /// The pidfd of a child that was killed.
+    Killed,
     /// The control socket or one of its clients.
     Control,
     /// The lock of an address: somebody asks.
@@ -48,6 +50,7 @@ impl Source {
             Self::AdminProcess => 3,
             Self::Barrier => 4,
             Self::AdminChannel => 5,
+            Self::Killed => 6,
             Self::Control => CONTROL_FIRST,
             Self::Lock(index) => LOCKS_FIRST + index,
             Self::Channel(serial) => CHILDREN_FIRST + 2 * serial as usize,
@@ -64,6 +67,7 @@ impl Source {
             3 => Self::AdminProcess,
             4 => Self::Barrier,
             5 => Self::AdminChannel,
+            6 => Self::Killed,
             CONTROL_FIRST..CONTROL_END => Self::Control,
             number if number >= CHILDREN_FIRST => {
                 let serial = ((number - CHILDREN_FIRST) / 2) as u64;
@@ -92,6 +96,7 @@ mod tests {
             Source::AdminProcess,
             Source::Barrier,
             Source::AdminChannel,
+            Source::Killed,
             Source::Control,
             Source::Lock(0),
             Source::Lock(4000),

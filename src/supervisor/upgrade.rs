@@ -13,13 +13,13 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use mio::Interest;
-use mio::unix::SourceFd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::channel::{self, Channel};
+use crate::config::{Config, verify};
 use crate::fault;
-use crate::identity::WorkerId;
+use crate::identity::{RequestId, WorkerId};
 use crate::sys::image::{Image, Process};
 use crate::sys::shared::SharedMemory;
 use crate::wire::{self, Envelope, Message};
@@ -27,52 +27,99 @@ use crate::wire::{self, Envelope, Message};
 use super::Supervisor;
 use super::admin::AdminEndpoint;
 use super::children::{Child, death_of, last_words};
+use super::killed::Killed;
 use super::machine::{Death, Event};
 use super::resources::SlotResources;
 use super::state::{SavedChild, SavedControl, SavedRelease, SavedSlot, State};
 use super::tokens::Source;
 
-/// How far the program on disk is with showing that it can take over.
+/// What the child of a reload or of an upgrade is doing.
 #[derive(Debug, Default)]
 pub(super) enum Preflight {
-    /// Nobody has asked it to.
+    /// There is none.
     #[default]
     Idle,
-    /// It is at it.
+    /// It has not answered.
     Running {
-        image: Image,
+        task: Task,
         process: Process,
         channel: Channel,
     },
-    /// It has; this is the file that is executed next.
-    Passed { image: Image },
+    /// The new program could take over; this file is executed next, with the configuration that it
+    /// has read.
+    Passed {
+        image: Image,
+        config: serde_json::Value,
+    },
+}
+
+/// What a child is for.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// To read the configuration for a reload.
+    Resolve { request: RequestId },
+    /// To show that this program can take over.
+    TakeOver { image: Image },
 }
 
 impl Supervisor {
+    /// Has a child read the configuration for a reload.
+    pub(super) fn begin_resolution(&mut self, request: RequestId) {
+        let failed = |cause: String| format!("cannot read the configuration: {cause}");
+        let begun = Image::of_this_process()
+            .map_err(|error| error.to_string())
+            .and_then(|image| {
+                let message = Message::Resolve(wire::Resolve {});
+                self.start_preflight(&image, message, &[])
+            });
+        match begun {
+            Ok((process, channel)) => {
+                let task = Task::Resolve { request };
+                self.watch_preflight(task, process, channel);
+                fault::point("supervisor.resolving");
+            }
+            Err(cause) => self.resolved(request, Err(failed(cause))),
+        }
+    }
+
     /// Lets the program on disk show that it can take over.
     pub(super) fn begin_preflight(&mut self) {
         match self.try_preflight() {
-            Ok(preflight) => {
-                self.preflight = preflight;
+            Ok((image, process, channel)) => {
+                self.watch_preflight(Task::TakeOver { image }, process, channel);
                 fault::point("supervisor.preflight");
             }
             Err(cause) => self.happened(Event::PreflightFailed { cause }),
         }
     }
 
-    fn try_preflight(&self) -> Result<Preflight, String> {
+    fn try_preflight(&self) -> Result<(Image, Process, Channel), String> {
         let program = self.program.display();
         let image = Image::open(&self.program)
             .map_err(|error| format!("cannot open the program {program}: {error}"))?;
-        let failed = |error: io::Error| format!("cannot try the program {program}: {error}");
         let state = self.written_state()?;
-        let (mut channel, there) = Channel::pair().map_err(failed)?;
+        let message = Message::Preflight(wire::Preflight {});
+        let (process, channel) = self
+            .start_preflight(&image, message, &[state.as_fd()])
+            .map_err(|cause| format!("cannot try the program {program}: {cause}"))?;
+        Ok((image, process, channel))
+    }
+
+    /// Starts a child that runs `image` with the arguments of this server, and finds its task in its
+    /// channel.
+    fn start_preflight(
+        &self,
+        image: &Image,
+        task: Message,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(Process, Channel), String> {
+        let (mut channel, there) = Channel::pair().map_err(|error| error.to_string())?;
         // A pre-flight belongs to no slot.
         let worker = WorkerId::default();
-        let message = Message::Preflight(wire::Preflight {});
+        let message = task;
         channel
-            .send(&Envelope { worker, message }, &[state.as_fd()])
-            .map_err(|error| failed(io::Error::other(error)))?;
+            .send(&Envelope { worker, message }, descriptors)
+            .map_err(|error| error.to_string())?;
         let fixed = ["uppercased: preflight", "preflight", "--"].map(OsString::from);
         let typed = self.typed.args.iter().skip(1).cloned();
         let arguments = fixed.into_iter().chain(typed);
@@ -80,30 +127,31 @@ impl Supervisor {
             .spawn(arguments, &there, |error| {
                 last_words(&there, worker, format!("cannot execute it: {error}"));
             })
-            .map_err(failed)?;
-        let running = Preflight::Running {
-            image,
+            .map_err(|error| error.to_string())?;
+        Ok((process, channel))
+    }
+
+    /// Waits for the child's answer, or for its end; one that cannot be waited for fails at once.
+    fn watch_preflight(&mut self, task: Task, process: Process, channel: Channel) {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let number = channel.as_fd().as_raw_fd();
+        let watched = self
+            .watch(number, Source::PreflightChannel, both)
+            .and_then(|()| {
+                let number = process.as_fd().as_raw_fd();
+                self.watch(number, Source::PreflightProcess, Interest::READABLE)
+            });
+        self.preflight = Preflight::Running {
+            task,
             process,
             channel,
         };
-        self.watch_preflight(&running).map_err(failed)?;
-        Ok(running)
+        if let Err(error) = watched {
+            self.conclude_preflight(Err(format!("it cannot be watched: {error}")));
+        }
     }
 
-    fn watch_preflight(&self, preflight: &Preflight) -> io::Result<()> {
-        let Preflight::Running {
-            process, channel, ..
-        } = preflight
-        else {
-            return Ok(());
-        };
-        let both = Interest::READABLE | Interest::WRITABLE;
-        self.watch(channel.as_fd().as_raw_fd(), Source::PreflightChannel, both)?;
-        let number = process.as_fd().as_raw_fd();
-        self.watch(number, Source::PreflightProcess, Interest::READABLE)
-    }
-
-    /// Hears the verdict of a pre-flight, from its own words or from its end.
+    /// Takes the answer of a pre-flight, from its message or from its end.
     pub(super) fn look_at_preflight(&mut self) {
         let Preflight::Running {
             channel, process, ..
@@ -111,14 +159,13 @@ impl Supervisor {
         else {
             return;
         };
-        let program = self.program.display();
-        let verdict = match channel.receive() {
+        let outcome = match channel.receive() {
             Ok(None) => match death_of(process) {
                 None => return,
                 Some(how) => Err(ended_early(how)),
             },
             Ok(Some(received)) => match received.envelope.message {
-                Message::Ready(_) => Ok(()),
+                Message::Resolved(resolved) => Ok(resolved.config),
                 Message::Failed(failed) => Err(failed.cause),
                 _ => Err("it said something unexpected".to_owned()),
             },
@@ -129,15 +176,28 @@ impl Supervisor {
             },
             Err(error) => Err(error.to_string()),
         };
-        let verdict = verdict.map_err(|cause| format!("the program {program}: {cause}"));
-        let passed = self.take_preflight();
-        match (verdict, passed) {
-            (Ok(()), Some(image)) => {
-                self.preflight = Preflight::Passed { image };
-                self.happened(Event::PreflightPassed);
+        self.conclude_preflight(outcome);
+    }
+
+    /// Ends the child and acts on what came of it.
+    fn conclude_preflight(&mut self, outcome: Result<serde_json::Value, String>) {
+        match self.take_preflight() {
+            Some(Task::Resolve { request }) => {
+                let config = outcome.and_then(checked);
+                self.resolved(request, config);
             }
-            (Err(cause), _) => self.happened(Event::PreflightFailed { cause }),
-            (Ok(()), None) => {}
+            Some(Task::TakeOver { image }) => match outcome {
+                Ok(config) => {
+                    self.preflight = Preflight::Passed { image, config };
+                    self.happened(Event::PreflightPassed);
+                }
+                Err(cause) => {
+                    let program = self.program.display();
+                    let cause = format!("the program {program}: {cause}");
+                    self.happened(Event::PreflightFailed { cause });
+                }
+            },
+            None => {}
         }
     }
 
@@ -146,22 +206,17 @@ impl Supervisor {
         self.take_preflight();
     }
 
-    /// The program of a pre-flight, whose process is ended.
-    fn take_preflight(&mut self) -> Option<Image> {
+    /// The task of a pre-flight, whose process is killed.
+    fn take_preflight(&mut self) -> Option<Task> {
         match std::mem::take(&mut self.preflight) {
-            Preflight::Idle => None,
-            Preflight::Passed { image } => Some(image),
+            Preflight::Idle | Preflight::Passed { .. } => None,
             Preflight::Running {
-                image,
+                task,
                 process,
                 channel,
             } => {
-                for number in [channel.as_fd().as_raw_fd(), process.as_fd().as_raw_fd()] {
-                    // Fails only if it was not watched.
-                    let _ = self.poll.registry().deregister(&mut SourceFd(&number));
-                }
-                process.destroy();
-                Some(image)
+                self.kill_later_reaped(process, channel);
+                Some(task)
             }
         }
     }
@@ -181,7 +236,7 @@ impl Supervisor {
 
     /// Returns why this program goes on.
     fn replace_program(&mut self, came: &mut Vec<i32>) -> String {
-        let Some(image) = self.take_preflight() else {
+        let Preflight::Passed { image, config } = std::mem::take(&mut self.preflight) else {
             return "no program has passed the pre-flight".to_owned();
         };
         let busy = |child: &&Child| !child.channel.is_flushed();
@@ -195,13 +250,18 @@ impl Supervisor {
         };
         // A child that the new program does not know would be nobody's.
         self.pause_admin();
-        let cause = self.try_replace_program(&image, came);
+        let cause = self.try_replace_program(&image, config, came);
         // It was the mask a moment ago.
         let _ = blocked.thread_set_mask();
         cause
     }
 
-    fn try_replace_program(&mut self, image: &Image, came: &mut Vec<i32>) -> String {
+    fn try_replace_program(
+        &mut self,
+        image: &Image,
+        config: serde_json::Value,
+        came: &mut Vec<i32>,
+    ) -> String {
         let earlier = match Image::of_this_process() {
             Ok(earlier) => earlier,
             Err(error) => return format!("cannot keep the running program: {error}"),
@@ -209,6 +269,7 @@ impl Supervisor {
         came.extend(self.signals.pending());
         let mut state = self.state();
         state.signals.clone_from(came);
+        state.resolved = Some(config);
         if let Err(error) = fault::fail("supervisor.state_at_exec") {
             return error.to_string();
         }
@@ -272,6 +333,8 @@ impl Supervisor {
             rotation: self.rotation,
             asking: self.asking,
             signals: Vec::new(),
+            killed: self.killed.iter().map(Killed::saved).collect(),
+            resolved: None,
         }
     }
 
@@ -299,6 +362,7 @@ impl Supervisor {
             kept.extend(control.suspend().1);
         }
         kept.extend(self.admin.iter().flat_map(AdminEndpoint::listeners));
+        kept.extend(self.killed.iter().flat_map(Killed::descriptors));
         kept
     }
 }
@@ -329,6 +393,14 @@ fn write_state(state: &State) -> Result<OwnedFd, String> {
     let mut file = std::fs::File::from(memfd);
     file.write_all(&bytes).map_err(failed)?;
     Ok(file.into())
+}
+
+/// A configuration that this very program has sent as data.
+fn checked(config: serde_json::Value) -> Result<Config, String> {
+    let failed = |cause: String| format!("the configuration came back damaged: {cause}");
+    let config = serde_json::from_value(config).map_err(|error| failed(error.to_string()))?;
+    verify(&config).map_err(|error| failed(error.to_string()))?;
+    Ok(config)
 }
 
 fn ended_early(how: Death) -> String {

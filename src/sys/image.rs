@@ -184,12 +184,6 @@ impl Process {
         Ok(pidfd_send_signal(&self.pidfd, Signal::KILL)?)
     }
 
-    /// Ends it and waits until it is gone; a killed process does not keep its parent waiting.
-    pub fn destroy(self) {
-        let _ = self.kill();
-        let _ = nix::sys::wait::waitpid(self.pid, None);
-    }
-
     /// How it ended; `None` while it lives. Reaps it.
     ///
     /// # Errors

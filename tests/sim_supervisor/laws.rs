@@ -185,7 +185,7 @@ impl Laws {
             Action::Spread { slots } => self.spreads(*slots),
             Action::CloseListeners { slot } => self.closes(*slot),
             Action::DropSlot { slot } => self.drops(*slot),
-            Action::Begin { request, wanted } => self.begins(*request, *wanted),
+            Action::Begin { request, wanted } => self.begins(*request, *wanted, now),
             Action::Preflight => self.preflight_begins(now),
             Action::AbortPreflight => self.preflight_aborted(now),
             Action::Exec => self.execs(),

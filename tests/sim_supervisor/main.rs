@@ -375,6 +375,9 @@ impl<'a> World<'a> {
             if let Action::Begin { request, wanted } = &action {
                 self.beginning = Some((*request, *wanted));
             }
+            if let Action::AbortPreflight = action {
+                self.beginning = None;
+            }
             *tally.entry(kind(&action)).or_default() += 1;
             if matches!(action, Action::Exit(_)) {
                 let in_time = self.exit_due.is_none_or(|due| now <= due);

@@ -52,14 +52,13 @@ pub(super) enum Heard {
 }
 
 impl AdminProcess {
-    /// Starts one that accepts from the listeners for HTTP and for load balancers, and watches it.
+    /// Starts one that accepts from the listeners for HTTP and for load balancers.
     ///
     /// # Errors
     /// There is no process then.
     pub(super) fn start(
         config: &Config,
         listeners: [Option<BorrowedFd<'_>>; 2],
-        registry: &Registry,
     ) -> io::Result<Self> {
         let (mut channel, there) = Channel::pair()?;
         // Said before it is born: it waits in the channel.
@@ -81,26 +80,18 @@ impl AdminProcess {
                 let _ = Channel::over(end).send(&envelope(Message::Failed(Failed { cause })), &[]);
             }
         })?;
-        let this = Self {
+        Ok(Self {
             process,
             channel,
             wanted: Confinement::of(config),
             sandbox: None,
             agent: AgentAnswers::default(),
             cause: None,
-        };
-        match this.watch(registry) {
-            Ok(()) => Ok(this),
-            Err(error) => {
-                this.destroy();
-                Err(error)
-            }
-        }
+        })
     }
 
-    /// Closing the descriptors ends this. A report that comes late all the same does no harm: both are
-    /// looked at, whatever is reported.
-    fn watch(&self, registry: &Registry) -> io::Result<()> {
+    /// A report that comes late does no harm: both are looked at, whatever is reported.
+    pub(super) fn watch(&self, registry: &Registry) -> io::Result<()> {
         let process = self.process.as_fd().as_raw_fd();
         let token = Source::AdminProcess.token();
         registry.register(&mut SourceFd(&process), token, Interest::READABLE)?;
@@ -192,14 +183,18 @@ impl AdminProcess {
     /// Ends it; how it ended is reported as ever.
     fn end(&mut self, cause: String) {
         self.cause = Some(cause);
+        self.kill();
+    }
+
+    /// Kills it, at the end of everything.
+    pub(super) fn kill(&self) {
         // Fails only if it has ended already.
         let _ = self.process.kill();
     }
 
-    /// Ends it and waits until it is gone: it is killed, so that is at once.
-    pub(super) fn destroy(self) {
-        self.process.destroy();
-        self.channel.purge();
+    /// What is left of it when it is not wanted any more.
+    pub(super) fn into_parts(self) -> (Process, Channel) {
+        (self.process, self.channel)
     }
 
     /// How it ended, if it did.
@@ -317,7 +312,7 @@ mod tests {
         there.send(&envelope(ask(7)), &[]).unwrap();
         assert_eq!(process.hear(), Some(Heard::Asked(7)));
         assert_eq!(process.agent().ready, 7);
-        process.destroy();
+        process.kill();
     }
 
     #[test]
@@ -329,6 +324,6 @@ mod tests {
             told += 1;
             assert!(told < 10_000, "there is a bound");
         }
-        process.destroy();
+        process.kill();
     }
 }

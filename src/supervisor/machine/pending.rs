@@ -34,6 +34,9 @@ pub(in super::super) struct Pending {
     waiting: VecDeque<Waiting>,
     /// Handed to the shell, and neither begun nor given up.
     beginning: Option<Waiting>,
+    /// When the shell must be back with a reload: a child reads its configuration meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    deadline: Option<Tick>,
 }
 
 /// One request.
@@ -161,14 +164,45 @@ impl Machine {
         if self.take_beginning(request, kind).is_none() {
             return Reception::Stale;
         }
-        let (what, cause) = (kind.what(), cause.to_owned());
+        self.give_up(request, kind, cause.to_owned());
+        Reception::Taken
+    }
+
+    fn give_up(&mut self, request: RequestId, kind: OperationKind, cause: String) {
+        let what = kind.what();
         self.notice(Notice::NotBegun {
             what,
             cause: cause.clone(),
         });
         let answer = Answer::Refused { cause };
         self.actions.push_back(Action::Answer { request, answer });
-        Reception::Taken
+    }
+
+    /// Gives a reload up whose configuration is not read in time.
+    pub(super) fn begin_timeout(&mut self, now: Tick) {
+        if self.pending.deadline.is_some_and(|due| due <= now)
+            && let Some(it) = self.abandon_beginning()
+        {
+            let limit = self.policy.start_timeout;
+            let cause = format!(
+                "cannot read the configuration within {limit:?}: a name server, the user database \
+                 or a file does not answer; write addresses instead of names, or raise \
+                 start_timeout"
+            );
+            self.give_up(it.request, self.kind_of(it.wanted), cause);
+        }
+    }
+
+    /// When [`Self::begin_timeout`] is due.
+    pub(super) const fn begin_deadline(&self) -> Option<Tick> {
+        self.pending.deadline
+    }
+
+    /// Ends the child that reads the configuration of a reload, if one does.
+    fn abandon_beginning(&mut self) -> Option<Waiting> {
+        self.pending.deadline.take()?;
+        self.actions.push_back(Action::AbortPreflight);
+        self.pending.beginning.take()
     }
 
     /// Takes the request that was handed out, if it is this one: it begins now, or never.
@@ -178,6 +212,7 @@ impl Machine {
         if it.request != request || !same {
             return None;
         }
+        self.pending.deadline = None;
         self.pending.beginning.take()
     }
 
@@ -206,10 +241,12 @@ impl Machine {
     /// What was handed to the shell and has not begun, in one line.
     pub(super) fn beginning(&self) -> Option<String> {
         let it = self.pending.beginning.as_ref()?;
-        Some(format!(
-            "a {} is about to begin",
-            self.kind_of(it.wanted).what()
-        ))
+        let what = self.kind_of(it.wanted).what();
+        let reading = match it.wanted {
+            Wanted::Reload => ": the configuration is being read",
+            Wanted::Upgrade | Wanted::Scale(_) => "",
+        };
+        Some(format!("a {what} is about to begin{reading}"))
     }
 
     /// Hands the next request out, if nothing is in its way.
@@ -234,13 +271,19 @@ impl Machine {
                 next.wanted = Wanted::Scale(ScaleTo::Exactly(to));
             }
             let Waiting { request, wanted } = next;
+            if let Wanted::Reload = wanted {
+                self.pending.deadline = Some(now + self.policy.start_timeout);
+            }
             self.actions.push_back(Action::Begin { request, wanted });
         }
     }
 
     /// The supervisor stops: nothing that waits will be carried out. What was handed out is refused
-    /// when the shell comes back with it.
+    /// when the shell comes back with it, and a reload at once.
     pub(super) fn forget_pending(&mut self, cause: &str) {
+        if let Some(it) = self.abandon_beginning() {
+            self.refuse(it.request, self.kind_of(it.wanted), cause.to_owned());
+        }
         for it in std::mem::take(&mut self.pending.waiting) {
             self.refuse(it.request, self.kind_of(it.wanted), cause.to_owned());
         }
@@ -271,7 +314,9 @@ impl Machine {
     /// Whether a reload or an upgrade waits, or is about to begin.
     #[must_use]
     pub fn renewal_is_pending(&self) -> bool {
-        let Pending { waiting, beginning } = &self.pending;
+        let Pending {
+            waiting, beginning, ..
+        } = &self.pending;
         let renewal = |it: &Waiting| matches!(it.wanted, Wanted::Reload | Wanted::Upgrade);
         waiting.iter().chain(beginning).any(renewal)
     }
@@ -318,7 +363,15 @@ impl Machine {
 
     /// What is wrong with what waits, in restored state.
     pub(super) fn pending_contradiction(&self) -> Option<&'static str> {
-        let Pending { waiting, beginning } = &self.pending;
+        let Pending {
+            waiting,
+            beginning,
+            deadline,
+        } = &self.pending;
+        let reload = matches!(beginning, Some(it) if it.wanted == Wanted::Reload);
+        if deadline.is_some() && !reload {
+            return Some("no configuration is being read and there is a deadline for it");
+        }
         if waiting.len() > PENDING_MAX {
             return Some("too many requests wait");
         }

@@ -514,6 +514,9 @@ impl Laws {
     pub(super) fn preflight_aborted(&mut self, now: Tick) {
         let limit = self.policy.start_timeout;
         let stops = self.end != End::Running;
+        if let Some(due) = self.back_by() {
+            return law!(stops || now >= due, "the reload had time until {due:?}");
+        }
         if let Some(operation) = &mut self.operation
             && let Stage::Preflight { since: Some(since) } = operation.stage
         {
@@ -584,6 +587,10 @@ impl Laws {
     }
 
     pub(super) fn operation_rests(&mut self, now: Tick, by: &impl Fn(Tick) -> bool) {
+        if let Some(due) = self.back_by() {
+            let stops = self.end != End::Running;
+            law!(stops || by(due), "a configuration is read for ever");
+        }
         if let Some(Asked {
             request,
             came_back: Some(wanted),

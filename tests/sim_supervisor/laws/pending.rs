@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{Event, Machine, RequestId, ScaleTo, Wanted};
 
 use super::{End, Laws, law};
@@ -21,6 +22,7 @@ pub(super) struct Pending {
     waiters: Vec<(RequestId, Wanted)>,
     /// The shell prepares it.
     pub(super) handed: Option<(RequestId, Wanted)>,
+    handed_at: Tick,
     /// The request that is being made in this very call.
     made: Option<(RequestId, Wanted, bool)>,
 }
@@ -99,7 +101,7 @@ impl Laws {
     }
 
     /// The machine hands a request out.
-    pub(super) fn begins(&mut self, request: RequestId, wanted: Wanted) {
+    pub(super) fn begins(&mut self, request: RequestId, wanted: Wanted, now: Tick) {
         let in_the_way = self.in_the_way();
         law!(
             in_the_way.is_none(),
@@ -130,6 +132,14 @@ impl Laws {
             law!(waited, "no signal has asked for {wanted:?}");
         }
         self.pending.handed = Some((request, wanted));
+        self.pending.handed_at = now;
+    }
+
+    /// When the shell must be back with a reload, if it has one.
+    pub(super) fn back_by(&self) -> Option<Tick> {
+        let (_, wanted) = self.pending.handed?;
+        let limit = self.policy.start_timeout;
+        (wanted == Wanted::Reload).then(|| self.pending.handed_at + limit)
     }
 
     /// The shell comes back with a request: it is to begin now.

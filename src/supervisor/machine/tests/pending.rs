@@ -60,7 +60,8 @@ fn signals_during_operation_begin_after_it() {
         [done(1, 1, 10, 0, 30), begin(NOBODY, Wanted::Reload)],
     );
     // The shell may take its time; whatever comes meanwhile is in the way of nothing.
-    let cause = "a restart is about to begin; try again when it is done";
+    let cause = "a restart is about to begin: the configuration is being read; try again when it \
+                 is done";
     assert_eq!(stage.at(131, scale(2)), [refused(ASKED, cause)]);
     let again = Event::Restart {
         request: NOBODY,
@@ -222,4 +223,48 @@ fn request_waits_for_old_workers_to_drain() {
         stage.at(500, exited(0, 1, 0)),
         [begin(NOBODY, Wanted::Reload)],
     );
+}
+
+const RELOAD: Event = Event::Requested {
+    request: ASKED,
+    wanted: Wanted::Reload,
+    wait: false,
+};
+
+#[test]
+fn reading_configuration_holds_up_nothing_else() {
+    let mut stage = Stage::booted(calm(1), 0);
+    assert_eq!(stage.at(100, RELOAD), [begin(ASKED, Wanted::Reload)]);
+    assert_eq!(stage.at(110, killed(0, 1)), [adopt(0, 2)]);
+    assert_eq!(stage.at(120, ready(0, 2)), []);
+    let actions = stage.at(130, restart(calm(1)));
+    assert!(matches!(actions[..], [Action::Spawn { standby: true, .. }]));
+    // The time that it had is over with it.
+    assert_eq!(stage.at(140, ready(0, 3)).len(), 1);
+    stage.at(150, handed_over(0, 2, HandoverEnd::Done));
+    stage.at(151, exited(0, 2, 0));
+    assert_eq!(stage.machine.poll_timeout(), None);
+}
+
+#[test]
+fn hanging_configuration_is_given_up() {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, RELOAD);
+    let (at, actions) = stage.next_timeout();
+    assert_eq!((at, &actions[0]), (5_100, &Action::AbortPreflight));
+    let Action::Answer {
+        answer: Answer::Refused { cause },
+        ..
+    } = &actions[1]
+    else {
+        panic!("{actions:?}");
+    };
+    assert!(cause.contains("within 5s") && cause.contains("start_timeout"));
+    assert_eq!(stage.machine.operation(), None);
+
+    // A stop does not wait for it.
+    stage.at(6_000, RELOAD);
+    let actions = stage.at(6_001, stop("SIGTERM"));
+    assert_eq!(actions[0], Action::AbortPreflight);
+    assert_eq!(actions[1], refused(ASKED, "the server stops"));
 }

@@ -1,0 +1,140 @@
+//! Children that have been killed and are not reaped yet.
+//!
+//! A killed process usually ends at once, but one that waits for a disk or a file server does not. So
+//! nobody waits for it: its pidfd reports the end, and an exec in place passes it on.
+//!
+//! Invariants: nothing here blocks; a child stays until it is reaped; its channel stays as long, and
+//! is emptied before it is closed (see [`Channel::purge`]).
+
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::time::Duration;
+
+use mio::Interest;
+use mio::unix::SourceFd;
+
+use crate::channel::Channel;
+use crate::clock::{self, Tick};
+use crate::sys::image::Process;
+
+use super::Supervisor;
+use super::children::death_of;
+use super::state::SavedKilled;
+use super::tokens::Source;
+
+/// How often a child is looked at again whose end is not reported, or that could not be killed.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// A child that nobody wants any more.
+#[derive(Debug)]
+pub(super) struct Killed {
+    process: Process,
+    channel: Channel,
+    /// When to kill it and to look for its end once more; `None`: its end is reported.
+    retry: Option<Tick>,
+}
+
+impl Killed {
+    pub(super) const fn new(process: Process, channel: Channel) -> Self {
+        Self {
+            process,
+            channel,
+            retry: None,
+        }
+    }
+
+    /// Its process number.
+    pub(super) const fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    /// What a new program needs to reap it.
+    pub(super) fn saved(&self) -> SavedKilled {
+        SavedKilled {
+            pid: self.pid(),
+            process: self.process.as_fd().as_raw_fd(),
+            channel: self.channel.as_fd().as_raw_fd(),
+        }
+    }
+
+    /// The descriptors that go with that.
+    pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.process.as_fd(), self.channel.as_fd()]
+    }
+
+    /// Whether it is gone.
+    fn reap(&self) -> bool {
+        let gone = death_of(&self.process).is_some();
+        if gone {
+            self.channel.purge();
+        }
+        gone
+    }
+}
+
+impl Supervisor {
+    /// Kills children and reaps them when they have ended.
+    pub(super) fn take_killed(&mut self, children: Vec<(Process, Channel)>) {
+        for (process, channel) in children {
+            self.kill_later_reaped(process, channel);
+        }
+    }
+
+    /// Kills a child, and reaps it when it has ended.
+    pub(super) fn kill_later_reaped(&mut self, process: Process, channel: Channel) {
+        for number in [channel.as_fd().as_raw_fd(), process.as_fd().as_raw_fd()] {
+            // Fails only if it was not watched.
+            let _ = self.poll.registry().deregister(&mut SourceFd(&number));
+        }
+        let mut child = Killed::new(process, channel);
+        self.kill_and_watch(&mut child);
+        if !child.reap() {
+            self.killed.push(child);
+        }
+    }
+
+    /// Watches the children that an earlier program of this process has left.
+    pub(super) fn watch_killed(&mut self) {
+        let mut killed = std::mem::take(&mut self.killed);
+        for child in &mut killed {
+            self.kill_and_watch(child);
+        }
+        self.killed = killed;
+    }
+
+    /// Reaps every child that has ended.
+    pub(super) fn reap_killed(&mut self) {
+        self.killed.retain(|child| !child.reap());
+    }
+
+    /// When to look at those again whose end is not reported.
+    pub(super) fn killed_timeout(&self) -> Option<Tick> {
+        self.killed.iter().filter_map(|child| child.retry).min()
+    }
+
+    /// Looks at those again, if it is time.
+    pub(super) fn retry_killed(&mut self, now: Tick) {
+        if self.killed_timeout().is_some_and(|due| due <= now) {
+            self.watch_killed();
+            self.reap_killed();
+        }
+    }
+
+    fn kill_and_watch(&self, child: &mut Killed) {
+        let number = child.process.as_fd().as_raw_fd();
+        // Its registration ends with it: nothing else is ever reported under this number.
+        let watched = match self.watch(number, Source::Killed, Interest::READABLE) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::EEXIST) => Ok(()),
+            watched => watched,
+        };
+        let killed = child.process.kill().or_else(|error| match error {
+            // It has ended already.
+            _ if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(()),
+            error => Err(error),
+        });
+        child.retry = None;
+        if let Err(error) = killed.and(watched) {
+            tracing::error!(pid = child.pid(), %error, "cannot kill a child: trying again");
+            child.retry = Some(clock::now() + RETRY_EVERY);
+        }
+    }
+}
