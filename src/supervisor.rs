@@ -216,6 +216,9 @@ impl Supervisor {
             self.retry_killed(now);
             if let Some(control) = &mut self.control {
                 control.handle_timeout(self.poll.registry(), now);
+                if control.file_due() <= now {
+                    control.keep_file(self.poll.registry(), now);
+                }
             }
         }
     }
@@ -249,10 +252,11 @@ impl Supervisor {
     fn next_deadline(&self) -> Option<Tick> {
         let control = self.control.as_ref().and_then(ControlServer::poll_timeout);
         let admin = self.admin.as_ref().and_then(AdminEndpoint::poll_timeout);
+        let file = self.control.as_ref().map(ControlServer::file_due);
         let notify = self.notify_timeout();
         let killed = self.killed_timeout();
         let timeouts = [self.machine.poll_timeout(), control, admin, notify, killed];
-        timeouts.into_iter().chain([self.closing]).flatten().min()
+        timeouts.into_iter().chain([self.closing, file]).flatten().min()
     }
 
     fn happened(&mut self, event: Event) {
@@ -299,6 +303,10 @@ impl Supervisor {
 
     fn obey_signal(&mut self, number: i32) {
         let by = signal_hook::low_level::signal_name(number).unwrap_or("a signal");
+        // Signals are what is left to somebody who does not find the socket any more.
+        if let Some(control) = &mut self.control {
+            control.keep_file(self.poll.registry(), clock::now());
+        }
         match number {
             SIGTERM | SIGINT | SIGQUIT => self.happened(Event::Stop { by: by.to_owned() }),
             SIGHUP => {

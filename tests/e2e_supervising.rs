@@ -574,3 +574,35 @@ fn server_resets_inherited_signal_state() {
     wait_ready(&server, mark, 0, 2);
     assert_eq!(server.stop().code(), Some(0));
 }
+
+/// As those who tidy temporary directories do.
+#[test]
+fn removed_control_socket_comes_back() {
+    let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
+    fs::remove_file(server.control()).unwrap();
+    let mark = server.log_len();
+    server.signal(Signal::SIGUSR1);
+    server.wait_log_from(mark, |line| line.contains("restored"));
+    server.reload().expect_success();
+}
+
+/// What is too small is said with its name before anything is started.
+#[test]
+fn error_names_limit_that_is_too_small() {
+    for (limit, cause) in [
+        ("ulimit -f 1024", "ulimit -f"),
+        ("ulimit -v 262144", "ulimit -v"),
+    ] {
+        let script = format!("{limit}; exec \"$0\" \"$@\"");
+        let output = Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_uppercased")])
+            .args(["--listen=127.0.0.1:0", "--workers=4", "--control=off"])
+            .args(["--max-connections=4096"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said.lines().last().unwrap_or_default();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(last.contains(cause), "{said}");
+    }
+}

@@ -19,6 +19,9 @@ pub const FD_RESERVE: u32 = 64;
 /// limit (64 GiB of addresses, not of memory, for this many).
 pub const AUTO_CONNECTIONS_MAX: u32 = 1_000_000;
 
+/// How often the server looks whether the file of its control socket is still there.
+pub const CONTROL_FILE_CHECK: Duration = Duration::from_secs(10);
+
 /// Sources that a worker remembers at once, for the limits on one source: those with connections,
 /// and those whose rate is not unused again. About 130 bytes each, and only where there are such
 /// limits. Beyond it those without connections are forgotten; when all have some, new sources are

@@ -10,6 +10,7 @@
 
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net as unix;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Tick;
-use crate::config::{CONTROL_CLIENTS_MAX, Control};
+use crate::config::{CONTROL_CLIENTS_MAX, CONTROL_FILE_CHECK, Control};
 use crate::control::place::Surroundings;
 use crate::control::{Done, Reply, Request};
 use crate::identity::RequestId;
@@ -45,6 +46,10 @@ pub(super) struct ControlServer {
     next: RequestId,
     /// Accepting failed for want of descriptors or memory; try again then.
     rest_until: Option<Tick>,
+    /// When to look for the socket's file next.
+    file_due: Tick,
+    /// That it cannot be made again has been logged.
+    file_lost: bool,
 }
 
 /// What a new program must be told to go on with the same clients; the descriptors travel apart.
@@ -69,6 +74,17 @@ pub(super) const TOKENS: usize = CONTROL_CLIENTS_MAX + 1;
 
 /// How long accepting rests after the system ran out of something.
 const ACCEPT_REST: Duration = Duration::from_secs(1);
+
+fn watch(
+    listener: unix::UnixListener,
+    registry: &Registry,
+    token: Token,
+) -> io::Result<UnixListener> {
+    listener.set_nonblocking(true)?;
+    let mut listener = UnixListener::from_std(listener);
+    registry.register(&mut listener, token, Interest::READABLE)?;
+    Ok(listener)
+}
 
 impl ControlServer {
     /// Opens the socket where `control` says. `tokens` is the first of [`TOKENS`] that it uses;
@@ -126,13 +142,8 @@ impl ControlServer {
         first_request: RequestId,
     ) -> Result<Self, Error> {
         let (listener, socket) = socket::bind(path)?;
-        let watch = || -> io::Result<UnixListener> {
-            listener.set_nonblocking(true)?;
-            let mut listener = UnixListener::from_std(listener);
-            registry.register(&mut listener, tokens, Interest::READABLE)?;
-            Ok(listener)
-        };
-        let listener = watch().map_err(refused(path, "watch the socket"))?;
+        let listener =
+            watch(listener, registry, tokens).map_err(refused(path, "watch the socket"))?;
         Ok(Self {
             socket,
             listener,
@@ -141,6 +152,8 @@ impl ControlServer {
             // Number 0 means that nobody waits.
             next: first_request.max(RequestId(RequestId::NOBODY.0 + 1)),
             rest_until: None,
+            file_due: Tick::ZERO,
+            file_lost: false,
         })
     }
 
@@ -171,6 +184,8 @@ impl ControlServer {
             first: tokens,
             next: saved.next,
             rest_until: None,
+            file_due: Tick::ZERO,
+            file_lost: false,
         };
         for (client, descriptor) in saved.clients.into_iter().zip(descriptors) {
             let client = Client::restored(client, UnixStream::from_std(descriptor.into()));
@@ -292,6 +307,46 @@ impl ControlServer {
             self.rest_until = None;
             self.accept(registry, now);
         }
+    }
+
+    /// When [`Self::keep_file`] is due.
+    pub(super) const fn file_due(&self) -> Tick {
+        self.file_due
+    }
+
+    /// Makes the socket again if its file is gone: those who tidy temporary directories remove the
+    /// files of living servers, too, and without it no command finds the server. Another living
+    /// server's socket at that path stays.
+    pub(super) fn keep_file(&mut self, registry: &Registry, now: Tick) {
+        self.file_due = now + CONTROL_FILE_CHECK;
+        if self.socket.is_there() {
+            self.file_lost = false;
+            return;
+        }
+        match self.open_again(registry) {
+            Ok(()) => {
+                let path = self.path().display();
+                tracing::warn!(%path, "control socket file was gone: restored");
+                self.file_lost = false;
+            }
+            Err(error) if !self.file_lost => {
+                tracing::error!(%error, "control socket file is gone");
+                self.file_lost = true;
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Clients that are connected stay.
+    fn open_again(&mut self, registry: &Registry) -> Result<(), Error> {
+        let (listener, socket) = socket::bind_again(self.path())?;
+        let listener = watch(listener, registry, self.first)
+            .map_err(refused(self.path(), "watch the socket"))?;
+        // The file before the listener: as long as that lives, no other file has its inode.
+        self.socket = socket;
+        self.listener = listener;
+        self.rest_until = None;
+        Ok(())
     }
 
     /// Ends it: the socket file is removed, every client sees the end of its connection.
@@ -432,7 +487,6 @@ mod tests {
     use std::fs;
     use std::io::Read as _;
     use std::os::unix::fs::PermissionsExt as _;
-    use std::os::unix::net as unix;
     use std::os::unix::process::CommandExt as _;
     use std::path::PathBuf;
     use std::process::{Command, Stdio};
@@ -705,6 +759,31 @@ mod tests {
         open(&dead).unwrap().unwrap().remove();
         assert!(!dead.exists());
         assert!(open(&bench.directory.path().join("a/b")).is_err());
+    }
+
+    #[test]
+    fn socket_file_comes_back_and_spares_living_servers() {
+        let mut bench = Bench::new();
+        let path = PathBuf::from(bench.server.path());
+        let keep = |bench: &mut Bench| {
+            let now = clock::now();
+            bench.server.keep_file(bench.poll.registry(), now);
+            assert_eq!(bench.server.file_due(), now + CONTROL_FILE_CHECK);
+        };
+        let (client, asked) = bench.sends(RELOAD);
+        fs::remove_dir_all(bench.directory.path()).unwrap();
+        keep(&mut bench);
+        assert_eq!(bench.sends(RELOAD).1.len(), 1);
+        bench.answer(asked[0].0, Reply::Refused("kept".to_owned()));
+        assert!(everything(client).contains("kept"));
+
+        fs::remove_file(&path).unwrap();
+        let other = unix::UnixListener::bind(&path).unwrap();
+        keep(&mut bench);
+        assert!(!bench.server.socket.is_there(), "another one lives there");
+        drop(other);
+        keep(&mut bench);
+        assert_eq!(bench.sends(RELOAD).1.len(), 1);
     }
 
     #[test]

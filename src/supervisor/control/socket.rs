@@ -1,18 +1,27 @@
 //! The file of the control socket: bound for its owner only, found in the way, removed at the end.
 //!
 //! Invariants: it has mode 0600 from birth; only a socket that is ours, or at which nobody answers,
-//! is ever removed. It must not accept or read.
+//! is ever removed; a path is bound, and a dead socket removed there, by one process at a time
+//! ([`Turn`]), so that none takes another's socket for a dead one while that is being made. It must
+//! not accept or read.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::poll::poll;
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::config::path_bytes;
 use crate::control::client::{Conversation, Error as AskError};
 use crate::control::place::{self, Surroundings};
@@ -92,23 +101,115 @@ pub(in crate::supervisor) struct FileId {
 /// How long a socket's owner may take to let a connection in before it counts as busy.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(1);
 
+/// How long a start waits for another process that binds the same path: what that does takes less than
+/// a millisecond.
+const TURN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often it tries meanwhile.
+const TURN_RETRY_MS: u16 = 5;
+
+/// The right to bind a path and to remove a dead socket there: a locked file beside it.
+///
+/// Between `bind` and `listen` a socket refuses connections as one does whose server is dead, and
+/// between a look at a socket and its removal another may have taken its place. The file belongs to
+/// this user and nobody else may open it, so nobody else can hold its lock.
+#[derive(Debug)]
+struct Turn {
+    _lock: Flock<File>,
+    path: PathBuf,
+}
+
+impl Turn {
+    /// Waits for it, so long at most.
+    fn take(path: &Path, patience: Duration) -> Result<Self, Error> {
+        let mut lock = path.as_os_str().to_owned();
+        lock.push(".lock");
+        let lock = PathBuf::from(lock);
+        let until = clock::now() + patience;
+        loop {
+            if let Some(turn) = Self::try_take(&lock).map_err(refused(path, "lock it"))? {
+                return Ok(turn);
+            }
+            if clock::now() >= until {
+                return Err(Error::InUse {
+                    path: PathBuf::from(path),
+                    pid: None,
+                });
+            }
+            // Nothing is waited for but time; an interruption only shortens that.
+            let _ = poll(&mut [], TURN_RETRY_MS);
+        }
+    }
+
+    /// `None` if another process has it.
+    fn try_take(lock: &Path) -> io::Result<Option<Self>> {
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(flags.bits())
+            .open(lock)?;
+        let opened = file.metadata()?;
+        if !opened.is_file() || opened.uid() != geteuid().as_raw() {
+            let why = format!("{} is another user's", lock.display());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+        let held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => held,
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, errno)) => return Err(errno.into()),
+        };
+        // The one before may have removed it after it was opened here.
+        let same = fs::symlink_metadata(lock)
+            .is_ok_and(|there| (there.dev(), there.ino()) == (opened.dev(), opened.ino()));
+        Ok(same.then(|| Self {
+            _lock: held,
+            path: PathBuf::from(lock),
+        }))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // While it is locked: whoever opens it later makes a new one. One that stays does no harm.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
 /// Where a server of these surroundings has its socket; makes the directory, and tidies away what
 /// servers that were killed have left there.
 pub(super) fn default_path(here: &Surroundings) -> Result<PathBuf, Error> {
     let directory = here.directory().ok_or(Error::NoPlace)?;
-    // Others may see which servers of the system there are; a user's are nobody's business.
-    let mode = if here.root { 0o755 } else { 0o700 };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(&directory)
-        .map_err(refused(&directory, "make the directory"))?;
+    make_directory(&directory, here.root)?;
     remove_left_behind(&directory);
     Ok(place::socket_of(&directory, std::process::id()))
 }
 
+/// Others may see which servers of the system there are; a user's are nobody's business.
+fn make_directory(directory: &Path, root: bool) -> Result<(), Error> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(if root { 0o755 } else { 0o700 })
+        .create(directory)
+        .map_err(refused(directory, "make the directory"))
+}
+
 /// Binds `path`, for its owner only, in the place of a socket at which nobody answers any more.
 pub(in crate::supervisor) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
+    bind_within(path, TURN_TIMEOUT)
+}
+
+/// Binds `path` again, whose file is gone and perhaps its directory. Does not wait.
+pub(super) fn bind_again(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
+    if let Some(directory) = path.parent() {
+        make_directory(directory, geteuid().is_root())?;
+    }
+    bind_within(path, Duration::ZERO)
+}
+
+fn bind_within(path: &Path, patience: Duration) -> Result<(UnixListener, SocketFile), Error> {
+    let _turn = Turn::take(path, patience)?;
     let bound = match bind_private(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             make_room(path)?;
@@ -164,7 +265,8 @@ fn remove_left_behind(directory: &Path) {
         if Path::new("/proc").join(candidate.pid.to_string()).exists() {
             continue;
         }
-        if make_room(&candidate.path).is_ok() {
+        let turn = Turn::take(&candidate.path, Duration::ZERO);
+        if turn.is_ok() && make_room(&candidate.path).is_ok() {
             let path = candidate.path.display();
             tracing::debug!(%path, "control socket of a dead server removed");
         }
@@ -202,25 +304,84 @@ impl SocketFile {
             maker: std::process::id(),
         }))
     }
-}
 
-impl Drop for SocketFile {
-    fn drop(&mut self) {
+    /// Whether it is still where it was made.
+    pub(super) fn is_there(&self) -> bool {
         let FileId {
             path,
             device,
             inode,
-            maker,
+            ..
         } = &self.0;
+        fs::symlink_metadata(path)
+            .is_ok_and(|there| (there.dev(), there.ino()) == (*device, *inode))
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let FileId { path, maker, .. } = &self.0;
         if *maker != std::process::id() {
             return;
         }
         // Somebody may have removed it and put another one there.
-        let still_ours = fs::symlink_metadata(path)
-            .is_ok_and(|there| (there.dev(), there.ino()) == (*device, *inode));
-        if still_ours && let Err(error) = fs::remove_file(path) {
+        if self.is_there()
+            && let Err(error) = fs::remove_file(path)
+        {
             let path = path.display();
             tracing::warn!(%path, %error, "cannot remove the socket");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time_binds_a_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("12.sock");
+        let turn = Turn::take(&path, Duration::ZERO).unwrap();
+        assert!(matches!(bind_again(&path), Err(Error::InUse { .. })));
+        drop(turn);
+        let bound = bind_again(&path).unwrap();
+        let left = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 1, "the socket, and no lock");
+        drop(bound);
+    }
+
+    #[test]
+    fn lock_file_that_is_no_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("12.sock");
+        std::os::unix::fs::symlink("/dev/null", folder.path().join("12.sock.lock")).unwrap();
+        let why = bind(&path).unwrap_err().to_string();
+        assert!(why.contains("lock it"), "{why}");
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn concurrent_starts_leave_one_server_at_dead_socket() {
+        for _ in 0..20 {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("c.sock");
+            drop(UnixListener::bind(&path).unwrap());
+            let start = std::sync::Barrier::new(4);
+            let bound: Vec<_> = std::thread::scope(|scope| {
+                let all = std::array::from_fn::<_, 4, _>(|_| {
+                    scope.spawn(|| {
+                        start.wait();
+                        bind(&path)
+                    })
+                });
+                let all = all.into_iter().map(|one| one.join().unwrap());
+                all.collect()
+            });
+            let living = bound.iter().flatten();
+            let there = living.filter(|(_, file)| file.is_there()).count();
+            let won = bound.iter().flatten().count();
+            assert_eq!((won, there), (1, 1));
         }
     }
 }
