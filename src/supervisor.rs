@@ -256,7 +256,11 @@ impl Supervisor {
         let notify = self.notify_timeout();
         let killed = self.killed_timeout();
         let timeouts = [self.machine.poll_timeout(), control, admin, notify, killed];
-        timeouts.into_iter().chain([self.closing, file]).flatten().min()
+        timeouts
+            .into_iter()
+            .chain([self.closing, file])
+            .flatten()
+            .min()
     }
 
     fn happened(&mut self, event: Event) {

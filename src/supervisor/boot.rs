@@ -15,7 +15,7 @@ use crate::log;
 use crate::port::{self, Lock};
 use crate::sys::accounts;
 use crate::sys::image::Image;
-use crate::sys::limits::raise_descriptor_limit;
+use crate::sys::limits::{memory_room, raise_descriptor_limit};
 use crate::wire::Listen;
 
 use super::activation::{self, Given};
@@ -24,7 +24,7 @@ use super::control::{self, ControlServer};
 use super::evidence::Evidence;
 use super::machine::{Event, Machine, Policy};
 use super::notify::Notifier;
-use super::releases::{Limits, Release, Releases};
+use super::releases::{Limits, NoRoom, Release, Releases, check_memory};
 use super::systemd::Systemd;
 use super::times::Times;
 use super::tokens::CONTROL_FIRST;
@@ -53,6 +53,9 @@ pub enum Error {
     /// Health and metrics cannot be shown where they are to be.
     #[error(transparent)]
     Admin(#[from] admin::Error),
+    /// The workers' memory cannot be had.
+    #[error(transparent)]
+    Memory(#[from] NoRoom),
     /// The system refused something.
     #[error("cannot {operation}: {source}")]
     System {
@@ -74,6 +77,7 @@ impl Error {
             | Self::Port(_)
             | Self::Control(_)
             | Self::Admin(_)
+            | Self::Memory(_)
             | Self::System { .. } => 1,
         }
     }
@@ -94,6 +98,8 @@ impl Supervisor {
         let given = Given::take(&config, &wanted)?;
         let workers = config.workers.max(given.slots());
         let limits = Limits::settle(&config, workers, nofile)?;
+        let room = memory_room().map_err(failed("read the limits on memory"))?;
+        check_memory(&config, limits, workers, room)?;
         warn_about_backlog(&config);
         let mut addresses = given.addresses().to_vec();
         let locks = lock(&config, &addresses, &given.inodes())?;

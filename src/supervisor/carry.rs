@@ -14,6 +14,7 @@ use crate::fault;
 use crate::identity::{ReleaseId, SlotId, WorkerId};
 use crate::memory;
 use crate::metrics::Counter;
+use crate::sys::limits::explain;
 use crate::wire::{self, HandoverEnd, Message, Stop};
 
 use super::children::{Birth, Child, Talk};
@@ -134,7 +135,7 @@ impl Supervisor {
         let slot = self.slots.get_mut(index).ok_or("there is no such slot")?;
         let memory = slot
             .memory_for(standby, run.layout())
-            .map_err(|error| format!("no memory for it: {error}"))?;
+            .map_err(|error| format!("no memory for it: {}", explain(&error)))?;
         let mut start = run.start(&self.addresses, listener == ListenerSource::Adopt, standby);
         start.cpu = placement::cpu_of(worker.slot, run.config.pin);
         let birth = Birth {

@@ -10,10 +10,11 @@ use crate::fault;
 use crate::identity::{ReleaseId, RequestId};
 use crate::log;
 use crate::sys::image::Image;
+use crate::sys::limits::memory_room;
 
 use super::control::Heard;
 use super::machine::{Answer, Event, Notice, Policy, ScaleTo, Wanted};
-use super::releases::{Limits, Release};
+use super::releases::{Limits, Release, check_memory};
 use super::{Supervisor, boot, policy, report};
 
 impl Supervisor {
@@ -170,6 +171,9 @@ impl Supervisor {
         }
         let limits = Limits::settle(&config, workers.max(now), self.nofile)
             .map_err(|error| error.to_string())?;
+        let room =
+            memory_room().map_err(|error| format!("cannot read the limits on memory: {error}"))?;
+        check_memory(&config, limits, workers.max(now), room).map_err(|error| error.to_string())?;
         let policy = Policy {
             workers,
             ..policy(&config)

@@ -11,6 +11,7 @@ use crate::config::{self, Config};
 use crate::identity::ReleaseId;
 use crate::memory::layout::Layout;
 use crate::sys::image::Image;
+use crate::sys::limits::MemoryRoom;
 use crate::wire::{Listen, Start};
 
 /// One program with one configuration.
@@ -126,15 +127,19 @@ impl Release {
 
     /// How its workers' memory is laid out.
     pub(super) const fn layout(&self) -> Layout {
-        Layout {
-            descriptors: self.limits.descriptors,
-            buffers: self.limits.max_connections,
-            buffer_bytes: self.config.pending_output,
-        }
+        self.limits.layout(&self.config)
     }
 }
 
 impl Limits {
+    const fn layout(self, config: &Config) -> Layout {
+        Layout {
+            descriptors: self.descriptors,
+            buffers: self.max_connections,
+            buffer_bytes: config.pending_output,
+        }
+    }
+
     /// What a descriptor limit of `nofile` leaves each of `workers` workers.
     ///
     /// # Errors
@@ -157,9 +162,91 @@ impl Limits {
     }
 }
 
+/// Why the workers' memory has no room. One line.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum NoRoom {
+    /// One worker's is larger than a file may be.
+    #[error(
+        "cannot create a working memory of {need} bytes: files may have {limit} bytes \
+         (RLIMIT_FSIZE, `ulimit -f`); raise that limit, or lower max_connections or pending_output"
+    )]
+    File {
+        /// Bytes of one worker.
+        need: u64,
+        /// Bytes of a file.
+        limit: u64,
+    },
+    /// All of them do not fit into the supervisor.
+    #[error(
+        "cannot map the working memory of {workers} workers, {need} bytes: the address space has \
+         {limit} bytes (RLIMIT_AS, `ulimit -v`); raise that limit, or lower max_connections, \
+         pending_output or workers"
+    )]
+    Addresses {
+        /// How many there are to be.
+        workers: u16,
+        /// Bytes of all.
+        need: u64,
+        /// Bytes of the address space.
+        limit: u64,
+    },
+}
+
+/// Whether the memory of `workers` workers can be there at all; what else the process has comes on
+/// top.
+///
+/// # Errors
+/// Which limit is too small.
+pub(super) fn check_memory(
+    config: &Config,
+    limits: Limits,
+    workers: u16,
+    room: MemoryRoom,
+) -> Result<(), NoRoom> {
+    let layout = limits.layout(config);
+    let each = u64::try_from(layout.total_bytes()).unwrap_or(u64::MAX);
+    let all = each.saturating_mul(workers.into());
+    if each > room.file_bytes {
+        return Err(NoRoom::File {
+            need: each,
+            limit: room.file_bytes,
+        });
+    }
+    if all > room.address_bytes {
+        return Err(NoRoom::Addresses {
+            workers,
+            need: all,
+            limit: room.address_bytes,
+        });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_without_room_names_the_limit() {
+        let config = Config {
+            max_connections: Some(100),
+            ..Config::default()
+        };
+        let limits = Limits::settle(&config, 2, 1024).unwrap();
+        let each = limits.layout(&config).total_bytes() as u64;
+        let room = |file_bytes, address_bytes| {
+            let room = MemoryRoom {
+                file_bytes,
+                address_bytes,
+            };
+            check_memory(&config, limits, 2, room)
+        };
+        assert_eq!(room(each, 2 * each), Ok(()));
+        let file = room(each - 1, u64::MAX).unwrap_err().to_string();
+        assert!(file.contains("ulimit -f"), "{file}");
+        let addresses = room(each, 2 * each - 1).unwrap_err().to_string();
+        assert!(addresses.contains("ulimit -v"), "{addresses}");
+    }
 
     fn release() -> Release {
         let config = Config::default();

@@ -21,6 +21,7 @@ use crate::config::{Config, verify};
 use crate::fault;
 use crate::identity::{RequestId, WorkerId};
 use crate::sys::image::{Image, Process};
+use crate::sys::limits::explain;
 use crate::sys::shared::SharedMemory;
 use crate::wire::{self, Envelope, Message};
 
@@ -386,7 +387,7 @@ fn saved_slot(slot: &SlotResources) -> SavedSlot {
 }
 
 fn write_state(state: &State) -> Result<OwnedFd, String> {
-    let failed = |error: io::Error| format!("cannot write the state down: {error}");
+    let failed = |error: io::Error| format!("cannot write the state down: {}", explain(&error));
     let bytes = state.to_json().map_err(|error| error.to_string())?;
     let name = c"uppercased-state";
     let memfd = memfd_create(name, MFdFlags::MFD_CLOEXEC).map_err(|errno| failed(errno.into()))?;

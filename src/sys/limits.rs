@@ -4,7 +4,8 @@
 
 use std::{fs, io};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::errno::Errno;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// Raises the soft limit on open descriptors to the hard limit and returns it.
 ///
@@ -18,6 +19,44 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
     Ok(hard)
+}
+
+/// What this process may have of what its workers' memory takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryRoom {
+    /// Bytes that a file may have, a memory file as well (`RLIMIT_FSIZE`).
+    pub file_bytes: u64,
+    /// Bytes that may be mapped (`RLIMIT_AS`).
+    pub address_bytes: u64,
+}
+
+/// The limits on memory files and mappings of this process, as they are now.
+///
+/// # Errors
+/// What `getrlimit` returned.
+pub fn memory_room() -> io::Result<MemoryRoom> {
+    Ok(MemoryRoom {
+        file_bytes: getrlimit(Resource::RLIMIT_FSIZE)?.0,
+        address_bytes: getrlimit(Resource::RLIMIT_AS)?.0,
+    })
+}
+
+/// The cause of an error of a memory file or a mapping, with the limit that was met if there is one.
+#[must_use]
+pub fn explain(error: &io::Error) -> String {
+    let limited = match (memory_room(), error.raw_os_error().map(Errno::from_raw)) {
+        (Ok(room), Some(Errno::EFBIG)) if room.file_bytes < RLIM_INFINITY => Some(format!(
+            "files may have {} bytes (RLIMIT_FSIZE, `ulimit -f`); raise that limit",
+            room.file_bytes
+        )),
+        (Ok(room), Some(Errno::ENOMEM)) if room.address_bytes < RLIM_INFINITY => Some(format!(
+            "the address space has {} bytes (RLIMIT_AS, `ulimit -v`); raise that limit or lower \
+             max_connections",
+            room.address_bytes
+        )),
+        _ => None,
+    };
+    limited.map_or_else(|| error.to_string(), |limit| format!("{error}: {limit}"))
 }
 
 /// Where the kernel has, and takes, what is added to this process's size when it looks for one to kill
