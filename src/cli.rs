@@ -270,6 +270,7 @@ fn understand(
             let found = gather::gather(&typed, environment)?;
             let launch = Launch {
                 config: found.config,
+                ignored: found.ignored,
                 typed: self::typed(args.to_vec()),
             };
             Ok(Command::Serve(Box::new(launch)))

@@ -9,7 +9,7 @@
 //! A socket that has been bound here lives as long as its slot: it is passed on, never shut down.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
@@ -107,6 +107,28 @@ pub fn bind(listen: &Listen, config: &Config) -> Result<(OwnedFd, Listen), Error
     ))
 }
 
+/// Whether this system has IPv6 at all. (It may, and have no address of it.)
+#[must_use]
+pub fn has_ipv6() -> bool {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM.cloexec(), Some(Protocol::TCP));
+    !socket.is_err_and(|error| error.raw_os_error() == Some(EAFNOSUPPORT))
+}
+
+/// Makes an address for all IPv4 and IPv6 clients (`*:PORT`) one for all IPv4 clients where the
+/// system has no IPv6, and logs it: those who can come are served.
+pub fn fall_back_to_ipv4(wanted: &mut [Listen], has_ipv6: bool) {
+    let both = |one: &&mut Listen| one.dual_stack && one.addr.ip().is_unspecified();
+    for one in wanted.iter_mut().filter(both).filter(|_| !has_ipv6) {
+        *one = Listen {
+            addr: SocketAddr::from((Ipv4Addr::UNSPECIFIED, one.addr.port())),
+            dual_stack: false,
+        };
+        tracing::warn!(address = %one.addr, "no IPv6 here: listening on IPv4");
+    }
+}
+
+const EAFNOSUPPORT: i32 = nix::errno::Errno::EAFNOSUPPORT as i32;
+
 /// Takes over a listening socket that a predecessor bound, with the options and the backlog of
 /// `config`: what connections accepted from now on are to inherit.
 ///
@@ -173,9 +195,7 @@ fn describe(listen: &Listen, operation: &'static str, source: io::Error) -> Erro
             first_free: first_free(),
         },
         io::ErrorKind::AddrNotAvailable => Error::NotOurs { addr },
-        _ if source.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32) => {
-            Error::NoFamily { addr }
-        }
+        _ if source.raw_os_error() == Some(EAFNOSUPPORT) => Error::NoFamily { addr },
         _ => Error::System {
             addr,
             operation,
@@ -208,6 +228,24 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn wildcard_falls_back_without_ipv6() {
+        let listen = |addr: &str, dual_stack| Listen {
+            addr: addr.parse().unwrap(),
+            dual_stack,
+        };
+        let asked = [
+            listen("[::]:80", true),
+            listen("[::]:81", false),
+            listen("127.0.0.1:82", false),
+        ];
+        let mut wanted = asked;
+        fall_back_to_ipv4(&mut wanted, true);
+        assert_eq!(wanted, asked);
+        fall_back_to_ipv4(&mut wanted, false);
+        assert_eq!(wanted, [listen("0.0.0.0:80", false), asked[1], asked[2]]);
+    }
 
     #[test]
     fn an_adopted_listener_has_the_new_options_and_its_old_queue() {

@@ -12,27 +12,23 @@ use crate::log::visible;
 /// The column at which origins begin, if the values leave room.
 const ORIGIN_COLUMN: usize = 36;
 
-/// One line for a valid configuration, and one for what was ignored.
+/// One line for a valid configuration, and one for each thing that was ignored.
 pub(super) fn verdict(file: Option<&Path>, ignored: &[String]) -> String {
-    let verdict = file.map_or_else(
+    let mut text = file.map_or_else(
         || "configuration is valid (no file)\n".to_owned(),
         |path| {
             let path = visible(&path.display().to_string());
             format!("configuration is valid (file {path})\n")
         },
     );
-    if ignored.is_empty() {
-        verdict
-    } else {
-        format!("{verdict}{}\n", notice(ignored))
-    }
+    push_ignored(&mut text, "", ignored);
+    text
 }
 
-fn notice(ignored: &[String]) -> String {
-    let names = ignored.join(" ");
-    visible(&format!(
-        "ignored variables of Kubernetes services: {names}"
-    ))
+fn push_ignored(text: &mut String, comment: &str, ignored: &[String]) {
+    for what in ignored {
+        let _ = writeln!(text, "{comment}ignored {}", visible(what));
+    }
 }
 
 /// The effective configuration as TOML, the origins as comments.
@@ -41,9 +37,7 @@ pub(super) fn show(config: &Config, origins: &Origins, ignored: &[String]) -> St
         "# Effective configuration of uppercased {}\n",
         env!("CARGO_PKG_VERSION")
     );
-    if !ignored.is_empty() {
-        let _ = writeln!(text, "# {}", notice(ignored));
-    }
+    push_ignored(&mut text, "# ", ignored);
     let mut heading = None;
     for (setting, origin) in origins.iter() {
         if heading != Some(setting.category) {

@@ -3,14 +3,16 @@
 //! Invariant: everything that configuration needs from outside is read here and nowhere else.
 //! Must not: bind, write, or decide (`config::resolve` does).
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit};
 
@@ -27,7 +29,7 @@ pub(super) struct Gathered {
     pub(super) origins: Origins,
     /// The configuration file, if one was named.
     pub(super) file: Option<PathBuf>,
-    /// Variables that belong to a service of a similar name, and were ignored.
+    /// What was ignored, and why: a line each.
     pub(super) ignored: Vec<String>,
 }
 
@@ -44,17 +46,35 @@ pub(super) fn gather(
         Some(path) => config::from_file(&read(path)?, path)?,
         None => Vec::new(),
     };
-    let ignored = config::service_links(&environment);
+    let mut ignored = Vec::new();
+    let links = config::service_links(&environment);
+    if !links.is_empty() {
+        ignored.push(format!(
+            "variables of Kubernetes services: {}",
+            links.join(" ")
+        ));
+    }
     assignments.extend(config::from_environment(environment)?);
     for setting in SETTINGS {
         assignments.extend(from_flags(setting, typed)?);
     }
 
+    let absent = RefCell::new(Vec::new());
     let facts = Facts {
         cpus: usable_cpus(),
-        lookup: &look_up,
+        lookup: &|host, port| {
+            let found = look_up(host, port)?;
+            let (here, others) = without_absent_ipv6(found, is_absent);
+            absent
+                .borrow_mut()
+                .extend(others.into_iter().map(|address| {
+                    format!("{address} of the name {host}: this machine does not have the address")
+                }));
+            Ok(here)
+        },
     };
     let (mut config, origins) = config::resolve(&assignments, &facts)?;
+    ignored.extend(absent.take());
     look_up_accounts(&mut config, &origins)?;
     check_descriptors(&config)?;
     Ok(Gathered {
@@ -158,6 +178,28 @@ fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
         .map_err(|error| error.to_string())
 }
 
+/// Splits the addresses of a name that has IPv4 addresses, too: those to use, and the IPv6 addresses
+/// that this machine does not have. Images list `::1` as localhost where IPv6 is switched off.
+fn without_absent_ipv6(
+    found: Vec<SocketAddr>,
+    is_absent: impl Fn(&SocketAddr) -> bool,
+) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+    let has_ipv4 = found.iter().any(SocketAddr::is_ipv4);
+    let keep = |address: &SocketAddr| !has_ipv4 || address.is_ipv4() || !is_absent(address);
+    found.into_iter().partition(keep)
+}
+
+/// Whether no interface has the address, or the system does not speak its family. A UDP socket
+/// tells; it takes no port that anybody is served on.
+fn is_absent(address: &SocketAddr) -> bool {
+    let mut any_port = *address;
+    any_port.set_port(0);
+    UdpSocket::bind(any_port).is_err_and(|error| {
+        error.kind() == io::ErrorKind::AddrNotAvailable
+            || error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32)
+    })
+}
+
 /// Adds the numbers of the user and the group that workers become.
 fn look_up_accounts(config: &mut Config, origins: &Origins) -> Result<(), config::Error> {
     let refused = |key| {
@@ -194,4 +236,34 @@ fn check_descriptors(config: &Config) -> Result<(), Error> {
         config.workers,
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_ipv6_yields_to_ipv4_of_its_name() {
+        let addresses = |texts: &[&str]| -> Vec<SocketAddr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let split = |found: &[&str], absent: &[&str]| {
+            let absent = addresses(absent);
+            let (here, others) =
+                without_absent_ipv6(addresses(found), |address| absent.contains(address));
+            (here.len(), others)
+        };
+        let (one, four) = ("[::1]:9", "127.0.0.1:9");
+        assert_eq!(split(&[one, four], &[]), (2, vec![]));
+        assert_eq!(split(&[one, four], &[one]), (1, addresses(&[one])));
+        // Nothing remains without it, so the error about it is the right answer.
+        assert_eq!(split(&[one], &[one]), (1, vec![]));
+        assert_eq!(split(&[one, four], &[four]), (2, vec![]));
+    }
+
+    #[test]
+    fn address_of_nobody_is_absent() {
+        assert!(!is_absent(&"127.0.0.1:1".parse().unwrap()));
+        assert!(is_absent(&"192.0.2.1:1".parse().unwrap()));
+    }
 }

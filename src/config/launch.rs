@@ -24,6 +24,8 @@ pub struct Launch {
     pub config: Config,
     /// What it was read from.
     pub typed: CommandLine,
+    /// What was ignored of it, and why: a line each.
+    pub ignored: Vec<String>,
 }
 
 impl CommandLine {

@@ -217,9 +217,11 @@ pub static SETTINGS: &[Setting] = &[
         default: "0.0.0.0:9999",
         example: "127.0.0.1:8080",
         help: "Address to listen on; may be repeated",
-        long_help: "A name stands for all its addresses; it is looked up at the start, and at each \
-                    reload and upgrade by a child of the server, within start_timeout. \
-                    [::]:PORT is IPv6 only, *:PORT serves IPv6 and IPv4 on one socket, PORT alone \
+        long_help: "A name stands for all its addresses (IPv6 addresses that this machine does not \
+                    have are ignored if the name has IPv4 ones); it is looked up at the start, and \
+                    at each reload and upgrade by a child of the server, within start_timeout. \
+                    [::]:PORT is IPv6 only, *:PORT serves IPv6 and IPv4 on one socket (IPv4 alone \
+                    where there is no IPv6), PORT alone \
                     means every IPv4 address. Port 0 asks the kernel for a free port, which all \
                     workers share. Addresses that overlap are refused, because the more specific \
                     one would take every client from the other.",

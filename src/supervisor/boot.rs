@@ -89,12 +89,17 @@ impl Supervisor {
     /// # Errors
     /// Any [`Error`]; nothing that runs was disturbed.
     pub fn prepare(launch: Launch) -> Result<Self, Error> {
-        let Launch { config, typed } = launch;
+        let Launch {
+            config,
+            typed,
+            ignored,
+        } = launch;
         let failed = |operation| move |source| Error::System { operation, source };
         log::init(config.log_level, config.log_format)?;
         check_account(&config)?;
         let nofile = raise_descriptor_limit().map_err(failed("raise the descriptor limit"))?;
-        let wanted: Vec<Listen> = config.listen.iter().map(address).collect();
+        let mut wanted: Vec<Listen> = config.listen.iter().map(address).collect();
+        listener::fall_back_to_ipv4(&mut wanted, listener::has_ipv6());
         let given = Given::take(&config, &wanted)?;
         let workers = config.workers.max(given.slots());
         let limits = Limits::settle(&config, workers, nofile)?;
@@ -152,7 +157,7 @@ impl Supervisor {
         };
         supervisor.watch_basics().map_err(failed("watch signals"))?;
         supervisor.store_all_listeners(outdated);
-        report::starting(supervisor.config());
+        report::starting(supervisor.config(), &ignored);
         supervisor.happened(Event::Boot);
         Ok(supervisor)
     }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::fault;
 use crate::identity::WorkerId;
 use crate::log::without_ttou;
@@ -16,20 +16,15 @@ use super::resources::SlotResources;
 use super::totals::Totals;
 
 /// Nothing was refused, and the first worker is about to start.
-pub(super) fn starting(config: &Config) {
+pub(super) fn starting(config: &Config, ignored: &[String]) {
     tracing::info!(
         workers = config.workers,
         pid = std::process::id(),
         version = fault::program_version(),
         "starting"
     );
-    let variables: Vec<_> = std::env::vars_os().collect();
-    let links = config::service_links(&variables);
-    if !links.is_empty() {
-        tracing::info!(
-            variables = links.join(" "),
-            "ignored variables of Kubernetes services"
-        );
+    for what in ignored {
+        tracing::info!(what, "part of the configuration ignored");
     }
 }
 
