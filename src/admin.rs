@@ -6,14 +6,14 @@
 //! There it can ask for nothing else: it has no way to the control socket.
 //!
 //! Invariants: at most [`ADMIN_REQUESTS_MAX`] requests and [`AGENT_CLIENTS_MAX`] load balancers at
-//! once, each with a deadline for the whole of it, and one that is slow to ask makes way for whoever
-//! waits for it; it locks itself in (`sandbox`) before it answers
+//! once, each with a deadline for the whole of it, and one that is slow to ask, to read or to close
+//! gives way to the next one that waits; it locks itself in (`sandbox`) before it answers
 //! any; it ends with its supervisor; nothing that it does or fails to do reaches a client.
 //!
 //! It must not decide anything about the server. It may have threads: it is no worker, and forks
 //! nothing.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::MsgFlags;
 use socket2::Socket;
 
 use crate::channel::{self, Channel};
@@ -270,14 +271,15 @@ impl Desk {
     }
 
     /// Tells a load balancer its line, whatever it has sent: some send a word of their own first.
-    fn answer_balancer(&self, _: &Door, connection: &Socket) -> io::Result<()> {
+    fn answer_balancer(&self, door: &Door, connection: &Socket) -> io::Result<()> {
         let line = self.line();
-        // From here on: what the supervisor has taken is not the balancer's fault.
-        let by = clock::now() + AGENT_TIMEOUT;
-        write_all(connection, line.to_string().as_bytes(), by)?;
+        // From here on: what the supervisor has taken is not the balancer's fault. Nobody has to
+        // read or send anything for the line to be in the kernel, so there is no patience.
+        let visit = Visit::new(door, connection, Duration::ZERO, AGENT_TIMEOUT);
+        visit.write_all(line.to_string().as_bytes())?;
         line.count(&mut self.agent_answers());
         connection.shutdown(Shutdown::Write)?;
-        discard(connection, by)
+        visit.discard()
     }
 
     fn line(&self) -> Line {
@@ -296,18 +298,17 @@ impl Desk {
     }
 
     fn answer_one(&self, door: &Door, connection: &Socket) -> io::Result<()> {
-        let by = clock::now() + ADMIN_REQUEST_TIMEOUT;
-        let (response, refused, without_body) = match read_head(door, connection, by)? {
+        let visit = || Visit::new(door, connection, ADMIN_PATIENCE, ADMIN_REQUEST_TIMEOUT);
+        let (response, refused, without_body) = match visit().read_head()? {
             None => return Ok(()),
             Some(Ok(asked)) => (self.answer(asked), false, asked.head_only),
             Some(Err(refusal)) => (refusal.response(), true, false),
         };
         self.answered.count(response.status);
-        let bytes = response.encode(without_body);
-        write_all(connection, &bytes, clock::now() + ADMIN_REQUEST_TIMEOUT)?;
+        visit().write_all(&response.encode(without_body))?;
         connection.shutdown(Shutdown::Write)?;
         if refused {
-            discard(connection, clock::now() + DISCARD_TIMEOUT)?;
+            Visit::new(door, connection, Duration::ZERO, DISCARD_TIMEOUT).discard()?;
         }
         Ok(())
     }
@@ -341,87 +342,111 @@ fn is_the_clients(error: &io::Error) -> bool {
     )
 }
 
-/// Reads a request, or why it is none; `None` if the client closed without having begun one.
-fn read_head(
-    door: &Door,
-    mut connection: &Socket,
+/// One client while it is waited for: to send its request, to read its answer, to close.
+///
+/// Invariant: a thread waits for a client in [`Visit::wait`] only, and there a client that is slow
+/// gives way: once patience is at its end it is waited for only as long as nobody else waits, or a
+/// handful of slow ones would keep all others from learning how the server is.
+struct Visit<'a> {
+    door: &'a Door,
+    connection: &'a Socket,
+    patient_until: Tick,
     by: Tick,
-) -> io::Result<Option<Result<Asked, http::Refusal>>> {
-    let mut bytes = vec![0; ADMIN_HEAD_MAX_BYTES];
-    let mut len = 0;
-    let patient_until = clock::now() + ADMIN_PATIENCE;
-    loop {
-        if !await_more(door, connection, patient_until, by)? {
-            return Ok(Some(Err(http::Refusal::TooSlow)));
-        }
-        match connection.read(&mut bytes[len..]) {
-            Ok(0) if len == 0 => return Ok(None),
-            Ok(0) => return Ok(Some(Err(http::Refusal::Malformed))),
-            Ok(count) => len += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-        match http::read(&bytes[..len]) {
-            Ok(Some(asked)) => return Ok(Some(Ok(asked))),
-            Ok(None) if len == bytes.len() => return Ok(Some(Err(http::Refusal::TooLong))),
-            Ok(None) => {}
-            Err(refusal) => return Ok(Some(Err(refusal))),
-        }
-    }
 }
 
-/// Waits until there is more to read; false: no longer. Once patience is at its end a client is
-/// waited for only as long as nobody else waits, or a handful of silent ones would keep all others
-/// from learning how the server is.
-fn await_more(door: &Door, connection: &Socket, patient_until: Tick, by: Tick) -> io::Result<bool> {
-    loop {
-        let Some(most) = left(by) else {
-            return Ok(false);
-        };
-        let patience = left(patient_until);
-        let wait = PollTimeout::try_from(patience.unwrap_or(most).min(most));
-        let mut fds = [
-            PollFd::new(connection.as_fd(), PollFlags::POLLIN),
-            PollFd::new(door.listener.as_fd(), PollFlags::POLLIN),
-        ];
-        let watched = if patience.is_some() { 1 } else { 2 };
-        match poll(&mut fds[..watched], wait.unwrap_or(PollTimeout::MAX)) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        let happened = |at: usize| fds[at].any().unwrap_or(false);
-        if happened(0) {
-            return Ok(true);
-        }
-        if watched == 2 && happened(1) && door.is_crowded() {
-            return Ok(false);
+impl<'a> Visit<'a> {
+    fn new(door: &'a Door, connection: &'a Socket, patience: Duration, timeout: Duration) -> Self {
+        let now = clock::now();
+        Self {
+            door,
+            connection,
+            patient_until: now + patience,
+            by: now + timeout,
         }
     }
-}
 
-fn write_all(mut connection: &Socket, mut bytes: &[u8], by: Tick) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let left = left(by).ok_or(io::ErrorKind::TimedOut)?;
-        connection.set_write_timeout(Some(left))?;
-        match connection.write(bytes) {
-            Ok(count) => bytes = &bytes[count..],
-            Err(error) if is_timeout(&error) => {}
-            Err(error) => return Err(error),
+    /// Waits until the client is ready for `event`; false: no longer.
+    fn wait(&self, event: PollFlags) -> io::Result<bool> {
+        loop {
+            let Some(most) = left(self.by) else {
+                return Ok(false);
+            };
+            let patience = left(self.patient_until);
+            let wait = PollTimeout::try_from(patience.unwrap_or(most).min(most));
+            let mut fds = [
+                PollFd::new(self.connection.as_fd(), event),
+                PollFd::new(self.door.listener.as_fd(), PollFlags::POLLIN),
+            ];
+            let watched = if patience.is_some() { 1 } else { 2 };
+            match poll(&mut fds[..watched], wait.unwrap_or(PollTimeout::MAX)) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            let happened = |at: usize| fds[at].any().unwrap_or(false);
+            if happened(0) {
+                return Ok(true);
+            }
+            if watched == 2 && happened(1) && self.door.is_crowded() {
+                return Ok(false);
+            }
         }
     }
-    Ok(())
-}
 
-/// Throws away what is still coming.
-fn discard(mut connection: &Socket, by: Tick) -> io::Result<()> {
-    let mut bytes = [0; DISCARD_BYTES];
-    while let Some(left) = left(by) {
-        connection.set_read_timeout(Some(left))?;
-        if connection.read(&mut bytes)? == 0 {
-            break;
+    /// Reads a request, or why it is none; `None` if the client closed without having begun one.
+    fn read_head(&self) -> io::Result<Option<Result<Asked, http::Refusal>>> {
+        let mut connection = self.connection;
+        let mut bytes = vec![0; ADMIN_HEAD_MAX_BYTES];
+        let mut len = 0;
+        loop {
+            if !self.wait(PollFlags::POLLIN)? {
+                return Ok(Some(Err(http::Refusal::TooSlow)));
+            }
+            match connection.read(&mut bytes[len..]) {
+                Ok(0) if len == 0 => return Ok(None),
+                Ok(0) => return Ok(Some(Err(http::Refusal::Malformed))),
+                Ok(count) => len += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            match http::read(&bytes[..len]) {
+                Ok(Some(asked)) => return Ok(Some(Ok(asked))),
+                Ok(None) if len == bytes.len() => return Ok(Some(Err(http::Refusal::TooLong))),
+                Ok(None) => {}
+                Err(refusal) => return Ok(Some(Err(refusal))),
+            }
         }
     }
-    Ok(())
+
+    /// Sends all of `bytes`.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] if the client is too slow to read them.
+    fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let flags = MsgFlags::MSG_DONTWAIT.bits();
+            match self.connection.send_with_flags(bytes, flags) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !self.wait(PollFlags::POLLOUT)? {
+                        let unsent = bytes.len();
+                        tracing::debug!(unsent, "admin answer cut short");
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Throws away what is still coming, to the end of it.
+    fn discard(&self) -> io::Result<()> {
+        let mut connection = self.connection;
+        let mut bytes = [0; DISCARD_BYTES];
+        while self.wait(PollFlags::POLLIN)? && connection.read(&mut bytes)? > 0 {}
+        Ok(())
+    }
 }
 
 /// What is left until `by`; the kernel takes no timeout of zero.
@@ -429,15 +454,9 @@ fn left(by: Tick) -> Option<Duration> {
     Some(by.since(clock::now())).filter(|left| *left >= Duration::from_millis(1))
 }
 
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
-    )
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -459,30 +478,59 @@ mod tests {
         TcpStream::connect(address.as_socket().unwrap()).unwrap()
     }
 
+    const HOUR: Duration = Duration::from_secs(3600);
+
     #[test]
-    fn who_says_nothing_makes_way_for_whoever_waits() {
+    fn silent_client_yields_to_waiting_client() {
         let (door, let_in, _silent) = door(0);
         let _next = another_waits_at(&door);
-        let by = clock::now() + Duration::from_secs(3600);
-        let read = read_head(&door, &let_in, by).unwrap();
-        assert_eq!(read, Some(Err(http::Refusal::TooSlow)));
+        let visit = Visit::new(&door, &let_in, ADMIN_PATIENCE, HOUR);
+        assert_eq!(
+            visit.read_head().unwrap(),
+            Some(Err(http::Refusal::TooSlow))
+        );
+        // A load balancer that has its line, and does not close.
+        Visit::new(&door, &let_in, Duration::ZERO, HOUR)
+            .discard()
+            .unwrap();
     }
 
     #[test]
-    fn who_has_asked_is_heard_whoever_waits_and_who_is_slow_has_its_time_otherwise() {
+    fn slow_reader_yields_to_waiting_client() {
+        let (door, let_in, _deaf) = door(0);
+        let _next = another_waits_at(&door);
+        let visit = Visit::new(&door, &let_in, ADMIN_PATIENCE, HOUR);
+        let refused = visit.write_all(&vec![0; 64 << 20]).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn prompt_client_is_answered_although_others_wait() {
         let (door, let_in, mut client) = door(0);
         let _next = another_waits_at(&door);
         client.write_all(b"GET /status HTTP/1.1\r\n\r\n").unwrap();
-        let by = clock::now() + Duration::from_secs(3600);
-        let read = read_head(&door, &let_in, by).unwrap();
-        assert!(matches!(read, Some(Ok(_))), "{read:?}");
+        let read = Visit::new(&door, &let_in, ADMIN_PATIENCE, HOUR).read_head();
+        assert!(matches!(read, Ok(Some(Ok(_)))), "{read:?}");
+        let reader = std::thread::Builder::new().spawn(move || {
+            let mut bytes = Vec::new();
+            client.read_to_end(&mut bytes).map(|_| bytes.len())
+        });
+        let visit = Visit::new(&door, &let_in, HOUR, HOUR);
+        visit.write_all(&vec![0; 8 << 20]).unwrap();
+        let_in.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(reader.unwrap().join().unwrap().unwrap(), 8 << 20);
+    }
 
-        // Another thread is about to take the one who waits.
-        let (door, let_in, _silent) = self::door(1);
+    #[test]
+    fn slow_client_has_its_time_alone() {
+        // Another thread is about to accept the one that waits.
+        let (door, let_in, _silent) = door(1);
         let _next = another_waits_at(&door);
-        let by = clock::now() + 3 * ADMIN_PATIENCE;
-        let read = read_head(&door, &let_in, by).unwrap();
-        assert_eq!(read, Some(Err(http::Refusal::TooSlow)));
-        assert!(by.since(clock::now()) < ADMIN_PATIENCE);
+        let visit = Visit::new(&door, &let_in, ADMIN_PATIENCE, 3 * ADMIN_PATIENCE);
+        assert_eq!(
+            visit.read_head().unwrap(),
+            Some(Err(http::Refusal::TooSlow))
+        );
+        assert!(visit.by.since(clock::now()) < ADMIN_PATIENCE);
     }
 }

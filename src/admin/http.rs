@@ -111,20 +111,38 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<Asked>, Refusal> {
         Some("HEAD") => true,
         _ => return Err(Refusal::Method),
     };
-    let path = request.path.unwrap_or_default();
-    let page = match path.split('?').next() {
-        Some("/metrics") => {
+    let page = match path_of(request.path.unwrap_or_default()) {
+        "/metrics" => {
             let accept = request.headers.iter();
             let accept = accept.filter(|header| header.name.eq_ignore_ascii_case("accept"));
             let liked = Exposition::liked_in(accept.map(|header| header.value));
             Some(Page::Metrics(liked))
         }
-        Some("/healthz") => Some(Page::Health),
-        Some("/readyz") => Some(Page::Ready),
-        Some("/status") => Some(Page::Status),
+        "/healthz" => Some(Page::Health),
+        "/readyz" => Some(Page::Ready),
+        "/status" => Some(Page::Status),
         _ => None,
     };
     Ok(Some(Asked { page, head_only }))
+}
+
+/// Returns the path of a request's target, without its query. A client that goes through a proxy
+/// writes the absolute form, `http://HOST/PATH`, which every server accepts (RFC 9112, 3.2.2); the
+/// host decides nothing here.
+fn path_of(target: &str) -> &str {
+    let scheme = target.find("://").map(|end| &target[..end]);
+    let behind_scheme = scheme
+        .filter(|scheme| {
+            ["http", "https"]
+                .iter()
+                .any(|s| scheme.eq_ignore_ascii_case(s))
+        })
+        .map(|scheme| &target[scheme.len() + "://".len()..]);
+    let path = behind_scheme.map_or(target, |rest| {
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        &rest[end..]
+    });
+    path.split(['?', '#']).next().unwrap_or_default()
 }
 
 impl Refusal {
@@ -211,6 +229,24 @@ mod tests {
         }
         assert_eq!(read("POST /metrics"), Err(Refusal::Method));
         assert_eq!(read("\u{1}"), Err(Refusal::Malformed));
+    }
+
+    #[test]
+    fn absolute_form_names_page() {
+        for (target, path) in [
+            ("http://x:9900/healthz", "/healthz"),
+            ("HTTP://[::1]:9900/readyz?verbose", "/readyz"),
+            ("https://user@x/status#top", "/status"),
+            ("http://x", ""),
+            ("http://x?/healthz", ""),
+            ("ftp://x/healthz", "ftp://x/healthz"),
+            ("/go?to=http://x/healthz", "/go"),
+            ("/healthz", "/healthz"),
+        ] {
+            assert_eq!(path_of(target), path, "{target}");
+        }
+        let request = b"GET http://x:9900/healthz HTTP/1.1\r\nHost: x:9900\r\n\r\n";
+        assert_eq!(read(request), asked(Page::Health, false));
     }
 
     #[test]

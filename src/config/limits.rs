@@ -122,9 +122,10 @@ pub const ADMIN_HEAD_MAX_BYTES: usize = 8192;
 /// How long a client of the admin endpoint may take to send its request, and to read the answer.
 pub const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long one that has not come yet is waited for while others wait for their turn. Whoever
-/// connects with a request in hand sends it at once.
-pub const ADMIN_PATIENCE: Duration = Duration::from_millis(100);
+/// How long a client of the admin endpoint may take to send its request, and to read the answer, while
+/// others wait. A client on this machine that has a request sends it at once, and the answer fits
+/// into the socket. So a hundred slow clients delay the next one by little more than half a second.
+pub const ADMIN_PATIENCE: Duration = Duration::from_millis(25);
 
 /// How long the admin process waits for the supervisor; one that takes longer is not healthy.
 pub const ADMIN_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -132,7 +133,7 @@ pub const ADMIN_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Load balancers that the admin process answers at once; others wait.
 pub const AGENT_CLIENTS_MAX: usize = 4;
 
-/// How long a load balancer may take to read its answer, and then to close.
+/// How long a load balancer may take to read its answer, and then to close, while none waits.
 pub const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Within this time a load balancer is told what was said last: however often strangers ask, the
@@ -156,6 +157,12 @@ pub const STATUS_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// From one look of `top` to the next where nobody names a time.
 pub const TOP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Columns of a terminal that `top` draws; a wider one stays empty on the right.
+pub const TOP_COLUMNS_MAX: u16 = 512;
+
+/// Rows of a terminal that `top` draws; a higher one stays empty below.
+pub const TOP_ROWS_MAX: u16 = 256;
 
 /// How long `top` waits for room in the queue of a control socket; its keys wait with it.
 pub const TOP_CONNECT_TIMEOUT: Duration = Duration::from_millis(500);

@@ -16,6 +16,7 @@ use ratatui_core::layout::{Position, Size};
 use ratatui_core::style::{Color, Modifier};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
+use crate::config::{TOP_COLUMNS_MAX, TOP_ROWS_MAX};
 use crate::output;
 
 /// The other screen, and no cursor on it.
@@ -120,6 +121,18 @@ impl Ansi {
     }
 }
 
+/// Returns the area that is drawn of a terminal with this size. Each cell of it is kept twice, and a
+/// test harness may say that its terminal has 65535 columns.
+fn drawn(columns: u16, rows: u16) -> Size {
+    match (columns, rows) {
+        (0, _) | (_, 0) => SIZE,
+        (columns, rows) => Size {
+            width: columns.min(TOP_COLUMNS_MAX),
+            height: rows.min(TOP_ROWS_MAX),
+        },
+    }
+}
+
 impl Backend for Ansi {
     type Error = io::Error;
 
@@ -181,10 +194,7 @@ impl Backend for Ansi {
 
     fn size(&self) -> io::Result<Size> {
         let size = tcgetwinsize(output::stdout())?;
-        Ok(match (size.ws_col, size.ws_row) {
-            (0, _) | (_, 0) => SIZE,
-            (width, height) => Size { width, height },
-        })
+        Ok(drawn(size.ws_col, size.ws_row))
     }
 
     fn window_size(&mut self) -> io::Result<WindowSize> {
@@ -203,6 +213,19 @@ impl Backend for Ansi {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn drawn_area_is_bounded() {
+        for (columns, rows, width, height) in [
+            (80, 24, 80, 24),
+            (0, 50, SIZE.width, SIZE.height),
+            (1, 1, 1, 1),
+            (u16::MAX, 1, TOP_COLUMNS_MAX, 1),
+            (3000, u16::MAX, TOP_COLUMNS_MAX, TOP_ROWS_MAX),
+        ] {
+            assert_eq!(drawn(columns, rows), Size { width, height });
+        }
+    }
 
     #[test]
     fn neighbours_share_a_move_and_a_style() {
