@@ -3,7 +3,7 @@
 //! Pure. Invariant: everything that [`check_change`] lets through takes effect with the workers
 //! that a restart makes (or at once, in the supervisor); nothing is taken over silently in part.
 
-use super::{Config, Setting};
+use super::{Config, ListenAddr, Setting};
 
 /// A setting was changed that is fixed for the life of a server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +22,12 @@ pub struct NeedsStop {
     pub why: &'static str,
 }
 
+/// Whether the addresses are the same, in whatever order: a name server gives those of one name in
+/// another one every time.
+fn same(running: &[ListenAddr], wanted: &[ListenAddr]) -> bool {
+    running.len() == wanted.len() && wanted.iter().all(|address| running.contains(address))
+}
+
 /// Whether a server that runs with `running` can go on with `wanted`.
 ///
 /// # Errors
@@ -30,7 +36,7 @@ pub fn check_change(running: &Config, wanted: &Config) -> Result<(), NeedsStop> 
     let refused = [
         (
             "listen",
-            running.listen != wanted.listen,
+            !same(&running.listen, &wanted.listen),
             "each worker's sockets are bound once, so that no client in their queues is lost",
         ),
         (
@@ -81,6 +87,31 @@ pub fn check_change(running: &Config, wanted: &Config) -> Result<(), NeedsStop> 
 mod tests {
     use super::super::{Assignment, Facts, Origin, SETTINGS, resolve};
     use super::*;
+
+    #[test]
+    fn order_of_addresses_is_no_change() {
+        let facts = Facts {
+            cpus: 2,
+            lookup: &|_, _| Err("no names here".to_owned()),
+        };
+        let listening = |text: &str| {
+            let assignment = Assignment {
+                setting: Setting::find("listen").unwrap(),
+                text: text.to_owned(),
+                origin: Origin::Flag,
+            };
+            resolve(&[assignment], &facts).unwrap().0
+        };
+        let running = listening("10.0.0.1:80,10.0.0.2:80");
+        let swapped = listening("10.0.0.2:80,10.0.0.1:80");
+        assert_eq!(check_change(&running, &swapped), Ok(()));
+        for other in ["10.0.0.1:80", "10.0.0.1:80,10.0.0.3:80"] {
+            assert_eq!(
+                check_change(&running, &listening(other)).unwrap_err().key,
+                "listen"
+            );
+        }
+    }
 
     /// A change of every single setting either goes through or is refused by its own name.
     #[test]

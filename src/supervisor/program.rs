@@ -1,12 +1,16 @@
 //! Which file a reload or an upgrade finds: the path by which this program was started, so that a
 //! link is followed anew (`current -> releases/7`), and not the file that it led to then.
 //!
+//! A relative path stays one, as that of the configuration file does: the working directory never
+//! changes, so both mean the directory in which the server was started, also when that has another
+//! name by now.
+//!
 //! Invariant: at the start the path leads to the very file that runs; where none that was named
 //! does, it is that file's own.
 
 use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The path of this program, which was started by `name`.
 pub(super) fn path_of_this(name: Option<&OsStr>) -> io::Result<PathBuf> {
@@ -20,18 +24,18 @@ pub(super) fn path_of_this(name: Option<&OsStr>) -> io::Result<PathBuf> {
 /// What a shell, or whoever else started the program, may have meant by `name`.
 fn candidates(name: &OsStr, search: &OsStr) -> Vec<PathBuf> {
     let is_path = name.as_encoded_bytes().contains(&b'/');
-    let paths: Vec<PathBuf> = if is_path {
+    if is_path {
         vec![PathBuf::from(name)]
     } else {
         let folders = std::env::split_paths(search);
         folders.map(|folder| folder.join(name)).collect()
-    };
-    let absolute = |path: &Path| std::path::absolute(path).ok();
-    paths.iter().filter_map(|path| absolute(path)).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -39,8 +43,7 @@ mod tests {
         let of = |name: &str| candidates(name.as_ref(), "/a:/b/c".as_ref());
         assert_eq!(of("/opt/current/up"), [Path::new("/opt/current/up")]);
         assert_eq!(of("up"), [Path::new("/a/up"), Path::new("/b/c/up")]);
-        let here = std::env::current_dir().unwrap();
-        assert_eq!(of("./up"), [here.join("up")]);
+        assert_eq!(of("./up"), [Path::new("./up")]);
     }
 
     #[test]
