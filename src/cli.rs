@@ -303,6 +303,7 @@ fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
             workers: *typed.get_one(definition::WORKERS)?,
             options: how(typed),
         }),
+        definition::CANCEL => Some(Request::Cancel),
         definition::ROTATION => {
             let word = typed.get_one::<String>(definition::TO)?;
             let to = Rotation::ALL.into_iter().find(|to| to.name() == word)?;
@@ -467,6 +468,7 @@ mod tests {
                     to: Rotation::Maint,
                 }),
             ),
+            (&["cancel"], order(Request::Cancel)),
             (&["stop"], order(Request::Stop)),
             (
                 &["status", "--json", "--watch"],

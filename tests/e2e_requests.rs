@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use self::support::Server;
+use self::support::image::Image;
 use self::support::observe::until;
 use self::support::planned::Planned;
 
@@ -157,4 +159,70 @@ fn stop_refuses_waiting_command() {
     first.wait().expect_failure("the server stops");
     second.wait().expect_failure("the server stops");
     assert_eq!(server.wait_exit(Duration::from_secs(20)).code(), Some(0));
+}
+
+#[test]
+fn cancel_rolls_back_running_reload() {
+    let planned = Planned::start(&["--listen=127.0.0.1:0", "--bake-time=60s", "--workers=2"]);
+    let server = &planned.server;
+    server.order(&["cancel"]).expect_failure("no operation");
+    let mut client = support::Client::connect(server.addr());
+    client.roundtrip(b"before");
+    let reload = server.send_order(&["reload"]);
+    server.wait_log(|line| line.contains("worker standing by"));
+    let answered = server.order(&["cancel"]).expect_success();
+    assert!(answered.stdout.starts_with("cancelled in "), "{answered:?}");
+    reload
+        .wait()
+        .expect_failure("cancelled by `uppercased cancel`");
+    client.roundtrip(b"after");
+    let workers = planned.workers();
+    workers.assert_serving();
+    assert!(workers.0.iter().all(|it| it.release == 1), "{workers:?}");
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn cancel_keeps_workers_about_to_leave() {
+    let planned = Planned::start(&[
+        "--listen=127.0.0.1:0",
+        "--handshake-timeout=60s",
+        "--workers=3",
+    ]);
+    let server = &planned.server;
+    let before = planned.workers();
+    let scale = server.send_order(&["scale", "-2"]);
+    server.wait_log(|line| line.contains("operation started"));
+    let waiting = server.send_order(&["scale", "+1", "--wait"]);
+    until("it to wait", || !pending(&planned).is_empty());
+    server.order(&["cancel"]).expect_success();
+    scale.wait().expect_failure("3 workers serve");
+    // What waited has its turn.
+    waiting.wait().expect_success();
+    assert_eq!(planned.workers().0[..3], before.0);
+    assert_eq!(planned.workers().0.len(), 4);
+}
+
+#[test]
+fn renamed_directory_keeps_its_meaning() {
+    let parent = tempfile::tempdir().expect("a folder of its own");
+    let [before, after] = ["app", "app.old"].map(|name| parent.path().join(name));
+    std::fs::create_dir(&before).expect("make the directory");
+    Image::copy(parent.path()).replace(&before.join("uppercased"));
+    std::fs::write(before.join("u.toml"), "bake_time = \"0s\"\n").expect("write it");
+    let server = Server::builder()
+        .cwd(&before)
+        .program("./uppercased")
+        .args(["--config=u.toml", "--listen=127.0.0.1:0", "--workers=1"])
+        .start();
+    std::fs::rename(&before, &after).expect("rename the directory");
+    // Nothing is to be found where it was.
+    std::fs::create_dir(&before).expect("make another one");
+    server.reload().expect_success();
+    server.upgrade().expect_success();
+    let quick = "bake_time = \"0s\"\nidle_timeout = \"200ms\"\n";
+    std::fs::write(after.join("u.toml"), quick).expect("write it");
+    server.reload().expect_success();
+    let mut client = support::Client::connect(server.addr());
+    client.expect_eof();
 }

@@ -155,6 +155,7 @@ fn control() -> Outcome<Vec<Vec<u8>>> {
         Request::Rotation {
             to: Rotation::Drain,
         },
+        Request::Cancel,
         Request::Status,
         Request::Stop,
     ] {

@@ -35,6 +35,7 @@ pub(super) const BENCH_PART: &str = crate::bench::PART;
 pub(super) const RELOAD: &str = "reload";
 pub(super) const UPGRADE: &str = "upgrade";
 pub(super) const SCALE: &str = "scale";
+pub(super) const CANCEL: &str = "cancel";
 pub(super) const ROTATION: &str = "rotation";
 pub(super) const STATUS: &str = "status";
 pub(super) const STOP: &str = "stop";
@@ -144,6 +145,7 @@ pub(super) fn command() -> Command {
         .subcommand(reload())
         .subcommand(upgrade())
         .subcommand(scale())
+        .subcommand(cancel())
         .subcommand(rotation())
         .subcommand(status())
         .subcommand(top())
@@ -315,6 +317,14 @@ fn scale() -> Command {
                     config::WORKERS
                 )),
         )
+}
+
+fn cancel() -> Command {
+    order(CANCEL, "End the operation in progress and roll it back").after_help(
+        "A reload or an upgrade goes back to the old release, added workers leave again, and \
+         workers that were about to leave stay. No connection is closed. The command that began \
+         the operation fails.\n\nExample:\n  uppercased cancel",
+    )
 }
 
 fn rotation() -> Command {
@@ -569,6 +579,7 @@ mod tests {
             STOP,
             completions::COMPLETIONS,
             manual::MAN,
+            CANCEL,
             ROTATION,
             TOP,
         ] {

@@ -146,6 +146,7 @@ fn carry_out(order: &Order) -> Result<ExitCode, Error> {
         }
         Request::Reload(_)
         | Request::Upgrade(_)
+        | Request::Cancel
         | Request::Scale { .. }
         | Request::Rotation { .. } => {}
     }
@@ -260,6 +261,7 @@ fn verdict(request: &Request, done: &Done) -> Option<String> {
             "upgraded: {renewed} workers renewed {took}; {connections}"
         )),
         Request::Scale { .. } => Some(format!("scaled: {workers} workers {took}; {connections}")),
+        Request::Cancel => Some(format!("cancelled {took}: {workers} workers serve")),
         Request::Rotation { to } => Some(format!("rotation: {}", to.name())),
         Request::Status | Request::Stop => None,
     }

@@ -36,6 +36,8 @@ pub enum Request {
         #[serde(flatten)]
         options: Options,
     },
+    /// End the operation in progress, and take back what it has changed.
+    Cancel,
     /// Say to load balancers that new clients may come, or should go elsewhere.
     Rotation {
         /// Which of them.
@@ -202,6 +204,7 @@ impl Request {
             Self::Scale { .. }
             | Self::Reload(_)
             | Self::Upgrade(_)
+            | Self::Cancel
             | Self::Rotation { .. }
             | Self::Status
             | Self::Stop => Ok(request),
@@ -215,6 +218,7 @@ impl Request {
             Self::Reload(_) => "reload",
             Self::Upgrade(_) => "upgrade",
             Self::Scale { .. } => "scale",
+            Self::Cancel => "cancel",
             Self::Rotation { .. } => "rotation",
             Self::Status => "status",
             Self::Stop => "stop",
@@ -408,7 +412,8 @@ mod tests {
 
     const NOW: Options = Options { wait: false };
 
-    const REQUESTS: [Request; 8] = [
+    const REQUESTS: [Request; 9] = [
+        Request::Cancel,
         Request::Reload(NOW),
         Request::Upgrade(NOW),
         Request::Scale {

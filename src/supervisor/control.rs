@@ -284,6 +284,12 @@ impl ControlServer {
         }
     }
 
+    /// The process and the user that wait for the answer to `request`.
+    pub(super) fn caller(&self, request: RequestId) -> Option<(i32, u32)> {
+        let client = self.clients[self.find(request)?].as_ref()?;
+        Some((client.peer.pid, client.peer.uid))
+    }
+
     /// When [`Self::handle_timeout`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Tick> {
         let clients = self.clients.iter().flatten();

@@ -121,6 +121,13 @@ pub enum Event {
         /// Who asked.
         request: RequestId,
     },
+    /// End the operation in progress, and take back what it has changed.
+    Cancel {
+        /// Who asked.
+        request: RequestId,
+        /// The same in words, for whoever waits for the operation.
+        by: String,
+    },
     /// The answer to [`Action::Begin`] if the operation cannot be prepared.
     NotBegun {
         /// Who asked.
@@ -431,6 +438,13 @@ pub enum Notice {
         what: String,
         /// How.
         answer: Answer,
+    },
+    /// Somebody has ended an operation before it was over; it goes back.
+    OperationCancelled {
+        /// As in [`Notice::OperationStarted`].
+        what: String,
+        /// Who.
+        by: String,
     },
     /// Something is in a request's way, and it waits for that.
     RequestPending {

@@ -22,11 +22,13 @@
 //!
 //! In the files beside this one: `reactions` is what each event means, `lifecycle` how a main
 //! worker starts and ends, `succession` how one follows another; `operation` is what is planned,
-//! made of `roll`, `upgrade` and `scale`, and `pending` what waits for that; `lending` and `pulse` watch over queues and loops.
+//! made of `roll`, `upgrade` and `scale`, `pending` what waits for that, `cancel` its end before
+//! time; `lending` and `pulse` watch over queues and loops.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
 mod balance;
+mod cancel;
 mod invariants;
 mod lending;
 mod lifecycle;
@@ -313,6 +315,7 @@ impl Machine {
                 wait,
             } => self.requested(*request, *wanted, *wait, now),
             Event::Withdrawn { request } => self.withdraw(*request),
+            Event::Cancel { request, by } => self.cancel(*request, by, now),
             Event::NotBegun {
                 request,
                 wanted,

@@ -33,6 +33,7 @@ impl Supervisor {
             Request::Scale { workers, options } => {
                 self.requested(request, Wanted::Scale(workers), options);
             }
+            Request::Cancel => self.cancel(request),
             Request::Rotation { to } => self.rotate(request, to),
             Request::Status => {
                 let status = Reply::Status(Box::new(self.status()));
@@ -53,6 +54,16 @@ impl Supervisor {
             wanted,
             wait: options.wait,
         });
+    }
+
+    /// Ends the operation in progress.
+    fn cancel(&mut self, request: RequestId) {
+        let caller = self.control.as_ref().and_then(|it| it.caller(request));
+        let by = caller.map_or_else(
+            || "`uppercased cancel`".to_owned(),
+            |(pid, uid)| format!("`uppercased cancel` (process {pid} of user {uid})"),
+        );
+        self.happened(Event::Cancel { request, by });
     }
 
     /// A request that nobody can be told about, so it waits for its turn and is never refused for
@@ -157,8 +168,10 @@ impl Supervisor {
     pub(super) fn add_release(
         &mut self,
         image: Image,
-        config: Config,
+        mut config: Config,
     ) -> Result<(ReleaseId, Policy), String> {
+        // The same addresses, perhaps in another order: that of each slot's listeners stays.
+        config.listen.clone_from(&self.config().listen);
         let now = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
         // A number of workers that was set by hand stays until the configuration names another.
         let workers = if config.workers == self.config().workers {

@@ -89,6 +89,9 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
         Notice::RequestPending { what, request } => {
             tracing::info!(what, request = request.0, "request pending");
         }
+        Notice::OperationCancelled { what, by } => {
+            tracing::warn!(what, by, "operation cancelled");
+        }
         Notice::RequestWithdrawn { what, request } => {
             tracing::info!(what, request = request.0, "request withdrawn");
         }
@@ -351,6 +354,7 @@ pub(super) fn progress(notice: &Notice) -> Option<String> {
                 "{from}: {moved} connections moved, {left} stay with it until they end ({cause})"
             ),
         },
+        Notice::OperationCancelled { by, .. } => format!("cancelled by {by}: rolling back"),
         Notice::RollingBack { cause, slots } => format!("{cause}: {slots} slots go back"),
         Notice::WorkerDied { worker, how, .. } => format!("{worker} died: {how}"),
         _ => return None,

@@ -94,6 +94,7 @@ impl Model {
         let workers = self.workers();
         Some(match request {
             Request::Reload(_) => "Reload and renew every worker? [y/N]".to_owned(),
+            Request::Cancel => "Cancel the operation? [y/N]".to_owned(),
             Request::Upgrade(_) => "Become the program on disk? [y/N]".to_owned(),
             Request::Scale { workers: to, .. } => {
                 format!("Have {to} workers (now {workers})? [y/N]")

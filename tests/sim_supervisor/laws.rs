@@ -70,6 +70,8 @@ pub(crate) struct Laws {
     custody_ended: bool,
     asked: Option<Asked>,
     unanswered: Vec<RequestId>,
+    /// Requests to cancel, of all time.
+    cancelling: Vec<RequestId>,
     pending: pending::Pending,
     operation: Option<Operation>,
     /// New connections go to so many slots only, and since when.
@@ -110,6 +112,7 @@ impl Laws {
             custody_ended: false,
             asked: None,
             unanswered: Vec::new(),
+            cancelling: Vec::new(),
             pending: pending::Pending::default(),
             operation: None,
             steered: None,
@@ -367,8 +370,9 @@ impl Laws {
                 let slow = self.too_slow == Some(worker);
                 law!(!slow || late(since), "{worker} is not too slow yet");
                 ordered = !slow && self.end == End::Running;
+                let cancelled = self.is_cancelled() && !slot.deposited;
                 law!(
-                    !ordered || rolling,
+                    !ordered || rolling || cancelled,
                     "{worker} is killed while it may still start"
                 );
             }

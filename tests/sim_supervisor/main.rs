@@ -231,6 +231,10 @@ impl<'a> World<'a> {
             RequestId(self.requests)
         };
         let here = self.machine.policy().workers;
+        if request != RequestId::NOBODY && self.rng.u8(0..4) == 0 {
+            let by = "somebody".to_owned();
+            return Event::Cancel { request, by };
+        }
         if self.rng.bool() {
             return self.patient_request(request);
         }
@@ -432,7 +436,7 @@ fn stop(by: &str) -> Event {
     Event::Stop { by: by.to_owned() }
 }
 
-const KINDS: [&str; 63] = [
+const KINDS: [&str; 64] = [
     "Bind",
     "Adopt",
     "Inherit",
@@ -474,6 +478,7 @@ const KINDS: [&str; 63] = [
     "WorkerStopped",
     "OperationStarted",
     "OperationEnded",
+    "OperationCancelled",
     "RequestPending",
     "RequestWithdrawn",
     "NotBegun",
@@ -548,6 +553,7 @@ fn kind(action: &Action) -> &'static str {
             Notice::WorkerStopped { .. } => "WorkerStopped",
             Notice::OperationStarted { .. } => "OperationStarted",
             Notice::OperationEnded { .. } => "OperationEnded",
+            Notice::OperationCancelled { .. } => "OperationCancelled",
             Notice::RequestPending { .. } => "RequestPending",
             Notice::RequestWithdrawn { .. } => "RequestWithdrawn",
             Notice::NotBegun { .. } => "NotBegun",

@@ -140,11 +140,16 @@ impl Machine {
         }
         let served_for = obituary.served_for.unwrap_or_default();
         let why = obituary.to_string();
-        self.record(worker, obituary, now);
-        let slot = &mut self.slots[index];
-        if slot.queue == Queue::Unbound {
-            return self.give_up_growth(&why);
+        let unbound = slot.queue == Queue::Unbound;
+        if unbound && self.is_cancelled() {
+            self.stopped(worker, obituary);
+            return self.give_up_growth(&why, now);
         }
+        self.record(worker, obituary, now);
+        if unbound {
+            return self.give_up_growth(&why, now);
+        }
+        let slot = &mut self.slots[index];
         if let Some(at) = slot.handing_over() {
             self.reinstate(index, at, now);
             self.slots[index].owes_word = true;

@@ -11,6 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::slot::{PredecessorStage, Slot};
+use super::cancel::Cancel;
 use super::pending::{Obstacle, impossible};
 use super::reactions::Reception;
 use super::roll::{Course, Roll};
@@ -31,6 +32,9 @@ pub(in super::super) struct Operation {
     pub(super) renewed: u16,
     pub(super) moved: u64,
     pub(super) drained: u64,
+    /// Somebody has cancelled it. Left out where nobody has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cancel: Option<Cancel>,
 }
 
 /// What a planned operation is good for.
@@ -61,7 +65,11 @@ pub(super) enum Stage {
     /// Workers are renewed, or put back.
     Roll(Box<Roll>),
     /// Slots are added up to this number.
-    Grow { to: u16 },
+    Grow {
+        to: u16,
+        /// How many there were before.
+        former: u16,
+    },
     /// Slots from this number on leave.
     Shrink {
         to: u16,
@@ -125,7 +133,7 @@ impl Machine {
                 self.refuse(request, kind, cause);
             }
             (Obstacle::None, None) => {
-                self.begin(request, kind, Stage::Grow { to }, now);
+                self.begin(request, kind, Stage::Grow { to, former: here }, now);
                 self.begin_scale(to, now);
             }
         }
@@ -193,6 +201,7 @@ impl Machine {
             renewed: 0,
             moved: 0,
             drained: 0,
+            cancel: None,
         });
     }
 
@@ -200,6 +209,10 @@ impl Machine {
         if let Some(operation) = &mut self.operation {
             operation.stage = stage;
         }
+    }
+
+    pub(super) fn planned_kind(&self) -> Option<OperationKind> {
+        self.operation.as_ref().map(|operation| operation.kind)
     }
 
     pub(super) fn stage(&self) -> Option<&Stage> {
@@ -222,7 +235,14 @@ impl Machine {
             self.actions.push_back(Action::AbortPreflight);
         }
         let cause = "the server stops".to_owned();
-        self.answer(operation.request, operation.kind, Answer::Failed { cause });
+        let answer = Answer::Failed {
+            cause: cause.clone(),
+        };
+        self.answer(operation.request, operation.kind, answer);
+        if let Some(mut cancel) = operation.cancel {
+            cancel.incomplete = true;
+            self.answer_cancel(cancel, &cause, operation.since);
+        }
     }
 
     fn answer(&mut self, request: RequestId, kind: OperationKind, answer: Answer) {
@@ -250,7 +270,7 @@ impl Machine {
         match stage {
             Stage::Preflight { .. } | Stage::Passed | Stage::Exec => false,
             Stage::Roll(_) => self.advance_roll(now),
-            Stage::Grow { to } => self.grow(*to, now),
+            Stage::Grow { to, .. } => self.grow(*to, now),
             Stage::Shrink {
                 to,
                 settling,
@@ -268,12 +288,19 @@ impl Machine {
     }
 
     fn conclude(&mut self, now: Tick) {
+        let Some(Operation {
+            kind,
+            stage: Stage::Ending { failure },
+            ..
+        }) = self.operation.clone()
+        else {
+            return;
+        };
+        let failure = self.failure_of(kind, failure);
         let Some(operation) = self.operation.take() else {
             return;
         };
-        let Stage::Ending { failure } = operation.stage else {
-            return;
-        };
+        let cause = failure.clone().unwrap_or_default();
         let answer = match failure {
             Some(cause) => Answer::Failed { cause },
             None => Answer::Done(Done {
@@ -285,6 +312,9 @@ impl Machine {
             }),
         };
         self.answer(operation.request, operation.kind, answer);
+        if let Some(cancel) = operation.cancel {
+            self.answer_cancel(cancel, &cause, now);
+        }
     }
 
     /// Slots that have not left.
@@ -315,7 +345,7 @@ impl Machine {
                     format!("it has failed; slots that still go back: {}", todo.len())
                 }
             },
-            Stage::Grow { to } => {
+            Stage::Grow { to, .. } => {
                 let ready = |slot: &&Slot| slot.queue != Queue::Unbound;
                 let ready = self.slots.iter().filter(ready).count();
                 format!("{ready} of {to} workers are there")

@@ -345,7 +345,7 @@ impl Machine {
                 Course::Forward { .. } => roll.policy.workers.clamp(1, WORKERS_MAX),
                 Course::Back { .. } => here,
             },
-            Some(Stage::Grow { to } | Stage::Shrink { to, .. }) => *to,
+            Some(Stage::Grow { to, .. } | Stage::Shrink { to, .. }) => *to,
             Some(Stage::Preflight { .. } | Stage::Passed | Stage::Exec | Stage::Ending { .. })
             | None => here,
         }

@@ -235,7 +235,7 @@ impl Machine {
         }
     }
 
-    fn turn_back(&mut self, cause: String, now: Tick) {
+    pub(super) fn turn_back(&mut self, cause: String, now: Tick) {
         let Some(target) = self.roll().map(|roll| roll.target) else {
             return;
         };
@@ -296,9 +296,7 @@ impl Machine {
     }
 
     fn end_failed_roll(&mut self) {
-        let Some(operation) = &self.operation else {
-            return;
-        };
+        let upgrades = self.planned_kind() == Some(OperationKind::Upgrade);
         let Some(Roll {
             course: Course::Back { cause, .. },
             ..
@@ -320,10 +318,12 @@ impl Machine {
             odd = true;
             cause.push_str(&format!("; slot {} {what}", slot.id));
         }
-        if !odd {
+        if odd {
+            self.note_incomplete();
+        } else {
             cause.push_str("; every worker runs what it ran before");
         }
-        if operation.kind == OperationKind::Upgrade {
+        if upgrades {
             cause.push_str("; the supervisor itself runs the new program");
         }
         self.fail_operation(cause);

@@ -23,7 +23,7 @@ impl Machine {
     pub(super) fn begin_scale(&mut self, to: u16, now: Tick) {
         let here = self.policy.workers.max(1);
         let stage = if to > here {
-            Stage::Grow { to }
+            Stage::Grow { to, former: here }
         } else if to < here {
             self.actions.push_back(Action::Steer { slots: to });
             Stage::Shrink {
@@ -61,12 +61,15 @@ impl Machine {
     }
 
     /// The slot that was being added has no worker, and never had one.
-    pub(super) fn give_up_growth(&mut self, why: &str) {
+    pub(super) fn give_up_growth(&mut self, why: &str, now: Tick) {
         let Some(slot) = self.slots.last() else {
             return;
         };
         let id = slot.id;
         self.drop_last_slot();
+        if self.is_cancelled() {
+            return self.shrink_back(now);
+        }
         let workers = self.open_slots();
         let cause = format!("the new worker of slot {id} failed: {why}; {workers} workers serve");
         self.fail_operation(cause);
@@ -153,6 +156,7 @@ impl Machine {
         let workers = self.open_slots();
         self.policy.workers = workers;
         self.actions.push_back(Action::Unsteer);
+        self.note_incomplete();
         self.fail_operation(format!(
             "slot {id} is {state} and no sibling could take over; {workers} workers stay"
         ));

@@ -578,6 +578,7 @@ fn limits_at_the_end_of_the_clock_do_not_overflow() {
 }
 
 mod balance;
+mod cancel;
 mod pending;
 mod planned;
 mod scaling;

@@ -89,7 +89,7 @@ impl Machine {
         }
     }
 
-    fn fail_upgrade(&mut self, cause: &str) {
+    pub(super) fn fail_upgrade(&mut self, cause: &str) {
         self.fail_operation(format!("{cause}; the running program serves on"));
     }
 }

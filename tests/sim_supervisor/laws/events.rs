@@ -81,6 +81,7 @@ impl Laws {
             | Event::ExecFailed { .. }
             | Event::Resumed { .. }
             | Event::Scale { .. } => self.note_plan(event, now),
+            Event::Cancel { request, .. } => self.note_cancel(*request, now),
             Event::Requested { .. } | Event::Withdrawn { .. } | Event::NotBegun { .. } => {
                 self.note_pending(event);
             }

@@ -67,6 +67,10 @@ pub(super) struct Operation {
     hindered: BTreeSet<SlotId>,
     /// Something else has.
     failed: bool,
+    /// How many slots there were when it began.
+    former: u16,
+    /// Who has cancelled it, and how many workers there were to be before that.
+    cancelled: Option<(RequestId, u16)>,
 }
 
 impl Operation {
@@ -188,7 +192,63 @@ impl Laws {
             turned: false,
             hindered: BTreeSet::new(),
             failed: false,
+            former: self.open(),
+            cancelled: None,
         });
+    }
+
+    /// Somebody cancels what is in progress; the answer will show whether that was possible.
+    pub(super) fn note_cancel(&mut self, request: RequestId, now: Tick) {
+        self.unanswered.push(request);
+        self.cancelling.push(request);
+        let stay = self
+            .slots
+            .iter()
+            .take_while(|it| !it.closed && it.life != Life::Retired);
+        let stay = u16::try_from(stay.count()).expect("few slots");
+        let shrinks = self.steered.is_some();
+        let bound = self.bound(&self.policy, self.open());
+        let Some(operation) = &mut self.operation else {
+            return;
+        };
+        let possible = match operation.stage {
+            Stage::Preflight { .. } | Stage::Roll(_) | Stage::Scale => true,
+            Stage::Passed | Stage::Exec => false,
+        };
+        if !possible || operation.cancelled.is_some() || operation.turned || operation.failed {
+            return;
+        }
+        operation.cancelled = Some((request, operation.to));
+        operation.bound = now.since(operation.since) + bound;
+        match operation.stage {
+            Stage::Roll(_) => operation.turned = true,
+            Stage::Scale if shrinks => {
+                operation.to = stay;
+                self.steered = self.steered.map(|(_, since)| (stay, since));
+            }
+            Stage::Scale => operation.to = operation.former,
+            Stage::Preflight { .. } | Stage::Passed | Stage::Exec => {}
+        }
+    }
+
+    /// The answer to whoever cancels: at once, or after the operation's own.
+    fn cancel_answered(&mut self, request: RequestId, answer: &Answer) {
+        let mut answered = |it: &RequestId| *it != request;
+        self.unanswered.retain(&mut answered);
+        if let Answer::Done(done) = answer {
+            law!(self.operation.is_none(), "it is cancelled and goes on");
+            law!(done.workers == self.open(), "{done:?}");
+        }
+        if let Answer::Refused { cause } = answer
+            && let Some(operation) = &mut self.operation
+            && let Some((_, to)) = operation.cancelled.filter(|(it, _)| *it == request)
+        {
+            // What is over but for its last workers is nothing that a law can see.
+            law!(cause.contains("last workers"), "{operation:?}: {cause}");
+            law!(operation.stage == Stage::Scale, "{operation:?}: {cause}");
+            operation.cancelled = None;
+            operation.to = to;
+        }
     }
 
     /// The longest that an operation may take: for each slot there and back, and its own waits.
@@ -222,6 +282,9 @@ impl Laws {
     }
 
     pub(super) fn answered(&mut self, request: RequestId, answer: &Answer, now: Tick) {
+        if self.cancelling.contains(&request) {
+            return self.cancel_answered(request, answer);
+        }
         if let Answer::Refused { cause } = answer
             && self.asked.as_ref().is_none_or(|it| it.request != request)
         {
@@ -274,7 +337,7 @@ impl Laws {
     }
 
     fn succeeded(&self, operation: &Operation, done: &Done, now: Tick) {
-        let failed = operation.failed || operation.turned;
+        let failed = operation.failed || operation.turned || operation.cancelled.is_some();
         law!(!failed, "it is done although it failed: {operation:?}");
         law!(self.end == End::Running, "it is done while {:?}", self.end);
         law!(
@@ -310,9 +373,19 @@ impl Laws {
     fn failed(&self, operation: &Operation, cause: &str) {
         let stops = self.end != End::Running;
         law!(
-            stops || operation.failed || operation.turned,
+            stops || operation.failed || operation.turned || operation.cancelled.is_some(),
             "it failed for nothing: {cause}"
         );
+        if operation.cancelled.is_some() && !stops {
+            law!(cause.contains("cancelled by"), "it was cancelled: {cause}");
+            law!(
+                operation.failed
+                    || operation.stage != Stage::Scale
+                    || self.open() <= operation.former.max(operation.to),
+                "{} slots stay of {operation:?}",
+                self.open()
+            );
+        }
         // Otherwise it has touched no slot.
         if stops || !operation.turned {
             return;
@@ -351,6 +424,13 @@ impl Laws {
         if let Some(operation) = &mut self.operation {
             operation.failed = true;
         }
+    }
+
+    /// Whether what is in progress has been cancelled.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.operation
+            .as_ref()
+            .is_some_and(|it| it.cancelled.is_some())
     }
 
     /// Whether new workers may run `release` although it is not in force.
@@ -521,7 +601,7 @@ impl Laws {
             && let Stage::Preflight { since: Some(since) } = operation.stage
         {
             law!(
-                stops || now >= since + limit,
+                stops || now >= since + limit || operation.cancelled.is_some(),
                 "the preflight had time until {:?}",
                 since + limit
             );
@@ -603,9 +683,12 @@ impl Laws {
             self.waits_again(request, wanted);
         }
         let under_way = self.operation.iter().map(|it| it.request);
+        let cancels = self.operation.as_ref().and_then(|it| it.cancelled);
+        let waits =
+            |it: &RequestId| self.waits(*it) || cancels.is_some_and(|(request, _)| request == *it);
         let unanswered = self.unanswered.iter().copied();
         law!(
-            unanswered.filter(|it| !self.waits(*it)).eq(under_way),
+            unanswered.filter(|it| !waits(it)).eq(under_way),
             "{:?} are not answered",
             self.unanswered
         );

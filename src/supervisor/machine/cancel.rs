@@ -1,0 +1,191 @@
+//! Ending the operation in progress because somebody asked for that.
+//!
+//! It takes the way back that a failure would take: a roll turns round, a new program is tried no
+//! longer, added slots leave again, and slots that were about to leave stay. What cannot be taken
+//! back stays: a release that is in force (of a reload that has gone on to another number of
+//! workers), and the places of slots that have begun to leave.
+//!
+//! Invariants: the operation fails and names who cancelled it; the cancelling request is answered
+//! after that, and `Done` only if everything was taken back that could be.
+
+use serde::{Deserialize, Serialize};
+
+use super::operation::{OperationKind, Stage};
+use super::reactions::Reception;
+use super::roll::Course;
+use super::{Action, Answer, Done, KillReason, Machine, Notice, Queue, RequestId, Slot, SlotState};
+use crate::clock::Tick;
+
+/// Who ends an operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Cancel {
+    request: RequestId,
+    by: String,
+    since: Tick,
+    /// Something could not be taken back.
+    pub(super) incomplete: bool,
+}
+
+impl Machine {
+    pub(super) fn cancel(&mut self, request: RequestId, by: &str, now: Tick) -> Reception {
+        if let Some(cause) = self.not_to_be_cancelled() {
+            let answer = Answer::Refused { cause };
+            self.notice(Notice::OperationEnded {
+                what: "cancel".to_owned(),
+                answer: answer.clone(),
+            });
+            self.actions.push_back(Action::Answer { request, answer });
+            return Reception::Taken;
+        }
+        let Some(operation) = &mut self.operation else {
+            return Reception::Stale;
+        };
+        operation.cancel = Some(Cancel {
+            request,
+            by: by.to_owned(),
+            since: now,
+            incomplete: false,
+        });
+        let what = operation.kind.what();
+        let by = by.to_owned();
+        self.notice(Notice::OperationCancelled { what, by });
+        self.take_back(now);
+        Reception::Taken
+    }
+
+    /// Why the operation cannot be cancelled, or that there is none.
+    fn not_to_be_cancelled(&self) -> Option<String> {
+        let Some(operation) = &self.operation else {
+            return Some(match self.beginning() {
+                Some(beginning) => format!("{beginning}; try again in a moment"),
+                None => "no operation is in progress".to_owned(),
+            });
+        };
+        if operation.cancel.is_some() {
+            return Some("the operation is being cancelled already".to_owned());
+        }
+        let cause = match &operation.stage {
+            Stage::Passed | Stage::Exec => "the new program takes over; try again in a moment",
+            Stage::Ending { .. } => "the operation is over but for its last workers",
+            Stage::Roll(roll) => match roll.course {
+                Course::Forward { .. } => return None,
+                Course::Back { .. } => "the operation has failed and is being rolled back",
+            },
+            Stage::Preflight { .. } | Stage::Grow { .. } | Stage::Shrink { .. } => return None,
+        };
+        Some(cause.to_owned())
+    }
+
+    fn take_back(&mut self, now: Tick) {
+        match self.stage() {
+            Some(Stage::Preflight { .. }) => {
+                self.actions.push_back(Action::AbortPreflight);
+                self.fail_upgrade(&self.cancelled());
+            }
+            Some(Stage::Roll(_)) => self.turn_back(self.cancelled(), now),
+            Some(Stage::Grow { .. }) => {
+                let starting = |slot: &&Slot| slot.queue == Queue::Unbound;
+                match self.slots.last().filter(starting) {
+                    // Its end is waited for.
+                    Some(slot) => {
+                        let worker = slot.worker();
+                        if matches!(slot.state, SlotState::Starting { .. }) {
+                            self.kill(worker, KillReason::OperationFailed, now);
+                        }
+                    }
+                    None => self.shrink_back(now),
+                }
+            }
+            Some(Stage::Shrink { turn, .. }) => {
+                let turn = *turn;
+                let leaves =
+                    |slot: &Slot| slot.queue == Queue::Closed || slot.state == SlotState::Retired;
+                let stay = self.slots.iter().take_while(|slot| !leaves(slot)).count();
+                let to = u16::try_from(stay).unwrap_or(u16::MAX);
+                self.enter_stage(Stage::Shrink {
+                    to,
+                    settling: None,
+                    turn,
+                    patience: None,
+                });
+            }
+            Some(Stage::Passed | Stage::Exec | Stage::Ending { .. }) | None => {}
+        }
+    }
+
+    /// Makes the slots leave that a cancelled operation has added.
+    pub(super) fn shrink_back(&mut self, now: Tick) {
+        let Some(Stage::Grow { former, .. }) = self.stage() else {
+            return;
+        };
+        let former = *former;
+        self.policy.workers = self.open_slots();
+        self.spread();
+        self.begin_scale(former, now);
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        let operation = self.operation.as_ref();
+        operation.is_some_and(|operation| operation.cancel.is_some())
+    }
+
+    /// Something cannot be taken back; matters only if the operation was cancelled.
+    pub(super) fn note_incomplete(&mut self) {
+        if let Some(operation) = &mut self.operation
+            && let Some(cancel) = &mut operation.cancel
+        {
+            cancel.incomplete = true;
+        }
+    }
+
+    /// Why the operation has failed, with who cancelled it, if somebody did.
+    pub(super) fn failure_of(
+        &self,
+        kind: OperationKind,
+        failure: Option<String>,
+    ) -> Option<String> {
+        if !self.is_cancelled() {
+            return failure;
+        }
+        let cancelled = self.cancelled();
+        let workers = self.open_slots();
+        Some(match failure {
+            Some(cause) if cause.starts_with(&cancelled) => cause,
+            Some(cause) => format!("{cancelled}; {cause}"),
+            None if matches!(kind, OperationKind::Scale { .. }) => {
+                format!("{cancelled}; {workers} workers serve")
+            }
+            None => format!(
+                "{cancelled}; release {} is in force; {workers} workers serve",
+                self.release
+            ),
+        })
+    }
+
+    fn cancelled(&self) -> String {
+        let cancel = self.operation.as_ref().and_then(|it| it.cancel.as_ref());
+        let by = cancel.map_or("nobody", |cancel| cancel.by.as_str());
+        format!("cancelled by {by}")
+    }
+
+    /// Tells whoever has cancelled an operation that is over now how that went.
+    pub(super) fn answer_cancel(&mut self, cancel: Cancel, cause: &str, now: Tick) {
+        let Cancel {
+            request,
+            since,
+            incomplete,
+            ..
+        } = cancel;
+        let answer = if incomplete {
+            let cause = cause.to_owned();
+            Answer::Failed { cause }
+        } else {
+            Answer::Done(Done {
+                workers: self.open_slots(),
+                took: now.since(since),
+                ..Done::default()
+            })
+        };
+        self.actions.push_back(Action::Answer { request, answer });
+    }
+}
