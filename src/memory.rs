@@ -435,8 +435,7 @@ impl<P: Probe> Memory<P> {
     fn wipe(&mut self) -> io::Result<()> {
         self.store(Layout::IN_HAND, 0, 0);
         self.store(Layout::ACCEPTING, 0, 0);
-        let records = Layout::record(0);
-        self.shared.discard(records, self.shared.len() - records)?;
+        self.shared.clear_from(Layout::record(0))?;
         let layout = self.layout;
         let numbers = [
             MAGIC,

@@ -77,6 +77,10 @@ const COMMON: Table = &[
         &[libc::SYS_rt_sigreturn, libc::SYS_restart_syscall],
     ),
     (
+        "what the kernel itself has a process call whose functions somebody observes (a profiler)",
+        PROBES,
+    ),
+    (
         "the end of the first thread and of the process; seen",
         &[libc::SYS_sigaltstack, libc::SYS_exit_group],
     ),
@@ -99,6 +103,13 @@ const ADMIN: Table = &[
     ),
 ];
 
+/// `uretprobe` and `uprobe`: called by code that the kernel put there, and refused elsewhere. Not in
+/// every C library's list yet.
+#[cfg(target_arch = "x86_64")]
+const PROBES: &[libc::c_long] = &[335, 336];
+#[cfg(not(target_arch = "x86_64"))]
+const PROBES: &[libc::c_long] = &[];
+
 /// What only older architectures have.
 #[cfg(target_arch = "x86_64")]
 const OLD: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll];
@@ -120,9 +131,6 @@ const fn socket_options(role: Role) -> &'static [libc::c_int] {
     }
 }
 
-/// Holes that buffers leave when they are given back. Other kinds would fill a disk, by the log.
-const HOLE: libc::c_int = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-
 /// The rules of the filter, for the process with number `pid`: no rule for a call means always.
 ///
 /// # Errors
@@ -142,11 +150,13 @@ pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRul
     for call in [libc::SYS_tkill, libc::SYS_tgkill] {
         rules.insert(call, vec![only(0, Eq, pid.into())?]);
     }
-    // Memory, but none that can be executed.
-    let executable = libc::PROT_EXEC.unsigned_abs().into();
-    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        rules.insert(call, vec![only(2, MaskedEq(executable), 0)?]);
-    }
+    // Memory, but none that can be executed, and none of a file that is open.
+    let executable = MaskedEq(libc::PROT_EXEC.unsigned_abs().into());
+    let anonymous = u64::from(libc::MAP_ANONYMOUS.unsigned_abs());
+    let plain = SeccompCondition::new(2, Dword, executable.clone(), 0)?;
+    let fresh = SeccompCondition::new(3, Dword, MaskedEq(anonymous), anonymous)?;
+    rules.insert(libc::SYS_mmap, vec![SeccompRule::new(vec![plain, fresh])?]);
+    rules.insert(libc::SYS_mprotect, vec![only(2, executable, 0)?]);
     let orders = DESCRIPTOR_ORDERS.map(|order| only(1, Eq, u64::from(order.unsigned_abs())));
     let orders: Result<Vec<_>, _> = orders.into_iter().collect();
     rules.insert(libc::SYS_fcntl, orders?);
@@ -162,10 +172,6 @@ pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRul
     let current = SeccompCondition::new(3, Qword, Eq, u64::MAX)?;
     let line = SeccompRule::new(vec![current, is(5, libc::RWF_NOWAIT)?])?;
     rules.insert(libc::SYS_pwritev2, vec![line]);
-    if role == Role::Worker {
-        let hole = vec![only(1, Eq, HOLE.unsigned_abs().into())?];
-        rules.insert(libc::SYS_fallocate, hole);
-    }
     Ok(rules)
 }
 
@@ -209,6 +215,8 @@ mod tests {
             libc::SYS_io_uring_setup,
             libc::SYS_unlinkat,
             libc::SYS_mount,
+            // Would empty any file that is open, such as the log.
+            libc::SYS_fallocate,
         ] {
             assert!(rules.iter().all(|it| !it.contains_key(&call)), "{call}");
         }
@@ -227,7 +235,6 @@ mod tests {
             libc::SYS_setsockopt,
             libc::SYS_shutdown,
             libc::SYS_pwritev2,
-            libc::SYS_fallocate,
         ] {
             assert_ne!(rules[&call].len(), 0, "{call}");
         }

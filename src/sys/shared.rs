@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;
@@ -34,6 +34,8 @@ pub struct Line(pub [AtomicU64; LINE_BYTES / 8]);
 pub struct SharedMemory {
     map: MmapRaw,
     file: File,
+    /// Bytes of a page. Asked for once: a sandboxed process may not.
+    page: usize,
 }
 
 /// A mapping whose file is still somebody else's to own.
@@ -98,6 +100,7 @@ impl SharedMemory {
         Self {
             map: mapping.0,
             file: File::from(fd),
+            page: rustix::param::page_size(),
         }
     }
 
@@ -186,18 +189,46 @@ impl SharedMemory {
         }
     }
 
-    /// Gives the pages wholly inside `length` bytes at `offset` back to the system; they read as
-    /// zeroes afterwards.
+    /// Makes everything from `offset` on read as zeroes, and gives its pages back to the system.
     ///
     /// # Errors
     /// What `fallocate` returned; the bytes are then unchanged.
-    pub fn discard(&self, offset: usize, length: usize) -> io::Result<()> {
+    pub fn clear_from(&self, offset: usize) -> io::Result<()> {
+        let length = self.map.len().saturating_sub(offset);
         let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&self.file, mode, offset, length)?;
         Ok(())
+    }
+
+    /// Gives the pages wholly inside `length` bytes at `offset` back to the system; they read as
+    /// zeroes afterwards.
+    ///
+    /// By the mapping and not by the descriptor, so that a process which may do it can do it to no
+    /// other file.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the bytes are not inside the mapping, else what `madvise` returned; the
+    /// bytes are then unchanged.
+    pub fn discard(&self, offset: usize, length: usize) -> io::Result<()> {
+        let end = offset.checked_add(length);
+        let Some(end) = end.filter(|end| *end <= self.map.len()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let first = offset.next_multiple_of(self.page);
+        let last = end - end % self.page;
+        if first >= last {
+            return Ok(());
+        }
+        // SAFETY: the range was checked to lie inside the mapping, which is of a file, shared and
+        // writable; its bytes become zeroes, which every reader of words and bytes here accepts,
+        // and `bytes` hands out no reference that outlives a borrow of `self`.
+        unsafe {
+            self.map
+                .unchecked_advise_range(UncheckedAdvice::Remove, first, last - first)
+        }
     }
 }
 
