@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use crate::config::Config;
+use crate::config::{Config, KERNEL_STALL_MAX, KERNEL_STALL_MIN};
 use crate::port::{self, Holder};
 use crate::wire::Listen;
 
@@ -164,6 +164,11 @@ fn set_inherited(socket: &Socket, config: &Config) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     // Urgent bytes are bytes: byte-exact service, and exact kernel byte counters, depend on it.
     socket.set_out_of_band_inline(true)?;
+    // Whoever shares the socket may have set it: a close would then wait, or reset its client.
+    socket.set_linger(None)?;
+    // What the kernel holds for a peer that takes nothing, also after the close, ends with this.
+    let stall = config.write_stall_timeout;
+    socket.set_tcp_user_timeout(stall.map(|it| it.clamp(KERNEL_STALL_MIN, KERNEL_STALL_MAX)))?;
     if let Some(bytes) = config.recv_buffer {
         socket.set_recv_buffer_size(bytes as usize)?;
     }
@@ -245,6 +250,31 @@ mod tests {
         assert_eq!(wanted, asked);
         fall_back_to_ipv4(&mut wanted, false);
         assert_eq!(wanted, [listen("0.0.0.0:80", false), asked[1], asked[2]]);
+    }
+
+    #[test]
+    fn listener_takes_every_stall_timeout() {
+        let asked = Listen {
+            addr: ([127, 0, 0, 1], 0).into(),
+            dual_stack: false,
+        };
+        let ms = Duration::from_millis;
+        for (stall, expected) in [
+            (None, None),
+            (Some(ms(10)), Some(KERNEL_STALL_MIN)),
+            (Some(ms(60_000)), Some(ms(60_000))),
+            (Some(ms(30 * 24 * 3_600_000)), Some(KERNEL_STALL_MAX)),
+        ] {
+            let config = Config {
+                write_stall_timeout: stall,
+                ..Config::default()
+            };
+            let (socket, listen) = bind(&asked, &config).unwrap();
+            let client = std::net::TcpStream::connect(listen.addr).unwrap();
+            let (accepted, _) = Socket::from(socket).accept().unwrap();
+            assert_eq!(accepted.tcp_user_timeout().unwrap(), expected);
+            drop(client);
+        }
     }
 
     #[test]

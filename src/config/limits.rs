@@ -35,6 +35,17 @@ pub const PROXY_LINE_MAX_BYTES: usize = 107;
 /// the rest is for additional fields, certificates' names above all.
 pub const PROXY_HEADER_MAX_BYTES: usize = 4096;
 
+/// A worker that has reached `max_connections` accepts again when a tenth of its places is free, or
+/// this long after the first one is: so a new client does not wait while there is room.
+pub const LIMIT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the kernel has for a client that takes none of it is thrown away after
+/// `write_stall_timeout`, or this if that is shorter: the network may need so long.
+pub const KERNEL_STALL_MIN: Duration = Duration::from_secs(1);
+
+/// The longest such time that the kernel can be told (a positive number of milliseconds).
+pub const KERNEL_STALL_MAX: Duration = Duration::from_millis(i32::MAX as u64);
+
 /// Descriptors kept for each slot besides its listeners: channel, pidfd, memory, and one spare.
 pub const FDS_PER_SLOT: u32 = 4;
 

@@ -264,8 +264,8 @@ pub static SETTINGS: &[Setting] = &[
         default: "auto",
         example: "50000",
         help: "Connections a worker holds at once",
-        long_help: "At the limit a worker stops accepting until a tenth of them has closed; \
-                    clients wait in the accept queue. auto: what the descriptor limit (ulimit -n) \
+        long_help: "At the limit a worker stops accepting until a tenth of them has closed, or \
+                    100 ms after the first has; clients wait in the accept queue. auto: what the descriptor limit (ulimit -n) \
                     leaves after a reserve, at most 1000000.",
     },
     Setting {
@@ -275,7 +275,8 @@ pub static SETTINGS: &[Setting] = &[
         default: "off",
         example: "30s",
         help: "Close a connection on which nothing moved for so long",
-        long_help: "Bytes in either direction count as movement. off: a silent client may stay, \
+        long_help: "Bytes in either direction count as movement. A long time may take up to 3 % \
+                    longer, so that idle workers wake rarely. off: a silent client may stay, \
                     at the cost of one descriptor and no buffer.",
     },
     Setting {
@@ -286,7 +287,8 @@ pub static SETTINGS: &[Setting] = &[
         example: "20s",
         help: "Cut a client that took none of its output for so long",
         long_help: "Only a client that owes us reading is meant; it is not read from meanwhile. \
-                    off: it may keep its buffer for ever.",
+                    What the kernel still has for it is given up as well, also after the close, \
+                    but not before 1 s. off: it may keep its buffer for ever.",
     },
     Setting {
         binding: bind!(linger_timeout, LINGER_TIMEOUT),
