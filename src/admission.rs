@@ -30,9 +30,6 @@ const FORGOTTEN_AT_ONCE: usize = 4;
 /// An empty table keeps room for this many, and gives the rest of its memory back.
 const SPARE_SOURCES: usize = 1024;
 
-/// How often a refusal of one cause is worth a line of the log.
-const TOLD_EVERY: Duration = Duration::from_secs(1);
-
 /// What becomes of a connection that was taken from an accept queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -325,31 +322,6 @@ impl Rate {
     }
 }
 
-/// Which refusals are told in the log: one of each cause a second, with the number of those since
-/// the last. A flood fills counters, not disks.
-#[derive(Debug, Default)]
-pub struct Refusals([Untold; RefusalCause::ALL.len()]);
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Untold {
-    refused: u64,
-    told_at: Option<Tick>,
-}
-
-impl Refusals {
-    /// Notes one; if it is to be told, how many there were since one was, itself included.
-    pub fn note(&mut self, cause: RefusalCause, now: Tick) -> Option<u64> {
-        let one = &mut self.0[cause as usize];
-        one.refused += 1;
-        let told_lately = one.told_at.is_some_and(|at| now.since(at) < TOLD_EVERY);
-        if told_lately {
-            return None;
-        }
-        one.told_at = Some(now);
-        Some(std::mem::take(&mut one.refused))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -520,17 +492,6 @@ mod tests {
             kept.iter().all(|kept| *kept < 4 * SPARE_SOURCES),
             "{kept:?}"
         );
-    }
-
-    #[test]
-    fn one_refusal_of_a_cause_a_second_is_told() {
-        let mut refusals = Refusals::default();
-        let mut note = |cause, ms| refusals.note(cause, Tick::from_millis(ms));
-        assert_eq!(note(RefusalCause::Denied, 0), Some(1));
-        assert_eq!(note(RefusalCause::Denied, 1), None);
-        assert_eq!(note(RefusalCause::PerSourceRate, 1), Some(1));
-        assert_eq!(note(RefusalCause::Denied, 999), None);
-        assert_eq!(note(RefusalCause::Denied, 1000), Some(3));
     }
 
     /// One step of a life: a source tries to connect, one of its connections ends, or one arrives

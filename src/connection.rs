@@ -144,6 +144,10 @@ fn is_finishing<P: Probe>(memory: &Memory<P>, fd: u32) -> bool {
 }
 
 /// Acts on the deadline of connection `fd`, if it has passed.
+///
+/// The process may have been stopped, or starved of CPU, so the clock alone proves nothing: what
+/// arrived meanwhile is served first, and the deadline counts only if that changed nothing.
+/// A PROXY header is the caller's to look for, before this.
 pub fn expire<P: Probe>(
     memory: &mut Memory<P>,
     fd: u32,
@@ -151,30 +155,23 @@ pub fn expire<P: Probe>(
     rules: &Rules,
     now: Tick,
 ) -> Outcome {
-    if deadline(memory, fd, rules).is_none_or(|due| due > now) {
+    if !is_due(memory, fd, rules, now) {
         return Outcome::Waiting;
     }
+    let head = memory.head(fd);
+    if head.state != State::AwaitingHeader {
+        let unseen = Flags::READABLE.with(Flags::WRITABLE);
+        memory.set_flags(fd, head.flags.with(unseen));
+        let outcome = drive(memory, fd, stream, rules, now);
+        // A peer that floods a lingering connection does not prolong it.
+        if matches!(outcome, Outcome::Close(_)) || !is_due(memory, fd, rules, now) {
+            return outcome;
+        }
+    }
     match memory.head(fd).state {
-        State::Open if memory.pending(fd).is_some() => {
-            let flags = memory.head(fd).flags.with(Flags::WRITABLE);
-            let mut turn = Turn {
-                memory,
-                fd,
-                stream,
-                rules,
-                flags,
-                now,
-            };
-            let outcome = turn.try_stalled();
-            let flags = turn.flags;
-            memory.set_flags(fd, flags);
-            outcome
-        }
-        State::Open if ends_unheard(memory, fd) => {
-            end_stream(memory, fd, stream, State::LingeringStop, now)
-        }
-        State::AwaitingHeader if is_finishing(memory, fd) => {
-            // Nothing was received, so nothing is owed.
+        State::Open if memory.pending(fd).is_some() => Outcome::Close(CloseReason::WriteStall),
+        // Of a header nothing was received, so nothing is owed.
+        State::Open | State::AwaitingHeader if is_finishing(memory, fd) => {
             end_stream(memory, fd, stream, State::LingeringStop, now)
         }
         State::Open => end_stream(memory, fd, stream, State::LingeringIdle, now),
@@ -183,6 +180,12 @@ pub fn expire<P: Probe>(
         State::AwaitingHeader => Outcome::Refuse(RefusalCause::ProxyTimeout),
         State::Free | State::Closing | State::Handed => Outcome::Waiting,
     }
+}
+
+/// Whether the deadline of connection `fd` has passed.
+#[must_use]
+pub fn is_due<P: Probe>(memory: &Memory<P>, fd: u32, rules: &Rules, now: Tick) -> bool {
+    deadline(memory, fd, rules).is_some_and(|due| due <= now)
 }
 
 /// The reason behind an error of a connection's socket. A peer's reset is an outcome, not an error.
@@ -271,6 +274,10 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
             Ok(sent) => sent,
             Err(error) => {
                 self.memory.settled();
+                if error.kind() == io::ErrorKind::TimedOut {
+                    // The kernel's own clock for output that nobody takes.
+                    return Err(CloseReason::WriteStall);
+                }
                 return self
                     .nothing_more(Flags::WRITABLE, &error)
                     .map(|()| Flushed::Blocked);
@@ -283,20 +290,6 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
         // A short send is the kernel's word that it is full; the next edge will come.
         self.flags = self.flags.without(Flags::WRITABLE);
         Ok(Flushed::Blocked)
-    }
-
-    /// Sends to a peer that seems stalled. The kernel reports room only once a good part of its
-    /// buffer is free, so one that takes little at a time looks, until it is tried, like one that
-    /// takes nothing.
-    fn try_stalled(&mut self) -> Outcome {
-        match self.flush() {
-            Ok(Flushed::Clear) => Outcome::Again,
-            Ok(Flushed::Blocked) if self.memory.last_progress(self.fd) == self.now => {
-                Outcome::Waiting
-            }
-            Ok(Flushed::Blocked) => Outcome::Close(CloseReason::WriteStall),
-            Err(reason) => Outcome::Close(reason),
-        }
     }
 
     /// Receives once and answers what came; returns the bytes received.
@@ -607,10 +600,40 @@ mod tests {
             assert_eq!(outcome, Outcome::Waiting, "second {second}");
             assert_eq!(deadline(&memory, FD, &RULES), Some(now + PATIENCE));
         }
-        // With the last byte it is no longer a slow one: what it sent meanwhile is to be read.
+        // With the last byte it is no longer a slow one: what it sent meanwhile is read.
         peer.room = 1;
+        peer.message = Some(b"more");
         let outcome = expire(&mut memory, FD, &mut peer, &RULES, Tick::from_millis(9000));
-        assert_eq!(outcome, Outcome::Again);
-        assert_eq!(memory.pending(FD), None);
+        assert_eq!(outcome, Outcome::Waiting);
+        assert_eq!(memory.pending(FD).unwrap().len(), 4);
+        assert_eq!(memory.bytes_moved(FD), (14, 10));
+    }
+
+    #[test]
+    fn request_received_in_time_outlives_late_deadline() {
+        let at = Tick::from_millis;
+        let mut peer = Peer {
+            message: None,
+            room: 0,
+        };
+        let rules = Rules {
+            idle_timeout: Some(PATIENCE),
+            ..RULES
+        };
+        // No report of it has come: the process was stopped.
+        for flags in [Flags::WRITABLE, Flags::FINISH] {
+            let mut memory = opened();
+            memory.set_flags(FD, flags);
+            peer.message = Some(b"in time");
+            peer.room = 100;
+            let outcome = expire(&mut memory, FD, &mut peer, &rules, at(60_000));
+            assert_eq!(outcome, Outcome::Waiting);
+            assert_eq!(memory.bytes_moved(FD), (7, 7));
+            assert_ne!(memory.head(FD).state, State::LingeringIdle);
+        }
+        let mut memory = opened();
+        let outcome = expire(&mut memory, FD, &mut peer, &rules, at(60_000));
+        assert_eq!(outcome, Outcome::Waiting);
+        assert_eq!(memory.head(FD).state, State::LingeringIdle);
     }
 }

@@ -26,10 +26,12 @@ use crate::output;
 
 mod escape;
 mod line;
+mod tally;
 mod writer;
 
-pub use escape::{escape, visible};
+pub use escape::visible;
 pub use line::LOG_LINE_MAX_BYTES;
+pub use tally::Tally;
 pub use writer::dropped_lines;
 pub(crate) use writer::without_ttou;
 

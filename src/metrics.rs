@@ -74,15 +74,18 @@ pub enum PauseCause {
     SystemDescriptors,
     /// The system ran out of memory for sockets (`ENOBUFS`, `ENOMEM`).
     Memory,
+    /// Accepting failed for a cause that is not known to pass with one connection.
+    AcceptError,
 }
 
 impl PauseCause {
     /// Every cause, in the order of their counters.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::ConnectionLimit,
         Self::ProcessDescriptors,
         Self::SystemDescriptors,
         Self::Memory,
+        Self::AcceptError,
     ];
 
     /// The word for it, in logs and labels.
@@ -93,6 +96,7 @@ impl PauseCause {
             Self::ProcessDescriptors => "process_descriptors",
             Self::SystemDescriptors => "system_descriptors",
             Self::Memory => "memory",
+            Self::AcceptError => "accept_error",
         }
     }
 }

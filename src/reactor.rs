@@ -22,6 +22,7 @@
 pub mod accept;
 mod admit;
 mod introduce;
+mod lines;
 pub mod moving;
 mod serve;
 mod spin;
@@ -36,7 +37,7 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use crate::admission::{Admission, Networks, Refusals};
+use crate::admission::{Admission, Networks};
 use crate::clock::{self, Tick};
 use crate::config::{Config, FIRST_WORD, ProxyListeners};
 use crate::connection::Rules;
@@ -47,6 +48,7 @@ use crate::metrics::{CloseReason, Counter, PauseCause};
 use crate::sys::socket::{AcceptFailure, Socket};
 
 use accept::{Acceptor, Gate, pause_cause};
+use lines::{PeerLine, PeerLines};
 use moving::{HandedOver, Incoming, Outgoing};
 use spin::Spin;
 use timers::Timers;
@@ -72,7 +74,12 @@ pub struct Reactor {
     gate: Gate,
     /// Who may connect; none if everybody may.
     admission: Option<Box<Admission>>,
-    refusals: Refusals,
+    /// Lines about what peers did that have not been written yet.
+    lines: PeerLines,
+    /// Accepting rests for a cause that has been logged, and has not worked since.
+    troubled: Option<PauseCause>,
+    /// Slots whose listeners were found to listen no more, and not reported yet.
+    lost_listeners: Vec<SlotId>,
     /// Who may send a PROXY header; none if no listener asks for one.
     proxies: Option<Networks>,
     /// Whether it is this worker's turn to accept. It is not while it stands by, or hands over.
@@ -114,7 +121,9 @@ impl Reactor {
             last_token: CONTROL.0,
             gate: Gate::Open,
             admission: Admission::new(config).map(Box::new),
-            refusals: Refusals::default(),
+            lines: PeerLines::default(),
+            troubled: None,
+            lost_listeners: Vec::new(),
             proxies: (config.proxy_protocol != ProxyListeners::None)
                 .then(|| Networks::new(&config.proxy_trust)),
             accepting: true,
@@ -281,12 +290,15 @@ impl Reactor {
         Ok(self.note_reports())
     }
 
-    /// Takes the kernel's reports; none after an interruption.
+    /// Takes the kernel's reports. A wait that was interrupted, as by a long stop of the process,
+    /// tells nothing of what is ready, so the kernel is asked once more, without waiting.
     fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        match self.poll.poll(&mut self.events, timeout) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-            Err(_) => self.events.clear(),
-            Ok(()) => {}
+        for timeout in [timeout, Some(Duration::ZERO)] {
+            match self.poll.poll(&mut self.events, timeout) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }
@@ -296,12 +308,16 @@ impl Reactor {
     pub fn work(&mut self) {
         self.receive_connections();
         self.serve_ready();
-        self.set_gate(self.gate.at(self.now));
+        let gate = self
+            .gate
+            .at(self.places_taken(), self.max_connections, self.now);
+        self.set_gate(gate);
         if self.takes_connections() {
             self.accept_burst();
         }
         self.expire();
         self.send_connections();
+        self.write_overdue_lines();
         self.memory.count_turn(clock::now().since(self.now));
     }
 
@@ -328,15 +344,12 @@ impl Reactor {
         if accepts || !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
-        let rest = match self.gate {
-            Gate::Resting(until) => Some(until),
-            Gate::Open | Gate::AtLimit | Gate::Ended => None,
-        };
         let due = [
             deadline,
-            rest,
+            self.gate.opens_at(),
             self.timers.next_deadline(),
             self.moving_due(),
+            self.lines.due(),
         ]
         .into_iter()
         .flatten()
@@ -384,10 +397,14 @@ impl Reactor {
             index = which + 1;
             budget -= 1;
             match self.acceptors[which].accept() {
-                Ok((socket, peer)) if self.acceptors[which].proxied => {
-                    self.admit_proxy(socket, peer);
+                Ok((socket, peer)) => {
+                    self.accepts_again();
+                    if self.acceptors[which].proxied {
+                        self.admit_proxy(socket, peer);
+                    } else {
+                        self.admit(socket, peer);
+                    }
                 }
-                Ok((socket, peer)) => self.admit(socket, peer),
                 Err(failure) => self.accept_failed(which, failure),
             }
         }
@@ -396,11 +413,53 @@ impl Reactor {
     }
 
     fn accept_failed(&mut self, which: usize, failure: AcceptFailure) {
-        match (failure, pause_cause(failure)) {
-            (_, Some(cause)) => self.pause(Gate::Resting(self.now + self.accept_retry), cause),
-            (AcceptFailure::Empty, None) => self.acceptors[which].ready = false,
-            (_, None) => self.memory.count(Counter::AcceptFailed, 1),
+        if let Some(cause) = pause_cause(failure) {
+            self.memory.count(Counter::Paused(cause), 1);
+            // Once: each retry would only say the same.
+            if self.troubled.replace(cause) != Some(cause) {
+                tracing::warn!(
+                    cause = cause.name(),
+                    open = self.open,
+                    ?failure,
+                    "accepting paused"
+                );
+            }
+            return self.set_gate(Gate::Resting(self.now + self.accept_retry));
         }
+        match failure {
+            AcceptFailure::Empty => {
+                self.accepts_again();
+                self.acceptors[which].ready = false;
+            }
+            AcceptFailure::Listener(errno) => self.lose_listener(which, errno),
+            _ => self.memory.count(Counter::AcceptFailed, 1),
+        }
+    }
+
+    /// Accepting works, whatever it rested for.
+    fn accepts_again(&mut self) {
+        if self.troubled.take().is_some() {
+            tracing::info!(open = self.open, "accepting resumed");
+        }
+    }
+
+    /// Rests a socket that listens no more; [`Reactor::lost_listener`] tells whose it is.
+    fn lose_listener(&mut self, which: usize, errno: i32) {
+        self.memory.count(Counter::AcceptFailed, 1);
+        let acceptor = &mut self.acceptors[which];
+        let (owner, number) = (acceptor.owner, acceptor.number());
+        // Fails only if it is not watched, and that is what matters.
+        let _ = acceptor.retire(self.poll.registry());
+        let error = io::Error::from_raw_os_error(errno);
+        tracing::error!(%error, listener = number, owner = owner.0, "listener lost");
+        if !self.lost_listeners.contains(&owner) {
+            self.lost_listeners.push(owner);
+        }
+    }
+
+    /// A slot one of whose listeners was found dead since the last call.
+    pub fn lost_listener(&mut self) -> Option<SlotId> {
+        self.lost_listeners.pop()
     }
 
     fn close(&mut self, fd: u32, reason: CloseReason) {
@@ -435,7 +494,7 @@ impl Reactor {
 
     fn gate_after_close(&mut self) {
         let taken = self.places_taken();
-        self.set_gate(self.gate.after_close(taken, self.max_connections));
+        self.set_gate(self.gate.after_close(taken, self.max_connections, self.now));
     }
 
     const fn places_taken(&self) -> u32 {
@@ -445,14 +504,18 @@ impl Reactor {
     /// Shuts the gate if every place is taken.
     fn pause_at_limit(&mut self) {
         if self.gate == Gate::Open && self.places_taken() >= self.max_connections {
-            self.pause(Gate::AtLimit, PauseCause::ConnectionLimit);
+            let cause = PauseCause::ConnectionLimit;
+            self.memory.count(Counter::Paused(cause), 1);
+            if let Some(times) = self.lines.note(PeerLine::AtLimit, self.now) {
+                tracing::warn!(
+                    cause = cause.name(),
+                    open = self.open,
+                    times,
+                    "accepting paused"
+                );
+            }
+            self.set_gate(Gate::AtLimit);
         }
-    }
-
-    fn pause(&mut self, gate: Gate, cause: PauseCause) {
-        self.memory.count(Counter::Paused(cause), 1);
-        tracing::warn!(cause = cause.name(), open = self.open, "accepting paused");
-        self.set_gate(gate);
     }
 
     fn set_gate(&mut self, gate: Gate) {
@@ -460,11 +523,15 @@ impl Reactor {
             return;
         }
         let was = self.takes_connections();
+        let at_limit = matches!(self.gate, Gate::AtLimit | Gate::Freed(_));
         self.gate = gate;
         self.follow_gate(was);
-        // A gate that is shut was shut by a pause, or for ever.
-        if self.gate == Gate::Open {
-            tracing::info!(open = self.open, "accepting resumed");
+        // One that rested for something else has still to be tried.
+        if at_limit
+            && self.gate == Gate::Open
+            && let Some(times) = self.lines.note(PeerLine::BelowLimit, self.now)
+        {
+            tracing::info!(open = self.open, times, "accepting resumed");
         }
     }
 
@@ -480,7 +547,10 @@ impl Reactor {
         }
         for acceptor in &mut self.acceptors {
             if let Err(error) = acceptor.watch(self.poll.registry(), is) {
-                tracing::error!(%error, listener = acceptor.number(), "cannot watch a listener");
+                if let Some(times) = self.lines.note(PeerLine::Unwatched, self.now) {
+                    let listener = acceptor.number();
+                    tracing::error!(%error, listener, times, "cannot watch a listener");
+                }
                 if is {
                     // Not watched means not accepting: try again soon rather than go silent.
                     self.gate = Gate::Resting(self.now + self.accept_retry);
@@ -493,7 +563,7 @@ impl Reactor {
     fn sweep(&mut self) -> bool {
         // What arrived since the last wait has not been reported yet: look, whatever is recorded.
         for acceptor in &mut self.acceptors {
-            acceptor.ready = true;
+            acceptor.look();
         }
         while self.gate == Gate::Open && self.accept_burst() {}
         self.gate == Gate::Open || self.acceptors.is_empty()

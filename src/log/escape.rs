@@ -1,14 +1,19 @@
 //! Untrusted bytes and text made fit for a line of a log, an error message or a terminal.
 //!
-//! Invariants: escaped bytes are printable ASCII (and the mark of a cut), at most four times as
-//! long as the bytes that were asked for; visible text has no control character, so it can neither
-//! end its line nor drive the terminal. Must not: guess at an encoding.
+//! Invariants: each byte is escaped once, so that a reader can get it back, and is printable ASCII
+//! then, at most four characters; visible text has no control character, so it can neither end its
+//! line nor drive the terminal. Must not: guess at an encoding.
 
 use std::fmt::{self, Write as _};
 
-/// Shows at most `max` of `bytes`, escaped (`\n`, `\0`, `\xNN`); a cut is marked `…(+N bytes)`.
-pub fn escape(bytes: &[u8], max: usize) -> impl fmt::Display {
-    Escaped { bytes, max }
+/// Shows `bytes` as the inside of a quoted text (`\n`, `\"`, `\xNN`).
+pub(super) fn escape(bytes: &[u8]) -> impl fmt::Display {
+    Escaped(bytes)
+}
+
+/// Shows `bytes` as characters with the same numbers, for a format with escapes of its own.
+pub(super) fn as_characters(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| char::from(*byte)).collect()
 }
 
 /// Returns `text` with everything escaped that would end the line, drive the terminal or reorder what
@@ -40,30 +45,23 @@ const fn separates_or_reorders(letter: char) -> bool {
     )
 }
 
-struct Escaped<'a> {
-    bytes: &'a [u8],
-    max: usize,
-}
+struct Escaped<'a>(&'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (shown, cut) = self.bytes.split_at(self.max.min(self.bytes.len()));
-        for byte in shown {
+        for byte in self.0 {
             match byte {
                 b'\n' => out.write_str("\\n")?,
                 b'\r' => out.write_str("\\r")?,
                 b'\t' => out.write_str("\\t")?,
                 b'\0' => out.write_str("\\0")?,
                 b'\\' => out.write_str("\\\\")?,
+                b'"' => out.write_str("\\\"")?,
                 b' '..=b'~' => out.write_char(char::from(*byte))?,
                 _ => write!(out, "\\x{byte:02x}")?,
             }
         }
-        if cut.is_empty() {
-            Ok(())
-        } else {
-            write!(out, "…(+{} bytes)", cut.len())
-        }
+        Ok(())
     }
 }
 
@@ -73,15 +71,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn bytes_are_escaped_and_cut() {
-        assert_eq!(escape(b"abc", 3).to_string(), "abc");
+    fn bytes_are_escaped_once() {
+        assert_eq!(escape(b"abc").to_string(), "abc");
         assert_eq!(
-            escape(b"a\n\r\t\0\\\x7f\xc3\xa9", 99).to_string(),
-            "a\\n\\r\\t\\0\\\\\\x7f\\xc3\\xa9"
+            escape(b"a\n\r\t\0\\\"\x7f\xc3\xa9").to_string(),
+            "a\\n\\r\\t\\0\\\\\\\"\\x7f\\xc3\\xa9"
         );
-        assert_eq!(escape(b"abcdef", 2).to_string(), "ab…(+4 bytes)");
-        assert_eq!(escape(b"abc", 0).to_string(), "…(+3 bytes)");
-        assert_eq!(escape(b"", 0).to_string(), "");
+        assert_eq!(escape(b"").to_string(), "");
+        assert_eq!(as_characters(b"a\n\xff"), "a\n\u{ff}");
     }
 
     #[test]
@@ -101,7 +98,7 @@ mod tests {
 
         #[test]
         fn nothing_but_printable_ascii_comes_out(bytes: Vec<u8>) {
-            let text = escape(&bytes, bytes.len()).to_string();
+            let text = escape(&bytes).to_string();
             prop_assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
         }
     }

@@ -12,11 +12,14 @@ use std::time::SystemTime;
 use tracing::Level;
 use tracing::field::{Field, Visit};
 
-use super::escape::push_visible;
+use super::escape::{as_characters, escape, push_visible};
 
 /// The longest line in bytes, its newline included. This is `PIPE_BUF`: a write of up to so many
 /// bytes into a pipe happens whole or not at all, so that lines of several processes never mix.
 pub const LOG_LINE_MAX_BYTES: usize = 4096;
+
+/// Bytes of a message that a line shows.
+const BYTES_SHOWN_MAX: usize = 128;
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,8 @@ enum Value {
     Plain(String),
     /// Anything else, with the number of bytes that were cut off its end.
     Text(String, usize),
+    /// What a peer sent or is sent, cut in the same way.
+    Bytes(Vec<u8>, usize),
 }
 
 /// The fields of an event or a span, in order. The event's message is one of them.
@@ -98,6 +103,11 @@ impl Visit for Fields {
 
     fn record_str(&mut self, field: &Field, value: &str) {
         self.set_text(field, format_args!("{value}"));
+    }
+
+    fn record_bytes(&mut self, field: &Field, value: &[u8]) {
+        let (shown, cut) = value.split_at(value.len().min(BYTES_SHOWN_MAX));
+        self.set(field, Value::Bytes(shown.to_vec(), cut.len()));
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn error::Error + 'static)) {
@@ -195,6 +205,13 @@ impl Line<'_> {
                 Value::Plain(text) => line.push_str(text),
                 Value::Text(text, _) if reads_as_one_word(text) => line.push_str(text),
                 Value::Text(text, _) => push_quoted(&mut line, text),
+                Value::Bytes(bytes, cut) => {
+                    let _ = write!(line, "\"{}", escape(bytes));
+                    if *cut > 0 {
+                        push_cut_mark(&mut line, *cut);
+                    }
+                    line.push('"');
+                }
             }
         }
         // What was cut of single values lies behind the end of a full line, so one mark says all.
@@ -234,8 +251,9 @@ impl Value {
 
     fn cut(&self) -> usize {
         match self {
-            Self::Plain(_) => 0,
             Self::Text(_, cut) => *cut,
+            // Bytes have a mark of their own.
+            Self::Plain(_) | Self::Bytes(..) => 0,
         }
     }
 }
@@ -264,6 +282,11 @@ fn push_member(line: &mut String, name: &str, value: &Value) -> bool {
         Value::Plain(text) => {
             line.push_str(text);
             true
+        }
+        Value::Bytes(bytes, cut) => {
+            let text = Value::Text(as_characters(bytes), *cut);
+            line.truncate(before);
+            return push_member(line, name, &text);
         }
         Value::Text(text, cut) => {
             line.push('"');
@@ -366,6 +389,21 @@ mod tests {
         assert_eq!(
             text,
             "1970-01-01T00:00:00.000Z INFO it \"is\"\\n a=plain b=\"\" c=\"x=\\\"1\\\\\\\"\\t\" d=-7\n"
+        );
+    }
+
+    #[test]
+    fn bytes_of_a_message_are_escaped_once() {
+        let bytes = || Value::Bytes(b"a\n\\\"\xff".to_vec(), 7);
+        let text = line(HUMAN, vec![("bytes", bytes())]);
+        assert!(
+            text.ends_with("bytes=\"a\\n\\\\\\\"\\xff…(+7 bytes)\"\n"),
+            "{text}"
+        );
+        let text = line(Style::Json, vec![("bytes", bytes())]);
+        assert!(
+            text.contains("\"bytes\":\"a\\n\\\\\\\"\u{ff}…(+7 bytes)\""),
+            "{text}"
         );
     }
 

@@ -16,6 +16,7 @@ use mio::net::TcpListener;
 use mio::{Interest, Registry, Token};
 
 use crate::clock::Tick;
+use crate::config::LIMIT_PAUSE;
 use crate::identity::SlotId;
 use crate::metrics::PauseCause;
 use crate::sys::socket::{AcceptFailure, Socket};
@@ -25,8 +26,10 @@ use crate::sys::socket::{AcceptFailure, Socket};
 pub enum Gate {
     /// They may.
     Open,
-    /// `max_connections` are open; taking goes on when a tenth of them has ended.
+    /// `max_connections` are open.
     AtLimit,
+    /// They were, and some have ended; taking goes on when a tenth of them has, or then.
+    Freed(Tick),
     /// The system ran out of something; taking goes on when a connection ends, or then.
     Resting(Tick),
     /// The worker takes no more connections, for good.
@@ -41,22 +44,34 @@ impl Gate {
         max - max.div_ceil(10)
     }
 
-    /// The gate once `open` connections are open, one having just ended.
+    /// The gate once `open` connections are open, one having just ended at `now`.
     #[must_use]
-    pub const fn after_close(self, open: u32, max: u32) -> Self {
+    pub fn after_close(self, open: u32, max: u32, now: Tick) -> Self {
         match self {
-            Self::AtLimit if open > Self::resume_at(max) => Self::AtLimit,
-            Self::AtLimit | Self::Resting(_) | Self::Open => Self::Open,
+            Self::AtLimit if open >= max => Self::AtLimit,
+            Self::AtLimit if open > Self::resume_at(max) => Self::Freed(now + LIMIT_PAUSE),
+            Self::Freed(until) if open > Self::resume_at(max) => Self::Freed(until),
+            Self::AtLimit | Self::Freed(_) | Self::Resting(_) | Self::Open => Self::Open,
             Self::Ended => Self::Ended,
         }
     }
 
-    /// The gate at `now`.
+    /// The gate at `now`, with `open` connections open.
     #[must_use]
-    pub fn at(self, now: Tick) -> Self {
+    pub fn at(self, open: u32, max: u32, now: Tick) -> Self {
         match self {
-            Self::Resting(until) if until <= now => Self::Open,
+            Self::Freed(until) if until <= now && open >= max => Self::AtLimit,
+            Self::Freed(until) | Self::Resting(until) if until <= now => Self::Open,
             other => other,
+        }
+    }
+
+    /// When time alone opens it.
+    #[must_use]
+    pub const fn opens_at(self) -> Option<Tick> {
+        match self {
+            Self::Freed(until) | Self::Resting(until) => Some(until),
+            Self::Open | Self::AtLimit | Self::Ended => None,
         }
     }
 }
@@ -65,10 +80,11 @@ impl Gate {
 #[must_use]
 pub const fn pause_cause(failure: AcceptFailure) -> Option<PauseCause> {
     match failure {
-        AcceptFailure::Empty | AcceptFailure::ThisOne => None,
+        AcceptFailure::Empty | AcceptFailure::ThisOne | AcceptFailure::Listener(_) => None,
         AcceptFailure::ProcessDescriptors => Some(PauseCause::ProcessDescriptors),
         AcceptFailure::SystemDescriptors => Some(PauseCause::SystemDescriptors),
         AcceptFailure::Memory => Some(PauseCause::Memory),
+        AcceptFailure::Other(_) => Some(PauseCause::AcceptError),
     }
 }
 
@@ -84,6 +100,8 @@ pub struct Acceptor {
     token: Token,
     listener: TcpListener,
     watched: bool,
+    /// It listens no more, and is never watched again.
+    lost: bool,
 }
 
 impl Acceptor {
@@ -99,6 +117,7 @@ impl Acceptor {
             token,
             listener,
             watched: false,
+            lost: false,
         }
     }
 
@@ -113,7 +132,7 @@ impl Acceptor {
     /// # Errors
     /// What `epoll_ctl` returned.
     pub fn watch(&mut self, registry: &Registry, on: bool) -> io::Result<()> {
-        if on == self.watched {
+        if on == self.watched || (on && self.lost) {
             return Ok(());
         }
         if on {
@@ -126,13 +145,28 @@ impl Acceptor {
         Ok(())
     }
 
+    /// Has the queue looked at, whatever was reported.
+    pub fn look(&mut self) {
+        self.ready = !self.lost;
+    }
+
+    /// Stops watching it, for good: it listens no more.
+    ///
+    /// # Errors
+    /// What `epoll_ctl` returned.
+    pub fn retire(&mut self, registry: &Registry) -> io::Result<()> {
+        self.lost = true;
+        self.ready = false;
+        self.watch(registry, false)
+    }
+
     /// Takes one connection from the queue: non-blocking and close-on-exec from birth.
     ///
     /// # Errors
     /// Why there is none, sorted.
     pub fn accept(&mut self) -> Result<(Socket, SocketAddr), AcceptFailure> {
         match self.listener.accept() {
-            Ok((stream, peer)) => Ok((Socket::adopt(stream.into()), peer)),
+            Ok((stream, peer)) => Ok((Socket::adopt(stream.into()), canonical(peer))),
             Err(error) => Err(AcceptFailure::from_error(&error)),
         }
     }
@@ -144,19 +178,43 @@ impl Acceptor {
     }
 }
 
+/// Names an IPv4 client of a dual-stack listener as an IPv4 listener would.
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    match peer {
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => (v4, v6.port()).into(),
+            None => peer,
+        },
+        SocketAddr::V4(_) => peer,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_has_hysteresis() {
-        let max = 100;
+    fn ipv4_client_has_one_name() {
+        let named = |text: &str| canonical(text.parse().unwrap()).to_string();
+        assert_eq!(named("[::ffff:192.0.2.1]:7"), "192.0.2.1:7");
+        assert_eq!(named("192.0.2.1:7"), "192.0.2.1:7");
+        assert_eq!(named("[fe80::1%3]:7"), "[fe80::1%3]:7");
+    }
+
+    #[test]
+    fn limit_has_hysteresis_and_a_clock() {
+        let (max, at) = (100, Tick::from_millis);
         let mut gate = Gate::AtLimit;
+        assert_eq!(gate.after_close(100, max, at(7)), Gate::AtLimit);
         for open in (91..100).rev() {
-            gate = gate.after_close(open, max);
-            assert_eq!(gate, Gate::AtLimit, "at {open}");
+            gate = gate.after_close(open, max, at(1000 - u64::from(open)));
+            assert_eq!(gate, Gate::Freed(at(901) + LIMIT_PAUSE), "at {open}");
         }
-        assert_eq!(gate.after_close(90, max), Gate::Open);
+        assert_eq!(gate.after_close(90, max, at(950)), Gate::Open);
+        let until = gate.opens_at().unwrap();
+        assert_eq!(gate.at(91, max, at(950)), gate);
+        assert_eq!(gate.at(91, max, until), Gate::Open);
+        assert_eq!(gate.at(100, max, until), Gate::AtLimit, "taken since");
         assert_eq!(
             Gate::resume_at(1),
             0,
@@ -166,11 +224,12 @@ mod tests {
 
     #[test]
     fn a_rest_ends_by_time_or_by_a_close_but_an_end_is_final() {
-        let rest = Gate::Resting(Tick::from_millis(50));
-        assert_eq!(rest.at(Tick::from_millis(49)), rest);
-        assert_eq!(rest.at(Tick::from_millis(50)), Gate::Open);
-        assert_eq!(rest.after_close(10, 10), Gate::Open);
-        assert_eq!(Gate::Ended.after_close(0, 10), Gate::Ended);
-        assert_eq!(Gate::Ended.at(Tick::from_millis(99)), Gate::Ended);
+        let at = Tick::from_millis;
+        let rest = Gate::Resting(at(50));
+        assert_eq!(rest.at(0, 10, at(49)), rest);
+        assert_eq!(rest.at(0, 10, at(50)), Gate::Open);
+        assert_eq!(rest.after_close(10, 10, at(1)), Gate::Open);
+        assert_eq!(Gate::Ended.after_close(0, 10, at(1)), Gate::Ended);
+        assert_eq!(Gate::Ended.at(0, 10, at(99)), Gate::Ended);
     }
 }

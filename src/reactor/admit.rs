@@ -10,6 +10,7 @@
 
 use std::net::SocketAddr;
 
+use super::lines::PeerLine;
 use super::{Reactor, pack_token};
 use crate::admission::Verdict;
 use crate::connection::Outcome;
@@ -56,9 +57,12 @@ impl Reactor {
         self.open += 1;
         self.arrived(fd);
         if let Err(error) = socket.watch(self.poll.registry(), pack_token(fd, generation)) {
-            tracing::warn!(%peer, %error, "refused: the event loop cannot watch the connection");
-            self.memory
-                .count(Counter::Refused(RefusalCause::SystemError), 1);
+            let cause = RefusalCause::SystemError;
+            self.memory.count(Counter::Refused(cause), 1);
+            if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {
+                let cause = cause.name();
+                tracing::warn!(%peer, %error, cause, refused, "connection refused");
+            }
             return self.close(fd, CloseReason::SystemError);
         }
         tracing::debug!(%peer, fd, "open");
@@ -68,7 +72,7 @@ impl Reactor {
 
     fn refuse(&mut self, socket: Socket, peer: SocketAddr, cause: RefusalCause) {
         self.memory.count(Counter::Refused(cause), 1);
-        if let Some(refused) = self.refusals.note(cause, self.now) {
+        if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {
             tracing::warn!(%peer, cause = cause.name(), refused, "connection refused");
         }
         // Without it the end would be remembered here for a minute, and the peer's next words

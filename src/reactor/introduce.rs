@@ -15,9 +15,10 @@ use std::io;
 use std::net::SocketAddr;
 
 use super::Reactor;
+use super::lines::PeerLine;
 use crate::admission::Verdict;
 use crate::config::PROXY_HEADER_MAX_BYTES;
-use crate::connection::{Outcome, Stream as _, reason_of};
+use crate::connection::{self, Outcome, Stream as _, reason_of};
 use crate::memory::layout::Flags;
 use crate::metrics::{CloseReason, Counter, RefusalCause};
 use crate::proxy_header::{self, Error, Header};
@@ -53,6 +54,9 @@ impl Reactor {
             return self.dismiss(fd, RefusalCause::ProxyMissing, None);
         }
         self.memory.set_flags(fd, flags.without(Flags::READABLE));
+        if connection::is_due(&self.memory, fd, &self.rules, self.now) {
+            return self.expire_one(fd);
+        }
         self.conclude(fd, Outcome::Waiting);
     }
 
@@ -87,7 +91,7 @@ impl Reactor {
     pub(super) fn dismiss(&mut self, fd: u32, cause: RefusalCause, why: Option<Error>) {
         let peer = self.memory.peer(fd);
         self.memory.count(Counter::Refused(cause), 1);
-        if let Some(refused) = self.refusals.note(cause, self.now) {
+        if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {
             let why = why.map(tracing::field::display);
             tracing::warn!(%peer, cause = cause.name(), why, refused, "connection refused");
         }
@@ -98,7 +102,7 @@ impl Reactor {
     fn refuse_client(&mut self, fd: u32, client: SocketAddr, cause: RefusalCause) {
         let via = self.memory.peer(fd);
         self.memory.count(Counter::Refused(cause), 1);
-        if let Some(refused) = self.refusals.note(cause, self.now) {
+        if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {
             tracing::warn!(
                 peer = %client, %via, cause = cause.name(), refused, "connection refused"
             );

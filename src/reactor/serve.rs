@@ -97,50 +97,56 @@ impl Reactor {
             Outcome::Refuse(cause) => return self.dismiss(fd, cause, None),
         }
         if let Some(due) = connection::deadline(&self.memory, fd, &self.rules)
-            && !self.timers.is_armed_by(fd, due)
+            && !self.timers.is_armed_by(fd, due, self.now)
         {
-            self.timers.arm(fd, due);
+            self.timers.arm(fd, due, self.now);
         }
     }
 
+    /// Acts on the deadlines that have passed.
     pub(super) fn expire(&mut self) {
         let mut fired = std::mem::take(&mut self.fired);
         self.timers.expire(self.now, &mut fired);
         for fd in fired.drain(..) {
-            let mut socket = Traced(Socket::numbered(fd));
-            let (memory, rules) = (&mut self.memory, &self.rules);
-            let was_nobodys = memory.head(fd).state == State::AwaitingHeader;
-            let outcome = connection::expire(memory, fd, &mut socket, rules, self.now);
-            if was_nobodys {
-                // A stop has ended its stream: until it closes it is its proxy's.
-                self.arrived(fd);
+            let due = connection::is_due(&self.memory, fd, &self.rules, self.now);
+            if due && self.memory.head(fd).state == State::AwaitingHeader {
+                self.introduce(fd);
+            } else {
+                self.expire_one(fd);
             }
-            self.conclude(fd, outcome);
         }
         self.fired = fired;
+    }
+
+    /// Acts on the deadline of `fd`, if it has passed.
+    pub(super) fn expire_one(&mut self, fd: u32) {
+        let mut socket = Traced(Socket::numbered(fd));
+        let (memory, rules) = (&mut self.memory, &self.rules);
+        let was_nobodys = memory.head(fd).state == State::AwaitingHeader;
+        let outcome = connection::expire(memory, fd, &mut socket, rules, self.now);
+        if was_nobodys {
+            // A stop has ended its stream: until it closes it is its proxy's.
+            self.arrived(fd);
+        }
+        self.conclude(fd, outcome);
     }
 }
 
 /// A socket whose bytes are logged at trace level: before upper-casing and after.
 struct Traced(Socket);
 
-/// Bytes of a message shown in a trace line.
-const TRACED_BYTES: usize = 128;
-
 impl connection::Stream for Traced {
     #[inline(always)]
     fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let received = self.0.recv(into)?;
-        let (fd, bytes) = (self.0.number(), &into[..received]);
-        tracing::trace!(fd, bytes = %crate::log::escape(bytes, TRACED_BYTES), "received");
+        tracing::trace!(fd = self.0.number(), bytes = &into[..received], "received");
         Ok(received)
     }
 
     #[inline(always)]
     fn send(&mut self, from: &[u8]) -> io::Result<usize> {
         let sent = self.0.send(from)?;
-        let (fd, bytes) = (self.0.number(), &from[..sent]);
-        tracing::trace!(fd, bytes = %crate::log::escape(bytes, TRACED_BYTES), "sent");
+        tracing::trace!(fd = self.0.number(), bytes = &from[..sent], "sent");
         Ok(sent)
     }
 

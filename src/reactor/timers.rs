@@ -5,8 +5,10 @@
 //! costs nothing: the tables are zero pages until they are written.
 //!
 //! Invariants: a number stands in at most one bucket; nothing fires before it is due, and it fires
-//! at most [`GRANULARITY`] late (rounding up, so that a wait never ends just before the deadline
-//! and spins). It must not read the clock.
+//! at most [`GRANULARITY`] late, or a part in [`PRECISION`] of the time that it was armed for
+//! (rounding up, so that a wait never ends just before the deadline and spins). Long deadlines so
+//! share few buckets, and a process that has nothing else to do wakes rarely. It must not read the
+//! clock.
 
 use std::time::Duration;
 
@@ -14,6 +16,9 @@ use crate::clock::Tick;
 
 /// Deadlines are kept to this precision.
 pub const GRANULARITY: Duration = Duration::from_millis(8);
+
+/// A deadline may fire late by one part in so many of the time that was left when it was armed.
+pub const PRECISION: u64 = 32;
 
 const BUCKETS: usize = 1024;
 const WORDS: usize = BUCKETS / 64;
@@ -49,8 +54,8 @@ impl Timers {
     }
 
     /// Sets the deadline of `fd`, in place of the one it may have.
-    pub fn arm(&mut self, fd: u32, due: Tick) {
-        let unit = units_up(due).max(self.reached + 1);
+    pub fn arm(&mut self, fd: u32, due: Tick, now: Tick) {
+        let unit = units_rounded(due, now).max(self.reached + 1);
         if self.due[fd as usize] == unit {
             return;
         }
@@ -106,12 +111,12 @@ impl Timers {
         self.reached = self.reached.max(until);
     }
 
-    /// Whether `fd` has a deadline at `due` or earlier.
+    /// Whether `fd` has a deadline that fires in time for `due`.
     #[must_use]
     #[inline]
-    pub fn is_armed_by(&self, fd: u32, due: Tick) -> bool {
+    pub fn is_armed_by(&self, fd: u32, due: Tick, now: Tick) -> bool {
         let unit = self.due[fd as usize];
-        unit != 0 && unit <= units_up(due)
+        unit != 0 && (unit <= units_up(due) || unit <= units_rounded(due, now))
     }
 
     /// When to call [`Timers::expire`] next. Possibly early, never late.
@@ -147,6 +152,14 @@ const fn units_up(at: Tick) -> u64 {
     at.as_nanos().div_ceil(granularity_ns())
 }
 
+/// The unit in which `due` fires: a multiple of a power of two that grows with the time till then.
+const fn units_rounded(due: Tick, now: Tick) -> u64 {
+    let unit = units_up(due);
+    let slack = unit.saturating_sub(units_down(now)) / PRECISION;
+    let step = 1 << (slack | 1).ilog2();
+    unit.saturating_add(step - 1) & !(step - 1)
+}
+
 const fn at_unit(unit: u64) -> Tick {
     Tick::from_nanos(unit.saturating_mul(granularity_ns()))
 }
@@ -177,26 +190,48 @@ mod tests {
     #[test]
     fn fires_when_due_and_once() {
         let mut timers = Timers::new(8, ms(1000));
-        timers.arm(3, ms(1050));
-        timers.arm(4, ms(1050));
-        timers.arm(5, ms(60_000));
-        assert!(timers.is_armed_by(3, ms(1050)));
-        assert!(!timers.is_armed_by(3, ms(1000)));
+        let now = ms(1000);
+        timers.arm(3, ms(1050), now);
+        timers.arm(4, ms(1050), now);
+        timers.arm(5, ms(60_000), now);
+        assert!(timers.is_armed_by(3, ms(1050), now));
+        assert!(!timers.is_armed_by(3, ms(1000), now));
+        assert!(timers.is_armed_by(5, ms(60_000), now));
+        assert!(!timers.is_armed_by(5, ms(58_000), now));
         assert_eq!(timers.next_deadline(), Some(ms(1056)));
         assert!(fired(&mut timers, ms(1049)).is_empty());
         timers.disarm(4);
         assert_eq!(fired(&mut timers, ms(1056)), [3]);
-        assert!(fired(&mut timers, ms(50_000)).is_empty());
-        assert_eq!(fired(&mut timers, ms(60_000)), [5]);
+        assert!(fired(&mut timers, ms(59_999)).is_empty());
+        assert_eq!(fired(&mut timers, ms(60_000 + 59_000 / 32)), [5]);
         assert_eq!(timers.next_deadline(), None);
     }
 
     #[test]
     fn a_deadline_in_the_past_fires_at_the_next_unit() {
         let mut timers = Timers::new(2, ms(800));
-        timers.arm(1, ms(10));
+        timers.arm(1, ms(10), ms(800));
         assert_eq!(timers.next_deadline(), Some(ms(808)));
         assert_eq!(fired(&mut timers, ms(808)), [1]);
+    }
+
+    #[test]
+    fn long_deadlines_wake_an_idle_process_rarely() {
+        for (patience, wakes_at_most) in [(60_000, 2), (600_000, 1), (10_000, 5)] {
+            let mut timers = Timers::new(2000, ms(0));
+            // Connections that came one after the other, and are all silent.
+            for fd in 0..2000 {
+                let came = ms(u64::from(fd) * 4);
+                timers.arm(fd, came + Duration::from_millis(patience), came);
+            }
+            let (mut now, mut wakes) = (ms(8_000), 0);
+            while let Some(next) = timers.next_deadline().filter(|next| *next <= ms(9_500)) {
+                now = next.max(now + Duration::from_nanos(1));
+                fired(&mut timers, now);
+                wakes += 1;
+            }
+            assert!(wakes <= 2 * wakes_at_most, "{patience} ms: {wakes} wakes");
+        }
     }
 
     proptest! {
@@ -214,19 +249,20 @@ mod tests {
                     timers.disarm(fd);
                     table.remove(&fd);
                 } else {
-                    timers.arm(fd, ms(now + ahead));
-                    table.insert(fd, now + ahead);
+                    timers.arm(fd, ms(now + ahead), ms(now));
+                    // When it fires at the latest.
+                    table.insert(fd, (now + ahead, now + ahead + ahead / PRECISION));
                 }
-                if let Some(earliest) = table.values().min() {
+                if let Some(earliest) = table.values().map(|(_, last)| last).min() {
                     let late = ms((*earliest).max(now)) + GRANULARITY * 2;
                     prop_assert!(timers.next_deadline().is_some_and(|at| at <= late));
                 }
                 now += passes;
                 for fd in fired(&mut timers, ms(now)) {
-                    prop_assert!(table.remove(&fd).is_some_and(|due| due <= now));
+                    prop_assert!(table.remove(&fd).is_some_and(|(due, _)| due <= now));
                 }
                 let slack = GRANULARITY.as_millis() as u64 * 2;
-                prop_assert!(table.values().all(|&due| due + slack > now));
+                prop_assert!(table.values().all(|&(_, last)| last + slack > now));
             }
         }
     }

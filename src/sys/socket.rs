@@ -149,6 +149,9 @@ impl Stream for Socket {
 }
 
 /// What an accept that failed means for the accept queue.
+///
+/// Three classes: an empty queue or one connection, of which the next call may know nothing; the
+/// process or the system, where only time helps; and the listener itself, which never recovers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcceptFailure {
     /// The queue is empty.
@@ -161,6 +164,10 @@ pub enum AcceptFailure {
     SystemDescriptors,
     /// The system has no memory for a socket.
     Memory,
+    /// Any other errno: nothing says that the next call would fare better.
+    Other(i32),
+    /// The socket listens no more, or is none.
+    Listener(i32),
 }
 
 impl AcceptFailure {
@@ -168,12 +175,31 @@ impl AcceptFailure {
     /// accept(2) says to treat those like an empty queue's retry: they concern one connection.
     #[must_use]
     pub fn from_error(error: &io::Error) -> Self {
-        match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EAGAIN) => Self::Empty,
-            Some(Errno::EMFILE) => Self::ProcessDescriptors,
-            Some(Errno::ENFILE) => Self::SystemDescriptors,
-            Some(Errno::ENOBUFS | Errno::ENOMEM) => Self::Memory,
-            _ => Self::ThisOne,
+        let Some(number) = error.raw_os_error() else {
+            return Self::Other(0);
+        };
+        match Errno::from_raw(number) {
+            Errno::EAGAIN => Self::Empty,
+            Errno::EINTR
+            | Errno::ECONNABORTED
+            | Errno::EPROTO
+            | Errno::EPERM
+            | Errno::ENETDOWN
+            | Errno::ENOPROTOOPT
+            | Errno::EHOSTDOWN
+            | Errno::ENONET
+            | Errno::EHOSTUNREACH
+            | Errno::ENETUNREACH
+            | Errno::ECONNRESET
+            | Errno::ETIMEDOUT => Self::ThisOne,
+            Errno::EMFILE => Self::ProcessDescriptors,
+            Errno::ENFILE => Self::SystemDescriptors,
+            Errno::ENOBUFS | Errno::ENOMEM => Self::Memory,
+            // accept(2) counts EOPNOTSUPP among both kinds; TCP has it for no connection.
+            Errno::EINVAL | Errno::EBADF | Errno::ENOTSOCK | Errno::EOPNOTSUPP => {
+                Self::Listener(number)
+            }
+            _ => Self::Other(number),
         }
     }
 }
@@ -259,5 +285,12 @@ mod tests {
         assert_eq!(sorted(Errno::ENOMEM), AcceptFailure::Memory);
         assert_eq!(sorted(Errno::ECONNABORTED), AcceptFailure::ThisOne);
         assert_eq!(sorted(Errno::EHOSTUNREACH), AcceptFailure::ThisOne);
+        assert_eq!(sorted(Errno::EINTR), AcceptFailure::ThisOne);
+        for errno in [Errno::EINVAL, Errno::EBADF, Errno::ENOTSOCK] {
+            assert_eq!(sorted(errno), AcceptFailure::Listener(errno as i32));
+        }
+        for errno in [Errno::EIO, Errno::EFAULT, Errno::ENOSYS, Errno::EACCES] {
+            assert_eq!(sorted(errno), AcceptFailure::Other(errno as i32));
+        }
     }
 }

@@ -51,7 +51,12 @@ impl Client {
         Self::over(socket.into(), addr)
     }
 
-    fn over(stream: TcpStream, addr: SocketAddr) -> io::Result<Self> {
+    /// Over a socket that is connected to `addr`.
+    ///
+    /// # Errors
+    ///
+    /// The socket's options cannot be set.
+    pub fn over(stream: TcpStream, addr: SocketAddr) -> io::Result<Self> {
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
         stream.set_nodelay(true)?;

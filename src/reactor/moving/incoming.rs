@@ -175,7 +175,8 @@ impl Reactor {
     /// hysteresis: nobody had them.
     fn expect_no_more(&mut self) {
         let kept = std::mem::take(&mut self.expected);
-        if kept > 0 && self.gate == Gate::AtLimit && self.open < self.max_connections {
+        let at_limit = matches!(self.gate, Gate::AtLimit | Gate::Freed(_));
+        if kept > 0 && at_limit && self.open < self.max_connections {
             self.set_gate(Gate::Open);
         }
     }

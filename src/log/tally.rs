@@ -1,0 +1,106 @@
+//! Limits the log lines that a peer can cause: one a second of each kind, with the number of those
+//! that it stands for. Pure.
+//!
+//! Invariants: every event is counted in exactly one line, if need be in one that is written a
+//! second after the last; a kind costs two words, whatever happens. Must not: write, or read the
+//! clock.
+
+use std::time::Duration;
+
+use crate::clock::Tick;
+
+/// One line of a kind is written in this time, at most.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
+/// What has not been written yet, by kind: numbers below `KINDS`.
+#[derive(Debug)]
+pub struct Tally<const KINDS: usize> {
+    kinds: [Kind; KINDS],
+    /// The earliest time at which a count may have to be written without another event.
+    due: Option<Tick>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    unwritten: u64,
+    next: Tick,
+}
+
+impl<const KINDS: usize> Default for Tally<KINDS> {
+    fn default() -> Self {
+        let kind = Kind {
+            unwritten: 0,
+            next: Tick::ZERO,
+        };
+        Self {
+            kinds: [kind; KINDS],
+            due: None,
+        }
+    }
+}
+
+impl<const KINDS: usize> Tally<KINDS> {
+    /// Counts an event of `kind`. Returns how many a line stands for, if it is to be written now.
+    pub fn note(&mut self, kind: usize, now: Tick) -> Option<u64> {
+        let one = &mut self.kinds[kind];
+        one.unwritten += 1;
+        if now < one.next {
+            self.due = Some(self.due.map_or(one.next, |due| due.min(one.next)));
+            return None;
+        }
+        one.next = now + LINE_EVERY;
+        Some(std::mem::take(&mut one.unwritten))
+    }
+
+    /// When to call [`Tally::overdue`]; `None` if everything has been written.
+    #[must_use]
+    pub const fn due(&self) -> Option<Tick> {
+        self.due
+    }
+
+    /// A kind with a count to be written now, and the count; to be called until there is none.
+    pub fn overdue(&mut self, now: Tick) -> Option<(usize, u64)> {
+        if self.due.is_none_or(|due| now < due) {
+            return None;
+        }
+        let waiting = |one: &Kind| one.unwritten > 0;
+        let kinds = &mut self.kinds;
+        let found = kinds.iter().position(|one| waiting(one) && one.next <= now);
+        let Some(kind) = found else {
+            let next = kinds.iter().filter(|one| waiting(one)).map(|one| one.next);
+            self.due = next.min();
+            return None;
+        };
+        let one = &mut kinds[kind];
+        one.next = now + LINE_EVERY;
+        Some((kind, std::mem::take(&mut one.unwritten)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flood_writes_one_line_a_second_and_loses_none() {
+        let mut tally = Tally::<2>::default();
+        let at = Tick::from_millis;
+        let mut lines = Vec::new();
+        for ms in 0..2_500 {
+            while let Some(line) = tally.overdue(at(ms)) {
+                lines.push((ms, line));
+            }
+            if let Some(count) = tally.note(0, at(ms)) {
+                lines.push((ms, (0, count)));
+            }
+        }
+        assert_eq!(tally.note(1, at(2_500)), Some(1), "kinds do not share");
+        assert_eq!(tally.due(), Some(at(3_000)));
+        assert_eq!(tally.overdue(at(2_999)), None);
+        lines.extend(tally.overdue(at(3_000)).map(|line| (3_000, line)));
+        assert_eq!(tally.overdue(at(3_000)), None);
+        assert_eq!(tally.due(), None, "an idle process has nothing to wake for");
+        let written: u64 = lines.iter().map(|(_, (_, count))| count).sum();
+        assert_eq!((lines.len(), written), (4, 2_500), "{lines:?}");
+    }
+}
