@@ -22,7 +22,8 @@ use thiserror::Error as ThisError;
 use crate::log;
 use crate::proxy_header;
 
-use self::connect::{Malformed, Target, Unreachable, connect, describe_io};
+pub(crate) use self::connect::{Malformed, Target, refuse_self};
+use self::connect::{Unreachable, connect, describe_io};
 use self::exchange::{Fault, progress};
 use self::session::Session;
 

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use socket2::SockRef;
 use thiserror::Error;
 
 /// How long one address may take to answer; a name may have several, tried in turn.
@@ -17,7 +18,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A host, by name or by address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Target {
+pub(crate) struct Target {
     /// Without brackets, also for an IPv6 address.
     host: String,
     /// Not 0.
@@ -26,7 +27,7 @@ pub(super) struct Target {
 
 /// Why what was typed is not an address.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub(super) enum Malformed {
+pub(crate) enum Malformed {
     /// Nothing before the port.
     #[error("the host is missing")]
     NoHost,
@@ -42,6 +43,9 @@ pub(super) enum Malformed {
     /// Brackets that are not around an IPv6 address.
     #[error("what is in brackets is not an IPv6 address")]
     BadIpv6,
+    /// An address that each interface has.
+    #[error("a link-local address needs its interface, as in [fe80::1%eth0]:9999")]
+    NoZone,
     /// A character that no host name has.
     #[error("the host has a character that no name has")]
     BadHost,
@@ -79,11 +83,16 @@ impl FromStr for Target {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (host, after) = rest.split_once(']').ok_or(Malformed::BadIpv6)?;
-                let address = host
-                    .split_once('%')
-                    .map_or(host, |(address, _zone)| address);
-                if address.parse::<Ipv6Addr>().is_err() {
-                    return Err(Malformed::BadIpv6);
+                let (address, zone) = match host.split_once('%') {
+                    Some((address, zone)) => (address, Some(zone)),
+                    None => (host, None),
+                };
+                match address.parse::<Ipv6Addr>() {
+                    Err(_) => return Err(Malformed::BadIpv6),
+                    Ok(ip) if ip.is_unicast_link_local() && zone.is_none_or(str::is_empty) => {
+                        return Err(Malformed::NoZone);
+                    }
+                    Ok(_) => {}
                 }
                 (host, after.strip_prefix(':').ok_or(Malformed::NoPort)?)
             }
@@ -118,6 +127,18 @@ impl FromStr for Target {
     }
 }
 
+impl Target {
+    /// Asks the system's resolver for its addresses. It blocks, as long as name servers may take; it
+    /// also knows the interfaces that zones name.
+    ///
+    /// # Errors
+    /// The name is not known, or nobody could be asked.
+    pub(crate) fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        let found = (self.host.as_str(), self.port).to_socket_addrs()?;
+        Ok(found.collect())
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
@@ -134,12 +155,10 @@ impl fmt::Display for Target {
 ///
 /// The name is not known, or no address of it answered.
 pub(super) fn connect(target: &Target) -> Result<TcpStream, Unreachable> {
-    let addresses = (target.host.as_str(), target.port)
-        .to_socket_addrs()
-        .map_err(|source| Unreachable::Resolve {
-            host: target.host.clone(),
-            source,
-        })?;
+    let addresses = target.resolve().map_err(|source| Unreachable::Resolve {
+        host: target.host.clone(),
+        source,
+    })?;
     let mut attempts: Vec<(SocketAddr, io::Error)> = Vec::new();
     for address in addresses {
         // A hosts file that names an address twice is no reason to wait for it twice.
@@ -157,12 +176,18 @@ pub(super) fn connect(target: &Target) -> Result<TcpStream, Unreachable> {
     })
 }
 
-/// Refuses a connection that has itself at the other end.
+/// Refuses a connection that has itself at the other end, and leaves nothing of it behind.
 ///
-/// On loopback, with nobody listening on a port of the ephemeral range, the kernel may choose that
-/// very port as the local one; the two SYNs cross and the socket answers itself.
-fn refuse_self(stream: TcpStream) -> io::Result<TcpStream> {
+/// With nobody listening on a port of the ephemeral range, the kernel may choose that very port as
+/// the local one; the two SYNs cross and the socket answers itself. Closed in order, it would keep
+/// the server's port in TIME_WAIT.
+///
+/// # Errors
+///
+/// It has; or its addresses cannot be read.
+pub(crate) fn refuse_self(stream: TcpStream) -> io::Result<TcpStream> {
     if stream.local_addr()? == stream.peer_addr()? {
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     Ok(stream)
@@ -212,6 +237,8 @@ fn advice(attempts: &[(SocketAddr, io::Error)]) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use socket2::{Domain, Socket, Type};
+
     use super::*;
 
     fn parse(text: &str) -> Result<(String, u16), Malformed> {
@@ -247,11 +274,27 @@ mod tests {
             ("[::1:9999", Malformed::BadIpv6),
             ("[localhost]:9999", Malformed::BadIpv6),
             ("[]:9999", Malformed::BadIpv6),
+            ("[fe80::1]:9999", Malformed::NoZone),
+            ("[fe80::1%]:9999", Malformed::NoZone),
             ("a b:9999", Malformed::BadHost),
             ("tcp//a:9999", Malformed::BadHost),
         ] {
             assert_eq!(parse(text), Err(why), "{text:?}");
         }
+    }
+
+    #[test]
+    fn self_connection_is_refused_without_time_wait() {
+        let address = SocketAddr::from(([127, 92, 11, 1], 0));
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&address.into()).unwrap();
+        let own = socket.local_addr().unwrap();
+        socket.connect(&own).unwrap();
+        let error = refuse_self(socket.into()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        // Without SO_REUSEADDR: a socket in TIME_WAIT would be in the way.
+        let next = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        next.bind(&own).unwrap();
     }
 
     #[test]
