@@ -10,23 +10,28 @@
 //!     |                          record (pure) ── histograms, pieces of the series
 //!     |── observe, during ── the server's CPU and memory; commands that disturb it
 //!     v
-//!   findings (pure) ── outcome ── JSON, summary, page
+//!   findings, judge (pure) ── outcome ── output ── JSON, summary, page
 //! ```
 //!
-//! Invariants: the exit code is 0 only if nothing failed, every byte that came back included; what
-//! the client itself spoils is told with the figures.
+//! Invariants: the exit code is 0 only if nothing failed, every byte that came back included, all of
+//! the plan was done and every output is written; what the client itself spoils is told with the
+//! figures; whatever ends it, its children and files are gone.
 //! It must not share code with the server's transformation or its loop, which it is a check on.
 
 pub mod connection;
 mod during;
 mod engine;
 pub mod failure;
+mod find;
 pub mod findings;
+mod folder;
 pub mod histogram;
+mod interrupt;
 mod judge;
 mod observe;
 pub mod options;
 pub mod outcome;
+mod output;
 mod own_server;
 pub mod plan;
 mod progress;
@@ -38,20 +43,16 @@ mod slot;
 mod socket;
 mod team;
 pub mod truth;
+mod wait;
 
-use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::{log, output};
-
+use self::interrupt::Interrupt;
 pub use self::options::Options;
-use self::outcome::Outcome;
+use self::output::Outputs;
 pub use self::team::{PART, be_part};
-
-/// Typed instead of a file's name, it means standard output; then no summary is in the way there.
-const STDOUT: &str = "-";
+use crate::log;
 
 /// Exit code for a plan that makes no sense.
 const BAD_INPUT: u8 = 2;
@@ -59,16 +60,31 @@ const BAD_INPUT: u8 = 2;
 /// Why there is no outcome, or nowhere to put it.
 #[derive(Debug, thiserror::Error)]
 enum Error {
+    #[error("cannot prepare for signals: {0}")]
+    Signals(#[source] io::Error),
+    #[error(transparent)]
+    Output(#[from] output::Error),
     #[error(transparent)]
     Run(#[from] run::Error),
-    #[error("cannot write {}: {source}; check the path and its permissions", path.display())]
-    Write { path: PathBuf, source: io::Error },
-    #[error("cannot write the outcome: {0}")]
-    Json(#[from] serde_json::Error),
 }
 
-/// Measures, and tells what was found. The code is 0 if nothing failed, 2 if the plan makes no
-/// sense, and 1 otherwise.
+impl Error {
+    fn exit_code(&self) -> ExitCode {
+        let is_usage = match self {
+            Self::Signals(_) => false,
+            Self::Output(error) => error.is_usage(),
+            Self::Run(error) => error.is_usage(),
+        };
+        if is_usage {
+            ExitCode::from(BAD_INPUT)
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures, and tells what was found. The code is 0 if nothing failed and everything was done and
+/// written, 2 if the plan makes no sense, and 1 otherwise.
 #[must_use]
 pub fn run(options: &Options) -> ExitCode {
     match measured(options) {
@@ -76,63 +92,17 @@ pub fn run(options: &Options) -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             log::complain(&error.to_string());
-            match error {
-                Error::Run(run::Error::Plan(_)) => ExitCode::from(BAD_INPUT),
-                Error::Run(_) | Error::Write { .. } | Error::Json(_) => ExitCode::FAILURE,
-            }
+            error.exit_code()
         }
     }
 }
 
-/// Whether nothing failed.
+/// Whether nothing failed, everything was done that was asked for, and all of it is written.
 fn measured(options: &Options) -> Result<bool, Error> {
+    let interrupt = Interrupt::watch().map_err(Error::Signals)?;
     // A file that cannot be written is found out before the measurement, not after.
-    for path in [&options.json, &options.report].into_iter().flatten() {
-        try_to_write(path)?;
-    }
-    let outcome = run::measure(options)?;
-    tell(&outcome, options)?;
-    Ok(outcome.failures.is_empty())
-}
-
-fn tell(outcome: &Outcome, options: &Options) -> Result<(), Error> {
-    if let Some(path) = &options.json {
-        write(path, &(serde_json::to_string_pretty(outcome)? + "\n"))?;
-    }
-    if let Some(path) = &options.report {
-        write(path, &report::html(outcome))?;
-    }
-    let machine_reads = [&options.json, &options.report]
-        .into_iter()
-        .flatten()
-        .any(|path| path == Path::new(STDOUT));
-    if !machine_reads {
-        // A reader that goes away early is no error.
-        let _ = output::write(report::summary(outcome).as_bytes());
-    }
-    Ok(())
-}
-
-/// Whether the file can be written. What it has stays until there is something better.
-fn try_to_write(path: &Path) -> Result<(), Error> {
-    if path == Path::new(STDOUT) {
-        return Ok(());
-    }
-    let opened = File::options().append(true).create(true).open(path);
-    opened.map(drop).map_err(|source| Error::Write {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn write(path: &Path, text: &str) -> Result<(), Error> {
-    let written = if path == Path::new(STDOUT) {
-        output::write(text.as_bytes())
-    } else {
-        fs::write(path, text)
-    };
-    written.map_err(|source| Error::Write {
-        path: path.to_owned(),
-        source,
-    })
+    let outputs = Outputs::open(options)?;
+    let outcome = run::measure(options, &interrupt)?;
+    let is_written = outputs.write(&outcome, &interrupt);
+    Ok(is_written && outcome.is_clean())
 }

@@ -86,6 +86,7 @@ fn summaries_read_well() {
     for (name, outcome) in [
         ("clean", outcomes::clean()),
         ("restarted", outcomes::restarted()),
+        ("stalled", outcomes::stalled()),
         ("failed", outcomes::failed()),
         ("stream", outcomes::stream()),
         ("bare", outcomes::bare()),
@@ -104,6 +105,7 @@ fn pages_need_nothing_else() {
     for (name, outcome, charts) in [
         ("clean", outcomes::clean(), 3),
         ("restarted", outcomes::restarted(), 3),
+        ("stalled", outcomes::stalled(), 3),
         ("failed", outcomes::failed(), 3),
         ("stream", outcomes::stream(), 1),
         ("bare", outcomes::bare(), 0),
@@ -194,6 +196,31 @@ fn advice_names_the_flag_to_try() {
         let said = said(&outcome);
         assert!(said.len() == 1 && said[0].contains(expected), "{said:?}");
     }
+}
+
+#[test]
+fn advice_on_a_stalled_server_blames_the_server() {
+    let said: Vec<String> = Advice::on(&outcomes::stalled())
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert!(
+        said[0].contains("the server stalled") && !said.concat().contains("the client"),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn comparison_counts_what_was_not_sent() {
+    let runs = |outcome: Outcome| runs("x", [outcome]);
+    let comparison = report::compare(&runs(outcomes::stalled()), &runs(outcomes::clean()));
+    let text = comparison.to_string();
+    assert!(
+        text.contains("planned messages (97.0 %) were not"),
+        "{text}"
+    );
+    let p50 = text.lines().find(|line| line.starts_with("p50")).unwrap();
+    assert!(p50.contains("4.8"), "{p50}");
 }
 
 fn runs(side: &str, outcomes: impl IntoIterator<Item = Outcome>) -> Vec<Run> {
@@ -317,9 +344,9 @@ fn broken_files_are_told_from_newer_ones() {
         assert!(error.to_string().contains("run.json"));
     }
     // What else it holds may have any shape by then.
-    let error = read(r#"{"format":2,"measured_ms":"long"}"#).unwrap_err();
+    let error = read(r#"{"format":3,"measured_ms":"long"}"#).unwrap_err();
     assert!(
-        matches!(error, Error::FromTheFuture { found: 2, .. }),
+        matches!(error, Error::FromTheFuture { found: 3, .. }),
         "{error}"
     );
 }

@@ -3,14 +3,13 @@
 //! Each command has a thread of its own and runs in turn, never twice at once. What it prints is
 //! read to the end and all but its last line thrown away, so it cannot hang on a full pipe.
 //!
-//! Invariants: no command outlives the measurement by more than its grace; one whose time came
-//! while it still ran is left out.
+//! Invariants: no command outlives the measurement by more than its grace, or by a moment if it was
+//! interrupted; one whose time came while it still ran is left out, and counted.
 #![expect(
     clippy::disallowed_methods,
     reason = "the load generator is a process of its own, and has threads; the server has none"
 )]
 
-use std::ffi::{OsStr, OsString};
 use std::io::{self, PipeReader, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
@@ -23,13 +22,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::ioctl_fionread;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use super::options::Job;
+use super::interrupt::{Haste, Interrupt};
+use super::judge::Ran;
+use super::options::{Action, Job};
 use super::outcome::Mark;
 use super::plan::millis;
 use crate::clock::{self, Tick};
 
 /// How long a command that still runs at the end of the measurement may go on.
 const GRACE: Duration = Duration::from_secs(30);
+/// How long it may go on after SIGTERM, when the measurement was interrupted.
+const INTERRUPTED_GRACE: Duration = Duration::from_secs(1);
 /// How often it is looked whether the measurement is over, while a command runs.
 const LOOK: Duration = Duration::from_millis(50);
 /// Bytes of a command's output that are kept, from its end.
@@ -38,82 +41,107 @@ const OUTPUT_MAX: usize = 400;
 /// The commands of a measurement.
 #[derive(Debug)]
 pub(super) struct Jobs {
-    threads: Vec<JoinHandle<Vec<Mark>>>,
+    threads: Vec<JoinHandle<Ran>>,
     /// Dropping it says that the measurement is over.
     over: Vec<Sender<()>>,
+}
+
+/// When the commands' time is over.
+struct End<'a> {
+    over: &'a Receiver<()>,
+    interrupt: &'a Interrupt,
 }
 
 impl Jobs {
     /// Runs `jobs`, their times counted from `origin`, until `until` or [`Jobs::finish`].
     #[must_use]
-    pub(super) fn start(jobs: &[Job], origin: Tick, until: Tick) -> Self {
+    pub(super) fn start(jobs: &[Job], origin: Tick, until: Tick, interrupt: &Interrupt) -> Self {
         let mut started = Self {
             threads: Vec::new(),
             over: Vec::new(),
         };
         for job in jobs {
             let (over, is_over) = channel();
-            let job = job.clone();
-            let run = move || repeat(&job, origin, until, &is_over);
+            let (job, interrupt) = (job.clone(), interrupt.clone());
+            let run = move || {
+                let end = End {
+                    over: &is_over,
+                    interrupt: &interrupt,
+                };
+                repeat(job, origin, until, &end)
+            };
             started.threads.push(std::thread::spawn(run));
             started.over.push(over);
         }
         started
     }
 
-    /// The measurement is over: waits for what still runs, and returns the marks, in order of time.
+    /// The measurement is over: waits for what still runs, and returns what came of each command.
     #[must_use]
-    pub(super) fn finish(self) -> Vec<Mark> {
-        drop(self.over);
-        let marks = self.threads.into_iter().filter_map(|job| job.join().ok());
-        let mut marks: Vec<Mark> = marks.flatten().collect();
-        marks.sort_by_key(|mark| mark.at_ms);
-        marks
+    pub(super) fn finish(mut self) -> Vec<Ran> {
+        self.over.clear();
+        let threads = std::mem::take(&mut self.threads);
+        threads
+            .into_iter()
+            .filter_map(|job| job.join().ok())
+            .collect()
     }
 }
 
-fn repeat(job: &Job, origin: Tick, until: Tick, is_over: &Receiver<()>) -> Vec<Mark> {
-    let mut marks = Vec::new();
+impl Drop for Jobs {
+    /// Also when the measurement fails, no command outlives it.
+    fn drop(&mut self) {
+        self.over.clear();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn repeat(job: Job, origin: Tick, until: Tick, end: &End<'_>) -> Ran {
+    let (mut marks, mut left_out) = (Vec::new(), 0);
     let mut due = origin + job.first;
     while due < until {
-        match is_over.recv_timeout(due.since(clock::now())) {
+        match end.over.recv_timeout(due.since(clock::now())) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
         }
-        marks.push(run(&job.command, origin, is_over));
+        marks.push(run(&job.action, origin, end));
         let Some(every) = job.every else { break };
-        let now = clock::now();
-        while due <= now {
-            due = due + every;
-        }
+        let missed = missed(due, every, clock::now().min(until));
+        left_out += missed;
+        let steps = u128::from(missed) + 1;
+        let ahead = every.as_nanos().saturating_mul(steps);
+        due = due + Duration::from_nanos(u64::try_from(ahead).unwrap_or(u64::MAX));
     }
-    marks
+    Ran {
+        job,
+        marks,
+        left_out,
+    }
 }
 
-fn run(command: &OsStr, origin: Tick, is_over: &Receiver<()>) -> Mark {
+/// How many of the times after `due`, `every` so long, have come by `now`.
+fn missed(due: Tick, every: Duration, now: Tick) -> u64 {
+    let times = now.since(due).as_nanos() / every.as_nanos().max(1);
+    u64::try_from(times).unwrap_or(u64::MAX)
+}
+
+fn run(action: &Action, origin: Tick, end: &End<'_>) -> Mark {
     let begun = clock::now();
     let mut mark = Mark {
         at_ms: millis(begun.since(origin)),
-        command: command.to_string_lossy().into_owned(),
+        command: action.to_string(),
         ..Mark::default()
     };
-    let mut script = OsString::from("exec 2>&1\n");
-    script.push(command);
-    let started = Command::new("sh")
-        .arg("-c")
-        .arg(script)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .process_group(0)
-        .spawn();
-    let child = match started {
+    let child = match command(action).and_then(|mut command| command.spawn()) {
         Ok(child) => child,
         Err(error) => {
-            mark.output = format!("cannot run a shell: {error}");
+            mark.output = format!("cannot run it: {error}");
             return mark;
         }
     };
-    let (exit_code, tail) = match attend(child, is_over) {
+    let (exit_code, tail) = match attend(child, end) {
         Ok(attended) => attended,
         Err(error) => {
             mark.output = format!("cannot watch the command: {error}");
@@ -126,12 +154,38 @@ fn run(command: &OsStr, origin: Tick, is_over: &Receiver<()>) -> Mark {
     mark
 }
 
+/// One run of it, in a process group of its own, all of its output in one pipe.
+fn command(action: &Action) -> io::Result<Command> {
+    let mut command = match action {
+        Action::Shell(line) => {
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("exec 2>&1\n{line}")]);
+            command
+        }
+        Action::Program(words) => {
+            let (program, arguments) = words.split_first().ok_or(io::ErrorKind::NotFound)?;
+            let mut command = Command::new("sh");
+            // The shell joins the two outputs and is replaced by the program.
+            command
+                .args(["-c", "exec \"$@\" 2>&1", "sh"])
+                .arg(program)
+                .args(arguments);
+            command
+        }
+    };
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .process_group(0);
+    Ok(command)
+}
+
 /// Reads what the command says until it ends: its exit code, and the end of its output.
-fn attend(mut child: Child, is_over: &Receiver<()>) -> io::Result<(Option<i32>, Vec<u8>)> {
+fn attend(mut child: Child, end: &End<'_>) -> io::Result<(Option<i32>, Vec<u8>)> {
     let group = Pid::from_child(&child);
-    let stop = || {
-        // Nothing of it may go on.
-        let _ = kill_process_group(group, Signal::KILL);
+    let signal = |signal| {
+        // Refused only when all of it has ended.
+        let _ = kill_process_group(group, signal);
     };
     let mut tail = Vec::new();
     let mut output = child
@@ -142,19 +196,25 @@ fn attend(mut child: Child, is_over: &Receiver<()>) -> io::Result<(Option<i32>, 
     let process = match watched {
         Ok(process) => process,
         Err(errno) => {
-            stop();
+            signal(Signal::KILL);
             child.wait()?;
             return Err(errno.into());
         }
     };
-    let mut limit = None;
+    let (mut limit, mut asked) = (None, false);
     while !ready(&process, output.as_ref()) {
         read_what_is_there(&mut output, &mut tail);
-        if limit.is_none() && is_over.try_recv() == Err(TryRecvError::Disconnected) {
-            limit = Some(clock::now() + GRACE);
+        let now = clock::now();
+        if limit.is_none() && end.over.try_recv() == Err(TryRecvError::Disconnected) {
+            limit = Some(now + GRACE);
         }
-        if limit.is_some_and(|limit| clock::now() >= limit) {
-            stop();
+        if end.interrupt.haste() > Haste::None && !asked {
+            asked = true;
+            signal(Signal::TERM);
+            limit = Some(now + INTERRUPTED_GRACE);
+        }
+        if limit.is_some_and(|limit| now >= limit) || end.interrupt.haste() == Haste::Now {
+            signal(Signal::KILL);
         }
     }
     // Whatever it has said is in the pipe by now, however late this machine lets it be read.
@@ -233,6 +293,45 @@ mod tests {
         text.parse().unwrap()
     }
 
+    /// What came of the commands, awaited by their own ends.
+    fn joined(jobs: &mut Jobs) -> Vec<Mark> {
+        let threads = jobs.threads.drain(..);
+        threads.flat_map(|job| job.join().unwrap().marks).collect()
+    }
+
+    #[test]
+    fn runs_left_out_are_counted_at_once() {
+        let at = Tick::from_millis;
+        let every = Duration::from_millis(10);
+        assert_eq!(missed(at(100), every, at(100)), 0);
+        assert_eq!(missed(at(100), every, at(139)), 3);
+        let nanosecond = Duration::from_nanos(1);
+        assert_eq!(missed(at(0), nanosecond, at(3_600_000)), 3_600_000_000_000);
+    }
+
+    #[test]
+    fn program_path_need_not_be_text() {
+        use std::os::unix::ffi::OsStringExt as _;
+
+        let folder = tempfile::tempdir().unwrap();
+        let name = std::ffi::OsString::from_vec(b"caf\xe9 it's".to_vec());
+        let program = folder.path().join(name);
+        std::fs::write(&program, "#!/bin/sh\necho \"$1\" >&2\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(&program, mode).unwrap();
+        let job = Job {
+            first: Duration::from_millis(1),
+            every: None,
+            action: Action::Program(vec![program.into(), "a b".into()]),
+        };
+        let now = clock::now();
+        let until = now + Duration::from_secs(9);
+        let mut jobs = Jobs::start(&[job], now, until, &Interrupt::default());
+        let marks = joined(&mut jobs);
+        let found = (marks[0].exit_code, marks[0].output.as_str());
+        assert_eq!(found, (Some(0), "a b"));
+    }
+
     #[test]
     fn a_command_leaves_a_mark_with_its_last_line() {
         let now = clock::now();
@@ -241,17 +340,21 @@ mod tests {
             job("at 2ms: kill -9 $$"),
             job("at 1h: echo never"),
         ];
-        let jobs = Jobs::start(&jobs, now, now + Duration::from_secs(2));
+        let jobs = Jobs::start(
+            &jobs,
+            now,
+            now + Duration::from_secs(2),
+            &Interrupt::default(),
+        );
         // They are awaited by their ends, not by the clock: the third sees that it is over.
         let marks: Vec<Mark> = {
-            let Jobs { mut threads, over } = jobs;
-            let third = threads.pop();
-            let mut marks: Vec<Mark> = threads
-                .into_iter()
-                .flat_map(|t| t.join().unwrap())
-                .collect();
-            drop(over);
-            marks.extend(third.unwrap().join().unwrap());
+            let mut jobs = jobs;
+            let third = jobs.threads.pop().unwrap();
+            let mut marks = joined(&mut jobs);
+            drop(jobs);
+            let third = third.join().unwrap();
+            assert_eq!(third.job.action, Action::Shell("echo never".to_owned()));
+            marks.extend(third.marks);
             marks
         };
         assert_eq!(marks.len(), 2);
@@ -266,12 +369,13 @@ mod tests {
     fn a_command_may_come_again_but_not_beside_itself() {
         let now = clock::now();
         let jobs = [job("every 10ms: true")];
-        let jobs = Jobs::start(&jobs, now, now + Duration::from_secs(2));
-        let marks: Vec<Mark> = jobs
-            .threads
-            .into_iter()
-            .flat_map(|t| t.join().unwrap())
-            .collect();
+        let jobs = Jobs::start(
+            &jobs,
+            now,
+            now + Duration::from_secs(2),
+            &Interrupt::default(),
+        );
+        let marks = joined(&mut { jobs });
         assert!(marks.len() > 1, "{}", marks.len());
         for pair in marks.windows(2) {
             assert!(
@@ -321,13 +425,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("pipe");
         let command = command.replace("$PIPE", pipe.to_str().unwrap());
-        let jobs = Jobs::start(&[job(&command)], now, now + Duration::from_secs(9));
-        let Jobs { threads, over } = jobs;
-        let marks: Vec<Mark> = threads
-            .into_iter()
-            .flat_map(|t| t.join().unwrap())
-            .collect();
-        drop(over);
+        let jobs = Jobs::start(
+            &[job(&command)],
+            now,
+            now + Duration::from_secs(9),
+            &Interrupt::default(),
+        );
+        let marks = joined(&mut { jobs });
         assert_eq!(marks[0].exit_code, Some(0));
         let pid: i32 = marks[0].output.parse().unwrap();
         let alive = rustix::process::test_kill_process(Pid::from_raw(pid).unwrap());

@@ -74,6 +74,8 @@ pub(super) struct Board {
     pub start: AtomicU64,
     /// End early.
     pub stop: AtomicBool,
+    /// And without the last answers.
+    pub hurry: AtomicBool,
     /// Messages answered so far.
     pub answered: AtomicU64,
     /// Failures so far.
@@ -290,6 +292,17 @@ impl Engine<'_> {
                 }
                 false
             }
+            Phase::Drain if self.board.hurry.load(Ordering::Acquire) => {
+                // No failure: nobody waits for these answers. But so long they have not come.
+                let waiting = self
+                    .slots
+                    .iter()
+                    .filter_map(|slot| slot.account.waits_since());
+                for since in waiting {
+                    self.work.recorder.waited(since, now);
+                }
+                true
+            }
             Phase::Drain => self.is_drained(),
         }
     }
@@ -335,7 +348,7 @@ impl Engine<'_> {
         if let Some(before) = self.cpu_before {
             self.cpu = thread_cpu().saturating_sub(before);
         }
-        for slot in &mut self.slots {
+        for slot in &self.slots {
             slot.count_unsent(&mut self.work, until.min(now));
         }
         self.work.agenda.clear();

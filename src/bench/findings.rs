@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer as _, V2Serializer};
 
 use super::histogram::{self, QUANTILES};
-use super::outcome::{Failure, Interval, Latency, Percentile, Seen, Totals};
+use super::outcome::{Failure, Interval, Latency, Percentile, Schedule, Seen, Totals};
 use super::plan::millis;
 use super::record::{FIRST_FAILURES_MAX, Noted, Record};
 use crate::clock::Tick;
@@ -23,6 +23,7 @@ pub struct Findings {
     pieces: Vec<Merged>,
     interval: Duration,
     answers: Histogram<u64>,
+    waits: Histogram<u64>,
     sums: Record,
 }
 
@@ -67,10 +68,13 @@ impl Findings {
             merged
         });
         let mut answers = histogram::empty();
+        let mut waits = histogram::empty();
         let mut sums = Record::default();
         for record in records {
-            if let Some(more) = histogram::unpack(&record.answers) {
-                histogram::join(&mut answers, &more);
+            for (sum, more) in [(&mut answers, &record.answers), (&mut waits, &record.waits)] {
+                if let Some(more) = histogram::unpack(more) {
+                    histogram::join(sum, &more);
+                }
             }
             sums.connections += record.connections;
             sums.bytes_sent += record.bytes_sent;
@@ -91,6 +95,7 @@ impl Findings {
             pieces: pieces.collect(),
             interval,
             answers,
+            waits,
             sums,
         }
     }
@@ -146,10 +151,6 @@ impl Findings {
         if self.answers.is_empty() {
             return None;
         }
-        let percentile = |quantile| Percentile {
-            quantile,
-            value_ns: self.answers.value_at_quantile(quantile),
-        };
         let mut packed = Vec::new();
         // A vector takes everything.
         let _ = V2Serializer::new().serialize(&self.answers, &mut packed);
@@ -158,9 +159,27 @@ impl Findings {
             min_ns: self.answers.min(),
             mean_ns: self.answers.mean() as u64,
             max_ns: self.answers.max(),
-            percentiles: QUANTILES.map(percentile).to_vec(),
+            percentiles: percentiles(&self.answers),
             histogram: BASE64.encode(packed),
         })
+    }
+
+    /// What became of the messages that were planned.
+    #[must_use]
+    pub fn schedule(&self) -> Schedule {
+        let (mut percentiles, mut max_ns) = (Vec::new(), 0);
+        if !self.waits.is_empty() {
+            let mut all = self.answers.clone();
+            histogram::join(&mut all, &self.waits);
+            percentiles = self::percentiles(&all);
+            max_ns = all.max();
+        }
+        Schedule {
+            planned: self.sums.planned,
+            not_sent: self.sums.unsent,
+            percentiles,
+            max_ns,
+        }
     }
 
     /// The series.
@@ -208,6 +227,14 @@ impl Findings {
             window_ms: millis(window),
         }
     }
+}
+
+fn percentiles(times: &Histogram<u64>) -> Vec<Percentile> {
+    let percentile = |quantile| Percentile {
+        quantile,
+        value_ns: times.value_at_quantile(quantile),
+    };
+    QUANTILES.map(percentile).to_vec()
 }
 
 /// The same distribution in no more memory than its longest time needs.
@@ -283,6 +310,35 @@ mod tests {
         assert_eq!(seen.p99_ns / 1_000_000, 10);
         let past = findings.seen(STEP * 9, STEP * 10);
         assert_eq!(past, Seen::default());
+    }
+
+    /// A server that stalled for good after 61,700 of 2,061,700 messages.
+    #[test]
+    fn unsent_messages_do_not_become_answers() {
+        let mut recorder = Recorder::new();
+        recorder.open(at(1000), at(11_000), STEP);
+        for _ in 0..61_700 {
+            recorder.planned(at(1000), true, at(1000));
+            recorder.answer(at(1000), at(1001));
+        }
+        recorder.unsent(at(1000), Duration::from_nanos(5000), u64::MAX);
+        let findings = Findings::of(&[recorder.finish(STEP)], STEP);
+        let latency = findings.latency().unwrap();
+        assert_eq!(
+            (latency.count, findings.totals().messages),
+            (61_700, 61_700)
+        );
+        assert_eq!(latency.min_ns / 100_000, 9, "three digits of 1 ms");
+        let schedule = findings.schedule();
+        assert_eq!(
+            (schedule.planned, schedule.not_sent),
+            (2_061_700, 2_000_000)
+        );
+        let median = schedule.percentiles[0];
+        assert!(
+            median.quantile == 0.5 && median.value_ns > 4_000_000_000,
+            "{median:?}"
+        );
     }
 
     #[test]

@@ -1,20 +1,28 @@
-//! Whether the figures tell of the server or of the client that made them.
+//! Whether the figures tell of the server or of the client that made them, and whether the
+//! measurement was the one that was asked for.
 //!
+//! Invariant: the client is called the limit only for what it did itself: it used its CPU time, or
+//! was late though it had the CPU and no connection was behind.
 //! Pure.
 
 use std::time::Duration;
 
-use super::outcome::Client;
+use super::options::Job;
+use super::outcome::{Client, Mark};
 use super::record::Record;
 
 /// A client that uses more than this share of what its threads could have is at its own limit.
 const BUSY_SHARE: f64 = 0.9;
-/// More than this share of the planned messages sent late by its own doing, and the times of
-/// answers are partly its own.
+/// A client that uses less than this share is not slow: if it is late, it did not get the CPU.
+const WORKING_SHARE: f64 = 0.5;
+/// More than this share of the planned messages sent late though nothing was in the way, and the
+/// times of answers are not the server's alone.
 const LATE_SHARE: f64 = 0.01;
 /// Above this share of the planned messages unsent at the end, the server did not keep up; below it
 /// they are the last few, whose connections were busy at that moment.
 const UNSENT_SHARE: f64 = 0.001;
+/// Above this share the load was not the one that was asked for.
+const UNSENT_SHARE_MAX: f64 = 0.1;
 /// Client and server together above this share of all CPUs: they took them from each other.
 const SHARED_SHARE: f64 = 0.95;
 
@@ -35,11 +43,35 @@ pub(super) struct Facts<'a> {
     pub server_cpu: Option<Duration>,
     /// Whether the answers decide how much is sent, so that the client may be what limits it.
     pub closed_loop: bool,
+    /// The commands that were to be run meanwhile.
+    pub ran: &'a [Ran],
 }
 
-/// What the measuring cost, and what its reader has to know.
+/// What came of one command.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Ran {
+    /// What was to be done.
+    pub job: Job,
+    /// Each run.
+    pub marks: Vec<Mark>,
+    /// Runs that were left out because the one before still went on.
+    pub left_out: u64,
+}
+
+/// What follows from the facts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Judgement {
+    /// What the measuring cost.
+    pub client: Client,
+    /// What was asked for and not done.
+    pub problems: Vec<String>,
+    /// What the reader of the figures has to know.
+    pub warnings: Vec<String>,
+}
+
+/// Judges a measurement.
 #[must_use]
-pub(super) fn judge(facts: &Facts<'_>) -> (Client, Vec<String>) {
+pub(super) fn judge(facts: &Facts<'_>) -> Judgement {
     let sums = facts.sums;
     let cpu_ns = sums.cpu_ns as f64;
     let capacity = facts.threads.min(facts.cpus.into()).max(1);
@@ -56,15 +88,23 @@ pub(super) fn judge(facts: &Facts<'_>) -> (Client, Vec<String>) {
             share * 100.0
         ));
     }
+    let mut warnings = Vec::new();
     let late = ratio(sums.late, sums.planned);
-    if late > LATE_SHARE {
+    if late > LATE_SHARE && share >= WORKING_SHARE {
         reasons.push(format!(
             "it sent {:.1} % of the messages more than 1 ms after their planned time though \
              nothing but itself was in the way",
             late * 100.0
         ));
+    } else if late > LATE_SHARE {
+        warnings.push(format!(
+            "{:.1} % of the messages were sent more than 1 ms after their planned time, and the \
+             client used only {:.0} % of its CPU time: its threads did not get a CPU in time, or \
+             the machine stood still. That is in the times of answers.",
+            late * 100.0,
+            share * 100.0
+        ));
     }
-    let mut warnings = Vec::new();
     let all_ns = facts.measured.as_nanos() as f64 * f64::from(facts.cpus);
     if let Some(server) = facts.server_cpu
         && facts.closed_loop
@@ -76,13 +116,28 @@ pub(super) fn judge(facts: &Facts<'_>) -> (Client, Vec<String>) {
                 .to_owned(),
         );
     }
-    if ratio(sums.unsent, sums.planned) > UNSENT_SHARE {
-        warnings.push(format!(
-            "{} of {} planned messages were still waiting for earlier answers at the end: the \
-             server did not keep up. They are in the latencies with the time that they had waited \
-             by then.",
-            sums.unsent, sums.planned
-        ));
+    let mut problems = Vec::new();
+    if facts.measured.is_zero() {
+        problems.push("It ended before the time began that counts.".to_owned());
+    }
+    let unsent = ratio(sums.unsent, sums.planned);
+    let told = || {
+        format!(
+            "{} of {} planned messages ({:.1} %) were not sent, because earlier ones on their \
+             connections were not answered: the server did not keep up",
+            sums.unsent,
+            sums.planned,
+            unsent * 100.0
+        )
+    };
+    if unsent > UNSENT_SHARE_MAX {
+        problems.push(told() + ", and the load was not the one that was asked for.");
+    } else if unsent > UNSENT_SHARE {
+        warnings.push(told() + ".");
+    }
+    for ran in facts.ran {
+        problems.extend(failed_command(ran, facts.measured));
+        warnings.extend(left_out(ran));
     }
     let client = Client {
         cpu_ms: sums.cpu_ns / 1_000_000,
@@ -91,7 +146,35 @@ pub(super) fn judge(facts: &Facts<'_>) -> (Client, Vec<String>) {
         is_bottleneck: !reasons.is_empty(),
         why: reasons.join("; and "),
     };
-    (client, warnings)
+    Judgement {
+        client,
+        problems,
+        warnings,
+    }
+}
+
+/// What is wrong with the runs of a command, if anything.
+fn failed_command(ran: &Ran, measured: Duration) -> Option<String> {
+    let (command, runs) = (&ran.job.action, ran.marks.len());
+    if runs == 0 {
+        return Some(format!(
+            "The command `{command}` never ran: its time was after {}, and {} were measured.",
+            humantime::format_duration(ran.job.first),
+            humantime::format_duration(Duration::from_millis(super::plan::millis(measured)))
+        ));
+    }
+    let is_failed = |mark: &&Mark| mark.exit_code != Some(0);
+    let failed = ran.marks.iter().filter(is_failed).count();
+    (failed > 0).then(|| format!("{failed} of {runs} runs of the command `{command}` failed."))
+}
+
+fn left_out(ran: &Ran) -> Option<String> {
+    (ran.left_out > 0).then(|| {
+        format!(
+            "{} runs of the command `{}` were left out, because the one before still went on.",
+            ran.left_out, ran.job.action
+        )
+    })
 }
 
 /// `part` of `whole`; nothing of nothing is 0.
@@ -108,31 +191,44 @@ pub(super) fn ratio(part: u64, whole: u64) -> f64 {
 mod tests {
     use super::*;
 
+    use crate::bench::options::Action;
+
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn judged(sums: &Record, server: Option<Duration>) -> (Client, Vec<String>) {
-        judge(&Facts {
+    fn facts(sums: &Record) -> Facts<'_> {
+        Facts {
             sums,
             messages: 1000,
             measured: SECOND,
             threads: 1,
             cpus: 2,
-            server_cpu: server,
+            server_cpu: None,
             closed_loop: true,
-        })
+            ran: &[],
+        }
     }
 
     #[test]
-    fn a_client_at_its_limit_says_so() {
+    fn client_at_its_limit_is_named() {
         let mut sums = Record {
             cpu_ns: 500_000_000,
             ..Record::default()
         };
-        let (client, warnings) = judged(&sums, Some(SECOND / 2));
+        let with = |sums: &Record, server| {
+            judge(&Facts {
+                server_cpu: Some(server),
+                ..facts(sums)
+            })
+        };
+        let Judgement {
+            client, warnings, ..
+        } = with(&sums, SECOND / 2);
         assert!(!client.is_bottleneck && warnings.is_empty(), "{client:?}");
         assert_eq!(client.cpu_per_message_ns, 500_000.0);
         sums.cpu_ns = 950_000_000;
-        let (client, warnings) = judged(&sums, Some(SECOND));
+        let Judgement {
+            client, warnings, ..
+        } = with(&sums, SECOND);
         assert!(
             client.is_bottleneck && client.why.contains("95 %"),
             "{client:?}"
@@ -141,29 +237,101 @@ mod tests {
     }
 
     #[test]
-    fn lateness_and_backlog_are_told() {
-        let sums = Record {
-            planned: 1000,
-            late: 20,
-            unsent: 5,
-            ..Record::default()
-        };
-        let (client, warnings) = judged(&sums, None);
-        assert!(client.why.contains("2.0 %"), "{client:?}");
-        assert!(warnings.iter().any(|text| text.starts_with("5 of 1000")));
+    fn idle_client_is_never_the_limit() {
+        for percent in [4, 13] {
+            let sums = Record {
+                planned: 1000,
+                late: 200,
+                cpu_ns: percent * 10_000_000,
+                ..Record::default()
+            };
+            let Judgement {
+                client, warnings, ..
+            } = judge(&facts(&sums));
+            assert!(!client.is_bottleneck && client.why.is_empty(), "{client:?}");
+            let told = format!("only {percent} %");
+            assert!(warnings[0].contains(&told), "{warnings:?}");
+        }
     }
 
     #[test]
-    fn nothing_measured_is_finite() {
-        let (client, _) = judge(&Facts {
-            sums: &Record::default(),
+    fn working_client_that_is_late_is_the_limit() {
+        let sums = Record {
+            planned: 1000,
+            late: 20,
+            cpu_ns: 600_000_000,
+            ..Record::default()
+        };
+        let client = judge(&facts(&sums)).client;
+        assert!(client.why.contains("2.0 %"), "{client:?}");
+    }
+
+    #[test]
+    fn load_far_below_its_plan_is_a_problem() {
+        let judged = |planned, unsent| {
+            judge(&facts(&Record {
+                planned,
+                unsent,
+                ..Record::default()
+            }))
+        };
+        let Judgement { problems, .. } = judged(2_061_700, 2_000_000);
+        assert!(
+            problems[0].starts_with("2000000 of 2061700 planned messages (97.0 %) were not sent"),
+            "{problems:?}"
+        );
+        let few = judged(1000, 5);
+        assert!(few.problems.is_empty() && few.warnings[0].starts_with("5 of 1000"));
+        assert_eq!(judged(100_000, 5).warnings.len(), 0);
+    }
+
+    #[test]
+    fn command_that_never_ran_or_failed_is_a_problem() {
+        let mark = |exit_code| Mark {
+            exit_code,
+            ..Mark::default()
+        };
+        let ran = |marks: Vec<Mark>, left_out| Ran {
+            job: Job {
+                first: Duration::from_secs(5),
+                every: None,
+                action: Action::Shell("true".to_owned()),
+            },
+            marks,
+            left_out,
+        };
+        let sums = Record::default();
+        let judged = |ran: Ran| {
+            judge(&Facts {
+                ran: &[ran],
+                ..facts(&sums)
+            })
+        };
+        let never = judged(ran(Vec::new(), 0)).problems;
+        assert_eq!(
+            never,
+            ["The command `true` never ran: its time was after 5s, and 1s were measured."]
+        );
+        let failed = judged(ran(vec![mark(Some(0)), mark(Some(3)), mark(None)], 0)).problems;
+        assert_eq!(failed, ["2 of 3 runs of the command `true` failed."]);
+        let good = judged(ran(vec![mark(Some(0))], 2));
+        assert!(good.problems.is_empty() && good.warnings[0].starts_with("2 runs"));
+    }
+
+    #[test]
+    fn nothing_measured_is_finite_and_a_problem() {
+        let sums = Record::default();
+        let Judgement {
+            client, problems, ..
+        } = judge(&Facts {
             messages: 0,
             measured: Duration::ZERO,
             threads: 0,
             cpus: 0,
-            server_cpu: None,
             closed_loop: false,
+            ..facts(&sums)
         });
         assert!(client.share_of_cpus.is_finite() && client.cpu_per_message_ns.is_finite());
+        assert_eq!(problems.len(), 1);
     }
 }

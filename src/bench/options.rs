@@ -4,7 +4,8 @@
 //! Pure. It must not judge how options go together; `plan` does.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -102,8 +103,8 @@ words!(Version: V1 = "v1", V2 = "v2");
 pub enum Sources {
     /// So many addresses of the loopback network.
     Count(u32),
-    /// These.
-    Addresses(Vec<IpAddr>),
+    /// These, with port 0; an IPv6 address may have a zone.
+    Addresses(Vec<SocketAddr>),
 }
 
 /// A command that is run while the load runs.
@@ -113,8 +114,30 @@ pub struct Job {
     pub first: Duration,
     /// The distance to the next time; `None`: once.
     pub every: Option<Duration>,
-    /// For the shell.
-    pub command: OsString,
+    /// What is run.
+    pub action: Action,
+}
+
+/// A command that is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// By the shell.
+    Shell(String),
+    /// A program with its arguments, byte for byte: a path need not be text.
+    Program(Vec<OsString>),
+}
+
+/// As people read it.
+impl fmt::Display for Action {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shell(line) => out.write_str(line),
+            Self::Program(words) => {
+                let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+                out.write_str(&words.join(" "))
+            }
+        }
+    }
 }
 
 /// What was typed.
@@ -168,10 +191,15 @@ impl FromStr for Sources {
             Ok(count) => return Ok(Self::Count(count)),
             Err(_) => {}
         }
-        let addresses: Result<Vec<IpAddr>, _> = text.split(',').map(str::parse).collect();
+        let zoned = |part: &str| format!("[{part}]:0").parse::<SocketAddrV6>().ok();
+        let address = |part: &str| match part.parse::<IpAddr>() {
+            Ok(ip) => Some(SocketAddr::new(ip, 0)),
+            Err(_) => zoned(part).map(SocketAddr::V6),
+        };
+        let addresses: Option<Vec<SocketAddr>> = text.split(',').map(address).collect();
         addresses
             .map(Self::Addresses)
-            .map_err(|_| "write a number, or addresses with commas between them".to_owned())
+            .ok_or_else(|| "write a number, or addresses with commas between them".to_owned())
     }
 }
 
@@ -185,18 +213,18 @@ impl FromStr for Job {
             let (time, command) = rest.split_once(':')?;
             let time = humantime::parse_duration(time.trim()).ok()?;
             let command = command.trim();
-            (!command.is_empty() && !time.is_zero()).then(|| (word, time, OsString::from(command)))
+            (!command.is_empty() && !time.is_zero()).then(|| (word, time, command.to_owned()))
         };
         match parts() {
             Some(("every", first, command)) => Ok(Self {
                 first,
                 every: Some(first),
-                command,
+                action: Action::Shell(command),
             }),
             Some(("at", first, command)) => Ok(Self {
                 first,
                 every: None,
-                command,
+                action: Action::Shell(command),
             }),
             _ => Err("write `every 2s: COMMAND` or `at 3s: COMMAND`".to_owned()),
         }
@@ -212,11 +240,14 @@ mod tests {
         let job: Job = "every 2s: uppercased reload".parse().unwrap();
         let every = Some(Duration::from_secs(2));
         assert_eq!(
-            (job.every, job.command),
-            (every, "uppercased reload".into())
+            (job.every, job.action.to_string().as_str()),
+            (every, "uppercased reload")
         );
         let job: Job = "at 300ms: kill -HUP 1: x".parse().unwrap();
-        assert_eq!((job.every, job.command), (None, "kill -HUP 1: x".into()));
+        assert_eq!(
+            (job.every, job.action.to_string().as_str()),
+            (None, "kill -HUP 1: x")
+        );
         for text in [
             "",
             "every",
@@ -229,8 +260,12 @@ mod tests {
             assert!(text.parse::<Job>().is_err(), "{text}");
         }
         assert_eq!("3".parse(), Ok(Sources::Count(3)));
-        let two = Sources::Addresses(vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()]);
+        let two = [[10, 0, 0, 1], [10, 0, 0, 2]].map(|ip| SocketAddr::from((ip, 0)));
+        let two = Sources::Addresses(two.to_vec());
         assert_eq!("10.0.0.1,10.0.0.2".parse(), Ok(two));
+        let zoned = SocketAddrV6::new("fe80::1".parse().unwrap(), 0, 0, 3);
+        let zoned = Sources::Addresses(vec![SocketAddr::V6(zoned)]);
+        assert_eq!("fe80::1%3".parse(), Ok(zoned));
         assert!("here".parse::<Sources>().is_err());
         assert!("0".parse::<Sources>().is_err());
     }

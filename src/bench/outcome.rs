@@ -3,7 +3,8 @@
 //!
 //! Invariants: every field has a default, so that an outcome of an older program can be read; an
 //! unknown field is skipped; every number is finite (JSON has no other). Fields are only ever
-//! added; a change of meaning gets a new [`FORMAT`].
+//! added; a change of meaning gets a new [`FORMAT`]. (In format 1, messages that were never sent were
+//! among the answers of `latency`.)
 //! Pure: it must not measure, judge or print.
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// The meaning of the fields, as a number.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// One measurement.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -41,8 +42,10 @@ pub struct Outcome {
     pub failures: BTreeMap<String, u64>,
     /// The first of them, in order of time.
     pub first_failures: Vec<Failure>,
-    /// How long answers took; `None` if none was measured.
+    /// How long answers took; `None` if none was measured. Only answers are in it.
     pub latency: Option<Latency>,
+    /// What became of the messages that were planned; `None` if the answers decide what is sent.
+    pub schedule: Option<Schedule>,
     /// From when it counts: `planned` (open loop: when the message was to be sent, so that a stall
     /// is not hidden) or `sent` (closed loop).
     pub latency_from: String,
@@ -56,8 +59,34 @@ pub struct Outcome {
     pub client: Client,
     /// What the server spent, if it runs on this machine and is known.
     pub server: Option<Server>,
+    /// What was asked for and not done, a sentence each. With any of them, as with any failure, the
+    /// measurement is not what was asked for.
+    pub problems: Vec<String>,
     /// What a reader of the figures has to know, a sentence each.
     pub warnings: Vec<String>,
+}
+
+impl Outcome {
+    /// Whether everything was done that was asked for, and nothing failed.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.failures.is_empty() && self.problems.is_empty()
+    }
+}
+
+/// Messages that were planned for the time that counts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Schedule {
+    /// All of them.
+    pub planned: u64,
+    /// Of them, never sent, because earlier ones on their connection were not answered.
+    pub not_sent: u64,
+    /// Percentiles of the answers' times, together with the time that each message that was not sent
+    /// had waited at the end; empty if all were sent.
+    pub percentiles: Vec<Percentile>,
+    /// The longest of those times, in nanoseconds.
+    pub max_ns: u64,
 }
 
 /// A machine.
@@ -275,6 +304,7 @@ mod tests {
             }),
             series: vec![Interval::default()],
             marks: vec![Mark::default()],
+            schedule: Some(Schedule::default()),
             server: Some(Server::default()),
             ..Outcome::default()
         };

@@ -2,36 +2,53 @@
 //!
 //! Invariants: it is gone when the value is, in order if it can be and killed if not; should this
 //! process die without a word, the kernel tells the server to stop. It keeps out of the terminal's
-//! process group, so that Ctrl-C reaches the measurement first and the server last.
+//! process group, so that Ctrl-C reaches the measurement first and the server last. It takes no
+//! settings from the caller's environment: those are of another server.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, Read as _};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
-use crate::control::client::{self, Conversation};
+use super::folder::{self, Folder};
+use super::interrupt::{Haste, Interrupt, STEP};
+use super::wait::is_readable;
+use crate::clock;
+use crate::config::ENV_PREFIX;
+use crate::control::client;
 use crate::control::{Reply, Request};
 use crate::status::Status;
 use crate::sys::child::die_with_parent;
+use crate::sys::image::{LISTEN_VARIABLES, NOTIFY_VARIABLES, STATE_VARIABLE};
 
 /// How long it may take to serve, and to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it may take to stop when the measurement was interrupted.
+const INTERRUPTED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long it may take to say how it is.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// The name of its control socket.
+const SOCKET: &str = "control.sock";
 /// What it prints when it serves.
 const READY: &str = "listening on ";
+/// It prints no more than this before.
+const OUTPUT_MAX_BYTES: usize = 64 << 10;
 
 /// A running server.
 #[derive(Debug)]
 pub(super) struct OwnServer {
     child: Child,
-    folder: PathBuf,
+    /// That very process, whatever its number is given to.
+    process: OwnedFd,
+    interrupt: Interrupt,
+    folder: Folder,
     /// Where it serves.
     pub address: SocketAddr,
     /// The program that it runs.
@@ -44,9 +61,26 @@ pub(super) enum Error {
     /// The system refuses.
     #[error("cannot start a server to measure: {0}")]
     System(#[from] io::Error),
+    /// There is no place for its files.
+    #[error(transparent)]
+    Folder(#[from] folder::Error),
+    /// A file of its own cannot be made.
+    #[error("cannot write {}: {source}; is the disk full?", path.display())]
+    Log {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// It ended instead of serving.
     #[error("the server to be measured does not start: {0}")]
     Refused(String),
+    /// It neither serves nor ends.
+    #[error("the server to be measured did not serve within {} s", PATIENCE.as_secs())]
+    Late,
+    /// A signal came first.
+    #[error("interrupted before the measurement began")]
+    Interrupted,
 }
 
 impl OwnServer {
@@ -54,52 +88,87 @@ impl OwnServer {
     ///
     /// # Errors
     /// It does not start; its own words say why.
-    pub(super) fn start(workers: Option<u16>, arguments: &[String]) -> Result<Self, Error> {
+    pub(super) fn start(
+        workers: Option<u16>,
+        arguments: &[String],
+        interrupt: &Interrupt,
+    ) -> Result<Self, Error> {
         let program = std::env::current_exe()?;
-        let folder = std::env::temp_dir().join(format!("uppercased-bench-{}", std::process::id()));
-        // Made anew: what lies there is of a process that had this number and was killed.
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir(&folder)?;
-        let log = folder.join("log");
+        let folder = Folder::create()?;
+        let log = folder.path().join("log");
+        let errors = fs::File::create(&log).map_err(|source| Error::Log {
+            path: log.clone(),
+            source,
+        })?;
         let mut command = Command::new(&program);
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--lame-duck", "0s"])
             .arg("--control")
-            .arg(folder.join("control.sock"))
+            .arg(folder.path().join(SOCKET))
             .args(workers.map(|workers| format!("--workers={workers}")))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(fs::File::create(&log)?)
+            .stderr(errors)
             .process_group(0);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_another(name)) {
+            command.env_remove(name);
+        }
         die_with_parent(&mut command, Signal::TERM);
-        let started = command.spawn();
-        let mut child = match started {
-            Ok(child) => child,
-            Err(error) => {
-                let _ = fs::remove_dir_all(&folder);
-                return Err(error.into());
+        let mut child = command.spawn()?;
+        let watched = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+        let process = match watched {
+            Ok(process) => process,
+            Err(errno) => {
+                kill_group(&child);
+                let _ = child.wait();
+                return Err(io::Error::from(errno).into());
             }
         };
         let output = child.stdout.take();
         let mut server = Self {
             child,
+            process,
+            interrupt: interrupt.clone(),
             folder,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             program,
         };
-        // Its end is the end of the output, so this waits for one of the two.
-        let lines = output
-            .into_iter()
-            .flat_map(|output| BufReader::new(output).lines());
-        let address = lines
-            .map_while(Result::ok)
-            .find_map(|line| line.strip_prefix(READY)?.parse().ok());
-        match address {
-            Some(address) => server.address = address,
-            None => return Err(Error::Refused(last_line(&log))),
+        server.address = match output {
+            Some(output) => server.first_address(output)?,
+            None => None,
         }
+        .ok_or_else(|| Error::Refused(last_line(&log)))?;
         Ok(server)
+    }
+
+    /// Waits until it says where it serves; `None` if it ends instead.
+    fn first_address(&self, mut output: ChildStdout) -> Result<Option<SocketAddr>, Error> {
+        let deadline = clock::now() + PATIENCE;
+        let (mut text, mut piece) = (Vec::new(), [0; 1024]);
+        while text.len() < OUTPUT_MAX_BYTES {
+            if self.interrupt.haste() > Haste::None {
+                return Err(Error::Interrupted);
+            }
+            if clock::now() >= deadline {
+                return Err(Error::Late);
+            }
+            if !is_readable(output.as_fd(), STEP) {
+                continue;
+            }
+            // Its end is the end of its output, so this waits for one of the two.
+            match output.read(&mut piece)? {
+                0 => return Ok(None),
+                count => text.extend_from_slice(&piece[..count]),
+            }
+            let whole = text.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
+            let lines = String::from_utf8_lossy(&text[..whole]);
+            let address = lines.lines().find_map(|line| line.strip_prefix(READY));
+            if let Some(address) = address.and_then(|text| text.parse().ok()) {
+                return Ok(Some(address));
+            }
+        }
+        Ok(None)
     }
 
     /// Its process number, for as long as it lives.
@@ -111,20 +180,26 @@ impl OwnServer {
     /// Where it takes orders.
     #[must_use]
     pub(super) fn control(&self) -> PathBuf {
-        self.folder.join("control.sock")
+        self.folder.path().join(SOCKET)
     }
 
+    /// Stops it in order; what has not ended in time is killed.
     fn stop(&mut self) {
-        let stopping =
-            Conversation::open(&self.control(), Some(PATIENCE)).and_then(|mut server| {
-                server.ask(&Request::Stop)?;
-                while server.next_reply()?.is_some() {}
-                Ok(())
-            });
-        if stopping.is_err() || !ended_within(self.pid(), PATIENCE) {
-            // Its workers end with it, when they have finished what they owe.
-            let _ = self.child.kill();
+        let begun = clock::now();
+        // Refused only when it has ended.
+        let _ = pidfd_send_signal(&self.process, Signal::TERM);
+        while !is_readable(self.process.as_fd(), STEP) {
+            let patience = match self.interrupt.haste() {
+                Haste::None => PATIENCE,
+                Haste::Soon => INTERRUPTED_PATIENCE,
+                Haste::Now => Duration::ZERO,
+            };
+            if clock::now().since(begun) >= patience {
+                break;
+            }
         }
+        // Its workers are of its group. Nobody else can have its number yet: it is not reaped.
+        kill_group(&self.child);
         let _ = self.child.wait();
     }
 }
@@ -132,8 +207,18 @@ impl OwnServer {
 impl Drop for OwnServer {
     fn drop(&mut self) {
         self.stop();
-        let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+fn kill_group(leader: &Child) {
+    let _ = kill_process_group(Pid::from_child(leader), Signal::KILL);
+}
+
+/// Whether a variable of the caller's environment is for a server that somebody else runs.
+fn is_of_another(name: &OsStr) -> bool {
+    let known = [&LISTEN_VARIABLES[..], &NOTIFY_VARIABLES, &[STATE_VARIABLE]].concat();
+    name.as_encoded_bytes().starts_with(ENV_PREFIX.as_bytes())
+        || known.iter().any(|known| name == *known)
 }
 
 /// How the server at `control` is doing; `None` if it does not say.
@@ -145,23 +230,23 @@ pub(super) fn status(control: &Path) -> Option<Status> {
     }
 }
 
-fn ended_within(pid: u32, within: Duration) -> bool {
-    let Some(pid) = Pid::from_raw(pid.cast_signed()) else {
-        return true;
-    };
-    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
-        return true;
-    };
-    let mut ended = [PollFd::new(
-        std::os::fd::AsFd::as_fd(&process),
-        PollFlags::POLLIN,
-    )];
-    let timeout = PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX);
-    poll(&mut ended, timeout).is_ok_and(|ready| ready > 0)
-}
-
 fn last_line(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let line = text.lines().rfind(|line| !line.trim().is_empty());
     line.unwrap_or("it said nothing").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_another_server_are_left_out() {
+        for name in ["UPPERCASED_ADMIN", "NOTIFY_SOCKET", "LISTEN_FDS"] {
+            assert!(is_of_another(OsStr::new(name)), "{name}");
+        }
+        for name in ["PATH", "TMPDIR", "XDG_RUNTIME_DIR", "FAULT_POINTS"] {
+            assert!(!is_of_another(OsStr::new(name)), "{name}");
+        }
+    }
 }

@@ -5,14 +5,16 @@
 //! the load generator has its name here.
 //! Pure: what the machine is like comes in as [`Facts`].
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use humantime::format_duration;
 use serde::{Deserialize, Serialize};
 
 use super::options::{Arrivals, Close, Expect, Options, Pattern, Sources, Word as _};
 use super::outcome::PlanSummary;
 use super::size::Sizes;
+use crate::config::WORKERS_MAX;
 use crate::proxy_header::Version;
 
 /// Connections of `ping`, `rate` and `churn` at once.
@@ -68,6 +70,9 @@ pub const INTERVAL_MIN: Duration = Duration::from_millis(100);
 pub const INTERVALS_MAX: u32 = 1200;
 /// Commands given with `--during`.
 pub const JOBS_MAX: usize = 16;
+/// The longest time from one planned message of a connection to its next, in nanoseconds: longer than
+/// any measurement, and finite.
+pub const GAP_MAX_NS: f64 = 1e18;
 
 /// What the machine is like.
 #[derive(Clone, Copy, Debug)]
@@ -127,7 +132,7 @@ pub struct Plan {
     /// Of this program.
     pub processes: u16,
     /// Where connections come from, in turn; empty: the kernel decides.
-    pub sources: Vec<IpAddr>,
+    pub sources: Vec<SocketAddr>,
     /// The PROXY header with which each of them begins, if it does.
     pub proxy_protocol: Option<Version>,
     /// For an answer.
@@ -165,6 +170,19 @@ pub enum Error {
         /// What it takes.
         bounds: String,
     },
+    /// A command whose time never comes.
+    #[error(
+        "{flag} has a command for {} and {} are measured, so it would never run; choose an earlier \
+         time, or a longer --duration", format_duration(*first), format_duration(*duration)
+    )]
+    NeverRuns {
+        /// The flag.
+        flag: &'static str,
+        /// When it would run first.
+        first: Duration,
+        /// How long is measured.
+        duration: Duration,
+    },
     /// Not enough descriptors.
     #[error(
         "{connections} connections need {needed} descriptors in each of {processes} processes, \
@@ -196,6 +214,7 @@ pub enum Error {
 /// The first thing that makes no sense.
 pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
     let pattern = options.pattern.unwrap_or(Pattern::Ping);
+    check_bounds(options)?;
     check_flags(options, pattern)?;
     let held = matches!(pattern, Pattern::Hold | Pattern::Idle);
     let streams = pattern == Pattern::Stream;
@@ -204,26 +223,16 @@ pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
         Pattern::Hold | Pattern::Idle => HELD_CONNECTIONS,
         Pattern::Ping | Pattern::Rate | Pattern::Churn => CONNECTIONS,
     });
-    within("--connections", connections, 1, CONNECTIONS_MAX)?;
     let pipeline = options
         .pipeline
         .unwrap_or(if streams { STREAM_PIPELINE } else { 1 });
-    within("--pipeline", pipeline, 1, PIPELINE_MAX)?;
     let duration = match (options.duration, options.count) {
         (Some(_), Some(_)) => return Err(Error::Conflict("--duration", "--count")),
         (Some(duration), None) => duration,
         (None, None) => DURATION,
         (None, Some(_)) => DURATION_MAX,
     };
-    if duration.is_zero() || duration > DURATION_MAX {
-        return Err(out_of_bounds("--duration", "more than 0s, at most 7days"));
-    }
-    if options.count == Some(0) {
-        return Err(out_of_bounds("--count", "1 or more"));
-    }
-    if options.timeout.is_some_and(|timeout| timeout.is_zero()) {
-        return Err(out_of_bounds("--timeout", "more than 0s"));
-    }
+    check_times(options, duration)?;
     // A count of messages counts all of them.
     let warmup = match options.count {
         Some(_) => Duration::ZERO,
@@ -233,11 +242,10 @@ pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
         let spare = (facts.cpus / 2).clamp(1, THREADS_AUTO_MAX);
         spare.min(u16::try_from(connections).unwrap_or(u16::MAX))
     });
-    within("--threads", threads.into(), 1, THREADS_MAX.into())?;
     let processes = processes(options.processes, connections, facts)?;
     Ok(Plan {
         pattern,
-        pace: pace(options, pattern, connections)?,
+        pace: pace(options, pattern, connections),
         connections,
         sizes: options
             .size
@@ -259,6 +267,80 @@ pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
         connect_timeout: options.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
         interval: interval(options.duration.unwrap_or(DURATION)),
     })
+}
+
+/// Every number that may be typed, with its bounds.
+fn check_bounds(options: &Options) -> Result<(), Error> {
+    let o = options;
+    let long = |number: Option<u32>| number.map(u64::from);
+    let short = |number: Option<u16>| number.map(u64::from);
+    let sources = match o.sources {
+        Some(Sources::Count(count)) => Some(count),
+        Some(Sources::Addresses(_)) | None => None,
+    };
+    #[rustfmt::skip]
+    let numbers: [(_, Option<u64>, u64, u64); 8] = [
+        ("--connections", long(o.connections), 1, CONNECTIONS_MAX.into()),
+        ("--pipeline", long(o.pipeline), 1, PIPELINE_MAX.into()),
+        ("--messages-each", long(o.messages_each), 1, u32::MAX.into()),
+        ("--count", o.count, 1, u64::MAX),
+        ("--threads", short(o.threads), 1, THREADS_MAX.into()),
+        ("--processes", short(o.processes), 1, PROCESSES_MAX.into()),
+        ("--sources", long(sources), 1, SOURCES_MAX.into()),
+        ("--workers", short(o.workers), 1, WORKERS_MAX.into()),
+    ];
+    for (flag, typed, least, most) in numbers {
+        if typed.is_some_and(|number| !(least..=most).contains(&number)) {
+            return Err(out_of_bounds(flag, &format!("{least} to {most}")));
+        }
+    }
+    #[rustfmt::skip]
+    let times: [(_, Option<Duration>, bool, Duration); 7] = [
+        ("--duration", o.duration, false, DURATION_MAX),
+        ("--warmup", o.warmup, true, DURATION_MAX),
+        ("--every", o.every, false, Duration::MAX),
+        ("--timeout", o.timeout, false, Duration::MAX),
+        ("--connect-timeout", o.connect_timeout, false, Duration::MAX),
+        ("--reload-every", o.reload_every, false, Duration::MAX),
+        ("--upgrade-every", o.upgrade_every, false, Duration::MAX),
+    ];
+    for (flag, typed, may_be_zero, most) in times {
+        let Some(typed) = typed else { continue };
+        if typed > most || (typed.is_zero() && !may_be_zero) {
+            let least = if may_be_zero { "" } else { "more than 0s" };
+            let most = match most {
+                Duration::MAX => String::new(),
+                most => format!("at most {}", format_duration(most)),
+            };
+            let bounds = [least, &most].into_iter().filter(|bound| !bound.is_empty());
+            return Err(out_of_bounds(flag, &bounds.collect::<Vec<_>>().join(", ")));
+        }
+    }
+    if o.rate.is_some_and(|rate| !(rate > 0.0 && rate <= RATE_MAX)) {
+        let bounds = format!("messages a second, above 0, at most {RATE_MAX}");
+        return Err(out_of_bounds("--rate", &bounds));
+    }
+    Ok(())
+}
+
+/// Whether every command that is to be run meanwhile gets its turn.
+fn check_times(options: &Options, duration: Duration) -> Result<(), Error> {
+    let during = options.during.iter().map(|job| ("--during", job.first));
+    let own = [
+        ("--reload-every", options.reload_every),
+        ("--upgrade-every", options.upgrade_every),
+    ];
+    let own = own
+        .into_iter()
+        .filter_map(|(flag, every)| Some((flag, every?)));
+    match during.chain(own).find(|(_, first)| *first >= duration) {
+        None => Ok(()),
+        Some((flag, first)) => Err(Error::NeverRuns {
+            flag,
+            first,
+            duration,
+        }),
+    }
 }
 
 /// Flags that do not go together, or not with the pattern.
@@ -289,9 +371,6 @@ fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
             });
         }
     }
-    if options.messages_each == Some(0) {
-        return Err(out_of_bounds("--messages-each", "1 or more"));
-    }
     let jobs = options.during.len();
     if jobs > JOBS_MAX {
         let bounds = format!("at most {JOBS_MAX} commands");
@@ -319,28 +398,17 @@ fn check_ownership(options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
-fn pace(options: &Options, pattern: Pattern, connections: u32) -> Result<Pace, Error> {
+fn pace(options: &Options, pattern: Pattern, connections: u32) -> Pace {
     let gap_ns = match pattern {
-        Pattern::Ping | Pattern::Stream | Pattern::Churn => return Ok(Pace::Answers),
-        Pattern::Idle => return Ok(Pace::Silence),
-        Pattern::Rate => {
-            let rate = options.rate.unwrap_or(RATE);
-            if !(rate > 0.0 && rate <= RATE_MAX) {
-                let bounds = format!("messages a second, above 0, at most {RATE_MAX}");
-                return Err(out_of_bounds("--rate", &bounds));
-            }
-            1e9 * f64::from(connections) / rate
-        }
-        Pattern::Hold => {
-            let every = options.every.unwrap_or(EVERY);
-            if every.is_zero() {
-                return Err(out_of_bounds("--every", "more than 0s"));
-            }
-            every.as_secs_f64() * 1e9
-        }
+        Pattern::Ping | Pattern::Stream | Pattern::Churn => return Pace::Answers,
+        Pattern::Idle => return Pace::Silence,
+        Pattern::Rate => 1e9 * f64::from(connections) / options.rate.unwrap_or(RATE),
+        Pattern::Hold => options.every.unwrap_or(EVERY).as_secs_f64() * 1e9,
     };
-    let arrivals = options.arrivals.unwrap_or(Arrivals::Constant);
-    Ok(Pace::Schedule { gap_ns, arrivals })
+    Pace::Schedule {
+        gap_ns: gap_ns.min(GAP_MAX_NS),
+        arrivals: options.arrivals.unwrap_or(Arrivals::Constant),
+    }
 }
 
 fn processes(asked: Option<u16>, connections: u32, facts: &Facts) -> Result<u16, Error> {
@@ -350,7 +418,6 @@ fn processes(asked: Option<u16>, connections: u32, facts: &Facts) -> Result<u16,
         Some(asked) => asked,
         None => u16::try_from(enough.min(PROCESSES_MAX.into())).unwrap_or(PROCESSES_MAX),
     };
-    within("--processes", processes.into(), 1, PROCESSES_MAX.into())?;
     if enough > processes.into() {
         return Err(Error::Descriptors {
             connections,
@@ -363,7 +430,11 @@ fn processes(asked: Option<u16>, connections: u32, facts: &Facts) -> Result<u16,
     Ok(processes)
 }
 
-fn sources(asked: Option<&Sources>, connections: u32, facts: &Facts) -> Result<Vec<IpAddr>, Error> {
+fn sources(
+    asked: Option<&Sources>,
+    connections: u32,
+    facts: &Facts,
+) -> Result<Vec<SocketAddr>, Error> {
     let count = match asked {
         Some(Sources::Addresses(addresses)) => return Ok(addresses.clone()),
         Some(&Sources::Count(count)) if !facts.loopback && count > 0 => {
@@ -375,9 +446,11 @@ fn sources(asked: Option<&Sources>, connections: u32, facts: &Facts) -> Result<V
         }
         None => 0,
     };
-    within("--sources", count, 0, SOURCES_MAX)?;
     // All of 127.0.0.0/8 is this machine; 127.0.1.x is rarely anybody's.
-    let address = |last| IpAddr::from([127, 0, 1, u8::try_from(last).unwrap_or(u8::MAX)]);
+    let address = |last| {
+        let ip = [127, 0, 1, u8::try_from(last).unwrap_or(u8::MAX)];
+        SocketAddr::from((ip, 0))
+    };
     Ok((1..=count).map(address).collect())
 }
 
@@ -387,13 +460,6 @@ fn interval(duration: Duration) -> Duration {
         .as_nanos()
         .div_ceil(INTERVAL_MIN.as_nanos() * u128::from(INTERVALS_MAX));
     INTERVAL_MIN * u32::try_from(steps.max(1)).unwrap_or(u32::MAX)
-}
-
-fn within(flag: &'static str, number: u32, least: u32, most: u32) -> Result<(), Error> {
-    if (least..=most).contains(&number) {
-        return Ok(());
-    }
-    Err(out_of_bounds(flag, &format!("{least} to {most}")))
 }
 
 fn out_of_bounds(flag: &'static str, bounds: &str) -> Error {
@@ -507,6 +573,76 @@ mod tests {
             })
             .contains("--rate")
         );
+    }
+
+    #[test]
+    fn every_number_has_bounds() {
+        use crate::bench::options::{Action, Job};
+
+        let zero = Some(Duration::ZERO);
+        type Change = fn(&mut Options);
+        let refused: [(&str, Change); 14] = [
+            ("--pipeline takes 1 to 65536", |o| {
+                o.pipeline = Some(0);
+            }),
+            ("--count takes 1 to", |o| {
+                o.count = Some(0);
+            }),
+            ("--threads takes 1 to 256", |o| {
+                o.threads = Some(257);
+            }),
+            ("--processes takes 1 to 64", |o| {
+                o.processes = Some(0);
+            }),
+            ("--workers takes 1 to", |o| {
+                o.workers = Some(0);
+            }),
+            ("--sources takes 1 to 250", |o| {
+                o.sources = Some(Sources::Count(251));
+            }),
+            ("--duration takes more than 0s, at most 7days", |o| {
+                o.duration = Some(DURATION_MAX * 2);
+            }),
+            ("--warmup takes at most 7days", |o| {
+                o.warmup = Some(DURATION_MAX * 2);
+            }),
+            ("--timeout takes more than 0s", |o| {
+                o.timeout = Some(Duration::ZERO);
+            }),
+            ("--connect-timeout takes more", |o| {
+                o.connect_timeout = Some(Duration::ZERO);
+            }),
+            ("--reload-every takes more", |o| {
+                o.reload_every = Some(Duration::ZERO);
+            }),
+            ("--upgrade-every takes more", |o| {
+                o.upgrade_every = Some(Duration::ZERO);
+            }),
+            ("--during has a command for 5s and 1s are measured", |o| {
+                o.duration = Some(Duration::from_secs(1));
+                o.during = vec![Job {
+                    first: Duration::from_secs(5),
+                    every: None,
+                    action: Action::Shell("true".to_owned()),
+                }];
+            }),
+            ("--reload-every has a command for 1h", |o| {
+                o.reload_every = Some(Duration::from_secs(3600));
+            }),
+        ];
+        for (why, change) in refused {
+            let error = with(change).unwrap_err();
+            assert!(error.starts_with(why), "{error}");
+        }
+        assert_eq!(with(|o| o.warmup = zero).unwrap().warmup, Duration::ZERO);
+        let slow = with(|o| {
+            o.pattern = Some(Pattern::Rate);
+            o.rate = Some(1e-300);
+        });
+        let Pace::Schedule { gap_ns, .. } = slow.unwrap().pace else {
+            panic!("`rate` has a schedule");
+        };
+        assert!(gap_ns.is_finite());
     }
 
     #[test]

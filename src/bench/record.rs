@@ -5,7 +5,8 @@
 //! entry, and a measurement of a week as little memory as one of a minute.
 //!
 //! Invariants: what came before the beginning is not counted, failures excepted; what came after
-//! the end counts for the times of answers only; the pieces leave no gap.
+//! the end counts for the times of answers only; the pieces leave no gap. A message that was planned
+//! and never sent is no answer: it has its own count and its own histogram.
 //! Pure: the time is handed in.
 
 use std::collections::BTreeMap;
@@ -25,6 +26,10 @@ pub const FIRST_FAILURES_MAX: usize = 20;
 /// late by the client's own doing.
 pub const LATE: Duration = Duration::from_millis(1);
 
+/// Waits of unsent messages that are recorded one by one for each connection; more of them share
+/// that many entries.
+const UNSENT_ENTRIES_MAX: u64 = 4096;
+
 /// Takes note.
 #[derive(Debug)]
 pub struct Recorder {
@@ -37,6 +42,9 @@ pub struct Recorder {
     present: Piece,
     answers: Histogram<u64>,
     all: Histogram<u64>,
+    waits: Histogram<u64>,
+    /// Messages planned before this are late because others were, not because of the client.
+    caught_up: Tick,
     record: Record,
 }
 
@@ -63,6 +71,8 @@ pub struct Record {
     pub late: u64,
     /// Of them, never sent, because earlier ones were not answered.
     pub unsent: u64,
+    /// How long each of those had waited at the end: an HDR histogram, packed.
+    pub waits: String,
     /// How long it counted.
     pub counted_ns: u64,
     /// CPU time in that time.
@@ -115,6 +125,8 @@ impl Recorder {
             present: Piece::default(),
             answers: histogram::empty(),
             all: histogram::empty(),
+            waits: histogram::empty(),
+            caught_up: Tick::ZERO,
             record: Record::default(),
         }
     }
@@ -228,23 +240,45 @@ impl Recorder {
 
     /// A message that was planned for `due` is sent now; `free` if nothing kept its connection
     /// from sending it in time.
+    ///
+    /// While connections catch up after a stall of the server, all of them have much to send at
+    /// once; a free one that has to wait for the others is not late by the client's doing.
     #[inline]
     pub fn planned(&mut self, due: Tick, free: bool, now: Tick) {
+        let is_late = now.since(due) > LATE;
+        if is_late && !free {
+            self.caught_up = now;
+        }
         if self.counts(now) {
             self.record.planned += 1;
-            if free && now.since(due) > LATE {
+            if is_late && free && due > self.caught_up {
                 self.record.late += 1;
             }
         }
     }
 
-    /// A message that was planned for `due` was never sent: it would have been answered after the
-    /// end at the earliest. Leaving it out would hide the very stall that kept it back.
-    pub fn unsent(&mut self, due: Tick) {
-        if due >= self.from && due < self.until {
-            self.record.planned += 1;
-            self.record.unsent += 1;
-            histogram::note(&mut self.answers, self.until.since(due));
+    /// `count` messages, the first planned for `due`, the others each `gap` after the one before,
+    /// were never sent: none would have been answered before the end. Those that were planned for
+    /// the time that counts are counted, with how long they had waited.
+    pub fn unsent(&mut self, due: Tick, gap: Duration, count: u64) {
+        let gap = nanos(gap).max(1);
+        let before = |end: Tick| nanos(end.since(due)).div_ceil(gap);
+        let (first, end) = (before(self.from), before(self.until).min(count));
+        let Some(number) = end.checked_sub(first).filter(|number| *number > 0) else {
+            return;
+        };
+        self.record.planned += number;
+        self.record.unsent += number;
+        let entries = number.min(UNSENT_ENTRIES_MAX);
+        for entry in 0..entries {
+            // The messages of an entry wait as long as its middle one.
+            let from = share(number, entry, entries);
+            let until = share(number, entry + 1, entries);
+            let middle = first + u64::midpoint(from, until);
+            let planned =
+                Tick::from_nanos(due.as_nanos().saturating_add(gap.saturating_mul(middle)));
+            let wait = nanos(self.until.since(planned));
+            self.waits.saturating_record_n(wait.max(1), until - from);
         }
     }
 
@@ -263,6 +297,7 @@ impl Recorder {
         // What came after the end has a piece to itself, which is not part of the series.
         histogram::join(&mut self.all, &self.answers);
         self.record.answers = histogram::pack(&self.all);
+        self.record.waits = histogram::pack(&self.waits);
         self.record.counted_ns = nanos(self.until.since(self.from));
         self.record.cpu_ns = nanos(cpu);
         self.record
@@ -294,6 +329,12 @@ impl Record {
     pub fn failed(&self) -> u64 {
         self.failures.values().sum()
     }
+}
+
+/// The first `part` of `parts` of `whole`, in whole numbers.
+fn share(whole: u64, part: u64, parts: u64) -> u64 {
+    let share = u128::from(whole) * u128::from(part) / u128::from(parts);
+    u64::try_from(share).unwrap_or(whole)
 }
 
 fn nanos(span: Duration) -> u64 {
@@ -368,15 +409,35 @@ mod tests {
     }
 
     #[test]
-    fn what_was_planned_and_not_sent_counts_with_the_time_it_waited() {
+    fn unsent_message_is_no_answer() {
         let mut recorder = opened();
+        answer(&mut recorder, 1000, 1003);
         for due in [900, 1050, 1249, 1250] {
-            recorder.unsent(at(due));
+            recorder.unsent(at(due), STEP, 1);
         }
         let record = recorder.finish(STEP);
         let answers = histogram::unpack(&record.answers).unwrap();
-        assert_eq!((record.unsent, answers.len()), (2, 2));
-        assert_eq!(answers.max() / 1_000_000, 200);
+        assert_eq!((answers.len(), answers.max() / 1_000_000), (1, 3));
+        let waits = histogram::unpack(&record.waits).unwrap();
+        assert_eq!((record.planned, record.unsent, waits.len()), (2, 2, 2));
+        assert_eq!(waits.max() / 1_000_000, 200);
+    }
+
+    #[test]
+    fn two_million_unsent_messages_are_counted_at_once() {
+        let mut recorder = opened();
+        // One each 100 ns for 250 ms, and as many again before the beginning.
+        let gap = Duration::from_nanos(100);
+        recorder.unsent(at(750), gap, u64::MAX);
+        let record = recorder.finish(STEP);
+        assert_eq!(record.unsent, 2_500_000);
+        let waits = histogram::unpack(&record.waits).unwrap();
+        assert_eq!(waits.len(), 2_500_000);
+        let median_ms = waits.value_at_quantile(0.5) as f64 / 1e6;
+        assert!((median_ms - 125.0).abs() < 1.0, "{median_ms}");
+        let mut recorder = opened();
+        recorder.unsent(at(1000), STEP, 2);
+        assert_eq!(recorder.finish(STEP).unsent, 2, "no more than there were");
     }
 
     #[test]
@@ -387,6 +448,16 @@ mod tests {
         recorder.planned(at(1010), true, at(1010));
         let record = recorder.finish(STEP);
         assert_eq!((record.planned, record.late), (3, 1));
+    }
+
+    #[test]
+    fn catching_up_after_a_stall_is_not_lateness() {
+        let mut recorder = opened();
+        recorder.planned(at(1010), false, at(1200));
+        recorder.planned(at(1195), true, at(1201));
+        assert_eq!(recorder.record.late, 0);
+        recorder.planned(at(1201), true, at(1203));
+        assert_eq!(recorder.record.late, 1);
     }
 
     #[test]

@@ -4,24 +4,20 @@
 //! own is gone; the server's figures are differences over exactly the time that counts, or as near
 //! to it as this thread is woken.
 
-use std::ffi::OsString;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::time::Duration;
-
-use nix::sys::signal::Signal;
 
 use super::during::Jobs;
 use super::engine::Share;
-use super::failure::{Fault, Kind};
+use super::failure::Kind;
+use super::find::{self, find};
 use super::findings::Findings;
-use super::judge::{self, ratio};
+use super::interrupt::{Haste, Interrupt, STEP};
+use super::judge::{self, Judgement, Ran, ratio};
 use super::observe::{self, Spent};
-use super::options::{Job, Options};
+use super::options::{Action, Job, Options};
 use super::outcome::{FORMAT, Machine, Mark, Outcome, Server};
 use super::own_server::{self, OwnServer};
 use super::plan::{self, Facts, Pace, Plan, millis, settle};
@@ -33,8 +29,8 @@ use crate::sys::limits::raise_descriptor_limit;
 
 /// From the word to start until the load does: enough for the word to reach every process.
 const LEAD: Duration = Duration::from_millis(20);
-/// How often progress is shown, and Ctrl-C looked for.
-const STEP: Duration = Duration::from_millis(100);
+/// How long the last answers may take to come when the measurement was interrupted.
+const INTERRUPTED_DRAIN: Duration = Duration::from_secs(1);
 /// What clients saw is told from this long before a command until this long after it.
 const WINDOW: Duration = Duration::from_secs(1);
 /// How long a server has to take all connections from its queue before it is looked at.
@@ -43,8 +39,6 @@ const SETTLE: Duration = Duration::from_secs(2);
 const SETTLE_STEP: Duration = Duration::from_millis(20);
 /// One whose memory was the same in so many looks has taken what there is.
 const SETTLED_LOOKS: u32 = 5;
-/// How long the first connection may take, which shows whether there is a server at all.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The flag by which a server of its own asks for PROXY headers.
 const ASK_FOR_HEADERS: &str = "--proxy-protocol";
@@ -58,24 +52,9 @@ pub(super) enum Error {
     /// There is nothing to measure.
     #[error(transparent)]
     Server(#[from] own_server::Error),
-    /// The name of the server has no address.
-    #[error("cannot find {target}: {why}; write HOST:PORT, as in localhost:9999 or [::1]:9999")]
-    Resolve {
-        /// As it was typed.
-        target: String,
-        /// What the resolver says.
-        why: String,
-    },
-    /// Nobody is there.
-    #[error("cannot connect to {target}: {why}; {advice}")]
-    Unreachable {
-        /// As it was typed.
-        target: String,
-        /// What the system says.
-        why: String,
-        /// What to do.
-        advice: &'static str,
-    },
+    /// It is not to be found.
+    #[error(transparent)]
+    Find(#[from] find::Error),
     /// An address that cannot be connected from.
     #[error("cannot connect from {address}: {why}; see --sources")]
     Source {
@@ -93,6 +72,17 @@ pub(super) enum Error {
     /// The system refuses something that it takes.
     #[error("cannot measure: {0}")]
     System(#[from] io::Error),
+}
+
+impl Error {
+    /// Whether what was typed makes no sense, whatever the system is like.
+    #[must_use]
+    pub(super) const fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::Plan(_) | Self::Find(find::Error::Address { .. })
+        )
+    }
 }
 
 /// What is measured.
@@ -121,7 +111,7 @@ struct Watched {
 ///
 /// # Errors
 /// It did not come about. What goes wrong with connections is no error but in the outcome.
-pub(super) fn measure(options: &Options) -> Result<Outcome, Error> {
+pub(super) fn measure(options: &Options, interrupt: &Interrupt) -> Result<Outcome, Error> {
     let descriptors = raise_descriptor_limit()?;
     let cpus = std::thread::available_parallelism()?;
     let mut facts = Facts {
@@ -130,7 +120,7 @@ pub(super) fn measure(options: &Options) -> Result<Outcome, Error> {
         loopback: true,
     };
     let found = match &options.target {
-        Some(target) => Some(find(target, options.sources.is_some())?),
+        Some(target) => Some(find(target, options.sources.is_some(), interrupt)?),
         None => None,
     };
     if let Some(address) = found {
@@ -140,12 +130,12 @@ pub(super) fn measure(options: &Options) -> Result<Outcome, Error> {
     let plan = settle(options, &facts)?;
     let own = IpAddr::from([127, 0, 0, 1]);
     check_sources(&plan, found.map_or(own, |address| address.ip()))?;
-    let subject = subject(options, found)?;
-    let stop = interrupted()?;
-    let load = load(&plan, &subject, &jobs(options, &subject), options, &stop)?;
+    let subject = subject(options, found, interrupt)?;
+    let jobs = jobs(options, &subject);
+    let load = load(&plan, &subject, &jobs, options, interrupt)?;
     let mut outcome = told(&plan, &subject, load, facts.cpus);
     outcome.command.clone_from(&options.command);
-    if stop.load(Ordering::Relaxed) {
+    if interrupt.haste() > Haste::None {
         let text = "Interrupted: this is what was found until then.";
         outcome.warnings.insert(0, text.to_owned());
     }
@@ -156,7 +146,7 @@ pub(super) fn measure(options: &Options) -> Result<Outcome, Error> {
 struct Load {
     findings: Findings,
     watched: Watched,
-    marks: Vec<Mark>,
+    ran: Vec<Ran>,
     origin: Tick,
     started_unix_ms: u64,
 }
@@ -166,7 +156,7 @@ fn load(
     subject: &Subject,
     jobs: &[Job],
     options: &Options,
-    stop: &AtomicBool,
+    interrupt: &Interrupt,
 ) -> Result<Load, Error> {
     let roots = &subject.roots;
     let mut watched = Watched {
@@ -175,13 +165,19 @@ fn load(
     };
     let mut progress = Progress::of(plan, !options.no_progress);
     let mut team = team(plan, subject.address)?;
-    let mut is_stopping = false;
+    let (mut stopped_at, mut is_hurried) = (None, false);
     let mut wait = |team: &mut Team, until: Option<Tick>| {
-        if stop.load(Ordering::Relaxed) && !is_stopping {
-            is_stopping = true;
+        let now = clock::now();
+        let haste = interrupt.haste();
+        if haste > Haste::None && stopped_at.is_none() {
+            stopped_at = Some(now);
             team.stop();
         }
-        let now = clock::now();
+        let is_late = stopped_at.is_some_and(|at: Tick| now.since(at) >= INTERRUPTED_DRAIN);
+        if (haste == Haste::Now || is_late) && !is_hurried {
+            is_hurried = true;
+            team.hurry();
+        }
         let step = until.map_or(STEP, |until| until.since(now).min(STEP));
         team.wait(step).map_err(Error::Load)
     };
@@ -194,7 +190,10 @@ fn load(
     if plan.messages_each.is_none() && !roots.is_empty() {
         let mut looks = Looks::default();
         let until = clock::now() + SETTLE;
-        while !looks.are_settled(subject, team.counts().open) && clock::now() < until {
+        while interrupt.haste() == Haste::None
+            && !looks.are_settled(subject, team.counts().open)
+            && clock::now() < until
+        {
             wait(&mut team, Some(clock::now() + SETTLE_STEP))?;
         }
         watched.memory = looks.memory;
@@ -211,7 +210,7 @@ fn load(
         progress.loading(team.counts(), plan, now.since(start), now);
     }
     watched.before = observe::spent(roots);
-    let jobs = Jobs::start(jobs, origin, origin + plan.duration);
+    let jobs = Jobs::start(jobs, origin, origin + plan.duration, interrupt);
     while !matches!(reached, Reached::Over | Reached::Done) {
         reached = wait(&mut team, None)?;
         let now = clock::now();
@@ -225,11 +224,11 @@ fn load(
         reached = wait(&mut team, None)?;
     }
     progress.finish();
-    let marks = jobs.finish();
+    let ran = jobs.finish();
     Ok(Load {
         findings: Findings::of(&team.into_records(), plan.interval),
         watched,
-        marks,
+        ran,
         origin,
         started_unix_ms,
     })
@@ -291,14 +290,13 @@ fn jobs(options: &Options, subject: &Subject) -> Vec<Job> {
             (options.upgrade_every, "upgrade"),
         ] {
             if let Some(every) = every {
-                let (program, control) = (quoted(&own.program), quoted(&own.control()));
-                let mut command = program;
-                command.push(format!(" {order} --control "));
-                command.push(control);
+                let program = own.program.clone().into_os_string();
+                let control = own.control().into_os_string();
+                let words = vec![program, order.into(), "--control".into(), control];
                 jobs.push(Job {
                     first: every,
                     every: Some(every),
-                    command,
+                    action: Action::Program(words),
                 });
             }
         }
@@ -306,31 +304,18 @@ fn jobs(options: &Options, subject: &Subject) -> Vec<Job> {
     jobs
 }
 
-/// Quotes a path for a shell, byte by byte: it need not be text.
-fn quoted(path: &Path) -> OsString {
-    let mut word = vec![b'\''];
-    for &byte in path.as_os_str().as_bytes() {
-        match byte {
-            b'\'' => word.extend(br"'\''"),
-            other => word.push(other),
-        }
-    }
-    word.push(b'\'');
-    OsString::from_vec(word)
-}
-
 /// Whether the server can be reached from every address that is to be connected from.
 fn check_sources(plan: &Plan, target: IpAddr) -> Result<(), Error> {
     for &source in &plan.sources {
         let why = if source.is_ipv4() != target.is_ipv4() {
             "it is of another family than the server's"
-        } else if UdpSocket::bind((source, 0)).is_err() {
+        } else if UdpSocket::bind(source).is_err() {
             "it is not an address of this machine"
         } else {
             continue;
         };
         return Err(Error::Source {
-            address: source,
+            address: source.ip(),
             why,
         });
     }
@@ -338,7 +323,11 @@ fn check_sources(plan: &Plan, target: IpAddr) -> Result<(), Error> {
 }
 
 /// Finds or starts what is measured.
-fn subject(options: &Options, found: Option<SocketAddr>) -> Result<Subject, Error> {
+fn subject(
+    options: &Options,
+    found: Option<SocketAddr>,
+    interrupt: &Interrupt,
+) -> Result<Subject, Error> {
     if let (Some(target), Some(address)) = (&options.target, found) {
         for &pid in &options.pids {
             if observe::spent(&[pid]).pids.is_empty() {
@@ -363,7 +352,7 @@ fn subject(options: &Options, found: Option<SocketAddr>) -> Result<Subject, Erro
     if options.proxy_protocol.is_some() && !arguments.iter().any(says_it) {
         arguments.push(format!("{ASK_FOR_HEADERS}=all"));
     }
-    let own = OwnServer::start(options.workers, &arguments)?;
+    let own = OwnServer::start(options.workers, &arguments, interrupt)?;
     Ok(Subject {
         name: own.address.to_string(),
         address: own.address,
@@ -373,66 +362,16 @@ fn subject(options: &Options, found: Option<SocketAddr>) -> Result<Subject, Erro
     })
 }
 
-/// The first address of `target` that takes a connection. That no port is left for this one says
-/// nothing if the others come from elsewhere.
-fn find(target: &str, from_elsewhere: bool) -> Result<SocketAddr, Error> {
-    let resolve = |why: String| Error::Resolve {
-        target: target.to_owned(),
-        why,
-    };
-    let addresses = target.to_socket_addrs();
-    let addresses = addresses.map_err(|error| resolve(error.to_string()))?;
-    let mut last = None;
-    for address in addresses {
-        match TcpStream::connect_timeout(&address, PROBE_TIMEOUT) {
-            Ok(_) => return Ok(address),
-            Err(error) => {
-                let fault = Fault::Io(error);
-                if from_elsewhere && fault.kind() == Kind::NoSourcePort {
-                    return Ok(address);
-                }
-                last = Some(fault);
-            }
-        }
-    }
-    let Some(fault) = last else {
-        return Err(resolve("the name has no address".to_owned()));
-    };
-    Err(Error::Unreachable {
-        target: target.to_owned(),
-        advice: match fault.kind() {
-            Kind::Refused => "is the server running, and on this port?",
-            Kind::NoSourcePort => {
-                "no free port is left on this side; use --sources, or wait a minute"
-            }
-            _ => "check the address and the network",
-        },
-        why: match &fault {
-            Fault::Io(error) if error.kind() == io::ErrorKind::TimedOut => {
-                format!("no answer in {} s", PROBE_TIMEOUT.as_secs())
-            }
-            _ => fault.detail(),
-        },
-    })
-}
-
-/// Set by Ctrl-C and its kin; the second one ends the process.
-fn interrupted() -> io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        let number = signal as i32;
-        signal_hook::flag::register_conditional_default(number, Arc::clone(&stop))?;
-        signal_hook::flag::register(number, Arc::clone(&stop))?;
-    }
-    Ok(stop)
-}
-
 fn told(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
     let findings = &load.findings;
     let totals = findings.totals();
     let sums = findings.sums();
     let server = server(plan, subject, load.watched, totals.messages);
-    let (client, mut warnings) = judge::judge(&judge::Facts {
+    let Judgement {
+        client,
+        problems,
+        mut warnings,
+    } = judge::judge(&judge::Facts {
         sums,
         messages: totals.messages,
         measured: findings.measured(),
@@ -442,25 +381,18 @@ fn told(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
             .as_ref()
             .map(|server| Duration::from_millis(server.user_ms + server.system_ms)),
         closed_loop: plan.pace == Pace::Answers,
+        ran: &load.ran,
     });
     warnings.extend(hindrances(findings, server.as_ref()));
-    let marks = load.marks.into_iter().map(|mut mark| {
+    let seen = |mut mark: Mark| {
         let at = Duration::from_millis(mark.at_ms);
         let took = Duration::from_millis(mark.took_ms);
         mark.seen = findings.seen(at.saturating_sub(WINDOW), at + took + WINDOW);
         mark
-    });
-    let marks: Vec<Mark> = marks.collect();
-    let failed = marks
-        .iter()
-        .filter(|mark| mark.exit_code != Some(0))
-        .count();
-    if failed > 0 {
-        warnings.push(format!(
-            "{failed} of {} commands that were run meanwhile failed.",
-            marks.len()
-        ));
-    }
+    };
+    let marks = load.ran.into_iter().flat_map(|ran| ran.marks);
+    let mut marks: Vec<Mark> = marks.map(seen).collect();
+    marks.sort_by_key(|mark| mark.at_ms);
     Outcome {
         format: FORMAT,
         program: env!("CARGO_PKG_VERSION").to_owned(),
@@ -474,12 +406,14 @@ fn told(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
         failures: findings.failures(),
         first_failures: findings.first_failures(load.origin),
         latency: findings.latency(),
+        schedule: matches!(plan.pace, Pace::Schedule { .. }).then(|| findings.schedule()),
         latency_from: plan.latency_from().to_owned(),
         longest_stall_ms: sums.longest_stall_ns as f64 / 1e6,
         series: findings.series(),
         marks,
         client,
         server,
+        problems,
         warnings,
     }
 }
@@ -557,21 +491,4 @@ fn machine(cpus: u16) -> Machine {
 fn unix_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, millis)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::ffi::OsStr;
-    use std::process::Command;
-
-    use super::*;
-
-    #[test]
-    fn shell_reads_quoted_path_byte_by_byte() {
-        let path = Path::new(OsStr::from_bytes(b"/caf\xe9 it's/$HOME"));
-        let mut script = OsString::from("printf %s ");
-        script.push(quoted(path));
-        let read = Command::new("sh").arg("-c").arg(script).output().unwrap();
-        assert_eq!(read.stdout, path.as_os_str().as_bytes());
-    }
 }

@@ -4,7 +4,7 @@
 //! the port when it knows the whole pair, so that every address has all ports for every server.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
 use mio::net::TcpStream;
@@ -28,7 +28,7 @@ impl Wire {
     /// What the system refused.
     pub(super) fn open(
         target: SocketAddr,
-        source: Option<IpAddr>,
+        source: Option<SocketAddr>,
         registry: &Registry,
         token: Token,
     ) -> io::Result<Self> {
@@ -36,7 +36,7 @@ impl Wire {
         let socket = Socket::new(Domain::for_address(target), kind, Some(Protocol::TCP))?;
         if let Some(source) = source {
             setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
-            socket.bind(&SocketAddr::new(source, 0).into())?;
+            socket.bind(&source.into())?;
         }
         socket.set_tcp_nodelay(true)?;
         match socket.connect(&target.into()) {
@@ -59,8 +59,11 @@ impl Wire {
             return Err(error);
         }
         // With nobody listening on a port of the ephemeral range, the kernel may choose that very
-        // port for this end, and the socket answers itself.
-        if target.ip().is_loopback() && self.0.local_addr()? == target {
+        // port for this end, and the socket answers itself. Closed in order it would keep the
+        // server's port in TIME_WAIT.
+        let local = self.0.local_addr()?;
+        if (local.ip(), local.port()) == (target.ip(), target.port()) {
+            self.reset_on_close();
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         Ok(())

@@ -27,11 +27,15 @@ use serde::{Deserialize, Serialize};
 use super::engine::{self, Board, ORDERS, Reached, Share};
 use super::record::Record;
 use super::truth::Truth;
+use super::wait::has_ended;
 use crate::clock::Tick;
 use crate::output;
 
 /// The hidden command by which the program becomes a part of the load.
 pub const PART: &str = "bench-part";
+
+/// How long a process may take to end when its input has.
+const END_MAX: Duration = Duration::from_secs(2);
 
 /// How often a process shows its counts.
 const SHOW: Duration = Duration::from_millis(100);
@@ -103,6 +107,7 @@ enum Means {
 enum Order {
     Start(Tick),
     Stop,
+    Hurry,
 }
 
 /// A line from a process.
@@ -156,7 +161,8 @@ impl Team {
     /// A process cannot be started.
     pub(super) fn processes(bundles: Vec<Vec<Share>>) -> io::Result<Self> {
         let (tell, told) = channel();
-        let mut members = Vec::new();
+        // Those that have started end with it, if another one does not start.
+        let mut team = Self::of(Vec::new(), told);
         for shares in bundles {
             let mut child = Command::new(std::env::current_exe()?)
                 .arg(PART)
@@ -166,18 +172,22 @@ impl Team {
                 .process_group(0)
                 .spawn()?;
             let board = Arc::new(Board::default());
-            let mut input = child.stdin.take();
-            if let (Some(input), Some(output)) = (input.as_mut(), child.stdout.take()) {
+            let (input, output) = (child.stdin.take(), child.stdout.take());
+            let its_board = Arc::clone(&board);
+            let means = Means::Process(child, input);
+            team.members.push(Member { board, means });
+            let input = team.members.last_mut().and_then(Member::input);
+            if let (Some(input), Some(output)) = (input, output) {
                 write_line(input, &shares)?;
-                let (its_board, tell) = (Arc::clone(&board), tell.clone());
+                let tell = tell.clone();
                 std::thread::spawn(move || {
                     drop(tell.send(listen(BufReader::new(output), &its_board, &tell)));
                 });
             }
-            let means = Means::Process(child, input);
-            members.push(Member { board, means });
         }
-        Ok(Self::of(members, told))
+        let count = team.members.len();
+        (team.not_ready, team.not_over, team.not_done) = (count, count, count);
+        Ok(team)
     }
 
     const fn of(members: Vec<Member>, told: Receiver<Told>) -> Self {
@@ -205,6 +215,14 @@ impl Team {
         for member in &mut self.members {
             member.board.stop.store(true, Ordering::Release);
             member.order(&Order::Stop);
+        }
+    }
+
+    /// Has it end without the last answers.
+    pub(super) fn hurry(&mut self) {
+        for member in &mut self.members {
+            member.board.hurry.store(true, Ordering::Release);
+            member.order(&Order::Hurry);
         }
     }
 
@@ -260,13 +278,23 @@ impl Drop for Team {
             if let Means::Process(child, input) = &mut member.means {
                 // Its input is at its end now, so it ends; or it has already.
                 drop(input.take());
-                drop(child.wait());
+                if !has_ended(child, END_MAX) {
+                    let _ = child.kill();
+                }
+                let _ = child.wait();
             }
         }
     }
 }
 
 impl Member {
+    const fn input(&mut self) -> Option<&mut ChildStdin> {
+        match &mut self.means {
+            Means::Process(_, input) => input.as_mut(),
+            Means::Thread(_) => None,
+        }
+    }
+
     fn order(&mut self, order: &Order) {
         match &mut self.means {
             // Refused only when the event loop is gone, and then there is nothing to tell it.
@@ -351,8 +379,8 @@ fn take_part() -> Result<(), String> {
                 Ok(Err(_)) | Err(_) => break,
             }
         }
-        // Whoever started this is gone or has had enough.
-        drop(give.send(Order::Stop));
+        // The process that started this one is gone or needs no more of it.
+        drop(give.send(Order::Hurry));
     });
     let say = |line: &Line| write_stdout(line).map_err(|error| error.to_string());
     loop {
@@ -364,14 +392,19 @@ fn take_part() -> Result<(), String> {
                 say(&Line::Reached(Reached::Ready))?;
                 match orders.recv() {
                     Ok(Order::Start(at)) => team.start(at),
-                    Ok(Order::Stop) | Err(_) => team.stop(),
+                    Ok(Order::Stop | Order::Hurry) | Err(_) => team.stop(),
                 }
             }
             Progress::Over => say(&Line::Reached(Reached::Over))?,
             Progress::Done => return say(&Line::Done(team.into_records())),
         }
-        if let Ok(Order::Stop) = orders.try_recv() {
-            team.stop();
+        match orders.try_recv() {
+            Ok(Order::Stop) => team.stop(),
+            Ok(Order::Hurry) => {
+                team.stop();
+                team.hurry();
+            }
+            Ok(Order::Start(_)) | Err(_) => {}
         }
     }
 }

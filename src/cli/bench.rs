@@ -66,8 +66,8 @@ Examples:
   uppercased bench churn --close half --reload-every 2s --report churn.html
   uppercased bench hold :9999 --during 'every 5s: systemctl reload uppercased'
 
-Exit codes: 0 every byte was right and nothing failed, 1 something failed,
-2 bad usage.";
+Exit codes: 0 every byte was right, nothing failed and all of the plan was done;
+1 something failed, was not done or could not be written; 2 bad usage.";
 
 /// Its definition.
 pub(super) fn command() -> Command {
@@ -115,11 +115,12 @@ fn load() -> Vec<Arg> {
         time(WARMUP, "Load that does not count, before [1s; held 0s]"),
         number::<u16>(THREADS, "N", "Threads of a process [half of the CPUs]").short('t'),
         number::<u16>(PROCESSES, "N", "Processes [as descriptors ask for]"),
-        typed::<Sources>(
+        flag(
             SOURCES,
             "N|ADDR,...",
             "Addresses to connect from [as ports ask for]",
-        ),
+        )
+        .value_parser(|text: &str| with_zone_numbers(text).parse::<Sources>()),
         proxy_protocol("Begin each with a PROXY header of its own"),
     ]
 }
@@ -226,6 +227,21 @@ pub(super) fn line(args: &[OsString]) -> String {
         }
     });
     quoted.collect::<Vec<_>>().join(" ")
+}
+
+/// Addresses with commas between them, each zone that names an interface (`fe80::1%eth0`) replaced by
+/// its number; what is none stays as it is, and is refused by whoever reads it.
+fn with_zone_numbers(addresses: &str) -> String {
+    let numbered = |address: &str| {
+        let (ip, zone) = address.split_once('%')?;
+        let number = nix::net::if_::if_nametoindex(zone).ok()?;
+        Some(format!("{ip}%{number}"))
+    };
+    let parts = addresses.split(',');
+    let parts: Vec<String> = parts
+        .map(|part| numbered(part).unwrap_or_else(|| part.to_owned()))
+        .collect();
+    parts.join(",")
 }
 
 /// A pattern is a word, an address has a port: either may be left out.
@@ -358,6 +374,17 @@ mod tests {
     }
 
     #[test]
+    fn zone_of_a_source_may_be_a_name() {
+        assert_eq!(
+            with_zone_numbers("fe80::1%lo,10.0.0.1"),
+            "fe80::1%1,10.0.0.1"
+        );
+        let options = read(&["--sources", "fe80::1%lo"]).unwrap();
+        assert!(matches!(options.sources, Some(Sources::Addresses(_))));
+        assert!(read(&["--sources", "fe80::1%no-such"]).is_err());
+    }
+
+    #[test]
     fn values_are_read() {
         let args = "churn -c 7 -s 8..9 --close half --during every_1s --pid 3 --pid 4";
         let args: Vec<&str> = args.split(' ').collect();
@@ -381,6 +408,82 @@ mod tests {
         ] {
             assert!(read(&wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    /// Whatever was measured: advice that is refused is worse than none.
+    #[test]
+    fn every_flag_in_advice_is_accepted() {
+        use crate::bench::outcome::{Latency, Outcome, Percentile, Server};
+        use crate::bench::plan::{Facts, settle};
+        use crate::bench::report::Advice;
+
+        let facts = Facts {
+            cpus: 4,
+            descriptors: 1 << 20,
+            loopback: true,
+        };
+        let mut tried = 0;
+        let patterns = Pattern::ALL.iter().map(|pattern| pattern.word());
+        for pattern in patterns {
+            for (messages, samples, measured_ms, count) in [
+                (0, 1, 10_000, false),
+                (3, 3, 10_000, false),
+                (61_700, 61_700, 10_000, false),
+                (1, 1, 600_000_000, false),
+                (5, 5, 0, true),
+                (5, 5, 700, true),
+            ] {
+                if count && pattern == "idle" {
+                    continue;
+                }
+                let mut outcome = Outcome {
+                    measured_ms,
+                    longest_stall_ms: 100.0,
+                    latency_from: "sent".to_owned(),
+                    ..Outcome::default()
+                };
+                outcome.plan.pattern = pattern.to_owned();
+                outcome.plan.connections = 1_900_000;
+                outcome.plan.threads = 256;
+                outcome.plan.pipeline = 65_536;
+                outcome.plan.duration_ms = if count { 0 } else { measured_ms };
+                outcome.plan.rate_per_s = ["rate", "hold"].contains(&pattern).then_some(1e6);
+                outcome.machine.cpus = 400;
+                outcome.client.is_bottleneck = true;
+                outcome.totals.messages = messages;
+                let percentile = |quantile| Percentile {
+                    quantile,
+                    value_ns: 1,
+                };
+                outcome.latency = Some(Latency {
+                    count: samples,
+                    percentiles: [0.5, 0.9, 0.99, 0.999, 0.9999].map(percentile).to_vec(),
+                    ..Latency::default()
+                });
+                outcome.server = Some(Server {
+                    connections_by_worker: vec![9, 0],
+                    ..Server::default()
+                });
+                for advice in Advice::on(&outcome) {
+                    let text = advice.to_string();
+                    let other = text.contains("the pattern `rate`");
+                    let mut words = text.split([' ', ',', ';']).peekable();
+                    while let Some(word) = words.next() {
+                        let value = words.peek().copied().unwrap_or_default();
+                        if !word.starts_with("--") || !value.starts_with(char::is_numeric) {
+                            continue;
+                        }
+                        let pattern = if other { "rate" } else { pattern };
+                        let options = read(&[pattern, word, value]).unwrap();
+                        let plan = settle(&options, &facts);
+                        assert!(plan.is_ok(), "{text}: {plan:?}");
+                        tried += 1;
+                    }
+                    assert!(!text.contains("--rate 0"), "{text}");
+                }
+            }
+        }
+        assert!(tried > 10, "{tried}");
     }
 
     /// The table of flags between the two marks in `docs/bench.md`.

@@ -42,8 +42,11 @@ const CLIENT: &[Meaning] = &[
 ];
 
 const BENCH: &[Meaning] = &[
-    (0, "Every byte was right and nothing failed."),
-    (1, "Something failed."),
+    (
+        0,
+        "Every byte was right, nothing failed and all of the plan was done.",
+    ),
+    (1, "Something failed, was not done or could not be written."),
     (
         BAD_INPUT,
         "Bad usage, or flags that do not go together here.",

@@ -94,7 +94,7 @@ pub(crate) struct Switch;
 pub(crate) struct ControlSocket;
 
 /// Bytes of the longest path that a Unix socket can have (`sun_path`, less its final zero).
-pub(super) const SOCKET_PATH_MAX_BYTES: usize = 107;
+pub(crate) const SOCKET_PATH_MAX_BYTES: usize = 107;
 
 /// One word of a list.
 #[derive(Clone, Copy, Debug)]

@@ -34,14 +34,15 @@ const HIGH_NUMBER: i32 = 10;
 pub const STATE_VARIABLE: &str = "_UPPERCASED_STATE";
 
 /// How a service manager hands over sockets: sd_listen_fds(3).
-const LISTEN_VARIABLES: [&str; 4] = [
+pub const LISTEN_VARIABLES: [&str; 4] = [
     "LISTEN_PID",
     "LISTEN_PIDFDID",
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
 ];
 /// What it wants to be told, and where: sd_notify(3).
-const NOTIFY_VARIABLES: [&str; 4] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE"];
+pub const NOTIFY_VARIABLES: [&str; 4] =
+    ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE"];
 
 /// A program, held open.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer as _, V2Serializer};
 use uppercased::bench::outcome::{
     Client, FORMAT, Failure, Interval, Latency, Machine, Mark, Outcome, Percentile, PlanSummary,
-    Seen, Server, Totals,
+    Schedule, Seen, Server, Totals,
 };
 
 const QUANTILES: [f64; 6] = [0.5, 0.9, 0.95, 0.99, 0.999, 0.9999];
@@ -117,6 +117,8 @@ pub(crate) fn clean() -> Outcome {
             memory_per_connection_bytes: 61.4,
             connections_by_worker: vec![26, 24],
         }),
+        schedule: None,
+        problems: Vec::new(),
         warnings: Vec::new(),
     }
 }
@@ -154,6 +156,36 @@ pub(crate) fn restarted() -> Outcome {
     outcome.plan.arrivals = Some("poisson".to_owned());
     outcome.latency_from = "planned".to_owned();
     outcome.longest_stall_ms = 7.2;
+    outcome
+}
+
+/// An open loop whose server stopped answering after 3 % of the plan.
+pub(crate) fn stalled() -> Outcome {
+    let mut outcome = clean();
+    outcome.plan.pattern = "rate".to_owned();
+    outcome.plan.rate_per_s = Some(206_170.0);
+    outcome.plan.arrivals = Some("constant".to_owned());
+    outcome.latency_from = "planned".to_owned();
+    outcome.totals.messages = 61_700;
+    outcome.latency = Some(latency(
+        (0..61_700).map(|at| 300_000 + at).collect::<Vec<_>>(),
+    ));
+    outcome.longest_stall_ms = 9_700.0;
+    let waits = latency((0..2_000).map(|at| at * 4_850_000).collect::<Vec<_>>());
+    outcome.schedule = Some(Schedule {
+        planned: 2_061_700,
+        not_sent: 2_000_000,
+        percentiles: waits.percentiles,
+        max_ns: waits.max_ns,
+    });
+    outcome.client.share_of_cpus = 0.04;
+    outcome.problems = vec![
+        "2000000 of 2061700 planned messages (97.0 %) were not sent, because earlier ones on their \
+         connections were not answered: the server did not keep up, and the load was not the one \
+         that was asked for."
+            .to_owned(),
+        "2 of 3 runs of the command `exit 3` failed.".to_owned(),
+    ];
     outcome
 }
 

@@ -1,7 +1,8 @@
 //! What a reader of the figures should know before believing them, and the flag to try next.
 //!
 //! Invariants: each piece of advice follows from the outcome alone and names what was seen, what
-//! that means and what to do; the most important comes first.
+//! that means and what to do; the most important comes first. A flag that is advised takes the value
+//! that is advised, with the pattern that was measured.
 //! Must not: repeat what the verdict says (failures are not advice).
 
 use std::fmt;
@@ -9,6 +10,7 @@ use std::fmt;
 use super::figures::{self, Work};
 use super::units;
 use crate::bench::outcome::{Latency, Outcome, Server};
+use crate::bench::plan::{CONNECTIONS_MAX, DURATION_MAX, PIPELINE_MAX, THREADS_MAX};
 
 /// Something to know about an [`Outcome`], with a way out.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +23,8 @@ pub enum Advice {
         threads: u16,
         /// CPUs of the machine.
         cpus: u16,
+        /// Whether its connections can have more messages outstanding.
+        may_pipeline: bool,
     },
     /// An open loop past saturation: latencies grow with the duration.
     RateMissed {
@@ -28,6 +32,17 @@ pub enum Advice {
         planned: f64,
         /// Messages a second that were answered.
         answered: f64,
+        /// Whether the plan is a rate, not an interval for each connection.
+        is_rate: bool,
+    },
+    /// An open loop that missed its rate because nothing came back for a large part of the time.
+    ServerStalled {
+        /// Messages a second that were to be sent.
+        planned: f64,
+        /// Messages a second that were answered.
+        answered: f64,
+        /// The longest stall, in milliseconds.
+        stall_ms: f64,
     },
     /// A stall that a closed loop all but hides: while it lasted, nothing was sent.
     StallHidden {
@@ -48,6 +63,8 @@ pub enum Advice {
         needed: u64,
         /// Milliseconds that it takes at this pace.
         needed_ms: f64,
+        /// Whether a number of messages was to be sent, not a time to be measured.
+        is_count: bool,
     },
     /// One worker had far more connections than the others.
     Unbalanced {
@@ -67,6 +84,9 @@ const SAMPLES_BEYOND_MIN: f64 = 10.0;
 
 /// An open loop that answers less than this share of its rate is past saturation.
 const RATE_REACHED_MIN: f64 = 0.98;
+
+/// A stall that takes this share of the time measured is why the rate was missed.
+const STALL_SHARE_MIN: f64 = 0.2;
 
 /// What to go back to from there, as a share of what was answered.
 const RATE_COMFORTABLE: f64 = 0.8;
@@ -105,20 +125,45 @@ impl Advice {
 }
 
 fn bottleneck(outcome: &Outcome) -> Option<Advice> {
+    let plan = &outcome.plan;
     outcome
         .client
         .is_bottleneck
         .then(|| Advice::ClientIsBottleneck {
             why: outcome.client.why.clone(),
-            threads: outcome.plan.threads,
-            cpus: outcome.machine.cpus,
+            threads: plan.threads,
+            cpus: outcome.machine.cpus.min(THREADS_MAX),
+            may_pipeline: plan.pattern != "idle" && plan.pipeline < PIPELINE_MAX,
         })
 }
 
 fn rate_missed(outcome: &Outcome) -> Option<Advice> {
     let planned = outcome.plan.rate_per_s?;
     let answered = figures::per_second(outcome.totals.messages, outcome.measured_ms)?;
-    (answered < planned * RATE_REACHED_MIN).then_some(Advice::RateMissed { planned, answered })
+    let stall_ms = outcome.longest_stall_ms;
+    if answered >= planned * RATE_REACHED_MIN || expects_none(outcome) {
+        return None;
+    }
+    let is_stalled = stall_ms > outcome.measured_ms as f64 * STALL_SHARE_MIN;
+    Some(if is_stalled && stall_ms.is_finite() {
+        Advice::ServerStalled {
+            planned,
+            answered,
+            stall_ms,
+        }
+    } else {
+        Advice::RateMissed {
+            planned,
+            answered,
+            is_rate: outcome.plan.pattern != "hold",
+        }
+    })
+}
+
+/// Whether the time measured was too short for a message to be planned in it.
+fn expects_none(outcome: &Outcome) -> bool {
+    let schedule = outcome.schedule.as_ref();
+    schedule.is_some_and(|schedule| schedule.planned == 0)
 }
 
 fn stall_hidden(outcome: &Outcome, latency: &Latency) -> Option<Advice> {
@@ -148,6 +193,7 @@ fn few_samples(outcome: &Outcome, latency: &Latency) -> Option<Advice> {
         samples: latency.count,
         needed: needed as u64,
         needed_ms: outcome.measured_ms as f64 * needed / samples.max(1.0),
+        is_count: outcome.plan.duration_ms == 0,
     })
 }
 
@@ -156,13 +202,19 @@ fn unbalanced(outcome: &Outcome, server: &Server) -> Option<Advice> {
     let skew = figures::skew(&server.connections_by_worker)?;
     let connections = outcome.plan.connections;
     let enough = connections >= workers.saturating_mul(CONNECTIONS_PER_WORKER_MIN);
-    (skew > SKEW_MAX && enough).then_some(Advice::Unbalanced { skew, connections })
+    let may_be_more = connections <= CONNECTIONS_MAX / 4;
+    (skew > SKEW_MAX && enough && may_be_more).then_some(Advice::Unbalanced { skew, connections })
 }
 
 impl fmt::Display for Advice {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ClientIsBottleneck { why, threads, cpus } => {
+            Self::ClientIsBottleneck {
+                why,
+                threads,
+                cpus,
+                may_pipeline,
+            } => {
                 write!(out, "the client, not the server, is the limit")?;
                 if !why.is_empty() {
                     write!(out, ": {why}")?;
@@ -170,20 +222,46 @@ impl fmt::Display for Advice {
                 if threads < cpus {
                     write!(out, "; try --threads {}", threads.saturating_add(1))
                 } else {
-                    write!(
-                        out,
-                        "; it has a thread for every CPU already: try a larger --pipeline, or \
-                         measure from another machine"
-                    )
+                    out.write_str("; it has a thread for every CPU already: ")?;
+                    if *may_pipeline {
+                        out.write_str("try a larger --pipeline, or ")?;
+                    }
+                    out.write_str("measure from another machine")
                 }
             }
-            Self::RateMissed { planned, answered } => write!(
+            Self::RateMissed {
+                planned,
+                answered,
+                is_rate,
+            } => {
+                write!(
+                    out,
+                    "{} messages a second were planned and {} answered: past saturation, latencies \
+                     only tell how long the run was; ",
+                    units::number(*planned),
+                    units::number(*answered),
+                )?;
+                let comfortable = answered * RATE_COMFORTABLE;
+                if !is_rate {
+                    out.write_str("try a longer --every, or fewer --connections")
+                } else if comfortable >= 1.0 {
+                    write!(out, "try --rate {comfortable:.0}")
+                } else {
+                    out.write_str("try a lower --rate")
+                }
+            }
+            Self::ServerStalled {
+                planned,
+                answered,
+                stall_ms,
+            } => write!(
                 out,
-                "{} messages a second were planned and {} answered: past saturation, latencies \
-                 only tell how long the run was; try --rate {:.0}",
+                "{} messages a second were planned and {} answered: the server stalled, and a \
+                 connection that waited for an answer saw none for {}; find out why before you \
+                 measure latencies",
                 units::number(*planned),
                 units::number(*answered),
-                answered * RATE_COMFORTABLE
+                units::time_ms(*stall_ms)
             ),
             Self::StallHidden {
                 stall_ms,
@@ -203,14 +281,24 @@ impl fmt::Display for Advice {
                 samples,
                 needed,
                 needed_ms,
-            } => write!(
-                out,
-                "{} and above rest on {} where it takes {}; try --duration {:.0}s",
-                units::quantile(*quantile),
-                units::counted(*samples, "answer"),
-                units::count(*needed),
-                (needed_ms / 1000.0).ceil()
-            ),
+                is_count,
+            } => {
+                write!(
+                    out,
+                    "{} and above rest on {} where it takes {}; ",
+                    units::quantile(*quantile),
+                    units::counted(*samples, "answer"),
+                    units::count(*needed)
+                )?;
+                let seconds = (needed_ms / 1000.0).ceil().max(1.0);
+                if *is_count {
+                    write!(out, "try --count {needed}")
+                } else if seconds <= DURATION_MAX.as_secs_f64() {
+                    write!(out, "try --duration {seconds:.0}s")
+                } else {
+                    out.write_str("they say nothing at this pace")
+                }
+            }
             Self::Unbalanced { skew, connections } => write!(
                 out,
                 "the busiest worker has {} times the mean of the connections; try --connections \

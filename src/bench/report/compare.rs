@@ -143,7 +143,7 @@ const FIGURES: [Figure; 11] = [
         name: "max",
         better: Better::Lower,
         show: units::time,
-        of: |outcome| Some(outcome.latency.as_ref()?.max_ns as f64),
+        of: |outcome| Some(figures::seen_by_clients(outcome)?.1 as f64),
     },
     Figure {
         name: "CPU a message",
@@ -205,8 +205,8 @@ pub fn compare(a: &[Run], b: &[Run]) -> Comparison {
 }
 
 fn percentile(outcome: &Outcome, quantile: f64) -> Option<f64> {
-    let value = figures::percentile(outcome.latency.as_ref()?, quantile)?;
-    Some(value as f64)
+    let (percentiles, _) = figures::seen_by_clients(outcome)?;
+    Some(figures::value_at(percentiles, quantile)? as f64)
 }
 
 fn side(runs: &[Run]) -> Side {

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 
-use crate::bench::outcome::{Latency, Mark, Outcome, Server};
+use crate::bench::outcome::{Latency, Mark, Outcome, Percentile, Schedule, Server};
 
 /// The quantiles that a report shows.
 pub(super) const QUANTILES: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 0.9999];
@@ -72,10 +72,30 @@ pub(super) fn cpu_per_byte_ns(outcome: &Outcome, server: &Server) -> Option<f64>
     (bytes > 0).then(|| ms * 1e6 / bytes as f64)
 }
 
-/// A percentile, if it was measured.
+/// A percentile of the answers, if it was measured.
 pub(super) fn percentile(latency: &Latency, quantile: f64) -> Option<u64> {
-    let found = latency
-        .percentiles
+    value_at(&latency.percentiles, quantile)
+}
+
+/// What became of the messages that were planned, if some were not sent.
+pub(super) fn unsent(outcome: &Outcome) -> Option<&Schedule> {
+    let schedule = outcome.schedule.as_ref();
+    schedule.filter(|schedule| schedule.not_sent > 0 && !schedule.percentiles.is_empty())
+}
+
+/// The percentiles and the maximum that clients saw: messages that were not sent are among them,
+/// where there are some, so that a server does not look better for having kept them back.
+pub(super) fn seen_by_clients(outcome: &Outcome) -> Option<(&[Percentile], u64)> {
+    if let Some(schedule) = unsent(outcome) {
+        return Some((&schedule.percentiles, schedule.max_ns));
+    }
+    let latency = outcome.latency.as_ref()?;
+    Some((&latency.percentiles, latency.max_ns))
+}
+
+/// The value at a quantile, if it is among them.
+pub(super) fn value_at(percentiles: &[Percentile], quantile: f64) -> Option<u64> {
+    let found = percentiles
         .iter()
         .find(|at| (at.quantile - quantile).abs() < SAME_QUANTILE);
     found.map(|at| at.value_ns)

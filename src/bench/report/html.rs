@@ -86,6 +86,7 @@ fn escaped(text: &str) -> String {
 fn heading(outcome: &Outcome) -> String {
     let failures = figures::failures(outcome);
     let (class, verdict) = match failures {
+        0 if !outcome.problems.is_empty() => ("failed", "not done as planned".to_owned()),
         0 => ("ok", "no failures".to_owned()),
         failures => ("failed", units::counted(failures, "failure")),
     };
@@ -153,13 +154,15 @@ fn tiles(outcome: &Outcome) -> String {
 
 fn notes(outcome: &Outcome) -> String {
     let advice = Advice::on(outcome);
-    if advice.is_empty() {
+    let advice = advice.iter().map(ToString::to_string);
+    let all: Vec<String> = outcome.problems.iter().cloned().chain(advice).collect();
+    if all.is_empty() {
         return String::new();
     }
-    let items: String = advice
+    let items: String = all
         .iter()
         .take(NOTES_MAX)
-        .map(|piece| format!("<li>{}</li>\n", escaped(&piece.to_string())))
+        .map(|piece| format!("<li>{}</li>\n", escaped(piece)))
         .collect();
     format!("<ul class=\"notes\">\n{items}</ul>\n")
 }
@@ -296,6 +299,11 @@ fn latencies(outcome: &Outcome) -> String {
     ];
     rows.extend(percentile_rows(latency));
     rows.push(vec!["answers".to_owned(), units::count(latency.count)]);
+    if let Some(schedule) = figures::unsent(outcome) {
+        let values = summary::shown(&schedule.percentiles, schedule.max_ns).into_iter();
+        rows.extend(values.map(|(name, value)| vec![format!("{name} with not sent"), value]));
+        rows.push(vec!["not sent".to_owned(), units::count(schedule.not_sent)]);
+    }
     rows.push(vec![
         "counted from".to_owned(),
         escaped(summary::origin(outcome)),

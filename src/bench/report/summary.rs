@@ -9,10 +9,13 @@ use std::cmp::Reverse;
 use super::advice::Advice;
 use super::figures::{self, Work};
 use super::units::{self, counted, labelled, sentence};
-use crate::bench::outcome::{Failure, Latency, Mark, Outcome, PlanSummary, Server};
+use crate::bench::outcome::{Failure, Latency, Mark, Outcome, Percentile, PlanSummary, Server};
 
 /// First failures that are shown; the rest are only counted.
 const FAILURES_MAX: usize = 5;
+
+/// Problems that are shown: more than there are commands, unless a file says otherwise.
+const PROBLEMS_MAX: usize = 20;
 
 /// Kinds of failure that are named. There are fewer, unless a file says otherwise.
 const KINDS_MAX: usize = 12;
@@ -115,10 +118,20 @@ fn verdict(outcome: &Outcome) -> Vec<String> {
     if failures == 0 {
         let nothing = outcome.totals.connections == 0 && outcome.totals.messages == 0;
         if nothing && outcome.totals.bytes_received == 0 {
-            return sentence("NOTHING", "no connection, no message: nothing was measured");
+            let nothing = "no connection, no message: nothing was measured";
+            let mut lines = sentence("NOTHING", nothing);
+            lines.extend(problems(outcome));
+            return lines;
         }
         done.insert(0, "no failures".to_owned());
-        return labelled("OK", &done, ", ");
+        let label = if outcome.problems.is_empty() {
+            "OK"
+        } else {
+            "NOT DONE"
+        };
+        let mut lines = labelled(label, &done, ", ");
+        lines.extend(problems(outcome));
+        return lines;
     }
     let mut kinds = ranked(outcome);
     let hidden = kinds.len().saturating_sub(KINDS_MAX);
@@ -134,9 +147,24 @@ fn verdict(outcome: &Outcome) -> Vec<String> {
     parts[0] = format!("{total}: {}", parts[0]);
     let mut lines = labelled("FAILED", &parts, ", ");
     lines.extend(labelled("", &done, ", "));
+    lines.extend(problems(outcome));
     for (position, failure) in outcome.first_failures.iter().enumerate().take(FAILURES_MAX) {
         let label = if position == 0 { "first" } else { "" };
         lines.extend(sentence(label, &told(failure)));
+    }
+    lines
+}
+
+/// What was asked for and not done.
+fn problems(outcome: &Outcome) -> Vec<String> {
+    let all = &outcome.problems;
+    let mut lines = Vec::new();
+    for problem in all.iter().take(PROBLEMS_MAX) {
+        lines.extend(sentence("problem", &units::cut(problem, ADVICE_TEXT_MAX)));
+    }
+    if all.len() > PROBLEMS_MAX {
+        let hidden = all.len() - PROBLEMS_MAX;
+        lines.extend(sentence("", &format!("… {hidden} more problems")));
     }
     lines
 }
@@ -218,6 +246,7 @@ fn latency(outcome: &Outcome) -> Vec<String> {
         values.push_str(&format!("{value:>FIGURE$}"));
     }
     let mut lines = vec![names, values];
+    lines.extend(with_unsent(outcome));
     let parts = [
         format!("min {}", units::time_ns(latency.min_ns)),
         format!("mean {}", units::time_ns(latency.mean_ns)),
@@ -233,15 +262,38 @@ fn latency(outcome: &Outcome) -> Vec<String> {
     lines
 }
 
+/// The same with the messages that were not sent, which have waited at least until the end.
+fn with_unsent(outcome: &Outcome) -> Vec<String> {
+    let Some(schedule) = figures::unsent(outcome) else {
+        return Vec::new();
+    };
+    let mut values = " ".repeat(units::LABEL_COLUMNS);
+    for (_, value) in shown(&schedule.percentiles, schedule.max_ns) {
+        values.push_str(&format!("{value:>FIGURE$}"));
+    }
+    let text = format!(
+        "with {} that were not sent, by how long they had waited at the end",
+        counted(schedule.not_sent, "message")
+    );
+    let mut lines = vec![values];
+    lines.extend(sentence("", &text));
+    lines
+}
+
 /// Every percentile that is shown, with its name, and the maximum.
 pub(super) fn percentiles(latency: &Latency) -> Vec<(String, String)> {
+    shown(&latency.percentiles, latency.max_ns)
+}
+
+/// These percentiles, with their names, and the maximum.
+pub(super) fn shown(percentiles: &[Percentile], max_ns: u64) -> Vec<(String, String)> {
     let shown = |quantile: &f64| {
-        let value = figures::percentile(latency, *quantile);
+        let value = figures::value_at(percentiles, *quantile);
         let value = value.map_or_else(|| units::NONE.to_owned(), units::time_ns);
         (units::quantile(*quantile), value)
     };
     let mut all: Vec<_> = figures::QUANTILES.iter().map(shown).collect();
-    all.push(("max".to_owned(), units::time_ns(latency.max_ns)));
+    all.push(("max".to_owned(), units::time_ns(max_ns)));
     all
 }
 

@@ -30,6 +30,13 @@ pub enum Doubt {
         /// How many.
         failures: u64,
     },
+    /// A run did not do what was asked for.
+    NotDone {
+        /// The run.
+        name: String,
+        /// The first thing that it did not do.
+        problem: String,
+    },
     /// A run measured its client.
     ClientBound {
         /// The run.
@@ -41,6 +48,9 @@ pub enum Doubt {
         name: String,
     },
 }
+
+/// The longest text of a problem that is repeated, in characters.
+const PROBLEM_MAX: usize = 240;
 
 /// What has to be the same in every run, and how to see it.
 type Sameness = (&'static str, fn(&Outcome) -> String);
@@ -99,6 +109,11 @@ pub(super) fn doubts(a: &[Run], b: &[Run]) -> Vec<Doubt> {
             name: name(),
             failures,
         }));
+        let problem = run.outcome.problems.first();
+        doubts.extend(problem.map(|problem| Doubt::NotDone {
+            name: name(),
+            problem: units::cut(problem, PROBLEM_MAX),
+        }));
         let bound = run.outcome.client.is_bottleneck;
         doubts.extend(bound.then(|| Doubt::ClientBound { name: name() }));
     }
@@ -127,6 +142,7 @@ impl fmt::Display for Doubt {
                     units::counted(*failures, "failure")
                 )
             }
+            Self::NotDone { name, problem } => write!(out, "{name}: {problem}"),
             Self::ClientBound { name } => {
                 write!(
                     out,

@@ -1,0 +1,129 @@
+//! Finds the server that is to be measured: the first address of its name that takes a connection.
+//!
+//! Name servers answer when they like, so a thread asks them; the measurement can be interrupted
+//! meanwhile.
+//!
+//! Invariant: a socket that has connected to itself is not taken for a server.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the load generator is a process of its own, and has threads; the server has none"
+)]
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use super::failure::{Fault, Kind};
+use super::interrupt::{Haste, Interrupt, STEP};
+use crate::client::{Malformed, Target, refuse_self};
+
+/// How long the first connection may take, which shows whether there is a server at all.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why there is nothing to measure.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// It cannot be read.
+    #[error(
+        "cannot read the address {text:?}: {why}; write HOST:PORT, as in localhost:9999 or \
+         [::1]:9999"
+    )]
+    Address {
+        /// As it was typed.
+        text: String,
+        /// What is wrong with it.
+        why: Malformed,
+    },
+    /// The name of the server has no address.
+    #[error("cannot find {target}: {why}; write HOST:PORT, as in localhost:9999 or [::1]:9999")]
+    Resolve {
+        /// As it was typed.
+        target: String,
+        /// What the resolver says.
+        why: String,
+    },
+    /// No server is there.
+    #[error("cannot connect to {target}: {why}; {advice}")]
+    Unreachable {
+        /// As it was typed.
+        target: String,
+        /// What the system says.
+        why: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A signal came first.
+    #[error("interrupted before the measurement began")]
+    Interrupted,
+}
+
+/// Finds the first address of `target` that takes a connection. That no port is left for this one
+/// says nothing if the others come from elsewhere.
+///
+/// # Errors
+/// There is none, or a signal came first.
+pub(super) fn find(
+    target: &str,
+    from_elsewhere: bool,
+    interrupt: &Interrupt,
+) -> Result<SocketAddr, Error> {
+    let parsed: Target = target.parse().map_err(|why| Error::Address {
+        text: target.to_owned(),
+        why,
+    })?;
+    let (give, found) = channel();
+    // It goes on by itself if it is not waited for; it holds nothing that has to be given back.
+    std::thread::spawn(move || drop(give.send(probe(&parsed, from_elsewhere))));
+    while interrupt.haste() == Haste::None {
+        match found.recv_timeout(STEP) {
+            Ok(found) => return found,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    Err(Error::Interrupted)
+}
+
+fn probe(target: &Target, from_elsewhere: bool) -> Result<SocketAddr, Error> {
+    let resolve = |why: String| Error::Resolve {
+        target: target.to_string(),
+        why,
+    };
+    let addresses = target.resolve();
+    let mut last = None;
+    for address in addresses.map_err(|error| resolve(error.to_string()))? {
+        match TcpStream::connect_timeout(&address, PROBE_TIMEOUT).and_then(refuse_self) {
+            Ok(_) => return Ok(address),
+            Err(error) => {
+                let fault = Fault::Io(error);
+                if from_elsewhere && fault.kind() == Kind::NoSourcePort {
+                    return Ok(address);
+                }
+                last = Some(fault);
+            }
+        }
+    }
+    let Some(fault) = last else {
+        return Err(resolve("the name has no address".to_owned()));
+    };
+    Err(Error::Unreachable {
+        target: target.to_string(),
+        advice: match fault.kind() {
+            Kind::Refused => "is the server running, and on this port?",
+            Kind::NoSourcePort => {
+                "no free port is left on this side; use --sources, or wait a minute"
+            }
+            _ => "check the address and the network",
+        },
+        why: match &fault {
+            Fault::Io(error) if error.kind() == io::ErrorKind::TimedOut => {
+                format!("no answer in {} s", PROBE_TIMEOUT.as_secs())
+            }
+            Fault::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                "Connection refused".to_owned()
+            }
+            _ => fault.detail(),
+        },
+    })
+}

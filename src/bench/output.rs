@@ -1,0 +1,458 @@
+//! Where results go: files and standard output.
+//!
+//! Invariants: each output is written as a whole, or an error says that it was not; no output
+//! overwrites another; a regular file keeps its content until there is something better, and none is
+//! left empty; a result that was measured is shown somewhere, whatever cannot be written.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::PollFlags;
+use nix::sys::stat::fstat;
+
+use super::folder::unique;
+use super::interrupt::{Interrupt, STEP};
+use super::options::Options;
+use super::outcome::Outcome;
+use super::report;
+use super::wait::is_ready;
+use crate::log::complain;
+use crate::output::stdout;
+
+/// Names of standard output. If it gets a file, no summary is in the way there.
+const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
+/// Bytes that a pipe takes at once when it takes any (`PIPE_BUF`).
+const PIECE_BYTES: usize = 4096;
+
+/// Why an output is not written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// The system refuses.
+    #[error("cannot write {}: {source}; check the path and its permissions", path.display())]
+    Write {
+        /// As it was typed.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A named pipe that would be waited for.
+    #[error("cannot write {}: no process reads this pipe; start its reader first", path.display())]
+    NoReader {
+        /// As it was typed.
+        path: PathBuf,
+    },
+    /// Standard output takes nothing.
+    #[error("cannot write to standard output: {0}; is its disk full?")]
+    Stdout(io::Error),
+    /// What stands in one would be lost.
+    #[error("{0} and {1} go to the same place; give each of them a file of its own")]
+    Same(&'static str, &'static str),
+}
+
+impl Error {
+    /// Whether what was typed makes no sense, whatever the system is like.
+    #[must_use]
+    pub(super) const fn is_usage(&self) -> bool {
+        matches!(self, Self::Same(..))
+    }
+}
+
+/// All outputs of a measurement, tried before it begins.
+#[derive(Debug)]
+pub(super) struct Outputs {
+    json: Option<Output>,
+    report: Option<Output>,
+}
+
+/// Where one output goes.
+#[derive(Debug)]
+struct Output {
+    /// As it was typed.
+    path: PathBuf,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Stdout,
+    /// A new file, or one that is replaced when the new one is complete.
+    Replaced(PathBuf),
+    /// A file that cannot be replaced, a device or a pipe, open.
+    Open(File),
+}
+
+/// What makes two places the same.
+#[derive(Debug, PartialEq, Eq)]
+enum Identity {
+    Path(PathBuf),
+    Inode(u64, u64),
+    /// As `/dev/null`: what one wrote is in nobody's way.
+    None,
+}
+
+impl Outputs {
+    /// Tries whether every output can be written. What a file has stays until there is something
+    /// better.
+    ///
+    /// # Errors
+    /// One cannot be, or two are one.
+    pub(super) fn open(options: &Options) -> Result<Self, Error> {
+        let open = |path: &Option<PathBuf>| path.as_deref().map(Output::open).transpose();
+        let (json, report) = (open(&options.json)?, open(&options.report)?);
+        let summary = ("the summary on standard output", of_descriptor(stdout()));
+        let of = |output: &Option<Output>| output.as_ref().map(Output::identity);
+        let named = [("--json", of(&json)), ("--report", of(&report))];
+        let all: Vec<(&'static str, Identity)> = named
+            .into_iter()
+            .filter_map(|(name, identity)| Some((name, identity?)))
+            .collect();
+        let outputs = Self { json, report };
+        let rest = outputs.has_summary().then_some(summary);
+        let all: Vec<(&'static str, Identity)> = all.into_iter().chain(rest).collect();
+        for (at, (name, identity)) in all.iter().enumerate() {
+            let other = all[at + 1..].iter().find(|(_, other)| other == identity);
+            if let Some((other, _)) = other.filter(|_| *identity != Identity::None) {
+                return Err(Error::Same(name, other));
+            }
+        }
+        let stdouts = outputs.both().filter(|output| output.is_stdout());
+        if stdouts.count() > 1 {
+            return Err(Error::Same("--json", "--report"));
+        }
+        Ok(outputs)
+    }
+
+    /// Writes everything, files first; what cannot be is told on standard error, and so is the
+    /// summary then, if it would be shown nowhere. Whether all was written.
+    #[must_use]
+    pub(super) fn write(self, outcome: &Outcome, interrupt: &Interrupt) -> bool {
+        let summary = report::summary(outcome);
+        let mut is_shown = self.has_summary();
+        let mut errors = Vec::new();
+        let mut texts = Vec::new();
+        if let Some(output) = &self.json {
+            match serde_json::to_string_pretty(outcome) {
+                Ok(text) => texts.push((output, text + "\n")),
+                Err(error) => errors.push(output.failed(error.into())),
+            }
+        }
+        if let Some(output) = &self.report {
+            texts.push((output, report::html(outcome)));
+        }
+        texts.sort_by_key(|(output, _)| output.is_stdout());
+        for (output, text) in texts {
+            errors.extend(output.write(&text, interrupt).err());
+        }
+        if is_shown && let Err(error) = to_stdout(&summary, interrupt) {
+            errors.push(error);
+            is_shown = false;
+        }
+        for error in &errors {
+            complain(&error.to_string());
+        }
+        if !errors.is_empty() && !is_shown {
+            // If standard error takes nothing either, the exit code has to say it.
+            let _ = write_all(io::stderr().as_fd(), summary.as_bytes(), interrupt);
+        }
+        errors.is_empty()
+    }
+
+    fn both(&self) -> impl Iterator<Item = &Output> {
+        [&self.json, &self.report].into_iter().flatten()
+    }
+
+    /// Whether standard output is left for people.
+    fn has_summary(&self) -> bool {
+        !self.both().any(Output::is_stdout)
+    }
+}
+
+impl Output {
+    fn open(path: &Path) -> Result<Self, Error> {
+        let place = place(path, true).map_err(|source| {
+            let path = path.to_owned();
+            match source.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ENXIO) => Error::NoReader { path },
+                _ => Error::Write { path, source },
+            }
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            place,
+        })
+    }
+
+    const fn is_stdout(&self) -> bool {
+        matches!(self.place, Place::Stdout)
+    }
+
+    fn identity(&self) -> Identity {
+        match &self.place {
+            Place::Stdout => of_descriptor(stdout()),
+            Place::Open(file) => of_descriptor(file.as_fd()),
+            Place::Replaced(path) => fs::metadata(path).map_or_else(
+                |_| Identity::Path(path.clone()),
+                |known| Identity::Inode(known.dev(), known.ino()),
+            ),
+        }
+    }
+
+    fn write(&self, text: &str, interrupt: &Interrupt) -> Result<(), Error> {
+        let written = match &self.place {
+            Place::Stdout => return to_stdout(text, interrupt),
+            Place::Replaced(path) => replace(path, text),
+            Place::Open(file) => overwrite(file, text, interrupt),
+        };
+        written.map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: io::Error) -> Error {
+        let path = self.path.clone();
+        Error::Write { path, source }
+    }
+}
+
+/// Decides how `path` is written, and tries it. `follow`: a link that leads nowhere is followed once.
+fn place(path: &Path, follow: bool) -> io::Result<Place> {
+    if STDOUT.iter().any(|name| path == Path::new(name)) {
+        return Ok(Place::Stdout);
+    }
+    let known = match fs::metadata(path) {
+        Ok(known) => known,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = folder_of(path);
+            if follow && let Ok(target) = fs::read_link(path) {
+                return place(&folder.join(target), false);
+            }
+            let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
+            let folder = folder.canonicalize()?;
+            try_folder(&folder)?;
+            return Ok(Place::Replaced(folder.join(name)));
+        }
+        Err(error) => return Err(error),
+    };
+    // A pipe that nobody reads is an error then, where it would be waited for otherwise.
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)?;
+    let real = path.canonicalize();
+    match real {
+        Ok(real) if is_replaceable(&known) && try_folder(folder_of(&real)).is_ok() => {
+            Ok(Place::Replaced(real))
+        }
+        _ => Ok(Place::Open(file)),
+    }
+}
+
+/// Whether another file in its place is the same to everybody who knows it.
+fn is_replaceable(known: &Metadata) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    known.is_file() && known.nlink() == 1 && known.uid() == own
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes a file in `folder`, and removes it.
+fn try_folder(folder: &Path) -> io::Result<()> {
+    let path = folder.join(unique(".uppercased-bench-"));
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&path)?;
+    fs::remove_file(&path)
+}
+
+/// Puts `text` in the place of `path`: all of it, or nothing.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let beside = folder_of(path).join(unique(".uppercased-bench-"));
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&beside)?;
+    let fill = || {
+        if let Ok(known) = fs::metadata(path) {
+            file.set_permissions(known.permissions())?;
+        }
+        file.write_all(text.as_bytes())?;
+        // A disk may be full only when it is written to.
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    let mut fill = fill;
+    fill().inspect_err(|_| {
+        let _ = fs::remove_file(&beside);
+    })
+}
+
+/// Writes `text` to an open file, in the place of what a regular one has.
+fn overwrite(file: &File, text: &str, interrupt: &Interrupt) -> io::Result<()> {
+    let is_file = file.metadata()?.is_file();
+    if is_file {
+        file.set_len(0)?;
+    }
+    write_all(file.as_fd(), text.as_bytes(), interrupt)?;
+    if is_file {
+        file.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Writes to standard output. A reader that goes away early, as `head` does, is no error.
+fn to_stdout(text: &str, interrupt: &Interrupt) -> Result<(), Error> {
+    match write_all(stdout(), text.as_bytes(), interrupt) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(Error::Stdout),
+    }
+}
+
+/// Writes all of it. A reader that takes its time is waited for, until a signal comes.
+fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8], interrupt: &Interrupt) -> io::Result<()> {
+    let signals = interrupt.signals();
+    while !bytes.is_empty() {
+        if !is_ready(to, PollFlags::POLLOUT, STEP) {
+            if interrupt.signals() > signals {
+                return Err(io::Error::other(
+                    "interrupted while its reader took nothing",
+                ));
+            }
+            continue;
+        }
+        match nix::unistd::write(to, &bytes[..bytes.len().min(PIECE_BYTES)]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+fn of_descriptor(fd: BorrowedFd<'_>) -> Identity {
+    let Ok(known) = fstat(fd) else {
+        return Identity::None;
+    };
+    let kind = fs::metadata(format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(&fd)
+    ));
+    if kind.is_ok_and(|known| known.file_type().is_char_device()) {
+        return Identity::None;
+    }
+    Identity::Inode(known.st_dev, known.st_ino)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(json: &Path, report: &Path) -> Result<Outputs, Error> {
+        Outputs::open(&Options {
+            json: Some(json.to_owned()),
+            report: Some(report.to_owned()),
+            ..Options::default()
+        })
+    }
+
+    fn write(path: &Path, text: &str) -> Result<(), Error> {
+        Output::open(path)?.write(text, &Interrupt::default())
+    }
+
+    #[test]
+    fn two_outputs_in_one_file_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("there"), "").unwrap();
+        fs::hard_link(at("there"), at("hard")).unwrap();
+        std::os::unix::fs::symlink(at("there"), at("soft")).unwrap();
+        std::os::unix::fs::symlink("new", at("nowhere")).unwrap();
+        for (json, report) in [
+            (at("new"), at("new")),
+            (at("new"), at("./new")),
+            (at("new"), at("nowhere")),
+            (at("there"), at("hard")),
+            (at("soft"), at("there")),
+            ("-".into(), "/dev/stdout".into()),
+        ] {
+            let error = open(&json, &report).unwrap_err();
+            assert!(error.is_usage(), "{json:?} {report:?}: {error}");
+        }
+        for (json, report) in [
+            (at("new"), at("there")),
+            ("/dev/null".into(), "/dev/null".into()),
+        ] {
+            open(&json, &report).unwrap();
+        }
+        // Trying leaves nothing behind.
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn file_is_replaced_as_a_whole() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        write(&path, "first").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        write(&link, "second").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "second");
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o640);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn hard_linked_file_is_overwritten_in_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+        fs::write(&one, "much longer than what comes").unwrap();
+        fs::hard_link(&one, &other).unwrap();
+        write(&one, "new").unwrap();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "new");
+    }
+
+    #[test]
+    fn full_device_is_an_error_and_a_pipe_without_reader_too() {
+        let error = write(Path::new("/dev/full"), "text").unwrap_err();
+        assert!(error.to_string().contains("No space left"), "{error}");
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = write(&pipe, "text").unwrap_err();
+        assert!(matches!(error, Error::NoReader { .. }), "{error}");
+        let error = write(&folder.path().join("none/file"), "text").unwrap_err();
+        assert!(error.to_string().contains("none/file"), "{error}");
+    }
+
+    #[test]
+    fn slow_reader_of_a_nonblocking_pipe_gets_all() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let flags = nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK);
+        nix::fcntl::fcntl(&writer, flags).unwrap();
+        let text = vec![b'x'; 300_000];
+        std::thread::scope(|scope| {
+            let read = scope.spawn(move || {
+                let mut all = Vec::new();
+                io::Read::read_to_end(&mut reader, &mut all).unwrap();
+                all.len()
+            });
+            write_all(writer.as_fd(), &text, &Interrupt::default()).unwrap();
+            drop(writer);
+            assert_eq!(read.join().unwrap(), text.len());
+        });
+    }
+}
