@@ -35,6 +35,7 @@ pub mod slot;
 pub mod snapshot;
 mod state;
 mod systemd;
+mod terminal;
 mod times;
 mod tokens;
 mod totals;
@@ -61,6 +62,7 @@ use crate::control::Rotation;
 use crate::identity::{RequestId, WorkerId};
 use crate::log;
 use crate::port::Lock;
+use crate::sys::hangup;
 use crate::wire::Listen;
 
 use admin::AdminEndpoint;
@@ -72,6 +74,7 @@ use machine::{Event, Machine, Policy, ScaleTo, Verdict, Wanted};
 use releases::{Release, Releases};
 use resources::SlotResources;
 use systemd::Systemd;
+use terminal::{Hangup, Terminal};
 use times::Times;
 use tokens::Source;
 use totals::Former;
@@ -130,6 +133,8 @@ pub struct Supervisor {
     /// Who waits for the operation that is under way.
     asking: RequestId,
     preflight: upgrade::Preflight,
+    /// That from which the server was started.
+    terminal: Terminal,
     /// Children that have been killed and are not reaped yet.
     killed: Vec<Killed>,
     verdict: Option<Verdict>,
@@ -313,10 +318,7 @@ impl Supervisor {
         }
         match number {
             SIGTERM | SIGINT | SIGQUIT => self.happened(Event::Stop { by: by.to_owned() }),
-            SIGHUP => {
-                self.note_reload_asked();
-                self.remember(Wanted::Reload);
-            }
+            SIGHUP => self.obey_hangup(),
             SIGUSR1 => self.log_status(),
             SIGUSR2 => {
                 self.note_reload_asked();
@@ -327,6 +329,26 @@ impl Supervisor {
             // It was to end the wait; see `bury_orphans`.
             SIGCHLD => {}
             _ => tracing::warn!(signal = by, "a signal that has no effect"),
+        }
+    }
+
+    /// A person asks for a reload, or the terminal has been closed.
+    fn obey_hangup(&mut self) {
+        let Hangup {
+            stop,
+            survived,
+            reload,
+        } = self.terminal.meaning_of(hangup::take(), terminal::is_open);
+        if survived {
+            tracing::info!("terminal closed, serving on");
+        }
+        // The shell and the kernel may both have told: the second is no second request.
+        if stop && !matches!(self.machine.life(), machine::Life::Stopping { .. }) {
+            let by = "the closed terminal".to_owned();
+            self.happened(Event::Stop { by });
+        } else if reload && !stop {
+            self.note_reload_asked();
+            self.remember(Wanted::Reload);
         }
     }
 
@@ -483,6 +505,7 @@ fn signals() -> io::Result<Signals> {
     let (read, write) = UnixStream::pair()?;
     read.set_nonblocking(true)?;
     write.set_nonblocking(true)?;
+    hangup::watch()?;
     let mut caught = HANDLED_SIGNALS.concat();
     if orphans::come_here() {
         caught.push(SIGCHLD);

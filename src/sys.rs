@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod child;
 pub mod cpus;
 pub mod fd;
+pub mod hangup;
 pub mod heap;
 pub mod image;
 pub mod limits;

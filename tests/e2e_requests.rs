@@ -3,14 +3,18 @@
 
 mod support;
 
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use self::support::Server;
 use self::support::image::Image;
 use self::support::observe::until;
 use self::support::planned::Planned;
+use self::support::terminal::open_terminal;
 
 /// Long enough for a request to come while a restart goes on.
 const BUSY: [&str; 3] = [
@@ -225,4 +229,106 @@ fn renamed_directory_keeps_its_meaning() {
     server.reload().expect_success();
     let mut client = support::Client::connect(server.addr());
     client.expect_eof();
+}
+
+/// A server whose controlling terminal is one of the test's own.
+struct InTerminal {
+    process: std::process::Child,
+    terminal: Option<nix::pty::PtyMaster>,
+}
+
+impl InTerminal {
+    /// Starts it by way of `before`, and waits until it serves.
+    #[track_caller]
+    fn start(before: &[&str]) -> Self {
+        let (terminal, line) = open_terminal();
+        let mut command = std::process::Command::new("setsid");
+        command.arg("--ctty").args(before);
+        command.arg(env!("CARGO_BIN_EXE_uppercased"));
+        command.args([
+            "--listen=127.0.0.1:0",
+            "--workers=1",
+            "--control=off",
+            "--bake-time=0s",
+        ]);
+        command
+            .stdin(line)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut process = command.spawn().expect("setsid runs");
+        let stdout = process.stdout.take().expect("a pipe");
+        let first = BufReader::new(stdout).lines().next();
+        assert!(
+            first
+                .expect("a line")
+                .expect("text")
+                .starts_with("listening on")
+        );
+        let terminal = Some(terminal);
+        Self { process, terminal }
+    }
+
+    fn hang_up(&mut self) {
+        self.terminal = None;
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.process.id().cast_signed());
+        nix::sys::signal::kill(pid, signal).expect("it runs");
+    }
+
+    /// Waits for its end, and returns its log.
+    #[track_caller]
+    fn end(mut self) -> String {
+        until("the server to end", || {
+            self.process
+                .try_wait()
+                .expect("it can be waited for")
+                .is_some()
+        });
+        let status = self.process.wait().expect("it has ended");
+        let mut log = String::new();
+        let mut stderr = self.process.stderr.take().expect("a pipe");
+        stderr.read_to_string(&mut log).expect("its log");
+        assert_eq!(status.code(), Some(0), "{log}");
+        log
+    }
+}
+
+impl Drop for InTerminal {
+    fn drop(&mut self) {
+        // Both fail for one that has been waited for.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn closed_terminal_stops_server() {
+    let mut server = InTerminal::start(&[]);
+    server.hang_up();
+    let log = server.end();
+    assert!(log.contains("the closed terminal"), "{log}");
+    assert!(!log.contains("operation started"), "{log}");
+}
+
+#[test]
+fn nohup_server_survives_terminal_and_reloads() {
+    let mut server = InTerminal::start(&["nohup"]);
+    server.hang_up();
+    let mut stderr = BufReader::new(server.process.stderr.take().expect("a pipe"));
+    let mut wait_for = |wanted: &str| {
+        let mut line = String::new();
+        while !line.contains(wanted) {
+            line.clear();
+            let read = stderr.read_line(&mut line).expect("its log");
+            assert_ne!(read, 0, "the log ends before {wanted}");
+        }
+    };
+    wait_for("terminal closed, serving on");
+    server.signal(Signal::SIGHUP);
+    wait_for("operation done");
+    server.signal(Signal::SIGTERM);
+    let status = server.process.wait().expect("it ends");
+    assert_eq!(status.code(), Some(0));
 }

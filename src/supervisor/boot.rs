@@ -26,6 +26,7 @@ use super::machine::{Event, Machine, Policy};
 use super::notify::Notifier;
 use super::releases::{Limits, NoRoom, Release, Releases, check_memory};
 use super::systemd::Systemd;
+use super::terminal::Terminal;
 use super::times::Times;
 use super::tokens::CONTROL_FIRST;
 use super::totals::Former;
@@ -97,6 +98,7 @@ impl Supervisor {
         let failed = |operation| move |source| Error::System { operation, source };
         log::init(config.log_level, config.log_format)?;
         check_account(&config)?;
+        let terminal = Terminal::of_this_process();
         let nofile = raise_descriptor_limit().map_err(failed("raise the descriptor limit"))?;
         let mut wanted: Vec<Listen> = config.listen.iter().map(address).collect();
         listener::fall_back_to_ipv4(&mut wanted, listener::has_ipv6());
@@ -151,6 +153,7 @@ impl Supervisor {
             next_serial: 0,
             asking: RequestId::NOBODY,
             preflight: Preflight::Idle,
+            terminal,
             killed: Vec::new(),
             closing: None,
             verdict: None,

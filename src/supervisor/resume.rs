@@ -351,6 +351,7 @@ fn adopt(
         next_serial,
         asking: state.asking,
         preflight: Preflight::Idle,
+        terminal: state.terminal,
         killed,
         closing: None,
         verdict: None,

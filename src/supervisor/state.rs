@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::admin::SavedListener;
 use super::machine::{Machine, Snapshot, SnapshotError};
 use super::systemd::SavedSystemd;
+use super::terminal::Terminal;
 use super::times::Times;
 use super::totals::{Former, Totals};
 use crate::clock::Tick;
@@ -74,6 +75,8 @@ pub(super) struct State {
     pub(super) rotation: Rotation,
     /// Who waits for the upgrade.
     pub(super) asking: RequestId,
+    #[serde(default)]
+    pub(super) terminal: Terminal,
     /// Signals that had come and were not acted upon.
     pub(super) signals: Vec<i32>,
     /// Children that are killed and not reaped.

@@ -333,6 +333,7 @@ impl Supervisor {
             systemd: self.saved_systemd(),
             rotation: self.rotation,
             asking: self.asking,
+            terminal: self.terminal,
             signals: Vec::new(),
             killed: self.killed.iter().map(Killed::saved).collect(),
             resolved: None,

@@ -28,6 +28,16 @@ pub(super) struct Cancel {
 
 impl Machine {
     pub(super) fn cancel(&mut self, request: RequestId, by: &str, now: Tick) -> Reception {
+        if self.cancel_beginning(by) {
+            let cancel = Cancel {
+                request,
+                by: by.to_owned(),
+                since: now,
+                incomplete: false,
+            };
+            self.answer_cancel(cancel, "", now);
+            return Reception::Taken;
+        }
         if let Some(cause) = self.not_to_be_cancelled() {
             let answer = Answer::Refused { cause };
             self.notice(Notice::OperationEnded {

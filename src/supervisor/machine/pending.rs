@@ -193,6 +193,16 @@ impl Machine {
         }
     }
 
+    /// Gives up a reload whose configuration is being read; says whether there is one.
+    pub(super) fn cancel_beginning(&mut self, by: &str) -> bool {
+        let Some(it) = self.abandon_beginning() else {
+            return false;
+        };
+        let cause = format!("cancelled by {by}; nothing has changed");
+        self.give_up(it.request, self.kind_of(it.wanted), cause);
+        true
+    }
+
     /// When [`Self::begin_timeout`] is due.
     pub(super) const fn begin_deadline(&self) -> Option<Tick> {
         self.pending.deadline

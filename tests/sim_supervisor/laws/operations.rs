@@ -595,7 +595,12 @@ impl Laws {
         let limit = self.policy.start_timeout;
         let stops = self.end != End::Running;
         if let Some(due) = self.back_by() {
-            return law!(stops || now >= due, "the reload had time until {due:?}");
+            let mut cancels = self.cancelling.iter();
+            let cancelled = cancels.any(|request| self.unanswered.contains(request));
+            return law!(
+                stops || now >= due || cancelled,
+                "the reload had time until {due:?}"
+            );
         }
         if let Some(operation) = &mut self.operation
             && let Stage::Preflight { since: Some(since) } = operation.stage

@@ -40,6 +40,28 @@ fn cancel_without_operation_is_refused() {
 }
 
 #[test]
+fn cancelled_reload_stops_reading_configuration() {
+    let mut stage = Stage::booted(calm(1), 0);
+    let asked = Event::Requested {
+        request: ASKED,
+        wanted: Wanted::Reload,
+        wait: false,
+    };
+    stage.at(100, asked);
+    let cause = "cancelled by somebody; nothing has changed".to_owned();
+    let answer = Answer::Refused { cause };
+    let request = ASKED;
+    assert_eq!(
+        stage.at(150, cancel()),
+        [
+            Action::AbortPreflight,
+            Action::Answer { request, answer },
+            cancelled(1, 0)
+        ],
+    );
+}
+
+#[test]
 fn cancelled_restart_rolls_back() {
     // In the watch over the first new worker.
     let mut stage = Stage::booted(policy(2), 0);

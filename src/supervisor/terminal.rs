@@ -1,0 +1,152 @@
+//! The terminal from which a server was started, if any: when it is closed, the server stops.
+//!
+//! SIGHUP has two meanings. A person or a service manager asks for a reload; the end of a terminal is
+//! the end of what was started there. A shell passes the latter on to its jobs, so that its sender
+//! alone does not tell: it counts if the terminal has really gone. Who started the server with
+//! SIGHUP ignored (`nohup`) wants it to survive its terminal, and can still have it reloaded.
+//!
+//! It must not act on anything.
+
+use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use nix::fcntl::OFlag;
+use serde::{Deserialize, Serialize};
+
+use crate::sys::hangup::Senders;
+
+/// What was known when the server was started; goes over into a new program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Terminal {
+    /// There was a controlling terminal.
+    controls: bool,
+    /// SIGHUP was ignored.
+    survives: bool,
+}
+
+/// What a SIGHUP means; more than one may have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Hangup {
+    /// The terminal was closed, and the server is to stop.
+    pub(super) stop: bool,
+    /// The terminal was closed, and the server is to survive that.
+    pub(super) survived: bool,
+    /// A reload is asked for.
+    pub(super) reload: bool,
+}
+
+impl Terminal {
+    /// That of this process. Call it before SIGHUP is handled.
+    pub(super) fn of_this_process() -> Self {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        Self {
+            controls: is_open(),
+            survives: ignores_hangup(&status),
+        }
+    }
+
+    /// Says what signals of these senders mean. `open` tells whether there is a terminal now.
+    pub(super) fn meaning_of(self, senders: Senders, open: impl FnOnce() -> bool) -> Hangup {
+        let passed_on = senders.leader && self.controls && !open();
+        let closed = senders.kernel || passed_on;
+        // A signal whose sender was lost in an upgrade is a person's.
+        let reload = senders.others || (senders.leader && !passed_on) || !closed;
+        Hangup {
+            stop: closed && !self.survives,
+            survived: closed && self.survives,
+            reload,
+        }
+    }
+}
+
+/// Whether this process has a controlling terminal.
+pub(super) fn is_open() -> bool {
+    let flags = (OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits();
+    let opened = File::options()
+        .read(true)
+        .custom_flags(flags)
+        .open("/dev/tty");
+    opened.is_ok()
+}
+
+/// Whether the mask of ignored signals in a `/proc/PID/status` has SIGHUP, which is number 1.
+fn ignores_hangup(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STARTED_THERE: Terminal = Terminal {
+        controls: true,
+        survives: false,
+    };
+    const STOP: Hangup = Hangup {
+        stop: true,
+        survived: false,
+        reload: false,
+    };
+    const RELOAD: Hangup = Hangup {
+        stop: false,
+        survived: false,
+        reload: true,
+    };
+
+    fn from(kernel: bool, leader: bool, others: bool) -> Senders {
+        Senders {
+            kernel,
+            leader,
+            others,
+        }
+    }
+
+    #[test]
+    fn closed_terminal_stops_and_person_reloads() {
+        let meaning = |senders, open: bool| STARTED_THERE.meaning_of(senders, || open);
+        assert_eq!(meaning(from(true, false, false), false), STOP);
+        // The shell passes the end on; or its user has typed `kill -HUP %1`.
+        assert_eq!(meaning(from(false, true, false), false), STOP);
+        assert_eq!(meaning(from(false, true, false), true), RELOAD);
+        assert_eq!(meaning(from(false, false, true), false), RELOAD);
+        assert_eq!(meaning(from(false, false, false), false), RELOAD);
+        assert_eq!(
+            meaning(from(true, false, true), false),
+            Hangup {
+                reload: true,
+                ..STOP
+            }
+        );
+        // Without a terminal the leader of the session is a supervisor like any other.
+        let daemon = Terminal::default();
+        assert_eq!(
+            daemon.meaning_of(from(false, true, false), || false),
+            RELOAD
+        );
+    }
+
+    #[test]
+    fn ignored_hangup_survives_terminal_only() {
+        let terminal = Terminal {
+            survives: true,
+            ..STARTED_THERE
+        };
+        let survived = Hangup {
+            survived: true,
+            ..Hangup::default()
+        };
+        assert_eq!(
+            terminal.meaning_of(from(true, false, false), || false),
+            survived
+        );
+        assert_eq!(
+            terminal.meaning_of(from(false, false, true), || false),
+            RELOAD
+        );
+        assert!(ignores_hangup("Name:\tx\nSigIgn:\t0000000000000001\n"));
+        assert!(!ignores_hangup("SigIgn:\t0000000000001000\n"));
+        assert!(!ignores_hangup(""));
+    }
+}

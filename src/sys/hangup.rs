@@ -1,0 +1,75 @@
+//! Where a SIGHUP came from: the kernel (a terminal was closed), the session's leader (a shell that
+//! passes the end of its terminal on), or anybody else.
+//!
+//! The other handlers only learn that a signal came. This one runs before them and notes who sent it.
+#![expect(unsafe_code, reason = "siginfo is a union, read in a signal handler")]
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::libc::{SI_KERNEL, SI_USER};
+use nix::sys::signal::Signal;
+use nix::unistd::getsid;
+
+static FROM_KERNEL: AtomicBool = AtomicBool::new(false);
+static FROM_LEADER: AtomicBool = AtomicBool::new(false);
+static FROM_OTHERS: AtomicBool = AtomicBool::new(false);
+
+/// Who has sent SIGHUP since the last look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Senders {
+    /// The kernel.
+    pub kernel: bool,
+    /// The leader of this process's session.
+    pub leader: bool,
+    /// Another process, or the leader if that is this process.
+    pub others: bool,
+}
+
+/// Notes the sender of every SIGHUP from now on. Call it before other handlers of SIGHUP are
+/// installed, so that the sender is known when they have run.
+///
+/// # Errors
+/// What `sigaction` or `getsid` returned.
+pub fn watch() -> io::Result<()> {
+    let leader = getsid(None)?.as_raw();
+    // SAFETY: the handler stores to atomics and calls nothing else, so it is async-signal-safe.
+    unsafe {
+        signal_hook_registry::register_sigaction(Signal::SIGHUP as i32, move |info| {
+            let note = match info.si_code {
+                SI_KERNEL => &FROM_KERNEL,
+                // SAFETY: with this code the kernel has filled in the sender's number.
+                SI_USER if info.si_pid() == leader => &FROM_LEADER,
+                _ => &FROM_OTHERS,
+            };
+            note.store(true, Ordering::Release);
+        })
+    }?;
+    Ok(())
+}
+
+/// Returns who has sent SIGHUP, and forgets it.
+#[must_use]
+pub fn take() -> Senders {
+    Senders {
+        kernel: FROM_KERNEL.swap(false, Ordering::AcqRel),
+        leader: FROM_LEADER.swap(false, Ordering::AcqRel),
+        others: FROM_OTHERS.swap(false, Ordering::AcqRel),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::raise;
+
+    use super::*;
+
+    #[test]
+    fn sender_of_hangup_is_known_once() {
+        watch().unwrap();
+        raise(Signal::SIGHUP).unwrap();
+        let senders = take();
+        assert!(senders.others && !senders.kernel, "{senders:?}");
+        assert_eq!(take(), Senders::default());
+    }
+}
