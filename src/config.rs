@@ -67,6 +67,25 @@ pub enum Control {
     Path(#[serde(with = "path_bytes")] PathBuf),
 }
 
+/// How many workers must start for a server to serve.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Boot {
+    /// The first one; those that fail after it are tried again and again.
+    #[default]
+    Any,
+    /// All of them; one that fails ends the start.
+    All,
+}
+
+impl Boot {
+    /// Whether it is the default.
+    #[must_use]
+    pub fn is_any(&self) -> bool {
+        *self == Self::Any
+    }
+}
+
 /// What a rolling restart does with established connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -198,6 +217,8 @@ pub struct Config {
     pub admin: Option<AdminAddr>,
     /// What a rolling restart does with established connections.
     pub restart_connections: RestartConnections,
+    /// How many workers must start for the server to serve.
+    pub boot: Boot,
     /// How long the first renewed worker must serve before the others are renewed.
     pub bake_time: Duration,
     /// How long a worker may take to hand its connections over.
@@ -561,6 +582,7 @@ const BLANK: Config = Config {
     control: Control::Off,
     admin: None,
     restart_connections: RestartConnections::Handover,
+    boot: Boot::Any,
     bake_time: Duration::ZERO,
     handover_timeout: Duration::ZERO,
     handshake_timeout: Duration::ZERO,

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::UNSERVED_GRACE;
 use crate::control::Rotation;
 use crate::identity::{Generation, ReleaseId, SlotId};
 use crate::metrics::{CloseReason, Counter, RefusalCause};
@@ -217,6 +218,12 @@ pub struct SlotStatus {
     pub age_ms: u64,
     /// "unbound", "served", "unserved" or "lent".
     pub queue: String,
+    /// For how long nobody has served the queue; 0 if somebody does.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unserved_ms: u64,
+    /// For how long the worker has not run its loop, if it should have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stalled_ms: Option<u64>,
     /// The sibling that serves the queue, if it is lent.
     pub lent_to: Option<SlotId>,
     /// Who waits, for each address that the slot listens on.
@@ -310,10 +317,14 @@ impl Status {
         words.into_iter().find(|word| self.rotation == *word)
     }
 
-    /// Why new clients should go elsewhere; `None` if all is well. Judged here and nowhere else.
+    /// Why new clients should go elsewhere; `None` if the server is ready. The one definition of
+    /// readiness: `/readyz`, `status --ready`, the agent, the metric and the service manager's
+    /// status line use it.
     ///
-    /// A slot that is about to be added or has left has no queue that anybody could wait in, so it
-    /// is none that should serve.
+    /// A server is ready if it serves, is in rotation, and somebody accepts from every queue: the
+    /// slot's own worker or a sibling. A queue without anybody is tolerated for
+    /// [`UNSERVED_GRACE`], within which a successor or a sibling takes over. A slot that has never
+    /// had a worker, or has left, has no queue that anybody could wait in.
     #[must_use]
     pub fn unready(&self) -> Option<String> {
         if self.phase != "serving" {
@@ -322,14 +333,52 @@ impl Status {
         if let Some(word) = self.out_of_rotation() {
             return Some(format!("the server was taken out of rotation ({word})"));
         }
-        let idle = |queue: &str| !matches!(queue, "served" | "unbound" | "closed");
-        let slot = self.slots.iter().find(|slot| idle(&slot.queue));
-        slot.map(|slot| {
-            format!(
-                "slot {} is {}, its queue {}",
-                slot.slot, slot.state, slot.queue
-            )
+        self.slots.iter().find_map(|slot| {
+            let SlotStatus {
+                slot: id, queue, ..
+            } = slot;
+            if slot.stalled_ms.is_some() {
+                return Some(format!("slot {id} is {}", slot.condition()));
+            }
+            let known = matches!(&**queue, "served" | "lent" | "unbound" | "closed");
+            let grace = u64::try_from(UNSERVED_GRACE.as_millis()).unwrap_or(u64::MAX);
+            let waits = !known && slot.unserved_ms >= grace;
+            waits.then(|| format!("slot {id} is {}, its queue {queue}", slot.state))
         })
+    }
+
+    /// What a server that is ready is told to be: "ready", with what is missing.
+    #[must_use]
+    pub fn ready_words(&self) -> String {
+        let degraded = self.degraded();
+        degraded.map_or_else(
+            || "ready".to_owned(),
+            |what| format!("ready, degraded: {what}"),
+        )
+    }
+
+    /// What is missing although every queue is served; `None` if nothing is.
+    #[must_use]
+    pub fn degraded(&self) -> Option<String> {
+        if self.phase != "serving" {
+            return None;
+        }
+        let missing: Vec<&SlotStatus> = self
+            .slots
+            .iter()
+            .filter(|slot| {
+                slot.queue == "lent" || matches!(&*slot.state, "backing off" | "waiting")
+            })
+            .collect();
+        let first = missing.first()?;
+        Some(format!(
+            "{} of {} workers missing; slot {} is {}, its queue {}",
+            missing.len(),
+            self.slots.len(),
+            first.slot,
+            first.state,
+            first.queue
+        ))
     }
 
     /// A screen of it for people, 80 columns wide and at most 24 lines long; what does not fit is
@@ -343,6 +392,25 @@ impl Status {
         };
         text::lines(view, text::LINES)
     }
+}
+
+impl SlotStatus {
+    /// What its worker is doing, in a few letters: the state, or for how long it has stalled.
+    #[must_use]
+    pub fn condition(&self) -> String {
+        match self.stalled_ms {
+            None => self.state.clone(),
+            Some(stalled) => format!("{} {}", self.state, figures::age(stalled)),
+        }
+    }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for a reference"
+)]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Totals {

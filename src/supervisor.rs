@@ -57,7 +57,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::clock::{self, Tick};
-use crate::config::{CommandLine, Config, Launch, LogFormat};
+use crate::config::{CommandLine, Config, Launch, LogFormat, STALL_CHECK_EVERY};
 use crate::control::Rotation;
 use crate::identity::{RequestId, WorkerId};
 use crate::log;
@@ -524,11 +524,13 @@ fn policy(config: &Config) -> Policy {
         backoff_reset: config.backoff_reset,
         lend_after: config.lend_after,
         restart_connections: config.restart_connections,
+        boot: config.boot,
         linger_timeout: config.linger_timeout,
         bake_time: config.bake_time,
         handover_timeout: config.handover_timeout,
         handshake_timeout: config.handshake_timeout,
         hang_timeout: config.hang_timeout,
+        stall_check: Some(STALL_CHECK_EVERY),
         rebalance: config.rebalance.then_some(config.rebalance_threshold),
     }
 }

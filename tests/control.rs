@@ -344,7 +344,8 @@ fn whether_new_clients_are_welcome_is_an_exit_code() {
     };
     let place = Place::new();
     let (serving, stopping) = (told("serving", "served"), told("draining", "served"));
-    let failing = told("serving", "unserved");
+    let failing =
+        told("serving", "unserved").replace("\"queue\"", "\"unserved_ms\":5000,\"queue\"");
     let server = place.server(1, &[&serving, &stopping, &failing]);
     let ready = || {
         let outcome = place.run(&["status", "--ready"]);

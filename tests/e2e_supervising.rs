@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use procfs::net::TcpState;
 
+use self::support::image::Image;
 use self::support::observe::{
     arguments, descriptors, freeze, number, owner, queued, sockets, until, until_some, wait_ready,
     worker_of,
@@ -605,4 +606,60 @@ fn error_names_limit_that_is_too_small() {
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(last.contains(cause), "{said}");
     }
+}
+
+#[test]
+fn boot_serves_without_a_worker_that_fails() {
+    let folder = tempfile::tempdir().expect("a folder of its own");
+    let program = folder.path().join("uppercased");
+    let broken = Image::copy(folder.path()).with_faults("worker.starting.slot1=exit");
+    broken.replace(&program);
+    let server = Server::builder()
+        .program(&program)
+        .args(["--listen=127.0.0.1:0", "--workers=2", "--bake-time=0s"])
+        .args(["--backoff-initial=10m", "--backoff-max=10m"])
+        .start();
+    server.wait_log(|line| line.contains("serving without a worker slot=1 "));
+    server.wait_log(|line| line.contains("slot keeps failing"));
+    for _ in 0..8 {
+        Client::connect(server.addr()).roundtrip(b"by those that started");
+    }
+    let ready = server.order(&["status", "--ready"]).expect_success();
+    let words = "ready, degraded: 1 of 2 workers missing; slot 1 is backing off, its queue unbound";
+    assert_eq!(ready.stdout.trim(), words);
+    // It was broken before the reload, and is no failure of it.
+    server.reload().expect_success();
+    server
+        .order(&["scale", "3"])
+        .expect_failure("slot 1 failed");
+    Image::copy(folder.path()).replace(&program);
+    server.reload().expect_success();
+    let ready = server.order(&["status", "--ready"]).expect_success();
+    assert_eq!(ready.stdout, "ready\n");
+    server.scale(1).expect_success();
+}
+
+#[test]
+fn boot_of_all_ends_with_a_worker_that_fails() {
+    let (code, said) = Server::builder()
+        .args(["--listen=127.0.0.1:0", "--workers=2", "--boot=all"])
+        .env("FAULT_POINTS", "worker.starting.slot1=exit")
+        .expect_failure();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("the worker of slot 1 ended"), "{said}");
+}
+
+#[test]
+fn stopped_worker_is_stalled_and_not_ready() {
+    let server = Server::start(&["--listen=127.0.0.1:0", "--workers=2", "--hang-timeout=off"]);
+    let ready = || server.order(&["status", "--ready"]);
+    ready().expect_success();
+    let victim = worker_of(&server, 1);
+    freeze(&victim);
+    server.wait_log(|line| line.contains("worker stalled slot=1 "));
+    ready().expect_failure("slot 1 is stalled ");
+    assert_eq!(server.status_json()["slots"][1]["state"], "stalled");
+    victim.signal(Signal::SIGCONT);
+    server.wait_log(|line| line.contains("worker runs again slot=1 "));
+    ready().expect_success();
 }

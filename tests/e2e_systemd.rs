@@ -214,28 +214,58 @@ fn only_the_supervisor_has_the_variables() {
     }
 }
 
+/// Kills the workers of slot 1 until it waits for its next try.
+fn break_slot_1(server: &Server) {
+    let mark = server.log_len();
+    worker_of(server, 1).signal(Signal::SIGKILL);
+    wait_ready(server, mark, 1, 2);
+    worker_of(server, 1).signal(Signal::SIGKILL);
+    server.wait_log_from(mark, |line| line.contains("slot keeps failing"));
+}
+
 #[test]
-fn the_watchdog_is_fed_while_every_slot_is_well() {
+fn watchdog_is_fed_while_a_sibling_serves() {
     let manager = ServiceManager::start();
     let server = under(&manager)
         .args(QUICK)
         .args(["--backoff-initial=1h", "--backoff-max=1h"])
         .env("WATCHDOG_USEC", "40000")
         .start();
+    break_slot_1(&server);
+    server.wait_log(|line| line.contains("queue lent to a sibling"));
+    let mark = manager.settle();
+    let (_, next) = manager.wait_for(mark, "WATCHDOG=1");
+    manager.wait_for(next, "WATCHDOG=1");
+    manager.wait_for(
+        0,
+        "STATUS=2 workers, 0 connections; degraded: 1 of 2 workers missing",
+    );
+}
+
+#[test]
+fn watchdog_is_not_fed_while_a_queue_waits() {
+    let manager = ServiceManager::start();
+    let server = under(&manager)
+        .args(QUICK)
+        .args([
+            "--backoff-initial=1h",
+            "--backoff-max=1h",
+            "--lend-after=1m",
+        ])
+        .env("WATCHDOG_USEC", "40000")
+        .start();
     let (_, next) = manager.wait_for(0, "WATCHDOG=1");
     manager.wait_for(next, "WATCHDOG=1");
 
     let mark = server.log_len();
-    worker_of(&server, 1).signal(Signal::SIGKILL);
-    wait_ready(&server, mark, 1, 2);
-    worker_of(&server, 1).signal(Signal::SIGKILL);
+    break_slot_1(&server);
     server.wait_log_from(mark, |line| {
         line.contains("the watchdog is not fed") && line.contains("slot 1 is backing off")
     });
     // Whatever was sent before has been read by then.
     let mark = manager.settle();
     let silent = manager.find_within(Duration::from_millis(500), mark, "WATCHDOG=1");
-    assert_eq!(silent, None, "a slot is without a worker");
+    assert_eq!(silent, None, "nobody serves a queue");
 
     let (mark, fed) = (server.log_len(), manager.len());
     server.reload().expect_success();

@@ -1,6 +1,6 @@
 //! What a load balancer that asks is told: one line in the words of HAProxy's `agent-check`.
 //!
-//! Invariants: a server whose queues are served says `ready up` with a weight from 1 % to 100 %; one
+//! Invariants: a server that is ready, as [`Status::unready`] defines it, says `ready up` with a weight from 1 % to 100 %; one
 //! that was taken out of rotation, or stops, says so however it is otherwise; `down` is said only of
 //! one that nobody should send anybody to. HAProxy keeps what it was told until it is told
 //! otherwise, so `ready up` takes back all that the other lines have said.
@@ -10,7 +10,7 @@
 use std::fmt;
 
 use crate::clock::Tick;
-use crate::config::{AGENT_DOWN_AFTER, AGENT_SMOOTHING};
+use crate::config::AGENT_SMOOTHING;
 use crate::control::Rotation;
 use crate::metrics::Counter;
 use crate::status::Status;
@@ -20,8 +20,6 @@ use crate::wire::AgentAnswers;
 #[derive(Debug, Default)]
 pub(super) struct Agent {
     load: Load,
-    /// Since when some queue has had nobody to serve it.
-    unserved_since: Option<Tick>,
     last: Option<Line>,
 }
 
@@ -78,10 +76,6 @@ impl Agent {
     fn judge(&mut self, status: &Status, now: Tick) -> Line {
         // Whatever is said now, both go on.
         let load = self.load.note(status, now);
-        // Also of a server that is out of rotation: one that comes back starts with what is true.
-        let unserved = status.slots.iter().any(|slot| slot.queue == "unserved");
-        let since = unserved.then(|| self.unserved_since.unwrap_or(now));
-        self.unserved_since = since;
         match status.phase.as_str() {
             "serving" => {}
             "idle" | "booting" | "boot failed" => return Line::Down("the server starts"),
@@ -92,8 +86,8 @@ impl Agent {
             let line = if is_maint { Line::Maint } else { Line::Drain };
             return line("taken out of rotation");
         }
-        if since.is_some_and(|since| now.since(since) >= AGENT_DOWN_AFTER) {
-            return Line::Down("nobody serves a queue");
+        if status.unready().is_some() {
+            return Line::Down("a queue is not served");
         }
         Line::Ready(weight(load))
     }
@@ -156,9 +150,8 @@ fn share(part: u64, whole: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::config::UNSERVED_GRACE;
     use crate::status::SlotStatus;
 
     /// Two slots that serve, with so many connections of a hundred open, and so busy until now.
@@ -254,45 +247,23 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_without_a_server_is_borne_for_a_moment_and_no_longer() {
+    fn agent_says_down_exactly_when_unready() {
         let mut agent = Agent::default();
         let mut told = status(0, 0);
-        told.slots[1].queue = "unserved".to_owned();
-        let limit = AGENT_DOWN_AFTER.as_millis() as u64;
-        assert!(answer(&mut agent, &told, 1000).starts_with("ready up"));
-        assert!(answer(&mut agent, &told, 999 + limit).starts_with("ready up"));
-        assert!(answer(&mut agent, &told, 1000 + limit).starts_with("down"));
-        // Well again while it is out of rotation, it has its moment anew as well.
-        told.rotation = "drain".to_owned();
-        told.slots[1].queue = "served".to_owned();
-        assert!(answer(&mut agent, &told, 1500 + limit).starts_with("drain"));
-        told.rotation = "in".to_owned();
-        told.slots[1].queue = "unserved".to_owned();
-        assert!(answer(&mut agent, &told, 1600 + limit).starts_with("ready up"));
-        // Lent, it is served; and the next time it has its moment anew.
-        told.slots[1].queue = "lent".to_owned();
-        assert!(answer(&mut agent, &told, 2000 + limit).starts_with("ready up"));
-        told.slots[1].queue = "unserved".to_owned();
-        assert!(answer(&mut agent, &told, 3000 + limit).starts_with("ready up"));
-        assert!(
-            AGENT_DOWN_AFTER > Duration::from_millis(100),
-            "longer than lend_after"
-        );
-    }
-
-    #[test]
-    fn a_queue_without_a_server_has_its_moment_whatever_was_said_before() {
-        let mut agent = Agent::default();
-        let mut told = status(0, 0);
-        told.slots[1].queue = "unserved".to_owned();
-        assert!(answer(&mut agent, &told, 0).starts_with("ready up"));
-        // It is over long before the server comes back into rotation.
-        told.slots[1].queue = "served".to_owned();
-        told.rotation = "drain".to_owned();
-        assert!(answer(&mut agent, &told, 1000).starts_with("drain"));
-        told.slots[1].queue = "unserved".to_owned();
-        told.rotation = "in".to_owned();
-        assert!(answer(&mut agent, &told, 3_600_000).starts_with("ready up"));
+        let limit = u64::try_from(UNSERVED_GRACE.as_millis()).unwrap();
+        let mut ready = |queue: &str, unserved_ms, stalled_ms| {
+            let slot = &mut told.slots[1];
+            slot.queue = queue.to_owned();
+            (slot.unserved_ms, slot.stalled_ms) = (unserved_ms, stalled_ms);
+            let line = answer(&mut agent, &told, 0);
+            assert_eq!(line.starts_with("down"), told.unready().is_some(), "{line}");
+            line.starts_with("ready up")
+        };
+        assert!(ready("unserved", limit - 1, None));
+        assert!(!ready("unserved", limit, None));
+        assert!(ready("lent", 0, None));
+        assert!(!ready("served", 0, Some(12_000)));
+        assert!(ready("served", 0, None));
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub(super) fn answer(
     match page {
         Page::Health => Response::text(200, "ok"),
         Page::Ready => match status.unready() {
-            None => Response::text(200, "ready"),
+            None => Response::text(200, &status.ready_words()),
             Some(why) => Response::text(503, &why),
         },
         Page::Status => match serde_json::to_string(status) {
@@ -88,13 +88,21 @@ mod tests {
     }
 
     #[test]
-    fn ready_is_a_server_that_serves_every_queue() {
+    fn ready_server_serves_every_queue() {
         let ready = |phase, queues: &[&str]| status(phase, queues).unready().is_none();
         assert!(ready("serving", &["served", "served"]));
         assert!(ready("serving", &["served", "unbound"]));
         assert!(ready("serving", &["served", "closed"]));
-        assert!(!ready("serving", &["served", "unserved"]));
-        assert!(!ready("serving", &["served", "lent"]));
+        assert!(ready("serving", &["served", "lent"]));
+        // A death is over within the grace.
+        let mut unserved = status("serving", &["served", "unserved"]);
+        assert_eq!(unserved.unready(), None);
+        unserved.slots[1].unserved_ms = 2_000;
+        assert!(unserved.unready().is_some());
+        let mut stalled = status("serving", &["served"]);
+        stalled.slots[0].state = "stalled".to_owned();
+        stalled.slots[0].stalled_ms = Some(12_000);
+        assert_eq!(stalled.unready().unwrap(), "slot 0 is stalled 12s");
         for phase in [
             "idle",
             "booting",
@@ -105,6 +113,20 @@ mod tests {
         ] {
             assert!(!ready(phase, &["served"]), "{phase}");
         }
+    }
+
+    #[test]
+    fn degraded_server_is_ready_and_says_what_is_missing() {
+        let mut status = status("serving", &["served", "lent", "unbound"]);
+        assert_eq!(status.unready(), None);
+        status.slots[1].slot = crate::identity::SlotId(1);
+        status.slots[1].state = "backing off".to_owned();
+        status.slots[2].state = "waiting".to_owned();
+        let words = "ready, degraded: 2 of 3 workers missing; slot 1 is backing off, \
+                     its queue lent";
+        assert_eq!(status.ready_words(), words);
+        status.slots.truncate(1);
+        assert_eq!(status.ready_words(), "ready");
     }
 
     #[test]

@@ -89,8 +89,11 @@ impl Collector for Snapshot {
         let help = "The program that runs.";
         family(encoder, "build_info", help, None, vec![version])?;
         let ready = gauged(Labels::new(), status.unready().is_none().into());
-        let help = "Whether the server is up and every slot serves.";
+        let help = "Whether the server is up and every queue is served.";
         family(encoder, "ready", help, None, vec![ready])?;
+        let degraded = gauged(Labels::new(), status.degraded().is_some().into());
+        let help = "Whether slots are without a worker of their own.";
+        family(encoder, "degraded", help, None, vec![degraded])?;
         let uptime = in_seconds(Labels::new(), status.uptime_ms);
         let help = "Time since the server was started.";
         family(encoder, "uptime", help, Some(&Unit::Seconds), vec![uptime])?;
@@ -128,6 +131,11 @@ impl Snapshot {
         let serving = of_each(|slot| u64::from(slot.state == "serving"));
         let help = "Whether the slot's worker serves.";
         family(encoder, "slot_serving", help, None, serving)?;
+        let stalled = slots.iter();
+        let stalled = stalled.map(|it| in_seconds(of_slot(it), it.stalled_ms.unwrap_or(0)));
+        let help = "Time that the slot's worker has not run its loop; 0 if it does.";
+        let unit = Some(&Unit::Seconds);
+        family(encoder, "slot_stalled", help, unit, stalled.collect())?;
         let generation = of_each(|slot| slot.generation.0.into());
         let help = "Workers that have lived in the slot.";
         family(encoder, "slot_generation", help, None, generation)?;

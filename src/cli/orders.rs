@@ -201,7 +201,7 @@ pub(super) fn negative(how: &str, cause: &str) -> ExitCode {
 fn readiness(path: &std::path::Path, within: Duration) -> Result<ExitCode, Error> {
     match look(path, within)? {
         Answer::Status(status, _) => Ok(match status.unready() {
-            None => print("ready\n"),
+            None => print(&format!("{}\n", status.ready_words())),
             Some(why) => negative("not ready", &why),
         }),
         Answer::Other(Reply::Failed(cause)) => Ok(negative("failed", &cause)),

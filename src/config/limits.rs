@@ -154,9 +154,17 @@ pub const AGENT_FRESH: Duration = Duration::from_millis(200);
 /// A load that stays is in the weight by two thirds after this time, and wholly after five times it.
 pub const AGENT_SMOOTHING: Duration = Duration::from_secs(10);
 
-/// A queue that nobody serves for so long makes the whole server one to keep away from. A worker's
-/// death is over sooner, by its successor or by a sibling that serves its queue.
-pub const AGENT_DOWN_AFTER: Duration = Duration::from_secs(2);
+/// How often the supervisor checks that each worker's loop runs, at least. Busy workers do nothing
+/// for it; an idle one is woken up every other time.
+pub const STALL_CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// A worker that has made no turn in so many checks in a row, of which it was asked to make one, has
+/// stalled.
+pub const STALL_CHECKS: u32 = 2;
+
+/// A queue that nobody serves for so long makes the server unready. A worker's death is over sooner,
+/// by its successor or by a sibling that serves its queue.
+pub const UNSERVED_GRACE: Duration = Duration::from_secs(2);
 /// The shortest interval of `status --watch`: the supervisor is there for its workers.
 pub const WATCH_INTERVAL_MIN: Duration = Duration::from_millis(100);
 

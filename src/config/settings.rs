@@ -10,11 +10,12 @@ use std::fmt;
 use super::bounds::*;
 use super::listen::Listen;
 use super::value::{Choice, ControlSocket, Facts, Grammar, OrWord, PerCpu, Switch};
-use super::{Config, RestartConnections, Steer};
+use super::{Boot, Config, RestartConnections, Steer};
 
 /// The prefix of every environment variable that is a setting.
 pub const ENV_PREFIX: &str = "UPPERCASED_";
 
+const BOOT: Choice<Boot> = Choice(&[("any", Boot::Any), ("all", Boot::All)]);
 const RESTART_CONNECTIONS: Choice<RestartConnections> = Choice(&[
     ("handover", RestartConnections::Handover),
     ("drain", RestartConnections::Drain),
@@ -530,6 +531,18 @@ pub static SETTINGS: &[Setting] = &[
                     without a stop.",
     },
     endpoints::ADMIN,
+    Setting {
+        binding: bind!(boot, BOOT),
+        category: Category::Operation,
+        value_name: "WHICH",
+        default: "any",
+        example: "all",
+        help: "Which workers must start for the server to serve",
+        long_help: "any: the server serves as soon as every worker has been tried and the first \
+                    one serves; workers that could not start are tried again, with pauses. The \
+                    server says that it is degraded meanwhile. all: one worker that cannot start \
+                    ends the start.",
+    },
     Setting {
         binding: bind!(restart_connections, RESTART_CONNECTIONS),
         category: Category::Operation,

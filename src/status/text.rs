@@ -140,8 +140,9 @@ fn head(view: View<'_>) -> Vec<String> {
 /// Why new clients should go elsewhere, where no other line says so.
 pub(super) fn not_ready(status: &Status) -> Option<String> {
     let told = status.phase != SERVING || status.out_of_rotation().is_some();
-    let why = status.unready().filter(|_| !told)?;
-    Some(format!("not ready    {why}"))
+    let why = status.unready().filter(|_| !told);
+    why.map(|why| format!("not ready    {why}"))
+        .or_else(|| Some(format!("degraded     {}", status.degraded()?)))
 }
 
 /// How many connections there are, and may be.
@@ -333,7 +334,7 @@ fn row(slot: &SlotStatus, rates: Option<&Rates>) -> String {
         " {:>7} {:>5} {:<STATE_COLUMNS$} {:>5}",
         cut(&pid, 7),
         short(slot.generation.0.into()),
-        cut(&slot.state, STATE_COLUMNS),
+        cut(&slot.condition(), STATE_COLUMNS),
         age(slot.age_ms),
     );
     let mut numbers = vec![short(traffic.open), short(slot.waiting())];
@@ -569,7 +570,7 @@ slot     pid   gen state          age  open queue taken moved    in   out  died
         let expected = "\
 uppercased 0.1.0, pid 4711: serving for 3d, release 2; workers died: 7
 listening on 0.0.0.0:9999 [::1]:9999
-not ready    slot 2 is backing off, its queue lent
+degraded     1 of 3 workers missing; slot 2 is backing off, its queue lent
 control      /run/uppercased/4711.sock
 operation    restart: 1 of 3 slots renewed
 pending      restart (signal), scale to 5 (command)
@@ -761,6 +762,8 @@ slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
             });
             let queues = queues.collect();
             let one = SlotStatus {
+                unserved_ms: 0,
+                stalled_ms: None,
                 slot: SlotId(small.0), pid: Some(small.1), cpu: extras.then_some(small.0),
                 accepted_percent: 100, open_percent: 100, generation: Generation(small.2),
                 release: ReleaseId(small.3), state: text.clone(), age_ms: numbers[0],

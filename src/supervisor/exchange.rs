@@ -548,6 +548,20 @@ pub enum Notice {
         /// For how long nothing moved, at least.
         after: Duration,
     },
+    /// A worker's loop has made no turn although it was asked to.
+    WorkerStalled {
+        /// Who.
+        worker: WorkerId,
+        /// For how long nothing moved, about.
+        after: Duration,
+    },
+    /// A worker that had stalled makes turns again.
+    WorkerRunsAgain {
+        /// Who.
+        worker: WorkerId,
+        /// For how long nothing moved, about.
+        after: Duration,
+    },
     /// A worker serves.
     WorkerReady {
         /// Who.
@@ -644,6 +658,13 @@ pub enum Notice {
         worker: WorkerId,
         /// How long it had.
         after: Duration,
+    },
+    /// A worker could not start at boot; the server serves without it, and tries again.
+    Degraded {
+        /// Whose.
+        slot: SlotId,
+        /// Why, in one line.
+        cause: String,
     },
     /// The boot failed; what runs already is killed.
     BootFailed {

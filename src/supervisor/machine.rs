@@ -10,7 +10,9 @@
 //! Invariants, checked after each call in debug builds:
 //! - a slot has one main worker at most; while the machine runs, it has one, or a time at which
 //!   the next is spawned, or its turn is still to come, or it is leaving: no slot is ever forgotten;
-//! - a slot's first worker binds unless the slot was given listeners, every later one adopts;
+//! - a slot's first worker binds unless the slot was given listeners, every later one adopts; one
+//!   slot binds at a time, in the order of their numbers, so the slots that have a socket are the
+//!   first ones and the order of the sockets in their group is that of the slots;
 //! - a queue is lent only while its slot does not serve it, to one sibling, and that one serves;
 //! - one operation is under way at a time, each request is answered once, and nothing planned
 //!   takes a worker away before another is Ready for what it leaves;
@@ -52,10 +54,10 @@ pub use super::exchange::{
 pub use super::slot::{
     Death, Generation, KillReason, LastDeath, Queue, SlotId, SlotState, WorkerId,
 };
-use super::slot::{PredecessorStage, Seat, Slot, SuccessorState};
+use super::slot::{PredecessorStage, Pulse, Seat, Slot, SuccessorState};
 pub use super::snapshot::{SNAPSHOT_VERSION, Snapshot, SnapshotError};
 use crate::clock::Tick;
-pub use crate::config::RestartConnections;
+pub use crate::config::{Boot, RestartConnections};
 pub use crate::identity::{ReleaseId, RequestId};
 pub use crate::wire::HandoverEnd;
 pub(super) use balance::Balance;
@@ -90,6 +92,9 @@ pub struct Policy {
     pub lend_after: Duration,
     /// What a restart does with established connections.
     pub restart_connections: RestartConnections,
+    /// How many workers must start for the server to serve.
+    #[serde(default, skip_serializing_if = "Boot::is_any")]
+    pub boot: Boot,
     /// How long a worker waits for its peers to close once it has ended their streams; part of the
     /// time that a leaving worker has.
     pub linger_timeout: Duration,
@@ -101,6 +106,10 @@ pub struct Policy {
     pub handshake_timeout: Duration,
     /// A worker whose loop made no turn for this long is killed; `None`: never.
     pub hang_timeout: Option<Duration>,
+    /// The pause between two checks of whether a worker's loop runs, if it is to be known before
+    /// `hang_timeout`; `None`: it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stall_check: Option<Duration>,
     /// Percent by which the busiest worker must exceed the idlest for connections to move; `None`:
     /// none do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -119,9 +128,9 @@ pub(super) enum Phase {
         /// wait.
         slot: SlotId,
     },
-    /// Every slot has been Ready once.
+    /// Every slot has been Ready once, or has been tried and is tried again and again.
     Serving,
-    /// A slot's very first worker could not start; what runs is killed and awaited.
+    /// A worker that is needed could not start; what runs is killed and awaited.
     BootFailed { cause: String },
     /// Workers finish what they owe.
     Draining { since: Tick, deadline: Tick },
@@ -158,6 +167,8 @@ pub struct SlotView<'a> {
     pub state: &'a SlotState,
     /// When that began.
     pub since: Tick,
+    /// Since when its worker has made no turn of its loop although it was asked to.
+    pub stalled_since: Option<Tick>,
     /// Who serves its queue.
     pub queue: Queue,
     /// Failures of all time: deaths nobody ordered, starts and spawns that failed; also those from
@@ -421,6 +432,7 @@ impl Machine {
             release: slot.release,
             state: &slot.state,
             since: slot.since,
+            stalled_since: slot.pulse.as_ref().and_then(Pulse::stalled_since),
             queue: slot.queue,
             deaths: slot.deaths,
             last_death: slot.last_death.as_ref(),

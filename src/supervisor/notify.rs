@@ -6,14 +6,15 @@
 //! Invariants: a message that could not be sent is kept and tried again; what waits is bounded (of
 //! each kind the latest, of each slot one removal and one deposit after it); a reload that was asked
 //! for is confirmed however it ends, or whoever asked would wait until a timeout; no start and no
-//! reload that goes on is too long; the watchdog is fed only while every slot is well.
+//! reload that goes on is too long; the watchdog is fed only while every queue is
+//! served.
 //!
 //! It must not read a clock, or know a socket.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::machine::{KillReason, Life, Planned, SlotState, SlotView};
+use super::machine::{KillReason, Life, Planned, Queue, SlotState, SlotView};
 use crate::clock::Tick;
 use crate::config::{
     NOTIFY_EXTENSION, NOTIFY_RETRY, NOTIFY_STATUS_BUSY, NOTIFY_STATUS_IDLE,
@@ -353,33 +354,38 @@ pub(super) fn stored_slot(name: &str) -> Option<SlotId> {
 
 const STORED: &str = "slot-";
 
-/// What is wrong with the first slot that is not well. While something planned is under way a slot
-/// may be between two workers; it may never have failed so often that it waits, or have a worker
-/// that had to be killed because it did not answer.
+/// The first slot whose queue nobody serves. A slot without a worker is no reason for a restart of
+/// the whole service as long as a sibling serves its queue, or it has none: a shortage for one worker
+/// would become an outage. While something planned is under way a queue may be between two workers;
+/// it may never be that of a slot that waits for its next try, or whose worker had to be killed
+/// because it did not answer.
 pub(super) fn ailing<'a>(
     slots: impl IntoIterator<Item = SlotView<'a>>,
     excused: bool,
 ) -> Option<String> {
     slots.into_iter().find_map(|slot| {
-        let well = match slot.state {
-            SlotState::Serving => true,
-            SlotState::BackingOff { .. }
-            | SlotState::Killing {
-                why:
-                    KillReason::Hung
-                    | KillReason::StartTimedOut
-                    | KillReason::ChannelBroken { .. }
-                    | KillReason::Overstayed,
-                ..
-            } => false,
-            SlotState::Waiting
-            | SlotState::Starting { .. }
-            | SlotState::Killing { .. }
-            | SlotState::Retired
-            | SlotState::Stopping
-            | SlotState::Stopped => excused,
+        let served = match slot.queue {
+            Queue::Served | Queue::Lent { .. } | Queue::Unbound | Queue::Closed => true,
+            Queue::Unserved { .. } => match slot.state {
+                SlotState::BackingOff { .. }
+                | SlotState::Killing {
+                    why:
+                        KillReason::Hung
+                        | KillReason::StartTimedOut
+                        | KillReason::ChannelBroken { .. }
+                        | KillReason::Overstayed,
+                    ..
+                } => false,
+                SlotState::Serving
+                | SlotState::Waiting
+                | SlotState::Starting { .. }
+                | SlotState::Killing { .. }
+                | SlotState::Retired
+                | SlotState::Stopping
+                | SlotState::Stopped => excused,
+            },
         };
-        (!well).then(|| format!("slot {} is {}", slot.id, slot.state.name()))
+        (!served).then(|| format!("slot {} is {}", slot.id, slot.state.name()))
     })
 }
 

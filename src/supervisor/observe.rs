@@ -138,9 +138,17 @@ impl Supervisor {
             sandbox: self.child(worker).and_then(|child| child.sandbox.clone()),
             generation: slot.generation,
             release: slot.release,
-            state: slot.state.name().to_owned(),
+            state: match slot.stalled_since {
+                None => slot.state.name().to_owned(),
+                Some(_) => "stalled".to_owned(),
+            },
+            stalled_ms: slot.stalled_since.map(|since| millis_since(since, now)),
             age_ms: millis_since(slot.since, now),
             queue: queue.to_owned(),
+            unserved_ms: match slot.queue {
+                Queue::Unserved { since } => millis_since(since, now),
+                Queue::Unbound | Queue::Served | Queue::Lent { .. } | Queue::Closed => 0,
+            },
             lent_to,
             accept_queues: resources
                 .map(|it| self.accept_queues(it))

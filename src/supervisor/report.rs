@@ -269,6 +269,27 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 "worker has not stopped in time: killing it"
             );
         }
+        Notice::WorkerStalled { worker, after } => {
+            tracing::warn!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                pid = pid(worker),
+                after_ms = after.as_millis(),
+                "worker stalled"
+            );
+        }
+        Notice::WorkerRunsAgain { worker, after } => {
+            tracing::info!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                pid = pid(worker),
+                after_ms = after.as_millis(),
+                "worker runs again"
+            );
+        }
+        Notice::Degraded { slot, cause } => {
+            tracing::error!(slot = slot.0, cause, "serving without a worker");
+        }
         // Told once, as the verdict.
         Notice::BootFailed { cause } => tracing::debug!(cause, "cannot start"),
         Notice::StaleEvent { event, total } => {

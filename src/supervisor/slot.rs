@@ -139,7 +139,7 @@ impl SlotState {
     /// Whether the change to `next` makes sense at all. What is not listed is a bug.
     fn may_become(&self, next: &Self) -> bool {
         match self {
-            Self::Waiting => matches!(next, Self::Starting { .. } | Self::Stopped),
+            Self::Waiting => matches!(next, Self::Starting { .. } | Self::Retired | Self::Stopped),
             Self::Starting { .. } => matches!(
                 next,
                 Self::Serving

@@ -100,7 +100,7 @@ impl Snapshot {
 mod tests {
     use std::time::Duration;
 
-    use super::super::machine::{Event, Machine, RestartConnections, SlotId, WorkerId};
+    use super::super::machine::{Boot, Event, Machine, RestartConnections, SlotId, WorkerId};
     use super::*;
     use crate::clock::Tick;
     use crate::identity::RequestId;
@@ -152,6 +152,8 @@ mod tests {
             backoff_reset: Duration::from_secs(60),
             lend_after: Duration::from_millis(50),
             restart_connections: RestartConnections::Handover,
+            boot: Boot::Any,
+            stall_check: None,
             linger_timeout: Duration::from_secs(5),
             bake_time: Duration::from_secs(1),
             handover_timeout: Duration::from_secs(10),

@@ -342,7 +342,13 @@ impl Supervisor {
             .sum();
         let workers = self.machine.policy().workers;
         let mut line = format!("{workers} workers, {open} connections");
-        if self.machine.life() != Life::Serving {
+        if self.machine.life() == Life::Serving {
+            let status = self.status();
+            let unready = status.unready().map(|why| format!("not ready: {why}"));
+            let degraded = || status.degraded().map(|what| format!("degraded: {what}"));
+            let told = unready.or_else(degraded);
+            line.extend(told.map(|told| format!("; {told}")));
+        } else {
             line = format!("{line}; {}", self.machine.phase_name());
         }
         if let Some(doing) = self.machine.operation() {

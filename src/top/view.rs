@@ -545,7 +545,7 @@ mod tests {
         let model = busy();
         let expected = [
             "uppercased 0.1.0 pid 4711 serving for 3d, release 0; workers died: 7",
-            "not ready    slot 2 is backing off, its queue lent",
+            "degraded     1 of 3 workers missing; slot 2 is backing off, its queue lent",
             "0.0.0.0:9999",
             "0 open of 3000, 0 acc/s, 45.0k msg/s, busy 0.50/3, 0B/s in, 0B/s out",
             "last         restart done 2m ago, took 312ms",
@@ -573,7 +573,7 @@ mod tests {
         model.press(Key::Char('r'));
         let expected = [
             "uppercased 0.1.0 pid 4711 serving for 3…",
-            "not ready    slot 2 is backing off, its…",
+            "degraded     1 of 3 workers missing; sl…",
             "0.0.0.0:9999",
             "0 open of 3000, 0 acc/s, 45.0k msg/s, b…",
             "last         restart done 2m ago, took …",
@@ -595,7 +595,7 @@ mod tests {
         model.take_reply(Reply::Progress("slot 3: worker ready".to_owned()));
         let expected = [
             "uppercased 0.1.0 pid 4711 serving for 3d, release 0; workers died: 7",
-            "not ready    slot 2 is backing off, its queue lent",
+            "degraded     1 of 3 workers missing; slot 2 is backing off, its queue lent",
             "0.0.0.0:9999",
             "0 open of 3000, 0 acc/s, 45.0k msg/s, busy 0.50/3, 0B/s in, 0B/s out",
             "last         restart done 2m ago, took 312ms",

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
-    Death, Event, Generation, HandoverEnd, Machine, Policy, ReleaseId, RequestId,
+    Boot, Death, Event, Generation, HandoverEnd, Machine, Policy, ReleaseId, RequestId,
     RestartConnections, ScaleTo, SlotId, Snapshot, WorkerId,
 };
 
@@ -300,11 +300,13 @@ const fn policy() -> Policy {
         backoff_reset: ms(5_000),
         lend_after: ms(50),
         restart_connections: RestartConnections::Handover,
+        boot: Boot::Any,
         linger_timeout: ms(500),
         bake_time: Duration::ZERO,
         handover_timeout: ms(700),
         handshake_timeout: ms(300),
         hang_timeout: None,
+        stall_check: None,
         rebalance: None,
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
-    Action, Death, Event, Generation, HandoverEnd, Load, Notice, Policy, ReleaseId,
+    Action, Boot, Death, Event, Generation, HandoverEnd, Load, Notice, Policy, ReleaseId,
     RestartConnections, SlotId, WorkerId,
 };
 
@@ -224,7 +224,9 @@ impl Kernel {
             Action::Recall { from, .. } => {
                 law!(self.exists(*from), "recalled from {from}, which is no more");
             }
-            Action::Notice(Notice::WorkerHung { worker, .. }) => {
+            Action::Notice(
+                Notice::WorkerHung { worker, .. } | Notice::WorkerStalled { worker, .. },
+            ) => {
                 law!(!self.is_well(*worker), "{worker} is well and called hung");
             }
             Action::Serve { worker } => {
@@ -598,11 +600,13 @@ pub(crate) fn policy(rng: &mut Rng) -> Policy {
         } else {
             RestartConnections::Handover
         },
+        boot: [Boot::Any, Boot::All][rng.usize(0..2)],
         linger_timeout: ms(rng.u64(0..1_000)),
         bake_time: ms([0, 100, 1_000][rng.usize(0..3)]),
         handover_timeout: ms([50, 500, 3_000][rng.usize(0..3)]),
         handshake_timeout: ms([0, 100, 1_000][rng.usize(0..3)]),
         hang_timeout: [None, Some(ms(200)), Some(ms(2_000))][rng.usize(0..3)],
+        stall_check: [None, Some(ms(100))][rng.usize(0..2)],
         rebalance: [None, Some(10), Some(200)][rng.usize(0..3)],
     }
 }

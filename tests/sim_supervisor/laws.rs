@@ -67,6 +67,10 @@ pub(crate) struct Laws {
     slots: Vec<Shadow>,
     end: End,
     announced: bool,
+    /// A worker has failed at boot and the others are to serve without it.
+    degraded: bool,
+    /// How many slots there are to be, as the machine has it.
+    workers: u16,
     custody_ended: bool,
     asked: Option<Asked>,
     unanswered: Vec<RequestId>,
@@ -104,6 +108,8 @@ impl Laws {
         }
         Self {
             slots,
+            workers: policy.workers,
+            degraded: false,
             policies: BTreeMap::from([(release, policy.clone())]),
             policy,
             release,
@@ -199,7 +205,10 @@ impl Laws {
                 law!(!self.announced, "the address is announced twice");
                 law!(self.end == End::Running, "announced while {:?}", self.end);
                 let all = self.slots.iter().all(|slot| slot.been_ready);
-                law!(all, "announced before every slot has been Ready");
+                law!(
+                    all || self.degraded,
+                    "announced before every slot has been Ready or tried"
+                );
                 law!(self.spread.is_some(), "announced and nobody is steered to");
                 self.announced = true;
             }
@@ -220,6 +229,7 @@ impl Laws {
     /// machine was just told to look at its deadlines.
     pub(crate) fn rest(&mut self, machine: &Machine, now: Tick, looked: bool) {
         self.views_agree(machine);
+        self.workers = machine.policy().workers;
         let timeout = machine.poll_timeout();
         if looked {
             law!(
@@ -308,16 +318,22 @@ impl Laws {
             self.grows(now);
         }
         law!(index < self.slots.len(), "{worker} is spawned in no slot");
-        let earlier_bound = self.slots[..index].iter().all(|slot| slot.been_ready);
+        let below = &self.slots[..index];
+        let in_turn = below.iter().all(|slot| slot.been_ready || self.degraded);
         law!(
-            earlier_bound,
+            in_turn,
             "{worker} is spawned before the slots below it were Ready"
+        );
+        law!(
+            listener == ListenerSource::Adopt || below.iter().all(|slot| slot.deposited),
+            "{worker} binds before the slots below it have"
         );
         let rolled_out = self.rolls_out(release);
         law!(
             rolled_out || release == self.release,
             "{worker} is spawned with release {release:?}"
         );
+        let growing = self.grows_now();
         let slot = &mut self.slots[index];
         law!(
             !slot.is_live() && slot.life != Life::Retired && !slot.closed,
@@ -334,8 +350,9 @@ impl Laws {
             // A restart does not wait for a pause to end that another release has earned.
             let other = slot.release != release;
             let rolling = self.operation.as_ref().is_some_and(Operation::rolls);
+            // Nor does one more slot: it needs the one that is missing first.
             law!(
-                now >= earliest || (other && rolling),
+                now >= earliest || (other && rolling) || growing,
                 "{worker} is spawned before its backoff ends at {earliest:?}"
             );
         }
@@ -536,6 +553,7 @@ impl Laws {
                 );
             }
             Notice::StartTimedOut { worker, .. } => self.too_slow = Some(*worker),
+            Notice::RollingBack { .. } => self.turns_round(),
             Notice::OperationStarted { request, .. } => self.operation_starts(*request, now),
             _ => {}
         }
@@ -550,8 +568,10 @@ impl Laws {
             self.slots.len()
         );
         law!(
-            machine.operation().is_some()
-                == (self.operation.is_some() || self.pending.handed.is_some()),
+            // What begins when the last process has gone is nobody's.
+            self.has_exited()
+                || machine.operation().is_some()
+                    == (self.operation.is_some() || self.pending.handed.is_some()),
             "under way: {:?}, not {:?}",
             machine.operation(),
             self.operation

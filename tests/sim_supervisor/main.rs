@@ -436,7 +436,7 @@ fn stop(by: &str) -> Event {
     Event::Stop { by: by.to_owned() }
 }
 
-const KINDS: [&str; 64] = [
+const KINDS: [&str; 66] = [
     "Bind",
     "Adopt",
     "Inherit",
@@ -447,6 +447,8 @@ const KINDS: [&str; 64] = [
     "Lend",
     "Recall",
     "LeftWithoutWorker",
+    "Degraded",
+    "WorkerStalled",
     "Serve",
     "HandOver",
     "LastHandOver",
@@ -581,6 +583,9 @@ fn kind(action: &Action) -> &'static str {
             Notice::StopForced { .. } => "StopForced",
             Notice::StillDraining { .. } => "StillDraining",
             Notice::BootFailed { .. } => "BootFailed",
+            Notice::Degraded { .. } => "Degraded",
+            Notice::WorkerStalled { .. } => "WorkerStalled",
+            Notice::WorkerRunsAgain { .. } => "WorkerRunsAgain",
             Notice::StaleEvent { .. } => "StaleEvent",
         },
     }

@@ -94,8 +94,9 @@ impl Machine {
             }
             Some(Stage::Roll(_)) => self.turn_back(self.cancelled(), now),
             Some(Stage::Grow { .. }) => {
-                let starting = |slot: &&Slot| slot.queue == Queue::Unbound;
-                match self.slots.last().filter(starting) {
+                let workers = self.policy.workers;
+                let added = |slot: &&Slot| slot.queue == Queue::Unbound && slot.id.0 >= workers;
+                match self.slots.last().filter(added) {
                     // Its end is waited for.
                     Some(slot) => {
                         let worker = slot.worker();

@@ -5,7 +5,7 @@
 //! whatever it is shown.
 
 use super::super::slot::{PredecessorStage, Slot, SuccessorState};
-use super::operation::Stage;
+use super::operation::{Operation, Stage};
 use super::roll::Course;
 use super::{Machine, Phase, Queue, SlotId, SlotState};
 
@@ -66,9 +66,17 @@ impl Machine {
 
     /// What is wrong with how many slots there are, or with the operation that changes it.
     fn count_contradiction(&self) -> Option<String> {
-        let Some(last) = self.slots.last() else {
+        if self.slots.is_empty() {
             return Some("no slots".to_owned());
-        };
+        }
+        let bound = self.bound_slots();
+        let has_queue = |slot: &Slot| !matches!(slot.queue, Queue::Unbound | Queue::Closed);
+        if let Some(late) = self.slots.iter().skip(bound).find(|slot| has_queue(slot)) {
+            return Some(format!(
+                "slot {} has a listener and slot {bound} has none",
+                late.id
+            ));
+        }
         if self.operation.is_some() && self.phase != Phase::Serving {
             return Some("an operation is under way in a phase without any".to_owned());
         }
@@ -101,27 +109,29 @@ impl Machine {
         if here < least || here > most {
             return Some(format!("{here} slots, not as configured"));
         }
-        let growing = matches!(self.stage(), Some(Stage::Grow { .. }));
-        if self.phase == Phase::Serving && last.queue == Queue::Unbound && !growing {
-            return Some(format!(
-                "slot {} is new and nobody has asked for it",
-                last.id
-            ));
-        }
         None
     }
 
     fn roll_contradiction(&self) -> Option<String> {
         let strange = |slot: &SlotId| slot.index() >= self.slots.len();
         match &self.roll()?.course {
-            Course::Forward { slot, bake } => (slot.index() > self.slots.len()
-                || (bake.is_some() && *slot != SlotId(0)))
-            .then(|| format!("it renews slot {slot}, which does not exist")),
+            Course::Forward { slot, .. } => (slot.index() > self.slots.len())
+                .then(|| format!("it renews slot {slot}, which does not exist")),
             Course::Back { todo, .. } => todo
                 .iter()
                 .find(|slot| strange(slot))
                 .map(|slot| format!("it puts back slot {slot}, which does not exist")),
         }
+    }
+
+    const fn shrinks(&self) -> bool {
+        matches!(
+            self.operation,
+            Some(Operation {
+                stage: Stage::Shrink { .. },
+                ..
+            })
+        )
     }
 
     /// Whether a slot may be in its state in this phase; above all that, while the machine runs, it
@@ -145,17 +155,18 @@ impl Machine {
                 SlotState::Retired | SlotState::Stopping | SlotState::Stopped => false,
             },
             Phase::Serving => match state {
-                // The last slot may be one that is being added.
-                SlotState::Starting { .. } | SlotState::Killing { .. } => {
-                    bound || slot.id.index() + 1 == self.slots.len()
-                }
-                SlotState::Serving | SlotState::BackingOff { .. } => bound,
+                // The first of those that never had a worker is the one that is tried.
+                SlotState::Starting { .. }
+                | SlotState::Killing { .. }
+                | SlotState::BackingOff { .. } => bound || slot.id.index() == self.bound_slots(),
+                SlotState::Serving => bound,
+                // Otherwise its turn has come.
+                SlotState::Waiting => slot.id.index() > self.bound_slots() || self.shrinks(),
                 SlotState::Retired => {
-                    let shrinking = matches!(self.stage(), Some(Stage::Shrink { .. }));
                     // Without a process it would have been dropped, or wait for one below it.
-                    shrinking || slot.queue == Queue::Closed
+                    self.shrinks() || slot.queue == Queue::Closed
                 }
-                SlotState::Waiting | SlotState::Stopping | SlotState::Stopped => false,
+                SlotState::Stopping | SlotState::Stopped => false,
             },
             Phase::Draining { .. } => matches!(
                 state,

@@ -7,10 +7,11 @@ use std::fmt;
 use std::time::Duration;
 
 use super::super::backoff::{Retry, retry};
-use super::super::slot::PredecessorStage;
+use super::super::slot::{PredecessorStage, Slot};
+use super::operation::Stage;
 use super::{
-    Action, Death, KillReason, LastDeath, ListenerSource, Machine, Notice, Phase, Policy, Queue,
-    SlotId, SlotState, WorkerId,
+    Action, Boot, Death, KillReason, LastDeath, ListenerSource, Machine, Notice, Phase, Policy,
+    Queue, SlotId, SlotState, WorkerId,
 };
 use crate::clock::Tick;
 
@@ -59,6 +60,47 @@ impl Machine {
             self.spread();
             self.actions.push_back(Action::Announce);
         }
+    }
+
+    /// Whether a worker that cannot start at boot leaves somebody who serves.
+    pub(super) fn may_degrade(&self) -> bool {
+        let served = self
+            .slots
+            .iter()
+            .any(|slot| slot.state == SlotState::Serving);
+        served && self.policy.boot == Boot::Any
+    }
+
+    /// Serves with the slots that have started; the others are tried again and again.
+    fn begin_degraded(&mut self, slot: SlotId, cause: String) {
+        self.notice(Notice::Degraded { slot, cause });
+        self.phase = Phase::Serving;
+        self.spread();
+        self.actions.push_back(Action::Announce);
+    }
+
+    /// Gives those slots their first worker whose turn has come: slots that have listeners, and the
+    /// first of those that have none.
+    pub(super) fn start_waiting(&mut self, now: Tick) {
+        let mut staying = self.slots.len();
+        if let Some(Stage::Shrink { to, .. }) = self.stage() {
+            staying = usize::from(*to);
+        }
+        let bound = self.bound_slots();
+        for index in 0..self.slots.len().min(staying) {
+            if self.slots[index].state == SlotState::Waiting && index <= bound {
+                self.spawn(index, now);
+            }
+        }
+    }
+
+    /// How many slots have listeners; they are the first ones.
+    pub(super) fn bound_slots(&self) -> usize {
+        let unbound = |slot: &Slot| slot.queue == Queue::Unbound;
+        self.slots
+            .iter()
+            .position(unbound)
+            .unwrap_or(self.slots.len())
     }
 
     /// Begins the slot's next generation.
@@ -112,6 +154,10 @@ impl Machine {
         match &self.phase {
             Phase::Booting { slot } if *slot == worker.slot => {
                 let cause = boot_failure(worker.slot, &obituary);
+                if self.may_degrade() {
+                    self.begin_degraded(worker.slot, cause);
+                    return self.lost(worker, obituary, now);
+                }
                 self.record(worker, obituary, now);
                 self.slots[worker.slot.index()].enter(SlotState::Stopped, now);
                 self.fail_boot(cause, now);
@@ -141,13 +187,14 @@ impl Machine {
         let served_for = obituary.served_for.unwrap_or_default();
         let why = obituary.to_string();
         let unbound = slot.queue == Queue::Unbound;
-        if unbound && self.is_cancelled() {
+        let growing = unbound && matches!(self.stage(), Some(Stage::Grow { .. }));
+        if growing && self.is_cancelled() {
             self.stopped(worker, obituary);
-            return self.give_up_growth(&why, now);
+            return self.give_up_growth(index, &why, now);
         }
         self.record(worker, obituary, now);
-        if unbound {
-            return self.give_up_growth(&why, now);
+        if growing {
+            return self.give_up_growth(index, &why, now);
         }
         let slot = &mut self.slots[index];
         if let Some(at) = slot.handing_over() {

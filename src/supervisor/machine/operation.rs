@@ -17,7 +17,6 @@ use super::reactions::Reception;
 use super::roll::{Course, Roll};
 use super::{
     Action, Answer, Done, Machine, Notice, Phase, Policy, Queue, ReleaseId, RequestId, ScaleTo,
-    SlotState,
 };
 use crate::clock::Tick;
 
@@ -115,7 +114,11 @@ impl Machine {
             Obstacle::None => self.begin(
                 request,
                 kind,
-                Stage::Roll(Box::new(Roll::new(release, policy.clone()))),
+                Stage::Roll(Box::new(Roll::new(
+                    release,
+                    policy.clone(),
+                    self.broken_slots(),
+                ))),
                 now,
             ),
         }
@@ -258,6 +261,7 @@ impl Machine {
         if self.phase != Phase::Serving {
             return;
         }
+        self.start_waiting(now);
         self.drop_empty_slots();
         while self.advance_once(now) {}
     }
@@ -398,7 +402,5 @@ fn about_to_change(slot: &Slot) -> bool {
         | PredecessorStage::Stopping
         | PredecessorStage::Killing { .. } => true,
     };
-    slot.successor.is_some()
-        || slot.predecessors.iter().any(|it| going(&it.stage))
-        || slot.state == SlotState::Waiting
+    slot.successor.is_some() || slot.predecessors.iter().any(|it| going(&it.stage))
 }

@@ -1,9 +1,11 @@
 //! Noticing a worker whose loop stands still.
 //!
 //! A worker counts its turns in shared memory, which costs it no system call. The counter is looked
-//! at [`HANG_CHECKS`] times within `hang_timeout`; a look that finds no new turn is a miss, and has
-//! the worker make one, since an idle one makes none by itself. When all looks in a row are misses,
-//! the worker is killed and renewed as after a crash.
+//! at [`HANG_CHECKS`] times within `hang_timeout`, or more often to know of a stall sooner; a look
+//! that finds no new turn is a miss, and has the worker make one, since an idle one makes none by
+//! itself. After [`STALL_CHECKS`] misses in a row the worker has stalled, which is reported and makes
+//! the server unready. When the misses in a row fill `hang_timeout`, the worker is killed and renewed
+//! as after a crash.
 //!
 //! Invariant: the next look is counted from the latest one and not from when that was due. So a
 //! supervisor that was itself stopped for a while finds one miss, not many.
@@ -14,7 +16,7 @@ use super::super::slot::{PredecessorStage, Pulse, Seat, SlotState};
 use super::reactions::Reception;
 use super::{Action, KillReason, Machine, Notice, Phase, WorkerId};
 use crate::clock::Tick;
-use crate::config::HANG_CHECKS;
+use crate::config::{HANG_CHECKS, STALL_CHECKS};
 
 /// No two looks are closer than this, whatever the configuration says: they would keep the
 /// supervisor in one turn of its loop for ever.
@@ -25,8 +27,9 @@ impl Machine {
     fn look_every(&self) -> Option<Duration> {
         match &self.phase {
             Phase::Booting { .. } | Phase::Serving => {
-                let limit = self.policy.hang_timeout?;
-                Some((limit / HANG_CHECKS).max(LOOK_FLOOR))
+                let hang = self.policy.hang_timeout.map(|limit| limit / HANG_CHECKS);
+                let looks = [hang, self.policy.stall_check].into_iter().flatten();
+                Some(looks.min()?.max(LOOK_FLOOR))
             }
             Phase::Idle
             | Phase::BootFailed { .. }
@@ -34,6 +37,13 @@ impl Machine {
             | Phase::Forced
             | Phase::Ended => None,
         }
+    }
+
+    /// How many misses in a row make a hang, at that pause between two looks.
+    fn hang_misses(&self, every: Duration) -> Option<u128> {
+        let limit = self.policy.hang_timeout?;
+        let looks = limit.as_nanos().div_ceil(every.as_nanos());
+        Some(looks.max(HANG_CHECKS.into()))
     }
 
     /// Begins to feel the pulse of those who have begun to serve, and ends it with their service.
@@ -100,6 +110,7 @@ impl Machine {
         let Some((index, seat)) = self.seat(worker) else {
             return Reception::Stale;
         };
+        let hang = self.look_every().and_then(|every| self.hang_misses(every));
         let slot = &mut self.slots[index];
         let pulse = match seat {
             Seat::Main => slot.pulse.as_mut(),
@@ -110,18 +121,26 @@ impl Machine {
             return Reception::Stale;
         };
         pulse.awaited = false;
+        let after = now.since(pulse.moved);
         if pulse.turns != Some(turns) {
+            let stalled = pulse.stalled_since().is_some();
             pulse.turns = Some(turns);
             pulse.moved = now;
             pulse.misses = 0;
+            if stalled {
+                self.notice(Notice::WorkerRunsAgain { worker, after });
+            }
             return Reception::Taken;
         }
         pulse.misses = pulse.misses.saturating_add(1);
-        if pulse.misses < HANG_CHECKS {
+        let misses = pulse.misses;
+        if hang.is_none_or(|limit| u128::from(misses) < limit) {
             self.actions.push_back(Action::Ping { worker });
+            if misses == STALL_CHECKS {
+                self.notice(Notice::WorkerStalled { worker, after });
+            }
             return Reception::Taken;
         }
-        let after = now.since(pulse.moved);
         self.notice(Notice::WorkerHung { worker, after });
         match seat {
             Seat::Main => self.kill(worker, KillReason::Hung, now),

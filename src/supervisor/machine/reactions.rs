@@ -9,7 +9,8 @@ use std::time::Duration;
 use super::super::slot::{PredecessorStage, Seat, SuccessorState};
 use super::lifecycle::Obituary;
 use super::{
-    Action, Death, KILL_GRACE, KillReason, Machine, Notice, Phase, SlotId, SlotState, WorkerId,
+    Action, Death, KILL_GRACE, KillReason, Machine, Notice, Phase, Queue, SlotId, SlotState,
+    WorkerId,
 };
 use crate::clock::Tick;
 
@@ -77,10 +78,14 @@ impl Machine {
         if standby {
             self.actions.push_back(Action::Serve { worker });
         }
+        let is_new = self.slots[index].queue == Queue::Unbound;
         self.serve(index, now);
+        self.note_mended(worker.slot);
         let slot = worker.slot;
         if self.phase == (Phase::Booting { slot }) {
             self.boot_slot(SlotId(slot.0 + 1), now);
+        } else if is_new && slot.0 < self.policy.workers {
+            self.late_slot_is_there();
         }
         Reception::Taken
     }
@@ -112,7 +117,7 @@ impl Machine {
             Some(_) | None => return Reception::Stale,
         }
         // Otherwise its exit, which follows, counts as the one failure.
-        if self.is_boot_slot(worker.slot) {
+        if self.is_boot_slot(worker.slot) && !self.may_degrade() {
             let cause = format!("the worker of slot {} cannot start: {cause}", worker.slot);
             self.fail_boot(cause, now);
         }
@@ -314,7 +319,7 @@ impl Machine {
             SlotState::Starting { deadline, .. } if *deadline <= now => {
                 let after = self.policy_of(slot.release).start_timeout;
                 self.notice(Notice::StartTimedOut { worker, after });
-                if self.is_boot_slot(worker.slot) {
+                if self.is_boot_slot(worker.slot) && !self.may_degrade() {
                     let slot = worker.slot;
                     let cause = format!(
                         "the worker of slot {slot} was not ready within {after:?}; see its log, or raise start_timeout"

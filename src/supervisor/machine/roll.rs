@@ -3,7 +3,8 @@
 //! Forward: each slot gets a worker of the new release beside the one that serves, and only when
 //! that one is Ready the other leaves (see [`super::succession`]). The first slot is the canary:
 //! it must serve for `bake_time` before the next one's turn. Any death of a worker of the new
-//! release that nobody ordered ends the way forward, wherever it happens.
+//! release that nobody ordered ends the way forward, wherever it happens; but in a
+//! slot that did not serve before either, a failure only means that it is tried again later.
 //!
 //! Back: the slots that have the new release already get the old one again, the same way. What
 //! cannot be put back is left as it is and named in the answer; its next worker, whenever it comes,
@@ -13,7 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::slot::SuccessorState;
+use super::super::slot::{Slot, SuccessorState};
 use super::operation::{OperationKind, Stage};
 use super::{
     Action, KillReason, ListenerSource, Machine, Notice, Policy, ReleaseId, SlotId, SlotState,
@@ -29,6 +30,18 @@ pub(super) struct Roll {
     /// The new release's limits, in force once all slots run it.
     pub(super) policy: Policy,
     pub(super) course: Course,
+    /// Slots that did not serve when the roll began and have not since. The new release is tried
+    /// there once, and that it does not start either is no failure of the roll.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) broken: Vec<Broken>,
+}
+
+/// A slot that had no worker that serves before the roll.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Broken {
+    pub(super) slot: SlotId,
+    /// A worker of the new release has failed there, or none can be started yet.
+    pub(super) tried: bool,
 }
 
 /// Which way.
@@ -48,8 +61,9 @@ pub(super) enum Course {
 }
 
 impl Roll {
-    pub(super) const fn new(target: ReleaseId, policy: Policy) -> Self {
+    pub(super) const fn new(target: ReleaseId, policy: Policy, broken: Vec<Broken>) -> Self {
         Self {
+            broken,
             target,
             policy,
             course: Course::Forward {
@@ -133,21 +147,43 @@ impl Machine {
         }
         let Some(it) = self.slots.get(slot.index()) else {
             // A worker that is being killed has not failed the roll yet; its exit will.
-            let all = self.slots.iter().all(|slot| slot.is_renewed(target));
-            if all {
+            let renewed = |slot: &&Slot| slot.is_renewed(target);
+            let all = self
+                .slots
+                .iter()
+                .all(|slot| renewed(&slot) || self.was_tried(slot.id));
+            let renewed = self.slots.iter().filter(renewed).count();
+            if all && renewed == 0 {
+                let cause = "no slot served before, and none serves with the new release";
+                self.turn_back(cause.to_owned(), now);
+            } else if all {
+                if let Some(operation) = &mut self.operation {
+                    operation.renewed = u16::try_from(renewed).unwrap_or(u16::MAX);
+                }
                 self.end_roll(now);
             }
             return all;
         };
         if !it.is_renewed(target) {
+            if it.state == SlotState::Waiting {
+                // One before it has no worker yet, and slots bind one after the other.
+                self.slots[slot.index()].next_release = target;
+                self.note_tried(slot);
+            }
+            if self.was_tried(slot) {
+                self.set_course(following);
+                return true;
+            }
             self.push(slot.index(), target, now);
             return false;
         }
+        let mut is_first = false;
         if let Some(operation) = &mut self.operation {
+            is_first = operation.renewed == 0;
             operation.renewed = operation.renewed.saturating_add(1);
         }
         let bake_time = self.policy_of(target).bake_time;
-        self.set_course(if slot == SlotId(0) && !bake_time.is_zero() {
+        self.set_course(if is_first && !bake_time.is_zero() {
             Course::Forward {
                 slot,
                 bake: Some(now + bake_time),
@@ -156,6 +192,44 @@ impl Machine {
             following
         });
         true
+    }
+
+    /// Slots that have no worker that serves.
+    pub(super) fn broken_slots(&self) -> Vec<Broken> {
+        let idle = self
+            .slots
+            .iter()
+            .filter(|slot| slot.state != SlotState::Serving);
+        let broken = |slot: &Slot| Broken {
+            slot: slot.id,
+            tried: false,
+        };
+        idle.map(broken).collect()
+    }
+
+    fn was_tried(&self, slot: SlotId) -> bool {
+        let broken = self.roll().into_iter().flat_map(|roll| &roll.broken);
+        broken.filter(|it| it.slot == slot).any(|it| it.tried)
+    }
+
+    fn broken_mut(&mut self) -> Option<&mut Vec<Broken>> {
+        let Stage::Roll(roll) = &mut self.operation.as_mut()?.stage else {
+            return None;
+        };
+        Some(&mut roll.broken)
+    }
+
+    fn note_tried(&mut self, slot: SlotId) {
+        for it in self.broken_mut().into_iter().flatten() {
+            it.tried |= it.slot == slot;
+        }
+    }
+
+    /// The slot serves: from now on its failures are the roll's.
+    pub(super) fn note_mended(&mut self, slot: SlotId) {
+        if let Some(broken) = self.broken_mut() {
+            broken.retain(|it| it.slot != slot);
+        }
     }
 
     fn advance_back(&mut self, slot: SlotId, now: Tick) -> bool {
@@ -222,7 +296,10 @@ impl Machine {
         };
         match &roll.course {
             Course::Forward { .. } => {
-                if release == roll.target {
+                if release != roll.target {
+                } else if roll.broken.iter().any(|it| it.slot == slot) {
+                    self.note_tried(slot);
+                } else {
                     let cause = format!("the new worker of slot {slot} failed: {why}");
                     self.turn_back(cause, now);
                 }

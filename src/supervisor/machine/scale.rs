@@ -41,8 +41,12 @@ impl Machine {
     /// One step towards more slots; says whether there may be another.
     pub(super) fn grow(&mut self, to: u16, now: Tick) -> bool {
         let here = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
-        let starting = |slot: &Slot| slot.queue == Queue::Unbound;
-        if self.slots.last().is_some_and(starting) {
+        let missing = self.bound_slots();
+        if let Some(slot) = self.slots.get(missing) {
+            // One that waits for its next try has it now; whether it fails is of interest.
+            if matches!(slot.state, SlotState::BackingOff { .. }) {
+                self.spawn(missing, now);
+            }
             return false;
         }
         if self.policy.workers != here {
@@ -60,19 +64,29 @@ impl Machine {
         false
     }
 
-    /// The slot that was being added has no worker, and never had one.
-    pub(super) fn give_up_growth(&mut self, why: &str, now: Tick) {
-        let Some(slot) = self.slots.last() else {
-            return;
-        };
-        let id = slot.id;
-        self.drop_last_slot();
+    /// The worker of a slot that never had one cannot start, and more slots are wanted. A slot that
+    /// was being added goes; one that has been missing since the start is tried again.
+    pub(super) fn give_up_growth(&mut self, index: usize, why: &str, now: Tick) {
+        let id = self.slots[index].id;
+        if id.0 < self.policy.workers {
+            self.renew(index, Duration::ZERO, now);
+        } else {
+            self.drop_last_slot();
+        }
         if self.is_cancelled() {
             return self.shrink_back(now);
         }
-        let workers = self.open_slots();
+        let workers = self.bound_slots();
         let cause = format!("the new worker of slot {id} failed: {why}; {workers} workers serve");
         self.fail_operation(cause);
+    }
+
+    /// A slot that could not start at boot has its first worker at last.
+    pub(super) fn late_slot_is_there(&mut self) {
+        // Otherwise the end of the steering does it.
+        if !matches!(self.stage(), Some(Stage::Shrink { .. })) {
+            self.spread();
+        }
     }
 
     /// One step towards fewer slots; says whether there may be another.
@@ -120,11 +134,19 @@ impl Machine {
                 }
                 None => false,
             },
+            // Nobody has ever waited there.
+            SlotState::Waiting | SlotState::BackingOff { .. }
+                if self.slots[index].queue == Queue::Unbound =>
+            {
+                self.drop_last_slot();
+                true
+            }
             // Nobody knows when it has a worker again. A sibling has its queue, or can have it.
-            SlotState::BackingOff { .. } => self.retire_without_worker(index, now),
+            SlotState::Waiting | SlotState::BackingOff { .. } => {
+                self.retire_without_worker(index, now)
+            }
             // Its own renewal goes on as ever and is waited for.
-            SlotState::Waiting
-            | SlotState::Starting { .. }
+            SlotState::Starting { .. }
             | SlotState::Killing { .. }
             | SlotState::Retired
             | SlotState::Stopping
@@ -186,9 +208,11 @@ impl Machine {
         true
     }
 
-    /// Has new connections spread over all slots there are.
+    /// Has new connections spread over all slots that listen.
     pub(super) fn spread(&mut self) {
-        let slots = self.open_slots();
+        let listens = |slot: &&Slot| !matches!(slot.queue, Queue::Unbound | Queue::Closed);
+        let slots = self.slots.iter().filter(listens).count();
+        let slots = u16::try_from(slots).unwrap_or(u16::MAX);
         self.actions.push_back(Action::Spread { slots });
     }
 

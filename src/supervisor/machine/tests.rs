@@ -23,11 +23,13 @@ const fn policy(workers: u16) -> Policy {
         backoff_reset: ms(10_000),
         lend_after: ms(50),
         restart_connections: RestartConnections::Handover,
+        boot: Boot::All,
         linger_timeout: Duration::from_secs(5),
         bake_time: Duration::from_secs(1),
         handover_timeout: Duration::from_secs(10),
         handshake_timeout: Duration::from_secs(3),
         hang_timeout: None,
+        stall_check: None,
         rebalance: None,
     }
 }

@@ -82,7 +82,8 @@ impl Machine {
     pub(super) fn resumed(&mut self, release: ReleaseId, policy: &Policy) -> Reception {
         match self.stage() {
             Some(Stage::Exec) => {
-                self.enter_stage(Stage::Roll(Box::new(Roll::new(release, policy.clone()))));
+                let roll = Roll::new(release, policy.clone(), self.broken_slots());
+                self.enter_stage(Stage::Roll(Box::new(roll)));
                 Reception::Taken
             }
             Some(_) | None => Reception::Stale,

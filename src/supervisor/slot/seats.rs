@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::KillReason;
 use crate::clock::Tick;
+use crate::config::STALL_CHECKS;
 use crate::identity::{Generation, ReleaseId, WorkerId};
 
 /// The looks at one worker's counter of turns.
@@ -23,6 +24,13 @@ pub(in super::super) struct Pulse {
     pub(in super::super) moved: Tick,
     /// Looks in a row that found no new turn.
     pub(in super::super) misses: u32,
+}
+
+impl Pulse {
+    /// Since when the worker has stalled, if it has.
+    pub(in super::super) fn stalled_since(&self) -> Option<Tick> {
+        (self.misses >= STALL_CHECKS).then_some(self.moved)
+    }
 }
 
 /// A worker that is to take the main seat.

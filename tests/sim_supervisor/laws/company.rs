@@ -36,7 +36,7 @@ impl Laws {
         };
         law!(wanted, "{worker} is to follow with {release:?}");
         law!(
-            worker.slot.0 == 0 || self.canary_stood(now),
+            !self.has_canary() || self.canary_stood(now),
             "{worker} is to follow before the first one has stood the test"
         );
         let slot = &mut self.slots[worker.slot.index()];
@@ -287,7 +287,15 @@ impl Laws {
     }
 
     pub(super) fn look_every(&self) -> Option<Duration> {
-        Some(self.policy.hang_timeout? / HANG_CHECKS)
+        let hang = self.policy.hang_timeout.map(|limit| limit / HANG_CHECKS);
+        [hang, self.policy.stall_check].into_iter().flatten().min()
+    }
+
+    /// How many looks in a row without a turn make a hang.
+    pub(super) fn hang_misses(&self) -> Option<u128> {
+        let (limit, every) = (self.policy.hang_timeout?, self.look_every()?);
+        let looks = limit.as_nanos().div_ceil(every.as_nanos());
+        Some(looks.max(u128::from(HANG_CHECKS)))
     }
 
     pub(super) fn looked_at(&mut self, worker: WorkerId, now: Tick) {

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use uppercased::clock::Tick;
-use uppercased::config::HANG_CHECKS;
 use uppercased::supervisor::machine::{
-    Event, Generation, HandoverEnd, KILL_GRACE, Policy, SlotId, WorkerId,
+    Boot, Event, Generation, HandoverEnd, KILL_GRACE, Policy, SlotId, WorkerId,
 };
 
-use super::shadow::{Life, Other, Part};
+use super::shadow::{Life, Other, Part, Shadow};
 use super::{End, Laws, Pulse};
 
 impl Laws {
@@ -106,6 +105,7 @@ impl Laws {
             slot.life = Life::Serving { since: now, told };
             slot.deposited = true;
             slot.been_ready = true;
+            self.mended(worker.slot);
             self.feel(worker, now);
         }
     }
@@ -123,9 +123,14 @@ impl Laws {
             *failed = true;
             at_boot = !announced && !self.slots[worker.slot.index()].been_ready;
         }
-        if at_boot {
+        if at_boot && !self.may_degrade() {
             self.boot_failed(now);
         }
+    }
+
+    /// Whether a worker that fails at boot leaves somebody who serves.
+    pub(super) fn may_degrade(&self) -> bool {
+        self.policy.boot == Boot::Any && self.slots.iter().any(Shadow::serves)
     }
 
     fn note_handed_over(&mut self, worker: WorkerId, end: &HandoverEnd, now: Tick) {
@@ -188,6 +193,7 @@ impl Laws {
     }
 
     fn note_pulse(&mut self, worker: WorkerId, turns: u64, now: Tick) {
+        let hang = self.hang_misses();
         let Some(pulse) = self.pulses.get_mut(&worker).filter(|it| it.awaited) else {
             return;
         };
@@ -198,7 +204,7 @@ impl Laws {
             return;
         }
         pulse.misses += 1;
-        if pulse.misses == HANG_CHECKS {
+        if hang.is_some_and(|limit| u128::from(pulse.misses) >= limit) {
             if self.other(worker).is_some() {
                 self.doom_other(worker, false, now);
             } else {
@@ -245,17 +251,23 @@ impl Laws {
             shadow.life = at_once;
             return;
         }
-        if !shadow.been_ready && running {
-            shadow.life = at_once;
-            if announced {
-                self.growth_fails();
-            } else {
-                self.boot_failed(now);
-            }
-            return;
-        }
         let release = shadow.release;
-        if running && let Some(generation) = shadow.handing_over() {
+        if !shadow.been_ready && running && !announced && !self.degraded {
+            if !self.may_degrade() {
+                self.slots[index].life = at_once;
+                return self.boot_failed(now);
+            }
+            self.degraded = true;
+        }
+        if !self.slots[index].deposited && running && self.grows_now() {
+            self.growth_fails();
+            if slot.0 >= self.workers {
+                self.slots[index].life = at_once;
+                return;
+            }
+            return self.fails(index, served, now);
+        }
+        if running && let Some(generation) = self.slots[index].handing_over() {
             self.comes_back(index, generation, now);
             self.slots[index].owes_word = true;
             self.suffers(slot, release);

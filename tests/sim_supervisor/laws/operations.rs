@@ -57,7 +57,7 @@ pub(super) struct Operation {
     since: Tick,
     /// How long it may take; of no account while slots leave.
     bound: Duration,
-    /// Since when slot 0 has served with the new release.
+    /// Since when the first slot has served with the new release.
     canary: Option<Tick>,
     /// How many slots there were when the new release came into force.
     committed: u16,
@@ -71,6 +71,10 @@ pub(super) struct Operation {
     former: u16,
     /// Who has cancelled it, and how many workers there were to be before that.
     cancelled: Option<(RequestId, u16)>,
+    /// There were to be more slots in the end than there had been.
+    grew: bool,
+    /// Slots that did not serve when the roll began, and have not since.
+    broken: BTreeSet<SlotId>,
 }
 
 impl Operation {
@@ -126,13 +130,16 @@ impl Laws {
             }
             Event::Resumed { release, policy } => {
                 let bound = self.bound(policy, here);
+                let broken = self.idle_slots();
                 if let Some(operation) = &mut self.operation
                     && operation.stage == Stage::Exec
                     && !operation.failed
                 {
                     self.policies.insert(*release, policy.clone());
                     operation.stage = Stage::Roll(*release);
+                    operation.broken = broken;
                     operation.to = policy.workers;
+                    operation.grew = policy.workers > here;
                     operation.bound = now.since(operation.since) + bound;
                 }
             }
@@ -192,6 +199,8 @@ impl Laws {
             turned: false,
             hindered: BTreeSet::new(),
             failed: false,
+            broken: self.idle_slots(),
+            grew: asked.to > self.open(),
             former: self.open(),
             cancelled: None,
         });
@@ -249,6 +258,28 @@ impl Laws {
             operation.cancelled = None;
             operation.to = to;
         }
+    }
+
+    /// Slots without a worker that serves.
+    fn idle_slots(&self) -> BTreeSet<SlotId> {
+        let slots = (0_u16..).map(SlotId).zip(&self.slots);
+        slots
+            .filter(|(_, slot)| !slot.serves())
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    /// A slot serves: from now on its failures are the operation's.
+    pub(super) fn mended(&mut self, slot: SlotId) {
+        if let Some(operation) = &mut self.operation {
+            operation.broken.remove(&slot);
+        }
+    }
+
+    /// Slots are being added.
+    pub(super) fn grows_now(&self) -> bool {
+        let scales = |it: &Operation| it.stage == Stage::Scale && !it.failed;
+        self.steered.is_none() && self.operation.as_ref().is_some_and(scales)
     }
 
     /// The longest that an operation may take: for each slot there and back, and its own waits.
@@ -353,7 +384,10 @@ impl Laws {
             operation.to
         );
         let all = self.slots.iter().all(|slot| slot.deposited);
-        law!(all, "it is done and a slot is not there yet");
+        law!(
+            all || !operation.grew,
+            "it is done and a slot is not there yet"
+        );
         law!(
             done.took == now.since(operation.since),
             "it took {:?}",
@@ -413,10 +447,23 @@ impl Laws {
             return;
         };
         if operation.stage == Stage::Roll(release) {
-            operation.turned = true;
+            operation.turned |= !operation.broken.contains(&slot);
         } else if operation.rolls() && operation.turned && release == self.release {
             operation.hindered.insert(slot);
         }
+    }
+
+    /// Of all reasons for a way back, that nobody serves is the one without an event of its own.
+    pub(super) fn turns_round(&mut self) {
+        let slots = self.slots.len();
+        let operation = self.operation.as_mut();
+        let operation = operation.expect("law: a way back is an operation's");
+        let nobody = operation.canary.is_none() && operation.broken.len() == slots;
+        law!(
+            operation.turned || nobody,
+            "a restart goes back for nothing"
+        );
+        operation.turned = true;
     }
 
     /// A slot that was being added has no worker.
@@ -438,6 +485,12 @@ impl Laws {
         self.operation
             .as_ref()
             .is_some_and(|it| it.stage == Stage::Roll(release) && !it.turned)
+    }
+
+    /// Whether a slot serves with the new release.
+    pub(super) fn has_canary(&self) -> bool {
+        let operation = self.operation.as_ref();
+        operation.is_some_and(|it| it.canary.is_some())
     }
 
     /// Whether the first slot has had its time with the new release.
@@ -485,7 +538,7 @@ impl Laws {
         if open > stay {
             self.leaving_fails(since, now);
         }
-        self.spread = Some(open);
+        self.spread = Some(self.listening());
         let end = KILL_GRACE + 2 * (KERNEL_DELAY_MAX + SHELL_DELAY_MAX);
         if let Some(operation) = &mut self.operation {
             operation.bound = now.since(operation.since) + end;
@@ -632,10 +685,15 @@ impl Laws {
         let renewed = |slot: &Shadow| {
             slot.serves() && slot.release == release && slot.handing_over().is_none()
         };
+        let operation = self.operation.as_ref().expect("law: a commit ends a roll");
+        let broken = |slot: u16| operation.broken.contains(&SlotId(slot));
+        let mut slots = (0_u16..).zip(&self.slots);
         law!(
-            self.slots.iter().all(renewed),
+            slots.all(|(id, slot)| renewed(slot) || (broken(id) && !slot.serves())),
             "{release:?} is in force and not everybody has it"
         );
+        let count = self.slots.iter().filter(|slot| renewed(slot)).count();
+        law!(count > 0, "{release:?} is in force and nobody has it");
         law!(
             self.canary_stood(now),
             "{release:?} is in force before its first worker has stood the test"
@@ -661,7 +719,7 @@ impl Laws {
         }
         if let Some(operation) = &mut self.operation {
             operation.stage = Stage::Scale;
-            operation.committed = u16::try_from(self.slots.len()).expect("few slots");
+            operation.committed = u16::try_from(count).expect("few slots");
         }
     }
 
@@ -700,9 +758,9 @@ impl Laws {
         if let Some(operation) = &mut self.operation
             && let Stage::Roll(release) = operation.stage
         {
-            let canary = &self.slots[0];
-            let sings =
-                canary.serves() && canary.release == release && canary.handing_over().is_none();
+            let sings = self.slots.iter().any(|canary| {
+                canary.serves() && canary.release == release && canary.handing_over().is_none()
+            });
             if sings {
                 operation.canary.get_or_insert(now);
             }

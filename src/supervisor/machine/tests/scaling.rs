@@ -255,3 +255,124 @@ fn shrinking_gives_up_when_nobody_can_take_over() {
     let cause = "slot 1 is backing off and no sibling could take over; 2 workers stay";
     assert_eq!(actions, [Action::Unsteer, failure(cause)]);
 }
+
+#[test]
+fn stalled_worker_is_reported_before_it_hangs() {
+    let policy = Policy {
+        hang_timeout: Some(ms(4_500)),
+        stall_check: Some(ms(1_000)),
+        ..calm(1)
+    };
+    let mut stage = Stage::booted(policy, 0);
+    let pulse = |turns| Event::Pulse {
+        worker: worker(0, 1),
+        turns,
+    };
+    let stalled = |stage: &Stage| stage.machine.slots().next().unwrap().stalled_since;
+    stage.timeout(1_000);
+    stage.at(1_000, pulse(5));
+    for (at, since) in [(2_000, None), (3_000, Some(Tick::from_millis(1_000)))] {
+        stage.timeout(at);
+        stage.at(at, pulse(5));
+        assert_eq!(stalled(&stage), since, "at {at}");
+    }
+    assert!(matches!(
+        stage.notices.last(),
+        Some(Notice::WorkerStalled { after, .. }) if *after == ms(2_000)
+    ));
+    stage.timeout(4_000);
+    stage.at(4_000, pulse(6));
+    assert_eq!(stalled(&stage), None);
+    assert!(matches!(
+        stage.notices.last(),
+        Some(Notice::WorkerRunsAgain { .. })
+    ));
+    // A hang is five looks, and no fewer because a stall is known sooner.
+    for at in [5_000, 6_000, 7_000, 8_000] {
+        stage.timeout(at);
+        assert_eq!(stage.at(at, pulse(6)).len(), 1, "a ping at {at}");
+    }
+    stage.timeout(9_000);
+    assert_eq!(stage.at(9_000, pulse(6)), [kill(0, 1)]);
+}
+
+/// Three slots, of which the second cannot start.
+fn degraded(policy: Policy) -> Stage {
+    let mut stage = Stage::new(Policy {
+        boot: Boot::Any,
+        ..policy
+    });
+    assert_eq!(stage.at(0, Event::Boot), [bind(0)]);
+    assert_eq!(stage.at(10, ready(0, 1)), [bind(1)]);
+    let again = Action::Spawn {
+        worker: worker(1, 2),
+        listener: ListenerSource::Bind,
+        release: ReleaseId::FIRST,
+        standby: false,
+    };
+    assert_eq!(
+        stage.at(20, exited(1, 1, 1)),
+        [spread(1), Action::Announce, again]
+    );
+    assert_eq!(stage.machine.life(), Life::Serving);
+    assert_eq!(stage.at(30, exited(1, 2, 1)), []);
+    assert_eq!(stage.state(1), "backing off");
+    assert_eq!(stage.state(2), "waiting");
+    stage
+}
+
+#[test]
+fn boot_serves_without_the_slots_that_fail() {
+    let mut stage = degraded(calm(3));
+    let (at, actions) = stage.next_timeout();
+    let [Action::Spawn { worker: next, .. }] = actions.as_slice() else {
+        panic!("the missing slot is tried again: {actions:?}");
+    };
+    assert_eq!(*next, worker(1, 3));
+    // The order of the sockets is that of the slots: the third one binds after the second.
+    assert_eq!(stage.at(at + 1, ready(1, 3)), [spread(2), bind(2)]);
+    assert_eq!(stage.at(at + 2, ready(2, 1)), [spread(3)]);
+}
+
+#[test]
+fn degraded_server_can_be_scaled() {
+    let drop = |slot| Action::DropSlot { slot: SlotId(slot) };
+    let slow = Policy {
+        backoff_initial: Duration::from_secs(600),
+        backoff_max: Duration::from_secs(600),
+        ..calm(3)
+    };
+    let mut stage = degraded(slow);
+    stage.at(100, scale(1));
+    let all = [drop(2), drop(1), Action::Unsteer, done(0, 1, 0, 0, 3_000)];
+    assert_eq!(stage.next_timeout(), (3_100, all.to_vec()));
+    assert_eq!(stage.machine.slots().count(), 1);
+
+    // More slots need the missing one first, which is tried at once.
+    let mut stage = degraded(calm(3));
+    let now = stage.at(100, scale(4));
+    assert!(matches!(now.as_slice(), [Action::Spawn { worker: it, .. }] if *it == worker(1, 3)));
+    let cause = "the new worker of slot 1 failed: it ended before it was ready: exit code 1; \
+                 1 workers serve";
+    assert_eq!(stage.at(110, exited(1, 3, 1)), [failure(cause)]);
+    assert_eq!(stage.machine.slots().count(), 3);
+}
+
+#[test]
+fn degraded_server_can_be_reloaded() {
+    let mut stage = degraded(calm(3));
+    stage.at(100, restart(calm(3)));
+    stage.at(110, ready(0, 2));
+    let tried = stage.at(120, handed_over(0, 1, HandoverEnd::Done));
+    assert!(
+        matches!(tried.as_slice(), [Action::Spawn { worker: it, release: NEXT, .. }] if *it == worker(1, 3)),
+        "the new release is tried where no worker was: {tried:?}"
+    );
+    // It was broken before, so the roll goes on.
+    stage.at(121, exited(0, 1, 0));
+    assert_eq!(
+        stage.at(130, exited(1, 3, 1)),
+        [COMMIT, done(1, 3, 10, 0, 30)]
+    );
+    assert_eq!(stage.state(1), "backing off");
+}
