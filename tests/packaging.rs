@@ -3,13 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::Write as _;
-use std::path::Path;
-use std::process::Command;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::time::Duration;
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 const CONFIGURATION: &str = "packaging/uppercased.toml";
 const SERVICE: &str = "packaging/systemd/uppercased.service";
@@ -174,4 +176,151 @@ fn the_parts_of_the_deployment_mean_each_other() {
         let words: Vec<String> = serde_json::from_str(&probe).unwrap();
         assert_asks_for_a_server(&words[1..]);
     }
+}
+
+/// A root of its own for dpkg, with programs that note how they were called instead of the system's.
+struct Root(TempDir);
+
+impl Root {
+    /// `None` where dpkg is not installed.
+    fn new() -> Option<Self> {
+        if Command::new("dpkg-deb").arg("--version").output().is_err() {
+            println!("skipped: dpkg is not installed");
+            return None;
+        }
+        let root = Self(TempDir::new().unwrap());
+        for folder in ["bin", "run/systemd/system", "run/uppercased", "proc/7"] {
+            fs::create_dir_all(root.path(folder)).unwrap();
+        }
+        for folder in ["info", "updates"] {
+            fs::create_dir_all(root.path("var/lib/dpkg").join(folder)).unwrap();
+        }
+        for file in ["status", "available"] {
+            fs::write(root.path("var/lib/dpkg").join(file), "").unwrap();
+        }
+        root.set_state("inactive");
+        let note = "echo \"${0##*/} $*\" >>\"$DPKG_ROOT/calls\"\n";
+        root.stub("systemd-sysusers", note);
+        root.stub("deb-systemd-helper", note);
+        root.stub("deb-systemd-invoke", note);
+        root.stub("sleep", "");
+        let show =
+            "case \"$*\" in *MainPID*) echo 7;; *ActiveState*) cat \"$DPKG_ROOT/state\";; esac\n";
+        root.stub("systemctl", &format!("{note}{show}"));
+        root.stub("uppercased", note);
+        Some(root)
+    }
+
+    fn path(&self, inside: &str) -> PathBuf {
+        self.0.path().join(inside)
+    }
+
+    fn stub(&self, name: &str, script: &str) {
+        let path = self.path("bin").join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn set_state(&self, state: &str) {
+        fs::write(self.path("state"), state).unwrap();
+    }
+
+    /// A package of this version with the real scripts; its program is its version.
+    fn package(&self, version: u32) -> PathBuf {
+        let tree = self.path(&format!("tree-{version}"));
+        let control = tree.join("DEBIAN");
+        fs::create_dir_all(&control).unwrap();
+        fs::create_dir_all(tree.join("usr/bin")).unwrap();
+        fs::write(tree.join("usr/bin/uppercased"), version.to_string()).unwrap();
+        let text = format!(
+            "Package: uppercased\nVersion: {version}\nArchitecture: all\nMaintainer: nobody\n\
+             Description: test\n"
+        );
+        fs::write(control.join("control"), text).unwrap();
+        fs::write(tree.join("uppercased.toml"), "").unwrap();
+        fs::write(control.join("conffiles"), "/uppercased.toml\n").unwrap();
+        for name in ["preinst", "postinst", "prerm", "postrm"] {
+            let script = read(&format!("packaging/deb/{name}"));
+            fs::write(control.join(name), script).unwrap();
+            let permissions = Permissions::from_mode(0o755);
+            fs::set_permissions(control.join(name), permissions).unwrap();
+        }
+        let package = self.path(&format!("{version}.deb"));
+        let mut build = Command::new("dpkg-deb");
+        build.args(["--root-owner-group", "-Znone", "--build"]);
+        let built = build.arg(&tree).arg(&package).output().unwrap();
+        assert!(built.status.success(), "{}", text_of(&built));
+        package
+    }
+
+    /// Runs dpkg; returns what the scripts called meanwhile, and what was printed.
+    fn dpkg(&self, action: &str, what: impl AsRef<OsStr>) -> (String, String) {
+        let _ = fs::remove_file(self.path("calls"));
+        let path = std::env::var("PATH").unwrap();
+        let mut command = Command::new("dpkg");
+        command
+            .env("PATH", format!("{}:{path}", self.path("bin").display()))
+            .args([
+                "--force-script-chrootless",
+                "--force-not-root",
+                "--force-bad-path",
+            ])
+            .arg(format!("--root={}", self.0.path().display()))
+            .args(["--log=/dev/null", action])
+            .arg(what);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", text_of(&output));
+        let calls = fs::read_to_string(self.path("calls")).unwrap_or_default();
+        (calls, text_of(&output))
+    }
+}
+
+fn text_of(output: &Output) -> String {
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+const STARTED: &str = "deb-systemd-invoke start uppercased.service";
+
+#[test]
+fn package_starts_service_after_reinstallation() {
+    let Some(root) = Root::new() else { return };
+    let (first, second) = (root.package(1), root.package(2));
+    assert!(root.dpkg("--install", &first).0.contains(STARTED));
+    // It was stopped by hand, and stays so.
+    assert!(!root.dpkg("--install", &second).0.contains(STARTED));
+    let (calls, _) = root.dpkg("--remove", "uppercased");
+    assert!(calls.contains("deb-systemd-invoke stop"), "{calls}");
+    assert!(root.dpkg("--install", &second).0.contains(STARTED));
+    assert!(!root.dpkg("--install", &first).0.contains(STARTED));
+    root.dpkg("--purge", "uppercased");
+    assert!(root.dpkg("--install", &first).0.contains(STARTED));
+}
+
+#[test]
+fn package_reports_refused_upgrade() {
+    let Some(root) = Root::new() else { return };
+    root.dpkg("--install", root.package(1));
+    root.set_state("active");
+    let second = root.package(2);
+    let old = "the old program goes on";
+    let runs = |version: u32| fs::write(root.path("proc/7/exe"), version.to_string()).unwrap();
+
+    // The control socket is elsewhere, so there is a signal, whose outcome is looked for.
+    runs(1);
+    let (calls, said) = root.dpkg("--install", &second);
+    assert!(calls.contains("--signal=USR2"), "{calls}");
+    assert!(said.contains(old) && !calls.contains(STARTED), "{said}");
+    runs(2);
+    assert!(!root.dpkg("--install", &second).1.contains(old));
+
+    let _control = UnixListener::bind(root.path("run/uppercased/7.sock")).unwrap();
+    let (calls, said) = root.dpkg("--install", &second);
+    assert!(
+        calls.contains("uppercased upgrade --wait --control"),
+        "{calls}"
+    );
+    assert!(!said.contains(old), "{said}");
+    root.stub("uppercased", "exit 1\n");
+    runs(1);
+    assert!(root.dpkg("--install", &second).1.contains(old));
 }
