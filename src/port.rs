@@ -1,9 +1,9 @@
 //! Who holds a port: the lock that keeps a second instance out, and the kernel's list of listeners.
 //!
 //! `SO_REUSEPORT` lets a second server started by mistake join the group without a word and take
-//! its share of the clients. So an instance takes a lock for each address (an abstract Unix socket
-//! named after it: it belongs to the network namespace, as the port does, and dies with its
-//! holder), and looks for listeners that overlap, whoever they are, before it binds anything.
+//! its share of the clients. So an instance takes a lock for each address ([`lock()`]: an abstract Unix
+//! socket belongs to the network namespace, as the port does, and dies with its holder), and looks
+//! for listeners that overlap, whoever they are, before it binds anything.
 //!
 //! `status` and `top` show who else is on a port from the same list.
 //!
@@ -12,20 +12,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net as unix;
 
-use nix::errno::Errno;
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, sockopt};
 use procfs::net::TcpState;
 use procfs::process::{FDTarget, Process, Stat, all_processes};
 
 use crate::status::{ESTABLISHED, Entry, LISTEN};
 use crate::wire::Listen;
 
-/// Keeps other instances off one address for as long as it lives.
+mod lock;
+
+pub use lock::{lock, lock_bound};
+
+/// Keeps other instances of this user off one address for as long as it lives.
 #[derive(Debug)]
 pub struct Lock(unix::UnixListener);
 
@@ -62,30 +63,6 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-}
-
-/// Takes the locks for an address. A dual-stack one is locked for both families; a specific one
-/// needs that nobody has the lock of its family's unspecified address. (The kernel's list does not
-/// tell an IPv6 listener that serves IPv4, too, from one that does not. The locks do.)
-///
-/// # Errors
-/// [`Error::Held`] with the holder's pid if another instance has one of them.
-pub fn lock(listen: &Listen) -> Result<Vec<Lock>, Error> {
-    let everywhere = unspecified(listen.addr);
-    if listen.addr != everywhere
-        && let Some(holder) = ask(everywhere).map_err(failed(listen.addr))?
-    {
-        let wanted = listen.addr.to_string();
-        return Err(Error::Held { wanted, holder });
-    }
-    let mut names = vec![listen.addr];
-    if listen.dual_stack {
-        names.push(SocketAddr::from((
-            Ipv4Addr::UNSPECIFIED,
-            listen.addr.port(),
-        )));
-    }
-    names.into_iter().map(lock_one).collect()
 }
 
 /// A listener that would get the clients of `listen`, or share them; not one of `own`, which are
@@ -139,75 +116,6 @@ impl fmt::Display for Holder {
             (None, _) => write!(out, "another user's process listens on {}", self.address),
         }
     }
-}
-
-fn lock_one(address: SocketAddr) -> Result<Lock, Error> {
-    let at = unix::SocketAddr::from_abstract_name(lock_name(address)).map_err(failed(address))?;
-    match unix::UnixListener::bind_addr(&at) {
-        Ok(listener) => {
-            listener.set_nonblocking(true).map_err(failed(address))?;
-            Ok(Lock(listener))
-        }
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let holder = ask(address).map_err(failed(address))?;
-            Err(Error::Held {
-                wanted: address.to_string(),
-                holder: holder.unwrap_or_else(|| unknown(address)),
-            })
-        }
-        Err(error) => Err(failed(address)(error)),
-    }
-}
-
-/// Who has the lock of an address, if anybody. Connecting is enough to learn it: the kernel
-/// remembers who made the listener.
-fn ask(address: SocketAddr) -> io::Result<Option<Holder>> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let asker: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    let name = UnixAddr::new_abstract(lock_name(address).as_bytes())?;
-    match socket::connect(asker.as_raw_fd(), &name) {
-        Ok(()) => {}
-        Err(Errno::ECONNREFUSED) => return Ok(None),
-        // It is there, with more askers than it has dismissed yet.
-        Err(Errno::EAGAIN) => return Ok(Some(unknown(address))),
-        Err(errno) => return Err(errno.into()),
-    }
-    // Not positive for a process outside this one's pid namespace.
-    let pid = getsockopt(&asker, sockopt::PeerCredentials)?.pid();
-    let pid = Some(pid).filter(|&pid| pid > 0);
-    Ok(Some(Holder {
-        pid,
-        program: pid.and_then(|pid| Some(Process::new(pid).ok()?.stat().ok()?.comm)),
-        ..unknown(address)
-    }))
-}
-
-fn lock_name(address: SocketAddr) -> String {
-    format!("uppercased/{address}")
-}
-
-fn unknown(address: SocketAddr) -> Holder {
-    Holder {
-        pid: None,
-        program: None,
-        address: address.to_string(),
-    }
-}
-
-fn failed(address: SocketAddr) -> impl Fn(io::Error) -> Error {
-    move |source| Error::Lock {
-        address: address.to_string(),
-        source,
-    }
-}
-
-/// The address that stands for all of its family, with the same port.
-fn unspecified(address: SocketAddr) -> SocketAddr {
-    let ip: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    (ip, address.port()).into()
 }
 
 /// Whether a listener at `other` gets clients that `wanted` is meant for, or the other way round.
@@ -301,7 +209,14 @@ const fn state_name(state: &TcpState) -> &'static str {
 mod tests {
     use super::*;
 
-    fn listen(addr: &str) -> Listen {
+    /// A port that this process has, so that no other test locks it.
+    pub(super) fn own_port() -> (std::net::TcpListener, u16) {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        (socket, port)
+    }
+
+    pub(super) fn listen(addr: &str) -> Listen {
         match addr.strip_prefix('*') {
             Some(port) => Listen {
                 addr: format!("[::]{port}").parse().unwrap(),
@@ -345,40 +260,5 @@ mod tests {
         assert_eq!(found.address, address.to_string());
         let inode = nix::sys::stat::fstat(&socket).unwrap().st_ino;
         assert_eq!(holder(&here, &[inode]), None, "it is our own");
-    }
-
-    #[test]
-    fn a_second_lock_is_refused_naming_the_first_until_that_is_gone() {
-        // A port this process has, so that no other test run locks the same name.
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let here = Listen {
-            addr: socket.local_addr().unwrap(),
-            dual_stack: false,
-        };
-        let held = lock(&here).unwrap();
-        let refused = lock(&here).unwrap_err();
-        let own_pid = std::process::id().cast_signed();
-        assert!(
-            matches!(&refused, Error::Held { holder, .. } if holder.pid == Some(own_pid)),
-            "{refused}"
-        );
-        held[0].dismiss_askers();
-        drop(held);
-        lock(&here).unwrap();
-    }
-
-    #[test]
-    fn the_lock_of_everywhere_keeps_every_address_of_its_families_but_no_other() {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = socket.local_addr().unwrap().port();
-        let try_lock = |addr: &str| lock(&listen(&format!("{addr}:{port}")));
-        let six = try_lock("[::]").unwrap();
-        assert!(try_lock("[::1]").is_err());
-        drop(try_lock("127.0.0.1").unwrap());
-        drop(six);
-        let _both = try_lock("*").unwrap();
-        for addr in ["*", "0.0.0.0", "127.0.0.1", "[::]", "[::1]"] {
-            assert!(try_lock(addr).is_err(), "{addr}");
-        }
     }
 }

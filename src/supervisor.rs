@@ -488,12 +488,10 @@ impl Supervisor {
     /// Locks addresses whose port was not known before.
     fn lock_late(&mut self) {
         let before = self.locks.len();
-        for listen in &self.addresses {
-            match crate::port::lock(listen) {
-                Ok(locks) => self.locks.extend(locks),
-                // The socket is bound already: only the courtesy to a later instance is lost.
-                Err(error) => tracing::debug!(%error, "no lock"),
-            }
+        match crate::port::lock_bound(&self.addresses) {
+            Ok(locks) => self.locks.extend(locks),
+            // The sockets are bound already: only the courtesy to a later instance is lost.
+            Err(error) => tracing::debug!(%error, "no lock"),
         }
         if let Err(error) = self.watch_locks(before) {
             tracing::debug!(%error, "a lock is not watched");

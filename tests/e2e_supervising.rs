@@ -5,11 +5,12 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -662,4 +663,67 @@ fn stopped_worker_is_stalled_and_not_ready() {
     victim.signal(Signal::SIGCONT);
     server.wait_log(|line| line.contains("worker runs again slot=1 "));
     ready().expect_success();
+}
+
+/// A server that a test starts by itself, and stops.
+struct Started(std::process::Child);
+
+impl Started {
+    fn on(address: &str) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+            .args(["--listen", address, "--workers=1", "--control=off"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(child.expect("start the server"))
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.0.try_wait().expect("a child").is_some()
+    }
+
+    /// Waits until it serves or has ended, and returns whether it serves.
+    fn serves(&mut self) -> bool {
+        let mut line = String::new();
+        let output = self.0.stdout.take().expect("a pipe was asked for");
+        let read = BufReader::new(output).read_line(&mut line);
+        read.expect("the server writes text");
+        line.starts_with("listening on")
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        // Fails only if it has ended.
+        let _ = nix::sys::signal::kill(pid, Signal::SIGTERM);
+        let _ = self.0.wait();
+    }
+}
+
+/// A wildcard and a specific address, started at the same moment, in either order.
+#[test]
+fn exactly_one_of_conflicting_instances_starts() {
+    for round in 0..20 {
+        let free = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let mut addresses = [format!("0.0.0.0:{port}"), format!("127.0.0.1:{port}")];
+        if round % 2 == 1 {
+            addresses.reverse();
+        }
+        let mut started = addresses.map(|address| Started::on(&address));
+        let serving = started.each_mut().map(Started::serves);
+        assert_eq!(
+            serving.iter().filter(|one| **one).count(),
+            1,
+            "round {round}"
+        );
+        for (one, serves) in started.iter_mut().zip(serving) {
+            if !serves {
+                until("the other one ends", || one.has_ended());
+            }
+        }
+    }
 }

@@ -190,12 +190,13 @@ const fn address(one: &ListenAddr) -> Listen {
 /// Keeps other instances off every address whose port is known, and looks for strangers there.
 /// Sockets that this instance has been given (`own`) are no strangers, whoever else has them.
 fn lock(config: &Config, addresses: &[Listen], own: &[u64]) -> Result<Vec<Lock>, Error> {
-    let mut locks = Vec::new();
     if config.share_port {
-        return Ok(locks);
+        return Ok(Vec::new());
     }
-    for listen in addresses.iter().filter(|listen| listen.addr.port() != 0) {
-        locks.extend(port::lock(listen)?);
+    let known = addresses.iter().filter(|listen| listen.addr.port() != 0);
+    let known: Vec<Listen> = known.cloned().collect();
+    let locks = port::lock(&known)?;
+    for listen in &known {
         if let Some(holder) = port::holder(listen, own) {
             let wanted = listen.addr.to_string();
             return Err(port::Error::Held { wanted, holder }.into());

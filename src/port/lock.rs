@@ -1,0 +1,407 @@
+//! How an instance claims its addresses, so that of two that conflict exactly one goes on.
+//!
+//! A claim is a listening abstract Unix socket. Its name says which address is meant, how far its
+//! instance is, and a ticket that nobody can foresee. Whoever starts publishes its claims as
+//! *starting*, then reads the kernel's list of such sockets. It gives up if it finds a conflicting
+//! instance that *runs*, or one that is starting with an earlier ticket; one with a later ticket is
+//! waited for, until it has given up or runs. Then it publishes that it runs.
+//!
+//! Why exactly one goes on: of two that conflict, the one that publishes later reads the list while
+//! the other's claim is in it. If its ticket is the later one it gives up; if not it waits, and gives
+//! up unless the other does. And the earliest ticket is given up only for one that runs.
+//!
+//! Why another user can neither defeat nor abuse this: only sockets of one user can share a port, so
+//! only claims of this user count, and the kernel says who made a socket. A name that somebody else
+//! bound is ignored; it cannot be one of ours, which end in what cannot be foreseen. Askers that fill a
+//! claim's queue do not hide it: then the processes of this user are searched for it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net as unix;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::poll;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, sockopt};
+use nix::unistd::geteuid;
+use procfs::process::Process;
+
+use super::{Error, Holder, Lock, owners_of};
+use crate::clock::{self, Tick};
+use crate::wire::Listen;
+
+/// What every claim's name begins with.
+const PREFIX: &str = "uppercased:";
+/// How long an instance waits for one that started after it to give up: that takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often it looks meanwhile.
+const LOOK_MS: u16 = 2;
+
+/// How far the instance of a claim is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Starting,
+    Running,
+}
+
+/// Orders the instances that start. The last part only keeps it from being guessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Ticket {
+    at: Tick,
+    salt: u64,
+}
+
+/// One address of one instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Claim {
+    address: SocketAddr,
+    stage: Stage,
+    ticket: Ticket,
+}
+
+/// A claim as the kernel lists it.
+#[derive(Clone, Copy, Debug)]
+struct Published {
+    claim: Claim,
+    inode: u64,
+}
+
+/// Who made a claim.
+#[derive(Debug)]
+enum Asked {
+    /// A process of this user.
+    Ours(Holder),
+    /// One of another user.
+    Others,
+    /// Nobody any more.
+    Gone,
+}
+
+/// Takes the locks for all addresses of an instance that starts.
+///
+/// # Errors
+/// [`Error::Held`] if another instance of this user has an address that conflicts with one of them,
+/// or takes it at the same time.
+pub fn lock(listen: &[Listen]) -> Result<Vec<Lock>, Error> {
+    let ticket = Ticket::new();
+    let wanted = names(listen);
+    let starting = publish(&wanted, Stage::Starting, ticket)?;
+    let until = clock::now() + PATIENCE;
+    while let Some((rival, holder)) = find_rival(&wanted, ticket)? {
+        let yields = rival.stage == Stage::Starting && rival.ticket > ticket;
+        if !yields || clock::now() >= until {
+            let wanted = wanted.iter().find(|one| conflicts(**one, rival.address));
+            return Err(Error::Held {
+                wanted: wanted.unwrap_or(&rival.address).to_string(),
+                holder,
+            });
+        }
+        // Nothing is waited for but time; an interruption only shortens that.
+        let _ = poll(&mut [], LOOK_MS);
+    }
+    let running = publish(&wanted, Stage::Running, ticket)?;
+    // Only now: there is no moment without a claim.
+    drop(starting);
+    Ok(running)
+}
+
+/// Takes the locks for addresses that the kernel has just chosen for this instance alone.
+///
+/// # Errors
+/// A lock cannot be made.
+pub fn lock_bound(listen: &[Listen]) -> Result<Vec<Lock>, Error> {
+    publish(&names(listen), Stage::Running, Ticket::new())
+}
+
+/// A dual-stack address is claimed for both families. (The kernel's list of listeners does not tell
+/// an IPv6 one that serves IPv4, too, from one that does not. The claims do.)
+fn names(listen: &[Listen]) -> BTreeSet<SocketAddr> {
+    let both = listen.iter().filter(|one| one.dual_stack);
+    let both = both.map(|one| SocketAddr::from((Ipv4Addr::UNSPECIFIED, one.addr.port())));
+    listen.iter().map(|one| one.addr).chain(both).collect()
+}
+
+fn publish(
+    wanted: &BTreeSet<SocketAddr>,
+    stage: Stage,
+    ticket: Ticket,
+) -> Result<Vec<Lock>, Error> {
+    let publish_one = |&address: &SocketAddr| {
+        let claim = Claim {
+            address,
+            stage,
+            ticket,
+        };
+        let bind = || {
+            let name = unix::SocketAddr::from_abstract_name(claim.name())?;
+            let listener = unix::UnixListener::bind_addr(&name)?;
+            listener.set_nonblocking(true)?;
+            Ok(Lock(listener))
+        };
+        bind().map_err(|source| Error::Lock {
+            address: address.to_string(),
+            source,
+        })
+    };
+    wanted.iter().map(publish_one).collect()
+}
+
+/// An instance of this user that conflicts: before all others one that does not give up.
+fn find_rival(
+    wanted: &BTreeSet<SocketAddr>,
+    ticket: Ticket,
+) -> Result<Option<(Claim, Holder)>, Error> {
+    let until = clock::now() + PATIENCE;
+    loop {
+        let mut rivals: Vec<Published> = published()
+            .into_iter()
+            .filter(|one| one.claim.ticket != ticket)
+            .filter(|one| wanted.iter().any(|own| conflicts(*own, one.claim.address)))
+            .collect();
+        rivals.sort_by_key(|one| (one.claim.stage == Stage::Starting, one.claim.ticket));
+        let mut has_changed = false;
+        for rival in rivals {
+            let address = rival.claim.address.to_string();
+            let asked = ask(&rival).map_err(|source| Error::Lock { address, source })?;
+            match asked {
+                Asked::Ours(holder) => return Ok(Some((rival.claim, holder))),
+                Asked::Others => {}
+                // It may run by now, under a name that this list did not have yet.
+                Asked::Gone => has_changed |= rival.claim.stage == Stage::Starting,
+            }
+        }
+        // Somebody else's names that come and go delay a start, and no more.
+        if !has_changed || clock::now() >= until {
+            return Ok(None);
+        }
+    }
+}
+
+/// Every claim in this network namespace, whoever made it. The list is read twice: one that moves on
+/// from starting to running meanwhile, or is passed over because another goes, is in the second.
+fn published() -> Vec<Published> {
+    // Without a readable /proc nothing can be found; binding will then say what it can.
+    let read = || fs::read("/proc/net/unix").unwrap_or_default();
+    let lists = [read(), read()];
+    let lines = lists.iter().flat_map(|list| list.split(|&b| b == b'\n'));
+    lines.filter_map(Published::parse).collect()
+}
+
+/// Whether both cannot be listened on by different instances.
+fn conflicts(one: SocketAddr, other: SocketAddr) -> bool {
+    let everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port()
+        && one.is_ipv4() == other.is_ipv4()
+        && (everywhere || one.ip() == other.ip())
+}
+
+/// Asks the kernel who made a claim.
+fn ask(of: &Published) -> io::Result<Asked> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let asker: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    let name = UnixAddr::new_abstract(of.claim.name().as_bytes())?;
+    let pid = match socket::connect(asker.as_raw_fd(), &name) {
+        // The kernel remembers who made the listener.
+        Ok(()) => {
+            let maker = getsockopt(&asker, sockopt::PeerCredentials)?;
+            if maker.uid() != geteuid().as_raw() {
+                return Ok(Asked::Others);
+            }
+            // Not positive for a process outside this one's pid namespace.
+            Some(maker.pid()).filter(|&pid| pid > 0)
+        }
+        // More askers than it has dismissed yet, whoever they are.
+        Err(Errno::EAGAIN) => {
+            let found = owners_of(&BTreeSet::from([of.inode])).remove(&of.inode);
+            let ours = |pid: &i32| {
+                fs::metadata(format!("/proc/{pid}"))
+                    .is_ok_and(|process| process.uid() == geteuid().as_raw())
+            };
+            let Some(pid) = found.map(|(pid, _)| pid).filter(ours) else {
+                return Ok(Asked::Others);
+            };
+            Some(pid)
+        }
+        Err(Errno::ECONNREFUSED) => return Ok(Asked::Gone),
+        Err(errno) => return Err(errno.into()),
+    };
+    Ok(Asked::Ours(Holder {
+        pid,
+        program: pid.and_then(|pid| Some(Process::new(pid).ok()?.stat().ok()?.comm)),
+        address: of.claim.address.to_string(),
+    }))
+}
+
+impl Ticket {
+    fn new() -> Self {
+        Self {
+            at: clock::now(),
+            salt: fastrand::u64(..),
+        }
+    }
+}
+
+impl Claim {
+    fn name(&self) -> String {
+        let Ticket { at, salt } = self.ticket;
+        let stage = match self.stage {
+            Stage::Starting => 's',
+            Stage::Running => 'r',
+        };
+        let (address, at) = (self.address, at.as_nanos());
+        format!("{PREFIX}{address}/{at:x}/{salt:x}/{stage}")
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let mut parts = name.strip_prefix(PREFIX)?.split('/');
+        let address = parts.next()?.parse().ok()?;
+        let mut number = || u64::from_str_radix(parts.next()?, 16).ok();
+        let ticket = Ticket {
+            at: Tick::from_nanos(number()?),
+            salt: number()?,
+        };
+        let stage = match parts.next()? {
+            "s" => Stage::Starting,
+            "r" => Stage::Running,
+            _ => return None,
+        };
+        let claim = Self {
+            address,
+            stage,
+            ticket,
+        };
+        // It is asked under the name that this makes.
+        (claim.name() == name).then_some(claim)
+    }
+}
+
+impl Published {
+    /// A line of `/proc/net/unix` about a socket that listens: seven fields, the fourth the flags and
+    /// the last one the inode, and the name, in which `@` stands for the zero that begins an abstract
+    /// one.
+    fn parse(line: &[u8]) -> Option<Self> {
+        let line = std::str::from_utf8(line).ok()?;
+        let mut fields = line.split_ascii_whitespace();
+        // __SO_ACCEPTCON, without which a socket refuses whoever asks.
+        (fields.nth(3)? == "00010000").then_some(())?;
+        let inode = fields.nth(2)?.parse().ok()?;
+        let claim = Claim::parse(fields.next()?.strip_prefix('@')?)?;
+        Some(Self { claim, inode })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{listen, own_port};
+    use super::*;
+
+    fn try_lock(addr: &str, port: u16) -> Result<Vec<Lock>, Error> {
+        lock(&[listen(&format!("{addr}:{port}"))])
+    }
+
+    #[test]
+    fn second_lock_is_refused_until_first_is_gone() {
+        let (_socket, port) = own_port();
+        let held = try_lock("127.0.0.1", port).unwrap();
+        let refused = try_lock("127.0.0.1", port).unwrap_err();
+        let own_pid = std::process::id().cast_signed();
+        assert!(
+            matches!(&refused, Error::Held { holder, .. } if holder.pid == Some(own_pid)),
+            "{refused}"
+        );
+        held[0].dismiss_askers();
+        drop(held);
+        try_lock("127.0.0.1", port).unwrap();
+    }
+
+    #[test]
+    fn wildcard_conflicts_with_its_families_in_either_order() {
+        let (_socket, port) = own_port();
+        let cases = [
+            ("[::]", "[::1]", true),
+            ("[::]", "127.0.0.1", false),
+            ("0.0.0.0", "127.0.0.1", true),
+            ("127.0.0.1", "127.0.0.2", false),
+            ("*", "127.0.0.1", true),
+            ("*", "[::1]", true),
+            ("*", "0.0.0.0", true),
+            ("*", "[::]", true),
+            ("*", "*", true),
+        ];
+        for (one, other, conflict) in cases {
+            for (first, second) in [(one, other), (other, one)] {
+                let _held = try_lock(first, port).unwrap();
+                let refused = try_lock(second, port).is_err();
+                assert_eq!(refused, conflict, "{first}, then {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn exactly_one_of_several_starts_wins() {
+        let (_socket, port) = own_port();
+        let addresses = ["*", "127.0.0.1", "0.0.0.0", "*"];
+        for round in 0..50 {
+            let start = std::sync::Barrier::new(addresses.len());
+            let won: Vec<_> = std::thread::scope(|scope| {
+                let all = addresses.map(|address| {
+                    let start = &start;
+                    scope.spawn(move || {
+                        start.wait();
+                        try_lock(address, port)
+                    })
+                });
+                let all = all.into_iter().map(|one| one.join().unwrap());
+                all.filter_map(Result::ok).collect()
+            });
+            assert_eq!(won.len(), 1, "in round {round}");
+        }
+    }
+
+    /// Needs the right to be another user, as root has it.
+    #[test]
+    fn lock_of_another_user_does_not_count() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let (_socket, port) = own_port();
+        let others = std::thread::spawn(move || {
+            let nobody = rustix::process::Uid::from_raw(65_534);
+            // Of this thread alone.
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            try_lock("127.0.0.1", port).unwrap()
+        });
+        let _others = others.join().unwrap();
+        try_lock("127.0.0.1", port).unwrap();
+    }
+
+    #[test]
+    fn only_own_names_are_claims() {
+        let claim = Claim {
+            address: "[fe80::1%3]:80".parse().unwrap(),
+            stage: Stage::Starting,
+            ticket: Ticket::new(),
+        };
+        assert_eq!(Claim::parse(&claim.name()), Some(claim));
+        for wrong in [
+            "",
+            "uppercased:",
+            "uppercased:127.0.0.1:80/1/2/x",
+            "a:1/1/1/s",
+        ] {
+            assert_eq!(Claim::parse(wrong), None, "{wrong:?}");
+        }
+        let line = format!(
+            "ffff0: 00000002 00000000 00010000 0001 01 42 @{}",
+            claim.name()
+        );
+        let published = Published::parse(line.as_bytes()).unwrap();
+        assert_eq!((published.claim, published.inode), (claim, 42));
+        assert!(Published::parse(b"Num RefCount Protocol Flags Type St Inode Path").is_none());
+    }
+}
