@@ -7,7 +7,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::libc::{SI_KERNEL, SI_USER};
+use nix::libc::{SI_KERNEL, SI_USER, siginfo_t};
 use nix::sys::signal::Signal;
 use nix::unistd::getsid;
 
@@ -33,18 +33,18 @@ pub struct Senders {
 /// What `sigaction` or `getsid` returned.
 pub fn watch() -> io::Result<()> {
     let leader = getsid(None)?.as_raw();
-    // SAFETY: the handler stores to atomics and calls nothing else, so it is async-signal-safe.
-    unsafe {
-        signal_hook_registry::register_sigaction(Signal::SIGHUP as i32, move |info| {
-            let note = match info.si_code {
-                SI_KERNEL => &FROM_KERNEL,
-                // SAFETY: with this code the kernel has filled in the sender's number.
-                SI_USER if info.si_pid() == leader => &FROM_LEADER,
-                _ => &FROM_OTHERS,
-            };
-            note.store(true, Ordering::Release);
-        })
-    }?;
+    let note = move |info: &siginfo_t| {
+        let sender = match info.si_code {
+            SI_KERNEL => &FROM_KERNEL,
+            // SAFETY: with this code the kernel has filled in the sender's number.
+            SI_USER if unsafe { info.si_pid() } == leader => &FROM_LEADER,
+            _ => &FROM_OTHERS,
+        };
+        sender.store(true, Ordering::Release);
+    };
+    // SAFETY: the handler reads its argument and stores to an atomic, and calls nothing else, so it is
+    // async-signal-safe.
+    unsafe { signal_hook_registry::register_sigaction(Signal::SIGHUP as i32, note) }?;
     Ok(())
 }
 
