@@ -28,6 +28,7 @@ mod orphans;
 mod placement;
 mod program;
 mod releases;
+mod relisten;
 mod report;
 mod resources;
 mod resume;
@@ -59,7 +60,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 use crate::clock::{self, Tick};
 use crate::config::{CommandLine, Config, Launch, LogFormat, STALL_CHECK_EVERY};
 use crate::control::Rotation;
-use crate::identity::{RequestId, WorkerId};
+use crate::identity::{RequestId, SlotId, WorkerId};
 use crate::log;
 use crate::port::Lock;
 use crate::sys::hangup;
@@ -138,6 +139,10 @@ pub struct Supervisor {
     /// Children that have been killed and are not reaped yet.
     killed: Vec<Killed>,
     verdict: Option<Verdict>,
+    /// Workers that wait for listeners in place of lost ones, and of which slot.
+    rebinds: Vec<(WorkerId, SlotId)>,
+    /// When that is tried again.
+    rebind_at: Option<Tick>,
     /// All is over: how long to wait for the last children.
     closing: Option<Tick>,
 }
@@ -219,6 +224,7 @@ impl Supervisor {
             let now = clock::now();
             self.machine.handle_timeout(now);
             self.retry_killed(now);
+            self.rebind_due(now);
             if let Some(control) = &mut self.control {
                 control.handle_timeout(self.poll.registry(), now);
                 if control.file_due() <= now {
@@ -263,7 +269,7 @@ impl Supervisor {
         let timeouts = [self.machine.poll_timeout(), control, admin, notify, killed];
         timeouts
             .into_iter()
-            .chain([self.closing, file])
+            .chain([self.closing, file, self.rebind_at])
             .flatten()
             .min()
     }
@@ -382,6 +388,7 @@ impl Supervisor {
                     left: ended.left,
                     end: ended.end,
                 }),
+                Heard::ListenerLost(slot) => self.listener_lost(worker, slot),
                 Heard::Closed => {
                     // The cause of death is what its pidfd reports next. The kill changes nothing
                     // for one that is ending (a worker never closes its end, so its exit code is

@@ -54,7 +54,8 @@ pub enum Message {
     Ready(Ready),
     /// From a worker that cannot serve, last.
     Failed(Failed),
-    /// To a worker: accept from another slot's listeners meanwhile. Descriptors: those listeners.
+    /// To a worker: accept from a slot's listeners, in place of those of that slot that it may have:
+    /// another slot's meanwhile, or its own once one was replaced. Descriptors: those listeners.
     Lend(Lend),
     /// To a worker: stop accepting from another slot's listeners.
     Recall(Recall),
@@ -86,6 +87,9 @@ pub enum Message {
     /// From a child that was told to resolve, or that could take over: the configuration that it made
     /// of the arguments, the environment and the file.
     Resolved(Resolved),
+    /// From a worker: a listener that it accepts from listens no more. Answered by [`Lend`], with
+    /// the slot's listeners as they are then.
+    ListenerLost(ListenerLost),
     /// To a new admin process, first; it runs the supervisor's own program, so these three are never
     /// said between versions. Descriptors: its listeners. Answered by [`Ready`] or [`Failed`].
     StartAdmin(Box<StartAdmin>),
@@ -158,6 +162,13 @@ pub struct Failed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lend {
     /// The slot without a worker.
+    pub slot: SlotId,
+}
+
+/// Whose listeners are to be looked after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerLost {
+    /// The worker's own slot, or one whose queue it was lent.
     pub slot: SlotId,
 }
 
@@ -450,6 +461,7 @@ impl Message {
             Self::Told(body) => (17, serde_json::to_vec(body)),
             Self::Resolve(body) => (18, serde_json::to_vec(body)),
             Self::Resolved(body) => (19, serde_json::to_vec(body)),
+            Self::ListenerLost(body) => (20, serde_json::to_vec(body)),
         };
         Ok((kind, body.map_err(|source| Error::Body { kind, source })?))
     }
@@ -475,6 +487,7 @@ impl Message {
             17 => serde_json::from_slice(body).map(Self::Told),
             18 => serde_json::from_slice(body).map(Self::Resolve),
             19 => serde_json::from_slice(body).map(Self::Resolved),
+            20 => serde_json::from_slice(body).map(Self::ListenerLost),
             unknown => return Err(Error::Kind(unknown)),
         };
         message.map_err(|source| Error::Body { kind, source })
@@ -564,6 +577,7 @@ mod tests {
                 },
             }),
             Message::Told(Told { number: 0 }),
+            Message::ListenerLost(ListenerLost { slot: SlotId(3) }),
             Message::Resolve(Resolve {}),
             Message::Resolved(Resolved {
                 config: serde_json::to_value(Config::default()).unwrap(),

@@ -37,7 +37,7 @@ use crate::sandbox::{self, calls::Role};
 use crate::sys::cpus;
 use crate::sys::fd::inherited_channel;
 use crate::sys::limits::be_killed_before_parent;
-use crate::wire::{Draining, Envelope, Failed, Listen, Message, Ready, Start, Stop};
+use crate::wire::{Draining, Envelope, Failed, Listen, ListenerLost, Message, Ready, Start, Stop};
 
 /// How long a new worker waits to be told what to be. Its supervisor says so before it even forks.
 const START_MESSAGE_TIMEOUT_MS: u16 = 10_000;
@@ -235,6 +235,9 @@ impl Worker {
                 }
             }
             self.reactor.work();
+            while let Some(slot) = self.reactor.lost_listener() {
+                self.say(Message::ListenerLost(ListenerLost { slot }));
+            }
             #[cfg(debug_assertions)]
             self.do_mischief();
             self.advance();
@@ -270,6 +273,8 @@ impl Worker {
     fn obey(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
         match message {
             Message::Lend(lend) => {
+                // They may be in place of some that listen no more.
+                self.reactor.release_listeners(lend.slot);
                 // In the order of the addresses, as this worker's own.
                 for (index, listener) in descriptors.into_iter().enumerate() {
                     let proxied = self.config.asks_for_header(index);
@@ -278,7 +283,11 @@ impl Worker {
                         tracing::error!(%error, lent_by = lend.slot.0, "cannot serve a lent listener");
                     }
                 }
-                tracing::info!(lent_by = lend.slot.0, "serving a sibling's queue");
+                if lend.slot == self.id.slot {
+                    tracing::info!("listeners replaced");
+                } else {
+                    tracing::info!(lent_by = lend.slot.0, "serving a sibling's queue");
+                }
             }
             Message::Recall(recall) => {
                 if recall.last {
@@ -295,6 +304,7 @@ impl Worker {
             Message::HandOver(order) => self.hand_over(order, descriptors),
             Message::Leave(order) => self.leave(order),
             Message::HandedOver(_)
+            | Message::ListenerLost(_)
             | Message::Preflight(_)
             | Message::Resolve(_)
             | Message::Resolved(_)

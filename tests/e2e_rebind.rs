@@ -6,13 +6,15 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 
 use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
 use procfs::net::TcpState;
+use socket2::SockRef;
 
 use self::support::netns::isolated;
-use self::support::observe::{count_sockets, owner, until};
+use self::support::observe::{count_sockets, descriptors, owner, until};
 use self::support::{Client, DEADLINE, Server, Watched, own_address};
 
 fn start_on(addr: SocketAddr, more: &[&str]) -> Server {
@@ -255,5 +257,53 @@ fn it_starts_again_beside_orphans_that_still_drain() {
     drop(client);
     for pid in orphans {
         assert!(Watched::open(pid).is_none_or(|w| w.wait_gone(DEADLINE)));
+    }
+}
+
+/// Makes every listener of the server one that listens no more, as `ss -K` does.
+fn end_listeners(server: &Server) -> usize {
+    let supervisor = Watched::open(server.pid()).expect("the supervisor");
+    let numbers = descriptors(server.pid()).into_keys();
+    let sockets = numbers.filter_map(|number| supervisor.descriptor(number));
+    let ended = sockets.filter(|socket| {
+        let socket = SockRef::from(socket);
+        let ours = socket.local_addr().ok().and_then(|it| it.as_socket());
+        ours.is_some_and(|it| it.port() == server.addr().port())
+            && socket.is_listener().is_ok_and(|listens| listens)
+            && socket.shutdown(Shutdown::Read).is_ok()
+    });
+    ended.count()
+}
+
+#[test]
+fn lost_listener_is_bound_again() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can reach into another process");
+        return;
+    }
+    let server = first_start(&["--bake-time=0s"]);
+    let mut kept: Vec<_> = (0..10).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut kept {
+        client.roundtrip(b"before");
+    }
+    let workers = server.worker_pids();
+    for round in 0..3 {
+        let from = server.log_len();
+        assert_eq!(end_listeners(&server), 2);
+        for slot in ["slot=0", "slot=1"] {
+            let replaced = |line: &str| line.contains("listeners replaced") && line.contains(slot);
+            server.wait_log_from(from, replaced);
+        }
+        for _ in 0..20 {
+            Client::connect(server.addr()).roundtrip(b"after");
+        }
+        for client in &mut kept {
+            client.roundtrip(b"all the time");
+        }
+        assert_eq!(server.worker_pids(), workers, "round {round}");
+    }
+    server.order(&["reload"]).expect_success();
+    for client in &mut kept {
+        client.roundtrip(b"and in the next worker");
     }
 }

@@ -99,6 +99,7 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
             cause: "why".into(),
         }),
         Message::Lend(Lend { slot }),
+        Message::ListenerLost(wire::ListenerLost { slot }),
         Message::Recall(Recall { slot, last: true }),
         Message::Stop(Stop {
             lame_duck_ms: 1,

@@ -46,6 +46,9 @@ pub const KERNEL_STALL_MIN: Duration = Duration::from_secs(1);
 /// The longest such time that the kernel can be told (a positive number of milliseconds).
 pub const KERNEL_STALL_MAX: Duration = Duration::from_millis(i32::MAX as u64);
 
+/// From one attempt to bind a socket in place of a lost listener to the next.
+pub const REBIND_RETRY: Duration = Duration::from_secs(1);
+
 /// Descriptors kept for each slot besides its listeners: channel, pidfd, memory, and one spare.
 pub const FDS_PER_SLOT: u32 = 4;
 

@@ -155,6 +155,8 @@ impl Supervisor {
             preflight: Preflight::Idle,
             terminal,
             killed: Vec::new(),
+            rebinds: Vec::new(),
+            rebind_at: None,
             closing: None,
             verdict: None,
         };

@@ -11,7 +11,7 @@ use nix::sys::wait::WaitStatus;
 
 use crate::channel::{self, Channel};
 use crate::config::WORKER_WORDS_MAX_CHARS;
-use crate::identity::{ReleaseId, WorkerId};
+use crate::identity::{ReleaseId, SlotId, WorkerId};
 use crate::sys::image::{Image, Process};
 use crate::sys::shared::SharedMemory;
 use crate::wire::{Envelope, Failed, HandedOver, HandoverEnd, Message, Ready, Sandboxed, Start};
@@ -40,6 +40,8 @@ pub(super) struct Talk {
     starting: bool,
     /// Messages at most: the one about its start, and one for each order that wants an answer.
     left: u32,
+    /// Reports of lost listeners at most: one for each set of listeners that it was given.
+    reports: u32,
 }
 
 impl Talk {
@@ -47,6 +49,7 @@ impl Talk {
     pub(super) const NEW: Self = Self {
         starting: true,
         left: 1,
+        reports: 1,
     };
 
     /// Of one that this process's earlier program has started and talked to. What it is to answer
@@ -55,6 +58,7 @@ impl Talk {
         Self {
             starting: !is_ready,
             left: 3,
+            reports: 1,
         }
     }
 
@@ -63,10 +67,18 @@ impl Talk {
         if let Message::Stop(_) | Message::Leave(_) | Message::HandOver(_) = message {
             self.left = self.left.saturating_add(1);
         }
+        if let Message::Lend(_) = message {
+            self.reports = self.reports.saturating_add(1);
+        }
     }
 
     /// It says something; false if it may not.
     fn takes(&mut self, message: &Message) -> bool {
+        if let Message::ListenerLost(_) = message {
+            let fits = !self.starting && self.reports > 0;
+            self.reports = self.reports.saturating_sub(1);
+            return fits;
+        }
         let about_its_start = matches!(message, Message::Ready(_) | Message::Failed(_));
         let fits = about_its_start == self.starting && self.left > 0;
         self.starting = false;
@@ -87,6 +99,8 @@ pub(super) enum Heard {
     Draining(u32),
     /// Its handover has ended.
     HandedOver(HandedOver),
+    /// A listener of this slot listens no more.
+    ListenerLost(SlotId),
     /// Its end of the channel is closed: it is ending, and the kernel closes its descriptors
     /// before it reports the end. How it ended is not known yet.
     Closed,
@@ -153,6 +167,7 @@ impl Child {
                 }
                 Heard::HandedOver(ended)
             }
+            Message::ListenerLost(lost) => Heard::ListenerLost(lost.slot),
             Message::Start(_)
             | Message::Lend(_)
             | Message::Recall(_)
@@ -274,6 +289,19 @@ mod tests {
         }));
         assert!(talk.takes(&draining()));
         assert!(!talk.takes(&draining()));
+    }
+
+    #[test]
+    fn worker_reports_lost_listeners_once_for_each_set() {
+        let slot = SlotId(0);
+        let lost = Message::ListenerLost(crate::wire::ListenerLost { slot });
+        let mut talk = Talk::resumed(true);
+        assert!(talk.takes(&lost));
+        assert!(!talk.takes(&lost));
+        talk.told(&Message::Lend(crate::wire::Lend { slot }));
+        assert!(talk.takes(&lost));
+        let mut new = Talk::NEW;
+        assert!(!new.takes(&lost), "it has none yet");
     }
 
     #[test]

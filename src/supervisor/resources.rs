@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::channel::Channel;
+use socket2::SockRef;
+
 use crate::fault;
 use crate::identity::WorkerId;
 use crate::memory;
@@ -139,6 +141,24 @@ impl SlotResources {
                 ));
             }
             (false, _) => return Err("it deposited listeners where it was to adopt them".into()),
+        }
+        Ok(())
+    }
+
+    /// Has every listener that listens no more replaced by what `bind` makes for its address, which
+    /// is given by number.
+    ///
+    /// # Errors
+    /// The first that `bind` returned; those before it are replaced.
+    pub(super) fn replace_lost<E>(
+        &mut self,
+        bind: impl Fn(usize) -> Result<OwnedFd, E>,
+    ) -> Result<(), E> {
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            let listens = SockRef::from(&*listener).is_listener();
+            if listens.is_ok_and(|listens| !listens) {
+                *listener = bind(index)?;
+            }
         }
         Ok(())
     }

@@ -353,6 +353,8 @@ fn adopt(
         preflight: Preflight::Idle,
         terminal: state.terminal,
         killed,
+        rebinds: Vec::new(),
+        rebind_at: None,
         closing: None,
         verdict: None,
     };

@@ -13,7 +13,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use rustix::process::{
-    Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, PidfdGetfdFlags, WaitId, WaitIdOptions, pidfd_getfd, pidfd_open,
+    pidfd_send_signal, waitid,
 };
 use uppercased::clock::{Tick, now};
 
@@ -88,6 +89,11 @@ impl Watched {
     /// Its number.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Returns a duplicate of its descriptor `number`, if it may be had: root may.
+    pub fn descriptor(&self, number: i32) -> Option<OwnedFd> {
+        pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty()).ok()
     }
 
     /// Waits until it has ended (it may still be a zombie); whether it did in time.
