@@ -397,6 +397,7 @@ impl Supervisor {
                     if let Some(child) = self.child(worker) {
                         child.kill();
                     }
+                    self.happened(Event::ChannelClosed { worker });
                     return;
                 }
                 Heard::Broken(cause) => {

@@ -58,6 +58,12 @@ pub enum Event {
         /// What broke.
         cause: String,
     },
+    /// The worker's end of the channel is closed: it is ending, and not reaped yet, or it lives and
+    /// cannot be told anything any more. How it ended, if it did, its exit tells.
+    ChannelClosed {
+        /// Whose channel.
+        worker: WorkerId,
+    },
     /// Stop: the first time gracefully, the second time at once.
     Stop {
         /// Who asked, for the log ("SIGTERM").

@@ -308,6 +308,7 @@ impl Machine {
                 self.exited(*worker, *how, cause.as_deref(), now)
             }
             Event::ChannelBroken { worker, cause } => self.channel_broken(*worker, cause, now),
+            Event::ChannelClosed { worker } => self.channel_closed(*worker, now),
             Event::Stop { by } => self.stop(by, now),
             Event::Restart {
                 request,

@@ -185,6 +185,8 @@ pub enum KillReason {
         /// What broke.
         cause: String,
     },
+    /// Its end of the channel is closed; it has mostly ended by itself.
+    ChannelClosed,
     /// A sibling could not start at boot, so nothing starts.
     BootFailed,
     /// Its loop stood still.
@@ -209,6 +211,7 @@ impl fmt::Display for KillReason {
         match self {
             Self::StartTimedOut => write!(f, "not ready in time"),
             Self::ChannelBroken { cause } => write!(f, "its channel broke: {cause}"),
+            Self::ChannelClosed => write!(f, "it closed its channel"),
             Self::BootFailed => write!(f, "the boot failed"),
             Self::Hung => write!(f, "its loop stood still"),
             Self::Superseded => write!(f, "another worker takes its place"),

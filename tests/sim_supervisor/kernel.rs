@@ -341,6 +341,10 @@ impl Kernel {
         match rng.u8(0..4) {
             0 => self.schedule(life, Due::Die(worker, Death::Signalled(11))),
             1 => self.schedule(life, Due::Die(worker, Death::Exited(rng.i32(0..3)))),
+            2 if rng.bool() => {
+                let closed = Event::ChannelClosed { worker };
+                self.schedule(life, Due::Say(worker, closed));
+            }
             2 => {
                 let cause = "end of file".to_owned();
                 self.schedule(

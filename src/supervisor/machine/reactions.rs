@@ -183,7 +183,9 @@ impl Machine {
         let slot = &self.slots[index];
         let how = Some(how);
         let explained = |words: &Option<String>, why: &KillReason| {
-            words.clone().or_else(|| Some(why.to_string()))
+            // One that closed its channel has mostly died before it could be killed for that.
+            let killed = *why != KillReason::ChannelClosed;
+            words.clone().or_else(|| killed.then(|| why.to_string()))
         };
         let (served_for, cause) = match seat {
             Seat::Main => match &slot.state {
@@ -275,6 +277,19 @@ impl Machine {
                 Seat::Successor => self.kill_successor(index, why, now),
                 Seat::Predecessor(at) => self.kill_predecessor(index, at, why, now),
             }
+        }
+        Reception::Taken
+    }
+
+    /// A worker that serves does so no more, whether it is reaped soon or never: its queue is due to
+    /// be lent from now on.
+    pub(super) fn channel_closed(&mut self, worker: WorkerId, now: Tick) -> Reception {
+        let Some((index, seat)) = self.seat(worker) else {
+            return Reception::Stale;
+        };
+        let serves = self.slots[index].state == SlotState::Serving;
+        if seat == Seat::Main && serves {
+            self.kill(worker, KillReason::ChannelClosed, now);
         }
         Reception::Taken
     }

@@ -59,6 +59,11 @@ impl Laws {
                     self.doom(*worker, false, now);
                 }
             }
+            Event::ChannelClosed { worker } => {
+                if matches!(self.main(*worker), Some(Life::Serving { .. })) {
+                    self.doom(*worker, false, now);
+                }
+            }
             Event::Stop { .. } => {
                 self.end = match self.end {
                     End::Running => {

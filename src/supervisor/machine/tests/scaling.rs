@@ -376,3 +376,21 @@ fn degraded_server_can_be_reloaded() {
     );
     assert_eq!(stage.state(1), "backing off");
 }
+
+#[test]
+fn closed_channel_ends_service_before_the_reaping() {
+    let mut stage = Stage::booted(calm(2), 0);
+    let closed = Event::ChannelClosed {
+        worker: worker(1, 1),
+    };
+    assert_eq!(stage.at(100, closed), [kill(1, 1)]);
+    // A traced process may never be reaped; its clients need not wait for that.
+    assert_eq!(stage.next_timeout(), (150, vec![lend(1, worker(0, 1))]));
+    assert_eq!(stage.at(9_000, killed(1, 1)), [adopt(1, 2)]);
+    assert!(
+        stage
+            .notices
+            .iter()
+            .any(|notice| matches!(notice, Notice::WorkerDied { cause: None, .. }))
+    );
+}
