@@ -148,15 +148,18 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         // What is wrong with the arguments is a matter between this program and the one before it.
         return supervisor::resume(typed(args));
     }
-    let command = parse(args, std::env::vars_os());
     // The supervisor's processes live with signals blocked, as it started them; every other
-    // command takes them, whatever its parent had blocked.
-    if !matches!(
-        command,
-        Ok(Command::Worker | Command::Admin(_) | Command::Preflight(_))
-    ) {
+    // command takes them, whatever its parent had blocked, also while the configuration is read.
+    let roles = [definition::WORKER, definition::ADMIN, definition::PREFLIGHT];
+    let role = args.get(1).and_then(|role| role.to_str());
+    if !role.is_some_and(|role| roles.contains(&role)) {
         // The mask is always a valid one.
         let _ = signals::unblock_all();
+        supervisor::stop_while_starting();
+    }
+    let command = parse(args, std::env::vars_os());
+    if !matches!(command, Ok(Command::Serve(_))) {
+        supervisor::handle_stops();
     }
     match command {
         Ok(Command::Serve(launch)) => supervisor::run(*launch),

@@ -19,6 +19,7 @@ use std::os::unix::net as unix;
 use procfs::net::TcpState;
 use procfs::process::{FDTarget, Process, Stat, all_processes};
 
+use crate::config::LOCK_ASKERS_PER_TURN;
 use crate::status::{ESTABLISHED, Entry, LISTEN};
 use crate::wire::Listen;
 
@@ -87,9 +88,11 @@ pub fn holder(listen: &Listen, own: &[u64]) -> Option<Holder> {
 
 impl Lock {
     /// Lets go of whoever asked for the lock meanwhile; the asking alone told them what they
-    /// wanted to know. To be called when the lock is readable, so that its queue never fills.
-    pub fn dismiss_askers(&self) {
-        while self.0.accept().is_ok() {}
+    /// wanted to know. To be called when the lock is readable, so that its queue never fills. Says
+    /// whether there may be more: any local user can ask, as often as it likes.
+    #[must_use]
+    pub fn dismiss_askers(&self) -> bool {
+        (0..LOCK_ASKERS_PER_TURN).all(|_| self.0.accept().is_ok())
     }
 }
 

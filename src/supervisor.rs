@@ -11,6 +11,7 @@
 
 mod activation;
 mod admin;
+mod announcement;
 pub mod backoff;
 mod boot;
 mod carry;
@@ -37,6 +38,7 @@ pub mod snapshot;
 mod state;
 mod systemd;
 mod terminal;
+mod timers;
 mod times;
 mod tokens;
 mod totals;
@@ -58,7 +60,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::clock::{self, Tick};
-use crate::config::{CommandLine, Config, Launch, LogFormat, STALL_CHECK_EVERY};
+use crate::config::{CommandLine, Config, LOCK_ASKERS_REST, Launch, LogFormat, STALL_CHECK_EVERY};
 use crate::control::Rotation;
 use crate::identity::{RequestId, SlotId, WorkerId};
 use crate::log;
@@ -67,6 +69,7 @@ use crate::sys::hangup;
 use crate::wire::Listen;
 
 use admin::AdminEndpoint;
+use announcement::Announcement;
 use children::{Child, Heard};
 use control::ControlServer;
 use evidence::Evidence;
@@ -76,13 +79,14 @@ use releases::{Release, Releases};
 use resources::SlotResources;
 use systemd::Systemd;
 use terminal::{Hangup, Terminal};
+use timers::{Look, Timers};
 use times::Times;
 use tokens::Source;
 use totals::Former;
 
 pub use activation::Error as ActivationError;
 pub use admin::Error as AdminError;
-pub use boot::Error;
+pub use boot::{Error, handle_stops, stop_while_starting};
 pub use control::Error as ControlError;
 pub use resume::{examine, is_resuming};
 
@@ -116,6 +120,8 @@ pub struct Supervisor {
     poll: Poll,
     signals: Signals,
     locks: Vec<Lock>,
+    /// Too many have asked for them.
+    locks_rest_until: Option<Tick>,
     control: Option<ControlServer>,
     admin: Option<AdminEndpoint>,
     systemd: Option<Systemd>,
@@ -138,6 +144,8 @@ pub struct Supervisor {
     terminal: Terminal,
     /// Children that have been killed and are not reaped yet.
     killed: Vec<Killed>,
+    /// What standard output has not taken yet.
+    announcement: Option<Announcement>,
     verdict: Option<Verdict>,
     /// Workers that wait for listeners in place of lost ones, and of which slot.
     rebinds: Vec<(WorkerId, SlotId)>,
@@ -164,7 +172,10 @@ pub fn run(launch: Launch) -> ExitCode {
 fn last_words(format: LogFormat, cause: &str) {
     match format {
         LogFormat::Human => log::complain(cause),
-        LogFormat::Json => tracing::error!(cause, "cannot start"),
+        LogFormat::Json => {
+            log::await_room();
+            tracing::error!(cause, "cannot start");
+        }
     }
 }
 
@@ -201,6 +212,7 @@ impl Supervisor {
     pub fn supervise(&mut self) -> io::Result<Verdict> {
         let mut events = Events::with_capacity(EVENTS_PER_TURN);
         let mut more_orphans = false;
+        let mut timers = Timers::default();
         loop {
             self.carry_out();
             self.notify();
@@ -208,28 +220,57 @@ impl Supervisor {
                 return Ok(self.verdict.take().unwrap_or(Verdict::Clean));
             }
             self.keep_admin();
-            let timeout = if more_orphans {
-                Some(Duration::ZERO)
+            let began = clock::now();
+            let until = if more_orphans {
+                Some(began)
             } else {
-                self.next_deadline().map(|due| due.since(clock::now()))
+                timers.wait_until(self.next_deadline())
             };
-            match self.poll.poll(&mut events, timeout) {
+            let timeout = until.map(|until| until.since(began));
+            let interrupted = match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                Err(_) | Ok(()) => {}
-            }
+                Err(_) => true,
+                Ok(()) => false,
+            };
+            let look = Look {
+                began,
+                until,
+                ended: clock::now(),
+                emptied: !interrupted && events.iter().count() < EVENTS_PER_TURN,
+            };
             for event in &events {
                 self.look(event.token());
             }
             more_orphans = self.bury_orphans();
-            let now = clock::now();
-            self.machine.handle_timeout(now);
-            self.retry_killed(now);
-            self.rebind_due(now);
-            if let Some(control) = &mut self.control {
-                control.handle_timeout(self.poll.registry(), now);
-                if control.file_due() <= now {
+            if let Some(now) = timers.looked(look) {
+                self.machine.handle_timeout(now);
+                self.retry_killed(now);
+                self.rebind_due(now);
+                self.control_timeout(now);
+                if let Some(control) = &mut self.control
+                    && control.file_due() <= now
+                {
                     control.keep_file(self.poll.registry(), now);
                 }
+                self.dismiss_more_askers(now);
+            }
+        }
+    }
+
+    /// Lets go of whoever asked for a lock. After a turn with too many of them all locks rest.
+    fn dismiss_askers(&mut self, index: usize) {
+        if self.locks_rest_until.is_none()
+            && self.locks.get(index).is_some_and(Lock::dismiss_askers)
+        {
+            self.locks_rest_until = Some(clock::now() + LOCK_ASKERS_REST);
+        }
+    }
+
+    fn dismiss_more_askers(&mut self, now: Tick) {
+        if self.locks_rest_until.is_some_and(|until| until <= now) {
+            self.locks_rest_until = None;
+            for index in 0..self.locks.len() {
+                self.dismiss_askers(index);
             }
         }
     }
@@ -267,11 +308,8 @@ impl Supervisor {
         let notify = self.notify_timeout();
         let killed = self.killed_timeout();
         let timeouts = [self.machine.poll_timeout(), control, admin, notify, killed];
-        timeouts
-            .into_iter()
-            .chain([self.closing, file, self.rebind_at])
-            .flatten()
-            .min()
+        let others = [self.closing, self.locks_rest_until, file, self.rebind_at];
+        timeouts.into_iter().chain(others).flatten().min()
     }
 
     fn happened(&mut self, event: Event) {
@@ -284,12 +322,13 @@ impl Supervisor {
             Some(Source::Signals) => self.look_at_signals(),
             Some(Source::Control) => self.look_at_control(token),
             Some(Source::Lock(index)) => {
-                if let Some(lock) = self.locks.get(index) {
-                    lock.dismiss_askers();
-                }
+                self.dismiss_askers(index);
             }
             Some(Source::PreflightChannel | Source::PreflightProcess) => self.look_at_preflight(),
             Some(Source::Killed) => self.reap_killed(),
+            Some(Source::Announcement) => {
+                self.go_on_announcing();
+            }
             Some(Source::AdminProcess) => self.look_at_admin(),
             Some(Source::Barrier) => self.look_at_barrier(),
             Some(Source::AdminChannel) => self.hear_admin(),

@@ -106,8 +106,9 @@ pub const REBALANCE_REST_MAX: Duration = Duration::from_secs(600);
 /// to say one, which is answered. A client that was let in and has asked at once is not turned away.
 pub const FIRST_WORD: Duration = Duration::from_secs(1);
 
-/// Clients of the control socket at once; one more is told to come back.
-pub const CONTROL_CLIENTS_MAX: usize = 16;
+/// Clients of the control socket at once. One more takes the place of one that is slow, and is told
+/// to come back if all of them wait for an answer.
+pub const CONTROL_CLIENTS_MAX: usize = 32;
 
 /// Commands that wait for their turn (`--wait`) at once; one more is refused. Fewer than clients, so
 /// that a status can be had meanwhile.
@@ -126,6 +127,19 @@ pub const CONTROL_TEXT_MAX_BYTES: usize = 2048;
 /// How long a client of the control socket may take to send its request, and to read the last
 /// reply.
 pub const CONTROL_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a client of the control socket that says nothing, or does not read its answer, keeps its
+/// place while others wait for one. Whoever connects with a request in hand sends it at once.
+pub const CONTROL_PATIENCE: Duration = Duration::from_millis(50);
+
+/// Clients of the control socket accepted in one turn of the supervisor's loop.
+pub const CONTROL_ACCEPTS_PER_TURN: usize = 64;
+
+/// Processes accepted and dismissed in one turn that ask who has the lock of an address.
+pub const LOCK_ASKERS_PER_TURN: usize = 64;
+
+/// How long the locks rest after a turn in which there were more: a flood of them costs no more.
+pub const LOCK_ASKERS_REST: Duration = Duration::from_millis(100);
 
 /// Requests that the admin process works on at once, each with a thread of its own.
 pub const ADMIN_REQUESTS_MAX: usize = 4;

@@ -19,7 +19,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IsTerminal as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -51,7 +51,7 @@ pub(super) struct LineWriter {
 
 /// The ways of not waiting; see the head of this file.
 #[derive(Debug)]
-enum Sink {
+pub(crate) enum Sink {
     /// An open file on which a plain write does not wait.
     Plain(File),
     /// A socket.
@@ -130,7 +130,7 @@ pub(crate) fn without_ttou<T>(write: impl FnOnce() -> T) -> T {
 }
 
 impl Sink {
-    fn open(fd: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(crate) fn open(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let copy = File::from(fd.try_clone_to_owned()?);
         let kind = copy.metadata()?.file_type();
         if kind.is_file() {
@@ -149,7 +149,11 @@ impl Sink {
         Ok(again.map_or_else(|_| Self::Shared(copy.into()), Self::Plain))
     }
 
-    fn write(&self, line: &[u8]) -> io::Result<usize> {
+    /// Writes what the file takes now.
+    ///
+    /// # Errors
+    /// `WouldBlock` if it takes nothing.
+    pub(crate) fn write(&self, line: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(file) => {
                 let mut file: &File = file;
@@ -160,6 +164,15 @@ impl Sink {
                 Ok(send(fd.as_raw_fd(), line, flags)?)
             }
             Self::Shared(fd) => write_shared(fd, line),
+        }
+    }
+}
+
+impl AsFd for Sink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Plain(file) => file.as_fd(),
+            Self::Socket(fd) | Self::Shared(fd) => fd.as_fd(),
         }
     }
 }

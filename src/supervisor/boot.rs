@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mio::{Poll, Token};
 
@@ -16,6 +17,7 @@ use crate::port::{self, Lock};
 use crate::sys::accounts;
 use crate::sys::image::Image;
 use crate::sys::limits::{memory_room, raise_descriptor_limit};
+use crate::sys::signals;
 use crate::wire::Listen;
 
 use super::activation::{self, Given};
@@ -31,7 +33,7 @@ use super::times::Times;
 use super::tokens::CONTROL_FIRST;
 use super::totals::Former;
 use super::upgrade::Preflight;
-use super::{Supervisor, policy, program, report, signals};
+use super::{STOP_SIGNALS, Supervisor, orphans, policy, program, report};
 
 /// Why a supervisor cannot even begin.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +86,29 @@ impl Error {
     }
 }
 
+/// Whether a signal to stop ends the process where it is.
+static EARLY_STOP: AtomicBool = AtomicBool::new(false);
+
+/// Lets a signal to stop end the process until the supervisor handles it: the kernel drops what the
+/// first process of a container has no handler for, and reading the configuration may wait for a
+/// name server.
+pub fn stop_while_starting() {
+    if !orphans::come_here() {
+        return;
+    }
+    EARLY_STOP.store(true, Ordering::Relaxed);
+    for signal in STOP_SIGNALS {
+        // Fails for a signal number that does not exist, and no other.
+        let _ = signals::exit_on(signal, &EARLY_STOP);
+    }
+}
+
+/// Ends what [`stop_while_starting`] has begun: whoever calls this handles those signals, or has no
+/// need to.
+pub fn handle_stops() {
+    EARLY_STOP.store(false, Ordering::Relaxed);
+}
+
 impl Supervisor {
     /// Checks and acquires everything that a start needs, and starts nothing.
     ///
@@ -97,6 +122,9 @@ impl Supervisor {
         } = launch;
         let failed = |operation| move |source| Error::System { operation, source };
         log::init(config.log_level, config.log_format)?;
+        // From here on a stop is remembered, and carried out once the loop runs.
+        let signals = super::signals().map_err(failed("handle signals"))?;
+        handle_stops();
         check_account(&config)?;
         let terminal = Terminal::of_this_process();
         let nofile = raise_descriptor_limit().map_err(failed("raise the descriptor limit"))?;
@@ -139,7 +167,7 @@ impl Supervisor {
             addresses,
             nofile,
             poll,
-            signals: signals().map_err(failed("handle signals"))?,
+            signals,
             locks,
             control,
             admin,
@@ -158,6 +186,8 @@ impl Supervisor {
             rebinds: Vec::new(),
             rebind_at: None,
             closing: None,
+            announcement: None,
+            locks_rest_until: None,
             verdict: None,
         };
         supervisor.watch_basics().map_err(failed("watch signals"))?;
@@ -168,17 +198,30 @@ impl Supervisor {
     }
 }
 
-/// Only root can make workers of another user, and it is better said now than by each of them.
-fn check_account(config: &Config) -> Result<(), config::Error> {
+/// Only a process with certain capabilities can run workers as somebody else, and end them; it is
+/// better said now than by each worker, or by one that cannot be ended.
+pub(super) fn check_account(config: &Config) -> Result<(), config::Error> {
     let named = [("user", &config.user), ("group", &config.group)];
-    match named.into_iter().find(|(_, account)| account.is_some()) {
-        Some((name, _)) if !accounts::is_root() => Err(config::Error::Value {
-            name: name.to_owned(),
-            why: "only root can run workers as somebody else; start the server as root, or leave \
-                  it out"
+    let Some((name, _)) = named.into_iter().find(|(_, account)| account.is_some()) else {
+        return Ok(());
+    };
+    let refused = |why: String| config::Error::Value {
+        name: name.to_owned(),
+        why,
+    };
+    if !accounts::is_root() {
+        return Err(refused(
+            "only root can run workers as somebody else; start the server as root, or leave it out"
                 .to_owned(),
-        }),
-        _ => Ok(()),
+        ));
+    }
+    let user = config.user.as_ref().and_then(|user| user.id);
+    match accounts::missing_capability(user) {
+        Some(capability) => Err(refused(format!(
+            "the server lacks the capability {capability}, without which it cannot run workers as \
+             somebody else, or end them; grant it, or leave {name} out"
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -93,7 +93,8 @@ impl Supervisor {
                 self.tell_progress(&notice);
             }
             Action::Announce => {
-                report::announce(&self.addresses, self.slots.len());
+                let lines = report::announce(&self.addresses, self.slots.len());
+                self.announce(lines);
                 self.shed_surplus();
             }
             Action::Exit(verdict) => {

@@ -209,8 +209,12 @@ impl Child {
 
     /// Ends the worker at once.
     pub(super) fn kill(&self) {
-        // Fails only if it has been reaped, and then there is nothing to kill.
-        let _ = self.process.kill();
+        // One that has been reaped is gone already.
+        if let Err(error) = self.process.kill()
+            && error.raw_os_error() != Some(nix::libc::ESRCH)
+        {
+            tracing::error!(worker = %self.worker, %error, "cannot kill a worker");
+        }
     }
 
     /// How the worker ended, if it did.

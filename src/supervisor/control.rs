@@ -16,11 +16,15 @@ use std::time::Duration;
 
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Tick;
-use crate::config::{CONTROL_CLIENTS_MAX, CONTROL_FILE_CHECK, Control};
+use crate::config::{
+    CONTROL_ACCEPTS_PER_TURN, CONTROL_CLIENTS_MAX, CONTROL_FILE_CHECK, CONTROL_PATIENCE,
+    CONTROL_REQUEST_TIMEOUT, Control,
+};
 use crate::control::place::Surroundings;
 use crate::control::{Done, Reply, Request};
 use crate::identity::RequestId;
@@ -50,6 +54,9 @@ pub(super) struct ControlServer {
     file_due: Tick,
     /// That it cannot be made again has been logged.
     file_lost: bool,
+    /// Slow clients that have lost their place to others, and when that was logged last.
+    gave_way: u64,
+    gave_way_logged: Option<Tick>,
 }
 
 /// What a new program must be told to go on with the same clients; the descriptors travel apart.
@@ -71,6 +78,9 @@ pub(super) enum Heard {
 
 /// Tokens of a control server: the listener's, and one for each client.
 pub(super) const TOKENS: usize = CONTROL_CLIENTS_MAX + 1;
+
+/// How often clients that gave way are logged.
+const GAVE_WAY_LOGGED_EVERY: Duration = Duration::from_secs(1);
 
 /// How long accepting rests after the system ran out of something.
 const ACCEPT_REST: Duration = Duration::from_secs(1);
@@ -154,6 +164,8 @@ impl ControlServer {
             rest_until: None,
             file_due: Tick::ZERO,
             file_lost: false,
+            gave_way: 0,
+            gave_way_logged: None,
         })
     }
 
@@ -186,6 +198,8 @@ impl ControlServer {
             rest_until: None,
             file_due: Tick::ZERO,
             file_lost: false,
+            gave_way: 0,
+            gave_way_logged: None,
         };
         for (client, descriptor) in saved.clients.into_iter().zip(descriptors) {
             let client = Client::restored(client, UnixStream::from_std(descriptor.into()));
@@ -218,12 +232,15 @@ impl ControlServer {
 
     /// Accepts, reads and writes as far as `token` is ready. A complete request comes out, with the
     /// id that its answer must name, and so does the id of one whose client has left.
-    pub(super) fn ready(&mut self, token: Token, registry: &Registry, now: Tick) -> Option<Heard> {
+    pub(super) fn ready(&mut self, token: Token, registry: &Registry, now: Tick) -> Vec<Heard> {
         if token == self.first {
-            self.accept(registry, now);
-            return None;
+            return self.accept(registry, now);
         }
         let index = token.0.wrapping_sub(self.first.0 + 1);
+        self.look(index, registry, now).into_iter().collect()
+    }
+
+    fn look(&mut self, index: usize, registry: &Registry, now: Tick) -> Option<Heard> {
         // A late report of a client that has left is nobody's.
         let Some(Some(client)) = self.clients.get_mut(index) else {
             return None;
@@ -298,7 +315,7 @@ impl ControlServer {
     }
 
     /// Cuts clients whose time is over, and tries again what had to rest.
-    pub(super) fn handle_timeout(&mut self, registry: &Registry, now: Tick) {
+    pub(super) fn handle_timeout(&mut self, registry: &Registry, now: Tick) -> Vec<Heard> {
         for index in 0..self.clients.len() {
             let client = self.clients[index].as_ref();
             if let Some(client) = client
@@ -310,9 +327,9 @@ impl ControlServer {
             }
         }
         if self.rest_until.is_some_and(|until| until <= now) {
-            self.rest_until = None;
-            self.accept(registry, now);
+            return self.accept(registry, now);
         }
+        Vec::new()
     }
 
     /// When [`Self::keep_file`] is due.
@@ -360,11 +377,22 @@ impl ControlServer {
         drop(self);
     }
 
-    fn accept(&mut self, registry: &Registry, now: Tick) {
-        loop {
+    /// Accepts as long as there is, or can be made, a place; what is still in the queue then is
+    /// accepted later. Requests of clients that were about to lose their place come out.
+    fn accept(&mut self, registry: &Registry, now: Tick) -> Vec<Heard> {
+        let mut heard = Vec::new();
+        self.rest_until = None;
+        for _ in 0..CONTROL_ACCEPTS_PER_TURN {
+            if !self.somebody_waits() {
+                return heard;
+            }
+            if let Err(until) = self.make_room(registry, now, &mut heard) {
+                self.rest_until = Some(until);
+                return heard;
+            }
             match self.listener.accept() {
                 Ok((stream, _)) => self.admit(stream, registry, now),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return heard,
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -373,9 +401,82 @@ impl ControlServer {
                 Err(error) => {
                     tracing::warn!(%error, "the control socket rests");
                     self.rest_until = Some(now + ACCEPT_REST);
-                    return;
+                    return heard;
                 }
             }
+        }
+        // The next turn goes on.
+        self.rest_until = Some(now);
+        heard
+    }
+
+    /// Whether a client is in the queue: nobody gives way to none.
+    fn somebody_waits(&self) -> bool {
+        let mut ask = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut ask, PollTimeout::ZERO), Ok(1..))
+    }
+
+    /// Makes sure that the next client finds a place, if one of those that are there can give way: a
+    /// client that has had [`CONTROL_PATIENCE`] and has not sent its request, else one that does not
+    /// read its answer. What it has sent meanwhile counts.
+    ///
+    /// # Errors
+    /// When the next one gives way.
+    fn make_room(
+        &mut self,
+        registry: &Registry,
+        now: Tick,
+        heard: &mut Vec<Heard>,
+    ) -> Result<(), Tick> {
+        if self.clients.iter().any(Option::is_none) {
+            return Ok(());
+        }
+        for asking in [true, false] {
+            let mut slow: Vec<(Tick, usize)> = Vec::new();
+            for (index, client) in self.clients.iter().enumerate() {
+                if let Some(client) = client
+                    && matches!(client.state, State::Asking { .. }) == asking
+                    && let Some(due) = client.state.due()
+                {
+                    slow.push((due, index));
+                }
+            }
+            slow.sort_unstable();
+            for (due, index) in slow {
+                heard.extend(self.look(index, registry, now));
+                match &self.clients[index] {
+                    None => return Ok(()),
+                    Some(client) if client.state.due() != Some(due) => continue,
+                    Some(_) => {}
+                }
+                let left =
+                    (due.since(now) + CONTROL_PATIENCE).saturating_sub(CONTROL_REQUEST_TIMEOUT);
+                if !left.is_zero() {
+                    return Err(now + left);
+                }
+                self.yielded(index, now);
+                self.dismiss(index, registry);
+                return Ok(());
+            }
+        }
+        // All of them are being answered: the next one is told so.
+        Ok(())
+    }
+
+    /// Counts a client that gave way, and says so once a second.
+    fn yielded(&mut self, index: usize, now: Tick) {
+        self.gave_way += 1;
+        if self
+            .gave_way_logged
+            .is_some_and(|at| now.since(at) < GAVE_WAY_LOGGED_EVERY)
+        {
+            return;
+        }
+        self.gave_way_logged = Some(now);
+        if let Some(client) = &self.clients[index] {
+            let (pid, uid) = (client.peer.pid, client.peer.uid);
+            let total = self.gave_way;
+            tracing::warn!(pid, uid, total, "slow control client gave way");
         }
     }
 
@@ -547,10 +648,11 @@ mod tests {
                     let own = self.server.first.0..self.server.first.0 + TOKENS;
                     assert!(own.contains(&event.token().0));
                     let registry = self.poll.registry();
-                    match self.server.ready(event.token(), registry, clock::now()) {
-                        Some(Heard::Asked(id, request)) => asked.push((id, request)),
-                        Some(Heard::Left(id)) => self.left.push(id),
-                        None => {}
+                    for heard in self.server.ready(event.token(), registry, clock::now()) {
+                        match heard {
+                            Heard::Asked(id, request) => asked.push((id, request)),
+                            Heard::Left(id) => self.left.push(id),
+                        }
                     }
                 }
             }
@@ -678,13 +780,36 @@ mod tests {
         bench.turn();
         let text = everything(late);
         assert!(
-            text.contains("refused") && text.contains("16 others"),
+            text.contains("refused") && text.contains("32 others"),
             "{text}"
         );
         let (client, id) = clients.remove(3);
         bench.answer(id, Reply::Refused(String::new()));
         drop(client);
         assert_eq!(bench.sends(RELOAD).1.len(), 1);
+    }
+
+    #[test]
+    fn silent_clients_give_way_to_waiting_ones() {
+        let mut bench = Bench::new();
+        let silent: Vec<_> = (0..CONTROL_CLIENTS_MAX).map(|_| bench.client()).collect();
+        bench.turn();
+        assert_eq!(bench.clients(), CONTROL_CLIENTS_MAX);
+        // One of them speaks while it waits to be told so: it keeps its place.
+        (&silent[0]).write_all(RELOAD).unwrap();
+        let mut late = bench.client();
+        late.write_all(RELOAD).unwrap();
+        let mut asked = bench.turn().len();
+        while asked < 2 {
+            let due = bench.server.poll_timeout().unwrap();
+            assert!(due <= clock::now() + CONTROL_PATIENCE);
+            let registry = bench.poll.registry();
+            asked += bench.server.handle_timeout(registry, due).len();
+            asked += bench.turn().len();
+        }
+        assert_eq!(asked, 2, "the late one and the one that spoke");
+        assert_eq!(bench.clients(), CONTROL_CLIENTS_MAX);
+        assert_eq!(bench.server.gave_way, 1);
     }
 
     #[test]

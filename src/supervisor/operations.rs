@@ -3,7 +3,7 @@
 
 use mio::Token;
 
-use crate::clock;
+use crate::clock::{self, Tick};
 use crate::config::{Config, WORKERS, check_change};
 use crate::control::{Done, Options, Reply, Request, Rotation};
 use crate::fault;
@@ -22,10 +22,25 @@ impl Supervisor {
         let Some(control) = &mut self.control else {
             return;
         };
-        let (request, asked) = match control.ready(token, self.poll.registry(), clock::now()) {
-            Some(Heard::Asked(request, asked)) => (request, asked),
-            Some(Heard::Left(request)) => return self.happened(Event::Withdrawn { request }),
-            None => return,
+        for heard in control.ready(token, self.poll.registry(), clock::now()) {
+            self.control_heard(heard);
+        }
+    }
+
+    /// Acts on deadlines of the control socket's clients.
+    pub(super) fn control_timeout(&mut self, now: Tick) {
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        for heard in control.handle_timeout(self.poll.registry(), now) {
+            self.control_heard(heard);
+        }
+    }
+
+    fn control_heard(&mut self, heard: Heard) {
+        let (request, asked) = match heard {
+            Heard::Asked(request, asked) => (request, asked),
+            Heard::Left(request) => return self.happened(Event::Withdrawn { request }),
         };
         match asked {
             Request::Reload(options) => self.requested(request, Wanted::Reload, options),
@@ -182,6 +197,7 @@ impl Supervisor {
         if let Some(cause) = self.too_few(workers) {
             return Err(cause);
         }
+        boot::check_account(&config).map_err(|error| error.to_string())?;
         let limits = Limits::settle(&config, workers.max(now), self.nofile)
             .map_err(|error| error.to_string())?;
         let room =

@@ -1,12 +1,10 @@
 //! What the supervisor tells people: one log line a notice, and the addresses on standard output.
 
-use std::io::Write;
 use std::time::Duration;
 
 use crate::config::Config;
 use crate::fault;
 use crate::identity::WorkerId;
-use crate::log::without_ttou;
 use crate::metrics::{CloseReason, Counter};
 use crate::wire::{HandoverEnd, Listen};
 
@@ -28,12 +26,8 @@ pub(super) fn starting(config: &Config, ignored: &[String]) {
     }
 }
 
-/// Every slot serves: says where, for people on the log and for scripts on standard output.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the supervisor waits for no reader; `output` would"
-)]
-pub(super) fn announce(listen: &[Listen], workers: usize) {
+/// Logs that every slot serves, and returns the addresses as lines for scripts.
+pub(super) fn announce(listen: &[Listen], workers: usize) -> Vec<u8> {
     let shown: Vec<String> = listen.iter().map(shown).collect();
     tracing::info!(
         address = shown.join(" "),
@@ -42,15 +36,10 @@ pub(super) fn announce(listen: &[Listen], workers: usize) {
         version = fault::program_version(),
         "ready"
     );
-    let mut out = std::io::stdout().lock();
-    let mut print = || {
-        let mut lines = shown.iter();
-        lines.try_for_each(|address| writeln!(out, "listening on {address}"))?;
-        out.flush()
-    };
-    if let Err(error) = without_ttou(&mut print) {
-        tracing::debug!(%error, "standard output does not take the addresses");
-    }
+    let lines = shown
+        .iter()
+        .map(|address| format!("listening on {address}\n"));
+    lines.collect::<String>().into_bytes()
 }
 
 /// Logs a notice.

@@ -356,9 +356,12 @@ fn adopt(
         rebinds: Vec::new(),
         rebind_at: None,
         closing: None,
+        announcement: None,
+        locks_rest_until: None,
         verdict: None,
     };
     supervisor.watch_killed();
+    supervisor.announce(state.announcement);
     supervisor.resume_systemd(state.systemd);
     supervisor
 }

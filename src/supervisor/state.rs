@@ -82,6 +82,9 @@ pub(super) struct State {
     /// Children that are killed and not reaped.
     #[serde(default)]
     pub(super) killed: Vec<SavedKilled>,
+    /// What standard output has not taken.
+    #[serde(default)]
+    pub(super) announcement: Vec<u8>,
     /// The configuration as the new program's pre-flight has read it, in that program's format; not
     /// there in the state that a pre-flight is shown.
     #[serde(default)]

@@ -24,6 +24,8 @@ pub(super) enum Source {
     AdminChannel,
     /// The pidfd of a child that was killed.
     Killed,
+    /// Standard output, which has not taken the addresses.
+    Announcement,
     /// The control socket or one of its clients.
     Control,
     /// The lock of an address: somebody asks.
@@ -51,6 +53,7 @@ impl Source {
             Self::Barrier => 4,
             Self::AdminChannel => 5,
             Self::Killed => 6,
+            Self::Announcement => 7,
             Self::Control => CONTROL_FIRST,
             Self::Lock(index) => LOCKS_FIRST + index,
             Self::Channel(serial) => CHILDREN_FIRST + 2 * serial as usize,
@@ -68,6 +71,7 @@ impl Source {
             4 => Self::Barrier,
             5 => Self::AdminChannel,
             6 => Self::Killed,
+            7 => Self::Announcement,
             CONTROL_FIRST..CONTROL_END => Self::Control,
             number if number >= CHILDREN_FIRST => {
                 let serial = ((number - CHILDREN_FIRST) / 2) as u64;
@@ -97,6 +101,7 @@ mod tests {
             Source::Barrier,
             Source::AdminChannel,
             Source::Killed,
+            Source::Announcement,
             Source::Control,
             Source::Lock(0),
             Source::Lock(4000),

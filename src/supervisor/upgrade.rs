@@ -336,6 +336,10 @@ impl Supervisor {
             terminal: self.terminal,
             signals: Vec::new(),
             killed: self.killed.iter().map(Killed::saved).collect(),
+            announcement: self
+                .announcement
+                .as_ref()
+                .map_or_else(Vec::new, |it| it.rest().to_vec()),
             resolved: None,
         }
     }

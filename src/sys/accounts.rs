@@ -4,6 +4,8 @@
 
 use std::io;
 
+use rustix::thread::CapabilitySet;
+
 use nix::unistd::{Gid, Group, Uid, User, geteuid, setgroups, setresgid, setresuid};
 
 /// A user's number and that of its primary group. A number that nobody has is taken as it is.
@@ -40,6 +42,22 @@ pub fn group(name: &str) -> Result<u32, String> {
 #[must_use]
 pub fn is_root() -> bool {
     geteuid().is_root()
+}
+
+/// The first capability that this process lacks to become `user`, or another group, and to signal
+/// that user's processes afterwards; `None`: it can.
+#[must_use]
+pub fn missing_capability(user: Option<u32>) -> Option<&'static str> {
+    // Unreadable is not missing: what is refused then is refused where it is done.
+    let held = rustix::thread::capabilities(None).ok()?.effective;
+    let another = user.is_some_and(|user| user != geteuid().as_raw());
+    let needed = [
+        (CapabilitySet::SETGID, "CAP_SETGID", true),
+        (CapabilitySet::SETUID, "CAP_SETUID", another),
+        (CapabilitySet::KILL, "CAP_KILL", another),
+    ];
+    let missing = |(one, _, needed): &(CapabilitySet, &str, bool)| *needed && !held.contains(*one);
+    needed.into_iter().find(missing).map(|(_, name, _)| name)
 }
 
 /// Becomes another group and user for good, without supplementary groups.

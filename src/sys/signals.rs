@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "a disposition is set by a raw call")]
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
@@ -26,6 +27,22 @@ pub fn keep_exit_statuses() -> io::Result<()> {
 /// What `pthread_sigmask` returned.
 pub fn unblock_all() -> io::Result<()> {
     SigSet::empty().thread_set_mask()?;
+    Ok(())
+}
+
+/// Has `signal` end this process at once, with exit code 0, while `armed` is true.
+///
+/// # Errors
+/// There is no such signal, or it cannot be handled.
+pub fn exit_on(signal: i32, armed: &'static AtomicBool) -> io::Result<()> {
+    let action = move || {
+        if armed.load(Ordering::Relaxed) {
+            signal_hook::low_level::exit(0);
+        }
+    };
+    // SAFETY: all that the action does is to read an atomic and to call `_exit`, and a signal handler
+    // may do both at any time.
+    unsafe { signal_hook::low_level::register(signal, action) }?;
     Ok(())
 }
 

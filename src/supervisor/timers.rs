@@ -1,0 +1,139 @@
+//! When the supervisor may act on deadlines: readiness comes before time.
+//!
+//! A deadline is acted on only after a look at the event queue that began when it had passed and that
+//! emptied the queue: whatever happened in time is then known. A look that filled its buffer, or that
+//! was interrupted, has not emptied it. And when this process did not run for a while (stopped, frozen
+//! or starved), its children may not have run either: they get a moment first.
+//!
+//! Invariant: deadlines are never put off for ever; each of the reasons has a bound.
+
+use std::time::Duration;
+
+use crate::clock::Tick;
+
+/// Looks in a row that may leave the queue unemptied, with [`super::EVENTS_PER_TURN`] reports each:
+/// more than there is to be watched, so each source has been reported by then.
+const FULL_LOOKS_MAX: usize = 32;
+/// This process did not run if a look or what followed took so much longer than it was to.
+const STALL: Duration = Duration::from_millis(500);
+/// The longest time that children get to show what they did before this process was stalled.
+const GRACE_MAX: Duration = Duration::from_secs(1);
+
+/// One look at the event queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    /// When it began.
+    pub(super) began: Tick,
+    /// When it was to end at the latest; `None`: with the next event.
+    pub(super) until: Option<Tick>,
+    /// When it ended.
+    pub(super) ended: Tick,
+    /// Whether nothing is left in the queue of what was there when it began.
+    pub(super) emptied: bool,
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    full_looks: usize,
+    last_ended: Option<Tick>,
+    held_until: Option<Tick>,
+    /// Deadlines have been put off since they were acted on last.
+    held: bool,
+}
+
+impl Timers {
+    /// Takes in a look; returns the time by which deadlines may be judged now, if they may.
+    pub(super) fn looked(&mut self, look: Look) -> Option<Tick> {
+        let worked = self
+            .last_ended
+            .map_or(Duration::ZERO, |at| look.began.since(at));
+        let overslept = look.until.map_or(Duration::ZERO, |until| {
+            look.ended.since(until.max(look.began))
+        });
+        self.last_ended = Some(look.ended);
+        let stalled = worked.max(overslept);
+        if stalled > STALL && !self.held {
+            self.held = true;
+            self.held_until = Some(look.ended + stalled.min(GRACE_MAX));
+        }
+        if self.held_until.is_some_and(|until| look.began < until) {
+            return None;
+        }
+        self.held_until = None;
+        if !look.emptied && self.full_looks < FULL_LOOKS_MAX {
+            self.full_looks += 1;
+            return None;
+        }
+        self.full_looks = 0;
+        self.held = false;
+        Some(look.began)
+    }
+
+    /// How long the next look may take when the next deadline is `due`.
+    pub(super) fn wait_until(&self, due: Option<Tick>) -> Option<Tick> {
+        match (due, self.held_until) {
+            (Some(due), Some(held)) => Some(due.max(held)),
+            (due, _) => due,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn at(ms: u64) -> Tick {
+        Tick::from_millis(ms)
+    }
+
+    fn look(began: u64, ended: u64, emptied: bool) -> Look {
+        Look {
+            began: at(began),
+            until: Some(at(ended)),
+            ended: at(ended),
+            emptied,
+        }
+    }
+
+    #[test]
+    fn deadlines_wait_for_emptied_queue() {
+        let mut timers = Timers::default();
+        // It began before what it waited for: the next look decides.
+        assert_eq!(timers.looked(look(0, 100, true)), Some(at(0)));
+        assert_eq!(timers.looked(look(100, 100, false)), None);
+        assert_eq!(timers.looked(look(101, 101, true)), Some(at(101)));
+        let mut full = 0;
+        while timers.looked(look(200, 200, false)).is_none() {
+            full += 1;
+        }
+        assert_eq!(full, FULL_LOOKS_MAX, "there is a bound");
+    }
+
+    #[test]
+    fn stalled_process_gives_its_children_time() {
+        let mut timers = Timers::default();
+        timers.looked(look(0, 10, true));
+        let frozen = Look {
+            ended: at(60_000),
+            ..look(10, 20, true)
+        };
+        assert_eq!(timers.looked(frozen), None);
+        assert_eq!(timers.wait_until(Some(at(20))), Some(at(61_000)));
+        assert_eq!(timers.looked(look(60_000, 60_500, true)), None);
+        assert_eq!(timers.looked(look(61_000, 61_000, true)), Some(at(61_000)));
+        assert_eq!(timers.wait_until(Some(at(20))), Some(at(20)));
+
+        // One that is stalled again and again acts on deadlines all the same.
+        let mut acted = 0;
+        for turn in 0..10 {
+            let began = 100_000 + turn * 10_000;
+            let stalled = Look {
+                ended: at(began + 9_999),
+                ..look(began, began, true)
+            };
+            acted += usize::from(timers.looked(stalled).is_some());
+        }
+        assert!(acted >= 3, "{acted}");
+    }
+}
