@@ -322,6 +322,7 @@ fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
 fn how(typed: &ArgMatches) -> Options {
     Options {
         wait: typed.get_flag(definition::WAIT),
+        drain: typed.get_flag(definition::DRAIN),
     }
 }
 
@@ -444,7 +445,10 @@ mod tests {
             timeout: None,
             shown: Shown::default(),
         };
-        const NOW: Options = Options { wait: false };
+        const NOW: Options = Options {
+            wait: false,
+            drain: false,
+        };
         let scale = |workers| {
             order(Request::Scale {
                 workers,
@@ -463,7 +467,11 @@ mod tests {
             (&["scale", "-2"], scale(ScaleTo::By(-2))),
             (
                 &["upgrade", "--wait"],
-                order(Request::Upgrade(Options { wait: true })),
+                order(Request::Upgrade(Options { wait: true, ..NOW })),
+            ),
+            (
+                &["reload", "--drain"],
+                order(Request::Reload(Options { drain: true, ..NOW })),
             ),
             (
                 &["rotation", "maint"],

@@ -20,6 +20,8 @@ pub struct Tick(u64);
 impl Tick {
     /// The clock's own zero (the machine's boot); tests count from here.
     pub const ZERO: Self = Self(0);
+    /// The end of time: what is due then is never due.
+    pub const MAX: Self = Self(u64::MAX);
 
     /// The point `ns` nanoseconds after the clock's zero.
     #[must_use]

@@ -59,7 +59,7 @@ use crate::clock::Tick;
 use crate::metrics::{CloseReason, Counter, TurnClass};
 use crate::sys::shared::{self, SharedMemory};
 
-pub use counters::{counter, is_believable, open_by, open_connections};
+pub use counters::{Moves, counter, is_believable, moves, open_by, open_connections, room};
 pub use pool::WARM_BUFFERS;
 pub use unsent::{Corrupt, unsent};
 
@@ -432,6 +432,17 @@ impl<P: Probe> Memory<P> {
         (first..self.used).filter(|&fd| self.head(fd).state != State::Free)
     }
 
+    /// Notes how many batches of the handover from here were sent, and how many of them are settled.
+    pub fn note_sent(&mut self, sent: u64, settled: u64) {
+        self.store(Layout::MOVING, 0, sent);
+        self.store(Layout::MOVING, 1, settled);
+    }
+
+    /// Notes how many batches of the handover to here were answered.
+    pub fn note_answered(&mut self, answered: u64) {
+        self.store(Layout::MOVING, 2, answered);
+    }
+
     fn wipe(&mut self) -> io::Result<()> {
         self.store(Layout::IN_HAND, 0, 0);
         self.store(Layout::ACCEPTING, 0, 0);
@@ -506,7 +517,7 @@ impl<P: Probe> Memory<P> {
             // Refused only by a file system without holes; the pages are then merely kept.
             let _ = self
                 .shared
-                .discard(self.layout.buffer(buffer), self.layout.stride());
+                .discard(self.layout.buffer(buffer), Layout::STRIDE);
         }
     }
 

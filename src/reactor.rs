@@ -96,6 +96,8 @@ pub struct Reactor {
     open: u32,
     /// Connections that another worker is about to hand over: their places are taken.
     expected: u32,
+    /// Nothing is accepted before then, or before it is known how many those are.
+    counts_until: Option<Tick>,
     /// Connections of this generation or an earlier one may be another worker's, too.
     taken_over: u32,
     last_generation: u32,
@@ -144,6 +146,7 @@ impl Reactor {
             max_connections,
             open: 0,
             expected: 0,
+            counts_until: None,
             taken_over: NO_GENERATION,
             last_generation: NO_GENERATION,
             spin: Spin::new(config.busy_poll),
@@ -536,7 +539,7 @@ impl Reactor {
     }
 
     const fn takes_connections(&self) -> bool {
-        self.accepting && matches!(self.gate, Gate::Open)
+        self.accepting && self.counts_until.is_none() && matches!(self.gate, Gate::Open)
     }
 
     /// Watches the listeners exactly while connections are taken; `was` says whether they were.

@@ -116,8 +116,11 @@ pub struct Start {
     /// The one CPU that it is to run on; `None`: wherever the system puts it.
     #[serde(default)]
     pub cpu: Option<u16>,
-    /// Connections this worker may hold.
+    /// Connections up to which this worker accepts new ones.
     pub max_connections: u32,
+    /// Connections that its memory has room for, if those are more: others may hand it theirs.
+    #[serde(default)]
+    pub room: u32,
     /// Records in the working memory: descriptor numbers this worker may use.
     pub descriptors: u32,
 }
@@ -209,8 +212,6 @@ pub struct HandOver {
     /// Whether nobody accepts from this worker's listeners after it: what stands in their queues
     /// is to be taken before they are let go.
     pub last: bool,
-    /// Milliseconds for what the other end refuses: it is served until then, then finished.
-    pub drain_timeout_ms: u64,
     /// Only a part of the connections: the worker stays, and goes on accepting. Not said to workers
     /// of a program that would not know of it: their configuration does not either.
     #[serde(default)]
@@ -256,8 +257,8 @@ pub enum HandoverEnd {
     Done,
     /// The other worker is gone. It serves on with what was not acknowledged, and accepts again.
     PeerGone,
-    /// The other worker does not take (more of) its connections. It serves them until they end or
-    /// `drain_timeout` passes, then finishes them in order, and ends.
+    /// The other worker cannot take (more of) its connections. It serves them, without accepting,
+    /// until it is told to leave, to serve, to take over or to hand over once more.
     Refused {
         /// In the other worker's words.
         cause: String,
@@ -538,7 +539,6 @@ mod tests {
             Message::HandOver(HandOver {
                 to: WorkerId::default(),
                 last: true,
-                drain_timeout_ms: 5,
                 part: Some(Part {
                     permille: 333,
                     at_most: 200,

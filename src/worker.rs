@@ -69,9 +69,14 @@ enum Phase {
         until: Tick,
         drain_timeout: Duration,
     },
-    /// Its connections go to another worker. What that one refuses stays, for so long.
+    /// Its connections go to another worker.
     HandingOver {
-        drain_timeout: Duration,
+        /// Nobody else accepts from its listeners.
+        last: bool,
+    },
+    /// Some of them could not go. They are served; the supervisor says what becomes of them.
+    Undecided {
+        last: bool,
     },
     /// Not accepting any more; what is established is served until it ends, or till then.
     Leaving {
@@ -252,7 +257,11 @@ impl Worker {
             Phase::LameDuck { until, .. }
             | Phase::Leaving { until }
             | Phase::Draining { until } => Some(until),
-            Phase::StandingBy | Phase::Serving | Phase::HandingOver { .. } | Phase::Done => None,
+            Phase::StandingBy
+            | Phase::Serving
+            | Phase::HandingOver { .. }
+            | Phase::Undecided { .. }
+            | Phase::Done => None,
         }
     }
 
@@ -344,6 +353,7 @@ impl Worker {
             | Phase::Serving
             | Phase::LameDuck { .. }
             | Phase::HandingOver { .. }
+            | Phase::Undecided { .. }
             | Phase::Leaving { .. } => self.drain(self.config.drain_timeout),
             Phase::Draining { .. } | Phase::Done => {}
         }
@@ -402,6 +412,7 @@ impl Worker {
             | Phase::Serving
             | Phase::LameDuck { .. }
             | Phase::HandingOver { .. }
+            | Phase::Undecided { .. }
             | Phase::Leaving { .. }
             | Phase::Draining { .. }
             | Phase::Done => {}
@@ -431,10 +442,11 @@ pub fn rehearse(start: &Start) -> io::Result<()> {
     reactor_over(memory::create(layout(start))?, start).map(drop)
 }
 
-const fn layout(start: &Start) -> Layout {
+fn layout(start: &Start) -> Layout {
     Layout {
         descriptors: start.descriptors,
-        buffers: start.max_connections,
+        // What comes from another worker is taken beyond the limit for new connections.
+        buffers: start.room.max(start.max_connections),
         buffer_bytes: start.config.pending_output,
     }
 }

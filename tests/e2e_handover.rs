@@ -106,6 +106,7 @@ impl Slot {
             adopt: self.listener.is_some(),
             standby,
             max_connections,
+            room: max_connections,
             descriptors: DESCRIPTORS,
         };
         let mut descriptors = vec![file.as_fd()];
@@ -225,7 +226,6 @@ fn order(from: &mut Worker, to: &mut Worker, last: bool) {
     let order = HandOver {
         to: to.id,
         last,
-        drain_timeout_ms: DRAIN_MS,
         part: None,
     };
     from.say(Message::HandOver(order), &[ours]);
@@ -374,11 +374,13 @@ fn a_format_that_is_not_read_is_refused_and_the_predecessor_drains() {
     order(&mut old, &mut new, false);
     let told = old.expect_handed_over();
     assert_eq!((told.moved, told.left), (0, 4));
-    assert!(matches!(told.end, HandoverEnd::Refused { cause } if cause.contains("version 1")));
+    assert!(matches!(told.end, HandoverEnd::Refused { cause } if cause.contains("version 2")));
     serves(&mut clients);
     let mut newcomer = Client::connect(slot.addr());
     newcomer.roundtrip(b"the successor accepts");
     assert_eq!(new.count(Counter::Accepted), 1);
+    let drain_timeout_ms = DRAIN_MS;
+    old.say(Message::Leave(Leave { drain_timeout_ms }), &[]);
     for client in &mut clients {
         client.half_close();
         client.expect_eof();
@@ -387,17 +389,27 @@ fn a_format_that_is_not_read_is_refused_and_the_predecessor_drains() {
 }
 
 #[test]
-fn a_receiver_without_room_refuses_a_batch_as_a_whole() {
+fn worker_without_room_leaves_the_rest_to_its_peer() {
     let mut slot = Slot::new(Config::default());
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 4);
-    let mut new = slot.spawn(true, "", 3);
-    assert!(matches!(new.hear(), Some((Message::Ready(_), _))));
+    // Every other one cannot be watched there.
+    let mut new = slot.start(true, "receiver.watch=fail");
     order(&mut old, &mut new, false);
     let told = old.expect_handed_over();
-    assert_eq!((told.moved, told.left), (0, 4));
-    assert_eq!(new.count(Counter::MovedIn), 0);
+    assert_eq!(told.moved + told.left, 4);
+    assert!(told.moved > 0 && told.left > 0, "{told:?}");
+    assert!(matches!(told.end, HandoverEnd::Refused { .. }));
+    new.until(Counter::MovedIn, u64::from(told.moved));
     serves(&mut clients);
+    // All of them come back to the old one, which accepts again.
+    order(&mut new, &mut old, false);
+    let told = new.expect_handed_over();
+    assert_eq!((told.left, told.end), (0, HandoverEnd::Done));
+    assert!(new.expect_exit().success());
+    serves(&mut clients);
+    let mut newcomer = Client::connect(slot.addr());
+    newcomer.roundtrip(b"newcomer");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use uppercased::config::HANDOVER_WINDOW;
 use uppercased::handover::machine::{
     End, Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
 };
-use uppercased::handover::record::{Message, Packet, VERSION};
+use uppercased::handover::record::{Left, Message, Packet, VERSION};
 use uppercased::memory::frozen::{Frozen, Phase};
 
 /// Runs in a plain `cargo test`.
@@ -50,6 +50,8 @@ struct Connection {
     in_message: bool,
     /// Its arrival has been acknowledged: it is the receiver's.
     acknowledged: bool,
+    /// The receiver could not take it: it is not offered again.
+    stuck: bool,
     /// Its owner has ended it.
     ended: bool,
 }
@@ -81,7 +83,7 @@ struct World {
     moved: u32,
     /// Only so many are still to go, of those that are served then; the sender stays.
     part: Option<usize>,
-    /// The receiver refuses what would make more than this.
+    /// The receiver has no room for more than this.
     limit: u32,
     calm: bool,
 }
@@ -108,6 +110,7 @@ impl Connection {
             receiver: Held::No,
             in_message: false,
             acknowledged: false,
+            stuck: false,
             ended: false,
         }
     }
@@ -196,10 +199,16 @@ impl World {
 
     fn sender_turns(&mut self) {
         let served = self.connections.iter();
-        let waiting = served.filter(|one| one.sender == Held::Served).count() as u32;
+        let served = served.filter(|one| one.sender == Held::Served);
+        let (stuck, waiting): (Vec<_>, Vec<_>) = served.partition(|one| one.stuck);
+        let (stuck, waiting) = (stuck.len() as u32, waiting.len() as u32);
         let complete = self.part.is_some() || self.random.u32(0..8) == 0;
         let waiting = self.part.map_or(waiting, |left| waiting.min(left as u32));
-        self.sender_handles(SenderEvent::Turn { waiting, complete });
+        self.sender_handles(SenderEvent::Turn {
+            waiting,
+            stuck,
+            complete,
+        });
     }
 
     fn sender_hears(&mut self) {
@@ -226,10 +235,16 @@ impl World {
             match action {
                 SenderAction::Send { sequence } => self.send(sequence),
                 SenderAction::Retry { .. } => self.transmit(),
-                SenderAction::Release { sequence } => {
-                    for index in self.settled(sequence) {
+                SenderAction::Release { sequence, left } => {
+                    for (place, index) in (0..).zip(self.settled(sequence)) {
                         let one = &mut self.connections[index];
                         assert_eq!(one.sender, Held::Moving);
+                        if left.contains(&place) {
+                            assert_eq!(one.receiver, Held::No, "{index} is served at both");
+                            one.sender = Held::Served;
+                            one.stuck = true;
+                            continue;
+                        }
                         assert!(one.acknowledged, "{index} is let go of, and nobody has it");
                         one.sender = Held::No;
                         self.moved += 1;
@@ -240,8 +255,11 @@ impl World {
                         let one = &mut self.connections[index];
                         assert_eq!(one.sender, Held::Moving);
                         one.sender = Held::Served;
+                        one.stuck = true;
                     }
-                    self.staged = None;
+                    if self.batches.iter().all(|batch| batch.0 < sequence) {
+                        self.staged = None;
+                    }
                 }
                 SenderAction::SendEnd { sequence } => {
                     let moved = self.moved;
@@ -271,7 +289,7 @@ impl World {
         let most = self.part.map_or(most, |left| most.min(left));
         let served = (0..self.connections.len()).filter(|&index| {
             let one = &self.connections[index];
-            one.sender == Held::Served
+            one.sender == Held::Served && !one.stuck
         });
         let batch: Vec<usize> = served.take(most).collect();
         assert!(!batch.is_empty(), "a batch of nothing");
@@ -281,7 +299,7 @@ impl World {
         for &index in &batch {
             self.connections[index].sender = Held::Moving;
         }
-        let message = Message::Batch(batch.iter().map(|&index| frozen(index)).collect());
+        let message = Message::Batch(batch.iter().map(|&index| Ok(frozen(index))).collect());
         self.staged = Some(Parcel {
             bytes: Packet { sequence, message }.encode(),
             connections: batch.clone(),
@@ -306,8 +324,9 @@ impl World {
         for &index in &parcel.connections {
             self.connections[index].in_message = true;
         }
+        let count = parcel.connections.len() as u32;
         self.to_receiver.push_back(parcel);
-        self.sender.handle(SenderEvent::Sent);
+        self.sender.handle(SenderEvent::Sent { count });
     }
 
     fn receiver_hears(&mut self) {
@@ -315,7 +334,11 @@ impl World {
             return;
         }
         let mut came = Vec::new();
-        if let Some(parcel) = self.to_receiver.pop_front() {
+        if !self.calm && self.random.u32(0..200) == 0 {
+            self.tell("the receiver leaves itself");
+            let cause = "leaving".to_owned();
+            self.receiver.handle(ReceiverEvent::Unfit { cause });
+        } else if let Some(parcel) = self.to_receiver.pop_front() {
             came = parcel.connections;
             for &index in &came {
                 self.connections[index].in_message = false;
@@ -324,11 +347,16 @@ impl World {
             self.tell(&format!("the receiver hears {}: {came:?}", packet.sequence));
             // Sometimes a full descriptor table cuts the list short.
             let short = !self.calm && self.random.u32(0..100) == 0;
-            let event = if short && !came.is_empty() {
-                let descriptors = came.len() - 1;
-                ReceiverEvent::Heard {
-                    packet,
-                    descriptors,
+            // Sometimes it is of another version.
+            let unreadable = !self.calm && self.random.u32(0..100) == 0 && !came.is_empty();
+            if short {
+                came.pop();
+            }
+            let event = if unreadable {
+                came.clear();
+                ReceiverEvent::Unreadable {
+                    sequence: packet.sequence,
+                    cause: "version".to_owned(),
                 }
             } else {
                 let descriptors = came.len();
@@ -357,22 +385,49 @@ impl World {
 
     fn receiver_acts(&mut self, action: ReceiverAction, came: &[usize]) {
         match action {
+            ReceiverAction::Expect { .. } => {}
             ReceiverAction::Adopt { connections } => {
-                let sent = connections.iter().map(|one| one.bytes_in as usize);
+                let sent = connections.iter().flatten();
+                let sent = sent.map(|one| one.bytes_in as usize).take(came.len());
                 assert!(sent.eq(came.iter().copied()), "other connections came");
-                if self.receiver.adopted() as usize + came.len() > self.limit as usize {
-                    let cause = "full".to_owned();
-                    return self.receiver.handle(ReceiverEvent::NotAdopted { cause });
+                let mut places = Vec::new();
+                let mut taken = 0;
+                for (place, index) in (0..).zip(0..connections.len()) {
+                    // One that did not come, one without room, one that cannot be watched.
+                    let full = self.receiver.adopted() + taken >= self.limit;
+                    let fails = !self.calm && self.random.u32(0..30) == 0;
+                    match came.get(index) {
+                        Some(&index) if !full && !fails => {
+                            self.connections[index].receiver = Held::Moving;
+                            taken += 1;
+                        }
+                        Some(_) | None => places.push(place),
+                    }
                 }
-                for &index in came {
-                    self.connections[index].receiver = Held::Moving;
-                }
-                self.receiver.handle(ReceiverEvent::Adopted);
+                let cause = "full".to_owned();
+                let left = (!places.is_empty()).then_some(Left { places, cause });
+                self.receiver.handle(ReceiverEvent::Adopted { taken, left });
             }
-            ReceiverAction::Acknowledge { sequence, count } => {
-                assert_eq!(count as usize, came.len());
-                self.answer(sequence, Message::Acknowledged { count });
-                for &index in came {
+            ReceiverAction::Decline { sequence, cause } => {
+                self.answer(sequence, Message::Declined { cause });
+            }
+            ReceiverAction::Acknowledge {
+                sequence,
+                taken,
+                left,
+            } => {
+                let stays = |place: usize| {
+                    let mut places = left.iter().flat_map(|left| &left.places);
+                    places.any(|stays| usize::from(*stays) == place)
+                };
+                let came = came.iter().enumerate();
+                let taken_in: Vec<usize> = came
+                    .filter(|(place, _)| !stays(*place))
+                    .map(|(_, index)| *index)
+                    .collect();
+                assert_eq!(taken as usize, taken_in.len());
+                self.answer(sequence, Message::Acknowledged { taken, left });
+                for index in taken_in {
                     let one = &mut self.connections[index];
                     assert_eq!(
                         one.receiver,
@@ -485,6 +540,13 @@ impl World {
                 let by_sender = |one: &&Connection| one.ended && !one.acknowledged;
                 self.connections.len() - self.connections.iter().filter(by_sender).count()
             }),
+            End::Incomplete { .. } => {
+                assert!(
+                    self.connections
+                        .iter()
+                        .any(|one| one.stuck && !one.acknowledged)
+                );
+            }
             End::PeerGone => assert!(self.receiver_closed),
             End::Refused { .. } | End::Stopped => assert!(!self.calm),
         }
@@ -538,6 +600,7 @@ fn whatever_happens_every_connection_has_one_owner() {
     assert!(ends(|end| *end == End::PeerGone) > 10);
     assert!(ends(|end| *end == End::Stopped) > 10);
     assert!(ends(|end| matches!(end, End::Refused { .. })) > 10);
+    assert!(ends(|end| matches!(end, End::Incomplete { .. })) > 10);
     let deaths = worlds.iter().filter(|world| world.sender_dead).count();
     assert!(deaths > 100, "only {deaths} senders died");
     let stays = |world: &&World| {

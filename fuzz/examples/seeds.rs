@@ -71,6 +71,7 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
         standby: true,
         cpu: Some(1),
         max_connections: 100,
+        room: 200,
         descriptors: 200,
     };
     let sandbox = Sandboxed {
@@ -110,7 +111,6 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
         Message::HandOver(HandOver {
             to: worker,
             last: true,
-            drain_timeout_ms: 5,
             part,
         }),
         Message::TakeOver(TakeOver {
@@ -150,7 +150,7 @@ fn control() -> Outcome<Vec<Vec<u8>>> {
     let mut seeds = Vec::new();
     for request in [
         Request::Reload(Options::default()),
-        Request::Upgrade(Options { wait: true }),
+        Request::Upgrade(Options { wait: true, drain: true }),
         Request::Scale { workers: ScaleTo::Exactly(3), options: Options::default() },
         Request::Scale { workers: ScaleTo::By(-1), options: Options::default() },
         Request::Rotation {
@@ -200,9 +200,11 @@ fn handover() -> Vec<Vec<u8>> {
         ..one.clone()
     };
     let messages = [
-        Handover::Batch(vec![one.clone(), waiting, one]),
+        Handover::Begin { coming: 3 },
+        Handover::Batch(vec![Ok(one.clone()), Ok(waiting), Ok(one)]),
         Handover::End { moved: 3 },
-        Handover::Acknowledged { count: 3 },
+        Handover::Acknowledged { taken: 3, left: None },
+        Handover::Declined { cause: "no descriptor".into() },
         Handover::Refused {
             cause: "full".into(),
         },

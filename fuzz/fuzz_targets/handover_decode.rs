@@ -1,5 +1,5 @@
 //! Any bytes are a packet of a handover or are refused; what is a packet survives being sent again,
-//! and is taken in as a whole or refused by a working memory.
+//! and is taken in or refused by a working memory.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -14,6 +14,12 @@ fuzz_target!(|frame: &[u8]| {
     let Ok(packet) = Packet::decode(frame, VERSION) else {
         return;
     };
+    // A record that means nothing is not written again.
+    if let Message::Batch(records) = &packet.message
+        && records.iter().any(Result::is_err)
+    {
+        return;
+    }
     let again = packet.encode();
     assert!(again.len() <= HANDOVER_MESSAGE_BYTES);
     assert_eq!(Packet::decode(&again, VERSION).as_ref(), Ok(&packet));
@@ -22,7 +28,7 @@ fuzz_target!(|frame: &[u8]| {
     };
     let file = create(LAYOUT).expect("a small memory");
     let mut memory = Memory::adopt(file, LAYOUT).expect("it fits its layout");
-    for (fd, frozen) in (1..).zip(&connections) {
+    for (fd, frozen) in (1..).zip(connections.iter().flatten()) {
         if memory.arrive(fd, fd, frozen).is_ok() {
             memory.keep(fd);
             assert_eq!(memory.freeze(fd).as_ref(), Some(frozen));

@@ -11,12 +11,14 @@ use uppercased::config::HANDOVER_WINDOW;
 use uppercased::handover::machine::{
     Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
 };
-use uppercased::handover::record::{Message, Packet};
+use uppercased::handover::record::{Left, Message, Packet};
 use uppercased::memory::frozen::{Frozen, Phase};
 
 #[derive(Arbitrary, Debug)]
 enum Said {
-    Acknowledged(u8),
+    Acknowledged(u8, Vec<u8>),
+    Declined,
+    Begin(u8),
     Refused,
     End(u8),
     Batch(u8),
@@ -31,14 +33,21 @@ enum Step {
     Nonsense,
     PeerGone,
     Stop,
-    Adopted,
-    NotAdopted,
+    Adopted(u8),
+    Unreadable(i8),
     /// The sequence number is the one that is due, plus this.
     Heard(i8, Said, u8),
 }
 
 fn cause() -> String {
     "noise".to_owned()
+}
+
+/// As the decoder gives them: in ascending order, at least one.
+fn left(places: &[u8]) -> Option<Left> {
+    let places: BTreeSet<u8> = places.iter().copied().collect();
+    let places: Vec<u8> = places.into_iter().collect();
+    (!places.is_empty()).then(|| Left { places, cause: cause() })
 }
 
 fn frozen() -> Frozen {
@@ -57,10 +66,15 @@ fn frozen() -> Frozen {
 
 fn packet(due: u32, off: i8, said: &Said) -> Packet {
     let message = match *said {
-        Said::Acknowledged(count) => Message::Acknowledged { count: count.into() },
+        Said::Acknowledged(taken, ref places) => Message::Acknowledged {
+            taken: taken.into(),
+            left: left(places),
+        },
+        Said::Declined => Message::Declined { cause: cause() },
+        Said::Begin(coming) => Message::Begin { coming: coming.into() },
         Said::Refused => Message::Refused { cause: cause() },
         Said::End(moved) => Message::End { moved: moved.into() },
-        Said::Batch(count) => Message::Batch(vec![frozen(); usize::from(count % 4)]),
+        Said::Batch(count) => Message::Batch(vec![Ok(frozen()); usize::from(count % 4)]),
     };
     Packet { sequence: due.wrapping_add_signed(off.into()), message }
 }
@@ -78,10 +92,10 @@ impl Leaving {
         let oldest = self.on_their_way.first().copied().unwrap_or(1);
         let event = match step {
             Step::Turn(waiting, complete) => {
-                SenderEvent::Turn { waiting: (*waiting).into(), complete: *complete }
+                SenderEvent::Turn { waiting: (*waiting).into(), stuck: 0, complete: *complete }
             }
             // Answers come only to what was asked.
-            Step::Sent if self.asked => SenderEvent::Sent,
+            Step::Sent if self.asked => SenderEvent::Sent { count: 2 },
             Step::Blocked if self.asked => SenderEvent::Blocked,
             Step::Failed if self.asked => SenderEvent::Failed { cause: cause() },
             Step::Heard(off, said, _) => SenderEvent::Heard(packet(oldest, *off, said)),
@@ -103,7 +117,7 @@ impl Leaving {
                     assert!(self.on_their_way.contains(&sequence));
                     self.asked = true;
                 }
-                SenderAction::Release { sequence } | SenderAction::TakeBack { sequence } => {
+                SenderAction::Release { sequence, .. } | SenderAction::TakeBack { sequence } => {
                     assert!(self.on_their_way.remove(&sequence), "{sequence} is settled twice");
                 }
                 SenderAction::SendEnd { .. } => assert!(self.on_their_way.is_empty()),
@@ -134,13 +148,18 @@ impl Coming {
                 ReceiverEvent::Heard { packet, descriptors }
             }
             Step::Nonsense | Step::Stop => ReceiverEvent::Unfit { cause: cause() },
-            Step::Adopted if self.adopting => ReceiverEvent::Adopted,
-            Step::NotAdopted if self.adopting => ReceiverEvent::NotAdopted { cause: cause() },
+            Step::Adopted(taken) if self.adopting => {
+                ReceiverEvent::Adopted { taken: (*taken).into(), left: None }
+            }
+            Step::Unreadable(off) => ReceiverEvent::Unreadable {
+                sequence: (self.due + 1).wrapping_add_signed((*off).into()),
+                cause: cause(),
+            },
             Step::PeerGone => ReceiverEvent::PeerGone,
             _ => return,
         };
         // The shell answers before it hands in anything else.
-        let answer = matches!(event, ReceiverEvent::Adopted | ReceiverEvent::NotAdopted { .. });
+        let answer = matches!(event, ReceiverEvent::Adopted { .. });
         if self.adopting && !answer && event != ReceiverEvent::PeerGone {
             return;
         }
@@ -153,7 +172,9 @@ impl Coming {
                     assert!(!self.refused, "something is taken in after a refusal");
                     self.adopting = true;
                 }
-                ReceiverAction::Acknowledge { sequence, .. } => {
+                ReceiverAction::Expect { .. } => assert_eq!(self.due, 0),
+                ReceiverAction::Acknowledge { sequence, .. }
+                | ReceiverAction::Decline { sequence, .. } => {
                     assert_eq!(sequence, self.due + 1);
                     self.due = sequence;
                 }

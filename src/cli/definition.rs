@@ -68,6 +68,8 @@ pub(super) const CONTROL: &str = "control";
 pub(super) const TIMEOUT: &str = "timeout";
 /// Operations: wait for their turn.
 pub(super) const WAIT: &str = "wait";
+/// Operations: let connections that cannot move be closed.
+pub(super) const DRAIN: &str = "drain";
 /// `scale`: how many there are to be.
 pub(super) const WORKERS: &str = "workers";
 /// `rotation`: in or out of it.
@@ -446,6 +448,17 @@ fn operation(name: &'static str, about: &'static str) -> Command {
                 "Wait while another operation is in progress, or workers of an earlier one still \
                  drain, instead of being refused. A command that is interrupted, or whose \
                  --timeout passes, before its turn is withdrawn.",
+            ),
+    )
+    .arg(
+        Arg::new(DRAIN)
+            .long(DRAIN)
+            .action(ArgAction::SetTrue)
+            .help("Close connections that cannot move after drain_timeout")
+            .long_help(
+                "Leave connections that cannot move to another worker with their old one, which \
+                 serves them until they end and closes what is left after drain_timeout. Without \
+                 it such an operation does not begin, or fails and is rolled back.",
             ),
     )
 }

@@ -249,10 +249,17 @@ fn verdict(request: &Request, done: &Done) -> Option<String> {
         workers,
         moved,
         drained,
+        closed_after_ms,
         took_ms,
     } = done;
     let took = format!("in {took_ms}ms");
-    let connections = format!("{moved} connections moved, {drained} left to drain");
+    let connections = match drained {
+        0 => format!("{moved} connections moved, 0 left to drain"),
+        _ => {
+            let after = Duration::from_millis(*closed_after_ms);
+            format!("{moved} connections moved, {drained} draining (closed after {after:?})")
+        }
+    };
     match request {
         Request::Reload(_) => Some(format!(
             "restarted: {renewed} workers renewed {took}; {connections}"
@@ -328,6 +335,7 @@ mod tests {
             workers: 6,
             moved: 10_000,
             drained: 0,
+            closed_after_ms: 30_000,
             took_ms: 312,
         };
         let line = |request| verdict(&request, &done);
@@ -349,5 +357,14 @@ mod tests {
             format!("scaled: 6 workers in 312ms; {connections}")
         );
         assert_eq!((line(Request::Status), line(Request::Stop)), (None, None));
+        let draining = Done {
+            drained: 12,
+            ..done
+        };
+        let line = verdict(&Request::Reload(Options::default()), &draining).unwrap();
+        assert!(
+            line.ends_with("moved, 12 draining (closed after 30s)"),
+            "{line}"
+        );
     }
 }

@@ -60,9 +60,25 @@ pub const HANDOVER_BATCH_CONNECTIONS: usize = 200;
 /// buffer of unsent output and its record; below what a socket pair takes at once (about 208 KiB).
 pub const HANDOVER_MESSAGE_BYTES: usize = 96 * 1024;
 
-/// Messages of a handover on their way, sent and not acknowledged: enough that neither side waits
-/// for the other's turn, few enough that a connection is frozen for milliseconds.
-pub const HANDOVER_WINDOW: usize = 2;
+/// Messages of a handover on their way, sent and not acknowledged: as many as the socket takes
+/// where each is full of unsent output, few enough that a connection is frozen for milliseconds.
+pub const HANDOVER_WINDOW: usize = 6;
+
+/// Bytes that the socket pair of a handover is asked to hold; the kernel grants what
+/// `net.core.wmem_max` allows.
+pub const HANDOVER_SOCKET_BYTES: usize = HANDOVER_WINDOW * HANDOVER_MESSAGE_BYTES;
+
+/// How long a turn of a worker's loop may spend on the batches of a handover, either side. At least
+/// one batch goes in each turn, and everybody else is served between two turns.
+pub const HANDOVER_TURN: Duration = Duration::from_millis(2);
+
+/// How long a worker that takes over waits to be told how many connections come, before it accepts
+/// new ones. The sender says so in its next turn; one that is stalled must not hold up new clients.
+pub const HANDOVER_COUNT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Looks at a handover's progress within `handover_timeout`; a side is stalled when all of them in
+/// a row find that it owes the next step.
+pub const HANDOVER_CHECKS: u32 = 4;
 
 /// Characters of what a worker says in its own words, such as why it cannot start: a long sentence.
 pub const WORKER_WORDS_MAX_CHARS: usize = 1024;

@@ -570,9 +570,12 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "10s",
         example: "30s",
-        help: "Time a worker has to hand its connections over",
-        long_help: "Ten thousand take a fraction of a second. If it is over, the new worker is \
-                    ended, everything goes back to the old one, and the restart has failed.",
+        help: "Time without progress in a handover",
+        long_help: "Counts from the last step of either side; while both make progress there is no \
+                    limit. The worker that owes the next step is then killed: a new one that does \
+                    not take connections over, and everything goes back to the old one; or an old \
+                    one that does not hand them over, and what has moved stays with the new one. \
+                    Either way the operation fails.",
     },
     Setting {
         binding: bind!(handshake_timeout, HANDSHAKE_TIMEOUT),

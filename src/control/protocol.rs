@@ -56,6 +56,9 @@ pub struct Options {
     /// Wait while something is in its way, instead of being refused.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub wait: bool,
+    /// Let connections that cannot move be closed after `drain_timeout`, instead of failing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub drain: bool,
 }
 
 /// A number of workers, absolute or relative: `6`, or `"+2"` and `"-1"` as text.
@@ -132,6 +135,8 @@ pub struct Done {
     pub moved: u64,
     /// Connections that were left with their worker until they end.
     pub drained: u64,
+    /// Milliseconds after which those are closed.
+    pub closed_after_ms: u64,
     /// Milliseconds from the request to the verdict.
     pub took_ms: u64,
 }
@@ -410,7 +415,10 @@ mod tests {
 
     use super::*;
 
-    const NOW: Options = Options { wait: false };
+    const NOW: Options = Options {
+        wait: false,
+        drain: false,
+    };
 
     const REQUESTS: [Request; 9] = [
         Request::Cancel,
@@ -424,7 +432,10 @@ mod tests {
             workers: ScaleTo::By(-3),
             options: NOW,
         },
-        Request::Reload(Options { wait: true }),
+        Request::Reload(Options {
+            wait: true,
+            drain: false,
+        }),
         Request::Rotation {
             to: Rotation::Drain,
         },
@@ -446,6 +457,7 @@ mod tests {
                 workers: 2,
                 moved: u64::MAX,
                 drained: 4,
+                closed_after_ms: 6,
                 took_ms: 5,
             }),
             Reply::Failed(String::new()),
@@ -477,7 +489,11 @@ mod tests {
                 } => r#""-3""#,
                 _ => "7",
             };
-            let wait = request == Request::Reload(Options { wait: true });
+            let wait = request
+                == Request::Reload(Options {
+                    wait: true,
+                    drain: false,
+                });
             let line = format!(
                 r#"{{"workers":{workers},"to":"drain","wait":{wait},"command":"{name}","version":1}}"#
             );
@@ -489,6 +505,7 @@ mod tests {
             workers: 4,
             moved: 9,
             drained: 0,
+            closed_after_ms: 0,
             took_ms: 312,
         };
         assert_eq!(Reply::decode(done).unwrap(), Reply::Done(expected));

@@ -8,7 +8,9 @@
 //!   nobody touches its connections: the sender has put them away, and the receiver serves none
 //!   before its acknowledgement is sent;
 //! - at most [`HANDOVER_WINDOW`] batches are on their way, and every one is settled exactly once:
-//!   released when it was acknowledged, taken back when it was refused or the receiver is gone;
+//!   released when it was acknowledged, but for the connections that the receiver cannot take;
+//!   taken back when it was declined or refused or could not be sent, or the receiver is gone;
+//! - a connection that the receiver cannot take is not offered again, and stops no other one;
 //! - a receiver that has refused takes in nothing any more, so a refusal settles everything that is
 //!   on its way;
 //! - what one does not understand settles nothing: it stays put away until the other end
@@ -18,16 +20,19 @@
 
 use std::collections::VecDeque;
 
+use super::record::{Left, Message, Packet, Record};
 use crate::config::HANDOVER_WINDOW;
-use crate::memory::frozen::Frozen;
-
-use super::record::{Message, Packet};
 
 /// How a handover ended for the one that leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// Everything has moved.
     Done,
+    /// Everything has moved that the receiver could take; the rest stays.
+    Incomplete {
+        /// Why, of the first one that stays.
+        cause: String,
+    },
     /// The receiver is gone; what it had not acknowledged is back.
     PeerGone,
     /// The receiver does not take (more of) the connections.
@@ -44,13 +49,18 @@ pub enum End {
 pub enum SenderEvent {
     /// There is time for a batch.
     Turn {
-        /// Connections that are not on their way.
+        /// Connections that are not on their way and have not been offered.
         waiting: u32,
+        /// Connections that the receiver could not take.
+        stuck: u32,
         /// No more will be added to them.
         complete: bool,
     },
     /// Answer to [`SenderAction::Send`] or [`SenderAction::Retry`]: the kernel took the batch.
-    Sent,
+    Sent {
+        /// Connections in it.
+        count: u32,
+    },
     /// Answer to the same: the kernel takes it later.
     Blocked,
     /// Answer to the same: the kernel will not take it.
@@ -72,7 +82,7 @@ pub enum SenderEvent {
 }
 
 /// What a sender must do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SenderAction {
     /// Put a batch away and send it; at least one connection.
     Send {
@@ -84,12 +94,15 @@ pub enum SenderAction {
         /// The batch's number.
         sequence: u32,
     },
-    /// Close the descriptors of a batch, without reading or ending a stream.
+    /// Close the descriptors of a batch, without reading or ending a stream; serve those at the
+    /// places `left` again, and do not offer them any more.
     Release {
         /// The batch's number.
         sequence: u32,
+        /// Places in the batch, in ascending order.
+        left: Vec<u8>,
     },
-    /// Serve the connections of a batch again.
+    /// Serve the connections of a batch again, and do not offer them any more.
     TakeBack {
         /// The batch's number.
         sequence: u32,
@@ -107,10 +120,12 @@ pub enum SenderAction {
 #[derive(Debug)]
 pub struct Sender {
     last_sequence: u32,
-    /// Batches on their way, oldest first, that the kernel has taken.
-    in_flight: VecDeque<u32>,
+    /// Batches on their way, oldest first, that the kernel has taken; with their connections.
+    in_flight: VecDeque<(u32, u32)>,
     /// The batch that the kernel has not taken yet.
     staged: Option<u32>,
+    /// Why the first connection stayed that the receiver could not take.
+    why_stuck: Option<String>,
     phase: SenderPhase,
     actions: VecDeque<SenderAction>,
 }
@@ -129,6 +144,7 @@ impl Default for Sender {
             last_sequence: 0,
             in_flight: VecDeque::new(),
             staged: None,
+            why_stuck: None,
             phase: SenderPhase::Sending,
             actions: VecDeque::new(),
         }
@@ -142,10 +158,23 @@ impl Sender {
             return;
         }
         match event {
-            SenderEvent::Turn { waiting, complete } => self.turn(waiting, complete),
-            SenderEvent::Sent => self.in_flight.extend(self.staged.take()),
+            SenderEvent::Turn {
+                waiting,
+                stuck,
+                complete,
+            } => self.turn(waiting, stuck, complete),
+            SenderEvent::Sent { count } => {
+                let sent = self.staged.take().map(|sequence| (sequence, count));
+                self.in_flight.extend(sent);
+            }
             SenderEvent::Blocked => {}
-            SenderEvent::Failed { cause } => self.settle(End::Refused { cause }),
+            SenderEvent::Failed { cause } => {
+                // Only this batch is known not to fit.
+                if let Some(sequence) = self.staged.take() {
+                    self.why_stuck.get_or_insert(cause);
+                    self.actions.push_back(SenderAction::TakeBack { sequence });
+                }
+            }
             SenderEvent::Heard(packet) => self.hear(packet),
             SenderEvent::Nonsense { cause } => self.settle(End::Refused { cause }),
             SenderEvent::PeerGone => self.finish(End::PeerGone),
@@ -183,7 +212,7 @@ impl Sender {
         self.staged.is_some()
     }
 
-    fn turn(&mut self, waiting: u32, complete: bool) {
+    fn turn(&mut self, waiting: u32, stuck: u32, complete: bool) {
         if let Some(sequence) = self.staged {
             self.actions.push_back(SenderAction::Retry { sequence });
         } else if waiting > 0 && self.has_room() {
@@ -197,28 +226,55 @@ impl Sender {
         {
             let sequence = self.next_sequence();
             self.actions.push_back(SenderAction::SendEnd { sequence });
-            self.finish(End::Done);
+            self.finish(match &self.why_stuck {
+                Some(cause) if stuck > 0 => End::Incomplete {
+                    cause: cause.clone(),
+                },
+                Some(_) | None => End::Done,
+            });
         }
     }
 
     fn hear(&mut self, packet: Packet) {
         let Packet { sequence, message } = packet;
-        match message {
-            Message::Acknowledged { .. } if self.in_flight.front() == Some(&sequence) => {
-                self.in_flight.pop_front();
-                self.actions.push_back(SenderAction::Release { sequence });
-                if self.in_flight.is_empty()
-                    && let SenderPhase::Settling(end) = &self.phase
-                {
-                    self.finish(end.clone());
-                }
+        let due = self.in_flight.front().copied();
+        let due = due.filter(|(oldest, _)| *oldest == sequence);
+        match (message, due) {
+            (Message::Acknowledged { taken, left }, Some((_, count)))
+                if accounts_for(taken, left.as_ref(), count) =>
+            {
+                let (left, cause) =
+                    left.map_or_else(Default::default, |it| (it.places, Some(it.cause)));
+                self.settled(cause, SenderAction::Release { sequence, left });
             }
-            Message::Refused { cause } => self.finish(End::Refused { cause }),
-            Message::Acknowledged { .. } | Message::Batch(_) | Message::End { .. } => {
+            (Message::Declined { cause }, Some(_)) => {
+                self.settled(Some(cause), SenderAction::TakeBack { sequence });
+            }
+            (Message::Refused { cause }, _) => self.finish(End::Refused { cause }),
+            (
+                Message::Acknowledged { .. }
+                | Message::Declined { .. }
+                | Message::Begin { .. }
+                | Message::Batch(_)
+                | Message::End { .. },
+                _,
+            ) => {
                 let cause =
                     format!("the receiver said something out of place to packet {sequence}");
                 self.settle(End::Refused { cause });
             }
+        }
+    }
+
+    /// The oldest batch on its way has been answered.
+    fn settled(&mut self, why_stuck: Option<String>, action: SenderAction) {
+        self.in_flight.pop_front();
+        self.why_stuck = self.why_stuck.take().or(why_stuck);
+        self.actions.push_back(action);
+        if self.in_flight.is_empty()
+            && let SenderPhase::Settling(end) = &self.phase
+        {
+            self.finish(end.clone());
         }
     }
 
@@ -238,7 +294,8 @@ impl Sender {
 
     /// Takes everything on its way back, and ends. A stop stays a stop, whatever the receiver does.
     fn finish(&mut self, end: End) {
-        let back = self.in_flight.drain(..).chain(self.staged.take());
+        let sent = self.in_flight.drain(..).map(|(sequence, _)| sequence);
+        let back = sent.chain(self.staged.take());
         let back = back.map(|sequence| SenderAction::TakeBack { sequence });
         self.actions.extend(back);
         let end = match &self.phase {
@@ -268,6 +325,13 @@ impl Sender {
     }
 }
 
+/// Whether an acknowledgement says of each of `count` connections once what became of it.
+fn accounts_for(taken: u32, left: Option<&Left>, count: u32) -> bool {
+    let places = left.map_or(&[][..], |left| &left.places);
+    let within = places.iter().all(|place| u32::from(*place) < count);
+    within && taken.checked_add(places.len() as u32) == Some(count)
+}
+
 /// What happens to a receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReceiverEvent {
@@ -284,12 +348,20 @@ pub enum ReceiverEvent {
         /// Why, in one line.
         cause: String,
     },
-    /// Answer to [`ReceiverAction::Adopt`]: all of the batch is recorded and watched.
-    Adopted,
-    /// Answer to [`ReceiverAction::Adopt`]: none of it is, and its descriptors are closed.
-    NotAdopted {
-        /// Why.
+    /// The sender said something that cannot be read; it was a batch by its number.
+    Unreadable {
+        /// The number.
+        sequence: u32,
+        /// Why, in one line.
         cause: String,
+    },
+    /// Answer to [`ReceiverAction::Adopt`]: all of the batch is recorded and watched, but for some
+    /// whose descriptors are closed.
+    Adopted {
+        /// Connections that are recorded and watched.
+        taken: u32,
+        /// Those that are not.
+        left: Option<Left>,
     },
     /// The sender is gone or has finished, and everything it said has been handed in.
     PeerGone,
@@ -298,17 +370,31 @@ pub enum ReceiverEvent {
 /// What a receiver must do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReceiverAction {
-    /// Record and watch all of these connections, or none; serve none yet.
-    Adopt {
-        /// The connections, in the order of their descriptors.
-        connections: Vec<Frozen>,
+    /// So many connections are to come: keep places for them.
+    Expect {
+        /// How many.
+        coming: u32,
     },
-    /// Say that the batch is taken in; then serve it.
+    /// Record and watch these connections, as many of them as possible; serve none yet.
+    Adopt {
+        /// The connections, in the order of their descriptors. There may be fewer of those.
+        connections: Vec<Record>,
+    },
+    /// Say which connections of the batch are taken in; then serve them.
     Acknowledge {
         /// The batch's number.
         sequence: u32,
-        /// Connections in it.
-        count: u32,
+        /// Connections that are.
+        taken: u32,
+        /// Those that are not.
+        left: Option<Left>,
+    },
+    /// Close the descriptors that came, if any, and say that none of the batch is taken in.
+    Decline {
+        /// The batch's number.
+        sequence: u32,
+        /// Why.
+        cause: String,
     },
     /// Close the descriptors that came, if any, and say that nothing more is taken in.
     Refuse {
@@ -328,6 +414,8 @@ pub enum ReceiverAction {
 #[derive(Debug, Default)]
 pub struct Receiver {
     last_sequence: u32,
+    /// The sender has said how many are to come.
+    begun: bool,
     /// Connections taken in.
     adopted: u32,
     phase: ReceiverPhase,
@@ -341,7 +429,6 @@ enum ReceiverPhase {
     /// A batch is being taken in.
     Adopting {
         sequence: u32,
-        count: u32,
     },
     /// Nothing is taken in any more. What comes is dropped: its sender has been told.
     Refusing,
@@ -360,14 +447,23 @@ impl Receiver {
                 self.phase = ReceiverPhase::Over;
                 self.actions.push_back(ReceiverAction::Finish { complete });
             }
-            (&ReceiverPhase::Adopting { sequence, count }, ReceiverEvent::Adopted) => {
+            (&ReceiverPhase::Adopting { sequence }, ReceiverEvent::Adopted { taken, left }) => {
                 self.phase = ReceiverPhase::Receiving;
-                self.adopted += count;
-                let action = ReceiverAction::Acknowledge { sequence, count };
-                self.actions.push_back(action);
+                self.adopted = self.adopted.saturating_add(taken);
+                self.actions.push_back(ReceiverAction::Acknowledge {
+                    sequence,
+                    taken,
+                    left,
+                });
             }
-            (&ReceiverPhase::Adopting { sequence, .. }, ReceiverEvent::NotAdopted { cause }) => {
-                self.refuse(sequence, cause);
+            (ReceiverPhase::Receiving, ReceiverEvent::Unreadable { sequence, cause }) => {
+                if sequence == self.last_sequence.wrapping_add(1) {
+                    self.last_sequence = sequence;
+                    let action = ReceiverAction::Decline { sequence, cause };
+                    self.actions.push_back(action);
+                } else {
+                    self.refuse(sequence, cause);
+                }
             }
             (
                 ReceiverPhase::Receiving,
@@ -406,6 +502,13 @@ impl Receiver {
 
     fn hear(&mut self, packet: Packet, descriptors: usize) {
         let Packet { sequence, message } = packet;
+        if let (Message::Begin { coming }, 0, 0, false) =
+            (&message, sequence, self.last_sequence, self.begun)
+        {
+            self.begun = true;
+            let action = ReceiverAction::Expect { coming: *coming };
+            return self.actions.push_back(action);
+        }
         let wanted = self.last_sequence.wrapping_add(1);
         if sequence != wanted {
             let cause = format!("packet {sequence} came where {wanted} was due");
@@ -413,18 +516,14 @@ impl Receiver {
         }
         self.last_sequence = sequence;
         match message {
-            Message::Batch(connections) if connections.len() != descriptors => {
+            // Fewer may come: the kernel passes them in order, as far as there are free numbers.
+            Message::Batch(connections) if connections.len() < descriptors => {
                 let count = connections.len();
-                let cause = format!(
-                    "{descriptors} descriptors came with {count} connections; is the descriptor \
-                     limit reached?"
-                );
+                let cause = format!("{descriptors} descriptors came with {count} connections");
                 self.refuse(sequence, cause);
             }
             Message::Batch(connections) => {
-                // Bounded by the format.
-                let count = connections.len() as u32;
-                self.phase = ReceiverPhase::Adopting { sequence, count };
+                self.phase = ReceiverPhase::Adopting { sequence };
                 self.actions
                     .push_back(ReceiverAction::Adopt { connections });
             }
@@ -436,8 +535,11 @@ impl Receiver {
                 let cause = format!("{moved} connections were sent, and {adopted} came");
                 self.refuse(sequence, cause);
             }
-            Message::Acknowledged { .. } | Message::Refused { .. } => {
+            Message::Acknowledged { .. } | Message::Declined { .. } | Message::Refused { .. } => {
                 self.refuse(sequence, "an answer came from the sender".to_owned());
+            }
+            Message::Begin { .. } => {
+                self.refuse(sequence, "the sender began twice".to_owned());
             }
         }
     }
@@ -453,6 +555,13 @@ impl Receiver {
 mod tests {
     use super::*;
 
+    const SENT: SenderEvent = SenderEvent::Sent { count: 2 };
+
+    fn release(sequence: u32) -> SenderAction {
+        let left = Vec::new();
+        SenderAction::Release { sequence, left }
+    }
+
     fn actions(sender: &mut Sender, event: SenderEvent) -> Vec<SenderAction> {
         sender.handle(event);
         std::iter::from_fn(|| sender.poll_action()).collect()
@@ -461,35 +570,47 @@ mod tests {
     fn turn(waiting: u32) -> SenderEvent {
         SenderEvent::Turn {
             waiting,
+            stuck: 0,
             complete: true,
         }
     }
 
     fn acknowledged(sequence: u32) -> SenderEvent {
-        let message = Message::Acknowledged { count: 1 };
+        let message = Message::Acknowledged {
+            taken: 2,
+            left: None,
+        };
         SenderEvent::Heard(Packet { sequence, message })
     }
 
-    /// A sender with a full window: batches 1 and 2.
+    /// A sender with two batches on their way: 1 and 2.
     fn waiting() -> Sender {
         let mut sender = Sender::default();
         for sequence in [1, 2] {
             let sent = actions(&mut sender, turn(5));
             assert_eq!(sent, [SenderAction::Send { sequence }]);
-            assert!(actions(&mut sender, SenderEvent::Sent).is_empty());
+            assert!(actions(&mut sender, SENT).is_empty());
         }
-        assert!(
-            actions(&mut sender, turn(5)).is_empty(),
-            "the window is full"
-        );
         sender
+    }
+
+    #[test]
+    fn window_bounds_batches_on_their_way() {
+        let mut sender = Sender::default();
+        for _ in 0..HANDOVER_WINDOW {
+            assert_eq!(actions(&mut sender, turn(5)).len(), 1);
+            actions(&mut sender, SENT);
+        }
+        assert!(actions(&mut sender, turn(5)).is_empty());
+        actions(&mut sender, acknowledged(1));
+        assert_eq!(actions(&mut sender, turn(5)).len(), 1);
     }
 
     #[test]
     fn batches_go_as_fast_as_they_are_acknowledged() {
         let mut sender = waiting();
         let first = actions(&mut sender, acknowledged(1));
-        assert_eq!(first, [SenderAction::Release { sequence: 1 }]);
+        assert_eq!(first, [release(1)]);
         assert!(actions(&mut sender, turn(0)).is_empty(), "2 is on its way");
         actions(&mut sender, acknowledged(2));
         let end = [SenderAction::SendEnd { sequence: 3 }, SenderAction::Finish];
@@ -537,7 +658,7 @@ mod tests {
         assert_eq!(actions(&mut sender, SenderEvent::Stop), back);
         assert!(actions(&mut sender, turn(5)).is_empty());
         assert_eq!(sender.end(), None);
-        let last = [SenderAction::Release { sequence: 2 }, SenderAction::Finish];
+        let last = [release(2), SenderAction::Finish];
         assert_eq!(actions(&mut sender, acknowledged(2)), last);
         assert_eq!(sender.end(), Some(&End::Stopped));
         let mut idle = Sender::default();
@@ -565,6 +686,78 @@ mod tests {
         actions(&mut sender, SenderEvent::Nonsense { cause: cause() });
         actions(&mut sender, SenderEvent::PeerGone);
         assert_eq!(sender.end(), Some(&End::PeerGone));
+    }
+
+    #[test]
+    fn connection_that_cannot_move_stops_no_other() {
+        let mut sender = waiting();
+        let answer = |sequence, message| SenderEvent::Heard(Packet { sequence, message });
+        let left = Left {
+            places: vec![1],
+            cause: "no descriptor".to_owned(),
+        };
+        let some = Message::Acknowledged {
+            taken: 1,
+            left: Some(left),
+        };
+        let settled = actions(&mut sender, answer(1, some));
+        let (sequence, left) = (1, vec![1]);
+        assert_eq!(settled, [SenderAction::Release { sequence, left }]);
+        let cause = "unreadable".to_owned();
+        let settled = actions(&mut sender, answer(2, Message::Declined { cause }));
+        assert_eq!(settled, [SenderAction::TakeBack { sequence: 2 }]);
+        let again = actions(&mut sender, turn(1));
+        assert_eq!(again, [SenderAction::Send { sequence: 3 }]);
+        actions(&mut sender, SENT);
+        assert_eq!(actions(&mut sender, acknowledged(3)), [release(3)]);
+        let stuck = SenderEvent::Turn {
+            waiting: 0,
+            stuck: 3,
+            complete: true,
+        };
+        actions(&mut sender, stuck);
+        let cause = "no descriptor".to_owned();
+        assert_eq!(sender.end(), Some(&End::Incomplete { cause }));
+    }
+
+    #[test]
+    fn acknowledgement_accounts_for_each_connection_once() {
+        let left = |places: &[u8]| {
+            Some(Left {
+                places: places.to_vec(),
+                cause: String::new(),
+            })
+        };
+        for (taken, left) in [
+            (1, None),
+            (3, None),
+            (2, left(&[0])),
+            (1, left(&[2])),
+            (u32::MAX, left(&[0, 1])),
+        ] {
+            let mut sender = waiting();
+            let message = Message::Acknowledged { taken, left };
+            let sequence = 1;
+            let answer = SenderEvent::Heard(Packet { sequence, message });
+            assert!(actions(&mut sender, answer).is_empty(), "{taken}");
+        }
+    }
+
+    #[test]
+    fn unreadable_batch_is_declined_and_the_next_read() {
+        let mut receiver = Receiver::default();
+        let begin = heard(0, Message::Begin { coming: 7 });
+        let said = answers(&mut receiver, begin);
+        assert_eq!(said, [ReceiverAction::Expect { coming: 7 }]);
+        let (sequence, cause) = (1, "version 9".to_owned());
+        let unreadable = ReceiverEvent::Unreadable {
+            sequence,
+            cause: cause.clone(),
+        };
+        let said = answers(&mut receiver, unreadable);
+        assert_eq!(said, [ReceiverAction::Decline { sequence, cause }]);
+        let next = answers(&mut receiver, heard(2, Message::Batch(Vec::new())));
+        assert!(matches!(next[..], [ReceiverAction::Adopt { .. }]));
     }
 
     #[test]
@@ -604,7 +797,15 @@ mod tests {
         let events = [
             heard(2, Message::Batch(Vec::new())),
             heard(1, Message::End { moved: 1 }),
-            heard(1, Message::Acknowledged { count: 1 }),
+            heard(
+                1,
+                Message::Acknowledged {
+                    taken: 1,
+                    left: None,
+                },
+            ),
+            heard(0, Message::End { moved: 0 }),
+            heard(1, Message::Begin { coming: 1 }),
             ReceiverEvent::Heard {
                 packet: Packet {
                     sequence: 1,
@@ -635,9 +836,19 @@ mod tests {
         let batch = heard(1, Message::Batch(Vec::new()));
         let adopt = answers(&mut receiver, batch);
         assert!(matches!(adopt[..], [ReceiverAction::Adopt { .. }]));
-        let (sequence, count) = (1, 0);
-        let said = answers(&mut receiver, ReceiverEvent::Adopted);
-        assert_eq!(said, [ReceiverAction::Acknowledge { sequence, count }]);
+        let (taken, left) = (0, None);
+        let adopted = ReceiverEvent::Adopted {
+            taken,
+            left: left.clone(),
+        };
+        let said = answers(&mut receiver, adopted);
+        let sequence = 1;
+        let acknowledged = ReceiverAction::Acknowledge {
+            sequence,
+            taken,
+            left,
+        };
+        assert_eq!(said, [acknowledged]);
         assert!(answers(&mut receiver, heard(2, Message::End { moved: 0 })).is_empty());
         let over = answers(&mut receiver, ReceiverEvent::PeerGone);
         assert_eq!(over, [ReceiverAction::Finish { complete: true }]);

@@ -7,8 +7,8 @@
 //!
 //! Invariants: decoding is total (any bytes give a packet or an [`Error`]); a packet is at most [`HANDOVER_MESSAGE_BYTES`] long and holds
 //! at most [`HANDOVER_BATCH_CONNECTIONS`] connections, and one connection always fits. The header,
-//! and the kind that refuses, are the same in every version, so that a refusal is understood by
-//! whoever is refused. Pure: no descriptor, no socket.
+//! and the kinds that refuse, are the same in every version, so that the sender understands a
+//! refusal. A record that means nothing here spoils no other one. Pure: no descriptor, no socket.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -17,7 +17,7 @@ use crate::config::{HANDOVER_BATCH_CONNECTIONS, HANDOVER_MESSAGE_BYTES, SCRATCH_
 use crate::memory::frozen::{Frozen, Phase};
 
 /// Version of batches, ends and acknowledgements.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of a refusal's cause; a longer one is cut.
 pub const CAUSE_MAX_BYTES: usize = 512;
 /// Bytes of a record without its unsent output.
@@ -42,26 +42,50 @@ pub struct Packet {
     pub message: Message,
 }
 
+/// One connection of a batch, or why its record cannot be read.
+pub type Record = Result<Frozen, &'static str>;
+
 /// Everything that is said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
+    /// First, with sequence number 0: the sender accepts no more, and has so many connections.
+    Begin {
+        /// Connections that are to come.
+        coming: u32,
+    },
     /// Connections; their descriptors come along, in the same order.
-    Batch(Vec<Frozen>),
+    Batch(Vec<Record>),
     /// There are no more, and every batch has been acknowledged.
     End {
         /// Connections in all the batches.
         moved: u32,
     },
-    /// The batch has been taken in: its connections are the receiver's from now on.
+    /// The batch has been dealt with: its connections are the receiver's from now on, all but some.
     Acknowledged {
-        /// Connections in the batch.
-        count: u32,
+        /// Connections that the receiver has taken.
+        taken: u32,
+        /// Those that it cannot take, if any: they stay with the sender.
+        left: Option<Left>,
+    },
+    /// No connection of the batch has been taken; those of other batches may be.
+    Declined {
+        /// Why, in one line.
+        cause: String,
     },
     /// The batch has not been taken in, and none after it will be.
     Refused {
         /// Why, in one line.
         cause: String,
     },
+}
+
+/// The connections of a batch that the receiver cannot take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Their places in the batch, in ascending order; at least one.
+    pub places: Vec<u8>,
+    /// Why, of the first one, in one line.
+    pub cause: String,
 }
 
 /// Why bytes are no packet.
@@ -103,6 +127,9 @@ pub enum Error {
     /// What should be text is none, or too long.
     #[error("the cause of a refusal cannot be read")]
     Cause,
+    /// The list of connections that stay means nothing.
+    #[error("an acknowledgement cannot be read")]
+    Places,
 }
 
 /// A batch in the making: takes connections as long as they fit.
@@ -156,47 +183,48 @@ impl Packet {
         match &self.message {
             Message::Batch(connections) => {
                 let mut batch = BatchEncoder::new(self.sequence);
-                let _ = connections.iter().all(|one| batch.push(one));
+                let _ = connections.iter().flatten().all(|one| batch.push(one));
                 return batch.finish();
             }
+            Message::Begin { coming } => head(Kind::Begin, *coming),
             Message::End { moved } => head(Kind::End, *moved),
-            Message::Acknowledged { count } => head(Kind::Acknowledged, *count),
+            Message::Acknowledged { taken, left } => {
+                head(Kind::Acknowledged, *taken);
+                if let Some(left) = left {
+                    let places = &left.places[..left.places.len().min(HANDOVER_BATCH_CONNECTIONS)];
+                    // A batch has fewer connections than a byte has values.
+                    frame.push(places.len() as u8);
+                    frame.extend_from_slice(places);
+                    put_cause(&mut frame, &left.cause);
+                }
+            }
+            Message::Declined { cause } => {
+                head(Kind::Declined, 0);
+                put_cause(&mut frame, cause);
+            }
             Message::Refused { cause } => {
                 head(Kind::Refused, 0);
-                let whole = |end: &usize| cause.is_char_boundary(*end);
-                let end = (0..=cause.len().min(CAUSE_MAX_BYTES)).rev().find(whole);
-                frame.extend_from_slice(&cause.as_bytes()[..end.unwrap_or(0)]);
+                put_cause(&mut frame, cause);
             }
         }
         close(frame)
     }
 
-    /// From bytes of version `version`; a refusal is read in any.
+    /// From bytes of version `version`; what refuses is read in any.
     ///
     /// # Errors
     /// Any [`Error`].
     pub fn decode(frame: &[u8], version: u16) -> Result<Self, Error> {
-        let Some((header, body)) = frame.split_at_checked(HEADER_BYTES) else {
-            return Err(Error::Length {
-                wanted: HEADER_BYTES,
-                got: frame.len(),
-            });
-        };
-        let mut header = Reader(header);
-        if header.bytes() != Some(MAGIC) {
-            return Err(Error::Magic);
-        }
-        let (Some(got), Some(kind), Some(sequence), Some(count), Some(length)) = (
-            header.u16(),
-            header.u16(),
-            header.u32(),
-            header.u32(),
-            header.u32(),
-        ) else {
-            return Err(Error::Magic);
-        };
+        let (header, body) = header_of(frame)?;
+        let Header {
+            version: got,
+            kind,
+            sequence,
+            count,
+            length,
+        } = header;
         let kind = Kind::from_number(kind).ok_or(Error::Kind(kind))?;
-        if got != version && kind != Kind::Refused {
+        if got != version && !matches!(kind, Kind::Refused | Kind::Declined) {
             return Err(Error::Version {
                 got,
                 wanted: version,
@@ -210,14 +238,61 @@ impl Packet {
         }
         let message = match kind {
             Kind::Batch => Message::Batch(batch(body, count)?),
+            Kind::Begin => Message::Begin { coming: count },
             Kind::End => Message::End { moved: count },
-            Kind::Acknowledged => Message::Acknowledged { count },
+            Kind::Acknowledged => Message::Acknowledged {
+                taken: count,
+                left: left(body)?,
+            },
+            Kind::Declined => Message::Declined {
+                cause: cause(body, count)?,
+            },
             Kind::Refused => Message::Refused {
                 cause: cause(body, count)?,
             },
         };
         Ok(Self { sequence, message })
     }
+}
+
+/// The sequence number of a batch that cannot be read otherwise; `None` of what is no batch.
+#[must_use]
+pub fn sequence_of_batch(frame: &[u8]) -> Option<u32> {
+    let (header, _) = header_of(frame).ok()?;
+    (header.kind == Kind::Batch as u16).then_some(header.sequence)
+}
+
+/// The fixed part of a packet.
+struct Header {
+    version: u16,
+    kind: u16,
+    sequence: u32,
+    count: u32,
+    length: u32,
+}
+
+fn header_of(frame: &[u8]) -> Result<(Header, &[u8]), Error> {
+    let Some((header, body)) = frame.split_at_checked(HEADER_BYTES) else {
+        return Err(Error::Length {
+            wanted: HEADER_BYTES,
+            got: frame.len(),
+        });
+    };
+    let mut header = Reader(header);
+    if header.bytes() != Some(MAGIC) {
+        return Err(Error::Magic);
+    }
+    let read = |from: &mut Reader<'_>| {
+        Some(Header {
+            version: from.u16()?,
+            kind: from.u16()?,
+            sequence: from.u32()?,
+            count: from.u32()?,
+            length: from.u32()?,
+        })
+    };
+    let header = read(&mut header).ok_or(Error::Magic)?;
+    Ok((header, body))
 }
 
 /// Kinds of packets, by their numbers.
@@ -228,6 +303,8 @@ enum Kind {
     End = 2,
     Acknowledged = 3,
     Refused = 4,
+    Declined = 5,
+    Begin = 6,
 }
 
 impl Kind {
@@ -237,14 +314,16 @@ impl Kind {
             2 => Some(Self::End),
             3 => Some(Self::Acknowledged),
             4 => Some(Self::Refused),
+            5 => Some(Self::Declined),
+            6 => Some(Self::Begin),
             _ => None,
         }
     }
 
     const fn has_no_body(self) -> bool {
         match self {
-            Self::End | Self::Acknowledged => true,
-            Self::Batch | Self::Refused => false,
+            Self::End | Self::Begin => true,
+            Self::Batch | Self::Acknowledged | Self::Refused | Self::Declined => false,
         }
     }
 }
@@ -268,12 +347,19 @@ fn close(mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
+/// Writes a cause, cut to [`CAUSE_MAX_BYTES`] between two characters.
+fn put_cause(frame: &mut Vec<u8>, cause: &str) {
+    let whole = |end: &usize| cause.is_char_boundary(*end);
+    let end = (0..=cause.len().min(CAUSE_MAX_BYTES)).rev().find(whole);
+    frame.extend_from_slice(&cause.as_bytes()[..end.unwrap_or(0)]);
+}
+
 fn put_record(frame: &mut Vec<u8>, frozen: &Frozen) {
     let phase = match frozen.phase {
         Phase::Open => 1,
         Phase::LingeringIdle => 2,
         Phase::LingeringStop => 3,
-        // Refused by programs that do not know it: the connection then stays where it is.
+        // A program that does not know it leaves the connection where it is.
         Phase::AwaitingHeader => 4,
     };
     let mut flags = 0;
@@ -298,7 +384,7 @@ fn put_record(frame: &mut Vec<u8>, frozen: &Frozen) {
     frame.extend_from_slice(&frozen.unsent);
 }
 
-fn batch(body: &[u8], count: u32) -> Result<Vec<Frozen>, Error> {
+fn batch(body: &[u8], count: u32) -> Result<Vec<Record>, Error> {
     if count == 0 || count as usize > HANDOVER_BATCH_CONNECTIONS {
         return Err(Error::Count(count));
     }
@@ -317,7 +403,8 @@ fn batch(body: &[u8], count: u32) -> Result<Vec<Frozen>, Error> {
     })
 }
 
-fn record(from: &mut Reader<'_>) -> Result<Frozen, &'static str> {
+/// Reads one record. Only one whose end is not known spoils those after it.
+fn record(from: &mut Reader<'_>) -> Result<Record, &'static str> {
     let short = "it is cut short";
     let [phase, flags] = from.bytes().ok_or(short)?;
     let port = from.u16().ok_or(short)?;
@@ -336,12 +423,12 @@ fn record(from: &mut Reader<'_>) -> Result<Frozen, &'static str> {
         2 => Phase::LingeringIdle,
         3 => Phase::LingeringStop,
         4 => Phase::AwaitingHeader,
-        _ => return Err("its phase means nothing"),
+        _ => return Ok(Err("its phase means nothing")),
     };
     if flags & !(PEER_ENDED | FINISH) != 0 {
-        return Err("its flags mean nothing");
+        return Ok(Err("its flags mean nothing"));
     }
-    Ok(Frozen {
+    Ok(Ok(Frozen {
         unsent,
         phase,
         peer_ended: flags & PEER_ENDED != 0,
@@ -351,7 +438,23 @@ fn record(from: &mut Reader<'_>) -> Result<Frozen, &'static str> {
         bytes_out,
         last_progress,
         opened,
-    })
+    }))
+}
+
+/// The list of connections that stay: their number, their places, then why.
+fn left(body: &[u8]) -> Result<Option<Left>, Error> {
+    let Some((&count, rest)) = body.split_first() else {
+        return Ok(None);
+    };
+    let (places, text) = rest
+        .split_at_checked(count.into())
+        .filter(|(places, _)| !places.is_empty() && places.is_sorted_by(|one, next| one < next))
+        .filter(|_| usize::from(count) <= HANDOVER_BATCH_CONNECTIONS)
+        .ok_or(Error::Places)?;
+    Ok(Some(Left {
+        places: places.to_vec(),
+        cause: cause(text, 0)?,
+    }))
 }
 
 fn cause(body: &[u8], count: u32) -> Result<String, Error> {
@@ -417,19 +520,19 @@ mod tests {
     fn batch_of(connections: Vec<Frozen>) -> Packet {
         Packet {
             sequence: 3,
-            message: Message::Batch(connections),
+            message: Message::Batch(connections.into_iter().map(Ok).collect()),
         }
     }
 
     #[test]
-    fn bytes_of_version_1_are_read_for_ever() {
-        let frame = b"UPHO\x01\x00\x01\x00\x03\x00\x00\x00\x01\x00\x00\x00\x3a\x00\x00\x00\
+    fn bytes_of_version_2_are_read_for_ever() {
+        let frame = b"UPHO\x02\x00\x01\x00\x03\x00\x00\x00\x01\x00\x00\x00\x3a\x00\x00\x00\
             \x01\x01\xa0\x0f\x02\x00\x00\x00\
             \0\0\0\0\0\0\0\0\0\0\xff\xff\xc0\x00\x02\x07\
             \x04\x03\x02\x01\0\0\0\0\x02\x03\x02\x01\0\0\0\0\
             \x07\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0AB";
         let packet = batch_of(vec![frozen(b"AB")]);
-        assert_eq!(Packet::decode(frame, 1), Ok(packet.clone()));
+        assert_eq!(Packet::decode(frame, 2), Ok(packet.clone()));
         assert_eq!(packet.encode(), frame);
         let refusal = b"UPHO\x09\x00\x04\x00\x03\x00\x00\x00\0\0\0\0\x02\x00\x00\x00no";
         let message = Message::Refused { cause: "no".into() };
@@ -453,17 +556,23 @@ mod tests {
             Packet::decode(&frame, VERSION)
         };
         assert_eq!(with(0, b'X'), Err(Error::Magic));
-        let (got, wanted) = (2, VERSION);
-        assert_eq!(with(4, 2), Err(Error::Version { got, wanted }));
+        let (got, wanted) = (3, VERSION);
+        assert_eq!(with(4, 3), Err(Error::Version { got, wanted }));
         assert_eq!(with(6, 9), Err(Error::Kind(9)));
         assert_eq!(with(COUNT_AT, 0), Err(Error::Count(0)));
         assert_eq!(with(COUNT_AT, 201), Err(Error::Count(201)));
         assert!(matches!(with(LENGTH_AT, 1), Err(Error::Length { .. })));
-        for (at, byte) in [(COUNT_AT, 2), (20, 0), (20, 5), (21, 4), (24, 1), (26, 1)] {
+        for (at, byte) in [(COUNT_AT, 2), (24, 1), (26, 1)] {
             assert!(
                 matches!(with(at, byte), Err(Error::Record { .. })),
                 "{at} {byte}"
             );
+        }
+        for (at, byte) in [(20, 0), (20, 5), (21, 4)] {
+            let Message::Batch(records) = with(at, byte).unwrap().message else {
+                panic!("it is a batch");
+            };
+            assert!(matches!(records[..], [Err(_)]), "{at} {byte}");
         }
         for length in 0..good.len() {
             let cut = Packet::decode(&good[..length], VERSION);
@@ -482,7 +591,48 @@ mod tests {
         let frame = few.finish();
         assert!(frame.len() <= HANDOVER_MESSAGE_BYTES);
         let read = Packet::decode(&frame, VERSION).unwrap();
-        assert_eq!(read.message, Message::Batch(vec![large, small]));
+        assert_eq!(read.message, Message::Batch(vec![Ok(large), Ok(small)]));
+    }
+
+    #[test]
+    fn unreadable_record_spoils_no_other() {
+        let mut frame = batch_of(vec![frozen(b"AB"), frozen(b"CD"), frozen(b"EF")]).encode();
+        frame[HEADER_BYTES + RECORD_BYTES + 2] = 9;
+        let Message::Batch(records) = Packet::decode(&frame, VERSION).unwrap().message else {
+            panic!("it is a batch");
+        };
+        assert_eq!(records[0], Ok(frozen(b"AB")));
+        assert!(records[1].is_err());
+        assert_eq!(records[2], Ok(frozen(b"EF")));
+        frame[4] = 9;
+        assert!(Packet::decode(&frame, VERSION).is_err());
+        assert_eq!(sequence_of_batch(&frame), Some(3));
+    }
+
+    #[test]
+    fn places_out_of_order_are_refused() {
+        let left = |places: &[u8]| {
+            let left = Left {
+                places: places.to_vec(),
+                cause: "full".to_owned(),
+            };
+            let message = Message::Acknowledged {
+                taken: 1,
+                left: Some(left),
+            };
+            Packet::decode(
+                &Packet {
+                    sequence: 1,
+                    message,
+                }
+                .encode(),
+                VERSION,
+            )
+        };
+        assert!(left(&[0, 2]).is_ok());
+        for wrong in [&[][..], &[1, 1], &[2, 1]] {
+            assert_eq!(left(wrong), Err(Error::Places));
+        }
     }
 
     #[test]
@@ -531,12 +681,18 @@ mod tests {
             connections in prop::collection::vec(any_frozen(), 1..20),
             sequence: u32,
             count: u32,
+            places in prop::collection::btree_set(0..200u8, 1..200),
             cause in "\\PC{0,60}",
         ) {
+            let places = places.into_iter().collect();
+            let left = Left { places, cause: cause.clone() };
             let messages = [
-                Message::Batch(connections),
+                Message::Batch(connections.into_iter().map(Ok).collect()),
+                Message::Begin { coming: count },
                 Message::End { moved: count },
-                Message::Acknowledged { count },
+                Message::Acknowledged { taken: count, left: None },
+                Message::Acknowledged { taken: count, left: Some(left) },
+                Message::Declined { cause: cause.clone() },
                 Message::Refused { cause },
             ];
             for message in messages {
@@ -556,6 +712,11 @@ mod tests {
                 frame[at] = byte;
             }
             if let Ok(packet) = Packet::decode(&frame, VERSION) {
+                if let Message::Batch(records) = &packet.message
+                    && records.iter().any(Result::is_err)
+                {
+                    return Ok(());
+                }
                 let again = packet.encode();
                 prop_assert_eq!(Packet::decode(&again, VERSION), Ok(packet));
             }

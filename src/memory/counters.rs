@@ -27,6 +27,35 @@ pub fn open_by(count: impl Fn(Counter) -> u64) -> u64 {
     balance_of(count).max(0).cast_unsigned()
 }
 
+/// How far a worker's handovers are: the latest from it, and the latest to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moves {
+    /// Batches sent.
+    pub sent: u64,
+    /// Batches sent whose answer was read.
+    pub settled: u64,
+    /// Batches received and answered.
+    pub answered: u64,
+}
+
+/// How far the worker says that its handovers are.
+#[must_use]
+pub fn moves(shared: &SharedMemory) -> Moves {
+    let word = |at: usize| shared.line(Layout::MOVING).0[at].load(Ordering::Relaxed);
+    Moves {
+        sent: word(0),
+        settled: word(1),
+        answered: word(2),
+    }
+}
+
+/// Connections that the working memory has room for, by what its writer says of its layout.
+#[must_use]
+pub fn room(shared: &SharedMemory) -> u32 {
+    let buffers = shared.line(Layout::HEADER).0[2].load(Ordering::Relaxed);
+    u32::try_from(buffers).unwrap_or(0).min(Layout::MAX_BUFFERS)
+}
+
 /// Whether the counters can be a worker's that did what workers do. One that was taken over by a
 /// stranger may have left any words: then none of them is worth being added to anything.
 #[must_use]

@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Flags, InHand, Layout, Pending, State};
+use super::layout::{Flags, InHand, Layout, Pending, SCRATCH_BYTES, State};
 use super::{Corrupt, Entry, Memory, NoBuffer, Probe, unsent};
 use crate::clock::Tick;
 
@@ -78,12 +78,10 @@ pub enum ThawError {
         fd: u32,
     },
     /// More output than one buffer holds.
-    #[error("{unsent} bytes of unsent output do not fit a buffer of {buffer_bytes}")]
+    #[error("{unsent} bytes of unsent output do not fit a buffer of {SCRATCH_BYTES}")]
     TooLong {
         /// Bytes to be kept.
         unsent: usize,
-        /// Bytes of a buffer here.
-        buffer_bytes: u32,
     },
     /// Every buffer is in use.
     #[error(transparent)]
@@ -225,14 +223,12 @@ impl<P: Probe> Memory<P> {
 
     /// Bytes unsent, if `frozen` can be a connection of this memory.
     fn check(&self, frozen: &Frozen) -> Result<u32, ThawError> {
-        let too_long = ThawError::TooLong {
-            unsent: frozen.unsent.len(),
-            buffer_bytes: self.layout.buffer_bytes,
-        };
-        let unsent = u32::try_from(frozen.unsent.len()).map_err(|_| too_long)?;
-        if unsent > self.layout.buffer_bytes {
-            return Err(too_long);
+        let unsent = frozen.unsent.len();
+        if unsent > SCRATCH_BYTES {
+            return Err(ThawError::TooLong { unsent });
         }
+        // Bounded by the check above.
+        let unsent = unsent as u32;
         if frozen.bytes_in.checked_sub(frozen.bytes_out) != Some(u64::from(unsent)) {
             return Err(ThawError::Inconsistent(
                 "bytes received and sent do not differ by the unsent ones",
@@ -411,13 +407,10 @@ mod tests {
             refused(8, 1, &frozen(b"")),
             ThawError::NoRecord { fd: 8, descriptors }
         );
-        let (unsent, buffer_bytes) = (101, 100);
+        let unsent = SCRATCH_BYTES + 1;
         assert_eq!(
-            refused(3, 1, &frozen(&[b'A'; 101])),
-            ThawError::TooLong {
-                unsent,
-                buffer_bytes
-            }
+            refused(3, 1, &frozen(&vec![b'A'; unsent])),
+            ThawError::TooLong { unsent }
         );
         let miscounted = Frozen {
             bytes_out: 1_001,

@@ -10,7 +10,7 @@ use crate::sys::shared::LINE_BYTES;
 pub use crate::config::SCRATCH_BYTES;
 
 /// Names this layout; another version of it has another number.
-pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM2");
+pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM3");
 
 const PAGE_BYTES: usize = 4096;
 const METRICS_LINES: usize = Counter::COUNT.div_ceil(LINE_BYTES / 8);
@@ -22,7 +22,8 @@ pub struct Layout {
     pub descriptors: u32,
     /// Pending-output buffers in the pool.
     pub buffers: u32,
-    /// Bytes of each buffer: at most [`SCRATCH_BYTES`].
+    /// Bytes that one read takes, at most [`SCRATCH_BYTES`]. A buffer has room for those in any
+    /// case: a connection that comes from another worker may owe more than this one would read.
     pub buffer_bytes: u32,
 }
 
@@ -45,7 +46,7 @@ impl Layout {
     /// Bytes of the whole.
     #[must_use]
     pub const fn total_bytes(self) -> usize {
-        self.pool_offset() + self.buffers as usize * self.stride()
+        self.pool_offset() + self.buffers as usize * Self::STRIDE
     }
 
     /// The line that says what this is: magic, descriptors, buffers, bytes a buffer.
@@ -54,6 +55,8 @@ impl Layout {
     pub const IN_HAND: usize = LINE_BYTES;
     /// The line of the accepting mark.
     pub const ACCEPTING: usize = 2 * LINE_BYTES;
+    /// The line that says how far a handover is: batches sent, batches settled, batches answered.
+    pub const MOVING: usize = 3 * LINE_BYTES;
 
     /// The line that holds metrics cell `cell`.
     #[must_use]
@@ -73,7 +76,7 @@ impl Layout {
     /// The first byte of buffer number `buffer`.
     #[must_use]
     pub const fn buffer(self, buffer: u32) -> usize {
-        self.pool_offset() + buffer as usize * self.stride()
+        self.pool_offset() + buffer as usize * Self::STRIDE
     }
 
     /// Where the pending output of a connection lies: its first byte, and how many there are.
@@ -83,11 +86,9 @@ impl Layout {
         (start, pending.len() as usize)
     }
 
-    /// Bytes from one buffer to the next: whole pages, so that each can be given back alone.
-    #[must_use]
-    pub const fn stride(self) -> usize {
-        (self.buffer_bytes as usize).next_multiple_of(PAGE_BYTES)
-    }
+    /// Bytes from one buffer to the next: whole pages, so that each can be given back alone, and
+    /// room for whatever any worker may owe. Pages that nothing was written to cost nothing.
+    pub const STRIDE: usize = SCRATCH_BYTES.next_multiple_of(PAGE_BYTES);
 
     const fn pool_offset(self) -> usize {
         Self::record(self.descriptors).next_multiple_of(PAGE_BYTES)
@@ -349,9 +350,9 @@ mod tests {
         assert!(Layout::metrics_line(Counter::COUNT - 1) + LINE_BYTES <= Layout::SCRATCH);
         assert_eq!(Layout::record(0), Layout::SCRATCH + SCRATCH_BYTES);
         assert!(Layout::record(999) + LINE_BYTES <= layout.buffer(0));
-        assert_eq!(layout.buffer(1) - layout.buffer(0), 8192);
+        assert_eq!(layout.buffer(1) - layout.buffer(0), Layout::STRIDE);
         assert!(layout.buffer(0).is_multiple_of(PAGE_BYTES));
-        assert_eq!(layout.total_bytes(), layout.buffer(2) + 8192);
+        assert_eq!(layout.total_bytes(), layout.buffer(2) + Layout::STRIDE);
     }
 
     proptest! {

@@ -77,7 +77,7 @@ fn checked_pending<P: Probe>(memory: &Memory<P>, fd: u32) -> Result<Option<Pendi
         return Ok(None);
     }
     let layout = memory.layout;
-    let named = |p: &Pending| p.buffer < layout.buffers && p.end <= layout.buffer_bytes;
+    let named = |p: &Pending| p.buffer < layout.buffers;
     Pending::unpack(word)
         .filter(named)
         .map(Some)

@@ -1,8 +1,8 @@
 //! Connections on their way to another worker, or from it: carries out what `handover` decides.
 //!
 //! Invariants: a connection that is on its way is marked as moving in its record, and is neither
-//! watched nor in the ready queue nor has it a deadline: nothing here touches it; one batch is sent
-//! and one taken in each turn, so that serving goes on between them.
+//! watched nor in the ready queue nor has it a deadline: nothing here touches it; the time that a turn
+//! spends on batches is bounded (`HANDOVER_TURN`), so that serving goes on between them.
 //!
 //! It must not know of workers and messages: who moves where, and what comes after, is the
 //! worker's to say.
@@ -115,14 +115,18 @@ impl Reactor {
 
     /// When moving goes on by itself, if it does.
     pub(super) fn moving_due(&self) -> Option<Tick> {
+        [self.counts_until, self.batches_due()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn batches_due(&self) -> Option<Tick> {
         let incoming = self.incoming.as_ref().is_some_and(|one| one.link.ready);
         let Some(outgoing) = &self.outgoing else {
             return incoming.then_some(self.now);
         };
-        let waiting = match &outgoing.part {
-            Some(part) => part.waits(),
-            None => self.open > outgoing.moving,
-        };
+        let waiting = self.may_send(outgoing);
         let ready = outgoing.link.as_ref().is_some_and(|link| link.ready);
         if incoming || ready || (waiting && outgoing.machine.has_room()) {
             return Some(self.now);
@@ -134,6 +138,7 @@ impl Reactor {
     /// other worker may have it.
     pub(super) fn abandon_moving(&mut self) {
         self.incoming = None;
+        self.counts_until = None;
         self.expected = 0;
         let Some(mut outgoing) = self.outgoing.take() else {
             return;

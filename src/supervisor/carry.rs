@@ -8,17 +8,20 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use socket2::SockRef;
+
 use crate::channel::Channel;
 use crate::clock;
+use crate::config::HANDOVER_SOCKET_BYTES;
 use crate::fault;
 use crate::identity::{ReleaseId, SlotId, WorkerId};
-use crate::memory;
+use crate::memory::{self, Moves};
 use crate::metrics::Counter;
-use crate::sys::limits::explain;
+use crate::sys::limits::{MemoryRoom, explain, memory_room};
 use crate::wire::{self, HandoverEnd, Message, Stop};
 
 use super::children::{Birth, Child, Talk};
-use super::machine::{Action, Event, ListenerSource, Verdict};
+use super::machine::{Action, Event, ListenerSource, Progress, Verdict};
 use super::resources::SlotResources;
 use super::{Supervisor, placement, report};
 
@@ -62,12 +65,13 @@ impl Supervisor {
             Action::HandOver { from, to, last } => self.hand_over(from, to, last),
             Action::Rebalance { from, to, part } => self.rebalance(from, to, part),
             Action::TakeLoads => self.take_loads(),
-            Action::Leave { worker } => {
-                let drain_timeout_ms = millis(self.config().drain_timeout);
+            Action::Leave { worker, within } => {
+                let drain_timeout_ms = millis(within);
                 let leave = wire::Leave { drain_timeout_ms };
                 self.say(worker, Message::Leave(leave), &[]);
             }
             Action::TakePulse { worker } => self.take_pulse(worker),
+            Action::TakeProgress { from, to } => self.take_progress(from, to),
             Action::Ping { worker } => self.say(worker, Message::Ping(wire::Ping {}), &[]),
             Action::Steer { slots } => {
                 self.steer_to_first(slots);
@@ -81,7 +85,11 @@ impl Supervisor {
                 }
             }
             Action::DropSlot { slot } => self.drop_slot(slot),
-            Action::Begin { request, wanted } => self.begin(request, wanted),
+            Action::Begin {
+                request,
+                wanted,
+                drain,
+            } => self.begin(request, wanted, drain),
             Action::Preflight => self.begin_preflight(),
             Action::AbortPreflight => self.end_preflight(),
             Action::Exec => self.exec(),
@@ -131,13 +139,16 @@ impl Supervisor {
             let counted = self.former.come_back(worker.slot);
             self.slots.push(SlotResources::counting_on(counted));
         }
+        let room = self.room_of(release);
         let run = self.releases.get(release);
         let run = run.ok_or_else(|| format!("release {release} is not known any more"))?;
         let slot = self.slots.get_mut(index).ok_or("there is no such slot")?;
         let memory = slot
-            .memory_for(standby, run.layout())
+            .memory_for(standby, run.layout(room))
             .map_err(|error| format!("no memory for it: {}", explain(&error)))?;
         let mut start = run.start(&self.addresses, listener == ListenerSource::Adopt, standby);
+        start.room = room;
+        start.descriptors = run.layout(room).descriptors;
         start.cpu = placement::cpu_of(worker.slot, run.config.pin);
         let birth = Birth {
             worker,
@@ -200,8 +211,10 @@ impl Supervisor {
     fn hand_over(&mut self, from: WorkerId, to: WorkerId, last: bool) {
         let (near, far) = match Channel::pair() {
             Ok(pair) => pair,
-            Err(error) => return self.hand_over_by_draining(from, to, &error.to_string()),
+            Err(error) => return self.hand_over_failed(from, to, &error.to_string()),
         };
+        // Fails for what is no socket.
+        let _ = SockRef::from(&near).set_send_buffer_size(HANDOVER_SOCKET_BYTES);
         let take_over = Message::TakeOver(wire::TakeOver {
             from,
             expected: self.open_connections(from),
@@ -211,7 +224,6 @@ impl Supervisor {
         let hand_over = wire::HandOver {
             to,
             last,
-            drain_timeout_ms: millis(self.config().drain_timeout),
             part: None,
         };
         self.say(from, Message::HandOver(hand_over), &[near.as_fd()]);
@@ -219,12 +231,10 @@ impl Supervisor {
     }
 
     /// Without a socket pair nothing can move, and nothing is cut for it either.
-    fn hand_over_by_draining(&mut self, from: WorkerId, to: WorkerId, cause: &str) {
+    fn hand_over_failed(&mut self, from: WorkerId, to: WorkerId, cause: &str) {
         let cause = format!("no socket pair for the handover: {cause}");
         let left = self.open_connections(from);
         self.say(to, Message::Serve(wire::Serve {}), &[]);
-        let drain_timeout_ms = millis(self.config().drain_timeout);
-        self.say(from, Message::Leave(wire::Leave { drain_timeout_ms }), &[]);
         self.happened(Event::HandedOver {
             worker: from,
             moved: 0,
@@ -244,6 +254,44 @@ impl Supervisor {
             let turns = memory::counter(&child.memory, Counter::Turns);
             self.happened(Event::Pulse { worker, turns });
         }
+    }
+
+    fn take_progress(&mut self, from: WorkerId, to: WorkerId) {
+        let of = |worker| {
+            let child = self.child(worker);
+            child.map_or_else(Moves::default, |child| memory::moves(&child.memory))
+        };
+        let Moves { sent, settled, .. } = of(from);
+        let answered = of(to).answered;
+        self.happened(Event::Progress {
+            from,
+            to,
+            progress: Progress {
+                sent,
+                settled,
+                answered,
+            },
+        });
+    }
+
+    /// Connections that a new worker of `release` is to have room for.
+    fn room_of(&self, release: ReleaseId) -> u32 {
+        let Some(run) = self.releases.get(release) else {
+            return 0;
+        };
+        // Where memory is limited, the configuration says how much of it there is to be.
+        let unlimited = |room: MemoryRoom| room.file_bytes.min(room.address_bytes) == u64::MAX;
+        if !memory_room().is_ok_and(unlimited) {
+            return run.limits.max_connections;
+        }
+        let limits = self.releases.iter().map(|(_, one)| one.limits);
+        let most = limits.map(|one| one.max_connections).max().unwrap_or(0);
+        let workers = run.config.workers.max(self.slots.len() as u16);
+        let open = self.slots.iter().flat_map(SlotResources::children);
+        let open = open.map(|child| u32::try_from(memory::open_connections(&child.memory)));
+        let open = open.map(|open| open.unwrap_or(u32::MAX));
+        let open = open.fold(0, u32::saturating_add);
+        run.limits.room(most, workers, open, self.nofile)
     }
 
     fn drop_slot(&mut self, slot: SlotId) {

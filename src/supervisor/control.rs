@@ -575,6 +575,7 @@ impl From<exchange::Answer> for Reply {
                 moved: done.moved,
                 drained: done.drained,
                 took_ms: Done::millis(done.took),
+                closed_after_ms: 0,
             }),
             exchange::Answer::Failed { cause } => Self::Failed(cause),
             exchange::Answer::Refused { cause } => Self::Refused(cause),
@@ -717,7 +718,7 @@ mod tests {
         assert_eq!(
             everything(client),
             "{\"progress\":\"slot 0\"}\n{\"done\":{\"renewed\":2,\"workers\":2,\"moved\":0,\
-             \"drained\":0,\"took_ms\":1}}\n"
+             \"drained\":0,\"closed_after_ms\":0,\"took_ms\":1}}\n"
         );
         assert_eq!(bench.clients(), 0);
 

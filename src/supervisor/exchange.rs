@@ -80,11 +80,17 @@ pub enum Event {
         /// Its `workers` is the number asked for by the configuration if that has changed there,
         /// else the number in force: when all are renewed, the restart goes on by scaling to it.
         policy: Policy,
+        /// Connections that cannot move may be left to drain.
+        #[serde(default)]
+        drain: bool,
     },
     /// Replace the supervisor's own program by the one on disk, then renew every worker.
     Upgrade {
         /// Who asked.
         request: RequestId,
+        /// As in [`Event::Restart`].
+        #[serde(default)]
+        drain: bool,
     },
     /// The new program has shown that it can take over.
     PreflightPassed,
@@ -111,6 +117,9 @@ pub enum Event {
         request: RequestId,
         /// How many.
         to: ScaleTo,
+        /// As in [`Event::Restart`].
+        #[serde(default)]
+        drain: bool,
     },
     /// Somebody wants an operation. If it can begin, now or later, [`Action::Begin`] follows.
     Requested {
@@ -121,6 +130,9 @@ pub enum Event {
         /// Whether it waits while something is in its way, instead of being refused. So do all
         /// signals.
         wait: bool,
+        /// Whether connections that cannot move may be drained.
+        #[serde(default)]
+        drain: bool,
     },
     /// Whoever asked does not wait any more.
     Withdrawn {
@@ -168,6 +180,15 @@ pub enum Event {
         /// Of every worker that serves; of others it does not matter.
         loads: Vec<Load>,
     },
+    /// The answer to [`Action::TakeProgress`].
+    Progress {
+        /// Who hands over.
+        from: WorkerId,
+        /// To whom.
+        to: WorkerId,
+        /// How far they say that they are.
+        progress: Progress,
+    },
     /// The answer to [`Action::TakePulse`].
     Pulse {
         /// Whose.
@@ -175,6 +196,17 @@ pub enum Event {
         /// Turns of its loop, all in all. Equal to the last answer: it has made none since.
         turns: u64,
     },
+}
+
+/// How far a handover is, as its two sides count. Each number only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Batches that were sent.
+    pub sent: u64,
+    /// Those of them whose answer the sender has read.
+    pub settled: u64,
+    /// Those of them that the receiver has answered.
+    pub answered: u64,
 }
 
 /// How much a worker has done in its life.
@@ -297,6 +329,15 @@ pub enum Action {
     Leave {
         /// Whom.
         worker: WorkerId,
+        /// It finishes what is left after this time.
+        within: Duration,
+    },
+    /// Read how far a handover is, and answer with [`Event::Progress`] at once.
+    TakeProgress {
+        /// Who hands over.
+        from: WorkerId,
+        /// To whom.
+        to: WorkerId,
     },
     /// Read how many turns a worker's loop has made, and answer with [`Event::Pulse`] at once.
     TakePulse {
@@ -339,6 +380,9 @@ pub enum Action {
         request: RequestId,
         /// For what.
         wanted: Wanted,
+        /// Whether connections that cannot move may be drained.
+        #[serde(default)]
+        drain: bool,
     },
     /// Let the program on disk show that it can take over: [`Event::PreflightPassed`] or
     /// [`Event::PreflightFailed`] must follow, unless the machine stops waiting.
@@ -493,13 +537,15 @@ pub enum Notice {
         /// How long it took.
         took: Duration,
     },
-    /// A handover took too long; the new worker is killed and everything goes back.
+    /// One side of a handover has kept the other waiting for too long; it is killed.
     HandoverTimedOut {
         /// Who was to leave.
         from: WorkerId,
         /// Who was to go on.
         to: WorkerId,
-        /// How long it had.
+        /// Which of the two it is.
+        stalled: WorkerId,
+        /// How long ago the handover began.
         after: Duration,
     },
     /// A worker is too busy: a part of its connections is to move.

@@ -49,7 +49,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use super::exchange::{
-    Action, Answer, Done, Event, ListenerSource, Load, Notice, ScaleTo, Verdict, Wanted,
+    Action, Answer, Done, Event, ListenerSource, Load, Notice, Progress, ScaleTo, Verdict, Wanted,
 };
 pub use super::slot::{
     Death, Generation, KillReason, LastDeath, Queue, SlotId, SlotState, WorkerId,
@@ -100,7 +100,7 @@ pub struct Policy {
     pub linger_timeout: Duration,
     /// How long the first renewed worker must serve before the others are renewed.
     pub bake_time: Duration,
-    /// How long a worker may take to hand its connections over.
+    /// How long either side of a handover may keep the other waiting.
     pub handover_timeout: Duration,
     /// How long handshakes already begun have before a listener is closed.
     pub handshake_timeout: Duration,
@@ -314,18 +314,20 @@ impl Machine {
                 request,
                 release,
                 policy,
-            } => self.restart(*request, *release, policy, now),
-            Event::Upgrade { request } => self.upgrade(*request, now),
+                drain,
+            } => self.restart(*request, *release, policy, *drain, now),
+            Event::Upgrade { request, drain } => self.upgrade(*request, *drain, now),
             Event::PreflightPassed => self.preflight_passed(),
             Event::PreflightFailed { cause } => self.preflight_failed(cause),
             Event::ExecFailed { cause } => self.exec_failed(cause),
             Event::Resumed { release, policy } => self.resumed(*release, policy),
-            Event::Scale { request, to } => self.scale(*request, *to, now),
+            Event::Scale { request, to, drain } => self.scale(*request, *to, *drain, now),
             Event::Requested {
                 request,
                 wanted,
                 wait,
-            } => self.requested(*request, *wanted, *wait, now),
+                drain,
+            } => self.requested(*request, *wanted, (*wait, *drain), now),
             Event::Withdrawn { request } => self.withdraw(*request),
             Event::Cancel { request, by } => self.cancel(*request, by, now),
             Event::NotBegun {
@@ -341,6 +343,7 @@ impl Machine {
             } => self.handed_over(*worker, (*moved, *left), end, now),
             Event::Rebalanced { worker, moved, end } => self.rebalanced(*worker, *moved, end, now),
             Event::Loads { loads } => self.loads(loads, now),
+            Event::Progress { from, to, progress } => self.progress(*from, *to, *progress, now),
             Event::Pulse { worker, turns } => self.pulse(*worker, *turns, now),
         };
         match reception {

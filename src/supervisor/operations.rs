@@ -7,11 +7,13 @@ use crate::clock::{self, Tick};
 use crate::config::{Config, WORKERS, check_change};
 use crate::control::{Done, Options, Reply, Request, Rotation};
 use crate::fault;
-use crate::identity::{ReleaseId, RequestId};
+use crate::identity::{ReleaseId, RequestId, WorkerId};
 use crate::log;
+use crate::memory;
 use crate::sys::image::Image;
 use crate::sys::limits::memory_room;
 
+use super::carry::millis;
 use super::control::Heard;
 use super::machine::{Answer, Event, Notice, Policy, ScaleTo, Wanted};
 use super::releases::{Limits, Release, check_memory};
@@ -68,6 +70,7 @@ impl Supervisor {
             request,
             wanted,
             wait: options.wait,
+            drain: options.drain,
         });
     }
 
@@ -84,18 +87,23 @@ impl Supervisor {
     /// A request that nobody can be told about, so it waits for its turn and is never refused for
     /// what is in progress.
     pub(super) fn remember(&mut self, wanted: Wanted) {
-        self.requested(RequestId::NOBODY, wanted, Options { wait: true });
+        let options = Options {
+            wait: true,
+            drain: false,
+        };
+        self.requested(RequestId::NOBODY, wanted, options);
     }
 
     /// Prepares a request whose turn it is, and has the machine begin it. A reload is prepared by a
     /// child, because reading a configuration may wait for others.
-    pub(super) fn begin(&mut self, request: RequestId, wanted: Wanted) {
+    pub(super) fn begin(&mut self, request: RequestId, wanted: Wanted, drain: bool) {
         let prepared = match wanted {
             Wanted::Reload => return self.begin_resolution(request),
-            Wanted::Upgrade => Ok(Event::Upgrade { request }),
-            Wanted::Scale(to) => self
-                .check_workers(to)
-                .map(|()| Event::Scale { request, to }),
+            Wanted::Upgrade => Ok(Event::Upgrade { request, drain }),
+            Wanted::Scale(to) => {
+                self.check_workers(to, drain)
+                    .map(|()| Event::Scale { request, to, drain })
+            }
         };
         let event = prepared.unwrap_or_else(|cause| Event::NotBegun {
             request,
@@ -107,12 +115,14 @@ impl Supervisor {
 
     /// The configuration of a reload has been read, or why it could not be.
     pub(super) fn resolved(&mut self, request: RequestId, config: Result<Config, String>) {
-        let prepared = config.and_then(|config| self.prepare_release(config));
+        let drain = self.machine.may_drain_what_begins();
+        let prepared = config.and_then(|config| self.prepare_release(config, drain));
         self.happened(match prepared {
             Ok((release, policy)) => Event::Restart {
                 request,
                 release,
                 policy,
+                drain,
             },
             Err(cause) => Event::NotBegun {
                 request,
@@ -123,11 +133,14 @@ impl Supervisor {
     }
 
     /// Refuses numbers of workers that the sockets or the limit on descriptors do not allow.
-    fn check_workers(&self, to: ScaleTo) -> Result<(), String> {
+    fn check_workers(&self, to: ScaleTo, drain: bool) -> Result<(), String> {
         let workers = to.from(self.machine.policy().workers);
         // Numbers that nobody can have are refused by the machine.
         if (WORKERS.least..=WORKERS.most).contains(&workers) {
             if let Some(cause) = self.too_few(workers) {
+                return Err(cause);
+            }
+            if let Some(cause) = self.no_room(workers).filter(|_| !drain) {
                 return Err(cause);
             }
             Limits::settle(self.config(), workers, self.nofile)
@@ -157,6 +170,31 @@ impl Supervisor {
         })
     }
 
+    /// Why the connections of those who would leave do not fit, if so, where only the first `stay`
+    /// slots stay.
+    fn no_room(&self, stay: u16) -> Option<String> {
+        let mains = self.machine.slots().map(|slot| WorkerId {
+            slot: slot.id,
+            generation: slot.generation,
+        });
+        let (mut leaving, mut room) = (0_u64, 0_u64);
+        for child in mains.filter_map(|worker| self.child(worker)) {
+            let open = memory::open_connections(&child.memory);
+            if child.worker.slot.0 >= stay {
+                leaving = leaving.saturating_add(open);
+            } else {
+                let whole = u64::from(memory::room(&child.memory));
+                room = room.saturating_add(whole.saturating_sub(open));
+            }
+        }
+        (leaving > room).then(|| {
+            format!(
+                "{leaving} connections would have to move, and the {stay} workers that stay have \
+                 room for {room} more; close some first, raise the descriptor limit, or add --drain"
+            )
+        })
+    }
+
     /// Changes what load balancers are told. Nobody is refused for it.
     fn rotate(&mut self, request: RequestId, to: Rotation) {
         let from = std::mem::replace(&mut self.rotation, to);
@@ -170,13 +208,17 @@ impl Supervisor {
     }
 
     /// Opens the program on disk. Binds nothing.
-    fn prepare_release(&mut self, config: Config) -> Result<(ReleaseId, Policy), String> {
+    fn prepare_release(
+        &mut self,
+        config: Config,
+        drain: bool,
+    ) -> Result<(ReleaseId, Policy), String> {
         check_change(self.config(), &config).map_err(|error| error.to_string())?;
         let image = Image::open(&self.program).map_err(|error| {
             let program = self.program.display();
             format!("cannot open the program {program}: {error}; is it installed?")
         })?;
-        self.add_release(image, config)
+        self.add_release(image, config, drain)
     }
 
     /// Makes a release of a program and a configuration.
@@ -184,6 +226,7 @@ impl Supervisor {
         &mut self,
         image: Image,
         mut config: Config,
+        drain: bool,
     ) -> Result<(ReleaseId, Policy), String> {
         // The same addresses, perhaps in another order: that of each slot's listeners stays.
         config.listen.clone_from(&self.config().listen);
@@ -203,6 +246,9 @@ impl Supervisor {
         let room =
             memory_room().map_err(|error| format!("cannot read the limits on memory: {error}"))?;
         check_memory(&config, limits, workers.max(now), room).map_err(|error| error.to_string())?;
+        if let Some(cause) = self.no_room(workers).filter(|_| !drain) {
+            return Err(cause);
+        }
         let policy = Policy {
             workers,
             ..policy(&config)
@@ -227,7 +273,12 @@ impl Supervisor {
 
     /// Tells whoever asked how an operation ended, and lets go of what nobody runs any more.
     pub(super) fn answer(&mut self, request: RequestId, answer: &Answer) {
-        self.reply(request, Reply::from(answer.clone()));
+        let mut reply = Reply::from(answer.clone());
+        if let Reply::Done(done) = &mut reply {
+            done.drained = self.draining_connections();
+            done.closed_after_ms = millis(self.config().drain_timeout);
+        }
+        self.reply(request, reply);
         if self.machine.operation().is_none() {
             let seats = self.machine.slots().flat_map(|slot| {
                 let successor = slot.successor.map(|seat| seat.release);
@@ -236,6 +287,14 @@ impl Supervisor {
             let in_use: Vec<ReleaseId> = seats.collect();
             self.releases.keep_only(&in_use);
         }
+    }
+
+    /// Connections of workers that leave and serve them to their end.
+    fn draining_connections(&self) -> u64 {
+        let seats = self.machine.slots().flat_map(|slot| slot.predecessors);
+        let leaving = seats.filter(|seat| seat.state == "leaving");
+        let open = leaving.map(|seat| u64::from(self.open_connections(seat.worker)));
+        open.fold(0, u64::saturating_add)
     }
 
     /// Tells whoever waits for an operation how far it is.

@@ -98,7 +98,6 @@ impl Supervisor {
         let hand_over = wire::HandOver {
             to,
             last: false,
-            drain_timeout_ms: 0,
             part: Some(part),
         };
         self.say(from, Message::HandOver(hand_over), &[near.as_fd()]);

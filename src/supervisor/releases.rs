@@ -121,23 +121,44 @@ impl Release {
             adopt,
             standby,
             max_connections: self.limits.max_connections,
+            room: self.limits.max_connections,
             descriptors: self.limits.descriptors,
         }
     }
 
-    /// How its workers' memory is laid out.
-    pub(super) const fn layout(&self) -> Layout {
-        self.limits.layout(&self.config)
+    /// How the memory of a worker is laid out that has room for `room` connections.
+    pub(super) const fn layout(&self, room: u32) -> Layout {
+        self.limits.layout(&self.config, room)
     }
 }
 
 impl Limits {
-    const fn layout(self, config: &Config) -> Layout {
+    const fn layout(self, config: &Config, room: u32) -> Layout {
         Layout {
-            descriptors: self.descriptors,
-            buffers: self.max_connections,
+            descriptors: self.descriptors_for(room),
+            buffers: room,
             buffer_bytes: config.pending_output,
         }
+    }
+
+    /// Connections that a worker has room for: those that all `workers` may have, or that are open
+    /// now and may come, whatever the limit for new ones is; as far as `nofile` descriptors go.
+    /// Memory that is not used costs nothing.
+    pub(super) fn room(&self, most: u32, workers: u16, open: u32, nofile: u64) -> u32 {
+        let reserve = self.descriptors.saturating_sub(self.max_connections);
+        let possible = nofile
+            .saturating_sub(reserve.into())
+            .min(Layout::MAX_BUFFERS.into());
+        let all = most.saturating_mul(workers.into());
+        let wanted = all.max(open.saturating_add(most));
+        let possible = u32::try_from(possible).unwrap_or(Layout::MAX_BUFFERS);
+        wanted.min(possible).max(self.max_connections)
+    }
+
+    /// Descriptor numbers that go with room for `room` connections.
+    const fn descriptors_for(&self, room: u32) -> u32 {
+        let more = room.saturating_sub(self.max_connections);
+        self.descriptors.saturating_add(more)
     }
 
     /// What a descriptor limit of `nofile` leaves each of `workers` workers.
@@ -203,7 +224,7 @@ pub(super) fn check_memory(
     workers: u16,
     room: MemoryRoom,
 ) -> Result<(), NoRoom> {
-    let layout = limits.layout(config);
+    let layout = limits.layout(config, limits.max_connections);
     let each = u64::try_from(layout.total_bytes()).unwrap_or(u64::MAX);
     let all = each.saturating_mul(workers.into());
     if each > room.file_bytes {
@@ -233,7 +254,7 @@ mod tests {
             ..Config::default()
         };
         let limits = Limits::settle(&config, 2, 1024).unwrap();
-        let each = limits.layout(&config).total_bytes() as u64;
+        let each = limits.layout(&config, limits.max_connections).total_bytes() as u64;
         let room = |file_bytes, address_bytes| {
             let room = MemoryRoom {
                 file_bytes,
@@ -255,6 +276,21 @@ mod tests {
             limits: Limits::settle(&config, 1, 1024).unwrap(),
             config,
         }
+    }
+
+    #[test]
+    fn room_covers_every_worker_and_every_open_connection() {
+        let config = Config {
+            max_connections: Some(25),
+            ..Config::default()
+        };
+        let limits = Limits::settle(&config, 2, 1024).unwrap();
+        assert_eq!(limits.room(25, 2, 0, 1024), 50);
+        assert_eq!(limits.room(25, 1, 40, 1024), 65);
+        assert_eq!(limits.room(500, 1, 600, 1024), 1024 - 74);
+        assert_eq!(limits.room(25, 2, u32::MAX, 99), 25);
+        let first = release();
+        assert_eq!(first.layout(first.limits.max_connections).descriptors, 1024);
     }
 
     #[test]

@@ -100,13 +100,19 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             end,
             took,
         } => handover_ended(*from, (*moved, *left), end, *took),
-        Notice::HandoverTimedOut { from, to, after } => {
+        Notice::HandoverTimedOut {
+            from,
+            to,
+            stalled,
+            after,
+        } => {
             tracing::error!(
-                slot = from.slot.0,
-                generation = from.generation.0,
+                slot = stalled.slot.0,
+                generation = stalled.generation.0,
+                from_generation = from.generation.0,
                 to_generation = to.generation.0,
                 after_ms = after.as_millis(),
-                "handover not done in time: killing the new worker"
+                "handover stalled: killing the worker"
             );
         }
         Notice::RebalanceStarted {
@@ -308,7 +314,7 @@ fn handover_ended(from: WorkerId, (moved, left): (u32, u32), end: &HandoverEnd, 
             left,
             took_ms,
             cause,
-            "handover refused: the old worker serves its connections to their end"
+            "connections could not be handed over"
         ),
     }
 }
@@ -360,9 +366,9 @@ pub(super) fn progress(notice: &Notice) -> Option<String> {
             HandoverEnd::PeerGone => {
                 format!("{from} serves on: the worker that was to follow it is gone")
             }
-            HandoverEnd::Refused { cause } => format!(
-                "{from}: {moved} connections moved, {left} stay with it until they end ({cause})"
-            ),
+            HandoverEnd::Refused { cause } => {
+                format!("{from}: {moved} connections moved, {left} could not ({cause})")
+            }
         },
         Notice::OperationCancelled { by, .. } => format!("cancelled by {by}: rolling back"),
         Notice::RollingBack { cause, slots } => format!("{cause}: {slots} slots go back"),

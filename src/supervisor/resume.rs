@@ -403,7 +403,8 @@ impl Supervisor {
         let resumed = outcome.and_then(|config| {
             let image = Image::of_this_process()
                 .map_err(|error| format!("cannot open /proc/self/exe: {error}"))?;
-            self.add_release(image, config)
+            // What does not fit is found where it is to move, and stays then.
+            self.add_release(image, config, true)
         });
         tracing::info!(
             pid = std::process::id(),

@@ -29,7 +29,9 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Tick;
 use crate::identity::ReleaseId;
 pub use crate::identity::{Generation, SlotId, WorkerId};
-pub(super) use seats::{Predecessor, PredecessorStage, Pulse, Seat, Successor, SuccessorState};
+pub(super) use seats::{
+    Predecessor, PredecessorStage, Pulse, Seat, Successor, SuccessorState, Watch,
+};
 
 /// How a worker's process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,7 +197,7 @@ pub enum KillReason {
     Superseded,
     /// The operation that it was started for has failed.
     OperationFailed,
-    /// Its predecessor took too long to hand over.
+    /// Connections were to go from it or to come to it, and it was its turn for too long.
     HandoverTimedOut,
     /// Its predecessor has lost touch with it, and serves again.
     PeerGone,
@@ -216,7 +218,7 @@ impl fmt::Display for KillReason {
             Self::Hung => write!(f, "its loop stood still"),
             Self::Superseded => write!(f, "another worker takes its place"),
             Self::OperationFailed => write!(f, "the operation it was started for failed"),
-            Self::HandoverTimedOut => write!(f, "the handover to it took too long"),
+            Self::HandoverTimedOut => write!(f, "its handover made no progress"),
             Self::PeerGone => write!(f, "its predecessor lost touch with it"),
             Self::Overstayed => write!(f, "it had to leave and did not"),
             Self::Stop => write!(f, "the supervisor stops"),

@@ -122,7 +122,7 @@ mod tests {
         r#""misses":0},"owes_word":false,"successor":null,"predecessors":[{"generation":1,"#,
         r#""release":1,"served_since":7000000,"pulse":{"due":2007000000,"awaited":false,"#,
         r#""turns":null,"moved":7000000,"misses":0},"stage":{"HandingOver":{"since":30000000,"#,
-        r#""deadline":10030000000,"to":{"slot":0,"generation":2}}}}],"failures":0,"deaths":0,"#,
+        r#""deadline":2530000000,"to":{"slot":0,"generation":2}}}}],"failures":0,"deaths":0,"#,
         r#""last_death":null},{"id":1,"generation":1,"born":1,"release":1,"next_release":1,"#,
         r#""state":"Serving","since":9000000,"queue":"Served","pulse":{"due":2009000000,"#,
         r#""awaited":false,"turns":null,"moved":9000000,"misses":0},"owes_word":false,"#,
@@ -172,6 +172,7 @@ mod tests {
             request: RequestId(7),
             release: ReleaseId(2),
             policy,
+            drain: false,
         };
         machine.handle(Event::Boot, Tick::ZERO);
         machine.handle(ready(0, 1), Tick::from_millis(7));

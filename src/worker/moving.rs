@@ -17,9 +17,9 @@ use crate::reactor::Reactor;
 use crate::wire::{Draining, HandOver, HandedOver, HandoverEnd, Leave, Message, TakeOver};
 
 impl Worker {
-    /// Accepts, if it stood by.
+    /// Accepts, if it stood by, or could not hand everything over.
     pub(super) fn begin_to_serve(&mut self) {
-        if matches!(self.phase, Phase::StandingBy) {
+        if matches!(self.phase, Phase::StandingBy | Phase::Undecided { .. }) {
             self.phase = Phase::Serving;
             self.reactor.begin_accepting();
         }
@@ -61,7 +61,10 @@ impl Worker {
             }
         }
         fault::point("sender.ordered");
-        let serves = matches!(self.phase, Phase::Serving | Phase::StandingBy);
+        let serves = matches!(
+            self.phase,
+            Phase::Serving | Phase::StandingBy | Phase::Undecided { .. }
+        );
         let Some(link) = descriptors.into_iter().next().filter(|_| serves) else {
             tracing::error!(to = %order.to, phase = ?self.phase, "cannot hand over now");
             return;
@@ -72,9 +75,7 @@ impl Worker {
             Ok(()) => {
                 let connections = self.reactor.open_connections();
                 tracing::info!(to = %order.to, connections, "handing over");
-                self.phase = Phase::HandingOver {
-                    drain_timeout: Duration::from_millis(order.drain_timeout_ms),
-                };
+                self.phase = Phase::HandingOver { last: order.last };
             }
             Err(error) => {
                 tracing::error!(%error, to = %order.to, "cannot hand over");
@@ -126,12 +127,14 @@ impl Worker {
             let end = match result.end {
                 End::Done | End::Stopped => HandoverEnd::Done,
                 End::PeerGone => HandoverEnd::PeerGone,
-                End::Refused { cause } => HandoverEnd::Refused { cause },
+                End::Refused { cause } | End::Incomplete { cause } => {
+                    HandoverEnd::Refused { cause }
+                }
             };
             tracing::info!(moved = result.moved, ?end, "handed a part over");
             return self.say_handed_over(result.moved, end, true);
         }
-        let Phase::HandingOver { drain_timeout } = self.phase else {
+        let Phase::HandingOver { last } = self.phase else {
             return; // A stop came between; it settles everything.
         };
         let (moved, left) = (result.moved, self.reactor.open_connections());
@@ -146,10 +149,8 @@ impl Worker {
                 self.phase = Phase::Serving;
                 HandoverEnd::PeerGone
             }
-            End::Refused { cause } => {
-                self.phase = Phase::Leaving {
-                    until: self.reactor.now() + drain_timeout,
-                };
+            End::Refused { cause } | End::Incomplete { cause } => {
+                self.phase = Phase::Undecided { last };
                 HandoverEnd::Refused { cause }
             }
         };
@@ -167,11 +168,21 @@ impl Worker {
     }
 
     pub(super) fn leave(&mut self, order: Leave) {
-        if !matches!(self.phase, Phase::Serving | Phase::StandingBy) {
-            tracing::warn!(phase = ?self.phase, "told to leave, and does already");
-            return;
+        match self.phase {
+            Phase::Serving | Phase::StandingBy | Phase::Undecided { last: false } => {
+                self.reactor.let_go();
+            }
+            // Nobody else takes what stands in the queues.
+            Phase::Undecided { last: true } => self.reactor.end_accepting(),
+            Phase::LameDuck { .. }
+            | Phase::HandingOver { .. }
+            | Phase::Leaving { .. }
+            | Phase::Draining { .. }
+            | Phase::Done => {
+                tracing::warn!(phase = ?self.phase, "told to leave, and does already");
+                return;
+            }
         }
-        self.reactor.let_go();
         let drain_timeout = Duration::from_millis(order.drain_timeout_ms);
         self.phase = Phase::Leaving {
             until: self.reactor.now() + drain_timeout,

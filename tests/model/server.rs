@@ -130,13 +130,13 @@ impl Server {
             self.memory.depart(fd);
             assert_eq!(self.memory.freeze(fd).as_ref(), Some(&frozen));
             let packet = Packet::decode(&batch.finish(), VERSION).unwrap();
-            let arrived = Message::Batch(vec![frozen]);
+            let arrived = Message::Batch(vec![Ok(frozen)]);
             assert_eq!((packet.sequence, &packet.message), (sequence, &arrived));
             let Message::Batch(arrived) = packet.message else {
                 continue;
             };
             let number = kernel.transfer(fd, first_fd);
-            successor.receive(kernel, number, &arrived[0]);
+            successor.receive(kernel, number, arrived[0].as_ref().unwrap());
             // The acknowledgement has been read.
             self.memory.handed(fd);
             self.memory.closed(fd);

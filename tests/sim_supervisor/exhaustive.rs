@@ -248,8 +248,12 @@ impl Walk {
                 request,
                 release,
                 policy: policy(),
+                drain: false,
             }),
-            Letter::Upgrade => Some(Event::Upgrade { request }),
+            Letter::Upgrade => Some(Event::Upgrade {
+                request,
+                drain: false,
+            }),
             Letter::Passed => Some(Event::PreflightPassed),
             Letter::Resumed => Some(Event::Resumed {
                 release,
@@ -259,10 +263,12 @@ impl Walk {
             Letter::OneMore => Some(Event::Scale {
                 request,
                 to: ScaleTo::By(1),
+                drain: false,
             }),
             Letter::OneLess => Some(Event::Scale {
                 request,
                 to: ScaleTo::By(-1),
+                drain: false,
             }),
             Letter::Stop => Some(Event::Stop { by: cause() }),
             Letter::Timeout | Letter::Glance => return Happening::Look,

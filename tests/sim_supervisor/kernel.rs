@@ -11,7 +11,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
-    Action, Boot, Death, Event, Generation, HandoverEnd, Load, Notice, Policy, ReleaseId,
+    Action, Boot, Death, Event, Generation, HandoverEnd, Load, Notice, Policy, Progress, ReleaseId,
     RestartConnections, SlotId, WorkerId,
 };
 
@@ -81,6 +81,10 @@ pub(crate) struct Kernel {
     scheduled: u64,
     /// Who hands over, and to whom.
     handovers: BTreeMap<WorkerId, WorkerId>,
+    /// Handovers that never end by themselves, and whether the receiver is to blame.
+    stalled: BTreeMap<WorkerId, bool>,
+    /// Looks at handovers so far.
+    looks: u64,
     /// Everybody who ever lived.
     names: BTreeSet<WorkerId>,
     /// The number of the trial that somebody waits for.
@@ -113,6 +117,8 @@ impl Kernel {
             due: BTreeMap::new(),
             scheduled: 0,
             handovers: BTreeMap::new(),
+            stalled: BTreeMap::new(),
+            looks: 0,
             names: BTreeSet::new(),
             trial: None,
             told: Vec::new(),
@@ -191,8 +197,9 @@ impl Kernel {
             Action::HandOver { from, to, .. } => self.hand_over(*from, *to, rng),
             Action::Rebalance { from, to, .. } => self.rebalance(*from, *to, rng),
             Action::TakeLoads => self.tell_loads(rng),
-            Action::Leave { worker } => self.leave(*worker, rng),
+            Action::Leave { worker, .. } => self.leave(*worker, rng),
             Action::TakePulse { worker } => self.tell_pulse(*worker, rng),
+            Action::TakeProgress { from, to } => self.tell_progress(*from, *to),
             Action::Ping { worker } => {
                 if let Some(process) = self.processes.get_mut(worker) {
                     process.pinged = true;
@@ -396,6 +403,7 @@ impl Kernel {
             return;
         }
         self.handovers.insert(from, to);
+        self.stalled.remove(&from);
         let end = if !lucky(self.weather.handover_fails, rng) {
             HandoverEnd::Done
         } else {
@@ -405,7 +413,10 @@ impl Kernel {
                     cause: "full".to_owned(),
                 },
                 // It never ends.
-                _ => return,
+                _ => {
+                    self.stalled.insert(from, rng.bool());
+                    return;
+                }
             }
         };
         self.schedule(ms(rng.u64(0..200)), Due::Finish(from, end));
@@ -431,8 +442,7 @@ impl Kernel {
             self.schedule(delay + ms(1), Due::Tell(event));
         }
         match end {
-            HandoverEnd::PeerGone => {}
-            HandoverEnd::Refused { .. } => self.leave(from, rng),
+            HandoverEnd::PeerGone | HandoverEnd::Refused { .. } => {}
             HandoverEnd::Done => {
                 if !lucky(self.weather.leave_hangs, rng) {
                     // Its last words come first: they are in the channel when it ends.
@@ -450,6 +460,26 @@ impl Kernel {
             let after = KERNEL_DELAY_MAX + ms(rng.u64(0..2_000));
             self.schedule(after, Due::Die(worker, Death::Exited(0)));
         }
+    }
+
+    /// So are the numbers of a handover; they grow as long as both sides do something.
+    fn tell_progress(&mut self, from: WorkerId, to: WorkerId) {
+        self.looks += 1;
+        let moves = !self.stalled.contains_key(&from) && self.is_well(from) && self.is_well(to);
+        let receiver = self
+            .stalled
+            .get(&from)
+            .copied()
+            .unwrap_or_else(|| !self.is_well(to));
+        let answered = if moves { self.looks } else { 1 };
+        let sent = answered + u64::from(receiver);
+        let progress = Progress {
+            sent,
+            settled: answered,
+            answered,
+        };
+        let event = Event::Progress { from, to, progress };
+        self.schedule(Duration::ZERO, Due::Tell(event));
     }
 
     /// The counter is in shared memory: it can be read whatever its writer does.
@@ -550,7 +580,10 @@ impl Kernel {
     fn remember(&mut self, event: &Event) {
         const TOLD_MAX: usize = 8;
         // A number read from memory cannot come twice.
-        if matches!(event, Event::Pulse { .. } | Event::Loads { .. }) {
+        if matches!(
+            event,
+            Event::Pulse { .. } | Event::Loads { .. } | Event::Progress { .. }
+        ) {
             return;
         }
         if self.told.len() == TOLD_MAX {

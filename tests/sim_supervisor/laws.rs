@@ -73,6 +73,7 @@ pub(crate) struct Laws {
     workers: u16,
     custody_ended: bool,
     asked: Option<Asked>,
+    asked_to_drain: bool,
     unanswered: Vec<RequestId>,
     /// Requests to cancel, of all time.
     cancelling: Vec<RequestId>,
@@ -83,6 +84,8 @@ pub(crate) struct Laws {
     /// How many slots new connections were spread over last.
     spread: Option<u16>,
     pulses: BTreeMap<WorkerId, Pulse>,
+    /// Who may be told to serve although it does: it could not hand everything over.
+    resuming: std::collections::BTreeSet<WorkerId>,
     /// Who was last said to have been too slow to start.
     too_slow: Option<WorkerId>,
     balance: balance::Balance,
@@ -117,6 +120,8 @@ impl Laws {
             announced: false,
             custody_ended: false,
             asked: None,
+            asked_to_drain: false,
+            resuming: std::collections::BTreeSet::new(),
             unanswered: Vec::new(),
             cancelling: Vec::new(),
             pending: pending::Pending::default(),
@@ -180,7 +185,8 @@ impl Laws {
             Action::HandOver { from, to, last } => self.handover_begins(*from, *to, *last, now),
             Action::Rebalance { from, to, .. } => self.part_moves(*from, *to, now),
             Action::TakeLoads => self.loads_taken(now),
-            Action::Leave { worker } => self.told_to_leave(*worker, now),
+            Action::Leave { worker, within } => self.told_to_leave(*worker, *within, now),
+            Action::TakeProgress { from, to } => self.progress_taken(*from, *to),
             Action::TakePulse { worker } => self.looked_at(*worker, now),
             Action::Ping { worker } => {
                 let missed = self.pulses.get(worker).is_some_and(|it| it.misses > 0);
@@ -194,7 +200,9 @@ impl Laws {
             Action::Spread { slots } => self.spreads(*slots),
             Action::CloseListeners { slot } => self.closes(*slot),
             Action::DropSlot { slot } => self.drops(*slot),
-            Action::Begin { request, wanted } => self.begins(*request, *wanted, now),
+            Action::Begin {
+                request, wanted, ..
+            } => self.begins(*request, *wanted, now),
             Action::Preflight => self.preflight_begins(now),
             Action::AbortPreflight => self.preflight_aborted(now),
             Action::Exec => self.execs(),

@@ -253,20 +253,27 @@ impl<'a> World<'a> {
                     request,
                     release,
                     policy,
+                    drain: self.rng.bool(),
                 }
             }
-            4 => Event::Upgrade { request },
+            4 => Event::Upgrade {
+                request,
+                drain: self.rng.bool(),
+            },
             5 => Event::Scale {
                 request,
                 to: ScaleTo::By(1),
+                drain: self.rng.bool(),
             },
             6 => Event::Scale {
                 request,
                 to: ScaleTo::By(-1),
+                drain: self.rng.bool(),
             },
             _ => Event::Scale {
                 request,
                 to: ScaleTo::Exactly(self.rng.u16(0..=WORKERS_MAX)),
+                drain: self.rng.bool(),
             },
         }
     }
@@ -294,6 +301,8 @@ impl<'a> World<'a> {
             request,
             wanted,
             wait,
+            // Signals cannot ask for it.
+            drain: request != RequestId::NOBODY && self.rng.bool(),
         }
     }
 
@@ -314,10 +323,18 @@ impl<'a> World<'a> {
                     request,
                     release,
                     policy,
+                    drain: self.rng.bool(),
                 }
             }
-            Wanted::Upgrade => Event::Upgrade { request },
-            Wanted::Scale(to) => Event::Scale { request, to },
+            Wanted::Upgrade => Event::Upgrade {
+                request,
+                drain: self.rng.bool(),
+            },
+            Wanted::Scale(to) => Event::Scale {
+                request,
+                to,
+                drain: self.rng.bool(),
+            },
         };
         self.tell(event, tally);
     }
@@ -376,7 +393,10 @@ impl<'a> World<'a> {
             self.tell_tale(&format_args!("    {action:?}"));
             law!(!exec, "{action:?} comes after Exec");
             exec = matches!(action, Action::Exec);
-            if let Action::Begin { request, wanted } = &action {
+            if let Action::Begin {
+                request, wanted, ..
+            } = &action
+            {
                 self.beginning = Some((*request, *wanted));
             }
             if let Action::AbortPreflight = action {
@@ -436,7 +456,7 @@ fn stop(by: &str) -> Event {
     Event::Stop { by: by.to_owned() }
 }
 
-const KINDS: [&str; 66] = [
+const KINDS: [&str; 67] = [
     "Bind",
     "Adopt",
     "Inherit",
@@ -456,6 +476,7 @@ const KINDS: [&str; 66] = [
     "Rebalance",
     "TakeLoads",
     "TakePulse",
+    "TakeProgress",
     "Ping",
     "Steer",
     "Unsteer",
@@ -528,6 +549,7 @@ fn kind(action: &Action) -> &'static str {
         Action::Rebalance { .. } => "Rebalance",
         Action::TakeLoads => "TakeLoads",
         Action::TakePulse { .. } => "TakePulse",
+        Action::TakeProgress { .. } => "TakeProgress",
         Action::Ping { .. } => "Ping",
         Action::Steer { .. } => "Steer",
         Action::Unsteer => "Unsteer",

@@ -1,8 +1,8 @@
 //! The side of a handover that connections come to: carries out what `Receiver` decides.
 //!
-//! Invariants: descriptors are owned values until their batch is recorded as a whole, so whatever
-//! goes wrong before that closes them, which the peers do not notice; what is given back is not
-//! watched any more, for its sender has the same sockets; nothing is served before its
+//! Invariants: a connection is taken in unless that is impossible: limits are for new clients. The
+//! descriptor of one that is not taken in is closed, which its peer does not notice, and is not
+//! watched any more, for its sender has the same socket; nothing is served before its
 //! acknowledgement is sent.
 
 use std::io;
@@ -12,11 +12,11 @@ use super::super::accept::Gate;
 use super::super::{Reactor, pack_token};
 use super::Link;
 use crate::channel::packets;
-use crate::config::HANDOVER_MESSAGE_BYTES;
+use crate::clock;
+use crate::config::{HANDOVER_COUNT_TIMEOUT, HANDOVER_MESSAGE_BYTES, HANDOVER_TURN};
 use crate::fault;
 use crate::handover::machine::{Receiver, ReceiverAction, ReceiverEvent};
-use crate::handover::record::{self, Message, Packet};
-use crate::memory::frozen::Frozen;
+use crate::handover::record::{self, Left, Message, Packet, Record};
 use crate::metrics::Counter;
 use crate::sys::socket::Socket;
 
@@ -28,11 +28,21 @@ pub(in crate::reactor) struct Incoming {
     buffer: Vec<u8>,
     /// The format that is read.
     version: u16,
+    /// Batches answered.
+    answered: u64,
+}
+
+/// What became of a batch.
+struct Sorted {
+    /// Recorded and watched.
+    batch: Vec<u32>,
+    left: Option<Left>,
 }
 
 impl Reactor {
     /// Begins to take in what comes by the socket `link`: `expected` connections, as far as is
-    /// known. Places are kept for them, so that accepting cannot take those first.
+    /// known. Places are kept for them, so that accepting cannot take those first; a worker that
+    /// does not accept yet waits until the sender has said how many there are.
     ///
     /// A worker that accepts no more, for good, refuses them at once.
     ///
@@ -49,7 +59,9 @@ impl Reactor {
             machine: Receiver::default(),
             buffer: vec![0; HANDOVER_MESSAGE_BYTES],
             version: version.unwrap_or(record::VERSION),
+            answered: 0,
         });
+        self.memory.note_answered(0);
         if self.finishing || self.gate == Gate::Ended {
             // Told at once: the sender still has every choice.
             let cause = "the worker is leaving itself".to_owned();
@@ -57,22 +69,55 @@ impl Reactor {
         } else {
             self.expected = expected;
             self.pause_at_limit();
+            self.counts_until = (!self.accepting).then_some(self.now + HANDOVER_COUNT_TIMEOUT);
         }
         self.incoming = Some(incoming);
         Ok(())
     }
 
-    /// Takes the next batch in, if there is one.
+    /// Takes batches in, if there are any and as long as there is time in this turn.
     pub(in crate::reactor) fn receive_connections(&mut self) {
         let Some(mut incoming) = self.incoming.take() else {
             return;
         };
+        let until = clock::now() + HANDOVER_TURN;
+        if self.counts_until.is_some_and(|until| until <= self.now) {
+            tracing::warn!("connections to come were not counted");
+            self.accept_while_expecting(self.expected);
+        }
+        loop {
+            if self.receive_batch(&mut incoming) {
+                let adopted = incoming.machine.adopted();
+                tracing::info!(connections = adopted, "taken over");
+                self.accept_while_expecting(self.expected);
+                self.expect_no_more();
+                return;
+            }
+            if !incoming.link.ready || clock::now() >= until {
+                break;
+            }
+        }
+        self.incoming = Some(incoming);
+        self.pause_at_limit();
+    }
+
+    /// Lets new clients in, beside so many connections that are still to come.
+    fn accept_while_expecting(&mut self, coming: u32) {
+        self.expected = coming;
+        let was = self.takes_connections();
+        self.counts_until = None;
+        self.follow_gate(was);
+        self.pause_at_limit();
+    }
+
+    /// Deals with the next packet, if there is one. True if the handover is over with that.
+    fn receive_batch(&mut self, incoming: &mut Incoming) -> bool {
         let mut descriptors = Vec::new();
         if incoming.link.ready {
             match incoming.link.receive(&mut incoming.buffer) {
                 Ok(None) => {}
                 Ok(Some(packet)) => {
-                    let event = understood(&incoming, &packet);
+                    let event = understood(incoming, &packet);
                     descriptors = packet.descriptors;
                     incoming.machine.handle(event);
                 }
@@ -85,66 +130,82 @@ impl Reactor {
             }
         }
         let mut descriptors = Some(descriptors);
-        let mut complete = false;
         while let Some(action) = incoming.machine.poll_action() {
             let over = match action {
+                ReceiverAction::Expect { coming } => {
+                    self.accept_while_expecting(coming);
+                    false
+                }
                 ReceiverAction::Adopt { connections } => {
-                    self.adopt(&mut incoming, descriptors.take(), &connections)
+                    self.adopt(incoming, descriptors.take(), connections)
                 }
                 // The machine asks for it in answer to an adoption only, and then it comes there.
                 ReceiverAction::Acknowledge { .. } => false,
+                ReceiverAction::Decline { sequence, cause } => {
+                    descriptors = None;
+                    tracing::warn!(%cause, "batch of connections not taken over");
+                    self.answer(incoming, sequence, Message::Declined { cause })
+                }
                 ReceiverAction::Refuse { sequence, cause } => {
                     descriptors = None;
                     tracing::warn!(%cause, "refused to take connections over");
-                    let message = Message::Refused { cause };
-                    let frame = Packet { sequence, message }.encode();
-                    // Without its refusal the sender must see an end instead.
-                    !matches!(incoming.link.packets.send(&frame, &[]), Ok(true))
+                    self.answer(incoming, sequence, Message::Refused { cause })
                 }
-                ReceiverAction::Finish { complete: all } => {
-                    complete = all;
-                    true
-                }
+                ReceiverAction::Finish { .. } => true,
             };
             if over {
-                let adopted = incoming.machine.adopted();
-                tracing::info!(connections = adopted, complete, "taken over");
-                self.expect_no_more();
-                return;
+                return true;
             }
         }
-        self.incoming = Some(incoming);
+        false
     }
 
-    /// Takes a batch in as a whole, acknowledges it and begins to serve it. True if the handover is
+    /// Answers a packet. True if that is impossible: the sender must see an end instead.
+    fn answer(&mut self, incoming: &mut Incoming, sequence: u32, message: Message) -> bool {
+        incoming.answered += 1;
+        self.memory.note_answered(incoming.answered);
+        let frame = Packet { sequence, message }.encode();
+        !matches!(incoming.link.packets.send(&frame, &[]), Ok(true))
+    }
+
+    /// Takes in what it can of a batch, says so and begins to serve it. True if the handover is
     /// over with that.
     fn adopt(
         &mut self,
         incoming: &mut Incoming,
         descriptors: Option<Vec<OwnedFd>>,
-        connections: &[Frozen],
+        connections: Vec<Record>,
     ) -> bool {
         let first = incoming.machine.adopted() == 0;
         if first {
             fault::point("receiver.received");
         }
-        let batch = match self.record_all(descriptors.unwrap_or_default(), connections) {
-            Ok(batch) => batch,
-            Err(cause) => {
-                incoming.machine.handle(ReceiverEvent::NotAdopted { cause });
-                return false;
-            }
-        };
+        let Sorted { batch, left } = self.record(descriptors.unwrap_or_default(), connections);
+        if let Some(left) = &left {
+            let (count, cause) = (left.places.len(), left.cause.as_str());
+            tracing::warn!(count, cause, "connections cannot be taken over");
+        }
         if first {
             fault::point("receiver.adopted");
         }
-        incoming.machine.handle(ReceiverEvent::Adopted);
-        let Some(ReceiverAction::Acknowledge { sequence, count }) = incoming.machine.poll_action()
+        // Both are bounded by the batch.
+        let (count, stay) = (
+            batch.len() as u32,
+            left.as_ref().map_or(0, |it| it.places.len()),
+        );
+        incoming
+            .machine
+            .handle(ReceiverEvent::Adopted { taken: count, left });
+        let Some(ReceiverAction::Acknowledge {
+            sequence,
+            taken,
+            left,
+        }) = incoming.machine.poll_action()
         else {
             self.undo(&batch);
             return true;
         };
-        let message = Message::Acknowledged { count };
+        let message = Message::Acknowledged { taken, left };
         let frame = Packet { sequence, message }.encode();
         match incoming.link.packets.send(&frame, &[]) {
             // A sender that is gone has no claim to them any more.
@@ -156,18 +217,19 @@ impl Reactor {
                 return true;
             }
         }
+        incoming.answered += 1;
+        self.memory.note_answered(incoming.answered);
         if first {
             fault::point("receiver.acknowledged");
         }
         self.memory.count(Counter::MovedIn, u64::from(count));
-        self.expected = self.expected.saturating_sub(count);
+        self.expected = self.expected.saturating_sub(count + stay as u32);
         self.open += count;
         for fd in batch {
             self.arrived(fd);
             self.memory.keep(fd);
             self.welcome(fd);
         }
-        self.pause_at_limit();
         false
     }
 
@@ -181,37 +243,52 @@ impl Reactor {
         }
     }
 
-    /// Records and watches every connection of a batch; or none, and why.
-    fn record_all(
-        &mut self,
-        descriptors: Vec<OwnedFd>,
-        connections: &[Frozen],
-    ) -> Result<Vec<u32>, String> {
-        let (count, open, max) = (connections.len(), self.open, self.max_connections);
-        if count > (max - open.min(max)) as usize {
-            return Err(format!(
-                "{count} connections beside the {open} open ones would be more than the limit of {max}"
-            ));
-        }
-        let mut batch = Vec::with_capacity(count);
-        for (descriptor, frozen) in descriptors.into_iter().zip(connections) {
-            // An owner until it is recorded: what is refused closes it.
-            let fd = descriptor.as_raw_fd().cast_unsigned();
-            let generation = self.next_generation();
-            self.taken_over = generation;
-            let recorded = self.memory.arrive(fd, generation, frozen);
-            if let Err(error) = recorded {
-                self.undo(&batch);
-                return Err(error.to_string());
-            }
-            let socket = Socket::adopt(descriptor);
-            batch.push(fd);
-            if let Err(error) = socket.watch(self.poll.registry(), pack_token(fd, generation)) {
-                self.undo(&batch);
-                return Err(format!("a connection cannot be watched: {error}"));
+    /// Records and watches the connections of a batch, as many as possible.
+    fn record(&mut self, descriptors: Vec<OwnedFd>, connections: Vec<Record>) -> Sorted {
+        let mut batch = Vec::with_capacity(connections.len());
+        let mut places = Vec::new();
+        let mut first_cause = None;
+        let mut descriptors = descriptors.into_iter();
+        // A batch has fewer connections than a byte has values.
+        for (place, connection) in (0..=u8::MAX).zip(connections) {
+            // Without one, the kernel could pass no more: so neither has any of the rest.
+            let descriptor = descriptors.next().ok_or_else(|| {
+                "this process has no descriptor left; is the descriptor limit reached?".to_owned()
+            });
+            match descriptor.and_then(|descriptor| self.record_one(descriptor, connection)) {
+                Ok(fd) => batch.push(fd),
+                Err(cause) => {
+                    places.push(place);
+                    first_cause.get_or_insert(cause);
+                }
             }
         }
-        Ok(batch)
+        let left = first_cause.map(|cause| Left { places, cause });
+        Sorted { batch, left }
+    }
+
+    /// Records and watches one connection; or closes its descriptor, and says why.
+    fn record_one(&mut self, descriptor: OwnedFd, connection: Record) -> Result<u32, String> {
+        let frozen = connection.map_err(|what| format!("its record cannot be read: {what}"))?;
+        // An owner until it is recorded: what is not closes it.
+        let fd = descriptor.as_raw_fd().cast_unsigned();
+        let generation = self.next_generation();
+        self.taken_over = generation;
+        self.memory
+            .arrive(fd, generation, &frozen)
+            .map_err(|error| error.to_string())?;
+        let socket = Socket::adopt(descriptor);
+        let token = pack_token(fd, generation);
+        let watched = if fault::value("receiver.watch") == Some("fail") && fd.is_multiple_of(2) {
+            Err(io::Error::from_raw_os_error(28)) // ENOSPC, as where there are too many watches.
+        } else {
+            socket.watch(self.poll.registry(), token)
+        };
+        watched.map_err(|error| {
+            self.undo(&[fd]);
+            format!("it cannot be watched: {error}")
+        })?;
+        Ok(fd)
     }
 
     /// Gives back what was recorded of a batch. The watch first: its sender has the same sockets.
@@ -229,20 +306,20 @@ impl Reactor {
 
 /// What a packet is to a receiver.
 fn understood(incoming: &Incoming, packet: &packets::Packet) -> ReceiverEvent {
-    if packet.truncated {
-        let got = packet.descriptors.len();
-        let cause = format!(
-            "a batch came in part, with {got} descriptors; is the descriptor limit reached?"
-        );
-        return ReceiverEvent::Unfit { cause };
-    }
-    match Packet::decode(&incoming.buffer[..packet.length], incoming.version) {
+    let frame = &incoming.buffer[..packet.length];
+    match Packet::decode(frame, incoming.version) {
         Ok(read) => ReceiverEvent::Heard {
             packet: read,
             descriptors: packet.descriptors.len(),
         },
-        Err(error) => ReceiverEvent::Unfit {
-            cause: error.to_string(),
+        Err(error) => match record::sequence_of_batch(frame) {
+            Some(sequence) => ReceiverEvent::Unreadable {
+                sequence,
+                cause: error.to_string(),
+            },
+            None => ReceiverEvent::Unfit {
+                cause: error.to_string(),
+            },
         },
     }
 }

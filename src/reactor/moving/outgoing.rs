@@ -4,7 +4,7 @@
 //! acknowledgement its descriptors are closed without reading and without ending a stream; every
 //! answer there is has been read before the receiver's end is believed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -12,18 +12,21 @@ use super::super::{Reactor, pack_token};
 use super::part::Chosen;
 use super::{FIRST, HandedOver, Link};
 use crate::channel::packets;
-use crate::clock::Tick;
-use crate::config::{HANDOVER_BATCH_CONNECTIONS, HANDOVER_RETRY};
+use crate::clock::{self, Tick};
+use crate::config::{HANDOVER_BATCH_CONNECTIONS, HANDOVER_RETRY, HANDOVER_TURN, HANDOVER_WINDOW};
 use crate::fault;
 use crate::handover::Part;
 use crate::handover::machine::{End, Sender, SenderAction, SenderEvent};
 use crate::handover::record::{self, BatchEncoder, CAUSE_MAX_BYTES, Message, Packet};
-use crate::memory::layout::Flags;
+use crate::memory::layout::{Flags, State};
 use crate::metrics::{CloseReason, Counter};
 use crate::sys::socket::{self, Socket};
 
-/// An answer is a header and at most a cause.
-const ANSWER_MAX_BYTES: usize = CAUSE_MAX_BYTES + 64;
+/// An answer is a header, at most a list of the connections that stay, and at most a cause.
+const ANSWER_MAX_BYTES: usize = CAUSE_MAX_BYTES + HANDOVER_BATCH_CONNECTIONS + 64;
+
+/// Answers read in one step: no honest receiver has more of them to give at once.
+const ANSWERS_AT_ONCE: usize = HANDOVER_WINDOW + 1;
 
 /// A handover to another worker.
 #[derive(Debug)]
@@ -42,6 +45,11 @@ pub(in crate::reactor) struct Outgoing {
     pub(super) part: Option<Chosen>,
     pub(super) moving: u32,
     moved: u32,
+    /// Connections that the other worker cannot take, by number, with their generation.
+    pub(super) stuck: BTreeMap<u32, u32>,
+    /// Batches sent, and those settled, for whoever watches from outside.
+    sent: u64,
+    settled: u64,
 }
 
 impl Outgoing {
@@ -56,6 +64,9 @@ impl Outgoing {
             part,
             moving: 0,
             moved: 0,
+            stuck: BTreeMap::new(),
+            sent: 0,
+            settled: 0,
         }
     }
 
@@ -72,7 +83,13 @@ impl Outgoing {
             return;
         };
         let event = match socket::lend(batch, |fds| link.packets.send(&frame, fds)) {
-            Ok(true) => SenderEvent::Sent,
+            Ok(true) => {
+                self.sent += 1;
+                SenderEvent::Sent {
+                    // Bounded by the format.
+                    count: batch.len() as u32,
+                }
+            }
             Ok(false) => {
                 self.staged = Some((frame, now + HANDOVER_RETRY));
                 SenderEvent::Blocked
@@ -87,7 +104,7 @@ impl Outgoing {
                 cause: format!("a batch could not be sent: {error}"),
             },
         };
-        if sequence == FIRST && event == SenderEvent::Sent {
+        if sequence == FIRST && matches!(event, SenderEvent::Sent { .. }) {
             fault::point("sender.sent");
         }
         self.machine.handle(event);
@@ -115,6 +132,17 @@ impl Reactor {
         if !last {
             self.hold_accepting();
         }
+        // Said now that nobody is added to them; but for those in queues that only this one empties.
+        let coming = self.open;
+        let message = Message::Begin { coming };
+        let frame = Packet {
+            sequence: 0,
+            message,
+        }
+        .encode();
+        // Refused only by a socket whose other end is gone, and that is noticed in any case.
+        let _ = link.packets.send(&frame, &[]);
+        self.memory.note_sent(0, 0);
         self.outgoing = Some(Box::new(Outgoing::new(link, last, None)));
         Ok(())
     }
@@ -130,6 +158,7 @@ impl Reactor {
         }
         let link = Link::new(link, self.next_token(), self.poll.registry())?;
         let part = Some(Chosen::still_to_be(part));
+        self.memory.note_sent(0, 0);
         self.outgoing = Some(Box::new(Outgoing::new(link, false, part)));
         Ok(())
     }
@@ -143,41 +172,78 @@ impl Reactor {
         }
     }
 
-    /// Sends what can be sent in this turn, and settles what has been answered.
+    /// Sends what can be sent, and settles what has been answered, as long as there is time in this
+    /// turn.
     pub(in crate::reactor) fn send_connections(&mut self) {
         let Some(mut outgoing) = self.outgoing.take() else {
             return;
         };
-        let was_ready = outgoing.link.as_ref().is_some_and(|link| link.ready);
-        self.hear_answers(&mut outgoing);
-        self.carry_out(&mut outgoing);
-        if !outgoing.machine.is_blocked() || was_ready || outgoing.is_due(self.now) {
-            let (waiting, complete) = self.waiting(&mut outgoing);
-            let event = SenderEvent::Turn { waiting, complete };
-            outgoing.machine.handle(event);
+        let until = clock::now() + HANDOVER_TURN;
+        loop {
+            let was_ready = outgoing.link.as_ref().is_some_and(|link| link.ready);
+            self.hear_answers(&mut outgoing);
             self.carry_out(&mut outgoing);
+            if !outgoing.machine.is_blocked() || was_ready || outgoing.is_due(self.now) {
+                let event = self.waiting(&mut outgoing);
+                outgoing.machine.handle(event);
+                self.carry_out(&mut outgoing);
+            }
+            self.memory.note_sent(outgoing.sent, outgoing.settled);
+            let goes_on = outgoing.machine.has_room() && self.may_send(&outgoing)
+                || outgoing.link.as_ref().is_some_and(|link| link.ready);
+            if !goes_on || outgoing.machine.end().is_some() || clock::now() >= until {
+                break;
+            }
         }
         self.outgoing = (!self.concludes(&outgoing)).then_some(outgoing);
     }
 
-    /// How many connections could go in this turn, and whether no more will be added to them.
-    fn waiting(&mut self, outgoing: &mut Outgoing) -> (u32, bool) {
-        if let Some(part) = &mut outgoing.part {
-            return (self.choose(part), true);
+    /// Whether a turn would find connections to send.
+    pub(super) fn may_send(&self, outgoing: &Outgoing) -> bool {
+        match &outgoing.part {
+            Some(part) => part.waits(),
+            None => self.open > outgoing.moving + outgoing.stuck.len() as u32,
         }
-        let mut waiting = self.open - outgoing.moving;
+    }
+
+    /// How many connections could go in this turn, and whether no more will be added to them.
+    fn waiting(&mut self, outgoing: &mut Outgoing) -> SenderEvent {
+        if let Some(part) = &mut outgoing.part {
+            return SenderEvent::Turn {
+                waiting: self.choose(part),
+                stuck: outgoing.stuck.len() as u32,
+                complete: true,
+            };
+        }
+        // Some may have ended here since.
+        let is_open = |fd: u32, generation: u32| {
+            let head = self.memory.head(fd);
+            head.generation == generation && head.state != State::Free
+        };
+        outgoing
+            .stuck
+            .retain(|fd, generation| is_open(*fd, *generation));
+        let stuck = outgoing.stuck.len() as u32;
+        let mut waiting = self.open - outgoing.moving - stuck;
         let mut complete = true;
         if waiting == 0 && outgoing.last {
             complete = self.empty_queues();
-            waiting = self.open - outgoing.moving;
+            waiting = self.open - outgoing.moving - stuck;
         }
-        (waiting, complete)
+        SenderEvent::Turn {
+            waiting,
+            stuck,
+            complete,
+        }
     }
 
-    /// Reads every answer there is.
+    /// Reads the answers there are; those beyond what a window can cause in the next step.
     fn hear_answers(&mut self, outgoing: &mut Outgoing) {
         let mut buffer = [0; ANSWER_MAX_BYTES];
-        while let Some(link) = outgoing.link.as_mut().filter(|link| link.ready) {
+        for _ in 0..ANSWERS_AT_ONCE {
+            let Some(link) = outgoing.link.as_mut().filter(|link| link.ready) else {
+                return;
+            };
             let event = match link.receive(&mut buffer) {
                 Ok(None) => return,
                 Ok(Some(packet)) if packet.truncated => SenderEvent::Nonsense {
@@ -218,18 +284,26 @@ impl Reactor {
                         outgoing.transmit(sequence, frame, self.now);
                     }
                 }
-                SenderAction::Release { sequence } => {
+                SenderAction::Release { sequence, left } => {
                     if sequence == FIRST {
                         fault::point("sender.acknowledged");
                     }
-                    self.release(outgoing, sequence);
+                    outgoing.settled += 1;
+                    self.release(outgoing, sequence, &left);
                 }
                 SenderAction::TakeBack { sequence } => {
-                    for fd in outgoing.batch(sequence) {
-                        outgoing.moving -= 1;
-                        self.take_up(fd);
+                    if outgoing
+                        .batches
+                        .back()
+                        .is_some_and(|last| last.0 == sequence)
+                    {
+                        // Only the latest one can be waiting for the kernel.
+                        outgoing.staged = None;
                     }
-                    outgoing.staged = None;
+                    outgoing.settled += 1;
+                    for fd in outgoing.batch(sequence) {
+                        self.stick(outgoing, fd);
+                    }
                 }
                 SenderAction::SendEnd { sequence } => {
                     let moved = outgoing.moved;
@@ -288,7 +362,9 @@ impl Reactor {
         // From the cursor on, then from the beginning: lower numbers may have been taken since.
         let mut candidates: Vec<u32> = Vec::new();
         for first in [outgoing.cursor, 0] {
-            let free = |&fd: &u32| !self.memory.head(fd).flags.has(Flags::MOVING);
+            let free = |&fd: &u32| {
+                !self.memory.head(fd).flags.has(Flags::MOVING) && !outgoing.stuck.contains_key(&fd)
+            };
             let found = self.memory.occupied_from(first).filter(free);
             candidates.extend(found.take(HANDOVER_BATCH_CONNECTIONS));
             if !candidates.is_empty() {
@@ -298,17 +374,27 @@ impl Reactor {
         candidates
     }
 
-    /// Forgets connections that are another worker's now.
-    fn release(&mut self, outgoing: &mut Outgoing, sequence: u32) {
-        let batch = outgoing.batch(sequence);
-        let count = batch.len() as u32;
-        for fd in batch {
+    /// Forgets connections that are another worker's now; those at the places `left` are not.
+    fn release(&mut self, outgoing: &mut Outgoing, sequence: u32, left: &[u8]) {
+        for (place, fd) in outgoing.batch(sequence).into_iter().enumerate() {
+            if left.iter().any(|stays| usize::from(*stays) == place) {
+                self.stick(outgoing, fd);
+                continue;
+            }
             self.memory.count(Counter::MovedOut, 1);
             self.forget(fd);
+            outgoing.moving -= 1;
+            outgoing.moved += 1;
         }
-        outgoing.moving -= count;
-        outgoing.moved += count;
         self.gate_after_close();
+    }
+
+    /// Serves a connection again that the other worker did not take.
+    fn stick(&mut self, outgoing: &mut Outgoing, fd: u32) {
+        outgoing.moving -= 1;
+        let generation = self.memory.head(fd).generation;
+        outgoing.stuck.insert(fd, generation);
+        self.take_up(fd);
     }
 
     /// Serves a connection (again) that was on its way: what is ready is reported by watching it.
@@ -328,9 +414,8 @@ impl Reactor {
         let emptied = self.sweep();
         if emptied && self.open == 0 {
             self.let_go();
-            return true;
         }
-        false
+        emptied
     }
 
     /// Whether handing over is over, and what was to be done after it is done.
@@ -343,9 +428,9 @@ impl Reactor {
             // The worker stays, and has never stopped accepting.
             _ if outgoing.part.is_some() => {}
             End::PeerGone => self.begin_accepting(),
-            // Once more where nobody else takes what is in the queues, and perhaps not now.
-            End::Refused { .. } if outgoing.last && !self.sweep() => return false,
-            End::Refused { .. } | End::Done => self.let_go(),
+            // The listeners stay until it is decided what becomes of the connections.
+            End::Refused { .. } | End::Incomplete { .. } => {}
+            End::Done => self.let_go(),
         }
         self.handed_over = Some(HandedOver {
             moved: outgoing.moved,

@@ -118,6 +118,7 @@ impl Machine {
                     settling: None,
                     turn,
                     patience: None,
+                    tried: 0,
                 });
             }
             Some(Stage::Passed | Stage::Exec | Stage::Ending { .. }) | None => {}

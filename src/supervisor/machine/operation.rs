@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::slot::{PredecessorStage, Slot};
+use super::super::slot::{Predecessor, PredecessorStage, Slot};
 use super::cancel::Cancel;
 use super::pending::{Obstacle, impossible};
 use super::reactions::Reception;
@@ -34,6 +34,12 @@ pub(in super::super) struct Operation {
     /// Somebody has cancelled it. Left out where nobody has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) cancel: Option<Cancel>,
+    /// Connections that cannot move may be closed after `drain_timeout`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) drain: bool,
+    /// What it has cost, if anything: the operation fails with that in the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) damage: Option<String>,
 }
 
 /// What a planned operation is good for.
@@ -79,6 +85,9 @@ pub(super) enum Stage {
         /// When the operation gives up, unless the next slot has begun to leave; `None` while one
         /// leaves.
         patience: Option<Tick>,
+        /// Siblings that could not take all connections of the slot that leaves.
+        #[serde(default)]
+        tried: u16,
     },
     /// All is decided. Who has handed everything over, or was killed, is about to be gone; the
     /// answer waits for that, so that whoever asked can ask for more at once.
@@ -101,6 +110,7 @@ impl Machine {
         request: RequestId,
         release: ReleaseId,
         policy: &Policy,
+        drain: bool,
         now: Tick,
     ) -> Reception {
         let kind = OperationKind::Restart;
@@ -119,13 +129,20 @@ impl Machine {
                     policy.clone(),
                     self.broken_slots(),
                 ))),
+                drain,
                 now,
             ),
         }
         Reception::Taken
     }
 
-    pub(super) fn scale(&mut self, request: RequestId, to: ScaleTo, now: Tick) -> Reception {
+    pub(super) fn scale(
+        &mut self,
+        request: RequestId,
+        to: ScaleTo,
+        drain: bool,
+        now: Tick,
+    ) -> Reception {
         let here = self.policy.workers.max(1);
         let to = to.from(here);
         let kind = OperationKind::Scale { to };
@@ -136,7 +153,7 @@ impl Machine {
                 self.refuse(request, kind, cause);
             }
             (Obstacle::None, None) => {
-                self.begin(request, kind, Stage::Grow { to, former: here }, now);
+                self.begin(request, kind, Stage::Grow { to, former: here }, drain, now);
                 self.begin_scale(to, now);
             }
         }
@@ -155,7 +172,10 @@ impl Machine {
         if let Some(progress) = self.operation() {
             return Some(format!("{progress}; try again when it is done"));
         }
+        // Those that have no time limit would keep everybody waiting.
+        let in_time = |it: &&Predecessor| !matches!(it.stage, PredecessorStage::Leaving { deadline, .. } if deadline == Tick::MAX);
         let leaving = self.slots.iter().flat_map(|slot| &slot.predecessors);
+        let leaving = leaving.filter(in_time);
         let count = leaving.clone().count();
         if count == 0 {
             return None;
@@ -192,6 +212,7 @@ impl Machine {
         request: RequestId,
         kind: OperationKind,
         stage: Stage,
+        drain: bool,
         now: Tick,
     ) {
         let what = kind.what();
@@ -205,6 +226,8 @@ impl Machine {
             moved: 0,
             drained: 0,
             cancel: None,
+            drain,
+            damage: None,
         });
     }
 
@@ -227,6 +250,19 @@ impl Machine {
         self.enter_stage(Stage::Ending {
             failure: Some(cause),
         });
+    }
+
+    /// The operation has cost something that it was not to cost.
+    pub(super) fn damage(&mut self, what: String) {
+        if let Some(operation) = &mut self.operation {
+            operation.damage.get_or_insert(what);
+        }
+    }
+
+    /// Whether connections that cannot move may be left to drain. Outside of an operation nobody
+    /// waits for them.
+    pub(super) fn may_drain(&self) -> bool {
+        self.operation.as_ref().is_none_or(|it| it.drain)
     }
 
     /// The supervisor stops: whoever asked for something is told so now.
@@ -280,6 +316,7 @@ impl Machine {
                 settling,
                 turn,
                 patience,
+                ..
             } => self.shrink(*to, *settling, *turn, *patience, now),
             Stage::Ending { .. } => {
                 if self.slots.iter().any(about_to_change) {
@@ -303,6 +340,11 @@ impl Machine {
         let failure = self.failure_of(kind, failure);
         let Some(operation) = self.operation.take() else {
             return;
+        };
+        let failure = match (failure, operation.damage) {
+            (Some(cause), Some(damage)) => Some(format!("{cause}; {damage}")),
+            (None, Some(damage)) => Some(format!("{damage}; apart from that it was done")),
+            (failure, None) => failure,
         };
         let cause = failure.clone().unwrap_or_default();
         let answer = match failure {

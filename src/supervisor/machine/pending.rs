@@ -45,6 +45,9 @@ struct Waiting {
     /// [`RequestId::NOBODY`]: a signal.
     request: RequestId,
     wanted: Wanted,
+    /// Connections that cannot move may be drained.
+    #[serde(default)]
+    drain: bool,
 }
 
 /// What keeps an operation from beginning.
@@ -70,7 +73,7 @@ impl Machine {
         &mut self,
         request: RequestId,
         wanted: Wanted,
-        wait: bool,
+        (wait, drain): (bool, bool),
         now: Tick,
     ) -> Reception {
         let in_the_way = self.refusal(now);
@@ -82,7 +85,11 @@ impl Machine {
             self.refuse(request, self.kind_of(wanted), cause);
             return Reception::Taken;
         }
-        match self.remember(Waiting { request, wanted }) {
+        match self.remember(Waiting {
+            request,
+            wanted,
+            drain,
+        }) {
             Ok(what) if in_the_way.is_some() => {
                 self.notice(Notice::RequestPending { what, request });
             }
@@ -137,6 +144,7 @@ impl Machine {
             Some(_) | None => waiting.push_back(Waiting {
                 request: RequestId::NOBODY,
                 wanted: Wanted::Scale(ScaleTo::By(by)),
+                drain: false,
             }),
         }
         Ok(OperationKind::Scale { to }.what())
@@ -248,6 +256,12 @@ impl Machine {
         }
     }
 
+    /// Whether connections that cannot move may be drained by what was handed to the shell.
+    #[must_use]
+    pub fn may_drain_what_begins(&self) -> bool {
+        self.pending.beginning.is_some_and(|it| it.drain)
+    }
+
     /// What was handed to the shell and has not begun, in one line.
     pub(super) fn beginning(&self) -> Option<String> {
         let it = self.pending.beginning.as_ref()?;
@@ -280,11 +294,19 @@ impl Machine {
                 }
                 next.wanted = Wanted::Scale(ScaleTo::Exactly(to));
             }
-            let Waiting { request, wanted } = next;
+            let Waiting {
+                request,
+                wanted,
+                drain,
+            } = next;
             if let Wanted::Reload = wanted {
                 self.pending.deadline = Some(now + self.policy.start_timeout);
             }
-            self.actions.push_back(Action::Begin { request, wanted });
+            self.actions.push_back(Action::Begin {
+                request,
+                wanted,
+                drain,
+            });
         }
     }
 

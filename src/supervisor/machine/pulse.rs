@@ -20,7 +20,7 @@ use crate::config::{HANG_CHECKS, STALL_CHECKS};
 
 /// No two looks are closer than this, whatever the configuration says: they would keep the
 /// supervisor in one turn of its loop for ever.
-const LOOK_FLOOR: Duration = Duration::from_millis(1);
+pub(super) const LOOK_FLOOR: Duration = Duration::from_millis(1);
 
 impl Machine {
     /// The pause between two looks; `None`: nobody is looked at.

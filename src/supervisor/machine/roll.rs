@@ -312,6 +312,15 @@ impl Machine {
         }
     }
 
+    /// The connections of `slot` could not all move: they are back with their worker, or about to be.
+    pub(super) fn roll_fails(&mut self, slot: SlotId, cause: String, now: Tick) {
+        match self.roll().map(|roll| &roll.course) {
+            Some(Course::Forward { .. }) => self.turn_back(cause, now),
+            Some(Course::Back { .. }) => self.strike(slot),
+            None => {}
+        }
+    }
+
     pub(super) fn turn_back(&mut self, cause: String, now: Tick) {
         let Some(target) = self.roll().map(|roll| roll.target) else {
             return;

@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use super::super::slot::{PredecessorStage, Slot};
+use super::super::slot::Slot;
 use super::operation::Stage;
 use super::{Action, Machine, Notice, Queue, SlotId, SlotState, WorkerId};
 use crate::clock::Tick;
@@ -31,6 +31,7 @@ impl Machine {
                 settling: Some(now + self.policy.handshake_timeout),
                 turn: 0,
                 patience: None,
+                tried: 0,
             }
         } else {
             Stage::Ending { failure: None }
@@ -98,12 +99,18 @@ impl Machine {
         patience: Option<Tick>,
         now: Tick,
     ) -> bool {
-        let shrink = |turn, patience| Stage::Shrink {
+        let tried = match self.stage() {
+            Some(Stage::Shrink { tried, .. }) => *tried,
+            Some(_) | None => 0,
+        };
+        let step = |turn, patience, tried| Stage::Shrink {
             to,
             settling: None,
             turn,
             patience,
+            tried,
         };
+        let shrink = |turn, patience| step(turn, patience, tried);
         if let Some(until) = settling {
             if now < until {
                 return false;
@@ -153,7 +160,7 @@ impl Machine {
             | SlotState::Stopped => false,
         };
         if left {
-            self.enter_stage(shrink(turn.wrapping_add(1), None));
+            self.enter_stage(step(turn.wrapping_add(1), None, 0));
             return true;
         }
         let until = patience.unwrap_or_else(|| now + self.leave_patience());
@@ -228,16 +235,55 @@ impl Machine {
     fn retire(&mut self, index: usize, to: WorkerId, now: Tick) {
         let from = self.slots[index].worker();
         self.recall_all_from(from);
+        let stage = self.handing_over_to(to, false, now);
         let slot = &mut self.slots[index];
-        slot.relieve(PredecessorStage::HandingOver {
-            since: now,
-            deadline: None,
-            to,
-        });
+        slot.relieve(stage);
         slot.enter(SlotState::Retired, now);
         self.notice(Notice::HandoverStarted { from, to });
         let last = true;
         self.actions.push_back(Action::HandOver { from, to, last });
+    }
+
+    /// A leaving worker has connections that the sibling cannot take: another one is asked, and if
+    /// none is left, the slot stays.
+    pub(super) fn stay_after_all(&mut self, index: usize, at: usize, cause: &str, now: Tick) {
+        let slot = &self.slots[index];
+        let from = slot.named(slot.predecessors[at].generation);
+        if let Some(&Stage::Shrink {
+            to, turn, tried, ..
+        }) = self.stage()
+            && usize::from(tried) + 1 < self.heirs(to)
+            && let Some(heir) = self.heir(to, turn)
+        {
+            self.enter_stage(Stage::Shrink {
+                to,
+                settling: None,
+                turn: turn.wrapping_add(1),
+                patience: None,
+                tried: tried + 1,
+            });
+            let stage = self.handing_over_to(heir, false, now);
+            self.slots[index].predecessors[at].stage = stage;
+            self.notice(Notice::HandoverStarted { from, to: heir });
+            return self.actions.push_back(Action::HandOver {
+                from,
+                to: heir,
+                last: true,
+            });
+        }
+        self.reinstate(index, at, now);
+        self.actions.push_back(Action::Serve { worker: from });
+        if matches!(self.stage(), Some(Stage::Shrink { .. })) {
+            self.actions.push_back(Action::Unsteer);
+            self.policy.workers = self.open_slots();
+            let workers = self.policy.workers;
+            self.fail_operation(format!("{cause}; {workers} workers serve"));
+        }
+    }
+
+    fn heirs(&self, stay: u16) -> usize {
+        let serving = |slot: &&Slot| slot.id.0 < stay && slot.state == SlotState::Serving;
+        self.slots.iter().filter(serving).count()
     }
 
     /// Drops the slots that have left, from the highest down as long as no process is in them.

@@ -4,18 +4,26 @@
 //! - a predecessor that hands over has somebody to hand over to; when that one is lost before the
 //!   end, the predecessor is the main worker again, whatever else happens in that call;
 //! - a worker that was relieved is awaited under a deadline, and no new one is counted on before
-//!   it has let go.
+//!   it has let go;
+//! - a handover has no deadline while it makes progress; when it makes none, the side that owes the
+//!   next step is given up, and never the other one;
+//! - connections that cannot go are drained only if that was asked for. Otherwise what has gone
+//!   comes back.
+
+use std::time::Duration;
 
 use super::super::slot::{
-    Death, Predecessor, PredecessorStage, Seat, SlotState, Successor, SuccessorState,
+    Death, Predecessor, PredecessorStage, Seat, SlotState, Successor, SuccessorState, Watch,
 };
 use super::lifecycle::Obituary;
+use super::pulse::LOOK_FLOOR;
 use super::reactions::Reception;
 use super::{
-    Action, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase, Queue, RestartConnections,
-    WorkerId,
+    Action, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase, Progress, Queue,
+    RestartConnections, WorkerId,
 };
 use crate::clock::Tick;
+use crate::config::HANDOVER_CHECKS;
 
 impl Machine {
     /// The slot's successor is Ready: it is the main worker from here on.
@@ -33,16 +41,11 @@ impl Machine {
         };
         let to = slot.named(*generation);
         let took = now.since(*since);
-        let limits = self.policy_of(*release);
-        let (mode, timeout) = (limits.restart_connections, limits.handover_timeout);
+        let mode = self.policy_of(*release).restart_connections;
         self.notice(Notice::WorkerStandingBy { worker: to, took });
         self.recall_all_from(from);
         let stage = match mode {
-            RestartConnections::Handover => PredecessorStage::HandingOver {
-                since: now,
-                deadline: Some(now + timeout),
-                to,
-            },
+            RestartConnections::Handover => self.handing_over_to(to, false, now),
             RestartConnections::Drain => PredecessorStage::Leaving {
                 since: now,
                 deadline: self.drained_by(now),
@@ -58,9 +61,103 @@ impl Machine {
             }
             RestartConnections::Drain => {
                 self.actions.push_back(Action::Serve { worker: to });
-                self.actions.push_back(Action::Leave { worker: from });
+                self.order_to_leave(from, self.policy.drain_timeout);
             }
         }
+    }
+
+    fn order_to_leave(&mut self, worker: WorkerId, within: Duration) {
+        self.actions.push_back(Action::Leave { worker, within });
+    }
+
+    /// The stage of a worker that begins to hand over; or to give back, if not all could come.
+    pub(super) fn handing_over_to(&self, to: WorkerId, back: bool, now: Tick) -> PredecessorStage {
+        PredecessorStage::HandingOver {
+            since: now,
+            deadline: Some(now + self.progress_every(to)),
+            to,
+            watch: Watch::default(),
+            back,
+        }
+    }
+
+    /// The pause between two looks at the progress of a handover to `to`.
+    fn progress_every(&self, to: WorkerId) -> Duration {
+        let release = match self.slots.get(to.slot.index()) {
+            Some(slot) if slot.worker() == to => slot.release,
+            Some(_) | None => self.release,
+        };
+        let limit = self.policy_of(release).handover_timeout;
+        (limit / HANDOVER_CHECKS).max(LOOK_FLOOR)
+    }
+
+    /// How far a handover is. A side that has kept the other waiting for too long is given up.
+    pub(super) fn progress(
+        &mut self,
+        from: WorkerId,
+        to: WorkerId,
+        found: Progress,
+        now: Tick,
+    ) -> Reception {
+        let Some((index, Seat::Predecessor(at))) = self.seat(from) else {
+            return Reception::Stale;
+        };
+        let PredecessorStage::HandingOver {
+            since,
+            deadline,
+            to: receiver,
+            watch,
+            ..
+        } = &mut self.slots[index].predecessors[at].stage
+        else {
+            return Reception::Stale;
+        };
+        if *receiver != to || deadline.is_none() {
+            return Reception::Stale;
+        }
+        if watch.progress != found {
+            *watch = Watch {
+                progress: found,
+                misses: 0,
+            };
+            return Reception::Taken;
+        }
+        watch.misses = watch.misses.saturating_add(1);
+        if watch.misses < HANDOVER_CHECKS {
+            return Reception::Taken;
+        }
+        let after = now.since(*since);
+        // What was sent and not answered is the receiver's to answer; all else is the sender's.
+        let stalled = if found.sent > found.answered {
+            to
+        } else {
+            from
+        };
+        if stalled == from {
+            self.notice(Notice::HandoverTimedOut {
+                from,
+                to,
+                stalled,
+                after,
+            });
+            self.damage(format!(
+                "{from} made no progress with its handover and was killed"
+            ));
+            self.kill_predecessor(index, at, KillReason::HandoverTimedOut, now);
+            return Reception::Taken;
+        }
+        *deadline = None;
+        // Otherwise it is being killed already; its exit brings everything back.
+        if self.serves(to) {
+            self.notice(Notice::HandoverTimedOut {
+                from,
+                to,
+                stalled,
+                after,
+            });
+            self.kill(to, KillReason::HandoverTimedOut, now);
+        }
+        Reception::Taken
     }
 
     /// When a worker that serves on without accepting must be gone. By the limits in force: they
@@ -80,7 +177,7 @@ impl Machine {
             return Reception::Stale;
         };
         match seat {
-            Seat::Main => self.late_word(index, left, end, now),
+            Seat::Main => self.late_word(index, end, now),
             Seat::Successor => Reception::Stale,
             Seat::Predecessor(at) => match &self.slots[index].predecessors[at].stage {
                 PredecessorStage::HandingOver { since, .. } => {
@@ -114,7 +211,10 @@ impl Machine {
             // What had moved is with a worker that is gone, or as good as.
             HandoverEnd::PeerGone => return self.restore_predecessor(index, at, now),
             HandoverEnd::Done => (now + KILL_GRACE, true),
-            HandoverEnd::Refused { .. } => (self.drained_by(now), false),
+            HandoverEnd::Refused { cause } => {
+                self.count_connections(moved, 0);
+                return self.connections_stay(index, at, left, cause, now);
+            }
         };
         self.count_connections(moved, left);
         let slot = &mut self.slots[index];
@@ -124,6 +224,76 @@ impl Machine {
             deadline,
             finished,
         };
+        self.close_if_retired(index);
+    }
+
+    /// A predecessor could not hand everything over: `left` connections are still with it.
+    fn connections_stay(&mut self, index: usize, at: usize, left: u32, cause: &str, now: Tick) {
+        let PredecessorStage::HandingOver { back, .. } = self.slots[index].predecessors[at].stage
+        else {
+            return;
+        };
+        let worker = self.slots[index].named(self.slots[index].predecessors[at].generation);
+        if back {
+            // They could not come, and cannot go back. Nobody cuts them for it.
+            self.damage(format!("{left} connections stay with {worker}: {cause}"));
+            return self.drain_predecessor(index, at, Duration::MAX, now);
+        }
+        if self.may_drain() {
+            self.count_connections(0, left);
+            return self.drain_predecessor(index, at, self.policy.drain_timeout, now);
+        }
+        let cause = format!("{left} connections of {worker} cannot move: {cause}");
+        if self.slots[index].state == SlotState::Retired {
+            return self.stay_after_all(index, at, &cause, now);
+        }
+        if self.slots[index].state == SlotState::Serving {
+            self.give_back(index, at, now);
+        } else {
+            // Whom it handed over to is being killed: that one's exit would bring it back as well.
+            self.actions.push_back(Action::Serve { worker });
+            self.restore_predecessor(index, at, now);
+        }
+        self.roll_fails(worker.slot, cause, now);
+    }
+
+    /// The main worker hands what it has back to the predecessor that it was to follow.
+    fn give_back(&mut self, index: usize, at: usize, now: Tick) {
+        let from = self.slots[index].worker();
+        let old = self.slots[index].predecessors.remove(at);
+        let to = self.slots[index].named(old.generation);
+        self.recall_all_from(from);
+        let slot = &mut self.slots[index];
+        slot.relieve(PredecessorStage::Stopping);
+        let last = slot.predecessors.len() - 1;
+        self.return_to_main(index, old, now);
+        let stage = self.handing_over_to(to, true, now);
+        self.slots[index].predecessors[last].stage = stage;
+        self.notice(Notice::HandoverStarted { from, to });
+        // It accepts at once, also if nothing can come back to it.
+        self.actions.push_back(Action::Serve { worker: to });
+        let last = false;
+        self.actions.push_back(Action::HandOver { from, to, last });
+    }
+
+    /// A predecessor serves what it has, without accepting, and ends after `within` at the latest.
+    fn drain_predecessor(&mut self, index: usize, at: usize, within: Duration, now: Tick) {
+        let deadline = now + within + self.policy.linger_timeout + KILL_GRACE;
+        let slot = &mut self.slots[index];
+        let worker = slot.named(slot.predecessors[at].generation);
+        slot.predecessors[at].pulse = None;
+        slot.predecessors[at].stage = PredecessorStage::Leaving {
+            since: now,
+            deadline,
+            finished: false,
+        };
+        self.order_to_leave(worker, within);
+        self.close_if_retired(index);
+    }
+
+    /// A slot whose last worker has let go of its queue, or is told to, is closed.
+    fn close_if_retired(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
         if slot.state == SlotState::Retired {
             slot.queue = Queue::Closed;
             let slot = slot.id;
@@ -139,7 +309,7 @@ impl Machine {
     }
 
     /// A worker that was put back in the main seat says how its handover ended.
-    fn late_word(&mut self, index: usize, left: u32, end: &HandoverEnd, now: Tick) -> Reception {
+    fn late_word(&mut self, index: usize, end: &HandoverEnd, now: Tick) -> Reception {
         let slot = &mut self.slots[index];
         if !slot.owes_word {
             return Reception::Stale;
@@ -151,19 +321,9 @@ impl Machine {
             HandoverEnd::PeerGone => {}
             // It had finished, and exits. What it moved is lost with whom it moved it to.
             HandoverEnd::Done => self.kill(worker, KillReason::Superseded, now),
-            // It does not accept, so somebody else must; it may finish what it has.
+            // It waits to be told what becomes of the rest: that is its own again.
             HandoverEnd::Refused { .. } => {
-                self.count_connections(0, left);
-                self.recall_all_from(worker);
-                let stage = PredecessorStage::Leaving {
-                    since: now,
-                    deadline: self.drained_by(now),
-                    finished: false,
-                };
-                self.slots[index].relieve(stage);
-                if !self.slots[index].yield_to_successor(now) {
-                    self.spawn(index, now);
-                }
+                self.actions.push_back(Action::Serve { worker });
             }
         }
         Reception::Taken
@@ -198,6 +358,14 @@ impl Machine {
 
     /// As [`Self::restore_predecessor`], where the main seat's process is gone or was none.
     pub(super) fn reinstate(&mut self, index: usize, at: usize, now: Tick) {
+        let returning = self.slots[index].predecessors.remove(at);
+        self.return_to_main(index, returning, now);
+        let worker = self.slots[index].worker();
+        self.notice(Notice::Restored { worker });
+    }
+
+    /// Gives the main seat, which is free, to a worker that had it before.
+    fn return_to_main(&mut self, index: usize, returning: Predecessor, now: Tick) {
         let slot = &mut self.slots[index];
         let Predecessor {
             generation,
@@ -205,7 +373,7 @@ impl Machine {
             served_since,
             pulse,
             ..
-        } = slot.predecessors.remove(at);
+        } = returning;
         slot.generation = generation;
         slot.release = release;
         // What failed it was not of the release in force, or is not tried again at once.
@@ -214,8 +382,6 @@ impl Machine {
         let slot = &mut self.slots[index];
         slot.since = served_since;
         slot.pulse = pulse;
-        let worker = slot.worker();
-        self.notice(Notice::Restored { worker });
     }
 
     /// Ends the loans of a worker that is about to stop accepting and lives on.
@@ -314,6 +480,7 @@ impl Machine {
             predecessor.stage,
             PredecessorStage::HandingOver { .. } | PredecessorStage::Killing { .. }
         );
+        let handed_over = matches!(predecessor.stage, PredecessorStage::HandingOver { .. });
         let as_told = match predecessor.stage {
             PredecessorStage::Leaving { .. } => obituary.how == Some(Death::Exited(0)),
             PredecessorStage::Killing { why, .. } => why == KillReason::Superseded,
@@ -324,6 +491,11 @@ impl Machine {
             return self.stopped(worker, obituary);
         }
         let served_for = obituary.served_for.unwrap_or_default();
+        if handed_over {
+            self.damage(format!(
+                "{worker} ended before it had handed everything over"
+            ));
+        }
         self.record(worker, obituary, now);
         // It was the last main worker of its slot, and has not let go of the queue. (One of before,
         // which only drained, is no loss to the one that hands over now.)
@@ -362,19 +534,18 @@ impl Machine {
                 generation: predecessor.generation,
             };
             match &mut predecessor.stage {
-                PredecessorStage::HandingOver {
-                    since,
-                    deadline,
-                    to,
-                } if deadline.is_some_and(|at| at <= now) => {
-                    *deadline = None;
-                    let (after, to) = (now.since(*since), *to);
-                    // Otherwise it is being killed already; its exit brings everything back.
-                    if self.serves(to) {
-                        let from = worker;
-                        self.notice(Notice::HandoverTimedOut { from, to, after });
-                        self.kill(to, KillReason::HandoverTimedOut, now);
+                PredecessorStage::HandingOver { deadline, to, .. }
+                    if deadline.is_some_and(|at| at <= now) =>
+                {
+                    let (from, to) = (worker, *to);
+                    // Counted from this look, as with pulses.
+                    let next = now + self.progress_every(to);
+                    if let PredecessorStage::HandingOver { deadline, .. } =
+                        &mut self.slots[index].predecessors[at].stage
+                    {
+                        *deadline = Some(next);
                     }
+                    self.actions.push_back(Action::TakeProgress { from, to });
                 }
                 PredecessorStage::Leaving {
                     since, deadline, ..

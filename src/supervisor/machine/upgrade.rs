@@ -14,14 +14,14 @@ use super::{Action, Machine, Policy, ReleaseId, RequestId};
 use crate::clock::Tick;
 
 impl Machine {
-    pub(super) fn upgrade(&mut self, request: RequestId, now: Tick) -> Reception {
+    pub(super) fn upgrade(&mut self, request: RequestId, drain: bool, now: Tick) -> Reception {
         let kind = OperationKind::Upgrade;
         match self.in_the_way(request, kind, now) {
             Obstacle::Wait => {}
             Obstacle::Refuse(cause) => self.refuse(request, kind, cause),
             Obstacle::None => {
                 let deadline = now + self.policy.start_timeout;
-                self.begin(request, kind, Stage::Preflight { deadline }, now);
+                self.begin(request, kind, Stage::Preflight { deadline }, drain, now);
                 self.actions.push_back(Action::Preflight);
             }
         }

@@ -10,6 +10,7 @@ use super::KillReason;
 use crate::clock::Tick;
 use crate::config::STALL_CHECKS;
 use crate::identity::{Generation, ReleaseId, WorkerId};
+use crate::supervisor::exchange::Progress;
 
 /// The looks at one worker's counter of turns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,16 +71,35 @@ pub(in super::super) struct Predecessor {
     pub(in super::super) stage: PredecessorStage,
 }
 
+/// The looks at the progress of one handover.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(in super::super) struct Watch {
+    /// What the latest look found.
+    pub(in super::super) progress: Progress,
+    /// Looks in a row that found the same.
+    pub(in super::super) misses: u32,
+}
+
+impl Watch {
+    fn is_new(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What a predecessor is doing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) enum PredecessorStage {
     /// It moves its connections.
     HandingOver {
         since: Tick,
-        /// When whom it hands over to is given up; `None`: that has happened, or only a standstill
-        /// of either can end it.
+        /// When its progress is looked at next; `None`: whom it hands over to has been given up.
         deadline: Option<Tick>,
         to: WorkerId,
+        #[serde(default, skip_serializing_if = "Watch::is_new")]
+        watch: Watch,
+        /// It gives connections back: not all of them could come to it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        back: bool,
     },
     /// It does not accept any more, and ends when nothing is left.
     Leaving {

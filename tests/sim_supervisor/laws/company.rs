@@ -69,24 +69,62 @@ impl Laws {
     }
 
     pub(super) fn told_to_serve(&mut self, worker: WorkerId, now: Tick) {
+        if let Some(&mut Other {
+            part: Part::Undecided { last, back: false },
+            ..
+        }) = self.other(worker)
+        {
+            return self.resumes(worker, last, now);
+        }
         if let Some(life) = self.main(worker) {
             let Life::Serving { told, .. } = life else {
                 panic!("law broken: {worker} is told to serve and is {life:?}");
             };
-            law!(!*told, "{worker} is told to serve and does");
-            *told = true;
-            return;
+            let told = std::mem::replace(told, true);
+            let may = !told || self.resuming.remove(&worker);
+            return law!(may, "{worker} is told to serve and does");
         }
         self.takes_over(worker, Part::Relieved, RestartConnections::Drain, now);
     }
 
-    pub(super) fn told_to_leave(&mut self, worker: WorkerId, now: Tick) {
-        let by = self.drained_by(now);
+    /// One that could not hand everything over serves its slot again.
+    fn resumes(&mut self, worker: WorkerId, last: bool, now: Tick) {
+        let index = worker.slot.index();
+        let operation = self.operation.as_mut().expect("law: somebody asked for it");
+        law!(!operation.drain, "{worker} serves on and may be drained");
+        if last {
+            operation.failed = true;
+            return self.comes_back(index, worker.generation.0, now);
+        }
+        let shadow = &mut self.slots[index];
+        let Life::Serving { since, .. } = shadow.life else {
+            panic!("law broken: {worker} takes back from {:?}", shadow.life);
+        };
+        let giving = Other {
+            release: shadow.release,
+            served_since: since,
+            part: Part::GivingBack,
+        };
+        shadow.others.insert(shadow.generation, giving);
+        self.comes_back(index, worker.generation.0, now);
+    }
+
+    pub(super) fn told_to_leave(&mut self, worker: WorkerId, within: Duration, now: Tick) {
+        let by =
+            now + within + self.policy.linger_timeout + uppercased::supervisor::machine::KILL_GRACE;
         self.pulses.remove(&worker);
+        let drains = self.operation.as_ref().is_none_or(|it| it.drain);
+        let limit = self.policy.drain_timeout;
         let other = self.other(worker).expect("law: Leave names a predecessor");
+        let (may, limit) = match other.part {
+            Part::Relieved => (true, limit),
+            Part::Undecided { back: true, .. } => (true, Duration::MAX),
+            Part::Undecided { back: false, .. } => (drains, limit),
+            _ => (false, limit),
+        };
         law!(
-            other.part == Part::Relieved,
-            "{worker} is told to leave and is {:?}",
+            may && within == limit,
+            "{worker} is told to leave within {within:?} and is {:?}",
             other.part
         );
         other.part = Part::Leaving {
@@ -96,17 +134,35 @@ impl Laws {
     }
 
     pub(super) fn handover_begins(&mut self, from: WorkerId, to: WorkerId, last: bool, now: Tick) {
+        let part = Part::HandingOver {
+            since: now,
+            to,
+            last,
+            back: false,
+        };
+        if let Some(other) = self.other(from) {
+            let next = match other.part {
+                Part::Undecided {
+                    last: true,
+                    back: false,
+                } if last => part,
+                Part::GivingBack if !last => Part::HandingOver {
+                    since: now,
+                    to,
+                    last,
+                    back: true,
+                },
+                _ => panic!("law broken: {from} hands over and is {:?}", other.part),
+            };
+            other.part = next;
+            return law!(self.serves(to), "{from} hands over to {to}");
+        }
         law!(
             self.serves(from),
             "{from} hands over and does not serve itself"
         );
         let lent = self.slots.iter().any(|slot| slot.borrower == Some(from));
         law!(!lent, "{from} hands over and keeps a borrowed queue");
-        let part = Part::HandingOver {
-            since: now,
-            to,
-            last,
-        };
         if last {
             self.last_handover_begins(from, to, part, now);
         } else {
@@ -205,7 +261,13 @@ impl Laws {
                 law!(!killed, "{worker} is killed twice");
                 return self.slots[worker.slot.index()].is_killed(worker);
             }
-            Part::StandingBy | Part::HandingOver { .. } | Part::Relieved => {
+            Part::HandingOver { since, to, .. } => {
+                let limit = self.handover_limit(to);
+                law!(now >= since + limit, "{worker} is killed in its handover");
+                unwanted = false;
+                self.is_damaged();
+            }
+            Part::StandingBy | Part::Relieved | Part::Undecided { .. } | Part::GivingBack => {
                 panic!("law broken: {worker} is killed and is {:?}", other.part)
             }
         }
@@ -215,12 +277,41 @@ impl Laws {
 
     /// Whether a predecessor has been handing over to `worker` for too long.
     pub(super) fn keeps_waiting(&self, worker: WorkerId, now: Tick) -> bool {
-        let slot = &self.slots[worker.slot.index()];
-        let limit = self.policies[&slot.release].handover_timeout;
-        slot.others.values().any(|other| match other.part {
-            Part::HandingOver { since, to, last } => !last && to == worker && now >= since + limit,
+        let limit = self.handover_limit(worker);
+        let mut others = self.slots.iter().flat_map(|slot| slot.others.values());
+        others.any(|other| match other.part {
+            Part::HandingOver { since, to, .. } => to == worker && now >= since + limit,
             _ => false,
         })
+    }
+
+    /// How long either side of a handover to `worker` may keep the other waiting.
+    fn handover_limit(&self, worker: WorkerId) -> Duration {
+        let slot = &self.slots[worker.slot.index()];
+        let main = slot.generation == worker.generation.0;
+        let release = if main { slot.release } else { self.release };
+        let rolled = self.rolls_out(release) || self.turned_from(release);
+        let policy = if rolled {
+            &self.policies[&release]
+        } else {
+            &self.policy
+        };
+        policy.handover_timeout
+    }
+
+    pub(super) fn is_damaged(&mut self) {
+        if let Some(operation) = &mut self.operation {
+            operation.damaged = true;
+        }
+    }
+
+    pub(super) fn progress_taken(&self, from: WorkerId, to: WorkerId) {
+        let slot = &self.slots[from.slot.index()];
+        let other = slot.others.get(&from.generation.0);
+        let hands = other.is_some_and(
+            |it| matches!(it.part, Part::HandingOver { to: receiver, .. } if receiver == to),
+        );
+        law!(hands, "{from} is looked at and hands nothing over to {to}");
     }
 
     /// Whether a worker that has borrowed queues has to give them back.
@@ -232,7 +323,7 @@ impl Laws {
         let relieved = slot
             .others
             .values()
-            .any(|other| other.part == Part::StandingBy);
+            .any(|other| matches!(other.part, Part::StandingBy | Part::Undecided { .. }));
         let steered = self.steered.is_some_and(|(stay, _)| worker.slot.0 >= stay);
         relieved || steered
     }
@@ -252,10 +343,13 @@ impl Laws {
                         law!(by(deadline), "{who} may start for ever");
                         law!(slot.serves(), "{who} follows {:?}", slot.life);
                     }
+                    Part::Undecided { .. } | Part::GivingBack => {
+                        panic!("law broken: {who} is left with what could not move")
+                    }
                     Part::StandingBy => panic!("law broken: {who} stands by in vain"),
                     Part::Relieved => panic!("law broken: {who} is left half-relieved"),
-                    Part::HandingOver { since, to, last } => {
-                        self.handover_rests(&who, slot, index, (since, to, last), by);
+                    Part::HandingOver { to, last, .. } => {
+                        self.handover_rests(&who, slot, index, (to, last), by);
                     }
                     Part::Leaving { by: at, .. } => law!(by(at), "{who} may leave for ever"),
                     Part::Doomed { killed, .. } => law!(killed, "{who} is let live"),
@@ -270,7 +364,7 @@ impl Laws {
         who: &str,
         slot: &Shadow,
         index: u16,
-        (since, to, last): (Tick, WorkerId, bool),
+        (to, last): (WorkerId, bool),
         by: &impl Fn(Tick) -> bool,
     ) {
         if last {
@@ -281,9 +375,8 @@ impl Laws {
             to == slot.worker(index) && slot.is_live(),
             "{who} hands over to {to}, which is gone"
         );
-        let deadline = since + self.policies[&slot.release].handover_timeout;
         let waits = slot.serves();
-        law!(!waits || by(deadline), "{who} may hand over for ever");
+        law!(!waits || by(Tick::MAX), "{who} may hand over for ever");
     }
 
     pub(super) fn look_every(&self) -> Option<Duration> {

@@ -77,6 +77,7 @@ impl Laws {
             Event::HandedOver { worker, end, .. } => self.note_handed_over(*worker, end, now),
             Event::Rebalanced { worker, .. } => self.note_rebalanced(*worker),
             Event::Loads { loads } => self.note_loads(loads, now),
+            Event::Progress { .. } => {}
             Event::Pulse { worker, turns } => self.note_pulse(*worker, *turns, now),
             Event::Restart { .. }
             | Event::Upgrade { .. }
@@ -139,14 +140,16 @@ impl Laws {
     }
 
     fn note_handed_over(&mut self, worker: WorkerId, end: &HandoverEnd, now: Tick) {
-        let drained_by = self.drained_by(now);
         if let Some(other) = self.other(worker) {
-            let Part::HandingOver { last, .. } = other.part else {
+            let Part::HandingOver { last, back, .. } = other.part else {
                 return;
             };
             let (by, finished) = match end {
                 HandoverEnd::Done => (now + KILL_GRACE, true),
-                HandoverEnd::Refused { .. } => (drained_by, false),
+                HandoverEnd::Refused { .. } => {
+                    other.part = Part::Undecided { last, back };
+                    return self.note_left(worker, last, back, now);
+                }
                 HandoverEnd::PeerGone => {
                     let index = worker.slot.index();
                     if !last {
@@ -160,10 +163,9 @@ impl Laws {
             return;
         }
         let running = self.end == End::Running;
-        let Some(Life::Serving { since, .. }) = self.main(worker) else {
+        let Some(Life::Serving { .. }) = self.main(worker) else {
             return;
         };
-        let since = *since;
         let slot = &mut self.slots[worker.slot.index()];
         if !slot.owes_word || !running {
             return;
@@ -172,28 +174,33 @@ impl Laws {
         match end {
             HandoverEnd::PeerGone => {}
             HandoverEnd::Done => self.doom(worker, true, now),
-            // It does not accept; somebody else must, at once.
             HandoverEnd::Refused { .. } => {
-                let part = Part::Leaving {
-                    by: drained_by,
-                    finished: false,
-                };
-                let (generation, release) = (slot.generation, slot.release);
-                let other = Other {
-                    release,
-                    served_since: since,
-                    part,
-                };
-                slot.others.insert(generation, other);
-                slot.unserved_since = now;
-                slot.life = Life::Gone {
-                    earliest: now,
-                    latest: now,
-                };
-                self.follow(worker.slot);
-                self.pulses.remove(&worker);
-                // It gives back what it had borrowed, for which it must still count as serving.
+                self.resuming.insert(worker);
             }
+        }
+    }
+
+    /// Some connections could not go: what follows is a failure, unless they may be drained.
+    fn note_left(&mut self, worker: WorkerId, last: bool, back: bool, now: Tick) {
+        let index = worker.slot.index();
+        if back {
+            return self.is_damaged();
+        }
+        let Some(operation) = self.operation.as_mut().filter(|it| !it.drain) else {
+            return;
+        };
+        if last {
+            return;
+        }
+        if operation.turned {
+            operation.hindered.insert(worker.slot);
+        } else {
+            operation.turned = true;
+        }
+        if !self.slots[index].serves() {
+            self.displace(index, now);
+            self.comes_back(index, worker.generation.0, now);
+            self.resuming.insert(worker);
         }
     }
 
@@ -216,11 +223,6 @@ impl Laws {
                 self.doom(worker, false, now);
             }
         }
-    }
-
-    /// When whoever leaves with connections must be gone.
-    pub(super) fn drained_by(&self, now: Tick) -> Tick {
-        now + self.policy.drain_timeout + self.policy.linger_timeout + KILL_GRACE
     }
 
     /// The worker begins to serve.
@@ -356,7 +358,7 @@ impl Laws {
     }
 
     /// A predecessor serves its slot again.
-    fn comes_back(&mut self, index: usize, generation: u32, now: Tick) {
+    pub(super) fn comes_back(&mut self, index: usize, generation: u32, now: Tick) {
         let shadow = &mut self.slots[index];
         let Some(other) = shadow.others.remove(&generation) else {
             return;
@@ -463,6 +465,9 @@ impl Laws {
         }
         if !running {
             return;
+        }
+        if matches!(other.part, Part::HandingOver { .. }) {
+            self.is_damaged();
         }
         if retired {
             let served = match other.part {

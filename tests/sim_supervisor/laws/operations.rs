@@ -64,9 +64,13 @@ pub(super) struct Operation {
     /// A worker of the new release has failed.
     pub(super) turned: bool,
     /// Slots in which a worker of the old one has failed since.
-    hindered: BTreeSet<SlotId>,
+    pub(super) hindered: BTreeSet<SlotId>,
     /// Something else has.
-    failed: bool,
+    pub(super) failed: bool,
+    /// Connections that cannot move may be drained.
+    pub(super) drain: bool,
+    /// Connections were lost, or left without a way.
+    pub(super) damaged: bool,
     /// How many slots there were when it began.
     former: u16,
     /// Who has cancelled it, and how many workers there were to be before that.
@@ -92,13 +96,19 @@ impl Laws {
                 request,
                 release,
                 policy,
+                drain,
             } => {
+                self.asked_to_drain = *drain;
                 self.policies.insert(*release, policy.clone());
                 let to = policy.workers;
                 self.note_asked(*request, Kind::Restart(*release), to, true);
             }
-            Event::Upgrade { request } => self.note_asked(*request, Kind::Upgrade, here, true),
-            Event::Scale { request, to } => {
+            Event::Upgrade { request, drain } => {
+                self.note_asked(*request, Kind::Upgrade, here, true);
+                self.asked_to_drain = *drain;
+            }
+            Event::Scale { request, to, drain } => {
+                self.asked_to_drain = *drain;
                 let to = match to {
                     ScaleTo::Exactly(to) => *to,
                     ScaleTo::By(by) => here.saturating_add_signed(*by),
@@ -203,6 +213,8 @@ impl Laws {
             grew: asked.to > self.open(),
             former: self.open(),
             cancelled: None,
+            drain: self.asked_to_drain,
+            damaged: false,
         });
     }
 
@@ -288,7 +300,7 @@ impl Laws {
         let longest = |of: fn(&Policy) -> Duration| of(policy).max(of(&self.policy));
         let start = longest(|it| it.start_timeout);
         let step = 2 * start
-            + longest(|it| it.handover_timeout)
+            + 20 * longest(|it| it.handover_timeout)
             + longest(|it| it.backoff_max)
             + 6 * (KERNEL_DELAY_MAX + SHELL_DELAY_MAX);
         let steps = 2 * self.slots.len() + usize::from(to) + 3;
@@ -305,7 +317,7 @@ impl Laws {
             Some("it is busy")
         } else if self.pending.handed.is_some() {
             Some("something is about to begin")
-        } else if self.slots.iter().any(|slot| !slot.others.is_empty()) {
+        } else if self.slots.iter().any(Shadow::is_being_left) {
             Some("somebody still leaves")
         } else {
             None
@@ -368,7 +380,10 @@ impl Laws {
     }
 
     fn succeeded(&self, operation: &Operation, done: &Done, now: Tick) {
-        let failed = operation.failed || operation.turned || operation.cancelled.is_some();
+        let failed = operation.failed
+            || operation.turned
+            || operation.damaged
+            || operation.cancelled.is_some();
         law!(!failed, "it is done although it failed: {operation:?}");
         law!(self.end == End::Running, "it is done while {:?}", self.end);
         law!(
@@ -407,7 +422,11 @@ impl Laws {
     fn failed(&self, operation: &Operation, cause: &str) {
         let stops = self.end != End::Running;
         law!(
-            stops || operation.failed || operation.turned || operation.cancelled.is_some(),
+            stops
+                || operation.failed
+                || operation.turned
+                || operation.damaged
+                || operation.cancelled.is_some(),
             "it failed for nothing: {cause}"
         );
         if operation.cancelled.is_some() && !stops {
@@ -493,6 +512,12 @@ impl Laws {
         operation.is_some_and(|it| it.canary.is_some())
     }
 
+    /// Whether that release is being taken back.
+    pub(super) fn turned_from(&self, release: ReleaseId) -> bool {
+        let operation = self.operation.as_ref();
+        operation.is_some_and(|it| it.stage == Stage::Roll(release) && it.turned)
+    }
+
     /// Whether the first slot has had its time with the new release.
     pub(super) fn canary_stood(&self, now: Tick) -> bool {
         let Some(operation) = &self.operation else {
@@ -535,7 +560,7 @@ impl Laws {
             panic!("law broken: nothing is steered");
         };
         let open = self.open();
-        if open > stay {
+        if open > stay && !self.operation.as_ref().is_some_and(|it| it.failed) {
             self.leaving_fails(since, now);
         }
         self.spread = Some(self.listening());

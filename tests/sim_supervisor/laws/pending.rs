@@ -46,6 +46,7 @@ impl Laws {
                 request,
                 wanted,
                 wait,
+                ..
             } => {
                 if *request != RequestId::NOBODY {
                     self.unanswered.push(*request);

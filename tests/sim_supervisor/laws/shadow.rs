@@ -54,7 +54,16 @@ pub(super) enum Part {
         since: Tick,
         to: WorkerId,
         last: bool,
+        /// It gives back what had moved.
+        back: bool,
     },
+    /// Not everything could go; it must be told what becomes of the rest before all is said.
+    Undecided {
+        last: bool,
+        back: bool,
+    },
+    /// It is to give back what it has, to the main worker.
+    GivingBack,
     /// Its successor serves; it must be told to leave before all is said.
     Relieved,
     Leaving {
@@ -151,6 +160,12 @@ impl Shadow {
         self.serves() || (self.life == Life::Retired && self.handing_over().is_some())
     }
 
+    /// Somebody leaves it who has a time for that.
+    pub(super) fn is_being_left(&self) -> bool {
+        let timed = |it: &Other| !matches!(it.part, Part::Leaving { by, .. } if by == Tick::MAX);
+        self.others.values().any(timed)
+    }
+
     pub(super) fn stops(&self) -> bool {
         let stopping = |it: &Other| it.part == Part::Stopping;
         self.life == Life::Stopping || self.others.values().any(stopping)
@@ -210,6 +225,8 @@ impl Part {
             Self::Starting { .. } => "starting",
             Self::StandingBy => "standing by",
             Self::HandingOver { .. } => "handing over",
+            Self::Undecided { .. } => "undecided",
+            Self::GivingBack => "giving back",
             Self::Relieved => "relieved",
             Self::Leaving { .. } => "leaving",
             Self::Stopping => "stopping",

@@ -177,8 +177,8 @@ fn an_operation_ends_the_looks_and_waits_for_no_move() {
     assert_eq!(stage.machine.stale_events(), 1);
     assert_eq!(
         stage.machine.poll_timeout(),
-        Some(Tick::from_millis(now + 1 + 10_000)),
-        "nothing but the handover's deadline"
+        Some(Tick::from_millis(now + 1 + 2_500)),
+        "nothing but the look at the handover"
     );
 
     // What a look finds that was taken before the operation is of no more use.

@@ -46,6 +46,7 @@ fn cancelled_reload_stops_reading_configuration() {
         request: ASKED,
         wanted: Wanted::Reload,
         wait: false,
+        drain: false,
     };
     stage.at(100, asked);
     let cause = "cancelled by somebody; nothing has changed".to_owned();
@@ -94,7 +95,13 @@ fn cancelled_restart_rolls_back() {
 #[test]
 fn cancelled_preflight_is_ended() {
     let mut stage = Stage::booted(calm(1), 0);
-    stage.at(100, Event::Upgrade { request: ASKED });
+    stage.at(
+        100,
+        Event::Upgrade {
+            request: ASKED,
+            drain: false,
+        },
+    );
     let cause = "cancelled by somebody; the running program serves on";
     assert_eq!(
         stage.at(150, cancel()),

@@ -8,6 +8,7 @@ fn by_signal(wanted: Wanted) -> Event {
         request: RequestId::NOBODY,
         wanted,
         wait: true,
+        drain: false,
     }
 }
 
@@ -16,11 +17,16 @@ const fn waiting(request: u64, wanted: Wanted) -> Event {
         request: RequestId(request),
         wanted,
         wait: true,
+        drain: false,
     }
 }
 
 const fn begin(request: RequestId, wanted: Wanted) -> Action {
-    Action::Begin { request, wanted }
+    Action::Begin {
+        request,
+        wanted,
+        drain: false,
+    }
 }
 
 fn refused(request: RequestId, cause: &str) -> Action {
@@ -67,6 +73,7 @@ fn signals_during_operation_begin_after_it() {
         request: NOBODY,
         release: ReleaseId(3),
         policy: calm(1),
+        drain: false,
     };
     stage.at(140, again);
     stage.at(150, ready(0, 3));
@@ -183,6 +190,7 @@ fn waiting_commands_are_bounded_and_withdrawn() {
         request: RequestId(19),
         wanted: Wanted::Reload,
         wait: false,
+        drain: false,
     };
     let cause = "a restart is under way: its last workers are leaving; try again when it is done";
     assert_eq!(stage.at(125, impatient), [refused(RequestId(19), cause)]);
@@ -229,6 +237,7 @@ const RELOAD: Event = Event::Requested {
     request: ASKED,
     wanted: Wanted::Reload,
     wait: false,
+    drain: false,
 };
 
 #[test]

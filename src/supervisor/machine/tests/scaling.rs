@@ -45,7 +45,12 @@ fn more_slots_come_one_after_the_other_and_those_that_came_stay() {
 #[test]
 fn fewer_slots_leave_in_the_order_that_loses_nobody() {
     let mut stage = Stage::booted(calm(3), 0);
-    assert_eq!(stage.at(100, scale(1)), [Action::Steer { slots: 1 }]);
+    let request = Event::Scale {
+        request: RequestId(7),
+        to: ScaleTo::Exactly(1),
+        drain: true,
+    };
+    assert_eq!(stage.at(100, request), [Action::Steer { slots: 1 }]);
     // Handshakes begun before get their time.
     assert_eq!(
         stage.next_timeout(),
@@ -57,10 +62,14 @@ fn fewer_slots_leave_in_the_order_that_loses_nobody() {
         stage.at(3_200, handed_over(2, 1, HandoverEnd::Done)),
         [close(2), hand_over(worker(1, 1), worker(0, 1), true)],
     );
-    // This one is refused, but its listeners are as empty.
+    // This one is refused, and empties its queue before it lets go of it.
+    let leave = Action::Leave {
+        worker: worker(1, 1),
+        within: ms(30_000),
+    };
     assert_eq!(
         stage.at(3_300, refused_by_peer(1, 1, 4)),
-        [close(1), Action::Unsteer],
+        [leave, close(1), Action::Unsteer],
     );
     assert_eq!(
         stage.at(3_301, exited(2, 1, 0)),
@@ -81,6 +90,34 @@ fn fewer_slots_leave_in_the_order_that_loses_nobody() {
         standby: false,
     };
     assert_eq!(stage.at(9_001, scale(2)), [again]);
+}
+
+#[test]
+fn slot_stays_where_its_connections_find_no_room() {
+    let mut stage = Stage::booted(calm(3), 0);
+    stage.at(100, scale(2));
+    assert_eq!(
+        stage.timeout(3_100),
+        [hand_over(worker(2, 1), worker(0, 1), true)],
+    );
+    // The other sibling is asked for the rest.
+    assert_eq!(
+        stage.at(3_200, refused_by_peer(2, 1, 4)),
+        [hand_over(worker(2, 1), worker(1, 1), true)],
+    );
+    let cause = "2 connections of slot 2 generation 1 cannot move: full; 3 workers serve";
+    assert_eq!(
+        stage.at(3_300, refused_by_peer(2, 1, 2)),
+        [
+            Action::Serve {
+                worker: worker(2, 1)
+            },
+            Action::Unsteer,
+            failure(cause)
+        ],
+    );
+    assert_eq!(stage.state(2), "serving");
+    assert_eq!(stage.machine.policy().workers, 3);
 }
 
 #[test]
