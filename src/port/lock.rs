@@ -370,13 +370,13 @@ mod tests {
             return;
         }
         let (_socket, port) = own_port();
-        let others = std::thread::spawn(move || {
+        let as_nobody = move || {
             let nobody = rustix::process::Uid::from_raw(65_534);
             // Of this thread alone.
             rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
             try_lock("127.0.0.1", port).unwrap()
-        });
-        let _others = others.join().unwrap();
+        };
+        let _others = std::thread::scope(|scope| scope.spawn(as_nobody).join().unwrap());
         try_lock("127.0.0.1", port).unwrap();
     }
 

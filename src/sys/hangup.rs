@@ -36,8 +36,7 @@ pub fn watch() -> io::Result<()> {
     let note = move |info: &siginfo_t| {
         let sender = match info.si_code {
             SI_KERNEL => &FROM_KERNEL,
-            // SAFETY: with this code the kernel has filled in the sender's number.
-            SI_USER if unsafe { info.si_pid() } == leader => &FROM_LEADER,
+            SI_USER if sender_of(info) == leader => &FROM_LEADER,
             _ => &FROM_OTHERS,
         };
         sender.store(true, Ordering::Release);
@@ -46,6 +45,12 @@ pub fn watch() -> io::Result<()> {
     // async-signal-safe.
     unsafe { signal_hook_registry::register_sigaction(Signal::SIGHUP as i32, note) }?;
     Ok(())
+}
+
+/// Returns the process that sent a signal whose code is `SI_USER`.
+fn sender_of(info: &siginfo_t) -> i32 {
+    // SAFETY: with this code the kernel has filled in the sender's number.
+    unsafe { info.si_pid() }
 }
 
 /// Returns who has sent SIGHUP, and forgets it.
