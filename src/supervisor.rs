@@ -28,6 +28,7 @@ mod operations;
 mod orphans;
 mod placement;
 mod program;
+mod queues;
 mod releases;
 mod relisten;
 mod report;
@@ -151,6 +152,8 @@ pub struct Supervisor {
     rebinds: Vec<(WorkerId, SlotId)>,
     /// When that is tried again.
     rebind_at: Option<Tick>,
+    /// When the lengths of the accept queues are looked at again.
+    queues_due: Tick,
     /// All is over: how long to wait for the last children.
     closing: Option<Tick>,
 }
@@ -246,6 +249,7 @@ impl Supervisor {
                 self.machine.handle_timeout(now);
                 self.retry_killed(now);
                 self.rebind_due(now);
+                self.check_queues(now);
                 self.control_timeout(now);
                 if let Some(control) = &mut self.control
                     && control.file_due() <= now
@@ -308,7 +312,14 @@ impl Supervisor {
         let notify = self.notify_timeout();
         let killed = self.killed_timeout();
         let timeouts = [self.machine.poll_timeout(), control, admin, notify, killed];
-        let others = [self.closing, self.locks_rest_until, file, self.rebind_at];
+        let queues = Some(self.queues_due);
+        let others = [
+            self.closing,
+            self.locks_rest_until,
+            file,
+            self.rebind_at,
+            queues,
+        ];
         timeouts.into_iter().chain(others).flatten().min()
     }
 

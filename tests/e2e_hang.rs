@@ -65,3 +65,30 @@ fn a_supervisor_that_stood_still_itself_blames_nobody() {
     assert!(owner(&client, server.addr(), &workers).is_some());
     until("nobody was killed", || server.worker_pids().len() == 2);
 }
+
+#[test]
+fn accept_queue_that_fills_is_logged() {
+    let planned = Planned::start(&[
+        "--listen=127.0.0.1:0",
+        "--workers=1",
+        "--backlog=4",
+        "--hang-timeout=off",
+    ]);
+    let server = &planned.server;
+    let mark = server.log_len();
+    let frozen = worker_of(server, 0);
+    freeze(&frozen);
+    // The kernel lets one more in than the limit.
+    let mut clients: Vec<Client> = (0..5).map(|_| Client::connect(server.addr())).collect();
+    let full = server.wait_log_from(mark, |line| line.contains("accept queue is full"));
+    assert!(full.contains("slot=0 length=5 limit=4"), "{full}");
+    frozen.signal(Signal::SIGCONT);
+    let emptied = server.wait_log_from(mark, |line| line.contains("accept queue has emptied"));
+    assert!(emptied.contains("slot=0 length=0 limit=4"), "{emptied}");
+    for client in &mut clients {
+        client.roundtrip(b"served in the end");
+    }
+    let said = server.log().split_off(mark);
+    let full = said.iter().filter(|line| line.contains("queue is full"));
+    assert_eq!(full.count(), 1, "{said:?}");
+}

@@ -195,6 +195,9 @@ pub const STALL_CHECK_EVERY: Duration = Duration::from_secs(1);
 /// stalled.
 pub const STALL_CHECKS: u32 = 2;
 
+/// How often the lengths of the accept queues are looked at for the log.
+pub const QUEUE_CHECK_EVERY: Duration = Duration::from_secs(1);
+
 /// A queue that nobody serves for so long makes the server unready. A worker's death is over sooner,
 /// by its successor or by a sibling that serves its queue.
 pub const UNSERVED_GRACE: Duration = Duration::from_secs(2);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mio::{Poll, Token};
 
-use crate::clock;
+use crate::clock::{self, Tick};
 use crate::config::{self, Config, Launch, ListenAddr};
 use crate::control::Rotation;
 use crate::identity::RequestId;
@@ -185,6 +185,7 @@ impl Supervisor {
             killed: Vec::new(),
             rebinds: Vec::new(),
             rebind_at: None,
+            queues_due: Tick::ZERO,
             closing: None,
             announcement: None,
             locks_rest_until: None,

@@ -36,6 +36,8 @@ pub(super) struct SlotResources {
     carried: Totals,
     /// Who died last, and how many connections were lost with it.
     last_loss: Option<(WorkerId, u64)>,
+    /// An accept queue of the slot has filled and has not been seen empty since.
+    pub(super) queue_filled: bool,
 }
 
 impl SlotResources {
@@ -57,6 +59,7 @@ impl SlotResources {
             left_behind,
             carried,
             last_loss: None,
+            queue_filled: false,
         }
     }
 

@@ -355,6 +355,7 @@ fn adopt(
         killed,
         rebinds: Vec::new(),
         rebind_at: None,
+        queues_due: crate::clock::Tick::ZERO,
         closing: None,
         announcement: None,
         locks_rest_until: None,

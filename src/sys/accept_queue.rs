@@ -16,6 +16,14 @@ pub struct AcceptQueue {
     pub limit: u32,
 }
 
+impl AcceptQueue {
+    /// Whether the kernel lets nobody in.
+    #[must_use]
+    pub const fn is_full(self) -> bool {
+        self.length > self.limit
+    }
+}
+
 /// Words of `struct tcp_info` up to and with the last one that is looked at.
 const WORDS: usize = 8;
 /// `tcpi_unacked`: of a listener, the length of its queue.

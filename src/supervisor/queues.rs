@@ -1,0 +1,78 @@
+//! Says when a slot's accept queue fills, and when it has emptied.
+//!
+//! The lengths are read off the supervisor's own duplicates of the listeners: no worker does
+//! anything for it, and one that stands still hides nothing.
+//!
+//! Invariant: one line for each slot in each [`QUEUE_CHECK_EVERY`] at most, whatever clients do.
+
+use std::os::fd::AsFd as _;
+
+use crate::clock::Tick;
+use crate::config::QUEUE_CHECK_EVERY;
+use crate::sys::accept_queue::{AcceptQueue, accept_queue};
+
+use super::Supervisor;
+
+/// What a check has found new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// Who comes now is not answered by the kernel.
+    Filled,
+    /// Nobody waits any more in a queue that had filled.
+    Emptied,
+}
+
+/// What is new about a slot whose fullest queue is `now`.
+const fn change(was_full: bool, now: AcceptQueue) -> Option<Change> {
+    match (was_full, now.is_full(), now.length) {
+        (false, true, _) => Some(Change::Filled),
+        (true, _, 0) => Some(Change::Emptied),
+        _ => None,
+    }
+}
+
+impl Supervisor {
+    /// Checks every slot's queues, if it is time.
+    pub(super) fn check_queues(&mut self, now: Tick) {
+        if now < self.queues_due {
+            return;
+        }
+        self.queues_due = now + QUEUE_CHECK_EVERY;
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let queues = slot.listeners().iter();
+            let queues = queues.filter_map(|it| accept_queue(it.as_fd()).ok());
+            let Some(fullest) = queues.max_by_key(|it| (it.is_full(), it.length)) else {
+                continue;
+            };
+            let AcceptQueue { length, limit } = fullest;
+            match change(slot.queue_filled, fullest) {
+                Some(Change::Filled) => {
+                    slot.queue_filled = true;
+                    tracing::warn!(slot = index, length, limit, "accept queue is full");
+                }
+                Some(Change::Emptied) => {
+                    slot.queue_filled = false;
+                    tracing::info!(slot = index, length, limit, "accept queue has emptied");
+                }
+                None => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn change_is_told_once_each_way() {
+        let queue = |length| AcceptQueue { length, limit: 4 };
+        // The kernel lets one more in than the limit.
+        assert_eq!(change(false, queue(4)), None);
+        assert_eq!(change(false, queue(5)), Some(Change::Filled));
+        assert_eq!(change(true, queue(5)), None);
+        assert_eq!(change(true, queue(1)), None, "it may fill again at once");
+        assert_eq!(change(true, queue(0)), Some(Change::Emptied));
+        assert_eq!(change(false, queue(0)), None);
+    }
+}
