@@ -7,12 +7,16 @@
 //! sockets that agree in all of them.
 //!
 //! A socket that has been bound here lives as long as its slot: it is passed on, never shut down.
+//! All workers of the slot share it, with its options. So these are those of the release in force:
+//! whoever binds sets them, the supervisor sets them anew when another release is committed, and a
+//! worker that takes the socket over leaves them alone, or a restart that goes back would have to
+//! undo what its new workers had set.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::config::{Config, KERNEL_STALL_MAX, KERNEL_STALL_MIN};
 use crate::port::{self, Holder};
@@ -129,21 +133,17 @@ pub fn fall_back_to_ipv4(wanted: &mut [Listen], has_ipv6: bool) {
 
 const EAFNOSUPPORT: i32 = nix::errno::Errno::EAFNOSUPPORT as i32;
 
-/// Takes over a listening socket that a predecessor bound, with the options and the backlog of
-/// `config`: what connections accepted from now on are to inherit.
-///
-/// A predecessor that is still there shares the socket, so what it accepts from now on has the new
-/// options as well.
+/// Gives a listening socket the options and the backlog of `config`: what connections accepted from
+/// now on are to inherit, whoever accepts them.
 ///
 /// # Errors
 /// [`Error::System`]; the socket is as the failed step left it.
-pub fn adopt(socket: OwnedFd, listen: &Listen, config: &Config) -> Result<OwnedFd, Error> {
+pub fn set_options(socket: &OwnedFd, listen: &Listen, config: &Config) -> Result<(), Error> {
     let step = |operation| move |source| describe(listen, operation, source);
-    let socket = Socket::from(socket);
+    let socket = SockRef::from(socket);
     set_inherited(&socket, config).map_err(step("setting socket options"))?;
     // On a socket that listens already this changes the backlog, and nothing else.
-    socket.listen(backlog(config)).map_err(step("listen"))?;
-    Ok(socket.into())
+    socket.listen(backlog(config)).map_err(step("listen"))
 }
 
 /// The longest accept queue the system grants (`net.core.somaxconn`).
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adopted_listener_has_the_new_options_and_its_old_queue() {
+    fn a_listener_takes_new_options_and_keeps_its_queue() {
         let first = Config {
             backlog: Some(1),
             keepalive: Some(Duration::from_secs(7)),
@@ -296,7 +296,8 @@ mod tests {
             recv_buffer: Some(8192),
             ..Config::default()
         };
-        let socket = Socket::from(adopt(socket, &listen, &second).unwrap());
+        set_options(&socket, &listen, &second).unwrap();
+        let socket = Socket::from(socket);
         assert!(!socket.keepalive().unwrap());
         assert_eq!(socket.recv_buffer_size().unwrap(), 2 * 8192);
         let after: Vec<_> = (0..8)

@@ -418,10 +418,12 @@ impl Supervisor {
                         self.channel_broke(worker, cause);
                         return;
                     }
+                    self.learn_addresses(&ready.listen);
                     if deposits {
                         self.store_listeners(worker.slot);
+                        // It may run a release that is not in force, or never will be.
+                        self.set_options_of(worker.slot);
                     }
-                    self.learn_addresses(&ready.listen);
                     self.note_sandbox(worker, ready.sandbox);
                     self.happened(Event::Ready { worker });
                 }

@@ -187,10 +187,7 @@ impl Worker {
                 let (got, wanted) = (adopted.len(), listen.len());
                 return Err(format!("{got} listeners came for {wanted} addresses"));
             }
-            let adopted = adopted.into_iter().zip(listen);
-            let adopted = adopted.map(|(socket, one)| listener::adopt(socket, one, &self.config));
-            let adopted = adopted.collect::<Result<Vec<_>, _>>();
-            let adopted = adopted.map_err(|error| error.to_string())?;
+            // As they are: their options are the supervisor's to set.
             (adopted, listen.to_vec())
         } else {
             let bound = listen.iter().map(|one| listener::bind(one, &self.config));

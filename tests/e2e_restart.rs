@@ -2,12 +2,18 @@
 
 mod support;
 
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
+use socket2::SockRef;
+use uppercased::sys::accept_queue::accept_queue;
 
 use self::support::image::Image;
 use self::support::load::{Load, LoadSize};
 use self::support::observe::{number, until, worker_of};
 use self::support::planned::Planned;
+use self::support::service_manager::ServiceManager;
 use self::support::{Client, DEADLINE, children, pattern};
 
 const QUICK: [&str; 3] = [
@@ -119,6 +125,113 @@ fn what_changed_in_the_configuration_is_in_force_with_the_new_workers() {
     let lines = &server.log()[mark..];
     let quiet = !lines.iter().any(|line| line.contains("operation started"));
     assert!(quiet, "the supervisor's own log level: {lines:?}");
+}
+
+/// What a listener gives its connections, and how many may wait in its queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ListenerOptions {
+    buffers: [usize; 2],
+    keepalive: Option<Duration>,
+    user_timeout: Option<Duration>,
+    backlog: u32,
+}
+
+impl ListenerOptions {
+    fn of(listener: &OwnedFd) -> Self {
+        let socket = SockRef::from(listener);
+        let kept_alive = socket.keepalive().expect("SO_KEEPALIVE");
+        let after = socket.tcp_keepalive_time().expect("TCP_KEEPIDLE");
+        let queue = accept_queue(listener.as_fd()).expect("TCP_INFO");
+        Self {
+            buffers: [
+                socket.recv_buffer_size().expect("SO_RCVBUF"),
+                socket.send_buffer_size().expect("SO_SNDBUF"),
+            ],
+            keepalive: kept_alive.then_some(after),
+            user_timeout: socket.tcp_user_timeout().expect("TCP_USER_TIMEOUT"),
+            backlog: queue.limit,
+        }
+    }
+
+    /// Of every listener of a server, which its service manager keeps.
+    #[track_caller]
+    fn of_all(manager: &ServiceManager, workers: usize) -> Vec<Self> {
+        let names: Vec<String> = (0..workers).map(|slot| format!("slot-{slot}")).collect();
+        manager.wait_stored(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let stored = manager.stored();
+        stored
+            .iter()
+            .map(|(_, listener)| Self::of(listener))
+            .collect()
+    }
+}
+
+#[test]
+fn listener_options_change_with_the_commit_only() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let manager = ServiceManager::start();
+    let planned = Planned::start_with(
+        &[
+            "--listen=127.0.0.1:0",
+            "--bake-time=0s",
+            "--handshake-timeout=300ms",
+        ],
+        |builder| builder.env("NOTIFY_SOCKET", manager.notify_socket()),
+    );
+    let server = &planned.server;
+    let options = |recv: usize, send: usize, keepalive, stall, backlog| ListenerOptions {
+        // The kernel counts its own expenses as well.
+        buffers: [2 * recv, 2 * send],
+        keepalive: Some(keepalive * SECOND),
+        user_timeout: Some(stall * SECOND),
+        backlog,
+    };
+    let file = |workers: u16, options: &ListenerOptions| {
+        let seconds = |time: Option<Duration>| time.unwrap_or_default().as_secs();
+        let [recv, send] = options.buffers.map(|bytes| bytes / 2);
+        let (keepalive, stall) = (seconds(options.keepalive), seconds(options.user_timeout));
+        let backlog = options.backlog;
+        planned.configure(&format!(
+            "workers = {workers}\nrecv_buffer = {recv}\nsend_buffer = {send}\n\
+             keepalive = \"{keepalive}s\"\nwrite_stall_timeout = \"{stall}s\"\n\
+             backlog = {backlog}\n"
+        ));
+    };
+    let (first, second) = (
+        options(16_384, 20_480, 31, 61, 17),
+        options(32_768, 40_960, 32, 62, 18),
+    );
+    file(2, &first);
+    server.reload().expect_success();
+    assert_eq!(
+        ListenerOptions::of_all(&manager, 2),
+        vec![first.clone(); 2],
+        "those of a release that was committed"
+    );
+
+    // The first slot's new worker serves before that of the second fails.
+    file(2, &second);
+    planned.install(Image::copy(planned.folder()).with_faults("worker.starting.slot1=exit"));
+    let answered = server.reload();
+    assert_eq!(answered.code, 1, "{answered:?}");
+    assert!(
+        server
+            .log()
+            .iter()
+            .any(|line| line.contains("handover done")),
+        "the first slot was renewed"
+    );
+    assert_eq!(
+        ListenerOptions::of_all(&manager, 2),
+        vec![first; 2],
+        "those of before a reload that failed"
+    );
+
+    // A new slot binds with them, and one that is there already is given them.
+    file(3, &second);
+    planned.install_good();
+    server.reload().expect_success();
+    assert_eq!(ListenerOptions::of_all(&manager, 3), vec![second; 3]);
 }
 
 #[test]

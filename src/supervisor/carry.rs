@@ -139,6 +139,10 @@ impl Supervisor {
             let counted = self.former.come_back(worker.slot);
             self.slots.push(SlotResources::counting_on(counted));
         }
+        if listener == ListenerSource::Adopt {
+            // Whoever shared them may have set others, or a service manager had them.
+            self.set_options_of(worker.slot);
+        }
         let room = self.room_of(release);
         let run = self.releases.get(release);
         let run = run.ok_or_else(|| format!("release {release} is not known any more"))?;

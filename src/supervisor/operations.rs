@@ -7,7 +7,7 @@ use crate::clock::{self, Tick};
 use crate::config::{Config, WORKERS, check_change};
 use crate::control::{Done, Options, Reply, Request, Rotation};
 use crate::fault;
-use crate::identity::{ReleaseId, RequestId, WorkerId};
+use crate::identity::{ReleaseId, RequestId, SlotId, WorkerId};
 use crate::log;
 use crate::memory;
 use crate::sys::image::Image;
@@ -267,8 +267,25 @@ impl Supervisor {
         let config = self.config();
         log::adjust(config.log_level, config.log_format);
         boot::warn_about_backlog(config);
+        for slot in self.machine.slots().map(|slot| slot.id).collect::<Vec<_>>() {
+            self.set_options_of(slot);
+        }
         self.spread();
         fault::point("supervisor.committed");
+    }
+
+    /// Has the connections that are accepted from a slot's listeners be as the release in force wants
+    /// them, whichever release its worker runs.
+    pub(super) fn set_options_of(&mut self, slot: SlotId) {
+        let config = &self.releases.in_force().config;
+        let set = self
+            .slots
+            .get(slot.index())
+            .map(|it| it.set_options(&self.addresses, config));
+        if let Some(Err(error)) = set {
+            tracing::error!(slot = slot.0, error, "listener options not set");
+            self.note_failure(Some(error));
+        }
     }
 
     /// Tells whoever asked how an operation ended, and lets go of what nobody runs any more.

@@ -12,8 +12,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::channel::Channel;
 use socket2::SockRef;
 
+use crate::config::Config;
 use crate::fault;
 use crate::identity::WorkerId;
+use crate::listener;
 use crate::memory;
 use crate::memory::layout::Layout;
 use crate::sys::image::Process;
@@ -146,6 +148,19 @@ impl SlotResources {
             (false, _) => return Err("it deposited listeners where it was to adopt them".into()),
         }
         Ok(())
+    }
+
+    /// Gives the listeners, one for each of `addresses`, the options of `config`.
+    ///
+    /// # Errors
+    /// The first of any; the others have been given theirs.
+    pub(super) fn set_options(&self, addresses: &[Listen], config: &Config) -> Result<(), String> {
+        let mut result = Ok(());
+        for (socket, listen) in self.listeners.iter().zip(addresses) {
+            let set = listener::set_options(socket, listen, config);
+            result = result.and(set.map_err(|error| error.to_string()));
+        }
+        result
     }
 
     /// Has every listener that listens no more replaced by what `bind` makes for its address, which
