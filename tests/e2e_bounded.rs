@@ -162,17 +162,14 @@ fn workers_that_cannot_be_ended_refuse_the_start() {
 }
 
 #[test]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the time that passes is what is tested"
-)]
 fn supervisor_that_was_stopped_keeps_its_workers() {
     let server = Server::start(&["--workers=2", "--hang-timeout=1s"]);
     let before = server.worker_pids();
     let supervisor = Watched::open(server.pid()).unwrap();
     for _ in 0..2 {
         supervisor.signal(Signal::SIGSTOP);
-        std::thread::sleep(Duration::from_secs(3));
+        // The time that passes is what is tested.
+        assert!(!supervisor.wait_gone(Duration::from_secs(3)));
         supervisor.signal(Signal::SIGCONT);
         server.status_json();
     }

@@ -1,0 +1,77 @@
+//! Opens and shuts the gate of accepting, as `accept::Gate` decides.
+//!
+//! Invariant: the listeners are watched exactly while connections are taken. Must not: accept.
+
+use super::Reactor;
+use super::accept::Gate;
+use super::lines::PeerLine;
+use crate::metrics::{Counter, PauseCause};
+
+impl Reactor {
+    pub(super) fn gate_after_close(&mut self) {
+        let taken = self.places_taken();
+        self.set_gate(self.gate.after_close(taken, self.max_connections, self.now));
+    }
+
+    pub(super) const fn places_taken(&self) -> u32 {
+        self.open.saturating_add(self.expected)
+    }
+
+    /// Shuts the gate if every place is taken.
+    pub(super) fn pause_at_limit(&mut self) {
+        if self.gate == Gate::Open && self.places_taken() >= self.max_connections {
+            let cause = PauseCause::ConnectionLimit;
+            self.memory.count(Counter::Paused(cause), 1);
+            if let Some(times) = self.lines.note(PeerLine::AtLimit, self.now) {
+                tracing::warn!(
+                    cause = cause.name(),
+                    open = self.open,
+                    times,
+                    "accepting paused"
+                );
+            }
+            self.set_gate(Gate::AtLimit);
+        }
+    }
+
+    pub(super) fn set_gate(&mut self, gate: Gate) {
+        if gate == self.gate {
+            return;
+        }
+        let was = self.takes_connections();
+        let at_limit = matches!(self.gate, Gate::AtLimit | Gate::Freed(_));
+        self.gate = gate;
+        self.follow_gate(was);
+        // One that rested for something else has still to be tried.
+        if at_limit
+            && self.gate == Gate::Open
+            && let Some(times) = self.lines.note(PeerLine::BelowLimit, self.now)
+        {
+            tracing::info!(open = self.open, times, "accepting resumed");
+        }
+    }
+
+    pub(super) const fn takes_connections(&self) -> bool {
+        self.accepting && self.counts_until.is_none() && matches!(self.gate, Gate::Open)
+    }
+
+    /// Watches the listeners exactly while connections are taken; `was` says whether they were.
+    pub(super) fn follow_gate(&mut self, was: bool) {
+        let is = self.takes_connections();
+        if was == is {
+            return;
+        }
+        for acceptor in &mut self.acceptors {
+            if let Err(error) = acceptor.watch(self.poll.registry(), is) {
+                if let Some(times) = self.lines.note(PeerLine::Unwatched, self.now) {
+                    let listener = acceptor.number();
+                    tracing::error!(%error, listener, times, "cannot watch a listener");
+                }
+                if is {
+                    // Not watched means not accepting: try again soon rather than go silent.
+                    self.gate = Gate::Resting(self.now + self.accept_retry);
+                }
+            }
+        }
+    }
+}

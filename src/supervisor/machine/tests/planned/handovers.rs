@@ -1,0 +1,158 @@
+//! Handovers that stall, stay incomplete or are turned back.
+
+use super::*;
+
+/// A look at the handover from `from` to `to`, and what it finds.
+fn look(stage: &mut Stage, from: WorkerId, to: WorkerId, progress: Progress) -> Vec<Action> {
+    let (at, actions) = stage.next_timeout();
+    assert_eq!(actions, [Action::TakeProgress { from, to }], "at {at}");
+    stage.at(at, Event::Progress { from, to, progress })
+}
+
+const fn progress(sent: u64, settled: u64, answered: u64) -> Progress {
+    Progress {
+        sent,
+        settled,
+        answered,
+    }
+}
+
+#[test]
+fn stalled_side_of_a_handover_is_replaced() {
+    let (old, new) = (worker(0, 1), worker(0, 2));
+    let begun = || {
+        let mut stage = Stage::booted(calm(1), 0);
+        stage.at(100, restart(calm(1)));
+        stage.at(110, ready(0, 2));
+        stage
+    };
+    // As long as either number grows there is no deadline.
+    let mut stage = begun();
+    for step in 0..100 {
+        let found = progress(step + 1, step, step);
+        assert_eq!(look(&mut stage, old, new, found), []);
+    }
+    assert_eq!(
+        stage.at(300_000, handed_over(0, 1, HandoverEnd::Done)),
+        [COMMIT]
+    );
+
+    // Three looks that find nothing new are one too few.
+    let mut stage = begun();
+    for _ in 0..4 {
+        assert_eq!(look(&mut stage, old, new, progress(6, 2, 3)), []);
+    }
+    assert_eq!(look(&mut stage, old, new, progress(6, 2, 4)), []);
+    for _ in 0..3 {
+        assert_eq!(look(&mut stage, old, new, progress(6, 2, 4)), []);
+    }
+    // What was sent and not answered is the receiver's to answer.
+    assert_eq!(look(&mut stage, old, new, progress(6, 2, 4)), [kill(0, 2)]);
+    assert_eq!(stage.machine.poll_timeout(), None);
+    assert!(matches!(
+        stage.at(100_000, killed(0, 2)).as_slice(),
+        [Action::Answer {
+            answer: Answer::Failed { .. },
+            ..
+        }]
+    ));
+    assert_eq!(
+        (stage.state(0), stage.release(0)),
+        ("serving", ReleaseId::FIRST)
+    );
+}
+
+#[test]
+fn stalled_sender_does_not_cost_the_receiver() {
+    let (old, new) = (worker(0, 1), worker(0, 2));
+    // It has sent nothing, or has not read the answers.
+    for found in [progress(0, 0, 0), progress(6, 2, 6)] {
+        let mut stage = Stage::booted(calm(1), 0);
+        stage.at(100, restart(calm(1)));
+        stage.at(110, ready(0, 2));
+        let mut last = Vec::new();
+        while last.is_empty() {
+            last = look(&mut stage, old, new, found);
+        }
+        assert_eq!(last, [kill(0, 1), COMMIT]);
+        let cause = "slot 0 generation 1 made no progress with its handover and was killed; apart \
+                     from that it was done";
+        assert_eq!(stage.at(100_000, killed(0, 1)), [failure(cause)]);
+        assert_eq!((stage.state(0), stage.release(0)), ("serving", NEXT));
+    }
+}
+
+#[test]
+fn connections_that_stay_turn_a_restart_back() {
+    let mut stage = Stage::booted(calm(2), 0);
+    stage.at(100, restart(calm(2)));
+    stage.at(110, ready(0, 2));
+    stage.at(120, handed_over(0, 1, HandoverEnd::Done));
+    stage.at(121, exited(0, 1, 0));
+    stage.at(130, ready(1, 2));
+    // What had moved comes back, and the slot before it gets the old release again.
+    assert_eq!(
+        stage.at(140, refused_by_peer(1, 1, 5)),
+        [
+            serve(1, 1),
+            hand_over(worker(1, 2), worker(1, 1), false),
+            standby(0, 3, ReleaseId::FIRST),
+        ],
+    );
+    assert_eq!(stage.release(1), ReleaseId::FIRST);
+    assert_eq!(stage.at(150, handed_over(1, 2, HandoverEnd::Done)), []);
+    assert_eq!(stage.at(151, exited(1, 2, 0)), []);
+    stage.at(160, ready(0, 3));
+    stage.at(170, handed_over(0, 2, HandoverEnd::Done));
+    let cause = "5 connections of slot 1 generation 1 cannot move: full; every worker runs what \
+                 it ran before";
+    assert_eq!(stage.at(171, exited(0, 2, 0)), [failure(cause)]);
+    assert_eq!(stage.machine.release(), ReleaseId::FIRST);
+
+    // What cannot come back either is not cut for it.
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, restart(calm(1)));
+    stage.at(110, ready(0, 2));
+    stage.at(120, refused_by_peer(0, 1, 5));
+    let told = stage.at(130, refused_by_peer(0, 2, 1));
+    assert!(matches!(
+        told[..],
+        [
+            Action::Leave {
+                within: Duration::MAX,
+                ..
+            },
+            Action::Answer {
+                answer: Answer::Failed { .. },
+                ..
+            }
+        ]
+    ));
+    assert_eq!(stage.state(0), "serving");
+}
+
+#[test]
+fn what_is_refused_is_drained_if_asked_for() {
+    let mut stage = Stage::booted(calm(1), 0);
+    let request = Event::Restart {
+        request: ASKED,
+        release: NEXT,
+        policy: calm(1),
+        drain: true,
+    };
+    stage.at(100, request);
+    stage.at(110, ready(0, 2));
+    let leave = Action::Leave {
+        worker: worker(0, 1),
+        within: ms(30_000),
+    };
+    assert_eq!(
+        stage.at(120, refused_by_peer(0, 1, 5)),
+        [leave, COMMIT, done(1, 1, 0, 5, 20)],
+    );
+    assert_eq!(stage.at(9_000, exited(0, 1, 0)), []);
+    assert!(stage.notices.contains(&Notice::WorkerStopped {
+        worker: worker(0, 1),
+        how: Death::Exited(0),
+    }));
+}
