@@ -9,7 +9,7 @@
 //!
 //! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`, and
 //! `violate:` with one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`, `unlisten`, `steer`,
-//! `fill`, `overwrite`: what the sandbox of a worker is to prevent; and `fail`, where the point stands
+//! `fill`, `punch`, `map`, `overwrite`: what the sandbox of a worker is to prevent; and `fail`, where the point stands
 //! for a system call that may be refused. Anything else is a value that [`value`] returns, as
 //! `version=9.9.9`.
 //!
@@ -41,6 +41,7 @@ mod plan {
     use std::process::Command;
     use std::sync::OnceLock;
 
+    use memmap2::MmapOptions;
     use nix::fcntl::{FallocateFlags, fallocate};
     use nix::sys::signal::{Signal, raise};
     use nix::sys::socket::{Shutdown, shutdown};
@@ -90,6 +91,12 @@ mod plan {
             "fill" => {
                 fallocate(io::stderr(), FallocateFlags::empty(), 0, 1).map_err(io::Error::from)
             }
+            "punch" => {
+                let hole =
+                    FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                fallocate(io::stderr(), hole, 0, 1).map_err(io::Error::from)
+            }
+            "map" => MmapOptions::new().len(1).map_raw(&io::stderr()).map(drop),
             "overwrite" => {
                 let words = [IoSlice::new(b"nothing happened here")];
                 let written = pwritev2(io::stderr(), &words, 0, ReadWriteFlags::NOWAIT);

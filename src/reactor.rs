@@ -99,8 +99,6 @@ pub struct Reactor {
     expected: u32,
     /// Nothing is accepted before then, or before it is known how many those are.
     counts_until: Option<Tick>,
-    /// Connections of this generation or an earlier one may be another worker's, too.
-    taken_over: u32,
     last_generation: u32,
     spin: Spin,
     now: Tick,
@@ -148,7 +146,6 @@ impl Reactor {
             open: 0,
             expected: 0,
             counts_until: None,
-            taken_over: NO_GENERATION,
             last_generation: NO_GENERATION,
             spin: Spin::new(config.busy_poll),
             now,
@@ -461,6 +458,13 @@ impl Reactor {
         }
     }
 
+    /// The listeners' descriptors, for a worker that misbehaves on purpose.
+    #[cfg(debug_assertions)]
+    pub fn listener_numbers(&self) -> Vec<u32> {
+        let numbers = self.acceptors.iter().map(Acceptor::number);
+        numbers.map(i32::cast_unsigned).collect()
+    }
+
     /// A slot one of whose listeners was found dead since the last call.
     pub fn lost_listener(&mut self) -> Option<SlotId> {
         self.lost_listeners.pop()
@@ -483,14 +487,11 @@ impl Reactor {
         let socket = Socket::numbered(fd);
         if abandoned > 0 || reason == CloseReason::Refused {
             // An end of stream would tell the peer that it got everything; and what the kernel
-            // still holds for a peer that does not read is freed at once. Fails only if the
-            // peer is gone already.
-            let _ = socket.reset_on_close();
-        } else if self.memory.head(fd).generation <= self.taken_over {
-            // Whoever handed it over may have it still. Fails for the same reason.
-            let _ = socket.close_at_once();
+            // still holds for a peer that does not read is freed at once.
+            socket.reset();
+        } else {
+            socket.close();
         }
-        socket.close();
         self.memory.closed(fd);
         self.open -= 1;
         self.gate_after_close();

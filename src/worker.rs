@@ -56,6 +56,8 @@ struct Worker {
     waiting: VecDeque<(Message, Vec<OwnedFd>)>,
     #[cfg(debug_assertions)]
     mischief_done: bool,
+    #[cfg(debug_assertions)]
+    mischief_listeners: Vec<OwnedFd>,
 }
 
 /// How far the worker is in its life.
@@ -162,6 +164,8 @@ impl Worker {
             waiting: VecDeque::new(),
             #[cfg(debug_assertions)]
             mischief_done: false,
+            #[cfg(debug_assertions)]
+            mischief_listeners: Vec::new(),
         };
         if start.standby {
             worker.phase = Phase::StandingBy;

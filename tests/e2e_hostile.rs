@@ -3,10 +3,11 @@
 
 mod support;
 
-use std::io::Write as _;
-use std::net::TcpStream;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use self::support::image::Image;
 use self::support::observe::{until, until_some};
@@ -117,6 +118,52 @@ fn a_connection_that_lingers_does_not_hold_up_the_supervisor() {
     let cause = slot["last_death"]["cause"].as_str().unwrap_or_default();
     assert!(cause.contains("says more than it was asked"), "{slot}");
     assert_well(&planned);
+}
+
+/// What is set of a listener is inherited by each new connection, whoever takes it; and a worker that
+/// was replaced can keep it for as long as it drains.
+#[test]
+fn lingering_listener_neither_blocks_nor_resets_clients() {
+    for what in ["listeners wait", "listeners reset"] {
+        let planned = Planned::start(&[
+            "--listen=127.0.0.1:0",
+            "--workers=1",
+            "--bake-time=0s",
+            "--restart-connections=drain",
+            "--send-buffer=200KiB",
+        ]);
+        let server = &planned.server;
+        let plan = format!("worker.mischief={what}");
+        planned.install(Image::copy(planned.folder()).with_faults(&plan));
+        server.reload().expect_success();
+        let mut of_the_stranger = Client::connect(server.addr());
+        of_the_stranger.roundtrip(b"it keeps the listeners");
+        planned.install_good();
+        server.reload().expect_success();
+        for _ in 0..2 {
+            of_the_stranger.roundtrip(b"and sets what they pass on");
+        }
+
+        // Its replies do not fit in what it takes: they are still owed when the server closes.
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("a small buffer");
+        socket.connect(&server.addr().into()).expect("connect");
+        let mut reads_late = TcpStream::from(socket);
+        let deadline = Some(DEADLINE);
+        reads_late.set_read_timeout(deadline).expect("a timeout");
+        reads_late.set_write_timeout(deadline).expect("a timeout");
+        let said = vec![b'a'; 64 * 1024];
+        reads_late.write_all(&said).expect("send");
+        reads_late.shutdown(Shutdown::Write).expect("half-close");
+        until("the server closes it", || {
+            server.status_json()["totals"]["closed"]["peer_closed"].as_u64() >= Some(1)
+        });
+        Client::connect(server.addr()).roundtrip(b"served meanwhile");
+        let mut got = Vec::new();
+        let read = reads_late.read_to_end(&mut got);
+        assert!(read.is_ok(), "{what}: {read:?} after {} bytes", got.len());
+        assert!(got == said.to_ascii_uppercase(), "{what}: {}", got.len());
+    }
 }
 
 #[test]

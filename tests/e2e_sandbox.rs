@@ -24,8 +24,8 @@ const QUICK: [&str; 4] = [
 /// Ways out.
 const OUTWARD: [&str; 6] = ["open", "connect", "bind", "exec", "setuid", "signal"];
 /// What would reach others by what is shared with them: an end for a listener, all new connections for
-/// one worker, a full disk, other words in the log.
-const SHARED: [&str; 4] = ["unlisten", "steer", "fill", "overwrite"];
+/// one worker, a full disk, a file that was emptied or is written to unseen, other words in the log.
+const SHARED: [&str; 6] = ["unlisten", "steer", "fill", "punch", "map", "overwrite"];
 
 /// A line of `/proc/PID/status`.
 #[track_caller]

@@ -76,9 +76,8 @@ impl Reactor {
             tracing::warn!(%peer, cause = cause.name(), refused, "connection refused");
         }
         // Without it the end would be remembered here for a minute, and the peer's next words
-        // answered. Fails only if the peer is gone already.
-        let _ = socket.reset_on_close();
-        socket.close();
+        // answered.
+        socket.reset();
     }
 
     /// Counts an open connection for its source, once that is known.

@@ -124,7 +124,11 @@ const DESCRIPTOR_ORDERS: [libc::c_int; 2] = [libc::F_GETFD, libc::F_DUPFD_CLOEXE
 /// and its group with every sibling: an option could give all new connections to one worker.
 const fn socket_options(role: Role) -> &'static [libc::c_int] {
     match role {
-        // A close that is to be a reset, or is not to wait; seen.
+        // A close that is to be a reset, and each that must not be one or wait; seen. So nothing can
+        // keep a worker in strange hands from setting it of a shared listener: every close by a worker
+        // clears it ([`crate::sys::socket::Socket::close`]), and every descriptor that comes by a
+        // channel is cleared. To be reset by another call, a connection would have to be dissolved
+        // (`connect`), and could then be connected anew.
         Role::Worker => &[libc::SO_LINGER],
         // How long a client is waited for, and that nothing which comes by the channel is; seen.
         Role::Admin => &[libc::SO_LINGER, libc::SO_RCVTIMEO, libc::SO_SNDTIMEO],
@@ -237,6 +241,16 @@ mod tests {
             libc::SYS_pwritev2,
         ] {
             assert_ne!(rules[&call].len(), 0, "{call}");
+        }
+    }
+
+    #[test]
+    fn filter_lets_a_profilers_calls_through() {
+        for role in ROLES {
+            let rules = rules(role, 7).unwrap();
+            for &call in PROBES {
+                assert!(rules[&call].is_empty(), "{role:?}: {call}");
+            }
         }
     }
 

@@ -69,28 +69,12 @@ impl Socket {
         SourceFd(&self.0).deregister(registry)
     }
 
-    /// Makes the coming close a reset: what the kernel still holds for the peer is thrown away.
-    ///
-    /// # Errors
-    /// What `setsockopt` returned.
-    pub fn reset_on_close(self) -> io::Result<()> {
-        self.set_linger(Some(Duration::ZERO))
-    }
-
-    fn set_linger(self, linger: Option<Duration>) -> io::Result<()> {
+    fn set_linger(self, linger: Option<Duration>) {
         // SAFETY: the number is not -1 (it came from an owned descriptor), and the descriptor
         // stays open for the one call below: this process has one thread, which is here.
         let fd = unsafe { BorrowedFd::borrow_raw(self.0) };
-        SockRef::from(&fd).set_linger(linger)
-    }
-
-    /// Has the coming close not wait for the peer, whatever somebody else has asked of the socket:
-    /// see [`crate::channel::packets`].
-    ///
-    /// # Errors
-    /// What `setsockopt` returned.
-    pub fn close_at_once(self) -> io::Result<()> {
-        self.set_linger(None)
+        // Fails only for what is no socket.
+        let _ = SockRef::from(&fd).set_linger(linger);
     }
 
     /// Looks at what there is to be received, from the beginning, and leaves it there; 0 is the end
@@ -111,10 +95,25 @@ impl Socket {
         v4.or_else(|| Some(SocketAddr::V6((*name.as_sockaddr_in6()?).into())))
     }
 
-    /// Closes it; the number may be anything's from now on. Closing also ends its registration,
-    /// unless another descriptor refers to the same socket: a worker that hands over has one for a
-    /// moment longer, and a report that comes of it carries a generation that is no more.
+    /// Closes it in order, at once; the number may be anything's from now on. Closing also ends its
+    /// registration, unless another descriptor refers to the same socket: a worker that hands over has
+    /// one for a moment longer, and a report that comes of it carries a generation that is no more.
+    ///
+    /// A new connection inherits `SO_LINGER` from its listener, which other processes hold, too, and one
+    /// that was handed over may be in its sender's hands still. A worker in strange hands could so make
+    /// each close wait for its client, or reset it; the option is cleared here, where that counts.
     pub fn close(self) {
+        self.set_linger(None);
+        self.release();
+    }
+
+    /// Closes it with a reset: what the kernel still holds for the peer is thrown away.
+    pub fn reset(self) {
+        self.set_linger(Some(Duration::ZERO));
+        self.release();
+    }
+
+    fn release(self) {
         // Linux releases the number whatever close returns.
         let _ = nix::unistd::close(self.0);
     }
@@ -237,8 +236,7 @@ mod tests {
     #[test]
     fn a_reset_close_reaches_the_peer_as_one() {
         let (socket, mut client) = pair();
-        socket.reset_on_close().unwrap();
-        socket.close();
+        socket.reset();
         let seen = client.read(&mut [0; 1]).map_err(|error| error.kind());
         assert_eq!(seen, Err(io::ErrorKind::ConnectionReset));
     }
@@ -249,8 +247,7 @@ mod tests {
         let ours = SockRef::from(&client).local_addr().unwrap();
         // Nobody reads: the last bytes, and the end of the stream, never leave.
         while socket.send(&[0; 4096]).is_ok() {}
-        socket.set_linger(Some(Duration::from_secs(600))).unwrap();
-        socket.close_at_once().unwrap();
+        socket.set_linger(Some(Duration::from_secs(600)));
         let (done, is_done) = std::sync::mpsc::channel();
         let close = move || {
             socket.close();

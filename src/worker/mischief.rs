@@ -30,9 +30,16 @@ impl Worker {
         let Some(client) = self.reactor.memory().occupied().next() else {
             return;
         };
-        let Some(what) = fault::value("worker.mischief").filter(|_| !self.mischief_done) else {
+        let Some(what) = fault::value("worker.mischief") else {
             return;
         };
+        for listener in &self.mischief_listeners {
+            let seconds = if what == "listeners reset" { 0 } else { 600 };
+            let _ = SockRef::from(listener).set_linger(Some(Duration::from_secs(seconds)));
+        }
+        if self.mischief_done {
+            return;
+        }
         self.mischief_done = true;
         match what {
             "ready" => self.claim(Message::Ready(Ready {
@@ -65,6 +72,7 @@ impl Worker {
                     self.claim(draining());
                 }
             }
+            "listeners reset" | "listeners wait" => self.keep_listeners(),
             "linger" => self.pass_on_what_lingers(client),
             "scribble" => {
                 self.scribble();
@@ -78,6 +86,15 @@ impl Worker {
     fn claim(&mut self, message: Message) {
         let worker = self.id;
         let _ = self.channel.send(&Envelope { worker, message }, &[]);
+    }
+
+    /// Keeps the listeners beyond the end of its service, for what is done to them in each turn.
+    fn keep_listeners(&mut self) {
+        let numbers = self.reactor.listener_numbers();
+        self.mischief_listeners = socket::lend(&numbers, |listeners| {
+            let copies = listeners.iter().map(|it| it.try_clone_to_owned());
+            copies.flatten().collect()
+        });
     }
 
     /// Leaves the last close of a connection that never drains to the supervisor.

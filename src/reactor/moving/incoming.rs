@@ -273,7 +273,6 @@ impl Reactor {
         // An owner until it is recorded: what is not closes it.
         let fd = descriptor.as_raw_fd().cast_unsigned();
         let generation = self.next_generation();
-        self.taken_over = generation;
         self.memory
             .arrive(fd, generation, &frozen)
             .map_err(|error| error.to_string())?;
