@@ -158,7 +158,8 @@ impl SlotResources {
         let mut result = Ok(());
         for (socket, listen) in self.listeners.iter().zip(addresses) {
             let set = listener::set_options(socket, listen, config);
-            result = result.and(set.map_err(|error| error.to_string()));
+            let set = set.map_err(|error| error.to_string());
+            result = result.and(set);
         }
         result
     }
