@@ -155,12 +155,17 @@ impl Party {
     fn slow(&mut self) -> Outcome {
         let size = self.shared.size.clone();
         let mut client = self.connect(Some(size.slow_receive_buffer_bytes))?;
-        client.exchange(1)?;
-        self.note_in_place();
-        let outcome = self.flow(&mut client, size.slow_pause, |_, client| {
+        let fill = |client: &mut Conversation| -> Outcome {
             while client.in_flight() < size.slow_window_bytes
                 && client.send_some(size.stream_step_bytes)? > 0
             {}
+            Ok(())
+        };
+        client.exchange(1)?;
+        fill(&mut client)?;
+        self.note_in_place();
+        let outcome = self.flow(&mut client, size.slow_pause, |_, client| {
+            fill(client)?;
             Ok(client.recv_some(size.slow_step_bytes)? > 0)
         });
         self.tally.bytes += client.received();
