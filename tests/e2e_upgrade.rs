@@ -5,7 +5,7 @@ mod support;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
@@ -312,4 +312,43 @@ fn signal_survives_exec_that_fails() {
     server.signal(Signal::SIGCONT);
     order.wait().expect_failure("supervisor.state_at_exec");
     server.wait_log_from(mark, |line| line.contains("serving for"));
+}
+
+#[test]
+fn nothing_begins_without_room_for_every_connection() {
+    let folder = tempfile::tempdir().expect("a folder of its own");
+    // Where memory is limited, a worker has room for what the configuration says, and no more.
+    let wrapped = folder.path().join("limited");
+    let script = format!(
+        "#!/bin/sh\nulimit -f 1000000; exec '{}' \"$@\"\n",
+        env!("CARGO_BIN_EXE_uppercased")
+    );
+    std::fs::write(&wrapped, script).expect("write a script");
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&wrapped, executable).expect("make it executable");
+    let config = folder.path().join("uppercased.toml");
+    std::fs::write(&config, "max_connections = 20\n").expect("write the configuration");
+    let server = Server::builder()
+        .program(wrapped)
+        .args(["--config", config.to_str().expect("a plain path")])
+        .args(["--listen=127.0.0.1:0", "--workers=1", "--bake-time=0s"])
+        .args(["--drain-timeout=60s"])
+        .start();
+    let mut clients: Vec<_> = (0..12).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut clients {
+        client.roundtrip(b"established");
+    }
+    std::fs::write(&config, "max_connections = 5\n").expect("write the configuration");
+    let pids = server.worker_pids();
+    for order in ["reload", "upgrade"] {
+        let answered = server.order(&[order]);
+        assert_eq!(answered.code, 1, "{answered:?}");
+        let said = format!("{}{}", answered.stdout, answered.stderr);
+        assert!(said.contains("room for 5 of its 12 connections"), "{said}");
+        assert_eq!(server.worker_pids(), pids, "{order} has begun");
+    }
+    server.order(&["upgrade", "--drain"]).expect_success();
+    for client in &mut clients {
+        client.roundtrip(b"still served");
+    }
 }

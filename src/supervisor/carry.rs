@@ -12,7 +12,7 @@ use socket2::SockRef;
 
 use crate::channel::Channel;
 use crate::clock;
-use crate::config::HANDOVER_SOCKET_BYTES;
+use crate::config::{Config, HANDOVER_SOCKET_BYTES};
 use crate::fault;
 use crate::identity::{ReleaseId, SlotId, WorkerId};
 use crate::memory::{self, Moves};
@@ -22,6 +22,7 @@ use crate::wire::{self, HandoverEnd, Message, Stop};
 
 use super::children::{Birth, Child, Talk};
 use super::machine::{Action, Event, ListenerSource, Progress, Verdict};
+use super::releases::Limits;
 use super::resources::SlotResources;
 use super::{Supervisor, placement, report};
 
@@ -280,22 +281,26 @@ impl Supervisor {
 
     /// Connections that a new worker of `release` is to have room for.
     fn room_of(&self, release: ReleaseId) -> u32 {
-        let Some(run) = self.releases.get(release) else {
-            return 0;
-        };
+        let run = self.releases.get(release);
+        run.map_or(0, |run| self.room_for(&run.config, run.limits))
+    }
+
+    /// Connections that a new worker with `config` is to have room for.
+    pub(super) fn room_for(&self, config: &Config, own: Limits) -> u32 {
         // Where memory is limited, the configuration says how much of it there is to be.
         let unlimited = |room: MemoryRoom| room.file_bytes.min(room.address_bytes) == u64::MAX;
         if !memory_room().is_ok_and(unlimited) {
-            return run.limits.max_connections;
+            return own.max_connections;
         }
         let limits = self.releases.iter().map(|(_, one)| one.limits);
-        let most = limits.map(|one| one.max_connections).max().unwrap_or(0);
-        let workers = run.config.workers.max(self.slots.len() as u16);
+        let limits = limits.map(|one| one.max_connections);
+        let most = limits.fold(own.max_connections, u32::max);
+        let workers = config.workers.max(self.slots.len() as u16);
         let open = self.slots.iter().flat_map(SlotResources::children);
         let open = open.map(|child| u32::try_from(memory::open_connections(&child.memory)));
         let open = open.map(|open| open.unwrap_or(u32::MAX));
         let open = open.fold(0, u32::saturating_add);
-        run.limits.room(most, workers, open, self.nofile)
+        own.room(most, workers, open, self.nofile)
     }
 
     fn drop_slot(&mut self, slot: SlotId) {

@@ -16,7 +16,7 @@ use crate::sys::limits::memory_room;
 use super::carry::millis;
 use super::control::Heard;
 use super::machine::{Answer, Event, Notice, Policy, ScaleTo, Wanted};
-use super::releases::{Limits, Release, check_memory};
+use super::releases::{Holding, Limits, Release, check_memory};
 use super::{Supervisor, boot, policy, report};
 
 impl Supervisor {
@@ -140,7 +140,7 @@ impl Supervisor {
             if let Some(cause) = self.too_few(workers) {
                 return Err(cause);
             }
-            if let Some(cause) = self.no_room(workers).filter(|_| !drain) {
+            if let Some(cause) = self.no_room(workers, None).filter(|_| !drain) {
                 return Err(cause);
             }
             Limits::settle(self.config(), workers, self.nofile)
@@ -170,29 +170,38 @@ impl Supervisor {
         })
     }
 
-    /// Why the connections of those who would leave do not fit, if so, where only the first `stay`
-    /// slots stay.
-    fn no_room(&self, stay: u16) -> Option<String> {
+    /// Why not every connection would be kept if only the first `stay` slots stayed, if so: with the
+    /// workers that they have, or with new ones that have room for `renewed` connections each.
+    fn no_room(&self, stay: u16, renewed: Option<u32>) -> Option<String> {
         let mains = self.machine.slots().map(|slot| WorkerId {
             slot: slot.id,
             generation: slot.generation,
         });
-        let (mut leaving, mut room) = (0_u64, 0_u64);
-        for child in mains.filter_map(|worker| self.child(worker)) {
-            let open = memory::open_connections(&child.memory);
-            if child.worker.slot.0 >= stay {
-                leaving = leaving.saturating_add(open);
-            } else {
-                let whole = u64::from(memory::room(&child.memory));
-                room = room.saturating_add(whole.saturating_sub(open));
-            }
+        let children = mains.filter_map(|worker| self.child(worker));
+        let holdings = children.map(|child| Holding {
+            slot: child.worker.slot,
+            open: memory::open_connections(&child.memory),
+            room: renewed
+                .unwrap_or_else(|| memory::room(&child.memory))
+                .into(),
+        });
+        Holding::too_many(holdings, stay)
+    }
+
+    /// Why workers that are renewed with `config` would not keep every connection, if so.
+    pub(super) fn no_room_with(&self, config: &Config, limits: Limits) -> Option<String> {
+        let room = self.room_for(config, limits);
+        self.no_room(self.workers_with(config), Some(room))
+    }
+
+    /// The workers that there are to be with `config`: a number that was set by hand stays until the
+    /// configuration names another.
+    fn workers_with(&self, config: &Config) -> u16 {
+        if config.workers == self.config().workers {
+            u16::try_from(self.slots.len()).unwrap_or(u16::MAX)
+        } else {
+            config.workers
         }
-        (leaving > room).then(|| {
-            format!(
-                "{leaving} connections would have to move, and the {stay} workers that stay have \
-                 room for {room} more; close some first, raise the descriptor limit, or add --drain"
-            )
-        })
     }
 
     /// Changes what load balancers are told. Nobody is refused for it.
@@ -231,12 +240,7 @@ impl Supervisor {
         // The same addresses, perhaps in another order: that of each slot's listeners stays.
         config.listen.clone_from(&self.config().listen);
         let now = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
-        // A number of workers that was set by hand stays until the configuration names another.
-        let workers = if config.workers == self.config().workers {
-            now
-        } else {
-            config.workers
-        };
+        let workers = self.workers_with(&config);
         if let Some(cause) = self.too_few(workers) {
             return Err(cause);
         }
@@ -246,7 +250,7 @@ impl Supervisor {
         let room =
             memory_room().map_err(|error| format!("cannot read the limits on memory: {error}"))?;
         check_memory(&config, limits, workers.max(now), room).map_err(|error| error.to_string())?;
-        if let Some(cause) = self.no_room(workers).filter(|_| !drain) {
+        if let Some(cause) = self.no_room_with(&config, limits).filter(|_| !drain) {
             return Err(cause);
         }
         let policy = Policy {

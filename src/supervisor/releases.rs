@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::{self, Config};
-use crate::identity::ReleaseId;
+use crate::identity::{ReleaseId, SlotId};
 use crate::memory::layout::Layout;
 use crate::sys::image::Image;
 use crate::sys::limits::MemoryRoom;
@@ -183,6 +183,41 @@ impl Limits {
     }
 }
 
+/// The connections of one slot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Holding {
+    pub(super) slot: SlotId,
+    /// Open now.
+    pub(super) open: u64,
+    /// For which its worker has room, or its next one will have.
+    pub(super) room: u64,
+}
+
+impl Holding {
+    /// Why not every connection would be kept if only the first `stay` slots stayed, if so.
+    pub(super) fn too_many(slots: impl Iterator<Item = Self>, stay: u16) -> Option<String> {
+        let (mut leaving, mut free) = (0_u64, 0_u64);
+        for Self { slot, open, room } in slots {
+            if slot.0 >= stay {
+                leaving = leaving.saturating_add(open);
+            } else if open > room {
+                return Some(format!(
+                    "the new worker of slot {slot} would have room for {room} of its {open} \
+                     connections; close some first, raise max_connections, or add --drain"
+                ));
+            } else {
+                free = free.saturating_add(room - open);
+            }
+        }
+        (leaving > free).then(|| {
+            format!(
+                "{leaving} connections would have to move, and the {stay} workers that stay have \
+                 room for {free} more; close some first, raise the descriptor limit, or add --drain"
+            )
+        })
+    }
+}
+
 /// Why the workers' memory has no room. One line.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NoRoom {
@@ -291,6 +326,35 @@ mod tests {
         assert_eq!(limits.room(25, 2, u32::MAX, 99), 25);
         let first = release();
         assert_eq!(first.layout(first.limits.max_connections).descriptors, 1024);
+    }
+
+    #[test]
+    fn operation_begins_with_room_for_all_connections() {
+        let too_many = |open: [u64; 3], room, stay| {
+            let numbered = open.into_iter().zip(0..);
+            let slots = numbered.map(|(open, slot)| Holding {
+                slot: SlotId(slot),
+                open,
+                room,
+            });
+            Holding::too_many(slots, stay)
+        };
+        assert_eq!(too_many([10, 10, 10], 10, 3), None);
+        assert_eq!(too_many([10, 10, 20], 20, 2), None);
+        let leaving = too_many([10, 10, 20], 19, 2).unwrap();
+        assert!(
+            leaving.starts_with("20 connections would have to move"),
+            "{leaving}"
+        );
+        assert!(
+            leaving.contains("2 workers that stay have room for 18 more"),
+            "{leaving}"
+        );
+        let renewed = too_many([10, 12, 10], 11, 3).unwrap();
+        assert!(
+            renewed.contains("slot 1 would have room for 11 of its 12"),
+            "{renewed}"
+        );
     }
 
     #[test]

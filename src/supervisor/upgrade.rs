@@ -30,6 +30,7 @@ use super::admin::AdminEndpoint;
 use super::children::{Child, death_of, last_words};
 use super::killed::Killed;
 use super::machine::{Death, Event};
+use super::releases::Limits;
 use super::resources::SlotResources;
 use super::state::{SavedChild, SavedControl, SavedRelease, SavedSlot, State};
 use super::tokens::Source;
@@ -188,10 +189,13 @@ impl Supervisor {
                 self.resolved(request, config);
             }
             Some(Task::TakeOver { image }) => match outcome {
-                Ok(config) => {
-                    self.preflight = Preflight::Passed { image, config };
-                    self.happened(Event::PreflightPassed);
-                }
+                Ok(config) => match self.no_room_after_upgrade(&config) {
+                    Some(cause) => self.happened(Event::PreflightFailed { cause }),
+                    None => {
+                        self.preflight = Preflight::Passed { image, config };
+                        self.happened(Event::PreflightPassed);
+                    }
+                },
                 Err(cause) => {
                     let program = self.program.display();
                     let cause = format!("the program {program}: {cause}");
@@ -200,6 +204,18 @@ impl Supervisor {
             },
             None => {}
         }
+    }
+
+    /// Why an upgrade with this configuration would not keep every connection, if so. One that only
+    /// the new program understands is that one's to judge, where connections are to move.
+    fn no_room_after_upgrade(&self, config: &serde_json::Value) -> Option<String> {
+        if self.machine.may_drain() {
+            return None;
+        }
+        let config = checked(config.clone()).ok()?;
+        let now = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
+        let limits = Limits::settle(&config, config.workers.max(now), self.nofile).ok()?;
+        self.no_room_with(&config, limits)
     }
 
     /// Ends a pre-flight, whatever it was about to say.

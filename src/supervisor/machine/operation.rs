@@ -261,7 +261,8 @@ impl Machine {
 
     /// Whether connections that cannot move may be left to drain. Outside of an operation nobody
     /// waits for them.
-    pub(super) fn may_drain(&self) -> bool {
+    #[must_use]
+    pub fn may_drain(&self) -> bool {
         self.operation.as_ref().is_none_or(|it| it.drain)
     }
 
