@@ -194,7 +194,12 @@ pub fn resume(typed: CommandLine) -> ExitCode {
 
 impl Supervisor {
     fn run(mut self) -> ExitCode {
-        match self.supervise() {
+        let verdict = self.supervise();
+        if let Some(cause) = self.left_alone() {
+            last_words(self.config().log_format, &cause);
+            return ExitCode::FAILURE;
+        }
+        match verdict {
             Ok(Verdict::Clean) => ExitCode::SUCCESS,
             Ok(Verdict::Failed { cause }) => {
                 last_words(self.config().log_format, &cause);

@@ -5,8 +5,11 @@
 
 mod support;
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
 
+use self::support::image::Image;
 use self::support::observe::{freeze, owner, until, worker_of};
 use self::support::planned::Planned;
 use self::support::{Client, Server};
@@ -43,7 +46,7 @@ fn an_idle_worker_is_not_taken_for_a_hung_one() {
     let mut client = Client::connect(server.addr());
     // Much longer than the limit, with nothing to do for anybody but the probes.
     for _ in 0..3 {
-        client.expect_silence(std::time::Duration::from_millis(1000));
+        client.expect_silence(Duration::from_millis(1000));
         planned.workers().assert_untouched_since(&before);
     }
     client.roundtrip(b"here");
@@ -56,9 +59,9 @@ fn a_supervisor_that_stood_still_itself_blames_nobody() {
     let before = planned.workers();
     let mut client = Client::connect(server.addr());
     server.signal(Signal::SIGSTOP);
-    client.expect_silence(std::time::Duration::from_millis(2500));
+    client.expect_silence(Duration::from_millis(2500));
     server.signal(Signal::SIGCONT);
-    client.expect_silence(std::time::Duration::from_millis(1500));
+    client.expect_silence(Duration::from_millis(1500));
     planned.workers().assert_untouched_since(&before);
     let workers: Vec<_> = (0..2).map(|slot| worker_of(server, slot)).collect();
     client.roundtrip(b"here");
@@ -91,4 +94,46 @@ fn accept_queue_that_fills_is_logged() {
     let said = server.log().split_off(mark);
     let full = said.iter().filter(|line| line.contains("queue is full"));
     assert_eq!(full.count(), 1, "{said:?}");
+}
+
+/// A server with one worker that no signal of its supervisor ends.
+fn with_held_worker() -> (tempfile::TempDir, Server) {
+    let folder = tempfile::tempdir().expect("a folder of its own");
+    let program = folder.path().join("uppercased");
+    let image = Image::copy(folder.path());
+    image.with_faults("process.kill=ignore").replace(&program);
+    let server = Server::builder().program(&program).args([
+        "--listen=127.0.0.1:0",
+        "--workers=1",
+        "--hang-timeout=1s",
+    ]);
+    (folder, server.start())
+}
+
+#[test]
+fn worker_held_by_kernel_is_replaced() {
+    let (_folder, server) = with_held_worker();
+    let held = worker_of(&server, 0);
+    freeze(&held);
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"served by the successor");
+    server.wait_log(|line| line.contains("killed worker has not ended"));
+    assert!(!held.is_gone());
+    held.signal(Signal::SIGKILL);
+    until("it is reaped", || held.is_gone());
+}
+
+#[test]
+fn stop_ends_without_held_worker_and_fails() {
+    let (_folder, server) = with_held_worker();
+    let held = worker_of(&server, 0);
+    freeze(&held);
+    server.signal(Signal::SIGTERM);
+    server.wait_log(|line| line.contains("stopping"));
+    server.signal(Signal::SIGTERM);
+    let status = server.wait_exit(Duration::from_secs(30));
+    held.signal(Signal::SIGKILL);
+    assert_eq!(status.code(), Some(1));
+    let last = format!("killed processes have not ended: {}", held.pid());
+    server.wait_log(|line| line.contains(&last));
 }

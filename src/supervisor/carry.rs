@@ -46,6 +46,7 @@ impl Supervisor {
                     child.kill();
                 }
             }
+            Action::Abandon { worker } => self.abandon(worker),
             Action::EndCustody => {
                 for slot in &mut self.slots {
                     slot.release_listeners();

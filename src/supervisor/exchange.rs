@@ -275,6 +275,12 @@ pub enum Action {
         /// Whom.
         worker: WorkerId,
     },
+    /// Wait no longer for a worker that was killed and has not ended: it is none of the slot's any
+    /// more, and reaped when it ends after all.
+    Abandon {
+        /// Whom.
+        worker: WorkerId,
+    },
     /// Close the kept duplicates of all listeners: no worker will adopt one any more. From now on
     /// a listener lives as long as a worker serves it, so that new clients are refused, and not
     /// left to wait in a queue that nobody will empty. Comes before the first `StopWorker`: else

@@ -14,6 +14,7 @@ use mio::unix::SourceFd;
 
 use crate::channel::Channel;
 use crate::clock::{self, Tick};
+use crate::identity::WorkerId;
 use crate::sys::image::Process;
 
 use super::Supervisor;
@@ -77,6 +78,28 @@ impl Supervisor {
         for (process, channel) in children {
             self.kill_later_reaped(process, channel);
         }
+    }
+
+    /// Takes a worker that was killed and has not ended out of its slot.
+    pub(super) fn abandon(&mut self, worker: WorkerId) {
+        self.unwatch_channel(worker);
+        let slot = self.slots.get_mut(worker.slot.index());
+        if let Some((process, channel)) = slot.and_then(|slot| slot.abandon(worker)) {
+            self.kill_later_reaped(process, channel);
+        }
+    }
+
+    /// What is left of children at the end of this process, which can wait no longer; `None`: nothing.
+    pub(super) fn left_alone(&self) -> Option<String> {
+        if self.killed.is_empty() {
+            return None;
+        }
+        let pids: Vec<String> = self.killed.iter().map(|it| it.pid().to_string()).collect();
+        Some(format!(
+            "killed processes have not ended: {}; something in the kernel holds them, see \
+             /proc/PID/stack",
+            pids.join(" ")
+        ))
     }
 
     /// Kills a child, and reaps it when it has ended.

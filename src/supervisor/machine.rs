@@ -19,9 +19,6 @@
 //! - once a stop or a failed boot has begun nothing is spawned; once custody has ended nothing is
 //!   lent; `Exit` comes when no process is left, once, last.
 //!
-//! A slot that waits for a killed process to be reaped has no deadline, by design: see
-//! [`SlotState::Killing`].
-//!
 //! In the files beside this one: `reactions` is what each event means, `lifecycle` how a main
 //! worker starts and ends, `succession` how one follows another; `operation` is what is planned,
 //! made of `roll`, `upgrade` and `scale`, `pending` what waits for that, `cancel` its end before
@@ -67,8 +64,9 @@ pub(super) use pending::Pending;
 use reactions::Reception;
 
 /// How much longer than `lame_duck` + `drain_timeout` a stopping worker may take to exit before it
-/// is killed. A worker cuts its last connections itself when `drain_timeout` is over; this is the
-/// time it then has for that on a busy machine.
+/// is killed, and how long a killed one may take to end before it is given up. A worker cuts its
+/// last connections itself when `drain_timeout` is over; this is the time it then has for that on a
+/// busy machine.
 pub const KILL_GRACE: Duration = Duration::from_secs(2);
 
 /// The limits that the machine obeys.
@@ -359,6 +357,7 @@ impl Machine {
 
     /// Acts on every deadline that is not later than `now`; there may be none.
     pub fn handle_timeout(&mut self, now: Tick) {
+        self.give_up_killed(now);
         match &self.phase {
             Phase::Idle | Phase::BootFailed { .. } | Phase::Forced | Phase::Ended => {}
             Phase::Booting { .. } | Phase::Serving => {
@@ -389,7 +388,7 @@ impl Machine {
     /// Right after a `handle_timeout(now)` it is later than `now`, so a waiting loop never spins.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Tick> {
-        match &self.phase {
+        let phase = match &self.phase {
             Phase::Idle | Phase::BootFailed { .. } | Phase::Forced | Phase::Ended => None,
             Phase::Draining { deadline, .. } => Some(*deadline),
             Phase::Booting { .. } | Phase::Serving => {
@@ -405,7 +404,8 @@ impl Machine {
                     .chain(self.balance_deadline())
                     .min()
             }
-        }
+        };
+        phase.into_iter().chain(self.killed_deadline()).min()
     }
 
     /// The machine's whole state, actions not yet fetched included.

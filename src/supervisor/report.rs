@@ -162,6 +162,15 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 "worker hangs: killing it"
             );
         }
+        Notice::NotEnded { worker, after } => {
+            tracing::error!(
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                worker_pid = pid(worker),
+                after_ms = after.as_millis(),
+                "killed worker has not ended"
+            );
+        }
         Notice::WorkerReady { worker, took } => {
             tracing::info!(
                 slot = worker.slot.0,

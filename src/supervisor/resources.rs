@@ -93,13 +93,31 @@ impl SlotResources {
         };
         let child = self.children.swap_remove(index);
         child.channel.purge();
-        if !memory::is_believable(&child.memory) {
-            tracing::warn!(%worker, "its counters cannot be true: they are left out");
-            self.last_loss = None;
-            return;
+        if self.note_loss(worker, &child.memory) {
+            self.leave_behind(child.memory);
         }
-        self.last_loss = Some((worker, memory::open_connections(&child.memory)));
-        self.leave_behind(child.memory);
+    }
+
+    /// Takes a worker that was killed and has not ended out of the slot: the process, and its channel.
+    /// What it has counted is kept; nobody else ever writes in its memory.
+    pub(super) fn abandon(&mut self, worker: WorkerId) -> Option<(Process, Channel)> {
+        let of = |child: &Child| child.worker == worker;
+        let index = self.children.iter().position(of)?;
+        let child = self.children.swap_remove(index);
+        if self.note_loss(worker, &child.memory) {
+            self.carried.close(&child.memory);
+        }
+        Some((child.process, child.channel))
+    }
+
+    /// Remembers what was lost with a worker; says whether its counters can be true.
+    fn note_loss(&mut self, worker: WorkerId, memory: &SharedMemory) -> bool {
+        let believable = memory::is_believable(memory);
+        if !believable {
+            tracing::warn!(%worker, "its counters cannot be true: they are left out");
+        }
+        self.last_loss = believable.then(|| (worker, memory::open_connections(memory)));
+        believable
     }
 
     /// A process that never came to be, or cannot be watched: its memory is kept all the same.

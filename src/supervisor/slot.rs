@@ -42,6 +42,9 @@ pub enum Death {
     Signalled(i32),
     /// It is gone, but somebody else has taken its status.
     Unknown,
+    /// It was killed and did not end: something in the kernel holds it. Nobody waits for it any
+    /// more.
+    Lost,
 }
 
 impl fmt::Display for Death {
@@ -54,6 +57,7 @@ impl fmt::Display for Death {
                 Err(_) => write!(f, "signal {number}"),
             },
             Self::Unknown => write!(f, "unknown cause"),
+            Self::Lost => write!(f, "killed, held by the kernel"),
         }
     }
 }
@@ -89,10 +93,10 @@ pub enum SlotState {
     },
     /// Ready, accepting on the slot's listener.
     Serving,
-    /// Sent SIGKILL, not reaped yet. No deadline: the kernel ends a killed process and its pidfd
-    /// always tells. (A process stuck in the kernel for ever cannot be helped by a second SIGKILL;
-    /// its queue is lent meanwhile.)
+    /// Sent SIGKILL, not reaped yet. Its pidfd tells when it has ended; its queue is lent meanwhile.
     Killing {
+        /// When it is given up: something in the kernel holds it, which no signal ends.
+        until: Tick,
         /// Why it had to be killed.
         why: KillReason,
         /// How long it had served; `None` if it never was Ready.
@@ -408,11 +412,18 @@ impl Slot {
         };
         self.successor = None;
         if let SlotState::Killing {
-            why, served_for, ..
+            until,
+            why,
+            served_for,
+            ..
         } = self.state.clone()
         {
             let served_for = served_for.unwrap_or_default();
-            self.relieve(PredecessorStage::Killing { why, served_for });
+            self.relieve(PredecessorStage::Killing {
+                until,
+                why,
+                served_for,
+            });
         }
         self.generation = generation;
         self.release = release;
@@ -428,8 +439,8 @@ impl Slot {
         true
     }
 
-    /// Ends the process by force; the caller sends the signal.
-    pub(super) fn kill(&mut self, why: KillReason, now: Tick) {
+    /// Ends the process by force, and waits for that until `until`; the caller sends the signal.
+    pub(super) fn kill(&mut self, why: KillReason, until: Tick, now: Tick) {
         let (served_for, words) = match &self.state {
             SlotState::Starting { words, .. } => (None, words.clone()),
             SlotState::Serving | SlotState::Stopping => (Some(now.since(self.since)), None),
@@ -441,6 +452,7 @@ impl Slot {
         };
         self.enter(
             SlotState::Killing {
+                until,
                 why,
                 served_for,
                 words,
@@ -498,7 +510,32 @@ impl Slot {
         self.state == SlotState::Serving && self.release == release && self.handing_over().is_none()
     }
 
-    /// When one of its seats must be looked at again, pulses apart.
+    /// Its workers that were killed and are awaited, each with when it is given up.
+    pub(super) fn killed(&self) -> impl Iterator<Item = (WorkerId, Tick)> {
+        let main = match &self.state {
+            SlotState::Killing { until, .. } => Some((self.worker(), *until)),
+            SlotState::Waiting
+            | SlotState::Starting { .. }
+            | SlotState::Serving
+            | SlotState::BackingOff { .. }
+            | SlotState::Retired
+            | SlotState::Stopping
+            | SlotState::Stopped => None,
+        };
+        let successor = self.successor.iter().filter_map(|it| match &it.state {
+            SuccessorState::Killing { until, .. } => Some((self.named(it.generation), *until)),
+            SuccessorState::Starting { .. } => None,
+        });
+        let predecessors = self.predecessors.iter().filter_map(|it| match &it.stage {
+            PredecessorStage::Killing { until, .. } => Some((self.named(it.generation), *until)),
+            PredecessorStage::HandingOver { .. }
+            | PredecessorStage::Leaving { .. }
+            | PredecessorStage::Stopping => None,
+        });
+        main.into_iter().chain(successor).chain(predecessors)
+    }
+
+    /// When one of its seats must be looked at again, pulses and killed workers apart.
     pub(super) fn deadline(&self) -> Option<Tick> {
         let main = match &self.state {
             SlotState::Starting { deadline, .. } => Some(*deadline),
@@ -522,6 +559,8 @@ impl Slot {
         main.into_iter()
             .chain(successor.flatten())
             .chain(predecessors.flatten())
+            // One that leaves with connections that cannot move ends with them.
+            .filter(|at| *at < Tick::MAX)
             .min()
     }
 
@@ -553,7 +592,11 @@ mod tests {
         slot.start(Tick::from_millis(50), Tick::from_millis(0));
         assert_eq!(slot.queue, Queue::Unbound);
         slot.enter(SlotState::Serving, Tick::from_millis(10));
-        slot.kill(KillReason::Stop, Tick::from_millis(30));
+        slot.kill(
+            KillReason::Stop,
+            Tick::from_millis(40),
+            Tick::from_millis(30),
+        );
         let since = Tick::from_millis(30);
         assert_eq!(slot.queue, Queue::Unserved { since });
         // The successor's start does not restart that clock.

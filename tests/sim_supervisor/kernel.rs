@@ -3,7 +3,8 @@
 //! Everything comes from one seed. A process says and does things at times of its own; what it says
 //! reaches the supervisor later, perhaps after its death; its exit is told later still. Handovers
 //! end in every way they can, or never; loops stand still; new programs fail to pass. The shell's
-//! own lateness is played too. What this kernel never does is lose an exit: Linux does not either.
+//! own lateness is played too. Some
+//! processes are held for ever when they are killed, and their exit is never told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,8 +12,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
-    Action, Boot, Death, Event, Generation, HandoverEnd, Load, Notice, Policy, Progress, ReleaseId,
-    RestartConnections, SlotId, WorkerId,
+    Action, Boot, Death, Event, Generation, HandoverEnd, KILL_GRACE, Load, Notice, Policy,
+    Progress, ReleaseId, RestartConnections, SlotId, WorkerId,
 };
 
 use crate::laws::law;
@@ -34,6 +35,7 @@ struct Weather {
     handover_fails: u8,
     leave_hangs: u8,
     preflight_fails: u8,
+    held: u8,
     lifetime_ms: u64,
 }
 
@@ -47,6 +49,10 @@ const PROCESSES_PER_SLOT_MAX: usize = 5;
 struct Process {
     /// False: a zombie, its exit on the way.
     alive: bool,
+    /// Something will hold it when it is killed.
+    to_be_held: bool,
+    /// It was killed, and something holds it: its end is never told.
+    held: bool,
     hangs_on_stop: bool,
     /// Its loop stands still: it says nothing and does nothing, until somebody kills it.
     hung: bool,
@@ -108,6 +114,7 @@ impl Kernel {
             handover_fails: chance(20),
             leave_hangs: chance(5),
             preflight_fails: chance(20),
+            held: chance(1),
             lifetime_ms: [200, 5_000, 100_000][rng.usize(0..3)],
         };
         Self {
@@ -132,6 +139,15 @@ impl Kernel {
     /// Processes not reaped yet.
     pub(crate) fn processes(&self) -> usize {
         self.processes.len()
+    }
+
+    /// The longest that it takes until the end of a killed process is known, or given up.
+    pub(crate) fn delay_max(&self) -> Duration {
+        if self.weather.held > 0 {
+            KILL_GRACE
+        } else {
+            KERNEL_DELAY_MAX
+        }
     }
 
     /// When something happens next.
@@ -182,7 +198,19 @@ impl Kernel {
     pub(crate) fn carry_out(&mut self, action: &Action, rng: &mut Rng) {
         match action {
             Action::Spawn { worker, .. } => self.spawn(*worker, rng),
-            Action::Kill { worker } => self.die(*worker, Death::Signalled(9), rng),
+            Action::Kill { worker } => {
+                if let Some(process) = self.processes.get_mut(worker) {
+                    process.held = process.to_be_held && process.alive;
+                }
+                self.die(*worker, Death::Signalled(9), rng);
+            }
+            Action::Abandon { worker } => {
+                let process = self.processes.remove(worker);
+                law!(
+                    process.is_some_and(|it| it.held && !it.alive),
+                    "{worker} is given up and would have ended"
+                );
+            }
             Action::StopWorker { worker } => {
                 self.handovers.remove(worker);
                 if self.is_well(*worker) && !self.processes[worker].hangs_on_stop {
@@ -312,6 +340,8 @@ impl Kernel {
             worker,
             Process {
                 alive: true,
+                to_be_held: lucky(self.weather.held, rng),
+                held: false,
                 hangs_on_stop: lucky(self.weather.stop_hangs, rng),
                 hung: false,
                 turns: 0,
@@ -382,6 +412,9 @@ impl Kernel {
             let after = ms(rng.u64(0..20));
             let event = handed_over(from, 0, HandoverEnd::PeerGone);
             self.schedule(after, Due::Say(from, event));
+        }
+        if self.processes.get(&worker).is_some_and(|it| it.held) {
+            return;
         }
         let delay = self.delay(rng);
         self.schedule(

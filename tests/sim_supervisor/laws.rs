@@ -24,8 +24,8 @@ use std::time::Duration;
 
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
-    Action, Event, KILL_GRACE, ListenerSource, Machine, Notice, Policy, ReleaseId, RequestId,
-    SlotId, Verdict, WorkerId,
+    Action, Death, Event, KILL_GRACE, ListenerSource, Machine, Notice, Policy, ReleaseId,
+    RequestId, SlotId, Verdict, WorkerId,
 };
 
 use operations::{Asked, Operation};
@@ -84,6 +84,8 @@ pub(crate) struct Laws {
     /// How many slots new connections were spread over last.
     spread: Option<u16>,
     pulses: BTreeMap<WorkerId, Pulse>,
+    /// Who was killed and is awaited, and since when.
+    awaited: BTreeMap<WorkerId, Tick>,
     /// Who may be told to serve although it does: it could not hand everything over.
     resuming: std::collections::BTreeSet<WorkerId>,
     /// Who was last said to have been too slow to start.
@@ -129,6 +131,7 @@ impl Laws {
             steered: None,
             spread: None,
             pulses: BTreeMap::new(),
+            awaited: BTreeMap::new(),
             too_slow: None,
             balance: balance::Balance::default(),
         }
@@ -148,7 +151,7 @@ impl Laws {
         } = self.policy;
         match self.end {
             End::Running | End::Exited => None,
-            End::BootFailed { at } | End::Forced { at } => Some(at + kernel),
+            End::BootFailed { at } | End::Forced { at } => Some(at + shell + kernel),
             End::Draining { at } => {
                 Some(at + lame_duck + drain_timeout + KILL_GRACE + shell + kernel)
             }
@@ -157,7 +160,21 @@ impl Laws {
 
     /// Takes note of what the machine is about to be told.
     pub(crate) fn event(&mut self, event: &Event, now: Tick) {
+        if let Event::Exited { worker, .. } | Event::SpawnFailed { worker, .. } = event {
+            self.awaited.remove(worker);
+        }
         self.note(event, now);
+    }
+
+    /// Nobody waits any longer for somebody who was killed.
+    fn abandoned(&mut self, worker: WorkerId, now: Tick) {
+        let since = self.awaited.remove(&worker);
+        law!(
+            since.is_some_and(|since| now >= since + KILL_GRACE),
+            "{worker} is given up and was killed at {since:?}"
+        );
+        let (how, cause) = (Death::Lost, None);
+        self.note(&Event::Exited { worker, how, cause }, now);
     }
 
     /// Checks one action, given out at `now`.
@@ -176,7 +193,11 @@ impl Laws {
                     self.spawned(*worker, *listener, *release, now);
                 }
             }
-            Action::Kill { worker } => self.killed(*worker, now),
+            Action::Kill { worker } => {
+                self.awaited.insert(*worker, now);
+                self.killed(*worker, now);
+            }
+            Action::Abandon { worker } => self.abandoned(*worker, now),
             Action::EndCustody => self.custody_ends(now),
             Action::StopWorker { worker } => self.asked_to_stop(*worker),
             Action::Lend { slot, to } => self.lent(*slot, *to, now),
@@ -255,6 +276,9 @@ impl Laws {
                 law!(!asked || by(deadline), "a drain without its deadline");
             }
             End::BootFailed { .. } | End::Forced { .. } => {}
+        }
+        for (worker, since) in &self.awaited {
+            law!(by(*since + KILL_GRACE), "{worker} is awaited for ever");
         }
         self.operation_rests(now, &by);
         self.pending_rests(machine);

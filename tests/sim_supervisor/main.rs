@@ -25,7 +25,7 @@ use uppercased::supervisor::machine::{
     Snapshot, Wanted,
 };
 
-use kernel::{KERNEL_DELAY_MAX, Kernel, ms};
+use kernel::{Kernel, ms};
 use laws::{Laws, law};
 
 const SEEDS_DEFAULT: u64 = 96;
@@ -417,7 +417,9 @@ impl<'a> World<'a> {
             "the restored twin has another deadline"
         );
         self.laws.rest(&self.machine, now, looked);
-        self.exit_due = self.laws.must_exit_by(KERNEL_DELAY_MAX, SHELL_DELAY_MAX);
+        self.exit_due = self
+            .laws
+            .must_exit_by(self.kernel.delay_max(), SHELL_DELAY_MAX);
         if exec {
             self.exec(tally);
         } else if self.beginning.is_some() && self.rng.u8(0..4) > 0 {
@@ -456,12 +458,13 @@ fn stop(by: &str) -> Event {
     Event::Stop { by: by.to_owned() }
 }
 
-const KINDS: [&str; 67] = [
+const KINDS: [&str; 68] = [
     "Bind",
     "Adopt",
     "Inherit",
     "StandBy",
     "Kill",
+    "Abandon",
     "EndCustody",
     "StopWorker",
     "Lend",
@@ -538,6 +541,7 @@ fn kind(action: &Action) -> &'static str {
             ListenerSource::Adopt => "Adopt",
         },
         Action::Kill { .. } => "Kill",
+        Action::Abandon { .. } => "Abandon",
         Action::EndCustody => "EndCustody",
         Action::StopWorker { .. } => "StopWorker",
         Action::Lend { .. } => "Lend",
@@ -594,6 +598,7 @@ fn kind(action: &Action) -> &'static str {
             Notice::Restored { .. } => "Restored",
             Notice::RollingBack { .. } => "RollingBack",
             Notice::WorkerHung { .. } => "WorkerHung",
+            Notice::NotEnded { .. } => "Abandon",
             Notice::SpawnFailed { .. } => "SpawnFailed",
             Notice::StartTimedOut { .. } => "StartTimedOut",
             Notice::ChannelBroken { .. } => "ChannelBroken",

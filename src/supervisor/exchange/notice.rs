@@ -151,6 +151,13 @@ pub enum Notice {
         /// For how long nothing moved, at least.
         after: Duration,
     },
+    /// A killed worker has not ended: something in the kernel holds it. It is given up.
+    NotEnded {
+        /// Who.
+        worker: WorkerId,
+        /// How long it has been awaited.
+        after: Duration,
+    },
     /// A worker's loop has made no turn although it was asked to.
     WorkerStalled {
         /// Who.

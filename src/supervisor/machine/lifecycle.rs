@@ -10,8 +10,8 @@ use super::super::backoff::{Retry, retry};
 use super::super::slot::{PredecessorStage, Slot};
 use super::operation::Stage;
 use super::{
-    Action, Boot, Death, KillReason, LastDeath, ListenerSource, Machine, Notice, Phase, Policy,
-    Queue, SlotId, SlotState, WorkerId,
+    Action, Boot, Death, KILL_GRACE, KillReason, LastDeath, ListenerSource, Machine, Notice, Phase,
+    Policy, Queue, SlotId, SlotState, WorkerId,
 };
 use crate::clock::Tick;
 
@@ -143,9 +143,40 @@ impl Machine {
     /// Kills a main worker. If a successor is on its way, it is waited for instead of a new one.
     pub(super) fn kill(&mut self, worker: WorkerId, why: KillReason, now: Tick) {
         let slot = &mut self.slots[worker.slot.index()];
-        slot.kill(why, now);
+        slot.kill(why, now + KILL_GRACE, now);
         slot.yield_to_successor(now);
         self.actions.push_back(Action::Kill { worker });
+    }
+
+    /// Waits no longer for killed workers that have not ended: whatever waits for them goes on as if
+    /// they had. The shell reaps them when they end after all.
+    pub(super) fn give_up_killed(&mut self, now: Tick) {
+        let killed = self.slots.iter().flat_map(Slot::killed);
+        let due: Vec<WorkerId> = killed
+            .filter(|(_, until)| *until <= now)
+            .map(|(worker, _)| worker)
+            .collect();
+        for worker in due {
+            // What follows from the end of one may have been the end of another.
+            if !self.is_being_killed(worker) {
+                continue;
+            }
+            let after = KILL_GRACE;
+            self.notice(Notice::NotEnded { worker, after });
+            self.actions.push_back(Action::Abandon { worker });
+            self.exited(worker, Death::Lost, None, now);
+        }
+    }
+
+    fn is_being_killed(&self, worker: WorkerId) -> bool {
+        let slot = self.slots.get(worker.slot.index());
+        slot.is_some_and(|slot| slot.killed().any(|(killed, _)| killed == worker))
+    }
+
+    /// When the first of them is given up.
+    pub(super) fn killed_deadline(&self) -> Option<Tick> {
+        let killed = self.slots.iter().flat_map(Slot::killed);
+        killed.map(|(_, until)| until).min()
     }
 
     /// A process in a main seat is no more. What follows depends on the phase, and on who else is

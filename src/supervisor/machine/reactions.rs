@@ -195,6 +195,7 @@ impl Machine {
                     why,
                     served_for,
                     words,
+                    ..
                 } => (*served_for, explained(words, why)),
                 SlotState::Waiting
                 | SlotState::BackingOff { .. }
@@ -207,15 +208,16 @@ impl Machine {
                     why,
                     served_for,
                     words,
+                    ..
                 }) => (*served_for, explained(words, why)),
                 None => return Reception::Stale,
             },
             Seat::Predecessor(at) => {
                 let predecessor = &slot.predecessors[at];
                 match &predecessor.stage {
-                    PredecessorStage::Killing { why, served_for } => {
-                        (Some(*served_for), explained(&None, why))
-                    }
+                    PredecessorStage::Killing {
+                        why, served_for, ..
+                    } => (Some(*served_for), explained(&None, why)),
                     PredecessorStage::HandingOver { .. }
                     | PredecessorStage::Leaving { .. }
                     | PredecessorStage::Stopping => {

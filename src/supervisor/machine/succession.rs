@@ -337,6 +337,7 @@ impl Machine {
         }
         let slot = &mut self.slots[index];
         if let SlotState::Killing {
+            until,
             why,
             served_for,
             words,
@@ -347,6 +348,7 @@ impl Machine {
                 release: slot.release,
                 since: slot.since,
                 state: SuccessorState::Killing {
+                    until,
                     why,
                     served_for,
                     words,
@@ -416,6 +418,7 @@ impl Machine {
         };
         successor.since = now;
         successor.state = SuccessorState::Killing {
+            until: now + KILL_GRACE,
             why,
             served_for: None,
             words,
@@ -432,6 +435,7 @@ impl Machine {
         let predecessor = &mut slot.predecessors[at];
         predecessor.pulse = None;
         predecessor.stage = PredecessorStage::Killing {
+            until: now + KILL_GRACE,
             why,
             served_for: now.since(predecessor.served_since),
         };

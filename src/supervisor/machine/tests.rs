@@ -391,8 +391,9 @@ fn a_start_timeout_kills_and_counts_when_reaped() {
     let mut stage = Stage::booted(policy(1), 0);
     stage.at(10, killed(0, 1));
     assert_eq!(stage.next_timeout(), (5_010, vec![kill(0, 2)]));
-    // Nothing to wait for but the kernel.
-    assert_eq!(stage.machine.poll_timeout(), None);
+    // Nothing to wait for but the kernel, and not for ever.
+    let given_up = Tick::from_millis(5_010) + KILL_GRACE;
+    assert_eq!(stage.machine.poll_timeout(), Some(given_up));
     // Too late.
     assert_eq!(stage.at(5_011, ready(0, 2)), []);
     assert_eq!(stage.machine.stale_events(), 1);
@@ -497,7 +498,8 @@ fn what_has_not_drained_in_time_is_killed() {
         worker: worker(1, 1),
         after: ms(33_000),
     }));
-    assert_eq!(stage.machine.poll_timeout(), None);
+    let given_up = Tick::from_millis(34_000) + KILL_GRACE;
+    assert_eq!(stage.machine.poll_timeout(), Some(given_up));
     assert_eq!(stage.at(34_001, killed(1, 1)), [CLEAN]);
 }
 
@@ -573,6 +575,7 @@ fn limits_at_the_end_of_the_clock_do_not_overflow() {
     );
     stage.at(1, killed(0, 1));
     stage.at(2, stop("SIGTERM"));
+    stage.at(3, killed(0, 2));
     assert_eq!(
         stage.machine.poll_timeout(),
         Some(Tick::from_nanos(u64::MAX))
@@ -581,6 +584,7 @@ fn limits_at_the_end_of_the_clock_do_not_overflow() {
 
 mod balance;
 mod cancel;
+mod held;
 mod pending;
 mod planned;
 mod scaling;

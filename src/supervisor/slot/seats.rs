@@ -54,6 +54,7 @@ pub(in super::super) enum SuccessorState {
     },
     /// As [`super::SlotState::Killing`]. It may have been in the main seat before.
     Killing {
+        until: Tick,
         why: KillReason,
         served_for: Option<Duration>,
         words: Option<String>,
@@ -112,6 +113,7 @@ pub(in super::super) enum PredecessorStage {
     Stopping,
     /// As [`super::SlotState::Killing`].
     Killing {
+        until: Tick,
         why: KillReason,
         served_for: Duration,
     },

@@ -351,7 +351,9 @@ impl Laws {
                     Part::HandingOver { to, last, .. } => {
                         self.handover_rests(&who, slot, index, (to, last), by);
                     }
-                    Part::Leaving { by: at, .. } => law!(by(at), "{who} may leave for ever"),
+                    Part::Leaving { by: at, .. } => {
+                        law!(at == Tick::MAX || by(at), "{who} may leave for ever");
+                    }
                     Part::Doomed { killed, .. } => law!(killed, "{who} is let live"),
                     Part::Stopping => {}
                 }

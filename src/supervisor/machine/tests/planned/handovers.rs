@@ -48,9 +48,13 @@ fn stalled_side_of_a_handover_is_replaced() {
     }
     // What was sent and not answered is the receiver's to answer.
     assert_eq!(look(&mut stage, old, new, progress(6, 2, 4)), [kill(0, 2)]);
-    assert_eq!(stage.machine.poll_timeout(), None);
+    let given_up = stage
+        .machine
+        .poll_timeout()
+        .expect("it is not awaited for ever");
+    assert_eq!(given_up, Tick::from_millis(22_610) + KILL_GRACE);
     assert!(matches!(
-        stage.at(100_000, killed(0, 2)).as_slice(),
+        stage.at(23_000, killed(0, 2)).as_slice(),
         [Action::Answer {
             answer: Answer::Failed { .. },
             ..
