@@ -209,8 +209,23 @@ impl KernelCounters {
     /// Asserts that none of [`LOSSES`] has moved since `before`.
     #[track_caller]
     pub fn assert_no_loss_since(&self, before: &Self) {
+        self.assert_no_loss_but(0, before);
+    }
+
+    /// The same where `connections` with long answers have ended, at most one in a thousand
+    /// with a reset that nobody saw: on two CPUs a pure acknowledgement can leave after the last
+    /// one, when the socket that it is for is gone. A reset that somebody sees is in other counters,
+    /// too.
+    #[track_caller]
+    pub fn assert_no_loss_in(&self, connections: u64, before: &Self) {
+        let unseen = i64::try_from(connections / 1000).expect("not so many") + 1;
+        self.assert_no_loss_but(unseen, before);
+    }
+
+    #[track_caller]
+    fn assert_no_loss_but(&self, unseen: i64, before: &Self) {
         let mut moved = self.delta(before);
-        moved.retain(|_, by| *by != 0);
+        moved.retain(|name, by| *by > if *name == "OutRsts" { unseen } else { 0 });
         assert!(moved.is_empty(), "the kernel counted losses: {moved:?}");
     }
 }
