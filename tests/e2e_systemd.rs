@@ -624,6 +624,21 @@ fn what_is_stored_follows_the_number_of_workers() {
 }
 
 #[test]
+fn slots_that_stay_after_all_are_kept_again() {
+    let manager = ServiceManager::start();
+    let server = under(&manager)
+        .args(&QUICK[..3])
+        .args(["--handshake-timeout=60s"])
+        .start();
+    manager.wait_stored(&["slot-0", "slot-1"]);
+    let scale = server.send_order(&["scale", "1"]);
+    manager.wait_stored(&["slot-0"]);
+    server.order(&["cancel"]).expect_success();
+    scale.wait().expect_failure("2 workers serve");
+    manager.wait_stored(&["slot-0", "slot-1"]);
+}
+
+#[test]
 fn an_address_that_is_not_listened_on_any_more_is_let_go_of() {
     let manager = ServiceManager::start();
     let listen = |addrs: &[SocketAddr]| -> Vec<String> {

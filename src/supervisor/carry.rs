@@ -79,7 +79,10 @@ impl Supervisor {
                 self.steer_to_first(slots);
                 self.forget_listeners_from(slots);
             }
-            Action::Unsteer => self.spread(),
+            Action::Unsteer => {
+                self.spread();
+                self.store_forgotten_listeners();
+            }
             Action::Spread { .. } => self.spread(),
             Action::CloseListeners { slot } => {
                 if let Some(slot) = self.slots.get_mut(slot.index()) {

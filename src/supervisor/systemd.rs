@@ -43,6 +43,8 @@ pub(super) struct Systemd {
     address: SocketAddrUnix,
     notifier: Notifier,
     barrier: Option<Barrier>,
+    /// Slots that were about to leave, and whose listeners are not kept any more.
+    forgotten: Vec<SlotId>,
     /// How the last reload or the like failed, if it did: there is no message for that.
     failure: Option<String>,
     counts: Counts,
@@ -90,6 +92,7 @@ impl Systemd {
                 address,
                 notifier: make(watchdog()),
                 barrier: None,
+                forgotten: Vec::new(),
                 failure: None,
                 counts: Counts::default(),
                 refused: 0,
@@ -292,7 +295,22 @@ impl Supervisor {
         for slot in first..all {
             systemd.notifier.remove(SlotId(slot));
         }
+        systemd.forgotten.extend((first..all).map(SlotId));
         self.await_store();
+    }
+
+    /// Nobody leaves any more: of the slots that were about to, those that have stayed are to be kept
+    /// again.
+    pub(super) fn store_forgotten_listeners(&mut self) {
+        let Some(systemd) = &mut self.systemd else {
+            return;
+        };
+        for slot in std::mem::take(&mut systemd.forgotten) {
+            let stays = self.slots.get(slot.index());
+            if stays.is_some_and(|slot| !slot.listeners().is_empty()) {
+                systemd.notifier.store(slot);
+            }
+        }
     }
 
     /// Has the service manager say when it has let go of all that it was told to let go of.
