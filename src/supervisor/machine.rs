@@ -544,6 +544,7 @@ impl Machine {
 
     fn end_if_empty(&mut self, verdict: Verdict) {
         if self.slots.iter().all(Slot::is_empty) {
+            self.forget_beginning("the server stops");
             self.phase = Phase::Ended;
             self.actions.push_back(Action::Exit(verdict));
         }

@@ -600,10 +600,8 @@ impl Laws {
             self.slots.len()
         );
         law!(
-            // What begins when the last process has gone is nobody's.
-            self.has_exited()
-                || machine.operation().is_some()
-                    == (self.operation.is_some() || self.pending.handed.is_some()),
+            machine.operation().is_some()
+                == (self.operation.is_some() || self.pending.handed.is_some()),
             "under way: {:?}, not {:?}",
             machine.operation(),
             self.operation

@@ -404,6 +404,8 @@ impl<'a> World<'a> {
             }
             *tally.entry(kind(&action)).or_default() += 1;
             if matches!(action, Action::Exit(_)) {
+                // The shell ends with what it has in hand.
+                self.beginning = None;
                 let in_time = self.exit_due.is_none_or(|due| now <= due);
                 law!(in_time, "the exit was due at {:?}", self.exit_due);
             }

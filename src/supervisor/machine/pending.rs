@@ -311,12 +311,19 @@ impl Machine {
     }
 
     /// The supervisor stops: nothing that waits will be carried out. What was handed out is refused
-    /// when the shell comes back with it, and a reload at once.
+    /// when the shell comes back with it, or at the exit, and a reload at once.
     pub(super) fn forget_pending(&mut self, cause: &str) {
         if let Some(it) = self.abandon_beginning() {
             self.refuse(it.request, self.kind_of(it.wanted), cause.to_owned());
         }
         for it in std::mem::take(&mut self.pending.waiting) {
+            self.refuse(it.request, self.kind_of(it.wanted), cause.to_owned());
+        }
+    }
+
+    /// The supervisor exits, and the shell will not come back with what it was handed.
+    pub(super) fn forget_beginning(&mut self, cause: &str) {
+        if let Some(it) = self.pending.beginning.take() {
             self.refuse(it.request, self.kind_of(it.wanted), cause.to_owned());
         }
     }

@@ -218,6 +218,18 @@ fn stop_refuses_pending_requests() {
 }
 
 #[test]
+fn exit_refuses_what_was_handed_out() {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(5, waiting(8, Wanted::Upgrade));
+    stage.at(6, stop("SIGTERM"));
+    assert_eq!(
+        stage.at(7, exited(0, 1, 0)),
+        [refused(RequestId(8), "the server stops"), CLEAN],
+    );
+    assert_eq!(stage.machine.operation(), None);
+}
+
+#[test]
 fn request_waits_for_old_workers_to_drain() {
     let policy = Policy {
         restart_connections: RestartConnections::Drain,
