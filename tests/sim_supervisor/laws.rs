@@ -95,8 +95,8 @@ pub(crate) struct Laws {
 
 #[derive(Clone, Debug)]
 struct Pulse {
-    /// When the next look is to be taken: at least, at most.
-    due: (Tick, Tick),
+    /// When the next look is to be taken.
+    due: Tick,
     awaited: bool,
     turns: Option<u64>,
     misses: u32,

@@ -7,8 +7,9 @@
 //! the server unready. When the misses in a row fill `hang_timeout`, the worker is killed and renewed
 //! as after a crash.
 //!
-//! Invariant: the next look is counted from the latest one and not from when that was due. So a
-//! supervisor that was itself stopped for a while finds one miss, not many.
+//! Invariants: the next look is counted from the latest one and not from when that was due, so a
+//! supervisor that was itself stopped for a while finds one miss, not many; misses in a row are all
+//! of one pause between looks, so they prove a hang of the length that is in force.
 
 use std::time::Duration;
 
@@ -66,6 +67,16 @@ impl Machine {
             for it in &mut slot.predecessors {
                 let hands = matches!(it.stage, PredecessorStage::HandingOver { .. });
                 tend(&mut it.pulse, hands);
+            }
+        }
+    }
+
+    /// Begins all over: the pause between looks, or how many misses make a hang, is another.
+    pub(super) fn forget_pulses(&mut self) {
+        for slot in &mut self.slots {
+            slot.pulse = None;
+            for it in &mut slot.predecessors {
+                it.pulse = None;
             }
         }
     }

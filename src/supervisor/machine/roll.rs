@@ -1,8 +1,9 @@
 //! Renewing every worker, one slot after the other; and the way back.
 //!
 //! Forward: each slot gets a worker of the new release beside the one that serves, and only when
-//! that one is Ready the other leaves (see [`super::succession`]). The first slot is the canary:
-//! it must serve for `bake_time` before the next one's turn. Any death of a worker of the new
+//! that one is Ready the other leaves (see [`super::succession`]). The first worker of the new
+//! release that serves is the canary, whatever its slot: nothing more is renewed and nothing is in
+//! force before it has served for `bake_time`. Any death of a worker of the new
 //! release that nobody ordered ends the way forward, wherever it happens; but in a
 //! slot that did not serve before either, a failure only means that it is tried again later.
 //!
@@ -15,7 +16,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::slot::{Slot, SuccessorState};
-use super::operation::{OperationKind, Stage};
+use super::operation::{Operation, OperationKind, Stage};
 use super::{
     Action, KillReason, ListenerSource, Machine, Notice, Policy, ReleaseId, SlotId, SlotState,
 };
@@ -30,6 +31,9 @@ pub(super) struct Roll {
     /// The new release's limits, in force once all slots run it.
     pub(super) policy: Policy,
     pub(super) course: Course,
+    /// The first worker of the new release that serves is being watched, or has stood the test.
+    #[serde(default)]
+    pub(super) watched: bool,
     /// Slots that did not serve when the roll began and have not since. The new release is tried
     /// there once, and that it does not start either is no failure of the roll.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -50,7 +54,7 @@ pub(super) enum Course {
     Forward {
         /// Whose turn it is; past the last one, all have had theirs.
         slot: SlotId,
-        /// That slot is the first, it serves, and is watched until then.
+        /// The first worker of the new release serves, and is watched until then.
         bake: Option<Tick>,
     },
     Back {
@@ -64,6 +68,7 @@ impl Roll {
     pub(super) const fn new(target: ReleaseId, policy: Policy, broken: Vec<Broken>) -> Self {
         Self {
             broken,
+            watched: false,
             target,
             policy,
             course: Course::Forward {
@@ -119,6 +124,8 @@ impl Machine {
                     let slot = *slot;
                     self.advance_back(slot, now)
                 }
+                // Whom a worker gives its connections back to may die, and that one is back.
+                None if self.slots.iter().any(|it| it.handing_over().is_some()) => false,
                 None => {
                     self.end_failed_roll();
                     true
@@ -142,7 +149,12 @@ impl Machine {
             if now < until {
                 return false;
             }
-            self.set_course(following);
+            self.set_course(Course::Forward { slot, bake: None });
+            return true;
+        }
+        if self.begin_watch(target) {
+            let bake = Some(now + self.policy_of(target).bake_time);
+            self.set_course(Course::Forward { slot, bake });
             return true;
         }
         let Some(it) = self.slots.get(slot.index()) else {
@@ -177,21 +189,27 @@ impl Machine {
             self.push(slot.index(), target, now);
             return false;
         }
-        let mut is_first = false;
         if let Some(operation) = &mut self.operation {
-            is_first = operation.renewed == 0;
             operation.renewed = operation.renewed.saturating_add(1);
         }
-        let bake_time = self.policy_of(target).bake_time;
-        self.set_course(if is_first && !bake_time.is_zero() {
-            Course::Forward {
-                slot,
-                bake: Some(now + bake_time),
-            }
-        } else {
-            following
-        });
+        self.set_course(following);
         true
+    }
+
+    /// Whether a worker of the new release serves and nobody has begun to watch one; somebody does
+    /// from now on. It may be one in a slot whose turn is over: of a late try that has succeeded.
+    fn begin_watch(&mut self, target: ReleaseId) -> bool {
+        let serves = self.slots.iter().any(|slot| slot.is_renewed(target));
+        let Some(Operation {
+            stage: Stage::Roll(roll),
+            ..
+        }) = &mut self.operation
+        else {
+            return false;
+        };
+        let begins = serves && !roll.watched;
+        roll.watched |= begins;
+        begins
     }
 
     /// Slots that have no worker that serves.
@@ -354,6 +372,19 @@ impl Machine {
         }
     }
 
+    /// A worker serves the slot again that had left it: on the way back one of the new release must
+    /// still go.
+    pub(super) fn note_return(&mut self, slot: SlotId, release: ReleaseId) {
+        if let Some(operation) = &mut self.operation
+            && let Stage::Roll(roll) = &mut operation.stage
+            && let Course::Back { todo, .. } = &mut roll.course
+            && release == roll.target
+            && !todo.contains(&slot)
+        {
+            todo.push(slot);
+        }
+    }
+
     /// The slot has gone back, or cannot.
     fn strike(&mut self, slot: SlotId) {
         if let Some(operation) = &mut self.operation
@@ -370,11 +401,15 @@ impl Machine {
             return;
         };
         let to = roll.policy.workers.clamp(1, WORKERS_MAX);
+        let looks = (self.policy.hang_timeout, self.policy.stall_check);
         self.policy = Policy {
             workers: self.policy.workers,
             ..roll.policy
         };
         self.release = roll.target;
+        if looks != (self.policy.hang_timeout, self.policy.stall_check) {
+            self.forget_pulses();
+        }
         self.actions.push_back(Action::Commit {
             release: roll.target,
         });

@@ -364,6 +364,7 @@ impl Machine {
         self.return_to_main(index, returning, now);
         let worker = self.slots[index].worker();
         self.notice(Notice::Restored { worker });
+        self.note_return(worker.slot, self.slots[index].release);
     }
 
     /// Gives the main seat, which is free, to a worker that had it before.

@@ -398,11 +398,11 @@ impl Laws {
         let pulse = self.pulses.get_mut(&worker);
         let pulse = pulse.expect("law: TakePulse names one that serves or hands over");
         law!(
-            now >= pulse.due.0,
+            now >= pulse.due,
             "looks at {worker} bunch: one is due at {:?}, and it is {now:?}",
-            pulse.due.0
+            pulse.due
         );
-        pulse.due = (now + every, now + every);
+        pulse.due = now + every;
         pulse.awaited = true;
     }
 
@@ -411,7 +411,7 @@ impl Laws {
             return;
         }
         for (worker, pulse) in &self.pulses {
-            let due = pulse.due.1;
+            let due = pulse.due;
             law!(
                 by(due),
                 "nobody looks at {worker} again by {due:?}; it is {now:?}"

@@ -229,7 +229,7 @@ impl Laws {
     pub(super) fn feel(&mut self, worker: WorkerId, now: Tick) {
         let due = now + self.look_every().unwrap_or_default();
         let pulse = Pulse {
-            due: (due, due),
+            due,
             awaited: false,
             turns: None,
             misses: 0,

@@ -723,23 +723,15 @@ impl Laws {
             self.canary_stood(now),
             "{release:?} is in force before its first worker has stood the test"
         );
-        let before = self.look_every().map(|every| now + every);
+        let looks = |policy: &Policy| (policy.hang_timeout, policy.stall_check);
+        let before = looks(&self.policy);
         self.release = release;
         self.policy = self.policies[&release].clone();
-        let due = now + self.look_every().unwrap_or_default();
-        for pulse in self.pulses.values_mut() {
-            match before {
-                None => {
-                    pulse.due = (due, due);
-                    pulse.turns = None;
-                    pulse.misses = 0;
-                }
-                // Planned in this very call: by the old rule if it was looked at, by the new one
-                // if it has only begun to serve.
-                Some(before) if pulse.due.1 == before => {
-                    pulse.due = (before.min(due), before.max(due));
-                }
-                Some(_) => {}
+        if before != looks(&self.policy) {
+            // Misses of one pause between looks say nothing where another holds.
+            let all: Vec<WorkerId> = self.pulses.keys().copied().collect();
+            for worker in all {
+                self.feel(worker, now);
             }
         }
         if let Some(operation) = &mut self.operation {

@@ -568,3 +568,16 @@ fn requests_of_nobody_are_answered_too() {
         }],
     );
 }
+
+#[test]
+fn death_while_giving_back_is_in_the_answer() {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(100, restart(calm(1)));
+    stage.at(110, ready(0, 2));
+    stage.at(120, refused_by_peer(0, 1, 5));
+    assert_eq!(stage.release(0), ReleaseId::FIRST);
+    let cause = "5 connections of slot 0 generation 1 cannot move: full; slot 0 still runs \
+                 release 2";
+    assert_eq!(stage.at(130, killed(0, 1)), [failure(cause)]);
+    assert_eq!(stage.release(0), NEXT);
+}

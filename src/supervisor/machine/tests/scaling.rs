@@ -237,6 +237,57 @@ fn a_loop_that_stands_still_is_noticed_and_its_worker_renewed() {
     assert_eq!(stage.machine.stale_events(), 1);
 }
 
+#[test]
+fn misses_before_commit_prove_no_hang() {
+    let with = |limit| Policy {
+        hang_timeout: Some(ms(limit)),
+        ..calm(1)
+    };
+    let pulse = Event::Pulse {
+        worker: worker(0, 2),
+        turns: 5,
+    };
+    let mut stage = Stage::booted(with(400), 0);
+    stage.at(10, restart(with(4_000)));
+    stage.at(20, ready(0, 2));
+    for look in [120, 220, 320, 420] {
+        stage.timeout(look);
+        stage.at(look, pulse.clone());
+    }
+    stage.at(430, handed_over(0, 1, HandoverEnd::Done));
+    stage.at(431, exited(0, 1, 0));
+    // A fourth miss would be one too many by the old limit, and the new one is far from over.
+    let look = Action::TakePulse {
+        worker: worker(0, 2),
+    };
+    assert_eq!(stage.next_timeout(), (1_430, vec![look]));
+    assert_eq!(stage.at(1_430, pulse), []);
+    assert_eq!(stage.state(0), "serving");
+}
+
+#[test]
+fn late_canary_is_watched_before_others_follow() {
+    let mut stage = Stage::booted(policy(3), 0);
+    for slot in [0, 1] {
+        stage.at(100, killed(slot, 1));
+        stage.at(101, exited(slot, 2, 1));
+    }
+    stage.at(102, restart(policy(3)));
+    stage.at(110, exited(0, 3, 1));
+    assert_eq!(stage.state(0), "backing off");
+    assert_eq!(stage.state(1), "starting");
+    // The slot whose turn is over is the first in which the new release serves.
+    while stage.state(0) == "backing off" {
+        stage.next_timeout();
+    }
+    stage.at(900, ready(0, 4));
+    let early = stage.at(901, exited(1, 3, 1));
+    let follows = |it: &Action| matches!(it, Action::Spawn { standby: true, .. });
+    assert!(!early.iter().any(follows), "{early:?}");
+    let stood = stage.timeout(1_900);
+    assert!(stood.iter().any(follows), "{stood:?}");
+}
+
 /// Slot 1 of two has failed twice and backs off; its queue is not lent yet.
 fn with_a_broken_slot(policy: Policy) -> Stage {
     let mut stage = Stage::booted(policy, 0);
