@@ -374,7 +374,8 @@ fn settle(args: &[OsString]) -> Result<Config, String> {
     match parse(args.iter().cloned(), std::env::vars_os()) {
         Ok(Command::Serve(launch)) => Ok(launch.config),
         Ok(_) => Err("these are not the arguments of a server".to_owned()),
-        Err(error) => Err(visible(&error.to_string())),
+        // Whoever shows it makes it visible; it goes through a log or a reply first.
+        Err(error) => Err(error.to_string()),
     }
 }
 

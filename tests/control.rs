@@ -153,7 +153,7 @@ fn a_verdict_is_one_line_and_progress_is_not_mixed_with_it() {
         let server = place.server(4711, &[&script]);
         let outcome = place.run(args);
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
-        assert_eq!(outcome.stderr, "slot 0 renewed\n");
+        assert_eq!(outcome.stderr, "slot 0\\nrenewed\n");
         assert_eq!(outcome.stdout, format!("{verdict}{connections}"));
         assert_eq!(server.ended.join().unwrap(), [format!("{sent}\n")]);
     }

@@ -2,7 +2,8 @@
 //!
 //! Invariants: each byte is escaped once, so that a reader can get it back, and is printable ASCII
 //! then, at most four characters; visible text has no control character, so it can neither end its
-//! line nor drive the terminal. Must not: guess at an encoding.
+//! line nor drive the terminal, and is the same when it is made visible again. Must not: guess at an
+//! encoding.
 
 use std::fmt::{self, Write as _};
 
@@ -93,7 +94,9 @@ mod tests {
     proptest! {
         #[test]
         fn visible_text_has_no_control_character(text: String) {
-            prop_assert!(!visible(&text).contains(char::is_control));
+            let shown = visible(&text);
+            prop_assert!(!shown.contains(char::is_control));
+            prop_assert_eq!(visible(&shown), shown);
         }
 
         #[test]
