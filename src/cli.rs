@@ -396,6 +396,14 @@ mod tests {
     }
 
     #[test]
+    fn settled_mistake_is_escaped_by_whoever_shows_it() {
+        let args = ["uppercased", "-c", "/no\nwhere"].map(OsString::from);
+        let cause = settle(&args).unwrap_err();
+        assert!(cause.contains("/no\nwhere"), "{cause:?}");
+        assert!(visible(&cause).contains("/no\\nwhere"), "{cause:?}");
+    }
+
+    #[test]
     fn each_role_has_its_command() {
         assert!(matches!(parsed(&[]), Ok(Command::Serve(_))));
         assert!(matches!(parsed(&["serve"]), Ok(Command::Serve(_))));
