@@ -313,6 +313,21 @@ fn closed_terminal_stops_server() {
 }
 
 #[test]
+fn terminal_closed_during_exec_stops_server() {
+    let mut server = InTerminal::start(&["env", "FAULT_POINTS=supervisor.exec=stop"]);
+    server.signal(Signal::SIGUSR2);
+    let status = format!("/proc/{}/status", server.process.id());
+    until("the exec to be near", || {
+        let status = std::fs::read_to_string(&status).expect("it lives");
+        status.contains("State:\tT")
+    });
+    // The kernel says so, and wakes the process; the next program reads the signal.
+    server.hang_up();
+    let log = server.end();
+    assert!(log.contains("the closed terminal"), "{log}");
+}
+
+#[test]
 fn nohup_server_survives_terminal_and_reloads() {
     let mut server = InTerminal::start(&["nohup"]);
     server.hang_up();

@@ -28,6 +28,7 @@ use crate::identity::SlotId;
 use crate::log;
 use crate::port::Lock;
 use crate::sys::fd::{Inherited, duplicate_inherited};
+use crate::sys::hangup;
 use crate::sys::image::{Image, Process, STATE_VARIABLE};
 use crate::sys::limits::raise_descriptor_limit;
 use crate::sys::shared::{Mapping, SharedMemory};
@@ -199,6 +200,7 @@ pub(super) fn resume(typed: CommandLine) -> Result<Supervisor, String> {
 
     // The point of no return: nothing below can fail.
     let came = state.signals.clone();
+    hangup::note(state.hangup);
     let mut supervisor = adopt(state, machine, (typed, nofile), prepared, inherited);
     // Blocked by the earlier program; what came since then is delivered now.
     let _ = SigSet::empty().thread_set_mask();

@@ -23,6 +23,7 @@ use crate::config::{Config, LogFormat, LogLevel, NeedsStop, check_change, path_b
 use crate::control::Rotation;
 use crate::fault;
 use crate::identity::{ReleaseId, RequestId, WorkerId};
+use crate::sys::hangup::Senders;
 use crate::wire::{self, Listen, Sandboxed};
 
 /// The format this program writes, and the only one it reads.
@@ -79,6 +80,9 @@ pub(super) struct State {
     pub(super) terminal: Terminal,
     /// Signals that had come and were not acted upon.
     pub(super) signals: Vec<i32>,
+    /// Who has sent a SIGHUP that is one of these.
+    #[serde(default)]
+    pub(super) hangup: Senders,
     /// Children that are killed and not reaped.
     #[serde(default)]
     pub(super) killed: Vec<SavedKilled>,

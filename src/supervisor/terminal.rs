@@ -49,7 +49,7 @@ impl Terminal {
     pub(super) fn meaning_of(self, senders: Senders, open: impl FnOnce() -> bool) -> Hangup {
         let passed_on = senders.leader && self.controls && !open();
         let closed = senders.kernel || passed_on;
-        // A signal whose sender was lost in an upgrade is a person's.
+        // A signal whose sender is not known is a person's.
         let reload = senders.others || (senders.leader && !passed_on) || !closed;
         Hangup {
             stop: closed && !self.survives,

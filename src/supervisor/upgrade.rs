@@ -20,6 +20,7 @@ use crate::channel::{self, Channel};
 use crate::config::{Config, verify};
 use crate::fault;
 use crate::identity::{RequestId, WorkerId};
+use crate::sys::hangup;
 use crate::sys::image::{Image, Process};
 use crate::sys::limits::explain;
 use crate::sys::shared::SharedMemory;
@@ -351,6 +352,7 @@ impl Supervisor {
             asking: self.asking,
             terminal: self.terminal,
             signals: Vec::new(),
+            hangup: hangup::seen(),
             killed: self.killed.iter().map(Killed::saved).collect(),
             announcement: self
                 .announcement

@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::libc::{SI_KERNEL, SI_USER, siginfo_t};
 use nix::sys::signal::Signal;
 use nix::unistd::getsid;
+use serde::{Deserialize, Serialize};
 
 static FROM_KERNEL: AtomicBool = AtomicBool::new(false);
 static FROM_LEADER: AtomicBool = AtomicBool::new(false);
 static FROM_OTHERS: AtomicBool = AtomicBool::new(false);
 
 /// Who has sent SIGHUP since the last look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Senders {
     /// The kernel.
     pub kernel: bool,
@@ -63,6 +64,23 @@ pub fn take() -> Senders {
     }
 }
 
+/// Returns who has sent SIGHUP, and does not forget it.
+#[must_use]
+pub fn seen() -> Senders {
+    Senders {
+        kernel: FROM_KERNEL.load(Ordering::Acquire),
+        leader: FROM_LEADER.load(Ordering::Acquire),
+        others: FROM_OTHERS.load(Ordering::Acquire),
+    }
+}
+
+/// Notes these senders as well: the program that was this process before has [`seen`] them.
+pub fn note(senders: Senders) {
+    FROM_KERNEL.fetch_or(senders.kernel, Ordering::AcqRel);
+    FROM_LEADER.fetch_or(senders.leader, Ordering::AcqRel);
+    FROM_OTHERS.fetch_or(senders.others, Ordering::AcqRel);
+}
+
 #[cfg(test)]
 mod tests {
     use nix::sys::signal::raise;
@@ -73,8 +91,17 @@ mod tests {
     fn sender_of_hangup_is_known_once() {
         watch().unwrap();
         raise(Signal::SIGHUP).unwrap();
+        let seen = seen();
         let senders = take();
+        assert_eq!(seen, senders);
         assert!(senders.others && !senders.kernel, "{senders:?}");
         assert_eq!(take(), Senders::default());
+        // A program that takes over learns it from the one before.
+        let closed = Senders {
+            kernel: true,
+            ..Senders::default()
+        };
+        note(closed);
+        assert_eq!(take(), closed);
     }
 }
