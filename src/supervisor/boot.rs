@@ -122,11 +122,12 @@ impl Supervisor {
         } = launch;
         let failed = |operation| move |source| Error::System { operation, source };
         log::init(config.log_level, config.log_format)?;
+        // Handling SIGHUP hides whether it was ignored.
+        let terminal = Terminal::of_this_process();
         // From here on a stop is remembered, and carried out once the loop runs.
         let signals = super::signals().map_err(failed("handle signals"))?;
         handle_stops();
         check_account(&config)?;
-        let terminal = Terminal::of_this_process();
         let nofile = raise_descriptor_limit().map_err(failed("raise the descriptor limit"))?;
         let mut wanted: Vec<Listen> = config.listen.iter().map(address).collect();
         listener::fall_back_to_ipv4(&mut wanted, listener::has_ipv6());
