@@ -39,6 +39,7 @@ mod roll;
 mod scale;
 mod succession;
 mod upgrade;
+mod ways;
 
 use std::collections::VecDeque;
 use std::time::Duration;

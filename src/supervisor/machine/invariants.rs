@@ -61,7 +61,8 @@ impl Machine {
         if waits_for_process && self.slots.iter().all(Slot::is_empty) {
             return Some("it waits for processes and none is left".to_owned());
         }
-        None
+        // Last: it takes for granted that the slots are sound.
+        self.endless()
     }
 
     /// What is wrong with how many slots there are, or with the operation that changes it.

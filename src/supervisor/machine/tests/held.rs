@@ -86,3 +86,14 @@ fn roll_back_ends_without_successor_that_stays() {
     assert!(actions.iter().any(answered), "{actions:?}");
     assert_eq!(stage.state(0), "serving");
 }
+
+#[test]
+fn state_without_way_out_is_found() {
+    let mut machine = Stage::booted(policy(1), 0).machine;
+    assert_eq!(machine.endless(), None);
+    machine.phase = Phase::Forced;
+    assert!(machine.endless().unwrap().contains("phase"));
+    machine.phase = Phase::Serving;
+    machine.slots[0].relieve(PredecessorStage::Stopping);
+    assert!(machine.endless().unwrap().contains("predecessor"));
+}

@@ -1,0 +1,165 @@
+//! What ends each state: nothing waits for ever.
+//!
+//! Every state, stage and phase is listed here, without a wildcard, so one that is added needs an
+//! answer before it compiles; and after each call in debug builds the answers are held against the
+//! machine as it is: it wakes up by each deadline, and what is awaited is under way.
+
+use super::super::slot::{PredecessorStage, Slot, SuccessorState};
+use super::operation::Stage;
+use super::roll::Course;
+use super::{Machine, Phase, Queue, SlotState};
+use crate::clock::Tick;
+
+/// How a state ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// It need not: nobody waits for its end.
+    Rests,
+    /// By this time at the latest.
+    By(Tick),
+    /// With something else, which has a way of its own; whether that is there.
+    With(bool),
+    /// With what surely comes from outside: an exec that returns, or the end of a socket pair.
+    Outside,
+}
+
+impl Machine {
+    /// What would wait for ever, if anything.
+    pub(super) fn endless(&self) -> Option<String> {
+        let wakes = self.poll_timeout();
+        let ends = |way: Way| match way {
+            Way::Rests | Way::Outside => true,
+            // The end of time is for those whom nobody hurries.
+            Way::By(at) => at == Tick::MAX || wakes.is_some_and(|wakes| wakes <= at),
+            Way::With(is_there) => is_there,
+        };
+        if !ends(self.phase_ends()) {
+            return Some("its phase may last for ever".to_owned());
+        }
+        if !self
+            .stage()
+            .is_none_or(|stage| ends(self.stage_ends(stage)))
+        {
+            return Some("its operation may last for ever".to_owned());
+        }
+        self.slots.iter().find_map(|slot| {
+            let endless = if !ends(self.main_ends(slot)) {
+                slot.state.name()
+            } else if !slot
+                .successor
+                .iter()
+                .all(|it| ends(successor_ends(&it.state)))
+            {
+                "with a successor"
+            } else if !slot
+                .predecessors
+                .iter()
+                .all(|it| ends(self.predecessor_ends(&it.stage)))
+            {
+                "with a predecessor"
+            } else {
+                return None;
+            };
+            Some(format!("slot {} may be {endless} for ever", slot.id))
+        })
+    }
+
+    fn phase_ends(&self) -> Way {
+        match &self.phase {
+            Phase::Idle | Phase::Serving | Phase::Ended => Way::Rests,
+            Phase::Booting { slot } => Way::With(self.slots.get(slot.index()).is_some_and(is_busy)),
+            Phase::Draining { deadline, .. } => Way::By(*deadline),
+            Phase::BootFailed { .. } | Phase::Forced => Way::With(self.is_busy()),
+        }
+    }
+
+    fn stage_ends(&self, stage: &Stage) -> Way {
+        match stage {
+            Stage::Preflight { deadline } => Way::By(*deadline),
+            // The call that brings it ends it.
+            Stage::Passed => Way::With(false),
+            Stage::Exec => Way::Outside,
+            Stage::Roll(roll) => match &roll.course {
+                Course::Forward { bake: Some(at), .. } => Way::By(*at),
+                Course::Forward { bake: None, .. } | Course::Back { .. } => {
+                    Way::With(self.is_busy())
+                }
+            },
+            Stage::Shrink {
+                settling: Some(at), ..
+            }
+            | Stage::Shrink {
+                patience: Some(at), ..
+            } => Way::By(*at),
+            Stage::Shrink { .. } | Stage::Grow { .. } | Stage::Ending { .. } => {
+                Way::With(self.is_busy())
+            }
+        }
+    }
+
+    fn main_ends(&self, slot: &Slot) -> Way {
+        match &slot.state {
+            SlotState::Serving | SlotState::Stopped => Way::Rests,
+            // With the start of a slot below, or with an operation that takes it away.
+            SlotState::Waiting => {
+                Way::With(self.phase == Phase::Idle || self.is_busy() || self.operation.is_some())
+            }
+            SlotState::Starting { deadline, .. } => Way::By(*deadline),
+            SlotState::Killing { until, .. } | SlotState::BackingOff { until } => Way::By(*until),
+            // With its predecessors, or with the slots above, which are dropped first.
+            SlotState::Retired => Way::With(
+                !slot.predecessors.is_empty() || (slot.queue == Queue::Closed && self.is_busy()),
+            ),
+            SlotState::Stopping => self.drain_ends(),
+        }
+    }
+
+    fn predecessor_ends(&self, stage: &PredecessorStage) -> Way {
+        match stage {
+            PredecessorStage::HandingOver {
+                deadline: Some(at), ..
+            }
+            | PredecessorStage::Leaving { deadline: at, .. }
+            | PredecessorStage::Killing { until: at, .. } => Way::By(*at),
+            // Whom it hands over to was killed, and its end is that of their socket pair.
+            PredecessorStage::HandingOver { deadline: None, .. } => Way::Outside,
+            PredecessorStage::Stopping => self.drain_ends(),
+        }
+    }
+
+    /// Who was asked to stop is killed when the drain is over.
+    const fn drain_ends(&self) -> Way {
+        match &self.phase {
+            Phase::Draining { deadline, .. } => Way::By(*deadline),
+            Phase::Idle
+            | Phase::Booting { .. }
+            | Phase::Serving
+            | Phase::BootFailed { .. }
+            | Phase::Forced
+            | Phase::Ended => Way::With(false),
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.slots.iter().any(is_busy)
+    }
+}
+
+const fn successor_ends(state: &SuccessorState) -> Way {
+    match state {
+        SuccessorState::Starting { deadline: at, .. }
+        | SuccessorState::Killing { until: at, .. } => Way::By(*at),
+    }
+}
+
+/// Whether something of the slot is under way that ends by itself.
+const fn is_busy(slot: &Slot) -> bool {
+    let main = match &slot.state {
+        SlotState::Starting { .. }
+        | SlotState::Killing { .. }
+        | SlotState::BackingOff { .. }
+        | SlotState::Stopping => true,
+        SlotState::Waiting | SlotState::Serving | SlotState::Retired | SlotState::Stopped => false,
+    };
+    main || slot.successor.is_some() || !slot.predecessors.is_empty()
+}
