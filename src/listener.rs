@@ -142,6 +142,10 @@ pub fn set_options(socket: &OwnedFd, listen: &Listen, config: &Config) -> Result
     let step = |operation| move |source| describe(listen, operation, source);
     let socket = SockRef::from(socket);
     set_inherited(&socket, config).map_err(step("setting socket options"))?;
+    // One that was ended would listen again, but not at its port.
+    if socket.is_listener().is_ok_and(|listens| !listens) {
+        return Ok(());
+    }
     // On a socket that listens already this changes the backlog, and nothing else.
     socket.listen(backlog(config)).map_err(step("listen"))
 }

@@ -224,6 +224,9 @@ pub struct SlotStatus {
     /// For how long the worker has not run its loop, if it should have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stalled_ms: Option<u64>,
+    /// For how long one of its listeners has listened no more and could not be bound again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost_listener_ms: Option<u64>,
     /// The sibling that serves the queue, if it is lent.
     pub lent_to: Option<SlotId>,
     /// Who waits, for each address that the slot listens on.
@@ -321,8 +324,8 @@ impl Status {
     /// readiness: `/readyz`, `status --ready`, the agent, the metric and the service manager's
     /// status line use it.
     ///
-    /// A server is ready if it serves, is in rotation, and somebody accepts from every queue: the
-    /// slot's own worker or a sibling. A queue without anybody is tolerated for
+    /// A server is ready if it serves, is in rotation, listens on every listener, and somebody
+    /// accepts from every queue: the slot's own worker or a sibling. A queue without anybody is tolerated for
     /// [`UNSERVED_GRACE`], within which a successor or a sibling takes over. A slot that has never
     /// had a worker, or has left, has no queue that anybody could wait in.
     #[must_use]
@@ -339,6 +342,10 @@ impl Status {
             } = slot;
             if slot.stalled_ms.is_some() {
                 return Some(format!("slot {id} is {}", slot.condition()));
+            }
+            if let Some(lost) = slot.lost_listener_ms {
+                let age = figures::age(lost);
+                return Some(format!("slot {id} lost a listener {age} ago"));
             }
             let known = matches!(&**queue, "served" | "lent" | "unbound" | "closed");
             let grace = u64::try_from(UNSERVED_GRACE.as_millis()).unwrap_or(u64::MAX);

@@ -63,7 +63,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 use crate::clock::{self, Tick};
 use crate::config::{CommandLine, Config, LOCK_ASKERS_REST, Launch, LogFormat, STALL_CHECK_EVERY};
 use crate::control::Rotation;
-use crate::identity::{RequestId, SlotId, WorkerId};
+use crate::identity::{RequestId, WorkerId};
 use crate::log;
 use crate::port::Lock;
 use crate::sys::hangup;
@@ -77,6 +77,7 @@ use evidence::Evidence;
 use killed::Killed;
 use machine::{Event, Machine, Policy, ScaleTo, Verdict, Wanted};
 use releases::{Release, Releases};
+use relisten::Rebind;
 use resources::SlotResources;
 use systemd::Systemd;
 use terminal::{Hangup, Terminal};
@@ -149,7 +150,7 @@ pub struct Supervisor {
     announcement: Option<Announcement>,
     verdict: Option<Verdict>,
     /// Workers that wait for listeners in place of lost ones, and of which slot.
-    rebinds: Vec<(WorkerId, SlotId)>,
+    rebinds: Vec<Rebind>,
     /// When that is tried again.
     rebind_at: Option<Tick>,
     /// When the lengths of the accept queues are looked at again.

@@ -13,8 +13,10 @@ use nix::unistd::geteuid;
 use procfs::net::TcpState;
 use socket2::SockRef;
 
+use self::support::image::Image;
 use self::support::netns::isolated;
 use self::support::observe::{count_sockets, descriptors, owner, until};
+use self::support::planned::Planned;
 use self::support::{Client, DEADLINE, Server, Watched, own_address};
 
 fn start_on(addr: SocketAddr, more: &[&str]) -> Server {
@@ -306,4 +308,40 @@ fn lost_listener_is_bound_again() {
     for client in &mut kept {
         client.roundtrip(b"and in the next worker");
     }
+}
+
+/// What cannot be bound is seen wherever somebody looks, and is tried again by the next program, too.
+#[test]
+fn lost_listener_makes_unready_across_an_upgrade() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can reach into another process");
+        return;
+    }
+    let listen = format!("--listen={}", SocketAddr::from((own_address(), 0)));
+    let planned = Planned::start(&[&listen, "--workers=1", "--bake-time=0s"]);
+    let server = &planned.server;
+    planned.install(Image::copy(planned.folder()).with_faults("relisten.bind=fail"));
+    server.upgrade().expect_success();
+    assert_eq!(end_listeners(server), 1);
+    let line = server.wait_log(|line| line.contains("listener not bound again "));
+    let worker = "worker=\"slot 0 generation 2\"";
+    assert!(line.contains(worker), "{line}");
+    let status = server.status_json();
+    assert!(status["slots"][0]["lost_listener_ms"].is_u64(), "{status}");
+    let ready = server.order(&["status", "--ready"]);
+    assert_ne!(ready.code, 0, "{ready:?}");
+    let screen = server.order(&["status"]).expect_success().stdout;
+    assert!(screen.contains("slot 0 lost a listener"), "{screen}");
+
+    let from = server.log_len();
+    planned.install_good();
+    server.upgrade().expect_success();
+    // For the worker that has asked: the next one would ask itself.
+    server.wait_log_from(from, |line| {
+        line.contains("listeners bound again") && line.contains(worker)
+    });
+    until("it is ready", || {
+        server.order(&["status", "--ready"]).code == 0
+    });
+    Client::connect(server.addr()).roundtrip(b"served again");
 }

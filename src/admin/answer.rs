@@ -103,6 +103,9 @@ mod tests {
         stalled.slots[0].state = "stalled".to_owned();
         stalled.slots[0].stalled_ms = Some(12_000);
         assert_eq!(stalled.unready().unwrap(), "slot 0 is stalled 12s");
+        let mut lost = status("serving", &["served"]);
+        lost.slots[0].lost_listener_ms = Some(5_000);
+        assert_eq!(lost.unready().unwrap(), "slot 0 lost a listener 5s ago");
         for phase in [
             "idle",
             "booting",

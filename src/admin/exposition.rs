@@ -136,6 +136,11 @@ impl Snapshot {
         let help = "Time that the slot's worker has not run its loop; 0 if it does.";
         let unit = Some(&Unit::Seconds);
         family(encoder, "slot_stalled", help, unit, stalled.collect())?;
+        let lost = slots.iter();
+        let lost = lost.map(|it| in_seconds(of_slot(it), it.lost_listener_ms.unwrap_or(0)));
+        let help =
+            "Time that a listener of the slot has been lost and not bound again; 0 if none is.";
+        family(encoder, "slot_listener_lost", help, unit, lost.collect())?;
         let generation = of_each(|slot| slot.generation.0.into());
         let help = "Workers that have lived in the slot.";
         family(encoder, "slot_generation", help, None, generation)?;

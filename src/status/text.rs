@@ -764,6 +764,7 @@ slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
             let one = SlotStatus {
                 unserved_ms: 0,
                 stalled_ms: None,
+                lost_listener_ms: None,
                 slot: SlotId(small.0), pid: Some(small.1), cpu: extras.then_some(small.0),
                 accepted_percent: 100, open_percent: 100, generation: Generation(small.2),
                 release: ReleaseId(small.3), state: text.clone(), age_ms: numbers[0],

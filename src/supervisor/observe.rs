@@ -142,6 +142,7 @@ impl Supervisor {
                 None => slot.state.name().to_owned(),
                 Some(_) => "stalled".to_owned(),
             },
+            lost_listener_ms: self.lost_since(slot.id).map(|at| millis_since(at, now)),
             stalled_ms: slot.stalled_since.map(|since| millis_since(since, now)),
             age_ms: millis_since(slot.since, now),
             queue: queue.to_owned(),

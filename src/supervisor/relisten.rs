@@ -7,19 +7,35 @@
 //! Invariants: a worker is sent the listeners of its own slot, or of one that it was lent, only;
 //! what fails is tried again until it succeeds or the worker is gone.
 
+use serde::{Deserialize, Serialize};
+
 use super::Supervisor;
 use super::machine::Queue;
 use crate::clock::{self, Tick};
 use crate::config::REBIND_RETRY;
+use crate::fault;
 use crate::identity::{SlotId, WorkerId};
 use crate::listener;
 use crate::wire::{Lend, Message};
 
+/// A slot whose listeners are to be bound again, and who waits for them.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Rebind {
+    worker: WorkerId,
+    slot: SlotId,
+    /// When that was reported.
+    since: Tick,
+}
+
 impl Supervisor {
     /// A worker has found that a listener of `slot` listens no more.
     pub(super) fn listener_lost(&mut self, worker: WorkerId, slot: SlotId) {
-        self.rebinds.push((worker, slot));
         let now = clock::now();
+        self.rebinds.push(Rebind {
+            worker,
+            slot,
+            since: now,
+        });
         self.rebind_at = Some(now);
         self.rebind_due(now);
     }
@@ -30,41 +46,60 @@ impl Supervisor {
             return;
         }
         self.rebind_at = None;
-        for (worker, slot) in std::mem::take(&mut self.rebinds) {
+        for rebind in std::mem::take(&mut self.rebinds) {
+            let Rebind { worker, slot, .. } = rebind;
             if !self.accepts_from(worker, slot) {
                 continue;
             }
             let (addresses, config) = (&self.addresses, &self.releases.in_force().config);
             let bind = |index: usize| {
+                fault::fail("relisten.bind").map_err(|error| error.to_string())?;
                 let bound = listener::bind(&addresses[index], config);
-                bound.map(|(socket, _)| socket)
+                bound
+                    .map_err(|error| error.to_string())
+                    .map(|(socket, _)| socket)
             };
-            match self.slots[slot.index()].replace_lost(bind) {
+            match self.slots[slot.index()].replace_lost(addresses, bind) {
                 Ok(()) => {
                     tracing::warn!(%worker, slot = slot.0, "listeners bound again");
-                    self.send_listeners(worker, slot);
+                    self.send_listeners(rebind);
                 }
                 Err(error) => {
                     tracing::error!(%worker, slot = slot.0, %error, "listener not bound again");
-                    self.rebinds.push((worker, slot));
+                    self.rebinds.push(rebind);
                     self.rebind_at = Some(now + REBIND_RETRY);
                 }
             }
         }
     }
 
-    fn send_listeners(&mut self, worker: WorkerId, slot: SlotId) {
-        let listeners = self.slots[slot.index()].listeners().iter();
+    /// Since when a listener of `slot` is lost, if one is.
+    pub(super) fn lost_since(&self, slot: SlotId) -> Option<Tick> {
+        let lost = self.rebinds.iter().filter(|rebind| rebind.slot == slot);
+        lost.map(|rebind| rebind.since).min()
+    }
+
+    /// Sends them to the worker that waits, and to those that are to follow it and adopted the old
+    /// ones.
+    fn send_listeners(&mut self, rebind: Rebind) {
+        let Rebind { worker, slot, .. } = rebind;
+        let resources = &self.slots[slot.index()];
+        let listeners = resources.listeners().iter();
         let copies: Result<Vec<_>, _> = listeners.map(|it| it.try_clone()).collect();
+        let children = resources.children().iter().map(|child| child.worker);
+        let follows = |it: &WorkerId| slot == worker.slot && it.generation > worker.generation;
+        let followers: Vec<_> = children.filter(follows).collect();
         match copies {
             Ok(copies) => {
                 let borrowed: Vec<_> = copies.iter().map(std::os::fd::AsFd::as_fd).collect();
-                self.say(worker, Message::Lend(Lend { slot }), &borrowed);
+                for receiver in std::iter::once(worker).chain(followers) {
+                    self.say(receiver, Message::Lend(Lend { slot }), &borrowed);
+                }
                 self.store_listeners(slot);
             }
             Err(error) => {
                 tracing::error!(%worker, slot = slot.0, %error, "listener not bound again");
-                self.rebinds.push((worker, slot));
+                self.rebinds.push(rebind);
                 self.rebind_at = Some(clock::now() + REBIND_RETRY);
             }
         }

@@ -182,18 +182,23 @@ impl SlotResources {
         result
     }
 
-    /// Has every listener that listens no more replaced by what `bind` makes for its address, which
-    /// is given by number.
+    /// Has every listener that listens no more at its address replaced by what `bind` makes for that,
+    /// which is given by number.
     ///
     /// # Errors
     /// The first that `bind` returned; those before it are replaced.
     pub(super) fn replace_lost<E>(
         &mut self,
+        addresses: &[Listen],
         bind: impl Fn(usize) -> Result<OwnedFd, E>,
     ) -> Result<(), E> {
         for (index, listener) in self.listeners.iter_mut().enumerate() {
-            let listens = SockRef::from(&*listener).is_listener();
-            if listens.is_ok_and(|listens| !listens) {
+            let socket = SockRef::from(&*listener);
+            // A socket that was ended can be made to listen again, at any port.
+            let port = |at: socket2::SockAddr| at.as_socket().map(|it| it.port());
+            let moved =
+                socket.local_addr().ok().and_then(port) != Some(addresses[index].addr.port());
+            if moved || socket.is_listener().is_ok_and(|listens| !listens) {
                 *listener = bind(index)?;
             }
         }

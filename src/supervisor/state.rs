@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admin::SavedListener;
 use super::machine::{Machine, Snapshot, SnapshotError};
+use super::relisten::Rebind;
 use super::systemd::SavedSystemd;
 use super::terminal::Terminal;
 use super::times::Times;
@@ -86,6 +87,9 @@ pub(super) struct State {
     /// Children that are killed and not reaped.
     #[serde(default)]
     pub(super) killed: Vec<SavedKilled>,
+    /// Lost listeners that are not bound again yet.
+    #[serde(default)]
+    pub(super) rebinds: Vec<Rebind>,
     /// What standard output has not taken.
     #[serde(default)]
     pub(super) announcement: Vec<u8>,

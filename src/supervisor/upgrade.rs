@@ -353,6 +353,7 @@ impl Supervisor {
             terminal: self.terminal,
             signals: Vec::new(),
             hangup: hangup::seen(),
+            rebinds: self.rebinds.clone(),
             killed: self.killed.iter().map(Killed::saved).collect(),
             announcement: self
                 .announcement
