@@ -9,8 +9,8 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
-    Action, Death, Event, Generation, HandoverEnd, Load, Machine, Policy, ReleaseId, RequestId,
-    RestartConnections, ScaleTo, SlotId, Snapshot, WorkerId,
+    Action, Boot, Death, Event, Generation, HandoverEnd, Load, Machine, Policy, Progress,
+    ReleaseId, RequestId, RestartConnections, ScaleTo, SlotId, Snapshot, Wanted, WorkerId,
 };
 
 mod graft;
@@ -37,6 +37,8 @@ struct Limits {
     workers: u8,
     drain: bool,
     hang: bool,
+    stall: bool,
+    boot_all: bool,
     rebalance: Option<u8>,
     spans: [u8; 11],
 }
@@ -56,6 +58,23 @@ enum End {
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
+enum Want {
+    Reload,
+    Upgrade,
+    Exactly(u8),
+    OneMore,
+    OneLess,
+}
+
+/// Who asks for something that may have to wait.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Caller {
+    Signal,
+    Patient,
+    Impatient,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
 enum Step {
     Boot,
     Ready(Who),
@@ -63,17 +82,26 @@ enum Step {
     SpawnFailed(Who),
     Exited(Who, bool),
     ChannelBroken(Who),
+    ChannelClosed(Who),
     Stop,
-    Restart(Limits),
-    Upgrade,
+    Restart(Limits, bool),
+    Upgrade(bool),
+    Requested(Want, Caller, bool),
+    /// Somebody who asked, counted from the latest, does not wait any more.
+    Withdrawn(u8),
+    Cancel,
+    /// What was handed out begins, or whatever else the shell says then.
+    Prepared(Limits),
+    NotPrepared,
+    /// What nobody was handed cannot begin.
+    NotBegun(Want, u8),
     PreflightPassed,
     PreflightFailed,
     ExecFailed,
     Resumed(Limits),
-    Scale(u8),
-    OneMore,
-    OneLess,
+    Scale(Want, bool),
     HandedOver(Who, End),
+    Progress(Who, Who, [u8; 3]),
     Rebalanced(Who, u8, End),
     Loads(u64),
     Pulse(Who, u8),
@@ -106,7 +134,27 @@ impl Limits {
             handover_timeout: span(9),
             handshake_timeout: span(10),
             hang_timeout: self.hang.then(|| span(0)),
+            stall_check: self.stall.then(|| span(10)),
+            boot: if self.boot_all { Boot::All } else { Boot::Any },
             rebalance: self.rebalance.map(u16::from),
+        }
+    }
+}
+
+impl Want {
+    fn wanted(self) -> Wanted {
+        match self {
+            Self::Reload => Wanted::Reload,
+            Self::Upgrade => Wanted::Upgrade,
+            Self::Exactly(_) | Self::OneMore | Self::OneLess => Wanted::Scale(self.to()),
+        }
+    }
+
+    fn to(self) -> ScaleTo {
+        match self {
+            Self::Exactly(to) => ScaleTo::Exactly(u16::from(to) % (WORKERS_MAX + 1)),
+            Self::OneMore | Self::Reload => ScaleTo::By(1),
+            Self::OneLess | Self::Upgrade => ScaleTo::By(-1),
         }
     }
 }
@@ -128,6 +176,8 @@ struct World {
     alive: Vec<WorkerId>,
     releases: u32,
     requests: u64,
+    /// What the shell was handed and has not come back with.
+    handed: Option<(RequestId, Wanted)>,
     exited: bool,
 }
 
@@ -160,24 +210,68 @@ impl World {
                 Event::ChannelBroken { worker: self.who(who), cause: cause() }
             }
             Step::Stop => Event::Stop { by: "SIGTERM".to_owned() },
-            Step::Restart(limits) => {
+            Step::ChannelClosed(who) => Event::ChannelClosed { worker: self.who(who) },
+            Step::Restart(limits, drain) => {
                 let request = self.request();
                 let release = self.release();
-                Event::Restart { request, release, policy: limits.policy() }
+                Event::Restart { request, release, policy: limits.policy(), drain }
             }
-            Step::Upgrade => Event::Upgrade { request: self.request() },
+            Step::Upgrade(drain) => Event::Upgrade { request: self.request(), drain },
+            Step::Requested(want, caller, drain) => {
+                let wanted = match (want, caller) {
+                    // No signal names a number.
+                    (Want::Exactly(_), Caller::Signal) => Wanted::Reload,
+                    (want, _) => want.wanted(),
+                };
+                let (request, wait) = match caller {
+                    Caller::Signal => (RequestId::NOBODY, true),
+                    Caller::Patient => (self.request(), true),
+                    Caller::Impatient => (self.request(), false),
+                };
+                Event::Requested { request, wanted, wait, drain }
+            }
+            Step::Withdrawn(back) => {
+                Event::Withdrawn { request: RequestId(self.requests.saturating_sub(back.into())) }
+            }
+            Step::Cancel => Event::Cancel { request: self.request(), by: "somebody".to_owned() },
+            Step::Prepared(limits) => {
+                let Some((request, wanted)) = self.handed.take() else { return };
+                let drain = limits.drain;
+                match wanted {
+                    Wanted::Reload => {
+                        let release = self.release();
+                        Event::Restart { request, release, policy: limits.policy(), drain }
+                    }
+                    Wanted::Upgrade => Event::Upgrade { request, drain },
+                    Wanted::Scale(to) => Event::Scale { request, to, drain },
+                }
+            }
+            Step::NotPrepared => {
+                let Some((request, wanted)) = self.handed.take() else { return };
+                Event::NotBegun { request, wanted, cause: cause() }
+            }
+            Step::NotBegun(want, request) => Event::NotBegun {
+                request: RequestId(request.into()),
+                wanted: want.wanted(),
+                cause: cause(),
+            },
             Step::PreflightPassed => Event::PreflightPassed,
             Step::PreflightFailed => Event::PreflightFailed { cause: cause() },
             Step::ExecFailed => Event::ExecFailed { cause: cause() },
             Step::Resumed(limits) => {
                 Event::Resumed { release: self.release(), policy: limits.policy() }
             }
-            Step::Scale(to) => {
-                let to = ScaleTo::Exactly(u16::from(to) % (WORKERS_MAX + 1));
-                Event::Scale { request: self.request(), to }
+            Step::Scale(want, drain) => {
+                Event::Scale { request: self.request(), to: want.to(), drain }
             }
-            Step::OneMore => Event::Scale { request: self.request(), to: ScaleTo::By(1) },
-            Step::OneLess => Event::Scale { request: self.request(), to: ScaleTo::By(-1) },
+            Step::Progress(from, to, [sent, settled, answered]) => {
+                let progress = Progress {
+                    sent: sent.into(),
+                    settled: settled.into(),
+                    answered: answered.into(),
+                };
+                Event::Progress { from: self.who(from), to: self.who(to), progress }
+            }
             Step::HandedOver(who, end) => {
                 let worker = self.who(who);
                 Event::HandedOver { worker, moved: u32::MAX, left: 1, end: end.end() }
@@ -248,13 +342,20 @@ impl World {
                     self.spawned.push(worker);
                     self.alive.push(worker);
                 }
-                Action::Exit(_) => self.exited = true,
+                Action::Begin { request, wanted, .. } => self.handed = Some((request, wanted)),
+                // The child that reads the configuration has ended; there is nothing to come back.
+                Action::AbortPreflight => self.handed = None,
+                Action::Exit(_) => {
+                    self.exited = true;
+                    assert_eq!(self.machine.operation(), None, "nothing begins after the exit");
+                }
                 _ => {}
             }
         }
         let _ = self.machine.operation();
+        let _ = self.machine.pending();
         for slot in self.machine.slots() {
-            let _ = slot.state.name();
+            let _ = (slot.state.name(), slot.stalled_since);
         }
     }
 }
@@ -280,6 +381,7 @@ fuzz_target!(|history: History| {
         alive: Vec::new(),
         releases: ReleaseId::FIRST.0,
         requests: 0,
+        handed: None,
         exited: false,
     };
     for step in history.before.iter().take(STEPS_MAX) {
@@ -293,7 +395,7 @@ fuzz_target!(|history: History| {
             return;
         };
         now = world.now;
-        world = World { machine, now, exited: false, ..world };
+        world = World { machine, now, handed: None, exited: false, ..world };
         // What it had decided may have been changed, so what it says of an end is no matter.
         while world.machine.poll_action().is_some() {}
     }
