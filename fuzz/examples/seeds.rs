@@ -17,8 +17,8 @@ use uppercased::proxy_header::{Version, encode};
 use uppercased::status::Status;
 use uppercased::wire::{
     AgentAnswers, Ask, Draining, Envelope, Failed, HandOver, HandedOver, HandoverEnd, Leave, Lend,
-    Listen, Message, Ping, Preflight, Ready, Recall, Resolve, Resolved, Sandboxed, Serve, Start, StartAdmin, Stop,
-    TakeOver, Told,
+    Listen, Message, Ping, Preflight, Ready, Recall, Resolve, Resolved, Sandboxed, Serve, Start,
+    StartAdmin, Stop, TakeOver, Told,
 };
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -100,7 +100,7 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
             cause: "why".into(),
         }),
         Message::Lend(Lend { slot }),
-        Message::ListenerLost(wire::ListenerLost { slot }),
+        Message::ListenerLost(uppercased::wire::ListenerLost { slot }),
         Message::Recall(Recall { slot, last: true }),
         Message::Stop(Stop {
             lame_duck_ms: 1,
@@ -130,7 +130,9 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
         Message::Ping(Ping {}),
         Message::Preflight(Preflight {}),
         Message::Resolve(Resolve {}),
-        Message::Resolved(Resolved { config: serde_json::to_value(Config::default()).unwrap() }),
+        Message::Resolved(Resolved {
+            config: serde_json::to_value(uppercased::config::Config::default()).unwrap(),
+        }),
         Message::StartAdmin(Box::new(StartAdmin {
             config,
             http: true,
@@ -150,9 +152,18 @@ fn control() -> Outcome<Vec<Vec<u8>>> {
     let mut seeds = Vec::new();
     for request in [
         Request::Reload(Options::default()),
-        Request::Upgrade(Options { wait: true, drain: true }),
-        Request::Scale { workers: ScaleTo::Exactly(3), options: Options::default() },
-        Request::Scale { workers: ScaleTo::By(-1), options: Options::default() },
+        Request::Upgrade(Options {
+            wait: true,
+            drain: true,
+        }),
+        Request::Scale {
+            workers: ScaleTo::Exactly(3),
+            options: Options::default(),
+        },
+        Request::Scale {
+            workers: ScaleTo::By(-1),
+            options: Options::default(),
+        },
         Request::Rotation {
             to: Rotation::Drain,
         },
@@ -203,8 +214,13 @@ fn handover() -> Vec<Vec<u8>> {
         Handover::Begin { coming: 3 },
         Handover::Batch(vec![Ok(one.clone()), Ok(waiting), Ok(one)]),
         Handover::End { moved: 3 },
-        Handover::Acknowledged { taken: 3, left: None },
-        Handover::Declined { cause: "no descriptor".into() },
+        Handover::Acknowledged {
+            taken: 3,
+            left: None,
+        },
+        Handover::Declined {
+            cause: "no descriptor".into(),
+        },
         Handover::Refused {
             cause: "full".into(),
         },
