@@ -32,7 +32,7 @@ pub(super) struct Roll {
     pub(super) policy: Policy,
     pub(super) course: Course,
     /// The first worker of the new release that serves is being watched, or has stood the test.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) watched: bool,
     /// Slots that did not serve when the roll began and have not since. The new release is tried
     /// there once, and that it does not start either is no failure of the roll.
