@@ -495,7 +495,7 @@ fn a_limit_on_the_size_of_files_is_an_error_with_a_name() {
         .args(["--workers=1", "--listen=127.0.0.1:0"])
         .expect_failure();
     assert_eq!(code, 1, "{said}");
-    assert!(said.contains("File too large"), "{said}");
+    assert!(said.contains("RLIMIT_FSIZE"), "{said}");
 }
 
 #[test]
