@@ -74,6 +74,7 @@ fn there_is_a_page_for_each_command_and_for_the_file() {
     let expected = [
         "uppercased-bench-compare.1",
         "uppercased-bench.1",
+        "uppercased-cancel.1",
         "uppercased-check.1",
         "uppercased-client.1",
         "uppercased-completions.1",

@@ -172,10 +172,16 @@ impl Machine {
         if let Some(progress) = self.operation() {
             return Some(format!("{progress}; try again when it is done"));
         }
-        // Those that have no time limit would keep everybody waiting.
-        let in_time = |it: &&Predecessor| !matches!(it.stage, PredecessorStage::Leaving { deadline, .. } if deadline == Tick::MAX);
-        let leaving = self.slots.iter().flat_map(|slot| &slot.predecessors);
-        let leaving = leaving.filter(in_time);
+        // Those that have no time limit would keep everybody waiting, unless their slot has left: until
+        // they are gone its place is taken.
+        let counts = |slot: &Slot, it: &Predecessor| {
+            slot.queue == Queue::Closed
+                || !matches!(it.stage, PredecessorStage::Leaving { deadline, .. } if deadline == Tick::MAX)
+        };
+        let leaving = self.slots.iter().flat_map(|slot| {
+            let counted = move |it: &&Predecessor| counts(slot, it);
+            slot.predecessors.iter().filter(counted)
+        });
         let count = leaving.clone().count();
         if count == 0 {
             return None;
@@ -186,10 +192,13 @@ impl Machine {
             | PredecessorStage::Stopping
             | PredecessorStage::Killing { .. } => now,
         });
-        let at_most = until.max().unwrap_or(now).since(now);
+        let for_how_long = match until.max().unwrap_or(now) {
+            Tick::MAX => "until their clients leave".to_owned(),
+            until => format!("for at most {:?}", until.since(now)),
+        };
         Some(format!(
             "old workers still serve connections that an earlier operation left with them \
-             ({count} of them, for at most {at_most:?}); try again then"
+             ({count} of them, {for_how_long}); try again then"
         ))
     }
 

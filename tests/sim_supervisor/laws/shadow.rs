@@ -160,8 +160,11 @@ impl Shadow {
         self.serves() || (self.life == Life::Retired && self.handing_over().is_some())
     }
 
-    /// Somebody leaves it who has a time for that.
+    /// Somebody leaves it who has a time for that, or whose place is taken until then.
     pub(super) fn is_being_left(&self) -> bool {
+        if self.closed && !self.others.is_empty() {
+            return true;
+        }
         let timed = |it: &Other| !matches!(it.part, Part::Leaving { by, .. } if by == Tick::MAX);
         self.others.values().any(timed)
     }
