@@ -564,7 +564,8 @@ impl Laws {
             self.leaving_fails(since, now);
         }
         self.spread = Some(self.listening());
-        let end = KILL_GRACE + 2 * (KERNEL_DELAY_MAX + SHELL_DELAY_MAX);
+        // The last ones have a grace to exit, and one more to be reaped once they are killed.
+        let end = 2 * KILL_GRACE + 2 * (KERNEL_DELAY_MAX + SHELL_DELAY_MAX);
         if let Some(operation) = &mut self.operation {
             operation.bound = now.since(operation.since) + end;
         }
