@@ -401,7 +401,7 @@ fn told(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
         machine: machine(cpus),
         target: subject.name.clone(),
         plan: plan.summary(),
-        measured_ms: millis(findings.measured()),
+        measured_ms: millis_up(findings.measured()),
         totals,
         failures: findings.failures(),
         first_failures: findings.first_failures(load.origin),
@@ -491,4 +491,22 @@ fn machine(cpus: u16) -> Machine {
 fn unix_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, millis)
+}
+
+/// Returns whole milliseconds, rounded up: a measurement shorter than one is no time of zero, and no
+/// rate is shown that is higher than it was.
+fn millis_up(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shortest_measurement_takes_a_millisecond() {
+        assert_eq!(millis_up(Duration::ZERO), 0);
+        assert_eq!(millis_up(Duration::from_nanos(1)), 1);
+        assert_eq!(millis_up(Duration::from_millis(7)), 7);
+    }
 }
