@@ -374,7 +374,7 @@ fn settle(args: &[OsString]) -> Result<Config, String> {
     match parse(args.iter().cloned(), std::env::vars_os()) {
         Ok(Command::Serve(launch)) => Ok(launch.config),
         Ok(_) => Err("these are not the arguments of a server".to_owned()),
-        // Whoever shows it makes it visible; it goes through a log or a reply first.
+        // The text is escaped where it is shown: it passes through a log or a reply first.
         Err(error) => Err(error.to_string()),
     }
 }
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn settled_mistake_is_escaped_by_whoever_shows_it() {
+    fn settled_mistake_is_escaped_where_shown() {
         let args = ["uppercased", "-c", "/no\nwhere"].map(OsString::from);
         let cause = settle(&args).unwrap_err();
         assert!(cause.contains("/no\nwhere"), "{cause:?}");

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_takes_new_options_and_keeps_its_queue() {
+    fn listener_takes_new_options_and_keeps_queue() {
         let first = Config {
             backlog: Some(1),
             keepalive: Some(Duration::from_secs(7)),

@@ -1013,7 +1013,7 @@ fn ipv6_zone_may_be_a_name() {
 }
 
 #[test]
-fn ctrl_c_ends_it_in_order_with_what_was_found() {
+fn ctrl_c_ends_run_with_results() {
     let (there, arrived) = std::sync::mpsc::channel();
     let there = std::sync::Mutex::new(there);
     let bad = Bad::serve(move |number, mut stream| {

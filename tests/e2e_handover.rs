@@ -389,7 +389,7 @@ fn a_format_that_is_not_read_is_refused_and_the_predecessor_drains() {
 }
 
 #[test]
-fn worker_without_room_leaves_the_rest_to_its_peer() {
+fn worker_without_room_leaves_rest_to_peer() {
     let mut slot = Slot::new(Config::default());
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 4);

@@ -641,7 +641,7 @@ fn boot_serves_without_a_worker_that_fails() {
 }
 
 #[test]
-fn boot_of_all_ends_with_a_worker_that_fails() {
+fn boot_of_all_ends_with_failing_worker() {
     let (code, said) = Server::builder()
         .args(["--listen=127.0.0.1:0", "--workers=2", "--boot=all"])
         .env("FAULT_POINTS", "worker.starting.slot1=exit")

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn degraded_server_is_ready_and_says_what_is_missing() {
+    fn degraded_server_is_ready_and_names_missing() {
         let mut status = status("serving", &["served", "lent", "unbound"]);
         assert_eq!(status.unready(), None);
         status.slots[1].slot = crate::identity::SlotId(1);

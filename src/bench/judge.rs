@@ -153,7 +153,7 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judgement {
     }
 }
 
-/// What is wrong with the runs of a command, if anything.
+/// Returns the problem with the runs of a command, if there is one.
 fn failed_command(ran: &Ran, measured: Duration) -> Option<String> {
     let (command, runs) = (&ran.job.action, ran.marks.len());
     if runs == 0 {
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn command_that_never_ran_or_failed_is_a_problem() {
+    fn failed_or_missing_command_is_a_problem() {
         let mark = |exit_code| Mark {
             exit_code,
             ..Mark::default()

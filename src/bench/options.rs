@@ -114,7 +114,7 @@ pub struct Job {
     pub first: Duration,
     /// The distance to the next time; `None`: once.
     pub every: Option<Duration>,
-    /// What is run.
+    /// The command.
     pub action: Action,
 }
 

@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn full_device_is_an_error_and_a_pipe_without_reader_too() {
+    fn full_device_and_unread_pipe_are_errors() {
         let error = write(Path::new("/dev/full"), "text").unwrap_err();
         assert!(error.to_string().contains("No space left"), "{error}");
         let folder = tempfile::tempdir().unwrap();

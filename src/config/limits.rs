@@ -122,7 +122,7 @@ pub const REBALANCE_REST_MAX: Duration = Duration::from_secs(600);
 /// to say one, which is answered. A client that was let in and has asked at once is not turned away.
 pub const FIRST_WORD: Duration = Duration::from_secs(1);
 
-/// Clients of the control socket at once. One more takes the place of one that is slow, and is told
+/// Clients of the control socket at once. One more replaces a slow one, and is told
 /// to come back if all of them wait for an answer.
 pub const CONTROL_CLIENTS_MAX: usize = 32;
 

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flood_writes_one_line_a_second_and_loses_none() {
+    fn flood_writes_one_line_per_second() {
         let mut tally = Tally::<2>::default();
         let at = Tick::from_millis;
         let mut lines = Vec::new();
