@@ -500,8 +500,8 @@ pub static SETTINGS: &[Setting] = &[
         default: "any",
         example: "all",
         help: "Which workers must start for the server to serve",
-        long_help: "any: the server serves as soon as every worker has been tried and the first \
-                    one serves; workers that could not start are tried again, with pauses. The \
+        long_help: "any: the server serves once the first worker does. Workers start in order; one \
+                    that cannot start is tried again, with pauses, and those after it wait. The \
                     server says that it is degraded meanwhile. all: one worker that cannot start \
                     ends the start.",
     },
