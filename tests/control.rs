@@ -17,6 +17,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use uppercased::status::{Look, SlotStatus, Status};
 
+use support::image::Image;
 use support::{DEADLINE, Watched, in_background};
 
 /// What a run left behind.
@@ -417,11 +418,9 @@ fn another_users_server_is_not_taken_for_none() {
     let path = place.path().join("7.sock");
     let _server = UnixListener::bind(&path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    // Where the program was built others may not look.
-    let program = place.path().join("uppercased");
-    fs::copy(env!("CARGO_BIN_EXE_uppercased"), &program).unwrap();
-    let outcome = Command::new(&program)
+    // Another user may not be able to read the build folder.
+    let program = Image::for_every_user(place.path());
+    let outcome = Command::new(program.path())
         .arg("status")
         .env("RUNTIME_DIRECTORY", place.path())
         .env_remove("UPPERCASED_CONTROL")

@@ -8,7 +8,6 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -16,6 +15,7 @@ use std::process::{Child, Command, Output, Stdio};
 use nix::poll::PollFlags;
 
 use self::support::adversity::skipped;
+use self::support::image::Image;
 use self::support::{DEADLINE, Server, in_background, poll_one};
 
 /// The line client of old: it sends each line with the NUL that ends it, and reads as much.
@@ -294,14 +294,10 @@ fn a_privileged_port_without_the_right_to_it_is_refused() {
         skipped(test, "every port is free for everybody on this machine");
         return;
     }
-    // Where the program was built, another user may not be able to look.
+    // Another user may not be able to read the build folder.
     let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("uppercased");
-    fs::copy(env!("CARGO_BIN_EXE_uppercased"), &program).unwrap();
-    for path in [folder.path(), &program] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let mut command = Command::new(&program);
+    let program = Image::for_every_user(folder.path());
+    let mut command = Command::new(program.path());
     command.args(["--listen", "127.0.0.1:80"]);
     if rustix::process::geteuid().is_root() {
         command.uid(65_534).gid(65_534);

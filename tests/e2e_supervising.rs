@@ -8,8 +8,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -435,14 +434,6 @@ fn a_strange_address_is_refused_and_nothing_stays() {
     assert!(Client::try_connect(addr).is_err());
 }
 
-/// A program that runs `script`, in which `"$@"` are the server's arguments.
-fn wrapped(folder: &Path, script: &str) -> PathBuf {
-    let path = folder.join("wrapped");
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("an own folder");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("an own file");
-    path
-}
-
 const PROGRAM: &str = env!("CARGO_BIN_EXE_uppercased");
 
 #[test]
@@ -467,7 +458,7 @@ fn the_first_process_of_a_container_buries_orphans() {
         return;
     }
     let server = Server::builder()
-        .program(wrapped(folder.path(), &script))
+        .program(Image::script(folder.path(), &script).path())
         .args(["--workers=1", "--listen=127.0.0.1:0"])
         .start();
     let first = children(server.pid())[0];
@@ -491,7 +482,7 @@ fn a_limit_on_the_size_of_files_is_an_error_with_a_name() {
     let folder = tempfile::tempdir().unwrap();
     let script = format!("ulimit -f 0; exec '{PROGRAM}' \"$@\"");
     let (code, said) = Server::builder()
-        .program(wrapped(folder.path(), &script))
+        .program(Image::script(folder.path(), &script).path())
         .args(["--workers=1", "--listen=127.0.0.1:0"])
         .expect_failure();
     assert_eq!(code, 1, "{said}");

@@ -5,7 +5,7 @@ mod support;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::symlink;
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
@@ -318,18 +318,15 @@ fn signal_survives_exec_that_fails() {
 fn nothing_begins_without_room_for_every_connection() {
     let folder = tempfile::tempdir().expect("a folder of its own");
     // Where memory is limited, a worker has room for what the configuration says, and no more.
-    let wrapped = folder.path().join("limited");
     let script = format!(
-        "#!/bin/sh\nulimit -f 1000000; exec '{}' \"$@\"\n",
+        "ulimit -f 1000000; exec '{}' \"$@\"",
         env!("CARGO_BIN_EXE_uppercased")
     );
-    std::fs::write(&wrapped, script).expect("write a script");
-    let executable = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(&wrapped, executable).expect("make it executable");
+    let limited = Image::script(folder.path(), &script);
     let config = folder.path().join("uppercased.toml");
     std::fs::write(&config, "max_connections = 20\n").expect("write the configuration");
     let server = Server::builder()
-        .program(wrapped)
+        .program(limited.path())
         .args(["--config", config.to_str().expect("a plain path")])
         .args(["--listen=127.0.0.1:0", "--workers=1", "--bake-time=0s"])
         .args(["--drain-timeout=60s"])

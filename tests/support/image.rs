@@ -1,10 +1,8 @@
-//! Copies of the program that are not quite it: for what a restart or an upgrade must cope with
-//! when the file on disk is replaced.
+//! Executable files that a test makes: copies of the program, also damaged ones, and scripts.
 //!
-//! This process never has a copy open for writing. Another thread of it may fork at any moment,
-//! and its child would hold that descriptor until it executes; whoever executes the copy
-//! meanwhile is told that the file is busy. So files are written by children, and are closed for
-//! good when those have ended.
+//! The test process never opens such a file for writing. Another thread may fork at any moment, and
+//! its child holds a copy of that descriptor until it executes; until then `execve` of the file fails
+//! with ETXTBSY. Child processes write these files, and no descriptor is left when they have exited.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -37,11 +35,31 @@ impl Image {
         Self::copy_of(found.expect("every system has true"), folder)
     }
 
+    /// A shell script; `"$@"` in it are the arguments that it is started with.
+    #[track_caller]
+    pub fn script(folder: &Path, script: &str) -> Self {
+        let path = next_path(folder);
+        let create = OsStr::new("cat > \"$0\" && chmod 755 \"$0\"");
+        let text = format!("#!/bin/sh\n{script}\n");
+        let arguments = [OsStr::new("-c"), create, path.as_os_str()];
+        run("sh", &arguments, text.as_bytes());
+        Self { path }
+    }
+
+    /// The program as built, in `folder`, executable by every user.
+    #[track_caller]
+    pub fn for_every_user(folder: &Path) -> Self {
+        let image = Self::copy(folder);
+        for path in [folder, image.path()] {
+            let permissions = Permissions::from_mode(0o755);
+            fs::set_permissions(path, permissions).expect("change the mode of an own file");
+        }
+        image
+    }
+
     #[track_caller]
     fn copy_of(program: &Path, folder: &Path) -> Self {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = folder.join(format!("image-{number}"));
+        let path = next_path(folder);
         run("cp", &[program.as_os_str(), path.as_os_str()], b"");
         Self { path }
     }
@@ -94,6 +112,11 @@ impl Image {
             path: target.to_owned(),
         }
     }
+}
+
+fn next_path(folder: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    folder.join(format!("image-{}", COUNT.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// Runs a command with `input`, and waits for it.
