@@ -9,40 +9,28 @@
 //!
 //! It must not decide (the machine does) nor import the worker (they share `wire` and `memory`).
 
-mod activation;
+mod actions;
 mod admin;
-mod announcement;
 pub mod backoff;
 mod boot;
-mod carry;
-mod children;
 mod control;
-mod evidence;
 pub mod exchange;
-mod inheritance;
-mod killed;
+mod fleet;
 pub mod machine;
-mod notify;
-mod observe;
-mod operations;
-mod orphans;
-mod placement;
-mod program;
-mod queues;
-mod releases;
-mod relisten;
+mod reaper;
 mod report;
-mod resources;
+mod requests;
 mod resume;
+mod signals;
 pub mod slot;
 pub mod snapshot;
+mod socket_file;
 mod state;
+mod status;
 mod systemd;
-mod terminal;
+mod telemetry;
 mod timers;
-mod times;
 mod tokens;
-mod totals;
 mod upgrade;
 
 use std::io;
@@ -70,27 +58,27 @@ use crate::sys::hangup;
 use crate::wire::Listen;
 
 use admin::AdminEndpoint;
-use announcement::Announcement;
-use children::{Child, Heard};
 use control::ControlServer;
-use evidence::Evidence;
-use killed::Killed;
+use fleet::children::{Child, Heard};
+use fleet::releases::{Release, Releases};
+use fleet::relisten::Rebind;
+use fleet::resources::SlotResources;
+use fleet::totals::Former;
 use machine::{Event, Machine, Policy, ScaleTo, Verdict, Wanted};
-use releases::{Release, Releases};
-use relisten::Rebind;
-use resources::SlotResources;
+use reaper::Killed;
+use reaper::evidence::Evidence;
+use signals::terminal::{Hangup, Terminal};
 use systemd::Systemd;
-use terminal::{Hangup, Terminal};
+use telemetry::announcement::Announcement;
+use telemetry::times::Times;
 use timers::{Look, Timers};
-use times::Times;
 use tokens::Source;
-use totals::Former;
 
-pub use activation::Error as ActivationError;
 pub use admin::Error as AdminError;
 pub use boot::{Error, handle_stops, stop_while_starting};
 pub use control::Error as ControlError;
 pub use resume::{examine, is_resuming};
+pub use systemd::activation::Error as ActivationError;
 
 /// Readiness reports taken from the kernel at once.
 const EVENTS_PER_TURN: usize = 256;
@@ -400,7 +388,9 @@ impl Supervisor {
             stop,
             survived,
             reload,
-        } = self.terminal.meaning_of(hangup::take(), terminal::is_open);
+        } = self
+            .terminal
+            .meaning_of(hangup::take(), signals::terminal::is_open);
         if survived {
             tracing::info!("terminal closed, serving on");
         }
@@ -571,7 +561,7 @@ fn signals() -> io::Result<Signals> {
     write.set_nonblocking(true)?;
     hangup::watch()?;
     let mut caught = HANDLED_SIGNALS.concat();
-    if orphans::come_here() {
+    if reaper::orphans::come_here() {
         caught.push(SIGCHLD);
     }
     Signals::with_pipe(read, write, SignalOnly, caught)

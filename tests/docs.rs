@@ -19,7 +19,7 @@ const MACROS: [&str; 5] = [
 const NOT_SHIPPED: &str = "src/fault.rs";
 
 /// The one line whose words are made elsewhere: each of the status, at `SIGUSR1`.
-const FORWARDED: (&str, &str) = ("src/supervisor/observe.rs", "{line}");
+const FORWARDED: (&str, &str) = ("src/supervisor/status.rs", "{line}");
 
 /// The one line that is written by hand, since the log itself has something to say.
 const BY_HAND: (&str, &str) = (

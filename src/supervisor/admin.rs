@@ -24,7 +24,7 @@ use crate::status::AdminStatus;
 use crate::sys::image::Process;
 
 use super::Supervisor;
-use super::control::socket::{self, FileId, SocketFile};
+use super::socket_file::{self, FileId, SocketFile};
 
 mod life;
 mod process;
@@ -348,7 +348,7 @@ fn bind(wanted: &AdminAddr) -> Result<Listener, String> {
     match wanted {
         AdminAddr::Tcp(address) => bind_tcp(*address).map_err(|error| error.to_string()),
         AdminAddr::Unix(path) => {
-            let (listener, file) = socket::bind(path).map_err(|error| error.why())?;
+            let (listener, file) = socket_file::bind(path).map_err(|error| error.why())?;
             Ok(Listener {
                 address: path.display().to_string(),
                 listener: listener.into(),

@@ -20,20 +20,22 @@ use crate::sys::limits::{memory_room, raise_descriptor_limit};
 use crate::sys::signals;
 use crate::wire::Listen;
 
-use super::activation::{self, Given};
 use super::admin::{self, AdminEndpoint};
 use super::control::{self, ControlServer};
-use super::evidence::Evidence;
+use super::fleet::releases::{Limits, NoRoom, Release, Releases, check_memory};
+use super::fleet::totals::Former;
 use super::machine::{Event, Machine, Policy};
-use super::notify::Notifier;
-use super::releases::{Limits, NoRoom, Release, Releases, check_memory};
+use super::reaper::evidence::Evidence;
+use super::reaper::orphans;
+use super::signals::terminal::Terminal;
 use super::systemd::Systemd;
-use super::terminal::Terminal;
-use super::times::Times;
+use super::systemd::activation::{self, Given};
+use super::systemd::notify::Notifier;
+use super::telemetry::times::Times;
 use super::tokens::CONTROL_FIRST;
-use super::totals::Former;
 use super::upgrade::Preflight;
-use super::{STOP_SIGNALS, Supervisor, orphans, policy, program, report};
+use super::upgrade::program;
+use super::{STOP_SIGNALS, Supervisor, policy, report};
 
 /// Why a supervisor cannot even begin.
 #[derive(Debug, thiserror::Error)]

@@ -32,12 +32,11 @@ use crate::identity::RequestId;
 use super::exchange;
 
 mod client;
-pub(super) mod socket;
 
+use super::socket_file::{self, FileId, SocketFile, refused};
 use client::{Client, Flushed, Peer, SavedClient, Seen, State};
-use socket::{FileId, SocketFile, refused};
 
-pub use socket::Error;
+pub use super::socket_file::Error;
 
 /// Takes requests and brings answers back.
 #[derive(Debug)]
@@ -141,7 +140,7 @@ impl ControlServer {
         tokens: Token,
         first_request: RequestId,
     ) -> Result<Self, Error> {
-        let path = socket::default_path(here)?;
+        let path = socket_file::default_path(here)?;
         Self::open_at(&path, registry, tokens, first_request)
     }
 
@@ -151,7 +150,7 @@ impl ControlServer {
         tokens: Token,
         first_request: RequestId,
     ) -> Result<Self, Error> {
-        let (listener, socket) = socket::bind(path)?;
+        let (listener, socket) = socket_file::bind(path)?;
         let listener =
             watch(listener, registry, tokens).map_err(refused(path, "watch the socket"))?;
         Ok(Self {
@@ -362,7 +361,7 @@ impl ControlServer {
 
     /// Clients that are connected stay.
     fn open_again(&mut self, registry: &Registry) -> Result<(), Error> {
-        let (listener, socket) = socket::bind_again(self.path())?;
+        let (listener, socket) = socket_file::bind_again(self.path())?;
         let listener = watch(listener, registry, self.first)
             .map_err(refused(self.path(), "watch the socket"))?;
         // The file before the listener: as long as that lives, no other file has its inode.

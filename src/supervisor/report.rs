@@ -8,10 +8,10 @@ use crate::identity::WorkerId;
 use crate::metrics::{CloseReason, Counter};
 use crate::wire::{HandoverEnd, Listen};
 
-use super::children::Child;
+use super::fleet::children::Child;
+use super::fleet::resources::SlotResources;
+use super::fleet::totals::Totals;
 use super::machine::{Answer, Death, Notice};
-use super::resources::SlotResources;
-use super::totals::Totals;
 
 /// Nothing was refused, and the first worker is about to start.
 pub(super) fn starting(config: &Config, ignored: &[String]) {

@@ -35,18 +35,18 @@ use crate::sys::shared::{Mapping, SharedMemory};
 use crate::wire;
 
 use super::admin::{AdminEndpoint, SavedListener};
-use super::children::{Child, Talk};
 use super::control::ControlServer;
-use super::evidence::Evidence;
-use super::killed::Killed;
+use super::fleet::children::{Child, Talk};
+use super::fleet::releases::{Limits, Release, Releases};
+use super::fleet::resources::SlotResources;
+use super::fleet::totals::Former;
 use super::machine::{Event, Machine};
-use super::notify::Notifier;
-use super::releases::{Limits, Release, Releases};
-use super::resources::SlotResources;
+use super::reaper::Killed;
+use super::reaper::evidence::Evidence;
 use super::state::{SavedSlot, State};
 use super::systemd::Systemd;
+use super::systemd::notify::Notifier;
 use super::tokens::{CONTROL_FIRST, Source};
-use super::totals::Former;
 use super::upgrade::Preflight;
 use super::{Signals, Supervisor, signals};
 

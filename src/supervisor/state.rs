@@ -13,12 +13,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::admin::SavedListener;
+use super::fleet::relisten::Rebind;
+use super::fleet::totals::{Former, Totals};
 use super::machine::{Machine, Snapshot, SnapshotError};
-use super::relisten::Rebind;
+use super::signals::terminal::Terminal;
 use super::systemd::SavedSystemd;
-use super::terminal::Terminal;
-use super::times::Times;
-use super::totals::{Former, Totals};
+use super::telemetry::times::Times;
 use crate::clock::Tick;
 use crate::config::{Config, LogFormat, LogLevel, NeedsStop, check_change, path_bytes};
 use crate::control::Rotation;

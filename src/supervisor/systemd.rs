@@ -8,6 +8,10 @@
 //!
 //! It must not decide what is said, nor when.
 
+pub(crate) mod activation;
+pub(crate) mod inheritance;
+pub(crate) mod notify;
+
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -31,9 +35,9 @@ use crate::memory;
 use crate::status::ServiceManagerStatus;
 
 use super::Supervisor;
+use super::fleet::resources::SlotResources;
 use super::machine::{Life, Planned};
-use super::notify::{Change, Message, Notifier, View, ailing};
-use super::resources::SlotResources;
+use super::systemd::notify::{Change, Message, Notifier, View, ailing};
 use super::tokens::Source;
 
 /// Where messages go, and what is known of how they are taken.

@@ -8,6 +8,8 @@
 //!
 //! Invariant: whatever fails before exec leaves everything as it was.
 
+pub(crate) mod program;
+
 use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -28,11 +30,11 @@ use crate::wire::{self, Envelope, Message};
 
 use super::Supervisor;
 use super::admin::AdminEndpoint;
-use super::children::{Child, death_of, last_words};
-use super::killed::Killed;
+use super::fleet::children::{Child, death_of, last_words};
+use super::fleet::releases::Limits;
+use super::fleet::resources::SlotResources;
 use super::machine::{Death, Event};
-use super::releases::Limits;
-use super::resources::SlotResources;
+use super::reaper::Killed;
 use super::state::{SavedChild, SavedControl, SavedRelease, SavedSlot, State};
 use super::tokens::Source;
 

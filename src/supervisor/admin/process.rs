@@ -15,7 +15,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::channel::{self, Channel};
 use crate::config::{Account, Config, Sandbox};
 use crate::status::Status;
-use crate::supervisor::children::death_of;
+use crate::supervisor::fleet::children::death_of;
 use crate::supervisor::machine::Death;
 use crate::supervisor::tokens::Source;
 use crate::sys::image::{Image, Process};

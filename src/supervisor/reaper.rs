@@ -6,6 +6,9 @@
 //! Invariants: nothing here blocks; a child stays until it is reaped; its channel stays as long, and
 //! is emptied before it is closed (see [`Channel::purge`]).
 
+pub(crate) mod evidence;
+pub(crate) mod orphans;
+
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
@@ -18,7 +21,7 @@ use crate::identity::WorkerId;
 use crate::sys::image::Process;
 
 use super::Supervisor;
-use super::children::death_of;
+use super::fleet::children::death_of;
 use super::state::SavedKilled;
 use super::tokens::Source;
 

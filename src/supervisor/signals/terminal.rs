@@ -17,7 +17,7 @@ use crate::sys::hangup::Senders;
 
 /// What was known when the server was started; goes over into a new program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Terminal {
+pub(crate) struct Terminal {
     /// There was a controlling terminal.
     controls: bool,
     /// SIGHUP was ignored.
@@ -26,18 +26,18 @@ pub(super) struct Terminal {
 
 /// What a SIGHUP means; more than one may have come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Hangup {
+pub(crate) struct Hangup {
     /// The terminal was closed, and the server is to stop.
-    pub(super) stop: bool,
+    pub(crate) stop: bool,
     /// The terminal was closed, and the server is to survive that.
-    pub(super) survived: bool,
+    pub(crate) survived: bool,
     /// A reload is asked for.
-    pub(super) reload: bool,
+    pub(crate) reload: bool,
 }
 
 impl Terminal {
     /// That of this process. Call it before SIGHUP is handled.
-    pub(super) fn of_this_process() -> Self {
+    pub(crate) fn of_this_process() -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         Self {
             controls: is_open(),
@@ -46,7 +46,7 @@ impl Terminal {
     }
 
     /// Says what signals of these senders mean. `open` tells whether there is a terminal now.
-    pub(super) fn meaning_of(self, senders: Senders, open: impl FnOnce() -> bool) -> Hangup {
+    pub(crate) fn meaning_of(self, senders: Senders, open: impl FnOnce() -> bool) -> Hangup {
         let passed_on = senders.leader && self.controls && !open();
         let closed = senders.kernel || passed_on;
         // A signal whose sender is not known is a person's.
@@ -60,7 +60,7 @@ impl Terminal {
 }
 
 /// Whether this process has a controlling terminal.
-pub(super) fn is_open() -> bool {
+pub(crate) fn is_open() -> bool {
     let flags = (OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits();
     let opened = File::options()
         .read(true)

@@ -11,19 +11,19 @@ use mio::Interest;
 
 use crate::log::{Sink, without_ttou};
 
-use super::Supervisor;
-use super::tokens::Source;
+use crate::supervisor::Supervisor;
+use crate::supervisor::tokens::Source;
 
 /// Lines that have not been taken yet.
 #[derive(Debug)]
-pub(super) struct Announcement {
+pub(crate) struct Announcement {
     sink: Sink,
     rest: Vec<u8>,
 }
 
 impl Announcement {
     /// What is still to be written.
-    pub(super) fn rest(&self) -> &[u8] {
+    pub(crate) fn rest(&self) -> &[u8] {
         &self.rest
     }
 
@@ -43,7 +43,7 @@ impl Announcement {
 
 impl Supervisor {
     /// Writes lines to standard output, now or when its reader takes them.
-    pub(super) fn announce(&mut self, lines: Vec<u8>) {
+    pub(crate) fn announce(&mut self, lines: Vec<u8>) {
         if lines.is_empty() {
             return;
         }
@@ -64,7 +64,7 @@ impl Supervisor {
     }
 
     /// Writes what is left; says whether there is more.
-    pub(super) fn go_on_announcing(&mut self) -> bool {
+    pub(crate) fn go_on_announcing(&mut self) -> bool {
         let Some(announcement) = &mut self.announcement else {
             return false;
         };

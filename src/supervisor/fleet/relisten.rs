@@ -9,18 +9,18 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Supervisor;
-use super::machine::Queue;
 use crate::clock::{self, Tick};
 use crate::config::REBIND_RETRY;
 use crate::fault;
 use crate::identity::{SlotId, WorkerId};
 use crate::listener;
+use crate::supervisor::Supervisor;
+use crate::supervisor::machine::Queue;
 use crate::wire::{Lend, Message};
 
 /// A slot whose listeners are to be bound again, and who waits for them.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Rebind {
+pub(crate) struct Rebind {
     worker: WorkerId,
     slot: SlotId,
     /// When that was reported.
@@ -29,7 +29,7 @@ pub(super) struct Rebind {
 
 impl Supervisor {
     /// A worker has found that a listener of `slot` listens no more.
-    pub(super) fn listener_lost(&mut self, worker: WorkerId, slot: SlotId) {
+    pub(crate) fn listener_lost(&mut self, worker: WorkerId, slot: SlotId) {
         let now = clock::now();
         self.rebinds.push(Rebind {
             worker,
@@ -41,7 +41,7 @@ impl Supervisor {
     }
 
     /// Binds what is lost, if it is time, and tells the workers that wait for it.
-    pub(super) fn rebind_due(&mut self, now: Tick) {
+    pub(crate) fn rebind_due(&mut self, now: Tick) {
         if self.rebind_at.is_none_or(|at| now < at) {
             return;
         }
@@ -74,7 +74,7 @@ impl Supervisor {
     }
 
     /// Since when a listener of `slot` is lost, if one is.
-    pub(super) fn lost_since(&self, slot: SlotId) -> Option<Tick> {
+    pub(crate) fn lost_since(&self, slot: SlotId) -> Option<Tick> {
         let lost = self.rebinds.iter().filter(|rebind| rebind.slot == slot);
         lost.map(|rebind| rebind.since).min()
     }

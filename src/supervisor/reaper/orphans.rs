@@ -8,16 +8,16 @@ use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::Pid;
 
-use super::Supervisor;
-use super::resources::SlotResources;
-use super::upgrade::Preflight;
+use crate::supervisor::Supervisor;
+use crate::supervisor::fleet::resources::SlotResources;
+use crate::supervisor::upgrade::Preflight;
 
 /// Orphans that are buried in one turn of the loop. A container in which processes end faster than
 /// this is busy with nothing else, and its supervisor must not be.
 const ORPHANS_PER_TURN: usize = 256;
 
 /// Whether orphans become this process's children.
-pub(super) fn come_here() -> bool {
+pub(crate) fn come_here() -> bool {
     std::process::id() == 1
 }
 
@@ -26,7 +26,7 @@ impl Supervisor {
     /// as its pidfd is reported, and that turn ends here, too.
     ///
     /// Says whether there may be more of them.
-    pub(super) fn bury_orphans(&self) -> bool {
+    pub(crate) fn bury_orphans(&self) -> bool {
         if !come_here() {
             return false;
         }

@@ -12,7 +12,7 @@ use nix::libc::{SIGKILL, SIGSYS};
 
 use crate::clock::Tick;
 
-use super::machine::Death;
+use crate::supervisor::machine::Death;
 
 /// How long a kill that was counted may wait for the death that it explains. Several may be killed
 /// before the first is found; one that is killed by hand much later was not killed for memory.
@@ -20,7 +20,7 @@ const EXPLAINS_FOR: Duration = Duration::from_secs(5);
 
 /// The kernel's count of processes that it has killed for want of memory, and what is left of it.
 #[derive(Debug, Default)]
-pub(super) struct Evidence {
+pub(crate) struct Evidence {
     seen: Option<OomKills>,
     /// Kills that have not explained a death yet.
     unexplained: u64,
@@ -36,7 +36,7 @@ struct OomKills {
 
 impl Evidence {
     /// From how it is now.
-    pub(super) fn gathered() -> Self {
+    pub(crate) fn gathered() -> Self {
         Self {
             seen: OomKills::counted(),
             ..Self::default()
@@ -44,7 +44,7 @@ impl Evidence {
     }
 
     /// Why a process has ended so, if there is evidence.
-    pub(super) fn cause_of(&mut self, how: Death, now: Tick) -> Option<String> {
+    pub(crate) fn cause_of(&mut self, how: Death, now: Tick) -> Option<String> {
         match how {
             Death::Signalled(SIGSYS) => Some(
                 "it made a system call that its sandbox does not allow; sandbox=off lets it go on"

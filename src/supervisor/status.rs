@@ -16,9 +16,9 @@ use crate::sys::cpus;
 use crate::wire::Sandboxed;
 
 use super::admin::AdminEndpoint;
+use super::fleet::resources::SlotResources;
+use super::fleet::totals::Totals;
 use super::machine::{Queue, SeatView, SlotView};
-use super::resources::SlotResources;
-use super::totals::Totals;
 use super::{Supervisor, report};
 
 impl Supervisor {
@@ -213,5 +213,5 @@ fn traffic(totals: &Totals) -> Traffic {
 }
 
 fn millis_since(at: Tick, now: Tick) -> u64 {
-    super::carry::millis(now.since(at))
+    super::actions::millis(now.since(at))
 }

@@ -20,11 +20,12 @@ use crate::metrics::Counter;
 use crate::sys::limits::{MemoryRoom, explain, memory_room};
 use crate::wire::{self, HandoverEnd, Message, Stop};
 
-use super::children::{Birth, Child, Talk};
+use super::fleet::children::{Birth, Child, Talk};
+use super::fleet::placement;
+use super::fleet::releases::Limits;
+use super::fleet::resources::SlotResources;
 use super::machine::{Action, Event, ListenerSource, Progress, Verdict};
-use super::releases::Limits;
-use super::resources::SlotResources;
-use super::{Supervisor, placement, report};
+use super::{Supervisor, report};
 
 impl Supervisor {
     pub(super) fn carry_out(&mut self) {

@@ -1,7 +1,7 @@
 //! What the service manager (systemd) is told, and when: sd_notify(3) as a state machine.
 //!
 //! The shell shows it the supervisor as it is ([`View`]) after every turn; what has changed since
-//! becomes messages. [`mod@super::systemd`] sends them.
+//! becomes messages. [`mod@crate::supervisor::systemd`] sends them.
 //!
 //! Invariants: a message that could not be sent is kept and tried again; what waits is bounded (of
 //! each kind the latest, of each slot one removal and one deposit after it); a reload that was asked
@@ -14,17 +14,17 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::machine::{KillReason, Life, Planned, Queue, SlotState, SlotView};
 use crate::clock::Tick;
 use crate::config::{
     NOTIFY_EXTENSION, NOTIFY_RETRY, NOTIFY_STATUS_BUSY, NOTIFY_STATUS_IDLE,
     NOTIFY_STATUS_MAX_CHARS, NOTIFY_STOP_MARGIN,
 };
 use crate::identity::SlotId;
+use crate::supervisor::machine::{KillReason, Life, Planned, Queue, SlotState, SlotView};
 
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Message {
+pub(crate) enum Message {
     /// Every slot serves; or a reload has ended.
     Ready,
     /// A reload or an upgrade began.
@@ -56,16 +56,16 @@ pub(super) enum Message {
 
 /// The supervisor, as far as this matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct View {
+pub(crate) struct View {
     /// Where it is in its life.
-    pub(super) life: Life,
+    pub(crate) life: Life,
     /// What is under way.
-    pub(super) planned: Option<Planned>,
+    pub(crate) planned: Option<Planned>,
 }
 
 /// What is to be logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(crate) enum Change {
     /// The watchdog is not fed from now on.
     Withheld {
         /// Why.
@@ -86,7 +86,7 @@ enum Said {
 
 /// See the module's text.
 #[derive(Debug)]
-pub(super) struct Notifier {
+pub(crate) struct Notifier {
     /// How often the watchdog is fed, if there is one.
     watchdog: Option<Duration>,
     said: Said,
@@ -105,7 +105,7 @@ pub(super) struct Notifier {
 impl Notifier {
     /// Of a supervisor that starts. `watchdog`: how long a service manager waits for a sign of life
     /// before it kills, if it does; one is given twice in that time.
-    pub(super) fn new(watchdog: Option<Duration>) -> Self {
+    pub(crate) fn new(watchdog: Option<Duration>) -> Self {
         Self {
             watchdog: watchdog.map(|limit| limit / 2),
             said: Said::Nothing,
@@ -120,7 +120,7 @@ impl Notifier {
     }
 
     /// Of one that goes on after an exec in place: what was said before still holds.
-    pub(super) fn resumed(watchdog: Option<Duration>) -> Self {
+    pub(crate) fn resumed(watchdog: Option<Duration>) -> Self {
         Self {
             said: Said::Reloading,
             ..Self::new(watchdog)
@@ -129,32 +129,32 @@ impl Notifier {
 
     /// A signal asks for a reload or an upgrade: there will be a beginning and an end of it even if
     /// it is refused at once.
-    pub(super) const fn reload_asked(&mut self) {
+    pub(crate) const fn reload_asked(&mut self) {
         self.asked = true;
     }
 
     /// The slot's listeners are to be kept, instead of any that were before.
-    pub(super) fn store(&mut self, slot: SlotId) {
+    pub(crate) fn store(&mut self, slot: SlotId) {
         self.outbox.retain(|it| *it != Message::Store(slot));
         self.outbox.push_back(Message::Store(slot));
     }
 
     /// The slot's listeners are not to be kept any more.
-    pub(super) fn remove(&mut self, slot: SlotId) {
+    pub(crate) fn remove(&mut self, slot: SlotId) {
         let same = [Message::Store(slot), Message::Remove(slot)];
         self.outbox.retain(|it| !same.contains(it));
         self.outbox.push_back(Message::Remove(slot));
     }
 
     /// It is to be known when what has been said so far has been done.
-    pub(super) fn barrier(&mut self) {
+    pub(crate) fn barrier(&mut self) {
         self.outbox.retain(|it| *it != Message::Barrier);
         self.outbox.push_back(Message::Barrier);
     }
 
     /// Compares the supervisor with what was said of it. `status` makes the line for people, and
     /// `ailing` says what is wrong with a slot; each is asked only when that is due.
-    pub(super) fn observe(
+    pub(crate) fn observe(
         &mut self,
         view: View,
         status: impl FnOnce() -> String,
@@ -183,7 +183,7 @@ impl Notifier {
     }
 
     /// The next message to send, unless it is too early to try again.
-    pub(super) fn poll_message(&mut self, now: Tick) -> Option<Message> {
+    pub(crate) fn poll_message(&mut self, now: Tick) -> Option<Message> {
         if self.paused_until.is_some_and(|until| now < until) {
             return None;
         }
@@ -192,13 +192,13 @@ impl Notifier {
     }
 
     /// The message was not taken.
-    pub(super) fn refused(&mut self, message: Message, now: Tick) {
+    pub(crate) fn refused(&mut self, message: Message, now: Tick) {
         self.outbox.push_front(message);
         self.paused_until = Some(now + NOTIFY_RETRY);
     }
 
     /// Slots whose listeners are still to be let go of, as nobody has taken the message yet.
-    pub(super) fn removals(&self) -> Vec<SlotId> {
+    pub(crate) fn removals(&self) -> Vec<SlotId> {
         let removed = |message: &Message| match message {
             Message::Remove(slot) => Some(*slot),
             _ => None,
@@ -207,17 +207,17 @@ impl Notifier {
     }
 
     /// How many messages wait to be taken.
-    pub(super) fn waiting(&self) -> u64 {
+    pub(crate) fn waiting(&self) -> u64 {
         self.outbox.len() as u64
     }
 
     /// Why the watchdog is not fed, if there is one and it is not.
-    pub(super) fn withheld(&self) -> Option<&str> {
+    pub(crate) fn withheld(&self) -> Option<&str> {
         self.withheld.as_deref()
     }
 
     /// When to call [`Self::observe`] and [`Self::poll_message`] at the latest.
-    pub(super) fn poll_timeout(&self) -> Option<Tick> {
+    pub(crate) fn poll_timeout(&self) -> Option<Tick> {
         let feeding = self.watchdog.filter(|_| self.withheld.is_none());
         let feeding = feeding.map(|_| self.feeding_due);
         let retry = self.paused_until.filter(|_| !self.outbox.is_empty());
@@ -314,7 +314,7 @@ impl Notifier {
 
 impl Message {
     /// As sd_notify(3) wants it.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self {
             Self::Ready => "READY=1".to_owned(),
             // One message: without the time a reload is not recognised as begun.
@@ -342,12 +342,12 @@ impl Message {
 
 /// The name under which a slot's listeners are kept, all of them: which is for which address they
 /// say themselves.
-pub(super) fn stored_name(slot: SlotId) -> String {
+pub(crate) fn stored_name(slot: SlotId) -> String {
     format!("{STORED}{slot}")
 }
 
 /// The slot whose listeners have this name; `None`: it is not one of ours.
-pub(super) fn stored_slot(name: &str) -> Option<SlotId> {
+pub(crate) fn stored_slot(name: &str) -> Option<SlotId> {
     let number = name.strip_prefix(STORED)?.parse().ok()?;
     Some(SlotId(number))
 }
@@ -359,7 +359,7 @@ const STORED: &str = "slot-";
 /// would become an outage. While something planned is under way a queue may be between two workers;
 /// it may never be that of a slot that waits for its next try, or whose worker had to be killed
 /// because it did not answer.
-pub(super) fn ailing<'a>(
+pub(crate) fn ailing<'a>(
     slots: impl IntoIterator<Item = SlotView<'a>>,
     excused: bool,
 ) -> Option<String> {

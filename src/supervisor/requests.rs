@@ -13,10 +13,10 @@ use crate::memory;
 use crate::sys::image::Image;
 use crate::sys::limits::memory_room;
 
-use super::carry::millis;
+use super::actions::millis;
 use super::control::Heard;
+use super::fleet::releases::{Holding, Limits, Release, check_memory};
 use super::machine::{Answer, Event, Notice, Policy, ScaleTo, Wanted};
-use super::releases::{Holding, Limits, Release, check_memory};
 use super::{Supervisor, boot, policy, report};
 
 impl Supervisor {

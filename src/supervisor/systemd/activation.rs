@@ -4,7 +4,7 @@
 //! very process; a socket that is of no use is closed with a line in the log (if it was in the
 //! store) or refused (if a socket unit has it); nothing is ever shut down.
 //!
-//! It must not decide whose they are ([`mod@super::inheritance`] does).
+//! It must not decide whose they are ([`mod@crate::supervisor::systemd::inheritance`] does).
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
@@ -19,11 +19,11 @@ use crate::listener;
 use crate::sys::fd::Inherited;
 use crate::wire::Listen;
 
-use super::inheritance::{self, Offer, Origin, Plan};
-use super::notify::stored_slot;
-use super::report::shown;
-use super::resources::SlotResources;
-use super::totals::Totals;
+use crate::supervisor::fleet::resources::SlotResources;
+use crate::supervisor::fleet::totals::Totals;
+use crate::supervisor::report::shown;
+use crate::supervisor::systemd::inheritance::{self, Offer, Origin, Plan};
+use crate::supervisor::systemd::notify::stored_slot;
 
 /// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
 const FIRST: RawFd = 3;
@@ -57,7 +57,7 @@ pub enum Error {
 
 /// What a start has been given.
 #[derive(Debug, Default)]
-pub(super) struct Given {
+pub(crate) struct Given {
     sockets: Vec<OwnedFd>,
     offers: Vec<Offer>,
     plan: Plan,
@@ -71,7 +71,7 @@ impl Given {
     ///
     /// # Errors
     /// Any [`Error`] but [`Error::Listener`].
-    pub(super) fn take(config: &Config, wanted: &[Listen]) -> Result<Self, Error> {
+    pub(crate) fn take(config: &Config, wanted: &[Listen]) -> Result<Self, Error> {
         let mut given = Self::default();
         for (socket, name) in inherited()? {
             let origin = stored_slot(&name).map_or(Origin::Unit, Origin::Store);
@@ -93,22 +93,22 @@ impl Given {
     }
 
     /// What is listened on.
-    pub(super) fn addresses(&self) -> &[Listen] {
+    pub(crate) fn addresses(&self) -> &[Listen] {
         &self.plan.addresses
     }
 
     /// How many slots get something.
-    pub(super) fn slots(&self) -> u16 {
+    pub(crate) fn slots(&self) -> u16 {
         u16::try_from(self.plan.slots.len()).unwrap_or(u16::MAX)
     }
 
     /// How many slots have a socket of a socket unit.
-    pub(super) const fn unit_slots(&self) -> u16 {
+    pub(crate) const fn unit_slots(&self) -> u16 {
         self.plan.from_unit
     }
 
     /// What tells these sockets from others in the kernel's lists.
-    pub(super) fn inodes(&self) -> Vec<u64> {
+    pub(crate) fn inodes(&self) -> Vec<u64> {
         self.offers.iter().map(|offer| offer.inode).collect()
     }
 
@@ -117,7 +117,7 @@ impl Given {
     ///
     /// # Errors
     /// [`Error::Listener`].
-    pub(super) fn hand_out(
+    pub(crate) fn hand_out(
         self,
         addresses: &mut [Listen],
         config: &Config,

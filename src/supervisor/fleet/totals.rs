@@ -20,11 +20,11 @@ use crate::sys::shared::SharedMemory;
 /// fewer counters has zeroes for the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(super) struct Totals(Vec<u64>);
+pub(crate) struct Totals(Vec<u64>);
 
 impl Totals {
     /// Adds what a living worker, or one whose memory a successor will go on with, has counted.
-    pub(super) fn add(&mut self, memory: &SharedMemory) {
+    pub(crate) fn add(&mut self, memory: &SharedMemory) {
         self.0.resize(Counter::COUNT.max(self.0.len()), 0);
         for counter in Counter::all() {
             add(
@@ -36,7 +36,7 @@ impl Totals {
 
     /// Adds what a worker has counted whose memory goes now, and says how many connections were
     /// lost with it. Nothing, if it cannot be true.
-    pub(super) fn close(&mut self, memory: &SharedMemory) -> u64 {
+    pub(crate) fn close(&mut self, memory: &SharedMemory) -> u64 {
         if !memory::is_believable(memory) {
             return 0;
         }
@@ -50,7 +50,7 @@ impl Totals {
     }
 
     /// Adds another sum.
-    pub(super) fn merge(&mut self, other: &Self) {
+    pub(crate) fn merge(&mut self, other: &Self) {
         self.0.resize(other.0.len().max(self.0.len()), 0);
         for (sum, more) in self.0.iter_mut().zip(&other.0) {
             add(sum, *more);
@@ -58,12 +58,12 @@ impl Totals {
     }
 
     /// One counter.
-    pub(super) fn count(&self, counter: Counter) -> u64 {
+    pub(crate) fn count(&self, counter: Counter) -> u64 {
         self.0.get(counter.cell()).copied().unwrap_or(0)
     }
 
     /// Connections open, of those that were added and not closed.
-    pub(super) fn open(&self) -> u64 {
+    pub(crate) fn open(&self) -> u64 {
         memory::open_by(|counter| self.count(counter))
     }
 }
@@ -73,12 +73,12 @@ impl Totals {
 /// the slot's number and later under another name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(super) struct Former(BTreeMap<SlotId, Totals>);
+pub(crate) struct Former(BTreeMap<SlotId, Totals>);
 
 impl Former {
     /// What a program has left that knew only the sum. It stands under the first number that is
     /// free now, so that the sum over all slots is what it was.
-    pub(super) fn of_all(sum: Totals, free: SlotId) -> Self {
+    pub(crate) fn of_all(sum: Totals, free: SlotId) -> Self {
         if sum.0.iter().all(|count| *count == 0) {
             return Self::default();
         }
@@ -86,32 +86,32 @@ impl Former {
     }
 
     /// Whether no slot has ever left, or all have come back.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// A slot leaves.
-    pub(super) fn leave(&mut self, slot: SlotId, counted: &Totals) {
+    pub(crate) fn leave(&mut self, slot: SlotId, counted: &Totals) {
         self.0.entry(slot).or_default().merge(counted);
     }
 
     /// A slot is there, again perhaps: what it goes on from.
-    pub(super) fn come_back(&mut self, slot: SlotId) -> Totals {
+    pub(crate) fn come_back(&mut self, slot: SlotId) -> Totals {
         self.0.remove(&slot).unwrap_or_default()
     }
 
     /// One slot's.
-    pub(super) fn of(&self, slot: SlotId) -> Option<&Totals> {
+    pub(crate) fn of(&self, slot: SlotId) -> Option<&Totals> {
         self.0.get(&slot)
     }
 
     /// Every slot that has left, in order.
-    pub(super) fn slots(&self) -> impl Iterator<Item = SlotId> + '_ {
+    pub(crate) fn slots(&self) -> impl Iterator<Item = SlotId> + '_ {
         self.0.keys().copied()
     }
 
     /// All of them together.
-    pub(super) fn sum(&self) -> Totals {
+    pub(crate) fn sum(&self) -> Totals {
         let mut sum = Totals::default();
         self.0.values().for_each(|counted| sum.merge(counted));
         sum

@@ -11,7 +11,7 @@ use crate::clock::Tick;
 use crate::config::QUEUE_CHECK_EVERY;
 use crate::sys::accept_queue::{AcceptQueue, accept_queue};
 
-use super::Supervisor;
+use crate::supervisor::Supervisor;
 
 /// What a check has found new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ const fn change(was_full: bool, now: AcceptQueue) -> Option<Change> {
 
 impl Supervisor {
     /// Checks every slot's queues, if it is time.
-    pub(super) fn check_queues(&mut self, now: Tick) {
+    pub(crate) fn check_queues(&mut self, now: Tick) {
         if now < self.queues_due {
             return;
         }

@@ -13,7 +13,7 @@ use std::io;
 use std::path::PathBuf;
 
 /// The path of this program, which was started by `name`.
-pub(super) fn path_of_this(name: Option<&OsStr>) -> io::Result<PathBuf> {
+pub(crate) fn path_of_this(name: Option<&OsStr>) -> io::Result<PathBuf> {
     let running = std::env::current_exe()?;
     let search = std::env::var_os("PATH").unwrap_or_default();
     let leads_here = |path: &PathBuf| path.canonicalize().is_ok_and(|real| real == running);

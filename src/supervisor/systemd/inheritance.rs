@@ -20,22 +20,22 @@ use crate::wire::Listen;
 
 /// A socket that was handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Offer {
+pub(crate) struct Offer {
     /// From where.
-    pub(super) origin: Origin,
+    pub(crate) origin: Origin,
     /// What it listens on.
-    pub(super) listen: Listen,
+    pub(crate) listen: Listen,
     /// Tells sockets apart: one that came twice is one.
-    pub(super) inode: u64,
+    pub(crate) inode: u64,
     /// Whether others may join it (`SO_REUSEPORT`).
-    pub(super) shares: bool,
+    pub(crate) shares: bool,
     /// Whether it belongs to this process's user; only then may this process join it.
-    pub(super) ours: bool,
+    pub(crate) ours: bool,
 }
 
 /// Where a socket comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(crate) enum Origin {
     /// A socket unit.
     Unit,
     /// The store, where it was this slot's.
@@ -44,22 +44,22 @@ pub(super) enum Origin {
 
 /// Who gets what. Numbers are places in the list of offers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// What is listened on; the real port where any was wanted and a socket came for it.
-    pub(super) addresses: Vec<Listen>,
+    pub(crate) addresses: Vec<Listen>,
     /// For each slot that gets something: for each address its socket; `None`: to be bound.
-    pub(super) slots: Vec<Vec<Option<usize>>>,
+    pub(crate) slots: Vec<Vec<Option<usize>>>,
     /// How many slots have a socket of a unit. They never leave: nobody would serve it then.
-    pub(super) from_unit: u16,
+    pub(crate) from_unit: u16,
     /// Sockets for which there is no use, and why.
-    pub(super) dropped: Vec<(usize, &'static str)>,
+    pub(crate) dropped: Vec<(usize, &'static str)>,
     /// Names in the store under which there is something else from now on, or nothing.
-    pub(super) outdated: Vec<SlotId>,
+    pub(crate) outdated: Vec<SlotId>,
 }
 
 /// Why what came cannot be used. Each says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Error {
+pub(crate) enum Error {
     #[error(
         "the socket unit listens on {0}, which `listen` does not name; make ListenStream= and \
          `listen` agree"
@@ -100,7 +100,7 @@ pub(super) enum Error {
 }
 
 /// Places every socket. `shown` writes an address as people do.
-pub(super) fn settle(
+pub(crate) fn settle(
     offers: &[Offer],
     wanted: &[Listen],
     workers: u16,

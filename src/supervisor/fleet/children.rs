@@ -16,26 +16,26 @@ use crate::sys::image::{Image, Process};
 use crate::sys::shared::SharedMemory;
 use crate::wire::{Envelope, Failed, HandedOver, HandoverEnd, Message, Ready, Sandboxed, Start};
 
-use super::machine::Death;
+use crate::supervisor::machine::Death;
 
 /// A process that lives in a slot.
 #[derive(Debug)]
-pub(super) struct Child {
-    pub(super) worker: WorkerId,
-    pub(super) release: ReleaseId,
+pub(crate) struct Child {
+    pub(crate) worker: WorkerId,
+    pub(crate) release: ReleaseId,
     /// Names its registrations in the event loop; never used again for another child.
-    pub(super) serial: u64,
-    pub(super) process: Process,
-    pub(super) channel: Channel,
-    pub(super) memory: SharedMemory,
+    pub(crate) serial: u64,
+    pub(crate) process: Process,
+    pub(crate) channel: Channel,
+    pub(crate) memory: SharedMemory,
     /// How it has locked itself in, once it has said so.
-    pub(super) sandbox: Option<Sandboxed>,
-    pub(super) talk: Talk,
+    pub(crate) sandbox: Option<Sandboxed>,
+    pub(crate) talk: Talk,
 }
 
 /// What a worker may still say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Talk {
+pub(crate) struct Talk {
     /// It has not said how its start went.
     starting: bool,
     /// Messages at most: the one about its start, and one for each order that wants an answer.
@@ -46,7 +46,7 @@ pub(super) struct Talk {
 
 impl Talk {
     /// Of a new worker.
-    pub(super) const NEW: Self = Self {
+    pub(crate) const NEW: Self = Self {
         starting: true,
         left: 1,
         reports: 1,
@@ -54,7 +54,7 @@ impl Talk {
 
     /// Of one that this process's earlier program has started and talked to. What it is to answer
     /// is not known, and at most this.
-    pub(super) const fn resumed(is_ready: bool) -> Self {
+    pub(crate) const fn resumed(is_ready: bool) -> Self {
         Self {
             starting: !is_ready,
             left: 3,
@@ -90,7 +90,7 @@ impl Talk {
 
 /// What a worker said.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(crate) enum Heard {
     /// It can serve, on these addresses; with the listeners that it bound, if it did.
     Ready(Ready, Vec<OwnedFd>),
     /// It cannot serve.
@@ -109,12 +109,12 @@ pub(super) enum Heard {
 }
 
 /// What it takes to start a worker.
-pub(super) struct Birth<'a> {
-    pub(super) worker: WorkerId,
-    pub(super) image: &'a Image,
-    pub(super) start: Start,
-    pub(super) memory: &'a SharedMemory,
-    pub(super) listeners: &'a [OwnedFd],
+pub(crate) struct Birth<'a> {
+    pub(crate) worker: WorkerId,
+    pub(crate) image: &'a Image,
+    pub(crate) start: Start,
+    pub(crate) memory: &'a SharedMemory,
+    pub(crate) listeners: &'a [OwnedFd],
 }
 
 impl Birth<'_> {
@@ -122,7 +122,7 @@ impl Birth<'_> {
     ///
     /// # Errors
     /// There is no process then.
-    pub(super) fn give(self) -> io::Result<(Process, Channel)> {
+    pub(crate) fn give(self) -> io::Result<(Process, Channel)> {
         let Self { worker, start, .. } = self;
         let (mut here, there) = Channel::pair()?;
         let mut descriptors = vec![self.memory.fd()];
@@ -145,7 +145,7 @@ impl Birth<'_> {
 
 impl Child {
     /// The next thing that the worker said; `None` if there is nothing now.
-    pub(super) fn hear(&mut self) -> Option<Heard> {
+    pub(crate) fn hear(&mut self) -> Option<Heard> {
         let received = match self.channel.receive() {
             Ok(received) => received?,
             Err(channel::Error::Closed) => return Some(Heard::Closed),
@@ -190,7 +190,7 @@ impl Child {
     }
 
     /// Sends a message to the worker.
-    pub(super) fn say(
+    pub(crate) fn say(
         &mut self,
         message: Message,
         descriptors: &[BorrowedFd<'_>],
@@ -208,7 +208,7 @@ impl Child {
     }
 
     /// Ends the worker at once.
-    pub(super) fn kill(&self) {
+    pub(crate) fn kill(&self) {
         // One that has been reaped is gone already.
         if let Err(error) = self.process.kill()
             && error.raw_os_error() != Some(nix::libc::ESRCH)
@@ -218,22 +218,22 @@ impl Child {
     }
 
     /// How the worker ended, if it did.
-    pub(super) fn reap(&self) -> Option<Death> {
+    pub(crate) fn reap(&self) -> Option<Death> {
         death_of(&self.process)
     }
 
     /// Its process number, for people.
-    pub(super) const fn pid(&self) -> i32 {
+    pub(crate) const fn pid(&self) -> i32 {
         self.process.pid()
     }
 
     /// The number of its channel's descriptor.
-    pub(super) fn channel_number(&self) -> RawFd {
+    pub(crate) fn channel_number(&self) -> RawFd {
         self.channel.as_fd().as_raw_fd()
     }
 
     /// The number of its pidfd.
-    pub(super) fn process_number(&self) -> RawFd {
+    pub(crate) fn process_number(&self) -> RawFd {
         self.process.as_fd().as_raw_fd()
     }
 }
@@ -245,7 +245,7 @@ fn in_few_words(text: &str) -> String {
 }
 
 /// How a child ended, if it did; it is reaped then.
-pub(super) fn death_of(process: &Process) -> Option<Death> {
+pub(crate) fn death_of(process: &Process) -> Option<Death> {
     match process.reap() {
         Ok(None) => None,
         Ok(Some(WaitStatus::Exited(_, code))) => Some(Death::Exited(code)),
@@ -255,7 +255,7 @@ pub(super) fn death_of(process: &Process) -> Option<Death> {
 }
 
 /// Says in a child that could not be executed why, over its end of the channel.
-pub(super) fn last_words(there: &Channel, worker: WorkerId, cause: String) {
+pub(crate) fn last_words(there: &Channel, worker: WorkerId, cause: String) {
     let Ok(end) = there.as_fd().try_clone_to_owned() else {
         return;
     };

@@ -10,21 +10,21 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::Supervisor;
-use super::children::Child;
-use super::machine::{Event, Load};
-use super::resources::SlotResources;
 use crate::channel::Channel;
 use crate::config::{REBALANCE_BYTES_PER_CALL, Steer};
 use crate::handover::Part;
 use crate::identity::{SlotId, WorkerId};
 use crate::memory;
 use crate::metrics::Counter;
+use crate::supervisor::Supervisor;
+use crate::supervisor::fleet::children::Child;
+use crate::supervisor::fleet::resources::SlotResources;
+use crate::supervisor::machine::{Event, Load};
 use crate::sys::{cpus, steering};
 use crate::wire::{self, HandoverEnd, Message};
 
 /// The CPU that a worker of `slot` is to stay on, if it is to stay on one.
-pub(super) fn cpu_of(slot: SlotId, pin: bool) -> Option<u16> {
+pub(crate) fn cpu_of(slot: SlotId, pin: bool) -> Option<u16> {
     if !pin {
         return None;
     }
@@ -43,7 +43,7 @@ fn usable_cpus() -> Vec<u16> {
 
 impl Supervisor {
     /// Gives new connections to the first `slots` slots only: the others are about to leave.
-    pub(super) fn steer_to_first(&self, slots: u16) {
+    pub(crate) fn steer_to_first(&self, slots: u16) {
         if self.config().share_port {
             tracing::warn!(
                 "the port is shared with other servers, so new connections cannot be steered: \
@@ -55,7 +55,7 @@ impl Supervisor {
     }
 
     /// Spreads new connections over all slots that listen, as the configuration in force says.
-    pub(super) fn spread(&self) {
+    pub(crate) fn spread(&self) {
         let config = self.config();
         if config.share_port {
             return;
@@ -78,7 +78,7 @@ impl Supervisor {
     }
 
     /// Connects two workers that stay, so that a part of the connections of `from` moves to `to`.
-    pub(super) fn rebalance(&mut self, from: WorkerId, to: WorkerId, part: Part) {
+    pub(crate) fn rebalance(&mut self, from: WorkerId, to: WorkerId, part: Part) {
         let (near, far) = match Channel::pair() {
             Ok(pair) => pair,
             Err(error) => {
@@ -107,7 +107,7 @@ impl Supervisor {
     ///
     /// Calls and not CPU time: what a worker spends on its connections is calls, of which the kernel
     /// makes nearly all of the price, and one that polls before it sleeps would always look busy.
-    pub(super) fn take_loads(&mut self) {
+    pub(crate) fn take_loads(&mut self) {
         let load = |child: &Child| {
             let count = |counter| memory::counter(&child.memory, counter);
             let bytes = count(Counter::BytesIn).saturating_add(count(Counter::BytesOut));

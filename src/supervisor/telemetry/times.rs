@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::machine::{Answer, Notice};
 use crate::clock::Tick;
 use crate::identity::SlotId;
 use crate::status::{Durations, LastOperation, OperationTimes};
+use crate::supervisor::machine::{Answer, Notice};
 
 /// See the module's text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Times {
+pub(crate) struct Times {
     /// Slot `i` is at index `i`.
     slots: Vec<SlotTimes>,
     /// By kind, then by how they ended.
@@ -32,11 +32,11 @@ pub(super) struct Times {
 /// One slot's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct SlotTimes {
+pub(crate) struct SlotTimes {
     /// From the fork of a worker to its Ready.
-    pub(super) starts: Durations,
+    pub(crate) starts: Durations,
     /// From the order to hand over to the end of it, however it ended.
-    pub(super) handovers: Durations,
+    pub(crate) handovers: Durations,
 }
 
 /// The operation that ended last.
@@ -53,7 +53,7 @@ const FAILED: &str = "failed";
 
 impl Times {
     /// Adds what a notice says.
-    pub(super) fn note(&mut self, notice: &Notice, now: Tick) {
+    pub(crate) fn note(&mut self, notice: &Notice, now: Tick) {
         match notice {
             Notice::WorkerReady { worker, took } | Notice::WorkerStandingBy { worker, took } => {
                 self.slot_mut(worker.slot).starts.note(*took);
@@ -96,12 +96,12 @@ impl Times {
     }
 
     /// A slot's, as far as there is anything to tell.
-    pub(super) fn of(&self, slot: SlotId) -> SlotTimes {
+    pub(crate) fn of(&self, slot: SlotId) -> SlotTimes {
         self.slots.get(slot.index()).cloned().unwrap_or_default()
     }
 
     /// Every kind of operation that there has been.
-    pub(super) fn operations(&self) -> Vec<OperationTimes> {
+    pub(crate) fn operations(&self) -> Vec<OperationTimes> {
         let kinds = self.operations.iter();
         let all = kinds.flat_map(|(what, by_outcome)| {
             by_outcome.iter().map(|(outcome, times)| OperationTimes {
@@ -114,15 +114,15 @@ impl Times {
     }
 
     /// The operation that ended last.
-    pub(super) fn last_operation(&self, now: Tick) -> Option<LastOperation> {
+    pub(crate) fn last_operation(&self, now: Tick) -> Option<LastOperation> {
         let ended = self.last.as_ref()?;
         let outcome = ended.cause.as_ref().map_or(DONE, |_| FAILED);
         Some(LastOperation {
             what: ended.what.clone(),
             outcome: outcome.to_owned(),
             cause: ended.cause.clone(),
-            took_ms: super::carry::millis(ended.took),
-            age_ms: super::carry::millis(now.since(ended.at)),
+            took_ms: crate::supervisor::actions::millis(ended.took),
+            age_ms: crate::supervisor::actions::millis(now.since(ended.at)),
         })
     }
 }

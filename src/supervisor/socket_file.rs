@@ -71,7 +71,7 @@ pub enum Error {
 
 impl Error {
     /// The reason alone, for a socket that takes no orders.
-    pub(in crate::supervisor) fn why(&self) -> String {
+    pub(crate) fn why(&self) -> String {
         match self {
             Self::InUse { pid, .. } => format!("{} has that socket", owner(*pid)),
             Self::NotASocket { .. } => "it exists and is no socket".to_owned(),
@@ -86,16 +86,16 @@ impl Error {
 /// The file of the socket. Dropped by the process that made it, it is removed: so it is at every
 /// orderly end, and neither by a forked copy nor by an exec, which drops nothing.
 #[derive(Debug)]
-pub(in crate::supervisor) struct SocketFile(pub(in crate::supervisor) FileId);
+pub(crate) struct SocketFile(pub(crate) FileId);
 
 /// A file and the process that made it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::supervisor) struct FileId {
+pub(crate) struct FileId {
     #[serde(with = "path_bytes")]
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     device: u64,
     inode: u64,
-    pub(super) maker: u32,
+    pub(crate) maker: u32,
 }
 
 /// How long a socket's owner may take to let a connection in before it counts as busy.
@@ -179,7 +179,7 @@ impl Drop for Turn {
 
 /// Where a server of these surroundings has its socket; makes the directory, and tidies away what
 /// servers that were killed have left there.
-pub(super) fn default_path(here: &Surroundings) -> Result<PathBuf, Error> {
+pub(crate) fn default_path(here: &Surroundings) -> Result<PathBuf, Error> {
     let directory = here.directory().ok_or(Error::NoPlace)?;
     make_directory(&directory, here.root)?;
     remove_left_behind(&directory);
@@ -196,12 +196,12 @@ fn make_directory(directory: &Path, root: bool) -> Result<(), Error> {
 }
 
 /// Binds `path`, for its owner only, in the place of a socket at which nobody answers any more.
-pub(in crate::supervisor) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
+pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
     bind_within(path, TURN_TIMEOUT)
 }
 
 /// Binds `path` again, whose file is gone and perhaps its directory. Does not wait.
-pub(super) fn bind_again(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
+pub(crate) fn bind_again(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
     if let Some(directory) = path.parent() {
         make_directory(directory, geteuid().is_root())?;
     }
@@ -273,7 +273,7 @@ fn remove_left_behind(directory: &Path) {
     }
 }
 
-pub(super) fn refused(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn refused(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> Error {
     let path = PathBuf::from(path);
     move |source| Error::System {
         path,
@@ -306,7 +306,7 @@ impl SocketFile {
     }
 
     /// Whether it is still where it was made.
-    pub(super) fn is_there(&self) -> bool {
+    pub(crate) fn is_there(&self) -> bool {
         let FileId {
             path,
             device,

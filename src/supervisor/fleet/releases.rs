@@ -16,24 +16,24 @@ use crate::wire::{Listen, Start};
 
 /// One program with one configuration.
 #[derive(Debug)]
-pub(super) struct Release {
-    pub(super) image: Image,
-    pub(super) config: Config,
-    pub(super) limits: Limits,
+pub(crate) struct Release {
+    pub(crate) image: Image,
+    pub(crate) config: Config,
+    pub(crate) limits: Limits,
 }
 
 /// What the descriptor limit leaves a worker, settled once for a release.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// Connections that a worker may hold.
-    pub(super) max_connections: u32,
+    pub(crate) max_connections: u32,
     /// Descriptor numbers that its memory has records for.
-    pub(super) descriptors: u32,
+    pub(crate) descriptors: u32,
 }
 
 /// Every release that a worker may still be started of.
 #[derive(Debug)]
-pub(super) struct Releases {
+pub(crate) struct Releases {
     known: BTreeMap<ReleaseId, Release>,
     /// Always known.
     in_force: ReleaseId,
@@ -42,7 +42,7 @@ pub(super) struct Releases {
 
 impl Releases {
     /// With the release that an instance starts with.
-    pub(super) fn new(first: Release) -> Self {
+    pub(crate) fn new(first: Release) -> Self {
         Self {
             known: BTreeMap::from([(ReleaseId::FIRST, first)]),
             in_force: ReleaseId::FIRST,
@@ -52,7 +52,7 @@ impl Releases {
 
     /// As they were in this process's earlier program. A state whose release in force is missing has
     /// been refused when it was read.
-    pub(super) const fn restored(
+    pub(crate) const fn restored(
         known: BTreeMap<ReleaseId, Release>,
         in_force: ReleaseId,
         latest: ReleaseId,
@@ -65,55 +65,55 @@ impl Releases {
     }
 
     /// Takes a new one in.
-    pub(super) fn add(&mut self, release: Release) -> ReleaseId {
+    pub(crate) fn add(&mut self, release: Release) -> ReleaseId {
         self.latest = self.latest.next();
         self.known.insert(self.latest, release);
         self.latest
     }
 
     /// The one with that number, if it is still known.
-    pub(super) fn get(&self, id: ReleaseId) -> Option<&Release> {
+    pub(crate) fn get(&self, id: ReleaseId) -> Option<&Release> {
         self.known.get(&id)
     }
 
     /// Puts one in force.
-    pub(super) fn commit(&mut self, id: ReleaseId) {
+    pub(crate) fn commit(&mut self, id: ReleaseId) {
         if self.known.contains_key(&id) {
             self.in_force = id;
         }
     }
 
     /// Lets go of every one but those in use and the one in force.
-    pub(super) fn keep_only(&mut self, in_use: &[ReleaseId]) {
+    pub(crate) fn keep_only(&mut self, in_use: &[ReleaseId]) {
         let in_force = self.in_force;
         self.known
             .retain(|id, _| *id == in_force || in_use.contains(id));
     }
 
     /// The one whose configuration is in force.
-    pub(super) fn in_force(&self) -> &Release {
+    pub(crate) fn in_force(&self) -> &Release {
         &self.known[&self.in_force]
     }
 
     /// Its number.
-    pub(super) const fn in_force_id(&self) -> ReleaseId {
+    pub(crate) const fn in_force_id(&self) -> ReleaseId {
         self.in_force
     }
 
     /// The highest number given out so far.
-    pub(super) const fn latest(&self) -> ReleaseId {
+    pub(crate) const fn latest(&self) -> ReleaseId {
         self.latest
     }
 
     /// Every one, by number.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (ReleaseId, &Release)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (ReleaseId, &Release)> {
         self.known.iter().map(|(id, release)| (*id, release))
     }
 }
 
 impl Release {
     /// The first message to a worker, except on which CPU it is to run.
-    pub(super) fn start(&self, listen: &[Listen], adopt: bool, standby: bool) -> Start {
+    pub(crate) fn start(&self, listen: &[Listen], adopt: bool, standby: bool) -> Start {
         Start {
             cpu: None,
             config: self.config.clone(),
@@ -127,7 +127,7 @@ impl Release {
     }
 
     /// How the memory of a worker is laid out that has room for `room` connections.
-    pub(super) const fn layout(&self, room: u32) -> Layout {
+    pub(crate) const fn layout(&self, room: u32) -> Layout {
         self.limits.layout(&self.config, room)
     }
 }
@@ -144,7 +144,7 @@ impl Limits {
     /// Connections that a worker has room for: those that all `workers` may have, or that are open
     /// now and may come, whatever the limit for new ones is; as far as `nofile` descriptors go.
     /// Memory that is not used costs nothing.
-    pub(super) fn room(&self, most: u32, workers: u16, open: u32, nofile: u64) -> u32 {
+    pub(crate) fn room(&self, most: u32, workers: u16, open: u32, nofile: u64) -> u32 {
         let reserve = self.descriptors.saturating_sub(self.max_connections);
         let possible = nofile
             .saturating_sub(reserve.into())
@@ -165,7 +165,7 @@ impl Limits {
     ///
     /// # Errors
     /// [`config::Error`] if it leaves nothing, or less than is asked for.
-    pub(super) fn settle(
+    pub(crate) fn settle(
         config: &Config,
         workers: u16,
         nofile: u64,
@@ -185,17 +185,17 @@ impl Limits {
 
 /// The connections of one slot.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Holding {
-    pub(super) slot: SlotId,
+pub(crate) struct Holding {
+    pub(crate) slot: SlotId,
     /// Open now.
-    pub(super) open: u64,
+    pub(crate) open: u64,
     /// For which its worker has room, or its next one will have.
-    pub(super) room: u64,
+    pub(crate) room: u64,
 }
 
 impl Holding {
     /// Why not every connection would be kept if only the first `stay` slots stayed, if so.
-    pub(super) fn too_many(slots: impl Iterator<Item = Self>, stay: u16) -> Option<String> {
+    pub(crate) fn too_many(slots: impl Iterator<Item = Self>, stay: u16) -> Option<String> {
         let (mut leaving, mut free) = (0_u64, 0_u64);
         for Self { slot, open, room } in slots {
             if slot.0 >= stay {
@@ -253,7 +253,7 @@ pub enum NoRoom {
 ///
 /// # Errors
 /// Which limit is too small.
-pub(super) fn check_memory(
+pub(crate) fn check_memory(
     config: &Config,
     limits: Limits,
     workers: u16,

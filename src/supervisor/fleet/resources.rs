@@ -22,12 +22,12 @@ use crate::sys::image::Process;
 use crate::sys::shared::SharedMemory;
 use crate::wire::Listen;
 
-use super::children::Child;
-use super::totals::Totals;
+use crate::supervisor::fleet::children::Child;
+use crate::supervisor::fleet::totals::Totals;
 
 /// The possessions of one slot.
 #[derive(Debug, Default)]
-pub(super) struct SlotResources {
+pub(crate) struct SlotResources {
     /// Duplicates of the slot's listeners, from its first Ready on.
     listeners: Vec<OwnedFd>,
     /// Few: the main worker, perhaps a successor, perhaps predecessors that still drain.
@@ -39,17 +39,17 @@ pub(super) struct SlotResources {
     /// Who died last, and how many connections were lost with it.
     last_loss: Option<(WorkerId, u64)>,
     /// An accept queue of the slot has filled and has not been seen empty since.
-    pub(super) queue_filled: bool,
+    pub(crate) queue_filled: bool,
 }
 
 impl SlotResources {
     /// Those of a new slot, which goes on from what an earlier one of its number has counted.
-    pub(super) const fn counting_on(carried: Totals) -> Self {
+    pub(crate) const fn counting_on(carried: Totals) -> Self {
         Self::restored(Vec::new(), Vec::new(), None, carried)
     }
 
     /// As they were in this process's earlier program.
-    pub(super) const fn restored(
+    pub(crate) const fn restored(
         listeners: Vec<OwnedFd>,
         children: Vec<Child>,
         left_behind: Option<SharedMemory>,
@@ -67,7 +67,7 @@ impl SlotResources {
 
     /// A memory for a new worker: for one that follows a dead one that one's, if it has the right
     /// layout, so that it goes on counting there; else a fresh one.
-    pub(super) fn memory_for(&mut self, standby: bool, layout: Layout) -> io::Result<SharedMemory> {
+    pub(crate) fn memory_for(&mut self, standby: bool, layout: Layout) -> io::Result<SharedMemory> {
         if !standby && let Some(left) = self.left_behind.take() {
             if left.len() == layout.total_bytes() {
                 return Ok(left);
@@ -78,12 +78,12 @@ impl SlotResources {
     }
 
     /// Takes a new process in.
-    pub(super) fn move_in(&mut self, child: Child) {
+    pub(crate) fn move_in(&mut self, child: Child) {
         self.children.push(child);
     }
 
     /// Takes what is left of a worker out of the slot, and remembers what it had.
-    pub(super) fn bury(&mut self, worker: WorkerId) {
+    pub(crate) fn bury(&mut self, worker: WorkerId) {
         let Some(index) = self
             .children
             .iter()
@@ -100,7 +100,7 @@ impl SlotResources {
 
     /// Takes a worker that was killed and has not ended out of the slot: the process, and its channel.
     /// What it has counted is kept; nobody else ever writes in its memory.
-    pub(super) fn abandon(&mut self, worker: WorkerId) -> Option<(Process, Channel)> {
+    pub(crate) fn abandon(&mut self, worker: WorkerId) -> Option<(Process, Channel)> {
         let of = |child: &Child| child.worker == worker;
         let index = self.children.iter().position(of)?;
         let child = self.children.swap_remove(index);
@@ -121,7 +121,7 @@ impl SlotResources {
     }
 
     /// A process that never came to be, or cannot be watched: its memory is kept all the same.
-    pub(super) fn leave_behind(&mut self, memory: SharedMemory) {
+    pub(crate) fn leave_behind(&mut self, memory: SharedMemory) {
         if self.children.is_empty() {
             if let Some(older) = self.left_behind.replace(memory) {
                 self.carried.close(&older);
@@ -134,7 +134,7 @@ impl SlotResources {
 
     /// Takes a worker that cannot be watched out of the slot: the process, which still lives, and its
     /// channel.
-    pub(super) fn discard(&mut self, worker: WorkerId) -> Option<(Process, Channel)> {
+    pub(crate) fn discard(&mut self, worker: WorkerId) -> Option<(Process, Channel)> {
         let index = self
             .children
             .iter()
@@ -145,7 +145,7 @@ impl SlotResources {
     }
 
     /// Keeps the listeners that a slot's first worker bound.
-    pub(super) fn keep(
+    pub(crate) fn keep(
         &mut self,
         deposited: Vec<OwnedFd>,
         listen: &[Listen],
@@ -172,7 +172,7 @@ impl SlotResources {
     ///
     /// # Errors
     /// The first of any; the others have been given theirs.
-    pub(super) fn set_options(&self, addresses: &[Listen], config: &Config) -> Result<(), String> {
+    pub(crate) fn set_options(&self, addresses: &[Listen], config: &Config) -> Result<(), String> {
         let mut result = Ok(());
         for (socket, listen) in self.listeners.iter().zip(addresses) {
             let set = listener::set_options(socket, listen, config);
@@ -187,7 +187,7 @@ impl SlotResources {
     ///
     /// # Errors
     /// The first that `bind` returned; those before it are replaced.
-    pub(super) fn replace_lost<E>(
+    pub(crate) fn replace_lost<E>(
         &mut self,
         addresses: &[Listen],
         bind: impl Fn(usize) -> Result<OwnedFd, E>,
@@ -206,49 +206,49 @@ impl SlotResources {
     }
 
     /// Lets go of the listeners: new clients are to be refused, or go to other slots.
-    pub(super) fn release_listeners(&mut self) {
+    pub(crate) fn release_listeners(&mut self) {
         self.listeners.clear();
     }
 
     /// The slot's listeners, one for each address.
-    pub(super) fn listeners(&self) -> &[OwnedFd] {
+    pub(crate) fn listeners(&self) -> &[OwnedFd] {
         &self.listeners
     }
 
     /// The listeners as they travel with a message.
-    pub(super) fn borrowed_listeners(&self) -> Vec<BorrowedFd<'_>> {
+    pub(crate) fn borrowed_listeners(&self) -> Vec<BorrowedFd<'_>> {
         self.listeners.iter().map(AsFd::as_fd).collect()
     }
 
     /// The process that is `worker`.
-    pub(super) fn child(&self, worker: WorkerId) -> Option<&Child> {
+    pub(crate) fn child(&self, worker: WorkerId) -> Option<&Child> {
         self.children.iter().find(|child| child.worker == worker)
     }
 
     /// The same, to talk to it.
-    pub(super) fn child_mut(&mut self, worker: WorkerId) -> Option<&mut Child> {
+    pub(crate) fn child_mut(&mut self, worker: WorkerId) -> Option<&mut Child> {
         self.children
             .iter_mut()
             .find(|child| child.worker == worker)
     }
 
     /// Every process that lives here.
-    pub(super) fn children(&self) -> &[Child] {
+    pub(crate) fn children(&self) -> &[Child] {
         &self.children
     }
 
     /// The memory that a dead worker left for the next one.
-    pub(super) const fn left_behind(&self) -> Option<&SharedMemory> {
+    pub(crate) const fn left_behind(&self) -> Option<&SharedMemory> {
         self.left_behind.as_ref()
     }
 
     /// What memories that are gone have counted.
-    pub(super) const fn carried(&self) -> &Totals {
+    pub(crate) const fn carried(&self) -> &Totals {
         &self.carried
     }
 
     /// What the slot has counted, over all its workers.
-    pub(super) fn totals(&self) -> Totals {
+    pub(crate) fn totals(&self) -> Totals {
         let mut totals = self.carried.clone();
         for child in &self.children {
             totals.add(&child.memory);
@@ -260,7 +260,7 @@ impl SlotResources {
     }
 
     /// Connections that were lost with `worker`, if it is the last one that ended.
-    pub(super) fn lost_with(&self, worker: WorkerId) -> u64 {
+    pub(crate) fn lost_with(&self, worker: WorkerId) -> u64 {
         self.last_loss
             .filter(|(who, _)| *who == worker)
             .map_or(0, |(_, lost)| lost)

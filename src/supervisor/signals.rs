@@ -1,0 +1,3 @@
+//! Signals and what they mean.
+
+pub(crate) mod terminal;
