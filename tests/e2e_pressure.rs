@@ -1,4 +1,4 @@
-//! A server whose memory is limited from outside: within the bound that docs/operations.md states it
+//! A server whose memory is limited from outside: within the bound that docs/reference.md states it
 //! serves on as if there were no limit; below it a worker dies, which is said with its cause, and
 //! nobody but its own clients notices.
 

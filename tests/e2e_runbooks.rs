@@ -1,4 +1,4 @@
-//! The runbooks of `docs/operations.md`, gone through: what is to be seen is seen, what is to be
+//! The runbooks of `docs/runbooks.md`, gone through: what is to be seen is seen, what is to be
 //! typed helps, and what the page quotes is what the program says.
 
 mod support;
@@ -22,14 +22,12 @@ struct Runbook(String);
 impl Runbook {
     #[track_caller]
     fn open(title: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/runbooks.md");
         let page = fs::read_to_string(path).expect("the page is there");
-        let (_, runbooks) = page.split_once("\n## Runbooks\n").expect("runbooks");
-        let (runbooks, _) = runbooks.split_once("\n## ").expect("more after them");
-        let (_, text) = runbooks
-            .split_once(&format!("\n### {title}\n"))
+        let (_, text) = page
+            .split_once(&format!("\n## {title}\n"))
             .unwrap_or_else(|| panic!("no runbook {title}"));
-        let text = text.split("\n### ").next().unwrap_or(text).to_owned();
+        let text = text.split("\n## ").next().unwrap_or(text).to_owned();
         for step in ["**See**", "**Why**", "**Type**", "**Then**"] {
             assert_eq!(text.matches(step).count(), 1, "{step} of {title}");
         }

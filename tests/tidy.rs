@@ -213,13 +213,13 @@ fn tests_wait_for_events_and_never_sleep() {
 }
 
 #[test]
-fn operations_explains_every_reason_and_cause() {
-    let page = fs::read_to_string(root().join("docs/operations.md")).expect("the page is there");
+fn reference_explains_every_reason() {
+    let page = fs::read_to_string(root().join("docs/reference.md")).expect("the page is there");
     let words = CloseReason::ALL.iter().map(|reason| reason.name());
     let words = words.chain(PauseCause::ALL.iter().map(|cause| cause.name()));
     let words = words.chain(RefusalCause::ALL.iter().map(|cause| cause.name()));
     let missing = words
         .filter(|word| !page.contains(&format!("`{word}`")))
         .map(str::to_owned);
-    assert_none("not in docs/operations.md", missing.collect());
+    assert_none("not in docs/reference.md", missing.collect());
 }

@@ -445,7 +445,7 @@ mod tests {
             .collect()
     }
 
-    /// The table between the two marks in `docs/operations.md`, made from what is exposed.
+    /// The table between the two marks in `docs/reference.md`, made from what is exposed.
     fn table() -> String {
         let text = write(&full(), &[(200, 7)], AgentAnswers::default()).unwrap();
         let mut table = "| name | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
@@ -471,7 +471,7 @@ mod tests {
 
     #[test]
     fn the_documentation_agrees_with_what_is_exposed() {
-        crate::documented::agrees("operations.md", "metrics", &table());
+        crate::documented::agrees("reference.md", "metrics", &table());
     }
 
     /// A family that has no sample in [`full`] would be missing from the table unseen.

@@ -632,14 +632,14 @@ mod tests {
         assert_eq!(hidden, roles);
     }
 
-    const OPERATIONS: &str = include_str!("../../docs/operations.md");
+    const REFERENCE: &str = include_str!("../../docs/reference.md");
 
     /// Where the flags of a command have to be explained.
     fn page_of(command: &str) -> &'static str {
         match command {
             BENCH => include_str!("../../docs/bench.md"),
             PROGRAM | SERVE | CHECK => include_str!("../../docs/configuration.md"),
-            _ => OPERATIONS,
+            _ => REFERENCE,
         }
     }
 
@@ -656,7 +656,7 @@ mod tests {
         for command in [&root].into_iter().chain(root.get_subcommands()) {
             let name = command.get_name();
             let call = [PROGRAM, name];
-            if name != PROGRAM && !in_code(OPERATIONS).any(|code| code.take(2).eq(call)) {
+            if name != PROGRAM && !in_code(REFERENCE).any(|code| code.take(2).eq(call)) {
                 missing.push(name.to_owned());
             }
             let flags = command.get_arguments().filter_map(Arg::get_long);
@@ -686,7 +686,7 @@ mod tests {
 
     #[test]
     fn help_and_operations_list_the_same_signals() {
-        let (_, section) = OPERATIONS.split_once("## Signals to").unwrap();
+        let (_, section) = REFERENCE.split_once("## Signals to").unwrap();
         let (section, _) = section.split_once("\n## ").unwrap();
         // The first column of the table.
         let rows = section.lines().filter(|line| line.starts_with("| `SIG"));

@@ -106,8 +106,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn operations_lists_every_exit_code_and_no_other() {
-        let page = include_str!("../../docs/operations.md");
+    fn reference_lists_every_exit_code() {
+        let page = include_str!("../../docs/reference.md");
         let (_, section) = page.split_once("\n## Exit codes\n").unwrap();
         let (section, _) = section.split_once("\n## ").unwrap();
         let documented: BTreeSet<u8> = section

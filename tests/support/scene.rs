@@ -16,7 +16,7 @@ use super::observe::{count_sockets, until};
 use super::usage::{Counters, resident_bytes};
 use super::{Client, Server, in_background};
 
-/// What one connection may hold of a worker's memory (docs/operations.md): its buffer of pending
+/// What one connection may hold of a worker's memory (docs/reference.md): its buffer of pending
 /// output, its record and its deadline.
 pub const WORKER_BYTES_MAX: u64 = (64 + 1) << 10;
 /// What a worker may need besides, however many there are: the buffers that it keeps at hand and
