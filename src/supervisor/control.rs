@@ -29,7 +29,7 @@ use crate::control::place::Surroundings;
 use crate::control::{Done, Reply, Request};
 use crate::identity::RequestId;
 
-use super::exchange;
+use super::machine;
 
 mod client;
 
@@ -565,10 +565,10 @@ impl ControlServer {
     }
 }
 
-impl From<exchange::Answer> for Reply {
-    fn from(answer: exchange::Answer) -> Self {
+impl From<machine::Answer> for Reply {
+    fn from(answer: machine::Answer) -> Self {
         match answer {
-            exchange::Answer::Done(done) => Self::Done(Done {
+            machine::Answer::Done(done) => Self::Done(Done {
                 renewed: done.renewed,
                 workers: done.workers,
                 moved: done.moved,
@@ -576,8 +576,8 @@ impl From<exchange::Answer> for Reply {
                 took_ms: Done::millis(done.took),
                 closed_after_ms: 0,
             }),
-            exchange::Answer::Failed { cause } => Self::Failed(cause),
-            exchange::Answer::Refused { cause } => Self::Refused(cause),
+            machine::Answer::Failed { cause } => Self::Failed(cause),
+            machine::Answer::Refused { cause } => Self::Refused(cause),
         }
     }
 }
@@ -707,13 +707,13 @@ mod tests {
         );
         bench.progress(RequestId(7), "slot 0");
         bench.progress(RequestId(8), "of somebody else");
-        let done = exchange::Done {
+        let done = machine::Done {
             renewed: 2,
             workers: 2,
             took: Duration::from_micros(1500),
-            ..exchange::Done::default()
+            ..machine::Done::default()
         };
-        bench.answer(RequestId(7), exchange::Answer::Done(done).into());
+        bench.answer(RequestId(7), machine::Answer::Done(done).into());
         assert_eq!(
             everything(client),
             "{\"progress\":\"slot 0\"}\n{\"done\":{\"renewed\":2,\"workers\":2,\"moved\":0,\

@@ -28,6 +28,7 @@
 
 mod balance;
 mod cancel;
+mod exchange;
 mod invariants;
 mod lending;
 mod lifecycle;
@@ -37,6 +38,8 @@ mod pulse;
 mod reactions;
 mod roll;
 mod scale;
+mod slot;
+mod snapshot;
 mod succession;
 mod upgrade;
 mod ways;
@@ -46,23 +49,21 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::exchange::{
-    Action, Answer, Done, Event, ListenerSource, Load, Notice, Progress, ScaleTo, Verdict, Wanted,
-};
-pub use super::slot::{
-    Death, Generation, KillReason, LastDeath, Queue, SlotId, SlotState, WorkerId,
-};
-use super::slot::{PredecessorStage, Pulse, Seat, Slot, SuccessorState};
-pub use super::snapshot::{SNAPSHOT_VERSION, Snapshot, SnapshotError};
 use crate::clock::Tick;
 pub use crate::config::{Boot, RestartConnections};
 pub use crate::identity::{ReleaseId, RequestId};
 pub use crate::wire::HandoverEnd;
 pub(super) use balance::Balance;
+pub use exchange::{
+    Action, Answer, Done, Event, ListenerSource, Load, Notice, Progress, ScaleTo, Verdict, Wanted,
+};
 pub(super) use operation::Operation;
 pub use operation::Planned;
 pub(super) use pending::Pending;
 use reactions::Reception;
+pub use slot::{Death, Generation, KillReason, LastDeath, Queue, SlotId, SlotState, WorkerId};
+use slot::{PredecessorStage, Pulse, Seat, Slot, SuccessorState};
+pub use snapshot::{SNAPSHOT_VERSION, Snapshot, SnapshotError};
 
 /// How much longer than `lame_duck` + `drain_timeout` a stopping worker may take to exit before it
 /// is killed, and how long a killed one may take to end before it is given up. A worker cuts its

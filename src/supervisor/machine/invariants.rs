@@ -4,9 +4,9 @@
 //! on restored state, where it is bad input and an error. So nothing here may panic by itself,
 //! whatever it is shown.
 
-use super::super::slot::{PredecessorStage, Slot, SuccessorState};
 use super::operation::{Operation, Stage};
 use super::roll::Course;
+use super::slot::{PredecessorStage, Slot, SuccessorState};
 use super::{Machine, Phase, Queue, SlotId, SlotState};
 
 impl Machine {

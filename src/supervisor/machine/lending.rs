@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use super::super::slot::Slot;
+use super::slot::Slot;
 use super::{Action, Machine, Notice, Queue, SlotState, WorkerId};
 use crate::clock::Tick;
 

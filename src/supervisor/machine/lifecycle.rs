@@ -7,8 +7,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::super::backoff::{Retry, retry};
-use super::super::slot::{PredecessorStage, Slot};
 use super::operation::Stage;
+use super::slot::{PredecessorStage, Slot};
 use super::{
     Action, Boot, Death, KILL_GRACE, KillReason, LastDeath, ListenerSource, Machine, Notice, Phase,
     Policy, Queue, SlotId, SlotState, WorkerId,

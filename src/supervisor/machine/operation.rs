@@ -10,11 +10,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::slot::{Predecessor, PredecessorStage, Slot};
 use super::cancel::Cancel;
 use super::pending::{Obstacle, impossible};
 use super::reactions::Reception;
 use super::roll::{Course, Roll};
+use super::slot::{Predecessor, PredecessorStage, Slot};
 use super::{
     Action, Answer, Done, Machine, Notice, Phase, Policy, Queue, ReleaseId, RequestId, ScaleTo,
 };

@@ -13,8 +13,8 @@
 
 use std::time::Duration;
 
-use super::super::slot::{PredecessorStage, Pulse, Seat, SlotState};
 use super::reactions::Reception;
+use super::slot::{PredecessorStage, Pulse, Seat, SlotState};
 use super::{Action, KillReason, Machine, Notice, Phase, WorkerId};
 use crate::clock::Tick;
 use crate::config::{HANG_CHECKS, STALL_CHECKS};

@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use super::super::slot::{PredecessorStage, Seat, SuccessorState};
 use super::lifecycle::Obituary;
+use super::slot::{PredecessorStage, Seat, SuccessorState};
 use super::{
     Action, Death, KILL_GRACE, KillReason, Machine, Notice, Phase, Queue, SlotId, SlotState,
     WorkerId,

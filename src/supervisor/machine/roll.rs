@@ -15,8 +15,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::slot::{Slot, SuccessorState};
 use super::operation::{Operation, OperationKind, Stage};
+use super::slot::{Slot, SuccessorState};
 use super::{
     Action, KillReason, ListenerSource, Machine, Notice, Policy, ReleaseId, SlotId, SlotState,
 };
@@ -364,9 +364,8 @@ impl Machine {
 
     /// Kills a successor that is not wanted any more.
     pub(super) fn dismiss_successor(&mut self, index: usize, now: Tick) {
-        let starting = |it: &super::super::slot::Successor| {
-            matches!(it.state, SuccessorState::Starting { .. })
-        };
+        let starting =
+            |it: &super::slot::Successor| matches!(it.state, SuccessorState::Starting { .. });
         if self.slots[index].successor.as_ref().is_some_and(starting) {
             self.kill_successor(index, KillReason::OperationFailed, now);
         }

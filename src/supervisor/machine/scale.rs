@@ -13,8 +13,8 @@
 
 use std::time::Duration;
 
-use super::super::slot::Slot;
 use super::operation::Stage;
+use super::slot::Slot;
 use super::{Action, Machine, Notice, Queue, SlotId, SlotState, WorkerId};
 use crate::clock::Tick;
 

@@ -12,12 +12,12 @@
 
 use std::time::Duration;
 
-use super::super::slot::{
-    Death, Predecessor, PredecessorStage, Seat, SlotState, Successor, SuccessorState, Watch,
-};
 use super::lifecycle::Obituary;
 use super::pulse::LOOK_FLOOR;
 use super::reactions::Reception;
+use super::slot::{
+    Death, Predecessor, PredecessorStage, Seat, SlotState, Successor, SuccessorState, Watch,
+};
 use super::{
     Action, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase, Progress, Queue,
     RestartConnections, WorkerId,

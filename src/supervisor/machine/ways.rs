@@ -4,9 +4,9 @@
 //! answer before it compiles; and after each call in debug builds the answers are held against the
 //! machine as it is: it wakes up by each deadline, and what is awaited is under way.
 
-use super::super::slot::{PredecessorStage, Slot, SuccessorState};
 use super::operation::Stage;
 use super::roll::Course;
+use super::slot::{PredecessorStage, Slot, SuccessorState};
 use super::{Machine, Phase, Queue, SlotState};
 use crate::clock::Tick;
 

@@ -10,7 +10,7 @@ use super::KillReason;
 use crate::clock::Tick;
 use crate::config::STALL_CHECKS;
 use crate::identity::{Generation, ReleaseId, WorkerId};
-use crate::supervisor::exchange::Progress;
+use crate::supervisor::machine::exchange::Progress;
 
 /// The looks at one worker's counter of turns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::machine::Policy;
+use super::Policy;
 use super::slot::{Death, SlotId, WorkerId};
 pub use notice::Notice;
 
@@ -247,7 +247,7 @@ pub enum ListenerSource {
 
 impl ListenerSource {
     /// In a log line.
-    pub(super) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Bind => "bind",
             Self::Adopt => "adopt",

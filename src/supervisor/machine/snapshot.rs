@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::exchange::Action;
-use super::machine::{Balance, Operation, Pending, Phase, Policy};
 use super::slot::Slot;
+use super::{Balance, Operation, Pending, Phase, Policy};
 use crate::identity::{Generation, ReleaseId};
 
 /// The format this program writes, and the only one it reads.
@@ -100,7 +100,7 @@ impl Snapshot {
 mod tests {
     use std::time::Duration;
 
-    use super::super::machine::{Boot, Event, Machine, RestartConnections, SlotId, WorkerId};
+    use super::super::{Boot, Event, Machine, RestartConnections, SlotId, WorkerId};
     use super::*;
     use crate::clock::Tick;
     use crate::identity::RequestId;

@@ -4,7 +4,7 @@
 //! a *successor* comes up beside it; once that one serves, the old worker is a *predecessor* until
 //! it has handed over, or drained, what it has.
 //!
-//! Pure: no descriptor, no clock, no decision. [`super::machine`] decides; a slot only knows which
+//! Pure: no descriptor, no clock, no decision. [`super::Machine`] decides; a slot only knows which
 //! changes are possible at all.
 //!
 //! Invariants:
