@@ -180,14 +180,14 @@ pub static SETTINGS: &[Setting] = &[
         default: "0.0.0.0:9999",
         example: "127.0.0.1:8080",
         help: "Address to listen on; may be repeated",
-        long_help: "A name stands for all its addresses (IPv6 addresses that this machine does not \
-                    have are ignored if the name has IPv4 ones); it is looked up at the start, and \
-                    at each reload and upgrade by a child of the server, within start_timeout. \
-                    [::]:PORT is IPv6 only, *:PORT serves IPv6 and IPv4 on one socket (IPv4 alone \
-                    where there is no IPv6), PORT alone \
-                    means every IPv4 address. Port 0 asks the kernel for a free port, which all \
-                    workers share. Addresses that overlap are refused, because the more specific \
-                    one would take every client from the other.",
+        long_help: "A host name stands for all its addresses. It is resolved at the start, and \
+                    again at each reload and upgrade by a child of the server, within \
+                    start_timeout. If the name has IPv4 addresses, IPv6 addresses that this \
+                    machine lacks are ignored. [::]:PORT is IPv6 only; *:PORT serves IPv6 and IPv4 \
+                    on one socket (IPv4 alone where IPv6 is unavailable); PORT alone means every \
+                    IPv4 address. Port 0 asks the kernel for a free port, which all workers share. \
+                    Overlapping addresses are refused, because the more specific one would receive \
+                    every connection of the other.",
     },
     Setting {
         binding: bind!(workers, PerCpu(WORKERS)),
@@ -195,10 +195,10 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "N",
         default: "auto",
         example: "4",
-        help: "Worker processes",
-        long_help: "Each worker is one process with one thread and a listening socket of its own; \
-                    the kernel spreads new connections over them. auto: one for each CPU that \
-                    this process may use (affinity and cgroup quota count).",
+        help: "Number of worker processes",
+        long_help: "Each worker is one process with one thread and its own listening socket; the \
+                    kernel distributes new connections among them. auto: one per available CPU \
+                    (affinity and cgroup quota count).",
     },
     Setting {
         binding: bind!(backlog, OrWord("auto", BACKLOG)),
@@ -206,9 +206,9 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "N",
         default: "auto",
         example: "1024",
-        help: "Connections that may wait in each accept queue",
-        long_help: "Every worker has one queue for each address. The kernel lowers a longer one \
-                    to net.core.somaxconn; auto asks for just that.",
+        help: "Maximum length of each accept queue",
+        long_help: "Each worker has one accept queue per address. The kernel caps the length at \
+                    net.core.somaxconn; auto asks for exactly that.",
     },
     Setting {
         binding: bind!(share_port, Switch),
@@ -216,9 +216,9 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "BOOL",
         default: "false",
         example: "true",
-        help: "Join another server on the same address",
-        long_help: "A second server on an address would silently take half of its clients, so \
-                    starting one is an error unless this says that it is meant.",
+        help: "Share the address with another server",
+        long_help: "A second server on an address would silently receive half of its connections, \
+                    so starting one is an error unless this is set.",
     },
     Setting {
         binding: bind!(max_connections, OrWord("auto", MAX_CONNECTIONS)),
@@ -226,10 +226,11 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "N",
         default: "auto",
         example: "50000",
-        help: "Connections a worker holds at once",
-        long_help: "At the limit a worker stops accepting until a tenth of them has closed, or \
-                    100 ms after the first has; clients wait in the accept queue. auto: what the descriptor limit (ulimit -n) \
-                    leaves after a reserve, at most 1000000.",
+        help: "Maximum connections per worker",
+        long_help: "At the limit a worker stops accepting until a tenth of its connections have \
+                    closed, or until 100 ms after the first of them closed; clients wait in the \
+                    accept queue. auto: what the descriptor limit (ulimit -n) leaves after a \
+                    reserve, at most 1000000.",
     },
     Setting {
         binding: bind!(idle_timeout, OrWord("off", IDLE_TIMEOUT)),
@@ -237,10 +238,10 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "off",
         example: "30s",
-        help: "Close a connection on which nothing moved for so long",
-        long_help: "Bytes in either direction count as movement. A long time may take up to 3 % \
-                    longer, so that idle workers wake rarely. off: a silent client may stay, \
-                    at the cost of one descriptor and no buffer.",
+        help: "Close connections idle for this long",
+        long_help: "Bytes in either direction count as activity. A long timeout may fire up to 3 % \
+                    late, so that idle workers wake rarely. off: a silent client may stay; it \
+                    costs one descriptor and no buffer.",
     },
     Setting {
         binding: bind!(write_stall_timeout, OrWord("off", WRITE_STALL_TIMEOUT)),
@@ -248,10 +249,11 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "1m",
         example: "20s",
-        help: "Cut a client that took none of its output for so long",
-        long_help: "Only a client that owes us reading is meant; it is not read from meanwhile. \
-                    What the kernel still has for it is given up as well, also after the close, \
-                    but not before 1 s. off: it may keep its buffer for ever.",
+        help: "Drop a client that has read nothing for this long",
+        long_help: "Applies only while output is pending; reading from the connection is paused \
+                    meanwhile. Output that the kernel still holds is discarded as well, also after \
+                    the close, but not before 1 s. off: a stalled client keeps its buffer \
+                    indefinitely.",
     },
     Setting {
         binding: bind!(linger_timeout, LINGER_TIMEOUT),
@@ -259,10 +261,10 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "5s",
         example: "2s",
-        help: "Wait so long for the client to close at the end",
-        long_help: "Closing with unread input resets the connection and can destroy the reply \
-                    that is still in flight; so the server closes its writing side first and \
-                    waits. 0s closes at once.",
+        help: "Time to wait for the client to close",
+        long_help: "Closing with unread input resets the connection and can destroy a reply that \
+                    is still in flight, so the server closes its sending side first and waits. 0s: \
+                    close at once.",
     },
     Setting {
         binding: bind!(pending_output, PENDING_OUTPUT),
@@ -270,10 +272,10 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "SIZE",
         default: "64KiB",
         example: "16KiB",
-        help: "Unsent bytes that a connection may hold",
-        long_help: "Also the most that one read takes. A connection with unsent bytes is not \
-                    read, so a client that does not read cannot make the server grow; memory for \
-                    this exists only while there are such bytes.",
+        help: "Maximum unsent bytes per connection",
+        long_help: "Also the maximum size of one read. A connection with unsent bytes is not read \
+                    from, so a client that does not read cannot make the server grow. The memory \
+                    is allocated only while there are unsent bytes.",
     },
     Setting {
         binding: bind!(recv_buffer, OrWord("auto", SOCKET_BUFFER)),
@@ -281,12 +283,12 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "SIZE",
         default: "192KiB",
         example: "auto",
-        help: "Kernel receive buffer of a connection (SO_RCVBUF)",
-        long_help: "A fixed size bounds what a fast sender can park in the kernel, which counts \
-                    twice as much for it; with the default of both buffers a client that never \
-                    reads holds less than 1MiB. It also bounds speed over distance, to about \
-                    this much a round trip (192KiB at 100ms: 20 Mbit/s). auto: the kernel tunes \
-                    it within net.ipv4.tcp_rmem. The kernel lowers it to net.core.rmem_max.",
+        help: "Kernel receive buffer per connection (SO_RCVBUF)",
+        long_help: "A fixed size bounds what a fast sender can queue in the kernel, which counts \
+                    twice as much; with both buffers at their default, a client that never reads \
+                    holds less than 1MiB. It also bounds throughput to about this much per round \
+                    trip (192KiB at 100ms: 20 Mbit/s). auto: the kernel tunes it within \
+                    net.ipv4.tcp_rmem. The kernel caps a fixed size at net.core.rmem_max.",
     },
     Setting {
         binding: bind!(send_buffer, OrWord("auto", SOCKET_BUFFER)),
@@ -294,11 +296,11 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "SIZE",
         default: "192KiB",
         example: "auto",
-        help: "Kernel send buffer of a connection (SO_SNDBUF)",
-        long_help: "A fixed size bounds what a slow reader can make the kernel hold; as for the \
-                    receive buffer, the kernel counts twice as much, and speed over distance is \
-                    bounded with it. auto: the kernel tunes it within net.ipv4.tcp_wmem. The \
-                    kernel lowers it to net.core.wmem_max.",
+        help: "Kernel send buffer per connection (SO_SNDBUF)",
+        long_help: "A fixed size bounds what a slow reader can make the kernel hold. As for the \
+                    receive buffer, the kernel counts twice as much, and throughput per round trip \
+                    is bounded with it. auto: the kernel tunes it within net.ipv4.tcp_wmem. The \
+                    kernel caps a fixed size at net.core.wmem_max.",
     },
     Setting {
         binding: bind!(keepalive, OrWord("off", KEEPALIVE)),
@@ -306,9 +308,9 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "10m",
         example: "2m",
-        help: "Probe a client that was silent for so long",
-        long_help: "TCP keepalive: finds clients that vanished without a word. Whole seconds \
-                    count. off: no probes.",
+        help: "TCP keepalive idle time",
+        long_help: "Finds clients that have vanished without closing. Counted in whole seconds. \
+                    off: no probes.",
     },
     sources::ALLOW,
     sources::DENY,
@@ -326,9 +328,9 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "N",
         default: "64",
         example: "16",
-        help: "Connections accepted in one turn of the loop",
-        long_help: "Bounds how long a flood of new clients can keep a worker from those it has. \
-                    The rest is taken in the next turn.",
+        help: "Connections accepted per event loop turn",
+        long_help: "Bounds how long a flood of new clients can delay the connected ones. The rest \
+                    are accepted in the next turn.",
     },
     Setting {
         binding: bind!(bytes_per_turn, BYTES_PER_TURN),
@@ -336,9 +338,9 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "SIZE",
         default: "256KiB",
         example: "1MiB",
-        help: "Bytes read from one connection in one turn",
-        long_help: "Bounds how long one fast client can keep a worker from the others. What it \
-                    sent beyond is read in the next turn.",
+        help: "Bytes read per connection and event loop turn",
+        long_help: "Bounds how long one fast client can delay the others. Further input is read in \
+                    the next turn.",
     },
     Setting {
         binding: bind!(accept_retry, ACCEPT_RETRY),
@@ -346,9 +348,9 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "100ms",
         example: "500ms",
-        help: "Rest from accepting when resources are out",
-        long_help: "After EMFILE, ENFILE, ENOBUFS or ENOMEM accepting again at once would fail \
-                    again and burn a CPU. A connection that closes ends the rest early.",
+        help: "Pause before accepting again when out of resources",
+        long_help: "After EMFILE, ENFILE, ENOBUFS or ENOMEM an immediate retry would fail again \
+                    and waste CPU time. The pause ends early when a connection closes.",
     },
     Setting {
         binding: bind!(busy_poll, OrWord("off", BUSY_POLL)),
@@ -356,11 +358,11 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "off",
         example: "50us",
-        help: "Poll for more work so long before sleeping",
-        long_help: "After work the loop asks again and again instead of sleeping, until nothing \
-                    has come for this long: lower latency, because nobody has to wake it, at the \
-                    price of a CPU that is busy meanwhile. Worth it with fewer workers than CPUs; \
-                    workers and clients that share a CPU only get into each other's way.",
+        help: "Busy-poll for this long before sleeping",
+        long_help: "After work the event loop keeps polling until nothing has arrived for this \
+                    long: lower latency, because no wake-up is needed, at the cost of a busy CPU. \
+                    Worthwhile with fewer workers than CPUs; workers and clients that share a CPU \
+                    only slow each other down.",
     },
     Setting {
         binding: bind!(steer, STEER),
@@ -368,12 +370,12 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "HOW",
         default: "hash",
         example: "cpu",
-        help: "How new connections are spread over the workers",
-        long_help: "hash: by the kernel's hash of both addresses. cpu: to the worker whose CPU \
-                    has received the connection's first packet (worker i belongs to the i-th CPU \
-                    that the server may use, which is where pin puts it). random: evenly, \
-                    whatever the addresses are. cpu and random are a small program on the port, \
-                    which must then not be shared.",
+        help: "Distribution of new connections among workers",
+        long_help: "hash: by the kernel's hash of both addresses. cpu: to the worker of the CPU \
+                    that received the connection's first packet (worker i belongs to the i-th \
+                    available CPU, where pin places it). random: evenly, whatever the addresses \
+                    are. cpu and random attach a small program to the port, which must then not be \
+                    shared.",
     },
     Setting {
         binding: bind!(pin, Switch),
@@ -381,11 +383,10 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "BOOL",
         default: "false",
         example: "true",
-        help: "Keep each worker on a CPU of its own",
-        long_help: "Worker i runs on the i-th CPU that the server may use, and on no other; with \
-                    more workers than CPUs it begins again with the first. The CPU is shown by \
-                    status. Worth it on a machine with nothing else to do: a pinned worker cannot \
-                    get out of anybody's way.",
+        help: "Pin each worker to one CPU",
+        long_help: "Worker i runs only on the i-th available CPU; with more workers than CPUs the \
+                    numbering wraps around. status shows the CPU. Worthwhile on a dedicated \
+                    machine: the scheduler cannot move a pinned worker.",
     },
     Setting {
         binding: bind!(rebalance, Switch),
@@ -393,13 +394,13 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "BOOL",
         default: "false",
         example: "true",
-        help: "Move connections away from a worker that is too busy",
-        long_help: "Spreading connections is not spreading work: one worker may have all the busy \
-                    ones, for as long as they live. With this, when a worker is busier than the \
-                    idlest by rebalance_threshold for some seconds, some of its active \
-                    connections move there, live, a bounded number at a time and with rests in \
-                    between. Never while a restart, an upgrade or a change of the number of \
-                    workers is under way.",
+        help: "Migrate connections away from an overloaded worker",
+        long_help: "Distributing connections evenly does not distribute work evenly: one worker \
+                    may have all the busy ones for as long as they live. When a worker has been \
+                    busier than the least busy one by rebalance_threshold for some seconds, some \
+                    of its active connections migrate there, a bounded number at a time, with \
+                    pauses in between. Never while a reload, an upgrade or a change of the number \
+                    of workers is in progress.",
     },
     Setting {
         binding: bind!(rebalance_threshold, REBALANCE_THRESHOLD),
@@ -407,9 +408,9 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "PERCENT",
         default: "50",
         example: "25",
-        help: "How much busier a worker must be, in percent",
-        long_help: "Compares the reads and writes that the busiest and the idlest worker do in a \
-                    second (16 KiB count as one more). Only for rebalance.",
+        help: "Load difference that triggers rebalancing, in percent",
+        long_help: "Compares the reads and writes per second of the busiest and the least busy \
+                    worker (each 16 KiB count as one more). Applies only to rebalance.",
     },
     Setting {
         binding: bind!(drain_timeout, DRAIN_TIMEOUT),
@@ -417,9 +418,9 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "30s",
         example: "2m",
-        help: "Time a stopping worker has to finish what it owes",
-        long_help: "After it, what is left is cut. Give the service's own stop timeout a little \
-                    more than lame_duck and this together.",
+        help: "Grace period for pending replies",
+        long_help: "Connections that remain after it are cut. Give the service manager's stop \
+                    timeout a little more than lame_duck and drain_timeout together.",
     },
     Setting {
         binding: bind!(lame_duck, LAME_DUCK),
@@ -427,9 +428,9 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "0s",
         example: "5s",
-        help: "Go on accepting for so long when stopping",
-        long_help: "Gives a load balancer time to notice that the server is no longer ready \
-                    before clients are refused.",
+        help: "Keep accepting this long after a stop begins",
+        long_help: "Gives load balancers time to notice that the server is no longer ready before \
+                    it refuses connections.",
     },
     Setting {
         binding: bind!(start_timeout, START_TIMEOUT),
@@ -437,8 +438,8 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "10s",
         example: "30s",
-        help: "Time a new worker has to become ready",
-        long_help: "One that is not ready by then is ended and counted as failed. A reload or an \
+        help: "Time for a new worker to become ready",
+        long_help: "A worker that exceeds it is killed and counted as failed. A reload or an \
                     upgrade has the same time to read the configuration.",
     },
     Setting {
@@ -447,9 +448,9 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "100ms",
         example: "200ms",
-        help: "First pause before a failing slot is tried again",
-        long_help: "A worker that dies after good service is replaced at once; only repeated \
-                    failures wait, each twice as long as the one before.",
+        help: "First delay before a failing slot is retried",
+        long_help: "A worker that exits unexpectedly after a healthy time is replaced at once; \
+                    only repeated failures are delayed, each twice as long as the one before.",
     },
     Setting {
         binding: bind!(backoff_max, BACKOFF),
@@ -457,7 +458,7 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "10s",
         example: "1m",
-        help: "Longest such pause",
+        help: "Maximum delay before a failing slot is retried",
         long_help: "Must not be shorter than backoff_initial.",
     },
     Setting {
@@ -466,8 +467,9 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "1m",
         example: "5m",
-        help: "Good service that wipes a slot's failures",
-        long_help: "A worker that served this long was sound; its death starts a new count.",
+        help: "Healthy time after which the failure count resets",
+        long_help: "If a worker that has served this long exits unexpectedly, the count starts at \
+                    one again.",
     },
     Setting {
         binding: bind!(lend_after, LEND_AFTER),
@@ -475,9 +477,8 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "100ms",
         example: "50ms",
-        help: "Lend a queue without worker to a sibling after this",
-        long_help: "Clients in the accept queue of a slot without a worker wait; this bounds for \
-                    how long.",
+        help: "Delay before a sibling serves an orphaned queue",
+        long_help: "Bounds how long clients wait in the accept queue of a slot without a worker.",
     },
     Setting {
         binding: bind!(control, ControlSocket),
@@ -485,12 +486,12 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "PATH",
         default: "auto",
         example: "/run/uppercased.sock",
-        help: "Socket for reload, upgrade, scale, status, stop",
-        long_help: "Made with mode 0600; only the same user and root are heard. auto: a socket \
-                    named after the process, in RUNTIME_DIRECTORY if set, else in \
+        help: "Control socket for commands such as reload and status",
+        long_help: "Created with mode 0600; only the same user and root may send commands. auto: a \
+                    socket named after the process ID, in RUNTIME_DIRECTORY if set, else in \
                     /run/uppercased for root, else in uppercased below XDG_RUNTIME_DIR; a server \
-                    that cannot make it there goes on without. off: signals only. Cannot change \
-                    without a stop.",
+                    that cannot create it there runs without one. off: signals only. Changing it \
+                    requires a stop.",
     },
     endpoints::ADMIN,
     Setting {
@@ -499,11 +500,11 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "WHICH",
         default: "any",
         example: "all",
-        help: "Which workers must start for the server to serve",
-        long_help: "any: the server serves once the first worker does. Workers start in order; one \
-                    that cannot start is tried again, with pauses, and those after it wait. The \
-                    server says that it is degraded meanwhile. all: one worker that cannot start \
-                    ends the start.",
+        help: "Workers that must start before the server serves",
+        long_help: "any: the server serves as soon as the first worker does. Workers start one by \
+                    one; one that cannot start is retried with delays, and the later ones wait. \
+                    The server reports that it is degraded meanwhile. all: one worker that cannot \
+                    start fails the whole start.",
     },
     Setting {
         binding: bind!(restart_connections, RESTART_CONNECTIONS),
@@ -511,10 +512,10 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "HOW",
         default: "handover",
         example: "drain",
-        help: "What a restart does with connections",
-        long_help: "handover: established connections move to the new worker, live; no client \
-                    notices. drain: they stay with the old worker until they end or \
-                    drain_timeout passes, and are then closed politely.",
+        help: "Treatment of connections at reload and upgrade",
+        long_help: "handover: established connections migrate live to the new worker, and clients \
+                    notice nothing. drain: they stay with the old worker until they end or \
+                    drain_timeout passes, and are then closed gracefully.",
     },
     Setting {
         binding: bind!(bake_time, BAKE_TIME),
@@ -522,9 +523,10 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "1s",
         example: "30s",
-        help: "Watch the first renewed worker for so long",
-        long_help: "A restart renews one worker, watches it for this time, and goes on only if it \
-                    stays healthy; otherwise the old program and configuration come back.",
+        help: "Watch the first replaced worker this long (canary)",
+        long_help: "A reload or an upgrade replaces one worker, watches it for this time, and \
+                    continues only if it stays healthy; otherwise it rolls back to the old binary \
+                    and configuration.",
     },
     Setting {
         binding: bind!(handover_timeout, HANDOVER_TIMEOUT),
@@ -532,12 +534,11 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "10s",
         example: "30s",
-        help: "Time without progress in a handover",
-        long_help: "Counts from the last step of either side; while both make progress there is no \
-                    limit. The worker that owes the next step is then killed: a new one that does \
-                    not take connections over, and everything goes back to the old one; or an old \
-                    one that does not hand them over, and what has moved stays with the new one. \
-                    Either way the operation fails.",
+        help: "Maximum time without progress in a handover",
+        long_help: "Counts from the last step of either side; there is no limit while both make \
+                    progress. The worker that owes the next step is then killed. If it is the new \
+                    one, everything rolls back to the old one; if it is the old one, migrated \
+                    connections stay with the new one. Either way the operation fails.",
     },
     Setting {
         binding: bind!(handshake_timeout, HANDSHAKE_TIMEOUT),
@@ -546,9 +547,9 @@ pub static SETTINGS: &[Setting] = &[
         default: "3s",
         example: "8s",
         help: "Time for handshakes before a listener is closed",
-        long_help: "With fewer workers, new connections are steered away from the sockets that \
-                    will go; handshakes that have begun on them get this time to finish. A lost \
-                    answer is repeated after 1s and again after 3s.",
+        long_help: "When the number of workers shrinks, new connections are steered away from the \
+                    sockets that will close; handshakes in progress on them have this long to \
+                    finish. A lost reply is retransmitted after 1s and again after 3s.",
     },
     Setting {
         binding: bind!(hang_timeout, OrWord("off", HANG_TIMEOUT)),
@@ -556,9 +557,9 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "TIME",
         default: "10s",
         example: "2s",
-        help: "Replace a worker whose loop stands still so long",
-        long_help: "The supervisor watches a counter that every turn of a worker's loop moves; it \
-                    costs the worker nothing. off: a hung worker stays.",
+        help: "Replace a worker stuck for this long",
+        long_help: "The supervisor watches a counter that every turn of a worker's event loop \
+                    advances; it costs the worker nothing. off: a stalled worker stays.",
     },
     sandbox::SANDBOX,
     sandbox::USER,

@@ -3,37 +3,37 @@
 /// The headings under which help and documentation list the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Category {
-    /// Where clients connect.
+    /// Listening addresses and accept queues.
     Listening,
-    /// What one connection may cost.
+    /// Timeouts and buffers of a connection.
     Connections,
-    /// Who may connect, and how much one source may have.
+    /// Access control and limits per source.
     Sources,
-    /// Running behind a load balancer.
+    /// PROXY protocol and agent-check.
     Proxy,
-    /// How much one turn of the loop does.
+    /// Work per turn of the event loop.
     Turn,
-    /// Which worker serves whom, and where it runs.
+    /// Distribution of connections, CPU affinity of workers.
     Placement,
     /// Starting and stopping workers.
     Lifecycle,
-    /// Restarts, upgrades and scaling of a running server.
+    /// Reloads, upgrades and scaling of a running server.
     Operation,
     /// Log lines.
     Logging,
 }
 
 impl Category {
-    /// What stands above its settings.
+    /// Returns the heading above its settings.
     #[must_use]
     pub fn heading(self) -> &'static str {
         match self {
             Self::Listening => "Listening",
             Self::Connections => "Connections",
-            Self::Sources => "Who may connect",
-            Self::Proxy => "Behind a load balancer",
-            Self::Turn => "Turn of the loop",
-            Self::Placement => "Placing connections and workers",
+            Self::Sources => "Access and source limits",
+            Self::Proxy => "Load balancers",
+            Self::Turn => "Event loop",
+            Self::Placement => "Placement of connections and workers",
             Self::Lifecycle => "Starting and stopping",
             Self::Operation => "Operating a running server",
             Self::Logging => "Logging",

@@ -12,12 +12,12 @@ pub(super) const AGENT: Setting = Setting {
     value_name: "ADDR",
     default: "off",
     example: "10.0.0.1:9101",
-    help: "Address where load balancers ask how the server is",
-    long_help: "HAProxy's agent-check: whoever connects gets a line, `ready up 75%` with a weight \
-                by load, `drain` while the server stops, `drain` or `maint` when an operator has \
-                said so (uppercased rotation), `down` while nobody should come. It says nothing \
-                else and takes no orders; still, let only the load balancers through to it. \
-                PORT alone means every IPv4 address. Cannot change without a stop.",
+    help: "Address of the HAProxy agent-check",
+    long_help: "Each connection receives one line: `ready up 75%` with a weight by load, `drain` \
+                while the server stops, `drain` or `maint` if an operator has set it (uppercased \
+                rotation), `down` while the server should receive no clients. The agent reports \
+                nothing else and accepts no commands; still, allow only the load balancers to \
+                reach it. PORT alone means every IPv4 address. Changing it requires a stop.",
 };
 
 pub(super) const ADMIN: Setting = Setting {
@@ -27,8 +27,8 @@ pub(super) const ADMIN: Setting = Setting {
     default: "off",
     example: "127.0.0.1:9900",
     help: "Address for health checks and metrics over HTTP",
-    long_help: "Answers /metrics (OpenMetrics), /healthz, /readyz and /status, from a process \
-                    of its own that is locked in like a worker. On this machine only: a loopback \
-                    address, PORT alone for 127.0.0.1, or the path of a Unix socket, which is \
-                    made with mode 0600. Cannot change without a stop.",
+    long_help: "Serves /metrics (OpenMetrics), /healthz, /readyz and /status from a separate \
+                process, which is sandboxed like a worker. Local only: a loopback address, PORT \
+                alone for 127.0.0.1, or the path of a Unix socket, which is created with mode \
+                0600. Changing it requires a stop.",
 };

@@ -22,10 +22,9 @@ pub(super) const LOG_LEVEL: Setting = Setting {
     value_name: "LEVEL",
     default: "info",
     example: "debug",
-    help: "Least severe log lines to write",
-    long_help: "info: a line for what happens to the server, none for what happens to a \
-                connection. debug: connections too. trace: bytes too, escaped and shortened; \
-                not for production.",
+    help: "Minimum log level",
+    long_help: "info: events of the server, none of single connections. debug: connections as \
+                well. trace: bytes as well, escaped and truncated; not for production.",
 };
 
 pub(super) const LOG_FORMAT: Setting = Setting {
@@ -34,8 +33,8 @@ pub(super) const LOG_FORMAT: Setting = Setting {
     value_name: "FORMAT",
     default: "human",
     example: "json",
-    help: "How log lines look",
-    long_help: "human: time, level, message and key=value pairs, in colour on a terminal \
-                unless NO_COLOR is set. json: one object a line. Log lines go to standard \
-                error, never wait for a slow reader and are counted when they are lost.",
+    help: "Log format",
+    long_help: "human: time, level, message and key=value pairs, in colour on a terminal unless \
+                NO_COLOR is set. json: one object per line. Log lines go to standard error; they \
+                never wait for a slow reader, and lost lines are counted.",
 };

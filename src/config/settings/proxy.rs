@@ -14,11 +14,12 @@ pub(super) const PROXY_PROTOCOL: Setting = Setting {
     value_name: "WHERE",
     default: "none",
     example: "all",
-    help: "Listeners that want a PROXY header; may be repeated",
-    long_help: "Behind a load balancer the header (PROXY protocol, version 1 or 2) says who the \
-                client is: allow, deny and the limits on sources then hold for the client, and \
-                log lines name it. On these listeners every connection must begin with one; \
-                others are reset, which is counted. Elsewhere a header is a client's bytes.",
+    help: "Listeners that require a PROXY header",
+    long_help: "May be repeated. Behind a load balancer the header (PROXY protocol, version 1 or \
+                2) names the client: allow, deny and the limits per source then apply to the \
+                client, and log lines name it. On these listeners every connection must begin with \
+                a header; others are reset, and counted. On other listeners a header is ordinary \
+                client data.",
 };
 
 pub(super) const PROXY_TRUST: Setting = Setting {
@@ -28,9 +29,10 @@ pub(super) const PROXY_TRUST: Setting = Setting {
     default: "127.0.0.0/8,::1/128",
     example: "10.0.0.0/28",
     help: "Networks that may send a PROXY header",
-    long_help: "May be repeated. Whoever can send one can be anybody, so name the load balancers and nobody else. \
-                On a listener that asks for a header, connections from elsewhere are reset as \
-                soon as they are taken, which is counted.",
+    long_help: "May be repeated. A peer in these networks can claim any client address, so list \
+                the load balancers and nothing else. On a listener that requires a header, \
+                connections from other networks are reset as soon as they are accepted, and \
+                counted.",
 };
 
 pub(super) const PROXY_HEADER_TIMEOUT: Setting = Setting {
@@ -39,7 +41,7 @@ pub(super) const PROXY_HEADER_TIMEOUT: Setting = Setting {
     value_name: "TIME",
     default: "5s",
     example: "2s",
-    help: "Time for a PROXY header to come",
-    long_help: "From the accept on, however many bytes of it have come. Over it the connection is \
-                reset, which is counted.",
+    help: "Timeout for the PROXY header",
+    long_help: "Counts from the accept, even if a part of the header has arrived. A connection \
+                that exceeds it is reset, and counted.",
 };

@@ -12,11 +12,11 @@ pub(super) const SANDBOX: Setting = Setting {
     value_name: "HOW",
     default: "auto",
     example: "required",
-    help: "Lock workers in before they serve",
+    help: "Sandbox workers",
     long_help: "No new privileges, no capabilities, no core dumps, no files, no new sockets, and \
-                only the system calls that serving needs; the admin process likewise. auto: what \
-                the kernel has of it; status shows what. required: a worker that lacks a part does \
-                not start.",
+                only the system calls that serving needs; the same for the admin process. auto: as \
+                much as the kernel supports; status shows the layers in force. required: a worker \
+                that lacks a layer does not start.",
 };
 
 pub(super) const USER: Setting = Setting {
@@ -25,9 +25,9 @@ pub(super) const USER: Setting = Setting {
     value_name: "NAME",
     default: "unchanged",
     example: "nobody",
-    help: "User that workers become once they listen",
-    long_help: "Only root can, and the supervisor stays root: it binds, forks and signals. With \
-                it workers give up all supplementary groups. The admin process does the same.",
+    help: "User to run workers as",
+    long_help: "Requires root. The supervisor stays root: it binds, forks and signals. Workers \
+                also drop all supplementary groups. The admin process does the same.",
 };
 
 pub(super) const GROUP: Setting = Setting {
@@ -36,6 +36,6 @@ pub(super) const GROUP: Setting = Setting {
     value_name: "NAME",
     default: "unchanged",
     example: "nogroup",
-    help: "Group that workers become once they listen",
+    help: "Group to run workers as",
     long_help: "unchanged: the primary group of user, if that is set.",
 };

@@ -14,9 +14,9 @@ pub(super) const ALLOW: Setting = Setting {
     default: "none",
     example: "10.0.0.0/8",
     help: "Serve only these networks; may be repeated",
-    long_help: "A connection is served if its peer is in one of them and in none of deny. Others \
-                are reset as soon as they are taken, which is counted. none: everybody is served \
-                who is not denied.",
+    long_help: "A connection is served if its peer is in one of these networks and in none of \
+                deny. Others are reset as soon as they are accepted, and counted. none: every peer \
+                that is not denied is served.",
 };
 
 pub(super) const DENY: Setting = Setting {
@@ -26,9 +26,9 @@ pub(super) const DENY: Setting = Setting {
     default: "none",
     example: "192.0.2.0/24",
     help: "Refuse these networks; may be repeated",
-    long_help: "Wins over allow. Their connections are reset as soon as they are taken, which is \
-                counted. A packet filter does the same before a connection costs anything; this \
-                needs no rights.",
+    long_help: "Takes precedence over allow. Connections from these networks are reset as soon as \
+                they are accepted, and counted. A packet filter does the same before a connection \
+                costs anything; this setting needs no privileges.",
 };
 
 pub(super) const MAX_CONNECTIONS_PER_SOURCE: Setting = Setting {
@@ -40,11 +40,12 @@ pub(super) const MAX_CONNECTIONS_PER_SOURCE: Setting = Setting {
     value_name: "N",
     default: "off",
     example: "100",
-    help: "Connections of one source that a worker holds",
-    long_help: "One more is reset, and counted. Each worker counts those that it has itself, so \
-                the whole server holds up to workers times as many; the kernel spreads a source's \
-                connections over the workers. Connections that move from another worker count, \
-                and are never refused. What a source is: source_prefix_v4, source_prefix_v6.",
+    help: "Maximum connections per source and worker",
+    long_help: "Further connections are reset, and counted. Each worker counts only its own, so \
+                the whole server holds up to this many times the number of workers; the kernel \
+                distributes a source's connections among the workers. Migrated connections count, \
+                and are never refused. source_prefix_v4 and source_prefix_v6 define what a source \
+                is.",
 };
 
 pub(super) const ACCEPT_RATE_PER_SOURCE: Setting = Setting {
@@ -56,10 +57,10 @@ pub(super) const ACCEPT_RATE_PER_SOURCE: Setting = Setting {
     value_name: "N",
     default: "off",
     example: "50",
-    help: "Connections a second taken from one source",
-    long_help: "A source that was quiet for a second may open this many at once; beyond that they \
-                are reset, and counted. Each worker counts by itself, so the whole server takes up \
-                to workers times as many.",
+    help: "Connections per second accepted from one source",
+    long_help: "A source that has been quiet for a second may open this many at once; further ones \
+                are reset, and counted. Each worker counts separately, so the whole server accepts \
+                up to this many times the number of workers.",
 };
 
 pub(super) const SOURCE_PREFIX_V4: Setting = Setting {
@@ -68,9 +69,9 @@ pub(super) const SOURCE_PREFIX_V4: Setting = Setting {
     value_name: "BITS",
     default: "32",
     example: "24",
-    help: "Leading bits of an IPv4 address that make a source",
-    long_help: "32: every address is a source of its own. 24: all of 192.0.2.0/24 share what one \
-                source may have.",
+    help: "Prefix length that identifies an IPv4 source",
+    long_help: "32: every address is a source of its own. 24: all of 192.0.2.0/24 share the limits \
+                of one source.",
 };
 
 pub(super) const SOURCE_PREFIX_V6: Setting = Setting {
@@ -79,7 +80,7 @@ pub(super) const SOURCE_PREFIX_V6: Setting = Setting {
     value_name: "BITS",
     default: "64",
     example: "56",
-    help: "Leading bits of an IPv6 address that make a source",
-    long_help: "64 is what one host usually has to choose from; limits on single IPv6 addresses \
-                would limit nobody.",
+    help: "Prefix length that identifies an IPv6 source",
+    long_help: "A host usually has a whole /64 to choose from, so limits on single IPv6 addresses \
+                would limit nothing.",
 };
