@@ -167,10 +167,7 @@ fn help_is_for_narrow_terminals_and_names_everything() {
             .find(|line| line.trim_end().ends_with(" An") || *line == "show");
         assert_eq!(torn, None, "{name}");
     }
-    for word in [
-        "HUP   read the configuration anew",
-        "TTOU  one worker fewer",
-    ] {
+    for word in ["HUP   reload the configuration", "TTOU  remove a worker"] {
         assert!(long.contains(word), "{word}");
     }
 }

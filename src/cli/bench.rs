@@ -50,15 +50,15 @@ const SERVER_ARGS: &str = "server-args";
 
 const LONG_HELP: &str = "\
 Patterns:
-  ping    closed loop: the next message when the answer is there (default)
-  rate    open loop: messages at --rate, whatever the answers do; times count
-          from the planned moment, so that a stall is not hidden
-  stream  full duplex, as much as goes
-  churn   connect, exchange, close, again
-  hold    long-lived connections, each exercised now and then
-  idle    open and silent
+  ping    closed loop: send the next message after the reply (default)
+  rate    open loop: send at --rate regardless of replies; latencies count
+          from the planned time, so that stalls are not hidden
+  stream  full duplex, as fast as possible
+  churn   repeat: connect, exchange, close
+  hold    long-lived connections with occasional messages
+  idle    open, silent connections
 
-Without an address it starts a server of its own, measures it, stops it.
+Without an address, bench starts a built-in server, measures it and stops it.
 
 Examples:
   uppercased bench
@@ -66,13 +66,13 @@ Examples:
   uppercased bench churn --close half --reload-every 2s --report churn.html
   uppercased bench hold :9999 --during 'every 5s: systemctl reload uppercased'
 
-Exit codes: 0 every byte was right, nothing failed and all of the plan was done;
-1 something failed, was not done or could not be written; 2 bad usage.";
+Exit codes: 0 every byte correct, nothing failed, plan completed; 1 a failure,
+an incomplete plan, or output that cannot be written; 2 bad usage.";
 
 /// Its definition.
 pub(super) fn command() -> Command {
     Command::new(BENCH)
-        .about("Measure a server, checking every byte")
+        .about("Measure a server and check every byte")
         .after_help(LONG_HELP)
         .override_usage("uppercased bench [PATTERN] [HOST:PORT] [OPTIONS] [-- SERVER ARGUMENTS]")
         .subcommand(compare::command())
@@ -82,7 +82,7 @@ pub(super) fn command() -> Command {
                 // Flags may stand between them.
                 .action(ArgAction::Append)
                 .num_args(1..=2)
-                .help("What connections do, and with which server"),
+                .help("Load pattern and server address"),
         )
         .args(load())
         .args(truth())
@@ -95,41 +95,41 @@ fn load() -> Vec<Arg> {
         number::<u32>(
             CONNECTIONS,
             "N",
-            "Connections at once [50; stream 4; held 1000]",
+            "Concurrent connections [50; stream 4; hold, idle 1000]",
         )
         .short('c'),
         typed::<Sizes>(
             SIZE,
             "BYTES",
-            "Message: 64, 16k, 64..1k, chat or mixed [64; stream 64k]",
+            "Message size: 64, 16k, 64..1k, chat or mixed [64; stream 64k]",
         )
         .short('s'),
-        number::<u32>(PIPELINE, "N", "Messages on their way each [1; stream 16]"),
-        number::<f64>(RATE, "N", "rate: messages a second in all [1000]").short('r'),
-        word::<Arrivals>(ARRIVALS, "rate, hold: how they follow each other"),
-        time(EVERY, "hold: how often each is exercised [5s]"),
-        number::<u32>(MESSAGES_EACH, "N", "churn: messages of a connection [1]"),
-        word::<Close>(CLOSE, "churn: how a connection ends"),
-        time(DURATION, "How long to measure [10s]").short('d'),
-        number::<u64>(COUNT, "N", "End after so many messages instead").short('n'),
-        time(WARMUP, "Load that does not count, before [1s; held 0s]"),
-        number::<u16>(THREADS, "N", "Threads of a process [half of the CPUs]").short('t'),
-        number::<u16>(PROCESSES, "N", "Processes [as descriptors ask for]"),
-        flag(
-            SOURCES,
-            "N|ADDR,...",
-            "Addresses to connect from [as ports ask for]",
-        )
-        .value_parser(|text: &str| with_zone_numbers(text).parse::<Sources>()),
-        proxy_protocol("Begin each with a PROXY header of its own"),
+        number::<u32>(
+            PIPELINE,
+            "N",
+            "Messages in flight per connection [1; stream 16]",
+        ),
+        number::<f64>(RATE, "N", "Total messages per second (rate) [1000]").short('r'),
+        word::<Arrivals>(ARRIVALS, "Spacing of messages (rate, hold)"),
+        time(EVERY, "Interval per connection (hold) [5s]"),
+        number::<u32>(MESSAGES_EACH, "N", "Messages per connection (churn) [1]"),
+        word::<Close>(CLOSE, "Close method (churn)"),
+        time(DURATION, "Measured time [10s]").short('d'),
+        number::<u64>(COUNT, "N", "Stop after this many messages instead").short('n'),
+        time(WARMUP, "Warm-up, not measured [1s; hold, idle 0s]"),
+        number::<u16>(THREADS, "N", "Threads per process [half of the CPUs]").short('t'),
+        number::<u16>(PROCESSES, "N", "Processes [auto]"),
+        flag(SOURCES, "N|ADDR,...", "Source addresses [auto]")
+            .value_parser(|text: &str| with_zone_numbers(text).parse::<Sources>()),
+        proxy_protocol("Send a PROXY header first"),
     ]
 }
 
 fn truth() -> Vec<Arg> {
     vec![
-        word::<Expect>(EXPECT, "What has to come back"),
-        time(TIMEOUT, "An answer may take so long [5s]"),
-        time(CONNECT_TIMEOUT, "A connection may take so long [5s]"),
+        word::<Expect>(EXPECT, "Expected reply"),
+        time(TIMEOUT, "Reply timeout [5s]"),
+        time(CONNECT_TIMEOUT, "Connect timeout [5s]"),
     ]
 }
 
@@ -138,36 +138,36 @@ fn output() -> Vec<Arg> {
         number::<u32>(
             PID,
             "PID",
-            "A process of the server, for its CPU and memory",
+            "Server process whose CPU and memory to measure; may be repeated",
         )
         .action(ArgAction::Append),
-        path(JSON, "Write everything as JSON"),
-        path(REPORT, "Write a page with charts (HTML)"),
+        path(JSON, "Write all results as JSON"),
+        path(REPORT, "Write an HTML report with charts"),
         typed::<Job>(
             DURING,
             "WHEN: COMMAND",
-            "Run a command meanwhile: 'every 2s: ...', 'at 3s: ...'",
+            "Run a command during the load: 'every 2s: ...', 'at 3s: ...'",
         )
         .action(ArgAction::Append),
         Arg::new(NO_PROGRESS)
             .long(NO_PROGRESS)
             .action(ArgAction::SetTrue)
-            .help("No bar, also on a terminal"),
+            .help("Hide the progress bar"),
     ]
 }
 
 fn own_server() -> Vec<Arg> {
     let args = vec![
-        number::<u16>(WORKERS, "N", "Its workers [its default]"),
-        time(RELOAD_EVERY, "Reload it this often"),
-        time(UPGRADE_EVERY, "Upgrade it this often"),
+        number::<u16>(WORKERS, "N", "Worker count [server default]"),
+        time(RELOAD_EVERY, "Reload interval"),
+        time(UPGRADE_EVERY, "Upgrade interval"),
         Arg::new(SERVER_ARGS)
             .last(true)
             .num_args(0..)
             .value_name("ARGUMENT")
-            .help("Arguments of the server"),
+            .help("Arguments for the server"),
     ];
-    let heading = "A server of its own";
+    let heading = "Built-in server";
     args.into_iter()
         .map(|arg| arg.help_heading(heading))
         .collect()

@@ -44,22 +44,22 @@ pub(super) fn command() -> clap::Command {
              uppercased bench compare A.json... -- B.json...",
         )
         .after_help(
-            "With as many files on both sides, the first of A is compared with the first of \
-             B and so on: alternate the runs, so that a pair lies close together in time.\n\n\
-             Examples:\n  uppercased bench compare before.json after.json\n  \
-             uppercased bench compare before-*.json -- after-*.json",
+            "With the same number of files on both sides, the first of A is compared with the \
+             first of B, and so on: alternate the runs, so that each pair is close together in \
+             time.\n\nExamples:\n  uppercased bench compare before.json after.json\n  uppercased \
+             bench compare before-*.json -- after-*.json",
         )
         .arg(
             files(A)
                 .value_name("A.json")
                 .required(true)
-                .help("What `bench --json FILE` wrote; two files are A and B"),
+                .help("Output of `bench --json FILE`; two files are A and B"),
         )
         .arg(
             files(B)
                 .value_name("B.json")
                 .last(true)
-                .help("The other side, if a side has several files"),
+                .help("Files of side B, if a side has several"),
         )
 }
 

@@ -55,7 +55,7 @@ pub(super) fn command() -> Command {
         found.ok_or("not a shell of these")
     });
     Command::new(COMPLETIONS)
-        .about("Print what a shell needs to complete commands and flags")
+        .about("Print a shell completion script")
         .after_help(
             "Examples:\n  source <(uppercased completions bash)\n  \
              uppercased completions zsh > ~/.zfunc/_uppercased\n  \
@@ -66,7 +66,7 @@ pub(super) fn command() -> Command {
                 .value_name("SHELL")
                 .required(true)
                 .value_parser(shells)
-                .help("For which shell"),
+                .help("Name of the shell"),
         )
 }
 

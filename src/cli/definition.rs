@@ -96,35 +96,32 @@ const EXAMPLES: &str = "\
 Examples:
   uppercased                                   serve on 0.0.0.0:9999
   uppercased --listen '*:8080' --workers 4     IPv6 and IPv4, four workers
-  uppercased check --config uppercased.toml    is this file valid?
-  uppercased client localhost:9999             type a line, see it answered
-  uppercased reload                            new configuration, new workers
-  uppercased status                            how is it doing?
-  uppercased bench                             what can this machine do?";
+  uppercased check --config uppercased.toml    validate a configuration file
+  uppercased client localhost:9999             send lines, print the replies
+  uppercased reload                            apply the configuration
+  uppercased status                            show workers and connections
+  uppercased bench                             measure this machine";
 
 /// Every signal with an effect on the supervisor, and the effect.
 pub(super) const SIGNALS: [(&str, &str); 9] = [
-    ("TERM", "stop in order; a second one: at once"),
-    ("INT", "the same (Ctrl-C)"),
-    ("QUIT", "the same"),
+    ("TERM", "stop gracefully; a second one stops at once"),
+    ("INT", "same as TERM (Ctrl-C)"),
+    ("QUIT", "same as TERM"),
     (
         "HUP",
-        "read the configuration anew, renew every worker (reload)",
+        "reload the configuration, replace every worker (reload)",
     ),
     ("USR1", "log the status"),
-    (
-        "USR2",
-        "become the program on disk, renew every worker (upgrade)",
-    ),
-    ("TTIN", "one worker more"),
-    ("TTOU", "one worker fewer"),
-    ("KILL", "the workers finish what they owe and end"),
+    ("USR2", "replace the binary with the one on disk (upgrade)"),
+    ("TTIN", "add a worker"),
+    ("TTOU", "remove a worker"),
+    ("KILL", "workers finish pending replies and exit"),
 ];
 
 const SOURCES: &str = "\
-Every setting has one name in three spellings: --idle-timeout 30s, in the
+Every setting has one name in three forms: --idle-timeout 30s, in the
 environment UPPERCASED_IDLE_TIMEOUT=30s, in the file idle_timeout = \"30s\".
-Flags win over the environment, the environment wins over the file.";
+Flags override the environment, and the environment overrides the file.";
 
 /// Returns the definition that these arguments are to be read with: one that knows a role only if
 /// that is what they ask for, so that no report of an error suggests one.
@@ -155,12 +152,12 @@ pub(super) fn command() -> Command {
         .subcommand(completions::command())
         .subcommand(
             Command::new(WORKER)
-                .about("Serve as a worker; started by the supervisor only")
+                .about("Run as a worker (started by the supervisor)")
                 .hide(true),
         )
         .subcommand(
             Command::new(ADMIN)
-                .about("Show health and metrics over HTTP; started by the supervisor only")
+                .about("Serve health checks and metrics (started by the supervisor)")
                 .arg(
                     Arg::new(SUPERVISOR)
                         .long(SUPERVISOR)
@@ -171,12 +168,12 @@ pub(super) fn command() -> Command {
         )
         .subcommand(
             Command::new(BENCH_PART)
-                .about("Be a part of a measurement; started by `bench` only")
+                .about("Run a part of a measurement (started by `bench`)")
                 .hide(true),
         )
         .subcommand(
             Command::new(PREFLIGHT)
-                .about("Show that this program could take over; started by the supervisor only")
+                .about("Check that this binary can take over (started by the supervisor)")
                 .arg(
                     Arg::new(SERVER_ARGS)
                         .last(true)
@@ -199,7 +196,7 @@ pub(super) fn for_people() -> Command {
 fn root() -> Command {
     Command::new(PROGRAM)
         .version(env!("CARGO_PKG_VERSION"))
-        .about("A TCP server that answers every byte with its ASCII upper-case")
+        .about("An ASCII-uppercasing TCP echo server for Linux")
         .after_help(EXAMPLES)
         .after_long_help(format!(
             "{EXAMPLES}\n\n{}\n{SOURCES}\n\n{}",
@@ -244,7 +241,7 @@ pub(super) fn mistyped(mut report: clap::Error) -> Error {
 
 fn serve() -> Command {
     let serve = Command::new(SERVE)
-        .about("Start the server (the default)")
+        .about("Start the server (the default command)")
         .after_help(
             "Example:\n  uppercased serve --listen 9999 --idle-timeout 5m --log-format json",
         );
@@ -253,7 +250,7 @@ fn serve() -> Command {
 
 fn check() -> Command {
     let check = Command::new(CHECK)
-        .about("Validate flags, environment and file; bind nothing")
+        .about("Validate the configuration without starting the server")
         .after_help(
             "Examples:\n  uppercased check --config uppercased.toml\n  \
              uppercased check --print > uppercased.toml",
@@ -262,10 +259,10 @@ fn check() -> Command {
             Arg::new(PRINT)
                 .long(PRINT)
                 .action(ArgAction::SetTrue)
-                .help("Show the effective configuration and where each value is from")
+                .help("Print the effective configuration with the origin of each value")
                 .long_help(
-                    "Show the effective configuration and where each value is from. It is \
-                     written as a configuration file and can be used as one.",
+                    "Print the effective configuration with the origin of each value. The output \
+                     is a valid configuration file.",
                 ),
         );
     with_settings(check)
@@ -273,40 +270,40 @@ fn check() -> Command {
 
 fn client() -> Command {
     Command::new(CLIENT)
-        .about("Send lines to a server and show its answers")
+        .about("Send lines to a server and print its replies")
         .after_help("Example:\n  uppercased client '[::1]:9999'")
         .arg(
             Arg::new(TARGET)
                 .value_name("HOST:PORT")
                 .value_parser(NonEmptyStringValueParser::new())
-                .help("Where to connect [default: 127.0.0.1:9999]"),
+                .help("Server address [default: 127.0.0.1:9999]"),
         )
         .arg(super::bench::proxy_protocol(
-            "Begin with a PROXY header, as a load balancer does",
+            "Send a PROXY header first, as a load balancer does",
         ))
 }
 
 fn reload() -> Command {
-    operation(RELOAD, "Read the configuration anew and renew every worker").after_help(
-        "No connection is closed: they move to the new workers, one slot after the other. An \
+    operation(RELOAD, "Reload the configuration and replace every worker").after_help(
+        "No connection is closed: connections migrate to the new workers, one slot at a time. An \
          invalid configuration changes nothing.\n\nExample:\n  uppercased reload --timeout 1m",
     )
 }
 
 fn upgrade() -> Command {
-    operation(UPGRADE, "Become the program on disk and renew every worker").after_help(
-        "The process number stays, no connection is closed. The new program first has to show \
-         that it can take over; if it cannot, the old one goes on.\n\n\
-         Example:\n  uppercased upgrade --control /run/uppercased.sock",
+    operation(UPGRADE, "Replace the running binary with the one on disk").after_help(
+        "The process ID stays the same, and no connection is closed. The new binary must pass a \
+         pre-flight check first; if it fails, the old one continues to serve.\n\nExample:\n  \
+         uppercased upgrade --control /run/uppercased.sock",
     )
 }
 
 fn scale() -> Command {
-    operation(SCALE, "Have more workers, or fewer")
+    operation(SCALE, "Change the number of workers")
         .after_help(
-            "No connection is closed: those of workers that leave move to others. A reload keeps \
-             the number unless the configuration has another one by then.\n\n\
-             Examples:\n  uppercased scale 8\n  uppercased scale +1",
+            "No connection is closed: those of removed workers migrate to the others. A reload \
+             keeps the number unless the configuration has changed it.\n\nExamples:\n  uppercased \
+             scale 8\n  uppercased scale +1",
         )
         .arg(
             Arg::new(WORKERS)
@@ -315,16 +312,16 @@ fn scale() -> Command {
                 .allow_negative_numbers(true)
                 .value_parser(number_of_workers)
                 .help(format!(
-                    "Number of workers ({}), or a change: +1, -2",
+                    "Number of workers ({}), or a change such as +1 or -2",
                     config::WORKERS
                 )),
         )
 }
 
 fn cancel() -> Command {
-    order(CANCEL, "End the operation in progress and roll it back").after_help(
-        "A reload or an upgrade goes back to the old release, added workers leave again, and \
-         workers that were about to leave stay. No connection is closed. The command that began \
+    order(CANCEL, "Cancel the operation in progress and roll it back").after_help(
+        "A reload or an upgrade rolls back to the old release, added workers are removed again, \
+         and workers about to be removed stay. No connection is closed. The command that started \
          the operation fails.\n\nExample:\n  uppercased cancel",
     )
 }
@@ -332,81 +329,84 @@ fn cancel() -> Command {
 fn rotation() -> Command {
     order(
         ROTATION,
-        "Tell load balancers to send new clients, or not to",
+        "Take this server out of, or back into, load-balancer rotation",
     )
     .after_help(
-        "Whoever comes is served all the same; it is what /readyz and the agent say that \
-             changes. It stays so until it is changed again or the server stops.\n\n\
-             Example:\n  uppercased rotation drain",
+        "New connections are still served; only /readyz and the agent check change. The state \
+         remains until it is changed again or the server stops.\n\nExample:\n  uppercased rotation \
+         drain",
     )
     .arg(
         Arg::new(TO)
             .value_name("TO")
             .required(true)
             .value_parser(Rotation::ALL.map(Rotation::name))
-            .help("drain: what is established may stay; maint: for maintenance; in: back"),
+            .help("State: drain (no new clients), maint (maintenance) or in (rejoin)"),
     )
 }
 
 fn status() -> Command {
-    order(STATUS, "Show workers, connections and what is under way")
-        .mut_arg(TIMEOUT, |timeout| {
-            let within = STATUS_ANSWER_TIMEOUT.as_secs();
-            timeout.help(format!(
-                "Wait no longer than this for an answer [default: {within}s]"
-            ))
-        })
-        .after_help(
-            "Examples:\n  uppercased status --watch 2s\n  \
+    order(
+        STATUS,
+        "Show workers, connections and operations in progress",
+    )
+    .mut_arg(TIMEOUT, |timeout| {
+        let within = STATUS_ANSWER_TIMEOUT.as_secs();
+        timeout.help(format!(
+            "Give up waiting for an answer after this long [default: {within}s]"
+        ))
+    })
+    .after_help(
+        "Examples:\n  uppercased status --watch 2s\n  \
              uppercased status --json | jq .totals\n  \
              uppercased status --sockets | grep TIME_WAIT\n  \
               uppercased status --ready --timeout 1s",
-        )
-        .arg(
-            Arg::new(JSON)
-                .long(JSON)
-                .action(ArgAction::SetTrue)
-                .help("Everything, exactly, as one line of JSON"),
-        )
-        .arg(
-            Arg::new(WATCH)
-                .long(WATCH)
-                .value_name("INTERVAL")
-                .num_args(0..=1)
-                .default_missing_value("1s")
-                .value_parser(interval)
-                .help("Again and again, with rates, until Ctrl-C [every 1s]"),
-        )
-        .arg(
-            Arg::new(SOCKETS)
-                .long(SOCKETS)
-                .action(ArgAction::SetTrue)
-                .conflicts_with(WATCH)
-                .help("Each TCP socket on the server's ports, a line each"),
-        )
-        .arg(
-            Arg::new(LIMIT)
-                .long(LIMIT)
-                .value_name("N")
-                .requires(SOCKETS)
-                .value_parser(|text: &str| whole(text, 1, u32::MAX))
-                .help("List at most so many sockets, listeners first [default: 1000]"),
-        )
-        .arg(
-            Arg::new(READY)
-                .long(READY)
-                .conflicts_with_all([JSON, WATCH, SOCKETS])
-                .action(ArgAction::SetTrue)
-                .help("Only whether every slot serves: exit code 0, or 1 and why not"),
-        )
+    )
+    .arg(
+        Arg::new(JSON)
+            .long(JSON)
+            .action(ArgAction::SetTrue)
+            .help("Print all values, exact, as one line of JSON"),
+    )
+    .arg(
+        Arg::new(WATCH)
+            .long(WATCH)
+            .value_name("INTERVAL")
+            .num_args(0..=1)
+            .default_missing_value("1s")
+            .value_parser(interval)
+            .help("Repeat with rates until Ctrl-C [default interval: 1s]"),
+    )
+    .arg(
+        Arg::new(SOCKETS)
+            .long(SOCKETS)
+            .action(ArgAction::SetTrue)
+            .conflicts_with(WATCH)
+            .help("List each TCP socket on the server's ports, one per line"),
+    )
+    .arg(
+        Arg::new(LIMIT)
+            .long(LIMIT)
+            .value_name("N")
+            .requires(SOCKETS)
+            .value_parser(|text: &str| whole(text, 1, u32::MAX))
+            .help("Maximum number of sockets, listeners first [default: 1000]"),
+    )
+    .arg(
+        Arg::new(READY)
+            .long(READY)
+            .conflicts_with_all([JSON, WATCH, SOCKETS])
+            .action(ArgAction::SetTrue)
+            .help("Report readiness only: exit code 0 if every slot serves, else 1"),
+    )
 }
 
 fn top() -> Command {
     Command::new(TOP)
-        .about("Watch a running server on this terminal, give it orders by key")
+        .about("Show a live dashboard with keys for reload, upgrade and scale")
         .after_help(
-            "Reload, upgrade and scale ask before they do anything. Colours are left out where \
-             NO_COLOR is set.\n\nExample:\n  uppercased top --every 500ms",
+            "Reload, upgrade and scale ask for confirmation. NO_COLOR disables \
+             colours.\n\nExample:\n  uppercased top --every 500ms",
         )
         .arg(control())
         .arg(
@@ -415,15 +415,17 @@ fn top() -> Command {
                 .value_name("INTERVAL")
                 .value_parser(interval)
                 .help(format!(
-                    "From one look to the next [default: {}s]",
+                    "Refresh interval [default: {}s]",
                     TOP_INTERVAL.as_secs()
                 )),
         )
 }
 
 fn stop() -> Command {
-    order(STOP, "Stop in order and wait for the end")
-        .after_help("A second one stops at once.\n\nExample:\n  uppercased stop --timeout 1m")
+    order(STOP, "Stop gracefully and wait").after_help(
+        "A second `stop` closes everything immediately.\n\nExample:\n  uppercased stop \
+                     --timeout 1m",
+    )
 }
 
 /// A command for a running server.
@@ -433,7 +435,7 @@ fn order(name: &'static str, about: &'static str) -> Command {
             .long(TIMEOUT)
             .value_name("TIME")
             .value_parser(time)
-            .help("Wait no longer than this for the verdict [default: no limit]"),
+            .help("Give up waiting for the result after this long [default: never]"),
     )
 }
 
@@ -446,19 +448,19 @@ fn operation(name: &'static str, about: &'static str) -> Command {
             .help("Wait while another operation is in progress")
             .long_help(
                 "Wait while another operation is in progress, or workers of an earlier one still \
-                 drain, instead of being refused. A command that is interrupted, or whose \
-                 --timeout passes, before its turn is withdrawn.",
+                 drain, instead of being refused. If the command is interrupted, or its --timeout \
+                 passes, before its turn, the request is withdrawn.",
             ),
     )
     .arg(
         Arg::new(DRAIN)
             .long(DRAIN)
             .action(ArgAction::SetTrue)
-            .help("Close connections that cannot move after drain_timeout")
+            .help("Close connections that cannot migrate after drain_timeout")
             .long_help(
-                "Leave connections that cannot move to another worker with their old one, which \
-                 serves them until they end and closes what is left after drain_timeout. Without \
-                 it such an operation does not begin, or fails and is rolled back.",
+                "Leave connections that cannot migrate with their old worker, which serves them \
+                 until they end and closes the remaining ones after drain_timeout. Without this \
+                 flag the operation is refused, or fails and is rolled back.",
             ),
     )
 }
@@ -469,10 +471,10 @@ fn control() -> Arg {
         .long(CONTROL)
         .value_name("PATH")
         .value_parser(PathBufValueParser::new())
-        .help("Control socket of the server [default: the only one that runs]")
+        .help("Control socket [default: found automatically if one server runs]")
         .long_help(
-            "Control socket of the server, named by UPPERCASED_CONTROL otherwise. Without \
-             either, the one server whose socket is in the runtime directory.",
+            "Control socket of the server, also set by UPPERCASED_CONTROL. Without either, the \
+             socket of the only running server is found in the runtime directory.",
         )
 }
 
@@ -532,8 +534,7 @@ fn with_settings(command: Command) -> Command {
         .value_parser(PathBufValueParser::new())
         .help("Configuration file (TOML)")
         .long_help(format!(
-            "Configuration file (TOML), named by {CONFIG_VARIABLE} otherwise. \
-             There is none by default."
+            "Configuration file (TOML), also set by {CONFIG_VARIABLE}. None by default."
         ));
     command.arg(config).args(SETTINGS.iter().map(flag))
 }
@@ -618,6 +619,71 @@ mod tests {
                 .lines()
                 .any(|line| line.trim_start().starts_with(role));
             assert!(!listed, "the role {role} is not for people");
+        }
+    }
+
+    /// The longest first line of a help text, without a setting's default.
+    const HELP_LINE_MAX: usize = 70;
+
+    /// Verbs that begin the help of a command.
+    const IMPERATIVES: [&str; 16] = [
+        "Cancel", "Change", "Check", "Compare", "Measure", "Print", "Reload", "Replace", "Run",
+        "Send", "Serve", "Show", "Start", "Stop", "Take", "Validate",
+    ];
+
+    /// Phrases that `--help` had and is not to have again.
+    const BANNED: [&str; 12] = [
+        "so long",
+        "so many",
+        "so often",
+        "who ",
+        "whoever",
+        "anew",
+        "renew",
+        "verdict",
+        "in order;",
+        "under way",
+        "stands still",
+        "a second in",
+    ];
+
+    fn with_subcommands(command: &Command) -> Vec<&Command> {
+        let below = command.get_subcommands().flat_map(with_subcommands);
+        [command].into_iter().chain(below).collect()
+    }
+
+    /// The first help line of every argument that this program defines.
+    fn argument_lines(command: &Command) -> Vec<String> {
+        let configured = [PROGRAM, SERVE, CHECK].contains(&command.get_name());
+        let mut lines = Vec::new();
+        for arg in command.get_arguments() {
+            let id = arg.get_id().as_str();
+            match Setting::find(id).filter(|_| configured) {
+                Some(setting) => lines.push(setting.help.to_owned()),
+                None if ROLES.contains(&command.get_name()) => {}
+                None => lines.push(arg.get_help().unwrap().to_string()),
+            }
+        }
+        lines
+    }
+
+    #[test]
+    fn help_lines_are_short_and_plain() {
+        let root = command();
+        for command in with_subcommands(&root) {
+            let name = command.get_name();
+            let about = command.get_about().unwrap().to_string();
+            let verb = about.split(' ').next().unwrap();
+            assert!(name == PROGRAM || IMPERATIVES.contains(&verb), "{about}");
+            for line in [argument_lines(command), vec![about]].concat() {
+                assert!(line.chars().count() <= HELP_LINE_MAX, "{name}: {line}");
+                assert!(line.starts_with(char::is_uppercase), "{name}: {line}");
+                assert!(!line.ends_with('.'), "{name}: {line}");
+            }
+            let whole = command.clone().render_long_help().to_string();
+            for phrase in BANNED {
+                assert!(!whole.contains(phrase), "{name} says {phrase:?}: {whole}");
+            }
         }
     }
 

@@ -12,16 +12,16 @@ pub(super) type Meaning = (u8, &'static str);
 /// What all commands have in common, in the words of the short help.
 pub(super) const COMMON: [Meaning; 3] = [
     (0, "done"),
-    (1, "failed while running"),
+    (1, "failure"),
     (BAD_INPUT, "bad usage or configuration"),
 ];
 
 const SERVER: &[Meaning] = &[
-    (0, "The server has stopped as it was asked to."),
+    (0, "The server stopped as requested."),
     (
         1,
-        "The system refused something: the address is in use, a permission is missing, a worker \
-         cannot start.",
+        "The server could not run: an address is in use, a permission is missing, a worker cannot \
+         start.",
     ),
     (
         BAD_INPUT,
@@ -31,50 +31,51 @@ const SERVER: &[Meaning] = &[
 
 const CHECK: &[Meaning] = &[
     (0, "The configuration is valid."),
-    (1, "The verdict could not be written."),
-    (BAD_INPUT, "Bad usage, or the configuration is not valid."),
+    (1, "The result could not be written."),
+    (BAD_INPUT, "Bad usage or invalid configuration."),
 ];
 
 const CLIENT: &[Meaning] = &[
     (0, "Every byte came back in upper case."),
-    (1, "An answer was wrong, missing or refused."),
-    (BAD_INPUT, "Bad usage, or an address that cannot be read."),
+    (1, "A reply was wrong, missing or refused."),
+    (BAD_INPUT, "Bad usage or an invalid address."),
 ];
 
 const BENCH: &[Meaning] = &[
     (
         0,
-        "Every byte was right, nothing failed and all of the plan was done.",
+        "Every byte was correct, nothing failed and the plan was completed.",
     ),
-    (1, "Something failed, was not done or could not be written."),
     (
-        BAD_INPUT,
-        "Bad usage, or flags that do not go together here.",
+        1,
+        "A failure, an incomplete plan, or output that could not be written.",
     ),
+    (BAD_INPUT, "Bad usage or conflicting flags."),
 ];
 
 const COMPARE: &[Meaning] = &[
     (0, "The comparison was printed."),
-    (1, "It could not be written."),
-    (BAD_INPUT, "Bad usage, or a file that is no measurement."),
+    (1, "The output could not be written."),
+    (BAD_INPUT, "Bad usage, or a file that is not a measurement."),
 ];
 
 const ORDER: &[Meaning] = &[
-    (0, "The server has done what it was asked for."),
+    (0, "The server completed the request."),
     (
         1,
-        "It began and failed, it refused to begin, it went away, or it did not answer in time.",
+        "The request failed or was refused, the server closed the connection, or no answer came in \
+         time.",
     ),
     (
         BAD_INPUT,
-        "Bad usage, or no server could be asked: none runs, several do, or it is another user's. \
-         Nothing has happened.",
+        "Bad usage, or no server to ask: none is running, several are, or it belongs to another \
+         user. Nothing has happened.",
     ),
 ];
 
 const TEXT: &[Meaning] = &[
-    (0, "It was written."),
-    (1, "It could not be written."),
+    (0, "The output was written."),
+    (1, "The output could not be written."),
     (BAD_INPUT, "Bad usage."),
 ];
 

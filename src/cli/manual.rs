@@ -52,7 +52,7 @@ pub(super) fn command(root: &Command) -> Command {
             Arg::new(PAGE)
                 .value_name("COMMAND")
                 .value_parser(PossibleValuesParser::new(pages))
-                .help("Page of a command, or of the configuration file [default: the program's]"),
+                .help("Page of a command or of the configuration file [default: program]"),
         )
         .arg(
             Arg::new(DIR)
@@ -61,7 +61,7 @@ pub(super) fn command(root: &Command) -> Command {
                 .value_parser(PathBufValueParser::new())
                 .value_hint(ValueHint::DirPath)
                 .conflicts_with(PAGE)
-                .help("Write every page into this directory, which is made if need be"),
+                .help("Write every page to this directory, created if missing"),
         )
 }
 

@@ -14,40 +14,40 @@ use super::visible;
 const ELSEWHERE: [(&[&str], &str); 9] = [
     (
         &["start", "run"],
-        "the server is started by `uppercased`, or `uppercased serve`",
+        "start the server with `uppercased` or `uppercased serve`",
     ),
     (
         &["restart", "-r", "-s"],
-        "`uppercased reload` renews every worker, `uppercased upgrade` the program as well, and \
-         `uppercased stop` stops",
+        "`uppercased reload` replaces every worker, `uppercased upgrade` also the binary, and \
+         `uppercased stop` stops the server",
     ),
     (
         &["version", "-v"],
-        "`uppercased --version` tells the version, `--log-level debug` has the server say more",
+        "`uppercased --version` prints the version, `--log-level debug` makes the server log more",
     ),
     (
         &["test", "configtest", "validate", "-t", "--test"],
-        "`uppercased check` says whether the configuration is valid",
+        "`uppercased check` validates the configuration",
     ),
     (
         &["quit", "shutdown", "kill"],
-        "`uppercased stop` stops in order",
+        "`uppercased stop` stops gracefully",
     ),
     (
         &["-d", "-D", "--daemon", "--daemonize", "--background"],
-        "the server stays in the foreground; let systemd start it, or the shell's `&`",
+        "the server stays in the foreground; start it with systemd, or with the shell's `&`",
     ),
     (
         &["-p", "-l", "--port", "--bind", "--address", "--host"],
-        "addresses and ports are `--listen`",
+        "use `--listen` for addresses and ports",
     ),
     (
         &["-w", "-n", "--threads", "--processes"],
-        "the number of worker processes is `--workers`",
+        "use `--workers` for the number of worker processes",
     ),
     (
         &["true", "false", "yes", "no", "on", "off"],
-        "a switch has its value behind an equals sign, as in `--pin=false`",
+        "a switch takes its value after an equals sign, as in `--pin=false`",
     ),
 ];
 

@@ -15,55 +15,49 @@ use crate::config::{SETTINGS, Setting};
 /// The page of the configuration file.
 pub(super) const FILE: &str = "uppercased.toml";
 
-const DESCRIPTION: &str = "\
-A supervisor starts worker processes that share one port. Every byte that a client sends comes \
-back as its ASCII upper-case. Without a command the server is started; reload, upgrade and scale \
-change it while it serves, and move established connections to other workers instead of closing \
-them.";
+const DESCRIPTION: &str = "A supervisor starts worker processes that share one port. The server \
+                           echoes every byte back in ASCII upper case. Without a command, \
+                           uppercased starts the server; reload, upgrade and scale change it while \
+                           it serves, and migrate established connections to other workers instead \
+                           of closing them.";
 
-const SPELLINGS: &str = "\
-Every option of the server has one name in three spellings, for example --idle-timeout 30s, in \
-the environment UPPERCASED_IDLE_TIMEOUT=30s, in the file idle_timeout = \"30s\". Options win over \
-the environment, the environment wins over the file.";
+const SPELLINGS: &str = "Every server option has one name in three forms, for example \
+                         --idle-timeout 30s, in the environment UPPERCASED_IDLE_TIMEOUT=30s, in \
+                         the file idle_timeout = \"30s\". Options override the environment, and \
+                         the environment overrides the file.";
 
-const FILE_DESCRIPTION: &str = "\
-A TOML file of keys and values, without tables. It is named by --config or by UPPERCASED_CONFIG; \
-there is none by default. Durations (\"30s\") and sizes (\"64KiB\") are strings with a unit, numbers \
-and booleans may stand without quotes, lists may be arrays. A key that is no setting is an error. \
-`uppercased check --config FILE` says whether a file is valid; `uppercased check --print` writes \
-one with every setting.";
+const FILE_DESCRIPTION: &str = "A TOML file of keys and values, without tables. --config or \
+                                UPPERCASED_CONFIG names it; there is none by default. Durations \
+                                (\"30s\") and sizes (\"64KiB\") are strings with a unit, numbers \
+                                and booleans may be unquoted, and lists may be arrays. An unknown \
+                                key is an error. `uppercased check --config FILE` validates a \
+                                file; `uppercased check --print` prints one with every setting.";
 
 const VARIABLES: &[(&str, &str)] = &[
     (
         "UPPERCASED_*",
-        "A setting of the server, as the options say. One that is no setting is an error.",
+        "A server setting, named after its option. An unknown setting is an error.",
     ),
-    (
-        "UPPERCASED_CONFIG",
-        "Names the configuration file, as --config does.",
-    ),
+    ("UPPERCASED_CONFIG", "Configuration file, like --config."),
     (
         "RUNTIME_DIRECTORY",
-        "Where the control socket is made; systemd sets it for RuntimeDirectory=.",
+        "Directory of the control socket; systemd sets it for RuntimeDirectory=.",
     ),
     (
         "XDG_RUNTIME_DIR",
-        "The control socket of a server that is not root's is made in uppercased below it.",
+        "A server not run by root creates its control socket in uppercased below it.",
     ),
     (
         "NO_COLOR, TERM",
-        "Log lines have no colour if NO_COLOR is set, or TERM is dumb.",
+        "Log lines are not coloured if NO_COLOR is set or TERM is dumb.",
     ),
 ];
 
 const VARIABLES_OF_ORDERS: &[(&str, &str)] = &[
-    (
-        "UPPERCASED_CONTROL",
-        "Names the control socket, as --control does.",
-    ),
+    ("UPPERCASED_CONTROL", "Control socket, like --control."),
     (
         "RUNTIME_DIRECTORY, XDG_RUNTIME_DIR",
-        "Where control sockets are looked for if none is named.",
+        "Directories searched for control sockets if none is named.",
     ),
 ];
 
@@ -74,8 +68,8 @@ const FILES: &[(&str, &str)] = &[
     ),
     (
         "PID.sock",
-        "The control socket, made with mode 0600 in $RUNTIME_DIRECTORY, else in /run/uppercased \
-         (root), else in $XDG_RUNTIME_DIR/uppercased, unless --control says something else.",
+        "The control socket, created with mode 0600 in $RUNTIME_DIRECTORY, else in /run/uppercased \
+         (root), else in $XDG_RUNTIME_DIR/uppercased, unless --control names another path.",
     ),
 ];
 
