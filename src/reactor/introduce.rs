@@ -18,7 +18,7 @@ use super::Reactor;
 use super::lines::PeerLine;
 use crate::admission::Verdict;
 use crate::config::PROXY_HEADER_MAX_BYTES;
-use crate::connection::{self, Outcome, Stream as _, reason_of};
+use crate::connection::{self, Outcome, reason_of};
 use crate::memory::layout::Flags;
 use crate::metrics::{CloseReason, Counter, RefusalCause};
 use crate::proxy_header::{self, Error, Header};

@@ -21,7 +21,7 @@ use crate::identity::WorkerId;
 use crate::sys::image::Process;
 
 use super::Supervisor;
-use super::fleet::children::death_of;
+use super::fleet::children::{death_of, kill};
 use super::state::SavedKilled;
 use super::tokens::Source;
 
@@ -152,7 +152,7 @@ impl Supervisor {
             Err(error) if error.raw_os_error() == Some(nix::libc::EEXIST) => Ok(()),
             watched => watched,
         };
-        let killed = child.process.kill().or_else(|error| match error {
+        let killed = kill(&child.process).or_else(|error| match error {
             // It has ended already.
             _ if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(()),
             error => Err(error),

@@ -23,8 +23,6 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, dup2_raw, dup2_stdin, dup2_stdout, execveat};
 use rustix::process::{Signal, pidfd_send_signal};
 
-use crate::fault;
-
 use super::fd::{CHANNEL_NUMBER, close_on_exec_from, own, pass_on};
 
 /// Descriptors that must survive until exec are kept at or above this number, out of the way of
@@ -184,10 +182,6 @@ impl Process {
     /// # Errors
     /// It has been reaped already.
     pub fn kill(&self) -> io::Result<()> {
-        // A test plays a kernel that holds the process.
-        if fault::value("process.kill") == Some("ignore") {
-            return Ok(());
-        }
         Ok(pidfd_send_signal(&self.pidfd, Signal::KILL)?)
     }
 

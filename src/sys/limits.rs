@@ -1,6 +1,6 @@
 //! The process's own limits, asked of the kernel.
 //!
-//! It must not decide what they mean: `crate::config::connection_limit` does.
+//! It must not decide what follows from them.
 
 use std::{fs, io};
 

@@ -5,7 +5,7 @@
 //! Words are atomics because the supervisor reads them while the worker writes; byte ranges are
 //! handed out only through `&mut self`, and no other process touches them while their owner lives.
 //!
-//! It must not interpret what it holds: layout and meaning are `crate::memory`'s.
+//! It must not interpret what it holds: layout and meaning belong to the caller.
 #![expect(
     unsafe_code,
     reason = "a shared mapping is reached through raw pointers"

@@ -25,8 +25,6 @@ use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, getpeername, recv, s
 use socket2::SockRef;
 use std::time::Duration;
 
-use crate::connection::Stream;
-
 /// The number of an open, non-blocking stream socket.
 #[derive(Clone, Copy, Debug)]
 pub struct Socket(RawFd);
@@ -77,11 +75,38 @@ impl Socket {
         let _ = SockRef::from(&fd).set_linger(linger);
     }
 
-    /// Looks at what there is to be received, from the beginning, and leaves it there; 0 is the end
+    /// Receives at most `into.len()` bytes; 0 is the end of the peer's stream.
+    ///
+    /// # Errors
+    /// What `recv` returned; `WouldBlock` if nothing is there now.
+    #[inline]
+    pub fn recv(self, into: &mut [u8]) -> io::Result<usize> {
+        recv(self.0, into, MsgFlags::MSG_DONTWAIT).map_err(io::Error::from)
+    }
+
+    /// Sends as much of `from` as the kernel accepts and returns the number of bytes.
+    ///
+    /// # Errors
+    /// What `send` returned; `WouldBlock` if the kernel accepts nothing now.
+    #[inline]
+    pub fn send(self, from: &[u8]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        send(self.0, from, flags).map_err(io::Error::from)
+    }
+
+    /// Ends this side's stream; the peer sees the end after the last byte.
+    ///
+    /// # Errors
+    /// What `shutdown` returned: the connection is over already.
+    pub fn end_output(self) -> io::Result<()> {
+        shutdown(self.0, Shutdown::Write).map_err(io::Error::from)
+    }
+
+    /// Copies what can be received, from the beginning, and leaves it in the kernel; 0 is the end
     /// of the peer's stream.
     ///
     /// # Errors
-    /// As [`Stream::recv`].
+    /// As [`Socket::recv`].
     pub fn peek(self, into: &mut [u8]) -> io::Result<usize> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
         recv(self.0, into, flags).map_err(io::Error::from)
@@ -128,23 +153,6 @@ pub fn lend<R>(numbers: &[u32], work: impl FnOnce(&[BorrowedFd<'_>]) -> R) -> R 
     };
     let borrowed: Vec<BorrowedFd<'_>> = numbers.iter().map(borrow).collect();
     work(&borrowed)
-}
-
-impl Stream for Socket {
-    #[inline]
-    fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        recv(self.0, into, MsgFlags::MSG_DONTWAIT).map_err(io::Error::from)
-    }
-
-    #[inline]
-    fn send(&mut self, from: &[u8]) -> io::Result<usize> {
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        send(self.0, from, flags).map_err(io::Error::from)
-    }
-
-    fn end_output(&mut self) -> io::Result<()> {
-        shutdown(self.0, Shutdown::Write).map_err(io::Error::from)
-    }
 }
 
 /// What an accept that failed means for the accept queue.
@@ -219,7 +227,7 @@ mod tests {
 
     #[test]
     fn never_blocks_and_moves_bytes() {
-        let (mut socket, mut client) = pair();
+        let (socket, mut client) = pair();
         let mut bytes = [0; 8];
         assert_eq!(
             socket.recv(&mut bytes).unwrap_err().kind(),
@@ -243,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_close_does_not_wait_whatever_somebody_else_has_asked() {
-        let (mut socket, client) = pair();
+        let (socket, client) = pair();
         let ours = SockRef::from(&client).local_addr().unwrap();
         // Nobody reads: the last bytes, and the end of the stream, never leave.
         while socket.send(&[0; 4096]).is_ok() {}
@@ -259,7 +267,7 @@ mod tests {
 
     #[test]
     fn sending_to_a_closed_peer_is_an_error_not_a_signal() {
-        let (mut socket, client) = pair();
+        let (socket, client) = pair();
         drop(client);
         let broken = (0..10_000).find_map(|_| match socket.send(&[0; 1024]) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Some(error.kind()),

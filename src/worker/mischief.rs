@@ -13,7 +13,6 @@ use nix::sys::socket::{MsgFlags, send};
 use socket2::SockRef;
 
 use super::Worker;
-use crate::connection::Stream as _;
 use crate::fault;
 use crate::identity::{Generation, WorkerId};
 use crate::memory::layout::Layout;
@@ -100,7 +99,7 @@ impl Worker {
     /// Leaves the last close of a connection that never drains to the supervisor.
     fn pass_on_what_lingers(&mut self, client: u32) {
         let worker = self.id;
-        let mut socket = Socket::numbered(client);
+        let socket = Socket::numbered(client);
         let many = vec![0; 64 * 1024];
         while socket.send(&many).is_ok() {}
         let message = draining();

@@ -11,6 +11,7 @@ use nix::sys::wait::WaitStatus;
 
 use crate::channel::{self, Channel};
 use crate::config::WORKER_WORDS_MAX_CHARS;
+use crate::fault;
 use crate::identity::{ReleaseId, SlotId, WorkerId};
 use crate::sys::image::{Image, Process};
 use crate::sys::shared::SharedMemory;
@@ -210,7 +211,7 @@ impl Child {
     /// Ends the worker at once.
     pub(crate) fn kill(&self) {
         // One that has been reaped is gone already.
-        if let Err(error) = self.process.kill()
+        if let Err(error) = kill(&self.process)
             && error.raw_os_error() != Some(nix::libc::ESRCH)
         {
             tracing::error!(worker = %self.worker, %error, "cannot kill a worker");
@@ -242,6 +243,18 @@ impl Child {
 fn in_few_words(text: &str) -> String {
     let letters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     letters.take(WORKER_WORDS_MAX_CHARS).collect()
+}
+
+/// Kills a worker's process.
+///
+/// # Errors
+/// As [`Process::kill`].
+pub(crate) fn kill(process: &Process) -> io::Result<()> {
+    // A test plays a kernel that does not let go of the process.
+    if fault::value("process.kill") == Some("ignore") {
+        return Ok(());
+    }
+    process.kill()
 }
 
 /// How a child ended, if it did; it is reaped then.
