@@ -1,11 +1,11 @@
-//! One connection: bytes in, the same bytes upper-cased out, and when it is over.
+//! The rules of one connection: receive, transform, send, and when it is over.
 //!
 //! Everything a connection is lies in its record in the working memory; this file holds the rules
 //! by which the record changes. [`drive`] serves it as far as readiness and budget allow,
 //! [`expire`] answers its deadline, [`deadline`] says when that is.
 //!
 //! Invariants:
-//! - what is sent is what was received, upper-cased, in order, nothing added or left out;
+//! - every byte received is sent back once, in order, as [`service`] transformed it;
 //! - while output is pending nothing is received (backpressure), so a connection holds at most one
 //!   buffer of it;
 //! - an end of stream is answered only after the last byte owed;
@@ -21,7 +21,7 @@ use crate::clock::Tick;
 use crate::memory::layout::{Flags, State};
 use crate::memory::{Memory, NoBuffer, Probe};
 use crate::metrics::{CloseReason, Counter, RefusalCause};
-use crate::uppercase::make_uppercase;
+use crate::service;
 
 /// The two directions of a non-blocking stream socket.
 pub trait Stream {
@@ -316,7 +316,7 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
             self.flags = self.flags.without(Flags::READABLE);
         }
         let bytes = self.memory.received(self.fd, narrow(received), self.now);
-        make_uppercase(bytes);
+        service::transform(bytes);
         let result = retry(|| self.stream.send(bytes));
         self.memory.count(Counter::Reads, 1);
         self.memory.count(Counter::BytesIn, received as u64);

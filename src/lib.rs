@@ -37,7 +37,8 @@
 //! | [`metrics`] | | what is counted, in that memory |
 //! | [`wire`], [`channel`] | core, shell | what the supervisor and its processes say, and how |
 //! | [`listener`], [`port`] | shell | binding; who holds a port |
-//! | [`uppercase`] | core | the transformation, with a wide path |
+//! | [`service`] | core | the transformation and its contract |
+//! | [`uppercase`] | core | the shipped service, with a wide path |
 //! | [`control`] | core, shell | orders to a running server: what is said, where, and the asking side |
 //! | [`admin`] | shell, core | health and metrics over HTTP: a process of its own, with threads |
 //! | [`status`] | core | how a server is doing, as data and as a screen |
@@ -86,6 +87,7 @@ pub mod preflight;
 pub mod proxy_header;
 pub mod reactor;
 mod sandbox;
+pub mod service;
 pub mod status;
 pub mod supervisor;
 pub mod sys;

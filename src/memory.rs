@@ -12,7 +12,7 @@
 //! order (`Release` stores, which are plain moves on x86-64) and each of them is one word:
 //!
 //! 1. receive: [`InHand::Recv`] with length 0 *before* the call, after it the bytes received, the
-//!    length in hand, and only then is the scratch upper-cased and sent ([`Memory::receiving`],
+//!    length in hand, and only then is the scratch transformed and sent ([`Memory::receiving`],
 //!    [`Memory::received`]);
 //! 2. a short send: the rest is copied to a buffer, *then* the record names it, *then* nothing is
 //!    in hand ([`Memory::sent`]); while output is pending nothing is received;
@@ -169,7 +169,7 @@ impl<P: Probe> Memory<P> {
             .bytes(Layout::SCRATCH, self.layout.buffer_bytes as usize)
     }
 
-    /// Rule 1, after the call: `len` bytes came, to be upper-cased in place and sent.
+    /// Rule 1, after the call: `len` bytes came, to be transformed in place and sent.
     #[inline]
     pub fn received(&mut self, fd: u32, len: u32, now: Tick) -> &mut [u8] {
         // Counted first: once the length is in hand, the count is known to include it.

@@ -219,7 +219,7 @@ pub enum Counter {
     Untracked,
     /// Connections that failed before they could be taken (reset in the queue and the like).
     AcceptFailed,
-    /// Bytes received from clients and owed to them in upper case.
+    /// Bytes received from clients, each of which is owed to them.
     BytesIn,
     /// Bytes the kernel took for sending.
     BytesOut,

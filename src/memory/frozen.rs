@@ -26,7 +26,7 @@ use crate::clock::Tick;
 /// All that a connection is outside of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frozen {
-    /// Output that the kernel has not taken, in upper case, in order.
+    /// Transformed output that the kernel has not accepted, in order.
     pub unsent: Vec<u8>,
     /// How far it has come.
     pub phase: Phase,
@@ -36,7 +36,7 @@ pub struct Frozen {
     pub finish: bool,
     /// The peer; an IPv4 address in IPv6 clothes has been undressed.
     pub peer: SocketAddr,
-    /// Bytes received and owed to the peer in upper case.
+    /// Bytes received, each of which is owed to the peer.
     pub bytes_in: u64,
     /// Bytes of them that the kernel took for sending.
     pub bytes_out: u64,

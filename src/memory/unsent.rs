@@ -5,14 +5,15 @@
 
 use super::layout::{Head, InHand, Layout, Pending, State};
 use super::{HEAD, Memory, PENDING, Probe};
+use crate::service;
 
 /// The memory contradicts itself or the kernel's counters: what is owed cannot be told from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the working memory is inconsistent: {0}")]
 pub struct Corrupt(pub &'static str);
 
-/// What connection `fd` had received and was not yet sent, in upper case, told from the memory
-/// alone, whenever its writer stopped.
+/// Returns what connection `fd` had received and not sent, transformed, from the memory alone,
+/// whenever its writer stopped.
 ///
 /// `owed` is what the kernel's own counters say: bytes read from the connection less bytes written
 /// to it, those of a PROXY header left out. It is needed for the one connection in hand; for every other the record is exact. Nothing
@@ -41,7 +42,7 @@ pub fn unsent<P: Probe>(memory: &mut Memory<P>, fd: u32, owed: u64) -> Result<Ve
         }
     };
     let mut bytes = memory.shared.bytes(at, length).to_vec();
-    crate::uppercase::make_uppercase(&mut bytes);
+    service::transform(&mut bytes);
     Ok(bytes)
 }
 

@@ -132,7 +132,7 @@ impl Reactor {
     }
 }
 
-/// A socket whose bytes are logged at trace level: before upper-casing and after.
+/// A socket that logs its bytes at trace level, as received and as sent.
 struct Traced(Socket);
 
 impl connection::Stream for Traced {
