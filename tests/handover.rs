@@ -7,16 +7,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod support;
+#[path = "e2e/support/bytes.rs"]
+#[expect(unreachable_pub, reason = "shared with the end-to-end tests")]
+mod bytes;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use bytes::{assert_same, pattern, upper};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use socket2::SockRef;
-use support::{assert_same, pattern, upper};
 use uppercased::channel::packets::{Error, Packets};
 use uppercased::clock::{Tick, now};
 use uppercased::config::{Config, HANDOVER_COUNT_TIMEOUT, HANDOVER_MESSAGE_BYTES};

@@ -1,7 +1,7 @@
 //! The arithmetic of measuring: latencies counted in buckets, medians with quartiles, ratios of
 //! runs that stood next to each other in time, and whether a run was disturbed.
 //!
-//! Pure: numbers in, numbers out. Tested by `tests/bench_stats.rs`, because a bench has no tests of
+//! Pure: numbers in, numbers out. Tested by `tests/cli/bench_stats.rs`, because a bench has no tests of
 //! its own.
 
 use serde::{Deserialize, Serialize};

@@ -39,7 +39,7 @@ fn main() -> Outcome<()> {
     write("handover_decode", handover())?;
     write("proxy_header", proxy()?)?;
     write("config_file", vec![settings, CONFIG.to_vec()])?;
-    let outcome = fs::read(here.join("../tests/bench_report/format_1.json"))?;
+    let outcome = fs::read(here.join("../tests/cli/bench_report/format_1.json"))?;
     write("bench_outcome", vec![outcome])
 }
 

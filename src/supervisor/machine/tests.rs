@@ -1,4 +1,4 @@
-//! One test a rule, times in milliseconds. The simulation in `tests/sim_supervisor` looks for what
+//! One test a rule, times in milliseconds. The simulation in `tests/sim/supervisor` looks for what
 //! nobody thought of; these say what was meant.
 
 #![expect(

@@ -1,0 +1,488 @@
+//! Reports of measurements as people get them: the summary and the comparison letter for letter,
+//! the page as well-formed markup that needs nothing else, files old, new and broken.
+//!
+//! The texts stand in `tests/cli/bench_report/*.txt`; `UPDATE_SNAPSHOTS=1 cargo test --test cli
+//! bench_report` rewrites them. `PAGES=DIR` in the same place writes the pages that the tests make
+//! into a directory, for a look.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use proptest::prelude::*;
+use uppercased::bench::outcome::{Interval, Outcome};
+use uppercased::bench::report::{self, Advice, COLUMNS, Doubt, Error, Run};
+
+mod outcomes;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/cli/bench_report")
+        .join(name)
+}
+
+/// Compares with the text on file.
+#[track_caller]
+fn assert_text(name: &str, text: &str) {
+    let path = fixture(name).with_extension("txt");
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        fs::write(&path, text).unwrap();
+    }
+    let expected = fs::read_to_string(&path).unwrap();
+    assert_eq!(text, expected, "\n{text}\n{}", path.display());
+}
+
+#[track_caller]
+fn assert_fits(text: &str) {
+    for line in text.lines() {
+        assert!(line.chars().count() <= COLUMNS, "{line}");
+        assert!(!line.chars().any(char::is_control), "{line:?}");
+        assert_eq!(line.trim_end(), line);
+    }
+    assert!(text.ends_with('\n'));
+}
+
+/// Checks that every element is closed where it should be, and that nothing is fetched or run.
+#[track_caller]
+fn assert_self_contained(page: &str) {
+    const VOID: [&str; 2] = ["meta", "br"];
+    let (_, body) = page.split_once("<!DOCTYPE html>").unwrap();
+    let mut open = Vec::new();
+    for piece in body.split('<').skip(1) {
+        let (tag, text) = piece.split_once('>').unwrap();
+        assert!(
+            !text.contains('>') || open.last() == Some(&"style"),
+            "{text}"
+        );
+        let name = tag.split([' ', '\n', '/']).find(|n| !n.is_empty()).unwrap();
+        if tag.starts_with('/') {
+            assert_eq!(open.pop(), Some(name), "{piece}");
+        } else if !tag.ends_with('/') && !VOID.contains(&name) {
+            open.push(name);
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+    for loading in [
+        "<script", "<link", "<img", "<iframe", "src=", "href=", "url(", "@import",
+    ] {
+        assert!(!page.contains(loading), "{loading}");
+    }
+    assert!(!page.contains("NaN") && !page.contains(" inf"));
+}
+
+/// Makes the page, and leaves it where somebody wants to look at it.
+fn page(name: &str, outcome: &Outcome) -> String {
+    let page = report::html(outcome);
+    if let Some(folder) = std::env::var_os("PAGES") {
+        fs::write(Path::new(&folder).join(name).with_extension("html"), &page).unwrap();
+    }
+    page
+}
+
+#[test]
+fn summaries_read_well() {
+    for (name, outcome) in [
+        ("clean", outcomes::clean()),
+        ("restarted", outcomes::restarted()),
+        ("stalled", outcomes::stalled()),
+        ("failed", outcomes::failed()),
+        ("stream", outcomes::stream()),
+        ("bare", outcomes::bare()),
+        ("tiny", outcomes::tiny()),
+        ("huge", outcomes::huge()),
+        ("empty", Outcome::default()),
+    ] {
+        let text = report::summary(&outcome);
+        assert_fits(&text);
+        assert_text(name, &text);
+    }
+}
+
+#[test]
+fn pages_need_nothing_else() {
+    for (name, outcome, charts) in [
+        ("clean", outcomes::clean(), 3),
+        ("restarted", outcomes::restarted(), 3),
+        ("stalled", outcomes::stalled(), 3),
+        ("failed", outcomes::failed(), 3),
+        ("stream", outcomes::stream(), 1),
+        ("bare", outcomes::bare(), 0),
+        ("tiny", outcomes::tiny(), 3),
+        ("huge", outcomes::huge(), 3),
+        ("empty", Outcome::default(), 0),
+    ] {
+        let page = page(name, &outcome);
+        assert_self_contained(&page);
+        assert_eq!(page.matches("<svg").count(), charts, "{name}");
+        assert!(page.len() < 2 << 20, "{name}: {} bytes", page.len());
+    }
+}
+
+#[test]
+fn a_page_takes_no_markup_from_its_outcome() {
+    let mut outcome = outcomes::failed();
+    let evil = "</style></svg><script>alert(1)</script>'\"&\u{0}";
+    for text in [
+        &mut outcome.program,
+        &mut outcome.command,
+        &mut outcome.target,
+        &mut outcome.plan.pattern,
+        &mut outcome.plan.size,
+        &mut outcome.plan.expect,
+        &mut outcome.latency_from,
+        &mut outcome.machine.kernel,
+        &mut outcome.machine.cpu_model,
+        &mut outcome.client.why,
+    ] {
+        evil.clone_into(text);
+    }
+    evil.clone_into(&mut outcome.first_failures[0].kind);
+    evil.clone_into(&mut outcome.first_failures[0].detail);
+    evil.clone_into(&mut outcome.marks[0].command);
+    evil.clone_into(&mut outcome.marks[3].output);
+    outcome.failures.insert(evil.to_owned(), 1);
+    outcome.plan.arrivals = Some(evil.to_owned());
+    outcome.warnings.push(evil.to_owned());
+    outcome.client.is_bottleneck = true;
+    let page = page("evil", &outcome);
+    assert_self_contained(&page);
+    assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;&#39;&quot;&amp; "));
+}
+
+#[test]
+fn long_series_are_thinned_out_and_say_so() {
+    let mut outcome = outcomes::clean();
+    let one = outcome.series[0];
+    outcome.series = (0..36_000)
+        .map(|number| Interval {
+            at_ms: number * 100,
+            ..one
+        })
+        .collect();
+    let page = page("long", &outcome);
+    assert!(page.contains("A point stands for 75 intervals"));
+    assert!(page.len() < 200_000, "{}", page.len());
+}
+
+#[test]
+fn advice_names_the_flag_to_try() {
+    let said = |outcome: &Outcome| -> Vec<String> {
+        let advice = Advice::on(outcome);
+        advice.iter().map(ToString::to_string).collect()
+    };
+    type Change = fn(&mut Outcome);
+    let cases: [(&str, Change); 7] = [
+        ("--threads 2", |o| o.client.is_bottleneck = true),
+        ("from another machine", |o| {
+            o.client.is_bottleneck = true;
+            o.plan.threads = 2;
+        }),
+        ("--rate 121852", |o| o.plan.rate_per_s = Some(200_000.0)),
+        ("`rate` with --rate 76158", |o| o.longest_stall_ms = 310.0),
+        ("p99.99 and above rest on 50.0k answers", |o| {
+            o.latency.as_mut().unwrap().count = 50_000;
+        }),
+        ("--connections 200", |o| {
+            o.server.as_mut().unwrap().connections_by_worker = vec![45, 5];
+        }),
+        ("--expect upper", |o| o.plan.expect = "none".to_owned()),
+    ];
+    assert_eq!(said(&outcomes::clean()), Vec::<String>::new());
+    for (expected, change) in cases {
+        let mut outcome = outcomes::clean();
+        change(&mut outcome);
+        let said = said(&outcome);
+        assert!(said.len() == 1 && said[0].contains(expected), "{said:?}");
+    }
+}
+
+#[test]
+fn advice_on_a_stalled_server_blames_the_server() {
+    let said: Vec<String> = Advice::on(&outcomes::stalled())
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert!(
+        said[0].contains("the server stalled") && !said.concat().contains("the client"),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn comparison_counts_what_was_not_sent() {
+    let runs = |outcome: Outcome| runs("x", [outcome]);
+    let comparison = report::compare(&runs(outcomes::stalled()), &runs(outcomes::clean()));
+    let text = comparison.to_string();
+    assert!(
+        text.contains("planned messages (97.0 %) were not"),
+        "{text}"
+    );
+    let p50 = text.lines().find(|line| line.starts_with("p50")).unwrap();
+    assert!(p50.contains("4.8"), "{p50}");
+}
+
+fn runs(side: &str, outcomes: impl IntoIterator<Item = Outcome>) -> Vec<Run> {
+    let outcomes = outcomes.into_iter().enumerate();
+    outcomes
+        .map(|(number, outcome)| Run {
+            name: format!("{side}{number}.json"),
+            outcome,
+        })
+        .collect()
+}
+
+/// The clean run, so many times as fast.
+fn faster(factor: f64) -> Outcome {
+    let mut outcome = outcomes::clean();
+    outcome.totals.messages = (outcome.totals.messages as f64 * factor).round() as u64;
+    for at in &mut outcome.latency.as_mut().unwrap().percentiles {
+        at.value_ns = (at.value_ns as f64 / factor).round() as u64;
+    }
+    outcome.server.as_mut().unwrap().cpu_per_message_ns /= factor;
+    outcome
+}
+
+#[test]
+fn comparisons_read_well() {
+    let single = report::compare(&runs("a", [outcomes::clean()]), &runs("b", [faster(1.1)]));
+    assert_text("compare_single", &single.to_string());
+    assert!(single.doubts().is_empty());
+
+    // Drift that both sides share leaves the ratio of the pairs alone.
+    let drift = [1.0, 1.2, 0.9, 1.05];
+    let a = runs("a", drift.map(faster));
+    let b = runs("b", drift.map(|drift| faster(drift * 1.05)));
+    let mut paired = report::compare(&a, &b);
+    assert_text("compare_paired", &paired.to_string());
+    paired = report::compare(&a, &b[..3]);
+    assert_text("compare_unpaired", &paired.to_string());
+
+    let mut other = outcomes::failed();
+    other.plan.connections = 1000;
+    other.server = None;
+    other.client.is_bottleneck = true;
+    let doubtful = report::compare(&a[..1], &runs("a", [other]));
+    assert_text("compare_doubtful", &doubtful.to_string());
+    let doubts = doubtful.doubts();
+    assert!(doubts.iter().any(|d| matches!(d, Doubt::Twice { .. })));
+
+    let streams = report::compare(
+        &runs("a", [outcomes::stream(), outcomes::stream()]),
+        &runs("b", [outcomes::stream(), outcomes::stream()]),
+    );
+    assert_text("compare_stream", &streams.to_string());
+
+    for (a, b) in [
+        (Vec::new(), Vec::new()),
+        (runs("a", [outcomes::huge()]), Vec::new()),
+        (
+            runs("a", [outcomes::huge()]),
+            runs("b", [outcomes::tiny(), outcomes::huge()]),
+        ),
+        (
+            runs("a", [Outcome::default()]),
+            runs("b", [Outcome::default()]),
+        ),
+    ] {
+        assert_fits(&report::compare(&a, &b).to_string());
+    }
+    for comparison in [single, paired, doubtful, streams] {
+        assert_fits(&comparison.to_string());
+    }
+}
+
+#[test]
+fn an_outcome_travels_as_json() {
+    for outcome in [
+        outcomes::clean(),
+        outcomes::failed(),
+        outcomes::stream(),
+        outcomes::bare(),
+        outcomes::huge(),
+    ] {
+        let json = serde_json::to_vec(&outcome).unwrap();
+        assert_eq!(report::parse(&json, Path::new("it")).unwrap(), outcome);
+    }
+}
+
+/// `format_1.json` is what the first version wrote, and is never changed.
+#[test]
+fn the_first_format_is_still_read() {
+    let outcome = report::load(&fixture("format_1.json")).unwrap();
+    assert_eq!((outcome.format, outcome.totals.messages), (1, 20_000));
+    let latency = outcome.latency.as_ref().unwrap();
+    assert_eq!(latency.percentiles.last().unwrap().quantile, 0.9999);
+    assert_eq!(outcome.marks[0].exit_code, None);
+    assert_text("format_1", &report::summary(&outcome));
+    let page = page("format_1", &outcome);
+    assert_self_contained(&page);
+    assert_eq!(page.matches("<svg").count(), 3);
+}
+
+#[test]
+fn broken_files_are_told_from_newer_ones() {
+    let read = |text: &str| report::parse(text.as_bytes(), Path::new("run.json"));
+    assert!(read(r#"{"format":1,"weather":{"fine":[1,2]}}"#).is_ok());
+    for text in [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        r#"{"format":0}"#,
+        r#"{"format":"1"}"#,
+        r#"{"format":1,"measured_ms":-1}"#,
+        r#"{"format":1,"longest_stall_ms":null}"#,
+    ] {
+        let error = read(text).unwrap_err();
+        assert!(
+            matches!(error, Error::NotAnOutcome { .. }),
+            "{text}: {error}"
+        );
+        assert!(error.to_string().contains("run.json"));
+    }
+    // What else it holds may have any shape by then.
+    let error = read(r#"{"format":3,"measured_ms":"long"}"#).unwrap_err();
+    assert!(
+        matches!(error, Error::FromTheFuture { found: 3, .. }),
+        "{error}"
+    );
+}
+
+/// Runs `bench compare`; its exit code, standard output and standard error.
+fn compare(args: &[&str]) -> (Option<i32>, String, String) {
+    let ran = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+        .args(["bench", "compare"])
+        .args(args)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (ran.status.code(), text(ran.stdout), text(ran.stderr))
+}
+
+#[test]
+fn the_command_compares_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, outcome: &Outcome| -> String {
+        let path = folder.path().join(name);
+        fs::write(&path, serde_json::to_vec(outcome).unwrap()).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let a = file("a.json", &outcomes::clean());
+    let b = file("b.json", &faster(1.1));
+    let (code, out, err) = compare(&[&a, &b]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert_text("compare_single", &out);
+    let (code, out, _) = compare(&[&a, &b, "--", &b, &a]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("median of 2 pairs"), "{out}");
+    let (code, out, _) = compare(&[&a, "--", &b, &a]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("of the medians of 1 and 2 runs"), "{out}");
+
+    let missing = folder.path().join("none.json");
+    let missing = missing.to_str().unwrap();
+    let other = fixture("outcomes.rs");
+    for (args, what) in [
+        ([a.as_str(), missing].as_slice(), "none.json"),
+        (&[&a, other.to_str().unwrap()], "is not an outcome"),
+        (&[&a, folder.path().to_str().unwrap()], "cannot read"),
+        (&[&a], "name another one"),
+        (&[&a, &b, &a], "Put `--` between them"),
+        (&[], "A.json"),
+    ] {
+        let (code, out, err) = compare(args);
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{args:?}");
+        assert!(
+            err.contains(what) && err.lines().count() == 1,
+            "{args:?}: {err}"
+        );
+    }
+}
+
+/// Any outcome at all, by way of its JSON.
+fn any_outcome() -> impl Strategy<Value = Outcome> {
+    let number = prop_oneof![
+        Just(0u64),
+        Just(1),
+        Just(u64::MAX),
+        any::<u64>(),
+        0u64..10_000
+    ];
+    let real = prop_oneof![Just(0.0f64), Just(f64::MAX), any::<f64>(), 0.0..1e9];
+    let pattern = prop_oneof!["ping|rate|stream|churn|hold|idle", ".{0,100}"];
+    let numbers = prop::collection::vec(number, 40);
+    let reals = prop::collection::vec(real, 12);
+    (numbers, reals, pattern, ".{0,200}", 0usize..20).prop_map(|(n, r, pattern, text, many)| {
+        let real = |at: usize| if r[at].is_finite() { r[at] } else { 0.0 };
+        let mut outcome = outcomes::failed();
+        outcome.plan.pattern = pattern;
+        outcome.plan.rate_per_s = (many > 10).then_some(real(0));
+        outcome.target.clone_from(&text);
+        outcome.measured_ms = n[0];
+        outcome.totals.messages = n[1];
+        outcome.totals.connections = n[2];
+        outcome.totals.bytes_received = n[3];
+        outcome.longest_stall_ms = real(1);
+        outcome.machine.cpu_model.clone_from(&text);
+        outcome.client.share_of_cpus = real(2);
+        outcome.client.is_bottleneck = many % 2 == 0;
+        if let Some(latency) = &mut outcome.latency {
+            (latency.count, latency.min_ns, latency.max_ns) = (n[4], n[5], n[6]);
+            if many % 3 == 0 {
+                latency.histogram.truncate(many * 7);
+            }
+            for (at, percentile) in latency.percentiles.iter_mut().enumerate() {
+                percentile.value_ns = n[7 + at];
+                percentile.quantile = if many == 7 {
+                    real(3)
+                } else {
+                    percentile.quantile
+                };
+            }
+        }
+        if let Some(server) = &mut outcome.server {
+            server.memory_bytes = n[13];
+            server.memory_per_connection_bytes = real(4);
+            server.cpu_per_message_ns = real(5);
+            server.connections_by_worker = n[14..14 + many].to_vec();
+        }
+        outcome.series.truncate(many);
+        for (at, interval) in outcome.series.iter_mut().enumerate() {
+            interval.at_ms = n[(at + 3) % 40];
+            interval.length_ms = n[(at + 5) % 40];
+            interval.messages = n[(at + 7) % 40];
+            interval.p50_ns = n[(at + 11) % 40];
+            interval.max_ns = n[(at + 13) % 40];
+        }
+        for (at, mark) in outcome.marks.iter_mut().enumerate() {
+            mark.at_ms = n[(at + 17) % 40];
+            mark.took_ms = n[(at + 19) % 40];
+            mark.seen.longest_stall_ms = real(6 + at);
+            mark.command.clone_from(&text);
+        }
+        outcome
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_outcome_can_be_shown(a in any_outcome(), b in any_outcome()) {
+        assert_fits(&report::summary(&a));
+        assert_self_contained(&report::html(&a));
+        let comparison = report::compare(&runs("a", [a.clone()]), &runs("b", [b, a]));
+        assert_fits(&comparison.to_string());
+    }
+
+    #[test]
+    fn no_file_is_too_strange_to_be_refused(
+        bytes in prop::collection::vec(any::<u8>(), 0..200), text in "\\{\"format\":[0-9]{1,12}.{0,40}",
+    ) {
+        for text in [bytes.as_slice(), text.as_bytes()] {
+            let _ = report::parse(text, Path::new("it"));
+        }
+    }
+}

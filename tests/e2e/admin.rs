@@ -1,0 +1,500 @@
+//! The admin endpoint: what it shows agrees with what clients did, across deaths, reloads and
+//! upgrades; it tells the truth while the server stops or stands still; and what clients of it do
+//! troubles nobody.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+
+use crate::support::adversity::skipped;
+use crate::support::observe::{freeze, until, until_some, worker_of};
+use crate::support::{Client, DEADLINE, Server, Watched, wait_gone};
+
+/// The content type that a scraper is promised.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+fn start(args: &[&str]) -> Server {
+    let fixed = ["--listen=127.0.0.1:0", "--admin=0", "--bake-time=0s"];
+    Server::builder().args(fixed).args(args).start()
+}
+
+fn admin(server: &Server) -> SocketAddr {
+    let status = server.status_json();
+    let address = status["admin"]["address"].as_str().expect("an address");
+    address.parse().expect("a TCP address")
+}
+
+fn admin_pid(server: &Server) -> Option<u32> {
+    let pid = &server.status_json()["admin"]["pid"];
+    pid.as_u64().and_then(|pid| u32::try_from(pid).ok())
+}
+
+/// What was answered to `bytes`, in full.
+fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect_timeout(&address, DEADLINE).expect("connect");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    stream.write_all(bytes).expect("send a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+fn status_of(answer: &str) -> u16 {
+    let code = answer.strip_prefix("HTTP/1.1 ").and_then(|it| it.get(..3));
+    let code = code.and_then(|code| code.parse().ok());
+    code.unwrap_or_else(|| panic!("no HTTP answer: {answer:?}"))
+}
+
+/// Status and body of a page.
+fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n");
+    let answer = exchange(address, request.as_bytes());
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(head.contains(&format!("Content-Length: {}", body.len())));
+    (status_of(&answer), body.to_owned())
+}
+
+/// The metrics, as text that a parser of the format accepts.
+fn scrape(address: SocketAddr) -> String {
+    let asked =
+        "GET /metrics HTTP/1.1\r\nHost: here\r\nAccept: application/openmetrics-text\r\n\r\n";
+    let answer = exchange(address, asked.as_bytes());
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    assert!(answer.contains(OPENMETRICS), "{answer}");
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let parsed = openmetrics_parser::openmetrics::parse_openmetrics(body);
+    let parsed = parsed.unwrap_or_else(|error| panic!("{error}: {body}"));
+    assert!(parsed.families.len() > 10, "{body}");
+    body.to_owned()
+}
+
+/// Everything that only grows, by series. What the admin process counts of itself begins anew with
+/// each.
+fn growing(text: &str) -> BTreeMap<String, f64> {
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let samples = samples.filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let name = series.split('{').next()?;
+        let grows = ["_total", "_bucket", "_count", "_sum"];
+        let grows = grows.iter().any(|suffix| name.ends_with(suffix));
+        let own = name == "uppercased_admin_requests_total";
+        (grows && !own).then(|| Some((series.to_owned(), value.parse().ok()?)))?
+    });
+    samples.collect()
+}
+
+/// The sum of a series over all its labels.
+fn sum(text: &str, name: &str) -> u64 {
+    let values = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let labels_end = match rest.strip_prefix('{') {
+            Some(labels) => labels.find('}')? + 2,
+            None => 0,
+        };
+        rest.get(labels_end..)?
+            .strip_prefix(' ')?
+            .parse::<u64>()
+            .ok()
+    });
+    let values: Vec<u64> = values.collect();
+    assert!(!values.is_empty(), "no {name} in {text}");
+    values.iter().sum()
+}
+
+#[test]
+fn counters_agree_with_the_clients_across_a_death_and_a_reload() {
+    const CLIENTS: usize = 20;
+    const LINE: &[u8] = b"what goes in comes out\n";
+    let server = start(&["--workers=2"]);
+    let address = admin(&server);
+    let mut sent = 0;
+    let mut connected = 0;
+    for round in 1..=3_u32 {
+        let mut clients: Vec<Client> = (0..CLIENTS)
+            .map(|_| Client::connect(server.addr()))
+            .collect();
+        connected += CLIENTS as u64;
+        for client in &mut clients {
+            client.roundtrip(LINE);
+            sent += LINE.len() as u64;
+            // In the middle of it all.
+            scrape(address);
+        }
+        // A worker may count a moment after what it counts can be seen.
+        let counted = |text: &String| {
+            let bytes = ["uppercased_bytes_in_total", "uppercased_bytes_out_total"];
+            bytes.iter().all(|name| sum(text, name) == sent)
+        };
+        let text = until_some("every byte is counted", || {
+            Some(scrape(address)).filter(counted)
+        });
+        assert_eq!(sum(&text, "uppercased_accepted_total"), connected);
+        assert_eq!(sum(&text, "uppercased_connections_open"), CLIENTS as u64);
+        assert_eq!(sum(&text, "uppercased_ready"), 1);
+        // The turn that answered a client may still be counted.
+        let turns = sum(&text, "uppercased_turns_total");
+        let took = sum(&text, "uppercased_turn_duration_seconds_count");
+        assert!(took > 0 && turns.abs_diff(took) <= 2 * u64::from(round) + 2);
+        if round == 2 {
+            // With all of them open: they move.
+            server.reload().expect_success();
+            until("every connection is counted as moved", || {
+                let text = scrape(address);
+                sum(&text, "uppercased_moved_in_total") == CLIENTS as u64
+                    && sum(&text, "uppercased_accepted_total") == connected
+                    && sum(&text, "uppercased_connections_open") == CLIENTS as u64
+            });
+        }
+        drop(clients);
+        until("every connection is closed", || {
+            let text = scrape(address);
+            sum(&text, "uppercased_closed_total") == connected
+                && sum(&text, "uppercased_connections_open") == 0
+        });
+        if round == 1 {
+            worker_of(&server, 0).signal(Signal::SIGKILL);
+            until("the death is counted and the slot serves again", || {
+                let text = scrape(address);
+                sum(&text, "uppercased_worker_deaths_total") == 1
+                    && get(address, "/readyz").0 == 200
+            });
+        }
+    }
+    let (code, body) = get(address, "/status");
+    let shown: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!((code, &shown["totals"]["bytes_in"]), (200, &sent.into()));
+    assert!(server.stop().success());
+}
+
+/// For whoever adds up rates: a series that began anew, or whose count went on under another label,
+/// would be counted twice.
+#[test]
+fn nothing_that_grows_goes_back_or_away_when_slots_leave_and_return() {
+    let server = start(&["--workers=3"]);
+    let address = admin(&server);
+    worker_of(&server, 2).signal(Signal::SIGKILL);
+    until("the death is counted and the slot serves again", || {
+        sum(&scrape(address), "uppercased_worker_deaths_total") == 1
+            && get(address, "/readyz").0 == 200
+    });
+    let of_last = |text: &str| {
+        let accepted = "uppercased_accepted_total{slot=\"2\"} ";
+        let found = text.lines().find_map(|line| line.strip_prefix(accepted));
+        found
+            .expect("slot 2 is told of")
+            .parse::<u64>()
+            .expect("a number")
+    };
+    let mut clients = 0;
+    let mut serve_some = |of_slot: Option<u64>| {
+        until("slot 2 has taken clients", || {
+            Client::connect(server.addr()).roundtrip(b"count me");
+            clients += 1;
+            let text = scrape(address);
+            let closed = sum(&text, "uppercased_closed_total");
+            closed == clients && of_slot.is_none_or(|before| of_last(&text) > before)
+        });
+        clients
+    };
+    serve_some(Some(0));
+    let mut before = growing(&scrape(address));
+    let mut compare = |what: &str| {
+        let text = scrape(address);
+        let now = growing(&text);
+        for (series, value) in &before {
+            let now = now.get(series).copied();
+            assert!(now >= Some(*value), "{what}: {series} {value} {now:?}");
+        }
+        before = now;
+        text
+    };
+    server.scale(1).expect_success();
+    let text = compare("slots have left");
+    let taken = of_last(&text);
+    assert!(taken > 0 && !text.contains("uppercased_connections_open{slot=\"2\"}"));
+    let clients = serve_some(None);
+    compare("one slot serves alone");
+    server.upgrade().expect_success();
+    compare("another program goes on");
+    server.scale(3).expect_success();
+    assert_eq!(of_last(&compare("slots are back")), taken);
+    let clients = clients.max(serve_some(Some(taken)));
+    let text = compare("they serve again");
+    assert_eq!(sum(&text, "uppercased_accepted_total"), clients);
+    assert_eq!(sum(&text, "uppercased_worker_deaths_total"), 1);
+    let status = server.status_json();
+    assert_eq!(status["totals"]["accepted"], clients);
+    assert_eq!(status["totals"]["deaths"], 1);
+    assert!(server.stop().success());
+}
+
+#[test]
+fn who_asks_for_nothing_gets_the_older_format() {
+    let server = start(&["--workers=1"]);
+    let address = admin(&server);
+    let answer = exchange(address, b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    let parsed = openmetrics_parser::prometheus::parse_prometheus(body);
+    let parsed = parsed.unwrap_or_else(|error| panic!("{error}: {body}"));
+    assert!(parsed.families.len() > 10, "{body}");
+    let promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    match promtool {
+        Ok(mut promtool) => {
+            let mut input = promtool.stdin.take().expect("a pipe");
+            input.write_all(body.as_bytes()).expect("it reads");
+            drop(input);
+            let told = promtool.wait_with_output().expect("it ends");
+            assert!(told.status.success(), "{told:?}");
+        }
+        Err(error) => skipped(&format!("promtool: {error}")),
+    }
+    assert!(server.stop().success());
+}
+
+#[test]
+fn who_waits_in_a_queue_is_seen_while_its_worker_stands_still() {
+    let server = start(&["--workers=1", "--hang-timeout=off", "--backlog=7"]);
+    let address = admin(&server);
+    let text = scrape(address);
+    assert_eq!(sum(&text, "uppercased_accept_queue_limit"), 7);
+    assert_eq!(sum(&text, "uppercased_accept_queue_length"), 0);
+    let worker = worker_of(&server, 0);
+    freeze(&worker);
+    let waiting = [(); 3].map(|()| Client::connect(server.addr()));
+    until("all three are seen", || {
+        sum(&scrape(address), "uppercased_accept_queue_length") == 3
+    });
+    worker.signal(Signal::SIGCONT);
+    for mut client in waiting {
+        client.roundtrip(b"taken after all");
+    }
+    assert_eq!(sum(&scrape(address), "uppercased_accept_queue_length"), 0);
+    assert!(server.stop().success());
+}
+
+#[test]
+fn an_admin_process_that_dies_is_followed_by_another_and_nobody_else_notices() {
+    let server = start(&["--workers=1"]);
+    let address = admin(&server);
+    let mut client = Client::connect(server.addr());
+    let workers = server.worker_pids();
+    let first = until_some("an admin process", || admin_pid(&server));
+    Watched::open(first).expect("alive").signal(Signal::SIGKILL);
+    // What comes meanwhile waits at the listener, or is lost with the process.
+    let second = until_some("another one", || {
+        admin_pid(&server).filter(|pid| *pid != first)
+    });
+    assert!(wait_gone(first, DEADLINE));
+    assert_eq!(get(address, "/healthz"), (200, "ok\n".to_owned()));
+    assert_eq!(server.status_json()["admin"]["deaths"], 1);
+    assert_eq!(sum(&scrape(address), "uppercased_admin_deaths_total"), 1);
+    assert_eq!(server.worker_pids(), workers);
+    // The next supervisor does not forget.
+    server.upgrade().expect_success();
+    assert_eq!(sum(&scrape(address), "uppercased_admin_deaths_total"), 1);
+    client.roundtrip(b"still here");
+    assert!(server.stop().success());
+    assert!(wait_gone(second, DEADLINE));
+}
+
+#[test]
+fn it_ends_with_a_supervisor_that_is_killed() {
+    let server = start(&["--workers=1"]);
+    let address = admin(&server);
+    assert_eq!(get(address, "/readyz"), (200, "ready\n".to_owned()));
+    let admin = until_some("an admin process", || admin_pid(&server));
+    server.kill();
+    assert!(wait_gone(admin, DEADLINE), "it outlives its supervisor");
+}
+
+#[test]
+fn a_supervisor_that_stands_still_is_not_healthy() {
+    let server = start(&["--workers=1"]);
+    let address = admin(&server);
+    assert_eq!(get(address, "/healthz").0, 200);
+    freeze(&Watched::open(server.pid()).expect("it lives"));
+    let (code, why) = get(address, "/healthz");
+    assert_eq!(code, 503, "{why}");
+    assert!(why.contains("no answer in time"), "{why}");
+    assert_eq!(get(address, "/metrics").0, 503);
+    // The workers do not need it.
+    Client::connect(server.addr()).roundtrip(b"served all the same");
+    server.signal(Signal::SIGCONT);
+    assert_eq!(get(address, "/healthz").0, 200);
+    assert!(server.stop().success());
+}
+
+#[test]
+fn a_server_that_stops_is_alive_and_not_ready() {
+    let server = start(&["--workers=2", "--lame-duck=1h"]);
+    let address = admin(&server);
+    assert_eq!(get(address, "/readyz").0, 200);
+    server.signal(Signal::SIGTERM);
+    until("not ready from the moment a stop begins", || {
+        get(address, "/readyz") == (503, "the server is draining\n".to_owned())
+    });
+    assert_eq!(get(address, "/healthz").0, 200);
+    assert_eq!(sum(&scrape(address), "uppercased_slot_serving"), 0);
+    let admin = until_some("an admin process", || admin_pid(&server));
+    // A second one ends it at once.
+    server.stop();
+    assert!(wait_gone(admin, DEADLINE));
+    assert!(TcpStream::connect_timeout(&address, DEADLINE).is_err());
+}
+
+#[test]
+fn it_goes_on_at_the_same_place_across_an_upgrade() {
+    let server = start(&["--workers=1"]);
+    let address = admin(&server);
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    let first = until_some("an admin process", || admin_pid(&server));
+    server.upgrade().expect_success();
+    assert_eq!(admin(&server), address);
+    assert!(wait_gone(first, DEADLINE), "left behind by the upgrade");
+    assert_eq!(get(address, "/readyz"), (200, "ready\n".to_owned()));
+    client.roundtrip(b"after");
+    until("every byte is counted", || {
+        sum(&scrape(address), "uppercased_bytes_in_total") == 11
+    });
+    // Supervisor, worker, admin: nothing else descends from it.
+    until("only three processes are there", || {
+        server.processes().len() == 3
+    });
+    assert!(server.stop().success());
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused_and_counted() {
+    let server = start(&["--workers=1"]);
+    let address = admin(&server);
+    let long = format!("GET /status HTTP/1.1\r\nA: {}", "a".repeat(9000));
+    for (request, code) in [
+        ("GET /other HTTP/1.1\r\n\r\n", 404),
+        (
+            "POST /metrics HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc",
+            405,
+        ),
+        ("\u{1}\u{2}\r\n\r\n", 400),
+        (&long, 431),
+        ("GET /metr", 408),
+    ] {
+        let answer = exchange(address, request.as_bytes());
+        assert_eq!(status_of(&answer), code, "{request:?}: {answer}");
+    }
+    let head = exchange(address, b"HEAD /metrics HTTP/1.1\r\nHost: here\r\n\r\n");
+    assert!(
+        status_of(&head) == 200 && head.ends_with("\r\n\r\n"),
+        "{head}"
+    );
+    let head = exchange(address, b"HEAD /other HTTP/1.1\r\nHost: here\r\n\r\n");
+    assert!(
+        status_of(&head) == 404 && head.ends_with("\r\n\r\n"),
+        "{head}"
+    );
+    let text = scrape(address);
+    for (code, times) in [(400, 1), (404, 2), (405, 1), (408, 1), (431, 1)] {
+        let line = format!("uppercased_admin_requests_total{{code=\"{code}\"}} {times}");
+        assert!(text.lines().any(|it| it == line), "{line}\n{text}");
+    }
+    assert!(server.stop().success());
+}
+
+#[test]
+fn silent_clients_keep_it_busy_for_a_bounded_time_only() {
+    let server = start(&["--workers=1"]);
+    let address = admin(&server);
+    let silent: Vec<TcpStream> = (0..8)
+        .map(|_| TcpStream::connect_timeout(&address, DEADLINE).expect("connect"))
+        .collect();
+    assert_eq!(get(address, "/healthz").0, 200);
+    drop(silent);
+    assert!(server.stop().success());
+}
+
+/// Its threads take and give back what an answer needs, while it is locked in.
+#[test]
+fn many_large_answers_at_once_do_it_no_harm() {
+    const CLIENTS: usize = 4;
+    const EACH: usize = 8;
+    let server = start(&["--workers=8"]);
+    let address = admin(&server);
+    let ask = || {
+        for _ in 0..EACH {
+            scrape(address);
+            for page in ["/metrics", "/status"] {
+                assert_eq!(get(address, page).0, 200, "{page}");
+            }
+        }
+    };
+    // A client that fails fails the test.
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(ask);
+        }
+    });
+    assert_eq!(server.status_json()["admin"]["deaths"], 0);
+    assert!(server.stop().success());
+}
+
+#[test]
+fn a_unix_socket_is_its_owners_and_goes_with_the_server() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("admin");
+    let flag = format!("--admin={}", path.display());
+    let server = Server::start(&["--listen=127.0.0.1:0", "--workers=1", &flag]);
+    let made = std::fs::symlink_metadata(&path).expect("the socket");
+    assert!(made.file_type().is_socket());
+    assert_eq!(made.permissions().mode() & 0o777, 0o600);
+    let mut stream = UnixStream::connect(&path).expect("connect");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    stream
+        .write_all(b"GET /readyz HTTP/1.0\r\n\r\n")
+        .expect("send");
+    stream.shutdown(Shutdown::Write).expect("end");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    assert!(server.stop().success());
+    assert!(!path.exists(), "left behind");
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_refused_at_the_start() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let flag = format!("--admin={}", taken.local_addr().expect("its address"));
+    let (code, why) = Server::expect_failure(&["--listen=127.0.0.1:0", &flag]);
+    assert!(code == 1 && why.contains("choose another address"), "{why}");
+
+    let (code, why) = Server::expect_failure(&["--admin=0.0.0.0:9100"]);
+    assert!(code == 2 && why.contains("no loopback address"), "{why}");
+}
+
+/// It asks over a channel of its own, which nobody else has.
+#[test]
+fn it_needs_no_control_socket() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("admin");
+    let flag = format!("--admin={}", path.display());
+    let server = Server::start(&["--listen=127.0.0.1:0", "--control=off", &flag]);
+    let mut stream = UnixStream::connect(&path).expect("connect");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    stream
+        .write_all(b"GET /readyz HTTP/1.0\r\n\r\n")
+        .expect("send");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    assert!(server.stop().success());
+}

@@ -1,0 +1,236 @@
+//! What load balancers are told: a weight by load while all is well, and otherwise what an operator
+//! has said, or what the server is going through; over restarts, upgrades and silences.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use nix::sys::signal::Signal;
+use uppercased::clock;
+use uppercased::config::AGENT_FRESH;
+
+use crate::support::observe::{field, freeze, until, worker_of};
+use crate::support::{Client, DEADLINE, Server, Watched};
+
+/// One worker with room for ten connections.
+#[track_caller]
+fn start(args: &[&str]) -> Server {
+    let fixed = ["--listen=127.0.0.1:0", "--agent=127.0.0.1:0", "--workers=1"];
+    let rest = ["--max-connections=10", "--bake-time=0s"];
+    Server::builder().args(fixed).args(rest).args(args).start()
+}
+
+fn agent(server: &Server) -> SocketAddr {
+    let status = server.status_json();
+    status["admin"]["agent"].as_str().unwrap().parse().unwrap()
+}
+
+/// What a load balancer is told that asks at `agent` with `words`.
+#[track_caller]
+fn told_with(agent: SocketAddr, words: &[u8]) -> String {
+    let mut stream = TcpStream::connect_timeout(&agent, DEADLINE).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(words).unwrap();
+    let mut line = String::new();
+    stream.read_to_string(&mut line).unwrap();
+    assert!(
+        line.ends_with('\n') && line.lines().count() == 1,
+        "{line:?}"
+    );
+    line.trim_end().to_owned()
+}
+
+fn told(agent: SocketAddr) -> String {
+    told_with(agent, b"")
+}
+
+/// The word that an answer has for HAProxy, once it is `word`.
+#[track_caller]
+fn until_told(agent: SocketAddr, word: &str) {
+    until(word, || told(agent).split(' ').next() == Some(word));
+}
+
+/// What the admin endpoint answers.
+#[track_caller]
+fn page(server: &Server, page: &str) -> String {
+    let status = server.status_json();
+    let address = status["admin"]["address"].as_str().unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = format!("GET {page} HTTP/1.1\r\nHost: here\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn the_weight_is_what_is_free() {
+    let server = start(&[]);
+    let mut clients: Vec<Client> = (0..3).map(|_| Client::connect(server.addr())).collect();
+    clients
+        .iter_mut()
+        .for_each(|client| client.roundtrip(b"hold a place"));
+    let agent = agent(&server);
+    assert_eq!(told(agent), "ready up 70%");
+    // Whatever a balancer says first, and however it goes away.
+    assert_eq!(told_with(agent, b"hello from here\n"), "ready up 70%");
+    drop(TcpStream::connect(agent).unwrap());
+    drop(clients);
+    until(
+        "its places are free again, and that is told smoothly",
+        || {
+            let line = told(agent);
+            let weight = line
+                .strip_prefix("ready up ")
+                .and_then(|it| it.strip_suffix('%'));
+            weight.unwrap().parse::<u8>().unwrap() > 72
+        },
+    );
+    let line = server.wait_log(|line| line.contains("admin endpoint open"));
+    assert_eq!(field(&line, "agent"), Some(&*agent.to_string()), "{line}");
+}
+
+#[test]
+fn an_operator_takes_it_out_and_brings_it_back_and_whoever_comes_is_served() {
+    let server = start(&["--admin=0"]);
+    let agent = agent(&server);
+    let ready = |expected: &str| {
+        let answer = page(&server, "/readyz");
+        assert!(answer.contains(expected), "{answer}");
+    };
+    until_told(agent, "ready");
+    ready(" 200 ");
+    for word in ["drain", "maint"] {
+        let from = server.log_len();
+        let answered = server.order(&["rotation", word]).expect_success();
+        assert_eq!(answered.stdout, format!("rotation: {word}\n"));
+        let line = server.wait_log_from(from, |line| line.contains("rotation changed"));
+        assert_eq!(field(&line, "to"), Some(word), "{line}");
+        until_told(agent, word);
+        ready(&format!("the server was taken out of rotation ({word})"));
+        assert_eq!(server.status_json()["rotation"], word);
+        let screen = server.order(&["status"]).expect_success().stdout;
+        assert!(
+            screen.contains(&format!("\nrotation     {word}")),
+            "{screen}"
+        );
+        Client::connect(server.addr()).roundtrip(b"all the same");
+    }
+    // It stays so.
+    server.reload().expect_success();
+    server.upgrade().expect_success();
+    assert_eq!(server.status_json()["rotation"], "maint");
+    until_told(agent, "maint");
+    server.order(&["rotation", "in"]).expect_success();
+    until_told(agent, "ready");
+    ready(" 200 ");
+    let refused = server.order(&["rotation", "out"]);
+    assert_eq!(refused.code, 2, "{refused:?}");
+}
+
+#[test]
+fn what_was_told_is_counted() {
+    let server = start(&["--admin=0"]);
+    let agent = agent(&server);
+    until_told(agent, "ready");
+    server.order(&["rotation", "drain"]).expect_success();
+    until_told(agent, "drain");
+    let metrics = page(&server, "/metrics");
+    for (word, told) in [("ready", true), ("drain", true), ("maint", false)] {
+        let sample = format!("uppercased_agent_answers_total{{answer=\"{word}\"}} ");
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&sample));
+        assert_eq!(line.unwrap() != "0", told, "{word}: {metrics}");
+    }
+    // It was said with the question that the page was.
+    let answers = &server.status_json()["admin"]["agent_answers"];
+    assert!(answers["drain"].as_u64().unwrap() > 0, "{answers}");
+    assert_eq!(answers["maint"], 0, "{answers}");
+    assert!(server.stop().success());
+}
+
+#[test]
+fn a_stop_is_told_before_it_refuses_anybody() {
+    // A second signal ends it.
+    let server = start(&["--lame-duck=1h"]);
+    let agent = agent(&server);
+    until_told(agent, "ready");
+    server.signal(Signal::SIGTERM);
+    until_told(agent, "drain");
+    Client::connect(server.addr()).roundtrip(b"still served");
+    assert!(server.stop().success());
+}
+
+#[test]
+fn a_queue_that_nobody_serves_is_told_and_a_moment_without_a_worker_is_not() {
+    let server = start(&["--backoff-initial=1m", "--backoff-max=1m"]);
+    let agent = agent(&server);
+    worker_of(&server, 0).signal(Signal::SIGKILL);
+    server.wait_log(|line| line.contains("worker died"));
+    for _ in 0..20 {
+        assert!(told(agent).starts_with("ready up "));
+    }
+    let from = server.log_len();
+    worker_of(&server, 0).signal(Signal::SIGKILL);
+    server.wait_log_from(from, |line| line.contains("slot keeps failing"));
+    until_told(agent, "down");
+}
+
+#[test]
+fn a_supervisor_that_stands_still_changes_nothing() {
+    let server = start(&[]);
+    let agent = agent(&server);
+    server.order(&["rotation", "drain"]).expect_success();
+    until_told(agent, "drain");
+    let supervisor = Watched::open(server.pid()).unwrap();
+    freeze(&supervisor);
+    // What was said last is said again at once only for a moment; then it has to be asked.
+    let since = clock::now();
+    while clock::now().since(since) < 2 * AGENT_FRESH {
+        assert!(told(agent).starts_with("drain"));
+    }
+    assert!(told(agent).starts_with("drain"));
+    Client::connect(server.addr()).roundtrip(b"workers do not need it");
+    supervisor.signal(Signal::SIGCONT);
+    server.order(&["rotation", "in"]).expect_success();
+    until_told(agent, "ready");
+}
+
+#[test]
+fn strangers_who_hold_on_are_let_go_and_a_death_is_made_good() {
+    let server = start(&[]);
+    let agent = agent(&server);
+    let strangers: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(agent).unwrap()).collect();
+    assert!(told(agent).starts_with("ready up "));
+    drop(strangers);
+    let pid = server.status_json()["admin"]["pid"].as_u64().unwrap();
+    let process = Watched::open(u32::try_from(pid).unwrap()).unwrap();
+    process.signal(Signal::SIGKILL);
+    assert!(process.wait_gone(DEADLINE));
+    // The listener stays, so nobody is refused meanwhile.
+    assert!(told(agent).starts_with("ready up "));
+    assert_eq!(server.status_json()["admin"]["deaths"], 1);
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_refused_on_one_line() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = format!("--agent={}", taken.local_addr().unwrap());
+    for (args, code, part) in [
+        (
+            ["--listen=127.0.0.1:0", &taken],
+            1,
+            "choose another address with --agent",
+        ),
+        (
+            ["--agent=here", "--workers=1"],
+            2,
+            "neither an address with a port nor a port",
+        ),
+    ] {
+        let (got, said) = Server::expect_failure(&args);
+        let line = said.lines().last().unwrap_or_default();
+        assert_eq!(got, code, "{said}");
+        assert!(line.contains(part), "{said}");
+    }
+}

@@ -1,0 +1,376 @@
+//! Workers killed again and again under churn, with the kernel's own counters as the judge.
+//!
+//! What is proven, and why it is exact. A client cannot tell a refused or reset connection from
+//! one that it retried, and a test that forgives some errors forgives bugs. So the kernel is
+//! asked: in a network namespace of its own its counters of resets sent, connections aborted,
+//! attempts failed and handshakes dropped must not move *at all* while workers die. For that no
+//! death may cause a reset that is allowed: a killed worker's own connections end by FIN if they
+//! have no unread input, by RST otherwise. Hence each round
+//! 1. parks the churn, so that no churn connection is open,
+//! 2. stops the victim, which has a few idle connections with nothing unread, and lets the churn
+//!    go on: the clients that the kernel gives to the victim wait in its accept queue, because it
+//!    takes none;
+//! 3. kills it while they wait. The churn goes on through the death, the respawn and after it.
+//!
+//! So every churn connection must be answered, byte for byte, and every counter stand still; only
+//! the idle connections end, in order. That the counters do move when the queue dies is shown
+//! beside it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::support::netns::{KernelCounters, isolated};
+use crate::support::observe::{freeze, number, owner, queued, until, wait_ready, worker_of};
+use crate::support::{Client, Server, Watched, in_background, pattern};
+
+/// Clients at once.
+const CHURNERS: usize = 6;
+/// How long one step of the churn may take: several connections for each churner.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Clients that connect, exchange and close, over and over, and can be parked between two
+/// connections.
+struct Churn {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    running: bool,
+    over: bool,
+    parked: usize,
+    exchanges: u64,
+    failure: Option<String>,
+}
+
+impl Churn {
+    /// Starts them, parked.
+    fn against(server: &Server) -> Self {
+        let shared = Arc::<Shared>::default();
+        let addr = server.addr();
+        let threads = (0..CHURNERS).map(|index| {
+            let shared = Arc::clone(&shared);
+            in_background(move || {
+                let mut offset = index as u64 * 1000;
+                while shared.admit() {
+                    offset += 37;
+                    let exchange = AssertUnwindSafe(|| {
+                        let mut client = Client::connect(addr);
+                        client.roundtrip(&pattern(offset, 1 + offset as usize % 5000));
+                        client.half_close();
+                        client.expect_eof();
+                    });
+                    shared.conclude(catch_unwind(exchange).err());
+                }
+            })
+        });
+        Self {
+            threads: threads.collect(),
+            shared,
+        }
+    }
+
+    fn resume(&self) {
+        self.shared.change(|state| state.running = true);
+    }
+
+    /// Waits until each has finished its connection, closed by both sides, and begun no other.
+    #[track_caller]
+    fn park(&self) {
+        self.shared.change(|state| state.running = false);
+        self.shared
+            .wait("the churn is parked", |state| state.parked == CHURNERS);
+    }
+
+    /// Waits for so many more exchanges.
+    #[track_caller]
+    fn go_on_for(&self, exchanges: u64) {
+        let goal = self.exchanges() + exchanges;
+        self.shared
+            .wait("the churn goes on", |state| state.exchanges >= goal);
+    }
+
+    fn exchanges(&self) -> u64 {
+        self.shared.lock().exchanges
+    }
+}
+
+impl Drop for Churn {
+    fn drop(&mut self) {
+        self.shared.change(|state| state.over = true);
+        for thread in self.threads.drain(..) {
+            // Their panics were caught and are in the state.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Waits until another connection may begin; false when it is over.
+    fn admit(&self) -> bool {
+        let mut state = self.lock();
+        state.parked += 1;
+        self.changed.notify_all();
+        while !state.running && !state.over {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.parked -= 1;
+        !state.over
+    }
+
+    fn conclude(&self, panic: Option<Box<dyn std::any::Any + Send>>) {
+        self.change(|state| match panic {
+            None => state.exchanges += 1,
+            Some(panic) => {
+                let text = panic.downcast::<String>();
+                state.failure = Some(text.map_or_else(|_| "a panic".to_owned(), |text| *text));
+            }
+        });
+    }
+
+    #[track_caller]
+    fn wait(&self, what: &str, done: impl Fn(&State) -> bool) {
+        let waiting = |state: &mut State| state.failure.is_none() && !done(state);
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), PATIENCE, waiting)
+            .unwrap_or_else(PoisonError::into_inner);
+        assert_eq!(state.failure, None);
+        assert!(done(&state), "not within {PATIENCE:?}: {what}");
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens idle connections and tells those of `victim` from the others.
+fn idle_clients(server: &Server, victim: &Watched) -> (Vec<Client>, Vec<Client>) {
+    let mut clients: Vec<_> = (0..6).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut clients {
+        client.roundtrip(b"idle from now on");
+    }
+    let victim = std::slice::from_ref(victim);
+    clients
+        .into_iter()
+        .partition(|client| owner(client, server.addr(), victim).is_some())
+}
+
+/// Kills the worker of `slot` with clients in its queue and the churn going on; how many
+/// connections were made for it beside the churn, and how many clients were in the queue.
+fn kill_with_a_full_queue(server: &Server, churn: &Churn, slot: u16) -> (u64, usize) {
+    churn.park();
+    let victim = worker_of(server, slot);
+    let (of_victim, of_others) = idle_clients(server, &victim);
+    let count = of_victim.len() + of_others.len();
+    freeze(&victim);
+    churn.resume();
+    let port = server.addr().port();
+    until("a client waits in the queue of the stopped worker", || {
+        queued(victim.pid(), port) > 0
+    });
+    let waiting = queued(victim.pid(), port);
+    victim.signal(Signal::SIGKILL);
+    for mut client in of_victim {
+        client.expect_eof();
+    }
+    for mut client in of_others {
+        client.roundtrip(b"of another worker");
+        client.half_close();
+        client.expect_eof();
+    }
+    (count as u64, waiting)
+}
+
+/// Everything that was connected was accepted once, answered, and closed in order.
+fn settle(server: Server, churn: Churn, before: &KernelCounters, others: u64) {
+    churn.park();
+    let connections = churn.exchanges() + others;
+    drop(churn);
+    let after = KernelCounters::read();
+    after.assert_no_loss_since(before);
+    for name in ["ActiveOpens", "PassiveOpens"] {
+        let opened = after.count(name) - before.count(name);
+        assert_eq!(opened.cast_unsigned(), connections, "{name}");
+    }
+    assert_eq!(server.stop().code(), Some(0));
+    KernelCounters::read().assert_no_loss_since(before);
+    let log = server.whole_log();
+    let total = log.iter().rfind(|line| line.contains(" stopped "));
+    let accepted = number(total.expect("the totals are logged"), "accepted");
+    assert_eq!(
+        accepted, connections,
+        "accepted by all generations together"
+    );
+}
+
+#[test]
+fn no_client_notices_that_workers_are_killed() {
+    isolated(|| {
+        let before = KernelCounters::read();
+        let server = Server::start(&[
+            "--workers=2",
+            "--listen=127.0.0.1:0",
+            // Each is replaced at once, however often it is killed.
+            "--backoff-initial=1ms",
+            "--backoff-max=1ms",
+        ]);
+        let churn = Churn::against(&server);
+        let mut others = 0;
+        for round in 0..20 {
+            let slot = round % 2;
+            let mark = server.log_len();
+            let (count, _) = kill_with_a_full_queue(&server, &churn, slot);
+            others += count;
+            wait_ready(&server, mark, slot, u64::from(round / 2 + 2));
+            churn.go_on_for(50);
+        }
+        settle(server, churn, &before, others);
+    });
+}
+
+#[test]
+fn no_client_notices_that_the_only_worker_is_killed() {
+    isolated(|| {
+        let before = KernelCounters::read();
+        let server = Server::start(&[
+            "--workers=1",
+            "--listen=127.0.0.1:0",
+            "--backoff-initial=1ms",
+            "--backoff-max=1ms",
+        ]);
+        let churn = Churn::against(&server);
+        let mut others = 0;
+        for round in 0..10 {
+            let mark = server.log_len();
+            let (count, _) = kill_with_a_full_queue(&server, &churn, 0);
+            others += count;
+            wait_ready(&server, mark, 0, round + 2);
+            churn.go_on_for(50);
+        }
+        settle(server, churn, &before, others);
+    });
+}
+
+#[test]
+fn no_client_notices_that_a_slot_backs_off() {
+    isolated(|| {
+        let before = KernelCounters::read();
+        let server = Server::start(&[
+            "--workers=3",
+            "--listen=127.0.0.1:0",
+            "--backoff-initial=100ms",
+            "--backoff-max=200ms",
+            "--backoff-reset=1h",
+            "--lend-after=0s",
+        ]);
+        let churn = Churn::against(&server);
+        let mut others = 0;
+        for round in 0..8 {
+            let mark = server.log_len();
+            let (count, waiting) = kill_with_a_full_queue(&server, &churn, 1);
+            others += count;
+            if round > 0 {
+                server.wait_log_from(mark, |line| line.contains("queue lent to a sibling"));
+                // Those who wait are answered, and those who come, by the sibling or by whoever
+                // comes back; and by both while the loan ends.
+                churn.go_on_for(waiting as u64 + 50);
+                wait_ready(&server, mark, 1, round + 2);
+                server.wait_log_from(mark, |line| line.contains("queue recalled"));
+            }
+            wait_ready(&server, mark, 1, round + 2);
+            churn.go_on_for(50);
+        }
+        settle(server, churn, &before, others);
+    });
+}
+
+/// The tests above can fail: where the last holder of a queue dies, clients and counters show it.
+#[test]
+fn a_queue_that_dies_is_noticed_by_clients_and_counters() {
+    isolated(|| {
+        const WAITING: usize = 5;
+        let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
+        let before = KernelCounters::read();
+        let worker = worker_of(&server, 0);
+        freeze(&worker);
+        let clients: Vec<_> = (0..WAITING)
+            .map(|_| Client::connect(server.addr()))
+            .collect();
+        until("all of them wait", || {
+            queued(worker.pid(), server.addr().port()) == WAITING
+        });
+        // First the custodian, then the worker: nobody is left who holds the listener.
+        server.kill();
+        KernelCounters::read().assert_no_loss_since(&before);
+        worker.signal(Signal::SIGKILL);
+        for mut client in clients {
+            client.expect_reset();
+        }
+        let after = KernelCounters::read();
+        assert_eq!(after.delta(&before)["OutRsts"], WAITING as i64);
+        let verdict = catch_unwind(|| after.assert_no_loss_since(&before));
+        assert!(
+            verdict.is_err(),
+            "the judge of the tests above noticed nothing"
+        );
+    });
+}
+
+/// The kernel's rule that custody is built on, with plain sockets: a listener's queue lives as
+/// long as somebody holds the listener, whoever else of its group lives.
+#[test]
+fn a_queue_lives_as_long_as_its_listener_is_held() {
+    isolated(|| {
+        let first = listener("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = first.local_addr().unwrap();
+        let second = listener(addr).unwrap();
+        let clients: Vec<_> = (0..40).map(|_| Client::connect(addr)).collect();
+        let both = queued(std::process::id(), addr.port());
+        assert_eq!(both, clients.len());
+        let before = KernelCounters::read();
+
+        let custody = first.try_clone().unwrap();
+        drop(first);
+        KernelCounters::read().assert_no_loss_since(&before);
+        assert_eq!(queued(std::process::id(), addr.port()), both);
+
+        drop(custody);
+        let lost = both - queued(std::process::id(), addr.port());
+        assert!(
+            lost > 0 && lost < both,
+            "{lost} of {both} in the first queue"
+        );
+        let after = KernelCounters::read();
+        assert_eq!(after.delta(&before)["OutRsts"], lost as i64);
+        drop(second);
+    });
+}
+
+fn listener(addr: std::net::SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(128)?;
+    Ok(socket.into())
+}

@@ -1,0 +1,256 @@
+//! How connections end: politely by either side, by a peer's reset, by a peer that just goes away;
+//! what is owed is delivered first, nothing in flight is destroyed, and the server goes on.
+
+use std::io::{ErrorKind, Write};
+use std::time::Duration;
+
+use nix::poll::PollFlags;
+use socket2::SockRef;
+use uppercased::metrics::{CloseReason, Counter};
+
+use crate::support::adversity::{Frozen, expect_pattern, fill};
+use crate::support::diagnosis::queued;
+use crate::support::netns::{KernelCounters, isolated};
+use crate::support::observe::until;
+use crate::support::usage::Counters;
+use crate::support::{Client, DEADLINE, Deadline, Server, pattern, poll_one, upper};
+
+const PEER_CLOSED: Counter = Counter::Closed(CloseReason::PeerClosed);
+const PEER_RESET: Counter = Counter::Closed(CloseReason::PeerReset);
+const IDLE_TIMEOUT: Counter = Counter::Closed(CloseReason::IdleTimeout);
+
+/// One worker, so that who suffers and who is served share everything.
+fn server(args: &[&str]) -> Server {
+    Server::builder()
+        .args(["--listen", "127.0.0.1:0", "--workers", "1"])
+        .args(args)
+        .start()
+}
+
+/// Waits for the end of the server's stream without reading what comes before it.
+#[track_caller]
+fn wait_half_closed(client: &Client) {
+    assert!(
+        is_half_closed(client, DEADLINE),
+        "the server does not close"
+    );
+}
+
+fn is_half_closed(client: &Client, within: Duration) -> bool {
+    // poll.h; the library has no name for it.
+    const POLLRDHUP: PollFlags = PollFlags::from_bits_retain(0x2000);
+    poll_one(client.socket(), POLLRDHUP, within)
+}
+
+/// A client that has said `bytes`, and nothing since: they are there before the server looks, so that
+/// not even a short idle timeout is over before they are.
+fn says_and_falls_silent(server: &Server, bytes: &[u8]) -> Client {
+    let frozen = Frozen::workers(server);
+    let mut client = Client::connect(server.addr());
+    client.send_all(bytes);
+    drop(frozen);
+    client
+}
+
+#[test]
+fn a_half_close_is_answered_with_the_rest_and_then_the_end() {
+    let server = server(&[]);
+    let counters = Counters::of(&server);
+    let mut client = Client::connect(server.addr());
+    client.half_close();
+    client.expect_eof();
+
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"some");
+    client.send_all(&pattern(0, 100_000));
+    client.half_close();
+    expect_pattern(&mut client, 0..100_000);
+    client.expect_eof();
+    counters.wait(PEER_CLOSED, 2);
+    counters.wait_open(0);
+}
+
+#[test]
+fn a_half_close_behind_full_buffers_loses_nothing() {
+    let server = server(&[]);
+    let counters = Counters::of(&server);
+    let mut client = Client::connect(server.addr());
+    let sent = fill(&client, &counters);
+    client.half_close();
+    expect_pattern(&mut client, 0..sent);
+    client.expect_eof();
+    counters.wait(PEER_CLOSED, 1);
+    assert_eq!(counters.count(Counter::BytesAbandoned), 0);
+}
+
+#[test]
+fn bytes_and_the_end_in_one_segment_are_both_seen() {
+    let server = server(&[]);
+    // Held back until the end of the stream goes along with it.
+    let last = |client: &mut Client, bytes: &[u8]| {
+        SockRef::from(client.socket()).set_tcp_cork(true).unwrap();
+        client.send_all(bytes);
+        client.half_close();
+    };
+    for round in 0..50 {
+        let mut client = Client::connect(server.addr());
+        if round % 2 == 0 {
+            client.roundtrip(b"served already");
+        }
+        last(&mut client, b"the last words");
+        assert_eq!(client.read_to_end(), b"THE LAST WORDS", "round {round}");
+    }
+    // Also when they wait in the accept queue.
+    let frozen = Frozen::workers(&server);
+    let mut client = Client::connect(server.addr());
+    last(&mut client, b"never seen before");
+    drop(frozen);
+    assert_eq!(client.read_to_end(), b"NEVER SEEN BEFORE");
+}
+
+#[test]
+fn a_reset_is_an_outcome_wherever_it_strikes() {
+    let server = server(&[]);
+    let workers = server.worker_pids();
+    let counters = Counters::of(&server);
+    let mut bystander = Client::connect(server.addr());
+    bystander.roundtrip(b"before");
+
+    let idle = Client::connect(server.addr());
+    counters.wait_open(2);
+    idle.abort();
+    counters.wait(PEER_RESET, 1);
+
+    let mut unread = Client::connect(server.addr());
+    unread.send_all(b"the answer to this is never read");
+    counters.wait(Counter::BytesOut, 38);
+    unread.abort();
+    counters.wait(PEER_RESET, 2);
+
+    let full = Client::connect(server.addr());
+    fill(&full, &counters);
+    full.abort();
+    counters.wait(PEER_RESET, 3);
+
+    let frozen = Frozen::workers(&server);
+    let mut queue = Client::connect(server.addr());
+    queue.send_all(b"nobody has accepted this");
+    until("it is queued", || queued(server.addr().port()) == 1);
+    queue.abort();
+    let mut both = Client::connect(server.addr());
+    both.send_all(b"bytes, then the end of all");
+    both.half_close();
+    both.abort();
+    drop(frozen);
+    counters.wait(PEER_RESET, 5);
+
+    bystander.roundtrip(b"after");
+    assert_eq!(counters.open(), 1);
+    assert_eq!(server.worker_pids(), workers, "nobody died of it");
+    assert_eq!(counters.count(Counter::Closed(CloseReason::SystemError)), 0);
+    drop(bystander);
+    assert!(server.stop().success());
+}
+
+#[test]
+fn a_client_that_goes_away_amid_its_answer_hurts_nobody() {
+    let server = server(&[]);
+    let workers = server.worker_pids();
+    let counters = Counters::of(&server);
+    // Closing with unread input resets, and the server may be writing right then (SIGPIPE).
+    for round in 0..50 {
+        let client = Client::connect(server.addr());
+        for _ in 0..20 {
+            client.send_some(&pattern(round, 16 * 1024));
+        }
+        drop(client);
+    }
+    counters.wait(Counter::Accepted, 50);
+    counters.wait_open(0);
+    let ended = counters.count(PEER_RESET) + counters.count(PEER_CLOSED);
+    assert_eq!(ended, 50, "each for one of the two reasons");
+    assert_eq!(server.worker_pids(), workers, "nobody died of it");
+    Client::connect(server.addr()).roundtrip(b"still there");
+}
+
+#[test]
+fn what_is_idle_is_closed_and_what_is_busy_is_not() {
+    let server = server(&["--idle-timeout", "2s"]);
+    let counters = Counters::of(&server);
+    let mut busy = Client::connect(server.addr());
+    let mut silent = Client::connect(server.addr());
+    let mut used = Client::connect(server.addr());
+    used.roundtrip(b"used");
+    let late = Deadline::after(DEADLINE);
+    let closed = |client| is_half_closed(client, Duration::ZERO);
+    while !(closed(&silent) && closed(&used)) {
+        busy.roundtrip(b"busy");
+        assert!(!late.left().is_zero(), "idle, and not closed");
+    }
+    silent.expect_eof();
+    used.expect_eof();
+    drop((silent, used));
+    counters.wait(IDLE_TIMEOUT, 2);
+    busy.roundtrip(b"the one that is busy goes on");
+    assert_eq!(counters.count(IDLE_TIMEOUT), 2);
+}
+
+#[test]
+fn closing_destroys_no_answer_in_flight() {
+    isolated(|| {
+        let server = server(&["--idle-timeout", "200ms", "--linger-timeout", "1m"]);
+        let counters = Counters::of(&server);
+        let before = KernelCounters::read();
+        let mut client = says_and_falls_silent(&server, b"first");
+        wait_half_closed(&client);
+        // The answer lies unread at this side. Closing for good at the other would answer any of
+        // this with a reset, which would destroy it.
+        for round in 0..64 {
+            client.send_all(&pattern(round, 16 * 1024));
+        }
+        counters.wait(Counter::BytesDiscarded, 1 << 20);
+        assert_eq!(client.read_to_end(), b"FIRST");
+        assert_eq!(counters.open(), 1, "it lingers");
+        drop(client);
+        counters.wait(IDLE_TIMEOUT, 1);
+        KernelCounters::read().assert_no_loss_since(&before);
+    });
+}
+
+#[test]
+fn lingering_has_an_end() {
+    let server = server(&["--idle-timeout", "50ms", "--linger-timeout", "300ms"]);
+    let counters = Counters::of(&server);
+    let mut silent = Client::connect(server.addr());
+    silent.expect_eof();
+    counters.wait(IDLE_TIMEOUT, 1);
+
+    // Sending does not prolong it.
+    let stubborn = Client::connect(server.addr());
+    wait_half_closed(&stubborn);
+    let late = Deadline::after(DEADLINE);
+    let error = loop {
+        match stubborn.socket().write_all(b"and another thing") {
+            Ok(()) => assert!(!late.left().is_zero(), "it lingers for ever"),
+            Err(error) => break error,
+        }
+    };
+    let kind = error.kind();
+    assert!(
+        matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+        "{error}"
+    );
+    counters.wait(IDLE_TIMEOUT, 2);
+    counters.wait_open(0);
+}
+
+#[test]
+fn without_lingering_a_close_is_at_once() {
+    let server = server(&["--idle-timeout", "50ms", "--linger-timeout", "0s"]);
+    let counters = Counters::of(&server);
+    let mut client = says_and_falls_silent(&server, b"one");
+    wait_half_closed(&client);
+    counters.wait(IDLE_TIMEOUT, 1);
+    counters.wait_open(0);
+    assert_eq!(client.read_to_end(), upper(b"one"));
+}

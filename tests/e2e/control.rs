@@ -1,0 +1,472 @@
+//! The commands for a running server, against stand-ins that speak the protocol as scripted: what
+//! is sent, what is printed where, and the exit codes.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use uppercased::status::{Look, SlotStatus, Status};
+
+use crate::support::image::Image;
+use crate::support::{DEADLINE, Watched, in_background};
+
+/// What a run left behind.
+#[derive(Debug)]
+struct Outcome {
+    stdout: String,
+    stderr: String,
+    code: Option<i32>,
+}
+
+/// A runtime directory of its own, in which stand-ins are servers.
+struct Place {
+    directory: TempDir,
+}
+
+/// A server that takes one request on each connection and says what is scripted.
+struct StandIn {
+    path: PathBuf,
+    /// The requests it was sent.
+    ended: JoinHandle<Vec<String>>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self { directory }
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A server with this process number. It takes as many connections as there are `scripts`,
+    /// and writes one of them on each that asks for something.
+    fn server(&self, pid: u32, scripts: &[&str]) -> StandIn {
+        let path = self.path().join(format!("{pid}.sock"));
+        let listener = UnixListener::bind(&path).unwrap();
+        let scripts: Vec<String> = scripts.iter().map(|&script| script.to_owned()).collect();
+        let ended = in_background(move || {
+            let mut requests = Vec::new();
+            let mut scripts = scripts.into_iter();
+            while scripts.len() > 0 {
+                let (stream, _) = listener.accept().unwrap();
+                stream.set_read_timeout(Some(DEADLINE)).unwrap();
+                let request = request(&stream);
+                // Nothing was asked: somebody looked whether a server is here.
+                if let Some(request) = request {
+                    requests.push(request);
+                    let script = scripts.next().unwrap();
+                    // A client that has given up is what some tests are about.
+                    let _ = (&stream).write_all(script.as_bytes());
+                }
+            }
+            requests
+        });
+        StandIn { path, ended }
+    }
+
+    /// Runs the program with these arguments, in these surroundings.
+    fn run(&self, args: &[&str]) -> Outcome {
+        self.run_with(args, &[])
+    }
+
+    fn run_with(&self, args: &[&str], environment: &[(&str, &str)]) -> Outcome {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_uppercased"));
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"UPPERCASED_") {
+                command.env_remove(name);
+            }
+        }
+        let child = command
+            .args(args)
+            .env("RUNTIME_DIRECTORY", self.path())
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let watched = Watched::open(child.id()).unwrap();
+        // Its output is small: it fits into the pipes.
+        if !watched.wait_gone(DEADLINE) {
+            watched.signal(Signal::SIGKILL);
+            panic!("still running after {DEADLINE:?}: {command:?}");
+        }
+        let output = child.wait_with_output().unwrap();
+        Outcome {
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+            code: output.status.code(),
+        }
+    }
+
+    /// The one line of complaint of a run for which nothing has happened.
+    fn complaint(&self, args: &[&str]) -> String {
+        let outcome = self.run(args);
+        assert_eq!(outcome.code, Some(2), "{outcome:?}");
+        assert_eq!(outcome.stdout, "", "{outcome:?}");
+        assert_eq!(outcome.stderr.matches('\n').count(), 1, "{outcome:?}");
+        outcome.stderr
+    }
+}
+
+fn request(stream: &UnixStream) -> Option<String> {
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    Some(line).filter(|line| !line.is_empty())
+}
+
+const DONE: &str = r#"{"done":{"renewed":4,"workers":6,"moved":10000,"drained":0,"took_ms":312}}"#;
+
+#[test]
+fn a_verdict_is_one_line_and_progress_is_not_mixed_with_it() {
+    let connections = "10000 connections moved, 0 left to drain\n";
+    for (args, sent, verdict) in [
+        (
+            ["reload"].as_slice(),
+            r#"{"version":1,"command":"reload"}"#,
+            "restarted: 4 workers renewed in 312ms; ",
+        ),
+        (
+            &["upgrade"],
+            r#"{"version":1,"command":"upgrade"}"#,
+            "upgraded: 4 workers renewed in 312ms; ",
+        ),
+        (
+            &["scale", "6"],
+            r#"{"version":1,"command":"scale","workers":6}"#,
+            "scaled: 6 workers in 312ms; ",
+        ),
+    ] {
+        let place = Place::new();
+        let script = format!("{{\"progress\":\"slot 0\\nrenewed\"}}\n{DONE}\n");
+        let server = place.server(4711, &[&script]);
+        let outcome = place.run(args);
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        assert_eq!(outcome.stderr, "slot 0\\nrenewed\n");
+        assert_eq!(outcome.stdout, format!("{verdict}{connections}"));
+        assert_eq!(server.ended.join().unwrap(), [format!("{sent}\n")]);
+    }
+}
+
+#[test]
+fn only_what_is_done_is_success() {
+    for (script, stdout, stderr) in [
+        (
+            "{\"failed\":\"slot 1 died; the old workers serve\"}\n",
+            "failed: slot 1 died; the old workers serve\n",
+            "",
+        ),
+        (
+            "{\"refused\":\"a restart is under way\"}\n",
+            "refused: a restart is under way\n",
+            "",
+        ),
+        (
+            "",
+            "",
+            "uppercased: the server went away before it answered\n",
+        ),
+        (
+            "{\"progress\":\"slot 0\"}\n{\"done\":{\"ren",
+            "",
+            "slot 0\nuppercased: the server went away before it answered\n",
+        ),
+        ("hello\n", "", "the answer makes no sense"),
+        (
+            "{\"status\":{}}\n",
+            "",
+            "something else than it was asked for",
+        ),
+    ] {
+        let place = Place::new();
+        let server = place.server(1, &[script]);
+        let outcome = place.run(&["reload"]);
+        assert_eq!(outcome.code, Some(1), "{script}: {outcome:?}");
+        assert_eq!(outcome.stdout, stdout, "{script}");
+        assert!(outcome.stderr.contains(stderr), "{script}: {outcome:?}");
+        server.ended.join().unwrap();
+    }
+}
+
+#[test]
+fn the_wait_can_be_limited() {
+    let place = Place::new();
+    let path = place.path().join("1.sock");
+    let _listener = UnixListener::bind(&path).unwrap();
+    for (command, said) in [
+        ("reload", "no answer in time"),
+        ("stop", "no answer in time"),
+        ("status", "does not say within 20ms how it is"),
+    ] {
+        let outcome = place.run(&[command, "--timeout", "20ms"]);
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        assert!(outcome.stderr.contains(said), "{outcome:?}");
+    }
+}
+
+#[test]
+fn stop_waits_for_the_end_of_the_server() {
+    let place = Place::new();
+    let server = place.server(1, &["{\"progress\":\"stopping\"}\n", ""]);
+    let outcome = place.run(&["stop"]);
+    assert_eq!(
+        (outcome.code, outcome.stdout.as_str()),
+        (Some(0), "stopped\n")
+    );
+    // It ends before it has said that it will.
+    let outcome = place.run(&["stop"]);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(1), ""));
+    assert!(outcome.stderr.contains("went away"), "{outcome:?}");
+    let sent = server.ended.join().unwrap();
+    assert_eq!(sent[0], "{\"version\":1,\"command\":\"stop\"}\n");
+}
+
+#[test]
+fn status_is_a_screen_for_people_and_a_line_for_machines() {
+    let status = Status {
+        version: "0.1.0".to_owned(),
+        pid: 4711,
+        phase: "running".to_owned(),
+        addresses: vec!["127.0.0.1:9999".to_owned()],
+        slots: vec![SlotStatus::default(); 3],
+        ..Status::default()
+    };
+    let script = format!(
+        "{{\"status\":{}}}\n",
+        serde_json::to_string(&status).unwrap()
+    );
+    let place = Place::new();
+    // A person is told rates, too: from a second look.
+    let server = place.server(1, &[&script, &script, &script]);
+    let outcome = place.run(&["status"]);
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+    for line in status.lines() {
+        assert!(
+            outcome.stdout.lines().any(|shown| shown == line),
+            "{line}: {outcome:?}"
+        );
+    }
+
+    let outcome = place.run(&["status", "--json"]);
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+    assert_eq!(outcome.stdout.matches('\n').count(), 1);
+    let read: Status = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(read, status);
+    server.ended.join().unwrap();
+}
+
+#[test]
+fn watching_ends_with_the_server_and_compares_no_two_instances() {
+    let status = |pid: u32, uptime_ms: u64, accepted: u64| {
+        let mut status = Status {
+            pid,
+            uptime_ms,
+            slots: vec![SlotStatus::default()],
+            ..Status::default()
+        };
+        status.slots[0].traffic.accepted = accepted;
+        status.sum_up();
+        let status = serde_json::to_string(&status).unwrap();
+        format!("{{\"status\":{status}}}\n")
+    };
+    let scripts = [
+        status(7, 1000, 10),
+        status(7, 3000, 14),
+        status(8, 9000, 1),
+        String::new(),
+    ];
+    let scripts: Vec<&str> = scripts.iter().map(String::as_str).collect();
+    let place = Place::new();
+    let server = place.server(1, &scripts);
+    let outcome = place.run(&["status", "--watch", "100ms", "--json"]);
+    server.ended.join().unwrap();
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(
+        outcome.stderr.contains("does not answer any more"),
+        "{outcome:?}"
+    );
+    let looks: Vec<Look> = outcome
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let rates: Vec<Option<f64>> = looks
+        .iter()
+        .map(|look| look.rates.as_ref().map(|rates| rates.totals.accepted))
+        .collect();
+    // Over the two seconds that passed for the server, not the tenth that passed here.
+    assert_eq!(rates, [None, Some(2.0), None]);
+
+    let server = place.server(2, &[scripts[0], scripts[1], ""]);
+    let path = server.path.to_str().unwrap();
+    let outcome = place.run(&["status", "--watch=100ms", "--control", path]);
+    server.ended.join().unwrap();
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    let blocks: Vec<&str> = outcome.stdout.split("\n\n").collect();
+    assert_eq!(blocks.len(), 2, "{outcome:?}");
+    assert!(!outcome.stdout.contains('\x1b'), "{outcome:?}");
+    assert!(
+        blocks[1].contains("over 2s      2.0 taken/s"),
+        "{outcome:?}"
+    );
+    // Nobody was there from the start.
+    fs::remove_file(&server.path).unwrap();
+    place.complaint(&["status", "--watch", "--control", path]);
+}
+
+#[test]
+fn whether_new_clients_are_welcome_is_an_exit_code() {
+    let told = |phase: &str, queue: &str| {
+        let slot = SlotStatus {
+            queue: queue.to_owned(),
+            ..SlotStatus::default()
+        };
+        let status = Status {
+            phase: phase.to_owned(),
+            slots: vec![slot],
+            ..Status::default()
+        };
+        format!(
+            "{{\"status\":{}}}\n",
+            serde_json::to_string(&status).unwrap()
+        )
+    };
+    let place = Place::new();
+    let (serving, stopping) = (told("serving", "served"), told("draining", "served"));
+    let failing =
+        told("serving", "unserved").replace("\"queue\"", "\"unserved_ms\":5000,\"queue\"");
+    let server = place.server(1, &[&serving, &stopping, &failing]);
+    let ready = || {
+        let outcome = place.run(&["status", "--ready"]);
+        (outcome.code, outcome.stdout)
+    };
+    assert_eq!(ready(), (Some(0), "ready\n".to_owned()));
+    let why = "not ready: the server is draining\n";
+    assert_eq!(ready(), (Some(1), why.to_owned()));
+    assert_eq!(ready().0, Some(1));
+    server.ended.join().unwrap();
+    // Nobody to ask is no answer.
+    assert_eq!(ready().0, Some(2));
+}
+
+#[test]
+fn the_server_is_named_by_flag_or_variable_or_is_the_only_one() {
+    let (place, elsewhere) = (Place::new(), Place::new());
+    let here = place.server(1, &["{\"refused\":\"here\"}\n"; 3]);
+    let there = elsewhere.server(2, &["{\"refused\":\"there\"}\n"; 2]);
+    let path = there.path.to_str().unwrap();
+    let named = place.run(&["reload", "--control", path]);
+    assert_eq!(named.stdout, "refused: there\n");
+    let variable = [("UPPERCASED_CONTROL", path)];
+    let named = place.run_with(&["reload"], &variable);
+    assert_eq!(named.stdout, "refused: there\n");
+    let flag = ["reload", "--control", here.path.to_str().unwrap()];
+    assert_eq!(place.run_with(&flag, &variable).stdout, "refused: here\n");
+    for word in ["auto", "off"] {
+        let found = place.run_with(&["reload"], &[("UPPERCASED_CONTROL", word)]);
+        assert_eq!(found.stdout, "refused: here\n");
+    }
+    here.ended.join().unwrap();
+    there.ended.join().unwrap();
+}
+
+#[test]
+fn without_a_server_nothing_happens() {
+    let place = Place::new();
+    let shown = place.path().display().to_string();
+    let line = place.complaint(&["reload"]);
+    assert!(
+        line.contains("no running server found in") && line.contains(&shown),
+        "{line}"
+    );
+    // The socket of a dead one, and things that are none.
+    drop(UnixListener::bind(place.path().join("1.sock")).unwrap());
+    fs::write(place.path().join("2.sock"), "").unwrap();
+    let line = place.complaint(&["status"]);
+    assert!(line.contains("--control"), "{line}");
+    for name in ["1.sock", "2.sock", "3.sock"] {
+        let path = place.path().join(name);
+        let line = place.complaint(&["stop", "--control", path.to_str().unwrap()]);
+        assert!(line.contains("no server takes orders at"), "{line}");
+    }
+    let path = format!("/{}", "x".repeat(200));
+    place.complaint(&["stop", "--control", &path]);
+    let outcome = place.run_with(&["stop"], &[("UPPERCASED_CONTROL", "relative")]);
+    assert_eq!(outcome.code, Some(2), "{outcome:?}");
+    assert!(outcome.stderr.contains("UPPERCASED_CONTROL"), "{outcome:?}");
+}
+
+#[test]
+fn another_users_server_is_not_taken_for_none() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root can become another user");
+        return;
+    }
+    let place = Place::new();
+    let path = place.path().join("7.sock");
+    let _server = UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    // Another user may not be able to read the build folder.
+    let program = Image::for_every_user(place.path());
+    let outcome = Command::new(program.path())
+        .arg("status")
+        .env("RUNTIME_DIRECTORY", place.path())
+        .env_remove("UPPERCASED_CONTROL")
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
+    let line = String::from_utf8(outcome.stderr).unwrap();
+    assert_eq!(outcome.status.code(), Some(2), "{line}");
+    assert!(
+        line.contains("takes orders from this user; cannot ask"),
+        "{line}"
+    );
+    assert!(line.contains("ask as root"), "{line}");
+}
+
+#[test]
+fn of_several_servers_one_is_to_be_chosen() {
+    let place = Place::new();
+    let script = r#"{"status":{"addresses":["127.0.0.1:80","[::1]:80"]}}"#.to_owned() + "\n";
+    let first = place.server(11, &[&script]);
+    let second = place.server(12, &["{\"refused\":\"no\"}\n"]);
+    let line = place.complaint(&["reload"]);
+    for part in [
+        "2 servers are running",
+        "pid 11 on 127.0.0.1:80 [::1]:80 (",
+        "pid 12 on an unknown address (",
+        "--control PATH",
+    ] {
+        let part = part.trim_end_matches(" PATH");
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    // Nobody was told to reload.
+    for server in [first, second] {
+        let sent = server.ended.join().unwrap();
+        assert_eq!(sent, ["{\"version\":1,\"command\":\"status\"}\n"]);
+    }
+}
+
+#[test]
+fn a_place_that_may_not_be_looked_at_is_named() {
+    if rustix::process::geteuid().is_root() {
+        println!("skipped: root may look everywhere");
+        return;
+    }
+    let place = Place::new();
+    let closed = fs::Permissions::from_mode(0o000);
+    fs::set_permissions(place.path(), closed).unwrap();
+    let line = place.complaint(&["reload"]);
+    assert!(line.contains("cannot ask"), "{line}");
+}

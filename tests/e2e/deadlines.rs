@@ -1,0 +1,230 @@
+//! Deadlines of connections: none fires before the socket has been looked at, long ones cost an idle
+//! worker next to nothing, and what the kernel holds for a peer has one, too.
+
+use std::io;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use procfs::net::TcpState;
+use socket2::{Domain, Socket, Type};
+use uppercased::metrics::{CloseReason, Counter, PauseCause, RefusalCause};
+use uppercased::proxy_header::{Version, encode};
+
+use crate::support::adversity::Frozen;
+use crate::support::observe::{count_sockets, number, unacknowledged, until};
+use crate::support::usage::Counters;
+use crate::support::{Client, DEADLINE, Deadline, Server};
+
+const IDLE: Duration = Duration::from_millis(400);
+
+/// One worker, so that all share its stop.
+fn server(args: &[&str]) -> Server {
+    Server::builder()
+        .args(["--listen", "127.0.0.1:0", "--workers", "1"])
+        .args(args)
+        .start()
+}
+
+/// More than the worker is told of in one turn.
+#[test]
+fn stopped_worker_answers_requests_sent_in_time() {
+    let server = server(&["--idle-timeout", "400ms", "--hang-timeout", "off"]);
+    let counters = Counters::of(&server);
+    let frozen = Frozen::workers(&server);
+    let mut clients: Vec<_> = (0..1200).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut clients {
+        client.send_all(b"first");
+    }
+    drop(frozen);
+    for client in &mut clients {
+        client.expect(b"FIRST");
+    }
+    for _ in 0..2 {
+        let frozen = Frozen::workers(&server);
+        for client in &mut clients {
+            client.send_all(b"in time");
+        }
+        clients[0].expect_silence(IDLE * 2);
+        drop(frozen);
+        for client in &mut clients {
+            client.expect(b"IN TIME");
+        }
+    }
+    // Those that say nothing are ended all the same.
+    let frozen = Frozen::workers(&server);
+    clients[0].expect_silence(IDLE * 2);
+    drop(frozen);
+    for client in &mut clients {
+        client.expect_eof();
+    }
+    drop(clients);
+    counters.wait_open(0);
+}
+
+#[test]
+fn stopped_worker_reads_headers_sent_in_time() {
+    let server = server(&[
+        "--proxy-protocol=all",
+        "--proxy-trust=127.0.0.1",
+        "--proxy-header-timeout=300ms",
+        "--hang-timeout=off",
+    ]);
+    let counters = Counters::of(&server);
+    let header = encode(
+        Version::V2,
+        ([192, 0, 2, 1], 7).into(),
+        ([10, 0, 0, 1], 9999).into(),
+    );
+    let mut whole: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
+    let mut part = Client::connect(server.addr());
+    counters.wait(Counter::Accepted, 21);
+    let frozen = Frozen::workers(&server);
+    for client in &mut whole {
+        client.send_all(&header);
+    }
+    part.send_all(&header[..header.len() - 1]);
+    part.expect_silence(Duration::from_millis(600));
+    drop(frozen);
+    for client in &mut whole {
+        client.roundtrip(b"after the header");
+    }
+    part.expect_reset();
+    assert_eq!(
+        counters.count(Counter::Refused(RefusalCause::ProxyTimeout)),
+        1
+    );
+}
+
+#[test]
+fn stopped_worker_answers_first_words_at_the_end() {
+    let server = server(&["--hang-timeout=off", "--drain-timeout=20s"]);
+    let counters = Counters::of(&server);
+    let mut clients: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
+    counters.wait_open(20);
+    let frozen = Frozen::workers(&server);
+    let from = server.log_len();
+    server.signal(Signal::SIGTERM);
+    server.wait_log_from(from, |line| line.contains("stopping"));
+    for client in &mut clients {
+        client.send_all(b"a word");
+    }
+    clients[0].expect_silence(Duration::from_millis(1500));
+    drop(frozen);
+    for client in &mut clients {
+        client.expect(b"A WORD");
+        client.expect_eof();
+    }
+}
+
+#[test]
+fn idle_worker_with_deadlines_sleeps() {
+    let server = server(&["--idle-timeout", "60s", "--hang-timeout", "off"]);
+    let counters = Counters::of(&server);
+    let mut clients: Vec<Client> = Vec::new();
+    for _ in 0..100 {
+        let client = Client::connect(server.addr());
+        client.expect_silence(Duration::from_millis(10));
+        clients.push(client);
+    }
+    counters.wait_open(100);
+    let before = counters.count(Counter::Turns);
+    // Longer than the wheel of deadlines takes for a turn of its own.
+    clients[0].expect_silence(Duration::from_millis(8_500));
+    let turns = counters.count(Counter::Turns) - before;
+    assert!(turns <= 30, "{turns} turns without any work");
+}
+
+#[test]
+fn flood_at_the_limit_writes_few_lines() {
+    let server = server(&["--max-connections", "2"]);
+    let counters = Counters::of(&server);
+    let from = server.log_len();
+    let time = Deadline::after(DEADLINE);
+    for _ in 0..500 {
+        let mut pair = [
+            Client::connect(server.addr()),
+            Client::connect(server.addr()),
+        ];
+        for client in &mut pair {
+            client.roundtrip(b"one more");
+        }
+    }
+    let paused = counters.count(Counter::Paused(PauseCause::ConnectionLimit));
+    assert!(paused >= 400, "{paused} pauses");
+    let lines = |words: &str| -> Vec<String> {
+        let log = server.log();
+        log.into_iter()
+            .skip(from)
+            .filter(|line| line.contains(words))
+            .collect()
+    };
+    let times = |words| -> u64 { lines(words).iter().map(|line| number(line, "times")).sum() };
+    until("every pause is in some line", || {
+        times("accepting paused") == counters.count(Counter::Paused(PauseCause::ConnectionLimit))
+    });
+    let seconds = (DEADLINE - time.left()).as_secs();
+    for words in ["accepting paused", "accepting resumed"] {
+        let written = lines(words).len();
+        assert!(written as u64 <= seconds + 2, "{written} lines: {words}");
+    }
+}
+
+#[test]
+fn one_free_place_is_given_away_in_time() {
+    let server = server(&["--max-connections", "20"]);
+    let counters = Counters::of(&server);
+    let mut served: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
+    counters.wait_open(20);
+    let mut waiting = Client::connect(server.addr());
+    waiting.send_all(b"waiting");
+    served[0].roundtrip(b"no place is free");
+    waiting.expect_open();
+    served.pop();
+    waiting.expect(b"WAITING");
+    assert_eq!(counters.open(), 20);
+}
+
+/// A client that takes nothing and is owed something by the kernel alone.
+#[track_caller]
+fn owed_by_the_kernel(server: &Server, bytes: usize) -> Client {
+    let mut client = with_little_room(server).expect("a client");
+    client.send_all(&vec![b'a'; bytes]);
+    until("the server has read all of it", || {
+        unacknowledged(&client) == 0
+    });
+    client
+}
+
+fn with_little_room(server: &Server) -> io::Result<Client> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM.cloexec(), None)?;
+    socket.set_recv_buffer_size(4096)?;
+    socket.connect(&server.addr().into())?;
+    Client::over(socket.into(), server.addr())
+}
+
+#[test]
+fn kernel_frees_output_of_half_closed_client() {
+    let server = server(&["--write-stall-timeout", "1s"]);
+    let counters = Counters::of(&server);
+    let port = server.addr().port();
+    let client = owed_by_the_kernel(&server, 60_000);
+    client.half_close();
+    counters.wait(Counter::Closed(CloseReason::PeerClosed), 1);
+    until("nothing is left in the kernel", || {
+        [TcpState::FinWait1, TcpState::LastAck, TcpState::Closing]
+            .into_iter()
+            .all(|state| count_sockets(port, state) == 0)
+    });
+    drop(client);
+}
+
+#[test]
+fn kernel_ends_connection_that_takes_nothing() {
+    let server = server(&["--write-stall-timeout", "1s"]);
+    let counters = Counters::of(&server);
+    let mut client = owed_by_the_kernel(&server, 60_000);
+    counters.wait(Counter::Closed(CloseReason::PeerVanished), 1);
+    counters.wait_open(0);
+    // What had come is there; the rest is lost, and the client can tell.
+    let _ = client.recv_exact(1);
+}

@@ -1,0 +1,338 @@
+//! Every process of a planned operation, killed or made to stand still at every step of it.
+//!
+//! What must hold each time: no slot stays without a worker, no listener is lost, nothing has two
+//! owners, and what the dead process had not been given, or had not been told is its own, is not
+//! lost with it.
+
+use nix::sys::signal::Signal;
+
+use crate::support::image::Image;
+use crate::support::netns::{KernelCounters, isolated};
+use crate::support::observe::{freeze, unacknowledged, until, worker_of};
+use crate::support::planned::Planned;
+use crate::support::{Client, pattern, wait_gone};
+
+/// What ends the standing still of a process is waited out here, so these are no longer than a busy
+/// machine needs for those who do not stand still.
+const QUICK: [&str; 6] = [
+    "--listen=127.0.0.1:0",
+    "--bake-time=0s",
+    "--handover-timeout=2s",
+    "--start-timeout=5s",
+    "--hang-timeout=2s",
+    "--backoff-initial=10ms",
+];
+
+/// Clients in the states that matter, and what they are still owed.
+struct Clients {
+    idle: Vec<Client>,
+    unread: Client,
+    full: Client,
+    full_sent: usize,
+}
+
+impl Clients {
+    #[track_caller]
+    fn of(planned: &Planned) -> Self {
+        // More than all buffers between the two hold.
+        Self::with(planned, 3 << 20)
+    }
+
+    /// With so much sent by the one who reads nothing, as far as there is room.
+    #[track_caller]
+    fn with(planned: &Planned, full_bytes: usize) -> Self {
+        let addr = planned.server.addr();
+        let mut idle: Vec<_> = (0..20).map(|_| Client::connect(addr)).collect();
+        for client in &mut idle {
+            client.roundtrip(b"before");
+        }
+        let mut unread = Client::connect(addr);
+        unread.send_all(b"half of a");
+        let full = Client::connect(addr);
+        let full_sent = full.send_some(&pattern(0, full_bytes));
+        Self {
+            idle,
+            unread,
+            full,
+            full_sent,
+        }
+    }
+
+    /// Everybody is served on, byte for byte.
+    #[track_caller]
+    fn expect_all_served(mut self) {
+        for client in &mut self.idle {
+            client.roundtrip(b"after");
+            client.half_close();
+            client.expect_eof();
+        }
+        self.unread.send_all(b" message");
+        self.unread.expect(b"HALF OF A MESSAGE");
+        self.unread.half_close();
+        self.unread.expect_eof();
+        let expected = pattern(0, self.full_sent).to_ascii_uppercase();
+        self.full.expect(&expected);
+        self.full.half_close();
+        self.full.expect_eof();
+    }
+}
+
+#[track_caller]
+fn assert_new_clients_are_served(planned: &Planned) {
+    for _ in 0..20 {
+        let mut client = Client::connect(planned.server.addr());
+        client.roundtrip(b"a new one");
+        client.half_close();
+        client.expect_eof();
+    }
+}
+
+#[track_caller]
+fn until_all_serve(planned: &Planned) {
+    until("every slot serves", || {
+        planned
+            .workers()
+            .0
+            .iter()
+            .all(|worker| worker.state == "serving")
+    });
+}
+
+/// The successor dies or stands still before it has acknowledged anything: everything is the
+/// predecessor's, nobody notices, and who asked is told.
+#[test]
+fn a_successor_that_fails_before_it_acknowledges_costs_nothing() {
+    isolated(|| {
+        let planned = Planned::start(&[&QUICK[..], &["--workers=2"]].concat());
+        let points = [
+            "worker.starting=kill",
+            "worker.ready=kill",
+            "worker.standing_by=kill",
+            "receiver.ordered=kill",
+            "receiver.received=kill",
+            "receiver.adopted=kill",
+            "receiver.ordered=stop",
+            "receiver.received=stop",
+            "receiver.adopted=stop",
+            "receiver.adopted=panic",
+            "worker.standing_by=stop",
+        ];
+        for point in points {
+            println!("{point}");
+            let before = KernelCounters::read();
+            let workers = planned.workers();
+            let clients = Clients::of(&planned);
+            planned.install(Image::copy(planned.folder()).with_faults(point));
+            let answered = planned.server.reload();
+            assert_eq!(answered.code, 1, "{point}: {answered:?}");
+            until_all_serve(&planned);
+            planned.workers().assert_untouched_since(&workers);
+            clients.expect_all_served();
+            assert_new_clients_are_served(&planned);
+            KernelCounters::read().assert_no_loss_since(&before);
+        }
+        planned.install_good();
+        let clients = Clients::of(&planned);
+        planned.server.reload().expect_success();
+        clients.expect_all_served();
+    });
+}
+
+/// It dies after its word: what it has acknowledged is lost with it, as with any crash, and
+/// nothing else.
+#[test]
+fn a_successor_that_dies_after_its_word_loses_what_it_was_given_and_no_more() {
+    let planned = Planned::start(&[&QUICK[..], &["--workers=1"]].concat());
+    const CLIENTS: usize = 300;
+    let addr = planned.server.addr();
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| Client::connect(addr)).collect();
+    for client in &mut clients {
+        client.roundtrip(b"before");
+    }
+    planned.install(Image::copy(planned.folder()).with_faults("receiver.acknowledged=kill"));
+    assert_eq!(planned.server.reload().code, 1);
+    until_all_serve(&planned);
+    let served = clients.iter_mut().map(|client| client.is_served(b"after"));
+    let lost = served.filter(|served| !served).count();
+    assert!(
+        lost <= 200,
+        "{lost} of {CLIENTS} were lost; one batch was given"
+    );
+    assert_new_clients_are_served(&planned);
+}
+
+/// The predecessor dies: what had not moved is lost with it, as with any crash; its queue and the
+/// slot are not, and the restart goes on.
+#[test]
+fn a_predecessor_that_dies_leaves_slot_and_queue_to_its_successor() {
+    for point in [
+        "sender.ordered=kill",
+        "sender.frozen=kill",
+        "sender.sent=kill",
+        "sender.acknowledged=kill",
+        "sender.done=kill",
+    ] {
+        println!("{point}");
+        let args = [&QUICK[..], &["--workers=2"]].concat();
+        let planned = Planned::start_with(&args, |builder| builder.env("FAULT_POINTS", point));
+        let before = planned.workers();
+        let clients = Clients::of(&planned);
+        let answered = planned.server.reload();
+        // It died before it could say that everything had moved, and the result says so.
+        answered.expect_failure("ended before it had handed everything over");
+        until_all_serve(&planned);
+        planned.workers().assert_renewed_since(&before);
+        assert_new_clients_are_served(&planned);
+        if point == "sender.done=kill" {
+            clients.expect_all_served();
+        }
+    }
+}
+
+#[test]
+fn a_predecessor_that_stands_still_is_replaced_in_the_end() {
+    for point in ["sender.frozen=stop", "sender.sent=stop"] {
+        println!("{point}");
+        let args = [&QUICK[..], &["--workers=1"]].concat();
+        let planned = Planned::start_with(&args, |builder| builder.env("FAULT_POINTS", point));
+        let _clients = Clients::of(&planned);
+        // Whatever the verdict is, it comes, and the slot serves.
+        let answered = planned.server.reload();
+        assert!(answered.code <= 1, "{answered:?}");
+        until_all_serve(&planned);
+        assert_new_clients_are_served(&planned);
+    }
+}
+
+/// The receiver reads another version of the format: nothing can move, so the reload is rolled back,
+/// unless draining was asked for.
+#[test]
+fn what_cannot_move_stays_or_is_drained() {
+    let planned = Planned::start(&[&QUICK[..], &["--workers=2", "--drain-timeout=20s"]].concat());
+    let before = planned.workers();
+    let clients = Clients::of(&planned);
+    planned.install(Image::copy(planned.folder()).with_faults("handover_version=99"));
+    planned.server.reload().expect_failure("cannot move");
+    planned.workers().assert_untouched_since(&before);
+    assert_new_clients_are_served(&planned);
+
+    let answered = planned.server.order(&["reload", "--drain"]);
+    let answered = answered.expect_success();
+    assert!(
+        answered.stdout.contains("draining (closed after 20s)"),
+        "{answered:?}"
+    );
+    planned.workers().assert_renewed_since(&before);
+    assert_new_clients_are_served(&planned);
+    clients.expect_all_served();
+    until("the old workers are gone", || {
+        planned.server.worker_pids().len() == 2
+    });
+
+    // A limit below what is open is for new connections.
+    planned.install_good();
+    planned.configure("max_connections = 5\n");
+    let clients = Clients::of(&planned);
+    planned.server.reload().expect_success();
+    clients.expect_all_served();
+}
+
+/// The supervisor dies at each step: its workers finish what they owe and are gone in time, no
+/// listener stays behind, and another server can start at once.
+#[test]
+fn a_supervisor_that_dies_leaves_nobody_behind() {
+    for point in [
+        "supervisor.successor_spawned=kill",
+        "supervisor.handover_half_ordered=kill",
+        "supervisor.handover_ordered=kill",
+        "supervisor.committed=kill",
+    ] {
+        println!("{point}");
+        leave_by(point, &["reload"]);
+    }
+    for point in [
+        "supervisor.preflight=kill",
+        "supervisor.before_exec=kill",
+        "supervisor.resuming=kill",
+    ] {
+        println!("{point}");
+        leave_by(point, &["upgrade"]);
+    }
+}
+
+#[track_caller]
+fn leave_by(point: &str, order: &[&str]) {
+    let args = [&QUICK[..], &["--workers=2"]].concat();
+    // On an address of its own, on which it is to be started again.
+    let listen = format!("--listen={}:0", crate::support::own_address());
+    let args = [&args[1..], &[&*listen]].concat();
+    let planned = Planned::start_with(&args, |builder| builder.env("FAULT_POINTS", point));
+    // Who stops answers what has arrived, and nothing that is still on its way.
+    let clients = Clients::with(&planned, 96 * 1024);
+    until("everything sent has arrived", || {
+        unacknowledged(&clients.full) == 0
+    });
+    let pids = planned.server.worker_pids();
+    let answered = planned.server.order(order);
+    assert_eq!(answered.code, 1, "{point}: {answered:?}");
+    let said = format!("{}{}", answered.stdout, answered.stderr);
+    assert!(said.contains("went away"), "{point}: {answered:?}");
+    // What was sent before is answered in full, whoever has it by now.
+    let Clients {
+        idle,
+        mut unread,
+        mut full,
+        full_sent,
+    } = clients;
+    for mut client in idle {
+        client.expect_eof();
+    }
+    unread.expect(b"HALF OF A");
+    unread.expect_eof();
+    let expected = pattern(0, full_sent).to_ascii_uppercase();
+    full.expect(&expected);
+    full.expect_eof();
+    // A worker waits for its clients to close, too.
+    drop((unread, full));
+    for pid in pids {
+        assert!(
+            wait_gone(pid, crate::support::DEADLINE),
+            "{point}: worker {pid} stays"
+        );
+    }
+    until("nobody is left", || planned.server.processes().is_empty());
+    let listen = format!("--listen={}", planned.server.addr());
+    let next = crate::support::Server::start(&[&listen]);
+    Client::connect(next.addr()).roundtrip(b"the next server");
+}
+
+/// Killed from outside at no particular moment, again and again.
+#[test]
+fn workers_killed_at_any_moment_of_restarts_leave_no_dead_slot() {
+    let planned = Planned::start(&[&QUICK[..], &["--workers=2", "--backoff-max=20ms"]].concat());
+    let server = &planned.server;
+    let mut rng = fastrand::Rng::with_seed(7);
+    for round in 0..15 {
+        let clients: Vec<_> = (0..30).map(|_| Client::connect(server.addr())).collect();
+        let order = server.send_order(&["reload"]);
+        let spins = rng.u32(0..2_000);
+        for _ in 0..spins {
+            std::hint::black_box(server.is_running());
+        }
+        let pids = server.worker_pids();
+        let victim = pids.get(rng.usize(0..pids.len().max(1)));
+        if let Some(victim) = victim.and_then(|pid| crate::support::Watched::open(*pid)) {
+            if rng.u8(0..4) == 0 {
+                freeze(&victim);
+            }
+            victim.signal(Signal::SIGKILL);
+        }
+        let answered = order.wait();
+        assert!(answered.code <= 1, "round {round}: {answered:?}");
+        until_all_serve(&planned);
+        assert_new_clients_are_served(&planned);
+        drop(clients);
+        let _ = worker_of(server, 0);
+    }
+    server.reload().expect_success();
+}

@@ -1,0 +1,525 @@
+//! Worker processes as their supervisor drives them through a handover, with this test as the
+//! supervisor: every order, every ending, and the death of either side at every fault point.
+//!
+//! Each worker is the real program with one end of a channel; the test keeps a duplicate of the
+//! listener, as a supervisor does.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use crate::support::{Client, DEADLINE, Deadline, Watched, own_address, poll_one};
+use nix::poll::PollFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use uppercased::channel::{self, Channel};
+use uppercased::config::{Config, LogLevel};
+use uppercased::identity::{Generation, SlotId, WorkerId};
+use uppercased::memory;
+use uppercased::memory::layout::Layout;
+use uppercased::metrics::Counter;
+use uppercased::sys::shared::SharedMemory;
+use uppercased::wire::{
+    Draining, Envelope, HandOver, HandedOver, HandoverEnd, Leave, Listen, Message, Ping, Serve,
+    Start, Stop, TakeOver,
+};
+
+const MAX: u32 = 500;
+const DESCRIPTORS: u32 = 600;
+/// For what a receiver does not take.
+const DRAIN_MS: u64 = 60_000;
+
+/// One worker process, killed when it is dropped.
+struct Worker {
+    id: WorkerId,
+    channel: Channel,
+    child: Child,
+    watched: Watched,
+    memory: SharedMemory,
+}
+
+/// What the supervisor knows of the slot.
+struct Slot {
+    config: Config,
+    listen: Listen,
+    listener: Option<OwnedFd>,
+    generation: u32,
+}
+
+impl Slot {
+    fn new(config: Config) -> Self {
+        Self {
+            config: Config {
+                log_level: LogLevel::Error,
+                ..config
+            },
+            listen: Listen {
+                // Its own, so that a port where nobody listens any more is nobody's.
+                addr: (own_address(), 0).into(),
+                dual_stack: false,
+            },
+            listener: None,
+            generation: 0,
+        }
+    }
+
+    fn addr(&self) -> SocketAddr {
+        self.listen.addr
+    }
+
+    /// Starts a worker and waits until it is Ready.
+    fn start(&mut self, standby: bool, faults: &str) -> Worker {
+        let mut worker = self.spawn(standby, faults, MAX);
+        let (message, mut descriptors) = worker.hear().expect("it becomes ready");
+        let Message::Ready(ready) = message else {
+            panic!("{message:?} instead of Ready");
+        };
+        if self.listener.is_none() {
+            self.listen = ready.listen[0];
+            self.listener = descriptors.pop();
+        }
+        worker
+    }
+
+    fn spawn(&mut self, standby: bool, faults: &str, max_connections: u32) -> Worker {
+        self.generation += 1;
+        let id = WorkerId {
+            slot: SlotId(0),
+            generation: Generation(self.generation),
+        };
+        let layout = Layout {
+            descriptors: DESCRIPTORS,
+            buffers: max_connections,
+            buffer_bytes: self.config.pending_output,
+        };
+        let file = memory::create(layout).unwrap();
+        let (here, there) = pair();
+        let mut channel = Channel::over(here);
+        let start = Start {
+            cpu: None,
+            config: self.config.clone(),
+            listen: vec![self.listen],
+            adopt: self.listener.is_some(),
+            standby,
+            max_connections,
+            room: max_connections,
+            descriptors: DESCRIPTORS,
+        };
+        let mut descriptors = vec![file.as_fd()];
+        descriptors.extend(self.listener.as_ref().map(AsFd::as_fd));
+        let message = Message::Start(Box::new(start));
+        let envelope = Envelope {
+            worker: id,
+            message,
+        };
+        channel.send(&envelope, &descriptors).unwrap();
+        // The channel is the shell's standard input first, and then where a worker looks for it.
+        let child = Command::new("sh")
+            .args(["-c", "exec \"$0\" worker 3<&0 </dev/null"])
+            .arg(env!("CARGO_BIN_EXE_uppercased"))
+            .env("FAULT_POINTS", faults)
+            .stdin(Stdio::from(there))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Worker {
+            id,
+            channel,
+            watched: Watched::open(child.id()).unwrap(),
+            child,
+            memory: SharedMemory::map(file).unwrap(),
+        }
+    }
+}
+
+impl Worker {
+    fn say(&mut self, message: Message, descriptors: &[OwnedFd]) {
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        let worker = self.id;
+        match self
+            .channel
+            .send(&Envelope { worker, message }, &descriptors)
+        {
+            // One that died on purpose may not have heard the order.
+            Ok(()) | Err(channel::Error::Closed) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The next thing that it says; `None` if it ends without a word.
+    fn hear(&mut self) -> Option<(Message, Vec<OwnedFd>)> {
+        let deadline = Deadline::after(DEADLINE);
+        loop {
+            match self.channel.receive() {
+                Ok(Some(received)) => {
+                    assert_eq!(received.envelope.worker, self.id);
+                    return Some((received.envelope.message, received.descriptors));
+                }
+                Err(channel::Error::Closed) => return None,
+                Err(error) => panic!("{error}"),
+                Ok(None) => assert!(
+                    poll_one(&self.channel, PollFlags::POLLIN, deadline.left()),
+                    "{} says nothing",
+                    self.id
+                ),
+            }
+        }
+    }
+
+    #[track_caller]
+    fn expect_handed_over(&mut self) -> HandedOver {
+        match self.hear() {
+            Some((Message::HandedOver(told), _)) => told,
+            other => panic!("{other:?} instead of how it ended"),
+        }
+    }
+
+    #[track_caller]
+    fn expect_exit(&mut self) -> ExitStatus {
+        assert!(self.watched.wait_gone(DEADLINE), "{} lives on", self.id);
+        self.child.wait().unwrap()
+    }
+
+    fn count(&self, counter: Counter) -> u64 {
+        memory::counter(&self.memory, counter)
+    }
+
+    /// Waits until it counts `wanted`.
+    #[track_caller]
+    fn until(&self, counter: Counter, wanted: u64) {
+        let deadline = Deadline::after(DEADLINE);
+        while self.count(counter) < wanted {
+            assert!(
+                deadline.left() > Duration::ZERO,
+                "{counter:?} stays below {wanted}"
+            );
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn pair() -> (OwnedFd, OwnedFd) {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+}
+
+/// Connects two workers, as the supervisor does: who takes over is told first.
+fn order(from: &mut Worker, to: &mut Worker, last: bool) {
+    let (ours, theirs) = pair();
+    let expected = memory::open_connections(&from.memory) as u32;
+    let take_over = TakeOver {
+        from: from.id,
+        expected,
+    };
+    to.say(Message::TakeOver(take_over), &[theirs]);
+    let order = HandOver {
+        to: to.id,
+        last,
+        part: None,
+    };
+    from.say(Message::HandOver(order), &[ours]);
+}
+
+/// Clients of `worker` in the middle of something.
+fn clients(slot: &Slot, worker: &Worker, count: usize) -> Vec<Client> {
+    let before = worker.count(Counter::Accepted);
+    let mut clients: Vec<_> = (0..count).map(|_| Client::connect(slot.addr())).collect();
+    worker.until(Counter::Accepted, before + count as u64);
+    for client in &mut clients {
+        client.roundtrip(b"before");
+    }
+    clients
+}
+
+fn serves(clients: &mut [Client]) {
+    for client in clients {
+        client.roundtrip(b"it goes on");
+    }
+}
+
+#[test]
+fn a_successor_stands_by_takes_over_and_the_predecessor_ends() {
+    let mut slot = Slot::new(Config::default());
+    let mut old = slot.start(false, "");
+    let mut clients = clients(&slot, &old, 20);
+    let mut new = slot.start(true, "");
+    // It stands by: whoever comes is the predecessor's.
+    let early = Client::connect(slot.addr());
+    old.until(Counter::Accepted, 21);
+    assert_eq!(new.count(Counter::Accepted), 0);
+    order(&mut old, &mut new, false);
+    let told = old.expect_handed_over();
+    let (moved, left, end) = (21, 0, HandoverEnd::Done);
+    assert_eq!(
+        told,
+        HandedOver {
+            moved,
+            left,
+            end,
+            part: false
+        }
+    );
+    assert!(old.expect_exit().success());
+    clients.push(early);
+    serves(&mut clients);
+    let mut late = Client::connect(slot.addr());
+    late.roundtrip(b"late");
+    assert_eq!(new.count(Counter::MovedIn), 21);
+    assert_eq!(old.count(Counter::MovedOut), 21);
+    clients.push(late);
+    for client in &mut clients {
+        client.half_close();
+        client.expect_eof();
+    }
+    // And again, with nobody there.
+    let mut third = slot.start(true, "");
+    order(&mut new, &mut third, false);
+    assert_eq!(new.expect_handed_over().end, HandoverEnd::Done);
+    assert!(new.expect_exit().success());
+    Client::connect(slot.addr()).roundtrip(b"third");
+}
+
+#[test]
+fn a_receiver_that_dies_gives_back_what_it_has_not_acknowledged() {
+    let points = [
+        ("receiver.ordered", 4, 0),
+        ("receiver.received", 4, 0),
+        ("receiver.adopted", 4, 0),
+        // More than one batch: the sender is not done when it hears of the first.
+        ("receiver.acknowledged", 250, 200),
+    ];
+    for (point, count, moved) in points {
+        let mut slot = Slot::new(Config::default());
+        let mut old = slot.start(false, "");
+        let mut clients = clients(&slot, &old, count);
+        let mut new = slot.start(true, &format!("{point}=kill"));
+        order(&mut old, &mut new, false);
+        let told = old.expect_handed_over();
+        let (left, end) = (count as u32 - moved, HandoverEnd::PeerGone);
+        assert_eq!(
+            told,
+            HandedOver {
+                moved,
+                left,
+                end,
+                part: false
+            },
+            "{point}"
+        );
+        assert!(!new.expect_exit().success());
+        if moved == 0 {
+            serves(&mut clients);
+        }
+        // It accepts again, and the next successor takes over.
+        let mut newcomer = Client::connect(slot.addr());
+        newcomer.roundtrip(b"newcomer");
+        let mut next = slot.start(true, "");
+        order(&mut old, &mut next, false);
+        assert_eq!(old.expect_handed_over().moved, left + 1, "{point}");
+        assert!(old.expect_exit().success());
+        newcomer.roundtrip(b"again");
+        if moved == 0 {
+            serves(&mut clients);
+        }
+    }
+}
+
+#[test]
+fn a_sender_that_dies_leaves_what_has_been_sent_with_the_receiver() {
+    let points = [
+        ("sender.ordered", false),
+        ("sender.frozen", false),
+        ("sender.sent", true),
+        ("sender.acknowledged", true),
+        ("sender.done", true),
+    ];
+    for (point, arrives) in points {
+        let mut slot = Slot::new(Config::default());
+        let mut old = slot.start(false, &format!("{point}=kill"));
+        let mut clients = clients(&slot, &old, 4);
+        let mut new = slot.start(true, "");
+        order(&mut old, &mut new, false);
+        assert!(!old.expect_exit().success());
+        if arrives {
+            new.until(Counter::MovedIn, 4);
+            serves(&mut clients);
+        }
+        let mut newcomer = Client::connect(slot.addr());
+        newcomer.roundtrip(b"newcomer");
+        assert_eq!(
+            new.count(Counter::MovedIn),
+            if arrives { 4 } else { 0 },
+            "{point}"
+        );
+    }
+}
+
+#[test]
+fn a_format_that_is_not_read_is_refused_and_the_predecessor_drains() {
+    let mut slot = Slot::new(Config::default());
+    let mut old = slot.start(false, "");
+    let mut clients = clients(&slot, &old, 4);
+    let mut new = slot.start(true, "handover_version=9");
+    order(&mut old, &mut new, false);
+    let told = old.expect_handed_over();
+    assert_eq!((told.moved, told.left), (0, 4));
+    assert!(matches!(told.end, HandoverEnd::Refused { cause } if cause.contains("version 2")));
+    serves(&mut clients);
+    let mut newcomer = Client::connect(slot.addr());
+    newcomer.roundtrip(b"the successor accepts");
+    assert_eq!(new.count(Counter::Accepted), 1);
+    let drain_timeout_ms = DRAIN_MS;
+    old.say(Message::Leave(Leave { drain_timeout_ms }), &[]);
+    for client in &mut clients {
+        client.half_close();
+        client.expect_eof();
+    }
+    assert!(old.expect_exit().success());
+}
+
+#[test]
+fn worker_without_room_leaves_rest_to_peer() {
+    let mut slot = Slot::new(Config::default());
+    let mut old = slot.start(false, "");
+    let mut clients = clients(&slot, &old, 4);
+    // Every other one cannot be watched there.
+    let mut new = slot.start(true, "receiver.watch=fail");
+    order(&mut old, &mut new, false);
+    let told = old.expect_handed_over();
+    assert_eq!(told.moved + told.left, 4);
+    assert!(told.moved > 0 && told.left > 0, "{told:?}");
+    assert!(matches!(told.end, HandoverEnd::Refused { .. }));
+    new.until(Counter::MovedIn, u64::from(told.moved));
+    serves(&mut clients);
+    // All of them come back to the old one, which accepts again.
+    order(&mut new, &mut old, false);
+    let told = new.expect_handed_over();
+    assert_eq!((told.left, told.end), (0, HandoverEnd::Done));
+    assert!(new.expect_exit().success());
+    serves(&mut clients);
+    let mut newcomer = Client::connect(slot.addr());
+    newcomer.roundtrip(b"newcomer");
+}
+
+#[test]
+fn who_leaves_serves_on_and_then_finishes_in_order() {
+    let mut slot = Slot::new(Config::default());
+    let mut old = slot.start(false, "");
+    let mut clients = clients(&slot, &old, 4);
+    let mut new = slot.start(true, "");
+    new.say(Message::Serve(Serve {}), &[]);
+    // Long against what happens within it.
+    let drain_timeout_ms = 3000;
+    old.say(Message::Leave(Leave { drain_timeout_ms }), &[]);
+    let (message, _) = old.hear().unwrap();
+    assert_eq!(message, Message::Draining(Draining { connections: 4 }));
+    serves(&mut clients);
+    let mut newcomer = Client::connect(slot.addr());
+    newcomer.roundtrip(b"newcomer");
+    assert_eq!(new.count(Counter::Accepted), 1);
+    for client in &mut clients {
+        client.expect_eof(); // Half-closed after the time, never reset.
+    }
+    drop(clients);
+    assert!(old.expect_exit().success());
+}
+
+#[test]
+fn the_last_worker_of_a_queue_empties_it_and_closes_it() {
+    let mut slot = Slot::new(Config::default());
+    let mut old = slot.start(false, "");
+    let mut sibling_slot = Slot::new(Config::default());
+    let mut sibling = sibling_slot.start(false, "");
+    let mut clients = clients(&slot, &old, 4);
+    slot.listener = None; // The test holds no duplicate: the queue lives as long as the worker.
+    clients.extend((0..4).map(|_| Client::connect(slot.addr())));
+    order(&mut old, &mut sibling, true);
+    let told = old.expect_handed_over();
+    let (moved, left, end) = (8, 0, HandoverEnd::Done);
+    assert_eq!(
+        told,
+        HandedOver {
+            moved,
+            left,
+            end,
+            part: false
+        }
+    );
+    assert!(old.expect_exit().success());
+    serves(&mut clients);
+    assert!(
+        Client::try_connect(slot.addr()).is_err(),
+        "nobody listens there"
+    );
+}
+
+#[test]
+fn a_stop_amid_a_handover_ends_both_in_order() {
+    let mut slot = Slot::new(Config::default());
+    let mut old = slot.start(false, "");
+    let mut clients = clients(&slot, &old, 100);
+    let mut new = slot.start(true, "");
+    order(&mut old, &mut new, false);
+    let stop = || {
+        Message::Stop(Stop {
+            lame_duck_ms: 0,
+            drain_timeout_ms: DRAIN_MS,
+        })
+    };
+    old.say(stop(), &[]);
+    new.say(stop(), &[]);
+    for client in &mut clients {
+        client.expect_eof();
+    }
+    drop(clients);
+    assert!(old.expect_exit().success());
+    assert!(new.expect_exit().success());
+    let moved = [old.count(Counter::MovedOut), new.count(Counter::MovedIn)];
+    assert_eq!(moved[0], moved[1]);
+    for worker in [&old, &new] {
+        assert_eq!(memory::open_connections(&worker.memory), 0);
+    }
+}
+
+#[test]
+fn who_stands_by_ends_without_touching_the_queue() {
+    let mut slot = Slot::new(Config::default());
+    let mut old = slot.start(false, "");
+    let mut new = slot.start(true, "");
+    let mut client = Client::connect(slot.addr());
+    new.say(
+        Message::Stop(Stop {
+            lame_duck_ms: 0,
+            drain_timeout_ms: DRAIN_MS,
+        }),
+        &[],
+    );
+    assert!(new.expect_exit().success());
+    assert_eq!(new.count(Counter::Accepted), 0);
+    client.roundtrip(b"untouched");
+    // And with its supervisor gone.
+    let new = slot.start(true, "");
+    let Worker { channel, .. } = &new;
+    let _ = rustix::net::shutdown(channel.as_fd(), rustix::net::Shutdown::Both);
+    assert!(new.watched.wait_gone(DEADLINE));
+    client.roundtrip(b"still");
+    old.say(Message::Ping(Ping {}), &[]);
+}
+
+#[test]
+fn a_ping_makes_an_idle_worker_turn() {
+    let mut slot = Slot::new(Config::default());
+    let mut worker = slot.start(false, "");
+    let before = worker.count(Counter::Turns);
+    worker.say(Message::Ping(Ping {}), &[]);
+    worker.until(Counter::Turns, before + 1);
+}

@@ -1,0 +1,409 @@
+//! Two machines behind a real HAProxy, with the configuration that is packaged: taken out and
+//! brought back one after the other, stopped and started, and renewed, under load. No client sees
+//! an error, and the machines know who their clients are.
+//!
+//! A machine is a server in a network namespace of its own; HAProxy and the clients are in the
+//! test's.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::poll::PollFlags;
+use nix::sys::signal::Signal;
+
+use crate::support::adversity::skipped;
+use crate::support::link::ip;
+use crate::support::load::{Load, LoadSize};
+use crate::support::netns::{Namespace, isolated};
+use crate::support::observe::{field, until, until_some};
+use crate::support::{Client, DEADLINE, Lines, Server, poll_one};
+
+const PACKAGED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/haproxy/haproxy.cfg");
+/// Where clients connect; with many addresses of their own, as loopback has them.
+const FRONT: &str = "127.0.0.1:9999";
+/// Clients that are there when a machine stops; enough that both machines have some.
+const STAYING: usize = 8;
+
+/// The program, or a loud word that it is missing.
+fn haproxy() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Where Debian has it, which is not in everybody's path.
+    let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    let found = folders
+        .map(|folder| folder.join("haproxy"))
+        .find(|file| file.is_file());
+    if found.is_none() {
+        skipped("haproxy is not installed here");
+    }
+    found
+}
+
+/// A running HAProxy. Dropping it ends it, and prints what it said if the test fails.
+struct Balancer {
+    child: Child,
+    said: Lines,
+    stats: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+/// What HAProxy says of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Machine {
+    status: String,
+    weight: u64,
+    /// Clients' connections: all that were ever sent there, and those that are open.
+    taken: u64,
+    open: u64,
+}
+
+impl Balancer {
+    /// Starts it with the packaged configuration, for machines at `one` and `two`.
+    fn start(haproxy: &Path, [one, two]: [&str; 2]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut text = fs::read_to_string(PACKAGED).unwrap();
+        for (packaged, here) in [
+            ("bind :9999", &*format!("bind {FRONT}")),
+            // A test has not the descriptors for more.
+            ("maxconn 50000", "maxconn 1000"),
+            ("server one 10.0.0.11:", &format!("server one {one}:")),
+            ("server two 10.0.0.12:", &format!("server two {two}:")),
+            // Nor the time.
+            ("srvtcpka-idle 10s", "srvtcpka-idle 1s"),
+            ("srvtcpka-intvl 5s", "srvtcpka-intvl 1s"),
+        ] {
+            assert!(text.contains(packaged), "{packaged:?} is not in the file");
+            text = text.replace(packaged, here);
+        }
+        let stats = folder.path().join("stats.sock");
+        text += &format!("\nglobal\n    stats socket {} mode 600\n", stats.display());
+        let file = folder.path().join("haproxy.cfg");
+        fs::write(&file, text).unwrap();
+        let mut child = Command::new(haproxy)
+            .args(["-db", "-f"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = Lines::follow(child.stderr.take().unwrap());
+        Self {
+            child,
+            said,
+            stats,
+            _folder: folder,
+        }
+    }
+
+    /// The machines, by the names that the configuration has for them; `None` while it starts.
+    fn machines(&self) -> Option<BTreeMap<String, Machine>> {
+        let mut asked = UnixStream::connect(&self.stats).ok()?;
+        asked.set_read_timeout(Some(DEADLINE)).unwrap();
+        asked.write_all(b"show stat\n").unwrap();
+        let mut table = String::new();
+        asked.read_to_string(&mut table).unwrap();
+        let mut rows = table.lines().map(|row| row.split(',').collect::<Vec<_>>());
+        let names = rows.next()?;
+        let cell = |row: &[&str], name: &str| {
+            let at = names
+                .iter()
+                .position(|one| one.trim_start_matches("# ") == name);
+            row.get(at.unwrap()).copied().unwrap_or_default().to_owned()
+        };
+        let machines =
+            rows.filter(|row| row.len() > 2 && row[0] == "machines" && row[1] != "BACKEND");
+        let machines = machines.map(|row| {
+            let number = |name| cell(&row, name).parse().unwrap_or(0);
+            let machine = Machine {
+                status: cell(&row, "status"),
+                weight: number("weight"),
+                taken: number("stot"),
+                open: number("scur"),
+            };
+            (row[1].to_owned(), machine)
+        });
+        Some(machines.collect())
+    }
+
+    fn machine(&self, name: &str) -> Machine {
+        let machines = until_some("HAProxy answers", || self.machines());
+        machines[name].clone()
+    }
+
+    #[track_caller]
+    fn until_status(&self, name: &str, wanted: impl Fn(&str) -> bool) {
+        until(name, || wanted(&self.machine(name).status));
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("HAProxy: {:?}\n{}", self.machines(), self.said.text());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A machine of its own at the address 10.88.`host`.2, beside this one.
+fn machine(host: u8) -> Result<Namespace, String> {
+    let there = Namespace::fresh().map_err(|error| format!("another namespace: {error}"))?;
+    ip(&format!(
+        "link add to{host} type veth peer name eth0 netns {}\n\
+         address add 10.88.{host}.1/30 dev to{host}\n\
+         link set to{host} up\n",
+        there.path()
+    ))?;
+    let end = format!("address add 10.88.{host}.2/30 dev eth0\nlink set eth0 up\n");
+    there.run(|| ip(&end))?;
+    Ok(there)
+}
+
+/// A server there, as the packaged configuration wants it.
+fn server(there: &Namespace, host: u8) -> Server {
+    let [here, proxy] = [2, 1].map(|end| format!("10.88.{host}.{end}"));
+    Server::builder()
+        .namespace(there)
+        .args([
+            format!("--listen={here}:9999"),
+            format!("--agent={here}:9101"),
+        ])
+        .args([
+            format!("--proxy-trust={proxy}"),
+            "--proxy-protocol=all".to_owned(),
+        ])
+        .args([
+            "--lame-duck=5s",
+            "--workers=2",
+            "--bake-time=0s",
+            "--log-level=debug",
+        ])
+        .start()
+}
+
+/// Clients that come and go.
+fn short() -> LoadSize {
+    LoadSize {
+        churn: 6,
+        ..LoadSize::none()
+    }
+}
+
+/// Clients that stay.
+fn long() -> LoadSize {
+    LoadSize {
+        churn: 0,
+        ..LoadSize::small()
+    }
+}
+
+/// Asserts that clients were known by their own addresses, and none was refused or cut.
+#[track_caller]
+fn assert_knew_its_clients(server: &Server, host: u8) {
+    let proxy = format!("10.88.{host}.1:");
+    let log = server.log();
+    let introduced: Vec<&String> = log
+        .iter()
+        .filter(|line| line.contains(" introduced"))
+        .collect();
+    let by = |line: &&&String, peer: &str| {
+        let via = field(line, "via").is_some_and(|via| via.starts_with(&proxy));
+        via && field(line, "peer").is_some_and(|it| it.starts_with(peer))
+    };
+    let clients = introduced.iter().filter(|line| by(line, "127.0.")).count();
+    let checks = introduced.iter().filter(|line| by(line, &proxy)).count();
+    assert!(
+        clients > 0 && checks > 0,
+        "{clients} and {checks} of {}",
+        introduced.len()
+    );
+    assert_eq!(clients + checks, introduced.len(), "nobody else");
+    let totals = &server.status_json()["totals"];
+    assert_eq!(totals["refused"], serde_json::json!({}), "{totals}");
+    for reason in [
+        "write_stall",
+        "drain_timeout",
+        "system_error",
+        "worker_died",
+    ] {
+        assert_eq!(
+            totals["closed"][reason],
+            serde_json::Value::Null,
+            "{totals}"
+        );
+    }
+}
+
+#[test]
+fn the_packaged_configuration_is_one() {
+    let Some(haproxy) = haproxy() else {
+        return;
+    };
+    let output = Command::new(haproxy)
+        .args(["-c", "-f", PACKAGED])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && !said.contains("WARNING"),
+        "{said}"
+    );
+}
+
+/// Has `scene` happen with two machines, where that is possible.
+fn with_machines(scene: fn(&Path, &Namespace, &Namespace)) {
+    let Some(haproxy) = haproxy() else {
+        return;
+    };
+    isolated(|| {
+        let (one, two) = match (machine(1), machine(2)) {
+            (Ok(one), Ok(two)) => (one, two),
+            (Err(why), _) | (_, Err(why)) => return skipped(&why),
+        };
+        scene(&haproxy, &one, &two);
+    });
+}
+
+#[test]
+fn machines_are_taken_out_and_in_and_no_client_notices() {
+    with_machines(out_and_in);
+}
+
+#[test]
+fn silent_clients_of_a_machine_that_vanished_are_let_go() {
+    with_machines(vanished);
+}
+
+fn vanished(haproxy: &Path, one: &Namespace, two: &Namespace) {
+    let front: SocketAddr = FRONT.parse().unwrap();
+    let _machines = (server(one, 1), server(two, 2));
+    let balancer = Balancer::start(haproxy, ["10.88.1.2", "10.88.2.2"]);
+    let served = || Client::try_connect(front).is_ok_and(|mut client| client.is_served(b"up?"));
+    until("a client is served", served);
+    for name in ["one", "two"] {
+        balancer.until_status(name, |status| status == "UP");
+    }
+    let mut silent: Vec<Client> = (0..STAYING).map(|_| Client::connect(front)).collect();
+    for client in &mut silent {
+        client.roundtrip(b"and then silent");
+    }
+    one.run(|| ip("link set eth0 down\n")).unwrap();
+    until("its clients have been let go", || {
+        silent.retain(|client| !poll_one(client.socket(), PollFlags::POLLIN, Duration::ZERO));
+        let left = balancer.machine("two").open;
+        balancer.machine("one").open == 0 && silent.len() as u64 == left
+    });
+    assert!(
+        (1..STAYING).contains(&silent.len()),
+        "some were there, some elsewhere"
+    );
+    silent
+        .iter_mut()
+        .for_each(|client| client.roundtrip(b"elsewhere"));
+    Client::connect(front).roundtrip(b"and who comes now");
+}
+
+fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
+    let front: SocketAddr = FRONT.parse().unwrap();
+    let (mut first, mut second) = (server(one, 1), server(two, 2));
+    let balancer = Balancer::start(haproxy, ["10.88.1.2", "10.88.2.2"]);
+    let served = || Client::try_connect(front).is_ok_and(|mut client| client.is_served(b"up?"));
+    until("a client is served", served);
+    for name in ["one", "two"] {
+        balancer.until_status(name, |status| status == "UP");
+        let weight = balancer.machine(name).weight;
+        assert!((1..=100).contains(&weight), "{weight}");
+    }
+    let passing = Load::start(front, short());
+
+    // By order: who is there stays, who comes goes elsewhere.
+    let staying = Load::start(front, long());
+    assert!(balancer.machine("one").open > 0 && balancer.machine("two").open > 0);
+    first.order(&["rotation", "drain"]).expect_success();
+    balancer.until_status("one", |status| status.starts_with("DRAIN"));
+    let before = balancer.machine("one").taken;
+    passing.go_on_for(300);
+    staying.go_on_for(100);
+    assert_eq!(balancer.machine("one").taken, before, "nobody new");
+    assert!(balancer.machine("one").open > 0, "who was there is there");
+    staying.finish().assert_clean();
+    until("everybody has left", || balancer.machine("one").open == 0);
+    assert_knew_its_clients(&first, 1);
+    assert!(first.stop().success());
+    passing.go_on_for(100);
+    drop(first);
+    first = server(one, 1);
+    balancer.until_status("one", |status| status == "UP");
+    until("it has clients again", || {
+        balancer.machine("one").taken > before
+    });
+    // A machine that is new gets few clients at first (slowstart).
+    until("it gets clients like the other one", || {
+        2 * balancer.machine("one").weight >= balancer.machine("two").weight
+    });
+    passing.assert_unharmed();
+
+    // By a stop alone: it says so before it refuses anybody, and who stays gets an orderly end.
+    let before = balancer.machine("two").taken;
+    let mut staying: Vec<Client> = (0..STAYING).map(|_| Client::connect(front)).collect();
+    staying
+        .iter_mut()
+        .for_each(|client| client.roundtrip(b"until the end"));
+    second.signal(Signal::SIGTERM);
+    balancer.until_status("two", |status| status.starts_with("DRAIN"));
+    assert!(second.is_running(), "told in time");
+    until("it has ended", || {
+        staying.retain_mut(|client| {
+            let told = poll_one(client.socket(), PollFlags::POLLIN, Duration::ZERO);
+            if told {
+                client.expect_eof();
+            }
+            !told
+        });
+        !second.is_running()
+    });
+    assert!(second.wait_exit(DEADLINE).success());
+    assert!(
+        (1..STAYING).contains(&staying.len()),
+        "some were there, some elsewhere"
+    );
+    staying
+        .iter_mut()
+        .for_each(|client| client.roundtrip(b"elsewhere"));
+    drop(staying);
+    drop(second);
+    passing.go_on_for(100);
+    second = server(two, 2);
+    balancer.until_status("two", |status| status == "UP");
+    until("it has clients again", || {
+        balancer.machine("two").taken > before
+    });
+    passing.assert_unharmed();
+
+    // Renewed where they are, and brought back from maintenance.
+    let staying = Load::start(front, long());
+    for server in [&first, &second] {
+        server.reload().expect_success();
+    }
+    first.order(&["rotation", "maint"]).expect_success();
+    balancer.until_status("one", |status| status.starts_with("MAINT"));
+    staying.go_on_for(100);
+    first.order(&["rotation", "in"]).expect_success();
+    balancer.until_status("one", |status| status == "UP");
+    passing.go_on_for(100);
+    staying.finish().assert_clean();
+    passing.finish().assert_clean();
+    for (server, host) in [(&first, 1), (&second, 2)] {
+        assert_knew_its_clients(server, host);
+        assert!(server.status_json()["totals"]["moved_in"].as_u64() > Some(0));
+    }
+}

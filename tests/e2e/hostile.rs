@@ -1,0 +1,197 @@
+//! A worker in the hands of a stranger: whatever it says or writes where the supervisor reads costs its
+//! own life at most. Never the supervisor's time or memory, a sibling, or the truth about the others.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
+
+use serde_json::Value;
+use socket2::{Domain, Socket, Type};
+
+use crate::support::image::Image;
+use crate::support::observe::{until, until_some};
+use crate::support::planned::Planned;
+use crate::support::usage::resident_bytes;
+use crate::support::{Client, DEADLINE};
+
+const QUICK: [&str; 5] = [
+    "--listen=127.0.0.1:0",
+    "--bake-time=0s",
+    "--workers=2",
+    "--backoff-initial=10ms",
+    "--admin=0",
+];
+
+/// Workers that do `what` as soon as they have a client.
+#[track_caller]
+fn with_mischief(what: &str) -> Planned {
+    let planned = Planned::start(&QUICK);
+    let plan = format!("worker.mischief={what}");
+    planned.install(Image::copy(planned.folder()).with_faults(&plan));
+    planned.server.reload().expect_success();
+    planned.workers().assert_serving();
+    planned
+}
+
+/// Gives one of the workers a client, and waits until that worker is dead: what its slot says then.
+#[track_caller]
+fn provoke(planned: &Planned) -> (TcpStream, Value) {
+    let before = planned.workers();
+    let server = &planned.server;
+    let mut client = TcpStream::connect(server.addr()).expect("connect");
+    client.set_write_timeout(Some(DEADLINE)).expect("a timeout");
+    client.write_all(b"a client").expect("send");
+    let slot = until_some("a dead worker", || {
+        let status = server.status_json();
+        let mut slots = status["slots"].as_array()?.iter();
+        slots.find(|it| it["last_death"].is_object()).cloned()
+    });
+    until("every slot serves", || {
+        planned.workers().0.iter().all(|it| it.state == "serving")
+    });
+    // Its sibling is who it was.
+    let after = planned.workers();
+    let changed = before
+        .0
+        .iter()
+        .zip(&after.0)
+        .filter(|(a, b)| a.pid != b.pid);
+    assert_eq!(changed.count(), 1, "{after:?} after {before:?}");
+    (client, slot)
+}
+
+/// After it everything works as ever.
+#[track_caller]
+fn assert_well(planned: &Planned) {
+    let server = &planned.server;
+    planned.install_good();
+    server.reload().expect_success();
+    for _ in 0..8 {
+        Client::connect(server.addr()).roundtrip(b"served");
+    }
+    let status = server.status_json();
+    let addr = server.addr().to_string();
+    assert_eq!(status["addresses"][0].as_str(), Some(addr.as_str()));
+    for slot in status["slots"].as_array().expect("slots") {
+        let layers = slot["sandbox"]["layers"].as_array();
+        assert!(layers.is_some_and(|layers| layers.len() > 2), "{slot}");
+    }
+    assert_eq!(status["totals"]["deaths"], 1, "{status}");
+}
+
+#[test]
+fn who_says_what_it_was_not_asked_is_ended_and_not_believed() {
+    for (what, why) in [
+        ("ready", "says more than it was asked"),
+        ("handover", "says more than it was asked"),
+        ("another", "it calls itself"),
+        ("noise", "does not begin with the magic bytes"),
+    ] {
+        let planned = with_mischief(what);
+        let (_client, slot) = provoke(&planned);
+        let cause = slot["last_death"]["cause"].as_str().unwrap_or_default();
+        assert!(cause.contains(why), "{what}: {slot}");
+        assert_well(&planned);
+    }
+}
+
+#[test]
+fn a_flood_of_messages_costs_the_supervisor_neither_time_nor_memory() {
+    let planned = with_mischief("flood");
+    let supervisor = planned.server.pid();
+    let before = resident_bytes(supervisor);
+    let (_client, slot) = provoke(&planned);
+    let cause = slot["last_death"]["cause"].as_str().unwrap_or_default();
+    assert!(cause.contains("says more than it was asked"), "{slot}");
+    let grown = resident_bytes(supervisor).saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes");
+    assert_well(&planned);
+}
+
+/// A close waits for a peer that does not read, if that was asked of the socket; and the last close of
+/// a connection that is passed on is its receiver's.
+#[test]
+fn a_connection_that_lingers_does_not_hold_up_the_supervisor() {
+    let planned = with_mischief("linger");
+    let (_does_not_read, slot) = provoke(&planned);
+    let cause = slot["last_death"]["cause"].as_str().unwrap_or_default();
+    assert!(cause.contains("says more than it was asked"), "{slot}");
+    assert_well(&planned);
+}
+
+/// What is set of a listener is inherited by each new connection, whoever takes it; and a worker that
+/// was replaced can keep it for as long as it drains.
+#[test]
+fn lingering_listener_neither_blocks_nor_resets_clients() {
+    for what in ["listeners wait", "listeners reset"] {
+        let planned = Planned::start(&[
+            "--listen=127.0.0.1:0",
+            "--workers=1",
+            "--bake-time=0s",
+            "--restart-connections=drain",
+            "--send-buffer=200KiB",
+        ]);
+        let server = &planned.server;
+        let plan = format!("worker.mischief={what}");
+        planned.install(Image::copy(planned.folder()).with_faults(&plan));
+        server.reload().expect_success();
+        let mut of_the_stranger = Client::connect(server.addr());
+        of_the_stranger.roundtrip(b"it keeps the listeners");
+        planned.install_good();
+        server.reload().expect_success();
+        for _ in 0..2 {
+            of_the_stranger.roundtrip(b"and sets what they pass on");
+        }
+
+        // Its replies do not fit in what it takes: they are still owed when the server closes.
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("a small buffer");
+        socket.connect(&server.addr().into()).expect("connect");
+        let mut reads_late = TcpStream::from(socket);
+        let deadline = Some(DEADLINE);
+        reads_late.set_read_timeout(deadline).expect("a timeout");
+        reads_late.set_write_timeout(deadline).expect("a timeout");
+        let said = vec![b'a'; 64 * 1024];
+        reads_late.write_all(&said).expect("send");
+        reads_late.shutdown(Shutdown::Write).expect("half-close");
+        until("the server closes it", || {
+            server.status_json()["totals"]["closed"]["peer_closed"].as_u64() >= Some(1)
+        });
+        Client::connect(server.addr()).roundtrip(b"served meanwhile");
+        let mut got = Vec::new();
+        let read = reads_late.read_to_end(&mut got);
+        assert!(read.is_ok(), "{what}: {read:?} after {} bytes", got.len());
+        assert!(got == said.to_ascii_uppercase(), "{what}: {}", got.len());
+    }
+}
+
+#[test]
+fn a_memory_full_of_nonsense_is_worth_nothing_to_anybody() {
+    let planned = with_mischief("scribble");
+    let server = &planned.server;
+    for _ in 0..2 {
+        let _ended = provoke_and_forget(&planned);
+    }
+    server.wait_log(|line| line.contains("its counters cannot be true"));
+    planned.install_good();
+    server.reload().expect_success();
+    let client = Client::connect(server.addr());
+    let status = server.status_json();
+    let open = status["totals"]["open"].as_u64();
+    assert_eq!(open, Some(1), "{status}");
+    let taken = status["totals"]["accepted"].as_u64();
+    assert!(taken.is_some_and(|taken| taken < 100), "{status}");
+    drop(client);
+}
+
+/// Gives a worker a client, and waits until it has been replaced.
+#[track_caller]
+fn provoke_and_forget(planned: &Planned) -> TcpStream {
+    let deaths = |planned: &Planned| planned.server.status_json()["totals"]["deaths"].as_u64();
+    let before = deaths(planned);
+    let client = TcpStream::connect(planned.server.addr()).expect("connect");
+    until("another death", || deaths(planned) > before);
+    until("every slot serves", || {
+        planned.workers().0.iter().all(|it| it.state == "serving")
+    });
+    client
+}

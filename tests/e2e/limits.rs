@@ -1,0 +1,360 @@
+//! The limits: connections, descriptors, memory, time. Each holds, costs only who exceeds it, and
+//! is counted by its cause.
+
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Write};
+use std::time::Duration;
+
+use nix::poll::PollFlags;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use uppercased::metrics::{CloseReason, Counter, PauseCause, RefusalCause};
+use uppercased::sys::limits::raise_descriptor_limit;
+
+use crate::support::adversity::fill_all;
+use crate::support::baseline::Baseline;
+use crate::support::diagnosis::{queued, tcp_sockets};
+use crate::support::observe::{descriptors, until};
+use crate::support::usage::{Counters, cpu_time, resident_bytes};
+use crate::support::{Client, DEADLINE, Server, poll_one};
+
+const AT_LIMIT: Counter = Counter::Paused(PauseCause::ConnectionLimit);
+const OUT_OF_DESCRIPTORS: Counter = Counter::Paused(PauseCause::ProcessDescriptors);
+const WRITE_STALL: Counter = Counter::Closed(CloseReason::WriteStall);
+
+/// What a client may hold of the kernel's memory, and what it may hold of a worker's: its buffer
+/// of pending output, and change.
+const KERNEL_BYTES_MAX: u64 = 1 << 20;
+const WORKER_BYTES_MAX: u64 = (64 + 4) << 10;
+
+/// One worker, so that who exceeds a limit and who does not share everything.
+fn server(args: &[&str]) -> Server {
+    Server::builder()
+        .args(["--listen", "127.0.0.1:0", "--workers", "1"])
+        .args(args)
+        .start()
+}
+
+/// `count` clients, connected one after the other, so that they stand in the queue in this order.
+fn connect(server: &Server, count: usize) -> Vec<Client> {
+    (0..count).map(|_| Client::connect(server.addr())).collect()
+}
+
+/// Sends as much as goes now; whether the connection has been reset.
+#[track_caller]
+fn send_until_reset(client: &Client) -> bool {
+    let mut socket = client.socket();
+    socket.set_nonblocking(true).expect("any socket can be");
+    loop {
+        match socket.write(&[b'a'; 16 * 1024]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return true,
+            // Told before.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn at_the_connection_limit_clients_wait_in_the_queue() {
+    let server = server(&["--max-connections", "20"]);
+    let port = server.addr().port();
+    let counters = Counters::of(&server);
+    let mut served = connect(&server, 20);
+    for client in &mut served {
+        client.roundtrip(b"in");
+    }
+    server.wait_log(|line| line.contains("accepting paused") && line.contains("connection_limit"));
+    assert_eq!(counters.count(AT_LIMIT), 1);
+
+    let mut waiting = connect(&server, 5);
+    for client in &mut waiting {
+        client.send_all(b"waiting");
+    }
+    until("all wait", || queued(port) == 5);
+
+    // Hysteresis: one place is given away after a while, a tenth of them at once.
+    let log = server.log_len();
+    served.truncate(19);
+    waiting[0].expect(b"WAITING");
+    // Full again.
+    counters.wait(AT_LIMIT, 2);
+    until("four wait", || queued(port) == 4);
+    served.truncate(17);
+    server.wait_log_from(log, |line| line.contains("accepting resumed"));
+    for client in &mut waiting[1..3] {
+        client.expect(b"WAITING");
+    }
+    counters.wait(AT_LIMIT, 3);
+    until("two wait", || queued(port) == 2);
+    for client in &waiting[3..] {
+        client.expect_open();
+    }
+
+    drop(served);
+    for client in &mut waiting[3..] {
+        client.expect(b"WAITING");
+    }
+    assert_eq!(counters.count(Counter::Accepted), 25);
+    assert_eq!(
+        counters.count(Counter::Refused(RefusalCause::SystemError)),
+        0
+    );
+}
+
+#[test]
+fn a_limit_of_one_serves_one_after_the_other() {
+    let server = server(&["--max-connections", "1"]);
+    for (number, mut client) in connect(&server, 10).into_iter().enumerate() {
+        client.roundtrip(format!("number {number}").as_bytes());
+    }
+    let counters = Counters::of(&server);
+    counters.wait(AT_LIMIT, 10);
+    counters.wait_open(0);
+}
+
+#[test]
+fn without_descriptors_accepting_rests_and_goes_on() {
+    let server = server(&["--accept-retry", "50ms"]);
+    let counters = Counters::of(&server);
+    let [worker] = server.worker_pids()[..] else {
+        panic!("one worker was asked for");
+    };
+    let before = Baseline::of(&server);
+    let pid = Pid::from_raw(worker.cast_signed());
+    let limit = getrlimit(Resource::Nofile);
+    let lower = |soft: u64| {
+        let lowered = Rlimit {
+            current: Some(soft),
+            maximum: limit.maximum,
+        };
+        prlimit(pid, Resource::Nofile, lowered).unwrap();
+    };
+
+    // As many as it takes to have every number up to the highest in use.
+    let mut served = Vec::new();
+    let used = loop {
+        let mut client = Client::connect(server.addr());
+        client.roundtrip(b"in");
+        served.push(client);
+        let used = descriptors(worker);
+        if (0..).zip(used.keys()).all(|(at, number)| at == *number) && served.len() >= 5 {
+            break used.len();
+        }
+    };
+    // From outside, for the server itself keeps a reserve: room for no other descriptor.
+    lower(used as u64);
+    let mut waiting = connect(&server, 5);
+    for client in &mut waiting {
+        client.send_all(b"waiting");
+    }
+    counters.wait(OUT_OF_DESCRIPTORS, 1);
+    server
+        .wait_log(|line| line.contains("accepting paused") && line.contains("process_descriptors"));
+
+    // It does not spin: a try costs a few turns of the loop, and next to no CPU time.
+    let (tries, turns) = (
+        counters.count(OUT_OF_DESCRIPTORS),
+        counters.count(Counter::Turns),
+    );
+    let time = cpu_time(worker);
+    counters.wait(OUT_OF_DESCRIPTORS, tries + 10);
+    let turns = counters.count(Counter::Turns) - turns;
+    let time = cpu_time(worker) - time;
+    assert!(turns < 60, "{turns} turns for 10 tries");
+    assert!(
+        time < Duration::from_millis(200),
+        "{time:?} for 500 ms of rest"
+    );
+    // Those who are in are served as ever.
+    for client in &mut served {
+        client.roundtrip(b"still in");
+    }
+    assert_eq!(queued(server.addr().port()), 5);
+    for client in &waiting {
+        client.expect_open();
+    }
+
+    // A place for each one that leaves, at once.
+    served.pop();
+    waiting[0].expect(b"WAITING");
+    // And for all once there are descriptors again, with nobody leaving.
+    lower(limit.current.unwrap());
+    for client in &mut waiting[1..] {
+        client.expect(b"WAITING");
+    }
+    counters.wait_open(served.len() as u64 + 5);
+    assert_eq!(
+        counters.count(Counter::Refused(RefusalCause::SystemError)),
+        0
+    );
+    drop((served, waiting));
+    counters.wait_open(0);
+    before.assert_back(&server);
+}
+
+#[test]
+fn who_takes_nothing_for_too_long_is_cut_and_its_memory_freed() {
+    const CLIENTS: usize = 20;
+    let server = server(&["--write-stall-timeout", "1s"]);
+    let counters = Counters::of(&server);
+    let worker = server.worker_pids()[0];
+    let mut reader = Client::connect(server.addr());
+    reader.roundtrip(b"before");
+    // One that has sent no more than the server has read, so that there is nothing unread that
+    // would turn any close into a reset.
+    let mut modest = Client::connect(server.addr());
+    let kept = || counters.count(Counter::Backpressure) > 0;
+    let mut sent = 6;
+    while !kept() {
+        modest.send_all(&[b'a'; 4096]);
+        sent += 4096;
+        until("it is answered or kept", || {
+            counters.count(Counter::BytesOut) == sent || kept()
+        });
+    }
+    // The others send whatever goes, for as long as they are let.
+    let stalled = connect(&server, CLIENTS);
+    let mut cut = vec![false; CLIENTS];
+    until("all are cut", || {
+        for (client, cut) in stalled.iter().zip(&mut cut) {
+            *cut |= send_until_reset(client);
+        }
+        !cut.contains(&false)
+    });
+    counters.wait(WRITE_STALL, CLIENTS as u64 + 1);
+    counters.wait_open(1);
+    assert!(counters.count(Counter::BytesAbandoned) > 0);
+    // A reset, for an end would say that this was all.
+    modest.expect_reset();
+    reader.roundtrip(b"one that reads is none of them");
+    // The buffers of all of them, or nearly so, were given back.
+    let resident = resident_bytes(worker);
+    let mut again = connect(&server, CLIENTS);
+    for client in &mut again {
+        client.roundtrip(b"as many as before");
+    }
+    let grown = resident_bytes(worker).saturating_sub(resident);
+    assert!(grown < WORKER_BYTES_MAX, "grown by {grown}");
+}
+
+#[test]
+fn who_never_reads_holds_little_and_delays_nobody() {
+    const CLIENTS: usize = 50;
+    let server = server(&[]);
+    let port = server.addr().port();
+    let counters = Counters::of(&server);
+    let worker = server.worker_pids()[0];
+    let mut bystander = Client::connect(server.addr());
+    bystander.roundtrip(b"before");
+    let before = resident_bytes(worker);
+
+    let hogs = connect(&server, CLIENTS);
+    fill_all(&hogs, &counters);
+    let grown = resident_bytes(worker).saturating_sub(before);
+    let held: Vec<u64> = tcp_sockets(port)
+        .iter()
+        .map(|socket| socket.memory_bytes)
+        .collect();
+    let most = held.iter().max().copied().unwrap_or_default();
+    let sum: u64 = held.iter().sum();
+    assert!(sum > CLIENTS as u64 * 200_000, "they do hold some: {sum}");
+    assert!(most < KERNEL_BYTES_MAX, "one holds {most} bytes");
+    assert!(
+        grown < CLIENTS as u64 * WORKER_BYTES_MAX,
+        "the worker grew by {grown} bytes"
+    );
+
+    bystander.stream(0, 2 << 20);
+    Client::connect(server.addr()).roundtrip(b"new ones, too");
+    counters.wait_open(CLIENTS as u64 + 1);
+}
+
+#[test]
+fn an_idle_connection_holds_no_buffer() {
+    const CLIENTS: usize = 1000;
+    const BYTES_EACH_MAX: u64 = 256;
+    raise_descriptor_limit().unwrap();
+    // With a deadline for each, which is all that there is to keep.
+    let server = server(&["--idle-timeout", "1h"]);
+    let counters = Counters::of(&server);
+    let worker = server.worker_pids()[0];
+    // What is paid once, however many follow, is not an idle connection's.
+    Client::connect(server.addr()).stream(0, 1 << 20);
+    counters.wait_open(0);
+    let before = resident_bytes(worker);
+
+    let mut idle = connect(&server, CLIENTS);
+    // Used once, every one of them, as an idle connection is in life.
+    for client in &mut idle {
+        client.roundtrip(b"hello, and then nothing");
+    }
+    counters.wait_open(CLIENTS as u64);
+    let each = resident_bytes(worker).saturating_sub(before) / CLIENTS as u64;
+    assert!(each < BYTES_EACH_MAX, "{each} bytes each");
+
+    // A crowd of silent ones delays nobody.
+    Client::connect(server.addr()).stream(0, 1 << 20);
+    drop(idle);
+    counters.wait_open(0);
+}
+
+#[test]
+fn a_flood_of_new_clients_does_not_keep_the_others_waiting() {
+    raise_descriptor_limit().unwrap();
+    let server = server(&["--accepts-per-turn", "4"]);
+    let counters = Counters::of(&server);
+    let mut client = Client::connect(server.addr());
+    let mut flood = Vec::new();
+    for round in 0..20 {
+        flood.extend(connect(&server, 20));
+        client.roundtrip(format!("round {round}").as_bytes());
+    }
+    counters.wait_open(401);
+}
+
+#[test]
+fn a_fast_sender_has_no_more_of_the_loop_than_its_share() {
+    let server = server(&["--bytes-per-turn", "4KiB"]);
+    let counters = Counters::of(&server);
+    // Never out of work, for as long as the others need it.
+    let mut fast = Client::connect(server.addr());
+    let mut sending = fast.try_clone();
+    let mut others = connect(&server, 10);
+    std::thread::scope(|scope| {
+        let streaming = scope.spawn(move || fast.stream(0, 24 << 20));
+        while !streaming.is_finished() {
+            for other in &mut others {
+                other.roundtrip(b"and I?");
+            }
+        }
+        streaming.join().unwrap();
+    });
+    sending.half_close();
+    sending.expect_eof();
+    assert!(counters.count(Counter::Turns) >= 24 << 20 >> 16);
+}
+
+#[test]
+fn refusals_pauses_and_ends_are_counted_by_cause() {
+    let server = server(&["--max-connections", "3", "--idle-timeout", "1s"]);
+    let counters = Counters::of(&server);
+    let clients = connect(&server, 3);
+    counters.wait(AT_LIMIT, 1);
+    for client in &clients {
+        assert!(poll_one(client.socket(), PollFlags::POLLIN, DEADLINE));
+    }
+    drop(clients);
+    let idle = Counter::Closed(CloseReason::IdleTimeout);
+    counters.wait(idle, 3);
+    counters.wait_open(0);
+    let mut moved = String::new();
+    for counter in Counter::all() {
+        let is_cause = matches!(counter, Counter::Closed(_) | Counter::Paused(_));
+        if is_cause && counters.count(counter) > 0 {
+            let _ = write!(moved, "{counter:?}={} ", counters.count(counter));
+        }
+    }
+    assert_eq!(moved, "Closed(IdleTimeout)=3 Paused(ConnectionLimit)=1 ");
+}

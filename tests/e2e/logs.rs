@@ -1,0 +1,241 @@
+//! The log of real processes: what it says at which level, that machines can read it, and that
+//! nobody is kept waiting by it.
+
+use std::io::{PipeReader, Read};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::bare::Bare;
+use crate::support::observe::{field, number, wait_ready, worker_of};
+use crate::support::{Client, DEADLINE, Lines, Server};
+
+#[test]
+fn the_life_of_a_server_is_told_and_no_client_is() {
+    let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
+    let [first, second] = [0, 1].map(|slot| worker_of(&server, slot));
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"at this level a client is no news");
+    client.half_close();
+    client.expect_eof();
+    first.signal(Signal::SIGKILL);
+    wait_ready(&server, 0, 0, 2);
+    let third = worker_of(&server, 0);
+    assert_eq!(server.stop().code(), Some(0));
+
+    let log = server.whole_log();
+    let line_of = |wanted: &str| -> &String {
+        let found = log.iter().find(|line| line.contains(wanted));
+        found.unwrap_or_else(|| panic!("no line {wanted:?} in {log:#?}"))
+    };
+    let starting = line_of(" INFO starting ");
+    assert_eq!(
+        number(starting, "pid"),
+        u64::from(server.pid()),
+        "{starting}"
+    );
+    assert_eq!(field(starting, "version"), Some(env!("CARGO_PKG_VERSION")));
+    let ready = line_of(" INFO ready ");
+    assert_eq!(
+        field(ready, "address"),
+        Some(server.addr().to_string().as_str())
+    );
+    assert_eq!(number(ready, "workers"), 2, "{ready}");
+    assert_eq!(number(ready, "pid"), u64::from(server.pid()), "{ready}");
+    for (slot, generation, worker) in [(0, 1, &first), (1, 1, &second), (0, 2, &third)] {
+        let who = format!("slot={slot} generation={generation} ");
+        line_of(&format!(" INFO worker starting {who}"));
+        let ready = line_of(&format!(" INFO worker ready {who}"));
+        assert_eq!(number(ready, "worker_pid"), u64::from(worker.pid()));
+    }
+    let died = line_of(" ERROR worker died slot=0 generation=1 ");
+    assert!(died.contains("how=\"signal 9 (SIGKILL)\""), "{died}");
+    line_of(" INFO stopping by=SIGTERM ");
+    line_of(" INFO worker stopped slot=0 generation=2");
+    line_of(" INFO worker stopped slot=1 generation=1");
+    let last = log.last().unwrap();
+    assert!(
+        last.contains(" INFO stopped accepted=1 bytes_in=33 bytes_out=33 "),
+        "{last}"
+    );
+
+    let port = format!(":{}", client.local_addr().port());
+    let news: Vec<_> = log.iter().filter(|line| line.contains(&port)).collect();
+    assert!(news.is_empty(), "{news:?}");
+}
+
+/// What `end` did to a new client that had sent five bytes: the line about its end.
+fn end_of_a_client(server: &Server, end: impl FnOnce(Client)) -> String {
+    let mark = server.log_len();
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"bytes");
+    let peer = client.local_addr().to_string();
+    let of_it = |line: &str, what| line.contains(what) && field(line, "peer") == Some(&peer);
+    // From there on: an earlier client may have had the same port.
+    let opened = server.wait_log_from(mark, |line| of_it(line, " DEBUG open "));
+    assert!(field(&opened, "slot").is_some(), "{opened}");
+    end(client);
+    let closed = server.wait_log_from(mark, |line| of_it(line, " DEBUG close "));
+    assert_eq!(number(&closed, "received"), 5, "{closed}");
+    assert_eq!(number(&closed, "sent"), 5, "{closed}");
+    closed
+}
+
+#[test]
+fn at_debug_each_connection_is_told_with_the_reason_of_its_end() {
+    let debug = ["--workers=1", "--listen=127.0.0.1:0", "--log-level=debug"];
+    let server = Server::start(&debug);
+    let reason = |line: &str| field(line, "reason").map(str::to_owned);
+    let closed = end_of_a_client(&server, drop);
+    assert_eq!(reason(&closed).as_deref(), Some("peer_closed"), "{closed}");
+    let closed = end_of_a_client(&server, Client::abort);
+    assert_eq!(reason(&closed).as_deref(), Some("peer_reset"), "{closed}");
+    let closed = end_of_a_client(&server, |mut client| {
+        server.signal(Signal::SIGTERM);
+        client.expect_eof();
+    });
+    assert_eq!(reason(&closed).as_deref(), Some("drained"), "{closed}");
+
+    // A server of its own: the others must have all the time that it takes to say five bytes.
+    let server = Server::start(&[&debug[..], &["--idle-timeout=2s"]].concat());
+    let closed = end_of_a_client(&server, |mut client| client.expect_eof());
+    assert_eq!(reason(&closed).as_deref(), Some("idle_timeout"), "{closed}");
+}
+
+#[test]
+fn at_trace_bytes_are_shown_before_and_after_escaped_and_cut() {
+    let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0", "--log-level=trace"]);
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"evil\nFAKE line\0\xff\x1b[31m");
+    let shown = r#""evil\nFAKE line\0\xff\x1b[31m""#;
+    server.wait_log(|line| line.contains(" TRACE received ") && line.contains(shown));
+    let shown = r#""EVIL\nFAKE LINE\0\xff\x1b[31M""#;
+    server.wait_log(|line| line.contains(" TRACE sent ") && line.contains(shown));
+
+    client.roundtrip(&[b'x'; 1000]);
+    let cut = server.wait_log(|line| line.contains(" TRACE received ") && line.contains("xxxx"));
+    assert!(cut.contains("x…(+872 bytes)"), "{cut}");
+    assert!(!cut.contains(&"x".repeat(129)), "{cut}");
+    drop(client);
+
+    assert_eq!(server.stop().code(), Some(0));
+    for line in server.whole_log() {
+        assert!(!line.chars().any(char::is_control), "{line:?}");
+        assert!(!line.starts_with("FAKE"), "{line:?}");
+    }
+}
+
+#[test]
+fn with_json_every_line_is_an_object_that_says_whose_it_is() {
+    let server = Server::start(&[
+        "--workers=2",
+        "--listen=127.0.0.1:0",
+        "--log-level=trace",
+        "--log-format=json",
+    ]);
+    let (addr, supervisor) = (server.addr(), u64::from(server.pid()));
+    let mut workers: Vec<u64> = server.worker_pids().into_iter().map(u64::from).collect();
+    let mut clients: Vec<_> = (0..20).map(|_| Client::connect(addr)).collect();
+    for client in &mut clients {
+        client.roundtrip(b"a \"quoted\" \\ line\nand one more\r\n\0\x80\xff");
+    }
+    for mut client in clients {
+        client.half_close();
+        client.expect_eof();
+    }
+    let mark = server.log_len();
+    worker_of(&server, 1).signal(Signal::SIGKILL);
+    server.wait_log_from(mark, |line| line.contains("\"worker ready\""));
+    workers.push(worker_of(&server, 1).pid().into());
+    server.signal(Signal::SIGUSR1);
+    assert_eq!(server.stop().code(), Some(0));
+
+    let mut by_workers = 0;
+    let lines = server.whole_log();
+    for line in &lines {
+        let line: Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("not JSON: {error}: {line}"));
+        for key in ["timestamp", "level", "message"] {
+            assert!(line[key].is_string(), "no {key}: {line}");
+        }
+        let pid = line.get("pid").and_then(Value::as_u64);
+        let of_worker = ["uppercased::worker", "uppercased::reactor"];
+        let target = line["target"].as_str().expect("a target");
+        if of_worker.iter().any(|module| target.starts_with(module)) {
+            let pid = pid.unwrap_or_else(|| panic!("no pid: {line}"));
+            assert!(workers.contains(&pid), "{line}");
+            assert!(line["slot"].as_u64().is_some_and(|slot| slot < 2), "{line}");
+            assert!(
+                line["generation"]
+                    .as_u64()
+                    .is_some_and(|g| (1..=2).contains(&g)),
+                "{line}"
+            );
+            by_workers += 1;
+        } else {
+            assert!(pid.is_none_or(|pid| pid == supervisor), "{line}");
+        }
+    }
+    // Open, received, sent and close of each client, at the least.
+    assert!(by_workers >= 80, "{by_workers} of {} lines", lines.len());
+}
+
+/// Where a server that was started bare says that it serves.
+fn announced(server: &Bare) -> SocketAddr {
+    let line = server.stdout().find_from(0, DEADLINE, |_| true);
+    let line = line.expect("it serves");
+    let addr = line.strip_prefix("listening on ");
+    addr.and_then(|addr| addr.parse().ok())
+        .expect("an address is announced")
+}
+
+/// A log collector that hangs: the pipe fills up, and every client is served all the same. When it
+/// reads again it is told what it has missed.
+#[test]
+fn a_log_that_nobody_reads_keeps_nobody_waiting() {
+    let mut server = Bare::start(&["--workers=1", "--listen=127.0.0.1:0", "--log-level=trace"]);
+    let addr = announced(&server);
+    // Four lines for each client, some of them long: more than twice what a pipe holds.
+    for _ in 0..300 {
+        let mut client = Client::connect(addr);
+        client.roundtrip(&[b'x'; 500]);
+        client.half_close();
+        client.expect_eof();
+    }
+
+    let mut pipe = PipeReader::from(OwnedFd::from(server.take_stderr()));
+    // Room for one line and for the news; then everything that is there.
+    let mut stuck = vec![0; 32 * 1024];
+    pipe.read_exact(&mut stuck).unwrap();
+    let log = Lines::follow(pipe);
+    let mut client = Client::connect(addr);
+    client.roundtrip(b"the collector is back");
+    // While the pipe filled up a short line may have found room where a long one had not, so
+    // smaller losses were told before.
+    let lost = log.find_from(0, DEADLINE, |line| {
+        line.contains("log lines were lost") && number(line, "lost") > 100
+    });
+    let lost = lost.expect("the loss is told");
+    assert!(field(&lost, "pid").is_some(), "whose lines: {lost}");
+    let back = log.find_from(0, DEADLINE, |line| line.contains("THE COLLECTOR IS BACK"));
+    assert!(back.is_some());
+
+    server.process().signal(Signal::SIGTERM);
+    drop(client);
+    assert_eq!(server.wait_exit(DEADLINE).code(), Some(0));
+}
+
+/// Closing the log's other end altogether is no reason to die of either.
+#[test]
+fn a_log_whose_reader_went_away_ends_nobody() {
+    let mut server = Bare::start(&["--workers=2", "--listen=127.0.0.1:0", "--log-level=debug"]);
+    let addr = announced(&server);
+    drop(server.take_stderr());
+    for _ in 0..20 {
+        Client::connect(addr).roundtrip(b"who would read it?");
+    }
+    server.process().signal(Signal::SIGTERM);
+    assert_eq!(server.wait_exit(DEADLINE).code(), Some(0));
+}

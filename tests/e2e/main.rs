@@ -1,0 +1,44 @@
+//! End-to-end tests: real processes, driven from outside through `support`.
+//!
+//! One binary, so that the support is compiled once; tests of all files run at the same time.
+
+mod abuse;
+mod admin;
+mod agent;
+mod bench;
+mod bounded;
+mod churn;
+mod client;
+mod closing;
+mod control;
+mod deadlines;
+mod faults;
+mod foreign_clients;
+mod handover;
+mod hang;
+mod haproxy;
+mod harness;
+mod hostile;
+mod judges;
+mod limits;
+mod logs;
+mod placement;
+mod planned;
+mod planned_limits;
+mod pressure;
+mod proxy;
+mod rebalance;
+mod rebind;
+mod requests;
+mod restart;
+mod runbooks;
+mod sandbox;
+mod scale;
+mod serving;
+mod status;
+mod stop;
+mod supervising;
+mod support;
+mod systemd;
+mod top;
+mod upgrade;

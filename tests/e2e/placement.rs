@@ -1,0 +1,307 @@
+//! Where connections and workers go: steering, pinning, and polling before sleeping.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use uppercased::clock::now;
+use uppercased::metrics::Counter;
+
+use crate::support::image::Image;
+use crate::support::observe::{some_within, state, until, worker_of};
+use crate::support::planned::Planned;
+use crate::support::usage::{Counters, cpu_time};
+use crate::support::{Client, Server};
+
+const QUICK: [&str; 3] = [
+    "--listen=127.0.0.1:0",
+    "--handshake-timeout=300ms",
+    "--bake-time=0s",
+];
+
+fn usable_cpus() -> Vec<usize> {
+    let set = sched_getaffinity(Pid::from_raw(0)).expect("the own affinity");
+    (0..CpuSet::count())
+        .filter(|cpu| set.is_set(*cpu).expect("in range"))
+        .collect()
+}
+
+/// Runs `body` in a thread that stays on one CPU.
+fn on_cpu<T: Send>(cpu: usize, body: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let there = scope.spawn(move || {
+            let mut set = CpuSet::new();
+            set.set(cpu).expect("in range");
+            sched_setaffinity(Pid::from_raw(0), &set).expect("a CPU that may be used");
+            body()
+        });
+        there.join().expect("a check failed there")
+    })
+}
+
+/// What each slot has accepted so far, asked of the server.
+#[track_caller]
+fn accepted(server: &Server) -> Vec<u64> {
+    let status = server.status_json();
+    let slots = status["slots"].as_array().expect("slots");
+    let count = |slot: &serde_json::Value| slot["accepted"].as_u64().expect("a number");
+    slots.iter().map(count).collect()
+}
+
+/// How many of `count` connections from `cpu` each slot accepts.
+#[track_caller]
+fn taken_from(server: &Server, cpu: usize, count: usize) -> Vec<u64> {
+    let before = accepted(server);
+    on_cpu(cpu, || exchange(server.addr(), count));
+    let after = accepted(server).into_iter().zip(before);
+    after.map(|(after, before)| after - before).collect()
+}
+
+/// An exchange on each of `count` connections; answered means accepted.
+#[track_caller]
+fn exchange(addr: SocketAddr, count: usize) {
+    for _ in 0..count {
+        Client::connect(addr).roundtrip(b"where do i go");
+    }
+}
+
+/// Asserts that connections from the CPUs go to the slots of those CPUs and to no other.
+#[track_caller]
+fn assert_steered(server: &Server, cpus: &[usize], slots: usize) {
+    for (at, &cpu) in cpus.iter().enumerate() {
+        let taken = taken_from(server, cpu, 24);
+        assert_eq!(taken.len(), slots);
+        for (slot, &count) in taken.iter().enumerate() {
+            let own = slot % cpus.len() == at;
+            assert_eq!(
+                count > 0,
+                own,
+                "CPU {cpu}, slot {slot} of {slots}: {taken:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_client_s_cpu_decides_whatever_happens_to_the_workers() {
+    let cpus = usable_cpus();
+    if cpus.len() < 2 {
+        eprintln!("SKIPPED: a_client_s_cpu_decides: this takes two CPUs");
+        return;
+    }
+    let cpus = &cpus[..];
+    let here = u16::try_from(cpus.len()).expect("a machine for tests");
+    let workers = format!("--workers={here}");
+    // No queue is lent, so that no sibling takes whom it is not for.
+    let more = [&*workers, "--steer=cpu", "--pin", "--lend-after=1m"];
+    let planned = Planned::start(&[&QUICK[..], &more].concat());
+    let server = &planned.server;
+    let slots = usize::from(here);
+    assert_steered(server, cpus, slots);
+    server.reload().expect_success();
+    assert_steered(server, cpus, slots);
+    server.scale(2 * here).expect_success();
+    assert_steered(server, cpus, 2 * slots);
+    server.scale(here).expect_success();
+    assert_steered(server, cpus, slots);
+    planned.install(Image::copy(planned.folder()));
+    server.upgrade().expect_success();
+    assert_steered(server, cpus, slots);
+    let mark = server.log_len();
+    worker_of(server, 0).signal(nix::sys::signal::Signal::SIGKILL);
+    server.wait_log_from(mark, |line| line.contains("worker ready"));
+    assert_steered(server, cpus, slots);
+}
+
+#[test]
+fn at_random_nobody_is_left_out_and_a_reload_changes_the_rule() {
+    let planned = Planned::start(&[&QUICK[..], &["--workers=3"]].concat());
+    let server = &planned.server;
+    planned.configure("steer = \"random\"\n");
+    server.reload().expect_success();
+    let cpu = usable_cpus()[0];
+    let taken = taken_from(server, cpu, 90);
+    assert!(taken.iter().all(|&count| count > 5), "{taken:?}");
+    let status = server.status_json();
+    let slots = status["slots"].as_array().expect("slots");
+    let shares = slots.iter().map(|slot| slot["accepted_percent"].as_u64());
+    let sum: u64 = shares.flatten().sum();
+    assert!((98..=102).contains(&sum), "{status}");
+    // By CPU they are the workers' of that CPU: every so many slots, from the first on.
+    planned.configure("steer = \"cpu\"\n");
+    server.reload().expect_success();
+    let taken = taken_from(server, cpu, 20);
+    let step = usable_cpus().len();
+    let own: u64 = taken.iter().step_by(step).sum();
+    assert_eq!(own, 20, "{taken:?}");
+    // And by hash they are anybody's.
+    planned.configure("");
+    server.reload().expect_success();
+    let taken = taken_from(server, cpu, 90);
+    assert!(taken.iter().all(|&count| count > 5), "{taken:?}");
+}
+
+#[test]
+fn steering_and_a_shared_port_exclude_each_other() {
+    let (code, said) = Server::expect_failure(&["--share-port", "--steer=cpu"]);
+    assert_eq!(code, 2);
+    assert!(said.contains("--steer: "), "{said}");
+}
+
+#[test]
+fn pinned_workers_stay_where_they_are_over_restarts_and_crashes() {
+    let cpus = usable_cpus();
+    let planned = Planned::start(&[&QUICK[..], &["--workers=3", "--pin"]].concat());
+    let server = &planned.server;
+    let assert_pinned = |slots: usize| {
+        let status = server.status_json();
+        let slots_shown = status["slots"].as_array().expect("slots");
+        assert_eq!(slots_shown.len(), slots);
+        for (slot, shown) in slots_shown.iter().enumerate() {
+            let expected = cpus[slot % cpus.len()] as u64;
+            assert_eq!(shown["cpu"].as_u64(), Some(expected), "{shown}");
+        }
+    };
+    assert_pinned(3);
+    server.reload().expect_success();
+    assert_pinned(3);
+    server.scale(4).expect_success();
+    assert_pinned(4);
+    planned.install(Image::copy(planned.folder()));
+    server.upgrade().expect_success();
+    assert_pinned(4);
+    let mark = server.log_len();
+    worker_of(server, 1).signal(nix::sys::signal::Signal::SIGKILL);
+    server.wait_log_from(mark, |line| line.contains("worker ready"));
+    assert_pinned(4);
+    exchange(server.addr(), 8);
+}
+
+/// Waits until the worker sleeps; the CPU time that it has used by then.
+#[track_caller]
+fn idle_time(worker: u32) -> Duration {
+    // In a row, with a pause between two looks: one that polls is not caught asleep.
+    let mut looks = 0;
+    until("the worker sleeps", || {
+        let sleeps = state(worker) == Some('S');
+        looks = if sleeps { looks + 1 } else { 0 };
+        looks == 40
+    });
+    cpu_time(worker)
+}
+
+/// Polling shows in CPU time and not in turns, and ends. How much faster it is, is not tested.
+#[test]
+fn a_worker_that_polls_goes_to_sleep_in_the_end() {
+    let start = |more: &[&str]| {
+        let server = Server::start(&[&QUICK[..], &["--workers=1"], more].concat());
+        let worker = worker_of(&server, 0).pid();
+        exchange(server.addr(), 3);
+        (server, worker)
+    };
+    const MESSAGES: u64 = 20;
+    // CPU time that no worker uses for a message or two.
+    const POLLING: Duration = Duration::from_millis(50);
+    let (plain, worker) = start(&[]);
+    let before = idle_time(worker);
+    exchange(plain.addr(), MESSAGES as usize);
+    let without = idle_time(worker) - before;
+    assert!(without < POLLING, "{without:?} without polling");
+    let (server, worker) = start(&["--busy-poll=1s"]);
+    let before = idle_time(worker);
+    // One message is enough, unless the worker gets next to nothing of its CPU for that second.
+    let polled = (0..MESSAGES).find_map(|_| {
+        exchange(server.addr(), 1);
+        some_within(Duration::from_secs(2), || {
+            (cpu_time(worker) >= before + POLLING).then_some(())
+        })
+    });
+    assert!(polled.is_some(), "{:?}", cpu_time(worker) - before);
+    idle_time(worker);
+    let counters = Counters::of(&server);
+    let turns = counters.count(Counter::Turns);
+    assert!(turns < 300, "{turns} turns for a few messages");
+    // It sleeps, and is still there: also for the supervisor, which looks whether it turns.
+    exchange(server.addr(), 1);
+    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(plain.stop().code(), Some(0));
+}
+
+/// A second of polling is longer than the supervisor's patience with a loop that stands still.
+#[test]
+fn who_polls_is_not_taken_for_hung() {
+    let server = Server::start(
+        &[
+            &QUICK[..],
+            &["--workers=1", "--busy-poll=1s", "--hang-timeout=800ms"],
+        ]
+        .concat(),
+    );
+    let worker = worker_of(&server, 0).pid();
+    let mut client = Client::connect(server.addr());
+    for _ in 0..2 {
+        client.roundtrip(b"and now a second of silence");
+        idle_time(worker);
+    }
+    assert_eq!(worker_of(&server, 0).pid(), worker);
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+/// Not a test: shows what polling before sleeping does to the times of answers, and its price. Run it
+/// on a quiet machine, with `cargo test --release --test e2e placement:: -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn times_of_answers_with_and_without_polling() {
+    const SPAN: Duration = Duration::from_secs(2);
+    for connections in [1, 50] {
+        for busy_poll in ["off", "50us", "1ms"].repeat(3) {
+            let flag = format!("--busy-poll={busy_poll}");
+            let server = Server::start(&[&QUICK[..], &["--workers=1", "--pin", &flag]].concat());
+            let worker = worker_of(&server, 0).pid();
+            let clients: Vec<Client> = (0..connections)
+                .map(|_| Client::connect(server.addr()))
+                .collect();
+            let before = cpu_time(worker);
+            // Where there is a second CPU, the worker has the first one for itself.
+            let cpu = *usable_cpus().last().expect("one at least");
+            let mut times = on_cpu(cpu, || exchanged(clients, SPAN));
+            let used = cpu_time(worker) - before;
+            times.sort_unstable();
+            let at = |quantile: f64| times[((times.len() - 1) as f64 * quantile) as usize];
+            eprintln!(
+                "{connections:2} connections, busy_poll {busy_poll:4}: {:7} exchanges, p50 {:?}, \
+                 p99 {:?}, {:.0} % of a CPU",
+                times.len(),
+                at(0.5),
+                at(0.99),
+                used.as_secs_f64() / SPAN.as_secs_f64() * 100.0
+            );
+        }
+    }
+}
+
+/// How long the answers to messages of 64 bytes took, one after the other on each connection.
+fn exchanged(clients: Vec<Client>, span: Duration) -> Vec<Duration> {
+    let end = now() + span;
+    let talk = |mut client: Client| {
+        let mut times = Vec::new();
+        let mut sent = now();
+        while sent < end {
+            client.roundtrip(&[b'x'; 64]);
+            let answered = now();
+            times.push(answered.since(sent));
+            sent = answered;
+        }
+        times
+    };
+    std::thread::scope(|scope| {
+        let running: Vec<_> = clients
+            .into_iter()
+            .map(|client| scope.spawn(move || talk(client)))
+            .collect();
+        let ended = running.into_iter();
+        let times = ended.flat_map(|one| one.join().expect("every answer is right"));
+        times.collect()
+    })
+}

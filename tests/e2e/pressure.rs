@@ -1,0 +1,176 @@
+//! A server whose memory is limited from outside: within the bound that docs/reference.md states it
+//! serves on as if there were no limit; below it a worker dies, which is said with its cause, and
+//! nobody but its own clients notices.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use socket2::SockRef;
+
+use crate::support::adversity::{fill_all, skipped};
+use crate::support::baseline::Baseline;
+use crate::support::cgroup::MemoryGroup;
+use crate::support::observe::{descriptors, sockets, until};
+use crate::support::scene::{Scene, WORKER_BYTES_MAX, WORKER_SLACK_BYTES};
+use crate::support::usage::Counters;
+use crate::support::{Client, Server};
+
+/// What the kernel may hold for one connection, where that counts.
+const KERNEL_BYTES_MAX: u64 = 1 << 20;
+
+/// A group, or the reason why not, said.
+fn group() -> Option<MemoryGroup> {
+    MemoryGroup::new().map_err(|why| skipped(&why)).ok()
+}
+
+#[test]
+fn a_cgroup_with_room_for_the_documented_bound_is_never_full() {
+    const READERS: usize = 60;
+    let Some(group) = group() else {
+        return;
+    };
+    let scene = Scene::start(&["--max-connections=100", "--write-stall-timeout=10m"]);
+    group.take(&scene.server);
+    let before = group.used();
+    let mut bound = READERS as u64 * WORKER_BYTES_MAX + WORKER_SLACK_BYTES;
+    if group.counts_sockets() {
+        bound += READERS as u64 * KERNEL_BYTES_MAX;
+    }
+    group.limit(before + bound);
+    let readers = scene.connect(READERS);
+    fill_all(&readers, &scene.counters);
+    let mut crowd = scene.connect(30);
+    for client in &mut crowd {
+        client.roundtrip(b"in a full house");
+    }
+    let grown = group.used() - before;
+    println!(
+        "{READERS} readers: {grown} of {bound} bytes; at most {:?}",
+        group.peak()
+    );
+    assert!(grown >= READERS as u64 * 16 * 1024, "they hold something");
+    drop((readers, crowd));
+    assert_eq!(group.kills(), 0);
+    let worker = scene.worker;
+    scene.counters.wait_open(1);
+    until("the memory is given back", || {
+        group.used() <= before + WORKER_SLACK_BYTES
+    });
+    assert_eq!(scene.server.worker_pids(), [worker]);
+    scene.assert_as_before();
+}
+
+#[test]
+fn a_worker_that_is_killed_for_want_of_memory_is_renewed_and_the_cause_is_said() {
+    const CLIENTS: usize = 500;
+    const LIMIT_BYTES: u64 = 8 << 20;
+    let Some(group) = group() else {
+        return;
+    };
+    // Small buffers in the kernel, so that what fills up is the worker's memory.
+    let (shell, program) = group.program(env!("CARGO_BIN_EXE_uppercased"));
+    let server = Server::builder().program(shell).args(program);
+    let server = server.args([
+        "--listen=127.0.0.1:0",
+        "--workers=2",
+        "--send-buffer=16KiB",
+        "--recv-buffer=128KiB",
+        "--backoff-initial=10ms",
+    ]);
+    let server = server.start();
+    let counters = Counters::of(&server);
+    let port = server.addr().port();
+    let mut good = Client::connect(server.addr());
+    good.roundtrip(b"before");
+    let good_ones = |pid: &u32| clients_of(*pid, port).contains(&good.local_addr());
+    let kept = server.worker_pids().into_iter().find(good_ones);
+    let kept = kept.expect("it was taken");
+    let before = Baseline::of(&server);
+    group.limit(group.used() + LIMIT_BYTES);
+
+    let readers = (0..CLIENTS).map(|_| Client::connect(server.addr()));
+    let mut readers: Vec<Client> = readers.collect();
+    counters.wait_open(CLIENTS as u64 + 1);
+    // All of them are the other worker's.
+    let others = clients_of(kept, port);
+    readers.retain(|client| !others.contains(&client.local_addr()));
+    counters.wait_open(readers.len() as u64 + 1);
+    let mark = server.log_len();
+    push_until_reset(&readers);
+    let died = server.wait_log_from(mark, |line| line.contains("worker died"));
+    let said = died.contains("SIGKILL") && died.contains("out of memory (oom_kill in ");
+    assert!(said, "{died}");
+    assert_eq!(group.kills(), 1, "it was the kernel");
+    let lost = readers.len();
+    drop(readers);
+
+    // Whose worker had what it needs has noticed nothing.
+    good.roundtrip(b"still here");
+    assert!(server.worker_pids().contains(&kept), "the other one lives");
+    counters.wait_open(1);
+    for _ in 0..20 {
+        Client::connect(server.addr()).roundtrip(b"and so are new ones");
+    }
+    let status = server.status_json();
+    assert_eq!(status["totals"]["deaths"], 1, "{status}");
+    assert_eq!(status["totals"]["closed"]["worker_died"], lost, "{status}");
+    let slots = status["slots"].as_array().expect("its slots").iter();
+    let mut causes = slots.filter_map(|slot| slot["last_death"]["cause"].as_str());
+    assert!(causes.any(|it| it.contains("out of memory")), "{status}");
+    counters.wait_open(1);
+    before.assert_back(&server);
+}
+
+#[test]
+fn the_supervisor_is_the_last_that_the_kernel_kills_for_memory() {
+    let server = Server::builder().args(["--listen=127.0.0.1:0", "--admin=127.0.0.1:0"]);
+    let server = server.start();
+    let score = |pid: u32| -> i32 {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
+        text.expect("a process").trim().parse().expect("a number")
+    };
+    let mut children = server.worker_pids();
+    let admin = || server.status_json()["admin"]["pid"].as_u64();
+    until("the admin process is there", || admin().is_some());
+    children.extend(admin().and_then(|pid| u32::try_from(pid).ok()));
+    let supervisor = score(server.pid());
+    for child in children {
+        until("it is likelier to be killed", || {
+            score(child) == (supervisor + 100).min(1000)
+        });
+    }
+}
+
+/// The clients that a worker serves.
+fn clients_of(worker: u32, port: u16) -> BTreeSet<SocketAddr> {
+    let held: BTreeSet<String> = descriptors(worker).into_values().collect();
+    let all = sockets(port).into_iter();
+    let its_own = all.filter(|it| held.contains(&format!("socket:[{}]", it.inode)));
+    its_own.map(|it| it.remote_address).collect()
+}
+
+/// Sends, reading nothing, until one of them is cut.
+fn push_until_reset(clients: &[Client]) {
+    let bytes = vec![b'x'; 64 << 10];
+    for client in clients {
+        let socket = SockRef::from(client.socket());
+        socket
+            .set_send_buffer_size(32 << 10)
+            .expect("a small buffer");
+        socket
+            .set_recv_buffer_size(4 << 10)
+            .expect("a small buffer");
+    }
+    until("a worker is gone", || {
+        clients.iter().any(|client| {
+            loop {
+                let socket = SockRef::from(client.socket());
+                match socket.send_with_flags(&bytes, nix::libc::MSG_DONTWAIT) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break false,
+                    Err(_) => break true,
+                }
+            }
+        })
+    });
+}

@@ -1,0 +1,581 @@
+//! PROXY headers on the listeners that ask for them: who the client is, who may say so, and what
+//! becomes of everything that is no header, through restarts, crashes and half a header.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use socket2::SockRef;
+use uppercased::metrics::{CloseReason, Counter, RefusalCause};
+use uppercased::proxy_header::{Version, encode};
+
+use crate::support::adversity::{Frozen, has_ipv6};
+use crate::support::observe::{field, freeze, number, until, worker_of};
+use crate::support::usage::Counters;
+use crate::support::{Client, DEADLINE, Server};
+
+const CLIENT: &str = "192.0.2.7:4000";
+const OTHER: &str = "192.0.2.8:4000";
+const VERSIONS: [Version; 2] = [Version::V1, Version::V2];
+
+/// One worker that asks for headers, and says a word of each connection.
+#[track_caller]
+fn server(args: &[&str]) -> Server {
+    let given = [
+        "--listen=127.0.0.1:0",
+        "--workers=1",
+        "--proxy-protocol=all",
+    ];
+    let rest = ["--log-level=debug", "--bake-time=0s"];
+    Server::builder()
+        .args(given)
+        .args(rest)
+        // Long against a machine that is busy, but for a test that says otherwise by a flag.
+        .env("UPPERCASED_PROXY_HEADER_TIMEOUT", "1m")
+        .args(args)
+        .start()
+}
+
+fn header(version: Version, client: &str) -> Vec<u8> {
+    encode(
+        version,
+        client.parse().unwrap(),
+        "10.0.0.1:9999".parse().unwrap(),
+    )
+}
+
+/// A header of version 2 that is the proxy's own: a health check.
+fn local_header() -> Vec<u8> {
+    b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec()
+}
+
+/// A proxy's connection for `client`, served.
+#[track_caller]
+fn introduced(server: &Server, version: Version, client: &str) -> Client {
+    let mut proxy = Client::connect(server.addr());
+    proxy.send_all(&header(version, client));
+    proxy.roundtrip(b"behind a header");
+    proxy
+}
+
+fn refused(counters: &Counters, cause: RefusalCause) -> u64 {
+    counters.count(Counter::Refused(cause))
+}
+
+/// The line of the log that tells of the next refusal, from line `from` on.
+#[track_caller]
+fn refusal(server: &Server, from: usize) -> String {
+    server.wait_log_from(from, |line| line.contains("connection refused"))
+}
+
+#[test]
+fn a_header_names_the_client_and_is_no_part_of_what_it_sends() {
+    let server = server(&[]);
+    let counters = Counters::of(&server);
+    let mut bytes = 0;
+    for version in VERSIONS {
+        for client in [CLIENT, "[2001:db8::7]:4000"] {
+            let from = server.log_len();
+            // In one segment with the first bytes.
+            let mut proxy = Client::connect(server.addr());
+            proxy.send_all(&[&header(version, client), &b"at once"[..]].concat());
+            proxy.expect(b"AT ONCE");
+            proxy.stream(0, 300_000);
+            bytes += 7 + 300_000;
+            let via = proxy.local_addr().to_string();
+            proxy.half_close();
+            proxy.expect_eof();
+            for word in [" introduced", " close"] {
+                let line = server.wait_log_from(from, |line| line.contains(word));
+                assert_eq!(field(&line, "peer"), Some(client), "{line}");
+                assert_eq!(field(&line, "via"), Some(&*via), "{line}");
+            }
+        }
+    }
+    counters.wait_open(0);
+    assert_eq!(
+        counters.count(Counter::BytesIn),
+        bytes,
+        "no header among them"
+    );
+    assert_eq!(counters.count(Counter::BytesOut), bytes);
+    let totals = &server.status_json()["totals"];
+    assert_eq!(totals["closed"]["peer_closed"], 4, "{totals}");
+}
+
+#[test]
+fn a_header_may_come_byte_by_byte() {
+    let server = server(&[]);
+    for version in VERSIONS {
+        let mut proxy = Client::connect(server.addr());
+        for byte in header(version, CLIENT) {
+            proxy.send_all(&[byte]);
+            // Long enough for the worker to look at what it is so far.
+            proxy.expect_silence(Duration::from_millis(1));
+        }
+        proxy.roundtrip(b"whole");
+    }
+}
+
+#[test]
+fn half_a_header_is_waited_for_and_not_looked_at_again_and_again() {
+    let server = server(&[]);
+    let counters = Counters::of(&server);
+    let mut proxy = Client::connect(server.addr());
+    let header = header(Version::V2, CLIENT);
+    proxy.send_all(&header[..20]);
+    proxy.expect_silence(Duration::from_millis(50));
+    let before = counters.count(Counter::Turns);
+    proxy.expect_silence(Duration::from_millis(300));
+    let turns = counters.count(Counter::Turns) - before;
+    assert!(turns < 10, "{turns} turns for nothing");
+    proxy.send_all(&header[20..]);
+    proxy.roundtrip(b"whole");
+}
+
+#[test]
+fn a_proxy_that_speaks_for_itself_is_served_as_itself() {
+    // Whatever the lists say of it: they are about clients.
+    let server = server(&["--allow=192.0.2.0/24"]);
+    for header in [local_header(), b"PROXY UNKNOWN\r\n".to_vec()] {
+        let from = server.log_len();
+        let mut proxy = Client::connect(server.addr());
+        proxy.send_all(&header);
+        proxy.roundtrip(b"are you there?");
+        let line = server.wait_log_from(from, |line| line.contains(" introduced"));
+        let own = proxy.local_addr().to_string();
+        assert_eq!(field(&line, "peer"), Some(&*own), "{line}");
+    }
+}
+
+#[test]
+fn who_is_not_trusted_is_reset_before_a_word_is_heard() {
+    let server = server(&["--proxy-trust=127.0.0.2,::1"]);
+    let counters = Counters::of(&server);
+    let stranger = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    match Client::try_connect_from(stranger, server.addr()) {
+        Ok(mut client) => client.expect_reset(),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+    }
+    assert_eq!(refused(&counters, RefusalCause::ProxyUntrusted), 1);
+    assert_eq!(counters.count(Counter::Accepted), 0);
+    let line = refusal(&server, 0);
+    assert_eq!(field(&line, "cause"), Some("proxy_untrusted"), "{line}");
+    let friend = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+    let mut friend = Client::try_connect_from(friend, server.addr()).unwrap();
+    friend.send_all(&header(Version::V2, CLIENT));
+    friend.roundtrip(b"known");
+}
+
+#[test]
+fn what_is_no_header_is_reset_and_counted_by_its_cause() {
+    let server = server(&[]);
+    let counters = Counters::of(&server);
+    let v2 = b"\r\n\r\n\0\r\nQUIT\n".as_slice();
+    let long = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; 100]].concat();
+    let cases: [(&[u8], RefusalCause); 6] = [
+        (b"hello\n", RefusalCause::ProxyMissing),
+        (
+            b"PROXY TCP4 1.2.3.4 nonsense\r\n",
+            RefusalCause::ProxyMalformed,
+        ),
+        (
+            &[v2, b"\x31\x11\0\x0c"].concat(),
+            RefusalCause::ProxyMalformed,
+        ),
+        (
+            &[v2, b"\x21\x12\0\x0c0123456789ab"].concat(),
+            RefusalCause::ProxyMalformed,
+        ),
+        (&long, RefusalCause::ProxyTooLong),
+        (
+            &[v2, b"\x21\x11\xff\xff"].concat(),
+            RefusalCause::ProxyTooLong,
+        ),
+    ];
+    let mut expected = BTreeMap::new();
+    for (bytes, cause) in cases {
+        let mut proxy = Client::connect(server.addr());
+        proxy.send_all(bytes);
+        proxy.expect_reset();
+        *expected.entry(cause.name()).or_insert(0) += 1;
+    }
+    // One that ends within its header.
+    let mut short = Client::connect(server.addr());
+    short.send_all(b"PROXY TC");
+    short.half_close();
+    short.expect_reset();
+    *expected.entry("proxy_missing").or_insert(0) += 1;
+    assert_refused_so_far(&server, &expected);
+    // Who connects and leaves is nobody's trouble, either.
+    Client::connect(server.addr()).abort();
+    counters.wait(Counter::Closed(CloseReason::PeerReset), 1);
+}
+
+#[test]
+fn a_header_that_does_not_come_in_time_is_a_cause_of_its_own() {
+    let server = server(&["--proxy-header-timeout=300ms"]);
+    // There before the server looks, so that it is not the whole header that is late.
+    let frozen = Frozen::workers(&server);
+    let mut part = Client::connect(server.addr());
+    part.send_all(b"PROXY TCP4 1.2");
+    drop(frozen);
+    let mut silent = Client::connect(server.addr());
+    part.expect_reset();
+    silent.expect_reset();
+    assert_refused_so_far(&server, &[("proxy_timeout", 2)].into());
+}
+
+/// Asserts that so many were refused, by cause, that nobody else was there, and that it was said.
+#[track_caller]
+fn assert_refused_so_far(server: &Server, expected: &BTreeMap<&str, u64>) {
+    Counters::of(server).wait_open(0);
+    let totals = &server.status_json()["totals"];
+    assert_eq!(totals["refused"], serde_json::json!(expected), "{totals}");
+    let count: u64 = expected.values().sum();
+    assert_eq!(totals["closed"], serde_json::json!({ "refused": count }));
+    assert_eq!(totals["bytes_in"], 0, "{totals}");
+    for cause in expected.keys() {
+        let cause = format!("cause={cause}");
+        let line = server.wait_log(|line| line.contains(&cause));
+        assert!(
+            line.contains("connection refused") && number(&line, "refused") > 0,
+            "{line}"
+        );
+        if line.contains("malformed") {
+            assert!(
+                line.contains("why=\"the PROXY header cannot be read: "),
+                "{line}"
+            );
+        }
+    }
+}
+
+#[test]
+fn lists_and_limits_hold_for_the_client_and_not_for_the_proxy() {
+    let server = server(&[
+        "--deny=192.0.2.9,127.0.0.0/8",
+        "--max-connections-per-source=2",
+    ]);
+    let counters = Counters::of(&server);
+    let from = server.log_len();
+    let mut denied = Client::connect(server.addr());
+    denied.send_all(&header(Version::V1, "192.0.2.9:1"));
+    denied.expect_reset();
+    assert_eq!(refused(&counters, RefusalCause::Denied), 1);
+    let line = refusal(&server, from);
+    assert_eq!(field(&line, "peer"), Some("192.0.2.9:1"), "{line}");
+    assert!(
+        field(&line, "via").is_some_and(|via| via.starts_with("127.0.0.1:")),
+        "{line}"
+    );
+
+    let mut first = [(); 2].map(|()| introduced(&server, Version::V2, CLIENT));
+    let mut third = Client::connect(server.addr());
+    third.send_all(&header(Version::V2, CLIENT));
+    third.expect_reset();
+    assert_eq!(refused(&counters, RefusalCause::PerSourceLimit), 1);
+    // One that waits for its header is nobody's yet.
+    let _waiting = [(); 5].map(|()| Client::connect(server.addr()));
+    let mut second = introduced(&server, Version::V2, OTHER);
+
+    // Where connections move to they are counted for the same clients.
+    server.reload().expect_success();
+    for client in first.iter_mut().chain([&mut second]) {
+        client.roundtrip(b"moved");
+    }
+    let mut third = Client::connect(server.addr());
+    third.send_all(&header(Version::V2, CLIENT));
+    third.expect_reset();
+    let [gone, _kept] = first;
+    drop(gone);
+    until("its place is free", || {
+        let mut again = Client::connect(server.addr());
+        again.send_all(&header(Version::V2, CLIENT));
+        again.is_served(b"and now?")
+    });
+}
+
+#[test]
+fn a_connection_without_its_header_counts_for_nobody() {
+    let server = server(&["--max-connections-per-source=2"]);
+    // A client with the very address of the proxy, which has others waiting.
+    let client = "127.0.0.1:4000";
+    let waiting = [(); 5].map(|()| Client::connect(server.addr()));
+    Counters::of(&server).wait_open(5);
+    let mut served = [(); 2].map(|()| introduced(&server, Version::V2, client));
+    server.reload().expect_success();
+    served.iter_mut().for_each(|one| one.roundtrip(b"moved"));
+    let counters = Counters::of(&server);
+    // Those that leave before they are anybody's make no room for others.
+    drop(waiting);
+    counters.wait_open(2);
+    let mut third = Client::connect(server.addr());
+    third.send_all(&header(Version::V2, client));
+    third.expect_reset();
+    drop(served);
+    counters.wait_open(0);
+    let _served = [(); 2].map(|()| introduced(&server, Version::V2, client));
+}
+
+#[test]
+fn a_reload_moves_connections_with_half_a_header_and_with_a_client() {
+    halves_and_clients_move("reload");
+}
+
+#[test]
+fn an_upgrade_does_so_too() {
+    halves_and_clients_move("upgrade");
+}
+
+#[track_caller]
+fn halves_and_clients_move(by: &str) {
+    let server = server(&[]);
+    let mut named = introduced(&server, Version::V1, CLIENT);
+    let mut halves = Vec::new();
+    for version in VERSIONS {
+        let header = header(version, OTHER);
+        for cut in [0, 1, 8, 16, header.len() - 1] {
+            let mut proxy = Client::connect(server.addr());
+            proxy.send_all(&header[..cut]);
+            halves.push((proxy, header[cut..].to_vec()));
+        }
+    }
+    Counters::of(&server).wait_open(1 + halves.len() as u64);
+    let from = server.log_len();
+    server.order(&[by]).expect_success();
+    let moved = server.status_json()["totals"]["moved_in"].clone();
+    assert_eq!(moved, 1 + halves.len(), "all of them");
+    for (proxy, rest) in &mut halves {
+        proxy.send_all(rest);
+        proxy.roundtrip(b"half before, half after");
+    }
+    named.roundtrip(b"still me");
+    drop(named);
+    let line = server.wait_log_from(from, |line| {
+        line.contains(" close") && field(line, "peer") == Some(CLIENT)
+    });
+    assert!(field(&line, "via").is_some(), "{line}");
+}
+
+#[test]
+fn a_stop_waits_for_a_header_no_longer_than_for_a_first_word() {
+    let server = server(&["--proxy-header-timeout=10m"]);
+    let mut named = introduced(&server, Version::V2, CLIENT);
+    let mut waiting = Client::connect(server.addr());
+    waiting.send_all(b"PROXY TCP4 ");
+    Counters::of(&server).wait_open(2);
+    server.signal(Signal::SIGTERM);
+    named.expect_eof();
+    waiting.expect_eof();
+    drop((named, waiting));
+    assert!(server.stop().success());
+}
+
+#[test]
+fn a_client_whose_header_is_on_its_way_when_a_stop_comes_is_answered() {
+    let server = server(&[]);
+    let mut named = introduced(&server, Version::V2, CLIENT);
+    let mut coming = Client::connect(server.addr());
+    coming.send_all(b"PROXY TCP4 ");
+    Counters::of(&server).wait_open(2);
+    server.signal(Signal::SIGTERM);
+    named.expect_eof();
+    coming.expect_silence(Duration::from_millis(20));
+    coming.send_all(b"192.0.2.7 10.0.0.1 4000 9999\r\nat once");
+    coming.expect(b"AT ONCE");
+    coming.expect_eof();
+    drop((named, coming));
+    assert!(server.wait_exit(DEADLINE).success());
+}
+
+#[test]
+fn who_says_nothing_and_leaves_is_no_refusal() {
+    let server = server(&[]);
+    let counters = Counters::of(&server);
+    let mut probe = Client::connect(server.addr());
+    probe.half_close();
+    probe.expect_eof();
+    counters.wait(Counter::Closed(CloseReason::PeerClosed), 1);
+    assert_eq!(refused(&counters, RefusalCause::ProxyMissing), 0);
+}
+
+/// A header of the full length is there as a whole before it is looked at, however small the buffer.
+#[test]
+fn the_longest_header_fits_the_smallest_buffer() {
+    let server = server(&["--recv-buffer=4KiB"]);
+    let fields = 4096 - 16 - 12 - 3;
+    let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21\x11".to_vec();
+    bytes.extend(u16::try_from(12 + 3 + fields).unwrap().to_be_bytes());
+    bytes.extend([192, 0, 2, 7, 10, 0, 0, 1, 0x0f, 0xa0, 0x27, 0x0f, 0x04]);
+    bytes.extend(u16::try_from(fields).unwrap().to_be_bytes());
+    bytes.resize(4096, 0);
+    for piece in [4096, 536, 100, 7] {
+        let mut proxy = Client::connect(server.addr());
+        for part in bytes.chunks(piece) {
+            proxy.send_all(part);
+        }
+        proxy.roundtrip(b"behind all of it");
+    }
+}
+
+fn send_urgent(proxy: &Client, byte: u8) {
+    let sent = SockRef::from(proxy.socket()).send_out_of_band(&[byte]);
+    assert_eq!(sent.unwrap(), 1);
+}
+
+#[test]
+fn urgent_data_is_no_part_of_a_header_and_may_follow_it() {
+    let server = server(&[]);
+    let counters = Counters::of(&server);
+    for version in VERSIONS {
+        let header = header(version, CLIENT);
+        let mut proxy = Client::connect(server.addr());
+        proxy.send_all(&header[..20]);
+        send_urgent(&proxy, header[20]);
+        proxy.expect_reset();
+        let mut proxy = Client::connect(server.addr());
+        proxy.send_all(&header);
+        send_urgent(&proxy, b'u');
+        proxy.send_all(b"rgent");
+        proxy.expect(b"URGENT");
+    }
+    counters.wait(Counter::Refused(RefusalCause::ProxyMissing), 2);
+}
+
+#[test]
+fn what_is_there_behind_a_header_when_a_stop_comes_is_answered() {
+    let server = server(&[]);
+    let worker = worker_of(&server, 0);
+    freeze(&worker);
+    // One is in the accept queue, header and all; the other has nothing to say.
+    let mut last = Client::connect(server.addr());
+    last.send_all(&[&header(Version::V2, CLIENT), &b"last words"[..]].concat());
+    let mut silent = Client::connect(server.addr());
+    server.signal(Signal::SIGTERM);
+    worker.signal(Signal::SIGCONT);
+    last.expect(b"LAST WORDS");
+    last.expect_eof();
+    silent.expect_eof();
+    drop((last, silent));
+    assert!(server.wait_exit(DEADLINE).success());
+}
+
+#[test]
+fn a_worker_that_dies_is_followed_by_one_that_asks_too() {
+    let server = server(&[]);
+    let mut waiting = Client::connect(server.addr());
+    waiting.send_all(b"PROXY ");
+    Counters::of(&server).wait_open(1);
+    worker_of(&server, 0).signal(Signal::SIGKILL);
+    waiting.expect_reset();
+    until("a successor serves", || {
+        let mut proxy = Client::connect(server.addr());
+        proxy.send_all(&header(Version::V2, CLIENT));
+        proxy.is_served(b"anybody?")
+    });
+    let mut bare = Client::connect(server.addr());
+    bare.send_all(b"no header\n");
+    bare.expect_reset();
+}
+
+#[test]
+fn only_the_listeners_that_are_named_ask_and_siblings_that_help_out_do_too() {
+    let [asks, plain] = ["127.0.0.1:0", "127.0.0.2:0"].map(|listen| format!("--listen={listen}"));
+    // Its only helper would serve the queues of a slot that cannot come up again.
+    let server = Server::builder()
+        .args([&asks, &plain])
+        .args([
+            "--proxy-protocol=127.0.0.1:0",
+            "--workers=2",
+            "--lend-after=0s",
+        ])
+        .args(["--backoff-initial=1m", "--backoff-max=1m"])
+        .start();
+    let [asks, plain]: [SocketAddr; 2] = server.addrs().try_into().unwrap();
+    let header = header(Version::V1, CLIENT);
+    let both_are_as_told = || {
+        for _ in 0..20 {
+            let mut proxy = Client::connect(asks);
+            proxy.send_all(&header);
+            proxy.roundtrip(b"asked for");
+            let mut client = Client::connect(plain);
+            // Upper case already, for the most part.
+            client.roundtrip(&header);
+        }
+    };
+    both_are_as_told();
+    for _ in 0..2 {
+        let mark = server.log_len();
+        worker_of(&server, 1).signal(Signal::SIGKILL);
+        server.wait_log_from(mark, |line| line.contains("worker died"));
+    }
+    server.wait_log(|line| line.contains("queue lent to a sibling"));
+    both_are_as_told();
+}
+
+#[test]
+fn an_ipv4_proxy_of_an_ipv6_socket_is_trusted_as_what_it_is() {
+    if !has_ipv6() {
+        return;
+    }
+    let server = Server::start(&["--listen=*:0", "--workers=1", "--proxy-protocol=all"]);
+    let mut proxy = Client::connect(SocketAddr::from(([127, 0, 0, 1], server.addr().port())));
+    proxy.send_all(&header(Version::V1, CLIENT));
+    proxy.roundtrip(b"in whatever dress");
+}
+
+#[test]
+fn our_own_client_plays_the_proxy() {
+    let server = server(&[]);
+    for version in ["v1", "v2"] {
+        let mut client = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+            .args([
+                "client",
+                &server.addr().to_string(),
+                "--proxy-protocol",
+                version,
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        client
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(b"from behind\n")
+            .unwrap();
+        let output = client.wait_with_output().unwrap();
+        assert_eq!(output.stdout, b"FROM BEHIND\n", "{output:?}");
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+#[test]
+fn settings_that_would_serve_nobody_are_refused_on_one_line() {
+    for (args, part) in [
+        (
+            vec!["--proxy-protocol=127.0.0.1:1"],
+            "none of the addresses",
+        ),
+        (
+            vec!["--proxy-protocol=all", "--proxy-trust=none"],
+            "nobody may send the header",
+        ),
+        (
+            vec!["--proxy-protocol=some"],
+            "none, all, or addresses as in listen",
+        ),
+        (vec!["--proxy-header-timeout=1ms"], "too short"),
+    ] {
+        let (code, said) = Server::expect_failure(&args);
+        assert_eq!((code, said.lines().count()), (2, 1), "{said}");
+        assert!(said.contains(part), "{part:?} is missing: {said}");
+    }
+}

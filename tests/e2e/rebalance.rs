@@ -1,0 +1,273 @@
+//! Busy connections that are all one worker's do not stay that way, and nobody notices but by the
+//! time that answers take.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::poll::ppoll;
+use uppercased::clock::now;
+use uppercased::metrics::{CloseReason, Counter};
+
+use crate::support::netns::{KernelCounters, isolated};
+use crate::support::observe::{owner, some_within, until, worker_of};
+use crate::support::planned::Planned;
+use crate::support::usage::Counters;
+use crate::support::{Client, Server, Watched};
+
+/// Longer than the looks that it takes and some rests, on a machine that does much else.
+const PATIENCE: Duration = Duration::from_secs(60);
+const WATCHFUL: [&str; 5] = [
+    "--listen=127.0.0.1:0",
+    "--workers=2",
+    "--rebalance",
+    "--bake-time=0s",
+    "--handshake-timeout=100ms",
+];
+
+/// Connections of `wanted`: those that come to another worker are closed again.
+#[track_caller]
+fn all_of(wanted: &Watched, server: &Server, count: usize) -> Vec<Client> {
+    let mut own = Vec::new();
+    for _ in 0..count * 50 {
+        if own.len() == count {
+            return own;
+        }
+        let mut client = Client::connect(server.addr());
+        client.roundtrip(b"whose am i");
+        let processes = [Watched::open(wanted.pid()).expect("it lives")];
+        if owner(&client, server.addr(), &processes).is_some() {
+            own.push(client);
+        } else {
+            client.half_close();
+            client.expect_eof();
+        }
+    }
+    panic!(
+        "only {} of {count} connections came to the worker",
+        own.len()
+    );
+}
+
+/// Clients that exchange without a pause until told to stop, each in a thread of its own.
+struct Talk<'a> {
+    ends: &'a AtomicBool,
+    exchanges: &'a AtomicU64,
+}
+
+impl Talk<'_> {
+    fn go_on(&self, client: &mut Client, number: usize) {
+        let mut count = 0_u64;
+        while !self.ends.load(Ordering::Relaxed) {
+            client.roundtrip(format!("message {count} of client {number}").as_bytes());
+            count += 1;
+            self.exchanges.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Runs `body` while all of `clients` talk; they are in order afterwards.
+fn while_talking(clients: &mut [Client], body: impl FnOnce(&AtomicU64)) {
+    let (ends, exchanges) = (AtomicBool::new(false), AtomicU64::new(0));
+    let talk = Talk {
+        ends: &ends,
+        exchanges: &exchanges,
+    };
+    std::thread::scope(|scope| {
+        for (number, client) in clients.iter_mut().enumerate() {
+            let talk = &talk;
+            scope.spawn(move || talk.go_on(client, number));
+        }
+        // Or a failure in `body` would wait for ever for those who talk.
+        let _stop = Stop(&ends);
+        body(&exchanges);
+    });
+}
+
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[track_caller]
+fn open(server: &Server) -> Vec<u64> {
+    let status = server.status_json();
+    let slots = status["slots"].as_array().expect("slots");
+    let count = |slot: &serde_json::Value| slot["open"].as_u64().expect("a number");
+    slots.iter().map(count).collect()
+}
+
+#[track_caller]
+fn end_in_order(clients: Vec<Client>) {
+    for mut client in clients {
+        client.roundtrip(b"the last word");
+        client.half_close();
+        client.expect_eof();
+    }
+}
+
+#[test]
+fn busy_connections_spread_and_every_byte_is_right() {
+    isolated(|| {
+        let before = KernelCounters::read();
+        let server = Server::start(&WATCHFUL);
+        let counters = Counters::of(&server);
+        let mut clients = all_of(&worker_of(&server, 1), &server, 8);
+        let silent = all_of(&worker_of(&server, 1), &server, 3);
+        assert_eq!(counters.open(), 11);
+        while_talking(&mut clients, |exchanges| {
+            // Within the threshold: at least three of eight with the other one.
+            let spread = some_within(PATIENCE, || {
+                let moved = counters.by_slot(Counter::MovedIn);
+                (moved[0] >= 3).then_some(moved)
+            });
+            assert!(spread.is_some(), "{:?}", server.log());
+            let at = exchanges.load(Ordering::Relaxed);
+            until("everybody goes on talking", || {
+                exchanges.load(Ordering::Relaxed) > at + 400
+            });
+        });
+        let out = counters.by_slot(Counter::MovedOut);
+        assert_eq!(out[1], counters.by_slot(Counter::MovedIn)[0]);
+        server.wait_log(|line| line.contains(" rebalanced ") && line.contains("moved="));
+        let now = open(&server);
+        assert!(now[0] >= 3 && now[1] >= 3, "{now:?}");
+        end_in_order(clients);
+        end_in_order(silent);
+        let closed = Counter::Closed(CloseReason::PeerReset);
+        assert_eq!(counters.count(closed), 0);
+        KernelCounters::read().assert_no_loss_since(&before);
+        assert_eq!(server.stop().code(), Some(0));
+        KernelCounters::read().assert_no_loss_since(&before);
+    });
+}
+
+#[test]
+fn what_is_asked_for_meanwhile_is_done_and_nobody_is_lost() {
+    isolated(|| {
+        let before = KernelCounters::read();
+        let planned = Planned::start(&WATCHFUL);
+        let server = &planned.server;
+        let mut clients = all_of(&worker_of(server, 0), server, 8);
+        while_talking(&mut clients, |_| {
+            // As soon as connections move: a restart, and what moved is moved again.
+            server.wait_log(|line| line.contains("INFO rebalancing "));
+            server.reload().expect_success();
+            server.scale(1).expect_success();
+            let mark = server.log_len();
+            server.scale(2).expect_success();
+            // All of it is the one worker's that was there, and the other is idle.
+            server.wait_log_from(mark, |line| line.contains(" rebalanced "));
+            server.upgrade().expect_success();
+        });
+        assert_eq!(open(server).iter().sum::<u64>(), 8);
+        end_in_order(clients);
+        KernelCounters::read().assert_no_loss_since(&before);
+        assert_eq!(server.stop().code(), Some(0));
+        KernelCounters::read().assert_no_loss_since(&before);
+    });
+}
+
+#[test]
+fn it_is_off_unless_wanted_and_a_reload_turns_it_on() {
+    let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=2", "--bake-time=0s"]);
+    let server = &planned.server;
+    let mut clients = all_of(&worker_of(server, 1), server, 4);
+    while_talking(&mut clients, |exchanges| {
+        until("a good many exchanges", || {
+            exchanges.load(Ordering::Relaxed) > 2_000
+        });
+        assert_eq!(open(server), [0, 4]);
+        planned.configure("rebalance = true\nrebalance_threshold = 20\n");
+        server.reload().expect_success();
+        server.wait_log(|line| line.contains(" rebalanced ") && line.contains("moved=2"));
+    });
+    assert_eq!(open(server), [2, 2]);
+    end_in_order(clients);
+}
+
+/// Whoever takes connections dies with the first of them in hand, every time.
+#[test]
+fn what_a_dead_taker_had_not_acknowledged_comes_back() {
+    isolated(|| {
+        for point in ["receiver.received", "receiver.adopted"] {
+            let before = KernelCounters::read();
+            let server = Server::builder()
+                .args(WATCHFUL)
+                .env("FAULT_POINTS", format!("{point}=kill"))
+                .start();
+            let mut clients = all_of(&worker_of(&server, 1), &server, 6);
+            while_talking(&mut clients, |exchanges| {
+                server.wait_log(|line| line.contains("rebalanced in part"));
+                let at = exchanges.load(Ordering::Relaxed);
+                until("everybody goes on talking", || {
+                    exchanges.load(Ordering::Relaxed) > at + 400
+                });
+            });
+            assert_eq!(open(&server), [0, 6], "{point}");
+            end_in_order(clients);
+            KernelCounters::read().assert_no_loss_since(&before);
+        }
+    });
+}
+
+/// Not a test: shows what moving does to the times of answers. Run it on a quiet machine, with
+/// `cargo test --release --test e2e rebalance:: -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn times_of_answers_with_and_without() {
+    const CONNECTIONS: usize = 32;
+    for (turn, rebalance) in ["--rebalance=false", "--rebalance"]
+        .repeat(3)
+        .iter()
+        .enumerate()
+    {
+        let server = Server::start(&["--listen=127.0.0.1:0", "--workers=2", rebalance]);
+        let mut clients = all_of(&worker_of(&server, 1), &server, CONNECTIONS);
+        // The first run is past the looks and the first moves, where there are any.
+        let ran = [12_000, 5_000].map(|messages| sampled(&mut clients, messages));
+        let mut times = ran.into_iter().next_back().expect("two runs");
+        times.sort_unstable();
+        let at = |quantile: f64| times[((times.len() - 1) as f64 * quantile) as usize];
+        eprintln!(
+            "{turn}: {rebalance:17} open {:?}, {} answers: p50 {:?}, p99 {:?}, p99.9 {:?}",
+            open(&server),
+            times.len(),
+            at(0.5),
+            at(0.99),
+            at(0.999)
+        );
+        end_in_order(clients);
+    }
+}
+
+/// Every client sends so many messages of 1 KiB, one each millisecond: how long the answers took, from
+/// when each message was due.
+fn sampled(clients: &mut [Client], messages: u32) -> Vec<Duration> {
+    const EVERY: Duration = Duration::from_millis(1);
+    let message = [b'x'; 1024];
+    std::thread::scope(|scope| {
+        let talk = |client: &mut Client| {
+            let start = now();
+            let mut times = Vec::new();
+            for number in 0..messages {
+                let due = start + EVERY * number;
+                let rest = due.since(now());
+                // An interruption only makes it a little early.
+                let _ = ppoll(&mut [], Some(rest.into()), None);
+                client.roundtrip(&message);
+                times.push(now().since(due));
+            }
+            times
+        };
+        let running: Vec<_> = clients
+            .iter_mut()
+            .map(|client| scope.spawn(move || talk(client)))
+            .collect();
+        let ended = running.into_iter();
+        let times = ended.flat_map(|one| one.join().expect("every answer is right"));
+        times.collect()
+    })
+}

@@ -1,0 +1,347 @@
+//! Requests to a real server that come while it is busy: none is lost, and those that wait can be
+//! seen, withdrawn and answered.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use crate::support::Server;
+use crate::support::image::Image;
+use crate::support::observe::until;
+use crate::support::planned::Planned;
+use crate::support::terminal::open_terminal;
+
+/// Long enough for a request to come while a restart goes on.
+const BUSY: [&str; 3] = [
+    "--listen=127.0.0.1:0",
+    "--bake-time=700ms",
+    "--handshake-timeout=100ms",
+];
+
+#[track_caller]
+fn start(args: &[&str]) -> Planned {
+    Planned::start(&[&BUSY, args].concat())
+}
+
+fn pending(planned: &Planned) -> Vec<String> {
+    let status = planned.server.status_json();
+    let pending = status["pending"].as_array().expect("a list").clone();
+    let words = pending
+        .into_iter()
+        .map(|it| it.as_str().expect("words").to_owned());
+    words.collect()
+}
+
+fn operations_done(planned: &Planned) -> usize {
+    let log = planned.server.log();
+    log.iter()
+        .filter(|line| line.contains("operation done"))
+        .count()
+}
+
+#[track_caller]
+fn wait_for_operations(planned: &Planned, count: usize) {
+    until("the operations to be done", || {
+        operations_done(planned) >= count
+    });
+}
+
+#[test]
+fn reload_signal_during_reload_reads_configuration_again() {
+    let planned = start(&["--workers=2"]);
+    let server = &planned.server;
+    planned.configure("idle_timeout = \"20s\"\n");
+    server.signal(Signal::SIGHUP);
+    server.wait_log(|line| line.contains("operation started"));
+    planned.configure("idle_timeout = \"200ms\"\n");
+    server.signal(Signal::SIGHUP);
+    server.signal(Signal::SIGHUP);
+    until("the second reload to wait", || {
+        pending(&planned) == ["restart (signal)"]
+    });
+    let shown = server.order(&["status"]).expect_success();
+    assert!(
+        shown.stdout.contains("pending      restart (signal)"),
+        "{shown:?}"
+    );
+    wait_for_operations(&planned, 2);
+    // The second configuration is in force: an idle client is closed.
+    let mut client = crate::support::Client::connect(server.addr());
+    client.expect_eof();
+    assert_eq!(operations_done(&planned), 2);
+    assert!(!server.log().iter().any(|line| line.contains("refused")));
+}
+
+#[test]
+fn upgrade_keeps_pending_signals() {
+    let planned = start(&["--workers=2"]);
+    let server = &planned.server;
+    server.signal(Signal::SIGUSR2);
+    server.wait_log(|line| line.contains("operation started"));
+    server.signal(Signal::SIGHUP);
+    server.signal(Signal::SIGTTIN);
+    wait_for_operations(&planned, 3);
+    assert_eq!(planned.workers().0.len(), 3);
+    assert!(pending(&planned).is_empty());
+}
+
+#[test]
+fn signals_for_fewer_workers_add_up() {
+    let planned = start(&["--workers=4"]);
+    let server = &planned.server;
+    for expected in [
+        None,
+        Some("scale to 2 (signal)"),
+        Some("scale to 1 (signal)"),
+    ] {
+        server.signal(Signal::SIGTTOU);
+        match expected {
+            None => {
+                server.wait_log(|line| line.contains("operation started"));
+            }
+            Some(expected) => {
+                server.wait_log(|line| line.contains("request pending"));
+                let target = expected.trim_end_matches(" (signal)");
+                server.wait_log(|line| line.contains("request pending") && line.contains(target));
+            }
+        }
+    }
+    wait_for_operations(&planned, 2);
+    assert_eq!(planned.workers().0.len(), 1);
+}
+
+#[test]
+fn waiting_command_is_answered_after_its_turn() {
+    let planned = start(&["--workers=2"]);
+    let server = &planned.server;
+    let first = server.send_order(&["reload"]);
+    server.wait_log(|line| line.contains("operation started"));
+    server.order(&["scale", "+1"]).expect_failure("under way");
+    let second = server.send_order(&["scale", "+1", "--wait"]);
+    until("it to wait", || {
+        pending(&planned) == ["scale to 3 (command)"]
+    });
+    first.wait().expect_success();
+    let answered = second.wait().expect_success();
+    assert!(
+        answered.stdout.starts_with("scaled: 3 workers"),
+        "{answered:?}"
+    );
+    assert!(answered.stderr.contains("waiting: "), "{answered:?}");
+    assert_eq!(planned.workers().0.len(), 3);
+}
+
+#[test]
+fn timed_out_waiting_command_is_withdrawn() {
+    let planned = start(&["--workers=2"]);
+    let server = &planned.server;
+    let first = server.send_order(&["reload"]);
+    server.wait_log(|line| line.contains("operation started"));
+    let second = server.order(&["scale", "4", "--wait", "--timeout", "100ms"]);
+    assert_eq!(second.code, 1, "{second:?}");
+    server.wait_log(|line| line.contains("request withdrawn"));
+    first.wait().expect_success();
+    assert!(pending(&planned).is_empty());
+    assert_eq!(planned.workers().0.len(), 2);
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn stop_refuses_waiting_command() {
+    let planned = Planned::start(&["--listen=127.0.0.1:0", "--bake-time=20s"]);
+    let server = &planned.server;
+    let first = server.send_order(&["reload"]);
+    server.wait_log(|line| line.contains("operation started"));
+    let second = server.send_order(&["upgrade", "--wait"]);
+    until("it to wait", || !pending(&planned).is_empty());
+    server.signal(Signal::SIGTERM);
+    first.wait().expect_failure("the server stops");
+    second.wait().expect_failure("the server stops");
+    assert_eq!(server.wait_exit(Duration::from_secs(20)).code(), Some(0));
+}
+
+#[test]
+fn cancel_rolls_back_running_reload() {
+    let planned = Planned::start(&["--listen=127.0.0.1:0", "--bake-time=60s", "--workers=2"]);
+    let server = &planned.server;
+    server.order(&["cancel"]).expect_failure("no operation");
+    let mut client = crate::support::Client::connect(server.addr());
+    client.roundtrip(b"before");
+    let reload = server.send_order(&["reload"]);
+    server.wait_log(|line| line.contains("worker standing by"));
+    let answered = server.order(&["cancel"]).expect_success();
+    assert!(answered.stdout.starts_with("cancelled in "), "{answered:?}");
+    reload
+        .wait()
+        .expect_failure("cancelled by `uppercased cancel`");
+    client.roundtrip(b"after");
+    let workers = planned.workers();
+    workers.assert_serving();
+    assert!(workers.0.iter().all(|it| it.release == 1), "{workers:?}");
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn cancel_keeps_workers_about_to_leave() {
+    let planned = Planned::start(&[
+        "--listen=127.0.0.1:0",
+        "--handshake-timeout=60s",
+        "--workers=3",
+    ]);
+    let server = &planned.server;
+    let before = planned.workers();
+    let scale = server.send_order(&["scale", "-2"]);
+    server.wait_log(|line| line.contains("operation started"));
+    let waiting = server.send_order(&["scale", "+1", "--wait"]);
+    until("it to wait", || !pending(&planned).is_empty());
+    server.order(&["cancel"]).expect_success();
+    scale.wait().expect_failure("3 workers serve");
+    // What waited has its turn.
+    waiting.wait().expect_success();
+    assert_eq!(planned.workers().0[..3], before.0);
+    assert_eq!(planned.workers().0.len(), 4);
+}
+
+#[test]
+fn renamed_directory_keeps_its_meaning() {
+    let parent = tempfile::tempdir().expect("a folder of its own");
+    let [before, after] = ["app", "app.old"].map(|name| parent.path().join(name));
+    std::fs::create_dir(&before).expect("make the directory");
+    Image::copy(parent.path()).replace(&before.join("uppercased"));
+    std::fs::write(before.join("u.toml"), "bake_time = \"0s\"\n").expect("write it");
+    let server = Server::builder()
+        .cwd(&before)
+        .program("./uppercased")
+        .args(["--config=u.toml", "--listen=127.0.0.1:0", "--workers=1"])
+        .start();
+    std::fs::rename(&before, &after).expect("rename the directory");
+    // Nothing is to be found where it was.
+    std::fs::create_dir(&before).expect("make another one");
+    server.reload().expect_success();
+    server.upgrade().expect_success();
+    let quick = "bake_time = \"0s\"\nidle_timeout = \"200ms\"\n";
+    std::fs::write(after.join("u.toml"), quick).expect("write it");
+    server.reload().expect_success();
+    let mut client = crate::support::Client::connect(server.addr());
+    client.expect_eof();
+}
+
+/// A server whose controlling terminal is one of the test's own.
+struct InTerminal {
+    process: std::process::Child,
+    terminal: Option<nix::pty::PtyMaster>,
+}
+
+impl InTerminal {
+    /// Starts it by way of `before`, and waits until it serves.
+    #[track_caller]
+    fn start(before: &[&str]) -> Self {
+        let (terminal, line) = open_terminal();
+        let mut command = std::process::Command::new("setsid");
+        command.arg("--ctty").args(before);
+        command.arg(env!("CARGO_BIN_EXE_uppercased"));
+        command.args([
+            "--listen=127.0.0.1:0",
+            "--workers=1",
+            "--control=off",
+            "--bake-time=0s",
+        ]);
+        command
+            .stdin(line)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut process = command.spawn().expect("setsid runs");
+        let stdout = process.stdout.take().expect("a pipe");
+        let first = BufReader::new(stdout).lines().next();
+        assert!(
+            first
+                .expect("a line")
+                .expect("text")
+                .starts_with("listening on")
+        );
+        let terminal = Some(terminal);
+        Self { process, terminal }
+    }
+
+    fn hang_up(&mut self) {
+        self.terminal = None;
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.process.id().cast_signed());
+        nix::sys::signal::kill(pid, signal).expect("it runs");
+    }
+
+    /// Waits for its end, and returns its log.
+    #[track_caller]
+    fn end(mut self) -> String {
+        until("the server to end", || {
+            self.process
+                .try_wait()
+                .expect("it can be waited for")
+                .is_some()
+        });
+        let status = self.process.wait().expect("it has ended");
+        let mut log = String::new();
+        let mut stderr = self.process.stderr.take().expect("a pipe");
+        stderr.read_to_string(&mut log).expect("its log");
+        assert_eq!(status.code(), Some(0), "{log}");
+        log
+    }
+}
+
+impl Drop for InTerminal {
+    fn drop(&mut self) {
+        // Both fail for one that has been waited for.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn closed_terminal_stops_server() {
+    let mut server = InTerminal::start(&[]);
+    server.hang_up();
+    let log = server.end();
+    assert!(log.contains("the closed terminal"), "{log}");
+    assert!(!log.contains("operation started"), "{log}");
+}
+
+#[test]
+fn terminal_closed_during_exec_stops_server() {
+    let mut server = InTerminal::start(&["env", "FAULT_POINTS=supervisor.exec=stop"]);
+    server.signal(Signal::SIGUSR2);
+    let status = format!("/proc/{}/status", server.process.id());
+    until("the exec to be near", || {
+        let status = std::fs::read_to_string(&status).expect("it lives");
+        status.contains("State:\tT")
+    });
+    // The kernel says so, and wakes the process; the next program reads the signal.
+    server.hang_up();
+    let log = server.end();
+    assert!(log.contains("the closed terminal"), "{log}");
+}
+
+#[test]
+fn nohup_server_survives_terminal_and_reloads() {
+    let mut server = InTerminal::start(&["nohup"]);
+    server.hang_up();
+    let mut stderr = BufReader::new(server.process.stderr.take().expect("a pipe"));
+    let mut wait_for = |wanted: &str| {
+        let mut line = String::new();
+        while !line.contains(wanted) {
+            line.clear();
+            let read = stderr.read_line(&mut line).expect("its log");
+            assert_ne!(read, 0, "the log ends before {wanted}");
+        }
+    };
+    wait_for("terminal closed, serving on");
+    server.signal(Signal::SIGHUP);
+    wait_for("operation done");
+    server.signal(Signal::SIGTERM);
+    let status = server.process.wait().expect("it ends");
+    assert_eq!(status.code(), Some(0));
+}

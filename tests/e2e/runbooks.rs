@@ -1,0 +1,307 @@
+//! The runbooks of `docs/runbooks.md`, gone through: what is to be seen is seen, what is to be
+//! typed helps, and what the page quotes is what the program says.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+
+use crate::support::image::Image;
+use crate::support::netns::{KernelCounters, isolated};
+use crate::support::observe::{queued, state, until, worker_of};
+use crate::support::planned::Planned;
+use crate::support::{Client, Server, own_address};
+
+const QUICK: [&str; 3] = ["--listen=127.0.0.1:0", "--workers=2", "--bake-time=0s"];
+
+/// One runbook of the page.
+struct Runbook(String);
+
+impl Runbook {
+    #[track_caller]
+    fn open(title: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/runbooks.md");
+        let page = fs::read_to_string(path).expect("the page is there");
+        let (_, text) = page
+            .split_once(&format!("\n## {title}\n"))
+            .unwrap_or_else(|| panic!("no runbook {title}"));
+        let text = text.split("\n## ").next().unwrap_or(text).to_owned();
+        for step in ["**See**", "**Why**", "**Type**", "**Then**"] {
+            assert_eq!(text.matches(step).count(), 1, "{step} of {title}");
+        }
+        Self(text)
+    }
+
+    /// Asserts that these words are there, and that the program has just used them.
+    #[track_caller]
+    fn quotes(&self, words: &str, said: &str) {
+        assert!(said.contains(words), "not said: {words}\n{said}");
+        assert!(self.0.contains(words), "not in the runbook: {words}");
+    }
+}
+
+/// The screen that `uppercased status` shows.
+fn screen(server: &Server) -> String {
+    server.order(&["status"]).expect_success().stdout
+}
+
+fn version(planned: &Planned) -> String {
+    let status = planned.server.status_json();
+    status["version"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn roll_out() {
+    let runbook = Runbook::open("Roll out");
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+
+    planned.configure("idle_timeout = \"5m\"\n");
+    let answered = server.reload().expect_success();
+    runbook.quotes("restarted: 2 workers renewed in ", &answered.stdout);
+    runbook.quotes("1 connections moved, 0 left to drain", &answered.stdout);
+    runbook.quotes(" generation 2 stands by after ", &answered.stderr);
+    client.roundtrip(b"with the new configuration");
+
+    planned.install(Image::copy(planned.folder()).with_faults("version=0.2.0"));
+    let answered = server.upgrade().expect_success();
+    runbook.quotes("upgraded: 2 workers renewed in ", &answered.stdout);
+    client.roundtrip(b"with the new program");
+    runbook.quotes("uppercased 0.2.0, pid ", &screen(server));
+
+    let before = planned.workers();
+    planned.configure("workers = 2\nidle_timeout = \"5\"\n");
+    let answered = server.reload();
+    assert_eq!(answered.code, 1, "{answered:?}");
+    runbook.quotes("refused: ", &answered.stdout);
+    let why = "uppercased.toml:2: idle_timeout: \"5\" is not a duration: it has no unit";
+    runbook.quotes(why, &answered.stdout);
+    assert_eq!(planned.workers(), before);
+    client.roundtrip(b"nothing has changed");
+}
+
+#[test]
+fn roll_back() {
+    let runbook = Runbook::open("Roll back");
+    let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=2", "--bake-time=1s"]);
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    let (pid, good) = (server.pid(), version(&planned));
+
+    let dies = "version=0.2.0;worker.standing_by=kill";
+    planned.install(Image::copy(planned.folder()).with_faults(dies));
+    let answered = server.upgrade();
+    assert_eq!(answered.code, 1, "{answered:?}");
+    for words in [
+        "failed: the new worker of slot 0 failed",
+        "every worker runs what it ran before; the supervisor itself runs the new program",
+    ] {
+        runbook.quotes(words, &answered.stdout);
+    }
+    assert_eq!(version(&planned), "0.2.0");
+    client.roundtrip(b"by an old worker");
+
+    planned.install_good();
+    let answered = server.upgrade().expect_success();
+    runbook.quotes("upgraded: 2 workers renewed in ", &answered.stdout);
+    assert_eq!(version(&planned), good);
+    assert_eq!(server.status_json()["pid"], u64::from(pid));
+    client.roundtrip(b"by the old version");
+}
+
+#[test]
+fn a_worker_keeps_dying() {
+    let runbook = Runbook::open("A worker keeps dying");
+    let server = Server::builder()
+        .args(QUICK)
+        // Longer than any wait below: what ends the pause is what is typed.
+        .args(["--backoff-initial=10m", "--backoff-max=10m"])
+        .start();
+    for generation in 1..=2 {
+        let start = server.log_len();
+        worker_of(&server, 0).signal(Signal::SIGKILL);
+        let died = server.wait_log_from(start, |line| line.contains("worker died"));
+        runbook.quotes("ERROR worker died slot=0 generation=", &died);
+        assert!(
+            died.contains(&format!("generation={generation} ")),
+            "{died}"
+        );
+        if generation == 1 {
+            server.wait_log_from(start, |line| line.contains("worker ready"));
+        }
+    }
+    let failing = server.wait_log(|line| line.contains("slot keeps failing"));
+    let words = "WARN slot keeps failing: waiting before the next try slot=0 delay_ms=";
+    runbook.quotes(words, &failing);
+    let lent = server.wait_log(|line| line.contains("queue lent to"));
+    runbook.quotes("WARN queue lent to a sibling slot=0 to_slot=1", &lent);
+    let shown = screen(&server);
+    for words in [
+        "backing off",
+        "slot 0: its queue is lent to slot 1",
+        "signal 9 (SIGKILL)",
+    ] {
+        runbook.quotes(words, &shown);
+    }
+    // Whoever comes is served, wherever the kernel puts them.
+    for _ in 0..8 {
+        Client::connect(server.addr()).roundtrip(b"by the sibling");
+    }
+
+    let answered = server.reload().expect_success();
+    runbook.quotes("restarted: 2 workers renewed in ", &answered.stdout);
+    let recalled = server.wait_log(|line| line.contains("queue recalled"));
+    runbook.quotes("INFO queue recalled slot=0 from_slot=1", &recalled);
+    assert_eq!(server.status_json()["totals"]["deaths"], 2);
+}
+
+#[test]
+fn the_only_worker_keeps_dying() {
+    let runbook = Runbook::open("A worker keeps dying");
+    let server = Server::builder()
+        .args(["--listen=127.0.0.1:0", "--workers=1", "--bake-time=0s"])
+        // Longer than any wait below: what ends the pause is what is typed.
+        .args(["--backoff-initial=10m", "--backoff-max=10m"])
+        .start();
+    for _ in 1..=2 {
+        let start = server.log_len();
+        worker_of(&server, 0).signal(Signal::SIGKILL);
+        server.wait_log_from(start, |line| {
+            line.contains("worker ready") || line.contains("slot keeps failing")
+        });
+    }
+    runbook.quotes("nobody serves its queue", &screen(&server));
+    let mut waiting = Client::connect(server.addr());
+    waiting.send_all(b"waiting");
+    server.order(&["scale", "2"]).expect_success();
+    waiting.expect(b"WAITING");
+    server.reload().expect_success();
+    let status = server.status_json();
+    let slots = status["slots"].as_array().expect("a list of slots");
+    assert!(
+        slots.iter().all(|slot| slot["state"] == "serving"),
+        "{status}"
+    );
+}
+
+#[test]
+fn queue_overflows() {
+    isolated(|| {
+        let runbook = Runbook::open("Queue overflows");
+        let somaxconn = "/proc/sys/net/core/somaxconn";
+        fs::write(somaxconn, "3").expect("the namespace is ours");
+        let server = Server::builder()
+            .args(QUICK)
+            .args(["--hang-timeout=off", "--steer=random"])
+            .start();
+        let (port, worker) = (server.addr().port(), worker_of(&server, 0));
+        worker.signal(Signal::SIGSTOP);
+        until("it stands still", || state(worker.pid()) == Some('T'));
+
+        let overflows = || KernelCounters::read().count("ListenOverflows");
+        let before = overflows();
+        let mut waiting = Vec::new();
+        // Who is dropped is not told: their kernels try again.
+        // One more than the limit, as the page says. (On a busy machine the other one's may, too.)
+        until("its queue overflows", || {
+            waiting.push(connecting(&server));
+            overflows() > before && queued(worker.pid(), port) == 4
+        });
+        assert!(runbook.0.contains("TcpExtListenOverflows"));
+        worker.signal(Signal::SIGCONT);
+        until("it is emptied", || queued(worker.pid(), port) == 0);
+
+        fs::write(somaxconn, "4096").expect("the namespace is ours");
+        let answered = server.reload().expect_success();
+        runbook.quotes("restarted: 2 workers renewed in ", &answered.stdout);
+        let answered = server.order(&["scale", "4"]).expect_success();
+        runbook.quotes("scaled: 4 workers in ", &answered.stdout);
+        let status = server.status_json();
+        let slots = status["slots"].as_array().expect("a list of slots");
+        assert_eq!(slots.len(), 4);
+        for slot in slots {
+            assert_eq!(slot["accept_queues"][0]["limit"], 4096, "{slot}");
+        }
+        drop(waiting);
+    });
+}
+
+/// A socket that is about to be connected; nobody waits for it.
+fn connecting(server: &Server) -> socket2::Socket {
+    let family = socket2::Domain::for_address(server.addr());
+    let socket = socket2::Socket::new(family, socket2::Type::STREAM, None);
+    let socket = socket.expect("a socket");
+    socket.set_nonblocking(true).expect("any socket can be");
+    // It is under way, whatever this says.
+    let _ = socket.connect(&server.addr().into());
+    socket
+}
+
+#[test]
+fn too_many_connections() {
+    let runbook = Runbook::open("Too many connections");
+    let planned = Planned::start(&["--listen=127.0.0.1:0", "--bake-time=0s", "--workers=1"]);
+    let server = &planned.server;
+    planned.configure("max_connections = 3\n");
+    server.reload().expect_success();
+    let mut served: Vec<Client> = (0..3).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut served {
+        client.roundtrip(b"in");
+    }
+    let paused = server.wait_log(|line| line.contains("accepting paused"));
+    runbook.quotes(
+        "WARN accepting paused cause=connection_limit open=3",
+        &paused,
+    );
+    let mut waiting = Client::connect(server.addr());
+    waiting.send_all(b"waiting");
+
+    planned.configure("max_connections = 5000000\n");
+    let answered = server.reload();
+    // A machine that allows so many is told something else by the kernel, or nothing.
+    if answered.code != 0 {
+        runbook.quotes(
+            "refused: max_connections 5000000 needs a descriptor limit of",
+            &answered.stdout,
+        );
+    }
+    planned.configure("max_connections = 100\n");
+    let answered = server.reload().expect_success();
+    runbook.quotes("restarted: 1 workers renewed in ", &answered.stdout);
+    waiting.expect(b"WAITING");
+    for client in &mut served {
+        client.roundtrip(b"still in");
+    }
+    runbook.quotes("connections  ", &screen(server));
+}
+
+#[test]
+fn port_taken() {
+    let runbook = Runbook::open("Port taken");
+    // Its own, so that nobody else is given the port between a stop and the next start.
+    let own = format!("--listen={}:0", own_address());
+    let server = Server::start(&[&own, "--workers=2", "--bake-time=0s"]);
+    let listen = format!("--listen={}", server.addr());
+    let (code, said) = Server::expect_failure(&["--workers=2", &listen]);
+    assert_eq!(code, 1, "{said}");
+    for words in [
+        "uppercased: cannot listen on ",
+        "(uppercased) listens on ",
+        "stop it, choose another address with --listen, or share the port on purpose with \
+         --share-port",
+    ] {
+        runbook.quotes(words, &said);
+    }
+    assert!(said.contains(&format!("pid {} ", server.pid())), "{said}");
+    // The one that runs has not noticed anything.
+    Client::connect(server.addr()).roundtrip(b"served");
+
+    let answered = server.order(&["stop"]).expect_success();
+    runbook.quotes("stopping\n", &answered.stderr);
+    runbook.quotes("stopped\n", &answered.stdout);
+    let again = Server::start(&["--workers=2", &listen]);
+    Client::connect(again.addr()).roundtrip(b"served again");
+}

@@ -1,0 +1,444 @@
+//! Workers are locked in, and the admin process: what the kernel says of them, what becomes of one
+//! that breaks out, and that everything planned works all the same.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use nix::unistd::geteuid;
+
+use crate::support::image::Image;
+use crate::support::observe::{until, until_some};
+use crate::support::planned::Planned;
+use crate::support::{Client, DEADLINE, Server, wait_gone};
+
+const QUICK: [&str; 4] = [
+    "--listen=127.0.0.1:0",
+    "--bake-time=0s",
+    "--workers=2",
+    "--backoff-initial=10ms",
+];
+
+/// Ways out.
+const OUTWARD: [&str; 6] = ["open", "connect", "bind", "exec", "setuid", "signal"];
+/// What would reach others by what is shared with them: an end for a listener, all new connections for
+/// one worker, a full disk, a file that was emptied or is written to unseen, other words in the log.
+const SHARED: [&str; 6] = ["unlisten", "steer", "fill", "punch", "map", "overwrite"];
+
+/// A line of `/proc/PID/status`.
+#[track_caller]
+fn kernel_says(pid: u32, field: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let words = line.expect("the kernel has that field").split_whitespace();
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// Nor can it ever get one. Who has none to begin with cannot give up the bounding set, and needs
+/// not: nothing that is executed gains rights.
+#[track_caller]
+fn assert_without_capabilities(pid: u32) {
+    let bounding = geteuid().is_root().then_some("CapBnd");
+    let sets = ["CapEff", "CapPrm", "CapInh", "CapAmb"].into_iter();
+    for set in sets.chain(bounding) {
+        assert_eq!(kernel_says(pid, set), "0000000000000000", "{set}");
+    }
+}
+
+/// The layers that the worker of the first slot says it has.
+#[track_caller]
+fn layers(server: &Server) -> Vec<String> {
+    let status = server.status_json();
+    let layers = &status["slots"][0]["sandbox"]["layers"];
+    let layers = layers.as_array().expect("it has said so").iter();
+    layers
+        .filter_map(|it| it.as_str().map(str::to_owned))
+        .collect()
+}
+
+#[track_caller]
+fn until_all_serve(planned: &Planned) {
+    until("every slot serves", || {
+        let workers = planned.workers().0;
+        workers.iter().all(|worker| worker.state == "serving")
+    });
+}
+
+#[test]
+fn workers_are_locked_in_by_default() {
+    let server = Server::start(&QUICK);
+    for pid in server.worker_pids() {
+        assert_eq!(kernel_says(pid, "NoNewPrivs"), "1");
+        assert_eq!(kernel_says(pid, "Seccomp"), "2");
+        assert_eq!(kernel_says(pid, "Threads"), "1");
+        assert_without_capabilities(pid);
+    }
+    let said = layers(&server);
+    // Without root the support leaves it out, or tests could not look in.
+    let no_dump = geteuid().is_root().then_some("no_dump");
+    for layer in ["no_new_privs", "no_caps", "seccomp"]
+        .into_iter()
+        .chain(no_dump)
+    {
+        assert!(said.iter().any(|it| it == layer), "{layer}: {said:?}");
+    }
+    let screen = server.order(&["status"]).expect_success().stdout;
+    assert!(screen.contains("sandbox      no_new_privs"), "{screen}");
+    Client::connect(server.addr()).roundtrip(b"served from within");
+}
+
+/// Everything that a process has open, by kind, in order; `None` if it has ended.
+fn descriptors(pid: u32) -> Option<Vec<String>> {
+    let folder = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let links = folder.map(|entry| {
+        Some(
+            fs::read_link(entry.ok()?.path())
+                .ok()?
+                .display()
+                .to_string(),
+        )
+    });
+    let kind = |link: String| match link.split_once(':') {
+        Some((kind @ ("socket" | "pipe"), _)) => kind.to_owned(),
+        _ => link.trim_end_matches(" (deleted)").to_owned(),
+    };
+    let mut kinds: Vec<_> = links.map(|link| link.map(kind)).collect::<Option<_>>()?;
+    kinds.sort();
+    Some(kinds)
+}
+
+/// What was open in the shell that started the server, and what the supervisor has, is not theirs.
+#[test]
+fn a_worker_and_the_admin_process_have_what_they_need_and_nothing_else() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can look into what is locked in");
+        return;
+    }
+    let planned = Planned::start(&[&QUICK[..], &["--admin=0"]].concat());
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"one connection");
+    // No input, no output; the log, as inherited and as it is written.
+    let streams = ["/dev/null", "/dev/null", "pipe", "pipe"];
+    let own = ["/memfd:uppercased-slot", "anon_inode:[eventpoll]"];
+    // The channel, the listener, and one of the workers has the client.
+    let needed = [2, 3].map(|sockets| {
+        let mut needed = [&streams[..], &own, &vec!["socket"; sockets]].concat();
+        needed.sort_unstable();
+        needed
+    });
+    // Twice: of the first workers, which bind, and of those that adopt and have taken over.
+    for _ in 0..2 {
+        until("workers with what they need", || {
+            let mut open: Vec<_> = server.worker_pids().into_iter().map(descriptors).collect();
+            open.sort_by_key(|open| open.as_ref().map(Vec::len));
+            open.iter().flatten().eq(&needed)
+        });
+        server.reload().expect_success();
+        client.roundtrip(b"moved");
+    }
+    // The alarm has two ends, and the channel is there twice: once to be waited at. The listener.
+    let mut needed = [&streams[..], &["pipe"; 2], &["socket"; 3]].concat();
+    needed.sort_unstable();
+    assert_eq!(descriptors(admin_pid(server)).expect("it lives"), needed);
+}
+
+#[test]
+fn it_can_be_switched_off() {
+    let server = Server::start(&[&QUICK[..], &["--sandbox=off"]].concat());
+    for pid in server.worker_pids() {
+        assert_eq!(kernel_says(pid, "NoNewPrivs"), "0");
+        assert_eq!(kernel_says(pid, "Seccomp"), "0");
+    }
+    let screen = server.order(&["status"]).expect_success().stdout;
+    assert!(screen.contains("sandbox      off"), "{screen}");
+}
+
+#[test]
+fn workers_of_another_user_go_through_every_planned_operation() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can run workers as somebody else");
+        return;
+    }
+    let planned = Planned::start(&[&QUICK[..], &["--user=nobody"]].concat());
+    let server = &planned.server;
+    let assert_nobodies = || {
+        for pid in server.worker_pids() {
+            let uids = kernel_says(pid, "Uid");
+            let mut uids = uids.split(' ');
+            let first = uids.next().expect("four of them");
+            assert!(first != "0" && uids.all(|uid| uid == first), "{first}");
+            assert_eq!(kernel_says(pid, "Groups"), "");
+            assert_without_capabilities(pid);
+        }
+    };
+    assert_nobodies();
+    assert_eq!(
+        layers(server).first().map(String::as_str),
+        Some("user=nobody")
+    );
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    server.reload().expect_success();
+    client.roundtrip(b"moved");
+    server.scale(3).expect_success();
+    server.scale(1).expect_success();
+    client.roundtrip(b"moved again");
+    server.upgrade().expect_success();
+    client.roundtrip(b"and again");
+    assert_nobodies();
+    // What was said to the earlier program is known to the new one.
+    assert_eq!(
+        layers(server).first().map(String::as_str),
+        Some("user=nobody")
+    );
+}
+
+#[test]
+fn who_breaks_out_is_ended_and_the_cause_is_said() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    for what in OUTWARD.into_iter().chain(SHARED) {
+        let mark = server.log_len();
+        let plan = format!("worker.sandboxed=violate:{what}");
+        planned.install(Image::copy(planned.folder()).with_faults(&plan));
+        let before = planned.workers();
+        let answered = server.reload();
+        assert_eq!(answered.code, 1, "{what}: {answered:?}");
+        let died = server.wait_log_from(mark, |line| line.contains("worker died"));
+        let said = died.contains("SIGSYS") && died.contains("sandbox does not allow");
+        assert!(said, "{what}: {died}");
+        until_all_serve(&planned);
+        planned.workers().assert_untouched_since(&before);
+        Client::connect(server.addr()).roundtrip(b"served on");
+    }
+}
+
+/// The way out by a bug is still open: its last words are written, and it ends as it would without.
+#[test]
+fn a_panic_in_the_sandbox_is_an_abort() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let mark = server.log_len();
+    let plan = "worker.sandboxed=panic";
+    planned.install(Image::copy(planned.folder()).with_faults(plan));
+    assert_eq!(server.reload().code, 1);
+    server.wait_log_from(mark, |line| line.contains("a bug ends this worker"));
+    let died = server.wait_log_from(mark, |line| line.contains("worker died"));
+    assert!(died.contains("SIGABRT"), "{died}");
+}
+
+/// A worker that serves and breaks out is a death like any other: counted, shown, and the slot is
+/// renewed.
+#[test]
+fn a_serving_worker_that_breaks_out_is_counted_and_replaced() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let mark = server.log_len();
+    let plan = "receiver.ordered=violate:connect";
+    planned.install(Image::copy(planned.folder()).with_faults(plan));
+    let _answered = server.reload();
+    server.wait_log_from(mark, |line| {
+        line.contains("worker died") && line.contains("SIGSYS")
+    });
+    until_all_serve(&planned);
+    let status = server.status_json();
+    assert!(status["totals"]["deaths"].as_u64() >= Some(1), "{status}");
+    let how = status["slots"][0]["last_death"]["how"].as_str();
+    assert!(how.is_some_and(|how| how.contains("SIGSYS")), "{status}");
+}
+
+/// Without the outermost layer those beneath it show that they hold, too.
+#[test]
+fn each_layer_refuses_by_itself() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let has_landlock = layers(server).iter().any(|layer| layer == "landlock");
+    let mut violations = vec!["setuid"];
+    if has_landlock {
+        violations.extend(["open", "connect", "bind", "exec", "signal"]);
+    } else {
+        eprintln!("this kernel has no Landlock: only what capabilities forbid is tried");
+    }
+    for what in violations {
+        let mark = server.log_len();
+        let plan = format!("worker.sandbox_lacks=seccomp;worker.sandboxed=violate:{what}");
+        planned.install(Image::copy(planned.folder()).with_faults(&plan));
+        server.reload().expect_success();
+        let line = server.wait_log_from(mark, |line| line.contains("a violation"));
+        let refused = line.contains("was refused")
+            && (line.contains("Permission denied")
+                || line.contains("not permitted")
+                || line.contains("EPERM"));
+        assert!(refused, "{what}: {line}");
+    }
+}
+
+#[test]
+fn what_the_kernel_lacks_is_said_once_or_refused() {
+    let lacking = |mode: &str| {
+        let server = Server::builder()
+            .args(QUICK)
+            .args([format!("--sandbox={mode}")]);
+        server.env("FAULT_POINTS", "worker.sandbox_lacks=landlock")
+    };
+    let server = lacking("auto").start();
+    let missing = &server.status_json()["slots"][1]["sandbox"]["missing"][0];
+    let said = missing
+        .as_str()
+        .is_some_and(|it| it.starts_with("landlock:"));
+    assert!(said, "{missing}");
+    server.reload().expect_success();
+    let log = server.log();
+    let lines = log.iter().filter(|it| it.contains("sandbox is incomplete"));
+    assert_eq!(lines.count(), 1, "{log:#?}");
+
+    let (code, said) = lacking("required").expect_failure();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("the sandbox is required"), "{said}");
+}
+
+/// The living admin process, once it answers.
+#[track_caller]
+fn admin_pid(server: &Server) -> u32 {
+    until_some("an admin process that is locked in", || {
+        let admin = &server.status_json()["admin"];
+        admin["sandbox"].as_object()?;
+        u32::try_from(admin["pid"].as_u64()?).ok()
+    })
+}
+
+/// What the admin endpoint answers to a request for `page`, its head with it.
+#[track_caller]
+fn shown(server: &Server, page: &str) -> String {
+    let status = server.status_json();
+    let address = status["admin"]["address"].as_str().expect("an address");
+    let mut stream = TcpStream::connect(address).expect("connect");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    let request = format!("GET {page} HTTP/1.0\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("send");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+#[test]
+fn the_admin_process_is_locked_in_with_all_its_threads() {
+    let server = Server::start(&[&QUICK[..], &["--admin=0"]].concat());
+    let admin = admin_pid(&server);
+    let threads = fs::read_dir(format!("/proc/{admin}/task")).expect("its threads");
+    let threads: Vec<_> = threads.flatten().collect();
+    assert!(threads.len() > 1, "{threads:?}");
+    for thread in threads {
+        // The kernel finds a thread below `/proc` as it finds a process.
+        let name = thread.file_name();
+        let id = name.to_str().and_then(|name| name.parse().ok());
+        let id = id.expect("a number");
+        assert_eq!(kernel_says(id, "NoNewPrivs"), "1");
+        assert_eq!(kernel_says(id, "Seccomp"), "2");
+        assert_without_capabilities(id);
+    }
+    for page in ["/healthz", "/readyz", "/status", "/metrics"] {
+        let answer = shown(&server, page);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{page}: {answer}");
+    }
+    let status = server.status_json();
+    assert_eq!(status["admin"]["sandbox"], status["slots"][0]["sandbox"]);
+    assert_eq!(status["admin"]["deaths"], 0);
+}
+
+/// It has no way to the control socket, where it could stop the server: the user that it becomes
+/// may not connect there, and it asks all the same.
+#[test]
+fn the_admin_process_becomes_another_user_and_asks_on() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can run processes as somebody else");
+        return;
+    }
+    let server = Server::start(&[&QUICK[..], &["--admin=0", "--user=nobody"]].concat());
+    let admin = admin_pid(&server);
+    let mine = kernel_says(server.worker_pids()[0], "Uid");
+    assert_eq!(kernel_says(admin, "Uid"), mine);
+    assert!(!mine.contains(" 0"), "{mine}");
+    assert_eq!(kernel_says(admin, "Groups"), "");
+    assert_without_capabilities(admin);
+    assert!(shown(&server, "/readyz").starts_with("HTTP/1.1 200"));
+    // It ends with its supervisor, whoever it is.
+    server.kill();
+    assert!(wait_gone(admin, DEADLINE), "it outlives its supervisor");
+}
+
+#[test]
+fn an_admin_process_that_breaks_out_is_ended_and_nobody_else_notices() {
+    for what in OUTWARD.into_iter().chain(SHARED) {
+        let plan = format!("admin.sandboxed=violate:{what}");
+        let server = Server::builder().args(QUICK).args(["--admin=0"]);
+        let server = server.env("FAULT_POINTS", plan).start();
+        let died = server.wait_log(|line| line.contains("admin process died"));
+        let said = died.contains("SIGSYS") && died.contains("sandbox does not allow");
+        assert!(said, "{what}: {died}");
+        Client::connect(server.addr()).roundtrip(b"served on");
+        let status = server.status_json();
+        assert!(status["admin"]["deaths"].as_u64() >= Some(1), "{status}");
+        assert_eq!(status["totals"]["deaths"], 0, "{status}");
+    }
+}
+
+/// As for workers: what is below the outermost layer holds, too.
+#[test]
+fn each_layer_of_the_admin_process_refuses_by_itself() {
+    let mut violations = vec!["setuid"];
+    if layers(&Server::start(&QUICK))
+        .iter()
+        .any(|it| it == "landlock")
+    {
+        violations.extend(["open", "connect", "bind", "exec", "signal"]);
+    }
+    for what in violations {
+        let plan = format!("worker.sandbox_lacks=seccomp;admin.sandboxed=violate:{what}");
+        let server = Server::builder().args(QUICK).args(["--admin=0"]);
+        let server = server.env("FAULT_POINTS", plan).start();
+        let line = server.wait_log(|line| line.contains("a violation"));
+        let refused = line.contains("was refused")
+            && (line.contains("Permission denied")
+                || line.contains("not permitted")
+                || line.contains("EPERM"));
+        assert!(refused, "{what}: {line}");
+        server.wait_log(|line| line.contains("the admin process's sandbox is incomplete"));
+        assert!(shown(&server, "/healthz").starts_with("HTTP/1.1 200"));
+    }
+}
+
+#[test]
+fn a_reload_that_changes_the_sandbox_reaches_the_admin_process() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("sandbox.toml");
+    let write = |how: &str| fs::write(&file, format!("sandbox = \"{how}\"\n")).expect("write");
+    write("auto");
+    let config = format!("--config={}", file.display());
+    let server = Server::start(&[&QUICK[..], &["--admin=0", &config]].concat());
+    let first = admin_pid(&server);
+    // One that changes nothing of it leaves it alone.
+    server.reload().expect_success();
+    assert_eq!(admin_pid(&server), first);
+    write("off");
+    server.reload().expect_success();
+    let second = until_some("another process", || {
+        Some(admin_pid(&server)).filter(|pid| *pid != first)
+    });
+    assert_eq!(kernel_says(second, "Seccomp"), "0");
+    assert_eq!(server.status_json()["admin"]["deaths"], 0, "it was wanted");
+    assert!(shown(&server, "/readyz").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn accounts_that_nobody_has_are_refused_at_once() {
+    for flag in ["--user=no-such-user", "--group=no-such-group", "--user=a:b"] {
+        let (code, said) = Server::expect_failure(&["--listen=127.0.0.1:0", flag]);
+        assert_eq!(code, 2, "{said}");
+        let name = flag.split('=').next().unwrap_or_default();
+        assert!(said.contains(name), "{said}");
+    }
+}

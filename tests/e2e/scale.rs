@@ -1,0 +1,142 @@
+//! More workers and fewer, under load: nobody is refused, reset or closed either way.
+
+use nix::sys::signal::Signal;
+
+use crate::support::load::{Load, LoadSize};
+use crate::support::netns::{KernelCounters, isolated};
+use crate::support::observe::{freeze, queued, until, worker_of};
+use crate::support::planned::Planned;
+use crate::support::{Client, DEADLINE, Server};
+
+const QUICK: [&str; 2] = ["--listen=127.0.0.1:0", "--handshake-timeout=200ms"];
+
+#[track_caller]
+fn start(args: &[&str]) -> Planned {
+    Planned::start(&[&QUICK, args].concat())
+}
+
+#[test]
+fn up_and_down_nobody_is_lost() {
+    isolated(|| {
+        let before = KernelCounters::read();
+        let planned = start(&["--workers=2"]);
+        let server = &planned.server;
+        let load = Load::start(server.addr(), LoadSize::small());
+        for workers in [5, 1, 3, 2, 1, 4] {
+            server.scale(workers).expect_success();
+            load.go_on_for(30);
+            let now = planned.workers();
+            now.assert_serving();
+            assert_eq!(now.0.len(), usize::from(workers));
+            assert_eq!(server.worker_pids().len(), usize::from(workers));
+        }
+        load.finish().assert_clean();
+        KernelCounters::read().assert_no_loss_since(&before);
+        assert_eq!(server.stop().code(), Some(0));
+        KernelCounters::read().assert_no_loss_since(&before);
+    });
+}
+
+#[test]
+fn signals_add_and_remove_one() {
+    let planned = start(&["--workers=2"]);
+    let server = &planned.server;
+    let count = || planned.workers().0.len();
+    for (signal, expected) in [
+        (Signal::SIGTTIN, 3),
+        (Signal::SIGTTOU, 2),
+        (Signal::SIGTTOU, 1),
+    ] {
+        let mark = server.log_len();
+        server.signal(signal);
+        server.wait_log_from(mark, |line| line.contains("operation done"));
+        assert_eq!(count(), expected);
+    }
+    let mark = server.log_len();
+    server.signal(Signal::SIGTTOU);
+    server.wait_log_from(mark, |line| line.contains("one worker is the least"));
+    assert_eq!(count(), 1);
+}
+
+#[test]
+fn impossible_numbers_are_refused() {
+    let planned = start(&["--workers=2"]);
+    let server = &planned.server;
+    let before = planned.workers();
+    server.order(&["scale", "0"]).expect_failure("0");
+    server.order(&["scale", "2000"]).expect_failure("2000");
+    server.order(&["scale", "many"]).expect_failure("many");
+    server.scale(2).expect_success();
+    planned.workers().assert_untouched_since(&before);
+}
+
+#[test]
+fn a_leaving_worker_that_dies_is_renewed_first_so_that_its_queue_is_served() {
+    isolated(|| {
+        let planned = Planned::start(&[
+            "--listen=127.0.0.1:0",
+            "--workers=2",
+            "--handshake-timeout=1s",
+        ]);
+        let server = &planned.server;
+        let before = KernelCounters::read();
+        let victim = worker_of(server, 1);
+        freeze(&victim);
+        let mut clients: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
+        until("clients wait for the worker that stands still", || {
+            queued(victim.pid(), server.addr().port()) > 0
+        });
+        let mark = server.log_len();
+        let order = server.send_order(&["scale", "1"]);
+        server.wait_log_from(mark, |line| line.contains("operation started"));
+        victim.signal(Signal::SIGKILL);
+        order.wait().expect_success();
+        until("one worker is left", || server.worker_pids().len() == 1);
+        // Whoever took them, they are here, and so is everybody who waited.
+        for client in &mut clients {
+            client.roundtrip(b"waited, and was moved");
+            client.half_close();
+            client.expect_eof();
+        }
+        KernelCounters::read().assert_no_loss_since(&before);
+    });
+}
+
+/// Kills the workers of a slot until it backs off.
+fn break_slot(server: &Server, slot: u16) {
+    let mark = server.log_len();
+    for _ in 0..2 {
+        let generation = worker_of(server, slot);
+        generation.signal(Signal::SIGKILL);
+        assert!(generation.wait_gone(DEADLINE), "a killed worker ends");
+    }
+    let note = format!("queue lent to a sibling slot={slot} ");
+    server.wait_log_from(mark, |line| line.contains(&note));
+}
+
+#[test]
+fn broken_slot_leaves_and_loses_nobody() {
+    isolated(|| {
+        let planned = start(&["--workers=2", "--backoff-initial=10m", "--backoff-max=10m"]);
+        let server = &planned.server;
+        break_slot(server, 1);
+        let before = KernelCounters::read();
+        // Clients wait in the lent queue while it is closed.
+        let borrower = worker_of(server, 0);
+        freeze(&borrower);
+        let mut clients: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
+        let mark = server.log_len();
+        let order = server.send_order(&["scale", "1"]);
+        server.wait_log_from(mark, |line| line.contains("slot left"));
+        borrower.signal(Signal::SIGCONT);
+        order.wait().expect_success();
+        for client in &mut clients {
+            client.roundtrip(b"waited in the queue of a slot that left");
+        }
+        KernelCounters::read().assert_no_loss_since(&before);
+        // The number can be raised again, and everything else can be asked for.
+        server.scale(2).expect_success();
+        server.reload().expect_success();
+        planned.workers().assert_serving();
+    });
+}

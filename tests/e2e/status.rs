@@ -1,0 +1,224 @@
+//! What `status` says of a real server: sockets also of others, rates while it is renewed, and how
+//! long that took.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::Read as _;
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+
+use nix::poll::PollFlags;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::netns::Namespace;
+use crate::support::terminal::open_terminal;
+use crate::support::{Client, DEADLINE, Deadline, Lines, Server, Watched, pattern, poll_one};
+
+/// One line of `--watch --json` that satisfies `wanted`.
+fn find(lines: &Lines, from: usize, mut wanted: impl FnMut(&Value) -> bool) -> Option<Value> {
+    let mut found = None;
+    lines.find_from(from, DEADLINE, |line| {
+        let look: Value = serde_json::from_str(line).unwrap();
+        let is_it = wanted(&look);
+        found = Some(look).filter(|_| is_it);
+        is_it
+    });
+    found
+}
+
+#[test]
+fn sockets_of_others_are_named_and_ours_belong_to_slots() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "2", "--share-port"]);
+    let stranger =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    stranger.set_reuse_port(true).unwrap();
+    // Bound before it listens, so that it takes nobody's client until the test has one.
+    stranger.bind(&server.addr().into()).unwrap();
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(&pattern(0, 100));
+    stranger.listen(1).unwrap();
+    let _listening: TcpListener = stranger.into();
+
+    let status = server.status_json();
+    let sockets = &status["sockets"];
+    assert_eq!(sockets["unknown"], Value::Null, "{sockets}");
+    assert_eq!(sockets["states"]["LISTEN"], 3, "{sockets}");
+    assert_eq!(sockets["states"]["ESTABLISHED"], 1, "{sockets}");
+    assert_eq!(sockets["local_clients"]["ESTABLISHED"], 1, "{sockets}");
+    let others = sockets["others"].as_array().unwrap();
+    assert_eq!(others.len(), 1, "{sockets}");
+    assert_eq!(others[0]["pid"], std::process::id());
+
+    let screen = server.order(&["status"]).expect_success().stdout;
+    let line = format!("listens too  pid {} (", std::process::id());
+    assert!(screen.contains(&line), "{screen}");
+    assert!(screen.contains(" msg/s; "), "{screen}");
+    for line in screen.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+
+    let list = server
+        .order(&["status", "--sockets"])
+        .expect_success()
+        .stdout;
+    let lines: Vec<&str> = list.lines().collect();
+    assert_eq!(lines.len(), 1 + 4, "{list}");
+    for slot in 0..2 {
+        let pid = status["slots"][slot]["pid"].as_u64().unwrap();
+        let owner = format!(" slot {slot}, pid {pid}");
+        assert!(
+            lines[1..4].iter().any(|line| line.ends_with(&owner)),
+            "{list}"
+        );
+    }
+    let short = server.order(&["status", "--sockets", "--limit", "1"]);
+    assert!(short.expect_success().stdout.contains("… 3 more; "));
+
+    // Who ends a connection first is left with the kernel's memory of it.
+    client.half_close();
+    client.expect_eof();
+    drop(client);
+    let status = server.status_json();
+    let sockets = &status["sockets"];
+    assert_eq!(sockets["local_clients"]["TIME_WAIT"], 1, "{sockets}");
+    assert_eq!(sockets["states"]["ESTABLISHED"], Value::Null, "{sockets}");
+}
+
+#[test]
+fn rates_go_on_while_workers_are_renewed_and_their_times_are_kept() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "2"]);
+    let mut client = Client::connect(server.addr());
+    let watching = server.send_order(&["status", "--watch", "100ms", "--json"]);
+    let lines = watching.stdout();
+    assert!(find(lines, 0, |look| look["rates"].is_null()).is_some());
+    client.roundtrip(&pattern(0, 1000));
+    let busy = find(lines, 0, |look| {
+        look["rates"]["totals"]["bytes_in"].as_f64() > Some(0.0)
+    });
+    let busy = busy.expect("what was sent shows as a rate");
+    let span_ms = busy["rates"]["span_ms"].as_u64().unwrap();
+    assert!(span_ms > 0, "{busy}");
+    let counted = busy["rates"]["totals"]["bytes_in"].as_f64().unwrap() * span_ms as f64 / 1000.0;
+    assert!(counted <= 1000.5, "{busy}");
+
+    server.reload().expect_success();
+    server.upgrade().expect_success();
+    client.roundtrip(&pattern(0, 1000));
+    let status = server.status_json();
+    assert_eq!(status["last_operation"]["what"], "upgrade");
+    assert_eq!(status["last_operation"]["outcome"], "done");
+    for slot in status["slots"].as_array().unwrap() {
+        // The first worker, and one for the reload and for the upgrade each.
+        assert_eq!(slot["starts"]["count"], 3, "{slot}");
+        assert_eq!(slot["handovers"]["count"], 2, "{slot}");
+    }
+    let what: Vec<&str> = status["operations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["what"].as_str().unwrap())
+        .collect();
+    assert_eq!(what, ["restart", "upgrade"]);
+    let screen = server.order(&["status"]).expect_success().stdout;
+    assert!(screen.contains("last         upgrade done "), "{screen}");
+
+    // No rate of what was watched is absurd: nothing was counted twice or from zero.
+    for line in lines.all() {
+        let look: Value = serde_json::from_str(&line).unwrap();
+        let span_ms = look["rates"]["span_ms"].as_u64().unwrap_or(0);
+        let rate = look["rates"]["totals"]["bytes_in"].as_f64().unwrap_or(0.0);
+        assert!(rate * span_ms as f64 / 1000.0 <= 2000.5, "{line}");
+    }
+    server.stop();
+    let ended = watching.wait();
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(
+        ended.stderr.contains("does not answer any more"),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn ctrl_c_ends_the_watching_and_that_is_success() {
+    let server = Server::start(&["--listen", "127.0.0.1:0"]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+        .args(["status", "--watch", "--control"])
+        .arg(server.control())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let watched = Watched::open(child.id()).unwrap();
+    let lines = Lines::follow(child.stdout.take().unwrap());
+    let begun = lines.find_from(0, DEADLINE, |line| line.starts_with("slot "));
+    watched.signal(Signal::SIGINT);
+    let status = watched.exit_status(DEADLINE);
+    let _ = child.kill();
+    child.wait().unwrap();
+    assert!(begun.is_some(), "{}", lines.text());
+    assert_eq!(status.and_then(|status| status.code()), Some(0));
+}
+
+#[test]
+fn a_supervisor_that_stands_still_is_said_to() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "1"]);
+    server.signal(Signal::SIGSTOP);
+    let stopped = format!("process {} is stopped", server.pid());
+    for command in [
+        &["status", "--timeout", "100ms"][..],
+        &["status", "--ready", "--timeout", "100ms"],
+        &["status", "--watch", "--timeout", "100ms"],
+        // It waits for ever for nobody.
+        &["status"],
+    ] {
+        let answered = server.order(command);
+        assert_eq!(answered.code, 1, "{answered:?}");
+        assert!(answered.stderr.contains(&stopped), "{answered:?}");
+    }
+    server.signal(Signal::SIGCONT);
+    server.order(&["status", "--ready"]).expect_success();
+}
+
+/// As it has until somebody sets one: in a container, or on a serial line.
+#[test]
+fn a_terminal_without_a_size_is_written_on_all_the_same() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "1"]);
+    let (mut terminal, line) = open_terminal();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+        .args(["status", "--watch", "--control"])
+        .arg(server.control())
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .stdout(line)
+        .spawn()
+        .unwrap();
+    let mut shown = String::new();
+    let deadline = Deadline::after(DEADLINE);
+    while !shown.contains("listening on") && poll_one(&terminal, PollFlags::POLLIN, deadline.left())
+    {
+        let mut piece = [0; 4096];
+        let len = terminal.read(&mut piece).unwrap();
+        shown.push_str(&String::from_utf8_lossy(&piece[..len]));
+        if shown.matches("\x1b[H").count() > 2 {
+            break;
+        }
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    assert!(shown.contains("listening on"), "{shown:?}");
+}
+
+#[test]
+fn a_server_in_another_network_namespace_shows_its_own_sockets() {
+    let Ok(namespace) = Namespace::fresh() else {
+        println!("skipped: no network namespace can be made here");
+        return;
+    };
+    let server = Server::builder()
+        .args(["--listen", "127.0.0.1:0", "--workers", "3"])
+        .namespace(&namespace)
+        .start();
+    let sockets = &server.status_json()["sockets"];
+    assert_eq!(sockets["states"]["LISTEN"], 3, "{sockets}");
+    assert_eq!(sockets["others"].as_array().map(Vec::len), Some(0));
+}

@@ -1,0 +1,347 @@
+//! Stopping: what is owed is paid, what stands in a queue is answered, what never ends is cut, and
+//! no process stays, whoever is killed first.
+
+use std::io::ErrorKind;
+
+use nix::sys::signal::Signal;
+use socket2::SockRef;
+
+use crate::support::bare::Bare;
+use crate::support::observe::{
+    OWED_BYTES, become_owed, freeze, number, owner, queued, until, wait_draining, wait_ready,
+    worker_of,
+};
+use crate::support::{Client, DEADLINE, Lines, Server, Watched, children, pattern, upper};
+
+/// Longer than any drain here is to last: a test that waits for it has failed.
+const NEVER: &str = "--drain-timeout=1h";
+
+/// A slot that fails twice stays without a worker, and its queue without a server.
+const PATIENT: [&str; 3] = [
+    "--backoff-initial=1h",
+    "--backoff-max=1h",
+    "--lend-after=1m",
+];
+
+/// A server with bounded send buffers, so that it can soon be made to owe something.
+fn start(args: &[&str]) -> Server {
+    let common = ["--listen=127.0.0.1:0", "--send-buffer=64KiB"];
+    Server::builder().args(common).args(args).start()
+}
+
+/// A new client that is owed something.
+fn owing(server: &Server) -> Client {
+    let mut client = Client::connect(server.addr());
+    become_owed(server, &mut client);
+    client
+}
+
+/// Reads everything owed in small pieces, and then the end.
+fn collect(mut client: Client) {
+    // With the small buffer this would be slow: the kernel announces small windows rarely.
+    SockRef::from(client.socket())
+        .set_recv_buffer_size(1 << 20)
+        .expect("set SO_RCVBUF");
+    for at in (0..OWED_BYTES).step_by(5000) {
+        client.expect(&upper(&pattern(at as u64, 5000)));
+    }
+    client.expect_eof();
+}
+
+/// Kills the worker of `slot` and its successor, so that a [`PATIENT`] server leaves it at that.
+fn leave_without_worker(server: &Server, slot: u16) {
+    let mark = server.log_len();
+    worker_of(server, slot).signal(Signal::SIGKILL);
+    wait_ready(server, mark, slot, 2);
+    worker_of(server, slot).signal(Signal::SIGKILL);
+    server.wait_log_from(mark, |line| line.contains("waiting before the next try"));
+}
+
+fn assert_stopped(server: &Server, workers: &[Watched]) {
+    assert_eq!(server.wait_exit(DEADLINE).code(), Some(0));
+    for worker in workers {
+        assert!(worker.wait_gone(DEADLINE), "worker {}", worker.pid());
+    }
+}
+
+fn watch_all(server: &Server) -> Vec<Watched> {
+    let pids = server.worker_pids();
+    pids.into_iter().filter_map(Watched::open).collect()
+}
+
+/// Each of these signals ends it in the same way.
+fn stops_gracefully(signal: Signal) {
+    let server = start(&["--workers=2", NEVER]);
+    let workers = watch_all(&server);
+    let owed = owing(&server);
+    let mut idle: Vec<_> = (0..8).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut idle {
+        client.roundtrip(b"then nothing");
+    }
+    server.signal(signal);
+    server.wait_log(|line| line.contains(" stopping ") && line.contains(signal.as_str()));
+    for mut client in idle {
+        client.expect_eof();
+    }
+    wait_draining(&server, 2);
+    assert!(server.is_running(), "it waits for the one that it owes");
+    collect(owed);
+    assert_stopped(&server, &workers);
+    let log = server.whole_log();
+    let total = log.iter().rfind(|line| line.contains(" stopped "));
+    let total = total.expect("the totals are logged");
+    assert_eq!(number(total, "abandoned"), 0, "{total}");
+    assert_eq!(number(total, "connections_lost"), 0, "{total}");
+    assert_eq!(number(total, "accepted"), 9, "{total}");
+}
+
+#[test]
+fn sigterm_pays_what_is_owed() {
+    stops_gracefully(Signal::SIGTERM);
+}
+
+#[test]
+fn sigint_pays_what_is_owed() {
+    stops_gracefully(Signal::SIGINT);
+}
+
+#[test]
+fn sigquit_pays_what_is_owed() {
+    stops_gracefully(Signal::SIGQUIT);
+}
+
+#[test]
+fn an_idle_server_stops_at_once() {
+    let server = start(&["--workers=2", NEVER]);
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn a_client_that_stays_after_the_end_is_waited_for_no_longer_than_linger_timeout() {
+    let server = start(&["--workers=1", "--linger-timeout=100ms", NEVER]);
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"hello");
+    assert_eq!(server.stop().code(), Some(0));
+    client.expect_eof();
+}
+
+#[test]
+fn who_stands_in_a_queue_at_the_stop_is_answered() {
+    let server = start(&["--workers=2", NEVER]);
+    let workers = watch_all(&server);
+    for worker in &workers {
+        freeze(worker);
+    }
+    let mut clients: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
+    for (index, client) in clients.iter_mut().enumerate() {
+        client.send_all(format!("client {index} was early").as_bytes());
+    }
+    let port = server.addr().port();
+    until("all of them wait", || {
+        let waiting = workers.iter().map(|worker| queued(worker.pid(), port));
+        waiting.sum::<usize>() == clients.len()
+    });
+    server.signal(Signal::SIGTERM);
+    server.wait_log(|line| line.contains(" stopping "));
+    for worker in &workers {
+        worker.signal(Signal::SIGCONT);
+    }
+    for (index, mut client) in clients.into_iter().enumerate() {
+        client.expect(format!("CLIENT {index} WAS EARLY").as_bytes());
+        client.expect_eof();
+    }
+    assert_stopped(&server, &workers);
+}
+
+/// The queue of a slot without a worker is not forgotten: a sibling empties it before it stops.
+#[test]
+fn who_stands_in_the_queue_of_a_dead_worker_at_the_stop_is_answered() {
+    let server = start(&["--workers=2", NEVER, PATIENT[0], PATIENT[1], PATIENT[2]]);
+    leave_without_worker(&server, 0);
+    // All of them at the other worker has a chance of 10^-12.
+    let mut clients: Vec<_> = (0..40).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut clients {
+        client.send_all(b"some of us wait for nobody");
+    }
+    until("some wait for nobody", || {
+        queued(server.pid(), server.addr().port()) > 0
+    });
+    let workers = watch_all(&server);
+    server.signal(Signal::SIGTERM);
+    for mut client in clients {
+        client.expect(b"SOME OF US WAIT FOR NOBODY");
+        client.expect_eof();
+    }
+    assert_stopped(&server, &workers);
+}
+
+/// Nobody is left hanging in the queue of a server that will not come back.
+#[test]
+fn new_clients_are_refused_once_the_stop_has_begun() {
+    let server = start(&["--workers=2", NEVER, PATIENT[0], PATIENT[1], PATIENT[2]]);
+    // One worker will be busy with its stop for a while.
+    let busy = [worker_of(&server, 1)];
+    let mut owed = loop {
+        let mut client = Client::connect(server.addr());
+        client.roundtrip(b"who is it?");
+        if owner(&client, server.addr(), &busy).is_some() {
+            break client;
+        }
+    };
+    become_owed(&server, &mut owed);
+    // The other slot has no worker, but it has a listener.
+    leave_without_worker(&server, 0);
+    server.signal(Signal::SIGTERM);
+    wait_draining(&server, 1);
+    for _ in 0..40 {
+        let refused = Client::try_connect(server.addr()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    }
+    assert!(server.is_running());
+    collect(owed);
+    assert_stopped(&server, &busy);
+}
+
+#[test]
+fn a_lame_duck_serves_new_clients_and_then_stops() {
+    let server = start(&["--workers=2", "--lame-duck=4s", NEVER]);
+    let workers = watch_all(&server);
+    let mut early = Client::connect(server.addr());
+    early.roundtrip(b"before");
+    server.signal(Signal::SIGTERM);
+    server.wait_log(|line| line.contains(" stopping "));
+    let mut clients: Vec<_> = (0..10).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut clients {
+        client.roundtrip(b"still welcome");
+    }
+    early.roundtrip(b"meanwhile");
+    for mut client in clients.into_iter().chain([early]) {
+        client.expect_eof();
+    }
+    assert_stopped(&server, &workers);
+}
+
+#[test]
+fn a_second_signal_ends_a_lame_duck() {
+    let server = start(&["--workers=2", "--lame-duck=1h", NEVER]);
+    let workers = watch_all(&server);
+    server.signal(Signal::SIGTERM);
+    server.wait_log(|line| line.contains(" stopping "));
+    Client::connect(server.addr()).roundtrip(b"still welcome");
+    server.signal(Signal::SIGTERM);
+    assert_stopped(&server, &workers);
+}
+
+#[test]
+fn a_client_that_never_reads_is_cut_when_drain_timeout_is_over() {
+    let server = start(&["--workers=2", "--drain-timeout=300ms"]);
+    let workers = watch_all(&server);
+    let mut owed = owing(&server);
+    server.signal(Signal::SIGTERM);
+    assert_stopped(&server, &workers);
+    let log = server.whole_log();
+    let find = |text| log.iter().rfind(|line| line.contains(text)).unwrap();
+    let cut = find("drain_timeout is over");
+    assert_eq!(number(cut, "connections"), 1, "{cut}");
+    assert!(number(find(" stopped "), "abandoned") > 0);
+    // An orderly end would be a lie: it did not get everything.
+    owed.expect_reset();
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let server = start(&["--workers=2", NEVER]);
+    let workers = watch_all(&server);
+    let _owed = owing(&server);
+    server.signal(Signal::SIGTERM);
+    wait_draining(&server, 2);
+    server.signal(Signal::SIGINT);
+    assert_stopped(&server, &workers);
+    server.wait_log(|line| line.contains("stopping at once") && line.contains("SIGINT"));
+}
+
+#[test]
+fn a_stop_while_a_worker_is_stopped_by_somebody_ends_in_time() {
+    let server = start(&["--workers=2", "--drain-timeout=100ms"]);
+    let workers = watch_all(&server);
+    freeze(&workers[1]);
+    server.signal(Signal::SIGTERM);
+    assert_stopped(&server, &workers);
+    server.wait_log(|line| line.contains("has not stopped in time"));
+}
+
+#[test]
+fn a_stop_while_it_is_starting_leaves_nothing() {
+    let mut starting = Bare::start(&[
+        "--workers=100",
+        "--listen=127.0.0.1:0",
+        "--log-level=debug",
+        NEVER,
+    ]);
+    let log = Lines::follow(starting.take_stderr());
+    let first = log.find_from(0, DEADLINE, |line| line.contains("worker starting slot=0"));
+    assert!(first.is_some(), "{}", log.text());
+    // Held still, so that the signal is there before many workers are.
+    freeze(starting.process());
+    starting.process().signal(Signal::SIGTERM);
+    let workers = children(starting.process().pid());
+    assert!(workers.len() < 100, "stopped too late to tell anything");
+    starting.process().signal(Signal::SIGCONT);
+    assert_eq!(starting.wait_exit(DEADLINE).code(), Some(0));
+    assert!(log.wait_end(DEADLINE), "somebody is left who holds the log");
+    assert!(!log.text().contains(" ready address="), "{}", log.text());
+    assert_eq!(starting.stdout().all(), Vec::<String>::new());
+}
+
+#[test]
+fn workers_whose_supervisor_is_killed_pay_what_they_owe_and_go() {
+    let server = start(&["--workers=2", NEVER]);
+    let workers = watch_all(&server);
+    let owed = owing(&server);
+    let mut idle: Vec<_> = (0..8).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut idle {
+        client.roundtrip(b"then nothing");
+    }
+    server.kill();
+    for mut client in idle {
+        client.expect_eof();
+    }
+    wait_draining(&server, 2);
+    let refused = Client::try_connect(server.addr()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    collect(owed);
+    for worker in &workers {
+        assert!(worker.wait_gone(DEADLINE), "an orphan stays");
+    }
+    server.whole_log();
+}
+
+#[test]
+fn workers_whose_supervisor_is_killed_do_not_wait_for_ever() {
+    let server = start(&["--workers=2", "--drain-timeout=300ms"]);
+    let workers = watch_all(&server);
+    let mut owed = owing(&server);
+    server.kill();
+    for worker in &workers {
+        assert!(worker.wait_gone(DEADLINE), "an orphan stays");
+    }
+    owed.expect_reset();
+}
+
+#[test]
+fn who_stands_in_a_queue_when_the_supervisor_is_killed_is_answered() {
+    let server = start(&["--workers=1", NEVER]);
+    let worker = worker_of(&server, 0);
+    freeze(&worker);
+    let mut clients: Vec<_> = (0..10).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut clients {
+        client.send_all(b"in time");
+    }
+    server.kill();
+    worker.signal(Signal::SIGCONT);
+    for mut client in clients {
+        client.expect(b"IN TIME");
+        client.expect_eof();
+    }
+    assert!(worker.wait_gone(DEADLINE));
+}

@@ -1,0 +1,718 @@
+//! The supervisor and its workers as processes: what they hold, what a crash costs, and what a
+//! slot that keeps failing does to its clients.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use procfs::net::TcpState;
+
+use crate::support::image::Image;
+use crate::support::observe::{
+    arguments, descriptors, freeze, number, owner, queued, sockets, until, until_some, wait_ready,
+    worker_of,
+};
+use crate::support::{Client, DEADLINE, Server, Watched, children, own_address, upper};
+
+/// Descriptors by what they refer to: kinds with the number of each.
+fn kinds(held: &BTreeMap<i32, String>) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for target in held.values() {
+        // "socket:[123]" and "/memfd:name (deleted)" without what differs between processes.
+        let kind = target.split([' ', '[']).next().unwrap_or_default();
+        *kinds.entry(kind.to_owned()).or_insert(0) += 1;
+    }
+    kinds
+}
+
+/// The inodes of the sockets among descriptors.
+fn socket_inodes(held: &BTreeMap<i32, String>) -> Vec<u64> {
+    let inode = |target: &String| {
+        let number = target.strip_prefix("socket:[")?.strip_suffix(']')?;
+        number.parse().ok()
+    };
+    held.values().filter_map(inode).collect()
+}
+
+fn watch_all(pids: Vec<u32>) -> Vec<Watched> {
+    pids.into_iter().filter_map(Watched::open).collect()
+}
+
+#[test]
+fn workers_are_children_that_hold_nothing_but_their_own() {
+    // Left open for whatever is started from here, as a careless shell does.
+    let left_open = nix::unistd::dup(std::io::stderr()).unwrap();
+    let server = Server::start(&[
+        "--workers=3",
+        "--listen=127.0.0.1:0",
+        "--listen=127.0.0.2:0",
+    ]);
+    let workers = server.worker_pids();
+    let number = left_open.as_raw_fd();
+    assert!(
+        descriptors(server.pid()).contains_key(&number),
+        "it is inherited"
+    );
+    assert_eq!(workers.len(), 3);
+    assert_eq!(children(server.pid()), workers, "and no other children");
+    let mut names = Vec::new();
+    let mut seen_sockets = Vec::new();
+    let log = descriptors(server.pid())[&2].clone();
+
+    for &pid in &workers {
+        names.push(arguments(pid)[0].clone());
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        assert_eq!(comm, "uppercased\n");
+
+        // Also nothing of what the supervisor itself was started with.
+        let mut held = descriptors(pid);
+        assert_eq!(held.remove(&0).unwrap(), "/dev/null");
+        assert_eq!(held.remove(&1).unwrap(), "/dev/null");
+        assert_eq!(held.remove(&2).unwrap(), log);
+        assert!(held[&3].starts_with("socket:"), "the channel: {held:?}");
+        let log_kind = log.split('[').next().unwrap().to_owned();
+        let expected = [
+            (log_kind, 1), // The same pipe, opened once more to be written without waiting.
+            ("/memfd:uppercased-slot".to_owned(), 1),
+            ("anon_inode:".to_owned(), 1), // The epoll instance; see below.
+            ("socket:".to_owned(), 3),     // The channel and one listener for each address.
+        ];
+        assert_eq!(kinds(&held), expected.into(), "{held:?}");
+        assert!(held.values().any(|t| t == "anon_inode:[eventpoll]"));
+
+        let own = socket_inodes(&held);
+        let listening = |port| {
+            let all = sockets(port);
+            let own = all.iter().filter(|e| own.contains(&e.inode));
+            own.filter(|e| e.state == TcpState::Listen).count()
+        };
+        for addr in server.addrs() {
+            assert_eq!(listening(addr.port()), 1, "its own listener on {addr}");
+        }
+        seen_sockets.extend(own);
+    }
+    names.sort();
+    let expected = [0, 1, 2].map(|slot| format!("uppercased: worker {slot}"));
+    assert_eq!(names, expected);
+
+    // A sibling's listener would be a black hole, a sibling's channel would hide its end.
+    let count = seen_sockets.len();
+    seen_sockets.sort_unstable();
+    seen_sockets.dedup();
+    assert_eq!(seen_sockets.len(), count, "no socket is in two workers");
+    // The custody: every listener is in the supervisor, too, and no channel's inner end is.
+    let custody = socket_inodes(&descriptors(server.pid()));
+    let kept = seen_sockets.iter().filter(|s| custody.contains(s)).count();
+    assert_eq!(kept, 3 * 2);
+}
+
+#[test]
+fn the_supervisors_descriptors_come_back_after_every_crash() {
+    let server = Server::start(&[
+        "--workers=2",
+        "--listen=127.0.0.1:0",
+        "--backoff-initial=1ms",
+        "--backoff-max=1ms",
+    ]);
+    let before = kinds(&descriptors(server.pid()));
+    for generation in 2..=8 {
+        let mark = server.log_len();
+        worker_of(&server, 1).signal(Signal::SIGKILL);
+        wait_ready(&server, mark, 1, generation);
+    }
+    until("the supervisor's descriptors are as before", || {
+        kinds(&descriptors(server.pid())) == before
+    });
+    Client::connect(server.addr()).roundtrip(b"still here");
+    // And the successor has what a first worker has: nothing piles up from life to life.
+    let workers = [0, 1].map(|slot| worker_of(&server, slot));
+    until(
+        "both workers hold the same, the client's connection being closed",
+        || {
+            let [first, latest] = workers.each_ref().map(|w| kinds(&descriptors(w.pid())));
+            first == latest
+        },
+    );
+}
+
+#[test]
+fn the_worker_role_is_not_for_people() {
+    let (code, said) = Server::expect_failure(&["worker"]);
+    assert_eq!(code, 2);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("run `uppercased serve`"), "{said}");
+}
+
+#[test]
+fn a_crash_costs_the_workers_own_connections_and_no_others() {
+    let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
+    let workers = watch_all(server.worker_pids());
+    // Over the hash of the kernel: both workers get some.
+    let mut clients: Vec<_> = (0..40).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut clients {
+        client.roundtrip(b"hello");
+    }
+    let victim = worker_of(&server, 0);
+    let (on_victim, others): (Vec<_>, Vec<_>) = clients.into_iter().partition(|client| {
+        let owner = owner(client, server.addr(), &workers).expect("accepted: it has answered");
+        owner.pid() == victim.pid()
+    });
+    assert!(
+        !on_victim.is_empty() && !others.is_empty(),
+        "40 of 40 on one"
+    );
+
+    let mark = server.log_len();
+    let lost = on_victim.len();
+    victim.signal(Signal::SIGKILL);
+    for mut client in on_victim {
+        client.expect_eof();
+    }
+    for mut client in others {
+        client.expect_open();
+        client.roundtrip(b"nothing happened here");
+    }
+    let died = server.wait_log_from(mark, |line| line.contains("worker died"));
+    assert!(died.contains("slot=0 generation=1 "), "{died}");
+    assert!(died.contains("how=\"signal 9 (SIGKILL)\""), "{died}");
+    assert!(
+        !died.contains(" cause="),
+        "nothing is known beyond that: {died}"
+    );
+    let lost = lost as u64;
+    assert_eq!(number(&died, "connections_lost"), lost, "{died}");
+    wait_ready(&server, mark, 0, 2);
+    let log = server.log();
+    assert!(
+        !log.iter().any(|line| line.contains("waiting before")),
+        "the first death is answered at once: {log:?}"
+    );
+}
+
+/// Fills the accept queue of a stopped worker, kills it, and expects its successor to answer.
+fn a_queue_outlives_its_worker(workers: usize) {
+    let count = format!("--workers={workers}");
+    let server = Server::start(&[&count, "--listen=127.0.0.1:0"]);
+    let port = server.addr().port();
+    let victim = worker_of(&server, 0);
+    freeze(&victim);
+    let mut clients: Vec<_> = (0..40).map(|_| Client::connect(server.addr())).collect();
+    for (index, client) in clients.iter_mut().enumerate() {
+        client.send_all(format!("client {index} is waiting").as_bytes());
+    }
+    // All of them at the other worker has a chance of 10^-12.
+    let least = if workers == 1 { clients.len() } else { 1 };
+    until("clients wait for the worker that stands still", || {
+        queued(victim.pid(), port) >= least
+    });
+
+    victim.signal(Signal::SIGKILL);
+    for (index, client) in clients.iter_mut().enumerate() {
+        client.expect(&upper(format!("client {index} is waiting").as_bytes()));
+        client.half_close();
+        client.expect_eof();
+    }
+    let successor = worker_of(&server, 0);
+    assert_ne!(successor.pid(), victim.pid());
+    assert_eq!(queued(successor.pid(), port), 0);
+}
+
+#[test]
+fn a_queue_outlives_its_worker_beside_another() {
+    a_queue_outlives_its_worker(2);
+}
+
+#[test]
+fn a_queue_outlives_its_worker_alone() {
+    a_queue_outlives_its_worker(1);
+}
+
+#[test]
+fn a_slot_that_keeps_failing_waits_longer_and_longer_and_its_clients_do_not() {
+    const PAUSE_MS: u64 = 100;
+    let server = Server::start(&[
+        "--workers=2",
+        "--listen=127.0.0.1:0",
+        "--backoff-initial=100ms",
+        "--backoff-reset=1h",
+        "--lend-after=0s",
+    ]);
+    let mut delays = Vec::new();
+    for generation in 2..=5 {
+        let mark = server.log_len();
+        worker_of(&server, 0).signal(Signal::SIGKILL);
+        if generation == 2 {
+            // The first death has no pause, and so nothing is to be lent for long.
+            wait_ready(&server, mark, 0, generation);
+            continue;
+        }
+        let pause = server.wait_log_from(mark, |line| line.contains("waiting before the next try"));
+        delays.push((number(&pause, "delay_ms"), number(&pause, "failures")));
+        let lent = server.wait_log_from(mark, |line| line.contains("queue lent to a sibling"));
+        assert!(lent.contains(" slot=0 to_slot=1 "), "{lent}");
+        // Both queues are served by the one worker that is there, or by the one that comes back.
+        for _ in 0..16 {
+            let mut client = Client::connect(server.addr());
+            client.roundtrip(b"whose queue is this?");
+        }
+        wait_ready(&server, mark, 0, generation);
+        server.wait_log_from(mark, |line| line.contains("queue recalled"));
+    }
+    for (index, (delay, failures)) in delays.iter().enumerate() {
+        // Doubled each time, less at most half of it for the jitter.
+        let ceiling = PAUSE_MS << index;
+        assert!((ceiling / 2..=ceiling).contains(delay), "{delays:?}");
+        assert_eq!(*failures, index as u64 + 2, "{delays:?}");
+    }
+
+    // It is the slot's own record: the other one's first death is answered at once.
+    let mark = server.log_len();
+    worker_of(&server, 1).signal(Signal::SIGKILL);
+    wait_ready(&server, mark, 1, 2);
+    let since = &server.log()[mark..];
+    assert!(
+        !since.iter().any(|line| line.contains("waiting before")),
+        "{since:?}"
+    );
+    Client::connect(server.addr()).roundtrip(b"all is well");
+}
+
+#[test]
+fn a_lent_queue_is_served_by_the_sibling_and_given_back() {
+    let server = Server::start(&[
+        "--workers=2",
+        "--listen=127.0.0.1:0",
+        "--backoff-initial=1h",
+        "--backoff-max=1h",
+        "--backoff-reset=1h",
+        "--lend-after=20ms",
+    ]);
+    let port = server.addr().port();
+    let mark = server.log_len();
+    worker_of(&server, 0).signal(Signal::SIGKILL);
+    wait_ready(&server, mark, 0, 2);
+    worker_of(&server, 0).signal(Signal::SIGKILL);
+    server.wait_log_from(mark, |line| line.contains("queue lent to a sibling"));
+    let sibling = worker_of(&server, 1);
+    until("the sibling holds both listeners", || {
+        let own = descriptors(sibling.pid());
+        let own = socket_inodes(&own);
+        let all = sockets(port);
+        let listeners = all.iter().filter(|e| e.state == TcpState::Listen);
+        listeners.filter(|e| own.contains(&e.inode)).count() == 2
+    });
+    let mut clients: Vec<_> = (0..40).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut clients {
+        client.roundtrip(b"answered by the only worker there is");
+    }
+
+    // The borrower dies, too: nobody is there for a moment, and the loan starts again.
+    let mark = server.log_len();
+    freeze(&sibling);
+    let mut waiting: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
+    until("all of them wait", || queued(sibling.pid(), port) == 20);
+    sibling.signal(Signal::SIGKILL);
+    server.wait_log_from(mark, |line| line.contains("queue lent to a sibling"));
+    for client in &mut waiting {
+        client.roundtrip(b"both queues survived");
+    }
+}
+
+#[test]
+fn a_worker_that_hangs_at_its_start_is_replaced() {
+    const TRIES: usize = 200;
+    let server = Server::start(&[
+        "--workers=1",
+        "--listen=127.0.0.1:0",
+        "--start-timeout=1s",
+        "--backoff-initial=1ms",
+        "--backoff-max=1ms",
+    ]);
+    // Nothing can be made to hang a new worker from outside, but for a moment it is there and not
+    // ready yet. Whether it was stopped in that moment is seen in the log; if not, again.
+    let mut hung = None;
+    for _ in 0..TRIES {
+        let mark = server.log_len();
+        let old = worker_of(&server, 0);
+        old.signal(Signal::SIGKILL);
+        let new = loop {
+            let born = children(server.pid())
+                .into_iter()
+                .find(|pid| *pid != old.pid());
+            if let Some(new) = born.and_then(Watched::open) {
+                break new;
+            }
+        };
+        new.signal(Signal::SIGSTOP);
+        let outcome = server.wait_log_from(mark, |line| {
+            line.contains(" worker ready ") || line.contains("worker not ready in time")
+        });
+        if outcome.contains("not ready in time") {
+            hung = Some((mark, outcome));
+            break;
+        }
+    }
+    let (mark, outcome) = hung.expect("one of many starts is caught in time");
+    assert_eq!(number(&outcome, "after_ms"), 1000, "{outcome}");
+    let died = |line: &str| line.contains("worker died") && line.contains("not ready in time");
+    server.wait_log_from(mark, died);
+    Client::connect(server.addr()).roundtrip(b"the next one is fine");
+}
+
+#[test]
+fn signals_to_workers_change_nothing() {
+    let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
+    let workers = server.worker_pids();
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    // A signal to the whole group, such as Ctrl-C, reaches the workers, too; their orders come
+    // from the supervisor alone.
+    for pid in &workers {
+        let worker = Watched::open(*pid).unwrap();
+        for signal in [
+            Signal::SIGHUP,
+            Signal::SIGINT,
+            Signal::SIGQUIT,
+            Signal::SIGTERM,
+            Signal::SIGUSR1,
+            Signal::SIGPIPE,
+        ] {
+            worker.signal(signal);
+        }
+    }
+    client.roundtrip(b"after");
+    drop(client);
+    assert_eq!(server.worker_pids(), workers);
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn a_foreign_listener_is_named() {
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = held.local_addr().unwrap();
+    let own = format!("pid {} ", std::process::id());
+    let args = [format!("--listen={addr}"), "--workers=2".to_owned()];
+    let (code, said) = Server::builder().args(&args).expect_failure();
+    assert_eq!(code, 1, "{said}");
+    assert!(
+        said.contains(&own) && said.contains(&addr.to_string()),
+        "{said}"
+    );
+
+    // It does not share, so joining it deliberately fails as well, in the worker.
+    let server = Server::builder().args(&args).args(["--share-port"]);
+    let (code, said) = server.expect_failure();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains(&own) && said.contains("in use"), "{said}");
+}
+
+#[test]
+fn a_strange_address_is_refused_and_nothing_stays() {
+    let good = TcpListener::bind((own_address(), 0)).unwrap();
+    let addr = good.local_addr().unwrap();
+    drop(good);
+    // The documentation's own network (RFC 5737) is nobody's.
+    let (code, said) = Server::expect_failure(&[
+        &format!("--listen={addr}"),
+        "--listen=192.0.2.1:7777",
+        "--workers=3",
+    ]);
+    assert_eq!(code, 1, "{said}");
+    let reason = said.lines().find(|line| line.starts_with("uppercased: "));
+    let reason = reason.expect("one line for people");
+    assert!(reason.contains("192.0.2.1:7777"), "{reason}");
+    assert!(reason.contains("does not have the address"), "{reason}");
+    // That no process is left is seen by the end of the log, which `expect_failure` waited for.
+    assert!(Client::try_connect(addr).is_err());
+}
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_uppercased");
+
+#[test]
+fn the_first_process_of_a_container_buries_orphans() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = folder.path().join("gate");
+    nix::unistd::mkfifo(&gate, Mode::S_IRWXU).unwrap();
+    let first = format!(
+        "(read line <'{}' &); exec '{PROGRAM}' \"$@\"",
+        gate.display()
+    );
+    fs::write(folder.path().join("first"), first).unwrap();
+    let script = format!(
+        "exec unshare --pid --fork --kill-child sh '{}' \"$@\"",
+        folder.path().join("first").display()
+    );
+    let namespaces = Command::new("unshare")
+        .args(["--pid", "--fork", "true"])
+        .output();
+    if !namespaces.is_ok_and(|made| made.status.success()) {
+        println!("skipped: no namespace for processes may be made here");
+        return;
+    }
+    let server = Server::builder()
+        .program(Image::script(folder.path(), &script).path())
+        .args(["--workers=1", "--listen=127.0.0.1:0"])
+        .start();
+    let first = children(server.pid())[0];
+    let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let orphan = until_some("an orphan", || {
+        children(first).into_iter().find(|pid| name(*pid) == "sh\n")
+    });
+    let orphan = Watched::open(orphan).unwrap();
+    fs::write(&gate, "go\n").unwrap();
+    let place = PathBuf::from(format!("/proc/{}", orphan.pid()));
+    until("the orphan is buried", || !place.exists());
+    // Its own child is known as such, and a death stays a death.
+    Watched::open(children(first)[0])
+        .unwrap()
+        .signal(Signal::SIGKILL);
+    wait_ready(&server, 0, 0, 2);
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error_with_a_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!("ulimit -f 0; exec '{PROGRAM}' \"$@\"");
+    let (code, said) = Server::builder()
+        .program(Image::script(folder.path(), &script).path())
+        .args(["--workers=1", "--listen=127.0.0.1:0"])
+        .expect_failure();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("RLIMIT_FSIZE"), "{said}");
+}
+
+#[test]
+fn a_start_that_fails_has_its_exit_code_also_when_nobody_can_be_told() {
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    for args in [
+        ["--listen=192.0.2.1:7777", "--control=off"],
+        ["--admin=/nowhere/at/all", "--control=off"],
+    ] {
+        let status = Command::new(PROGRAM)
+            .args(args)
+            .stderr(full.try_clone().unwrap())
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(1), "{args:?}: {status}");
+    }
+}
+
+#[test]
+fn the_log_in_json_has_the_last_words_too() {
+    let args = ["--admin=/nowhere/at/all", "--log-format=json"];
+    let (code, said) = Server::expect_failure(&args);
+    assert_eq!(code, 1, "{said}");
+    let last = said.lines().last().unwrap_or_default();
+    assert!(
+        last.starts_with('{') && last.contains("/nowhere/at/all"),
+        "{said}"
+    );
+}
+
+#[test]
+fn workers_that_die_by_the_dozen_are_all_replaced() {
+    let server = Server::start(&[
+        "--workers=4",
+        "--listen=127.0.0.1:0",
+        "--backoff-initial=1ms",
+        "--backoff-max=1ms",
+    ]);
+    for round in 2..=4 {
+        let mark = server.log_len();
+        for slot in 0..4 {
+            worker_of(&server, slot).signal(Signal::SIGKILL);
+        }
+        for slot in 0..4 {
+            wait_ready(&server, mark, slot, round);
+        }
+        let mut clients: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
+        for client in &mut clients {
+            client.roundtrip(b"after the massacre");
+        }
+    }
+    let pids = until_some("four workers", || {
+        let pids = server.worker_pids();
+        (pids.len() == 4).then_some(pids)
+    });
+    assert_eq!(server.stop().code(), Some(0));
+    for pid in pids {
+        assert!(Watched::open(pid).is_none_or(|w| w.wait_gone(DEADLINE)));
+    }
+}
+
+/// What a launcher had blocked or ignored is not passed on to the server.
+#[test]
+fn server_resets_inherited_signal_state() {
+    let server = Server::builder()
+        .program("env")
+        .args(["--block-signal", "--ignore-signal=CHLD"])
+        .args([env!("CARGO_BIN_EXE_uppercased")])
+        .args(["--workers=1", "--listen=127.0.0.1:0"])
+        .start();
+    let mark = server.log_len();
+    let worker = server.worker_pids()[0];
+    Watched::open(worker).unwrap().signal(Signal::SIGKILL);
+    server.wait_log_from(mark, |line| line.contains("SIGKILL"));
+    wait_ready(&server, mark, 0, 2);
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+/// As those who tidy temporary directories do.
+#[test]
+fn removed_control_socket_comes_back() {
+    let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
+    fs::remove_file(server.control()).unwrap();
+    let mark = server.log_len();
+    server.signal(Signal::SIGUSR1);
+    server.wait_log_from(mark, |line| line.contains("restored"));
+    server.reload().expect_success();
+}
+
+/// What is too small is said with its name before anything is started.
+#[test]
+fn error_names_limit_that_is_too_small() {
+    for (limit, cause) in [
+        ("ulimit -f 1024", "ulimit -f"),
+        ("ulimit -v 262144", "ulimit -v"),
+    ] {
+        let script = format!("{limit}; exec \"$0\" \"$@\"");
+        let output = Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_uppercased")])
+            .args(["--listen=127.0.0.1:0", "--workers=4", "--control=off"])
+            .args(["--max-connections=4096"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said.lines().last().unwrap_or_default();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(last.contains(cause), "{said}");
+    }
+}
+
+#[test]
+fn boot_serves_without_a_worker_that_fails() {
+    let folder = tempfile::tempdir().expect("a folder of its own");
+    let program = folder.path().join("uppercased");
+    let broken = Image::copy(folder.path()).with_faults("worker.starting.slot1=exit");
+    broken.replace(&program);
+    let server = Server::builder()
+        .program(&program)
+        .args(["--listen=127.0.0.1:0", "--workers=2", "--bake-time=0s"])
+        .args(["--backoff-initial=10m", "--backoff-max=10m"])
+        .start();
+    server.wait_log(|line| line.contains("serving without a worker slot=1 "));
+    server.wait_log(|line| line.contains("slot keeps failing"));
+    for _ in 0..8 {
+        Client::connect(server.addr()).roundtrip(b"by those that started");
+    }
+    let ready = server.order(&["status", "--ready"]).expect_success();
+    let words = "ready, degraded: 1 of 2 workers missing; slot 1 is backing off, its queue unbound";
+    assert_eq!(ready.stdout.trim(), words);
+    // It was broken before the reload, and is no failure of it.
+    server.reload().expect_success();
+    server
+        .order(&["scale", "3"])
+        .expect_failure("slot 1 failed");
+    Image::copy(folder.path()).replace(&program);
+    server.reload().expect_success();
+    let ready = server.order(&["status", "--ready"]).expect_success();
+    assert_eq!(ready.stdout, "ready\n");
+    server.scale(1).expect_success();
+}
+
+#[test]
+fn boot_of_all_ends_with_failing_worker() {
+    let (code, said) = Server::builder()
+        .args(["--listen=127.0.0.1:0", "--workers=2", "--boot=all"])
+        .env("FAULT_POINTS", "worker.starting.slot1=exit")
+        .expect_failure();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("the worker of slot 1 ended"), "{said}");
+}
+
+#[test]
+fn stopped_worker_is_stalled_and_not_ready() {
+    let server = Server::start(&["--listen=127.0.0.1:0", "--workers=2", "--hang-timeout=off"]);
+    let ready = || server.order(&["status", "--ready"]);
+    ready().expect_success();
+    let victim = worker_of(&server, 1);
+    freeze(&victim);
+    server.wait_log(|line| line.contains("worker stalled slot=1 "));
+    ready().expect_failure("slot 1 is stalled ");
+    assert_eq!(server.status_json()["slots"][1]["state"], "stalled");
+    victim.signal(Signal::SIGCONT);
+    server.wait_log(|line| line.contains("worker runs again slot=1 "));
+    ready().expect_success();
+}
+
+/// A server that a test starts by itself, and stops.
+struct Started(std::process::Child);
+
+impl Started {
+    fn on(address: &str) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+            .args(["--listen", address, "--workers=1", "--control=off"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(child.expect("start the server"))
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.0.try_wait().expect("a child").is_some()
+    }
+
+    /// Waits until it serves or has ended, and returns whether it serves.
+    fn serves(&mut self) -> bool {
+        let mut line = String::new();
+        let output = self.0.stdout.take().expect("a pipe was asked for");
+        let read = BufReader::new(output).read_line(&mut line);
+        read.expect("the server writes text");
+        line.starts_with("listening on")
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        // Fails only if it has ended.
+        let _ = nix::sys::signal::kill(pid, Signal::SIGTERM);
+        let _ = self.0.wait();
+    }
+}
+
+/// A wildcard and a specific address, started at the same moment, in either order.
+#[test]
+fn exactly_one_of_conflicting_instances_starts() {
+    for round in 0..20 {
+        let free = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let mut addresses = [format!("0.0.0.0:{port}"), format!("127.0.0.1:{port}")];
+        if round % 2 == 1 {
+            addresses.reverse();
+        }
+        let mut started = addresses.map(|address| Started::on(&address));
+        let serving = started.each_mut().map(Started::serves);
+        assert_eq!(
+            serving.iter().filter(|one| **one).count(),
+            1,
+            "round {round}"
+        );
+        for (one, serves) in started.iter_mut().zip(serving) {
+            if !serves {
+                until("the other one ends", || one.has_ended());
+            }
+        }
+    }
+}

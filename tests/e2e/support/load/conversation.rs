@@ -1,0 +1,381 @@
+//! One connection of a load: what it sends is a piece of an endless tape, and what comes back is
+//! compared with the same piece in upper-case, at its exact place.
+//!
+//! It never blocks but in [`Conversation::wait`] and [`Conversation::connect`], both with a
+//! deadline; and it never panics: whatever the server does wrong is a [`Failure`].
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use nix::poll::PollFlags;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Socket, Type};
+use uppercased::clock::{Tick, now};
+
+use super::super::bytes::{pattern, upper};
+use super::super::process::poll_one;
+
+/// The tape's length; then it begins again. A prime: whatever a server may lose or repeat is no
+/// multiple of it.
+const TAPE_BYTES: usize = 1_048_583;
+
+/// Bytes of one send or receive, at most.
+const STEP_BYTES_MAX: usize = 16 * 1024;
+
+/// POLLRDHUP of the kernel's poll.h, which the library does not name: the peer has ended its
+/// stream, read or not. Asked for alone, any answer is bad news.
+pub(super) const PEER_ENDED: PollFlags = PollFlags::from_bits_retain(0x2000);
+
+/// How a server can break its promise, or the test its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FailureKind {
+    /// Nobody listens.
+    Refused,
+    /// The connection was reset.
+    Reset,
+    /// The stream ended before everything was answered.
+    EarlyEnd,
+    /// Nothing happened within the deadline.
+    Late,
+    /// A byte is not what it should be.
+    WrongByte,
+    /// An answer to what was never sent.
+    Surplus,
+    /// The client found no port of its own: the load is too much for its addresses.
+    NoPort,
+    /// Anything else.
+    Other,
+}
+
+/// Something that must not happen.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What it was.
+    pub kind: FailureKind,
+    /// Whose connection: kind, number, own address if it was connected.
+    pub client: String,
+    /// What it was doing.
+    pub doing: &'static str,
+    /// Bytes that it had sent on this connection.
+    pub sent: u64,
+    /// Bytes that it had received, and found right.
+    pub received: u64,
+    /// When, from the start of the load on.
+    pub after: Duration,
+    /// What the system or the comparison said.
+    pub detail: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "{:?}: {} in {} ({} sent, {} received) after {:?}: {}",
+            self.kind, self.client, self.doing, self.sent, self.received, self.after, self.detail,
+        )
+    }
+}
+
+/// How a connection is to be made.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) who: String,
+    pub(super) target: SocketAddr,
+    pub(super) source: Option<IpAddr>,
+    pub(super) receive_buffer: Option<usize>,
+    pub(super) deadline: Duration,
+    /// When the load began.
+    pub(super) begun: Tick,
+    /// Where on the tape it begins; others begin elsewhere, so that bytes of a stranger show.
+    pub(super) start: u64,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Conversation {
+    stream: TcpStream,
+    plan: Plan,
+    sent: u64,
+    received: u64,
+    half_closed: bool,
+    ended: bool,
+}
+
+impl Conversation {
+    /// Connects.
+    pub(super) fn connect(plan: Plan) -> Result<Self, Box<Failure>> {
+        match open(&plan) {
+            Ok(stream) => {
+                let mut plan = plan;
+                if let Ok(own) = stream.local_addr() {
+                    plan.who = format!("{} at {own}", plan.who);
+                }
+                Ok(Self {
+                    stream,
+                    plan,
+                    sent: 0,
+                    received: 0,
+                    half_closed: false,
+                    ended: false,
+                })
+            }
+            Err(error) => Err(Box::new(Failure {
+                kind: kind_of(&error),
+                client: plan.who,
+                doing: "connecting",
+                sent: 0,
+                received: 0,
+                after: now().since(plan.begun),
+                detail: error.to_string(),
+            })),
+        }
+    }
+
+    /// Bytes sent and not answered yet.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.sent - self.received
+    }
+
+    /// Bytes received.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Whether the server has ended the stream, in order.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    pub(super) fn socket(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Sends at most `len` bytes; how many the socket took now.
+    pub(super) fn send_some(&mut self, len: usize) -> Result<usize, Box<Failure>> {
+        let piece = piece(&tape().text, self.plan.start + self.sent, len);
+        match (&self.stream).write(piece) {
+            Ok(len) => {
+                self.sent += len as u64;
+                Ok(len)
+            }
+            Err(error) if is_nothing(&error) => Ok(0),
+            Err(error) => Err(self.broken("sending", &error)),
+        }
+    }
+
+    /// Receives at most `len` bytes and compares them; how many there were now. 0 also at the
+    /// end, which is right only after everything was said and answered.
+    pub(super) fn recv_some(&mut self, len: usize) -> Result<usize, Box<Failure>> {
+        let mut buffer = [0; STEP_BYTES_MAX];
+        let buffer = &mut buffer[..len.min(STEP_BYTES_MAX)];
+        let len = match (&self.stream).read(buffer) {
+            Ok(0) if self.half_closed && self.in_flight() == 0 => {
+                self.ended = true;
+                return Ok(0);
+            }
+            Ok(0) => return Err(self.failure(FailureKind::EarlyEnd, "receiving", "end of stream")),
+            Ok(len) => len,
+            Err(error) if is_nothing(&error) => return Ok(0),
+            Err(error) => return Err(self.broken("receiving", &error)),
+        };
+        let due = usize::try_from(self.in_flight()).unwrap_or(usize::MAX);
+        let expected = piece(
+            &tape().answer,
+            self.plan.start + self.received,
+            len.min(due),
+        );
+        let actual = &buffer[..expected.len()];
+        if actual != expected {
+            let right = actual.iter().zip(expected).take_while(|(a, e)| a == e);
+            let right = right.count();
+            self.received += right as u64;
+            let detail = format!(
+                "0x{:02x} instead of 0x{:02x}",
+                actual[right], expected[right]
+            );
+            return Err(self.failure(FailureKind::WrongByte, "receiving", &detail));
+        }
+        self.received += expected.len() as u64;
+        if len > due {
+            let detail = format!("{} bytes too many", len - due);
+            return Err(self.failure(FailureKind::Surplus, "receiving", &detail));
+        }
+        Ok(len)
+    }
+
+    /// Waits for one of `events` for as long as `span`; whether it came.
+    pub(super) fn wait(&self, events: PollFlags, span: Duration) -> bool {
+        poll_one(&self.stream, events, span)
+    }
+
+    /// Sends until `total` bytes are sent, receiving only `spoon` bytes at a time and only when
+    /// nothing can be sent; with a spoon of 0 never.
+    pub(super) fn send_up_to(&mut self, total: u64, spoon: usize) -> Result<(), Box<Failure>> {
+        let mut events = PollFlags::POLLOUT;
+        events.set(PollFlags::POLLIN, spoon > 0);
+        while self.sent < total {
+            let left = usize::try_from(total - self.sent).unwrap_or(usize::MAX);
+            if self.send_some(left)? > 0 || (spoon > 0 && self.recv_some(spoon)? > 0) {
+                continue;
+            }
+            self.must_wait(events, "sending")?;
+        }
+        Ok(())
+    }
+
+    /// Receives until `total` bytes are received.
+    pub(super) fn recv_up_to(&mut self, total: u64) -> Result<(), Box<Failure>> {
+        while self.received < total {
+            let left = usize::try_from(total - self.received).unwrap_or(usize::MAX);
+            if self.recv_some(left)? == 0 {
+                self.must_wait(PollFlags::POLLIN, "receiving")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends `len` bytes more and receives all that is due.
+    pub(super) fn exchange(&mut self, len: usize) -> Result<(), Box<Failure>> {
+        self.send_up_to(self.sent + len as u64, STEP_BYTES_MAX)?;
+        self.recv_up_to(self.sent)
+    }
+
+    /// Fails if the server has ended its stream, whatever is still to be read before that end:
+    /// nobody has asked it to.
+    pub(super) fn must_go_on(&self, doing: &'static str) -> Result<(), Box<Failure>> {
+        if !self.wait(PEER_ENDED, Duration::ZERO) {
+            return Ok(());
+        }
+        match self.stream.take_error() {
+            Ok(Some(error)) | Err(error) => Err(self.broken(doing, &error)),
+            Ok(None) => Err(self.failure(FailureKind::EarlyEnd, doing, "end of stream")),
+        }
+    }
+
+    /// Says that there will be no more.
+    ///
+    /// Whether the server has ended before is asked first: afterwards an end that came too early
+    /// looks like an orderly one, if everything is answered.
+    pub(super) fn half_close(&mut self) -> Result<(), Box<Failure>> {
+        self.must_go_on("half-closing")?;
+        self.half_closed = true;
+        let closed = self.stream.shutdown(Shutdown::Write);
+        closed.map_err(|error| self.broken("half-closing", &error))
+    }
+
+    /// Ends in order after one more exchange: a server that has died before this was called
+    /// cannot answer, even if its end of the stream has yet to come. The half-close follows a
+    /// piece that is not answered yet.
+    pub(super) fn take_leave(&mut self) -> Result<(), Box<Failure>> {
+        self.exchange(1)?;
+        self.send_some(STEP_BYTES_MAX)?;
+        self.finish()
+    }
+
+    /// Ends in order: half-close, the exact rest, the end of the stream.
+    pub(super) fn finish(&mut self) -> Result<(), Box<Failure>> {
+        if !self.half_closed {
+            self.half_close()?;
+        }
+        while !self.ended {
+            if self.recv_some(STEP_BYTES_MAX)? == 0 && !self.ended {
+                self.must_wait(PollFlags::POLLIN, "ending")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// That nothing happened for too long.
+    pub(super) fn late(&self, doing: &'static str) -> Box<Failure> {
+        let detail = format!("nothing within {:?}", self.plan.deadline);
+        self.failure(FailureKind::Late, doing, &detail)
+    }
+
+    fn must_wait(&self, events: PollFlags, doing: &'static str) -> Result<(), Box<Failure>> {
+        if self.wait(events, self.plan.deadline) {
+            Ok(())
+        } else {
+            Err(self.late(doing))
+        }
+    }
+
+    fn broken(&self, doing: &'static str, error: &io::Error) -> Box<Failure> {
+        self.failure(kind_of(error), doing, &error.to_string())
+    }
+
+    fn failure(&self, kind: FailureKind, doing: &'static str, detail: &str) -> Box<Failure> {
+        Box::new(Failure {
+            kind,
+            client: self.plan.who.clone(),
+            doing,
+            sent: self.sent,
+            received: self.received,
+            after: now().since(self.plan.begun),
+            detail: detail.to_owned(),
+        })
+    }
+}
+
+fn open(plan: &Plan) -> io::Result<TcpStream> {
+    let domain = Domain::for_address(plan.target);
+    let socket = Socket::new(domain, Type::STREAM, None)?;
+    // Before it connects, for the window is negotiated then.
+    if let Some(bytes) = plan.receive_buffer {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    if let Some(source) = plan.source {
+        // The port is chosen when it connects, and may be one that another connection to
+        // elsewhere has.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    socket.connect_timeout(&plan.target.into(), plan.deadline)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+fn is_nothing(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+fn kind_of(error: &io::Error) -> FailureKind {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => FailureKind::Refused,
+        // Not connected is what a connection is once its reset was reported.
+        ErrorKind::ConnectionReset
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::BrokenPipe
+        | ErrorKind::NotConnected => FailureKind::Reset,
+        ErrorKind::TimedOut => FailureKind::Late,
+        ErrorKind::AddrNotAvailable | ErrorKind::AddrInUse => FailureKind::NoPort,
+        _ => FailureKind::Other,
+    }
+}
+
+/// What is sent and what comes back.
+struct Tape {
+    text: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+/// Made once: tests are built without optimisation, and to make and compare the bytes one by one
+/// would take more of the machine than the server does.
+fn tape() -> &'static Tape {
+    static TAPE: OnceLock<Tape> = OnceLock::new();
+    TAPE.get_or_init(|| {
+        let mut text = pattern(0, TAPE_BYTES);
+        // The begin once more, so that every piece is one slice.
+        text.extend_from_within(..STEP_BYTES_MAX);
+        let answer = upper(&text);
+        Tape { text, answer }
+    })
+}
+
+fn piece(tape: &[u8], at: u64, len: usize) -> &[u8] {
+    let at = (at % TAPE_BYTES as u64) as usize;
+    &tape[at..at + len.min(STEP_BYTES_MAX)]
+}

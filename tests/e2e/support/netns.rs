@@ -1,0 +1,440 @@
+//! A network namespace of its own for one test: nobody else's ports, and kernel counters that
+//! count only this test's packets.
+//!
+//! The namespace is given to a whole process, because the servers a test starts must share it:
+//! the test runs itself again, alone, in a child that was moved before it was executed.
+
+#![expect(unsafe_code, reason = "the child is moved between fork and exec")]
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::panic::resume_unwind;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
+use nix::sys::stat::Mode;
+use nix::unistd::write;
+use rustix::process::{getegid, geteuid};
+
+use super::adversity::skipped;
+use super::lines::Lines;
+use super::process::{DEADLINE, Watched, in_background, sweep};
+
+/// How long one isolated test may take as a whole, if it says nothing else: several of the waits in
+/// it, so that one that fails is told by what it waited for.
+const BODY_DEADLINE: Duration = Duration::from_secs(600);
+
+/// Set in the child: which test it is there for, and which run of it.
+const INSIDE: &str = "E2E_NETNS";
+
+/// Set by whoever runs the tests to have a missing namespace fail them instead of skipping.
+const REQUIRED: &str = "E2E_REQUIRE_NETNS";
+
+/// The child's last words. Without one of them it did not run the body: a name that matches no
+/// test would otherwise pass, with nothing tested.
+const DONE: &str = "isolated body done";
+const NOT_ALLOWED: &str = "isolated body not allowed: ";
+
+/// The counters that show a connection or a handshake lost by this side.
+pub const LOSSES: [&str; 9] = [
+    "OutRsts",
+    "EstabResets",
+    "AttemptFails",
+    "ListenDrops",
+    "ListenOverflows",
+    "TCPAbortOnClose",
+    "TCPAbortOnData",
+    "TCPAbortOnMemory",
+    "TCPAbortOnTimeout",
+];
+
+/// Runs `body` in a network namespace of its own, with the loopback interface up.
+///
+/// For a test that does nothing else, called in the test's own thread. Where no namespace may be made,
+/// it reports a skip on standard error and returns; with `E2E_REQUIRE_NETNS` set it fails instead.
+/// Returns whether the body was run.
+#[track_caller]
+pub fn isolated(body: impl FnOnce()) -> bool {
+    isolated_within(BODY_DEADLINE, body)
+}
+
+/// The same for a test that takes longer than others, which should be over after `deadline`.
+#[track_caller]
+pub fn isolated_within(deadline: Duration, body: impl FnOnce()) -> bool {
+    let test = &own_name();
+    if std::env::var(INSIDE).is_ok_and(|inside| inside.starts_with(&format!("{test}@"))) {
+        match raise_loopback() {
+            Ok(()) => {
+                be_patient();
+                body();
+                println!("\n{DONE}");
+                return true;
+            }
+            Err(error) => {
+                println!("\n{NOT_ALLOWED}raising the loopback interface: {error}");
+                return false;
+            }
+        }
+    }
+
+    let mut refusals = Vec::new();
+    for privilege in Privilege::candidates() {
+        match run_inside(test, privilege, deadline) {
+            Ok(()) => return true,
+            Err(Refused(why)) => refusals.push(format!("{privilege}: {why}")),
+        }
+    }
+    let why = refusals.join("; ");
+    assert!(
+        std::env::var_os(REQUIRED).is_none(),
+        "{test} needs a network namespace ({REQUIRED} is set): {why}"
+    );
+    // Not by `eprintln!`, which the test runner keeps back when a test passes.
+    skipped(&format!("no network namespace may be made here: {why}"));
+    false
+}
+
+/// The full name of the running test, with its modules: the test runner gives it to the test's thread.
+#[track_caller]
+pub fn own_name() -> String {
+    let thread = std::thread::current();
+    thread
+        .name()
+        .expect("a test's thread has its name")
+        .to_owned()
+}
+
+/// A network namespace, held by descriptor: it lives as long as this, with nobody in it.
+///
+/// Sockets stay in the namespace in which they were made, and children start in that of the
+/// thread that starts them; so what is to happen elsewhere is done by a thread that goes there
+/// and ends there. No thread ever comes back, which leaves nothing to be undone on a panic.
+#[derive(Clone, Debug)]
+pub struct Namespace(Arc<File>);
+
+impl Namespace {
+    /// The one in which the calling thread stands.
+    #[track_caller]
+    pub fn current() -> Self {
+        let file = File::open("/proc/thread-self/ns/net").expect("open the own namespace");
+        Self(Arc::new(file))
+    }
+
+    /// A new one, with the loopback interface up. To be had inside [`isolated`].
+    ///
+    /// # Errors
+    ///
+    /// Namespaces may not be made here.
+    pub fn fresh() -> io::Result<Self> {
+        let made = in_background(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            raise_loopback()?;
+            Ok(Self::current())
+        });
+        made.join().expect("it has nothing to panic about")
+    }
+
+    /// Where other programs find it, as long as this process has it open.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
+    /// Moves the calling thread there, for the rest of its life.
+    #[track_caller]
+    pub fn enter(&self) {
+        setns(&*self.0, CloneFlags::CLONE_NEWNET).expect("enter a namespace that is held");
+    }
+
+    /// Runs `body` in a thread that stands there, and waits for it; a panic goes on here.
+    #[track_caller]
+    pub fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        let ran = std::thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                self.enter();
+                body()
+            });
+            there.join()
+        });
+        ran.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+/// Values of the kernel's TCP counters in this network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelCounters(BTreeMap<String, i64>);
+
+impl KernelCounters {
+    /// Reads them, for the namespace of the calling thread.
+    #[track_caller]
+    pub fn read() -> Self {
+        let mut counters = BTreeMap::new();
+        for (file, table) in [("snmp", "Tcp:"), ("netstat", "TcpExt:")] {
+            // The thread's, not the process's: a thread may stand in another namespace.
+            let path = format!("/proc/thread-self/net/{file}");
+            let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {path}: {e}"));
+            // A line of names, then a line of values, both with the table's name in front.
+            let mut rows = text.lines().filter_map(|line| line.strip_prefix(table));
+            let (names, values) = rows
+                .next()
+                .zip(rows.next())
+                .unwrap_or_else(|| panic!("no table {table} in {path}"));
+            let names = names.split_ascii_whitespace().map(str::to_owned);
+            let values = values.split_ascii_whitespace();
+            let values = values.map(|value| value.parse().expect("counters are numbers"));
+            counters.extend(names.zip(values));
+        }
+        Self(counters)
+    }
+
+    /// One counter, by the kernel's name for it.
+    #[track_caller]
+    pub fn count(&self, name: &str) -> i64 {
+        let count = self.0.get(name);
+        *count.unwrap_or_else(|| panic!("this kernel has no counter {name}"))
+    }
+
+    /// By how much each of [`LOSSES`] has moved since `before`.
+    #[track_caller]
+    pub fn delta(&self, before: &Self) -> BTreeMap<&'static str, i64> {
+        LOSSES
+            .into_iter()
+            .map(|name| (name, self.count(name) - before.count(name)))
+            .collect()
+    }
+
+    /// Asserts that none of [`LOSSES`] has moved since `before`.
+    #[track_caller]
+    pub fn assert_no_loss_since(&self, before: &Self) {
+        self.assert_no_loss_but(0, before);
+    }
+
+    /// The same where `connections` with long answers have ended, at most one in a thousand
+    /// with a reset that nobody saw: on two CPUs a pure acknowledgement can leave after the last
+    /// one, when the socket that it is for is gone. A reset that somebody sees is in other counters,
+    /// too.
+    #[track_caller]
+    pub fn assert_no_loss_in(&self, connections: u64, before: &Self) {
+        let unseen = i64::try_from(connections / 1000).expect("not so many") + 1;
+        self.assert_no_loss_but(unseen, before);
+    }
+
+    #[track_caller]
+    fn assert_no_loss_but(&self, unseen: i64, before: &Self) {
+        let mut moved = self.delta(before);
+        moved.retain(|name, by| *by > if *name == "OutRsts" { unseen } else { 0 });
+        assert!(moved.is_empty(), "the kernel counted losses: {moved:?}");
+    }
+}
+
+/// By what right a namespace is made.
+#[derive(Clone, Copy, Debug)]
+enum Privilege {
+    /// This process may: it is root.
+    Own,
+    /// Root in a user namespace made along with it.
+    UserNamespace,
+}
+
+/// Why a namespace could not be made.
+struct Refused(String);
+
+impl Privilege {
+    fn candidates() -> Vec<Self> {
+        if geteuid().is_root() {
+            vec![Self::Own, Self::UserNamespace]
+        } else {
+            vec![Self::UserNamespace]
+        }
+    }
+
+    fn flags(self) -> CloneFlags {
+        match self {
+            Self::Own => CloneFlags::CLONE_NEWNET,
+            Self::UserNamespace => CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUSER,
+        }
+    }
+
+    /// What the child writes about itself, in order. It becomes root of its namespace: any other
+    /// user would lose at exec the right to raise the loopback interface.
+    fn identity(self) -> Vec<(CString, Vec<u8>)> {
+        let file = |path: &str, text: String| {
+            let path = CString::new(path).expect("no NUL in the path");
+            (path, text.into_bytes())
+        };
+        match self {
+            Self::Own => Vec::new(),
+            Self::UserNamespace => vec![
+                file("/proc/self/setgroups", "deny".to_owned()),
+                file("/proc/self/uid_map", format!("0 {} 1", geteuid().as_raw())),
+                file("/proc/self/gid_map", format!("0 {} 1", getegid().as_raw())),
+            ],
+        }
+    }
+}
+
+impl fmt::Display for Privilege {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Own => "as root",
+            Self::UserNamespace => "in a user namespace",
+        })
+    }
+}
+
+/// Runs `test` again in a child with a namespace, relays what it prints, and fails if it fails.
+#[track_caller]
+fn run_inside(test: &str, privilege: Privilege, deadline: Duration) -> Result<(), Refused> {
+    let inside = format!("{test}@{}", std::process::id());
+    let program = std::env::current_exe().expect("the test's own path");
+    // Gone with everything in it, also when the child is killed because it is late.
+    let folder = tempfile::tempdir().expect("a folder of its own");
+    let mut command = Command::new(program);
+    command
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, &inside)
+        .env("TMPDIR", folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    move_on_start(&mut command, privilege);
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        // What the kernel answers where it is forbidden, switched off or used up.
+        Err(error)
+            if matches!(
+                error.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EPERM | Errno::EACCES | Errno::EINVAL | Errno::ENOSYS)
+                    | Some(Errno::ENOSPC | Errno::EUSERS)
+            ) =>
+        {
+            return Err(Refused(error.to_string()));
+        }
+        Err(error) => panic!("{test}: start it again: {error}"),
+    };
+    let stdout = Lines::follow(child.stdout.take().expect("a pipe was asked for"));
+    let stderr = Lines::follow(child.stderr.take().expect("a pipe was asked for"));
+    let process = Watched::open(child.id()).expect("a child that was not reaped");
+    let status = process.exit_status(deadline);
+    // Whatever it started and did not end, ended here; also the child itself if it is late.
+    let swept = sweep(&format!("{INSIDE}={inside}"));
+    child.wait().expect("a child that was not reaped");
+    let complete = stdout.wait_end(DEADLINE) && stderr.wait_end(DEADLINE);
+
+    print!("{}", stdout.text());
+    eprint!("{}", stderr.text());
+    // What a body skips is told as what `isolated` itself skips: past the test runner.
+    let skips = stderr.all().into_iter();
+    for skip in skips.filter(|line| line.starts_with("SKIPPED: ")) {
+        drop(writeln!(io::stderr(), "{skip}"));
+    }
+    let status = status.unwrap_or_else(|| panic!("{test}: not done after {deadline:?}"));
+    assert!(status.success(), "{test}: in its namespace: {status}");
+    swept.unwrap_or_else(|error| panic!("{test}: in its namespace: {error}"));
+    assert!(complete, "{test}: somebody holds its output");
+    let said = stdout.all();
+    if let Some(why) = said.iter().find_map(|line| line.strip_prefix(NOT_ALLOWED)) {
+        return Err(Refused(why.to_owned()));
+    }
+    assert!(
+        said.iter().any(|line| line == DONE),
+        "{test}: the body did not run: is this the name of a test?"
+    );
+    Ok(())
+}
+
+/// Has `command` move into new namespaces before it is executed.
+fn move_on_start(command: &mut Command, privilege: Privilege) {
+    let flags = privilege.flags();
+    let identity = privilege.identity();
+    let enter = move || {
+        unshare(flags)?;
+        for (path, text) in &identity {
+            let file = open(path.as_c_str(), OFlag::O_WRONLY, Mode::empty())?;
+            write(&file, text)?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs in the child of a fork of a process with other threads, where only
+    // async-signal-safe calls are allowed. It makes the system calls unshare, open, write and
+    // close and nothing else: paths and texts were allocated before the fork and are dropped in
+    // the parent (the child is executed or exits without running destructors), and an errno
+    // becomes an `io::Error` without allocating.
+    unsafe { command.pre_exec(enter) };
+}
+
+/// Has the kernel of this namespace not send again what is only late, on a machine that is busy: a FIN
+/// that comes twice is answered by a reset when the socket that it was for is gone, which counts as a
+/// loss where nothing was lost. (Handshakes have times of their own.)
+fn be_patient() {
+    const RTO_MIN_US: u32 = 5_000_000;
+    // Probes for the lost end of a flight come within milliseconds on loopback.
+    let settings = [("tcp_early_retrans", 0), ("tcp_rto_min_us", RTO_MIN_US)];
+    for (name, value) in settings {
+        // The second is of Linux 6.11; without it the times are the usual ones.
+        drop(fs::write(
+            format!("/proc/sys/net/ipv4/{name}"),
+            value.to_string(),
+        ));
+    }
+}
+
+/// Raises the loopback interface: a new namespace has it, down.
+///
+/// Asked for over netlink, which needs bytes only, where the older ioctl needs unsafe code.
+fn raise_loopback() -> io::Result<()> {
+    // linux/netlink.h, linux/rtnetlink.h, linux/if.h.
+    const RTM_NEWLINK: u16 = 16;
+    const NLM_F_REQUEST_ACK: u16 = 0x01 | 0x04;
+    const NLMSG_ERROR: u16 = 2;
+    const IFF_UP: u32 = 1;
+    /// The loopback interface is the first of every namespace.
+    const LOOPBACK_INDEX: i32 = 1;
+
+    let route = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
+    let mut request = Vec::new();
+    // struct nlmsghdr: length of the whole, type, flags, sequence, port.
+    request.extend_from_slice(&32_u32.to_ne_bytes());
+    request.extend_from_slice(&RTM_NEWLINK.to_ne_bytes());
+    request.extend_from_slice(&NLM_F_REQUEST_ACK.to_ne_bytes());
+    request.extend_from_slice(&1_u32.to_ne_bytes());
+    request.extend_from_slice(&0_u32.to_ne_bytes());
+    // struct ifinfomsg: family, padding and type, index, flags, which of them to change.
+    request.extend_from_slice(&[0; 4]);
+    request.extend_from_slice(&LOOPBACK_INDEX.to_ne_bytes());
+    request.extend_from_slice(&IFF_UP.to_ne_bytes());
+    request.extend_from_slice(&IFF_UP.to_ne_bytes());
+    send(route.as_raw_fd(), &request, MsgFlags::empty())?;
+
+    // The answer is there when `send` returns: the kernel handles a request in the call.
+    let mut answer = [0; 256];
+    let len = recv(route.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT)?;
+    // Its header is followed by the negated errno, 0 for success.
+    let kind = answer[..len]
+        .get(4..6)
+        .map(|b| u16::from_ne_bytes([b[0], b[1]]));
+    let code = answer[..len]
+        .get(16..20)
+        .map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+    match (kind, code) {
+        (Some(NLMSG_ERROR), Some(0)) => Ok(()),
+        (Some(NLMSG_ERROR), Some(code)) => Err(io::Error::from_raw_os_error(-code)),
+        _ => Err(io::Error::other("an answer that is none")),
+    }
+}

@@ -1,0 +1,389 @@
+//! `top` on a pseudo-terminal, against a real server: what a person sees, and what is left of the
+//! terminal when it ends.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use nix::poll::PollFlags;
+use nix::pty::PtyMaster;
+use nix::sys::signal::Signal;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::termios::{LocalModes, OutputModes, Winsize, tcgetattr, tcsetwinsize};
+
+use crate::support::terminal::open_terminal;
+use crate::support::{DEADLINE, Deadline, Server, Watched, poll_one};
+
+const ROWS: usize = 24;
+const COLUMNS: usize = 80;
+
+/// As much of a terminal as `top` needs: a grid of letters, a cursor, and two screens.
+struct Screen {
+    rows: usize,
+    columns: usize,
+    cells: Vec<Vec<char>>,
+    row: usize,
+    column: usize,
+    alternate: bool,
+    cursor_hidden: bool,
+    /// Bytes of a sequence or a letter that has not ended.
+    rest: Vec<u8>,
+}
+
+impl Screen {
+    fn new(rows: usize, columns: usize) -> Self {
+        Self {
+            rows,
+            columns,
+            cells: vec![vec![' '; columns]; rows],
+            row: 0,
+            column: 0,
+            alternate: false,
+            cursor_hidden: false,
+            rest: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.rest.extend_from_slice(bytes);
+        let text = match std::str::from_utf8(&self.rest) {
+            Ok(text) => text.to_owned(),
+            Err(error) => String::from_utf8_lossy(&self.rest[..error.valid_up_to()]).into_owned(),
+        };
+        let mut left = text.as_str();
+        while let Some(letter) = left.chars().next() {
+            if letter == '\x1b' {
+                let Some(end) = left[1..].find(|c: char| c.is_ascii_alphabetic()) else {
+                    break;
+                };
+                self.obey(&left[1..end + 2]);
+                left = &left[end + 2..];
+            } else {
+                self.put(letter);
+                left = &left[letter.len_utf8()..];
+            }
+        }
+        let read = text.len() - left.len();
+        self.rest.drain(..read);
+    }
+
+    /// A sequence without its escape.
+    fn obey(&mut self, sequence: &str) {
+        match sequence {
+            "[?1049h" => self.alternate = true,
+            "[?1049l" => self.alternate = false,
+            "[?25l" => self.cursor_hidden = true,
+            "[?25h" => self.cursor_hidden = false,
+            "[2J" => self.cells = vec![vec![' '; self.columns]; self.rows],
+            _ => {
+                if let Some(place) = sequence.strip_prefix('[').and_then(|s| s.strip_suffix('H')) {
+                    let (row, column) = place.split_once(';').unwrap();
+                    self.row = row.parse::<usize>().unwrap() - 1;
+                    self.column = column.parse::<usize>().unwrap() - 1;
+                }
+            }
+        }
+    }
+
+    fn put(&mut self, letter: char) {
+        match letter {
+            '\n' => self.row += 1,
+            '\r' => self.column = 0,
+            _ => {
+                if let Some(cell) = self
+                    .cells
+                    .get_mut(self.row)
+                    .and_then(|r| r.get_mut(self.column))
+                {
+                    *cell = letter;
+                }
+                self.column += 1;
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        let lines = self.cells.iter().map(|row| row.iter().collect::<String>());
+        let lines: Vec<String> = lines.map(|line| line.trim_end().to_owned()).collect();
+        lines.join("\n")
+    }
+}
+
+/// `top`, and the person who watches it.
+struct Person {
+    child: Child,
+    watched: Watched,
+    terminal: PtyMaster,
+    /// Held open, so that what happens to it can be looked at after the end.
+    line: OwnedFd,
+    screen: Screen,
+}
+
+impl Person {
+    #[track_caller]
+    fn start(control: &Path, environment: &[(&str, &str)]) -> Self {
+        let (terminal, line) = open_terminal();
+        tcsetwinsize(&line, size(ROWS, COLUMNS)).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+            .args(["top", "--every", "100ms", "--control"])
+            .arg(control)
+            .envs(environment.iter().copied())
+            .stdin(line.try_clone().unwrap())
+            .stdout(line.try_clone().unwrap())
+            .stderr(line.try_clone().unwrap())
+            .spawn()
+            .unwrap();
+        Self {
+            watched: Watched::open(child.id()).unwrap(),
+            child,
+            terminal,
+            line,
+            screen: Screen::new(ROWS, COLUMNS),
+        }
+    }
+
+    /// Makes the window larger or smaller.
+    fn resizes(&mut self, rows: usize, columns: usize) {
+        tcsetwinsize(&self.line, size(rows, columns)).unwrap();
+        self.screen = Screen::new(rows, columns);
+        self.screen.alternate = true;
+        // A window tells the foreground of a session; here there is none.
+        self.watched.signal(Signal::SIGWINCH);
+    }
+
+    fn types(&mut self, keys: &str) {
+        self.terminal.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits until the screen satisfies `wanted`.
+    #[track_caller]
+    fn sees_that(&mut self, what: &str, wanted: impl Fn(&Screen) -> bool) {
+        let deadline = Deadline::after(DEADLINE);
+        while !wanted(&self.screen) {
+            let more = poll_one(&self.terminal, PollFlags::POLLIN, deadline.left());
+            assert!(more, "no {what} on the screen:\n{}", self.screen.text());
+            let mut piece = [0; 4096];
+            let len = self.terminal.read(&mut piece).unwrap();
+            self.screen.take(&piece[..len]);
+        }
+    }
+
+    #[track_caller]
+    fn sees(&mut self, words: &str) {
+        self.sees_that(words, |screen| screen.text().contains(words));
+    }
+
+    /// Asserts that it ends, and that the terminal is as it was; returns how it ended.
+    #[track_caller]
+    fn sees_the_end(mut self) -> std::process::ExitStatus {
+        self.sees_that("first screen again", |screen| {
+            !screen.alternate && !screen.cursor_hidden
+        });
+        let status = self.watched.exit_status(DEADLINE).expect("it ends");
+        assert!(self.is_as_it_was());
+        status
+    }
+
+    fn is_as_it_was(&self) -> bool {
+        let modes = tcgetattr(&self.line).unwrap();
+        modes
+            .local_modes
+            .contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG)
+            && modes.output_modes.contains(OutputModes::OPOST)
+    }
+}
+
+fn size(rows: usize, columns: usize) -> Winsize {
+    Winsize {
+        ws_row: rows as u16,
+        ws_col: columns as u16,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}
+
+impl Drop for Person {
+    fn drop(&mut self) {
+        self.watched.signal(Signal::SIGKILL);
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn a_person_watches_and_reloads() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "2"]);
+    let workers = server.worker_pids();
+    let mut person = Person::start(&server.control(), &[]);
+    for pid in &workers {
+        person.sees(&pid.to_string());
+    }
+    person.sees("2 LISTEN");
+    assert!(person.screen.alternate && !person.is_as_it_was());
+    person.types("r");
+    person.sees("Reload and renew every worker? [y/N]");
+    person.types("n");
+    person.sees("q quit");
+    assert_eq!(server.worker_pids(), workers, "no is no");
+
+    person.types("r");
+    person.sees("Reload and renew every worker? [y/N]");
+    person.types("y");
+    person.sees("reload done in ");
+    person.sees("last         restart done ");
+    let renewed = server.worker_pids();
+    assert!(
+        renewed.iter().all(|pid| !workers.contains(pid)),
+        "{renewed:?}"
+    );
+    person.types("+");
+    person.sees("Have 3 workers (now 2)? [y/N]");
+    person.types("y");
+    person.sees("scale done in ");
+    person.sees("3 LISTEN");
+    assert_eq!(server.worker_pids().len(), 3);
+    for line in person.screen.text().lines() {
+        assert!(line.chars().count() <= COLUMNS);
+    }
+    person.types("-");
+    person.sees("Have 2 workers (now 3)? [y/N]");
+    person.types("y");
+    person.sees("2 LISTEN");
+    person.sees("scale done in ");
+    let left = server.worker_pids();
+    assert_eq!(left.len(), 2);
+    person.types("u");
+    person.sees("Become the program on disk? [y/N]");
+    person.types("y");
+    person.sees("upgrade done in ");
+    person.sees("last         upgrade done ");
+    let renewed = server.worker_pids();
+    assert!(renewed.iter().all(|pid| !left.contains(pid)), "{renewed:?}");
+
+    // Pasted by accident: the question has not been seen.
+    person.types("ry");
+    person.sees("Reload and renew every worker? [y/N]");
+    person.types("n");
+    person.sees("q quit");
+    assert_eq!(server.worker_pids(), renewed);
+    person.types("q");
+    assert_eq!(person.sees_the_end().code(), Some(0));
+}
+
+#[test]
+fn any_window_shows_what_there_is_room_for_and_every_row_can_be_reached() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "12"]);
+    let mut person = Person::start(&server.control(), &[]);
+    person.sees("12 LISTEN");
+    person.sees("  11 ");
+    person.resizes(12, 40);
+    person.sees("rows 1 to 5 of 12, 0 not serving");
+    person.sees("q quit r reload u + - p ? help");
+    // Far beyond the end, and at once back from there.
+    person.types("\x1b[6~\x1b[6~\x1b[6~");
+    person.sees("rows 8 to 12 of 12");
+    person.sees("\n  11 serving");
+    person.types("\x1b[A");
+    person.sees("rows 7 to 11 of 12");
+    person.resizes(30, 100);
+    person.sees("  11 ");
+    person.sees("\n   0 ");
+    person.resizes(1, 10);
+    person.sees("q quit");
+    person.resizes(ROWS, COLUMNS);
+    person.sees("12 LISTEN");
+    person.types("q");
+    assert_eq!(person.sees_the_end().code(), Some(0));
+}
+
+#[test]
+fn a_server_that_goes_away_is_waited_for() {
+    let server = Server::start(&["--listen", "127.0.0.1:0"]);
+    let control = server.control();
+    let mut person = Person::start(&control, &[]);
+    person.sees("serving");
+    server.stop();
+    person.sees("no answer for ");
+    person.sees(", trying again: ");
+    // Another one at the same place.
+    let flag = control.to_str().unwrap();
+    let server = Server::builder()
+        .args(["--listen", "127.0.0.1:0", "--control", flag])
+        .start();
+    let pid = format!("pid {} serving", server.pid());
+    person.sees(&pid);
+    person.sees_that("an answer again", |screen| {
+        !screen.text().contains("trying again")
+    });
+    person.types("\x03");
+    assert_eq!(person.sees_the_end().code(), Some(0));
+}
+
+#[test]
+fn the_terminal_is_given_back_however_it_ends() {
+    let server = Server::start(&["--listen", "127.0.0.1:0"]);
+    for (signal, code) in [
+        (Signal::SIGINT, Some(0)),
+        (Signal::SIGTERM, None),
+        (Signal::SIGQUIT, None),
+    ] {
+        let mut person = Person::start(&server.control(), &[]);
+        person.sees("serving");
+        person.watched.signal(signal);
+        assert_eq!(person.sees_the_end().code(), code, "{signal}");
+    }
+    let person = Person::start(&server.control(), &[("FAULT_POINTS", "top.drawn=panic")]);
+    assert_ne!(person.sees_the_end().code(), Some(0));
+}
+
+#[test]
+fn a_pause_gives_the_terminal_to_others_and_takes_it_again() {
+    let server = Server::start(&["--listen", "127.0.0.1:0"]);
+    let mut person = Person::start(&server.control(), &[]);
+    person.sees("serving");
+    for stop in ["\x1a", "SIGTSTP"] {
+        match stop {
+            "SIGTSTP" => person.watched.signal(Signal::SIGTSTP),
+            key => person.types(key),
+        }
+        person.sees_that("first screen", |screen| !screen.alternate);
+        let id = WaitId::Pid(rustix::process::Pid::from_child(&person.child));
+        // It ends or stops; a test that waits for ever is cut by its runner.
+        let stopped = waitid(id, WaitIdOptions::STOPPED | WaitIdOptions::EXITED).unwrap();
+        assert!(stopped.is_some_and(|status| status.stopped()), "{stop}");
+        assert!(person.is_as_it_was(), "{stop}");
+        person.screen = Screen::new(ROWS, COLUMNS);
+        person.watched.signal(Signal::SIGCONT);
+        person.sees("serving");
+        assert!(person.screen.alternate && !person.is_as_it_was(), "{stop}");
+    }
+    person.types("q");
+    assert_eq!(person.sees_the_end().code(), Some(0));
+}
+
+#[test]
+fn it_is_for_people_at_a_terminal_with_a_server() {
+    let output = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+        .args(["top", "--control", "/nowhere"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("top needs a terminal"), "{said}");
+    assert_eq!(said.matches('\n').count(), 1, "{said}");
+
+    let server = Server::start(&["--listen", "127.0.0.1:0"]);
+    let mut person = Person::start(&server.control(), &[("TERM", "dumb")]);
+    person.sees("top needs a terminal whose cursor can be moved");
+    let status = person.watched.exit_status(DEADLINE).unwrap();
+    assert_eq!(status.code(), Some(2));
+    assert!(!person.screen.alternate && person.is_as_it_was());
+
+    let mut person = Person::start(Path::new("/nowhere/control"), &[]);
+    person.sees("no server takes orders at /nowhere/control");
+    let status = person.watched.exit_status(DEADLINE).unwrap();
+    assert_eq!(status.code(), Some(2));
+    assert!(!person.screen.alternate && person.is_as_it_was());
+}

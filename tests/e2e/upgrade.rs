@@ -1,0 +1,349 @@
+//! The supervisor becomes another program, in place; or, whatever is wrong with that one, it does
+//! not, and nobody notices.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::symlink;
+
+use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
+
+use crate::support::image::Image;
+use crate::support::load::{Load, LoadSize};
+use crate::support::observe::{self, until};
+use crate::support::planned::Planned;
+use crate::support::{Client, DEADLINE, Server};
+
+const QUICK: [&str; 4] = [
+    "--listen=127.0.0.1:0",
+    "--workers=2",
+    "--bake-time=0s",
+    // Waited out by one test; long for what is to come up.
+    "--start-timeout=5s",
+];
+
+fn version(planned: &Planned) -> String {
+    let status = planned.server.status_json();
+    status["version"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn the_program_changes_and_nothing_else_does() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let load = Load::start(server.addr(), LoadSize::small());
+    let before = planned.workers();
+    let pid = server.pid();
+    for version_after in ["7.1.0", "7.2.0"] {
+        planned.install(
+            Image::copy(planned.folder()).with_faults(&format!("version={version_after}")),
+        );
+        let workers = planned.workers();
+        let answered = server.upgrade().expect_success();
+        assert!(answered.stdout.contains("2 workers"), "{answered:?}");
+        assert_eq!(version(&planned), version_after);
+        planned.workers().assert_renewed_since(&workers);
+        load.go_on_for(50);
+    }
+    let status = server.status_json();
+    assert_eq!(status["pid"], u64::from(pid));
+    planned.workers().assert_renewed_since(&before);
+    // What was there before still works with the new program.
+    server.reload().expect_success();
+    server.scale(3).expect_success();
+    load.go_on_for(20);
+    load.finish().assert_clean();
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+/// As deployments do that keep versions side by side.
+#[test]
+fn a_link_to_the_program_is_followed_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["7.1.0", "7.2.0"]
+        .map(|version| Image::copy(folder.path()).with_faults(&format!("version={version}")));
+    let current = folder.path().join("current");
+    symlink(first.path(), &current).unwrap();
+    let server = Server::builder().program(&current).args(QUICK).start();
+    assert_eq!(server.status_json()["version"], "7.1.0");
+    let next = folder.path().join("next");
+    symlink(second.path(), &next).unwrap();
+    std::fs::rename(&next, &current).unwrap();
+    server.upgrade().expect_success();
+    assert_eq!(server.status_json()["version"], "7.2.0");
+}
+
+#[test]
+fn program_path_need_not_be_utf8() {
+    let folder = tempfile::tempdir().unwrap();
+    let odd = folder.path().join(OsStr::from_bytes(b"caf\xe9 it's"));
+    std::fs::create_dir(&odd).unwrap();
+    let program = odd.join("uppercased");
+    Image::copy(&odd).replace(&program);
+    let server = Server::builder().program(&program).args(QUICK).start();
+    let mut client = Client::connect(server.addr());
+    server.reload().expect_success();
+    Image::copy(&odd)
+        .with_faults("version=8.0.0")
+        .replace(&program);
+    server.upgrade().expect_success();
+    assert_eq!(server.status_json()["version"], "8.0.0");
+    server.upgrade().expect_success();
+    client.roundtrip(b"kept");
+}
+
+#[test]
+fn sigusr2_is_an_upgrade() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    planned.install(Image::copy(planned.folder()).with_faults("version=8.0.0"));
+    let mark = server.log_len();
+    server.signal(Signal::SIGUSR2);
+    server.wait_log_from(mark, |line| line.contains("operation done"));
+    assert_eq!(version(&planned), "8.0.0");
+    client.roundtrip(b"after");
+}
+
+#[test]
+fn a_program_that_cannot_take_over_is_found_out_before() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let load = Load::start(server.addr(), LoadSize::small());
+    let before = planned.workers();
+    let running = version(&planned);
+    let copy = || Image::copy(planned.folder());
+    let broken: [(Image, &str); 9] = [
+        (copy().not_executable(), "cannot execute"),
+        (copy().truncated(), ""),
+        (Image::other_program(planned.folder()), "exit code 0"),
+        (copy().with_faults("main.starting=exit"), "exit code 3"),
+        (copy().with_faults("main.starting=kill"), "SIGKILL"),
+        (copy().with_faults("main.starting=stop"), "within 5s"),
+        (
+            copy().with_faults("preflight.starting=panic"),
+            "exit code 101",
+        ),
+        (copy().with_faults("state_version=99"), "reads version 99"),
+        (copy().with_faults("state_version=0"), "reads version 0"),
+    ];
+    for (image, cause) in broken {
+        planned.install(image);
+        server.upgrade().expect_failure(cause);
+        planned.workers().assert_untouched_since(&before);
+        assert_eq!(version(&planned), running);
+        load.go_on_for(10);
+    }
+    std::fs::remove_file(planned.program()).unwrap();
+    server.upgrade().expect_failure("cannot open the program");
+    planned.workers().assert_untouched_since(&before);
+    load.finish().assert_clean();
+}
+
+#[test]
+fn a_configuration_that_only_the_new_program_refuses_is_found_out_before() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    let before = planned.workers();
+    for (text, cause) in [
+        ("no_such_setting = 1\n", "there is no setting"),
+        ("share_port = true\n", "share_port cannot change"),
+    ] {
+        planned.configure(text);
+        server.upgrade().expect_failure(cause);
+        planned.workers().assert_untouched_since(&before);
+    }
+    client.roundtrip(b"unharmed");
+    planned.configure("");
+    server.upgrade().expect_success();
+    client.roundtrip(b"moved");
+}
+
+/// Passes the pre-flight and fails when it is for real: the old program is called back.
+#[test]
+fn a_program_that_fails_after_exec_gives_the_process_back() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let load = Load::start(server.addr(), LoadSize::small());
+    let before = planned.workers();
+    let running = version(&planned);
+    planned.install(
+        Image::copy(planned.folder()).with_faults("version=9.0.0;supervisor.resume=refuse"),
+    );
+    server.upgrade().expect_failure("asked to refuse");
+    assert_eq!(version(&planned), running);
+    planned.workers().assert_untouched_since(&before);
+    load.go_on_for(30);
+    // And the next one may succeed.
+    planned.install_good();
+    server.upgrade().expect_success();
+    planned.workers().assert_renewed_since(&before);
+    load.finish().assert_clean();
+}
+
+/// The supervisor is the new program, its workers cannot be: they stay, and who asked is told.
+#[test]
+fn workers_that_cannot_follow_stay_with_the_old_program() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let load = Load::start(server.addr(), LoadSize::small());
+    let before = planned.workers();
+    planned.install(Image::copy(planned.folder()).with_faults("version=9.1.0;worker.ready=exit"));
+    server.upgrade().expect_failure("exit code 3");
+    assert_eq!(version(&planned), "9.1.0");
+    planned.workers().assert_untouched_since(&before);
+    load.go_on_for(30);
+    // A crash is answered with what the worker ran, not with what failed.
+    let victim = server.worker_pids()[0];
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(victim.cast_signed()),
+        Signal::SIGTERM,
+    )
+    .unwrap();
+    planned.install_good();
+    server.upgrade().expect_success();
+    planned.workers().assert_renewed_since(&before);
+    load.finish().assert_clean();
+}
+
+/// A worker that dies while the supervisor is between two programs is noticed by the next one, and
+/// a signal that comes in that time is not lost.
+#[test]
+fn what_happens_between_two_programs_is_noticed() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    planned.install(Image::copy(planned.folder()).with_faults("supervisor.resuming=stop"));
+    let mark = server.log_len();
+    let order = server.send_order(&["upgrade"]);
+    until("the new program stands still", || {
+        observe::state(server.pid()) == Some('T')
+    });
+    let victim = observe::worker_of(server, 1);
+    victim.signal(Signal::SIGKILL);
+    assert!(victim.wait_gone(DEADLINE));
+    server.signal(Signal::SIGUSR1);
+    server.signal(Signal::SIGCONT);
+    order.wait().expect_success();
+    server.wait_log_from(mark, |line| line.contains("worker died"));
+    server.wait_log_from(mark, |line| line.contains("serving for"));
+    planned.workers().assert_serving();
+}
+
+/// The descriptors of a process by number: what each is, and whether it would go through an exec.
+fn held(pid: u32) -> Vec<(i32, String, bool)> {
+    let held = observe::descriptors(pid).into_iter();
+    let held = held.map(|(number, target)| {
+        let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"));
+        let info = info.unwrap_or_default();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = i32::from_str_radix(flags.unwrap_or("0").trim(), 8).expect("octal flags");
+        // Sockets, pipes and the like are numbered anew by each program.
+        let kind = target.split([':', ' ']).next().unwrap_or_default();
+        (
+            number,
+            kind.to_owned(),
+            flags & OFlag::O_CLOEXEC.bits() == 0,
+        )
+    });
+    held.collect()
+}
+
+/// Whichever step of taking over is refused, the earlier program goes on with all that it had, and no
+/// more.
+#[test]
+fn each_refused_step_gives_process_back() {
+    let planned = Planned::start(&QUICK);
+    let server = &planned.server;
+    let load = Load::start(server.addr(), LoadSize::small());
+    let before = planned.workers();
+    let running = version(&planned);
+    let passed_on = |pid| {
+        let held = held(pid).into_iter();
+        let open = held.filter(|(_, _, passed_on)| *passed_on);
+        open.collect::<Vec<_>>()
+    };
+    let kinds = |pid| {
+        let mut kinds: Vec<String> = held(pid).into_iter().map(|(_, kind, _)| kind).collect();
+        kinds.sort_unstable();
+        kinds
+    };
+    let (open, all) = (passed_on(server.pid()), kinds(server.pid()));
+    for point in [
+        "resume.watch_basics",
+        "resume.watch_child",
+        "resume.map_memory",
+        "resume.control",
+    ] {
+        let plan = format!("version=9.0.0;{point}=fail");
+        planned.install(Image::copy(planned.folder()).with_faults(&plan));
+        server.upgrade().expect_failure(point);
+        assert_eq!(version(&planned), running);
+        planned.workers().assert_untouched_since(&before);
+        load.go_on_for(10);
+        assert_eq!(passed_on(server.pid()), open, "after {point}");
+        until("the clients of the control socket are gone", || {
+            kinds(server.pid()) == all
+        });
+    }
+    planned.install_good();
+    server.upgrade().expect_success();
+    assert_eq!(passed_on(server.pid()), open, "after an upgrade");
+    load.finish().assert_clean();
+}
+
+/// A signal that has come before the exec, which then fails, is handled by the program that goes on.
+#[test]
+fn signal_survives_exec_that_fails() {
+    let faults = "supervisor.exec=stop;supervisor.state_at_exec=fail";
+    let planned = Planned::start_with(&QUICK, |builder| {
+        builder.env(uppercased::fault::VARIABLE, faults)
+    });
+    let server = &planned.server;
+    let order = server.send_order(&["upgrade"]);
+    until("it stands still before the exec", || {
+        observe::state(server.pid()) == Some('T')
+    });
+    let mark = server.log_len();
+    server.signal(Signal::SIGUSR1);
+    server.signal(Signal::SIGCONT);
+    order.wait().expect_failure("supervisor.state_at_exec");
+    server.wait_log_from(mark, |line| line.contains("serving for"));
+}
+
+#[test]
+fn nothing_begins_without_room_for_every_connection() {
+    let folder = tempfile::tempdir().expect("a folder of its own");
+    // Where memory is limited, a worker has room for what the configuration says, and no more.
+    let script = format!(
+        "ulimit -f 1000000; exec '{}' \"$@\"",
+        env!("CARGO_BIN_EXE_uppercased")
+    );
+    let limited = Image::script(folder.path(), &script);
+    let config = folder.path().join("uppercased.toml");
+    std::fs::write(&config, "max_connections = 20\n").expect("write the configuration");
+    let server = Server::builder()
+        .program(limited.path())
+        .args(["--config", config.to_str().expect("a plain path")])
+        .args(["--listen=127.0.0.1:0", "--workers=1", "--bake-time=0s"])
+        .args(["--drain-timeout=60s"])
+        .start();
+    let mut clients: Vec<_> = (0..12).map(|_| Client::connect(server.addr())).collect();
+    for client in &mut clients {
+        client.roundtrip(b"established");
+    }
+    std::fs::write(&config, "max_connections = 5\n").expect("write the configuration");
+    let pids = server.worker_pids();
+    for order in ["reload", "upgrade"] {
+        let answered = server.order(&[order]);
+        assert_eq!(answered.code, 1, "{answered:?}");
+        let said = format!("{}{}", answered.stdout, answered.stderr);
+        assert!(said.contains("room for 5 of its 12 connections"), "{said}");
+        assert_eq!(server.worker_pids(), pids, "{order} has begun");
+    }
+    server.order(&["upgrade", "--drain"]).expect_success();
+    for client in &mut clients {
+        client.roundtrip(b"still served");
+    }
+}

@@ -1,0 +1,498 @@
+//! The death of a worker at every point: after each store to its working memory, and around each of
+//! its system calls. Whatever the point, what was received and not yet sent can be told from the
+//! memory and the kernel's counters, and a successor answers every byte exactly once.
+//!
+//! A script is run once to count its points and then once for each point, stopped there: the world
+//! unwinds, and only the memory and the kernel are looked at. Three readers of the memory that
+//! leave out one rule each must be caught, so the check can see.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::model::script::{Memory, Op, Terms, World};
+use crate::model::server::{Server, fresh_memory};
+use crate::model::{Event, Kernel, Meanwhile, Stopped, Stops, Wire, strategy};
+use proptest::prelude::*;
+use uppercased::connection::Rules;
+use uppercased::memory::frozen::{Phase, rescued};
+use uppercased::memory::layout::{Flags, InHand, Layout, State};
+use uppercased::memory::unsent;
+use uppercased::metrics::CloseReason;
+use uppercased::sys::shared::SharedMemory;
+
+/// Tells what connection `fd` is owed: the product's [`unsent`], or a worse one.
+type Reader = fn(&mut Memory, u32, u64) -> Vec<u8>;
+
+/// Runs `ops` in a new world, which dies at point `point`. The step at which it died is returned;
+/// `None` if it outlived the script.
+fn die_at(terms: Terms, ops: &[Op], point: u64) -> (World, Option<usize>) {
+    let mut world = World::new(terms);
+    world.countdown.arm(point);
+    for (index, &op) in ops.iter().enumerate() {
+        if dies(|| world.step(op)) {
+            return (world, Some(index));
+        }
+    }
+    (world, None)
+}
+
+/// Whether the countdown ran out during `work`.
+fn dies(work: impl FnOnce()) -> bool {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(()) => false,
+        Err(payload) if payload.is::<Stopped>() => true,
+        Err(payload) => resume_unwind(payload),
+    }
+}
+
+/// How many points there are to die at.
+fn points(terms: Terms, ops: &[Op]) -> u64 {
+    let (world, death) = die_at(terms, ops, u64::MAX);
+    assert_eq!(death, None);
+    world.countdown.taken()
+}
+
+/// What must hold in the memory of a worker that has just died, told by `reader`.
+fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), String> {
+    let accepting = word(memory, Layout::ACCEPTING) != 0;
+    let mut buffers = BTreeSet::new();
+    for fd in 0..memory.layout().descriptors {
+        let state = memory.head(fd).state;
+        if let Some(pending) = memory.pending(fd)
+            && !buffers.insert(pending.buffer)
+        {
+            return Err(format!("buffer {} is named twice", pending.buffer));
+        }
+        let Some(&client) = kernel.descriptors.get(&fd) else {
+            match state {
+                State::Free | State::Closing | State::Handed => continue,
+                open => return Err(format!("{fd} is recorded {open:?}, and closed")),
+            }
+        };
+        let wire = &kernel.wires[client];
+        let expected = wire.arrived[wire.written.len()..wire.consumed].to_ascii_uppercase();
+        match state {
+            State::Free if !accepting => return Err(format!("{fd} is open, and not recorded")),
+            State::Free if wire.consumed > 0 => return Err(format!("{fd} was served unrecorded")),
+            State::Handed => return Err(format!("{fd} was handed over to nobody")),
+            State::AwaitingHeader => return Err(format!("{fd} awaits what nobody asked for")),
+            State::Closing => {
+                let (received, sent) = memory.bytes_moved(fd);
+                let lost = wire.ended_at.is_none() && !expected.is_empty();
+                if lost != (received > sent) {
+                    return Err(format!("{fd} is closed, and its loss is not told"));
+                }
+            }
+            State::LingeringIdle | State::LingeringStop => {
+                let answered = wire.ended_at.unwrap_or(wire.consumed);
+                let told = reader(memory, fd, (wire.consumed - wire.written.len()) as u64);
+                if !told.is_empty() || answered != wire.written.len() {
+                    return Err(format!("{fd} lingers, and owes {told:?}"));
+                }
+            }
+            State::Open if wire.ended_at.is_some() => {
+                return Err(format!("{fd} was ended, and is recorded open"));
+            }
+            // Nothing is owed to a peer that reset the connection; the kernel says that it did.
+            State::Open if wire.reset => {}
+            State::Free | State::Open => {
+                let told = reader(memory, fd, expected.len() as u64);
+                if told != expected {
+                    return Err(format!("{fd} is told {told:?} for {expected:?}"));
+                }
+                check_counts(memory, fd, client, wire)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The rest of the record, which may be another connection's where stores are out of order.
+fn check_counts(memory: &mut Memory, fd: u32, client: usize, wire: &Wire) -> Result<(), String> {
+    let Some(found) = rescued(memory, fd, wire.owed() as u64).unwrap() else {
+        return Ok(());
+    };
+    let told = (found.bytes_in, found.bytes_out, found.peer.port());
+    let (consumed, written) = (wire.consumed as u64, wire.written.len() as u64);
+    if told == (consumed, written, client as u16) {
+        return Ok(());
+    }
+    Err(format!(
+        "{fd} is told to be {told:?} where {client} moved {consumed} and {written}"
+    ))
+}
+
+fn sound(memory: &mut Memory, fd: u32, owed: u64) -> Vec<u8> {
+    unsent(memory, fd, owed).unwrap()
+}
+
+/// Believes the length that was stored, not the kernel's counters.
+fn trusting_the_length(memory: &mut Memory, fd: u32, _owed: u64) -> Vec<u8> {
+    let at = match InHand::unpack(word(memory, Layout::IN_HAND)) {
+        Some(InHand::Recv { fd: held, len }) if held == fd => (Layout::SCRATCH, len as usize),
+        _ => return recorded(memory, fd),
+    };
+    bytes(memory, at)
+}
+
+/// Knows nothing of what was in hand.
+fn ignoring_the_hand(memory: &mut Memory, fd: u32, _owed: u64) -> Vec<u8> {
+    recorded(memory, fd)
+}
+
+/// Knows of a read only once its length was stored, as if nothing were stored before the call.
+fn ignoring_the_mark_before_the_call(memory: &mut Memory, fd: u32, owed: u64) -> Vec<u8> {
+    let marked = Some(InHand::Recv { fd, len: 0 });
+    if InHand::unpack(word(memory, Layout::IN_HAND)) == marked {
+        return recorded(memory, fd);
+    }
+    sound(memory, fd, owed)
+}
+
+fn recorded(memory: &Memory, fd: u32) -> Vec<u8> {
+    let Some(pending) = memory.pending(fd) else {
+        return Vec::new();
+    };
+    let at = memory.layout().buffer(pending.buffer) + pending.offset as usize;
+    bytes(memory, (at, pending.len() as usize))
+}
+
+fn bytes(memory: &Memory, (at, length): (usize, usize)) -> Vec<u8> {
+    let again = memory.shared().fd().try_clone_to_owned().unwrap();
+    let mut view = SharedMemory::map(again).unwrap();
+    view.bytes(at, length).to_ascii_uppercase()
+}
+
+fn word(memory: &Memory, line: usize) -> u64 {
+    memory.shared().line(line).0[0].load(Ordering::Relaxed)
+}
+
+/// Dies at every point of `ops` and checks the memory each time.
+fn check_every_point(terms: Terms, ops: &[Op], reader: Reader) -> Result<u64, String> {
+    let count = points(terms, ops);
+    for point in 0..count {
+        let (mut world, death) = die_at(terms, ops, point);
+        assert!(death.is_some());
+        check(&mut world.server.memory, &world.kernel, reader)
+            .map_err(|why| format!("dead at point {point} of {count}: {why}"))?;
+    }
+    Ok(count)
+}
+
+/// Dies at `point`; a successor takes over, the script goes on, and every connection ends well.
+fn rescue_at(terms: Terms, ops: &[Op], point: u64) {
+    let (mut world, death) = die_at(terms, ops, point);
+    let Some(index) = death else {
+        return world.conclude();
+    };
+    world.replace(Server::rescued);
+    if ops[index] == Op::Finish {
+        world.step(Op::Finish); // Whoever asked for it asks the successor as well.
+    }
+    world.step(Op::Turn);
+    world.run(&ops[index + 1..]);
+    world.conclude();
+}
+
+/// Dies at `point`, and again at every point of putting what was in hand in its place within the
+/// same memory. The check must hold after each death, and the repair can be begun anew.
+fn repair_in_place(terms: Terms, ops: &[Op], point: u64) {
+    for second in 0.. {
+        let (mut world, _) = die_at(terms, ops, point);
+        let (memory, kernel) = (&mut world.server.memory, &world.kernel);
+        world.countdown.arm(second);
+        let died_again = dies(|| repair(memory, kernel));
+        world.countdown.arm(u64::MAX);
+        check(memory, kernel, sound).unwrap();
+        repair(memory, kernel);
+        assert_eq!(word(memory, Layout::IN_HAND), 0);
+        check(memory, kernel, ignoring_the_hand).unwrap();
+        if !died_again {
+            return;
+        }
+    }
+}
+
+fn repair(memory: &mut Memory, kernel: &Kernel) {
+    let in_hand = InHand::unpack(word(memory, Layout::IN_HAND)).unwrap();
+    if let InHand::Recv { fd, .. } | InHand::Flush { fd } = in_hand {
+        let client = kernel.descriptors.get(&fd).copied();
+        let owed = client.map(|client| kernel.wires[client].owed());
+        let found = owed.and_then(|owed| rescued(memory, fd, owed as u64).unwrap());
+        match found {
+            Some(found) => memory.thaw(fd, memory.head(fd).generation, &found).unwrap(),
+            None => memory.settled(),
+        }
+    }
+}
+
+/// Several connections, each with its own trouble.
+fn rich_script() -> Vec<Op> {
+    let data = |client, len| Op::Event(Event::Data { client, len });
+    let room = |client, bytes| Op::Event(Event::Room { client, bytes });
+    let end = |client| Op::Event(Event::End { client });
+    let connect = Op::Event(Event::Connect);
+    let amid = |event| Op::Meanwhile(Meanwhile::Event(event));
+    let signal = Op::Meanwhile(Meanwhile::Interrupted);
+    vec![
+        connect,
+        connect,
+        data(0, 5),
+        Op::Turn,
+        room(0, 1000),
+        Op::Turn,
+        // A message in parts, one of them amid the turn; another client is not read meanwhile.
+        data(0, 20),
+        data(1, 40),
+        signal,
+        amid(Event::Data { client: 0, len: 7 }),
+        Op::Turn,
+        Op::Turn,
+        // A partial send, then flushes of one byte, of some, of all.
+        room(1, 3),
+        Op::Turn,
+        connect,
+        room(1, 1),
+        Op::Turn,
+        data(2, 16),
+        room(2, 16),
+        amid(Event::Room {
+            client: 1,
+            bytes: 2,
+        }),
+        Op::Turn,
+        room(1, 1000),
+        Op::Turn,
+        Op::Turn,
+        // An end behind data, an end behind pending output, a reset, a failed call.
+        data(0, 9),
+        end(0),
+        data(2, 30),
+        end(2),
+        Op::Turn,
+        connect,
+        connect,
+        room(2, 10),
+        Op::Turn,
+        data(3, 12),
+        data(4, 12),
+        room(4, 5),
+        Op::Turn,
+        Op::Event(Event::Reset { client: 4 }),
+        room(2, 1000),
+        Op::Turn,
+        data(3, 40),
+        Op::Turn,
+        connect,
+        Op::Turn,
+        room(5, 4),
+        data(5, 8),
+        Op::Meanwhile(Meanwhile::Refused),
+        Op::Turn,
+        // One does not read, one says nothing; then the worker stops.
+        connect,
+        data(6, 30),
+        connect,
+        Op::Turn,
+        Op::Pass(60),
+        data(1, 18),
+        Op::Pass(60),
+        data(7, 30),
+        Op::Turn,
+        end(7),
+        Op::Turn,
+        data(1, 3),
+        Op::Finish,
+        Op::Turn,
+        Op::Turn,
+        data(1, 3),
+        Op::Turn,
+        end(1),
+        Op::Turn,
+        Op::Pass(100),
+    ]
+}
+
+fn rich_terms() -> Terms {
+    Terms {
+        rules: Rules {
+            idle_timeout: Some(Duration::from_millis(110)),
+            write_stall_timeout: Some(Duration::from_millis(100)),
+            header_timeout: Duration::from_secs(5),
+            first_word: Duration::ZERO,
+            linger_timeout: Duration::from_millis(90),
+            ..Terms::PLAIN.rules
+        },
+        ..Terms::PLAIN
+    }
+}
+
+/// Who has the connection by the rules of the memory, if both workers died now.
+fn owner(sender: &Memory, receiver: &Memory) -> &'static str {
+    let (there, here) = (sender.head(3).state, receiver.head(5));
+    let marked = here.flags.has(Flags::MOVING);
+    let gone = matches!(there, State::Handed | State::Free);
+    if here.state == State::Open && (!marked || gone) {
+        return "receiver";
+    }
+    assert_eq!(there, State::Open, "nobody has it");
+    "sender"
+}
+
+fn any_script() -> impl Strategy<Value = (Terms, Vec<Op>)> {
+    let op = prop_oneof![12 => strategy::op(), 1 => strategy::harm(), 1 => Just(Op::Finish)];
+    (strategy::terms(), strategy::script(30, op))
+}
+
+#[test]
+fn what_is_owed_can_be_told_after_every_store() {
+    let points = check_every_point(rich_terms(), &rich_script(), sound).unwrap();
+    assert!(points > 400, "only {points} points to die at");
+    let (world, _) = die_at(rich_terms(), &rich_script(), u64::MAX);
+    let ends: BTreeSet<CloseReason> = world.server.ended.iter().map(|end| end.1).collect();
+    let all = [
+        CloseReason::PeerClosed,
+        CloseReason::PeerReset,
+        CloseReason::IdleTimeout,
+        CloseReason::WriteStall,
+        CloseReason::Drained,
+        CloseReason::SystemError,
+    ];
+    assert_eq!(ends, all.into(), "every way to end occurs in the script");
+}
+
+#[test]
+fn a_successor_answers_every_byte_exactly_once() {
+    let (terms, ops) = (rich_terms(), rich_script());
+    for point in 0..=points(terms, &ops) {
+        rescue_at(terms, &ops, point);
+    }
+}
+
+#[test]
+fn a_repair_that_dies_can_be_begun_anew() {
+    let (terms, ops) = (rich_terms(), rich_script());
+    for point in 0..points(terms, &ops) {
+        repair_in_place(terms, &ops, point);
+    }
+}
+
+#[test]
+fn readers_that_leave_out_a_rule_are_caught() {
+    let readers: [Reader; 3] = [
+        trusting_the_length,
+        ignoring_the_hand,
+        ignoring_the_mark_before_the_call,
+    ];
+    for reader in readers {
+        let verdict = check_every_point(rich_terms(), &rich_script(), reader);
+        assert!(verdict.is_err_and(|why| why.contains("is told")));
+    }
+}
+
+/// Dies after each store of a handover, and at each the records of both sides name one owner, who
+/// has every byte.
+#[test]
+fn a_handover_leaves_one_owner_after_every_store() {
+    let mut owners = Vec::new();
+    for point in 0.. {
+        let world = World::new(Terms::PLAIN);
+        let stops = || Stops(Rc::clone(&world.countdown));
+        let (mut sender, mut receiver) = (fresh_memory(16, stops()), fresh_memory(16, stops()));
+        let now = world.kernel.now;
+        sender.opened(3, 1, ([192, 0, 2, 1], 80).into(), now);
+        sender.receiving(3)[..4].copy_from_slice(b"ABCD");
+        sender.received(3, 4, now);
+        sender.sent(3, 1, 4).unwrap();
+        world.countdown.arm(point);
+        let died = dies(|| {
+            let frozen = sender.freeze(3).unwrap();
+            sender.depart(3);
+            receiver.arrive(5, 9, &frozen).unwrap();
+            // The acknowledgement is sent, and then read.
+            receiver.keep(5);
+            sender.handed(3);
+            sender.closed(3);
+        });
+        world.countdown.arm(u64::MAX);
+        let owner = owner(&sender, &receiver);
+        let told = match owner {
+            "receiver" => rescued(&mut receiver, 5, 3),
+            _ => rescued(&mut sender, 3, 3),
+        };
+        assert_eq!(told.unwrap().unwrap().unsent, b"BCD", "at point {point}");
+        owners.push(owner);
+        if !died {
+            break;
+        }
+    }
+    assert!(owners.is_sorted_by(|before, after| before == after || *after == "receiver"));
+    assert_eq!(owners.last(), Some(&"receiver"));
+    assert!(owners.len() > 10);
+}
+
+/// Dies after each store of an introduction, and at each the kernel's count of bytes read tells
+/// whether the header is still there to be read; once it is not, the client is known.
+#[test]
+fn an_introduction_can_be_told_after_every_store() {
+    let (proxy, client) = (([10, 0, 0, 1], 80).into(), ([192, 0, 2, 7], 4000).into());
+    let mut consumed_at = Vec::new();
+    for point in 0.. {
+        let world = World::new(Terms::PLAIN);
+        let mut memory = fresh_memory(16, Stops(Rc::clone(&world.countdown)));
+        let now = world.kernel.now;
+        memory.begun(3, 1, proxy, now, State::AwaitingHeader);
+        world.countdown.arm(point);
+        let mut consumed = false;
+        let died = dies(|| {
+            memory.named(3, client);
+            consumed = true;
+            memory.introduced(3, now);
+        });
+        world.countdown.arm(u64::MAX);
+        let told = rescued(&mut memory, 3, 0).unwrap().unwrap();
+        assert!(told.unsent.is_empty() && told.bytes_in == 0);
+        if consumed {
+            assert_eq!(told.peer, client, "at point {point}");
+        } else {
+            assert_eq!(told.phase, Phase::AwaitingHeader, "at point {point}");
+        }
+        consumed_at.push(consumed);
+        if !died {
+            assert_eq!(told.phase, Phase::Open);
+            break;
+        }
+    }
+    assert!(consumed_at.len() > 5 && consumed_at.contains(&false));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn what_is_owed_can_be_told_after_every_store_of_any_script((terms, ops) in any_script()) {
+        let verdict = check_every_point(terms, &ops, sound);
+        prop_assert!(verdict.is_ok(), "{:?}", verdict);
+    }
+
+    #[test]
+    fn a_successor_goes_on_with_any_script((terms, ops) in any_script(), seed: u64) {
+        let count = points(terms, &ops);
+        for step in 0..20.min(count) {
+            rescue_at(terms, &ops, (seed % count + step * (count / 20).max(1)) % count);
+        }
+    }
+
+    #[test]
+    fn a_repair_can_be_begun_anew_in_any_script((terms, ops) in any_script(), seed: u64) {
+        let count = points(terms, &ops);
+        for step in 0..20.min(count) {
+            repair_in_place(terms, &ops, (seed % count + step * (count / 20).max(1)) % count);
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! A kernel made of queues, for tests of the connection core and of the working memory.
+//!
+//! It plays what the worker sees of Linux: stream sockets whose calls may be interrupted, refused,
+//! short or too early, an edge-triggered event queue, an accept queue and a descriptor table. It
+//! keeps the truth (what arrived, what was read, what was written), and panics where a call is made
+//! that no correct worker makes. [`server`] is the event loop reduced to its rules, [`script`] runs
+//! both and says what must hold.
+//!
+//! The rules of readiness are the kernel's own: an edge is raised when data, an end of stream or a
+//! reset arrives, and when room returns after a call or a report that found too little; it is
+//! delivered by the next wait, with whatever is ready by then, once.
+
+#![expect(unreachable_pub, reason = "`pub` is what the tests may use")]
+
+pub mod script;
+pub mod server;
+pub mod strategy;
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::panic::resume_unwind;
+use std::rc::Rc;
+
+use uppercased::clock::Tick;
+use uppercased::connection::Stream;
+use uppercased::memory::Probe;
+
+/// Clients of one kernel; those past it are turned away.
+pub const CLIENTS_MAX: usize = 8;
+
+/// What clients do, at any time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A client joins the accept queue. Clients are counted from 0.
+    Connect,
+    /// The next bytes of the client's stream arrive.
+    Data { client: u8, len: u16 },
+    /// One byte of it arrives, as urgent data in line: reading stops in front of it once.
+    Urgent { client: u8 },
+    /// The client ends its stream.
+    End { client: u8 },
+    /// The client resets the connection.
+    Reset { client: u8 },
+    /// The client takes output, so the kernel takes this much more.
+    Room { client: u8, bytes: u16 },
+}
+
+/// What happens in the middle of a turn: to the next call on a socket, before it takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meanwhile {
+    /// A signal interrupts it.
+    Interrupted,
+    /// It is refused, for good.
+    Refused,
+    /// A client acts first.
+    Event(Event),
+}
+
+/// A call that nothing happens to.
+pub const NOTHING: Meanwhile = Meanwhile::Event(Event::Room {
+    client: 0,
+    bytes: 0,
+});
+
+/// Unwinds when it reaches zero: the death of the worker at that very point.
+#[derive(Debug)]
+pub struct Countdown {
+    left: Cell<u64>,
+    taken: Cell<u64>,
+}
+
+/// What a death by [`Countdown`] unwinds with.
+#[derive(Debug)]
+pub struct Stopped;
+
+/// The countdown as the working memory's probe.
+#[derive(Clone, Debug)]
+pub struct Stops(pub Rc<Countdown>);
+
+/// Both ends of one connection.
+#[derive(Debug)]
+pub struct Wire {
+    /// Every byte that arrived from the client.
+    pub arrived: Vec<u8>,
+    /// How many of them the worker has read.
+    pub consumed: usize,
+    /// Every byte the worker wrote.
+    pub written: Vec<u8>,
+    /// Bytes that the kernel takes before the client takes some.
+    pub room: usize,
+    /// The client ended its stream; it arrived behind the last byte.
+    pub peer_ended: bool,
+    /// The client reset the connection.
+    pub reset: bool,
+    /// The worker was told of a refusal.
+    pub refused: bool,
+    /// The worker ended its stream, this much of the client's having been read by then.
+    pub ended_at: Option<usize>,
+    /// The worker closed it; `abortive` says how.
+    pub closed: bool,
+    /// Closing resets it.
+    pub abortive: bool,
+    /// When a byte was last read or written, or it was accepted or its stream ended.
+    pub last_moved: Tick,
+    /// Bytes that had arrived when the worker was told to stop.
+    pub arrived_at_stop: usize,
+    urgent: BTreeSet<usize>,
+    reset_told: bool,
+    wants_room: bool,
+    edge: bool,
+    generation: u32,
+}
+
+/// A readiness report.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    /// The descriptor number it was registered for.
+    pub fd: u32,
+    /// What it was registered with.
+    pub generation: u32,
+    /// There is input, an end of stream or an error.
+    pub readable: bool,
+    /// Output would be taken.
+    pub writable: bool,
+    /// The stream ended or failed, or urgent data is ahead.
+    pub dry: bool,
+}
+
+/// The kernel.
+#[derive(Debug)]
+pub struct Kernel {
+    /// By client.
+    pub wires: Vec<Wire>,
+    /// The worker's descriptor table: number to client.
+    pub descriptors: BTreeMap<u32, usize>,
+    /// Connections not accepted yet.
+    pub queue: VecDeque<usize>,
+    /// What happens to the next calls, one each.
+    pub meanwhile: VecDeque<Meanwhile>,
+    /// The lowest number a new descriptor may get.
+    pub first_fd: u32,
+    /// The time of this turn, for the truth about deadlines.
+    pub now: Tick,
+    /// Reads and writes asked for.
+    pub calls: u64,
+    /// Ends and errors are reported as if they were data: a kernel that does not exist, to show
+    /// that the checks notice.
+    pub hides_ends: bool,
+    countdown: Rc<Countdown>,
+}
+
+/// One socket of the kernel, as the connection core sees it.
+#[derive(Debug)]
+pub struct Handle<'a> {
+    /// The kernel.
+    pub kernel: &'a mut Kernel,
+    /// The descriptor number.
+    pub fd: u32,
+}
+
+/// The byte at `offset` of the stream of `client`: half of them lower-case letters, the rest any.
+pub fn byte_at(client: usize, offset: usize) -> u8 {
+    let seed = (client as u64 + 1) << 32 | offset as u64;
+    let mixed = (seed ^ seed >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    if mixed & 0x100 == 0 {
+        b'a' + (mixed % 26) as u8
+    } else {
+        mixed as u8
+    }
+}
+
+impl Countdown {
+    /// Never reaches zero before [`Countdown::arm`].
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self {
+            left: Cell::new(u64::MAX),
+            taken: Cell::new(0),
+        })
+    }
+
+    /// Unwinds at the step after `steps` more.
+    pub fn arm(&self, steps: u64) {
+        self.left.set(steps);
+        self.taken.set(0);
+    }
+
+    /// Steps since it was armed.
+    pub fn taken(&self) -> u64 {
+        self.taken.get()
+    }
+
+    fn step(&self) {
+        let left = self.left.get();
+        if left == 0 {
+            self.left.set(u64::MAX);
+            resume_unwind(Box::new(Stopped));
+        }
+        self.left.set(left - 1);
+        self.taken.set(self.taken.get() + 1);
+    }
+}
+
+impl Probe for Stops {
+    fn stored(&mut self) {
+        self.0.step();
+    }
+}
+
+impl Wire {
+    fn new() -> Self {
+        Self {
+            arrived: Vec::new(),
+            consumed: 0,
+            written: Vec::new(),
+            room: 0,
+            peer_ended: false,
+            reset: false,
+            refused: false,
+            ended_at: None,
+            closed: false,
+            abortive: false,
+            last_moved: Tick::ZERO,
+            arrived_at_stop: 0,
+            urgent: BTreeSet::new(),
+            reset_told: false,
+            wants_room: false,
+            edge: false,
+            generation: 0,
+        }
+    }
+
+    /// What must be written in the end, if nobody cuts the connection.
+    pub fn answer(&self) -> Vec<u8> {
+        self.arrived.to_ascii_uppercase()
+    }
+
+    /// Bytes read and not written.
+    pub fn owed(&self) -> usize {
+        self.consumed - self.written.len()
+    }
+
+    /// Whether a read would say something new.
+    pub fn readable(&self) -> bool {
+        self.consumed < self.arrived.len() || self.peer_ended || self.reset
+    }
+
+    /// Whether a report waits to be delivered.
+    pub fn reported_next(&self) -> bool {
+        self.edge && (self.readable() || self.writable())
+    }
+
+    /// The generation it was registered with last.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    fn writable(&self) -> bool {
+        self.room > 0 || self.reset || self.ended_at.is_some()
+    }
+
+    fn report(&mut self, fd: u32) -> Option<Report> {
+        if !std::mem::take(&mut self.edge) {
+            return None;
+        }
+        if !self.writable() {
+            self.wants_room = true;
+        }
+        let urgent = self.urgent.range(self.consumed..).next().is_some();
+        let report = Report {
+            fd,
+            generation: self.generation,
+            readable: self.readable(),
+            writable: self.writable(),
+            dry: self.peer_ended || self.reset || urgent,
+        };
+        (report.readable || report.writable).then_some(report)
+    }
+}
+
+impl Kernel {
+    /// With empty tables; every call is a step of `countdown`, before it and after it.
+    pub fn new(first_fd: u32, countdown: Rc<Countdown>) -> Self {
+        Self {
+            wires: Vec::new(),
+            descriptors: BTreeMap::new(),
+            queue: VecDeque::new(),
+            meanwhile: VecDeque::new(),
+            first_fd,
+            now: Tick::ZERO,
+            calls: 0,
+            hides_ends: false,
+            countdown,
+        }
+    }
+
+    /// A client acts. Actions of clients that do not exist, or are past it, do nothing.
+    pub fn deliver(&mut self, event: Event) {
+        let client = match event {
+            Event::Connect => {
+                if self.wires.len() < CLIENTS_MAX {
+                    self.queue.push_back(self.wires.len());
+                    self.wires.push(Wire::new());
+                }
+                return;
+            }
+            Event::Data { client, .. }
+            | Event::Urgent { client }
+            | Event::End { client }
+            | Event::Reset { client }
+            | Event::Room { client, .. } => usize::from(client),
+        };
+        let Some(wire) = self.wires.get_mut(client).filter(|wire| !wire.reset) else {
+            return;
+        };
+        let at = wire.arrived.len();
+        match event {
+            Event::Connect => {}
+            Event::Room { bytes, .. } => {
+                wire.room += usize::from(bytes);
+                wire.edge |= wire.wants_room && wire.room > 0;
+                wire.wants_room &= wire.room == 0;
+            }
+            Event::Reset { .. } => {
+                wire.reset = true;
+                wire.edge = true;
+            }
+            _ if wire.peer_ended => {}
+            Event::End { .. } => {
+                wire.peer_ended = true;
+                wire.edge = true;
+            }
+            Event::Data { len, .. } => {
+                let coming = at..at + usize::from(len);
+                wire.arrived.extend(coming.map(|at| byte_at(client, at)));
+                wire.edge |= len > 0;
+            }
+            Event::Urgent { .. } => {
+                wire.urgent.insert(at);
+                wire.arrived.push(byte_at(client, at));
+                wire.edge = true;
+            }
+        }
+    }
+
+    /// Delivers the reports there are.
+    pub fn wait(&mut self) -> Vec<Report> {
+        let (wires, hides_ends) = (&mut self.wires, self.hides_ends);
+        let watched = self.descriptors.iter().filter_map(|(&fd, &client)| {
+            let wire = &mut wires[client];
+            let mut report = (wire.generation != 0).then(|| wire.report(fd)).flatten()?;
+            report.dry &= !hides_ends;
+            Some(report)
+        });
+        watched.collect()
+    }
+
+    /// Takes a connection from the queue.
+    pub fn accept(&mut self) -> Option<u32> {
+        self.countdown.step();
+        let client = self.queue.pop_front()?;
+        let fd = self.free_number();
+        self.descriptors.insert(fd, client);
+        self.wires[client].last_moved = self.now;
+        self.countdown.step();
+        Some(fd)
+    }
+
+    /// Watches a descriptor; what is ready already is reported.
+    pub fn watch(&mut self, fd: u32, generation: u32) {
+        let wire = self.wire(fd);
+        wire.generation = generation;
+        wire.edge = true;
+    }
+
+    /// Makes the coming close a reset.
+    pub fn abort(&mut self, fd: u32) {
+        self.countdown.step();
+        self.wire(fd).abortive = true;
+        self.countdown.step();
+    }
+
+    /// Closes a descriptor. A number that is none is let be.
+    pub fn close(&mut self, fd: u32) {
+        self.countdown.step();
+        if let Some(client) = self.descriptors.remove(&fd) {
+            self.wires[client].closed = true;
+        }
+        self.countdown.step();
+    }
+
+    /// Gives a connection another number, unwatched, as if another process had received it.
+    pub fn transfer(&mut self, fd: u32, first_fd: u32) -> u32 {
+        let client = self.descriptors.remove(&fd).unwrap();
+        self.first_fd = first_fd;
+        let number = self.free_number();
+        self.descriptors.insert(number, client);
+        let wire = &mut self.wires[client];
+        wire.edge = false;
+        wire.generation = 0;
+        number
+    }
+
+    /// The connection of a descriptor that is open.
+    pub fn wire(&mut self, fd: u32) -> &mut Wire {
+        let client = self.descriptors[&fd];
+        &mut self.wires[client]
+    }
+
+    fn free_number(&self) -> u32 {
+        let mut free = self.first_fd..;
+        free.find(|fd| !self.descriptors.contains_key(fd)).unwrap()
+    }
+
+    /// What happens before the next call takes effect.
+    fn before_call(&mut self, fd: u32) -> io::Result<()> {
+        self.countdown.step();
+        self.calls += 1;
+        match self.meanwhile.pop_front() {
+            None => Ok(()),
+            Some(Meanwhile::Event(event)) => {
+                self.deliver(event);
+                Ok(())
+            }
+            Some(Meanwhile::Interrupted) => Err(io::ErrorKind::Interrupted.into()),
+            Some(Meanwhile::Refused) => {
+                self.wire(fd).refused = true;
+                Err(io::ErrorKind::OutOfMemory.into())
+            }
+        }
+    }
+}
+
+impl Stream for Handle<'_> {
+    fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.kernel.before_call(self.fd)?;
+        let now = self.kernel.now;
+        let wire = self.kernel.wire(self.fd);
+        assert!(!into.is_empty(), "a call for nothing");
+        assert!(
+            wire.ended_at.is_some() || wire.owed() == 0,
+            "received while output is pending"
+        );
+        let mark = wire.urgent.range(wire.consumed + 1..).next();
+        let until = mark.copied().unwrap_or(wire.arrived.len());
+        let length = into.len().min(until - wire.consumed);
+        if length > 0 {
+            let from = wire.consumed;
+            into[..length].copy_from_slice(&wire.arrived[from..from + length]);
+            wire.consumed += length;
+            if wire.ended_at.is_none() {
+                wire.last_moved = now;
+            }
+        } else if wire.reset && !wire.reset_told {
+            wire.reset_told = true;
+            return Err(io::ErrorKind::ConnectionReset.into());
+        } else if !wire.peer_ended && !wire.reset {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.kernel.countdown.step();
+        Ok(length)
+    }
+
+    fn send(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.kernel.before_call(self.fd)?;
+        let now = self.kernel.now;
+        let wire = self.kernel.wire(self.fd);
+        assert!(!from.is_empty(), "a call for nothing");
+        assert_eq!(wire.ended_at, None, "sent after the end");
+        if wire.reset {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let length = from.len().min(wire.room);
+        wire.wants_room |= length < from.len();
+        if length == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        wire.room -= length;
+        wire.written.extend_from_slice(&from[..length]);
+        wire.last_moved = now;
+        let at = wire.written.len();
+        let expected = wire.arrived[at - length..at].to_ascii_uppercase();
+        assert_eq!(from[..length], expected, "wrong bytes before offset {at}");
+        self.kernel.countdown.step();
+        Ok(length)
+    }
+
+    fn end_output(&mut self) -> io::Result<()> {
+        self.kernel.countdown.step();
+        let now = self.kernel.now;
+        let wire = self.kernel.wire(self.fd);
+        if wire.reset {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        if wire.ended_at.is_none() {
+            assert_eq!(wire.owed(), 0, "the stream ends before its last byte");
+            wire.ended_at = Some(wire.consumed);
+            wire.last_moved = now;
+            wire.edge = true;
+        }
+        self.kernel.countdown.step();
+        Ok(())
+    }
+}

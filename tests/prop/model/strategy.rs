@@ -1,0 +1,100 @@
+//! Random scripts. Apart from the model, because fuzz targets make theirs of bytes.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use uppercased::connection::Rules;
+
+use crate::model::script::{Op, Terms};
+use crate::model::{Event, Meanwhile};
+
+/// A script for some clients. It begins with one, so that short scripts do something.
+pub fn script(length: usize, op: impl Strategy<Value = Op>) -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(op, 1..length).prop_map(|mut ops| {
+        ops.insert(0, Op::Event(Event::Connect));
+        ops
+    })
+}
+
+/// Every step but handing over.
+pub fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => Just(Op::Turn),
+        10 => event().prop_map(Op::Event),
+        5 => meanwhile().prop_map(Op::Meanwhile),
+        1 => (0u16..400).prop_map(Op::Pass),
+    ]
+}
+
+/// The same, but what arrives in the middle of a turn is only room: the streams of a script are
+/// then the same however many calls the turns before made.
+pub fn op_in_order() -> impl Strategy<Value = Op> {
+    op().prop_map(|op| match op {
+        Op::Meanwhile(Meanwhile::Event(Event::Data { client, len: bytes })) => {
+            Op::Meanwhile(Meanwhile::Event(Event::Room { client, bytes }))
+        }
+        Op::Meanwhile(Meanwhile::Event(Event::Room { .. })) | Op::Event(_) | Op::Pass(_) => op,
+        Op::Meanwhile(_) => Op::Meanwhile(Meanwhile::Interrupted),
+        Op::Turn | Op::Finish | Op::HandOver | Op::TakeBack => op,
+    })
+}
+
+/// Rules and buffers.
+pub fn terms() -> impl Strategy<Value = Terms> {
+    let timeout = || prop::option::weighted(0.3, (1u64..600).prop_map(Duration::from_millis));
+    (
+        1u32..100,
+        1u32..60,
+        timeout(),
+        timeout(),
+        1u64..600,
+        0u64..600,
+    )
+        .prop_map(
+            |(
+                bytes_per_turn,
+                buffer_bytes,
+                idle_timeout,
+                write_stall_timeout,
+                linger,
+                first_word,
+            )| Terms {
+                buffer_bytes,
+                rules: Rules {
+                    bytes_per_turn,
+                    idle_timeout,
+                    write_stall_timeout,
+                    header_timeout: Duration::from_secs(5),
+                    first_word: Duration::from_millis(first_word),
+                    linger_timeout: Duration::from_millis(linger),
+                },
+            },
+        )
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let client = || 0u8..3;
+    prop_oneof![
+        1 => Just(Event::Connect),
+        8 => (client(), 1u16..80).prop_map(|(client, len)| Event::Data { client, len }),
+        1 => client().prop_map(|client| Event::Urgent { client }),
+        1 => client().prop_map(|client| Event::End { client }),
+        8 => (client(), 1u16..80).prop_map(|(client, bytes)| Event::Room { client, bytes }),
+    ]
+}
+
+fn meanwhile() -> impl Strategy<Value = Meanwhile> {
+    prop_oneof![
+        2 => Just(Meanwhile::Interrupted),
+        5 => event().prop_map(Meanwhile::Event),
+    ]
+}
+
+/// A step that cuts a connection short.
+pub fn harm() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        (0u8..3).prop_map(|client| Op::Event(Event::Reset { client })),
+        (0u8..3).prop_map(|client| Op::Meanwhile(Meanwhile::Event(Event::Reset { client }))),
+        Just(Op::Meanwhile(Meanwhile::Refused)),
+    ]
+}

@@ -1,0 +1,5 @@
+//! Rules of the repository: layering, documentation and packages agree with the program.
+
+mod docs;
+mod packaging;
+mod tidy;

@@ -1,0 +1,222 @@
+//! The rules of the house that a compiler does not know: who may import whom, where `unsafe` may
+//! stand, how long a file may grow, and what the documentation must mention.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use uppercased::metrics::{CloseReason, PauseCause, RefusalCause};
+
+/// Lines of product code in a file, its tests not counted. Past this, split by concept.
+const FILE_LINES_MAX: usize = 600;
+
+/// Cores: they decide, and touch nothing outside.
+const CORES: [&str; 40] = [
+    "src/admin/answer.rs",
+    "src/admin/exposition.rs",
+    "src/admin/http.rs",
+    "src/admission.rs",
+    "src/bench/connection.rs",
+    "src/bench/failure.rs",
+    "src/bench/findings.rs",
+    "src/bench/histogram.rs",
+    "src/bench/judge.rs",
+    "src/bench/options.rs",
+    "src/bench/outcome.rs",
+    "src/bench/plan.rs",
+    "src/bench/record.rs",
+    "src/bench/report/advice.rs",
+    "src/bench/report/compare",
+    "src/bench/report/figures.rs",
+    "src/bench/report/html",
+    "src/bench/report/summary.rs",
+    "src/bench/size.rs",
+    "src/bench/truth.rs",
+    "src/cli/definition.rs",
+    "src/cli/exit.rs",
+    "src/cli/manual/page.rs",
+    "src/connection.rs",
+    "src/control/protocol.rs",
+    "src/handover",
+    "src/identity.rs",
+    "src/memory/layout.rs",
+    "src/metrics.rs",
+    "src/sandbox/calls.rs",
+    "src/status",
+    "src/supervisor/admin/life.rs",
+    "src/supervisor/backoff.rs",
+    "src/supervisor/systemd/inheritance.rs",
+    "src/supervisor/machine",
+    "src/supervisor/systemd/notify.rs",
+    "src/top/keys.rs",
+    "src/top/model.rs",
+    "src/top/view.rs",
+    "src/wire.rs",
+];
+
+/// What a core must not name.
+const OUTSIDE: [&str; 9] = [
+    "clock::now",
+    "std::env",
+    "std::fs",
+    "std::net::Tcp",
+    "std::os::fd",
+    "std::process",
+    "std::thread",
+    "std::time::Instant",
+    "crate::sys::",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file below `folder`: its path from the root, and its text.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let mut folders: Vec<PathBuf> = vec![root().join(folder)];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)
+            .expect("the folder is there")
+            .flatten()
+        {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let name = path.strip_prefix(root()).expect("it lies below the root");
+                let text = fs::read_to_string(&path).expect("a source is text");
+                found.push((name.display().to_string(), text));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no sources below {folder}");
+    found.sort();
+    found
+}
+
+/// The text without its unit tests, which stand last.
+fn product(text: &str) -> &str {
+    text.split("\n#[cfg(test)]\nmod ").next().unwrap_or(text)
+}
+
+fn code_lines(text: &str) -> impl Iterator<Item = &str> {
+    product(text)
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+}
+
+/// Fails with every offence, so that one run shows all of them.
+fn assert_none(what: &str, offences: Vec<String>) {
+    assert!(offences.is_empty(), "{what}:\n  {}", offences.join("\n  "));
+}
+
+#[test]
+fn cores_touch_nothing_outside() {
+    let mut seen = 0;
+    let mut offences = Vec::new();
+    for (name, text) in sources("src") {
+        if name.ends_with("tests.rs") || !CORES.iter().any(|core| name.starts_with(core)) {
+            continue;
+        }
+        seen += 1;
+        for line in code_lines(&text) {
+            let named = OUTSIDE.iter().filter(|outside| line.contains(**outside));
+            // The layout is counted in the cache lines of the mapping; that is a number.
+            let excused = line.contains("shared::LINE_BYTES");
+            offences.extend(named.filter(|_| !excused).map(|o| format!("{name}: {o}")));
+        }
+    }
+    assert!(
+        seen >= CORES.len(),
+        "the list of cores names files that are gone"
+    );
+    assert_none("a core reaches outside", offences);
+}
+
+#[test]
+fn supervisor_and_worker_do_not_know_each_other() {
+    let mut offences = Vec::new();
+    for (name, text) in sources("src") {
+        let banned = match name.as_str() {
+            name if name.starts_with("src/supervisor") => "crate::worker",
+            name if name.starts_with("src/worker") => "crate::supervisor",
+            name if name.starts_with("src/reactor") => "crate::supervisor",
+            // It is a check on the server, so it shares neither its loop nor its transformation.
+            name if name.starts_with("src/bench") => "crate::uppercase",
+            _ => continue,
+        };
+        offences.extend(
+            code_lines(&text)
+                .filter(|l| l.contains(banned))
+                .map(|_| name.clone()),
+        );
+    }
+    assert_none("imports the other side", offences);
+}
+
+#[test]
+fn unsafe_stands_only_at_its_doors() {
+    let mut offences = Vec::new();
+    for (name, text) in sources("src") {
+        let door = name.starts_with("src/sys/") || name.starts_with("src/uppercase");
+        if !door && code_lines(&text).any(|line| line.contains("unsafe {")) {
+            offences.push(name);
+        }
+    }
+    assert_none("unsafe outside src/sys and src/uppercase", offences);
+}
+
+#[test]
+fn no_file_is_too_long_and_each_says_what_it_is() {
+    let mut offences = Vec::new();
+    for (name, text) in sources("src") {
+        let lines = product(&text).lines().count();
+        if lines > FILE_LINES_MAX {
+            offences.push(format!("{name}: {lines} lines"));
+        }
+        if !text.starts_with("//!") {
+            offences.push(format!("{name}: does not open with what it is"));
+        }
+    }
+    assert_none("a file to be split or introduced", offences);
+}
+
+#[test]
+fn nothing_is_left_undone() {
+    // Written apart, so that this file does not find itself.
+    let words = [["TO", "DO"], ["FIX", "ME"], ["XX", "X"], ["dbg", "!("]].map(|word| word.concat());
+    let mut offences = Vec::new();
+    for folder in ["src", "tests", "benches"] {
+        for (name, text) in sources(folder) {
+            for word in words.iter().filter(|word| text.contains(word.as_str())) {
+                offences.push(format!("{name}: {word}"));
+            }
+        }
+    }
+    assert_none("left undone", offences);
+}
+
+#[test]
+fn tests_wait_for_events_and_never_sleep() {
+    let mut offences = Vec::new();
+    for folder in ["src", "tests"] {
+        for (name, text) in sources(folder) {
+            if name != "tests/repo/tidy.rs" && text.contains("sleep(") {
+                offences.push(name);
+            }
+        }
+    }
+    assert_none("sleeps", offences);
+}
+
+#[test]
+fn reference_explains_every_reason() {
+    let page = fs::read_to_string(root().join("docs/reference.md")).expect("the page is there");
+    let words = CloseReason::ALL.iter().map(|reason| reason.name());
+    let words = words.chain(PauseCause::ALL.iter().map(|cause| cause.name()));
+    let words = words.chain(RefusalCause::ALL.iter().map(|cause| cause.name()));
+    let missing = words
+        .filter(|word| !page.contains(&format!("`{word}`")))
+        .map(str::to_owned);
+    assert_none("not in docs/reference.md", missing.collect());
+}

@@ -1,0 +1,437 @@
+//! Every short history for two slots, from starting points in the middle of everything, under the
+//! same laws as the random ones.
+//!
+//! Whoever may speak may say anything at any time here: there is no kernel that keeps the
+//! order sensible. One thing is taken for granted, and checked where it is used: an event that is
+//! dropped as stale leaves no trace but its count, so histories that go on from it are those that
+//! go on without it, and are not walked again.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use uppercased::clock::Tick;
+use uppercased::supervisor::machine::{
+    Boot, Death, Event, Generation, HandoverEnd, Machine, Policy, ReleaseId, RequestId,
+    RestartConnections, ScaleTo, SlotId, Snapshot, WorkerId,
+};
+
+use crate::supervisor::kernel::ms;
+use crate::supervisor::laws::{Laws, law};
+
+/// Events after the starting point: many where little can happen, fewer where much can.
+const EVENTS_MAX: u32 = 5;
+const PLANNED_EVENTS_MAX: u32 = 4;
+
+/// One of a slot's workers.
+#[derive(Clone, Copy, Debug)]
+enum Role {
+    Main(u16),
+    Successor(u16),
+    /// The oldest of them.
+    Predecessor(u16),
+    /// The generation before the main one, whatever became of it.
+    Former(u16),
+}
+
+use Role::{Former, Main, Predecessor, Successor};
+
+/// What may happen next.
+#[derive(Clone, Copy, Debug)]
+enum Letter {
+    Boot,
+    Ready(Role),
+    StartFailed(Role),
+    SpawnFailed(Role),
+    Exited(Role),
+    ChannelBroken(Role),
+    Done(Role),
+    PeerGone(Role),
+    Refused(Role),
+    Restart,
+    Upgrade,
+    Passed,
+    Resumed,
+    ExecFailed,
+    OneMore,
+    OneLess,
+    Stop,
+    /// The next deadline passes.
+    Timeout,
+    /// Somebody looks before anything is due.
+    Glance,
+}
+
+const CRASHES: [Letter; 16] = [
+    Letter::Boot,
+    Letter::Ready(Main(0)),
+    Letter::Ready(Main(1)),
+    Letter::StartFailed(Main(0)),
+    Letter::StartFailed(Main(1)),
+    Letter::SpawnFailed(Main(0)),
+    Letter::SpawnFailed(Main(1)),
+    Letter::Exited(Main(0)),
+    Letter::Exited(Main(1)),
+    Letter::ChannelBroken(Main(0)),
+    Letter::ChannelBroken(Main(1)),
+    Letter::Exited(Former(0)),
+    Letter::Exited(Former(1)),
+    Letter::Stop,
+    Letter::Timeout,
+    Letter::Glance,
+];
+
+/// Slot 0 is where most happens.
+const PLANNED: [Letter; 28] = [
+    Letter::Ready(Main(0)),
+    Letter::Ready(Main(1)),
+    Letter::Ready(Successor(0)),
+    Letter::Ready(Successor(1)),
+    Letter::StartFailed(Successor(0)),
+    Letter::SpawnFailed(Successor(0)),
+    Letter::Exited(Main(0)),
+    Letter::Exited(Main(1)),
+    Letter::Exited(Successor(0)),
+    Letter::Exited(Successor(1)),
+    Letter::Exited(Predecessor(0)),
+    Letter::Exited(Predecessor(1)),
+    Letter::ChannelBroken(Main(0)),
+    Letter::ChannelBroken(Successor(0)),
+    Letter::ChannelBroken(Predecessor(0)),
+    Letter::Done(Predecessor(0)),
+    Letter::PeerGone(Predecessor(0)),
+    Letter::Refused(Predecessor(0)),
+    Letter::Done(Main(0)),
+    Letter::Refused(Main(0)),
+    Letter::Done(Predecessor(1)),
+    Letter::PeerGone(Predecessor(1)),
+    Letter::Refused(Predecessor(1)),
+    Letter::Restart,
+    Letter::OneMore,
+    Letter::OneLess,
+    Letter::Stop,
+    Letter::Timeout,
+];
+
+const UPGRADE: [Letter; 14] = [
+    Letter::Upgrade,
+    Letter::Passed,
+    Letter::Resumed,
+    Letter::ExecFailed,
+    Letter::Ready(Main(0)),
+    Letter::Ready(Successor(0)),
+    Letter::Exited(Main(0)),
+    Letter::Exited(Successor(0)),
+    Letter::Exited(Predecessor(0)),
+    Letter::Done(Predecessor(0)),
+    Letter::PeerGone(Predecessor(0)),
+    Letter::OneLess,
+    Letter::Stop,
+    Letter::Timeout,
+];
+
+#[derive(Clone)]
+struct Walk {
+    machine: Machine,
+    laws: Laws,
+    now: Tick,
+    asked: u32,
+}
+
+/// What a letter means at a certain point.
+enum Happening {
+    Event(Box<Event>),
+    Look,
+    /// There is nobody of that role.
+    Nothing,
+}
+
+impl Walk {
+    fn new() -> Self {
+        let policy = policy();
+        Self {
+            machine: Machine::new(policy.clone(), 1),
+            laws: Laws::new(policy, 0, Tick::ZERO),
+            now: Tick::ZERO,
+            asked: 0,
+        }
+    }
+
+    fn after(history: &[Letter]) -> Self {
+        let mut walk = Self::new();
+        for letter in history {
+            walk.step(*letter);
+        }
+        walk
+    }
+
+    /// Lets one thing happen; says whether it has changed anything.
+    fn step(&mut self, letter: Letter) -> bool {
+        // Enough to tell the times apart, too little for a deadline to pass unasked.
+        self.now = self.now + ms(1);
+        let before = self.machine.snapshot();
+        let stale_before = self.machine.stale_events();
+        self.asked += 1;
+        let mut looked = false;
+        match self.happening(letter) {
+            Happening::Event(event) => {
+                self.laws.event(&event, self.now);
+                self.machine.handle(*event, self.now);
+            }
+            Happening::Look => {
+                looked = true;
+                if matches!(letter, Letter::Timeout)
+                    && let Some(at) = self.machine.poll_timeout()
+                {
+                    self.now = self.now.max(at);
+                }
+                self.machine.handle_timeout(self.now);
+            }
+            Happening::Nothing => return false,
+        }
+        while let Some(action) = self.machine.poll_action() {
+            self.laws.action(&action, self.now);
+        }
+        self.laws.rest(&self.machine, self.now, looked);
+        let after = self.machine.snapshot();
+        if self.machine.stale_events() == stale_before {
+            return before != after;
+        }
+        law!(
+            without_count(&before) == without_count(&after),
+            "a stale event has an effect"
+        );
+        false
+    }
+
+    fn happening(&self, letter: Letter) -> Happening {
+        let cause = || "words".to_owned();
+        let how = Death::Exited(1);
+        let request = RequestId(self.asked.into());
+        let release = ReleaseId(self.asked + 1);
+        let policy = || Policy {
+            workers: self.machine.policy().workers,
+            ..policy()
+        };
+        let of = |role, event: &dyn Fn(WorkerId) -> Event| self.worker(role).map(event);
+        let handed_over = |role, end: HandoverEnd| {
+            self.worker(role).map(|worker| Event::HandedOver {
+                worker,
+                moved: 1,
+                left: 1,
+                end,
+            })
+        };
+        let event = match letter {
+            Letter::Ready(role) => of(role, &|worker| Event::Ready { worker }),
+            Letter::StartFailed(role) => of(role, &|worker| Event::StartFailed {
+                worker,
+                cause: cause(),
+            }),
+            Letter::SpawnFailed(role) => of(role, &|worker| Event::SpawnFailed {
+                worker,
+                cause: cause(),
+            }),
+            Letter::Exited(role) => of(role, &|worker| Event::Exited {
+                worker,
+                how,
+                cause: None,
+            }),
+            Letter::ChannelBroken(role) => of(role, &|worker| Event::ChannelBroken {
+                worker,
+                cause: cause(),
+            }),
+            Letter::Done(role) => handed_over(role, HandoverEnd::Done),
+            Letter::PeerGone(role) => handed_over(role, HandoverEnd::PeerGone),
+            Letter::Refused(role) => handed_over(role, HandoverEnd::Refused { cause: cause() }),
+            Letter::Boot => Some(Event::Boot),
+            Letter::Restart => Some(Event::Restart {
+                request,
+                release,
+                policy: policy(),
+                drain: false,
+            }),
+            Letter::Upgrade => Some(Event::Upgrade {
+                request,
+                drain: false,
+            }),
+            Letter::Passed => Some(Event::PreflightPassed),
+            Letter::Resumed => Some(Event::Resumed {
+                release,
+                policy: policy(),
+            }),
+            Letter::ExecFailed => Some(Event::ExecFailed { cause: cause() }),
+            Letter::OneMore => Some(Event::Scale {
+                request,
+                to: ScaleTo::By(1),
+                drain: false,
+            }),
+            Letter::OneLess => Some(Event::Scale {
+                request,
+                to: ScaleTo::By(-1),
+                drain: false,
+            }),
+            Letter::Stop => Some(Event::Stop { by: cause() }),
+            Letter::Timeout | Letter::Glance => return Happening::Look,
+        };
+        event.map_or(Happening::Nothing, |event| {
+            Happening::Event(Box::new(event))
+        })
+    }
+
+    fn worker(&self, role: Role) -> Option<WorkerId> {
+        let (Main(slot) | Successor(slot) | Predecessor(slot) | Former(slot)) = role;
+        let view = self.machine.slots().nth(usize::from(slot))?;
+        let generation = match role {
+            Main(_) => view.generation,
+            Former(_) => Generation(view.generation.0.wrapping_sub(1)),
+            Successor(_) => view.successor?.worker.generation,
+            Predecessor(_) => view.predecessors.first()?.worker.generation,
+        };
+        Some(WorkerId {
+            slot: SlotId(slot),
+            generation,
+        })
+    }
+}
+
+/// Limits far enough apart to be told by their times.
+const fn policy() -> Policy {
+    Policy {
+        workers: 2,
+        start_timeout: ms(1_000),
+        drain_timeout: ms(1_000),
+        lame_duck: ms(100),
+        backoff_initial: ms(100),
+        backoff_max: ms(150),
+        backoff_reset: ms(5_000),
+        lend_after: ms(50),
+        restart_connections: RestartConnections::Handover,
+        boot: Boot::Any,
+        linger_timeout: ms(500),
+        bake_time: Duration::ZERO,
+        handover_timeout: ms(700),
+        handshake_timeout: ms(300),
+        hang_timeout: None,
+        stall_check: None,
+        rebalance: None,
+    }
+}
+
+fn without_count(snapshot: &Snapshot) -> serde_json::Value {
+    let mut value = serde_json::to_value(snapshot).expect("a state can be saved");
+    let count = value
+        .get_mut("stale_events")
+        .expect("it is part of the state");
+    *count = serde_json::Value::Null;
+    value
+}
+
+/// Every history of up to `left` more events; `history` is for the panic message.
+fn walk_on(
+    walk: &Walk,
+    alphabet: &[Letter],
+    history: &mut Vec<Letter>,
+    left: u32,
+    steps: &mut u64,
+) {
+    if left == 0 {
+        return;
+    }
+    for letter in alphabet {
+        let mut next = walk.clone();
+        history.push(*letter);
+        *steps += 1;
+        if next.step(*letter) {
+            walk_on(&next, alphabet, history, left - 1, steps);
+        }
+        history.pop();
+    }
+}
+
+fn every_history_after(start: &[&[Letter]], alphabet: &[Letter], events: u32) -> u64 {
+    let mut history = start.concat();
+    let mut steps = 0;
+    let run = AssertUnwindSafe(|| {
+        let walk = Walk::after(&history);
+        walk_on(&walk, alphabet, &mut history, events, &mut steps);
+    });
+    if let Err(panic) = catch_unwind(run) {
+        panic!("after {history:?}: {}", super::words(&*panic));
+    }
+    steps
+}
+
+const BOOTED: &[Letter] = &[Letter::Boot, Letter::Ready(Main(0)), Letter::Ready(Main(1))];
+
+#[test]
+fn every_short_history_from_the_very_start() {
+    assert!(every_history_after(&[], &CRASHES, EVENTS_MAX) > 1_000);
+}
+
+#[test]
+fn every_short_history_of_a_serving_supervisor() {
+    assert!(every_history_after(&[BOOTED], &CRASHES, EVENTS_MAX) > 10_000);
+}
+
+/// Slot 0 backs off and its queue is lent to slot 1.
+#[test]
+fn every_short_history_of_a_lame_supervisor() {
+    let lame = [
+        Letter::Exited(Main(0)),
+        Letter::Exited(Main(0)),
+        Letter::Timeout,
+    ];
+    assert!(every_history_after(&[BOOTED, &lame], &CRASHES, EVENTS_MAX) > 10_000);
+}
+
+#[test]
+fn every_short_history_of_a_restart_that_has_just_begun() {
+    let start = [BOOTED, &[Letter::Restart]];
+    assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
+}
+
+#[test]
+fn every_short_history_of_a_handover() {
+    let start = [BOOTED, &[Letter::Restart, Letter::Ready(Successor(0))]];
+    assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
+}
+
+/// Slot 0 runs the new release, and slot 1 hands over.
+#[test]
+fn every_short_history_of_the_second_handover() {
+    let second = [
+        Letter::Restart,
+        Letter::Ready(Successor(0)),
+        Letter::Done(Predecessor(0)),
+        Letter::Ready(Successor(1)),
+    ];
+    let start = [BOOTED, &second];
+    assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
+}
+
+/// Slot 1 has failed to be renewed, and slot 0 goes back.
+#[test]
+fn every_short_history_of_the_way_back() {
+    let back = [
+        Letter::Restart,
+        Letter::Ready(Successor(0)),
+        Letter::Done(Predecessor(0)),
+        Letter::Exited(Predecessor(0)),
+        Letter::Exited(Successor(1)),
+    ];
+    let start = [BOOTED, &back];
+    assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
+}
+
+/// Slot 1 hands over to slot 0 and nobody will follow it.
+#[test]
+fn every_short_history_of_a_slot_that_leaves() {
+    let start = [BOOTED, &[Letter::OneLess, Letter::Timeout]];
+    assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
+}
+
+#[test]
+fn every_short_history_of_an_upgrade() {
+    let start = [BOOTED, &[Letter::Upgrade]];
+    assert!(every_history_after(&start, &UPGRADE, EVENTS_MAX) > 1_000);
+}
