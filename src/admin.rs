@@ -41,7 +41,7 @@ use crate::sys::child::end_with_parent;
 use crate::sys::fd::inherited_channel;
 use crate::sys::heap::share_one_heap;
 use crate::sys::limits::be_killed_before_parent;
-use crate::wire::{AgentAnswers, Failed, Message, Ready, Sandboxed};
+use crate::wire::{AgentAnswers, FromAdmin, Sandboxed, ToAdmin};
 
 mod agent;
 mod answer;
@@ -101,7 +101,7 @@ pub fn run(options: Options) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
             // The supervisor logs it. If it is gone, so is whoever would want to know.
-            let _ = questions.say(Message::Failed(Failed { cause }));
+            let _ = questions.say(FromAdmin::Failed { cause });
             ExitCode::FAILURE
         }
     }
@@ -128,12 +128,12 @@ impl Door {
 }
 
 /// The first message: the configuration, and the listeners.
-fn await_start(channel: &mut Channel) -> io::Result<(Config, Vec<Offer>)> {
+fn await_start(channel: &mut Channel<FromAdmin, ToAdmin>) -> io::Result<(Config, Vec<Offer>)> {
     let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
     poll(&mut readable, PollTimeout::from(START_MESSAGE_TIMEOUT_MS))?;
     let received = channel.receive().map_err(io::Error::other)?;
     let received = received.ok_or(io::ErrorKind::TimedOut)?;
-    let Message::StartAdmin(start) = received.envelope.message else {
+    let ToAdmin::Start(start) = received.envelope.message else {
         return Err(io::ErrorKind::InvalidData.into());
     };
     let kinds: [(bool, usize, Answer); 2] = [
@@ -214,10 +214,7 @@ fn start_threads(desk: &Arc<Desk>, doors: Vec<Offer>, opening: &Arc<Barrier>) ->
 }
 
 fn ready(questions: &Questions, sandboxed: Sandboxed) -> Result<(), String> {
-    questions.say(Message::Ready(Ready {
-        listen: Vec::new(),
-        sandbox: Some(sandboxed),
-    }))
+    questions.say(FromAdmin::Ready { sandbox: sandboxed })
 }
 
 /// Hands out what the supervisor answers, until it or a thread has ended.

@@ -1,39 +1,41 @@
-//! The channel between the supervisor and one of its processes: framed messages with descriptors, never
-//! blocking.
+//! The channel between the supervisor and one of its processes: framed messages with descriptors.
 //!
-//! Invariants: whoever refuses a message closes the descriptors that came with it ([`packets`] has
-//! them owned by then); truncated control data, or a number of descriptors other than the message
-//! announces, is an error, since the kernel has then closed some silently; what the kernel does not
-//! take now waits in a queue of at most [`QUEUE_MAX`] messages.
+//! Invariants: no call blocks; a channel sends one type of message and receives one other; the
+//! descriptors of a refused message are closed ([`packets`] owns them by then); truncated control
+//! data, or a number of descriptors other than the message announces, is an error, because the
+//! kernel has then closed some silently; a message that the kernel does not take now waits in a
+//! queue of at most [`QUEUE_MAX`] messages.
 //!
-//! It must not interpret messages, and neither end ever waits for the other in it.
+//! It must not interpret messages.
 
 pub mod packets;
 
 use std::collections::VecDeque;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::wire::{self, Envelope, FRAME_MAX_BYTES};
+use crate::wire::{self, Envelope, FRAME_MAX_BYTES, Message};
 use packets::Packets;
 
 /// Messages that may wait for the other end to read. Supervisor and worker exchange a handful
 /// in a lifetime: an end that leaves this many unread is not alive.
 pub const QUEUE_MAX: usize = 64;
 
-/// One end of a channel.
+/// One end of a channel, which sends `Out` and receives `In`.
 #[derive(Debug)]
-pub struct Channel {
+pub struct Channel<Out, In> {
     packets: Packets,
     queue: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    messages: PhantomData<fn(Out) -> In>,
 }
 
-/// What came.
+/// A message and its descriptors.
 #[derive(Debug)]
-pub struct Received {
-    /// Who is meant and what is said.
-    pub envelope: Envelope,
-    /// The descriptors that came along, as many as the message announced.
+pub struct Received<In> {
+    /// The message, and the worker that it is for or from.
+    pub envelope: Envelope<In>,
+    /// The descriptors, as many as the message announced.
     pub descriptors: Vec<OwnedFd>,
 }
 
@@ -69,27 +71,34 @@ pub enum Error {
     },
 }
 
-impl Channel {
-    /// Both ends of a new channel, close-on-exec.
+impl<Out: Message, In: Message> Channel<Out, In> {
+    /// Returns both ends of a new channel, close-on-exec.
     ///
     /// # Errors
-    /// What `socketpair` returned.
-    pub fn pair() -> io::Result<(Self, Self)> {
+    /// The error of `socketpair`.
+    pub fn pair() -> io::Result<(Self, Channel<In, Out>)> {
         let (here, there) = Packets::pair()?;
-        Ok((Self::with(here), Self::with(there)))
+        Ok((Self::over_packets(here), Channel::over_packets(there)))
     }
 
-    /// A channel over one end of a socket pair that was inherited.
+    /// Returns a channel over one end of a socket pair that was inherited.
     #[must_use]
     pub const fn over(socket: OwnedFd) -> Self {
-        Self::with(Packets::over(socket))
+        Self::over_packets(Packets::over(socket))
     }
 
-    const fn with(packets: Packets) -> Self {
+    const fn over_packets(packets: Packets) -> Self {
         Self {
             packets,
             queue: VecDeque::new(),
+            messages: PhantomData,
         }
+    }
+
+    /// Returns the socket, to be purged and closed.
+    #[must_use]
+    pub fn into_packets(self) -> Packets {
+        self.packets
     }
 
     /// Sends, or queues what the kernel does not take now.
@@ -98,7 +107,7 @@ impl Channel {
     /// The channel cannot go on, or the message is too long.
     pub fn send(
         &mut self,
-        envelope: &Envelope,
+        envelope: &Envelope<Out>,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), Error> {
         let frame = envelope.encode(descriptors.len())?;
@@ -127,8 +136,7 @@ impl Channel {
         self.queue.is_empty()
     }
 
-    /// Throws away what the other end, which is gone, has said and nobody will hear: see
-    /// [`Packets::purge`].
+    /// Discards what the other end had sent before it exited: see [`Packets::purge`].
     pub fn purge(&self) {
         self.packets.purge();
     }
@@ -150,7 +158,7 @@ impl Channel {
     ///
     /// # Errors
     /// The channel cannot go on; [`Error::Closed`] is its orderly end.
-    pub fn receive(&mut self) -> Result<Option<Received>, Error> {
+    pub fn receive(&mut self) -> Result<Option<Received<In>>, Error> {
         match self.flush() {
             // Its end is reported below, after what it had said before.
             Ok(()) | Err(Error::Closed) => {}
@@ -184,7 +192,7 @@ impl From<packets::Error> for Error {
     }
 }
 
-impl AsFd for Channel {
+impl<Out, In> AsFd for Channel<Out, In> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.packets.as_fd()
     }
@@ -198,22 +206,27 @@ mod tests {
 
     use super::*;
     use crate::identity::{Generation, SlotId, WorkerId};
-    use crate::wire::{Lend, Message};
+    use crate::wire::ToWorker;
 
-    fn lend(slot: u16) -> Envelope {
+    /// Both ends may send it here.
+    fn pair() -> (Channel<ToWorker, ToWorker>, Channel<ToWorker, ToWorker>) {
+        Channel::pair().unwrap()
+    }
+
+    fn lend(slot: u16) -> Envelope<ToWorker> {
         let worker = WorkerId {
             slot: SlotId(0),
             generation: Generation(1),
         };
         Envelope {
             worker,
-            message: Message::Lend(Lend { slot: SlotId(slot) }),
+            message: ToWorker::Lend { slot: SlotId(slot) },
         }
     }
 
     #[test]
     fn messages_arrive_whole_in_order_with_their_descriptors() {
-        let (mut here, mut there) = Channel::pair().unwrap();
+        let (mut here, mut there) = pair();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"shared").unwrap();
         here.send(&lend(1), &[]).unwrap();
@@ -232,7 +245,7 @@ mod tests {
 
     #[test]
     fn the_end_of_one_side_is_seen_by_the_other_after_the_last_message() {
-        let (mut here, mut there) = Channel::pair().unwrap();
+        let (mut here, mut there) = pair();
         here.send(&lend(1), &[]).unwrap();
         drop(here);
         assert!(there.receive().unwrap().is_some());
@@ -242,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_last_words_of_an_end_that_died_with_unread_messages_are_heard() {
-        let (mut here, mut there) = Channel::pair().unwrap();
+        let (mut here, mut there) = pair();
         here.send(&lend(1), &[]).unwrap();
         there.send(&lend(2), &[]).unwrap();
         drop(there);
@@ -253,7 +266,7 @@ mod tests {
 
     #[test]
     fn an_end_that_does_not_read_costs_a_bounded_queue_and_nothing_is_lost() {
-        let (mut here, mut there) = Channel::pair().unwrap();
+        let (mut here, mut there) = pair();
         let mut sent = 0;
         let refused = loop {
             match here.send(&lend(sent), &[]) {
@@ -275,7 +288,7 @@ mod tests {
 
     #[test]
     fn announced_descriptors_that_do_not_come_are_an_error() {
-        let (here, mut there) = Channel::pair().unwrap();
+        let (here, mut there) = pair();
         let frame = lend(1).encode(1).unwrap();
         rustix::net::send(here.as_fd(), &frame, SendFlags::empty()).unwrap();
         let refused = there.receive().unwrap_err();
@@ -284,7 +297,7 @@ mod tests {
 
     #[test]
     fn noise_is_refused() {
-        let (here, mut there) = Channel::pair().unwrap();
+        let (here, mut there) = pair();
         rustix::net::send(here.as_fd(), b"noise", SendFlags::empty()).unwrap();
         assert!(matches!(there.receive(), Err(Error::Wire(_))));
     }

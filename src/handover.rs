@@ -33,6 +33,22 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// How a handover ended for the sender.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HandoverEnd {
+    /// Everything has moved, and the sender exits.
+    Done,
+    /// The receiver is gone. The sender serves what was not acknowledged, and accepts again.
+    PeerGone,
+    /// The receiver did not take every connection. The sender serves the rest, without accepting,
+    /// until it is told to leave, to serve, to take over or to hand over once more.
+    Refused {
+        /// The reason for the first connection that stays.
+        cause: String,
+    },
+}
+
 /// How much of its work a worker hands over that stays: connections that were active lately and owe
 /// nothing at the instant they leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,11 +16,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::channel::Channel;
 use crate::config::{CommandLine, Config};
 use crate::fault;
-use crate::identity::WorkerId;
 use crate::log;
 use crate::supervisor;
 use crate::sys::fd::inherited_channel;
-use crate::wire::{Envelope, Failed, Message, Resolved};
+use crate::wire::{Envelope, FromPreflight, ToPreflight};
 use crate::worker;
 
 /// How long it waits for its task, which is sent before it is even started.
@@ -55,11 +54,10 @@ pub fn run(server: &CommandLine) -> ExitCode {
     let outcome = carry_out(task, server);
     let passed = outcome.is_ok();
     let message = match outcome {
-        Ok(config) => Message::Resolved(Resolved { config }),
-        Err(cause) => Message::Failed(Failed { cause }),
+        Ok(config) => FromPreflight::Resolved { config },
+        Err(cause) => FromPreflight::Failed { cause },
     };
-    let worker = WorkerId::default();
-    let said = channel.send(&Envelope { worker, message }, &[]);
+    let said = channel.send(&Envelope::without_worker(message), &[]);
     if passed && said.is_ok() {
         ExitCode::SUCCESS
     } else {
@@ -81,15 +79,16 @@ fn rehearse(config: Config, state: OwnedFd) -> Result<(), String> {
     worker::rehearse(&start).map_err(|error| format!("its workers cannot come up: {error}"))
 }
 
-fn await_task(channel: &mut Channel) -> Result<Task, String> {
+fn await_task(channel: &mut Channel<FromPreflight, ToPreflight>) -> Result<Task, String> {
     let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
     poll(&mut readable, PollTimeout::from(TASK_TIMEOUT_MS)).map_err(|errno| errno.to_string())?;
     let received = channel.receive().map_err(|error| error.to_string())?;
     let received = received.ok_or("nothing came")?;
-    let task = match received.envelope.message {
-        Message::Resolve(_) => Some(Task::Resolve),
-        Message::Preflight(_) => received.descriptors.into_iter().next().map(Task::TakeOver),
-        _ => None,
-    };
-    task.ok_or_else(|| "something else came".to_owned())
+    match received.envelope.message {
+        ToPreflight::Resolve => Ok(Task::Resolve),
+        ToPreflight::TakeOver => {
+            let state = received.descriptors.into_iter().next();
+            Ok(Task::TakeOver(state.ok_or("no state came")?))
+        }
+    }
 }

@@ -52,11 +52,11 @@ use crate::identity::{RequestId, WorkerId};
 use crate::log;
 use crate::port::Lock;
 use crate::sys::hangup;
-use crate::wire::Listen;
+use crate::wire::{FromWorker, Listen};
 
 use admin::AdminEndpoint;
 use control::ControlServer;
-use fleet::children::{Child, Heard};
+use fleet::children::{Child, Unusable};
 use fleet::releases::{Release, Releases};
 use fleet::relisten::Rebind;
 use fleet::resources::SlotResources;
@@ -402,11 +402,29 @@ impl Supervisor {
     }
 
     fn hear(&mut self, worker: WorkerId) {
-        while let Some(heard) = self.child_mut(worker).and_then(Child::hear) {
-            match heard {
-                Heard::Ready(ready, deposited) => {
-                    let deposits = !deposited.is_empty();
-                    let kept = self.slots[worker.slot.index()].keep(deposited, &ready.listen);
+        while let Some(received) = self.child_mut(worker).and_then(Child::receive) {
+            let (message, descriptors) = match received {
+                Ok(received) => received,
+                Err(Unusable::Closed) => {
+                    // The cause of death is what its pidfd reports next. The kill changes nothing
+                    // for one that is ending (a worker never closes its end, so its exit code is
+                    // settled by now); a live one could not be told anything any more.
+                    self.unwatch_channel(worker);
+                    if let Some(child) = self.child(worker) {
+                        child.kill();
+                    }
+                    self.happened(Event::ChannelClosed { worker });
+                    return;
+                }
+                Err(Unusable::Broken(cause)) => {
+                    self.channel_broke(worker, cause);
+                    return;
+                }
+            };
+            match message {
+                FromWorker::Ready(ready) => {
+                    let deposits = !descriptors.is_empty();
+                    let kept = self.slots[worker.slot.index()].keep(descriptors, &ready.listen);
                     if let Err(cause) = kept {
                         self.channel_broke(worker, cause);
                         return;
@@ -420,35 +438,20 @@ impl Supervisor {
                     self.note_sandbox(worker, ready.sandbox);
                     self.happened(Event::Ready { worker });
                 }
-                Heard::Failed(cause) => self.happened(Event::StartFailed { worker, cause }),
-                Heard::Draining(connections) => report::draining(worker, connections),
-                Heard::HandedOver(ended) if ended.part => self.happened(Event::Rebalanced {
+                FromWorker::Failed { cause } => self.happened(Event::StartFailed { worker, cause }),
+                FromWorker::Draining { connections } => report::draining(worker, connections),
+                FromWorker::HandedOver(ended) if ended.part => self.happened(Event::Rebalanced {
                     worker,
                     moved: ended.moved,
                     end: ended.end,
                 }),
-                Heard::HandedOver(ended) => self.happened(Event::HandedOver {
+                FromWorker::HandedOver(ended) => self.happened(Event::HandedOver {
                     worker,
                     moved: ended.moved,
                     left: ended.left,
                     end: ended.end,
                 }),
-                Heard::ListenerLost(slot) => self.listener_lost(worker, slot),
-                Heard::Closed => {
-                    // The cause of death is what its pidfd reports next. The kill changes nothing
-                    // for one that is ending (a worker never closes its end, so its exit code is
-                    // settled by now); a live one could not be told anything any more.
-                    self.unwatch_channel(worker);
-                    if let Some(child) = self.child(worker) {
-                        child.kill();
-                    }
-                    self.happened(Event::ChannelClosed { worker });
-                    return;
-                }
-                Heard::Broken(cause) => {
-                    self.channel_broke(worker, cause);
-                    return;
-                }
+                FromWorker::ListenerLost { slot } => self.listener_lost(worker, slot),
             }
         }
     }

@@ -37,23 +37,26 @@ use crate::sandbox::{self, calls::Role};
 use crate::sys::cpus;
 use crate::sys::fd::inherited_channel;
 use crate::sys::limits::be_killed_before_parent;
-use crate::wire::{Draining, Envelope, Failed, Listen, ListenerLost, Message, Ready, Start, Stop};
+use crate::wire::{Envelope, FromWorker, Listen, Ready, Start, Stop, ToWorker};
 
 /// How long a new worker waits to be told what to be. Its supervisor says so before it even forks.
 const START_MESSAGE_TIMEOUT_MS: u16 = 10_000;
+
+/// This worker's end of its channel.
+type SupervisorChannel = Channel<FromWorker, ToWorker>;
 
 /// A worker that serves.
 #[derive(Debug)]
 struct Worker {
     id: WorkerId,
     config: Config,
-    channel: Channel,
+    channel: SupervisorChannel,
     /// Gone when the supervisor is.
     supervised: bool,
     reactor: Reactor,
     phase: Phase,
     /// Orders that wait for a part that is still going, or coming.
-    waiting: VecDeque<(Message, Vec<OwnedFd>)>,
+    waiting: VecDeque<(ToWorker, Vec<OwnedFd>)>,
     #[cfg(debug_assertions)]
     mischief_done: bool,
     #[cfg(debug_assertions)]
@@ -128,8 +131,8 @@ impl Worker {
         id: WorkerId,
         start: Start,
         descriptors: Vec<OwnedFd>,
-        channel: Channel,
-    ) -> Result<Self, (Channel, String)> {
+        channel: SupervisorChannel,
+    ) -> Result<Self, (SupervisorChannel, String)> {
         fault::point("worker.starting");
         fault::point(&format!("worker.starting.slot{}", id.slot));
         let fail = |channel, cause: &dyn std::fmt::Display| (channel, cause.to_string());
@@ -212,11 +215,11 @@ impl Worker {
             let served = self.reactor.serve_listener(self.id.slot, listener, proxied);
             served.map_err(|error| format!("cannot watch a listener: {error}"))?;
         }
-        let sandbox = Some(sandbox::begin(&self.config)?.finish(Role::Worker)?);
+        let sandbox = sandbox::begin(&self.config)?.finish(Role::Worker)?;
         fault::point("worker.sandboxed");
         let ready = Envelope {
             worker: self.id,
-            message: Message::Ready(Ready { listen, sandbox }),
+            message: FromWorker::Ready(Ready { listen, sandbox }),
         };
         let deposit: Vec<_> = deposit.iter().map(AsFd::as_fd).collect();
         fault::point("worker.ready");
@@ -242,7 +245,7 @@ impl Worker {
             }
             self.reactor.work();
             while let Some(slot) = self.reactor.lost_listener() {
-                self.say(Message::ListenerLost(ListenerLost { slot }));
+                self.say(FromWorker::ListenerLost { slot });
             }
             #[cfg(debug_assertions)]
             self.do_mischief();
@@ -280,53 +283,42 @@ impl Worker {
         }
     }
 
-    fn obey(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
+    fn obey(&mut self, message: ToWorker, descriptors: Vec<OwnedFd>) {
         match message {
-            Message::Lend(lend) => {
+            ToWorker::Lend { slot } => {
                 // They may be in place of some that listen no more.
-                self.reactor.release_listeners(lend.slot);
+                self.reactor.release_listeners(slot);
                 // In the order of the addresses, as this worker's own.
                 for (index, listener) in descriptors.into_iter().enumerate() {
                     let proxied = self.config.asks_for_header(index);
-                    let served = self.reactor.serve_listener(lend.slot, listener, proxied);
+                    let served = self.reactor.serve_listener(slot, listener, proxied);
                     if let Err(error) = served {
-                        tracing::error!(%error, lent_by = lend.slot.0, "cannot serve a lent listener");
+                        tracing::error!(%error, lent_by = slot.0, "cannot serve a lent listener");
                     }
                 }
-                if lend.slot == self.id.slot {
+                if slot == self.id.slot {
                     tracing::info!("listeners replaced");
                 } else {
-                    tracing::info!(lent_by = lend.slot.0, "serving a sibling's queue");
+                    tracing::info!(lent_by = slot.0, "serving a sibling's queue");
                 }
             }
-            Message::Recall(recall) => {
-                if recall.last {
-                    self.reactor.empty_listeners(recall.slot);
+            ToWorker::Recall { slot, last } => {
+                if last {
+                    self.reactor.empty_listeners(slot);
                 }
-                self.reactor.release_listeners(recall.slot);
-                tracing::info!(lent_by = recall.slot.0, "a sibling's queue was recalled");
+                self.reactor.release_listeners(slot);
+                tracing::info!(lent_by = slot.0, "a sibling's queue was recalled");
             }
-            Message::Stop(stop) => self.stop(stop),
+            ToWorker::Stop(stop) => self.stop(stop),
             // The turn that it caused is the answer.
-            Message::Ping(_) => {}
-            Message::Serve(_) => self.begin_to_serve(),
-            Message::TakeOver(order) => self.take_over(order, descriptors),
-            Message::HandOver(order) => self.hand_over(order, descriptors),
-            Message::Leave(order) => self.leave(order),
-            Message::HandedOver(_)
-            | Message::ListenerLost(_)
-            | Message::Preflight(_)
-            | Message::Resolve(_)
-            | Message::Resolved(_)
-            | Message::StartAdmin(_)
-            | Message::Ask(_)
-            | Message::Told(_)
-            | Message::Start(_)
-            | Message::Ready(_)
-            | Message::Failed(_)
-            | Message::Draining(_) => {
-                tracing::warn!(?message, "a message out of place was dropped");
+            ToWorker::Ping => {}
+            ToWorker::Serve => self.begin_to_serve(),
+            ToWorker::TakeOver(order) => self.take_over(order, descriptors),
+            ToWorker::HandOver(order) => self.hand_over(order, descriptors),
+            ToWorker::Leave { drain_timeout_ms } => {
+                self.leave(Duration::from_millis(drain_timeout_ms));
             }
+            ToWorker::Start(_) => tracing::warn!("a second start was ignored"),
         }
     }
 
@@ -368,11 +360,11 @@ impl Worker {
         self.phase = Phase::Draining {
             until: self.reactor.now() + drain_timeout,
         };
-        self.say(Message::Draining(Draining { connections }));
+        self.say(FromWorker::Draining { connections });
     }
 
     /// Says something to the supervisor, if there is one.
-    fn say(&mut self, message: Message) {
+    fn say(&mut self, message: FromWorker) {
         if !self.supervised {
             return;
         }
@@ -462,7 +454,7 @@ fn reactor_over(memory: OwnedFd, start: &Start) -> io::Result<Reactor> {
 
 /// Waits for the first message and checks that it is the one there must be.
 fn await_start(
-    channel: &mut Channel,
+    channel: &mut SupervisorChannel,
 ) -> Result<(WorkerId, Box<Start>, Vec<OwnedFd>), channel::Error> {
     let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
     poll(&mut readable, PollTimeout::from(START_MESSAGE_TIMEOUT_MS)).map_err(|errno| {
@@ -477,7 +469,7 @@ fn await_start(
     };
     let received = channel.receive()?.ok_or_else(timed_out)?;
     match received.envelope.message {
-        Message::Start(start) => Ok((received.envelope.worker, start, received.descriptors)),
+        ToWorker::Start(start) => Ok((received.envelope.worker, start, received.descriptors)),
         _ => Err(channel::Error::System {
             operation: "receive",
             source: io::ErrorKind::InvalidData.into(),
@@ -486,10 +478,10 @@ fn await_start(
 }
 
 /// Says why on the channel; the supervisor prints it.
-fn give_up(mut channel: Channel, worker: WorkerId, cause: &str) -> ExitCode {
-    let message = Message::Failed(Failed {
+fn give_up(mut channel: SupervisorChannel, worker: WorkerId, cause: &str) -> ExitCode {
+    let message = FromWorker::Failed {
         cause: cause.to_owned(),
-    });
+    };
     if let Err(error) = channel.send(&Envelope { worker, message }, &[]) {
         log::complain(&format!(
             "{worker}: {cause} (and the supervisor cannot be told: {error})"
@@ -501,7 +493,7 @@ fn give_up(mut channel: Channel, worker: WorkerId, cause: &str) -> ExitCode {
 
 /// Leaves the channel for the kernel to close: its end tells the supervisor that this process is
 /// ending, with its exit code settled, and not merely about to.
-fn leave_open(channel: Channel) {
+fn leave_open(channel: SupervisorChannel) {
     std::mem::forget(channel);
 }
 

@@ -9,16 +9,15 @@ use uppercased::clock::Tick;
 use uppercased::config::{Facts, from_file, resolve};
 use uppercased::control::protocol::Rotation;
 use uppercased::control::{Options, Reply, Request, ScaleTo};
-use uppercased::handover::Part;
+use uppercased::handover::{HandoverEnd, Part};
 use uppercased::handover::record::{Message as Handover, Packet};
 use uppercased::identity::{Generation, SlotId, WorkerId};
 use uppercased::memory::frozen::{Frozen, Phase};
 use uppercased::proxy_header::{Version, encode};
 use uppercased::status::Status;
 use uppercased::wire::{
-    AgentAnswers, Ask, Draining, Envelope, Failed, HandOver, HandedOver, HandoverEnd, Leave, Lend,
-    Listen, Message, Ping, Preflight, Ready, Recall, Resolve, Resolved, Sandboxed, Serve, Start,
-    StartAdmin, Stop, TakeOver, Told,
+    AgentAnswers, Envelope, FromAdmin, FromPreflight, FromWorker, HandOver, HandedOver, Listen,
+    Message, Ready, Sandboxed, Start, StartAdmin, Stop, TakeOver, ToAdmin, ToPreflight, ToWorker,
 };
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -90,62 +89,80 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
         end,
         part,
     };
-    let messages = vec![
-        Message::Start(Box::new(start)),
-        Message::Ready(Ready {
-            listen,
-            sandbox: Some(sandbox),
-        }),
-        Message::Failed(Failed {
-            cause: "why".into(),
-        }),
-        Message::Lend(Lend { slot }),
-        Message::ListenerLost(uppercased::wire::ListenerLost { slot }),
-        Message::Recall(Recall { slot, last: true }),
-        Message::Stop(Stop {
-            lame_duck_ms: 1,
-            drain_timeout_ms: 2,
-        }),
-        Message::Draining(Draining { connections: 3 }),
-        Message::Serve(Serve {}),
-        Message::HandOver(HandOver {
-            to: worker,
-            last: true,
-            part,
-        }),
-        Message::TakeOver(TakeOver {
-            from: worker,
-            expected: 5,
-        }),
-        Message::Leave(Leave {
-            drain_timeout_ms: 5,
-        }),
-        Message::HandedOver(handed(HandoverEnd::Done, false)),
-        Message::HandedOver(handed(
-            HandoverEnd::Refused {
-                cause: "full".into(),
+    let encoder = Encoder(worker);
+    let sandbox_too = sandbox.clone();
+    let seeds = [
+        encoder.frames([
+            ToWorker::Start(Box::new(start)),
+            ToWorker::Lend { slot },
+            ToWorker::Recall { slot, last: true },
+            ToWorker::Stop(Stop {
+                lame_duck_ms: 1,
+                drain_timeout_ms: 2,
+            }),
+            ToWorker::Serve,
+            ToWorker::HandOver(HandOver {
+                to: worker,
+                last: true,
+                part,
+            }),
+            ToWorker::TakeOver(TakeOver {
+                from: worker,
+                expected: 5,
+            }),
+            ToWorker::Leave {
+                drain_timeout_ms: 5,
             },
-            true,
-        )),
-        Message::Ping(Ping {}),
-        Message::Preflight(Preflight {}),
-        Message::Resolve(Resolve {}),
-        Message::Resolved(Resolved {
-            config: serde_json::to_value(uppercased::config::Config::default()).unwrap(),
-        }),
-        Message::StartAdmin(Box::new(StartAdmin {
-            config,
-            http: true,
-            agent: false,
-        })),
-        Message::Ask(Ask {
-            number: 1,
-            agent: AgentAnswers::default(),
-        }),
-        Message::Told(Told { number: 1 }),
+            ToWorker::Ping,
+        ])?,
+        encoder.frames([
+            FromWorker::Ready(Ready { listen, sandbox }),
+            FromWorker::Failed {
+                cause: "why".into(),
+            },
+            FromWorker::Draining { connections: 3 },
+            FromWorker::HandedOver(handed(HandoverEnd::Done, false)),
+            FromWorker::HandedOver(handed(
+                HandoverEnd::Refused {
+                    cause: "full".into(),
+                },
+                true,
+            )),
+            FromWorker::ListenerLost { slot },
+        ])?,
+        encoder.frames([
+            ToAdmin::Start(Box::new(StartAdmin {
+                config,
+                http: true,
+                agent: false,
+            })),
+            ToAdmin::Status { number: 1 },
+        ])?,
+        encoder.frames([
+            FromAdmin::Ready {
+                sandbox: sandbox_too,
+            },
+            FromAdmin::Ask {
+                number: 1,
+                agent: AgentAnswers::default(),
+            },
+        ])?,
+        encoder.frames([ToPreflight::Resolve, ToPreflight::TakeOver])?,
+        encoder.frames([FromPreflight::Resolved {
+            config: serde_json::to_value(uppercased::config::Config::default())?,
+        }])?,
     ];
-    let encode = |message| Ok(Envelope { worker, message }.encode(1)?);
-    messages.into_iter().map(encode).collect()
+    Ok(seeds.concat())
+}
+
+struct Encoder(WorkerId);
+
+impl Encoder {
+    fn frames<M: Message, const N: usize>(&self, messages: [M; N]) -> Outcome<Vec<Vec<u8>>> {
+        let worker = self.0;
+        let encode = |message| Ok(Envelope { worker, message }.encode(1)?);
+        messages.into_iter().map(encode).collect()
+    }
 }
 
 fn control() -> Outcome<Vec<Vec<u8>>> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::channel::{self, Channel};
 use crate::config::CONTROL_REPLY_MAX_BYTES;
 use crate::status::Status;
-use crate::wire::{ADMIN, AgentAnswers, Ask, Envelope, Message};
+use crate::wire::{AgentAnswers, Envelope, FromAdmin, ToAdmin};
 
 /// The questions that are not answered yet, and the way of all of them.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) struct Questions(Mutex<Open>);
 
 #[derive(Debug)]
 struct Open {
-    channel: Channel,
+    channel: Channel<FromAdmin, ToAdmin>,
     last: u64,
     waiting: BTreeMap<u64, Sender<OwnedFd>>,
     /// Why a thread could not go on.
@@ -34,7 +34,7 @@ struct Open {
 
 impl Questions {
     /// None yet.
-    pub(super) fn over(channel: Channel) -> Arc<Self> {
+    pub(super) fn over(channel: Channel<FromAdmin, ToAdmin>) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Open {
             channel,
             last: 0,
@@ -65,7 +65,7 @@ impl Questions {
         let mut open = self.lock();
         open.last += 1;
         let number = open.last;
-        open.say(Message::Ask(Ask { number, agent }))?;
+        open.say(FromAdmin::Ask { number, agent })?;
         open.waiting.insert(number, tell);
         Ok(number)
     }
@@ -74,7 +74,7 @@ impl Questions {
     ///
     /// # Errors
     /// Why it cannot be said.
-    pub(super) fn say(&self, message: Message) -> Result<(), String> {
+    pub(super) fn say(&self, message: FromAdmin) -> Result<(), String> {
         self.lock().say(message)
     }
 
@@ -88,10 +88,10 @@ impl Questions {
             return Err(channel::Error::Closed);
         }
         while let Some(received) = open.channel.receive()? {
-            let Message::Told(told) = received.envelope.message else {
+            let ToAdmin::Status { number } = received.envelope.message else {
                 continue;
             };
-            let waiting = open.waiting.remove(&told.number);
+            let waiting = open.waiting.remove(&number);
             if let (Some(waiting), Some(answer)) =
                 (waiting, received.descriptors.into_iter().next())
             {
@@ -132,9 +132,8 @@ impl Questions {
 }
 
 impl Open {
-    fn say(&mut self, message: Message) -> Result<(), String> {
-        let worker = ADMIN;
-        let said = self.channel.send(&Envelope { worker, message }, &[]);
+    fn say(&mut self, message: FromAdmin) -> Result<(), String> {
+        let said = self.channel.send(&Envelope::without_worker(message), &[]);
         said.map_err(|error| error.to_string())
     }
 }
@@ -152,7 +151,6 @@ mod tests {
     use std::io::{Seek as _, Write as _};
 
     use super::*;
-    use crate::wire::Told;
 
     const NOTHING: AgentAnswers = AgentAnswers {
         ready: 0,
@@ -162,15 +160,15 @@ mod tests {
     };
 
     /// The supervisor's end: what was asked next.
-    fn asked(channel: &mut Channel) -> u64 {
+    fn asked(channel: &mut Channel<ToAdmin, FromAdmin>) -> u64 {
         let received = channel.receive().unwrap().expect("it was asked before");
         match received.envelope.message {
-            Message::Ask(ask) => ask.number,
+            FromAdmin::Ask { number, .. } => number,
             other => panic!("{other:?}"),
         }
     }
 
-    fn tell(channel: &mut Channel, number: u64, version: &str) {
+    fn tell(channel: &mut Channel<ToAdmin, FromAdmin>, number: u64, version: &str) {
         let status = Status {
             version: version.to_owned(),
             ..Status::default()
@@ -179,12 +177,8 @@ mod tests {
         file.write_all(&serde_json::to_vec(&status).unwrap())
             .unwrap();
         file.rewind().unwrap();
-        let message = Message::Told(Told { number });
-        let envelope = Envelope {
-            worker: ADMIN,
-            message,
-        };
-        channel.send(&envelope, &[file.as_fd()]).unwrap();
+        let answer = Envelope::without_worker(ToAdmin::Status { number });
+        channel.send(&answer, &[file.as_fd()]).unwrap();
     }
 
     #[test]
@@ -233,11 +227,11 @@ mod tests {
         assert!(matches!(questions.hear(), Err(channel::Error::Closed)));
         assert_eq!(questions.failure().as_deref(), Some("no descriptors"));
         // It can still be said.
-        let ask = Ask {
+        let ask = FromAdmin::Ask {
             number: 1,
             agent: NOTHING,
         };
-        questions.say(Message::Ask(ask)).unwrap();
+        questions.say(ask).unwrap();
         drop(supervisor);
         let questions = Questions::over(Channel::pair().unwrap().0);
         assert!(matches!(questions.hear(), Err(channel::Error::Closed)));

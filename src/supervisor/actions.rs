@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use crate::channel::Channel;
+use crate::channel::packets::Packets;
 use crate::clock;
 use crate::config::{Config, HANDOVER_SOCKET_BYTES};
 use crate::fault;
+use crate::handover::HandoverEnd;
 use crate::identity::{ReleaseId, SlotId, WorkerId};
 use crate::memory::{self, Moves};
 use crate::metrics::Counter;
 use crate::sys::limits::{MemoryRoom, explain, memory_room};
-use crate::wire::{self, HandoverEnd, Message, Stop};
+use crate::wire::{self, Stop, ToWorker};
 
 use super::fleet::children::{Birth, Child, Talk};
 use super::fleet::placement;
@@ -58,24 +59,23 @@ impl Supervisor {
                     lame_duck_ms: millis(self.config().lame_duck),
                     drain_timeout_ms: millis(self.config().drain_timeout),
                 };
-                self.say(worker, Message::Stop(stop), &[]);
+                self.say(worker, ToWorker::Stop(stop), &[]);
             }
             Action::Lend { slot, to } => self.lend(slot, to),
             Action::Recall { slot, from, last } => {
-                self.say(from, Message::Recall(wire::Recall { slot, last }), &[]);
+                self.say(from, ToWorker::Recall { slot, last }, &[]);
             }
-            Action::Serve { worker } => self.say(worker, Message::Serve(wire::Serve {}), &[]),
+            Action::Serve { worker } => self.say(worker, ToWorker::Serve, &[]),
             Action::HandOver { from, to, last } => self.hand_over(from, to, last),
             Action::Rebalance { from, to, part } => self.rebalance(from, to, part),
             Action::TakeLoads => self.take_loads(),
             Action::Leave { worker, within } => {
                 let drain_timeout_ms = millis(within);
-                let leave = wire::Leave { drain_timeout_ms };
-                self.say(worker, Message::Leave(leave), &[]);
+                self.say(worker, ToWorker::Leave { drain_timeout_ms }, &[]);
             }
             Action::TakePulse { worker } => self.take_pulse(worker),
             Action::TakeProgress { from, to } => self.take_progress(from, to),
-            Action::Ping { worker } => self.say(worker, Message::Ping(wire::Ping {}), &[]),
+            Action::Ping { worker } => self.say(worker, ToWorker::Ping, &[]),
             Action::Steer { slots } => {
                 self.steer_to_first(slots);
                 self.forget_listeners_from(slots);
@@ -208,7 +208,7 @@ impl Supervisor {
         match duplicates {
             Ok(listeners) => {
                 let borrowed: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
-                self.say(to, Message::Lend(wire::Lend { slot }), &borrowed);
+                self.say(to, ToWorker::Lend { slot }, &borrowed);
             }
             Err(error) => {
                 tracing::error!(%to, %error, "cannot duplicate a listener to lend it");
@@ -219,13 +219,13 @@ impl Supervisor {
     /// Connects the two. The one that goes on is told first, so that it is there when the first
     /// connection comes; and neither end stays here, or no worker would see the other's death.
     fn hand_over(&mut self, from: WorkerId, to: WorkerId, last: bool) {
-        let (near, far) = match Channel::pair() {
+        let (near, far) = match Packets::pair() {
             Ok(pair) => pair,
             Err(error) => return self.hand_over_failed(from, to, &error.to_string()),
         };
         // Fails for what is no socket.
         let _ = SockRef::from(&near).set_send_buffer_size(HANDOVER_SOCKET_BYTES);
-        let take_over = Message::TakeOver(wire::TakeOver {
+        let take_over = ToWorker::TakeOver(wire::TakeOver {
             from,
             expected: self.open_connections(from),
         });
@@ -236,7 +236,7 @@ impl Supervisor {
             last,
             part: None,
         };
-        self.say(from, Message::HandOver(hand_over), &[near.as_fd()]);
+        self.say(from, ToWorker::HandOver(hand_over), &[near.as_fd()]);
         fault::point("supervisor.handover_ordered");
     }
 
@@ -244,7 +244,7 @@ impl Supervisor {
     fn hand_over_failed(&mut self, from: WorkerId, to: WorkerId, cause: &str) {
         let cause = format!("no socket pair for the handover: {cause}");
         let left = self.open_connections(from);
-        self.say(to, Message::Serve(wire::Serve {}), &[]);
+        self.say(to, ToWorker::Serve, &[]);
         self.happened(Event::HandedOver {
             worker: from,
             moved: 0,
@@ -322,7 +322,7 @@ impl Supervisor {
     pub(super) fn say(
         &mut self,
         worker: WorkerId,
-        message: Message,
+        message: ToWorker,
         descriptors: &[BorrowedFd<'_>],
     ) {
         let said = self.child_mut(worker);

@@ -17,7 +17,7 @@ use mio::Registry;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
-use crate::channel::Channel;
+use crate::channel::packets::Packets;
 use crate::clock::{self, Tick};
 use crate::config::{ADMIN_REQUESTS_MAX, AGENT_CLIENTS_MAX, AdminAddr, Config};
 use crate::status::AdminStatus;
@@ -73,7 +73,7 @@ pub(super) struct AdminEndpoint {
     life: Life,
     process: Option<AdminProcess>,
     /// Not wanted any more, and to be killed by the supervisor, which reaps them.
-    killed: Vec<(Process, Channel)>,
+    killed: Vec<(Process, Packets)>,
     /// What the last process lacked, so that it is said once.
     missing: Vec<String>,
 }
@@ -203,8 +203,8 @@ impl AdminEndpoint {
             .extend(self.process.take().map(AdminProcess::into_parts));
     }
 
-    /// Processes that are to be killed and reaped, with their channels.
-    pub(super) fn killed(&mut self) -> Vec<(Process, Channel)> {
+    /// Returns the processes that are to be killed and reaped, with their sockets.
+    pub(super) fn killed(&mut self) -> Vec<(Process, Packets)> {
         std::mem::take(&mut self.killed)
     }
 

@@ -51,8 +51,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Tick;
 pub use crate::config::{Boot, RestartConnections};
+pub use crate::handover::HandoverEnd;
 pub use crate::identity::{ReleaseId, RequestId};
-pub use crate::wire::HandoverEnd;
 pub(super) use balance::Balance;
 pub use exchange::{
     Action, Answer, Done, Event, ListenerSource, Load, Notice, Progress, ScaleTo, Verdict, Wanted,

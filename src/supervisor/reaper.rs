@@ -4,7 +4,7 @@
 //! nobody waits for it: its pidfd reports the end, and an exec in place passes it on.
 //!
 //! Invariants: nothing here blocks; a child stays until it is reaped; its channel stays as long, and
-//! is emptied before it is closed (see [`Channel::purge`]).
+//! is emptied before it is closed (see [`Packets::purge`]).
 
 pub(crate) mod evidence;
 pub(crate) mod orphans;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use mio::Interest;
 use mio::unix::SourceFd;
 
-use crate::channel::Channel;
+use crate::channel::packets::Packets;
 use crate::clock::{self, Tick};
 use crate::identity::WorkerId;
 use crate::sys::image::Process;
@@ -32,13 +32,13 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Killed {
     process: Process,
-    channel: Channel,
+    channel: Packets,
     /// When to kill it and to look for its end once more; `None`: its end is reported.
     retry: Option<Tick>,
 }
 
 impl Killed {
-    pub(super) const fn new(process: Process, channel: Channel) -> Self {
+    pub(super) const fn new(process: Process, channel: Packets) -> Self {
         Self {
             process,
             channel,
@@ -77,7 +77,7 @@ impl Killed {
 
 impl Supervisor {
     /// Kills children and reaps them when they have ended.
-    pub(super) fn take_killed(&mut self, children: Vec<(Process, Channel)>) {
+    pub(super) fn take_killed(&mut self, children: Vec<(Process, Packets)>) {
         for (process, channel) in children {
             self.kill_later_reaped(process, channel);
         }
@@ -106,7 +106,7 @@ impl Supervisor {
     }
 
     /// Kills a child, and reaps it when it has ended.
-    pub(super) fn kill_later_reaped(&mut self, process: Process, channel: Channel) {
+    pub(super) fn kill_later_reaped(&mut self, process: Process, channel: Packets) {
         for number in [channel.as_fd().as_raw_fd(), process.as_fd().as_raw_fd()] {
             // Fails only if it was not watched.
             let _ = self.poll.registry().deregister(&mut SourceFd(&number));

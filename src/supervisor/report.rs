@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::fault;
+use crate::handover::HandoverEnd;
 use crate::identity::WorkerId;
 use crate::metrics::{CloseReason, Counter};
-use crate::wire::{HandoverEnd, Listen};
+use crate::wire::Listen;
 
 use super::fleet::children::Child;
 use super::fleet::resources::SlotResources;

@@ -22,6 +22,7 @@ use mio::{Interest, Poll, Token};
 use nix::sys::signal::SigSet;
 
 use crate::channel::Channel;
+use crate::channel::packets::Packets;
 use crate::config::{CommandLine, Config, verify};
 use crate::fault;
 use crate::identity::SlotId;
@@ -325,7 +326,7 @@ fn adopt(
     let agent = state.agent.map(&mut listener);
     let killed = state.killed.iter().map(|child| {
         let process = Process::inherited(child.pid, inherited.own(child.process));
-        Killed::new(process, Channel::over(inherited.own(child.channel)))
+        Killed::new(process, Packets::over(inherited.own(child.channel)))
     });
     let killed = killed.collect();
     // What is left was duplicated, or was for the earlier program to be called back.

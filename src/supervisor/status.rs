@@ -66,22 +66,21 @@ impl Supervisor {
 
     /// Remembers how a worker has locked itself in. What is missing is logged once, and not again
     /// for every worker that lacks the same.
-    pub(super) fn note_sandbox(&mut self, worker: WorkerId, sandbox: Option<Sandboxed>) {
-        if let Some(new) = &sandbox
-            && !new.missing.is_empty()
+    pub(super) fn note_sandbox(&mut self, worker: WorkerId, sandbox: Sandboxed) {
+        if !sandbox.missing.is_empty()
             && !self
                 .slots
                 .iter()
                 .flat_map(SlotResources::children)
-                .any(|child| child.sandbox.as_ref() == Some(new))
+                .any(|child| child.sandbox.as_ref() == Some(&sandbox))
         {
             tracing::warn!(
-                missing = new.missing.join("; "),
+                missing = sandbox.missing.join("; "),
                 "the sandbox is incomplete"
             );
         }
         if let Some(child) = self.child_mut(worker) {
-            child.sandbox = sandbox;
+            child.sandbox = Some(sandbox);
         }
     }
 

@@ -26,11 +26,11 @@ use crate::sys::hangup;
 use crate::sys::image::{Image, Process};
 use crate::sys::limits::explain;
 use crate::sys::shared::SharedMemory;
-use crate::wire::{self, Envelope, Message};
+use crate::wire::{Envelope, FromPreflight, ToPreflight};
 
 use super::Supervisor;
 use super::admin::AdminEndpoint;
-use super::fleet::children::{Child, death_of, last_words};
+use super::fleet::children::{Child, death_of, send_failure};
 use super::fleet::releases::Limits;
 use super::fleet::resources::SlotResources;
 use super::machine::{Death, Event};
@@ -48,7 +48,7 @@ pub(super) enum Preflight {
     Running {
         task: Task,
         process: Process,
-        channel: Channel,
+        channel: PreflightChannel,
     },
     /// The new program could take over; this file is executed next, with the configuration that it
     /// has read.
@@ -57,6 +57,8 @@ pub(super) enum Preflight {
         config: serde_json::Value,
     },
 }
+
+type PreflightChannel = Channel<ToPreflight, FromPreflight>;
 
 /// What a child is for.
 #[derive(Debug)]
@@ -73,10 +75,7 @@ impl Supervisor {
         let failed = |cause: String| format!("cannot read the configuration: {cause}");
         let begun = Image::of_this_process()
             .map_err(|error| error.to_string())
-            .and_then(|image| {
-                let message = Message::Resolve(wire::Resolve {});
-                self.start_preflight(&image, message, &[])
-            });
+            .and_then(|image| self.start_preflight(&image, ToPreflight::Resolve, &[]));
         match begun {
             Ok((process, channel)) => {
                 let task = Task::Resolve { request };
@@ -98,14 +97,13 @@ impl Supervisor {
         }
     }
 
-    fn try_preflight(&self) -> Result<(Image, Process, Channel), String> {
+    fn try_preflight(&self) -> Result<(Image, Process, PreflightChannel), String> {
         let program = self.program.display();
         let image = Image::open(&self.program)
             .map_err(|error| format!("cannot open the program {program}: {error}"))?;
         let state = self.written_state()?;
-        let message = Message::Preflight(wire::Preflight {});
         let (process, channel) = self
-            .start_preflight(&image, message, &[state.as_fd()])
+            .start_preflight(&image, ToPreflight::TakeOver, &[state.as_fd()])
             .map_err(|cause| format!("cannot try the program {program}: {cause}"))?;
         Ok((image, process, channel))
     }
@@ -115,29 +113,27 @@ impl Supervisor {
     fn start_preflight(
         &self,
         image: &Image,
-        task: Message,
+        task: ToPreflight,
         descriptors: &[BorrowedFd<'_>],
-    ) -> Result<(Process, Channel), String> {
+    ) -> Result<(Process, PreflightChannel), String> {
         let (mut channel, there) = Channel::pair().map_err(|error| error.to_string())?;
-        // A pre-flight belongs to no slot.
-        let worker = WorkerId::default();
-        let message = task;
         channel
-            .send(&Envelope { worker, message }, descriptors)
+            .send(&Envelope::without_worker(task), descriptors)
             .map_err(|error| error.to_string())?;
         let fixed = ["uppercased: preflight", "preflight", "--"].map(OsString::from);
         let typed = self.typed.args.iter().skip(1).cloned();
         let arguments = fixed.into_iter().chain(typed);
         let process = image
             .spawn(arguments, &there, |error| {
-                last_words(&there, worker, format!("cannot execute it: {error}"));
+                let cause = format!("cannot execute it: {error}");
+                send_failure(&there, WorkerId::default(), FromPreflight::Failed { cause });
             })
             .map_err(|error| error.to_string())?;
         Ok((process, channel))
     }
 
     /// Waits for the child's answer, or for its end; one that cannot be waited for fails at once.
-    fn watch_preflight(&mut self, task: Task, process: Process, channel: Channel) {
+    fn watch_preflight(&mut self, task: Task, process: Process, channel: PreflightChannel) {
         let both = Interest::READABLE | Interest::WRITABLE;
         let number = channel.as_fd().as_raw_fd();
         let watched = self
@@ -170,9 +166,8 @@ impl Supervisor {
                 Some(how) => Err(ended_early(how)),
             },
             Ok(Some(received)) => match received.envelope.message {
-                Message::Resolved(resolved) => Ok(resolved.config),
-                Message::Failed(failed) => Err(failed.cause),
-                _ => Err("it said something unexpected".to_owned()),
+                FromPreflight::Resolved { config } => Ok(config),
+                FromPreflight::Failed { cause } => Err(cause),
             },
             // It is ending; its pidfd tells how.
             Err(channel::Error::Closed) => match death_of(process) {
@@ -235,7 +230,7 @@ impl Supervisor {
                 process,
                 channel,
             } => {
-                self.kill_later_reaped(process, channel);
+                self.kill_later_reaped(process, channel.into_packets());
                 Some(task)
             }
         }

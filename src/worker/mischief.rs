@@ -14,11 +14,12 @@ use socket2::SockRef;
 
 use super::Worker;
 use crate::fault;
+use crate::handover::HandoverEnd;
 use crate::identity::{Generation, WorkerId};
 use crate::memory::layout::Layout;
 use crate::sys::shared::LINE_BYTES;
 use crate::sys::socket::{self, Socket};
-use crate::wire::{Draining, Envelope, HandedOver, HandoverEnd, Listen, Message, Ready};
+use crate::wire::{Envelope, FromWorker, HandedOver, Listen, Ready, Sandboxed};
 
 /// Messages of a flood: far more than a supervisor that believes each of them has memory for.
 const FLOOD: u32 = 20_000_000;
@@ -41,14 +42,14 @@ impl Worker {
         }
         self.mischief_done = true;
         match what {
-            "ready" => self.claim(Message::Ready(Ready {
+            "ready" => self.claim(FromWorker::Ready(Ready {
                 listen: vec![Listen {
                     addr: SocketAddr::from(([203, 0, 113, 1], 1)),
                     dual_stack: false,
                 }],
-                sandbox: None,
+                sandbox: Sandboxed::default(),
             })),
-            "handover" => self.claim(Message::HandedOver(HandedOver {
+            "handover" => self.claim(FromWorker::HandedOver(HandedOver {
                 moved: u32::MAX,
                 left: 0,
                 end: HandoverEnd::Refused {
@@ -82,7 +83,7 @@ impl Worker {
     }
 
     /// Says what nobody asked for.
-    fn claim(&mut self, message: Message) {
+    fn claim(&mut self, message: FromWorker) {
         let worker = self.id;
         let _ = self.channel.send(&Envelope { worker, message }, &[]);
     }
@@ -121,6 +122,6 @@ impl Worker {
     }
 }
 
-const fn draining() -> Message {
-    Message::Draining(Draining { connections: 0 })
+const fn draining() -> FromWorker {
+    FromWorker::Draining { connections: 0 }
 }

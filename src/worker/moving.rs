@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use super::{Phase, Worker};
 use crate::fault;
-use crate::handover::Part;
 use crate::handover::machine::End;
+use crate::handover::{HandoverEnd, Part};
 use crate::reactor::Reactor;
-use crate::wire::{Draining, HandOver, HandedOver, HandoverEnd, Leave, Message, TakeOver};
+use crate::wire::{FromWorker, HandOver, HandedOver, TakeOver, ToWorker};
 
 impl Worker {
     /// Accepts, if it stood by, or could not hand everything over.
@@ -28,7 +28,7 @@ impl Worker {
     pub(super) fn take_over(&mut self, order: TakeOver, descriptors: Vec<OwnedFd>) {
         if self.reactor.is_taking_over() {
             // A part is coming, for some milliseconds more or until its sender is gone.
-            let order = Message::TakeOver(order);
+            let order = ToWorker::TakeOver(order);
             return self.waiting.push_back((order, descriptors));
         }
         fault::point("receiver.ordered");
@@ -56,7 +56,7 @@ impl Worker {
             // If a part is going, nothing more of it; what is on its way has to be settled first.
             self.reactor.stop_handing_over();
             if self.reactor.is_handing_over() {
-                let order = Message::HandOver(order);
+                let order = ToWorker::HandOver(order);
                 return self.waiting.push_back((order, descriptors));
             }
         }
@@ -106,8 +106,8 @@ impl Worker {
 
     /// Orders that had to wait, when they need not any more.
     pub(super) fn obey_waiting(&mut self) {
-        let ready = |order: &Message, reactor: &Reactor| match order {
-            Message::TakeOver(_) => !reactor.is_taking_over(),
+        let ready = |order: &ToWorker, reactor: &Reactor| match order {
+            ToWorker::TakeOver(_) => !reactor.is_taking_over(),
             _ => !reactor.is_handing_over(),
         };
         while let Some((order, _)) = self.waiting.front()
@@ -164,10 +164,10 @@ impl Worker {
             end,
             part,
         };
-        self.say(Message::HandedOver(told));
+        self.say(FromWorker::HandedOver(told));
     }
 
-    pub(super) fn leave(&mut self, order: Leave) {
+    pub(super) fn leave(&mut self, drain_timeout: Duration) {
         match self.phase {
             Phase::Serving | Phase::StandingBy | Phase::Undecided { last: false } => {
                 self.reactor.let_go();
@@ -183,12 +183,11 @@ impl Worker {
                 return;
             }
         }
-        let drain_timeout = Duration::from_millis(order.drain_timeout_ms);
         self.phase = Phase::Leaving {
             until: self.reactor.now() + drain_timeout,
         };
         let connections = self.reactor.open_connections();
         tracing::info!(connections, "leaving");
-        self.say(Message::Draining(Draining { connections }));
+        self.say(FromWorker::Draining { connections });
     }
 }

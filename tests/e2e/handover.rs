@@ -16,14 +16,14 @@ use nix::poll::PollFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use uppercased::channel::{self, Channel};
 use uppercased::config::{Config, LogLevel};
+use uppercased::handover::HandoverEnd;
 use uppercased::identity::{Generation, SlotId, WorkerId};
 use uppercased::memory;
 use uppercased::memory::layout::Layout;
 use uppercased::metrics::Counter;
 use uppercased::sys::shared::SharedMemory;
 use uppercased::wire::{
-    Draining, Envelope, HandOver, HandedOver, HandoverEnd, Leave, Listen, Message, Ping, Serve,
-    Start, Stop, TakeOver,
+    Envelope, FromWorker, HandOver, HandedOver, Listen, Start, Stop, TakeOver, ToWorker,
 };
 
 const MAX: u32 = 500;
@@ -34,7 +34,7 @@ const DRAIN_MS: u64 = 60_000;
 /// One worker process, killed when it is dropped.
 struct Worker {
     id: WorkerId,
-    channel: Channel,
+    channel: Channel<ToWorker, FromWorker>,
     child: Child,
     watched: Watched,
     memory: SharedMemory,
@@ -73,7 +73,7 @@ impl Slot {
     fn start(&mut self, standby: bool, faults: &str) -> Worker {
         let mut worker = self.spawn(standby, faults, MAX);
         let (message, mut descriptors) = worker.hear().expect("it becomes ready");
-        let Message::Ready(ready) = message else {
+        let FromWorker::Ready(ready) = message else {
             panic!("{message:?} instead of Ready");
         };
         if self.listener.is_none() {
@@ -109,7 +109,7 @@ impl Slot {
         };
         let mut descriptors = vec![file.as_fd()];
         descriptors.extend(self.listener.as_ref().map(AsFd::as_fd));
-        let message = Message::Start(Box::new(start));
+        let message = ToWorker::Start(Box::new(start));
         let envelope = Envelope {
             worker: id,
             message,
@@ -135,7 +135,7 @@ impl Slot {
 }
 
 impl Worker {
-    fn say(&mut self, message: Message, descriptors: &[OwnedFd]) {
+    fn say(&mut self, message: ToWorker, descriptors: &[OwnedFd]) {
         let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
         let worker = self.id;
         match self
@@ -149,7 +149,7 @@ impl Worker {
     }
 
     /// The next thing that it says; `None` if it ends without a word.
-    fn hear(&mut self) -> Option<(Message, Vec<OwnedFd>)> {
+    fn hear(&mut self) -> Option<(FromWorker, Vec<OwnedFd>)> {
         let deadline = Deadline::after(DEADLINE);
         loop {
             match self.channel.receive() {
@@ -171,7 +171,7 @@ impl Worker {
     #[track_caller]
     fn expect_handed_over(&mut self) -> HandedOver {
         match self.hear() {
-            Some((Message::HandedOver(told), _)) => told,
+            Some((FromWorker::HandedOver(told), _)) => told,
             other => panic!("{other:?} instead of how it ended"),
         }
     }
@@ -220,13 +220,13 @@ fn order(from: &mut Worker, to: &mut Worker, last: bool) {
         from: from.id,
         expected,
     };
-    to.say(Message::TakeOver(take_over), &[theirs]);
+    to.say(ToWorker::TakeOver(take_over), &[theirs]);
     let order = HandOver {
         to: to.id,
         last,
         part: None,
     };
-    from.say(Message::HandOver(order), &[ours]);
+    from.say(ToWorker::HandOver(order), &[ours]);
 }
 
 /// Clients of `worker` in the middle of something.
@@ -378,7 +378,7 @@ fn a_format_that_is_not_read_is_refused_and_the_predecessor_drains() {
     newcomer.roundtrip(b"the successor accepts");
     assert_eq!(new.count(Counter::Accepted), 1);
     let drain_timeout_ms = DRAIN_MS;
-    old.say(Message::Leave(Leave { drain_timeout_ms }), &[]);
+    old.say(ToWorker::Leave { drain_timeout_ms }, &[]);
     for client in &mut clients {
         client.half_close();
         client.expect_eof();
@@ -416,12 +416,12 @@ fn who_leaves_serves_on_and_then_finishes_in_order() {
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 4);
     let mut new = slot.start(true, "");
-    new.say(Message::Serve(Serve {}), &[]);
+    new.say(ToWorker::Serve, &[]);
     // Long against what happens within it.
     let drain_timeout_ms = 3000;
-    old.say(Message::Leave(Leave { drain_timeout_ms }), &[]);
+    old.say(ToWorker::Leave { drain_timeout_ms }, &[]);
     let (message, _) = old.hear().unwrap();
-    assert_eq!(message, Message::Draining(Draining { connections: 4 }));
+    assert_eq!(message, FromWorker::Draining { connections: 4 });
     serves(&mut clients);
     let mut newcomer = Client::connect(slot.addr());
     newcomer.roundtrip(b"newcomer");
@@ -470,7 +470,7 @@ fn a_stop_amid_a_handover_ends_both_in_order() {
     let mut new = slot.start(true, "");
     order(&mut old, &mut new, false);
     let stop = || {
-        Message::Stop(Stop {
+        ToWorker::Stop(Stop {
             lame_duck_ms: 0,
             drain_timeout_ms: DRAIN_MS,
         })
@@ -497,7 +497,7 @@ fn who_stands_by_ends_without_touching_the_queue() {
     let mut new = slot.start(true, "");
     let mut client = Client::connect(slot.addr());
     new.say(
-        Message::Stop(Stop {
+        ToWorker::Stop(Stop {
             lame_duck_ms: 0,
             drain_timeout_ms: DRAIN_MS,
         }),
@@ -512,7 +512,7 @@ fn who_stands_by_ends_without_touching_the_queue() {
     let _ = rustix::net::shutdown(channel.as_fd(), rustix::net::Shutdown::Both);
     assert!(new.watched.wait_gone(DEADLINE));
     client.roundtrip(b"still");
-    old.say(Message::Ping(Ping {}), &[]);
+    old.say(ToWorker::Ping, &[]);
 }
 
 #[test]
@@ -520,6 +520,6 @@ fn a_ping_makes_an_idle_worker_turn() {
     let mut slot = Slot::new(Config::default());
     let mut worker = slot.start(false, "");
     let before = worker.count(Counter::Turns);
-    worker.say(Message::Ping(Ping {}), &[]);
+    worker.say(ToWorker::Ping, &[]);
     worker.until(Counter::Turns, before + 1);
 }

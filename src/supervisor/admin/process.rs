@@ -12,20 +12,22 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::channel::packets::Packets;
 use crate::channel::{self, Channel};
 use crate::config::{Account, Config, Sandbox};
+use crate::identity::WorkerId;
 use crate::status::Status;
-use crate::supervisor::fleet::children::death_of;
+use crate::supervisor::fleet::children::{death_of, send_failure};
 use crate::supervisor::machine::Death;
 use crate::supervisor::tokens::Source;
 use crate::sys::image::{Image, Process};
-use crate::wire::{ADMIN, AgentAnswers, Envelope, Failed, Message, Sandboxed, StartAdmin, Told};
+use crate::wire::{AgentAnswers, Envelope, FromAdmin, Sandboxed, StartAdmin, ToAdmin};
 
 /// A process that answers at the admin endpoint, or is about to.
 #[derive(Debug)]
 pub(super) struct AdminProcess {
     process: Process,
-    channel: Channel,
+    channel: Channel<ToAdmin, FromAdmin>,
     wanted: Confinement,
     /// Once it is ready.
     sandbox: Option<Sandboxed>,
@@ -62,23 +64,20 @@ impl AdminProcess {
     ) -> io::Result<Self> {
         let (mut channel, there) = Channel::pair()?;
         // Said before it is born: it waits in the channel.
-        let start = Message::StartAdmin(Box::new(StartAdmin {
+        let start = ToAdmin::Start(Box::new(StartAdmin {
             config: config.clone(),
             http: listeners[0].is_some(),
             agent: listeners[1].is_some(),
         }));
         let along: Vec<_> = listeners.into_iter().flatten().collect();
-        let said = channel.send(&envelope(start), &along);
+        let said = channel.send(&Envelope::without_worker(start), &along);
         said.map_err(io::Error::other)?;
         let supervisor = std::process::id().to_string();
         let arguments = ["uppercased: admin", "admin", "--supervisor", &supervisor];
         let image = Image::of_this_process()?;
         let process = image.spawn(arguments, &there, |error| {
             let cause = format!("cannot execute the admin process's program: {error}");
-            if let Ok(end) = there.as_fd().try_clone_to_owned() {
-                // Nobody is left to tell if this fails; the exit code still says that it failed.
-                let _ = Channel::over(end).send(&envelope(Message::Failed(Failed { cause })), &[]);
-            }
+            send_failure(&there, WorkerId::default(), FromAdmin::Failed { cause });
         })?;
         Ok(Self {
             process,
@@ -147,20 +146,20 @@ impl AdminProcess {
             }
         };
         match received.envelope.message {
-            Message::Ready(ready) if self.sandbox.is_none() => {
-                self.sandbox = Some(ready.sandbox.unwrap_or_default());
-                Some(Heard::Ready)
-            }
-            Message::Ask(ask) => {
-                self.agent = ask.agent;
-                Some(Heard::Asked(ask.number))
-            }
-            Message::Failed(failed) => {
-                self.cause = Some(failed.cause);
+            FromAdmin::Ready { .. } if self.sandbox.is_some() => {
+                self.end("it is ready a second time".to_owned());
                 None
             }
-            _ => {
-                self.end("it sent a message that no admin process sends".to_owned());
+            FromAdmin::Ready { sandbox } => {
+                self.sandbox = Some(sandbox);
+                Some(Heard::Ready)
+            }
+            FromAdmin::Ask { number, agent } => {
+                self.agent = agent;
+                Some(Heard::Asked(number))
+            }
+            FromAdmin::Failed { cause } => {
+                self.cause = Some(cause);
                 None
             }
         }
@@ -168,11 +167,11 @@ impl AdminProcess {
 
     /// Answers a question.
     pub(super) fn tell(&mut self, number: u64, status: &Status) {
-        let told = Message::Told(Told { number });
+        let answer = Envelope::without_worker(ToAdmin::Status { number });
         let said = written(status)
             .map_err(|error| format!("it cannot be told: {error}"))
             .and_then(|file| {
-                let said = self.channel.send(&envelope(told), &[file.as_fd()]);
+                let said = self.channel.send(&answer, &[file.as_fd()]);
                 said.map_err(|error| error.to_string())
             });
         if let Err(cause) = said {
@@ -193,8 +192,8 @@ impl AdminProcess {
     }
 
     /// What is left of it when it is not wanted any more.
-    pub(super) fn into_parts(self) -> (Process, Channel) {
-        (self.process, self.channel)
+    pub(super) fn into_parts(self) -> (Process, Packets) {
+        (self.process, self.channel.into_packets())
     }
 
     /// How it ended, if it did.
@@ -230,13 +229,6 @@ impl Confinement {
     }
 }
 
-const fn envelope(message: Message) -> Envelope {
-    Envelope {
-        worker: ADMIN,
-        message,
-    }
-}
-
 /// A file with the status, at its beginning.
 fn written(status: &Status) -> io::Result<File> {
     let bytes = serde_json::to_vec(status)?;
@@ -251,13 +243,14 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use rustix::net::SendFlags;
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
     use super::*;
-    use crate::wire::{Ask, Ready, Serve};
+    use crate::wire::FromWorker;
 
     /// A process that does nothing, and the end of its channel.
-    fn process() -> (Child, AdminProcess, Channel) {
+    fn process() -> (Child, AdminProcess, Channel<FromAdmin, ToAdmin>) {
         let child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let number = child.id().cast_signed();
         let pidfd = pidfd_open(Pid::from_raw(number).unwrap(), PidfdFlags::empty()).unwrap();
@@ -273,43 +266,49 @@ mod tests {
         (child, process, there)
     }
 
-    fn ask(number: u64) -> Message {
+    fn ask(number: u64) -> FromAdmin {
         let agent = AgentAnswers {
             ready: number,
             ..AgentAnswers::default()
         };
-        Message::Ask(Ask { number, agent })
+        FromAdmin::Ask { number, agent }
     }
 
-    fn ready() -> Message {
-        Message::Ready(Ready {
-            listen: Vec::new(),
-            sandbox: None,
-        })
+    fn ready() -> FromAdmin {
+        FromAdmin::Ready {
+            sandbox: Sandboxed::default(),
+        }
     }
 
     #[test]
-    fn who_says_anything_out_of_place_is_ended() {
-        for wrong in [ready(), Message::Serve(Serve {})] {
+    fn misplaced_message_ends_process() {
+        let twice = Envelope::without_worker(ready()).encode(0).unwrap();
+        let foreign = Envelope::without_worker(FromWorker::Draining { connections: 0 });
+        let foreign = foreign.encode(0).unwrap();
+        for (wrong, cause) in [
+            (twice, "a second time"),
+            (foreign, "on a channel of FromAdmin"),
+        ] {
             let (_child, mut process, mut there) = process();
-            for message in [ready(), wrong, ask(1)] {
-                there.send(&envelope(message), &[]).unwrap();
-            }
+            there.send(&Envelope::without_worker(ready()), &[]).unwrap();
+            rustix::net::send(there.as_fd(), &wrong, SendFlags::empty()).unwrap();
+            there.send(&Envelope::without_worker(ask(1)), &[]).unwrap();
             assert_eq!(process.hear(), Some(Heard::Ready));
             assert_eq!(process.hear(), None);
-            assert_eq!(process.hear(), None, "it is not heard any more");
+            assert_eq!(process.hear(), None, "nothing more is received");
             let mut ended = [PollFd::new(process.process.as_fd(), PollFlags::POLLIN)];
             assert_eq!(poll(&mut ended, PollTimeout::from(10_000_u16)), Ok(1));
             let how = process.reap().unwrap();
             assert_eq!(how, Death::Signalled(9));
-            assert!(process.cause().unwrap().contains("no admin process sends"));
+            let logged = process.cause().unwrap();
+            assert!(logged.contains(cause), "{logged}");
         }
     }
 
     #[test]
     fn a_question_brings_along_what_load_balancers_were_told() {
         let (_child, mut process, mut there) = process();
-        there.send(&envelope(ask(7)), &[]).unwrap();
+        there.send(&Envelope::without_worker(ask(7)), &[]).unwrap();
         assert_eq!(process.hear(), Some(Heard::Asked(7)));
         assert_eq!(process.agent().ready, 7);
         process.kill();

@@ -9,13 +9,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::wait::WaitStatus;
 
-use crate::channel::{self, Channel};
+use crate::channel::{self, Channel, Received};
 use crate::config::WORKER_WORDS_MAX_CHARS;
 use crate::fault;
-use crate::identity::{ReleaseId, SlotId, WorkerId};
+use crate::handover::HandoverEnd;
+use crate::identity::{ReleaseId, WorkerId};
 use crate::sys::image::{Image, Process};
 use crate::sys::shared::SharedMemory;
-use crate::wire::{Envelope, Failed, HandedOver, HandoverEnd, Message, Ready, Sandboxed, Start};
+use crate::wire::{Envelope, FromWorker, Message, Sandboxed, Start, ToWorker};
 
 use crate::supervisor::machine::Death;
 
@@ -27,7 +28,7 @@ pub(crate) struct Child {
     /// Names its registrations in the event loop; never used again for another child.
     pub(crate) serial: u64,
     pub(crate) process: Process,
-    pub(crate) channel: Channel,
+    pub(crate) channel: Channel<ToWorker, FromWorker>,
     pub(crate) memory: SharedMemory,
     /// How it has locked itself in, once it has said so.
     pub(crate) sandbox: Option<Sandboxed>,
@@ -64,48 +65,43 @@ impl Talk {
     }
 
     /// It is told something.
-    const fn told(&mut self, message: &Message) {
-        if let Message::Stop(_) | Message::Leave(_) | Message::HandOver(_) = message {
-            self.left = self.left.saturating_add(1);
-        }
-        if let Message::Lend(_) = message {
-            self.reports = self.reports.saturating_add(1);
+    const fn told(&mut self, message: &ToWorker) {
+        match message {
+            ToWorker::Stop(_) | ToWorker::Leave { .. } | ToWorker::HandOver(_) => {
+                self.left = self.left.saturating_add(1);
+            }
+            ToWorker::Lend { .. } => self.reports = self.reports.saturating_add(1),
+            ToWorker::Start(_)
+            | ToWorker::Recall { .. }
+            | ToWorker::Serve
+            | ToWorker::TakeOver(_)
+            | ToWorker::Ping => {}
         }
     }
 
     /// It says something; false if it may not.
-    fn takes(&mut self, message: &Message) -> bool {
-        if let Message::ListenerLost(_) = message {
+    fn takes(&mut self, message: &FromWorker) -> bool {
+        if let FromWorker::ListenerLost { .. } = message {
             let fits = !self.starting && self.reports > 0;
             self.reports = self.reports.saturating_sub(1);
             return fits;
         }
-        let about_its_start = matches!(message, Message::Ready(_) | Message::Failed(_));
+        let about_its_start = matches!(message, FromWorker::Ready(_) | FromWorker::Failed { .. });
         let fits = about_its_start == self.starting && self.left > 0;
         self.starting = false;
-        // Who once says too much has nothing to say any more.
+        // A worker that exceeds its quota may not send again.
         self.left = if fits { self.left - 1 } else { 0 };
         fits
     }
 }
 
-/// What a worker said.
+/// Why a worker's channel is of no use any more.
 #[derive(Debug)]
-pub(crate) enum Heard {
-    /// It can serve, on these addresses; with the listeners that it bound, if it did.
-    Ready(Ready, Vec<OwnedFd>),
-    /// It cannot serve.
-    Failed(String),
-    /// It stops, with so many connections open.
-    Draining(u32),
-    /// Its handover has ended.
-    HandedOver(HandedOver),
-    /// A listener of this slot listens no more.
-    ListenerLost(SlotId),
-    /// Its end of the channel is closed: it is ending, and the kernel closes its descriptors
-    /// before it reports the end. How it ended is not known yet.
+pub(crate) enum Unusable {
+    /// The worker's end is closed. It is exiting: the kernel closes its descriptors before it
+    /// reports the end, so how it ended is not known yet.
     Closed,
-    /// Its channel is of no use any more.
+    /// The worker sent something that it may not send, or nothing that is a message.
     Broken(String),
 }
 
@@ -123,7 +119,7 @@ impl Birth<'_> {
     ///
     /// # Errors
     /// There is no process then.
-    pub(crate) fn give(self) -> io::Result<(Process, Channel)> {
+    pub(crate) fn give(self) -> io::Result<(Process, Channel<ToWorker, FromWorker>)> {
         let Self { worker, start, .. } = self;
         let (mut here, there) = Channel::pair()?;
         let mut descriptors = vec![self.memory.fd()];
@@ -131,69 +127,45 @@ impl Birth<'_> {
             descriptors.extend(self.listeners.iter().map(AsFd::as_fd));
         }
         // Said before the worker is born: it waits in the channel.
-        let message = Message::Start(Box::new(start));
+        let message = ToWorker::Start(Box::new(start));
         here.send(&Envelope { worker, message }, &descriptors)
             .map_err(io::Error::other)?;
         let name = format!("uppercased: worker {}", worker.slot);
         let arguments = [name.as_str(), "worker"];
         let process = self.image.spawn(arguments, &there, |error| {
             let cause = format!("cannot execute the worker's program: {error}");
-            last_words(&there, worker, cause);
+            send_failure(&there, worker, FromWorker::Failed { cause });
         })?;
         Ok((process, here))
     }
 }
 
 impl Child {
-    /// The next thing that the worker said; `None` if there is nothing now.
-    pub(crate) fn hear(&mut self) -> Option<Heard> {
+    /// Receives the worker's next message, with its descriptors; `None` if there is none now.
+    pub(crate) fn receive(&mut self) -> Option<Result<(FromWorker, Vec<OwnedFd>), Unusable>> {
         let received = match self.channel.receive() {
             Ok(received) => received?,
-            Err(channel::Error::Closed) => return Some(Heard::Closed),
-            Err(error) => return Some(Heard::Broken(error.to_string())),
+            Err(channel::Error::Closed) => return Some(Err(Unusable::Closed)),
+            Err(error) => return Some(Err(Unusable::Broken(error.to_string()))),
         };
-        let heard = match received.envelope.message {
-            _ if received.envelope.worker != self.worker => {
-                Heard::Broken(format!("it calls itself {}", received.envelope.worker))
-            }
-            ref message if !self.talk.takes(message) => {
-                Heard::Broken("it says more than it was asked".to_owned())
-            }
-            Message::Ready(ready) => Heard::Ready(ready, received.descriptors),
-            Message::Failed(failed) => Heard::Failed(in_few_words(&failed.cause)),
-            Message::Draining(draining) => Heard::Draining(draining.connections),
-            Message::HandedOver(mut ended) => {
-                if let HandoverEnd::Refused { cause } = &mut ended.end {
-                    *cause = in_few_words(cause);
-                }
-                Heard::HandedOver(ended)
-            }
-            Message::ListenerLost(lost) => Heard::ListenerLost(lost.slot),
-            Message::Start(_)
-            | Message::Lend(_)
-            | Message::Recall(_)
-            | Message::Stop(_)
-            | Message::Serve(_)
-            | Message::HandOver(_)
-            | Message::TakeOver(_)
-            | Message::Leave(_)
-            | Message::Ping(_)
-            | Message::Preflight(_)
-            | Message::Resolve(_)
-            | Message::Resolved(_)
-            | Message::StartAdmin(_)
-            | Message::Ask(_)
-            | Message::Told(_) => {
-                Heard::Broken("it sent a message that no worker sends".to_owned())
-            }
-        };
-        Some(heard)
+        let Received {
+            envelope: Envelope { worker, message },
+            descriptors,
+        } = received;
+        Some(if worker != self.worker {
+            Err(Unusable::Broken(format!("it calls itself {worker}")))
+        } else if self.talk.takes(&message) {
+            Ok((in_few_words(message), descriptors))
+        } else {
+            let cause = "it says more than it was asked";
+            Err(Unusable::Broken(cause.to_owned()))
+        })
     }
 
     /// Sends a message to the worker.
     pub(crate) fn say(
         &mut self,
-        message: Message,
+        message: ToWorker,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), String> {
         let worker = self.worker;
@@ -202,7 +174,7 @@ impl Child {
             .channel
             .send(&Envelope { worker, message }, descriptors)
         {
-            // It is ending; its pidfd is about to tell how. See `Heard::Closed`.
+            // It is exiting; its pidfd is about to report how. See `Unusable::Closed`.
             Err(channel::Error::Closed) => Ok(()),
             sent => sent.map_err(|error| error.to_string()),
         }
@@ -239,8 +211,21 @@ impl Child {
     }
 }
 
-/// What a worker says in its own words, as one line that can be shown to anybody.
-fn in_few_words(text: &str) -> String {
+/// Returns the message with each text that the worker chose as one short line, which can be shown.
+fn in_few_words(mut message: FromWorker) -> FromWorker {
+    match &mut message {
+        FromWorker::Failed { cause } => *cause = one_short_line(cause),
+        FromWorker::HandedOver(ended) => {
+            if let HandoverEnd::Refused { cause } = &mut ended.end {
+                *cause = one_short_line(cause);
+            }
+        }
+        FromWorker::Ready(_) | FromWorker::Draining { .. } | FromWorker::ListenerLost { .. } => {}
+    }
+    message
+}
+
+fn one_short_line(text: &str) -> String {
     let letters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     letters.take(WORKER_WORDS_MAX_CHARS).collect()
 }
@@ -267,29 +252,32 @@ pub(crate) fn death_of(process: &Process) -> Option<Death> {
     }
 }
 
-/// Says in a child that could not be executed why, over its end of the channel.
-pub(crate) fn last_words(there: &Channel, worker: WorkerId, cause: String) {
-    let Ok(end) = there.as_fd().try_clone_to_owned() else {
-        return;
-    };
-    let message = Message::Failed(Failed { cause });
-    // Nobody is left to tell if this fails; the exit code still says that it failed.
-    let _ = Channel::over(end).send(&Envelope { worker, message }, &[]);
+/// Sends the failure of an exec, in the child, over its end of the channel.
+pub(crate) fn send_failure<Out: Message, In: Message>(
+    there: &Channel<Out, In>,
+    worker: WorkerId,
+    message: Out,
+) {
+    if let Ok(end) = there.as_fd().try_clone_to_owned() {
+        // If this fails, the exit code still reports a failure.
+        let _ = Channel::<Out, In>::over(end).send(&Envelope { worker, message }, &[]);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Draining, Serve, Stop};
+    use crate::identity::SlotId;
+    use crate::wire::Stop;
 
-    fn draining() -> Message {
-        Message::Draining(Draining { connections: 1 })
+    const fn draining() -> FromWorker {
+        FromWorker::Draining { connections: 1 }
     }
 
-    fn failed() -> Message {
-        Message::Failed(Failed {
+    const fn failed() -> FromWorker {
+        FromWorker::Failed {
             cause: String::new(),
-        })
+        }
     }
 
     #[test]
@@ -299,8 +287,8 @@ mod tests {
         assert!(!talk.takes(&draining()), "it was not asked");
         let mut talk = Talk::NEW;
         assert!(talk.takes(&failed()));
-        talk.told(&Message::Serve(Serve {}));
-        talk.told(&Message::Stop(Stop {
+        talk.told(&ToWorker::Serve);
+        talk.told(&ToWorker::Stop(Stop {
             lame_duck_ms: 0,
             drain_timeout_ms: 0,
         }));
@@ -311,11 +299,11 @@ mod tests {
     #[test]
     fn worker_reports_lost_listeners_once_for_each_set() {
         let slot = SlotId(0);
-        let lost = Message::ListenerLost(crate::wire::ListenerLost { slot });
+        let lost = FromWorker::ListenerLost { slot };
         let mut talk = Talk::resumed(true);
         assert!(talk.takes(&lost));
         assert!(!talk.takes(&lost));
-        talk.told(&Message::Lend(crate::wire::Lend { slot }));
+        talk.told(&ToWorker::Lend { slot });
         assert!(talk.takes(&lost));
         let mut new = Talk::NEW;
         assert!(!new.takes(&lost), "it has none yet");
@@ -324,7 +312,7 @@ mod tests {
     #[test]
     fn who_says_too_much_is_not_heard_again() {
         for wrong in [draining(), failed()] {
-            let mut talk = Talk::resumed(matches!(wrong, Message::Failed(_)));
+            let mut talk = Talk::resumed(matches!(wrong, FromWorker::Failed { .. }));
             assert!(!talk.takes(&wrong));
             assert!(!talk.takes(&draining()) && !talk.takes(&failed()));
         }
@@ -333,8 +321,8 @@ mod tests {
     #[test]
     fn words_are_few_and_move_no_cursor() {
         let long = "\u{1b}[2J\n".repeat(10_000);
-        let said = in_few_words(&long);
+        let said = one_short_line(&long);
         assert!(said.len() <= 4 * WORKER_WORDS_MAX_CHARS && !said.contains(char::is_control));
-        assert_eq!(in_few_words("cannot bind"), "cannot bind");
+        assert_eq!(one_short_line("cannot bind"), "cannot bind");
     }
 }

@@ -10,9 +10,9 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::channel::Channel;
+use crate::channel::packets::Packets;
 use crate::config::{REBALANCE_BYTES_PER_CALL, Steer};
-use crate::handover::Part;
+use crate::handover::{HandoverEnd, Part};
 use crate::identity::{SlotId, WorkerId};
 use crate::memory;
 use crate::metrics::Counter;
@@ -21,7 +21,7 @@ use crate::supervisor::fleet::children::Child;
 use crate::supervisor::fleet::resources::SlotResources;
 use crate::supervisor::machine::{Event, Load};
 use crate::sys::{cpus, steering};
-use crate::wire::{self, HandoverEnd, Message};
+use crate::wire::{self, ToWorker};
 
 /// The CPU that a worker of `slot` is to stay on, if it is to stay on one.
 pub(crate) fn cpu_of(slot: SlotId, pin: bool) -> Option<u16> {
@@ -79,7 +79,7 @@ impl Supervisor {
 
     /// Connects two workers that stay, so that a part of the connections of `from` moves to `to`.
     pub(crate) fn rebalance(&mut self, from: WorkerId, to: WorkerId, part: Part) {
-        let (near, far) = match Channel::pair() {
+        let (near, far) = match Packets::pair() {
             Ok(pair) => pair,
             Err(error) => {
                 let cause = format!("no socket pair for the handover: {error}");
@@ -94,13 +94,13 @@ impl Supervisor {
             from,
             expected: part.of(self.open_connections(from)),
         };
-        self.say(to, Message::TakeOver(take_over), &[far.as_fd()]);
+        self.say(to, ToWorker::TakeOver(take_over), &[far.as_fd()]);
         let hand_over = wire::HandOver {
             to,
             last: false,
             part: Some(part),
         };
-        self.say(from, Message::HandOver(hand_over), &[near.as_fd()]);
+        self.say(from, ToWorker::HandOver(hand_over), &[near.as_fd()]);
     }
 
     /// Tells the machine how much each worker has done.

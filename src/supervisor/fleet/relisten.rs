@@ -16,7 +16,7 @@ use crate::identity::{SlotId, WorkerId};
 use crate::listener;
 use crate::supervisor::Supervisor;
 use crate::supervisor::machine::Queue;
-use crate::wire::{Lend, Message};
+use crate::wire::ToWorker;
 
 /// A slot whose listeners are to be bound again, and who waits for them.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -93,7 +93,7 @@ impl Supervisor {
             Ok(copies) => {
                 let borrowed: Vec<_> = copies.iter().map(std::os::fd::AsFd::as_fd).collect();
                 for receiver in std::iter::once(worker).chain(followers) {
-                    self.say(receiver, Message::Lend(Lend { slot }), &borrowed);
+                    self.say(receiver, ToWorker::Lend { slot }, &borrowed);
                 }
                 self.store_listeners(slot);
             }

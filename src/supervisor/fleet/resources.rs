@@ -9,7 +9,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::channel::Channel;
+use crate::channel::packets::Packets;
 use socket2::SockRef;
 
 use crate::config::Config;
@@ -100,14 +100,14 @@ impl SlotResources {
 
     /// Takes a worker that was killed and has not ended out of the slot: the process, and its channel.
     /// What it has counted is kept; nobody else ever writes in its memory.
-    pub(crate) fn abandon(&mut self, worker: WorkerId) -> Option<(Process, Channel)> {
+    pub(crate) fn abandon(&mut self, worker: WorkerId) -> Option<(Process, Packets)> {
         let of = |child: &Child| child.worker == worker;
         let index = self.children.iter().position(of)?;
         let child = self.children.swap_remove(index);
         if self.note_loss(worker, &child.memory) {
             self.carried.close(&child.memory);
         }
-        Some((child.process, child.channel))
+        Some((child.process, child.channel.into_packets()))
     }
 
     /// Remembers what was lost with a worker; says whether its counters can be true.
@@ -134,14 +134,14 @@ impl SlotResources {
 
     /// Takes a worker that cannot be watched out of the slot: the process, which still lives, and its
     /// channel.
-    pub(crate) fn discard(&mut self, worker: WorkerId) -> Option<(Process, Channel)> {
+    pub(crate) fn discard(&mut self, worker: WorkerId) -> Option<(Process, Packets)> {
         let index = self
             .children
             .iter()
             .position(|child| child.worker == worker)?;
         let child = self.children.swap_remove(index);
         self.leave_behind(child.memory);
-        Some((child.process, child.channel))
+        Some((child.process, child.channel.into_packets()))
     }
 
     /// Keeps the listeners that a slot's first worker bound.

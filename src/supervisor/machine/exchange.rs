@@ -15,9 +15,8 @@ use super::slot::{Death, SlotId, WorkerId};
 pub use notice::Notice;
 
 pub use crate::control::ScaleTo;
-use crate::handover::Part;
+use crate::handover::{HandoverEnd, Part};
 use crate::identity::{ReleaseId, RequestId};
-use crate::wire::HandoverEnd;
 
 /// What happened in the world.
 ///

@@ -1,0 +1,43 @@
+//! The conversation between the supervisor and a pre-flight child, which runs this program or the
+//! one that may replace it.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Direction, Message};
+
+/// A task for a pre-flight child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToPreflight {
+    /// Read the configuration.
+    Resolve,
+    /// Read the configuration, and show that this program could take over. Descriptor: the state
+    /// that it would take over.
+    TakeOver,
+}
+
+/// The result of a pre-flight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromPreflight {
+    /// The task succeeded.
+    Resolved {
+        /// The [`Config`](crate::config::Config) that the child made of the arguments, the
+        /// environment and the file. The child may be of another version than the supervisor,
+        /// which passes this on as it is.
+        config: serde_json::Value,
+    },
+    /// The task failed.
+    Failed {
+        /// One line: what failed, why, what to do.
+        cause: String,
+    },
+}
+
+impl Message for ToPreflight {
+    const DIRECTION: Direction = Direction::ToPreflight;
+}
+
+impl Message for FromPreflight {
+    const DIRECTION: Direction = Direction::FromPreflight;
+}

@@ -1,0 +1,180 @@
+//! The conversation between the supervisor and one worker.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Direction, Message};
+use crate::config::Config;
+use crate::handover::{HandoverEnd, Part};
+use crate::identity::{SlotId, WorkerId};
+
+/// A message from the supervisor to a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToWorker {
+    /// Starts the worker; always the first message. Descriptors: the working memory, then the
+    /// slot's listeners if the worker is to adopt them (one for each address, in order).
+    Start(Box<Start>),
+    /// Serve a slot's listeners in place of those of the same slot that the worker may have: those
+    /// of another slot without a worker, or its own after one was replaced. Descriptors: the
+    /// listeners.
+    Lend {
+        /// The owner of the listeners.
+        slot: SlotId,
+    },
+    /// Close another slot's listeners.
+    Recall {
+        /// The owner of the listeners, which has a worker again, or leaves.
+        slot: SlotId,
+        /// The slot leaves: accept what waits in its queues before closing them.
+        last: bool,
+    },
+    /// Stop gracefully; answered by [`FromWorker::Draining`].
+    Stop(Stop),
+    /// Begin to accept. For a worker on standby whose predecessor is gone or leaves.
+    Serve,
+    /// Stop accepting, send every connection to another worker, answer with
+    /// [`FromWorker::HandedOver`], and exit. Descriptor: one end of the handover's socket pair.
+    HandOver(HandOver),
+    /// Receive the connections that come over the socket. A worker on standby accepts from now on.
+    /// Descriptor: the other end of that pair.
+    TakeOver(TakeOver),
+    /// Stop accepting, serve established connections until they end or the time is over, close
+    /// those gracefully, and exit. Answered by [`FromWorker::Draining`].
+    Leave {
+        /// Milliseconds for which established connections are served.
+        drain_timeout_ms: u64,
+    },
+    /// Make one turn of the loop, so that the worker's pulse can be seen.
+    Ping,
+}
+
+/// A message from a worker to the supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromWorker {
+    /// The worker can serve. Descriptors: a duplicate of each listener that it bound; none if it
+    /// adopted them.
+    Ready(Ready),
+    /// The worker cannot serve, and exits.
+    Failed {
+        /// One line: what failed, why, what to do.
+        cause: String,
+    },
+    /// The worker has stopped accepting because it was told to stop or to leave.
+    Draining {
+        /// Connections still open.
+        connections: u32,
+    },
+    /// The handover that the worker was told to make has ended.
+    HandedOver(HandedOver),
+    /// A listener does not listen any more. Answered by [`ToWorker::Lend`] with the slot's
+    /// listeners as they are then.
+    ListenerLost {
+        /// The worker's own slot, or one whose queue it was lent.
+        slot: SlotId,
+    },
+}
+
+impl Message for ToWorker {
+    const DIRECTION: Direction = Direction::ToWorker;
+}
+
+impl Message for FromWorker {
+    const DIRECTION: Direction = Direction::FromWorker;
+}
+
+/// Everything that a new worker needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// The validated configuration.
+    pub config: Config,
+    /// The addresses to bind or that the listeners have, ports resolved.
+    pub listen: Vec<Listen>,
+    /// The listeners come along; `false`: bind them.
+    pub adopt: bool,
+    /// Send Ready without accepting, and wait for [`ToWorker::Serve`] or [`ToWorker::TakeOver`]:
+    /// another worker of the slot still serves.
+    pub standby: bool,
+    /// The one CPU to run on; `None`: any.
+    pub cpu: Option<u16>,
+    /// Connections up to which this worker accepts new ones.
+    pub max_connections: u32,
+    /// Connections that its memory has room for, if those are more: other workers may hand theirs
+    /// over.
+    pub room: u32,
+    /// Records in the working memory: descriptor numbers that this worker may use.
+    pub descriptors: u32,
+}
+
+/// One address of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listen {
+    /// Address and port; port 0 only for the slot that binds first.
+    pub addr: SocketAddr,
+    /// Whether an IPv6 socket serves IPv4 clients too.
+    pub dual_stack: bool,
+}
+
+/// The state of a worker that can serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// The addresses of its listeners, ports resolved.
+    pub listen: Vec<Listen>,
+    /// How the worker has sandboxed itself.
+    pub sandbox: Sandboxed,
+}
+
+/// How a process has sandboxed itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sandboxed {
+    /// The names of the layers in force; the user comes first.
+    pub layers: Vec<String>,
+    /// The layers that could not be put in force, each as `name: cause`.
+    pub missing: Vec<String>,
+}
+
+/// The deadlines of a graceful stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// Milliseconds to go on accepting first.
+    pub lame_duck_ms: u64,
+    /// Milliseconds for pending replies after that.
+    pub drain_timeout_ms: u64,
+}
+
+/// The receiver and the extent of a handover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandOver {
+    /// The worker at the other end.
+    pub to: WorkerId,
+    /// No worker accepts from this worker's listeners afterwards: empty their queues before
+    /// closing them.
+    pub last: bool,
+    /// Only a part of the connections: the worker stays, and goes on accepting.
+    pub part: Option<Part>,
+}
+
+/// The sender of a handover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeOver {
+    /// The worker at the other end.
+    pub from: WorkerId,
+    /// Estimated number of connections, for which room is kept.
+    pub expected: u32,
+}
+
+/// The result of a handover.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedOver {
+    /// Connections that the other worker has acknowledged.
+    pub moved: u32,
+    /// Connections that this worker still has.
+    pub left: u32,
+    /// How it ended.
+    pub end: HandoverEnd,
+    /// Only a part was to move: the worker goes on serving, however it ended.
+    pub part: bool,
+}
