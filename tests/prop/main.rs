@@ -4,4 +4,5 @@ mod connection;
 mod memory;
 mod model;
 mod proxy_header;
+mod service;
 mod uppercase;
