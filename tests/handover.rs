@@ -264,7 +264,7 @@ fn state_of(stage: &Stage, index: usize, client: &Client) -> Option<(State, u32)
 }
 
 #[test]
-fn a_connection_goes_on_whatever_it_is_in_the_middle_of() {
+fn connection_continues_from_every_state() {
     let mut stage = Stage::new(3, &config());
     let idle = stage.connect(0);
     let mut mid_message = stage.connect(0);
@@ -337,7 +337,7 @@ fn done(moved: u32) -> HandedOver {
 }
 
 #[test]
-fn a_connection_that_lingers_does_so_to_its_end() {
+fn lingering_connection_lingers_to_its_end() {
     let config = Config {
         idle_timeout: Some(Duration::from_millis(10)),
         linger_timeout: Duration::from_secs(60),
@@ -405,7 +405,7 @@ fn narrow_link() -> (OwnedFd, OwnedFd) {
 }
 
 #[test]
-fn a_socket_without_room_delays_a_batch_and_loses_nothing() {
+fn full_socket_delays_batch_and_loses_nothing() {
     raise_the_descriptor_limit();
     let mut stage = Stage::new(2, &config());
     let clients: Vec<Client> = (0..450).map(|_| stage.connect(0)).collect();
@@ -424,7 +424,7 @@ fn a_socket_without_room_delays_a_batch_and_loses_nothing() {
 }
 
 #[test]
-fn a_batch_that_cannot_be_sent_stays_with_the_sender() {
+fn unsendable_batch_stays_with_sender() {
     let mut stage = Stage::new(2, &config());
     let mut large = stage.connect(0);
     large.stuff(&mut stage);
@@ -442,7 +442,7 @@ fn a_batch_that_cannot_be_sent_stays_with_the_sender() {
 }
 
 #[test]
-fn a_receiver_that_dies_leaves_everything_with_the_sender() {
+fn dead_receiver_leaves_everything_with_sender() {
     let mut stage = Stage::new(1, &config());
     let mut clients: Vec<Client> = (0..5).map(|_| stage.connect(0)).collect();
     clients[1].stuff(&mut stage);
@@ -580,7 +580,7 @@ fn connections_return_after_incomplete_handover() {
 }
 
 #[test]
-fn successor_accepts_once_it_knows_the_count() {
+fn successor_accepts_after_learning_count() {
     let mut stage = Stage::new(1, &config());
     stage.loops[0].hold_accepting();
     let (ours, theirs) = link();
@@ -617,7 +617,7 @@ fn successor_accepts_once_it_knows_the_count() {
 }
 
 #[test]
-fn flood_of_answers_does_not_hold_the_sender() {
+fn acknowledgement_flood_never_blocks_sender() {
     let mut stage = Stage::new(1, &config());
     let client = stage.connect(0);
     let (ours, theirs) = link();
@@ -651,7 +651,7 @@ fn flood_of_answers_does_not_hold_the_sender() {
 }
 
 #[test]
-fn a_server_that_is_full_moves_as_a_whole_and_only_then_takes_those_who_wait() {
+fn full_server_migrates_before_accepting_queue() {
     let mut stage = Stage::new(1, &config());
     stage.loops[0] = reactor(&config(), 10);
     let listener = stage.listener.try_clone().unwrap();
@@ -686,7 +686,7 @@ fn a_server_that_is_full_moves_as_a_whole_and_only_then_takes_those_who_wait() {
 }
 
 #[test]
-fn a_format_from_the_future_is_refused_and_so_is_a_stopping_worker() {
+fn future_format_and_stopping_worker_are_refused() {
     let mut stage = Stage::new(2, &config());
     let client = stage.connect(0);
     let (ours, theirs) = link();
@@ -739,7 +739,7 @@ fn a_format_from_the_future_is_refused_and_so_is_a_stopping_worker() {
 }
 
 #[test]
-fn the_last_one_of_a_queue_takes_it_to_its_end() {
+fn last_worker_serves_queue_to_its_end() {
     let mut stage = Stage::new(1, &config());
     let clients: Vec<Client> = (0..3).map(|_| stage.connect(0)).collect();
     stage.loops.push(reactor(&config(), MAX));
@@ -760,7 +760,7 @@ fn the_last_one_of_a_queue_takes_it_to_its_end() {
 }
 
 #[test]
-fn a_stop_amid_a_handover_settles_what_is_on_its_way_and_finishes_the_rest() {
+fn stop_during_handover_settles_connections_in_flight() {
     raise_the_descriptor_limit();
     let mut stage = Stage::new(2, &config());
     let mut clients: Vec<Client> = (0..450).map(|_| stage.connect(0)).collect();
@@ -791,7 +791,7 @@ fn a_stop_amid_a_handover_settles_what_is_on_its_way_and_finishes_the_rest() {
 }
 
 #[test]
-fn the_end_of_a_sender_is_no_harm_to_what_has_arrived() {
+fn sender_exit_keeps_arrived_connections() {
     let mut stage = Stage::new(1, &config());
     let (ours, theirs) = link();
     let sender = Packets::over(ours);
@@ -803,7 +803,7 @@ fn the_end_of_a_sender_is_no_harm_to_what_has_arrived() {
 }
 
 #[test]
-fn nonsense_is_refused_and_costs_nothing() {
+fn malformed_packets_are_refused() {
     for noise in [&b"noise"[..], b"UPHO\x02\x00\x01\x00", &[0xff; 4096]] {
         let mut stage = Stage::new(1, &config());
         let client = stage.connect(0);
@@ -826,7 +826,7 @@ fn nonsense_is_refused_and_costs_nothing() {
 }
 
 #[test]
-fn an_answer_out_of_place_ends_the_sending_and_frees_nothing() {
+fn misplaced_answer_ends_handover_and_frees_nothing() {
     let mut stage = Stage::new(1, &config());
     let client = stage.connect(0);
     let (ours, theirs) = link();
@@ -902,7 +902,7 @@ fn talking(stage: &mut Stage) -> Client {
 }
 
 #[test]
-fn a_part_goes_and_both_serve_and_accept_on() {
+fn partial_handover_leaves_both_serving() {
     let (mut stage, other) = siblings(&config());
     let mut clients: Vec<Client> = (0..10).map(|_| talking(&mut stage)).collect();
     for moved in [3, 3, 3, 2, 1] {
@@ -927,7 +927,7 @@ fn a_part_goes_and_both_serve_and_accept_on() {
 }
 
 #[test]
-fn who_owes_something_or_was_silent_stays() {
+fn partial_handover_keeps_pending_and_silent_connections() {
     let (mut stage, _) = siblings(&config());
     let mut full = stage.connect(0);
     full.stuff(&mut stage);
@@ -977,7 +977,7 @@ fn who_owes_something_or_was_silent_stays() {
 }
 
 #[test]
-fn what_is_refused_or_was_not_taken_stays_and_nothing_else_changes() {
+fn refused_connections_stay_with_sender() {
     // Refused: the receiver leaves itself.
     let (mut stage, _) = siblings(&config());
     stage.loops[1].let_go();

@@ -100,7 +100,7 @@ fn summaries_read_well() {
 }
 
 #[test]
-fn pages_need_nothing_else() {
+fn page_needs_no_other_file() {
     for (name, outcome, charts) in [
         ("clean", outcomes::clean(), 3),
         ("restarted", outcomes::restarted(), 3),
@@ -120,7 +120,7 @@ fn pages_need_nothing_else() {
 }
 
 #[test]
-fn a_page_takes_no_markup_from_its_outcome() {
+fn page_escapes_markup_in_outcome() {
     let mut outcome = outcomes::failed();
     let evil = "</style></svg><script>alert(1)</script>'\"&\u{0}";
     for text in [
@@ -151,7 +151,7 @@ fn a_page_takes_no_markup_from_its_outcome() {
 }
 
 #[test]
-fn long_series_are_thinned_out_and_say_so() {
+fn page_thins_long_series_and_reports_it() {
     let mut outcome = outcomes::clean();
     let one = outcome.series[0];
     outcome.series = (0..36_000)
@@ -198,7 +198,7 @@ fn advice_names_the_flag_to_try() {
 }
 
 #[test]
-fn advice_on_a_stalled_server_blames_the_server() {
+fn advice_blames_stalled_server() {
     let said: Vec<String> = Advice::on(&outcomes::stalled())
         .iter()
         .map(ToString::to_string)
@@ -210,7 +210,7 @@ fn advice_on_a_stalled_server_blames_the_server() {
 }
 
 #[test]
-fn comparison_counts_what_was_not_sent() {
+fn comparison_counts_unsent_messages() {
     let runs = |outcome: Outcome| runs("x", [outcome]);
     let comparison = report::compare(&runs(outcomes::stalled()), &runs(outcomes::clean()));
     let text = comparison.to_string();
@@ -293,7 +293,7 @@ fn comparisons_read_well() {
 }
 
 #[test]
-fn an_outcome_travels_as_json() {
+fn outcome_survives_json_round_trip() {
     for outcome in [
         outcomes::clean(),
         outcomes::failed(),
@@ -308,7 +308,7 @@ fn an_outcome_travels_as_json() {
 
 /// `format_1.json` is what the first version wrote, and is never changed.
 #[test]
-fn the_first_format_is_still_read() {
+fn report_reads_first_format() {
     let outcome = report::load(&fixture("format_1.json")).unwrap();
     assert_eq!((outcome.format, outcome.totals.messages), (1, 20_000));
     let latency = outcome.latency.as_ref().unwrap();
@@ -321,7 +321,7 @@ fn the_first_format_is_still_read() {
 }
 
 #[test]
-fn broken_files_are_told_from_newer_ones() {
+fn report_distinguishes_broken_from_newer_files() {
     let read = |text: &str| report::parse(text.as_bytes(), Path::new("run.json"));
     assert!(read(r#"{"format":1,"weather":{"fine":[1,2]}}"#).is_ok());
     for text in [
@@ -362,7 +362,7 @@ fn compare(args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn the_command_compares_files() {
+fn report_command_compares_files() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, outcome: &Outcome| -> String {
         let path = folder.path().join(name);
@@ -470,7 +470,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn every_outcome_can_be_shown(a in any_outcome(), b in any_outcome()) {
+    fn report_shows_any_outcome(a in any_outcome(), b in any_outcome()) {
         assert_fits(&report::summary(&a));
         assert_self_contained(&report::html(&a));
         let comparison = report::compare(&runs("a", [a.clone()]), &runs("b", [b, a]));
@@ -478,7 +478,7 @@ proptest! {
     }
 
     #[test]
-    fn no_file_is_too_strange_to_be_refused(
+    fn report_refuses_any_malformed_file(
         bytes in prop::collection::vec(any::<u8>(), 0..200), text in "\\{\"format\":[0-9]{1,12}.{0,40}",
     ) {
         for text in [bytes.as_slice(), text.as_bytes()] {

@@ -6,7 +6,7 @@ mod stats;
 use stats::{BUCKETS, Histogram, Spread, Surroundings, bucket, highest, reference, spread};
 
 #[test]
-fn buckets_are_in_order_and_narrow() {
+fn histogram_buckets_are_ordered_and_narrow() {
     let mut last = 0;
     for shift in 0..64 {
         for value in [1 << shift, (1 << shift) + (1 << shift) / 3] {
@@ -22,7 +22,7 @@ fn buckets_are_in_order_and_narrow() {
 }
 
 #[test]
-fn quantiles_count_from_the_lowest_value() {
+fn quantiles_count_from_lowest_value() {
     let mut histogram = Histogram::new();
     assert_eq!(histogram.quantile(0.5), None);
     (1..=100).for_each(|value| histogram.record(value));
@@ -33,7 +33,7 @@ fn quantiles_count_from_the_lowest_value() {
 }
 
 #[test]
-fn a_histogram_survives_its_journey() {
+fn histogram_survives_round_trip() {
     let mut seen = Histogram::new();
     for value in [3, 3, 7_000, u64::MAX] {
         seen.record(value);
@@ -46,7 +46,7 @@ fn a_histogram_survives_its_journey() {
 }
 
 #[test]
-fn a_spread_interpolates_and_leaves_out_what_is_no_number() {
+fn spread_interpolates_and_skips_non_numbers() {
     let four = spread([4.0, f64::NAN, 1.0, 3.0, 2.0]);
     let expected = Spread {
         low: 1.75,
@@ -59,7 +59,7 @@ fn a_spread_interpolates_and_leaves_out_what_is_no_number() {
 }
 
 #[test]
-fn a_reference_is_what_is_left_of_its_neighbours() {
+fn reference_excludes_its_neighbours() {
     assert_eq!(reference(Some(2.0), Some(4.0)), Some(3.0));
     assert_eq!(reference(None, Some(4.0)), Some(4.0));
     assert_eq!(reference(Some(2.0), None), Some(2.0));
@@ -67,7 +67,7 @@ fn a_reference_is_what_is_left_of_its_neighbours() {
 }
 
 #[test]
-fn a_run_counts_only_if_it_was_alone() {
+fn run_counts_only_without_competing_load() {
     let alone = Surroundings {
         wall_ns: 1_000_000_000,
         cpus: 2,

@@ -67,7 +67,7 @@ fn name(page: &Path) -> &str {
 }
 
 #[test]
-fn there_is_a_page_for_each_command_and_for_the_file() {
+fn manual_covers_each_command_and_file() {
     let (_folder, pages) = pages();
     let names: Vec<&str> = pages.iter().map(|page| name(page)).collect();
     // In the order of bytes, as sorted above.
@@ -103,7 +103,7 @@ fn there_is_a_page_for_each_command_and_for_the_file() {
 }
 
 #[test]
-fn formatters_have_nothing_to_say_about_a_page() {
+fn formatters_accept_every_page() {
     let (_folder, pages) = pages();
     for page in &pages {
         if installed("man") {
@@ -141,7 +141,7 @@ fn formatters_have_nothing_to_say_about_a_page() {
 }
 
 #[test]
-fn bash_completes_commands_flags_and_words() {
+fn bash_completes_commands_flags_and_values() {
     // It comes with every system that has these tests' other needs.
     assert!(installed("bash"));
     let folder = TempDir::new().unwrap();
@@ -183,7 +183,7 @@ fn bash_completes_commands_flags_and_words() {
 }
 
 #[test]
-fn zsh_and_fish_accept_their_scripts() {
+fn zsh_and_fish_accept_scripts() {
     let folder = TempDir::new().unwrap();
     for shell in ["zsh", "fish"] {
         if !installed(shell) {
@@ -210,7 +210,7 @@ fn zsh_and_fish_accept_their_scripts() {
 }
 
 #[test]
-fn what_there_is_not_is_bad_input() {
+fn unknown_page_or_shell_is_refused() {
     let why = complaint(&["completions", "tcsh"], 2);
     assert!(why.contains("bash, zsh, fish"), "{why}");
     let why = complaint(&["man", "preflight"], 2);

@@ -135,7 +135,7 @@ fn printed(text: &str, key: &str) -> (String, String) {
 }
 
 #[test]
-fn help_is_for_narrow_terminals_and_names_everything() {
+fn help_fits_terminal_and_names_every_command() {
     let short = Run::new().arg("-h").stdout();
     assert!(short.lines().all(|line| line.chars().count() <= 79));
     for word in [
@@ -173,7 +173,7 @@ fn help_is_for_narrow_terminals_and_names_everything() {
 }
 
 #[test]
-fn an_order_that_makes_no_sense_is_refused_before_anybody_is_asked() {
+fn invalid_command_is_refused_before_server_is_asked() {
     for (args, what) in [
         (["scale"].as_slice(), "<N>"),
         (&["scale", "0"], "from 1 to 1024"),
@@ -199,13 +199,13 @@ fn an_order_that_makes_no_sense_is_refused_before_anybody_is_asked() {
 }
 
 #[test]
-fn version_is_the_packages() {
+fn version_equals_package_version() {
     let expected = format!("uppercased {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(Run::new().arg("--version").stdout(), expected);
 }
 
 #[test]
-fn a_reader_that_leaves_early_is_no_error() {
+fn closed_output_pipe_is_no_error() {
     for args in [["check", "--print"], ["serve", "--help"]] {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
@@ -216,7 +216,7 @@ fn a_reader_that_leaves_early_is_no_error() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_an_error() {
+fn unwritable_output_is_an_error() {
     let full = fs::OpenOptions::new()
         .write(true)
         .open("/dev/full")
@@ -259,7 +259,7 @@ fn every_command_fills_slow_nonblocking_pipe() {
 }
 
 #[test]
-fn error_is_one_line_whatever_is_typed() {
+fn error_fits_one_line_for_any_input() {
     let evil = "x\nUsage: forged\x1b[31m\x07\u{9b}\u{202e}\r\nERROR";
     let address = format!("{evil}:1");
     let variable = format!("UPPERCASED_{evil}");
@@ -335,7 +335,7 @@ fn check_names_ignored_service_variables() {
 }
 
 #[test]
-fn what_is_mistyped_is_answered_with_what_was_meant() {
+fn error_suggests_nearest_name() {
     let flag = Run::new().args(&["--idle-timout", "3s"]).complaint();
     assert!(
         flag.contains("'--idle-timout'") && flag.contains("'--idle-timeout'"),
@@ -370,7 +370,7 @@ fn what_is_mistyped_is_answered_with_what_was_meant() {
 }
 
 #[test]
-fn values_that_make_no_sense_are_refused_with_a_way_out() {
+fn invalid_values_are_refused_with_hint() {
     for (args, what, way_out) in [
         (
             ["--workers", "0"],
@@ -441,7 +441,7 @@ fn values_that_make_no_sense_are_refused_with_a_way_out() {
 }
 
 #[test]
-fn a_bad_value_is_blamed_on_its_source() {
+fn error_names_source_of_bad_value() {
     let run = Run::new().arg("check").env("UPPERCASED_WORKERS", "0");
     let line = run.complaint();
     assert!(
@@ -458,7 +458,7 @@ fn a_bad_value_is_blamed_on_its_source() {
 }
 
 #[test]
-fn a_file_that_is_no_configuration_is_named() {
+fn error_names_invalid_configuration_file() {
     let (run, file) = Run::new().arg("check").file("workers = 4\nlisten = = 1\n");
     let place = format!("{}:2:10: not valid TOML", file.path().display());
     let line = run.complaint();
@@ -496,7 +496,7 @@ fn a_file_that_is_no_configuration_is_named() {
 }
 
 #[test]
-fn too_few_descriptors_are_noticed_before_the_start() {
+fn check_detects_low_descriptor_limit() {
     let check = |limit: &str, args: &str| {
         let mut run = Run::new();
         let program = env!("CARGO_BIN_EXE_uppercased");
@@ -526,7 +526,7 @@ fn too_few_descriptors_are_noticed_before_the_start() {
 }
 
 #[test]
-fn flags_win_over_the_environment_and_that_over_the_file() {
+fn flags_override_environment_and_environment_overrides_file() {
     let text = "workers = 1\nbacklog = 1\nidle_timeout = \"1m\"\nlisten = [\"1.1.1.1:1\", 2]\n";
     let (run, file) = Run::print().file(text);
     let text = run
@@ -557,7 +557,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
-fn the_file_of_the_flag_wins_over_the_file_of_the_environment() {
+fn config_flag_overrides_config_variable() {
     let (run, file) = Run::new().arg("check").file("workers = 1\n");
     let verdict = run.env("UPPERCASED_CONFIG", "/nonexistent").stdout();
     let expected = format!("configuration is valid (file {})\n", file.path().display());
@@ -565,7 +565,7 @@ fn the_file_of_the_flag_wins_over_the_file_of_the_environment() {
 }
 
 #[test]
-fn what_check_prints_is_a_configuration_file_that_means_the_same() {
+fn check_prints_equivalent_configuration_file() {
     let first = Run::print()
         .args(&["--listen", "*:7", "--listen", "127.0.0.1:8", "--share-port"])
         .args(&[
@@ -609,7 +609,7 @@ fn addresses_may_be_names_and_ipv6() {
 }
 
 #[test]
-fn the_log_can_be_installed_once() {
+fn log_installs_only_once() {
     use uppercased::config::{LogFormat, LogLevel};
     assert!(uppercased::log::init(LogLevel::Error, LogFormat::Human).is_ok());
     let again = uppercased::log::init(LogLevel::Error, LogFormat::Json).unwrap_err();

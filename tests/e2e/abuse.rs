@@ -75,7 +75,7 @@ fn closed(counters: &Counters, reason: CloseReason) -> u64 {
 }
 
 #[test]
-fn a_source_with_too_many_connections_is_refused_one_more() {
+fn source_limit_refuses_excess_connection() {
     let server = server(&["--max-connections-per-source", "3", "--bake-time=0s"]);
     let (addr, counters) = (server.addr(), Counters::of(&server));
     let mut first: Vec<Client> = (0..3).map(|_| served(FIRST, addr)).collect();
@@ -108,7 +108,7 @@ fn a_source_with_too_many_connections_is_refused_one_more() {
 }
 
 #[test]
-fn a_prefix_makes_one_source_of_many_addresses() {
+fn prefix_groups_addresses_into_one_source() {
     let server = server(&["--max-connections-per-source=2", "--source-prefix-v4=24"]);
     let addr = server.addr();
     let _held = [served(FIRST, addr), served(SECOND, addr)];
@@ -117,7 +117,7 @@ fn a_prefix_makes_one_source_of_many_addresses() {
 }
 
 #[test]
-fn a_source_that_connects_too_often_is_slowed_down() {
+fn source_rate_limit_slows_fast_source() {
     const BURST: u64 = 5;
     let server = server(&["--accept-rate-per-source", "5"]);
     let (addr, counters) = (server.addr(), Counters::of(&server));
@@ -147,7 +147,7 @@ fn a_source_that_connects_too_often_is_slowed_down() {
 }
 
 #[test]
-fn only_whom_the_lists_name_is_served_and_a_reload_changes_them() {
+fn access_lists_select_clients_and_follow_reload() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("lists.toml");
     let write = |deny: &str| {
@@ -183,7 +183,7 @@ fn only_whom_the_lists_name_is_served_and_a_reload_changes_them() {
 }
 
 #[test]
-fn an_ipv4_client_of_an_ipv6_socket_is_known_as_what_it_is() {
+fn access_lists_match_ipv4_mapped_client() {
     if !has_ipv6() {
         return;
     }
@@ -196,7 +196,7 @@ fn an_ipv4_client_of_an_ipv6_socket_is_known_as_what_it_is() {
 }
 
 #[test]
-fn a_list_that_is_none_is_refused_on_one_line() {
+fn invalid_access_list_is_refused() {
     for (args, parts) in [
         (["--deny", "10.0.0.0/33"], ["--deny", "0 to 32"]),
         (["--allow", "10.1.0.0/8"], ["--allow", "10.0.0.0/8"]),
@@ -220,7 +220,7 @@ fn a_list_that_is_none_is_refused_on_one_line() {
 }
 
 #[test]
-fn slow_readers_hold_their_bound_and_no_more() {
+fn slow_readers_hold_bounded_memory() {
     const READERS: usize = 40;
     let scene = Scene::start(&[]);
     let readers = scene.connect(READERS);
@@ -234,7 +234,7 @@ fn slow_readers_hold_their_bound_and_no_more() {
 }
 
 #[test]
-fn silent_clients_are_ended_by_the_idle_timeout() {
+fn idle_timeout_closes_silent_clients() {
     const SILENT: usize = 300;
     // Long enough that the client which pings is not taken for a silent one on a busy machine.
     let scene = Scene::start(&["--idle-timeout=3s", "--linger-timeout=1s"]);
@@ -249,7 +249,7 @@ fn silent_clients_are_ended_by_the_idle_timeout() {
 }
 
 #[test]
-fn a_flood_of_connections_waits_outside_and_is_gone_when_it_ends() {
+fn connection_flood_waits_in_queue_and_disappears() {
     const PLACES: u64 = 50;
     const FLOOD: usize = 300;
     let scene = Scene::start(&["--max-connections", &PLACES.to_string()]);
@@ -298,7 +298,7 @@ fn assert_over(scene: Scene) {
 }
 
 #[test]
-fn a_flood_of_requests_from_nowhere_keeps_nobody_out_with_cookies() {
+fn syn_flood_blocks_nobody_with_cookies() {
     isolated(|| {
         set_ipv4("tcp_syncookies", 1);
         let Some((scene, mut flood, before)) = flooded() else {
@@ -326,7 +326,7 @@ fn a_flood_of_requests_from_nowhere_keeps_nobody_out_with_cookies() {
 }
 
 #[test]
-fn a_flood_of_requests_from_nowhere_without_cookies_keeps_only_new_ones_out() {
+fn syn_flood_without_cookies_blocks_only_new_clients() {
     isolated(|| {
         set_ipv4("tcp_syncookies", 0);
         // Otherwise the kernel keeps the last quarter of so many for peers that it knows.
@@ -359,7 +359,7 @@ fn a_flood_of_requests_from_nowhere_without_cookies_keeps_only_new_ones_out() {
 }
 
 #[test]
-fn a_flood_of_resets_leaves_nothing() {
+fn reset_flood_leaves_nothing() {
     const RESETS: usize = 1000;
     let scene = Scene::start(&[]);
     for number in 0..RESETS {
@@ -396,7 +396,7 @@ fn vanish(client: &Client) {
 }
 
 #[test]
-fn half_open_connections_end_by_the_servers_own_deadlines() {
+fn server_deadlines_end_half_open_connections() {
     // So few, and so much time, that the first are not cut before the last are full.
     const VANISHED: usize = 5;
     let scene = Scene::start(&[
@@ -424,7 +424,7 @@ fn half_open_connections_end_by_the_servers_own_deadlines() {
 }
 
 #[test]
-fn one_byte_at_a_time_costs_no_memory_and_is_answered() {
+fn byte_at_a_time_client_costs_no_memory() {
     const CLIENTS: usize = 20;
     const BYTES: usize = 500;
     let scene = Scene::start(&[]);
@@ -451,7 +451,7 @@ fn one_byte_at_a_time_costs_no_memory_and_is_answered() {
 /// All memory that a process may ask for is what it has, and a little: an address space that does
 /// not grow is the strictest bound there is, for a worker that exceeds it is a worker that dies.
 #[test]
-fn under_memory_pressure_a_full_house_is_served_from_what_there_is() {
+fn full_server_serves_under_memory_pressure() {
     const READERS: usize = 60;
     const SPARE_BYTES: u64 = 2 << 20;
     let scene = Scene::start(&["--max-connections=100"]);

@@ -107,7 +107,7 @@ fn sum(text: &str, name: &str) -> u64 {
 }
 
 #[test]
-fn counters_agree_with_the_clients_across_a_death_and_a_reload() {
+fn counters_match_clients_across_crash_and_reload() {
     const CLIENTS: usize = 20;
     const LINE: &[u8] = b"what goes in comes out\n";
     let server = start(&["--workers=2"]);
@@ -174,7 +174,7 @@ fn counters_agree_with_the_clients_across_a_death_and_a_reload() {
 /// For whoever adds up rates: a series that began anew, or whose count went on under another label,
 /// would be counted twice.
 #[test]
-fn nothing_that_grows_goes_back_or_away_when_slots_leave_and_return() {
+fn counters_never_decrease_when_slots_leave() {
     let server = start(&["--workers=3"]);
     let address = admin(&server);
     worker_of(&server, 2).signal(Signal::SIGKILL);
@@ -234,7 +234,7 @@ fn nothing_that_grows_goes_back_or_away_when_slots_leave_and_return() {
 }
 
 #[test]
-fn who_asks_for_nothing_gets_the_older_format() {
+fn metrics_default_to_older_format() {
     let server = start(&["--workers=1"]);
     let address = admin(&server);
     let answer = exchange(address, b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n");
@@ -263,7 +263,7 @@ fn who_asks_for_nothing_gets_the_older_format() {
 }
 
 #[test]
-fn who_waits_in_a_queue_is_seen_while_its_worker_stands_still() {
+fn metrics_show_queue_of_stalled_worker() {
     let server = start(&["--workers=1", "--hang-timeout=off", "--backlog=7"]);
     let address = admin(&server);
     let text = scrape(address);
@@ -284,7 +284,7 @@ fn who_waits_in_a_queue_is_seen_while_its_worker_stands_still() {
 }
 
 #[test]
-fn an_admin_process_that_dies_is_followed_by_another_and_nobody_else_notices() {
+fn admin_process_is_replaced_after_crash() {
     let server = start(&["--workers=1"]);
     let address = admin(&server);
     let mut client = Client::connect(server.addr());
@@ -309,7 +309,7 @@ fn an_admin_process_that_dies_is_followed_by_another_and_nobody_else_notices() {
 }
 
 #[test]
-fn it_ends_with_a_supervisor_that_is_killed() {
+fn admin_process_exits_with_killed_supervisor() {
     let server = start(&["--workers=1"]);
     let address = admin(&server);
     assert_eq!(get(address, "/readyz"), (200, "ready\n".to_owned()));
@@ -319,7 +319,7 @@ fn it_ends_with_a_supervisor_that_is_killed() {
 }
 
 #[test]
-fn a_supervisor_that_stands_still_is_not_healthy() {
+fn stalled_supervisor_is_unhealthy() {
     let server = start(&["--workers=1"]);
     let address = admin(&server);
     assert_eq!(get(address, "/healthz").0, 200);
@@ -336,7 +336,7 @@ fn a_supervisor_that_stands_still_is_not_healthy() {
 }
 
 #[test]
-fn a_server_that_stops_is_alive_and_not_ready() {
+fn stopping_server_is_alive_and_not_ready() {
     let server = start(&["--workers=2", "--lame-duck=1h"]);
     let address = admin(&server);
     assert_eq!(get(address, "/readyz").0, 200);
@@ -354,7 +354,7 @@ fn a_server_that_stops_is_alive_and_not_ready() {
 }
 
 #[test]
-fn it_goes_on_at_the_same_place_across_an_upgrade() {
+fn admin_address_survives_upgrade() {
     let server = start(&["--workers=1"]);
     let address = admin(&server);
     let mut client = Client::connect(server.addr());
@@ -376,7 +376,7 @@ fn it_goes_on_at_the_same_place_across_an_upgrade() {
 }
 
 #[test]
-fn requests_that_make_no_sense_are_refused_and_counted() {
+fn invalid_requests_are_refused_and_counted() {
     let server = start(&["--workers=1"]);
     let address = admin(&server);
     let long = format!("GET /status HTTP/1.1\r\nA: {}", "a".repeat(9000));
@@ -412,7 +412,7 @@ fn requests_that_make_no_sense_are_refused_and_counted() {
 }
 
 #[test]
-fn silent_clients_keep_it_busy_for_a_bounded_time_only() {
+fn silent_clients_time_out() {
     let server = start(&["--workers=1"]);
     let address = admin(&server);
     let silent: Vec<TcpStream> = (0..8)
@@ -425,7 +425,7 @@ fn silent_clients_keep_it_busy_for_a_bounded_time_only() {
 
 /// Its threads take and give back what an answer needs, while it is locked in.
 #[test]
-fn many_large_answers_at_once_do_it_no_harm() {
+fn admin_process_serves_many_large_responses() {
     const CLIENTS: usize = 4;
     const EACH: usize = 8;
     let server = start(&["--workers=8"]);
@@ -449,7 +449,7 @@ fn many_large_answers_at_once_do_it_no_harm() {
 }
 
 #[test]
-fn a_unix_socket_is_its_owners_and_goes_with_the_server() {
+fn unix_socket_belongs_to_owner_and_is_removed() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("admin");
     let flag = format!("--admin={}", path.display());
@@ -471,7 +471,7 @@ fn a_unix_socket_is_its_owners_and_goes_with_the_server() {
 }
 
 #[test]
-fn an_address_that_cannot_be_had_is_refused_at_the_start() {
+fn unavailable_admin_address_refuses_start() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let flag = format!("--admin={}", taken.local_addr().expect("its address"));
     let (code, why) = Server::expect_failure(&["--listen=127.0.0.1:0", &flag]);
@@ -483,7 +483,7 @@ fn an_address_that_cannot_be_had_is_refused_at_the_start() {
 
 /// It asks over a channel of its own, which nobody else has.
 #[test]
-fn it_needs_no_control_socket() {
+fn admin_process_needs_no_control_socket() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("admin");
     let flag = format!("--admin={}", path.display());

@@ -65,7 +65,7 @@ fn page(server: &Server, page: &str) -> String {
 }
 
 #[test]
-fn the_weight_is_what_is_free() {
+fn agent_weight_reports_free_capacity() {
     let server = start(&[]);
     let mut clients: Vec<Client> = (0..3).map(|_| Client::connect(server.addr())).collect();
     clients
@@ -92,7 +92,7 @@ fn the_weight_is_what_is_free() {
 }
 
 #[test]
-fn an_operator_takes_it_out_and_brings_it_back_and_whoever_comes_is_served() {
+fn operator_drains_and_restores_rotation() {
     let server = start(&["--admin=0"]);
     let agent = agent(&server);
     let ready = |expected: &str| {
@@ -130,7 +130,7 @@ fn an_operator_takes_it_out_and_brings_it_back_and_whoever_comes_is_served() {
 }
 
 #[test]
-fn what_was_told_is_counted() {
+fn agent_answers_are_counted() {
     let server = start(&["--admin=0"]);
     let agent = agent(&server);
     until_told(agent, "ready");
@@ -150,7 +150,7 @@ fn what_was_told_is_counted() {
 }
 
 #[test]
-fn a_stop_is_told_before_it_refuses_anybody() {
+fn agent_reports_stop_before_clients_are_refused() {
     // A second signal ends it.
     let server = start(&["--lame-duck=1h"]);
     let agent = agent(&server);
@@ -162,7 +162,7 @@ fn a_stop_is_told_before_it_refuses_anybody() {
 }
 
 #[test]
-fn a_queue_that_nobody_serves_is_told_and_a_moment_without_a_worker_is_not() {
+fn agent_reports_unserved_queue_after_delay() {
     let server = start(&["--backoff-initial=1m", "--backoff-max=1m"]);
     let agent = agent(&server);
     worker_of(&server, 0).signal(Signal::SIGKILL);
@@ -177,7 +177,7 @@ fn a_queue_that_nobody_serves_is_told_and_a_moment_without_a_worker_is_not() {
 }
 
 #[test]
-fn a_supervisor_that_stands_still_changes_nothing() {
+fn agent_keeps_answer_of_stalled_supervisor() {
     let server = start(&[]);
     let agent = agent(&server);
     server.order(&["rotation", "drain"]).expect_success();
@@ -197,7 +197,7 @@ fn a_supervisor_that_stands_still_changes_nothing() {
 }
 
 #[test]
-fn strangers_who_hold_on_are_let_go_and_a_death_is_made_good() {
+fn agent_survives_silent_clients_and_crash() {
     let server = start(&[]);
     let agent = agent(&server);
     let strangers: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(agent).unwrap()).collect();
@@ -213,7 +213,7 @@ fn strangers_who_hold_on_are_let_go_and_a_death_is_made_good() {
 }
 
 #[test]
-fn an_address_that_cannot_be_had_is_refused_on_one_line() {
+fn unavailable_agent_address_refuses_start() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = format!("--agent={}", taken.local_addr().unwrap());
     for (args, code, part) in [

@@ -173,7 +173,7 @@ fn short<'a>(args: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn every_pattern_finds_nothing_wrong_with_our_server() {
+fn every_pattern_passes_own_server() {
     let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "2"]);
     let target = server.addr().to_string();
     for pattern in [
@@ -221,7 +221,7 @@ fn every_pattern_finds_nothing_wrong_with_our_server() {
 }
 
 #[test]
-fn a_server_that_asks_for_headers_gets_one_from_every_connection() {
+fn every_connection_sends_proxy_header() {
     let server = Server::start(&[
         "--listen=127.0.0.1:0",
         "--workers=2",
@@ -262,7 +262,7 @@ fn a_server_that_asks_for_headers_gets_one_from_every_connection() {
 }
 
 #[test]
-fn its_own_server_asks_for_headers_if_it_is_sent_some() {
+fn own_server_requires_proxy_headers_when_sent() {
     for own in [&[][..], &["--", "--proxy-protocol", "all"]] {
         let args = ["churn", "--connections=2", "--proxy-protocol=v2"];
         let said = bench(&[&short(&args)[..], own].concat());
@@ -271,7 +271,7 @@ fn its_own_server_asks_for_headers_if_it_is_sent_some() {
 }
 
 #[test]
-fn without_an_address_it_brings_its_own_server_and_takes_it_away() {
+fn bench_starts_and_stops_own_server() {
     let said = bench(&short(&[
         "--workers=2",
         "--connections=40",
@@ -296,14 +296,14 @@ fn without_an_address_it_brings_its_own_server_and_takes_it_away() {
 }
 
 #[test]
-fn its_own_server_says_why_it_does_not_start() {
+fn bench_reports_failed_start_of_own_server() {
     let said = bench(&short(&["--", "--backlog", "none"]));
     assert_eq!((said.code, said.outcome.is_none()), (1, true));
     assert!(said.stderr.contains("backlog"), "{}", said.stderr);
 }
 
 #[test]
-fn a_wrong_byte_is_told_with_its_position() {
+fn bench_reports_position_of_wrong_byte() {
     let bad = Bad::reply(|before, bytes| {
         let mut reply = upper(bytes);
         let at = 100u64.checked_sub(before).map(|at| at as usize);
@@ -320,7 +320,7 @@ fn a_wrong_byte_is_told_with_its_position() {
 }
 
 #[test]
-fn an_echo_is_wrong_unless_it_is_expected() {
+fn echo_fails_unless_expected() {
     let bad = Bad::reply(|_, bytes| Some(bytes.to_vec()));
     let target = bad.target();
     assert_eq!(bench(&short(&["ping", &target, "-c2"])).code, 1);
@@ -329,7 +329,7 @@ fn an_echo_is_wrong_unless_it_is_expected() {
 }
 
 #[test]
-fn lost_and_surplus_bytes_are_found() {
+fn bench_detects_lost_and_surplus_bytes() {
     let loses = Bad::reply(|before, bytes| {
         let from = usize::from(before == 0);
         Some(upper(&bytes[from..]))
@@ -346,7 +346,7 @@ fn lost_and_surplus_bytes_are_found() {
 }
 
 #[test]
-fn an_early_end_is_told_with_its_position() {
+fn bench_reports_position_of_early_end() {
     let bad = Bad::serve(|_, mut stream| {
         let mut message = [0; 64];
         if stream.read_exact(&mut message).is_ok() {
@@ -364,7 +364,7 @@ fn an_early_end_is_told_with_its_position() {
 }
 
 #[test]
-fn a_reset_is_one() {
+fn bench_reports_reset() {
     let bad = Bad::serve(|_, mut stream| {
         let _ = stream.read(&mut [0; 64]);
         let linger = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
@@ -377,7 +377,7 @@ fn a_reset_is_one() {
 }
 
 #[test]
-fn silence_is_a_timeout_and_a_stall() {
+fn silence_counts_as_timeout_and_stall() {
     let bad = Bad::serve(|_, mut stream| wait_closed(&mut stream, DEADLINE));
     let said = bench(&short(&["ping", &bad.target(), "-c2", "--timeout=150ms"]));
     assert_eq!(said.code, 1);
@@ -406,7 +406,7 @@ fn serve_twice() -> String {
 }
 
 #[test]
-fn a_server_that_goes_away_is_counted_as_refusing() {
+fn vanished_server_counts_as_refusing() {
     let target = serve_twice();
     // Long enough for a second connection on a busy machine.
     let args = ["-c1", "--duration=2s", "--warmup=0s", "--no-progress"];
@@ -417,7 +417,7 @@ fn a_server_that_goes_away_is_counted_as_refusing() {
 }
 
 #[test]
-fn a_count_that_cannot_be_reached_is_given_up() {
+fn bench_gives_up_unreachable_count() {
     let target = serve_twice();
     let said = bench(&["ping", &target, "-c1", "--count=10", "--timeout=200ms"]);
     assert_eq!(said.code, 1);
@@ -426,7 +426,7 @@ fn a_count_that_cannot_be_reached_is_given_up() {
 }
 
 #[test]
-fn nobody_there_is_one_clear_line() {
+fn missing_server_is_one_clear_error() {
     // On an address of its own: a port that was just closed is given to nobody else.
     let listener = TcpListener::bind((own_address(), 0)).expect("listen");
     let target = listener.local_addr().expect("its address").to_string();
@@ -447,7 +447,7 @@ fn nobody_there_is_one_clear_line() {
 }
 
 #[test]
-fn bad_usage_is_one_clear_line() {
+fn bad_usage_is_one_clear_error() {
     for (args, words) in [
         (&["ping", "--rate=5"][..], "belongs to `rate`"),
         (&["png"], "no pattern"),
@@ -463,7 +463,7 @@ fn bad_usage_is_one_clear_line() {
 }
 
 #[test]
-fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
+fn only_open_loop_shows_stall() {
     // Long against what a busy machine does to a message; what is half as long is told from it.
     const STALL: Duration = Duration::from_secs(2);
     // One connection is answered at once, but for one pause.
@@ -512,7 +512,7 @@ fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
 }
 
 #[test]
-fn what_is_done_meanwhile_leaves_marks() {
+fn series_marks_operations() {
     let args = [
         "rate",
         "--rate=300",
@@ -549,7 +549,7 @@ fn what_is_done_meanwhile_leaves_marks() {
 }
 
 #[test]
-fn an_upgrade_under_load_is_seen_and_survived() {
+fn bench_observes_upgrade_under_load() {
     let args = ["--upgrade-every=200ms", "--connections=10"];
     let said = bench(
         &[
@@ -567,7 +567,7 @@ fn an_upgrade_under_load_is_seen_and_survived() {
 }
 
 #[test]
-fn a_count_is_kept_exactly_over_threads_and_processes() {
+fn threads_and_processes_share_exact_count() {
     let args = [
         "--count=1001",
         "--connections=7",
@@ -582,7 +582,7 @@ fn a_count_is_kept_exactly_over_threads_and_processes() {
 }
 
 #[test]
-fn few_descriptors_are_enough_with_more_processes() {
+fn more_processes_extend_descriptor_limit() {
     let limited = |args: &[&str]| {
         let program = env!("CARGO_BIN_EXE_uppercased");
         let script = format!("ulimit -n 164; exec '{program}' bench \"$@\"");
@@ -603,7 +603,7 @@ fn few_descriptors_are_enough_with_more_processes() {
 }
 
 #[test]
-fn connections_come_from_the_addresses_that_were_given() {
+fn connections_use_given_source_addresses() {
     let seen = Arc::new(std::sync::Mutex::new(std::collections::BTreeSet::new()));
     let seeing = Arc::clone(&seen);
     let bad = Bad::serve(move |number, mut stream| {
@@ -629,7 +629,7 @@ fn connections_come_from_the_addresses_that_were_given() {
 }
 
 #[test]
-fn no_port_left_is_a_failure_of_its_own_and_more_addresses_help() {
+fn more_source_addresses_resolve_port_exhaustion() {
     // The range of ports belongs to the network namespace.
     isolated(|| {
         let range = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -657,7 +657,7 @@ fn no_port_left_is_a_failure_of_its_own_and_more_addresses_help() {
 }
 
 #[test]
-fn the_process_that_is_watched_must_exist() {
+fn watched_process_must_exist() {
     let bad = Bad::reply(|_, bytes| Some(upper(bytes)));
     let said = bench(&short(&["ping", &bad.target(), "--pid=4194304"]));
     assert_eq!(said.code, 1);
@@ -669,7 +669,7 @@ fn the_process_that_is_watched_must_exist() {
 }
 
 #[test]
-fn a_measurement_that_does_not_come_about_spoils_no_earlier_one() {
+fn failed_measurement_keeps_earlier_results() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("outcome.json");
     std::fs::write(&file, "kept").expect("written");
@@ -821,7 +821,7 @@ fn briefly(args: &[&str], change: impl FnOnce(&mut Command)) -> Output {
 }
 
 #[test]
-fn results_that_cannot_be_written_are_an_error() {
+fn unwritable_results_are_an_error() {
     let full = || {
         File::options()
             .write(true)
@@ -856,7 +856,7 @@ fn results_that_cannot_be_written_are_an_error() {
 }
 
 #[test]
-fn two_outputs_in_one_place_are_bad_usage() {
+fn same_path_for_two_outputs_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("x").display().to_string();
     for place in [file.as_str(), "-"] {
@@ -874,7 +874,7 @@ fn two_outputs_in_one_place_are_bad_usage() {
 }
 
 #[test]
-fn temporary_folder_may_be_anywhere_or_is_named() {
+fn bench_uses_or_names_temporary_folder() {
     let folder = tempfile::tempdir().expect("a folder");
     let long = folder.path().join("x".repeat(100));
     for below in [long.as_path(), &folder.path().join("tmp")] {
@@ -909,7 +909,7 @@ fn own_server_ignores_settings_of_another() {
 }
 
 #[test]
-fn rate_far_below_its_plan_is_told() {
+fn bench_reports_rate_below_plan() {
     // It answers the first messages of each connection, and stops.
     let bad = Bad::serve(|_, mut stream| {
         let mut message = [0; 64];
@@ -962,7 +962,7 @@ fn rate_far_below_its_plan_is_told() {
 }
 
 #[test]
-fn socket_connected_to_itself_is_no_server() {
+fn self_connected_socket_is_no_server() {
     // The range of ports belongs to the network namespace: with one port in it, every connection to
     // that port comes from it.
     isolated(|| {

@@ -79,7 +79,7 @@ fn full_standard_output_delays_only_the_announcement() {
 }
 
 #[test]
-fn full_standard_error_never_keeps_a_failed_start() {
+fn full_standard_error_never_blocks_failed_start() {
     for reads in [true, false] {
         let (mut reader, writer) = full_pipe();
         let (mut child, watched) = start(Stdio::null(), writer, &["--workers=0"]);
@@ -139,7 +139,7 @@ fn flood_at_the_lock_never_stops_supervision() {
 }
 
 #[test]
-fn workers_that_cannot_be_ended_refuse_the_start() {
+fn unkillable_workers_refuse_start() {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: only root can run workers as somebody else");
         return;
@@ -160,7 +160,7 @@ fn workers_that_cannot_be_ended_refuse_the_start() {
 }
 
 #[test]
-fn supervisor_that_was_stopped_keeps_its_workers() {
+fn resumed_supervisor_keeps_its_workers() {
     let server = Server::start(&["--workers=2", "--hang-timeout=1s"]);
     let before = server.worker_pids();
     let supervisor = Watched::open(server.pid()).unwrap();

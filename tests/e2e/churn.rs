@@ -224,7 +224,7 @@ fn settle(server: Server, churn: Churn, before: &KernelCounters, others: u64) {
 }
 
 #[test]
-fn no_client_notices_that_workers_are_killed() {
+fn clients_survive_killed_workers() {
     isolated(|| {
         let before = KernelCounters::read();
         let server = Server::start(&[
@@ -249,7 +249,7 @@ fn no_client_notices_that_workers_are_killed() {
 }
 
 #[test]
-fn no_client_notices_that_the_only_worker_is_killed() {
+fn clients_survive_killed_only_worker() {
     isolated(|| {
         let before = KernelCounters::read();
         let server = Server::start(&[
@@ -272,7 +272,7 @@ fn no_client_notices_that_the_only_worker_is_killed() {
 }
 
 #[test]
-fn no_client_notices_that_a_slot_backs_off() {
+fn clients_survive_slot_backoff() {
     isolated(|| {
         let before = KernelCounters::read();
         let server = Server::start(&[
@@ -306,7 +306,7 @@ fn no_client_notices_that_a_slot_backs_off() {
 
 /// The tests above can fail: where the last holder of a queue dies, clients and counters show it.
 #[test]
-fn a_queue_that_dies_is_noticed_by_clients_and_counters() {
+fn clients_and_counters_notice_lost_queue() {
     isolated(|| {
         const WAITING: usize = 5;
         let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
@@ -339,7 +339,7 @@ fn a_queue_that_dies_is_noticed_by_clients_and_counters() {
 /// The kernel's rule that custody is built on, with plain sockets: a listener's queue lives as
 /// long as somebody holds the listener, whoever else of its group lives.
 #[test]
-fn a_queue_lives_as_long_as_its_listener_is_held() {
+fn held_listener_preserves_queue() {
     isolated(|| {
         let first = listener("127.0.0.1:0".parse().unwrap()).unwrap();
         let addr = first.local_addr().unwrap();

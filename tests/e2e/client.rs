@@ -145,35 +145,35 @@ mod as_a_filter {
     use super::*;
 
     #[test]
-    fn a_line_comes_back() {
+    fn client_prints_reply_to_line() {
         let server = serve_one(answer_all);
         pipe(server.addr, "hi\n").assert_success(b"HI\n");
         assert_eq!(server.join(), 3);
     }
 
     #[test]
-    fn every_byte_value_comes_back() {
+    fn client_passes_every_byte_value() {
         let all: Vec<u8> = (0..=u8::MAX).collect();
         let server = serve_one(answer_all);
         pipe(server.addr, all.clone()).assert_success(&upper(&all));
     }
 
     #[test]
-    fn no_input_is_a_conversation_without_words() {
+    fn empty_input_is_a_valid_session() {
         let server = serve_one(answer_all);
         pipe(server.addr, "").assert_success(b"");
         assert_eq!(server.join(), 0);
     }
 
     #[test]
-    fn a_regular_file_is_input() {
+    fn client_reads_regular_file() {
         let input = pattern(0, 1_000_000);
         let server = serve_one(answer_all);
         redirect(server.addr, &input).assert_success(&upper(&input));
     }
 
     #[test]
-    fn the_server_sees_the_end_of_the_input() {
+    fn server_receives_end_of_input() {
         // Answers only after it: without the half-close both would wait for ever.
         let server = serve_one(|mut stream| {
             let all = swallow_all(&mut stream);
@@ -184,7 +184,7 @@ mod as_a_filter {
     }
 
     #[test]
-    fn a_server_that_answers_and_closes_at_once_is_no_failure() {
+    fn immediate_close_after_reply_is_success() {
         // It closes before it can have seen the half-close.
         let server = serve_one(|mut stream| {
             let line = swallow(&mut stream, 3);
@@ -194,7 +194,7 @@ mod as_a_filter {
     }
 
     #[test]
-    fn a_long_transfer_streams_both_ways() {
+    fn long_transfer_streams_both_ways() {
         const TOTAL_BYTES: usize = 64 * 1024 * 1024;
         const STEP_BYTES: usize = 256 * 1024;
         let server = serve_one(answer_all);
@@ -222,7 +222,7 @@ mod as_a_filter {
     }
 
     #[test]
-    fn input_waits_while_too_much_is_unanswered() {
+    fn client_pauses_input_while_replies_are_due() {
         const WINDOW_BYTES: usize = 4 * 1024 * 1024;
         const TOTAL_BYTES: usize = 3 * WINDOW_BYTES;
         /// Silence that is taken for the client's waiting; too short would only weaken the test.
@@ -272,18 +272,18 @@ mod addresses {
     }
 
     #[test]
-    fn names_resolve() {
+    fn client_resolves_names() {
         let server = serve_one(answer_all);
         ask(&format!("localhost:{}", server.addr.port())).assert_success(b"HI");
     }
 
     #[test]
-    fn ipv6_literals_are_addresses() {
+    fn client_accepts_ipv6_literals() {
         let loopback: SocketAddr = (Ipv6Addr::LOCALHOST, 0).into();
         if let Err(error) = TcpListener::bind(loopback) {
             drop(writeln!(
                 std::io::stderr(),
-                "SKIPPED: ipv6_literals_are_addresses: no IPv6 on loopback: {error}"
+                "SKIPPED: client_accepts_ipv6_literals: no IPv6 on loopback: {error}"
             ));
             return;
         }

@@ -53,7 +53,7 @@ fn says_and_falls_silent(server: &Server, bytes: &[u8]) -> Client {
 }
 
 #[test]
-fn a_half_close_is_answered_with_the_rest_and_then_the_end() {
+fn half_close_receives_remaining_output_then_eof() {
     let server = server(&[]);
     let counters = Counters::of(&server);
     let mut client = Client::connect(server.addr());
@@ -71,7 +71,7 @@ fn a_half_close_is_answered_with_the_rest_and_then_the_end() {
 }
 
 #[test]
-fn a_half_close_behind_full_buffers_loses_nothing() {
+fn half_close_behind_full_buffers_loses_nothing() {
     let server = server(&[]);
     let counters = Counters::of(&server);
     let mut client = Client::connect(server.addr());
@@ -84,7 +84,7 @@ fn a_half_close_behind_full_buffers_loses_nothing() {
 }
 
 #[test]
-fn bytes_and_the_end_in_one_segment_are_both_seen() {
+fn server_sees_bytes_and_fin_in_one_segment() {
     let server = server(&[]);
     // Held back until the end of the stream goes along with it.
     let last = |client: &mut Client, bytes: &[u8]| {
@@ -109,7 +109,7 @@ fn bytes_and_the_end_in_one_segment_are_both_seen() {
 }
 
 #[test]
-fn a_reset_is_an_outcome_wherever_it_strikes() {
+fn peer_reset_is_counted_in_every_state() {
     let server = server(&[]);
     let workers = server.worker_pids();
     let counters = Counters::of(&server);
@@ -153,7 +153,7 @@ fn a_reset_is_an_outcome_wherever_it_strikes() {
 }
 
 #[test]
-fn a_client_that_goes_away_amid_its_answer_hurts_nobody() {
+fn client_leaving_during_reply_affects_nobody() {
     let server = server(&[]);
     let workers = server.worker_pids();
     let counters = Counters::of(&server);
@@ -174,7 +174,7 @@ fn a_client_that_goes_away_amid_its_answer_hurts_nobody() {
 }
 
 #[test]
-fn what_is_idle_is_closed_and_what_is_busy_is_not() {
+fn idle_timeout_closes_only_idle_connections() {
     let server = server(&["--idle-timeout", "2s"]);
     let counters = Counters::of(&server);
     let mut busy = Client::connect(server.addr());
@@ -196,7 +196,7 @@ fn what_is_idle_is_closed_and_what_is_busy_is_not() {
 }
 
 #[test]
-fn closing_destroys_no_answer_in_flight() {
+fn close_destroys_no_reply_in_flight() {
     isolated(|| {
         let server = server(&["--idle-timeout", "200ms", "--linger-timeout", "1m"]);
         let counters = Counters::of(&server);
@@ -218,7 +218,7 @@ fn closing_destroys_no_answer_in_flight() {
 }
 
 #[test]
-fn lingering_has_an_end() {
+fn linger_timeout_ends_lingering() {
     let server = server(&["--idle-timeout", "50ms", "--linger-timeout", "300ms"]);
     let counters = Counters::of(&server);
     let mut silent = Client::connect(server.addr());
@@ -245,7 +245,7 @@ fn lingering_has_an_end() {
 }
 
 #[test]
-fn without_lingering_a_close_is_at_once() {
+fn server_closes_immediately_without_linger() {
     let server = server(&["--idle-timeout", "50ms", "--linger-timeout", "0s"]);
     let counters = Counters::of(&server);
     let mut client = says_and_falls_silent(&server, b"one");

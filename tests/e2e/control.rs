@@ -128,7 +128,7 @@ fn request(stream: &UnixStream) -> Option<String> {
 const DONE: &str = r#"{"done":{"renewed":4,"workers":6,"moved":10000,"drained":0,"took_ms":312}}"#;
 
 #[test]
-fn a_verdict_is_one_line_and_progress_is_not_mixed_with_it() {
+fn command_separates_result_from_progress() {
     let connections = "10000 connections moved, 0 left to drain\n";
     for (args, sent, verdict) in [
         (
@@ -159,7 +159,7 @@ fn a_verdict_is_one_line_and_progress_is_not_mixed_with_it() {
 }
 
 #[test]
-fn only_what_is_done_is_success() {
+fn only_completed_operation_is_success() {
     for (script, stdout, stderr) in [
         (
             "{\"failed\":\"slot 1 died; the old workers serve\"}\n",
@@ -199,7 +199,7 @@ fn only_what_is_done_is_success() {
 }
 
 #[test]
-fn the_wait_can_be_limited() {
+fn timeout_limits_wait() {
     let place = Place::new();
     let path = place.path().join("1.sock");
     let _listener = UnixListener::bind(&path).unwrap();
@@ -215,7 +215,7 @@ fn the_wait_can_be_limited() {
 }
 
 #[test]
-fn stop_waits_for_the_end_of_the_server() {
+fn stop_waits_until_server_exits() {
     let place = Place::new();
     let server = place.server(1, &["{\"progress\":\"stopping\"}\n", ""]);
     let outcome = place.run(&["stop"]);
@@ -232,7 +232,7 @@ fn stop_waits_for_the_end_of_the_server() {
 }
 
 #[test]
-fn status_is_a_screen_for_people_and_a_line_for_machines() {
+fn status_prints_screen_or_json_line() {
     let status = Status {
         version: "0.1.0".to_owned(),
         pid: 4711,
@@ -266,7 +266,7 @@ fn status_is_a_screen_for_people_and_a_line_for_machines() {
 }
 
 #[test]
-fn watching_ends_with_the_server_and_compares_no_two_instances() {
+fn status_watch_ends_with_server() {
     let status = |pid: u32, uptime_ms: u64, accepted: u64| {
         let mut status = Status {
             pid,
@@ -325,7 +325,7 @@ fn watching_ends_with_the_server_and_compares_no_two_instances() {
 }
 
 #[test]
-fn whether_new_clients_are_welcome_is_an_exit_code() {
+fn rotation_state_sets_exit_code() {
     let told = |phase: &str, queue: &str| {
         let slot = SlotStatus {
             queue: queue.to_owned(),
@@ -360,7 +360,7 @@ fn whether_new_clients_are_welcome_is_an_exit_code() {
 }
 
 #[test]
-fn the_server_is_named_by_flag_or_variable_or_is_the_only_one() {
+fn command_finds_server_by_flag_variable_or_default() {
     let (place, elsewhere) = (Place::new(), Place::new());
     let here = place.server(1, &["{\"refused\":\"here\"}\n"; 3]);
     let there = elsewhere.server(2, &["{\"refused\":\"there\"}\n"; 2]);
@@ -381,7 +381,7 @@ fn the_server_is_named_by_flag_or_variable_or_is_the_only_one() {
 }
 
 #[test]
-fn without_a_server_nothing_happens() {
+fn command_fails_without_server() {
     let place = Place::new();
     let shown = place.path().display().to_string();
     let line = place.complaint(&["reload"]);
@@ -407,7 +407,7 @@ fn without_a_server_nothing_happens() {
 }
 
 #[test]
-fn another_users_server_is_not_taken_for_none() {
+fn command_reports_server_of_another_user() {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: only root can become another user");
         return;
@@ -436,7 +436,7 @@ fn another_users_server_is_not_taken_for_none() {
 }
 
 #[test]
-fn of_several_servers_one_is_to_be_chosen() {
+fn command_asks_to_choose_between_servers() {
     let place = Place::new();
     let script = r#"{"status":{"addresses":["127.0.0.1:80","[::1]:80"]}}"#.to_owned() + "\n";
     let first = place.server(11, &[&script]);
@@ -459,7 +459,7 @@ fn of_several_servers_one_is_to_be_chosen() {
 }
 
 #[test]
-fn a_place_that_may_not_be_looked_at_is_named() {
+fn command_names_unreadable_directory() {
     if rustix::process::geteuid().is_root() {
         println!("skipped: root may look everywhere");
         return;

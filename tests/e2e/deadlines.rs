@@ -96,7 +96,7 @@ fn stopped_worker_reads_headers_sent_in_time() {
 }
 
 #[test]
-fn stopped_worker_answers_first_words_at_the_end() {
+fn stopped_worker_answers_first_bytes_at_shutdown() {
     let server = server(&["--hang-timeout=off", "--drain-timeout=20s"]);
     let counters = Counters::of(&server);
     let mut clients: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
@@ -170,7 +170,7 @@ fn flood_at_the_limit_writes_few_lines() {
 }
 
 #[test]
-fn one_free_place_is_given_away_in_time() {
+fn server_reuses_one_free_connection_in_time() {
     let server = server(&["--max-connections", "20"]);
     let counters = Counters::of(&server);
     let mut served: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
@@ -219,7 +219,7 @@ fn kernel_frees_output_of_half_closed_client() {
 }
 
 #[test]
-fn kernel_ends_connection_that_takes_nothing() {
+fn kernel_ends_connection_of_unresponsive_client() {
     let server = server(&["--write-stall-timeout", "1s"]);
     let counters = Counters::of(&server);
     let mut client = owed_by_the_kernel(&server, 60_000);

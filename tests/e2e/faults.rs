@@ -101,7 +101,7 @@ fn until_all_serve(planned: &Planned) {
 /// The successor dies or stands still before it has acknowledged anything: everything is the
 /// predecessor's, nobody notices, and who asked is told.
 #[test]
-fn a_successor_that_fails_before_it_acknowledges_costs_nothing() {
+fn successor_failing_before_acknowledging_costs_nothing() {
     isolated(|| {
         let planned = Planned::start(&[&QUICK[..], &["--workers=2"]].concat());
         let points = [
@@ -141,7 +141,7 @@ fn a_successor_that_fails_before_it_acknowledges_costs_nothing() {
 /// It dies after its word: what it has acknowledged is lost with it, as with any crash, and
 /// nothing else.
 #[test]
-fn a_successor_that_dies_after_its_word_loses_what_it_was_given_and_no_more() {
+fn successor_dying_after_acknowledging_loses_only_its_connections() {
     let planned = Planned::start(&[&QUICK[..], &["--workers=1"]].concat());
     const CLIENTS: usize = 300;
     let addr = planned.server.addr();
@@ -164,7 +164,7 @@ fn a_successor_that_dies_after_its_word_loses_what_it_was_given_and_no_more() {
 /// The predecessor dies: what had not moved is lost with it, as with any crash; its queue and the
 /// slot are not, and the restart goes on.
 #[test]
-fn a_predecessor_that_dies_leaves_slot_and_queue_to_its_successor() {
+fn dying_predecessor_leaves_queue_to_successor() {
     for point in [
         "sender.ordered=kill",
         "sender.frozen=kill",
@@ -190,7 +190,7 @@ fn a_predecessor_that_dies_leaves_slot_and_queue_to_its_successor() {
 }
 
 #[test]
-fn a_predecessor_that_stands_still_is_replaced_in_the_end() {
+fn stalled_predecessor_is_replaced() {
     for point in ["sender.frozen=stop", "sender.sent=stop"] {
         println!("{point}");
         let args = [&QUICK[..], &["--workers=1"]].concat();
@@ -207,7 +207,7 @@ fn a_predecessor_that_stands_still_is_replaced_in_the_end() {
 /// The receiver reads another version of the format: nothing can move, so the reload is rolled back,
 /// unless draining was asked for.
 #[test]
-fn what_cannot_move_stays_or_is_drained() {
+fn unmovable_connections_stay_or_drain() {
     let planned = Planned::start(&[&QUICK[..], &["--workers=2", "--drain-timeout=20s"]].concat());
     let before = planned.workers();
     let clients = Clients::of(&planned);
@@ -240,7 +240,7 @@ fn what_cannot_move_stays_or_is_drained() {
 /// The supervisor dies at each step: its workers finish what they owe and are gone in time, no
 /// listener stays behind, and another server can start at once.
 #[test]
-fn a_supervisor_that_dies_leaves_nobody_behind() {
+fn killed_supervisor_leaves_no_process_behind() {
     for point in [
         "supervisor.successor_spawned=kill",
         "supervisor.handover_half_ordered=kill",
@@ -308,7 +308,7 @@ fn leave_by(point: &str, order: &[&str]) {
 
 /// Killed from outside at no particular moment, again and again.
 #[test]
-fn workers_killed_at_any_moment_of_restarts_leave_no_dead_slot() {
+fn workers_killed_during_restarts_leave_no_dead_slot() {
     let planned = Planned::start(&[&QUICK[..], &["--workers=2", "--backoff-max=20ms"]].concat());
     let server = &planned.server;
     let mut rng = fastrand::Rng::with_seed(7);

@@ -86,7 +86,7 @@ fn host_and_port(addr: SocketAddr) -> [String; 2] {
 }
 
 #[test]
-fn netcat_gets_its_bytes_back_and_the_end() {
+fn netcat_receives_reply_and_eof() {
     let Some(nc) = installed("nc") else { return };
     let server = Server::start(&["--listen=127.0.0.1:0"]);
     let [host, port] = host_and_port(server.addr());
@@ -100,7 +100,7 @@ fn netcat_gets_its_bytes_back_and_the_end() {
 }
 
 #[test]
-fn socat_gets_its_bytes_back_over_both_families() {
+fn socat_receives_reply_over_both_families() {
     let Some(socat) = installed("socat") else {
         return;
     };
@@ -122,7 +122,7 @@ fn socat_gets_its_bytes_back_over_both_families() {
 }
 
 #[test]
-fn telnet_shows_the_answer_to_a_line() {
+fn telnet_shows_reply_to_line() {
     let Some(telnet) = installed("telnet") else {
         return;
     };
@@ -162,7 +162,7 @@ fn read_until(child: &mut Child, wanted: &str) -> String {
 }
 
 #[test]
-fn a_plain_c_client_gets_its_line_back_with_its_nul() {
+fn c_client_receives_line_with_its_nul() {
     let Some(cc) = installed("cc") else { return };
     let folder = tempfile::tempdir().unwrap();
     let (source, program) = (folder.path().join("client.c"), folder.path().join("client"));
@@ -182,7 +182,7 @@ fn a_plain_c_client_gets_its_line_back_with_its_nul() {
 }
 
 #[test]
-fn our_own_client_checks_what_comes_back() {
+fn own_client_checks_reply() {
     let server = Server::start(&["--listen=127.0.0.1:0"]);
     let program = Path::new(env!("CARGO_BIN_EXE_uppercased"));
     let target = server.addr().to_string();
@@ -219,7 +219,7 @@ fn judge((code, said): (i32, String), expected: i32, parts: &[&str]) {
 }
 
 #[test]
-fn usage_and_configuration_are_refused_on_one_line() {
+fn bad_usage_is_refused_on_one_line() {
     refused(
         &["--workers", "0"],
         2,
@@ -257,7 +257,7 @@ fn usage_and_configuration_are_refused_on_one_line() {
 }
 
 #[test]
-fn what_the_system_refuses_is_said_on_one_line() {
+fn system_refusal_is_reported_on_one_line() {
     let foreign = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = foreign.local_addr().unwrap().to_string();
     let own_pid = format!("pid {}", std::process::id());
@@ -270,7 +270,7 @@ fn what_the_system_refuses_is_said_on_one_line() {
 }
 
 #[test]
-fn a_descriptor_limit_too_low_for_anything_is_refused() {
+fn too_low_descriptor_limit_refuses_start() {
     let shell = "ulimit -n 40 && exec \"$0\" --listen 127.0.0.1:0 --workers 2";
     let output = Command::new("sh")
         .args(["-c", shell, env!("CARGO_BIN_EXE_uppercased")])
@@ -285,7 +285,7 @@ fn a_descriptor_limit_too_low_for_anything_is_refused() {
 }
 
 #[test]
-fn a_privileged_port_without_the_right_to_it_is_refused() {
+fn privileged_port_refuses_unprivileged_user() {
     let start = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
     if start.trim().parse::<u16>().unwrap() <= 80 {
         skipped("every port is free for everybody on this machine");

@@ -247,7 +247,7 @@ fn serves(clients: &mut [Client]) {
 }
 
 #[test]
-fn a_successor_stands_by_takes_over_and_the_predecessor_ends() {
+fn successor_takes_over_and_predecessor_exits() {
     let mut slot = Slot::new(Config::default());
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 20);
@@ -289,7 +289,7 @@ fn a_successor_stands_by_takes_over_and_the_predecessor_ends() {
 }
 
 #[test]
-fn a_receiver_that_dies_gives_back_what_it_has_not_acknowledged() {
+fn dead_receiver_returns_unacknowledged_connections() {
     let points = [
         ("receiver.ordered", 4, 0),
         ("receiver.received", 4, 0),
@@ -334,7 +334,7 @@ fn a_receiver_that_dies_gives_back_what_it_has_not_acknowledged() {
 }
 
 #[test]
-fn a_sender_that_dies_leaves_what_has_been_sent_with_the_receiver() {
+fn dead_sender_leaves_sent_connections_with_receiver() {
     let points = [
         ("sender.ordered", false),
         ("sender.frozen", false),
@@ -364,7 +364,7 @@ fn a_sender_that_dies_leaves_what_has_been_sent_with_the_receiver() {
 }
 
 #[test]
-fn a_format_that_is_not_read_is_refused_and_the_predecessor_drains() {
+fn unknown_format_makes_predecessor_drain() {
     let mut slot = Slot::new(Config::default());
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 4);
@@ -411,7 +411,7 @@ fn worker_without_room_leaves_rest_to_peer() {
 }
 
 #[test]
-fn who_leaves_serves_on_and_then_finishes_in_order() {
+fn leaving_worker_serves_and_then_finishes() {
     let mut slot = Slot::new(Config::default());
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 4);
@@ -434,7 +434,7 @@ fn who_leaves_serves_on_and_then_finishes_in_order() {
 }
 
 #[test]
-fn the_last_worker_of_a_queue_empties_it_and_closes_it() {
+fn last_worker_empties_queue_before_close() {
     let mut slot = Slot::new(Config::default());
     let mut old = slot.start(false, "");
     let mut sibling_slot = Slot::new(Config::default());
@@ -463,7 +463,7 @@ fn the_last_worker_of_a_queue_empties_it_and_closes_it() {
 }
 
 #[test]
-fn a_stop_amid_a_handover_ends_both_in_order() {
+fn stop_during_handover_ends_both_workers() {
     let mut slot = Slot::new(Config::default());
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 100);
@@ -491,7 +491,7 @@ fn a_stop_amid_a_handover_ends_both_in_order() {
 }
 
 #[test]
-fn who_stands_by_ends_without_touching_the_queue() {
+fn standby_worker_exits_without_touching_queue() {
     let mut slot = Slot::new(Config::default());
     let mut old = slot.start(false, "");
     let mut new = slot.start(true, "");
@@ -516,7 +516,7 @@ fn who_stands_by_ends_without_touching_the_queue() {
 }
 
 #[test]
-fn a_ping_makes_an_idle_worker_turn() {
+fn ping_wakes_idle_worker() {
     let mut slot = Slot::new(Config::default());
     let mut worker = slot.start(false, "");
     let before = worker.count(Counter::Turns);

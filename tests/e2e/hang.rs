@@ -13,7 +13,7 @@ use crate::support::planned::Planned;
 use crate::support::{Client, Server};
 
 #[test]
-fn a_hung_worker_is_replaced_and_its_queue_is_served() {
+fn stalled_worker_is_replaced_and_queue_served() {
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=1", "--hang-timeout=1s"]);
     let server = &planned.server;
     let mark = server.log_len();
@@ -32,7 +32,7 @@ fn a_hung_worker_is_replaced_and_its_queue_is_served() {
 }
 
 #[test]
-fn an_idle_worker_is_not_taken_for_a_hung_one() {
+fn idle_worker_is_not_reported_stalled() {
     let planned = Planned::start(&[
         "--listen=127.0.0.1:0",
         "--workers=2",
@@ -51,7 +51,7 @@ fn an_idle_worker_is_not_taken_for_a_hung_one() {
 }
 
 #[test]
-fn a_supervisor_that_stood_still_itself_blames_nobody() {
+fn resumed_supervisor_blames_no_worker() {
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=2", "--hang-timeout=1s"]);
     let server: &Server = &planned.server;
     let before = planned.workers();
@@ -68,7 +68,7 @@ fn a_supervisor_that_stood_still_itself_blames_nobody() {
 }
 
 #[test]
-fn accept_queue_that_fills_is_logged() {
+fn full_accept_queue_is_logged() {
     let planned = Planned::start(&[
         "--listen=127.0.0.1:0",
         "--workers=1",
@@ -122,7 +122,7 @@ fn worker_held_by_kernel_is_replaced() {
 }
 
 #[test]
-fn stop_ends_without_held_worker_and_fails() {
+fn stop_fails_without_worker_held_by_kernel() {
     let (_folder, server) = with_held_worker();
     let held = worker_of(&server, 0);
     freeze(&held);

@@ -244,7 +244,7 @@ fn assert_knew_its_clients(server: &Server, host: u8) {
 }
 
 #[test]
-fn the_packaged_configuration_is_one() {
+fn haproxy_accepts_packaged_configuration() {
     let Some(haproxy) = haproxy() else {
         return;
     };
@@ -274,12 +274,12 @@ fn with_machines(scene: fn(&Path, &Namespace, &Namespace)) {
 }
 
 #[test]
-fn machines_are_taken_out_and_in_and_no_client_notices() {
+fn clients_survive_draining_and_restoring_machines() {
     with_machines(out_and_in);
 }
 
 #[test]
-fn silent_clients_of_a_machine_that_vanished_are_let_go() {
+fn haproxy_releases_clients_of_vanished_machine() {
     with_machines(vanished);
 }
 

@@ -32,7 +32,7 @@ fn panic_of(body: impl FnOnce()) -> String {
 }
 
 #[test]
-fn the_pattern_is_one_stream_wherever_it_is_cut() {
+fn pattern_is_independent_of_offsets() {
     let whole = pattern(0, 5000);
     for (offset, len) in [
         (0, 0),
@@ -53,7 +53,7 @@ fn the_pattern_is_one_stream_wherever_it_is_cut() {
 }
 
 #[test]
-fn the_pattern_has_every_byte_and_never_repeats_near() {
+fn pattern_has_every_byte_without_near_repeats() {
     let bytes = pattern(0, 64 * 1024);
     for value in 0..=u8::MAX {
         assert!(bytes.contains(&value), "0x{value:02x}");
@@ -82,7 +82,7 @@ fn upper_changes_letters_only() {
 }
 
 #[test]
-fn a_difference_is_shown_where_it_is() {
+fn assert_same_reports_first_difference() {
     assert_same(b"same", b"same", "equal");
     let said = panic_of(|| assert_same(b"abcXe", b"abcde", "reply"));
     assert!(
@@ -94,7 +94,7 @@ fn a_difference_is_shown_where_it_is() {
 }
 
 #[test]
-fn a_process_is_waited_for_until_it_is_gone() {
+fn wait_gone_waits_for_process_exit() {
     let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
     let pid = child.id();
     assert!(!wait_gone(pid, MOMENT), "it waits for its input");
@@ -117,7 +117,7 @@ fn a_process_is_waited_for_until_it_is_gone() {
 }
 
 #[test]
-fn a_signal_and_a_code_are_told_apart() {
+fn exit_status_distinguishes_signal_and_code() {
     use std::os::unix::process::ExitStatusExt;
     let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
     let watched = Watched::open(child.id()).unwrap();
@@ -134,7 +134,7 @@ fn a_signal_and_a_code_are_told_apart() {
 }
 
 #[test]
-fn a_sweep_finds_orphans_and_spares_others() {
+fn sweep_kills_orphans_and_spares_others() {
     let value = std::process::id().to_string();
     // Its mark begins with the one that is swept.
     let mut spared = Command::new("cat")
@@ -166,7 +166,7 @@ fn a_sweep_finds_orphans_and_spares_others() {
 }
 
 #[test]
-fn lines_are_waited_for_and_end() {
+fn lines_wait_for_text_and_end() {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let lines = Lines::follow(theirs);
     let say = |text: &str| (&ours).write_all(text.as_bytes()).unwrap();
@@ -192,7 +192,7 @@ fn lines_are_waited_for_and_end() {
 }
 
 #[test]
-fn a_client_accepts_what_is_right() {
+fn client_accepts_correct_replies() {
     let mut client = Client::connect(serve_one(answer_all).addr);
     client.expect_open();
     client.roundtrip(b"hello");
@@ -206,7 +206,7 @@ fn a_client_accepts_what_is_right() {
 }
 
 #[test]
-fn a_client_notices_what_is_wrong() {
+fn client_detects_incorrect_replies() {
     let addr = serve_with(|mut stream| stream.write_all(b"HELLo").unwrap());
     let said = panic_of(|| Client::connect(addr).roundtrip(b"hello"));
     assert!(said.contains("part at byte 4"), "{said}");
@@ -241,7 +241,7 @@ fn a_client_notices_what_is_wrong() {
 }
 
 #[test]
-fn a_server_that_never_gets_ready_is_an_error_with_its_log() {
+fn server_start_failure_includes_log() {
     let start = || {
         let server = Server::builder().program("/bin/sh");
         server.args(["-c", "echo trouble >&2; exit 3"]).start();
@@ -256,7 +256,7 @@ fn a_server_that_never_gets_ready_is_an_error_with_its_log() {
 }
 
 #[test]
-fn a_server_is_announced_stopped_and_cleared_away() {
+fn server_is_started_stopped_and_swept() {
     // A stand-in: it announces two addresses and stops when it is asked to. Its worker and an
     // orphan, which is no child of its, ignore that, and wait for what never comes.
     const SERVER: &str = "trap 'echo stopping >&2; exit 5' TERM\n\
@@ -301,7 +301,7 @@ fn a_server_is_announced_stopped_and_cleared_away() {
 }
 
 #[test]
-fn a_namespace_has_counters_of_its_own() {
+fn namespace_has_its_own_counters() {
     isolated(|| {
         let fresh = KernelCounters::read();
         for name in LOSSES {
@@ -335,7 +335,7 @@ fn a_namespace_has_counters_of_its_own() {
 }
 
 #[test]
-fn a_failure_in_a_namespace_is_a_failure_outside() {
+fn failure_inside_namespace_fails_test() {
     const INSIDE: &str = "this is the failure that the test is about";
     if std::env::var_os("E2E_NETNS").is_some() {
         isolated(|| panic!("{INSIDE}"));
@@ -353,7 +353,7 @@ fn a_failure_in_a_namespace_is_a_failure_outside() {
 }
 
 #[test]
-fn isolated_body_that_does_not_run_is_noticed() {
+fn isolated_detects_body_that_never_ran() {
     // The thread's name is that of the test to run again, and there is none of this name.
     let elsewhere = std::thread::Builder::new().name("no_test_has_this_name".to_owned());
     let ran = elsewhere.spawn(|| isolated(|| ())).unwrap().join();

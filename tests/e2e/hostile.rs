@@ -79,7 +79,7 @@ fn assert_well(planned: &Planned) {
 }
 
 #[test]
-fn who_says_what_it_was_not_asked_is_ended_and_not_believed() {
+fn forged_messages_end_worker_and_are_ignored() {
     for (what, why) in [
         ("ready", "says more than it was asked"),
         ("handover", "says more than it was asked"),
@@ -95,7 +95,7 @@ fn who_says_what_it_was_not_asked_is_ended_and_not_believed() {
 }
 
 #[test]
-fn a_flood_of_messages_costs_the_supervisor_neither_time_nor_memory() {
+fn message_flood_costs_supervisor_nothing() {
     let planned = with_mischief("flood");
     let supervisor = planned.server.pid();
     let before = resident_bytes(supervisor);
@@ -110,7 +110,7 @@ fn a_flood_of_messages_costs_the_supervisor_neither_time_nor_memory() {
 /// A close waits for a peer that does not read, if that was asked of the socket; and the last close of
 /// a connection that is passed on is its receiver's.
 #[test]
-fn a_connection_that_lingers_does_not_hold_up_the_supervisor() {
+fn lingering_connection_never_blocks_supervisor() {
     let planned = with_mischief("linger");
     let (_does_not_read, slot) = provoke(&planned);
     let cause = slot["last_death"]["cause"].as_str().unwrap_or_default();
@@ -165,7 +165,7 @@ fn lingering_listener_neither_blocks_nor_resets_clients() {
 }
 
 #[test]
-fn a_memory_full_of_nonsense_is_worth_nothing_to_anybody() {
+fn invalid_worker_memory_is_ignored() {
     let planned = with_mischief("scribble");
     let server = &planned.server;
     for _ in 0..2 {

@@ -74,7 +74,7 @@ fn after_one_message(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 #[test]
-fn a_load_is_clean_where_everything_is_right() {
+fn load_passes_correct_server() {
     isolated(|| {
         let before = KernelCounters::read();
         let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
@@ -105,7 +105,7 @@ fn a_load_is_clean_where_everything_is_right() {
 }
 
 #[test]
-fn a_load_notices_a_worker_that_dies() {
+fn load_detects_worker_death() {
     let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
     let load = Load::start(server.addr(), LoadSize::small());
     load.go_on_for(20);
@@ -127,7 +127,7 @@ fn a_load_notices_a_worker_that_dies() {
 }
 
 #[test]
-fn a_stall_is_told_and_not_judged() {
+fn load_reports_stall_without_failing() {
     let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
     let load = Load::start(server.addr(), LoadSize::small());
     let frozen = Frozen::workers(&server);
@@ -143,13 +143,13 @@ fn a_stall_is_told_and_not_judged() {
 }
 
 #[test]
-fn a_load_can_be_broken_off() {
+fn load_can_be_cancelled() {
     let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
     drop(Load::start(server.addr(), LoadSize::small()));
 }
 
 #[test]
-fn a_wrong_byte_is_noticed_where_it_is() {
+fn load_reports_position_of_wrong_byte() {
     let report = report_of_one(|mut stream| {
         let mut answer = after_one_message(&mut stream);
         *answer.last_mut().unwrap() ^= 1;
@@ -169,7 +169,7 @@ fn a_wrong_byte_is_noticed_where_it_is() {
 }
 
 #[test]
-fn bytes_left_out_or_swapped_are_noticed() {
+fn load_detects_missing_and_swapped_bytes() {
     let report = report_of_one(|mut stream| {
         let answer = after_one_message(&mut stream);
         stream.write_all(&answer[1..]).unwrap();
@@ -202,7 +202,7 @@ fn bytes_left_out_or_swapped_are_noticed() {
 }
 
 #[test]
-fn a_surplus_is_noticed() {
+fn load_detects_surplus_bytes() {
     let report = report_of_one(|mut stream| {
         let mut answer = after_one_message(&mut stream);
         answer.push(b'!');
@@ -219,7 +219,7 @@ fn a_surplus_is_noticed() {
 }
 
 #[test]
-fn an_end_a_reset_and_silence_are_told_apart() {
+fn load_distinguishes_close_reset_and_silence() {
     let report = report_of_one(|mut stream| {
         let answer = after_one_message(&mut stream);
         stream.write_all(&answer[1..1]).unwrap();
@@ -254,7 +254,7 @@ fn an_end_a_reset_and_silence_are_told_apart() {
 }
 
 #[test]
-fn a_link_delays() {
+fn link_delays_packets() {
     isolated(|| {
         let link = match Link::new(link::DELAY) {
             Ok(link) => link,
@@ -300,7 +300,7 @@ fn a_link_delays() {
 }
 
 #[test]
-fn a_load_over_a_link_is_clean_where_everything_is_right() {
+fn load_over_link_passes_correct_server() {
     isolated(|| {
         let link = match Link::new(link::DELAY) {
             Ok(link) => link,
@@ -328,7 +328,7 @@ fn a_load_over_a_link_is_clean_where_everything_is_right() {
 /// The mistake that this link is there to show: a group's listener is replaced, its queue emptied
 /// to the last connection, and then it is closed. Whoever was half-open is lost.
 #[test]
-fn a_load_over_a_link_notices_a_listener_that_is_closed() {
+fn load_over_link_detects_closed_listener() {
     const REPLACEMENTS: usize = 20;
     isolated(|| {
         let link = match Link::new(link::DELAY) {
@@ -455,7 +455,7 @@ fn group_listener(addr: SocketAddr) -> TcpListener {
 }
 
 #[test]
-fn an_order_is_given_with_a_deadline_and_answered() {
+fn command_is_answered_within_deadline() {
     let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
     assert!(server.control().is_absolute());
     assert!(server.control().starts_with(server.folder()));
@@ -473,7 +473,7 @@ fn an_order_is_given_with_a_deadline_and_answered() {
 }
 
 #[test]
-fn copies_of_the_program_are_what_they_say() {
+fn image_copies_behave_as_named() {
     let folder = tempfile::tempdir().unwrap();
     let version = |image: &Image| {
         let output = Command::new(image.path()).arg("--version").output()?;
@@ -515,7 +515,7 @@ fn copies_of_the_program_are_what_they_say() {
 }
 
 #[test]
-fn a_server_comes_back_to_its_baseline_or_is_told_not_to() {
+fn baseline_detects_leaks() {
     let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
     let baseline = Baseline::of(&server);
     assert_eq!(baseline.processes(), 3, "{baseline}");
@@ -546,7 +546,7 @@ fn a_server_comes_back_to_its_baseline_or_is_told_not_to() {
 }
 
 #[test]
-fn a_server_can_stand_in_another_namespace() {
+fn server_runs_in_another_namespace() {
     isolated(|| {
         let elsewhere = crate::support::netns::Namespace::fresh().unwrap();
         let server = Server::builder()

@@ -57,7 +57,7 @@ fn send_until_reset(client: &Client) -> bool {
 }
 
 #[test]
-fn at_the_connection_limit_clients_wait_in_the_queue() {
+fn clients_wait_in_queue_at_connection_limit() {
     let server = server(&["--max-connections", "20"]);
     let port = server.addr().port();
     let counters = Counters::of(&server);
@@ -104,7 +104,7 @@ fn at_the_connection_limit_clients_wait_in_the_queue() {
 }
 
 #[test]
-fn a_limit_of_one_serves_one_after_the_other() {
+fn limit_of_one_serves_clients_in_turn() {
     let server = server(&["--max-connections", "1"]);
     for (number, mut client) in connect(&server, 10).into_iter().enumerate() {
         client.roundtrip(format!("number {number}").as_bytes());
@@ -115,7 +115,7 @@ fn a_limit_of_one_serves_one_after_the_other() {
 }
 
 #[test]
-fn without_descriptors_accepting_rests_and_goes_on() {
+fn accepting_pauses_without_descriptors_and_resumes() {
     let server = server(&["--accept-retry", "50ms"]);
     let counters = Counters::of(&server);
     let [worker] = server.worker_pids()[..] else {
@@ -195,7 +195,7 @@ fn without_descriptors_accepting_rests_and_goes_on() {
 }
 
 #[test]
-fn who_takes_nothing_for_too_long_is_cut_and_its_memory_freed() {
+fn write_stall_timeout_closes_client_and_frees_memory() {
     const CLIENTS: usize = 20;
     let server = server(&["--write-stall-timeout", "1s"]);
     let counters = Counters::of(&server);
@@ -240,7 +240,7 @@ fn who_takes_nothing_for_too_long_is_cut_and_its_memory_freed() {
 }
 
 #[test]
-fn who_never_reads_holds_little_and_delays_nobody() {
+fn non_reading_client_delays_nobody() {
     const CLIENTS: usize = 50;
     let server = server(&[]);
     let port = server.addr().port();
@@ -272,7 +272,7 @@ fn who_never_reads_holds_little_and_delays_nobody() {
 }
 
 #[test]
-fn an_idle_connection_holds_no_buffer() {
+fn idle_connection_holds_no_buffer() {
     const CLIENTS: usize = 1000;
     const BYTES_EACH_MAX: u64 = 256;
     raise_descriptor_limit().unwrap();
@@ -301,7 +301,7 @@ fn an_idle_connection_holds_no_buffer() {
 }
 
 #[test]
-fn a_flood_of_new_clients_does_not_keep_the_others_waiting() {
+fn accept_flood_delays_no_existing_client() {
     raise_descriptor_limit().unwrap();
     let server = server(&["--accepts-per-turn", "4"]);
     let counters = Counters::of(&server);
@@ -315,7 +315,7 @@ fn a_flood_of_new_clients_does_not_keep_the_others_waiting() {
 }
 
 #[test]
-fn a_fast_sender_has_no_more_of_the_loop_than_its_share() {
+fn fast_sender_gets_only_its_budget() {
     let server = server(&["--bytes-per-turn", "4KiB"]);
     let counters = Counters::of(&server);
     // Never out of work, for as long as the others need it.
@@ -337,7 +337,7 @@ fn a_fast_sender_has_no_more_of_the_loop_than_its_share() {
 }
 
 #[test]
-fn refusals_pauses_and_ends_are_counted_by_cause() {
+fn refusals_pauses_and_closes_are_counted_by_cause() {
     let server = server(&["--max-connections", "3", "--idle-timeout", "1s"]);
     let counters = Counters::of(&server);
     let clients = connect(&server, 3);

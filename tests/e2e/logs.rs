@@ -13,7 +13,7 @@ use crate::support::observe::{field, number, wait_ready, worker_of};
 use crate::support::{Client, DEADLINE, Lines, Server};
 
 #[test]
-fn the_life_of_a_server_is_told_and_no_client_is() {
+fn info_log_covers_server_and_no_client() {
     let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
     let [first, second] = [0, 1].map(|slot| worker_of(&server, slot));
     let mut client = Client::connect(server.addr());
@@ -84,7 +84,7 @@ fn end_of_a_client(server: &Server, end: impl FnOnce(Client)) -> String {
 }
 
 #[test]
-fn at_debug_each_connection_is_told_with_the_reason_of_its_end() {
+fn debug_log_gives_reason_of_every_close() {
     let debug = ["--workers=1", "--listen=127.0.0.1:0", "--log-level=debug"];
     let server = Server::start(&debug);
     let reason = |line: &str| field(line, "reason").map(str::to_owned);
@@ -105,7 +105,7 @@ fn at_debug_each_connection_is_told_with_the_reason_of_its_end() {
 }
 
 #[test]
-fn at_trace_bytes_are_shown_before_and_after_escaped_and_cut() {
+fn trace_log_shows_escaped_bounded_bytes() {
     let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0", "--log-level=trace"]);
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"evil\nFAKE line\0\xff\x1b[31m");
@@ -128,7 +128,7 @@ fn at_trace_bytes_are_shown_before_and_after_escaped_and_cut() {
 }
 
 #[test]
-fn with_json_every_line_is_an_object_that_says_whose_it_is() {
+fn json_log_identifies_process_in_every_line() {
     let server = Server::start(&[
         "--workers=2",
         "--listen=127.0.0.1:0",
@@ -194,7 +194,7 @@ fn announced(server: &Bare) -> SocketAddr {
 /// A log collector that hangs: the pipe fills up, and every client is served all the same. When it
 /// reads again it is told what it has missed.
 #[test]
-fn a_log_that_nobody_reads_keeps_nobody_waiting() {
+fn unread_log_blocks_nobody() {
     let mut server = Bare::start(&["--workers=1", "--listen=127.0.0.1:0", "--log-level=trace"]);
     let addr = announced(&server);
     // Four lines for each client, some of them long: more than twice what a pipe holds.
@@ -229,7 +229,7 @@ fn a_log_that_nobody_reads_keeps_nobody_waiting() {
 
 /// Closing the log's other end altogether is no reason to die of either.
 #[test]
-fn a_log_whose_reader_went_away_ends_nobody() {
+fn closed_log_pipe_kills_nobody() {
     let mut server = Bare::start(&["--workers=2", "--listen=127.0.0.1:0", "--log-level=debug"]);
     let addr = announced(&server);
     drop(server.take_stderr());

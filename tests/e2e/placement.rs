@@ -84,7 +84,7 @@ fn assert_steered(server: &Server, cpus: &[usize], slots: usize) {
 }
 
 #[test]
-fn a_client_s_cpu_decides_whatever_happens_to_the_workers() {
+fn cpu_steering_survives_worker_changes() {
     let cpus = usable_cpus();
     if cpus.len() < 2 {
         eprintln!("SKIPPED: a_client_s_cpu_decides: this takes two CPUs");
@@ -115,7 +115,7 @@ fn a_client_s_cpu_decides_whatever_happens_to_the_workers() {
 }
 
 #[test]
-fn at_random_nobody_is_left_out_and_a_reload_changes_the_rule() {
+fn random_steering_reaches_every_worker() {
     let planned = Planned::start(&[&QUICK[..], &["--workers=3"]].concat());
     let server = &planned.server;
     planned.configure("steer = \"random\"\n");
@@ -143,14 +143,14 @@ fn at_random_nobody_is_left_out_and_a_reload_changes_the_rule() {
 }
 
 #[test]
-fn steering_and_a_shared_port_exclude_each_other() {
+fn steering_excludes_shared_port() {
     let (code, said) = Server::expect_failure(&["--share-port", "--steer=cpu"]);
     assert_eq!(code, 2);
     assert!(said.contains("--steer: "), "{said}");
 }
 
 #[test]
-fn pinned_workers_stay_where_they_are_over_restarts_and_crashes() {
+fn pinned_workers_keep_cpus_after_restarts_and_crashes() {
     let cpus = usable_cpus();
     let planned = Planned::start(&[&QUICK[..], &["--workers=3", "--pin"]].concat());
     let server = &planned.server;
@@ -193,7 +193,7 @@ fn idle_time(worker: u32) -> Duration {
 
 /// Polling shows in CPU time and not in turns, and ends. How much faster it is, is not tested.
 #[test]
-fn a_worker_that_polls_goes_to_sleep_in_the_end() {
+fn busy_polling_worker_eventually_sleeps() {
     let start = |more: &[&str]| {
         let server = Server::start(&[&QUICK[..], &["--workers=1"], more].concat());
         let worker = worker_of(&server, 0).pid();
@@ -230,7 +230,7 @@ fn a_worker_that_polls_goes_to_sleep_in_the_end() {
 
 /// A second of polling is longer than the supervisor's patience with a loop that stands still.
 #[test]
-fn who_polls_is_not_taken_for_hung() {
+fn busy_polling_worker_is_not_reported_stalled() {
     let server = Server::start(
         &[
             &QUICK[..],
@@ -252,7 +252,7 @@ fn who_polls_is_not_taken_for_hung() {
 /// on a quiet machine, with `cargo test --release --test e2e placement:: -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
-fn times_of_answers_with_and_without_polling() {
+fn report_latency_with_and_without_polling() {
     const SPAN: Duration = Duration::from_secs(2);
     for connections in [1, 50] {
         for busy_poll in ["off", "50us", "1ms"].repeat(3) {

@@ -134,21 +134,21 @@ fn prove(place: &Place, workers: u16, clients: impl Fn() -> KernelCounters) {
 }
 
 #[test]
-fn nothing_is_lost_on_loopback() {
+fn operations_lose_nothing_on_loopback() {
     isolated_within(patience(), || {
         prove(&Place::loopback(), 3, KernelCounters::read);
     });
 }
 
 #[test]
-fn nothing_is_lost_with_one_worker() {
+fn operations_lose_nothing_with_one_worker() {
     isolated_within(patience(), || {
         prove(&Place::loopback(), 1, KernelCounters::read);
     });
 }
 
 #[test]
-fn nothing_is_lost_over_a_link_with_a_delay() {
+fn operations_lose_nothing_over_delayed_link() {
     isolated_within(patience(), || {
         let link = match Link::new(DELAY) {
             Ok(link) => link,
@@ -180,18 +180,18 @@ fn is_noticed(faults: &str) -> bool {
 }
 
 #[test]
-fn the_proof_notices_a_listener_that_is_bound_anew_instead_of_adopted() {
+fn proof_detects_rebound_listener() {
     isolated(|| assert!(is_noticed("worker.adopt=bind_anew")));
 }
 
 #[test]
-fn the_proof_notices_output_that_is_left_behind() {
+fn proof_detects_lost_output() {
     isolated(|| {
         assert!(is_noticed("sender.freeze=forget_unsent"));
     });
 }
 
 #[test]
-fn the_proof_notices_connections_that_are_closed_instead_of_handed_over() {
+fn proof_detects_closed_connections() {
     isolated(|| assert!(is_noticed("sender.freeze=close")));
 }

@@ -359,7 +359,7 @@ fn prove(effort: &Effort) {
 }
 
 #[test]
-fn changing_limits_cost_no_connection() {
+fn changing_limits_closes_no_connection() {
     isolated_within(PATIENCE, || {
         if std::env::var("E2E_PROOF").is_ok_and(|what| what == "long") {
             raise_descriptor_limit();
@@ -371,7 +371,7 @@ fn changing_limits_cost_no_connection() {
 }
 
 #[test]
-fn reload_keeps_clients_that_do_not_read() {
+fn reload_keeps_non_reading_clients() {
     // With defaults: a buffer of unsent output and full queues in the kernel for each of them.
     isolated(|| {
         raise_descriptor_limit();
@@ -419,14 +419,14 @@ fn is_noticed(faults: &str) -> bool {
 }
 
 #[test]
-fn proof_notices_connections_that_are_refused() {
+fn proof_detects_refused_connections() {
     isolated(|| {
         assert!(is_noticed("receiver.watch=fail"));
     });
 }
 
 #[test]
-fn proof_notices_connections_that_are_closed() {
+fn proof_detects_closed_connections() {
     isolated(|| {
         assert!(is_noticed("sender.freeze=close"));
     });

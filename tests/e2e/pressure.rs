@@ -24,7 +24,7 @@ fn group() -> Option<MemoryGroup> {
 }
 
 #[test]
-fn a_cgroup_with_room_for_the_documented_bound_is_never_full() {
+fn documented_bound_fits_memory_cgroup() {
     const READERS: usize = 60;
     let Some(group) = group() else {
         return;
@@ -61,7 +61,7 @@ fn a_cgroup_with_room_for_the_documented_bound_is_never_full() {
 }
 
 #[test]
-fn a_worker_that_is_killed_for_want_of_memory_is_renewed_and_the_cause_is_said() {
+fn oom_killed_worker_is_replaced_with_cause() {
     const CLIENTS: usize = 500;
     const LIMIT_BYTES: u64 = 8 << 20;
     let Some(group) = group() else {
@@ -122,7 +122,7 @@ fn a_worker_that_is_killed_for_want_of_memory_is_renewed_and_the_cause_is_said()
 }
 
 #[test]
-fn the_supervisor_is_the_last_that_the_kernel_kills_for_memory() {
+fn kernel_kills_supervisor_last_for_memory() {
     let server = Server::builder().args(["--listen=127.0.0.1:0", "--admin=127.0.0.1:0"]);
     let server = server.start();
     let score = |pid: u32| -> i32 {

@@ -74,7 +74,7 @@ fn refusal(server: &Server, from: usize) -> String {
 }
 
 #[test]
-fn a_header_names_the_client_and_is_no_part_of_what_it_sends() {
+fn header_names_client_and_is_not_echoed() {
     let server = server(&[]);
     let counters = Counters::of(&server);
     let mut bytes = 0;
@@ -109,7 +109,7 @@ fn a_header_names_the_client_and_is_no_part_of_what_it_sends() {
 }
 
 #[test]
-fn a_header_may_come_byte_by_byte() {
+fn header_may_arrive_byte_by_byte() {
     let server = server(&[]);
     for version in VERSIONS {
         let mut proxy = Client::connect(server.addr());
@@ -123,7 +123,7 @@ fn a_header_may_come_byte_by_byte() {
 }
 
 #[test]
-fn half_a_header_is_waited_for_and_not_looked_at_again_and_again() {
+fn partial_header_costs_no_polling() {
     let server = server(&[]);
     let counters = Counters::of(&server);
     let mut proxy = Client::connect(server.addr());
@@ -139,7 +139,7 @@ fn half_a_header_is_waited_for_and_not_looked_at_again_and_again() {
 }
 
 #[test]
-fn a_proxy_that_speaks_for_itself_is_served_as_itself() {
+fn local_header_serves_proxy_as_client() {
     // Whatever the lists say of it: they are about clients.
     let server = server(&["--allow=192.0.2.0/24"]);
     for header in [local_header(), b"PROXY UNKNOWN\r\n".to_vec()] {
@@ -154,7 +154,7 @@ fn a_proxy_that_speaks_for_itself_is_served_as_itself() {
 }
 
 #[test]
-fn who_is_not_trusted_is_reset_before_a_word_is_heard() {
+fn untrusted_proxy_is_reset_before_reading() {
     let server = server(&["--proxy-trust=127.0.0.2,::1"]);
     let counters = Counters::of(&server);
     let stranger = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -173,7 +173,7 @@ fn who_is_not_trusted_is_reset_before_a_word_is_heard() {
 }
 
 #[test]
-fn what_is_no_header_is_reset_and_counted_by_its_cause() {
+fn invalid_header_is_reset_and_counted() {
     let server = server(&[]);
     let counters = Counters::of(&server);
     let v2 = b"\r\n\r\n\0\r\nQUIT\n".as_slice();
@@ -218,7 +218,7 @@ fn what_is_no_header_is_reset_and_counted_by_its_cause() {
 }
 
 #[test]
-fn a_header_that_does_not_come_in_time_is_a_cause_of_its_own() {
+fn late_header_is_reset_and_counted() {
     let server = server(&["--proxy-header-timeout=300ms"]);
     // There before the server looks, so that it is not the whole header that is late.
     let frozen = Frozen::workers(&server);
@@ -257,7 +257,7 @@ fn assert_refused_so_far(server: &Server, expected: &BTreeMap<&str, u64>) {
 }
 
 #[test]
-fn lists_and_limits_hold_for_the_client_and_not_for_the_proxy() {
+fn lists_and_limits_apply_to_proxied_client() {
     let server = server(&[
         "--deny=192.0.2.9,127.0.0.0/8",
         "--max-connections-per-source=2",
@@ -302,7 +302,7 @@ fn lists_and_limits_hold_for_the_client_and_not_for_the_proxy() {
 }
 
 #[test]
-fn a_connection_without_its_header_counts_for_nobody() {
+fn connection_without_header_counts_for_no_source() {
     let server = server(&["--max-connections-per-source=2"]);
     // A client with the very address of the proxy, which has others waiting.
     let client = "127.0.0.1:4000";
@@ -324,12 +324,12 @@ fn a_connection_without_its_header_counts_for_nobody() {
 }
 
 #[test]
-fn a_reload_moves_connections_with_half_a_header_and_with_a_client() {
+fn reload_migrates_partial_headers_and_client_addresses() {
     halves_and_clients_move("reload");
 }
 
 #[test]
-fn an_upgrade_does_so_too() {
+fn upgrade_migrates_partial_headers_and_client_addresses() {
     halves_and_clients_move("upgrade");
 }
 
@@ -364,7 +364,7 @@ fn halves_and_clients_move(by: &str) {
 }
 
 #[test]
-fn a_stop_waits_for_a_header_no_longer_than_for_a_first_word() {
+fn stop_bounds_wait_for_header() {
     let server = server(&["--proxy-header-timeout=10m"]);
     let mut named = introduced(&server, Version::V2, CLIENT);
     let mut waiting = Client::connect(server.addr());
@@ -378,7 +378,7 @@ fn a_stop_waits_for_a_header_no_longer_than_for_a_first_word() {
 }
 
 #[test]
-fn a_client_whose_header_is_on_its_way_when_a_stop_comes_is_answered() {
+fn stop_answers_client_with_header_in_flight() {
     let server = server(&[]);
     let mut named = introduced(&server, Version::V2, CLIENT);
     let mut coming = Client::connect(server.addr());
@@ -395,7 +395,7 @@ fn a_client_whose_header_is_on_its_way_when_a_stop_comes_is_answered() {
 }
 
 #[test]
-fn who_says_nothing_and_leaves_is_no_refusal() {
+fn silent_client_leaving_is_no_refusal() {
     let server = server(&[]);
     let counters = Counters::of(&server);
     let mut probe = Client::connect(server.addr());
@@ -407,7 +407,7 @@ fn who_says_nothing_and_leaves_is_no_refusal() {
 
 /// A header of the full length is there as a whole before it is looked at, however small the buffer.
 #[test]
-fn the_longest_header_fits_the_smallest_buffer() {
+fn longest_header_fits_smallest_buffer() {
     let server = server(&["--recv-buffer=4KiB"]);
     let fields = 4096 - 16 - 12 - 3;
     let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21\x11".to_vec();
@@ -430,7 +430,7 @@ fn send_urgent(proxy: &Client, byte: u8) {
 }
 
 #[test]
-fn urgent_data_is_no_part_of_a_header_and_may_follow_it() {
+fn urgent_data_may_follow_header() {
     let server = server(&[]);
     let counters = Counters::of(&server);
     for version in VERSIONS {
@@ -449,7 +449,7 @@ fn urgent_data_is_no_part_of_a_header_and_may_follow_it() {
 }
 
 #[test]
-fn what_is_there_behind_a_header_when_a_stop_comes_is_answered() {
+fn stop_answers_bytes_behind_header() {
     let server = server(&[]);
     let worker = worker_of(&server, 0);
     freeze(&worker);
@@ -467,7 +467,7 @@ fn what_is_there_behind_a_header_when_a_stop_comes_is_answered() {
 }
 
 #[test]
-fn a_worker_that_dies_is_followed_by_one_that_asks_too() {
+fn replacement_worker_requires_headers() {
     let server = server(&[]);
     let mut waiting = Client::connect(server.addr());
     waiting.send_all(b"PROXY ");
@@ -485,7 +485,7 @@ fn a_worker_that_dies_is_followed_by_one_that_asks_too() {
 }
 
 #[test]
-fn only_the_listeners_that_are_named_ask_and_siblings_that_help_out_do_too() {
+fn only_named_listeners_require_headers() {
     let [asks, plain] = ["127.0.0.1:0", "127.0.0.2:0"].map(|listen| format!("--listen={listen}"));
     // Its only helper would serve the queues of a slot that cannot come up again.
     let server = Server::builder()
@@ -520,7 +520,7 @@ fn only_the_listeners_that_are_named_ask_and_siblings_that_help_out_do_too() {
 }
 
 #[test]
-fn an_ipv4_proxy_of_an_ipv6_socket_is_trusted_as_what_it_is() {
+fn trusted_list_matches_ipv4_mapped_proxy() {
     if !has_ipv6() {
         return;
     }
@@ -531,7 +531,7 @@ fn an_ipv4_proxy_of_an_ipv6_socket_is_trusted_as_what_it_is() {
 }
 
 #[test]
-fn our_own_client_plays_the_proxy() {
+fn own_client_sends_proxy_header() {
     let server = server(&[]);
     for version in ["v1", "v2"] {
         let mut client = Command::new(env!("CARGO_BIN_EXE_uppercased"))
@@ -558,7 +558,7 @@ fn our_own_client_plays_the_proxy() {
 }
 
 #[test]
-fn settings_that_would_serve_nobody_are_refused_on_one_line() {
+fn proxy_settings_serving_nobody_are_refused() {
     for (args, part) in [
         (
             vec!["--proxy-protocol=127.0.0.1:1"],

@@ -109,7 +109,7 @@ fn end_in_order(clients: Vec<Client>) {
 }
 
 #[test]
-fn busy_connections_spread_and_every_byte_is_right() {
+fn busy_connections_spread_without_byte_errors() {
     isolated(|| {
         let before = KernelCounters::read();
         let server = Server::start(&WATCHFUL);
@@ -145,7 +145,7 @@ fn busy_connections_spread_and_every_byte_is_right() {
 }
 
 #[test]
-fn what_is_asked_for_meanwhile_is_done_and_nobody_is_lost() {
+fn operations_run_during_rebalancing_without_loss() {
     isolated(|| {
         let before = KernelCounters::read();
         let planned = Planned::start(&WATCHFUL);
@@ -171,7 +171,7 @@ fn what_is_asked_for_meanwhile_is_done_and_nobody_is_lost() {
 }
 
 #[test]
-fn it_is_off_unless_wanted_and_a_reload_turns_it_on() {
+fn reload_enables_rebalancing() {
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=2", "--bake-time=0s"]);
     let server = &planned.server;
     let mut clients = all_of(&worker_of(server, 1), server, 4);
@@ -190,7 +190,7 @@ fn it_is_off_unless_wanted_and_a_reload_turns_it_on() {
 
 /// Whoever takes connections dies with the first of them in hand, every time.
 #[test]
-fn what_a_dead_taker_had_not_acknowledged_comes_back() {
+fn unacknowledged_connections_return_from_dead_receiver() {
     isolated(|| {
         for point in ["receiver.received", "receiver.adopted"] {
             let before = KernelCounters::read();
@@ -217,7 +217,7 @@ fn what_a_dead_taker_had_not_acknowledged_comes_back() {
 /// `cargo test --release --test e2e rebalance:: -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
-fn times_of_answers_with_and_without() {
+fn report_latency_with_and_without_rebalancing() {
     const CONNECTIONS: usize = 32;
     for (turn, rebalance) in ["--rebalance=false", "--rebalance"]
         .repeat(3)

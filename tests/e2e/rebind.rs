@@ -57,7 +57,7 @@ fn assert_refused(listen: &str, holder: &Server) {
 }
 
 #[test]
-fn it_starts_again_beside_the_time_wait_of_connections_it_closed() {
+fn server_restarts_beside_time_wait_sockets() {
     // A client that says nothing is closed by the server: the side that closes first keeps the
     // memory of the connection, for a minute, under the server's port.
     let server = first_start(&["--idle-timeout=50ms"]);
@@ -82,7 +82,7 @@ fn it_starts_again_beside_the_time_wait_of_connections_it_closed() {
 }
 
 #[test]
-fn it_starts_again_after_everything_was_killed_with_connections_open() {
+fn server_restarts_after_everything_was_killed() {
     let server = first_start(&[]);
     let addr = server.addr();
     let mut clients: Vec<_> = (0..10).map(|_| Client::connect(addr)).collect();
@@ -111,7 +111,7 @@ fn it_starts_again_after_everything_was_killed_with_connections_open() {
 }
 
 #[test]
-fn a_second_instance_on_the_same_address_is_refused() {
+fn second_instance_on_same_address_is_refused() {
     // The first got its port from the kernel, so its lock was taken after it was bound.
     let server = first_start(&[]);
     let addr = server.addr();
@@ -131,7 +131,7 @@ fn a_second_instance_on_the_same_address_is_refused() {
 }
 
 #[test]
-fn another_spelling_of_a_held_address_is_refused() {
+fn equivalent_address_is_refused() {
     // Where no other test has the same port in the other family.
     isolated(refuse_other_spellings);
 }
@@ -156,7 +156,7 @@ fn refuse_other_spellings() {
 
 /// The more specific address takes every client from the dual-stack one, without a word.
 #[test]
-fn a_held_dual_stack_address_holds_every_ipv4_address() {
+fn dual_stack_address_holds_every_ipv4_address() {
     let dual = Server::start(&["--listen=*:0", "--workers=1"]);
     let port = dual.addr().port();
     for spelling in ["*", "0.0.0.0", "127.0.0.1", "[::]", "[::1]"] {
@@ -167,7 +167,7 @@ fn a_held_dual_stack_address_holds_every_ipv4_address() {
 }
 
 #[test]
-fn ipv6_alone_holds_no_ipv4_address() {
+fn ipv6_only_address_holds_no_ipv4_address() {
     isolated(serve_ipv6_alone);
 }
 
@@ -183,7 +183,7 @@ fn serve_ipv6_alone() {
 }
 
 #[test]
-fn sharing_a_port_on_purpose_serves_from_both() {
+fn shared_port_is_served_by_both_instances() {
     let first = first_start(&[]);
     let addr = first.addr();
     let second = start_on(addr, &["--share-port"]);
@@ -213,7 +213,7 @@ fn sharing_a_port_on_purpose_serves_from_both() {
 }
 
 #[test]
-fn the_lock_dies_with_its_holder() {
+fn port_lock_ends_with_holder() {
     let first = first_start(&[]);
     let addr = first.addr();
     assert_eq!(first.stop().code(), Some(0));
@@ -227,7 +227,7 @@ fn the_lock_dies_with_its_holder() {
 /// Workers whose supervisor was killed let go of the port at once, and finish in peace what they
 /// owe beside their successors.
 #[test]
-fn it_starts_again_beside_orphans_that_still_drain() {
+fn server_restarts_beside_draining_orphans() {
     let first = first_start(&["--drain-timeout=1h", "--linger-timeout=1m"]);
     let addr = first.addr();
     let mut client = Client::connect(addr);
@@ -307,7 +307,7 @@ fn lost_listener_is_bound_again() {
 
 /// What cannot be bound is seen wherever somebody looks, and is tried again by the next program, too.
 #[test]
-fn lost_listener_makes_unready_across_an_upgrade() {
+fn lost_listener_stays_unready_across_upgrade() {
     if !geteuid().is_root() {
         eprintln!("skipped: only root can reach into another process");
         return;

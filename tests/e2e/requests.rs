@@ -206,7 +206,7 @@ fn cancel_keeps_workers_about_to_leave() {
 }
 
 #[test]
-fn renamed_directory_keeps_its_meaning() {
+fn relative_path_follows_renamed_directory() {
     let parent = tempfile::tempdir().expect("a folder of its own");
     let [before, after] = ["app", "app.old"].map(|name| parent.path().join(name));
     std::fs::create_dir(&before).expect("make the directory");

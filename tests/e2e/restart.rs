@@ -26,7 +26,7 @@ fn start(args: &[&str]) -> Planned {
 }
 
 #[test]
-fn a_reload_renews_every_worker_and_keeps_every_connection() {
+fn reload_replaces_workers_and_keeps_connections() {
     let planned = start(&["--workers=3"]);
     let server = &planned.server;
     let load = Load::start(server.addr(), LoadSize::small());
@@ -56,7 +56,7 @@ fn a_reload_renews_every_worker_and_keeps_every_connection() {
 }
 
 #[test]
-fn sighup_is_a_reload() {
+fn sighup_triggers_reload() {
     let planned = start(&["--workers=2"]);
     let mut client = Client::connect(planned.server.addr());
     client.roundtrip(b"before");
@@ -71,7 +71,7 @@ fn sighup_is_a_reload() {
 }
 
 #[test]
-fn connections_in_every_state_move_byte_for_byte() {
+fn connections_migrate_in_every_state() {
     const PENDING: u64 = 3 << 20;
     let planned = start(&["--workers=1"]);
     let server = &planned.server;
@@ -104,7 +104,7 @@ fn connections_in_every_state_move_byte_for_byte() {
 }
 
 #[test]
-fn what_changed_in_the_configuration_is_in_force_with_the_new_workers() {
+fn new_workers_apply_new_configuration() {
     // What a flag says wins over the file.
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--bake-time=0s", "--workers=2"]);
     let server = &planned.server;
@@ -165,7 +165,7 @@ impl ListenerOptions {
 }
 
 #[test]
-fn listener_options_change_with_the_commit_only() {
+fn listener_options_change_only_at_commit() {
     const SECOND: Duration = Duration::from_secs(1);
     let manager = ServiceManager::start();
     let planned = Planned::start_with(
@@ -233,7 +233,7 @@ fn listener_options_change_with_the_commit_only() {
 }
 
 #[test]
-fn the_configuration_may_name_another_number_of_workers() {
+fn reload_changes_number_of_workers() {
     let planned = Planned::start(&[
         "--listen=127.0.0.1:0",
         "--bake-time=0s",
@@ -256,7 +256,7 @@ fn the_configuration_may_name_another_number_of_workers() {
 }
 
 #[test]
-fn what_cannot_change_or_is_wrong_is_refused_and_changes_nothing() {
+fn invalid_reload_is_refused_and_changes_nothing() {
     let planned = start(&["--workers=2"]);
     let server = &planned.server;
     let mut client = Client::connect(server.addr());
@@ -287,7 +287,7 @@ fn what_cannot_change_or_is_wrong_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn one_operation_at_a_time() {
+fn second_operation_is_refused_while_one_runs() {
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=2", "--bake-time=1h"]);
     let server = &planned.server;
     let mark = server.log_len();
@@ -318,7 +318,7 @@ fn one_operation_at_a_time() {
 }
 
 #[test]
-fn in_drain_mode_connections_stay_until_they_end() {
+fn drain_mode_keeps_connections_until_they_end() {
     let planned = start(&[
         "--workers=2",
         "--restart-connections=drain",
@@ -352,7 +352,7 @@ fn in_drain_mode_connections_stay_until_they_end() {
 }
 
 #[test]
-fn in_drain_mode_what_does_not_end_is_closed_politely() {
+fn drain_timeout_closes_connections_gracefully() {
     let planned = start(&[
         "--workers=1",
         "--restart-connections=drain",
@@ -369,7 +369,7 @@ fn in_drain_mode_what_does_not_end_is_closed_politely() {
 }
 
 #[test]
-fn a_new_program_that_does_not_come_up_leaves_the_old_one() {
+fn failing_binary_leaves_old_workers_serving() {
     let planned = start(&["--workers=2"]);
     let server = &planned.server;
     let mut clients: Vec<_> = (0..6).map(|_| Client::connect(server.addr())).collect();
@@ -408,7 +408,7 @@ fn a_new_program_that_does_not_come_up_leaves_the_old_one() {
 }
 
 #[test]
-fn a_canary_that_dies_while_it_is_watched_brings_the_old_release_back() {
+fn dead_canary_rolls_back_release() {
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=3", "--bake-time=1h"]);
     let server = &planned.server;
     let before = planned.workers();
@@ -430,7 +430,7 @@ fn a_canary_that_dies_while_it_is_watched_brings_the_old_release_back() {
 }
 
 #[test]
-fn a_release_that_fails_later_is_taken_back_with_its_connections() {
+fn late_failure_rolls_back_with_connections() {
     // The second slot's new worker cannot start: the canary, already renewed, goes back, live.
     let planned = start(&["--workers=2"]);
     let server = &planned.server;

@@ -51,7 +51,7 @@ fn version(planned: &Planned) -> String {
 }
 
 #[test]
-fn roll_out() {
+fn operator_rolls_out() {
     let runbook = Runbook::open("Roll out");
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
@@ -83,7 +83,7 @@ fn roll_out() {
 }
 
 #[test]
-fn roll_back() {
+fn operator_rolls_back() {
     let runbook = Runbook::open("Roll back");
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=2", "--bake-time=1s"]);
     let server = &planned.server;
@@ -113,7 +113,7 @@ fn roll_back() {
 }
 
 #[test]
-fn a_worker_keeps_dying() {
+fn worker_keeps_dying() {
     let runbook = Runbook::open("A worker keeps dying");
     let server = Server::builder()
         .args(QUICK)
@@ -159,7 +159,7 @@ fn a_worker_keeps_dying() {
 }
 
 #[test]
-fn the_only_worker_keeps_dying() {
+fn only_worker_keeps_dying() {
     let runbook = Runbook::open("A worker keeps dying");
     let server = Server::builder()
         .args(["--listen=127.0.0.1:0", "--workers=1", "--bake-time=0s"])
@@ -241,7 +241,7 @@ fn connecting(server: &Server) -> socket2::Socket {
 }
 
 #[test]
-fn too_many_connections() {
+fn connection_limit_is_reached() {
     let runbook = Runbook::open("Too many connections");
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--bake-time=0s", "--workers=1"]);
     let server = &planned.server;
@@ -279,7 +279,7 @@ fn too_many_connections() {
 }
 
 #[test]
-fn port_taken() {
+fn port_is_taken() {
     let runbook = Runbook::open("Port taken");
     // Its own, so that nobody else is given the port between a stop and the next start.
     let own = format!("--listen={}:0", own_address());

@@ -67,7 +67,7 @@ fn until_all_serve(planned: &Planned) {
 }
 
 #[test]
-fn workers_are_locked_in_by_default() {
+fn workers_are_sandboxed_by_default() {
     let server = Server::start(&QUICK);
     for pid in server.worker_pids() {
         assert_eq!(kernel_says(pid, "NoNewPrivs"), "1");
@@ -111,7 +111,7 @@ fn descriptors(pid: u32) -> Option<Vec<String>> {
 
 /// What was open in the shell that started the server, and what the supervisor has, is not theirs.
 #[test]
-fn a_worker_and_the_admin_process_have_what_they_need_and_nothing_else() {
+fn processes_hold_only_needed_descriptors() {
     if !geteuid().is_root() {
         eprintln!("skipped: only root can look into what is locked in");
         return;
@@ -146,7 +146,7 @@ fn a_worker_and_the_admin_process_have_what_they_need_and_nothing_else() {
 }
 
 #[test]
-fn it_can_be_switched_off() {
+fn sandbox_can_be_disabled() {
     let server = Server::start(&[&QUICK[..], &["--sandbox=off"]].concat());
     for pid in server.worker_pids() {
         assert_eq!(kernel_says(pid, "NoNewPrivs"), "0");
@@ -157,7 +157,7 @@ fn it_can_be_switched_off() {
 }
 
 #[test]
-fn workers_of_another_user_go_through_every_planned_operation() {
+fn workers_of_another_user_support_every_operation() {
     if !geteuid().is_root() {
         eprintln!("skipped: only root can run workers as somebody else");
         return;
@@ -197,7 +197,7 @@ fn workers_of_another_user_go_through_every_planned_operation() {
 }
 
 #[test]
-fn who_breaks_out_is_ended_and_the_cause_is_said() {
+fn escaping_worker_is_killed_with_cause() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     for what in OUTWARD.into_iter().chain(SHARED) {
@@ -218,7 +218,7 @@ fn who_breaks_out_is_ended_and_the_cause_is_said() {
 
 /// The way out by a bug is still open: its last words are written, and it ends as it would without.
 #[test]
-fn a_panic_in_the_sandbox_is_an_abort() {
+fn panic_in_sandbox_aborts_worker() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     let mark = server.log_len();
@@ -233,7 +233,7 @@ fn a_panic_in_the_sandbox_is_an_abort() {
 /// A worker that serves and breaks out is a death like any other: counted, shown, and the slot is
 /// renewed.
 #[test]
-fn a_serving_worker_that_breaks_out_is_counted_and_replaced() {
+fn escaping_serving_worker_is_counted_and_replaced() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     let mark = server.log_len();
@@ -252,7 +252,7 @@ fn a_serving_worker_that_breaks_out_is_counted_and_replaced() {
 
 /// Without the outermost layer those beneath it show that they hold, too.
 #[test]
-fn each_layer_refuses_by_itself() {
+fn each_layer_refuses_on_its_own() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     let has_landlock = layers(server).iter().any(|layer| layer == "landlock");
@@ -277,7 +277,7 @@ fn each_layer_refuses_by_itself() {
 }
 
 #[test]
-fn what_the_kernel_lacks_is_said_once_or_refused() {
+fn missing_kernel_support_is_reported_or_refused() {
     let lacking = |mode: &str| {
         let server = Server::builder()
             .args(QUICK)
@@ -325,7 +325,7 @@ fn shown(server: &Server, page: &str) -> String {
 }
 
 #[test]
-fn the_admin_process_is_locked_in_with_all_its_threads() {
+fn admin_process_sandboxes_all_its_threads() {
     let server = Server::start(&[&QUICK[..], &["--admin=0"]].concat());
     let admin = admin_pid(&server);
     let threads = fs::read_dir(format!("/proc/{admin}/task")).expect("its threads");
@@ -352,7 +352,7 @@ fn the_admin_process_is_locked_in_with_all_its_threads() {
 /// It has no way to the control socket, where it could stop the server: the user that it becomes
 /// may not connect there, and it asks all the same.
 #[test]
-fn the_admin_process_becomes_another_user_and_asks_on() {
+fn admin_process_works_as_another_user() {
     if !geteuid().is_root() {
         eprintln!("skipped: only root can run processes as somebody else");
         return;
@@ -371,7 +371,7 @@ fn the_admin_process_becomes_another_user_and_asks_on() {
 }
 
 #[test]
-fn an_admin_process_that_breaks_out_is_ended_and_nobody_else_notices() {
+fn escaping_admin_process_is_killed() {
     for what in OUTWARD.into_iter().chain(SHARED) {
         let plan = format!("admin.sandboxed=violate:{what}");
         let server = Server::builder().args(QUICK).args(["--admin=0"]);
@@ -388,7 +388,7 @@ fn an_admin_process_that_breaks_out_is_ended_and_nobody_else_notices() {
 
 /// As for workers: what is below the outermost layer holds, too.
 #[test]
-fn each_layer_of_the_admin_process_refuses_by_itself() {
+fn each_admin_layer_refuses_on_its_own() {
     let mut violations = vec!["setuid"];
     if layers(&Server::start(&QUICK))
         .iter()
@@ -412,7 +412,7 @@ fn each_layer_of_the_admin_process_refuses_by_itself() {
 }
 
 #[test]
-fn a_reload_that_changes_the_sandbox_reaches_the_admin_process() {
+fn reload_updates_sandbox_of_admin_process() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("sandbox.toml");
     let write = |how: &str| fs::write(&file, format!("sandbox = \"{how}\"\n")).expect("write");
@@ -434,7 +434,7 @@ fn a_reload_that_changes_the_sandbox_reaches_the_admin_process() {
 }
 
 #[test]
-fn accounts_that_nobody_has_are_refused_at_once() {
+fn unknown_accounts_refuse_start() {
     for flag in ["--user=no-such-user", "--group=no-such-group", "--user=a:b"] {
         let (code, said) = Server::expect_failure(&["--listen=127.0.0.1:0", flag]);
         assert_eq!(code, 2, "{said}");

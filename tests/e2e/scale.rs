@@ -16,7 +16,7 @@ fn start(args: &[&str]) -> Planned {
 }
 
 #[test]
-fn up_and_down_nobody_is_lost() {
+fn scaling_up_and_down_loses_nobody() {
     isolated(|| {
         let before = KernelCounters::read();
         let planned = start(&["--workers=2"]);
@@ -38,7 +38,7 @@ fn up_and_down_nobody_is_lost() {
 }
 
 #[test]
-fn signals_add_and_remove_one() {
+fn signals_add_and_remove_one_worker() {
     let planned = start(&["--workers=2"]);
     let server = &planned.server;
     let count = || planned.workers().0.len();
@@ -59,7 +59,7 @@ fn signals_add_and_remove_one() {
 }
 
 #[test]
-fn impossible_numbers_are_refused() {
+fn impossible_worker_counts_are_refused() {
     let planned = start(&["--workers=2"]);
     let server = &planned.server;
     let before = planned.workers();
@@ -71,7 +71,7 @@ fn impossible_numbers_are_refused() {
 }
 
 #[test]
-fn a_leaving_worker_that_dies_is_renewed_first_so_that_its_queue_is_served() {
+fn dead_leaving_worker_is_replaced_to_serve_queue() {
     isolated(|| {
         let planned = Planned::start(&[
             "--listen=127.0.0.1:0",
@@ -115,7 +115,7 @@ fn break_slot(server: &Server, slot: u16) {
 }
 
 #[test]
-fn broken_slot_leaves_and_loses_nobody() {
+fn failing_slot_leaves_and_loses_nobody() {
     isolated(|| {
         let planned = start(&["--workers=2", "--backoff-initial=10m", "--backoff-max=10m"]);
         let server = &planned.server;

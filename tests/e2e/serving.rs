@@ -29,7 +29,7 @@ fn one_worker() -> Server {
 }
 
 #[test]
-fn every_byte_value_comes_back_with_only_letters_changed() {
+fn every_byte_value_returns_with_letters_uppercased() {
     let server = one_worker();
     let mut client = Client::connect(server.addr());
     let all: Vec<u8> = (0..=u8::MAX).collect();
@@ -48,7 +48,7 @@ fn every_byte_value_comes_back_with_only_letters_changed() {
 }
 
 #[test]
-fn any_chunking_gives_the_same_bytes() {
+fn any_chunking_yields_same_bytes() {
     let server = one_worker();
     let mut client = Client::connect(server.addr());
     let bytes = pattern(0, 3000);
@@ -65,7 +65,7 @@ fn any_chunking_gives_the_same_bytes() {
 }
 
 #[test]
-fn a_long_stream_is_exact_both_ways_at_once() {
+fn long_stream_is_exact_in_full_duplex() {
     let server = one_worker();
     Client::connect(server.addr()).stream(7, 64 << 20);
 }
@@ -85,7 +85,7 @@ fn pipelined_messages_are_answered_in_order() {
 }
 
 #[test]
-fn what_arrives_together_is_answered_together() {
+fn messages_arriving_together_are_answered_together() {
     let server = one_worker();
     let counters = Counters::of(&server);
     let mut client = Client::connect(server.addr());
@@ -104,7 +104,7 @@ fn what_arrives_together_is_answered_together() {
 }
 
 #[test]
-fn many_connections_at_once_do_not_mix() {
+fn concurrent_connections_never_mix() {
     const CLIENTS: u32 = 320;
     raise_descriptor_limit().unwrap();
     let server = Server::builder()
@@ -135,7 +135,7 @@ fn many_connections_at_once_do_not_mix() {
 }
 
 #[test]
-fn writing_everything_before_reading_ends_within_the_buffers() {
+fn writing_before_reading_completes_within_buffers() {
     let server = Server::builder()
         .args(LOCAL)
         .args(["--workers", "1", "--pending-output", "64KiB"])
@@ -149,7 +149,7 @@ fn writing_everything_before_reading_ends_within_the_buffers() {
 }
 
 #[test]
-fn past_the_buffers_is_backpressure_and_nobody_else_notices() {
+fn full_buffers_apply_backpressure_to_one_client() {
     let server = one_worker();
     let counters = Counters::of(&server);
     let mut client = Client::connect(server.addr());
@@ -168,7 +168,7 @@ fn past_the_buffers_is_backpressure_and_nobody_else_notices() {
 }
 
 #[test]
-fn urgent_bytes_are_bytes_and_strand_nothing() {
+fn urgent_bytes_are_served_in_band() {
     let urge = |client: &Client, bytes: &[u8]| {
         let sent = send(client.socket().as_raw_fd(), bytes, MsgFlags::MSG_OOB).unwrap();
         assert_eq!(sent, bytes.len());
@@ -209,7 +209,7 @@ fn urgent_bytes_are_bytes_and_strand_nothing() {
 }
 
 #[test]
-fn what_a_client_sent_before_it_was_accepted_is_answered() {
+fn bytes_sent_before_accept_are_answered() {
     let server = one_worker();
     let frozen = Frozen::workers(&server);
     let mut early: Vec<Client> = (0..20).map(|_| Client::connect(server.addr())).collect();
@@ -223,7 +223,7 @@ fn what_a_client_sent_before_it_was_accepted_is_answered() {
 }
 
 #[test]
-fn every_worker_serves_the_one_port_that_the_kernel_chose() {
+fn every_worker_serves_port_chosen_by_kernel() {
     let server = Server::builder()
         .args(LOCAL)
         .args(["--workers", "3"])
@@ -289,7 +289,7 @@ fn serve_both_families() {
 }
 
 #[test]
-fn the_accept_queue_is_as_long_as_asked_for() {
+fn accept_queue_has_requested_length() {
     let longest = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     let longest: u32 = longest.trim().parse().unwrap();
     for (args, expected) in [(&["--backlog", "7"][..], 7), (&[], longest)] {
@@ -306,7 +306,7 @@ fn the_accept_queue_is_as_long_as_asked_for() {
 }
 
 #[test]
-fn a_queue_that_is_full_is_served_once_there_is_time() {
+fn full_queue_is_served_eventually() {
     let server = Server::builder()
         .args(LOCAL)
         .args(["--workers", "1", "--backlog", "4"])
@@ -323,7 +323,7 @@ fn a_queue_that_is_full_is_served_once_there_is_time() {
 }
 
 #[test]
-fn the_default_is_port_9999_of_every_ipv4_address() {
+fn default_address_is_ipv4_port_9999() {
     let mut check = Command::new(env!("CARGO_BIN_EXE_uppercased"));
     check.args(["check", "--print"]).env_clear();
     let output = check.output().unwrap();

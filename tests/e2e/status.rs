@@ -27,7 +27,7 @@ fn find(lines: &Lines, from: usize, mut wanted: impl FnMut(&Value) -> bool) -> O
 }
 
 #[test]
-fn sockets_of_others_are_named_and_ours_belong_to_slots() {
+fn status_names_foreign_sockets_and_owners() {
     let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "2", "--share-port"]);
     let stranger =
         socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
@@ -85,7 +85,7 @@ fn sockets_of_others_are_named_and_ours_belong_to_slots() {
 }
 
 #[test]
-fn rates_go_on_while_workers_are_renewed_and_their_times_are_kept() {
+fn rates_continue_while_workers_are_replaced() {
     let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "2"]);
     let mut client = Client::connect(server.addr());
     let watching = server.send_order(&["status", "--watch", "100ms", "--json"]);
@@ -139,7 +139,7 @@ fn rates_go_on_while_workers_are_renewed_and_their_times_are_kept() {
 }
 
 #[test]
-fn ctrl_c_ends_the_watching_and_that_is_success() {
+fn ctrl_c_ends_status_watch_successfully() {
     let server = Server::start(&["--listen", "127.0.0.1:0"]);
     let mut child = Command::new(env!("CARGO_BIN_EXE_uppercased"))
         .args(["status", "--watch", "--control"])
@@ -160,7 +160,7 @@ fn ctrl_c_ends_the_watching_and_that_is_success() {
 }
 
 #[test]
-fn a_supervisor_that_stands_still_is_said_to() {
+fn status_reports_stalled_supervisor() {
     let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "1"]);
     server.signal(Signal::SIGSTOP);
     let stopped = format!("process {} is stopped", server.pid());
@@ -181,7 +181,7 @@ fn a_supervisor_that_stands_still_is_said_to() {
 
 /// As it has until somebody sets one: in a container, or on a serial line.
 #[test]
-fn a_terminal_without_a_size_is_written_on_all_the_same() {
+fn status_writes_to_terminal_without_size() {
     let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "1"]);
     let (mut terminal, line) = open_terminal();
     let mut child = Command::new(env!("CARGO_BIN_EXE_uppercased"))
@@ -209,7 +209,7 @@ fn a_terminal_without_a_size_is_written_on_all_the_same() {
 }
 
 #[test]
-fn a_server_in_another_network_namespace_shows_its_own_sockets() {
+fn status_shows_sockets_of_other_namespace() {
     let Ok(namespace) = Namespace::fresh() else {
         println!("skipped: no network namespace can be made here");
         return;

@@ -96,28 +96,28 @@ fn stops_gracefully(signal: Signal) {
 }
 
 #[test]
-fn sigterm_pays_what_is_owed() {
+fn sigterm_sends_pending_replies() {
     stops_gracefully(Signal::SIGTERM);
 }
 
 #[test]
-fn sigint_pays_what_is_owed() {
+fn sigint_sends_pending_replies() {
     stops_gracefully(Signal::SIGINT);
 }
 
 #[test]
-fn sigquit_pays_what_is_owed() {
+fn sigquit_sends_pending_replies() {
     stops_gracefully(Signal::SIGQUIT);
 }
 
 #[test]
-fn an_idle_server_stops_at_once() {
+fn idle_server_stops_immediately() {
     let server = start(&["--workers=2", NEVER]);
     assert_eq!(server.stop().code(), Some(0));
 }
 
 #[test]
-fn a_client_that_stays_after_the_end_is_waited_for_no_longer_than_linger_timeout() {
+fn linger_timeout_bounds_wait_for_staying_client() {
     let server = start(&["--workers=1", "--linger-timeout=100ms", NEVER]);
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"hello");
@@ -126,7 +126,7 @@ fn a_client_that_stays_after_the_end_is_waited_for_no_longer_than_linger_timeout
 }
 
 #[test]
-fn who_stands_in_a_queue_at_the_stop_is_answered() {
+fn stop_answers_queued_clients() {
     let server = start(&["--workers=2", NEVER]);
     let workers = watch_all(&server);
     for worker in &workers {
@@ -155,7 +155,7 @@ fn who_stands_in_a_queue_at_the_stop_is_answered() {
 
 /// The queue of a slot without a worker is not forgotten: a sibling empties it before it stops.
 #[test]
-fn who_stands_in_the_queue_of_a_dead_worker_at_the_stop_is_answered() {
+fn stop_answers_queued_clients_of_dead_worker() {
     let server = start(&["--workers=2", NEVER, PATIENT[0], PATIENT[1], PATIENT[2]]);
     leave_without_worker(&server, 0);
     // All of them at the other worker has a chance of 10^-12.
@@ -177,7 +177,7 @@ fn who_stands_in_the_queue_of_a_dead_worker_at_the_stop_is_answered() {
 
 /// Nobody is left hanging in the queue of a server that will not come back.
 #[test]
-fn new_clients_are_refused_once_the_stop_has_begun() {
+fn stop_refuses_new_clients() {
     let server = start(&["--workers=2", NEVER, PATIENT[0], PATIENT[1], PATIENT[2]]);
     // One worker will be busy with its stop for a while.
     let busy = [worker_of(&server, 1)];
@@ -203,7 +203,7 @@ fn new_clients_are_refused_once_the_stop_has_begun() {
 }
 
 #[test]
-fn a_lame_duck_serves_new_clients_and_then_stops() {
+fn lame_duck_serves_new_clients_then_stops() {
     let server = start(&["--workers=2", "--lame-duck=4s", NEVER]);
     let workers = watch_all(&server);
     let mut early = Client::connect(server.addr());
@@ -222,7 +222,7 @@ fn a_lame_duck_serves_new_clients_and_then_stops() {
 }
 
 #[test]
-fn a_second_signal_ends_a_lame_duck() {
+fn second_signal_ends_lame_duck() {
     let server = start(&["--workers=2", "--lame-duck=1h", NEVER]);
     let workers = watch_all(&server);
     server.signal(Signal::SIGTERM);
@@ -233,7 +233,7 @@ fn a_second_signal_ends_a_lame_duck() {
 }
 
 #[test]
-fn a_client_that_never_reads_is_cut_when_drain_timeout_is_over() {
+fn drain_timeout_cuts_non_reading_client() {
     let server = start(&["--workers=2", "--drain-timeout=300ms"]);
     let workers = watch_all(&server);
     let mut owed = owing(&server);
@@ -249,7 +249,7 @@ fn a_client_that_never_reads_is_cut_when_drain_timeout_is_over() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn second_signal_stops_immediately() {
     let server = start(&["--workers=2", NEVER]);
     let workers = watch_all(&server);
     let _owed = owing(&server);
@@ -261,7 +261,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn a_stop_while_a_worker_is_stopped_by_somebody_ends_in_time() {
+fn stop_completes_despite_suspended_worker() {
     let server = start(&["--workers=2", "--drain-timeout=100ms"]);
     let workers = watch_all(&server);
     freeze(&workers[1]);
@@ -271,7 +271,7 @@ fn a_stop_while_a_worker_is_stopped_by_somebody_ends_in_time() {
 }
 
 #[test]
-fn a_stop_while_it_is_starting_leaves_nothing() {
+fn stop_during_start_leaves_nothing() {
     let mut starting = Bare::start(&[
         "--workers=100",
         "--listen=127.0.0.1:0",
@@ -294,7 +294,7 @@ fn a_stop_while_it_is_starting_leaves_nothing() {
 }
 
 #[test]
-fn workers_whose_supervisor_is_killed_pay_what_they_owe_and_go() {
+fn orphaned_workers_send_pending_replies_and_exit() {
     let server = start(&["--workers=2", NEVER]);
     let workers = watch_all(&server);
     let owed = owing(&server);
@@ -317,7 +317,7 @@ fn workers_whose_supervisor_is_killed_pay_what_they_owe_and_go() {
 }
 
 #[test]
-fn workers_whose_supervisor_is_killed_do_not_wait_for_ever() {
+fn orphaned_workers_exit_after_timeout() {
     let server = start(&["--workers=2", "--drain-timeout=300ms"]);
     let workers = watch_all(&server);
     let mut owed = owing(&server);
@@ -329,7 +329,7 @@ fn workers_whose_supervisor_is_killed_do_not_wait_for_ever() {
 }
 
 #[test]
-fn who_stands_in_a_queue_when_the_supervisor_is_killed_is_answered() {
+fn orphaned_workers_answer_queued_clients() {
     let server = start(&["--workers=1", NEVER]);
     let worker = worker_of(&server, 0);
     freeze(&worker);

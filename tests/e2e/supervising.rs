@@ -45,7 +45,7 @@ fn watch_all(pids: Vec<u32>) -> Vec<Watched> {
 }
 
 #[test]
-fn workers_are_children_that_hold_nothing_but_their_own() {
+fn workers_hold_only_their_own_descriptors() {
     // Left open for whatever is started from here, as a careless shell does.
     let left_open = nix::unistd::dup(std::io::stderr()).unwrap();
     let server = Server::start(&[
@@ -113,7 +113,7 @@ fn workers_are_children_that_hold_nothing_but_their_own() {
 }
 
 #[test]
-fn the_supervisors_descriptors_come_back_after_every_crash() {
+fn supervisor_leaks_no_descriptor_after_crash() {
     let server = Server::start(&[
         "--workers=2",
         "--listen=127.0.0.1:0",
@@ -142,7 +142,7 @@ fn the_supervisors_descriptors_come_back_after_every_crash() {
 }
 
 #[test]
-fn the_worker_role_is_not_for_people() {
+fn worker_role_refuses_manual_start() {
     let (code, said) = Server::expect_failure(&["worker"]);
     assert_eq!(code, 2);
     assert_eq!(said.lines().count(), 1, "{said}");
@@ -150,7 +150,7 @@ fn the_worker_role_is_not_for_people() {
 }
 
 #[test]
-fn a_crash_costs_the_workers_own_connections_and_no_others() {
+fn crash_costs_only_connections_of_worker() {
     let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
     let workers = watch_all(server.worker_pids());
     // Over the hash of the kernel: both workers get some.
@@ -224,17 +224,17 @@ fn a_queue_outlives_its_worker(workers: usize) {
 }
 
 #[test]
-fn a_queue_outlives_its_worker_beside_another() {
+fn queue_outlives_worker_beside_another() {
     a_queue_outlives_its_worker(2);
 }
 
 #[test]
-fn a_queue_outlives_its_worker_alone() {
+fn queue_outlives_only_worker() {
     a_queue_outlives_its_worker(1);
 }
 
 #[test]
-fn a_slot_that_keeps_failing_waits_longer_and_longer_and_its_clients_do_not() {
+fn failing_slot_backs_off_without_delaying_clients() {
     const PAUSE_MS: u64 = 100;
     let server = Server::start(&[
         "--workers=2",
@@ -284,7 +284,7 @@ fn a_slot_that_keeps_failing_waits_longer_and_longer_and_its_clients_do_not() {
 }
 
 #[test]
-fn a_lent_queue_is_served_by_the_sibling_and_given_back() {
+fn sibling_serves_lent_queue_until_recalled() {
     let server = Server::start(&[
         "--workers=2",
         "--listen=127.0.0.1:0",
@@ -325,7 +325,7 @@ fn a_lent_queue_is_served_by_the_sibling_and_given_back() {
 }
 
 #[test]
-fn a_worker_that_hangs_at_its_start_is_replaced() {
+fn worker_stalled_at_start_is_replaced() {
     const TRIES: usize = 200;
     let server = Server::start(&[
         "--workers=1",
@@ -366,7 +366,7 @@ fn a_worker_that_hangs_at_its_start_is_replaced() {
 }
 
 #[test]
-fn signals_to_workers_change_nothing() {
+fn workers_ignore_signals() {
     let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
     let workers = server.worker_pids();
     let mut client = Client::connect(server.addr());
@@ -393,7 +393,7 @@ fn signals_to_workers_change_nothing() {
 }
 
 #[test]
-fn a_foreign_listener_is_named() {
+fn error_names_foreign_listener() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = held.local_addr().unwrap();
     let own = format!("pid {} ", std::process::id());
@@ -413,7 +413,7 @@ fn a_foreign_listener_is_named() {
 }
 
 #[test]
-fn a_strange_address_is_refused_and_nothing_stays() {
+fn unavailable_address_refuses_start_and_leaves_nothing() {
     let good = TcpListener::bind((own_address(), 0)).unwrap();
     let addr = good.local_addr().unwrap();
     drop(good);
@@ -435,7 +435,7 @@ fn a_strange_address_is_refused_and_nothing_stays() {
 const PROGRAM: &str = env!("CARGO_BIN_EXE_uppercased");
 
 #[test]
-fn the_first_process_of_a_container_buries_orphans() {
+fn container_init_reaps_orphans() {
     let folder = tempfile::tempdir().unwrap();
     let gate = folder.path().join("gate");
     nix::unistd::mkfifo(&gate, Mode::S_IRWXU).unwrap();
@@ -476,7 +476,7 @@ fn the_first_process_of_a_container_buries_orphans() {
 }
 
 #[test]
-fn a_limit_on_the_size_of_files_is_an_error_with_a_name() {
+fn error_names_file_size_limit() {
     let folder = tempfile::tempdir().unwrap();
     let script = format!("ulimit -f 0; exec '{PROGRAM}' \"$@\"");
     let (code, said) = Server::builder()
@@ -488,7 +488,7 @@ fn a_limit_on_the_size_of_files_is_an_error_with_a_name() {
 }
 
 #[test]
-fn a_start_that_fails_has_its_exit_code_also_when_nobody_can_be_told() {
+fn failed_start_keeps_exit_code_without_stderr() {
     let full = fs::OpenOptions::new()
         .write(true)
         .open("/dev/full")
@@ -507,7 +507,7 @@ fn a_start_that_fails_has_its_exit_code_also_when_nobody_can_be_told() {
 }
 
 #[test]
-fn the_log_in_json_has_the_last_words_too() {
+fn json_log_includes_fatal_error() {
     let args = ["--admin=/nowhere/at/all", "--log-format=json"];
     let (code, said) = Server::expect_failure(&args);
     assert_eq!(code, 1, "{said}");
@@ -519,7 +519,7 @@ fn the_log_in_json_has_the_last_words_too() {
 }
 
 #[test]
-fn workers_that_die_by_the_dozen_are_all_replaced() {
+fn many_dying_workers_are_all_replaced() {
     let server = Server::start(&[
         "--workers=4",
         "--listen=127.0.0.1:0",
@@ -568,7 +568,7 @@ fn server_resets_inherited_signal_state() {
 
 /// As those who tidy temporary directories do.
 #[test]
-fn removed_control_socket_comes_back() {
+fn removed_control_socket_is_recreated() {
     let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
     fs::remove_file(server.control()).unwrap();
     let mark = server.log_len();
@@ -599,7 +599,7 @@ fn error_names_limit_that_is_too_small() {
 }
 
 #[test]
-fn boot_serves_without_a_worker_that_fails() {
+fn boot_serves_without_failing_worker() {
     let folder = tempfile::tempdir().expect("a folder of its own");
     let program = folder.path().join("uppercased");
     let broken = Image::copy(folder.path()).with_faults("worker.starting.slot1=exit");
@@ -693,7 +693,7 @@ impl Drop for Started {
 
 /// A wildcard and a specific address, started at the same moment, in either order.
 #[test]
-fn exactly_one_of_conflicting_instances_starts() {
+fn only_one_of_conflicting_instances_starts() {
     for round in 0..20 {
         let free = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = free.local_addr().unwrap().port();

@@ -148,18 +148,18 @@ fn every_step_is_told(manager: &ServiceManager) {
 }
 
 #[test]
-fn every_step_is_told_at_a_path() {
+fn every_step_is_notified_at_path() {
     every_step_is_told(&ServiceManager::start());
 }
 
 #[test]
-fn every_step_is_told_at_an_abstract_name() {
+fn every_step_is_notified_at_abstract_name() {
     let name = format!("uppercased-test/{}", std::process::id());
     every_step_is_told(&ServiceManager::start_abstract(&name));
 }
 
 #[test]
-fn a_long_start_and_a_long_reload_ask_for_more_time() {
+fn long_start_and_reload_extend_timeout() {
     let manager = ServiceManager::start();
     let server = under(&manager)
         .args(["--listen=127.0.0.1:0", "--workers=2", "--bake-time=2s"])
@@ -178,7 +178,7 @@ fn a_long_start_and_a_long_reload_ask_for_more_time() {
 }
 
 #[test]
-fn only_the_supervisor_has_the_variables() {
+fn only_supervisor_has_systemd_variables() {
     let manager = ServiceManager::start();
     let (socket, addr) = unit_socket(true);
     let planned = Planned::start_with(&QUICK[1..], |builder| {
@@ -222,7 +222,7 @@ fn break_slot_1(server: &Server) {
 }
 
 #[test]
-fn watchdog_is_fed_while_a_sibling_serves() {
+fn watchdog_is_fed_while_sibling_serves() {
     let manager = ServiceManager::start();
     let server = under(&manager)
         .args(QUICK)
@@ -241,7 +241,7 @@ fn watchdog_is_fed_while_a_sibling_serves() {
 }
 
 #[test]
-fn watchdog_is_not_fed_while_a_queue_waits() {
+fn watchdog_is_not_fed_while_queue_waits() {
     let manager = ServiceManager::start();
     let server = under(&manager)
         .args(QUICK)
@@ -272,7 +272,7 @@ fn watchdog_is_not_fed_while_a_queue_waits() {
 }
 
 #[test]
-fn another_process_s_watchdog_is_not_fed() {
+fn watchdog_of_another_process_is_not_fed() {
     let manager = ServiceManager::start();
     let server = under(&manager)
         .args(QUICK)
@@ -286,7 +286,7 @@ fn another_process_s_watchdog_is_not_fed() {
 }
 
 #[test]
-fn a_service_manager_that_does_not_read_is_not_waited_for() {
+fn unread_notify_socket_blocks_nobody() {
     let mut manager = ServiceManager::start_silent();
     let server = under(&manager)
         .args(QUICK)
@@ -310,7 +310,7 @@ fn a_service_manager_that_does_not_read_is_not_waited_for() {
 }
 
 #[test]
-fn who_waits_at_a_socket_unit_is_served() {
+fn clients_waiting_at_socket_unit_are_served() {
     let (socket, addr) = unit_socket(true);
     let early = come_early(addr, 8);
     let server = Server::builder()
@@ -330,7 +330,7 @@ fn who_waits_at_a_socket_unit_is_served() {
 }
 
 #[test]
-fn a_unit_s_socket_and_the_store_together_give_every_slot_its_own_back() {
+fn slots_reclaim_unit_and_stored_sockets() {
     let manager = ServiceManager::start();
     let (socket, addr) = unit_socket(true);
     let start = |kept: Vec<Named>| {
@@ -358,7 +358,7 @@ fn a_unit_s_socket_and_the_store_together_give_every_slot_its_own_back() {
 }
 
 #[test]
-fn several_sockets_of_a_unit_are_served_by_as_many_workers_at_least() {
+fn each_socket_of_unit_gets_worker() {
     let (first, addr) = unit_socket(true);
     let (second, _) = unit_socket_at(addr, true);
     let sockets = || -> Vec<Named> {
@@ -390,7 +390,7 @@ fn several_sockets_of_a_unit_are_served_by_as_many_workers_at_least() {
 }
 
 #[test]
-fn sockets_that_cannot_be_served_are_refused() {
+fn unusable_sockets_refuse_start() {
     let (alone, addr) = unit_socket(false);
     let refused = |socket: OwnedFd, listen: String, cause: &str| {
         let (code, said) = Server::builder()
@@ -419,7 +419,7 @@ fn sockets_that_cannot_be_served_are_refused() {
 }
 
 #[test]
-fn a_stored_socket_of_no_use_is_let_go_of_and_the_server_starts() {
+fn useless_stored_socket_is_released() {
     let manager = ServiceManager::start();
     let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
     let server = under(&manager)
@@ -469,7 +469,7 @@ fn the_next_instance_serves_who_waits(end: impl Fn(&Server)) {
 }
 
 #[test]
-fn a_killed_supervisor_leaves_no_queue_behind() {
+fn killed_supervisor_leaves_no_queue_behind() {
     isolated(|| {
         the_next_instance_serves_who_waits(|first| {
             first.kill();
@@ -479,7 +479,7 @@ fn a_killed_supervisor_leaves_no_queue_behind() {
 }
 
 #[test]
-fn a_restart_leaves_no_queue_behind() {
+fn restart_leaves_no_queue_behind() {
     isolated(|| {
         the_next_instance_serves_who_waits(|first| {
             assert_eq!(first.stop().code(), Some(0));
@@ -488,7 +488,7 @@ fn a_restart_leaves_no_queue_behind() {
 }
 
 #[test]
-fn what_an_old_worker_owes_it_pays_beside_the_next_instance() {
+fn orphaned_worker_replies_beside_next_instance() {
     let manager = ServiceManager::start();
     let first = under(&manager)
         .args(QUICK)
@@ -511,7 +511,7 @@ fn what_an_old_worker_owes_it_pays_beside_the_next_instance() {
 }
 
 #[test]
-fn slots_that_are_too_many_now_are_served_and_then_leave() {
+fn surplus_slots_are_served_before_leaving() {
     isolated(|| {
         let manager = ServiceManager::start();
         let before = KernelCounters::read();
@@ -540,7 +540,7 @@ fn slots_that_are_too_many_now_are_served_and_then_leave() {
 }
 
 #[test]
-fn a_slot_that_has_left_gets_nobody_while_its_socket_is_still_kept() {
+fn left_slot_receives_nobody_while_socket_stored() {
     let manager = ServiceManager::start();
     let server = under(&manager).args(QUICK).start();
     manager.wait_stored(&["slot-0", "slot-1"]);
@@ -595,18 +595,18 @@ fn an_upgrade_forgets_nothing(environment: &[(&str, &str)], untold: bool) {
 }
 
 #[test]
-fn an_upgrade_goes_on_waiting_for_the_store_to_let_go() {
+fn upgrade_continues_waiting_for_store_removal() {
     an_upgrade_forgets_nothing(&[], false);
 }
 
 #[test]
-fn an_upgrade_still_has_the_store_let_go_of_what_it_was_not_told_yet() {
+fn upgrade_sends_pending_store_removals() {
     // Which fills the queue of messages.
     an_upgrade_forgets_nothing(&[("WATCHDOG_USEC", "1000")], true);
 }
 
 #[test]
-fn what_is_stored_follows_the_number_of_workers() {
+fn stored_sockets_follow_number_of_workers() {
     let manager = ServiceManager::start();
     let server = under(&manager).args(QUICK).start();
     manager.wait_stored(&["slot-0", "slot-1"]);
@@ -619,7 +619,7 @@ fn what_is_stored_follows_the_number_of_workers() {
 }
 
 #[test]
-fn slots_that_stay_after_all_are_kept_again() {
+fn retained_slots_are_stored_again() {
     let manager = ServiceManager::start();
     let server = under(&manager)
         .args(&QUICK[..3])
@@ -634,7 +634,7 @@ fn slots_that_stay_after_all_are_kept_again() {
 }
 
 #[test]
-fn an_address_that_is_not_listened_on_any_more_is_let_go_of() {
+fn unlistened_address_is_released_from_store() {
     let manager = ServiceManager::start();
     let listen = |addrs: &[SocketAddr]| -> Vec<String> {
         addrs

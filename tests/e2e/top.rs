@@ -212,7 +212,7 @@ impl Drop for Person {
 }
 
 #[test]
-fn a_person_watches_and_reloads() {
+fn user_watches_and_reloads() {
     let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "2"]);
     let workers = server.worker_pids();
     let mut person = Person::start(&server.control(), &[]);
@@ -272,7 +272,7 @@ fn a_person_watches_and_reloads() {
 }
 
 #[test]
-fn any_window_shows_what_there_is_room_for_and_every_row_can_be_reached() {
+fn top_scrolls_in_any_window_size() {
     let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "12"]);
     let mut person = Person::start(&server.control(), &[]);
     person.sees("12 LISTEN");
@@ -298,7 +298,7 @@ fn any_window_shows_what_there_is_room_for_and_every_row_can_be_reached() {
 }
 
 #[test]
-fn a_server_that_goes_away_is_waited_for() {
+fn top_waits_for_vanished_server() {
     let server = Server::start(&["--listen", "127.0.0.1:0"]);
     let control = server.control();
     let mut person = Person::start(&control, &[]);
@@ -321,7 +321,7 @@ fn a_server_that_goes_away_is_waited_for() {
 }
 
 #[test]
-fn the_terminal_is_given_back_however_it_ends() {
+fn top_restores_terminal_at_every_exit() {
     let server = Server::start(&["--listen", "127.0.0.1:0"]);
     for (signal, code) in [
         (Signal::SIGINT, Some(0)),
@@ -338,7 +338,7 @@ fn the_terminal_is_given_back_however_it_ends() {
 }
 
 #[test]
-fn a_pause_gives_the_terminal_to_others_and_takes_it_again() {
+fn suspended_top_releases_and_retakes_terminal() {
     let server = Server::start(&["--listen", "127.0.0.1:0"]);
     let mut person = Person::start(&server.control(), &[]);
     person.sees("serving");
@@ -363,7 +363,7 @@ fn a_pause_gives_the_terminal_to_others_and_takes_it_again() {
 }
 
 #[test]
-fn it_is_for_people_at_a_terminal_with_a_server() {
+fn top_requires_terminal_and_server() {
     let output = Command::new(env!("CARGO_BIN_EXE_uppercased"))
         .args(["top", "--control", "/nowhere"])
         .stdin(Stdio::null())

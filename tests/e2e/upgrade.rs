@@ -28,7 +28,7 @@ fn version(planned: &Planned) -> String {
 }
 
 #[test]
-fn the_program_changes_and_nothing_else_does() {
+fn upgrade_changes_only_the_program() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     let load = Load::start(server.addr(), LoadSize::small());
@@ -58,7 +58,7 @@ fn the_program_changes_and_nothing_else_does() {
 
 /// As deployments do that keep versions side by side.
 #[test]
-fn a_link_to_the_program_is_followed_anew() {
+fn upgrade_follows_symbolic_link_again() {
     let folder = tempfile::tempdir().unwrap();
     let [first, second] = ["7.1.0", "7.2.0"]
         .map(|version| Image::copy(folder.path()).with_faults(&format!("version={version}")));
@@ -93,7 +93,7 @@ fn program_path_need_not_be_utf8() {
 }
 
 #[test]
-fn sigusr2_is_an_upgrade() {
+fn sigusr2_triggers_upgrade() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     let mut client = Client::connect(server.addr());
@@ -107,7 +107,7 @@ fn sigusr2_is_an_upgrade() {
 }
 
 #[test]
-fn a_program_that_cannot_take_over_is_found_out_before() {
+fn preflight_refuses_unusable_program() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     let load = Load::start(server.addr(), LoadSize::small());
@@ -142,7 +142,7 @@ fn a_program_that_cannot_take_over_is_found_out_before() {
 }
 
 #[test]
-fn a_configuration_that_only_the_new_program_refuses_is_found_out_before() {
+fn preflight_refuses_configuration_of_new_program() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     let mut client = Client::connect(server.addr());
@@ -163,7 +163,7 @@ fn a_configuration_that_only_the_new_program_refuses_is_found_out_before() {
 
 /// Passes the pre-flight and fails when it is for real: the old program is called back.
 #[test]
-fn a_program_that_fails_after_exec_gives_the_process_back() {
+fn failure_after_exec_restores_old_program() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     let load = Load::start(server.addr(), LoadSize::small());
@@ -185,7 +185,7 @@ fn a_program_that_fails_after_exec_gives_the_process_back() {
 
 /// The supervisor is the new program, its workers cannot be: they stay, and who asked is told.
 #[test]
-fn workers_that_cannot_follow_stay_with_the_old_program() {
+fn failing_workers_stay_with_old_program() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     let load = Load::start(server.addr(), LoadSize::small());
@@ -211,7 +211,7 @@ fn workers_that_cannot_follow_stay_with_the_old_program() {
 /// A worker that dies while the supervisor is between two programs is noticed by the next one, and
 /// a signal that comes in that time is not lost.
 #[test]
-fn what_happens_between_two_programs_is_noticed() {
+fn upgrade_notices_events_during_exec() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     planned.install(Image::copy(planned.folder()).with_faults("supervisor.resuming=stop"));
@@ -253,7 +253,7 @@ fn held(pid: u32) -> Vec<(i32, String, bool)> {
 /// Whichever step of taking over is refused, the earlier program goes on with all that it had, and no
 /// more.
 #[test]
-fn each_refused_step_gives_process_back() {
+fn each_refused_step_restores_old_program() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     let load = Load::start(server.addr(), LoadSize::small());
@@ -295,7 +295,7 @@ fn each_refused_step_gives_process_back() {
 
 /// A signal that has come before the exec, which then fails, is handled by the program that goes on.
 #[test]
-fn signal_survives_exec_that_fails() {
+fn signal_survives_failed_exec() {
     let faults = "supervisor.exec=stop;supervisor.state_at_exec=fail";
     let planned = Planned::start_with(&QUICK, |builder| {
         builder.env(uppercased::fault::VARIABLE, faults)
@@ -313,7 +313,7 @@ fn signal_survives_exec_that_fails() {
 }
 
 #[test]
-fn nothing_begins_without_room_for_every_connection() {
+fn operation_requires_room_for_every_connection() {
     let folder = tempfile::tempdir().expect("a folder of its own");
     // Where memory is limited, a worker has room for what the configuration says, and no more.
     let script = format!(

@@ -44,7 +44,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn every_byte_is_answered_whatever_the_schedule(ops in strategy::script(120, strategy::op())) {
+    fn every_byte_is_answered_under_any_schedule(ops in strategy::script(120, strategy::op())) {
         let mut world = after(Terms::PLAIN, &ops);
         world.conclude();
         for (client, wire) in world.kernel.wires.iter().enumerate() {
@@ -54,7 +54,7 @@ proptest! {
     }
 
     #[test]
-    fn stops_deadlines_resets_and_refusals_end_connections_as_they_should(
+    fn connections_end_with_the_right_reason(
         terms in strategy::terms(),
         ops in strategy::script(
             120,
@@ -76,7 +76,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(80))]
 
     #[test]
-    fn a_change_of_owner_at_any_boundary_changes_nothing(
+    fn handover_at_any_step_changes_nothing(
         ops in strategy::script(30, strategy::op_in_order()),
     ) {
         let outcome = |ops: &[Op]| {
@@ -102,7 +102,7 @@ proptest! {
 }
 
 #[test]
-fn a_small_message_costs_one_read_and_one_write() {
+fn small_message_costs_one_read_and_write() {
     let mut world = after(Terms::PLAIN, &[CONNECT, room(1000), Op::Turn]);
     let before = world.kernel.calls;
     world.run(&[data(10), Op::Turn, Op::Turn]);
@@ -111,7 +111,7 @@ fn a_small_message_costs_one_read_and_one_write() {
 }
 
 #[test]
-fn what_arrives_together_is_answered_together() {
+fn messages_arriving_together_are_answered_together() {
     let mut world = after(Terms::PLAIN, &[CONNECT, room(1000), Op::Turn]);
     let before = world.kernel.calls;
     world.run(&[data(5), data(5), data(5), Op::Turn]);
@@ -120,7 +120,7 @@ fn what_arrives_together_is_answered_together() {
 }
 
 #[test]
-fn data_and_end_in_one_report_are_both_served() {
+fn data_and_end_in_one_report_are_served() {
     for len in [1, 15, 16, 17, 32] {
         let mut world = after(
             Terms::PLAIN,
@@ -133,7 +133,7 @@ fn data_and_end_in_one_report_are_both_served() {
 
 #[test]
 #[should_panic(expected = "was lost")]
-fn an_end_that_is_not_reported_as_one_would_be_stranded() {
+fn unreported_end_would_be_stranded() {
     let mut world = after(Terms::PLAIN, &[CONNECT, Op::Turn]);
     world.kernel.hides_ends = true;
     world.run(&[room(1000), data(10), end(), Op::Turn]);
@@ -141,7 +141,7 @@ fn an_end_that_is_not_reported_as_one_would_be_stranded() {
 
 #[test]
 #[should_panic(expected = "was lost")]
-fn bytes_behind_urgent_data_that_is_not_reported_would_be_stranded() {
+fn bytes_behind_unreported_urgent_data_would_be_stranded() {
     let mut world = after(Terms::PLAIN, &[CONNECT, Op::Turn]);
     world.kernel.hides_ends = true;
     let urgent = Op::Event(Event::Urgent { client: 0 });
@@ -149,7 +149,7 @@ fn bytes_behind_urgent_data_that_is_not_reported_would_be_stranded() {
 }
 
 #[test]
-fn the_budget_divides_a_long_stream_into_turns() {
+fn budget_divides_long_stream_into_turns() {
     let mut world = after(Terms::PLAIN, &[CONNECT, Op::Turn, room(1000), data(200)]);
     for turn in 1..=4 {
         world.step(Op::Turn);
@@ -161,7 +161,7 @@ fn the_budget_divides_a_long_stream_into_turns() {
 }
 
 #[test]
-fn an_end_of_stream_waits_for_the_last_byte() {
+fn end_of_stream_waits_for_last_byte() {
     let mut world = after(
         Terms::PLAIN,
         &[CONNECT, room(3), data(10), end(), Op::Turn, Op::Turn],
@@ -175,7 +175,7 @@ fn an_end_of_stream_waits_for_the_last_byte() {
 }
 
 #[test]
-fn a_stop_answers_what_the_kernel_has_and_then_ends_the_stream() {
+fn stop_answers_received_bytes_and_ends_stream() {
     let mut world = after(Terms::PLAIN, &[CONNECT, Op::Turn, room(1000)]);
     // Told to stop before the report about these bytes, with an urgent mark in the midst of them.
     let urgent = Op::Event(Event::Urgent { client: 0 });
@@ -196,7 +196,7 @@ fn a_stop_answers_what_the_kernel_has_and_then_ends_the_stream() {
 }
 
 #[test]
-fn deadlines_count_from_the_last_byte_that_moved() {
+fn deadlines_count_from_last_moved_byte() {
     let rules = Rules {
         idle_timeout: Some(Duration::from_millis(100)),
         write_stall_timeout: Some(Duration::from_millis(50)),
@@ -241,7 +241,7 @@ fn deadlines_count_from_the_last_byte_that_moved() {
 }
 
 #[test]
-fn a_deadline_goes_with_its_connection() {
+fn deadline_ends_with_its_connection() {
     let rules = Rules {
         idle_timeout: Some(Duration::from_millis(100)),
         ..Terms::PLAIN.rules
@@ -254,7 +254,7 @@ fn a_deadline_goes_with_its_connection() {
 }
 
 #[test]
-fn a_reset_at_any_call_is_an_outcome() {
+fn reset_at_any_call_closes_connection() {
     let reset = Op::Meanwhile(Meanwhile::Event(Event::Reset { client: 0 }));
     let calm = Op::Meanwhile(Meanwhile::Interrupted);
     for calls_before in 0..6 {
@@ -271,7 +271,7 @@ fn a_reset_at_any_call_is_an_outcome() {
 }
 
 #[test]
-fn a_refused_write_resets_because_bytes_are_missing() {
+fn refused_write_resets_connection() {
     let refused = Op::Meanwhile(Meanwhile::Refused);
     let calm = Op::Meanwhile(Meanwhile::Interrupted);
     let mut world = after(

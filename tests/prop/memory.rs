@@ -350,7 +350,7 @@ fn any_script() -> impl Strategy<Value = (Terms, Vec<Op>)> {
 }
 
 #[test]
-fn what_is_owed_can_be_told_after_every_store() {
+fn unsent_bytes_are_known_after_every_store() {
     let points = check_every_point(rich_terms(), &rich_script(), sound).unwrap();
     assert!(points > 400, "only {points} points to die at");
     let (world, _) = die_at(rich_terms(), &rich_script(), u64::MAX);
@@ -367,7 +367,7 @@ fn what_is_owed_can_be_told_after_every_store() {
 }
 
 #[test]
-fn a_successor_answers_every_byte_exactly_once() {
+fn successor_answers_every_byte_exactly_once() {
     let (terms, ops) = (rich_terms(), rich_script());
     for point in 0..=points(terms, &ops) {
         rescue_at(terms, &ops, point);
@@ -375,7 +375,7 @@ fn a_successor_answers_every_byte_exactly_once() {
 }
 
 #[test]
-fn a_repair_that_dies_can_be_begun_anew() {
+fn interrupted_repair_can_be_repeated() {
     let (terms, ops) = (rich_terms(), rich_script());
     for point in 0..points(terms, &ops) {
         repair_in_place(terms, &ops, point);
@@ -383,7 +383,7 @@ fn a_repair_that_dies_can_be_begun_anew() {
 }
 
 #[test]
-fn readers_that_leave_out_a_rule_are_caught() {
+fn readers_omitting_a_rule_are_caught() {
     let readers: [Reader; 3] = [
         trusting_the_length,
         ignoring_the_hand,
@@ -398,7 +398,7 @@ fn readers_that_leave_out_a_rule_are_caught() {
 /// Dies after each store of a handover, and at each the records of both sides name one owner, who
 /// has every byte.
 #[test]
-fn a_handover_leaves_one_owner_after_every_store() {
+fn handover_leaves_one_owner_after_every_store() {
     let mut owners = Vec::new();
     for point in 0.. {
         let world = World::new(Terms::PLAIN);
@@ -439,7 +439,7 @@ fn a_handover_leaves_one_owner_after_every_store() {
 /// Dies after each store of an introduction, and at each the kernel's count of bytes read tells
 /// whether the header is still there to be read; once it is not, the client is known.
 #[test]
-fn an_introduction_can_be_told_after_every_store() {
+fn proxy_header_state_is_known_after_every_store() {
     let (proxy, client) = (([10, 0, 0, 1], 80).into(), ([192, 0, 2, 7], 4000).into());
     let mut consumed_at = Vec::new();
     for point in 0.. {
@@ -475,13 +475,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn what_is_owed_can_be_told_after_every_store_of_any_script((terms, ops) in any_script()) {
+    fn unsent_bytes_are_known_in_any_script((terms, ops) in any_script()) {
         let verdict = check_every_point(terms, &ops, sound);
         prop_assert!(verdict.is_ok(), "{:?}", verdict);
     }
 
     #[test]
-    fn a_successor_goes_on_with_any_script((terms, ops) in any_script(), seed: u64) {
+    fn successor_continues_any_script((terms, ops) in any_script(), seed: u64) {
         let count = points(terms, &ops);
         for step in 0..20.min(count) {
             rescue_at(terms, &ops, (seed % count + step * (count / 20).max(1)) % count);
@@ -489,7 +489,7 @@ proptest! {
     }
 
     #[test]
-    fn a_repair_can_be_begun_anew_in_any_script((terms, ops) in any_script(), seed: u64) {
+    fn interrupted_repair_can_be_repeated_in_any_script((terms, ops) in any_script(), seed: u64) {
         let count = points(terms, &ops);
         for step in 0..20.min(count) {
             repair_in_place(terms, &ops, (seed % count + step * (count / 20).max(1)) % count);

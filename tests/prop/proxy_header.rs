@@ -51,7 +51,7 @@ fn in_pieces(bytes: &[u8], sizes: &[usize]) -> Result<Option<Header>, Error> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_and_no_part_of_it(
+    fn decoder_reads_whole_header_and_no_prefix(
         version in version(), source in address(), destination in address(),
         rest in prop::collection::vec(any::<u8>(), 0..50),
     ) {
@@ -66,21 +66,21 @@ proptest! {
     }
 
     #[test]
-    fn it_does_not_matter_how_they_come(
+    fn decoder_ignores_chunking(
         bytes in nearly(), sizes in prop::collection::vec(1usize..9, 0..300),
     ) {
         prop_assert_eq!(in_pieces(&bytes, &sizes), decode(&bytes));
     }
 
     #[test]
-    fn any_bytes_are_a_header_or_not(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+    fn decoder_accepts_or_refuses_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         if let Ok(Some(header)) = decode(&bytes) {
             prop_assert!(header.length <= bytes.len());
         }
     }
 
     #[test]
-    fn a_header_is_never_longer_than_is_read(
+    fn decoder_waits_only_for_possible_headers(
         mut bytes in nearly(), length: u16,
     ) {
         if bytes.len() >= 16 && bytes[0] == b'\r' {

@@ -30,7 +30,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn equals_the_oracle_and_leaves_the_surroundings_alone(
+    fn uppercase_equals_oracle_and_spares_surroundings(
         bytes in message(),
         from in 0..128usize,
         after in 0..128usize,
@@ -45,7 +45,7 @@ proptest! {
     }
 
     #[test]
-    fn chunking_changes_nothing(bytes in message(), cut in any::<prop::sample::Index>()) {
+    fn uppercase_ignores_chunking(bytes in message(), cut in any::<prop::sample::Index>()) {
         let mut whole = bytes.clone();
         make_uppercase(&mut whole);
         let mut parts = bytes;
@@ -57,7 +57,7 @@ proptest! {
     }
 
     #[test]
-    fn twice_is_once(bytes in message()) {
+    fn uppercase_is_idempotent(bytes in message()) {
         let mut once = bytes;
         make_uppercase(&mut once);
         let mut twice = once.clone();

@@ -232,7 +232,7 @@ fn every_log_line_is_documented() {
 }
 
 #[test]
-fn every_documented_log_line_exists_with_its_fields() {
+fn documented_log_lines_exist_with_their_fields() {
     let events = events();
     for one in documented(&page("reference.md")) {
         let meant: Vec<&Event> = events
@@ -277,7 +277,7 @@ fn every_quoted_log_line_exists() {
 
 /// Codes that are written as numbers: in a call, or as a constant. (Their table is `src/cli/exit.rs`.)
 #[test]
-fn no_exit_code_is_made_that_is_not_documented() {
+fn every_exit_code_is_documented() {
     let page = page("reference.md");
     let codes = section(&page, "Exit codes");
     let documented = |code: &str| codes.contains(&format!("\n| {code} | "));
@@ -319,7 +319,7 @@ fn contents_list_every_section() {
 }
 
 #[test]
-fn the_scanner_reads_macros_as_they_are_written() {
+fn scanner_reads_log_macros() {
     let text = r#"%error, to = f(a, "x"), "it said \"no\": \
                   and, in the end, left"); rest("#;
     let arguments = arguments(text);

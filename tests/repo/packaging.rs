@@ -95,7 +95,7 @@ fn config_map() -> String {
 }
 
 #[test]
-fn the_packaged_configuration_is_the_defaults_and_shows_them_as_they_are() {
+fn packaged_configuration_shows_the_defaults() {
     let packaged = read(CONFIGURATION);
     let defaults = in_force(None);
     assert_eq!(in_force(Some(&packaged)), defaults);
@@ -112,7 +112,7 @@ fn the_packaged_configuration_is_the_defaults_and_shows_them_as_they_are() {
 }
 
 #[test]
-fn systemd_waits_for_a_stop_and_longer_than_for_any_slot() {
+fn systemd_waits_longer_than_any_slot() {
     let unit = read(SERVICE);
     let configuration = read(CONFIGURATION);
     let set = |key| time(&only(&unit, key, "="));
@@ -125,7 +125,7 @@ fn systemd_waits_for_a_stop_and_longer_than_for_any_slot() {
 }
 
 #[test]
-fn systemd_reloads_by_a_command_of_the_program() {
+fn systemd_reloads_by_program_command() {
     let unit = read(SERVICE);
     // `notify-reload` would send a signal, too, and the second of the two reloads be refused.
     assert_eq!(only(&unit, "Type", "="), "notify");
@@ -145,7 +145,7 @@ fn assert_asks_for_a_server(words: &[impl AsRef<OsStr>]) {
 }
 
 #[test]
-fn kubernetes_waits_for_a_stop() {
+fn kubernetes_waits_for_stop() {
     let configuration = config_map();
     let needs = |name| duration(Some(&configuration), name);
     let grace = time(&only(
@@ -158,7 +158,7 @@ fn kubernetes_waits_for_a_stop() {
 }
 
 #[test]
-fn the_parts_of_the_deployment_mean_each_other() {
+fn deployment_parts_reference_each_other() {
     let (file, image) = (read(KUBERNETES), read(CONTAINERFILE));
     let user = only(&file, "runAsUser", ": ");
     assert_eq!(only(&image, "USER", " "), format!("{user}:{user}"));

@@ -111,7 +111,7 @@ fn assert_none(what: &str, offences: Vec<String>) {
 }
 
 #[test]
-fn cores_touch_nothing_outside() {
+fn cores_make_no_system_call() {
     let mut seen = 0;
     let mut offences = Vec::new();
     for (name, text) in sources("src") {
@@ -134,7 +134,7 @@ fn cores_touch_nothing_outside() {
 }
 
 #[test]
-fn supervisor_and_worker_do_not_know_each_other() {
+fn supervisor_and_worker_never_import_each_other() {
     let mut offences = Vec::new();
     for (name, text) in sources("src") {
         let banned = match name.as_str() {
@@ -155,7 +155,7 @@ fn supervisor_and_worker_do_not_know_each_other() {
 }
 
 #[test]
-fn unsafe_stands_only_at_its_doors() {
+fn unsafe_code_stays_in_its_modules() {
     let mut offences = Vec::new();
     for (name, text) in sources("src") {
         let door = name.starts_with("src/sys/") || name.starts_with("src/uppercase");
@@ -167,7 +167,7 @@ fn unsafe_stands_only_at_its_doors() {
 }
 
 #[test]
-fn no_file_is_too_long_and_each_says_what_it_is() {
+fn every_file_is_short_and_introduced() {
     let mut offences = Vec::new();
     for (name, text) in sources("src") {
         let lines = product(&text).lines().count();
@@ -182,7 +182,7 @@ fn no_file_is_too_long_and_each_says_what_it_is() {
 }
 
 #[test]
-fn nothing_is_left_undone() {
+fn sources_contain_no_leftover_markers() {
     // Written apart, so that this file does not find itself.
     let words = [["TO", "DO"], ["FIX", "ME"], ["XX", "X"], ["dbg", "!("]].map(|word| word.concat());
     let mut offences = Vec::new();
@@ -197,7 +197,7 @@ fn nothing_is_left_undone() {
 }
 
 #[test]
-fn tests_wait_for_events_and_never_sleep() {
+fn tests_never_sleep() {
     let mut offences = Vec::new();
     for folder in ["src", "tests"] {
         for (name, text) in sources(folder) {

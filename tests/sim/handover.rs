@@ -584,7 +584,7 @@ fn run_all(calm: bool) -> Vec<World> {
 }
 
 #[test]
-fn whatever_happens_every_connection_has_one_owner() {
+fn every_connection_has_one_owner_under_faults() {
     let worlds = run_all(false);
     if worlds.len() < 1000 {
         return; // A replay.
@@ -612,7 +612,7 @@ fn whatever_happens_every_connection_has_one_owner() {
 }
 
 #[test]
-fn in_peace_everything_moves() {
+fn everything_migrates_without_faults() {
     for world in run_all(true) {
         assert_eq!(world.sender.end(), Some(&End::Done));
         let served = |one: &Connection| one.ended || one.receiver == Held::Served;

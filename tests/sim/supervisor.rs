@@ -71,7 +71,7 @@ fn every_law_holds_for_every_seed() {
 }
 
 #[test]
-fn a_seed_is_replayed_exactly() {
+fn seed_replays_exactly() {
     let tally = |seed| {
         let mut tally = Tally::new();
         simulate(seed, false, &mut tally);

@@ -4,7 +4,7 @@
 use super::*;
 
 #[test]
-fn an_early_close_tells_how_much_is_missing() {
+fn early_close_reports_missing_bytes() {
     let server = serve_one(|mut stream| {
         let all = swallow_all(&mut stream);
         stream.write_all(&upper(&all[..2])).unwrap();
@@ -18,7 +18,7 @@ fn an_early_close_tells_how_much_is_missing() {
 }
 
 #[test]
-fn a_close_is_noticed_while_the_input_waits() {
+fn client_notices_close_while_input_waits() {
     let server = serve_one(|mut stream| {
         let line = swallow(&mut stream, 3);
         stream.write_all(&upper(&line)).unwrap();
@@ -40,7 +40,7 @@ fn a_close_is_noticed_while_the_input_waits() {
 }
 
 #[test]
-fn a_wrong_byte_is_named_by_its_place() {
+fn client_reports_position_of_wrong_byte() {
     const WRONG: usize = 100_000;
     let server = serve_one(|mut stream| {
         let mut answer = upper(&swallow_all(&mut stream));
@@ -62,7 +62,7 @@ fn a_wrong_byte_is_named_by_its_place() {
 }
 
 #[test]
-fn more_than_was_asked_is_a_failure() {
+fn surplus_reply_is_a_failure() {
     let server = serve_one(|mut stream| {
         let all = swallow_all(&mut stream);
         stream.write_all(&upper(&all)).unwrap();
@@ -77,7 +77,7 @@ fn more_than_was_asked_is_a_failure() {
 }
 
 #[test]
-fn a_greeting_is_a_failure() {
+fn unsolicited_greeting_is_a_failure() {
     let server = serve_one(|mut stream| {
         stream.write_all(b"220 smtp\r\n").unwrap();
         // Not closed before the client has left.
@@ -97,7 +97,7 @@ fn a_greeting_is_a_failure() {
 }
 
 #[test]
-fn a_reset_is_told_apart_from_a_close() {
+fn client_distinguishes_reset_from_close() {
     let server = serve_one(|mut stream| {
         let all = swallow_all(&mut stream);
         stream.write_all(&upper(&all[..2])).unwrap();
@@ -120,7 +120,7 @@ fn a_reset_is_told_apart_from_a_close() {
 }
 
 #[test]
-fn a_reset_in_the_middle_of_sending_is_a_reset() {
+fn reset_during_send_is_reported() {
     let server = serve_one(|mut stream| {
         drop(swallow(&mut stream, 1000));
         SockRef::from(&stream)
@@ -143,7 +143,7 @@ fn a_reset_in_the_middle_of_sending_is_a_reset() {
 }
 
 #[test]
-fn nobody_listening_is_one_clear_line() {
+fn refused_connection_is_one_clear_error() {
     let (_held, addr) = deaf_port();
     pipe(addr, "hi\n").assert_failure(
         1,
@@ -155,7 +155,7 @@ fn nobody_listening_is_one_clear_line() {
 }
 
 #[test]
-fn an_address_that_is_none_is_bad_usage() {
+fn invalid_address_is_bad_usage() {
     for (target, why) in [
         ("nowhere", "the port is missing"),
         ("nowhere:0", "the port is not a number from 1 to 65535"),
@@ -176,7 +176,7 @@ fn an_address_that_is_none_is_bad_usage() {
 }
 
 #[test]
-fn input_that_cannot_be_read_is_told() {
+fn client_reports_unreadable_input() {
     let server = serve_one(answer_all);
     let child = client(&server.addr.to_string())
         .stdin(File::open("/").unwrap())
@@ -187,7 +187,7 @@ fn input_that_cannot_be_read_is_told() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_told() {
+fn client_reports_unwritable_output() {
     let server = serve_one(answer_all);
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let mut child = client(&server.addr.to_string())
@@ -201,7 +201,7 @@ fn output_that_cannot_be_written_is_told() {
 }
 
 #[test]
-fn a_reader_that_left_is_no_news() {
+fn client_ignores_closed_output_pipe() {
     let server = serve_one(|mut stream| {
         let line = swallow(&mut stream, 3);
         stream.write_all(&upper(&line)).unwrap();

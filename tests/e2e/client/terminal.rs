@@ -93,7 +93,7 @@ fn sees_greeting(person: &mut Person, addr: SocketAddr) {
 }
 
 #[test]
-fn lines_are_asked_for_and_answered_until_ctrl_d() {
+fn client_prompts_for_lines_until_ctrl_d() {
     let server = serve_one(answer_all);
     let mut person = Person::start(server.addr);
     sees_greeting(&mut person, server.addr);
@@ -109,7 +109,7 @@ fn lines_are_asked_for_and_answered_until_ctrl_d() {
 }
 
 #[test]
-fn the_servers_close_is_told_at_the_prompt() {
+fn client_reports_close_at_prompt() {
     let (close, closing) = std::sync::mpsc::channel();
     let server = serve_one(move |mut stream| {
         let line = swallow(&mut stream, 3);
@@ -128,7 +128,7 @@ fn the_servers_close_is_told_at_the_prompt() {
 }
 
 #[test]
-fn ctrl_d_within_a_line_sends_what_there_is() {
+fn ctrl_d_within_line_sends_partial_line() {
     let server = serve_one(answer_all);
     let mut person = Person::start(server.addr);
     sees_greeting(&mut person, server.addr);
@@ -146,7 +146,7 @@ fn ctrl_d_within_a_line_sends_what_there_is() {
 }
 
 #[test]
-fn the_rest_is_waited_for_after_ctrl_d() {
+fn client_waits_for_replies_after_ctrl_d() {
     // Answers only when there is no more to come.
     let server = serve_one(|mut stream| {
         let all = swallow_all(&mut stream);
@@ -165,7 +165,7 @@ fn the_rest_is_waited_for_after_ctrl_d() {
 }
 
 #[test]
-fn a_wrong_answer_is_shown_and_told() {
+fn client_shows_and_reports_wrong_reply() {
     let server = serve_one(|mut stream| {
         let line = swallow(&mut stream, 3);
         stream.write_all(&line).unwrap();

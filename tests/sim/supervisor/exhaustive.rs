@@ -364,18 +364,18 @@ fn every_history_after(start: &[&[Letter]], alphabet: &[Letter], events: u32) ->
 const BOOTED: &[Letter] = &[Letter::Boot, Letter::Ready(Main(0)), Letter::Ready(Main(1))];
 
 #[test]
-fn every_short_history_from_the_very_start() {
+fn every_short_history_from_boot() {
     assert!(every_history_after(&[], &CRASHES, EVENTS_MAX) > 1_000);
 }
 
 #[test]
-fn every_short_history_of_a_serving_supervisor() {
+fn every_short_history_while_serving() {
     assert!(every_history_after(&[BOOTED], &CRASHES, EVENTS_MAX) > 10_000);
 }
 
 /// Slot 0 backs off and its queue is lent to slot 1.
 #[test]
-fn every_short_history_of_a_lame_supervisor() {
+fn every_short_history_of_lame_duck() {
     let lame = [
         Letter::Exited(Main(0)),
         Letter::Exited(Main(0)),
@@ -385,20 +385,20 @@ fn every_short_history_of_a_lame_supervisor() {
 }
 
 #[test]
-fn every_short_history_of_a_restart_that_has_just_begun() {
+fn every_short_history_of_new_restart() {
     let start = [BOOTED, &[Letter::Restart]];
     assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
 }
 
 #[test]
-fn every_short_history_of_a_handover() {
+fn every_short_history_of_handover() {
     let start = [BOOTED, &[Letter::Restart, Letter::Ready(Successor(0))]];
     assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
 }
 
 /// Slot 0 runs the new release, and slot 1 hands over.
 #[test]
-fn every_short_history_of_the_second_handover() {
+fn every_short_history_of_second_handover() {
     let second = [
         Letter::Restart,
         Letter::Ready(Successor(0)),
@@ -411,7 +411,7 @@ fn every_short_history_of_the_second_handover() {
 
 /// Slot 1 has failed to be renewed, and slot 0 goes back.
 #[test]
-fn every_short_history_of_the_way_back() {
+fn every_short_history_of_rollback() {
     let back = [
         Letter::Restart,
         Letter::Ready(Successor(0)),
@@ -425,13 +425,13 @@ fn every_short_history_of_the_way_back() {
 
 /// Slot 1 hands over to slot 0 and nobody will follow it.
 #[test]
-fn every_short_history_of_a_slot_that_leaves() {
+fn every_short_history_of_leaving_slot() {
     let start = [BOOTED, &[Letter::OneLess, Letter::Timeout]];
     assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
 }
 
 #[test]
-fn every_short_history_of_an_upgrade() {
+fn every_short_history_of_upgrade() {
     let start = [BOOTED, &[Letter::Upgrade]];
     assert!(every_history_after(&start, &UPGRADE, EVENTS_MAX) > 1_000);
 }
