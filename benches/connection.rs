@@ -12,11 +12,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use uppercased::clock::Tick;
 use uppercased::connection::{Outcome, Rules, Stream, drive};
 use uppercased::memory::layout::{Flags, Layout, SCRATCH_BYTES};
 use uppercased::memory::{Memory, create};
 use uppercased::uppercase::make_uppercase;
+use uppercased_ctl::clock::Tick;
 
 const LAYOUT: Layout = Layout {
     descriptors: 16,

@@ -35,7 +35,7 @@
 
 use std::time::Duration;
 
-use uppercased::control::{Options, Request, ScaleTo};
+use uppercased_ctl::control::{Options, Request, ScaleTo};
 
 use self::clients::{Clients, Load};
 use self::server::{HANDSHAKE_TIMEOUT, Operation, ProcessorTime, Server};

@@ -28,7 +28,6 @@ use nix::sys::socket::MsgFlags;
 use socket2::Socket;
 
 use crate::channel::{self, Channel};
-use crate::clock::{self, Tick};
 use crate::config::{
     ADMIN_ANSWER_TIMEOUT, ADMIN_HEAD_MAX_BYTES, ADMIN_PATIENCE, ADMIN_REQUEST_TIMEOUT,
     ADMIN_REQUESTS_MAX, AGENT_CLIENTS_MAX, AGENT_FRESH, AGENT_TIMEOUT, Config, OOM_SCORE_STEP,
@@ -36,12 +35,15 @@ use crate::config::{
 use crate::fault;
 use crate::log;
 use crate::sandbox::{self, calls::Role};
-use crate::status::Status;
 use crate::sys::child::end_with_parent;
 use crate::sys::fd::inherited_channel;
 use crate::sys::heap::share_one_heap;
 use crate::sys::limits::be_killed_before_parent;
-use crate::wire::{AgentAnswers, FromAdmin, Sandboxed, ToAdmin};
+use crate::wire::{FromAdmin, ToAdmin};
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::status::Status;
+use uppercased_ctl::status::{AgentAnswers, Sandboxed};
+use uppercased_ctl::stderr;
 
 mod agent;
 mod answer;
@@ -73,7 +75,7 @@ const DISCARD_TIMEOUT: Duration = Duration::from_millis(250);
 #[must_use]
 pub fn run(options: Options) -> ExitCode {
     let Some(channel) = inherited_channel() else {
-        log::complain(
+        stderr::complain(
             "the admin process is the supervisor's to start; run `uppercased --admin 127.0.0.1:9900`",
         );
         return ExitCode::from(2);
@@ -82,7 +84,7 @@ pub fn run(options: Options) -> ExitCode {
     let (config, doors) = match await_start(&mut channel) {
         Ok(told) => told,
         Err(error) => {
-            log::complain(&format!(
+            stderr::complain(&format!(
                 "the admin process was not told what to be: {error}"
             ));
             return ExitCode::FAILURE;

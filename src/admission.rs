@@ -19,9 +19,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::clock::Tick;
 use crate::config::{ADMISSION_SOURCES_MAX, Config};
-use crate::metrics::RefusalCause;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::metrics::RefusalCause;
 
 /// Sources forgotten with each decision, at most: more than one can be added, so they do not pile
 /// up, and no decision takes long.

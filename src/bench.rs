@@ -52,7 +52,7 @@ use self::interrupt::Interrupt;
 pub use self::options::Options;
 use self::output::Outputs;
 pub use self::team::{PART, be_part};
-use crate::log;
+use uppercased_ctl::stderr;
 
 /// Exit code for a plan that makes no sense.
 const BAD_INPUT: u8 = 2;
@@ -91,7 +91,7 @@ pub fn run(options: &Options) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            log::complain(&error.to_string());
+            stderr::complain(&error.to_string());
             error.exit_code()
         }
     }

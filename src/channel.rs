@@ -205,8 +205,8 @@ mod tests {
     use rustix::net::SendFlags;
 
     use super::*;
-    use crate::identity::{Generation, SlotId, WorkerId};
     use crate::wire::ToWorker;
+    use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 
     /// Both ends may send it here.
     fn pair() -> (Channel<ToWorker, ToWorker>, Channel<ToWorker, ToWorker>) {

@@ -20,11 +20,14 @@ use signal_hook::consts::SIGXFSZ;
 use crate::bench as measurement;
 use crate::client;
 use crate::config::{self, Config};
-use crate::control::{Options, Request, Rotation};
-use crate::log::{complain, visible, wants_colour};
-use crate::output::{self, print};
+use crate::log::wants_colour;
 use crate::sys::signals;
 use crate::{admin, fault, preflight, supervisor, top, worker};
+use uppercased_ctl::control::{Options, Request};
+use uppercased_ctl::escape::visible;
+use uppercased_ctl::output::{self, print};
+use uppercased_ctl::status::Rotation;
+use uppercased_ctl::stderr::complain;
 
 pub use crate::config::{CommandLine, Launch};
 pub use compare::Compare;
@@ -388,7 +391,7 @@ fn fail(error: &Error) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::ScaleTo;
+    use uppercased_ctl::control::ScaleTo;
 
     fn parsed(args: &[&str]) -> Result<Command, String> {
         let args = ["uppercased"].iter().chain(args).map(OsString::from);

@@ -19,8 +19,8 @@ use std::process::ExitCode;
 
 use thiserror::Error as ThisError;
 
-use crate::log;
-use crate::proxy_header;
+use uppercased_ctl::proxy_header;
+use uppercased_ctl::stderr;
 
 pub(crate) use self::connect::{Malformed, Target, refuse_self};
 use self::connect::{Unreachable, connect, describe_io};
@@ -102,7 +102,7 @@ pub fn run(options: Options) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !error.is_quiet() {
-                log::complain(&error.to_string());
+                stderr::complain(&error.to_string());
             }
             ExitCode::from(error.exit_code())
         }
@@ -131,7 +131,7 @@ fn converse(options: &Options) -> Result<(), Error> {
     if session.is_interactive() {
         let peer = stream.peer_addr().map_err(Error::Socket)?;
         let local = stream.local_addr().map_err(Error::Socket)?;
-        log::say(&format!(
+        stderr::say(&format!(
             "connected to {peer} from {local} (end with Ctrl-D)"
         ));
     }

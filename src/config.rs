@@ -43,7 +43,6 @@ pub use sandbox::{Account, Sandbox};
 pub use service_links::{is_service_link, service_links};
 pub use settings::{Category, ENV_PREFIX, SETTINGS, Setting};
 pub use source::{Assignment, CONFIG_VARIABLE, Origin, from_environment, from_file};
-pub(crate) use value::SOCKET_PATH_MAX_BYTES;
 pub use value::{Count, Facts, Lookup, Size, Span};
 
 /// One address to listen on.

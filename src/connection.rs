@@ -17,11 +17,11 @@
 use std::io;
 use std::time::Duration;
 
-use crate::clock::Tick;
 use crate::memory::layout::{Flags, State};
 use crate::memory::{Memory, NoBuffer, Probe};
-use crate::metrics::{CloseReason, Counter, RefusalCause};
 use crate::service;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::metrics::{CloseReason, Counter, RefusalCause};
 
 /// The two directions of a non-blocking stream socket.
 pub trait Stream {

@@ -30,21 +30,20 @@
 //! | [`worker`] | shell | a worker's life: bind or adopt, say Ready, serve, drain |
 //! | [`reactor`] | shell | the event loop: readiness, budgets, accepting, deadlines |
 //! | [`admission`] | core | who may connect: networks, and what one source may have |
-//! | [`proxy_header`] | core | who a proxy says that its client is |
 //! | [`connection`] | core | one connection over any [`connection::Stream`] |
 //! | [`handover`] | core | connections move to another worker, live: format and rules |
 //! | [`memory`] | | the working memory: records, scratch, pending output; the store rules |
-//! | [`metrics`] | | what is counted, in that memory |
 //! | [`wire`], [`channel`] | core, shell | what the supervisor and its processes say, and how |
 //! | [`listener`], [`port`] | shell | binding; who holds a port |
 //! | [`service`] | core | the transformation and its contract |
 //! | [`uppercase`] | core | the shipped service, with a wide path |
-//! | [`control`] | core, shell | orders to a running server: what is said, where, and the asking side |
 //! | [`admin`] | shell, core | health and metrics over HTTP: a process of its own, with threads |
-//! | [`status`] | core | how a server is doing, as data and as a screen |
 //! | [`client`] | | the line client |
 //! | [`mod@bench`] | shell, core | the load generator: patterns, truth, histograms; a process of its own, with threads |
 //! | [`sys`] | shell | the only door to `unsafe`, beside the wide path |
+//!
+//! [`uppercased_ctl`] has what a running server shares with its clients: identity, clock, counters, status and the
+//! control protocol.
 //!
 //! Dependencies point one way: `cli` to supervisor, worker, client and bench, those to their cores, all to
 //! the leaves. Supervisor and worker never import each other.
@@ -58,7 +57,7 @@
 //! assert_eq!(&bytes, b"STRA\xc3\x9fE, GR\0UND 7");
 //! ```
 
-// They panic where nobody reads; `output` and `log::complain` do not.
+// They panic where nobody reads; `output` and `stderr::complain` do not.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod admin;
@@ -67,28 +66,20 @@ pub mod bench;
 pub mod channel;
 pub mod cli;
 pub mod client;
-pub mod clock;
 pub mod config;
 pub mod connection;
-pub mod control;
 #[cfg(test)]
 mod documented;
 pub mod fault;
 pub mod handover;
-pub mod identity;
 pub mod listener;
 pub mod log;
-pub mod look;
 pub mod memory;
-pub mod metrics;
-mod output;
 pub mod port;
 pub mod preflight;
-pub mod proxy_header;
 pub mod reactor;
 mod sandbox;
 pub mod service;
-pub mod status;
 pub mod supervisor;
 pub mod sys;
 pub mod top;

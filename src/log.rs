@@ -2,7 +2,7 @@
 //!
 //! Invariants: an event is one line of at most [`LOG_LINE_MAX_BYTES`] and one write, so lines of
 //! several processes never mix; a line that cannot be written at once is dropped and counted
-//! ([`dropped_lines`]), and the next line that gets through is preceded by one that says how many
+//! ([`uppercased_ctl::writer::dropped_lines`]), and the next line that gets through is preceded by one that says how many
 //! were lost. Whatever a value contains, it can neither end the line nor colour the terminal.
 //! Must not: block, start a thread, or set a flag on the open file that is shared with whoever
 //! started the server.
@@ -10,9 +10,8 @@
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd as _;
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::SetGlobalDefaultError;
 use tracing::{Event, Level, Subscriber};
@@ -21,22 +20,16 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::reload;
 
-use crate::clock::{self, Tick};
 use crate::config::{LogFormat, LogLevel};
+use uppercased_ctl::writer::LineWriter;
 
-mod escape;
 mod line;
 mod tally;
-mod writer;
 
-pub use escape::visible;
 pub use line::LOG_LINE_MAX_BYTES;
 pub use tally::Tally;
-pub use writer::dropped_lines;
-pub(crate) use writer::{Sink, without_ttou};
 
 use line::{Fields, Line, Style};
-use writer::LineWriter;
 
 /// Installs the log of this process, on its standard error. Call it once, first thing.
 ///
@@ -79,52 +72,6 @@ fn style(format: LogFormat) -> Style {
         },
     }
 }
-
-/// Says to whoever started this process what went wrong, in one line.
-pub(crate) fn complain(what: &str) {
-    say(&format!("uppercased: {what}"));
-}
-
-/// Writes one line to standard error, whatever `line` contains. Standard error may be full, or have
-/// nobody who reads it: after [`SAY_PATIENCE`] the exit code has to say it.
-pub(crate) fn say(line: &str) {
-    let line = visible(line) + "\n";
-    let mut rest = line.as_bytes();
-    let Ok(sink) = Sink::open(io::stderr().as_fd()) else {
-        return;
-    };
-    let until = clock::now() + SAY_PATIENCE;
-    while !rest.is_empty() {
-        match sink.write(rest) {
-            Ok(count) => rest = &rest[count..],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if !await_room_until(until) {
-                    return;
-                }
-            }
-            Err(_) => return,
-        }
-    }
-}
-
-/// Waits until standard error has room for a line, for [`SAY_PATIENCE`] at most; before a last line
-/// that must not be dropped.
-pub(crate) fn await_room() {
-    await_room_until(clock::now() + SAY_PATIENCE);
-}
-
-/// Says whether there is room. A signal ends the wait: whoever sent it wants the process to go on.
-fn await_room_until(until: Tick) -> bool {
-    let left = until.since(clock::now());
-    let stderr = io::stderr();
-    let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-    let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-    !left.is_zero() && matches!(poll(&mut room, timeout), Ok(1..))
-}
-
-/// How long a standard error that is full is waited for.
-const SAY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]

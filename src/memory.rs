@@ -55,9 +55,9 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::clock::Tick;
-use crate::metrics::{CloseReason, Counter, TurnClass};
 use crate::sys::shared::{self, SharedMemory};
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::metrics::{CloseReason, Counter, TurnClass};
 
 pub use counters::{Moves, counter, is_believable, moves, open_by, open_connections, room};
 pub use pool::WARM_BUFFERS;

@@ -16,11 +16,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::channel::Channel;
 use crate::config::{CommandLine, Config};
 use crate::fault;
-use crate::log;
 use crate::supervisor;
 use crate::sys::fd::inherited_channel;
 use crate::wire::{Envelope, FromPreflight, ToPreflight};
 use crate::worker;
+use uppercased_ctl::stderr;
 
 /// How long it waits for its task, which is sent before it is even started.
 const TASK_TIMEOUT_MS: u16 = 10_000;
@@ -37,7 +37,7 @@ enum Task {
 #[must_use]
 pub fn run(server: &CommandLine) -> ExitCode {
     let Some(channel) = inherited_channel() else {
-        log::complain("the pre-flight is the supervisor's to start; run `uppercased upgrade`");
+        stderr::complain("the pre-flight is the supervisor's to start; run `uppercased upgrade`");
         return ExitCode::from(2);
     };
     // What follows may wait for others. Fails for no signal that there is.
@@ -47,7 +47,7 @@ pub fn run(server: &CommandLine) -> ExitCode {
     let task = match await_task(&mut channel) {
         Ok(task) => task,
         Err(cause) => {
-            log::complain(&format!("the pre-flight was given no task: {cause}"));
+            stderr::complain(&format!("the pre-flight was given no task: {cause}"));
             return ExitCode::FAILURE;
         }
     };

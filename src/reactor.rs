@@ -39,14 +39,14 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::admission::{Admission, Networks};
-use crate::clock::{self, Tick};
 use crate::config::{Config, FIRST_WORD, ProxyListeners};
 use crate::connection::Rules;
-use crate::identity::SlotId;
 use crate::memory::Memory;
 use crate::memory::layout::{Flags, State};
-use crate::metrics::{CloseReason, Counter, PauseCause};
 use crate::sys::socket::{AcceptFailure, Socket};
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::identity::SlotId;
+use uppercased_ctl::metrics::{CloseReason, Counter, PauseCause};
 
 use accept::{Acceptor, Gate, pause_cause};
 use lines::PeerLines;

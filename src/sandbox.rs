@@ -32,7 +32,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use crate::config::{Config, Sandbox};
 use crate::fault;
 use crate::sys::accounts;
-use crate::wire::Sandboxed;
+use uppercased_ctl::status::Sandboxed;
 
 use calls::Role;
 

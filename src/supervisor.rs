@@ -45,14 +45,14 @@ use signal_hook::consts::{
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
-use crate::clock::{self, Tick};
 use crate::config::{CommandLine, Config, LOCK_ASKERS_REST, Launch, LogFormat, STALL_CHECK_EVERY};
-use crate::control::Rotation;
-use crate::identity::{RequestId, WorkerId};
-use crate::log;
 use crate::port::Lock;
 use crate::sys::hangup;
 use crate::wire::{FromWorker, Listen};
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::identity::{RequestId, WorkerId};
+use uppercased_ctl::status::Rotation;
+use uppercased_ctl::stderr;
 
 use admin::AdminEndpoint;
 use control::ControlServer;
@@ -160,9 +160,9 @@ pub fn run(launch: Launch) -> ExitCode {
 /// Why a start has failed: one line in either format, for whoever reads JSON reads nothing else.
 fn last_words(format: LogFormat, cause: &str) {
     match format {
-        LogFormat::Human => log::complain(cause),
+        LogFormat::Human => stderr::complain(cause),
         LogFormat::Json => {
-            log::await_room();
+            stderr::await_room();
             tracing::error!(cause, "cannot start");
         }
     }
@@ -193,7 +193,7 @@ impl Supervisor {
             }
             Err(error) => {
                 // Dropping the channels tells the workers; they finish what they owe and exit.
-                log::complain(&format!("the supervisor's event loop failed: {error}"));
+                stderr::complain(&format!("the supervisor's event loop failed: {error}"));
                 ExitCode::FAILURE
             }
         }

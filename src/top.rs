@@ -24,13 +24,13 @@ use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SI
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
-use crate::clock::{self, Tick};
 use crate::config::{STATUS_ANSWER_TIMEOUT, TOP_CONNECT_TIMEOUT};
-use crate::control::client::{Conversation, Error as AskError};
-use crate::control::{Reply, Request};
 use crate::fault;
-use crate::look::Looker;
-use crate::output;
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::control::client::{Conversation, Error as AskError};
+use uppercased_ctl::control::{Reply, Request};
+use uppercased_ctl::look::Looker;
+use uppercased_ctl::output;
 
 use model::{Action, Model};
 use terminal::{Ansi, Modes};

@@ -20,12 +20,12 @@ mod worker;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::identity::{Generation, SlotId, WorkerId};
+use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 
-pub use admin::{AgentAnswers, FromAdmin, StartAdmin, ToAdmin};
+pub use admin::{FromAdmin, StartAdmin, ToAdmin};
 pub use preflight::{FromPreflight, ToPreflight};
 pub use worker::{
-    FromWorker, HandOver, HandedOver, Listen, Ready, Sandboxed, Start, Stop, TakeOver, ToWorker,
+    FromWorker, HandOver, HandedOver, Listen, Ready, Start, Stop, TakeOver, ToWorker,
 };
 
 /// Version of the frame format and of the messages.

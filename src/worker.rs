@@ -23,21 +23,22 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::channel::{self, Channel};
-use crate::clock::Tick;
 use crate::config::{Config, OOM_SCORE_STEP};
 use crate::fault;
-use crate::identity::WorkerId;
 use crate::listener;
 use crate::log;
 use crate::memory::layout::Layout;
 use crate::memory::{self, Memory};
-use crate::metrics::{CloseReason, Counter};
 use crate::reactor::Reactor;
 use crate::sandbox::{self, calls::Role};
 use crate::sys::cpus;
 use crate::sys::fd::inherited_channel;
 use crate::sys::limits::be_killed_before_parent;
 use crate::wire::{Envelope, FromWorker, Listen, Ready, Start, Stop, ToWorker};
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::identity::WorkerId;
+use uppercased_ctl::metrics::{CloseReason, Counter};
+use uppercased_ctl::stderr;
 
 /// How long a new worker waits to be told what to be. Its supervisor says so before it even forks.
 const START_MESSAGE_TIMEOUT_MS: u16 = 10_000;
@@ -98,7 +99,7 @@ enum Phase {
 #[must_use]
 pub fn run() -> ExitCode {
     let Some(channel) = inherited_channel() else {
-        log::complain("the worker role is the supervisor's to start; run `uppercased serve`");
+        stderr::complain("the worker role is the supervisor's to start; run `uppercased serve`");
         return ExitCode::from(2);
     };
     // Names the process in ps and top; without effect if it fails.
@@ -107,7 +108,7 @@ pub fn run() -> ExitCode {
     let (id, start, descriptors) = match await_start(&mut channel) {
         Ok(told) => told,
         Err(error) => {
-            log::complain(&format!("a worker was not told what to be: {error}"));
+            stderr::complain(&format!("a worker was not told what to be: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -483,7 +484,7 @@ fn give_up(mut channel: SupervisorChannel, worker: WorkerId, cause: &str) -> Exi
         cause: cause.to_owned(),
     };
     if let Err(error) = channel.send(&Envelope { worker, message }, &[]) {
-        log::complain(&format!(
+        stderr::complain(&format!(
             "{worker}: {cause} (and the supervisor cannot be told: {error})"
         ));
     }

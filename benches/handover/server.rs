@@ -10,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
-use uppercased::control::{Done, Reply, Request, client};
-use uppercased::status::Status;
+use uppercased_ctl::control::{Done, Reply, Request, client};
+use uppercased_ctl::status::Status;
 
 /// No operation, and no line of the log that is due, takes longer in a run that succeeds.
 const DEADLINE: Duration = Duration::from_secs(40);

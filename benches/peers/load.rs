@@ -21,7 +21,7 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
-use uppercased::clock::{self, Tick};
+use uppercased_ctl::clock::{self, Tick};
 
 use super::pattern::Load;
 use super::proc;

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use uppercased::clock::{self, Tick};
+use uppercased_ctl::clock::{self, Tick};
 
 use super::child::Child;
 use super::load::{Order, Seen};

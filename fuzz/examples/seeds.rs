@@ -5,20 +5,21 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use uppercased::clock::Tick;
 use uppercased::config::{Facts, from_file, resolve};
-use uppercased::control::protocol::Rotation;
-use uppercased::control::{Options, Reply, Request, ScaleTo};
-use uppercased::handover::{HandoverEnd, Part};
 use uppercased::handover::record::{Message as Handover, Packet};
-use uppercased::identity::{Generation, SlotId, WorkerId};
+use uppercased::handover::{HandoverEnd, Part};
 use uppercased::memory::frozen::{Frozen, Phase};
-use uppercased::proxy_header::{Version, encode};
-use uppercased::status::Status;
 use uppercased::wire::{
-    AgentAnswers, Envelope, FromAdmin, FromPreflight, FromWorker, HandOver, HandedOver, Listen,
-    Message, Ready, Sandboxed, Start, StartAdmin, Stop, TakeOver, ToAdmin, ToPreflight, ToWorker,
+    Envelope, FromAdmin, FromPreflight, FromWorker, HandOver, HandedOver, Listen, Message, Ready,
+    Start, StartAdmin, Stop, TakeOver, ToAdmin, ToPreflight, ToWorker,
 };
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::control::{Options, Reply, Request, ScaleTo};
+use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
+use uppercased_ctl::proxy_header::{Version, encode};
+use uppercased_ctl::status::Rotation;
+use uppercased_ctl::status::Status;
+use uppercased_ctl::status::{AgentAnswers, Sandboxed};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -190,7 +191,7 @@ fn control() -> Outcome<Vec<Vec<u8>>> {
     ] {
         seeds.push(request.encode()?);
     }
-    let done = uppercased::control::Done {
+    let done = uppercased_ctl::control::Done {
         renewed: 2,
         workers: 2,
         ..Default::default()

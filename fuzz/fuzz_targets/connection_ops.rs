@@ -8,7 +8,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use uppercased::connection::Rules;
 
-#[path = "../../tests/model/mod.rs"]
+#[path = "../../tests/prop/model/mod.rs"]
 mod model;
 
 use model::script::{Op, Terms, World};
@@ -56,15 +56,23 @@ impl Happening {
         let client = |number: u8| number % 3;
         match self {
             Self::Connect => Event::Connect,
-            Self::Data(number, len) => {
-                Event::Data { client: client(number), len: u16::from(len).max(1) }
-            }
-            Self::Urgent(number) => Event::Urgent { client: client(number) },
-            Self::End(number) => Event::End { client: client(number) },
-            Self::Reset(number) => Event::Reset { client: client(number) },
-            Self::Room(number, bytes) => {
-                Event::Room { client: client(number), bytes: u16::from(bytes).max(1) }
-            }
+            Self::Data(number, len) => Event::Data {
+                client: client(number),
+                len: u16::from(len).max(1),
+            },
+            Self::Urgent(number) => Event::Urgent {
+                client: client(number),
+            },
+            Self::End(number) => Event::End {
+                client: client(number),
+            },
+            Self::Reset(number) => Event::Reset {
+                client: client(number),
+            },
+            Self::Room(number, bytes) => Event::Room {
+                client: client(number),
+                bytes: u16::from(bytes).max(1),
+            },
         }
     }
 }

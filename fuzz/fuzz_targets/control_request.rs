@@ -4,8 +4,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use uppercased::config::CONTROL_REQUEST_MAX_BYTES;
-use uppercased::control::protocol::Incoming;
-use uppercased::control::{Reply, Request};
+use uppercased_ctl::control::protocol::Incoming;
+use uppercased_ctl::control::{Reply, Request};
 
 /// Bytes taken at once, so that lines come in pieces.
 const PIECE: usize = 7;

@@ -8,7 +8,11 @@ use uppercased::handover::record::{Message, Packet, VERSION};
 use uppercased::memory::layout::Layout;
 use uppercased::memory::{Memory, create};
 
-const LAYOUT: Layout = Layout { descriptors: 256, buffers: 4, buffer_bytes: 100 };
+const LAYOUT: Layout = Layout {
+    descriptors: 256,
+    buffers: 4,
+    buffer_bytes: 100,
+};
 
 fuzz_target!(|frame: &[u8]| {
     let Ok(packet) = Packet::decode(frame, VERSION) else {

@@ -6,13 +6,13 @@ use std::collections::BTreeSet;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use uppercased::clock::Tick;
 use uppercased::config::HANDOVER_WINDOW;
 use uppercased::handover::machine::{
     Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
 };
 use uppercased::handover::record::{Left, Message, Packet};
 use uppercased::memory::frozen::{Frozen, Phase};
+use uppercased_ctl::clock::Tick;
 
 #[derive(Arbitrary, Debug)]
 enum Said {
@@ -47,7 +47,10 @@ fn cause() -> String {
 fn left(places: &[u8]) -> Option<Left> {
     let places: BTreeSet<u8> = places.iter().copied().collect();
     let places: Vec<u8> = places.into_iter().collect();
-    (!places.is_empty()).then(|| Left { places, cause: cause() })
+    (!places.is_empty()).then(|| Left {
+        places,
+        cause: cause(),
+    })
 }
 
 fn frozen() -> Frozen {
@@ -71,12 +74,19 @@ fn packet(due: u32, off: i8, said: &Said) -> Packet {
             left: left(places),
         },
         Said::Declined => Message::Declined { cause: cause() },
-        Said::Begin(coming) => Message::Begin { coming: coming.into() },
+        Said::Begin(coming) => Message::Begin {
+            coming: coming.into(),
+        },
         Said::Refused => Message::Refused { cause: cause() },
-        Said::End(moved) => Message::End { moved: moved.into() },
+        Said::End(moved) => Message::End {
+            moved: moved.into(),
+        },
         Said::Batch(count) => Message::Batch(vec![Ok(frozen()); usize::from(count % 4)]),
     };
-    Packet { sequence: due.wrapping_add_signed(off.into()), message }
+    Packet {
+        sequence: due.wrapping_add_signed(off.into()),
+        message,
+    }
 }
 
 #[derive(Default)]
@@ -91,9 +101,11 @@ impl Leaving {
     fn step(&mut self, step: &Step) {
         let oldest = self.on_their_way.first().copied().unwrap_or(1);
         let event = match step {
-            Step::Turn(waiting, complete) => {
-                SenderEvent::Turn { waiting: (*waiting).into(), stuck: 0, complete: *complete }
-            }
+            Step::Turn(waiting, complete) => SenderEvent::Turn {
+                waiting: (*waiting).into(),
+                stuck: 0,
+                complete: *complete,
+            },
             // Answers come only to what was asked.
             Step::Sent if self.asked => SenderEvent::Sent { count: 2 },
             Step::Blocked if self.asked => SenderEvent::Blocked,
@@ -118,7 +130,10 @@ impl Leaving {
                     self.asked = true;
                 }
                 SenderAction::Release { sequence, .. } | SenderAction::TakeBack { sequence } => {
-                    assert!(self.on_their_way.remove(&sequence), "{sequence} is settled twice");
+                    assert!(
+                        self.on_their_way.remove(&sequence),
+                        "{sequence} is settled twice"
+                    );
                 }
                 SenderAction::SendEnd { .. } => assert!(self.on_their_way.is_empty()),
                 SenderAction::Finish => self.over = true,
@@ -126,7 +141,11 @@ impl Leaving {
             assert!(self.on_their_way.len() <= HANDOVER_WINDOW + 1);
         }
         assert_eq!(self.over, self.sender.end().is_some());
-        assert!(!self.over || self.on_their_way.is_empty(), "{:?}", self.on_their_way);
+        assert!(
+            !self.over || self.on_their_way.is_empty(),
+            "{:?}",
+            self.on_their_way
+        );
     }
 }
 
@@ -145,12 +164,16 @@ impl Coming {
             Step::Heard(off, said, descriptors) => {
                 let descriptors = usize::from(descriptors % 4);
                 let packet = packet(self.due + 1, *off, said);
-                ReceiverEvent::Heard { packet, descriptors }
+                ReceiverEvent::Heard {
+                    packet,
+                    descriptors,
+                }
             }
             Step::Nonsense | Step::Stop => ReceiverEvent::Unfit { cause: cause() },
-            Step::Adopted(taken) if self.adopting => {
-                ReceiverEvent::Adopted { taken: (*taken).into(), left: None }
-            }
+            Step::Adopted(taken) if self.adopting => ReceiverEvent::Adopted {
+                taken: (*taken).into(),
+                left: None,
+            },
             Step::Unreadable(off) => ReceiverEvent::Unreadable {
                 sequence: (self.due + 1).wrapping_add_signed((*off).into()),
                 cause: cause(),

@@ -10,7 +10,11 @@ use uppercased::memory::layout::Layout;
 use uppercased::memory::{Memory, create, unsent};
 use uppercased::sys::shared::SharedMemory;
 
-const LAYOUT: Layout = Layout { descriptors: 8, buffers: 4, buffer_bytes: 100 };
+const LAYOUT: Layout = Layout {
+    descriptors: 8,
+    buffers: 4,
+    buffer_bytes: 100,
+};
 
 #[derive(Arbitrary, Debug)]
 struct Nonsense {

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use uppercased::proxy_header::decode;
+use uppercased_ctl::proxy_header::decode;
 
 fuzz_target!(|bytes: &[u8]| {
     let whole = decode(bytes);

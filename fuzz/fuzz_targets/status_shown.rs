@@ -5,8 +5,8 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
-use uppercased::control::Reply;
-use uppercased::status::{Look, Rates, Sockets, Status};
+use uppercased_ctl::control::Reply;
+use uppercased_ctl::status::{Look, Rates, Sockets, Status};
 
 mod graft;
 

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
     Action, Boot, Death, Event, Generation, HandoverEnd, Load, Machine, Policy, Progress,
     ReleaseId, RequestId, RestartConnections, ScaleTo, SlotId, Snapshot, Wanted, WorkerId,
 };
+use uppercased_ctl::clock::Tick;
 
 mod graft;
 
@@ -164,7 +164,9 @@ impl End {
         match self {
             Self::Done => HandoverEnd::Done,
             Self::PeerGone => HandoverEnd::PeerGone,
-            Self::Refused => HandoverEnd::Refused { cause: "full".to_owned() },
+            Self::Refused => HandoverEnd::Refused {
+                cause: "full".to_owned(),
+            },
         }
     }
 }
@@ -197,26 +199,55 @@ impl World {
         let cause = || "noise".to_owned();
         let event = match step {
             Step::Boot => Event::Boot,
-            Step::Ready(who) => Event::Ready { worker: self.who(who) },
-            Step::StartFailed(who) => Event::StartFailed { worker: self.who(who), cause: cause() },
-            Step::SpawnFailed(who) => Event::SpawnFailed { worker: self.who(who), cause: cause() },
+            Step::Ready(who) => Event::Ready {
+                worker: self.who(who),
+            },
+            Step::StartFailed(who) => Event::StartFailed {
+                worker: self.who(who),
+                cause: cause(),
+            },
+            Step::SpawnFailed(who) => Event::SpawnFailed {
+                worker: self.who(who),
+                cause: cause(),
+            },
             Step::Exited(who, well) => {
                 let worker = self.who(who);
                 self.alive.retain(|it| *it != worker);
-                let how = if well { Death::Exited(0) } else { Death::Signalled(9) };
-                Event::Exited { worker, how, cause: None }
+                let how = if well {
+                    Death::Exited(0)
+                } else {
+                    Death::Signalled(9)
+                };
+                Event::Exited {
+                    worker,
+                    how,
+                    cause: None,
+                }
             }
-            Step::ChannelBroken(who) => {
-                Event::ChannelBroken { worker: self.who(who), cause: cause() }
-            }
-            Step::Stop => Event::Stop { by: "SIGTERM".to_owned() },
-            Step::ChannelClosed(who) => Event::ChannelClosed { worker: self.who(who) },
+            Step::ChannelBroken(who) => Event::ChannelBroken {
+                worker: self.who(who),
+                cause: cause(),
+            },
+            Step::Stop => Event::Stop {
+                by: "SIGTERM".to_owned(),
+            },
+            Step::ChannelClosed(who) => Event::ChannelClosed {
+                worker: self.who(who),
+            },
             Step::Restart(limits, drain) => {
                 let request = self.request();
                 let release = self.release();
-                Event::Restart { request, release, policy: limits.policy(), drain }
+                Event::Restart {
+                    request,
+                    release,
+                    policy: limits.policy(),
+                    drain,
+                }
             }
-            Step::Upgrade(drain) => Event::Upgrade { request: self.request(), drain },
+            Step::Upgrade(drain) => Event::Upgrade {
+                request: self.request(),
+                drain,
+            },
             Step::Requested(want, caller, drain) => {
                 let wanted = match (want, caller) {
                     // No signal names a number.
@@ -228,27 +259,48 @@ impl World {
                     Caller::Patient => (self.request(), true),
                     Caller::Impatient => (self.request(), false),
                 };
-                Event::Requested { request, wanted, wait, drain }
+                Event::Requested {
+                    request,
+                    wanted,
+                    wait,
+                    drain,
+                }
             }
-            Step::Withdrawn(back) => {
-                Event::Withdrawn { request: RequestId(self.requests.saturating_sub(back.into())) }
-            }
-            Step::Cancel => Event::Cancel { request: self.request(), by: "somebody".to_owned() },
+            Step::Withdrawn(back) => Event::Withdrawn {
+                request: RequestId(self.requests.saturating_sub(back.into())),
+            },
+            Step::Cancel => Event::Cancel {
+                request: self.request(),
+                by: "somebody".to_owned(),
+            },
             Step::Prepared(limits) => {
-                let Some((request, wanted)) = self.handed.take() else { return };
+                let Some((request, wanted)) = self.handed.take() else {
+                    return;
+                };
                 let drain = limits.drain;
                 match wanted {
                     Wanted::Reload => {
                         let release = self.release();
-                        Event::Restart { request, release, policy: limits.policy(), drain }
+                        Event::Restart {
+                            request,
+                            release,
+                            policy: limits.policy(),
+                            drain,
+                        }
                     }
                     Wanted::Upgrade => Event::Upgrade { request, drain },
                     Wanted::Scale(to) => Event::Scale { request, to, drain },
                 }
             }
             Step::NotPrepared => {
-                let Some((request, wanted)) = self.handed.take() else { return };
-                Event::NotBegun { request, wanted, cause: cause() }
+                let Some((request, wanted)) = self.handed.take() else {
+                    return;
+                };
+                Event::NotBegun {
+                    request,
+                    wanted,
+                    cause: cause(),
+                }
             }
             Step::NotBegun(want, request) => Event::NotBegun {
                 request: RequestId(request.into()),
@@ -258,36 +310,61 @@ impl World {
             Step::PreflightPassed => Event::PreflightPassed,
             Step::PreflightFailed => Event::PreflightFailed { cause: cause() },
             Step::ExecFailed => Event::ExecFailed { cause: cause() },
-            Step::Resumed(limits) => {
-                Event::Resumed { release: self.release(), policy: limits.policy() }
-            }
-            Step::Scale(want, drain) => {
-                Event::Scale { request: self.request(), to: want.to(), drain }
-            }
+            Step::Resumed(limits) => Event::Resumed {
+                release: self.release(),
+                policy: limits.policy(),
+            },
+            Step::Scale(want, drain) => Event::Scale {
+                request: self.request(),
+                to: want.to(),
+                drain,
+            },
             Step::Progress(from, to, [sent, settled, answered]) => {
                 let progress = Progress {
                     sent: sent.into(),
                     settled: settled.into(),
                     answered: answered.into(),
                 };
-                Event::Progress { from: self.who(from), to: self.who(to), progress }
+                Event::Progress {
+                    from: self.who(from),
+                    to: self.who(to),
+                    progress,
+                }
             }
             Step::HandedOver(who, end) => {
                 let worker = self.who(who);
-                Event::HandedOver { worker, moved: u32::MAX, left: 1, end: end.end() }
+                Event::HandedOver {
+                    worker,
+                    moved: u32::MAX,
+                    left: 1,
+                    end: end.end(),
+                }
             }
             Step::Rebalanced(who, moved, end) => {
                 let worker = self.who(who);
-                Event::Rebalanced { worker, moved: moved.into(), end: end.end() }
+                Event::Rebalanced {
+                    worker,
+                    moved: moved.into(),
+                    end: end.end(),
+                }
             }
             Step::Loads(seed) => {
                 let load = |(place, worker): (usize, &WorkerId)| {
                     let calls = seed.rotate_left(place as u32 * 7);
-                    Load { worker: *worker, calls, turns: calls / 2 }
+                    Load {
+                        worker: *worker,
+                        calls,
+                        turns: calls / 2,
+                    }
                 };
-                Event::Loads { loads: self.alive.iter().enumerate().map(load).collect() }
+                Event::Loads {
+                    loads: self.alive.iter().enumerate().map(load).collect(),
+                }
             }
-            Step::Pulse(who, turns) => Event::Pulse { worker: self.who(who), turns: turns.into() },
+            Step::Pulse(who, turns) => Event::Pulse {
+                worker: self.who(who),
+                turns: turns.into(),
+            },
             Step::AllReady => {
                 for worker in self.alive.clone() {
                     self.machine.handle(Event::Ready { worker }, self.now);
@@ -320,7 +397,11 @@ impl World {
 
     fn look(&mut self) {
         self.machine.handle_timeout(self.now);
-        assert!(self.machine.poll_timeout().is_none_or(|due| due > self.now || self.now == END));
+        assert!(
+            self.machine
+                .poll_timeout()
+                .is_none_or(|due| due > self.now || self.now == END)
+        );
         self.settle();
     }
 
@@ -342,12 +423,18 @@ impl World {
                     self.spawned.push(worker);
                     self.alive.push(worker);
                 }
-                Action::Begin { request, wanted, .. } => self.handed = Some((request, wanted)),
+                Action::Begin {
+                    request, wanted, ..
+                } => self.handed = Some((request, wanted)),
                 // The child that reads the configuration has ended; there is nothing to come back.
                 Action::AbortPreflight => self.handed = None,
                 Action::Exit(_) => {
                     self.exited = true;
-                    assert_eq!(self.machine.operation(), None, "nothing begins after the exit");
+                    assert_eq!(
+                        self.machine.operation(),
+                        None,
+                        "nothing begins after the exit"
+                    );
                 }
                 _ => {}
             }
@@ -364,7 +451,10 @@ impl World {
 const END: Tick = Tick::from_nanos(u64::MAX);
 
 fn worker(slot: u8, generation: u8) -> WorkerId {
-    WorkerId { slot: SlotId(u16::from(slot) % 9), generation: Generation(generation.into()) }
+    WorkerId {
+        slot: SlotId(u16::from(slot) % 9),
+        generation: Generation(generation.into()),
+    }
 }
 
 fuzz_target!(|history: History| {
@@ -388,14 +478,24 @@ fuzz_target!(|history: History| {
         world.step(*step);
     }
     if !history.edits.is_empty() {
-        let saved = world.machine.snapshot().to_json().expect("a state can be saved");
+        let saved = world
+            .machine
+            .snapshot()
+            .to_json()
+            .expect("a state can be saved");
         let document = serde_json::from_slice(&saved).expect("it is JSON");
         let changed = graft(document, &history.edits).to_string();
         let Ok(Ok(machine)) = Snapshot::from_json(changed.as_bytes()).map(Machine::restore) else {
             return;
         };
         now = world.now;
-        world = World { machine, now, handed: None, exited: false, ..world };
+        world = World {
+            machine,
+            now,
+            handed: None,
+            exited: false,
+            ..world
+        };
         // What it had decided may have been changed, so what it says of an end is no matter.
         while world.machine.poll_action().is_some() {}
     }

@@ -19,7 +19,9 @@ fuzz_target!(|frame: &[u8]| {
 
 fn decode<M: Message + Debug + PartialEq>(frame: &[u8]) {
     if let Ok((envelope, descriptors)) = Envelope::<M>::decode(frame) {
-        let again = envelope.encode(descriptors).expect("a decoded message can be encoded");
+        let again = envelope
+            .encode(descriptors)
+            .expect("a decoded message can be encoded");
         let (same, count) = Envelope::decode(&again).expect("an encoded message can be decoded");
         assert_eq!((same, count), (envelope, descriptors));
     }

@@ -9,12 +9,12 @@
 
 use std::fmt;
 
-use crate::clock::Tick;
 use crate::config::AGENT_SMOOTHING;
-use crate::control::Rotation;
-use crate::metrics::Counter;
-use crate::status::Status;
-use crate::wire::AgentAnswers;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::metrics::Counter;
+use uppercased_ctl::status::AgentAnswers;
+use uppercased_ctl::status::Rotation;
+use uppercased_ctl::status::Status;
 
 /// What is remembered from one answer to the next.
 #[derive(Debug, Default)]
@@ -151,8 +151,8 @@ fn share(part: u64, whole: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::UNSERVED_GRACE;
-    use crate::status::SlotStatus;
+    use uppercased_ctl::limits::UNSERVED_GRACE;
+    use uppercased_ctl::status::SlotStatus;
 
     /// Two slots that serve, with so many connections of a hundred open, and so busy until now.
     fn status(open: u64, busy_ms: u64) -> Status {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::exposition;
 use super::http::{Exposition, Page, Response};
-use crate::status::Status;
-use crate::wire::AgentAnswers;
+use uppercased_ctl::status::AgentAnswers;
+use uppercased_ctl::status::Status;
 
 /// Requests answered by this process, by status.
 #[derive(Debug, Default)]
@@ -73,7 +73,7 @@ pub(super) fn answer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::SlotStatus;
+    use uppercased_ctl::status::SlotStatus;
 
     fn status(phase: &str, queues: &[&str]) -> Box<Status> {
         let slot = |queue: &&str| SlotStatus {
@@ -122,7 +122,7 @@ mod tests {
     fn degraded_server_is_ready_and_names_missing() {
         let mut status = status("serving", &["served", "lent", "unbound"]);
         assert_eq!(status.unready(), None);
-        status.slots[1].slot = crate::identity::SlotId(1);
+        status.slots[1].slot = uppercased_ctl::identity::SlotId(1);
         status.slots[1].state = "backing off".to_owned();
         status.slots[2].state = "waiting".to_owned();
         let words = "ready, degraded: 2 of 3 workers missing; slot 1 is backing off, \

@@ -16,9 +16,9 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::metrics::{Counter, TurnClass};
-use crate::status::{AcceptQueueStatus, Durations, OperationTimes, SlotStatus, Status};
-use crate::wire::AgentAnswers;
+use uppercased_ctl::metrics::{Counter, TurnClass};
+use uppercased_ctl::status::AgentAnswers;
+use uppercased_ctl::status::{AcceptQueueStatus, Durations, OperationTimes, SlotStatus, Status};
 
 /// The text, from a status and this process's answers: by their status, and those to load balancers.
 ///
@@ -362,8 +362,8 @@ fn in_seconds(labels: Labels, ms: u64) -> (Labels, ConstGauge<f64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::SlotId;
-    use crate::status::{AdminStatus, OperationTimes, ServiceManagerStatus, Traffic};
+    use uppercased_ctl::identity::SlotId;
+    use uppercased_ctl::status::{AdminStatus, OperationTimes, ServiceManagerStatus, Traffic};
 
     fn slot(number: u16, traffic: Traffic) -> SlotStatus {
         SlotStatus {

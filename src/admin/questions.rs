@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::channel::{self, Channel};
-use crate::config::CONTROL_REPLY_MAX_BYTES;
-use crate::status::Status;
-use crate::wire::{AgentAnswers, Envelope, FromAdmin, ToAdmin};
+use crate::wire::{Envelope, FromAdmin, ToAdmin};
+use uppercased_ctl::limits::CONTROL_REPLY_MAX_BYTES;
+use uppercased_ctl::status::AgentAnswers;
+use uppercased_ctl::status::Status;
 
 /// The questions that are not answered yet, and the way of all of them.
 #[derive(Debug)]

@@ -14,8 +14,8 @@ use std::io;
 
 use super::failure::Fault;
 use super::truth::{PIECE_MAX, Truth};
-use crate::clock::Tick;
 use crate::connection::Stream;
+use uppercased_ctl::clock::Tick;
 
 /// A connection's account.
 #[derive(Debug)]

@@ -27,7 +27,7 @@ use super::judge::Ran;
 use super::options::{Action, Job};
 use super::outcome::Mark;
 use super::plan::millis;
-use crate::clock::{self, Tick};
+use uppercased_ctl::clock::{self, Tick};
 
 /// How long a command that still runs at the end of the measurement may go on.
 const GRACE: Duration = Duration::from_secs(30);

@@ -32,7 +32,7 @@ use super::record::{Record, Recorder};
 use super::slot::{self, Next, Slot, State, Work};
 use super::socket::Wire;
 use super::truth::Truth;
-use crate::clock::{self, Tick};
+use uppercased_ctl::clock::{self, Tick};
 
 /// The order of the waker: look at the orders.
 pub(super) const ORDERS: Token = Token(usize::MAX);

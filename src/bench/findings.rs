@@ -15,7 +15,7 @@ use super::histogram::{self, QUANTILES};
 use super::outcome::{Failure, Interval, Latency, Percentile, Schedule, Seen, Totals};
 use super::plan::millis;
 use super::record::{FIRST_FAILURES_MAX, Noted, Record};
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 /// Everything that was seen.
 #[derive(Debug)]

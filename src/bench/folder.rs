@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::config::SOCKET_PATH_MAX_BYTES;
+use uppercased_ctl::limits::SOCKET_PATH_MAX_BYTES;
 
 /// Where temporary files are if `TMPDIR` does not say, or says something too long.
 const DEFAULT: &str = "/tmp";

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::size::Sizes;
-use crate::proxy_header::Version;
+use uppercased_ctl::proxy_header::Version;
 
 /// What connections do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

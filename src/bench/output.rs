@@ -21,8 +21,8 @@ use super::options::Options;
 use super::outcome::Outcome;
 use super::report;
 use super::wait::is_ready;
-use crate::log::complain;
-use crate::output::stdout;
+use uppercased_ctl::output::stdout;
+use uppercased_ctl::stderr::complain;
 
 /// Names of standard output. If it gets a file, no summary is in the way there.
 const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];

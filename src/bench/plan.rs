@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::options::{Arrivals, Close, Expect, Options, Pattern, Sources, Word as _};
 use super::outcome::PlanSummary;
 use super::size::Sizes;
-use crate::config::WORKERS_MAX;
-use crate::proxy_header::Version;
+use uppercased_ctl::limits::WORKERS_MAX;
+use uppercased_ctl::proxy_header::Version;
 
 /// Connections of `ping`, `rate` and `churn` at once.
 pub const CONNECTIONS: u32 = 50;

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::options::Word as _;
 use super::plan::{Plan, millis};
 use super::team::Counts;
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 /// A bar on standard error.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::failure::{Fault, Kind};
 use super::histogram;
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 /// Failures whose particulars are kept.
 pub const FIRST_FAILURES_MAX: usize = 20;

@@ -16,7 +16,7 @@ use super::plan::{Pace, Plan};
 use super::record::Recorder;
 use super::socket::Wire;
 use super::truth::{PIECE_MAX, Truth};
-use crate::clock::{self, Tick};
+use uppercased_ctl::clock::{self, Tick};
 
 /// Receives that one connection gets before it is the others' turn: at most 1 MiB.
 const RECEIVES_PER_TURN: u32 = 16;

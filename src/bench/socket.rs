@@ -14,7 +14,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::connection::Stream;
-use crate::proxy_header::{self, Version};
+use uppercased_ctl::proxy_header::{self, Version};
 
 /// One end of a connection.
 #[derive(Debug)]

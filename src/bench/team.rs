@@ -28,8 +28,8 @@ use super::engine::{self, Board, ORDERS, Reached, Share};
 use super::record::Record;
 use super::truth::Truth;
 use super::wait::has_ended;
-use crate::clock::Tick;
-use crate::output;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::output;
 
 /// The hidden command by which the program becomes a part of the load.
 pub const PART: &str = "bench-part";

@@ -15,7 +15,7 @@ use super::{compare, with_host};
 use crate::bench::Options;
 use crate::bench::options::{Arrivals, Close, Expect, Job, Pattern, Sources, Word};
 use crate::bench::size::Sizes;
-use crate::proxy_header::Version;
+use uppercased_ctl::proxy_header::Version;
 
 /// The command.
 pub(super) const BENCH: &str = "bench";

@@ -17,7 +17,8 @@ use crate::config::{
     self, CONFIG_VARIABLE, SETTINGS, STATUS_ANSWER_TIMEOUT, Setting, TOP_INTERVAL,
     WATCH_INTERVAL_MIN,
 };
-use crate::control::{Rotation, ScaleTo};
+use uppercased_ctl::control::ScaleTo;
+use uppercased_ctl::status::Rotation;
 
 /// The program.
 pub(super) const PROGRAM: &str = "uppercased";

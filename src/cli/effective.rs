@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::config::{Config, Origin, Origins};
-use crate::log::visible;
+use uppercased_ctl::escape::visible;
 
 /// The column at which origins begin, if the values leave room.
 const ORIGIN_COLUMN: usize = 36;

@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use super::{BAD_INPUT, complain, print, visible, watch};
 use crate::config::{self, Control, STATUS_ANSWER_TIMEOUT, Setting};
-use crate::control::client::{self, Conversation, Error as AskError, Found};
-use crate::control::place::{Candidate, Surroundings};
-use crate::control::{Done, Reply, Request};
-use crate::log;
-use crate::look::{self, Answer};
 use crate::top;
+use uppercased_ctl::control::client::{self, Conversation, Error as AskError, Found};
+use uppercased_ctl::control::place::{Candidate, Surroundings};
+use uppercased_ctl::control::{Done, Reply, Request};
+use uppercased_ctl::look::{self, Answer};
+use uppercased_ctl::stderr;
 
 /// What a running server is asked for, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,7 +189,7 @@ fn stop(path: &std::path::Path, timeout: Option<Duration>) -> Result<ExitCode, E
 
 fn tell(progress: &str) {
     // It is a courtesy; the verdict counts.
-    log::say(progress);
+    stderr::say(progress);
 }
 
 pub(super) fn negative(how: &str, cause: &str) -> ExitCode {
@@ -326,7 +326,7 @@ impl fmt::Display for Barred {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{Options, ScaleTo};
+    use uppercased_ctl::control::{Options, ScaleTo};
 
     #[test]
     fn verdicts_are_one_line() {

@@ -19,14 +19,14 @@ use signal_hook::consts::SIGINT;
 
 use super::orders::{Error, Shown, look, negative};
 use super::{complain, print};
-use crate::clock::{self, Tick};
 use crate::config::STATUS_RATES_SPAN;
-use crate::control::Reply;
-use crate::control::client::Error as AskError;
-use crate::log::visible;
-use crate::look::{Answer, Looker};
-use crate::output;
-use crate::status::{Look, SocketStatus, Sockets};
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::control::Reply;
+use uppercased_ctl::control::client::Error as AskError;
+use uppercased_ctl::escape::visible;
+use uppercased_ctl::look::{Answer, Looker};
+use uppercased_ctl::output;
+use uppercased_ctl::status::{Look, SocketStatus, Sockets};
 
 /// One look, or the reason why there is none.
 enum Seen {
@@ -274,7 +274,7 @@ mod tests {
         socket.owner.pid = Some(12);
         socket.owner.program = Some("nginx".to_owned());
         assert_eq!(owner(&socket), "pid 12 (nginx)");
-        socket.owner.slot = Some(crate::identity::SlotId(3));
+        socket.owner.slot = Some(uppercased_ctl::identity::SlotId(3));
         assert_eq!(owner(&socket), "slot 3, pid 12");
     }
 }

@@ -20,7 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Error;
 use super::exchange::{Exchange, READ_BYTES, WINDOW_BYTES};
-use crate::output;
+use uppercased_ctl::output;
 
 /// What is shown when a person may type.
 const PROMPT: &[u8] = b"> ";

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::path_bytes;
-use super::value::{Facts, Grammar, SOCKET_PATH_MAX_BYTES};
+use super::value::{Facts, Grammar};
+use uppercased_ctl::limits::SOCKET_PATH_MAX_BYTES;
 
 /// Where the admin endpoint is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

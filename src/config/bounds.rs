@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use uppercased_ctl::limits::{WORKERS_MAX, WORKERS_MIN};
+
 use super::SCRATCH_BYTES;
 use super::value::{Count, Size, Span};
 
@@ -19,8 +21,8 @@ const MONTH: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Worker processes.
 pub const WORKERS: Count<u16> = Count {
-    least: 1,
-    most: 1024,
+    least: WORKERS_MIN,
+    most: WORKERS_MAX,
 };
 /// Connections waiting in one accept queue; the kernel clamps to `net.core.somaxconn`.
 pub const BACKLOG: Count<u32> = Count {

@@ -5,8 +5,6 @@
 
 use std::time::Duration;
 
-use super::bounds::WORKERS;
-
 /// The scratch buffer of a worker in bytes: the most that one read takes.
 pub const SCRATCH_BYTES: usize = 65_536;
 
@@ -27,13 +25,6 @@ pub const CONTROL_FILE_CHECK: Duration = Duration::from_secs(10);
 /// limits. Beyond it those without connections are forgotten; when all have some, new sources are
 /// admitted unlimited, which is counted (`untracked`).
 pub const ADMISSION_SOURCES_MAX: usize = 65_536;
-
-/// Bytes of a PROXY header of version 1, its end included: what its specification allows.
-pub const PROXY_LINE_MAX_BYTES: usize = 107;
-
-/// Bytes of a PROXY header that are waited for; a longer one is refused. Addresses need 52 bytes;
-/// the rest is for additional fields, certificates' names above all.
-pub const PROXY_HEADER_MAX_BYTES: usize = 4096;
 
 /// A worker that has reached `max_connections` accepts again when a tenth of its places is free, or
 /// this long after the first one is: so a new client does not wait while there is room.
@@ -83,9 +74,6 @@ pub const HANDOVER_CHECKS: u32 = 4;
 /// Characters of what a worker says in its own words, such as why it cannot start: a long sentence.
 pub const WORKER_WORDS_MAX_CHARS: usize = 1024;
 
-/// The most workers there can be.
-pub const WORKERS_MAX: u16 = WORKERS.most;
-
 /// After this long a message of a handover that the kernel did not take is offered again, if the
 /// kernel does not say before that it has room.
 pub const HANDOVER_RETRY: Duration = Duration::from_millis(10);
@@ -132,13 +120,6 @@ pub const CONTROL_WAITERS_MAX: usize = 8;
 
 /// Bytes of a request on the control socket.
 pub const CONTROL_REQUEST_MAX_BYTES: usize = 4096;
-
-/// Bytes of one reply on the control socket, and of all that wait for one client: the status of
-/// 1024 slots needs a quarter of it. A client that leaves more unread is cut.
-pub const CONTROL_REPLY_MAX_BYTES: usize = 4 << 20;
-
-/// Bytes of a text (progress, a cause) in a reply on the control socket; longer ones are cut.
-pub const CONTROL_TEXT_MAX_BYTES: usize = 2048;
 
 /// How long a client of the control socket may take to send its request, and to read the last
 /// reply.
@@ -198,9 +179,6 @@ pub const STALL_CHECKS: u32 = 2;
 /// How often the lengths of the accept queues are looked at for the log.
 pub const QUEUE_CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// A queue that nobody serves for so long makes the server unready. A worker's death is over sooner,
-/// by its successor or by a sibling that serves its queue.
-pub const UNSERVED_GRACE: Duration = Duration::from_secs(2);
 /// The shortest interval of `status --watch`: the supervisor is there for its workers.
 pub const WATCH_INTERVAL_MIN: Duration = Duration::from_millis(100);
 

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Control;
+use uppercased_ctl::limits::SOCKET_PATH_MAX_BYTES;
 
 /// Looks a host name up: its addresses with the given port, or why there are none.
 pub type Lookup<'a> = &'a dyn Fn(&str, u16) -> Result<Vec<SocketAddr>, String>;
@@ -92,9 +93,6 @@ pub(crate) struct Switch;
 /// The path of the control socket, or a word for a default one or none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ControlSocket;
-
-/// Bytes of the longest path that a Unix socket can have (`sun_path`, less its final zero).
-pub(crate) const SOCKET_PATH_MAX_BYTES: usize = 107;
 
 /// One word of a list.
 #[derive(Clone, Copy, Debug)]

@@ -12,9 +12,9 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use crate::clock::Tick;
 use crate::config::{HANDOVER_BATCH_CONNECTIONS, HANDOVER_MESSAGE_BYTES, SCRATCH_BYTES};
 use crate::memory::frozen::{Frozen, Phase};
+use uppercased_ctl::clock::Tick;
 
 /// Version of batches, ends and acknowledgements.
 pub const VERSION: u16 = 2;

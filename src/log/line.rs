@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use tracing::Level;
 use tracing::field::{Field, Visit};
 
-use super::escape::{as_characters, escape, push_visible};
+use uppercased_ctl::escape::{as_characters, escape, push_visible};
 
 /// The longest line in bytes, its newline included. This is `PIPE_BUF`: a write of up to so many
 /// bytes into a pipe happens whole or not at all, so that lines of several processes never mix.

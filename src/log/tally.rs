@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 /// One line of a kind is written in this time, at most.
 const LINE_EVERY: Duration = Duration::from_secs(1);

@@ -5,8 +5,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::layout::Layout;
-use crate::metrics::{CloseReason, Counter};
 use crate::sys::shared::SharedMemory;
+use uppercased_ctl::metrics::{CloseReason, Counter};
 
 /// One counter as its writer left it; any process that maps the memory may ask.
 #[must_use]

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{Flags, InHand, Layout, Pending, SCRATCH_BYTES, State};
 use super::{Corrupt, Entry, Memory, NoBuffer, Probe, unsent};
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 /// All that a connection is outside of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

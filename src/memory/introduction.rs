@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::layout::{Head, Layout, State};
 use super::{LAST_PROGRESS, Memory, Probe};
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 impl<P: Probe> Memory<P> {
     /// Rule 9, before the header is received: who the client is.

@@ -4,8 +4,8 @@
 //! process may read is hostile input, so every unpacking is total: any 64 bits give a value or
 //! `None`, never a panic.
 
-use crate::metrics::Counter;
 use crate::sys::shared::LINE_BYTES;
+use uppercased_ctl::metrics::Counter;
 
 pub use crate::config::SCRATCH_BYTES;
 

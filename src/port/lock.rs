@@ -32,8 +32,8 @@ use nix::unistd::geteuid;
 use procfs::process::Process;
 
 use super::{Error, Holder, Lock, owners_of};
-use crate::clock::{self, Tick};
 use crate::wire::Listen;
+use uppercased_ctl::clock::{self, Tick};
 
 /// What every claim's name begins with.
 const PREFIX: &str = "uppercased:";

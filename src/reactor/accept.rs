@@ -15,11 +15,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use mio::net::TcpListener;
 use mio::{Interest, Registry, Token};
 
-use crate::clock::Tick;
 use crate::config::LIMIT_PAUSE;
-use crate::identity::SlotId;
-use crate::metrics::PauseCause;
 use crate::sys::socket::{AcceptFailure, Socket};
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::identity::SlotId;
+use uppercased_ctl::metrics::PauseCause;
 
 /// Whether connections may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

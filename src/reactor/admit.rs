@@ -15,8 +15,8 @@ use super::{Reactor, pack_token};
 use crate::admission::Verdict;
 use crate::connection::Outcome;
 use crate::memory::layout::State;
-use crate::metrics::{CloseReason, Counter, RefusalCause};
 use crate::sys::socket::Socket;
+use uppercased_ctl::metrics::{CloseReason, Counter, RefusalCause};
 
 impl Reactor {
     /// Gives a connection that was taken from an accept queue its place in the loop, or refuses it.

@@ -5,7 +5,7 @@
 use super::Reactor;
 use super::accept::Gate;
 use super::lines::PeerLine;
-use crate::metrics::{Counter, PauseCause};
+use uppercased_ctl::metrics::{Counter, PauseCause};
 
 impl Reactor {
     pub(super) fn gate_after_close(&mut self) {

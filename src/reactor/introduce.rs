@@ -17,12 +17,12 @@ use std::net::SocketAddr;
 use super::Reactor;
 use super::lines::PeerLine;
 use crate::admission::Verdict;
-use crate::config::PROXY_HEADER_MAX_BYTES;
 use crate::connection::{self, Outcome, reason_of};
 use crate::memory::layout::Flags;
-use crate::metrics::{CloseReason, Counter, RefusalCause};
-use crate::proxy_header::{self, Error, Header};
 use crate::sys::socket::Socket;
+use uppercased_ctl::limits::PROXY_HEADER_MAX_BYTES;
+use uppercased_ctl::metrics::{CloseReason, Counter, RefusalCause};
+use uppercased_ctl::proxy_header::{self, Error, Header};
 
 impl Reactor {
     /// Looks for the header of `fd` and acts on it.

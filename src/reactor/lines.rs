@@ -7,9 +7,9 @@
 //! It must not decide when a line is written: `log::Tally` does.
 
 use super::Reactor;
-use crate::clock::Tick;
 use crate::log::Tally;
-use crate::metrics::{PauseCause, RefusalCause};
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::metrics::{PauseCause, RefusalCause};
 
 const CAUSES: usize = RefusalCause::ALL.len();
 const KINDS: usize = CAUSES + 3;

@@ -19,12 +19,12 @@ use mio::{Interest, Registry, Token};
 
 use super::Reactor;
 use crate::channel::packets::{self, Packets};
-use crate::clock::Tick;
 use crate::connection::Outcome;
 use crate::handover::machine::End;
 use crate::memory::layout::Flags;
-use crate::metrics::{CloseReason, Counter};
 use crate::sys::socket::Socket;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::metrics::{CloseReason, Counter};
 
 pub(super) use incoming::Incoming;
 pub(super) use outgoing::Outgoing;

@@ -15,8 +15,8 @@ use mio::event::Event;
 use super::{NO_GENERATION, Reactor, unpack_token};
 use crate::connection::{self, Outcome};
 use crate::memory::layout::{Flags, State};
-use crate::metrics::Counter;
 use crate::sys::socket::Socket;
+use uppercased_ctl::metrics::Counter;
 
 impl Reactor {
     /// Gives every connection with something to do its share of this turn.

@@ -15,7 +15,7 @@ use std::io;
 use std::time::Duration;
 
 use super::Reactor;
-use crate::clock::{self, Tick};
+use uppercased_ctl::clock::{self, Tick};
 
 /// When a worker goes on polling.
 #[derive(Debug)]

@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 /// Deadlines are kept to this precision.
 pub const GRANULARITY: Duration = Duration::from_millis(8);

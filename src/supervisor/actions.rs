@@ -11,15 +11,15 @@ use std::time::Duration;
 use socket2::SockRef;
 
 use crate::channel::packets::Packets;
-use crate::clock;
 use crate::config::{Config, HANDOVER_SOCKET_BYTES};
 use crate::fault;
 use crate::handover::HandoverEnd;
-use crate::identity::{ReleaseId, SlotId, WorkerId};
 use crate::memory::{self, Moves};
-use crate::metrics::Counter;
 use crate::sys::limits::{MemoryRoom, explain, memory_room};
 use crate::wire::{self, Stop, ToWorker};
+use uppercased_ctl::clock;
+use uppercased_ctl::identity::{ReleaseId, SlotId, WorkerId};
+use uppercased_ctl::metrics::Counter;
 
 use super::fleet::children::{Birth, Child, Talk};
 use super::fleet::placement;

@@ -18,10 +18,10 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
 use crate::channel::packets::Packets;
-use crate::clock::{self, Tick};
 use crate::config::{ADMIN_REQUESTS_MAX, AGENT_CLIENTS_MAX, AdminAddr, Config};
-use crate::status::AdminStatus;
 use crate::sys::image::Process;
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::status::AdminStatus;
 
 use super::Supervisor;
 use super::socket_file::{self, FileId, SocketFile};

@@ -7,10 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mio::{Poll, Token};
 
-use crate::clock::{self, Tick};
 use crate::config::{self, Config, Launch, ListenAddr};
-use crate::control::Rotation;
-use crate::identity::RequestId;
 use crate::listener;
 use crate::log;
 use crate::port::{self, Lock};
@@ -19,6 +16,9 @@ use crate::sys::image::Image;
 use crate::sys::limits::{memory_room, raise_descriptor_limit};
 use crate::sys::signals;
 use crate::wire::Listen;
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::identity::RequestId;
+use uppercased_ctl::status::Rotation;
 
 use super::admin::{self, AdminEndpoint};
 use super::control::{self, ControlServer};

@@ -20,14 +20,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Tick;
 use crate::config::{
     CONTROL_ACCEPTS_PER_TURN, CONTROL_CLIENTS_MAX, CONTROL_FILE_CHECK, CONTROL_PATIENCE,
     CONTROL_REQUEST_TIMEOUT, Control,
 };
-use crate::control::place::Surroundings;
-use crate::control::{Done, Reply, Request};
-use crate::identity::RequestId;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::control::place::Surroundings;
+use uppercased_ctl::control::{Done, Reply, Request};
+use uppercased_ctl::identity::RequestId;
 
 use super::machine;
 
@@ -602,11 +602,10 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::clock;
-    use crate::config::{
-        CONTROL_REPLY_MAX_BYTES, CONTROL_REQUEST_MAX_BYTES, CONTROL_REQUEST_TIMEOUT,
-    };
-    use crate::control::{Options, place};
+    use crate::config::{CONTROL_REQUEST_MAX_BYTES, CONTROL_REQUEST_TIMEOUT};
+    use uppercased_ctl::clock;
+    use uppercased_ctl::control::{Options, place};
+    use uppercased_ctl::limits::CONTROL_REPLY_MAX_BYTES;
 
     const FIRST: Token = Token(40);
 

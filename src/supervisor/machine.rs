@@ -49,10 +49,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Tick;
 pub use crate::config::{Boot, RestartConnections};
 pub use crate::handover::HandoverEnd;
-pub use crate::identity::{ReleaseId, RequestId};
 pub(super) use balance::Balance;
 pub use exchange::{
     Action, Answer, Done, Event, ListenerSource, Load, Notice, Progress, ScaleTo, Verdict, Wanted,
@@ -64,6 +62,8 @@ use reactions::Reception;
 pub use slot::{Death, Generation, KillReason, LastDeath, Queue, SlotId, SlotState, WorkerId};
 use slot::{PredecessorStage, Pulse, Seat, Slot, SuccessorState};
 pub use snapshot::{SNAPSHOT_VERSION, Snapshot, SnapshotError};
+use uppercased_ctl::clock::Tick;
+pub use uppercased_ctl::identity::{ReleaseId, RequestId};
 
 /// How much longer than `lame_duck` + `drain_timeout` a stopping worker may take to exit before it
 /// is killed, and how long a killed one may take to end before it is given up. A worker cuts its

@@ -16,9 +16,9 @@ use mio::Interest;
 use mio::unix::SourceFd;
 
 use crate::channel::packets::Packets;
-use crate::clock::{self, Tick};
-use crate::identity::WorkerId;
 use crate::sys::image::Process;
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::identity::WorkerId;
 
 use super::Supervisor;
 use super::fleet::children::{death_of, kill};

@@ -5,9 +5,9 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::fault;
 use crate::handover::HandoverEnd;
-use crate::identity::WorkerId;
-use crate::metrics::{CloseReason, Counter};
 use crate::wire::Listen;
+use uppercased_ctl::identity::WorkerId;
+use uppercased_ctl::metrics::{CloseReason, Counter};
 
 use super::fleet::children::Child;
 use super::fleet::resources::SlotResources;

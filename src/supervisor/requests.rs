@@ -3,15 +3,16 @@
 
 use mio::Token;
 
-use crate::clock::{self, Tick};
 use crate::config::{Config, WORKERS, check_change};
-use crate::control::{Done, Options, Reply, Request, Rotation};
 use crate::fault;
-use crate::identity::{ReleaseId, RequestId, SlotId, WorkerId};
 use crate::log;
 use crate::memory;
 use crate::sys::image::Image;
 use crate::sys::limits::memory_room;
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::control::{Done, Options, Reply, Request};
+use uppercased_ctl::identity::{ReleaseId, RequestId, SlotId, WorkerId};
+use uppercased_ctl::status::Rotation;
 
 use super::actions::millis;
 use super::control::Heard;

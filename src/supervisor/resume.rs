@@ -25,7 +25,6 @@ use crate::channel::Channel;
 use crate::channel::packets::Packets;
 use crate::config::{CommandLine, Config, verify};
 use crate::fault;
-use crate::identity::SlotId;
 use crate::log;
 use crate::port::Lock;
 use crate::sys::fd::{Inherited, duplicate_inherited};
@@ -34,6 +33,8 @@ use crate::sys::image::{Image, Process, STATE_VARIABLE};
 use crate::sys::limits::raise_descriptor_limit;
 use crate::sys::shared::{Mapping, SharedMemory};
 use crate::wire;
+use uppercased_ctl::identity::SlotId;
+use uppercased_ctl::stderr;
 
 use super::admin::{AdminEndpoint, SavedListener};
 use super::control::ControlServer;
@@ -82,7 +83,7 @@ pub(super) fn give_back(cause: &str) -> ExitCode {
         },
         Err(error) => error,
     };
-    log::complain(&format!(
+    stderr::complain(&format!(
         "cannot go on with the running server ({cause}), nor give it back ({error}); its workers \
          finish what they owe"
     ));
@@ -356,9 +357,9 @@ fn adopt(
         preflight: Preflight::Idle,
         terminal: state.terminal,
         killed,
-        rebind_at: state.rebinds.first().map(|_| crate::clock::now()),
+        rebind_at: state.rebinds.first().map(|_| uppercased_ctl::clock::now()),
         rebinds: state.rebinds,
-        queues_due: crate::clock::Tick::ZERO,
+        queues_due: uppercased_ctl::clock::Tick::ZERO,
         closing: None,
         announcement: None,
         locks_rest_until: None,

@@ -21,10 +21,10 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use crate::clock;
 use crate::config::path_bytes;
-use crate::control::client::{Conversation, Error as AskError};
-use crate::control::place::{self, Surroundings};
+use uppercased_ctl::clock;
+use uppercased_ctl::control::client::{Conversation, Error as AskError};
+use uppercased_ctl::control::place::{self, Surroundings};
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]

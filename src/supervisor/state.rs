@@ -19,13 +19,14 @@ use super::machine::{Machine, Snapshot, SnapshotError};
 use super::signals::terminal::Terminal;
 use super::systemd::SavedSystemd;
 use super::telemetry::times::Times;
-use crate::clock::Tick;
 use crate::config::{Config, LogFormat, LogLevel, NeedsStop, check_change, path_bytes};
-use crate::control::Rotation;
 use crate::fault;
-use crate::identity::{ReleaseId, RequestId, WorkerId};
 use crate::sys::hangup::Senders;
-use crate::wire::{self, Listen, Sandboxed};
+use crate::wire::{self, Listen};
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::identity::{ReleaseId, RequestId, WorkerId};
+use uppercased_ctl::status::Rotation;
+use uppercased_ctl::status::Sandboxed;
 
 /// The format this program writes, and the only one it reads.
 const STATE_VERSION: u32 = 1;

@@ -5,15 +5,17 @@ use std::os::fd::AsFd as _;
 
 use nix::sys::stat::fstat;
 
-use crate::clock::{self, Tick};
 use crate::fault;
-use crate::identity::{SlotId, WorkerId};
 use crate::memory;
-use crate::metrics::Counter;
-use crate::status::{AcceptQueueStatus, LastDeath, Neighbour, SlotStatus, Status, Traffic};
 use crate::sys::accept_queue::accept_queue;
 use crate::sys::cpus;
-use crate::wire::Sandboxed;
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::identity::{SlotId, WorkerId};
+use uppercased_ctl::metrics::Counter;
+use uppercased_ctl::status::Sandboxed;
+use uppercased_ctl::status::{
+    AcceptQueueStatus, LastDeath, Neighbour, SlotStatus, Status, Traffic,
+};
 
 use super::admin::AdminEndpoint;
 use super::fleet::resources::SlotResources;

@@ -28,11 +28,11 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::clock::{self, Tick};
 use crate::config::LISTEN_MAX;
-use crate::identity::SlotId;
 use crate::memory;
-use crate::status::ServiceManagerStatus;
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::identity::SlotId;
+use uppercased_ctl::status::ServiceManagerStatus;
 
 use super::Supervisor;
 use super::fleet::resources::SlotResources;

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 /// Looks in a row that may leave the queue unemptied, with [`super::EVENTS_PER_TURN`] reports each:
 /// more than there is to be watched, so each source has been reported by then.

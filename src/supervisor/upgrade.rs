@@ -21,12 +21,12 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use crate::channel::{self, Channel};
 use crate::config::{Config, verify};
 use crate::fault;
-use crate::identity::{RequestId, WorkerId};
 use crate::sys::hangup;
 use crate::sys::image::{Image, Process};
 use crate::sys::limits::explain;
 use crate::sys::shared::SharedMemory;
 use crate::wire::{Envelope, FromPreflight, ToPreflight};
+use uppercased_ctl::identity::{RequestId, WorkerId};
 
 use super::Supervisor;
 use super::admin::AdminEndpoint;

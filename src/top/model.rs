@@ -7,11 +7,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::keys::Key;
-use crate::clock::Tick;
 use crate::config::WORKERS;
-use crate::control::{Done, Options, Reply, Request, ScaleTo};
-use crate::identity::SlotId;
-use crate::status::Look;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::control::{Done, Options, Reply, Request, ScaleTo};
+use uppercased_ctl::identity::SlotId;
+use uppercased_ctl::status::Look;
 
 /// Looks that are remembered: what the widest terminals have columns for.
 pub(super) const HISTORY_LEN: usize = 256;
@@ -255,7 +255,7 @@ fn remember(history: &mut History, rate: Option<f64>) {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::status::{Rate, Rates, SlotStatus, Status};
+    use uppercased_ctl::status::{Rate, Rates, SlotStatus, Status};
 
     pub(in super::super) fn look(slots: u16, messages: f64) -> Look {
         let rate = Rate {

@@ -17,7 +17,7 @@ use ratatui_core::style::{Color, Modifier};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 use crate::config::{TOP_COLUMNS_MAX, TOP_ROWS_MAX};
-use crate::output;
+use uppercased_ctl::output;
 
 /// The other screen, and no cursor on it.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";

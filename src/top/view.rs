@@ -13,9 +13,9 @@ use ratatui_widgets::paragraph::Paragraph;
 use ratatui_widgets::sparkline::Sparkline;
 
 use super::model::{History, Model};
-use crate::clock::Tick;
-use crate::status::figures::{age, busy, cut, per_second, percent, short};
-use crate::status::{Look, Rate, SlotStatus};
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::status::figures::{age, busy, cut, per_second, percent, short};
+use uppercased_ctl::status::{Look, Rate, SlotStatus};
 
 /// Rows from which on there is a chart of all workers, and how many it has.
 const CHART_FROM_ROWS: u16 = 22;
@@ -465,9 +465,9 @@ mod tests {
     use super::super::keys::Key;
     use super::super::model::tests::look;
     use super::*;
-    use crate::control::Reply;
-    use crate::identity::{Generation, SlotId};
-    use crate::status::{AcceptQueueStatus, LastDeath, LastOperation, Sockets};
+    use uppercased_ctl::control::Reply;
+    use uppercased_ctl::identity::{Generation, SlotId};
+    use uppercased_ctl::status::{AcceptQueueStatus, LastDeath, LastOperation, Sockets};
 
     const NOW: Tick = Tick::from_millis(10_000);
 

@@ -3,8 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Direction, Message, Sandboxed};
+use super::{Direction, Message};
 use crate::config::Config;
+use uppercased_ctl::status::{AgentAnswers, Sandboxed};
 
 /// A message from the supervisor to the admin process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,28 +61,4 @@ pub struct StartAdmin {
     pub http: bool,
     /// There is one for load balancers, after that.
     pub agent: bool,
-}
-
-/// Answers to load balancers, counted by the first word of the answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-#[expect(missing_docs, reason = "each is the word of its name")]
-pub struct AgentAnswers {
-    pub ready: u64,
-    pub drain: u64,
-    pub maint: u64,
-    pub down: u64,
-}
-
-impl AgentAnswers {
-    /// Returns every word with the number of answers that began with it.
-    #[must_use]
-    pub const fn by_word(&self) -> [(&'static str, u64); 4] {
-        [
-            ("ready", self.ready),
-            ("drain", self.drain),
-            ("maint", self.maint),
-            ("down", self.down),
-        ]
-    }
 }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{Direction, Message};
 use crate::config::Config;
 use crate::handover::{HandoverEnd, Part};
-use crate::identity::{SlotId, WorkerId};
+use uppercased_ctl::identity::{SlotId, WorkerId};
+use uppercased_ctl::status::Sandboxed;
 
 /// A message from the supervisor to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -124,16 +125,6 @@ pub struct Ready {
     pub listen: Vec<Listen>,
     /// How the worker has sandboxed itself.
     pub sandbox: Sandboxed,
-}
-
-/// How a process has sandboxed itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Sandboxed {
-    /// The names of the layers in force; the user comes first.
-    pub layers: Vec<String>,
-    /// The layers that could not be put in force, each as `name: cause`.
-    pub missing: Vec<String>,
 }
 
 /// The deadlines of a graceful stop.

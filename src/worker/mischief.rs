@@ -15,11 +15,12 @@ use socket2::SockRef;
 use super::Worker;
 use crate::fault;
 use crate::handover::HandoverEnd;
-use crate::identity::{Generation, WorkerId};
 use crate::memory::layout::Layout;
 use crate::sys::shared::LINE_BYTES;
 use crate::sys::socket::{self, Socket};
-use crate::wire::{Envelope, FromWorker, HandedOver, Listen, Ready, Sandboxed};
+use crate::wire::{Envelope, FromWorker, HandedOver, Listen, Ready};
+use uppercased_ctl::identity::{Generation, WorkerId};
+use uppercased_ctl::status::Sandboxed;
 
 /// Messages of a flood: far more than a supervisor that believes each of them has memory for.
 const FLOOD: u32 = 20_000_000;

@@ -11,8 +11,8 @@ use std::net::{IpAddr, SocketAddr};
 use procfs::net::TcpState;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use socket2::{SockFilter, SockRef};
-use uppercased::clock::now;
-use uppercased::metrics::{CloseReason, Counter, RefusalCause};
+use uppercased_ctl::clock::now;
+use uppercased_ctl::metrics::{CloseReason, Counter, RefusalCause};
 
 use crate::support::adversity::{fill_all, has_ipv6, skipped};
 use crate::support::diagnosis::{queued, tcp_sockets};

@@ -7,8 +7,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use nix::sys::signal::Signal;
-use uppercased::clock;
 use uppercased::config::AGENT_FRESH;
+use uppercased_ctl::clock;
 
 use crate::support::observe::{field, freeze, until, worker_of};
 use crate::support::{Client, DEADLINE, Server, Watched};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::poll::PollFlags;
 use socket2::SockRef;
-use uppercased::metrics::{CloseReason, Counter};
+use uppercased_ctl::metrics::{CloseReason, Counter};
 
 use crate::support::adversity::{Frozen, expect_pattern, fill};
 use crate::support::diagnosis::queued;

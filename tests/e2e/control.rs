@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
-use uppercased::status::{Look, SlotStatus, Status};
+use uppercased_ctl::status::{Look, SlotStatus, Status};
 
 use crate::support::image::Image;
 use crate::support::{DEADLINE, Watched, in_background};

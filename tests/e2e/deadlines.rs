@@ -7,8 +7,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use procfs::net::TcpState;
 use socket2::{Domain, Socket, Type};
-use uppercased::metrics::{CloseReason, Counter, PauseCause, RefusalCause};
-use uppercased::proxy_header::{Version, encode};
+use uppercased_ctl::metrics::{CloseReason, Counter, PauseCause, RefusalCause};
+use uppercased_ctl::proxy_header::{Version, encode};
 
 use crate::support::adversity::Frozen;
 use crate::support::observe::{count_sockets, number, unacknowledged, until};

@@ -17,14 +17,14 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use uppercased::channel::{self, Channel};
 use uppercased::config::{Config, LogLevel};
 use uppercased::handover::HandoverEnd;
-use uppercased::identity::{Generation, SlotId, WorkerId};
 use uppercased::memory;
 use uppercased::memory::layout::Layout;
-use uppercased::metrics::Counter;
 use uppercased::sys::shared::SharedMemory;
 use uppercased::wire::{
     Envelope, FromWorker, HandOver, HandedOver, Listen, Start, Stop, TakeOver, ToWorker,
 };
+use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
+use uppercased_ctl::metrics::Counter;
 
 const MAX: u32 = 500;
 const DESCRIPTORS: u32 = 600;

@@ -13,9 +13,9 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
-use uppercased::clock::now;
 use uppercased::fault;
-use uppercased::metrics::Counter;
+use uppercased_ctl::clock::now;
+use uppercased_ctl::metrics::Counter;
 
 use crate::support::adversity::{Frozen, skipped};
 use crate::support::baseline::Baseline;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use uppercased::clock::now;
-use uppercased::metrics::Counter;
+use uppercased_ctl::clock::now;
+use uppercased_ctl::metrics::Counter;
 
 use crate::support::image::Image;
 use crate::support::observe::{some_within, state, until, worker_of};

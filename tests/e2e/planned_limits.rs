@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use uppercased::look::{Answer, ask};
-use uppercased::status::Status;
+use uppercased_ctl::look::{Answer, ask};
+use uppercased_ctl::status::Status;
 
 use crate::support::baseline::Baseline;
 use crate::support::load::{Load, LoadSize, Origin, Report};

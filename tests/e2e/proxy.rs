@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use socket2::SockRef;
-use uppercased::metrics::{CloseReason, Counter, RefusalCause};
-use uppercased::proxy_header::{Version, encode};
+use uppercased_ctl::metrics::{CloseReason, Counter, RefusalCause};
+use uppercased_ctl::proxy_header::{Version, encode};
 
 use crate::support::adversity::{Frozen, has_ipv6};
 use crate::support::observe::{field, freeze, number, until, worker_of};

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::poll::ppoll;
-use uppercased::clock::now;
-use uppercased::metrics::{CloseReason, Counter};
+use uppercased_ctl::clock::now;
+use uppercased_ctl::metrics::{CloseReason, Counter};
 
 use crate::support::netns::{KernelCounters, isolated};
 use crate::support::observe::{owner, some_within, until, worker_of};

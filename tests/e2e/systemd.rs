@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use procfs::net::TcpState;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use uppercased::clock;
+use uppercased_ctl::clock;
 
 use crate::support::image::Image;
 use crate::support::load::{Load, LoadSize};

@@ -10,7 +10,7 @@ use crate::model::script::{Op, Terms, World, ms};
 use crate::model::{self, Event, Meanwhile, strategy};
 use proptest::prelude::*;
 use uppercased::connection::Rules;
-use uppercased::metrics::{CloseReason, Counter};
+use uppercased_ctl::metrics::{CloseReason, Counter};
 
 const CONNECT: Op = Op::Event(Event::Connect);
 

@@ -22,8 +22,8 @@ use uppercased::connection::Rules;
 use uppercased::memory::frozen::{Phase, rescued};
 use uppercased::memory::layout::{Flags, InHand, Layout, State};
 use uppercased::memory::unsent;
-use uppercased::metrics::CloseReason;
 use uppercased::sys::shared::SharedMemory;
+use uppercased_ctl::metrics::CloseReason;
 
 /// Tells what connection `fd` is owed: the product's [`unsent`], or a worse one.
 type Reader = fn(&mut Memory, u32, u64) -> Vec<u8>;

@@ -4,8 +4,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use proptest::prelude::*;
-use uppercased::config::PROXY_HEADER_MAX_BYTES;
-use uppercased::proxy_header::{Error, Header, Version, decode, encode};
+use uppercased_ctl::limits::PROXY_HEADER_MAX_BYTES;
+use uppercased_ctl::proxy_header::{Error, Header, Version, decode, encode};
 
 fn version() -> impl Strategy<Value = Version> {
     prop::sample::select(vec![Version::V1, Version::V2])

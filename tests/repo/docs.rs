@@ -43,9 +43,9 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every Rust file below `src`, its unit tests cut off.
+/// Every Rust file of the program, its unit tests cut off.
 fn sources() -> Vec<(String, String)> {
-    let mut folders: Vec<PathBuf> = vec![root().join("src")];
+    let mut folders: Vec<PathBuf> = ["src", "crates"].map(|folder| root().join(folder)).to_vec();
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap() {

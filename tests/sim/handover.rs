@@ -14,13 +14,13 @@
 
 use std::collections::VecDeque;
 
-use uppercased::clock::Tick;
 use uppercased::config::HANDOVER_WINDOW;
 use uppercased::handover::machine::{
     End, Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
 };
 use uppercased::handover::record::{Left, Message, Packet, VERSION};
 use uppercased::memory::frozen::{Frozen, Phase};
+use uppercased_ctl::clock::Tick;
 
 /// Runs in a plain `cargo test`.
 const SEEDS: u64 = 3000;

@@ -19,11 +19,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use fastrand::Rng;
-use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
     Action, Answer, Event, HandoverEnd, Machine, Notice, Policy, ReleaseId, RequestId, ScaleTo,
     Snapshot, Wanted,
 };
+use uppercased_ctl::clock::Tick;
 
 use kernel::{Kernel, ms};
 use laws::{Laws, law};

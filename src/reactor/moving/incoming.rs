@@ -12,13 +12,13 @@ use super::super::accept::Gate;
 use super::super::{Reactor, pack_token};
 use super::Link;
 use crate::channel::packets;
-use crate::clock;
 use crate::config::{HANDOVER_COUNT_TIMEOUT, HANDOVER_MESSAGE_BYTES, HANDOVER_TURN};
 use crate::fault;
 use crate::handover::machine::{Receiver, ReceiverAction, ReceiverEvent};
 use crate::handover::record::{self, Left, Message, Packet, Record};
-use crate::metrics::Counter;
 use crate::sys::socket::Socket;
+use uppercased_ctl::clock;
+use uppercased_ctl::metrics::Counter;
 
 /// A handover from another worker.
 #[derive(Debug)]

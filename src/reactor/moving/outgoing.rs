@@ -12,15 +12,15 @@ use super::super::{Reactor, pack_token};
 use super::part::Chosen;
 use super::{FIRST, HandedOver, Link};
 use crate::channel::packets;
-use crate::clock::{self, Tick};
 use crate::config::{HANDOVER_BATCH_CONNECTIONS, HANDOVER_RETRY, HANDOVER_TURN, HANDOVER_WINDOW};
 use crate::fault;
 use crate::handover::Part;
 use crate::handover::machine::{End, Sender, SenderAction, SenderEvent};
 use crate::handover::record::{self, BatchEncoder, CAUSE_MAX_BYTES, Message, Packet};
 use crate::memory::layout::{Flags, State};
-use crate::metrics::{CloseReason, Counter};
 use crate::sys::socket::{self, Socket};
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::metrics::{CloseReason, Counter};
 
 /// An answer is a header, at most a list of the connections that stay, and at most a cause.
 const ANSWER_MAX_BYTES: usize = CAUSE_MAX_BYTES + HANDOVER_BATCH_CONNECTIONS + 64;

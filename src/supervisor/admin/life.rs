@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use crate::clock::Tick;
 use crate::supervisor::backoff::{Retry, retry};
+use uppercased_ctl::clock::Tick;
 
 /// How fast failures are followed by another try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

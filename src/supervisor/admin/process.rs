@@ -15,13 +15,14 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::channel::packets::Packets;
 use crate::channel::{self, Channel};
 use crate::config::{Account, Config, Sandbox};
-use crate::identity::WorkerId;
-use crate::status::Status;
 use crate::supervisor::fleet::children::{death_of, send_failure};
 use crate::supervisor::machine::Death;
 use crate::supervisor::tokens::Source;
 use crate::sys::image::{Image, Process};
-use crate::wire::{AgentAnswers, Envelope, FromAdmin, Sandboxed, StartAdmin, ToAdmin};
+use crate::wire::{Envelope, FromAdmin, StartAdmin, ToAdmin};
+use uppercased_ctl::identity::WorkerId;
+use uppercased_ctl::status::Status;
+use uppercased_ctl::status::{AgentAnswers, Sandboxed};
 
 /// A process that answers at the admin endpoint, or is about to.
 #[derive(Debug)]

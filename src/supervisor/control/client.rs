@@ -10,11 +10,12 @@ use mio::net::UnixStream;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Tick;
-use crate::config::{CONTROL_REPLY_MAX_BYTES, CONTROL_REQUEST_MAX_BYTES, CONTROL_REQUEST_TIMEOUT};
-use crate::control::Request;
-use crate::control::protocol::Incoming;
-use crate::identity::RequestId;
+use crate::config::{CONTROL_REQUEST_MAX_BYTES, CONTROL_REQUEST_TIMEOUT};
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::control::Request;
+use uppercased_ctl::control::protocol::Incoming;
+use uppercased_ctl::identity::RequestId;
+use uppercased_ctl::limits::CONTROL_REPLY_MAX_BYTES;
 
 /// A connection.
 #[derive(Debug)]

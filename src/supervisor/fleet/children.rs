@@ -13,10 +13,11 @@ use crate::channel::{self, Channel, Received};
 use crate::config::WORKER_WORDS_MAX_CHARS;
 use crate::fault;
 use crate::handover::HandoverEnd;
-use crate::identity::{ReleaseId, WorkerId};
 use crate::sys::image::{Image, Process};
 use crate::sys::shared::SharedMemory;
-use crate::wire::{Envelope, FromWorker, Message, Sandboxed, Start, ToWorker};
+use crate::wire::{Envelope, FromWorker, Message, Start, ToWorker};
+use uppercased_ctl::identity::{ReleaseId, WorkerId};
+use uppercased_ctl::status::Sandboxed;
 
 use crate::supervisor::machine::Death;
 
@@ -267,8 +268,8 @@ pub(crate) fn send_failure<Out: Message, In: Message>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::SlotId;
     use crate::wire::Stop;
+    use uppercased_ctl::identity::SlotId;
 
     const fn draining() -> FromWorker {
         FromWorker::Draining { connections: 1 }

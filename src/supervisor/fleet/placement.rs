@@ -13,15 +13,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::channel::packets::Packets;
 use crate::config::{REBALANCE_BYTES_PER_CALL, Steer};
 use crate::handover::{HandoverEnd, Part};
-use crate::identity::{SlotId, WorkerId};
 use crate::memory;
-use crate::metrics::Counter;
 use crate::supervisor::Supervisor;
 use crate::supervisor::fleet::children::Child;
 use crate::supervisor::fleet::resources::SlotResources;
 use crate::supervisor::machine::{Event, Load};
 use crate::sys::{cpus, steering};
 use crate::wire::{self, ToWorker};
+use uppercased_ctl::identity::{SlotId, WorkerId};
+use uppercased_ctl::metrics::Counter;
 
 /// The CPU that a worker of `slot` is to stay on, if it is to stay on one.
 pub(crate) fn cpu_of(slot: SlotId, pin: bool) -> Option<u16> {

@@ -7,9 +7,9 @@
 
 use std::os::fd::AsFd as _;
 
-use crate::clock::Tick;
 use crate::config::QUEUE_CHECK_EVERY;
 use crate::sys::accept_queue::{AcceptQueue, accept_queue};
+use uppercased_ctl::clock::Tick;
 
 use crate::supervisor::Supervisor;
 

@@ -8,11 +8,11 @@
 use std::collections::BTreeMap;
 
 use crate::config::{self, Config};
-use crate::identity::{ReleaseId, SlotId};
 use crate::memory::layout::Layout;
 use crate::sys::image::Image;
 use crate::sys::limits::MemoryRoom;
 use crate::wire::{Listen, Start};
+use uppercased_ctl::identity::{ReleaseId, SlotId};
 
 /// One program with one configuration.
 #[derive(Debug)]

@@ -9,14 +9,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::{self, Tick};
 use crate::config::REBIND_RETRY;
 use crate::fault;
-use crate::identity::{SlotId, WorkerId};
 use crate::listener;
 use crate::supervisor::Supervisor;
 use crate::supervisor::machine::Queue;
 use crate::wire::ToWorker;
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::identity::{SlotId, WorkerId};
 
 /// A slot whose listeners are to be bound again, and who waits for them.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

@@ -14,13 +14,13 @@ use socket2::SockRef;
 
 use crate::config::Config;
 use crate::fault;
-use crate::identity::WorkerId;
 use crate::listener;
 use crate::memory;
 use crate::memory::layout::Layout;
 use crate::sys::image::Process;
 use crate::sys::shared::SharedMemory;
 use crate::wire::Listen;
+use uppercased_ctl::identity::WorkerId;
 
 use crate::supervisor::fleet::children::Child;
 use crate::supervisor::fleet::totals::Totals;

@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::identity::SlotId;
 use crate::memory;
-use crate::metrics::{CloseReason, Counter};
 use crate::sys::shared::SharedMemory;
+use uppercased_ctl::identity::SlotId;
+use uppercased_ctl::metrics::{CloseReason, Counter};
 
 /// A sum of counters, in the order of [`Counter::all`]. One that was written by a program with
 /// fewer counters has zeroes for the rest.
@@ -125,9 +125,9 @@ const fn add(sum: &mut u64, more: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Tick;
     use crate::memory::Memory;
     use crate::memory::layout::Layout;
+    use uppercased_ctl::clock::Tick;
 
     #[test]
     fn what_a_dead_worker_had_is_counted_as_lost_once() {

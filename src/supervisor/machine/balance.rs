@@ -25,12 +25,12 @@ use serde::{Deserialize, Serialize};
 
 use super::reactions::Reception;
 use super::{Action, HandoverEnd, Load, Machine, Notice, Phase, SlotState, WorkerId};
-use crate::clock::Tick;
 use crate::config::{
     REBALANCE_ACTIVE_WITHIN, REBALANCE_CONNECTIONS, REBALANCE_LEAST_CALLS, REBALANCE_LOOK_EVERY,
     REBALANCE_LOOKS, REBALANCE_REST, REBALANCE_REST_MAX,
 };
 use crate::handover::Part;
+use uppercased_ctl::clock::Tick;
 
 /// What is remembered of the workers' loads and of moves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use super::operation::{OperationKind, Stage};
 use super::reactions::Reception;
 use super::roll::Course;
 use super::{Action, Answer, Done, KillReason, Machine, Notice, Queue, RequestId, Slot, SlotState};
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 /// Who ends an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,9 +14,9 @@ use super::Policy;
 use super::slot::{Death, SlotId, WorkerId};
 pub use notice::Notice;
 
-pub use crate::control::ScaleTo;
 use crate::handover::{HandoverEnd, Part};
-use crate::identity::{ReleaseId, RequestId};
+pub use uppercased_ctl::control::ScaleTo;
+use uppercased_ctl::identity::{ReleaseId, RequestId};
 
 /// What happened in the world.
 ///

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::slot::Slot;
 use super::{Action, Machine, Notice, Queue, SlotState, WorkerId};
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 impl Machine {
     /// Ends the loans of those who no longer serve. Their queues are due at once: the time since

@@ -13,7 +13,7 @@ use super::{
     Action, Boot, Death, KILL_GRACE, KillReason, LastDeath, ListenerSource, Machine, Notice, Phase,
     Policy, Queue, SlotId, SlotState, WorkerId,
 };
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 /// What is known of a process that is no more.
 pub(super) struct Obituary {

@@ -18,7 +18,7 @@ use super::slot::{Predecessor, PredecessorStage, Slot};
 use super::{
     Action, Answer, Done, Machine, Notice, Phase, Policy, Queue, ReleaseId, RequestId, ScaleTo,
 };
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 /// What is under way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,8 +20,9 @@ use super::operation::{OperationKind, Stage};
 use super::reactions::Reception;
 use super::roll::Course;
 use super::{Action, Answer, Machine, Notice, Phase, RequestId, ScaleTo, Wanted};
-use crate::clock::Tick;
-use crate::config::{CONTROL_WAITERS_MAX, WORKERS_MAX};
+use crate::config::CONTROL_WAITERS_MAX;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::limits::WORKERS_MAX;
 
 /// The most requests that wait: those of commands, a reload, an upgrade, the number of workers that
 /// an earlier instance left, and between and around all of those a change of that number.

@@ -16,8 +16,8 @@ use std::time::Duration;
 use super::reactions::Reception;
 use super::slot::{PredecessorStage, Pulse, Seat, SlotState};
 use super::{Action, KillReason, Machine, Notice, Phase, WorkerId};
-use crate::clock::Tick;
 use crate::config::{HANG_CHECKS, STALL_CHECKS};
+use uppercased_ctl::clock::Tick;
 
 /// No two looks are closer than this, whatever the configuration says: they would keep the
 /// supervisor in one turn of its loop for ever.

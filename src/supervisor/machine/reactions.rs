@@ -12,7 +12,7 @@ use super::{
     Action, Death, KILL_GRACE, KillReason, Machine, Notice, Phase, Queue, SlotId, SlotState,
     WorkerId,
 };
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 /// What a machine made of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

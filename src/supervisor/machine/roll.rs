@@ -20,8 +20,8 @@ use super::slot::{Slot, SuccessorState};
 use super::{
     Action, KillReason, ListenerSource, Machine, Notice, Policy, ReleaseId, SlotId, SlotState,
 };
-use crate::clock::Tick;
-use crate::config::WORKERS_MAX;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::limits::WORKERS_MAX;
 
 /// All workers are being renewed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

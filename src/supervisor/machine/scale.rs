@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::operation::Stage;
 use super::slot::Slot;
 use super::{Action, Machine, Notice, Queue, SlotId, SlotState, WorkerId};
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 impl Machine {
     /// Makes the operation go on to this number of workers.

@@ -26,12 +26,12 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Tick;
-use crate::identity::ReleaseId;
-pub use crate::identity::{Generation, SlotId, WorkerId};
 pub(super) use seats::{
     Predecessor, PredecessorStage, Pulse, Seat, Successor, SuccessorState, Watch,
 };
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::identity::ReleaseId;
+pub use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 
 /// How a worker's process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::exchange::Action;
 use super::slot::Slot;
 use super::{Balance, Operation, Pending, Phase, Policy};
-use crate::identity::{Generation, ReleaseId};
+use uppercased_ctl::identity::{Generation, ReleaseId};
 
 /// The format this program writes, and the only one it reads.
 pub const SNAPSHOT_VERSION: u32 = 2;
@@ -102,8 +102,8 @@ mod tests {
 
     use super::super::{Boot, Event, Machine, RestartConnections, SlotId, WorkerId};
     use super::*;
-    use crate::clock::Tick;
-    use crate::identity::RequestId;
+    use uppercased_ctl::clock::Tick;
+    use uppercased_ctl::identity::RequestId;
 
     /// Written once by version 2 and never to be edited: a change of a serialised type that breaks
     /// this needs a new version, or running supervisors cannot be upgraded. (Version 1 was never

@@ -22,8 +22,8 @@ use super::{
     Action, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase, Progress, Queue,
     RestartConnections, WorkerId,
 };
-use crate::clock::Tick;
 use crate::config::HANDOVER_CHECKS;
+use uppercased_ctl::clock::Tick;
 
 impl Machine {
     /// The slot's successor is Ready: it is the main worker from here on.

@@ -11,7 +11,7 @@ use super::pending::Obstacle;
 use super::reactions::Reception;
 use super::roll::Roll;
 use super::{Action, Machine, Policy, ReleaseId, RequestId};
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 impl Machine {
     pub(super) fn upgrade(&mut self, request: RequestId, drain: bool, now: Tick) -> Reception {

@@ -8,7 +8,7 @@ use super::operation::Stage;
 use super::roll::Course;
 use super::slot::{PredecessorStage, Slot, SuccessorState};
 use super::{Machine, Phase, Queue, SlotState};
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 /// How a state ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::libc::{SIGKILL, SIGSYS};
 
-use crate::clock::Tick;
+use uppercased_ctl::clock::Tick;
 
 use crate::supervisor::machine::Death;
 

@@ -13,11 +13,12 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::fstat;
 use socket2::{Protocol, SockRef, Type};
 
-use crate::config::{Config, LISTEN_MAX, WORKERS_MAX};
-use crate::identity::SlotId;
+use crate::config::{Config, LISTEN_MAX};
 use crate::listener;
 use crate::sys::fd::Inherited;
 use crate::wire::Listen;
+use uppercased_ctl::identity::SlotId;
+use uppercased_ctl::limits::WORKERS_MAX;
 
 use crate::supervisor::fleet::resources::SlotResources;
 use crate::supervisor::fleet::totals::Totals;

@@ -14,9 +14,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::WORKERS_MAX;
-use crate::identity::SlotId;
 use crate::wire::Listen;
+use uppercased_ctl::identity::SlotId;
+use uppercased_ctl::limits::WORKERS_MAX;
 
 /// A socket that was handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]

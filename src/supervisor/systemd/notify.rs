@@ -14,13 +14,13 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::clock::Tick;
 use crate::config::{
     NOTIFY_EXTENSION, NOTIFY_RETRY, NOTIFY_STATUS_BUSY, NOTIFY_STATUS_IDLE,
     NOTIFY_STATUS_MAX_CHARS, NOTIFY_STOP_MARGIN,
 };
-use crate::identity::SlotId;
 use crate::supervisor::machine::{KillReason, Life, Planned, Queue, SlotState, SlotView};
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::identity::SlotId;
 
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]

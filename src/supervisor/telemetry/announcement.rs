@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use mio::Interest;
 
-use crate::log::{Sink, without_ttou};
+use uppercased_ctl::writer::{Sink, without_ttou};
 
 use crate::supervisor::Supervisor;
 use crate::supervisor::tokens::Source;

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Tick;
-use crate::identity::SlotId;
-use crate::status::{Durations, LastOperation, OperationTimes};
 use crate::supervisor::machine::{Answer, Notice};
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::identity::SlotId;
+use uppercased_ctl::status::{Durations, LastOperation, OperationTimes};
 
 /// See the module's text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,8 +130,8 @@ impl Times {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{Generation, RequestId, WorkerId};
     use crate::supervisor::machine::Done;
+    use uppercased_ctl::identity::{Generation, RequestId, WorkerId};
 
     fn worker(slot: u16) -> WorkerId {
         WorkerId {

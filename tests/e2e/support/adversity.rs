@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
-use uppercased::metrics::Counter;
+use uppercased_ctl::metrics::Counter;
 
 use super::bytes::{pattern, upper};
 use super::client::Client;

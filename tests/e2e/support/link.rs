@@ -36,7 +36,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 use rustix::ioctl::{Opcode, Setter, ioctl};
-use uppercased::clock::{Tick, now};
+use uppercased_ctl::clock::{Tick, now};
 
 use super::load::Origin;
 use super::netns::{KernelCounters, Namespace};

@@ -23,7 +23,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::poll::PollFlags;
-use uppercased::clock::{Tick, now};
+use uppercased_ctl::clock::{Tick, now};
 
 use self::clients::Party;
 use super::netns::Namespace;

@@ -16,7 +16,7 @@ use rustix::process::{
     Pid, PidfdFlags, PidfdGetfdFlags, WaitId, WaitIdOptions, pidfd_getfd, pidfd_open,
     pidfd_send_signal, waitid,
 };
-use uppercased::clock::{Tick, now};
+use uppercased_ctl::clock::{Tick, now};
 
 /// How long anything that should happen may take before the test fails.
 ///

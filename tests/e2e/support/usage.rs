@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use uppercased::memory;
-use uppercased::metrics::Counter;
 use uppercased::sys::shared::SharedMemory;
+use uppercased_ctl::metrics::Counter;
 
 use super::observe::until;
 use super::server::Server;

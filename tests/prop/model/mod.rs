@@ -22,9 +22,9 @@ use std::io;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
-use uppercased::clock::Tick;
 use uppercased::connection::Stream;
 use uppercased::memory::Probe;
+use uppercased_ctl::clock::Tick;
 
 /// Clients of one kernel; those past it are turned away.
 pub const CLIENTS_MAX: usize = 8;

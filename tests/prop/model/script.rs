@@ -3,10 +3,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use uppercased::clock::Tick;
 use uppercased::connection::Rules;
 use uppercased::memory::layout::{Flags, State};
-use uppercased::metrics::CloseReason;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::metrics::CloseReason;
 
 use super::server::{Server, fresh_memory};
 use super::{Countdown, Event, Kernel, Meanwhile, Stops};

@@ -3,13 +3,13 @@
 
 use std::collections::VecDeque;
 
-use uppercased::clock::Tick;
 use uppercased::connection::{self, Outcome, Rules, Stream};
 use uppercased::handover::record::{BatchEncoder, Message, Packet, VERSION};
 use uppercased::memory::frozen::{Frozen, Phase, rescued};
 use uppercased::memory::layout::{Flags, Layout, State};
 use uppercased::memory::{self, Memory};
-use uppercased::metrics::CloseReason;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::metrics::CloseReason;
 
 use super::{CLIENTS_MAX, Handle, Kernel, Report, Stops};
 

@@ -9,11 +9,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
     Boot, Death, Event, Generation, HandoverEnd, Machine, Policy, ReleaseId, RequestId,
     RestartConnections, ScaleTo, SlotId, Snapshot, WorkerId,
 };
+use uppercased_ctl::clock::Tick;
 
 use crate::supervisor::kernel::ms;
 use crate::supervisor::laws::{Laws, law};

@@ -10,11 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fastrand::Rng;
-use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
     Action, Boot, Death, Event, Generation, HandoverEnd, KILL_GRACE, Load, Notice, Policy,
     Progress, ReleaseId, RestartConnections, SlotId, WorkerId,
 };
+use uppercased_ctl::clock::Tick;
 
 use crate::supervisor::laws::law;
 

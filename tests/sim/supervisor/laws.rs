@@ -22,11 +22,11 @@ mod shadow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
     Action, Death, Event, KILL_GRACE, ListenerSource, Machine, Notice, Policy, ReleaseId,
     RequestId, SlotId, Verdict, WorkerId,
 };
+use uppercased_ctl::clock::Tick;
 
 use operations::{Asked, Operation};
 use shadow::{Life, Part, Shadow};

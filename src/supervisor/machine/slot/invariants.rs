@@ -4,7 +4,7 @@
 //! restored state too.
 
 use super::{Predecessor, PredecessorStage, Queue, Slot, SlotState, SuccessorState};
-use crate::identity::Generation;
+use uppercased_ctl::identity::Generation;
 
 impl Slot {
     /// What in this slot contradicts itself, if anything.

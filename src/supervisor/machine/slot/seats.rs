@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::KillReason;
-use crate::clock::Tick;
 use crate::config::STALL_CHECKS;
-use crate::identity::{Generation, ReleaseId, WorkerId};
 use crate::supervisor::machine::exchange::Progress;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::identity::{Generation, ReleaseId, WorkerId};
 
 /// The looks at one worker's counter of turns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

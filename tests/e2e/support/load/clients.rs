@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use uppercased::clock::now;
+use uppercased_ctl::clock::now;
 
 use super::conversation::{Conversation, Failure, PEER_ENDED, Plan};
 use super::{LoadSize, Shared, Tally};

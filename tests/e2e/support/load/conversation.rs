@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::poll::PollFlags;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
-use uppercased::clock::{Tick, now};
+use uppercased_ctl::clock::{Tick, now};
 
 use super::super::bytes::{pattern, upper};
 use super::super::process::poll_one;

@@ -1,8 +1,8 @@
 //! The laws of connections that move between workers which both stay.
 
-use uppercased::clock::Tick;
 use uppercased::config::{REBALANCE_LOOK_EVERY, REBALANCE_LOOKS, REBALANCE_REST};
 use uppercased::supervisor::machine::{Load, WorkerId};
+use uppercased_ctl::clock::Tick;
 
 use super::{End, Laws, law};
 

@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use uppercased::clock::Tick;
 use uppercased::config::HANG_CHECKS;
 use uppercased::supervisor::machine::{
     ListenerSource, ReleaseId, RestartConnections, SlotId, WorkerId,
 };
+use uppercased_ctl::clock::Tick;
 
 use super::operations::Operation;
 use super::shadow::{Life, Other, Part, Shadow};

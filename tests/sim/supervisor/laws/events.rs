@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
     Boot, Event, Generation, HandoverEnd, KILL_GRACE, Policy, SlotId, WorkerId,
 };
+use uppercased_ctl::clock::Tick;
 
 use super::shadow::{Life, Other, Part, Shadow};
 use super::{End, Laws, Pulse};

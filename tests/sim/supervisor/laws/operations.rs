@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{
     Answer, Done, Event, KILL_GRACE, Policy, ReleaseId, RequestId, ScaleTo, SlotId, Wanted,
     WorkerId,
 };
+use uppercased_ctl::clock::Tick;
 
 use super::shadow::{Life, Part, Shadow};
 use super::{End, Laws, law};

@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
-use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{Event, Machine, RequestId, ScaleTo, Wanted};
+use uppercased_ctl::clock::Tick;
 
 use super::{End, Laws, law};
 

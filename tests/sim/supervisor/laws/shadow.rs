@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use uppercased::clock::Tick;
 use uppercased::supervisor::machine::{Generation, ReleaseId, SlotId, WorkerId};
+use uppercased_ctl::clock::Tick;
 
 use super::law;
 

@@ -4,7 +4,7 @@
 //! Must not: know what a number means.
 
 /// At most five characters, three digits of them exact and never rounded up.
-pub(crate) fn short(number: u64) -> String {
+pub fn short(number: u64) -> String {
     const UNITS: [char; 6] = ['k', 'M', 'G', 'T', 'P', 'E'];
     if number < 10_000 {
         return number.to_string();
@@ -27,7 +27,7 @@ pub(crate) fn short(number: u64) -> String {
 }
 
 /// A length of time in at most five characters.
-pub(crate) fn age(ms: u64) -> String {
+pub fn age(ms: u64) -> String {
     const SECOND: u64 = 1000;
     const MINUTE: u64 = 60 * SECOND;
     const HOUR: u64 = 60 * MINUTE;
@@ -43,7 +43,7 @@ pub(crate) fn age(ms: u64) -> String {
 }
 
 /// How long something took: to the millisecond where that says something.
-pub(crate) fn took(ms: u64) -> String {
+pub fn took(ms: u64) -> String {
     match ms {
         0..10_000 => format!("{ms}ms"),
         _ => age(ms),
@@ -51,7 +51,7 @@ pub(crate) fn took(ms: u64) -> String {
 }
 
 /// `text` in at most `columns` characters, the last of them `…` if something is missing.
-pub(crate) fn cut(text: &str, columns: usize) -> String {
+pub fn cut(text: &str, columns: usize) -> String {
     let mut letters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut shown: String = letters.by_ref().take(columns).collect();
     if letters.next().is_some() {
@@ -62,7 +62,7 @@ pub(crate) fn cut(text: &str, columns: usize) -> String {
 }
 
 /// A number a second in at most five characters.
-pub(crate) fn per_second(rate: f64) -> String {
+pub fn per_second(rate: f64) -> String {
     // Below ten a digit more: three a minute are not nothing.
     if rate > 0.0 && rate < 9.95 {
         format!("{rate:.1}")
@@ -72,12 +72,12 @@ pub(crate) fn per_second(rate: f64) -> String {
 }
 
 /// A share from 0 to 1 in at most four characters.
-pub(crate) fn percent(share: f64) -> String {
+pub fn percent(share: f64) -> String {
     format!("{}%", (share.clamp(0.0, 1.0) * 100.0).round())
 }
 
 /// How many workers' time was used, of so many.
-pub(crate) fn busy(used: f64, workers: usize) -> String {
+pub fn busy(used: f64, workers: usize) -> String {
     let digits = if used < 9.995 { 2 } else { 0 };
     format!("busy {}/{workers}", cut(&format!("{used:.digits$}"), 5))
 }

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{CONTROL_REPLY_MAX_BYTES, CONTROL_TEXT_MAX_BYTES, WORKERS};
-use crate::status::Status;
+use crate::limits::{CONTROL_REPLY_MAX_BYTES, CONTROL_TEXT_MAX_BYTES, WORKERS_MAX, WORKERS_MIN};
+use crate::status::{Rotation, Status};
 
 /// Version of the requests. Replies carry none: who asks in a version is answered in it.
 pub const VERSION: u32 = 1;
@@ -79,34 +79,6 @@ enum Written {
     Text(String),
 }
 
-/// Whether load balancers are told to send new clients. Whoever comes is served all the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Rotation {
-    /// They are.
-    #[default]
-    In,
-    /// They are not; what is established may stay until it ends.
-    Drain,
-    /// They are not, and are not to look after the server either.
-    Maint,
-}
-
-impl Rotation {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::In, Self::Drain, Self::Maint];
-
-    /// The word for it, in orders, status and log.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::In => "in",
-            Self::Drain => "drain",
-            Self::Maint => "maint",
-        }
-    }
-}
-
 /// One line of the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -157,7 +129,7 @@ pub enum Error {
     #[error("a request of version {0}; this server speaks version {VERSION}")]
     Version(u32),
     /// A number of workers that cannot be.
-    #[error("{0} workers are not possible; ask for {WORKERS}")]
+    #[error("{0} workers are not possible; ask for {WORKERS_MIN} to {WORKERS_MAX}")]
     Workers(u16),
     /// A change of the number of workers that cannot be.
     #[error("{0:?} is no number of workers; write for example 6, +1 or -1")]
@@ -205,7 +177,7 @@ impl Request {
             Self::Scale {
                 workers: ScaleTo::Exactly(workers),
                 ..
-            } if !(WORKERS.least..=WORKERS.most).contains(&workers) => Err(Error::Workers(workers)),
+            } if !(WORKERS_MIN..=WORKERS_MAX).contains(&workers) => Err(Error::Workers(workers)),
             Self::Scale { .. }
             | Self::Reload(_)
             | Self::Upgrade(_)
@@ -260,7 +232,7 @@ impl FromStr for ScaleTo {
         let refused = || Error::Change(text.to_owned());
         if text.starts_with(['+', '-']) {
             let by: i16 = text.parse().map_err(|_| refused())?;
-            let possible = by != 0 && by.unsigned_abs() < WORKERS.most;
+            let possible = by != 0 && by.unsigned_abs() < WORKERS_MAX;
             return possible.then_some(Self::By(by)).ok_or_else(refused);
         }
         text.parse().map(Self::Exactly).map_err(|_| refused())

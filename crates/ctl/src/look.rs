@@ -20,7 +20,7 @@ use crate::clock::{self, Tick};
 use crate::control::client::{Conversation, Error};
 use crate::control::{Reply, Request};
 use crate::identity::SlotId;
-use crate::port;
+use crate::sockets;
 use crate::status::{Look, Rates, Sockets, Status};
 
 /// From one reading of the list of sockets to the next this many times the CPU time that it took
@@ -128,7 +128,7 @@ impl Looker {
             let why = "the server lives in a process namespace that cannot be seen from here";
             return Sockets::unknown(why.to_owned());
         };
-        let mut sockets = match port::sockets_of(pid) {
+        let mut sockets = match sockets::sockets_of(pid) {
             Ok(entries) => Sockets::count(entries, status, self.list),
             Err(error) => return Sockets::unknown(format!("cannot read /proc/{pid}/net: {error}")),
         };
@@ -149,7 +149,7 @@ impl Looker {
         let known = |inode: &u64| self.owners.contains_key(inode);
         let new: BTreeSet<u64> = wanted.iter().copied().filter(|it| !known(it)).collect();
         if !new.is_empty() {
-            let mut found = port::owners_of(&new);
+            let mut found = sockets::owners_of(&new);
             let owners = new.into_iter().map(|inode| (inode, found.remove(&inode)));
             self.owners.extend(owners);
         }

@@ -19,7 +19,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::place::{self, Candidate};
 use super::protocol::{self, Incoming, Reply, Request};
 use crate::clock::{self, Tick};
-use crate::config::CONTROL_REPLY_MAX_BYTES;
+use crate::limits::CONTROL_REPLY_MAX_BYTES;
 
 /// A connection to a running server.
 #[derive(Debug)]

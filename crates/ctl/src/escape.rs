@@ -8,12 +8,12 @@
 use std::fmt::{self, Write as _};
 
 /// Shows `bytes` as the inside of a quoted text (`\n`, `\"`, `\xNN`).
-pub(super) fn escape(bytes: &[u8]) -> impl fmt::Display {
+pub fn escape(bytes: &[u8]) -> impl fmt::Display {
     Escaped(bytes)
 }
 
 /// Shows `bytes` as characters with the same numbers, for a format with escapes of its own.
-pub(super) fn as_characters(bytes: &[u8]) -> String {
+pub fn as_characters(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| char::from(*byte)).collect()
 }
 
@@ -27,7 +27,7 @@ pub fn visible(text: &str) -> String {
 }
 
 /// Adds `text` to `line`, see [`visible`].
-pub(super) fn push_visible(line: &mut String, text: &str) {
+pub fn push_visible(line: &mut String, text: &str) {
     for letter in text.chars() {
         if letter.is_control() || separates_or_reorders(letter) {
             line.extend(letter.escape_default());

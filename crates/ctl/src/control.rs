@@ -10,4 +10,4 @@ pub mod client;
 pub mod place;
 pub mod protocol;
 
-pub use protocol::{Done, Options, Reply, Request, Rotation, ScaleTo};
+pub use protocol::{Done, Options, Reply, Request, ScaleTo};

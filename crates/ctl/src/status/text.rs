@@ -444,7 +444,7 @@ mod tests {
     use super::super::{Durations, Traffic};
     use super::*;
     use crate::identity::{Generation, ReleaseId, SlotId};
-    use crate::wire::Sandboxed;
+    use crate::status::Sandboxed;
 
     #[test]
     fn a_service_manager_is_shown_when_something_is_wrong_with_it() {

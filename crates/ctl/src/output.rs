@@ -13,16 +13,17 @@ use std::process::ExitCode;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::log::{complain, visible};
+use crate::escape::visible;
+use crate::stderr::complain;
 
 /// Returns standard output, for questions about it: whether it is a terminal, its size, whether it
 /// has a reader.
-pub(crate) fn stdout() -> BorrowedFd<'static> {
+pub fn stdout() -> BorrowedFd<'static> {
     rustix::stdio::stdout()
 }
 
 /// Prints lines for people and returns the exit code for how that went.
-pub(crate) fn print(text: &str) -> ExitCode {
+pub fn print(text: &str) -> ExitCode {
     let lines: String = text
         .split_inclusive('\n')
         .map(|line| match line.strip_suffix('\n') {
@@ -34,12 +35,12 @@ pub(crate) fn print(text: &str) -> ExitCode {
 }
 
 /// Prints what a machine reads, or what drives a terminal, as it is.
-pub(crate) fn print_raw(bytes: &[u8]) -> ExitCode {
+pub fn print_raw(bytes: &[u8]) -> ExitCode {
     exit_code(write(bytes))
 }
 
 /// Returns the exit code for output that went as `result` says, and reports a failure.
-pub(crate) fn exit_code(result: io::Result<()>) -> ExitCode {
+pub fn exit_code(result: io::Result<()>) -> ExitCode {
     match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             let hint = match error.kind() {
@@ -59,7 +60,7 @@ pub(crate) fn exit_code(result: io::Result<()>) -> ExitCode {
 /// # Errors
 /// [`io::ErrorKind::BrokenPipe`] if the reader left, which is seldom worth a message; anything else
 /// that the system refuses.
-pub(crate) fn write(bytes: &[u8]) -> io::Result<()> {
+pub fn write(bytes: &[u8]) -> io::Result<()> {
     write_to(stdout(), bytes, PollTimeout::NONE)
 }
 
@@ -67,7 +68,7 @@ pub(crate) fn write(bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// Whatever the system says, and [`io::ErrorKind::TimedOut`].
-pub(crate) fn write_to(fd: impl AsFd, mut bytes: &[u8], patience: PollTimeout) -> io::Result<()> {
+pub fn write_to(fd: impl AsFd, mut bytes: &[u8], patience: PollTimeout) -> io::Result<()> {
     while !bytes.is_empty() {
         match nix::unistd::write(&fd, bytes) {
             Ok(count) => bytes = &bytes[count..],

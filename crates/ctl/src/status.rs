@@ -11,20 +11,22 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::UNSERVED_GRACE;
-use crate::control::Rotation;
 use crate::identity::{Generation, ReleaseId, SlotId};
+use crate::limits::UNSERVED_GRACE;
 use crate::metrics::{CloseReason, Counter, RefusalCause};
-use crate::wire::{AgentAnswers, Sandboxed};
 
 mod durations;
-pub(crate) mod figures;
+pub mod figures;
 mod rates;
+mod rotation;
+mod sandboxed;
 mod sockets;
 mod text;
 
 pub use durations::{BOUNDS_MS, Durations};
 pub use rates::{Rate, Rates};
+pub use rotation::{AgentAnswers, Rotation};
+pub use sandboxed::Sandboxed;
 pub use sockets::{ESTABLISHED, Entry, LISTEN, Owner, SocketStatus, Sockets};
 
 /// A whole server.
@@ -449,7 +451,7 @@ impl Look {
     }
 
     /// Of these lines those about the operation that ended last and the sockets.
-    pub(crate) fn context(&self) -> Vec<String> {
+    pub fn context(&self) -> Vec<String> {
         let last = self.status.last_operation.as_ref();
         let last = last.filter(|_| self.status.operation.is_none());
         let mut lines: Vec<String> = last.map(text::last_operation).into_iter().collect();
@@ -458,17 +460,17 @@ impl Look {
     }
 
     /// Of these lines the one that says why new clients should go elsewhere, if they should.
-    pub(crate) fn not_ready(&self) -> Option<String> {
+    pub fn not_ready(&self) -> Option<String> {
         text::not_ready(&self.status)
     }
 
     /// Of these lines how many connections there are, and may be.
-    pub(crate) fn open(&self) -> String {
+    pub fn open(&self) -> String {
         text::open(&self.status)
     }
 
     /// Of these lines those about single slots.
-    pub(crate) fn notes(&self) -> Vec<String> {
+    pub fn notes(&self) -> Vec<String> {
         let slots = self.status.slots.iter();
         let notes = slots.flat_map(|slot| text::notes(slot, &self.status));
         notes.collect()
@@ -477,7 +479,7 @@ impl Look {
 
 impl SlotStatus {
     /// Connections that wait to be accepted, in all of its queues.
-    pub(crate) fn waiting(&self) -> u64 {
+    pub fn waiting(&self) -> u64 {
         let queues = self.accept_queues.iter();
         queues.fold(0, |sum, queue| sum.saturating_add(queue.length))
     }

@@ -39,7 +39,7 @@ pub fn dropped_lines() -> u64 {
 
 /// Writes whole lines to one file.
 #[derive(Debug)]
-pub(super) struct LineWriter {
+pub struct LineWriter {
     sink: Sink,
     /// Whether it is a terminal.
     terminal: bool,
@@ -51,7 +51,7 @@ pub(super) struct LineWriter {
 
 /// The ways of not waiting; see the head of this file.
 #[derive(Debug)]
-pub(crate) enum Sink {
+pub enum Sink {
     /// An open file on which a plain write does not wait.
     Plain(File),
     /// A socket.
@@ -66,7 +66,7 @@ impl LineWriter {
     /// # Errors
     ///
     /// `fd` cannot be duplicated or is not open.
-    pub(super) fn open(fd: BorrowedFd<'_>) -> io::Result<Self> {
+    pub fn open(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let terminal = fd.is_terminal();
         Sink::open(fd).map(|sink| Self::to(sink, terminal))
     }
@@ -82,7 +82,7 @@ impl LineWriter {
 
     /// Writes `line`, or counts it as lost. If lines were lost before it, `loss_line` is asked for
     /// the line that says how many, which goes first.
-    pub(super) fn write_line(&self, line: &[u8], loss_line: impl FnOnce(u64) -> String) {
+    pub fn write_line(&self, line: &[u8], loss_line: impl FnOnce(u64) -> String) {
         let lost = self.unreported.swap(0, Ordering::Relaxed);
         if lost > 0 && !self.put(loss_line(lost).as_bytes()) {
             self.unreported.fetch_add(lost + 1, Ordering::Relaxed);
@@ -118,7 +118,7 @@ impl LineWriter {
 
 /// A process in the background that writes to a terminal with `tostop` is sent SIGTTOU by the
 /// kernel, unless that is blocked; and to a supervisor the signal means something else.
-pub(crate) fn without_ttou<T>(write: impl FnOnce() -> T) -> T {
+pub fn without_ttou<T>(write: impl FnOnce() -> T) -> T {
     let ttou = SigSet::from(Signal::SIGTTOU);
     let before = ttou.thread_swap_mask(SigmaskHow::SIG_BLOCK);
     let result = write();
@@ -130,7 +130,11 @@ pub(crate) fn without_ttou<T>(write: impl FnOnce() -> T) -> T {
 }
 
 impl Sink {
-    pub(crate) fn open(fd: BorrowedFd<'_>) -> io::Result<Self> {
+    /// Prepares for writing to what `fd` refers to.
+    ///
+    /// # Errors
+    /// `fd` cannot be duplicated, or asked what it is.
+    pub fn open(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let copy = File::from(fd.try_clone_to_owned()?);
         let kind = copy.metadata()?.file_type();
         if kind.is_file() {
@@ -153,7 +157,7 @@ impl Sink {
     ///
     /// # Errors
     /// `WouldBlock` if it takes nothing.
-    pub(crate) fn write(&self, line: &[u8]) -> io::Result<usize> {
+    pub fn write(&self, line: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(file) => {
                 let mut file: &File = file;

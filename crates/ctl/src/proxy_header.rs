@@ -15,7 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{PROXY_HEADER_MAX_BYTES, PROXY_LINE_MAX_BYTES};
+use crate::limits::{PROXY_HEADER_MAX_BYTES, PROXY_LINE_MAX_BYTES};
 
 /// What a header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
