@@ -226,20 +226,28 @@ fn understand(
              stand after it)"
         )));
     }
+    if let Some((name, typed)) = matches.subcommand()
+        && let Some(request) = order(name, typed)
+    {
+        return Ok(Command::Order(Order {
+            request,
+            control: control(typed, environment)?,
+            timeout: typed.get_one(definition::TIMEOUT).copied(),
+            shown: shown(name, typed),
+        }));
+    }
     match matches.subcommand() {
         Some((definition::WORKER, _)) => Ok(Command::Worker),
         Some((definition::ADMIN, typed)) => Ok(Command::Admin(admin::Options {
             supervisor: typed.get_one(definition::SUPERVISOR).copied().unwrap_or(0),
         })),
         Some((definition::CLIENT, typed)) => Ok(Command::Client(line_client(typed))),
-        Some((definition::BENCH, bench))
-            if let Some(typed) = bench.subcommand_matches(compare::COMPARE) =>
-        {
-            Ok(Command::Compare(compare::typed(typed)?))
-        }
-        Some((definition::BENCH, typed)) => match bench::options(typed, bench::line(args)) {
-            Ok(options) => Ok(Command::Bench(Box::new(options))),
-            Err(why) => Err(definition::refused(ErrorKind::InvalidValue, why)),
+        Some((definition::BENCH, bench)) => match bench.subcommand_matches(compare::COMPARE) {
+            Some(typed) => Ok(Command::Compare(compare::typed(typed)?)),
+            None => match bench::options(bench, bench::line(args)) {
+                Ok(options) => Ok(Command::Bench(Box::new(options))),
+                Err(why) => Err(definition::refused(ErrorKind::InvalidValue, why)),
+            },
         },
         Some((definition::BENCH_PART, _)) => Ok(Command::BenchPart),
         Some((completions::COMPLETIONS, asked)) => {
@@ -262,14 +270,6 @@ fn understand(
                 .copied()
                 .unwrap_or(config::TOP_INTERVAL),
         })),
-        Some((name, typed)) if let Some(request) = order(name, typed) => {
-            Ok(Command::Order(Order {
-                request,
-                control: control(typed, environment)?,
-                timeout: typed.get_one(definition::TIMEOUT).copied(),
-                shown: shown(name, typed),
-            }))
-        }
         serve => {
             let mut typed = vec![&matches];
             typed.extend(serve.map(|(_, typed)| typed));

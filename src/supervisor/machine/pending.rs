@@ -130,23 +130,22 @@ impl Machine {
         }
         let scales = |it: &Waiting| matches!(it.wanted, Wanted::Scale(_));
         let waiting = &mut self.pending.waiting;
-        match waiting.iter().rposition(scales) {
-            Some(at)
-                if waiting[at].request == RequestId::NOBODY
-                    && let Wanted::Scale(ScaleTo::By(before)) = waiting[at].wanted =>
-            {
-                match before.saturating_add(by) {
-                    0 => {
-                        waiting.remove(at);
-                    }
-                    sum => waiting[at].wanted = Wanted::Scale(ScaleTo::By(sum)),
+        if let Some(at) = waiting.iter().rposition(scales)
+            && waiting[at].request == RequestId::NOBODY
+            && let Wanted::Scale(ScaleTo::By(before)) = waiting[at].wanted
+        {
+            match before.saturating_add(by) {
+                0 => {
+                    waiting.remove(at);
                 }
+                sum => waiting[at].wanted = Wanted::Scale(ScaleTo::By(sum)),
             }
-            Some(_) | None => waiting.push_back(Waiting {
+        } else {
+            waiting.push_back(Waiting {
                 request: RequestId::NOBODY,
                 wanted: Wanted::Scale(ScaleTo::By(by)),
                 drain: false,
-            }),
+            });
         }
         Ok(OperationKind::Scale { to }.what())
     }
