@@ -1,0 +1,131 @@
+//! Every relative link and anchor of a Markdown file leads somewhere, and every path in backticks
+//! names a file.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Folders with documentation; the root's own files come first.
+const FOLDERS: [&str; 6] = [
+    "",
+    ".github",
+    "docs",
+    "packaging",
+    "packaging/haproxy",
+    "tests",
+];
+
+/// Where a path in backticks begins if it names a file of this repository.
+const PATHS: [&str; 9] = [
+    ".ci/",
+    ".github/",
+    "benches/",
+    "crates/",
+    "docs/",
+    "fuzz/",
+    "packaging/",
+    "src/",
+    "tests/",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Markdown file, by its path from the root.
+fn pages() -> BTreeMap<PathBuf, String> {
+    let mut pages = BTreeMap::new();
+    for folder in FOLDERS {
+        let Ok(entries) = fs::read_dir(root().join(folder)) else {
+            continue;
+        };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.extension().is_some_and(|ending| ending == "md") {
+                let name = path.strip_prefix(root()).unwrap().to_owned();
+                pages.insert(name, fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    pages
+}
+
+/// The lines outside blocks of code.
+fn prose(page: &str) -> impl Iterator<Item = &str> {
+    let mut fenced = false;
+    page.lines().filter(move |line| {
+        let fence = line.trim_start().starts_with("```");
+        fenced ^= fence;
+        !fenced && !fence
+    })
+}
+
+/// The anchor that a heading gets where Markdown is shown.
+pub(crate) fn anchor(heading: &str) -> String {
+    let kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
+    let anchor: String = heading.to_lowercase().chars().filter(kept).collect();
+    anchor.replace(' ', "-")
+}
+
+fn has_anchor(page: &str, wanted: &str) -> bool {
+    let headings = prose(page).filter(|line| line.starts_with('#'));
+    let mut anchors = headings.map(|line| anchor(line.trim_start_matches('#').trim()));
+    anchors.any(|anchor| anchor == wanted)
+}
+
+/// Targets of links in a line, absolute addresses left out.
+fn links(line: &str) -> impl Iterator<Item = &str> {
+    let targets = line.split("](").skip(1);
+    let targets = targets.filter_map(|rest| rest.split(')').next());
+    targets.filter(|target| !target.contains("://"))
+}
+
+#[test]
+fn relative_links_lead_somewhere() {
+    let pages = pages();
+    let (mut seen, mut broken) = (0, Vec::new());
+    for (name, page) in &pages {
+        for link in prose(page).flat_map(links) {
+            seen += 1;
+            let (file, wanted) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => name.clone(),
+                file => name.with_file_name(file),
+            };
+            let exists = root().join(&target).exists();
+            let found = wanted.is_empty()
+                || pages
+                    .get(&target)
+                    .is_some_and(|page| has_anchor(page, wanted));
+            if !exists || !found {
+                broken.push(format!("{}: {link}", name.display()));
+            }
+        }
+    }
+    assert!(seen > 20, "only {seen} links found");
+    assert!(
+        broken.is_empty(),
+        "broken links:\n  {}",
+        broken.join("\n  ")
+    );
+}
+
+#[test]
+fn named_files_exist() {
+    let (mut seen, mut gone) = (0, Vec::new());
+    for (name, page) in pages() {
+        for word in prose(&page).flat_map(|line| line.split('`').skip(1).step_by(2)) {
+            // `foo/{a,b}.rs`, `tests/prop_*` and commands with arguments name no single file.
+            let path = word.split(':').next().unwrap_or(word);
+            let single = !path.contains(['{', '*', ' ']);
+            if single && PATHS.iter().any(|start| path.starts_with(start)) {
+                seen += 1;
+                if !root().join(path).exists() {
+                    gone.push(format!("{}: {word}", name.display()));
+                }
+            }
+        }
+    }
+    assert!(seen > 20, "only {seen} paths found");
+    assert!(gone.is_empty(), "no such file:\n  {}", gone.join("\n  "));
+}
