@@ -80,6 +80,26 @@ fn links(line: &str) -> impl Iterator<Item = &str> {
     targets.filter(|target| !target.contains("://"))
 }
 
+/// The file that a link on this page means, by its path from the root.
+fn target(page: &Path, file: &str) -> PathBuf {
+    if file.is_empty() {
+        return page.to_owned();
+    }
+    let mut target = page.to_owned();
+    target.pop();
+    for part in file.split('/') {
+        match part {
+            ".." => assert!(
+                target.pop(),
+                "{} links out of the repository",
+                page.display()
+            ),
+            part => target.push(part),
+        }
+    }
+    target
+}
+
 #[test]
 fn relative_links_lead_somewhere() {
     let pages = pages();
@@ -88,10 +108,7 @@ fn relative_links_lead_somewhere() {
         for link in prose(page).flat_map(links) {
             seen += 1;
             let (file, wanted) = link.split_once('#').unwrap_or((link, ""));
-            let target = match file {
-                "" => name.clone(),
-                file => name.with_file_name(file),
-            };
+            let target = target(name, file);
             let exists = root().join(&target).exists();
             let found = wanted.is_empty()
                 || pages
