@@ -76,7 +76,8 @@ const DISCARD_TIMEOUT: Duration = Duration::from_millis(250);
 pub fn run(options: Options) -> ExitCode {
     let Some(channel) = inherited_channel() else {
         stderr::complain(
-            "the admin process is the supervisor's to start; run `uppercased --admin 127.0.0.1:9900`",
+            "cannot run the admin process: only the supervisor starts it; run `uppercased --admin \
+             127.0.0.1:9900`",
         );
         return ExitCode::from(2);
     };
@@ -85,7 +86,7 @@ pub fn run(options: Options) -> ExitCode {
         Ok(told) => told,
         Err(error) => {
             stderr::complain(&format!(
-                "the admin process was not told what to be: {error}"
+                "cannot read the admin process's start message: {error}"
             ));
             return ExitCode::FAILURE;
         }

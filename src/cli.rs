@@ -102,8 +102,8 @@ pub enum Error {
 
     /// The configuration file cannot be read.
     #[error(
-        "cannot read the configuration file {}: {why}; check the path and its permissions, or \
-         leave out --config and {variable}", path.display(), variable = config::CONFIG_VARIABLE
+        "cannot read the configuration file {}: {why}; check its path and permissions, or omit \
+         --config and {variable}", path.display(), variable = config::CONFIG_VARIABLE
     )]
     ReadFile {
         /// The file, as it was named.
@@ -115,8 +115,8 @@ pub enum Error {
 
     /// The configuration file could not be read a second time, or would be waited for.
     #[error(
-        "the configuration file {} is a pipe or a socket, and a server reads it again at every \
-         reload; name a regular file", path.display()
+        "cannot use the configuration file {}: it is a pipe or a socket, and every reload reads it \
+         again; use a regular file", path.display()
     )]
     NotAFile {
         /// The file, as it was named.
@@ -125,7 +125,7 @@ pub enum Error {
 
     /// The configuration file is absurdly large.
     #[error(
-        "the configuration file {} is larger than {} bytes; is it the right file?",
+        "cannot use the configuration file {}: it is larger than {} bytes; check the path",
         path.display(), config::CONFIG_FILE_MAX_BYTES
     )]
     FileTooLarge {
@@ -222,8 +222,8 @@ fn understand(
         && matches.args_present()
     {
         return Err(definition::conflict(format!(
-            "`uppercased {role}` has no configuration; leave out the flags before it (its own \
-             stand after it)"
+            "`uppercased {role}` takes no settings; remove the flags before it, or put its own \
+             flags after it"
         )));
     }
     if let Some((name, typed)) = matches.subcommand()
@@ -376,7 +376,7 @@ const fn typed(args: Vec<OsString>) -> CommandLine {
 fn settle(args: &[OsString]) -> Result<Config, String> {
     match parse(args.iter().cloned(), std::env::vars_os()) {
         Ok(Command::Serve(launch)) => Ok(launch.config),
-        Ok(_) => Err("these are not the arguments of a server".to_owned()),
+        Ok(_) => Err("these arguments do not start a server".to_owned()),
         // The text is escaped where it is shown: it passes through a log or a reply first.
         Err(error) => Err(error.to_string()),
     }
@@ -565,7 +565,7 @@ mod tests {
         };
         assert_eq!(Err(why(&["--workers", "0"])), parsed(&["--workers", "0"]));
         for other in ["check", "worker", "reload"] {
-            assert!(why(&[other]).contains("arguments of a server"));
+            assert!(why(&[other]).contains("do not start a server"));
         }
     }
 
@@ -590,7 +590,7 @@ mod tests {
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         std::fs::rename(&pipe, file.path()).unwrap();
         let why = launch.typed.read().unwrap_err();
-        assert!(why.contains("name a regular file"), "{why}");
+        assert!(why.contains("use a regular file"), "{why}");
     }
 
     #[test]

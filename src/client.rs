@@ -53,14 +53,14 @@ enum Error {
     Connect(#[from] Unreachable),
     #[error("cannot prepare the socket: {}", describe_io(.0))]
     Socket(#[source] io::Error),
-    #[error("cannot wait for input and replies: {}", describe_io(.0))]
+    #[error("cannot poll input and connection: {}", describe_io(.0))]
     Wait(#[source] io::Error),
     #[error("cannot read standard input: {}", describe_io(.0))]
     Input(#[source] io::Error),
     #[error("cannot write standard output: {}", describe_io(.0))]
     Output(#[source] io::Error),
     /// The reader of our output left, as `head -1` does; it needs no telling.
-    #[error("standard output was closed")]
+    #[error("cannot write standard output: it was closed")]
     OutputClosed,
     #[error("{}; {}", describe_break(source), progress(*answered, *missing))]
     Broken {
@@ -145,6 +145,6 @@ fn describe_break(error: &io::Error) -> String {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
             "the server reset the connection".to_owned()
         }
-        _ => format!("the connection broke: {}", describe_io(error)),
+        _ => format!("the connection failed: {}", describe_io(error)),
     }
 }

@@ -254,7 +254,7 @@ pub enum Error {
     },
 
     #[error(
-        "{}:{line}: there is no setting {name:?}{nearest} (`uppercased --help` lists all)",
+        "{}:{line}: unknown setting {name:?}{nearest} (`uppercased --help` lists all)",
         path.display()
     )]
     UnknownKey {
@@ -265,8 +265,8 @@ pub enum Error {
     },
 
     #[error(
-        "{}:{line}: settings stand in no table, so there is no {name:?}; write them at the top of \
-         the file", path.display()
+        "{}:{line}: unexpected table {name:?}: settings must be at the top level; remove the table \
+         header", path.display()
     )]
     Table {
         path: PathBuf,
@@ -274,22 +274,22 @@ pub enum Error {
         name: String,
     },
 
-    #[error("there is no setting {name}{nearest} (`uppercased --help` lists all)")]
+    #[error("unknown setting {name}{nearest} (`uppercased --help` lists all)")]
     UnknownVariable { name: String, nearest: String },
 
-    #[error("{name}: a value of type {found} does not fit; write for example {example}")]
+    #[error("{name}: unexpected value of type {found}; use for example {example}")]
     WrongType {
         name: String,
         found: &'static str,
         example: String,
     },
 
-    #[error("{name}: the value is not UTF-8; unset the variable or write it anew")]
+    #[error("{name}: the value is not UTF-8; correct or unset the variable")]
     NotUtf8 { name: String },
 
     #[error(
-        "{max_name}: {max} is shorter than the first pause of {initial} ({initial_name}); raise \
-         the one or lower the other"
+        "{max_name}: {max} is shorter than the first delay of {initial} ({initial_name}); raise \
+         one or lower the other"
     )]
     BackoffOrder {
         max_name: String,
@@ -299,8 +299,8 @@ pub enum Error {
     },
 
     #[error(
-        "{name}: {first} and {second} overlap, and the more specific one would take every client \
-         from the other; leave one of them out"
+        "{name}: {first} and {second} overlap, and the more specific one would receive every \
+         connection; remove one"
     )]
     Overlap {
         name: String,
@@ -317,33 +317,32 @@ pub enum Error {
     },
 
     #[error(
-        "{name}: connections to a port that is shared with other servers (share_port) cannot be \
-         steered, since theirs would be steered with ours; leave one of the two out"
+        "{name}: cannot steer connections to a port shared with other servers (share_port), \
+         because theirs would be steered too; remove one of the two settings"
     )]
     SteerShared { name: String },
 
     #[error(
-        "{name}: {address} is none of the addresses that the server listens on (listen); write it as \
-         it stands there"
+        "{name}: {address} is not one of the addresses in listen; write it as it is written there"
     )]
     ProxyElsewhere { name: String, address: ListenAddr },
 
     #[error(
-        "{name}: nobody may send the header that is asked for (proxy_protocol), so nobody would be \
-         served; name the proxies' networks, or leave proxy_protocol out"
+        "{name}: no network may send the header that proxy_protocol requires, so no client would \
+         be served; list the proxies' networks, or remove proxy_protocol"
     )]
     ProxyUntrusted { name: String },
 
     #[error(
-        "allow, deny and proxy_trust have {count} networks together, more than the \
-         {NETWORKS_IN_ALL_MAX} that they may have; join neighbouring ones"
+        "allow, deny and proxy_trust list {count} networks in total, more than the maximum of \
+         {NETWORKS_IN_ALL_MAX}; merge adjacent networks"
     )]
     TooManyNetworks { count: usize },
 
     #[error(
-        "max_connections {asked} needs a descriptor limit of {needed}, and it is {limit}; raise it \
-         (`ulimit -n {needed}`, or `LimitNOFILE={needed}` in the systemd unit) or ask for at most \
-         {possible} connections a worker"
+        "max_connections {asked} requires a descriptor limit of {needed}, but the limit is \
+         {limit}; raise it (`ulimit -n {needed}`, or `LimitNOFILE={needed}` in the systemd unit) \
+         or use at most {possible} connections per worker"
     )]
     ConnectionsExceedLimit {
         asked: u32,
@@ -353,9 +352,9 @@ pub enum Error {
     },
 
     #[error(
-        "{workers} workers with {listeners} listen addresses need a descriptor limit of at least \
-         {needed}, and it is {limit}; raise it (`ulimit -n {needed}`, or `LimitNOFILE={needed}` in \
-         the systemd unit) or ask for fewer workers"
+        "{workers} workers with {listeners} listen addresses require a descriptor limit of at \
+         least {needed}, but the limit is {limit}; raise it (`ulimit -n {needed}`, or \
+         `LimitNOFILE={needed}` in the systemd unit) or use fewer workers"
     )]
     LimitTooLow {
         workers: u16,
@@ -436,7 +435,7 @@ pub fn resolve(assignments: &[Assignment], facts: &Facts<'_>) -> Result<(Config,
 pub fn verify(config: &Config) -> Result<(), Error> {
     let facts = Facts {
         cpus: 1,
-        lookup: &|_, _| Err("it is a name and no address".to_owned()),
+        lookup: &|_, _| Err("it is a name, not an address".to_owned()),
     };
     let mut copy = BLANK;
     for setting in SETTINGS {
@@ -674,7 +673,7 @@ mod tests {
         ];
         assert_eq!(
             resolve(&bad, &FACTS).unwrap_err().to_string(),
-            "UPPERCASED_WORKERS: 0 is too low; write for example 4 (1 to 1024, or auto)"
+            "UPPERCASED_WORKERS: 0 is too low; use for example 4 (1 to 1024, or auto)"
         );
         let named = [
             assign("listen", "elsewhere:80", Origin::Environment),
@@ -689,32 +688,35 @@ mod tests {
     fn rules_between_settings_hold() {
         assert_eq!(
             flags(&[("backoff_max", "50ms")]).unwrap_err(),
-            "--backoff-max: 50ms is shorter than the first pause of 100ms (the default of \
-             backoff_initial); raise the one or lower the other"
+            "--backoff-max: 50ms is shorter than the first delay of 100ms (the default of \
+             backoff_initial); raise one or lower the other"
         );
         assert!(flags(&[("backoff_max", "50ms"), ("backoff_initial", "50ms")]).is_ok());
         assert_eq!(
             flags(&[("listen", "9999,127.0.0.1:9999")]).unwrap_err(),
             "--listen: 0.0.0.0:9999 and 127.0.0.1:9999 overlap, and the more specific one would \
-             take every client from the other; leave one of them out"
+             receive every connection; remove one"
         );
         assert_eq!(
             flags(&[("steer", "random"), ("share_port", "true")]).unwrap_err(),
-            "--steer: connections to a port that is shared with other servers (share_port) \
-             cannot be steered, since theirs would be steered with ours; leave one of the two out"
+            "--steer: cannot steer connections to a port shared with other servers (share_port), \
+             because theirs would be steered too; remove one of the two settings"
         );
         assert!(flags(&[("steer", "hash"), ("share_port", "true")]).is_ok());
         assert_eq!(
             flags(&[("admin", "9999")]).unwrap_err(),
-            "--admin: 127.0.0.1:9999 overlaps 0.0.0.0:9999, where clients connect (listen); choose \
-             another port"
+            "--admin: 127.0.0.1:9999 overlaps 0.0.0.0:9999, where the server listens for clients \
+             (listen); choose another port"
         );
         for (listen, agent) in [("9999", "9999"), ("[::1]:7", "[::1]:7"), ("*:7", "7")] {
             let why = flags(&[("listen", listen), ("agent", agent)]).unwrap_err();
             assert!(why.starts_with("--agent: "), "{why}");
         }
         let why = flags(&[("admin", "7"), ("agent", "7")]).unwrap_err();
-        assert!(why.contains("overlaps 127.0.0.1:7, where health"), "{why}");
+        assert!(
+            why.contains("overlaps 127.0.0.1:7, where the server serves health"),
+            "{why}"
+        );
         for (listen, agent) in [("0", "0"), ("127.0.0.1:7", "127.0.0.2:7"), ("[::1]:7", "7")] {
             let both = flags(&[("listen", listen), ("agent", agent), ("admin", "0")]);
             assert!(both.is_ok(), "{both:?}");
@@ -734,9 +736,9 @@ mod tests {
             connection_limit(Some(5000), 1024, 1, 2)
                 .unwrap_err()
                 .to_string(),
-            "max_connections 5000 needs a descriptor limit of 5074, and it is 1024; raise it \
-             (`ulimit -n 5074`, or `LimitNOFILE=5074` in the systemd unit) or ask for at most 950 \
-             connections a worker"
+            "max_connections 5000 requires a descriptor limit of 5074, but the limit is 1024; \
+             raise it (`ulimit -n 5074`, or `LimitNOFILE=5074` in the systemd unit) or use at most \
+             950 connections per worker"
         );
         for limit in [0, 1, reserve] {
             let why = connection_limit(None, limit, 1, 2).unwrap_err().to_string();

@@ -51,7 +51,7 @@ pub enum Error {
     /// No interface has the address.
     #[error(
         "cannot listen on {addr}: this machine does not have the address {}; use one of its own, \
-         or {} for all of them",
+         or {} for all",
         .addr.ip(), unspecified(*.addr)
     )]
     NotOurs {
@@ -59,7 +59,7 @@ pub enum Error {
         addr: SocketAddr,
     },
     /// The system does not speak the address's family.
-    #[error("cannot listen on {addr}: this system has no {}", family(*.addr))]
+    #[error("cannot listen on {addr}: this system does not support {}", family(*.addr))]
     NoFamily {
         /// Where.
         addr: SocketAddr,

@@ -45,7 +45,7 @@ pub enum Error {
     /// Somebody listens there.
     #[error(
         "cannot listen on {wanted}: {holder}; stop it, choose another address with --listen, or \
-         share the port on purpose with --share-port"
+         share the port with --share-port"
     )]
     Held {
         /// What was asked for.
@@ -54,7 +54,7 @@ pub enum Error {
         holder: Holder,
     },
     /// The lock could not be asked for.
-    #[error("cannot take the lock for {address}: {source}")]
+    #[error("cannot lock {address}: {source}")]
     Lock {
         /// Of which address.
         address: String,
@@ -112,7 +112,7 @@ impl fmt::Display for Holder {
             (Some(pid), Some(program)) => {
                 write!(out, "pid {pid} ({program}) listens on {}", self.address)
             }
-            (Some(pid), None) => write!(out, "pid {pid} has {}", self.address),
+            (Some(pid), None) => write!(out, "pid {pid} holds {}", self.address),
             (None, _) => write!(out, "another user's process listens on {}", self.address),
         }
     }

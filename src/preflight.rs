@@ -37,7 +37,10 @@ enum Task {
 #[must_use]
 pub fn run(server: &CommandLine) -> ExitCode {
     let Some(channel) = inherited_channel() else {
-        stderr::complain("the pre-flight is the supervisor's to start; run `uppercased upgrade`");
+        stderr::complain(
+            "cannot run the pre-flight check: only the supervisor starts it; run `uppercased \
+             upgrade`",
+        );
         return ExitCode::from(2);
     };
     // What follows may wait for others. Fails for no signal that there is.
@@ -47,7 +50,9 @@ pub fn run(server: &CommandLine) -> ExitCode {
     let task = match await_task(&mut channel) {
         Ok(task) => task,
         Err(cause) => {
-            stderr::complain(&format!("the pre-flight was given no task: {cause}"));
+            stderr::complain(&format!(
+                "cannot run the pre-flight check: no task received: {cause}"
+            ));
             return ExitCode::FAILURE;
         }
     };
@@ -76,19 +81,19 @@ fn carry_out(task: Task, server: &CommandLine) -> Result<serde_json::Value, Stri
 
 fn rehearse(config: Config, state: OwnedFd) -> Result<(), String> {
     let start = supervisor::examine(state, config)?;
-    worker::rehearse(&start).map_err(|error| format!("its workers cannot come up: {error}"))
+    worker::rehearse(&start).map_err(|error| format!("its workers cannot start: {error}"))
 }
 
 fn await_task(channel: &mut Channel<FromPreflight, ToPreflight>) -> Result<Task, String> {
     let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
     poll(&mut readable, PollTimeout::from(TASK_TIMEOUT_MS)).map_err(|errno| errno.to_string())?;
     let received = channel.receive().map_err(|error| error.to_string())?;
-    let received = received.ok_or("nothing came")?;
+    let received = received.ok_or("no message arrived")?;
     match received.envelope.message {
         ToPreflight::Resolve => Ok(Task::Resolve),
         ToPreflight::TakeOver => {
             let state = received.descriptors.into_iter().next();
-            Ok(Task::TakeOver(state.ok_or("no state came")?))
+            Ok(Task::TakeOver(state.ok_or("no state arrived")?))
         }
     }
 }

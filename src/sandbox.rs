@@ -71,7 +71,7 @@ type Outcomes = Vec<(Layer, Result<Option<&'static str>, String>)>;
 
 /// A process that is locked in but for its system calls.
 #[derive(Debug)]
-#[must_use = "it is not locked in until its calls are"]
+#[must_use = "the process is not sandboxed before its system calls are filtered"]
 pub(crate) struct Begun {
     mode: Sandbox,
     /// Whom it has become.
@@ -154,8 +154,8 @@ fn settle(mode: Sandbox, outcomes: Outcomes) -> Result<Sandboxed, String> {
     }
     if mode == Sandbox::Required && !sandboxed.missing.is_empty() {
         return Err(format!(
-            "the sandbox is required and incomplete ({}); use a kernel and a container that have \
-             it, or set sandbox to auto",
+            "cannot complete the required sandbox ({}); use a kernel and container that support \
+             it, or set sandbox = auto",
             sandboxed.missing.join("; ")
         ));
     }
@@ -182,8 +182,8 @@ fn become_account(config: &Config) -> Result<Vec<String>, String> {
     }
     accounts::become_account(user_id, group_id).map_err(|error| {
         format!(
-            "cannot become another user or group: {error}; that takes CAP_SETUID and CAP_SETGID, and \
-             in a user namespace one that has such users and allows setgroups"
+            "cannot switch user or group: {error}; it requires CAP_SETUID and CAP_SETGID, and in a \
+             user namespace a mapping for the user and setgroups"
         )
     })?;
     let named = |what: &str, name: &str| format!("{what}={name}");
@@ -245,7 +245,7 @@ fn enter_landlock() -> Result<Option<&'static str>, String> {
             RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced,
             LandlockStatus::Available { effective_abi, .. },
         ) => Ok(parts_of(effective_abi)),
-        _ => Err("the kernel has none, or it is switched off".into()),
+        _ => Err("the kernel does not support it, or it is disabled".into()),
     }
 }
 

@@ -55,21 +55,20 @@ pub struct Options {
 pub enum Error {
     /// It is for people at a terminal.
     #[error(
-        "top needs a terminal for its input and its output; for a pipe or a file there is \
-         `uppercased status --watch`"
+        "cannot start the dashboard: standard input and output must be a terminal; use `uppercased \
+         status --watch` instead"
     )]
     NoTerminal,
     /// The terminal says of itself that it can only be written on.
     #[error(
-        "top needs a terminal whose cursor can be moved (TERM is \"dumb\"); for others there is \
-         `uppercased status --watch`"
+        "cannot start the dashboard: TERM is \"dumb\"; use `uppercased status --watch` instead"
     )]
     Dumb,
     /// There is no server to begin with.
     #[error("{0}")]
     NoServer(String),
     /// The terminal, or the waiting.
-    #[error("cannot go on with this terminal: {0}")]
+    #[error("cannot use this terminal: {0}")]
     System(#[from] io::Error),
 }
 
@@ -357,7 +356,7 @@ impl<'a> Top<'a> {
                     return self.model.take_look(look, clock::now());
                 }
                 Some(Reply::Refused(cause)) => cause,
-                Some(_) => "the server answers something else".to_owned(),
+                Some(_) => "the server's answer does not match the request".to_owned(),
                 None if heard.ended => AskError::Lost.to_string(),
                 // The rest is on its way.
                 None => return,

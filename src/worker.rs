@@ -99,7 +99,9 @@ enum Phase {
 #[must_use]
 pub fn run() -> ExitCode {
     let Some(channel) = inherited_channel() else {
-        stderr::complain("the worker role is the supervisor's to start; run `uppercased serve`");
+        stderr::complain(
+            "cannot run as a worker: only the supervisor starts one; run `uppercased serve`",
+        );
         return ExitCode::from(2);
     };
     // Names the process in ps and top; without effect if it fails.
@@ -108,7 +110,7 @@ pub fn run() -> ExitCode {
     let (id, start, descriptors) = match await_start(&mut channel) {
         Ok(told) => told,
         Err(error) => {
-            stderr::complain(&format!("a worker was not told what to be: {error}"));
+            stderr::complain(&format!("cannot read the worker's start message: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -145,10 +147,7 @@ impl Worker {
         }
         let mut descriptors = descriptors.into_iter();
         let Some(memory) = descriptors.next() else {
-            return Err(fail(
-                channel,
-                &"no working memory came with the start message",
-            ));
+            return Err(fail(channel, &"the start message has no working memory"));
         };
         let reactor = reactor_over(memory, &start).and_then(|reactor| {
             reactor.watch_control(&channel)?;
@@ -156,7 +155,12 @@ impl Worker {
         });
         let reactor = match reactor {
             Ok(reactor) => reactor,
-            Err(error) => return Err(fail(channel, &format!("cannot set up: {error}"))),
+            Err(error) => {
+                return Err(fail(
+                    channel,
+                    &format!("cannot prepare the worker: {error}"),
+                ));
+            }
         };
         let mut worker = Self {
             id,
@@ -193,7 +197,7 @@ impl Worker {
         let (listeners, listen) = if adopt {
             if adopted.len() != listen.len() {
                 let (got, wanted) = (adopted.len(), listen.len());
-                return Err(format!("{got} listeners came for {wanted} addresses"));
+                return Err(format!("received {got} listeners for {wanted} addresses"));
             }
             // As they are: their options are the supervisor's to set.
             (adopted, listen.to_vec())
@@ -214,7 +218,7 @@ impl Worker {
         for (index, listener) in listeners.into_iter().enumerate() {
             let proxied = self.config.asks_for_header(index);
             let served = self.reactor.serve_listener(self.id.slot, listener, proxied);
-            served.map_err(|error| format!("cannot watch a listener: {error}"))?;
+            served.map_err(|error| format!("cannot poll a listener: {error}"))?;
         }
         let sandbox = sandbox::begin(&self.config)?.finish(Role::Worker)?;
         fault::point("worker.sandboxed");
@@ -485,7 +489,7 @@ fn give_up(mut channel: SupervisorChannel, worker: WorkerId, cause: &str) -> Exi
     };
     if let Err(error) = channel.send(&Envelope { worker, message }, &[]) {
         stderr::complain(&format!(
-            "{worker}: {cause} (and the supervisor cannot be told: {error})"
+            "{worker}: {cause} (cannot report it to the supervisor: {error})"
         ));
     }
     leave_open(channel);
@@ -501,7 +505,7 @@ fn leave_open(channel: SupervisorChannel) {
 /// Makes a panic a logged, sudden death in every build.
 fn die_by_panic() {
     std::panic::set_hook(Box::new(|panic| {
-        tracing::error!(%panic, "a bug ends this worker");
+        tracing::error!(%panic, "worker panicked");
         std::process::abort();
     }));
 }

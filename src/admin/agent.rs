@@ -78,16 +78,16 @@ impl Agent {
         let load = self.load.note(status, now);
         match status.phase.as_str() {
             "serving" => {}
-            "idle" | "booting" | "boot failed" => return Line::Down("the server starts"),
-            _ => return Line::Drain("the server stops"),
+            "idle" | "booting" | "boot failed" => return Line::Down("server starting"),
+            _ => return Line::Drain("server stopping"),
         }
         if let Some(word) = status.out_of_rotation() {
             let is_maint = word == Rotation::Maint.name();
             let line = if is_maint { Line::Maint } else { Line::Drain };
-            return line("taken out of rotation");
+            return line("out of rotation");
         }
         if status.unready().is_some() {
-            return Line::Down("a queue is not served");
+            return Line::Down("an accept queue is not served");
         }
         Line::Ready(weight(load))
     }

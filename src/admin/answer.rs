@@ -109,7 +109,7 @@ mod tests {
         for phase in [
             "idle",
             "booting",
-            "boot failed",
+            "start failed",
             "draining",
             "killing",
             "ended",

@@ -149,10 +149,10 @@ impl Refusal {
     /// What the client is told.
     pub(super) fn response(self) -> Response {
         let (status, why) = match self {
-            Self::Malformed => (400, "this is no HTTP request"),
-            Self::Method => (405, "only GET and HEAD are answered"),
-            Self::TooSlow => (408, "the request did not come in time"),
-            Self::TooLong => (431, "the head of the request is too long"),
+            Self::Malformed => (400, "not an HTTP request"),
+            Self::Method => (405, "only GET and HEAD are supported"),
+            Self::TooSlow => (408, "the request timed out"),
+            Self::TooLong => (431, "the request head is too long"),
         };
         Response::text(status, why)
     }
@@ -164,7 +164,10 @@ impl Response {
 
     /// There is no such page.
     pub(super) fn no_such_page() -> Self {
-        Self::text(404, "there are /metrics, /healthz, /readyz and /status")
+        Self::text(
+            404,
+            "available paths: /metrics, /healthz, /readyz and /status",
+        )
     }
 
     /// One line of text.

@@ -59,7 +59,7 @@ impl Questions {
         let answer = told.recv_timeout(within);
         self.lock().waiting.remove(&number);
         let file = answer.map_err(|_| "no answer in time".to_owned())?;
-        read(file.into()).map_err(|error| format!("the answer cannot be read: {error}"))
+        read(file.into()).map_err(|error| format!("cannot read the answer: {error}"))
     }
 
     fn ask(&self, tell: Sender<OwnedFd>, agent: AgentAnswers) -> Result<u64, String> {

@@ -110,7 +110,7 @@ fn probe(target: &Target, from_elsewhere: bool) -> Result<SocketAddr, Error> {
     Err(Error::Unreachable {
         target: target.to_string(),
         advice: match fault.kind() {
-            Kind::Refused => "is the server running, and on this port?",
+            Kind::Refused => "check that the server is running on this port",
             Kind::NoSourcePort => {
                 "no free port is left on this side; use --sources, or wait a minute"
             }

@@ -261,7 +261,7 @@ fn words<'a>(
         } else {
             let patterns: Vec<&str> = Pattern::ALL.iter().map(|known| known.word()).collect();
             return Err(format!(
-                "`{word}` is no pattern ({}) and no HOST:PORT here",
+                "`{word}` is neither a pattern ({}) nor HOST:PORT",
                 patterns.join(", ")
             ));
         }
@@ -313,7 +313,7 @@ fn typed<T: FromStr<Err = String> + Clone + Send + Sync + 'static>(
 fn time(name: &'static str, help: &'static str) -> Arg {
     let parse = |text: &str| {
         humantime::parse_duration(text)
-            .map_err(|_| "write a time with its unit, for example 30s".to_owned())
+            .map_err(|_| "a duration needs a unit; use for example 30s".to_owned())
     };
     flag(name, "TIME", help)
         .value_parser(move |text: &str| -> Result<Duration, String> { parse(text) })
@@ -327,7 +327,7 @@ fn word<T: Word + Send + Sync>(name: &'static str, help: &'static str) -> Arg {
     let words = T::ALL.iter().map(|word| word.word());
     let parser = PossibleValuesParser::new(words).try_map(|typed| {
         let found = T::ALL.iter().find(|word| word.word() == typed);
-        found.copied().ok_or("not a word for this")
+        found.copied().ok_or("not a valid choice")
     });
     flag(name, "WORD", help).value_parser(parser)
 }
@@ -367,7 +367,7 @@ mod tests {
             ["x", "a:1"],
         ] {
             assert!(
-                read(&wrong).unwrap_err().contains("no pattern"),
+                read(&wrong).unwrap_err().contains("neither a pattern"),
                 "{wrong:?}"
             );
         }

@@ -85,8 +85,11 @@ pub(super) fn typed(typed: &ArgMatches) -> Result<Compare, super::Error> {
         Err(files) => Err(definition::refused(
             ErrorKind::WrongNumberOfValues,
             match files.len() {
-                1 => "one file cannot be compared; name another one".to_owned(),
-                many => format!("which of {many} files are A and which B? Put `--` between them"),
+                1 => "cannot compare a single file; name a second one".to_owned(),
+                many => format!(
+                    "cannot tell which of {many} files are A and which are B; separate them with \
+                     `--`"
+                ),
             },
         )),
     }

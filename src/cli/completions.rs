@@ -52,7 +52,7 @@ impl Shell {
 pub(super) fn command() -> Command {
     let shells = PossibleValuesParser::new(Shell::ALL.map(Shell::name)).try_map(|typed| {
         let found = Shell::ALL.into_iter().find(|shell| shell.name() == typed);
-        found.ok_or("not a shell of these")
+        found.ok_or("not a supported shell")
     });
     Command::new(COMPLETIONS)
         .about("Print a shell completion script")

@@ -334,7 +334,7 @@ fn rotation() -> Command {
     )
     .after_help(
         "New connections are still served; only /readyz and the agent check change. The state \
-         remains until it is changed again or the server stops.\n\nExample:\n  uppercased rotation \
+         remains until it is changed again or server stopping.\n\nExample:\n  uppercased rotation \
          drain",
     )
     .arg(
@@ -358,10 +358,8 @@ fn status() -> Command {
         ))
     })
     .after_help(
-        "Examples:\n  uppercased status --watch 2s\n  \
-             uppercased status --json | jq .totals\n  \
-             uppercased status --sockets | grep TIME_WAIT\n  \
-              uppercased status --ready --timeout 1s",
+        "Examples:\n  uppercased status --watch 2s\n  uppercased status --json | jq .totals\n  \
+         uppercased status --sockets | grep TIME_WAIT\n  uppercased status --ready --timeout 1s",
     )
     .arg(
         Arg::new(JSON)
@@ -424,8 +422,7 @@ fn top() -> Command {
 
 fn stop() -> Command {
     order(STOP, "Stop gracefully and wait").after_help(
-        "A second `stop` closes everything immediately.\n\nExample:\n  uppercased stop \
-                     --timeout 1m",
+        "A second `stop` closes everything immediately.\n\nExample:\n  uppercased stop --timeout 1m",
     )
 }
 
@@ -486,7 +483,7 @@ where
 {
     match text.parse() {
         Ok(number) if (&least..=&most).contains(&&number) => Ok(number),
-        _ => Err(format!("write a number from {least} to {most}")),
+        _ => Err(format!("use a number from {least} to {most}")),
     }
 }
 
@@ -495,7 +492,7 @@ fn number_of_workers(text: &str) -> Result<ScaleTo, String> {
     if text.starts_with(['+', '-']) {
         return text.parse().map_err(|_| {
             let most = config::WORKERS.most - config::WORKERS.least;
-            format!("write a change from 1 to {most}, for example +1 or -1")
+            format!("use a change of 1 to {most}, for example +1 or -1")
         });
     }
     whole(text, config::WORKERS.least, config::WORKERS.most).map(ScaleTo::Exactly)
@@ -505,8 +502,8 @@ fn number_of_workers(text: &str) -> Result<ScaleTo, String> {
 fn time(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(span) if !span.is_zero() => Ok(span),
-        Ok(_) => Err("that is no time at all; write for example 30s".to_owned()),
-        Err(_) => Err("write a time with its unit, for example 30s".to_owned()),
+        Ok(_) => Err("the duration must be greater than zero; use for example 30s".to_owned()),
+        Err(_) => Err("a duration needs a unit; use for example 30s".to_owned()),
     }
 }
 
@@ -515,7 +512,7 @@ fn interval(text: &str) -> Result<Duration, String> {
     time(text).and_then(|interval| {
         if interval < WATCH_INTERVAL_MIN {
             let least = WATCH_INTERVAL_MIN.as_millis();
-            return Err(format!("the shortest interval is {least}ms"));
+            return Err(format!("the interval must be at least {least}ms"));
         }
         Ok(interval)
     })

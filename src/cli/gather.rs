@@ -68,7 +68,7 @@ pub(super) fn gather(
             absent
                 .borrow_mut()
                 .extend(others.into_iter().map(|address| {
-                    format!("{address} of the name {host}: this machine does not have the address")
+                    format!("address {address} of {host}: this machine does not have the address")
                 }));
             Ok(here)
         },
@@ -131,7 +131,7 @@ fn from_flags(
 
 fn twice(flag: &str) -> Error {
     definition::conflict(format!(
-        "--{flag} is given twice, before and after the command; leave out one"
+        "--{flag} is given twice, before and after the command; remove one"
     ))
 }
 
@@ -205,7 +205,7 @@ fn look_up_accounts(config: &mut Config, origins: &Origins) -> Result<(), config
     let refused = |key| {
         move |why: String| config::Error::Value {
             name: origins.name_of(key),
-            why: format!("{why}; name one that there is, or give its number"),
+            why: format!("{why}; use an existing one, or its number"),
         }
     };
     if let Some(user) = &mut config.user {
@@ -215,7 +215,7 @@ fn look_up_accounts(config: &mut Config, origins: &Origins) -> Result<(), config
         if primary_group.is_none() && config.group.is_none() {
             return Err(config::Error::Value {
                 name: origins.name_of("user"),
-                why: format!("user {id} has no primary group; set group, too"),
+                why: format!("user {id} has no primary group; set group as well"),
             });
         }
     }

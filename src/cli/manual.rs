@@ -95,7 +95,7 @@ pub(super) fn run(asked: &Manual) -> ExitCode {
 fn write(dir: &Path, pages: &[Page]) -> Result<(), String> {
     let refused = |path: &Path, error| {
         let path = path.display();
-        format!("cannot write {path}: {error}; name a directory that may be written to")
+        format!("cannot write {path}: {error}; use a writable directory")
     };
     fs::create_dir_all(dir).map_err(|error| refused(dir, error))?;
     for page in pages {

@@ -121,7 +121,7 @@ mod tests {
         );
         assert_eq!(
             told(&["scale", "0"]),
-            "invalid value '0' for '<N>': write a number from 1 to 1024; see `uppercased scale \
+            "invalid value '0' for '<N>': use a number from 1 to 1024; see `uppercased scale \
              --help`"
         );
         assert_eq!(
@@ -129,8 +129,8 @@ mod tests {
             "the following required arguments were not provided: <A.json>...; see `uppercased \
              bench compare --help`"
         );
-        assert!(told(&["stop", "--timeout", "0s"]).contains("no time at all"));
-        assert!(told(&["stop", "--timeout", "5"]).contains("with its unit"));
+        assert!(told(&["stop", "--timeout", "0s"]).contains("greater than zero"));
+        assert!(told(&["stop", "--timeout", "5"]).contains("needs a unit"));
         assert!(told(&["nonsense"]).ends_with("see `uppercased --help`"));
     }
 

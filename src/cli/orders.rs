@@ -50,27 +50,29 @@ pub struct Shown {
 /// Why there is no verdict.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    #[error("no running server found in {}; name its socket with --control", joined(.0))]
+    #[error("cannot find a running server: no control socket in {}; name one with --control", joined(.0))]
     NoneFound(Vec<PathBuf>),
     #[error(
-        "no server here takes orders from this user{0}; ask as root or as the server's own user, or \
-         name another socket with --control"
+        "cannot use any control socket as this user{0}; run the command as root or as the server's \
+         user, or name another socket with --control"
     )]
     NoneHeeds(Barred),
-    #[error("{} servers are running: {}; choose one with --control", .0.len(), .0.join(", "))]
+    #[error("cannot choose a server: {} are running: {}; name one with --control", .0.len(), .0.join(", "))]
     Several(Vec<String>),
     #[error(transparent)]
     Ask(#[from] AskError),
     /// Only for a status: a supervisor that lives has one at once.
     #[error(
-        "the server does not say within {within:?} how it is: {}; its workers may serve all the same",
+        "cannot get the status within {within:?}: {}; the workers may still be serving",
         silence(*.server)
     )]
     Silent {
         within: Duration,
         server: Option<i32>,
     },
-    #[error("the server answered something else than it was asked for")]
+    #[error(
+        "cannot use the server's answer: it does not match the request; check the server's version"
+    )]
     OffTopic,
 }
 
@@ -120,7 +122,7 @@ pub(super) fn named_in(
         .filter(|(name, _)| variable.as_deref().is_some_and(|variable| name == variable));
     let facts = config::Facts {
         cpus: 1,
-        lookup: &|_, _| Err("an order looks no name up".to_owned()),
+        lookup: &|_, _| Err("a command resolves no names".to_owned()),
     };
     let (config, _) = config::resolve(&config::from_environment(named)?, &facts)?;
     Ok(match config.control {
@@ -227,10 +229,10 @@ pub(super) fn look(path: &std::path::Path, within: Duration) -> Result<Answer, E
 fn silence(server: Option<i32>) -> String {
     match server {
         Some(pid) if is_stopped(pid) => {
-            format!("process {pid} is stopped, and `kill -CONT {pid}` lets it go on")
+            format!("process {pid} is stopped, and `kill -CONT {pid}` resumes it")
         }
-        Some(pid) => format!("process {pid} hangs, or gets no CPU"),
-        None => "it hangs, or gets no CPU".to_owned(),
+        Some(pid) => format!("process {pid} is stalled or gets no CPU time"),
+        None => "the supervisor is stalled or gets no CPU time".to_owned(),
     }
 }
 
@@ -317,7 +319,7 @@ impl Error {
 impl fmt::Display for Barred {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (path, error) in &self.0 {
-            write!(out, "; cannot ask {}: {error}", path.display())?;
+            write!(out, ", {}: {error}", path.display())?;
         }
         Ok(())
     }

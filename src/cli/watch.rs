@@ -80,7 +80,7 @@ fn watch(path: &Path, shown: Shown, within: Duration, every: Duration) -> Result
             Ok(Seen::Refused(cause)) => return Ok(negative("refused", &cause)),
             Err(error) if !seen_before => return Err(error),
             Err(error) => {
-                complain(&format!("the server does not answer any more: {error}"));
+                complain(&format!("lost the server: {error}"));
                 return Ok(ExitCode::FAILURE);
             }
         };
@@ -199,7 +199,7 @@ fn json(look: &Look) -> Result<String, Error> {
 /// A line for each socket, for `grep`; so one that is wider than a terminal is not cut.
 fn print_sockets(sockets: &Sockets) -> ExitCode {
     if let Some(why) = &sockets.unknown {
-        complain(&format!("the sockets are not known: {why}"));
+        complain(&format!("cannot list the sockets: {why}"));
         return ExitCode::FAILURE;
     }
     let list = sockets.list.as_deref().unwrap_or_default();

@@ -35,19 +35,19 @@ pub(crate) enum Malformed {
     #[error("the port is missing")]
     NoPort,
     /// The port is not a number from 1 to 65535.
-    #[error("the port is not a number from 1 to 65535")]
+    #[error("the port must be a number from 1 to 65535")]
     BadPort,
     /// More than one colon and no brackets.
-    #[error("an IPv6 address needs brackets before the port")]
+    #[error("an IPv6 address with a port needs brackets")]
     NoBrackets,
     /// Brackets that are not around an IPv6 address.
-    #[error("what is in brackets is not an IPv6 address")]
+    #[error("the text in brackets is not an IPv6 address")]
     BadIpv6,
     /// An address that each interface has.
     #[error("a link-local address needs its interface, as in [fe80::1%eth0]:9999")]
     NoZone,
     /// A character that no host name has.
-    #[error("the host has a character that no name has")]
+    #[error("the host contains an invalid character")]
     BadHost,
 }
 
@@ -55,7 +55,7 @@ pub(crate) enum Malformed {
 #[derive(Debug, Error)]
 pub(super) enum Unreachable {
     /// The name has no address, or nobody could be asked.
-    #[error("cannot find {host}: {source}; check the spelling, or give an IP address")]
+    #[error("cannot resolve {host}: {source}; check the spelling, or use an IP address")]
     Resolve {
         /// The name.
         host: String,
@@ -229,7 +229,7 @@ fn advice(attempts: &[(SocketAddr, io::Error)]) -> &'static str {
     let refused =
         |(_, error): &(SocketAddr, io::Error)| error.kind() == io::ErrorKind::ConnectionRefused;
     if !attempts.is_empty() && attempts.iter().all(refused) {
-        "is the server running, and on this port?"
+        "check that the server is running on this port"
     } else {
         "check the address and the network"
     }
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "cannot connect to localhost:9999: connection refused at [::1]:9999, connection \
-             refused at 127.0.0.1:9999; is the server running, and on this port?"
+             refused at 127.0.0.1:9999; check that the server is running on this port"
         );
 
         let slow = io::Error::from_raw_os_error(nix::libc::ENETUNREACH);

@@ -24,8 +24,8 @@ pub(super) const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 pub(super) enum Fault {
     /// The answer to one byte was not its upper-case.
     #[error(
-        "wrong answer: byte {offset} of the reply is 0x{actual:02x} and should be \
-         0x{expected:02x}; is this an uppercased server?"
+        "wrong reply: byte {offset} is 0x{actual:02x}, expected 0x{expected:02x}; check that this \
+         is an uppercased server"
     )]
     WrongByte {
         /// Where in the conversation.
@@ -38,8 +38,8 @@ pub(super) enum Fault {
 
     /// More came back than had been sent.
     #[error(
-        "wrong answer: {extra} more bytes came back than the {sent} that were sent; is this an \
-         uppercased server?"
+        "wrong reply: {extra} bytes more than the {sent} that were sent; check that this is an \
+         uppercased server"
     )]
     Extra {
         /// Bytes sent, all of which had been answered.
@@ -61,7 +61,7 @@ pub(super) enum Fault {
 /// How far a conversation came, for an error message.
 pub(super) fn progress(answered: u64, missing: u64) -> String {
     if missing == 0 {
-        format!("all {answered} bytes until then were answered")
+        format!("all {answered} bytes sent so far were answered")
     } else {
         format!(
             "{missing} of {} bytes were not answered; see the server's log",

@@ -41,24 +41,24 @@ impl Grammar for Admin {
     fn parse(&self, text: &str, _: &Facts<'_>) -> Result<AdminAddr, String> {
         if text.starts_with('/') {
             return match text.len() {
-                _ if text.contains('\0') => Err(format!("{text:?} is no path")),
+                _ if text.contains('\0') => Err(format!("{text:?} is not a path")),
                 ..=SOCKET_PATH_MAX_BYTES => Ok(AdminAddr::Unix(text.into())),
                 bytes => Err(format!(
-                    "{text:?} is {bytes} bytes long, and the path of a socket has at most \
-                     {SOCKET_PATH_MAX_BYTES}"
+                    "{text:?} is {bytes} bytes long, more than the {SOCKET_PATH_MAX_BYTES} of a \
+                     socket path"
                 )),
             };
         }
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             let port: u16 = text
                 .parse()
-                .map_err(|_| format!("{text} is no port: the highest is 65535"))?;
+                .map_err(|_| format!("{text} is not a port: the highest is 65535"))?;
             return Ok(AdminAddr::Tcp((Ipv4Addr::LOCALHOST, port).into()));
         }
         match text.parse::<SocketAddr>() {
             Ok(address) if address.ip().is_loopback() => Ok(AdminAddr::Tcp(address)),
             Ok(_) => Err(format!(
-                "{text} is no loopback address, and what is shown there is for this machine only"
+                "{text} is not a loopback address, and the endpoint is for this machine only"
             )),
             Err(_) => Err(format!(
                 "{text:?} is neither a loopback address with a port nor an absolute path"

@@ -8,8 +8,8 @@ use super::{Config, ListenAddr, Setting};
 /// A setting was changed that is fixed for the life of a server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{key} cannot change while the server runs (it is {running}, and {wanted} is asked for): {why}; \
-     change it back, or stop the server and start it anew"
+    "cannot change {key} of a running server from {running} to {wanted}: {why}; change it back, or \
+     stop and start the server"
 )]
 pub struct NeedsStop {
     /// The setting.
@@ -37,17 +37,17 @@ pub fn check_change(running: &Config, wanted: &Config) -> Result<(), NeedsStop> 
         (
             "listen",
             !same(&running.listen, &wanted.listen),
-            "each worker's sockets are bound once, so that no client in their queues is lost",
+            "each worker's sockets are bound once, so that no client in an accept queue is lost",
         ),
         (
             "share_port",
             running.share_port != wanted.share_port,
-            "it is settled when the port is taken",
+            "it is decided when the port is bound",
         ),
         (
             "control",
             running.control != wanted.control,
-            "whoever gives orders would look for the socket where it was",
+            "clients would not find the socket at its new path",
         ),
         (
             "admin",
@@ -62,12 +62,12 @@ pub fn check_change(running: &Config, wanted: &Config) -> Result<(), NeedsStop> 
         (
             "recv_buffer",
             running.recv_buffer.is_some() && wanted.recv_buffer.is_none(),
-            "a socket whose buffer was fixed does not go back to the kernel's tuning",
+            "the kernel does not tune a socket again whose buffer size was fixed",
         ),
         (
             "send_buffer",
             running.send_buffer.is_some() && wanted.send_buffer.is_none(),
-            "a socket whose buffer was fixed does not go back to the kernel's tuning",
+            "the kernel does not tune a socket again whose buffer size was fixed",
         ),
     ];
     let found = refused.into_iter().find(|(_, changed, _)| *changed);

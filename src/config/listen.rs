@@ -27,7 +27,7 @@ impl Grammar for Listen {
             for address in parse_one(part.trim(), facts)? {
                 if address.addr.ip().is_multicast() {
                     return Err(format!(
-                        "{address} is a multicast address, and TCP has none"
+                        "{address} is a multicast address, which TCP does not support"
                     ));
                 }
                 // A name may have one address twice; and what is asked for twice is served once,
@@ -40,7 +40,7 @@ impl Grammar for Listen {
         }
         if addresses.len() > LISTEN_MAX {
             return Err(format!(
-                "{} addresses are more than the {LISTEN_MAX} that one server may have",
+                "{} addresses exceed the maximum of {LISTEN_MAX}",
                 addresses.len()
             ));
         }
@@ -77,7 +77,7 @@ fn parse_one(text: &str, facts: &Facts<'_>) -> Result<Vec<ListenAddr>, String> {
     if let Some(inside) = host.strip_prefix('[') {
         let inside = inside
             .strip_suffix(']')
-            .ok_or_else(|| format!("{text:?} has no port after its bracket"))?;
+            .ok_or_else(|| format!("{text:?} has no port after the bracket"))?;
         return parse_v6(inside, parse_port(port, text)?, text, facts);
     }
     if host.contains(':') {
@@ -106,17 +106,18 @@ fn parse_v6(
 ) -> Result<Vec<ListenAddr>, String> {
     match inside.parse::<Ipv6Addr>() {
         Ok(ip) if ip.to_ipv4_mapped().is_some() => Err(format!(
-            "{text:?} is an IPv4 address in IPv6 dress; leave out the brackets and ::ffff:"
+            "{text:?} is an IPv4-mapped IPv6 address; remove the brackets and ::ffff:"
         )),
         Ok(ip) if ip.is_unicast_link_local() => Err(format!(
-            "{text:?} is there on each interface; say which one, as in [{ip}%eth0]:{port}"
+            "{text:?} is a link-local address without an interface; add one, as in \
+             [{ip}%eth0]:{port}"
         )),
         Ok(ip) => Ok(vec![plain(SocketAddr::from((ip, port)))]),
         Err(_) => match format!("[{inside}]:{port}").parse::<SocketAddrV6>() {
             Ok(addr) => Ok(vec![plain(SocketAddr::V6(addr))]),
             // The number of an interface is known to the system's resolver only.
             Err(_) if inside.contains('%') => look_up(inside, port, text, facts),
-            Err(_) => Err(format!("{text:?} has no IPv6 address in its brackets")),
+            Err(_) => Err(format!("{text:?} has no IPv6 address in brackets")),
         },
     }
 }
@@ -137,7 +138,7 @@ fn look_up(
 
 fn parse_port(port: &str, text: &str) -> Result<u16, String> {
     if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(format!("{text:?} has no port number at its end"));
+        return Err(format!("{text:?} does not end in a port number"));
     }
     port.parse()
         .map_err(|_| format!("port {port} of {text:?} is above 65535"))
@@ -243,22 +244,22 @@ mod tests {
         assert_eq!(refused(""), "an address is empty");
         assert_eq!(refused("1,,2"), "an address is empty");
         assert_eq!(refused("localhost"), "\"localhost\" has no port");
-        assert_eq!(refused("[::1]"), "\"[::1]\" has no port after its bracket");
+        assert_eq!(refused("[::1]"), "\"[::1]\" has no port after the bracket");
         assert_eq!(
             refused("::1:80"),
             "\"::1:80\" is an IPv6 address without brackets"
         );
         assert_eq!(
             refused("[1.2.3.4]:80"),
-            "\"[1.2.3.4]:80\" has no IPv6 address in its brackets"
+            "\"[1.2.3.4]:80\" has no IPv6 address in brackets"
         );
-        assert!(refused("[::ffff:1.2.3.4]:80").contains("leave out the brackets"));
-        assert!(refused("[fe80::1]:80").contains("say which one, as in [fe80::1%eth0]:80"));
+        assert!(refused("[::ffff:1.2.3.4]:80").contains("remove the brackets"));
+        assert!(refused("[fe80::1]:80").contains("add one, as in [fe80::1%eth0]:80"));
         assert!(refused("224.0.0.1:80").contains("multicast"));
         assert_eq!(refused("70000"), "port 70000 of \"70000\" is above 65535");
         assert_eq!(
             refused("1.2.3.4:http"),
-            "\"1.2.3.4:http\" has no port number at its end"
+            "\"1.2.3.4:http\" does not end in a port number"
         );
         assert_eq!(
             refused("nowhere:80"),
@@ -269,7 +270,7 @@ mod tests {
             "cannot resolve \"empty:80\": it has no address"
         );
         let many: Vec<String> = (0..=LISTEN_MAX).map(|n| (9000 + n).to_string()).collect();
-        assert!(refused(&many.join(",")).contains("more than the 16"));
+        assert!(refused(&many.join(",")).contains("maximum of 16"));
     }
 
     #[test]

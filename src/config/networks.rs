@@ -43,8 +43,8 @@ impl Grammar for Networks {
             }
             if networks.len() > NETWORKS_MAX {
                 return Err(format!(
-                    "the list has more than the {NETWORKS_MAX} networks that it may have; join \
-                     neighbouring ones"
+                    "the list exceeds the maximum of {NETWORKS_MAX} networks; merge adjacent \
+                     networks"
                 ));
             }
         }
@@ -79,17 +79,17 @@ fn parse_one(text: &str) -> Result<IpNet, String> {
         .map_or((text, None), |(address, prefix)| (address, Some(prefix)));
     let address: IpAddr = address
         .parse()
-        .map_err(|_| format!("{text:?} is not a network: {address:?} is no IP address"))?;
+        .map_err(|_| format!("{text:?} is not a network: {address:?} is not an IP address"))?;
     if address != address.to_canonical() {
         return Err(format!(
-            "{text:?} is an IPv4 network in IPv6 dress; write it as IPv4"
+            "{text:?} is an IPv4-mapped IPv6 network; write it as IPv4"
         ));
     }
     let Some(prefix) = prefix else {
         return Ok(IpNet::from(address));
     };
     let most = IpNet::from(address).max_prefix_len();
-    let bad_prefix = || format!("{text:?} has no prefix length from 0 to {most} after its slash");
+    let bad_prefix = || format!("{text:?} has no prefix length from 0 to {most} after the slash");
     if !prefix.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(bad_prefix());
     }
@@ -146,8 +146,8 @@ mod tests {
         for (text, why) in [
             ("", "a network is empty"),
             ("10.0.0.0/8,", "a network is empty"),
-            ("localhost", "\"localhost\" is no IP address"),
-            ("none,::1", "\"none\" is no IP address"),
+            ("localhost", "\"localhost\" is not an IP address"),
+            ("none,::1", "\"none\" is not an IP address"),
             ("10.0.0.0/33", "from 0 to 32"),
             ("::1/129", "from 0 to 128"),
             ("10.0.0.0/", "from 0 to 32"),
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(full.len(), NETWORKS_MAX);
         let more = format!("{},10.0.0.0/8", Networks.show(&full));
         let refused = Networks.parse(&more, &FACTS).unwrap_err();
-        assert!(refused.contains("more than the 512"), "{refused}");
+        assert!(refused.contains("maximum of 512"), "{refused}");
     }
 
     #[test]

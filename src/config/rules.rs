@@ -64,7 +64,7 @@ fn check_endpoints(config: &Config, origins: &Origins) -> Result<(), Error> {
                 name: origins.name_of(key),
                 address,
                 other: other.to_string(),
-                what: "clients connect (listen)",
+                what: "the server listens for clients (listen)",
             });
         }
     }
@@ -75,7 +75,7 @@ fn check_endpoints(config: &Config, origins: &Origins) -> Result<(), Error> {
             name: origins.name_of("agent"),
             address: agent,
             other: admin.to_string(),
-            what: "health and metrics are (admin)",
+            what: "the server serves health checks and metrics (admin)",
         });
     }
     Ok(())

@@ -54,7 +54,7 @@ impl Grammar for AccountName {
     fn parse(&self, text: &str, _: &Facts<'_>) -> Result<Account, String> {
         let strange = |c: char| c.is_whitespace() || c.is_control() || c == ':' || c == '/';
         if text.is_empty() || text.starts_with('-') || text.contains(strange) {
-            return Err(format!("{text:?} is not the name of an account"));
+            return Err(format!("{text:?} is not a valid account name"));
         }
         // The kernel takes the highest number for "leave it as it is".
         if text.bytes().all(|byte| byte.is_ascii_digit())

@@ -163,7 +163,7 @@ impl Setting {
     ) -> Result<(), String> {
         (self.binding.apply)(config, text, facts).map_err(|why| {
             format!(
-                "{why}; write for example {} ({})",
+                "{why}; use for example {} ({})",
                 self.example,
                 self.accepts()
             )

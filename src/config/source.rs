@@ -149,7 +149,7 @@ pub fn from_environment(
             .ok_or_else(|| Error::UnknownVariable {
                 name: name.clone().into_owned(),
                 nearest: nearest(&key).map_or_else(String::new, |row| {
-                    format!("; the nearest one is {}", row.variable())
+                    format!("; did you mean {}?", row.variable())
                 }),
             })?;
         if value.is_empty() {
@@ -174,7 +174,7 @@ fn unknown_key(name: &str, value: &DeValue<'_>, path: &Path, line: usize) -> Err
         return Error::Table { path, line, name };
     }
     let nearest = nearest(&name).map_or_else(String::new, |row| {
-        format!("; the nearest one is {:?}", row.key())
+        format!("; did you mean {:?}?", row.key())
     });
     Error::UnknownKey {
         path,
@@ -267,26 +267,26 @@ mod tests {
     fn errors_name_the_place_and_the_nearest_setting() {
         assert_eq!(
             file("workers = 4\n idle-timeout = \"1s\"").unwrap_err(),
-            "u.toml:2: there is no setting \"idle-timeout\"; the nearest one is \"idle_timeout\" \
+            "u.toml:2: unknown setting \"idle-timeout\"; did you mean \"idle_timeout\"? \
              (`uppercased --help` lists all)"
         );
         assert_eq!(
             file("[server]\nworkers = 4").unwrap_err(),
-            "u.toml:1: settings stand in no table, so there is no \"server\"; write them at the top \
-             of the file"
+            "u.toml:1: unexpected table \"server\": settings must be at the top level; remove the \
+             table header"
         );
         assert_eq!(
             file("config = 4").unwrap_err(),
-            "u.toml:1: there is no setting \"config\" (`uppercased --help` lists all)"
+            "u.toml:1: unknown setting \"config\" (`uppercased --help` lists all)"
         );
         let why = file("workers = 4.5").unwrap_err();
-        assert!(why.ends_with("write for example 4"), "{why}");
+        assert!(why.ends_with("use for example 4"), "{why}");
         let why = file("workers = 4\nlisten = = 3\n").unwrap_err();
         assert!(why.starts_with("u.toml:2:10: not valid TOML: "), "{why}");
         assert!(!why.contains('\n'), "{why}");
         assert_eq!(
             file("idle_timeout = 1.5").unwrap_err(),
-            "u.toml:1: idle_timeout: a value of type float does not fit; write for example \"30s\""
+            "u.toml:1: idle_timeout: unexpected value of type float; use for example \"30s\""
         );
         assert!(file("workers = [4]").unwrap_err().contains("array"));
         assert!(file("listen = [[1]]").unwrap_err().contains("array"));
@@ -305,8 +305,8 @@ mod tests {
         assert_eq!(environment("PATH", "x"), Ok(0));
         assert_eq!(
             environment("UPPERCASED_WORKER", "4").unwrap_err(),
-            "there is no setting UPPERCASED_WORKER; the nearest one is UPPERCASED_WORKERS \
-             (`uppercased --help` lists all)"
+            "unknown setting UPPERCASED_WORKER; did you mean UPPERCASED_WORKERS? (`uppercased \
+             --help` lists all)"
         );
         assert!(environment("UPPERCASED_workers", "4").is_err());
         let port = environment("UPPERCASED_PORT", "80").unwrap_err();

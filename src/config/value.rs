@@ -305,8 +305,7 @@ impl Grammar for ControlSocket {
             "auto" => Ok(Control::Auto),
             "off" => Ok(Control::Off),
             path if path.len() > SOCKET_PATH_MAX_BYTES => Err(format!(
-                "{path:?} is {} bytes long, and the path of a socket has at most \
-                 {SOCKET_PATH_MAX_BYTES}",
+                "{path:?} is {} bytes long, more than the {SOCKET_PATH_MAX_BYTES} of a socket path",
                 path.len()
             )),
             path if path.starts_with('/') && !path.contains('\0') => Ok(Control::Path(path.into())),
@@ -337,7 +336,7 @@ impl<T: Copy + PartialEq> Grammar for Choice<T> {
             .iter()
             .find(|(word, _)| *word == text)
             .map(|(_, value)| *value)
-            .ok_or_else(|| format!("{text:?} is not a known word"))
+            .ok_or_else(|| format!("{text:?} is not a valid choice"))
     }
 
     fn show(&self, value: &T) -> String {
@@ -480,7 +479,7 @@ mod tests {
         );
         assert_eq!(
             Choice(&[("a", 1)]).parse("A", &FACTS).unwrap_err(),
-            "\"A\" is not a known word"
+            "\"A\" is not a valid choice"
         );
     }
 

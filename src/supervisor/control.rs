@@ -729,9 +729,9 @@ mod tests {
         let mut bench = Bench::new();
         let long = vec![b'x'; CONTROL_REQUEST_MAX_BYTES + 1];
         for (bytes, why) in [
-            (b"GET / HTTP/1.1\r\n".as_slice(), "not a line"),
+            (b"GET / HTTP/1.1\r\n".as_slice(), "the line is not valid"),
             (b"{\"version\":9}\n", "version 9"),
-            (long.as_slice(), "more than 4096 bytes"),
+            (long.as_slice(), "exceeds 4096 bytes"),
         ] {
             let (client, asked) = bench.sends(bytes);
             assert_eq!(asked, []);

@@ -13,13 +13,13 @@ use nix::unistd::{Gid, Group, Uid, User, geteuid, setgroups, setresgid, setresui
 /// # Errors
 /// There is none of that name, or the database cannot be read; half a sentence.
 pub fn user(name: &str) -> Result<(u32, Option<u32>), String> {
-    let unreadable = |errno| format!("user {name:?} cannot be looked up: {errno}");
+    let unreadable = |errno| format!("cannot look up user {name:?}: {errno}");
     if let Some(found) = User::from_name(name).map_err(unreadable)? {
         return Ok((found.uid.as_raw(), Some(found.gid.as_raw())));
     }
     let id = name
         .parse()
-        .map_err(|_| format!("there is no user {name:?}"))?;
+        .map_err(|_| format!("user {name:?} does not exist"))?;
     let found = User::from_uid(Uid::from_raw(id)).map_err(unreadable)?;
     Ok((id, found.map(|user| user.gid.as_raw())))
 }
@@ -29,12 +29,12 @@ pub fn user(name: &str) -> Result<(u32, Option<u32>), String> {
 /// # Errors
 /// As [`user`].
 pub fn group(name: &str) -> Result<u32, String> {
-    let unreadable = |errno| format!("group {name:?} cannot be looked up: {errno}");
+    let unreadable = |errno| format!("cannot look up group {name:?}: {errno}");
     match Group::from_name(name).map_err(unreadable)? {
         Some(found) => Ok(found.gid.as_raw()),
         None => name
             .parse()
-            .map_err(|_| format!("there is no group {name:?}")),
+            .map_err(|_| format!("group {name:?} does not exist")),
     }
 }
 

@@ -111,10 +111,10 @@ impl Inherited {
             let flags = flags.map_err(|_| refused(number, "is not open"))?;
             // Whatever this program has opened itself is close-on-exec from birth.
             if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
-                return Err(refused(number, "did not come through exec"));
+                return Err(refused(number, "was not inherited"));
             }
             if !checked.insert(number) {
-                return Err(refused(number, "is named twice"));
+                return Err(refused(number, "is listed twice"));
             }
         }
         Ok(Self(checked))

@@ -46,11 +46,11 @@ pub fn memory_room() -> io::Result<MemoryRoom> {
 pub fn explain(error: &io::Error) -> String {
     let limited = match (memory_room(), error.raw_os_error().map(Errno::from_raw)) {
         (Ok(room), Some(Errno::EFBIG)) if room.file_bytes < RLIM_INFINITY => Some(format!(
-            "files may have {} bytes (RLIMIT_FSIZE, `ulimit -f`); raise that limit",
+            "the file size limit is {} bytes (RLIMIT_FSIZE, `ulimit -f`); raise it",
             room.file_bytes
         )),
         (Ok(room), Some(Errno::ENOMEM)) if room.address_bytes < RLIM_INFINITY => Some(format!(
-            "the address space has {} bytes (RLIMIT_AS, `ulimit -v`); raise that limit or lower \
+            "the address space limit is {} bytes (RLIMIT_AS, `ulimit -v`); raise it or lower \
              max_connections",
             room.address_bytes
         )),

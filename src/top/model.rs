@@ -132,7 +132,7 @@ impl Model {
             Reply::Done(done) => self.verdict(done),
             Reply::Failed(cause) => format!("failed: {cause}"),
             Reply::Refused(cause) => format!("refused: {cause}"),
-            Reply::Status(_) => "the server answered something else".to_owned(),
+            Reply::Status(_) => "the server's answer does not match the request".to_owned(),
         };
         self.say(line);
         let last = reply.is_final();
@@ -199,7 +199,7 @@ impl Model {
     fn confirm_scale(&mut self, by: i16) {
         let to = self.workers().saturating_add_signed(by);
         if self.look.is_none() || !(WORKERS.least..=WORKERS.most).contains(&to) {
-            return self.say(format!("{to} workers are not possible: {WORKERS}"));
+            return self.say(format!("cannot run {to} workers: {WORKERS}"));
         }
         self.confirm(Request::Scale {
             workers: ScaleTo::Exactly(to),

@@ -388,8 +388,8 @@ fn report_command_compares_files() {
         ([a.as_str(), missing].as_slice(), "none.json"),
         (&[&a, other.to_str().unwrap()], "is not an outcome"),
         (&[&a, folder.path().to_str().unwrap()], "cannot read"),
-        (&[&a], "name another one"),
-        (&[&a, &b, &a], "Put `--` between them"),
+        (&[&a], "name a second one"),
+        (&[&a, &b, &a], "separate them with `--`"),
         (&[], "A.json"),
     ] {
         let (code, out, err) = compare(args);

@@ -184,14 +184,14 @@ fn invalid_command_is_refused_before_server_is_asked() {
         (&["scale", "1", "2"], "'2'"),
         (&["reload", "--json"], "'--json'"),
         (&["reload", "--timeout", "30"], "for example 30s"),
-        (&["stop", "--timeout", "0s"], "no time at all"),
-        (&["--workers", "3", "reload"], "no configuration"),
-        (&["--control", "/x", "status"], "stand after it"),
+        (&["stop", "--timeout", "0s"], "greater than zero"),
+        (&["--workers", "3", "reload"], "takes no settings"),
+        (&["--control", "/x", "status"], "put its own flags after it"),
         (&["reload", "--workers", "3"], "'--workers'"),
         (&["reload", "--control"], "--control"),
         (&["upgrad"], "'upgrade'"),
         (&["preflight", "--workers", "3"], "'--workers'"),
-        (&["preflight"], "the supervisor's to start"),
+        (&["preflight"], "only the supervisor starts"),
     ] {
         let line = Run::new().args(args).complaint();
         assert!(line.contains(what), "{args:?}: {line}");
@@ -313,7 +313,11 @@ fn empty_variables_count_as_unset() {
     assert_eq!(run.stdout(), Run::print().stdout());
     let empty_control = Run::new().arg("status").env("UPPERCASED_CONTROL", "");
     let empty_control = empty_control.env("RUNTIME_DIRECTORY", "/nowhere");
-    assert!(empty_control.complaint().contains("no running server"));
+    assert!(
+        empty_control
+            .complaint()
+            .contains("cannot find a running server")
+    );
 }
 
 #[test]
@@ -419,15 +423,11 @@ fn invalid_values_are_refused_with_hint() {
         (["--listen", "localhost"], "has no port", "HOST:PORT"),
         (["--listen", "::1:9999"], "without brackets", "[IPV6]:PORT"),
         (["--listen", "1.2.3.4:99999"], "above 65535", "HOST:PORT"),
-        (
-            ["--listen", "80,127.0.0.1:80"],
-            "overlap",
-            "leave one of them out",
-        ),
+        (["--listen", "80,127.0.0.1:80"], "overlap", "remove one"),
         (
             ["--backoff-max", "1ms"],
-            "shorter than the first pause",
-            "raise the one",
+            "shorter than the first delay",
+            "raise one",
         ),
     ] {
         for command in [[].as_slice(), &["serve"], &["check"]] {

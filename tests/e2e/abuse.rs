@@ -201,7 +201,7 @@ fn invalid_access_list_is_refused() {
         (["--deny", "10.0.0.0/33"], ["--deny", "0 to 32"]),
         (["--allow", "10.1.0.0/8"], ["--allow", "10.0.0.0/8"]),
         (["--allow", ""], ["--allow", "empty"]),
-        (["--deny", "example.org"], ["--deny", "no IP address"]),
+        (["--deny", "example.org"], ["--deny", "not an IP address"]),
         (
             ["--source-prefix-v4", "33"],
             ["--source-prefix-v4", "1 to 32"],

@@ -478,7 +478,7 @@ fn unavailable_admin_address_refuses_start() {
     assert!(code == 1 && why.contains("choose another address"), "{why}");
 
     let (code, why) = Server::expect_failure(&["--admin=0.0.0.0:9100"]);
-    assert!(code == 2 && why.contains("no loopback address"), "{why}");
+    assert!(code == 2 && why.contains("not a loopback address"), "{why}");
 }
 
 /// It asks over a channel of its own, which nobody else has.

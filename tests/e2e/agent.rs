@@ -108,7 +108,7 @@ fn operator_drains_and_restores_rotation() {
         let line = server.wait_log_from(from, |line| line.contains("rotation changed"));
         assert_eq!(field(&line, "to"), Some(word), "{line}");
         until_told(agent, word);
-        ready(&format!("the server was taken out of rotation ({word})"));
+        ready(&format!("the server is out of rotation ({word})"));
         assert_eq!(server.status_json()["rotation"], word);
         let screen = server.order(&["status"]).expect_success().stdout;
         assert!(

@@ -434,8 +434,8 @@ fn missing_server_is_one_clear_error() {
     let said = bench(&["ping", &target]);
     assert_eq!(said.code, 1);
     let line = format!(
-        "uppercased: cannot connect to {target}: Connection refused; is the server running, and on \
-         this port?\n"
+        "uppercased: cannot connect to {target}: Connection refused; check that the server is \
+         running on this port\n"
     );
     assert_eq!(said.stderr, line);
     let said = bench(&["ping", "no such host:1"]);
@@ -450,7 +450,7 @@ fn missing_server_is_one_clear_error() {
 fn bad_usage_is_one_clear_error() {
     for (args, words) in [
         (&["ping", "--rate=5"][..], "belongs to `rate`"),
-        (&["png"], "no pattern"),
+        (&["png"], "neither a pattern"),
         (&["--connections=0"], "1 to 2000000"),
         (&["--duration=1s", "--count=5"], "exclude each other"),
         (&["--during=now: x"], "every 2s: COMMAND"),
@@ -976,7 +976,7 @@ fn self_connected_socket_is_no_server() {
                 .expect("it runs");
             let told = String::from_utf8_lossy(&output.stderr).into_owned();
             assert_eq!(output.status.code(), Some(1), "{told}");
-            assert!(told.contains("is the server running"), "{told}");
+            assert!(told.contains("check that the server is running"), "{told}");
             // Without SO_REUSEADDR, so that a socket in TIME_WAIT would be in the way.
             let domain = socket2::Domain::IPV4;
             let server = socket2::Socket::new(domain, socket2::Type::STREAM, None).expect("one");

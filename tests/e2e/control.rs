@@ -174,19 +174,16 @@ fn only_completed_operation_is_success() {
         (
             "",
             "",
-            "uppercased: the server went away before it answered\n",
+            "uppercased: cannot get an answer: the server closed the connection; see its log\n",
         ),
         (
             "{\"progress\":\"slot 0\"}\n{\"done\":{\"ren",
             "",
-            "slot 0\nuppercased: the server went away before it answered\n",
+            "slot 0\nuppercased: cannot get an answer: the server closed the connection; see its \
+             log\n",
         ),
-        ("hello\n", "", "the answer makes no sense"),
-        (
-            "{\"status\":{}}\n",
-            "",
-            "something else than it was asked for",
-        ),
+        ("hello\n", "", "cannot read the server's answer"),
+        ("{\"status\":{}}\n", "", "it does not match the request"),
     ] {
         let place = Place::new();
         let server = place.server(1, &[script]);
@@ -206,7 +203,7 @@ fn timeout_limits_wait() {
     for (command, said) in [
         ("reload", "no answer in time"),
         ("stop", "no answer in time"),
-        ("status", "does not say within 20ms how it is"),
+        ("status", "cannot get the status within 20ms"),
     ] {
         let outcome = place.run(&[command, "--timeout", "20ms"]);
         assert_eq!(outcome.code, Some(1), "{outcome:?}");
@@ -226,7 +223,10 @@ fn stop_waits_until_server_exits() {
     // It ends before it has said that it will.
     let outcome = place.run(&["stop"]);
     assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(1), ""));
-    assert!(outcome.stderr.contains("went away"), "{outcome:?}");
+    assert!(
+        outcome.stderr.contains("closed the connection"),
+        "{outcome:?}"
+    );
     let sent = server.ended.join().unwrap();
     assert_eq!(sent[0], "{\"version\":1,\"command\":\"stop\"}\n");
 }
@@ -291,10 +291,7 @@ fn status_watch_ends_with_server() {
     let outcome = place.run(&["status", "--watch", "100ms", "--json"]);
     server.ended.join().unwrap();
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
-    assert!(
-        outcome.stderr.contains("does not answer any more"),
-        "{outcome:?}"
-    );
+    assert!(outcome.stderr.contains("lost the server"), "{outcome:?}");
     let looks: Vec<Look> = outcome
         .stdout
         .lines()
@@ -386,7 +383,7 @@ fn command_fails_without_server() {
     let shown = place.path().display().to_string();
     let line = place.complaint(&["reload"]);
     assert!(
-        line.contains("no running server found in") && line.contains(&shown),
+        line.contains("cannot find a running server") && line.contains(&shown),
         "{line}"
     );
     // The socket of a dead one, and things that are none.
@@ -397,7 +394,10 @@ fn command_fails_without_server() {
     for name in ["1.sock", "2.sock", "3.sock"] {
         let path = place.path().join(name);
         let line = place.complaint(&["stop", "--control", path.to_str().unwrap()]);
-        assert!(line.contains("no server takes orders at"), "{line}");
+        assert!(
+            line.contains("no server is listening on control socket"),
+            "{line}"
+        );
     }
     let path = format!("/{}", "x".repeat(200));
     place.complaint(&["stop", "--control", &path]);
@@ -429,10 +429,10 @@ fn command_reports_server_of_another_user() {
     let line = String::from_utf8(outcome.stderr).unwrap();
     assert_eq!(outcome.status.code(), Some(2), "{line}");
     assert!(
-        line.contains("takes orders from this user; cannot ask"),
+        line.contains("cannot use any control socket as this user, "),
         "{line}"
     );
-    assert!(line.contains("ask as root"), "{line}");
+    assert!(line.contains("run the command as root"), "{line}");
 }
 
 #[test]
@@ -443,7 +443,7 @@ fn command_asks_to_choose_between_servers() {
     let second = place.server(12, &["{\"refused\":\"no\"}\n"]);
     let line = place.complaint(&["reload"]);
     for part in [
-        "2 servers are running",
+        "cannot choose a server: 2 are running",
         "pid 11 on 127.0.0.1:80 [::1]:80 (",
         "pid 12 on an unknown address (",
         "--control PATH",
@@ -468,5 +468,5 @@ fn command_names_unreadable_directory() {
     let closed = fs::Permissions::from_mode(0o000);
     fs::set_permissions(place.path(), closed).unwrap();
     let line = place.complaint(&["reload"]);
-    assert!(line.contains("cannot ask"), "{line}");
+    assert!(line.contains("cannot use any control socket"), "{line}");
 }

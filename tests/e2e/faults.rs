@@ -276,7 +276,10 @@ fn leave_by(point: &str, order: &[&str]) {
     let answered = planned.server.order(order);
     assert_eq!(answered.code, 1, "{point}: {answered:?}");
     let said = format!("{}{}", answered.stdout, answered.stderr);
-    assert!(said.contains("went away"), "{point}: {answered:?}");
+    assert!(
+        said.contains("closed the connection"),
+        "{point}: {answered:?}"
+    );
     // What was sent before is answered in full, whoever has it by now.
     let Clients {
         idle,

@@ -240,7 +240,7 @@ fn bad_usage_is_refused_on_one_line() {
     refused(
         &["--config", "/nowhere/at/all.toml"],
         2,
-        &["/nowhere/at/all.toml", "check the path"],
+        &["/nowhere/at/all.toml", "check its path"],
     );
 
     let folder = tempfile::tempdir().unwrap();

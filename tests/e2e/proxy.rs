@@ -562,11 +562,11 @@ fn proxy_settings_serving_nobody_are_refused() {
     for (args, part) in [
         (
             vec!["--proxy-protocol=127.0.0.1:1"],
-            "none of the addresses",
+            "not one of the addresses",
         ),
         (
             vec!["--proxy-protocol=all", "--proxy-trust=none"],
-            "nobody may send the header",
+            "no network may send the header",
         ),
         (
             vec!["--proxy-protocol=some"],

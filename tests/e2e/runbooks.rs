@@ -264,7 +264,7 @@ fn connection_limit_is_reached() {
     // A machine that allows so many is told something else by the kernel, or nothing.
     if answered.code != 0 {
         runbook.quotes(
-            "refused: max_connections 5000000 needs a descriptor limit of",
+            "refused: max_connections 5000000 requires a descriptor limit of",
             &answered.stdout,
         );
     }
@@ -290,8 +290,7 @@ fn port_is_taken() {
     for words in [
         "uppercased: cannot listen on ",
         "(uppercased) listens on ",
-        "stop it, choose another address with --listen, or share the port on purpose with \
-         --share-port",
+        "stop it, choose another address with --listen, or share the port with --share-port",
     ] {
         runbook.quotes(words, &said);
     }

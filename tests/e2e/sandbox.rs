@@ -225,7 +225,7 @@ fn panic_in_sandbox_aborts_worker() {
     let plan = "worker.sandboxed=panic";
     planned.install(Image::copy(planned.folder()).with_faults(plan));
     assert_eq!(server.reload().code, 1);
-    server.wait_log_from(mark, |line| line.contains("a bug ends this worker"));
+    server.wait_log_from(mark, |line| line.contains("worker panicked"));
     let died = server.wait_log_from(mark, |line| line.contains("worker died"));
     assert!(died.contains("SIGABRT"), "{died}");
 }
@@ -297,7 +297,10 @@ fn missing_kernel_support_is_reported_or_refused() {
 
     let (code, said) = lacking("required").expect_failure();
     assert_eq!(code, 1, "{said}");
-    assert!(said.contains("the sandbox is required"), "{said}");
+    assert!(
+        said.contains("cannot complete the required sandbox"),
+        "{said}"
+    );
 }
 
 /// The living admin process, once it answers.

@@ -371,18 +371,18 @@ fn top_requires_terminal_and_server() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("top needs a terminal"), "{said}");
+    assert!(said.contains("cannot start the dashboard"), "{said}");
     assert_eq!(said.matches('\n').count(), 1, "{said}");
 
     let server = Server::start(&["--listen", "127.0.0.1:0"]);
     let mut person = Person::start(&server.control(), &[("TERM", "dumb")]);
-    person.sees("top needs a terminal whose cursor can be moved");
+    person.sees("cannot start the dashboard: TERM is");
     let status = person.watched.exit_status(DEADLINE).unwrap();
     assert_eq!(status.code(), Some(2));
     assert!(!person.screen.alternate && person.is_as_it_was());
 
     let mut person = Person::start(Path::new("/nowhere/control"), &[]);
-    person.sees("no server takes orders at /nowhere/control");
+    person.sees("no server is listening on control socket /nowhere/control");
     let status = person.watched.exit_status(DEADLINE).unwrap();
     assert_eq!(status.code(), Some(2));
     assert!(!person.screen.alternate && person.is_as_it_was());

@@ -148,7 +148,7 @@ fn preflight_refuses_configuration_of_new_program() {
     let mut client = Client::connect(server.addr());
     let before = planned.workers();
     for (text, cause) in [
-        ("no_such_setting = 1\n", "there is no setting"),
+        ("no_such_setting = 1\n", "unknown setting"),
         ("share_port = true\n", "share_port cannot change"),
     ] {
         planned.configure(text);

@@ -125,7 +125,7 @@ impl Looker {
 
     fn read_sockets(&mut self, status: &Status, server: Option<i32>) -> Sockets {
         let Some(pid) = server else {
-            let why = "the server lives in a process namespace that cannot be seen from here";
+            let why = "the server is in a PID namespace that is not visible from here";
             return Sockets::unknown(why.to_owned());
         };
         let mut sockets = match sockets::sockets_of(pid) {

@@ -48,7 +48,7 @@ pub fn exit_code(result: io::Result<()>) -> ExitCode {
                 io::ErrorKind::FileTooLarge => "; raise the limit on file sizes (ulimit -f)",
                 _ => "",
             };
-            complain(&format!("cannot write to standard output: {error}{hint}"));
+            complain(&format!("cannot write standard output: {error}{hint}"));
             ExitCode::FAILURE
         }
         _ => ExitCode::SUCCESS,

@@ -336,7 +336,7 @@ impl Status {
             return Some(format!("the server is {}", self.phase));
         }
         if let Some(word) = self.out_of_rotation() {
-            return Some(format!("the server was taken out of rotation ({word})"));
+            return Some(format!("the server is out of rotation ({word})"));
         }
         self.slots.iter().find_map(|slot| {
             let SlotStatus {

@@ -34,7 +34,7 @@ fn client_notices_close_while_input_waits() {
     let run = finish(child, Vec::new());
     run.assert_failure(
         1,
-        "the server closed the connection; all 3 bytes until then were answered",
+        "the server closed the connection; all 3 bytes sent so far were answered",
     );
     drop(stdin);
 }
@@ -53,8 +53,7 @@ fn client_reports_position_of_wrong_byte() {
     let run = pipe(server.addr, input.clone());
     run.assert_failure(
         1,
-        "wrong answer: byte 100000 of the reply is 0x3f and should be 0x58; \
-         is this an uppercased server?",
+        "wrong reply: byte 100000 is 0x3f, expected 0x58; check that this is an uppercased server",
     );
     // What came is shown, with the wrong byte in it.
     assert_same(&run.stdout[..WRONG], &upper(&input[..WRONG]), "before it");
@@ -71,8 +70,8 @@ fn surplus_reply_is_a_failure() {
     let run = pipe(server.addr, "hi\n");
     run.assert_failure(
         1,
-        "wrong answer: 2 more bytes came back than the 3 that were sent; \
-         is this an uppercased server?",
+        "wrong reply: 2 bytes more than the 3 that were sent; check that this is an uppercased \
+         server",
     );
 }
 
@@ -91,8 +90,8 @@ fn unsolicited_greeting_is_a_failure() {
         .unwrap();
     finish(child, Vec::new()).assert_failure(
         1,
-        "wrong answer: 10 more bytes came back than the 0 that were sent; \
-         is this an uppercased server?",
+        "wrong reply: 10 bytes more than the 0 that were sent; check that this is an uppercased \
+         server",
     );
 }
 
@@ -148,8 +147,8 @@ fn refused_connection_is_one_clear_error() {
     pipe(addr, "hi\n").assert_failure(
         1,
         &format!(
-            "cannot connect to {addr}: connection refused; \
-             is the server running, and on this port?"
+            "cannot connect to {addr}: connection refused; check that the server is running on \
+             this port"
         ),
     );
 }
@@ -158,8 +157,8 @@ fn refused_connection_is_one_clear_error() {
 fn invalid_address_is_bad_usage() {
     for (target, why) in [
         ("nowhere", "the port is missing"),
-        ("nowhere:0", "the port is not a number from 1 to 65535"),
-        ("::1:9999", "an IPv6 address needs brackets before the port"),
+        ("nowhere:0", "the port must be a number from 1 to 65535"),
+        ("::1:9999", "an IPv6 address with a port needs brackets"),
     ] {
         let child = client(target)
             .stdin(Stdio::null())

@@ -123,7 +123,7 @@ fn client_reports_close_at_prompt() {
     person.sees("hi\r\nHI\r\n> ");
     close.send(()).unwrap();
     person.sees("\r\nuppercased: the server closed the connection; ");
-    person.sees("all 3 bytes until then were answered\r\n");
+    person.sees("all 3 bytes sent so far were answered\r\n");
     person.sees_the_end(1);
 }
 
@@ -175,7 +175,7 @@ fn client_shows_and_reports_wrong_reply() {
     sees_greeting(&mut person, server.addr);
     person.sees("> ");
     person.types("hi\n");
-    person.sees("hi\r\nhi\r\nuppercased: wrong answer: byte 0 of the reply is 0x68 ");
-    person.sees("and should be 0x48; is this an uppercased server?\r\n");
+    person.sees("hi\r\nhi\r\nuppercased: wrong reply: byte 0 is 0x68, ");
+    person.sees("expected 0x48; check that this is an uppercased server\r\n");
     person.sees_the_end(1);
 }

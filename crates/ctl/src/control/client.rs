@@ -43,7 +43,8 @@ pub struct Heard {
 pub enum Error {
     /// Nobody is there.
     #[error(
-        "no server takes orders at {}: {source}; is it running, and is it yours?", path.display()
+        "no server is listening on control socket {}: {source}; check that it is running and that \
+         you may use it", path.display()
     )]
     Unreachable {
         /// Where.
@@ -52,13 +53,16 @@ pub enum Error {
         source: io::Error,
     },
     /// It was there and is not any more.
-    #[error("the server went away before it answered")]
+    #[error("cannot get an answer: the server closed the connection; see its log")]
     Lost,
     /// The deadline has passed.
-    #[error("no answer in time; what was asked for may go on: see `uppercased status`")]
+    #[error(
+        "cannot wait any longer: no answer in time; the operation may continue, see `uppercased \
+         status`"
+    )]
     TimedOut,
     /// It is something else that answers.
-    #[error("the answer makes no sense: {0}; is it a server of another version?")]
+    #[error("cannot read the server's answer: {0}; check the server's version")]
     Nonsense(#[from] protocol::Error),
     /// The system refused an operation on the connection.
     #[error("cannot talk to the server: {0}")]

@@ -117,22 +117,22 @@ pub struct Done {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It does not end.
-    #[error("a line of more than {max} bytes")]
+    #[error("the line exceeds {max} bytes")]
     TooLong {
         /// How long it may be.
         max: usize,
     },
     /// It is not what the protocol says.
-    #[error("not a line of this protocol: {0}")]
+    #[error("the line is not valid: {0}")]
     Syntax(#[from] serde_json::Error),
     /// It is from a program too old or too new.
-    #[error("a request of version {0}; this server speaks version {VERSION}")]
+    #[error("the request has version {0}, and this server supports version {VERSION}")]
     Version(u32),
     /// A number of workers that cannot be.
     #[error("{0} workers are not possible; ask for {WORKERS_MIN} to {WORKERS_MAX}")]
     Workers(u16),
     /// A change of the number of workers that cannot be.
-    #[error("{0:?} is no number of workers; write for example 6, +1 or -1")]
+    #[error("{0:?} is not a number of workers; use for example 6, +1 or -1")]
     Change(String),
 }
 
@@ -521,7 +521,7 @@ mod tests {
         let why = |line: &str| Request::decode(line.as_bytes()).unwrap_err().to_string();
         assert_eq!(
             why(r#"{"version":2,"orders":["reload"]}"#),
-            "a request of version 2; this server speaks version 1"
+            "the request has version 2, and this server supports version 1"
         );
         assert!(why(r#"{"version":1,"command":"dance"}"#).contains("`dance`"));
         assert!(why(r#"{"version":1}"#).contains("command"));
@@ -529,7 +529,7 @@ mod tests {
         assert!(why(r#"{"version":1,"command":"scale"}"#).contains("workers"));
         assert_eq!(
             why(r#"{"version":1,"command":"scale","workers":0}"#),
-            "0 workers are not possible; ask for 1 to 1024"
+            "cannot run 0 workers; use 1 to 1024"
         );
         for junk in [
             "",
@@ -540,7 +540,7 @@ mod tests {
             "GET / HTTP/1.1",
             "{\"version\":",
         ] {
-            assert!(why(junk).starts_with("not a line"), "{junk}");
+            assert!(why(junk).starts_with("the line is not valid"), "{junk}");
         }
         // Deep nesting is the parser's to refuse, before it becomes the stack's.
         assert!(Request::decode("[".repeat(4000).as_bytes()).is_err());
