@@ -1,6 +1,7 @@
 //! Rules of the repository: layering, documentation and packages agree with the program.
 
 mod docs;
+mod imports;
 mod links;
 mod packaging;
 mod tidy;

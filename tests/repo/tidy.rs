@@ -3,7 +3,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
+use super::imports::{Imports, Module};
 use uppercased_ctl::metrics::{CloseReason, PauseCause, RefusalCause};
 
 /// Lines of product code in a file, its tests not counted. Past this, split by concept.
@@ -68,6 +70,36 @@ const OUTSIDE: [&str; 9] = [
     "crate::sys::",
 ];
 
+/// The layers, the lowest first. A module imports modules of lower layers only, beside its own files.
+/// A name is that of a file at the top of `src`, or of a member crate.
+const LAYERS: [&[&str]; 12] = [
+    &["uppercased_ctl", "uppercase"],
+    &["sys", "service"],
+    &["config", "fault"],
+    &["admission", "log", "memory", "sandbox"],
+    &["client", "connection", "handover"],
+    &["wire", "bench"],
+    &["channel"],
+    &["admin", "port", "reactor"],
+    &["listener"],
+    &["supervisor", "top", "worker"],
+    &["preflight"],
+    &["cli"],
+];
+
+/// Modules in which files still import each other in a circle.
+const CIRCLES_LEFT: [&str; 9] = [
+    "bench",
+    "cli",
+    "client",
+    "config",
+    "reactor",
+    "status",
+    "supervisor",
+    "uppercase",
+    "wire",
+];
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -106,6 +138,11 @@ fn product(text: &str) -> &str {
     text.split("\n#[cfg(test)]\nmod ").next().unwrap_or(text)
 }
 
+/// True for a file that holds unit tests only.
+fn is_test_file(name: &str) -> bool {
+    name.ends_with("/tests.rs") || name.contains("/tests/")
+}
+
 fn code_lines(text: &str) -> impl Iterator<Item = &str> {
     product(text)
         .lines()
@@ -122,7 +159,7 @@ fn cores_make_no_system_call() {
     let mut seen = 0;
     let mut offences = Vec::new();
     for (name, text) in product_sources() {
-        if name.ends_with("tests.rs") || !CORES.iter().any(|core| name.starts_with(core)) {
+        if is_test_file(&name) || !CORES.iter().any(|core| name.starts_with(core)) {
             continue;
         }
         seen += 1;
@@ -138,6 +175,75 @@ fn cores_make_no_system_call() {
         "the list of cores names files that are gone"
     );
     assert_none("a core reaches outside", offences);
+}
+
+/// The product's files and their imports, read once.
+static IMPORTS: LazyLock<Imports> = LazyLock::new(|| {
+    let files = product_sources().filter(|(name, _)| !is_test_file(name));
+    let files = files.filter_map(|(name, text)| {
+        let (package, path) = name.split_once("src/")?;
+        let package = match package.strip_prefix("crates/") {
+            Some(member) => format!("uppercased_{}", member.trim_end_matches('/')),
+            None => "uppercased".to_owned(),
+        };
+        Some((package, path.to_owned(), text))
+    });
+    Imports::of(&files.collect::<Vec<_>>())
+});
+
+#[test]
+fn modules_import_lower_layers_only() {
+    let name = |module: &'static Module| match module.as_slice() {
+        [package, rest @ ..] if package == "uppercased" => rest.first(),
+        [package, ..] => Some(package),
+        [] => None,
+    };
+    let layer = |name: &String| {
+        LAYERS
+            .iter()
+            .position(|layer| layer.contains(&name.as_str()))
+    };
+    let mut offences = Vec::new();
+    for (from, to) in IMPORTS.pairs() {
+        let (Some(importer), Some(imported)) = (name(from), name(to)) else {
+            continue;
+        };
+        for name in [importer, imported] {
+            if layer(name).is_none() {
+                offences.push(format!("{name} is in no layer"));
+            }
+        }
+        if importer != imported && layer(imported) >= layer(importer) {
+            offences.push(format!("{} imports {}", from.join("::"), to.join("::")));
+        }
+    }
+    offences.sort();
+    offences.dedup();
+    assert_none("imports that do not point down", offences);
+}
+
+#[test]
+fn files_import_each_other_without_circles() {
+    let circles = IMPORTS.circles();
+    let mut left = CIRCLES_LEFT.to_vec();
+    let mut offences = Vec::new();
+    for circle in &circles {
+        let place = circle[0].get(1).map_or("", String::as_str);
+        if CIRCLES_LEFT.contains(&place) {
+            left.retain(|name| *name != place);
+            continue;
+        }
+        let pairs = IMPORTS.pairs();
+        let inside = pairs.filter(|(from, to)| circle.contains(from) && circle.contains(to));
+        let lines =
+            inside.map(|(from, to)| format!("{} imports {}", from.join("::"), to.join("::")));
+        offences.push(lines.collect::<Vec<String>>().join("\n  "));
+    }
+    offences.extend(
+        left.iter()
+            .map(|name| format!("{name} has none: remove it from the list")),
+    );
+    assert_none("files that import each other in a circle", offences);
 }
 
 #[test]
