@@ -33,20 +33,38 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// The result of a handover, as the sender reports it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedOver {
+    /// Connections that the receiver has acknowledged.
+    pub moved: u32,
+    /// Connections that the sender still has.
+    pub left: u32,
+    /// How it ended.
+    pub end: HandoverEnd,
+    /// Only a part was to move: the sender goes on serving, however it ended.
+    pub part: bool,
+}
+
 /// How a handover ended for the sender.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HandoverEnd {
     /// Everything has moved, and the sender exits.
     Done,
-    /// The receiver is gone. The sender serves what was not acknowledged, and accepts again.
-    PeerGone,
-    /// The receiver did not take every connection. The sender serves the rest, without accepting,
-    /// until it is told to leave, to serve, to take over or to hand over once more.
-    Refused {
+    /// The receiver took every connection that it could. The sender serves the rest, without
+    /// accepting, until it is told to leave, to serve, to take over or to hand over once more.
+    Incomplete {
         /// The reason for the first connection that stays.
         cause: String,
     },
+    /// The receiver takes no (more) connections. Otherwise as [`HandoverEnd::Incomplete`].
+    Refused {
+        /// The receiver's reason.
+        cause: String,
+    },
+    /// The receiver is gone. The sender serves what was not acknowledged, and accepts again.
+    PeerGone,
 }
 
 /// How much of its work a worker hands over that stays: connections that were active lately and owe

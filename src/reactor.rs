@@ -41,6 +41,7 @@ use mio::{Events, Interest, Poll, Token};
 use crate::admission::{Admission, Networks};
 use crate::config::{Config, FIRST_WORD, ProxyListeners};
 use crate::connection::Rules;
+use crate::handover::HandedOver;
 use crate::memory::Memory;
 use crate::memory::layout::{Flags, State};
 use crate::sys::socket::{AcceptFailure, Socket};
@@ -50,7 +51,7 @@ use uppercased_ctl::metrics::{CloseReason, Counter, PauseCause};
 
 use accept::{Acceptor, Gate, pause_cause};
 use lines::PeerLines;
-use moving::{HandedOver, Incoming, Outgoing};
+use moving::{Incoming, Outgoing};
 use spin::Spin;
 use timers::Timers;
 

@@ -21,14 +21,12 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use socket2::SockRef;
 use uppercased::channel::packets::{Error, Packets};
 use uppercased::config::{Config, HANDOVER_COUNT_TIMEOUT, HANDOVER_MESSAGE_BYTES};
-use uppercased::handover::Part;
-use uppercased::handover::machine::End;
+use uppercased::handover::{HandedOver, HandoverEnd, Part};
 use uppercased::handover::record::{Message, Packet, VERSION};
 use uppercased::listener;
 use uppercased::memory::layout::{Layout, State};
 use uppercased::memory::{self, Memory, counter};
 use uppercased::reactor::Reactor;
-use uppercased::reactor::moving::HandedOver;
 use uppercased::wire::Listen;
 use uppercased_ctl::clock::{Tick, now};
 use uppercased_ctl::identity::SlotId;
@@ -331,7 +329,8 @@ fn connection_continues_from_every_state() {
 fn done(moved: u32) -> HandedOver {
     HandedOver {
         moved,
-        end: End::Done,
+        left: 0,
+        end: HandoverEnd::Done,
         part: false,
     }
 }
@@ -434,7 +433,7 @@ fn unsendable_batch_stays_with_sender() {
     stage.loops[1].take_over(theirs, 1).unwrap();
     stage.loops[0].hand_over(ours, false).unwrap();
     let result = stage.outcome(0);
-    let why = |end| matches!(end, End::Incomplete { cause } if cause.contains("could not be sent"));
+    let why = |end| matches!(end, HandoverEnd::Incomplete { cause } if cause.contains("could not be sent"));
     assert!(why(result.end));
     assert_eq!(result.moved, 0);
     large.finish(&mut stage);
@@ -482,11 +481,12 @@ fn dead_receiver_leaves_everything_with_sender() {
     drop((receiver, batches));
     let result = stage.outcome(0);
     let moved = first.1 as u32;
-    let end = End::PeerGone;
+    let end = HandoverEnd::PeerGone;
     assert_eq!(
         result,
         HandedOver {
             moved,
+            left: 5 - moved,
             end,
             part: false
         }
@@ -551,7 +551,7 @@ fn connection_without_room_stays_and_others_move() {
     stage.order(0, 1, false);
     let result = stage.outcome(0);
     assert_eq!((result.moved, stage.loops[0].open_connections()), (4, 2));
-    assert!(matches!(result.end, End::Incomplete { cause } if cause.contains("buffer")));
+    assert!(matches!(result.end, HandoverEnd::Incomplete { cause } if cause.contains("buffer")));
     // The sender has the choice of accepting again.
     stage.loops[0].begin_accepting();
     let newcomer = stage.connect(0);
@@ -678,7 +678,7 @@ fn full_server_migrates_before_accepting_queue() {
         client.reset();
     }
     stage.loops[0].wait(Some(Tick::ZERO)).unwrap();
-    assert_eq!(stage.outcome(0).end, End::Done);
+    assert_eq!(stage.outcome(0).end, HandoverEnd::Done);
     stage.until(|stage| stage.loops[1].open_connections() == 10);
     for client in clients.into_iter().chain(waiting) {
         client.conclude(&mut stage);
@@ -702,7 +702,7 @@ fn future_format_and_stopping_worker_are_refused() {
     refusal[4] = 9;
     assert!(receiver.send(&refusal, &[]).unwrap());
     let result = stage.outcome(0);
-    assert!(matches!(result.end, End::Refused { cause } if cause == "version"));
+    assert!(matches!(result.end, HandoverEnd::Refused { cause } if cause == "version"));
     client.conclude(&mut stage);
 
     // Only this batch: the program would read another one.
@@ -722,7 +722,7 @@ fn future_format_and_stopping_worker_are_refused() {
     declined[4] = 9;
     assert!(receiver.send(&declined, &[]).unwrap());
     let result = stage.outcome(0);
-    assert!(matches!(result.end, End::Incomplete { cause } if cause == "version"));
+    assert!(matches!(result.end, HandoverEnd::Incomplete { cause } if cause == "version"));
     drop(receiver); // And the descriptor in its queue.
     client.conclude(&mut stage);
 
@@ -734,7 +734,7 @@ fn future_format_and_stopping_worker_are_refused() {
     stage.loops[1].take_over(theirs, 0).unwrap();
     stage.loops[0].hand_over(ours, false).unwrap();
     let result = stage.outcome(0);
-    assert!(matches!(result.end, End::Refused { cause } if cause.contains("leaving")));
+    assert!(matches!(result.end, HandoverEnd::Refused { cause } if cause.contains("leaving")));
     client.conclude(&mut stage);
 }
 
@@ -907,9 +907,13 @@ fn partial_handover_leaves_both_serving() {
     let mut clients: Vec<Client> = (0..10).map(|_| talking(&mut stage)).collect();
     for moved in [3, 3, 3, 2, 1] {
         order_part(&mut stage, half());
-        let end = End::Done;
+        let end = HandoverEnd::Done;
         let part = true;
-        assert_eq!(stage.outcome(0), HandedOver { moved, end, part });
+        let outcome = stage.outcome(0);
+        assert_eq!(
+            (outcome.moved, outcome.end, outcome.part),
+            (moved, end, part)
+        );
         for client in &mut clients {
             client.send(100);
         }
@@ -952,7 +956,7 @@ fn partial_handover_keeps_pending_and_silent_connections() {
         }
     }
     let result = stage.outcome(0);
-    assert_eq!(result.end, End::Done);
+    assert_eq!(result.end, HandoverEnd::Done);
     assert!(result.moved <= 2, "{result:?}");
     for client in [&full, &ended] {
         assert!(state_of(&stage, 0, client).is_some(), "it stays");
@@ -984,7 +988,10 @@ fn refused_connections_stay_with_sender() {
     let clients: Vec<Client> = (0..4).map(|_| talking(&mut stage)).collect();
     order_part(&mut stage, half());
     let result = stage.outcome(0);
-    assert!(matches!(result.end, End::Refused { .. }), "{result:?}");
+    assert!(
+        matches!(result.end, HandoverEnd::Refused { .. }),
+        "{result:?}"
+    );
     assert_eq!((result.moved, stage.loops[0].open_connections()), (0, 4));
 
     // Gone without an answer.
@@ -1001,7 +1008,7 @@ fn refused_connections_stay_with_sender() {
     assert_eq!(held.len(), 2);
     drop((receiver, held));
     let result = stage.outcome(0);
-    assert_eq!((result.moved, result.end), (0, End::PeerGone));
+    assert_eq!((result.moved, result.end), (0, HandoverEnd::PeerGone));
     assert!(result.part);
 
     assert_eq!(stage.loops[0].open_connections(), 4);

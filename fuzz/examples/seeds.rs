@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use uppercased::config::{Facts, from_file, resolve};
 use uppercased::handover::record::{Message as Handover, Packet};
-use uppercased::handover::{HandoverEnd, Part};
+use uppercased::handover::{HandedOver, HandoverEnd, Part};
 use uppercased::memory::frozen::{Frozen, Phase};
 use uppercased::wire::{
-    Envelope, FromAdmin, FromPreflight, FromWorker, HandOver, HandedOver, Listen, Message, Ready,
+    Envelope, FromAdmin, FromPreflight, FromWorker, HandOver, Listen, Message, Ready,
     Start, StartAdmin, Stop, TakeOver, ToAdmin, ToPreflight, ToWorker,
 };
 use uppercased_ctl::clock::Tick;

@@ -140,7 +140,7 @@ impl Leaving {
             }
             assert!(self.on_their_way.len() <= HANDOVER_WINDOW + 1);
         }
-        assert_eq!(self.over, self.sender.end().is_some());
+        assert_eq!(self.over, self.sender.is_over());
         assert!(
             !self.over || self.on_their_way.is_empty(),
             "{:?}",

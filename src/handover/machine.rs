@@ -20,29 +20,9 @@
 
 use std::collections::VecDeque;
 
+use super::HandoverEnd;
 use super::record::{Left, Message, Packet, Record};
 use crate::config::HANDOVER_WINDOW;
-
-/// How a handover ended for the one that leaves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// Everything has moved.
-    Done,
-    /// Everything has moved that the receiver could take; the rest stays.
-    Incomplete {
-        /// Why, of the first one that stays.
-        cause: String,
-    },
-    /// The receiver is gone; what it had not acknowledged is back.
-    PeerGone,
-    /// The receiver does not take (more of) the connections.
-    Refused {
-        /// Why.
-        cause: String,
-    },
-    /// The sender was told to stop; what was on its way is settled.
-    Stopped,
-}
 
 /// What happens to a sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,8 +114,9 @@ pub struct Sender {
 enum SenderPhase {
     Sending,
     /// No more batches; what is on its way has to be settled, then that is the end.
-    Settling(End),
-    Over(End),
+    /// `None`: the sender was told to stop.
+    Settling(Option<HandoverEnd>),
+    Over(Option<HandoverEnd>),
 }
 
 impl Default for Sender {
@@ -176,9 +157,9 @@ impl Sender {
                 }
             }
             SenderEvent::Heard(packet) => self.hear(packet),
-            SenderEvent::Nonsense { cause } => self.settle(End::Refused { cause }),
-            SenderEvent::PeerGone => self.finish(End::PeerGone),
-            SenderEvent::Stop => self.settle(End::Stopped),
+            SenderEvent::Nonsense { cause } => self.settle(Some(HandoverEnd::Refused { cause })),
+            SenderEvent::PeerGone => self.finish(Some(HandoverEnd::PeerGone)),
+            SenderEvent::Stop => self.settle(None),
         }
         self.check_invariants();
     }
@@ -189,11 +170,17 @@ impl Sender {
         self.actions.pop_front()
     }
 
-    /// How it ended, once it has.
+    /// Whether everything on its way is settled and nothing more will be sent.
     #[must_use]
-    pub const fn end(&self) -> Option<&End> {
+    pub const fn is_over(&self) -> bool {
+        matches!(self.phase, SenderPhase::Over(_))
+    }
+
+    /// Returns how it ended; `None` before, and if the sender was told to stop.
+    #[must_use]
+    pub const fn end(&self) -> Option<&HandoverEnd> {
         match &self.phase {
-            SenderPhase::Over(end) => Some(end),
+            SenderPhase::Over(end) => end.as_ref(),
             SenderPhase::Sending | SenderPhase::Settling(_) => None,
         }
     }
@@ -226,12 +213,12 @@ impl Sender {
         {
             let sequence = self.next_sequence();
             self.actions.push_back(SenderAction::SendEnd { sequence });
-            self.finish(match &self.why_stuck {
-                Some(cause) if stuck > 0 => End::Incomplete {
+            self.finish(Some(match &self.why_stuck {
+                Some(cause) if stuck > 0 => HandoverEnd::Incomplete {
                     cause: cause.clone(),
                 },
-                Some(_) | None => End::Done,
-            });
+                Some(_) | None => HandoverEnd::Done,
+            }));
         }
     }
 
@@ -250,7 +237,7 @@ impl Sender {
             (Message::Declined { cause }, Some(_)) => {
                 self.settled(Some(cause), SenderAction::TakeBack { sequence });
             }
-            (Message::Refused { cause }, _) => self.finish(End::Refused { cause }),
+            (Message::Refused { cause }, _) => self.finish(Some(HandoverEnd::Refused { cause })),
             (
                 Message::Acknowledged { .. }
                 | Message::Declined { .. }
@@ -261,7 +248,7 @@ impl Sender {
             ) => {
                 let cause =
                     format!("the receiver said something out of place to packet {sequence}");
-                self.settle(End::Refused { cause });
+                self.settle(Some(HandoverEnd::Refused { cause }));
             }
         }
     }
@@ -280,8 +267,8 @@ impl Sender {
 
     /// Sends no more; the end comes when everything on its way is settled. A batch that the kernel
     /// never took is nobody else's.
-    fn settle(&mut self, end: End) {
-        if matches!(self.phase, SenderPhase::Sending) || end == End::Stopped {
+    fn settle(&mut self, end: Option<HandoverEnd>) {
+        if matches!(self.phase, SenderPhase::Sending) || end.is_none() {
             self.phase = SenderPhase::Settling(end.clone());
         }
         if let Some(sequence) = self.staged.take() {
@@ -293,14 +280,14 @@ impl Sender {
     }
 
     /// Takes everything on its way back, and ends. A stop stays a stop, whatever the receiver does.
-    fn finish(&mut self, end: End) {
+    fn finish(&mut self, end: Option<HandoverEnd>) {
         let sent = self.in_flight.drain(..).map(|(sequence, _)| sequence);
         let back = sent.chain(self.staged.take());
         let back = back.map(|sequence| SenderAction::TakeBack { sequence });
         self.actions.extend(back);
         let end = match &self.phase {
-            SenderPhase::Settling(End::Stopped) => End::Stopped,
-            SenderPhase::Settling(_) | SenderPhase::Sending | SenderPhase::Over(_) => end,
+            SenderPhase::Settling(None) => None,
+            SenderPhase::Settling(Some(_)) | SenderPhase::Sending | SenderPhase::Over(_) => end,
         };
         self.phase = SenderPhase::Over(end);
         self.actions.push_back(SenderAction::Finish);
@@ -615,7 +602,7 @@ mod tests {
         actions(&mut sender, acknowledged(2));
         let end = [SenderAction::SendEnd { sequence: 3 }, SenderAction::Finish];
         assert_eq!(actions(&mut sender, turn(0)), end);
-        assert_eq!(sender.end(), Some(&End::Done));
+        assert_eq!(sender.end(), Some(&HandoverEnd::Done));
         assert!(actions(&mut sender, SenderEvent::PeerGone).is_empty());
     }
 
@@ -634,8 +621,8 @@ mod tests {
             },
         };
         for (event, end) in [
-            (SenderEvent::PeerGone, End::PeerGone),
-            (SenderEvent::Heard(refused), End::Refused { cause }),
+            (SenderEvent::PeerGone, HandoverEnd::PeerGone),
+            (SenderEvent::Heard(refused), HandoverEnd::Refused { cause }),
         ] {
             let mut sender = waiting();
             actions(&mut sender, acknowledged(1));
@@ -660,7 +647,7 @@ mod tests {
         assert_eq!(sender.end(), None);
         let last = [release(2), SenderAction::Finish];
         assert_eq!(actions(&mut sender, acknowledged(2)), last);
-        assert_eq!(sender.end(), Some(&End::Stopped));
+        assert!(sender.is_over() && sender.end().is_none());
         let mut idle = Sender::default();
         assert_eq!(
             actions(&mut idle, SenderEvent::Stop),
@@ -680,12 +667,12 @@ mod tests {
             actions(&mut sender, SenderEvent::Nonsense { cause: cause() });
             actions(&mut sender, SenderEvent::Stop);
             actions(&mut sender, last);
-            assert_eq!(sender.end(), Some(&End::Stopped));
+            assert!(sender.is_over() && sender.end().is_none());
         }
         let mut sender = waiting();
         actions(&mut sender, SenderEvent::Nonsense { cause: cause() });
         actions(&mut sender, SenderEvent::PeerGone);
-        assert_eq!(sender.end(), Some(&End::PeerGone));
+        assert_eq!(sender.end(), Some(&HandoverEnd::PeerGone));
     }
 
     #[test]
@@ -717,7 +704,7 @@ mod tests {
         };
         actions(&mut sender, stuck);
         let cause = "no descriptor".to_owned();
-        assert_eq!(sender.end(), Some(&End::Incomplete { cause }));
+        assert_eq!(sender.end(), Some(&HandoverEnd::Incomplete { cause }));
     }
 
     #[test]

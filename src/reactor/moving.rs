@@ -20,7 +20,7 @@ use mio::{Interest, Registry, Token};
 use super::Reactor;
 use crate::channel::packets::{self, Packets};
 use crate::connection::Outcome;
-use crate::handover::machine::End;
+use crate::handover::HandedOver;
 use crate::memory::layout::Flags;
 use crate::sys::socket::Socket;
 use uppercased_ctl::clock::Tick;
@@ -31,17 +31,6 @@ pub(super) use outgoing::Outgoing;
 
 /// The number of the first batch, for the fault points.
 const FIRST: u32 = 1;
-
-/// What came of handing over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HandedOver {
-    /// Connections that the other worker has.
-    pub moved: u32,
-    /// Why it is over.
-    pub end: End,
-    /// Only a part was to move; accepting has gone on.
-    pub part: bool,
-}
 
 /// One end of a handover's socket pair.
 #[derive(Debug)]

@@ -317,7 +317,7 @@ fn handover_ended(from: WorkerId, (moved, left): (u32, u32), end: &HandoverEnd, 
             took_ms,
             "the new worker is gone: the old one serves on"
         ),
-        HandoverEnd::Refused { cause } => tracing::warn!(
+        HandoverEnd::Refused { cause } | HandoverEnd::Incomplete { cause } => tracing::warn!(
             slot,
             generation,
             moved,
@@ -343,7 +343,7 @@ fn rebalance_ended(
             return tracing::info!(slot, to_slot, moved, took_ms, "rebalanced");
         }
         HandoverEnd::PeerGone => "the other worker is gone",
-        HandoverEnd::Refused { cause } => cause.as_str(),
+        HandoverEnd::Refused { cause } | HandoverEnd::Incomplete { cause } => cause.as_str(),
     };
     tracing::warn!(slot, to_slot, moved, took_ms, cause, "rebalanced in part");
 }
@@ -376,7 +376,7 @@ pub(super) fn progress(notice: &Notice) -> Option<String> {
             HandoverEnd::PeerGone => {
                 format!("{from} serves on: the worker that was to follow it is gone")
             }
-            HandoverEnd::Refused { cause } => {
+            HandoverEnd::Refused { cause } | HandoverEnd::Incomplete { cause } => {
                 format!("{from}: {moved} connections moved, {left} could not ({cause})")
             }
         },

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::Config;
-use crate::handover::{HandoverEnd, Part};
+use crate::handover::{HandedOver, HandoverEnd, Part};
 use uppercased_ctl::status::{AgentAnswers, Sandboxed};
 
 fn envelope<M>(message: M) -> Envelope<M> {

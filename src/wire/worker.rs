@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Direction, Message};
 use crate::config::Config;
-use crate::handover::{HandoverEnd, Part};
+use crate::handover::{HandedOver, Part};
 use uppercased_ctl::identity::{SlotId, WorkerId};
 use uppercased_ctl::status::Sandboxed;
 
@@ -155,17 +155,4 @@ pub struct TakeOver {
     pub from: WorkerId,
     /// Estimated number of connections, for which room is kept.
     pub expected: u32,
-}
-
-/// The result of a handover.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HandedOver {
-    /// Connections that the other worker has acknowledged.
-    pub moved: u32,
-    /// Connections that this worker still has.
-    pub left: u32,
-    /// How it ended.
-    pub end: HandoverEnd,
-    /// Only a part was to move: the worker goes on serving, however it ended.
-    pub part: bool,
 }

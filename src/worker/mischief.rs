@@ -14,11 +14,11 @@ use socket2::SockRef;
 
 use super::Worker;
 use crate::fault;
-use crate::handover::HandoverEnd;
+use crate::handover::{HandedOver, HandoverEnd};
 use crate::memory::layout::Layout;
 use crate::sys::shared::LINE_BYTES;
 use crate::sys::socket::{self, Socket};
-use crate::wire::{Envelope, FromWorker, HandedOver, Listen, Ready};
+use crate::wire::{Envelope, FromWorker, Listen, Ready};
 use uppercased_ctl::identity::{Generation, WorkerId};
 use uppercased_ctl::status::Sandboxed;
 

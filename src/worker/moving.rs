@@ -11,10 +11,9 @@ use std::time::Duration;
 
 use super::{Phase, Worker};
 use crate::fault;
-use crate::handover::machine::End;
-use crate::handover::{HandoverEnd, Part};
+use crate::handover::{HandedOver, HandoverEnd, Part};
 use crate::reactor::Reactor;
-use crate::wire::{FromWorker, HandOver, HandedOver, TakeOver, ToWorker};
+use crate::wire::{FromWorker, HandOver, TakeOver, ToWorker};
 
 impl Worker {
     /// Accepts, if it stood by, or could not hand everything over.
@@ -79,8 +78,7 @@ impl Worker {
             }
             Err(error) => {
                 tracing::error!(%error, to = %order.to, "cannot hand over");
-                let end = HandoverEnd::PeerGone;
-                self.say_handed_over(0, end, false);
+                self.say_not_handed_over(HandoverEnd::PeerGone, false);
             }
         }
     }
@@ -99,7 +97,7 @@ impl Worker {
             Err(error) => {
                 tracing::warn!(%error, to = %order.to, "cannot hand a part over now");
                 let cause = error.to_string();
-                self.say_handed_over(0, HandoverEnd::Refused { cause }, true);
+                self.say_not_handed_over(HandoverEnd::Refused { cause }, true);
             }
         }
     }
@@ -123,48 +121,38 @@ impl Worker {
         let Some(result) = self.reactor.handed_over() else {
             return;
         };
+        let HandedOver {
+            moved, left, end, ..
+        } = &result;
         if result.part {
-            let end = match result.end {
-                End::Done | End::Stopped => HandoverEnd::Done,
-                End::PeerGone => HandoverEnd::PeerGone,
-                End::Refused { cause } | End::Incomplete { cause } => {
-                    HandoverEnd::Refused { cause }
-                }
-            };
-            tracing::info!(moved = result.moved, ?end, "handed a part over");
-            return self.say_handed_over(result.moved, end, true);
+            tracing::info!(moved, ?end, "handed a part over");
+            return self.say(FromWorker::HandedOver(result));
         }
         let Phase::HandingOver { last } = self.phase else {
             return; // A stop came between; it settles everything.
         };
-        let (moved, left) = (result.moved, self.reactor.open_connections());
-        tracing::info!(moved, left, end = ?result.end, "handed over");
-        let end = match result.end {
-            End::Done => {
+        tracing::info!(moved, left, ?end, "handed over");
+        match end {
+            HandoverEnd::Done => {
                 self.phase = Phase::Done;
                 fault::point("sender.done");
-                HandoverEnd::Done
             }
-            End::PeerGone | End::Stopped => {
-                self.phase = Phase::Serving;
-                HandoverEnd::PeerGone
-            }
-            End::Refused { cause } | End::Incomplete { cause } => {
+            HandoverEnd::PeerGone => self.phase = Phase::Serving,
+            HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => {
                 self.phase = Phase::Undecided { last };
-                HandoverEnd::Refused { cause }
             }
-        };
-        self.say_handed_over(moved, end, false);
+        }
+        self.say(FromWorker::HandedOver(result));
     }
 
-    fn say_handed_over(&mut self, moved: u32, end: HandoverEnd, part: bool) {
-        let told = HandedOver {
-            moved,
+    /// Reports a handover that could not begin.
+    fn say_not_handed_over(&mut self, end: HandoverEnd, part: bool) {
+        self.say(FromWorker::HandedOver(HandedOver {
+            moved: 0,
             left: self.reactor.open_connections(),
             end,
             part,
-        };
-        self.say(FromWorker::HandedOver(told));
+        }));
     }
 
     pub(super) fn leave(&mut self, drain_timeout: Duration) {

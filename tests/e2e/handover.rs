@@ -16,12 +16,12 @@ use nix::poll::PollFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use uppercased::channel::{self, Channel};
 use uppercased::config::{Config, LogLevel};
-use uppercased::handover::HandoverEnd;
+use uppercased::handover::{HandedOver, HandoverEnd};
 use uppercased::memory;
 use uppercased::memory::layout::Layout;
 use uppercased::sys::shared::SharedMemory;
 use uppercased::wire::{
-    Envelope, FromWorker, HandOver, HandedOver, Listen, Start, Stop, TakeOver, ToWorker,
+    Envelope, FromWorker, HandOver, Listen, Start, Stop, TakeOver, ToWorker,
 };
 use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 use uppercased_ctl::metrics::Counter;

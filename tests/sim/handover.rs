@@ -15,8 +15,9 @@
 use std::collections::VecDeque;
 
 use uppercased::config::HANDOVER_WINDOW;
+use uppercased::handover::HandoverEnd;
 use uppercased::handover::machine::{
-    End, Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
+    Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
 };
 use uppercased::handover::record::{Left, Message, Packet, VERSION};
 use uppercased::memory::frozen::{Frozen, Phase};
@@ -192,7 +193,7 @@ impl World {
 
     /// A client comes to the sender: it was in the queue that nobody else takes to its end.
     fn one_comes(&mut self) {
-        if !self.sender_dead && self.sender.end().is_none() {
+        if !self.sender_dead && !self.sender.is_over() {
             self.connections.push(Connection::of_sender());
         }
     }
@@ -507,7 +508,7 @@ impl World {
     }
 
     fn is_over(&self) -> bool {
-        let sender = self.sender_dead || self.sender.end().is_some();
+        let sender = self.sender_dead || self.sender.is_over();
         sender && (self.receiver_dead || self.receiver_closed)
     }
 
@@ -533,22 +534,26 @@ impl World {
             return;
         }
         assert_eq!(self.moved, acknowledged, "every acknowledgement was heard");
-        match self.sender.end().unwrap() {
+        let Some(end) = self.sender.end() else {
+            assert!(self.sender.is_over() && !self.calm, "it was told to stop");
+            return;
+        };
+        match end {
             // What was not of the part is the sender's, as is checked above.
-            End::Done if self.part.is_some() => {}
-            End::Done => assert_eq!(self.moved as usize, {
+            HandoverEnd::Done if self.part.is_some() => {}
+            HandoverEnd::Done => assert_eq!(self.moved as usize, {
                 let by_sender = |one: &&Connection| one.ended && !one.acknowledged;
                 self.connections.len() - self.connections.iter().filter(by_sender).count()
             }),
-            End::Incomplete { .. } => {
+            HandoverEnd::Incomplete { .. } => {
                 assert!(
                     self.connections
                         .iter()
                         .any(|one| one.stuck && !one.acknowledged)
                 );
             }
-            End::PeerGone => assert!(self.receiver_closed),
-            End::Refused { .. } | End::Stopped => assert!(!self.calm),
+            HandoverEnd::PeerGone => assert!(self.receiver_closed),
+            HandoverEnd::Refused { .. } => assert!(!self.calm),
         }
     }
 
@@ -590,17 +595,22 @@ fn every_connection_has_one_owner_under_faults() {
         return; // A replay.
     }
     // Every ending occurs, with something moved and something left.
-    let ends = |wanted: fn(&End) -> bool| {
+    let ends = |wanted: fn(&HandoverEnd) -> bool| {
         let ended = worlds
             .iter()
             .filter(|world| world.sender.end().is_some_and(wanted));
         ended.filter(|world| world.moved > 0).count()
     };
-    assert!(ends(|end| *end == End::Done) > 10);
-    assert!(ends(|end| *end == End::PeerGone) > 10);
-    assert!(ends(|end| *end == End::Stopped) > 10);
-    assert!(ends(|end| matches!(end, End::Refused { .. })) > 10);
-    assert!(ends(|end| matches!(end, End::Incomplete { .. })) > 10);
+    assert!(ends(|end| *end == HandoverEnd::Done) > 10);
+    assert!(ends(|end| *end == HandoverEnd::PeerGone) > 10);
+    let stopped = |world: &&World| world.sender.is_over() && world.sender.end().is_none();
+    let stopped = worlds
+        .iter()
+        .filter(stopped)
+        .filter(|world| world.moved > 0);
+    assert!(stopped.count() > 10);
+    assert!(ends(|end| matches!(end, HandoverEnd::Refused { .. })) > 10);
+    assert!(ends(|end| matches!(end, HandoverEnd::Incomplete { .. })) > 10);
     let deaths = worlds.iter().filter(|world| world.sender_dead).count();
     assert!(deaths > 100, "only {deaths} senders died");
     let stays = |world: &&World| {
@@ -614,7 +624,7 @@ fn every_connection_has_one_owner_under_faults() {
 #[test]
 fn everything_migrates_without_faults() {
     for world in run_all(true) {
-        assert_eq!(world.sender.end(), Some(&End::Done));
+        assert_eq!(world.sender.end(), Some(&HandoverEnd::Done));
         let served = |one: &Connection| one.ended || one.receiver == Held::Served;
         assert!(world.connections.iter().all(served));
     }

@@ -591,7 +591,7 @@ fn kind(action: &Action) -> &'static str {
             Notice::HandoverEnded { end, .. } => match end {
                 HandoverEnd::Done => "HandoverDone",
                 HandoverEnd::PeerGone => "HandoverPeerGone",
-                HandoverEnd::Refused { .. } => "HandoverRefused",
+                HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => "HandoverRefused",
             },
             Notice::HandoverTimedOut { .. } => "HandoverTimedOut",
             Notice::RebalanceStarted { .. } => "RebalanceStarted",

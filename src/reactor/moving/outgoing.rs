@@ -10,13 +10,13 @@ use std::os::fd::OwnedFd;
 
 use super::super::{Reactor, pack_token};
 use super::part::Chosen;
-use super::{FIRST, HandedOver, Link};
+use super::{FIRST, Link};
 use crate::channel::packets;
 use crate::config::{HANDOVER_BATCH_CONNECTIONS, HANDOVER_RETRY, HANDOVER_TURN, HANDOVER_WINDOW};
 use crate::fault;
-use crate::handover::Part;
-use crate::handover::machine::{End, Sender, SenderAction, SenderEvent};
+use crate::handover::machine::{Sender, SenderAction, SenderEvent};
 use crate::handover::record::{self, BatchEncoder, CAUSE_MAX_BYTES, Message, Packet};
+use crate::handover::{HandedOver, HandoverEnd, Part};
 use crate::memory::layout::{Flags, State};
 use crate::sys::socket::{self, Socket};
 use uppercased_ctl::clock::{self, Tick};
@@ -191,7 +191,7 @@ impl Reactor {
             self.memory.note_sent(outgoing.sent, outgoing.settled);
             let goes_on = outgoing.machine.has_room() && self.may_send(&outgoing)
                 || outgoing.link.as_ref().is_some_and(|link| link.ready);
-            if !goes_on || outgoing.machine.end().is_some() || clock::now() >= until {
+            if !goes_on || outgoing.machine.is_over() || clock::now() >= until {
                 break;
             }
         }
@@ -421,19 +421,20 @@ impl Reactor {
     /// Whether handing over is over, and what was to be done after it is done.
     fn concludes(&mut self, outgoing: &Outgoing) -> bool {
         let Some(end) = outgoing.machine.end() else {
-            return false;
+            // Nobody waits for the result of one that was told to stop.
+            return outgoing.machine.is_over();
         };
         match end {
-            End::Stopped => return true,
             // The worker stays, and has never stopped accepting.
             _ if outgoing.part.is_some() => {}
-            End::PeerGone => self.begin_accepting(),
+            HandoverEnd::PeerGone => self.begin_accepting(),
             // The listeners stay until it is decided what becomes of the connections.
-            End::Refused { .. } | End::Incomplete { .. } => {}
-            End::Done => self.let_go(),
+            HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => {}
+            HandoverEnd::Done => self.let_go(),
         }
         self.handed_over = Some(HandedOver {
             moved: outgoing.moved,
+            left: self.open,
             end: end.clone(),
             part: outgoing.part.is_some(),
         });

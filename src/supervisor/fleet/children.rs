@@ -217,7 +217,9 @@ fn in_few_words(mut message: FromWorker) -> FromWorker {
     match &mut message {
         FromWorker::Failed { cause } => *cause = one_short_line(cause),
         FromWorker::HandedOver(ended) => {
-            if let HandoverEnd::Refused { cause } = &mut ended.end {
+            if let HandoverEnd::Refused { cause } | HandoverEnd::Incomplete { cause } =
+                &mut ended.end
+            {
                 *cause = one_short_line(cause);
             }
         }

@@ -211,7 +211,7 @@ impl Machine {
             // What had moved is with a worker that is gone, or as good as.
             HandoverEnd::PeerGone => return self.restore_predecessor(index, at, now),
             HandoverEnd::Done => (now + KILL_GRACE, true),
-            HandoverEnd::Refused { cause } => {
+            HandoverEnd::Refused { cause } | HandoverEnd::Incomplete { cause } => {
                 self.count_connections(moved, 0);
                 return self.connections_stay(index, at, left, cause, now);
             }
@@ -322,7 +322,7 @@ impl Machine {
             // It had finished, and exits. What it moved is lost with whom it moved it to.
             HandoverEnd::Done => self.kill(worker, KillReason::Superseded, now),
             // It waits to be told what becomes of the rest: that is its own again.
-            HandoverEnd::Refused { .. } => {
+            HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => {
                 self.actions.push_back(Action::Serve { worker });
             }
         }

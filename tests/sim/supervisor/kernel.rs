@@ -466,7 +466,9 @@ impl Kernel {
         self.handovers.remove(&from);
         let left = match &end {
             HandoverEnd::Done => 0,
-            HandoverEnd::PeerGone | HandoverEnd::Refused { .. } => rng.u32(0..9),
+            HandoverEnd::PeerGone
+            | HandoverEnd::Refused { .. }
+            | HandoverEnd::Incomplete { .. } => rng.u32(0..9),
         };
         let event = handed_over(from, left, end.clone());
         let delay = self.delay(rng);
@@ -475,7 +477,9 @@ impl Kernel {
             self.schedule(delay + ms(1), Due::Tell(event));
         }
         match end {
-            HandoverEnd::PeerGone | HandoverEnd::Refused { .. } => {}
+            HandoverEnd::PeerGone
+            | HandoverEnd::Refused { .. }
+            | HandoverEnd::Incomplete { .. } => {}
             HandoverEnd::Done => {
                 if !lucky(self.weather.leave_hangs, rng) {
                     // Its last words come first: they are in the channel when it ends.

@@ -146,7 +146,7 @@ impl Laws {
             };
             let (by, finished) = match end {
                 HandoverEnd::Done => (now + KILL_GRACE, true),
-                HandoverEnd::Refused { .. } => {
+                HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => {
                     other.part = Part::Undecided { last, back };
                     return self.note_left(worker, last, back, now);
                 }
@@ -174,7 +174,7 @@ impl Laws {
         match end {
             HandoverEnd::PeerGone => {}
             HandoverEnd::Done => self.doom(worker, true, now),
-            HandoverEnd::Refused { .. } => {
+            HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => {
                 self.resuming.insert(worker);
             }
         }
