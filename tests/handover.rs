@@ -21,8 +21,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use socket2::SockRef;
 use uppercased::channel::packets::{Error, Packets};
 use uppercased::config::{Config, HANDOVER_COUNT_TIMEOUT, HANDOVER_MESSAGE_BYTES};
-use uppercased::handover::{HandedOver, HandoverEnd, Part};
 use uppercased::handover::record::{Message, Packet, VERSION};
+use uppercased::handover::{HandedOver, HandoverEnd, Part};
 use uppercased::listener;
 use uppercased::memory::layout::{Layout, State};
 use uppercased::memory::{self, Memory, counter};
@@ -804,7 +804,7 @@ fn sender_exit_keeps_arrived_connections() {
 
 #[test]
 fn malformed_packets_are_refused() {
-    for noise in [&b"noise"[..], b"UPHO\x02\x00\x01\x00", &[0xff; 4096]] {
+    for noise in [&b"noise"[..], b"UPHO\x01\x00\x01\x00", &[0xff; 4096]] {
         let mut stage = Stage::new(1, &config());
         let client = stage.connect(0);
         let (ours, theirs) = link();

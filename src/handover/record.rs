@@ -17,7 +17,7 @@ use crate::memory::frozen::{Frozen, Phase};
 use uppercased_ctl::clock::Tick;
 
 /// Version of batches, ends and acknowledgements.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 1;
 /// Bytes of a refusal's cause; a longer one is cut.
 pub const CAUSE_MAX_BYTES: usize = 512;
 /// Bytes of a record without its unsent output.
@@ -525,8 +525,8 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_version_2_are_read_for_ever() {
-        let frame = b"UPHO\x02\x00\x01\x00\x03\x00\x00\x00\x01\x00\x00\x00\x3a\x00\x00\x00\
+    fn bytes_of_version_1_stay_readable() {
+        let frame = b"UPHO\x01\x00\x01\x00\x03\x00\x00\x00\x01\x00\x00\x00\x3a\x00\x00\x00\
             \x01\x01\xa0\x0f\x02\x00\x00\x00\
             \0\0\0\0\0\0\0\0\0\0\xff\xff\xc0\x00\x02\x07\
             \x04\x03\x02\x01\0\0\0\0\x02\x03\x02\x01\0\0\0\0\

@@ -10,7 +10,7 @@ use uppercased_ctl::metrics::Counter;
 pub use crate::config::SCRATCH_BYTES;
 
 /// Names this layout; another version of it has another number.
-pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM3");
+pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM1");
 
 const PAGE_BYTES: usize = 4096;
 const METRICS_LINES: usize = Counter::COUNT.div_ceil(LINE_BYTES / 8);

@@ -20,9 +20,7 @@ use uppercased::handover::{HandedOver, HandoverEnd};
 use uppercased::memory;
 use uppercased::memory::layout::Layout;
 use uppercased::sys::shared::SharedMemory;
-use uppercased::wire::{
-    Envelope, FromWorker, HandOver, Listen, Start, Stop, TakeOver, ToWorker,
-};
+use uppercased::wire::{Envelope, FromWorker, HandOver, Listen, Start, Stop, TakeOver, ToWorker};
 use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 use uppercased_ctl::metrics::Counter;
 

@@ -245,81 +245,63 @@ pub enum Counter {
 
 impl Counter {
     /// Number of cells.
-    pub const COUNT: usize = Self::FIRST_PROXY + RefusalCause::ALL.len() - Self::EARLY_CAUSES;
-    const FIRST_CLOSED: usize = 14;
-    const FIRST_PAUSED: usize = Self::FIRST_CLOSED + Self::EARLY_REASONS;
-    /// Of all causes but the first, which had a cell before there were others.
-    const FIRST_REFUSED: usize = Self::FIRST_PAUSED + PauseCause::ALL.len();
-    const UNTRACKED: usize = Self::FIRST_REFUSED + Self::EARLY_CAUSES - 1;
-    const BUSY: usize = Self::UNTRACKED + 1;
-    const FIRST_TOOK: usize = Self::BUSY + 1;
-    const REFUSED_LATE: usize = Self::FIRST_TOOK + TurnClass::COUNT;
-    /// Of the causes that are about PROXY headers.
-    const FIRST_PROXY: usize = Self::REFUSED_LATE + 1;
-    /// Reasons and causes before PROXY headers. Those that came later have their cells behind all
-    /// others, so that counts survive an upgrade from a program that did not know them.
-    const EARLY_REASONS: usize = CloseReason::Refused as usize;
-    const EARLY_CAUSES: usize = RefusalCause::ProxyUntrusted as usize;
+    pub const COUNT: usize = Self::FIRST_TOOK + TurnClass::COUNT;
+    const FIRST_REFUSED: usize = 15;
+    const FIRST_CLOSED: usize = Self::FIRST_REFUSED + RefusalCause::ALL.len();
+    const FIRST_PAUSED: usize = Self::FIRST_CLOSED + CloseReason::ALL.len();
+    const FIRST_TOOK: usize = Self::FIRST_PAUSED + PauseCause::ALL.len();
 
-    /// Where in the block this counter's cell is; cells that change together lie together.
+    /// Returns the index of this counter's cell in the block. The first cache line counts
+    /// connections, the second one what each turn of the loop counts.
     #[must_use]
     pub const fn cell(self) -> usize {
         match self {
-            Self::BytesIn => 0,
-            Self::BytesOut => 1,
-            Self::Reads => 2,
-            Self::Writes => 3,
-            Self::Turns => 4,
-            Self::Accepted => 5,
-            Self::Backpressure => 6,
-            Self::StaleEvents => 7,
-            Self::BytesDiscarded => 8,
-            Self::BytesAbandoned => 9,
-            Self::Refused(RefusalCause::SystemError) => 10,
-            Self::AcceptFailed => 11,
-            Self::MovedIn => 12,
-            Self::MovedOut => 13,
-            Self::Closed(CloseReason::Refused) => Self::REFUSED_LATE,
+            Self::Accepted => 0,
+            Self::AcceptFailed => 1,
+            Self::Untracked => 2,
+            Self::MovedIn => 3,
+            Self::MovedOut => 4,
+            Self::BytesDiscarded => 5,
+            Self::BytesAbandoned => 6,
+            Self::Backpressure => 7,
+            Self::BytesIn => 8,
+            Self::BytesOut => 9,
+            Self::Reads => 10,
+            Self::Writes => 11,
+            Self::Turns => 12,
+            Self::BusyNs => 13,
+            Self::StaleEvents => 14,
+            Self::Refused(cause) => Self::FIRST_REFUSED + cause as usize,
             Self::Closed(reason) => Self::FIRST_CLOSED + reason as usize,
             Self::Paused(cause) => Self::FIRST_PAUSED + cause as usize,
-            Self::Refused(cause) if (cause as usize) < Self::EARLY_CAUSES => {
-                Self::FIRST_REFUSED + cause as usize - 1
-            }
-            Self::Refused(cause) => Self::FIRST_PROXY + cause as usize - Self::EARLY_CAUSES,
-            Self::Untracked => Self::UNTRACKED,
-            Self::BusyNs => Self::BUSY,
             Self::Took(class) => Self::FIRST_TOOK + class.0 as usize,
         }
     }
 
-    /// Every counter, in the order of their cells.
+    /// Returns every counter, in the order of their cells.
     pub fn all() -> impl Iterator<Item = Self> {
-        let reasons = CloseReason::ALL.into_iter();
-        let (early, late) = RefusalCause::ALL.split_at(Self::EARLY_CAUSES);
         [
+            Self::Accepted,
+            Self::AcceptFailed,
+            Self::Untracked,
+            Self::MovedIn,
+            Self::MovedOut,
+            Self::BytesDiscarded,
+            Self::BytesAbandoned,
+            Self::Backpressure,
             Self::BytesIn,
             Self::BytesOut,
             Self::Reads,
             Self::Writes,
             Self::Turns,
-            Self::Accepted,
-            Self::Backpressure,
+            Self::BusyNs,
             Self::StaleEvents,
-            Self::BytesDiscarded,
-            Self::BytesAbandoned,
-            Self::Refused(RefusalCause::SystemError),
-            Self::AcceptFailed,
-            Self::MovedIn,
-            Self::MovedOut,
         ]
         .into_iter()
-        .chain(reasons.take(Self::EARLY_REASONS).map(Self::Closed))
+        .chain(RefusalCause::ALL.map(Self::Refused))
+        .chain(CloseReason::ALL.map(Self::Closed))
         .chain(PauseCause::ALL.map(Self::Paused))
-        .chain(early.iter().skip(1).copied().map(Self::Refused))
-        .chain([Self::Untracked, Self::BusyNs])
         .chain(TurnClass::all().map(Self::Took))
-        .chain([Self::Closed(CloseReason::Refused)])
-        .chain(late.iter().copied().map(Self::Refused))
     }
 
     /// Name and label in one word, as the status has it: `bytes_in`, `closed.idle_timeout`.

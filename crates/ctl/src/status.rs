@@ -582,7 +582,7 @@ mod tests {
             status
         );
         // Flat, as documented.
-        assert_eq!(json["slots"][0]["bytes_out"], 1);
+        assert_eq!(json["slots"][0]["bytes_out"], 9);
         assert_eq!(json["totals"]["open"], 3);
 
         let fields = json.as_object_mut().unwrap();

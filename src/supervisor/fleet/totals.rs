@@ -165,7 +165,7 @@ mod tests {
         worker.count(Counter::Accepted, 1 << 40);
         assert_eq!((totals.close(worker.shared()), totals.open()), (0, 2));
         let older: Totals = serde_json::from_str("[1,2]").unwrap();
-        assert_eq!((older.count(Counter::BytesOut), older.open()), (2, 0));
+        assert_eq!((older.count(Counter::AcceptFailed), older.open()), (2, 1));
     }
 
     #[test]
@@ -175,7 +175,7 @@ mod tests {
         let mut former = Former::default();
         former.leave(two, &counted);
         former.leave(one, &counted);
-        assert_eq!(former.sum().count(Counter::BytesIn), 6);
+        assert_eq!(former.sum().count(Counter::Accepted), 6);
         let json = serde_json::to_string(&former).unwrap();
         assert_eq!(serde_json::from_str::<Former>(&json).unwrap(), former);
         assert_eq!(former.come_back(one), counted);
