@@ -26,7 +26,7 @@ impl Runbook {
             .split_once(&format!("\n## {title}\n"))
             .unwrap_or_else(|| panic!("no runbook {title}"));
         let text = text.split("\n## ").next().unwrap_or(text).to_owned();
-        for step in ["**See**", "**Why**", "**Type**", "**Then**"] {
+        for step in ["**When**", "**Do**", "**Check**", "**Why**"] {
             assert_eq!(text.matches(step).count(), 1, "{step} of {title}");
         }
         Self(text)
@@ -52,7 +52,7 @@ fn version(planned: &Planned) -> String {
 
 #[test]
 fn operator_rolls_out() {
-    let runbook = Runbook::open("Roll out");
+    let runbook = Runbook::open("Roll out a release");
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     let mut client = Client::connect(server.addr());
@@ -84,7 +84,7 @@ fn operator_rolls_out() {
 
 #[test]
 fn operator_rolls_back() {
-    let runbook = Runbook::open("Roll back");
+    let runbook = Runbook::open("Roll back a release");
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=2", "--bake-time=1s"]);
     let server = &planned.server;
     let mut client = Client::connect(server.addr());
@@ -114,7 +114,7 @@ fn operator_rolls_back() {
 
 #[test]
 fn worker_keeps_dying() {
-    let runbook = Runbook::open("A worker keeps dying");
+    let runbook = Runbook::open("Fix a crash-looping worker");
     let server = Server::builder()
         .args(QUICK)
         // Longer than any wait below: what ends the pause is what is typed.
@@ -160,7 +160,7 @@ fn worker_keeps_dying() {
 
 #[test]
 fn only_worker_keeps_dying() {
-    let runbook = Runbook::open("A worker keeps dying");
+    let runbook = Runbook::open("Fix a crash-looping worker");
     let server = Server::builder()
         .args(["--listen=127.0.0.1:0", "--workers=1", "--bake-time=0s"])
         // Longer than any wait below: what ends the pause is what is typed.
@@ -190,7 +190,7 @@ fn only_worker_keeps_dying() {
 #[test]
 fn queue_overflows() {
     isolated(|| {
-        let runbook = Runbook::open("Queue overflows");
+        let runbook = Runbook::open("Relieve a full accept queue");
         let somaxconn = "/proc/sys/net/core/somaxconn";
         fs::write(somaxconn, "3").expect("the namespace is ours");
         let server = Server::builder()
@@ -242,7 +242,7 @@ fn connecting(server: &Server) -> socket2::Socket {
 
 #[test]
 fn connection_limit_is_reached() {
-    let runbook = Runbook::open("Too many connections");
+    let runbook = Runbook::open("Raise the connection limit");
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--bake-time=0s", "--workers=1"]);
     let server = &planned.server;
     planned.configure("max_connections = 3\n");
@@ -280,7 +280,7 @@ fn connection_limit_is_reached() {
 
 #[test]
 fn port_is_taken() {
-    let runbook = Runbook::open("Port taken");
+    let runbook = Runbook::open("Free a port that is in use");
     // Its own, so that nobody else is given the port between a stop and the next start.
     let own = format!("--listen={}:0", own_address());
     let server = Server::start(&[&own, "--workers=2", "--bake-time=0s"]);
