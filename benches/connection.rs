@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use uppercased::connection::{Outcome, Rules, Stream, drive};
-use uppercased::memory::layout::{Flags, Layout, SCRATCH_BYTES};
+use uppercased::memory::layout::{Flags, Layout, SCRATCH_BYTES, State};
 use uppercased::memory::{Memory, create};
 use uppercased::uppercase::make_uppercase;
 use uppercased_ctl::clock::Tick;
@@ -78,16 +78,16 @@ impl Stream for Scripted {
 /// One message through the product: a readiness report, and the turn that answers it.
 fn served(memory: &mut Memory, stream: &mut Scripted, now: Tick) {
     stream.waiting = true;
-    let flags = memory.head(FD).flags;
-    memory.set_flags(FD, flags.with(Flags::READABLE).with(Flags::WRITABLE));
-    let outcome = drive(memory, FD, stream, &RULES, now);
+    let record = &mut memory.record_mut(FD);
+    let ready = Flags::READABLE.with(Flags::WRITABLE);
+    record.set_flags(record.flags().with(ready));
+    let outcome = drive(record, stream, &RULES, now);
     assert_eq!(outcome, Outcome::Waiting, "one message is one turn");
     // What a short send left goes with the next report.
-    if memory.pending(FD).is_some() {
+    if record.pending().is_some() {
         stream.room = usize::MAX;
-        let flags = memory.head(FD).flags;
-        memory.set_flags(FD, flags.with(Flags::WRITABLE));
-        assert_eq!(drive(memory, FD, stream, &RULES, now), Outcome::Waiting);
+        record.set_flags(record.flags().with(Flags::WRITABLE));
+        assert_eq!(drive(record, stream, &RULES, now), Outcome::Waiting);
         stream.room = stream.message.len() / 2;
     }
 }
@@ -112,9 +112,15 @@ fn bare(scratch: &mut [u8], stream: &mut Scripted) {
 fn memory() -> Memory {
     let file = create(LAYOUT).expect("a memfd");
     let mut memory = Memory::adopt(file, LAYOUT).expect("it fits its layout");
-    memory.accepting();
-    memory.opened(FD, 1, SocketAddr::from(([127, 0, 0, 1], 4000)), Tick::ZERO);
-    memory.accepted();
+    memory.begin_accept();
+    memory.open(
+        FD,
+        1,
+        SocketAddr::from(([127, 0, 0, 1], 4000)),
+        Tick::ZERO,
+        State::Open,
+    );
+    memory.end_accept();
     memory
 }
 

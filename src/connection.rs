@@ -18,7 +18,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::memory::layout::{Flags, State};
-use crate::memory::{Memory, NoBuffer, Probe};
+use crate::memory::{NoBuffer, Probe, Record, RecordMut};
 use crate::service;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::{CloseReason, Counter, RefusalCause};
@@ -72,7 +72,7 @@ pub enum Outcome {
     /// Its budget is used up and there may be more: call again in the next turn.
     Again,
     /// It is over and its descriptor is to be closed. What it owed stays recorded until
-    /// [`Memory::closing`] says so.
+    /// [`RecordMut::begin_close`] says so.
     Close(CloseReason),
     /// Its PROXY header is to be looked for, by whoever admits connections.
     Header,
@@ -80,43 +80,40 @@ pub enum Outcome {
     Refuse(RefusalCause),
 }
 
-/// Serves connection `fd` as far as its readiness and budget allow.
+/// Drives the connection of `record` as far as its readiness and budget allow.
 #[inline]
 pub fn drive<P: Probe>(
-    memory: &mut Memory<P>,
-    fd: u32,
+    record: &mut RecordMut<'_, P>,
     stream: &mut impl Stream,
     rules: &Rules,
     now: Tick,
 ) -> Outcome {
-    let head = memory.head(fd);
-    let flags = head.flags;
+    let state = record.state();
     let mut turn = Turn {
-        memory,
-        fd,
+        flags: record.flags(),
+        record,
         stream,
         rules,
-        flags,
         now,
     };
-    let outcome = match head.state {
-        State::Open => turn.serve(),
+    let outcome = match state {
+        State::Open => turn.answer(),
         State::LingeringIdle => turn.discard(CloseReason::IdleTimeout),
         State::LingeringStop => turn.discard(CloseReason::Drained),
         State::AwaitingHeader => Outcome::Header,
         State::Free | State::Closing | State::Handed => Outcome::Waiting,
     };
     let flags = turn.flags;
-    memory.set_flags(fd, flags);
+    record.set_flags(flags);
     outcome
 }
 
-/// When connection `fd` must be looked at even if nothing happens to it.
+/// Returns when [`expire`] must be called for the connection of `record` if nothing happens to it.
 #[must_use]
-pub fn deadline<P: Probe>(memory: &Memory<P>, fd: u32, rules: &Rules) -> Option<Tick> {
-    let patience = match memory.head(fd).state {
-        State::Open if memory.pending(fd).is_some() => rules.write_stall_timeout?,
-        State::Open if ends_unheard(memory, fd) => {
+pub fn deadline(record: &Record<'_>, rules: &Rules) -> Option<Tick> {
+    let timeout = match record.state() {
+        State::Open if record.pending().is_some() => rules.write_stall_timeout?,
+        State::Open if is_finishing(record) && record.bytes_moved().0 == 0 => {
             let first_word = rules.first_word;
             rules
                 .idle_timeout
@@ -124,57 +121,48 @@ pub fn deadline<P: Probe>(memory: &Memory<P>, fd: u32, rules: &Rules) -> Option<
         }
         State::Open => rules.idle_timeout?,
         State::LingeringIdle | State::LingeringStop => rules.linger_timeout,
-        // From its accept on: nothing moves before. A header is a first word, too.
-        State::AwaitingHeader if is_finishing(memory, fd) => {
-            rules.header_timeout.min(rules.first_word)
-        }
+        // From its accept on: no byte moves before. The header counts as the first byte.
+        State::AwaitingHeader if is_finishing(record) => rules.header_timeout.min(rules.first_word),
         State::AwaitingHeader => rules.header_timeout,
         State::Free | State::Closing | State::Handed => return None,
     };
-    Some(memory.last_progress(fd) + patience)
+    Some(record.last_progress() + timeout)
 }
 
-/// Whether `fd` is to end and its peer has never sent anything.
-fn ends_unheard<P: Probe>(memory: &Memory<P>, fd: u32) -> bool {
-    is_finishing(memory, fd) && memory.bytes_moved(fd).0 == 0
+fn is_finishing(record: &Record<'_>) -> bool {
+    record.flags().has(Flags::FINISH)
 }
 
-fn is_finishing<P: Probe>(memory: &Memory<P>, fd: u32) -> bool {
-    memory.head(fd).flags.has(Flags::FINISH)
-}
-
-/// Acts on the deadline of connection `fd`, if it has passed.
+/// Acts on the deadline of the connection of `record`, if it has passed.
 ///
 /// The process may have been stopped, or starved of CPU, so the clock alone proves nothing: what
 /// arrived meanwhile is served first, and the deadline counts only if that changed nothing.
-/// A PROXY header is the caller's to look for, before this.
+/// The caller looks for a PROXY header before this.
 pub fn expire<P: Probe>(
-    memory: &mut Memory<P>,
-    fd: u32,
+    record: &mut RecordMut<'_, P>,
     stream: &mut impl Stream,
     rules: &Rules,
     now: Tick,
 ) -> Outcome {
-    if !is_due(memory, fd, rules, now) {
+    if !is_due(record, rules, now) {
         return Outcome::Waiting;
     }
-    let head = memory.head(fd);
-    if head.state != State::AwaitingHeader {
+    if record.state() != State::AwaitingHeader {
         let unseen = Flags::READABLE.with(Flags::WRITABLE);
-        memory.set_flags(fd, head.flags.with(unseen));
-        let outcome = drive(memory, fd, stream, rules, now);
+        record.set_flags(record.flags().with(unseen));
+        let outcome = drive(record, stream, rules, now);
         // A peer that floods a lingering connection does not prolong it.
-        if matches!(outcome, Outcome::Close(_)) || !is_due(memory, fd, rules, now) {
+        if matches!(outcome, Outcome::Close(_)) || !is_due(record, rules, now) {
             return outcome;
         }
     }
-    match memory.head(fd).state {
-        State::Open if memory.pending(fd).is_some() => Outcome::Close(CloseReason::WriteStall),
+    match record.state() {
+        State::Open if record.pending().is_some() => Outcome::Close(CloseReason::WriteStall),
         // Of a header nothing was received, so nothing is owed.
-        State::Open | State::AwaitingHeader if is_finishing(memory, fd) => {
-            end_stream(memory, fd, stream, State::LingeringStop, now)
+        State::Open | State::AwaitingHeader if is_finishing(record) => {
+            end_stream(record, stream, State::LingeringStop, now)
         }
-        State::Open => end_stream(memory, fd, stream, State::LingeringIdle, now),
+        State::Open => end_stream(record, stream, State::LingeringIdle, now),
         State::LingeringIdle => Outcome::Close(CloseReason::IdleTimeout),
         State::LingeringStop => Outcome::Close(CloseReason::Drained),
         State::AwaitingHeader => Outcome::Refuse(RefusalCause::ProxyTimeout),
@@ -182,10 +170,10 @@ pub fn expire<P: Probe>(
     }
 }
 
-/// Whether the deadline of connection `fd` has passed.
+/// Whether the deadline of the connection of `record` has passed.
 #[must_use]
-pub fn is_due<P: Probe>(memory: &Memory<P>, fd: u32, rules: &Rules, now: Tick) -> bool {
-    deadline(memory, fd, rules).is_some_and(|due| due <= now)
+pub fn is_due(record: &Record<'_>, rules: &Rules, now: Tick) -> bool {
+    deadline(record, rules).is_some_and(|due| due <= now)
 }
 
 /// The reason behind an error of a connection's socket. A peer's reset is an outcome, not an error.
@@ -204,9 +192,8 @@ pub fn reason_of(error: &io::Error) -> CloseReason {
 }
 
 /// One connection's share of a turn of the loop.
-struct Turn<'a, P, S> {
-    memory: &'a mut Memory<P>,
-    fd: u32,
+struct Turn<'a, 'm, P, S> {
+    record: &'a mut RecordMut<'m, P>,
     stream: &'a mut S,
     rules: &'a Rules,
     /// What is remembered; written back when the share is over.
@@ -222,9 +209,9 @@ enum Flushed {
     Blocked,
 }
 
-impl<P: Probe, S: Stream> Turn<'_, P, S> {
+impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
     #[inline]
-    fn serve(&mut self) -> Outcome {
+    fn answer(&mut self) -> Outcome {
         let mut budget = self.rules.bytes_per_turn;
         loop {
             match self.flush() {
@@ -240,7 +227,7 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
                     return Outcome::Waiting;
                 }
                 let state = State::LingeringStop;
-                return end_stream(self.memory, self.fd, self.stream, state, self.now);
+                return end_stream(self.record, self.stream, state, self.now);
             }
             if budget == 0 {
                 return Outcome::Again;
@@ -254,26 +241,26 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
 
     /// Whether the peer has sent nothing yet and has not had time to.
     fn may_still_speak(&self) -> bool {
-        self.memory.bytes_moved(self.fd).0 == 0
-            && self.memory.last_progress(self.fd) + self.rules.first_word > self.now
+        self.record.bytes_moved().0 == 0
+            && self.record.last_progress() + self.rules.first_word > self.now
     }
 
     /// Sends what is pending.
     #[inline]
     fn flush(&mut self) -> Result<Flushed, CloseReason> {
-        if self.memory.pending(self.fd).is_none() {
+        if self.record.pending().is_none() {
             return Ok(Flushed::Clear);
         }
         if !self.flags.has(Flags::WRITABLE) {
             return Ok(Flushed::Blocked);
         }
-        let Some(rest) = self.memory.flushing(self.fd) else {
+        let Some(rest) = self.record.begin_flush() else {
             return Ok(Flushed::Clear);
         };
         let sent = match retry(|| self.stream.send(rest)) {
             Ok(sent) => sent,
             Err(error) => {
-                self.memory.settled();
+                self.record.clear_in_hand();
                 if error.kind() == io::ErrorKind::TimedOut {
                     // The kernel's own clock for output that nobody takes.
                     return Err(CloseReason::WriteStall);
@@ -284,7 +271,7 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
             }
         };
         self.count_sent(sent);
-        if self.memory.flushed(self.fd, narrow(sent), self.now) {
+        if self.record.end_flush(narrow(sent), self.now) {
             return Ok(Flushed::Clear);
         }
         // A short send is the kernel's word that it is full; the next edge will come.
@@ -295,18 +282,18 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
     /// Receives once and answers what came; returns the bytes received.
     #[inline]
     fn exchange(&mut self) -> Result<u32, CloseReason> {
-        let scratch = self.memory.receiving(self.fd);
+        let scratch = self.record.begin_receive();
         let room = scratch.len();
         let received = match retry(|| self.stream.recv(scratch)) {
             Ok(received) => received,
             Err(error) => {
-                self.memory.settled();
+                self.record.clear_in_hand();
                 let announced = Flags::READABLE.with(Flags::READ_DRY);
                 return self.nothing_more(announced, &error).map(|()| 0);
             }
         };
         if received == 0 {
-            self.memory.settled();
+            self.record.clear_in_hand();
             self.flags = self.flags.without(Flags::READABLE).with(Flags::PEER_ENDED);
             return Ok(0);
         }
@@ -315,11 +302,11 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
             // own.
             self.flags = self.flags.without(Flags::READABLE);
         }
-        let bytes = self.memory.received(self.fd, narrow(received), self.now);
+        let bytes = self.record.end_receive(narrow(received), self.now);
         service::transform(bytes);
         let result = retry(|| self.stream.send(bytes));
-        self.memory.count(Counter::Reads, 1);
-        self.memory.count(Counter::BytesIn, received as u64);
+        self.record.count(Counter::Reads, 1);
+        self.record.count(Counter::BytesIn, received as u64);
         let sent = match result {
             Ok(sent) => sent,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
@@ -329,9 +316,9 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
         self.count_sent(sent);
         if sent < received {
             self.flags = self.flags.without(Flags::WRITABLE);
-            self.memory.count(Counter::Backpressure, 1);
+            self.record.count(Counter::Backpressure, 1);
         }
-        match self.memory.sent(self.fd, narrow(sent), narrow(received)) {
+        match self.record.end_send(narrow(sent), narrow(received)) {
             Ok(()) => Ok(narrow(received)),
             // Sized so that it cannot happen: one buffer for every connection there may be.
             Err(NoBuffer) => Err(CloseReason::SystemError),
@@ -346,10 +333,10 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
             if budget == 0 {
                 return Outcome::Again;
             }
-            match retry(|| self.stream.recv(self.memory.spare())) {
+            match retry(|| self.stream.recv(self.record.scratch())) {
                 Ok(0) => return Outcome::Close(reason),
                 Ok(received) => {
-                    self.memory.count(Counter::BytesDiscarded, received as u64);
+                    self.record.count(Counter::BytesDiscarded, received as u64);
                     budget = budget.saturating_sub(narrow(received));
                 }
                 Err(error) => {
@@ -375,21 +362,20 @@ impl<P: Probe, S: Stream> Turn<'_, P, S> {
     #[inline]
     fn count_sent(&mut self, sent: usize) {
         if sent > 0 {
-            self.memory.count(Counter::Writes, 1);
-            self.memory.count(Counter::BytesOut, sent as u64);
+            self.record.count(Counter::Writes, 1);
+            self.record.count(Counter::BytesOut, sent as u64);
         }
     }
 }
 
-/// Ends the stream of `fd` from here; `state` says why it lingers then.
+/// Ends the stream from here; `state` says why the connection lingers then.
 fn end_stream<P: Probe>(
-    memory: &mut Memory<P>,
-    fd: u32,
+    record: &mut RecordMut<'_, P>,
     stream: &mut impl Stream,
     state: State,
     now: Tick,
 ) -> Outcome {
-    memory.lingering(fd, state, now);
+    record.begin_linger(state, now);
     match stream.end_output() {
         Ok(()) => Outcome::Waiting,
         Err(error) => Outcome::Close(reason_of(&error)),
@@ -415,8 +401,8 @@ const fn narrow(bytes: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory;
     use crate::memory::layout::Layout;
+    use crate::memory::{self, Memory};
 
     const FD: u32 = 3;
     const PATIENCE: Duration = Duration::from_secs(1);
@@ -462,7 +448,13 @@ mod tests {
             buffer_bytes: 4096,
         };
         let mut memory = Memory::adopt(memory::create(layout).unwrap(), layout).unwrap();
-        memory.opened(FD, 1, ([127, 0, 0, 1], 80).into(), Tick::from_millis(0));
+        memory.open(
+            FD,
+            1,
+            ([127, 0, 0, 1], 80).into(),
+            Tick::from_millis(0),
+            State::Open,
+        );
         memory
     }
 
@@ -470,14 +462,16 @@ mod tests {
     fn stalled() -> (Memory, Peer) {
         let start = Tick::from_millis(0);
         let mut memory = opened();
-        memory.set_flags(FD, Flags::READABLE.with(Flags::WRITABLE));
+        memory
+            .record_mut(FD)
+            .set_flags(Flags::READABLE.with(Flags::WRITABLE));
         let mut peer = Peer {
             message: Some(b"ten bytes."),
             room: 1,
         };
-        let outcome = drive(&mut memory, FD, &mut peer, &RULES, start);
+        let outcome = drive(&mut memory.record_mut(FD), &mut peer, &RULES, start);
         assert_eq!(outcome, Outcome::Waiting);
-        assert_eq!(memory.pending(FD).unwrap().len(), 9);
+        assert_eq!(memory.record(FD).pending().unwrap().len(), 9);
         (memory, peer)
     }
 
@@ -488,21 +482,23 @@ mod tests {
             message: None,
             room: 100,
         };
-        memory.set_flags(FD, Flags::LAST_LOOK.with(Flags::WRITABLE));
+        memory
+            .record_mut(FD)
+            .set_flags(Flags::LAST_LOOK.with(Flags::WRITABLE));
         let at = Tick::from_millis;
-        let outcome = drive(&mut memory, FD, &mut peer, &RULES, at(1));
+        let outcome = drive(&mut memory.record_mut(FD), &mut peer, &RULES, at(1));
         assert_eq!(
-            (outcome, memory.head(FD).state),
+            (outcome, memory.record(FD).state()),
             (Outcome::Waiting, State::Open)
         );
-        assert_eq!(deadline(&memory, FD, &RULES), Some(at(1000)));
+        assert_eq!(deadline(&memory.record(FD), &RULES), Some(at(1000)));
         peer.message = Some(b"a word");
-        let flags = memory.head(FD).flags.with(Flags::READABLE);
-        memory.set_flags(FD, flags);
-        let outcome = drive(&mut memory, FD, &mut peer, &RULES, at(999));
+        let flags = memory.record(FD).flags().with(Flags::READABLE);
+        memory.record_mut(FD).set_flags(flags);
+        let outcome = drive(&mut memory.record_mut(FD), &mut peer, &RULES, at(999));
         assert_eq!(outcome, Outcome::Waiting);
-        assert_eq!(memory.bytes_moved(FD), (6, 6));
-        assert_eq!(memory.head(FD).state, State::LingeringStop);
+        assert_eq!(memory.record(FD).bytes_moved(), (6, 6));
+        assert_eq!(memory.record(FD).state(), State::LingeringStop);
     }
 
     #[test]
@@ -512,29 +508,33 @@ mod tests {
             message: None,
             room: 100,
         };
-        memory.set_flags(FD, Flags::LAST_LOOK.with(Flags::WRITABLE));
+        memory
+            .record_mut(FD)
+            .set_flags(Flags::LAST_LOOK.with(Flags::WRITABLE));
         let at = Tick::from_millis;
-        let _ = drive(&mut memory, FD, &mut peer, &RULES, at(1));
-        let outcome = expire(&mut memory, FD, &mut peer, &RULES, at(999));
+        let _ = drive(&mut memory.record_mut(FD), &mut peer, &RULES, at(1));
+        let outcome = expire(&mut memory.record_mut(FD), &mut peer, &RULES, at(999));
         assert_eq!(
-            (outcome, memory.head(FD).state),
+            (outcome, memory.record(FD).state()),
             (Outcome::Waiting, State::Open)
         );
-        let _ = expire(&mut memory, FD, &mut peer, &RULES, at(1000));
-        assert_eq!(memory.head(FD).state, State::LingeringStop);
+        let _ = expire(&mut memory.record_mut(FD), &mut peer, &RULES, at(1000));
+        assert_eq!(memory.record(FD).state(), State::LingeringStop);
         // Whatever is shorter of its time for a first word and the time without any.
         let hasty = Rules {
             idle_timeout: Some(PATIENCE / 2),
             ..RULES
         };
         let mut memory = opened();
-        memory.set_flags(FD, Flags::FINISH);
-        assert_eq!(deadline(&memory, FD, &hasty), Some(at(500)));
+        memory.record_mut(FD).set_flags(Flags::FINISH);
+        assert_eq!(deadline(&memory.record(FD), &hasty), Some(at(500)));
         // One that has been there for long is ended at once.
         let mut memory = opened();
-        memory.set_flags(FD, Flags::LAST_LOOK.with(Flags::WRITABLE));
-        let _ = drive(&mut memory, FD, &mut peer, &RULES, at(1000));
-        assert_eq!(memory.head(FD).state, State::LingeringStop);
+        memory
+            .record_mut(FD)
+            .set_flags(Flags::LAST_LOOK.with(Flags::WRITABLE));
+        let _ = drive(&mut memory.record_mut(FD), &mut peer, &RULES, at(1000));
+        assert_eq!(memory.record(FD).state(), State::LingeringStop);
     }
 
     #[test]
@@ -545,20 +545,20 @@ mod tests {
             room: 100,
         };
         let (at, peer_addr) = (Tick::from_millis, ([127, 0, 0, 1], 80).into());
-        memory.begun(FD, 1, peer_addr, at(0), State::AwaitingHeader);
+        memory.open(FD, 1, peer_addr, at(0), State::AwaitingHeader);
         let patient = Rules {
             header_timeout: 5 * PATIENCE,
             ..RULES
         };
-        assert_eq!(deadline(&memory, FD, &patient), Some(at(5000)));
-        memory.set_flags(FD, Flags::LAST_LOOK);
-        assert_eq!(deadline(&memory, FD, &patient), Some(at(1000)));
-        let outcome = expire(&mut memory, FD, &mut peer, &patient, at(999));
+        assert_eq!(deadline(&memory.record(FD), &patient), Some(at(5000)));
+        memory.record_mut(FD).set_flags(Flags::LAST_LOOK);
+        assert_eq!(deadline(&memory.record(FD), &patient), Some(at(1000)));
+        let outcome = expire(&mut memory.record_mut(FD), &mut peer, &patient, at(999));
         assert_eq!(outcome, Outcome::Waiting);
-        assert_eq!(memory.head(FD).state, State::AwaitingHeader);
-        let outcome = expire(&mut memory, FD, &mut peer, &patient, at(1000));
+        assert_eq!(memory.record(FD).state(), State::AwaitingHeader);
+        let outcome = expire(&mut memory.record_mut(FD), &mut peer, &patient, at(1000));
         assert_eq!(outcome, Outcome::Waiting);
-        assert_eq!(memory.head(FD).state, State::LingeringStop);
+        assert_eq!(memory.record(FD).state(), State::LingeringStop);
     }
 
     #[test]
@@ -569,13 +569,15 @@ mod tests {
             room: 100,
         };
         let announced = Flags::READABLE.with(Flags::READ_DRY);
-        memory.set_flags(FD, announced.with(Flags::WRITABLE));
-        let outcome = drive(&mut memory, FD, &mut peer, &RULES, Tick::ZERO);
+        memory
+            .record_mut(FD)
+            .set_flags(announced.with(Flags::WRITABLE));
+        let outcome = drive(&mut memory.record_mut(FD), &mut peer, &RULES, Tick::ZERO);
         assert_eq!(
-            (outcome, memory.bytes_moved(FD)),
+            (outcome, memory.record(FD).bytes_moved()),
             (Outcome::Waiting, (6, 6))
         );
-        let flags = memory.head(FD).flags;
+        let flags = memory.record(FD).flags();
         assert!(!flags.has(Flags::READABLE) && !flags.has(Flags::READ_DRY));
     }
 
@@ -583,10 +585,10 @@ mod tests {
     fn who_takes_nothing_is_cut_when_its_time_is_over_and_not_before() {
         let (mut memory, mut peer) = stalled();
         let early = Tick::from_millis(999);
-        let outcome = expire(&mut memory, FD, &mut peer, &RULES, early);
+        let outcome = expire(&mut memory.record_mut(FD), &mut peer, &RULES, early);
         assert_eq!(outcome, Outcome::Waiting);
         let late = Tick::from_millis(1000);
-        let outcome = expire(&mut memory, FD, &mut peer, &RULES, late);
+        let outcome = expire(&mut memory.record_mut(FD), &mut peer, &RULES, late);
         assert_eq!(outcome, Outcome::Close(CloseReason::WriteStall));
     }
 
@@ -596,17 +598,22 @@ mod tests {
         for second in 1..=8 {
             peer.room = 1;
             let now = Tick::from_millis(1000 * second);
-            let outcome = expire(&mut memory, FD, &mut peer, &RULES, now);
+            let outcome = expire(&mut memory.record_mut(FD), &mut peer, &RULES, now);
             assert_eq!(outcome, Outcome::Waiting, "second {second}");
-            assert_eq!(deadline(&memory, FD, &RULES), Some(now + PATIENCE));
+            assert_eq!(deadline(&memory.record(FD), &RULES), Some(now + PATIENCE));
         }
         // With the last byte it is no longer a slow one: what it sent meanwhile is read.
         peer.room = 1;
         peer.message = Some(b"more");
-        let outcome = expire(&mut memory, FD, &mut peer, &RULES, Tick::from_millis(9000));
+        let outcome = expire(
+            &mut memory.record_mut(FD),
+            &mut peer,
+            &RULES,
+            Tick::from_millis(9000),
+        );
         assert_eq!(outcome, Outcome::Waiting);
-        assert_eq!(memory.pending(FD).unwrap().len(), 4);
-        assert_eq!(memory.bytes_moved(FD), (14, 10));
+        assert_eq!(memory.record(FD).pending().unwrap().len(), 4);
+        assert_eq!(memory.record(FD).bytes_moved(), (14, 10));
     }
 
     #[test]
@@ -623,17 +630,17 @@ mod tests {
         // No report of it has come: the process was stopped.
         for flags in [Flags::WRITABLE, Flags::FINISH] {
             let mut memory = opened();
-            memory.set_flags(FD, flags);
+            memory.record_mut(FD).set_flags(flags);
             peer.message = Some(b"in time");
             peer.room = 100;
-            let outcome = expire(&mut memory, FD, &mut peer, &rules, at(60_000));
+            let outcome = expire(&mut memory.record_mut(FD), &mut peer, &rules, at(60_000));
             assert_eq!(outcome, Outcome::Waiting);
-            assert_eq!(memory.bytes_moved(FD), (7, 7));
-            assert_ne!(memory.head(FD).state, State::LingeringIdle);
+            assert_eq!(memory.record(FD).bytes_moved(), (7, 7));
+            assert_ne!(memory.record(FD).state(), State::LingeringIdle);
         }
         let mut memory = opened();
-        let outcome = expire(&mut memory, FD, &mut peer, &rules, at(60_000));
+        let outcome = expire(&mut memory.record_mut(FD), &mut peer, &rules, at(60_000));
         assert_eq!(outcome, Outcome::Waiting);
-        assert_eq!(memory.head(FD).state, State::LingeringIdle);
+        assert_eq!(memory.record(FD).state(), State::LingeringIdle);
     }
 }

@@ -255,8 +255,7 @@ impl Reactor {
         self.finishing = true;
         self.stop_handing_over();
         for fd in self.settled_connections() {
-            let flags = self.memory.head(fd).flags;
-            self.memory.set_flags(fd, flags.with(Flags::LAST_LOOK));
+            self.memory.record_mut(fd).finish();
             self.enqueue(fd);
         }
     }
@@ -265,7 +264,7 @@ impl Reactor {
     pub fn cut_connections(&mut self) {
         self.abandon_moving();
         for fd in self.settled_connections() {
-            let reason = match self.memory.head(fd).state {
+            let reason = match self.memory.record(fd).state() {
                 State::LingeringIdle => CloseReason::IdleTimeout,
                 State::LingeringStop => CloseReason::Drained,
                 State::Open
@@ -387,7 +386,7 @@ impl Reactor {
         if !self.acceptors.iter().any(|acceptor| acceptor.ready) {
             return false;
         }
-        self.memory.accepting();
+        self.memory.begin_accept();
         let mut budget = self.accepts_per_turn;
         let mut index = 0;
         while budget > 0 && self.gate == Gate::Open {
@@ -410,7 +409,7 @@ impl Reactor {
                 Err(failure) => self.accept_failed(which, failure),
             }
         }
-        self.memory.accepted();
+        self.memory.end_accept();
         self.acceptors.iter().any(|acceptor| acceptor.ready)
     }
 
@@ -474,16 +473,17 @@ impl Reactor {
     fn close(&mut self, fd: u32, reason: CloseReason) {
         self.departed(fd);
         let via = self.proxy_of(fd).map(tracing::field::display);
-        let abandoned = self.memory.closing(fd);
-        let peer = self.memory.peer(fd);
-        let (received, sent) = self.memory.bytes_moved(fd);
-        let age = self.now.since(self.memory.opened_at(fd));
+        let mut record = self.memory.record_mut(fd);
+        let abandoned = record.begin_close();
+        let peer = record.peer();
+        let (received, sent) = record.bytes_moved();
+        let age = self.now.since(record.opened_at());
         tracing::debug!(
             %peer, via, fd, received, sent, abandoned, reason = reason.name(), age_ms = age.as_millis(),
             "close"
         );
-        self.memory.count(Counter::BytesAbandoned, abandoned);
-        self.memory.count(Counter::Closed(reason), 1);
+        record.count(Counter::BytesAbandoned, abandoned);
+        record.count(Counter::Closed(reason), 1);
         self.timers.disarm(fd);
         let socket = Socket::numbered(fd);
         if abandoned > 0 || reason == CloseReason::Refused {
@@ -493,7 +493,7 @@ impl Reactor {
         } else {
             socket.close();
         }
-        self.memory.closed(fd);
+        record.end_close();
         self.open -= 1;
         self.gate_after_close();
     }
@@ -518,7 +518,7 @@ impl Reactor {
 
     /// Connections that are not on their way to another worker.
     fn settled_connections(&self) -> Vec<u32> {
-        let settled = |&fd: &u32| !self.memory.head(fd).flags.has(Flags::MOVING);
+        let settled = |&fd: &u32| !self.memory.record(fd).flags().has(Flags::MOVING);
         self.memory.occupied().filter(settled).collect()
     }
 

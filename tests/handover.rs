@@ -256,9 +256,14 @@ impl Client {
 fn state_of(stage: &Stage, index: usize, client: &Client) -> Option<(State, u32)> {
     let memory = stage.loops[index].memory();
     let local = client.stream.local_addr().unwrap();
-    let fd = memory.occupied().find(|&fd| memory.peer(fd) == local)?;
-    let pending = memory.pending(fd).map_or(0, |pending| pending.len());
-    Some((memory.head(fd).state, pending))
+    let fd = memory
+        .occupied()
+        .find(|&fd| memory.record(fd).peer() == local)?;
+    let pending = memory
+        .record(fd)
+        .pending()
+        .map_or(0, |pending| pending.len());
+    Some((memory.record(fd).state(), pending))
 }
 
 #[test]

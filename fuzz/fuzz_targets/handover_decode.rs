@@ -34,8 +34,8 @@ fuzz_target!(|frame: &[u8]| {
     let mut memory = Memory::adopt(file, LAYOUT).expect("it fits its layout");
     for (fd, frozen) in (1..).zip(connections.iter().flatten()) {
         if memory.arrive(fd, fd, frozen).is_ok() {
-            memory.keep(fd);
-            assert_eq!(memory.freeze(fd).as_ref(), Some(frozen));
+            memory.record_mut(fd).take_ownership();
+            assert_eq!(memory.record_mut(fd).freeze().as_ref(), Some(frozen));
         }
     }
 });

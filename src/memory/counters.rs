@@ -5,13 +5,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::layout::Layout;
-use crate::sys::shared::SharedMemory;
+use crate::sys::shared::{SharedMemory, Words};
 use uppercased_ctl::metrics::{CloseReason, Counter};
 
 /// One counter as its writer left it; any process that maps the memory may ask.
 #[must_use]
 pub fn counter(shared: &SharedMemory, counter: Counter) -> u64 {
-    metrics_cell(shared, counter).load(Ordering::Relaxed)
+    metrics_cell(shared.words(), counter).load(Ordering::Relaxed)
 }
 
 /// Connections open by the counters: taken or moved in, not yet ended or moved out.
@@ -72,7 +72,15 @@ fn balance_of(count: impl Fn(Counter) -> u64) -> i64 {
         .cast_signed()
 }
 
-pub(super) fn metrics_cell(shared: &SharedMemory, counter: Counter) -> &AtomicU64 {
+/// Adds `amount` to a counter of the memory that is this process's to write.
+#[inline]
+pub(super) fn add(words: Words<'_>, counter: Counter, amount: u64) {
+    let cell = metrics_cell(words, counter);
+    let sum = cell.load(Ordering::Relaxed).wrapping_add(amount);
+    cell.store(sum, Ordering::Relaxed);
+}
+
+fn metrics_cell(words: Words<'_>, counter: Counter) -> &AtomicU64 {
     let cell = counter.cell();
-    &shared.line(Layout::metrics_line(cell)).0[cell % 8]
+    &words.line(Layout::metrics_line(cell)).0[cell % 8]
 }

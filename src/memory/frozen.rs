@@ -1,6 +1,6 @@
 //! A connection by value, for its way from one owner to the next.
 //!
-//! [`Memory::freeze`] copies all that a live connection is between two calls, [`rescued`] tells the
+//! [`RecordMut::freeze`] copies all that a live connection is between two calls, [`rescued`] tells the
 //! same from the memory of a worker that died at any instant, and both end in [`Memory::thaw`],
 //! under any descriptor number of any memory. The kernel's part (what it has received and not been
 //! asked for, what it has been given and not delivered) travels with the descriptor.
@@ -16,11 +16,13 @@
 //! It must not know how a frozen connection travels, or when.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Flags, InHand, Layout, Pending, SCRATCH_BYTES, State};
-use super::{Corrupt, Entry, Memory, NoBuffer, Probe, unsent};
+use super::record::Entry;
+use super::{Corrupt, Memory, NoBuffer, Probe, Record, RecordMut, unsent};
 use uppercased_ctl::clock::Tick;
 
 /// All that a connection is outside of the kernel.
@@ -102,34 +104,77 @@ pub fn rescued<P: Probe>(
     owed: u64,
 ) -> Result<Option<Frozen>, Corrupt> {
     let unsent = unsent(memory, fd, owed)?;
-    let (received, sent) = memory.bytes_moved(fd);
+    let (received, sent) = memory.record(fd).bytes_moved();
     let rest = unsent.len() as u64;
-    let moved = match InHand::unpack(memory.load(Layout::IN_HAND, 0)) {
+    let in_hand = memory.shared.line(Layout::IN_HAND).0[0].load(Ordering::Relaxed);
+    let moved = match InHand::unpack(in_hand) {
         // Nothing was owed before the call, so everything counted before it was sent.
         Some(InHand::Recv { fd: held, len: 0 }) if held == fd => sent.checked_add(rest),
         _ => Some(received),
     };
     let moved = moved.and_then(|received| Some((received, received.checked_sub(rest)?)));
     let (bytes_in, bytes_out) = moved.ok_or(Corrupt("more is unsent than was received"))?;
-    Ok(memory.copy_of(fd, unsent, bytes_in, bytes_out))
+    Ok(copy_of(&memory.record(fd), unsent, bytes_in, bytes_out))
+}
+
+impl<P: Probe> RecordMut<'_, P> {
+    /// Copies all that the connection is, between two calls; `None` if it is none, or is being closed
+    /// or another worker's. Only reads.
+    pub fn freeze(&mut self) -> Option<Frozen> {
+        debug_assert!(!self.is_in_hand(), "a connection is frozen between calls");
+        let unsent = self.pending().map_or_else(Vec::new, |pending| {
+            let (at, length) = self.layout.pending(pending);
+            self.bytes.range(at, length).to_vec()
+        });
+        let (bytes_in, bytes_out) = self.bytes_moved();
+        copy_of(self, unsent, bytes_in, bytes_out)
+    }
+
+    /// Stores a frozen connection with `flags`; `unsent` is the number of its unsent bytes.
+    fn take_in(
+        &mut self,
+        generation: u32,
+        frozen: &Frozen,
+        unsent: u32,
+        flags: Flags,
+    ) -> Result<(), NoBuffer> {
+        let pending = if unsent == 0 {
+            None
+        } else {
+            let buffer = self.pool.take().ok_or(NoBuffer)?;
+            let at = self.layout.buffer(buffer);
+            self.bytes
+                .range(at, frozen.unsent.len())
+                .copy_from_slice(&frozen.unsent);
+            Some(Pending {
+                buffer,
+                offset: 0,
+                end: unsent,
+            })
+        };
+        let replaced = self.pending();
+        self.enter(&Entry {
+            pending,
+            bytes_in: frozen.bytes_in,
+            bytes_out: frozen.bytes_out,
+            last_progress: frozen.last_progress,
+            opened: frozen.opened,
+            peer: frozen.peer,
+            state: frozen.phase.state(),
+            flags,
+            generation,
+        });
+        if self.is_in_hand() {
+            self.clear_in_hand();
+        }
+        if let Some(replaced) = replaced {
+            self.release(replaced.buffer);
+        }
+        Ok(())
+    }
 }
 
 impl<P: Probe> Memory<P> {
-    /// All that the connection of `fd` is, between two calls; `None` if it is none, or is being
-    /// closed or another worker's. Only reads.
-    pub fn freeze(&mut self, fd: u32) -> Option<Frozen> {
-        debug_assert!(
-            !self.holds_in_hand(fd),
-            "a connection is frozen between calls"
-        );
-        let unsent = self.pending(fd).map_or_else(Vec::new, |pending| {
-            let (at, length) = self.layout.pending(pending);
-            self.shared.bytes(at, length).to_vec()
-        });
-        let (bytes_in, bytes_out) = self.bytes_moved(fd);
-        self.copy_of(fd, unsent, bytes_in, bytes_out)
-    }
-
     /// Rule 4 for a connection that comes from another owner: it is recorded as that of `fd`, with
     /// `generation`. Where `fd` is recorded with that generation already, as after a crash, its
     /// record is replaced and what was in hand for it is settled.
@@ -141,16 +186,16 @@ impl<P: Probe> Memory<P> {
     /// # Errors
     /// [`ThawError`]; nothing has changed then.
     pub fn thaw(&mut self, fd: u32, generation: u32, frozen: &Frozen) -> Result<(), ThawError> {
-        self.take_in(fd, generation, frozen, frozen.flags())
+        self.take_in(fd, generation, frozen, frozen.flags().resumed())
     }
 
     /// [`Memory::thaw`] by rule 8: the connection is another worker's until it has been told of
-    /// its arrival, and nothing is done to it before [`Memory::keep`].
+    /// its arrival, and nothing is done to it before [`RecordMut::take_ownership`].
     ///
     /// # Errors
     /// As [`Memory::thaw`].
     pub fn arrive(&mut self, fd: u32, generation: u32, frozen: &Frozen) -> Result<(), ThawError> {
-        let flags = frozen.flags().lasting().with(Flags::MOVING);
+        let flags = frozen.flags().with(Flags::MOVING);
         self.take_in(fd, generation, frozen, flags)
     }
 
@@ -162,41 +207,10 @@ impl<P: Probe> Memory<P> {
         flags: Flags,
     ) -> Result<(), ThawError> {
         self.check_room(fd, generation)?;
-        let unsent = self.check(frozen)?;
-        let pending = if unsent == 0 {
-            None
-        } else {
-            let buffer = self.pool.take().ok_or(NoBuffer)?;
-            let at = self.layout.buffer(buffer);
-            self.shared
-                .bytes(at, frozen.unsent.len())
-                .copy_from_slice(&frozen.unsent);
-            Some(Pending {
-                buffer,
-                offset: 0,
-                end: unsent,
-            })
-        };
-        let replaced = self.pending(fd);
-        let entry = Entry {
-            pending,
-            bytes_in: frozen.bytes_in,
-            bytes_out: frozen.bytes_out,
-            last_progress: frozen.last_progress,
-            opened: frozen.opened,
-            peer: frozen.peer,
-            state: frozen.phase.state(),
-            flags,
-            generation,
-        };
-        self.enter(fd, &entry);
-        if self.holds_in_hand(fd) {
-            self.settled();
-        }
-        if let Some(replaced) = replaced {
-            self.release(replaced.buffer);
-        }
-        Ok(())
+        let unsent = check(frozen)?;
+        self.used = self.used.max(fd + 1);
+        let mut record = self.record_mut(fd);
+        Ok(record.take_in(generation, frozen, unsent, flags)?)
     }
 
     fn check_room(&self, fd: u32, generation: u32) -> Result<(), ThawError> {
@@ -204,11 +218,11 @@ impl<P: Probe> Memory<P> {
         if fd >= descriptors {
             return Err(ThawError::NoRecord { fd, descriptors });
         }
-        let head = self.head(fd);
-        match head.state {
+        let record = self.record(fd);
+        match record.state() {
             State::Free => Ok(()),
             State::Open | State::AwaitingHeader | State::LingeringIdle | State::LingeringStop
-                if head.generation == generation =>
+                if record.generation() == generation =>
             {
                 Ok(())
             }
@@ -220,47 +234,46 @@ impl<P: Probe> Memory<P> {
             | State::Handed => Err(ThawError::Occupied { fd }),
         }
     }
+}
 
-    /// Bytes unsent, if `frozen` can be a connection of this memory.
-    fn check(&self, frozen: &Frozen) -> Result<u32, ThawError> {
-        let unsent = frozen.unsent.len();
-        if unsent > SCRATCH_BYTES {
-            return Err(ThawError::TooLong { unsent });
-        }
-        // Bounded by the check above.
-        let unsent = unsent as u32;
-        if frozen.bytes_in.checked_sub(frozen.bytes_out) != Some(u64::from(unsent)) {
-            return Err(ThawError::Inconsistent(
-                "bytes received and sent do not differ by the unsent ones",
-            ));
-        }
-        if unsent > 0 && frozen.phase != Phase::Open {
-            return Err(ThawError::Inconsistent(
-                "its stream was ended before its last byte",
-            ));
-        }
-        if frozen.bytes_in > 0 && frozen.phase == Phase::AwaitingHeader {
-            return Err(ThawError::Inconsistent(
-                "something was received before its header",
-            ));
-        }
-        Ok(unsent)
+/// Returns the number of unsent bytes if `frozen` is consistent and fits a buffer.
+fn check(frozen: &Frozen) -> Result<u32, ThawError> {
+    let unsent = frozen.unsent.len();
+    if unsent > SCRATCH_BYTES {
+        return Err(ThawError::TooLong { unsent });
     }
+    // Bounded by the check above.
+    let unsent = unsent as u32;
+    if frozen.bytes_in.checked_sub(frozen.bytes_out) != Some(u64::from(unsent)) {
+        return Err(ThawError::Inconsistent(
+            "bytes received and sent do not differ by the unsent ones",
+        ));
+    }
+    if unsent > 0 && frozen.phase != Phase::Open {
+        return Err(ThawError::Inconsistent(
+            "its stream was ended before its last byte",
+        ));
+    }
+    if frozen.bytes_in > 0 && frozen.phase == Phase::AwaitingHeader {
+        return Err(ThawError::Inconsistent(
+            "something was received before its header",
+        ));
+    }
+    Ok(unsent)
+}
 
-    fn copy_of(&self, fd: u32, unsent: Vec<u8>, bytes_in: u64, bytes_out: u64) -> Option<Frozen> {
-        let head = self.head(fd);
-        Some(Frozen {
-            unsent,
-            phase: Phase::of(head.state)?,
-            peer_ended: head.flags.has(Flags::PEER_ENDED),
-            finish: head.flags.has(Flags::FINISH),
-            peer: self.peer(fd),
-            bytes_in,
-            bytes_out,
-            last_progress: self.last_progress(fd),
-            opened: self.opened_at(fd),
-        })
-    }
+fn copy_of(record: &Record<'_>, unsent: Vec<u8>, bytes_in: u64, bytes_out: u64) -> Option<Frozen> {
+    Some(Frozen {
+        unsent,
+        phase: Phase::of(record.state())?,
+        peer_ended: record.flags().has(Flags::PEER_ENDED),
+        finish: record.flags().has(Flags::FINISH),
+        peer: record.peer(),
+        bytes_in,
+        bytes_out,
+        last_progress: record.last_progress(),
+        opened: record.opened_at(),
+    })
 }
 
 impl Frozen {
@@ -270,7 +283,7 @@ impl Frozen {
             flags = flags.with(Flags::PEER_ENDED);
         }
         if self.finish {
-            flags = flags.with(Flags::LAST_LOOK);
+            flags = flags.with(Flags::FINISH);
         }
         flags
     }
@@ -336,19 +349,34 @@ mod tests {
         let small = memory(LAYOUT).layout();
         for sent in 0..=100 {
             let (mut from, mut to) = (memory(small), memory(LAYOUT));
-            from.opened(3, 7, "[2001:db8::1]:80".parse().unwrap(), Tick::ZERO);
-            from.receiving(3)[..100].copy_from_slice(&message);
-            from.received(3, 100, Tick::from_millis(1));
-            from.sent(3, sent / 2, 100).unwrap();
-            from.flushing(3).unwrap();
-            from.flushed(3, sent - sent / 2, Tick::from_millis(2));
-            let copy = from.freeze(3).unwrap();
+            from.open(
+                3,
+                7,
+                "[2001:db8::1]:80".parse().unwrap(),
+                Tick::ZERO,
+                State::Open,
+            );
+            from.record_mut(3).begin_receive()[..100].copy_from_slice(&message);
+            from.record_mut(3).end_receive(100, Tick::from_millis(1));
+            from.record_mut(3).end_send(sent / 2, 100).unwrap();
+            from.record_mut(3).begin_flush().unwrap();
+            from.record_mut(3)
+                .end_flush(sent - sent / 2, Tick::from_millis(2));
+            let copy = from.record_mut(3).freeze().unwrap();
             assert_eq!(copy.unsent, &message[sent as usize..]);
-            assert_eq!(from.freeze(3).unwrap(), copy, "the sender keeps its own");
+            assert_eq!(
+                from.record_mut(3).freeze().unwrap(),
+                copy,
+                "the sender keeps its own"
+            );
             to.thaw(5, 1, &copy).unwrap();
-            assert_eq!(to.freeze(5).unwrap(), copy);
-            assert_eq!(to.head(5).flags, Flags::default());
-            let rest = to.flushing(5).map(<[u8]>::to_vec).unwrap_or_default();
+            assert_eq!(to.record_mut(5).freeze().unwrap(), copy);
+            assert_eq!(to.record(5).flags(), Flags::default());
+            let rest = to
+                .record_mut(5)
+                .begin_flush()
+                .map(<[u8]>::to_vec)
+                .unwrap_or_default();
             assert_eq!(rest, &message[sent as usize..]);
         }
     }
@@ -387,9 +415,9 @@ mod tests {
             let arrived: Frozen = serde_json::from_str(&text).unwrap();
             let mut memory = memory(LAYOUT);
             memory.thaw(5, 9, &arrived).unwrap();
-            prop_assert_eq!(memory.freeze(5), Some(sent.clone()));
+            prop_assert_eq!(memory.record_mut(5).freeze(), Some(sent.clone()));
             prop_assert_eq!(rescued(&mut memory, 5, 0), Ok(Some(sent)));
-            prop_assert_eq!(memory.head(5).generation, 9);
+            prop_assert_eq!(memory.record(5).generation(), 9);
         }
     }
 
@@ -435,7 +463,7 @@ mod tests {
             memory.thaw(4, 3, &frozen(b"")),
             Err(ThawError::Occupied { fd: 4 })
         );
-        memory.closing(4);
+        memory.record_mut(4).begin_close();
         assert_eq!(
             memory.thaw(4, 2, &frozen(b"")),
             Err(ThawError::Occupied { fd: 4 })
@@ -445,22 +473,28 @@ mod tests {
     #[test]
     fn what_was_in_hand_is_thawed_in_its_own_place() {
         let mut memory = memory(LAYOUT);
-        memory.opened(3, 1, "192.0.2.7:4000".parse().unwrap(), Tick::ZERO);
-        memory.receiving(3)[..4].copy_from_slice(b"abcd");
-        memory.received(3, 4, Tick::ZERO);
+        memory.open(
+            3,
+            1,
+            "192.0.2.7:4000".parse().unwrap(),
+            Tick::ZERO,
+            State::Open,
+        );
+        memory.record_mut(3).begin_receive()[..4].copy_from_slice(b"abcd");
+        memory.record_mut(3).end_receive(4, Tick::ZERO);
         let found = rescued(&mut memory, 3, 3).unwrap().unwrap();
         assert_eq!(
             (found.bytes_in, found.bytes_out, &*found.unsent),
             (4, 1, &b"BCD"[..])
         );
         memory.thaw(3, 1, &found).unwrap();
-        assert_eq!(memory.freeze(3), Some(found));
-        assert_eq!(memory.flushing(3), Some(&b"BCD"[..]));
+        assert_eq!(memory.record_mut(3).freeze(), Some(found));
+        assert_eq!(memory.record_mut(3).begin_flush(), Some(&b"BCD"[..]));
         // The same with a flush in hand, more often than there are buffers: each is given back.
         for _ in 0..WARM_BUFFERS {
             let found = rescued(&mut memory, 3, 2).unwrap().unwrap();
             memory.thaw(3, 1, &found).unwrap();
-            assert_eq!(memory.flushing(3), Some(&b"CD"[..]));
+            assert_eq!(memory.record_mut(3).begin_flush(), Some(&b"CD"[..]));
         }
     }
 
@@ -472,18 +506,18 @@ mod tests {
             ..frozen(b"")
         };
         memory.thaw(3, 1, &finish).unwrap();
-        assert_eq!(memory.head(3).flags, Flags::LAST_LOOK);
+        assert_eq!(memory.record(3).flags(), Flags::LAST_LOOK);
     }
 
     #[test]
     fn what_is_no_connection_cannot_be_frozen() {
         let mut memory = memory(LAYOUT);
-        assert_eq!(memory.freeze(3), None);
+        assert_eq!(memory.record_mut(3).freeze(), None);
         memory.thaw(3, 1, &frozen(b"AB")).unwrap();
-        assert_eq!(memory.closing(3), 2);
-        assert_eq!(memory.freeze(3), None);
+        assert_eq!(memory.record_mut(3).begin_close(), 2);
+        assert_eq!(memory.record_mut(3).freeze(), None);
         assert_eq!(rescued(&mut memory, 3, 0), Ok(None));
-        memory.closed(3);
-        assert_eq!(memory.freeze(3), None);
+        memory.record_mut(3).end_close();
+        assert_eq!(memory.record_mut(3).freeze(), None);
     }
 }

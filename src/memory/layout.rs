@@ -64,13 +64,18 @@ impl Layout {
         4 * LINE_BYTES + (cell / 8) * LINE_BYTES
     }
 
-    /// The scratch buffer.
-    pub const SCRATCH: usize = PAGE_BYTES;
-
     /// The record of descriptor number `fd`: one cache line.
+    #[inline]
     #[must_use]
     pub const fn record(fd: u32) -> usize {
-        Self::SCRATCH + SCRATCH_BYTES + fd as usize * LINE_BYTES
+        PAGE_BYTES + fd as usize * LINE_BYTES
+    }
+
+    /// The scratch buffer. Everything before it is words, everything from it on is bytes.
+    #[inline]
+    #[must_use]
+    pub const fn scratch(self) -> usize {
+        Self::record(self.descriptors).next_multiple_of(PAGE_BYTES)
     }
 
     /// The first byte of buffer number `buffer`.
@@ -91,13 +96,13 @@ impl Layout {
     pub const STRIDE: usize = SCRATCH_BYTES.next_multiple_of(PAGE_BYTES);
 
     const fn pool_offset(self) -> usize {
-        Self::record(self.descriptors).next_multiple_of(PAGE_BYTES)
+        self.scratch() + SCRATCH_BYTES
     }
 }
 
 const _: () = assert!(
     4 * LINE_BYTES + METRICS_LINES * LINE_BYTES <= PAGE_BYTES,
-    "header and metrics fit before the scratch buffer"
+    "header and metrics fit before the records"
 );
 
 /// What the worker has in hand at this instant.
@@ -269,6 +274,18 @@ impl Flags {
         Self(self.0 & Self::PEER_ENDED.with(Self::FINISH).0)
     }
 
+    /// Those with which a connection begins or goes on at a worker: nothing is ready until the event
+    /// loop reports it, but one that is to finish has its last look at once.
+    #[must_use]
+    pub const fn resumed(self) -> Self {
+        let lasting = self.lasting();
+        if lasting.has(Self::FINISH) {
+            lasting.with(Self::LAST_LOOK)
+        } else {
+            lasting
+        }
+    }
+
     /// Whether any of `other` is set.
     #[must_use]
     pub const fn has(self, other: Self) -> bool {
@@ -347,9 +364,10 @@ mod tests {
             buffers: 3,
             buffer_bytes: 5000,
         };
-        assert!(Layout::metrics_line(Counter::COUNT - 1) + LINE_BYTES <= Layout::SCRATCH);
-        assert_eq!(Layout::record(0), Layout::SCRATCH + SCRATCH_BYTES);
-        assert!(Layout::record(999) + LINE_BYTES <= layout.buffer(0));
+        assert!(Layout::metrics_line(Counter::COUNT - 1) + LINE_BYTES <= Layout::record(0));
+        assert!(Layout::record(999) + LINE_BYTES <= layout.scratch());
+        assert!(layout.scratch() + SCRATCH_BYTES <= layout.buffer(0));
+        assert!(layout.scratch().is_multiple_of(PAGE_BYTES));
         assert_eq!(layout.buffer(1) - layout.buffer(0), Layout::STRIDE);
         assert!(layout.buffer(0).is_multiple_of(PAGE_BYTES));
         assert_eq!(layout.total_bytes(), layout.buffer(2) + Layout::STRIDE);

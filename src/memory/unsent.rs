@@ -3,8 +3,11 @@
 //! The memory is hostile input here: its writer died at any instant, perhaps of what it wrote. Every
 //! word is checked before it is used, and what contradicts itself is [`Corrupt`], never a panic.
 
+use std::sync::atomic::Ordering;
+
 use super::layout::{Head, InHand, Layout, Pending, State};
-use super::{HEAD, Memory, PENDING, Probe};
+use super::record::{HEAD, PENDING};
+use super::{Memory, Probe};
 use crate::service;
 
 /// The memory contradicts itself or the kernel's counters: what is owed cannot be told from it.
@@ -26,22 +29,24 @@ pub fn unsent<P: Probe>(memory: &mut Memory<P>, fd: u32, owed: u64) -> Result<Ve
     if fd >= memory.layout.descriptors {
         return Err(Corrupt("there is no record for such a number"));
     }
-    let word = memory.load(Layout::record(fd), HEAD);
+    let word = load(memory, Layout::record(fd), HEAD);
     let head = Head::unpack(word).ok_or(Corrupt("a state means nothing"))?;
     if head.state != State::Open {
         return Ok(Vec::new());
     }
-    let word = memory.load(Layout::IN_HAND, 0);
+    let word = load(memory, Layout::IN_HAND, 0);
     let in_hand = InHand::unpack(word).ok_or(Corrupt("what is in hand means nothing"))?;
     let (at, length) = match in_hand {
         InHand::Recv { fd: held, len } if held == fd => in_scratch(memory.layout, len, owed)?,
         InHand::Flush { fd: held } if held == fd => in_flush(memory, fd, owed)?,
         InHand::Nothing | InHand::Recv { .. } | InHand::Flush { .. } => {
             let pending = checked_pending(memory, fd)?;
-            pending.map_or((0, 0), |pending| memory.layout.pending(pending))
+            pending.map_or((memory.layout.scratch(), 0), |pending| {
+                memory.layout.pending(pending)
+            })
         }
     };
-    let mut bytes = memory.shared.bytes(at, length).to_vec();
+    let mut bytes = memory.record_mut(fd).bytes.range(at, length).to_vec();
     service::transform(&mut bytes);
     Ok(bytes)
 }
@@ -55,13 +60,13 @@ fn in_scratch(layout: Layout, len: u32, owed: u64) -> Result<(usize, usize), Cor
     let owed = owed.ok_or(Corrupt("more is owed than was received"))?;
     // Length still unknown: nothing was sent of what came, so what came is what is owed.
     let start = if len == 0 { 0 } else { len - owed };
-    Ok((Layout::SCRATCH + start as usize, owed as usize))
+    Ok((layout.scratch() + start as usize, owed as usize))
 }
 
 fn in_flush<P: Probe>(memory: &Memory<P>, fd: u32, owed: u64) -> Result<(usize, usize), Corrupt> {
     let Some(pending) = checked_pending(memory, fd)? else {
         return if owed == 0 {
-            Ok((0, 0))
+            Ok((memory.layout.scratch(), 0))
         } else {
             Err(Corrupt("the output owed was let go"))
         };
@@ -73,7 +78,7 @@ fn in_flush<P: Probe>(memory: &Memory<P>, fd: u32, owed: u64) -> Result<(usize, 
 }
 
 fn checked_pending<P: Probe>(memory: &Memory<P>, fd: u32) -> Result<Option<Pending>, Corrupt> {
-    let word = memory.load(Layout::record(fd), PENDING);
+    let word = load(memory, Layout::record(fd), PENDING);
     if word == 0 {
         return Ok(None);
     }
@@ -83,4 +88,8 @@ fn checked_pending<P: Probe>(memory: &Memory<P>, fd: u32) -> Result<Option<Pendi
         .filter(named)
         .map(Some)
         .ok_or(Corrupt("a pending range means nothing"))
+}
+
+fn load<P: Probe>(memory: &Memory<P>, line: usize, word: usize) -> u64 {
+    memory.shared.line(line).0[word].load(Ordering::Relaxed)
 }

@@ -53,7 +53,7 @@ impl Reactor {
         let fd = socket.number();
         let generation = self.next_generation();
         self.memory.count(Counter::Accepted, 1);
-        self.memory.begun(fd, generation, peer, self.now, state);
+        self.memory.open(fd, generation, peer, self.now, state);
         self.open += 1;
         self.arrived(fd);
         if let Err(error) = socket.watch(self.poll.registry(), pack_token(fd, generation)) {
@@ -82,9 +82,10 @@ impl Reactor {
 
     /// Counts an open connection for its source, once that is known.
     pub(super) fn arrived(&mut self, fd: u32) {
+        let record = self.memory.record(fd);
         if let Some(admission) = &mut self.admission
-            && self.memory.head(fd).state != State::AwaitingHeader
-            && !admission.opened(fd, self.memory.peer(fd).ip())
+            && record.state() != State::AwaitingHeader
+            && !admission.opened(fd, record.peer().ip())
         {
             self.memory.count(Counter::Untracked, 1);
         }
@@ -92,10 +93,11 @@ impl Reactor {
 
     /// The opposite; while its record still says whose it was.
     pub(super) fn departed(&mut self, fd: u32) {
+        let record = self.memory.record(fd);
         if let Some(admission) = &mut self.admission
-            && self.memory.head(fd).state != State::AwaitingHeader
+            && record.state() != State::AwaitingHeader
         {
-            admission.closed(fd, self.memory.peer(fd).ip(), self.now);
+            admission.closed(fd, record.peer().ip(), self.now);
         }
     }
 }

@@ -27,8 +27,9 @@ use uppercased_ctl::proxy_header::{self, Error, Header};
 impl Reactor {
     /// Looks for the header of `fd` and acts on it.
     pub(super) fn introduce(&mut self, fd: u32) {
-        let flags = self.memory.head(fd).flags;
-        let into = &mut self.memory.spare()[..PROXY_HEADER_MAX_BYTES];
+        let mut record = self.memory.record_mut(fd);
+        let flags = record.flags();
+        let into = &mut record.scratch()[..PROXY_HEADER_MAX_BYTES];
         let seen = match Socket::numbered(fd).peek(into) {
             // Who looks whether the port is open says nothing: no fault of anybody's.
             Ok(0) => return self.close(fd, CloseReason::PeerClosed),
@@ -53,8 +54,10 @@ impl Reactor {
             // header has.
             return self.dismiss(fd, RefusalCause::ProxyMissing, None);
         }
-        self.memory.set_flags(fd, flags.without(Flags::READABLE));
-        if connection::is_due(&self.memory, fd, &self.rules, self.now) {
+        self.memory
+            .record_mut(fd)
+            .set_flags(flags.without(Flags::READABLE));
+        if connection::is_due(&self.memory.record(fd), &self.rules, self.now) {
             return self.expire_one(fd);
         }
         self.conclude(fd, Outcome::Waiting);
@@ -62,7 +65,7 @@ impl Reactor {
 
     /// The header is there: admits its client, or refuses it.
     fn accept_header(&mut self, fd: u32, header: Header) {
-        let via = self.memory.peer(fd);
+        let via = self.memory.record(fd).peer();
         if let Some(client) = header.source {
             // Without a client the proxy speaks for itself, and who may do so is in `proxy_trust`.
             if let Some(admission) = &mut self.admission
@@ -70,18 +73,18 @@ impl Reactor {
             {
                 return self.refuse_client(fd, client, cause);
             }
-            self.memory.named(fd, client);
+            self.memory.record_mut(fd).set_client(client);
         }
-        let into = &mut self.memory.spare()[..header.length];
+        let mut record = self.memory.record_mut(fd);
+        let into = &mut record.scratch()[..header.length];
         match Socket::numbered(fd).recv(into) {
-            Ok(count) if count == header.length => {}
+            Ok(count) if count == header.length => record.end_header(self.now),
             // It was there a moment ago, and nobody else receives from this socket.
             Ok(_) => return self.close(fd, CloseReason::SystemError),
             Err(error) => return self.close(fd, reason_of(&error)),
         }
-        self.memory.introduced(fd, self.now);
         self.arrived(fd);
-        let peer = self.memory.peer(fd);
+        let peer = self.memory.record(fd).peer();
         tracing::debug!(%peer, %via, fd, "introduced");
         // The client's first bytes may have come with the header, and no report will tell.
         self.serve(fd);
@@ -89,7 +92,7 @@ impl Reactor {
 
     /// Refuses a connection for its header, or for having none.
     pub(super) fn dismiss(&mut self, fd: u32, cause: RefusalCause, why: Option<Error>) {
-        let peer = self.memory.peer(fd);
+        let peer = self.memory.record(fd).peer();
         self.memory.count(Counter::Refused(cause), 1);
         if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {
             let why = why.map(tracing::field::display);
@@ -100,7 +103,7 @@ impl Reactor {
 
     /// Refuses the client that a header names.
     fn refuse_client(&mut self, fd: u32, client: SocketAddr, cause: RefusalCause) {
-        let via = self.memory.peer(fd);
+        let via = self.memory.record(fd).peer();
         self.memory.count(Counter::Refused(cause), 1);
         if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {
             tracing::warn!(
@@ -119,7 +122,7 @@ impl Reactor {
         }
         let mut via = Socket::numbered(fd).peer()?;
         via.set_ip(via.ip().to_canonical());
-        let peer = self.memory.peer(fd);
+        let peer = self.memory.record(fd).peer();
         Some(via).filter(|via| (via.ip(), via.port()) != (peer.ip(), peer.port()))
     }
 }

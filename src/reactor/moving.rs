@@ -144,19 +144,20 @@ impl Reactor {
     /// Closes a descriptor whose connection may be another worker's.
     fn forget(&mut self, fd: u32) {
         self.departed(fd);
-        self.memory.handed(fd);
+        let mut record = self.memory.record_mut(fd);
+        record.end_handover();
         Socket::numbered(fd).close();
-        self.memory.closed(fd);
+        record.end_close();
         self.open -= 1;
     }
 
     /// Gives a connection that was on its way its place in the loop.
     fn welcome(&mut self, fd: u32) {
-        let flags = self.memory.head(fd).flags;
+        let mut record = self.memory.record_mut(fd);
         if self.finishing {
-            self.memory.set_flags(fd, flags.with(Flags::LAST_LOOK));
+            record.finish();
         }
-        if self.memory.head(fd).flags.has(Flags::READABLE) {
+        if record.flags().has(Flags::READABLE) {
             self.enqueue(fd);
         }
         self.conclude(fd, Outcome::Waiting);

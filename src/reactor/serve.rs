@@ -32,10 +32,11 @@ impl Reactor {
             let Some(fd) = self.ready.pop_front() else {
                 break;
             };
-            let flags = self.memory.head(fd).flags;
+            let mut record = self.memory.record_mut(fd);
+            let flags = record.flags();
             // If it is not, it was closed since, and possibly opened anew under the same number.
             if flags.has(Flags::QUEUED) {
-                self.memory.set_flags(fd, flags.without(Flags::QUEUED));
+                record.set_flags(flags.without(Flags::QUEUED));
                 self.serve(fd);
             }
         }
@@ -49,12 +50,12 @@ impl Reactor {
         if generation == NO_GENERATION {
             return;
         }
-        let head = self.memory.head(fd);
-        let gone = matches!(head.state, State::Free | State::Closing | State::Handed);
-        if head.generation != generation || gone {
-            return self.memory.count(Counter::StaleEvents, 1);
+        let mut record = self.memory.record_mut(fd);
+        let gone = matches!(record.state(), State::Free | State::Closing | State::Handed);
+        if record.generation() != generation || gone {
+            return record.count(Counter::StaleEvents, 1);
         }
-        let mut flags = head.flags;
+        let mut flags = record.flags();
         if event.is_readable() || event.is_priority() {
             flags = flags.with(Flags::READABLE);
         }
@@ -64,9 +65,9 @@ impl Reactor {
         if event.is_read_closed() || event.is_error() || event.is_priority() {
             flags = flags.with(Flags::READABLE).with(Flags::READ_DRY);
         }
-        self.memory.set_flags(fd, flags);
+        record.set_flags(flags);
         // A connection that is only writable and owes nothing has no work.
-        let has_work = flags.has(Flags::READABLE) || self.memory.pending(fd).is_some();
+        let has_work = flags.has(Flags::READABLE) || record.pending().is_some();
         if has_work && !flags.has(Flags::QUEUED) {
             self.serve(fd);
         }
@@ -75,15 +76,16 @@ impl Reactor {
     #[inline]
     pub(super) fn serve(&mut self, fd: u32) {
         let mut socket = Traced(Socket::numbered(fd));
-        let (memory, rules) = (&mut self.memory, &self.rules);
-        let outcome = connection::drive(memory, fd, &mut socket, rules, self.now);
+        let record = &mut self.memory.record_mut(fd);
+        let outcome = connection::drive(record, &mut socket, &self.rules, self.now);
         self.conclude(fd, outcome);
     }
 
     pub(super) fn enqueue(&mut self, fd: u32) {
-        let flags = self.memory.head(fd).flags;
+        let mut record = self.memory.record_mut(fd);
+        let flags = record.flags();
         if !flags.has(Flags::QUEUED) {
-            self.memory.set_flags(fd, flags.with(Flags::QUEUED));
+            record.set_flags(flags.with(Flags::QUEUED));
             self.ready.push_back(fd);
         }
     }
@@ -96,7 +98,7 @@ impl Reactor {
             Outcome::Header => return self.introduce(fd),
             Outcome::Refuse(cause) => return self.dismiss(fd, cause, None),
         }
-        if let Some(due) = connection::deadline(&self.memory, fd, &self.rules)
+        if let Some(due) = connection::deadline(&self.memory.record(fd), &self.rules)
             && !self.timers.is_armed_by(fd, due, self.now)
         {
             self.timers.arm(fd, due, self.now);
@@ -108,8 +110,9 @@ impl Reactor {
         let mut fired = std::mem::take(&mut self.fired);
         self.timers.expire(self.now, &mut fired);
         for fd in fired.drain(..) {
-            let due = connection::is_due(&self.memory, fd, &self.rules, self.now);
-            if due && self.memory.head(fd).state == State::AwaitingHeader {
+            let record = self.memory.record(fd);
+            let due = connection::is_due(&record, &self.rules, self.now);
+            if due && record.state() == State::AwaitingHeader {
                 self.introduce(fd);
             } else {
                 self.expire_one(fd);
@@ -121,9 +124,9 @@ impl Reactor {
     /// Acts on the deadline of `fd`, if it has passed.
     pub(super) fn expire_one(&mut self, fd: u32) {
         let mut socket = Traced(Socket::numbered(fd));
-        let (memory, rules) = (&mut self.memory, &self.rules);
-        let was_nobodys = memory.head(fd).state == State::AwaitingHeader;
-        let outcome = connection::expire(memory, fd, &mut socket, rules, self.now);
+        let record = &mut self.memory.record_mut(fd);
+        let was_nobodys = record.state() == State::AwaitingHeader;
+        let outcome = connection::expire(record, &mut socket, &self.rules, self.now);
         if was_nobodys {
             // A stop has ended its stream: until it closes it is its proxy's.
             self.arrived(fd);

@@ -2,8 +2,9 @@
 //!
 //! Invariants: the file is sealed against shrinking before anybody maps it, so an access inside
 //! the mapping can never raise `SIGBUS`; every access is checked against the mapping's length.
-//! Words are atomics because the supervisor reads them while the worker writes; byte ranges are
-//! handed out only through `&mut self`, and no other process touches them while their owner lives.
+//! Words are atomics because the supervisor reads them while the worker writes; bytes are handed out
+//! only by [`SharedMemory::split_at`], which keeps them apart from the words, and no other process
+//! touches them while their owner lives.
 //!
 //! It must not interpret what it holds: layout and meaning belong to the caller.
 #![expect(
@@ -13,6 +14,7 @@
 
 use std::fs::File;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 
@@ -125,68 +127,47 @@ impl SharedMemory {
     /// The cache line at `offset` bytes.
     ///
     /// # Panics
-    /// If the line is not aligned or not wholly inside: the caller's layout would be wrong.
+    /// As [`Words::line`].
     #[inline]
     #[must_use]
     pub fn line(&self, offset: usize) -> &Line {
-        assert!(
-            offset.is_multiple_of(LINE_BYTES) && offset < self.map.len() & !(LINE_BYTES - 1),
-            "a line lies inside the mapping"
-        );
-        // SAFETY: the offset was checked to lie inside the mapping, which is one allocation.
-        let at = unsafe { self.map.as_mut_ptr().add(offset) };
-        // SAFETY: a mapping begins on a page and the offset is a multiple of 64, so `at` is
-        // aligned; 64 bytes from it are mapped, readable and writable, for as long as `self`
-        // lives; any bit pattern is a valid `AtomicU64`; words are only ever reached as atomics,
-        // here and in other processes (`bytes` needs `&mut self` and is used for other ranges).
-        unsafe { &*at.cast::<Line>() }
+        self.words().line(offset)
     }
 
-    /// The `length` bytes at `offset`.
-    ///
-    /// # Panics
-    /// If they are not wholly inside the mapping.
+    /// The whole mapping as words.
     #[inline]
     #[must_use]
-    pub fn bytes(&mut self, offset: usize, length: usize) -> &mut [u8] {
-        let end = offset.checked_add(length);
-        assert!(
-            end.is_some_and(|end| end <= self.map.len()),
-            "bytes lie inside the mapping"
-        );
-        // SAFETY: the offset was checked to lie inside the mapping, which is one allocation.
-        let at = unsafe { self.map.as_mut_ptr().add(offset) };
-        // SAFETY: `length` bytes from `at` are mapped, readable and writable, for as long as
-        // `self` is borrowed; `&mut self` makes this the only reference in this process, and no
-        // other process touches byte ranges while this one lives (module invariant).
-        unsafe { std::slice::from_raw_parts_mut(at, length) }
+    pub fn words(&self) -> Words<'_> {
+        Words {
+            start: self.map.as_mut_ptr(),
+            length: self.map.len() & !(LINE_BYTES - 1),
+            mapping: PhantomData,
+        }
     }
 
-    /// Copies `length` bytes within the mapping; the ranges must not overlap.
+    /// Splits the mapping into words, below `at`, and bytes, from there on.
     ///
     /// # Panics
-    /// If either range is not inside, or they overlap.
+    /// If `at` is not a multiple of [`LINE_BYTES`] inside the mapping: the caller's layout would be
+    /// wrong.
     #[inline]
-    pub fn copy(&mut self, from: usize, to: usize, length: usize) {
-        let inside = |start: usize| {
-            start
-                .checked_add(length)
-                .is_some_and(|e| e <= self.map.len())
-        };
-        assert!(inside(from) && inside(to), "bytes lie inside the mapping");
+    #[must_use]
+    pub fn split_at(&mut self, at: usize) -> (Words<'_>, Bytes<'_>) {
         assert!(
-            from.abs_diff(to) >= length,
-            "source and target do not overlap"
+            at.is_multiple_of(LINE_BYTES) && at <= self.map.len(),
+            "a mapping is split inside, between two lines"
         );
-        let (low, high) = (from.min(to), from.max(to));
-        let (head, tail) = self
-            .bytes(low, high - low + length)
-            .split_at_mut(high - low);
-        if from < to {
-            tail.copy_from_slice(&head[..length]);
-        } else {
-            head[..length].copy_from_slice(&tail[..length]);
-        }
+        let words = Words {
+            start: self.map.as_mut_ptr(),
+            length: at,
+            mapping: PhantomData,
+        };
+        let bytes = Bytes {
+            map: &self.map,
+            from: at,
+            page: self.page,
+        };
+        (words, bytes)
     }
 
     /// Makes everything from `offset` on read as zeroes, and gives its pages back to the system.
@@ -202,6 +183,90 @@ impl SharedMemory {
         fallocate(&self.file, mode, offset, length)?;
         Ok(())
     }
+}
+
+/// The words of a mapping, or of its first part.
+#[derive(Clone, Copy, Debug)]
+pub struct Words<'a> {
+    start: *mut u8,
+    length: usize,
+    mapping: PhantomData<&'a SharedMemory>,
+}
+
+impl<'a> Words<'a> {
+    /// The cache line at `offset` bytes.
+    ///
+    /// # Panics
+    /// If the line is not aligned or not wholly inside: the caller's layout would be wrong.
+    #[inline]
+    #[must_use]
+    pub fn line(self, offset: usize) -> &'a Line {
+        assert!(
+            offset.is_multiple_of(LINE_BYTES) && offset < self.length,
+            "a line lies inside the mapping"
+        );
+        // SAFETY: the offset was checked to lie inside this part of the mapping, which is one
+        // allocation.
+        let at = unsafe { self.start.add(offset) };
+        // SAFETY: a mapping begins on a page and the offset is a multiple of 64, so `at` is aligned;
+        // this part's length is a multiple of 64, so 64 bytes from `at` are mapped, readable and
+        // writable, for as long as the mapping is borrowed; any bit pattern is a valid `AtomicU64`;
+        // words are only reached as atomics, here and in other processes: while `Bytes` of the same
+        // mapping exist, they lie behind this part.
+        unsafe { &*at.cast::<Line>() }
+    }
+}
+
+/// The bytes of a mapping from some offset on. Offsets count from the mapping's beginning.
+#[derive(Debug)]
+pub struct Bytes<'a> {
+    map: &'a MmapRaw,
+    from: usize,
+    page: usize,
+}
+
+impl Bytes<'_> {
+    /// The `length` bytes at `offset`.
+    ///
+    /// # Panics
+    /// If they are not wholly inside this part.
+    #[inline]
+    #[must_use]
+    pub fn range(&mut self, offset: usize, length: usize) -> &mut [u8] {
+        let end = offset.checked_add(length);
+        assert!(
+            offset >= self.from && end.is_some_and(|end| end <= self.map.len()),
+            "bytes lie inside the mapping"
+        );
+        // SAFETY: the offset was checked to lie inside the mapping, which is one allocation.
+        let at = unsafe { self.map.as_mut_ptr().add(offset) };
+        // SAFETY: `length` bytes from `at` are mapped, readable and writable, for as long as the
+        // mapping is borrowed; `&mut self` makes this the only reference to them in this process,
+        // since the words end where this part begins, and no other process touches byte ranges while
+        // this one lives (module invariant).
+        unsafe { std::slice::from_raw_parts_mut(at, length) }
+    }
+
+    /// Copies `length` bytes within this part; the ranges must not overlap.
+    ///
+    /// # Panics
+    /// If either range is not inside, or they overlap.
+    #[inline]
+    pub fn copy(&mut self, from: usize, to: usize, length: usize) {
+        assert!(
+            from.abs_diff(to) >= length,
+            "source and target do not overlap"
+        );
+        let (low, high) = (from.min(to), from.max(to));
+        let (head, tail) = self
+            .range(low, high - low + length)
+            .split_at_mut(high - low);
+        if from < to {
+            tail.copy_from_slice(&head[..length]);
+        } else {
+            head[..length].copy_from_slice(&tail[..length]);
+        }
+    }
 
     /// Gives the pages wholly inside `length` bytes at `offset` back to the system; they read as
     /// zeroes afterwards.
@@ -210,11 +275,11 @@ impl SharedMemory {
     /// other file.
     ///
     /// # Errors
-    /// `InvalidInput` if the bytes are not inside the mapping, else what `madvise` returned; the
+    /// `InvalidInput` if the bytes are not inside this part, else what `madvise` returned; the
     /// bytes are then unchanged.
-    pub fn discard(&self, offset: usize, length: usize) -> io::Result<()> {
+    pub fn discard(&mut self, offset: usize, length: usize) -> io::Result<()> {
         let end = offset.checked_add(length);
-        let Some(end) = end.filter(|end| *end <= self.map.len()) else {
+        let Some(end) = end.filter(|end| offset >= self.from && *end <= self.map.len()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let first = offset.next_multiple_of(self.page);
@@ -223,8 +288,8 @@ impl SharedMemory {
             return Ok(());
         }
         // SAFETY: the range was checked to lie inside the mapping, which is of a file, shared and
-        // writable; its bytes become zeroes, which every reader of words and bytes here accepts,
-        // and `bytes` hands out no reference that outlives a borrow of `self`.
+        // writable; its bytes become zeroes, which every reader accepts, and `&mut self` proves that
+        // no reference to them is alive.
         unsafe {
             self.map
                 .unchecked_advise_range(UncheckedAdvice::Remove, first, last - first)
@@ -242,27 +307,34 @@ mod tests {
         SharedMemory::map(create("test", bytes).unwrap()).unwrap()
     }
 
+    fn bytes_of(memory: &mut SharedMemory) -> Bytes<'_> {
+        memory.split_at(0).1
+    }
+
     #[test]
     fn two_mappings_of_one_file_share_words_and_bytes() {
         let mut first = memory(8192);
         let again = first.fd().try_clone_to_owned().unwrap();
         let mut second = SharedMemory::map(again).unwrap();
         first.line(64).0[3].store(7, Ordering::Relaxed);
-        first.bytes(4096, 5).copy_from_slice(b"hello");
+        bytes_of(&mut first)
+            .range(4096, 5)
+            .copy_from_slice(b"hello");
         assert_eq!(second.line(64).0[3].load(Ordering::Relaxed), 7);
-        assert_eq!(second.bytes(4096, 5), b"hello");
+        assert_eq!(bytes_of(&mut second).range(4096, 5), b"hello");
     }
 
     #[test]
     fn copy_works_both_ways_and_discard_zeroes() {
         let mut memory = memory(3 * 4096);
-        memory.bytes(0, 3).copy_from_slice(b"abc");
+        let mut memory = bytes_of(&mut memory);
+        memory.range(0, 3).copy_from_slice(b"abc");
         memory.copy(0, 8192, 3);
         memory.copy(8192, 100, 3);
-        assert_eq!(memory.bytes(100, 3), b"abc");
+        assert_eq!(memory.range(100, 3), b"abc");
         memory.discard(8192, 4096).unwrap();
-        assert_eq!(memory.bytes(8192, 3), b"\0\0\0");
-        assert_eq!(memory.bytes(0, 3), b"abc");
+        assert_eq!(memory.range(8192, 3), b"\0\0\0");
+        assert_eq!(memory.range(0, 3), b"abc");
     }
 
     #[test]
@@ -274,7 +346,19 @@ mod tests {
     #[test]
     #[should_panic(expected = "inside the mapping")]
     fn bytes_past_the_end_are_refused() {
-        let _ = memory(4096).bytes(4090, 7);
+        let _ = bytes_of(&mut memory(4096)).range(4090, 7);
+    }
+
+    #[test]
+    #[should_panic(expected = "inside the mapping")]
+    fn words_end_where_bytes_begin() {
+        let _ = memory(8192).split_at(4096).0.line(4096);
+    }
+
+    #[test]
+    #[should_panic(expected = "inside the mapping")]
+    fn bytes_begin_where_words_end() {
+        let _ = memory(8192).split_at(4096).1.range(4032, 64);
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl Worker {
     /// Writes nonsense where the supervisor and the successor read.
     fn scribble(&self) {
         let shared = self.reactor.memory().shared();
-        for line in (0..Layout::SCRATCH).step_by(LINE_BYTES) {
+        for line in (0..Layout::record(0)).step_by(LINE_BYTES) {
             for word in &shared.line(line).0 {
                 word.store((line as u64 + 1) << 48, Ordering::Relaxed);
             }

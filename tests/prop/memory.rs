@@ -62,8 +62,8 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
     let accepting = word(memory, Layout::ACCEPTING) != 0;
     let mut buffers = BTreeSet::new();
     for fd in 0..memory.layout().descriptors {
-        let state = memory.head(fd).state;
-        if let Some(pending) = memory.pending(fd)
+        let state = memory.record(fd).state();
+        if let Some(pending) = memory.record(fd).pending()
             && !buffers.insert(pending.buffer)
         {
             return Err(format!("buffer {} is named twice", pending.buffer));
@@ -82,7 +82,7 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
             State::Handed => return Err(format!("{fd} was handed over to nobody")),
             State::AwaitingHeader => return Err(format!("{fd} awaits what nobody asked for")),
             State::Closing => {
-                let (received, sent) = memory.bytes_moved(fd);
+                let (received, sent) = memory.record(fd).bytes_moved();
                 let lost = wire.ended_at.is_none() && !expected.is_empty();
                 if lost != (received > sent) {
                     return Err(format!("{fd} is closed, and its loss is not told"));
@@ -134,7 +134,9 @@ fn sound(memory: &mut Memory, fd: u32, owed: u64) -> Vec<u8> {
 /// Believes the length that was stored, not the kernel's counters.
 fn trusting_the_length(memory: &mut Memory, fd: u32, _owed: u64) -> Vec<u8> {
     let at = match InHand::unpack(word(memory, Layout::IN_HAND)) {
-        Some(InHand::Recv { fd: held, len }) if held == fd => (Layout::SCRATCH, len as usize),
+        Some(InHand::Recv { fd: held, len }) if held == fd => {
+            (memory.layout().scratch(), len as usize)
+        }
         _ => return recorded(memory, fd),
     };
     bytes(memory, at)
@@ -155,7 +157,7 @@ fn ignoring_the_mark_before_the_call(memory: &mut Memory, fd: u32, owed: u64) ->
 }
 
 fn recorded(memory: &Memory, fd: u32) -> Vec<u8> {
-    let Some(pending) = memory.pending(fd) else {
+    let Some(pending) = memory.record(fd).pending() else {
         return Vec::new();
     };
     let at = memory.layout().buffer(pending.buffer) + pending.offset as usize;
@@ -165,7 +167,7 @@ fn recorded(memory: &Memory, fd: u32) -> Vec<u8> {
 fn bytes(memory: &Memory, (at, length): (usize, usize)) -> Vec<u8> {
     let again = memory.shared().fd().try_clone_to_owned().unwrap();
     let mut view = SharedMemory::map(again).unwrap();
-    view.bytes(at, length).to_ascii_uppercase()
+    view.split_at(0).1.range(at, length).to_ascii_uppercase()
 }
 
 fn word(memory: &Memory, line: usize) -> u64 {
@@ -225,8 +227,11 @@ fn repair(memory: &mut Memory, kernel: &Kernel) {
         let owed = client.map(|client| kernel.wires[client].owed());
         let found = owed.and_then(|owed| rescued(memory, fd, owed as u64).unwrap());
         match found {
-            Some(found) => memory.thaw(fd, memory.head(fd).generation, &found).unwrap(),
-            None => memory.settled(),
+            Some(found) => {
+                let generation = memory.record(fd).generation();
+                memory.thaw(fd, generation, &found).unwrap();
+            }
+            None => memory.record_mut(fd).clear_in_hand(),
         }
     }
 }
@@ -334,10 +339,10 @@ fn rich_terms() -> Terms {
 
 /// Who has the connection by the rules of the memory, if both workers died now.
 fn owner(sender: &Memory, receiver: &Memory) -> &'static str {
-    let (there, here) = (sender.head(3).state, receiver.head(5));
-    let marked = here.flags.has(Flags::MOVING);
+    let (there, here) = (sender.record(3).state(), receiver.record(5));
+    let marked = here.flags().has(Flags::MOVING);
     let gone = matches!(there, State::Handed | State::Free);
-    if here.state == State::Open && (!marked || gone) {
+    if here.state() == State::Open && (!marked || gone) {
         return "receiver";
     }
     assert_eq!(there, State::Open, "nobody has it");
@@ -405,19 +410,19 @@ fn handover_leaves_one_owner_after_every_store() {
         let stops = || Stops(Rc::clone(&world.countdown));
         let (mut sender, mut receiver) = (fresh_memory(16, stops()), fresh_memory(16, stops()));
         let now = world.kernel.now;
-        sender.opened(3, 1, ([192, 0, 2, 1], 80).into(), now);
-        sender.receiving(3)[..4].copy_from_slice(b"ABCD");
-        sender.received(3, 4, now);
-        sender.sent(3, 1, 4).unwrap();
+        sender.open(3, 1, ([192, 0, 2, 1], 80).into(), now, State::Open);
+        sender.record_mut(3).begin_receive()[..4].copy_from_slice(b"ABCD");
+        sender.record_mut(3).end_receive(4, now);
+        sender.record_mut(3).end_send(1, 4).unwrap();
         world.countdown.arm(point);
         let died = dies(|| {
-            let frozen = sender.freeze(3).unwrap();
-            sender.depart(3);
+            let frozen = sender.record_mut(3).freeze().unwrap();
+            sender.record_mut(3).begin_handover();
             receiver.arrive(5, 9, &frozen).unwrap();
             // The acknowledgement is sent, and then read.
-            receiver.keep(5);
-            sender.handed(3);
-            sender.closed(3);
+            receiver.record_mut(5).take_ownership();
+            sender.record_mut(3).end_handover();
+            sender.record_mut(3).end_close();
         });
         world.countdown.arm(u64::MAX);
         let owner = owner(&sender, &receiver);
@@ -446,13 +451,13 @@ fn proxy_header_state_is_known_after_every_store() {
         let world = World::new(Terms::PLAIN);
         let mut memory = fresh_memory(16, Stops(Rc::clone(&world.countdown)));
         let now = world.kernel.now;
-        memory.begun(3, 1, proxy, now, State::AwaitingHeader);
+        memory.open(3, 1, proxy, now, State::AwaitingHeader);
         world.countdown.arm(point);
         let mut consumed = false;
         let died = dies(|| {
-            memory.named(3, client);
+            memory.record_mut(3).set_client(client);
             consumed = true;
-            memory.introduced(3, now);
+            memory.record_mut(3).end_header(now);
         });
         world.countdown.arm(u64::MAX);
         let told = rescued(&mut memory, 3, 0).unwrap().unwrap();

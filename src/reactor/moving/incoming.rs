@@ -227,7 +227,7 @@ impl Reactor {
         self.open += count;
         for fd in batch {
             self.arrived(fd);
-            self.memory.keep(fd);
+            self.memory.record_mut(fd).take_ownership();
             self.welcome(fd);
         }
         false
@@ -296,9 +296,10 @@ impl Reactor {
             let socket = Socket::numbered(fd);
             // Fails for the one whose watch failed.
             let _ = socket.unwatch(self.poll.registry());
-            self.memory.handed(fd);
+            let mut record = self.memory.record_mut(fd);
+            record.end_handover();
             socket.close();
-            self.memory.closed(fd);
+            record.end_close();
         }
     }
 }

@@ -217,8 +217,8 @@ impl Reactor {
         }
         // Some may have ended here since.
         let is_open = |fd: u32, generation: u32| {
-            let head = self.memory.head(fd);
-            head.generation == generation && head.state != State::Free
+            let record = self.memory.record(fd);
+            record.generation() == generation && record.state() != State::Free
         };
         outgoing
             .stuck
@@ -325,7 +325,7 @@ impl Reactor {
         let mut batch = Vec::new();
         for fd in self.candidates(outgoing) {
             // Nothing is being closed between two steps of a turn, so all of them are connections.
-            let Some(mut frozen) = self.memory.freeze(fd) else {
+            let Some(mut frozen) = self.memory.record_mut(fd).freeze() else {
                 continue;
             };
             // Tests show that each of these would be noticed.
@@ -346,7 +346,7 @@ impl Reactor {
             // Fails only for what is not watched, and then there is nothing to end.
             let _ = Socket::numbered(fd).unwatch(self.poll.registry());
             self.timers.disarm(fd);
-            self.memory.depart(fd);
+            self.memory.record_mut(fd).begin_handover();
             batch.push(fd);
             outgoing.cursor = fd + 1;
         }
@@ -363,7 +363,8 @@ impl Reactor {
         let mut candidates: Vec<u32> = Vec::new();
         for first in [outgoing.cursor, 0] {
             let free = |&fd: &u32| {
-                !self.memory.head(fd).flags.has(Flags::MOVING) && !outgoing.stuck.contains_key(&fd)
+                !self.memory.record(fd).flags().has(Flags::MOVING)
+                    && !outgoing.stuck.contains_key(&fd)
             };
             let found = self.memory.occupied_from(first).filter(free);
             candidates.extend(found.take(HANDOVER_BATCH_CONNECTIONS));
@@ -392,15 +393,16 @@ impl Reactor {
     /// Serves a connection again that the other worker did not take.
     fn stick(&mut self, outgoing: &mut Outgoing, fd: u32) {
         outgoing.moving -= 1;
-        let generation = self.memory.head(fd).generation;
+        let generation = self.memory.record(fd).generation();
         outgoing.stuck.insert(fd, generation);
         self.take_up(fd);
     }
 
     /// Serves a connection (again) that was on its way: what is ready is reported by watching it.
     fn take_up(&mut self, fd: u32) {
-        self.memory.keep(fd);
-        let token = pack_token(fd, self.memory.head(fd).generation);
+        let mut record = self.memory.record_mut(fd);
+        record.take_ownership();
+        let token = pack_token(fd, record.generation());
         if let Err(error) = Socket::numbered(fd).watch(self.poll.registry(), token) {
             tracing::error!(%error, fd, "the event loop cannot watch a connection again");
             return self.close(fd, CloseReason::SystemError);

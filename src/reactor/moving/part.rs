@@ -61,11 +61,11 @@ impl Reactor {
     fn active(&self, part: Part) -> VecDeque<(u32, u32)> {
         let settled = self.settled_connections().into_iter();
         let active = settled.filter(|&fd| {
-            let quiet_for = self.now.since(self.memory.last_progress(fd));
+            let quiet_for = self.now.since(self.memory.record(fd).last_progress());
             quiet_for <= part.active_within
         });
         let active: Vec<(u32, u32)> = active
-            .map(|fd| (fd, self.memory.head(fd).generation))
+            .map(|fd| (fd, self.memory.record(fd).generation()))
             .collect();
         let most = part.of(active.len() as u32);
         let quiet = active.into_iter();
@@ -75,7 +75,7 @@ impl Reactor {
 
     /// Whether nothing is owed on the connection and nothing is known to be there to be read.
     fn is_quiet(&self, fd: u32, generation: u32) -> bool {
-        let head = self.memory.head(fd);
+        let record = self.memory.record(fd);
         let busy = [
             Flags::READABLE,
             Flags::QUEUED,
@@ -83,9 +83,9 @@ impl Reactor {
             Flags::FINISH,
             Flags::PEER_ENDED,
         ];
-        head.state == State::Open
-            && head.generation == generation
-            && !busy.into_iter().any(|flag| head.flags.has(flag))
-            && self.memory.pending(fd).is_none()
+        record.state() == State::Open
+            && record.generation() == generation
+            && !busy.into_iter().any(|flag| record.flags().has(flag))
+            && record.pending().is_none()
     }
 }

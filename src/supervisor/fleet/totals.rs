@@ -126,7 +126,7 @@ const fn add(sum: &mut u64, more: u64) {
 mod tests {
     use super::*;
     use crate::memory::Memory;
-    use crate::memory::layout::Layout;
+    use crate::memory::layout::{Layout, State};
     use uppercased_ctl::clock::Tick;
 
     #[test]
@@ -140,7 +140,8 @@ mod tests {
         worker.count(Counter::Accepted, 3);
         worker.count(Counter::MovedIn, 1);
         worker.count(Counter::Closed(CloseReason::PeerClosed), 2);
-        worker.opened(5, 1, ([127, 0, 0, 1], 80).into(), Tick::ZERO);
+        let peer = ([127, 0, 0, 1], 80).into();
+        worker.open(5, 1, peer, Tick::ZERO, State::Open);
         let mut living = Totals::default();
         living.add(worker.shared());
         assert_eq!(living.open(), 2);

@@ -167,25 +167,29 @@ impl World {
         let open: Vec<u32> = self.kernel.descriptors.keys().copied().collect();
         assert_eq!(occupied, open, "records and descriptors are the same");
         for fd in occupied {
-            let (head, pending) = (memory.head(fd), memory.pending(fd));
+            let record = memory.record(fd);
+            let pending = record.pending();
             let wire = self.kernel.wire(fd);
             let waiting = pending.map_or(0, |pending| pending.len() as usize);
             assert!(waiting <= memory.layout().buffer_bytes as usize);
-            assert_eq!(head.generation, wire.generation());
+            assert_eq!(record.generation(), wire.generation());
             match wire.ended_at {
                 None => assert_eq!(waiting, wire.owed(), "what is owed is pending"),
                 Some(_) => assert_eq!(waiting, 0),
             }
             let has_turn = self.server.ready.contains(&fd);
-            assert_eq!(has_turn, head.flags.has(Flags::QUEUED));
-            let work = match head.state {
+            assert_eq!(has_turn, record.flags().has(Flags::QUEUED));
+            let work = match record.state() {
                 State::Open if waiting > 0 => wire.room > 0 || wire.reset,
                 State::Open if self.server.ends_unheard(fd) => wire.readable(),
-                State::Open => wire.readable() || head.flags.has(Flags::FINISH),
+                State::Open => wire.readable() || record.flags().has(Flags::FINISH),
                 _ => wire.readable(),
             };
             let coming = has_turn || wire.reported_next();
-            assert!(!work || coming, "work of {fd} was lost: {head:?} {wire:?}");
+            assert!(
+                !work || coming,
+                "work of {fd} was lost: {record:?} {wire:?}"
+            );
             let (moved, now) = (wire.last_moved, self.kernel.now);
             assert!(
                 !self.server.overdue(fd, moved, now),

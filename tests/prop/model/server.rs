@@ -75,11 +75,13 @@ impl Server {
             let Some(fd) = self.ready.pop_front() else {
                 break;
             };
-            let flags = self.memory.head(fd).flags;
+            let flags = self.memory.record(fd).flags();
             if !flags.has(Flags::QUEUED) {
                 continue;
             }
-            self.memory.set_flags(fd, flags.without(Flags::QUEUED));
+            self.memory
+                .record_mut(fd)
+                .set_flags(flags.without(Flags::QUEUED));
             self.drive(kernel, fd);
         }
         self.accept(kernel);
@@ -87,7 +89,8 @@ impl Server {
         for fd in occupied {
             let stream = &mut Handle { kernel, fd };
             let now = stream.kernel.now;
-            let outcome = connection::expire(&mut self.memory, fd, stream, &self.rules, now);
+            let record = &mut self.memory.record_mut(fd);
+            let outcome = connection::expire(record, stream, &self.rules, now);
             self.conclude(kernel, fd, outcome);
         }
     }
@@ -96,8 +99,7 @@ impl Server {
     pub fn finish(&mut self, kernel: &mut Kernel) {
         let occupied: Vec<u32> = self.memory.occupied().collect();
         for fd in occupied {
-            let flags = self.memory.head(fd).flags;
-            self.memory.set_flags(fd, flags.with(Flags::LAST_LOOK));
+            self.memory.record_mut(fd).finish();
             self.enqueue(fd);
             let wire = kernel.wire(fd);
             if wire.ended_at.is_none() {
@@ -124,11 +126,11 @@ impl Server {
         let first_fd = other_numbers(kernel);
         let occupied: Vec<u32> = self.memory.occupied().collect();
         for (sequence, fd) in (1..).zip(occupied) {
-            let frozen = self.memory.freeze(fd).unwrap();
+            let frozen = self.memory.record_mut(fd).freeze().unwrap();
             let mut batch = BatchEncoder::new(sequence);
             assert!(batch.push(&frozen));
-            self.memory.depart(fd);
-            assert_eq!(self.memory.freeze(fd).as_ref(), Some(&frozen));
+            self.memory.record_mut(fd).begin_handover();
+            assert_eq!(self.memory.record_mut(fd).freeze().as_ref(), Some(&frozen));
             let packet = Packet::decode(&batch.finish(), VERSION).unwrap();
             let arrived = Message::Batch(vec![Ok(frozen)]);
             assert_eq!((packet.sequence, &packet.message), (sequence, &arrived));
@@ -138,9 +140,9 @@ impl Server {
             let number = kernel.transfer(fd, first_fd);
             successor.receive(kernel, number, arrived[0].as_ref().unwrap());
             // The acknowledgement has been read.
-            self.memory.handed(fd);
-            self.memory.closed(fd);
-            assert_eq!(self.memory.freeze(fd), None);
+            self.memory.record_mut(fd).end_handover();
+            self.memory.record_mut(fd).end_close();
+            assert_eq!(self.memory.record_mut(fd).freeze(), None);
         }
         assert_eq!(self.memory.occupied().count(), 0);
         successor
@@ -151,11 +153,11 @@ impl Server {
         self.last_generation += 1;
         let generation = self.last_generation;
         self.memory.arrive(fd, generation, frozen).unwrap();
-        assert!(self.memory.head(fd).flags.has(Flags::MOVING));
-        assert_eq!(self.memory.freeze(fd).as_ref(), Some(frozen));
+        assert!(self.memory.record(fd).flags().has(Flags::MOVING));
+        assert_eq!(self.memory.record_mut(fd).freeze().as_ref(), Some(frozen));
         kernel.watch(fd, generation);
-        self.memory.keep(fd);
-        if self.memory.head(fd).flags.has(Flags::READABLE) {
+        self.memory.record_mut(fd).take_ownership();
+        if self.memory.record(fd).flags().has(Flags::READABLE) {
             self.enqueue(fd);
         }
     }
@@ -164,14 +166,14 @@ impl Server {
     pub fn taken_back(&mut self, kernel: &mut Kernel) {
         let occupied: Vec<u32> = self.memory.occupied().collect();
         for fd in occupied {
-            let before = self.memory.freeze(fd);
-            let generation = self.memory.head(fd).generation;
-            self.memory.depart(fd);
+            let before = self.memory.record_mut(fd).freeze();
+            let generation = self.memory.record(fd).generation();
+            self.memory.record_mut(fd).begin_handover();
             self.ready.retain(|&ready| ready != fd);
-            self.memory.keep(fd);
-            assert_eq!(self.memory.freeze(fd), before);
+            self.memory.record_mut(fd).take_ownership();
+            assert_eq!(self.memory.record_mut(fd).freeze(), before);
             kernel.watch(fd, generation);
-            if self.memory.head(fd).flags.has(Flags::READABLE) {
+            if self.memory.record(fd).flags().has(Flags::READABLE) {
                 self.enqueue(fd);
             }
         }
@@ -186,8 +188,8 @@ impl Server {
         let first_fd = other_numbers(kernel);
         let occupied: Vec<u32> = self.memory.occupied().collect();
         for &fd in &occupied {
-            if self.memory.head(fd).state == State::Closing {
-                let (received, sent) = self.memory.bytes_moved(fd);
+            if self.memory.record(fd).state() == State::Closing {
+                let (received, sent) = self.memory.record(fd).bytes_moved();
                 if received > sent && kernel.descriptors.contains_key(&fd) {
                     kernel.abort(fd);
                 }
@@ -217,18 +219,18 @@ impl Server {
         if kernel.queue.is_empty() {
             return;
         }
-        self.memory.accepting();
+        self.memory.begin_accept();
         while let Some(fd) = kernel.accept() {
             self.open(kernel, fd);
         }
-        self.memory.accepted();
+        self.memory.end_accept();
     }
 
     fn open(&mut self, kernel: &mut Kernel, fd: u32) {
         self.last_generation += 1;
         let peer = ([192, 0, 2, 1], kernel.descriptors[&fd] as u16).into();
         self.memory
-            .opened(fd, self.last_generation, peer, kernel.now);
+            .open(fd, self.last_generation, peer, kernel.now, State::Open);
         kernel.watch(fd, self.last_generation);
     }
 
@@ -236,24 +238,24 @@ impl Server {
         let fd = kernel.transfer(from, first_fd);
         self.last_generation += 1;
         self.memory.thaw(fd, self.last_generation, frozen).unwrap();
-        assert_eq!(self.memory.freeze(fd).as_ref(), Some(frozen));
+        assert_eq!(self.memory.record_mut(fd).freeze().as_ref(), Some(frozen));
         if frozen.phase != Phase::Open {
             let mut stream = Handle { kernel, fd };
             // Twice is harmless; a peer that is gone is noticed by the next read.
             let _ = stream.end_output();
         }
         kernel.watch(fd, self.last_generation);
-        if self.memory.head(fd).flags.has(Flags::READABLE) {
+        if self.memory.record(fd).flags().has(Flags::READABLE) {
             self.enqueue(fd);
         }
     }
 
     fn record(&mut self, report: Report) {
         let fd = report.fd;
-        let head = self.memory.head(fd);
-        assert_eq!(head.generation, report.generation);
-        assert!(!matches!(head.state, State::Free | State::Closing));
-        let mut flags = head.flags;
+        let mut record = self.memory.record_mut(fd);
+        assert_eq!(record.generation(), report.generation);
+        assert!(!matches!(record.state(), State::Free | State::Closing));
+        let mut flags = record.flags();
         if report.readable {
             flags = flags.with(Flags::READABLE);
         }
@@ -263,16 +265,17 @@ impl Server {
         if report.dry {
             flags = flags.with(Flags::READABLE).with(Flags::READ_DRY);
         }
-        self.memory.set_flags(fd, flags);
-        if flags.has(Flags::READABLE) || self.memory.pending(fd).is_some() {
+        record.set_flags(flags);
+        if flags.has(Flags::READABLE) || record.pending().is_some() {
             self.enqueue(fd);
         }
     }
 
     fn enqueue(&mut self, fd: u32) {
-        let flags = self.memory.head(fd).flags;
+        let mut record = self.memory.record_mut(fd);
+        let flags = record.flags();
         if !flags.has(Flags::QUEUED) {
-            self.memory.set_flags(fd, flags.with(Flags::QUEUED));
+            record.set_flags(flags.with(Flags::QUEUED));
             self.ready.push_back(fd);
         }
     }
@@ -281,7 +284,8 @@ impl Server {
         let before = kernel.wire(fd).consumed;
         let stream = &mut Handle { kernel, fd };
         let now = stream.kernel.now;
-        let outcome = connection::drive(&mut self.memory, fd, stream, &self.rules, now);
+        let record = &mut self.memory.record_mut(fd);
+        let outcome = connection::drive(record, stream, &self.rules, now);
         let moved = kernel.wire(fd).consumed - before;
         let most = self.rules.bytes_per_turn + self.memory.layout().buffer_bytes;
         assert!(moved < most as usize, "{moved} bytes received in one turn");
@@ -300,7 +304,7 @@ impl Server {
 
     fn close(&mut self, kernel: &mut Kernel, fd: u32, reason: CloseReason) {
         let client = kernel.descriptors[&fd];
-        let abandoned = self.memory.closing(fd);
+        let abandoned = self.memory.record_mut(fd).begin_close();
         assert_eq!(
             abandoned as usize,
             kernel.wires[client]
@@ -312,7 +316,7 @@ impl Server {
             kernel.abort(fd);
         }
         kernel.close(fd);
-        self.memory.closed(fd);
+        self.memory.record_mut(fd).end_close();
         self.ended.push((client, reason));
     }
 
@@ -324,8 +328,9 @@ impl Server {
 
     /// When a connection in `state` must have moved last, at the latest, not to be ended at `now`.
     pub fn patience(&self, fd: u32) -> Option<std::time::Duration> {
-        match self.memory.head(fd).state {
-            State::Open if self.memory.pending(fd).is_some() => self.rules.write_stall_timeout,
+        let record = self.memory.record(fd);
+        match record.state() {
+            State::Open if record.pending().is_some() => self.rules.write_stall_timeout,
             State::Open if self.ends_unheard(fd) => {
                 let idle = self.rules.idle_timeout.into_iter();
                 idle.chain([self.rules.first_word]).min()
@@ -339,7 +344,8 @@ impl Server {
 
     /// Whether `fd` is to end before it has ever sent anything.
     pub fn ends_unheard(&self, fd: u32) -> bool {
-        self.memory.head(fd).flags.has(Flags::FINISH) && self.memory.bytes_moved(fd).0 == 0
+        let record = self.memory.record(fd);
+        record.flags().has(Flags::FINISH) && record.bytes_moved().0 == 0
     }
 
     /// Whether `fd` has a deadline that `now` has reached.

@@ -1,0 +1,404 @@
+//! One record of the working memory: what is known of a connection, and the store rules by which it
+//! changes.
+//!
+//! A [`Record`] reads and a [`RecordMut`] writes; both are found once, by descriptor number, and then
+//! name their cache line. The rules stand in [the parent's text](super); each method says which one it
+//! carries out, and its stores are in the order that the rule demands.
+//!
+//! Invariant: the first word is read once, when the handle is made, and kept in it: a record has one
+//! writer, which is the one that holds the handle.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::Deref;
+use std::sync::atomic::Ordering;
+
+use super::counters::add;
+use super::layout::{Flags, Head, InHand, Layout, Pending, State};
+use super::pool::Pool;
+use super::{Probe, Unprobed, store};
+use crate::sys::shared::{Bytes, Line, Words};
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::metrics::Counter;
+
+/// The words of a record.
+pub(super) const HEAD: usize = 0;
+pub(super) const PENDING: usize = 1;
+const BYTES_IN: usize = 2;
+const BYTES_OUT: usize = 3;
+const LAST_PROGRESS: usize = 4;
+const OPENED: usize = 5;
+const ADDRESS: usize = 6;
+
+/// A record, to be read.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    words: &'a Line,
+    head: Head,
+}
+
+/// A record, to be written by its owner.
+#[derive(Debug)]
+pub struct RecordMut<'a, P = Unprobed> {
+    pub(super) record: Record<'a>,
+    pub(super) fd: u32,
+    pub(super) layout: Layout,
+    pub(super) words: Words<'a>,
+    pub(super) bytes: Bytes<'a>,
+    pub(super) pool: &'a mut Pool,
+    pub(super) probe: &'a mut P,
+}
+
+/// Everything a record contains.
+pub(super) struct Entry {
+    pub(super) pending: Option<Pending>,
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+    pub(super) last_progress: Tick,
+    pub(super) opened: Tick,
+    pub(super) peer: SocketAddr,
+    pub(super) state: State,
+    pub(super) flags: Flags,
+    pub(super) generation: u32,
+}
+
+/// The pool of pending-output buffers is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no buffer is left for pending output")]
+pub struct NoBuffer;
+
+impl<'a> Record<'a> {
+    /// The record in line `words`. A first word that no [`Head`] packs to reads as free.
+    #[inline]
+    pub(super) fn new(words: &'a Line) -> Self {
+        let word = words.0[HEAD].load(Ordering::Relaxed);
+        let head = Head::unpack(word).unwrap_or(Head::FREE);
+        Self { words, head }
+    }
+
+    /// What the record is for.
+    #[inline]
+    #[must_use]
+    pub const fn state(&self) -> State {
+        self.head.state
+    }
+
+    /// What is remembered of the connection between two readiness reports.
+    #[inline]
+    #[must_use]
+    pub const fn flags(&self) -> Flags {
+        self.head.flags
+    }
+
+    /// Distinguishes the connection from earlier ones with the same descriptor number.
+    #[inline]
+    #[must_use]
+    pub const fn generation(&self) -> u32 {
+        self.head.generation
+    }
+
+    /// Output that the kernel has not accepted yet.
+    #[inline]
+    #[must_use]
+    pub fn pending(&self) -> Option<Pending> {
+        Pending::unpack(self.load(PENDING))
+    }
+
+    /// When bytes last moved; or when the stream was ended from here, once it lingers.
+    #[inline]
+    #[must_use]
+    pub fn last_progress(&self) -> Tick {
+        Tick::from_nanos(self.load(LAST_PROGRESS))
+    }
+
+    /// When the connection was accepted.
+    #[must_use]
+    pub fn opened_at(&self) -> Tick {
+        Tick::from_nanos(self.load(OPENED))
+    }
+
+    /// Bytes received from the peer and bytes sent to it.
+    #[must_use]
+    pub fn bytes_moved(&self) -> (u64, u64) {
+        (self.load(BYTES_IN), self.load(BYTES_OUT))
+    }
+
+    /// The peer's address.
+    #[must_use]
+    pub fn peer(&self) -> SocketAddr {
+        let high = u128::from(self.load(ADDRESS)) << 64;
+        let address = Ipv6Addr::from_bits(high | u128::from(self.load(ADDRESS + 1)));
+        SocketAddr::new(address.to_canonical(), self.head.port)
+    }
+
+    #[inline]
+    fn load(&self, word: usize) -> u64 {
+        self.words.0[word].load(Ordering::Relaxed)
+    }
+}
+
+impl<'a, P> Deref for RecordMut<'a, P> {
+    type Target = Record<'a>;
+
+    #[inline]
+    fn deref(&self) -> &Record<'a> {
+        &self.record
+    }
+}
+
+impl<P: Probe> RecordMut<'_, P> {
+    /// Rule 1, before the call: returns the scratch buffer, in hand for this connection.
+    #[inline]
+    pub fn begin_receive(&mut self) -> &mut [u8] {
+        debug_assert!(
+            self.pending().is_none(),
+            "nothing is received while output is pending"
+        );
+        self.take_in_hand(InHand::Recv {
+            fd: self.fd,
+            len: 0,
+        });
+        self.scratch()
+    }
+
+    /// Rule 1, after the call: returns the `len` bytes received, to be transformed in place and sent.
+    #[inline]
+    pub fn end_receive(&mut self, len: u32, now: Tick) -> &mut [u8] {
+        // Counted first: once the length is in hand, the count is known to include it.
+        self.add(BYTES_IN, len);
+        self.take_in_hand(InHand::Recv { fd: self.fd, len });
+        self.store(LAST_PROGRESS, now.as_nanos());
+        self.bytes.range(self.layout.scratch(), len as usize)
+    }
+
+    /// Rule 2: of the `len` bytes received, the kernel accepted the first `sent`; keeps the rest.
+    ///
+    /// # Errors
+    /// [`NoBuffer`] if the pool is empty; the rest is then in hand until [`RecordMut::begin_close`].
+    #[inline]
+    pub fn end_send(&mut self, sent: u32, len: u32) -> Result<(), NoBuffer> {
+        self.add(BYTES_OUT, sent);
+        if sent < len {
+            self.keep_rest(sent, len)?;
+        }
+        self.clear_in_hand();
+        Ok(())
+    }
+
+    /// The call in hand moved no byte, or its bytes are accounted for.
+    #[inline]
+    pub fn clear_in_hand(&mut self) {
+        self.take_in_hand(InHand::Nothing);
+    }
+
+    /// Rule 3, before the call: returns the pending output, in hand; `None` if there is none.
+    #[inline]
+    pub fn begin_flush(&mut self) -> Option<&[u8]> {
+        let pending = self.pending()?;
+        self.take_in_hand(InHand::Flush { fd: self.fd });
+        let (at, length) = self.layout.pending(pending);
+        Some(self.bytes.range(at, length))
+    }
+
+    /// Rule 3, after the call: the kernel accepted `sent` more bytes. Returns whether nothing is
+    /// pending any more.
+    #[inline]
+    pub fn end_flush(&mut self, sent: u32, now: Tick) -> bool {
+        self.add(BYTES_OUT, sent);
+        self.store(LAST_PROGRESS, now.as_nanos());
+        let rest = self.pending().map(|was| Pending {
+            offset: was.offset + sent,
+            ..was
+        });
+        let done = rest.is_none_or(Pending::is_empty);
+        match rest {
+            Some(rest) if !done => self.store(PENDING, rest.pack()),
+            Some(spent) => {
+                self.store(PENDING, 0);
+                self.release(spent.buffer);
+            }
+            None => {}
+        }
+        self.clear_in_hand();
+        done
+    }
+
+    /// The scratch buffer, for bytes that are owed to nobody.
+    #[inline]
+    pub fn scratch(&mut self) -> &mut [u8] {
+        let length = self.layout.buffer_bytes as usize;
+        self.bytes.range(self.layout.scratch(), length)
+    }
+
+    /// Rule 6, before the call: the stream is ended from here; `state` says why it lingers.
+    pub fn begin_linger(&mut self, state: State, now: Tick) {
+        debug_assert!(
+            self.pending().is_none(),
+            "a stream is ended after its last byte"
+        );
+        self.store(LAST_PROGRESS, now.as_nanos());
+        self.set_state(state);
+    }
+
+    /// Rule 5, before the call. Returns the number of bytes received and given up: if it is not zero,
+    /// the connection is to be reset, because an end of stream would hide the loss.
+    pub fn begin_close(&mut self) -> u64 {
+        self.set_state(State::Closing);
+        if self.is_in_hand() {
+            self.clear_in_hand();
+        }
+        let (received, sent) = self.bytes_moved();
+        received.saturating_sub(sent)
+    }
+
+    /// Rules 5 and 8, after the call.
+    pub fn end_close(&mut self) {
+        if let Some(pending) = self.pending() {
+            self.store(PENDING, 0);
+            self.release(pending.buffer);
+        }
+        self.set_head(Head {
+            state: State::Free,
+            flags: Flags::default(),
+            ..self.head
+        });
+    }
+
+    /// Rule 8: the connection is going to another worker; nothing more is done to it here. Its
+    /// readiness is forgotten.
+    pub fn begin_handover(&mut self) {
+        self.set_flags(self.flags().lasting().with(Flags::MOVING));
+    }
+
+    /// Rule 8: the connection is this worker's, after all or from now on; nothing is ready yet, as
+    /// after [`Memory::thaw`](super::Memory::thaw).
+    pub fn take_ownership(&mut self) {
+        self.set_flags(self.flags().resumed());
+    }
+
+    /// Rule 8: the connection is another worker's, and its descriptor here is about to be closed.
+    pub fn end_handover(&mut self) {
+        self.set_state(State::Handed);
+    }
+
+    /// Rule 9, before the header is received: stores the client's address.
+    pub fn set_client(&mut self, client: SocketAddr) {
+        self.store_address(client.ip());
+        self.set_head(Head {
+            port: client.port(),
+            ..self.head
+        });
+    }
+
+    /// Rule 9, after the header was received: the connection is served from now on.
+    pub fn end_header(&mut self, now: Tick) {
+        debug_assert_eq!(self.state(), State::AwaitingHeader);
+        self.store(LAST_PROGRESS, now.as_nanos());
+        self.set_state(State::Open);
+    }
+
+    /// Asks the connection to end as soon as nothing is owed on it.
+    pub fn finish(&mut self) {
+        self.set_flags(self.flags().with(Flags::LAST_LOOK));
+    }
+
+    /// Replaces the flags; stores nothing if they are the same.
+    #[inline]
+    pub fn set_flags(&mut self, flags: Flags) {
+        if self.head.flags != flags {
+            self.set_head(Head { flags, ..self.head });
+        }
+    }
+
+    /// Adds `amount` to a counter.
+    #[inline]
+    pub fn count(&mut self, counter: Counter, amount: u64) {
+        add(self.words, counter, amount);
+    }
+
+    /// Rule 4: stores a whole record, pending output first and state last.
+    pub(super) fn enter(&mut self, entry: &Entry) {
+        self.store(PENDING, entry.pending.map_or(0, Pending::pack));
+        self.store(BYTES_IN, entry.bytes_in);
+        self.store(BYTES_OUT, entry.bytes_out);
+        self.store(LAST_PROGRESS, entry.last_progress.as_nanos());
+        self.store(OPENED, entry.opened.as_nanos());
+        self.store_address(entry.peer.ip());
+        self.set_head(Head {
+            state: entry.state,
+            flags: entry.flags,
+            port: entry.peer.port(),
+            generation: entry.generation,
+        });
+    }
+
+    pub(super) fn is_in_hand(&self) -> bool {
+        let word = self.words.line(Layout::IN_HAND).0[0].load(Ordering::Relaxed);
+        match InHand::unpack(word) {
+            Some(InHand::Recv { fd, .. } | InHand::Flush { fd }) => fd == self.fd,
+            Some(InHand::Nothing) | None => false,
+        }
+    }
+
+    /// Frees a buffer that no record names.
+    pub(super) fn release(&mut self, buffer: u32) {
+        if !self.pool.give(buffer) {
+            // Refused only by a file system without holes; the pages are then merely kept.
+            let _ = self
+                .bytes
+                .discard(self.layout.buffer(buffer), Layout::STRIDE);
+        }
+    }
+
+    #[cold]
+    fn keep_rest(&mut self, sent: u32, len: u32) -> Result<(), NoBuffer> {
+        let buffer = self.pool.take().ok_or(NoBuffer)?;
+        let rest = len - sent;
+        let from = self.layout.scratch() + sent as usize;
+        self.bytes
+            .copy(from, self.layout.buffer(buffer), rest as usize);
+        let pending = Pending {
+            buffer,
+            offset: 0,
+            end: rest,
+        };
+        self.store(PENDING, pending.pack());
+        Ok(())
+    }
+
+    fn store_address(&mut self, address: IpAddr) {
+        let address = match address {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        let bits = address.to_bits();
+        self.store(ADDRESS, (bits >> 64) as u64);
+        self.store(ADDRESS + 1, bits as u64);
+    }
+
+    #[inline]
+    fn take_in_hand(&mut self, in_hand: InHand) {
+        let line = self.words.line(Layout::IN_HAND);
+        store(self.probe, line, 0, in_hand.pack());
+    }
+
+    fn set_state(&mut self, state: State) {
+        self.set_head(Head { state, ..self.head });
+    }
+
+    #[inline]
+    fn set_head(&mut self, head: Head) {
+        self.record.head = head;
+        self.store(HEAD, head.pack());
+    }
+
+    #[inline]
+    fn add(&mut self, word: usize, amount: u32) {
+        let sum = self.load(word).wrapping_add(u64::from(amount));
+        self.store(word, sum);
+    }
+
+    #[inline]
+    fn store(&mut self, word: usize, value: u64) {
+        store(self.probe, self.record.words, word, value);
+    }
+}
