@@ -1,11 +1,9 @@
 //! The worker's event loop: mio, edge-triggered, one thread, never blocking but in the wait.
 //!
-//! A turn has fixed phases: wait, let the worker read its channel, take in connections that another
-//! worker hands over, drive the connections that are ready (those with a report straight from it,
-//! then those left over from the last turn), accept, answer deadlines, hand connections over, compute
-//! the next deadline.
-//! [`Reactor::wait`] is the first half and [`Reactor::work`] the second; between them the worker
-//! acts on its supervisor's messages.
+//! A turn has fixed phases: [`Reactor::wait`] waits; [`Reactor::handle_reports`] drives the connections
+//! that are ready (each with a report straight from it, then those left over from the last turn); the
+//! worker reads its channel; [`Reactor::work`] adopts connections that another worker hands over,
+//! accepts, acts on deadlines and hands connections over.
 //!
 //! Invariants:
 //! - both directions of a connection are watched once, from its accept to its close; readiness is
@@ -34,7 +32,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
@@ -61,11 +58,21 @@ const EVENTS_PER_TURN: usize = 1024;
 const NO_GENERATION: u32 = 0;
 const CONTROL: Token = Token(0);
 
+/// The kernel's readiness reports of one turn. They lie beside the [`Reactor`], so that it can walk
+/// over them and serve each at once.
+#[derive(Debug)]
+pub struct Reports(Events);
+
+impl Default for Reports {
+    fn default() -> Self {
+        Self(Events::with_capacity(EVENTS_PER_TURN))
+    }
+}
+
 /// The event loop and everything it serves.
 #[derive(Debug)]
 pub struct Reactor {
     poll: Poll,
-    events: Events,
     memory: Memory,
     timers: Timers,
     /// Descriptor numbers with work left over, in the order in which they get their turn.
@@ -114,7 +121,6 @@ impl Reactor {
         let now = clock::now();
         Ok(Self {
             poll: Poll::new()?,
-            events: Events::with_capacity(EVENTS_PER_TURN),
             timers: Timers::new(memory.layout().descriptors, now),
             memory,
             ready: VecDeque::new(),
@@ -277,38 +283,35 @@ impl Reactor {
         }
     }
 
-    /// Waits for readiness, for the next deadline or for `deadline`, and records what is ready.
-    /// True if the channel is to be read.
+    /// Waits for readiness, for the next deadline or for `deadline`.
     ///
     /// # Errors
     /// What `epoll_wait` returned; interruptions are not errors.
-    pub fn wait(&mut self, deadline: Option<Tick>) -> io::Result<bool> {
-        if !self.spins(deadline)? {
-            self.poll(self.timeout(deadline))?;
+    pub fn wait(&mut self, reports: &mut Reports, deadline: Option<Tick>) -> io::Result<()> {
+        if !self.spins(reports, deadline)? {
+            self.poll(reports, self.timeout(deadline))?;
         }
         self.now = clock::now();
         self.memory.count(Counter::Turns, 1);
-        Ok(self.note_reports())
+        Ok(())
     }
 
     /// Takes the kernel's reports. A wait that was interrupted, as by a long stop of the process,
     /// tells nothing of what is ready, so the kernel is asked once more, without waiting.
-    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn poll(&mut self, reports: &mut Reports, timeout: Option<Duration>) -> io::Result<()> {
         for timeout in [timeout, Some(Duration::ZERO)] {
-            match self.poll.poll(&mut self.events, timeout) {
+            match self.poll.poll(&mut reports.0, timeout) {
                 Ok(()) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => reports.0.clear(),
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
-    /// Drives what is ready, accepts, and answers deadlines; takes connections in before that, and
-    /// hands them over after it.
+    /// Adopts connections, accepts, acts on deadlines and hands connections over.
     pub fn work(&mut self) {
         self.receive_connections();
-        self.serve_ready();
         let gate = self
             .gate
             .at(self.places_taken(), self.max_connections, self.now);
@@ -356,28 +359,6 @@ impl Reactor {
         .flatten()
         .min()?;
         Some(due.since(self.now))
-    }
-
-    /// Notes the reports that are not about connections; true if the channel's is among them.
-    fn note_reports(&mut self) -> bool {
-        let (mut control, mut worked) = (false, false);
-        let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-        for token in events.iter().map(Event::token) {
-            control |= token == CONTROL;
-            worked |= token != CONTROL;
-            if token == CONTROL || unpack_token(token).1 != NO_GENERATION {
-                continue;
-            }
-            match self.acceptors.iter_mut().find(|a| a.has(token)) {
-                Some(acceptor) => acceptor.ready = true,
-                None => self.moving_is_ready(token),
-            }
-        }
-        self.events = events;
-        if worked {
-            self.spin.worked(self.now);
-        }
-        control
     }
 
     /// Takes connections from every ready listener in turn, up to the budget. True if some listener

@@ -29,7 +29,7 @@ use crate::listener;
 use crate::log;
 use crate::memory::layout::Layout;
 use crate::memory::{self, Memory};
-use crate::reactor::Reactor;
+use crate::reactor::{Reactor, Reports};
 use crate::sandbox::{self, calls::Role};
 use crate::sys::cpus;
 use crate::sys::fd::inherited_channel;
@@ -238,15 +238,15 @@ impl Worker {
     }
 
     fn serve(mut self) -> ExitCode {
+        let mut reports = Reports::default();
         while !matches!(self.phase, Phase::Done) {
-            match self.reactor.wait(self.deadline()) {
-                Ok(true) => self.hear(),
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::error!(%error, "the event loop failed");
-                    leave_open(self.channel);
-                    return ExitCode::FAILURE;
-                }
+            if let Err(error) = self.reactor.wait(&mut reports, self.deadline()) {
+                tracing::error!(%error, "the event loop failed");
+                leave_open(self.channel);
+                return ExitCode::FAILURE;
+            }
+            if self.reactor.handle_reports(&reports) {
+                self.hear();
             }
             self.reactor.work();
             while let Some(slot) = self.reactor.lost_listener() {

@@ -26,7 +26,7 @@ use uppercased::handover::{HandedOver, HandoverEnd, Part};
 use uppercased::listener;
 use uppercased::memory::layout::{Layout, State};
 use uppercased::memory::{self, Memory, counter};
-use uppercased::reactor::Reactor;
+use uppercased::reactor::{Reactor, Reports};
 use uppercased::wire::Listen;
 use uppercased_ctl::clock::{Tick, now};
 use uppercased_ctl::identity::SlotId;
@@ -61,6 +61,19 @@ fn reactor_with_room(config: &Config, max: u32, buffers: u32) -> Reactor {
     };
     let memory = Memory::adopt(memory::create(layout).unwrap(), layout).unwrap();
     Reactor::new(memory, config, max).unwrap()
+}
+
+/// A turn that waits until `deadline` at most.
+fn turn(one: &mut Reactor, deadline: Option<Tick>) {
+    let mut reports = Reports::default();
+    one.wait(&mut reports, deadline).unwrap();
+    one.handle_reports(&reports);
+    one.work();
+}
+
+/// The first phase of a turn only: what is ready stays so.
+fn wait(one: &mut Reactor) {
+    one.wait(&mut Reports::default(), Some(Tick::ZERO)).unwrap();
 }
 
 fn link() -> (OwnedFd, OwnedFd) {
@@ -101,8 +114,7 @@ impl Stage {
     /// A turn of every loop, without waiting.
     fn turn(&mut self) {
         for one in &mut self.loops {
-            one.wait(Some(Tick::ZERO)).unwrap();
-            one.work();
+            turn(one, Some(Tick::ZERO));
         }
     }
 
@@ -352,8 +364,7 @@ fn lingering_connection_lingers_to_its_end() {
     let deadline = now() + PATIENCE;
     while state_of(&stage, 0, &client) != Some((State::LingeringIdle, 0)) {
         assert!(now() < deadline, "it never lingers");
-        stage.loops[0].wait(Some(deadline)).unwrap();
-        stage.loops[0].work();
+        turn(&mut stage.loops[0], Some(deadline));
     }
     stage.order(0, 1, false);
     client.send(500); // Too late: thrown away, by whoever has the connection.
@@ -418,8 +429,7 @@ fn full_socket_delays_batch_and_loses_nothing() {
     stage.loops[0].hand_over(ours, false).unwrap();
     // The second batch finds no room, however often it is offered.
     for _ in 0..100 {
-        stage.loops[0].wait(Some(Tick::ZERO)).unwrap();
-        stage.loops[0].work();
+        turn(&mut stage.loops[0], Some(Tick::ZERO));
     }
     assert_eq!(stage.outcome(0), done(450));
     for client in clients {
@@ -614,8 +624,7 @@ fn successor_accepts_after_learning_count() {
     let late = Client::new(stage.addr);
     while stage.loops[0].open_connections() == 0 {
         assert!(now().since(before) < PATIENCE);
-        stage.loops[0].wait(None).unwrap();
-        stage.loops[0].work();
+        turn(&mut stage.loops[0], None);
     }
     assert!(now().since(before) >= HANDOVER_COUNT_TIMEOUT);
     late.conclude(&mut stage);
@@ -674,15 +683,14 @@ fn full_server_migrates_before_accepting_queue() {
     stage.order(0, 1, false);
     // The successor has many turns before anything comes.
     for _ in 0..10 {
-        stage.loops[1].wait(Some(Tick::ZERO)).unwrap();
-        stage.loops[1].work();
+        turn(&mut stage.loops[1], Some(Tick::ZERO));
     }
     assert_eq!(stage.loops[1].open_connections(), 0);
     // Some end at the last moment: their places are not lost.
     for client in clients.drain(..5) {
         client.reset();
     }
-    stage.loops[0].wait(Some(Tick::ZERO)).unwrap();
+    wait(&mut stage.loops[0]);
     assert_eq!(stage.outcome(0).end, HandoverEnd::Done);
     stage.until(|stage| stage.loops[1].open_connections() == 10);
     for client in clients.into_iter().chain(waiting) {
@@ -976,7 +984,7 @@ fn partial_handover_keeps_pending_and_silent_connections() {
         active_within: Duration::ZERO,
         ..part
     };
-    stage.loops[0].wait(Some(Tick::ZERO)).unwrap();
+    wait(&mut stage.loops[0]);
     order_part(&mut stage, part);
     assert_eq!(stage.outcome(0).moved, 0);
     for client in [full, unread, quiet] {

@@ -146,6 +146,13 @@ impl<'a, P> Deref for RecordMut<'a, P> {
 }
 
 impl<P: Probe> RecordMut<'_, P> {
+    /// The connection's descriptor number.
+    #[inline]
+    #[must_use]
+    pub const fn fd(&self) -> u32 {
+        self.fd
+    }
+
     /// Rule 1, before the call: returns the scratch buffer, in hand for this connection.
     #[inline]
     pub fn begin_receive(&mut self) -> &mut [u8] {

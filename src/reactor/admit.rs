@@ -13,7 +13,6 @@ use std::net::SocketAddr;
 use super::lines::PeerLine;
 use super::{Reactor, pack_token};
 use crate::admission::Verdict;
-use crate::connection::Outcome;
 use crate::memory::layout::State;
 use crate::sys::socket::Socket;
 use uppercased_ctl::metrics::{CloseReason, Counter, RefusalCause};
@@ -67,7 +66,7 @@ impl Reactor {
         }
         tracing::debug!(%peer, fd, "open");
         self.pause_at_limit();
-        self.conclude(fd, Outcome::Waiting);
+        self.arm(fd);
     }
 
     fn refuse(&mut self, socket: Socket, peer: SocketAddr, cause: RefusalCause) {

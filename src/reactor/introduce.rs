@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use super::Reactor;
 use super::lines::PeerLine;
 use crate::admission::Verdict;
-use crate::connection::{self, Outcome, reason_of};
+use crate::connection::{self, reason_of};
 use crate::memory::layout::Flags;
 use crate::sys::socket::Socket;
 use uppercased_ctl::limits::PROXY_HEADER_MAX_BYTES;
@@ -60,7 +60,7 @@ impl Reactor {
         if connection::is_due(&self.memory.record(fd), &self.rules, self.now) {
             return self.expire_one(fd);
         }
-        self.conclude(fd, Outcome::Waiting);
+        self.arm(fd);
     }
 
     /// The header is there: admits its client, or refuses it.
@@ -87,7 +87,7 @@ impl Reactor {
         let peer = self.memory.record(fd).peer();
         tracing::debug!(%peer, %via, fd, "introduced");
         // The client's first bytes may have come with the header, and no report will tell.
-        self.serve(fd);
+        self.drive(fd);
     }
 
     /// Refuses a connection for its header, or for having none.

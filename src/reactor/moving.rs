@@ -19,7 +19,6 @@ use mio::{Interest, Registry, Token};
 
 use super::Reactor;
 use crate::channel::packets::{self, Packets};
-use crate::connection::Outcome;
 use crate::handover::HandedOver;
 use crate::memory::layout::Flags;
 use crate::sys::socket::Socket;
@@ -160,6 +159,6 @@ impl Reactor {
         if record.flags().has(Flags::READABLE) {
             self.enqueue(fd);
         }
-        self.conclude(fd, Outcome::Waiting);
+        self.arm(fd);
     }
 }

@@ -9,47 +9,49 @@
 
 use std::io;
 
-use mio::Events;
 use mio::event::Event;
 
-use super::{NO_GENERATION, Reactor, unpack_token};
-use crate::connection::{self, Outcome};
+use super::timers::Timers;
+use super::{CONTROL, NO_GENERATION, Reactor, Reports, unpack_token};
+use crate::connection::{self, Outcome, Rules};
+use crate::memory::RecordMut;
 use crate::memory::layout::{Flags, State};
 use crate::sys::socket::Socket;
+use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::Counter;
 
 impl Reactor {
-    /// Gives every connection with something to do its share of this turn.
-    pub(super) fn serve_ready(&mut self) {
+    /// Serves every connection that is ready: those with a report, then those left over from the last
+    /// turn. Notes readiness of anything else. Returns whether the channel is to be read.
+    pub fn handle_reports(&mut self, reports: &Reports) -> bool {
         let left_over = self.ready.len();
-        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-        for event in &events {
-            self.serve_reported(event);
-        }
-        events.clear();
-        self.events = events;
-        for _ in 0..left_over {
-            let Some(fd) = self.ready.pop_front() else {
-                break;
-            };
-            let mut record = self.memory.record_mut(fd);
-            let flags = record.flags();
-            // If it is not, it was closed since, and possibly opened anew under the same number.
-            if flags.has(Flags::QUEUED) {
-                record.set_flags(flags.without(Flags::QUEUED));
-                self.serve(fd);
+        let (mut control, mut worked) = (false, false);
+        for event in &reports.0 {
+            let token = event.token();
+            let (fd, generation) = unpack_token(token);
+            if generation != NO_GENERATION {
+                self.handle_report(fd, generation, event);
+            } else if token == CONTROL {
+                control = true;
+                continue;
+            } else if let Some(acceptor) = self.acceptors.iter_mut().find(|a| a.has(token)) {
+                acceptor.ready = true;
+            } else {
+                self.moving_is_ready(token);
             }
+            worked = true;
         }
+        if worked {
+            self.spin.worked(self.now);
+        }
+        self.drive_queue(left_over);
+        control
     }
 
-    /// Remembers what a report says of a connection, and serves it unless its turn is still to come:
-    /// nobody has two shares of one turn.
+    /// Records what a report says of a connection, and drives it unless its turn is still to come:
+    /// no connection is driven twice in a turn.
     #[inline]
-    fn serve_reported(&mut self, event: &Event) {
-        let (fd, generation) = unpack_token(event.token());
-        if generation == NO_GENERATION {
-            return;
-        }
+    fn handle_report(&mut self, fd: u32, generation: u32, event: &Event) {
         let mut record = self.memory.record_mut(fd);
         let gone = matches!(record.state(), State::Free | State::Closing | State::Handed);
         if record.generation() != generation || gone {
@@ -69,16 +71,26 @@ impl Reactor {
         // A connection that is only writable and owes nothing has no work.
         let has_work = flags.has(Flags::READABLE) || record.pending().is_some();
         if has_work && !flags.has(Flags::QUEUED) {
-            self.serve(fd);
+            let outcome = drive(&mut record, &mut self.timers, &self.rules, self.now);
+            self.conclude(fd, outcome);
         }
     }
 
-    #[inline]
-    pub(super) fn serve(&mut self, fd: u32) {
-        let mut socket = Traced(Socket::numbered(fd));
-        let record = &mut self.memory.record_mut(fd);
-        let outcome = connection::drive(record, &mut socket, &self.rules, self.now);
-        self.conclude(fd, outcome);
+    /// Drives the first `count` connections of the queue.
+    fn drive_queue(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(fd) = self.ready.pop_front() else {
+                break;
+            };
+            let mut record = self.memory.record_mut(fd);
+            let flags = record.flags();
+            // If it is not, it was closed since, and possibly opened again under the same number.
+            if flags.has(Flags::QUEUED) {
+                record.set_flags(flags.without(Flags::QUEUED));
+                let outcome = drive(&mut record, &mut self.timers, &self.rules, self.now);
+                self.conclude(fd, outcome);
+            }
+        }
     }
 
     pub(super) fn enqueue(&mut self, fd: u32) {
@@ -90,19 +102,29 @@ impl Reactor {
         }
     }
 
+    /// Acts on the outcome of driving connection `fd`, or of what was done in place of it.
+    #[inline]
     pub(super) fn conclude(&mut self, fd: u32, outcome: Outcome) {
         match outcome {
             Outcome::Waiting => {}
             Outcome::Again => self.enqueue(fd),
-            Outcome::Close(reason) => return self.close(fd, reason),
-            Outcome::Header => return self.introduce(fd),
-            Outcome::Refuse(cause) => return self.dismiss(fd, cause, None),
+            Outcome::Close(reason) => self.close(fd, reason),
+            Outcome::Header => self.introduce(fd),
+            Outcome::Refuse(cause) => self.dismiss(fd, cause, None),
         }
-        if let Some(due) = connection::deadline(&self.memory.record(fd), &self.rules)
-            && !self.timers.is_armed_by(fd, due, self.now)
-        {
-            self.timers.arm(fd, due, self.now);
-        }
+    }
+
+    /// Drives connection `fd`.
+    pub(super) fn drive(&mut self, fd: u32) {
+        let mut record = self.memory.record_mut(fd);
+        let outcome = drive(&mut record, &mut self.timers, &self.rules, self.now);
+        self.conclude(fd, outcome);
+    }
+
+    /// Arms the timer of connection `fd`, if it has a deadline.
+    pub(super) fn arm(&mut self, fd: u32) {
+        let record = self.memory.record_mut(fd);
+        arm(&record, &mut self.timers, &self.rules, self.now);
     }
 
     /// Acts on the deadlines that have passed.
@@ -127,11 +149,35 @@ impl Reactor {
         let record = &mut self.memory.record_mut(fd);
         let was_nobodys = record.state() == State::AwaitingHeader;
         let outcome = connection::expire(record, &mut socket, &self.rules, self.now);
+        if matches!(outcome, Outcome::Waiting | Outcome::Again) {
+            arm(record, &mut self.timers, &self.rules, self.now);
+        }
         if was_nobodys {
             // A stop has ended its stream: until it closes it is its proxy's.
             self.arrived(fd);
         }
         self.conclude(fd, outcome);
+    }
+}
+
+/// Drives the connection of `record`, and arms its timer if it goes on.
+#[inline]
+fn drive(record: &mut RecordMut<'_>, timers: &mut Timers, rules: &Rules, now: Tick) -> Outcome {
+    let mut socket = Traced(Socket::numbered(record.fd()));
+    let outcome = connection::drive(record, &mut socket, rules, now);
+    if matches!(outcome, Outcome::Waiting | Outcome::Again) {
+        arm(record, timers, rules, now);
+    }
+    outcome
+}
+
+/// Arms the timer of the connection of `record`, unless it fires in time already.
+#[inline]
+fn arm(record: &RecordMut<'_>, timers: &mut Timers, rules: &Rules, now: Tick) {
+    if let Some(due) = connection::deadline(record, rules)
+        && !timers.is_armed_by(record.fd(), due, now)
+    {
+        timers.arm(record.fd(), due, now);
     }
 }
 

@@ -14,7 +14,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::Reactor;
+use super::{Reactor, Reports};
 use uppercased_ctl::clock::{self, Tick};
 
 /// When a worker goes on polling.
@@ -45,7 +45,11 @@ impl Spin {
 
 impl Reactor {
     /// Polls without sleeping, if there was work lately: true if that brought something.
-    pub(super) fn spins(&mut self, deadline: Option<Tick>) -> io::Result<bool> {
+    pub(super) fn spins(
+        &mut self,
+        reports: &mut Reports,
+        deadline: Option<Tick>,
+    ) -> io::Result<bool> {
         if self.spin.patience.is_none() {
             return Ok(false);
         }
@@ -57,8 +61,8 @@ impl Reactor {
         };
         let until = self.spin.until.min(due);
         while self.now < until {
-            self.poll(Some(Duration::ZERO))?;
-            if !self.events.is_empty() {
+            self.poll(reports, Some(Duration::ZERO))?;
+            if !reports.0.is_empty() {
                 return Ok(true);
             }
             self.now = clock::now();
