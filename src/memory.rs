@@ -50,42 +50,28 @@ pub mod frozen;
 pub mod layout;
 mod pool;
 mod record;
+mod store;
 mod unsent;
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::sys::shared::{self, Line, SharedMemory};
+use crate::sys::shared::{self, SharedMemory};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::{CloseReason, Counter, TurnClass};
 
 pub use counters::{Moves, counter, is_believable, moves, open_by, open_connections, room};
 pub use pool::WARM_BUFFERS;
 pub use record::{NoBuffer, Record, RecordMut};
+pub use store::{Probe, Unprobed};
 pub use unsent::{Corrupt, unsent};
 
 use counters::add;
 use layout::{Flags, Layout, MAGIC, State};
 use record::Entry;
-
-/// Is told of every store, so that a test can stop the world after each. The product's is
-/// [`Unprobed`], which compiles to nothing.
-pub trait Probe {
-    /// A store was made.
-    fn stored(&mut self);
-}
-
-/// No probe.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Unprobed;
-
-impl Probe for Unprobed {
-    #[inline(always)]
-    fn stored(&mut self) {}
-}
+use store::store;
 
 /// The writer's side; one for each worker.
 #[derive(Debug)]
@@ -279,14 +265,6 @@ impl<P: Probe> Memory<P> {
     fn store(&mut self, line: usize, word: usize, value: u64) {
         store(&mut self.probe, self.shared.line(line), word, value);
     }
-}
-
-/// Stores one word. `Release` keeps the store behind everything before it in program order; on x86-64
-/// it is a plain move.
-#[inline]
-fn store(probe: &mut impl Probe, line: &Line, word: usize, value: u64) {
-    line.0[word].store(value, Ordering::Release);
-    probe.stored();
 }
 
 #[cfg(test)]

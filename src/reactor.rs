@@ -22,10 +22,11 @@ mod admit;
 mod gate;
 mod introduce;
 mod lines;
-pub mod moving;
+mod moving;
 mod serve;
 mod spin;
 pub mod timers;
+mod wait;
 
 use std::collections::VecDeque;
 use std::io;
@@ -33,7 +34,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Interest, Poll, Token};
 
 use crate::admission::{Admission, Networks};
 use crate::config::{Config, FIRST_WORD, ProxyListeners};
@@ -48,26 +49,15 @@ use uppercased_ctl::metrics::{CloseReason, Counter, PauseCause};
 
 use accept::{Acceptor, Gate, pause_cause};
 use lines::PeerLines;
-use moving::{Incoming, Outgoing};
+use moving::state::{Incoming, Outgoing};
 use spin::Spin;
 use timers::Timers;
 
-/// Readiness reports taken from the kernel in one turn.
-const EVENTS_PER_TURN: usize = 1024;
+pub use wait::Reports;
+
 /// Reports with this in the upper half of their token are not about connections.
 const NO_GENERATION: u32 = 0;
 const CONTROL: Token = Token(0);
-
-/// The kernel's readiness reports of one turn. They lie beside the [`Reactor`], so that it can walk
-/// over them and serve each at once.
-#[derive(Debug)]
-pub struct Reports(Events);
-
-impl Default for Reports {
-    fn default() -> Self {
-        Self(Events::with_capacity(EVENTS_PER_TURN))
-    }
-}
 
 /// The event loop and everything it serves.
 #[derive(Debug)]
@@ -283,32 +273,6 @@ impl Reactor {
         }
     }
 
-    /// Waits for readiness, for the next deadline or for `deadline`.
-    ///
-    /// # Errors
-    /// What `epoll_wait` returned; interruptions are not errors.
-    pub fn wait(&mut self, reports: &mut Reports, deadline: Option<Tick>) -> io::Result<()> {
-        if !self.spins(reports, deadline)? {
-            self.poll(reports, self.timeout(deadline))?;
-        }
-        self.now = clock::now();
-        self.memory.count(Counter::Turns, 1);
-        Ok(())
-    }
-
-    /// Takes the kernel's reports. A wait that was interrupted, as by a long stop of the process,
-    /// tells nothing of what is ready, so the kernel is asked once more, without waiting.
-    fn poll(&mut self, reports: &mut Reports, timeout: Option<Duration>) -> io::Result<()> {
-        for timeout in [timeout, Some(Duration::ZERO)] {
-            match self.poll.poll(&mut reports.0, timeout) {
-                Ok(()) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => reports.0.clear(),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
     /// Adopts connections, accepts, acts on deadlines and hands connections over.
     pub fn work(&mut self) {
         self.receive_connections();
@@ -321,7 +285,7 @@ impl Reactor {
         }
         self.expire();
         self.send_connections();
-        self.write_overdue_lines();
+        self.lines.write_overdue(self.open, self.now);
         self.memory.count_turn(clock::now().since(self.now));
     }
 
@@ -341,24 +305,6 @@ impl Reactor {
     #[must_use]
     pub const fn memory(&self) -> &Memory {
         &self.memory
-    }
-
-    fn timeout(&self, deadline: Option<Tick>) -> Option<Duration> {
-        let accepts = self.takes_connections() && self.acceptors.iter().any(|a| a.ready);
-        if accepts || !self.ready.is_empty() {
-            return Some(Duration::ZERO);
-        }
-        let due = [
-            deadline,
-            self.gate.opens_at(),
-            self.timers.next_deadline(),
-            self.moving_due(),
-            self.lines.due(),
-        ]
-        .into_iter()
-        .flatten()
-        .min()?;
-        Some(due.since(self.now))
     }
 
     /// Takes connections from every ready listener in turn, up to the budget. True if some listener

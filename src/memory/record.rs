@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use super::counters::add;
 use super::layout::{Flags, Head, InHand, Layout, Pending, State};
 use super::pool::Pool;
-use super::{Probe, Unprobed, store};
+use super::store::{Probe, Unprobed, store};
 use crate::sys::shared::{Bytes, Line, Words};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::Counter;

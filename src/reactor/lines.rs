@@ -6,7 +6,6 @@
 //!
 //! It must not decide when a line is written: `log::Tally` does.
 
-use super::Reactor;
 use crate::log::Tally;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::{PauseCause, RefusalCause};
@@ -52,13 +51,10 @@ impl PeerLines {
     pub(super) const fn due(&self) -> Option<Tick> {
         self.0.due()
     }
-}
 
-impl Reactor {
-    /// Writes what a flood left uncounted in the log.
-    pub(super) fn write_overdue_lines(&mut self) {
-        while let Some((kind, times)) = self.lines.0.overdue(self.now) {
-            let open = self.open;
+    /// Writes the lines whose counts are overdue; `open` is the number of open connections.
+    pub(super) fn write_overdue(&mut self, open: u32, now: Tick) {
+        while let Some((kind, times)) = self.0.overdue(now) {
             match RefusalCause::ALL.get(kind) {
                 Some(cause) => {
                     tracing::warn!(cause = cause.name(), refused = times, "connection refused");

@@ -10,62 +10,16 @@
 mod incoming;
 mod outgoing;
 mod part;
+pub(super) mod state;
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-
-use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
+use mio::Token;
 
 use super::Reactor;
-use crate::channel::packets::{self, Packets};
 use crate::handover::HandedOver;
 use crate::memory::layout::Flags;
 use crate::sys::socket::Socket;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::{CloseReason, Counter};
-
-pub(super) use incoming::Incoming;
-pub(super) use outgoing::Outgoing;
-
-/// The number of the first batch, for the fault points.
-const FIRST: u32 = 1;
-
-/// One end of a handover's socket pair.
-#[derive(Debug)]
-pub(super) struct Link {
-    packets: Packets,
-    token: Token,
-    /// There may be something to receive.
-    ready: bool,
-}
-
-impl Link {
-    fn new(socket: OwnedFd, token: Token, registry: &Registry) -> io::Result<Self> {
-        let number = socket.as_raw_fd();
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        // Closing it ends the watch: this process has no other descriptor of it.
-        registry.register(&mut SourceFd(&number), token, interest)?;
-        Ok(Self {
-            packets: Packets::over(socket),
-            token,
-            ready: true,
-        })
-    }
-
-    /// The next packet, or why there is none; `None` if there is none now.
-    fn receive(&mut self, into: &mut [u8]) -> Result<Option<packets::Packet>, packets::Error> {
-        let received = self.packets.receive(into);
-        self.ready = matches!(received, Ok(Some(_)));
-        received
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.packets.purge();
-    }
-}
 
 impl Reactor {
     /// Whether connections may still go or come: the process must not end yet.

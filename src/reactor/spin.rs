@@ -11,19 +11,17 @@
 //!
 //! It must not read the clock but for its own end: once after each poll that brought nothing.
 
-use std::io;
 use std::time::Duration;
 
-use super::{Reactor, Reports};
-use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::clock::Tick;
 
 /// When a worker goes on polling.
 #[derive(Debug)]
 pub(super) struct Spin {
     /// For so long after work; `None`: never.
-    patience: Option<Duration>,
+    pub(super) patience: Option<Duration>,
     /// Polling goes on till then.
-    until: Tick,
+    pub(super) until: Tick,
 }
 
 impl Spin {
@@ -40,33 +38,5 @@ impl Spin {
         if let Some(patience) = self.patience {
             self.until = now + patience;
         }
-    }
-}
-
-impl Reactor {
-    /// Polls without sleeping, if there was work lately: true if that brought something.
-    pub(super) fn spins(
-        &mut self,
-        reports: &mut Reports,
-        deadline: Option<Tick>,
-    ) -> io::Result<bool> {
-        if self.spin.patience.is_none() {
-            return Ok(false);
-        }
-        let due = match self.timeout(deadline) {
-            // There is something to do already.
-            Some(Duration::ZERO) => return Ok(false),
-            Some(timeout) => self.now + timeout,
-            None => self.spin.until,
-        };
-        let until = self.spin.until.min(due);
-        while self.now < until {
-            self.poll(reports, Some(Duration::ZERO))?;
-            if !reports.0.is_empty() {
-                return Ok(true);
-            }
-            self.now = clock::now();
-        }
-        Ok(false)
     }
 }

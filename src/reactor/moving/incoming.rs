@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::super::accept::Gate;
 use super::super::{Reactor, pack_token};
-use super::Link;
+use super::state::{Incoming, Link};
 use crate::channel::packets;
 use crate::config::{HANDOVER_COUNT_TIMEOUT, HANDOVER_MESSAGE_BYTES, HANDOVER_TURN};
 use crate::fault;
@@ -19,18 +19,6 @@ use crate::handover::record::{self, Left, Message, Packet, Record};
 use crate::sys::socket::Socket;
 use uppercased_ctl::clock;
 use uppercased_ctl::metrics::Counter;
-
-/// A handover from another worker.
-#[derive(Debug)]
-pub(in crate::reactor) struct Incoming {
-    pub(super) link: Link,
-    machine: Receiver,
-    buffer: Vec<u8>,
-    /// The format that is read.
-    version: u16,
-    /// Batches answered.
-    answered: u64,
-}
 
 /// What became of a batch.
 struct Sorted {
@@ -76,7 +64,7 @@ impl Reactor {
     }
 
     /// Takes batches in, if there are any and as long as there is time in this turn.
-    pub(in crate::reactor) fn receive_connections(&mut self) {
+    pub(crate) fn receive_connections(&mut self) {
         let Some(mut incoming) = self.incoming.take() else {
             return;
         };

@@ -4,22 +4,20 @@
 //! acknowledgement its descriptors are closed without reading and without ending a stream; every
 //! answer there is has been read before the receiver's end is believed.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 
 use super::super::{Reactor, pack_token};
-use super::part::Chosen;
-use super::{FIRST, Link};
+use super::state::{Chosen, FIRST, Link, Outgoing};
 use crate::channel::packets;
-use crate::config::{HANDOVER_BATCH_CONNECTIONS, HANDOVER_RETRY, HANDOVER_TURN, HANDOVER_WINDOW};
+use crate::config::{HANDOVER_BATCH_CONNECTIONS, HANDOVER_TURN, HANDOVER_WINDOW};
 use crate::fault;
-use crate::handover::machine::{Sender, SenderAction, SenderEvent};
+use crate::handover::machine::{SenderAction, SenderEvent};
 use crate::handover::record::{self, BatchEncoder, CAUSE_MAX_BYTES, Message, Packet};
 use crate::handover::{HandedOver, HandoverEnd, Part};
 use crate::memory::layout::{Flags, State};
-use crate::sys::socket::{self, Socket};
-use uppercased_ctl::clock::{self, Tick};
+use crate::sys::socket::Socket;
+use uppercased_ctl::clock;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 
 /// An answer is a header, at most a list of the connections that stay, and at most a cause.
@@ -27,93 +25,6 @@ const ANSWER_MAX_BYTES: usize = CAUSE_MAX_BYTES + HANDOVER_BATCH_CONNECTIONS + 6
 
 /// Answers read in one step: no honest receiver has more of them to give at once.
 const ANSWERS_AT_ONCE: usize = HANDOVER_WINDOW + 1;
-
-/// A handover to another worker.
-#[derive(Debug)]
-pub(in crate::reactor) struct Outgoing {
-    pub(super) link: Option<Link>,
-    pub(super) machine: Sender,
-    /// Batches that are not settled: number and connections.
-    pub(super) batches: VecDeque<(u32, Vec<u32>)>,
-    /// The batch that the kernel has not taken, and when it is offered again.
-    pub(super) staged: Option<(Vec<u8>, Tick)>,
-    /// Where the search for connections goes on.
-    cursor: u32,
-    /// Nobody will accept from these listeners after this worker.
-    last: bool,
-    /// Only these go; `None`: everything does, and the worker after it.
-    pub(super) part: Option<Chosen>,
-    pub(super) moving: u32,
-    moved: u32,
-    /// Connections that the other worker cannot take, by number, with their generation.
-    pub(super) stuck: BTreeMap<u32, u32>,
-    /// Batches sent, and those settled, for whoever watches from outside.
-    sent: u64,
-    settled: u64,
-}
-
-impl Outgoing {
-    fn new(link: Link, last: bool, part: Option<Chosen>) -> Self {
-        Self {
-            link: Some(link),
-            machine: Sender::default(),
-            batches: VecDeque::new(),
-            staged: None,
-            cursor: 0,
-            last,
-            part,
-            moving: 0,
-            moved: 0,
-            stuck: BTreeMap::new(),
-            sent: 0,
-            settled: 0,
-        }
-    }
-
-    fn batch(&mut self, sequence: u32) -> Vec<u32> {
-        let at = self.batches.iter().position(|batch| batch.0 == sequence);
-        at.and_then(|at| self.batches.remove(at))
-            .map_or_else(Vec::new, |batch| batch.1)
-    }
-
-    /// Offers the last batch to the kernel.
-    fn transmit(&mut self, sequence: u32, frame: Vec<u8>, now: Tick) {
-        let batch = self.batches.back().map_or(&[][..], |batch| &batch.1);
-        let Some(link) = &mut self.link else {
-            return;
-        };
-        let event = match socket::lend(batch, |fds| link.packets.send(&frame, fds)) {
-            Ok(true) => {
-                self.sent += 1;
-                SenderEvent::Sent {
-                    // Bounded by the format.
-                    count: batch.len() as u32,
-                }
-            }
-            Ok(false) => {
-                self.staged = Some((frame, now + HANDOVER_RETRY));
-                SenderEvent::Blocked
-            }
-            Err(packets::Error::Closed) => {
-                // What the other end has said before it went comes first.
-                link.ready = true;
-                self.staged = Some((frame, now + HANDOVER_RETRY));
-                SenderEvent::Blocked
-            }
-            Err(error) => SenderEvent::Failed {
-                cause: format!("a batch could not be sent: {error}"),
-            },
-        };
-        if sequence == FIRST && matches!(event, SenderEvent::Sent { .. }) {
-            fault::point("sender.sent");
-        }
-        self.machine.handle(event);
-    }
-
-    fn is_due(&self, now: Tick) -> bool {
-        self.staged.as_ref().is_some_and(|(_, retry)| *retry <= now)
-    }
-}
 
 impl Reactor {
     /// Begins to hand every connection over by the socket `link`, and stops accepting; the
@@ -174,7 +85,7 @@ impl Reactor {
 
     /// Sends what can be sent, and settles what has been answered, as long as there is time in this
     /// turn.
-    pub(in crate::reactor) fn send_connections(&mut self) {
+    pub(crate) fn send_connections(&mut self) {
         let Some(mut outgoing) = self.outgoing.take() else {
             return;
         };

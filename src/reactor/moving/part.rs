@@ -10,39 +10,9 @@
 use std::collections::VecDeque;
 
 use super::super::Reactor;
+use super::state::Chosen;
 use crate::handover::Part;
 use crate::memory::layout::{Flags, State};
-
-/// The connections of a part.
-#[derive(Debug)]
-pub(in crate::reactor) enum Chosen {
-    /// The choice is the next turn's.
-    Pending(Part),
-    /// These are left, by number and generation, in the order in which they go.
-    Made(VecDeque<(u32, u32)>),
-}
-
-impl Chosen {
-    pub(super) const fn still_to_be(part: Part) -> Self {
-        Self::Pending(part)
-    }
-
-    /// Whether a turn would make a choice, or a batch.
-    pub(super) fn waits(&self) -> bool {
-        match self {
-            Self::Pending(_) => true,
-            Self::Made(left) => !left.is_empty(),
-        }
-    }
-
-    /// The first `most` of those that are left.
-    pub(super) fn next(&self, most: usize) -> Vec<u32> {
-        match self {
-            Self::Pending(_) => Vec::new(),
-            Self::Made(left) => left.iter().take(most).map(|(fd, _)| *fd).collect(),
-        }
-    }
-}
 
 impl Reactor {
     /// How many connections of the part can go now. Those that cannot are out of it.

@@ -1,0 +1,29 @@
+//! One store to the working memory, and the probe that a test hangs on it.
+
+use std::sync::atomic::Ordering;
+
+use crate::sys::shared::Line;
+
+/// Is told of every store, so that a test can stop the world after each. The product's is
+/// [`Unprobed`], which compiles to nothing.
+pub trait Probe {
+    /// A store was made.
+    fn stored(&mut self);
+}
+
+/// No probe.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unprobed;
+
+impl Probe for Unprobed {
+    #[inline(always)]
+    fn stored(&mut self) {}
+}
+
+/// Stores one word. `Release` keeps the store behind everything before it in program order; on x86-64
+/// it is a plain move.
+#[inline]
+pub(super) fn store(probe: &mut impl Probe, line: &Line, word: usize, value: u64) {
+    line.0[word].store(value, Ordering::Release);
+    probe.stored();
+}
