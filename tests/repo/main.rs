@@ -3,5 +3,6 @@
 mod docs;
 mod imports;
 mod links;
+mod names;
 mod packaging;
 mod tidy;

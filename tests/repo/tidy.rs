@@ -100,12 +100,12 @@ const CIRCLES_LEFT: [&str; 9] = [
     "wire",
 ];
 
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Every Rust file below `folder`: its path from the root, and its text.
-fn sources(folder: &str) -> Vec<(String, String)> {
+pub(crate) fn sources(folder: &str) -> Vec<(String, String)> {
     let mut folders: Vec<PathBuf> = vec![root().join(folder)];
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
@@ -150,7 +150,7 @@ fn code_lines(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Fails with every offence, so that one run shows all of them.
-fn assert_none(what: &str, offences: Vec<String>) {
+pub(crate) fn assert_none(what: &str, offences: Vec<String>) {
     assert!(offences.is_empty(), "{what}:\n  {}", offences.join("\n  "));
 }
 
