@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::support::adversity::skipped;
 use crate::support::observe::until;
 use crate::support::{DEADLINE, Server, Watched, in_background};
 
@@ -141,7 +142,7 @@ fn flood_at_the_lock_never_stops_supervision() {
 #[test]
 fn unkillable_workers_refuse_start() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: only root can run workers as somebody else");
+        skipped("only root can run workers as another user");
         return;
     }
     let output = Command::new("setpriv")
@@ -151,7 +152,7 @@ fn unkillable_workers_refuse_start() {
         .stdin(Stdio::null())
         .output();
     let Ok(output) = output else {
-        println!("skipped: setpriv (util-linux) is not installed");
+        skipped("setpriv (util-linux) is not installed");
         return;
     };
     let said = String::from_utf8_lossy(&output.stderr);

@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use uppercased_ctl::status::{Look, SlotStatus, Status};
 
+use crate::support::adversity::skipped;
 use crate::support::image::Image;
 use crate::support::{DEADLINE, Watched, in_background};
 
@@ -409,7 +410,7 @@ fn command_fails_without_server() {
 #[test]
 fn command_reports_server_of_another_user() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: only root can become another user");
+        skipped("only root can become another user");
         return;
     }
     let place = Place::new();
@@ -461,7 +462,7 @@ fn command_asks_to_choose_between_servers() {
 #[test]
 fn command_names_unreadable_directory() {
     if rustix::process::geteuid().is_root() {
-        println!("skipped: root may look everywhere");
+        skipped("root can read every directory");
         return;
     }
     let place = Place::new();

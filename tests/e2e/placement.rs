@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 use uppercased_ctl::clock::now;
 use uppercased_ctl::metrics::Counter;
 
+use crate::support::adversity::skipped;
 use crate::support::image::Image;
 use crate::support::observe::{some_within, state, until, worker_of};
 use crate::support::planned::Planned;
@@ -87,7 +88,7 @@ fn assert_steered(server: &Server, cpus: &[usize], slots: usize) {
 fn cpu_steering_survives_worker_changes() {
     let cpus = usable_cpus();
     if cpus.len() < 2 {
-        eprintln!("SKIPPED: a_client_s_cpu_decides: this takes two CPUs");
+        skipped("this test needs two CPUs");
         return;
     }
     let cpus = &cpus[..];

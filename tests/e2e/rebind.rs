@@ -11,6 +11,7 @@ use nix::unistd::geteuid;
 use procfs::net::TcpState;
 use socket2::SockRef;
 
+use crate::support::adversity::skipped;
 use crate::support::image::Image;
 use crate::support::netns::isolated;
 use crate::support::observe::{count_sockets, descriptors, owner, until};
@@ -275,7 +276,7 @@ fn end_listeners(server: &Server) -> usize {
 #[test]
 fn lost_listener_is_bound_again() {
     if !geteuid().is_root() {
-        eprintln!("skipped: only root can reach into another process");
+        skipped("only root can take descriptors of another process");
         return;
     }
     let server = first_start(&["--bake-time=0s"]);
@@ -309,7 +310,7 @@ fn lost_listener_is_bound_again() {
 #[test]
 fn lost_listener_stays_unready_across_upgrade() {
     if !geteuid().is_root() {
-        eprintln!("skipped: only root can reach into another process");
+        skipped("only root can take descriptors of another process");
         return;
     }
     let listen = format!("--listen={}", SocketAddr::from((own_address(), 0)));

@@ -269,7 +269,7 @@ fn invalid_reload_is_refused_and_changes_nothing() {
         ),
         ("recv_buffer = \"auto\"\n", "recv_buffer cannot change"),
         ("idle_timeout = \"soon\"\n", "is not a duration"),
-        ("no_such_setting = 1\n", "there is no setting"),
+        ("no_such_setting = 1\n", "unknown setting"),
         ("= nonsense", "not valid TOML"),
     ] {
         planned.configure(text);

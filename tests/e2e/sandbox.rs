@@ -7,6 +7,7 @@ use std::net::TcpStream;
 
 use nix::unistd::geteuid;
 
+use crate::support::adversity::skipped;
 use crate::support::image::Image;
 use crate::support::observe::{until, until_some};
 use crate::support::planned::Planned;
@@ -113,7 +114,7 @@ fn descriptors(pid: u32) -> Option<Vec<String>> {
 #[test]
 fn processes_hold_only_needed_descriptors() {
     if !geteuid().is_root() {
-        eprintln!("skipped: only root can look into what is locked in");
+        skipped("only root can inspect a sandboxed process");
         return;
     }
     let planned = Planned::start(&[&QUICK[..], &["--admin=0"]].concat());
@@ -159,7 +160,7 @@ fn sandbox_can_be_disabled() {
 #[test]
 fn workers_of_another_user_support_every_operation() {
     if !geteuid().is_root() {
-        eprintln!("skipped: only root can run workers as somebody else");
+        skipped("only root can run workers as another user");
         return;
     }
     let planned = Planned::start(&[&QUICK[..], &["--user=nobody"]].concat());
@@ -357,7 +358,7 @@ fn admin_process_sandboxes_all_its_threads() {
 #[test]
 fn admin_process_works_as_another_user() {
     if !geteuid().is_root() {
-        eprintln!("skipped: only root can run processes as somebody else");
+        skipped("only root can run processes as another user");
         return;
     }
     let server = Server::start(&[&QUICK[..], &["--admin=0", "--user=nobody"]].concat());

@@ -10,6 +10,7 @@ use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::support::adversity::skipped;
 use crate::support::netns::Namespace;
 use crate::support::terminal::open_terminal;
 use crate::support::{Client, DEADLINE, Deadline, Lines, Server, Watched, pattern, poll_one};
@@ -208,7 +209,7 @@ fn status_writes_to_terminal_without_size() {
 #[test]
 fn status_shows_sockets_of_other_namespace() {
     let Ok(namespace) = Namespace::fresh() else {
-        println!("skipped: no network namespace can be made here");
+        skipped("cannot create a network namespace");
         return;
     };
     let server = Server::builder()

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use procfs::net::TcpState;
 
+use crate::support::adversity::skipped;
 use crate::support::image::Image;
 use crate::support::observe::{
     arguments, descriptors, freeze, number, owner, queued, sockets, until, until_some, wait_ready,
@@ -120,7 +121,13 @@ fn supervisor_leaks_no_descriptor_after_crash() {
         "--backoff-initial=1ms",
         "--backoff-max=1ms",
     ]);
-    let before = kinds(&descriptors(server.pid()));
+    // The supervisor may still be closing what its start needed.
+    let mut last = None;
+    let before = until_some("the supervisor's descriptors settle", || {
+        let now = kinds(&descriptors(server.pid()));
+        let has_settled = last.replace(now.clone()) == Some(now);
+        has_settled.then(|| last.clone()).flatten()
+    });
     for generation in 2..=8 {
         let mark = server.log_len();
         worker_of(&server, 1).signal(Signal::SIGKILL);
@@ -452,7 +459,7 @@ fn container_init_reaps_orphans() {
         .args(["--pid", "--fork", "true"])
         .output();
     if !namespaces.is_ok_and(|made| made.status.success()) {
-        println!("skipped: no namespace for processes may be made here");
+        skipped("cannot create a process namespace");
         return;
     }
     let server = Server::builder()

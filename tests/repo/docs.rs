@@ -6,6 +6,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::links::anchor;
+
 /// The macros that write a line.
 const MACROS: [&str; 5] = [
     "tracing::trace!(",
@@ -307,11 +309,7 @@ fn contents_list_every_section() {
         let (contents, _) = page.split_once("\n## ").unwrap();
         let headings = page.lines().filter_map(|line| line.strip_prefix("## "));
         let linked: Vec<String> = headings
-            .map(|heading| {
-                let kept = |c: &char| c.is_ascii_alphanumeric() || " -".contains(*c);
-                let anchor: String = heading.to_lowercase().chars().filter(kept).collect();
-                format!("- [{heading}](#{})", anchor.replace(' ', "-"))
-            })
+            .map(|heading| format!("- [{heading}](#{})", anchor(heading)))
             .collect();
         let contents: Vec<&str> = contents.lines().filter(|l| l.starts_with("- ")).collect();
         assert_eq!(contents, linked, "{name}");

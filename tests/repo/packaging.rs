@@ -141,7 +141,10 @@ fn assert_asks_for_a_server(words: &[impl AsRef<OsStr>]) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_uppercased"));
     command.args(words).env("RUNTIME_DIRECTORY", "/nowhere");
     let complaint = text(&command.output().unwrap().stderr);
-    assert!(complaint.contains("no running server"), "{complaint}");
+    assert!(
+        complaint.contains("cannot find a running server"),
+        "{complaint}"
+    );
 }
 
 #[test]

@@ -117,7 +117,7 @@ pub fn skipped(why: &str) {
 pub fn has_ipv6() -> bool {
     let has = std::net::TcpListener::bind("[::1]:0").is_ok();
     if !has {
-        skipped("this machine has no [::1]");
+        skipped("no IPv6 on the loopback interface");
     }
     has
 }

@@ -102,7 +102,7 @@ pub fn isolated_within(deadline: Duration, body: impl FnOnce()) -> bool {
         "{test} needs a network namespace ({REQUIRED} is set): {why}"
     );
     // Not by `eprintln!`, which the test runner keeps back when a test passes.
-    skipped(&format!("no network namespace may be made here: {why}"));
+    skipped(&format!("cannot create a network namespace: {why}"));
     false
 }
 
