@@ -29,7 +29,7 @@ use uppercased_ctl::output::{self, print};
 use uppercased_ctl::status::Rotation;
 use uppercased_ctl::stderr::complain;
 
-pub use crate::config::{CommandLine, Launch};
+pub use crate::config::Launch;
 pub use compare::Compare;
 pub use completions::Shell;
 pub use manual::Manual;
@@ -81,7 +81,7 @@ pub enum Command {
     /// Be the admin endpoint of the supervisor that started this process.
     Admin(admin::Options),
     /// Show the supervisor that started this process that this program could take its place.
-    Preflight(CommandLine),
+    Preflight(Vec<OsString>),
 }
 
 /// Why the arguments are no command.
@@ -149,7 +149,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     if supervisor::is_resuming() {
         // What is wrong with the arguments is a matter between this program and the one before it.
-        return supervisor::resume(typed(args));
+        return supervisor::resume(args);
     }
     // The supervisor's processes live with signals blocked, as it started them; every other
     // command takes them, whatever its parent had blocked, also while the configuration is read.
@@ -177,7 +177,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::Top(options)) => orders::watch(&options),
         Ok(Command::Worker) => worker::run(),
         Ok(Command::Admin(options)) => admin::run(options),
-        Ok(Command::Preflight(server)) => preflight::run(&server),
+        Ok(Command::Preflight(server)) => preflight::run(|| settle(&server)),
         Err(Error::Usage { report, .. }) if !report.use_stderr() => {
             // Help and version.
             let text = report.render();
@@ -277,7 +277,7 @@ fn understand(
             let launch = Launch {
                 config: found.config,
                 ignored: found.ignored,
-                typed: self::typed(args.to_vec()),
+                args: args.to_vec(),
             };
             Ok(Command::Serve(Box::new(launch)))
         }
@@ -293,11 +293,11 @@ fn line_client(typed: &ArgMatches) -> client::Options {
 }
 
 /// The command line of the server that may become this program.
-fn servers(preflight: &ArgMatches, args: &[OsString]) -> CommandLine {
+fn servers(preflight: &ArgMatches, args: &[OsString]) -> Vec<OsString> {
     let servers = preflight.get_many::<OsString>(definition::SERVER_ARGS);
     let program = args.first().cloned().unwrap_or_default();
     let servers = servers.into_iter().flatten().cloned();
-    typed([program].into_iter().chain(servers).collect())
+    [program].into_iter().chain(servers).collect()
 }
 
 /// What a command asks a running server for, if it is such a command.
@@ -365,11 +365,6 @@ fn with_host(target: &str) -> String {
     } else {
         target.to_owned()
     }
-}
-
-/// A server's command line.
-const fn typed(args: Vec<OsString>) -> CommandLine {
-    CommandLine { args, settle }
 }
 
 /// The configuration that a server's arguments give now.
@@ -552,14 +547,14 @@ mod tests {
         else {
             panic!("a preflight");
         };
-        let config = server.read().unwrap();
+        let config = settle(&server).unwrap();
         assert_eq!((config.workers, config.backlog), (3, Some(7)));
         let args = ["uppercased", "--workers", "3", "serve", "--backlog=7"];
-        assert_eq!(server.args, args.map(OsString::from));
+        assert_eq!(server, args.map(OsString::from));
         let why = |args: &[&str]| {
             let args = [&["preflight", "--"], args].concat();
             match parsed(&args) {
-                Ok(Command::Preflight(server)) => server.read().unwrap_err(),
+                Ok(Command::Preflight(server)) => settle(&server).unwrap_err(),
                 other => panic!("{other:?}"),
             }
         };
@@ -577,19 +572,19 @@ mod tests {
         let Ok(Command::Serve(launch)) = parsed(&["--config", path, "--backlog=7"]) else {
             panic!("a server");
         };
-        assert_eq!(launch.typed.read().as_ref(), Ok(&launch.config));
+        assert_eq!(settle(&launch.args).as_ref(), Ok(&launch.config));
         std::fs::write(file.path(), "workers = 5\n").unwrap();
-        let again = launch.typed.read().unwrap();
+        let again = settle(&launch.args).unwrap();
         assert_eq!((again.workers, again.backlog), (5, Some(7)));
         std::fs::write(file.path(), "workers = 5\nwrokers = 1\n").unwrap();
-        let why = launch.typed.read().unwrap_err();
+        let why = settle(&launch.args).unwrap_err();
         assert!(why.contains(":2: ") && !why.contains('\n'), "{why}");
         // A pipe would keep whoever reads it waiting: here the supervisor.
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         std::fs::rename(&pipe, file.path()).unwrap();
-        let why = launch.typed.read().unwrap_err();
+        let why = settle(&launch.args).unwrap_err();
         assert!(why.contains("use a regular file"), "{why}");
     }
 

@@ -34,7 +34,7 @@ mod value;
 pub use admin::AdminAddr;
 pub use bounds::*;
 pub use change::{NeedsStop, check_change};
-pub use launch::{CommandLine, Launch};
+pub use launch::Launch;
 pub use limits::*;
 pub use listen::LISTEN_MAX;
 pub use networks::{NETWORKS_IN_ALL_MAX, NETWORKS_MAX};

@@ -269,6 +269,8 @@ impl<P: Probe> Memory<P> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
+
     use super::layout::{InHand, Pending};
     use super::record::{HEAD, PENDING};
     use super::*;
@@ -315,7 +317,7 @@ mod tests {
     #[test]
     fn counters_outlive_their_worker_and_its_connections_are_accounted_for() {
         let mut first = memory();
-        let again = first.shared().fd().try_clone_to_owned().unwrap();
+        let again = first.shared().as_fd().try_clone_to_owned().unwrap();
         first.count(Counter::Accepted, 3);
         first.count(Counter::Closed(CloseReason::PeerClosed), 1);
         first.open(7, 1, peer(), Tick::ZERO, State::Open);

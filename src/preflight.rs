@@ -14,7 +14,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::channel::Channel;
-use crate::config::{CommandLine, Config};
+use crate::config::Config;
 use crate::fault;
 use crate::supervisor;
 use crate::sys::fd::inherited_channel;
@@ -33,9 +33,9 @@ enum Task {
     TakeOver(OwnedFd),
 }
 
-/// Runs the child, with the command line of the running server.
+/// Runs the child. `read` reads the configuration of the running server anew; it may wait.
 #[must_use]
-pub fn run(server: &CommandLine) -> ExitCode {
+pub fn run(read: impl FnOnce() -> Result<Config, String>) -> ExitCode {
     let Some(channel) = inherited_channel() else {
         stderr::complain(
             "cannot run the pre-flight check: only the supervisor starts it; run `uppercased \
@@ -56,7 +56,7 @@ pub fn run(server: &CommandLine) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let outcome = carry_out(task, server);
+    let outcome = carry_out(task, read);
     let passed = outcome.is_ok();
     let message = match outcome {
         Ok(config) => FromPreflight::Resolved { config },
@@ -70,8 +70,11 @@ pub fn run(server: &CommandLine) -> ExitCode {
     }
 }
 
-fn carry_out(task: Task, server: &CommandLine) -> Result<serde_json::Value, String> {
-    let config = server.read()?;
+fn carry_out(
+    task: Task,
+    read: impl FnOnce() -> Result<Config, String>,
+) -> Result<serde_json::Value, String> {
+    let config = read()?;
     let as_data = serde_json::to_value(&config).map_err(|error| error.to_string())?;
     if let Task::TakeOver(state) = task {
         rehearse(config, state)?;

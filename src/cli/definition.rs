@@ -737,7 +737,9 @@ mod tests {
     fn the_supervisor_handles_the_signals_that_are_listed() {
         let mut listed = SIGNALS.map(|(signal, _)| format!("SIG{signal}")).to_vec();
         listed.sort();
-        let handled = crate::supervisor::HANDLED_SIGNALS.into_iter().flatten();
+        let handled = crate::supervisor::signals::HANDLED_SIGNALS
+            .into_iter()
+            .flatten();
         let mut handled: Vec<String> = handled
             .map(|signal| nix::sys::signal::Signal::try_from(*signal).unwrap())
             .map(|signal| signal.as_str().to_owned())

@@ -11,26 +11,27 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use mio::Registry;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
-use crate::channel::packets::Packets;
 use crate::config::{ADMIN_REQUESTS_MAX, AGENT_CLIENTS_MAX, AdminAddr, Config};
-use crate::sys::image::Process;
+use crate::sys::fd::{Descriptor, Inherited, Kept};
 use uppercased_ctl::clock::{self, Tick};
-use uppercased_ctl::status::AdminStatus;
+use uppercased_ctl::status::Rotation;
+use uppercased_ctl::status::{AdminStatus, Status};
 
-use super::Supervisor;
+use super::machine::Death;
 use super::socket_file::{self, FileId, SocketFile};
+use super::subprocess::Ended;
 
 mod life;
 mod process;
 
 use life::{Life, Pace};
-use process::{AdminProcess, Heard};
+use process::{AdminProcess, Received};
 
 /// Clients that may wait to be taken.
 const BACKLOG: i32 = 16;
@@ -63,65 +64,71 @@ pub enum Error {
     },
 }
 
-/// The admin endpoint of a running server.
+/// The admin endpoint of a running server. Without an address it does nothing.
 #[derive(Debug)]
-pub(super) struct AdminEndpoint {
+pub(crate) struct Admin {
     /// For HTTP.
     http: Option<Listener>,
     /// For load balancers.
     agent: Option<Listener>,
+    /// The state that is reported to load balancers.
+    rotation: Rotation,
     life: Life,
     process: Option<AdminProcess>,
-    /// Not wanted any more, and to be killed by the supervisor, which reaps them.
-    killed: Vec<(Process, Packets)>,
-    /// What the last process lacked, so that it is said once.
+    /// The part of its sandbox that the last process lacked, so that it is logged once.
     missing: Vec<String>,
+}
+
+/// The admin endpoint in a saved state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    http: Option<SavedListener>,
+    agent: Option<SavedListener>,
+    rotation: Rotation,
+    /// Of admin processes.
+    deaths: u64,
 }
 
 /// A socket that the process accepts from.
 #[derive(Debug)]
-pub(super) struct Listener {
+struct Listener {
     address: String,
     listener: OwnedFd,
     /// Of a Unix socket; removed with this.
     file: Option<SocketFile>,
 }
 
-/// What a new program must be told to go on with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct SavedListener {
+struct SavedListener {
     address: String,
+    listener: Descriptor,
     file: Option<FileId>,
-    pub(super) listener: RawFd,
 }
 
 impl Listener {
-    fn saved(&self) -> SavedListener {
+    fn save<'a>(&'a self, kept: &mut Kept<'a>) -> SavedListener {
         SavedListener {
             address: self.address.clone(),
-            file: self.file.as_ref().map(|file| file.0.clone()),
-            listener: self.listener.as_raw_fd(),
+            listener: kept.keep(&self.listener),
+            file: self.file.as_ref().map(|file| file.id.clone()),
         }
+    }
+
+    fn restore(saved: SavedListener, inherited: &mut Inherited) -> io::Result<Self> {
+        Ok(Self {
+            address: saved.address,
+            listener: inherited.take(saved.listener)?,
+            file: saved.file.map(SocketFile::inherited),
+        })
     }
 }
 
-impl SavedListener {
-    /// The listener again, after an exec.
-    pub(super) fn resume(self, listener: OwnedFd) -> Listener {
-        Listener {
-            address: self.address,
-            listener,
-            file: self.file.map(SocketFile),
-        }
-    }
-}
-
-impl AdminEndpoint {
+impl Admin {
     /// Binds what `config` asks for, if anything.
     ///
     /// # Errors
     /// An address cannot be had.
-    pub(super) fn open(config: &Config) -> Result<Option<Self>, Error> {
+    pub(crate) fn open(config: &Config) -> Result<Self, Error> {
         let http = config.admin.as_ref().map(|address| {
             bind(address).map_err(|why| Error::Bind {
                 address: address.clone(),
@@ -134,82 +141,167 @@ impl AdminEndpoint {
         Ok(Self::over(http.transpose()?, agent.transpose()?, 0))
     }
 
-    /// With the listeners for HTTP and for load balancers, as they were bound or as, after an exec,
-    /// the program before has left them ([`Self::saved_http`], [`Self::saved_agent`]), and how many
-    /// processes have died; `None` if there is neither.
-    pub(super) fn over(
-        http: Option<Listener>,
-        agent: Option<Listener>,
-        deaths: u64,
-    ) -> Option<Self> {
+    fn over(http: Option<Listener>, agent: Option<Listener>, deaths: u64) -> Self {
         let now = clock::now();
         let seed = now.as_nanos() ^ u64::from(std::process::id());
-        (http.is_some() || agent.is_some()).then(|| Self {
+        let mut life = Life::new(now, seed, deaths);
+        if http.is_none() && agent.is_none() {
+            life.end();
+        }
+        Self {
             http,
             agent,
-            life: Life::new(now, seed, deaths),
+            rotation: Rotation::default(),
+            life,
             process: None,
-            killed: Vec::new(),
             missing: Vec::new(),
-        })
+        }
     }
 
-    /// What a new program needs to go on with HTTP.
-    pub(super) fn saved_http(&self) -> Option<SavedListener> {
-        self.http.as_ref().map(Listener::saved)
+    /// Starts a process if it is time. Returns a process that it replaces, to be killed, and one that
+    /// cannot be watched.
+    pub(crate) fn keep_process(
+        &mut self,
+        config: &Config,
+        registry: &Registry,
+        now: Tick,
+    ) -> Vec<Ended> {
+        let is_outdated = |process: &AdminProcess| !process.is_as(config);
+        let mut ended = Vec::new();
+        if self.process.as_ref().is_some_and(is_outdated) {
+            ended.extend(self.pause(now));
+        }
+        if self.deadline().is_some_and(|due| due <= now) {
+            ended.extend(self.start(config, registry, now));
+        }
+        ended
     }
 
-    /// What a new program needs to go on with load balancers.
-    pub(super) fn saved_agent(&self) -> Option<SavedListener> {
-        self.agent.as_ref().map(Listener::saved)
+    /// Receives what the process has sent. Returns its questions, each by its number.
+    pub(crate) fn on_ready(&mut self, registry: &Registry) -> Vec<u64> {
+        let mut questions = Vec::new();
+        for _ in 0..MESSAGES_PER_TURN {
+            match self.process.as_mut().and_then(AdminProcess::receive) {
+                None => return questions,
+                Some(Received::Ready) => self.log_open(),
+                Some(Received::Question(number)) => questions.push(number),
+            }
+        }
+        // There may be more: that is reported anew.
+        if let Some(process) = &mut self.process {
+            process.watch_again(registry);
+        }
+        questions
     }
 
-    /// The descriptors that go with it: HTTP first.
-    pub(super) fn listeners(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let both = [&self.http, &self.agent].into_iter().flatten();
-        both.map(|one| one.listener.as_fd())
+    /// Sends the answer to a question.
+    pub(crate) fn answer(&mut self, number: u64, status: &Status) {
+        if let Some(process) = &mut self.process {
+            process.answer(number, status);
+        }
     }
 
-    /// Processes that ended and should not have.
-    pub(super) const fn deaths(&self) -> u64 {
-        self.life.deaths()
+    /// Reaps the process, if it has ended. `explain` returns the cause of a death that neither side
+    /// has named.
+    pub(crate) fn on_exit(
+        &mut self,
+        config: &Config,
+        now: Tick,
+        explain: impl FnOnce(Death) -> Option<String>,
+    ) {
+        let Some(how) = self.process.as_ref().and_then(AdminProcess::reap) else {
+            return;
+        };
+        let named = self.process.take().and_then(AdminProcess::cause);
+        let cause = named.or_else(|| explain(how));
+        let delay = self.life.died(now, pace(config));
+        tracing::error!(%how, cause, delay_ms = delay.as_millis(), "admin process died");
     }
 
-    /// When there is something to do.
-    pub(super) const fn poll_timeout(&self) -> Option<Tick> {
+    /// Ends the process; another one is started when it is kept next. The requests that it has in
+    /// hand are lost, the clients that wait are not.
+    pub(crate) fn pause(&mut self, now: Tick) -> Option<Ended> {
+        self.life.paused(now);
+        self.process.take().map(AdminProcess::into_ended)
+    }
+
+    /// Ends the process and removes the sockets: nothing is started any more.
+    pub(crate) fn close(&mut self) -> Option<Ended> {
+        self.life.end();
+        self.http = None;
+        self.agent = None;
+        self.process.take().map(AdminProcess::into_ended)
+    }
+
+    pub(crate) const fn deadline(&self) -> Option<Tick> {
         self.life.due()
     }
 
-    /// For the status.
-    pub(super) fn status(&self) -> AdminStatus {
+    /// Sets the state that is reported to load balancers; returns the one before.
+    pub(crate) fn rotate(&mut self, to: Rotation) -> Rotation {
+        std::mem::replace(&mut self.rotation, to)
+    }
+
+    pub(crate) const fn rotation(&self) -> Rotation {
+        self.rotation
+    }
+
+    /// The process number, while there is a process.
+    pub(crate) fn pid(&self) -> Option<i32> {
+        self.process.as_ref().map(AdminProcess::pid)
+    }
+
+    /// `None` without an address.
+    pub(crate) fn status(&self) -> Option<AdminStatus> {
+        if self.http.is_none() && self.agent.is_none() {
+            return None;
+        }
         let process = self.process.as_ref();
         let shown = |one: &Listener| one.address.clone();
-        AdminStatus {
+        Some(AdminStatus {
             address: self.http.as_ref().map_or_else(String::new, shown),
             agent: self.agent.as_ref().map(shown),
             agent_answers: process
                 .filter(|_| self.agent.is_some())
                 .map(AdminProcess::agent),
-            pid: process.map(|process| process.pid().unsigned_abs()),
-            deaths: self.deaths(),
+            pid: self.pid().map(i32::unsigned_abs),
+            deaths: self.life.deaths(),
             sandbox: process.and_then(|process| process.sandbox().cloned()),
+        })
+    }
+
+    pub(crate) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> Saved {
+        Saved {
+            http: self.http.as_ref().map(|http| http.save(kept)),
+            agent: self.agent.as_ref().map(|agent| agent.save(kept)),
+            rotation: self.rotation,
+            deaths: self.life.deaths(),
         }
     }
 
-    /// Kills the process, which is then among [`Self::killed`]. What it has in hand is lost, the
-    /// clients that wait are not.
-    pub(super) fn end_process(&mut self) {
-        self.killed
-            .extend(self.process.take().map(AdminProcess::into_parts));
+    /// Goes on with what the earlier program of this process saved. The sockets' files stay that
+    /// program's until [`Self::own_files`].
+    ///
+    /// # Errors
+    /// A listener is not there.
+    pub(crate) fn restore(saved: Saved, inherited: &mut Inherited) -> io::Result<Self> {
+        let http = saved.http.map(|http| Listener::restore(http, inherited));
+        let agent = saved.agent.map(|agent| Listener::restore(agent, inherited));
+        let mut restored = Self::over(http.transpose()?, agent.transpose()?, saved.deaths);
+        restored.rotation = saved.rotation;
+        Ok(restored)
     }
 
-    /// Returns the processes that are to be killed and reaped, with their sockets.
-    pub(super) fn killed(&mut self) -> Vec<(Process, Packets)> {
-        std::mem::take(&mut self.killed)
+    /// Makes the sockets' files this program's to remove.
+    pub(crate) fn own_files(&mut self) {
+        let listeners = [&mut self.http, &mut self.agent].into_iter().flatten();
+        for file in listeners.filter_map(|listener| listener.file.as_mut()) {
+            file.own();
+        }
     }
 
-    /// Starts a process, which is then due again if it cannot be.
-    fn start(&mut self, config: &Config, registry: &Registry, now: Tick) {
+    /// Starts a process; the next try is due later if it cannot be. Returns one that cannot be watched.
+    fn start(&mut self, config: &Config, registry: &Registry, now: Tick) -> Option<Ended> {
         let shown = [&self.http, &self.agent].map(|one| one.as_ref().map(|it| it.listener.as_fd()));
         let started = AdminProcess::start(config, shown);
         let watched = started.and_then(|process| {
@@ -218,17 +310,20 @@ impl AdminEndpoint {
             watched
         });
         match watched {
-            Ok(()) => self.life.started(now),
+            Ok(()) => {
+                self.life.started(now);
+                None
+            }
             Err(error) => {
-                self.end_process();
                 let delay = self.life.died(now, pace(config));
                 tracing::error!(%error, delay_ms = delay.as_millis(), "admin process not started");
+                self.process.take().map(AdminProcess::into_ended)
             }
         }
     }
 
     /// The process answers from now on.
-    fn opened(&mut self) {
+    fn log_open(&mut self) {
         let Some(process) = &self.process else {
             return;
         };
@@ -249,88 +344,10 @@ impl AdminEndpoint {
     }
 }
 
-impl Drop for AdminEndpoint {
+impl Drop for Admin {
     fn drop(&mut self) {
-        self.life.end();
         if let Some(process) = &self.process {
             process.kill();
-        }
-    }
-}
-
-impl Supervisor {
-    /// Starts an admin process if it is time, also in the place of one that is to be locked in
-    /// otherwise.
-    pub(super) fn keep_admin(&mut self) {
-        let now = clock::now();
-        let config = &self.releases.in_force().config;
-        let Some(admin) = &mut self.admin else {
-            return;
-        };
-        if let Some(process) = &admin.process
-            && !process.is_as(config)
-        {
-            admin.end_process();
-            admin.life.paused(now);
-        }
-        if admin.life.due().is_some_and(|due| due <= now) {
-            admin.start(config, self.poll.registry(), now);
-        }
-        let killed = admin.killed();
-        self.take_killed(killed);
-    }
-
-    /// Hears what the admin process has to say: that it is ready, and what it asks.
-    pub(super) fn hear_admin(&mut self) {
-        for _ in 0..MESSAGES_PER_TURN {
-            let Some(admin) = &mut self.admin else {
-                return;
-            };
-            match admin.process.as_mut().and_then(AdminProcess::hear) {
-                None => return,
-                Some(Heard::Ready) => admin.opened(),
-                Some(Heard::Asked(number)) => self.tell_admin(number),
-            }
-        }
-        // There may be more: that is reported anew.
-        if let Some(process) = self.admin.as_mut().and_then(|it| it.process.as_mut()) {
-            process.watch_again(self.poll.registry());
-        }
-    }
-
-    fn tell_admin(&mut self, number: u64) {
-        let status = self.status();
-        if let Some(process) = self.admin.as_mut().and_then(|it| it.process.as_mut()) {
-            process.tell(number, &status);
-        }
-    }
-
-    /// Notices that the admin process has ended.
-    pub(super) fn look_at_admin(&mut self) {
-        // Its last words come first.
-        self.hear_admin();
-        let pace = pace(self.config());
-        let Some(admin) = &mut self.admin else {
-            return;
-        };
-        let Some(how) = admin.process.as_ref().and_then(AdminProcess::reap) else {
-            return;
-        };
-        let now = clock::now();
-        let said = admin.process.take().and_then(AdminProcess::cause);
-        let cause = said.or_else(|| self.evidence.cause_of(how, now));
-        let delay = admin.life.died(now, pace);
-        tracing::error!(%how, cause, delay_ms = delay.as_millis(), "admin process died");
-    }
-
-    /// Ends the admin process before this one becomes another program; it is started afresh by
-    /// whichever program goes on.
-    pub(super) fn pause_admin(&mut self) {
-        if let Some(admin) = &mut self.admin {
-            admin.end_process();
-            admin.life.paused(clock::now());
-            let killed = admin.killed();
-            self.take_killed(killed);
         }
     }
 }

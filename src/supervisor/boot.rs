@@ -1,11 +1,7 @@
-//! What happens before the first worker: limits, locks, the image; everything that can be refused
-//! without having disturbed anybody.
+//! A start, up to the first worker: limits, locks, the image; everything that can be refused without
+//! having disturbed anybody.
 
-use std::ffi::OsString;
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use mio::{Poll, Token};
+use mio::Poll;
 
 use crate::config::{self, Config, Launch, ListenAddr};
 use crate::listener;
@@ -14,102 +10,24 @@ use crate::port::{self, Lock};
 use crate::sys::accounts;
 use crate::sys::image::Image;
 use crate::sys::limits::{memory_room, raise_descriptor_limit};
-use crate::sys::signals;
 use crate::wire::Listen;
-use uppercased_ctl::clock::{self, Tick};
-use uppercased_ctl::identity::RequestId;
-use uppercased_ctl::status::Rotation;
+use uppercased_ctl::clock;
 
-use super::admin::{self, AdminEndpoint};
-use super::control::{self, ControlServer};
-use super::fleet::releases::{Limits, NoRoom, Release, Releases, check_memory};
-use super::fleet::totals::Former;
+use super::admin::Admin;
+use super::control::Control;
+use super::error::Error;
+use super::fleet::Fleet;
+use super::fleet::releases::{Limits, Release, check_memory};
+use super::locks::PortLocks;
 use super::machine::{Event, Machine, Policy};
-use super::reaper::evidence::Evidence;
-use super::reaper::orphans;
-use super::signals::terminal::Terminal;
+use super::policy::policy;
+use super::reaper::Reaper;
+use super::signals::{Signals, handle_stops};
 use super::systemd::Systemd;
-use super::systemd::activation::{self, Given};
-use super::systemd::notify::Notifier;
-use super::telemetry::times::Times;
-use super::tokens::CONTROL_FIRST;
-use super::upgrade::Preflight;
-use super::upgrade::program;
-use super::{STOP_SIGNALS, Supervisor, policy, report};
-
-/// Why a supervisor cannot even begin.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The limits asked for are not to be had.
-    #[error(transparent)]
-    Config(#[from] config::Error),
-    /// The log cannot be written.
-    #[error(transparent)]
-    Log(#[from] log::Error),
-    /// Sockets that were handed over are of no use.
-    #[error(transparent)]
-    Activation(#[from] activation::Error),
-    /// An address is somebody else's.
-    #[error(transparent)]
-    Port(#[from] port::Error),
-    /// The control socket cannot be made.
-    #[error(transparent)]
-    Control(#[from] control::Error),
-    /// Health and metrics cannot be shown where they are to be.
-    #[error(transparent)]
-    Admin(#[from] admin::Error),
-    /// The workers' memory cannot be had.
-    #[error(transparent)]
-    Memory(#[from] NoRoom),
-    /// The system refused something.
-    #[error("cannot {operation}: {source}")]
-    System {
-        /// What was to be done.
-        operation: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-}
-
-impl Error {
-    /// 2 for what the configuration got wrong, 1 for what the system refused.
-    #[must_use]
-    pub const fn exit_code(&self) -> u8 {
-        match self {
-            Self::Activation(activation::Error::Listener(_)) => 1,
-            Self::Config(_) | Self::Activation(_) => 2,
-            Self::Log(_)
-            | Self::Port(_)
-            | Self::Control(_)
-            | Self::Admin(_)
-            | Self::Memory(_)
-            | Self::System { .. } => 1,
-        }
-    }
-}
-
-/// Whether a signal to stop ends the process where it is.
-static EARLY_STOP: AtomicBool = AtomicBool::new(false);
-
-/// Lets a signal to stop end the process until the supervisor handles it: the kernel drops what the
-/// first process of a container has no handler for, and reading the configuration may wait for a
-/// name server.
-pub fn stop_while_starting() {
-    if !orphans::come_here() {
-        return;
-    }
-    EARLY_STOP.store(true, Ordering::Relaxed);
-    for signal in STOP_SIGNALS {
-        // Fails for a signal number that does not exist, and no other.
-        let _ = signals::exit_on(signal, &EARLY_STOP);
-    }
-}
-
-/// Ends what [`stop_while_starting`] has begun: whoever calls this handles those signals, or has no
-/// need to.
-pub fn handle_stops() {
-    EARLY_STOP.store(false, Ordering::Relaxed);
-}
+use super::systemd::activation::Given;
+use super::telemetry::Telemetry;
+use super::upgrade::Upgrade;
+use super::{Supervisor, report};
 
 impl Supervisor {
     /// Checks and acquires everything that a start needs, and starts nothing.
@@ -119,15 +37,13 @@ impl Supervisor {
     pub fn prepare(launch: Launch) -> Result<Self, Error> {
         let Launch {
             config,
-            typed,
+            args,
             ignored,
         } = launch;
         let failed = |operation| move |source| Error::System { operation, source };
         log::init(config.log_level, config.log_format)?;
-        // Handling SIGHUP hides whether it was ignored.
-        let terminal = Terminal::of_this_process();
         // From here on a stop is remembered, and carried out once the loop runs.
-        let signals = super::signals().map_err(failed("handle signals"))?;
+        let signals = Signals::handle().map_err(failed("handle signals"))?;
         handle_stops();
         check_account(&config)?;
         let nofile = raise_descriptor_limit().map_err(failed("raise the descriptor limit"))?;
@@ -142,61 +58,49 @@ impl Supervisor {
         let mut addresses = given.addresses().to_vec();
         let locks = lock(&config, &addresses, &given.inodes())?;
         let poll = Poll::new().map_err(failed("create an epoll instance"))?;
+        let registry = poll.registry();
         let image = Image::of_this_process().map_err(failed("open /proc/self/exe"))?;
-        let name = typed.args.first().map(OsString::as_os_str);
-        let program = program::path_of_this(name).map_err(failed("read /proc/self/exe"))?;
-        let first_request = RequestId(RequestId::NOBODY.0 + 1);
-        let tokens = Token(CONTROL_FIRST);
-        let control = ControlServer::open(&config.control, poll.registry(), tokens, first_request)?;
-        let admin = AdminEndpoint::open(&config)?;
+        let upgrade = Upgrade::new(args).map_err(failed("read /proc/self/exe"))?;
+        let control = Control::open(&config.control, registry)?;
+        let admin = Admin::open(&config)?;
         let (adopted, activated) = (given.slots(), given.unit_slots());
-        let (slots, outdated) = given.hand_out(&mut addresses, &config)?;
+        let (listeners, outdated) = given.hand_out(&mut addresses, &config)?;
         let policy = Policy {
             workers,
             ..policy(&config)
         };
+        let first = Release {
+            image,
+            config,
+            limits,
+        };
+        let fleet = Fleet::new(first, addresses, listeners, (activated, nofile));
+        let mut systemd = Systemd::from_environment();
+        systemd.remove(outdated);
+        for slot in fleet.listening() {
+            systemd.store(slot);
+        }
+        signals.watch(registry).map_err(failed("watch signals"))?;
+        let locks = PortLocks::new(locks, registry).map_err(failed("watch the locks"))?;
+        report::starting(fleet.config(), &ignored);
+        let now = clock::now();
         // The jitter of backoffs needs to differ between instances, no more.
-        let seed = clock::now().as_nanos() ^ u64::from(std::process::id());
+        let seed = now.as_nanos() ^ u64::from(std::process::id());
         let mut supervisor = Self {
-            typed,
-            program,
-            started: clock::now(),
-            machine: Machine::new(policy, seed).with_listeners(adopted, clock::now()),
-            releases: Releases::new(Release {
-                image,
-                config,
-                limits,
-            }),
-            addresses,
-            nofile,
             poll,
-            signals,
-            locks,
+            machine: Machine::new(policy, seed).with_listeners(adopted, now),
+            fleet,
             control,
             admin,
-            systemd: Systemd::from_environment(Notifier::new),
-            activated,
-            slots,
-            evidence: Evidence::gathered(),
-            former: Former::default(),
-            rotation: Rotation::default(),
-            times: Times::default(),
-            next_serial: 0,
-            asking: RequestId::NOBODY,
-            preflight: Preflight::Idle,
-            terminal,
-            killed: Vec::new(),
-            rebinds: Vec::new(),
-            rebind_at: None,
-            queues_due: Tick::ZERO,
-            closing: None,
-            announcement: None,
-            locks_rest_until: None,
+            systemd,
+            upgrade,
+            telemetry: Telemetry::new(now),
+            signals,
+            locks,
+            reaper: Reaper::new(),
             verdict: None,
+            closing: None,
         };
-        supervisor.watch_basics().map_err(failed("watch signals"))?;
-        supervisor.store_all_listeners(outdated);
-        report::starting(supervisor.config(), &ignored);
         supervisor.happened(Event::Boot);
         Ok(supervisor)
     }

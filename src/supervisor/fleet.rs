@@ -1,9 +1,501 @@
-//! What the workers are and have: processes, channels, memories, listeners, releases.
+//! The workers: their processes, channels, memories and listeners, and the releases that they run.
+//!
+//! Invariants: a duplicate of every slot's listeners stays here from the slot's first Ready until the
+//! machine lets go of it, so that no accept queue dies with a worker; what fails becomes an event.
+//!
+//! It must not decide how many workers there are, or which does what (the machine does).
 
+mod capacity;
 pub(crate) mod children;
-pub(crate) mod placement;
-pub(crate) mod queues;
+mod handover;
+mod placement;
+mod queues;
 pub(crate) mod releases;
-pub(crate) mod relisten;
+mod relisten;
 pub(crate) mod resources;
+mod spawn;
+mod status;
 pub(crate) mod totals;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use mio::Registry;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::fault;
+use crate::memory;
+use crate::sys::fd::{Inherited, Kept};
+use crate::wire::{FromWorker, Listen, ToWorker};
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::identity::{ReleaseId, SlotId, WorkerId};
+use uppercased_ctl::status::Sandboxed;
+
+use super::machine;
+use super::machine::Death;
+use super::subprocess;
+use children::{Child, Unusable};
+use releases::{Release, Releases};
+use resources::{Rebind, SlotResources};
+use totals::{Former, Totals};
+
+pub(crate) use children::Spawn;
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    releases: Releases,
+    /// The addresses of every slot; ports are known as soon as the first slot is Ready.
+    addresses: Vec<Listen>,
+    /// The limit on descriptors, of this process and of each worker.
+    nofile: u64,
+    /// The number of slots that have a socket of a socket unit, which must be served as long as that
+    /// is there.
+    activated: u16,
+    /// Slot `i` is at index `i`.
+    slots: Vec<SlotResources>,
+    /// The counters of slots that have left.
+    former: Former,
+    next_serial: u64,
+    /// Workers that wait for listeners in place of lost ones.
+    rebinds: Vec<Rebind>,
+    /// When to bind those again.
+    rebind_at: Option<Tick>,
+    /// When to check the lengths of the accept queues again.
+    queues_due: Tick,
+    events: VecDeque<Event>,
+}
+
+/// The workers in a saved state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    releases: releases::Saved,
+    addresses: Vec<Listen>,
+    activated: u16,
+    slots: Vec<resources::Saved>,
+    former: Former,
+    rebinds: Vec<Rebind>,
+}
+
+impl Saved {
+    pub(crate) fn slot_count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The configuration in force; `None` if it is missing.
+    pub(crate) fn config(&self) -> Option<&Config> {
+        self.releases.config()
+    }
+
+    pub(crate) fn addresses(&self) -> &[Listen] {
+        &self.addresses
+    }
+}
+
+/// What happened to the workers.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// For the machine as it is.
+    Machine(machine::Event),
+    Exited {
+        worker: WorkerId,
+        how: Death,
+    },
+    /// A worker has begun to stop, with so many connections open.
+    Draining {
+        worker: WorkerId,
+        connections: u32,
+    },
+    /// The slot has other listeners than before.
+    ListenersChanged(SlotId),
+    /// The kernel has chosen the ports.
+    AddressesKnown,
+    /// A worker reports that a listener of `slot` listens no more.
+    ListenerLost {
+        worker: WorkerId,
+        slot: SlotId,
+    },
+    /// The options of a listener could not be set.
+    OptionsNotSet(String),
+    /// A process that is to be killed and reaped.
+    Ended(subprocess::Ended),
+}
+
+impl Fleet {
+    /// One that starts: with the listeners that were handed over to this process, by slot.
+    pub(crate) fn new(
+        first: Release,
+        addresses: Vec<Listen>,
+        listeners: Vec<Vec<OwnedFd>>,
+        (activated, nofile): (u16, u64),
+    ) -> Self {
+        let slots = listeners.into_iter().map(SlotResources::with_listeners);
+        Self {
+            releases: Releases::new(first),
+            addresses,
+            nofile,
+            activated,
+            slots: slots.collect(),
+            former: Former::default(),
+            next_serial: 0,
+            rebinds: Vec::new(),
+            rebind_at: None,
+            queues_due: Tick::ZERO,
+            events: VecDeque::new(),
+        }
+    }
+
+    /// The next thing that happened.
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// The channel of the child with this serial number is ready.
+    pub(crate) fn on_channel(&mut self, serial: u64, registry: &Registry) {
+        if let Some(worker) = self.worker_with(serial) {
+            self.receive(worker, registry);
+        }
+    }
+
+    /// The process of the child with this serial number has ended.
+    pub(crate) fn on_exit(&mut self, serial: u64, registry: &Registry) {
+        let Some(worker) = self.worker_with(serial) else {
+            return;
+        };
+        // Its last messages first, also when it is the end that was reported first.
+        self.receive(worker, registry);
+        let Some(child) = self.child(worker) else {
+            return;
+        };
+        let Some(how) = child.process.reap() else {
+            return;
+        };
+        child.process.unwatch(registry);
+        self.slots[worker.slot.index()].remove(worker);
+        self.events.push_back(Event::Exited { worker, how });
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Tick> {
+        self.rebind_at.into_iter().chain([self.queues_due]).min()
+    }
+
+    /// Acts on what is due. `is_lent` says whether a slot's queue is lent to a worker.
+    pub(crate) fn handle_timeout(&mut self, now: Tick, is_lent: impl Fn(SlotId, WorkerId) -> bool) {
+        self.rebind_due(now, is_lent);
+        self.check_queues(now);
+    }
+
+    /// Sends a message to a worker, if it is still there.
+    pub(crate) fn send(
+        &mut self,
+        worker: WorkerId,
+        message: ToWorker,
+        descriptors: &[BorrowedFd<'_>],
+    ) {
+        let sent = self.child_mut(worker);
+        if let Some(Err(cause)) = sent.map(|child| child.send(message, descriptors)) {
+            self.machine(machine::Event::ChannelBroken { worker, cause });
+        }
+    }
+
+    /// Kills a worker, if it is still there. Its pidfd reports the end.
+    pub(crate) fn kill(&self, worker: WorkerId) {
+        if let Some(child) = self.child(worker) {
+            child.kill();
+        }
+    }
+
+    /// Removes a worker that was killed and has not ended from its slot.
+    pub(crate) fn abandon(&mut self, worker: WorkerId) {
+        let slot = self.slots.get_mut(worker.slot.index());
+        if let Some(process) = slot.and_then(|slot| slot.abandon(worker)) {
+            self.events.push_back(Event::Ended(process));
+        }
+    }
+
+    /// Closes the kept duplicates of all listeners.
+    pub(crate) fn release_all_listeners(&mut self) {
+        for slot in &mut self.slots {
+            slot.release_listeners();
+        }
+    }
+
+    /// Closes the kept duplicates of a slot's listeners.
+    pub(crate) fn release_listeners(&mut self, slot: SlotId) {
+        if let Some(slot) = self.slots.get_mut(slot.index()) {
+            slot.release_listeners();
+        }
+    }
+
+    /// Removes the last slot. No process of it is left.
+    pub(crate) fn drop_slot(&mut self, slot: SlotId) {
+        if slot.index() + 1 != self.slots.len() {
+            tracing::error!(slot = slot.0, "a slot in the middle cannot be dropped");
+            return;
+        }
+        if let Some(had) = self.slots.pop() {
+            self.former.leave(slot, &had.totals());
+        }
+    }
+
+    /// The release whose configuration is in force.
+    pub(crate) fn in_force(&self) -> &Release {
+        self.releases.in_force()
+    }
+
+    pub(crate) const fn in_force_id(&self) -> ReleaseId {
+        self.releases.in_force_id()
+    }
+
+    /// The configuration in force.
+    pub(crate) fn config(&self) -> &Config {
+        &self.in_force().config
+    }
+
+    pub(crate) fn add_release(&mut self, release: Release) -> ReleaseId {
+        self.releases.add(release)
+    }
+
+    /// Puts a release in force, also for the listeners that its slots have.
+    pub(crate) fn commit(&mut self, release: ReleaseId) {
+        self.releases.commit(release);
+        for slot in 0..self.slot_count() {
+            self.set_options(SlotId(slot));
+        }
+    }
+
+    /// Drops every release but those in use and the one in force.
+    pub(crate) fn keep_releases(&mut self, in_use: &[ReleaseId]) {
+        self.releases.keep_only(in_use);
+    }
+
+    pub(crate) fn addresses(&self) -> &[Listen] {
+        &self.addresses
+    }
+
+    pub(crate) fn slots(&self) -> &[SlotResources] {
+        &self.slots
+    }
+
+    pub(crate) fn slot_count(&self) -> u16 {
+        u16::try_from(self.slots.len()).unwrap_or(u16::MAX)
+    }
+
+    /// The slots that have listeners.
+    pub(crate) fn listening(&self) -> impl Iterator<Item = SlotId> + '_ {
+        let slots = (0..).map(SlotId).zip(&self.slots);
+        let listening = slots.filter(|(_, slot)| !slot.listeners().is_empty());
+        listening.map(|(id, _)| id)
+    }
+
+    /// The listeners of a slot as they travel with a message.
+    pub(crate) fn borrowed_listeners(&self, slot: SlotId) -> Vec<BorrowedFd<'_>> {
+        let slot = self.slots.get(slot.index());
+        slot.map_or_else(Vec::new, SlotResources::borrowed_listeners)
+    }
+
+    /// The connections that a worker has open.
+    pub(crate) fn open_connections(&self, worker: WorkerId) -> u32 {
+        let child = self.child(worker);
+        let open = child.map_or(0, |child| memory::open_connections(&child.memory));
+        u32::try_from(open).unwrap_or(u32::MAX)
+    }
+
+    /// The connections that all workers have open.
+    pub(crate) fn all_connections(&self) -> u64 {
+        let open = self
+            .children()
+            .map(|it| memory::open_connections(&it.memory));
+        open.fold(0, u64::saturating_add)
+    }
+
+    /// The counters of all slots, those that have left included.
+    pub(crate) fn totals(&self) -> Totals {
+        let mut totals = self.former.sum();
+        for slot in &self.slots {
+            totals.merge(&slot.totals());
+        }
+        totals
+    }
+
+    /// A worker that has not read all that was sent to it.
+    pub(crate) fn first_behind(&self) -> Option<WorkerId> {
+        let mut children = self.children();
+        let behind = children.find(|child| !child.process.channel.is_flushed());
+        behind.map(|child| child.worker)
+    }
+
+    /// The process numbers of the workers.
+    pub(crate) fn pids(&self) -> impl Iterator<Item = i32> + '_ {
+        self.children().map(Child::pid)
+    }
+
+    pub(crate) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> Saved {
+        Saved {
+            releases: self.releases.save(kept),
+            addresses: self.addresses.clone(),
+            activated: self.activated,
+            slots: self.slots.iter().map(|slot| slot.save(kept)).collect(),
+            former: self.former.clone(),
+            rebinds: self.rebinds.clone(),
+        }
+    }
+
+    /// Goes on with the workers that the earlier program of this process saved.
+    ///
+    /// # Errors
+    /// A descriptor is not there or not what it is to be, or cannot be watched.
+    pub(crate) fn restore(
+        saved: Saved,
+        inherited: &mut Inherited,
+        registry: &Registry,
+        (nofile, now): (u64, Tick),
+    ) -> io::Result<Self> {
+        let mut restored = Self {
+            releases: Releases::restore(saved.releases, inherited)?,
+            addresses: saved.addresses,
+            nofile,
+            activated: saved.activated,
+            slots: Vec::new(),
+            former: saved.former,
+            next_serial: 0,
+            rebind_at: saved.rebinds.first().map(|_| now),
+            rebinds: saved.rebinds,
+            queues_due: Tick::ZERO,
+            events: VecDeque::new(),
+        };
+        for slot in saved.slots {
+            let slot = SlotResources::restore(slot, inherited, &mut restored.next_serial)?;
+            restored.slots.push(slot);
+        }
+        for child in restored.children() {
+            fault::fail("resume.watch_child")?;
+            child.watch(registry)?;
+        }
+        Ok(restored)
+    }
+
+    fn receive(&mut self, worker: WorkerId, registry: &Registry) {
+        while let Some(received) = self.child_mut(worker).and_then(Child::receive) {
+            let (message, descriptors) = match received {
+                Ok(received) => received,
+                Err(Unusable::Closed) => {
+                    // Its pidfd reports the cause of death next. The kill changes nothing for a
+                    // worker that is exiting (it never closes its end, so its exit status is settled
+                    // by now); a live one could not receive anything any more.
+                    if let Some(child) = self.child(worker) {
+                        child.process.unwatch_channel(registry);
+                        child.kill();
+                    }
+                    return self.machine(machine::Event::ChannelClosed { worker });
+                }
+                Err(Unusable::Broken(cause)) => return self.channel_broke(worker, cause, registry),
+            };
+            let event = match message {
+                FromWorker::Ready(ready) => {
+                    let deposits = !descriptors.is_empty();
+                    let kept = self.slots[worker.slot.index()].keep(descriptors, &ready.listen);
+                    if let Err(cause) = kept {
+                        return self.channel_broke(worker, cause, registry);
+                    }
+                    self.learn_addresses(&ready.listen);
+                    if deposits {
+                        self.events.push_back(Event::ListenersChanged(worker.slot));
+                        // It may run a release that is not in force, or never will be.
+                        self.set_options(worker.slot);
+                    }
+                    self.note_sandbox(worker, ready.sandbox);
+                    Event::Machine(machine::Event::Ready { worker })
+                }
+                FromWorker::Failed { cause } => {
+                    Event::Machine(machine::Event::StartFailed { worker, cause })
+                }
+                FromWorker::Draining { connections } => Event::Draining {
+                    worker,
+                    connections,
+                },
+                FromWorker::HandedOver(ended) if ended.part => {
+                    Event::Machine(machine::Event::Rebalanced {
+                        worker,
+                        moved: ended.moved,
+                        end: ended.end,
+                    })
+                }
+                FromWorker::HandedOver(ended) => Event::Machine(machine::Event::HandedOver {
+                    worker,
+                    moved: ended.moved,
+                    left: ended.left,
+                    end: ended.end,
+                }),
+                FromWorker::ListenerLost { slot } => Event::ListenerLost { worker, slot },
+            };
+            self.events.push_back(event);
+        }
+    }
+
+    fn channel_broke(&mut self, worker: WorkerId, cause: String, registry: &Registry) {
+        if let Some(child) = self.child(worker) {
+            child.process.unwatch_channel(registry);
+        }
+        self.machine(machine::Event::ChannelBroken { worker, cause });
+    }
+
+    /// The first slot's real addresses are those of all: with port 0 the kernel chose then.
+    fn learn_addresses(&mut self, listen: &[Listen]) {
+        if self.addresses.iter().any(|one| one.addr.port() == 0) {
+            self.addresses = listen.to_vec();
+            self.events.push_back(Event::AddressesKnown);
+        }
+    }
+
+    /// Remembers how a worker has sandboxed itself. What is missing is logged once, and not again
+    /// for every worker that lacks the same.
+    fn note_sandbox(&mut self, worker: WorkerId, sandbox: Sandboxed) {
+        if !sandbox.missing.is_empty()
+            && !self
+                .children()
+                .any(|it| it.sandbox.as_ref() == Some(&sandbox))
+        {
+            let missing = sandbox.missing.join("; ");
+            tracing::warn!(missing, "the sandbox is incomplete");
+        }
+        if let Some(child) = self.child_mut(worker) {
+            child.sandbox = Some(sandbox);
+        }
+    }
+
+    /// Sets the options that connections inherit from a slot's listeners to those of the release in
+    /// force, whichever release its worker runs.
+    fn set_options(&mut self, slot: SlotId) {
+        let config = &self.releases.in_force().config;
+        let resources = self.slots.get(slot.index());
+        let set = resources.map(|it| it.set_options(&self.addresses, config));
+        if let Some(Err(error)) = set {
+            tracing::error!(slot = slot.0, error, "listener options not set");
+            self.events.push_back(Event::OptionsNotSet(error));
+        }
+    }
+
+    fn machine(&mut self, event: machine::Event) {
+        self.events.push_back(Event::Machine(event));
+    }
+
+    fn children(&self) -> impl Iterator<Item = &Child> {
+        self.slots.iter().flat_map(SlotResources::children)
+    }
+
+    fn child(&self, worker: WorkerId) -> Option<&Child> {
+        self.slots.get(worker.slot.index())?.child(worker)
+    }
+
+    fn child_mut(&mut self, worker: WorkerId) -> Option<&mut Child> {
+        self.slots.get_mut(worker.slot.index())?.child_mut(worker)
+    }
+
+    fn worker_with(&self, serial: u64) -> Option<WorkerId> {
+        let child = self.children().find(|child| child.serial == serial)?;
+        Some(child.worker)
+    }
+}

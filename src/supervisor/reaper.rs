@@ -1,103 +1,95 @@
-//! Children that have been killed and are not reaped yet.
+//! Ended children: those that were killed and have to be reaped, orphans, and why a child died.
 //!
-//! A killed process usually ends at once, but one that waits for a disk or a file server does not. So
-//! nobody waits for it: its pidfd reports the end, and an exec in place passes it on.
+//! A killed process usually ends at once, but one that waits for a disk or a file server does not. No
+//! part of the supervisor waits for it: its pidfd reports the end, and an exec in place passes it on.
 //!
-//! Invariants: nothing here blocks; a child stays until it is reaped; its channel stays as long, and
-//! is emptied before it is closed (see [`Packets::purge`]).
+//! Invariants: nothing here blocks; a child stays until it is reaped, and its socket as long,
+//! which is emptied before it is closed (see [`Packets::purge`]).
 
 pub(crate) mod evidence;
 pub(crate) mod orphans;
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::io;
 use std::time::Duration;
 
-use mio::Interest;
-use mio::unix::SourceFd;
+use mio::Registry;
 
 use crate::channel::packets::Packets;
-use crate::sys::image::Process;
+use crate::sys::fd::{Inherited, Kept};
 use uppercased_ctl::clock::{self, Tick};
-use uppercased_ctl::identity::WorkerId;
 
-use super::Supervisor;
-use super::fleet::children::{death_of, kill};
-use super::state::SavedKilled;
+use super::machine::Death;
+use super::subprocess::{self, Ended, Subprocess};
 use super::tokens::Source;
+use evidence::Evidence;
 
-/// How often a child is looked at again whose end is not reported, or that could not be killed.
+/// The interval at which a child is killed and reaped again whose end is not reported, or that could
+/// not be killed.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// A child that nobody wants any more.
+/// See the module's text.
 #[derive(Debug)]
-pub(super) struct Killed {
-    process: Process,
-    channel: Packets,
-    /// When to kill it and to look for its end once more; `None`: its end is reported.
+pub(crate) struct Reaper {
+    killed: Vec<Killed>,
+    evidence: Evidence,
+}
+
+/// A child that was killed and not reaped yet.
+#[derive(Debug)]
+struct Killed {
+    child: Ended,
+    /// When to kill and reap it again; `None`: its end is reported.
     retry: Option<Tick>,
 }
 
-impl Killed {
-    pub(super) const fn new(process: Process, channel: Packets) -> Self {
+/// The killed children in a saved state.
+pub(crate) type Saved = Vec<subprocess::Saved>;
+
+impl Reaper {
+    pub(crate) fn new() -> Self {
         Self {
-            process,
-            channel,
-            retry: None,
+            killed: Vec::new(),
+            evidence: Evidence::gathered(),
         }
     }
 
-    /// Its process number.
-    pub(super) const fn pid(&self) -> i32 {
-        self.process.pid()
-    }
-
-    /// What a new program needs to reap it.
-    pub(super) fn saved(&self) -> SavedKilled {
-        SavedKilled {
-            pid: self.pid(),
-            process: self.process.as_fd().as_raw_fd(),
-            channel: self.channel.as_fd().as_raw_fd(),
+    /// Kills a child, and reaps it when it has ended.
+    pub(crate) fn kill(&mut self, child: Ended, registry: &Registry) {
+        child.unwatch(registry);
+        let mut killed = Killed { child, retry: None };
+        killed.kill_and_watch(registry);
+        if !killed.is_reaped() {
+            self.killed.push(killed);
         }
     }
 
-    /// The descriptors that go with that.
-    pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [self.process.as_fd(), self.channel.as_fd()]
+    /// Reaps every killed child that has ended.
+    pub(crate) fn on_ready(&mut self) {
+        self.killed.retain(|child| !child.is_reaped());
     }
 
-    /// Whether it is gone.
-    fn reap(&self) -> bool {
-        let gone = death_of(&self.process).is_some();
-        if gone {
-            self.channel.purge();
-        }
-        gone
+    pub(crate) fn deadline(&self) -> Option<Tick> {
+        self.killed.iter().filter_map(|child| child.retry).min()
     }
-}
 
-impl Supervisor {
-    /// Kills children and reaps them when they have ended.
-    pub(super) fn take_killed(&mut self, children: Vec<(Process, Packets)>) {
-        for (process, channel) in children {
-            self.kill_later_reaped(process, channel);
+    pub(crate) fn handle_timeout(&mut self, registry: &Registry, now: Tick) {
+        if self.deadline().is_some_and(|due| due <= now) {
+            self.watch(registry);
+            self.on_ready();
         }
     }
 
-    /// Takes a worker that was killed and has not ended out of its slot.
-    pub(super) fn abandon(&mut self, worker: WorkerId) {
-        self.unwatch_channel(worker);
-        let slot = self.slots.get_mut(worker.slot.index());
-        if let Some((process, channel)) = slot.and_then(|slot| slot.abandon(worker)) {
-            self.kill_later_reaped(process, channel);
-        }
+    /// Whether every killed child is reaped.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.killed.is_empty()
     }
 
-    /// What is left of children at the end of this process, which can wait no longer; `None`: nothing.
-    pub(super) fn left_alone(&self) -> Option<String> {
-        if self.killed.is_empty() {
+    /// The error at the end of this process for children that have not ended; `None` without any.
+    pub(crate) fn left_alone(&self) -> Option<String> {
+        if self.is_empty() {
             return None;
         }
-        let pids: Vec<String> = self.killed.iter().map(|it| it.pid().to_string()).collect();
+        let pids: Vec<String> = self.pids().map(|pid| pid.to_string()).collect();
         Some(format!(
             "killed processes have not ended: {}; something in the kernel holds them, see \
              /proc/PID/stack",
@@ -105,62 +97,63 @@ impl Supervisor {
         ))
     }
 
-    /// Kills a child, and reaps it when it has ended.
-    pub(super) fn kill_later_reaped(&mut self, process: Process, channel: Packets) {
-        for number in [channel.as_fd().as_raw_fd(), process.as_fd().as_raw_fd()] {
-            // Fails only if it was not watched.
-            let _ = self.poll.registry().deregister(&mut SourceFd(&number));
+    /// The process numbers of the children that are not reaped.
+    pub(crate) fn pids(&self) -> impl Iterator<Item = i32> + '_ {
+        self.killed.iter().map(|killed| killed.child.pid())
+    }
+
+    /// Returns why a child ended like this, if there is evidence.
+    pub(crate) fn cause_of(&mut self, how: Death, now: Tick) -> Option<String> {
+        self.evidence.cause_of(how, now)
+    }
+
+    pub(crate) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> Saved {
+        let killed = self.killed.iter();
+        killed.map(|killed| killed.child.save(kept)).collect()
+    }
+
+    /// # Errors
+    /// A descriptor is not there.
+    pub(crate) fn restore(
+        saved: Saved,
+        inherited: &mut Inherited,
+        registry: &Registry,
+    ) -> io::Result<Self> {
+        let mut reaper = Self::new();
+        for child in saved {
+            let child = Subprocess::restore(child, inherited, Packets::over)?;
+            reaper.killed.push(Killed { child, retry: None });
         }
-        let mut child = Killed::new(process, channel);
-        self.kill_and_watch(&mut child);
-        if !child.reap() {
-            self.killed.push(child);
-        }
+        reaper.watch(registry);
+        Ok(reaper)
     }
 
-    /// Watches the children that an earlier program of this process has left.
-    pub(super) fn watch_killed(&mut self) {
-        let mut killed = std::mem::take(&mut self.killed);
-        for child in &mut killed {
-            self.kill_and_watch(child);
-        }
-        self.killed = killed;
-    }
-
-    /// Reaps every child that has ended.
-    pub(super) fn reap_killed(&mut self) {
-        self.killed.retain(|child| !child.reap());
-    }
-
-    /// When to look at those again whose end is not reported.
-    pub(super) fn killed_timeout(&self) -> Option<Tick> {
-        self.killed.iter().filter_map(|child| child.retry).min()
-    }
-
-    /// Looks at those again, if it is time.
-    pub(super) fn retry_killed(&mut self, now: Tick) {
-        if self.killed_timeout().is_some_and(|due| due <= now) {
-            self.watch_killed();
-            self.reap_killed();
+    fn watch(&mut self, registry: &Registry) {
+        for child in &mut self.killed {
+            child.kill_and_watch(registry);
         }
     }
+}
 
-    fn kill_and_watch(&self, child: &mut Killed) {
-        let number = child.process.as_fd().as_raw_fd();
+impl Killed {
+    fn is_reaped(&self) -> bool {
+        let is_reaped = self.child.reap().is_some();
+        if is_reaped {
+            self.child.channel.purge();
+        }
+        is_reaped
+    }
+
+    fn kill_and_watch(&mut self, registry: &Registry) {
         // Its registration ends with it: nothing else is ever reported under this number.
-        let watched = match self.watch(number, Source::Killed, Interest::READABLE) {
+        let watched = match self.child.watch_end(registry, Source::Killed) {
             Err(error) if error.raw_os_error() == Some(nix::libc::EEXIST) => Ok(()),
             watched => watched,
         };
-        let killed = kill(&child.process).or_else(|error| match error {
-            // It has ended already.
-            _ if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(()),
-            error => Err(error),
-        });
-        child.retry = None;
-        if let Err(error) = killed.and(watched) {
-            tracing::error!(pid = child.pid(), %error, "cannot kill a child: trying again");
-            child.retry = Some(clock::now() + RETRY_EVERY);
+        self.retry = None;
+        if let Err(error) = self.child.kill().and(watched) {
+            tracing::error!(pid = self.child.pid(), %error, "cannot kill a child: trying again");
+            self.retry = Some(clock::now() + RETRY_EVERY);
         }
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn starting(config: &Config, ignored: &[String]) {
 
 /// Logs that every slot serves, and returns the addresses as lines for scripts.
 pub(super) fn announce(listen: &[Listen], workers: usize) -> Vec<u8> {
-    let shown: Vec<String> = listen.iter().map(shown).collect();
+    let shown: Vec<String> = listen.iter().map(Listen::to_string).collect();
     tracing::info!(
         address = shown.join(" "),
         workers,
@@ -424,13 +424,4 @@ pub(super) fn ended(totals: &Totals) {
         connections_lost = totals.count(Counter::Closed(CloseReason::WorkerDied)),
         "stopped"
     );
-}
-
-/// An address as people write it.
-pub(super) fn shown(listen: &Listen) -> String {
-    if listen.dual_stack {
-        format!("*:{}", listen.addr.port())
-    } else {
-        listen.addr.to_string()
-    }
 }

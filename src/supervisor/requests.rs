@@ -1,65 +1,79 @@
-//! Planned operations as they are asked for: by signal or over the control socket. Everything that
-//! can be refused is refused here or in the machine, before anything has changed.
-
-use mio::Token;
+//! Requests for planned operations, by signal or over the control socket. Everything that can be refused
+//! is refused here or in the machine, before anything has changed.
 
 use crate::config::{Config, WORKERS, check_change};
 use crate::fault;
 use crate::log;
-use crate::memory;
 use crate::sys::image::Image;
 use crate::sys::limits::memory_room;
-use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::clock::{self, millis};
 use uppercased_ctl::control::{Done, Options, Reply, Request};
-use uppercased_ctl::identity::{ReleaseId, RequestId, SlotId, WorkerId};
+use uppercased_ctl::identity::{ReleaseId, RequestId, WorkerId};
 use uppercased_ctl::status::Rotation;
 
-use super::actions::millis;
-use super::control::Heard;
-use super::fleet::releases::{Holding, Limits, Release, check_memory};
-use super::machine::{Answer, Event, Notice, Policy, ScaleTo, Wanted};
-use super::{Supervisor, boot, policy, report};
+use super::fleet::releases::{Release, check_memory};
+use super::machine::{Answer, Event, Life, Notice, Policy, ScaleTo, Wanted};
+use super::policy::policy;
+use super::{Supervisor, boot, control, report, signals};
 
 impl Supervisor {
-    pub(super) fn look_at_control(&mut self, token: Token) {
-        let Some(control) = &mut self.control else {
-            return;
-        };
-        for heard in control.ready(token, self.poll.registry(), clock::now()) {
-            self.control_heard(heard);
+    /// Acts on the signals that have come.
+    pub(super) fn handle_signals(&mut self) {
+        let requests = self.signals.on_ready();
+        if !requests.is_empty() {
+            // Signals are the last resort of a user who does not find the socket any more.
+            self.control.keep_file(self.poll.registry(), clock::now());
         }
-    }
-
-    /// Acts on deadlines of the control socket's clients.
-    pub(super) fn control_timeout(&mut self, now: Tick) {
-        let Some(control) = &mut self.control else {
-            return;
-        };
-        for heard in control.handle_timeout(self.poll.registry(), now) {
-            self.control_heard(heard);
-        }
-    }
-
-    fn control_heard(&mut self, heard: Heard) {
-        let (request, asked) = match heard {
-            Heard::Asked(request, asked) => (request, asked),
-            Heard::Left(request) => return self.happened(Event::Withdrawn { request }),
-        };
-        match asked {
-            Request::Reload(options) => self.requested(request, Wanted::Reload, options),
-            Request::Upgrade(options) => self.requested(request, Wanted::Upgrade, options),
-            Request::Scale { workers, options } => {
-                self.requested(request, Wanted::Scale(workers), options);
+        for request in requests {
+            match request {
+                signals::Request::Stop { by } => self.happened(Event::Stop { by }),
+                // The shell and the kernel may both have reported it: the second is no second request.
+                signals::Request::StopForTerminal => {
+                    if !matches!(self.machine.life(), Life::Stopping { .. }) {
+                        let by = "the closed terminal".to_owned();
+                        self.happened(Event::Stop { by });
+                    }
+                }
+                signals::Request::LogStatus => self.log_status(),
+                signals::Request::Operation(wanted) => {
+                    if matches!(wanted, Wanted::Reload | Wanted::Upgrade) {
+                        self.systemd.reload_asked();
+                    }
+                    self.remember(wanted);
+                }
             }
-            Request::Cancel => self.cancel(request),
-            Request::Rotation { to } => self.rotate(request, to),
+        }
+    }
+
+    /// Acts on what clients of the control socket did.
+    pub(super) fn handle_requests(&mut self, events: Vec<control::Event>) {
+        for event in events {
+            match event {
+                control::Event::Requested(id, request) => self.handle_request(id, request),
+                control::Event::Withdrawn(request) => {
+                    self.happened(Event::Withdrawn { request });
+                }
+            }
+        }
+    }
+
+    fn handle_request(&mut self, id: RequestId, request: Request) {
+        match request {
+            Request::Reload(options) => self.requested(id, Wanted::Reload, options),
+            Request::Upgrade(options) => self.requested(id, Wanted::Upgrade, options),
+            Request::Scale { workers, options } => {
+                self.requested(id, Wanted::Scale(workers), options);
+            }
+            Request::Cancel => self.cancel(id),
+            Request::Rotation { to } => self.rotate(id, to),
             Request::Status => {
                 let status = Reply::Status(Box::new(self.status()));
-                self.reply(request, status);
+                self.reply(id, status);
             }
             // The end of the connection is the answer: it lives as long as the server.
             Request::Stop => {
-                self.tell(request, "stopping");
+                let registry = self.poll.registry();
+                self.control.progress(id, "stopping", registry);
                 let by = "the control socket".to_owned();
                 self.happened(Event::Stop { by });
             }
@@ -77,7 +91,7 @@ impl Supervisor {
 
     /// Ends the operation in progress.
     fn cancel(&mut self, request: RequestId) {
-        let caller = self.control.as_ref().and_then(|it| it.caller(request));
+        let caller = self.control.caller(request);
         let by = caller.map_or_else(
             || "`uppercased cancel`".to_owned(),
             |(pid, uid)| format!("`uppercased cancel` (process {pid} of user {uid})"),
@@ -138,14 +152,15 @@ impl Supervisor {
         let workers = to.from(self.machine.policy().workers);
         // Numbers that nobody can have are refused by the machine.
         if (WORKERS.least..=WORKERS.most).contains(&workers) {
-            if let Some(cause) = self.too_few(workers) {
+            if let Some(cause) = self.fleet.too_few(workers) {
                 return Err(cause);
             }
-            if let Some(cause) = self.no_room(workers, None).filter(|_| !drain) {
+            let no_room = self.fleet.no_room(self.active_workers(), workers, None);
+            if let Some(cause) = no_room.filter(|_| !drain) {
                 return Err(cause);
             }
-            Limits::settle(self.config(), workers, self.nofile)
-                .map_err(|error| error.to_string())?;
+            let limits = self.fleet.limits(self.config(), workers);
+            limits.map_err(|error| error.to_string())?;
         }
         Ok(())
     }
@@ -154,64 +169,17 @@ impl Supervisor {
     /// are emptied as in any other change of the number of workers.
     pub(super) fn shed_surplus(&mut self) {
         let wanted = self.config().workers;
-        if usize::from(wanted) < self.slots.len() {
+        if wanted < self.fleet.slot_count() {
             self.remember(Wanted::Scale(ScaleTo::Exactly(wanted)));
-        }
-    }
-
-    /// Why there cannot be so few workers, if so: a socket that a socket unit has goes on getting
-    /// connections whether somebody serves it or not.
-    fn too_few(&self, workers: u16) -> Option<String> {
-        let least = self.activated;
-        (workers < least).then(|| {
-            format!(
-                "{workers} workers are too few: the socket unit has {least} sockets for one \
-                 address, each with a worker of its own; take lines ListenStream= from it first"
-            )
-        })
-    }
-
-    /// Why not every connection would be kept if only the first `stay` slots stayed, if so: with the
-    /// workers that they have, or with new ones that have room for `renewed` connections each.
-    fn no_room(&self, stay: u16, renewed: Option<u32>) -> Option<String> {
-        let mains = self.machine.slots().map(|slot| WorkerId {
-            slot: slot.id,
-            generation: slot.generation,
-        });
-        let children = mains.filter_map(|worker| self.child(worker));
-        let holdings = children.map(|child| Holding {
-            slot: child.worker.slot,
-            open: memory::open_connections(&child.memory),
-            room: renewed
-                .unwrap_or_else(|| memory::room(&child.memory))
-                .into(),
-        });
-        Holding::too_many(holdings, stay)
-    }
-
-    /// Why workers that are renewed with `config` would not keep every connection, if so.
-    pub(super) fn no_room_with(&self, config: &Config, limits: Limits) -> Option<String> {
-        let room = self.room_for(config, limits);
-        self.no_room(self.workers_with(config), Some(room))
-    }
-
-    /// The workers that there are to be with `config`: a number that was set by hand stays until the
-    /// configuration names another.
-    fn workers_with(&self, config: &Config) -> u16 {
-        if config.workers == self.config().workers {
-            u16::try_from(self.slots.len()).unwrap_or(u16::MAX)
-        } else {
-            config.workers
         }
     }
 
     /// Changes what load balancers are told. Nobody is refused for it.
     fn rotate(&mut self, request: RequestId, to: Rotation) {
-        let from = std::mem::replace(&mut self.rotation, to);
+        let from = self.admin.rotate(to);
         tracing::info!(from = from.name(), to = to.name(), "rotation changed");
-        let workers = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
         let done = Done {
-            workers,
+            workers: self.fleet.slot_count(),
             ..Done::default()
         };
         self.reply(request, Reply::Done(done));
@@ -224,10 +192,7 @@ impl Supervisor {
         drain: bool,
     ) -> Result<(ReleaseId, Policy), String> {
         check_change(self.config(), &config).map_err(|error| error.to_string())?;
-        let image = Image::open(&self.program).map_err(|error| {
-            let program = self.program.display();
-            format!("cannot open the program {program}: {error}; is it installed?")
-        })?;
+        let image = self.upgrade.open_program()?;
         self.add_release(image, config, drain)
     }
 
@@ -240,18 +205,20 @@ impl Supervisor {
     ) -> Result<(ReleaseId, Policy), String> {
         // The same addresses, perhaps in another order: that of each slot's listeners stays.
         config.listen.clone_from(&self.config().listen);
-        let now = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
-        let workers = self.workers_with(&config);
-        if let Some(cause) = self.too_few(workers) {
+        let now = self.fleet.slot_count();
+        let workers = self.fleet.workers_with(&config);
+        if let Some(cause) = self.fleet.too_few(workers) {
             return Err(cause);
         }
         boot::check_account(&config).map_err(|error| error.to_string())?;
-        let limits = Limits::settle(&config, workers.max(now), self.nofile)
-            .map_err(|error| error.to_string())?;
+        let limits = self.fleet.limits(&config, workers.max(now));
+        let limits = limits.map_err(|error| error.to_string())?;
         let room =
             memory_room().map_err(|error| format!("cannot read the limits on memory: {error}"))?;
         check_memory(&config, limits, workers.max(now), room).map_err(|error| error.to_string())?;
-        if let Some(cause) = self.no_room_with(&config, limits).filter(|_| !drain) {
+        let active = self.active_workers();
+        let no_room = self.fleet.no_room_with(&config, limits, active);
+        if let Some(cause) = no_room.filter(|_| !drain) {
             return Err(cause);
         }
         let policy = Policy {
@@ -263,39 +230,22 @@ impl Supervisor {
             config,
             limits,
         };
-        Ok((self.releases.add(release), policy))
+        Ok((self.fleet.add_release(release), policy))
     }
 
     /// The release is everybody's now.
     pub(super) fn commit(&mut self, release: ReleaseId) {
-        self.releases.commit(release);
+        self.fleet.commit(release);
         let config = self.config();
         log::adjust(config.log_level, config.log_format);
         boot::warn_about_backlog(config);
-        for slot in self.machine.slots().map(|slot| slot.id).collect::<Vec<_>>() {
-            self.set_options_of(slot);
-        }
         self.spread();
         fault::point("supervisor.committed");
     }
 
-    /// Has the connections that are accepted from a slot's listeners be as the release in force wants
-    /// them, whichever release its worker runs.
-    pub(super) fn set_options_of(&mut self, slot: SlotId) {
-        let config = &self.releases.in_force().config;
-        let set = self
-            .slots
-            .get(slot.index())
-            .map(|it| it.set_options(&self.addresses, config));
-        if let Some(Err(error)) = set {
-            tracing::error!(slot = slot.0, error, "listener options not set");
-            self.note_failure(Some(error));
-        }
-    }
-
     /// Tells whoever asked how an operation ended, and lets go of what nobody runs any more.
     pub(super) fn answer(&mut self, request: RequestId, answer: &Answer) {
-        let mut reply = Reply::from(answer.clone());
+        let mut reply = reply_of(answer);
         if let Reply::Done(done) = &mut reply {
             done.drained = self.draining_connections();
             done.closed_after_ms = millis(self.config().drain_timeout);
@@ -307,7 +257,7 @@ impl Supervisor {
                 [Some(slot.release), successor].into_iter().flatten()
             });
             let in_use: Vec<ReleaseId> = seats.collect();
-            self.releases.keep_only(&in_use);
+            self.fleet.keep_releases(&in_use);
         }
     }
 
@@ -315,49 +265,64 @@ impl Supervisor {
     fn draining_connections(&self) -> u64 {
         let seats = self.machine.slots().flat_map(|slot| slot.predecessors);
         let leaving = seats.filter(|seat| seat.state == "leaving");
-        let open = leaving.map(|seat| u64::from(self.open_connections(seat.worker)));
+        let open = leaving.map(|seat| u64::from(self.fleet.open_connections(seat.worker)));
         open.fold(0, u64::saturating_add)
     }
 
-    /// Tells whoever waits for an operation how far it is.
-    pub(super) fn tell_progress(&mut self, notice: &Notice) {
+    /// Reports to the client that waits for an operation how far it is.
+    pub(super) fn report_progress(&mut self, notice: &Notice) {
+        let registry = self.poll.registry();
         match notice {
-            Notice::OperationStarted { request, .. } => self.asking = *request,
+            Notice::OperationStarted { request, .. } => self.control.set_asking(*request),
             Notice::OperationEnded { what, answer } => {
                 // One that was refused has not begun: who waits for another goes on hearing of it.
                 if !matches!(answer, Answer::Refused { .. }) {
-                    self.asking = RequestId::NOBODY;
+                    self.control.set_asking(RequestId::NOBODY);
                 }
-                self.note_failure(report::failure(what, answer));
+                self.systemd.set_failure(report::failure(what, answer));
             }
             Notice::NotBegun { what, cause } => {
-                self.note_failure(Some(format!("{what} refused: {cause}")));
+                let failure = format!("{what} refused: {cause}");
+                self.systemd.set_failure(Some(failure));
             }
             Notice::RequestPending { request, .. } => {
                 let waits_for = self.machine.operation();
                 let waits_for = waits_for.as_deref().unwrap_or("it waits for old workers");
-                self.tell(*request, &format!("waiting: {waits_for}"));
+                let text = format!("waiting: {waits_for}");
+                self.control.progress(*request, &text, registry);
             }
             _ => {}
         }
         if let Some(text) = report::progress(notice) {
-            self.tell(self.asking, &text);
-        }
-    }
-
-    fn tell(&mut self, request: RequestId, text: &str) {
-        if request != RequestId::NOBODY
-            && let Some(control) = &mut self.control
-        {
-            control.progress(request, text, self.poll.registry());
+            self.control.progress_of_operation(&text, registry);
         }
     }
 
     fn reply(&mut self, request: RequestId, reply: Reply) {
-        if request != RequestId::NOBODY
-            && let Some(control) = &mut self.control
-        {
-            control.answer(request, reply, self.poll.registry(), clock::now());
-        }
+        let registry = self.poll.registry();
+        self.control.answer(request, reply, registry, clock::now());
+    }
+
+    /// The active worker of every slot.
+    pub(super) fn active_workers(&self) -> impl Iterator<Item = WorkerId> + '_ {
+        self.machine.slots().map(|slot| WorkerId {
+            slot: slot.id,
+            generation: slot.generation,
+        })
+    }
+}
+
+fn reply_of(answer: &Answer) -> Reply {
+    match answer {
+        Answer::Done(done) => Reply::Done(Done {
+            renewed: done.renewed,
+            workers: done.workers,
+            moved: done.moved,
+            drained: done.drained,
+            took_ms: millis(done.took),
+            closed_after_ms: 0,
+        }),
+        Answer::Failed { cause } => Reply::Failed(cause.clone()),
+        Answer::Refused { cause } => Reply::Refused(cause.clone()),
     }
 }

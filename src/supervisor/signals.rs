@@ -1,3 +1,196 @@
-//! Signals and what they mean.
+//! Signals: what came, and what each asks for.
+//!
+//! Invariant: between a save and the exec no signal is lost: what had come travels in the state, what
+//! comes meanwhile is blocked and stays pending in the kernel.
 
-pub(crate) mod terminal;
+mod terminal;
+
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
+use serde::{Deserialize, Serialize};
+use signal_hook::consts::{
+    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2,
+};
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
+
+use crate::sys::child::is_first_process;
+use crate::sys::hangup::{self, Senders};
+use crate::sys::signals;
+
+use super::machine::{ScaleTo, Wanted};
+use super::tokens::Source;
+use terminal::{Hangup, Terminal};
+
+/// Each asks for a stop; the second one for an end at once.
+const STOP_SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
+/// Each asks for something else.
+const OTHER_SIGNALS: [i32; 5] = [SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU];
+/// All that have an effect; help and documentation list the same.
+pub(crate) const HANDLED_SIGNALS: [&[i32]; 2] = [&STOP_SIGNALS, &OTHER_SIGNALS];
+
+/// Whether a signal to stop ends the process where it is.
+static EARLY_STOP: AtomicBool = AtomicBool::new(false);
+
+/// What a signal asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    Stop {
+        /// The name of the signal, for the log.
+        by: String,
+    },
+    /// A stop, unless one is in progress.
+    StopForTerminal,
+    LogStatus,
+    Operation(Wanted),
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    delivery: SignalDelivery<UnixStream, SignalOnly>,
+    terminal: Terminal,
+    /// Signals that came and were not acted upon: those before an exec.
+    held: Vec<i32>,
+}
+
+/// The signals in a saved state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    terminal: Terminal,
+    held: Vec<i32>,
+    /// The senders of a SIGHUP among them.
+    hangup: Senders,
+}
+
+impl Signals {
+    /// Handles signals from now on.
+    ///
+    /// # Errors
+    /// What the kernel returned.
+    pub(crate) fn handle() -> io::Result<Self> {
+        // Handling SIGHUP hides whether it was ignored.
+        let terminal = Terminal::of_this_process();
+        Ok(Self {
+            delivery: delivery()?,
+            terminal,
+            held: Vec::new(),
+        })
+    }
+
+    /// # Errors
+    /// The signals cannot be watched.
+    pub(crate) fn watch(&self, registry: &Registry) -> io::Result<()> {
+        let number = self.delivery.get_read().as_raw_fd();
+        let token = Source::Signals.token();
+        registry.register(&mut SourceFd(&number), token, Interest::READABLE)
+    }
+
+    /// Returns what the signals ask for that have come.
+    pub(crate) fn on_ready(&mut self) -> Vec<Request> {
+        self.hold();
+        let held = std::mem::take(&mut self.held);
+        let requests = held
+            .into_iter()
+            .filter_map(|number| self.meaning_of(number));
+        requests.collect()
+    }
+
+    /// Keeps what has come for the next program, or for [`Self::on_ready`] if there is none.
+    pub(crate) fn hold(&mut self) {
+        self.held.extend(self.delivery.pending());
+    }
+
+    pub(crate) fn save(&self) -> Saved {
+        Saved {
+            terminal: self.terminal,
+            held: self.held.clone(),
+            hangup: hangup::seen(),
+        }
+    }
+
+    /// # Errors
+    /// What the kernel returned.
+    pub(crate) fn restore(saved: Saved, registry: &Registry) -> io::Result<Self> {
+        let restored = Self {
+            delivery: delivery()?,
+            terminal: saved.terminal,
+            held: saved.held,
+        };
+        hangup::note(saved.hangup);
+        restored.watch(registry)?;
+        Ok(restored)
+    }
+
+    fn meaning_of(&self, number: i32) -> Option<Request> {
+        let by = signal_hook::low_level::signal_name(number).unwrap_or("a signal");
+        match number {
+            SIGTERM | SIGINT | SIGQUIT => Some(Request::Stop { by: by.to_owned() }),
+            SIGHUP => self.meaning_of_hangup(),
+            SIGUSR1 => Some(Request::LogStatus),
+            SIGUSR2 => Some(Request::Operation(Wanted::Upgrade)),
+            SIGTTIN => Some(Request::Operation(Wanted::Scale(ScaleTo::By(1)))),
+            SIGTTOU => Some(Request::Operation(Wanted::Scale(ScaleTo::By(-1)))),
+            // It only ends the wait, for the orphans to be reaped.
+            SIGCHLD => None,
+            _ => {
+                tracing::warn!(signal = by, "a signal that has no effect");
+                None
+            }
+        }
+    }
+
+    /// A user asks for a reload, or the terminal has been closed. The shell and the kernel may both
+    /// report the latter.
+    fn meaning_of_hangup(&self) -> Option<Request> {
+        let Hangup {
+            stop,
+            survived,
+            reload,
+        } = self.terminal.meaning_of(hangup::take(), terminal::is_open);
+        if survived {
+            tracing::info!("terminal closed, serving on");
+        }
+        if stop {
+            Some(Request::StopForTerminal)
+        } else {
+            reload.then_some(Request::Operation(Wanted::Reload))
+        }
+    }
+}
+
+/// Lets a signal to stop end the process until the supervisor handles it: the kernel drops what the
+/// first process of a container has no handler for, and reading the configuration may wait for a
+/// name server.
+pub fn stop_while_starting() {
+    if !is_first_process() {
+        return;
+    }
+    EARLY_STOP.store(true, Ordering::Relaxed);
+    for signal in STOP_SIGNALS {
+        // Fails for a signal number that does not exist, and no other.
+        let _ = signals::exit_on(signal, &EARLY_STOP);
+    }
+}
+
+/// Ends the effect of [`stop_while_starting`]: the caller handles those signals, or has no need to.
+pub fn handle_stops() {
+    EARLY_STOP.store(false, Ordering::Relaxed);
+}
+
+fn delivery() -> io::Result<SignalDelivery<UnixStream, SignalOnly>> {
+    let (read, write) = UnixStream::pair()?;
+    read.set_nonblocking(true)?;
+    write.set_nonblocking(true)?;
+    hangup::watch()?;
+    let mut caught = HANDLED_SIGNALS.concat();
+    if is_first_process() {
+        caught.push(SIGCHLD);
+    }
+    SignalDelivery::with_pipe(read, write, SignalOnly, caught)
+}

@@ -86,16 +86,19 @@ impl Error {
 /// The file of the socket. Dropped by the process that made it, it is removed: so it is at every
 /// orderly end, and neither by a forked copy nor by an exec, which drops nothing.
 #[derive(Debug)]
-pub(crate) struct SocketFile(pub(crate) FileId);
+pub(crate) struct SocketFile {
+    pub(crate) id: FileId,
+    /// The process that removes it.
+    owner: u32,
+}
 
-/// A file and the process that made it.
+/// A file, told from another at the same path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileId {
     #[serde(with = "path_bytes")]
     pub(crate) path: PathBuf,
     device: u64,
     inode: u64,
-    pub(crate) maker: u32,
 }
 
 /// How long a socket's owner may take to let a connection in before it counts as busy.
@@ -297,12 +300,31 @@ impl SocketFile {
     /// The file that was just made at `path`.
     fn made(path: &Path) -> io::Result<Self> {
         let made = fs::symlink_metadata(path)?;
-        Ok(Self(FileId {
-            path: PathBuf::from(path),
-            device: made.dev(),
-            inode: made.ino(),
-            maker: std::process::id(),
-        }))
+        Ok(Self {
+            id: FileId {
+                path: PathBuf::from(path),
+                device: made.dev(),
+                inode: made.ino(),
+            },
+            owner: std::process::id(),
+        })
+    }
+
+    /// The file that an earlier program of this process made. Until [`Self::own`] it is that
+    /// program's, which may be called back.
+    pub(crate) const fn inherited(id: FileId) -> Self {
+        Self { id, owner: 0 }
+    }
+
+    /// Makes the file this program's to remove.
+    pub(crate) fn own(&mut self) {
+        self.owner = std::process::id();
+    }
+
+    /// Leaves the file to another program.
+    #[cfg(test)]
+    pub(crate) const fn disown(&mut self) {
+        self.owner = 0;
     }
 
     /// Whether it is still where it was made.
@@ -311,8 +333,7 @@ impl SocketFile {
             path,
             device,
             inode,
-            ..
-        } = &self.0;
+        } = &self.id;
         fs::symlink_metadata(path)
             .is_ok_and(|there| (there.dev(), there.ino()) == (*device, *inode))
     }
@@ -320,10 +341,10 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let FileId { path, maker, .. } = &self.0;
-        if *maker != std::process::id() {
+        if self.owner != std::process::id() {
             return;
         }
+        let path = &self.id.path;
         // Somebody may have removed it and put another one there.
         if self.is_there()
             && let Err(error) = fs::remove_file(path)

@@ -1,119 +1,85 @@
-//! What the supervisor can say of itself: the status, in one piece, from the machine's view, the
-//! processes and the shared counters. Looking asks no worker anything.
-
-use std::os::fd::AsFd as _;
-
-use nix::sys::stat::fstat;
+//! The status of the whole server, in one piece: from the machine's view and from each part. No worker
+//! is asked anything.
 
 use crate::fault;
-use crate::memory;
-use crate::sys::accept_queue::accept_queue;
-use crate::sys::cpus;
-use uppercased_ctl::clock::{self, Tick};
-use uppercased_ctl::identity::{SlotId, WorkerId};
-use uppercased_ctl::metrics::Counter;
-use uppercased_ctl::status::Sandboxed;
-use uppercased_ctl::status::{
-    AcceptQueueStatus, LastDeath, Neighbour, SlotStatus, Status, Traffic,
-};
+use uppercased_ctl::clock::{self, Tick, millis};
+use uppercased_ctl::identity::WorkerId;
+use uppercased_ctl::status::{LastDeath, Neighbour, SlotStatus, Status};
 
-use super::admin::AdminEndpoint;
-use super::fleet::resources::SlotResources;
-use super::fleet::totals::Totals;
-use super::machine::{Queue, SeatView, SlotView};
-use super::{Supervisor, report};
+use super::Supervisor;
+use super::machine::{Life, Queue, SeatView, SlotView};
 
 impl Supervisor {
-    /// How everything is, now.
     pub(super) fn status(&self) -> Status {
         let now = clock::now();
         let mut status = Status {
             version: fault::program_version().to_owned(),
             pid: std::process::id(),
-            uptime_ms: millis_since(self.started, now),
             phase: self.machine.phase_name().to_owned(),
-            rotation: self.rotation.name().to_owned(),
-            capacity: self.capacity(),
+            rotation: self.admin.rotation().name().to_owned(),
+            capacity: self.fleet.capacity(),
             operation: self.machine.operation(),
             pending: self.machine.pending(),
-            release: self.releases.in_force_id(),
-            addresses: self.addresses.iter().map(report::shown).collect(),
-            control: self
-                .control
-                .as_ref()
-                .map(|it| it.path().display().to_string()),
-            admin: self.admin.as_ref().map(AdminEndpoint::status),
-            service_manager: self.service_manager_status(),
-            operations: self.times.operations(),
-            last_operation: self.times.last_operation(now),
+            release: self.fleet.in_force_id(),
+            addresses: self
+                .fleet
+                .addresses()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            control: self.control.status(),
+            admin: self.admin.status(),
+            service_manager: self.systemd.status(),
             slots: self
                 .machine
                 .slots()
                 .map(|slot| self.slot_status(&slot, now))
                 .collect(),
-            ..Status::default()
+            ..self.telemetry.status(now)
         };
-        let here = status.slots.len();
-        let former = self.former.slots().filter(|slot| slot.index() >= here);
+        let former = self.fleet.former_from(status.slots.len());
         status.former = former.map(|slot| self.former_slot(slot)).collect();
         status.sum_up();
         status
     }
 
-    /// Connections that all slots together may hold.
-    fn capacity(&self) -> u64 {
-        let each = self.release_in_force().limits.max_connections;
-        u64::from(each).saturating_mul(self.slots.len() as u64)
-    }
-
-    /// Remembers how a worker has locked itself in. What is missing is logged once, and not again
-    /// for every worker that lacks the same.
-    pub(super) fn note_sandbox(&mut self, worker: WorkerId, sandbox: Sandboxed) {
-        if !sandbox.missing.is_empty()
-            && !self
-                .slots
-                .iter()
-                .flat_map(SlotResources::children)
-                .any(|child| child.sandbox.as_ref() == Some(&sandbox))
-        {
-            tracing::warn!(
-                missing = sandbox.missing.join("; "),
-                "the sandbox is incomplete"
-            );
-        }
-        if let Some(child) = self.child_mut(worker) {
-            child.sandbox = Some(sandbox);
-        }
-    }
-
-    /// Logs the status, a line for each of its own.
+    /// Logs the status, line by line.
     pub(super) fn log_status(&self) {
         for line in self.status().lines() {
             tracing::info!("{line}");
         }
     }
 
-    /// What all slots have counted, those that are no more included.
-    pub(super) fn totals(&self) -> Totals {
-        let mut totals = self.former.sum();
-        for slot in &self.slots {
-            totals.merge(&slot.totals());
+    /// The status in one line, with the failure of the last request.
+    pub(super) fn status_line(&self, failure: Option<&str>) -> String {
+        let open = self.fleet.all_connections();
+        let workers = self.machine.policy().workers;
+        let mut line = format!("{workers} workers, {open} connections");
+        if self.machine.life() == Life::Serving {
+            let status = self.status();
+            let unready = status.unready().map(|why| format!("not ready: {why}"));
+            let degraded = || status.degraded().map(|what| format!("degraded: {what}"));
+            let told = unready.or_else(degraded);
+            line.extend(told.map(|told| format!("; {told}")));
+        } else {
+            line = format!("{line}; {}", self.machine.phase_name());
         }
-        totals
+        if let Some(doing) = self.machine.operation() {
+            line = format!("{line}; {doing}");
+        }
+        if let Some(failure) = failure {
+            line = format!("{line}; {failure}");
+        }
+        line
     }
 
-    /// What there is to say of a slot that has left.
-    fn former_slot(&self, slot: SlotId) -> SlotStatus {
-        let times = self.times.of(slot);
+    fn former_slot(&self, slot: SlotStatus) -> SlotStatus {
+        let times = self.telemetry.times_of(slot.slot);
         SlotStatus {
-            slot,
-            state: "gone".to_owned(),
-            queue: "closed".to_owned(),
-            traffic: self.former.of(slot).map(traffic).unwrap_or_default(),
-            deaths: self.machine.deaths_before(slot).into(),
+            deaths: self.machine.deaths_before(slot.slot).into(),
             starts: times.starts,
             handovers: times.handovers,
-            ..SlotStatus::default()
+            ..slot
         }
     }
 
@@ -122,7 +88,6 @@ impl Supervisor {
             slot: slot.id,
             generation: slot.generation,
         };
-        let resources = self.slots.get(slot.id.index());
         let (queue, lent_to) = match slot.queue {
             Queue::Unbound => ("unbound", None),
             Queue::Served => ("served", None),
@@ -130,39 +95,22 @@ impl Supervisor {
             Queue::Lent { to, .. } => ("lent", Some(to.slot)),
             Queue::Closed => ("closed", None),
         };
-        let pid = self.pid_of(worker);
-        let times = self.times.of(slot.id);
+        let times = self.telemetry.times_of(slot.id);
         SlotStatus {
-            slot: slot.id,
-            pid,
-            cpu: pid.and_then(cpus::only_cpu_of),
-            sandbox: self.child(worker).and_then(|child| child.sandbox.clone()),
             generation: slot.generation,
             release: slot.release,
             state: match slot.stalled_since {
                 None => slot.state.name().to_owned(),
                 Some(_) => "stalled".to_owned(),
             },
-            lost_listener_ms: self.lost_since(slot.id).map(|at| millis_since(at, now)),
-            stalled_ms: slot.stalled_since.map(|since| millis_since(since, now)),
-            age_ms: millis_since(slot.since, now),
+            stalled_ms: slot.stalled_since.map(|since| millis(now.since(since))),
+            age_ms: millis(now.since(slot.since)),
             queue: queue.to_owned(),
             unserved_ms: match slot.queue {
-                Queue::Unserved { since } => millis_since(since, now),
+                Queue::Unserved { since } => millis(now.since(since)),
                 Queue::Unbound | Queue::Served | Queue::Lent { .. } | Queue::Closed => 0,
             },
             lent_to,
-            accept_queues: resources
-                .map(|it| self.accept_queues(it))
-                .unwrap_or_default(),
-            // One that comes back has nothing before its worker is started.
-            traffic: resources
-                .map(|it| traffic(&it.totals()))
-                .or_else(|| self.former.of(slot.id).map(traffic))
-                .unwrap_or_default(),
-            // Settled with the totals.
-            accepted_percent: 0,
-            open_percent: 0,
             deaths: slot.deaths.into(),
             starts: times.starts,
             handovers: times.handovers,
@@ -170,49 +118,21 @@ impl Supervisor {
                 generation: death.worker.generation,
                 how: death.how.map(|how| how.to_string()),
                 cause: death.cause.clone(),
-                age_ms: millis_since(death.at, now),
+                age_ms: millis(now.since(death.at)),
             }),
             successor: slot.successor.as_ref().map(|seat| self.neighbour(seat)),
             predecessor: slot.predecessors.last().map(|seat| self.neighbour(seat)),
+            ..self.fleet.status_of(worker, now)
         }
-    }
-
-    /// Read off the duplicates that are kept here, whatever the slot's worker is doing.
-    fn accept_queues(&self, resources: &SlotResources) -> Vec<AcceptQueueStatus> {
-        let listeners = self.addresses.iter().zip(resources.listeners());
-        listeners
-            .filter_map(|(address, listener)| {
-                let queue = accept_queue(listener.as_fd()).ok()?;
-                Some(AcceptQueueStatus {
-                    address: report::shown(address),
-                    length: queue.length.into(),
-                    limit: queue.limit.into(),
-                    inode: fstat(listener).map_or(0, |about| about.st_ino),
-                })
-            })
-            .collect()
     }
 
     fn neighbour(&self, seat: &SeatView) -> Neighbour {
-        let child = self.child(seat.worker);
         Neighbour {
             generation: seat.worker.generation,
             release: seat.release,
-            pid: self.pid_of(seat.worker),
+            pid: self.fleet.pid_of(seat.worker),
             state: seat.state.to_owned(),
-            open: child.map_or(0, |child| memory::open_connections(&child.memory)),
+            open: self.fleet.open_connections(seat.worker).into(),
         }
     }
-
-    fn pid_of(&self, worker: WorkerId) -> Option<u32> {
-        self.child(worker).map(|child| child.pid().unsigned_abs())
-    }
-}
-
-fn traffic(totals: &Totals) -> Traffic {
-    Traffic::read(totals.open(), |counter: Counter| totals.count(counter))
-}
-
-fn millis_since(at: Tick, now: Tick) -> u64 {
-    super::actions::millis(now.since(at))
 }

@@ -19,7 +19,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
-use mio::Interest;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use rustix::net::{
@@ -29,20 +30,20 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::config::LISTEN_MAX;
-use crate::memory;
-use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::status::ServiceManagerStatus;
 
-use super::Supervisor;
-use super::fleet::resources::SlotResources;
-use super::machine::{Life, Planned};
-use super::systemd::notify::{Change, Message, Notifier, View, ailing};
 use super::tokens::Source;
+use notify::{Change, Message, Notifier, View};
 
-/// Where messages go, and what is known of how they are taken.
+/// The service manager, if there is one. Without one this does nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Systemd(Option<Manager>);
+
+/// Where messages go, and how they are taken.
 #[derive(Debug)]
-pub(super) struct Systemd {
+struct Manager {
     socket: OwnedFd,
     address: SocketAddrUnix,
     notifier: Notifier,
@@ -57,8 +58,7 @@ pub(super) struct Systemd {
 }
 
 /// Of this instance, over all its programs.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Counts {
     /// Messages that were taken.
     taken: u64,
@@ -66,10 +66,9 @@ struct Counts {
     refused: u64,
 }
 
-/// What the program after an exec needs: all else it can see for itself.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct SavedSystemd {
+/// The service manager in a saved state: all else the next program can see for itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
     /// Slots whose listeners the service manager has not been told to let go of.
     removals: Vec<SlotId>,
     /// It was asked to say when it has let go, and has not.
@@ -87,8 +86,152 @@ struct Barrier {
 }
 
 impl Systemd {
-    /// As the environment says; `None`: nobody wants to know.
-    pub(super) fn from_environment(make: fn(Option<Duration>) -> Notifier) -> Option<Self> {
+    /// The service manager that the environment names.
+    pub(crate) fn from_environment() -> Self {
+        Self(Manager::from_environment(Notifier::new))
+    }
+
+    /// Sends what has changed since the last time. `status_line` makes the line for people from the
+    /// last failure, `ailing` returns what is wrong with a slot, `listeners` are those of a slot.
+    pub(crate) fn notify<'a>(
+        &mut self,
+        view: View,
+        status_line: impl FnOnce(Option<&str>) -> String,
+        ailing: impl FnOnce() -> Option<String>,
+        listeners: impl Fn(SlotId) -> Vec<BorrowedFd<'a>>,
+        now: Tick,
+    ) {
+        let Some(manager) = &mut self.0 else {
+            return;
+        };
+        let status = || status_line(manager.failure.as_deref());
+        match manager.notifier.observe(view, status, ailing, now) {
+            Some(Change::Withheld { cause }) => tracing::warn!(cause, "the watchdog is not fed"),
+            Some(Change::Fed) => tracing::info!("the watchdog is fed again"),
+            None => {}
+        }
+        manager.flush(listeners, now);
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Tick> {
+        self.0.as_ref()?.notifier.poll_timeout()
+    }
+
+    /// A signal asks for a reload or an upgrade.
+    pub(crate) const fn reload_asked(&mut self) {
+        if let Some(manager) = &mut self.0 {
+            manager.notifier.reload_asked();
+        }
+    }
+
+    /// Sets how the last request failed, if it did.
+    pub(crate) fn set_failure(&mut self, failure: Option<String>) {
+        if let Some(manager) = &mut self.0 {
+            manager.failure = failure;
+        }
+    }
+
+    /// Has the slot's listeners outlive this process.
+    pub(crate) fn store(&mut self, slot: SlotId) {
+        if let Some(manager) = &mut self.0 {
+            manager.notifier.store(slot);
+        }
+    }
+
+    /// Removes the listeners that the store has under an outdated name.
+    pub(crate) fn remove(&mut self, outdated: impl IntoIterator<Item = SlotId>) {
+        if let Some(manager) = &mut self.0 {
+            for slot in outdated {
+                manager.notifier.remove(slot);
+            }
+        }
+    }
+
+    /// Slots are about to leave: listeners that would go on getting connections after them are not
+    /// stored any more, and new connections are steered away until that is certain.
+    pub(crate) fn forget(&mut self, slots: impl Iterator<Item = SlotId>, registry: &Registry) {
+        let Some(manager) = &mut self.0 else {
+            return;
+        };
+        for slot in slots {
+            manager.notifier.remove(slot);
+            manager.forgotten.push(slot);
+        }
+        manager.await_store(registry);
+    }
+
+    /// No slot leaves any more: the listeners of those that have stayed are stored again.
+    pub(crate) fn store_forgotten(&mut self, stays: impl Fn(SlotId) -> bool) {
+        let Some(manager) = &mut self.0 else {
+            return;
+        };
+        for slot in std::mem::take(&mut manager.forgotten) {
+            if stays(slot) {
+                manager.notifier.store(slot);
+            }
+        }
+    }
+
+    /// Whether the service manager may still have listeners of slots that have left.
+    pub(crate) fn lets_go(&self) -> bool {
+        self.0.as_ref().is_some_and(Manager::lets_go)
+    }
+
+    /// The barrier is readable. Returns whether the service manager has let go of all that it was
+    /// told to.
+    pub(crate) fn on_ready(&mut self) -> bool {
+        let barrier = self.0.as_mut().and_then(|it| it.barrier.as_mut());
+        let is_over = barrier.is_some_and(|barrier| barrier.is_over());
+        if is_over && let Some(manager) = &mut self.0 {
+            manager.barrier = None;
+        }
+        is_over
+    }
+
+    pub(crate) fn status(&self) -> Option<ServiceManagerStatus> {
+        let manager = self.0.as_ref()?;
+        Some(ServiceManagerStatus {
+            taken: manager.counts.taken,
+            refused: manager.counts.refused,
+            waiting: manager.notifier.waiting(),
+            lets_go: manager.lets_go(),
+            unfed: manager.notifier.withheld().map(str::to_owned),
+        })
+    }
+
+    pub(crate) fn save(&self) -> Saved {
+        let saved = self.0.as_ref().map(|manager| Saved {
+            removals: manager.notifier.removals(),
+            barrier: manager.lets_go(),
+            counts: manager.counts,
+        });
+        saved.unwrap_or_default()
+    }
+
+    /// Goes on with what the earlier program of this process saved: sends what that could not, and
+    /// asks again for an answer that would have come to it.
+    pub(crate) fn restore(
+        saved: Saved,
+        stored: impl IntoIterator<Item = SlotId>,
+        registry: &Registry,
+    ) -> Self {
+        let mut restored = Self(Manager::from_environment(Notifier::resumed));
+        restored.remove(saved.removals);
+        for slot in stored {
+            restored.store(slot);
+        }
+        if let Some(manager) = &mut restored.0 {
+            manager.counts = saved.counts;
+            if saved.barrier {
+                manager.await_store(registry);
+            }
+        }
+        restored
+    }
+}
+
+impl Manager {
+    fn from_environment(make: fn(Option<Duration>) -> Notifier) -> Option<Self> {
         let name = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())?;
         match open(&name) {
             Ok((socket, address)) => Some(Self {
@@ -110,13 +253,12 @@ impl Systemd {
     }
 
     /// Sends what is due.
-    fn flush(&mut self, slots: &[SlotResources], now: Tick) {
+    fn flush<'a>(&mut self, listeners: impl Fn(SlotId) -> Vec<BorrowedFd<'a>>, now: Tick) {
         while let Some(message) = self.notifier.poll_message(now) {
             let along = match &message {
-                Message::Store(slot) => slots
-                    .get(slot.index())
-                    .map(SlotResources::borrowed_listeners)
-                    .filter(|listeners| !listeners.is_empty()),
+                Message::Store(slot) => {
+                    Some(listeners(*slot)).filter(|listeners| !listeners.is_empty())
+                }
                 Message::Barrier => self.barrier.as_ref().and_then(Barrier::end),
                 _ => Some(Vec::new()),
             };
@@ -163,6 +305,27 @@ impl Systemd {
         sendmsg_addr(&self.socket, &self.address, &bytes, &mut control, flags)?;
         Ok(())
     }
+
+    fn lets_go(&self) -> bool {
+        self.barrier.is_some()
+    }
+
+    /// Has the service manager report when it has let go of all that it was told to let go of.
+    fn await_store(&mut self, registry: &Registry) {
+        self.notifier.barrier();
+        // The registration of an earlier one ends with it.
+        self.barrier = None;
+        let made = Barrier::new().and_then(|barrier| {
+            let number = barrier.read.as_raw_fd();
+            let token = Source::Barrier.token();
+            let watched = registry.register(&mut SourceFd(&number), token, Interest::READABLE);
+            self.barrier = Some(barrier);
+            watched
+        });
+        if let Err(error) = made {
+            tracing::warn!(%error, "it will not be known when the store has let go");
+        }
+    }
 }
 
 impl Barrier {
@@ -181,205 +344,6 @@ impl Barrier {
     /// What the service manager is to close.
     fn end(&self) -> Option<Vec<BorrowedFd<'_>>> {
         Some(vec![self.write.as_ref()?.as_fd()])
-    }
-}
-
-impl Supervisor {
-    /// Tells the service manager what has changed since the last time.
-    pub(super) fn notify(&mut self) {
-        let Some(mut systemd) = self.systemd.take() else {
-            return;
-        };
-        let now = clock::now();
-        let machine = &self.machine;
-        let view = View {
-            life: machine.life(),
-            // To a service manager, one that waits has begun.
-            planned: if machine.renewal_is_pending() {
-                Some(Planned::Renewal)
-            } else {
-                machine.planned()
-            },
-        };
-        let excused = view.planned.is_some() || view.life != Life::Serving;
-        let status = || self.status_line(systemd.failure.as_deref());
-        let ailing = || ailing(machine.slots(), excused);
-        match systemd.notifier.observe(view, status, ailing, now) {
-            Some(Change::Withheld { cause }) => tracing::warn!(cause, "the watchdog is not fed"),
-            Some(Change::Fed) => tracing::info!("the watchdog is fed again"),
-            None => {}
-        }
-        systemd.flush(&self.slots, now);
-        self.systemd = Some(systemd);
-    }
-
-    /// When to tell more.
-    pub(super) fn notify_timeout(&self) -> Option<Tick> {
-        self.systemd.as_ref()?.notifier.poll_timeout()
-    }
-
-    /// A signal asks for a reload or an upgrade.
-    pub(super) const fn note_reload_asked(&mut self) {
-        if let Some(systemd) = &mut self.systemd {
-            systemd.notifier.reload_asked();
-        }
-    }
-
-    /// What was asked for last has failed, or has not.
-    pub(super) fn note_failure(&mut self, failure: Option<String>) {
-        if let Some(systemd) = &mut self.systemd {
-            systemd.failure = failure;
-        }
-    }
-
-    /// The slot's listeners outlive this process from now on.
-    pub(super) fn store_listeners(&mut self, slot: SlotId) {
-        if let Some(systemd) = &mut self.systemd {
-            systemd.notifier.store(slot);
-        }
-    }
-
-    /// The same for every slot that has some; names in the store that mean something else by now
-    /// are `outdated`.
-    pub(super) fn store_all_listeners(&mut self, outdated: Vec<SlotId>) {
-        let Some(systemd) = &mut self.systemd else {
-            return;
-        };
-        for slot in outdated {
-            systemd.notifier.remove(slot);
-        }
-        for (slot, number) in self.slots.iter().zip(0..) {
-            if !slot.listeners().is_empty() {
-                systemd.notifier.store(SlotId(number));
-            }
-        }
-    }
-
-    /// What the next program has to know.
-    pub(super) fn saved_systemd(&self) -> SavedSystemd {
-        let saved = self.systemd.as_ref().map(|systemd| SavedSystemd {
-            removals: systemd.notifier.removals(),
-            barrier: systemd.barrier.is_some(),
-            counts: systemd.counts,
-        });
-        saved.unwrap_or_default()
-    }
-
-    /// What the earlier program could not say is said now, and what is known already is no matter. It
-    /// may have been waiting for an answer that would have come to it: that is asked for again.
-    pub(super) fn resume_systemd(&mut self, saved: SavedSystemd) {
-        if let Some(systemd) = &mut self.systemd {
-            systemd.counts = saved.counts;
-        }
-        self.store_all_listeners(saved.removals);
-        if saved.barrier {
-            self.await_store();
-        }
-    }
-
-    /// How the service manager takes what it is told.
-    pub(super) fn service_manager_status(&self) -> Option<ServiceManagerStatus> {
-        let systemd = self.systemd.as_ref()?;
-        Some(ServiceManagerStatus {
-            taken: systemd.counts.taken,
-            refused: systemd.counts.refused,
-            waiting: systemd.notifier.waiting(),
-            lets_go: self.store_lets_go(),
-            unfed: systemd.notifier.withheld().map(str::to_owned),
-        })
-    }
-
-    /// The slots from number `first` on are about to leave: what would go on getting connections
-    /// after them is not kept any more, and is steered away from until that is certain.
-    pub(super) fn forget_listeners_from(&mut self, first: u16) {
-        let Some(systemd) = &mut self.systemd else {
-            return;
-        };
-        let all = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
-        for slot in first..all {
-            systemd.notifier.remove(SlotId(slot));
-        }
-        systemd.forgotten.extend((first..all).map(SlotId));
-        self.await_store();
-    }
-
-    /// Nobody leaves any more: of the slots that were about to, those that have stayed are to be kept
-    /// again.
-    pub(super) fn store_forgotten_listeners(&mut self) {
-        let Some(systemd) = &mut self.systemd else {
-            return;
-        };
-        for slot in std::mem::take(&mut systemd.forgotten) {
-            let stays = self.slots.get(slot.index());
-            if stays.is_some_and(|slot| !slot.listeners().is_empty()) {
-                systemd.notifier.store(slot);
-            }
-        }
-    }
-
-    /// Has the service manager say when it has let go of all that it was told to let go of.
-    fn await_store(&mut self) {
-        let Some(systemd) = &mut self.systemd else {
-            return;
-        };
-        systemd.notifier.barrier();
-        let earlier = match Barrier::new() {
-            Ok(barrier) => systemd.barrier.replace(barrier),
-            Err(error) => {
-                tracing::warn!(%error, "it will not be known when the store has let go");
-                systemd.barrier.take()
-            }
-        };
-        // Its registration ends with it.
-        drop(earlier);
-        let barrier = self.systemd.as_ref().and_then(|it| it.barrier.as_ref());
-        if let Some(number) = barrier.map(|barrier| barrier.read.as_raw_fd())
-            && let Err(error) = self.watch(number, Source::Barrier, Interest::READABLE)
-        {
-            tracing::warn!(%error, "it will not be known when the store has let go");
-        }
-    }
-
-    /// Whether the service manager may still have listeners of slots that have left.
-    pub(super) fn store_lets_go(&self) -> bool {
-        self.systemd.as_ref().is_some_and(|it| it.barrier.is_some())
-    }
-
-    /// The service manager has let go of what it was told to.
-    pub(super) fn look_at_barrier(&mut self) {
-        let barrier = self
-            .systemd
-            .as_mut()
-            .and_then(|it| it.barrier.take_if(|barrier| barrier.is_over()));
-        // One that changes the number of slots steers by itself, and spreads when it is done.
-        if barrier.is_some() && self.machine.planned() != Some(Planned::Scaling) {
-            self.spread();
-        }
-    }
-
-    fn status_line(&self, failure: Option<&str>) -> String {
-        let children = self.slots.iter().flat_map(SlotResources::children);
-        let open: u64 = children
-            .map(|child| memory::open_connections(&child.memory))
-            .sum();
-        let workers = self.machine.policy().workers;
-        let mut line = format!("{workers} workers, {open} connections");
-        if self.machine.life() == Life::Serving {
-            let status = self.status();
-            let unready = status.unready().map(|why| format!("not ready: {why}"));
-            let degraded = || status.degraded().map(|what| format!("degraded: {what}"));
-            let told = unready.or_else(degraded);
-            line.extend(told.map(|told| format!("; {told}")));
-        } else {
-            line = format!("{line}; {}", self.machine.phase_name());
-        }
-        if let Some(doing) = self.machine.operation() {
-            line = format!("{line}; {doing}");
-        }
-        if let Some(failure) = failure {
-            line = format!("{line}; {failure}");
-        }
-        line
     }
 }
 

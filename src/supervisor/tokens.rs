@@ -5,11 +5,11 @@
 
 use mio::Token;
 
-use super::control;
+use crate::config::CONTROL_CLIENTS_MAX;
 
 /// Where a report comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(crate) enum Source {
     /// The pipe that signal handlers write to.
     Signals,
     /// The channel of the program that may replace this one.
@@ -37,14 +37,14 @@ pub(super) enum Source {
 }
 
 /// First of the control socket's numbers; it has one for itself and one for each client.
-pub(super) const CONTROL_FIRST: usize = 16;
-const CONTROL_END: usize = CONTROL_FIRST + control::TOKENS;
+pub(crate) const CONTROL_FIRST: usize = 16;
+const CONTROL_END: usize = CONTROL_FIRST + CONTROL_CLIENTS_MAX + 1;
 const LOCKS_FIRST: usize = 1 << 16;
 const CHILDREN_FIRST: usize = 1 << 32;
 
 impl Source {
     /// As a number.
-    pub(super) const fn token(self) -> Token {
+    pub(crate) const fn token(self) -> Token {
         Token(match self {
             Self::Signals => 0,
             Self::PreflightChannel => 1,
@@ -62,7 +62,7 @@ impl Source {
     }
 
     /// What a number means; `None`: nothing.
-    pub(super) const fn of(token: Token) -> Option<Self> {
+    pub(crate) const fn of(token: Token) -> Option<Self> {
         Some(match token.0 {
             0 => Self::Signals,
             1 => Self::PreflightChannel,

@@ -29,6 +29,12 @@ pub fn end_with_parent(parent: i32) -> io::Result<()> {
     }
 }
 
+/// Whether this is the first process of its namespace, which becomes the parent of every orphan there.
+#[must_use]
+pub fn is_first_process() -> bool {
+    std::process::id() == 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,13 +3,17 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
+use serde::{Deserialize, Serialize};
 
 /// The number at which a process finds its channel after exec.
 pub const CHANNEL_NUMBER: RawFd = 3;
+/// Descriptors that must survive until an exec in a forked child have this number or a higher one, out
+/// of the way of those that the child puts in fixed places.
+pub(crate) const HIGH_NUMBER: RawFd = 10;
 
 /// Owns descriptors that the kernel has just installed for this process (`SCM_RIGHTS`).
 ///
@@ -78,78 +82,84 @@ pub(crate) fn duplicate_inherited(number: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the number is not -1; it is only handed to the one call below, and if it is not open
     // the kernel says so.
-    let fd = unsafe { BorrowedFd::borrow_raw(number) };
-    Ok(own(&[fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(3))?]).remove(0))
+    duplicate(unsafe { BorrowedFd::borrow_raw(number) })
 }
 
-/// Descriptors that this process's earlier program left open through exec: open, above the standard
-/// streams, each named once, and nobody's yet.
-#[derive(Debug)]
+/// A duplicate, close-on-exec, out of the way of [`CHANNEL_NUMBER`].
+fn duplicate(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    Ok(own(&[fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(HIGH_NUMBER))?]).remove(0))
+}
+
+/// A descriptor as a saved state names it: by its number, which an exec keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Descriptor {
+    fd: RawFd,
+}
+
+impl From<RawFd> for Descriptor {
+    fn from(fd: RawFd) -> Self {
+        Self { fd }
+    }
+}
+
+/// The descriptors that a saved state names, and that stay open through the exec.
+#[derive(Debug, Default)]
+pub(crate) struct Kept<'a>(Vec<BorrowedFd<'a>>);
+
+impl<'a> Kept<'a> {
+    /// Keeps `fd` open, and returns its name in the state.
+    pub(crate) fn keep(&mut self, fd: &'a impl AsFd) -> Descriptor {
+        let fd = fd.as_fd();
+        self.0.push(fd);
+        fd.as_raw_fd().into()
+    }
+
+    /// Returns all of them.
+    pub(crate) fn as_slice(&self) -> &[BorrowedFd<'a>] {
+        &self.0
+    }
+}
+
+/// The descriptors that came through an exec, taken by the numbers that a saved state names.
+///
+/// Invariants: what is taken is a duplicate, so until [`Inherited::close`] every descriptor is open
+/// at the number at which it came, and can go through another exec; each is taken once.
+#[derive(Debug, Default)]
 pub(crate) struct Inherited(BTreeSet<RawFd>);
 
 impl Inherited {
-    /// Checks `numbers`. Nothing is owned and nothing changes.
-    ///
-    /// To be called once in a process's life, before it has opened what could have such a number.
+    /// Takes one of them: a duplicate, close-on-exec.
     ///
     /// # Errors
-    /// Which number cannot be one.
-    pub(crate) fn check(numbers: &[RawFd]) -> io::Result<Self> {
-        let refused = |number: RawFd, why: &str| {
+    /// Why the number names none; or it has been taken.
+    pub(crate) fn take(&mut self, Descriptor { fd: number }: Descriptor) -> io::Result<OwnedFd> {
+        let refused = |why: &str| {
             let why = format!("inherited descriptor {number} {why}");
             io::Error::new(io::ErrorKind::InvalidData, why)
         };
-        let mut checked = BTreeSet::new();
-        for &number in numbers {
-            if number <= 2 {
-                return Err(refused(number, "is a standard stream"));
-            }
-            // SAFETY: the number is not -1; it is only asked about, and if it is not open the
-            // kernel says so.
-            let asked = unsafe { BorrowedFd::borrow_raw(number) };
-            let flags = fcntl(asked, FcntlArg::F_GETFD);
-            let flags = flags.map_err(|_| refused(number, "is not open"))?;
-            // Whatever this program has opened itself is close-on-exec from birth.
-            if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
-                return Err(refused(number, "was not inherited"));
-            }
-            if !checked.insert(number) {
-                return Err(refused(number, "is listed twice"));
-            }
+        if number <= 2 {
+            return Err(refused("is a standard stream"));
         }
-        Ok(Self(checked))
+        // SAFETY: the number is not -1; it is only handed to the calls below, and if it is not open
+        // the kernel says so.
+        let asked = unsafe { BorrowedFd::borrow_raw(number) };
+        let flags = fcntl(asked, FcntlArg::F_GETFD).map_err(|_| refused("is not open"))?;
+        // Whatever this program has opened itself is close-on-exec from birth.
+        if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
+            return Err(refused("was not inherited"));
+        }
+        if !self.0.insert(number) {
+            return Err(refused("is listed twice"));
+        }
+        duplicate(asked)
     }
 
-    /// One of them, to be looked at.
-    ///
-    /// # Panics
-    /// If it is none of them, or owned by now.
-    pub(crate) fn borrow(&self, number: RawFd) -> BorrowedFd<'_> {
-        assert!(self.0.contains(&number), "an inherited descriptor");
-        // SAFETY: it was found open, and nobody else knows of it: it stays open until `own` gives
-        // it away, which needs this borrow to have ended.
-        unsafe { BorrowedFd::borrow_raw(number) }
-    }
-
-    /// Owns one of them, close-on-exec from now on.
-    ///
-    /// # Panics
-    /// If it is none of them, or owned by now.
-    #[must_use]
-    pub(crate) fn own(&mut self, number: RawFd) -> OwnedFd {
-        assert!(self.0.remove(&number), "an inherited descriptor");
-        // SAFETY: it was found open, no value in this process owned it, and it has just left the
-        // set, so it is owned once.
-        let owned = unsafe { OwnedFd::from_raw_fd(number) };
-        // Fails for a descriptor that is not open, and for nothing else.
-        let _ = fcntl(&owned, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
-        owned
-    }
-
-    /// Closes those that nobody has taken.
-    pub(crate) fn close(mut self) {
-        while let Some(&number) = self.0.first() {
-            drop(self.own(number));
+    /// Closes every descriptor that has been taken, at the number at which it came.
+    pub(crate) fn close(self) {
+        for number in self.0 {
+            // SAFETY: it was found open and not close-on-exec, as nothing is that this program has
+            // opened itself: so no value in this process owned it, and this set has it once.
+            drop(unsafe { OwnedFd::from_raw_fd(number) });
         }
     }
 }
@@ -175,7 +185,7 @@ pub(crate) fn inherited_channel() -> Option<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
+    use std::os::fd::IntoRawFd;
 
     use super::*;
 
@@ -193,22 +203,27 @@ mod tests {
     }
 
     #[test]
-    fn inherited_descriptors_are_checked_before_any_is_owned() {
+    fn inherited_descriptor_is_taken_once_by_number() {
         let (one, other) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let (low, high) = (one.as_raw_fd(), other.as_raw_fd());
-        Inherited::check(&[low]).unwrap_err();
+        let mut inherited = Inherited::default();
+        let refused = inherited.take(low.into()).unwrap_err().to_string();
+        assert!(refused.contains("was not inherited"), "{refused}");
         pass_on(&[one.as_fd(), other.as_fd()], true).unwrap();
-        for wrong in [vec![low, low], vec![2], vec![-1], vec![low, 1_000_000]] {
-            Inherited::check(&wrong).unwrap_err();
-        }
         let numbers = [one.into_raw_fd(), other.into_raw_fd()];
-        let mut inherited = Inherited::check(&numbers).unwrap();
-        assert_eq!(inherited.borrow(high).as_raw_fd(), high);
-        let owned = inherited.own(low);
-        assert_eq!(owned.as_raw_fd(), low);
-        assert!(!is_passed_on(&owned));
-        drop(inherited.own(high));
-        duplicate_inherited(low).unwrap();
+        for wrong in [2, -1, 1_000_000] {
+            inherited.take(wrong.into()).unwrap_err();
+        }
+        let owned = inherited.take(high.into()).unwrap();
+        assert!(owned.as_raw_fd() >= HIGH_NUMBER && !is_passed_on(&owned));
+        let twice = inherited.take(high.into()).unwrap_err().to_string();
+        assert!(twice.contains("is listed twice"), "{twice}");
+        drop(owned);
+        for number in numbers {
+            duplicate_inherited(number).unwrap();
+        }
+        drop(inherited.take(low.into()).unwrap());
+        inherited.close();
         duplicate_inherited(-1).unwrap_err();
         duplicate_inherited(1_000_000).unwrap_err();
     }

@@ -23,11 +23,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, dup2_raw, dup2_stdin, dup2_stdout, execveat};
 use rustix::process::{Signal, pidfd_send_signal};
 
-use super::fd::{CHANNEL_NUMBER, close_on_exec_from, own, pass_on};
-
-/// Descriptors that must survive until exec are kept at or above this number, out of the way of
-/// those that the child puts in fixed places.
-const HIGH_NUMBER: i32 = 10;
+use super::fd::{CHANNEL_NUMBER, HIGH_NUMBER, close_on_exec_from, own, pass_on};
 
 /// Where a program that replaces another in the same process finds what that has left it. Not among
 /// the settings' names: nobody sets it.

@@ -40,10 +40,6 @@ pub struct SharedMemory {
     page: usize,
 }
 
-/// A mapping whose file is still somebody else's to own.
-#[derive(Debug)]
-pub struct Mapping(MmapRaw);
-
 /// Makes a memfd of `bytes` zero bytes that can neither shrink nor grow. Close-on-exec.
 ///
 /// The pages are sparse: one that was never written costs nothing.
@@ -59,21 +55,21 @@ pub fn create(name: &str, bytes: usize) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-impl Mapping {
+impl SharedMemory {
     /// Maps the whole of `fd`, which [`create`] made, here or in another process.
     ///
     /// # Errors
     /// `InvalidData` if the file may still shrink (an access could then kill this process), else
     /// what `fstat` or `mmap` returned.
-    pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        let seals = fcntl(fd, FcntlArg::F_GET_SEALS)?;
+    pub fn map(fd: OwnedFd) -> io::Result<Self> {
+        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS)?;
         if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the working memory is not sealed against shrinking",
             ));
         }
-        let length = usize::try_from(fstat(fd)?.st_size)
+        let length = usize::try_from(fstat(&fd)?.st_size)
             .map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
         let map = MmapOptions::new()
             .len(length)
@@ -82,28 +78,11 @@ impl Mapping {
         // A core dump of a crashed worker would write every touched page; refused on kernels
         // without the advice, which only costs time when a core is dumped.
         let _ = map.advise(Advice::DontDump);
-        Ok(Self(map))
-    }
-}
-
-impl SharedMemory {
-    /// Maps the whole of `fd`, which [`create`] made, here or in another process.
-    ///
-    /// # Errors
-    /// As [`Mapping::of`].
-    pub fn map(fd: OwnedFd) -> io::Result<Self> {
-        let mapping = Mapping::of(fd.as_fd())?;
-        Ok(Self::over(mapping, fd))
-    }
-
-    /// A mapping together with the descriptor that it was made of.
-    #[must_use]
-    pub fn over(mapping: Mapping, fd: OwnedFd) -> Self {
-        Self {
-            map: mapping.0,
+        Ok(Self {
+            map,
             file: File::from(fd),
             page: rustix::param::page_size(),
-        }
+        })
     }
 
     /// Bytes mapped.
@@ -116,12 +95,6 @@ impl SharedMemory {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.map.len() == 0
-    }
-
-    /// The descriptor of the memory, to be sent to another process.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
     }
 
     /// The cache line at `offset` bytes.
@@ -297,6 +270,12 @@ impl Bytes<'_> {
     }
 }
 
+impl AsFd for SharedMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
@@ -314,7 +293,7 @@ mod tests {
     #[test]
     fn two_mappings_of_one_file_share_words_and_bytes() {
         let mut first = memory(8192);
-        let again = first.fd().try_clone_to_owned().unwrap();
+        let again = first.as_fd().try_clone_to_owned().unwrap();
         let mut second = SharedMemory::map(again).unwrap();
         first.line(64).0[3].store(7, Ordering::Relaxed);
         bytes_of(&mut first)

@@ -1,5 +1,6 @@
 //! The conversation between the supervisor and one worker.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -116,6 +117,16 @@ pub struct Listen {
     pub addr: SocketAddr,
     /// Whether an IPv6 socket serves IPv4 clients too.
     pub dual_stack: bool,
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.dual_stack {
+            write!(f, "*:{}", self.addr.port())
+        } else {
+            self.addr.fmt(f)
+        }
+    }
 }
 
 /// The state of a worker that can serve.

@@ -169,10 +169,11 @@ fn failure_after_exec_restores_old_program() {
     let load = Load::start(server.addr(), LoadSize::small());
     let before = planned.workers();
     let running = version(&planned);
-    planned.install(
-        Image::copy(planned.folder()).with_faults("version=9.0.0;supervisor.resume=refuse"),
-    );
-    server.upgrade().expect_failure("asked to refuse");
+    planned
+        .install(Image::copy(planned.folder()).with_faults("version=9.0.0;supervisor.resume=fail"));
+    server
+        .upgrade()
+        .expect_failure("the fault point supervisor.resume fails");
     assert_eq!(version(&planned), running);
     planned.workers().assert_untouched_since(&before);
     load.go_on_for(30);

@@ -9,6 +9,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
+use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -165,7 +166,7 @@ fn recorded(memory: &Memory, fd: u32) -> Vec<u8> {
 }
 
 fn bytes(memory: &Memory, (at, length): (usize, usize)) -> Vec<u8> {
-    let again = memory.shared().fd().try_clone_to_owned().unwrap();
+    let again = memory.shared().as_fd().try_clone_to_owned().unwrap();
     let mut view = SharedMemory::map(again).unwrap();
     view.split_at(0).1.range(at, length).to_ascii_uppercase()
 }

@@ -48,6 +48,12 @@ impl Tick {
     }
 }
 
+/// Returns the whole milliseconds of a duration.
+#[must_use]
+pub fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Add<Duration> for Tick {
     type Output = Self;
 

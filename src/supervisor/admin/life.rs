@@ -12,18 +12,18 @@ use uppercased_ctl::clock::Tick;
 
 /// How fast failures are followed by another try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::supervisor) struct Pace {
+pub(crate) struct Pace {
     /// The first pause.
-    pub(in crate::supervisor) initial: Duration,
+    pub(crate) initial: Duration,
     /// The longest.
-    pub(in crate::supervisor) max: Duration,
+    pub(crate) max: Duration,
     /// Good service that wipes earlier failures.
-    pub(in crate::supervisor) reset: Duration,
+    pub(crate) reset: Duration,
 }
 
 /// The life of the admin endpoint, over all its processes.
 #[derive(Debug)]
-pub(super) struct Life {
+pub(crate) struct Life {
     stage: Stage,
     /// In a row.
     failures: u32,
@@ -44,7 +44,7 @@ enum Stage {
 
 impl Life {
     /// One whose next process is to be started at once, after so many deaths under another program.
-    pub(super) fn new(now: Tick, seed: u64, deaths: u64) -> Self {
+    pub(crate) fn new(now: Tick, seed: u64, deaths: u64) -> Self {
         Self {
             stage: Stage::Due(now),
             failures: 0,
@@ -54,7 +54,7 @@ impl Life {
     }
 
     /// When a process is to be started; `None`: not for the time being.
-    pub(super) const fn due(&self) -> Option<Tick> {
+    pub(crate) const fn due(&self) -> Option<Tick> {
         match self.stage {
             Stage::Due(at) => Some(at),
             Stage::Runs { .. } | Stage::Ended => None,
@@ -62,14 +62,14 @@ impl Life {
     }
 
     /// A process was started.
-    pub(super) fn started(&mut self, now: Tick) {
+    pub(crate) fn started(&mut self, now: Tick) {
         if matches!(self.stage, Stage::Due(_)) {
             self.stage = Stage::Runs { since: now };
         }
     }
 
     /// The process has died, or could not be started; how long until the next try.
-    pub(super) fn died(&mut self, now: Tick, pace: Pace) -> Duration {
+    pub(crate) fn died(&mut self, now: Tick, pace: Pace) -> Duration {
         let served = match self.stage {
             Stage::Runs { since } => now.since(since),
             Stage::Due(_) => Duration::ZERO,
@@ -89,19 +89,19 @@ impl Life {
     }
 
     /// The process was ended on purpose; another one may be started at once.
-    pub(super) fn paused(&mut self, now: Tick) {
+    pub(crate) fn paused(&mut self, now: Tick) {
         if self.stage != Stage::Ended {
             self.stage = Stage::Due(now);
         }
     }
 
     /// No process is started any more.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.stage = Stage::Ended;
     }
 
     /// Processes that ended and should not have.
-    pub(super) const fn deaths(&self) -> u64 {
+    pub(crate) const fn deaths(&self) -> u64 {
         self.deaths
     }
 }

@@ -6,34 +6,31 @@
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 
-use mio::unix::SourceFd;
-use mio::{Interest, Registry};
+use mio::Registry;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::channel::packets::Packets;
 use crate::channel::{self, Channel};
 use crate::config::{Account, Config, Sandbox};
-use crate::supervisor::fleet::children::{death_of, send_failure};
 use crate::supervisor::machine::Death;
+use crate::supervisor::subprocess::{Ended, Subprocess};
 use crate::supervisor::tokens::Source;
-use crate::sys::image::{Image, Process};
+use crate::sys::image::Image;
 use crate::wire::{Envelope, FromAdmin, StartAdmin, ToAdmin};
-use uppercased_ctl::identity::WorkerId;
+use uppercased_ctl::status::AgentAnswers;
+use uppercased_ctl::status::Sandboxed;
 use uppercased_ctl::status::Status;
-use uppercased_ctl::status::{AgentAnswers, Sandboxed};
 
 /// A process that answers at the admin endpoint, or is about to.
 #[derive(Debug)]
-pub(super) struct AdminProcess {
-    process: Process,
-    channel: Channel<ToAdmin, FromAdmin>,
+pub(crate) struct AdminProcess {
+    child: Subprocess<Channel<ToAdmin, FromAdmin>>,
     wanted: Confinement,
     /// Once it is ready.
     sandbox: Option<Sandboxed>,
     agent: AgentAnswers,
-    /// Its last words, or why it was ended.
+    /// Its error message, or why it was ended.
     cause: Option<String>,
 }
 
@@ -45,13 +42,13 @@ struct Confinement {
     group: Option<Account>,
 }
 
-/// What the process said.
+/// A message of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(crate) enum Received {
     /// It is locked in and answers.
     Ready,
-    /// How is the server? The number comes back with the answer.
-    Asked(u64),
+    /// It asks for the status. The number comes back with the answer.
+    Question(u64),
 }
 
 impl AdminProcess {
@@ -59,30 +56,24 @@ impl AdminProcess {
     ///
     /// # Errors
     /// There is no process then.
-    pub(super) fn start(
+    pub(crate) fn start(
         config: &Config,
         listeners: [Option<BorrowedFd<'_>>; 2],
     ) -> io::Result<Self> {
-        let (mut channel, there) = Channel::pair()?;
-        // Said before it is born: it waits in the channel.
         let start = ToAdmin::Start(Box::new(StartAdmin {
             config: config.clone(),
             http: listeners[0].is_some(),
             agent: listeners[1].is_some(),
         }));
+        let start = Envelope::without_worker(start);
         let along: Vec<_> = listeners.into_iter().flatten().collect();
-        let said = channel.send(&Envelope::without_worker(start), &along);
-        said.map_err(io::Error::other)?;
         let supervisor = std::process::id().to_string();
         let arguments = ["uppercased: admin", "admin", "--supervisor", &supervisor];
         let image = Image::of_this_process()?;
-        let process = image.spawn(arguments, &there, |error| {
-            let cause = format!("cannot execute the admin process's program: {error}");
-            send_failure(&there, WorkerId::default(), FromAdmin::Failed { cause });
-        })?;
         Ok(Self {
-            process,
-            channel,
+            child: Subprocess::start(&image, arguments, &start, &along, |cause| {
+                FromAdmin::Failed { cause }
+            })?,
             wanted: Confinement::of(config),
             sandbox: None,
             agent: AgentAnswers::default(),
@@ -90,54 +81,49 @@ impl AdminProcess {
         })
     }
 
-    /// A report that comes late does no harm: both are looked at, whatever is reported.
-    pub(super) fn watch(&self, registry: &Registry) -> io::Result<()> {
-        let process = self.process.as_fd().as_raw_fd();
-        let token = Source::AdminProcess.token();
-        registry.register(&mut SourceFd(&process), token, Interest::READABLE)?;
-        let channel = self.channel.as_fd().as_raw_fd();
-        let token = Source::AdminChannel.token();
-        let both = Interest::READABLE | Interest::WRITABLE;
-        registry.register(&mut SourceFd(&channel), token, both)
+    /// Watches the process. A late report does no harm: whatever is reported, both its channel and its
+    /// end are looked at.
+    pub(crate) fn watch(&self, registry: &Registry) -> io::Result<()> {
+        let (channel, process) = (Source::AdminChannel, Source::AdminProcess);
+        self.child.watch(registry, channel, process)
     }
 
-    /// Has what is there to be heard reported once more.
-    pub(super) fn watch_again(&mut self, registry: &Registry) {
-        let channel = self.channel.as_fd().as_raw_fd();
-        let token = Source::AdminChannel.token();
-        let both = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = registry.reregister(&mut SourceFd(&channel), token, both) {
+    /// Has readiness that was not used up reported once more.
+    pub(crate) fn watch_again(&mut self, registry: &Registry) {
+        let watched = self
+            .child
+            .watch_channel_again(registry, Source::AdminChannel);
+        if let Err(error) = watched {
             self.end(format!("it cannot be watched: {error}"));
         }
     }
 
-    /// Its number, for people.
-    pub(super) const fn pid(&self) -> i32 {
-        self.process.pid()
+    pub(crate) const fn pid(&self) -> i32 {
+        self.child.pid()
     }
 
     /// How it has locked itself in, once it has.
-    pub(super) const fn sandbox(&self) -> Option<&Sandboxed> {
+    pub(crate) const fn sandbox(&self) -> Option<&Sandboxed> {
         self.sandbox.as_ref()
     }
 
     /// What it has told load balancers, as of its last question.
-    pub(super) const fn agent(&self) -> AgentAnswers {
+    pub(crate) const fn agent(&self) -> AgentAnswers {
         self.agent
     }
 
     /// Whether it was started to be locked in as `config` says.
-    pub(super) fn is_as(&self, config: &Config) -> bool {
+    pub(crate) fn is_as(&self, config: &Config) -> bool {
         self.wanted.is_of(config)
     }
 
-    /// The next thing that it said; `None` if there is nothing now.
-    pub(super) fn hear(&mut self) -> Option<Heard> {
-        // Who was ended for a reason has nothing to say any more.
+    /// Returns the next message; `None` if there is none now.
+    pub(crate) fn receive(&mut self) -> Option<Received> {
+        // A process that was ended for a reason may not send again.
         if self.cause.is_some() {
             return None;
         }
-        let received = match self.channel.receive() {
+        let received = match self.child.channel.receive() {
             Ok(received) => received?,
             // Its pidfd is about to tell how it ended.
             Err(channel::Error::Closed) => return None,
@@ -153,11 +139,11 @@ impl AdminProcess {
             }
             FromAdmin::Ready { sandbox } => {
                 self.sandbox = Some(sandbox);
-                Some(Heard::Ready)
+                Some(Received::Ready)
             }
             FromAdmin::Ask { number, agent } => {
                 self.agent = agent;
-                Some(Heard::Asked(number))
+                Some(Received::Question(number))
             }
             FromAdmin::Failed { cause } => {
                 self.cause = Some(cause);
@@ -166,13 +152,13 @@ impl AdminProcess {
         }
     }
 
-    /// Answers a question.
-    pub(super) fn tell(&mut self, number: u64, status: &Status) {
+    /// Sends the answer to a question.
+    pub(crate) fn answer(&mut self, number: u64, status: &Status) {
         let answer = Envelope::without_worker(ToAdmin::Status { number });
         let said = written(status)
             .map_err(|error| format!("it cannot be told: {error}"))
             .and_then(|file| {
-                let said = self.channel.send(&answer, &[file.as_fd()]);
+                let said = self.child.channel.send(&answer, &[file.as_fd()]);
                 said.map_err(|error| error.to_string())
             });
         if let Err(cause) = said {
@@ -187,25 +173,24 @@ impl AdminProcess {
     }
 
     /// Kills it, at the end of everything.
-    pub(super) fn kill(&self) {
-        // Fails only if it has ended already.
-        let _ = self.process.kill();
+    pub(crate) fn kill(&self) {
+        // A process that cannot be killed now ends with its supervisor.
+        let _ = self.child.kill();
     }
 
-    /// What is left of it when it is not wanted any more.
-    pub(super) fn into_parts(self) -> (Process, Packets) {
-        (self.process, self.channel.into_packets())
+    pub(crate) fn into_ended(self) -> Ended {
+        self.child.into_ended()
     }
 
-    /// How it ended, if it did.
-    pub(super) fn reap(&self) -> Option<Death> {
-        let how = death_of(&self.process)?;
-        self.channel.purge();
+    /// Reaps it, if it has ended.
+    pub(crate) fn reap(&self) -> Option<Death> {
+        let how = self.child.reap()?;
+        self.child.channel.purge();
         Some(how)
     }
 
     /// Why it ended, if it or this side has said.
-    pub(super) fn cause(self) -> Option<String> {
+    pub(crate) fn cause(self) -> Option<String> {
         self.cause
     }
 }
@@ -248,6 +233,7 @@ mod tests {
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
     use super::*;
+    use crate::sys::image::Process;
     use crate::wire::FromWorker;
 
     /// A process that does nothing, and the end of its channel.
@@ -257,8 +243,7 @@ mod tests {
         let pidfd = pidfd_open(Pid::from_raw(number).unwrap(), PidfdFlags::empty()).unwrap();
         let (channel, there) = Channel::pair().unwrap();
         let process = AdminProcess {
-            process: Process::inherited(number, pidfd),
-            channel,
+            child: Subprocess::new(Process::inherited(number, pidfd), channel),
             wanted: Confinement::of(&Config::default()),
             sandbox: None,
             agent: AgentAnswers::default(),
@@ -294,10 +279,10 @@ mod tests {
             there.send(&Envelope::without_worker(ready()), &[]).unwrap();
             rustix::net::send(there.as_fd(), &wrong, SendFlags::empty()).unwrap();
             there.send(&Envelope::without_worker(ask(1)), &[]).unwrap();
-            assert_eq!(process.hear(), Some(Heard::Ready));
-            assert_eq!(process.hear(), None);
-            assert_eq!(process.hear(), None, "nothing more is received");
-            let mut ended = [PollFd::new(process.process.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(process.receive(), Some(Received::Ready));
+            assert_eq!(process.receive(), None);
+            assert_eq!(process.receive(), None, "nothing more is received");
+            let mut ended = [PollFd::new(process.child.end(), PollFlags::POLLIN)];
             assert_eq!(poll(&mut ended, PollTimeout::from(10_000_u16)), Ok(1));
             let how = process.reap().unwrap();
             assert_eq!(how, Death::Signalled(9));
@@ -310,7 +295,7 @@ mod tests {
     fn a_question_brings_along_what_load_balancers_were_told() {
         let (_child, mut process, mut there) = process();
         there.send(&Envelope::without_worker(ask(7)), &[]).unwrap();
-        assert_eq!(process.hear(), Some(Heard::Asked(7)));
+        assert_eq!(process.receive(), Some(Received::Question(7)));
         assert_eq!(process.agent().ready, 7);
         process.kill();
     }
@@ -320,7 +305,7 @@ mod tests {
         let (_child, mut process, _there) = process();
         let mut told = 0;
         while process.cause.is_none() {
-            process.tell(told, &Status::default());
+            process.answer(told, &Status::default());
             told += 1;
             assert!(told < 10_000, "there is a bound");
         }

@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{CONTROL_REQUEST_MAX_BYTES, CONTROL_REQUEST_TIMEOUT};
+use crate::sys::fd::{Descriptor, Inherited, Kept};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::control::Request;
 use uppercased_ctl::control::protocol::Incoming;
@@ -19,30 +20,32 @@ use uppercased_ctl::limits::CONTROL_REPLY_MAX_BYTES;
 
 /// A connection.
 #[derive(Debug)]
-pub(super) struct Client {
-    pub(super) stream: UnixStream,
-    pub(super) peer: Peer,
-    pub(super) state: State,
+pub(crate) struct Client {
+    pub(crate) stream: UnixStream,
+    pub(crate) peer: Peer,
+    pub(crate) state: State,
     /// What the kernel has not taken yet.
-    pub(super) output: Vec<u8>,
+    pub(crate) output: Vec<u8>,
 }
 
+/// A client in a saved state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct SavedClient {
-    pub(super) peer: Peer,
-    pub(super) state: State,
-    pub(super) output: Vec<u8>,
+pub(crate) struct Saved {
+    stream: Descriptor,
+    peer: Peer,
+    state: State,
+    output: Vec<u8>,
 }
 
 /// Who asks, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Peer {
-    pub(super) pid: i32,
-    pub(super) uid: u32,
+pub(crate) struct Peer {
+    pub(crate) pid: i32,
+    pub(crate) uid: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum State {
+pub(crate) enum State {
     /// The request is not complete.
     Asking { incoming: Incoming, until: Tick },
     /// The request is being carried out.
@@ -52,7 +55,7 @@ pub(super) enum State {
 }
 
 /// What a look at a client led to.
-pub(super) enum Seen {
+pub(crate) enum Seen {
     Nothing,
     Asked(Request),
     /// The request is no request.
@@ -63,7 +66,7 @@ pub(super) enum Seen {
 
 impl Client {
     /// Just accepted.
-    pub(super) fn new(stream: UnixStream, peer: Peer, now: Tick) -> Self {
+    pub(crate) fn new(stream: UnixStream, peer: Peer, now: Tick) -> Self {
         let state = State::Asking {
             incoming: Incoming::new(CONTROL_REQUEST_MAX_BYTES),
             until: now + CONTROL_REQUEST_TIMEOUT,
@@ -76,34 +79,35 @@ impl Client {
         }
     }
 
-    /// As another program left it.
-    pub(super) fn restored(saved: SavedClient, stream: UnixStream) -> Self {
-        Self {
-            stream,
-            peer: saved.peer,
-            state: saved.state,
-            output: saved.output,
-        }
-    }
-
-    /// What another program needs to go on, beside the descriptor.
-    pub(super) fn saved(&self) -> SavedClient {
-        SavedClient {
+    pub(crate) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> Saved {
+        Saved {
+            stream: kept.keep(&self.stream),
             peer: self.peer,
             state: self.state.clone(),
             output: self.output.clone(),
         }
     }
 
+    /// # Errors
+    /// The connection is not there.
+    pub(crate) fn restore(saved: Saved, inherited: &mut Inherited) -> io::Result<Self> {
+        Ok(Self {
+            stream: UnixStream::from_std(inherited.take(saved.stream)?.into()),
+            peer: saved.peer,
+            state: saved.state,
+            output: saved.output,
+        })
+    }
+
     /// The last word is said.
-    pub(super) fn leave(&mut self, now: Tick) {
+    pub(crate) fn leave(&mut self, now: Tick) {
         self.state = State::Leaving {
             until: now + CONTROL_REQUEST_TIMEOUT,
         };
     }
 
     /// Writes and reads what can be written and read.
-    pub(super) fn look(&mut self) -> Seen {
+    pub(crate) fn look(&mut self) -> Seen {
         if self.flush() == Flushed::Gone {
             return Seen::Gone;
         }
@@ -148,7 +152,7 @@ impl Client {
     }
 
     /// Whether the line finds room.
-    pub(super) fn queue(&mut self, line: &[u8]) -> bool {
+    pub(crate) fn queue(&mut self, line: &[u8]) -> bool {
         if self.output.len() + line.len() > CONTROL_REPLY_MAX_BYTES {
             let (pid, uid) = (self.peer.pid, self.peer.uid);
             tracing::warn!(
@@ -162,7 +166,7 @@ impl Client {
         true
     }
 
-    pub(super) fn flush(&mut self) -> Flushed {
+    pub(crate) fn flush(&mut self) -> Flushed {
         let mut written = 0;
         let end = loop {
             if written == self.output.len() {
@@ -193,14 +197,14 @@ impl Client {
 
 /// What came of writing to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flushed {
+pub(crate) enum Flushed {
     Here,
     /// Everything is said, or nobody reads it.
     Gone,
 }
 
 impl State {
-    pub(super) const fn due(&self) -> Option<Tick> {
+    pub(crate) const fn due(&self) -> Option<Tick> {
         match self {
             Self::Asking { until, .. } | Self::Leaving { until } => Some(*until),
             Self::Waiting { .. } => None,

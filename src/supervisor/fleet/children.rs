@@ -5,21 +5,26 @@
 //! strangers send: one that is in their hands must be able to end itself, and no more.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::sys::wait::WaitStatus;
+use mio::Registry;
+use serde::{Deserialize, Serialize};
 
 use crate::channel::{self, Channel, Received};
 use crate::config::WORKER_WORDS_MAX_CHARS;
-use crate::fault;
 use crate::handover::HandoverEnd;
-use crate::sys::image::{Image, Process};
+use crate::supervisor::machine::ListenerSource;
+use crate::supervisor::subprocess::{self, Subprocess};
+use crate::supervisor::tokens::Source;
+use crate::sys::fd::{Descriptor, Inherited, Kept};
+use crate::sys::image::Image;
 use crate::sys::shared::SharedMemory;
-use crate::wire::{Envelope, FromWorker, Message, Start, ToWorker};
+use crate::wire::{Envelope, FromWorker, Start, ToWorker};
 use uppercased_ctl::identity::{ReleaseId, WorkerId};
 use uppercased_ctl::status::Sandboxed;
 
-use crate::supervisor::machine::Death;
+/// The process of a worker, and the channel to it.
+pub(crate) type WorkerProcess = Subprocess<Channel<ToWorker, FromWorker>>;
 
 /// A process that lives in a slot.
 #[derive(Debug)]
@@ -28,12 +33,21 @@ pub(crate) struct Child {
     pub(crate) release: ReleaseId,
     /// Names its registrations in the event loop; never used again for another child.
     pub(crate) serial: u64,
-    pub(crate) process: Process,
-    pub(crate) channel: Channel<ToWorker, FromWorker>,
+    pub(crate) process: WorkerProcess,
     pub(crate) memory: SharedMemory,
     /// How it has locked itself in, once it has said so.
     pub(crate) sandbox: Option<Sandboxed>,
     pub(crate) talk: Talk,
+}
+
+/// A worker in a saved state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    worker: WorkerId,
+    release: ReleaseId,
+    process: subprocess::Saved,
+    memory: Descriptor,
+    sandbox: Option<Sandboxed>,
 }
 
 /// What a worker may still say.
@@ -106,6 +120,15 @@ pub(crate) enum Unusable {
     Broken(String),
 }
 
+/// A worker that is to be started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spawn {
+    pub(crate) worker: WorkerId,
+    pub(crate) listener: ListenerSource,
+    pub(crate) release: ReleaseId,
+    pub(crate) standby: bool,
+}
+
 /// What it takes to start a worker.
 pub(crate) struct Birth<'a> {
     pub(crate) worker: WorkerId,
@@ -116,35 +139,30 @@ pub(crate) struct Birth<'a> {
 }
 
 impl Birth<'_> {
-    /// Forks and executes a worker and tells it what to be: the process, and its channel.
+    /// Starts the worker and sends it its first message.
     ///
     /// # Errors
     /// There is no process then.
-    pub(crate) fn give(self) -> io::Result<(Process, Channel<ToWorker, FromWorker>)> {
+    pub(crate) fn start(self) -> io::Result<WorkerProcess> {
         let Self { worker, start, .. } = self;
-        let (mut here, there) = Channel::pair()?;
-        let mut descriptors = vec![self.memory.fd()];
+        let mut descriptors = vec![self.memory.as_fd()];
         if start.adopt {
             descriptors.extend(self.listeners.iter().map(AsFd::as_fd));
         }
-        // Said before the worker is born: it waits in the channel.
         let message = ToWorker::Start(Box::new(start));
-        here.send(&Envelope { worker, message }, &descriptors)
-            .map_err(io::Error::other)?;
         let name = format!("uppercased: worker {}", worker.slot);
         let arguments = [name.as_str(), "worker"];
-        let process = self.image.spawn(arguments, &there, |error| {
-            let cause = format!("cannot execute the worker's program: {error}");
-            send_failure(&there, worker, FromWorker::Failed { cause });
-        })?;
-        Ok((process, here))
+        let first = Envelope { worker, message };
+        Subprocess::start(self.image, arguments, &first, &descriptors, |cause| {
+            FromWorker::Failed { cause }
+        })
     }
 }
 
 impl Child {
     /// Receives the worker's next message, with its descriptors; `None` if there is none now.
     pub(crate) fn receive(&mut self) -> Option<Result<(FromWorker, Vec<OwnedFd>), Unusable>> {
-        let received = match self.channel.receive() {
+        let received = match self.process.channel.receive() {
             Ok(received) => received?,
             Err(channel::Error::Closed) => return Some(Err(Unusable::Closed)),
             Err(error) => return Some(Err(Unusable::Broken(error.to_string()))),
@@ -164,7 +182,7 @@ impl Child {
     }
 
     /// Sends a message to the worker.
-    pub(crate) fn say(
+    pub(crate) fn send(
         &mut self,
         message: ToWorker,
         descriptors: &[BorrowedFd<'_>],
@@ -172,6 +190,7 @@ impl Child {
         let worker = self.worker;
         self.talk.told(&message);
         match self
+            .process
             .channel
             .send(&Envelope { worker, message }, descriptors)
         {
@@ -181,34 +200,49 @@ impl Child {
         }
     }
 
-    /// Ends the worker at once.
+    /// Kills the worker.
     pub(crate) fn kill(&self) {
-        // One that has been reaped is gone already.
-        if let Err(error) = kill(&self.process)
-            && error.raw_os_error() != Some(nix::libc::ESRCH)
-        {
+        if let Err(error) = self.process.kill() {
             tracing::error!(worker = %self.worker, %error, "cannot kill a worker");
         }
     }
 
-    /// How the worker ended, if it did.
-    pub(crate) fn reap(&self) -> Option<Death> {
-        death_of(&self.process)
-    }
-
-    /// Its process number, for people.
     pub(crate) const fn pid(&self) -> i32 {
         self.process.pid()
     }
 
-    /// The number of its channel's descriptor.
-    pub(crate) fn channel_number(&self) -> RawFd {
-        self.channel.as_fd().as_raw_fd()
+    pub(crate) fn watch(&self, registry: &Registry) -> io::Result<()> {
+        let channel = Source::Channel(self.serial);
+        let process = Source::Process(self.serial);
+        self.process.watch(registry, channel, process)
     }
 
-    /// The number of its pidfd.
-    pub(crate) fn process_number(&self) -> RawFd {
-        self.process.as_fd().as_raw_fd()
+    pub(crate) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> Saved {
+        Saved {
+            worker: self.worker,
+            release: self.release,
+            process: self.process.save(kept),
+            memory: kept.keep(&self.memory),
+            sandbox: self.sandbox.clone(),
+        }
+    }
+
+    /// # Errors
+    /// A descriptor is not there, or its memory cannot be mapped.
+    pub(crate) fn restore(
+        saved: Saved,
+        inherited: &mut Inherited,
+        serial: u64,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            worker: saved.worker,
+            release: saved.release,
+            serial,
+            process: Subprocess::restore(saved.process, inherited, Channel::over)?,
+            memory: SharedMemory::map(inherited.take(saved.memory)?)?,
+            talk: Talk::resumed(saved.sandbox.is_some()),
+            sandbox: saved.sandbox,
+        })
     }
 }
 
@@ -231,40 +265,6 @@ fn in_few_words(mut message: FromWorker) -> FromWorker {
 fn one_short_line(text: &str) -> String {
     let letters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     letters.take(WORKER_WORDS_MAX_CHARS).collect()
-}
-
-/// Kills a worker's process.
-///
-/// # Errors
-/// As [`Process::kill`].
-pub(crate) fn kill(process: &Process) -> io::Result<()> {
-    // A test plays a kernel that does not let go of the process.
-    if fault::value("process.kill") == Some("ignore") {
-        return Ok(());
-    }
-    process.kill()
-}
-
-/// How a child ended, if it did; it is reaped then.
-pub(crate) fn death_of(process: &Process) -> Option<Death> {
-    match process.reap() {
-        Ok(None) => None,
-        Ok(Some(WaitStatus::Exited(_, code))) => Some(Death::Exited(code)),
-        Ok(Some(WaitStatus::Signaled(_, signal, _))) => Some(Death::Signalled(signal as i32)),
-        Ok(Some(_)) | Err(_) => Some(Death::Unknown),
-    }
-}
-
-/// Sends the failure of an exec, in the child, over its end of the channel.
-pub(crate) fn send_failure<Out: Message, In: Message>(
-    there: &Channel<Out, In>,
-    worker: WorkerId,
-    message: Out,
-) {
-    if let Ok(end) = there.as_fd().try_clone_to_owned() {
-        // If this fails, the exit code still reports a failure.
-        let _ = Channel::<Out, In>::over(end).send(&Envelope { worker, message }, &[]);
-    }
 }
 
 #[cfg(test)]

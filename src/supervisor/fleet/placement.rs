@@ -1,5 +1,4 @@
-//! Where connections and workers go: which socket gets a new connection, which CPU a worker, and what
-//! it takes for connections to move from one worker to another that serves.
+//! Which socket gets a new connection, and which CPU a worker.
 //!
 //! Invariants: worker and socket of a slot belong to the same CPU, by the same rule (slot `i` to
 //! the `i`-th CPU that the supervisor may use, beginning again with the first); a group of sockets
@@ -8,20 +7,14 @@
 //! It must not decide when: the machine says so, and says how many slots there are.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use crate::channel::packets::Packets;
-use crate::config::{REBALANCE_BYTES_PER_CALL, Steer};
-use crate::handover::{HandoverEnd, Part};
-use crate::memory;
-use crate::supervisor::Supervisor;
-use crate::supervisor::fleet::children::Child;
-use crate::supervisor::fleet::resources::SlotResources;
-use crate::supervisor::machine::{Event, Load};
+use crate::config::Steer;
 use crate::sys::{cpus, steering};
-use crate::wire::{self, ToWorker};
-use uppercased_ctl::identity::{SlotId, WorkerId};
-use uppercased_ctl::metrics::Counter;
+use uppercased_ctl::identity::SlotId;
+
+use super::Fleet;
+use super::resources::SlotResources;
 
 /// The CPU that a worker of `slot` is to stay on, if it is to stay on one.
 pub(crate) fn cpu_of(slot: SlotId, pin: bool) -> Option<u16> {
@@ -41,7 +34,7 @@ fn usable_cpus() -> Vec<u16> {
     })
 }
 
-impl Supervisor {
+impl Fleet {
     /// Gives new connections to the first `slots` slots only: the others are about to leave.
     pub(crate) fn steer_to_first(&self, slots: u16) {
         if self.config().share_port {
@@ -55,16 +48,15 @@ impl Supervisor {
     }
 
     /// Spreads new connections over all slots that listen, as the configuration in force says.
-    pub(crate) fn spread(&self) {
+    /// `store_lets_go`: the service manager may still have listeners of slots that have left.
+    pub(crate) fn spread(&self, store_lets_go: bool) {
         let config = self.config();
         if config.share_port {
             return;
         }
-        let listening = |slot: &&SlotResources| !slot.listeners().is_empty();
-        let sockets = self.slots.iter().filter(listening).count();
-        let sockets = u16::try_from(sockets).unwrap_or(u16::MAX);
+        let sockets = u16::try_from(self.listening().count()).unwrap_or(u16::MAX);
         match config.steer {
-            Steer::Hash if !self.store_lets_go() => self.each_group(steering::unsteer),
+            Steer::Hash if !store_lets_go => self.each_group(steering::unsteer),
             // The hash would count sockets that nobody serves any more.
             Steer::Hash | Steer::Random => {
                 self.each_group(|listener| steering::steer_to_first(listener, sockets));
@@ -75,56 +67,6 @@ impl Supervisor {
             }
         }
         tracing::debug!(steer = ?config.steer, sockets, "new connections are spread");
-    }
-
-    /// Connects two workers that stay, so that a part of the connections of `from` moves to `to`.
-    pub(crate) fn rebalance(&mut self, from: WorkerId, to: WorkerId, part: Part) {
-        let (near, far) = match Packets::pair() {
-            Ok(pair) => pair,
-            Err(error) => {
-                let cause = format!("no socket pair for the handover: {error}");
-                return self.happened(Event::Rebalanced {
-                    worker: from,
-                    moved: 0,
-                    end: HandoverEnd::Refused { cause },
-                });
-            }
-        };
-        let take_over = wire::TakeOver {
-            from,
-            expected: part.of(self.open_connections(from)),
-        };
-        self.say(to, ToWorker::TakeOver(take_over), &[far.as_fd()]);
-        let hand_over = wire::HandOver {
-            to,
-            last: false,
-            part: Some(part),
-        };
-        self.say(from, ToWorker::HandOver(hand_over), &[near.as_fd()]);
-    }
-
-    /// Tells the machine how much each worker has done.
-    ///
-    /// Calls and not CPU time: what a worker spends on its connections is calls, of which the kernel
-    /// makes nearly all of the price, and one that polls before it sleeps would always look busy.
-    pub(crate) fn take_loads(&mut self) {
-        let load = |child: &Child| {
-            let count = |counter| memory::counter(&child.memory, counter);
-            let bytes = count(Counter::BytesIn).saturating_add(count(Counter::BytesOut));
-            let calls = [
-                count(Counter::Reads),
-                count(Counter::Writes),
-                bytes / REBALANCE_BYTES_PER_CALL,
-            ];
-            Load {
-                worker: child.worker,
-                calls: calls.into_iter().fold(0, u64::saturating_add),
-                turns: count(Counter::Turns),
-            }
-        };
-        let children = self.slots.iter().flat_map(SlotResources::children);
-        let loads = children.map(load).collect();
-        self.happened(Event::Loads { loads });
     }
 
     /// Does something to the group of each address, through a listener of the first slot.

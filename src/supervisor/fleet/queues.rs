@@ -11,7 +11,7 @@ use crate::config::QUEUE_CHECK_EVERY;
 use crate::sys::accept_queue::{AcceptQueue, accept_queue};
 use uppercased_ctl::clock::Tick;
 
-use crate::supervisor::Supervisor;
+use super::Fleet;
 
 /// What a check has found new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +31,9 @@ const fn change(was_full: bool, now: AcceptQueue) -> Option<Change> {
     }
 }
 
-impl Supervisor {
+impl Fleet {
     /// Checks every slot's queues, if it is time.
-    pub(crate) fn check_queues(&mut self, now: Tick) {
+    pub(super) fn check_queues(&mut self, now: Tick) {
         if now < self.queues_due {
             return;
         }

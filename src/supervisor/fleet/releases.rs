@@ -6,9 +6,13 @@
 //! It must not decide which release a worker gets (the machine does).
 
 use std::collections::BTreeMap;
+use std::io;
+
+use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Config};
 use crate::memory::layout::Layout;
+use crate::sys::fd::{Descriptor, Inherited, Kept};
 use crate::sys::image::Image;
 use crate::sys::limits::MemoryRoom;
 use crate::wire::{Listen, Start};
@@ -23,7 +27,7 @@ pub(crate) struct Release {
 }
 
 /// What the descriptor limit leaves a worker, settled once for a release.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Limits {
     /// Connections that a worker may hold.
     pub(crate) max_connections: u32,
@@ -40,6 +44,30 @@ pub(crate) struct Releases {
     latest: ReleaseId,
 }
 
+/// The releases in a saved state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    known: Vec<SavedRelease>,
+    in_force: ReleaseId,
+    latest: ReleaseId,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SavedRelease {
+    id: ReleaseId,
+    image: Descriptor,
+    config: Config,
+    limits: Limits,
+}
+
+impl Saved {
+    /// The configuration in force; `None` if it is missing.
+    pub(crate) fn config(&self) -> Option<&Config> {
+        let in_force = self.known.iter().find(|one| one.id == self.in_force)?;
+        Some(&in_force.config)
+    }
+}
+
 impl Releases {
     /// With the release that an instance starts with.
     pub(crate) fn new(first: Release) -> Self {
@@ -50,18 +78,40 @@ impl Releases {
         }
     }
 
-    /// As they were in this process's earlier program. A state whose release in force is missing has
-    /// been refused when it was read.
-    pub(crate) const fn restored(
-        known: BTreeMap<ReleaseId, Release>,
-        in_force: ReleaseId,
-        latest: ReleaseId,
-    ) -> Self {
-        Self {
-            known,
-            in_force,
-            latest,
+    pub(crate) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> Saved {
+        let known = self.known.iter().map(|(id, release)| SavedRelease {
+            id: *id,
+            image: kept.keep(&release.image),
+            config: release.config.clone(),
+            limits: release.limits,
+        });
+        Saved {
+            known: known.collect(),
+            in_force: self.in_force,
+            latest: self.latest,
         }
+    }
+
+    /// Goes on with what the earlier program of this process saved. A state whose release in force is
+    /// missing has been refused when it was read.
+    ///
+    /// # Errors
+    /// An image is not there.
+    pub(crate) fn restore(saved: Saved, inherited: &mut Inherited) -> io::Result<Self> {
+        let mut known = BTreeMap::new();
+        for one in saved.known {
+            let release = Release {
+                image: Image::from(inherited.take(one.image)?),
+                config: one.config,
+                limits: one.limits,
+            };
+            known.insert(one.id, release);
+        }
+        Ok(Self {
+            known,
+            in_force: saved.in_force,
+            latest: saved.latest,
+        })
     }
 
     /// Takes a new one in.
@@ -98,11 +148,6 @@ impl Releases {
     /// Its number.
     pub(crate) const fn in_force_id(&self) -> ReleaseId {
         self.in_force
-    }
-
-    /// The highest number given out so far.
-    pub(crate) const fn latest(&self) -> ReleaseId {
-        self.latest
     }
 
     /// Every one, by number.

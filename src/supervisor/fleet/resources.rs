@@ -9,7 +9,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::channel::packets::Packets;
+use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 
 use crate::config::Config;
@@ -17,13 +17,15 @@ use crate::fault;
 use crate::listener;
 use crate::memory;
 use crate::memory::layout::Layout;
-use crate::sys::image::Process;
+use crate::supervisor::subprocess::Ended;
+use crate::sys::fd::{Descriptor, Inherited, Kept};
 use crate::sys::shared::SharedMemory;
 use crate::wire::Listen;
-use uppercased_ctl::identity::WorkerId;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::identity::{SlotId, WorkerId};
 
-use crate::supervisor::fleet::children::Child;
-use crate::supervisor::fleet::totals::Totals;
+use super::children::{self, Child};
+use super::totals::Totals;
 
 /// The possessions of one slot.
 #[derive(Debug, Default)]
@@ -42,27 +44,75 @@ pub(crate) struct SlotResources {
     pub(crate) queue_filled: bool,
 }
 
+/// A slot in a saved state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    listeners: Vec<Descriptor>,
+    children: Vec<children::Saved>,
+    left_behind: Option<Descriptor>,
+    carried: Totals,
+}
+
+/// A worker that has lost a listener of `slot` and waits for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rebind {
+    pub(crate) worker: WorkerId,
+    pub(crate) slot: SlotId,
+    /// When it reported that.
+    pub(crate) since: Tick,
+}
+
 impl SlotResources {
-    /// Those of a new slot, which goes on from what an earlier one of its number has counted.
-    pub(crate) const fn counting_on(carried: Totals) -> Self {
-        Self::restored(Vec::new(), Vec::new(), None, carried)
+    /// Those of a new slot, which goes on from the counters of an earlier one of its number.
+    pub(crate) fn counting_on(carried: Totals) -> Self {
+        Self {
+            carried,
+            ..Self::default()
+        }
     }
 
-    /// As they were in this process's earlier program.
-    pub(crate) const fn restored(
-        listeners: Vec<OwnedFd>,
-        children: Vec<Child>,
-        left_behind: Option<SharedMemory>,
-        carried: Totals,
-    ) -> Self {
+    /// Those of a slot whose listeners were handed over to this process.
+    pub(crate) fn with_listeners(listeners: Vec<OwnedFd>) -> Self {
         Self {
             listeners,
-            children,
-            left_behind,
-            carried,
-            last_loss: None,
-            queue_filled: false,
+            ..Self::default()
         }
+    }
+
+    pub(crate) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> Saved {
+        let children = self.children.iter();
+        Saved {
+            listeners: self.listeners.iter().map(|it| kept.keep(it)).collect(),
+            children: children.map(|child| child.save(kept)).collect(),
+            left_behind: self.left_behind.as_ref().map(|it| kept.keep(it)),
+            carried: self.carried.clone(),
+        }
+    }
+
+    /// Goes on with what the earlier program of this process saved. `next_serial` is that of the
+    /// first child.
+    ///
+    /// # Errors
+    /// A descriptor is not there, or a memory cannot be mapped.
+    pub(crate) fn restore(
+        saved: Saved,
+        inherited: &mut Inherited,
+        next_serial: &mut u64,
+    ) -> io::Result<Self> {
+        let mut restored = Self::counting_on(saved.carried);
+        for listener in saved.listeners {
+            restored.listeners.push(inherited.take(listener)?);
+        }
+        fault::fail("resume.map_memory")?;
+        for child in saved.children {
+            let child = Child::restore(child, inherited, *next_serial)?;
+            restored.children.push(child);
+            *next_serial += 1;
+        }
+        if let Some(memory) = saved.left_behind {
+            restored.left_behind = Some(SharedMemory::map(inherited.take(memory)?)?);
+        }
+        Ok(restored)
     }
 
     /// A memory for a new worker: for one that follows a dead one that one's, if it has the right
@@ -77,13 +127,12 @@ impl SlotResources {
         SharedMemory::map(memory::create(layout)?)
     }
 
-    /// Takes a new process in.
-    pub(crate) fn move_in(&mut self, child: Child) {
+    pub(crate) fn insert(&mut self, child: Child) {
         self.children.push(child);
     }
 
-    /// Takes what is left of a worker out of the slot, and remembers what it had.
-    pub(crate) fn bury(&mut self, worker: WorkerId) {
+    /// Removes a worker that has ended, and keeps its memory for the next one.
+    pub(crate) fn remove(&mut self, worker: WorkerId) {
         let Some(index) = self
             .children
             .iter()
@@ -92,22 +141,22 @@ impl SlotResources {
             return;
         };
         let child = self.children.swap_remove(index);
-        child.channel.purge();
+        child.process.channel.purge();
         if self.note_loss(worker, &child.memory) {
             self.leave_behind(child.memory);
         }
     }
 
-    /// Takes a worker that was killed and has not ended out of the slot: the process, and its channel.
-    /// What it has counted is kept; nobody else ever writes in its memory.
-    pub(crate) fn abandon(&mut self, worker: WorkerId) -> Option<(Process, Packets)> {
+    /// Removes a worker that was killed and has not ended. Its counters are kept; no other worker ever
+    /// writes in its memory.
+    pub(crate) fn abandon(&mut self, worker: WorkerId) -> Option<Ended> {
         let of = |child: &Child| child.worker == worker;
         let index = self.children.iter().position(of)?;
         let child = self.children.swap_remove(index);
         if self.note_loss(worker, &child.memory) {
             self.carried.close(&child.memory);
         }
-        Some((child.process, child.channel.into_packets()))
+        Some(child.process.into_ended())
     }
 
     /// Remembers what was lost with a worker; says whether its counters can be true.
@@ -132,16 +181,15 @@ impl SlotResources {
         }
     }
 
-    /// Takes a worker that cannot be watched out of the slot: the process, which still lives, and its
-    /// channel.
-    pub(crate) fn discard(&mut self, worker: WorkerId) -> Option<(Process, Packets)> {
+    /// Removes a worker that cannot be watched, and still lives.
+    pub(crate) fn discard(&mut self, worker: WorkerId) -> Option<Ended> {
         let index = self
             .children
             .iter()
             .position(|child| child.worker == worker)?;
         let child = self.children.swap_remove(index);
         self.leave_behind(child.memory);
-        Some((child.process, child.channel.into_packets()))
+        Some(child.process.into_ended())
     }
 
     /// Keeps the listeners that a slot's first worker bound.
@@ -235,16 +283,6 @@ impl SlotResources {
     /// Every process that lives here.
     pub(crate) fn children(&self) -> &[Child] {
         &self.children
-    }
-
-    /// The memory that a dead worker left for the next one.
-    pub(crate) const fn left_behind(&self) -> Option<&SharedMemory> {
-        self.left_behind.as_ref()
-    }
-
-    /// What memories that are gone have counted.
-    pub(crate) const fn carried(&self) -> &Totals {
-        &self.carried
     }
 
     /// What the slot has counted, over all its workers.

@@ -76,20 +76,6 @@ impl Totals {
 pub(crate) struct Former(BTreeMap<SlotId, Totals>);
 
 impl Former {
-    /// What a program has left that knew only the sum. It stands under the first number that is
-    /// free now, so that the sum over all slots is what it was.
-    pub(crate) fn of_all(sum: Totals, free: SlotId) -> Self {
-        if sum.0.iter().all(|count| *count == 0) {
-            return Self::default();
-        }
-        Self(BTreeMap::from([(free, sum)]))
-    }
-
-    /// Whether no slot has ever left, or all have come back.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// A slot leaves.
     pub(crate) fn leave(&mut self, slot: SlotId, counted: &Totals) {
         self.0.entry(slot).or_default().merge(counted);
@@ -183,8 +169,5 @@ mod tests {
         assert_eq!(former.come_back(one), Totals::default());
         assert_eq!(former.slots().collect::<Vec<_>>(), [two]);
         assert_eq!(former.of(two), Some(&counted));
-        let older = Former::of_all(counted.clone(), one);
-        assert_eq!((older.sum(), older.is_empty()), (counted, false));
-        assert!(Former::of_all(Totals::default(), one).is_empty());
     }
 }

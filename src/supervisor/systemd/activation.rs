@@ -20,11 +20,8 @@ use crate::wire::Listen;
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::limits::WORKERS_MAX;
 
-use crate::supervisor::fleet::resources::SlotResources;
-use crate::supervisor::fleet::totals::Totals;
-use crate::supervisor::report::shown;
-use crate::supervisor::systemd::inheritance::{self, Offer, Origin, Plan};
-use crate::supervisor::systemd::notify::stored_slot;
+use super::inheritance::{self, Offer, Origin, Plan};
+use super::notify::stored_slot;
 
 /// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
 const FIRST: RawFd = 3;
@@ -88,7 +85,7 @@ impl Given {
                 (Err(what), Origin::Unit) => return Err(Error::Unusable { name, what }),
             }
         }
-        given.plan = inheritance::settle(&given.offers, wanted, config.workers, shown)
+        given.plan = inheritance::settle(&given.offers, wanted, config.workers)
             .map_err(|error| Error::Unplaceable(error.to_string()))?;
         Ok(given)
     }
@@ -113,8 +110,8 @@ impl Given {
         self.offers.iter().map(|offer| offer.inode).collect()
     }
 
-    /// Gives the slots what is theirs and binds what is missing; also the names in the store that
-    /// are to be forgotten. The addresses are then the real ones.
+    /// Returns the listeners of each slot, having bound those that are missing, and the names in the
+    /// store that are to be removed. The addresses are then the real ones.
     ///
     /// # Errors
     /// [`Error::Listener`].
@@ -122,7 +119,7 @@ impl Given {
         self,
         addresses: &mut [Listen],
         config: &Config,
-    ) -> Result<(Vec<SlotResources>, Vec<SlotId>), Error> {
+    ) -> Result<(Vec<Vec<OwnedFd>>, Vec<SlotId>), Error> {
         let Self {
             sockets,
             offers,
@@ -130,8 +127,8 @@ impl Given {
             mut useless,
         } = self;
         for (at, cause) in &plan.dropped {
-            let address = shown(&offers[*at].listen);
-            tracing::warn!(address, cause, "a stored socket is of no use: closed");
+            let address = offers[*at].listen;
+            tracing::warn!(%address, cause, "a stored socket is of no use: closed");
         }
         let mut sockets: Vec<Option<OwnedFd>> = sockets.into_iter().map(Some).collect();
         let mut slots = Vec::new();
@@ -148,12 +145,7 @@ impl Given {
                 };
                 listeners.push(listener);
             }
-            slots.push(SlotResources::restored(
-                listeners,
-                Vec::new(),
-                None,
-                Totals::default(),
-            ));
+            slots.push(listeners);
         }
         if !slots.is_empty() {
             tracing::info!(
@@ -178,14 +170,16 @@ fn inherited() -> Result<Vec<(OwnedFd, String)>, Error> {
     }
     let count = number("LISTEN_FDS").filter(|count| (0..=COUNT_MAX).contains(count));
     let count = count.ok_or_else(|| Error::Missing("it is no number of sockets".to_owned()))?;
-    let numbers: Vec<RawFd> = (FIRST..FIRST + count).collect();
-    let mut inherited =
-        Inherited::check(&numbers).map_err(|error| Error::Missing(error.to_string()))?;
-    let owned = numbers.into_iter().map(|number| inherited.own(number));
+    let mut inherited = Inherited::default();
+    let numbers = FIRST..FIRST + count;
+    let owned = numbers.map(|number| inherited.take(number.into()));
+    let owned = owned.collect::<io::Result<Vec<_>>>();
+    let owned = owned.map_err(|error| Error::Missing(error.to_string()))?;
+    inherited.close();
     let names = variable("LISTEN_FDNAMES").unwrap_or_default();
     let names = names.split(':').map(str::to_owned);
     let names = names.chain(std::iter::repeat("unknown".to_owned()));
-    Ok(owned.zip(names).collect())
+    Ok(owned.into_iter().zip(names).collect())
 }
 
 /// What a socket is, and from now on not blocking; or what it is instead of a TCP listener.

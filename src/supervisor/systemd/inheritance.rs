@@ -99,13 +99,8 @@ pub(crate) enum Error {
     TooManySlots(usize),
 }
 
-/// Places every socket. `shown` writes an address as people do.
-pub(crate) fn settle(
-    offers: &[Offer],
-    wanted: &[Listen],
-    workers: u16,
-    shown: impl Fn(&Listen) -> String,
-) -> Result<Plan, Error> {
+/// Places every socket.
+pub(crate) fn settle(offers: &[Offer], wanted: &[Listen], workers: u16) -> Result<Plan, Error> {
     let mut plan = Plan {
         addresses: resolve(offers, wanted),
         ..Plan::default()
@@ -113,16 +108,16 @@ pub(crate) fn settle(
     let is_unwanted = |offer: &Offer| !plan.addresses.contains(&offer.listen);
     let units = offers.iter().filter(|offer| offer.origin == Origin::Unit);
     if let Some(unwanted) = units.clone().find(|offer| is_unwanted(offer)) {
-        return Err(Error::Unwanted(shown(&unwanted.listen)));
+        return Err(Error::Unwanted(unwanted.listen.to_string()));
     }
     if let Some(alone) = units.clone().find(|offer| !offer.shares) {
-        return Err(Error::NotShared(shown(&alone.listen)));
+        return Err(Error::NotShared(alone.listen.to_string()));
     }
     let mut rows = Vec::new();
     for address in &plan.addresses {
         let (unit, row) = line_up(offers, address);
         if unit > usize::from(workers) {
-            let address = shown(address);
+            let address = address.to_string();
             let sockets = unit;
             return Err(Error::TooMany {
                 address,
@@ -135,7 +130,7 @@ pub(crate) fn settle(
             Origin::Unit => false,
         };
         if row.iter().any(elder) {
-            return Err(Error::Younger(shown(address)));
+            return Err(Error::Younger(address.to_string()));
         }
         plan.from_unit = plan.from_unit.max(u16::try_from(unit).unwrap_or(u16::MAX));
         rows.push(row);
@@ -150,7 +145,7 @@ pub(crate) fn settle(
         if let Some(&at) = stranger
             && row.len() < slots
         {
-            let (address, workers) = (shown(address), slots);
+            let (address, workers) = (address.to_string(), slots);
             return Err(match offers[at].origin {
                 Origin::Unit => Error::OtherUser { address, workers },
                 Origin::Store(_) => Error::OtherUserStored(address),
@@ -267,7 +262,7 @@ mod tests {
 
     fn settled(offers: &[Offer], wanted: &[u16], workers: u16) -> Result<Plan, Error> {
         let wanted: Vec<Listen> = wanted.iter().map(|&port| listen(port)).collect();
-        settle(offers, &wanted, workers, |it| it.addr.port().to_string())
+        settle(offers, &wanted, workers)
     }
 
     #[test]
@@ -365,7 +360,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_served_whole_is_refused() {
-        let eighty = || "80".to_owned();
+        let eighty = || listen(80).to_string();
         let alone = Offer {
             shares: false,
             ..unit(80, 1)
@@ -379,7 +374,7 @@ mod tests {
             ..stored(0, 80, 1)
         };
         let cases = [
-            (vec![unit(79, 1)], Error::Unwanted("79".to_owned())),
+            (vec![unit(79, 1)], Error::Unwanted(listen(79).to_string())),
             (vec![alone], Error::NotShared(eighty())),
             (
                 vec![unit(80, 1), unit(80, 2), unit(80, 3)],

@@ -7,14 +7,13 @@
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use mio::Interest;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
 
+use crate::supervisor::tokens::Source;
 use uppercased_ctl::writer::{Sink, without_ttou};
 
-use crate::supervisor::Supervisor;
-use crate::supervisor::tokens::Source;
-
-/// Lines that have not been taken yet.
+/// Lines that standard output has not taken yet.
 #[derive(Debug)]
 pub(crate) struct Announcement {
     sink: Sink,
@@ -22,13 +21,34 @@ pub(crate) struct Announcement {
 }
 
 impl Announcement {
-    /// What is still to be written.
+    /// Writes `lines`; returns what is left of them, which is then watched.
+    ///
+    /// # Errors
+    /// Standard output cannot be opened, written or watched.
+    pub(crate) fn write(lines: Vec<u8>, registry: &Registry) -> io::Result<Option<Self>> {
+        if lines.is_empty() {
+            return Ok(None);
+        }
+        let sink = Sink::open(rustix::stdio::stdout())?;
+        let mut announcement = Self { sink, rest: lines };
+        if announcement.write_rest()? {
+            return Ok(None);
+        }
+        let number = announcement.sink.as_fd().as_raw_fd();
+        let token = Source::Announcement.token();
+        registry.register(&mut SourceFd(&number), token, Interest::WRITABLE)?;
+        Ok(Some(announcement))
+    }
+
     pub(crate) fn rest(&self) -> &[u8] {
         &self.rest
     }
 
-    /// Whether all has been written.
-    fn write(&mut self) -> io::Result<bool> {
+    /// Writes what is left; returns whether that was all.
+    ///
+    /// # Errors
+    /// What the kernel returned.
+    pub(crate) fn write_rest(&mut self) -> io::Result<bool> {
         while !self.rest.is_empty() {
             match without_ttou(|| self.sink.write(&self.rest)) {
                 Ok(count) => drop(self.rest.drain(..count)),
@@ -39,48 +59,4 @@ impl Announcement {
         }
         Ok(true)
     }
-}
-
-impl Supervisor {
-    /// Writes lines to standard output, now or when its reader takes them.
-    pub(crate) fn announce(&mut self, lines: Vec<u8>) {
-        if lines.is_empty() {
-            return;
-        }
-        let sink = match Sink::open(rustix::stdio::stdout()) {
-            Ok(sink) => sink,
-            Err(error) => return not_taken(&error),
-        };
-        self.announcement = Some(Announcement { sink, rest: lines });
-        if self.go_on_announcing()
-            && let Some(announcement) = &self.announcement
-        {
-            let number = announcement.sink.as_fd().as_raw_fd();
-            if let Err(error) = self.watch(number, Source::Announcement, Interest::WRITABLE) {
-                self.announcement = None;
-                not_taken(&error);
-            }
-        }
-    }
-
-    /// Writes what is left; says whether there is more.
-    pub(crate) fn go_on_announcing(&mut self) -> bool {
-        let Some(announcement) = &mut self.announcement else {
-            return false;
-        };
-        let written = announcement.write();
-        if let Err(error) = &written {
-            not_taken(error);
-        }
-        let more = matches!(written, Ok(false));
-        if !more {
-            // Its registration ends with its descriptor.
-            self.announcement = None;
-        }
-        more
-    }
-}
-
-fn not_taken(error: &io::Error) {
-    tracing::debug!(%error, "standard output does not take the addresses");
 }

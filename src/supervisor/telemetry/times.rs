@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::supervisor::machine::{Answer, Notice};
-use uppercased_ctl::clock::Tick;
+use uppercased_ctl::clock::{Tick, millis};
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::status::{Durations, LastOperation, OperationTimes};
 
@@ -121,8 +121,8 @@ impl Times {
             what: ended.what.clone(),
             outcome: outcome.to_owned(),
             cause: ended.cause.clone(),
-            took_ms: crate::supervisor::actions::millis(ended.took),
-            age_ms: crate::supervisor::actions::millis(now.since(ended.at)),
+            took_ms: millis(ended.took),
+            age_ms: millis(now.since(ended.at)),
         })
     }
 }

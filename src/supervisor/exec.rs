@@ -1,0 +1,160 @@
+//! Reloads and upgrades, as far as all parts take part: the child's result, and the exec in place.
+//!
+//! Signals are blocked from before the state is written until the new program handles them
+//! ([`mod@super::resume`]); what comes meanwhile stays pending in the kernel, and what had come already
+//! travels in the state.
+//!
+//! Invariant: whatever fails before the exec leaves everything as it was.
+
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use nix::sys::signal::{SigSet, SigmaskHow};
+
+use crate::fault;
+use crate::sys::fd::Kept;
+use crate::sys::image::Image;
+use uppercased_ctl::clock;
+use uppercased_ctl::identity::RequestId;
+
+use super::Supervisor;
+use super::machine::Event;
+use super::state::State;
+use super::upgrade::{self, EarlierProgram, Passed};
+
+impl Supervisor {
+    /// Has a child read the configuration for a reload.
+    pub(super) fn begin_resolution(&mut self, request: RequestId) {
+        let registry = self.poll.registry();
+        if let Err(cause) = self.upgrade.begin_resolution(request, registry) {
+            self.end_preflight();
+            let cause = format!("cannot read the configuration: {cause}");
+            self.resolved(request, Err(cause));
+        }
+    }
+
+    /// Has the program on disk show that it can take over.
+    pub(super) fn begin_preflight(&mut self) {
+        let state = self.save(&mut Kept::default()).write();
+        let registry = self.poll.registry();
+        let begun = state.and_then(|state| self.upgrade.begin_preflight(&state, registry));
+        if let Err(cause) = begun {
+            self.end_preflight();
+            self.happened(Event::PreflightFailed { cause });
+        }
+    }
+
+    /// Takes the result of the child.
+    pub(super) fn preflight_ended(&mut self) {
+        let Some((event, child)) = self.upgrade.on_ready() else {
+            return;
+        };
+        self.end(Some(child));
+        match event {
+            upgrade::Event::Resolved { request, config } => self.resolved(request, config),
+            upgrade::Event::Passed => {
+                if let Some(cause) = self.no_room_after_upgrade() {
+                    self.upgrade.take_passed();
+                    self.happened(Event::PreflightFailed { cause });
+                } else {
+                    self.happened(Event::PreflightPassed);
+                }
+            }
+            upgrade::Event::Failed(cause) => self.happened(Event::PreflightFailed { cause }),
+        }
+    }
+
+    /// Ends the child, whatever its result would have been.
+    pub(super) fn end_preflight(&mut self) {
+        let child = self.upgrade.end();
+        self.end(child);
+    }
+
+    /// Why an upgrade to the program that has passed would not keep every connection, if so. A
+    /// configuration that only the new program can read is judged by that one, where connections are
+    /// to move.
+    fn no_room_after_upgrade(&self) -> Option<String> {
+        if self.machine.may_drain() {
+            return None;
+        }
+        let config = self.upgrade.passed_config()?;
+        let workers = config.workers.max(self.fleet.slot_count());
+        let limits = self.fleet.limits(&config, workers).ok()?;
+        let active = self.active_workers();
+        self.fleet.no_room_with(&config, limits, active)
+    }
+
+    /// Becomes the program that passed the pre-flight. If that fails, everything goes on.
+    pub(super) fn exec(&mut self) {
+        fault::point("supervisor.exec");
+        let cause = self.replace_program();
+        self.happened(Event::ExecFailed { cause });
+        self.handle_signals();
+    }
+
+    /// Returns why this program goes on.
+    fn replace_program(&mut self) -> String {
+        let Some(passed) = self.upgrade.take_passed() else {
+            return "no program has passed the pre-flight".to_owned();
+        };
+        if let Some(worker) = self.fleet.first_behind() {
+            return format!("{worker} does not read its channel");
+        }
+        let blocked = match SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK) {
+            Ok(blocked) => blocked,
+            Err(errno) => return format!("cannot block signals: {errno}"),
+        };
+        // A child that the new program does not know would never be reaped.
+        let admin = self.admin.pause(clock::now());
+        self.end(admin);
+        let cause = self.try_replace_program(passed);
+        // It was the mask a moment ago.
+        let _ = blocked.thread_set_mask();
+        cause
+    }
+
+    fn try_replace_program(&mut self, Passed { image, config }: Passed) -> String {
+        let earlier = match Image::of_this_process() {
+            Ok(earlier) => earlier,
+            Err(error) => return format!("cannot keep the running program: {error}"),
+        };
+        self.signals.hold();
+        let mut kept = Kept::default();
+        let state = State {
+            resolved: Some(config),
+            ..self.save(&mut kept)
+        };
+        if let Err(error) = fault::fail("supervisor.state_at_exec") {
+            return error.to_string();
+        }
+        let written = match state.write() {
+            Ok(written) => written,
+            Err(cause) => return cause,
+        };
+        kept.keep(&written);
+        kept.keep(&earlier);
+        let name = EarlierProgram::name(&written, earlier.as_fd().as_raw_fd());
+        fault::point("supervisor.before_exec");
+        self.upgrade.exec(&image, &name, kept.as_slice())
+    }
+
+    /// All that this supervisor is, and the descriptors that go with it.
+    fn save<'a>(&'a self, kept: &mut Kept<'a>) -> State {
+        let (version, wire) = State::versions();
+        State {
+            version,
+            wire,
+            written_by: fault::program_version().to_owned(),
+            machine: self.machine.snapshot(),
+            fleet: self.fleet.save(kept),
+            control: self.control.save(kept),
+            admin: self.admin.save(kept),
+            systemd: self.systemd.save(),
+            upgrade: self.upgrade.save(),
+            telemetry: self.telemetry.save(),
+            locks: self.locks.save(kept),
+            signals: self.signals.save(),
+            reaper: self.reaper.save(kept),
+            resolved: None,
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Connecting workers, and what the supervisor reads from their memories.
+//!
+//! Invariant: both ends of a handover's socket pair leave this process with the messages that carry
+//! them, so that either worker sees the other's end.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use socket2::SockRef;
+
+use crate::channel::packets::Packets;
+use crate::config::{HANDOVER_SOCKET_BYTES, REBALANCE_BYTES_PER_CALL};
+use crate::fault;
+use crate::handover::{HandoverEnd, Part};
+use crate::memory::{self, Moves};
+use crate::supervisor::machine::{Event, Load, Progress};
+use crate::wire::{self, ToWorker};
+use uppercased_ctl::identity::{SlotId, WorkerId};
+use uppercased_ctl::metrics::Counter;
+
+use super::Fleet;
+use super::children::Child;
+
+impl Fleet {
+    /// Gives a worker duplicates of the listeners of another slot.
+    pub(crate) fn lend(&mut self, slot: SlotId, to: WorkerId) {
+        let listeners = self.slots[slot.index()].listeners().iter();
+        let duplicates: Result<Vec<_>, _> = listeners.map(OwnedFd::try_clone).collect();
+        match duplicates {
+            Ok(listeners) => {
+                let borrowed: Vec<_> = listeners.iter().map(OwnedFd::as_fd).collect();
+                self.send(to, ToWorker::Lend { slot }, &borrowed);
+            }
+            Err(error) => tracing::error!(%to, %error, "cannot duplicate a listener to lend it"),
+        }
+    }
+
+    /// Connects two workers, so that all connections of `from` move to `to`. The latter is sent its
+    /// message first, so that it is there when the first connection comes.
+    pub(crate) fn hand_over(&mut self, from: WorkerId, to: WorkerId, last: bool) {
+        let (near, far) = match Packets::pair() {
+            Ok(pair) => pair,
+            Err(error) => return self.hand_over_failed(from, to, &error.to_string()),
+        };
+        // Fails for what is no socket.
+        let _ = SockRef::from(&near).set_send_buffer_size(HANDOVER_SOCKET_BYTES);
+        let take_over = ToWorker::TakeOver(wire::TakeOver {
+            from,
+            expected: self.open_connections(from),
+        });
+        self.send(to, take_over, &[far.as_fd()]);
+        fault::point("supervisor.handover_half_ordered");
+        let hand_over = wire::HandOver {
+            to,
+            last,
+            part: None,
+        };
+        self.send(from, ToWorker::HandOver(hand_over), &[near.as_fd()]);
+        fault::point("supervisor.handover_ordered");
+    }
+
+    /// Without a socket pair nothing can move, and nothing is closed for it either.
+    fn hand_over_failed(&mut self, from: WorkerId, to: WorkerId, cause: &str) {
+        let cause = format!("no socket pair for the handover: {cause}");
+        let left = self.open_connections(from);
+        self.send(to, ToWorker::Serve, &[]);
+        self.machine(Event::HandedOver {
+            worker: from,
+            moved: 0,
+            left,
+            end: HandoverEnd::Refused { cause },
+        });
+    }
+
+    /// Connects two workers that stay, so that a part of the connections of `from` moves to `to`.
+    pub(crate) fn rebalance(&mut self, from: WorkerId, to: WorkerId, part: Part) {
+        let (near, far) = match Packets::pair() {
+            Ok(pair) => pair,
+            Err(error) => {
+                let cause = format!("no socket pair for the handover: {error}");
+                return self.machine(Event::Rebalanced {
+                    worker: from,
+                    moved: 0,
+                    end: HandoverEnd::Refused { cause },
+                });
+            }
+        };
+        let take_over = wire::TakeOver {
+            from,
+            expected: part.of(self.open_connections(from)),
+        };
+        self.send(to, ToWorker::TakeOver(take_over), &[far.as_fd()]);
+        let hand_over = wire::HandOver {
+            to,
+            last: false,
+            part: Some(part),
+        };
+        self.send(from, ToWorker::HandOver(hand_over), &[near.as_fd()]);
+    }
+
+    /// How much each worker has done.
+    ///
+    /// Calls and not CPU time: what a worker spends on its connections is calls, of which the kernel
+    /// makes nearly all of the price, and one that polls before it sleeps would always look busy.
+    pub(crate) fn loads(&self) -> Vec<Load> {
+        let load = |child: &Child| {
+            let count = |counter| memory::counter(&child.memory, counter);
+            let bytes = count(Counter::BytesIn).saturating_add(count(Counter::BytesOut));
+            let calls = [
+                count(Counter::Reads),
+                count(Counter::Writes),
+                bytes / REBALANCE_BYTES_PER_CALL,
+            ];
+            Load {
+                worker: child.worker,
+                calls: calls.into_iter().fold(0, u64::saturating_add),
+                turns: count(Counter::Turns),
+            }
+        };
+        self.children().map(load).collect()
+    }
+
+    /// The turns that a worker's loop has made.
+    pub(crate) fn turns(&self, worker: WorkerId) -> Option<u64> {
+        let child = self.child(worker)?;
+        Some(memory::counter(&child.memory, Counter::Turns))
+    }
+
+    /// How far a handover is, as its two sides count.
+    pub(crate) fn progress(&self, from: WorkerId, to: WorkerId) -> Progress {
+        let of = |worker| {
+            let child = self.child(worker);
+            child.map_or_else(Moves::default, |child| memory::moves(&child.memory))
+        };
+        let Moves { sent, settled, .. } = of(from);
+        Progress {
+            sent,
+            settled,
+            answered: of(to).answered,
+        }
+    }
+}

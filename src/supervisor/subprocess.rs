@@ -1,0 +1,190 @@
+//! A child process and the socket to it: a worker, the admin process or a pre-flight.
+//!
+//! Invariants: the first message waits in the channel before the process exists; the end of the process
+//! is reported by its pidfd.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
+use nix::sys::wait::WaitStatus;
+use serde::{Deserialize, Serialize};
+
+use crate::channel::Channel;
+use crate::channel::packets::Packets;
+use crate::fault;
+use crate::sys::fd::{Descriptor, Inherited, Kept};
+use crate::sys::image::{Image, Process};
+use crate::wire::{Envelope, Message};
+use uppercased_ctl::identity::WorkerId;
+
+use super::machine::Death;
+use super::tokens::Source;
+
+/// See the module's text. `S` is a [`Channel`], or its socket once the process is to be killed.
+#[derive(Debug)]
+pub(crate) struct Subprocess<S> {
+    process: Process,
+    pub(crate) channel: S,
+}
+
+/// A process that is to be killed and reaped.
+pub(crate) type Ended = Subprocess<Packets>;
+
+/// A subprocess in a saved state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    pid: i32,
+    process: Descriptor,
+    channel: Descriptor,
+}
+
+impl<Out: Message, In: Message> Subprocess<Channel<Out, In>> {
+    /// Starts `image`, which receives `first` and `descriptors` over its channel. A program that cannot
+    /// be executed sends the message that `failed` makes of the cause.
+    ///
+    /// # Errors
+    /// There is no process then.
+    pub(crate) fn start<A: AsRef<OsStr>>(
+        image: &Image,
+        arguments: impl IntoIterator<Item = A>,
+        first: &Envelope<Out>,
+        descriptors: &[BorrowedFd<'_>],
+        failed: impl FnOnce(String) -> In,
+    ) -> io::Result<Self> {
+        let (mut channel, there) = Channel::pair()?;
+        channel.send(first, descriptors).map_err(io::Error::other)?;
+        let process = image.spawn(arguments, &there, |error| {
+            let message = failed(format!("cannot execute the program: {error}"));
+            send_failure(&there, first.worker, message);
+        })?;
+        Ok(Self { process, channel })
+    }
+
+    /// Gives it up, to be killed.
+    pub(crate) fn into_ended(self) -> Ended {
+        Subprocess {
+            process: self.process,
+            channel: self.channel.into_packets(),
+        }
+    }
+}
+
+impl<S: AsFd> Subprocess<S> {
+    #[cfg(test)]
+    pub(crate) const fn new(process: Process, channel: S) -> Self {
+        Self { process, channel }
+    }
+
+    /// Watches the channel and the end of the process.
+    pub(crate) fn watch(
+        &self,
+        registry: &Registry,
+        channel: Source,
+        process: Source,
+    ) -> io::Result<()> {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let number = self.channel.as_fd().as_raw_fd();
+        registry.register(&mut SourceFd(&number), channel.token(), both)?;
+        self.watch_end(registry, process)
+    }
+
+    /// Watches the end of the process.
+    pub(crate) fn watch_end(&self, registry: &Registry, source: Source) -> io::Result<()> {
+        let number = self.process.as_fd().as_raw_fd();
+        registry.register(&mut SourceFd(&number), source.token(), Interest::READABLE)
+    }
+
+    /// Has the channel's readiness reported once more.
+    pub(crate) fn watch_channel_again(
+        &self,
+        registry: &Registry,
+        source: Source,
+    ) -> io::Result<()> {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let number = self.channel.as_fd().as_raw_fd();
+        registry.reregister(&mut SourceFd(&number), source.token(), both)
+    }
+
+    /// Stops watching the channel, if it is watched.
+    pub(crate) fn unwatch_channel(&self, registry: &Registry) {
+        let number = self.channel.as_fd().as_raw_fd();
+        let _ = registry.deregister(&mut SourceFd(&number));
+    }
+
+    /// Stops watching the channel and the process, if they are watched.
+    pub(crate) fn unwatch(&self, registry: &Registry) {
+        self.unwatch_channel(registry);
+        let number = self.process.as_fd().as_raw_fd();
+        let _ = registry.deregister(&mut SourceFd(&number));
+    }
+
+    pub(crate) const fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    /// A descriptor that is readable when the process has ended.
+    #[cfg(test)]
+    pub(crate) fn end(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+
+    /// Sends SIGKILL. A process that has ended is no error.
+    ///
+    /// # Errors
+    /// What the kernel returned.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        // A test plays a kernel that does not let go of the process.
+        if fault::value("process.kill") == Some("ignore") {
+            return Ok(());
+        }
+        match self.process.kill() {
+            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(()),
+            killed => killed,
+        }
+    }
+
+    /// Reaps the process; `None` while it runs.
+    pub(crate) fn reap(&self) -> Option<Death> {
+        match self.process.reap() {
+            Ok(None) => None,
+            Ok(Some(WaitStatus::Exited(_, code))) => Some(Death::Exited(code)),
+            Ok(Some(WaitStatus::Signaled(_, signal, _))) => Some(Death::Signalled(signal as i32)),
+            Ok(Some(_)) | Err(_) => Some(Death::Unknown),
+        }
+    }
+
+    pub(crate) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> Saved {
+        Saved {
+            pid: self.pid(),
+            process: kept.keep(&self.process),
+            channel: kept.keep(&self.channel),
+        }
+    }
+
+    /// # Errors
+    /// A descriptor is not there.
+    pub(crate) fn restore(
+        saved: Saved,
+        inherited: &mut Inherited,
+        over: impl FnOnce(OwnedFd) -> S,
+    ) -> io::Result<Self> {
+        let process = Process::inherited(saved.pid, inherited.take(saved.process)?);
+        let channel = over(inherited.take(saved.channel)?);
+        Ok(Self { process, channel })
+    }
+}
+
+/// Sends the failure of an exec, in the child, over its end of the channel.
+fn send_failure<Out: Message, In: Message>(
+    there: &Channel<Out, In>,
+    worker: WorkerId,
+    message: Out,
+) {
+    if let Ok(end) = there.as_fd().try_clone_to_owned() {
+        // If this fails, the exit status still reports a failure.
+        let _ = Channel::<Out, In>::over(end).send(&Envelope { worker, message }, &[]);
+    }
+}

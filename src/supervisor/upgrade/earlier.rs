@@ -1,0 +1,69 @@
+//! The earlier program of this process: the state that it has left, and the way back to it.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+
+use crate::sys::fd::{Inherited, duplicate_inherited};
+use crate::sys::image::{Image, STATE_VARIABLE};
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct EarlierProgram {
+    /// The number of the state's descriptor.
+    state: RawFd,
+    /// The number of the earlier program's file.
+    image: RawFd,
+    /// Set when this program *is* the earlier one, called back: why the other could not go on.
+    pub(crate) cause: Option<String>,
+}
+
+/// Whether an earlier program of this process has left its state.
+#[must_use]
+pub fn is_resuming() -> bool {
+    std::env::var_os(STATE_VARIABLE).is_some()
+}
+
+impl EarlierProgram {
+    /// The text by which the next program finds the earlier one.
+    pub(crate) fn name(state: &OwnedFd, image: RawFd) -> String {
+        format!("{}:{image}", state.as_raw_fd())
+    }
+
+    /// # Errors
+    /// There is none.
+    pub(crate) fn find() -> Result<Self, String> {
+        let text = std::env::var(STATE_VARIABLE).map_err(|error| error.to_string())?;
+        let mut parts = text.splitn(3, ':');
+        let mut number = || parts.next()?.parse().ok();
+        let numbers = number().zip(number());
+        let (state, image) =
+            numbers.ok_or_else(|| format!("{STATE_VARIABLE} is {text:?}: not two descriptors"))?;
+        Ok(Self {
+            state,
+            image,
+            cause: parts.next().map(str::to_owned),
+        })
+    }
+
+    /// Takes the descriptor of the state, and makes sure that the program is there.
+    ///
+    /// # Errors
+    /// One of them is not there.
+    pub(crate) fn take_state(&self, inherited: &mut Inherited) -> io::Result<OwnedFd> {
+        inherited.take(self.image.into())?;
+        inherited.take(self.state.into())
+    }
+
+    /// Executes the earlier program. The descriptors go through this exec as through the last.
+    ///
+    /// # Errors
+    /// Why that is impossible.
+    pub(crate) fn call_back(&self, cause: &str) -> io::Result<Infallible> {
+        let image = Image::from(duplicate_inherited(self.image)?);
+        let text = format!("{}:{}:{cause}", self.state, self.image);
+        let arguments: Vec<OsString> = std::env::args_os().collect();
+        Err(image.replace_this_process(arguments, &text, &[]))
+    }
+}
