@@ -103,14 +103,14 @@ fn operator_drains_and_restores_rotation() {
     ready(" 200 ");
     for word in ["drain", "maint"] {
         let from = server.log_len();
-        let answered = server.order(&["rotation", word]).expect_success();
+        let answered = server.command(&["rotation", word]).expect_success();
         assert_eq!(answered.stdout, format!("rotation: {word}\n"));
         let line = server.wait_log_from(from, |line| line.contains("rotation changed"));
         assert_eq!(field(&line, "to"), Some(word), "{line}");
         until_told(agent, word);
         ready(&format!("the server is out of rotation ({word})"));
         assert_eq!(server.status_json()["rotation"], word);
-        let screen = server.order(&["status"]).expect_success().stdout;
+        let screen = server.command(&["status"]).expect_success().stdout;
         assert!(
             screen.contains(&format!("\nrotation     {word}")),
             "{screen}"
@@ -122,10 +122,10 @@ fn operator_drains_and_restores_rotation() {
     server.upgrade().expect_success();
     assert_eq!(server.status_json()["rotation"], "maint");
     until_told(agent, "maint");
-    server.order(&["rotation", "in"]).expect_success();
+    server.command(&["rotation", "in"]).expect_success();
     until_told(agent, "ready");
     ready(" 200 ");
-    let refused = server.order(&["rotation", "out"]);
+    let refused = server.command(&["rotation", "out"]);
     assert_eq!(refused.code, 2, "{refused:?}");
 }
 
@@ -134,7 +134,7 @@ fn agent_answers_are_counted() {
     let server = start(&["--admin=0"]);
     let agent = agent(&server);
     until_told(agent, "ready");
-    server.order(&["rotation", "drain"]).expect_success();
+    server.command(&["rotation", "drain"]).expect_success();
     until_told(agent, "drain");
     let metrics = page(&server, "/metrics");
     for (word, told) in [("ready", true), ("drain", true), ("maint", false)] {
@@ -180,7 +180,7 @@ fn agent_reports_unserved_queue_after_delay() {
 fn agent_keeps_answer_of_stalled_supervisor() {
     let server = start(&[]);
     let agent = agent(&server);
-    server.order(&["rotation", "drain"]).expect_success();
+    server.command(&["rotation", "drain"]).expect_success();
     until_told(agent, "drain");
     let supervisor = Watched::open(server.pid()).unwrap();
     freeze(&supervisor);
@@ -192,7 +192,7 @@ fn agent_keeps_answer_of_stalled_supervisor() {
     assert!(told(agent).starts_with("drain"));
     Client::connect(server.addr()).roundtrip(b"workers do not need it");
     supervisor.signal(Signal::SIGCONT);
-    server.order(&["rotation", "in"]).expect_success();
+    server.command(&["rotation", "in"]).expect_success();
     until_told(agent, "ready");
 }
 

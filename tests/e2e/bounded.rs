@@ -103,7 +103,7 @@ fn silent_control_clients_give_way_to_a_status() {
     let mut slow = UnixStream::connect(server.control()).unwrap();
     slow.write_all(b"{\"version\":").unwrap();
     server
-        .order(&["status", "--ready", "--timeout=5s"])
+        .command(&["status", "--ready", "--timeout=5s"])
         .expect_success();
     drop((silent, slow));
 }
@@ -132,7 +132,7 @@ fn flood_at_the_lock_never_stops_supervision() {
         let now = server.worker_pids();
         now.len() == 2 && !now.contains(&before[0])
     });
-    server.order(&["status", "--timeout=5s"]).expect_success();
+    server.command(&["status", "--timeout=5s"]).expect_success();
     over.store(true, Ordering::Relaxed);
     let asked = flood.join().unwrap();
     assert!(asked > 0, "there was a flood");

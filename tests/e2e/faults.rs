@@ -216,7 +216,7 @@ fn unmovable_connections_stay_or_drain() {
     planned.workers().assert_untouched_since(&before);
     assert_new_clients_are_served(&planned);
 
-    let answered = planned.server.order(&["reload", "--drain"]);
+    let answered = planned.server.command(&["reload", "--drain"]);
     let answered = answered.expect_success();
     assert!(
         answered.stdout.contains("draining (closed after 20s)"),
@@ -261,7 +261,7 @@ fn killed_supervisor_leaves_no_process_behind() {
 }
 
 #[track_caller]
-fn leave_by(point: &str, order: &[&str]) {
+fn leave_by(point: &str, command: &[&str]) {
     let args = [&QUICK[..], &["--workers=2"]].concat();
     // On an address of its own, on which it is to be started again.
     let listen = format!("--listen={}:0", crate::support::own_address());
@@ -273,7 +273,7 @@ fn leave_by(point: &str, order: &[&str]) {
         unacknowledged(&clients.full) == 0
     });
     let pids = planned.server.worker_pids();
-    let answered = planned.server.order(order);
+    let answered = planned.server.command(command);
     assert_eq!(answered.code, 1, "{point}: {answered:?}");
     let said = format!("{}{}", answered.stdout, answered.stderr);
     assert!(
@@ -317,7 +317,7 @@ fn workers_killed_during_restarts_leave_no_dead_slot() {
     let mut rng = fastrand::Rng::with_seed(7);
     for round in 0..15 {
         let clients: Vec<_> = (0..30).map(|_| Client::connect(server.addr())).collect();
-        let order = server.send_order(&["reload"]);
+        let command = server.start_command(&["reload"]);
         let spins = rng.u32(0..2_000);
         for _ in 0..spins {
             std::hint::black_box(server.is_running());
@@ -330,7 +330,7 @@ fn workers_killed_during_restarts_leave_no_dead_slot() {
             }
             victim.signal(Signal::SIGKILL);
         }
-        let answered = order.wait();
+        let answered = command.wait();
         assert!(answered.code <= 1, "round {round}: {answered:?}");
         until_all_serve(&planned);
         assert_new_clients_are_served(&planned);

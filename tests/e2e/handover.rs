@@ -211,7 +211,7 @@ fn pair() -> (OwnedFd, OwnedFd) {
 }
 
 /// Connects two workers, as the supervisor does: who takes over is told first.
-fn order(from: &mut Worker, to: &mut Worker, last: bool) {
+fn hand_over(from: &mut Worker, to: &mut Worker, last: bool) {
     let (ours, theirs) = pair();
     let expected = memory::open_connections(&from.memory) as u32;
     let take_over = TakeOver {
@@ -254,7 +254,7 @@ fn successor_takes_over_and_predecessor_exits() {
     let early = Client::connect(slot.addr());
     old.until(Counter::Accepted, 21);
     assert_eq!(new.count(Counter::Accepted), 0);
-    order(&mut old, &mut new, false);
+    hand_over(&mut old, &mut new, false);
     let told = old.expect_handed_over();
     let (moved, left, end) = (21, 0, HandoverEnd::Done);
     assert_eq!(
@@ -280,7 +280,7 @@ fn successor_takes_over_and_predecessor_exits() {
     }
     // And again, with nobody there.
     let mut third = slot.start(true, "");
-    order(&mut new, &mut third, false);
+    hand_over(&mut new, &mut third, false);
     assert_eq!(new.expect_handed_over().end, HandoverEnd::Done);
     assert!(new.expect_exit().success());
     Client::connect(slot.addr()).roundtrip(b"third");
@@ -300,7 +300,7 @@ fn dead_receiver_returns_unacknowledged_connections() {
         let mut old = slot.start(false, "");
         let mut clients = clients(&slot, &old, count);
         let mut new = slot.start(true, &format!("{point}=kill"));
-        order(&mut old, &mut new, false);
+        hand_over(&mut old, &mut new, false);
         let told = old.expect_handed_over();
         let (left, end) = (count as u32 - moved, HandoverEnd::PeerGone);
         assert_eq!(
@@ -321,7 +321,7 @@ fn dead_receiver_returns_unacknowledged_connections() {
         let mut newcomer = Client::connect(slot.addr());
         newcomer.roundtrip(b"newcomer");
         let mut next = slot.start(true, "");
-        order(&mut old, &mut next, false);
+        hand_over(&mut old, &mut next, false);
         assert_eq!(old.expect_handed_over().moved, left + 1, "{point}");
         assert!(old.expect_exit().success());
         newcomer.roundtrip(b"again");
@@ -345,7 +345,7 @@ fn dead_sender_leaves_sent_connections_with_receiver() {
         let mut old = slot.start(false, &format!("{point}=kill"));
         let mut clients = clients(&slot, &old, 4);
         let mut new = slot.start(true, "");
-        order(&mut old, &mut new, false);
+        hand_over(&mut old, &mut new, false);
         assert!(!old.expect_exit().success());
         if arrives {
             new.until(Counter::MovedIn, 4);
@@ -367,7 +367,7 @@ fn unknown_format_makes_predecessor_drain() {
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 4);
     let mut new = slot.start(true, "handover_version=9");
-    order(&mut old, &mut new, false);
+    hand_over(&mut old, &mut new, false);
     let told = old.expect_handed_over();
     assert_eq!((told.moved, told.left), (0, 4));
     assert!(matches!(told.end, HandoverEnd::Refused { cause } if cause.contains("version 2")));
@@ -391,7 +391,7 @@ fn worker_without_room_leaves_rest_to_peer() {
     let mut clients = clients(&slot, &old, 4);
     // Every other one cannot be watched there.
     let mut new = slot.start(true, "receiver.watch=fail");
-    order(&mut old, &mut new, false);
+    hand_over(&mut old, &mut new, false);
     let told = old.expect_handed_over();
     assert_eq!(told.moved + told.left, 4);
     assert!(told.moved > 0 && told.left > 0, "{told:?}");
@@ -399,7 +399,7 @@ fn worker_without_room_leaves_rest_to_peer() {
     new.until(Counter::MovedIn, u64::from(told.moved));
     serves(&mut clients);
     // All of them come back to the old one, which accepts again.
-    order(&mut new, &mut old, false);
+    hand_over(&mut new, &mut old, false);
     let told = new.expect_handed_over();
     assert_eq!((told.left, told.end), (0, HandoverEnd::Done));
     assert!(new.expect_exit().success());
@@ -440,7 +440,7 @@ fn last_worker_empties_queue_before_close() {
     let mut clients = clients(&slot, &old, 4);
     slot.listener = None; // The test holds no duplicate: the queue lives as long as the worker.
     clients.extend((0..4).map(|_| Client::connect(slot.addr())));
-    order(&mut old, &mut sibling, true);
+    hand_over(&mut old, &mut sibling, true);
     let told = old.expect_handed_over();
     let (moved, left, end) = (8, 0, HandoverEnd::Done);
     assert_eq!(
@@ -466,7 +466,7 @@ fn stop_during_handover_ends_both_workers() {
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 100);
     let mut new = slot.start(true, "");
-    order(&mut old, &mut new, false);
+    hand_over(&mut old, &mut new, false);
     let stop = || {
         ToWorker::Stop(Stop {
             lame_duck_ms: 0,

@@ -328,7 +328,7 @@ fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
     // By order: who is there stays, who comes goes elsewhere.
     let staying = Load::start(front, long());
     assert!(balancer.machine("one").open > 0 && balancer.machine("two").open > 0);
-    first.order(&["rotation", "drain"]).expect_success();
+    first.command(&["rotation", "drain"]).expect_success();
     balancer.until_status("one", |status| status.starts_with("DRAIN"));
     let before = balancer.machine("one").taken;
     passing.go_on_for(300);
@@ -394,10 +394,10 @@ fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
     for server in [&first, &second] {
         server.reload().expect_success();
     }
-    first.order(&["rotation", "maint"]).expect_success();
+    first.command(&["rotation", "maint"]).expect_success();
     balancer.until_status("one", |status| status.starts_with("MAINT"));
     staying.go_on_for(100);
-    first.order(&["rotation", "in"]).expect_success();
+    first.command(&["rotation", "in"]).expect_success();
     balancer.until_status("one", |status| status == "UP");
     passing.go_on_for(100);
     staying.finish().assert_clean();

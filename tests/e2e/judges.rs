@@ -459,16 +459,16 @@ fn command_is_answered_within_deadline() {
     let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
     assert!(server.control().is_absolute());
     assert!(server.control().starts_with(server.folder()));
-    let answered = server.order(&["check"]).expect_success();
+    let answered = server.command(&["check"]).expect_success();
     assert!(!answered.stdout.is_empty(), "{answered:?}");
-    let answered = server.order(&["no-such-order"]);
+    let answered = server.command(&["no-such-order"]);
     assert_eq!(answered.code, 2, "{answered:?}");
     let said = panic_of(|| drop(answered.clone().expect_success()));
     assert!(said.contains("no-such-order"), "{said}");
     answered.expect_failure("no-such-order");
     // One that does not end is cleared away with its handle.
     let other = Server::builder().args(["--listen=127.0.0.1:0"]).start();
-    let order = other.send_order(&["--listen=127.0.0.1:0", "--workers=1"]);
+    let order = other.start_command(&["--listen=127.0.0.1:0", "--workers=1"]);
     drop(order);
 }
 

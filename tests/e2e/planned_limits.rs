@@ -30,7 +30,7 @@ use crate::support::load::{Load, LoadSize, Origin, Report};
 use crate::support::netns::{KernelCounters, isolated, isolated_within};
 use crate::support::observe::until;
 use crate::support::planned::Planned;
-use crate::support::{Answered, DEADLINE, Server};
+use crate::support::{CommandOutput, DEADLINE, Server};
 
 /// How much is done, and who is there meanwhile.
 #[derive(Clone, Debug)]
@@ -205,7 +205,7 @@ impl Done {
     #[track_caller]
     fn operate(&mut self, server: &Server, what: &[&str], settings: &Settings) -> bool {
         let before = workers(server);
-        let answered = server.order(what);
+        let answered = server.command(what);
         let after = workers(server);
         let idle = after.iter().find(|(_, state)| state != "serving");
         assert_eq!(idle, None, "{what:?} {answered:?}\n{settings}");
@@ -244,7 +244,7 @@ fn workers(server: &Server) -> Vec<(Option<u32>, String)> {
 }
 
 /// Whether an operation was refused before it began, with the numbers.
-fn is_refusal(answered: &Answered) -> bool {
+fn is_refusal(answered: &CommandOutput) -> bool {
     let refusal = answered.stdout.lines().last();
     refusal
         .and_then(|line| line.strip_prefix("refused: "))

@@ -348,7 +348,7 @@ fn halves_and_clients_move(by: &str) {
     }
     Counters::of(&server).wait_open(1 + halves.len() as u64);
     let from = server.log_len();
-    server.order(&[by]).expect_success();
+    server.command(&[by]).expect_success();
     let moved = server.status_json()["totals"]["moved_in"].clone();
     assert_eq!(moved, 1 + halves.len(), "all of them");
     for (proxy, rest) in &mut halves {

@@ -300,7 +300,7 @@ fn lost_listener_is_bound_again() {
         }
         assert_eq!(server.worker_pids(), workers, "round {round}");
     }
-    server.order(&["reload"]).expect_success();
+    server.command(&["reload"]).expect_success();
     for client in &mut kept {
         client.roundtrip(b"and in the next worker");
     }
@@ -324,9 +324,9 @@ fn lost_listener_stays_unready_across_upgrade() {
     assert!(line.contains(worker), "{line}");
     let status = server.status_json();
     assert!(status["slots"][0]["lost_listener_ms"].is_u64(), "{status}");
-    let ready = server.order(&["status", "--ready"]);
+    let ready = server.command(&["status", "--ready"]);
     assert_ne!(ready.code, 0, "{ready:?}");
-    let screen = server.order(&["status"]).expect_success().stdout;
+    let screen = server.command(&["status"]).expect_success().stdout;
     assert!(screen.contains("slot 0 lost a listener"), "{screen}");
 
     let from = server.log_len();
@@ -337,7 +337,7 @@ fn lost_listener_stays_unready_across_upgrade() {
         line.contains("listeners bound again") && line.contains(worker)
     });
     until("it is ready", || {
-        server.order(&["status", "--ready"]).code == 0
+        server.command(&["status", "--ready"]).code == 0
     });
     Client::connect(server.addr()).roundtrip(b"served again");
 }

@@ -291,11 +291,14 @@ fn second_operation_is_refused_while_one_runs() {
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=2", "--bake-time=1h"]);
     let server = &planned.server;
     let mark = server.log_len();
-    let first = server.send_order(&["reload"]);
+    let first = server.start_command(&["reload"]);
     server.wait_log_from(mark, |line| line.contains("handover done"));
-    for order in [["reload", ""], ["upgrade", ""], ["scale", "3"]] {
-        let order: Vec<_> = order.into_iter().filter(|word| !word.is_empty()).collect();
-        server.order(&order).expect_failure("under way");
+    for command in [["reload", ""], ["upgrade", ""], ["scale", "3"]] {
+        let command: Vec<_> = command
+            .into_iter()
+            .filter(|word| !word.is_empty())
+            .collect();
+        server.command(&command).expect_failure("under way");
     }
     let status = server.status_json();
     assert!(
@@ -413,10 +416,10 @@ fn dead_canary_rolls_back_release() {
     let server = &planned.server;
     let before = planned.workers();
     let mark = server.log_len();
-    let order = server.send_order(&["reload"]);
+    let command = server.start_command(&["reload"]);
     server.wait_log_from(mark, |line| line.contains("handover done"));
     worker_of(server, 0).signal(Signal::SIGKILL);
-    order.wait().expect_failure("SIGKILL");
+    command.wait().expect_failure("SIGKILL");
     until("slot 0 serves again", || {
         planned
             .workers()
@@ -477,7 +480,7 @@ fn hanging_resolution_never_stops_supervision() {
         operation.is_some_and(|text| text.contains("the configuration is being read"))
     };
     let before = planned.workers();
-    let order = server.send_order(&["reload"]);
+    let command = server.start_command(&["reload"]);
     until("the configuration is being read", being_read);
     let victim = u32::try_from(before.0[0].pid).unwrap();
     crate::support::Watched::open(victim)
@@ -488,7 +491,7 @@ fn hanging_resolution_never_stops_supervision() {
         now.0[0].pid != before.0[0].pid && now.0[0].state == "serving"
     });
     assert!(being_read(), "the reload still waits");
-    order
+    command
         .wait()
         .expect_failure("cannot read the configuration within 2s");
     planned.workers().assert_serving();
@@ -496,8 +499,8 @@ fn hanging_resolution_never_stops_supervision() {
         children(server.pid()) == server.worker_pids()
     });
 
-    let order = server.send_order(&["reload"]);
+    let command = server.start_command(&["reload"]);
     until("the configuration is being read", being_read);
     assert_eq!(server.stop().code(), Some(0));
-    order.wait().expect_failure("the server stops");
+    command.wait().expect_failure("the server stops");
 }

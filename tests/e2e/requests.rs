@@ -62,7 +62,7 @@ fn reload_signal_during_reload_reads_configuration_again() {
     until("the second reload to wait", || {
         pending(&planned) == ["restart (signal)"]
     });
-    let shown = server.order(&["status"]).expect_success();
+    let shown = server.command(&["status"]).expect_success();
     assert!(
         shown.stdout.contains("pending      restart (signal)"),
         "{shown:?}"
@@ -117,10 +117,10 @@ fn signals_for_fewer_workers_add_up() {
 fn waiting_command_is_answered_after_its_turn() {
     let planned = start(&["--workers=2"]);
     let server = &planned.server;
-    let first = server.send_order(&["reload"]);
+    let first = server.start_command(&["reload"]);
     server.wait_log(|line| line.contains("operation started"));
-    server.order(&["scale", "+1"]).expect_failure("under way");
-    let second = server.send_order(&["scale", "+1", "--wait"]);
+    server.command(&["scale", "+1"]).expect_failure("under way");
+    let second = server.start_command(&["scale", "+1", "--wait"]);
     until("it to wait", || {
         pending(&planned) == ["scale to 3 (command)"]
     });
@@ -138,9 +138,9 @@ fn waiting_command_is_answered_after_its_turn() {
 fn timed_out_waiting_command_is_withdrawn() {
     let planned = start(&["--workers=2"]);
     let server = &planned.server;
-    let first = server.send_order(&["reload"]);
+    let first = server.start_command(&["reload"]);
     server.wait_log(|line| line.contains("operation started"));
-    let second = server.order(&["scale", "4", "--wait", "--timeout", "100ms"]);
+    let second = server.command(&["scale", "4", "--wait", "--timeout", "100ms"]);
     assert_eq!(second.code, 1, "{second:?}");
     server.wait_log(|line| line.contains("request withdrawn"));
     first.wait().expect_success();
@@ -153,9 +153,9 @@ fn timed_out_waiting_command_is_withdrawn() {
 fn stop_refuses_waiting_command() {
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--bake-time=20s"]);
     let server = &planned.server;
-    let first = server.send_order(&["reload"]);
+    let first = server.start_command(&["reload"]);
     server.wait_log(|line| line.contains("operation started"));
-    let second = server.send_order(&["upgrade", "--wait"]);
+    let second = server.start_command(&["upgrade", "--wait"]);
     until("it to wait", || !pending(&planned).is_empty());
     server.signal(Signal::SIGTERM);
     first.wait().expect_failure("the server stops");
@@ -167,12 +167,12 @@ fn stop_refuses_waiting_command() {
 fn cancel_rolls_back_running_reload() {
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--bake-time=60s", "--workers=2"]);
     let server = &planned.server;
-    server.order(&["cancel"]).expect_failure("no operation");
+    server.command(&["cancel"]).expect_failure("no operation");
     let mut client = crate::support::Client::connect(server.addr());
     client.roundtrip(b"before");
-    let reload = server.send_order(&["reload"]);
+    let reload = server.start_command(&["reload"]);
     server.wait_log(|line| line.contains("worker standing by"));
-    let answered = server.order(&["cancel"]).expect_success();
+    let answered = server.command(&["cancel"]).expect_success();
     assert!(answered.stdout.starts_with("cancelled in "), "{answered:?}");
     reload
         .wait()
@@ -193,11 +193,11 @@ fn cancel_keeps_workers_about_to_leave() {
     ]);
     let server = &planned.server;
     let before = planned.workers();
-    let scale = server.send_order(&["scale", "-2"]);
+    let scale = server.start_command(&["scale", "-2"]);
     server.wait_log(|line| line.contains("operation started"));
-    let waiting = server.send_order(&["scale", "+1", "--wait"]);
+    let waiting = server.start_command(&["scale", "+1", "--wait"]);
     until("it to wait", || !pending(&planned).is_empty());
-    server.order(&["cancel"]).expect_success();
+    server.command(&["cancel"]).expect_success();
     scale.wait().expect_failure("3 workers serve");
     // What waited has its turn.
     waiting.wait().expect_success();

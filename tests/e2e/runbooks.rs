@@ -42,7 +42,7 @@ impl Runbook {
 
 /// The screen that `uppercased status` shows.
 fn screen(server: &Server) -> String {
-    server.order(&["status"]).expect_success().stdout
+    server.command(&["status"]).expect_success().stdout
 }
 
 fn version(planned: &Planned) -> String {
@@ -176,7 +176,7 @@ fn only_worker_keeps_dying() {
     runbook.quotes("nobody serves its queue", &screen(&server));
     let mut waiting = Client::connect(server.addr());
     waiting.send_all(b"waiting");
-    server.order(&["scale", "2"]).expect_success();
+    server.command(&["scale", "2"]).expect_success();
     waiting.expect(b"WAITING");
     server.reload().expect_success();
     let status = server.status_json();
@@ -217,7 +217,7 @@ fn queue_overflows() {
         fs::write(somaxconn, "4096").expect("the namespace is ours");
         let answered = server.reload().expect_success();
         runbook.quotes("restarted: 2 workers renewed in ", &answered.stdout);
-        let answered = server.order(&["scale", "4"]).expect_success();
+        let answered = server.command(&["scale", "4"]).expect_success();
         runbook.quotes("scaled: 4 workers in ", &answered.stdout);
         let status = server.status_json();
         let slots = status["slots"].as_array().expect("a list of slots");
@@ -298,7 +298,7 @@ fn port_is_taken() {
     // The one that runs has not noticed anything.
     Client::connect(server.addr()).roundtrip(b"served");
 
-    let answered = server.order(&["stop"]).expect_success();
+    let answered = server.command(&["stop"]).expect_success();
     runbook.quotes("stopping\n", &answered.stderr);
     runbook.quotes("stopped\n", &answered.stdout);
     let again = Server::start(&["--workers=2", &listen]);

@@ -85,7 +85,7 @@ fn workers_are_sandboxed_by_default() {
     {
         assert!(said.iter().any(|it| it == layer), "{layer}: {said:?}");
     }
-    let screen = server.order(&["status"]).expect_success().stdout;
+    let screen = server.command(&["status"]).expect_success().stdout;
     assert!(screen.contains("sandbox      no_new_privs"), "{screen}");
     Client::connect(server.addr()).roundtrip(b"served from within");
 }
@@ -153,7 +153,7 @@ fn sandbox_can_be_disabled() {
         assert_eq!(kernel_says(pid, "NoNewPrivs"), "0");
         assert_eq!(kernel_says(pid, "Seccomp"), "0");
     }
-    let screen = server.order(&["status"]).expect_success().stdout;
+    let screen = server.command(&["status"]).expect_success().stdout;
     assert!(screen.contains("sandbox      off"), "{screen}");
 }
 

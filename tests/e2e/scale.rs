@@ -63,9 +63,9 @@ fn impossible_worker_counts_are_refused() {
     let planned = start(&["--workers=2"]);
     let server = &planned.server;
     let before = planned.workers();
-    server.order(&["scale", "0"]).expect_failure("0");
-    server.order(&["scale", "2000"]).expect_failure("2000");
-    server.order(&["scale", "many"]).expect_failure("many");
+    server.command(&["scale", "0"]).expect_failure("0");
+    server.command(&["scale", "2000"]).expect_failure("2000");
+    server.command(&["scale", "many"]).expect_failure("many");
     server.scale(2).expect_success();
     planned.workers().assert_untouched_since(&before);
 }
@@ -87,10 +87,10 @@ fn dead_leaving_worker_is_replaced_to_serve_queue() {
             queued(victim.pid(), server.addr().port()) > 0
         });
         let mark = server.log_len();
-        let order = server.send_order(&["scale", "1"]);
+        let command = server.start_command(&["scale", "1"]);
         server.wait_log_from(mark, |line| line.contains("operation started"));
         victim.signal(Signal::SIGKILL);
-        order.wait().expect_success();
+        command.wait().expect_success();
         until("one worker is left", || server.worker_pids().len() == 1);
         // Whoever took them, they are here, and so is everybody who waited.
         for client in &mut clients {
@@ -126,10 +126,10 @@ fn failing_slot_leaves_and_loses_nobody() {
         freeze(&borrower);
         let mut clients: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
         let mark = server.log_len();
-        let order = server.send_order(&["scale", "1"]);
+        let command = server.start_command(&["scale", "1"]);
         server.wait_log_from(mark, |line| line.contains("slot left"));
         borrower.signal(Signal::SIGCONT);
-        order.wait().expect_success();
+        command.wait().expect_success();
         for client in &mut clients {
             client.roundtrip(b"waited in the queue of a slot that left");
         }

@@ -50,7 +50,7 @@ fn status_names_foreign_sockets_and_owners() {
     assert_eq!(others.len(), 1, "{sockets}");
     assert_eq!(others[0]["pid"], std::process::id());
 
-    let screen = server.order(&["status"]).expect_success().stdout;
+    let screen = server.command(&["status"]).expect_success().stdout;
     let line = format!("listens too  pid {} (", std::process::id());
     assert!(screen.contains(&line), "{screen}");
     assert!(screen.contains(" msg/s; "), "{screen}");
@@ -59,7 +59,7 @@ fn status_names_foreign_sockets_and_owners() {
     }
 
     let list = server
-        .order(&["status", "--sockets"])
+        .command(&["status", "--sockets"])
         .expect_success()
         .stdout;
     let lines: Vec<&str> = list.lines().collect();
@@ -72,7 +72,7 @@ fn status_names_foreign_sockets_and_owners() {
             "{list}"
         );
     }
-    let short = server.order(&["status", "--sockets", "--limit", "1"]);
+    let short = server.command(&["status", "--sockets", "--limit", "1"]);
     assert!(short.expect_success().stdout.contains("… 3 more; "));
 
     // Who ends a connection first is left with the kernel's memory of it.
@@ -89,7 +89,7 @@ fn status_names_foreign_sockets_and_owners() {
 fn rates_continue_while_workers_are_replaced() {
     let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "2"]);
     let mut client = Client::connect(server.addr());
-    let watching = server.send_order(&["status", "--watch", "100ms", "--json"]);
+    let watching = server.start_command(&["status", "--watch", "100ms", "--json"]);
     let lines = watching.stdout();
     assert!(find(lines, 0, |look| look["rates"].is_null()).is_some());
     client.roundtrip(&pattern(0, 1000));
@@ -120,7 +120,7 @@ fn rates_continue_while_workers_are_replaced() {
         .map(|one| one["what"].as_str().unwrap())
         .collect();
     assert_eq!(what, ["restart", "upgrade"]);
-    let screen = server.order(&["status"]).expect_success().stdout;
+    let screen = server.command(&["status"]).expect_success().stdout;
     assert!(screen.contains("last         upgrade done "), "{screen}");
 
     // No rate of what was watched is absurd: nothing was counted twice or from zero.
@@ -169,12 +169,12 @@ fn status_reports_stalled_supervisor() {
         // It waits for ever for nobody.
         &["status"],
     ] {
-        let answered = server.order(command);
+        let answered = server.command(command);
         assert_eq!(answered.code, 1, "{answered:?}");
         assert!(answered.stderr.contains(&stopped), "{answered:?}");
     }
     server.signal(Signal::SIGCONT);
-    server.order(&["status", "--ready"]).expect_success();
+    server.command(&["status", "--ready"]).expect_success();
 }
 
 /// As it has until somebody sets one: in a container, or on a serial line.

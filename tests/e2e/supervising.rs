@@ -621,17 +621,17 @@ fn boot_serves_without_failing_worker() {
     for _ in 0..8 {
         Client::connect(server.addr()).roundtrip(b"by those that started");
     }
-    let ready = server.order(&["status", "--ready"]).expect_success();
+    let ready = server.command(&["status", "--ready"]).expect_success();
     let words = "ready, degraded: 1 of 2 workers missing; slot 1 is backing off, its queue unbound";
     assert_eq!(ready.stdout.trim(), words);
     // It was broken before the reload, and is no failure of it.
     server.reload().expect_success();
     server
-        .order(&["scale", "3"])
+        .command(&["scale", "3"])
         .expect_failure("slot 1 failed");
     Image::copy(folder.path()).replace(&program);
     server.reload().expect_success();
-    let ready = server.order(&["status", "--ready"]).expect_success();
+    let ready = server.command(&["status", "--ready"]).expect_success();
     assert_eq!(ready.stdout, "ready\n");
     server.scale(1).expect_success();
 }
@@ -649,7 +649,7 @@ fn boot_of_all_ends_with_failing_worker() {
 #[test]
 fn stopped_worker_is_stalled_and_not_ready() {
     let server = Server::start(&["--listen=127.0.0.1:0", "--workers=2", "--hang-timeout=off"]);
-    let ready = || server.order(&["status", "--ready"]);
+    let ready = || server.command(&["status", "--ready"]);
     ready().expect_success();
     let victim = worker_of(&server, 1);
     freeze(&victim);

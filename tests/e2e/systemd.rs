@@ -626,9 +626,9 @@ fn retained_slots_are_stored_again() {
         .args(["--handshake-timeout=60s"])
         .start();
     manager.wait_stored(&["slot-0", "slot-1"]);
-    let scale = server.send_order(&["scale", "1"]);
+    let scale = server.start_command(&["scale", "1"]);
     manager.wait_stored(&["slot-0"]);
-    server.order(&["cancel"]).expect_success();
+    server.command(&["cancel"]).expect_success();
     scale.wait().expect_failure("2 workers serve");
     manager.wait_stored(&["slot-0", "slot-1"]);
 }

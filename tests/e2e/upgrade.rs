@@ -217,7 +217,7 @@ fn upgrade_notices_events_during_exec() {
     let server = &planned.server;
     planned.install(Image::copy(planned.folder()).with_faults("supervisor.resuming=stop"));
     let mark = server.log_len();
-    let order = server.send_order(&["upgrade"]);
+    let command = server.start_command(&["upgrade"]);
     until("the new program stands still", || {
         observe::state(server.pid()) == Some('T')
     });
@@ -226,7 +226,7 @@ fn upgrade_notices_events_during_exec() {
     assert!(victim.wait_gone(DEADLINE));
     server.signal(Signal::SIGUSR1);
     server.signal(Signal::SIGCONT);
-    order.wait().expect_success();
+    command.wait().expect_success();
     server.wait_log_from(mark, |line| line.contains("worker died"));
     server.wait_log_from(mark, |line| line.contains("serving for"));
     planned.workers().assert_serving();
@@ -302,14 +302,14 @@ fn signal_survives_failed_exec() {
         builder.env(uppercased::fault::VARIABLE, faults)
     });
     let server = &planned.server;
-    let order = server.send_order(&["upgrade"]);
+    let command = server.start_command(&["upgrade"]);
     until("it stands still before the exec", || {
         observe::state(server.pid()) == Some('T')
     });
     let mark = server.log_len();
     server.signal(Signal::SIGUSR1);
     server.signal(Signal::SIGCONT);
-    order.wait().expect_failure("supervisor.state_at_exec");
+    command.wait().expect_failure("supervisor.state_at_exec");
     server.wait_log_from(mark, |line| line.contains("serving for"));
 }
 
@@ -336,14 +336,14 @@ fn operation_requires_room_for_every_connection() {
     }
     std::fs::write(&config, "max_connections = 5\n").expect("write the configuration");
     let pids = server.worker_pids();
-    for order in ["reload", "upgrade"] {
-        let answered = server.order(&[order]);
+    for command in ["reload", "upgrade"] {
+        let answered = server.command(&[command]);
         assert_eq!(answered.code, 1, "{answered:?}");
         let said = format!("{}{}", answered.stdout, answered.stderr);
         assert!(said.contains("room for 5 of its 12 connections"), "{said}");
-        assert_eq!(server.worker_pids(), pids, "{order} has begun");
+        assert_eq!(server.worker_pids(), pids, "{command} has begun");
     }
-    server.order(&["upgrade", "--drain"]).expect_success();
+    server.command(&["upgrade", "--drain"]).expect_success();
     for client in &mut clients {
         client.roundtrip(b"still served");
     }

@@ -1,16 +1,15 @@
-//! Addresses that are one test's own.
+//! Loopback addresses that only one test uses.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// A loopback address that no other test uses.
+/// Returns a loopback address that no other test uses.
 ///
-/// For who needs a port to be free: one that is to be listened on again, or on which nobody is to
-/// listen. A port of 127.0.0.1 that was just given up may be given to any other test at once.
+/// For a test that needs a free port, to listen on it again or to find nobody there: a port of 127.0.0.1
+/// that was just released may be given to another test at any moment.
 pub fn own_address() -> Ipv4Addr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
-    // Two tests that run at once differ in their process numbers or in the last octet. The first
-    // octet of all others is followed by 0, and those of loads by 0.1.
+    // Concurrent tests differ in the process id or in the last octet. All other tests use 127.0.x.x.
     let [.., high, low] = std::process::id().to_be_bytes();
     let mixed = 1 + high % 250;
     let next = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! What makes a server's life hard, and what this machine cannot offer.
+//! Hard conditions for a server (stopped workers, full buffers), and reports of what this machine lacks.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -18,11 +18,11 @@ use super::usage::Counters;
 /// Bytes of one send or receive of a long transfer.
 const STEP_BYTES: usize = 16 * 1024;
 
-/// A peer that can send nothing for so long has no room: the server has stopped reading from it.
+/// A client that can send nothing for this long has no room: the server has stopped reading from it.
 const NO_ROOM: Duration = Duration::from_millis(100);
 
-/// The workers of a server, stopped: whatever arrives meanwhile is there all at once when they go
-/// on, which is when this is dropped.
+/// The stopped workers of a server. Dropping it resumes them: they then find everything that has arrived
+/// meanwhile at once.
 #[derive(Debug)]
 pub struct Frozen(Vec<Watched>);
 
@@ -33,7 +33,7 @@ impl Frozen {
         let pids = server.worker_pids();
         let workers: Vec<Watched> = pids.into_iter().filter_map(Watched::open).collect();
         assert!(!workers.is_empty(), "there is no worker");
-        // First, so that they go on whatever happens here.
+        // First, so that they resume even if this panics.
         let frozen = Self(workers);
         frozen.0.iter().for_each(freeze);
         frozen
@@ -48,18 +48,17 @@ impl Drop for Frozen {
     }
 }
 
-/// Sends the [`pattern`] from its begin, reading nothing, until the server takes no more; how
-/// many bytes were sent.
+/// Sends the [`pattern`] from its start, reading nothing, until the server stops reading; returns the
+/// number of bytes sent.
 ///
-/// It goes on until there is no room *and* the server says that it holds unsent bytes, so that what
-/// ends this is backpressure and not a slow machine: a worker that had no turn for a while leaves
-/// no room either.
+/// It continues until there is no room *and* the server reports unsent bytes, so that backpressure ends
+/// it and not a slow machine: a worker without CPU time leaves no room either.
 #[track_caller]
 pub fn fill(client: &Client, counters: &Counters) -> u64 {
     fill_all(std::slice::from_ref(client), counters)[0]
 }
 
-/// The same with many clients at once.
+/// Like [`fill`], for many clients at once.
 #[track_caller]
 pub fn fill_all(clients: &[Client], counters: &Counters) -> Vec<u64> {
     let before = counters.count(Counter::Backpressure);
@@ -77,7 +76,7 @@ pub fn fill_all(clients: &[Client], counters: &Counters) -> Vec<u64> {
     sent
 }
 
-/// Sends what goes now.
+/// Sends as much as the socket accepts now.
 fn fill_up(client: &Client, sent: &mut u64) {
     loop {
         match client.send_some(&pattern(*sent, STEP_BYTES)) {
@@ -87,7 +86,7 @@ fn fill_up(client: &Client, sent: &mut u64) {
     }
 }
 
-/// Whether one of them can go on sending within [`NO_ROOM`].
+/// Returns whether one of the clients can send again within [`NO_ROOM`].
 fn any_has_room(clients: &[Client]) -> bool {
     let deadline = Deadline::after(NO_ROOM);
     let mut room = clients

@@ -1,4 +1,4 @@
-//! The program run bare: not waited for until it serves, its standard error perhaps not read.
+//! The program without a wrapper: nothing waits until it serves, and its standard error may stay unread.
 
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::lines::Lines;
 use super::process::{DEADLINE, Watched, sweep};
 
-/// The environment entry by which its descendants are found.
+/// The environment variable that marks its descendants.
 const MARK: &str = "E2E_BARE";
 
 /// A process of the program. Dropping it kills it and everything that came from it.
@@ -34,13 +34,13 @@ impl Bare {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // The settings of whoever runs the tests are not what is tested.
+        // Settings in the caller's environment are not under test.
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"UPPERCASED_") {
                 command.env_remove(name);
             }
         }
-        // Nobody gives it orders, and one that is killed would leave its socket in a folder of all.
+        // No control socket: a killed server would leave it in a shared directory.
         command.env("UPPERCASED_CONTROL", "off");
         let mut child = command.spawn().expect("start the program");
         Self {
@@ -62,13 +62,13 @@ impl Bare {
         &self.stdout
     }
 
-    /// The reading end of its standard error, which nobody reads; to be asked for once.
+    /// Takes the unread end of its standard error; may be called once.
     #[track_caller]
     pub fn take_stderr(&mut self) -> ChildStderr {
         self.stderr.take().expect("taken once")
     }
 
-    /// Waits until it has ended; how it did.
+    /// Waits until it has exited; returns its exit status.
     #[track_caller]
     pub fn wait_exit(&self, within: Duration) -> ExitStatus {
         let status = self.process.exit_status(within);
@@ -79,7 +79,7 @@ impl Bare {
 impl Drop for Bare {
     fn drop(&mut self) {
         let swept = sweep(&self.mark);
-        // Of those that it found there is none left; this one it finds unless it is a zombie.
+        // The sweep leaves none of them; it finds this process, too, unless it is a zombie.
         let gone = self.process.wait_gone(DEADLINE);
         let reaped = self.child.wait();
         if !std::thread::panicking() {

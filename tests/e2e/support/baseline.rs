@@ -1,5 +1,5 @@
-//! What a server holds, to be compared with what it holds later: processes, descriptors, memory.
-//! After any number of restarts with no client left it must be back where it was, or it leaks.
+//! A snapshot of the processes, descriptors and memory of a server, to compare with a later one: after any
+//! number of reloads, without clients, a server must be back at its baseline, or it leaks.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,41 +9,38 @@ use super::observe::{some_within, try_descriptors, until_some};
 use super::server::Server;
 use super::usage::try_resident_bytes;
 
-/// How long a server may take to be back, unless a test says otherwise.
+/// Default time in which a server must return to its baseline.
 const RETURN: Duration = Duration::from_secs(60);
 
-/// By how much the memory of one process may have grown, in bytes.
+/// Memory by which one process may grow, in bytes.
 ///
-/// Not zero: allocators round up and keep, and a worker whose predecessor served more clients has
-/// touched more of its table of records and keeps a few buffers at hand. What is looked for is what
-/// grows with every operation, and that passes this bound after a few dozen of them: one leaked
-/// buffer or one leaked message is 64 KiB.
+/// Not zero: allocators round up and keep memory, and a worker after a busier predecessor has touched more
+/// of its record table and keeps a few buffers. A leak grows with every operation and passes this bound
+/// after a few dozen: one leaked buffer or message is 64 KiB.
 pub const MEMORY_TOLERANCE_BYTES: u64 = 2 << 20;
 
-/// What a server held at one moment.
+/// The resources of a server at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Baseline {
     supervisor: Holdings,
-    /// In order of their descriptors, for their numbers change with every restart.
+    /// Ordered by descriptors, because process ids change with every reload.
     workers: Vec<Holdings>,
-    /// Living processes that descend from this server and are neither.
+    /// Living descendants of the server that are neither.
     strangers: usize,
 }
 
-/// What one process held.
+/// The resources of one process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Holdings {
-    /// How many of each kind.
+    /// Number of descriptors of each kind.
     descriptors: BTreeMap<String, usize>,
     memory_bytes: u64,
 }
 
 impl Baseline {
-    /// What `server` holds now. To be asked for with no client connected, or the same ones as
-    /// later.
+    /// Returns the current resources of `server`, with no client connected or the same ones as later.
     ///
-    /// Waits until what it sees holds still: a connection that a client has closed is closed by
-    /// the server a moment later.
+    /// Waits until two samples agree: the server closes a connection a moment after its client.
     #[track_caller]
     pub fn of(server: &Server) -> Self {
         let mut before = None;
@@ -55,14 +52,14 @@ impl Baseline {
         })
     }
 
-    /// Asserts that `server` is back at this; waits for processes that are leaving and
-    /// connections that are closing.
+    /// Asserts that `server` returns to this baseline; waits for exiting processes and closing
+    /// connections.
     #[track_caller]
     pub fn assert_back(&self, server: &Server) {
         self.assert_back_within(server, RETURN);
     }
 
-    /// The same with another deadline.
+    /// Like [`Self::assert_back`], with another deadline.
     #[track_caller]
     pub fn assert_back_within(&self, server: &Server, within: Duration) {
         let mut now = None;
@@ -77,7 +74,7 @@ impl Baseline {
         );
     }
 
-    /// Whether `now` is this again.
+    /// Returns whether `now` equals this baseline, within the allowed growth.
     fn admits(&self, now: &Self) -> bool {
         let all = |base: &Self| {
             let supervisor = std::iter::once(base.supervisor.clone());
@@ -92,7 +89,7 @@ impl Baseline {
             })
     }
 
-    /// One look; nothing if a process ended under it.
+    /// Takes one sample; `None` if a process exited meanwhile.
     fn look(server: &Server) -> Option<Self> {
         let pids = server.worker_pids();
         let family = server.processes();
@@ -109,18 +106,18 @@ impl Baseline {
         })
     }
 
-    /// Processes, of whatever kind.
+    /// Number of processes of any kind.
     pub fn processes(&self) -> usize {
         1 + self.workers.len() + self.strangers
     }
 
-    /// Descriptors of all processes.
+    /// Number of descriptors of all processes.
     pub fn descriptors(&self) -> usize {
         let workers = self.workers.iter().map(Holdings::count);
         self.supervisor.count() + workers.sum::<usize>()
     }
 
-    /// Memory of all processes, in bytes; what two of them share is in it twice.
+    /// Memory of all processes, in bytes; shared memory counts for each of them.
     pub fn memory_bytes(&self) -> u64 {
         let workers = self.workers.iter().map(|worker| worker.memory_bytes);
         self.supervisor.memory_bytes + workers.sum::<u64>()
@@ -144,7 +141,7 @@ impl Holdings {
     }
 }
 
-/// What a descriptor refers to, without the numbers that tell one of its kind from another.
+/// Returns the kind of a descriptor's target, without the numbers that identify it.
 fn kind_of(target: &str) -> String {
     target.chars().filter(|c| !c.is_ascii_digit()).collect()
 }

@@ -1,9 +1,9 @@
-//! Test bytes whose every loss, repetition or swap shows, and the oracle for their answer.
+//! Test bytes that reveal every loss, repetition or swap, and the expected reply to them.
 
-/// `len` bytes of one endless fixed stream, from `offset` on.
+/// Returns `len` bytes of one endless fixed stream, from `offset` on.
 ///
-/// All 256 values occur, and each byte depends on its position alone, so a piece can be made
-/// anywhere in the stream and a piece at the wrong place never matches.
+/// All 256 values occur, and each byte depends only on its position: any piece can be made on its own, and a
+/// piece at the wrong position never matches.
 pub fn pattern(offset: u64, len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 16);
     let mut word = offset / 8;
@@ -17,13 +17,13 @@ pub fn pattern(offset: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// The answer that `bytes` must get. One byte at a time and the standard library's: it must not
-/// share the server's code.
+/// Returns the expected reply to `bytes`, by the standard library and one byte at a time: it must not share
+/// code with the server.
 pub fn upper(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().map(u8::to_ascii_uppercase).collect()
 }
 
-/// Asserts that two byte strings are equal; on failure shows where they part, not all of them.
+/// Asserts that two byte strings are equal; on failure shows the first difference and not all bytes.
 #[track_caller]
 pub fn assert_same(actual: &[u8], expected: &[u8], what: &str) {
     if actual == expected {

@@ -1,5 +1,5 @@
-//! A memory cgroup for one server, where this machine lets a test make one: root, and a hierarchy with
-//! the memory controller, of either version.
+//! A memory cgroup for one server, where a test may create one: it takes root and a hierarchy with the memory
+//! controller, of either version.
 
 use std::fs;
 use std::io;
@@ -10,21 +10,21 @@ use super::observe::until;
 use super::process::{Watched, wait_gone};
 use super::{DEADLINE, Server};
 
-/// Removed when dropped, after the server.
+/// A memory cgroup. Dropping it removes it; the server must be gone by then.
 #[derive(Debug)]
 pub struct MemoryGroup {
     folder: PathBuf,
     files: Files,
 }
 
-/// What the files of one version are called.
+/// File names of one cgroup version.
 #[derive(Clone, Copy, Debug)]
 struct Files {
     limit: &'static str,
     used: &'static str,
     peak: &'static str,
     kills: &'static str,
-    /// Whether what sockets hold counts here.
+    /// Whether socket memory counts.
     counts_sockets: bool,
 }
 
@@ -45,11 +45,11 @@ const SECOND: Files = Files {
 };
 
 impl MemoryGroup {
-    /// A new one, without a limit.
+    /// Creates a cgroup without a limit.
     ///
     /// # Errors
     ///
-    /// Why there can be none here, to be told by [`super::adversity::skipped`].
+    /// The reason why none can be created, for [`super::adversity::skipped`].
     pub fn new() -> Result<Self, String> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -59,7 +59,7 @@ impl MemoryGroup {
             let folder = parent.join(&name);
             let made = fs::create_dir(&folder);
             let group = made.map(|()| Self { folder, files });
-            // Without the controller it is a cgroup and nothing more.
+            // A cgroup without the controller lacks these files.
             match group.and_then(|it| it.number(files.used).map(|_| it)) {
                 Ok(group) => return Ok(group),
                 Err(error) => refusals.push(format!("{}: {error}", parent.display())),
@@ -68,8 +68,8 @@ impl MemoryGroup {
         Err(format!("no memory cgroup: {}", refusals.join("; ")))
     }
 
-    /// Moves all of `server` into it. What it has by now stays where it was counted; what counts is
-    /// what comes.
+    /// Moves all processes of `server` into it. Memory that they already use stays charged elsewhere; only
+    /// new memory counts.
     #[track_caller]
     pub fn take(&self, server: &Server) {
         for pid in server.processes() {
@@ -77,36 +77,36 @@ impl MemoryGroup {
         }
     }
 
-    /// The program of a server that is born in it, and its first arguments.
+    /// Returns a program, with its first arguments, that starts a server inside the cgroup.
     pub fn program(&self, program: &str) -> (&'static str, [String; 3]) {
         let procs = self.folder.join("cgroup.procs");
         let script = format!("echo $$ > '{}' && exec \"$0\" \"$@\"", procs.display());
         ("/bin/sh", ["-c".to_owned(), script, program.to_owned()])
     }
 
-    /// Limits it.
+    /// Sets the memory limit.
     #[track_caller]
     pub fn limit(&self, bytes: u64) {
         self.write(self.files.limit, &bytes.to_string());
     }
 
-    /// Whether what sockets hold counts towards the limit.
+    /// Returns whether socket memory counts towards the limit.
     pub fn counts_sockets(&self) -> bool {
         self.files.counts_sockets
     }
 
-    /// Bytes in use now.
+    /// Returns the bytes in use.
     #[track_caller]
     pub fn used(&self) -> u64 {
         self.number(self.files.used).expect("what is in use")
     }
 
-    /// The most that was ever in use; `None` where the kernel does not say.
+    /// Returns the peak of bytes in use; `None` where the kernel has no such file.
     pub fn peak(&self) -> Option<u64> {
         self.number(self.files.peak).ok()
     }
 
-    /// Processes that were killed for want of memory.
+    /// Returns the number of processes that the kernel killed for memory.
     #[track_caller]
     pub fn kills(&self) -> u64 {
         let text = fs::read_to_string(self.folder.join(self.files.kills)).expect("its events");
@@ -126,8 +126,8 @@ impl MemoryGroup {
     }
 }
 
-/// Below which cgroups one may be made: this process's own, in the first version; the root in the
-/// second, where only a cgroup without processes may have children with controllers.
+/// Returns the cgroups below which one can be created: this process's own in version 1; the root in
+/// version 2, where only a cgroup without processes may have children with controllers.
 fn parents() -> Vec<(PathBuf, Files)> {
     let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mut fields = memberships.lines().map(|line| line.splitn(3, ':').skip(1));
@@ -147,7 +147,7 @@ fn parents() -> Vec<(PathBuf, Files)> {
 
 impl Drop for MemoryGroup {
     fn drop(&mut self) {
-        // Whoever is still in it is a server's, which has been killed by now.
+        // Remaining processes belong to the server, which has been killed by now.
         let inside = fs::read_to_string(self.folder.join("cgroup.procs")).unwrap_or_default();
         for pid in inside.lines().filter_map(|pid| pid.parse().ok()) {
             if Watched::open(pid).is_some() {
@@ -156,7 +156,7 @@ impl Drop for MemoryGroup {
         }
         let removed = fs::remove_dir(&self.folder);
         if !std::thread::panicking() {
-            // A process that has ended leaves it a moment later.
+            // An exited process leaves the cgroup a moment later.
             if removed.is_err() {
                 until("the cgroup is empty", || {
                     fs::remove_dir(&self.folder).is_ok()

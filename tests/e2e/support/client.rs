@@ -1,5 +1,5 @@
-//! A client that checks what it gets. Every read and write has a deadline, and every failure of
-//! an expectation is a panic that says which connection it was.
+//! A client that checks every byte it receives. Every read and write has a deadline; every failed
+//! expectation panics and names the connection.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
@@ -10,15 +10,15 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::bytes::{assert_same, pattern, upper};
 use super::process::DEADLINE;
 
-/// Bytes that one step of a long transfer sends: less than any socket buffer, so that a party
-/// that first sends and then receives cannot block itself.
+/// Bytes per step of a long transfer: less than any socket buffer, so that a client that sends before it
+/// receives cannot block itself.
 const STEP_BYTES: usize = 16 * 1024;
 
 /// One connection to a server.
 #[derive(Debug)]
 pub struct Client {
     stream: TcpStream,
-    /// For messages: the addresses cannot be asked for once the peer is gone.
+    /// For error messages: the socket has no peer address once the peer is gone.
     name: String,
 }
 
@@ -29,7 +29,7 @@ impl Client {
         Self::try_connect(addr).unwrap_or_else(|error| panic!("connect to {addr}: {error}"))
     }
 
-    /// Connects to `addr`, if it can.
+    /// Tries to connect to `addr`.
     ///
     /// # Errors
     ///
@@ -38,11 +38,11 @@ impl Client {
         Self::over(TcpStream::connect_timeout(&addr, DEADLINE)?, addr)
     }
 
-    /// The same from the address `source`, with a port of the kernel's choice.
+    /// Tries to connect from the address `source`, with a port chosen by the kernel.
     ///
     /// # Errors
     ///
-    /// As [`TcpStream::connect_timeout`], or this machine does not have the address.
+    /// As [`TcpStream::connect_timeout`], or this machine lacks the address.
     pub fn try_connect_from(source: IpAddr, addr: SocketAddr) -> io::Result<Self> {
         let kind = Type::STREAM.cloexec();
         let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
@@ -51,11 +51,11 @@ impl Client {
         Self::over(socket.into(), addr)
     }
 
-    /// Over a socket that is connected to `addr`.
+    /// Wraps a socket that is connected to `addr`.
     ///
     /// # Errors
     ///
-    /// The socket's options cannot be set.
+    /// The options of the socket cannot be set.
     pub fn over(stream: TcpStream, addr: SocketAddr) -> io::Result<Self> {
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
@@ -64,7 +64,7 @@ impl Client {
         Ok(Self { stream, name })
     }
 
-    /// Sends `bytes`, of any length, and asserts that their upper-case comes back.
+    /// Sends `bytes`, of any length, and asserts that their upper case comes back.
     #[track_caller]
     pub fn roundtrip(&mut self, bytes: &[u8]) {
         for step in bytes.chunks(STEP_BYTES) {
@@ -73,8 +73,8 @@ impl Client {
         }
     }
 
-    /// Whether `bytes`, a short message, are answered; false if the connection has ended, in
-    /// whatever way. A wrong answer fails the test all the same.
+    /// Returns whether the server answers `bytes`, a short message; false if the connection has ended in any
+    /// way. A wrong reply fails the test.
     #[track_caller]
     pub fn is_served(&mut self, bytes: &[u8]) -> bool {
         let mut answer = vec![0; bytes.len()];
@@ -85,8 +85,8 @@ impl Client {
         true
     }
 
-    /// Sends `len` bytes of the [`pattern`] from `offset` on without waiting for answers, and
-    /// meanwhile asserts that the answer comes back.
+    /// Sends `len` bytes of the [`pattern`] from `offset` on without waiting for replies, and meanwhile
+    /// asserts that the replies are right.
     #[track_caller]
     pub fn stream(&mut self, offset: u64, len: usize) {
         let mut sending = self.try_clone();
@@ -110,7 +110,7 @@ impl Client {
         }
     }
 
-    /// Sends what the socket takes now; how much that was, which may be 0.
+    /// Sends what the socket accepts now; returns the number of bytes, which may be 0.
     #[track_caller]
     pub fn send_some(&self, bytes: &[u8]) -> usize {
         match self.without_waiting(|mut stream| stream.write(bytes)) {
@@ -120,7 +120,7 @@ impl Client {
         }
     }
 
-    /// Exactly `len` bytes of reply.
+    /// Receives exactly `len` bytes.
     #[track_caller]
     pub fn recv_exact(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
@@ -143,7 +143,7 @@ impl Client {
         assert_same(&actual, expected, &self.name);
     }
 
-    /// Everything up to the server's half-close.
+    /// Receives everything up to the server's half-close.
     #[track_caller]
     pub fn read_to_end(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -153,7 +153,7 @@ impl Client {
         bytes
     }
 
-    /// Says that there will be no more from this side.
+    /// Half-closes the connection.
     #[track_caller]
     pub fn half_close(&self) {
         if let Err(error) = self.stream.shutdown(Shutdown::Write) {
@@ -161,14 +161,14 @@ impl Client {
         }
     }
 
-    /// Asserts that the server closes in order and has nothing left to say.
+    /// Asserts that the server closes gracefully and sends nothing more.
     #[track_caller]
     pub fn expect_eof(&mut self) {
         let rest = self.read_to_end();
         assert_same(&rest, b"", &format!("{}: before the end", self.name));
     }
 
-    /// Asserts that the connection ends by a reset, whatever comes before it.
+    /// Asserts that the connection ends by a reset, after any number of bytes.
     #[track_caller]
     pub fn expect_reset(&mut self) {
         match self.stream.read_to_end(&mut Vec::new()) {
@@ -189,7 +189,7 @@ impl Client {
         }
     }
 
-    /// Asserts that nothing comes for as long as `span`.
+    /// Asserts that nothing arrives for `span`.
     #[track_caller]
     pub fn expect_silence(&self, span: Duration) {
         let readable = super::poll_one(&self.stream, nix::poll::PollFlags::POLLIN, span);
@@ -206,7 +206,7 @@ impl Client {
             .expect("set SO_LINGER");
     }
 
-    /// A second handle on the same connection, for another thread.
+    /// Returns a second handle to the connection, for another thread.
     #[track_caller]
     pub fn try_clone(&self) -> Self {
         Self {
@@ -215,18 +215,18 @@ impl Client {
         }
     }
 
-    /// The socket, for what has no method here.
+    /// Returns the socket, for operations without a method here.
     pub fn socket(&self) -> &TcpStream {
         &self.stream
     }
 
-    /// This side's address.
+    /// Returns the local address.
     #[track_caller]
     pub fn local_addr(&self) -> SocketAddr {
         self.stream.local_addr().expect("a connected socket's name")
     }
 
-    /// Runs one operation that would otherwise wait.
+    /// Runs one operation with the socket in non-blocking mode.
     fn without_waiting<T>(
         &self,
         operation: impl FnOnce(&TcpStream) -> io::Result<T>,
@@ -238,7 +238,7 @@ impl Client {
     }
 }
 
-/// A transfer in steps: where each begins in the stream, and its length.
+/// Returns the steps of a transfer: offset in the stream, and length.
 fn steps(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize)> {
     (0..len)
         .step_by(STEP_BYTES)

@@ -1,5 +1,5 @@
-//! The TCP sockets of a server as the kernel's socket diagnosis shows them: what `/proc/net/tcp`
-//! does not tell is the memory that the kernel holds for each, and how long a queue may be.
+//! The TCP sockets of a server by the kernel's socket diagnosis, which has two things that `/proc/net/tcp`
+//! lacks: the memory that the kernel holds for each, and the limit of each accept queue.
 
 use std::os::fd::AsRawFd;
 
@@ -10,18 +10,18 @@ use nix::sys::socket::{
 /// A TCP socket as the kernel's socket diagnosis shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpSocket {
-    /// Whether it listens.
+    /// Whether this is a listener.
     pub listens: bool,
-    /// Bytes not yet read; of a listener the connections in its queue.
+    /// Bytes not yet read; for a listener the connections in its accept queue.
     pub receive_queue: u32,
-    /// Bytes not yet acknowledged; of a listener the longest its queue may be.
+    /// Bytes not yet acknowledged; for a listener the limit of its accept queue.
     pub send_queue: u32,
-    /// All the memory that the kernel holds for it, in bytes.
+    /// Kernel memory of the socket, in bytes.
     pub memory_bytes: u64,
 }
 
-/// The TCP sockets of this network namespace whose own port is `port`: a server's side of its
-/// connections, and its listeners.
+/// Returns the TCP sockets of this network namespace with the local port `port`: a server's connections and
+/// listeners.
 #[track_caller]
 pub fn tcp_sockets(port: u16) -> Vec<TcpSocket> {
     // linux/socket.h.
@@ -33,14 +33,14 @@ pub fn tcp_sockets(port: u16) -> Vec<TcpSocket> {
         .collect()
 }
 
-/// Connections that wait in the accept queues of `port`.
+/// Returns the number of connections in the accept queues of `port`.
 #[track_caller]
 pub fn queued(port: u16) -> u32 {
     let listeners = tcp_sockets(port).into_iter().filter(|one| one.listens);
     listeners.map(|one| one.receive_queue).sum()
 }
 
-/// Bytes that clients of `port` have sent and the server has not read.
+/// Returns the bytes that clients of `port` have sent and the server has not read.
 #[track_caller]
 pub fn unread(port: u16) -> u32 {
     let connections = tcp_sockets(port).into_iter().filter(|one| !one.listens);
@@ -77,7 +77,7 @@ fn dump(family: u8, port: u16) -> Vec<TcpSocket> {
     let mut sockets = Vec::new();
     let mut answer = vec![0; 64 * 1024];
     loop {
-        // The kernel makes each part of the answer in the call that takes it: no wait.
+        // The kernel makes each part of the dump in the call that receives it: no wait.
         let len = recv(diag.as_raw_fd(), &mut answer, MsgFlags::empty()).expect("the sockets");
         if !read_messages(&answer[..len], port, &mut sockets) {
             return sockets;
@@ -85,7 +85,7 @@ fn dump(family: u8, port: u16) -> Vec<TcpSocket> {
     }
 }
 
-/// Reads one part of a dump; whether there is more to come.
+/// Reads one part of a dump; returns whether more follows.
 #[track_caller]
 fn read_messages(mut part: &[u8], port: u16, sockets: &mut Vec<TcpSocket>) -> bool {
     const NLMSG_ERROR: u16 = 2;
@@ -115,7 +115,7 @@ fn read_messages(mut part: &[u8], port: u16, sockets: &mut Vec<TcpSocket>) -> bo
     true
 }
 
-/// What the attribute with a socket's memory adds up to.
+/// Returns the sum of the memory attribute of a socket.
 fn memory_bytes(mut attributes: &[u8]) -> u64 {
     const INET_DIAG_SKMEMINFO: u16 = 7;
     // Words of it (linux/sock_diag.h): received, its bound, sent, its bound, reserved, to send,

@@ -14,20 +14,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use uppercased::fault::{TRAILER_MARK, TRAILER_MAX_BYTES};
 
-/// A file that a server may be told to run.
+/// An executable file that a server can run.
 #[derive(Debug)]
 pub struct Image {
     path: PathBuf,
 }
 
 impl Image {
-    /// A copy of the program as built, in `folder`.
+    /// Copies the program as built into `folder`.
     #[track_caller]
     pub fn copy(folder: &Path) -> Self {
         Self::copy_of(Path::new(env!("CARGO_BIN_EXE_uppercased")), folder)
     }
 
-    /// Another program, which ends at once and says nothing.
+    /// Copies a different program, which exits at once without output.
     #[track_caller]
     pub fn other_program(folder: &Path) -> Self {
         let candidates = ["/bin/true", "/usr/bin/true"].map(Path::new);
@@ -64,8 +64,8 @@ impl Image {
         Self { path }
     }
 
-    /// Appends a plan of faults, such as `receiver.received=kill;version=9.9.9`: whoever runs
-    /// this file, and nobody else, does what it says (see `uppercased::fault`).
+    /// Appends a fault plan, such as `receiver.received=kill;version=9.9.9`: only processes that run this
+    /// file follow it (see `uppercased::fault`).
     #[track_caller]
     pub fn with_faults(self, plan: &str) -> Self {
         let trailer = [TRAILER_MARK, plan.as_bytes()].concat();
@@ -79,18 +79,18 @@ impl Image {
         self
     }
 
-    /// Cut off, as by a full disk. It can be started and dies of it.
+    /// Truncates the file, as a full disk would. The kernel starts it, and it crashes.
     #[track_caller]
     pub fn truncated(self) -> Self {
-        // Of the headers enough, of the code next to nothing: the second half of a debug build is
-        // for debuggers, and without it the program runs as well as ever.
+        // All headers and almost no code: a debug build without its second half, the debug information,
+        // would still run.
         const KEPT_BYTES: u64 = 64 * 1024;
         let size = format!("--size={KEPT_BYTES}");
         run("truncate", &[OsStr::new(&size), self.path.as_os_str()], b"");
         self
     }
 
-    /// Without the right to be executed, for anybody.
+    /// Removes the permission to execute the file.
     #[track_caller]
     pub fn not_executable(self) -> Self {
         let permissions = Permissions::from_mode(0o644);
@@ -98,13 +98,13 @@ impl Image {
         self
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Puts it in the place of `target`, as package managers do: by a rename, so that there is
-    /// no moment without a file, and who runs the old one keeps it.
+    /// Replaces `target` with it, as package managers do: by a rename, so that the path always exists and
+    /// running processes keep the old file.
     #[track_caller]
     pub fn replace(self, target: &Path) -> Self {
         fs::rename(&self.path, target).expect("both are in one file system");
@@ -134,8 +134,8 @@ fn run(program: &str, arguments: &[&OsStr], input: &[u8]) {
     assert!(status.success(), "{program} {arguments:?}: {status}");
 }
 
-/// The kernel's answer to whoever tries to write to a file that is being executed; for tests of
-/// this module.
+/// Returns whether some process executes the file at `path`: the kernel then refuses to open it for
+/// writing.
 pub fn is_being_run(path: &Path) -> bool {
     File::options()
         .append(true)

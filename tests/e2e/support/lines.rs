@@ -1,8 +1,8 @@
-//! What a child process prints, line by line, with waits for a line.
+//! The output of a child process, line by line, with waits for a line.
 //!
-//! Invariant: whoever asks is told of everything that was written before, also of what the thread that
-//! reads has had no turn to read. So a mark that is set after something has happened is behind every
-//! line about it, and a wait from there on finds no line of an earlier event.
+//! Invariant: every query first reads everything that was written before it, even if the reading thread has
+//! had no CPU time. So a mark that is set after an event is behind every line about it, and a wait from that
+//! mark finds no line of an earlier event.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::process::in_background;
 
-/// A growing list of lines, fed by a thread of its own until the other end is closed.
+/// A growing list of lines, fed by a thread until the writing end is closed.
 #[derive(Clone, Debug)]
 pub struct Lines {
     shared: Arc<Shared>,
@@ -23,7 +23,7 @@ pub struct Lines {
 
 #[derive(Debug)]
 struct Shared {
-    /// Read under the lock only, and without waiting.
+    /// Read only under the lock, without waiting.
     source: File,
     state: Mutex<State>,
     changed: Condvar,
@@ -32,7 +32,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     lines: Vec<String>,
-    /// Of a line whose end has not come.
+    /// The bytes of an incomplete line.
     begun: Vec<u8>,
     ended: bool,
 }
@@ -56,15 +56,15 @@ impl Lines {
                     std::os::fd::AsFd::as_fd(&feed.shared.source),
                     PollFlags::POLLIN,
                 )];
-                // An interruption only makes it look sooner.
+                // An interruption only makes it read sooner.
                 let _ = poll(&mut watched, PollTimeout::NONE);
             }
         });
         lines
     }
 
-    /// The first line from number `start` on that `wanted` accepts; waits for it until `within`
-    /// has passed or no more can come, and then is `None`.
+    /// Returns the first line from number `start` on that `wanted` accepts; `None` if there is none within
+    /// `within` or before the end.
     pub fn find_from(
         &self,
         start: usize,
@@ -74,7 +74,7 @@ impl Lines {
         let mut next = start;
         let mut found = None;
         self.wait(within, |state| {
-            // Each line is asked about once, however often this wakes up.
+            // Each line is tested once, however often this wakes up.
             while found.is_none() && next < state.lines.len() {
                 if wanted(&state.lines[next]) {
                     found = Some(state.lines[next].clone());
@@ -86,27 +86,27 @@ impl Lines {
         found
     }
 
-    /// Waits until the other end is closed by everybody who holds it; whether it was.
+    /// Waits until every holder of the writing end has closed it; returns whether that happened in time.
     pub fn wait_end(&self, within: Duration) -> bool {
         self.wait(within, |state| state.ended)
     }
 
-    /// The number of lines so far: a mark for [`Self::find_from`].
+    /// Returns the number of lines so far: a mark for [`Self::find_from`].
     pub fn len(&self) -> usize {
         self.lock().lines.len()
     }
 
-    /// All lines so far.
+    /// Returns all lines so far.
     pub fn all(&self) -> Vec<String> {
         self.lock().lines.clone()
     }
 
-    /// All lines so far as one text.
+    /// Returns all lines so far as one text.
     pub fn text(&self) -> String {
         self.all().into_iter().map(|line| line + "\n").collect()
     }
 
-    /// Waits until `done`, which is asked after every change; whether it came true in time.
+    /// Waits until `done` holds, testing it after every change; returns whether it did in time.
     fn wait(&self, within: Duration, mut done: impl FnMut(&State) -> bool) -> bool {
         let (guard, result) = self
             .shared
@@ -117,7 +117,7 @@ impl Lines {
         !result.timed_out()
     }
 
-    /// The state, with everything in it that is there to be read.
+    /// Returns the state after reading everything available.
     ///
     /// A test that panicked in its predicate must not hide the lines from its own report.
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -131,7 +131,7 @@ impl Lines {
 }
 
 impl State {
-    /// Reads what is there; whether that was anything.
+    /// Reads everything available; returns whether there was any.
     fn catch_up(&mut self, mut source: &File) -> bool {
         let mut chunk = [0; 8192];
         let mut changed = false;
@@ -140,7 +140,7 @@ impl State {
                 Ok(len @ 1..) => self.begun.extend_from_slice(&chunk[..len]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                // An error ends it as the end does: what was read is kept.
+                // An error is the end: everything read so far is kept.
                 Ok(0) | Err(_) => {
                     self.ended = true;
                     if !self.begun.is_empty() {

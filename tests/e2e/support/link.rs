@@ -1,20 +1,18 @@
-//! A link with a delay: two network namespaces, joined by two TUN devices and a thread that
-//! carries packets from one to the other and holds each for a while.
+//! A link with a delay: two network namespaces, joined by two TUN devices and a thread that carries packets
+//! from one to the other and holds each for a while.
 //!
-//! Loopback hides a race that real networks have: there the last packet of a handshake is
-//! processed before `connect` returns, so that a connection is hardly ever half-open. A server
-//! that closes a listener after it emptied its queue loses who is half-open at that moment; only
-//! over a link with a delay does a test see it.
+//! Loopback hides a race of real networks: it processes the last packet of a handshake before `connect`
+//! returns, so that a connection is hardly ever half-open. A server that closes a listener after emptying its
+//! queue loses the connections that are half-open at that moment; only a delayed link shows it.
 //!
-//! The server stands in the test's own namespace, where it and its counters are looked at as in
-//! every other test; the clients stand in the other. The relay keeps the order, loses nothing by
-//! itself, and wakes up only for packets and when one is due. What the kernel drops at the two
-//! devices is counted ([`Link::dropped`]): a test that rests on a lossless link asserts that.
+//! The server runs in the test's own namespace, where its counters are read as in every other test; the
+//! clients run in the other. The relay keeps the order, drops nothing, and wakes up only when a packet
+//! arrives or is due. Packets that the kernel drops at the two devices are counted ([`Link::dropped`]): a test
+//! that needs a lossless link asserts that there are none.
 //!
-//! Neither kernel may believe that a packet was lost only because this machine was busy and the
-//! relay late. A FIN that is sent once more is answered once more, when the socket that would
-//! have taken the answer is gone, and the kernel resets what nobody has: one `OutRsts` for
-//! nothing. So on this link they are patient.
+//! Neither kernel may take a packet for lost because this machine was busy and the relay late: a
+//! retransmitted FIN is acknowledged again when the socket for that acknowledgement is gone, and the kernel
+//! answers with a reset, one `OutRsts` without a loss. So retransmission timeouts on this link are long.
 
 #![expect(unsafe_code, reason = "a TUN device is made by an ioctl")]
 
@@ -42,47 +40,47 @@ use super::load::Origin;
 use super::netns::{KernelCounters, Namespace};
 use super::process::in_background;
 
-/// How long a packet takes, each way, if nothing else is said: what a few hundred kilometres do.
+/// The default delay of a packet, each way: that of a few hundred kilometres.
 pub const DELAY: Duration = Duration::from_millis(3);
 
-/// The address of the server's end.
+/// Address of the server's end.
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
-/// Addresses of the clients' end: as many as churn needs to never run out of ports.
+/// Addresses of the clients' end: enough that churn never runs out of ports.
 const CLIENTS: u8 = 64;
 
 /// The largest packet, in bytes: an Ethernet frame's.
 const MTU: usize = 1500;
 
-/// Packets that a device holds until the relay takes them. More than all windows of a test.
+/// Packets that a device queues for the relay: more than all windows of a test.
 const QUEUE_PACKETS: u32 = 20_000;
 
-/// How long a kernel waits for an acknowledgement before it sends again: longer than a relay can
-/// be late, shorter than the deadline of a client, so that a real loss is seen as a stall.
+/// Retransmission timeout: longer than the relay can be late, shorter than the deadline of a client, so that
+/// a real loss shows as a stall.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The name of the device, in both namespaces.
+/// Name of the device, in both namespaces.
 const DEVICE: &str = "delayed0";
 
-/// The link. Dropping it cuts it.
+/// The link. Dropping it cuts the connection.
 #[derive(Debug)]
 pub struct Link {
     delay: Duration,
     clients: Namespace,
     carried: Arc<AtomicU64>,
-    /// Closed to have the relay end.
+    /// Closed to end the relay.
     up: Option<PipeWriter>,
     relay: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl Link {
-    /// A link from a new namespace to that of the caller, which must be one of the test's own
-    /// (see [`super::netns::isolated`]). Packets take `delay` each way.
+    /// Creates a link from a new namespace to that of the caller, which must belong to the test (see
+    /// [`super::netns::isolated`]). Packets take `delay` each way.
     ///
     /// # Errors
     ///
-    /// Why there can be none here, to be told by [`super::adversity::skipped`]: no TUN devices,
-    /// no right to make them, no `ip` command.
+    /// The reason why none can be created, for [`super::adversity::skipped`]: no TUN devices, no permission,
+    /// or no `ip` command.
     pub fn new(delay: Duration) -> Result<Self, String> {
         let server = Namespace::current();
         let clients = Namespace::fresh().map_err(|error| format!("a second namespace: {error}"))?;
@@ -109,18 +107,17 @@ impl Link {
         })
     }
 
-    /// How long a packet takes, each way.
+    /// Returns the delay of a packet, each way.
     pub fn delay(&self) -> Duration {
         self.delay
     }
 
-    /// The clients' namespace: what is to be done there goes through
-    /// [`Namespace::run`].
+    /// Returns the namespace of the clients, for [`Namespace::run`].
     pub fn clients(&self) -> &Namespace {
         &self.clients
     }
 
-    /// From where a load's clients connect.
+    /// Returns the origin of a load's clients.
     pub fn origin(&self) -> Origin {
         Origin {
             namespace: Some(self.clients.clone()),
@@ -128,7 +125,7 @@ impl Link {
         }
     }
 
-    /// What both kernels have counted so far.
+    /// Reads the counters of both namespaces.
     #[track_caller]
     pub fn counters(&self) -> BothCounters {
         BothCounters {
@@ -137,12 +134,12 @@ impl Link {
         }
     }
 
-    /// Packets carried so far, both ways.
+    /// Returns the number of packets carried so far, both ways.
     pub fn carried(&self) -> u64 {
         self.carried.load(Ordering::Relaxed)
     }
 
-    /// Packets that the kernel dropped at either end, because a queue was full.
+    /// Returns the number of packets that the kernel dropped at either end because a queue was full.
     #[track_caller]
     pub fn dropped(&self) -> u64 {
         dropped_here() + self.clients.run(dropped_here)
@@ -194,8 +191,8 @@ fn client_addresses() -> Vec<Ipv4Addr> {
     (1..=CLIENTS).map(host).collect()
 }
 
-/// Makes one end in the namespace of the calling thread: the device, its addresses, and the way
-/// to the other end.
+/// Creates one end in the namespace of the calling thread: the device, its addresses, and the route to the
+/// other end.
 fn end(addresses: &[Ipv4Addr], others: &str) -> Result<Arc<File>, String> {
     let device = tun().map_err(|error| format!("a TUN device: {error}"))?;
     let mut script = String::new();
@@ -213,8 +210,8 @@ fn end(addresses: &[Ipv4Addr], others: &str) -> Result<Arc<File>, String> {
     Ok(Arc::new(device))
 }
 
-/// Makes a TUN device, which lives as long as the file that is returned: packets are read from
-/// it and written to it, one each, and neither waits.
+/// Creates a TUN device, which lives as long as the returned file. Each read and write is one packet and
+/// never waits.
 fn tun() -> io::Result<File> {
     /// struct ifreq of linux/if.h, as far as this request uses it; the rest of its union is there
     /// so that it has the kernel's size.
@@ -252,7 +249,7 @@ fn tun() -> io::Result<File> {
 ///
 /// # Errors
 ///
-/// There is no command `ip`, or it says why it cannot.
+/// There is no `ip` command, or it fails.
 pub fn ip(script: &str) -> Result<(), String> {
     let mut command = Command::new("ip");
     command.args(["-batch", "-"]);
@@ -260,7 +257,7 @@ pub fn ip(script: &str) -> Result<(), String> {
     let child = command.stderr(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| format!("the command ip: {error}"))?;
     let mut input = child.stdin.take().expect("a pipe was asked for");
-    // What it does not take it has refused, and says so.
+    // A refused command is reported on standard error.
     let written = input.write_all(script.as_bytes());
     drop(input);
     let output = child.wait_with_output().expect("a child of this process");
@@ -296,11 +293,11 @@ struct Relay {
     down: PipeReader,
 }
 
-/// Packets under way in one direction.
+/// Packets in flight in one direction.
 struct Way {
     from: File,
     to: File,
-    /// In the order in which they came, and so in which they are due: all take equally long.
+    /// In order of arrival, which is the order of delivery: all have the same delay.
     packets: VecDeque<(Tick, Vec<u8>)>,
     /// Used again.
     spare: Vec<Vec<u8>>,
@@ -320,10 +317,10 @@ impl Relay {
         }
     }
 
-    /// Waits for a packet or until one is due; whether the link is down instead.
+    /// Waits for a packet or until one is due; returns whether the link was cut instead.
     fn wait(&self) -> io::Result<bool> {
         let due = self.ways.iter().filter_map(Way::due).min();
-        // Not in whole milliseconds, as `poll` does: a third of the delay would be rounding.
+        // `poll` counts whole milliseconds: a third of the delay would be rounding.
         let timeout = due.map(|due| TimeSpec::from(due.since(now())));
         let [there, back] = &self.ways;
         let mut watched = [&there.from, &back.from]
@@ -354,12 +351,12 @@ impl Way {
         })
     }
 
-    /// When the next one is due.
+    /// Returns the time when the next packet is due.
     fn due(&self) -> Option<Tick> {
         self.packets.front().map(|(due, _)| *due)
     }
 
-    /// Takes every packet that is there now.
+    /// Reads every packet that is available.
     fn take(&mut self, delay: Duration) -> io::Result<()> {
         loop {
             let mut packet = self.spare.pop().unwrap_or_default();
@@ -378,12 +375,12 @@ impl Way {
         }
     }
 
-    /// Delivers every packet that is due; how many.
+    /// Delivers every packet that is due; returns their number.
     fn give(&mut self, now: Tick) -> io::Result<u64> {
         let mut given = 0;
         while self.due().is_some_and(|due| due <= now) {
             let (_, packet) = self.packets.pop_front().expect("one is due");
-            // A device takes a packet always, in the call.
+            // A device accepts a packet always, within the call.
             self.to.write_all(&packet)?;
             self.spare.push(packet);
             given += 1;
@@ -392,7 +389,7 @@ impl Way {
     }
 }
 
-/// The server's end as an address to listen on, port 0.
+/// Returns the server's end as an address to listen on, with port 0.
 pub fn listen_any_port() -> String {
     format!("{}:0", IpAddr::V4(SERVER))
 }

@@ -1,14 +1,13 @@
-//! A load with an exact verdict: many clients of all kinds against one server, until told to
-//! stop; each checks every byte that it gets and ends in order.
+//! A load with an exact verdict: many clients of all kinds against one server, until they are stopped; each
+//! checks every byte that it receives and ends gracefully.
 //!
-//! What it must show is that an operation on the server is *not noticed*. So nothing is retried
-//! and nothing forgiven: a connection that is refused, reset, ended early, late, or answered with
-//! a wrong byte is a [`Failure`], with who saw it and where. The clients that matter most are the
-//! slow ones: those who leave output pending at the server, who have said all and still read, who
-//! are silent, who are in the middle of a message.
+//! A load shows that clients do *not notice* an operation on the server. So nothing is retried or forgiven: a
+//! connection that is refused, reset, ended early, late, or answered with a wrong byte is a [`Failure`] that
+//! names the client and the position. The slow clients matter most: those that leave output pending at the
+//! server, that have half-closed and still read, that are silent, or in the middle of a message.
 //!
-//! It must not busy the machine: every client waits on a socket or for its next turn, in a thread
-//! of its own, and its rate is bounded. It tells times and never judges them.
+//! A load must not saturate the machine: every client waits for its socket or its next turn, in a thread of
+//! its own, at a bounded rate. It reports times and never judges them.
 
 mod clients;
 mod conversation;
@@ -32,25 +31,25 @@ use super::process::{DEADLINE, in_background, poll_one};
 pub use self::clients::Kind;
 pub use self::conversation::{Failure, FailureKind};
 
-/// How long [`Load::start`] and [`Load::go_on_for`] wait: the deadlines of several clients.
+/// Time limit of [`Load::start`] and [`Load::go_on_for`]: the deadlines of several clients.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Failures that a client remembers; the others it only counts.
+/// Failures that a client records; it only counts the others.
 const FAILURES_KEPT: usize = 50;
 
-/// Failures that a verdict shows.
+/// Failures that a failed assertion shows.
 const FAILURES_SHOWN: usize = 20;
 
-/// Who takes part, and how fast.
+/// The number of clients of each kind, and their rates.
 #[derive(Clone, Debug)]
 pub struct LoadSize {
-    /// Clients that connect, exchange, close, and begin again.
+    /// Clients that connect, exchange, close, and repeat.
     pub churn: usize,
     /// Between two connections of one of them.
     pub churn_pause: Duration,
     /// Bytes of one of their exchanges, at most.
     pub churn_bytes: usize,
-    /// Connections that send and receive all the time, at once.
+    /// Connections that send and receive continuously.
     pub streams: usize,
     /// Between two steps of a stream.
     pub stream_pause: Duration,
@@ -58,35 +57,35 @@ pub struct LoadSize {
     pub stream_step_bytes: usize,
     /// Bytes that a stream has sent and not received back, at most.
     pub stream_window_bytes: u64,
-    /// Connections with one small message at a time, which measure stalls.
+    /// Connections with one small message at a time; they measure stalls.
     pub pings: usize,
     /// Between an answer and the next message.
     pub ping_pause: Duration,
-    /// Connections that send whatever goes and read seldom.
+    /// Connections that send as fast as possible and read slowly.
     pub slow: usize,
     /// Between two reads.
     pub slow_pause: Duration,
     /// Bytes of a read.
     pub slow_step_bytes: usize,
-    /// Bytes that a slow one has sent and not received back, at most: all that the socket
-    /// buffers and the server may hold, or ending it would take long.
+    /// Bytes that a slow client has sent and not received back, at most: what socket buffers and server
+    /// hold, or its end would take long.
     pub slow_window_bytes: u64,
-    /// The receive buffer of a slow one.
+    /// The receive buffer of a slow client.
     pub slow_receive_buffer_bytes: usize,
-    /// Connections that are half-closed and go on reading; then the next.
+    /// Connections that half-close, read to the end, and are followed by the next.
     pub half_closed: usize,
     /// Bytes that each sends before, at most; at least half as many.
     pub half_closed_bytes: u64,
-    /// Connections that exchange once and are then silent until the end.
+    /// Connections that exchange once and then stay silent until the end.
     pub idle: usize,
     /// Connections that are silent with a part of an answer unread.
     pub mid_message: usize,
-    /// How long any step may make no progress.
+    /// Time limit of a step without progress.
     pub deadline: Duration,
 }
 
 impl LoadSize {
-    /// Some of each kind, for a test that runs beside others.
+    /// Returns a few of each kind, for a test that runs beside others.
     pub fn small() -> Self {
         Self {
             churn: 4,
@@ -111,7 +110,7 @@ impl LoadSize {
         }
     }
 
-    /// For a long proof that has the machine for itself.
+    /// Returns the size of a long proof that has the machine to itself.
     pub fn large() -> Self {
         Self {
             churn: 12,
@@ -125,8 +124,8 @@ impl LoadSize {
         }
     }
 
-    /// For a link with a delay: a window through a small buffer takes long to empty there, and
-    /// more clients are needed for as many handshakes under way.
+    /// Returns the size for a delayed link: a small window empties slowly there, and more clients are needed
+    /// for as many handshakes in progress.
     pub fn far() -> Self {
         Self {
             churn: 24,
@@ -136,7 +135,7 @@ impl LoadSize {
         }
     }
 
-    /// Nobody: to be filled in.
+    /// Returns an empty load, to be filled in.
     pub fn none() -> Self {
         Self {
             churn: 0,
@@ -151,18 +150,18 @@ impl LoadSize {
     }
 }
 
-/// From where clients connect.
+/// The place that clients connect from.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// Another namespace than that of the test.
+    /// Their namespace, if it is not that of the test.
     pub namespace: Option<Namespace>,
-    /// Their own addresses, in turn; with none the kernel chooses. Churn leaves a socket in
-    /// TIME_WAIT for every connection, and one address has only so many ports.
+    /// Their local addresses, used in turn; if empty the kernel chooses. Churn leaves a socket in TIME_WAIT
+    /// for every connection, and one address has a limited number of ports.
     pub sources: Vec<Ipv4Addr>,
 }
 
 impl Origin {
-    /// The usual one for clients of `addr`: this namespace, and on loopback many addresses.
+    /// Returns the default for clients of `addr`: this namespace, and on loopback many addresses.
     pub fn of(addr: SocketAddr) -> Self {
         const SOURCES: u8 = 32;
         let has_sources = matches!(addr.ip(), IpAddr::V4(ip) if ip.is_loopback());
@@ -174,39 +173,39 @@ impl Origin {
     }
 }
 
-/// Clients at work. Dropping it breaks them off; [`Self::finish`] has them end in order.
+/// Running clients. Dropping it aborts them; [`Self::finish`] ends them gracefully.
 #[derive(Debug)]
 pub struct Load {
     shared: Arc<Shared>,
-    /// Closed to tell everybody.
+    /// Closed to notify all clients.
     going_on: Option<PipeWriter>,
     parties: Vec<JoinHandle<Tally>>,
 }
 
-/// What they saw, all together.
+/// The combined results of all clients.
 #[derive(Debug)]
 pub struct Report {
-    /// Conversations of churn and of the half-closed, messages of pings, exchanges of the silent:
-    /// each complete and right.
+    /// Complete and correct exchanges: conversations of churn and half-closed clients, messages of pings,
+    /// exchanges of silent clients.
     pub exchanges: u64,
-    /// Connections that were established.
+    /// Established connections.
     pub connections: u64,
-    /// Those that were established, by kind.
+    /// Established connections, by kind.
     pub by_kind: BTreeMap<Kind, u64>,
-    /// Bytes that were received and right.
+    /// Bytes received correctly.
     pub bytes: u64,
-    /// What went wrong, in order; not all of it if it was much.
+    /// The first failures, in order.
     pub failures: Vec<Failure>,
-    /// How much went wrong.
+    /// Number of failures.
     pub failure_count: u64,
     /// The longest time between a ping and its complete answer.
     pub longest_stall: Duration,
-    /// The longest time that a connection took to be established: a handshake that was dropped
-    /// and tried again is no failure, but takes a second.
+    /// The longest time to establish a connection: a handshake that was dropped and repeated is no failure,
+    /// but takes a second.
     pub longest_connect: Duration,
 }
 
-/// What one client saw.
+/// The results of one client.
 #[derive(Debug)]
 struct Tally {
     kind: Kind,
@@ -219,16 +218,16 @@ struct Tally {
     longest_connect: Duration,
 }
 
-/// What all clients know.
+/// State shared by all clients.
 #[derive(Debug)]
 struct Shared {
     target: SocketAddr,
     size: LoadSize,
     origin: Origin,
     begun: Tick,
-    /// At its end when the load is over.
+    /// Reaches its end when the load is over.
     over: PipeReader,
-    /// Whether that end is not an orderly one.
+    /// Whether the load was aborted.
     broken_off: AtomicBool,
     progress: Mutex<Progress>,
     progressed: Condvar,
@@ -236,21 +235,21 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Progress {
-    /// Threads whose clients are all connected and have had their first answer, or have failed.
+    /// Threads whose clients have all received their first reply or failed.
     in_place: usize,
     exchanges: u64,
     failure: Option<String>,
 }
 
 impl Load {
-    /// Starts clients of `target`, in the usual way; see [`Self::start_from`].
+    /// Starts clients of `target` from the default origin; see [`Self::start_from`].
     #[track_caller]
     pub fn start(target: SocketAddr, size: LoadSize) -> Self {
         Self::start_from(Origin::of(target), target, size)
     }
 
-    /// Starts clients of `target` and waits until all of them are served or have failed, so that
-    /// what is done to the server next is done to all of them.
+    /// Starts clients of `target` and waits until all of them are served or have failed, so that the next
+    /// operation on the server affects all of them.
     #[track_caller]
     pub fn start_from(origin: Origin, target: SocketAddr, size: LoadSize) -> Self {
         let (over, going_on) = pipe().expect("a pipe");
@@ -281,11 +280,11 @@ impl Load {
         load
     }
 
-    /// Waits for so many more exchanges.
+    /// Waits for `exchanges` more exchanges.
     ///
     /// # Panics
     ///
-    /// A client has failed: the test need not go on to its end to say so.
+    /// A client has failed: the test need not run to its end.
     #[track_caller]
     pub fn go_on_for(&self, exchanges: u64) {
         self.assert_unharmed();
@@ -295,7 +294,7 @@ impl Load {
         self.assert_unharmed();
     }
 
-    /// Exchanges so far.
+    /// Returns the number of exchanges so far.
     pub fn exchanges(&self) -> u64 {
         self.shared.lock().exchanges
     }
@@ -307,8 +306,8 @@ impl Load {
         assert!(failure.is_none(), "{}", failure.unwrap_or_default());
     }
 
-    /// Has every client end in order (half-close, the exact rest, the end of the stream), and
-    /// reports.
+    /// Ends every client gracefully (half-close, the exact rest, the end of the stream) and returns the
+    /// report.
     #[track_caller]
     pub fn finish(mut self) -> Report {
         self.going_on = None;
@@ -326,7 +325,7 @@ impl Drop for Load {
         self.shared.broken_off.store(true, Ordering::Relaxed);
         self.going_on = None;
         for party in self.parties.drain(..) {
-            // Nobody wants its report.
+            // Its report is not needed.
             let _ = party.join();
         }
     }
@@ -357,12 +356,12 @@ impl Report {
         self.longest_connect = self.longest_connect.max(tally.longest_connect);
     }
 
-    /// Whether nothing went wrong.
+    /// Returns whether there was no failure.
     pub fn is_clean(&self) -> bool {
         self.failure_count == 0
     }
 
-    /// How many of the failures it has are of `kind`.
+    /// Returns the number of recorded failures of `kind`.
     pub fn count(&self, kind: FailureKind) -> usize {
         let of_kind = self.failures.iter().filter(|one| one.kind == kind);
         of_kind.count()
@@ -422,13 +421,13 @@ impl Tally {
 }
 
 impl Shared {
-    /// Waits for as long as `span` or until the load is over; whether it is.
+    /// Waits for `span` or until the load is over; returns whether it is.
     fn over_within(&self, span: Duration) -> bool {
-        // The writing end says nothing, so all that can come is the end.
+        // Nothing is ever written, so only the end can arrive.
         poll_one(&self.over, PollFlags::POLLIN, span)
     }
 
-    /// Whether the load ends in the middle of things.
+    /// Returns whether the load was aborted.
     fn is_broken_off(&self) -> bool {
         self.broken_off.load(Ordering::Relaxed)
     }

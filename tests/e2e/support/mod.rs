@@ -1,16 +1,15 @@
-//! What the end-to-end tests stand on: a server of their own, clients that check every byte,
-//! processes waited for without polling, and network namespaces with counters of their own; for
-//! whole operations a load with a verdict, a delayed link, copies of the program that misbehave,
-//! and a baseline to come back to.
+//! Everything that end-to-end tests share: a server with its own ports and files, clients that check every
+//! byte, processes held by descriptor, network namespaces with their own counters; for planned operations a
+//! load that judges every byte, a delayed link, damaged copies of the program, and a baseline to return to.
 //!
-//! Manners, kept here so that every test has them: ports are the kernel's choice, readiness is a
-//! message, every wait has a deadline and tells on expiry what it saw, nothing sleeps, and no
-//! process outlives the test that started it, however the test ends.
+//! Rules that every test gets from here: the kernel chooses ports; readiness is a message; every wait has a
+//! deadline and reports on expiry what it saw; nothing sleeps; no process outlives the test that started it,
+//! however the test ends.
 //!
-//! A test must pass on a machine that does thirty other things. So a deadline that only a failing test
-//! waits for is generous; a time that is waited out on purpose applies to nobody else; what a client
-//! must do before a short timeout is done while the worker is [`adversity::Frozen`]; and what was just
-//! given up or killed is waited for until it is gone.
+//! A test must pass on a machine that runs thirty others. So a deadline that only a failing test reaches is
+//! generous; a time that is waited out on purpose applies to one connection only; a client that must act
+//! before a short timeout acts while the worker is [`adversity::Frozen`]; and a test waits until a killed
+//! process or a closed socket is gone.
 
 #![expect(unreachable_pub, reason = "`pub` is what the tests may use")]
 
@@ -45,5 +44,5 @@ pub use self::lines::Lines;
 pub use self::process::{
     DEADLINE, Deadline, Watched, children, in_background, poll_one, sweep, wait_gone,
 };
-pub use self::server::{Answered, Server, ServerBuilder};
+pub use self::server::{CommandOutput, Server, ServerBuilder};
 pub use self::stand_in::{answer_all, serve_one, serve_one_at};

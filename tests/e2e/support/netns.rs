@@ -1,8 +1,7 @@
-//! A network namespace of its own for one test: nobody else's ports, and kernel counters that
-//! count only this test's packets.
+//! A network namespace for one test: its ports are its own, and the kernel's counters count only its packets.
 //!
-//! The namespace is given to a whole process, because the servers a test starts must share it:
-//! the test runs itself again, alone, in a child that was moved before it was executed.
+//! The namespace belongs to a whole process, because the servers that a test starts must share it: the test
+//! binary executes the test again, alone, in a child that enters the namespace first.
 
 #![expect(unsafe_code, reason = "the child is moved between fork and exec")]
 
@@ -32,22 +31,21 @@ use super::adversity::skipped;
 use super::lines::Lines;
 use super::process::{DEADLINE, Watched, in_background, sweep};
 
-/// How long one isolated test may take as a whole, if it says nothing else: several of the waits in
-/// it, so that one that fails is told by what it waited for.
+/// Default time limit of one isolated test: several of its waits, so that a wait that fails reports first.
 const BODY_DEADLINE: Duration = Duration::from_secs(600);
 
-/// Set in the child: which test it is there for, and which run of it.
+/// Set in the child: the test that it runs, and the process that started it.
 const INSIDE: &str = "E2E_NETNS";
 
-/// Set by whoever runs the tests to have a missing namespace fail them instead of skipping.
+/// Set by the user to make a test fail, and not skip, where no namespace can be created.
 const REQUIRED: &str = "E2E_REQUIRE_NETNS";
 
-/// The child's last words. Without one of them it did not run the body: a name that matches no
+/// The last line that the child prints. Without one of them the body did not run: a name that matches no
 /// test would otherwise pass, with nothing tested.
 const DONE: &str = "isolated body done";
 const NOT_ALLOWED: &str = "isolated body not allowed: ";
 
-/// The counters that show a connection or a handshake lost by this side.
+/// The counters that show a connection or a handshake that this side lost.
 pub const LOSSES: [&str; 9] = [
     "OutRsts",
     "EstabResets",
@@ -70,14 +68,14 @@ pub fn isolated(body: impl FnOnce()) -> bool {
     isolated_within(BODY_DEADLINE, body)
 }
 
-/// The same for a test that takes longer than others, which should be over after `deadline`.
+/// Like [`isolated`], for a long test that must finish within `deadline`.
 #[track_caller]
 pub fn isolated_within(deadline: Duration, body: impl FnOnce()) -> bool {
     let test = &own_name();
     if std::env::var(INSIDE).is_ok_and(|inside| inside.starts_with(&format!("{test}@"))) {
         match raise_loopback() {
             Ok(()) => {
-                be_patient();
+                lengthen_retransmission_timeouts();
                 body();
                 println!("\n{DONE}");
                 return true;
@@ -116,27 +114,27 @@ pub fn own_name() -> String {
         .to_owned()
 }
 
-/// A network namespace, held by descriptor: it lives as long as this, with nobody in it.
+/// A network namespace, held by descriptor: it lives as long as this, even without a process in it.
 ///
-/// Sockets stay in the namespace in which they were made, and children start in that of the
-/// thread that starts them; so what is to happen elsewhere is done by a thread that goes there
-/// and ends there. No thread ever comes back, which leaves nothing to be undone on a panic.
+/// A socket stays in the namespace that created it, and a child starts in that of the thread that starts it;
+/// so a thread that enters the namespace does the work and ends there. No thread ever returns, which leaves
+/// nothing to undo on a panic.
 #[derive(Clone, Debug)]
 pub struct Namespace(Arc<File>);
 
 impl Namespace {
-    /// The one in which the calling thread stands.
+    /// Returns the namespace of the calling thread.
     #[track_caller]
     pub fn current() -> Self {
         let file = File::open("/proc/thread-self/ns/net").expect("open the own namespace");
         Self(Arc::new(file))
     }
 
-    /// A new one, with the loopback interface up. To be had inside [`isolated`].
+    /// Creates one, with the loopback interface up; works inside [`isolated`].
     ///
     /// # Errors
     ///
-    /// Namespaces may not be made here.
+    /// No namespace can be created here.
     pub fn fresh() -> io::Result<Self> {
         let made = in_background(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
@@ -146,18 +144,18 @@ impl Namespace {
         made.join().expect("it has nothing to panic about")
     }
 
-    /// Where other programs find it, as long as this process has it open.
+    /// Returns its path for other programs, valid while this process holds it.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
-    /// Moves the calling thread there, for the rest of its life.
+    /// Moves the calling thread into it, for the rest of its life.
     #[track_caller]
     pub fn enter(&self) {
         setns(&*self.0, CloneFlags::CLONE_NEWNET).expect("enter a namespace that is held");
     }
 
-    /// Runs `body` in a thread that stands there, and waits for it; a panic goes on here.
+    /// Runs `body` in a thread inside it and waits for the result; a panic continues here.
     #[track_caller]
     pub fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
         let ran = std::thread::scope(|scope| {
@@ -181,7 +179,7 @@ impl KernelCounters {
     pub fn read() -> Self {
         let mut counters = BTreeMap::new();
         for (file, table) in [("snmp", "Tcp:"), ("netstat", "TcpExt:")] {
-            // The thread's, not the process's: a thread may stand in another namespace.
+            // Of the thread and not of the process: a thread may be in another namespace.
             let path = format!("/proc/thread-self/net/{file}");
             let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {path}: {e}"));
             // A line of names, then a line of values, both with the table's name in front.
@@ -198,14 +196,14 @@ impl KernelCounters {
         Self(counters)
     }
 
-    /// One counter, by the kernel's name for it.
+    /// Returns one counter, by the kernel's name for it.
     #[track_caller]
     pub fn count(&self, name: &str) -> i64 {
         let count = self.0.get(name);
         *count.unwrap_or_else(|| panic!("this kernel has no counter {name}"))
     }
 
-    /// By how much each of [`LOSSES`] has moved since `before`.
+    /// Returns the change of each of [`LOSSES`] since `before`.
     #[track_caller]
     pub fn delta(&self, before: &Self) -> BTreeMap<&'static str, i64> {
         LOSSES
@@ -214,16 +212,15 @@ impl KernelCounters {
             .collect()
     }
 
-    /// Asserts that none of [`LOSSES`] has moved since `before`.
+    /// Asserts that none of [`LOSSES`] has changed since `before`.
     #[track_caller]
     pub fn assert_no_loss_since(&self, before: &Self) {
         self.assert_no_loss_but(0, before);
     }
 
-    /// The same where `connections` with long answers have ended, at most one in a thousand
-    /// with a reset that nobody saw: on two CPUs a pure acknowledgement can leave after the last
-    /// one, when the socket that it is for is gone. A reset that somebody sees is in other counters,
-    /// too.
+    /// Like [`Self::assert_no_loss_since`], after `connections` with long replies, of which one in a thousand
+    /// may have caused a reset that no peer saw: on two CPUs a pure acknowledgement can leave after the last
+    /// one, when its socket is gone. A reset that a peer sees also moves other counters.
     #[track_caller]
     pub fn assert_no_loss_in(&self, connections: u64, before: &Self) {
         let unseen = i64::try_from(connections / 1000).expect("not so many") + 1;
@@ -238,16 +235,16 @@ impl KernelCounters {
     }
 }
 
-/// By what right a namespace is made.
+/// The privilege that creates a namespace.
 #[derive(Clone, Copy, Debug)]
 enum Privilege {
-    /// This process may: it is root.
+    /// This process is root.
     Own,
-    /// Root in a user namespace made along with it.
+    /// Root in a user namespace that is created along with it.
     UserNamespace,
 }
 
-/// Why a namespace could not be made.
+/// The reason why a namespace could not be created.
 struct Refused(String);
 
 impl Privilege {
@@ -266,8 +263,8 @@ impl Privilege {
         }
     }
 
-    /// What the child writes about itself, in order. It becomes root of its namespace: any other
-    /// user would lose at exec the right to raise the loopback interface.
+    /// Returns the files that the child writes to become root of its namespace: any other user would lose at
+    /// exec the right to raise the loopback interface.
     fn identity(self) -> Vec<(CString, Vec<u8>)> {
         let file = |path: &str, text: String| {
             let path = CString::new(path).expect("no NUL in the path");
@@ -293,12 +290,12 @@ impl fmt::Display for Privilege {
     }
 }
 
-/// Runs `test` again in a child with a namespace, relays what it prints, and fails if it fails.
+/// Runs `test` again in a child with a namespace, relays its output, and fails if it fails.
 #[track_caller]
 fn run_inside(test: &str, privilege: Privilege, deadline: Duration) -> Result<(), Refused> {
     let inside = format!("{test}@{}", std::process::id());
     let program = std::env::current_exe().expect("the test's own path");
-    // Gone with everything in it, also when the child is killed because it is late.
+    // Removed with its contents, also when the child is killed at the deadline.
     let folder = tempfile::tempdir().expect("a folder of its own");
     let mut command = Command::new(program);
     command
@@ -311,7 +308,7 @@ fn run_inside(test: &str, privilege: Privilege, deadline: Duration) -> Result<()
     move_on_start(&mut command, privilege);
     let mut child = match command.spawn() {
         Ok(child) => child,
-        // What the kernel answers where it is forbidden, switched off or used up.
+        // The errors of a kernel where namespaces are forbidden, disabled or exhausted.
         Err(error)
             if matches!(
                 error.raw_os_error().map(Errno::from_raw),
@@ -327,14 +324,14 @@ fn run_inside(test: &str, privilege: Privilege, deadline: Duration) -> Result<()
     let stderr = Lines::follow(child.stderr.take().expect("a pipe was asked for"));
     let process = Watched::open(child.id()).expect("a child that was not reaped");
     let status = process.exit_status(deadline);
-    // Whatever it started and did not end, ended here; also the child itself if it is late.
+    // Ends every process that it left behind, also the child itself after the deadline.
     let swept = sweep(&format!("{INSIDE}={inside}"));
     child.wait().expect("a child that was not reaped");
     let complete = stdout.wait_end(DEADLINE) && stderr.wait_end(DEADLINE);
 
     print!("{}", stdout.text());
     eprint!("{}", stderr.text());
-    // What a body skips is told as what `isolated` itself skips: past the test runner.
+    // Skips inside the body are reported like those of `isolated`: past the test runner.
     let skips = stderr.all().into_iter();
     for skip in skips.filter(|line| line.starts_with("SKIPPED: ")) {
         drop(writeln!(io::stderr(), "{skip}"));
@@ -374,15 +371,15 @@ fn move_on_start(command: &mut Command, privilege: Privilege) {
     unsafe { command.pre_exec(enter) };
 }
 
-/// Has the kernel of this namespace not send again what is only late, on a machine that is busy: a FIN
-/// that comes twice is answered by a reset when the socket that it was for is gone, which counts as a
-/// loss where nothing was lost. (Handshakes have times of their own.)
-fn be_patient() {
+/// Keeps the kernel of this namespace from retransmitting packets that are only late, on a busy machine: a
+/// second FIN for a socket that is gone causes a reset, which counts as a loss where nothing was lost.
+/// (Handshakes have their own timeouts.)
+fn lengthen_retransmission_timeouts() {
     const RTO_MIN_US: u32 = 5_000_000;
-    // Probes for the lost end of a flight come within milliseconds on loopback.
+    // On loopback, tail loss probes are sent within milliseconds.
     let settings = [("tcp_early_retrans", 0), ("tcp_rto_min_us", RTO_MIN_US)];
     for (name, value) in settings {
-        // The second is of Linux 6.11; without it the times are the usual ones.
+        // The second exists since Linux 6.11; without it the defaults apply.
         drop(fs::write(
             format!("/proc/sys/net/ipv4/{name}"),
             value.to_string(),
@@ -390,16 +387,16 @@ fn be_patient() {
     }
 }
 
-/// Raises the loopback interface: a new namespace has it, down.
+/// Raises the loopback interface, which is down in a new namespace.
 ///
-/// Asked for over netlink, which needs bytes only, where the older ioctl needs unsafe code.
+/// By netlink, which takes bytes, where the older ioctl needs unsafe code.
 fn raise_loopback() -> io::Result<()> {
     // linux/netlink.h, linux/rtnetlink.h, linux/if.h.
     const RTM_NEWLINK: u16 = 16;
     const NLM_F_REQUEST_ACK: u16 = 0x01 | 0x04;
     const NLMSG_ERROR: u16 = 2;
     const IFF_UP: u32 = 1;
-    /// The loopback interface is the first of every namespace.
+    /// The loopback interface is the first one of every namespace.
     const LOOPBACK_INDEX: i32 = 1;
 
     let route = socket(

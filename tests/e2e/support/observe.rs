@@ -1,5 +1,5 @@
-//! What the kernel shows of the processes and sockets under test: descriptors, states, queues,
-//! and who holds a connection.
+//! Kernel state of the processes and sockets under test: descriptors, process states, queues, and the owner of
+//! a connection.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,47 +16,47 @@ use super::client::Client;
 use super::process::{Deadline, Watched};
 use super::server::Server;
 
-/// Longer than [`super::DEADLINE`]: what is asked for here may be the work of several processes.
+/// Longer than [`super::DEADLINE`]: the awaited state may be the work of several processes.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// How often [`until`] asks.
+/// The polling interval of [`until`].
 const INTERVAL_MS: u8 = 2;
 
-/// Asks `probe` until it has an answer. Only for what the kernel reports by no event: a process's
-/// state, a queue's length.
+/// Polls `probe` until it returns a value. Only for state that the kernel reports by no event, such as a
+/// process state or the length of a queue.
 #[track_caller]
 pub fn until_some<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
     some_within(PATIENCE, probe).unwrap_or_else(|| panic!("not within {PATIENCE:?}: {what}"))
 }
 
-/// The same with a deadline of the caller's; `None` if `probe` has no answer until then.
+/// Like [`until_some`], with a deadline; `None` if `probe` returns no value until then.
 pub fn some_within<T>(within: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Deadline::after(within);
     loop {
-        // Before the answer, so that what happens in time is seen in time.
+        // Before the probe, so that an event in time counts as in time.
         let is_last = deadline.left().is_zero();
         let answer = probe();
         if answer.is_some() || is_last {
             return answer;
         }
-        // An interruption only makes it ask sooner.
+        // An interruption only makes it poll sooner.
         let _ = poll(&mut [], PollTimeout::from(INTERVAL_MS));
     }
 }
 
-/// Asks `probe` until it says yes; see [`until_some`].
+/// Polls `probe` until it returns true; see [`until_some`].
 #[track_caller]
 pub fn until(what: &str, mut probe: impl FnMut() -> bool) {
     until_some(what, || probe().then_some(()));
 }
 
-/// The open descriptors of a process, and what each refers to.
+/// Returns the open descriptors of a process with their targets.
 #[track_caller]
 pub fn descriptors(pid: u32) -> BTreeMap<i32, String> {
     try_descriptors(pid).unwrap_or_else(|| panic!("process {pid} shows no descriptors"))
 }
 
-/// The same of a process that may be about to end; `None` if it has.
+/// Like [`descriptors`], for a process that may exit; `None` if it has.
 pub fn try_descriptors(pid: u32) -> Option<BTreeMap<i32, String>> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let held = entries.flatten().filter_map(|entry| {
@@ -76,23 +76,22 @@ pub fn freeze(process: &Watched) {
     });
 }
 
-/// The process's state letter, as ps(1) shows it.
+/// Returns the state letter of a process, as ps(1) shows it.
 pub fn state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // It follows the name, which is in parentheses and may contain some itself.
+    // It follows the name, which is in parentheses and may contain parentheses.
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// The arguments that a process was executed with.
+/// Returns the arguments of a process.
 pub fn arguments(pid: u32) -> Vec<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let line = String::from_utf8_lossy(&line).into_owned();
     line.split_terminator('\0').map(str::to_owned).collect()
 }
 
-/// The one living worker of `slot`, waited for while there is none, and while there are two: the
-/// one that handed over is still about for a moment, and a signal meant for its successor must not
-/// find it.
+/// Returns the only living worker of `slot`; waits while there is none or more than one: after a handover the
+/// predecessor lives for a moment, and must not receive a signal for its successor.
 #[track_caller]
 pub fn worker_of(server: &Server, slot: u16) -> Watched {
     until_some("exactly one worker in the slot", || {
@@ -103,8 +102,7 @@ pub fn worker_of(server: &Server, slot: u16) -> Watched {
     })
 }
 
-/// The living workers of `slot`, in order of number. There are two while one takes over from the
-/// other.
+/// Returns the living workers of `slot`, ordered by pid. There are two during a handover.
 pub fn workers_of(server: &Server, slot: u16) -> Vec<u32> {
     let name = format!("uppercased: worker {slot}");
     let mut pids = server.worker_pids();
@@ -112,7 +110,7 @@ pub fn workers_of(server: &Server, slot: u16) -> Vec<u32> {
     pids
 }
 
-/// The TCP sockets of this network namespace whose own port is `port`.
+/// Returns the TCP sockets of this network namespace with the local port `port`.
 #[track_caller]
 pub fn sockets(port: u16) -> Vec<TcpNetEntry> {
     let tables = [procfs::net::tcp(), procfs::net::tcp6()];
@@ -123,30 +121,30 @@ pub fn sockets(port: u16) -> Vec<TcpNetEntry> {
         .collect()
 }
 
-/// The number of sockets with `port` in `state`.
+/// Returns the number of sockets with `port` in `state`.
 #[track_caller]
 pub fn count_sockets(port: u16, state: TcpState) -> usize {
     let all = sockets(port);
     all.iter().filter(|entry| entry.state == state).count()
 }
 
-/// The server's end of a client's connection. `inode` is 0 while nobody has accepted it, and
-/// `tx_queue` is what the client has not taken yet.
+/// Returns the server's end of a client's connection. `inode` is 0 until it is accepted; `tx_queue` is what
+/// the client has not received yet.
 #[track_caller]
 pub fn server_end(client: &Client, server: SocketAddr) -> Option<TcpNetEntry> {
     let client = client.local_addr();
     find_socket(server.port(), |entry| entry.remote_address == client)
 }
 
-/// The socket with `port` that is `wanted`. Looked for once more if it is not there: the kernel may
-/// leave one out of its table when another goes while that is read.
+/// Returns the socket with `port` that `wanted` accepts. Reads the table twice before it gives up: the kernel
+/// may omit a socket when another one disappears during the read.
 #[track_caller]
 fn find_socket(port: u16, wanted: impl Fn(&TcpNetEntry) -> bool) -> Option<TcpNetEntry> {
     let look = || sockets(port).into_iter().find(&wanted);
     look().or_else(look)
 }
 
-/// The bytes that the client has sent and the server's kernel has not acknowledged.
+/// Returns the bytes that the client has sent and the server's kernel has not acknowledged.
 #[track_caller]
 pub fn unacknowledged(client: &Client) -> u32 {
     let local = client.local_addr();
@@ -154,8 +152,8 @@ pub fn unacknowledged(client: &Client) -> u32 {
     own.expect("the client's own socket").tx_queue
 }
 
-/// Which of `processes` has the server's end of the client's connection; `None` if it stands in
-/// an accept queue, or is nobody's any more.
+/// Returns the process among `processes` that holds the server's end of the client's connection; `None` if it
+/// is in an accept queue or closed.
 #[track_caller]
 pub fn owner<'a>(
     client: &Client,
@@ -169,7 +167,7 @@ pub fn owner<'a>(
         .find(|process| descriptors(process.pid()).values().any(|d| *d == name))
 }
 
-/// The connections that stand in the accept queues of the listeners that a process has.
+/// Returns the number of connections in the accept queues of a process's listeners.
 #[track_caller]
 pub fn queued(pid: u32, port: u16) -> usize {
     let held = descriptors(pid);
@@ -185,7 +183,7 @@ pub fn queued(pid: u32, port: u16) -> usize {
         .sum()
 }
 
-/// The value of `key` in a log line for people.
+/// Returns the value of `key` in a text log line.
 pub fn field<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     let at = line
         .split(' ')
@@ -193,7 +191,7 @@ pub fn field<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     Some(at.trim_matches('"'))
 }
 
-/// The number that is the value of `key` in a log line for people.
+/// Returns the numeric value of `key` in a text log line.
 #[track_caller]
 pub fn number(line: &str, key: &str) -> u64 {
     field(line, key)
@@ -212,13 +210,12 @@ pub fn wait_ready(server: &Server, start: usize, slot: u16, generation: u64) {
     });
 }
 
-/// What a client that [`become_owed`] is owed: more than its own and the server's send buffer and a
-/// connection's pending output hold together, less than what the server's receive buffer takes in
-/// addition.
+/// Bytes of pending reply after [`become_owed`]: more than the client's buffer, the server's send buffer and
+/// the pending output hold together, less than with the server's receive buffer in addition.
 pub const OWED_BYTES: usize = 300_000;
 
-/// Has the client send [`OWED_BYTES`] and read nothing: the server's kernel has it all, and the
-/// server can neither send nor keep it all.
+/// Sends [`OWED_BYTES`] from a client that reads nothing: the server's kernel receives all of it, and the
+/// server can neither send nor buffer all replies.
 #[track_caller]
 pub fn become_owed(server: &Server, client: &mut Client) {
     SockRef::from(client.socket())
@@ -233,7 +230,7 @@ pub fn become_owed(server: &Server, client: &mut Client) {
     });
 }
 
-/// Waits for so many workers' own word that they drain: by then they have let go of their listeners.
+/// Waits until `workers` workers have logged that they drain: by then they have closed their listeners.
 #[track_caller]
 pub fn wait_draining(server: &Server, workers: usize) {
     let mut seen = 0;

@@ -1,5 +1,5 @@
-//! What the tests of planned operations share: a server that runs a copy of the program which a
-//! test may replace, and what its status says.
+//! A server for tests of planned operations: it runs a copy of the program that a test may replace, and its
+//! workers are read from its status.
 
 use std::path::{Path, PathBuf};
 
@@ -9,30 +9,29 @@ use tempfile::TempDir;
 use super::image::Image;
 use super::server::{Server, ServerBuilder};
 
-/// A server whose program and configuration file are its own.
+/// A server with its own program file and configuration file.
 #[derive(Debug)]
 pub struct Planned {
-    /// The server.
     pub server: Server,
     program: PathBuf,
     config: PathBuf,
     folder: TempDir,
 }
 
-/// The workers of a server as its status tells of them.
+/// The workers of a server, from its status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workers(pub Vec<Worker>);
 
 /// One worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Worker {
-    /// Its process.
+    /// Process id.
     pub pid: u64,
-    /// Which of its slot's workers it is.
+    /// Generation within its slot.
     pub generation: u64,
-    /// What it runs.
+    /// Release that it runs.
     pub release: u64,
-    /// What it is doing.
+    /// State, as in the status.
     pub state: String,
 }
 
@@ -44,7 +43,7 @@ impl Planned {
         Self::start_with(args, |builder| builder)
     }
 
-    /// The same with more said to the builder.
+    /// Like [`Self::start`], with changes to the builder.
     #[track_caller]
     pub fn start_with(args: &[&str], more: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Self {
         let folder = tempfile::tempdir().expect("a folder of its own");
@@ -64,23 +63,23 @@ impl Planned {
         }
     }
 
-    /// The program that a restart or an upgrade will find.
+    /// Returns the path of the program that a reload or an upgrade will execute.
     pub fn program(&self) -> &Path {
         &self.program
     }
 
-    /// A folder in which images can be made that may replace the program.
+    /// Returns a directory for images that may replace the program.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Puts another image in the program's place.
+    /// Replaces the program with `image`.
     #[track_caller]
     pub fn install(&self, image: Image) {
         image.replace(&self.program);
     }
 
-    /// Puts the program as built in its place again.
+    /// Replaces the program with a copy of the one as built.
     #[track_caller]
     pub fn install_good(&self) {
         self.install(Image::copy(self.folder()));
@@ -92,7 +91,7 @@ impl Planned {
         std::fs::write(&self.config, text).expect("write the configuration");
     }
 
-    /// The workers as the status tells of them.
+    /// Returns the workers, from the status.
     #[track_caller]
     pub fn workers(&self) -> Workers {
         Workers::of(&self.server)
@@ -100,7 +99,7 @@ impl Planned {
 }
 
 impl Workers {
-    /// The workers of `server`, main ones only, in the order of their slots.
+    /// Returns the active workers of `server`, ordered by slot.
     #[track_caller]
     pub fn of(server: &Server) -> Self {
         let status = server.status_json();

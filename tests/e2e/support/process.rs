@@ -1,5 +1,5 @@
-//! Processes by descriptor: waited for without polling, signalled without hitting a stranger who
-//! was given the same number.
+//! Processes held by descriptor: waits without polling, and signals that never reach another process with a
+//! reused pid.
 
 use std::fs;
 use std::io;
@@ -18,10 +18,10 @@ use rustix::process::{
 };
 use uppercased_ctl::clock::{Tick, now};
 
-/// How long anything that should happen may take before the test fails.
+/// Time limit of every expected event.
 ///
-/// Only a failing test waits for it, so it is long against a machine that does thirty other things or
-/// is ten times slower.
+/// Only a failing test reaches it, so it also suits a machine that is ten times slower or runs thirty other
+/// tests.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Runs `body` in a thread of its own.
@@ -40,22 +40,22 @@ pub fn in_background<T: Send + 'static>(
 pub struct Deadline(Tick);
 
 impl Deadline {
-    /// The point `span` from now.
+    /// Returns the point `span` from now.
     pub fn after(span: Duration) -> Self {
         Self(now() + span)
     }
 
-    /// What is left until then; zero once it has passed.
+    /// Returns the remaining time; zero once it has passed.
     pub fn left(self) -> Duration {
         self.0.since(now())
     }
 }
 
-/// Waits until `fd` is ready for one of `events` (or broken); whether it was in time.
+/// Waits until `fd` is ready for one of `events` or broken; returns whether it was in time.
 pub fn poll_one(fd: impl AsFd, events: PollFlags, within: Duration) -> bool {
     let deadline = Deadline::after(within);
     loop {
-        // Rounded up, so that the last millisecond is waited for and not spun through.
+        // Rounded up, so that the last millisecond does not spin.
         let left = deadline.left() + Duration::from_micros(999);
         let timeout = PollTimeout::try_from(left).expect("a test's deadline is below 24 days");
         match poll(&mut [PollFd::new(fd.as_fd(), events)], timeout) {
@@ -66,7 +66,7 @@ pub fn poll_one(fd: impl AsFd, events: PollFlags, within: Duration) -> bool {
     }
 }
 
-/// A process, held by descriptor: the number cannot come to mean another one.
+/// A process held by descriptor: its pid cannot come to mean another one.
 #[derive(Debug)]
 pub struct Watched {
     pid: u32,
@@ -78,7 +78,7 @@ impl Watched {
     pub fn open(pid: u32) -> Option<Self> {
         match pidfd_open(as_pid(pid), PidfdFlags::empty()) {
             Ok(pidfd) => Some(Self { pid, pidfd }),
-            // The others are what kernels say of a number whose process has just been reaped.
+            // Kernels return the others for a process that has just been reaped.
             Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {
                 None
             }
@@ -86,27 +86,27 @@ impl Watched {
         }
     }
 
-    /// Its number.
+    /// Returns its pid.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Returns a duplicate of its descriptor `number`, if it may be had: root may.
+    /// Returns a duplicate of its descriptor `number`, where permitted: root may.
     pub fn descriptor(&self, number: i32) -> Option<OwnedFd> {
         pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty()).ok()
     }
 
-    /// Waits until it has ended (it may still be a zombie); whether it did in time.
+    /// Waits until it has exited (it may still be a zombie); returns whether it did in time.
     pub fn wait_gone(&self, within: Duration) -> bool {
         poll_one(&self.pidfd, PollFlags::POLLIN, within)
     }
 
-    /// Whether it has ended.
+    /// Returns whether it has exited.
     pub fn is_gone(&self) -> bool {
         self.wait_gone(Duration::ZERO)
     }
 
-    /// Sends `signal`; nothing happens if it has ended.
+    /// Sends `signal`; does nothing if it has exited.
     pub fn signal(&self, signal: Signal) {
         let named = rustix::process::Signal::from_named_raw(signal as i32)
             .expect("both libraries know the signals of POSIX");
@@ -116,9 +116,9 @@ impl Watched {
         }
     }
 
-    /// How it ended, once it has; for a child of this process only.
+    /// Waits for its exit status; only for a child of this process. `None` if it runs longer than `within`.
     ///
-    /// It stays a zombie, so its number stays its own until somebody else reaps it.
+    /// It stays a zombie, so its pid stays reserved until it is reaped elsewhere.
     pub fn exit_status(&self, within: Duration) -> Option<ExitStatus> {
         if !self.wait_gone(within) {
             return None;
@@ -138,15 +138,15 @@ impl Watched {
     }
 }
 
-/// Waits until the process `pid` has ended (it may still be a zombie); whether it did in time.
+/// Waits until the process `pid` has exited (it may still be a zombie); returns whether it did in time.
 pub fn wait_gone(pid: u32, within: Duration) -> bool {
     Watched::open(pid).is_none_or(|process| process.wait_gone(within))
 }
 
-/// The children of the process `pid` that have not ended, in order of number.
+/// Returns the living children of the process `pid`, ordered by pid.
 pub fn children(pid: u32) -> Vec<u32> {
-    // The kernel leaves one out where another is reaped while it lists them (proc(5)): so it is asked
-    // until it says the same twice.
+    // The kernel may omit a child when another is reaped during the read (proc(5)): read until two lists
+    // agree.
     let mut listed = listed_children(pid);
     loop {
         let again = listed_children(pid);
@@ -177,11 +177,10 @@ fn listed_children(pid: u32) -> Vec<u32> {
     pids
 }
 
-/// Kills every process whose environment has the entry `mark` (`NAME=value`) and waits until it
-/// is gone.
+/// Kills every process with the entry `mark` (`NAME=value`) in its environment and waits until it is gone.
 ///
-/// This finds the descendants of a process even when their parents are gone. It is repeated until
-/// none is left, for one may have forked while it was being found.
+/// This finds the descendants of a process even when their parents are gone. It repeats until none is left,
+/// because one may fork during the search.
 ///
 /// # Errors
 ///
@@ -205,7 +204,7 @@ pub fn sweep(mark: &str) -> io::Result<()> {
     }
 }
 
-/// The living processes whose environment has the entry `mark`, other than this one.
+/// Returns the living processes with the entry `mark` in their environment, except this one.
 pub fn marked(mark: &str) -> Vec<Watched> {
     let has_mark = |pid: u32| {
         fs::read(format!("/proc/{pid}/environ")).is_ok_and(|entries| {
@@ -222,15 +221,15 @@ pub fn marked(mark: &str) -> Vec<Watched> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid| *pid != std::process::id() && has_mark(*pid))
         .filter_map(Watched::open)
-        // Asked again, now that the number can no longer change its owner.
+        // Checked again, now that the pid can no longer be reused.
         .filter(|process| has_mark(process.pid()))
         .collect()
 }
 
-/// Whether the process exists and is not a zombie.
+/// Returns whether the process exists and is not a zombie.
 fn is_alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        // The state follows the name, which is in parentheses and may contain some itself.
+        // The state follows the name, which is in parentheses and may contain parentheses.
         let state = stat
             .rsplit_once(") ")
             .and_then(|(_, rest)| rest.chars().next());

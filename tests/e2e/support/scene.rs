@@ -1,5 +1,5 @@
-//! A server with one worker under abuse, and a client that behaves: it is served all the while, memory
-//! stays within its bound, and afterwards everything is as it was.
+//! A server with one worker under abuse, and a well-behaved client: it is served all the time, memory stays
+//! within its bound, and afterwards everything is as before.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,18 +16,16 @@ use super::observe::{count_sockets, until};
 use super::usage::{Counters, resident_bytes};
 use super::{Client, Server, in_background};
 
-/// What one connection may hold of a worker's memory (docs/reference.md): its buffer of pending
-/// output, its record and its deadline.
+/// Worker memory of one connection (docs/reference.md): its pending output, its record and its deadline.
 pub const WORKER_BYTES_MAX: u64 = (64 + 1) << 10;
-/// What a worker may need besides, however many there are: the buffers that it keeps at hand and
-/// what its allocator rounds up to.
+/// Worker memory independent of the number of connections: spare buffers and rounding of the allocator.
 pub const WORKER_SLACK_BYTES: u64 = 2 << 20;
-/// A server, one client of it that behaves, and what there was before the abuse.
+/// A server, one well-behaved client, and the baseline before the abuse.
 #[derive(Debug)]
 pub struct Scene {
     pub server: Server,
     pub counters: Counters,
-    /// Its process number.
+    /// Its pid.
     pub worker: u32,
     before: Baseline,
     resident: u64,
@@ -36,7 +34,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// A server where a client pings all the while, and fails the test when it is not answered.
+    /// Starts a server and a client that pings it all the time and fails the test without a reply.
     #[track_caller]
     pub fn start(args: &[&str]) -> Self {
         raise_descriptor_limit().expect("as many descriptors as there may be");
@@ -45,7 +43,7 @@ impl Scene {
             .args(args)
             .start();
         let counters = Counters::of(&server);
-        // Once as much as any client may make it touch.
+        // Touch as much memory as any client can, once.
         Client::connect(server.addr()).stream(0, 1 << 20);
         counters.wait_open(0);
         let mut client = Client::connect(server.addr());
@@ -62,7 +60,7 @@ impl Scene {
             }
             pings
         });
-        // Only now, for it takes a while: the client must not be idle for so long.
+        // After the baseline, which takes a while: the client must not be idle that long.
         let before = Baseline::of(&server);
         Self {
             resident: resident_bytes(worker),
@@ -75,18 +73,18 @@ impl Scene {
         }
     }
 
-    /// Where it listens.
+    /// Returns its address.
     pub fn addr(&self) -> SocketAddr {
         self.server.addr()
     }
 
-    /// So many clients.
+    /// Connects `count` clients.
     #[track_caller]
     pub fn connect(&self, count: usize) -> Vec<Client> {
         (0..count).map(|_| Client::connect(self.addr())).collect()
     }
 
-    /// Asserts that the worker holds no more than `connections` may make it hold.
+    /// Asserts that the worker's memory stays within the bound for `connections`.
     #[track_caller]
     pub fn assert_bounded(&self, connections: usize) {
         let grown = resident_bytes(self.worker).saturating_sub(self.resident);
@@ -94,14 +92,14 @@ impl Scene {
         assert!(grown <= bound, "grown by {grown} bytes of {bound}");
     }
 
-    /// Asserts that nothing is left of the abuse, that new clients are served, that the one from
-    /// before always was, and that what was counted adds up.
+    /// Asserts that nothing is left of the abuse, that new clients are served, that the well-behaved client
+    /// always was, and that the counters add up.
     #[track_caller]
     pub fn assert_as_before(self) {
         self.counters.wait_open(1);
         self.before.assert_back(&self.server);
-        // Nor in the kernel: nobody waits in a queue, and what is not over is the one connection.
-        // What waits out its time, or for the last word of a peer that is gone, is not the server's.
+        // Nor in the kernel: the queues are empty, and one connection is open. Sockets that wait out
+        // TIME_WAIT, or for the FIN of a vanished peer, no longer belong to the server.
         let port = self.server.addr().port();
         let living = || {
             let states = [

@@ -1,5 +1,5 @@
-//! The server under test: started on ports of the kernel's choice, watched, and gone with
-//! everything it forked when the test ends.
+//! The server under test: started on ports that the kernel chooses, observed, and killed with all its
+//! descendants when the test ends.
 
 #![expect(
     unsafe_code,
@@ -28,29 +28,29 @@ use super::netns::Namespace;
 use super::process::{DEADLINE, Watched, children, marked, sweep};
 use super::service_manager::Named;
 
-/// How long an orderly stop may take: well past the server's own limit with default settings (32 s),
-/// so that a stop which ends by that limit is told by its exit code and not by a test gone late.
+/// Time limit of a graceful stop: well above the server's own limit with default settings (32 s), so that a
+/// stop at that limit shows in the exit code and not as a late test.
 const STOP_DEADLINE: Duration = Duration::from_secs(90);
 
-/// What the server prints on standard output for each address once it serves.
+/// The line on standard output, for each address, once the server serves.
 const READY: &str = "listening on ";
 
-/// How long an order on the control socket may take: it waits for what it asks for, which is the
-/// renewal of every worker, each under deadlines of its own.
-const ORDER_DEADLINE: Duration = Duration::from_secs(180);
+/// Time limit of a command: it waits for its operation, which replaces every worker, each with its own
+/// deadlines.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(180);
 
-/// How a server is told where to take orders. By the environment, which no argument of a test can
-/// get in the way of; a flag wins over it.
+/// Sets the control socket through the environment, which arguments of a test cannot disturb; a flag
+/// overrides it.
 const CONTROL: &str = "UPPERCASED_CONTROL";
 
-/// Tests have workers stand still, and on a busy machine for longer than the default allows; one that
-/// is about this says so by a flag, which wins.
+/// Tests stop workers, on a busy machine for longer than the default allows; a test of this timeout sets the
+/// flag, which overrides it.
 const HANG_TIMEOUT: (&str, &str) = ("UPPERCASED_HANG_TIMEOUT", "1h");
 
-/// The environment entry by which everything that descends from one server is found again.
+/// The environment variable that marks all descendants of one server.
 const MARK: &str = "E2E_SERVER";
 
-/// What is set before a server starts.
+/// Options of a server before it starts.
 #[derive(Debug)]
 pub struct ServerBuilder {
     program: PathBuf,
@@ -62,37 +62,36 @@ pub struct ServerBuilder {
     handed_over: Vec<Named>,
 }
 
-/// What came of an order on a server's control socket.
+/// The result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answered {
-    /// The exit code of the command that gave it.
+pub struct CommandOutput {
+    /// Exit code.
     pub code: i32,
-    /// What it printed.
+    /// Standard output.
     pub stdout: String,
-    /// What it had to complain about.
+    /// Standard error.
     pub stderr: String,
 }
 
-/// A running server. Dropping it kills the supervisor and all that came from it.
+/// A running server. Dropping it kills the supervisor and all its descendants.
 #[derive(Debug)]
 pub struct Server {
     running: Running,
     addrs: Vec<SocketAddr>,
 }
 
-/// A process of the program and what it prints.
+/// A process of the program and its output.
 #[derive(Debug)]
 struct Running {
-    /// Reaped on drop and not before, so that its number is its own until then.
+    /// Reaped only on drop, so that its pid stays reserved until then.
     child: Child,
     supervisor: Watched,
     stdout: Lines,
     stderr: Lines,
     mark: String,
-    /// What is its own, such as its control socket; goes with it.
+    /// Its own directory, with the control socket; removed on drop.
     folder: TempDir,
-    /// Every child that was ever seen. The mark finds them too, unless they cleared their
-    /// environment or may not be looked into.
+    /// Every child seen so far. The mark finds them, too, unless their environment is cleared or unreadable.
     seen: Mutex<Vec<Watched>>,
 }
 
@@ -117,25 +116,25 @@ impl ServerBuilder {
         self
     }
 
-    /// Runs another file than the program as built, such as a copy that a test will replace.
+    /// Runs another file than the program as built, such as a copy that the test replaces.
     pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
         self.program = path.into();
         self
     }
 
-    /// Starts it in another network namespace than that of the caller.
+    /// Starts it in `namespace` and not in that of the caller.
     pub fn namespace(mut self, namespace: &Namespace) -> Self {
         self.namespace = Some(namespace.clone());
         self
     }
 
-    /// Hands sockets over to it, as a service manager does.
+    /// Passes sockets to it, as a service manager does.
     pub fn hand_over(mut self, sockets: Vec<Named>) -> Self {
         self.handed_over.extend(sockets);
         self
     }
 
-    /// How many addresses it will announce; needed only if they are not given by `--listen`.
+    /// Sets the number of addresses that it will announce, if `--listen` does not give them.
     pub fn listeners(mut self, count: usize) -> Self {
         self.listeners = Some(count);
         self
@@ -160,8 +159,7 @@ impl ServerBuilder {
         Server { running, addrs }
     }
 
-    /// Starts it and waits until it has ended by itself: its exit code and what it wrote to
-    /// standard error.
+    /// Starts it and waits until it fails on its own; returns its exit code and standard error.
     #[track_caller]
     pub fn expect_failure(self) -> (i32, String) {
         let running = self.spawn();
@@ -175,8 +173,8 @@ impl ServerBuilder {
 
     #[track_caller]
     fn spawn(mut self) -> Running {
-        self.let_tests_look_in();
-        // Unique among all tests of all files that run at once.
+        self.allow_inspection();
+        // Unique among all concurrent tests.
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}-{number}", std::process::id());
@@ -187,7 +185,7 @@ impl ServerBuilder {
         } else {
             handing_over(&self.program, std::mem::take(&mut self.handed_over))
         };
-        forget_settings(&mut command);
+        remove_settings(&mut command);
         command
             .args(&self.args)
             .env(CONTROL, control_path(&folder))
@@ -209,7 +207,7 @@ impl ServerBuilder {
             child.unwrap_or_else(|error| panic!("start {}: {error}", self.program.display()));
         let stdout = Lines::follow(child.stdout.take().expect("a pipe was asked for"));
         let stderr = child.stderr.take().expect("a pipe was asked for");
-        make_room(&stderr);
+        enlarge_pipe(&stderr);
         let stderr = Lines::follow(stderr);
         let supervisor = Watched::open(child.id()).expect("a child that was not reaped");
         Running {
@@ -223,8 +221,8 @@ impl ServerBuilder {
         }
     }
 
-    /// Who is not root cannot look into a worker that has locked itself in, and tests do.
-    fn let_tests_look_in(&mut self) {
+    /// Keeps sandboxed workers readable for tests that do not run as root.
+    fn allow_inspection(&mut self) {
         if nix::unistd::geteuid().is_root() {
             return;
         }
@@ -242,7 +240,7 @@ impl ServerBuilder {
         }
     }
 
-    /// The addresses on the command line; with none there is the default one.
+    /// Returns the number of addresses on the command line; without any there is the default one.
     fn count_listen(&self) -> usize {
         let is_listen = |arg: &&OsString| {
             let arg = arg.as_encoded_bytes();
@@ -259,7 +257,7 @@ impl Server {
         Self::builder().args(args).start()
     }
 
-    /// For what [`Self::start`] does not set.
+    /// Returns a builder, for options beyond [`Self::start`].
     pub fn builder() -> ServerBuilder {
         ServerBuilder {
             program: env!("CARGO_BIN_EXE_uppercased").into(),
@@ -272,35 +270,34 @@ impl Server {
         }
     }
 
-    /// Runs the program with `args`, which it should refuse: its exit code and standard error.
+    /// Runs the program with `args` that it must refuse; returns its exit code and standard error.
     #[track_caller]
     pub fn expect_failure(args: &[&str]) -> (i32, String) {
         Self::builder().args(args).expect_failure()
     }
 
-    /// The first address it serves, as a client reaches it.
+    /// Returns its first address, as a client reaches it.
     pub fn addr(&self) -> SocketAddr {
         self.addrs[0]
     }
 
-    /// All addresses it serves, in the order of its announcement.
+    /// Returns all its addresses, in announced order.
     pub fn addrs(&self) -> &[SocketAddr] {
         &self.addrs
     }
 
-    /// The supervisor's process number.
+    /// Returns the pid of the supervisor.
     pub fn pid(&self) -> u32 {
         self.running.supervisor.pid()
     }
 
-    /// The living workers' process numbers, in order.
+    /// Returns the pids of the living workers, in order.
     pub fn worker_pids(&self) -> Vec<u32> {
         let children = self.running.note_children();
         children.into_iter().filter(|pid| is_worker(*pid)).collect()
     }
 
-    /// The numbers of all living processes that descend from this server, itself included,
-    /// whoever their parents are now.
+    /// Returns the pids of the server and all its living descendants, also of orphans.
     pub fn processes(&self) -> Vec<u32> {
         let family = marked(&self.running.mark);
         let mut pids: Vec<u32> = family.iter().map(Watched::pid).collect();
@@ -308,58 +305,57 @@ impl Server {
         pids
     }
 
-    /// Where it takes orders, unless it was told otherwise.
+    /// Returns the path of its control socket, unless the test sets another.
     pub fn control(&self) -> PathBuf {
         control_path(&self.running.folder)
     }
 
-    /// A folder that lives as long as this.
+    /// Returns a directory that lives as long as this.
     pub fn folder(&self) -> &Path {
         self.running.folder.path()
     }
 
-    /// `uppercased reload`: renews every worker with the configuration as it is now.
+    /// Runs `uppercased reload`.
     #[track_caller]
-    pub fn reload(&self) -> Answered {
-        self.order(&["reload"])
+    pub fn reload(&self) -> CommandOutput {
+        self.command(&["reload"])
     }
 
-    /// `uppercased upgrade`: replaces the program by the one on disk.
+    /// Runs `uppercased upgrade`.
     #[track_caller]
-    pub fn upgrade(&self) -> Answered {
-        self.order(&["upgrade"])
+    pub fn upgrade(&self) -> CommandOutput {
+        self.command(&["upgrade"])
     }
 
-    /// `uppercased scale`: more or fewer workers.
+    /// Runs `uppercased scale`.
     #[track_caller]
-    pub fn scale(&self, workers: u16) -> Answered {
-        self.order(&["scale", &workers.to_string()])
+    pub fn scale(&self, workers: u16) -> CommandOutput {
+        self.command(&["scale", &workers.to_string()])
     }
 
-    /// `uppercased status --json`, parsed; it must succeed.
+    /// Runs `uppercased status --json`, which must succeed, and parses the output.
     #[track_caller]
     pub fn status_json(&self) -> serde_json::Value {
-        let answered = self.order(&["status", "--json"]).expect_success();
+        let answered = self.command(&["status", "--json"]).expect_success();
         serde_json::from_str(&answered.stdout)
             .unwrap_or_else(|error| panic!("no JSON: {error}: {answered:?}"))
     }
 
-    /// Runs a command of the program against this server and waits until it has ended.
+    /// Runs a command of the program against this server and waits for its result.
     #[track_caller]
-    pub fn order(&self, command: &[&str]) -> Answered {
-        let running = self.send_order(command);
+    pub fn command(&self, command: &[&str]) -> CommandOutput {
+        let running = self.start_command(command);
         running.wait()
     }
 
-    /// The same without waiting, for orders at once or a server that will be gone.
+    /// Starts a command without waiting for its result.
     #[track_caller]
-    pub fn send_order(&self, command: &[&str]) -> Order {
-        // The program as built and not the one that the server runs, which may be broken: who
-        // gives an order has a program of his own.
+    pub fn start_command(&self, command: &[&str]) -> RunningCommand {
+        // The program as built and not the one that the server runs, which may be broken.
         let mut process = Command::new(env!("CARGO_BIN_EXE_uppercased"));
-        forget_settings(&mut process);
+        remove_settings(&mut process);
         process.args(command).arg("--control").arg(self.control());
-        Order::start(process)
+        RunningCommand::start(process)
     }
 
     /// Sends `signal` to the supervisor.
@@ -368,42 +364,41 @@ impl Server {
         self.running.supervisor.signal(signal);
     }
 
-    /// Asks it to stop and waits until it has; how it ended.
+    /// Stops it with SIGTERM and waits; returns its exit status.
     #[track_caller]
     pub fn stop(&self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait_exit(STOP_DEADLINE)
     }
 
-    /// Kills the supervisor, and only it, and waits until it is gone: its workers are then on
-    /// their own until this is dropped.
+    /// Kills only the supervisor and waits until it is gone; its workers continue until this is dropped.
     #[track_caller]
     pub fn kill(&self) {
-        // Stopped first, so that it cannot fork one that would not be noticed.
+        // Stopped first, so that it cannot fork an unnoticed child.
         self.running.supervisor.signal(Signal::SIGSTOP);
         self.running.note_children();
         self.running.supervisor.signal(Signal::SIGKILL);
         self.wait_exit(DEADLINE);
     }
 
-    /// Waits until the supervisor has ended; how it did.
+    /// Waits until the supervisor has exited; returns its exit status.
     #[track_caller]
     pub fn wait_exit(&self, within: Duration) -> ExitStatus {
         self.running.wait_exit(within)
     }
 
-    /// Whether the supervisor is there.
+    /// Returns whether the supervisor is running.
     pub fn is_running(&self) -> bool {
         !self.running.supervisor.is_gone()
     }
 
-    /// The first line of the log that `wanted` accepts, old or yet to come.
+    /// Returns the first line of the log that `wanted` accepts; waits for it.
     #[track_caller]
     pub fn wait_log(&self, wanted: impl FnMut(&str) -> bool) -> String {
         self.wait_log_from(0, wanted)
     }
 
-    /// The same, from line number `start` on, which [`Self::log_len`] gave before.
+    /// Like [`Self::wait_log`], from line number `start` on, a result of [`Self::log_len`].
     #[track_caller]
     pub fn wait_log_from(&self, start: usize, wanted: impl FnMut(&str) -> bool) -> String {
         self.running
@@ -412,17 +407,17 @@ impl Server {
             .unwrap_or_else(|| panic!("no such line in the log from line {start} on"))
     }
 
-    /// The number of lines in the log.
+    /// Returns the number of lines in the log.
     pub fn log_len(&self) -> usize {
         self.running.stderr.len()
     }
 
-    /// The log so far.
+    /// Returns the log so far.
     pub fn log(&self) -> Vec<String> {
         self.running.stderr.all()
     }
 
-    /// The log up to its end, which comes when the last process that writes it has ended.
+    /// Returns the whole log; waits until the last process that writes it has exited.
     #[track_caller]
     pub fn whole_log(&self) -> Vec<String> {
         let ended = self.running.stderr.wait_end(DEADLINE);
@@ -430,22 +425,22 @@ impl Server {
         self.log()
     }
 
-    /// What it printed to standard output so far.
+    /// Returns its standard output so far.
     pub fn stdout(&self) -> Vec<String> {
         self.running.stdout.all()
     }
 }
 
-/// An order under way. Dropping it kills the command that gave it, and nothing else.
+/// A command in progress. Dropping it kills only the command.
 #[derive(Debug)]
-pub struct Order {
+pub struct RunningCommand {
     child: Child,
     process: Watched,
     stdout: Lines,
     stderr: Lines,
 }
 
-impl Order {
+impl RunningCommand {
     #[track_caller]
     fn start(mut command: Command) -> Self {
         command
@@ -461,22 +456,22 @@ impl Order {
         }
     }
 
-    /// What it has printed so far.
+    /// Returns its standard output so far.
     pub fn stdout(&self) -> &Lines {
         &self.stdout
     }
 
-    /// Waits until it has ended; what came of it.
+    /// Waits for its result.
     #[track_caller]
-    pub fn wait(self) -> Answered {
-        let status = self.process.exit_status(ORDER_DEADLINE);
+    pub fn wait(self) -> CommandOutput {
+        let status = self.process.exit_status(COMMAND_DEADLINE);
         let said = || format!("{}{}", self.stdout.text(), self.stderr.text());
         let status = status
-            .unwrap_or_else(|| panic!("no answer within {ORDER_DEADLINE:?}; so far: {}", said()));
+            .unwrap_or_else(|| panic!("no answer within {COMMAND_DEADLINE:?}; so far: {}", said()));
         let complete = self.stdout.wait_end(DEADLINE) && self.stderr.wait_end(DEADLINE);
         assert!(complete, "somebody holds the output of the command");
         let code = status.code();
-        Answered {
+        CommandOutput {
             code: code.unwrap_or_else(|| panic!("the command ended by {status}: {}", said())),
             stdout: self.stdout.text(),
             stderr: self.stderr.text(),
@@ -484,24 +479,23 @@ impl Order {
     }
 }
 
-impl Drop for Order {
+impl Drop for RunningCommand {
     fn drop(&mut self) {
         self.process.signal(Signal::SIGKILL);
-        // It has ended or was killed, so this does not wait for long; a zombie is all that could
-        // be left.
+        // It has exited or was killed, so this takes no time; at worst a zombie remains.
         drop(self.child.wait());
     }
 }
 
-impl Answered {
-    /// Asserts that it was done.
+impl CommandOutput {
+    /// Asserts that it succeeded.
     #[track_caller]
     pub fn expect_success(self) -> Self {
         assert_eq!(self.code, 0, "{self:?}");
         self
     }
 
-    /// Asserts that it was not done, and that the cause which is given contains `cause`.
+    /// Asserts that it failed with a message that contains `cause`.
     #[track_caller]
     pub fn expect_failure(self, cause: &str) -> Self {
         let said = format!("{}{}", self.stdout, self.stderr);
@@ -518,12 +512,12 @@ impl Running {
             .unwrap_or_else(|| panic!("the supervisor is still there after {within:?}"))
     }
 
-    /// Remembers the supervisor's children of now, and returns their numbers.
+    /// Records the supervisor's current children and returns their pids.
     fn note_children(&self) -> Vec<u32> {
         let pids = children(self.supervisor.pid());
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         for pid in &pids {
-            // One that is gone but has the same number is another process.
+            // A recorded process that is gone does not own this pid any more.
             if !seen.iter().any(|p| p.pid() == *pid && !p.is_gone()) {
                 seen.extend(Watched::open(*pid));
             }
@@ -549,7 +543,7 @@ impl Drop for Running {
         failures.extend(sweep(&self.mark).err().map(|error| error.to_string()));
         failures.extend(self.child.wait().err().map(|error| error.to_string()));
         if std::thread::panicking() {
-            // Complete, now that nobody can write to it any more.
+            // Complete, because no process can write to it any more.
             self.stderr.wait_end(DEADLINE);
             self.stdout.wait_end(DEADLINE);
             eprintln!(
@@ -564,18 +558,17 @@ impl Drop for Running {
     }
 }
 
-/// The server drops lines that its log has no room for, and tests wait for lines: on a busy machine the
-/// thread that reads them may have no turn for longer than it takes to fill a pipe of the usual size.
-fn make_room(log: &ChildStderr) {
-    /// As much as a process without privileges may ask for (fs.pipe-max-size).
+/// Enlarges the pipe of the log: the server drops lines that do not fit, tests wait for lines, and on a busy
+/// machine the reading thread may run too late for a pipe of the default size.
+fn enlarge_pipe(log: &ChildStderr) {
+    /// The largest size for an unprivileged process (fs.pipe-max-size).
     const LOG_BYTES: i32 = 1 << 20;
-    // A user who has too many pages in pipes is refused, and has the usual size.
+    // Refused for a user with too many pipe pages, who keeps the default size.
     let _ = fcntl(log, FcntlArg::F_SETPIPE_SZ(LOG_BYTES));
 }
 
-/// Takes the settings of whoever runs the tests from the environment of `command`: they are not
-/// what is tested.
-fn forget_settings(command: &mut Command) {
+/// Removes the caller's settings from the environment of `command`: they are not under test.
+fn remove_settings(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.as_encoded_bytes().starts_with(b"UPPERCASED_") {
             command.env_remove(name);
@@ -583,14 +576,14 @@ fn forget_settings(command: &mut Command) {
     }
 }
 
-/// A command that executes `program` with the sockets in the places where a service manager leaves
-/// them.
+/// Returns a command that executes `program` with the sockets at the descriptor numbers that a service
+/// manager uses.
 fn handing_over(program: &Path, sockets: Vec<Named>) -> Command {
     const FIRST: i32 = 3;
-    // Out of the way of the places that are filled.
+    // Above the descriptor numbers that are filled.
     const APART: i32 = 1000;
     let mut command = Command::new("/bin/sh");
-    // The number of the process is known when there is one, and exec keeps it.
+    // The pid is known only in the child, and exec keeps it.
     command.arg("-c").arg("LISTEN_PID=$$ exec \"$0\" \"$@\"");
     let names: Vec<&str> = sockets.iter().map(|(name, _)| &**name).collect();
     command
@@ -619,7 +612,8 @@ fn control_path(folder: &TempDir) -> PathBuf {
     folder.path().join("control")
 }
 
-/// An announced address as a client can use it: `*` and the unspecified addresses mean this host.
+/// Returns an announced address in the form that a client can use: `*` and the unspecified addresses become
+/// loopback addresses.
 #[track_caller]
 fn reachable(announced: &str) -> SocketAddr {
     let text = announced.trim();
@@ -638,9 +632,8 @@ fn reachable(announced: &str) -> SocketAddr {
     addr
 }
 
-/// Whether a child of the supervisor runs in the worker role: it says so in the name or the first
-/// argument that it was executed with. One that was forked and not yet executed still shows the
-/// supervisor's own command line, where `--workers` is an option.
+/// Returns whether a child of the supervisor runs in the worker role, by its name or first argument. A child
+/// before exec still has the supervisor's command line, where `--workers` is an option.
 fn is_worker(pid: u32) -> bool {
     std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
         line.split(|byte| *byte == 0).take(2).any(|arg| {

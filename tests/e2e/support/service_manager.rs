@@ -1,5 +1,5 @@
-//! A service manager that a test holds in its hand: what systemd would be told is written down,
-//! what it would keep is kept, and handed over to the next instance.
+//! A stand-in for systemd: it records the notifications of a service, keeps the descriptors that the service
+//! stores, and passes them to the next instance.
 
 use std::ffi::OsString;
 use std::io::IoSliceMut;
@@ -17,16 +17,16 @@ use tempfile::TempDir;
 
 use super::process::{DEADLINE, Deadline, in_background};
 
-/// A socket with the name under which it is handed over.
+/// A socket and the name under which it is passed.
 pub type Named = (String, OwnedFd);
 
-/// Tells the thread that reads to end; no message of a service begins so.
+/// Ends the reading thread; no message of a service starts with it.
 const OVER: &[u8] = b"over";
 
-/// Comes behind everything that was sent before, for the socket keeps the order.
+/// Follows everything sent before, because the socket keeps the order.
 const MARK: &str = "MARK=1";
 
-/// See the module's text.
+/// The stand-in; see the module.
 #[derive(Debug)]
 pub struct ServiceManager {
     address: SocketAddr,
@@ -34,7 +34,7 @@ pub struct ServiceManager {
     socket: Option<UnixDatagram>,
     shared: Arc<Shared>,
     reader: Option<JoinHandle<()>>,
-    /// The socket's, if it has a path.
+    /// The directory of the socket, if it has a path.
     _folder: Option<TempDir>,
 }
 
@@ -52,7 +52,7 @@ struct State {
 }
 
 impl ServiceManager {
-    /// One that reads, at a path.
+    /// Starts one that reads, at a path.
     pub fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder of its own");
         let path = folder.path().join("notify");
@@ -62,7 +62,7 @@ impl ServiceManager {
         manager
     }
 
-    /// One that reads, at a name in no file system.
+    /// Starts one that reads, at an abstract name.
     pub fn start_abstract(name: &str) -> Self {
         let address = SocketAddr::from_abstract_name(name).expect("a short name");
         let mut manager = Self::bind(address, format!("@{name}").into(), None);
@@ -70,7 +70,7 @@ impl ServiceManager {
         manager
     }
 
-    /// One that does not read before [`Self::read`].
+    /// Starts one that does not read before [`Self::read`].
     pub fn start_silent() -> Self {
         let folder = tempfile::tempdir().expect("a folder of its own");
         let path = folder.path().join("notify");
@@ -90,7 +90,7 @@ impl ServiceManager {
         }
     }
 
-    /// Begins to read.
+    /// Starts to read.
     pub fn read(&mut self) {
         let socket = self.socket.take().expect("it does not read yet");
         let shared = Arc::clone(&self.shared);
@@ -101,23 +101,23 @@ impl ServiceManager {
         }));
     }
 
-    /// Has what comes from now on wait, or look at it again.
+    /// Pauses or resumes the reading of messages.
     pub fn hold(&self, held: bool) {
         self.shared.lock().held = held;
         self.shared.changed.notify_all();
     }
 
-    /// What a service is given as `NOTIFY_SOCKET`.
+    /// Returns the value of `NOTIFY_SOCKET` for a service.
     pub fn notify_socket(&self) -> &OsString {
         &self.name
     }
 
-    /// How many messages have come.
+    /// Returns the number of messages received.
     pub fn len(&self) -> usize {
         self.shared.lock().messages.len()
     }
 
-    /// Waits until everything that was sent until now has been read; the number of the next message.
+    /// Waits until everything sent so far has been read; returns the number of the next message.
     #[track_caller]
     pub fn settle(&self) -> usize {
         let start = self.len();
@@ -127,7 +127,7 @@ impl ServiceManager {
         self.wait_for(start, MARK).1
     }
 
-    /// The messages from number `start` on, but for those that come at their own pace.
+    /// Returns the messages from number `start` on, without periodic ones.
     pub fn steps_from(&self, start: usize) -> Vec<String> {
         let state = self.shared.lock();
         let own_pace = |it: &&String| {
@@ -138,8 +138,8 @@ impl ServiceManager {
         steps.cloned().collect()
     }
 
-    /// Waits for a message from number `start` on that begins with `beginning`: the message, and
-    /// the number of the one that follows.
+    /// Waits for a message from number `start` on that starts with `beginning`; returns it and the number of
+    /// the message after it.
     #[track_caller]
     pub fn wait_for(&self, start: usize, beginning: &str) -> (String, usize) {
         let found = self.find_within(DEADLINE, start, beginning);
@@ -149,7 +149,7 @@ impl ServiceManager {
         })
     }
 
-    /// The same, `None` if there is none in time.
+    /// Like [`Self::wait_for`]; `None` if there is none in time.
     pub fn find_within(
         &self,
         within: Duration,
@@ -163,7 +163,7 @@ impl ServiceManager {
         })
     }
 
-    /// Waits until exactly the listeners with these names are kept, in any order.
+    /// Waits until exactly the listeners with these names are stored, in any order.
     #[track_caller]
     pub fn wait_stored(&self, names: &[&str]) {
         let stored = self.wait(DEADLINE, |state| {
@@ -174,7 +174,7 @@ impl ServiceManager {
         assert!(stored.is_some(), "not {names:?}: {:#?}", self.shared.lock());
     }
 
-    /// What is kept, to be handed over to the next instance. It stays kept.
+    /// Returns the stored sockets, to pass to the next instance. They stay stored.
     pub fn stored(&self) -> Vec<Named> {
         let state = self.shared.lock();
         let duplicate = |(name, fd): &Named| (name.clone(), fd.try_clone().expect("duplicate"));
@@ -214,8 +214,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As systemd does: several descriptors may have one name, one that is there already is not
-    /// kept twice, and a removal concerns all of a name.
+    /// Stores as systemd does: several descriptors may share a name, a known one is not stored twice, and a
+    /// removal applies to all of a name.
     fn take(&self, text: String, descriptors: Vec<OwnedFd>) {
         let state = self.lock();
         let state = self.changed.wait_while(state, |state| state.held);
@@ -230,7 +230,7 @@ impl Shared {
                 }
             }
         } else if text == "BARRIER=1" {
-            // Closed, now that everything before it has been done.
+            // Closed, after everything before it has been applied.
             drop(descriptors);
         } else {
             assert!(descriptors.is_empty(), "descriptors came with {text:?}");
@@ -243,12 +243,12 @@ impl Shared {
     }
 }
 
-/// What tells a socket from others.
+/// Returns the identity of a socket.
 fn inode(descriptor: &OwnedFd) -> u64 {
     fstat(descriptor).expect("an open descriptor").st_ino
 }
 
-/// The next message; `None`: it is over.
+/// Returns the next message; `None` at the end.
 fn receive(socket: &UnixDatagram) -> Option<(String, Vec<OwnedFd>)> {
     let mut bytes = [0; 4096];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];

@@ -1,5 +1,4 @@
-//! A server in a thread of the test, for one connection: what a client does when its server does
-//! what the real one never would.
+//! A server in a thread of the test, for one connection and for behaviour that the real one never shows.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -13,13 +12,13 @@ use super::process::{DEADLINE, in_background, poll_one};
 /// A server for one connection.
 #[derive(Debug)]
 pub struct StandIn<T> {
-    /// Where it listens.
+    /// Its address.
     pub addr: SocketAddr,
     answering: JoinHandle<T>,
 }
 
-/// Listens on 127.0.0.1 and does `answer` to the first connection, whose reads and writes have
-/// a deadline.
+/// Listens on 127.0.0.1 and calls `answer` with the first connection, whose reads and writes have a
+/// deadline.
 #[track_caller]
 pub fn serve_one<T: Send + 'static>(
     answer: impl FnOnce(TcpStream) -> T + Send + 'static,
@@ -27,7 +26,7 @@ pub fn serve_one<T: Send + 'static>(
     serve_one_at((Ipv4Addr::LOCALHOST, 0).into(), answer)
 }
 
-/// The same, on the address `at`; port 0 has the kernel choose.
+/// Like [`serve_one`], on the address `at`; with port 0 the kernel chooses.
 #[track_caller]
 pub fn serve_one_at<T: Send + 'static>(
     at: SocketAddr,
@@ -51,7 +50,7 @@ pub fn serve_one_at<T: Send + 'static>(
 }
 
 impl<T> StandIn<T> {
-    /// What its answering returned; the test fails if that panicked.
+    /// Returns the result of `answer`; the test fails if it panicked.
     #[track_caller]
     pub fn join(self) -> T {
         self.answering
@@ -60,7 +59,7 @@ impl<T> StandIn<T> {
     }
 }
 
-/// Answers everything as it should, up to the client's half-close; how many bytes that were.
+/// Replies correctly up to the client's half-close; returns the number of bytes.
 pub fn answer_all(mut stream: TcpStream) -> u64 {
     let mut piece = vec![0; 64 * 1024];
     let mut count = 0;

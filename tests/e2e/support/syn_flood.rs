@@ -1,7 +1,7 @@
-//! Connection requests from sources that do not exist, sent by a raw socket: the kernel answers each
-//! into nothing and keeps a half-open connection until it gives up.
+//! Connection requests from sources that do not exist, sent through a raw socket: the kernel replies to nobody
+//! and keeps a half-open connection until it gives up.
 //!
-//! Only inside [`super::netns::isolated`]: what is sent and answered stays in that namespace.
+//! Only inside [`super::netns::isolated`]: packets and replies stay in that namespace.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -9,10 +9,10 @@ use std::process::Command;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Where the sources are. Nobody has such an address.
+/// The network of the sources. No host has such an address.
 const NETWORK: [u8; 2] = [10, 99];
 
-/// Sends requests.
+/// A sender of connection requests.
 #[derive(Debug)]
 pub struct SynFlood {
     socket: Socket,
@@ -21,16 +21,16 @@ pub struct SynFlood {
 }
 
 impl SynFlood {
-    /// One against `target`.
+    /// Creates one against `target`.
     ///
     /// # Errors
     ///
-    /// Why there can be none here, to be told by [`super::adversity::skipped`].
+    /// The reason why none can be created, for [`super::adversity::skipped`].
     pub fn new(target: SocketAddr) -> Result<Self, String> {
         let SocketAddr::V4(target) = target else {
             return Err("only IPv4 is flooded".to_owned());
         };
-        // Without a way back the kernel would not even take them.
+        // Without a route back the kernel would drop them.
         let network = format!("{}.{}.0.0/16", NETWORK[0], NETWORK[1]);
         let mut route = Command::new("ip");
         let route = route.args(["route", "add", &network, "dev", "lo"]).output();
@@ -39,7 +39,7 @@ impl SynFlood {
             let said = String::from_utf8_lossy(&route.stderr).into_owned();
             return Err(format!("no route to nowhere: {}", said.trim()));
         }
-        // IPPROTO_RAW: the header comes along.
+        // IPPROTO_RAW: the caller supplies the header.
         let raw = Some(Protocol::from(255));
         let socket = Socket::new(Domain::IPV4, Type::RAW, raw);
         let socket = socket.map_err(|error| format!("a raw socket: {error}"))?;
@@ -50,7 +50,7 @@ impl SynFlood {
         })
     }
 
-    /// Sends so many, each from another source.
+    /// Sends `count` requests, each from another source.
     #[track_caller]
     pub fn send(&mut self, count: u32) {
         for _ in 0..count {
@@ -65,14 +65,14 @@ impl SynFlood {
     }
 }
 
-/// Sets a setting of this namespace's IPv4.
+/// Sets an IPv4 sysctl of this namespace.
 #[track_caller]
 pub fn set_ipv4(name: &str, value: u32) {
     let path = format!("/proc/sys/net/ipv4/{name}");
     fs::write(&path, value.to_string()).unwrap_or_else(|error| panic!("write {path}: {error}"));
 }
 
-/// An IPv4 packet with a TCP segment that asks for a connection.
+/// Returns an IPv4 packet with a TCP SYN segment.
 fn request(source: SocketAddrV4, target: SocketAddrV4, sequence: u32) -> Vec<u8> {
     const HEADER_BYTES: u16 = 20;
     const TIME_TO_LIVE: u8 = 64;
@@ -83,10 +83,10 @@ fn request(source: SocketAddrV4, target: SocketAddrV4, sequence: u32) -> Vec<u8>
     segment.extend(source.port().to_be_bytes());
     segment.extend(target.port().to_be_bytes());
     segment.extend(sequence.to_be_bytes());
-    // Acknowledges nothing; the header has five words.
+    // No acknowledgement; the header has five words.
     segment.extend([0, 0, 0, 0, 5 << 4, SYN]);
     segment.extend(WINDOW.to_be_bytes());
-    // Checksum, which follows; nothing is urgent.
+    // Checksum, filled in below; no urgent pointer.
     segment.extend([0; 4]);
     let addresses = [source.ip().octets(), target.ip().octets()].concat();
     let pseudo = [&addresses[..], &[0, TCP], &HEADER_BYTES.to_be_bytes()].concat();
@@ -95,14 +95,14 @@ fn request(source: SocketAddrV4, target: SocketAddrV4, sequence: u32) -> Vec<u8>
 
     let mut packet = vec![0x45, 0];
     packet.extend((2 * HEADER_BYTES).to_be_bytes());
-    // Identification and checksum are the kernel's to fill in.
+    // The kernel fills in identification and checksum.
     packet.extend([0, 0, 0, 0, TIME_TO_LIVE, TCP, 0, 0]);
     packet.extend(addresses);
     packet.extend(segment);
     packet
 }
 
-/// That of the internet (RFC 1071), over an even number of bytes.
+/// Returns the internet checksum (RFC 1071) of an even number of bytes.
 fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks_exact(2);
     let sum: u32 = words

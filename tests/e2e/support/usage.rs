@@ -1,5 +1,5 @@
-//! What a running server counts and uses, seen from outside: its counters, its workers' memory and
-//! CPU time. Looking disturbs nothing.
+//! Counters and resources of a running server, seen from outside: its metrics, and the memory and CPU time of
+//! its workers. Reading them does not disturb it.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -14,15 +14,15 @@ use uppercased_ctl::metrics::Counter;
 use super::observe::until;
 use super::server::Server;
 
-/// The counters of every slot of a server, read from the memory that its workers write.
+/// The counters of every slot of a server, read from the working memory.
 #[derive(Debug)]
 pub struct Counters {
-    /// In the order of the slots.
+    /// Ordered by slot.
     slots: Vec<SharedMemory>,
 }
 
 impl Counters {
-    /// The counters of `server`. They stay readable after its end.
+    /// Opens the counters of `server`. They stay readable after it has exited.
     #[track_caller]
     pub fn of(server: &Server) -> Self {
         let pid = server.pid();
@@ -33,7 +33,7 @@ impl Counters {
             .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
             .collect();
         assert!(!found.is_empty(), "process {pid} has no slot's memory");
-        // Made in the order of the slots, so numbered in that order.
+        // Created in slot order, so numbered in slot order.
         found.sort_unstable();
         let open = |path: &PathBuf| {
             let file = File::options().read(true).write(true).open(path);
@@ -44,18 +44,18 @@ impl Counters {
         }
     }
 
-    /// One counter, over all slots.
+    /// Returns one counter, summed over all slots.
     pub fn count(&self, counter: Counter) -> u64 {
         self.by_slot(counter).into_iter().sum()
     }
 
-    /// One counter, slot by slot.
+    /// Returns one counter for each slot.
     pub fn by_slot(&self, counter: Counter) -> Vec<u64> {
         let of = |memory| memory::counter(memory, counter);
         self.slots.iter().map(of).collect()
     }
 
-    /// Connections open now, over all slots.
+    /// Returns the number of open connections of all slots.
     pub fn open(&self) -> u64 {
         self.slots.iter().map(memory::open_connections).sum()
     }
@@ -84,16 +84,16 @@ fn is_slot_memory(path: &Path) -> bool {
     })
 }
 
-/// Memory that a process has of its own or in working memory, in bytes: pages of program files
-/// are left out.
+/// Returns the resident memory of a process in bytes, private and working memory, without pages of program
+/// files.
 ///
-/// Counted page by page (the kernel's own sums may be stale by megabytes).
+/// Counts page by page: the kernel's own sums may be stale by megabytes.
 #[track_caller]
 pub fn resident_bytes(pid: u32) -> u64 {
     try_resident_bytes(pid).expect("a living process's memory")
 }
 
-/// The same of a process that may be about to end; `None` if it has.
+/// Like [`resident_bytes`], for a process that may exit; `None` if it has.
 pub fn try_resident_bytes(pid: u32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
     let mut counts = false;
@@ -105,7 +105,7 @@ pub fn try_resident_bytes(pid: u32) -> Option<u64> {
                 let value = words.next().and_then(|value| value.parse().ok());
                 kib += value.unwrap_or(0_u64);
             }
-            // The line that begins a mapping: range, rights, offset, device, inode, file.
+            // The first line of a mapping: range, rights, offset, device, inode, file.
             Some(first) if !first.ends_with(':') => {
                 let file = words.nth(4).unwrap_or("");
                 counts = !file.starts_with('/') || file.starts_with("/memfd:");
@@ -116,13 +116,13 @@ pub fn try_resident_bytes(pid: u32) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// CPU time that a process has used.
+/// Returns the CPU time that a process has used.
 #[track_caller]
 pub fn cpu_time(pid: u32) -> Duration {
-    // USER_HZ, in which the kernel tells it, is 100 on every Linux that this runs on.
+    // The unit, USER_HZ, is 100 on every Linux that this runs on.
     const TICK_MS: u64 = 10;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a living process's times");
-    // The name, in parentheses, may contain some itself; after it comes the state, field 3.
+    // The name, in parentheses, may contain parentheses; the state, field 3, follows it.
     let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
     let ticks = fields.split_ascii_whitespace().skip(11).take(2);
     let ticks: u64 = ticks

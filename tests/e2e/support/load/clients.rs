@@ -1,4 +1,4 @@
-//! The kinds of clients: what each does between its start and the end of the load.
+//! The kinds of clients of a load: the behaviour of each between its start and the end of the load.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,38 +10,38 @@ use uppercased_ctl::clock::now;
 use super::conversation::{Conversation, Failure, PEER_ENDED, Plan};
 use super::{LoadSize, Shared, Tally};
 
-/// After a failure: a server that refuses everybody must not be tried without end.
+/// Pause after a failure: clients must not spin on a server that refuses them.
 const FAILURE_PAUSE: Duration = Duration::from_millis(20);
 
-/// Bytes of a ping, at most.
+/// Largest ping, in bytes.
 const PING_BYTES: usize = 200;
 
-/// What a mid-message client sends, and how much of the answer it reads before it goes silent.
+/// Bytes that a mid-message client sends, and bytes of the reply that it reads before it stays silent.
 const MID_MESSAGE_BYTES: usize = 4000;
 const MID_MESSAGE_READ_BYTES: u64 = 1000;
 
-/// What a half-closed client reads at a time, and how often.
+/// Bytes per read of a half-closed client, and the pause between reads.
 const SPOON_BYTES: usize = 8 * 1024;
 const SPOON_PAUSE: Duration = Duration::from_millis(2);
 
-/// What a client is like.
+/// The kind of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// Connects, exchanges, closes, begins again.
+    /// Connects, exchanges, closes, repeats.
     Churn,
-    /// Sends and receives all the time.
+    /// Sends and receives continuously.
     Stream,
     /// One small message at a time.
     Ping,
-    /// Sends whatever goes, reads seldom.
+    /// Sends as fast as possible, reads slowly.
     Slow,
-    /// Has said all, and reads.
+    /// Has half-closed, and reads.
     HalfClosed,
-    /// All that are silent: they share a thread.
+    /// Silent clients, which share a thread.
     Silent,
 }
 
-/// Everybody who gets a thread.
+/// Returns the kind and number of each thread.
 pub(super) fn parties(size: &LoadSize) -> Vec<(Kind, usize)> {
     let silent = usize::from(size.idle + size.mid_message > 0);
     let counts = [
@@ -65,7 +65,7 @@ pub(super) struct Party {
     kind: Kind,
     index: usize,
     random: fastrand::Rng,
-    /// Connections that it has tried.
+    /// Connections attempted so far.
     tried: usize,
     in_place: bool,
     tally: Tally,
@@ -75,7 +75,7 @@ type Outcome = Result<(), Box<Failure>>;
 
 impl Party {
     pub(super) fn new(shared: Arc<Shared>, kind: Kind, index: usize) -> Self {
-        // Told apart, and the same in every run.
+        // Different for each client, and the same in every run.
         let seed = (kind as u64) << 32 | index as u64;
         Self {
             shared,
@@ -88,7 +88,7 @@ impl Party {
         }
     }
 
-    /// Does what its kind does until the load is over; what it saw.
+    /// Acts by its kind until the load is over; returns its results.
     pub(super) fn run(mut self) -> Tally {
         if let Some(namespace) = &self.shared.origin.namespace {
             namespace.enter();
@@ -104,7 +104,7 @@ impl Party {
         self.tally
     }
 
-    /// One conversation after the other, whatever becomes of them.
+    /// Runs one conversation after the other, also after failures.
     fn again_and_again(&mut self, pause: Duration, conversation: fn(&mut Self) -> Outcome) {
         let mut pause_now = Duration::ZERO;
         while !self.shared.over_within(pause_now) {
@@ -121,7 +121,7 @@ impl Party {
         }
     }
 
-    /// One conversation until the end.
+    /// Runs one conversation until the end of the load.
     fn once(&mut self, conversation: fn(&mut Self) -> Outcome) {
         if let Err(failure) = conversation(self) {
             self.note_failure(*failure);
@@ -172,8 +172,8 @@ impl Party {
         outcome
     }
 
-    /// Steps with a pause between them until the load is over, then an orderly end. A step says
-    /// whether something was received; that must happen in time while an answer is due.
+    /// Repeats `step` with pauses until the load is over, then ends gracefully. A step returns whether it
+    /// received something, which must happen in time while a reply is due.
     fn flow(
         &mut self,
         client: &mut Conversation,
@@ -232,7 +232,7 @@ impl Party {
         while !client.has_ended() {
             if client.recv_some(SPOON_BYTES)? > 0 {
                 progress = now();
-                // Connected, served and half-closed: in place before it is at the end.
+                // Connected, served and half-closed: ready before it reaches the end.
                 self.note_in_place();
             } else if now().since(progress) > self.shared.size.deadline {
                 return Err(client.late("reading slowly"));
@@ -292,7 +292,7 @@ impl Party {
         Ok(client)
     }
 
-    /// Waits for the end, and notices at once who does not stay as silent as it should.
+    /// Waits for the end, and detects at once a connection that does not stay silent.
     fn watch(&mut self, clients: &mut Vec<Conversation>) {
         loop {
             let mut watched = vec![PollFd::new(
@@ -300,7 +300,7 @@ impl Party {
                 PollFlags::POLLIN,
             )];
             watched.extend(clients.iter().map(|client| {
-                // Whoever has an answer to read is always ready to.
+                // A client with an unread reply is always readable.
                 let mut events = PEER_ENDED;
                 events.set(PollFlags::POLLIN, client.in_flight() == 0);
                 PollFd::new(std::os::fd::AsFd::as_fd(client.socket()), events)
@@ -311,7 +311,7 @@ impl Party {
             }
             let ready: Vec<bool> = watched
                 .iter()
-                // It has no word for what it does not know, which is one thing asked for.
+                // The library has no name for POLLRDHUP, the only event requested.
                 .map(|one| one.any().unwrap_or(true))
                 .collect();
             drop(watched);
@@ -324,7 +324,7 @@ impl Party {
                 if !is_ready {
                     return true;
                 }
-                // What comes here is an end, a reset or a surplus.
+                // This is an end, a reset or a surplus.
                 let silent = client.must_go_on("being silent");
                 match silent.and_then(|()| client.recv_some(PING_BYTES)) {
                     Ok(_) => true,
@@ -375,7 +375,7 @@ impl Party {
     }
 
     fn note_failure(&mut self, failure: Failure) {
-        // The silent share a thread, and it is in place when all of them have been tried.
+        // Silent clients share a thread, which is ready after all attempts.
         let arrived = match self.kind {
             Kind::Silent => 0,
             _ => self.arrive(),

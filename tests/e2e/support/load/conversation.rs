@@ -1,8 +1,8 @@
-//! One connection of a load: what it sends is a piece of an endless tape, and what comes back is
-//! compared with the same piece in upper-case, at its exact place.
+//! One connection of a load: it sends a piece of an endless tape and compares the reply with the same piece in
+//! upper case, at its exact position.
 //!
-//! It never blocks but in [`Conversation::wait`] and [`Conversation::connect`], both with a
-//! deadline; and it never panics: whatever the server does wrong is a [`Failure`].
+//! It blocks only in [`Conversation::wait`] and [`Conversation::connect`], both with a deadline; and it never
+//! panics: every fault of the server is a [`Failure`].
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -18,54 +18,53 @@ use uppercased_ctl::clock::{Tick, now};
 use super::super::bytes::{pattern, upper};
 use super::super::process::poll_one;
 
-/// The tape's length; then it begins again. A prime: whatever a server may lose or repeat is no
-/// multiple of it.
+/// Length of the tape, which then repeats. A prime: no plausible loss or repetition is a multiple of it.
 const TAPE_BYTES: usize = 1_048_583;
 
 /// Bytes of one send or receive, at most.
 const STEP_BYTES_MAX: usize = 16 * 1024;
 
-/// POLLRDHUP of the kernel's poll.h, which the library does not name: the peer has ended its
-/// stream, read or not. Asked for alone, any answer is bad news.
+/// POLLRDHUP of the kernel's poll.h, which the library does not name: the peer has ended its stream, read or
+/// not. Requested alone, every event is a failure.
 pub(super) const PEER_ENDED: PollFlags = PollFlags::from_bits_retain(0x2000);
 
-/// How a server can break its promise, or the test its own.
+/// The kinds of failures of a server, or of the test itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FailureKind {
-    /// Nobody listens.
+    /// The connection was refused.
     Refused,
     /// The connection was reset.
     Reset,
-    /// The stream ended before everything was answered.
+    /// The stream ended before the whole reply.
     EarlyEnd,
-    /// Nothing happened within the deadline.
+    /// No progress within the deadline.
     Late,
-    /// A byte is not what it should be.
+    /// A byte is wrong.
     WrongByte,
-    /// An answer to what was never sent.
+    /// A reply to bytes that were never sent.
     Surplus,
-    /// The client found no port of its own: the load is too much for its addresses.
+    /// No free local port: the load exceeds its addresses.
     NoPort,
     /// Anything else.
     Other,
 }
 
-/// Something that must not happen.
+/// One failure of one client.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// What it was.
+    /// Its kind.
     pub kind: FailureKind,
-    /// Whose connection: kind, number, own address if it was connected.
+    /// The connection: kind, number, local address if connected.
     pub client: String,
-    /// What it was doing.
+    /// The step that failed.
     pub doing: &'static str,
-    /// Bytes that it had sent on this connection.
+    /// Bytes sent on this connection.
     pub sent: u64,
-    /// Bytes that it had received, and found right.
+    /// Bytes received correctly.
     pub received: u64,
-    /// When, from the start of the load on.
+    /// Time since the start of the load.
     pub after: Duration,
-    /// What the system or the comparison said.
+    /// The error, or the first difference.
     pub detail: String,
 }
 
@@ -79,7 +78,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// How a connection is to be made.
+/// Options of a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) who: String,
@@ -87,9 +86,9 @@ pub(super) struct Plan {
     pub(super) source: Option<IpAddr>,
     pub(super) receive_buffer: Option<usize>,
     pub(super) deadline: Duration,
-    /// When the load began.
+    /// Start of the load.
     pub(super) begun: Tick,
-    /// Where on the tape it begins; others begin elsewhere, so that bytes of a stranger show.
+    /// Its position on the tape; others start elsewhere, so that bytes of another connection show.
     pub(super) start: u64,
 }
 
@@ -134,7 +133,7 @@ impl Conversation {
         }
     }
 
-    /// Bytes sent and not answered yet.
+    /// Returns the bytes sent and not answered yet.
     pub(super) fn in_flight(&self) -> u64 {
         self.sent - self.received
     }
@@ -144,7 +143,7 @@ impl Conversation {
         self.received
     }
 
-    /// Whether the server has ended the stream, in order.
+    /// Returns whether the server has ended the stream gracefully.
     pub(super) fn has_ended(&self) -> bool {
         self.ended
     }
@@ -153,7 +152,7 @@ impl Conversation {
         &self.stream
     }
 
-    /// Sends at most `len` bytes; how many the socket took now.
+    /// Sends at most `len` bytes; returns how many the socket accepted.
     pub(super) fn send_some(&mut self, len: usize) -> Result<usize, Box<Failure>> {
         let piece = piece(&tape().text, self.plan.start + self.sent, len);
         match (&self.stream).write(piece) {
@@ -166,8 +165,8 @@ impl Conversation {
         }
     }
 
-    /// Receives at most `len` bytes and compares them; how many there were now. 0 also at the
-    /// end, which is right only after everything was said and answered.
+    /// Receives at most `len` bytes and compares them; returns their number, which is 0 at the end, too. An
+    /// end is correct only after the half-close and the whole reply.
     pub(super) fn recv_some(&mut self, len: usize) -> Result<usize, Box<Failure>> {
         let mut buffer = [0; STEP_BYTES_MAX];
         let buffer = &mut buffer[..len.min(STEP_BYTES_MAX)];
@@ -206,13 +205,13 @@ impl Conversation {
         Ok(len)
     }
 
-    /// Waits for one of `events` for as long as `span`; whether it came.
+    /// Waits up to `span` for one of `events`; returns whether it came.
     pub(super) fn wait(&self, events: PollFlags, span: Duration) -> bool {
         poll_one(&self.stream, events, span)
     }
 
-    /// Sends until `total` bytes are sent, receiving only `spoon` bytes at a time and only when
-    /// nothing can be sent; with a spoon of 0 never.
+    /// Sends until `total` bytes are sent; receives `spoon` bytes at a time, only when nothing can be sent, and
+    /// never if `spoon` is 0.
     pub(super) fn send_up_to(&mut self, total: u64, spoon: usize) -> Result<(), Box<Failure>> {
         let mut events = PollFlags::POLLOUT;
         events.set(PollFlags::POLLIN, spoon > 0);
@@ -243,8 +242,7 @@ impl Conversation {
         self.recv_up_to(self.sent)
     }
 
-    /// Fails if the server has ended its stream, whatever is still to be read before that end:
-    /// nobody has asked it to.
+    /// Fails if the server has ended its stream without a request, whatever is still unread before that end.
     pub(super) fn must_go_on(&self, doing: &'static str) -> Result<(), Box<Failure>> {
         if !self.wait(PEER_ENDED, Duration::ZERO) {
             return Ok(());
@@ -255,10 +253,10 @@ impl Conversation {
         }
     }
 
-    /// Says that there will be no more.
+    /// Half-closes the connection.
     ///
-    /// Whether the server has ended before is asked first: afterwards an end that came too early
-    /// looks like an orderly one, if everything is answered.
+    /// Checks first whether the server has ended its stream: afterwards a premature end looks like a graceful
+    /// one, if the reply is complete.
     pub(super) fn half_close(&mut self) -> Result<(), Box<Failure>> {
         self.must_go_on("half-closing")?;
         self.half_closed = true;
@@ -266,16 +264,15 @@ impl Conversation {
         closed.map_err(|error| self.broken("half-closing", &error))
     }
 
-    /// Ends in order after one more exchange: a server that has died before this was called
-    /// cannot answer, even if its end of the stream has yet to come. The half-close follows a
-    /// piece that is not answered yet.
+    /// Ends gracefully after one more exchange: a server that has died before cannot reply, even if its end of
+    /// the stream has not arrived yet. The half-close follows a piece without a reply.
     pub(super) fn take_leave(&mut self) -> Result<(), Box<Failure>> {
         self.exchange(1)?;
         self.send_some(STEP_BYTES_MAX)?;
         self.finish()
     }
 
-    /// Ends in order: half-close, the exact rest, the end of the stream.
+    /// Ends gracefully: half-close, the exact rest, the end of the stream.
     pub(super) fn finish(&mut self) -> Result<(), Box<Failure>> {
         if !self.half_closed {
             self.half_close()?;
@@ -288,7 +285,7 @@ impl Conversation {
         Ok(())
     }
 
-    /// That nothing happened for too long.
+    /// Returns the failure of a step without progress.
     pub(super) fn late(&self, doing: &'static str) -> Box<Failure> {
         let detail = format!("nothing within {:?}", self.plan.deadline);
         self.failure(FailureKind::Late, doing, &detail)
@@ -322,13 +319,12 @@ impl Conversation {
 fn open(plan: &Plan) -> io::Result<TcpStream> {
     let domain = Domain::for_address(plan.target);
     let socket = Socket::new(domain, Type::STREAM, None)?;
-    // Before it connects, for the window is negotiated then.
+    // Before it connects, because the window is negotiated then.
     if let Some(bytes) = plan.receive_buffer {
         socket.set_recv_buffer_size(bytes)?;
     }
     if let Some(source) = plan.source {
-        // The port is chosen when it connects, and may be one that another connection to
-        // elsewhere has.
+        // The port is chosen at connect, and may be shared with a connection to another address.
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
@@ -345,7 +341,7 @@ fn is_nothing(error: &io::Error) -> bool {
 fn kind_of(error: &io::Error) -> FailureKind {
     match error.kind() {
         ErrorKind::ConnectionRefused => FailureKind::Refused,
-        // Not connected is what a connection is once its reset was reported.
+        // A connection whose reset was reported is no longer connected.
         ErrorKind::ConnectionReset
         | ErrorKind::ConnectionAborted
         | ErrorKind::BrokenPipe
@@ -356,19 +352,19 @@ fn kind_of(error: &io::Error) -> FailureKind {
     }
 }
 
-/// What is sent and what comes back.
+/// The bytes sent and the expected reply.
 struct Tape {
     text: Vec<u8>,
     answer: Vec<u8>,
 }
 
-/// Made once: tests are built without optimisation, and to make and compare the bytes one by one
-/// would take more of the machine than the server does.
+/// Computed once: without optimisation, computing and comparing single bytes would use more CPU time than the
+/// server.
 fn tape() -> &'static Tape {
     static TAPE: OnceLock<Tape> = OnceLock::new();
     TAPE.get_or_init(|| {
         let mut text = pattern(0, TAPE_BYTES);
-        // The begin once more, so that every piece is one slice.
+        // The start repeated, so that every piece is one slice.
         text.extend_from_within(..STEP_BYTES_MAX);
         let answer = upper(&text);
         Tape { text, answer }
