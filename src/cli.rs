@@ -28,6 +28,7 @@ use uppercased_ctl::escape::visible;
 use uppercased_ctl::output::{self, print};
 use uppercased_ctl::status::Rotation;
 use uppercased_ctl::stderr::complain;
+use uppercased_ctl::target::with_host;
 
 pub use crate::config::Launch;
 pub use compare::Compare;
@@ -354,16 +355,6 @@ fn shown(name: &str, typed: &ArgMatches) -> Shown {
         sockets: typed
             .get_flag(definition::SOCKETS)
             .then(|| limit.unwrap_or(config::STATUS_SOCKETS_LISTED)),
-    }
-}
-
-/// The address of a server, of which a port alone is this machine's.
-fn with_host(target: &str) -> String {
-    let port = target.strip_prefix(':').unwrap_or(target);
-    if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) {
-        format!("127.0.0.1:{port}")
-    } else {
-        target.to_owned()
     }
 }
 

@@ -21,8 +21,8 @@ use thiserror::Error as ThisError;
 
 use uppercased_ctl::proxy_header;
 use uppercased_ctl::stderr;
+use uppercased_ctl::target::{Malformed, Target};
 
-pub(crate) use self::connect::{Malformed, Target, refuse_self};
 use self::connect::{Unreachable, connect, describe_io};
 use self::exchange::{Fault, progress};
 use self::session::Session;

@@ -41,7 +41,7 @@ pub use networks::{NETWORKS_IN_ALL_MAX, NETWORKS_MAX};
 pub use proxy::ProxyListeners;
 pub use sandbox::{Account, Sandbox};
 pub use service_links::{is_service_link, service_links};
-pub use settings::{Category, ENV_PREFIX, SETTINGS, Setting};
+pub use settings::{Category, SETTINGS, Setting};
 pub use source::{Assignment, CONFIG_VARIABLE, Origin, from_environment, from_file};
 pub use value::{Count, Facts, Lookup, Size, Span};
 

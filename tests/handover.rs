@@ -870,7 +870,7 @@ fn misplaced_answer_ends_handover_and_frees_nothing() {
 }
 
 fn raise_the_descriptor_limit() {
-    let raised = uppercased::sys::limits::raise_descriptor_limit();
+    let raised = uppercased_ctl::process::raise_descriptor_limit();
     let limit: Result<u64, io::Error> = raised.map_err(io::Error::other);
     assert!(
         limit.is_ok_and(|limit| limit >= 3000),

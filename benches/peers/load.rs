@@ -156,7 +156,7 @@ struct Client {
 
 impl Client {
     fn connect(order: Order) -> io::Result<Self> {
-        uppercased::sys::limits::raise_descriptor_limit()?;
+        uppercased_ctl::process::raise_descriptor_limit()?;
         let mut client = Self {
             poll: Poll::new()?,
             links: Vec::with_capacity(order.connections as usize),

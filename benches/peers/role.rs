@@ -55,7 +55,7 @@ pub(crate) fn play(arguments: &[String]) -> io::Result<()> {
         (PROGRAM, [program, arguments @ ..]) => Err(exec(program, arguments)),
         (LOAD, [order]) => load::run(serde_json::from_str(order)?),
         (peer, [port]) => {
-            uppercased::sys::limits::raise_descriptor_limit()?;
+            uppercased_ctl::process::raise_descriptor_limit()?;
             let port = port.parse().map_err(io::Error::other)?;
             match peer {
                 THREADS => peer_threads::serve(port),

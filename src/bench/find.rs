@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::failure::{Fault, Kind};
 use super::interrupt::{Haste, Interrupt, STEP};
-use crate::client::{Malformed, Target, refuse_self};
+use uppercased_ctl::target::{Malformed, Target, refuse_self};
 
 /// How long the first connection may take, which shows whether there is a server at all.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);

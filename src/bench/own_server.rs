@@ -20,12 +20,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, p
 use super::folder::{self, Folder};
 use super::interrupt::{Haste, Interrupt, STEP};
 use super::wait::is_readable;
-use crate::config::ENV_PREFIX;
 use crate::sys::child::die_with_parent;
-use crate::sys::image::{LISTEN_VARIABLES, NOTIFY_VARIABLES, STATE_VARIABLE};
 use uppercased_ctl::clock;
 use uppercased_ctl::control::client;
 use uppercased_ctl::control::{Reply, Request};
+use uppercased_ctl::process::ENV_PREFIX;
+use uppercased_ctl::process::{LISTEN_VARIABLES, NOTIFY_VARIABLES, STATE_VARIABLE};
 use uppercased_ctl::status::Status;
 
 /// How long it may take to serve, and to stop.

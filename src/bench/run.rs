@@ -23,9 +23,9 @@ use super::own_server::{self, OwnServer};
 use super::plan::{self, Facts, Pace, Plan, millis, settle};
 use super::progress::Progress;
 use super::team::{Progress as Reached, Team};
-use crate::sys::limits::raise_descriptor_limit;
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::control::place::{Surroundings, socket_of};
+use uppercased_ctl::process::raise_descriptor_limit;
 
 /// From the word to start until the load does: enough for the word to reach every process.
 const LEAD: Duration = Duration::from_millis(20);

@@ -369,7 +369,7 @@ fn take_part() -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     let shares: Vec<Share> = serde_json::from_str(&first)
         .map_err(|_| "this command is started by `uppercased bench` only".to_owned())?;
-    crate::sys::limits::raise_descriptor_limit().map_err(|error| error.to_string())?;
+    uppercased_ctl::process::raise_descriptor_limit().map_err(|error| error.to_string())?;
     let mut team = Team::threads(shares).map_err(|error| error.to_string())?;
     let (give, orders) = channel();
     std::thread::spawn(move || {

@@ -10,12 +10,13 @@ use std::time::Duration;
 use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser as _};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::compare;
 use super::definition::PROXY_PROTOCOL;
-use super::{compare, with_host};
 use crate::bench::Options;
 use crate::bench::options::{Arrivals, Close, Expect, Job, Pattern, Sources, Word};
 use crate::bench::size::Sizes;
 use uppercased_ctl::proxy_header::Version;
+use uppercased_ctl::target::with_host;
 
 /// The command.
 pub(super) const BENCH: &str = "bench";

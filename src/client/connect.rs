@@ -1,55 +1,16 @@
-//! From `HOST:PORT` as it was typed to a connected socket.
-//!
-//! What it must not do: ask a name server about something that cannot be a name; bad spelling is
-//! told apart from a name that does not exist.
+//! Connects to a target, one address after the other, and explains a failure.
 
-use std::fmt;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
-use std::str::FromStr;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use socket2::SockRef;
 use thiserror::Error;
+
+use uppercased_ctl::target::{Target, refuse_self};
 
 /// How long one address may take to answer; a name may have several, tried in turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A host, by name or by address, and a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    /// Without brackets, also for an IPv6 address.
-    host: String,
-    /// Not 0.
-    port: u16,
-}
-
-/// Why what was typed is not an address.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub(crate) enum Malformed {
-    /// Nothing before the port.
-    #[error("the host is missing")]
-    NoHost,
-    /// No port, or nothing after the colon.
-    #[error("the port is missing")]
-    NoPort,
-    /// The port is not a number from 1 to 65535.
-    #[error("the port must be a number from 1 to 65535")]
-    BadPort,
-    /// More than one colon and no brackets.
-    #[error("an IPv6 address with a port needs brackets")]
-    NoBrackets,
-    /// Brackets that are not around an IPv6 address.
-    #[error("the text in brackets is not an IPv6 address")]
-    BadIpv6,
-    /// An address that each interface has.
-    #[error("a link-local address needs its interface, as in [fe80::1%eth0]:9999")]
-    NoZone,
-    /// A character that no host name has.
-    #[error("the host contains an invalid character")]
-    BadHost,
-}
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
@@ -76,79 +37,6 @@ pub(super) enum Unreachable {
     },
 }
 
-impl FromStr for Target {
-    type Err = Malformed;
-
-    fn from_str(text: &str) -> Result<Self, Malformed> {
-        let (host, port) = match text.strip_prefix('[') {
-            Some(rest) => {
-                let (host, after) = rest.split_once(']').ok_or(Malformed::BadIpv6)?;
-                let (address, zone) = match host.split_once('%') {
-                    Some((address, zone)) => (address, Some(zone)),
-                    None => (host, None),
-                };
-                match address.parse::<Ipv6Addr>() {
-                    Err(_) => return Err(Malformed::BadIpv6),
-                    Ok(ip) if ip.is_unicast_link_local() && zone.is_none_or(str::is_empty) => {
-                        return Err(Malformed::NoZone);
-                    }
-                    Ok(_) => {}
-                }
-                (host, after.strip_prefix(':').ok_or(Malformed::NoPort)?)
-            }
-            None => {
-                let (host, port) = text.rsplit_once(':').ok_or(Malformed::NoPort)?;
-                if host.contains(':') {
-                    return Err(Malformed::NoBrackets);
-                }
-                if host.is_empty() {
-                    return Err(Malformed::NoHost);
-                }
-                if host
-                    .contains(|c: char| c.is_whitespace() || c.is_control() || "/@[]".contains(c))
-                {
-                    return Err(Malformed::BadHost);
-                }
-                (host, port)
-            }
-        };
-        if port.is_empty() {
-            return Err(Malformed::NoPort);
-        }
-        // `parse` alone would take a sign.
-        let digits = port.bytes().all(|byte| byte.is_ascii_digit());
-        match port.parse() {
-            Ok(port) if digits && port != 0 => Ok(Self {
-                host: host.to_owned(),
-                port,
-            }),
-            _ => Err(Malformed::BadPort),
-        }
-    }
-}
-
-impl Target {
-    /// Asks the system's resolver for its addresses. It blocks, as long as name servers may take; it
-    /// also knows the interfaces that zones name.
-    ///
-    /// # Errors
-    /// The name is not known, or nobody could be asked.
-    pub(crate) fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
-        let found = (self.host.as_str(), self.port).to_socket_addrs()?;
-        Ok(found.collect())
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(out, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(out, "{}:{}", self.host, self.port)
-        }
-    }
-}
-
 /// Connects to the first address of `target` that answers, each given 10 s.
 ///
 /// # Errors
@@ -156,7 +44,7 @@ impl fmt::Display for Target {
 /// The name is not known, or no address of it answered.
 pub(super) fn connect(target: &Target) -> Result<TcpStream, Unreachable> {
     let addresses = target.resolve().map_err(|source| Unreachable::Resolve {
-        host: target.host.clone(),
+        host: target.host().to_owned(),
         source,
     })?;
     let mut attempts: Vec<(SocketAddr, io::Error)> = Vec::new();
@@ -174,23 +62,6 @@ pub(super) fn connect(target: &Target) -> Result<TcpStream, Unreachable> {
         target: target.clone(),
         attempts,
     })
-}
-
-/// Refuses a connection that has itself at the other end, and leaves nothing of it behind.
-///
-/// With nobody listening on a port of the ephemeral range, the kernel may choose that very port as
-/// the local one; the two SYNs cross and the socket answers itself. Closed in order, it would keep
-/// the server's port in TIME_WAIT.
-///
-/// # Errors
-///
-/// It has; or its addresses cannot be read.
-pub(crate) fn refuse_self(stream: TcpStream) -> io::Result<TcpStream> {
-    if stream.local_addr()? == stream.peer_addr()? {
-        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-        return Err(io::ErrorKind::ConnectionRefused.into());
-    }
-    Ok(stream)
 }
 
 /// What went wrong at each address; the address is named only where it is news.
@@ -237,65 +108,7 @@ fn advice(attempts: &[(SocketAddr, io::Error)]) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use socket2::{Domain, Socket, Type};
-
     use super::*;
-
-    fn parse(text: &str) -> Result<(String, u16), Malformed> {
-        text.parse::<Target>().map(|target| {
-            assert_eq!(target.to_string(), text, "shown as it was typed");
-            (target.host, target.port)
-        })
-    }
-
-    #[test]
-    fn names_and_addresses_are_read() {
-        let found = |host: &str, port| Ok((host.to_owned(), port));
-        assert_eq!(parse("localhost:9999"), found("localhost", 9999));
-        assert_eq!(parse("127.0.0.1:1"), found("127.0.0.1", 1));
-        assert_eq!(parse("[::1]:65535"), found("::1", 65535));
-        assert_eq!(parse("[fe80::1%eth0]:80"), found("fe80::1%eth0", 80));
-    }
-
-    #[test]
-    fn what_is_no_address_is_told_apart() {
-        for (text, why) in [
-            ("", Malformed::NoPort),
-            ("localhost", Malformed::NoPort),
-            ("localhost:", Malformed::NoPort),
-            ("[::1]", Malformed::NoPort),
-            ("[::1]9999", Malformed::NoPort),
-            (":9999", Malformed::NoHost),
-            ("localhost:0", Malformed::BadPort),
-            ("localhost:65536", Malformed::BadPort),
-            ("localhost:+1", Malformed::BadPort),
-            ("localhost:http", Malformed::BadPort),
-            ("::1:9999", Malformed::NoBrackets),
-            ("[::1:9999", Malformed::BadIpv6),
-            ("[localhost]:9999", Malformed::BadIpv6),
-            ("[]:9999", Malformed::BadIpv6),
-            ("[fe80::1]:9999", Malformed::NoZone),
-            ("[fe80::1%]:9999", Malformed::NoZone),
-            ("a b:9999", Malformed::BadHost),
-            ("tcp//a:9999", Malformed::BadHost),
-        ] {
-            assert_eq!(parse(text), Err(why), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn self_connection_is_refused_without_time_wait() {
-        let address = SocketAddr::from(([127, 92, 11, 1], 0));
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.bind(&address.into()).unwrap();
-        let own = socket.local_addr().unwrap();
-        socket.connect(&own).unwrap();
-        let error = refuse_self(socket.into()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        // Without SO_REUSEADDR: a socket in TIME_WAIT would be in the way.
-        let next = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        next.bind(&own).unwrap();
-    }
 
     #[test]
     fn each_address_that_failed_is_named_on_one_line() {

@@ -9,7 +9,7 @@
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, SocketAddr};
 
-use super::settings::ENV_PREFIX;
+use uppercased_ctl::process::ENV_PREFIX;
 
 /// Protocols that a port of a service may have, as they are written in a value.
 const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];

@@ -12,9 +12,7 @@ use super::bounds::*;
 use super::listen::Listen;
 use super::value::{Choice, ControlSocket, Facts, Grammar, OrWord, PerCpu, Switch};
 use super::{Boot, Config, RestartConnections, Steer};
-
-/// The prefix of every environment variable that is a setting.
-pub const ENV_PREFIX: &str = "UPPERCASED_";
+use uppercased_ctl::process::ENV_PREFIX;
 
 const BOOT: Choice<Boot> = Choice(&[("any", Boot::Any), ("all", Boot::All)]);
 const RESTART_CONNECTIONS: Choice<RestartConnections> = Choice(&[

@@ -13,7 +13,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::Error;
 use super::service_links::is_service_link;
-use super::settings::{ENV_PREFIX, SETTINGS, Setting};
+use super::settings::{SETTINGS, Setting};
+use uppercased_ctl::process::ENV_PREFIX;
 
 /// The environment variable that names the configuration file, as `--config` does.
 pub const CONFIG_VARIABLE: &str = "UPPERCASED_CONFIG";

@@ -9,9 +9,10 @@ use crate::log;
 use crate::port::{self, Lock};
 use crate::sys::accounts;
 use crate::sys::image::Image;
-use crate::sys::limits::{memory_room, raise_descriptor_limit};
+use crate::sys::limits::memory_room;
 use crate::wire::Listen;
 use uppercased_ctl::clock;
+use uppercased_ctl::process::raise_descriptor_limit;
 
 use super::admin::Admin;
 use super::control::Control;

@@ -20,8 +20,8 @@ use crate::fault;
 use crate::log;
 use crate::sys::fd::Inherited;
 use crate::sys::image::Image;
-use crate::sys::limits::raise_descriptor_limit;
 use uppercased_ctl::clock;
+use uppercased_ctl::process::raise_descriptor_limit;
 
 use super::Supervisor;
 use super::admin::Admin;

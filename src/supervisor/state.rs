@@ -20,8 +20,9 @@ use super::{admin, control, fleet, locks, reaper, signals, systemd, telemetry, u
 use crate::config::{Config, LogFormat, LogLevel, NeedsStop, check_change};
 use crate::fault;
 use crate::sys::image::Image;
-use crate::sys::limits::{explain, raise_descriptor_limit};
+use crate::sys::limits::explain;
 use crate::wire;
+use uppercased_ctl::process::raise_descriptor_limit;
 
 /// The format that this program writes, and the only one that it reads.
 const STATE_VERSION: u32 = 1;

@@ -23,22 +23,9 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, dup2_raw, dup2_stdin, dup2_stdout, execveat};
 use rustix::process::{Signal, pidfd_send_signal};
 
+use uppercased_ctl::process::{LISTEN_VARIABLES, NOTIFY_VARIABLES, STATE_VARIABLE};
+
 use super::fd::{CHANNEL_NUMBER, HIGH_NUMBER, close_on_exec_from, own, pass_on};
-
-/// Where a program that replaces another in the same process finds what that has left it. Not among
-/// the settings' names: nobody sets it.
-pub const STATE_VARIABLE: &str = "_UPPERCASED_STATE";
-
-/// How a service manager hands over sockets: sd_listen_fds(3).
-pub const LISTEN_VARIABLES: [&str; 4] = [
-    "LISTEN_PID",
-    "LISTEN_PIDFDID",
-    "LISTEN_FDS",
-    "LISTEN_FDNAMES",
-];
-/// What it wants to be told, and where: sd_notify(3).
-pub const NOTIFY_VARIABLES: [&str; 4] =
-    ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE"];
 
 /// A program, held open.
 #[derive(Debug)]

@@ -5,21 +5,7 @@
 use std::{fs, io};
 
 use nix::errno::Errno;
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-
-/// Raises the soft limit on open descriptors to the hard limit and returns it.
-///
-/// Done once, by the supervisor; workers inherit it.
-///
-/// # Errors
-/// What `getrlimit` or `setrlimit` returned.
-pub fn raise_descriptor_limit() -> io::Result<u64> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft < hard {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    }
-    Ok(hard)
-}
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 /// What this process may have of what its workers' memory takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,20 +63,4 @@ pub fn be_killed_before_parent(step: i16) -> io::Result<()> {
         .map_err(io::Error::other)?;
     let own = inherited.saturating_add(step).min(OOM_SCORE_MAX);
     fs::write(OOM_SCORE, own.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_soft_limit_meets_the_hard_one() {
-        let limit = raise_descriptor_limit().unwrap();
-        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (limit, limit));
-        assert_eq!(
-            raise_descriptor_limit().unwrap(),
-            limit,
-            "twice changes nothing"
-        );
-    }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use nix::poll::PollFlags;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
-use uppercased::sys::limits::raise_descriptor_limit;
 use uppercased_ctl::metrics::{CloseReason, Counter, PauseCause, RefusalCause};
+use uppercased_ctl::process::raise_descriptor_limit;
 
 use crate::support::adversity::fill_all;
 use crate::support::baseline::Baseline;

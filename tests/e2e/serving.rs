@@ -9,8 +9,8 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use nix::sys::socket::{MsgFlags, send};
-use uppercased::sys::limits::raise_descriptor_limit;
 use uppercased_ctl::metrics::Counter;
+use uppercased_ctl::process::raise_descriptor_limit;
 
 use crate::support::adversity::{Frozen, expect_pattern, fill, has_ipv6};
 use crate::support::diagnosis::{queued, tcp_sockets, unread};

@@ -7,7 +7,8 @@
 //! | [`status`] | the state of a server, as data and as text |
 //! | [`control`] | the control socket: protocol, place and client |
 //! | [`look`], [`sockets`] | repeated samples of a status, with the kernel's list of sockets |
-//! | [`proxy_header`] | the PROXY protocol |
+//! | [`target`], [`proxy_header`] | addresses as people write them; the PROXY protocol |
+//! | [`process`] | what a process of the program inherits |
 //! | [`output`], [`stderr`], [`writer`], [`escape`] | lines for people and programs |
 //! | [`limits`] | fixed limits that both sides know |
 //!
@@ -23,8 +24,10 @@ pub mod limits;
 pub mod look;
 pub mod metrics;
 pub mod output;
+pub mod process;
 pub mod proxy_header;
 pub mod sockets;
 pub mod status;
 pub mod stderr;
+pub mod target;
 pub mod writer;

@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
 use crate::sys::fd::{Inherited, duplicate_inherited};
-use crate::sys::image::{Image, STATE_VARIABLE};
+use crate::sys::image::Image;
+use uppercased_ctl::process::STATE_VARIABLE;
 
 /// See the module's text.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use procfs::net::TcpState;
-use uppercased::sys::limits::raise_descriptor_limit;
+use uppercased_ctl::process::raise_descriptor_limit;
 
 use super::baseline::Baseline;
 use super::diagnosis::queued;
