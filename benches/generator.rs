@@ -16,7 +16,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::time::TimeValLike as _;
 use nix::unistd::Pid;
-use uppercased::bench::outcome::Outcome;
+use uppercased_bench::outcome::Outcome;
 
 /// Rounds, unless the command line says otherwise.
 const ROUNDS: usize = 8;

@@ -14,10 +14,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::ArgMatches;
-use clap::error::ErrorKind;
 use signal_hook::consts::SIGXFSZ;
 
-use crate::bench as measurement;
 use crate::client;
 use crate::config::{self, Config};
 use crate::log::wants_colour;
@@ -31,13 +29,10 @@ use uppercased_ctl::stderr::complain;
 use uppercased_ctl::target::with_host;
 
 pub use crate::config::Launch;
-pub use compare::Compare;
 pub use completions::Shell;
 pub use manual::Manual;
 pub use orders::{Order, Shown};
 
-mod bench;
-mod compare;
 mod completions;
 mod definition;
 mod effective;
@@ -63,12 +58,10 @@ pub enum Command {
     Check(String),
     /// Be a line client.
     Client(client::Options),
-    /// Measure a server.
-    Bench(Box<measurement::Options>),
+    /// Measure a server, or compare measurements.
+    Bench(ArgMatches),
     /// Be a part of the measurement that started this process.
     BenchPart,
-    /// Compare measurements.
-    Compare(Compare),
     /// Give a running server an order.
     Order(Order),
     /// Show what a shell needs to complete a command line.
@@ -169,9 +162,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::Serve(launch)) => supervisor::run(*launch),
         Ok(Command::Check(text)) => print(&text),
         Ok(Command::Client(options)) => client::run(options),
-        Ok(Command::Bench(options)) => measurement::run(&options),
-        Ok(Command::BenchPart) => measurement::be_part(),
-        Ok(Command::Compare(files)) => compare::run(&files),
+        Ok(Command::Bench(typed)) => uppercased_bench::run(&typed),
+        Ok(Command::BenchPart) => uppercased_bench::be_part(),
         Ok(Command::Order(order)) => orders::run(&order),
         Ok(Command::Completions(shell)) => completions::run(shell),
         Ok(Command::Manual(asked)) => manual::run(&asked),
@@ -243,13 +235,7 @@ fn understand(
             supervisor: typed.get_one(definition::SUPERVISOR).copied().unwrap_or(0),
         })),
         Some((definition::CLIENT, typed)) => Ok(Command::Client(line_client(typed))),
-        Some((definition::BENCH, bench)) => match bench.subcommand_matches(compare::COMPARE) {
-            Some(typed) => Ok(Command::Compare(compare::typed(typed)?)),
-            None => match bench::options(bench, bench::line(args)) {
-                Ok(options) => Ok(Command::Bench(Box::new(options))),
-                Err(why) => Err(definition::refused(ErrorKind::InvalidValue, why)),
-            },
-        },
+        Some((definition::BENCH, typed)) => Ok(Command::Bench(typed.clone())),
         Some((definition::BENCH_PART, _)) => Ok(Command::BenchPart),
         Some((completions::COMPLETIONS, asked)) => {
             Ok(Command::Completions(completions::typed(asked)))
@@ -289,7 +275,7 @@ fn line_client(typed: &ArgMatches) -> client::Options {
     let target = typed.get_one::<String>(definition::TARGET);
     client::Options {
         target: target.map_or_else(|| DEFAULT_TARGET.to_owned(), |target| with_host(target)),
-        proxy_header: typed.get_one(definition::PROXY_PROTOCOL).copied(),
+        proxy_header: typed.get_one(definition::PROXY_PROTOCOL).copied().flatten(),
     }
 }
 

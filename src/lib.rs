@@ -39,10 +39,9 @@
 //! | [`uppercase`] | core | the shipped service, with a wide path |
 //! | [`admin`] | shell, core | health and metrics over HTTP: a process of its own, with threads |
 //! | [`client`] | | the line client |
-//! | [`mod@bench`] | shell, core | the load generator: patterns, truth, histograms; a process of its own, with threads |
 //! | [`sys`] | shell | the only door to `unsafe`, beside the wide path |
 //!
-//! [`uppercased_ctl`] has what a running server shares with its clients: identity, clock, counters, status and the
+//! [`uppercased_bench`] is the load generator. [`uppercased_ctl`] has what a running server shares with its clients: identity, clock, counters, status and the
 //! control protocol.
 //!
 //! Dependencies point one way: `cli` to supervisor, worker, client and bench, those to their cores, all to
@@ -62,7 +61,6 @@
 
 pub mod admin;
 pub mod admission;
-pub mod bench;
 pub mod channel;
 pub mod cli;
 pub mod client;

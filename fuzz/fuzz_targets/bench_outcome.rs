@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use uppercased::bench::report::{self, COLUMNS, Run};
+use uppercased_bench::report::{self, COLUMNS, Run};
 
 fuzz_target!(|text: &[u8]| {
     let Ok(outcome) = report::parse(text, Path::new("it")) else {

@@ -8,7 +8,10 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, PathBufValueParser};
+use clap::builder::{
+    NonEmptyStringValueParser, OsStringValueParser, PathBufValueParser, PossibleValuesParser,
+    TypedValueParser as _,
+};
 use clap::error::{ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
@@ -18,6 +21,7 @@ use crate::config::{
     WATCH_INTERVAL_MIN,
 };
 use uppercased_ctl::control::ScaleTo;
+use uppercased_ctl::proxy_header::Version;
 use uppercased_ctl::status::Rotation;
 
 /// The program.
@@ -29,9 +33,11 @@ pub(super) const CHECK: &str = "check";
 /// Talk to a server.
 pub(super) const CLIENT: &str = "client";
 /// Measure a server.
-pub(super) const BENCH: &str = super::bench::BENCH;
+pub(super) const BENCH: &str = "bench";
+/// Compare measurements, below `bench`.
+pub(super) const COMPARE: &str = "compare";
 /// The role in which a measurement starts more processes.
-pub(super) const BENCH_PART: &str = crate::bench::PART;
+pub(super) const BENCH_PART: &str = uppercased_bench::PART;
 /// Orders to a running server.
 pub(super) const RELOAD: &str = "reload";
 pub(super) const UPGRADE: &str = "upgrade";
@@ -61,7 +67,7 @@ pub(super) const CONFIG: &str = "config";
 pub(super) const PRINT: &str = "print";
 /// `client`: where to connect.
 pub(super) const TARGET: &str = "target";
-/// `client`, `bench`: the PROXY header to begin with.
+/// `client`: the PROXY header to begin with.
 pub(super) const PROXY_PROTOCOL: &str = "proxy-protocol";
 /// Orders: the socket of the server that is meant.
 pub(super) const CONTROL: &str = "control";
@@ -141,7 +147,7 @@ pub(super) fn command() -> Command {
         .subcommand(serve())
         .subcommand(check())
         .subcommand(client())
-        .subcommand(super::bench::command())
+        .subcommand(uppercased_bench::command())
         .subcommand(reload())
         .subcommand(upgrade())
         .subcommand(scale())
@@ -279,9 +285,16 @@ fn client() -> Command {
                 .value_parser(NonEmptyStringValueParser::new())
                 .help("Server address [default: 127.0.0.1:9999]"),
         )
-        .arg(super::bench::proxy_protocol(
-            "Send a PROXY header first, as a load balancer does",
-        ))
+        .arg(
+            Arg::new(PROXY_PROTOCOL)
+                .long(PROXY_PROTOCOL)
+                .value_name("VERSION")
+                .value_parser(
+                    PossibleValuesParser::new(Version::ALL.map(Version::name))
+                        .map(|name| Version::ALL.into_iter().find(|one| one.name() == name)),
+                )
+                .help("Send a PROXY header first, as a load balancer does"),
+        )
 }
 
 fn reload() -> Command {
@@ -769,5 +782,40 @@ mod tests {
         }
         let help = command().render_long_help().to_string();
         assert!(help.contains(&signals()), "{help}");
+    }
+
+    /// The table of flags between the two marks in `docs/bench.md`.
+    fn table_of_bench() -> String {
+        let mut command = uppercased_bench::command();
+        command.build();
+        let mut table = "| flag | what it says |\n|---|---|\n".to_owned();
+        let flags = command.get_arguments().filter(|arg| !arg.is_positional());
+        for flag in flags.filter(|arg| arg.get_id() != "help") {
+            let long = format!("--{}", flag.get_long().unwrap());
+            let value = flag
+                .get_value_names()
+                .filter(|_| flag.get_action().takes_values());
+            let value = value.map_or_else(String::new, |names| format!(" {}", names[0]));
+            let short = flag.get_short();
+            let short = short.map_or_else(String::new, |short| format!("`-{short}`, "));
+            let words = flag.get_possible_values();
+            let words: Vec<&str> = words.iter().map(|word| word.get_name()).collect();
+            let words = match words.as_slice() {
+                [] => String::new(),
+                // That of a switch.
+                ["true", "false"] => String::new(),
+                words => format!(": `{}`", words.join("`, `")),
+            };
+            let help = flag.get_help().unwrap();
+            let row = format!("| {short}`{long}{value}` | {help}{words} |\n");
+            // In a table a bar would begin the next cell, also in code.
+            table += &row.replace("N|ADDR", "N\\|ADDR");
+        }
+        table
+    }
+
+    #[test]
+    fn the_documentation_agrees_with_the_flags() {
+        crate::documented::agrees("bench.md", "flags", &table_of_bench());
     }
 }

@@ -4,7 +4,7 @@
 
 use clap::Command;
 
-use super::{BAD_INPUT, compare, completions, definition, manual};
+use super::{BAD_INPUT, completions, definition, manual};
 
 /// An exit code and what it says.
 pub(super) type Meaning = (u8, &'static str);
@@ -87,7 +87,7 @@ pub(super) fn meanings(command: &Command) -> &'static [Meaning] {
         definition::CHECK => CHECK,
         definition::CLIENT => CLIENT,
         definition::BENCH => BENCH,
-        compare::COMPARE => COMPARE,
+        definition::COMPARE => COMPARE,
         manual::MAN | completions::COMPLETIONS => TEXT,
         // Whoever asks a running server can name it.
         _ if takes(definition::CONTROL) => ORDER,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use nix::poll::PollFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use uppercased::bench::outcome::Outcome;
+use uppercased_bench::outcome::Outcome;
 
 use crate::support::netns::isolated;
 use crate::support::observe::{field, until};

@@ -54,6 +54,20 @@ pub enum Version {
     V2,
 }
 
+impl Version {
+    /// Every version.
+    pub const ALL: [Self; 2] = [Self::V1, Self::V2];
+
+    /// The word for it, as people write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        }
+    }
+}
+
 const LINE_BEGIN: &[u8] = b"PROXY ";
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Bytes of a header of version 2 before its addresses.

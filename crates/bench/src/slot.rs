@@ -359,8 +359,8 @@ pub(super) fn buffer() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::options::{Options, Pattern};
-    use crate::bench::plan::{Facts, settle};
+    use crate::options::{Options, Pattern};
+    use crate::plan::{Facts, settle};
 
     /// Does `body` with what a thread has for the defaults of `rate`, `change`d.
     fn with<R>(change: impl FnOnce(&mut Options), body: impl FnOnce(&mut Work<'_>) -> R) -> R {

@@ -20,7 +20,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, p
 use super::folder::{self, Folder};
 use super::interrupt::{Haste, Interrupt, STEP};
 use super::wait::is_readable;
-use crate::sys::child::die_with_parent;
+use crate::sys::die_with_parent;
 use uppercased_ctl::clock;
 use uppercased_ctl::control::client;
 use uppercased_ctl::control::{Reply, Request};

@@ -191,7 +191,7 @@ pub(super) fn ratio(part: u64, whole: u64) -> f64 {
 mod tests {
     use super::*;
 
-    use crate::bench::options::Action;
+    use crate::options::Action;
 
     const SECOND: Duration = Duration::from_secs(1);
 

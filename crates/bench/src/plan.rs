@@ -577,7 +577,7 @@ mod tests {
 
     #[test]
     fn every_number_has_bounds() {
-        use crate::bench::options::{Action, Job};
+        use crate::options::{Action, Job};
 
         let zero = Some(Duration::ZERO);
         type Change = fn(&mut Options);

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer as _, V2Serializer};
-use uppercased::bench::outcome::{
+use uppercased_bench::outcome::{
     Client, FORMAT, Failure, Interval, Latency, Machine, Mark, Outcome, Percentile, PlanSummary,
     Schedule, Seen, Server, Totals,
 };

@@ -96,7 +96,13 @@ words!(Pattern: Ping = "ping", Rate = "rate", Stream = "stream", Churn = "churn"
 words!(Expect: Upper = "upper", Echo = "echo", None = "none");
 words!(Close: Fin = "fin", Half = "half", Rst = "rst");
 words!(Arrivals: Constant = "constant", Poisson = "poisson");
-words!(Version: V1 = "v1", V2 = "v2");
+impl Word for Version {
+    const ALL: &'static [Self] = &Self::ALL;
+
+    fn word(self) -> &'static str {
+        self.name()
+    }
+}
 
 /// Where connections come from.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 
-use crate::bench::outcome::{Latency, Mark, Outcome, Percentile, Schedule, Server};
+use crate::outcome::{Latency, Mark, Outcome, Percentile, Schedule, Server};
 
 /// The quantiles that a report shows.
 pub(super) const QUANTILES: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 0.9999];

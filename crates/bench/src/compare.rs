@@ -3,17 +3,18 @@
 //! Invariants: a file that cannot be read, or is no outcome, is one line on standard error and
 //! exit code [`BAD_INPUT`], before anything is printed; doubts are part of the report and change
 //! no exit code.
-//! Must not: judge an outcome (`bench::report` does).
+//! Must not: judge an outcome (`report` does).
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::builder::PathBufValueParser;
-use clap::error::ErrorKind;
 use clap::{Arg, ArgMatches};
 
-use super::{BAD_INPUT, complain, definition, print};
-use crate::bench::report::{self, Run};
+use super::BAD_INPUT;
+use super::report::{self, Run};
+use uppercased_ctl::output::print;
+use uppercased_ctl::stderr::complain;
 
 /// The command, below `bench`.
 pub(super) const COMPARE: &str = "compare";
@@ -23,11 +24,11 @@ const B: &str = "b";
 
 /// The files to be compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Compare {
+pub(super) struct Compare {
     /// Runs of one side.
-    pub a: Vec<PathBuf>,
+    a: Vec<PathBuf>,
     /// Runs of the other.
-    pub b: Vec<PathBuf>,
+    b: Vec<PathBuf>,
 }
 
 /// What may be typed.
@@ -68,7 +69,7 @@ pub(super) fn command() -> clap::Command {
 /// # Errors
 ///
 /// It is not clear which file belongs to which side.
-pub(super) fn typed(typed: &ArgMatches) -> Result<Compare, super::Error> {
+pub(super) fn typed(typed: &ArgMatches) -> Result<Compare, String> {
     let files = |name| -> Vec<PathBuf> {
         let named = typed.get_many::<PathBuf>(name).into_iter();
         named.flatten().cloned().collect()
@@ -82,16 +83,13 @@ pub(super) fn typed(typed: &ArgMatches) -> Result<Compare, super::Error> {
             a: vec![a],
             b: vec![b],
         }),
-        Err(files) => Err(definition::refused(
-            ErrorKind::WrongNumberOfValues,
-            match files.len() {
-                1 => "cannot compare a single file; name a second one".to_owned(),
-                many => format!(
-                    "cannot tell which of {many} files are A and which are B; separate them with \
+        Err(files) => Err(match files.len() {
+            1 => "cannot compare a single file; name a second one".to_owned(),
+            many => format!(
+                "cannot tell which of {many} files are A and which are B; separate them with \
                      `--`"
-                ),
-            },
-        )),
+            ),
+        }),
     }
 }
 

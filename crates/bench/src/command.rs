@@ -3,18 +3,16 @@
 //! Must not: judge how flags go together; `bench::plan` does, with the machine in view.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser as _};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::compare;
-use super::definition::PROXY_PROTOCOL;
-use crate::bench::Options;
-use crate::bench::options::{Arrivals, Close, Expect, Job, Pattern, Sources, Word};
-use crate::bench::size::Sizes;
+use super::options::{Arrivals, Close, Expect, Job, Pattern, Sources, Word};
+use super::size::Sizes;
+use super::{Options, compare};
 use uppercased_ctl::proxy_header::Version;
 use uppercased_ctl::target::with_host;
 
@@ -46,6 +44,7 @@ const DURING: &str = "during";
 const RELOAD_EVERY: &str = "reload-every";
 const UPGRADE_EVERY: &str = "upgrade-every";
 const WORKERS: &str = "workers";
+const PROXY_PROTOCOL: &str = "proxy-protocol";
 const NO_PROGRESS: &str = "no-progress";
 const SERVER_ARGS: &str = "server-args";
 
@@ -71,7 +70,8 @@ Exit codes: 0 every byte correct, nothing failed, plan completed; 1 a failure,
 an incomplete plan, or output that cannot be written; 2 bad usage.";
 
 /// Its definition.
-pub(super) fn command() -> Command {
+#[must_use]
+pub fn command() -> Command {
     Command::new(BENCH)
         .about("Measure a server and check every byte")
         .after_help(LONG_HELP)
@@ -122,7 +122,7 @@ fn load() -> Vec<Arg> {
         number::<u16>(PROCESSES, "N", "Processes [auto]"),
         flag(SOURCES, "N|ADDR,...", "Source addresses [auto]")
             .value_parser(|text: &str| with_zone_numbers(text).parse::<Sources>()),
-        proxy_protocol("Send a PROXY header first"),
+        word::<Version>(PROXY_PROTOCOL, "Send a PROXY header first").value_name("VERSION"),
     ]
 }
 
@@ -212,12 +212,10 @@ pub(super) fn options(typed: &ArgMatches, command: String) -> Result<Options, St
 }
 
 /// The whole command, as a shell would take it again.
-pub(super) fn line(args: &[OsString]) -> String {
-    let program = args.first().map(PathBuf::from);
-    let program = program.as_deref().and_then(|path| path.file_name());
-    let args = program
-        .into_iter()
-        .chain(args.iter().skip(1).map(OsString::as_os_str));
+pub(super) fn line(mut args: impl Iterator<Item = OsString>) -> String {
+    let program = args.next().map(PathBuf::from);
+    let program = program.as_deref().and_then(Path::file_name);
+    let args = program.map(OsString::from).into_iter().chain(args);
     let quoted = args.map(|arg| {
         let arg = arg.to_string_lossy();
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_=.,:/@+[]".contains(c);
@@ -333,11 +331,6 @@ fn word<T: Word + Send + Sync>(name: &'static str, help: &'static str) -> Arg {
     flag(name, "WORD", help).value_parser(parser)
 }
 
-/// The flag by which connections begin with a PROXY header.
-pub(super) fn proxy_protocol(help: &'static str) -> Arg {
-    word::<Version>(PROXY_PROTOCOL, help).value_name("VERSION")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -414,9 +407,9 @@ mod tests {
     /// Whatever was measured: advice that is refused is worse than none.
     #[test]
     fn every_flag_in_advice_is_accepted() {
-        use crate::bench::outcome::{Latency, Outcome, Percentile, Server};
-        use crate::bench::plan::{Facts, settle};
-        use crate::bench::report::Advice;
+        use crate::outcome::{Latency, Outcome, Percentile, Server};
+        use crate::plan::{Facts, settle};
+        use crate::report::Advice;
 
         let facts = Facts {
             cpus: 4,
@@ -485,40 +478,5 @@ mod tests {
             }
         }
         assert!(tried > 10, "{tried}");
-    }
-
-    /// The table of flags between the two marks in `docs/bench.md`.
-    fn table() -> String {
-        let mut command = command();
-        command.build();
-        let mut table = "| flag | what it says |\n|---|---|\n".to_owned();
-        let flags = command.get_arguments().filter(|arg| !arg.is_positional());
-        for flag in flags.filter(|arg| arg.get_id() != "help") {
-            let long = format!("--{}", flag.get_long().unwrap());
-            let value = flag
-                .get_value_names()
-                .filter(|_| flag.get_action().takes_values());
-            let value = value.map_or_else(String::new, |names| format!(" {}", names[0]));
-            let short = flag.get_short();
-            let short = short.map_or_else(String::new, |short| format!("`-{short}`, "));
-            let words = flag.get_possible_values();
-            let words: Vec<&str> = words.iter().map(|word| word.get_name()).collect();
-            let words = match words.as_slice() {
-                [] => String::new(),
-                // That of a switch.
-                ["true", "false"] => String::new(),
-                words => format!(": `{}`", words.join("`, `")),
-            };
-            let help = flag.get_help().unwrap();
-            let row = format!("| {short}`{long}{value}` | {help}{words} |\n");
-            // In a table a bar would begin the next cell, also in code.
-            table += &row.replace("N|ADDR", "N\\|ADDR");
-        }
-        table
-    }
-
-    #[test]
-    fn the_documentation_agrees_with_the_flags() {
-        crate::documented::agrees("bench.md", "flags", &table());
     }
 }

@@ -14,8 +14,29 @@ use std::io;
 
 use super::failure::Fault;
 use super::truth::{PIECE_MAX, Truth};
-use crate::connection::Stream;
 use uppercased_ctl::clock::Tick;
+
+/// The two directions of a non-blocking stream socket.
+pub trait Stream {
+    /// Receives at most `into.len()` bytes; 0 is the end of the peer's stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is nothing now; `Interrupted` to be called again; else the
+    /// connection is over.
+    fn recv(&mut self, into: &mut [u8]) -> io::Result<usize>;
+
+    /// Sends as much of `from` as the kernel takes, and says how much that was.
+    ///
+    /// # Errors
+    /// As [`Stream::recv`].
+    fn send(&mut self, from: &[u8]) -> io::Result<usize>;
+
+    /// Ends this side's stream; the peer sees it after the last byte.
+    ///
+    /// # Errors
+    /// The connection is over already.
+    fn end_output(&mut self) -> io::Result<()>;
+}
 
 /// A connection's account.
 #[derive(Debug)]
@@ -251,7 +272,7 @@ mod tests {
     use std::sync::LazyLock;
 
     use super::*;
-    use crate::bench::options::Expect;
+    use crate::options::Expect;
 
     static UPPER: LazyLock<Truth> = LazyLock::new(|| Truth::new(Expect::Upper, 64));
 

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use crate::bench::outcome::{FORMAT, Outcome};
+use crate::outcome::{FORMAT, Outcome};
 
 /// The largest file that is read, in bytes. An outcome has some hundred kilobytes.
 pub const FILE_MAX_BYTES: u64 = 64 << 20;

@@ -1,24 +1,23 @@
 //! Reports of measurements as people get them: the summary and the comparison letter for letter,
 //! the page as well-formed markup that needs nothing else, files old, new and broken.
 //!
-//! The texts stand in `tests/cli/bench_report/*.txt`; `UPDATE_SNAPSHOTS=1 cargo test --test cli
-//! bench_report` rewrites them. `PAGES=DIR` in the same place writes the pages that the tests make
+//! The texts stand in `tests/report/*.txt`; `UPDATE_SNAPSHOTS=1 cargo test -p uppercased-bench
+//! --test report` rewrites them. `PAGES=DIR` in the same place writes the pages that the tests make
 //! into a directory, for a look.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use proptest::prelude::*;
-use uppercased::bench::outcome::{Interval, Outcome};
-use uppercased::bench::report::{self, Advice, COLUMNS, Doubt, Error, Run};
+use uppercased_bench::outcome::{Interval, Outcome};
+use uppercased_bench::report::{self, Advice, COLUMNS, Doubt, Error, Run};
 
 mod outcomes;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/cli/bench_report")
+        .join("tests/report")
         .join(name)
 }
 
@@ -348,57 +347,6 @@ fn report_distinguishes_broken_from_newer_files() {
         matches!(error, Error::FromTheFuture { found: 3, .. }),
         "{error}"
     );
-}
-
-/// Runs `bench compare`; its exit code, standard output and standard error.
-fn compare(args: &[&str]) -> (Option<i32>, String, String) {
-    let ran = Command::new(env!("CARGO_BIN_EXE_uppercased"))
-        .args(["bench", "compare"])
-        .args(args)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (ran.status.code(), text(ran.stdout), text(ran.stderr))
-}
-
-#[test]
-fn report_command_compares_files() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str, outcome: &Outcome| -> String {
-        let path = folder.path().join(name);
-        fs::write(&path, serde_json::to_vec(outcome).unwrap()).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
-    let a = file("a.json", &outcomes::clean());
-    let b = file("b.json", &faster(1.1));
-    let (code, out, err) = compare(&[&a, &b]);
-    assert_eq!((code, err.as_str()), (Some(0), ""));
-    assert_text("compare_single", &out);
-    let (code, out, _) = compare(&[&a, &b, "--", &b, &a]);
-    assert_eq!(code, Some(0));
-    assert!(out.contains("median of 2 pairs"), "{out}");
-    let (code, out, _) = compare(&[&a, "--", &b, &a]);
-    assert_eq!(code, Some(0));
-    assert!(out.contains("of the medians of 1 and 2 runs"), "{out}");
-
-    let missing = folder.path().join("none.json");
-    let missing = missing.to_str().unwrap();
-    let other = fixture("outcomes.rs");
-    for (args, what) in [
-        ([a.as_str(), missing].as_slice(), "none.json"),
-        (&[&a, other.to_str().unwrap()], "is not an outcome"),
-        (&[&a, folder.path().to_str().unwrap()], "cannot read"),
-        (&[&a], "name a second one"),
-        (&[&a, &b, &a], "separate them with `--`"),
-        (&[], "A.json"),
-    ] {
-        let (code, out, err) = compare(args);
-        assert_eq!((code, out.as_str()), (Some(2), ""), "{args:?}");
-        assert!(
-            err.contains(what) && err.lines().count() == 1,
-            "{args:?}: {err}"
-        );
-    }
 }
 
 /// Any outcome at all, by way of its JSON.

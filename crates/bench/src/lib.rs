@@ -18,6 +18,11 @@
 //! figures; whatever ends it, its children and files are gone.
 //! It must not share code with the server's transformation or its loop, which it is a check on.
 
+// They panic where nobody reads; `output` and `stderr::complain` do not.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
+mod command;
+mod compare;
 pub mod connection;
 mod during;
 mod engine;
@@ -41,6 +46,7 @@ mod run;
 pub mod size;
 mod slot;
 mod socket;
+mod sys;
 mod team;
 pub mod truth;
 mod wait;
@@ -48,8 +54,11 @@ mod wait;
 use std::io;
 use std::process::ExitCode;
 
+use clap::ArgMatches;
+
+pub use self::command::command;
 use self::interrupt::Interrupt;
-pub use self::options::Options;
+use self::options::Options;
 use self::output::Outputs;
 pub use self::team::{PART, be_part};
 use uppercased_ctl::stderr;
@@ -83,11 +92,23 @@ impl Error {
     }
 }
 
-/// Measures, and tells what was found. The code is 0 if nothing failed and everything was done and
-/// written, 2 if the plan makes no sense, and 1 otherwise.
+/// Runs the command as typed: measures, or compares measurements.
+///
+/// The code is 0 if nothing failed and everything was done and written, 2 if the plan makes no sense, and 1
+/// otherwise.
 #[must_use]
-pub fn run(options: &Options) -> ExitCode {
-    match measured(options) {
+pub fn run(typed: &ArgMatches) -> ExitCode {
+    if let Some(typed) = typed.subcommand_matches(compare::COMPARE) {
+        return match compare::typed(typed) {
+            Ok(files) => compare::run(&files),
+            Err(why) => misused(&why, "bench compare"),
+        };
+    }
+    let options = match command::options(typed, command::line(std::env::args_os())) {
+        Ok(options) => options,
+        Err(why) => return misused(&why, "bench"),
+    };
+    match measured(&options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -95,6 +116,11 @@ pub fn run(options: &Options) -> ExitCode {
             error.exit_code()
         }
     }
+}
+
+fn misused(why: &str, command: &str) -> ExitCode {
+    stderr::complain(&format!("{why}; see `uppercased {command} --help`"));
+    ExitCode::from(BAD_INPUT)
 }
 
 /// Whether nothing failed, everything was done that was asked for, and all of it is written.

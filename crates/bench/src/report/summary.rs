@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use super::advice::Advice;
 use super::figures::{self, Work};
 use super::units::{self, counted, labelled, sentence};
-use crate::bench::outcome::{Failure, Latency, Mark, Outcome, Percentile, PlanSummary, Server};
+use crate::outcome::{Failure, Latency, Mark, Outcome, Percentile, PlanSummary, Server};
 
 /// First failures that are shown; the rest are only counted.
 const FAILURES_MAX: usize = 5;

@@ -11,7 +11,7 @@ mod table;
 
 use super::figures::{self, Work};
 use super::units;
-use crate::bench::outcome::Outcome;
+use crate::outcome::Outcome;
 
 pub use fairness::Doubt;
 

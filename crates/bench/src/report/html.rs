@@ -15,7 +15,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::advice::Advice;
 use super::figures::{self, Work};
 use super::{summary, units};
-use crate::bench::outcome::{Latency, Mark, Outcome};
+use crate::outcome::{Latency, Mark, Outcome};
 
 /// First failures that are listed.
 const FAILURES_MAX: usize = 50;

@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::super::{figures, units};
 use super::Run;
-use crate::bench::outcome::Outcome;
+use crate::outcome::Outcome;
 
 /// Something that speaks against a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]

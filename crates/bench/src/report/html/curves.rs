@@ -11,7 +11,7 @@ use super::super::figures::{self, Work};
 use super::super::units;
 use super::chart::{Axis, Chart, Ink, Kind, Line, Span};
 use super::ticks;
-use crate::bench::outcome::{Interval, Latency, Outcome};
+use crate::outcome::{Interval, Latency, Outcome};
 
 /// Points of a line: what a screen can tell apart.
 const POINTS_MAX: usize = 480;

@@ -9,8 +9,8 @@ use std::fmt;
 
 use super::figures::{self, Work};
 use super::units;
-use crate::bench::outcome::{Latency, Outcome, Server};
-use crate::bench::plan::{CONNECTIONS_MAX, DURATION_MAX, PIPELINE_MAX, THREADS_MAX};
+use crate::outcome::{Latency, Outcome, Server};
+use crate::plan::{CONNECTIONS_MAX, DURATION_MAX, PIPELINE_MAX, THREADS_MAX};
 
 /// Something to know about an [`Outcome`], with a way out.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,0 +1,29 @@
+//! The one door to `unsafe`: children that do not outlive their parent.
+#![expect(unsafe_code, reason = "a call between fork and exec")]
+
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+/// Has the kernel send `signal` to the process that `command` starts when the thread that starts it
+/// ends.
+pub(crate) fn die_with_parent(command: &mut Command, signal: Signal) {
+    let order = move || set_parent_process_death_signal(Some(signal)).map_err(io::Error::from);
+    // SAFETY: between fork and exec only what is safe in a signal handler may be done: this is one
+    // system call, and the error it may return is made of a number, without memory or locks.
+    unsafe { command.pre_exec(order) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_child_starts_all_the_same() {
+        let mut command = Command::new("true");
+        die_with_parent(&mut command, Signal::TERM);
+        assert!(command.status().unwrap().success());
+    }
+}
