@@ -442,7 +442,7 @@ impl World {
         let _ = self.machine.operation();
         let _ = self.machine.pending();
         for slot in self.machine.slots() {
-            let _ = (slot.state.name(), slot.stalled_since);
+            let _ = (slot.state, slot.stalled_since);
         }
     }
 }

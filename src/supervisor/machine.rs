@@ -43,6 +43,7 @@ mod snapshot;
 mod succession;
 mod upgrade;
 mod ways;
+mod worker;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -58,12 +59,14 @@ pub use exchange::{
 pub(super) use operation::Operation;
 pub use operation::Planned;
 pub(super) use pending::Pending;
-use reactions::Reception;
-pub use slot::{Death, Generation, KillReason, LastDeath, Queue, SlotId, SlotState, WorkerId};
-use slot::{PredecessorStage, Pulse, Seat, Slot, SuccessorState};
+pub use slot::{LastDeath, Queue};
+use slot::{Slot, SlotState};
 pub use snapshot::{SNAPSHOT_VERSION, Snapshot, SnapshotError};
 use uppercased_ctl::clock::Tick;
+pub use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 pub use uppercased_ctl::identity::{ReleaseId, RequestId};
+pub use worker::{Death, KillReason};
+use worker::{Worker, WorkerState};
 
 /// How much longer than `lame_duck` + `drain_timeout` a stopping worker may take to exit before it
 /// is killed, and how long a killed one may take to end before it is given up. A worker cuts its
@@ -154,6 +157,14 @@ pub enum Life {
     },
 }
 
+/// What a machine made of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reception {
+    Taken,
+    /// It names a worker that is gone or never was, or repeats what is known.
+    Stale,
+}
+
 /// One slot as status and logs see it.
 #[derive(Clone, Debug)]
 pub struct SlotView<'a> {
@@ -163,8 +174,10 @@ pub struct SlotView<'a> {
     pub generation: Generation,
     /// What that one runs, or ran.
     pub release: ReleaseId,
-    /// What its worker is doing; [`SlotState::name`] is the short form.
-    pub state: &'a SlotState,
+    /// What its active worker is doing, or why it has none, in a word or two.
+    pub state: &'static str,
+    /// It waits for its next try, or its worker had to be killed because it did not answer.
+    pub is_ailing: bool,
     /// When that began.
     pub since: Tick,
     /// Since when its worker has made no turn of its loop although it was asked to.
@@ -432,39 +445,7 @@ impl Machine {
 
     /// Every slot, in order.
     pub fn slots(&self) -> impl Iterator<Item = SlotView<'_>> {
-        self.slots.iter().map(|slot| SlotView {
-            id: slot.id,
-            generation: slot.generation,
-            release: slot.release,
-            state: &slot.state,
-            since: slot.since,
-            stalled_since: slot.pulse.as_ref().and_then(Pulse::stalled_since),
-            queue: slot.queue,
-            deaths: slot.deaths,
-            last_death: slot.last_death.as_ref(),
-            successor: slot.successor.as_ref().map(|it| SeatView {
-                worker: slot.named(it.generation),
-                release: it.release,
-                state: match it.state {
-                    SuccessorState::Starting { .. } => "starting",
-                    SuccessorState::Killing { .. } => "killing",
-                },
-            }),
-            predecessors: slot
-                .predecessors
-                .iter()
-                .map(|it| SeatView {
-                    worker: slot.named(it.generation),
-                    release: it.release,
-                    state: match it.stage {
-                        PredecessorStage::HandingOver { .. } => "handing over",
-                        PredecessorStage::Leaving { .. } => "leaving",
-                        PredecessorStage::Stopping => "stopping",
-                        PredecessorStage::Killing { .. } => "killing",
-                    },
-                })
-                .collect(),
-        })
+        self.slots.iter().map(Slot::view)
     }
 
     /// Failures of all time in a slot that has left; 0 of one that never was.
@@ -545,7 +526,7 @@ impl Machine {
     }
 
     fn end_if_empty(&mut self, verdict: Verdict) {
-        if self.slots.iter().all(Slot::is_empty) {
+        if self.slots.iter().all(|slot| slot.workers.is_empty()) {
             self.forget_beginning("the server stops");
             self.phase = Phase::Ended;
             self.actions.push_back(Action::Exit(verdict));
@@ -556,11 +537,35 @@ impl Machine {
         self.actions.push_back(Action::Notice(notice));
     }
 
-    /// Where `worker` is, or was last: the index of its slot, and its seat there.
-    fn seat(&self, worker: WorkerId) -> Option<(usize, Seat)> {
+    /// Reports that something is not as an invariant promises. The call goes on without it.
+    fn repair(&mut self, what: &'static str) {
+        debug_assert!(false, "invariant of the supervisor broken: {what}");
+        self.stale_events += 1;
+    }
+
+    /// Returns the index of the worker's slot, and the worker.
+    fn find(&self, worker: WorkerId) -> Option<(usize, &Worker)> {
         let index = worker.slot.index();
-        let seat = self.slots.get(index)?.seat(worker.generation)?;
-        Some((index, seat))
+        Some((index, self.slots.get(index)?.worker(worker.generation)?))
+    }
+
+    fn find_mut(&mut self, worker: WorkerId) -> Option<(usize, &mut Worker)> {
+        let index = worker.slot.index();
+        let slot = self.slots.get_mut(index)?;
+        Some((index, slot.worker_mut(worker.generation)?))
+    }
+
+    fn workers_of(&self, index: usize) -> Vec<WorkerId> {
+        let slot = &self.slots[index];
+        let workers = slot.workers.iter();
+        workers.map(|it| slot.id_of(it.generation)).collect()
+    }
+
+    fn enter(&mut self, worker: WorkerId, state: WorkerState, now: Tick) {
+        let slot = &mut self.slots[worker.slot.index()];
+        if !slot.enter(worker.generation, state, now) {
+            self.repair("a worker that changes its state does not exist");
+        }
     }
 
     fn is_boot_slot(&self, slot: SlotId) -> bool {

@@ -100,7 +100,7 @@ impl Supervisor {
             generation: slot.generation,
             release: slot.release,
             state: match slot.stalled_since {
-                None => slot.state.name().to_owned(),
+                None => slot.state.to_owned(),
                 Some(_) => "stalled".to_owned(),
             },
             stalled_ms: slot.stalled_since.map(|since| millis(now.since(since))),

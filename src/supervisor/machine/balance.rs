@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::reactions::Reception;
-use super::{Action, HandoverEnd, Load, Machine, Notice, Phase, SlotState, WorkerId};
+use super::slot::Slot;
+use super::{Action, HandoverEnd, Load, Machine, Notice, Phase, Reception, WorkerId};
 use crate::config::{
     REBALANCE_ACTIVE_WITHIN, REBALANCE_CONNECTIONS, REBALANCE_LEAST_CALLS, REBALANCE_LOOK_EVERY,
     REBALANCE_LOOKS, REBALANCE_REST, REBALANCE_REST_MAX,
@@ -108,7 +108,7 @@ impl Machine {
             // It died, or an operation has come and relieved it.
             self.balance.moving = None;
         }
-        let serving = self.main_workers().count();
+        let serving = self.serving_workers().count();
         let may = self.phase == Phase::Serving
             && self.policy.rebalance.is_some()
             && self.operation.is_none()
@@ -153,7 +153,7 @@ impl Machine {
         let look = Look {
             at: now,
             loads: self
-                .main_workers()
+                .serving_workers()
                 .filter_map(|worker| loads.iter().find(|it| it.worker == worker).copied())
                 .collect(),
         };
@@ -227,11 +227,9 @@ impl Machine {
             .then_some("connections move from a slot to itself")
     }
 
-    /// Who serves in a main seat, in order of the slots.
-    fn main_workers(&self) -> impl Iterator<Item = WorkerId> {
-        let serving = self.slots.iter();
-        let serving = serving.filter(|slot| slot.state == SlotState::Serving);
-        serving.map(|slot| slot.worker())
+    /// Returns the workers that serve, in order of the slots.
+    fn serving_workers(&self) -> impl Iterator<Item = WorkerId> {
+        self.slots.iter().filter_map(Slot::serving)
     }
 
     /// Whether the worker's loop has turned between an earlier look and the latest one.

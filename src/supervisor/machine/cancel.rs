@@ -11,9 +11,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::operation::{OperationKind, Stage};
-use super::reactions::Reception;
 use super::roll::Course;
-use super::{Action, Answer, Done, KillReason, Machine, Notice, Queue, RequestId, Slot, SlotState};
+use super::slot::Slot;
+use super::worker::Worker;
+use super::{
+    Action, Answer, Done, KillReason, Machine, Notice, Queue, Reception, RequestId, SlotState,
+};
 use uppercased_ctl::clock::Tick;
 
 /// Who ends an operation.
@@ -99,8 +102,8 @@ impl Machine {
                 match self.slots.last().filter(added) {
                     // Its end is waited for.
                     Some(slot) => {
-                        let worker = slot.worker();
-                        if matches!(slot.state, SlotState::Starting { .. }) {
+                        let worker = slot.id_of(slot.generation());
+                        if slot.active().is_some_and(Worker::is_starting) {
                             self.kill(worker, KillReason::OperationFailed, now);
                         }
                     }

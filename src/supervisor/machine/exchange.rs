@@ -11,12 +11,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Policy;
-use super::slot::{Death, SlotId, WorkerId};
+use super::worker::Death;
 pub use notice::Notice;
 
-use crate::handover::{HandoverEnd, Part};
+use crate::handover::HandoverEnd;
+use crate::handover::Part;
 pub use uppercased_ctl::control::ScaleTo;
-use uppercased_ctl::identity::{ReleaseId, RequestId};
+use uppercased_ctl::identity::{ReleaseId, RequestId, SlotId, WorkerId};
 
 /// What happened in the world.
 ///

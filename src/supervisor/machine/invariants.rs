@@ -6,7 +6,8 @@
 
 use super::operation::{Operation, Stage};
 use super::roll::Course;
-use super::slot::{PredecessorStage, Slot, SuccessorState};
+use super::slot::Slot;
+use super::worker::{Worker, WorkerState};
 use super::{Machine, Phase, Queue, SlotId, SlotState};
 
 impl Machine {
@@ -58,7 +59,7 @@ impl Machine {
             Phase::BootFailed { .. } | Phase::Draining { .. } | Phase::Forced => true,
             Phase::Idle | Phase::Booting { .. } | Phase::Serving | Phase::Ended => false,
         };
-        if waits_for_process && self.slots.iter().all(Slot::is_empty) {
+        if waits_for_process && self.slots.iter().all(|slot| slot.workers.is_empty()) {
             return Some("it waits for processes and none is left".to_owned());
         }
         // Last: it takes for granted that the slots are sound.
@@ -138,58 +139,60 @@ impl Machine {
     /// Whether a slot may be in its state in this phase; above all that, while the machine runs, it
     /// has a process or a time for the next one.
     fn phase_allows(&self, slot: &Slot) -> bool {
-        self.phase_allows_main(slot) && self.phase_allows_company(slot)
+        self.phase_allows_active(slot) && self.phase_allows_others(slot)
     }
 
-    fn phase_allows_main(&self, slot: &Slot) -> bool {
+    fn phase_allows_active(&self, slot: &Slot) -> bool {
         let bound = slot.queue != Queue::Unbound;
-        let state = &slot.state;
-        match &self.phase {
-            Phase::Idle => matches!(state, SlotState::Waiting),
-            Phase::Booting { slot: next } => match state {
-                SlotState::Waiting => slot.id > *next,
-                SlotState::Starting { .. } | SlotState::Killing { .. } => {
-                    // One that is given listeners is bound before its first worker is there.
-                    slot.id <= *next && (bound || slot.id == *next)
-                }
-                SlotState::Serving | SlotState::BackingOff { .. } => bound && slot.id < *next,
-                SlotState::Retired | SlotState::Stopping | SlotState::Stopped => false,
-            },
-            Phase::Serving => match state {
-                // The first of those that never had a worker is the one that is tried.
-                SlotState::Starting { .. }
-                | SlotState::Killing { .. }
-                | SlotState::BackingOff { .. } => bound || slot.id.index() == self.bound_slots(),
-                SlotState::Serving => bound,
-                // Otherwise its turn has come.
-                SlotState::Waiting => slot.id.index() > self.bound_slots() || self.shrinks(),
-                SlotState::Retired => {
-                    // Without a process it would have been dropped, or wait for one below it.
-                    self.shrinks() || slot.queue == Queue::Closed
-                }
-                SlotState::Stopping | SlotState::Stopped => false,
-            },
-            Phase::Draining { .. } => matches!(
-                state,
-                SlotState::Stopping | SlotState::Killing { .. } | SlotState::Stopped
-            ),
-            Phase::BootFailed { .. } | Phase::Forced => {
-                matches!(state, SlotState::Killing { .. } | SlotState::Stopped)
+        let active = slot.active().map(|it| &it.state);
+        let serves = matches!(active, Some(WorkerState::Serving { .. }));
+        let stops = matches!(active, Some(WorkerState::Stopping));
+        let killed = matches!(active, Some(WorkerState::Killed { .. }));
+        match (&self.phase, slot.state) {
+            (Phase::Idle, state) => state == SlotState::Vacant,
+            (Phase::Booting { slot: next }, SlotState::Vacant) => slot.id > *next,
+            (Phase::Booting { slot: next }, SlotState::BackingOff { .. }) => {
+                bound && slot.id < *next
             }
-            Phase::Ended => matches!(state, SlotState::Stopped),
+            (Phase::Booting { slot: next }, SlotState::Active(_)) if serves => {
+                bound && slot.id < *next
+            }
+            // One that is given listeners is bound before its first worker is there.
+            (Phase::Booting { slot: next }, SlotState::Active(_)) => {
+                !stops && slot.id <= *next && (bound || slot.id == *next)
+            }
+            (Phase::Booting { .. }, SlotState::Retired | SlotState::Stopped) => false,
+            // Otherwise its turn has come.
+            (Phase::Serving, SlotState::Vacant) => {
+                slot.id.index() > self.bound_slots() || self.shrinks()
+            }
+            (Phase::Serving, SlotState::Active(_)) if serves => bound,
+            // The first of those that never had a worker is the one that is tried.
+            (Phase::Serving, SlotState::Active(_) | SlotState::BackingOff { .. }) => {
+                !stops && (bound || slot.id.index() == self.bound_slots())
+            }
+            // Without a process it would have been dropped, or wait for one below it.
+            (Phase::Serving, SlotState::Retired) => self.shrinks() || slot.queue == Queue::Closed,
+            (Phase::Serving, SlotState::Stopped) => false,
+            (Phase::Draining { .. }, SlotState::Active(_)) => stops || killed,
+            (Phase::BootFailed { .. } | Phase::Forced, SlotState::Active(_)) => killed,
+            (
+                Phase::BootFailed { .. } | Phase::Draining { .. } | Phase::Forced | Phase::Ended,
+                state,
+            ) => state == SlotState::Stopped,
         }
     }
 
-    /// Whether in this phase the slot may have those that it has beside its main worker.
-    fn phase_allows_company(&self, slot: &Slot) -> bool {
-        let starts = |it: &SuccessorState| matches!(it, SuccessorState::Starting { .. });
-        let starts = slot.successor.as_ref().is_some_and(|it| starts(&it.state));
-        slot.predecessors.iter().all(|it| match it.stage {
-            PredecessorStage::HandingOver { .. } | PredecessorStage::Leaving { .. } => {
-                self.phase == Phase::Serving
-            }
-            PredecessorStage::Stopping => matches!(self.phase, Phase::Draining { .. }),
-            PredecessorStage::Killing { .. } => true,
-        }) && (!starts || self.roll().is_some())
+    /// Whether in this phase the slot may have those workers that are not active.
+    fn phase_allows_others(&self, slot: &Slot) -> bool {
+        let allowed = |it: &Worker| match it.state {
+            WorkerState::Starting { .. } => self.roll().is_some(),
+            WorkerState::Serving { .. }
+            | WorkerState::HandingOver { .. }
+            | WorkerState::Leaving { .. } => self.phase == Phase::Serving,
+            WorkerState::Stopping => matches!(self.phase, Phase::Draining { .. }),
+            WorkerState::Killed { .. } => true,
+        };
+        slot.others().all(allowed)
     }
 }

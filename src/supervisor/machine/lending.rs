@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use super::slot::Slot;
-use super::{Action, Machine, Notice, Queue, SlotState, WorkerId};
+use super::{Action, Machine, Notice, Queue, WorkerId};
 use uppercased_ctl::clock::Tick;
 
 impl Machine {
@@ -66,7 +66,7 @@ impl Machine {
 
     pub(super) fn serves(&self, worker: WorkerId) -> bool {
         let slot = self.slots.get(worker.slot.index());
-        slot.is_some_and(|slot| slot.is_served_by(worker))
+        slot.is_some_and(|slot| slot.serving() == Some(worker))
     }
 
     /// Who would borrow next: of those who serve, the one with fewest loans, then the lowest slot.
@@ -77,13 +77,8 @@ impl Machine {
                 loans[to.slot.index()] += 1;
             }
         }
-        let serving = self
-            .slots
-            .iter()
-            .filter(|slot| slot.state == SlotState::Serving);
-        serving
-            .min_by_key(|slot| (loans[slot.id.index()], slot.id))
-            .map(Slot::worker)
+        let serving = self.slots.iter().filter_map(Slot::serving);
+        serving.min_by_key(|it| (loans[it.slot.index()], it.slot))
     }
 
     /// When the slot's queue is to be lent. Without a sibling to lend to there is nothing to wait

@@ -1,53 +1,19 @@
-//! The steps that the reactions are made of: start a worker, kill it, bury it, renew it, halt all.
+//! The steps that the reactions are made of: start a worker, kill it, replace it, stop all.
 //!
-//! Invariant: whoever leaves a slot without a process gives it a time for the next one, or the
-//! machine is on its way out ([`Machine::gone`] is the only place where a process ends).
+//! Invariant: a slot that loses its active worker gets a time for the next one, or the machine is on
+//! its way out ([`Machine::gone`] is the only place where a process ends).
 
-use std::fmt;
 use std::time::Duration;
 
 use super::super::backoff::{Retry, retry};
 use super::operation::Stage;
-use super::slot::{PredecessorStage, Slot};
+use super::slot::Slot;
+use super::worker::{ExitReport, Worker, WorkerState};
 use super::{
     Action, Boot, Death, KILL_GRACE, KillReason, LastDeath, ListenerSource, Machine, Notice, Phase,
-    Policy, Queue, SlotId, SlotState, WorkerId,
+    Policy, Queue, ReleaseId, SlotId, SlotState, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
-
-/// What is known of a process that is no more.
-pub(super) struct Obituary {
-    /// `None`: it never came to be.
-    pub(super) how: Option<Death>,
-    /// `None`: it never was Ready.
-    pub(super) served_for: Option<Duration>,
-    pub(super) cause: Option<String>,
-}
-
-impl fmt::Display for Obituary {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cause = self.cause.as_deref();
-        match (self.how, cause, self.served_for) {
-            (None, cause, _) => {
-                write!(
-                    out,
-                    "it cannot be spawned: {}",
-                    cause.unwrap_or("no cause given")
-                )
-            }
-            (Some(how), None, None) => write!(out, "it ended before it was ready: {how}"),
-            (Some(how), Some(cause), None) => {
-                write!(out, "it ended before it was ready: {how} ({cause})")
-            }
-            (Some(how), None, Some(served)) => {
-                write!(out, "it died after {served:?} of service: {how}")
-            }
-            (Some(how), Some(cause), Some(served)) => {
-                write!(out, "it died after {served:?} of service: {how} ({cause})")
-            }
-        }
-    }
-}
 
 impl Machine {
     /// Starts the first worker of `slot`; past the last slot, the boot is done.
@@ -62,12 +28,9 @@ impl Machine {
         }
     }
 
-    /// Whether a worker that cannot start at boot leaves somebody who serves.
+    /// Whether a worker that cannot start at boot leaves another one that serves.
     pub(super) fn may_degrade(&self) -> bool {
-        let served = self
-            .slots
-            .iter()
-            .any(|slot| slot.state == SlotState::Serving);
+        let served = self.slots.iter().any(|slot| slot.serving().is_some());
         served && self.policy.boot == Boot::Any
     }
 
@@ -88,13 +51,13 @@ impl Machine {
         }
         let bound = self.bound_slots();
         for index in 0..self.slots.len().min(staying) {
-            if self.slots[index].state == SlotState::Waiting && index <= bound {
+            if self.slots[index].state == SlotState::Vacant && index <= bound {
                 self.spawn(index, now);
             }
         }
     }
 
-    /// How many slots have listeners; they are the first ones.
+    /// Returns how many slots have listeners; they are the first ones.
     pub(super) fn bound_slots(&self) -> usize {
         let unbound = |slot: &Slot| slot.queue == Queue::Unbound;
         self.slots
@@ -103,7 +66,7 @@ impl Machine {
             .unwrap_or(self.slots.len())
     }
 
-    /// Begins the slot's next generation.
+    /// Begins the slot's next generation, which is active at once.
     pub(super) fn spawn(&mut self, index: usize, now: Tick) {
         let slot = &self.slots[index];
         let listener = match slot.queue {
@@ -113,23 +76,40 @@ impl Machine {
             }
         };
         let release = slot.next_release;
+        self.start(index, release, listener, false, now);
+    }
+
+    /// Begins the slot's next generation beside the active worker.
+    pub(super) fn spawn_successor(&mut self, index: usize, release: ReleaseId, now: Tick) {
+        self.start(index, release, ListenerSource::Adopt, true, now);
+    }
+
+    fn start(
+        &mut self,
+        index: usize,
+        release: ReleaseId,
+        listener: ListenerSource,
+        standby: bool,
+        now: Tick,
+    ) {
         let deadline = now + self.policy_of(release).start_timeout;
-        let worker = self.slots[index].start(deadline, now);
+        let worker = self.slots[index].start(release, standby, deadline, now);
         self.notice(Notice::WorkerStarting { worker, listener });
         self.actions.push_back(Action::Spawn {
             worker,
             listener,
             release,
-            standby: false,
+            standby,
         });
     }
 
-    /// The main worker of its slot serves from now on, by whatever way it came to it.
-    pub(super) fn serve(&mut self, index: usize, now: Tick) {
+    /// Makes `worker` the active one that serves, whether it is new or was active before.
+    pub(super) fn serve(&mut self, index: usize, worker: WorkerId, owes_report: bool, now: Tick) {
         let slot = &mut self.slots[index];
         let before = slot.queue;
-        slot.enter(SlotState::Serving, now);
-        let slot = slot.id;
+        slot.activate(worker.generation, now);
+        self.enter(worker, WorkerState::Serving { owes_report }, now);
+        let slot = worker.slot;
         match before {
             Queue::Lent { to: from, .. } => {
                 let last = false;
@@ -140,16 +120,36 @@ impl Machine {
         }
     }
 
-    /// Kills a main worker. If a successor is on its way, it is waited for instead of a new one.
+    /// Kills a worker. If it is active and a successor is starting, that one takes its place.
     pub(super) fn kill(&mut self, worker: WorkerId, why: KillReason, now: Tick) {
-        let slot = &mut self.slots[worker.slot.index()];
-        slot.kill(why, now + KILL_GRACE, now);
-        slot.yield_to_successor(now);
+        let Some((index, it)) = self.find(worker) else {
+            return self.repair("a worker to kill does not exist");
+        };
+        let error = match &it.state {
+            WorkerState::Starting { error, .. } => error.clone(),
+            WorkerState::Serving { .. }
+            | WorkerState::HandingOver { .. }
+            | WorkerState::Leaving { .. }
+            | WorkerState::Stopping => None,
+            WorkerState::Killed { .. } => return self.repair("a worker is killed twice"),
+        };
+        let killed = WorkerState::Killed {
+            until: now + KILL_GRACE,
+            why,
+            served_for: it.served_for(now),
+            error,
+            leaving: it.is_leaving(),
+        };
+        self.enter(worker, killed, now);
+        let slot = &mut self.slots[index];
+        if slot.is_active(worker.generation) {
+            slot.follow(now);
+        }
         self.actions.push_back(Action::Kill { worker });
     }
 
-    /// Waits no longer for killed workers that have not ended: whatever waits for them goes on as if
-    /// they had. The shell reaps them when they end after all.
+    /// Waits no longer for killed workers that have not ended: the machine goes on as if they had.
+    /// The shell reaps them when they end after all.
     pub(super) fn give_up_killed(&mut self, now: Tick) {
         let killed = self.slots.iter().flat_map(Slot::killed);
         let due: Vec<WorkerId> = killed
@@ -158,7 +158,7 @@ impl Machine {
             .collect();
         for worker in due {
             // What follows from the end of one may have been the end of another.
-            if !self.is_being_killed(worker) {
+            if self.find(worker).is_none() {
                 continue;
             }
             let after = KILL_GRACE;
@@ -168,74 +168,83 @@ impl Machine {
         }
     }
 
-    fn is_being_killed(&self, worker: WorkerId) -> bool {
-        let slot = self.slots.get(worker.slot.index());
-        slot.is_some_and(|slot| slot.killed().any(|(killed, _)| killed == worker))
-    }
-
-    /// When the first of them is given up.
+    /// When the first killed worker is given up.
     pub(super) fn killed_deadline(&self) -> Option<Tick> {
         let killed = self.slots.iter().flat_map(Slot::killed);
         killed.map(|(_, until)| until).min()
     }
 
-    /// A process in a main seat is no more. What follows depends on the phase, and on who else is
-    /// in the slot.
-    pub(super) fn gone(&mut self, worker: WorkerId, obituary: Obituary, now: Tick) {
+    /// A process has ended, or could not be made. What follows depends on the phase, on what the
+    /// worker was for, and on who else is in the slot.
+    pub(super) fn gone(&mut self, worker: WorkerId, report: ExitReport, now: Tick) {
+        let index = worker.slot.index();
+        let slot = &mut self.slots[index];
+        let was_active = slot.is_active(worker.generation);
+        let Some(it) = slot.remove(worker.generation, now) else {
+            return self.repair("a worker that ended does not exist");
+        };
+        if was_active {
+            self.active_gone(worker, &it, report, now);
+        } else if it.is_leaving() {
+            self.predecessor_gone(worker, &it, report, now);
+        } else {
+            self.successor_gone(worker, &it, report, now);
+        }
+    }
+
+    fn active_gone(&mut self, worker: WorkerId, it: &Worker, report: ExitReport, now: Tick) {
+        let index = worker.slot.index();
         match &self.phase {
             Phase::Booting { slot } if *slot == worker.slot => {
-                let cause = boot_failure(worker.slot, &obituary);
+                let cause = boot_failure(worker.slot, &report);
                 if self.may_degrade() {
                     self.begin_degraded(worker.slot, cause);
-                    return self.lost(worker, obituary, now);
+                    return self.lost(worker, it, report, now);
                 }
-                self.record(worker, obituary, now);
-                self.slots[worker.slot.index()].enter(SlotState::Stopped, now);
+                self.record(worker, report, now);
+                self.slots[index].rest(SlotState::Stopped, now);
                 self.fail_boot(cause, now);
             }
-            Phase::Booting { .. } | Phase::Serving => self.lost(worker, obituary, now),
+            Phase::Booting { .. } | Phase::Serving => self.lost(worker, it, report, now),
             // Without a worker there is nothing to be gone in Idle and Ended.
             Phase::Idle
             | Phase::BootFailed { .. }
             | Phase::Draining { .. }
             | Phase::Forced
             | Phase::Ended => {
-                self.slots[worker.slot.index()].enter(SlotState::Stopped, now);
-                self.stopped(worker, obituary);
+                self.slots[index].rest(SlotState::Stopped, now);
+                self.stopped(worker, report);
             }
         }
     }
 
-    /// The main worker of a slot that is to go on is no more.
-    fn lost(&mut self, worker: WorkerId, obituary: Obituary, now: Tick) {
+    /// The active worker of a slot that is to go on has ended.
+    fn lost(&mut self, worker: WorkerId, it: &Worker, report: ExitReport, now: Tick) {
         let index = worker.slot.index();
-        let slot = &self.slots[index];
-        let release = slot.release;
-        if matches!(&slot.state, SlotState::Killing { why, .. } if *why == KillReason::Superseded) {
-            self.stopped(worker, obituary);
+        if it.was_killed_for(&KillReason::Superseded) {
+            self.stopped(worker, report);
             return self.spawn(index, now);
         }
-        let served_for = obituary.served_for.unwrap_or_default();
-        let why = obituary.to_string();
-        let unbound = slot.queue == Queue::Unbound;
+        let served_for = report.served_for.unwrap_or_default();
+        let why = report.to_string();
+        let unbound = self.slots[index].queue == Queue::Unbound;
         let growing = unbound && matches!(self.stage(), Some(Stage::Grow { .. }));
         if growing && self.is_cancelled() {
-            self.stopped(worker, obituary);
+            self.stopped(worker, report);
             return self.give_up_growth(index, &why, now);
         }
-        self.record(worker, obituary, now);
+        self.record(worker, report, now);
         if growing {
             return self.give_up_growth(index, &why, now);
         }
-        let slot = &mut self.slots[index];
-        if let Some(at) = slot.handing_over() {
-            self.reinstate(index, at, now);
-            self.slots[index].owes_word = true;
-            return self.roll_suffers(worker.slot, release, &why, now);
+        let slot = &self.slots[index];
+        if let Some(sender) = slot.handing_over() {
+            let sender = slot.id_of(sender.generation);
+            self.reinstate(index, sender, true, now);
+            return self.roll_suffers(worker.slot, it.release, &why, now);
         }
-        self.roll_suffers(worker.slot, release, &why, now);
-        let slot = &mut self.slots[index];
-        if slot.yield_to_successor(now) {
+        self.roll_suffers(worker.slot, it.release, &why, now);
+        if self.slots[index].follow(now) {
             self.count_failure(index, served_for);
         } else {
             self.renew(index, served_for, now);
@@ -243,8 +252,8 @@ impl Machine {
     }
 
     /// Reports an end that was wanted.
-    pub(super) fn stopped(&mut self, worker: WorkerId, obituary: Obituary) {
-        self.notice(match (obituary.how, obituary.cause) {
+    pub(super) fn stopped(&mut self, worker: WorkerId, report: ExitReport) {
+        self.notice(match (report.how, report.cause) {
             (Some(how), _) => Notice::WorkerStopped { worker, how },
             (None, cause) => Notice::SpawnFailed {
                 worker,
@@ -254,15 +263,15 @@ impl Machine {
     }
 
     /// Counts and reports a failure.
-    pub(super) fn record(&mut self, worker: WorkerId, obituary: Obituary, now: Tick) {
-        let Obituary {
+    pub(super) fn record(&mut self, worker: WorkerId, report: ExitReport, now: Tick) {
+        let ExitReport {
             how,
             served_for,
             cause,
-        } = obituary;
-        let slot = &mut self.slots[worker.slot.index()];
-        slot.deaths = slot.deaths.saturating_add(1);
-        slot.last_death = Some(LastDeath {
+        } = report;
+        let history = &mut self.slots[worker.slot.index()].history;
+        history.deaths = history.deaths.saturating_add(1);
+        history.last_death = Some(LastDeath {
             worker,
             how,
             cause: cause.clone(),
@@ -282,15 +291,15 @@ impl Machine {
         });
     }
 
-    /// Counts a failure of the main worker; says how many there had been in a row before.
+    /// Counts a failure of the active worker; returns how many there had been in a row before.
     fn count_failure(&mut self, index: usize, served_for: Duration) -> u32 {
-        let slot = &mut self.slots[index];
+        let history = &mut self.slots[index].history;
         // A worker that never was Ready proves nothing, even where the reset time is zero.
         if served_for > Duration::ZERO && served_for >= self.policy.backoff_reset {
-            slot.failures = 0;
+            history.failures = 0;
         }
-        let earlier = slot.failures;
-        slot.failures = earlier.saturating_add(1);
+        let earlier = history.failures;
+        history.failures = earlier.saturating_add(1);
         earlier
     }
 
@@ -306,9 +315,9 @@ impl Machine {
             Retry::AtOnce => self.spawn(index, now),
             Retry::After(delay) => {
                 let slot = &mut self.slots[index];
-                let (slot_id, failures) = (slot.id, slot.failures);
+                let (slot_id, failures) = (slot.id, slot.history.failures);
                 let until = now + delay;
-                slot.enter(SlotState::BackingOff { until }, now);
+                slot.rest(SlotState::BackingOff { until }, now);
                 self.notice(Notice::BackingOff {
                     slot: slot_id,
                     delay,
@@ -328,26 +337,37 @@ impl Machine {
         self.halt(KillReason::BootFailed, now);
     }
 
-    /// Lets no slot go on as it was. Serving workers are asked to finish if the phase says that
-    /// there is time for it; all others are killed, and what has no process is done.
+    /// Stops every slot. Workers that serve or leave are asked to finish if the phase gives them
+    /// time for it: they know best what they have. All others are killed.
     pub(super) fn halt(&mut self, why: KillReason, now: Tick) {
         let graceful = matches!(self.phase, Phase::Draining { .. });
         for index in 0..self.slots.len() {
-            self.halt_company(index, now);
+            self.dismiss_successor(index, now);
+            for worker in self.workers_of(index) {
+                match self.find(worker).map(|(_, it)| &it.state) {
+                    Some(
+                        WorkerState::Serving { .. }
+                        | WorkerState::HandingOver { .. }
+                        | WorkerState::Leaving { .. },
+                    ) if graceful => {
+                        self.enter(worker, WorkerState::Stopping, now);
+                        self.actions.push_back(Action::StopWorker { worker });
+                    }
+                    Some(
+                        WorkerState::Starting { .. }
+                        | WorkerState::Serving { .. }
+                        | WorkerState::HandingOver { .. }
+                        | WorkerState::Leaving { .. },
+                    ) => self.kill(worker, why.clone(), now),
+                    Some(WorkerState::Stopping | WorkerState::Killed { .. }) | None => {}
+                }
+            }
             let slot = &mut self.slots[index];
-            let worker = slot.worker();
-            match &slot.state {
-                SlotState::Serving if graceful => {
-                    slot.enter(SlotState::Stopping, now);
-                    self.actions.push_back(Action::StopWorker { worker });
+            match slot.state {
+                SlotState::Active(_) | SlotState::Stopped => {}
+                SlotState::Vacant | SlotState::BackingOff { .. } | SlotState::Retired => {
+                    slot.rest(SlotState::Stopped, now);
                 }
-                SlotState::Serving | SlotState::Starting { .. } => {
-                    self.kill(worker, why.clone(), now);
-                }
-                SlotState::Waiting | SlotState::BackingOff { .. } | SlotState::Retired => {
-                    slot.enter(SlotState::Stopped, now);
-                }
-                SlotState::Killing { .. } | SlotState::Stopping | SlotState::Stopped => {}
             }
         }
     }
@@ -355,38 +375,22 @@ impl Machine {
     /// Ends a drain: kills what still drains.
     pub(super) fn force(&mut self, notice: impl Fn(WorkerId) -> Option<Notice>, now: Tick) {
         self.phase = Phase::Forced;
-        for index in 0..self.slots.len() {
-            let slot = &self.slots[index];
-            let worker = slot.worker();
-            match &slot.state {
-                SlotState::Stopping => {
-                    self.actions.extend(notice(worker).map(Action::Notice));
-                    self.kill(worker, KillReason::Stop, now);
-                }
-                SlotState::Waiting
-                | SlotState::Starting { .. }
-                | SlotState::Serving
-                | SlotState::Killing { .. }
-                | SlotState::BackingOff { .. }
-                | SlotState::Retired
-                | SlotState::Stopped => {}
-            }
-            for at in 0..self.slots[index].predecessors.len() {
-                let slot = &self.slots[index];
-                let predecessor = &slot.predecessors[at];
-                if predecessor.stage == PredecessorStage::Stopping {
-                    let notice = notice(slot.named(predecessor.generation));
-                    self.actions.extend(notice.map(Action::Notice));
-                    self.kill_predecessor(index, at, KillReason::Stop, now);
-                }
+        let workers: Vec<WorkerId> = (0..self.slots.len())
+            .flat_map(|index| self.workers_of(index))
+            .collect();
+        for worker in workers {
+            let state = self.find(worker).map(|(_, it)| &it.state);
+            if state == Some(&WorkerState::Stopping) {
+                self.actions.extend(notice(worker).map(Action::Notice));
+                self.kill(worker, KillReason::Stop, now);
             }
         }
     }
 }
 
-/// Why the boot failed, in one line for the operator.
-fn boot_failure(slot: SlotId, obituary: &Obituary) -> String {
-    match (obituary.how, &obituary.cause) {
+/// Returns why the boot failed, in one line for the operator.
+fn boot_failure(slot: SlotId, report: &ExitReport) -> String {
+    match (report.how, &report.cause) {
         (None, cause) => {
             let cause = cause.as_deref().unwrap_or("no cause given");
             format!("the worker of slot {slot} cannot be spawned: {cause}")

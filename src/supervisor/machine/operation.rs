@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::cancel::Cancel;
 use super::pending::{Obstacle, impossible};
-use super::reactions::Reception;
 use super::roll::{Course, Roll};
-use super::slot::{Predecessor, PredecessorStage, Slot};
+use super::slot::Slot;
+use super::worker::{Worker, WorkerState};
 use super::{
-    Action, Answer, Done, Machine, Notice, Phase, Policy, Queue, ReleaseId, RequestId, ScaleTo,
+    Action, Answer, Done, Machine, Notice, Phase, Policy, Queue, Reception, ReleaseId, RequestId,
+    ScaleTo,
 };
 use uppercased_ctl::clock::Tick;
 
@@ -174,25 +175,25 @@ impl Machine {
         }
         // Those that have no time limit would keep everybody waiting, unless their slot has left: until
         // they are gone its place is taken.
-        let counts = |slot: &Slot, it: &Predecessor| {
+        let counts = |slot: &Slot, it: &Worker| {
             slot.queue == Queue::Closed
-                || !matches!(it.stage, PredecessorStage::Leaving { deadline, .. } if deadline == Tick::MAX)
+                || !matches!(it.state, WorkerState::Leaving { deadline, .. } if deadline == Tick::MAX)
         };
         let leaving = self.slots.iter().flat_map(|slot| {
-            let counted = move |it: &&Predecessor| counts(slot, it);
-            slot.predecessors.iter().filter(counted)
+            let counted = move |it: &&Worker| counts(slot, it);
+            slot.predecessors().filter(counted)
         });
-        let count = leaving.clone().count();
-        if count == 0 {
-            return None;
-        }
-        let until = leaving.map(|it| match it.stage {
-            PredecessorStage::Leaving { deadline, .. } => deadline,
-            PredecessorStage::HandingOver { .. }
-            | PredecessorStage::Stopping
-            | PredecessorStage::Killing { .. } => now,
+        let deadlines = leaving.map(|it| match it.state {
+            WorkerState::Leaving { deadline, .. } => deadline,
+            WorkerState::Starting { .. }
+            | WorkerState::Serving { .. }
+            | WorkerState::HandingOver { .. }
+            | WorkerState::Stopping
+            | WorkerState::Killed { .. } => now,
         });
-        let for_how_long = match until.max().unwrap_or(now) {
+        let deadlines: Vec<Tick> = deadlines.collect();
+        let count = deadlines.len();
+        let for_how_long = match deadlines.into_iter().max()? {
             Tick::MAX => "until their clients leave".to_owned(),
             until => format!("for at most {:?}", until.since(now)),
         };
@@ -446,13 +447,8 @@ impl Machine {
     }
 }
 
-/// Whether one of the slot's workers will be gone without anybody doing anything more.
+/// Whether one of the slot's workers ends soon without any further step.
 fn about_to_change(slot: &Slot) -> bool {
-    let going = |stage: &PredecessorStage| match stage {
-        PredecessorStage::Leaving { finished, .. } => *finished,
-        PredecessorStage::HandingOver { .. }
-        | PredecessorStage::Stopping
-        | PredecessorStage::Killing { .. } => true,
-    };
-    slot.successor.is_some() || slot.predecessors.iter().any(|it| going(&it.stage))
+    let drains = |it: &Worker| matches!(it.state, WorkerState::Leaving { done: false, .. });
+    slot.others().any(|it| !drains(it))
 }

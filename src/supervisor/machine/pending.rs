@@ -17,9 +17,8 @@ use std::mem::discriminant;
 use serde::{Deserialize, Serialize};
 
 use super::operation::{OperationKind, Stage};
-use super::reactions::Reception;
 use super::roll::Course;
-use super::{Action, Answer, Machine, Notice, Phase, RequestId, ScaleTo, Wanted};
+use super::{Action, Answer, Machine, Notice, Phase, Reception, RequestId, ScaleTo, Wanted};
 use crate::config::CONTROL_WAITERS_MAX;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::limits::WORKERS_MAX;

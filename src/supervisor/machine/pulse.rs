@@ -13,9 +13,8 @@
 
 use std::time::Duration;
 
-use super::reactions::Reception;
-use super::slot::{PredecessorStage, Pulse, Seat, SlotState};
-use super::{Action, KillReason, Machine, Notice, Phase, WorkerId};
+use super::worker::Pulse;
+use super::{Action, KillReason, Machine, Notice, Phase, Reception, WorkerId};
 use crate::config::{HANG_CHECKS, STALL_CHECKS};
 use uppercased_ctl::clock::Tick;
 
@@ -47,70 +46,56 @@ impl Machine {
         Some(looks.max(HANG_CHECKS.into()))
     }
 
-    /// Begins to feel the pulse of those who have begun to serve, and ends it with their service.
+    /// Begins to sample workers that have begun to serve.
     pub(super) fn tend_pulses(&mut self, now: Tick) {
         let due = self.look_every().map(|every| now + every);
-        let tend = |pulse: &mut Option<Pulse>, serves: bool| match due {
-            Some(due) if serves => {
-                pulse.get_or_insert(Pulse {
-                    due,
-                    awaited: false,
-                    turns: None,
-                    moved: now,
-                    misses: 0,
-                });
-            }
-            Some(_) | None => *pulse = None,
-        };
-        for slot in &mut self.slots {
-            tend(&mut slot.pulse, slot.state == SlotState::Serving);
-            for it in &mut slot.predecessors {
-                let hands = matches!(it.stage, PredecessorStage::HandingOver { .. });
-                tend(&mut it.pulse, hands);
+        for it in self.slots.iter_mut().flat_map(|slot| &mut slot.workers) {
+            match due {
+                Some(due) if it.state.has_pulse() => {
+                    it.pulse.get_or_insert(Pulse {
+                        due,
+                        awaited: false,
+                        turns: None,
+                        moved: now,
+                        misses: 0,
+                    });
+                }
+                Some(_) | None => it.pulse = None,
             }
         }
     }
 
-    /// Begins all over: the pause between looks, or how many misses make a hang, is another.
+    /// Starts over, because the pause between samples, or how many misses make a hang, has changed.
     pub(super) fn forget_pulses(&mut self) {
-        for slot in &mut self.slots {
-            slot.pulse = None;
-            for it in &mut slot.predecessors {
-                it.pulse = None;
-            }
+        for it in self.slots.iter_mut().flat_map(|slot| &mut slot.workers) {
+            it.pulse = None;
         }
     }
 
-    /// When the next look at one of the slot's workers is due.
+    /// When the next sample of one of the slot's workers is due.
     pub(super) fn look_due(&self, index: usize) -> Option<Tick> {
         self.look_every()?;
-        let slot = &self.slots[index];
-        let predecessors = slot.predecessors.iter().map(|it| &it.pulse);
-        let pulses = predecessors.chain([&slot.pulse]).flatten();
+        let workers = self.slots[index].workers.iter();
+        let pulses = workers.filter_map(|it| it.pulse.as_ref());
         pulses.map(|pulse| pulse.due).min()
     }
 
-    /// Takes the looks that are due.
+    /// Orders the samples that are due.
     pub(super) fn pulse_timeout(&mut self, index: usize, now: Tick) {
         let Some(every) = self.look_every() else {
             return;
         };
         let slot = &mut self.slots[index];
-        let (id, main) = (slot.id, slot.generation);
-        let predecessors = slot
-            .predecessors
-            .iter_mut()
-            .map(|it| (it.generation, &mut it.pulse));
-        let pulses = predecessors.chain([(main, &mut slot.pulse)]);
-        for (generation, pulse) in pulses {
-            if let Some(pulse) = pulse
+        let id = slot.id;
+        for it in &mut slot.workers {
+            if let Some(pulse) = &mut it.pulse
                 && pulse.due <= now
             {
                 pulse.due = now + every;
                 pulse.awaited = true;
                 let worker = WorkerId {
                     slot: id,
-                    generation,
+                    generation: it.generation,
                 };
                 self.actions.push_back(Action::TakePulse { worker });
             }
@@ -118,16 +103,8 @@ impl Machine {
     }
 
     pub(super) fn pulse(&mut self, worker: WorkerId, turns: u64, now: Tick) -> Reception {
-        let Some((index, seat)) = self.seat(worker) else {
-            return Reception::Stale;
-        };
         let hang = self.look_every().and_then(|every| self.hang_misses(every));
-        let slot = &mut self.slots[index];
-        let pulse = match seat {
-            Seat::Main => slot.pulse.as_mut(),
-            Seat::Predecessor(at) => slot.predecessors[at].pulse.as_mut(),
-            Seat::Successor => None,
-        };
+        let pulse = self.find_mut(worker).and_then(|(_, it)| it.pulse.as_mut());
         let Some(pulse) = pulse.filter(|pulse| pulse.awaited) else {
             return Reception::Stale;
         };
@@ -153,11 +130,7 @@ impl Machine {
             return Reception::Taken;
         }
         self.notice(Notice::WorkerHung { worker, after });
-        match seat {
-            Seat::Main => self.kill(worker, KillReason::Hung, now),
-            Seat::Predecessor(at) => self.kill_predecessor(index, at, KillReason::Hung, now),
-            Seat::Successor => {}
-        }
+        self.kill(worker, KillReason::Hung, now);
         Reception::Taken
     }
 }

@@ -16,10 +16,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::operation::{Operation, OperationKind, Stage};
-use super::slot::{Slot, SuccessorState};
-use super::{
-    Action, KillReason, ListenerSource, Machine, Notice, Policy, ReleaseId, SlotId, SlotState,
-};
+use super::slot::Slot;
+use super::worker::WorkerState;
+use super::{Action, KillReason, Machine, Notice, Policy, ReleaseId, SlotId, SlotState};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::limits::WORKERS_MAX;
 
@@ -177,7 +176,7 @@ impl Machine {
             return all;
         };
         if !it.is_renewed(target) {
-            if it.state == SlotState::Waiting {
+            if it.state == SlotState::Vacant {
                 // One before it has no worker yet, and slots bind one after the other.
                 self.slots[slot.index()].next_release = target;
                 self.note_tried(slot);
@@ -214,10 +213,7 @@ impl Machine {
 
     /// Slots that have no worker that serves.
     pub(super) fn broken_slots(&self) -> Vec<Broken> {
-        let idle = self
-            .slots
-            .iter()
-            .filter(|slot| slot.state != SlotState::Serving);
+        let idle = self.slots.iter().filter(|slot| slot.serving().is_none());
         let broken = |slot: &Slot| Broken {
             slot: slot.id,
             tried: false,
@@ -265,46 +261,26 @@ impl Machine {
     fn push(&mut self, index: usize, release: ReleaseId, now: Tick) {
         let slot = &mut self.slots[index];
         slot.next_release = release;
-        let worker = slot.worker();
-        match &slot.state {
-            SlotState::Serving => {
-                if slot.release != release
-                    && slot.successor.is_none()
-                    && slot.handing_over().is_none()
-                {
+        if slot.release() == release {
+            return;
+        }
+        let worker = slot.id_of(slot.generation());
+        match (slot.state, slot.active().map(|it| &it.state)) {
+            (SlotState::Active(_), Some(WorkerState::Serving { .. })) => {
+                if slot.successor().is_none() && slot.handing_over().is_none() {
                     self.spawn_successor(index, release, now);
                 }
             }
-            SlotState::Starting { .. } => {
-                if slot.release != release {
-                    self.kill(worker, KillReason::Superseded, now);
-                }
+            (SlotState::Active(_), Some(WorkerState::Starting { .. })) => {
+                self.kill(worker, KillReason::Superseded, now);
             }
             // A pause that another release has earned is of no more use.
-            SlotState::BackingOff { .. } => {
-                if slot.release != release {
-                    self.spawn(index, now);
-                }
-            }
-            SlotState::Killing { .. }
-            | SlotState::Waiting
-            | SlotState::Retired
-            | SlotState::Stopping
-            | SlotState::Stopped => {}
+            (SlotState::BackingOff { .. }, _) => self.spawn(index, now),
+            (
+                SlotState::Active(_) | SlotState::Vacant | SlotState::Retired | SlotState::Stopped,
+                _,
+            ) => {}
         }
-    }
-
-    fn spawn_successor(&mut self, index: usize, release: ReleaseId, now: Tick) {
-        let deadline = now + self.policy_of(release).start_timeout;
-        let worker = self.slots[index].start_successor(release, deadline, now);
-        let listener = ListenerSource::Adopt;
-        self.notice(Notice::WorkerStarting { worker, listener });
-        self.actions.push_back(Action::Spawn {
-            worker,
-            listener,
-            release,
-            standby: true,
-        });
     }
 
     /// A worker is gone that nobody wanted gone.
@@ -348,7 +324,7 @@ impl Machine {
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             slot.next_release = old;
-            if slot.release == target {
+            if slot.release() == target {
                 todo.push(slot.id);
             }
             self.dismiss_successor(index, now);
@@ -364,10 +340,10 @@ impl Machine {
 
     /// Kills a successor that is not wanted any more.
     pub(super) fn dismiss_successor(&mut self, index: usize, now: Tick) {
-        let starting =
-            |it: &super::slot::Successor| matches!(it.state, SuccessorState::Starting { .. });
-        if self.slots[index].successor.as_ref().is_some_and(starting) {
-            self.kill_successor(index, KillReason::OperationFailed, now);
+        let slot = &self.slots[index];
+        if let Some(successor) = slot.standby() {
+            let successor = slot.id_of(successor.generation);
+            self.kill(successor, KillReason::OperationFailed, now);
         }
     }
 
@@ -428,9 +404,9 @@ impl Machine {
         let mut odd = false;
         for slot in &self.slots {
             // Or of an earlier restart that failed the same way.
-            let what = if slot.state.is_live() && slot.release != self.release {
-                format!("still runs release {}", slot.release)
-            } else if slot.state != SlotState::Serving {
+            let what = if slot.active().is_some() && slot.release() != self.release {
+                format!("still runs release {}", slot.release())
+            } else if slot.serving().is_none() {
                 "has no worker yet and is being given one of before".to_owned()
             } else {
                 continue;

@@ -59,7 +59,7 @@ impl Machine {
             return true;
         }
         let mut slot = Slot::new(SlotId(here), self.born_before, self.release);
-        slot.deaths = self.deaths_before(slot.id);
+        slot.history.deaths = self.deaths_before(slot.id);
         self.slots.push(slot);
         self.spawn(usize::from(here), now);
         false
@@ -133,31 +133,28 @@ impl Machine {
             self.enter_stage(shrink(turn, None));
             return false;
         }
-        let left = match &self.slots[index].state {
-            SlotState::Serving => match self.heir(to, turn) {
-                Some(heir) => {
-                    self.retire(index, heir, now);
+        let slot = &self.slots[index];
+        let left = match slot.state {
+            // Otherwise its own restart goes on as ever and is waited for.
+            SlotState::Active(_) => match (slot.serving(), self.heir(to, turn)) {
+                (Some(from), Some(heir)) => {
+                    self.retire(index, from, heir, now);
                     true
                 }
-                None => false,
+                (Some(_) | None, _) => false,
             },
             // Nobody has ever waited there.
-            SlotState::Waiting | SlotState::BackingOff { .. }
+            SlotState::Vacant | SlotState::BackingOff { .. }
                 if self.slots[index].queue == Queue::Unbound =>
             {
                 self.drop_last_slot();
                 true
             }
             // Nobody knows when it has a worker again. A sibling has its queue, or can have it.
-            SlotState::Waiting | SlotState::BackingOff { .. } => {
+            SlotState::Vacant | SlotState::BackingOff { .. } => {
                 self.retire_without_worker(index, now)
             }
-            // Its own renewal goes on as ever and is waited for.
-            SlotState::Starting { .. }
-            | SlotState::Killing { .. }
-            | SlotState::Retired
-            | SlotState::Stopping
-            | SlotState::Stopped => false,
+            SlotState::Retired | SlotState::Stopped => false,
         };
         if left {
             self.enter_stage(step(turn.wrapping_add(1), None, 0));
@@ -181,7 +178,7 @@ impl Machine {
     /// The slot that should leave next cannot, because nobody is there to take what it has.
     fn give_up_shrinking(&mut self, index: usize) {
         let slot = &self.slots[index];
-        let (id, state) = (slot.id, slot.state.name());
+        let (id, state) = (slot.id, slot.name());
         let workers = self.open_slots();
         self.policy.workers = workers;
         self.actions.push_back(Action::Unsteer);
@@ -201,7 +198,7 @@ impl Machine {
         let (id, Queue::Lent { to: from, .. }) = (slot.id, slot.queue) else {
             return false;
         };
-        slot.enter(SlotState::Retired, now);
+        slot.rest(SlotState::Retired, now);
         slot.queue = Queue::Closed;
         let recall = Action::Recall {
             slot: id,
@@ -226,33 +223,29 @@ impl Machine {
     /// Who of the first `stay` slots takes the next connections: all of them in turn, so that no
     /// one gets everything, and a handover that failed is tried with another.
     fn heir(&self, stay: u16, turn: u16) -> Option<WorkerId> {
-        let serving = |slot: &&Slot| slot.id.0 < stay && slot.state == SlotState::Serving;
-        let heirs: Vec<&Slot> = self.slots.iter().filter(serving).collect();
+        let heirs: Vec<WorkerId> = self.heirs(stay).collect();
         let at = usize::from(turn).checked_rem(heirs.len())?;
-        heirs.get(at).map(|slot| slot.worker())
+        heirs.get(at).copied()
     }
 
-    fn retire(&mut self, index: usize, to: WorkerId, now: Tick) {
-        let from = self.slots[index].worker();
+    fn heirs(&self, stay: u16) -> impl Iterator<Item = WorkerId> {
+        let staying = self.slots.iter().take(stay.into());
+        staying.filter_map(Slot::serving)
+    }
+
+    fn retire(&mut self, index: usize, from: WorkerId, to: WorkerId, now: Tick) {
         self.recall_all_from(from);
-        let stage = self.handing_over_to(to, false, now);
-        let slot = &mut self.slots[index];
-        slot.relieve(stage);
-        slot.enter(SlotState::Retired, now);
-        self.notice(Notice::HandoverStarted { from, to });
-        let last = true;
-        self.actions.push_back(Action::HandOver { from, to, last });
+        self.slots[index].rest(SlotState::Retired, now);
+        self.hand_over(from, to, false, true, now);
     }
 
     /// A leaving worker has connections that the sibling cannot take: another one is asked, and if
     /// none is left, the slot stays.
-    pub(super) fn stay_after_all(&mut self, index: usize, at: usize, cause: &str, now: Tick) {
-        let slot = &self.slots[index];
-        let from = slot.named(slot.predecessors[at].generation);
+    pub(super) fn stay_after_all(&mut self, index: usize, from: WorkerId, cause: &str, now: Tick) {
         if let Some(&Stage::Shrink {
             to, turn, tried, ..
         }) = self.stage()
-            && usize::from(tried) + 1 < self.heirs(to)
+            && usize::from(tried) + 1 < self.heirs(to).count()
             && let Some(heir) = self.heir(to, turn)
         {
             self.enter_stage(Stage::Shrink {
@@ -262,16 +255,9 @@ impl Machine {
                 patience: None,
                 tried: tried + 1,
             });
-            let stage = self.handing_over_to(heir, false, now);
-            self.slots[index].predecessors[at].stage = stage;
-            self.notice(Notice::HandoverStarted { from, to: heir });
-            return self.actions.push_back(Action::HandOver {
-                from,
-                to: heir,
-                last: true,
-            });
+            return self.hand_over(from, heir, false, true, now);
         }
-        self.reinstate(index, at, now);
+        self.reinstate(index, from, false, now);
         self.actions.push_back(Action::Serve { worker: from });
         if matches!(self.stage(), Some(Stage::Shrink { .. })) {
             self.actions.push_back(Action::Unsteer);
@@ -281,14 +267,9 @@ impl Machine {
         }
     }
 
-    fn heirs(&self, stay: u16) -> usize {
-        let serving = |slot: &&Slot| slot.id.0 < stay && slot.state == SlotState::Serving;
-        self.slots.iter().filter(serving).count()
-    }
-
     /// Drops the slots that have left, from the highest down as long as no process is in them.
     pub(super) fn drop_empty_slots(&mut self) {
-        let left = |slot: &Slot| slot.queue == Queue::Closed && slot.is_empty();
+        let left = |slot: &Slot| slot.queue == Queue::Closed && slot.workers.is_empty();
         while self.slots.last().is_some_and(left) {
             self.drop_last_slot();
         }
@@ -297,7 +278,7 @@ impl Machine {
     fn drop_last_slot(&mut self) {
         if let Some(slot) = self.slots.pop() {
             // A later slot of this number must not use the names of this one's workers again.
-            self.born_before = self.born_before.max(slot.born);
+            self.born_before = self.born_before.max(slot.history.born);
             self.remember_deaths(&slot);
             let slot = slot.id;
             self.actions.push_back(Action::DropSlot { slot });
@@ -307,11 +288,11 @@ impl Machine {
     /// So that what is counted "of all time" goes on if the slot comes back.
     fn remember_deaths(&mut self, slot: &Slot) {
         let index = slot.id.index();
-        if slot.deaths > 0 && self.former_deaths.len() <= index {
+        if slot.history.deaths > 0 && self.former_deaths.len() <= index {
             self.former_deaths.resize(index + 1, 0);
         }
         if let Some(deaths) = self.former_deaths.get_mut(index) {
-            *deaths = slot.deaths;
+            *deaths = slot.history.deaths;
         }
     }
 }

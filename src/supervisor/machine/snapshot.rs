@@ -15,7 +15,7 @@ use super::{Balance, Operation, Pending, Phase, Policy};
 use uppercased_ctl::identity::{Generation, ReleaseId};
 
 /// The format this program writes, and the only one it reads.
-pub const SNAPSHOT_VERSION: u32 = 2;
+pub const SNAPSHOT_VERSION: u32 = 1;
 
 /// Why saved state was refused.
 #[derive(Debug, thiserror::Error)]
@@ -105,41 +105,47 @@ mod tests {
     use uppercased_ctl::clock::Tick;
     use uppercased_ctl::identity::RequestId;
 
-    /// Written once by version 2 and never to be edited: a change of a serialised type that breaks
-    /// this needs a new version, or running supervisors cannot be upgraded. (Version 1 was never
-    /// released.)
-    const VERSION_2: &str = concat!(
-        r#"{"version":2,"policy":{"workers":2,"start_timeout":{"secs":5,"nanos":0},"#,
+    /// Written once by version 1. A change of a serialised type that breaks this needs a new
+    /// version, or running supervisors cannot be upgraded.
+    const VERSION_1: &str = concat!(
+        r#"{"version":1,"policy":{"workers":2,"start_timeout":{"secs":5,"nanos":0},"#,
         r#""drain_timeout":{"secs":30,"nanos":0},"lame_duck":{"secs":0,"nanos":0},"#,
-        r#""backoff_initial":{"secs":0,"nanos":100000000},"backoff_max":{"secs":10,"nanos":0},"#,
-        r#""backoff_reset":{"secs":60,"nanos":0},"lend_after":{"secs":0,"nanos":50000000},"#,
-        r#""restart_connections":"handover","linger_timeout":{"secs":5,"nanos":0},"#,
-        r#""bake_time":{"secs":1,"nanos":0},"handover_timeout":{"secs":10,"nanos":0},"#,
-        r#""handshake_timeout":{"secs":3,"nanos":0},"hang_timeout":{"secs":8,"nanos":0}},"#,
-        r#""rng_state":42,"phase":"Serving","slots":[{"id":0,"generation":2,"born":2,"#,
-        r#""release":2,"next_release":2,"state":"Serving","since":30000000,"queue":"Served","#,
-        r#""pulse":{"due":2030000000,"awaited":false,"turns":null,"moved":30000000,"#,
-        r#""misses":0},"owes_word":false,"successor":null,"predecessors":[{"generation":1,"#,
-        r#""release":1,"served_since":7000000,"pulse":{"due":2007000000,"awaited":false,"#,
-        r#""turns":null,"moved":7000000,"misses":0},"stage":{"HandingOver":{"since":30000000,"#,
-        r#""deadline":2530000000,"to":{"slot":0,"generation":2}}}}],"failures":0,"deaths":0,"#,
-        r#""last_death":null},{"id":1,"generation":1,"born":1,"release":1,"next_release":1,"#,
-        r#""state":"Serving","since":9000000,"queue":"Served","pulse":{"due":2009000000,"#,
-        r#""awaited":false,"turns":null,"moved":9000000,"misses":0},"owes_word":false,"#,
-        r#""successor":null,"predecessors":[],"failures":0,"deaths":0,"last_death":null}],"#,
-        r#""release":1,"operation":{"request":7,"kind":"Restart","since":20000000,"#,
-        r#""stage":{"Roll":{"target":2,"policy":{"workers":2,"start_timeout":{"secs":5,"#,
-        r#""nanos":0},"drain_timeout":{"secs":30,"nanos":0},"lame_duck":{"secs":0,"nanos":0},"#,
-        r#""backoff_initial":{"secs":0,"nanos":100000000},"backoff_max":{"secs":10,"nanos":0},"#,
-        r#""backoff_reset":{"secs":60,"nanos":0},"lend_after":{"secs":0,"nanos":50000000},"#,
-        r#""restart_connections":"handover","linger_timeout":{"secs":5,"nanos":0},"#,
-        r#""bake_time":{"secs":1,"nanos":0},"handover_timeout":{"secs":10,"nanos":0},"#,
-        r#""handshake_timeout":{"secs":3,"nanos":0},"hang_timeout":{"secs":8,"nanos":0}},"#,
-        r#""course":{"Forward":{"slot":0,"bake":null}}}},"renewed":0,"moved":0,"drained":0},"#,
-        r#""born_before":0,"actions":[],"stale_events":0}"#,
+        r#""backoff_initial":{"secs":0,"nanos":100000000},"backoff_max":{"secs":10,"#,
+        r#""nanos":0},"backoff_reset":{"secs":60,"nanos":0},"lend_after":{"secs":0,"#,
+        r#""nanos":50000000},"restart_connections":"handover","linger_timeout":{"#,
+        r#""secs":5,"nanos":0},"bake_time":{"secs":1,"nanos":0},"handover_timeout":{"#,
+        r#""secs":10,"nanos":0},"handshake_timeout":{"secs":3,"nanos":0},"#,
+        r#""hang_timeout":{"secs":8,"nanos":0}},"rng_state":42,"phase":"Serving","#,
+        r#""slots":[{"id":0,"state":{"Active":2},"since":30000000,"workers":[{"#,
+        r#""generation":1,"release":1,"state":{"HandingOver":{"to":{"slot":0,"#,
+        r#""generation":2},"deadline":2530000000,"watch":{"progress":{"sent":0,"#,
+        r#""settled":0,"answered":0},"misses":0},"back":false}},"since":30000000,"#,
+        r#""served_since":7000000,"pulse":{"due":2007000000,"awaited":false,"#,
+        r#""turns":null,"moved":7000000,"misses":0}},{"generation":2,"release":2,"#,
+        r#""state":{"Serving":{"owes_report":false}},"since":30000000,"#,
+        r#""served_since":30000000,"pulse":{"due":2030000000,"awaited":false,"#,
+        r#""turns":null,"moved":30000000,"misses":0}}],"queue":"Served","#,
+        r#""next_release":2,"history":{"born":2,"generation":1,"release":1,"#,
+        r#""failures":0,"deaths":0,"last_death":null}},{"id":1,"state":{"Active":1},"#,
+        r#""since":7000000,"workers":[{"generation":1,"release":1,"state":{"Serving":{"#,
+        r#""owes_report":false}},"since":9000000,"served_since":9000000,"pulse":{"#,
+        r#""due":2009000000,"awaited":false,"turns":null,"moved":9000000,"misses":0}}],"#,
+        r#""queue":"Served","next_release":1,"history":{"born":1,"generation":0,"#,
+        r#""release":1,"failures":0,"deaths":0,"last_death":null}}],"release":1,"#,
+        r#""operation":{"request":7,"kind":"Restart","since":20000000,"stage":{"Roll":{"#,
+        r#""target":2,"policy":{"workers":2,"start_timeout":{"secs":5,"nanos":0},"#,
+        r#""drain_timeout":{"secs":30,"nanos":0},"lame_duck":{"secs":0,"nanos":0},"#,
+        r#""backoff_initial":{"secs":0,"nanos":100000000},"backoff_max":{"secs":10,"#,
+        r#""nanos":0},"backoff_reset":{"secs":60,"nanos":0},"lend_after":{"secs":0,"#,
+        r#""nanos":50000000},"restart_connections":"handover","linger_timeout":{"#,
+        r#""secs":5,"nanos":0},"bake_time":{"secs":1,"nanos":0},"handover_timeout":{"#,
+        r#""secs":10,"nanos":0},"handshake_timeout":{"secs":3,"nanos":0},"#,
+        r#""hang_timeout":{"secs":8,"nanos":0}},"course":{"Forward":{"slot":0,"#,
+        r#""bake":null}}}},"renewed":0,"moved":0,"drained":0},"born_before":0,"#,
+        r#""actions":[],"stale_events":0}"#,
     );
 
-    /// The machine that `VERSION_2` is: slot 0 has a new worker, which takes in what the old one
+    /// The machine that `VERSION_1` is: slot 0 has a new worker, which takes in what the old one
     /// hands over; slot 1 is still to be renewed.
     fn machine() -> Machine {
         let policy = Policy {
@@ -189,10 +195,10 @@ mod tests {
     }
 
     #[test]
-    fn what_version_2_wrote_is_read_and_written_alike() {
-        let snapshot = Snapshot::from_json(VERSION_2.as_bytes()).unwrap();
+    fn version_1_is_read_and_written_alike() {
+        let snapshot = Snapshot::from_json(VERSION_1.as_bytes()).unwrap();
         assert_eq!(snapshot, machine().snapshot());
-        assert_eq!(snapshot.to_json().unwrap(), VERSION_2.as_bytes());
+        assert_eq!(snapshot.to_json().unwrap(), VERSION_1.as_bytes());
         assert_eq!(
             Machine::restore(snapshot).unwrap().snapshot(),
             machine().snapshot()
@@ -200,10 +206,10 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_s_version_is_named_before_its_format_is_looked_at() {
-        let error = Snapshot::from_json(br#"{"version":1,"cells":[]}"#).unwrap_err();
-        assert!(matches!(error, SnapshotError::Version { found: 1 }));
+    fn unknown_version_is_reported_before_format() {
         let error = Snapshot::from_json(br#"{"version":2,"cells":[]}"#).unwrap_err();
+        assert!(matches!(error, SnapshotError::Version { found: 2 }));
+        let error = Snapshot::from_json(br#"{"version":1,"cells":[]}"#).unwrap_err();
         assert!(matches!(error, SnapshotError::Format { .. }));
         let mut snapshot = machine().snapshot();
         snapshot.version = 0;
@@ -212,11 +218,14 @@ mod tests {
     }
 
     #[test]
-    fn what_contradicts_itself_is_refused() {
+    fn contradictory_snapshot_is_refused() {
         let cases = [
             // A served queue without a server, and the other way round.
             (r#""queue":"Served""#, r#""queue":{"Unserved":{"since":1}}"#),
-            (r#""state":"Serving""#, r#""state":"Stopped""#),
+            (r#""state":{"Active":2}"#, r#""state":"Stopped""#),
+            // An active worker that leaves, and one that does not exist.
+            (r#""state":{"Active":2}"#, r#""state":{"Active":1}"#),
+            (r#""state":{"Active":2}"#, r#""state":{"Active":7}"#),
             // Lent to itself, and to nobody.
             (
                 r#""queue":"Served""#,
@@ -235,8 +244,8 @@ mod tests {
             ),
             (r#""operation":{"#, r#""operation":null,"was":{"#),
             (
-                r#""predecessors":[{"generation":1"#,
-                r#""predecessors":[{"generation":2"#,
+                r#""workers":[{"generation":1"#,
+                r#""workers":[{"generation":2"#,
             ),
             // Work on slots that do not exist, or are not there to be worked on.
             (r#"{"Forward":{"slot":0,"#, r#"{"Forward":{"slot":9,"#),
@@ -250,8 +259,8 @@ mod tests {
             (r#"{"workers":2,"#, r#"{"workers":3,"#),
         ];
         for (sound, broken) in cases {
-            assert!(VERSION_2.contains(sound), "{sound}");
-            let snapshot = Snapshot::from_json(VERSION_2.replacen(sound, broken, 1).as_bytes());
+            assert!(VERSION_1.contains(sound), "{sound}");
+            let snapshot = Snapshot::from_json(VERSION_1.replacen(sound, broken, 1).as_bytes());
             let error = Machine::restore(snapshot.unwrap()).unwrap_err();
             assert!(
                 matches!(error, SnapshotError::Contradiction { .. }),

@@ -200,7 +200,7 @@ impl Stage {
     }
 
     fn state(&self, slot: usize) -> &'static str {
-        self.machine.slots().nth(slot).unwrap().state.name()
+        self.machine.slots().nth(slot).unwrap().state
     }
 }
 

@@ -8,9 +8,8 @@
 
 use super::operation::{OperationKind, Stage};
 use super::pending::Obstacle;
-use super::reactions::Reception;
 use super::roll::Roll;
-use super::{Action, Machine, Policy, ReleaseId, RequestId};
+use super::{Action, Machine, Policy, Reception, ReleaseId, RequestId};
 use uppercased_ctl::clock::Tick;
 
 impl Machine {

@@ -6,7 +6,8 @@
 
 use super::operation::Stage;
 use super::roll::Course;
-use super::slot::{PredecessorStage, Slot, SuccessorState};
+use super::slot::Slot;
+use super::worker::{Worker, WorkerState};
 use super::{Machine, Phase, Queue, SlotState};
 use uppercased_ctl::clock::Tick;
 
@@ -43,24 +44,13 @@ impl Machine {
             return Some("its operation may last for ever".to_owned());
         }
         self.slots.iter().find_map(|slot| {
-            let endless = if !ends(self.main_ends(slot)) {
-                slot.state.name()
-            } else if !slot
-                .successor
-                .iter()
-                .all(|it| ends(successor_ends(&it.state)))
-            {
-                "with a successor"
-            } else if !slot
-                .predecessors
-                .iter()
-                .all(|it| ends(self.predecessor_ends(&it.stage)))
-            {
-                "with a predecessor"
+            let endless = |it: &&Worker| !ends(self.worker_ends(&it.state));
+            let what = if ends(self.slot_ends(slot)) {
+                slot.workers.iter().find(endless)?.state.name()
             } else {
-                return None;
+                slot.name()
             };
-            Some(format!("slot {} may be {endless} for ever", slot.id))
+            Some(format!("slot {} may be {what} for ever", slot.id))
         })
     }
 
@@ -97,37 +87,37 @@ impl Machine {
         }
     }
 
-    fn main_ends(&self, slot: &Slot) -> Way {
-        match &slot.state {
-            SlotState::Serving | SlotState::Stopped => Way::Rests,
+    fn slot_ends(&self, slot: &Slot) -> Way {
+        match slot.state {
+            SlotState::Active(_) | SlotState::Stopped => Way::Rests,
             // With the start of a slot below, or with an operation that takes it away.
-            SlotState::Waiting => {
+            SlotState::Vacant => {
                 Way::With(self.phase == Phase::Idle || self.is_busy() || self.operation.is_some())
             }
-            SlotState::Starting { deadline, .. } => Way::By(*deadline),
-            SlotState::Killing { until, .. } | SlotState::BackingOff { until } => Way::By(*until),
+            SlotState::BackingOff { until } => Way::By(until),
             // With its predecessors, or with the slots above, which are dropped first.
             SlotState::Retired => Way::With(
-                !slot.predecessors.is_empty() || (slot.queue == Queue::Closed && self.is_busy()),
+                !slot.workers.is_empty() || (slot.queue == Queue::Closed && self.is_busy()),
             ),
-            SlotState::Stopping => self.drain_ends(),
         }
     }
 
-    fn predecessor_ends(&self, stage: &PredecessorStage) -> Way {
-        match stage {
-            PredecessorStage::HandingOver {
+    const fn worker_ends(&self, state: &WorkerState) -> Way {
+        match state {
+            WorkerState::Serving { .. } => Way::Rests,
+            WorkerState::Starting { deadline: at, .. }
+            | WorkerState::HandingOver {
                 deadline: Some(at), ..
             }
-            | PredecessorStage::Leaving { deadline: at, .. }
-            | PredecessorStage::Killing { until: at, .. } => Way::By(*at),
-            // Whom it hands over to was killed, and its end is that of their socket pair.
-            PredecessorStage::HandingOver { deadline: None, .. } => Way::Outside,
-            PredecessorStage::Stopping => self.drain_ends(),
+            | WorkerState::Leaving { deadline: at, .. }
+            | WorkerState::Killed { until: at, .. } => Way::By(*at),
+            // The receiver was killed, and its end is that of their socket pair.
+            WorkerState::HandingOver { deadline: None, .. } => Way::Outside,
+            WorkerState::Stopping => self.drain_ends(),
         }
     }
 
-    /// Who was asked to stop is killed when the drain is over.
+    /// A worker that was asked to stop is killed when the drain is over.
     const fn drain_ends(&self) -> Way {
         match &self.phase {
             Phase::Draining { deadline, .. } => Way::By(*deadline),
@@ -145,21 +135,8 @@ impl Machine {
     }
 }
 
-const fn successor_ends(state: &SuccessorState) -> Way {
-    match state {
-        SuccessorState::Starting { deadline: at, .. }
-        | SuccessorState::Killing { until: at, .. } => Way::By(*at),
-    }
-}
-
-/// Whether something of the slot is under way that ends by itself.
-const fn is_busy(slot: &Slot) -> bool {
-    let main = match &slot.state {
-        SlotState::Starting { .. }
-        | SlotState::Killing { .. }
-        | SlotState::BackingOff { .. }
-        | SlotState::Stopping => true,
-        SlotState::Waiting | SlotState::Serving | SlotState::Retired | SlotState::Stopped => false,
-    };
-    main || slot.successor.is_some() || !slot.predecessors.is_empty()
+/// Whether something of the slot is in progress that ends by itself.
+fn is_busy(slot: &Slot) -> bool {
+    matches!(slot.state, SlotState::BackingOff { .. })
+        || slot.workers.iter().any(|it| !it.is_serving())
 }

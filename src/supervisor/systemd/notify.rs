@@ -18,7 +18,7 @@ use crate::config::{
     NOTIFY_EXTENSION, NOTIFY_RETRY, NOTIFY_STATUS_BUSY, NOTIFY_STATUS_IDLE,
     NOTIFY_STATUS_MAX_CHARS, NOTIFY_STOP_MARGIN,
 };
-use crate::supervisor::machine::{KillReason, Life, Planned, Queue, SlotState, SlotView};
+use crate::supervisor::machine::{Life, Planned, Queue, SlotView};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::SlotId;
 
@@ -366,26 +366,9 @@ pub(crate) fn ailing<'a>(
     slots.into_iter().find_map(|slot| {
         let served = match slot.queue {
             Queue::Served | Queue::Lent { .. } | Queue::Unbound | Queue::Closed => true,
-            Queue::Unserved { .. } => match slot.state {
-                SlotState::BackingOff { .. }
-                | SlotState::Killing {
-                    why:
-                        KillReason::Hung
-                        | KillReason::StartTimedOut
-                        | KillReason::ChannelBroken { .. }
-                        | KillReason::Overstayed,
-                    ..
-                } => false,
-                SlotState::Serving
-                | SlotState::Waiting
-                | SlotState::Starting { .. }
-                | SlotState::Killing { .. }
-                | SlotState::Retired
-                | SlotState::Stopping
-                | SlotState::Stopped => excused,
-            },
+            Queue::Unserved { .. } => excused && !slot.is_ailing,
         };
-        (!served).then(|| format!("slot {} is {}", slot.id, slot.state.name()))
+        (!served).then(|| format!("slot {} is {}", slot.id, slot.state))
     })
 }
 

@@ -612,7 +612,7 @@ impl Laws {
             machine.release()
         );
         for (view, shadow) in machine.slots().zip(&self.slots) {
-            let name = view.state.name();
+            let name = view.state;
             let agree = shadow.names().contains(&name)
                 && view.generation.0 == shadow.generation
                 && view.release == shadow.release;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Event, HandoverEnd, ListenerSource, RequestId};
-use crate::supervisor::machine::slot::{Death, SlotId, WorkerId};
+use crate::supervisor::machine::worker::Death;
+use uppercased_ctl::identity::{SlotId, WorkerId};
 
 /// Something worth a log line, with all that the line needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

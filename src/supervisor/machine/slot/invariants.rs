@@ -3,85 +3,96 @@
 //! As with the machine's own invariants, nothing here may panic whatever it is shown: it judges
 //! restored state too.
 
-use super::{Predecessor, PredecessorStage, Queue, Slot, SlotState, SuccessorState};
+use super::{Queue, Slot, SlotState};
+use crate::supervisor::machine::worker::{Worker, WorkerState};
 use uppercased_ctl::identity::Generation;
 
 impl Slot {
-    /// What in this slot contradicts itself, if anything.
+    /// Returns what contradicts itself in this slot, if anything.
     pub(in super::super) fn contradiction(&self) -> Option<&'static str> {
-        let handing_over = self.handing_over();
-        let served = match &self.state {
-            SlotState::Serving | SlotState::Stopping => true,
-            SlotState::Retired => handing_over.is_some(),
-            SlotState::Waiting
-            | SlotState::Starting { .. }
-            | SlotState::Killing { .. }
-            | SlotState::BackingOff { .. }
-            | SlotState::Stopped => false,
-        };
-        if served != (self.queue == Queue::Served) {
+        if self.is_served() != (self.queue == Queue::Served) {
             return Some("its queue and its worker disagree on who serves");
         }
         let may_be_closed = matches!(self.state, SlotState::Retired | SlotState::Stopped);
         if self.queue == Queue::Closed && !may_be_closed {
             return Some("its listeners are closed and it has not left");
         }
-        if self.state == SlotState::Waiting && self.generation != Generation(0) {
+        if self.state == SlotState::Vacant && self.history.generation != Generation(0) {
             return Some("it waits for its first worker and has had one");
         }
-        if self.state.is_live() && self.generation == Generation(0) {
-            return Some("it has a worker without a generation");
-        }
-        if self.pulse.is_some() && self.state != SlotState::Serving {
-            return Some("it feels the pulse of a worker that does not serve");
-        }
-        self.company_contradiction(handing_over)
-    }
-
-    /// What contradicts itself in who lives beside the main worker.
-    fn company_contradiction(&self, handing_over: Option<usize>) -> Option<&'static str> {
-        if let Some(index) = handing_over
-            && let PredecessorStage::HandingOver { to, .. } = self.predecessors[index].stage
-        {
-            let takes = match &self.state {
-                SlotState::Serving | SlotState::Killing { .. } => to == self.worker(),
-                SlotState::Retired => to.slot != self.id,
-                SlotState::Waiting
-                | SlotState::Starting { .. }
-                | SlotState::BackingOff { .. }
-                | SlotState::Stopping
-                | SlotState::Stopped => false,
-            };
-            if !takes {
-                return Some("its predecessor hands over to nobody");
-            }
-            let hands = |it: &Predecessor| matches!(it.stage, PredecessorStage::HandingOver { .. });
-            if self.predecessors.iter().filter(|it| hands(it)).count() > 1 {
-                return Some("two predecessors hand over");
-            }
-        }
-        if let Some(successor) = &self.successor
-            && matches!(successor.state, SuccessorState::Starting { .. })
-            && (self.state != SlotState::Serving || handing_over.is_some())
-        {
-            return Some("its successor has nobody to succeed");
+        if matches!(self.state, SlotState::Active(_)) && self.active().is_none() {
+            return Some("its active worker does not exist");
         }
         if self.state == SlotState::Retired
             && self.queue != Queue::Closed
-            && self.predecessors.is_empty()
+            && self.workers.is_empty()
         {
             return Some("it has left and its queue is open");
         }
-        let main = self.state.is_live().then_some(self.generation);
-        let successor = self.successor.as_ref().map(|it| it.generation);
-        let predecessors = self.predecessors.iter().map(|it| it.generation);
-        let mut named: Vec<Generation> = predecessors.chain(main).chain(successor).collect();
-        let seats = named.len();
-        named.sort_unstable();
-        named.dedup();
-        if named.len() != seats {
-            return Some("two of its workers have one name");
+        let mut before = Generation(0);
+        for worker in &self.workers {
+            if worker.generation <= before || worker.generation > self.history.born {
+                return Some("the generations of its workers are not in order");
+            }
+            before = worker.generation;
         }
-        None
+        self.worker_contradiction()
+    }
+
+    /// Returns what contradicts itself in who is in the slot at once.
+    fn worker_contradiction(&self) -> Option<&'static str> {
+        for worker in &self.workers {
+            let is_active = self.is_active(worker.generation);
+            if worker.pulse.is_some() && !worker.state.has_pulse() {
+                return Some("it samples a worker that does not serve");
+            }
+            match worker.state {
+                WorkerState::Serving { .. } if !is_active => {
+                    return Some("a worker serves that is not active");
+                }
+                WorkerState::HandingOver { .. } | WorkerState::Leaving { .. } if is_active => {
+                    return Some("its active worker leaves");
+                }
+                WorkerState::HandingOver { to, .. } if !self.may_receive(to) => {
+                    return Some("its predecessor hands over to nobody");
+                }
+                WorkerState::Starting { .. }
+                    if !is_active
+                        && (self.serving().is_none() || self.handing_over().is_some()) =>
+                {
+                    return Some("its successor has nobody to succeed");
+                }
+                WorkerState::Starting { .. }
+                | WorkerState::Serving { .. }
+                | WorkerState::HandingOver { .. }
+                | WorkerState::Leaving { .. }
+                | WorkerState::Stopping
+                | WorkerState::Killed { .. } => {}
+            }
+        }
+        let handing_over = self.workers.iter().filter(|it| it.is_handing_over());
+        if handing_over.count() > 1 {
+            return Some("two predecessors hand over");
+        }
+        let successors = self.others().filter(|it| !it.is_leaving());
+        (successors.count() > 1).then_some("it has two successors")
+    }
+
+    /// Whether one of its workers may hand over to `to`: the active one, or a sibling's if no
+    /// worker follows here.
+    fn may_receive(&self, to: uppercased_ctl::identity::WorkerId) -> bool {
+        let receives = |it: &Worker| {
+            matches!(
+                it.state,
+                WorkerState::Serving { .. } | WorkerState::Killed { .. }
+            )
+        };
+        match self.state {
+            SlotState::Active(generation) => {
+                to == self.id_of(generation) && self.active().is_some_and(receives)
+            }
+            SlotState::Retired => to.slot != self.id,
+            SlotState::Vacant | SlotState::BackingOff { .. } | SlotState::Stopped => false,
+        }
     }
 }

@@ -94,6 +94,6 @@ fn state_without_way_out_is_found() {
     machine.phase = Phase::Forced;
     assert!(machine.endless().unwrap().contains("phase"));
     machine.phase = Phase::Serving;
-    machine.slots[0].relieve(PredecessorStage::Stopping);
-    assert!(machine.endless().unwrap().contains("predecessor"));
+    machine.slots[0].workers[0].state = WorkerState::Stopping;
+    assert!(machine.endless().unwrap().contains("stopping"));
 }

@@ -1,0 +1,342 @@
+//! One worker: what it runs, what it is doing, and how its process ended.
+//!
+//! Pure: no descriptor, no clock, no decision. The machine decides; [`Worker::enter`] is the only
+//! place where a worker changes its state, and rejects changes that make no sense.
+
+use std::fmt;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::exchange::Progress;
+use crate::config::STALL_CHECKS;
+use uppercased_ctl::clock::Tick;
+use uppercased_ctl::identity::{Generation, ReleaseId, WorkerId};
+
+/// How a worker's process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Death {
+    /// It exited by itself with this code.
+    Exited(i32),
+    /// This signal ended it.
+    Signalled(i32),
+    /// It is gone, but somebody else has taken its status.
+    Unknown,
+    /// It was killed and did not end: something in the kernel holds it. Nobody waits for it any
+    /// more.
+    Lost,
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exit code {code}"),
+            Self::Signalled(number) => match Signal::try_from(*number) {
+                Ok(signal) => write!(f, "signal {number} ({signal})"),
+                // Real-time signals have no name.
+                Err(_) => write!(f, "signal {number}"),
+            },
+            Self::Unknown => write!(f, "unknown cause"),
+            Self::Lost => write!(f, "killed, held by the kernel"),
+        }
+    }
+}
+
+/// Why the supervisor killed a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KillReason {
+    /// It was not Ready in time.
+    StartTimedOut,
+    /// Nothing can be sent to it any more.
+    ChannelBroken {
+        /// What broke.
+        cause: String,
+    },
+    /// Its end of the channel is closed; it has mostly ended by itself.
+    ChannelClosed,
+    /// A sibling could not start at boot, so nothing starts.
+    BootFailed,
+    /// Its event loop made no progress.
+    Hung,
+    /// It has done nothing wrong: its slot gets another worker in its place.
+    Superseded,
+    /// The operation that it was started for has failed.
+    OperationFailed,
+    /// It was its turn in a handover for too long.
+    HandoverTimedOut,
+    /// Its predecessor has lost touch with it, and serves again.
+    PeerGone,
+    /// It had to leave by a deadline and did not.
+    Overstayed,
+    /// The supervisor stops, and this worker did not serve, did not finish in time, or was told to
+    /// end at once.
+    Stop,
+}
+
+impl fmt::Display for KillReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StartTimedOut => write!(f, "not ready in time"),
+            Self::ChannelBroken { cause } => write!(f, "its channel broke: {cause}"),
+            Self::ChannelClosed => write!(f, "it closed its channel"),
+            Self::BootFailed => write!(f, "the boot failed"),
+            Self::Hung => write!(f, "its loop stood still"),
+            Self::Superseded => write!(f, "another worker takes its place"),
+            Self::OperationFailed => write!(f, "the operation it was started for failed"),
+            Self::HandoverTimedOut => write!(f, "its handover made no progress"),
+            Self::PeerGone => write!(f, "its predecessor lost touch with it"),
+            Self::Overstayed => write!(f, "it had to leave and did not"),
+            Self::Stop => write!(f, "the supervisor stops"),
+        }
+    }
+}
+
+/// Samples of one worker's counter of event loop turns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Pulse {
+    /// When the next sample is due.
+    pub(super) due: Tick,
+    /// A sample was ordered and has not come.
+    pub(super) awaited: bool,
+    /// The latest sample.
+    pub(super) turns: Option<u64>,
+    /// When a sample last differed from the one before.
+    pub(super) moved: Tick,
+    /// Samples in a row without a new turn.
+    pub(super) misses: u32,
+}
+
+impl Pulse {
+    /// Returns the time since which the worker has stalled, if it has.
+    pub(super) fn stalled_since(&self) -> Option<Tick> {
+        (self.misses >= STALL_CHECKS).then_some(self.moved)
+    }
+}
+
+/// Samples of the progress of one handover.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Watch {
+    /// The latest sample.
+    pub(super) progress: Progress,
+    /// Samples in a row that found the same.
+    pub(super) misses: u32,
+}
+
+/// What a worker is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum WorkerState {
+    /// Spawned, not Ready yet.
+    Starting {
+        /// When it must be Ready.
+        deadline: Tick,
+        /// It was spawned beside another worker: it does not accept before it is told to.
+        standby: bool,
+        /// Its own report that it cannot start. It exits next; if it does not, the deadline still
+        /// stands.
+        error: Option<String>,
+    },
+    /// Ready, accepting on the slot's listener.
+    Serving {
+        /// It came back from a handover, and has not reported how that ended for it.
+        owes_report: bool,
+    },
+    /// It sends its connections to another worker.
+    HandingOver {
+        to: WorkerId,
+        /// When its progress is sampled next; `None`: the receiver has been given up.
+        deadline: Option<Tick>,
+        watch: Watch,
+        /// It gives connections back, because not all of them could come to it.
+        back: bool,
+    },
+    /// It does not accept any more, and exits when no connection is left.
+    Leaving {
+        deadline: Tick,
+        /// No connection is left: it is about to exit.
+        done: bool,
+    },
+    /// The supervisor stops, and has told it to finish and exit.
+    Stopping,
+    /// Sent SIGKILL, not reaped yet. Its pidfd tells when it has ended.
+    Killed {
+        /// When it is given up: something in the kernel holds it, which no signal ends.
+        until: Tick,
+        why: KillReason,
+        /// How long it had served; `None` if it never was Ready.
+        served_for: Option<Duration>,
+        /// Its own report, carried over from `Starting`.
+        error: Option<String>,
+        /// It was on its way out, or another worker had taken its place: its end is no failure of
+        /// what it ran.
+        leaving: bool,
+    },
+}
+
+impl WorkerState {
+    /// Returns one or two words for status and logs.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Starting { .. } => "starting",
+            Self::Serving { .. } => "serving",
+            Self::HandingOver { .. } => "handing over",
+            Self::Leaving { .. } => "leaving",
+            Self::Stopping => "stopping",
+            Self::Killed { .. } => "killing",
+        }
+    }
+
+    /// Whether the change to `next` makes sense. What is not listed is a bug.
+    const fn may_become(&self, next: &Self) -> bool {
+        match self {
+            Self::Starting { .. } => matches!(next, Self::Serving { .. } | Self::Killed { .. }),
+            Self::Serving { .. } => !matches!(next, Self::Starting { .. } | Self::Serving { .. }),
+            // To itself: another sibling is asked. To `Serving`: rolled back.
+            Self::HandingOver { .. } => !matches!(next, Self::Starting { .. }),
+            Self::Leaving { .. } => matches!(next, Self::Stopping | Self::Killed { .. }),
+            Self::Stopping => matches!(next, Self::Killed { .. }),
+            Self::Killed { .. } => false,
+        }
+    }
+
+    /// Whether the worker's event loop is to be watched.
+    pub(super) const fn has_pulse(&self) -> bool {
+        matches!(self, Self::Serving { .. } | Self::HandingOver { .. })
+    }
+
+    /// When it must be looked at again, a killed worker apart.
+    pub(super) const fn deadline(&self) -> Option<Tick> {
+        match self {
+            Self::Starting { deadline, .. } | Self::Leaving { deadline, .. } => Some(*deadline),
+            Self::HandingOver { deadline, .. } => *deadline,
+            Self::Serving { .. } | Self::Stopping | Self::Killed { .. } => None,
+        }
+    }
+}
+
+/// A process of a slot, from its spawn until it is reaped or given up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Worker {
+    pub(super) generation: Generation,
+    pub(super) release: ReleaseId,
+    pub(super) state: WorkerState,
+    /// When `state` was entered; of a worker that serves, when it began to.
+    pub(super) since: Tick,
+    /// When it became Ready.
+    pub(super) served_since: Option<Tick>,
+    pub(super) pulse: Option<Pulse>,
+}
+
+impl Worker {
+    pub(super) fn enter(&mut self, next: WorkerState, now: Tick) {
+        debug_assert!(
+            self.state.may_become(&next),
+            "generation {} cannot go from {:?} to {next:?}",
+            self.generation,
+            self.state,
+        );
+        self.since = match next {
+            WorkerState::Serving { .. } => *self.served_since.get_or_insert(now),
+            WorkerState::Starting { .. }
+            | WorkerState::HandingOver { .. }
+            | WorkerState::Leaving { .. }
+            | WorkerState::Stopping
+            | WorkerState::Killed { .. } => now,
+        };
+        if !next.has_pulse() {
+            self.pulse = None;
+        }
+        self.state = next;
+    }
+
+    pub(super) fn served_for(&self, now: Tick) -> Option<Duration> {
+        Some(now.since(self.served_since?))
+    }
+
+    pub(super) const fn is_starting(&self) -> bool {
+        matches!(self.state, WorkerState::Starting { .. })
+    }
+
+    pub(super) const fn is_serving(&self) -> bool {
+        matches!(self.state, WorkerState::Serving { .. })
+    }
+
+    pub(super) const fn is_handing_over(&self) -> bool {
+        matches!(self.state, WorkerState::HandingOver { .. })
+    }
+
+    /// Whether it is on its way out, so that its end fails nobody.
+    pub(super) const fn is_leaving(&self) -> bool {
+        match self.state {
+            WorkerState::Starting { .. } | WorkerState::Serving { .. } => false,
+            WorkerState::HandingOver { .. }
+            | WorkerState::Leaving { .. }
+            | WorkerState::Stopping => true,
+            WorkerState::Killed { leaving, .. } => leaving,
+        }
+    }
+
+    pub(super) fn was_killed_for(&self, reason: &KillReason) -> bool {
+        matches!(&self.state, WorkerState::Killed { why, .. } if why == reason)
+    }
+
+    /// Returns the time at which it is given up, if it was killed.
+    pub(super) const fn killed_until(&self) -> Option<Tick> {
+        match self.state {
+            WorkerState::Killed { until, .. } => Some(until),
+            WorkerState::Starting { .. }
+            | WorkerState::Serving { .. }
+            | WorkerState::HandingOver { .. }
+            | WorkerState::Leaving { .. }
+            | WorkerState::Stopping => None,
+        }
+    }
+}
+
+/// What is known of a process that has ended, or that could not be made.
+pub(super) struct ExitReport {
+    /// `None`: the process could not be made.
+    pub(super) how: Option<Death>,
+    /// `None`: it never was Ready.
+    pub(super) served_for: Option<Duration>,
+    pub(super) cause: Option<String>,
+}
+
+impl fmt::Display for ExitReport {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cause = self.cause.as_deref();
+        match (self.how, cause, self.served_for) {
+            (None, cause, _) => {
+                let cause = cause.unwrap_or("no cause given");
+                write!(out, "it cannot be spawned: {cause}")
+            }
+            (Some(how), None, None) => write!(out, "it ended before it was ready: {how}"),
+            (Some(how), Some(cause), None) => {
+                write!(out, "it ended before it was ready: {how} ({cause})")
+            }
+            (Some(how), None, Some(served)) => {
+                write!(out, "it died after {served:?} of service: {how}")
+            }
+            (Some(how), Some(cause), Some(served)) => {
+                write!(out, "it died after {served:?} of service: {how} ({cause})")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_as_in_a_log_line() {
+        let worker = WorkerId {
+            slot: uppercased_ctl::identity::SlotId(0),
+            generation: Generation(3),
+        };
+        assert_eq!(worker.to_string(), "slot 0 generation 3");
+        assert_eq!(Death::Exited(1).to_string(), "exit code 1");
+        assert_eq!(Death::Signalled(9).to_string(), "signal 9 (SIGKILL)");
+        assert_eq!(Death::Signalled(40).to_string(), "signal 40");
+    }
+}
