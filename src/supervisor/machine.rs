@@ -227,6 +227,8 @@ pub struct Machine {
     /// Decided, not fetched yet.
     actions: VecDeque<Action>,
     stale_events: u64,
+    /// Times that an invariant was found broken.
+    repairs: u64,
 }
 
 impl Machine {
@@ -250,6 +252,7 @@ impl Machine {
             phase: Phase::Idle,
             actions: VecDeque::new(),
             stale_events: 0,
+            repairs: 0,
         }
     }
 
@@ -283,6 +286,7 @@ impl Machine {
             former_deaths,
             actions,
             stale_events,
+            repairs,
         } = snapshot;
         if version != SNAPSHOT_VERSION {
             return Err(SnapshotError::Version { found: version });
@@ -300,6 +304,7 @@ impl Machine {
             former_deaths,
             actions,
             stale_events,
+            repairs,
         };
         match machine.contradiction() {
             None => Ok(machine),
@@ -440,6 +445,7 @@ impl Machine {
             former_deaths: self.former_deaths.clone(),
             actions: self.actions.clone(),
             stale_events: self.stale_events,
+            repairs: self.repairs,
         }
     }
 
@@ -540,7 +546,9 @@ impl Machine {
     /// Reports that something is not as an invariant promises. The call goes on without it.
     fn repair(&mut self, what: &'static str) {
         debug_assert!(false, "invariant of the supervisor broken: {what}");
-        self.stale_events += 1;
+        self.repairs += 1;
+        let (what, total) = (what.to_owned(), self.repairs);
+        self.notice(Notice::InvariantBroken { what, total });
     }
 
     /// Returns the index of the worker's slot, and the worker.

@@ -297,6 +297,9 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
         }
         // Told once, as the verdict.
         Notice::BootFailed { cause } => tracing::debug!(cause, "cannot start"),
+        Notice::InvariantBroken { what, total } => {
+            tracing::error!(what, total, "invariant broken");
+        }
         Notice::StaleEvent { event, total } => {
             tracing::debug!(?event, total, "stale event dropped");
         }

@@ -615,6 +615,7 @@ fn kind(action: &Action) -> &'static str {
             Notice::Degraded { .. } => "Degraded",
             Notice::WorkerStalled { .. } => "WorkerStalled",
             Notice::WorkerRunsAgain { .. } => "WorkerRunsAgain",
+            Notice::InvariantBroken { .. } => "InvariantBroken",
             Notice::StaleEvent { .. } => "StaleEvent",
         },
     }

@@ -131,7 +131,7 @@ impl Machine {
     /// Makes the slots leave that a cancelled operation has added.
     pub(super) fn shrink_back(&mut self, now: Tick) {
         let Some(Stage::Grow { former, .. }) = self.stage() else {
-            return;
+            return self.repair("slots that were not added leave");
         };
         let former = *former;
         self.policy.workers = self.open_slots();
@@ -154,11 +154,7 @@ impl Machine {
     }
 
     /// Why the operation has failed, with who cancelled it, if somebody did.
-    pub(super) fn failure_of(
-        &self,
-        kind: OperationKind,
-        failure: Option<String>,
-    ) -> Option<String> {
+    pub(super) fn failure_of(&self, failure: Option<String>) -> Option<String> {
         if !self.is_cancelled() {
             return failure;
         }
@@ -167,7 +163,7 @@ impl Machine {
         Some(match failure {
             Some(cause) if cause.starts_with(&cancelled) => cause,
             Some(cause) => format!("{cancelled}; {cause}"),
-            None if matches!(kind, OperationKind::Scale { .. }) => {
+            None if matches!(self.planned_kind(), Some(OperationKind::Scale { .. })) => {
                 format!("{cancelled}; {workers} workers serve")
             }
             None => format!(

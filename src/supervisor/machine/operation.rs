@@ -242,8 +242,9 @@ impl Machine {
     }
 
     pub(super) fn enter_stage(&mut self, stage: Stage) {
-        if let Some(operation) = &mut self.operation {
-            operation.stage = stage;
+        match &mut self.operation {
+            Some(operation) => operation.stage = stage,
+            None => self.repair("a stage is entered without an operation"),
         }
     }
 
@@ -329,28 +330,20 @@ impl Machine {
                 patience,
                 ..
             } => self.shrink(*to, *settling, *turn, *patience, now),
-            Stage::Ending { .. } => {
+            Stage::Ending { failure } => {
                 if self.slots.iter().any(about_to_change) {
                     return false;
                 }
-                self.conclude(now);
+                self.conclude(failure.clone(), now);
                 true
             }
         }
     }
 
-    fn conclude(&mut self, now: Tick) {
-        let Some(Operation {
-            kind,
-            stage: Stage::Ending { failure },
-            ..
-        }) = self.operation.clone()
-        else {
-            return;
-        };
-        let failure = self.failure_of(kind, failure);
+    fn conclude(&mut self, failure: Option<String>, now: Tick) {
+        let failure = self.failure_of(failure);
         let Some(operation) = self.operation.take() else {
-            return;
+            return self.repair("an operation that does not exist ends");
         };
         let failure = match (failure, operation.damage) {
             (Some(cause), Some(damage)) => Some(format!("{cause}; {damage}")),

@@ -15,7 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::operation::{Operation, OperationKind, Stage};
+use super::operation::{OperationKind, Stage};
 use super::slot::Slot;
 use super::worker::WorkerState;
 use super::{Action, KillReason, Machine, Notice, Policy, ReleaseId, SlotId, SlotState};
@@ -91,11 +91,22 @@ impl Machine {
         }
     }
 
+    fn roll_mut(&mut self) -> Option<&mut Roll> {
+        match &mut self.operation.as_mut()?.stage {
+            Stage::Roll(roll) => Some(roll),
+            Stage::Preflight { .. }
+            | Stage::Passed
+            | Stage::Exec
+            | Stage::Grow { .. }
+            | Stage::Shrink { .. }
+            | Stage::Ending { .. } => None,
+        }
+    }
+
     fn set_course(&mut self, course: Course) {
-        if let Some(operation) = &mut self.operation
-            && let Stage::Roll(roll) = &mut operation.stage
-        {
-            roll.course = course;
+        match self.roll_mut() {
+            Some(roll) => roll.course = course,
+            None => self.repair("a roll that does not exist takes a course"),
         }
     }
 
@@ -110,6 +121,7 @@ impl Machine {
     /// One step of the roll; says whether there may be another.
     pub(super) fn advance_roll(&mut self, now: Tick) -> bool {
         let Some(roll) = self.roll() else {
+            self.repair("a roll that does not exist goes on");
             return false;
         };
         let target = roll.target;
@@ -199,11 +211,7 @@ impl Machine {
     /// from now on. It may be one in a slot whose turn is over: of a late try that has succeeded.
     fn begin_watch(&mut self, target: ReleaseId) -> bool {
         let serves = self.slots.iter().any(|slot| slot.is_renewed(target));
-        let Some(Operation {
-            stage: Stage::Roll(roll),
-            ..
-        }) = &mut self.operation
-        else {
+        let Some(roll) = self.roll_mut() else {
             return false;
         };
         let begins = serves && !roll.watched;
@@ -226,23 +234,20 @@ impl Machine {
         broken.filter(|it| it.slot == slot).any(|it| it.tried)
     }
 
-    fn broken_mut(&mut self) -> Option<&mut Vec<Broken>> {
-        let Stage::Roll(roll) = &mut self.operation.as_mut()?.stage else {
-            return None;
-        };
-        Some(&mut roll.broken)
-    }
-
     fn note_tried(&mut self, slot: SlotId) {
-        for it in self.broken_mut().into_iter().flatten() {
+        for it in self
+            .roll_mut()
+            .into_iter()
+            .flat_map(|roll| &mut roll.broken)
+        {
             it.tried |= it.slot == slot;
         }
     }
 
     /// The slot serves: from now on its failures are the roll's.
     pub(super) fn note_mended(&mut self, slot: SlotId) {
-        if let Some(broken) = self.broken_mut() {
-            broken.retain(|it| it.slot != slot);
+        if let Some(roll) = self.roll_mut() {
+            roll.broken.retain(|it| it.slot != slot);
         }
     }
 
@@ -317,7 +322,7 @@ impl Machine {
 
     pub(super) fn turn_back(&mut self, cause: String, now: Tick) {
         let Some(target) = self.roll().map(|roll| roll.target) else {
-            return;
+            return self.repair("a roll that does not exist turns back");
         };
         let old = self.release;
         let mut todo = Vec::new();
@@ -350,8 +355,7 @@ impl Machine {
     /// A worker serves the slot again that had left it: on the way back one of the new release must
     /// still go.
     pub(super) fn note_return(&mut self, slot: SlotId, release: ReleaseId) {
-        if let Some(operation) = &mut self.operation
-            && let Stage::Roll(roll) = &mut operation.stage
+        if let Some(roll) = self.roll_mut()
             && let Course::Back { todo, .. } = &mut roll.course
             && release == roll.target
             && !todo.contains(&slot)
@@ -362,8 +366,7 @@ impl Machine {
 
     /// The slot has gone back, or cannot.
     fn strike(&mut self, slot: SlotId) {
-        if let Some(operation) = &mut self.operation
-            && let Stage::Roll(roll) = &mut operation.stage
+        if let Some(roll) = self.roll_mut()
             && let Course::Back { todo, .. } = &mut roll.course
         {
             todo.retain(|it| *it != slot);
@@ -373,7 +376,7 @@ impl Machine {
     /// Every slot runs the new release: it is the one in force.
     fn end_roll(&mut self, now: Tick) {
         let Some(roll) = self.roll().cloned() else {
-            return;
+            return self.repair("a roll that does not exist ends");
         };
         let to = roll.policy.workers.clamp(1, WORKERS_MAX);
         let looks = (self.policy.hang_timeout, self.policy.stall_check);
@@ -398,7 +401,7 @@ impl Machine {
             ..
         }) = self.roll()
         else {
-            return;
+            return self.repair("a roll that did not fail ends as failed");
         };
         let mut cause = cause.clone();
         let mut odd = false;

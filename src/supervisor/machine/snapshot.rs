@@ -67,6 +67,7 @@ pub struct Snapshot {
     pub(super) former_deaths: Vec<u32>,
     pub(super) actions: VecDeque<Action>,
     pub(super) stale_events: u64,
+    pub(super) repairs: u64,
 }
 
 impl Snapshot {
@@ -142,7 +143,7 @@ mod tests {
         r#""secs":10,"nanos":0},"handshake_timeout":{"secs":3,"nanos":0},"#,
         r#""hang_timeout":{"secs":8,"nanos":0}},"course":{"Forward":{"slot":0,"#,
         r#""bake":null}}}},"renewed":0,"moved":0,"drained":0},"born_before":0,"#,
-        r#""actions":[],"stale_events":0}"#,
+        r#""actions":[],"stale_events":0,"repairs":0}"#,
     );
 
     /// The machine that `VERSION_1` is: slot 0 has a new worker, which takes in what the old one

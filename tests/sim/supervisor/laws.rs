@@ -587,6 +587,9 @@ impl Laws {
             Notice::StartTimedOut { worker, .. } => self.too_slow = Some(*worker),
             Notice::RollingBack { .. } => self.turns_round(),
             Notice::OperationStarted { request, .. } => self.operation_starts(*request, now),
+            Notice::InvariantBroken { what, .. } => {
+                law!(false, "an invariant is broken: {what}");
+            }
             _ => {}
         }
     }

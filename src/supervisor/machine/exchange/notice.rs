@@ -282,6 +282,13 @@ pub enum Notice {
         /// Why, in one line.
         cause: String,
     },
+    /// Something was not as an invariant of the machine promises; it went on without it.
+    InvariantBroken {
+        /// What, in words.
+        what: String,
+        /// How many times something was.
+        total: u64,
+    },
     /// An event about a worker that is no more, an unknown slot, or something already told. It has
     /// been dropped.
     StaleEvent {
