@@ -34,6 +34,8 @@ mod lending;
 mod lifecycle;
 mod operation;
 mod pending;
+mod plan;
+mod policy;
 mod pulse;
 mod reactions;
 mod roll;
@@ -46,78 +48,26 @@ mod ways;
 mod worker;
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::config::{Boot, RestartConnections};
 pub use crate::handover::HandoverEnd;
 pub(super) use balance::Balance;
 pub use exchange::{
-    Action, Answer, Done, Event, ListenerSource, Load, Notice, Progress, ScaleTo, Verdict, Wanted,
+    Action, Answer, Done, Event, ListenerSource, Load, Notice, ScaleTo, Verdict, Wanted,
 };
-pub(super) use operation::Operation;
-pub use operation::Planned;
 pub(super) use pending::Pending;
-pub use slot::{LastDeath, Queue};
+use plan::Operation;
+pub use plan::Planned;
+pub use policy::{Boot, KILL_GRACE, Policy, RestartConnections};
+pub use slot::{LastDeath, Queue, SeatView, SlotView};
 use slot::{Slot, SlotState};
 pub use snapshot::{SNAPSHOT_VERSION, Snapshot, SnapshotError};
 use uppercased_ctl::clock::Tick;
 pub use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 pub use uppercased_ctl::identity::{ReleaseId, RequestId};
-pub use worker::{Death, KillReason};
+pub use worker::{Death, KillReason, Progress};
 use worker::{Worker, WorkerState};
-
-/// How much longer than `lame_duck` + `drain_timeout` a stopping worker may take to exit before it
-/// is killed, and how long a killed one may take to end before it is given up. A worker cuts its
-/// last connections itself when `drain_timeout` is over; this is the time it then has for that on a
-/// busy machine.
-pub const KILL_GRACE: Duration = Duration::from_secs(2);
-
-/// The limits that the machine obeys.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
-    /// How many slots; 0 is read as 1.
-    pub workers: u16,
-    /// From a worker's spawn to its Ready.
-    pub start_timeout: Duration,
-    /// How long a stopping worker may finish what it owes.
-    pub drain_timeout: Duration,
-    /// How long a stopping worker goes on accepting first.
-    pub lame_duck: Duration,
-    /// The pause after a slot's second failure in a row; it doubles with each further one.
-    pub backoff_initial: Duration,
-    /// The longest pause.
-    pub backoff_max: Duration,
-    /// A worker that served this long wipes its slot's record of failures.
-    pub backoff_reset: Duration,
-    /// How long a queue may be unserved before a sibling serves it.
-    pub lend_after: Duration,
-    /// What a restart does with established connections.
-    pub restart_connections: RestartConnections,
-    /// How many workers must start for the server to serve.
-    #[serde(default, skip_serializing_if = "Boot::is_any")]
-    pub boot: Boot,
-    /// How long a worker waits for its peers to close once it has ended their streams; part of the
-    /// time that a leaving worker has.
-    pub linger_timeout: Duration,
-    /// How long the first renewed worker must serve before the others are renewed.
-    pub bake_time: Duration,
-    /// How long either side of a handover may keep the other waiting.
-    pub handover_timeout: Duration,
-    /// How long handshakes already begun have before a listener is closed.
-    pub handshake_timeout: Duration,
-    /// A worker whose loop made no turn for this long is killed; `None`: never.
-    pub hang_timeout: Option<Duration>,
-    /// The pause between two checks of whether a worker's loop runs, if it is to be known before
-    /// `hang_timeout`; `None`: it is not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stall_check: Option<Duration>,
-    /// Percent by which the busiest worker must exceed the idlest for connections to move; `None`:
-    /// none do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rebalance: Option<u16>,
-}
 
 /// Where the whole supervisor is in its life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,47 +113,6 @@ enum Reception {
     Taken,
     /// It names a worker that is gone or never was, or repeats what is known.
     Stale,
-}
-
-/// One slot as status and logs see it.
-#[derive(Clone, Debug)]
-pub struct SlotView<'a> {
-    /// Which.
-    pub id: SlotId,
-    /// The generation of the main worker, or of the latest one; 0 before the first.
-    pub generation: Generation,
-    /// What that one runs, or ran.
-    pub release: ReleaseId,
-    /// What its active worker is doing, or why it has none, in a word or two.
-    pub state: &'static str,
-    /// It waits for its next try, or its worker had to be killed because it did not answer.
-    pub is_ailing: bool,
-    /// When that began.
-    pub since: Tick,
-    /// Since when its worker has made no turn of its loop although it was asked to.
-    pub stalled_since: Option<Tick>,
-    /// Who serves its queue.
-    pub queue: Queue,
-    /// Failures of all time: deaths nobody ordered, starts and spawns that failed; also those from
-    /// before the slot left and came back.
-    pub deaths: u32,
-    /// The latest of them.
-    pub last_death: Option<&'a LastDeath>,
-    /// Who comes up beside the main worker, or failed to and is being killed.
-    pub successor: Option<SeatView>,
-    /// Who was the main worker and is leaving, the oldest first; rarely more than one.
-    pub predecessors: Vec<SeatView>,
-}
-
-/// A worker beside the main one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SeatView {
-    /// Who.
-    pub worker: WorkerId,
-    /// What it runs.
-    pub release: ReleaseId,
-    /// What it is doing, in a word or two.
-    pub state: &'static str,
 }
 
 /// The supervisor's decisions; see the module's text for how to drive it.

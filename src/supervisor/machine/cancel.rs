@@ -8,26 +8,13 @@
 //! Invariants: the operation fails and names who cancelled it; the cancelling request is answered
 //! after that, and `Done` only if everything was taken back that could be.
 
-use serde::{Deserialize, Serialize};
-
-use super::operation::{OperationKind, Stage};
-use super::roll::Course;
+use super::plan::{Cancel, Course, OperationKind, Stage};
 use super::slot::Slot;
 use super::worker::Worker;
 use super::{
     Action, Answer, Done, KillReason, Machine, Notice, Queue, Reception, RequestId, SlotState,
 };
 use uppercased_ctl::clock::Tick;
-
-/// Who ends an operation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Cancel {
-    request: RequestId,
-    by: String,
-    since: Tick,
-    /// Something could not be taken back.
-    pub(super) incomplete: bool,
-}
 
 impl Machine {
     pub(super) fn cancel(&mut self, request: RequestId, by: &str, now: Tick) -> Reception {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Policy;
-use super::worker::Death;
+use super::policy::Policy;
+use super::worker::{Death, Progress};
 pub use notice::Notice;
 
 use crate::handover::HandoverEnd;
@@ -200,17 +200,6 @@ pub enum Event {
         /// Turns of its loop, all in all. Equal to the last answer: it has made none since.
         turns: u64,
     },
-}
-
-/// How far a handover is, as its two sides count. Each number only grows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Batches that were sent.
-    pub sent: u64,
-    /// Those of them whose answer the sender has read.
-    pub settled: u64,
-    /// Those of them that the receiver has answered.
-    pub answered: u64,
 }
 
 /// How much a worker has done in its life.

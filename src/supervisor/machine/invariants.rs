@@ -4,8 +4,7 @@
 //! on restored state, where it is bad input and an error. So nothing here may panic by itself,
 //! whatever it is shown.
 
-use super::operation::{Operation, Stage};
-use super::roll::Course;
+use super::plan::{Course, Operation, Stage};
 use super::slot::Slot;
 use super::worker::{Worker, WorkerState};
 use super::{Machine, Phase, Queue, SlotId, SlotState};

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::super::backoff::{Retry, retry};
-use super::operation::Stage;
+use super::plan::Stage;
 use super::slot::Slot;
 use super::worker::{ExitReport, Worker, WorkerState};
 use super::{

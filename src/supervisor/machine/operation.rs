@@ -8,11 +8,8 @@
 //! Invariants: every request is answered once, however the operation ends; while one is under way,
 //! or workers of an earlier one still drain, another is refused at once and changes nothing.
 
-use serde::{Deserialize, Serialize};
-
-use super::cancel::Cancel;
 use super::pending::{Obstacle, impossible};
-use super::roll::{Course, Roll};
+use super::plan::{Course, Operation, OperationKind, Planned, Roll, Stage};
 use super::slot::Slot;
 use super::worker::{Worker, WorkerState};
 use super::{
@@ -20,90 +17,6 @@ use super::{
     ScaleTo,
 };
 use uppercased_ctl::clock::Tick;
-
-/// What is under way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(in super::super) struct Operation {
-    pub(super) request: RequestId,
-    pub(super) kind: OperationKind,
-    pub(super) since: Tick,
-    pub(super) stage: Stage,
-    /// Slots that have a new worker for good.
-    pub(super) renewed: u16,
-    pub(super) moved: u64,
-    pub(super) drained: u64,
-    /// Somebody has cancelled it. Left out where nobody has.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) cancel: Option<Cancel>,
-    /// Connections that cannot move may be closed after `drain_timeout`.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(super) drain: bool,
-    /// What it has cost, if anything: the operation fails with that in the end.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) damage: Option<String>,
-}
-
-/// What a planned operation is good for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Planned {
-    /// The same number of workers, new ones.
-    Renewal,
-    /// Another number.
-    Scaling,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum OperationKind {
-    Restart,
-    Upgrade,
-    Scale { to: u16 },
-}
-
-/// How far an operation is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Stage {
-    /// The new program is being tried.
-    Preflight { deadline: Tick },
-    /// It passed; the exec is ordered when all else of this call is.
-    Passed,
-    /// The exec is ordered. No deadline: either it returns, or the next program speaks first.
-    Exec,
-    /// Workers are renewed, or put back.
-    Roll(Box<Roll>),
-    /// Slots are added up to this number.
-    Grow {
-        to: u16,
-        /// How many there were before.
-        former: u16,
-    },
-    /// Slots from this number on leave.
-    Shrink {
-        to: u16,
-        /// When the handshakes begun before the steering have had their time; `None` after that.
-        settling: Option<Tick>,
-        /// Counts handovers, so that the siblings take turns in receiving.
-        turn: u16,
-        /// When the operation gives up, unless the next slot has begun to leave; `None` while one
-        /// leaves.
-        patience: Option<Tick>,
-        /// Siblings that could not take all connections of the slot that leaves.
-        #[serde(default)]
-        tried: u16,
-    },
-    /// All is decided. Who has handed everything over, or was killed, is about to be gone; the
-    /// answer waits for that, so that whoever asked can ask for more at once.
-    Ending { failure: Option<String> },
-}
-
-impl OperationKind {
-    pub(super) fn what(self) -> String {
-        match self {
-            Self::Restart => "restart".to_owned(),
-            Self::Upgrade => "upgrade".to_owned(),
-            Self::Scale { to } => format!("scale to {to}"),
-        }
-    }
-}
 
 impl Machine {
     pub(super) fn restart(

@@ -16,8 +16,7 @@ use std::mem::discriminant;
 
 use serde::{Deserialize, Serialize};
 
-use super::operation::{OperationKind, Stage};
-use super::roll::Course;
+use super::plan::{Course, OperationKind, Stage};
 use super::{Action, Answer, Machine, Notice, Phase, Reception, RequestId, ScaleTo, Wanted};
 use crate::config::CONTROL_WAITERS_MAX;
 use uppercased_ctl::clock::Tick;

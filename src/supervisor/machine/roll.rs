@@ -13,70 +13,12 @@
 //!
 //! Must not: touch a worker that serves well before its successor is Ready.
 
-use serde::{Deserialize, Serialize};
-
-use super::operation::{OperationKind, Stage};
+use super::plan::{Broken, Course, OperationKind, Roll, Stage};
 use super::slot::Slot;
 use super::worker::WorkerState;
 use super::{Action, KillReason, Machine, Notice, Policy, ReleaseId, SlotId, SlotState};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::limits::WORKERS_MAX;
-
-/// All workers are being renewed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Roll {
-    /// The new release. The old one is the machine's.
-    pub(super) target: ReleaseId,
-    /// The new release's limits, in force once all slots run it.
-    pub(super) policy: Policy,
-    pub(super) course: Course,
-    /// The first worker of the new release that serves is being watched, or has stood the test.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(super) watched: bool,
-    /// Slots that did not serve when the roll began and have not since. The new release is tried
-    /// there once, and that it does not start either is no failure of the roll.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) broken: Vec<Broken>,
-}
-
-/// A slot that had no worker that serves before the roll.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Broken {
-    pub(super) slot: SlotId,
-    /// A worker of the new release has failed there, or none can be started yet.
-    pub(super) tried: bool,
-}
-
-/// Which way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Course {
-    Forward {
-        /// Whose turn it is; past the last one, all have had theirs.
-        slot: SlotId,
-        /// The first worker of the new release serves, and is watched until then.
-        bake: Option<Tick>,
-    },
-    Back {
-        cause: String,
-        /// Slots that have still to go back, the next one first.
-        todo: Vec<SlotId>,
-    },
-}
-
-impl Roll {
-    pub(super) const fn new(target: ReleaseId, policy: Policy, broken: Vec<Broken>) -> Self {
-        Self {
-            broken,
-            watched: false,
-            target,
-            policy,
-            course: Course::Forward {
-                slot: SlotId(0),
-                bake: None,
-            },
-        }
-    }
-}
 
 impl Machine {
     pub(super) fn roll(&self) -> Option<&Roll> {

@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use super::operation::Stage;
+use super::plan::Stage;
 use super::slot::Slot;
 use super::{Action, Machine, Notice, Queue, SlotId, SlotState, WorkerId};
 use uppercased_ctl::clock::Tick;

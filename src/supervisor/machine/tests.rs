@@ -6,6 +6,8 @@
     reason = "a test sorts notices from all the rest"
 )]
 
+use std::time::Duration;
+
 use super::*;
 
 const fn ms(millis: u64) -> Duration {

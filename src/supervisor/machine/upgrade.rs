@@ -6,9 +6,8 @@
 //!
 //! Invariant: until the exec, nothing has been changed that would have to be taken back.
 
-use super::operation::{OperationKind, Stage};
 use super::pending::Obstacle;
-use super::roll::Roll;
+use super::plan::{OperationKind, Roll, Stage};
 use super::{Action, Machine, Policy, Reception, ReleaseId, RequestId};
 use uppercased_ctl::clock::Tick;
 

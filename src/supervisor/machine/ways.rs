@@ -4,8 +4,7 @@
 //! answer before it compiles; and after each call in debug builds the answers are held against the
 //! machine as it is: it wakes up by each deadline, and what is awaited is under way.
 
-use super::operation::Stage;
-use super::roll::Course;
+use super::plan::{Course, Stage};
 use super::slot::Slot;
 use super::worker::{Worker, WorkerState};
 use super::{Machine, Phase, Queue, SlotState};

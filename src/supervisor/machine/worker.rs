@@ -9,7 +9,6 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::exchange::Progress;
 use crate::config::STALL_CHECKS;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{Generation, ReleaseId, WorkerId};
@@ -112,6 +111,17 @@ impl Pulse {
     pub(super) fn stalled_since(&self) -> Option<Tick> {
         (self.misses >= STALL_CHECKS).then_some(self.moved)
     }
+}
+
+/// How far a handover is, as its two sides count. Each number only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Batches that were sent.
+    pub sent: u64,
+    /// Those of them whose answer the sender has read.
+    pub settled: u64,
+    /// Those of them that the receiver has answered.
+    pub answered: u64,
 }
 
 /// Samples of the progress of one handover.
