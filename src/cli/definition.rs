@@ -505,7 +505,7 @@ fn number_of_workers(text: &str) -> Result<ScaleTo, String> {
     if text.starts_with(['+', '-']) {
         return text.parse().map_err(|_| {
             let most = config::WORKERS.most - config::WORKERS.least;
-            format!("use a change of 1 to {most}, for example +1 or -1")
+            format!("use a change from 1 to {most}, for example +1 or -1")
         });
     }
     whole(text, config::WORKERS.least, config::WORKERS.most).map(ScaleTo::Exactly)

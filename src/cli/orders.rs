@@ -17,7 +17,7 @@ use crate::config::{self, Control, STATUS_ANSWER_TIMEOUT, Setting};
 use crate::top;
 use uppercased_ctl::control::client::{self, Conversation, Error as AskError, Found};
 use uppercased_ctl::control::place::{Candidate, Surroundings};
-use uppercased_ctl::control::{Done, Reply, Request};
+use uppercased_ctl::control::{Reply, Request};
 use uppercased_ctl::look::{self, Answer};
 use uppercased_ctl::stderr;
 
@@ -155,7 +155,7 @@ fn carry_out(order: &Order) -> Result<ExitCode, Error> {
     let reply = client::ask(&path, &order.request, order.timeout, tell)?;
     match (reply, &order.request) {
         (Reply::Done(done), request) => {
-            let line = verdict(request, &done).ok_or(Error::OffTopic)?;
+            let line = done.describe(request).ok_or(Error::OffTopic)?;
             Ok(print(&format!("{line}\n")))
         }
         (Reply::Failed(cause), _) => Ok(negative("failed", &cause)),
@@ -244,38 +244,6 @@ fn is_stopped(pid: i32) -> bool {
     state.starts_with(['T', 't'])
 }
 
-/// One line for what has been done; `None` if there is nothing to do for that request.
-fn verdict(request: &Request, done: &Done) -> Option<String> {
-    let Done {
-        renewed,
-        workers,
-        moved,
-        drained,
-        closed_after_ms,
-        took_ms,
-    } = done;
-    let took = format!("in {took_ms}ms");
-    let connections = match drained {
-        0 => format!("{moved} connections moved, 0 left to drain"),
-        _ => {
-            let after = Duration::from_millis(*closed_after_ms);
-            format!("{moved} connections moved, {drained} draining (closed after {after:?})")
-        }
-    };
-    match request {
-        Request::Reload(_) => Some(format!(
-            "restarted: {renewed} workers renewed {took}; {connections}"
-        )),
-        Request::Upgrade(_) => Some(format!(
-            "upgraded: {renewed} workers renewed {took}; {connections}"
-        )),
-        Request::Scale { .. } => Some(format!("scaled: {workers} workers {took}; {connections}")),
-        Request::Cancel => Some(format!("cancelled {took}: {workers} workers serve")),
-        Request::Rotation { to } => Some(format!("rotation: {}", to.name())),
-        Request::Status | Request::Stop => None,
-    }
-}
-
 /// The socket of the one server that runs.
 fn the_only_one() -> Result<PathBuf, Error> {
     let places = Surroundings::here().searched();
@@ -322,51 +290,5 @@ impl fmt::Display for Barred {
             write!(out, ", {}: {error}", path.display())?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use uppercased_ctl::control::{Options, ScaleTo};
-
-    #[test]
-    fn verdicts_are_one_line() {
-        let done = Done {
-            renewed: 4,
-            workers: 6,
-            moved: 10_000,
-            drained: 0,
-            closed_after_ms: 30_000,
-            took_ms: 312,
-        };
-        let line = |request| verdict(&request, &done);
-        let connections = "10000 connections moved, 0 left to drain";
-        assert_eq!(
-            line(Request::Reload(Options::default())).unwrap(),
-            format!("restarted: 4 workers renewed in 312ms; {connections}")
-        );
-        assert_eq!(
-            line(Request::Upgrade(Options::default())).unwrap(),
-            format!("upgraded: 4 workers renewed in 312ms; {connections}")
-        );
-        assert_eq!(
-            line(Request::Scale {
-                workers: ScaleTo::By(2),
-                options: Options::default()
-            })
-            .unwrap(),
-            format!("scaled: 6 workers in 312ms; {connections}")
-        );
-        assert_eq!((line(Request::Status), line(Request::Stop)), (None, None));
-        let draining = Done {
-            drained: 12,
-            ..done
-        };
-        let line = verdict(&Request::Reload(Options::default()), &draining).unwrap();
-        assert!(
-            line.ends_with("moved, 12 draining (closed after 30s)"),
-            "{line}"
-        );
     }
 }

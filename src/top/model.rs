@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::keys::Key;
 use crate::config::WORKERS;
 use uppercased_ctl::clock::Tick;
-use uppercased_ctl::control::{Done, Options, Reply, Request, ScaleTo};
+use uppercased_ctl::control::{Options, Reply, Request, ScaleTo};
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::status::Look;
 
@@ -93,11 +93,11 @@ impl Model {
         let request = self.confirming?;
         let workers = self.workers();
         Some(match request {
-            Request::Reload(_) => "Reload and renew every worker? [y/N]".to_owned(),
+            Request::Reload(_) => "Reload and replace every worker? [y/N]".to_owned(),
             Request::Cancel => "Cancel the operation? [y/N]".to_owned(),
-            Request::Upgrade(_) => "Become the program on disk? [y/N]".to_owned(),
+            Request::Upgrade(_) => "Upgrade to the binary on disk? [y/N]".to_owned(),
             Request::Scale { workers: to, .. } => {
-                format!("Have {to} workers (now {workers})? [y/N]")
+                format!("Scale to {to} workers (now {workers})? [y/N]")
             }
             Request::Rotation { .. } | Request::Status | Request::Stop => return None,
         })
@@ -129,7 +129,10 @@ impl Model {
     pub(super) fn take_reply(&mut self, reply: Reply) -> bool {
         let line = match &reply {
             Reply::Progress(text) => text.clone(),
-            Reply::Done(done) => self.verdict(done),
+            Reply::Done(done) => {
+                let line = self.operation.and_then(|request| done.describe(&request));
+                line.unwrap_or_else(|| "operation complete".to_owned())
+            }
             Reply::Failed(cause) => format!("failed: {cause}"),
             Reply::Refused(cause) => format!("refused: {cause}"),
             Reply::Status(_) => "the server's answer does not match the request".to_owned(),
@@ -145,7 +148,7 @@ impl Model {
     /// The operation's connection has ended without a last word.
     pub(super) fn operation_lost(&mut self, why: &str) {
         self.operation = None;
-        self.say(format!("{why}; see what it does above"));
+        self.say(format!("{why}; its state is shown above"));
     }
 
     /// What a key means now.
@@ -190,7 +193,7 @@ impl Model {
     fn confirm(&mut self, request: Request) {
         if let Some(under_way) = self.operation {
             let name = under_way.name();
-            return self.say(format!("one at a time: {name} is under way"));
+            return self.say(format!("one operation at a time: {name} is in progress"));
         }
         self.help = false;
         self.confirming = Some(request);
@@ -231,14 +234,6 @@ impl Model {
             self.progress.pop_front();
         }
         self.progress.push_back(line);
-    }
-
-    fn verdict(&self, done: &Done) -> String {
-        let name = self.operation.map_or("operation", |it| it.name());
-        format!(
-            "{name} done in {}ms: {} workers, {} renewed; {} moved, {} left to drain",
-            done.took_ms, done.workers, done.renewed, done.moved, done.drained
-        )
     }
 }
 
@@ -342,18 +337,18 @@ pub(super) mod tests {
                 .progress()
                 .back()
                 .unwrap()
-                .contains("reload is under way")
+                .contains("reload is in progress")
         );
         assert!(!model.take_reply(Reply::Progress("slot 0".to_owned())));
         model.press(Key::Escape);
         assert_eq!(model.progress().back().unwrap(), "slot 0");
-        assert!(model.take_reply(Reply::Done(Done::default())));
+        assert!(model.take_reply(Reply::Done(uppercased_ctl::control::Done::default())));
         assert!(
             model
                 .progress()
                 .back()
                 .unwrap()
-                .starts_with("reload done in 0ms")
+                .starts_with("reloaded 0 workers in 0 ms")
         );
         model.press(Key::Escape);
         assert!(model.progress().is_empty());

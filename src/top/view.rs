@@ -30,18 +30,18 @@ const HISTORY_FROM_COLUMNS: usize = 60;
 const BUSY_SHARE: f64 = 0.9;
 
 const HELP: [&str; 12] = [
-    "r        read the configuration anew, renew every worker",
-    "u        become the program on disk, renew every worker",
-    "+ -      one worker more, one fewer",
-    "         (each asks first; y is yes, everything else is no)",
-    "p        pause the screen, and go on",
-    "up down  scroll the table, also by pages",
-    "Esc      dismiss what an operation has said",
-    "Ctrl-L   draw anew",
-    "q        quit; an operation that is under way goes on",
+    "r        reload the configuration, replace every worker",
+    "u        upgrade to the binary on disk",
+    "+ -      add or remove a worker",
+    "         (each asks for confirmation; y confirms)",
+    "p        pause or resume",
+    "up down  scroll the table (also page up, page down)",
+    "Esc      dismiss the result",
+    "Ctrl-L   redraw",
+    "q        quit; an operation in progress continues",
     "",
-    "acc/s: connections taken. msg/s: reads. busy: time not waiting.",
-    "The bars are msg/s of the latest looks, all slots on one scale.",
+    "acc/s: connections accepted. msg/s: reads. busy: time not waiting.",
+    "Bars: msg/s of the latest samples, all slots on one scale.",
 ];
 
 /// How things are marked, beside words.
@@ -93,7 +93,7 @@ pub(super) fn draw(
     };
     screen.footer(model);
     let Some(look) = model.look() else {
-        let why = model.trouble(now).map_or("looking …", |(why, _)| why);
+        let why = model.trouble(now).map_or("connecting …", |(why, _)| why);
         screen.line(why.to_owned(), Style::new());
         return None;
     };
@@ -176,7 +176,7 @@ impl Screen<'_> {
         let status = &look.status;
         let paused = if model.is_paused() { " [paused]" } else { "" };
         let title = format!(
-            "uppercased {} pid {} {} for {}, release {}; workers died: {}{paused}",
+            "uppercased {}, pid {}: {} for {}, release {}, crashes {}{paused}",
             status.version,
             status.pid,
             status.phase,
@@ -188,7 +188,7 @@ impl Screen<'_> {
         if let Some((why, seconds)) = model.trouble(now) {
             let ago = seconds.map_or_else(String::new, |seconds| format!(" for {seconds}s"));
             let style = self.palette.bad();
-            self.line(format!("no answer{ago}, trying again: {why}"), style);
+            self.line(format!("no answer{ago}, retrying: {why}"), style);
         }
         if let Some(why) = look.not_ready() {
             let style = self.palette.bad();
@@ -208,7 +208,7 @@ impl Screen<'_> {
     /// Messages a second of all workers, the latest at the right.
     fn chart(&mut self, totals: &History) {
         let most = totals.iter().copied().fold(0.0, f64::max);
-        let title = format!("messages/s of all workers, at most {}", per_second(most));
+        let title = format!("messages/s, all workers (peak {})", per_second(most));
         self.line(title, Style::new());
         let area = self.take_top(CHART_ROWS);
         let older = totals.len().saturating_sub(usize::from(area.width));
@@ -347,7 +347,7 @@ enum Column {
     BytesIn,
     BytesOut,
     Busy,
-    Died,
+    Crashes,
 }
 
 /// In the order in which they stand: heading, width, and how dispensable it is.
@@ -364,7 +364,7 @@ const COLUMNS: [(Column, &str, usize, u8); 13] = [
     (Column::BytesIn, "in/s", 5, 8),
     (Column::BytesOut, "out/s", 5, 12),
     (Column::Busy, "busy", 4, 4),
-    (Column::Died, "died", 5, 10),
+    (Column::Crashes, "crash", 5, 10),
 ];
 
 /// A column that has room.
@@ -439,7 +439,7 @@ impl Cell {
             Column::BytesIn => of(|rate| per_second(rate.bytes_in)),
             Column::BytesOut => of(|rate| per_second(rate.bytes_out)),
             Column::Busy => of(|rate| percent(rate.busy)),
-            Column::Died => short(slot.deaths),
+            Column::Crashes => short(slot.deaths),
         };
         self.aligned(&text)
     }
@@ -500,7 +500,7 @@ mod tests {
             let mut look = look(3, messages);
             let status = &mut look.status;
             status.last_operation = Some(LastOperation {
-                what: "restart".to_owned(),
+                what: "reload".to_owned(),
                 outcome: "done".to_owned(),
                 cause: None,
                 took_ms: 312,
@@ -544,13 +544,13 @@ mod tests {
     fn at_80_by_24() {
         let model = busy();
         let expected = [
-            "uppercased 0.1.0 pid 4711 serving for 3d, release 0; workers died: 7",
+            "uppercased 0.1.0, pid 4711: serving for 3d, release 0, crashes 7",
             "degraded     1 of 3 workers missing; slot 2 is backing off, its queue lent",
             "0.0.0.0:9999",
             "0 open of 3000, 0 acc/s, 45.0k msg/s, busy 0.50/3, 0B/s in, 0B/s out",
-            "last         restart done 2m ago, took 312ms",
+            "last         reload done 2m ago, took 312 ms",
             "sockets      2400 ESTABLISHED, 3 LISTEN",
-            "messages/s of all workers, at most 45.0k",
+            "messages/s, all workers (peak 45.0k)",
             "   █",
             "   █",
             "   █",
@@ -558,7 +558,7 @@ mod tests {
             "   0    4712     0 serving          0     0     0 45.0k     0  50%  ▁▁█",
             "   1    4713     4 serving          0    12     0 15.0k     0  95%  ▁▁▃",
             "   2       -     0 backing off      0     0     -     -     -    -",
-            "slot 2: generation 9 died 3s ago, signal 9 (SIGKILL)",
+            "slot 2: generation 9 exited 3s ago, signal 9 (SIGKILL)",
         ];
         let shown = lines(&model, (80, 24));
         assert_eq!(shown[..15], expected);
@@ -572,17 +572,17 @@ mod tests {
         let mut model = busy();
         model.press(Key::Char('r'));
         let expected = [
-            "uppercased 0.1.0 pid 4711 serving for 3…",
+            "uppercased 0.1.0, pid 4711: serving for…",
             "degraded     1 of 3 workers missing; sl…",
             "0.0.0.0:9999",
             "0 open of 3000, 0 acc/s, 45.0k msg/s, b…",
-            "last         restart done 2m ago, took …",
+            "last         reload done 2m ago, took 3…",
             "sockets      2400 ESTABLISHED, 3 LISTEN",
             "slot state         open queue msg/s busy",
             "   0 serving          0     0 45.0k  50%",
             "   1 serving          0    12 15.0k  95%",
             "   2 backing off      0     0     -    -",
-            "Reload and renew every worker? [y/N]",
+            "Reload and replace every worker? [y/N]",
         ];
         assert_eq!(lines(&model, (40, 11)), expected);
     }
@@ -594,21 +594,21 @@ mod tests {
         model.press(Key::Char('y'));
         model.take_reply(Reply::Progress("slot 3: worker ready".to_owned()));
         let expected = [
-            "uppercased 0.1.0 pid 4711 serving for 3d, release 0; workers died: 7",
+            "uppercased 0.1.0, pid 4711: serving for 3d, release 0, crashes 7",
             "degraded     1 of 3 workers missing; slot 2 is backing off, its queue lent",
             "0.0.0.0:9999",
             "0 open of 3000, 0 acc/s, 45.0k msg/s, busy 0.50/3, 0B/s in, 0B/s out",
-            "last         restart done 2m ago, took 312ms",
+            "last         reload done 2m ago, took 312 ms",
             "sockets      2400 ESTABLISHED, 3 LISTEN",
-            "messages/s of all workers, at most 45.0k",
+            "messages/s, all workers (peak 45.0k)",
             "   █",
             "   █",
             "   █",
-            "slot     pid   gen state          age  open queue acc/s msg/s  in/s out/s busy  died msg/s",
+            "slot     pid   gen state          age  open queue acc/s msg/s  in/s out/s busy crash msg/s",
             "   0    4712     0 serving        0ms     0     0     0 45.0k     0     0  50%     0  ▁▁█",
             "   1    4713     4 serving        0ms     0    12     0 15.0k     0     0  95%     0  ▁▁▃",
             "   2       -     0 backing off    0ms     0     0     -     -     -     -    -     7",
-            "slot 2: generation 9 died 3s ago, signal 9 (SIGKILL)",
+            "slot 2: generation 9 exited 3s ago, signal 9 (SIGKILL)",
         ];
         let shown = lines(&model, (200, 50));
         assert_eq!(shown[..15], expected);
@@ -638,14 +638,14 @@ mod tests {
     #[test]
     fn what_is_old_paused_or_not_there_is_said() {
         let mut model = Model::default();
-        assert_eq!(lines(&model, (40, 3))[0], "looking …");
+        assert_eq!(lines(&model, (40, 3))[0], "connecting …");
         model.take_trouble("nobody there".to_owned());
         assert_eq!(lines(&model, (40, 3))[0], "nobody there");
         model.take_look(look(1, 5.0), Tick::from_millis(2000));
         model.press(Key::Char('p'));
         assert!(lines(&model, (80, 24))[0].ends_with(" [paused]"));
         model.take_trouble("nobody there".to_owned());
-        let words = "no answer for 8s, trying again: nobody there";
+        let words = "no answer for 8s, retrying: nobody there";
         assert_eq!(lines(&model, (80, 24))[1], words);
         model.press(Key::Char('?'));
         let help = lines(&model, (80, 24)).join("\n");

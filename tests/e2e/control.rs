@@ -130,22 +130,22 @@ const DONE: &str = r#"{"done":{"renewed":4,"workers":6,"moved":10000,"drained":0
 
 #[test]
 fn command_separates_result_from_progress() {
-    let connections = "10000 connections moved, 0 left to drain\n";
+    let connections = "10000 connections migrated, 0 draining\n";
     for (args, sent, verdict) in [
         (
             ["reload"].as_slice(),
             r#"{"version":1,"command":"reload"}"#,
-            "restarted: 4 workers renewed in 312ms; ",
+            "reloaded 4 workers in 312 ms: ",
         ),
         (
             &["upgrade"],
             r#"{"version":1,"command":"upgrade"}"#,
-            "upgraded: 4 workers renewed in 312ms; ",
+            "upgraded 4 workers in 312 ms: ",
         ),
         (
             &["scale", "6"],
             r#"{"version":1,"command":"scale","workers":6}"#,
-            "scaled: 6 workers in 312ms; ",
+            "scaled to 6 workers in 312 ms: ",
         ),
     ] {
         let place = Place::new();
@@ -313,10 +313,7 @@ fn status_watch_ends_with_server() {
     let blocks: Vec<&str> = outcome.stdout.split("\n\n").collect();
     assert_eq!(blocks.len(), 2, "{outcome:?}");
     assert!(!outcome.stdout.contains('\x1b'), "{outcome:?}");
-    assert!(
-        blocks[1].contains("over 2s      2.0 taken/s"),
-        "{outcome:?}"
-    );
+    assert!(blocks[1].contains("rates 2s     2.0 acc/s"), "{outcome:?}");
     // Nobody was there from the start.
     fs::remove_file(&server.path).unwrap();
     place.complaint(&["status", "--watch", "--control", path]);

@@ -127,7 +127,7 @@ fn waiting_command_is_answered_after_its_turn() {
     first.wait().expect_success();
     let answered = second.wait().expect_success();
     assert!(
-        answered.stdout.starts_with("scaled: 3 workers"),
+        answered.stdout.starts_with("scaled to 3 workers"),
         "{answered:?}"
     );
     assert!(answered.stderr.contains("waiting: "), "{answered:?}");

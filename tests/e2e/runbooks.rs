@@ -60,14 +60,14 @@ fn operator_rolls_out() {
 
     planned.configure("idle_timeout = \"5m\"\n");
     let answered = server.reload().expect_success();
-    runbook.quotes("restarted: 2 workers renewed in ", &answered.stdout);
-    runbook.quotes("1 connections moved, 0 left to drain", &answered.stdout);
+    runbook.quotes("reloaded 2 workers in ", &answered.stdout);
+    runbook.quotes("1 connection migrated, 0 draining", &answered.stdout);
     runbook.quotes(" generation 2 stands by after ", &answered.stderr);
     client.roundtrip(b"with the new configuration");
 
     planned.install(Image::copy(planned.folder()).with_faults("version=0.2.0"));
     let answered = server.upgrade().expect_success();
-    runbook.quotes("upgraded: 2 workers renewed in ", &answered.stdout);
+    runbook.quotes("upgraded 2 workers in ", &answered.stdout);
     client.roundtrip(b"with the new program");
     runbook.quotes("uppercased 0.2.0, pid ", &screen(server));
 
@@ -106,7 +106,7 @@ fn operator_rolls_back() {
 
     planned.install_good();
     let answered = server.upgrade().expect_success();
-    runbook.quotes("upgraded: 2 workers renewed in ", &answered.stdout);
+    runbook.quotes("upgraded 2 workers in ", &answered.stdout);
     assert_eq!(version(&planned), good);
     assert_eq!(server.status_json()["pid"], u64::from(pid));
     client.roundtrip(b"by the old version");
@@ -152,7 +152,7 @@ fn worker_keeps_dying() {
     }
 
     let answered = server.reload().expect_success();
-    runbook.quotes("restarted: 2 workers renewed in ", &answered.stdout);
+    runbook.quotes("reloaded 2 workers in ", &answered.stdout);
     let recalled = server.wait_log(|line| line.contains("queue recalled"));
     runbook.quotes("INFO queue recalled slot=0 from_slot=1", &recalled);
     assert_eq!(server.status_json()["totals"]["deaths"], 2);
@@ -173,7 +173,7 @@ fn only_worker_keeps_dying() {
             line.contains("worker ready") || line.contains("slot keeps failing")
         });
     }
-    runbook.quotes("nobody serves its queue", &screen(&server));
+    runbook.quotes("its queue is unserved", &screen(&server));
     let mut waiting = Client::connect(server.addr());
     waiting.send_all(b"waiting");
     server.command(&["scale", "2"]).expect_success();
@@ -216,9 +216,9 @@ fn queue_overflows() {
 
         fs::write(somaxconn, "4096").expect("the namespace is ours");
         let answered = server.reload().expect_success();
-        runbook.quotes("restarted: 2 workers renewed in ", &answered.stdout);
+        runbook.quotes("reloaded 2 workers in ", &answered.stdout);
         let answered = server.command(&["scale", "4"]).expect_success();
-        runbook.quotes("scaled: 4 workers in ", &answered.stdout);
+        runbook.quotes("scaled to 4 workers in ", &answered.stdout);
         let status = server.status_json();
         let slots = status["slots"].as_array().expect("a list of slots");
         assert_eq!(slots.len(), 4);
@@ -270,7 +270,7 @@ fn connection_limit_is_reached() {
     }
     planned.configure("max_connections = 100\n");
     let answered = server.reload().expect_success();
-    runbook.quotes("restarted: 1 workers renewed in ", &answered.stdout);
+    runbook.quotes("reloaded 1 worker in ", &answered.stdout);
     waiting.expect(b"WAITING");
     for client in &mut served {
         client.roundtrip(b"still in");

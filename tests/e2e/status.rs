@@ -51,7 +51,7 @@ fn status_names_foreign_sockets_and_owners() {
     assert_eq!(others[0]["pid"], std::process::id());
 
     let screen = server.command(&["status"]).expect_success().stdout;
-    let line = format!("listens too  pid {} (", std::process::id());
+    let line = format!("also bound   pid {} (", std::process::id());
     assert!(screen.contains(&line), "{screen}");
     assert!(screen.contains(" msg/s; "), "{screen}");
     for line in screen.lines() {

@@ -222,15 +222,15 @@ fn user_watches_and_reloads() {
     person.sees("2 LISTEN");
     assert!(person.screen.alternate && !person.is_as_it_was());
     person.types("r");
-    person.sees("Reload and renew every worker? [y/N]");
+    person.sees("Reload and replace every worker? [y/N]");
     person.types("n");
     person.sees("q quit");
     assert_eq!(server.worker_pids(), workers, "no is no");
 
     person.types("r");
-    person.sees("Reload and renew every worker? [y/N]");
+    person.sees("Reload and replace every worker? [y/N]");
     person.types("y");
-    person.sees("reload done in ");
+    person.sees("reloaded 2 workers in ");
     person.sees("last         restart done ");
     let renewed = server.worker_pids();
     assert!(
@@ -238,32 +238,32 @@ fn user_watches_and_reloads() {
         "{renewed:?}"
     );
     person.types("+");
-    person.sees("Have 3 workers (now 2)? [y/N]");
+    person.sees("Scale to 3 workers (now 2)? [y/N]");
     person.types("y");
-    person.sees("scale done in ");
+    person.sees("scaled to ");
     person.sees("3 LISTEN");
     assert_eq!(server.worker_pids().len(), 3);
     for line in person.screen.text().lines() {
         assert!(line.chars().count() <= COLUMNS);
     }
     person.types("-");
-    person.sees("Have 2 workers (now 3)? [y/N]");
+    person.sees("Scale to 2 workers (now 3)? [y/N]");
     person.types("y");
     person.sees("2 LISTEN");
-    person.sees("scale done in ");
+    person.sees("scaled to ");
     let left = server.worker_pids();
     assert_eq!(left.len(), 2);
     person.types("u");
     person.sees("Become the program on disk? [y/N]");
     person.types("y");
-    person.sees("upgrade done in ");
+    person.sees("upgraded ");
     person.sees("last         upgrade done ");
     let renewed = server.worker_pids();
     assert!(renewed.iter().all(|pid| !left.contains(pid)), "{renewed:?}");
 
     // Pasted by accident: the question has not been seen.
     person.types("ry");
-    person.sees("Reload and renew every worker? [y/N]");
+    person.sees("Reload and replace every worker? [y/N]");
     person.types("n");
     person.sees("q quit");
     assert_eq!(server.worker_pids(), renewed);

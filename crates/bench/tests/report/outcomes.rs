@@ -130,8 +130,7 @@ pub(crate) fn restarted() -> Outcome {
         command: "uppercased reload --control /run/uppercased/4711.sock".to_owned(),
         took_ms: 280 + 17 * number,
         exit_code: Some(0),
-        output: "restarted: 2 workers renewed in 281ms; 50 connections moved, 0 left to drain"
-            .to_owned(),
+        output: "reloaded 2 workers in 281 ms: 50 connections migrated, 0 draining".to_owned(),
         seen: Seen {
             failures: 0,
             longest_stall_ms: 3.2 + number as f64,

@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{CONTROL_REPLY_MAX_BYTES, CONTROL_TEXT_MAX_BYTES, WORKERS_MAX, WORKERS_MIN};
+use crate::status::figures::took;
 use crate::status::{Rotation, Status};
 
 /// Version of the requests. Replies carry none: who asks in a version is answered in it.
@@ -109,8 +110,39 @@ pub struct Done {
     pub drained: u64,
     /// Milliseconds after which those are closed.
     pub closed_after_ms: u64,
-    /// Milliseconds from the request to the verdict.
+    /// Milliseconds from the request to the result.
     pub took_ms: u64,
+}
+
+impl Done {
+    /// Describes the result of `request` on one line; `None` if such a request has none.
+    #[must_use]
+    pub fn describe(&self, request: &Request) -> Option<String> {
+        let took = took(self.took_ms);
+        let workers = counted(self.workers.into(), "worker");
+        let replaced = counted(self.renewed.into(), "worker");
+        let connections = match self.drained {
+            0 => format!("{} migrated, 0 draining", counted(self.moved, "connection")),
+            drained => {
+                let after = Duration::from_millis(self.closed_after_ms);
+                let migrated = counted(self.moved, "connection");
+                format!("{migrated} migrated, {drained} draining (closed after {after:?})")
+            }
+        };
+        match request {
+            Request::Reload(_) => Some(format!("reloaded {replaced} in {took}: {connections}")),
+            Request::Upgrade(_) => Some(format!("upgraded {replaced} in {took}: {connections}")),
+            Request::Scale { .. } => Some(format!("scaled to {workers} in {took}: {connections}")),
+            Request::Cancel => Some(format!("cancelled in {took}: {workers} serving")),
+            Request::Rotation { to } => Some(format!("rotation: {}", to.name())),
+            Request::Status | Request::Stop => None,
+        }
+    }
+}
+
+fn counted(number: u64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
 }
 
 /// Why a line is refused.
@@ -129,7 +161,7 @@ pub enum Error {
     #[error("the request has version {0}, and this server supports version {VERSION}")]
     Version(u32),
     /// A number of workers that cannot be.
-    #[error("{0} workers are not possible; ask for {WORKERS_MIN} to {WORKERS_MAX}")]
+    #[error("cannot run {0} workers; use {WORKERS_MIN} to {WORKERS_MAX}")]
     Workers(u16),
     /// A change of the number of workers that cannot be.
     #[error("{0:?} is not a number of workers; use for example 6, +1 or -1")]
@@ -414,6 +446,47 @@ mod tests {
         Request::Status,
         Request::Stop,
     ];
+
+    #[test]
+    fn result_is_one_line() {
+        let done = Done {
+            renewed: 4,
+            workers: 6,
+            moved: 10_000,
+            drained: 0,
+            closed_after_ms: 30_000,
+            took_ms: 1012,
+        };
+        let line = |request: Request| done.describe(&request);
+        let connections = "10000 connections migrated, 0 draining";
+        assert_eq!(
+            line(Request::Reload(Options::default())).unwrap(),
+            format!("reloaded 4 workers in 1.01 s: {connections}")
+        );
+        assert_eq!(
+            line(Request::Upgrade(Options::default())).unwrap(),
+            format!("upgraded 4 workers in 1.01 s: {connections}")
+        );
+        let scale = Request::Scale {
+            workers: ScaleTo::By(2),
+            options: Options::default(),
+        };
+        assert_eq!(
+            line(scale).unwrap(),
+            format!("scaled to 6 workers in 1.01 s: {connections}")
+        );
+        assert_eq!((line(Request::Status), line(Request::Stop)), (None, None));
+        let draining = Done {
+            moved: 1,
+            drained: 12,
+            ..done
+        };
+        let line = draining.describe(&Request::Reload(Options::default()));
+        assert_eq!(
+            line.unwrap(),
+            "reloaded 4 workers in 1.01 s: 1 connection migrated, 12 draining (closed after 30s)"
+        );
+    }
 
     #[test]
     fn what_is_encoded_is_decoded() {

@@ -42,10 +42,11 @@ pub fn age(ms: u64) -> String {
     }
 }
 
-/// How long something took: to the millisecond where that says something.
+/// Formats how long something took, with at least two significant digits below a minute.
 pub fn took(ms: u64) -> String {
     match ms {
-        0..10_000 => format!("{ms}ms"),
+        0..1000 => format!("{ms} ms"),
+        1000..60_000 => format!("{}.{:02} s", ms / 1000, ms % 1000 / 10),
         _ => age(ms),
     }
 }
@@ -129,7 +130,7 @@ mod tests {
         }
         assert_eq!(
             (took(1972), took(61_000)),
-            ("1972ms".to_owned(), "1m".to_owned())
+            ("1.97 s".to_owned(), "1m".to_owned())
         );
         assert_eq!(
             (busy(0.456, 2), busy(63.97, 64)),

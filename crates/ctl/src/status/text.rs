@@ -26,9 +26,9 @@ const STATE_COLUMNS: usize = 12;
 const SERVING: &str = "serving";
 
 const TOTALS_HEADING: &str =
-    "slot     pid   gen state          age  open queue taken moved    in   out  died";
+    "slot     pid   gen state          age  open queue   acc  migr    in   out crash";
 const RATES_HEADING: &str =
-    "slot     pid   gen state          age  open queue acc/s msg/s  in/s  busy  died";
+    "slot     pid   gen state          age  open queue acc/s msg/s  in/s  busy crash";
 
 /// All that there is to show.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +82,7 @@ fn head(view: View<'_>) -> Vec<String> {
     } = view;
     let mut lines = vec![
         format!(
-            "uppercased {}, pid {}: {} for {}, release {}; workers died: {}",
+            "uppercased {}, pid {}: {} for {}, release {}, crashes {}",
             status.version,
             status.pid,
             status.phase,
@@ -98,7 +98,7 @@ fn head(view: View<'_>) -> Vec<String> {
     }
     if let Some(word) = status.out_of_rotation() {
         lines.push(format!(
-            "rotation     {word}: new clients are sent elsewhere"
+            "rotation     {word}: load balancers send new clients elsewhere"
         ));
     }
     lines.extend(status.admin.as_ref().map(admin));
@@ -114,10 +114,13 @@ fn head(view: View<'_>) -> Vec<String> {
     lines.extend(sandbox(&status.slots));
     let traffic = &status.totals.traffic;
     lines.push(format!(
-        "connections  {}, {} taken, {} moved; {}B in, {}B out",
+        "connections  {}, {} accepted, {} migrated",
         open(status),
         short(traffic.accepted),
         short(traffic.moved_in),
+    ));
+    lines.push(format!(
+        "traffic      {}B in, {}B out",
         short(traffic.bytes_in),
         short(traffic.bytes_out),
     ));
@@ -157,12 +160,15 @@ pub(super) fn open(status: &Status) -> String {
 fn admin(admin: &AdminStatus) -> String {
     let state = admin
         .pid
-        .map_or_else(|| "no process now".to_owned(), |pid| format!("pid {pid}"));
+        .map_or_else(|| "not running".to_owned(), |pid| format!("pid {pid}"));
     let died = short(admin.deaths);
     let http = Some(admin.address.clone()).filter(|address| !address.is_empty());
     let agent = admin.agent.as_ref().map(|agent| format!("agent {agent}"));
     let places: Vec<String> = http.into_iter().chain(agent).collect();
-    format!("admin        {}, {state}, {died} died", places.join(", "))
+    format!(
+        "admin        {}, {state}, crashes {died}",
+        places.join(", ")
+    )
 }
 
 /// What is wrong between the two; nothing, mostly.
@@ -172,7 +178,7 @@ fn service_manager(manager: &ServiceManagerStatus) -> Vec<String> {
         let (refused, waiting) = (short(manager.refused), short(manager.waiting));
         let taken = short(manager.taken);
         lines.push(format!(
-            "told systemd {taken} messages taken, {refused} tries refused, {waiting} wait"
+            "systemd      {taken} notifications sent, {refused} attempts refused, {waiting} pending"
         ));
     }
     if let Some(cause) = &manager.unfed {
@@ -202,7 +208,7 @@ fn totals_rate(rates: &Rates, workers: usize) -> String {
         busy: used,
     } = rates.totals;
     format!(
-        "over {:<7} {} taken/s, {} msg/s; {}B/s in, {}B/s out; {}",
+        "rates {:<6} {} acc/s, {} msg/s; {}B/s in, {}B/s out; {}",
         age(rates.span_ms),
         per_second(accepted),
         per_second(messages),
@@ -226,7 +232,7 @@ fn queues(slots: &[SlotStatus]) -> Option<String> {
     let waiting = short(waiting);
     let limit = short(limit);
     Some(format!(
-        "queues       {waiting} wait to be accepted, room for {limit} in each queue{full}"
+        "queues       {waiting} pending, limit {limit} per queue{full}"
     ))
 }
 
@@ -251,14 +257,14 @@ pub(super) fn on_the_ports(sockets: &Sockets) -> Vec<String> {
     let mut lines = vec![line];
     if !sockets.local_clients.is_empty() {
         let clients = by_frequency(&sockets.local_clients);
-        lines.push(format!("clients here {clients}"));
+        lines.push(format!("local clients {clients}"));
     }
     let others = sockets.others.iter().take(OTHERS_MAX);
-    lines.extend(others.map(|other| format!("listens too  {}", stranger(other))));
+    lines.extend(others.map(|other| format!("also bound   {}", stranger(other))));
     let untold = sockets.others.len().saturating_sub(OTHERS_MAX) as u64;
     let untold = untold.saturating_add(sockets.others_untold);
     if untold > 0 {
-        lines.push(format!("listens too  {untold} more; see status --sockets"));
+        lines.push(format!("also bound   {untold} more; see status --sockets"));
     }
     lines
 }
@@ -267,7 +273,7 @@ fn stranger(other: &SocketStatus) -> String {
     let program = other.owner.program.as_deref().unwrap_or("?");
     match other.owner.pid {
         Some(pid) => format!("pid {pid} ({program}) on {}", other.local),
-        None => format!("a process that you may not look into, on {}", other.local),
+        None => format!("a process of another user, on {}", other.local),
     }
 }
 
@@ -287,7 +293,7 @@ fn sandbox(slots: &[SlotStatus]) -> Option<String> {
     let mut said = slots.iter().filter_map(|slot| slot.sandbox.as_ref());
     let first = said.next()?;
     if said.any(|other| other != first) {
-        return Some("sandbox      not the same for all workers; see status --json".to_owned());
+        return Some("sandbox      differs between workers; see status --json".to_owned());
     }
     let mut line = match first.layers[..] {
         [] => "sandbox      off".to_owned(),
@@ -311,13 +317,13 @@ fn shares(slots: &[SlotStatus]) -> String {
     };
     let taken = list(&|slot| slot.accepted_percent.to_string());
     let open = list(&|slot| slot.open_percent.to_string());
-    let mut line = format!("shares       taken {taken} %; open {open} %");
+    let mut line = format!("balance      accepted {taken} %; open {open} %");
     if slots.iter().any(|slot| slot.cpu.is_some()) {
         let cpus = list(&|slot| {
             slot.cpu
                 .map_or_else(|| "-".to_owned(), |cpu| cpu.to_string())
         });
-        let _ = write!(line, "; on CPU {cpus}");
+        let _ = write!(line, "; CPUs {cpus}");
     }
     line
 }
@@ -372,7 +378,7 @@ pub(super) fn notes(slot: &SlotStatus, status: &Status) -> Vec<String> {
     let mut notes = Vec::new();
     let mut note = |what: String| notes.push(format!("slot {}: {what}", slot.slot));
     if slot.release != status.release {
-        note(format!("it runs release {}", slot.release));
+        note(format!("running release {}", slot.release));
     }
     for queue in slot.accept_queues.iter().filter(|queue| is_full(queue)) {
         let AcceptQueueStatus { address, limit, .. } = queue;
@@ -381,7 +387,7 @@ pub(super) fn notes(slot: &SlotStatus, status: &Status) -> Vec<String> {
     if let Some(to) = slot.lent_to {
         note(format!("its queue is lent to slot {to}"));
     } else if slot.queue == "unserved" {
-        note("nobody serves its queue".to_owned());
+        note("its queue is unserved".to_owned());
     }
     if let Some(successor) = &slot.successor {
         note(format!("successor {}", neighbour(successor)));
@@ -396,13 +402,13 @@ pub(super) fn notes(slot: &SlotStatus, status: &Status) -> Vec<String> {
         age_ms,
     }) = &slot.last_death
     {
-        let how = how.as_deref().unwrap_or("not even started");
+        let how = how.as_deref().unwrap_or("not started");
         let cause = cause
             .as_deref()
             .map_or_else(String::new, |cause| format!(": {cause}"));
         let ago = age(*age_ms);
         note(format!(
-            "generation {generation} died {ago} ago, {how}{cause}"
+            "generation {generation} exited {ago} ago, {how}{cause}"
         ));
     }
     notes
@@ -457,7 +463,7 @@ mod tests {
         manager.waiting = 2;
         manager.unfed = Some("slot 1 is backing off".to_owned());
         let lines = [
-            "told systemd 1200 messages taken, 3 tries refused, 2 wait",
+            "systemd      1200 notifications sent, 3 attempts refused, 2 pending",
             "watchdog     not fed: slot 1 is backing off",
         ];
         assert_eq!(service_manager(&manager), lines);
@@ -515,14 +521,14 @@ mod tests {
 
     #[test]
     fn a_quiet_server() {
-        let expected = "\
-uppercased 0.1.0, pid 4711: serving for 3d, release 2; workers died: 0
+        let expected = "uppercased 0.1.0, pid 4711: serving for 3d, release 2, crashes 0
 listening on 0.0.0.0:9999 [::1]:9999
 control      /run/uppercased/4711.sock
-connections  2400 open, 2.46M taken, 200 moved; 2.00TB in, 1.99TB out
+connections  2400 open, 2.46M accepted, 200 migrated
+traffic      2.00TB in, 1.99TB out
 closed       2.46M peer_closed
-shares       taken 50 50 %; open 50 50 %
-slot     pid   gen state          age  open queue taken moved    in   out  died
+balance      accepted 50 50 %; open 50 50 %
+slot     pid   gen state          age  open queue   acc  migr    in   out crash
    0    4712     3 serving        12m  1200     0 1.23M   100 1.00T  999G     0
    1    4713     3 serving        12m  1200     0 1.23M   100 1.00T  999G     0";
         assert_eq!(screen(&status(2)), expected);
@@ -532,8 +538,8 @@ slot     pid   gen state          age  open queue taken moved    in   out  died
     fn a_server_in_trouble() {
         let mut status = status(3);
         status.capacity = 12_000;
-        status.operation = Some("restart: 1 of 3 slots renewed".to_owned());
-        status.pending = ["restart (signal)", "scale to 5 (command)"]
+        status.operation = Some("reload: 1 of 3 slots replaced".to_owned());
+        status.pending = ["reload (signal)", "scale to 5 (command)"]
             .map(str::to_owned)
             .to_vec();
         status.slots[0].traffic.refused = BTreeMap::from([("denied".to_owned(), 12_345)]);
@@ -567,25 +573,25 @@ slot     pid   gen state          age  open queue taken moved    in   out  died
             ..slot(2)
         };
         status.sum_up();
-        let expected = "\
-uppercased 0.1.0, pid 4711: serving for 3d, release 2; workers died: 7
+        let expected = "uppercased 0.1.0, pid 4711: serving for 3d, release 2, crashes 7
 listening on 0.0.0.0:9999 [::1]:9999
 degraded     1 of 3 workers missing; slot 2 is backing off, its queue lent
 control      /run/uppercased/4711.sock
-operation    restart: 1 of 3 slots renewed
-pending      restart (signal), scale to 5 (command)
-connections  3600 open of 12.0k, 3.70M taken, 300 moved; 3.00TB in, 2.99TB out
+operation    reload: 1 of 3 slots replaced
+pending      reload (signal), scale to 5 (command)
+connections  3600 open of 12.0k, 3.70M accepted, 300 migrated
+traffic      3.00TB in, 2.99TB out
 closed       3.69M peer_closed
 refused      12.3k denied
-shares       taken 33 33 33 %; open 33 33 33 %
-slot     pid   gen state          age  open queue taken moved    in   out  died
+balance      accepted 33 33 33 %; open 33 33 33 %
+slot     pid   gen state          age  open queue   acc  migr    in   out crash
    0    4712     3 serving        12m  1200     0 1.23M   100 1.00T  999G     0
    1    4713     3 serving        12m  1200     0 1.23M   100 1.00T  999G     0
    2       -     3 backing off  312ms  1200     0 1.23M   100 1.00T  999G     7
 slot 0: successor generation 4, pid 4800, release 3: starting, 0 open
 slot 1: predecessor generation 2, release 1: handing over, 12.3k open
 slot 2: its queue is lent to slot 0
-slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open f…";
+slot 2: generation 3 exited 1s ago, exit code 1: cannot raise the limit of open…";
         assert_eq!(screen(&status), expected);
     }
 
@@ -653,31 +659,31 @@ slot 2: generation 3 died 1s ago, exit code 1: cannot raise the limit of open f�
             sockets: Some(sockets),
             rates: Some(rates),
         };
-        let expected = "\
-uppercased 0.1.0, pid 4711: serving for 3d, release 2; workers died: 0
+        let expected = "uppercased 0.1.0, pid 4711: serving for 3d, release 2, crashes 0
 listening on 0.0.0.0:9999 [::1]:9999
 control      /run/uppercased/4711.sock
-admin        127.0.0.1:9100, pid 4720, 0 died
-last         scale to 2 failed 2m ago, took 312ms: slot 1 died
-connections  2400 open, 2.46M taken, 200 moved; 2.00TB in, 1.99TB out
-over 1s      0.5 taken/s, 45.0k msg/s; 1.20MB/s in, 1.19MB/s out; busy 0.46/2
+admin        127.0.0.1:9100, pid 4720, crashes 0
+last         scale to 2 failed 2m ago, took 312 ms: slot 1 died
+connections  2400 open, 2.46M accepted, 200 migrated
+traffic      2.00TB in, 1.99TB out
+rates 1s     0.5 acc/s, 45.0k msg/s; 1.20MB/s in, 1.19MB/s out; busy 0.46/2
 closed       2.46M peer_closed
-queues       516 wait to be accepted, room for 512 in each queue; 1 full
-shares       taken 50 50 %; open 50 50 %
+queues       516 pending, limit 512 per queue; 1 full
+balance      accepted 50 50 %; open 50 50 %
 sockets      2s ago: 2400 ESTABLISHED, 12 TIME_WAIT, 4 LISTEN; 516 not accepted
-clients here 40 TIME_WAIT
-listens too  pid 77 (nginx) on 127.0.0.1:9999
-listens too  a process that you may not look into, on 127.0.0.1:9999
-slot     pid   gen state          age  open queue acc/s msg/s  in/s  busy  died
+local clients 40 TIME_WAIT
+also bound   pid 77 (nginx) on 127.0.0.1:9999
+also bound   a process of another user, on 127.0.0.1:9999
+slot     pid   gen state          age  open queue acc/s msg/s  in/s  busy crash
    0    4712     3 serving        12m  1200     3   0.5 45.0k 1.20M   46%     0
    1    4713     3 serving        12m  1200   513     -     -     -     -     0
-slot 1: it runs release 1
+slot 1: running release 1
 slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
         assert_eq!(look.lines(None).join("\n"), expected);
         for height in 0..25 {
             assert!(look.lines(Some(height)).len() <= height, "{height}");
         }
-        let last = look.lines(Some(16)).pop().unwrap();
+        let last = look.lines(Some(17)).pop().unwrap();
         let words = "… slots not shown: 2 (0 not serving); notes not shown: 2; see status --json";
         assert_eq!(last, words);
         // Without a limit every slot has its line.
@@ -705,7 +711,7 @@ slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
             })
         };
         let mut status = status(16);
-        status.operation = Some("restart".to_owned());
+        status.operation = Some("reload".to_owned());
         for slot in &mut status.slots {
             slot.sandbox = entered(&["landlock: none here"]);
         }
@@ -714,7 +720,7 @@ slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
             "sandbox      user=nobody no_new_privs no_caps no_dump seccomp; without landlock\n";
         assert!(shown.contains(line), "{shown}");
         status.slots[1].sandbox = entered(&[]);
-        assert!(screen(&status).contains("sandbox      not the same for all workers"));
+        assert!(screen(&status).contains("sandbox      differs between workers"));
         for slot in &mut status.slots {
             slot.sandbox = Some(Sandboxed::default());
         }
@@ -730,11 +736,11 @@ slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
         let mut many = status(1024);
         many.slots[1000].state = "starting".to_owned();
         many.slots[3].lent_to = Some(SlotId(4));
-        many.operation = Some("restart".to_owned());
+        many.operation = Some("reload".to_owned());
         let last = screen(&many).lines().last().map(str::to_owned).unwrap();
         assert_eq!(
             last,
-            "… slots not shown: 1008 (1 not serving); notes not shown: 1; see status --json"
+            "… slots not shown: 1009 (1 not serving); notes not shown: 1; see status --json"
         );
         assert_eq!(screen(&many).lines().count(), LINES);
     }
