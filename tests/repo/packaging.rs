@@ -305,7 +305,7 @@ fn package_reports_refused_upgrade() {
     root.dpkg("--install", root.package(1));
     root.set_state("active");
     let second = root.package(2);
-    let old = "the old program goes on";
+    let old = "the old binary keeps running";
     let runs = |version: u32| fs::write(root.path("proc/7/exe"), version.to_string()).unwrap();
 
     // The control socket is elsewhere, so there is a signal, whose outcome is looked for.
