@@ -1,10 +1,12 @@
-//! Every relative link and anchor of a Markdown file leads somewhere, and every path in backticks
-//! names a file.
+//! Every relative link and anchor of a Markdown file leads somewhere, every path in backticks names a file,
+//! and ARCHITECTURE.md shows the layers and functions that there are.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use crate::tidy::LAYERS;
 
 /// Folders with documentation; the root's own files come first.
 const FOLDERS: [&str; 6] = [
@@ -145,4 +147,47 @@ fn named_files_exist() {
     }
     assert!(seen > 20, "only {seen} paths found");
     assert!(gone.is_empty(), "no such file:\n  {}", gone.join("\n  "));
+}
+
+#[test]
+fn architecture_shows_the_layers() {
+    let page = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let (_, picture) = page.split_once("\n```text\n").unwrap();
+    let (picture, _) = picture.split_once("\n```\n").unwrap();
+    let shown: Vec<Vec<&str>> = picture.lines().map(|l| l.split(" · ").collect()).collect();
+    let layers: Vec<Vec<&str>> = LAYERS.iter().rev().map(|layer| layer.to_vec()).collect();
+    assert_eq!(shown, layers);
+}
+
+#[test]
+fn architecture_walks_name_real_functions() {
+    let page = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let (mut seen, mut gone) = (0, Vec::new());
+    // | `src/reactor.rs` | `turn`, `accept` | what happens |
+    for row in page.lines().filter(|line| line.starts_with("| `src/")) {
+        let mut cells = row.split(" | ");
+        let file = cells
+            .next()
+            .unwrap()
+            .trim_start_matches("| ")
+            .trim_matches('`');
+        let text = fs::read_to_string(root().join(file)).unwrap();
+        let functions = cells.next().unwrap_or_default();
+        for function in functions.split('`').skip(1).step_by(2) {
+            seen += 1;
+            let definition = format!("fn {function}");
+            let defined = text
+                .match_indices(&definition)
+                .any(|(at, _)| text[at + definition.len()..].starts_with(['(', '<']));
+            if !defined {
+                gone.push(format!("{file}: {function}"));
+            }
+        }
+    }
+    assert!(seen > 10, "only {seen} hops found");
+    assert!(
+        gone.is_empty(),
+        "no such function:\n  {}",
+        gone.join("\n  ")
+    );
 }

@@ -72,7 +72,7 @@ const OUTSIDE: [&str; 9] = [
 
 /// The layers, the lowest first. A module imports modules of lower layers only, beside its own files.
 /// A name is that of a file at the top of `src`, or of a member crate.
-const LAYERS: [&[&str]; 12] = [
+pub(crate) const LAYERS: [&[&str]; 12] = [
     &["uppercased_ctl", "uppercase"],
     &["uppercased_bench", "sys", "service"],
     &["config", "fault"],
