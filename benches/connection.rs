@@ -29,7 +29,7 @@ const RULES: Rules = Rules {
     idle_timeout: None,
     write_stall_timeout: Some(Duration::from_secs(60)),
     header_timeout: Duration::from_secs(5),
-    first_word: Duration::ZERO,
+    first_byte_timeout: Duration::ZERO,
     linger_timeout: Duration::from_secs(5),
 };
 

@@ -58,7 +58,7 @@ pub struct Rules {
     pub header_timeout: Duration,
     /// When the worker stops, a peer that has never sent anything has this long from its first
     /// moment: it was let in, so what it is about to ask is answered.
-    pub first_word: Duration,
+    pub first_byte_timeout: Duration,
     /// How long the peer has to close once its stream was ended from here.
     pub linger_timeout: Duration,
 }
@@ -97,7 +97,7 @@ pub fn drive<P: Probe>(
         now,
     };
     let outcome = match state {
-        State::Open => turn.answer(),
+        State::Open => turn.relay(),
         State::LingeringIdle => turn.discard(CloseReason::IdleTimeout),
         State::LingeringStop => turn.discard(CloseReason::Drained),
         State::AwaitingHeader => Outcome::Header,
@@ -114,15 +114,17 @@ pub fn deadline(record: &Record<'_>, rules: &Rules) -> Option<Tick> {
     let timeout = match record.state() {
         State::Open if record.pending().is_some() => rules.write_stall_timeout?,
         State::Open if is_finishing(record) && record.bytes_moved().0 == 0 => {
-            let first_word = rules.first_word;
+            let first_byte_timeout = rules.first_byte_timeout;
             rules
                 .idle_timeout
-                .map_or(first_word, |idle| idle.min(first_word))
+                .map_or(first_byte_timeout, |idle| idle.min(first_byte_timeout))
         }
         State::Open => rules.idle_timeout?,
         State::LingeringIdle | State::LingeringStop => rules.linger_timeout,
         // From its accept on: no byte moves before. The header counts as the first byte.
-        State::AwaitingHeader if is_finishing(record) => rules.header_timeout.min(rules.first_word),
+        State::AwaitingHeader if is_finishing(record) => {
+            rules.header_timeout.min(rules.first_byte_timeout)
+        }
         State::AwaitingHeader => rules.header_timeout,
         State::Free | State::Closing | State::Handed => return None,
     };
@@ -211,7 +213,7 @@ enum Flushed {
 
 impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
     #[inline]
-    fn answer(&mut self) -> Outcome {
+    fn relay(&mut self) -> Outcome {
         let mut budget = self.rules.bytes_per_turn;
         loop {
             match self.flush() {
@@ -223,7 +225,7 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
                 return Outcome::Close(CloseReason::PeerClosed);
             }
             if !self.flags.has(Flags::READABLE) {
-                if !self.flags.has(Flags::FINISH) || self.may_still_speak() {
+                if !self.flags.has(Flags::FINISH) || self.awaits_first_byte() {
                     return Outcome::Waiting;
                 }
                 let state = State::LingeringStop;
@@ -240,9 +242,9 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
     }
 
     /// Whether the peer has sent nothing yet and has not had time to.
-    fn may_still_speak(&self) -> bool {
+    fn awaits_first_byte(&self) -> bool {
         self.record.bytes_moved().0 == 0
-            && self.record.last_progress() + self.rules.first_word > self.now
+            && self.record.last_progress() + self.rules.first_byte_timeout > self.now
     }
 
     /// Sends what is pending.
@@ -411,7 +413,7 @@ mod tests {
         idle_timeout: None,
         write_stall_timeout: Some(PATIENCE),
         header_timeout: PATIENCE,
-        first_word: PATIENCE,
+        first_byte_timeout: PATIENCE,
         linger_timeout: PATIENCE,
     };
 

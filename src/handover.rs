@@ -23,7 +23,7 @@
 //! A worker may also hand over a [`Part`] of its connections and stay. It goes on accepting, and what
 //! is not taken stays with it; everything else is the same.
 //!
-//! [`record`] is the format, [`machine`] the rules of both sides; `reactor::moving` carries them
+//! [`record`] is the format, [`machine`] the rules of both sides; `reactor::migration` carries them
 //! out. All here is pure.
 
 pub mod machine;

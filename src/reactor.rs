@@ -20,9 +20,9 @@
 pub mod accept;
 mod admit;
 mod gate;
-mod introduce;
+mod header;
 mod lines;
-mod moving;
+mod migration;
 mod serve;
 mod spin;
 pub mod timers;
@@ -49,7 +49,7 @@ use uppercased_ctl::metrics::{CloseReason, Counter, PauseCause};
 
 use accept::{Acceptor, Gate, pause_cause};
 use lines::PeerLines;
-use moving::state::{Incoming, Outgoing};
+use migration::state::{Incoming, Outgoing};
 use spin::Spin;
 use timers::Timers;
 
@@ -76,7 +76,7 @@ pub struct Reactor {
     /// Lines about what peers did that have not been written yet.
     lines: PeerLines,
     /// Accepting rests for a cause that has been logged, and has not worked since.
-    troubled: Option<PauseCause>,
+    logged_pause: Option<PauseCause>,
     /// Slots whose listeners were found to listen no more, and not reported yet.
     lost_listeners: Vec<SlotId>,
     /// Who may send a PROXY header; none if no listener asks for one.
@@ -120,7 +120,7 @@ impl Reactor {
             gate: Gate::Open,
             admission: Admission::new(config).map(Box::new),
             lines: PeerLines::default(),
-            troubled: None,
+            logged_pause: None,
             lost_listeners: Vec::new(),
             proxies: (config.proxy_protocol != ProxyListeners::None)
                 .then(|| Networks::new(&config.proxy_trust)),
@@ -134,7 +134,7 @@ impl Reactor {
                 idle_timeout: config.idle_timeout,
                 write_stall_timeout: config.write_stall_timeout,
                 header_timeout: config.proxy_header_timeout,
-                first_word: FIRST_WORD,
+                first_byte_timeout: FIRST_WORD,
                 linger_timeout: config.linger_timeout,
             },
             accepts_per_turn: config.accepts_per_turn,
@@ -166,14 +166,14 @@ impl Reactor {
     ///
     /// # Errors
     /// What `epoll_ctl` returned; the descriptor is then closed.
-    pub fn serve_listener(
+    pub fn add_listener(
         &mut self,
         owner: SlotId,
         listener: OwnedFd,
         proxied: bool,
     ) -> io::Result<()> {
         let mut acceptor = Acceptor::new(owner, listener, self.next_token(), proxied);
-        if self.takes_connections() {
+        if self.is_accepting() {
             acceptor.watch(self.poll.registry(), true)?;
         }
         self.acceptors.push(acceptor);
@@ -217,21 +217,21 @@ impl Reactor {
 
     /// Accepts from now on, as long as there is room.
     pub fn begin_accepting(&mut self) {
-        let was = self.takes_connections();
+        let was = self.is_accepting();
         self.accepting = true;
-        self.follow_gate(was);
+        self.update_watches(was);
     }
 
     /// Accepts no more for now. The listeners are kept: what arrives waits in their queues, or is
     /// taken from them by another worker.
-    pub fn hold_accepting(&mut self) {
-        let was = self.takes_connections();
+    pub fn pause_accepting(&mut self) {
+        let was = self.is_accepting();
         self.accepting = false;
-        self.follow_gate(was);
+        self.update_watches(was);
     }
 
     /// Accepts no more, for good, and lets go of every listener.
-    pub fn let_go(&mut self) {
+    pub fn drop_listeners(&mut self) {
         self.set_gate(Gate::Ended);
         self.acceptors.clear();
     }
@@ -240,9 +240,9 @@ impl Reactor {
     /// more, for good, and lets go of every listener.
     pub fn end_accepting(&mut self) {
         if self.accepting {
-            self.sweep();
+            self.accept_all();
         }
-        self.let_go();
+        self.drop_listeners();
     }
 
     /// Asks every connection to end as soon as nothing is owed on it; also those that are still to
@@ -250,7 +250,7 @@ impl Reactor {
     pub fn finish_connections(&mut self) {
         self.finishing = true;
         self.stop_handing_over();
-        for fd in self.settled_connections() {
+        for fd in self.local_connections() {
             self.memory.record_mut(fd).finish();
             self.enqueue(fd);
         }
@@ -258,8 +258,8 @@ impl Reactor {
 
     /// Ends every connection now. What was pending is abandoned, and counted.
     pub fn cut_connections(&mut self) {
-        self.abandon_moving();
-        for fd in self.settled_connections() {
+        self.abandon_migration();
+        for fd in self.local_connections() {
             let reason = match self.memory.record(fd).state() {
                 State::LingeringIdle => CloseReason::IdleTimeout,
                 State::LingeringStop => CloseReason::Drained,
@@ -280,7 +280,7 @@ impl Reactor {
             .gate
             .at(self.places_taken(), self.max_connections, self.now);
         self.set_gate(gate);
-        if self.takes_connections() {
+        if self.is_accepting() {
             self.accept_burst();
         }
         self.expire();
@@ -326,7 +326,7 @@ impl Reactor {
             budget -= 1;
             match self.acceptors[which].accept() {
                 Ok((socket, peer)) => {
-                    self.accepts_again();
+                    self.note_accept();
                     if self.acceptors[which].proxied {
                         self.admit_proxy(socket, peer);
                     } else {
@@ -344,7 +344,7 @@ impl Reactor {
         if let Some(cause) = pause_cause(failure) {
             self.memory.count(Counter::Paused(cause), 1);
             // Once: each retry would only say the same.
-            if self.troubled.replace(cause) != Some(cause) {
+            if self.logged_pause.replace(cause) != Some(cause) {
                 tracing::warn!(
                     cause = cause.name(),
                     open = self.open,
@@ -356,7 +356,7 @@ impl Reactor {
         }
         match failure {
             AcceptFailure::Empty => {
-                self.accepts_again();
+                self.note_accept();
                 self.acceptors[which].ready = false;
             }
             AcceptFailure::Listener(errno) => self.lose_listener(which, errno),
@@ -365,13 +365,13 @@ impl Reactor {
     }
 
     /// Accepting works, whatever it rested for.
-    fn accepts_again(&mut self) {
-        if self.troubled.take().is_some() {
+    fn note_accept(&mut self) {
+        if self.logged_pause.take().is_some() {
             tracing::info!(open = self.open, "accepting resumed");
         }
     }
 
-    /// Rests a socket that listens no more; [`Reactor::lost_listener`] tells whose it is.
+    /// Rests a socket that listens no more; [`Reactor::next_lost_listener`] tells whose it is.
     fn lose_listener(&mut self, which: usize, errno: i32) {
         self.memory.count(Counter::AcceptFailed, 1);
         let acceptor = &mut self.acceptors[which];
@@ -393,12 +393,12 @@ impl Reactor {
     }
 
     /// A slot one of whose listeners was found dead since the last call.
-    pub fn lost_listener(&mut self) -> Option<SlotId> {
+    pub fn next_lost_listener(&mut self) -> Option<SlotId> {
         self.lost_listeners.pop()
     }
 
     fn close(&mut self, fd: u32, reason: CloseReason) {
-        self.departed(fd);
+        self.uncount_source(fd);
         let via = self.proxy_of(fd).map(tracing::field::display);
         let mut record = self.memory.record_mut(fd);
         let abandoned = record.begin_close();
@@ -426,10 +426,10 @@ impl Reactor {
     }
 
     /// Takes what stands in the accept queues now; true if nothing is left there.
-    fn sweep(&mut self) -> bool {
+    fn accept_all(&mut self) -> bool {
         // What arrived since the last wait has not been reported yet: look, whatever is recorded.
         for acceptor in &mut self.acceptors {
-            acceptor.look();
+            acceptor.mark_ready();
         }
         while self.gate == Gate::Open && self.accept_burst() {}
         self.gate == Gate::Open || self.acceptors.is_empty()
@@ -444,7 +444,7 @@ impl Reactor {
     }
 
     /// Connections that are not on their way to another worker.
-    fn settled_connections(&self) -> Vec<u32> {
+    fn local_connections(&self) -> Vec<u32> {
         let settled = |&fd: &u32| !self.memory.record(fd).flags().has(Flags::MOVING);
         self.memory.occupied().filter(settled).collect()
     }

@@ -10,9 +10,9 @@
 //!
 //! It must not import the supervisor: what they share is `wire` and `memory`.
 
+mod migration;
 #[cfg(debug_assertions)]
 mod mischief;
-mod moving;
 
 use std::collections::VecDeque;
 use std::io;
@@ -57,7 +57,7 @@ struct Worker {
     reactor: Reactor,
     phase: Phase,
     /// Orders that wait for a part that is still going, or coming.
-    waiting: VecDeque<(ToWorker, Vec<OwnedFd>)>,
+    deferred: VecDeque<(ToWorker, Vec<OwnedFd>)>,
     #[cfg(debug_assertions)]
     mischief_done: bool,
     #[cfg(debug_assertions)]
@@ -115,16 +115,16 @@ pub fn run() -> ExitCode {
         }
     };
     if let Err(error) = log::init(start.config.log_level, start.config.log_format) {
-        return give_up(channel, id, &error.to_string());
+        return report_failure(channel, id, &error.to_string());
     }
     let _life = log::worker_span(id.slot.0, id.generation.0).entered();
     if let Err(error) = be_killed_before_parent(OOM_SCORE_STEP) {
         tracing::debug!(%error, "the supervisor may be killed for memory as soon as this process");
     }
-    die_by_panic();
+    abort_on_panic();
     match Worker::prepare(id, *start, descriptors, channel) {
-        Ok(worker) => worker.serve(),
-        Err((channel, cause)) => give_up(channel, id, &cause),
+        Ok(worker) => worker.run_loop(),
+        Err((channel, cause)) => report_failure(channel, id, &cause),
     }
 }
 
@@ -169,7 +169,7 @@ impl Worker {
             supervised: true,
             reactor,
             phase: Phase::Serving,
-            waiting: VecDeque::new(),
+            deferred: VecDeque::new(),
             #[cfg(debug_assertions)]
             mischief_done: false,
             #[cfg(debug_assertions)]
@@ -177,16 +177,16 @@ impl Worker {
         };
         if start.standby {
             worker.phase = Phase::StandingBy;
-            worker.reactor.hold_accepting();
+            worker.reactor.pause_accepting();
         }
-        match worker.take_charge(&start.listen, start.adopt, descriptors.collect()) {
+        match worker.start(&start.listen, start.adopt, descriptors.collect()) {
             Ok(()) => Ok(worker),
             Err(cause) => Err((worker.channel, cause)),
         }
     }
 
     /// Binds the slot's listeners or adopts them, locks itself in, and says Ready with what was bound.
-    fn take_charge(
+    fn start(
         &mut self,
         listen: &[Listen],
         adopt: bool,
@@ -217,7 +217,7 @@ impl Worker {
         let deposit = deposit.map_err(|error| format!("cannot duplicate a listener: {error}"))?;
         for (index, listener) in listeners.into_iter().enumerate() {
             let proxied = self.config.asks_for_header(index);
-            let served = self.reactor.serve_listener(self.id.slot, listener, proxied);
+            let served = self.reactor.add_listener(self.id.slot, listener, proxied);
             served.map_err(|error| format!("cannot poll a listener: {error}"))?;
         }
         let sandbox = sandbox::begin(&self.config)?.finish(Role::Worker)?;
@@ -237,7 +237,7 @@ impl Worker {
         Ok(())
     }
 
-    fn serve(mut self) -> ExitCode {
+    fn run_loop(mut self) -> ExitCode {
         let mut reports = Reports::default();
         while !matches!(self.phase, Phase::Done) {
             if let Err(error) = self.reactor.wait(&mut reports, self.deadline()) {
@@ -246,17 +246,17 @@ impl Worker {
                 return ExitCode::FAILURE;
             }
             if self.reactor.handle_reports(&reports) {
-                self.hear();
+                self.receive_messages();
             }
             self.reactor.work();
-            while let Some(slot) = self.reactor.lost_listener() {
-                self.say(FromWorker::ListenerLost { slot });
+            while let Some(slot) = self.reactor.next_lost_listener() {
+                self.send(FromWorker::ListenerLost { slot });
             }
             #[cfg(debug_assertions)]
             self.do_mischief();
             self.advance();
         }
-        self.farewell();
+        self.log_totals();
         leave_open(self.channel);
         ExitCode::SUCCESS
     }
@@ -275,20 +275,20 @@ impl Worker {
     }
 
     /// Reads the channel until it is empty.
-    fn hear(&mut self) {
+    fn receive_messages(&mut self) {
         while self.supervised {
             match self.channel.receive() {
                 Ok(None) => return,
                 Ok(Some(received)) if received.envelope.worker != self.id => {
                     tracing::warn!(meant = %received.envelope.worker, "a stale message was dropped");
                 }
-                Ok(Some(received)) => self.obey(received.envelope.message, received.descriptors),
-                Err(error) => self.orphaned(&error),
+                Ok(Some(received)) => self.handle(received.envelope.message, received.descriptors),
+                Err(error) => self.lose_supervisor(&error),
             }
         }
     }
 
-    fn obey(&mut self, message: ToWorker, descriptors: Vec<OwnedFd>) {
+    fn handle(&mut self, message: ToWorker, descriptors: Vec<OwnedFd>) {
         match message {
             ToWorker::Lend { slot } => {
                 // They may be in place of some that listen no more.
@@ -296,7 +296,7 @@ impl Worker {
                 // In the order of the addresses, as this worker's own.
                 for (index, listener) in descriptors.into_iter().enumerate() {
                     let proxied = self.config.asks_for_header(index);
-                    let served = self.reactor.serve_listener(slot, listener, proxied);
+                    let served = self.reactor.add_listener(slot, listener, proxied);
                     if let Err(error) = served {
                         tracing::error!(%error, lent_by = slot.0, "cannot serve a lent listener");
                     }
@@ -317,7 +317,7 @@ impl Worker {
             ToWorker::Stop(stop) => self.stop(stop),
             // The turn that it caused is the answer.
             ToWorker::Ping => {}
-            ToWorker::Serve => self.begin_to_serve(),
+            ToWorker::Serve => self.start_serving(),
             ToWorker::TakeOver(order) => self.take_over(order, descriptors),
             ToWorker::HandOver(order) => self.hand_over(order, descriptors),
             ToWorker::Leave { drain_timeout_ms } => {
@@ -342,7 +342,7 @@ impl Worker {
         }
     }
 
-    fn orphaned(&mut self, error: &channel::Error) {
+    fn lose_supervisor(&mut self, error: &channel::Error) {
         tracing::warn!(%error, open = self.reactor.open_connections(),
             "the supervisor is gone: finishing what is owed");
         self.supervised = false;
@@ -365,11 +365,11 @@ impl Worker {
         self.phase = Phase::Draining {
             until: self.reactor.now() + drain_timeout,
         };
-        self.say(FromWorker::Draining { connections });
+        self.send(FromWorker::Draining { connections });
     }
 
     /// Says something to the supervisor, if there is one.
-    fn say(&mut self, message: FromWorker) {
+    fn send(&mut self, message: FromWorker) {
         if !self.supervised {
             return;
         }
@@ -378,13 +378,13 @@ impl Worker {
             message,
         };
         if let Err(error) = self.channel.send(&envelope, &[]) {
-            self.orphaned(&error);
+            self.lose_supervisor(&error);
         }
     }
 
     fn advance(&mut self) {
         self.conclude_handover();
-        self.obey_waiting();
+        self.handle_deferred();
         let now = self.reactor.now();
         let connections = self.reactor.open_connections();
         let ended = connections == 0 && !self.reactor.is_moving();
@@ -417,7 +417,7 @@ impl Worker {
         }
     }
 
-    fn farewell(&self) {
+    fn log_totals(&self) {
         let shared = self.reactor.memory().shared();
         let count = |counter| memory::counter(shared, counter);
         tracing::info!(
@@ -483,7 +483,7 @@ fn await_start(
 }
 
 /// Says why on the channel; the supervisor prints it.
-fn give_up(mut channel: SupervisorChannel, worker: WorkerId, cause: &str) -> ExitCode {
+fn report_failure(mut channel: SupervisorChannel, worker: WorkerId, cause: &str) -> ExitCode {
     let message = FromWorker::Failed {
         cause: cause.to_owned(),
     };
@@ -503,7 +503,7 @@ fn leave_open(channel: SupervisorChannel) {
 }
 
 /// Makes a panic a logged, sudden death in every build.
-fn die_by_panic() {
+fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!(%panic, "worker panicked");
         std::process::abort();

@@ -99,10 +99,10 @@ impl Stage {
         let mut loops: Vec<Reactor> = (0..count).map(|_| reactor(config, MAX)).collect();
         for (index, one) in loops.iter_mut().enumerate() {
             if index > 0 {
-                one.hold_accepting();
+                one.pause_accepting();
             }
             let listener = listener.try_clone().unwrap();
-            one.serve_listener(SLOT, listener, false).unwrap();
+            one.add_listener(SLOT, listener, false).unwrap();
         }
         Self {
             loops,
@@ -536,11 +536,9 @@ fn adopted_connections_exceed_policy_limits() {
         ..config()
     };
     stage.loops[1] = reactor_with_room(&tight, 3, 5);
-    stage.loops[1].hold_accepting();
+    stage.loops[1].pause_accepting();
     let listener = stage.listener.try_clone().unwrap();
-    stage.loops[1]
-        .serve_listener(SLOT, listener, false)
-        .unwrap();
+    stage.loops[1].add_listener(SLOT, listener, false).unwrap();
     stage.order(0, 1, false);
     assert_eq!(stage.outcome(0), done(5));
     let newcomer = Client::new(stage.addr);
@@ -597,7 +595,7 @@ fn connections_return_after_incomplete_handover() {
 #[test]
 fn successor_accepts_after_learning_count() {
     let mut stage = Stage::new(1, &config());
-    stage.loops[0].hold_accepting();
+    stage.loops[0].pause_accepting();
     let (ours, theirs) = link();
     stage.loops[0].take_over(theirs, 0).unwrap();
     stage.loops[0].begin_accepting();
@@ -616,7 +614,7 @@ fn successor_accepts_after_learning_count() {
 
     // A sender that does not say it holds nobody up for long.
     let mut stage = Stage::new(1, &config());
-    stage.loops[0].hold_accepting();
+    stage.loops[0].pause_accepting();
     let (_ours, theirs) = link();
     let before = now();
     stage.loops[0].take_over(theirs, 0).unwrap();
@@ -669,17 +667,13 @@ fn full_server_migrates_before_accepting_queue() {
     let mut stage = Stage::new(1, &config());
     stage.loops[0] = reactor(&config(), 10);
     let listener = stage.listener.try_clone().unwrap();
-    stage.loops[0]
-        .serve_listener(SLOT, listener, false)
-        .unwrap();
+    stage.loops[0].add_listener(SLOT, listener, false).unwrap();
     let mut clients: Vec<Client> = (0..10).map(|_| stage.connect(0)).collect();
     let waiting: Vec<Client> = (0..5).map(|_| Client::new(stage.addr)).collect();
     stage.loops.push(reactor(&config(), 10));
-    stage.loops[1].hold_accepting();
+    stage.loops[1].pause_accepting();
     let listener = stage.listener.try_clone().unwrap();
-    stage.loops[1]
-        .serve_listener(SLOT, listener, false)
-        .unwrap();
+    stage.loops[1].add_listener(SLOT, listener, false).unwrap();
     stage.order(0, 1, false);
     // The successor has many turns before anything comes.
     for _ in 0..10 {
@@ -887,7 +881,7 @@ fn siblings(config: &Config) -> (Stage, SocketAddr) {
     };
     let (listener, listen) = listener::bind(&asked, config).unwrap();
     let mut second = reactor(config, MAX);
-    second.serve_listener(SlotId(1), listener, false).unwrap();
+    second.add_listener(SlotId(1), listener, false).unwrap();
     stage.loops.push(second);
     (stage, listen.addr)
 }
@@ -997,7 +991,7 @@ fn partial_handover_keeps_pending_and_silent_connections() {
 fn refused_connections_stay_with_sender() {
     // Refused: the receiver leaves itself.
     let (mut stage, _) = siblings(&config());
-    stage.loops[1].let_go();
+    stage.loops[1].drop_listeners();
     let clients: Vec<Client> = (0..4).map(|_| talking(&mut stage)).collect();
     order_part(&mut stage, half());
     let result = stage.outcome(0);

@@ -102,7 +102,7 @@ fuzz_target!(|script: Script| {
             idle_timeout: script.idle_timeout_ms.map(span),
             write_stall_timeout: script.write_stall_timeout_ms.map(span),
             header_timeout: Duration::from_secs(5),
-            first_word: span(script.first_word_ms),
+            first_byte_timeout: span(script.first_word_ms),
             linger_timeout: span(script.linger_timeout_ms),
         },
     });

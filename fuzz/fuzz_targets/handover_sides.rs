@@ -110,8 +110,8 @@ impl Leaving {
             Step::Sent if self.asked => SenderEvent::Sent { count: 2 },
             Step::Blocked if self.asked => SenderEvent::Blocked,
             Step::Failed if self.asked => SenderEvent::Failed { cause: cause() },
-            Step::Heard(off, said, _) => SenderEvent::Heard(packet(oldest, *off, said)),
-            Step::Nonsense => SenderEvent::Nonsense { cause: cause() },
+            Step::Heard(off, said, _) => SenderEvent::Received(packet(oldest, *off, said)),
+            Step::Nonsense => SenderEvent::Invalid { cause: cause() },
             Step::PeerGone => SenderEvent::PeerGone,
             Step::Stop => SenderEvent::Stop,
             _ => return,
@@ -164,7 +164,7 @@ impl Coming {
             Step::Heard(off, said, descriptors) => {
                 let descriptors = usize::from(descriptors % 4);
                 let packet = packet(self.due + 1, *off, said);
-                ReceiverEvent::Heard {
+                ReceiverEvent::Received {
                     packet,
                     descriptors,
                 }

@@ -49,9 +49,9 @@ pub enum SenderEvent {
         cause: String,
     },
     /// The receiver said something.
-    Heard(Packet),
+    Received(Packet),
     /// The receiver said something that is no packet.
-    Nonsense {
+    Invalid {
         /// What is wrong with it.
         cause: String,
     },
@@ -105,7 +105,7 @@ pub struct Sender {
     /// The batch that the kernel has not taken yet.
     staged: Option<u32>,
     /// Why the first connection stayed that the receiver could not take.
-    why_stuck: Option<String>,
+    stuck_cause: Option<String>,
     phase: SenderPhase,
     actions: VecDeque<SenderAction>,
 }
@@ -125,7 +125,7 @@ impl Default for Sender {
             last_sequence: 0,
             in_flight: VecDeque::new(),
             staged: None,
-            why_stuck: None,
+            stuck_cause: None,
             phase: SenderPhase::Sending,
             actions: VecDeque::new(),
         }
@@ -152,12 +152,12 @@ impl Sender {
             SenderEvent::Failed { cause } => {
                 // Only this batch is known not to fit.
                 if let Some(sequence) = self.staged.take() {
-                    self.why_stuck.get_or_insert(cause);
+                    self.stuck_cause.get_or_insert(cause);
                     self.actions.push_back(SenderAction::TakeBack { sequence });
                 }
             }
-            SenderEvent::Heard(packet) => self.hear(packet),
-            SenderEvent::Nonsense { cause } => self.settle(Some(HandoverEnd::Refused { cause })),
+            SenderEvent::Received(packet) => self.receive(packet),
+            SenderEvent::Invalid { cause } => self.settle(Some(HandoverEnd::Refused { cause })),
             SenderEvent::PeerGone => self.finish(Some(HandoverEnd::PeerGone)),
             SenderEvent::Stop => self.settle(None),
         }
@@ -213,7 +213,7 @@ impl Sender {
         {
             let sequence = self.next_sequence();
             self.actions.push_back(SenderAction::SendEnd { sequence });
-            self.finish(Some(match &self.why_stuck {
+            self.finish(Some(match &self.stuck_cause {
                 Some(cause) if stuck > 0 => HandoverEnd::Incomplete {
                     cause: cause.clone(),
                 },
@@ -222,7 +222,7 @@ impl Sender {
         }
     }
 
-    fn hear(&mut self, packet: Packet) {
+    fn receive(&mut self, packet: Packet) {
         let Packet { sequence, message } = packet;
         let due = self.in_flight.front().copied();
         let due = due.filter(|(oldest, _)| *oldest == sequence);
@@ -232,10 +232,10 @@ impl Sender {
             {
                 let (left, cause) =
                     left.map_or_else(Default::default, |it| (it.places, Some(it.cause)));
-                self.settled(cause, SenderAction::Release { sequence, left });
+                self.settle_oldest(cause, SenderAction::Release { sequence, left });
             }
             (Message::Declined { cause }, Some(_)) => {
-                self.settled(Some(cause), SenderAction::TakeBack { sequence });
+                self.settle_oldest(Some(cause), SenderAction::TakeBack { sequence });
             }
             (Message::Refused { cause }, _) => self.finish(Some(HandoverEnd::Refused { cause })),
             (
@@ -254,9 +254,9 @@ impl Sender {
     }
 
     /// The oldest batch on its way has been answered.
-    fn settled(&mut self, why_stuck: Option<String>, action: SenderAction) {
+    fn settle_oldest(&mut self, stuck_cause: Option<String>, action: SenderAction) {
         self.in_flight.pop_front();
-        self.why_stuck = self.why_stuck.take().or(why_stuck);
+        self.stuck_cause = self.stuck_cause.take().or(stuck_cause);
         self.actions.push_back(action);
         if self.in_flight.is_empty()
             && let SenderPhase::Settling(end) = &self.phase
@@ -323,7 +323,7 @@ fn accounts_for(taken: u32, left: Option<&Left>, count: u32) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReceiverEvent {
     /// The sender said something, and so many descriptors came along.
-    Heard {
+    Received {
         /// What.
         packet: Packet,
         /// Descriptors.
@@ -454,12 +454,12 @@ impl Receiver {
             }
             (
                 ReceiverPhase::Receiving,
-                ReceiverEvent::Heard {
+                ReceiverEvent::Received {
                     packet,
                     descriptors,
                 },
             ) => {
-                self.hear(packet, descriptors);
+                self.receive(packet, descriptors);
             }
             (ReceiverPhase::Receiving, ReceiverEvent::Unfit { cause }) => {
                 self.refuse(self.last_sequence.wrapping_add(1), cause);
@@ -487,7 +487,7 @@ impl Receiver {
         self.adopted
     }
 
-    fn hear(&mut self, packet: Packet, descriptors: usize) {
+    fn receive(&mut self, packet: Packet, descriptors: usize) {
         let Packet { sequence, message } = packet;
         if let (Message::Begin { coming }, 0, 0, false) =
             (&message, sequence, self.last_sequence, self.begun)
@@ -567,7 +567,7 @@ mod tests {
             taken: 2,
             left: None,
         };
-        SenderEvent::Heard(Packet { sequence, message })
+        SenderEvent::Received(Packet { sequence, message })
     }
 
     /// A sender with two batches on their way: 1 and 2.
@@ -622,7 +622,10 @@ mod tests {
         };
         for (event, end) in [
             (SenderEvent::PeerGone, HandoverEnd::PeerGone),
-            (SenderEvent::Heard(refused), HandoverEnd::Refused { cause }),
+            (
+                SenderEvent::Received(refused),
+                HandoverEnd::Refused { cause },
+            ),
         ] {
             let mut sender = waiting();
             actions(&mut sender, acknowledged(1));
@@ -662,15 +665,15 @@ mod tests {
             sequence: 1,
             message: Message::Refused { cause: cause() },
         };
-        for last in [SenderEvent::Heard(refused), SenderEvent::PeerGone] {
+        for last in [SenderEvent::Received(refused), SenderEvent::PeerGone] {
             let mut sender = waiting();
-            actions(&mut sender, SenderEvent::Nonsense { cause: cause() });
+            actions(&mut sender, SenderEvent::Invalid { cause: cause() });
             actions(&mut sender, SenderEvent::Stop);
             actions(&mut sender, last);
             assert!(sender.is_over() && sender.end().is_none());
         }
         let mut sender = waiting();
-        actions(&mut sender, SenderEvent::Nonsense { cause: cause() });
+        actions(&mut sender, SenderEvent::Invalid { cause: cause() });
         actions(&mut sender, SenderEvent::PeerGone);
         assert_eq!(sender.end(), Some(&HandoverEnd::PeerGone));
     }
@@ -678,7 +681,7 @@ mod tests {
     #[test]
     fn connection_that_cannot_move_stops_no_other() {
         let mut sender = waiting();
-        let answer = |sequence, message| SenderEvent::Heard(Packet { sequence, message });
+        let answer = |sequence, message| SenderEvent::Received(Packet { sequence, message });
         let left = Left {
             places: vec![1],
             cause: "no descriptor".to_owned(),
@@ -725,7 +728,7 @@ mod tests {
             let mut sender = waiting();
             let message = Message::Acknowledged { taken, left };
             let sequence = 1;
-            let answer = SenderEvent::Heard(Packet { sequence, message });
+            let answer = SenderEvent::Received(Packet { sequence, message });
             assert!(actions(&mut sender, answer).is_empty(), "{taken}");
         }
     }
@@ -752,8 +755,8 @@ mod tests {
         let cause = || "noise".to_owned();
         for event in [
             acknowledged(2),
-            SenderEvent::Nonsense { cause: cause() },
-            SenderEvent::Heard(Packet {
+            SenderEvent::Invalid { cause: cause() },
+            SenderEvent::Received(Packet {
                 sequence: 1,
                 message: Message::End { moved: 0 },
             }),
@@ -773,7 +776,7 @@ mod tests {
     }
 
     fn heard(sequence: u32, message: Message) -> ReceiverEvent {
-        ReceiverEvent::Heard {
+        ReceiverEvent::Received {
             packet: Packet { sequence, message },
             descriptors: 0,
         }
@@ -793,7 +796,7 @@ mod tests {
             ),
             heard(0, Message::End { moved: 0 }),
             heard(1, Message::Begin { coming: 1 }),
-            ReceiverEvent::Heard {
+            ReceiverEvent::Received {
                 packet: Packet {
                     sequence: 1,
                     message: Message::Batch(Vec::new()),

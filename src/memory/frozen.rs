@@ -131,7 +131,7 @@ impl<P: Probe> RecordMut<'_, P> {
     }
 
     /// Stores a frozen connection with `flags`; `unsent` is the number of its unsent bytes.
-    fn take_in(
+    fn store_frozen(
         &mut self,
         generation: u32,
         frozen: &Frozen,
@@ -186,7 +186,7 @@ impl<P: Probe> Memory<P> {
     /// # Errors
     /// [`ThawError`]; nothing has changed then.
     pub fn thaw(&mut self, fd: u32, generation: u32, frozen: &Frozen) -> Result<(), ThawError> {
-        self.take_in(fd, generation, frozen, frozen.flags().resumed())
+        self.store_frozen(fd, generation, frozen, frozen.flags().resumed())
     }
 
     /// [`Memory::thaw`] by rule 8: the connection is another worker's until it has been told of
@@ -196,10 +196,10 @@ impl<P: Probe> Memory<P> {
     /// As [`Memory::thaw`].
     pub fn arrive(&mut self, fd: u32, generation: u32, frozen: &Frozen) -> Result<(), ThawError> {
         let flags = frozen.flags().with(Flags::MOVING);
-        self.take_in(fd, generation, frozen, flags)
+        self.store_frozen(fd, generation, frozen, flags)
     }
 
-    fn take_in(
+    fn store_frozen(
         &mut self,
         fd: u32,
         generation: u32,
@@ -210,7 +210,7 @@ impl<P: Probe> Memory<P> {
         let unsent = check(frozen)?;
         self.used = self.used.max(fd + 1);
         let mut record = self.record_mut(fd);
-        Ok(record.take_in(generation, frozen, unsent, flags)?)
+        Ok(record.store_frozen(generation, frozen, unsent, flags)?)
     }
 
     fn check_room(&self, fd: u32, generation: u32) -> Result<(), ThawError> {

@@ -160,7 +160,7 @@ impl<P: Probe> RecordMut<'_, P> {
             self.pending().is_none(),
             "nothing is received while output is pending"
         );
-        self.take_in_hand(InHand::Recv {
+        self.set_in_hand(InHand::Recv {
             fd: self.fd,
             len: 0,
         });
@@ -172,7 +172,7 @@ impl<P: Probe> RecordMut<'_, P> {
     pub fn end_receive(&mut self, len: u32, now: Tick) -> &mut [u8] {
         // Counted first: once the length is in hand, the count is known to include it.
         self.add(BYTES_IN, len);
-        self.take_in_hand(InHand::Recv { fd: self.fd, len });
+        self.set_in_hand(InHand::Recv { fd: self.fd, len });
         self.store(LAST_PROGRESS, now.as_nanos());
         self.bytes.range(self.layout.scratch(), len as usize)
     }
@@ -194,14 +194,14 @@ impl<P: Probe> RecordMut<'_, P> {
     /// The call in hand moved no byte, or its bytes are accounted for.
     #[inline]
     pub fn clear_in_hand(&mut self) {
-        self.take_in_hand(InHand::Nothing);
+        self.set_in_hand(InHand::Nothing);
     }
 
     /// Rule 3, before the call: returns the pending output, in hand; `None` if there is none.
     #[inline]
     pub fn begin_flush(&mut self) -> Option<&[u8]> {
         let pending = self.pending()?;
-        self.take_in_hand(InHand::Flush { fd: self.fd });
+        self.set_in_hand(InHand::Flush { fd: self.fd });
         let (at, length) = self.layout.pending(pending);
         Some(self.bytes.range(at, length))
     }
@@ -383,7 +383,7 @@ impl<P: Probe> RecordMut<'_, P> {
     }
 
     #[inline]
-    fn take_in_hand(&mut self, in_hand: InHand) {
+    fn set_in_hand(&mut self, in_hand: InHand) {
         let line = self.words.line(Layout::IN_HAND);
         store(self.probe, line, 0, in_hand.pack());
     }

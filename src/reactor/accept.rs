@@ -146,7 +146,7 @@ impl Acceptor {
     }
 
     /// Has the queue looked at, whatever was reported.
-    pub fn look(&mut self) {
+    pub fn mark_ready(&mut self) {
         self.ready = !self.lost;
     }
 

@@ -23,38 +23,38 @@ impl Reactor {
         let fd = socket.number();
         if fd >= self.memory.layout().descriptors {
             // The limit was raised behind the worker's back; there is no record for this number.
-            return self.refuse(socket, peer, RefusalCause::SystemError);
+            return self.refuse_socket(socket, peer, RefusalCause::SystemError);
         }
         if let Some(admission) = &mut self.admission
             && let Verdict::Refuse(cause) = admission.decide(peer.ip(), self.now)
         {
-            return self.refuse(socket, peer, cause);
+            return self.refuse_socket(socket, peer, cause);
         }
-        self.take_in(socket, peer, State::Open);
+        self.open_connection(socket, peer, State::Open);
     }
 
     /// The same for one that is to begin with a PROXY header: who may send one gets a place, and is
     /// admitted or refused as the client that the header names.
     pub(super) fn admit_proxy(&mut self, socket: Socket, peer: SocketAddr) {
         if socket.number() >= self.memory.layout().descriptors {
-            return self.refuse(socket, peer, RefusalCause::SystemError);
+            return self.refuse_socket(socket, peer, RefusalCause::SystemError);
         }
         let address = peer.ip().to_canonical();
         let trusted = self.proxies.as_ref();
         if !trusted.is_some_and(|trusted| trusted.contain(address)) {
-            return self.refuse(socket, peer, RefusalCause::ProxyUntrusted);
+            return self.refuse_socket(socket, peer, RefusalCause::ProxyUntrusted);
         }
-        self.take_in(socket, peer, State::AwaitingHeader);
+        self.open_connection(socket, peer, State::AwaitingHeader);
     }
 
     /// Gives a connection its record, in `state`, and its place in the loop.
-    fn take_in(&mut self, socket: Socket, peer: SocketAddr, state: State) {
+    fn open_connection(&mut self, socket: Socket, peer: SocketAddr, state: State) {
         let fd = socket.number();
         let generation = self.next_generation();
         self.memory.count(Counter::Accepted, 1);
         self.memory.open(fd, generation, peer, self.now, state);
         self.open += 1;
-        self.arrived(fd);
+        self.count_source(fd);
         if let Err(error) = socket.watch(self.poll.registry(), pack_token(fd, generation)) {
             let cause = RefusalCause::SystemError;
             self.memory.count(Counter::Refused(cause), 1);
@@ -69,7 +69,7 @@ impl Reactor {
         self.arm(fd);
     }
 
-    fn refuse(&mut self, socket: Socket, peer: SocketAddr, cause: RefusalCause) {
+    fn refuse_socket(&mut self, socket: Socket, peer: SocketAddr, cause: RefusalCause) {
         self.memory.count(Counter::Refused(cause), 1);
         if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {
             tracing::warn!(%peer, cause = cause.name(), refused, "connection refused");
@@ -80,7 +80,7 @@ impl Reactor {
     }
 
     /// Counts an open connection for its source, once that is known.
-    pub(super) fn arrived(&mut self, fd: u32) {
+    pub(super) fn count_source(&mut self, fd: u32) {
         let record = self.memory.record(fd);
         if let Some(admission) = &mut self.admission
             && record.state() != State::AwaitingHeader
@@ -91,7 +91,7 @@ impl Reactor {
     }
 
     /// The opposite; while its record still says whose it was.
-    pub(super) fn departed(&mut self, fd: u32) {
+    pub(super) fn uncount_source(&mut self, fd: u32) {
         let record = self.memory.record(fd);
         if let Some(admission) = &mut self.admission
             && record.state() != State::AwaitingHeader

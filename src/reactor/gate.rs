@@ -38,10 +38,10 @@ impl Reactor {
         if gate == self.gate {
             return;
         }
-        let was = self.takes_connections();
+        let was = self.is_accepting();
         let at_limit = matches!(self.gate, Gate::AtLimit | Gate::Freed(_));
         self.gate = gate;
-        self.follow_gate(was);
+        self.update_watches(was);
         // One that rested for something else has still to be tried.
         if at_limit
             && self.gate == Gate::Open
@@ -51,13 +51,13 @@ impl Reactor {
         }
     }
 
-    pub(super) const fn takes_connections(&self) -> bool {
+    pub(super) const fn is_accepting(&self) -> bool {
         self.accepting && self.counts_until.is_none() && matches!(self.gate, Gate::Open)
     }
 
     /// Watches the listeners exactly while connections are taken; `was` says whether they were.
-    pub(super) fn follow_gate(&mut self, was: bool) {
-        let is = self.takes_connections();
+    pub(super) fn update_watches(&mut self, was: bool) {
+        let is = self.is_accepting();
         if was == is {
             return;
         }

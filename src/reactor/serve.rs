@@ -37,7 +37,7 @@ impl Reactor {
             } else if let Some(acceptor) = self.acceptors.iter_mut().find(|a| a.has(token)) {
                 acceptor.ready = true;
             } else {
-                self.moving_is_ready(token);
+                self.note_link_ready(token);
             }
             worked = true;
         }
@@ -72,7 +72,7 @@ impl Reactor {
         let has_work = flags.has(Flags::READABLE) || record.pending().is_some();
         if has_work && !flags.has(Flags::QUEUED) {
             let outcome = drive(&mut record, &mut self.timers, &self.rules, self.now);
-            self.conclude(fd, outcome);
+            self.apply(fd, outcome);
         }
     }
 
@@ -88,7 +88,7 @@ impl Reactor {
             if flags.has(Flags::QUEUED) {
                 record.set_flags(flags.without(Flags::QUEUED));
                 let outcome = drive(&mut record, &mut self.timers, &self.rules, self.now);
-                self.conclude(fd, outcome);
+                self.apply(fd, outcome);
             }
         }
     }
@@ -104,13 +104,13 @@ impl Reactor {
 
     /// Acts on the outcome of driving connection `fd`, or of what was done in place of it.
     #[inline]
-    pub(super) fn conclude(&mut self, fd: u32, outcome: Outcome) {
+    pub(super) fn apply(&mut self, fd: u32, outcome: Outcome) {
         match outcome {
             Outcome::Waiting => {}
             Outcome::Again => self.enqueue(fd),
             Outcome::Close(reason) => self.close(fd, reason),
-            Outcome::Header => self.introduce(fd),
-            Outcome::Refuse(cause) => self.dismiss(fd, cause, None),
+            Outcome::Header => self.read_header(fd),
+            Outcome::Refuse(cause) => self.refuse_header(fd, cause, None),
         }
     }
 
@@ -118,7 +118,7 @@ impl Reactor {
     pub(super) fn drive(&mut self, fd: u32) {
         let mut record = self.memory.record_mut(fd);
         let outcome = drive(&mut record, &mut self.timers, &self.rules, self.now);
-        self.conclude(fd, outcome);
+        self.apply(fd, outcome);
     }
 
     /// Arms the timer of connection `fd`, if it has a deadline.
@@ -135,7 +135,7 @@ impl Reactor {
             let record = self.memory.record(fd);
             let due = connection::is_due(&record, &self.rules, self.now);
             if due && record.state() == State::AwaitingHeader {
-                self.introduce(fd);
+                self.read_header(fd);
             } else {
                 self.expire_one(fd);
             }
@@ -154,9 +154,9 @@ impl Reactor {
         }
         if was_nobodys {
             // A stop has ended its stream: until it closes it is its proxy's.
-            self.arrived(fd);
+            self.count_source(fd);
         }
-        self.conclude(fd, outcome);
+        self.apply(fd, outcome);
     }
 }
 

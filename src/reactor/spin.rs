@@ -19,15 +19,15 @@ use uppercased_ctl::clock::Tick;
 #[derive(Debug)]
 pub(super) struct Spin {
     /// For so long after work; `None`: never.
-    pub(super) patience: Option<Duration>,
+    pub(super) duration: Option<Duration>,
     /// Polling goes on till then.
     pub(super) until: Tick,
 }
 
 impl Spin {
-    pub(super) const fn new(patience: Option<Duration>) -> Self {
+    pub(super) const fn new(duration: Option<Duration>) -> Self {
         Self {
-            patience,
+            duration,
             until: Tick::ZERO,
         }
     }
@@ -35,8 +35,8 @@ impl Spin {
     /// There was work at `now`. Orders from the supervisor are none: it sends some only to see
     /// whether we are there.
     pub(super) fn worked(&mut self, now: Tick) {
-        if let Some(patience) = self.patience {
-            self.until = now + patience;
+        if let Some(duration) = self.duration {
+            self.until = now + duration;
         }
     }
 }

@@ -217,12 +217,12 @@ mod tests {
 
     #[test]
     fn long_deadlines_wake_an_idle_process_rarely() {
-        for (patience, wakes_at_most) in [(60_000, 2), (600_000, 1), (10_000, 5)] {
+        for (duration, wakes_at_most) in [(60_000, 2), (600_000, 1), (10_000, 5)] {
             let mut timers = Timers::new(2000, ms(0));
             // Connections that came one after the other, and are all silent.
             for fd in 0..2000 {
                 let came = ms(u64::from(fd) * 4);
-                timers.arm(fd, came + Duration::from_millis(patience), came);
+                timers.arm(fd, came + Duration::from_millis(duration), came);
             }
             let (mut now, mut wakes) = (ms(8_000), 0);
             while let Some(next) = timers.next_deadline().filter(|next| *next <= ms(9_500)) {
@@ -230,7 +230,7 @@ mod tests {
                 fired(&mut timers, now);
                 wakes += 1;
             }
-            assert!(wakes <= 2 * wakes_at_most, "{patience} ms: {wakes} wakes");
+            assert!(wakes <= 2 * wakes_at_most, "{duration} ms: {wakes} wakes");
         }
     }
 

@@ -57,7 +57,7 @@ impl Reactor {
 
     /// Polls without sleeping, if there was work lately. Returns whether that brought reports.
     fn busy_poll(&mut self, reports: &mut Reports, deadline: Option<Tick>) -> io::Result<bool> {
-        if self.spin.patience.is_none() {
+        if self.spin.duration.is_none() {
             return Ok(false);
         }
         let due = match self.timeout(deadline) {
@@ -78,7 +78,7 @@ impl Reactor {
     }
 
     fn timeout(&self, deadline: Option<Tick>) -> Option<Duration> {
-        let accepts = self.takes_connections() && self.acceptors.iter().any(|a| a.ready);
+        let accepts = self.is_accepting() && self.acceptors.iter().any(|a| a.ready);
         if accepts || !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
@@ -86,7 +86,7 @@ impl Reactor {
             deadline,
             self.gate.opens_at(),
             self.timers.next_deadline(),
-            self.moving_due(),
+            self.migration_due(),
             self.lines.due(),
         ]
         .into_iter()

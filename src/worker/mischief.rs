@@ -43,14 +43,14 @@ impl Worker {
         }
         self.mischief_done = true;
         match what {
-            "ready" => self.claim(FromWorker::Ready(Ready {
+            "ready" => self.send_unasked(FromWorker::Ready(Ready {
                 listen: vec![Listen {
                     addr: SocketAddr::from(([203, 0, 113, 1], 1)),
                     dual_stack: false,
                 }],
                 sandbox: Sandboxed::default(),
             })),
-            "handover" => self.claim(FromWorker::HandedOver(HandedOver {
+            "handover" => self.send_unasked(FromWorker::HandedOver(HandedOver {
                 moved: u32::MAX,
                 left: 0,
                 end: HandoverEnd::Refused {
@@ -62,7 +62,7 @@ impl Worker {
                 let slot = self.id.slot;
                 let generation = Generation(self.id.generation.0 + 1);
                 self.id = WorkerId { slot, generation };
-                self.claim(draining());
+                self.send_unasked(draining());
             }
             "noise" => {
                 let channel = self.channel.as_fd().as_raw_fd();
@@ -70,7 +70,7 @@ impl Worker {
             }
             "flood" => {
                 for _ in 0..FLOOD {
-                    self.claim(draining());
+                    self.send_unasked(draining());
                 }
             }
             "listeners reset" | "listeners wait" => self.keep_listeners(),
@@ -84,7 +84,7 @@ impl Worker {
     }
 
     /// Says what nobody asked for.
-    fn claim(&mut self, message: FromWorker) {
+    fn send_unasked(&mut self, message: FromWorker) {
         let worker = self.id;
         let _ = self.channel.send(&Envelope { worker, message }, &[]);
     }

@@ -201,7 +201,7 @@ fn deadlines_count_from_last_moved_byte() {
         idle_timeout: Some(Duration::from_millis(100)),
         write_stall_timeout: Some(Duration::from_millis(50)),
         header_timeout: Duration::from_secs(5),
-        first_word: Duration::ZERO,
+        first_byte_timeout: Duration::ZERO,
         linger_timeout: Duration::from_millis(30),
         ..Terms::PLAIN.rules
     };

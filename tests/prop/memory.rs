@@ -330,7 +330,7 @@ fn rich_terms() -> Terms {
             idle_timeout: Some(Duration::from_millis(110)),
             write_stall_timeout: Some(Duration::from_millis(100)),
             header_timeout: Duration::from_secs(5),
-            first_word: Duration::ZERO,
+            first_byte_timeout: Duration::ZERO,
             linger_timeout: Duration::from_millis(90),
             ..Terms::PLAIN.rules
         },

@@ -219,7 +219,7 @@ impl World {
         if let Some(parcel) = self.to_sender.pop_front() {
             let packet = Packet::decode(&parcel.bytes, VERSION).unwrap();
             self.tell(&format!("the sender hears {packet:?}"));
-            self.sender_handles(SenderEvent::Heard(packet));
+            self.sender_handles(SenderEvent::Received(packet));
         } else if self.receiver_closed {
             self.tell("the sender sees the end");
             self.sender_handles(SenderEvent::PeerGone);
@@ -361,7 +361,7 @@ impl World {
                 }
             } else {
                 let descriptors = came.len();
-                ReceiverEvent::Heard {
+                ReceiverEvent::Received {
                     packet,
                     descriptors,
                 }

@@ -62,7 +62,7 @@ impl Terms {
             idle_timeout: None,
             write_stall_timeout: None,
             header_timeout: Duration::from_secs(5),
-            first_word: Duration::ZERO,
+            first_byte_timeout: Duration::ZERO,
             linger_timeout: Duration::from_secs(3600),
         },
     };

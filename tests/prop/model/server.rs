@@ -333,7 +333,7 @@ impl Server {
             State::Open if record.pending().is_some() => self.rules.write_stall_timeout,
             State::Open if self.ends_unheard(fd) => {
                 let idle = self.rules.idle_timeout.into_iter();
-                idle.chain([self.rules.first_word]).min()
+                idle.chain([self.rules.first_byte_timeout]).min()
             }
             State::Open => self.rules.idle_timeout,
             State::LingeringIdle | State::LingeringStop => Some(self.rules.linger_timeout),

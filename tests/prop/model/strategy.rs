@@ -57,7 +57,7 @@ pub fn terms() -> impl Strategy<Value = Terms> {
                 idle_timeout,
                 write_stall_timeout,
                 linger,
-                first_word,
+                first_byte_timeout,
             )| Terms {
                 buffer_bytes,
                 rules: Rules {
@@ -65,7 +65,7 @@ pub fn terms() -> impl Strategy<Value = Terms> {
                     idle_timeout,
                     write_stall_timeout,
                     header_timeout: Duration::from_secs(5),
-                    first_word: Duration::from_millis(first_word),
+                    first_byte_timeout: Duration::from_millis(first_byte_timeout),
                     linger_timeout: Duration::from_millis(linger),
                 },
             },

@@ -29,7 +29,7 @@ impl Reactor {
 
     /// As many of the active connections as the order says; first of those that can go now.
     fn active(&self, part: Part) -> VecDeque<(u32, u32)> {
-        let settled = self.settled_connections().into_iter();
+        let settled = self.local_connections().into_iter();
         let active = settled.filter(|&fd| {
             let quiet_for = self.now.since(self.memory.record(fd).last_progress());
             quiet_for <= part.active_within

@@ -21,7 +21,7 @@ use uppercased_ctl::clock;
 use uppercased_ctl::metrics::Counter;
 
 /// What became of a batch.
-struct Sorted {
+struct AdoptedBatch {
     /// Recorded and watched.
     batch: Vec<u32>,
     left: Option<Left>,
@@ -92,9 +92,9 @@ impl Reactor {
     /// Lets new clients in, beside so many connections that are still to come.
     fn accept_while_expecting(&mut self, coming: u32) {
         self.expected = coming;
-        let was = self.takes_connections();
+        let was = self.is_accepting();
         self.counts_until = None;
-        self.follow_gate(was);
+        self.update_watches(was);
         self.pause_at_limit();
     }
 
@@ -105,7 +105,7 @@ impl Reactor {
             match incoming.link.receive(&mut incoming.buffer) {
                 Ok(None) => {}
                 Ok(Some(packet)) => {
-                    let event = understood(incoming, &packet);
+                    let event = decode(incoming, &packet);
                     descriptors = packet.descriptors;
                     incoming.machine.handle(event);
                 }
@@ -168,7 +168,8 @@ impl Reactor {
         if first {
             fault::point("receiver.received");
         }
-        let Sorted { batch, left } = self.record(descriptors.unwrap_or_default(), connections);
+        let AdoptedBatch { batch, left } =
+            self.adopt_batch(descriptors.unwrap_or_default(), connections);
         if let Some(left) = &left {
             let (count, cause) = (left.places.len(), left.cause.as_str());
             tracing::warn!(count, cause, "connections cannot be taken over");
@@ -190,7 +191,7 @@ impl Reactor {
             left,
         }) = incoming.machine.poll_action()
         else {
-            self.undo(&batch);
+            self.release_batch(&batch);
             return true;
         };
         let message = Message::Acknowledged { taken, left };
@@ -201,7 +202,7 @@ impl Reactor {
             refused @ (Ok(false) | Err(packets::Error::System { .. })) => {
                 // The sender will see an end without an acknowledgement, and keep them.
                 tracing::error!(?refused, "a batch cannot be acknowledged: it is given back");
-                self.undo(&batch);
+                self.release_batch(&batch);
                 return true;
             }
         }
@@ -214,9 +215,9 @@ impl Reactor {
         self.expected = self.expected.saturating_sub(count + stay as u32);
         self.open += count;
         for fd in batch {
-            self.arrived(fd);
+            self.count_source(fd);
             self.memory.record_mut(fd).take_ownership();
-            self.welcome(fd);
+            self.resume_connection(fd);
         }
         false
     }
@@ -232,7 +233,7 @@ impl Reactor {
     }
 
     /// Records and watches the connections of a batch, as many as possible.
-    fn record(&mut self, descriptors: Vec<OwnedFd>, connections: Vec<Record>) -> Sorted {
+    fn adopt_batch(&mut self, descriptors: Vec<OwnedFd>, connections: Vec<Record>) -> AdoptedBatch {
         let mut batch = Vec::with_capacity(connections.len());
         let mut places = Vec::new();
         let mut first_cause = None;
@@ -243,7 +244,7 @@ impl Reactor {
             let descriptor = descriptors.next().ok_or_else(|| {
                 "this process has no descriptor left; is the descriptor limit reached?".to_owned()
             });
-            match descriptor.and_then(|descriptor| self.record_one(descriptor, connection)) {
+            match descriptor.and_then(|descriptor| self.adopt_connection(descriptor, connection)) {
                 Ok(fd) => batch.push(fd),
                 Err(cause) => {
                     places.push(place);
@@ -252,11 +253,11 @@ impl Reactor {
             }
         }
         let left = first_cause.map(|cause| Left { places, cause });
-        Sorted { batch, left }
+        AdoptedBatch { batch, left }
     }
 
     /// Records and watches one connection; or closes its descriptor, and says why.
-    fn record_one(&mut self, descriptor: OwnedFd, connection: Record) -> Result<u32, String> {
+    fn adopt_connection(&mut self, descriptor: OwnedFd, connection: Record) -> Result<u32, String> {
         let frozen = connection.map_err(|what| format!("its record cannot be read: {what}"))?;
         // An owner until it is recorded: what is not closes it.
         let fd = descriptor.as_raw_fd().cast_unsigned();
@@ -272,14 +273,14 @@ impl Reactor {
             socket.watch(self.poll.registry(), token)
         };
         watched.map_err(|error| {
-            self.undo(&[fd]);
+            self.release_batch(&[fd]);
             format!("it cannot be watched: {error}")
         })?;
         Ok(fd)
     }
 
     /// Gives back what was recorded of a batch. The watch first: its sender has the same sockets.
-    fn undo(&mut self, batch: &[u32]) {
+    fn release_batch(&mut self, batch: &[u32]) {
         for &fd in batch {
             let socket = Socket::numbered(fd);
             // Fails for the one whose watch failed.
@@ -293,10 +294,10 @@ impl Reactor {
 }
 
 /// What a packet is to a receiver.
-fn understood(incoming: &Incoming, packet: &packets::Packet) -> ReceiverEvent {
+fn decode(incoming: &Incoming, packet: &packets::Packet) -> ReceiverEvent {
     let frame = &incoming.buffer[..packet.length];
     match Packet::decode(frame, incoming.version) {
-        Ok(read) => ReceiverEvent::Heard {
+        Ok(read) => ReceiverEvent::Received {
             packet: read,
             descriptors: packet.descriptors.len(),
         },

@@ -26,7 +26,7 @@ use uppercased_ctl::proxy_header::{self, Error, Header};
 
 impl Reactor {
     /// Looks for the header of `fd` and acts on it.
-    pub(super) fn introduce(&mut self, fd: u32) {
+    pub(super) fn read_header(&mut self, fd: u32) {
         let mut record = self.memory.record_mut(fd);
         let flags = record.flags();
         let into = &mut record.scratch()[..PROXY_HEADER_MAX_BYTES];
@@ -41,18 +41,18 @@ impl Reactor {
         };
         match seen {
             Ok(Some(header)) => self.accept_header(fd, header),
-            Ok(None) => self.await_rest(fd, flags),
-            Err(error) => self.dismiss(fd, cause_of(error), Some(error)),
+            Ok(None) => self.await_header(fd, flags),
+            Err(error) => self.refuse_header(fd, cause_of(error), Some(error)),
         }
     }
 
     /// Not all of the header is there.
-    fn await_rest(&mut self, fd: u32, flags: Flags) {
+    fn await_header(&mut self, fd: u32, flags: Flags) {
         // A worker that stops looks without having been told of anything.
         if flags.has(Flags::READ_DRY) && !flags.has(Flags::FINISH) {
             // An end or an error was announced, and no more will come; or urgent data, which no
             // header has.
-            return self.dismiss(fd, RefusalCause::ProxyMissing, None);
+            return self.refuse_header(fd, RefusalCause::ProxyMissing, None);
         }
         self.memory
             .record_mut(fd)
@@ -83,7 +83,7 @@ impl Reactor {
             Ok(_) => return self.close(fd, CloseReason::SystemError),
             Err(error) => return self.close(fd, reason_of(&error)),
         }
-        self.arrived(fd);
+        self.count_source(fd);
         let peer = self.memory.record(fd).peer();
         tracing::debug!(%peer, %via, fd, "introduced");
         // The client's first bytes may have come with the header, and no report will tell.
@@ -91,7 +91,7 @@ impl Reactor {
     }
 
     /// Refuses a connection for its header, or for having none.
-    pub(super) fn dismiss(&mut self, fd: u32, cause: RefusalCause, why: Option<Error>) {
+    pub(super) fn refuse_header(&mut self, fd: u32, cause: RefusalCause, why: Option<Error>) {
         let peer = self.memory.record(fd).peer();
         self.memory.count(Counter::Refused(cause), 1);
         if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {

@@ -41,7 +41,7 @@ impl Reactor {
         }
         let link = Link::new(link, self.next_token(), self.poll.registry())?;
         if !last {
-            self.hold_accepting();
+            self.pause_accepting();
         }
         // Said now that nobody is added to them; but for those in queues that only this one empties.
         let coming = self.open;
@@ -68,7 +68,7 @@ impl Reactor {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let link = Link::new(link, self.next_token(), self.poll.registry())?;
-        let part = Some(Chosen::still_to_be(part));
+        let part = Some(Chosen::pending(part));
         self.memory.note_sent(0, 0);
         self.outgoing = Some(Box::new(Outgoing::new(link, false, part)));
         Ok(())
@@ -78,8 +78,8 @@ impl Reactor {
     pub fn stop_handing_over(&mut self) {
         if let Some(mut outgoing) = self.outgoing.take() {
             outgoing.machine.handle(SenderEvent::Stop);
-            self.carry_out(&mut outgoing);
-            self.outgoing = (!self.concludes(&outgoing)).then_some(outgoing);
+            self.execute(&mut outgoing);
+            self.outgoing = (!self.finish_handover(&outgoing)).then_some(outgoing);
         }
     }
 
@@ -92,12 +92,12 @@ impl Reactor {
         let until = clock::now() + HANDOVER_TURN;
         loop {
             let was_ready = outgoing.link.as_ref().is_some_and(|link| link.ready);
-            self.hear_answers(&mut outgoing);
-            self.carry_out(&mut outgoing);
+            self.receive_answers(&mut outgoing);
+            self.execute(&mut outgoing);
             if !outgoing.machine.is_blocked() || was_ready || outgoing.is_due(self.now) {
-                let event = self.waiting(&mut outgoing);
+                let event = self.count_waiting(&mut outgoing);
                 outgoing.machine.handle(event);
-                self.carry_out(&mut outgoing);
+                self.execute(&mut outgoing);
             }
             self.memory.note_sent(outgoing.sent, outgoing.settled);
             let goes_on = outgoing.machine.has_room() && self.may_send(&outgoing)
@@ -106,7 +106,7 @@ impl Reactor {
                 break;
             }
         }
-        self.outgoing = (!self.concludes(&outgoing)).then_some(outgoing);
+        self.outgoing = (!self.finish_handover(&outgoing)).then_some(outgoing);
     }
 
     /// Whether a turn would find connections to send.
@@ -118,7 +118,7 @@ impl Reactor {
     }
 
     /// How many connections could go in this turn, and whether no more will be added to them.
-    fn waiting(&mut self, outgoing: &mut Outgoing) -> SenderEvent {
+    fn count_waiting(&mut self, outgoing: &mut Outgoing) -> SenderEvent {
         if let Some(part) = &mut outgoing.part {
             return SenderEvent::Turn {
                 waiting: self.choose(part),
@@ -149,7 +149,7 @@ impl Reactor {
     }
 
     /// Reads the answers there are; those beyond what a window can cause in the next step.
-    fn hear_answers(&mut self, outgoing: &mut Outgoing) {
+    fn receive_answers(&mut self, outgoing: &mut Outgoing) {
         let mut buffer = [0; ANSWER_MAX_BYTES];
         for _ in 0..ANSWERS_AT_ONCE {
             let Some(link) = outgoing.link.as_mut().filter(|link| link.ready) else {
@@ -157,13 +157,13 @@ impl Reactor {
             };
             let event = match link.receive(&mut buffer) {
                 Ok(None) => return,
-                Ok(Some(packet)) if packet.truncated => SenderEvent::Nonsense {
+                Ok(Some(packet)) if packet.truncated => SenderEvent::Invalid {
                     cause: "an answer came in part".to_owned(),
                 },
                 Ok(Some(packet)) => {
                     match Packet::decode(&buffer[..packet.length], record::VERSION) {
-                        Ok(packet) => SenderEvent::Heard(packet),
-                        Err(error) => SenderEvent::Nonsense {
+                        Ok(packet) => SenderEvent::Received(packet),
+                        Err(error) => SenderEvent::Invalid {
                             cause: error.to_string(),
                         },
                     }
@@ -175,15 +175,15 @@ impl Reactor {
                 }
             };
             outgoing.machine.handle(event);
-            self.carry_out(outgoing);
+            self.execute(outgoing);
         }
     }
 
-    fn carry_out(&mut self, outgoing: &mut Outgoing) {
+    fn execute(&mut self, outgoing: &mut Outgoing) {
         while let Some(action) = outgoing.machine.poll_action() {
             match action {
                 SenderAction::Send { sequence } => {
-                    let (frame, batch) = self.put_away(outgoing, sequence);
+                    let (frame, batch) = self.freeze_batch(outgoing, sequence);
                     if sequence == FIRST {
                         fault::point("sender.frozen");
                     }
@@ -213,7 +213,7 @@ impl Reactor {
                     }
                     outgoing.settled += 1;
                     for fd in outgoing.batch(sequence) {
-                        self.stick(outgoing, fd);
+                        self.keep_stuck(outgoing, fd);
                     }
                 }
                 SenderAction::SendEnd { sequence } => {
@@ -231,7 +231,7 @@ impl Reactor {
     }
 
     /// Chooses connections, as many as fit a batch, and puts them away.
-    fn put_away(&mut self, outgoing: &mut Outgoing, sequence: u32) -> (Vec<u8>, Vec<u32>) {
+    fn freeze_batch(&mut self, outgoing: &mut Outgoing, sequence: u32) -> (Vec<u8>, Vec<u32>) {
         let mut encoder = BatchEncoder::new(sequence);
         let mut batch = Vec::new();
         for fd in self.candidates(outgoing) {
@@ -290,11 +290,11 @@ impl Reactor {
     fn release(&mut self, outgoing: &mut Outgoing, sequence: u32, left: &[u8]) {
         for (place, fd) in outgoing.batch(sequence).into_iter().enumerate() {
             if left.iter().any(|stays| usize::from(*stays) == place) {
-                self.stick(outgoing, fd);
+                self.keep_stuck(outgoing, fd);
                 continue;
             }
             self.memory.count(Counter::MovedOut, 1);
-            self.forget(fd);
+            self.close_migrated(fd);
             outgoing.moving -= 1;
             outgoing.moved += 1;
         }
@@ -302,15 +302,15 @@ impl Reactor {
     }
 
     /// Serves a connection again that the other worker did not take.
-    fn stick(&mut self, outgoing: &mut Outgoing, fd: u32) {
+    fn keep_stuck(&mut self, outgoing: &mut Outgoing, fd: u32) {
         outgoing.moving -= 1;
         let generation = self.memory.record(fd).generation();
         outgoing.stuck.insert(fd, generation);
-        self.take_up(fd);
+        self.watch_again(fd);
     }
 
     /// Serves a connection (again) that was on its way: what is ready is reported by watching it.
-    fn take_up(&mut self, fd: u32) {
+    fn watch_again(&mut self, fd: u32) {
         let mut record = self.memory.record_mut(fd);
         record.take_ownership();
         let token = pack_token(fd, record.generation());
@@ -318,21 +318,21 @@ impl Reactor {
             tracing::error!(%error, fd, "the event loop cannot watch a connection again");
             return self.close(fd, CloseReason::SystemError);
         }
-        self.welcome(fd);
+        self.resume_connection(fd);
     }
 
     /// Takes what stands in the accept queues; true if there is nothing any more, and the listeners
     /// are let go.
     fn empty_queues(&mut self) -> bool {
-        let emptied = self.sweep();
+        let emptied = self.accept_all();
         if emptied && self.open == 0 {
-            self.let_go();
+            self.drop_listeners();
         }
         emptied
     }
 
     /// Whether handing over is over, and what was to be done after it is done.
-    fn concludes(&mut self, outgoing: &Outgoing) -> bool {
+    fn finish_handover(&mut self, outgoing: &Outgoing) -> bool {
         let Some(end) = outgoing.machine.end() else {
             // Nobody waits for the result of one that was told to stop.
             return outgoing.machine.is_over();
@@ -343,7 +343,7 @@ impl Reactor {
             HandoverEnd::PeerGone => self.begin_accepting(),
             // The listeners stay until it is decided what becomes of the connections.
             HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => {}
-            HandoverEnd::Done => self.let_go(),
+            HandoverEnd::Done => self.drop_listeners(),
         }
         self.handed_over = Some(HandedOver {
             moved: outgoing.moved,

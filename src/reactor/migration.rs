@@ -46,7 +46,7 @@ impl Reactor {
     }
 
     /// Notes that there may be something to receive by the socket that is watched as `token`.
-    pub(super) fn moving_is_ready(&mut self, token: Token) {
+    pub(super) fn note_link_ready(&mut self, token: Token) {
         let outgoing = self.outgoing.as_mut().and_then(|one| one.link.as_mut());
         let incoming = self.incoming.as_mut().map(|one| &mut one.link);
         let mut links = outgoing.into_iter().chain(incoming);
@@ -56,7 +56,7 @@ impl Reactor {
     }
 
     /// When moving goes on by itself, if it does.
-    pub(super) fn moving_due(&self) -> Option<Tick> {
+    pub(super) fn migration_due(&self) -> Option<Tick> {
         [self.counts_until, self.batches_due()]
             .into_iter()
             .flatten()
@@ -78,7 +78,7 @@ impl Reactor {
 
     /// Gives up what is on its way at the end of a stop's time. It is closed without a reset: the
     /// other worker may have it.
-    pub(super) fn abandon_moving(&mut self) {
+    pub(super) fn abandon_migration(&mut self) {
         self.incoming = None;
         self.counts_until = None;
         self.expected = 0;
@@ -89,14 +89,14 @@ impl Reactor {
             for fd in batch {
                 self.memory
                     .count(Counter::Closed(CloseReason::DrainTimeout), 1);
-                self.forget(fd);
+                self.close_migrated(fd);
             }
         }
     }
 
     /// Closes a descriptor whose connection may be another worker's.
-    fn forget(&mut self, fd: u32) {
-        self.departed(fd);
+    fn close_migrated(&mut self, fd: u32) {
+        self.uncount_source(fd);
         let mut record = self.memory.record_mut(fd);
         record.end_handover();
         Socket::numbered(fd).close();
@@ -105,7 +105,7 @@ impl Reactor {
     }
 
     /// Gives a connection that was on its way its place in the loop.
-    fn welcome(&mut self, fd: u32) {
+    fn resume_connection(&mut self, fd: u32) {
         let mut record = self.memory.record_mut(fd);
         if self.finishing {
             record.finish();

@@ -168,7 +168,7 @@ pub(crate) enum Chosen {
 }
 
 impl Chosen {
-    pub(super) const fn still_to_be(part: Part) -> Self {
+    pub(super) const fn pending(part: Part) -> Self {
         Self::Pending(part)
     }
 

@@ -17,7 +17,7 @@ use crate::wire::{FromWorker, HandOver, TakeOver, ToWorker};
 
 impl Worker {
     /// Accepts, if it stood by, or could not hand everything over.
-    pub(super) fn begin_to_serve(&mut self) {
+    pub(super) fn start_serving(&mut self) {
         if matches!(self.phase, Phase::StandingBy | Phase::Undecided { .. }) {
             self.phase = Phase::Serving;
             self.reactor.begin_accepting();
@@ -28,7 +28,7 @@ impl Worker {
         if self.reactor.is_taking_over() {
             // A part is coming, for some milliseconds more or until its sender is gone.
             let order = ToWorker::TakeOver(order);
-            return self.waiting.push_back((order, descriptors));
+            return self.deferred.push_back((order, descriptors));
         }
         fault::point("receiver.ordered");
         let taken = descriptors
@@ -44,7 +44,7 @@ impl Worker {
             Err(error) => tracing::error!(%error, from = %order.from, "cannot take over"),
         }
         // Only now: places are kept for what comes.
-        self.begin_to_serve();
+        self.start_serving();
     }
 
     pub(super) fn hand_over(&mut self, order: HandOver, descriptors: Vec<OwnedFd>) {
@@ -56,7 +56,7 @@ impl Worker {
             self.reactor.stop_handing_over();
             if self.reactor.is_handing_over() {
                 let order = ToWorker::HandOver(order);
-                return self.waiting.push_back((order, descriptors));
+                return self.deferred.push_back((order, descriptors));
             }
         }
         fault::point("sender.ordered");
@@ -85,7 +85,7 @@ impl Worker {
 
     /// Hands a part of its connections over; nothing else changes.
     fn hand_over_part(&mut self, order: &HandOver, part: Part, descriptors: Vec<OwnedFd>) {
-        let serves = matches!(self.phase, Phase::Serving) && self.waiting.is_empty();
+        let serves = matches!(self.phase, Phase::Serving) && self.deferred.is_empty();
         let begun = descriptors
             .into_iter()
             .next()
@@ -103,16 +103,16 @@ impl Worker {
     }
 
     /// Orders that had to wait, when they need not any more.
-    pub(super) fn obey_waiting(&mut self) {
+    pub(super) fn handle_deferred(&mut self) {
         let ready = |order: &ToWorker, reactor: &Reactor| match order {
             ToWorker::TakeOver(_) => !reactor.is_taking_over(),
             _ => !reactor.is_handing_over(),
         };
-        while let Some((order, _)) = self.waiting.front()
+        while let Some((order, _)) = self.deferred.front()
             && ready(order, &self.reactor)
-            && let Some((order, descriptors)) = self.waiting.pop_front()
+            && let Some((order, descriptors)) = self.deferred.pop_front()
         {
-            self.obey(order, descriptors);
+            self.handle(order, descriptors);
         }
     }
 
@@ -126,7 +126,7 @@ impl Worker {
         } = &result;
         if result.part {
             tracing::info!(moved, ?end, "handed a part over");
-            return self.say(FromWorker::HandedOver(result));
+            return self.send(FromWorker::HandedOver(result));
         }
         let Phase::HandingOver { last } = self.phase else {
             return; // A stop came between; it settles everything.
@@ -142,12 +142,12 @@ impl Worker {
                 self.phase = Phase::Undecided { last };
             }
         }
-        self.say(FromWorker::HandedOver(result));
+        self.send(FromWorker::HandedOver(result));
     }
 
     /// Reports a handover that could not begin.
     fn say_not_handed_over(&mut self, end: HandoverEnd, part: bool) {
-        self.say(FromWorker::HandedOver(HandedOver {
+        self.send(FromWorker::HandedOver(HandedOver {
             moved: 0,
             left: self.reactor.open_connections(),
             end,
@@ -158,7 +158,7 @@ impl Worker {
     pub(super) fn leave(&mut self, drain_timeout: Duration) {
         match self.phase {
             Phase::Serving | Phase::StandingBy | Phase::Undecided { last: false } => {
-                self.reactor.let_go();
+                self.reactor.drop_listeners();
             }
             // Nobody else takes what stands in the queues.
             Phase::Undecided { last: true } => self.reactor.end_accepting(),
@@ -176,6 +176,6 @@ impl Worker {
         };
         let connections = self.reactor.open_connections();
         tracing::info!(connections, "leaving");
-        self.say(FromWorker::Draining { connections });
+        self.send(FromWorker::Draining { connections });
     }
 }
