@@ -1,17 +1,17 @@
-//! Who may connect: networks that are allowed or denied, and what one source may have.
+//! Admission: networks that are allowed or denied, and limits on one source.
 //!
-//! A source is the leading bits of an address (`source_prefix_v4`, `source_prefix_v6`). Of each the
-//! open connections are counted, and how far its rate is used up; both are this worker's own, for
-//! each worker sees only the connections that the kernel gives to it.
+//! A source is the leading bits of an address (`source_prefix_v4`, `source_prefix_v6`). For each,
+//! this worker counts its open connections and the use of its rate; a worker sees only the
+//! connections that the kernel gives to it.
 //!
-//! Invariants: at no time has a source that is remembered more than `max_connections_per_source`
-//! connections, those apart that came from another worker; it is admitted at most
-//! `accept_rate_per_source` times at once, and that often a second from then on. At most
-//! [`ADMISSION_SOURCES_MAX`] sources are remembered: one without connections is forgotten when its
-//! rate is unused again, or earlier if its place is needed, and one with connections never. When
-//! all have some, a new one is admitted and not remembered, and whoever asks is told so.
+//! Invariants: a remembered source never has more than `max_connections_per_source` connections,
+//! not counting those that migrated here; at most `accept_rate_per_source` connections are admitted
+//! at once, and that many per second from then on. At most [`ADMISSION_SOURCES_MAX`] sources are
+//! remembered: one without connections is forgotten when its rate is unused again, or earlier if
+//! its place is needed, and one with connections never. When all have some, a new one is admitted
+//! and not remembered, and the caller learns of it.
 //!
-//! Pure. It must not count, log or close: whoever admits does.
+//! Pure. It must not count, log or close: the caller does.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -23,14 +23,14 @@ use crate::config::{ADMISSION_SOURCES_MAX, Config};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::RefusalCause;
 
-/// Sources forgotten with each decision, at most: more than one can be added, so they do not pile
-/// up, and no decision takes long.
+/// Maximum number of sources forgotten with each decision: more than one can be added, so they do
+/// not pile up, and no decision takes long.
 const FORGOTTEN_AT_ONCE: usize = 4;
 
-/// An empty table keeps room for this many, and gives the rest of its memory back.
+/// Capacity that an empty table keeps; the rest of its memory is freed.
 const SPARE_SOURCES: usize = 1024;
 
-/// What becomes of a connection that was taken from an accept queue.
+/// The decision about an accepted connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is served.
@@ -39,7 +39,7 @@ pub enum Verdict {
     Refuse(RefusalCause),
 }
 
-/// The rules, and what has to be remembered for them.
+/// The rules and their state.
 #[derive(Debug)]
 pub struct Admission {
     allow: Networks,
@@ -48,13 +48,13 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// What `config` asks for; `None` if everybody is admitted, which then costs nothing.
+    /// Creates the rules of `config`; `None` if every client is admitted, which then costs nothing.
     #[must_use]
     pub fn new(config: &Config) -> Option<Self> {
         Self::with_room_for(config, ADMISSION_SOURCES_MAX)
     }
 
-    /// The same with room for another number of sources.
+    /// Creates the rules with room for another number of sources.
     #[must_use]
     pub fn with_room_for(config: &Config, sources: usize) -> Option<Self> {
         let limits =
@@ -67,10 +67,10 @@ impl Admission {
         })
     }
 
-    /// Whether a connection of `peer` is served. One that is takes its part of its source's rate;
-    /// its opening is to be told by [`Admission::opened`].
+    /// Decides whether a connection of `peer` is served. An admitted one uses its source's rate;
+    /// [`Admission::opened`] must follow.
     pub fn decide(&mut self, peer: IpAddr, now: Tick) -> Verdict {
-        // An IPv4 client of a socket that serves both shows itself in IPv6 dress.
+        // An IPv4 client of a dual-stack socket has an IPv4-mapped address.
         let peer = peer.to_canonical();
         if self.deny.contain(peer) {
             return Verdict::Refuse(RefusalCause::Denied);
@@ -84,16 +84,16 @@ impl Admission {
         }
     }
 
-    /// Notes that connection `fd` of `peer` is open, admitted here or come from another worker.
-    /// False if there is no place left to remember its source: no limit holds for it then.
+    /// Notes that connection `fd` of `peer` is open, admitted or migrated here. Returns false if
+    /// its source cannot be remembered: no limit holds for it then.
     #[must_use]
     pub fn opened(&mut self, fd: u32, peer: IpAddr) -> bool {
         let sources = self.sources.as_mut();
         sources.is_none_or(|sources| sources.opened(fd, peer.to_canonical()))
     }
 
-    /// Notes that connection `fd` of `peer`, told by [`Admission::opened`], is gone: closed, or
-    /// another worker's.
+    /// Notes that connection `fd` of `peer`, passed to [`Admission::opened`] before, is closed or
+    /// has migrated.
     pub fn closed(&mut self, fd: u32, peer: IpAddr, now: Tick) {
         if let Some(sources) = &mut self.sources {
             sources.closed(fd, peer.to_canonical(), now);
@@ -129,7 +129,7 @@ impl Networks {
         Self(networks)
     }
 
-    /// Whether `address`, not in the dress of another family, is in one of them.
+    /// Whether `address`, not IPv4-mapped, is in one of them.
     #[must_use]
     pub fn contain(&self, address: IpAddr) -> bool {
         let after = self.0.partition_point(|one| one.network() <= address);
@@ -138,8 +138,8 @@ impl Networks {
     }
 }
 
-/// The leading bits of an address, the others zero; IPv4 in its IPv6 dress, as which no IPv6
-/// address is seen here.
+/// The leading bits of an address, the others zero; IPv4 as IPv4-mapped, which no IPv6 address is
+/// here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Source(u128);
 
@@ -160,7 +160,7 @@ struct Sources {
     mask_v6: u128,
     room: usize,
     known: HashMap<Source, Entry>,
-    /// Those without connections, the next one to be forgotten first.
+    /// Sources without connections, the next one to be forgotten first.
     idle: BTreeSet<(Tick, Source)>,
     /// Connections whose source is not remembered, by descriptor number.
     untracked: HashSet<u32>,
@@ -298,8 +298,8 @@ impl Sources {
     }
 }
 
-/// So many a second, and at most that many at once: each one taken moves the time of rest on by
-/// its share of a second, and that time is never further away than a second.
+/// A rate per second, with a burst of at most as many: each admission moves the time at which the
+/// rate is unused on by its share of a second, and that time is at most one second away.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
     interval: Duration,

@@ -1,18 +1,18 @@
 //! The rules of one connection: receive, transform, send, and when it is over.
 //!
-//! Everything a connection is lies in its record in the working memory; this file holds the rules
-//! by which the record changes. [`drive`] serves it as far as readiness and budget allow,
-//! [`expire`] answers its deadline, [`deadline`] says when that is.
+//! A connection consists of its record in the working memory; this file holds the rules by which
+//! the record changes. [`drive`] serves a connection as far as readiness and budget allow,
+//! [`expire`] acts on its deadline, [`deadline`] returns it.
 //!
 //! Invariants:
 //! - every byte received is sent back once, in order, as [`service`] transformed it;
 //! - while output is pending nothing is received (backpressure), so a connection holds at most one
 //!   buffer of it;
 //! - an end of stream is answered only after the last byte owed;
-//! - a recorded readiness bit is cleared only by the kernel's own word that there is nothing more.
+//! - a recorded readiness bit is cleared only when the kernel reported that there is nothing more.
 //!
-//! It must not know of sockets, clocks, the event loop or logs: the socket is a [`Stream`], the
-//! time is handed in.
+//! It must not know sockets, clocks, the event loop or logs: the socket is a [`Stream`], the time
+//! is passed in.
 
 use std::io;
 use std::time::Duration;
@@ -28,11 +28,11 @@ pub trait Stream {
     /// Receives at most `into.len()` bytes; 0 is the end of the peer's stream.
     ///
     /// # Errors
-    /// `WouldBlock` if there is nothing now; `Interrupted` to be called again; else the
+    /// `WouldBlock` if there is nothing now; `Interrupted` to be called again; otherwise the
     /// connection is over.
     fn recv(&mut self, into: &mut [u8]) -> io::Result<usize>;
 
-    /// Sends as much of `from` as the kernel takes, and says how much that was.
+    /// Sends as much of `from` as the kernel accepts and returns the number of bytes.
     ///
     /// # Errors
     /// As [`Stream::recv`].
@@ -45,38 +45,38 @@ pub trait Stream {
     fn end_output(&mut self) -> io::Result<()>;
 }
 
-/// What a connection may use and for how long.
+/// Limits on a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     /// Bytes received in one turn of the loop; the call that reaches it still completes.
     pub bytes_per_turn: u32,
-    /// Nothing moved for this long: the stream is ended.
+    /// The stream is ended if no byte moved for this long.
     pub idle_timeout: Option<Duration>,
-    /// Pending output and none of it taken for this long: the connection is cut.
+    /// The connection is closed if the kernel accepted none of its pending output for this long.
     pub write_stall_timeout: Option<Duration>,
-    /// How long a proxy has to send its header, where there must be one.
+    /// Timeout for a PROXY header, where one is required.
     pub header_timeout: Duration,
-    /// When the worker stops, a peer that has never sent anything has this long from its first
-    /// moment: it was let in, so what it is about to ask is answered.
+    /// When the worker stops, a peer that has never sent a byte has this long from its accept: it
+    /// was admitted, so its first request is answered.
     pub first_byte_timeout: Duration,
-    /// How long the peer has to close once its stream was ended from here.
+    /// Timeout for the peer to close after its stream was ended from here.
     pub linger_timeout: Duration,
 }
 
-/// What is to become of the connection.
+/// What to do with the connection next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Outcome {
     /// It waits for readiness or its deadline.
     Waiting,
-    /// Its budget is used up and there may be more: call again in the next turn.
+    /// Its budget is used up and there may be more: drive it again in the next turn.
     Again,
     /// It is over and its descriptor is to be closed. What it owed stays recorded until
-    /// [`RecordMut::begin_close`] says so.
+    /// [`RecordMut::begin_close`].
     Close(CloseReason),
-    /// Its PROXY header is to be looked for, by whoever admits connections.
+    /// The caller is to look for its PROXY header.
     Header,
-    /// It is to be refused: nothing was received on it, and no header has come.
+    /// It is to be refused: nothing was received, and no header has arrived.
     Refuse(RefusalCause),
 }
 
@@ -178,7 +178,8 @@ pub fn is_due(record: &Record<'_>, rules: &Rules, now: Tick) -> bool {
     deadline(record, rules).is_some_and(|due| due <= now)
 }
 
-/// The reason behind an error of a connection's socket. A peer's reset is an outcome, not an error.
+/// Returns the close reason for an error of a connection's socket. A peer's reset is an outcome,
+/// not an error.
 #[must_use]
 pub fn reason_of(error: &io::Error) -> CloseReason {
     match error.kind() {
@@ -193,12 +194,12 @@ pub fn reason_of(error: &io::Error) -> CloseReason {
     }
 }
 
-/// One connection's share of a turn of the loop.
+/// One connection in one turn of the loop.
 struct Turn<'a, 'm, P, S> {
     record: &'a mut RecordMut<'m, P>,
     stream: &'a mut S,
     rules: &'a Rules,
-    /// What is remembered; written back when the share is over.
+    /// The record's flags; written back at the end.
     flags: Flags,
     now: Tick,
 }
@@ -207,7 +208,7 @@ struct Turn<'a, 'm, P, S> {
 enum Flushed {
     /// Nothing is pending.
     Clear,
-    /// The kernel takes no more now.
+    /// The kernel accepts no more now.
     Blocked,
 }
 
@@ -241,13 +242,13 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
         }
     }
 
-    /// Whether the peer has sent nothing yet and has not had time to.
+    /// Whether the peer has sent nothing yet and still has time to.
     fn awaits_first_byte(&self) -> bool {
         self.record.bytes_moved().0 == 0
             && self.record.last_progress() + self.rules.first_byte_timeout > self.now
     }
 
-    /// Sends what is pending.
+    /// Sends pending output.
     #[inline]
     fn flush(&mut self) -> Result<Flushed, CloseReason> {
         if self.record.pending().is_none() {
@@ -264,7 +265,8 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
             Err(error) => {
                 self.record.clear_in_hand();
                 if error.kind() == io::ErrorKind::TimedOut {
-                    // The kernel's own clock for output that nobody takes.
+                    // The kernel's own timeout for output that the peer does not read
+                    // (TCP_USER_TIMEOUT).
                     return Err(CloseReason::WriteStall);
                 }
                 return self
@@ -276,12 +278,12 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
         if self.record.end_flush(narrow(sent), self.now) {
             return Ok(Flushed::Clear);
         }
-        // A short send is the kernel's word that it is full; the next edge will come.
+        // A short send means that the kernel is full; the next edge will come.
         self.flags = self.flags.without(Flags::WRITABLE);
         Ok(Flushed::Blocked)
     }
 
-    /// Receives once and answers what came; returns the bytes received.
+    /// Receives once, transforms and sends; returns the number of bytes received.
     #[inline]
     fn exchange(&mut self) -> Result<u32, CloseReason> {
         let scratch = self.record.begin_receive();
@@ -300,8 +302,7 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
             return Ok(0);
         }
         if received < room && !self.flags.has(Flags::READ_DRY) {
-            // Everything there was has been taken, and whatever comes now raises an edge of its
-            // own.
+            // Everything was received, and new bytes raise a new edge.
             self.flags = self.flags.without(Flags::READABLE);
         }
         let bytes = self.record.end_receive(narrow(received), self.now);
@@ -312,7 +313,7 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
         let sent = match result {
             Ok(sent) => sent,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            // What came stays in hand: from here to its close the connection owes it.
+            // The bytes stay in hand: the connection owes them until its close.
             Err(error) => return Err(reason_of(&error)),
         };
         self.count_sent(sent);
@@ -327,8 +328,8 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
         }
     }
 
-    /// Throws input away until the peer closes: closing with unread input would reset the
-    /// connection and could destroy the reply in flight.
+    /// Discards input until the peer closes: closing with unread input would reset the connection
+    /// and could destroy the reply in flight.
     fn discard(&mut self, reason: CloseReason) -> Outcome {
         let mut budget = self.rules.bytes_per_turn;
         while self.flags.has(Flags::READABLE) {
@@ -352,7 +353,7 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
         Outcome::Waiting
     }
 
-    /// Takes a refusal of the kernel for what it is: no more of `what` now, or the end.
+    /// Clears `what` if the call would block; any other error ends the connection.
     fn nothing_more(&mut self, what: Flags, error: &io::Error) -> Result<(), CloseReason> {
         if error.kind() != io::ErrorKind::WouldBlock {
             return Err(reason_of(error));

@@ -1,5 +1,5 @@
-//! Faults on purpose, for tests of what happens when a process dies or stands still at a given
-//! point. Debug builds only: in a release build every function here is empty.
+//! Fault injection, for tests in which a process dies or stalls at a given point. Debug builds
+//! only: in a release build every function here is empty.
 //!
 //! A plan is a list of `point=action` separated by `;`. It comes from the environment variable
 //! [`VARIABLE`] (then every process of a server has it) and from a trailer appended to the
@@ -17,9 +17,9 @@
 
 /// The environment variable with a plan.
 pub const VARIABLE: &str = "FAULT_POINTS";
-/// Stands in front of a plan at the end of a program's file.
+/// Marks the plan at the end of a program's file.
 pub const TRAILER_MARK: &[u8] = b"\nfault points: ";
-/// How far from the end of the file the mark is looked for.
+/// Bytes at the end of the file that are searched for the mark.
 pub const TRAILER_MAX_BYTES: u64 = 1024;
 
 #[cfg(not(debug_assertions))]
@@ -72,7 +72,7 @@ mod plan {
         }
     }
 
-    /// Does what no worker does. Whatever comes of it is logged, if anybody is left to.
+    /// Does what no worker does, and logs the result.
     fn violate(what: &str) {
         let done = match what {
             "open" => File::open("/etc/passwd").map(drop),
@@ -142,7 +142,7 @@ mod plan {
             .collect()
     }
 
-    /// What a test appended to the program's file, if anything.
+    /// Returns the plan that a test appended to the program's file, if any.
     fn trailer() -> Option<String> {
         let mut file = File::open("/proc/self/exe").ok()?;
         let length = file.metadata().ok()?.len();
@@ -157,14 +157,14 @@ mod plan {
     }
 }
 
-/// Does what the plan says for the point `name`, if it says anything.
+/// Carries out the plan's action for the point `name`, if it has one.
 #[inline]
 pub fn point(name: &str) {
     plan::point(name);
 }
 
-/// Fails if the plan says `fail` for the point `name`: for tests of what a step undoes that the system
-/// refuses.
+/// Fails if the plan says `fail` for the point `name`: for tests of how a step recovers from a
+/// failed system call.
 ///
 /// # Errors
 /// As the plan says.
@@ -185,7 +185,7 @@ pub fn value(name: &str) -> Option<&'static str> {
     plan::value(name)
 }
 
-/// The version of this program; a test may give a copy of it another one.
+/// The version of this program; a test may give a copy another one.
 #[must_use]
 pub fn program_version() -> &'static str {
     value("version").unwrap_or(env!("CARGO_PKG_VERSION"))

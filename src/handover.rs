@@ -1,9 +1,8 @@
-//! Live handover: established connections move from one worker to another.
+//! Live handover: established connections migrate from one worker to another.
 //!
-//! The two workers are connected by a socket pair of their own (`SOCK_SEQPACKET`, carries
-//! descriptors). The one that leaves sends its connections in batches between the turns of its
-//! loop, the other takes each batch in between its own turns and acknowledges it; both go on
-//! serving meanwhile.
+//! A socket pair (`SOCK_SEQPACKET`, carries descriptors) connects the two workers. The sender sends
+//! its connections in batches between the turns of its loop, the receiver adopts each batch between
+//! its own turns and acknowledges it; both go on serving.
 //!
 //! ```text
 //!   sender                                          receiver
@@ -15,16 +14,16 @@
 //!   end                              ------------>
 //! ```
 //!
-//! What a connection is outside of the kernel travels in a record; what is inside (unread input,
-//! output not delivered, an end of stream) travels with the descriptor. The sender keeps its own
-//! descriptor, untouched, until the acknowledgement, so a batch that is refused, or whose receiver
-//! dies, is back at once: a failure never closes a connection.
+//! The state outside the kernel travels in a record; the state inside (unread input, undelivered
+//! output, an end of stream) travels with the descriptor. The sender keeps its own descriptor,
+//! untouched, until the acknowledgement, so a batch that is refused, or whose receiver dies, is
+//! back at once: a failure never closes a connection.
 //!
-//! A worker may also hand over a [`Part`] of its connections and stay. It goes on accepting, and what
-//! is not taken stays with it; everything else is the same.
+//! A worker may also hand over a [`Part`] of its connections and continue. It goes on accepting,
+//! and connections that are not adopted stay with it; everything else is the same.
 //!
-//! [`record`] is the format, [`machine`] the rules of both sides; `reactor::migration` carries them
-//! out. All here is pure.
+//! [`record`] is the format, [`machine`] the rules of both sides; `reactor::migration` executes
+//! them. This module is pure.
 
 pub mod machine;
 pub mod record;
@@ -67,20 +66,20 @@ pub enum HandoverEnd {
     PeerGone,
 }
 
-/// How much of its work a worker hands over that stays: connections that were active lately and owe
-/// nothing at the instant they leave.
+/// How much of its work a continuing worker hands over: connections that were active lately and owe
+/// nothing when they migrate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
-    /// So many of a thousand active connections, rounded down.
+    /// Share of the active connections, in thousandths, rounded down.
     pub permille: u16,
-    /// And not more than this.
+    /// Maximum number.
     pub at_most: u32,
-    /// Active is on what something moved no longer ago than this.
+    /// A connection is active if a byte moved within this time.
     pub active_within: Duration,
 }
 
 impl Part {
-    /// How many connections of `active` that is.
+    /// Returns the number of connections out of `active`.
     #[must_use]
     pub fn of(&self, active: u32) -> u32 {
         let share = u64::from(active) * u64::from(self.permille.min(1000)) / 1000;

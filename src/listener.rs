@@ -6,11 +6,11 @@
 //! family, address and the IPv6-only flag are spelled out, because a group forms only among
 //! sockets that agree in all of them.
 //!
-//! A socket that has been bound here lives as long as its slot: it is passed on, never shut down.
-//! All workers of the slot share it, with its options. So these are those of the release in force:
-//! whoever binds sets them, the supervisor sets them anew when another release is committed, and a
-//! worker that takes the socket over leaves them alone, or a restart that goes back would have to
-//! undo what its new workers had set.
+//! A socket that was bound here lives as long as its slot: it is passed on, never shut down. All
+//! workers of the slot share it, with its options. So these are the options of the committed
+//! release: the worker that binds sets them, the supervisor sets them again when another release is
+//! committed, and a worker that adopts the socket leaves them alone, so a rolled-back restart has
+//! nothing to undo.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -22,10 +22,10 @@ use crate::config::{Config, KERNEL_STALL_MAX, KERNEL_STALL_MIN};
 use crate::port::{self, Holder};
 use crate::wire::Listen;
 
-/// Why a listener cannot be had.
+/// Why a listener cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The port is taken by a socket that does not share it.
+    /// The port is in use by a socket that does not share it.
     #[error(
         "cannot listen on {addr}: the address is in use{}; stop that server or choose another \
          address with --listen",
@@ -34,7 +34,7 @@ pub enum Error {
     InUse {
         /// Where.
         addr: SocketAddr,
-        /// By whom, if that could be found out.
+        /// The process that uses it, if known.
         holder: Option<Holder>,
     },
     /// The port is privileged.
@@ -58,7 +58,7 @@ pub enum Error {
         /// Where.
         addr: SocketAddr,
     },
-    /// The system does not speak the address's family.
+    /// The system does not support the address's family.
     #[error("cannot listen on {addr}: this system does not support {}", family(*.addr))]
     NoFamily {
         /// Where.
@@ -76,7 +76,7 @@ pub enum Error {
     },
 }
 
-/// Binds and listens: the socket, and the address it really has.
+/// Binds and listens. Returns the socket and its actual address.
 ///
 /// # Errors
 /// Any [`Error`]; nothing is left behind.
@@ -111,15 +111,15 @@ pub fn bind(listen: &Listen, config: &Config) -> Result<(OwnedFd, Listen), Error
     ))
 }
 
-/// Whether this system has IPv6 at all. (It may, and have no address of it.)
+/// Whether this system supports IPv6, with or without an address.
 #[must_use]
 pub fn has_ipv6() -> bool {
     let socket = Socket::new(Domain::IPV6, Type::STREAM.cloexec(), Some(Protocol::TCP));
     !socket.is_err_and(|error| error.raw_os_error() == Some(EAFNOSUPPORT))
 }
 
-/// Makes an address for all IPv4 and IPv6 clients (`*:PORT`) one for all IPv4 clients where the
-/// system has no IPv6, and logs it: those who can come are served.
+/// Replaces an address for all IPv4 and IPv6 clients (`*:PORT`) by one for all IPv4 clients where
+/// the system has no IPv6, and logs it.
 pub fn fall_back_to_ipv4(wanted: &mut [Listen], has_ipv6: bool) {
     let both = |one: &&mut Listen| one.dual_stack && one.addr.ip().is_unspecified();
     for one in wanted.iter_mut().filter(both).filter(|_| !has_ipv6) {
@@ -133,8 +133,8 @@ pub fn fall_back_to_ipv4(wanted: &mut [Listen], has_ipv6: bool) {
 
 const EAFNOSUPPORT: i32 = nix::errno::Errno::EAFNOSUPPORT as i32;
 
-/// Gives a listening socket the options and the backlog of `config`: what connections accepted from
-/// now on are to inherit, whoever accepts them.
+/// Gives a listening socket the options and the backlog of `config`: connections accepted from now
+/// on inherit them, whichever worker accepts them.
 ///
 /// # Errors
 /// [`Error::System`]; the socket is as the failed step left it.
@@ -142,7 +142,7 @@ pub fn set_options(socket: &OwnedFd, listen: &Listen, config: &Config) -> Result
     let step = |operation| move |source| describe(listen, operation, source);
     let socket = SockRef::from(socket);
     set_inherited(&socket, config).map_err(step("setting socket options"))?;
-    // One that was ended would listen again, but not at its port.
+    // A socket that was shut down would listen again, but not at its port.
     if socket.is_listener().is_ok_and(|listens| !listens) {
         return Ok(());
     }
@@ -160,17 +160,17 @@ pub fn longest_backlog() -> Option<u32> {
         .ok()
 }
 
-/// What every accepted connection gets from its listener, so that none costs a call of its own. A
-/// buffer whose size was fixed cannot go back to the kernel's tuning; the configuration refuses
-/// that change.
+/// Sets the options that accepted connections inherit from their listener, so that none costs a
+/// call per connection. A fixed buffer size cannot go back to the kernel's tuning; the
+/// configuration refuses that change.
 fn set_inherited(socket: &Socket, config: &Config) -> io::Result<()> {
-    // A reply is one send; without this a second one waits for the peer's delayed ACK.
+    // A reply is one send; without this a second one would wait for the peer's delayed ACK.
     socket.set_tcp_nodelay(true)?;
     // Urgent bytes are bytes: byte-exact service, and exact kernel byte counters, depend on it.
     socket.set_out_of_band_inline(true)?;
-    // Whoever shares the socket may have set it: a close would then wait, or reset its client.
+    // Another holder of the socket may have set it: a close would then wait, or reset its client.
     socket.set_linger(None)?;
-    // What the kernel holds for a peer that takes nothing, also after the close, ends with this.
+    // Limits how long the kernel holds output for a peer that does not read, also after the close.
     let stall = config.write_stall_timeout;
     socket.set_tcp_user_timeout(stall.map(|it| it.clamp(KERNEL_STALL_MIN, KERNEL_STALL_MAX)))?;
     if let Some(bytes) = config.recv_buffer {
@@ -186,7 +186,7 @@ fn set_inherited(socket: &Socket, config: &Config) -> io::Result<()> {
 }
 
 fn backlog(config: &Config) -> i32 {
-    // The kernel cuts whatever is asked for to somaxconn.
+    // The kernel caps the value at somaxconn.
     config
         .backlog
         .map_or(i32::MAX, |asked| i32::try_from(asked).unwrap_or(i32::MAX))

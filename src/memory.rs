@@ -1,10 +1,10 @@
-//! The worker's working memory: everything that matters about its connections, in one shared file.
+//! The worker's working memory: all state of its connections, in one shared file.
 //!
-//! One memfd a slot, made and also held by the supervisor, holds the scratch buffer, one record for
-//! each descriptor number, the pool of pending-output buffers and the metrics. Whoever maps it
-//! after the worker's death, at whatever instant that came, can tell what each connection had
-//! received and was not yet sent ([`unsent()`]); so the death of a worker need not be the death of
-//! its connections.
+//! One memfd per slot, created and also held by the supervisor, holds the metrics, one record for
+//! each descriptor number, the scratch buffer and the pool of pending-output buffers. A reader that
+//! maps it after the worker's death, at whatever instant that came, can tell what each connection
+//! had received and not sent ([`unsent()`]); so the death of a worker need not be the death of its
+//! connections.
 //!
 //! # The store rules
 //! A killed process leaves memory at a point of its program order, and the next reader sees it
@@ -42,8 +42,8 @@
 //!    are not among the record's, which does not contain their number: a reader that computes from the
 //!    kernel's counters what is owed on such a connection counts them, too.
 //!
-//! Nothing else writes this memory, and this file must not make system calls on connections: it
-//! records what the reactor does.
+//! Only these rules write this memory. It must not make system calls on connections: it records
+//! what the reactor does.
 
 mod counters;
 pub mod frozen;
@@ -73,22 +73,22 @@ use layout::{Flags, Layout, MAGIC, State};
 use record::Entry;
 use store::store;
 
-/// The writer's side; one for each worker.
+/// The working memory as its writer has it; one for each worker.
 #[derive(Debug)]
 pub struct Memory<P = Unprobed> {
     shared: SharedMemory,
     layout: Layout,
     pool: pool::Pool,
-    /// One more than the highest descriptor number that ever had a connection: reading records
-    /// beyond it would only make pages of zeroes.
+    /// One more than the highest descriptor number ever recorded: reading records beyond it would
+    /// only allocate pages of zeroes.
     used: u32,
     probe: P,
 }
 
-/// Makes the file for one slot; nobody has written it yet.
+/// Creates the file for one slot.
 ///
 /// # Errors
-/// `InvalidInput` for a layout that the words cannot name, else what the kernel returned.
+/// `InvalidInput` for a layout that the words cannot express, else what the kernel returned.
 pub fn create(layout: Layout) -> io::Result<OwnedFd> {
     if !layout.is_valid() {
         return Err(io::Error::new(
@@ -100,10 +100,10 @@ pub fn create(layout: Layout) -> io::Result<OwnedFd> {
 }
 
 impl Memory {
-    /// Takes the memory over for a new worker of the slot.
+    /// Opens the memory for a new worker of the slot.
     ///
-    /// Counters go on from where the last worker left them; connections that it still had are
-    /// counted as [`CloseReason::WorkerDied`]; everything else begins empty.
+    /// Counters continue from where the last worker left them; connections that it still had are
+    /// counted as [`CloseReason::WorkerDied`]; everything else starts empty.
     ///
     /// # Errors
     /// `InvalidData` if the file is smaller than the layout, else what mapping it returned.
@@ -194,7 +194,7 @@ impl<P: Probe> Memory<P> {
         add(self.shared.words(), counter, amount);
     }
 
-    /// Counts a turn of the loop whose work took so long.
+    /// Counts a turn of the loop and the duration of its work.
     #[inline]
     pub fn count_turn(&mut self, took: Duration) {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
@@ -202,7 +202,7 @@ impl<P: Probe> Memory<P> {
         self.count(Counter::Took(TurnClass::of(ns)), 1);
     }
 
-    /// The layout in force.
+    /// The layout.
     #[must_use]
     pub const fn layout(&self) -> Layout {
         self.layout
@@ -219,23 +219,24 @@ impl<P: Probe> Memory<P> {
         &mut self.probe
     }
 
-    /// Descriptor numbers that are connections, or are being closed.
+    /// Descriptor numbers whose records are not free.
     pub fn occupied(&self) -> impl Iterator<Item = u32> + '_ {
         self.occupied_from(0)
     }
 
-    /// The same from number `first` on.
+    /// Those from number `first` on.
     pub fn occupied_from(&self, first: u32) -> impl Iterator<Item = u32> + '_ {
         (first..self.used).filter(|&fd| self.record(fd).state() != State::Free)
     }
 
-    /// Notes how many batches of the handover from here were sent, and how many of them are settled.
+    /// Stores how many batches of the handover from here were sent, and how many of them are
+    /// settled.
     pub fn note_sent(&mut self, sent: u64, settled: u64) {
         self.store(Layout::MOVING, 0, sent);
         self.store(Layout::MOVING, 1, settled);
     }
 
-    /// Notes how many batches of the handover to here were answered.
+    /// Stores how many batches of the handover to here were answered.
     pub fn note_answered(&mut self, answered: u64) {
         self.store(Layout::MOVING, 2, answered);
     }

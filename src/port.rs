@@ -1,11 +1,12 @@
-//! Who holds a port: the lock that keeps a second instance out, and the kernel's list of listeners.
+//! The holder of a port: the lock that keeps a second instance out, and the kernel's list of
+//! listeners.
 //!
-//! `SO_REUSEPORT` lets a second server started by mistake join the group without a word and take
-//! its share of the clients. So an instance takes a lock for each address ([`lock()`]: an abstract Unix
-//! socket belongs to the network namespace, as the port does, and dies with its holder), and looks
-//! for listeners that overlap, whoever they are, before it binds anything.
+//! `SO_REUSEPORT` lets a second server that was started by mistake join the group silently and
+//! receive a share of the clients. So an instance takes a lock for each address ([`lock()`]: an
+//! abstract Unix socket belongs to the network namespace, as the port does, and dies with its
+//! holder), and searches for overlapping listeners of any process before it binds.
 //!
-//! It must not bind, or touch, a TCP socket: looking must never disturb what is served.
+//! It must not bind or change a TCP socket: a check must never disturb service.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,10 +29,10 @@ pub use lock::{lock, lock_bound};
 #[derive(Debug)]
 pub struct Lock(unix::UnixListener);
 
-/// A process that has a port.
+/// A process that listens on a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// Its number; `None` if it is another user's and this one may not look.
+    /// The process number; `None` if it belongs to another user and is not visible.
     pub pid: Option<i32>,
     /// Its name, if known.
     pub program: Option<String>,
@@ -39,10 +40,10 @@ pub struct Holder {
     pub address: String,
 }
 
-/// Why an address cannot be had.
+/// Why an address cannot be claimed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody listens there.
+    /// Another process listens there.
     #[error(
         "cannot listen on {wanted}: {holder}; stop it, choose another address with --listen, or \
          share the port with --share-port"
@@ -53,7 +54,7 @@ pub enum Error {
         /// Who has it.
         holder: Holder,
     },
-    /// The lock could not be asked for.
+    /// The lock could not be taken.
     #[error("cannot lock {address}: {source}")]
     Lock {
         /// Of which address.
@@ -63,11 +64,11 @@ pub enum Error {
     },
 }
 
-/// A listener that would get the clients of `listen`, or share them; not one of `own`, which are
-/// sockets by their inodes.
+/// Finds a listener that would receive clients of `listen`, or share them; `own` are the inodes of
+/// sockets to be ignored.
 #[must_use]
 pub fn holder(listen: &Listen, own: &[u64]) -> Option<Holder> {
-    // Without a readable /proc nothing can be found; binding will then say what it can.
+    // Without a readable /proc nothing is found; the bind then reports what it can.
     let entries = [procfs::net::tcp(), procfs::net::tcp6()]
         .into_iter()
         .flatten()
@@ -84,9 +85,9 @@ pub fn holder(listen: &Listen, own: &[u64]) -> Option<Holder> {
 }
 
 impl Lock {
-    /// Lets go of whoever asked for the lock meanwhile; the asking alone told them what they
-    /// wanted to know. To be called when the lock is readable, so that its queue never fills. Says
-    /// whether there may be more: any local user can ask, as often as it likes.
+    /// Dismisses processes that asked for the lock; the connect alone answered them. To be called
+    /// when the lock is readable, so that its queue never fills. Returns whether there may be more:
+    /// any local user can ask, as often as it likes.
     #[must_use]
     pub fn dismiss_askers(&self) -> bool {
         (0..LOCK_ASKERS_PER_TURN).all(|_| self.0.accept().is_ok())
@@ -118,7 +119,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Whether a listener at `other` gets clients that `wanted` is meant for, or the other way round.
+/// Whether a listener at `other` receives clients of `wanted`, or the reverse.
 fn overlaps(wanted: &Listen, other: SocketAddr) -> bool {
     let (ours, theirs) = (wanted.addr.ip(), other.ip());
     if wanted.addr.port() != other.port() {
@@ -131,7 +132,8 @@ fn overlaps(wanted: &Listen, other: SocketAddr) -> bool {
         && (ours == theirs || ours.is_unspecified() || theirs.is_unspecified())
 }
 
-/// The process that has a socket, by the socket's inode: of a family that shares it, the eldest.
+/// Returns the process that has a socket, by the socket's inode: of a process tree that shares it,
+/// the oldest.
 fn owner_of(inode: u64) -> Option<(i32, String)> {
     owners_of(&BTreeSet::from([inode])).remove(&inode)
 }

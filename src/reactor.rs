@@ -1,4 +1,4 @@
-//! The worker's event loop: mio, edge-triggered, one thread, never blocking but in the wait.
+//! The worker's event loop: mio, edge-triggered, one thread, blocking only in its wait.
 //!
 //! A turn has fixed phases: [`Reactor::wait`] waits; [`Reactor::handle_reports`] drives the connections
 //! that are ready (each with a report straight from it, then those left over from the last turn); the
@@ -6,16 +6,16 @@
 //! accepts, acts on deadlines and hands connections over.
 //!
 //! Invariants:
-//! - both directions of a connection are watched once, from its accept to its close; readiness is
-//!   remembered in its record, and work is what is remembered and wanted;
-//! - a report carries the connection's generation; one for a predecessor on the same descriptor
-//!   number is counted and dropped;
-//! - no connection receives more than its byte budget in a turn, no burst of accepts exceeds its
-//!   count; what is left over makes the next wait zero;
-//! - a turn has one time, read right after the wait; the clock is read once more at its end, to
-//!   count how long the work took.
+//! - both directions of a connection are registered once, from its accept to its close; readiness
+//!   is remembered in its record;
+//! - a report carries the connection's generation; a report for an earlier connection with the same
+//!   descriptor number is counted and dropped;
+//! - no connection receives more than its byte budget in a turn and no burst accepts more than its
+//!   count; work that is left over makes the next wait zero;
+//! - a turn has one time, read right after the wait; the clock is read once more at the end, to
+//!   measure the work.
 //!
-//! It must not know of the supervisor, and it decides nothing about bytes: `connection` does.
+//! It must not know the supervisor, and it must not decide about bytes: `connection` does.
 
 pub mod accept;
 mod admit;
@@ -55,33 +55,33 @@ use timers::Timers;
 
 pub use wait::Reports;
 
-/// Reports with this in the upper half of their token are not about connections.
+/// Reports with this generation are not about connections.
 const NO_GENERATION: u32 = 0;
 const CONTROL: Token = Token(0);
 
-/// The event loop and everything it serves.
+/// The event loop and everything that it serves.
 #[derive(Debug)]
 pub struct Reactor {
     poll: Poll,
     memory: Memory,
     timers: Timers,
-    /// Descriptor numbers with work left over, in the order in which they get their turn.
+    /// Descriptor numbers with work left over, in the order in which they are driven.
     ready: VecDeque<u32>,
     fired: Vec<u32>,
     acceptors: Vec<Acceptor>,
     last_token: usize,
     gate: Gate,
-    /// Who may connect; none if everybody may.
+    /// Admission rules; `None` if every client is admitted.
     admission: Option<Box<Admission>>,
-    /// Lines about what peers did that have not been written yet.
+    /// Log lines caused by peers, not written yet.
     lines: PeerLines,
-    /// Accepting rests for a cause that has been logged, and has not worked since.
+    /// The logged cause for which accepting is paused; accepting has not succeeded since.
     logged_pause: Option<PauseCause>,
-    /// Slots whose listeners were found to listen no more, and not reported yet.
+    /// Slots with a lost listener, not reported yet.
     lost_listeners: Vec<SlotId>,
-    /// Who may send a PROXY header; none if no listener asks for one.
+    /// Trusted proxies; `None` if no listener requires a PROXY header.
     proxies: Option<Networks>,
-    /// Whether it is this worker's turn to accept. It is not while it stands by, or hands over.
+    /// Whether this worker is to accept: not while it stands by or hands over.
     accepting: bool,
     /// Every connection is to end as soon as nothing is owed on it.
     finishing: bool,
@@ -93,9 +93,9 @@ pub struct Reactor {
     accept_retry: Duration,
     max_connections: u32,
     open: u32,
-    /// Connections that another worker is about to hand over: their places are taken.
+    /// Connections that another worker is about to hand over; places are reserved for them.
     expected: u32,
-    /// Nothing is accepted before then, or before it is known how many those are.
+    /// Nothing is accepted before then, unless the number of these connections is known earlier.
     counts_until: Option<Tick>,
     last_generation: u32,
     spin: Spin,
@@ -103,7 +103,7 @@ pub struct Reactor {
 }
 
 impl Reactor {
-    /// An event loop over `memory`, for at most `max_connections` connections.
+    /// Creates an event loop over `memory`, for at most `max_connections` connections.
     ///
     /// # Errors
     /// What creating the epoll instance returned.
@@ -149,7 +149,7 @@ impl Reactor {
         })
     }
 
-    /// Watches the worker's channel; [`Reactor::wait`] says when to read it.
+    /// Watches the worker's channel; [`Reactor::handle_reports`] returns whether it is to be read.
     ///
     /// # Errors
     /// What `epoll_ctl` returned.
@@ -161,8 +161,8 @@ impl Reactor {
             .register(&mut SourceFd(&number), CONTROL, interest)
     }
 
-    /// Begins to accept from a listener of slot `owner`; `proxied` says whether its connections
-    /// begin with a PROXY header.
+    /// Adds a listener of slot `owner`; `proxied` says whether its connections begin with a PROXY
+    /// header.
     ///
     /// # Errors
     /// What `epoll_ctl` returned; the descriptor is then closed.
@@ -180,16 +180,16 @@ impl Reactor {
         Ok(())
     }
 
-    /// Stops accepting from the listeners of slot `owner` and lets go of them.
+    /// Stops accepting from the listeners of slot `owner` and closes them.
     pub fn release_listeners(&mut self, owner: SlotId) {
         self.release_where(|acceptor| acceptor.owner == owner);
     }
 
-    /// Accepts what waits in the queues of slot `owner`, also above the limit on connections: nobody
-    /// will serve these queues any more, and closing one resets whoever waits in it.
+    /// Accepts every connection in the queues of slot `owner`, also above the connection limit: no
+    /// worker will serve these queues any more, and closing one resets the connections in it.
     pub fn empty_listeners(&mut self, owner: SlotId) {
-        // New connections are steered elsewhere, so the queues do end; the bound is for those that
-        // are not.
+        // New connections are steered elsewhere, so the queues run empty; the bound is for those
+        // that are not.
         let mut budget = self.memory.layout().descriptors;
         for which in 0..self.acceptors.len() {
             while self.acceptors[which].owner == owner && budget > 0 {
@@ -210,34 +210,34 @@ impl Reactor {
         }
     }
 
-    /// The same for all but those of slot `own`: the ones that siblings lent.
+    /// Releases the listeners that siblings lent, which are all but those of slot `own`.
     pub fn release_lent(&mut self, own: SlotId) {
         self.release_where(|acceptor| acceptor.owner != own);
     }
 
-    /// Accepts from now on, as long as there is room.
+    /// Accepts from now on, within the limit.
     pub fn begin_accepting(&mut self) {
         let was = self.is_accepting();
         self.accepting = true;
         self.update_watches(was);
     }
 
-    /// Accepts no more for now. The listeners are kept: what arrives waits in their queues, or is
-    /// taken from them by another worker.
+    /// Stops accepting for now. The listeners stay open: new connections wait in their queues, or
+    /// another worker accepts them.
     pub fn pause_accepting(&mut self) {
         let was = self.is_accepting();
         self.accepting = false;
         self.update_watches(was);
     }
 
-    /// Accepts no more, for good, and lets go of every listener.
+    /// Stops accepting for good and closes every listener.
     pub fn drop_listeners(&mut self) {
         self.set_gate(Gate::Ended);
         self.acceptors.clear();
     }
 
-    /// Takes what stands in the accept queues now, if it is this worker's to take; then accepts no
-    /// more, for good, and lets go of every listener.
+    /// Accepts what is in the queues now, if this worker is to accept; then stops accepting for
+    /// good and closes every listener.
     pub fn end_accepting(&mut self) {
         if self.accepting {
             self.accept_all();
@@ -245,8 +245,8 @@ impl Reactor {
         self.drop_listeners();
     }
 
-    /// Asks every connection to end as soon as nothing is owed on it; also those that are still to
-    /// come from another worker, or come back because it does not take them. None goes any more.
+    /// Ends every connection as soon as nothing is owed on it, also those that arrive later from
+    /// another worker or come back from one. Stops handing over.
     pub fn finish_connections(&mut self) {
         self.finishing = true;
         self.stop_handing_over();
@@ -256,7 +256,7 @@ impl Reactor {
         }
     }
 
-    /// Ends every connection now. What was pending is abandoned, and counted.
+    /// Closes every connection now. Pending output is abandoned and counted.
     pub fn cut_connections(&mut self) {
         self.abandon_migration();
         for fd in self.local_connections() {
@@ -307,7 +307,7 @@ impl Reactor {
         &self.memory
     }
 
-    /// Takes connections from every ready listener in turn, up to the budget. True if some listener
+    /// Accepts from every ready listener in turn, up to the budget. Returns whether some listener
     /// may have more.
     fn accept_burst(&mut self) -> bool {
         if !self.acceptors.iter().any(|acceptor| acceptor.ready) {
@@ -343,7 +343,7 @@ impl Reactor {
     fn accept_failed(&mut self, which: usize, failure: AcceptFailure) {
         if let Some(cause) = pause_cause(failure) {
             self.memory.count(Counter::Paused(cause), 1);
-            // Once: each retry would only say the same.
+            // Once: each retry would log the same.
             if self.logged_pause.replace(cause) != Some(cause) {
                 tracing::warn!(
                     cause = cause.name(),
@@ -364,19 +364,20 @@ impl Reactor {
         }
     }
 
-    /// Accepting works, whatever it rested for.
+    /// Notes that accepting works again.
     fn note_accept(&mut self) {
         if self.logged_pause.take().is_some() {
             tracing::info!(open = self.open, "accepting resumed");
         }
     }
 
-    /// Rests a socket that listens no more; [`Reactor::next_lost_listener`] tells whose it is.
+    /// Stops watching a socket that no longer listens; [`Reactor::next_lost_listener`] returns its
+    /// slot.
     fn lose_listener(&mut self, which: usize, errno: i32) {
         self.memory.count(Counter::AcceptFailed, 1);
         let acceptor = &mut self.acceptors[which];
         let (owner, number) = (acceptor.owner, acceptor.number());
-        // Fails only if it is not watched, and that is what matters.
+        // Fails only if it is not watched, which is the goal.
         let _ = acceptor.retire(self.poll.registry());
         let error = io::Error::from_raw_os_error(errno);
         tracing::error!(%error, listener = number, owner = owner.0, "listener lost");
@@ -385,14 +386,14 @@ impl Reactor {
         }
     }
 
-    /// The listeners' descriptors, for a worker that misbehaves on purpose.
+    /// The listeners' descriptor numbers, for a worker that misbehaves on purpose.
     #[cfg(debug_assertions)]
     pub fn listener_numbers(&self) -> Vec<u32> {
         let numbers = self.acceptors.iter().map(Acceptor::number);
         numbers.map(i32::cast_unsigned).collect()
     }
 
-    /// A slot one of whose listeners was found dead since the last call.
+    /// Returns a slot that has lost a listener since the last call.
     pub fn next_lost_listener(&mut self) -> Option<SlotId> {
         self.lost_listeners.pop()
     }
@@ -414,8 +415,8 @@ impl Reactor {
         self.timers.disarm(fd);
         let socket = Socket::numbered(fd);
         if abandoned > 0 || reason == CloseReason::Refused {
-            // An end of stream would tell the peer that it got everything; and what the kernel
-            // still holds for a peer that does not read is freed at once.
+            // An end of stream would mean to the peer that it received everything; a reset also
+            // frees at once what the kernel still holds for a peer that does not read.
             socket.reset();
         } else {
             socket.close();
@@ -425,9 +426,9 @@ impl Reactor {
         self.gate_after_close();
     }
 
-    /// Takes what stands in the accept queues now; true if nothing is left there.
+    /// Accepts what is in the queues now. Returns whether they are empty.
     fn accept_all(&mut self) -> bool {
-        // What arrived since the last wait has not been reported yet: look, whatever is recorded.
+        // Connections that arrived since the last wait have not been reported yet.
         for acceptor in &mut self.acceptors {
             acceptor.mark_ready();
         }
@@ -443,7 +444,7 @@ impl Reactor {
         self.acceptors.retain(|acceptor| !gone(acceptor));
     }
 
-    /// Connections that are not on their way to another worker.
+    /// Connections that are not migrating.
     fn local_connections(&self) -> Vec<u32> {
         let settled = |&fd: &u32| !self.memory.record(fd).flags().has(Flags::MOVING);
         self.memory.occupied().filter(settled).collect()

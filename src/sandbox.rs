@@ -1,19 +1,20 @@
-//! What a process that strangers talk to gives up before it serves, so that a bug in it that a peer can
-//! reach is worth little: other users' rights, privileges, files, new sockets, and every system call it
-//! does not make. Workers lock themselves in so, and the admin process; they differ in their calls.
+//! Drops privileges before serving untrusted peers: other users' rights, capabilities, files, new
+//! sockets, and every system call that the process does not make. So a bug that a peer can reach is
+//! worth little. Workers and the admin process use it; they differ in their system calls.
 //!
-//! The layers, in order, each independent of the others: another user and group, `no_new_privs`
-//! (nothing that is executed gains rights; the two last layers need it), no capabilities, not dumpable
-//! (nobody of the same user may look into it), Landlock (no file, no bind, no connect, no signal to
-//! others), and last, because it takes the calls for all the rest away, seccomp.
+//! The layers, in order, each independent of the others: another user and group, `no_new_privs` (no
+//! executed program gains rights; the last two layers need it), no capabilities, not dumpable (no
+//! process of the same user may inspect it), Landlock (no file, no bind, no connect, no signal to
+//! others), and last, because it forbids the system calls of all the others, seccomp.
 //!
-//! Invariants: it is entered once everything is open that the process will ever need, and before it
-//! says Ready; whoever is to be another user and cannot does not serve, whatever `sandbox` says; a
-//! layer counts as achieved only if the kernel said so. All layers but the last hold for the thread
-//! that enters them and those that it starts later, so [`begin`] comes before a process's threads; the
-//! last one, [`Begun::finish`], takes in all of them, and none can be started after it.
+//! Invariants: the sandbox is entered once everything that the process will ever need is open, and
+//! before it reports Ready; a process that must change its user and cannot does not serve, whatever
+//! `sandbox` says; a layer counts as achieved only if the kernel confirmed it. All layers but the
+//! last hold for the calling thread and those that it starts later, so [`begin`] comes before a
+//! process's threads; the last one, [`Begun::finish`], covers all of them, and none can be started
+//! after it.
 //!
-//! Must not: open a way back.
+//! It must not leave a way back.
 
 pub(crate) mod calls;
 
@@ -36,15 +37,15 @@ use uppercased_ctl::status::Sandboxed;
 
 use calls::Role;
 
-/// The newest Landlock that is asked for; an older kernel gives what it has.
+/// The newest Landlock version that is requested; an older kernel supports less.
 const LANDLOCK: ABI = ABI::V10;
-/// From this one on it keeps from all that it is here for. What came later (connecting by the path of a
-/// Unix socket, UDP) is taken along where the kernel has it.
+/// The first version that covers every goal here. Later additions (connecting by the path of a Unix
+/// socket, UDP) are used where the kernel has them.
 const LANDLOCK_WHOLE: ABI = ABI::V6;
-/// From this one on it knows of TCP.
+/// The first version that covers TCP.
 const LANDLOCK_TCP: ABI = ABI::V4;
 
-/// What a process can be locked in with.
+/// The layers of a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layer {
     NoNewPrivileges,
@@ -66,21 +67,21 @@ impl Layer {
     }
 }
 
-/// How each layer went that was tried; of one that a kernel may have in part, which parts.
+/// The result of each layer that was tried; of one that a kernel may have in part, the parts.
 type Outcomes = Vec<(Layer, Result<Option<&'static str>, String>)>;
 
-/// A process that is locked in but for its system calls.
+/// A process in all layers but the last.
 #[derive(Debug)]
 #[must_use = "the process is not sandboxed before its system calls are filtered"]
 pub(crate) struct Begun {
     mode: Sandbox,
-    /// Whom it has become.
+    /// The user that it runs as.
     accounts: Vec<String>,
     outcomes: Outcomes,
 }
 
-/// Locks this thread, and those that it will start, in as `config` says, for good: everything but
-/// the system calls.
+/// Enters all layers but the system call filter, as `config` says, for good, for this thread and
+/// those that it starts later.
 ///
 /// # Errors
 /// Why the process must not serve, in one line.
@@ -102,7 +103,7 @@ pub(crate) fn begin(config: &Config) -> Result<Begun, String> {
     begun.enter(Layer::NoCapabilities, || {
         limited.and_then(|()| drop_capabilities()).map(whole)
     });
-    // Tests look into workers, and not everybody who runs them is root.
+    // Tests inspect workers, and may not run as root.
     if fault::value("worker.dumpable").is_none() {
         begun.enter(Layer::NotDumpable, || {
             let set = set_dumpable_behavior(DumpableBehavior::NotDumpable);
@@ -129,8 +130,8 @@ impl Begun {
         self.outcomes.push((layer, outcome));
     }
 
-    /// Leaves every thread of this process the calls that its role makes: what was achieved
-    /// altogether, and what was not.
+    /// Restricts every thread of this process to the system calls of its role. Returns what was
+    /// achieved altogether, and what was not.
     ///
     /// # Errors
     /// Why the process must not serve, in one line.
@@ -142,7 +143,7 @@ impl Begun {
     }
 }
 
-/// What comes of how each layer went.
+/// Combines the results of the layers.
 fn settle(mode: Sandbox, outcomes: Outcomes) -> Result<Sandboxed, String> {
     let mut sandboxed = Sandboxed::default();
     for (layer, outcome) in outcomes {
@@ -162,7 +163,7 @@ fn settle(mode: Sandbox, outcomes: Outcomes) -> Result<Sandboxed, String> {
     Ok(sandboxed)
 }
 
-/// Becomes the user and the group that are asked for; who that is.
+/// Changes to the configured user and group; returns the user.
 fn become_account(config: &Config) -> Result<Vec<String>, String> {
     let (user, group) = (&config.user, &config.group);
     if user.is_none() && group.is_none() {
@@ -192,15 +193,15 @@ fn become_account(config: &Config) -> Result<Vec<String>, String> {
     Ok(user.chain(group).collect())
 }
 
-/// Sees to it that no capability ever comes back, not even by executing a program as root: nothing
-/// stays in the bounding set, and being root gives none. Only who may do so (`CAP_SETPCAP`) needs to:
-/// without any, `no_new_privs` sees to it.
+/// Prevents any capability from coming back, not even by executing a program as root: the bounding
+/// set is emptied, and being root grants none. Only a process that may do so (`CAP_SETPCAP`) needs
+/// to: without any capability `no_new_privs` suffices.
 fn limit_capabilities() -> Result<(), String> {
     let mine = capabilities(None).map_err(text)?;
     if !mine.effective.contains(CapabilitySet::SETPCAP) {
         return Ok(());
     }
-    // In order of their numbers, until the kernel knows no more.
+    // In order of their numbers, up to the last one that the kernel knows.
     for number in 0..u64::BITS {
         let one = CapabilitySet::from_bits_retain(1 << number);
         match remove_capability_from_bounding_set(one) {
@@ -220,7 +221,7 @@ fn limit_capabilities() -> Result<(), String> {
 }
 
 fn drop_capabilities() -> Result<(), String> {
-    // An older kernel has no such set, and then nothing is in it.
+    // An older kernel has no such set.
     let _ = clear_ambient_capability_set();
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
@@ -230,8 +231,8 @@ fn drop_capabilities() -> Result<(), String> {
     set_capabilities(None, none).map_err(text)
 }
 
-/// Everything that Landlock knows is handled and nothing is allowed. Listening sockets that are
-/// there, and what they accept, are not its concern.
+/// Handles everything that Landlock covers and allows nothing. Existing listening sockets, and what
+/// they accept, are not affected.
 fn enter_landlock() -> Result<Option<&'static str>, String> {
     let ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(LANDLOCK))
@@ -249,7 +250,7 @@ fn enter_landlock() -> Result<Option<&'static str>, String> {
     }
 }
 
-/// What a kernel with this Landlock keeps from, if that is not all that it is here for.
+/// What a kernel with this Landlock version prevents, if that is not every goal.
 fn parts_of(landlock: ABI) -> Option<&'static str> {
     if landlock >= LANDLOCK_WHOLE {
         None

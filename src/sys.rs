@@ -1,7 +1,8 @@
-//! The only door to `unsafe` and raw system calls (beside the wide uppercase path).
+//! The only place for `unsafe` and raw system calls, beside the wide uppercase path.
 //!
-//! Each module wraps one thing the kernel offers in a safe function whose contract is checked or
-//! argued here. Nothing in this tree decides: no policy, no limits, no logging.
+//! Each module wraps one kernel facility in safe functions whose contract is checked or argued
+//! here. Nothing in this tree decides: no policy, no limits, no logging. It imports nothing from
+//! the layers above.
 
 pub mod accept_queue;
 pub mod accounts;

@@ -1,14 +1,15 @@
-//! A worker's life: told what to be, bind or adopt, say Ready, stand by or serve, hand over, stop.
+//! A worker's life: receive the start message, bind or adopt listeners, report Ready, stand by or
+//! serve, hand over, stop.
 //!
-//! The channel to the supervisor is the only thing it listens to: signals are blocked in it, and
-//! the end of the channel means that the supervisor is gone.
+//! The worker takes instructions from the supervisor's channel only: it blocks signals, and the end
+//! of the channel means that the supervisor is gone.
 //!
-//! Invariants: it says Ready only when everything that can fail has succeeded and it has locked
-//! itself in; it never outlives its supervisor by more than `drain_timeout`; it does not end while
-//! connections are on their way from it or to it, unless its time is over; a panic ends it at once,
-//! without unwinding, because destructors would close connections that could still be saved.
+//! Invariants: it reports Ready only when everything that can fail has succeeded and it is
+//! sandboxed; it never outlives its supervisor by more than `drain_timeout`; it does not exit while
+//! connections migrate from it or to it, unless its time is over; a panic ends it at once, without
+//! unwinding, because destructors would close connections that could still be saved.
 //!
-//! It must not import the supervisor: what they share is `wire` and `memory`.
+//! It must not import the supervisor: they share `wire` and `memory`.
 
 mod migration;
 #[cfg(debug_assertions)]
@@ -40,23 +41,23 @@ use uppercased_ctl::identity::WorkerId;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 use uppercased_ctl::stderr;
 
-/// How long a new worker waits to be told what to be. Its supervisor says so before it even forks.
+/// Timeout for the start message. The supervisor sends it before it forks.
 const START_MESSAGE_TIMEOUT_MS: u16 = 10_000;
 
 /// This worker's end of its channel.
 type SupervisorChannel = Channel<FromWorker, ToWorker>;
 
-/// A worker that serves.
+/// A worker's state.
 #[derive(Debug)]
 struct Worker {
     id: WorkerId,
     config: Config,
     channel: SupervisorChannel,
-    /// Gone when the supervisor is.
+    /// Whether the supervisor is still there.
     supervised: bool,
     reactor: Reactor,
     phase: Phase,
-    /// Orders that wait for a part that is still going, or coming.
+    /// Requests that wait until a partial handover is settled.
     deferred: VecDeque<(ToWorker, Vec<OwnedFd>)>,
     #[cfg(debug_assertions)]
     mischief_done: bool,
@@ -64,38 +65,38 @@ struct Worker {
     mischief_listeners: Vec<OwnedFd>,
 }
 
-/// How far the worker is in its life.
+/// The worker's phase of life.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// Ready, and not accepting: another worker of the slot serves.
+    /// Ready, and not accepting: another worker of the slot is active.
     StandingBy,
     Serving,
-    /// Told to stop; accepting goes on for a while, so that load balancers notice first.
+    /// Stopping; accepting goes on for a while, so that load balancers notice first.
     LameDuck {
         until: Tick,
         drain_timeout: Duration,
     },
-    /// Its connections go to another worker.
+    /// Its connections migrate to another worker.
     HandingOver {
-        /// Nobody else accepts from its listeners.
+        /// No other worker accepts from its listeners.
         last: bool,
     },
-    /// Some of them could not go. They are served; the supervisor says what becomes of them.
+    /// Some connections could not migrate. They are served until the supervisor decides about them.
     Undecided {
         last: bool,
     },
-    /// Not accepting any more; what is established is served until it ends, or till then.
+    /// Not accepting any more; established connections are served until they end, or until then.
     Leaving {
         until: Tick,
     },
-    /// Finishing what is owed.
+    /// Sending pending output, then ending each stream.
     Draining {
         until: Tick,
     },
     Done,
 }
 
-/// Runs the worker role; the process was started for it by a supervisor.
+/// Runs the worker role in a process that a supervisor started for it.
 #[must_use]
 pub fn run() -> ExitCode {
     let Some(channel) = inherited_channel() else {
@@ -104,7 +105,7 @@ pub fn run() -> ExitCode {
         );
         return ExitCode::from(2);
     };
-    // Names the process in ps and top; without effect if it fails.
+    // Names the process in ps and top; a failure is harmless.
     let _ = nix::sys::prctl::set_name(c"uppercased");
     let mut channel = Channel::over(channel);
     let (id, start, descriptors) = match await_start(&mut channel) {
@@ -129,7 +130,8 @@ pub fn run() -> ExitCode {
 }
 
 impl Worker {
-    /// Everything that can fail. On failure the channel comes back, to say so.
+    /// Performs every step that can fail. Returns the channel with an error, so that the error can
+    /// be reported.
     fn prepare(
         id: WorkerId,
         start: Start,
@@ -142,7 +144,7 @@ impl Worker {
         if let Some(cpu) = start.cpu
             && let Err(error) = cpus::pin(cpu)
         {
-            // It was the supervisor's a moment ago. Anywhere is better than nowhere.
+            // The CPU was allowed a moment ago. Any CPU is better than none.
             tracing::warn!(cpu, %error, "cannot stay on the CPU: the system chooses one");
         }
         let mut descriptors = descriptors.into_iter();
@@ -185,21 +187,22 @@ impl Worker {
         }
     }
 
-    /// Binds the slot's listeners or adopts them, locks itself in, and says Ready with what was bound.
+    /// Binds the slot's listeners or adopts them, sandboxes the process and reports Ready with the
+    /// bound listeners.
     fn start(
         &mut self,
         listen: &[Listen],
         adopt: bool,
         adopted: Vec<OwnedFd>,
     ) -> Result<(), String> {
-        // A test shows what clients would see of a worker that forgot to adopt.
+        // A test checks that a worker which does not adopt would be noticed.
         let adopt = adopt && fault::value("worker.adopt") != Some("bind_anew");
         let (listeners, listen) = if adopt {
             if adopted.len() != listen.len() {
                 let (got, wanted) = (adopted.len(), listen.len());
                 return Err(format!("received {got} listeners for {wanted} addresses"));
             }
-            // As they are: their options are the supervisor's to set.
+            // Unchanged: the supervisor sets their options.
             (adopted, listen.to_vec())
         } else {
             let bound = listen.iter().map(|one| listener::bind(one, &self.config));
@@ -291,9 +294,9 @@ impl Worker {
     fn handle(&mut self, message: ToWorker, descriptors: Vec<OwnedFd>) {
         match message {
             ToWorker::Lend { slot } => {
-                // They may be in place of some that listen no more.
+                // They may replace sockets that no longer listen.
                 self.reactor.release_listeners(slot);
-                // In the order of the addresses, as this worker's own.
+                // In the order of the addresses, like this worker's own.
                 for (index, listener) in descriptors.into_iter().enumerate() {
                     let proxied = self.config.asks_for_header(index);
                     let served = self.reactor.add_listener(slot, listener, proxied);
@@ -315,7 +318,7 @@ impl Worker {
                 tracing::info!(lent_by = slot.0, "a sibling's queue was recalled");
             }
             ToWorker::Stop(stop) => self.stop(stop),
-            // The turn that it caused is the answer.
+            // The turn that the message caused is the answer.
             ToWorker::Ping => {}
             ToWorker::Serve => self.start_serving(),
             ToWorker::TakeOver(order) => self.take_over(order, descriptors),
@@ -368,7 +371,7 @@ impl Worker {
         self.send(FromWorker::Draining { connections });
     }
 
-    /// Says something to the supervisor, if there is one.
+    /// Sends a message to the supervisor, if there is one.
     fn send(&mut self, message: FromWorker) {
         if !self.supervised {
             return;
@@ -431,11 +434,11 @@ impl Worker {
     }
 }
 
-/// Comes up as a worker does that was told `start`, as far as that disturbs nobody: with a memory
-/// and an event loop of its own, without a listener.
+/// Comes up as a worker with the start message `start` would, without disturbing the running
+/// server: with a memory and an event loop of its own, without a listener.
 ///
 /// # Errors
-/// What the system refused.
+/// The system call that failed.
 pub fn rehearse(start: &Start) -> io::Result<()> {
     reactor_over(memory::create(layout(start))?, start).map(drop)
 }
@@ -443,7 +446,7 @@ pub fn rehearse(start: &Start) -> io::Result<()> {
 fn layout(start: &Start) -> Layout {
     Layout {
         descriptors: start.descriptors,
-        // What comes from another worker is taken beyond the limit for new connections.
+        // Migrated connections are adopted beyond the limit for new connections.
         buffers: start.room.max(start.max_connections),
         buffer_bytes: start.config.pending_output,
     }
@@ -457,7 +460,7 @@ fn reactor_over(memory: OwnedFd, start: &Start) -> io::Result<Reactor> {
     )
 }
 
-/// Waits for the first message and checks that it is the one there must be.
+/// Waits for the first message, which must be the start message.
 fn await_start(
     channel: &mut SupervisorChannel,
 ) -> Result<(WorkerId, Box<Start>, Vec<OwnedFd>), channel::Error> {
@@ -482,7 +485,7 @@ fn await_start(
     }
 }
 
-/// Says why on the channel; the supervisor prints it.
+/// Reports the error on the channel; the supervisor prints it.
 fn report_failure(mut channel: SupervisorChannel, worker: WorkerId, cause: &str) -> ExitCode {
     let message = FromWorker::Failed {
         cause: cause.to_owned(),
@@ -496,13 +499,13 @@ fn report_failure(mut channel: SupervisorChannel, worker: WorkerId, cause: &str)
     ExitCode::FAILURE
 }
 
-/// Leaves the channel for the kernel to close: its end tells the supervisor that this process is
-/// ending, with its exit code settled, and not merely about to.
+/// Leaves the channel for the kernel to close: the supervisor then sees the end of the channel only
+/// when the exit status is settled.
 fn leave_open(channel: SupervisorChannel) {
     std::mem::forget(channel);
 }
 
-/// Makes a panic a logged, sudden death in every build.
+/// Makes a panic log an error and abort, in every build.
 fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!(%panic, "worker panicked");

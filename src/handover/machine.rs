@@ -1,20 +1,21 @@
-//! The rules of a handover: who owns which connection at every instant, as two state machines.
+//! The rules of a handover: which worker owns which connection at every instant, as two state
+//! machines.
 //!
-//! Events in, actions out; the shell freezes, sends, closes and takes in as told, in order, and
-//! reports what came of it.
+//! Events in, actions out; the shell executes each action in order and reports its result.
 //!
 //! Invariants:
-//! - a batch is the sender's until it has read the acknowledgement, and while it is on its way
-//!   nobody touches its connections: the sender has put them away, and the receiver serves none
-//!   before its acknowledgement is sent;
-//! - at most [`HANDOVER_WINDOW`] batches are on their way, and every one is settled exactly once:
-//!   released when it was acknowledged, but for the connections that the receiver cannot take;
-//!   taken back when it was declined or refused or could not be sent, or the receiver is gone;
-//! - a connection that the receiver cannot take is not offered again, and stops no other one;
-//! - a receiver that has refused takes in nothing any more, so a refusal settles everything that is
-//!   on its way;
-//! - what one does not understand settles nothing: it stays put away until the other end
-//!   acknowledges it or is gone, for it may be owned there.
+//! - a batch belongs to the sender until that has received the acknowledgement; while it is in
+//!   flight neither side touches its connections: the sender has frozen them, and the receiver
+//!   serves none before its acknowledgement is sent;
+//! - at most [`HANDOVER_WINDOW`] batches are in flight, and each is settled exactly once: released
+//!   when it was acknowledged, except the connections that the receiver cannot adopt; taken back
+//!   when it was declined or refused or could not be sent, or the receiver is gone;
+//! - a connection that the receiver cannot adopt is not offered again, and does not stop the
+//!   others;
+//! - a receiver that has refused adopts nothing any more, so a refusal settles everything in
+//!   flight;
+//! - an invalid answer settles nothing: the batch stays frozen until the receiver acknowledges it
+//!   or is gone, because the receiver may own it.
 //!
 //! Pure: no descriptor, no clock. It must not know what a connection is.
 
@@ -27,35 +28,35 @@ use crate::config::HANDOVER_WINDOW;
 /// What happens to a sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SenderEvent {
-    /// There is time for a batch.
+    /// The turn has time for a batch.
     Turn {
-        /// Connections that are not on their way and have not been offered.
+        /// Connections that are neither in flight nor offered before.
         waiting: u32,
-        /// Connections that the receiver could not take.
+        /// Connections that the receiver could not adopt.
         stuck: u32,
-        /// No more will be added to them.
+        /// Whether no more will be added to them.
         complete: bool,
     },
-    /// Answer to [`SenderAction::Send`] or [`SenderAction::Retry`]: the kernel took the batch.
+    /// Result of [`SenderAction::Send`] or [`SenderAction::Retry`]: the kernel accepted the batch.
     Sent {
         /// Connections in it.
         count: u32,
     },
-    /// Answer to the same: the kernel takes it later.
+    /// Result of the same: the kernel does not accept it now.
     Blocked,
-    /// Answer to the same: the kernel will not take it.
+    /// Result of the same: the kernel will never accept it.
     Failed {
         /// Why.
         cause: String,
     },
-    /// The receiver said something.
+    /// The receiver sent a packet.
     Received(Packet),
-    /// The receiver said something that is no packet.
+    /// The receiver sent bytes that are not a packet.
     Invalid {
         /// What is wrong with it.
         cause: String,
     },
-    /// The receiver is gone, and everything it said has been handed in.
+    /// The receiver is gone, and every packet from it has been handled.
     PeerGone,
     /// Send no more.
     Stop,
@@ -64,12 +65,12 @@ pub enum SenderEvent {
 /// What a sender must do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SenderAction {
-    /// Put a batch away and send it; at least one connection.
+    /// Freeze a batch of at least one connection and send it.
     Send {
         /// The batch's number.
         sequence: u32,
     },
-    /// Send the last batch, which the kernel did not take.
+    /// Send the last batch again, which the kernel did not accept.
     Retry {
         /// The batch's number.
         sequence: u32,
@@ -87,7 +88,7 @@ pub enum SenderAction {
         /// The batch's number.
         sequence: u32,
     },
-    /// Say that there are no more. Whether it arrives does not matter.
+    /// Send the end. Whether it arrives does not matter.
     SendEnd {
         /// The packet's number.
         sequence: u32,
@@ -96,15 +97,15 @@ pub enum SenderAction {
     Finish,
 }
 
-/// The side that connections leave.
+/// The sending side.
 #[derive(Debug)]
 pub struct Sender {
     last_sequence: u32,
-    /// Batches on their way, oldest first, that the kernel has taken; with their connections.
+    /// Batches in flight, oldest first, with their numbers of connections.
     in_flight: VecDeque<(u32, u32)>,
-    /// The batch that the kernel has not taken yet.
+    /// The batch that the kernel has not accepted yet.
     staged: Option<u32>,
-    /// Why the first connection stayed that the receiver could not take.
+    /// Why the first connection stayed that the receiver could not adopt.
     stuck_cause: Option<String>,
     phase: SenderPhase,
     actions: VecDeque<SenderAction>,
@@ -113,8 +114,7 @@ pub struct Sender {
 #[derive(Debug)]
 enum SenderPhase {
     Sending,
-    /// No more batches; what is on its way has to be settled, then that is the end.
-    /// `None`: the sender was told to stop.
+    /// No more batches; those in flight have to be settled first.
     Settling(Option<HandoverEnd>),
     Over(Option<HandoverEnd>),
 }
@@ -193,7 +193,7 @@ impl Sender {
             && self.in_flight.len() < HANDOVER_WINDOW
     }
 
-    /// Whether a batch waits for the kernel to take it.
+    /// Whether a batch waits for the kernel to accept it.
     #[must_use]
     pub const fn is_blocked(&self) -> bool {
         self.staged.is_some()
@@ -253,7 +253,7 @@ impl Sender {
         }
     }
 
-    /// The oldest batch on its way has been answered.
+    /// Settles the oldest batch in flight, which was answered.
     fn settle_oldest(&mut self, stuck_cause: Option<String>, action: SenderAction) {
         self.in_flight.pop_front();
         self.stuck_cause = self.stuck_cause.take().or(stuck_cause);
@@ -265,8 +265,8 @@ impl Sender {
         }
     }
 
-    /// Sends no more; the end comes when everything on its way is settled. A batch that the kernel
-    /// never took is nobody else's.
+    /// Sends no more; the handover ends when everything in flight is settled. A batch that the
+    /// kernel never accepted comes back at once.
     fn settle(&mut self, end: Option<HandoverEnd>) {
         if matches!(self.phase, SenderPhase::Sending) || end.is_none() {
             self.phase = SenderPhase::Settling(end.clone());
@@ -279,7 +279,7 @@ impl Sender {
         }
     }
 
-    /// Takes everything on its way back, and ends. A stop stays a stop, whatever the receiver does.
+    /// Takes everything in flight back, and ends. A stop stays a stop, whatever the receiver does.
     fn finish(&mut self, end: Option<HandoverEnd>) {
         let sent = self.in_flight.drain(..).map(|(sequence, _)| sequence);
         let back = sent.chain(self.staged.take());
@@ -312,7 +312,7 @@ impl Sender {
     }
 }
 
-/// Whether an acknowledgement says of each of `count` connections once what became of it.
+/// Whether an acknowledgement accounts for each of `count` connections exactly once.
 fn accounts_for(taken: u32, left: Option<&Left>, count: u32) -> bool {
     let places = left.map_or(&[][..], |left| &left.places);
     let within = places.iter().all(|place| u32::from(*place) < count);
@@ -322,42 +322,42 @@ fn accounts_for(taken: u32, left: Option<&Left>, count: u32) -> bool {
 /// What happens to a receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReceiverEvent {
-    /// The sender said something, and so many descriptors came along.
+    /// The sender sent a packet with descriptors.
     Received {
         /// What.
         packet: Packet,
         /// Descriptors.
         descriptors: usize,
     },
-    /// Nothing is to be taken in any more: the sender said something that is no packet or came in
-    /// part, or this worker stops.
+    /// Nothing may be adopted any more: the sender sent bytes that are not a whole packet, or this
+    /// worker stops.
     Unfit {
         /// Why, in one line.
         cause: String,
     },
-    /// The sender said something that cannot be read; it was a batch by its number.
+    /// The sender sent a batch that cannot be decoded.
     Unreadable {
         /// The number.
         sequence: u32,
         /// Why, in one line.
         cause: String,
     },
-    /// Answer to [`ReceiverAction::Adopt`]: all of the batch is recorded and watched, but for some
-    /// whose descriptors are closed.
+    /// Result of [`ReceiverAction::Adopt`]: the batch is recorded and watched, except some whose
+    /// descriptors are closed.
     Adopted {
         /// Connections that are recorded and watched.
         taken: u32,
         /// Those that are not.
         left: Option<Left>,
     },
-    /// The sender is gone or has finished, and everything it said has been handed in.
+    /// The sender is gone or has finished, and every packet from it has been handled.
     PeerGone,
 }
 
 /// What a receiver must do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReceiverAction {
-    /// So many connections are to come: keep places for them.
+    /// Reserve places for connections to come.
     Expect {
         /// How many.
         coming: u32,
@@ -367,7 +367,7 @@ pub enum ReceiverAction {
         /// The connections, in the order of their descriptors. There may be fewer of those.
         connections: Vec<Record>,
     },
-    /// Say which connections of the batch are taken in; then serve them.
+    /// Acknowledge the connections of the batch that are adopted; then serve them.
     Acknowledge {
         /// The batch's number.
         sequence: u32,
@@ -376,14 +376,14 @@ pub enum ReceiverAction {
         /// Those that are not.
         left: Option<Left>,
     },
-    /// Close the descriptors that came, if any, and say that none of the batch is taken in.
+    /// Close the descriptors of the batch, if any, and answer that none of it is adopted.
     Decline {
         /// The batch's number.
         sequence: u32,
         /// Why.
         cause: String,
     },
-    /// Close the descriptors that came, if any, and say that nothing more is taken in.
+    /// Close the descriptors of the packet, if any, and answer that nothing more is adopted.
     Refuse {
         /// The number of what is refused.
         sequence: u32,
@@ -392,18 +392,18 @@ pub enum ReceiverAction {
     },
     /// It is over. Comes last.
     Finish {
-        /// The sender has said that everything has moved.
+        /// Whether the sender has sent its end.
         complete: bool,
     },
 }
 
-/// The side that connections come to.
+/// The receiving side.
 #[derive(Debug, Default)]
 pub struct Receiver {
     last_sequence: u32,
-    /// The sender has said how many are to come.
+    /// Whether the sender has sent the number of connections.
     begun: bool,
-    /// Connections taken in.
+    /// Connections adopted.
     adopted: u32,
     phase: ReceiverPhase,
     actions: VecDeque<ReceiverAction>,
@@ -413,13 +413,13 @@ pub struct Receiver {
 enum ReceiverPhase {
     #[default]
     Receiving,
-    /// A batch is being taken in.
+    /// A batch is being adopted.
     Adopting {
         sequence: u32,
     },
-    /// Nothing is taken in any more. What comes is dropped: its sender has been told.
+    /// Nothing is adopted any more. Packets are dropped: the sender has been answered.
     Refusing,
-    /// The sender has said that there are no more.
+    /// The sender has sent its end.
     Complete,
     Over,
 }
@@ -464,7 +464,7 @@ impl Receiver {
             (ReceiverPhase::Receiving, ReceiverEvent::Unfit { cause }) => {
                 self.refuse(self.last_sequence.wrapping_add(1), cause);
             }
-            // Refused already, after the end, or an answer to nothing: there is nobody to tell.
+            // Refused already, after the end, or a result without an action: no answer is due.
             (
                 ReceiverPhase::Receiving
                 | ReceiverPhase::Adopting { .. }
@@ -481,7 +481,7 @@ impl Receiver {
         self.actions.pop_front()
     }
 
-    /// Connections taken in so far.
+    /// Returns the number of connections adopted so far.
     #[must_use]
     pub const fn adopted(&self) -> u32 {
         self.adopted
@@ -503,7 +503,7 @@ impl Receiver {
         }
         self.last_sequence = sequence;
         match message {
-            // Fewer may come: the kernel passes them in order, as far as there are free numbers.
+            // Fewer may arrive: the kernel passes them in order, as far as there are free numbers.
             Message::Batch(connections) if connections.len() < descriptors => {
                 let count = connections.len();
                 let cause = format!("{descriptors} descriptors came with {count} connections");

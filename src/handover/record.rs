@@ -1,14 +1,15 @@
-//! What the two ends of a handover say to each other, as bytes.
+//! The packets of a handover, as bytes.
 //!
 //! A packet is a header of fixed size (magic, version, kind, sequence number, count, length of the
 //! body), then a body. A batch's body is a record for each connection: a fixed part, then its
 //! unsent bytes. Numbers are little-endian. Binary, because a batch is made and read within a turn
 //! of the loop.
 //!
-//! Invariants: decoding is total (any bytes give a packet or an [`Error`]); a packet is at most [`HANDOVER_MESSAGE_BYTES`] long and holds
-//! at most [`HANDOVER_BATCH_CONNECTIONS`] connections, and one connection always fits. The header,
-//! and the kinds that refuse, are the same in every version, so that the sender understands a
-//! refusal. A record that means nothing here spoils no other one. Pure: no descriptor, no socket.
+//! Invariants: decoding is total (any bytes give a packet or an [`Error`]); a packet is at most
+//! [`HANDOVER_MESSAGE_BYTES`] long and holds at most [`HANDOVER_BATCH_CONNECTIONS`] connections,
+//! and one connection always fits. The header, and the kinds that refuse, are the same in every
+//! version, so that the sender understands a refusal. An invalid record does not spoil the others.
+//! Pure: no descriptor, no socket.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -36,50 +37,52 @@ const _: () = assert!(
 /// One packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Counts what the sender of connections sends, from 1; an answer repeats what it answers.
+    /// Number of a packet from the sender of connections, from 1; an answer repeats it.
     pub sequence: u32,
-    /// What is said.
+    /// The message.
     pub message: Message,
 }
 
 /// One connection of a batch, or why its record cannot be read.
 pub type Record = Result<Frozen, &'static str>;
 
-/// Everything that is said.
+/// The messages of a handover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// First, with sequence number 0: the sender accepts no more, and has so many connections.
+    /// First, with sequence number 0: the sender has stopped accepting and knows its number of
+    /// connections.
     Begin {
         /// Connections that are to come.
         coming: u32,
     },
-    /// Connections; their descriptors come along, in the same order.
+    /// Connections, with their descriptors in the same order.
     Batch(Vec<Record>),
     /// There are no more, and every batch has been acknowledged.
     End {
         /// Connections in all the batches.
         moved: u32,
     },
-    /// The batch has been dealt with: its connections are the receiver's from now on, all but some.
+    /// The batch is adopted: its connections belong to the receiver from now on, except those in
+    /// `left`.
     Acknowledged {
-        /// Connections that the receiver has taken.
+        /// Connections that the receiver has adopted.
         taken: u32,
-        /// Those that it cannot take, if any: they stay with the sender.
+        /// Those that it cannot adopt, if any: they stay with the sender.
         left: Option<Left>,
     },
-    /// No connection of the batch has been taken; those of other batches may be.
+    /// No connection of the batch is adopted; those of other batches may be.
     Declined {
         /// Why, in one line.
         cause: String,
     },
-    /// The batch has not been taken in, and none after it will be.
+    /// The batch is not adopted, and none after it will be.
     Refused {
         /// Why, in one line.
         cause: String,
     },
 }
 
-/// The connections of a batch that the receiver cannot take.
+/// The connections of a batch that the receiver cannot adopt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Left {
     /// Their places in the batch, in ascending order; at least one.
@@ -88,7 +91,7 @@ pub struct Left {
     pub cause: String,
 }
 
-/// Why bytes are no packet.
+/// Why bytes are not a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// It ends too early or goes on too long.
@@ -99,7 +102,7 @@ pub enum Error {
         /// Bytes there are.
         got: usize,
     },
-    /// It is not one of ours.
+    /// It does not start with the magic.
     #[error("a packet that does not begin with the magic bytes")]
     Magic,
     /// It is from a program too old or too new.
@@ -110,13 +113,13 @@ pub enum Error {
         /// The one that is read.
         wanted: u16,
     },
-    /// It says something unheard of.
+    /// Its kind is unknown.
     #[error("a packet of unknown kind {0}")]
     Kind(u16),
     /// More connections than a batch can have, or none.
     #[error("a batch of {0} connections; it has 1 to {HANDOVER_BATCH_CONNECTIONS}")]
     Count(u32),
-    /// A connection's record means nothing.
+    /// A connection's record is invalid.
     #[error("record {index} cannot be read: {what}")]
     Record {
         /// Its place in the batch.
@@ -124,15 +127,15 @@ pub enum Error {
         /// What is wrong.
         what: &'static str,
     },
-    /// What should be text is none, or too long.
+    /// A text is not UTF-8 or too long.
     #[error("the cause of a refusal cannot be read")]
     Cause,
-    /// The list of connections that stay means nothing.
+    /// The list of connections that stay is invalid.
     #[error("an acknowledgement cannot be read")]
     Places,
 }
 
-/// A batch in the making: takes connections as long as they fit.
+/// A batch under construction: accepts connections as long as they fit.
 #[derive(Debug)]
 pub struct BatchEncoder {
     frame: Vec<u8>,
@@ -148,7 +151,7 @@ impl BatchEncoder {
         Self { frame, count: 0 }
     }
 
-    /// Adds a connection; false if it does not fit any more.
+    /// Adds a connection. Returns false if it does not fit any more.
     #[must_use]
     pub fn push(&mut self, frozen: &Frozen) -> bool {
         let length = self.frame.len() + RECORD_BYTES + frozen.unsent.len();
@@ -210,7 +213,7 @@ impl Packet {
         close(frame)
     }
 
-    /// From bytes of version `version`; what refuses is read in any.
+    /// Decodes bytes of version `version`; refusals are decoded in any version.
     ///
     /// # Errors
     /// Any [`Error`].

@@ -1,6 +1,6 @@
-//! What the counters in a working memory say to whoever maps it.
+//! The counters in a working memory, for any process that maps it.
 //!
-//! Invariant: total; a writer may have left any words.
+//! Invariant: every function is total; a compromised writer may leave any words.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,26 +8,27 @@ use super::layout::Layout;
 use crate::sys::shared::{SharedMemory, Words};
 use uppercased_ctl::metrics::{CloseReason, Counter};
 
-/// One counter as its writer left it; any process that maps the memory may ask.
+/// Returns a counter as its writer left it.
 #[must_use]
 pub fn counter(shared: &SharedMemory, counter: Counter) -> u64 {
     metrics_cell(shared.words(), counter).load(Ordering::Relaxed)
 }
 
-/// Connections open by the counters: taken or moved in, not yet ended or moved out.
+/// Returns the number of open connections by the counters: accepted or migrated in, not yet closed
+/// or migrated out.
 #[must_use]
 pub fn open_connections(shared: &SharedMemory) -> u64 {
     open_by(|one| counter(shared, one))
 }
 
-/// The same, by counters that stand elsewhere. While they are being written more may seem gone than
-/// came: that is none.
+/// Returns the same from counters stored elsewhere. While they are being written more may seem
+/// closed than opened: that reads as zero.
 #[must_use]
 pub fn open_by(count: impl Fn(Counter) -> u64) -> u64 {
     balance_of(count).max(0).cast_unsigned()
 }
 
-/// How far a worker's handovers are: the latest from it, and the latest to it.
+/// Progress of a worker's handovers: the latest from it and the latest to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moves {
     /// Batches sent.
@@ -38,7 +39,7 @@ pub struct Moves {
     pub answered: u64,
 }
 
-/// How far the worker says that its handovers are.
+/// Returns the progress of a worker's handovers as it reports it.
 #[must_use]
 pub fn moves(shared: &SharedMemory) -> Moves {
     let word = |at: usize| shared.line(Layout::MOVING).0[at].load(Ordering::Relaxed);
@@ -49,21 +50,21 @@ pub fn moves(shared: &SharedMemory) -> Moves {
     }
 }
 
-/// Connections that the working memory has room for, by what its writer says of its layout.
+/// Returns the number of connections that the memory has room for, according to its writer.
 #[must_use]
 pub fn room(shared: &SharedMemory) -> u32 {
     let buffers = shared.line(Layout::HEADER).0[2].load(Ordering::Relaxed);
     u32::try_from(buffers).unwrap_or(0).min(Layout::MAX_BUFFERS)
 }
 
-/// Whether the counters can be a worker's that did what workers do. One that was taken over by a
-/// stranger may have left any words: then none of them is worth being added to anything.
+/// Whether the counters are plausible. A compromised worker may have left any words: then none of
+/// them may be added to anything.
 #[must_use]
 pub fn is_believable(shared: &SharedMemory) -> bool {
     balance_of(|one| counter(shared, one)).unsigned_abs() <= Layout::MAX_DESCRIPTORS.into()
 }
 
-/// What came less what went. Goes round, for the words may be anything.
+/// Connections opened less those closed. Wraps, because the words may be anything.
 fn balance_of(count: impl Fn(Counter) -> u64) -> i64 {
     let came = count(Counter::Accepted).wrapping_add(count(Counter::MovedIn));
     let ended = CloseReason::ALL.into_iter().map(Counter::Closed);

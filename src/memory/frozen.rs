@@ -1,19 +1,20 @@
-//! A connection by value, for its way from one owner to the next.
+//! A connection by value, to be passed from one owner to the next.
 //!
-//! [`RecordMut::freeze`] copies all that a live connection is between two calls, [`rescued`] tells the
-//! same from the memory of a worker that died at any instant, and both end in [`Memory::thaw`],
-//! under any descriptor number of any memory. The kernel's part (what it has received and not been
-//! asked for, what it has been given and not delivered) travels with the descriptor.
+//! [`RecordMut::freeze`] copies a live connection between two calls, [`rescued`] reconstructs one
+//! from the memory of a worker that died at any instant, and both end in [`Memory::thaw`], under
+//! any descriptor number of any memory. The kernel's part (unread input, undelivered output)
+//! travels with the descriptor.
 //!
 //! Invariants:
-//! - freezing only reads: until the copy has arrived, the sender owns the connection and can go on;
-//! - `thaw(freeze(c))` is `c`, but for readiness: that is the new event loop's to report, and it
-//!   reports everything anew when it begins to watch the descriptor;
+//! - freezing only reads: until the copy has arrived, the sender owns the connection and can
+//!   continue it;
+//! - `thaw(freeze(c))` equals `c` except for readiness, which the new event loop reports when it
+//!   begins to watch the descriptor;
 //! - bytes received less bytes sent are the unsent ones, before and after;
-//! - a thaw that is refused has changed nothing, and one that is cut short by the death of its
-//!   process can be told from the memory like everything else.
+//! - a thaw that fails has changed nothing, and one that is cut short by the death of its process
+//!   can be repaired from the memory like everything else.
 //!
-//! It must not know how a frozen connection travels, or when.
+//! It must not know how a frozen connection is sent, or when.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -25,55 +26,55 @@ use super::record::Entry;
 use super::{Corrupt, Memory, NoBuffer, Probe, Record, RecordMut, unsent};
 use uppercased_ctl::clock::Tick;
 
-/// All that a connection is outside of the kernel.
+/// The state of a connection outside the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frozen {
     /// Transformed output that the kernel has not accepted, in order.
     pub unsent: Vec<u8>,
-    /// How far it has come.
+    /// The phase of its life.
     pub phase: Phase,
     /// The peer ended its stream; the end is answered after the unsent output.
     pub peer_ended: bool,
-    /// The worker stops: the stream is to be ended as soon as nothing is owed.
+    /// Whether the stream is to be ended as soon as nothing is owed, because the worker stops.
     pub finish: bool,
-    /// The peer; an IPv4 address in IPv6 clothes has been undressed.
+    /// The peer's address; an IPv4-mapped one as IPv4.
     pub peer: SocketAddr,
     /// Bytes received, each of which is owed to the peer.
     pub bytes_in: u64,
-    /// Bytes of them that the kernel took for sending.
+    /// Bytes of them that the kernel accepted for sending.
     pub bytes_out: u64,
-    /// What its deadline counts from.
+    /// Start of its current deadline.
     pub last_progress: Tick,
     /// When it was accepted.
     pub opened: Tick,
 }
 
-/// How far a connection has come.
+/// The phase of a connection's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// It is served.
     Open,
-    /// Its stream was ended after `idle_timeout`, and it waits for the peer to close.
+    /// Its stream was ended after `idle_timeout`; it waits for the peer to close.
     LingeringIdle,
-    /// The same, because the worker stops.
+    /// Its stream was ended because the worker stops; it waits for the peer to close.
     LingeringStop,
     /// Its PROXY header is still in the kernel.
     AwaitingHeader,
 }
 
-/// Why a frozen connection cannot be taken in.
+/// Why a frozen connection cannot be thawed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ThawError {
-    /// The memory has no such record.
+    /// The memory has no record for the number.
     #[error("descriptor {fd} has no record: the working memory has {descriptors}")]
     NoRecord {
         /// The descriptor number.
         fd: u32,
-        /// Records there are.
+        /// Number of records.
         descriptors: u32,
     },
-    /// The record is another connection's, or that connection is being closed.
+    /// The record belongs to another connection, or to one that is being closed.
     #[error("descriptor {fd} is another connection's in the working memory")]
     Occupied {
         /// The descriptor number.
@@ -82,7 +83,7 @@ pub enum ThawError {
     /// More output than one buffer holds.
     #[error("{unsent} bytes of unsent output do not fit a buffer of {SCRATCH_BYTES}")]
     TooLong {
-        /// Bytes to be kept.
+        /// Bytes of unsent output.
         unsent: usize,
     },
     /// Every buffer is in use.
@@ -93,8 +94,8 @@ pub enum ThawError {
     Inconsistent(&'static str),
 }
 
-/// What the connection of `fd` was, told from the memory alone, whenever its writer stopped; `None`
-/// if it was none, or was being closed. `owed` as for [`unsent()`].
+/// Returns what the connection of `fd` was, from the memory alone, whenever its writer stopped;
+/// `None` if there was none, or it was being closed. `owed` as for [`unsent()`].
 ///
 /// # Errors
 /// As [`unsent()`].
@@ -175,13 +176,12 @@ impl<P: Probe> RecordMut<'_, P> {
 }
 
 impl<P: Probe> Memory<P> {
-    /// Rule 4 for a connection that comes from another owner: it is recorded as that of `fd`, with
+    /// Rule 4 for a connection that comes from another owner: records it for `fd` with
     /// `generation`. Where `fd` is recorded with that generation already, as after a crash, its
     /// record is replaced and what was in hand for it is settled.
     ///
-    /// Nothing is ready yet: the event loop says what is when it begins to watch `fd`. Only a
-    /// connection that is to finish is left with the look at the kernel that this takes, so it has
-    /// work at once.
+    /// Nothing is ready yet: the event loop reports readiness when it begins to watch `fd`. Only a
+    /// connection that is to finish has work at once, the last look at the kernel.
     ///
     /// # Errors
     /// [`ThawError`]; nothing has changed then.
@@ -189,8 +189,8 @@ impl<P: Probe> Memory<P> {
         self.store_frozen(fd, generation, frozen, frozen.flags().resumed())
     }
 
-    /// [`Memory::thaw`] by rule 8: the connection is another worker's until it has been told of
-    /// its arrival, and nothing is done to it before [`RecordMut::take_ownership`].
+    /// [`Memory::thaw`] by rule 8: the connection belongs to the sender until that has received the
+    /// acknowledgement, and nothing is done to it before [`RecordMut::take_ownership`].
     ///
     /// # Errors
     /// As [`Memory::thaw`].

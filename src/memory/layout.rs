@@ -1,4 +1,4 @@
-//! Where everything lies in the working memory, and how its words are packed.
+//! The layout of the working memory, and the encoding of its words.
 //!
 //! Pure arithmetic: offsets from three numbers, words from fields and back. A word that another
 //! process may read is hostile input, so every unpacking is total: any 64 bits give a value or
@@ -9,7 +9,7 @@ use uppercased_ctl::metrics::Counter;
 
 pub use crate::config::SCRATCH_BYTES;
 
-/// Names this layout; another version of it has another number.
+/// Identifies this layout; another version has another number.
 pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM1");
 
 const PAGE_BYTES: usize = 4096;
@@ -22,18 +22,19 @@ pub struct Layout {
     pub descriptors: u32,
     /// Pending-output buffers in the pool.
     pub buffers: u32,
-    /// Bytes that one read takes, at most [`SCRATCH_BYTES`]. A buffer has room for those in any
-    /// case: a connection that comes from another worker may owe more than this one would read.
+    /// Bytes that one receive takes, at most [`SCRATCH_BYTES`]. A buffer holds that maximum in any
+    /// case: a connection from another worker may owe more than this one would receive at once.
     pub buffer_bytes: u32,
 }
 
 impl Layout {
-    /// Most records: descriptor numbers go no higher on any Linux (`fs.nr_open` stays below 2^30).
+    /// Maximum number of records: descriptor numbers go no higher on any Linux (`fs.nr_open` stays
+    /// below 2^30).
     pub const MAX_DESCRIPTORS: u32 = 1 << 30;
-    /// Most buffers: their number has 24 bits in the pending word.
+    /// Maximum number of buffers: their number has 24 bits in the pending word.
     pub const MAX_BUFFERS: u32 = (1 << 24) - 1;
 
-    /// Whether the three numbers are within what the words can name.
+    /// Whether the words can express the three numbers.
     #[must_use]
     pub const fn is_valid(self) -> bool {
         self.descriptors > 0
@@ -43,19 +44,19 @@ impl Layout {
             && self.buffer_bytes as usize <= SCRATCH_BYTES
     }
 
-    /// Bytes of the whole.
+    /// Total bytes.
     #[must_use]
     pub const fn total_bytes(self) -> usize {
         self.pool_offset() + self.buffers as usize * Self::STRIDE
     }
 
-    /// The line that says what this is: magic, descriptors, buffers, bytes a buffer.
+    /// The header line: magic, descriptors, buffers, bytes per buffer.
     pub const HEADER: usize = 0;
-    /// The line of the word in hand, the only one written several times a message.
+    /// The line of the word in hand, the only line written several times per message.
     pub const IN_HAND: usize = LINE_BYTES;
     /// The line of the accepting mark.
     pub const ACCEPTING: usize = 2 * LINE_BYTES;
-    /// The line that says how far a handover is: batches sent, batches settled, batches answered.
+    /// The line with the progress of handovers: batches sent, settled and answered.
     pub const MOVING: usize = 3 * LINE_BYTES;
 
     /// The line that holds metrics cell `cell`.
@@ -84,15 +85,15 @@ impl Layout {
         self.pool_offset() + buffer as usize * Self::STRIDE
     }
 
-    /// Where the pending output of a connection lies: its first byte, and how many there are.
+    /// The offset of pending output and its number of bytes.
     #[must_use]
     pub const fn pending(self, pending: Pending) -> (usize, usize) {
         let start = self.buffer(pending.buffer) + pending.offset as usize;
         (start, pending.len() as usize)
     }
 
-    /// Bytes from one buffer to the next: whole pages, so that each can be given back alone, and
-    /// room for whatever any worker may owe. Pages that nothing was written to cost nothing.
+    /// Bytes from one buffer to the next: whole pages, so that each can be freed alone, with room
+    /// for whatever a worker may owe. Untouched pages cost nothing.
     pub const STRIDE: usize = SCRATCH_BYTES.next_multiple_of(PAGE_BYTES);
 
     const fn pool_offset(self) -> usize {
@@ -105,7 +106,7 @@ const _: () = assert!(
     "header and metrics fit before the records"
 );
 
-/// What the worker has in hand at this instant.
+/// The call that the worker has in hand at this instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InHand {
     /// Nothing.
@@ -149,14 +150,14 @@ impl InHand {
     }
 }
 
-/// Output that the kernel would not take yet: bytes `offset..end` of a pool buffer.
+/// Output that the kernel did not accept yet: bytes `offset..end` of a pool buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pending {
     /// Number of the buffer in the pool.
     pub buffer: u32,
     /// First byte not yet sent.
     pub offset: u32,
-    /// One past the last byte owed; it never moves while the buffer is flushed.
+    /// One past the last byte owed; it does not change while the buffer is flushed.
     pub end: u32,
 }
 
@@ -197,7 +198,7 @@ impl Pending {
     }
 }
 
-/// What a record is for at this instant.
+/// The state of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
@@ -205,20 +206,19 @@ pub enum State {
     Free = 0,
     /// It is served.
     Open = 1,
-    /// Its stream is ended from here after `idle_timeout`; input is thrown away until the peer
-    /// closes or the linger time ends. Whoever finds this ends the stream again, which is harmless.
+    /// Its stream is ended from here after `idle_timeout`; input is discarded until the peer closes
+    /// or the linger time ends. A rescuer ends the stream again, which is harmless.
     LingeringIdle = 2,
     /// The same, because the worker stops.
     LingeringStop = 3,
-    /// The descriptor is being closed; whoever finds this closes the number again, with a reset if
-    /// more was received than sent.
+    /// The descriptor is being closed; a rescuer closes the number again, with a reset if more was
+    /// received than sent.
     Closing = 4,
-    /// Another worker has taken it over and said so; this one's descriptor is being closed.
-    /// Whoever finds this closes the number, never with a reset, and does nothing else to it.
+    /// Another worker has acknowledged the connection; this one's descriptor is being closed. A
+    /// rescuer closes the number, never with a reset, and does nothing else to it.
     Handed = 5,
     /// It is open, and its PROXY header is still in the kernel, whole or in part: nothing has been
-    /// received. Whoever finds this looks there first, or serves it if the kernel says that
-    /// something has been.
+    /// received. A rescuer looks there first, or serves it if the kernel has counted bytes read.
     AwaitingHeader = 6,
 }
 
@@ -248,34 +248,34 @@ impl Flags {
     pub const READABLE: Self = Self(1);
     /// The kernel may take output.
     pub const WRITABLE: Self = Self(1 << 1);
-    /// Read until the kernel says there is nothing: a short read does not prove it, because an
-    /// end of stream, an error or urgent data was announced.
+    /// Receive until the call would block: a short receive is no proof of emptiness, because an end
+    /// of stream, an error or urgent data was reported.
     pub const READ_DRY: Self = Self(1 << 2);
     /// The peer ended its stream; what is pending is still owed.
     pub const PEER_ENDED: Self = Self(1 << 3);
-    /// It stands in the ready queue.
+    /// It is in the ready queue.
     pub const QUEUED: Self = Self(1 << 4);
     /// The worker stops: end the stream as soon as nothing is owed.
     pub const FINISH: Self = Self(1 << 5);
 
-    /// On its way from one worker to another, at both ends, until the acknowledgement: nobody may
-    /// touch it. It is the receiver's once that one's record has no mark any more, or the sender's
-    /// says [`State::Handed`] or free; until then it is the sender's.
+    /// Migrating, at both ends, until the acknowledgement: neither worker may touch it. It is the
+    /// receiver's once the receiver's record has no mark any more, or the sender's is
+    /// [`State::Handed`] or free; until then it is the sender's.
     pub const MOVING: Self = Self(1 << 6);
 
-    /// What a connection is given when the worker stops. What is in the kernel by then is still
-    /// answered, so it looks there once more, and until the kernel says that there is nothing: no
-    /// report may be on its way that would tell whether a short read proves it.
+    /// Set when the worker stops. Input in the kernel by then is still answered, so the connection
+    /// receives once more, until the call would block: no report tells whether a short receive
+    /// proves emptiness.
     pub const LAST_LOOK: Self = Self::FINISH.with(Self::READABLE).with(Self::READ_DRY);
 
-    /// Those that are the connection's own, and not readiness or a place in a queue.
+    /// The flags that belong to the connection itself, without readiness and queueing.
     #[must_use]
     pub const fn lasting(self) -> Self {
         Self(self.0 & Self::PEER_ENDED.with(Self::FINISH).0)
     }
 
-    /// Those with which a connection begins or goes on at a worker: nothing is ready until the event
-    /// loop reports it, but one that is to finish has its last look at once.
+    /// The flags with which a connection begins or continues at a worker: nothing is ready until
+    /// the event loop reports it, but one that is to finish has its last look at once.
     #[must_use]
     pub const fn resumed(self) -> Self {
         let lasting = self.lasting();
@@ -314,12 +314,12 @@ pub struct Head {
     pub flags: Flags,
     /// The peer's port.
     pub port: u16,
-    /// Told apart from the number's earlier connections by this; never 0.
+    /// Distinguishes the connection from earlier ones with the same number; never 0.
     pub generation: u32,
 }
 
 impl Head {
-    /// Of a number that no connection has ever had.
+    /// The head of a record that was never used.
     pub const FREE: Self = Self {
         state: State::Free,
         flags: Flags(0),
@@ -336,7 +336,7 @@ impl Head {
             | ((self.generation as u64) << 32)
     }
 
-    /// From one word; `None` if its state is none.
+    /// From one word; `None` if its state is invalid.
     #[must_use]
     pub const fn unpack(word: u64) -> Option<Self> {
         match State::unpack((word & 0xff) as u8) {

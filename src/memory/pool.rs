@@ -1,4 +1,4 @@
-//! Which pending-output buffers are free: private, because the records alone say which are not.
+//! Which pending-output buffers are free: private, because the records alone show which are in use.
 
 /// Free buffers whose pages are kept for the next slow peer; those of further ones are given back.
 pub const WARM_BUFFERS: usize = 16;
@@ -6,7 +6,7 @@ pub const WARM_BUFFERS: usize = 16;
 /// The free buffers, by number.
 #[derive(Debug)]
 pub(super) struct Pool {
-    /// Free, and their pages are still there; the last one freed is the first one used again.
+    /// Free, pages kept; the last one freed is the first one reused.
     warm: Vec<u32>,
     /// Free, pages given back.
     cold: Vec<u32>,
@@ -33,7 +33,7 @@ impl Pool {
         })
     }
 
-    /// Takes a buffer back; false if its pages are to be given back.
+    /// Frees a buffer. Returns false if its pages are to be given back.
     pub(super) fn give(&mut self, buffer: u32) -> bool {
         let keep = self.warm.len() < WARM_BUFFERS;
         if keep {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::sys::shared::Line;
 
-/// Is told of every store, so that a test can stop the world after each. The product's is
+/// Observes every store, so that a test can stop the world after each. The product's is
 /// [`Unprobed`], which compiles to nothing.
 pub trait Probe {
     /// A store was made.

@@ -1,7 +1,8 @@
-//! The reader's side of the store rules: what a connection is owed, told from the memory alone.
+//! The reader's side of the store rules: what a connection is owed, from the memory alone.
 //!
-//! The memory is hostile input here: its writer died at any instant, perhaps of what it wrote. Every
-//! word is checked before it is used, and what contradicts itself is [`Corrupt`], never a panic.
+//! The memory is hostile input here: its writer died at any instant, perhaps because of what it
+//! wrote. Every word is checked before it is used, and a contradiction is [`Corrupt`], never a
+//! panic.
 
 use std::sync::atomic::Ordering;
 
@@ -10,7 +11,7 @@ use super::record::{HEAD, PENDING};
 use super::{Memory, Probe};
 use crate::service;
 
-/// The memory contradicts itself or the kernel's counters: what is owed cannot be told from it.
+/// The memory contradicts itself or the kernel's counters, so what is owed is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the working memory is inconsistent: {0}")]
 pub struct Corrupt(pub &'static str);
@@ -18,13 +19,13 @@ pub struct Corrupt(pub &'static str);
 /// Returns what connection `fd` had received and not sent, transformed, from the memory alone,
 /// whenever its writer stopped.
 ///
-/// `owed` is what the kernel's own counters say: bytes read from the connection less bytes written
-/// to it, those of a PROXY header left out. It is needed for the one connection in hand; for every other the record is exact. Nothing
-/// is unsent of a connection that lingers, is being closed or is none: what it received is owed to
-/// nobody.
+/// `owed` is computed from the kernel's own counters: bytes read from the connection less bytes
+/// written to it, those of a PROXY header left out. It is needed for the one connection in hand;
+/// for every other the record is exact. Nothing is unsent on a connection that lingers, is being
+/// closed or does not exist.
 ///
 /// # Errors
-/// [`Corrupt`] if the words mean nothing or contradict `owed`. The memory is hostile input here.
+/// [`Corrupt`] if a word is invalid or contradicts `owed`.
 pub fn unsent<P: Probe>(memory: &mut Memory<P>, fd: u32, owed: u64) -> Result<Vec<u8>, Corrupt> {
     if fd >= memory.layout.descriptors {
         return Err(Corrupt("there is no record for such a number"));
@@ -58,7 +59,7 @@ fn in_scratch(layout: Layout, len: u32, owed: u64) -> Result<(usize, usize), Cor
     let bound = if len == 0 { layout.buffer_bytes } else { len };
     let owed = u32::try_from(owed).ok().filter(|&owed| owed <= bound);
     let owed = owed.ok_or(Corrupt("more is owed than was received"))?;
-    // Length still unknown: nothing was sent of what came, so what came is what is owed.
+    // Length still unknown: nothing was sent yet, so what was received is what is owed.
     let start = if len == 0 { 0 } else { len - owed };
     Ok((layout.scratch() + start as usize, owed as usize))
 }

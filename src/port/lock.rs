@@ -1,19 +1,20 @@
-//! How an instance claims its addresses, so that of two that conflict exactly one goes on.
+//! Claims of addresses: of two instances that conflict exactly one goes on.
 //!
-//! A claim is a listening abstract Unix socket. Its name says which address is meant, how far its
-//! instance is, and a ticket that nobody can foresee. Whoever starts publishes its claims as
+//! A claim is a listening abstract Unix socket. Its name contains the address, the phase of its
+//! instance and an unpredictable ticket. An instance that starts publishes its claims as
 //! *starting*, then reads the kernel's list of such sockets. It gives up if it finds a conflicting
-//! instance that *runs*, or one that is starting with an earlier ticket; one with a later ticket is
-//! waited for, until it has given up or runs. Then it publishes that it runs.
+//! instance that *runs*, or one that is starting with an earlier ticket; it waits for one with a
+//! later ticket, until that has given up or runs. Then it publishes that it runs.
 //!
 //! Why exactly one goes on: of two that conflict, the one that publishes later reads the list while
 //! the other's claim is in it. If its ticket is the later one it gives up; if not it waits, and gives
 //! up unless the other does. And the earliest ticket is given up only for one that runs.
 //!
-//! Why another user can neither defeat nor abuse this: only sockets of one user can share a port, so
-//! only claims of this user count, and the kernel says who made a socket. A name that somebody else
-//! bound is ignored; it cannot be one of ours, which end in what cannot be foreseen. Askers that fill a
-//! claim's queue do not hide it: then the processes of this user are searched for it.
+//! Why another user can neither defeat nor abuse this: only sockets of one user can share a port,
+//! so only claims of this user count, and the kernel knows the creator of a socket. A name that
+//! another user bound is ignored; it cannot equal one of ours, which end in an unpredictable
+//! ticket. Connections that fill a claim's queue do not hide it: then the processes of this user
+//! are searched for it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,12 +38,12 @@ use uppercased_ctl::clock::{self, Tick};
 
 /// What every claim's name begins with.
 const PREFIX: &str = "uppercased:";
-/// How long an instance waits for one that started after it to give up: that takes milliseconds.
+/// Time to wait for an instance that started later to give up, which takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often it looks meanwhile.
 const LOOK_MS: u16 = 2;
 
-/// How far the instance of a claim is.
+/// The phase of a claim's instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Starting,
@@ -71,14 +72,14 @@ struct Published {
     inode: u64,
 }
 
-/// Who made a claim.
+/// The creator of a claim.
 #[derive(Debug)]
 enum Asked {
     /// A process of this user.
     Ours(Holder),
     /// One of another user.
     Others,
-    /// Nobody any more.
+    /// The creator is gone.
     Gone,
 }
 
@@ -101,11 +102,11 @@ pub fn lock(listen: &[Listen]) -> Result<Vec<Lock>, Error> {
                 holder,
             });
         }
-        // Nothing is waited for but time; an interruption only shortens that.
+        // It waits for time only; an interruption shortens that.
         let _ = poll(&mut [], LOOK_MS);
     }
     let running = publish(&wanted, Stage::Running, ticket)?;
-    // Only now: there is no moment without a claim.
+    // Only now, so that there is no moment without a claim.
     drop(starting);
     Ok(running)
 }
@@ -175,7 +176,7 @@ fn find_rival(
                 Asked::Gone => has_changed |= rival.claim.stage == Stage::Starting,
             }
         }
-        // Somebody else's names that come and go delay a start, and no more.
+        // Another user's changing names delay a start, and no more.
         if !has_changed || clock::now() >= until {
             return Ok(None);
         }
@@ -200,7 +201,7 @@ fn conflicts(one: SocketAddr, other: SocketAddr) -> bool {
         && (everywhere || one.ip() == other.ip())
 }
 
-/// Asks the kernel who made a claim.
+/// Asks the kernel for the creator of a claim.
 fn ask(of: &Published) -> io::Result<Asked> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let asker: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -215,7 +216,7 @@ fn ask(of: &Published) -> io::Result<Asked> {
             // Not positive for a process outside this one's pid namespace.
             Some(maker.pid()).filter(|&pid| pid > 0)
         }
-        // More askers than it has dismissed yet, whoever they are.
+        // Its queue is full of askers that it has not dismissed yet.
         Err(Errno::EAGAIN) => {
             let found = owners_of(&BTreeSet::from([of.inode])).remove(&of.inode);
             let ours = |pid: &i32| {

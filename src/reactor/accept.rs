@@ -1,12 +1,11 @@
-//! Accepting: the listeners a worker serves, and when it may take connections from them.
+//! Listeners, and when a worker may accept from them.
 //!
-//! [`Gate`] is the pure policy (limit with hysteresis, a rest after the system ran out of
-//! something); [`Acceptor`] is one listening socket in the event loop.
+//! [`Gate`] is the pure policy (a limit with hysteresis, a pause after the system ran out of a
+//! resource); [`Acceptor`] is one listening socket in the event loop.
 //!
-//! Invariants: a listener is never shut down and never closed while it is the last reference
-//! (the supervisor holds another), so no accept queue is dropped here; while the gate is shut no
-//! listener is watched, so a queue that fills up wakes nobody, and watching it again reports what
-//! is in it.
+//! Invariants: a listener is never shut down and never closed while it is the last reference (the
+//! supervisor holds another), so no accept queue is dropped here; while the gate is shut no
+//! listener is watched, so a full queue wakes no worker; watching it again reports what is in it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,30 +20,31 @@ use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::metrics::PauseCause;
 
-/// Whether connections may be taken.
+/// Whether connections may be accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     /// They may.
     Open,
     /// `max_connections` are open.
     AtLimit,
-    /// They were, and some have ended; taking goes on when a tenth of them has, or then.
+    /// `max_connections` were open and some have ended; accepting resumes when a tenth of them has
+    /// ended, or then.
     Freed(Tick),
-    /// The system ran out of something; taking goes on when a connection ends, or then.
+    /// The system ran out of a resource; accepting resumes when a connection ends, or then.
     Resting(Tick),
-    /// The worker takes no more connections, for good.
+    /// The worker accepts no more, for good.
     Ended,
 }
 
 impl Gate {
-    /// The number of open connections at which taking goes on after the limit `max`: a tenth less,
-    /// so that a server at its limit does not start and stop with every single connection.
+    /// The number of open connections at which accepting resumes after the limit `max`: a tenth
+    /// less, so that a server at its limit does not pause and resume with every connection.
     #[must_use]
     pub const fn resume_at(max: u32) -> u32 {
         max - max.div_ceil(10)
     }
 
-    /// The gate once `open` connections are open, one having just ended at `now`.
+    /// Returns the gate after a connection ended at `now` and `open` are left.
     #[must_use]
     pub fn after_close(self, open: u32, max: u32, now: Tick) -> Self {
         match self {
@@ -56,7 +56,7 @@ impl Gate {
         }
     }
 
-    /// The gate at `now`, with `open` connections open.
+    /// Returns the gate at `now`, with `open` connections open.
     #[must_use]
     pub fn at(self, open: u32, max: u32, now: Tick) -> Self {
         match self {
@@ -66,7 +66,7 @@ impl Gate {
         }
     }
 
-    /// When time alone opens it.
+    /// When the gate opens without a close.
     #[must_use]
     pub const fn opens_at(self) -> Option<Tick> {
         match self {
@@ -76,7 +76,7 @@ impl Gate {
     }
 }
 
-/// The cause to count for a failure that shuts the gate; `None` for one that does not.
+/// The pause cause of a failure that shuts the gate; `None` for other failures.
 #[must_use]
 pub const fn pause_cause(failure: AcceptFailure) -> Option<PauseCause> {
     match failure {
@@ -100,13 +100,13 @@ pub struct Acceptor {
     token: Token,
     listener: TcpListener,
     watched: bool,
-    /// It listens no more, and is never watched again.
+    /// It no longer listens, and is never watched again.
     lost: bool,
 }
 
 impl Acceptor {
-    /// Takes a bound, listening, non-blocking socket of slot `owner` in charge; `proxied` says
-    /// whether its connections begin with a PROXY header.
+    /// Wraps a bound, listening, non-blocking socket of slot `owner`; `proxied` says whether its
+    /// connections begin with a PROXY header.
     #[must_use]
     pub fn new(owner: SlotId, listener: OwnedFd, token: Token, proxied: bool) -> Self {
         let listener = TcpListener::from_std(std::net::TcpListener::from(listener));
@@ -127,7 +127,8 @@ impl Acceptor {
         self.token == token
     }
 
-    /// Watches the queue, or stops watching it. What is in it when watching begins is reported.
+    /// Watches the queue, or stops watching it. Connections in it when watching begins are
+    /// reported.
     ///
     /// # Errors
     /// What `epoll_ctl` returned.
@@ -145,12 +146,12 @@ impl Acceptor {
         Ok(())
     }
 
-    /// Has the queue looked at, whatever was reported.
+    /// Marks the queue as ready, whatever was reported.
     pub fn mark_ready(&mut self) {
         self.ready = !self.lost;
     }
 
-    /// Stops watching it, for good: it listens no more.
+    /// Stops watching the queue for good: the socket no longer listens.
     ///
     /// # Errors
     /// What `epoll_ctl` returned.
@@ -160,10 +161,10 @@ impl Acceptor {
         self.watch(registry, false)
     }
 
-    /// Takes one connection from the queue: non-blocking and close-on-exec from birth.
+    /// Accepts one connection, non-blocking and close-on-exec from birth.
     ///
     /// # Errors
-    /// Why there is none, sorted.
+    /// The failure, classified.
     pub fn accept(&mut self) -> Result<(Socket, SocketAddr), AcceptFailure> {
         match self.listener.accept() {
             Ok((stream, peer)) => Ok((Socket::adopt(stream.into()), canonical(peer))),
@@ -178,7 +179,7 @@ impl Acceptor {
     }
 }
 
-/// Names an IPv4 client of a dual-stack listener as an IPv4 listener would.
+/// Maps an IPv4 client of a dual-stack listener to its IPv4 address.
 fn canonical(peer: SocketAddr) -> SocketAddr {
     match peer {
         SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {

@@ -1,12 +1,11 @@
-//! Taking a connection in, or refusing it: carries out what `admission` decides, and tells it of
-//! every connection that comes and goes.
+//! Admits or refuses accepted connections as `admission` decides, and reports every connection that
+//! begins or ends to `admission`.
 //!
-//! Invariants: whatever is counted as open has been told to `admission`, which is told again when
-//! it is so no more, whether it was admitted here or has come from another worker, and whether it
-//! was closed or went to one; what is refused is counted by its cause and closed by a reset, so
-//! that it leaves nothing in the kernel either.
+//! Invariants: `admission` counts exactly the open connections, however each began (accepted or
+//! migrated here) and ended (closed or migrated away); a refused connection is counted by cause and
+//! reset, so that it leaves nothing in the kernel.
 //!
-//! It must not decide who is admitted.
+//! It must not decide which clients are admitted.
 
 use std::net::SocketAddr;
 
@@ -18,11 +17,11 @@ use crate::sys::socket::Socket;
 use uppercased_ctl::metrics::{CloseReason, Counter, RefusalCause};
 
 impl Reactor {
-    /// Gives a connection that was taken from an accept queue its place in the loop, or refuses it.
+    /// Admits or refuses an accepted connection.
     pub(super) fn admit(&mut self, socket: Socket, peer: SocketAddr) {
         let fd = socket.number();
         if fd >= self.memory.layout().descriptors {
-            // The limit was raised behind the worker's back; there is no record for this number.
+            // The descriptor limit was raised since the start: no record exists for this number.
             return self.refuse_socket(socket, peer, RefusalCause::SystemError);
         }
         if let Some(admission) = &mut self.admission
@@ -33,8 +32,8 @@ impl Reactor {
         self.open_connection(socket, peer, State::Open);
     }
 
-    /// The same for one that is to begin with a PROXY header: who may send one gets a place, and is
-    /// admitted or refused as the client that the header names.
+    /// Admits or refuses an accepted connection that is to begin with a PROXY header: a trusted
+    /// proxy gets a place, and the client that its header names is admitted or refused later.
     pub(super) fn admit_proxy(&mut self, socket: Socket, peer: SocketAddr) {
         if socket.number() >= self.memory.layout().descriptors {
             return self.refuse_socket(socket, peer, RefusalCause::SystemError);
@@ -47,7 +46,7 @@ impl Reactor {
         self.open_connection(socket, peer, State::AwaitingHeader);
     }
 
-    /// Gives a connection its record, in `state`, and its place in the loop.
+    /// Records a connection in `state` and watches it.
     fn open_connection(&mut self, socket: Socket, peer: SocketAddr, state: State) {
         let fd = socket.number();
         let generation = self.next_generation();
@@ -74,12 +73,11 @@ impl Reactor {
         if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {
             tracing::warn!(%peer, cause = cause.name(), refused, "connection refused");
         }
-        // Without it the end would be remembered here for a minute, and the peer's next words
-        // answered.
+        // A plain close would keep TIME_WAIT here for a minute, and answer the peer's next bytes.
         socket.reset();
     }
 
-    /// Counts an open connection for its source, once that is known.
+    /// Counts an open connection for its source, once the source is known.
     pub(super) fn count_source(&mut self, fd: u32) {
         let record = self.memory.record(fd);
         if let Some(admission) = &mut self.admission
@@ -90,7 +88,7 @@ impl Reactor {
         }
     }
 
-    /// The opposite; while its record still says whose it was.
+    /// Ends the counting, while the record still has the source.
     pub(super) fn uncount_source(&mut self, fd: u32) {
         let record = self.memory.record(fd);
         if let Some(admission) = &mut self.admission

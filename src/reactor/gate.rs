@@ -1,6 +1,6 @@
-//! Opens and shuts the gate of accepting, as `accept::Gate` decides.
+//! Opens and shuts the accept gate, as `accept::Gate` decides.
 //!
-//! Invariant: the listeners are watched exactly while connections are taken. Must not: accept.
+//! Invariant: the listeners are watched exactly while this worker accepts. It must not accept.
 
 use super::Reactor;
 use super::accept::Gate;
@@ -42,7 +42,7 @@ impl Reactor {
         let at_limit = matches!(self.gate, Gate::AtLimit | Gate::Freed(_));
         self.gate = gate;
         self.update_watches(was);
-        // One that rested for something else has still to be tried.
+        // After a pause for another cause the first accept decides.
         if at_limit
             && self.gate == Gate::Open
             && let Some(times) = self.lines.note(PeerLine::BelowLimit, self.now)
@@ -55,7 +55,7 @@ impl Reactor {
         self.accepting && self.counts_until.is_none() && matches!(self.gate, Gate::Open)
     }
 
-    /// Watches the listeners exactly while connections are taken; `was` says whether they were.
+    /// Watches the listeners exactly while this worker accepts; `was` says whether it did before.
     pub(super) fn update_watches(&mut self, was: bool) {
         let is = self.is_accepting();
         if was == is {
@@ -68,7 +68,7 @@ impl Reactor {
                     tracing::error!(%error, listener, times, "cannot watch a listener");
                 }
                 if is {
-                    // Not watched means not accepting: try again soon rather than go silent.
+                    // An unwatched listener does not accept: retry soon.
                     self.gate = Gate::Resting(self.now + self.accept_retry);
                 }
             }

@@ -1,15 +1,15 @@
-//! A connection whose PROXY header is awaited: looks for the header, and admits or refuses the
-//! client that it names.
+//! Reads the PROXY header of a connection that awaits one, and admits or refuses the client that it
+//! names.
 //!
-//! The header is looked at where it is, in the kernel, until all of it is there; then exactly its
-//! bytes are received. So nothing of it has to be kept here: a connection in that state moves to
-//! another worker like any other.
+//! The header is peeked at until all of it has arrived; then exactly its bytes are received. So it
+//! stays in the kernel until then, and a connection in that state migrates like any other.
 //!
 //! Invariants: a connection that awaits its header is not counted for any source; it leaves that
-//! state once, to be served, to linger or to be closed; looking takes nothing and so is done once
-//! for each report, since the next bytes raise a report of their own.
+//! state once, to be served, to linger or to be closed; each report causes one peek, since the next
+//! bytes raise another report.
 //!
-//! It must not read headers (`proxy_header` does) nor decide who is admitted (`admission` does).
+//! It must not parse headers (`proxy_header` does) nor decide which clients are admitted
+//! (`admission` does).
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,16 +25,16 @@ use uppercased_ctl::metrics::{CloseReason, Counter, RefusalCause};
 use uppercased_ctl::proxy_header::{self, Error, Header};
 
 impl Reactor {
-    /// Looks for the header of `fd` and acts on it.
+    /// Peeks at the header of `fd` and acts on it.
     pub(super) fn read_header(&mut self, fd: u32) {
         let mut record = self.memory.record_mut(fd);
         let flags = record.flags();
         let into = &mut record.scratch()[..PROXY_HEADER_MAX_BYTES];
         let seen = match Socket::numbered(fd).peek(into) {
-            // Who looks whether the port is open says nothing: no fault of anybody's.
+            // A port check sends nothing; it is not an error.
             Ok(0) => return self.close(fd, CloseReason::PeerClosed),
             Ok(count) => proxy_header::decode(&into[..count]),
-            // Whatever the cause of an interruption, its bytes are still there.
+            // The bytes are still there.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return self.enqueue(fd),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => return self.close(fd, reason_of(&error)),
@@ -46,12 +46,12 @@ impl Reactor {
         }
     }
 
-    /// Not all of the header is there.
+    /// Waits for the rest of the header, unless no more can arrive.
     fn await_header(&mut self, fd: u32, flags: Flags) {
-        // A worker that stops looks without having been told of anything.
+        // A stopping worker peeks without a report.
         if flags.has(Flags::READ_DRY) && !flags.has(Flags::FINISH) {
-            // An end or an error was announced, and no more will come; or urgent data, which no
-            // header has.
+            // An end or an error was reported, so no more arrives; or urgent data, which no header
+            // has.
             return self.refuse_header(fd, RefusalCause::ProxyMissing, None);
         }
         self.memory
@@ -63,11 +63,11 @@ impl Reactor {
         self.arm(fd);
     }
 
-    /// The header is there: admits its client, or refuses it.
+    /// Receives a complete header and admits or refuses its client.
     fn accept_header(&mut self, fd: u32, header: Header) {
         let via = self.memory.record(fd).peer();
         if let Some(client) = header.source {
-            // Without a client the proxy speaks for itself, and who may do so is in `proxy_trust`.
+            // A header without a client is the proxy's own connection, which `proxy_trust` admits.
             if let Some(admission) = &mut self.admission
                 && let Verdict::Refuse(cause) = admission.decide(client.ip(), self.now)
             {
@@ -79,18 +79,18 @@ impl Reactor {
         let into = &mut record.scratch()[..header.length];
         match Socket::numbered(fd).recv(into) {
             Ok(count) if count == header.length => record.end_header(self.now),
-            // It was there a moment ago, and nobody else receives from this socket.
+            // It was there at the peek, and only this process receives from the socket.
             Ok(_) => return self.close(fd, CloseReason::SystemError),
             Err(error) => return self.close(fd, reason_of(&error)),
         }
         self.count_source(fd);
         let peer = self.memory.record(fd).peer();
         tracing::debug!(%peer, %via, fd, "introduced");
-        // The client's first bytes may have come with the header, and no report will tell.
+        // The client's first bytes may have arrived with the header, without a report of their own.
         self.drive(fd);
     }
 
-    /// Refuses a connection for its header, or for having none.
+    /// Refuses a connection for its header, or for the lack of one.
     pub(super) fn refuse_header(&mut self, fd: u32, cause: RefusalCause, why: Option<Error>) {
         let peer = self.memory.record(fd).peer();
         self.memory.count(Counter::Refused(cause), 1);
@@ -113,9 +113,8 @@ impl Reactor {
         self.close(fd, CloseReason::Refused);
     }
 
-    /// The proxy by which the client of `fd` came, for a log line of a connection that is about to
-    /// be written; `None` if it came by itself. The record has the client only; the kernel has the
-    /// other end.
+    /// The proxy of connection `fd`, for a log line that is about to be written; `None` without a
+    /// proxy. The record has the client's address only; the kernel has the proxy's.
     pub(super) fn proxy_of(&self, fd: u32) -> Option<SocketAddr> {
         if self.proxies.is_none() || !tracing::enabled!(tracing::Level::DEBUG) {
             return None;
@@ -127,7 +126,7 @@ impl Reactor {
     }
 }
 
-/// The cause to count for what is no header.
+/// The refusal cause of a header that is not valid.
 const fn cause_of(error: Error) -> RefusalCause {
     match error {
         Error::Missing => RefusalCause::ProxyMissing,

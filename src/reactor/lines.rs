@@ -1,8 +1,7 @@
-//! The log lines of a worker that a peer can cause: one of each kind a second.
+//! Log lines that peers can cause: at most one of each kind per second.
 //!
-//! Whatever a peer does that is worth a line at a level that is on by default has its kind here;
-//! the lines of single connections (opened, closed, their bytes) are for the levels below, which
-//! are asked for.
+//! Every such line at a level that is on by default has a kind here; lines about single connections
+//! (opened, closed, their bytes) are at lower levels.
 //!
 //! It must not decide when a line is written: `log::Tally` does.
 
@@ -13,16 +12,16 @@ use uppercased_ctl::metrics::{PauseCause, RefusalCause};
 const CAUSES: usize = RefusalCause::ALL.len();
 const KINDS: usize = CAUSES + 3;
 
-/// What a line is about.
+/// The kind of a line.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum PeerLine {
     /// A connection was refused.
     Refused(RefusalCause),
-    /// Every place is taken.
+    /// The connection limit is reached.
     AtLimit,
-    /// There is room again.
+    /// The number of connections is below the limit again.
     BelowLimit,
-    /// A listener cannot be watched, which is tried whenever there is room again.
+    /// A listener cannot be watched.
     Unwatched,
 }
 
@@ -37,17 +36,17 @@ impl PeerLine {
     }
 }
 
-/// What has happened since the last line of each kind.
+/// Counts since the last line of each kind.
 #[derive(Debug, Default)]
 pub(super) struct PeerLines(Tally<KINDS>);
 
 impl PeerLines {
-    /// Counts one. Returns how many a line stands for, if it is to be written now.
+    /// Counts an occurrence. Returns the count for a line that is to be written now.
     pub(super) fn note(&mut self, line: PeerLine, now: Tick) -> Option<u64> {
         self.0.note(line.kind(), now)
     }
 
-    /// When a count has to be written, whatever happens.
+    /// When the next overdue count must be written.
     pub(super) const fn due(&self) -> Option<Tick> {
         self.0.due()
     }

@@ -1,11 +1,11 @@
-//! Connections on their way to another worker, or from it: carries out what `handover` decides.
+//! Connections that migrate to another worker or from it: executes what `handover` decides.
 //!
-//! Invariants: a connection that is on its way is marked as moving in its record, and is neither
-//! watched nor in the ready queue nor has it a deadline: nothing here touches it; the time that a turn
-//! spends on batches is bounded (`HANDOVER_TURN`), so that serving goes on between them.
+//! Invariants: a migrating connection is marked as moving in its record and is neither watched nor
+//! queued nor has it a deadline, so nothing here touches it; the time that a turn spends on batches
+//! is bounded (`HANDOVER_TURN`), so that serving goes on between them.
 //!
-//! It must not know of workers and messages: who moves where, and what comes after, is the
-//! worker's to say.
+//! It must not know workers and messages: the worker decides which connections go where, and what
+//! comes after.
 
 mod incoming;
 mod outgoing;
@@ -22,30 +22,31 @@ use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 
 impl Reactor {
-    /// Whether connections may still go or come: the process must not end yet.
+    /// Whether connections may still migrate: the process must not exit yet.
     #[must_use]
     pub const fn is_moving(&self) -> bool {
         self.outgoing.is_some() || self.incoming.is_some()
     }
 
-    /// Whether connections may still go.
+    /// Whether connections may still migrate from here.
     #[must_use]
     pub const fn is_handing_over(&self) -> bool {
         self.outgoing.is_some()
     }
 
-    /// Whether connections may still come.
+    /// Whether connections may still migrate to here.
     #[must_use]
     pub const fn is_taking_over(&self) -> bool {
         self.incoming.is_some()
     }
 
-    /// What came of [`Reactor::hand_over`] or [`Reactor::hand_over_part`], once, when it is over; not if that was by a stop.
+    /// Returns the result of [`Reactor::hand_over`] or [`Reactor::hand_over_part`] once, when it is
+    /// over; nothing if a stop ended it.
     pub const fn handed_over(&mut self) -> Option<HandedOver> {
         self.handed_over.take()
     }
 
-    /// Notes that there may be something to receive by the socket that is watched as `token`.
+    /// Notes that the link watched as `token` may have packets.
     pub(super) fn note_link_ready(&mut self, token: Token) {
         let outgoing = self.outgoing.as_mut().and_then(|one| one.link.as_mut());
         let incoming = self.incoming.as_mut().map(|one| &mut one.link);
@@ -55,7 +56,7 @@ impl Reactor {
         }
     }
 
-    /// When moving goes on by itself, if it does.
+    /// When migration continues without a report, if it does.
     pub(super) fn migration_due(&self) -> Option<Tick> {
         [self.counts_until, self.batches_due()]
             .into_iter()
@@ -76,8 +77,8 @@ impl Reactor {
         outgoing.staged.as_ref().map(|(_, retry)| *retry)
     }
 
-    /// Gives up what is on its way at the end of a stop's time. It is closed without a reset: the
-    /// other worker may have it.
+    /// Closes migrating connections at the end of a stop's time, without a reset: the other worker
+    /// may have them.
     pub(super) fn abandon_migration(&mut self) {
         self.incoming = None;
         self.counts_until = None;
@@ -94,7 +95,7 @@ impl Reactor {
         }
     }
 
-    /// Closes a descriptor whose connection may be another worker's.
+    /// Closes a descriptor whose connection may belong to another worker.
     fn close_migrated(&mut self, fd: u32) {
         self.uncount_source(fd);
         let mut record = self.memory.record_mut(fd);
@@ -104,7 +105,7 @@ impl Reactor {
         self.open -= 1;
     }
 
-    /// Gives a connection that was on its way its place in the loop.
+    /// Resumes a connection that was migrating.
     fn resume_connection(&mut self, fd: u32) {
         let mut record = self.memory.record_mut(fd);
         if self.finishing {

@@ -1,9 +1,8 @@
-//! The part of a turn in which connections are served: who has something to do, and in which order.
+//! The part of a turn in which connections are driven: which ones, and in which order.
 //!
-//! A connection with a readiness report is served straight from it; one that used up its budget in the
-//! last turn stands in a queue and comes after those. Invariants: nobody has two shares of one turn; a
-//! report carries the connection's generation, and one for a predecessor on the same descriptor number
-//! is counted and dropped.
+//! A connection with a readiness report is driven at once; one that used up its budget in the last
+//! turn stands in a queue and is driven after those. Invariants: no connection is driven twice in a
+//! turn; a report for an earlier connection with the same descriptor number is counted and dropped.
 //!
 //! It must not decide anything about bytes: `connection` does.
 
@@ -102,7 +101,7 @@ impl Reactor {
         }
     }
 
-    /// Acts on the outcome of driving connection `fd`, or of what was done in place of it.
+    /// Acts on the outcome for connection `fd`.
     #[inline]
     pub(super) fn apply(&mut self, fd: u32, outcome: Outcome) {
         match outcome {
@@ -153,7 +152,7 @@ impl Reactor {
             arm(record, &mut self.timers, &self.rules, self.now);
         }
         if was_nobodys {
-            // A stop has ended its stream: until it closes it is its proxy's.
+            // Its stream was ended by a stop: until it closes it counts for its proxy.
             self.count_source(fd);
         }
         self.apply(fd, outcome);

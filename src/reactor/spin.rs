@@ -1,15 +1,14 @@
 //! Polling for more work for a while before sleeping (`busy_poll`).
 //!
-//! A worker that sleeps has to be woken: an interrupt or a word from another CPU, a context switch,
-//! a cache gone cold. One that asks the kernel again and again instead has the next message as soon
-//! as it is there, at the price of a CPU.
+//! Waking a sleeping worker costs an interrupt or a signal from another CPU, a context switch and a
+//! cold cache. A worker that polls instead receives the next message at once, at the price of a
+//! CPU.
 //!
-//! Invariants: it goes on only as long as connections bring work, and for `busy_poll` after the last
-//! of it, so an idle worker sleeps; it ends with the first report, whatever that is about, and with
-//! the next deadline; all of it is one turn of the loop, as a sleep is, so whoever counts turns
-//! cannot tell the difference.
+//! Invariants: polling goes on only for `busy_poll` after the last work, so an idle worker sleeps;
+//! it ends with the first report, whatever that is about, and with the next deadline; all of it is
+//! one turn of the loop, as a sleep is.
 //!
-//! It must not read the clock but for its own end: once after each poll that brought nothing.
+//! It must not read the clock, except once after each poll that brought nothing.
 
 use std::time::Duration;
 
@@ -18,9 +17,9 @@ use uppercased_ctl::clock::Tick;
 /// When a worker goes on polling.
 #[derive(Debug)]
 pub(super) struct Spin {
-    /// For so long after work; `None`: never.
+    /// Time to poll after work; `None`: never.
     pub(super) duration: Option<Duration>,
-    /// Polling goes on till then.
+    /// When polling ends.
     pub(super) until: Tick,
 }
 
@@ -32,8 +31,7 @@ impl Spin {
         }
     }
 
-    /// There was work at `now`. Orders from the supervisor are none: it sends some only to see
-    /// whether we are there.
+    /// Notes work at `now`. The supervisor's messages do not count: it sends some only as a ping.
     pub(super) fn worked(&mut self, now: Tick) {
         if let Some(duration) = self.duration {
             self.until = now + duration;

@@ -1,14 +1,13 @@
-//! Deadlines of connections: one for each descriptor number, kept in a wheel.
+//! Deadlines of connections: one for each descriptor number, in a timer wheel.
 //!
-//! Arming, moving and disarming touch a constant number of words; expiring looks at the buckets
-//! that time has passed. Nothing is allocated after the start, and a connection without a deadline
-//! costs nothing: the tables are zero pages until they are written.
+//! Arming, moving and disarming touch a constant number of words; expiring visits the buckets that
+//! time has passed. Nothing is allocated after the start, and a connection without a deadline costs
+//! nothing: the tables are zero pages until they are written.
 //!
-//! Invariants: a number stands in at most one bucket; nothing fires before it is due, and it fires
-//! at most [`GRANULARITY`] late, or a part in [`PRECISION`] of the time that it was armed for
-//! (rounding up, so that a wait never ends just before the deadline and spins). Long deadlines so
-//! share few buckets, and a process that has nothing else to do wakes rarely. It must not read the
-//! clock.
+//! Invariants: a number is in at most one bucket; nothing fires before it is due, and it fires at
+//! most [`GRANULARITY`] late, or one part in [`PRECISION`] of the time that it was armed for
+//! (rounded up, so that a wait never ends just before the deadline and spins). So long deadlines
+//! share few buckets, and an idle process wakes rarely. It must not read the clock.
 
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use uppercased_ctl::clock::Tick;
 /// Deadlines are kept to this precision.
 pub const GRANULARITY: Duration = Duration::from_millis(8);
 
-/// A deadline may fire late by one part in so many of the time that was left when it was armed.
+/// A deadline may fire late by this fraction (1/n) of the time that was left when it was armed.
 pub const PRECISION: u64 = 32;
 
 const BUCKETS: usize = 1024;
@@ -72,7 +71,7 @@ impl Timers {
         self.occupied[bucket / 64] |= 1 << (bucket % 64);
     }
 
-    /// Takes the deadline of `fd` away, if it has one.
+    /// Removes the deadline of `fd`, if it has one.
     pub fn disarm(&mut self, fd: u32) {
         let unit = std::mem::take(&mut self.due[fd as usize]);
         if unit == 0 {

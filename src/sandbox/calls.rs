@@ -1,7 +1,7 @@
-//! The system calls that a process makes once it is locked in: what the filter lets through.
+//! The system calls that a sandboxed process makes: what the filter allows.
 //!
-//! Pure: a table for each role, and the filter's rules as made of it. What is not in it ends the
-//! process, so a new call in a loop needs a row here. What serves a message stands without a
+//! Pure: a table for each role, and the filter's rules made from it. A call that is not in it ends
+//! the process, so a new call in a loop needs a row here. Calls on the serving path have no
 //! condition: the kernel then answers from a bitmap and runs no filter.
 
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use nix::libc;
 use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
-/// What a process is there for.
+/// The role of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Serves clients.
@@ -18,11 +18,12 @@ pub(crate) enum Role {
     Admin,
 }
 
-/// Calls that are let through whatever their arguments, by what they are for.
+/// Calls that are allowed whatever their arguments, by purpose.
 type Table = &'static [(&'static str, &'static [libc::c_long])];
 
-/// Of both roles. What is marked as seen was seen when all of the end-to-end tests' workers were
-/// traced from the moment when they were locked in; the rest is there for the reason that stands by it.
+/// Calls of both roles. Those marked as seen were seen when the workers of all end-to-end tests
+/// were traced from the moment when they were sandboxed; the others are there for the reason beside
+/// them.
 const COMMON: Table = &[
     (
         "connections: take, receive, send, end; all seen",
@@ -110,18 +111,19 @@ const PROBES: &[libc::c_long] = &[335, 336];
 #[cfg(not(target_arch = "x86_64"))]
 const PROBES: &[libc::c_long] = &[];
 
-/// What only older architectures have.
+/// Calls that only older architectures have.
 #[cfg(target_arch = "x86_64")]
 const OLD: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[libc::c_long] = &[];
 
-/// What may be asked of a descriptor: whether it is open (builds with checks ask before each close,
-/// seen), and for a duplicate (of what waits to be sent). None of those that send signals.
+/// Allowed `fcntl` commands: whether it is open (builds with checks ask before each close, seen),
+/// and for a duplicate (of what waits to be sent). None of those that send signals.
 const DESCRIPTOR_ORDERS: [libc::c_int; 2] = [libc::F_GETFD, libc::F_DUPFD_CLOEXEC];
 
-/// What may be set of a socket, at the level `SOL_SOCKET`. A listener is shared with the supervisor,
-/// and its group with every sibling: an option could give all new connections to one worker.
+/// Socket options that may be set, at the level `SOL_SOCKET`. A listener is shared with the
+/// supervisor, and its group with every sibling: an option could give all new connections to one
+/// worker.
 const fn socket_options(role: Role) -> &'static [libc::c_int] {
     match role {
         // A close that is to be a reset, and each that must not be one or wait; seen. So nothing can
@@ -150,7 +152,7 @@ pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRul
     };
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         always(role).map(|call| (call, Vec::new())).collect();
-    // To itself only: an abort, by whichever of the two the C library has.
+    // To itself only: an abort, by either of the two calls that C libraries use.
     for call in [libc::SYS_tkill, libc::SYS_tgkill] {
         rules.insert(call, vec![only(0, Eq, pid.into())?]);
     }
@@ -169,7 +171,7 @@ pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRul
         .map(|&option| SeccompRule::new(vec![is(1, libc::SOL_SOCKET)?, is(2, option)?]))
         .collect::<Result<_, _>>()?;
     rules.insert(libc::SYS_setsockopt, options);
-    // The other ways would end a listener, which is shared: for everybody, and for good.
+    // The other ways would end a listener, which is shared, for every worker and for good.
     let end = vec![only(1, Eq, libc::SHUT_WR.unsigned_abs().into())?];
     rules.insert(libc::SYS_shutdown, end);
     // Where the file is, without waiting: not over what others have written.

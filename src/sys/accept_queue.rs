@@ -1,4 +1,4 @@
-//! How full an accept queue is, as the kernel says it of a listener (`TCP_INFO`).
+//! The length of an accept queue, as the kernel reports it for a listener (`TCP_INFO`).
 #![expect(unsafe_code, reason = "a socket option that no safe wrapper reads")]
 
 use std::io;
@@ -12,29 +12,29 @@ use nix::libc;
 pub struct AcceptQueue {
     /// Connections that wait to be accepted.
     pub length: u32,
-    /// How many may wait; the kernel lets one more in.
+    /// Maximum number; the kernel admits one more.
     pub limit: u32,
 }
 
 impl AcceptQueue {
-    /// Whether the kernel lets nobody in.
+    /// Whether the kernel admits no more connections.
     #[must_use]
     pub const fn is_full(self) -> bool {
         self.length > self.limit
     }
 }
 
-/// Words of `struct tcp_info` up to and with the last one that is looked at.
+/// Words of `struct tcp_info` up to the last one that is read.
 const WORDS: usize = 8;
 /// `tcpi_unacked`: of a listener, the length of its queue.
 const UNACKED: usize = 6;
 /// `tcpi_sacked`: of a listener, the limit of its queue.
 const SACKED: usize = 7;
 
-/// The accept queue of `listener`.
+/// Returns the accept queue of `listener`.
 ///
 /// # Errors
-/// What `getsockopt` returned: it is no TCP socket.
+/// What `getsockopt` returned: it is not a TCP socket.
 pub fn accept_queue(listener: BorrowedFd<'_>) -> io::Result<AcceptQueue> {
     let mut info = [0_u32; WORDS];
     let whole = libc::socklen_t::try_from(size_of_val(&info)).map_err(io::Error::other)?;

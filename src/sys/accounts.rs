@@ -1,6 +1,6 @@
-//! Users and groups, asked of the system's databases; and becoming one of them.
+//! Users and groups in the system's databases, and changing to one of them.
 //!
-//! It must not decide who a process is to be.
+//! It must not decide which user a process runs as.
 
 use std::io;
 
@@ -8,10 +8,11 @@ use rustix::thread::CapabilitySet;
 
 use nix::unistd::{Gid, Group, Uid, User, geteuid, setgroups, setresgid, setresuid};
 
-/// A user's number and that of its primary group. A number that nobody has is taken as it is.
+/// Returns a user's number and that of its primary group. A number without an entry is used as it
+/// is.
 ///
 /// # Errors
-/// There is none of that name, or the database cannot be read; half a sentence.
+/// The name does not exist, or the database cannot be read; a clause for an error message.
 pub fn user(name: &str) -> Result<(u32, Option<u32>), String> {
     let unreadable = |errno| format!("cannot look up user {name:?}: {errno}");
     if let Some(found) = User::from_name(name).map_err(unreadable)? {
@@ -24,7 +25,7 @@ pub fn user(name: &str) -> Result<(u32, Option<u32>), String> {
     Ok((id, found.map(|user| user.gid.as_raw())))
 }
 
-/// A group's number. A number that no group has is taken as it is.
+/// Returns a group's number. A number without an entry is used as it is.
 ///
 /// # Errors
 /// As [`user`].
@@ -38,17 +39,17 @@ pub fn group(name: &str) -> Result<u32, String> {
     }
 }
 
-/// Whether this process may become somebody else, as far as its user tells.
+/// Whether this process may change its user, judging by its own.
 #[must_use]
 pub fn is_root() -> bool {
     geteuid().is_root()
 }
 
-/// The first capability that this process lacks to become `user`, or another group, and to signal
-/// that user's processes afterwards; `None`: it can.
+/// Returns the first capability that this process lacks to become `user`, or another group, and to
+/// signal that user's processes afterwards; `None` if it lacks none.
 #[must_use]
 pub fn missing_capability(user: Option<u32>) -> Option<&'static str> {
-    // Unreadable is not missing: what is refused then is refused where it is done.
+    // Unreadable is not missing: the operation itself then fails.
     let held = rustix::thread::capabilities(None).ok()?.effective;
     let another = user.is_some_and(|user| user != geteuid().as_raw());
     let needed = [
@@ -60,10 +61,10 @@ pub fn missing_capability(user: Option<u32>) -> Option<&'static str> {
     needed.into_iter().find(missing).map(|(_, name, _)| name)
 }
 
-/// Becomes another group and user for good, without supplementary groups.
+/// Changes to another group and user for good, without supplementary groups.
 ///
 /// # Errors
-/// What the kernel refused, and why; part of it may have happened, so the process is to end.
+/// The operation that failed, and why; part of it may have happened, so the process must exit.
 pub fn become_account(user: Option<u32>, group: Option<u32>) -> io::Result<()> {
     let step = |operation| move |errno| io::Error::other(format!("{operation}: {errno}"));
     setgroups(&[]).map_err(step("setgroups"))?;

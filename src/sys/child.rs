@@ -4,13 +4,13 @@ use std::io;
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
-/// Has the kernel kill this process when `parent` ends.
+/// Makes the kernel kill this process when `parent` ends.
 ///
 /// # Errors
 /// The kernel refused, or `parent` has ended already.
 pub fn end_with_parent(parent: i32) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // It may have ended before the kernel was told.
+    // The parent may have ended before that call.
     match getppid() {
         Some(now) if now.as_raw_nonzero().get() == parent => Ok(()),
         _ => Err(io::Error::other("the process that started it has ended")),

@@ -1,6 +1,6 @@
-//! Which CPUs a process may run on, asked of the kernel and told to it.
+//! CPU affinity of processes.
 //!
-//! Numbers are the kernel's. It must not decide who runs where.
+//! Numbers are the kernel's. It must not decide which process runs where.
 
 use std::io;
 
@@ -29,7 +29,7 @@ pub fn only_cpu_of(pid: u32) -> Option<u16> {
     }
 }
 
-/// Keeps this process on one CPU, and whatever it forks.
+/// Pins this process, and every process that it forks, to one CPU.
 ///
 /// # Errors
 /// What `sched_setaffinity` returned: above all `EINVAL` for a CPU that this process may not use.

@@ -1,4 +1,4 @@
-//! Descriptors that arrive as bare numbers become owned values here, and nowhere else.
+//! Turns descriptors that arrive as bare numbers into owned values; no other module does.
 #![expect(unsafe_code, reason = "the kernel hands descriptors over as numbers")]
 
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ pub(crate) const HIGH_NUMBER: RawFd = 10;
 
 /// Owns descriptors that the kernel has just installed for this process (`SCM_RIGHTS`).
 ///
-/// To be called once, with the numbers of one control message, by whoever received it.
+/// To be called once, with the numbers of one control message, by its receiver.
 #[must_use]
 pub(crate) fn own(numbers: &[RawFd]) -> Vec<OwnedFd> {
     let own_one = |&number: &RawFd| {
@@ -28,9 +28,9 @@ pub(crate) fn own(numbers: &[RawFd]) -> Vec<OwnedFd> {
     numbers.iter().map(own_one).collect()
 }
 
-/// Makes every descriptor from number `first` up close-on-exec, whoever opened it: what the shell
-/// that started us left open is not for the programs that we start. Best effort: without a readable
-/// `/proc` they stay as they are.
+/// Makes every descriptor from number `first` up close-on-exec, whatever opened it: programs that
+/// this process starts must not inherit what its own launcher left open. Best effort: without a
+/// readable `/proc` they stay as they are.
 pub(crate) fn close_on_exec_from(first: RawFd) {
     let Ok(listing) = std::fs::read_dir("/proc/self/fd") else {
         return;
@@ -48,10 +48,10 @@ pub(crate) fn close_on_exec_from(first: RawFd) {
     }
 }
 
-/// Lets the descriptors through exec, or keeps them from it again. All or none.
+/// Clears close-on-exec on the descriptors, or sets it again. All or none.
 ///
 /// # Errors
-/// What `fcntl` returned for the first one that refused; those before it are as they were.
+/// What `fcntl` returned for the first one that failed; those before it are as they were.
 pub(crate) fn pass_on(descriptors: &[BorrowedFd<'_>], on: bool) -> io::Result<()> {
     let flags = |on| {
         if on {
@@ -72,7 +72,7 @@ pub(crate) fn pass_on(descriptors: &[BorrowedFd<'_>], on: bool) -> io::Result<()
     Ok(())
 }
 
-/// A duplicate of a descriptor that came through exec, which stays as it is. Close-on-exec.
+/// Duplicates an inherited descriptor, which stays as it is. Close-on-exec.
 ///
 /// # Errors
 /// The number is not open.

@@ -1,7 +1,7 @@
-//! Where a SIGHUP came from: the kernel (a terminal was closed), the session's leader (a shell that
-//! passes the end of its terminal on), or anybody else.
+//! The sender of a SIGHUP: the kernel (a terminal was closed), the session's leader (a shell that
+//! forwards its own SIGHUP), or another process.
 //!
-//! The other handlers only learn that a signal came. This one runs before them and notes who sent it.
+//! Other handlers only learn that a signal arrived. This one runs before them and notes the sender.
 #![expect(unsafe_code, reason = "siginfo is a union, read in a signal handler")]
 
 use std::io;
@@ -16,7 +16,7 @@ static FROM_KERNEL: AtomicBool = AtomicBool::new(false);
 static FROM_LEADER: AtomicBool = AtomicBool::new(false);
 static FROM_OTHERS: AtomicBool = AtomicBool::new(false);
 
-/// Who has sent SIGHUP since the last look.
+/// The senders of SIGHUP since the last check.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Senders {
     /// The kernel.
@@ -54,7 +54,7 @@ fn sender_of(info: &siginfo_t) -> i32 {
     unsafe { info.si_pid() }
 }
 
-/// Returns who has sent SIGHUP, and forgets it.
+/// Returns the senders of SIGHUP and resets them.
 #[must_use]
 pub fn take() -> Senders {
     Senders {
@@ -64,7 +64,7 @@ pub fn take() -> Senders {
     }
 }
 
-/// Returns who has sent SIGHUP, and does not forget it.
+/// Returns the senders of SIGHUP without resetting them.
 #[must_use]
 pub fn seen() -> Senders {
     Senders {

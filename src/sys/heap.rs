@@ -1,14 +1,14 @@
-//! The C library's allocator, told how many heaps it may have.
+//! The number of heaps of the C library's allocator.
 #![cfg_attr(
     target_env = "gnu",
     expect(unsafe_code, reason = "a parameter of the C library")
 )]
 
-/// Has all threads that are yet to be started share the first thread's heap.
+/// Makes all threads that are started later share the first thread's heap.
 ///
-/// Otherwise glibc gives threads heaps of their own, and opens a file of `/proc` before it gives
-/// memory of such a heap back for the first time: whenever that is, so also once no file may be
-/// opened any more. Other C libraries have one heap and open nothing.
+/// Otherwise glibc gives each thread a heap of its own, and opens a file in `/proc` before it first
+/// returns memory of such a heap, which may be after the sandbox has forbidden opening files. Other
+/// C libraries have one heap and open nothing.
 pub fn share_one_heap() {
     #[cfg(target_env = "gnu")]
     {

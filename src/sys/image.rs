@@ -1,7 +1,7 @@
 //! The program itself, pinned by descriptor, and new processes that run it.
 //!
-//! The supervisor pins the image it runs, so that a worker born after a crash runs the same code
-//! even if the file was replaced meanwhile. A restart or an upgrade opens the path anew.
+//! The supervisor pins the image that it runs, so that a worker started after a crash runs the same
+//! code even if the file was replaced. An upgrade opens the path again.
 //!
 //! Invariants: forking happens only while the process has one thread, so the child may run any
 //! code before exec; every descriptor is close-on-exec, so the new program has exactly its three
@@ -32,7 +32,7 @@ use super::fd::{CHANNEL_NUMBER, HIGH_NUMBER, close_on_exec_from, own, pass_on};
 pub struct Image(OwnedFd);
 
 impl Image {
-    /// The image that this process runs, whatever its path names by now.
+    /// Opens the image that this process runs, whatever its path names by now.
     ///
     /// # Errors
     /// What opening `/proc/self/exe` returned; it needs a mounted `/proc`.
@@ -40,11 +40,11 @@ impl Image {
         Self::open(Path::new("/proc/self/exe"))
     }
 
-    /// The program that `path` names now.
+    /// Opens the program that `path` names now.
     ///
     /// # Errors
-    /// What opening it returned; `InvalidInput` if it is no regular file. Whether it can be
-    /// executed shows only when it is.
+    /// What opening it returned; `InvalidInput` if it is not a regular file. Whether it can be
+    /// executed shows only at exec.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         let low = open(path, flags, Mode::empty())?;
@@ -59,10 +59,10 @@ impl Image {
 
     /// Starts a process that runs the image with `arguments` (the first is its shown name) and
     /// finds `passed` from the fixed number on. Standard input and output are `/dev/null`, standard
-    /// error is shared. Signals stay blocked in it: orders come over the channel, and a signal
-    /// to the whole group must not end a worker behind its supervisor's back.
+    /// error is shared. Signals stay blocked in it: requests come over the channel, and a signal to
+    /// the whole group must not end a worker without its supervisor.
     ///
-    /// If the image cannot be executed, `failed` is called in the child to say so.
+    /// If the image cannot be executed, `failed` is called in the child with the error.
     ///
     /// # Errors
     /// What the kernel returned; there is then no process.
@@ -87,8 +87,8 @@ impl Image {
     }
 
     /// Replaces the program of this process by the image, with `arguments` and with `state` in the
-    /// environment as [`STATE_VARIABLE`]. The process stays: its number, its children, its signal
-    /// mask, what is pending, and of its descriptors exactly the standard streams and `kept`.
+    /// environment as [`STATE_VARIABLE`]. The process keeps its number, its children, its signal
+    /// mask, pending signals and, of its descriptors, exactly the standard streams and `kept`.
     ///
     /// Returns only if that failed; nothing has changed then.
     pub fn replace_this_process<A: AsRef<OsStr>>(
@@ -137,7 +137,7 @@ impl Image {
     }
 }
 
-/// A child process, known by pidfd: its number cannot come to mean another process.
+/// A child process, held by pidfd: its number cannot be reused.
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
@@ -145,7 +145,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// A child that this process's earlier program has forked, by its number and its pidfd.
+    /// A child that this process's earlier program forked, by its number and its pidfd.
     #[must_use]
     pub const fn inherited(pid: i32, pidfd: OwnedFd) -> Self {
         Self {
@@ -154,13 +154,13 @@ impl Process {
         }
     }
 
-    /// Its number, for people.
+    /// The process number, for display.
     #[must_use]
     pub const fn pid(&self) -> i32 {
         self.pid.as_raw()
     }
 
-    /// Ends it at once.
+    /// Kills the process.
     ///
     /// # Errors
     /// It has been reaped already.
@@ -168,10 +168,10 @@ impl Process {
         Ok(pidfd_send_signal(&self.pidfd, Signal::KILL)?)
     }
 
-    /// How it ended; `None` while it lives. Reaps it.
+    /// Reaps the process and returns its wait status; `None` while it runs.
     ///
     /// # Errors
-    /// Somebody else reaped it.
+    /// The process has been reaped already.
     pub fn reap(&self) -> io::Result<Option<WaitStatus>> {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
         match waitid(Id::PIDFd(self.pidfd.as_fd()), flags)? {
@@ -201,13 +201,13 @@ impl AsFd for Process {
     }
 }
 
-/// Forks this process, which has one thread: the child, owned by its pidfd from birth; `None` in the
-/// child. A process without a pidfd, which nobody would wait for, cannot come to be.
+/// Forks this process, which has one thread. Returns the child, owned by its pidfd from birth, and
+/// `None` in the child. A process without a pidfd, for which nothing would wait, cannot exist.
 ///
 /// `clone` and not `clone3`, which container runtimes refuse.
 ///
 /// # Errors
-/// What the kernel returned, also for want of a descriptor; there is no child then.
+/// What the kernel returned, also for lack of a descriptor; there is no child then.
 fn fork_with_pidfd() -> io::Result<Option<Process>> {
     let flags = libc::c_long::from(libc::CLONE_PIDFD | libc::SIGCHLD);
     let no_stack: libc::c_long = 0;
@@ -240,7 +240,7 @@ fn fork_with_pidfd() -> io::Result<Option<Process>> {
     }
 }
 
-/// Ends a copy of the supervisor without destructors: what it holds is not its own.
+/// Ends a forked copy of the supervisor without destructors: it does not own what it holds.
 #[expect(
     clippy::exit,
     clippy::disallowed_methods,
@@ -250,14 +250,14 @@ fn leave_copy() -> ! {
     std::process::exit(1)
 }
 
-/// This process's environment for a child: without the state that may have come with it and without
-/// what a service manager has said to this process alone.
+/// Returns the environment for a child: without the state that may have come with it and without
+/// the variables that a service manager set for this process alone.
 fn environment_of_child() -> Vec<CString> {
     inherited_without(&[LISTEN_VARIABLES.as_slice(), &NOTIFY_VARIABLES].concat())
 }
 
-/// The same for a program that this process becomes: what the service manager waits to hear, it
-/// will hear from that one. The sockets are among what it is left.
+/// Returns the environment for a program that replaces this one: with the notification variables,
+/// because the service manager waits for this process. The sockets are among the kept descriptors.
 fn environment_of_successor(state: &str) -> Vec<CString> {
     let mut environment = inherited_without(&LISTEN_VARIABLES);
     environment.extend(pair((STATE_VARIABLE.into(), state.into())));

@@ -1,4 +1,4 @@
-//! The process's own limits, asked of the kernel.
+//! The process's resource limits.
 //!
 //! It must not decide what follows from them.
 
@@ -7,16 +7,16 @@ use std::{fs, io};
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
-/// What this process may have of what its workers' memory takes.
+/// Limits of this process on what its workers' memory needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryRoom {
-    /// Bytes that a file may have, a memory file as well (`RLIMIT_FSIZE`).
+    /// Maximum bytes of a file, memory files included (`RLIMIT_FSIZE`).
     pub file_bytes: u64,
-    /// Bytes that may be mapped (`RLIMIT_AS`).
+    /// Maximum bytes of mappings (`RLIMIT_AS`).
     pub address_bytes: u64,
 }
 
-/// The limits on memory files and mappings of this process, as they are now.
+/// Returns the current limits on memory files and mappings of this process.
 ///
 /// # Errors
 /// What `getrlimit` returned.
@@ -27,7 +27,8 @@ pub fn memory_room() -> io::Result<MemoryRoom> {
     })
 }
 
-/// The cause of an error of a memory file or a mapping, with the limit that was met if there is one.
+/// Returns the cause of an error of a memory file or a mapping, with the limit that was reached, if
+/// any.
 #[must_use]
 pub fn explain(error: &io::Error) -> String {
     let limited = match (memory_room(), error.raw_os_error().map(Errno::from_raw)) {
@@ -45,14 +46,13 @@ pub fn explain(error: &io::Error) -> String {
     limited.map_or_else(|| error.to_string(), |limit| format!("{error}: {limit}"))
 }
 
-/// Where the kernel has, and takes, what is added to this process's size when it looks for one to kill
-/// for want of memory.
+/// The file with this process's OOM score adjustment.
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
-/// The most that it takes.
+/// The highest adjustment.
 const OOM_SCORE_MAX: i16 = 1000;
 
-/// Has the kernel kill this process rather than its parent if memory runs out. Needs no privilege, but
-/// files of this process, so it comes before those are out of reach.
+/// Makes the kernel kill this process rather than its parent if memory runs out. Needs no
+/// privilege, but files of this process, so it comes before the sandbox.
 ///
 /// # Errors
 /// What reading or writing the score returned.

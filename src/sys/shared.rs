@@ -75,8 +75,8 @@ impl SharedMemory {
             .len(length)
             .no_reserve_swap()
             .map_raw(&fd)?;
-        // A core dump of a crashed worker would write every touched page; refused on kernels
-        // without the advice, which only costs time when a core is dumped.
+        // A core dump of a crashed worker would write every touched page; on kernels without this
+        // advice that only costs time.
         let _ = map.advise(Advice::DontDump);
         Ok(Self {
             map,
@@ -244,7 +244,7 @@ impl Bytes<'_> {
     /// Gives the pages wholly inside `length` bytes at `offset` back to the system; they read as
     /// zeroes afterwards.
     ///
-    /// By the mapping and not by the descriptor, so that a process which may do it can do it to no
+    /// It works on the mapping, not on the descriptor, so that a sandboxed process can do it to no
     /// other file.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! Signal state that a process inherits: its mask, and what its parent had ignored.
 //!
-//! Both survive exec. A launcher that blocks signals around `fork`, or ignores `SIGCHLD` so that its
-//! own children leave no zombies, would otherwise decide how this program stops and what it learns
-//! of its workers.
+//! Both survive exec. A launcher that blocks signals around `fork`, or ignores `SIGCHLD` so that
+//! its own children leave no zombies, would otherwise decide how this program stops and whether it
+//! receives the exit status of its workers.
 #![expect(unsafe_code, reason = "a disposition is set by a raw call")]
 
 use std::io;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// Has the kernel keep the exit status of every child until it is waited for.
+/// Makes the kernel keep the exit status of every child until it is waited for.
 ///
 /// # Errors
 /// What `sigaction` returned.
@@ -21,7 +21,7 @@ pub fn keep_exit_statuses() -> io::Result<()> {
     Ok(())
 }
 
-/// Lets every signal through to this thread, whatever its parent had blocked.
+/// Unblocks every signal for this thread, whatever its parent had blocked.
 ///
 /// # Errors
 /// What `pthread_sigmask` returned.
@@ -30,7 +30,7 @@ pub fn unblock_all() -> io::Result<()> {
     Ok(())
 }
 
-/// Has `signal` end this process at once, with exit code 0, while `armed` is true.
+/// Makes `signal` end this process at once, with exit code 0, while `armed` is true.
 ///
 /// # Errors
 /// There is no such signal, or it cannot be handled.

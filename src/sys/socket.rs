@@ -1,13 +1,12 @@
 //! A connection's socket, known by its descriptor number.
 //!
 //! Ownership: the number of an accepted connection belongs to its record in the working memory
-//! (open from [`Socket::adopt`] to [`Socket::close`]), not to a value in private memory: that is
-//! what makes the table of connections readable from outside and an idle connection cost nothing
-//! but its record. So this type is a number, not an owner, and whoever holds one must hold the
-//! record too.
+//! (open from [`Socket::adopt`] to [`Socket::close`]), not to a value in private memory: so the
+//! table of connections can be read from outside and an idle connection costs nothing but its
+//! record. This type is a number, not an owner; its holder must hold the record, too.
 //!
-//! Every call says `MSG_DONTWAIT`: a shared description whose `O_NONBLOCK` somebody cleared can
-//! then still not block the loop; and `MSG_NOSIGNAL`, so that no peer can raise `SIGPIPE`.
+//! Every call passes `MSG_DONTWAIT`, so that a shared description whose `O_NONBLOCK` another
+//! process cleared cannot block the loop, and `MSG_NOSIGNAL`, so that no peer can raise `SIGPIPE`.
 #![expect(
     unsafe_code,
     reason = "a descriptor known by number is borrowed for one call"
@@ -30,20 +29,20 @@ use std::time::Duration;
 pub struct Socket(RawFd);
 
 impl Socket {
-    /// Takes the descriptor over; from now on its number owns it.
+    /// Takes ownership of the descriptor by its number.
     #[must_use]
     pub fn adopt(fd: OwnedFd) -> Self {
         Self(fd.into_raw_fd())
     }
 
-    /// The socket with number `fd`, whose record says that it is open.
+    /// The socket with number `fd`, whose record marks it as open.
     #[inline]
     #[must_use]
     pub const fn numbered(fd: u32) -> Self {
         Self(fd.cast_signed())
     }
 
-    /// Its number.
+    /// The descriptor number.
     #[must_use]
     pub const fn number(self) -> u32 {
         self.0.cast_unsigned()
@@ -58,8 +57,9 @@ impl Socket {
         SourceFd(&self.0).register(registry, token, interest)
     }
 
-    /// Ends the watch. To be done before the descriptor goes elsewhere: the registration belongs to
-    /// the open socket, so that with another descriptor of it open it would outlive the close.
+    /// Ends the watch. To be done before the descriptor is sent to another process: the
+    /// registration belongs to the open socket, so it would outlive the close while another
+    /// descriptor is open.
     ///
     /// # Errors
     /// What `epoll_ctl` returned.
@@ -112,7 +112,7 @@ impl Socket {
         recv(self.0, into, flags).map_err(io::Error::from)
     }
 
-    /// The other end of the connection as the kernel knows it; `None` if it is gone.
+    /// Returns the peer's address as the kernel has it; `None` if the connection is over.
     #[must_use]
     pub fn peer(self) -> Option<SocketAddr> {
         let name: SockaddrStorage = getpeername(self.0).ok()?;
@@ -120,19 +120,19 @@ impl Socket {
         v4.or_else(|| Some(SocketAddr::V6((*name.as_sockaddr_in6()?).into())))
     }
 
-    /// Closes it in order, at once; the number may be anything's from now on. Closing also ends its
-    /// registration, unless another descriptor refers to the same socket: a worker that hands over has
-    /// one for a moment longer, and a report that comes of it carries a generation that is no more.
+    /// Closes the socket gracefully, at once; the number may be reused from now on. Closing also
+    /// ends its registration, unless another descriptor refers to the same socket: a worker that
+    /// hands over has one for a moment longer, and a report from that carries an old generation.
     ///
-    /// A new connection inherits `SO_LINGER` from its listener, which other processes hold, too, and one
-    /// that was handed over may be in its sender's hands still. A worker in strange hands could so make
-    /// each close wait for its client, or reset it; the option is cleared here, where that counts.
+    /// A new connection inherits `SO_LINGER` from its listener, which other processes hold, too,
+    /// and the sender of a migrated one may still hold it. A compromised worker could so make each
+    /// close wait for its client, or reset it; the option is cleared here, at the close.
     pub fn close(self) {
         self.set_linger(None);
         self.release();
     }
 
-    /// Closes it with a reset: what the kernel still holds for the peer is thrown away.
+    /// Closes the socket with a reset: what the kernel still holds for the peer is discarded.
     pub fn reset(self) {
         self.set_linger(Some(Duration::ZERO));
         self.release();
@@ -144,7 +144,7 @@ impl Socket {
     }
 }
 
-/// Lends the descriptors of `numbers`, whose records say that they are open, to `work`.
+/// Lends the descriptors of `numbers`, whose records mark them as open, to `work`.
 pub fn lend<R>(numbers: &[u32], work: impl FnOnce(&[BorrowedFd<'_>]) -> R) -> R {
     let borrow = |&number: &u32| {
         // SAFETY: the number is not -1, and the descriptor stays open for the one call below:
@@ -155,15 +155,15 @@ pub fn lend<R>(numbers: &[u32], work: impl FnOnce(&[BorrowedFd<'_>]) -> R) -> R 
     work(&borrowed)
 }
 
-/// What an accept that failed means for the accept queue.
+/// The meaning of a failed accept for the accept queue.
 ///
-/// Three classes: an empty queue or one connection, of which the next call may know nothing; the
-/// process or the system, where only time helps; and the listener itself, which never recovers.
+/// Three classes: an empty queue or a failed connection, which says nothing about the next call;
+/// the process or the system, where only time helps; and the listener itself, which never recovers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcceptFailure {
     /// The queue is empty.
     Empty,
-    /// This one connection failed before it was taken; the next may not.
+    /// This connection failed before it was accepted; the next may not.
     ThisOne,
     /// The process has no descriptor left.
     ProcessDescriptors,
@@ -171,15 +171,15 @@ pub enum AcceptFailure {
     SystemDescriptors,
     /// The system has no memory for a socket.
     Memory,
-    /// Any other errno: nothing says that the next call would fare better.
+    /// Any other errno: the next call may fail as well.
     Other(i32),
-    /// The socket listens no more, or is none.
+    /// The socket no longer listens, or is not a socket.
     Listener(i32),
 }
 
 impl AcceptFailure {
-    /// Sorts an error of `accept4`. Linux passes pending network errors of the connection on, and
-    /// accept(2) says to treat those like an empty queue's retry: they concern one connection.
+    /// Classifies an error of `accept4`. Linux reports pending network errors of the connection
+    /// here, and accept(2) says to treat those like an empty queue: they concern one connection.
     #[must_use]
     pub fn from_error(error: &io::Error) -> Self {
         let Some(number) = error.raw_os_error() else {

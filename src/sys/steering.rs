@@ -2,12 +2,14 @@
 //! group.
 //!
 //! The program returns an index; the kernel counts the group's sockets in the order of their
-//! `listen` calls, and a closed one's place is taken by the last (`reuseport_detach_sock`,
+//! `listen` calls, and the last socket takes the place of a closed one (`reuseport_detach_sock`,
 //! net/core/sock_reuseport.c). So "the first N" means the first N slots as long as slots listen in
-//! order and only the last one ever closes, which the supervisor sees to. An index beyond the last
-//! socket is not an error to the kernel: it falls back to its hash. The program belongs to the group and is replaced as one (RCU); it needs no privilege, but the group must be ours alone.
+//! order and only the last one ever closes, which the supervisor ensures. An index beyond the last
+//! socket is not an error to the kernel: it falls back to its hash. The program belongs to the
+//! group and is replaced as one (RCU); it needs no privilege, but the group must be this server's
+//! alone.
 //!
-//! It must not decide who gets connections; it must not touch a socket beyond that option.
+//! It must not decide which slot gets connections; it must not change any other socket option.
 #![expect(
     unsafe_code,
     reason = "the option that detaches a program has no safe wrapper"
@@ -29,11 +31,11 @@ const ANCILLARY: u32 = 0xffff_f000;
 /// Return the accumulator (linux/bpf_common.h calls it `BPF_A`; the constant is not in libc).
 const BPF_A: u32 = 0x10;
 
-/// Instructions that the kernel takes at most (`BPF_MAXINSNS`, linux/bpf_common.h).
+/// Maximum number of instructions (`BPF_MAXINSNS`, linux/bpf_common.h).
 const INSTRUCTIONS_MAX: usize = 4096;
 
 /// Gives new connections of the group of `listener` to its first `sockets` sockets only, at random.
-/// Handshakes already begun stay where they are.
+/// Handshakes in progress are not affected.
 ///
 /// # Errors
 /// `InvalidInput` for no sockets at all, else what `setsockopt` returned.

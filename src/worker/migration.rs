@@ -1,9 +1,10 @@
-//! A worker's connections on their way: to a successor, to a sibling, from either; all of them, or a
+//! Migration of a worker's connections: to a successor, to a sibling, from either; all of them or a
 //! part.
 //!
-//! Invariants: one handover goes and one comes at a time; an order that comes while a part is going or
-//! coming waits until that part is settled, which takes milliseconds or its other end's death; after a
-//! part the worker is what it was before.
+//! Invariants: at most one handover from this worker and one to it run at a time; a request that
+//! arrives during a partial handover waits until that is settled, which takes milliseconds or the
+//! death of the other worker; after a partial handover the worker is in the phase that it was in
+//! before.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,7 +17,7 @@ use crate::reactor::Reactor;
 use crate::wire::{FromWorker, HandOver, TakeOver, ToWorker};
 
 impl Worker {
-    /// Accepts, if it stood by, or could not hand everything over.
+    /// Begins to accept, if it stood by or could not hand everything over.
     pub(super) fn start_serving(&mut self) {
         if matches!(self.phase, Phase::StandingBy | Phase::Undecided { .. }) {
             self.phase = Phase::Serving;
@@ -26,7 +27,7 @@ impl Worker {
 
     pub(super) fn take_over(&mut self, order: TakeOver, descriptors: Vec<OwnedFd>) {
         if self.reactor.is_taking_over() {
-            // A part is coming, for some milliseconds more or until its sender is gone.
+            // A partial handover is still arriving.
             let order = ToWorker::TakeOver(order);
             return self.deferred.push_back((order, descriptors));
         }
@@ -40,10 +41,10 @@ impl Worker {
             Ok(()) => {
                 tracing::info!(from = %order.from, connections = order.expected, "taking over");
             }
-            // The socket is closed by now, so the other worker keeps everything.
+            // The socket is closed by now, so the sender keeps everything.
             Err(error) => tracing::error!(%error, from = %order.from, "cannot take over"),
         }
-        // Only now: places are kept for what comes.
+        // Only now that places are reserved for the connections to come.
         self.start_serving();
     }
 
@@ -52,7 +53,7 @@ impl Worker {
             return self.hand_over_part(&order, part, descriptors);
         }
         if !matches!(self.phase, Phase::HandingOver { .. }) {
-            // If a part is going, nothing more of it; what is on its way has to be settled first.
+            // A partial handover sends no more; connections in flight have to be settled first.
             self.reactor.stop_handing_over();
             if self.reactor.is_handing_over() {
                 let order = ToWorker::HandOver(order);
@@ -68,7 +69,7 @@ impl Worker {
             tracing::error!(to = %order.to, phase = ?self.phase, "cannot hand over now");
             return;
         };
-        // Whoever lent them has a worker for them, or finds another one.
+        // The supervisor lends them to another worker if it must.
         self.reactor.release_lent(self.id.slot);
         match self.reactor.hand_over(link, order.last) {
             Ok(()) => {
@@ -83,7 +84,7 @@ impl Worker {
         }
     }
 
-    /// Hands a part of its connections over; nothing else changes.
+    /// Hands over a part of its connections; nothing else changes.
     fn hand_over_part(&mut self, order: &HandOver, part: Part, descriptors: Vec<OwnedFd>) {
         let serves = matches!(self.phase, Phase::Serving) && self.deferred.is_empty();
         let begun = descriptors
@@ -102,7 +103,7 @@ impl Worker {
         }
     }
 
-    /// Orders that had to wait, when they need not any more.
+    /// Handles requests that no longer have to wait.
     pub(super) fn handle_deferred(&mut self) {
         let ready = |order: &ToWorker, reactor: &Reactor| match order {
             ToWorker::TakeOver(_) => !reactor.is_taking_over(),
@@ -116,7 +117,7 @@ impl Worker {
         }
     }
 
-    /// What comes after a handover, when there is a result.
+    /// Acts on the result of a handover, if there is one.
     pub(super) fn conclude_handover(&mut self) {
         let Some(result) = self.reactor.handed_over() else {
             return;
@@ -160,7 +161,7 @@ impl Worker {
             Phase::Serving | Phase::StandingBy | Phase::Undecided { last: false } => {
                 self.reactor.drop_listeners();
             }
-            // Nobody else takes what stands in the queues.
+            // No other worker accepts from the queues.
             Phase::Undecided { last: true } => self.reactor.end_accepting(),
             Phase::LameDuck { .. }
             | Phase::HandingOver { .. }

@@ -1,7 +1,7 @@
-//! What a worker does that is in the hands of a stranger, for tests of what it costs: debug builds only.
+//! Misbehaviour of a compromised worker, for tests of what it can cause: debug builds only.
 //!
-//! `worker.mischief=` in the plan of faults (see [`crate::fault`]) names one of them; it is done as soon
-//! as the worker has a client. Each is nothing but calls that the sandbox allows.
+//! `worker.mischief=` in the fault plan (see [`crate::fault`]) selects one kind; it is carried out
+//! as soon as the worker has a client. Each uses only system calls that the sandbox allows.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -22,11 +22,11 @@ use crate::wire::{Envelope, FromWorker, Listen, Ready};
 use uppercased_ctl::identity::{Generation, WorkerId};
 use uppercased_ctl::status::Sandboxed;
 
-/// Messages of a flood: far more than a supervisor that believes each of them has memory for.
+/// Messages of a flood: more than a supervisor could store.
 const FLOOD: u32 = 20_000_000;
 
 impl Worker {
-    /// Does what the plan says, once, if there is a client.
+    /// Carries out the planned misbehaviour once, if there is a client.
     pub(super) fn do_mischief(&mut self) {
         let Some(client) = self.reactor.memory().occupied().next() else {
             return;
@@ -83,13 +83,13 @@ impl Worker {
         }
     }
 
-    /// Says what nobody asked for.
+    /// Sends a message that the supervisor did not request.
     fn send_unasked(&mut self, message: FromWorker) {
         let worker = self.id;
         let _ = self.channel.send(&Envelope { worker, message }, &[]);
     }
 
-    /// Keeps the listeners beyond the end of its service, for what is done to them in each turn.
+    /// Keeps the listeners after they are released, to change their options in each turn.
     fn keep_listeners(&mut self) {
         let numbers = self.reactor.listener_numbers();
         self.mischief_listeners = socket::lend(&numbers, |listeners| {
@@ -98,7 +98,7 @@ impl Worker {
         });
     }
 
-    /// Leaves the last close of a connection that never drains to the supervisor.
+    /// Makes the supervisor hold the last descriptor of a connection that never drains.
     fn pass_on_what_lingers(&mut self, client: u32) {
         let worker = self.id;
         let socket = Socket::numbered(client);
@@ -112,7 +112,7 @@ impl Worker {
         socket.close();
     }
 
-    /// Writes nonsense where the supervisor and the successor read.
+    /// Overwrites the words that the supervisor and the successor read.
     fn scribble(&self) {
         let shared = self.reactor.memory().shared();
         for line in (0..Layout::record(0)).step_by(LINE_BYTES) {

@@ -1,8 +1,8 @@
-//! The side of a handover that connections come to: carries out what `Receiver` decides.
+//! The receiving side of a handover: executes what `Receiver` decides.
 //!
-//! Invariants: a connection is taken in unless that is impossible: limits are for new clients. The
-//! descriptor of one that is not taken in is closed, which its peer does not notice, and is not
-//! watched any more, for its sender has the same socket; nothing is served before its
+//! Invariants: a connection is adopted unless that is impossible: limits are for new clients. The
+//! descriptor of one that is not adopted is closed, which its peer does not notice, and is not
+//! watched any more, because its sender has the same socket; nothing is served before its
 //! acknowledgement is sent.
 
 use std::io;
@@ -28,11 +28,11 @@ struct AdoptedBatch {
 }
 
 impl Reactor {
-    /// Begins to take in what comes by the socket `link`: `expected` connections, as far as is
-    /// known. Places are kept for them, so that accepting cannot take those first; a worker that
-    /// does not accept yet waits until the sender has said how many there are.
+    /// Begins to adopt connections from the socket `link`: `expected` of them, as far as is known.
+    /// Places are reserved for them, so that accepting cannot use those; a worker that does not
+    /// accept yet waits until the sender has sent the number.
     ///
-    /// A worker that accepts no more, for good, refuses them at once.
+    /// A worker that has stopped accepting for good refuses them at once.
     ///
     /// # Errors
     /// As [`Reactor::hand_over`].
@@ -51,7 +51,7 @@ impl Reactor {
         });
         self.memory.note_answered(0);
         if self.finishing || self.gate == Gate::Ended {
-            // Told at once: the sender still has every choice.
+            // At once: the sender still has every choice.
             let cause = "the worker is leaving itself".to_owned();
             incoming.machine.handle(ReceiverEvent::Unfit { cause });
         } else {
@@ -63,7 +63,7 @@ impl Reactor {
         Ok(())
     }
 
-    /// Takes batches in, if there are any and as long as there is time in this turn.
+    /// Adopts batches within this turn's time.
     pub(crate) fn receive_connections(&mut self) {
         let Some(mut incoming) = self.incoming.take() else {
             return;
@@ -89,7 +89,7 @@ impl Reactor {
         self.pause_at_limit();
     }
 
-    /// Lets new clients in, beside so many connections that are still to come.
+    /// Accepts again, while `coming` connections are still to arrive.
     fn accept_while_expecting(&mut self, coming: u32) {
         self.expected = coming;
         let was = self.is_accepting();
@@ -98,7 +98,7 @@ impl Reactor {
         self.pause_at_limit();
     }
 
-    /// Deals with the next packet, if there is one. True if the handover is over with that.
+    /// Handles the next packet, if there is one. Returns whether the handover is over.
     fn receive_batch(&mut self, incoming: &mut Incoming) -> bool {
         let mut descriptors = Vec::new();
         if incoming.link.ready {
@@ -127,7 +127,7 @@ impl Reactor {
                 ReceiverAction::Adopt { connections } => {
                     self.adopt(incoming, descriptors.take(), connections)
                 }
-                // The machine asks for it in answer to an adoption only, and then it comes there.
+                // The machine requests it only after an adoption, which handles it.
                 ReceiverAction::Acknowledge { .. } => false,
                 ReceiverAction::Decline { sequence, cause } => {
                     descriptors = None;
@@ -148,7 +148,7 @@ impl Reactor {
         false
     }
 
-    /// Answers a packet. True if that is impossible: the sender must see an end instead.
+    /// Answers a packet. Returns true if that is impossible: the sender must see an end instead.
     fn answer(&mut self, incoming: &mut Incoming, sequence: u32, message: Message) -> bool {
         incoming.answered += 1;
         self.memory.note_answered(incoming.answered);
@@ -156,8 +156,8 @@ impl Reactor {
         !matches!(incoming.link.packets.send(&frame, &[]), Ok(true))
     }
 
-    /// Takes in what it can of a batch, says so and begins to serve it. True if the handover is
-    /// over with that.
+    /// Adopts as much of a batch as it can, acknowledges it and begins to serve it. Returns whether
+    /// the handover is over.
     fn adopt(
         &mut self,
         incoming: &mut Incoming,
@@ -197,7 +197,7 @@ impl Reactor {
         let message = Message::Acknowledged { taken, left };
         let frame = Packet { sequence, message }.encode();
         match incoming.link.packets.send(&frame, &[]) {
-            // A sender that is gone has no claim to them any more.
+            // A sender that is gone does not own them any more.
             Ok(true) | Err(packets::Error::Closed) => {}
             refused @ (Ok(false) | Err(packets::Error::System { .. })) => {
                 // The sender will see an end without an acknowledgement, and keep them.
@@ -256,10 +256,10 @@ impl Reactor {
         AdoptedBatch { batch, left }
     }
 
-    /// Records and watches one connection; or closes its descriptor, and says why.
+    /// Records and watches one connection; on failure closes its descriptor and returns the cause.
     fn adopt_connection(&mut self, descriptor: OwnedFd, connection: Record) -> Result<u32, String> {
         let frozen = connection.map_err(|what| format!("its record cannot be read: {what}"))?;
-        // An owner until it is recorded: what is not closes it.
+        // Owned until it is recorded: a failure before that closes it.
         let fd = descriptor.as_raw_fd().cast_unsigned();
         let generation = self.next_generation();
         self.memory
@@ -279,7 +279,7 @@ impl Reactor {
         Ok(fd)
     }
 
-    /// Gives back what was recorded of a batch. The watch first: its sender has the same sockets.
+    /// Releases the recorded part of a batch. The watch first: its sender has the same sockets.
     fn release_batch(&mut self, batch: &[u32]) {
         for &fd in batch {
             let socket = Socket::numbered(fd);
@@ -293,7 +293,7 @@ impl Reactor {
     }
 }
 
-/// What a packet is to a receiver.
+/// Decodes a packet into an event for the receiver.
 fn decode(incoming: &Incoming, packet: &packets::Packet) -> ReceiverEvent {
     let frame = &incoming.buffer[..packet.length];
     match Packet::decode(frame, incoming.version) {

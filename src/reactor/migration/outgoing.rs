@@ -1,8 +1,8 @@
-//! The side of a handover that connections leave: carries out what `Sender` decides.
+//! The sending side of a handover: executes what `Sender` decides.
 //!
-//! Invariants: a batch is put away as a whole before it is sent, watch first; after the
+//! Invariants: a batch is frozen as a whole before it is sent, the watch ended first; after the
 //! acknowledgement its descriptors are closed without reading and without ending a stream; every
-//! answer there is has been read before the receiver's end is believed.
+//! answer that has arrived is read before the receiver's end is acted on.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,18 +23,18 @@ use uppercased_ctl::metrics::{CloseReason, Counter};
 /// An answer is a header, at most a list of the connections that stay, and at most a cause.
 const ANSWER_MAX_BYTES: usize = CAUSE_MAX_BYTES + HANDOVER_BATCH_CONNECTIONS + 64;
 
-/// Answers read in one step: no honest receiver has more of them to give at once.
+/// Answers read in one step: no honest receiver sends more at once.
 const ANSWERS_AT_ONCE: usize = HANDOVER_WINDOW + 1;
 
 impl Reactor {
-    /// Begins to hand every connection over by the socket `link`, and stops accepting; the
-    /// listeners are kept until it is clear how this ends. If nobody else accepts from them
-    /// (`last`), accepting goes on until no connection is left, and what stands in the queues then
-    /// moves as well. What comes of it is told by [`Reactor::handed_over`].
+    /// Begins to hand over every connection by the socket `link`, and stops accepting; the
+    /// listeners are kept until the result is known. If no other worker accepts from them (`last`),
+    /// accepting goes on until no connection is left, and the connections in the queues then
+    /// migrate as well. [`Reactor::handed_over`] returns the result.
     ///
     /// # Errors
-    /// A handover is under way already, or what `epoll_ctl` returned; nothing has changed then, and
-    /// the socket is closed.
+    /// A handover is in progress already, or what `epoll_ctl` returned; nothing has changed then,
+    /// and the socket is closed.
     pub fn hand_over(&mut self, link: OwnedFd, last: bool) -> io::Result<()> {
         if self.outgoing.is_some() {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -58,8 +58,8 @@ impl Reactor {
         Ok(())
     }
 
-    /// Begins to hand some connections over by the socket `link`, and goes on with everything else
-    /// as if nothing were. What comes of it is told by [`Reactor::handed_over`].
+    /// Begins to hand over some connections by the socket `link`, and continues everything else.
+    /// [`Reactor::handed_over`] returns the result.
     ///
     /// # Errors
     /// As [`Reactor::hand_over`].
@@ -74,7 +74,7 @@ impl Reactor {
         Ok(())
     }
 
-    /// Sends no further batch. What is on its way is settled first; the rest stays.
+    /// Sends no further batch. Batches in flight are settled first; the other connections stay.
     pub fn stop_handing_over(&mut self) {
         if let Some(mut outgoing) = self.outgoing.take() {
             outgoing.machine.handle(SenderEvent::Stop);
@@ -83,8 +83,7 @@ impl Reactor {
         }
     }
 
-    /// Sends what can be sent, and settles what has been answered, as long as there is time in this
-    /// turn.
+    /// Sends batches and settles answered ones, within this turn's time.
     pub(crate) fn send_connections(&mut self) {
         let Some(mut outgoing) = self.outgoing.take() else {
             return;
@@ -117,7 +116,7 @@ impl Reactor {
         }
     }
 
-    /// How many connections could go in this turn, and whether no more will be added to them.
+    /// Counts the connections that could migrate in this turn, and whether none will be added.
     fn count_waiting(&mut self, outgoing: &mut Outgoing) -> SenderEvent {
         if let Some(part) = &mut outgoing.part {
             return SenderEvent::Turn {
@@ -126,7 +125,7 @@ impl Reactor {
                 complete: true,
             };
         }
-        // Some may have ended here since.
+        // Some may have ended here since then.
         let is_open = |fd: u32, generation: u32| {
             let record = self.memory.record(fd);
             record.generation() == generation && record.state() != State::Free
@@ -148,7 +147,7 @@ impl Reactor {
         }
     }
 
-    /// Reads the answers there are; those beyond what a window can cause in the next step.
+    /// Receives the answers that have arrived; those beyond one window in the next step.
     fn receive_answers(&mut self, outgoing: &mut Outgoing) {
         let mut buffer = [0; ANSWER_MAX_BYTES];
         for _ in 0..ANSWERS_AT_ONCE {
@@ -208,7 +207,7 @@ impl Reactor {
                         .back()
                         .is_some_and(|last| last.0 == sequence)
                     {
-                        // Only the latest one can be waiting for the kernel.
+                        // Only the latest batch can wait for the kernel.
                         outgoing.staged = None;
                     }
                     outgoing.settled += 1;
@@ -221,7 +220,7 @@ impl Reactor {
                     let message = Message::End { moved };
                     let frame = Packet { sequence, message }.encode();
                     if let Some(link) = &outgoing.link {
-                        // For the other side's log; everything is settled without it.
+                        // For the receiver's log; everything is settled without it.
                         let _ = link.packets.send(&frame, &[]);
                     }
                 }
@@ -230,12 +229,12 @@ impl Reactor {
         }
     }
 
-    /// Chooses connections, as many as fit a batch, and puts them away.
+    /// Freezes as many connections as fit a batch.
     fn freeze_batch(&mut self, outgoing: &mut Outgoing, sequence: u32) -> (Vec<u8>, Vec<u32>) {
         let mut encoder = BatchEncoder::new(sequence);
         let mut batch = Vec::new();
         for fd in self.candidates(outgoing) {
-            // Nothing is being closed between two steps of a turn, so all of them are connections.
+            // No connection is being closed between two steps of a turn.
             let Some(mut frozen) = self.memory.record_mut(fd).freeze() else {
                 continue;
             };
@@ -254,7 +253,7 @@ impl Reactor {
             if !encoder.push(&frozen) {
                 break;
             }
-            // Fails only for what is not watched, and then there is nothing to end.
+            // Fails only if it is not watched.
             let _ = Socket::numbered(fd).unwatch(self.poll.registry());
             self.timers.disarm(fd);
             self.memory.record_mut(fd).begin_handover();
@@ -265,12 +264,12 @@ impl Reactor {
         (encoder.finish(), batch)
     }
 
-    /// Connections for the next batch: as many as may fit.
+    /// Returns candidates for the next batch, as many as may fit.
     fn candidates(&self, outgoing: &Outgoing) -> Vec<u32> {
         if let Some(part) = &outgoing.part {
             return part.next(HANDOVER_BATCH_CONNECTIONS);
         }
-        // From the cursor on, then from the beginning: lower numbers may have been taken since.
+        // From the cursor on, then from the beginning: lower numbers may have been used since.
         let mut candidates: Vec<u32> = Vec::new();
         for first in [outgoing.cursor, 0] {
             let free = |&fd: &u32| {
@@ -286,7 +285,7 @@ impl Reactor {
         candidates
     }
 
-    /// Forgets connections that are another worker's now; those at the places `left` are not.
+    /// Closes migrated connections; those at the places `left` stay.
     fn release(&mut self, outgoing: &mut Outgoing, sequence: u32, left: &[u8]) {
         for (place, fd) in outgoing.batch(sequence).into_iter().enumerate() {
             if left.iter().any(|stays| usize::from(*stays) == place) {
@@ -301,7 +300,7 @@ impl Reactor {
         self.gate_after_close();
     }
 
-    /// Serves a connection again that the other worker did not take.
+    /// Serves a connection again that the other worker could not adopt.
     fn keep_stuck(&mut self, outgoing: &mut Outgoing, fd: u32) {
         outgoing.moving -= 1;
         let generation = self.memory.record(fd).generation();
@@ -309,7 +308,7 @@ impl Reactor {
         self.watch_again(fd);
     }
 
-    /// Serves a connection (again) that was on its way: what is ready is reported by watching it.
+    /// Watches a connection again that was migrating, which reports its readiness.
     fn watch_again(&mut self, fd: u32) {
         let mut record = self.memory.record_mut(fd);
         record.take_ownership();
@@ -338,10 +337,10 @@ impl Reactor {
             return outgoing.machine.is_over();
         };
         match end {
-            // The worker stays, and has never stopped accepting.
+            // The worker continues, and has never stopped accepting.
             _ if outgoing.part.is_some() => {}
             HandoverEnd::PeerGone => self.begin_accepting(),
-            // The listeners stay until it is decided what becomes of the connections.
+            // The listeners stay until the supervisor decides about the connections.
             HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => {}
             HandoverEnd::Done => self.drop_listeners(),
         }

@@ -1,11 +1,11 @@
-//! Which connections leave when only a part is to: some that are active, so that their work moves with
-//! them, and owe nothing at this instant, so that nothing has to be carried along.
+//! Chooses the connections of a partial handover: some that are active, so that their work migrates
+//! with them, and owe nothing at this instant, so that no output travels.
 //!
-//! Invariants: they are chosen once, at the end of a turn, when what was ready has been served; one
-//! that has work when its batch is made up is left out, and nobody takes its place; everything else
-//! about the worker goes on as before.
+//! Invariants: they are chosen once, at the end of a turn, when ready connections have been served;
+//! one that has work when its batch is made is left out and not replaced; everything else about the
+//! worker goes on as before.
 //!
-//! It must not decide how many (the order says so).
+//! It must not decide how many: the request does.
 
 use std::collections::VecDeque;
 
@@ -15,7 +15,7 @@ use crate::handover::Part;
 use crate::memory::layout::{Flags, State};
 
 impl Reactor {
-    /// How many connections of the part can go now. Those that cannot are out of it.
+    /// Counts the connections of the part that can migrate now, and drops the others.
     pub(super) fn choose(&self, part: &mut Chosen) -> u32 {
         let mut left = match part {
             Chosen::Pending(part) => self.active(*part),
@@ -27,7 +27,8 @@ impl Reactor {
         count
     }
 
-    /// As many of the active connections as the order says; first of those that can go now.
+    /// Returns as many of the active connections as the request says, of those that can migrate
+    /// now.
     fn active(&self, part: Part) -> VecDeque<(u32, u32)> {
         let settled = self.local_connections().into_iter();
         let active = settled.filter(|&fd| {
@@ -43,7 +44,7 @@ impl Reactor {
         quiet.take(most as usize).collect()
     }
 
-    /// Whether nothing is owed on the connection and nothing is known to be there to be read.
+    /// Whether nothing is owed on the connection and no input is known.
     fn is_quiet(&self, fd: u32, generation: u32) -> bool {
         let record = self.memory.record(fd);
         let busy = [

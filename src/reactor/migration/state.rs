@@ -1,6 +1,6 @@
-//! What is known of connections on their way: one handover to another worker and one from another.
+//! The state of migrating connections: one handover to another worker and one from another.
 //!
-//! It must not know the event loop: `outgoing` and `incoming` carry the handovers out.
+//! It must not know the event loop: `outgoing` and `incoming` execute the handovers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -25,7 +25,7 @@ pub(super) const FIRST: u32 = 1;
 pub(crate) struct Link {
     pub(super) packets: Packets,
     pub(super) token: Token,
-    /// There may be something to receive.
+    /// Whether it may have packets.
     pub(super) ready: bool,
 }
 
@@ -42,7 +42,7 @@ impl Link {
         })
     }
 
-    /// The next packet, or why there is none; `None` if there is none now.
+    /// Receives the next packet; `None` if there is none now.
     pub(super) fn receive(
         &mut self,
         into: &mut [u8],
@@ -78,19 +78,19 @@ pub(crate) struct Outgoing {
     pub(super) machine: Sender,
     /// Batches that are not settled: number and connections.
     pub(super) batches: VecDeque<(u32, Vec<u32>)>,
-    /// The batch that the kernel has not taken, and when it is offered again.
+    /// The batch that the kernel has not accepted, and when it is offered again.
     pub(super) staged: Option<(Vec<u8>, Tick)>,
     /// Where the search for connections goes on.
     pub(super) cursor: u32,
-    /// Nobody will accept from these listeners after this worker.
+    /// No other worker will accept from these listeners.
     pub(super) last: bool,
-    /// Only these go; `None`: everything does, and the worker after it.
+    /// The connections of a partial handover; `None`: all of them migrate, and the worker exits.
     pub(super) part: Option<Chosen>,
     pub(super) moving: u32,
     pub(super) moved: u32,
     /// Connections that the other worker cannot take, by number, with their generation.
     pub(super) stuck: BTreeMap<u32, u32>,
-    /// Batches sent, and those settled, for whoever watches from outside.
+    /// Batches sent, and those settled, as the supervisor reads them.
     pub(super) sent: u64,
     pub(super) settled: u64,
 }
@@ -138,7 +138,7 @@ impl Outgoing {
                 SenderEvent::Blocked
             }
             Err(packets::Error::Closed) => {
-                // What the other end has said before it went comes first.
+                // Answers that arrived before the end come first.
                 link.ready = true;
                 self.staged = Some((frame, now + HANDOVER_RETRY));
                 SenderEvent::Blocked
@@ -161,9 +161,9 @@ impl Outgoing {
 /// The connections of a part.
 #[derive(Debug)]
 pub(crate) enum Chosen {
-    /// The choice is the next turn's.
+    /// To be chosen in the next turn.
     Pending(Part),
-    /// These are left, by number and generation, in the order in which they go.
+    /// Those left, by number and generation, in the order in which they migrate.
     Made(VecDeque<(u32, u32)>),
 }
 
@@ -172,7 +172,7 @@ impl Chosen {
         Self::Pending(part)
     }
 
-    /// Whether a turn would make a choice, or a batch.
+    /// Whether a turn would choose connections or send a batch.
     pub(super) fn waits(&self) -> bool {
         match self {
             Self::Pending(_) => true,
