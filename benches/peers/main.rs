@@ -12,7 +12,7 @@
 //!   moments between which messages are counted, and the steadiest there is on a shared machine;
 //! - every run of a server stands between two runs of the floor, and only ratios to these two
 //!   neighbours are compared; medians with quartiles are shown;
-//! - runs that other work or stolen time disturbed are thrown away and counted;
+//! - runs that other work or stolen time disturbed are discarded and counted;
 //! - the client checks every byte of every answer.
 //!
 //! It must not measure anything inside its own process, nor keep anything between runs.
@@ -133,7 +133,7 @@ fn announce(bench: &Bench, options: &Options, servers: &[Server]) {
     let minutes = (times.sum::<Duration>() * runs_a_pattern).as_secs_f64() / 60.0;
     eprintln!(
         "{} patterns, {} servers, {} pairs of {:.1} s: about {minutes:.0} min, more if runs are \
-         thrown away. Server on CPU {:?}, load on {:?}.",
+         discarded. Server on CPU {:?}, load on {:?}.",
         options.patterns.len(),
         servers.len(),
         options.pairs,

@@ -26,19 +26,19 @@ struct Scale {
 const fn scale(unit: Unit) -> Scale {
     match unit {
         Unit::Message => Scale {
-            cost: "CPU a message, µs",
+            cost: "CPU per message, µs",
             cost_divisor: NS_PER_US,
             rate: "thousand messages/s",
             rate_divisor: 1e3,
         },
         Unit::Connection => Scale {
-            cost: "CPU a connection, µs",
+            cost: "CPU per connection, µs",
             cost_divisor: NS_PER_US,
             rate: "thousand connections/s",
             rate_divisor: 1e3,
         },
         Unit::Byte => Scale {
-            cost: "CPU a byte, ns",
+            cost: "CPU per byte, ns",
             cost_divisor: 1.0,
             rate: "Gbit/s each way",
             rate_divisor: 1e9 / 8.0,
@@ -97,7 +97,7 @@ pub(crate) fn table(measured: &Measured, servers: &[Server]) -> String {
     if let Load::Open { per_second } = measured.pattern.load {
         let _ = writeln!(
             text,
-            "{per_second:.0} messages/s are due, at even intervals.\n"
+            "{per_second:.0} messages/s are planned, at equal intervals.\n"
         );
     }
     if measured.pattern.load == Load::Silent {
@@ -117,11 +117,11 @@ fn rows(text: &mut String, measured: &Measured, servers: &[Server]) {
     let times = measured.pattern.load != Load::Stream;
     let _ = write!(
         text,
-        "| server | {} | of it user | CPU ÷ {reference} | uppercased ÷ this | {} | rate ÷ {reference} |",
+        "| server | {} | user part | CPU ÷ {reference} | uppercased ÷ this | {} | rate ÷ {reference} |",
         scale.cost, scale.rate
     );
     text.push_str(if times { " p50, µs | p99, µs |" } else { "" });
-    text.push_str(" pairs (thrown away) |\n|---|---|---|---|---|---|---|");
+    text.push_str(" pairs (discarded) |\n|---|---|---|---|---|---|---|");
     text.push_str(if times { "---|---|---|\n" } else { "---|\n" });
     for &server in servers {
         if measured.failed.contains_key(&server) {
@@ -172,7 +172,7 @@ fn rows(text: &mut String, measured: &Measured, servers: &[Server]) {
 
 fn memory_rows(text: &mut String, measured: &Measured, servers: &[Server]) {
     text.push_str(
-        "| server | bytes a silent connection | bytes after one message |\n|---|---|---|\n",
+        "| server | bytes per idle connection | bytes after one message |\n|---|---|---|\n",
     );
     for &server in servers {
         let samples = samples(measured, server);

@@ -1,7 +1,7 @@
 //! The order of the runs: each server between two runs of the reference, round after round.
 //!
 //! Machines drift by more than servers differ, so a run is only ever compared with its neighbours
-//! in time. A run that was disturbed is thrown away, and counted; rounds go on until every server
+//! in time. A run that was disturbed is discarded, and counted; rounds go on until every server
 //! has its pairs, but not for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ use super::pattern::{self, Load, Pattern};
 use super::server::Server;
 use super::stats;
 
-/// Rounds are at most this many times the pairs asked for, however much is thrown away.
+/// Rounds are at most this many times the pairs asked for, however much is discarded.
 const ROUNDS_PER_PAIR: u32 = 3;
 /// Memory is counted, not timed: it does not depend on what others do.
 const MEMORY_PAIRS: u32 = 2;
