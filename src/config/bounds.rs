@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use uppercased_ctl::limits::{WORKERS_MAX, WORKERS_MIN};
 
-use super::SCRATCH_BYTES;
+use super::limits::SCRATCH_BYTES;
 use super::value::{Count, Size, Span};
 
 const KIB: u32 = 1 << 10;

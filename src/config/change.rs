@@ -3,7 +3,9 @@
 //! Pure. Invariant: everything that [`check_change`] lets through takes effect with the workers
 //! that a restart makes (or at once, in the supervisor); nothing is taken over silently in part.
 
-use super::{Config, ListenAddr, Setting};
+use super::data::Config;
+use super::settings::Setting;
+use super::types::ListenAddr;
 
 /// A setting was changed that is fixed for the life of a server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use super::Config;
+use super::data::Config;
 
 /// A start: a command line and the configuration that it gave.
 #[derive(Clone, Debug, PartialEq, Eq)]

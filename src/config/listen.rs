@@ -7,7 +7,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-use super::ListenAddr;
+use super::types::ListenAddr;
 use super::value::{Facts, Grammar};
 
 /// The most addresses one server listens on. Every worker holds a listener for each.

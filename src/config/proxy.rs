@@ -6,8 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::ListenAddr;
 use super::listen::Listen;
+use super::types::ListenAddr;
 use super::value::{Facts, Grammar};
 
 /// The listeners on which a PROXY header must precede a client's bytes.

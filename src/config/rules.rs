@@ -2,9 +2,15 @@
 //!
 //! Must not: judge a value alone (its row does).
 
-use super::{
-    AdminAddr, Config, Error, NETWORKS_IN_ALL_MAX, Origins, ProxyListeners, Setting, Steer, listen,
-};
+use super::admin::AdminAddr;
+use super::data::Config;
+use super::error::Error;
+use super::listen;
+use super::networks::NETWORKS_IN_ALL_MAX;
+use super::proxy::ProxyListeners;
+use super::settings::Setting;
+use super::source::Origins;
+use super::types::Steer;
 
 /// Refuses the first one that does not hold.
 pub(super) fn check(config: &Config, origins: &Origins) -> Result<(), Error> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
-use super::Error;
+use super::error::Error;
 use super::service_links::is_service_link;
 use super::settings::{SETTINGS, Setting};
 use uppercased_ctl::process::ENV_PREFIX;
@@ -58,6 +58,24 @@ impl Origin {
             Self::Environment => format!("environment {}", setting.variable()),
             Self::Flag => format!("flag --{}", setting.flag()),
         }
+    }
+}
+
+/// Where each value of a [`Config`] comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origins(pub(super) Vec<Origin>);
+
+impl Origins {
+    /// Every setting with the origin of its value, in the order of the table.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static Setting, &Origin)> {
+        SETTINGS.iter().zip(&self.0)
+    }
+
+    /// How the setting with this key is spelled where its value comes from.
+    pub(crate) fn name_of(&self, key: &str) -> String {
+        self.iter()
+            .find(|(setting, _)| setting.key() == key)
+            .map_or_else(String::new, |(setting, origin)| origin.name_of(setting))
     }
 }
 

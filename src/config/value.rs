@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::Control;
+use super::types::Control;
 use uppercased_ctl::limits::SOCKET_PATH_MAX_BYTES;
 
 /// Looks a host name up: its addresses with the given port, or why there are none.

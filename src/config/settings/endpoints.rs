@@ -4,7 +4,8 @@
 
 use super::super::admin::{Admin, Agent};
 use super::super::value::{Grammar as _, OrWord};
-use super::{Binding, Category, Setting};
+use super::category::Category;
+use super::setting::{Binding, Setting};
 
 pub(super) const AGENT: Setting = Setting {
     binding: bind!(agent, OrWord("off", Agent)),

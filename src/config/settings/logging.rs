@@ -2,9 +2,10 @@
 //!
 //! As [`SETTINGS`](super::SETTINGS), of which they are a part.
 
+use super::super::types::{LogFormat, LogLevel};
 use super::super::value::{Choice, Grammar as _};
-use super::super::{LogFormat, LogLevel};
-use super::{Binding, Category, Setting};
+use super::category::Category;
+use super::setting::{Binding, Setting};
 
 const LEVELS: Choice<LogLevel> = Choice(&[
     ("error", LogLevel::Error),

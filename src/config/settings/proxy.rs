@@ -6,7 +6,8 @@ use super::super::bounds;
 use super::super::networks::Networks;
 use super::super::proxy::Asking;
 use super::super::value::Grammar as _;
-use super::{Binding, Category, Setting};
+use super::category::Category;
+use super::setting::{Binding, Setting};
 
 pub(super) const PROXY_PROTOCOL: Setting = Setting {
     binding: bind!(proxy_protocol, Asking),

@@ -4,7 +4,8 @@
 
 use super::super::sandbox::{ACCOUNT, SANDBOX as CHOICES};
 use super::super::value::Grammar as _;
-use super::{Binding, Category, Setting};
+use super::category::Category;
+use super::setting::{Binding, Setting};
 
 pub(super) const SANDBOX: Setting = Setting {
     binding: bind!(sandbox, CHOICES),

@@ -5,7 +5,8 @@
 use super::super::bounds;
 use super::super::networks::Networks;
 use super::super::value::{Grammar as _, OrWord};
-use super::{Binding, Category, Setting};
+use super::category::Category;
+use super::setting::{Binding, Setting};
 
 pub(super) const ALLOW: Setting = Setting {
     binding: bind!(allow, Networks),

@@ -1,0 +1,54 @@
+//! How many connections fit the descriptor limit of a worker.
+
+use super::error::Error;
+use super::limits::{AUTO_CONNECTIONS_MAX, FD_RESERVE, FDS_PER_SLOT};
+
+/// How many connections a worker may hold: `asked`, or without it all that fits.
+///
+/// `nofile_limit` is the descriptor limit of the worker (`RLIMIT_NOFILE`, the soft limit after it
+/// was raised as far as it goes). What is kept free of connections covers a worker that serves
+/// every sibling's listeners as well as the supervisor, which holds them all.
+///
+/// # Errors
+///
+/// The limit is too low; the message says how high it has to be, and how to raise it.
+pub fn connection_limit(
+    asked: Option<u32>,
+    nofile_limit: u64,
+    listeners: usize,
+    workers: u16,
+) -> Result<u32, Error> {
+    let reserve = descriptor_reserve(listeners, workers);
+    let possible = nofile_limit.saturating_sub(reserve);
+    if possible == 0 {
+        return Err(Error::LimitTooLow {
+            workers,
+            listeners,
+            needed: reserve.saturating_add(1),
+            limit: nofile_limit,
+        });
+    }
+    match asked {
+        Some(asked) if u64::from(asked) > possible => Err(Error::ConnectionsExceedLimit {
+            asked,
+            needed: reserve.saturating_add(u64::from(asked)),
+            limit: nofile_limit,
+            possible,
+        }),
+        Some(asked) => Ok(asked),
+        None => Ok(u32::try_from(possible)
+            .unwrap_or(u32::MAX)
+            .min(AUTO_CONNECTIONS_MAX)),
+    }
+}
+
+/// Descriptors of a process that are kept for other things than connections.
+#[must_use]
+pub fn descriptor_reserve(listeners: usize, workers: u16) -> u64 {
+    let a_slot = u64::try_from(listeners)
+        .unwrap_or(u64::MAX)
+        .saturating_add(u64::from(FDS_PER_SLOT));
+    a_slot
+        .saturating_mul(u64::from(workers))
+        .saturating_add(u64::from(FD_RESERVE))
+}

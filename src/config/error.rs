@@ -1,0 +1,133 @@
+//! The errors of the configuration, each one line that says what to do.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::networks::NETWORKS_IN_ALL_MAX;
+use super::types::ListenAddr;
+
+/// Why there is no configuration. Every message is one line and says what to do.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum Error {
+    #[error("{name}: {why}")]
+    Value { name: String, why: String },
+
+    #[error("{}:{line}:{column}: not valid TOML: {why}", path.display())]
+    Syntax {
+        path: PathBuf,
+        line: usize,
+        column: usize,
+        why: String,
+    },
+
+    #[error(
+        "{}:{line}: unknown setting {name:?}{nearest} (`uppercased --help` lists all)",
+        path.display()
+    )]
+    UnknownKey {
+        path: PathBuf,
+        line: usize,
+        name: String,
+        nearest: String,
+    },
+
+    #[error(
+        "{}:{line}: unexpected table {name:?}: settings must be at the top level; remove the table \
+         header", path.display()
+    )]
+    Table {
+        path: PathBuf,
+        line: usize,
+        name: String,
+    },
+
+    #[error("unknown setting {name}{nearest} (`uppercased --help` lists all)")]
+    UnknownVariable { name: String, nearest: String },
+
+    #[error("{name}: unexpected value of type {found}; use for example {example}")]
+    WrongType {
+        name: String,
+        found: &'static str,
+        example: String,
+    },
+
+    #[error("{name}: the value is not UTF-8; correct or unset the variable")]
+    NotUtf8 { name: String },
+
+    #[error(
+        "{max_name}: {max} is shorter than the first delay of {initial} ({initial_name}); raise \
+         one or lower the other"
+    )]
+    BackoffOrder {
+        max_name: String,
+        max: String,
+        initial_name: String,
+        initial: String,
+    },
+
+    #[error(
+        "{name}: {first} and {second} overlap, and the more specific one would receive every \
+         connection; remove one"
+    )]
+    Overlap {
+        name: String,
+        first: ListenAddr,
+        second: ListenAddr,
+    },
+
+    #[error("{name}: {address} overlaps {other}, where {what}; choose another port")]
+    Taken {
+        name: String,
+        address: SocketAddr,
+        other: String,
+        what: &'static str,
+    },
+
+    #[error(
+        "{name}: cannot steer connections to a port shared with other servers (share_port), \
+         because theirs would be steered too; remove one of the two settings"
+    )]
+    SteerShared { name: String },
+
+    #[error(
+        "{name}: {address} is not one of the addresses in listen; write it as it is written there"
+    )]
+    ProxyElsewhere { name: String, address: ListenAddr },
+
+    #[error(
+        "{name}: no network may send the header that proxy_protocol requires, so no client would \
+         be served; list the proxies' networks, or remove proxy_protocol"
+    )]
+    ProxyUntrusted { name: String },
+
+    #[error(
+        "allow, deny and proxy_trust list {count} networks in total, more than the maximum of \
+         {NETWORKS_IN_ALL_MAX}; merge adjacent networks"
+    )]
+    TooManyNetworks { count: usize },
+
+    #[error(
+        "max_connections {asked} requires a descriptor limit of {needed}, but the limit is \
+         {limit}; raise it (`ulimit -n {needed}`, or `LimitNOFILE={needed}` in the systemd unit) \
+         or use at most {possible} connections per worker"
+    )]
+    ConnectionsExceedLimit {
+        asked: u32,
+        needed: u64,
+        limit: u64,
+        possible: u64,
+    },
+
+    #[error(
+        "{workers} workers with {listeners} listen addresses require a descriptor limit of at \
+         least {needed}, but the limit is {limit}; raise it (`ulimit -n {needed}`, or \
+         `LimitNOFILE={needed}` in the systemd unit) or use fewer workers"
+    )]
+    LimitTooLow {
+        workers: u16,
+        listeners: usize,
+        needed: u64,
+        limit: u64,
+    },
+}

@@ -1,0 +1,105 @@
+//! The values of settings that are neither a number nor a text.
+//!
+//! Must not: know a setting's key, default or grammar (its row in `settings` does).
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::path_bytes;
+
+/// One address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenAddr {
+    /// Address and port; port 0 asks the kernel for one, which all slots then share.
+    pub addr: SocketAddr,
+    /// For an IPv6 address: whether IPv4 clients are served by the same socket.
+    pub dual_stack: bool,
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.dual_stack && self.addr.ip().is_unspecified() {
+            write!(out, "*:{}", self.addr.port())
+        } else {
+            write!(out, "{}", self.addr)
+        }
+    }
+}
+
+/// Where a running server takes orders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Control {
+    /// A socket named after the supervisor's process number, in the runtime directory.
+    Auto,
+    /// Nowhere: signals only.
+    Off,
+    /// A socket at this path.
+    Path(#[serde(with = "path_bytes")] PathBuf),
+}
+
+/// How many workers must start for a server to serve.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Boot {
+    /// The first one; those that fail after it are tried again and again.
+    #[default]
+    Any,
+    /// All of them; one that fails ends the start.
+    All,
+}
+
+impl Boot {
+    /// Whether it is the default.
+    #[must_use]
+    pub fn is_any(&self) -> bool {
+        *self == Self::Any
+    }
+}
+
+/// What a rolling restart does with established connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RestartConnections {
+    /// They move to the new worker, live.
+    Handover,
+    /// They stay with the old one until they end or `drain_timeout` passes.
+    Drain,
+}
+
+/// How new connections are spread over the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Steer {
+    /// By the kernel's own hash of addresses and ports.
+    Hash,
+    /// By the CPU that receives the first packet.
+    Cpu,
+    /// Evenly, at random.
+    Random,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people, with colour on a terminal.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The least severe level that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the usual five")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
