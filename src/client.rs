@@ -11,26 +11,20 @@
 //! What it must not do: share code with the server's transformation, which it is a check on.
 
 mod connect;
+mod error;
 mod exchange;
 mod session;
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
-
-use thiserror::Error as ThisError;
 
 use uppercased_ctl::proxy_header;
 use uppercased_ctl::stderr;
-use uppercased_ctl::target::{Malformed, Target};
+use uppercased_ctl::target::Target;
 
-use self::connect::{Unreachable, connect, describe_io};
-use self::exchange::{Fault, progress};
+use self::connect::connect;
+use self::error::Error;
 use self::session::Session;
-
-/// The exit code for a conversation that failed, or did not come about.
-const EXIT_FAILURE: u8 = 1;
-/// The exit code for an address that cannot be read.
-const EXIT_USAGE: u8 = 2;
 
 /// What the client is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,56 +34,6 @@ pub struct Options {
     /// The version of the PROXY header to begin with, as a load balancer would; it names this
     /// client's own address. `None`: none.
     pub proxy_header: Option<proxy_header::Version>,
-}
-
-/// Why the client did not succeed.
-#[derive(Debug, ThisError)]
-enum Error {
-    #[error(
-        "cannot read the address {text:?}: {why}; write HOST:PORT, as in localhost:9999 or [::1]:9999"
-    )]
-    Address { text: String, why: Malformed },
-    #[error(transparent)]
-    Connect(#[from] Unreachable),
-    #[error("cannot prepare the socket: {}", describe_io(.0))]
-    Socket(#[source] io::Error),
-    #[error("cannot poll input and connection: {}", describe_io(.0))]
-    Wait(#[source] io::Error),
-    #[error("cannot read standard input: {}", describe_io(.0))]
-    Input(#[source] io::Error),
-    #[error("cannot write standard output: {}", describe_io(.0))]
-    Output(#[source] io::Error),
-    /// The reader of our output left, as `head -1` does; it needs no telling.
-    #[error("cannot write standard output: it was closed")]
-    OutputClosed,
-    #[error("{}; {}", describe_break(source), progress(*answered, *missing))]
-    Broken {
-        source: io::Error,
-        answered: u64,
-        missing: u64,
-    },
-    #[error(transparent)]
-    Answers(#[from] Fault),
-}
-
-impl Error {
-    fn exit_code(&self) -> u8 {
-        match self {
-            Self::Address { .. } => EXIT_USAGE,
-            Self::Connect(_)
-            | Self::Socket(_)
-            | Self::Wait(_)
-            | Self::Input(_)
-            | Self::Output(_)
-            | Self::OutputClosed
-            | Self::Broken { .. }
-            | Self::Answers(_) => EXIT_FAILURE,
-        }
-    }
-
-    fn is_quiet(&self) -> bool {
-        matches!(self, Self::OutputClosed)
-    }
 }
 
 /// Runs the client on this process's standard input and output.
@@ -136,15 +80,4 @@ fn converse(options: &Options) -> Result<(), Error> {
         ));
     }
     session.run()
-}
-
-/// What became of a connection that did not end in order.
-fn describe_break(error: &io::Error) -> String {
-    match error.kind() {
-        // Our own half-close comes after the last send, so a broken pipe is the server's doing.
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
-            "the server reset the connection".to_owned()
-        }
-        _ => format!("the connection failed: {}", describe_io(error)),
-    }
 }

@@ -18,7 +18,7 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::Error;
+use super::error::Error;
 use super::exchange::{Exchange, READ_BYTES, WINDOW_BYTES};
 use uppercased_ctl::output;
 
