@@ -15,7 +15,7 @@
     reason = "calls a function compiled for AVX2, having asked the processor for it"
 )]
 
-use super::{make_uppercase_short, uppercase_block, uppercase_both_ends};
+use super::portable::{make_uppercase_short, uppercase_block, uppercase_both_ends};
 
 /// Bytes in a register.
 const WIDTH: usize = 32;
