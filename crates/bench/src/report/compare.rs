@@ -7,6 +7,7 @@
 //! Must not: call a difference better or worse when the spread contains none at all.
 
 mod fairness;
+mod run;
 mod table;
 
 use super::figures::{self, Work};
@@ -14,15 +15,7 @@ use super::units;
 use crate::outcome::Outcome;
 
 pub use fairness::Doubt;
-
-/// One measurement and where it comes from.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Run {
-    /// The name of its file.
-    pub name: String,
-    /// What it found.
-    pub outcome: Outcome,
-}
+pub use run::Run;
 
 /// Two sides, compared.
 #[derive(Clone, Debug)]

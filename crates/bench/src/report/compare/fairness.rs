@@ -6,7 +6,7 @@
 use std::fmt;
 
 use super::super::{figures, units};
-use super::Run;
+use super::run::Run;
 use crate::outcome::Outcome;
 
 /// Something that speaks against a comparison.
