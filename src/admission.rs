@@ -350,12 +350,12 @@ mod tests {
     }
 
     #[test]
-    fn without_rules_there_is_nothing() {
+    fn configuration_without_rules_makes_no_admission() {
         assert!(Admission::new(&Config::default()).is_none());
     }
 
     #[test]
-    fn deny_wins_over_allow_and_dress_does_not_matter() {
+    fn deny_overrides_allow_for_mapped_addresses_too() {
         let config = Config {
             allow: nets(&["10.0.0.0/8", "2001:db8::/32"]),
             deny: nets(&["10.1.0.0/16", "10.0.0.9/32"]),
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_has_so_many_connections_and_no_more() {
+    fn source_is_limited_to_its_connections() {
         let mut config = limits(Some(2), None);
         config.source_prefix_v4 = 24;
         let mut admission = Admission::new(&config).unwrap();
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_host_is_one_source_whatever_address_it_takes() {
+    fn ipv6_prefix_is_one_source() {
         let mut admission = Admission::new(&limits(Some(1), None)).unwrap();
         assert!(admission.opened(9, ip("2001:db8::1")));
         assert_eq!(admission.decide(ip("2001:db8::2"), Tick::ZERO), FULL);
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_was_large_gives_its_memory_back() {
+    fn large_table_frees_its_memory() {
         let mut admission = Admission::new(&limits(Some(2), None)).unwrap();
         let many = 4 * SPARE_SOURCES as u32;
         let address = |number: u32| IpAddr::from((0x0a00_0000 + number).to_be_bytes());
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_allows_a_burst_and_then_its_pace() {
+    fn rate_allows_a_burst_then_its_pace() {
         let mut admission = Admission::new(&limits(None, Some(10))).unwrap();
         let mut taken = |ms| (0..100).filter(|_| at(&mut admission, ms)).count();
         fn at(admission: &mut Admission, ms: u64) -> bool {
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_forgets_the_idle_and_tells_of_who_finds_no_place() {
+    fn full_table_forgets_idle_sources_first() {
         let config = limits(Some(1), Some(1));
         let mut admission = Admission::with_room_for(&config, 2).unwrap();
         let ms = Tick::from_millis;
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_flood_took_is_given_back() {
+    fn table_shrinks_after_a_flood() {
         let mut admission = Admission::with_room_for(&limits(Some(9), None), 50_000).unwrap();
         let address = |at: u32| IpAddr::V4((at % 60_000).into());
         let counted = (0..100_000).filter(|&fd| admission.opened(fd, address(fd)));
@@ -514,7 +514,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn limits_hold_the_table_is_bounded_and_counts_return_to_zero(
+        fn limits_hold_and_counts_return_to_zero(
             most in prop::option::of(1_u32..4),
             rate in prop::option::of(1_u32..8),
             room in 1_usize..8,
@@ -587,7 +587,7 @@ mod tests {
         }
 
         #[test]
-        fn a_list_is_searched_as_if_one_by_one(
+        fn list_search_agrees_with_a_scan(
             networks in prop::collection::vec((any::<u32>(), 0_u8..=32, any::<bool>()), 0..20),
             addresses in prop::collection::vec((any::<u32>(), any::<bool>()), 0..20),
         ) {

@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_let_in_just_before_the_end_is_answered_once() {
+    fn finishing_connection_awaits_its_first_message() {
         let mut memory = opened();
         let mut peer = Peer {
             message: None,
@@ -505,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn who_never_says_a_word_is_not_waited_for_at_the_end() {
+    fn finishing_connection_stops_waiting_at_the_deadline() {
         let mut memory = opened();
         let mut peer = Peer {
             message: None,
@@ -541,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_a_first_word_when_the_end_comes() {
+    fn finishing_connection_awaits_its_header() {
         let mut memory = opened();
         let mut peer = Peer {
             message: None,
@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn an_announcement_is_looked_after_until_there_is_nothing_more_and_no_longer() {
+    fn announced_input_is_received_until_it_would_block() {
         let mut memory = opened();
         let mut peer = Peer {
             message: Some(b"a word"),
@@ -585,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_nothing_is_cut_when_its_time_is_over_and_not_before() {
+    fn stalled_peer_is_closed_at_its_deadline() {
         let (mut memory, mut peer) = stalled();
         let early = Tick::from_millis(999);
         let outcome = expire(&mut memory.record_mut(FD), &mut peer, &RULES, early);
@@ -596,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_a_little_without_a_report_of_room_has_its_time_anew() {
+    fn slow_reader_renews_its_stall_deadline() {
         let (mut memory, mut peer) = stalled();
         for second in 1..=8 {
             peer.room = 1;

@@ -195,7 +195,7 @@ pub fn program_version() -> &'static str {
 mod tests {
     #[test]
     #[cfg(debug_assertions)]
-    fn a_plan_is_a_list_of_points_and_actions() {
+    fn plan_lists_points_and_actions() {
         let plan = super::plan::parse("a.b=kill; c=9.9 ;nonsense;");
         let expected = [("a.b", "kill"), ("c", "9.9")];
         assert_eq!(plan.len(), 2);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_plan_nothing_happens() {
+    fn missing_plan_changes_nothing() {
         super::point("no such point");
         assert_eq!(super::program_version(), env!("CARGO_PKG_VERSION"));
     }

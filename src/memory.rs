@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_says_who_and_how_much() {
+    fn record_holds_peer_and_counts() {
         let mut memory = memory();
         memory.begin_accept();
         memory.open(5, 1, peer(), Tick::from_millis(3), State::Open);
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_outlive_their_worker_and_its_connections_are_accounted_for() {
+    fn counters_survive_their_worker() {
         let mut first = memory();
         let again = first.shared().as_fd().try_clone_to_owned().unwrap();
         first.count(Counter::Accepted, 3);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_pool_leaves_the_rest_in_hand() {
+    fn empty_pool_leaves_rest_in_hand() {
         let layout = Layout {
             buffers: 0,
             ..LAYOUT
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_told_from_sense() {
+    fn corrupt_words_are_refused() {
         let mut memory = memory();
         memory.open(3, 1, peer(), Tick::ZERO, State::Open);
         memory.record_mut(3).begin_receive();
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_too_small_for_the_layout_is_refused() {
+    fn undersized_file_is_refused() {
         let small = create(Layout {
             buffers: 1,
             ..LAYOUT

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_is_found_with_its_process() {
+    fn listener_is_found_with_its_process() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let here = Listen {

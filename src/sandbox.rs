@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said_or_refused() {
+    fn missing_layer_is_reported_or_refused() {
         let said = settle(Sandbox::Auto, one_missing()).unwrap();
         assert_eq!(said.layers, ["no_new_privs", "seccomp"]);
         assert_eq!(said.missing, ["landlock: none here"]);
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_landlock_is_told_by_its_parts() {
+    fn older_landlock_is_described_by_parts() {
         let said = |landlock| {
             let outcomes = vec![(Layer::Landlock, Ok(parts_of(landlock)))];
             settle(Sandbox::Required, outcomes).unwrap().layers
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_can_be_made_of_the_table() {
+    fn table_makes_a_filter() {
         let machine = TargetArch::try_from(std::env::consts::ARCH).unwrap();
         for role in [Role::Worker, Role::Admin] {
             let rules = calls::rules(role, 1).unwrap();

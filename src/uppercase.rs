@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oracle_moves_the_26_letters_and_nothing_else() {
+    fn oracle_changes_letters_only() {
         let mut bytes: Vec<u8> = (0..=255).collect();
         make_uppercase_scalar(&mut bytes);
         assert_eq!(&bytes[97..123], b"ABCDEFGHIJKLMNOPQRSTUVWXYZ");
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn words_agree_with_the_oracle_for_every_pair_of_neighbours() {
+    fn words_agree_with_oracle_for_byte_pairs() {
         // What a word can get wrong and a byte cannot is a carry from one byte into the next.
         for low in (0..=255u8).step_by(stride(85)) {
             for high in 0..=255u8 {
@@ -182,7 +182,7 @@ mod tests {
     /// Four fills for each length and alignment, chosen so that over the 64 alignments every byte
     /// value stands at every position of every length.
     #[test]
-    fn every_path_agrees_with_the_oracle_for_lengths_0_to_300_alignments_and_byte_values() {
+    fn every_path_agrees_with_oracle() {
         const FILLS: usize = 256 / ALIGNMENTS;
         let mut arena = Arena::new(300);
         let paths = paths();
@@ -201,7 +201,7 @@ mod tests {
     /// One value filling the slice: a block that is left out, or done by a wrong comparison, cannot
     /// hide behind its neighbours.
     #[test]
-    fn every_path_agrees_on_each_byte_value_repeated() {
+    fn every_path_agrees_on_repeated_bytes() {
         let mut arena = Arena::new(300);
         let paths = paths();
         for len in (0..=300).step_by(stride(75)) {
@@ -213,7 +213,7 @@ mod tests {
 
     /// Long enough for the aligned main loop, with every remainder of its turn before and after it.
     #[test]
-    fn every_path_agrees_round_the_length_that_aligns() {
+    fn every_path_agrees_around_alignment_length() {
         const LONG_LEN_BYTES: usize = 2048;
         const TURN_BYTES: usize = 128;
         let lens = LONG_LEN_BYTES - 2..=LONG_LEN_BYTES + TURN_BYTES;
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_selected_path_is_named_after_what_the_processor_has() {
+    fn selected_path_matches_processor() {
         #[cfg(target_arch = "x86_64")]
         let wide = Avx2::new().is_some();
         #[cfg(not(target_arch = "x86_64"))]

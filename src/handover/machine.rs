@@ -582,7 +582,7 @@ mod tests {
     }
 
     #[test]
-    fn window_bounds_batches_on_their_way() {
+    fn window_bounds_batches_in_flight() {
         let mut sender = Sender::default();
         for _ in 0..HANDOVER_WINDOW {
             assert_eq!(actions(&mut sender, turn(5)).len(), 1);
@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_go_as_fast_as_they_are_acknowledged() {
+    fn acknowledgements_pace_the_batches() {
         let mut sender = waiting();
         let first = actions(&mut sender, acknowledged(1));
         assert_eq!(first, [release(1)]);
@@ -607,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_receiver_and_its_refusal_bring_back_what_is_on_its_way() {
+    fn receiver_end_brings_batches_back() {
         let back = [
             SenderAction::TakeBack { sequence: 2 },
             SenderAction::TakeBack { sequence: 3 },
@@ -639,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_waits_for_what_is_on_its_way_and_for_nothing_else() {
+    fn stop_waits_for_batches_in_flight() {
         let mut sender = waiting();
         actions(&mut sender, acknowledged(1));
         actions(&mut sender, turn(5));
@@ -659,7 +659,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_stays_a_stop_whatever_the_receiver_does_and_did() {
+    fn stop_stays_a_stop() {
         let cause = || "noise".to_owned();
         let refused = Packet {
             sequence: 1,
@@ -679,7 +679,7 @@ mod tests {
     }
 
     #[test]
-    fn connection_that_cannot_move_stops_no_other() {
+    fn stuck_connection_stops_no_other() {
         let mut sender = waiting();
         let answer = |sequence, message| SenderEvent::Received(Packet { sequence, message });
         let left = Left {
@@ -751,7 +751,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_settles_nothing() {
+    fn invalid_answer_settles_nothing() {
         let cause = || "noise".to_owned();
         for event in [
             acknowledged(2),
@@ -783,7 +783,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_out_of_place_is_refused_once() {
+    fn misplaced_packet_is_refused_once() {
         let events = [
             heard(2, Message::Batch(Vec::new())),
             heard(1, Message::End { moved: 1 }),
@@ -821,7 +821,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_acknowledged_when_it_is_taken_in_and_not_before() {
+    fn batch_is_acknowledged_after_adoption() {
         let mut receiver = Receiver::default();
         let batch = heard(1, Message::Batch(Vec::new()));
         let adopt = answers(&mut receiver, batch);

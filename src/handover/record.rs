@@ -551,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_refused_with_a_reason() {
+    fn foreign_bytes_are_refused_with_a_reason() {
         let good = batch_of(vec![frozen(b"AB")]).encode();
         let with = |at: usize, byte: u8| {
             let mut frame = good.clone();
@@ -584,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_takes_what_fits() {
+    fn batch_accepts_connections_that_fit() {
         let mut many = BatchEncoder::new(1);
         let small = frozen(b"");
         assert_eq!((0..300).filter(|_| many.push(&small)).count(), 200);
@@ -639,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_cause_is_cut_between_characters() {
+    fn long_cause_is_cut_between_characters() {
         let cause = "ß".repeat(CAUSE_MAX_BYTES);
         let message = Message::Refused { cause };
         let frame = Packet {
@@ -680,7 +680,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_decoded(
+        fn decode_inverts_encode(
             connections in prop::collection::vec(any_frozen(), 1..20),
             sequence: u32,
             count: u32,
@@ -705,7 +705,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_a_packet_or_are_refused(
+        fn decoder_is_total(
             connections in prop::collection::vec(any_frozen(), 1..4),
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         ) {

@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_moves_at_every_byte_boundary() {
+    fn connection_migrates_at_every_byte_boundary() {
         let message: Vec<u8> = (0..100).map(|i| b'A' + i % 26).collect();
         let small = memory(LAYOUT).layout();
         for sent in 0..=100 {
@@ -383,7 +383,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_thawed_is_frozen_the_same_and_survives_the_journey(
+        fn thaw_inverts_freeze(
             unsent in prop::collection::vec(any::<u8>(), 0..=100)
                 .prop_map(|bytes| bytes.to_ascii_uppercase()),
             lingering in prop::option::of(any::<bool>()),
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_and_changes_nothing() {
+    fn refused_thaw_changes_nothing() {
         let mut memory = memory(LAYOUT);
         let mut refused = |fd, generation, frozen: &Frozen| {
             let before = memory.occupied().count();
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_in_hand_is_thawed_in_its_own_place() {
+    fn thaw_repairs_bytes_in_hand() {
         let mut memory = memory(LAYOUT);
         memory.open(
             3,
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_to_finish_looks_at_the_kernel_once_more() {
+    fn finishing_connection_thaws_with_last_look() {
         let mut memory = memory(LAYOUT);
         let finish = Frozen {
             finish: true,
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_connection_cannot_be_frozen() {
+    fn free_record_cannot_be_frozen() {
         let mut memory = memory(LAYOUT);
         assert_eq!(memory.record_mut(3).freeze(), None);
         memory.thaw(3, 1, &frozen(b"AB")).unwrap();

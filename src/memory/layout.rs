@@ -375,7 +375,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_word_unpacks_to_what_packs_to_it_or_to_none(word: u64) {
+        fn every_word_unpacks_exactly_or_not(word: u64) {
             if let Some(in_hand) = InHand::unpack(word) {
                 prop_assert_eq!(in_hand.pack(), word);
             }

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pool_ends_and_is_given_back() {
+    fn pool_runs_out_and_recovers() {
         let mut pool = Pool::new(18);
         let taken: Vec<u32> = std::iter::from_fn(|| pool.take()).collect();
         assert_eq!(taken, (0..18).collect::<Vec<_>>());

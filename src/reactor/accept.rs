@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn limit_has_hysteresis_and_a_clock() {
+    fn limit_has_hysteresis_and_a_timeout() {
         let (max, at) = (100, Tick::from_millis);
         let mut gate = Gate::AtLimit;
         assert_eq!(gate.after_close(100, max, at(7)), Gate::AtLimit);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rest_ends_by_time_or_by_a_close_but_an_end_is_final() {
+    fn pause_ends_by_time_or_close() {
         let at = Tick::from_millis;
         let rest = Gate::Resting(at(50));
         assert_eq!(rest.at(0, 10, at(49)), rest);

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn fires_when_due_and_once() {
+    fn timer_fires_once_when_due() {
         let mut timers = Timers::new(8, ms(1000));
         let now = ms(1000);
         timers.arm(3, ms(1050), now);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_in_the_past_fires_at_the_next_unit() {
+    fn past_deadline_fires_at_next_unit() {
         let mut timers = Timers::new(2, ms(800));
         timers.arm(1, ms(10), ms(800));
         assert_eq!(timers.next_deadline(), Some(ms(808)));
@@ -237,7 +237,7 @@ mod tests {
         /// Against the plain table of deadlines: nothing early, nothing forgotten, and the next
         /// deadline never lies after the earliest one.
         #[test]
-        fn agrees_with_a_table(
+        fn wheel_agrees_with_a_table(
             steps in prop::collection::vec((0u32..12, 0u64..20_000, 0u64..3_000, 0u8..4), 1..200),
         ) {
             let mut now = 5_000;

@@ -197,7 +197,7 @@ mod tests {
     const ROLES: [Role; 2] = [Role::Worker, Role::Admin];
 
     #[test]
-    fn what_nobody_does_is_not_let_through() {
+    fn unused_calls_are_not_allowed() {
         let rules = ROLES.map(|role| rules(role, 7).unwrap());
         for call in [
             libc::SYS_openat,
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn serving_has_no_condition_and_what_could_harm_has_one() {
+    fn only_serving_calls_have_no_condition() {
         let rules = rules(Role::Worker, 7).unwrap();
         for call in [libc::SYS_recvfrom, libc::SYS_sendto, libc::SYS_epoll_pwait] {
             assert_eq!(rules[&call].len(), 0, "{call}");
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn filter_lets_a_profilers_calls_through() {
+    fn filter_allows_profiler_calls() {
         for role in ROLES {
             let rules = rules(role, 7).unwrap();
             for &call in PROBES {
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn no_call_stands_twice() {
+    fn no_call_is_listed_twice() {
         for role in ROLES {
             let mut calls: Vec<_> = always(role).collect();
             let count = calls.len();

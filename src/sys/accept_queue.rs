@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_in_a_queue_is_counted() {
+    fn queue_length_counts_pending_connections() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(9).unwrap()).unwrap();
         let look = || accept_queue(listener.as_fd()).unwrap();

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_is_known_by_name_and_number_and_strangers_are_named() {
+    fn accounts_resolve_names_and_numbers() {
         assert_eq!(user("root"), Ok((0, Some(0))));
         assert_eq!(user("0"), Ok((0, Some(0))));
         assert_eq!(group("0"), Ok(0));

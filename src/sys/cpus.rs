@@ -52,7 +52,7 @@ mod tests {
 
     /// In a thread of its own: to the kernel a thread is a process, and this one ends with the test.
     #[test]
-    fn who_is_pinned_stays_on_that_cpu() {
+    fn pinned_process_stays_on_its_cpu() {
         let there = || {
             let before = usable().unwrap();
             let last = *before.last().unwrap();

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_are_let_through_exec_and_kept_from_it_again() {
+    fn close_on_exec_is_cleared_and_set() {
         let (one, other) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         pass_on(&[one.as_fd(), other.as_fd()], true).unwrap();
         assert!(is_passed_on(&one) && is_passed_on(&other));

@@ -24,7 +24,7 @@ mod tests {
 
     /// That it helps is seen where an admin process gives large answers.
     #[test]
-    fn it_can_be_told_twice() {
+    fn heap_limit_can_be_set_twice() {
         share_one_heap();
         share_one_heap();
     }

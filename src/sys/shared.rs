@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "inside the mapping")]
-    fn a_line_past_the_end_is_refused() {
+    fn line_past_the_end_is_refused() {
         let _ = memory(4096).line(4096);
     }
 

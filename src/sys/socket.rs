@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn never_blocks_and_moves_bytes() {
+    fn socket_moves_bytes_without_blocking() {
         let (socket, mut client) = pair();
         let mut bytes = [0; 8];
         assert_eq!(
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_close_reaches_the_peer_as_one() {
+    fn reset_reaches_the_peer() {
         let (socket, mut client) = pair();
         socket.reset();
         let seen = client.read(&mut [0; 1]).map_err(|error| error.kind());
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_does_not_wait_whatever_somebody_else_has_asked() {
+    fn close_ignores_linger_of_other_holders() {
         let (socket, client) = pair();
         let ours = SockRef::from(&client).local_addr().unwrap();
         // Nobody reads: the last bytes, and the end of the stream, never leave.
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn sending_to_a_closed_peer_is_an_error_not_a_signal() {
+    fn send_to_closed_peer_is_an_error() {
         let (socket, client) = pair();
         drop(client);
         let broken = (0..10_000).find_map(|_| match socket.send(&[0; 1024]) {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn accept_errors_are_sorted() {
+    fn accept_errors_are_classified() {
         let sorted = |errno: Errno| AcceptFailure::from_error(&io::Error::from(errno));
         assert_eq!(sorted(Errno::EAGAIN), AcceptFailure::Empty);
         assert_eq!(sorted(Errno::EMFILE), AcceptFailure::ProcessDescriptors);

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_sockets_get_everything_until_it_is_undone() {
+    fn first_sockets_get_all_until_reset() {
         let first = listener("127.0.0.1:0".parse().unwrap());
         let at = first.local_addr().unwrap();
         let group = [first, listener(at), listener(at), listener(at)];
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cpu_has_the_sockets_of_the_workers_that_run_on_it() {
+    fn each_cpu_gets_its_workers_sockets() {
         // One for each, numbered from 0: by number, without a table.
         let plain = by_cpu(4, &[0, 1, 2, 3]);
         assert_eq!(plain.len(), 3);
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn no_machine_makes_a_program_that_the_kernel_refuses() {
+    fn every_program_fits_the_kernel_limit() {
         let odd: Vec<u16> = (0..2048).map(|cpu| 2 * cpu + 1).collect();
         for (sockets, cpus) in [(1024, 400), (1024, 700), (1024, 2048), (1, 0), (3, 1)] {
             let program = by_cpu(sockets, &odd[..cpus]);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_s_cpu_decides() {
+    fn client_cpu_selects_the_socket() {
         let cpus = crate::sys::cpus::usable().unwrap();
         let first = listener("127.0.0.1:0".parse().unwrap());
         let at = first.local_addr().unwrap();
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn steering_to_nobody_is_refused() {
+    fn steering_to_no_socket_is_refused() {
         let listener = listener("127.0.0.1:0".parse().unwrap());
         for refused in [
             steer_to_first(&listener, 0),

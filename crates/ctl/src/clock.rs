@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_goes_forward() {
+    fn clock_is_monotonic() {
         let first = now();
         assert!(first > Tick::ZERO);
         assert!(now() >= first);

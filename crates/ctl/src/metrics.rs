@@ -373,13 +373,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_counter_has_a_cell_of_its_own_in_order() {
+    fn counters_have_consecutive_cells() {
         let cells: Vec<usize> = Counter::all().map(Counter::cell).collect();
         assert_eq!(cells, (0..Counter::COUNT).collect::<Vec<_>>());
     }
 
     #[test]
-    fn a_turn_is_of_the_class_whose_bound_it_stays_below() {
+    fn turn_class_bounds_its_duration() {
         for (ns, name) in [
             (0, "1"),
             (999, "1"),

@@ -343,7 +343,7 @@ mod tests {
     const BLOCK: [u8; 12] = [192, 0, 2, 7, 10, 0, 0, 1, 0x0f, 0xa0, 0x27, 0x0f];
 
     #[test]
-    fn lines_of_version_1() {
+    fn version_1_lines_are_decoded() {
         for (line, source) in [
             (
                 "PROXY TCP4 192.0.2.7 10.0.0.1 4000 9999\r\n",
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_line_of_version_1() {
+    fn invalid_version_1_lines_are_refused() {
         for line in [
             "PROXY TCP4 192.0.2.7 10.0.0.1 4000 9999\n",
             "PROXY TCP4 192.0.2.7 10.0.0.1 4000\r\n",
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_version_2() {
+    fn version_2_headers_are_decoded() {
         let client = Some(addr("192.0.2.7:4000"));
         let unix = [b'/'; 216];
         let with_fields = [&BLOCK[..], b"\x01\0\x02h2", b"\x04\0\0"].concat();
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_of_version_2() {
+    fn invalid_version_2_headers_are_refused() {
         let cut = [&BLOCK[..], b"\x01\0\x03h2"].concat();
         let four = [&BLOCK[..], b"\x03\0\x02ab"].concat();
         for bytes in [
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_is_verified_where_there_is_one() {
+    fn checksum_is_verified_if_present() {
         let mut known = Crc32c::default();
         known.take(b"123456789");
         assert_eq!(!known.0, 0xE306_9283, "the check value of CRC-32C");

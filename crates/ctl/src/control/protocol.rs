@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_decoded() {
+    fn decode_inverts_encode() {
         for request in REQUESTS {
             let line = request.encode().unwrap();
             assert_eq!(line.iter().filter(|&&byte| byte == b'\n').count(), 1);
@@ -590,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_refused_with_a_reason() {
+    fn foreign_bytes_are_refused_with_a_reason() {
         let why = |line: &str| Request::decode(line.as_bytes()).unwrap_err().to_string();
         assert_eq!(
             why(r#"{"version":2,"orders":["reload"]}"#),
