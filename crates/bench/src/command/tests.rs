@@ -1,0 +1,148 @@
+//! Unit tests of `command.rs`.
+
+use super::*;
+
+fn read(args: &[&str]) -> Result<Options, String> {
+    let typed = command()
+        .try_get_matches_from([&[BENCH], args].concat())
+        .map_err(|error| error.to_string())?;
+    options(&typed, String::new())
+}
+
+#[test]
+fn pattern_and_address_may_each_be_left_out() {
+    let found = |args: &[&str]| {
+        let options = read(args).unwrap();
+        (options.pattern, options.target)
+    };
+    let there = || Some("a:1".to_owned());
+    assert_eq!(found(&[]), (None, None));
+    assert_eq!(found(&["rate"]), (Some(Pattern::Rate), None));
+    assert_eq!(found(&["a:1"]), (None, there()));
+    assert_eq!(found(&["idle", "a:1"]), (Some(Pattern::Idle), there()));
+    assert_eq!(found(&[":7"]).1.as_deref(), Some("127.0.0.1:7"));
+    for wrong in [
+        ["a:1", "rate"],
+        ["rate", "idle"],
+        ["a:1", "b:2"],
+        ["x", "a:1"],
+    ] {
+        assert!(
+            read(&wrong).unwrap_err().contains("neither a pattern"),
+            "{wrong:?}"
+        );
+    }
+}
+
+#[test]
+fn zone_of_a_source_may_be_a_name() {
+    assert_eq!(
+        with_zone_numbers("fe80::1%lo,10.0.0.1"),
+        "fe80::1%1,10.0.0.1"
+    );
+    let options = read(&["--sources", "fe80::1%lo"]).unwrap();
+    assert!(matches!(options.sources, Some(Sources::Addresses(_))));
+    assert!(read(&["--sources", "fe80::1%no-such"]).is_err());
+}
+
+#[test]
+fn values_are_read() {
+    let args = "churn -c 7 -s 8..9 --close half --during every_1s --pid 3 --pid 4";
+    let args: Vec<&str> = args.split(' ').collect();
+    let mut with_job = args.clone();
+    let at = with_job.iter().position(|arg| *arg == "every_1s").unwrap();
+    with_job[at] = "every 1s: true";
+    let options = read(&with_job).unwrap();
+    assert_eq!(options.connections, Some(7));
+    assert_eq!(options.size, Some(Sizes::Uniform(8, 9)));
+    assert_eq!(options.close, Some(Close::Half));
+    assert_eq!((options.pids, options.during.len()), (vec![3, 4], 1));
+    assert!(read(&args).unwrap_err().contains("every 2s: COMMAND"));
+    let options = read(&["--", "--log-level", "debug"]).unwrap();
+    assert_eq!(options.server_args, ["--log-level", "debug"]);
+    for wrong in [
+        ["--rate=x"],
+        ["-c=-1"],
+        ["--close=x"],
+        ["--duration=5"],
+        ["--size=0"],
+    ] {
+        assert!(read(&wrong).is_err(), "{wrong:?}");
+    }
+}
+
+/// Whatever was measured: advice that is refused is worse than none.
+#[test]
+fn every_flag_in_advice_is_accepted() {
+    use crate::outcome::{Latency, Outcome, Percentile, Server};
+    use crate::plan::{Facts, settle};
+    use crate::report::Advice;
+
+    let facts = Facts {
+        cpus: 4,
+        descriptors: 1 << 20,
+        loopback: true,
+    };
+    let mut tried = 0;
+    let patterns = Pattern::ALL.iter().map(|pattern| pattern.word());
+    for pattern in patterns {
+        for (messages, samples, measured_ms, count) in [
+            (0, 1, 10_000, false),
+            (3, 3, 10_000, false),
+            (61_700, 61_700, 10_000, false),
+            (1, 1, 600_000_000, false),
+            (5, 5, 0, true),
+            (5, 5, 700, true),
+        ] {
+            if count && pattern == "idle" {
+                continue;
+            }
+            let mut outcome = Outcome {
+                measured_ms,
+                longest_stall_ms: 100.0,
+                latency_from: "sent".to_owned(),
+                ..Outcome::default()
+            };
+            outcome.plan.pattern = pattern.to_owned();
+            outcome.plan.connections = 1_900_000;
+            outcome.plan.threads = 256;
+            outcome.plan.pipeline = 65_536;
+            outcome.plan.duration_ms = if count { 0 } else { measured_ms };
+            outcome.plan.rate_per_s = ["rate", "hold"].contains(&pattern).then_some(1e6);
+            outcome.machine.cpus = 400;
+            outcome.client.is_bottleneck = true;
+            outcome.totals.messages = messages;
+            let percentile = |quantile| Percentile {
+                quantile,
+                value_ns: 1,
+            };
+            outcome.latency = Some(Latency {
+                count: samples,
+                percentiles: [0.5, 0.9, 0.99, 0.999, 0.9999].map(percentile).to_vec(),
+                ..Latency::default()
+            });
+            outcome.server = Some(Server {
+                connections_by_worker: vec![9, 0],
+                ..Server::default()
+            });
+            for advice in Advice::on(&outcome) {
+                let text = advice.to_string();
+                let other = text.contains("the pattern `rate`");
+                let mut words = text.split([' ', ',', ';']).peekable();
+                while let Some(word) = words.next() {
+                    let value = words.peek().copied().unwrap_or_default();
+                    if !word.starts_with("--") || !value.starts_with(char::is_numeric) {
+                        continue;
+                    }
+                    let pattern = if other { "rate" } else { pattern };
+                    let options = read(&[pattern, word, value]).unwrap();
+                    let plan = settle(&options, &facts);
+                    assert!(plan.is_ok(), "{text}: {plan:?}");
+                    tried += 1;
+                }
+                assert!(!text.contains("--rate 0"), "{text}");
+            }
+        }
+    }
+    assert!(tried > 10, "{tried}");
+}

@@ -1,0 +1,156 @@
+//! Unit tests of `during.rs`.
+
+use std::io::Write as _;
+
+use super::*;
+
+fn job(text: &str) -> Job {
+    text.parse().unwrap()
+}
+
+/// What came of the commands, awaited by their own ends.
+fn joined(jobs: &mut Jobs) -> Vec<Mark> {
+    let threads = jobs.threads.drain(..);
+    threads.flat_map(|job| job.join().unwrap().marks).collect()
+}
+
+#[test]
+fn runs_left_out_are_counted_at_once() {
+    let at = Tick::from_millis;
+    let every = Duration::from_millis(10);
+    assert_eq!(missed(at(100), every, at(100)), 0);
+    assert_eq!(missed(at(100), every, at(139)), 3);
+    let nanosecond = Duration::from_nanos(1);
+    assert_eq!(missed(at(0), nanosecond, at(3_600_000)), 3_600_000_000_000);
+}
+
+#[test]
+fn program_path_need_not_be_text() {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let name = std::ffi::OsString::from_vec(b"caf\xe9 it's".to_vec());
+    let program = folder.path().join(name);
+    std::fs::write(&program, "#!/bin/sh\necho \"$1\" >&2\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(&program, mode).unwrap();
+    let job = Job {
+        first: Duration::from_millis(1),
+        every: None,
+        action: Action::Program(vec![program.into(), "a b".into()]),
+    };
+    let now = clock::now();
+    let until = now + Duration::from_secs(9);
+    let mut jobs = Jobs::start(&[job], now, until, &Interrupt::default());
+    let marks = joined(&mut jobs);
+    let found = (marks[0].exit_code, marks[0].output.as_str());
+    assert_eq!(found, (Some(0), "a b"));
+}
+
+#[test]
+fn a_command_leaves_a_mark_with_its_last_line() {
+    let now = clock::now();
+    let jobs = [
+        job("at 1ms: echo one; echo two >&2; exit 3"),
+        job("at 2ms: kill -9 $$"),
+        job("at 1h: echo never"),
+    ];
+    let jobs = Jobs::start(
+        &jobs,
+        now,
+        now + Duration::from_secs(2),
+        &Interrupt::default(),
+    );
+    // They are awaited by their ends, not by the clock: the third sees that it is over.
+    let marks: Vec<Mark> = {
+        let mut jobs = jobs;
+        let third = jobs.threads.pop().unwrap();
+        let mut marks = joined(&mut jobs);
+        drop(jobs);
+        let third = third.join().unwrap();
+        assert_eq!(third.job.action, Action::Shell("echo never".to_owned()));
+        marks.extend(third.marks);
+        marks
+    };
+    assert_eq!(marks.len(), 2);
+    assert_eq!(
+        (marks[0].exit_code, marks[0].output.as_str()),
+        (Some(3), "two")
+    );
+    assert_eq!(marks[1].exit_code, None);
+}
+
+#[test]
+fn a_command_may_come_again_but_not_beside_itself() {
+    let now = clock::now();
+    let jobs = [job("every 10ms: true")];
+    let jobs = Jobs::start(
+        &jobs,
+        now,
+        now + Duration::from_secs(2),
+        &Interrupt::default(),
+    );
+    let marks = joined(&mut { jobs });
+    assert!(marks.len() > 1, "{}", marks.len());
+    for pair in marks.windows(2) {
+        assert!(
+            pair[0].at_ms + pair[0].took_ms <= pair[1].at_ms + 1,
+            "{pair:?}"
+        );
+    }
+}
+
+#[test]
+fn output_is_bounded() {
+    let (reader, mut writer) = io::pipe().unwrap();
+    let (mut output, mut tail) = (Some(reader), Vec::new());
+    writer.write_all(&vec![b'x'; 50_000]).unwrap();
+    read_what_is_there(&mut output, &mut tail);
+    assert_eq!(
+        (tail.len(), last_line(&tail).len()),
+        (2 * OUTPUT_MAX, OUTPUT_MAX)
+    );
+    assert_eq!(last_line(b"a\nb\n\n"), "b");
+    assert_eq!(last_line(b""), "");
+}
+
+/// However much of it nobody has had the time to read before the command ended.
+#[test]
+fn all_that_was_said_is_read_and_no_more_is_waited_for() {
+    let (reader, mut writer) = io::pipe().unwrap();
+    let (mut output, mut tail) = (Some(reader), Vec::new());
+    read_what_is_there(&mut output, &mut tail);
+    assert!(output.is_some() && tail.is_empty(), "there may be more");
+    writer.write_all(&b"progress\n".repeat(5_000)).unwrap();
+    writer.write_all(b"the verdict\n").unwrap();
+    // The writer is still there, as somebody who was left behind is.
+    read_what_is_there(&mut output, &mut tail);
+    assert_eq!(last_line(&tail), "the verdict");
+    assert!(output.is_some());
+    drop(writer);
+    read_what_is_there(&mut output, &mut tail);
+    assert!(output.is_none(), "its end is seen");
+}
+
+#[test]
+fn who_is_left_behind_lives_and_is_not_waited_for() {
+    let now = clock::now();
+    // It holds the output until its own input, a pipe that nobody closes, ends.
+    let command = "at 1ms: mkfifo \"$PIPE\"; cat \"$PIPE\" & echo $!";
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    let command = command.replace("$PIPE", pipe.to_str().unwrap());
+    let jobs = Jobs::start(
+        &[job(&command)],
+        now,
+        now + Duration::from_secs(9),
+        &Interrupt::default(),
+    );
+    let marks = joined(&mut { jobs });
+    assert_eq!(marks[0].exit_code, Some(0));
+    let pid: i32 = marks[0].output.parse().unwrap();
+    let alive = rustix::process::test_kill_process(Pid::from_raw(pid).unwrap());
+    assert!(alive.is_ok(), "{alive:?}");
+    // A writer that comes and goes ends it.
+    drop(std::fs::OpenOptions::new().write(true).open(&pipe).unwrap());
+}

@@ -1,0 +1,103 @@
+//! Unit tests of `channel.rs`.
+
+use std::io::{Read, Seek, Write};
+
+use rustix::net::SendFlags;
+
+use super::*;
+use crate::wire::ToWorker;
+use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
+
+/// Both ends may send it here.
+fn pair() -> (Channel<ToWorker, ToWorker>, Channel<ToWorker, ToWorker>) {
+    Channel::pair().unwrap()
+}
+
+fn lend(slot: u16) -> Envelope<ToWorker> {
+    let worker = WorkerId {
+        slot: SlotId(0),
+        generation: Generation(1),
+    };
+    Envelope {
+        worker,
+        message: ToWorker::Lend { slot: SlotId(slot) },
+    }
+}
+
+#[test]
+fn messages_arrive_whole_in_order_with_their_descriptors() {
+    let (mut here, mut there) = pair();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"shared").unwrap();
+    here.send(&lend(1), &[]).unwrap();
+    here.send(&lend(2), &[file.as_fd(), file.as_fd()]).unwrap();
+    let first = there.receive().unwrap().unwrap();
+    assert_eq!((first.envelope, first.descriptors.len()), (lend(1), 0));
+    let second = there.receive().unwrap().unwrap();
+    assert_eq!((second.envelope, second.descriptors.len()), (lend(2), 2));
+    let mut same = std::fs::File::from(second.descriptors.into_iter().next().unwrap());
+    let mut text = String::new();
+    same.rewind().unwrap();
+    same.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "shared");
+    assert!(there.receive().unwrap().is_none());
+}
+
+#[test]
+fn the_end_of_one_side_is_seen_by_the_other_after_the_last_message() {
+    let (mut here, mut there) = pair();
+    here.send(&lend(1), &[]).unwrap();
+    drop(here);
+    assert!(there.receive().unwrap().is_some());
+    assert!(matches!(there.receive(), Err(Error::Closed)));
+    assert!(matches!(there.send(&lend(2), &[]), Err(Error::Closed)));
+}
+
+#[test]
+fn the_last_words_of_an_end_that_died_with_unread_messages_are_heard() {
+    let (mut here, mut there) = pair();
+    here.send(&lend(1), &[]).unwrap();
+    there.send(&lend(2), &[]).unwrap();
+    drop(there);
+    let heard = here.receive().unwrap().unwrap();
+    assert_eq!(heard.envelope, lend(2));
+    assert!(matches!(here.receive(), Err(Error::Closed)));
+}
+
+#[test]
+fn an_end_that_does_not_read_costs_a_bounded_queue_and_nothing_is_lost() {
+    let (mut here, mut there) = pair();
+    let mut sent = 0;
+    let refused = loop {
+        match here.send(&lend(sent), &[]) {
+            Ok(()) => sent += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, Error::QueueFull));
+    for expected in 0..sent {
+        let got = loop {
+            match there.receive().unwrap() {
+                Some(got) => break got,
+                None => here.flush().unwrap(),
+            }
+        };
+        assert_eq!(got.envelope, lend(expected));
+    }
+}
+
+#[test]
+fn announced_descriptors_that_do_not_come_are_an_error() {
+    let (here, mut there) = pair();
+    let frame = lend(1).encode(1).unwrap();
+    rustix::net::send(here.as_fd(), &frame, SendFlags::empty()).unwrap();
+    let refused = there.receive().unwrap_err();
+    assert!(matches!(refused, Error::Descriptors { wanted: 1, got: 0 }));
+}
+
+#[test]
+fn noise_is_refused() {
+    let (here, mut there) = pair();
+    rustix::net::send(here.as_fd(), b"noise", SendFlags::empty()).unwrap();
+    assert!(matches!(there.receive(), Err(Error::Wire(_))));
+}

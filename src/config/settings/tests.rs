@@ -1,0 +1,148 @@
+//! Unit tests of `settings.rs`.
+
+use super::*;
+use crate::config::{Config, Facts, Origin, resolve};
+use std::fmt::Write as _;
+
+const FACTS: Facts<'static> = Facts {
+    cpus: 2,
+    lookup: &|_, _| Err("no names here".to_owned()),
+};
+
+#[test]
+fn every_default_and_example_is_accepted_and_canonical() {
+    let (config, _) = resolve(&[], &FACTS).unwrap();
+    for setting in SETTINGS {
+        let shown = setting.show(&config);
+        if setting.key() == "workers" {
+            assert_eq!(shown, "2", "auto is what the facts say");
+        } else {
+            assert_eq!(shown, setting.default, "{setting:?}");
+        }
+        let mut changed = config.clone();
+        setting
+            .apply(&mut changed, setting.example, &FACTS)
+            .unwrap();
+        assert_ne!(changed, config, "{setting:?}: the example is the default");
+        assert_eq!(setting.show(&changed), setting.example, "{setting:?}");
+    }
+}
+
+#[test]
+fn every_word_that_is_offered_is_accepted() {
+    let offered = |setting: &&Setting| !setting.words().is_empty();
+    assert!(SETTINGS.iter().filter(offered).count() > 5);
+    let mut config = Config::default();
+    for setting in SETTINGS {
+        for word in setting.words() {
+            setting.apply(&mut config, word, &FACTS).unwrap();
+            assert_eq!(setting.show(&config), word, "{setting:?}");
+        }
+    }
+}
+
+#[test]
+fn there_is_a_row_for_every_field_and_only_one() {
+    let fields = serde_json::to_value(Config::default()).unwrap();
+    let mut fields: Vec<String> = fields.as_object().unwrap().keys().cloned().collect();
+    let mut keys: Vec<String> = SETTINGS.iter().map(|row| row.key().to_owned()).collect();
+    fields.sort();
+    keys.sort();
+    assert_eq!(fields, keys);
+}
+
+#[test]
+fn the_bounds_in_the_texts_are_the_bounds_that_hold() {
+    let mut config = Config::default();
+    for setting in SETTINGS {
+        let accepts = setting.accepts();
+        let range = accepts.split(", or ").next().unwrap_or_default();
+        let Some((least, most)) = range.split_once(" to ") else {
+            continue;
+        };
+        for bound in [least, most] {
+            setting.apply(&mut config, bound, &FACTS).unwrap();
+            assert_eq!(setting.show(&config), bound, "{setting:?}");
+        }
+        // One unit more is too much, whatever the unit is.
+        let end = most
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(most.len());
+        let (digits, unit) = most.split_at(end);
+        let beyond = format!("{}{unit}", digits.parse::<u64>().unwrap() + 1);
+        let why = setting.apply(&mut config, &beyond, &FACTS).unwrap_err();
+        assert!(why.contains(&accepts), "{setting:?}: {why}");
+    }
+}
+
+#[test]
+fn one_name_has_three_spellings() {
+    let setting = Setting::find("idle_timeout").unwrap();
+    assert_eq!(setting.flag(), "idle-timeout");
+    assert_eq!(setting.variable(), "UPPERCASED_IDLE_TIMEOUT");
+    assert_eq!(Origin::Flag.name_of(setting), "--idle-timeout");
+}
+
+#[test]
+fn short_help_reads_well() {
+    for setting in SETTINGS {
+        assert!(!setting.help.ends_with('.'), "{setting:?}");
+        assert!(setting.long_help.ends_with('.'), "{setting:?}");
+    }
+}
+
+/// The reference between the two marks in `docs/configuration.md`.
+fn reference() -> String {
+    let mut text = String::new();
+    let mut heading = None;
+    for setting in SETTINGS {
+        if heading != Some(setting.category) {
+            heading = Some(setting.category);
+            let _ = writeln!(text, "\n### {}", setting.category.heading());
+        }
+        let (key, example) = (setting.key(), setting.example);
+        let _ = write!(
+            text,
+            "\n#### `{key}`\n\n{}. {}\n\n\
+                 - flag: `--{} {example}`\n\
+                 - environment: `{}={example}`\n\
+                 - file: `{key} = {}`\n\
+                 - accepts: {}\n\
+                 - default: `{}`\n",
+            setting.help,
+            setting.long_help,
+            setting.flag(),
+            setting.variable(),
+            setting.in_toml(example),
+            setting.accepts(),
+            setting.default,
+        );
+    }
+    // A switch may stand alone.
+    for switch in SETTINGS.iter().filter(|setting| setting.is_switch()) {
+        let flag = format!("`--{}", switch.flag());
+        text = text.replace(&format!("{flag} true`"), &format!("{flag}`"));
+    }
+    text
+}
+
+/// With `UPDATE_DOCS=1` in the environment it writes the reference instead of comparing it.
+#[test]
+fn the_documentation_agrees_with_the_table() {
+    const BEGIN: &str = "<!-- reference: begin -->\n";
+    const END: &str = "\n<!-- reference: end -->";
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let (before, rest) = document.split_once(BEGIN).unwrap();
+    let (written, after) = rest.split_once(END).unwrap();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        let document = format!("{before}{BEGIN}{}{END}{after}", reference());
+        std::fs::write(path, document).unwrap();
+        return;
+    }
+    assert_eq!(
+        written,
+        reference(),
+        "run UPDATE_DOCS=1 cargo test --lib the_documentation_agrees"
+    );
+}

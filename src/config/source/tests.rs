@@ -1,0 +1,107 @@
+//! Unit tests of `source.rs`.
+
+use super::*;
+use proptest::prelude::*;
+
+fn file(text: &str) -> Result<Vec<(String, String)>, String> {
+    from_file(text.as_bytes(), Path::new("u.toml"))
+        .map(|all| {
+            all.into_iter()
+                .map(|one| (one.setting.key().to_owned(), one.text))
+                .collect()
+        })
+        .map_err(|error| error.to_string())
+}
+
+fn environment(name: &str, value: &str) -> Result<usize, String> {
+    from_environment([(name.into(), value.into())])
+        .map(|all| all.len())
+        .map_err(|error| error.to_string())
+}
+
+#[test]
+fn every_type_becomes_the_flags_text() {
+    let text = "workers = 4\nbacklog = 0x1_00\nshare_port = true\nidle_timeout = \"30s\"\n\
+                    listen = [\"[::1]:1\", 9999]";
+    let found = file(text).unwrap();
+    let texts: Vec<&str> = found.iter().map(|(_, text)| text.as_str()).collect();
+    assert_eq!(texts, ["4", "256", "true", "30s", "[::1]:1,9999"]);
+}
+
+#[test]
+fn errors_name_the_place_and_the_nearest_setting() {
+    assert_eq!(
+        file("workers = 4\n idle-timeout = \"1s\"").unwrap_err(),
+        "u.toml:2: unknown setting \"idle-timeout\"; did you mean \"idle_timeout\"? \
+             (`uppercased --help` lists all)"
+    );
+    assert_eq!(
+        file("[server]\nworkers = 4").unwrap_err(),
+        "u.toml:1: unexpected table \"server\": settings must be at the top level; remove the \
+             table header"
+    );
+    assert_eq!(
+        file("config = 4").unwrap_err(),
+        "u.toml:1: unknown setting \"config\" (`uppercased --help` lists all)"
+    );
+    let why = file("workers = 4.5").unwrap_err();
+    assert!(why.ends_with("use for example 4"), "{why}");
+    let why = file("workers = 4\nlisten = = 3\n").unwrap_err();
+    assert!(why.starts_with("u.toml:2:10: not valid TOML: "), "{why}");
+    assert!(!why.contains('\n'), "{why}");
+    assert_eq!(
+        file("idle_timeout = 1.5").unwrap_err(),
+        "u.toml:1: idle_timeout: unexpected value of type float; use for example \"30s\""
+    );
+    assert!(file("workers = [4]").unwrap_err().contains("array"));
+    assert!(file("listen = [[1]]").unwrap_err().contains("array"));
+    let broken = from_file(b"workers = 4\n#\xff", Path::new("u.toml")).unwrap_err();
+    assert!(
+        broken
+            .to_string()
+            .starts_with("u.toml:2:2: not valid TOML: this byte")
+    );
+}
+
+#[test]
+fn the_environment_is_checked_too() {
+    assert_eq!(environment("UPPERCASED_WORKERS", "4"), Ok(1));
+    assert_eq!(environment("UPPERCASED_CONFIG", "x"), Ok(0));
+    assert_eq!(environment("PATH", "x"), Ok(0));
+    assert_eq!(
+        environment("UPPERCASED_WORKER", "4").unwrap_err(),
+        "unknown setting UPPERCASED_WORKER; did you mean UPPERCASED_WORKERS? (`uppercased \
+             --help` lists all)"
+    );
+    assert!(environment("UPPERCASED_workers", "4").is_err());
+    let port = environment("UPPERCASED_PORT", "80").unwrap_err();
+    assert!(!port.contains("nearest"), "{port}");
+    assert!(environment("UPPERCASED_", "4").is_err());
+}
+
+#[test]
+fn service_variables_and_empty_ones_are_unset() {
+    assert_eq!(environment("UPPERCASED_SERVICE_HOST", "10.0.0.1"), Ok(0));
+    assert_eq!(
+        environment("UPPERCASED_ADMIN_PORT_80_TCP_ADDR", "::1"),
+        Ok(0)
+    );
+    assert!(environment("UPPERCASED_PORT", "9999").is_err());
+    for setting in SETTINGS {
+        assert_eq!(environment(&setting.variable(), ""), Ok(0));
+    }
+    assert_eq!(environment(CONFIG_VARIABLE, ""), Ok(0));
+    assert!(environment("UPPERCASED_WORKRES", "").is_err());
+}
+
+proptest! {
+    #[test]
+    fn no_file_panics(contents in prop::collection::vec(any::<u8>(), 0..80)) {
+        let _ = from_file(&contents, Path::new("u.toml"));
+    }
+
+    #[test]
+    fn nothing_that_looks_like_a_file_panics(text in "([a-z_]{0,9}[=\\[\\]\"{}.#\n 0-9]{0,6}){0,9}") {
+        let _ = from_file(text.as_bytes(), Path::new("u.toml"));
+    }
+}

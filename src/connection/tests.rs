@@ -1,0 +1,245 @@
+//! Unit tests of `connection.rs`.
+
+use super::*;
+use crate::memory::layout::Layout;
+use crate::memory::{self, Memory};
+
+const FD: u32 = 3;
+const PATIENCE: Duration = Duration::from_secs(1);
+const RULES: Rules = Rules {
+    bytes_per_turn: 1 << 20,
+    idle_timeout: None,
+    write_stall_timeout: Some(PATIENCE),
+    header_timeout: PATIENCE,
+    first_byte_timeout: PATIENCE,
+    linger_timeout: PATIENCE,
+};
+
+/// A peer that sent one message and then has room for `room` bytes.
+struct Peer {
+    message: Option<&'static [u8]>,
+    room: usize,
+}
+
+impl Stream for Peer {
+    fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let message = self.message.take().ok_or(io::ErrorKind::WouldBlock)?;
+        into[..message.len()].copy_from_slice(message);
+        Ok(message.len())
+    }
+
+    fn send(&mut self, from: &[u8]) -> io::Result<usize> {
+        match std::mem::take(&mut self.room).min(from.len()) {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            taken => Ok(taken),
+        }
+    }
+
+    fn end_output(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A connection that has just begun, at tick zero.
+fn opened() -> Memory {
+    let layout = Layout {
+        descriptors: 8,
+        buffers: 1,
+        buffer_bytes: 4096,
+    };
+    let mut memory = Memory::adopt(memory::create(layout).unwrap(), layout).unwrap();
+    memory.open(
+        FD,
+        1,
+        ([127, 0, 0, 1], 80).into(),
+        Tick::from_millis(0),
+        State::Open,
+    );
+    memory
+}
+
+/// A connection with nine bytes pending since tick zero.
+fn stalled() -> (Memory, Peer) {
+    let start = Tick::from_millis(0);
+    let mut memory = opened();
+    memory
+        .record_mut(FD)
+        .set_flags(Flags::READABLE.with(Flags::WRITABLE));
+    let mut peer = Peer {
+        message: Some(b"ten bytes."),
+        room: 1,
+    };
+    let outcome = drive(&mut memory.record_mut(FD), &mut peer, &RULES, start);
+    assert_eq!(outcome, Outcome::Waiting);
+    assert_eq!(memory.record(FD).pending().unwrap().len(), 9);
+    (memory, peer)
+}
+
+#[test]
+fn finishing_connection_awaits_its_first_message() {
+    let mut memory = opened();
+    let mut peer = Peer {
+        message: None,
+        room: 100,
+    };
+    memory
+        .record_mut(FD)
+        .set_flags(Flags::LAST_LOOK.with(Flags::WRITABLE));
+    let at = Tick::from_millis;
+    let outcome = drive(&mut memory.record_mut(FD), &mut peer, &RULES, at(1));
+    assert_eq!(
+        (outcome, memory.record(FD).state()),
+        (Outcome::Waiting, State::Open)
+    );
+    assert_eq!(deadline(&memory.record(FD), &RULES), Some(at(1000)));
+    peer.message = Some(b"a word");
+    let flags = memory.record(FD).flags().with(Flags::READABLE);
+    memory.record_mut(FD).set_flags(flags);
+    let outcome = drive(&mut memory.record_mut(FD), &mut peer, &RULES, at(999));
+    assert_eq!(outcome, Outcome::Waiting);
+    assert_eq!(memory.record(FD).bytes_moved(), (6, 6));
+    assert_eq!(memory.record(FD).state(), State::LingeringStop);
+}
+
+#[test]
+fn finishing_connection_stops_waiting_at_the_deadline() {
+    let mut memory = opened();
+    let mut peer = Peer {
+        message: None,
+        room: 100,
+    };
+    memory
+        .record_mut(FD)
+        .set_flags(Flags::LAST_LOOK.with(Flags::WRITABLE));
+    let at = Tick::from_millis;
+    let _ = drive(&mut memory.record_mut(FD), &mut peer, &RULES, at(1));
+    let outcome = expire(&mut memory.record_mut(FD), &mut peer, &RULES, at(999));
+    assert_eq!(
+        (outcome, memory.record(FD).state()),
+        (Outcome::Waiting, State::Open)
+    );
+    let _ = expire(&mut memory.record_mut(FD), &mut peer, &RULES, at(1000));
+    assert_eq!(memory.record(FD).state(), State::LingeringStop);
+    // Whatever is shorter of its time for a first word and the time without any.
+    let hasty = Rules {
+        idle_timeout: Some(PATIENCE / 2),
+        ..RULES
+    };
+    let mut memory = opened();
+    memory.record_mut(FD).set_flags(Flags::FINISH);
+    assert_eq!(deadline(&memory.record(FD), &hasty), Some(at(500)));
+    // One that has been there for long is ended at once.
+    let mut memory = opened();
+    memory
+        .record_mut(FD)
+        .set_flags(Flags::LAST_LOOK.with(Flags::WRITABLE));
+    let _ = drive(&mut memory.record_mut(FD), &mut peer, &RULES, at(1000));
+    assert_eq!(memory.record(FD).state(), State::LingeringStop);
+}
+
+#[test]
+fn finishing_connection_awaits_its_header() {
+    let mut memory = opened();
+    let mut peer = Peer {
+        message: None,
+        room: 100,
+    };
+    let (at, peer_addr) = (Tick::from_millis, ([127, 0, 0, 1], 80).into());
+    memory.open(FD, 1, peer_addr, at(0), State::AwaitingHeader);
+    let patient = Rules {
+        header_timeout: 5 * PATIENCE,
+        ..RULES
+    };
+    assert_eq!(deadline(&memory.record(FD), &patient), Some(at(5000)));
+    memory.record_mut(FD).set_flags(Flags::LAST_LOOK);
+    assert_eq!(deadline(&memory.record(FD), &patient), Some(at(1000)));
+    let outcome = expire(&mut memory.record_mut(FD), &mut peer, &patient, at(999));
+    assert_eq!(outcome, Outcome::Waiting);
+    assert_eq!(memory.record(FD).state(), State::AwaitingHeader);
+    let outcome = expire(&mut memory.record_mut(FD), &mut peer, &patient, at(1000));
+    assert_eq!(outcome, Outcome::Waiting);
+    assert_eq!(memory.record(FD).state(), State::LingeringStop);
+}
+
+#[test]
+fn announced_input_is_received_until_it_would_block() {
+    let mut memory = opened();
+    let mut peer = Peer {
+        message: Some(b"a word"),
+        room: 100,
+    };
+    let announced = Flags::READABLE.with(Flags::READ_DRY);
+    memory
+        .record_mut(FD)
+        .set_flags(announced.with(Flags::WRITABLE));
+    let outcome = drive(&mut memory.record_mut(FD), &mut peer, &RULES, Tick::ZERO);
+    assert_eq!(
+        (outcome, memory.record(FD).bytes_moved()),
+        (Outcome::Waiting, (6, 6))
+    );
+    let flags = memory.record(FD).flags();
+    assert!(!flags.has(Flags::READABLE) && !flags.has(Flags::READ_DRY));
+}
+
+#[test]
+fn stalled_peer_is_closed_at_its_deadline() {
+    let (mut memory, mut peer) = stalled();
+    let early = Tick::from_millis(999);
+    let outcome = expire(&mut memory.record_mut(FD), &mut peer, &RULES, early);
+    assert_eq!(outcome, Outcome::Waiting);
+    let late = Tick::from_millis(1000);
+    let outcome = expire(&mut memory.record_mut(FD), &mut peer, &RULES, late);
+    assert_eq!(outcome, Outcome::Close(CloseReason::WriteStall));
+}
+
+#[test]
+fn slow_reader_renews_its_stall_deadline() {
+    let (mut memory, mut peer) = stalled();
+    for second in 1..=8 {
+        peer.room = 1;
+        let now = Tick::from_millis(1000 * second);
+        let outcome = expire(&mut memory.record_mut(FD), &mut peer, &RULES, now);
+        assert_eq!(outcome, Outcome::Waiting, "second {second}");
+        assert_eq!(deadline(&memory.record(FD), &RULES), Some(now + PATIENCE));
+    }
+    // With the last byte it is no longer a slow one: what it sent meanwhile is read.
+    peer.room = 1;
+    peer.message = Some(b"more");
+    let outcome = expire(
+        &mut memory.record_mut(FD),
+        &mut peer,
+        &RULES,
+        Tick::from_millis(9000),
+    );
+    assert_eq!(outcome, Outcome::Waiting);
+    assert_eq!(memory.record(FD).pending().unwrap().len(), 4);
+    assert_eq!(memory.record(FD).bytes_moved(), (14, 10));
+}
+
+#[test]
+fn request_received_in_time_outlives_late_deadline() {
+    let at = Tick::from_millis;
+    let mut peer = Peer {
+        message: None,
+        room: 0,
+    };
+    let rules = Rules {
+        idle_timeout: Some(PATIENCE),
+        ..RULES
+    };
+    // No report of it has come: the process was stopped.
+    for flags in [Flags::WRITABLE, Flags::FINISH] {
+        let mut memory = opened();
+        memory.record_mut(FD).set_flags(flags);
+        peer.message = Some(b"in time");
+        peer.room = 100;
+        let outcome = expire(&mut memory.record_mut(FD), &mut peer, &rules, at(60_000));
+        assert_eq!(outcome, Outcome::Waiting);
+        assert_eq!(memory.record(FD).bytes_moved(), (7, 7));
+        assert_ne!(memory.record(FD).state(), State::LingeringIdle);
+    }
+    let mut memory = opened();
+    let outcome = expire(&mut memory.record_mut(FD), &mut peer, &rules, at(60_000));
+    assert_eq!(outcome, Outcome::Waiting);
+    assert_eq!(memory.record(FD).state(), State::LingeringIdle);
+}

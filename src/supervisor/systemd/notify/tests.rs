@@ -1,0 +1,319 @@
+//! Unit tests of `notify.rs`.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn serving(planned: Option<Planned>) -> View {
+    let life = Life::Serving;
+    View { life, planned }
+}
+
+fn starting() -> View {
+    let life = Life::Starting;
+    View {
+        life,
+        planned: None,
+    }
+}
+
+fn at(ms: u64) -> Tick {
+    Tick::from_millis(ms)
+}
+
+/// Shows it a supervisor with nothing to say to people and nothing wrong.
+fn look(notifier: &mut Notifier, view: View, now: Tick) {
+    notifier.observe(view, String::new, || None, now);
+}
+
+/// All that is said, but for how long to wait.
+fn said(notifier: &mut Notifier, now: Tick) -> Vec<Message> {
+    let mut said = all_said(notifier, now);
+    said.retain(|it| !matches!(it, Message::Extend { .. }));
+    said
+}
+
+fn all_said(notifier: &mut Notifier, now: Tick) -> Vec<Message> {
+    std::iter::from_fn(|| notifier.poll_message(now)).collect()
+}
+
+#[test]
+fn ready_comes_when_every_slot_serves_and_once() {
+    let mut notifier = Notifier::new(None);
+    look(&mut notifier, starting(), at(1));
+    assert_eq!(said(&mut notifier, at(1)), []);
+    look(&mut notifier, serving(None), at(2));
+    look(&mut notifier, serving(None), at(3));
+    assert_eq!(said(&mut notifier, at(3)), [Message::Ready]);
+}
+
+#[test]
+fn a_reload_has_a_beginning_and_an_end_and_a_scaling_has_none() {
+    let mut notifier = Notifier::new(None);
+    look(&mut notifier, serving(None), at(1));
+    said(&mut notifier, at(1));
+    look(&mut notifier, serving(Some(Planned::Scaling)), at(2));
+    assert_eq!(said(&mut notifier, at(2)), []);
+    look(&mut notifier, serving(Some(Planned::Renewal)), at(3));
+    look(&mut notifier, serving(Some(Planned::Renewal)), at(4));
+    assert_eq!(
+        said(&mut notifier, at(4)),
+        [Message::Reloading { at: at(3) }]
+    );
+    look(&mut notifier, serving(None), at(5));
+    assert_eq!(said(&mut notifier, at(5)), [Message::Ready]);
+}
+
+#[test]
+fn a_reload_that_is_refused_at_once_is_confirmed_all_the_same() {
+    let mut notifier = Notifier::new(None);
+    look(&mut notifier, serving(None), at(1));
+    said(&mut notifier, at(1));
+    notifier.reload_asked();
+    look(&mut notifier, serving(None), at(2));
+    let both = [Message::Reloading { at: at(2) }, Message::Ready];
+    assert_eq!(said(&mut notifier, at(2)), both);
+    // Something else is under way: that is no reason to wait for it.
+    notifier.reload_asked();
+    look(&mut notifier, serving(Some(Planned::Scaling)), at(3));
+    let both = [Message::Reloading { at: at(3) }, Message::Ready];
+    assert_eq!(said(&mut notifier, at(3)), both);
+}
+
+#[test]
+fn a_barrier_comes_once_and_behind_all_that_it_is_to_confirm() {
+    let mut notifier = Notifier::new(None);
+    let (one, other) = (SlotId(1), SlotId(2));
+    notifier.remove(one);
+    notifier.barrier();
+    notifier.remove(other);
+    notifier.barrier();
+    let all = [
+        Message::Remove(one),
+        Message::Remove(other),
+        Message::Barrier,
+    ];
+    assert_eq!(said(&mut notifier, at(1)), all);
+}
+
+#[test]
+fn the_program_after_an_exec_ends_what_the_one_before_began() {
+    let mut notifier = Notifier::resumed(None);
+    look(&mut notifier, serving(Some(Planned::Renewal)), at(1));
+    assert_eq!(said(&mut notifier, at(1)), []);
+    look(&mut notifier, serving(None), at(2));
+    assert_eq!(said(&mut notifier, at(2)), [Message::Ready]);
+}
+
+#[test]
+fn a_start_or_a_reload_that_goes_on_is_to_be_waited_for() {
+    let within = NOTIFY_EXTENSION;
+    let longer = Message::Extend { within };
+    assert_eq!(longer.text(), "EXTEND_TIMEOUT_USEC=15000000");
+    assert!(NOTIFY_STATUS_BUSY * 3 < within, "some may come late");
+    let renewing = serving(Some(Planned::Renewal));
+    let asked = |notifier: &mut Notifier, view, now| {
+        look(notifier, view, now);
+        all_said(notifier, now).contains(&longer)
+    };
+    let mut notifier = Notifier::new(None);
+    let second = |number: u64| at(1000 * number);
+    assert!(asked(&mut notifier, starting(), second(0)));
+    assert_eq!(notifier.poll_timeout(), Some(second(1)));
+    assert!(asked(&mut notifier, starting(), second(1)));
+    assert!(!asked(&mut notifier, serving(None), second(2)));
+    let scaling = serving(Some(Planned::Scaling));
+    assert!(!asked(&mut notifier, scaling, second(7)), "nobody waits");
+    assert!(asked(&mut notifier, renewing, second(8)));
+    assert!(asked(&mut notifier, renewing, second(9)));
+    assert!(!asked(&mut notifier, serving(None), second(10)));
+    // One that was not sent before the end is not sent after it.
+    look(&mut notifier, renewing, second(11));
+    look(&mut notifier, serving(None), second(12));
+    let both = [Message::Reloading { at: second(11) }, Message::Ready];
+    assert_eq!(all_said(&mut notifier, second(12)), both);
+    let mut resumed = Notifier::resumed(None);
+    assert!(asked(&mut resumed, renewing, second(0)));
+}
+
+#[test]
+fn a_line_for_people_is_not_too_long_to_be_read() {
+    let line = "ß".repeat(5000);
+    assert!(Message::Status(line).text().len() < 4096);
+}
+
+#[test]
+fn a_stop_says_how_long_it_takes_and_is_the_last_word() {
+    let mut notifier = Notifier::new(None);
+    look(&mut notifier, serving(Some(Planned::Renewal)), at(1));
+    let life = Life::Stopping {
+        until: Some(at(32_001)),
+    };
+    let stopping = View {
+        life,
+        planned: None,
+    };
+    look(&mut notifier, stopping, at(1));
+    let within = Duration::from_secs(32) + NOTIFY_STOP_MARGIN;
+    assert_eq!(said(&mut notifier, at(1)), [Message::Stopping { within }]);
+    notifier.reload_asked();
+    look(&mut notifier, stopping, at(3));
+    assert_eq!(said(&mut notifier, at(3)), []);
+}
+
+#[test]
+fn the_line_for_people_is_made_now_and_then_and_sent_when_it_has_changed() {
+    let mut notifier = Notifier::new(None);
+    let line = |notifier: &mut Notifier, text: &str, now| {
+        notifier.observe(serving(None), || text.to_owned(), || None, now);
+        said(notifier, now)
+    };
+    let status = |text: &str| Message::Status(text.to_owned());
+    let first = [Message::Ready, status("one")];
+    assert_eq!(line(&mut notifier, "one", at(0)), first);
+    assert_eq!(line(&mut notifier, "two", at(1)), []);
+    let due = at(0) + NOTIFY_STATUS_IDLE;
+    assert_eq!(notifier.poll_timeout(), Some(due));
+    assert_eq!(line(&mut notifier, "two", due), [status("two")]);
+    let due = due + NOTIFY_STATUS_IDLE;
+    assert_eq!(line(&mut notifier, "two", due), []);
+    assert_eq!(status("a\nREADY=1").text(), "STATUS=a READY=1");
+}
+
+#[test]
+fn the_watchdog_is_fed_twice_in_its_time_and_at_once_when_all_is_well_again() {
+    let mut notifier = Notifier::new(Some(LIMIT));
+    let mut feed = |wrong: Option<&str>, now| {
+        let wrong = wrong.map(str::to_owned);
+        let change = notifier.observe(serving(None), String::new, || wrong, now);
+        let fed = said(&mut notifier, now).contains(&Message::Watchdog);
+        (fed, change, notifier.poll_timeout())
+    };
+    // The line for people keeps it awake, too.
+    assert_eq!(feed(None, at(0)), (true, None, Some(at(5000))));
+    assert_eq!(feed(None, at(4999)), (false, None, Some(at(5000))));
+    assert!(feed(None, at(5000)).0);
+    let cause = "slot 1 is backing off".to_owned();
+    let withheld = Some(Change::Withheld {
+        cause: cause.clone(),
+    });
+    let (fed, change, due) = feed(Some(&cause), at(10_000));
+    assert_eq!((fed, change), (false, withheld));
+    assert_eq!(due, Some(at(15_000)), "nothing is due that cannot be done");
+    assert_eq!(feed(Some(&cause), at(11_000)), (false, None, due));
+    let (fed, change, _) = feed(None, at(11_001));
+    assert_eq!((fed, change), (true, Some(Change::Fed)));
+}
+
+#[test]
+fn what_was_not_taken_is_offered_again_later() {
+    let mut notifier = Notifier::new(None);
+    notifier.store(SlotId(0));
+    notifier.store(SlotId(1));
+    look(&mut notifier, starting(), at(0));
+    let first = notifier.poll_message(at(0)).unwrap();
+    notifier.refused(first, at(0));
+    assert_eq!(notifier.poll_message(at(1)), None);
+    let due = at(0) + NOTIFY_RETRY;
+    assert_eq!(notifier.poll_timeout(), Some(due));
+    let both = [Message::Store(SlotId(0)), Message::Store(SlotId(1))];
+    assert_eq!(said(&mut notifier, due), both);
+}
+
+#[test]
+fn a_removal_comes_before_what_is_kept_instead() {
+    let mut notifier = Notifier::new(None);
+    let slot = SlotId(7);
+    notifier.store(slot);
+    notifier.remove(slot);
+    notifier.store(slot);
+    let both = [Message::Remove(slot), Message::Store(slot)];
+    assert_eq!(said(&mut notifier, at(0)), both);
+    assert_eq!(both[0].text(), "FDSTOREREMOVE=1\nFDNAME=slot-7");
+    assert_eq!(both[1].text(), "FDSTORE=1\nFDNAME=slot-7\nFDPOLL=0");
+    assert_eq!(stored_slot("slot-7"), Some(slot));
+    for other in ["slot-", "slot-x", "slot-70000", "uppercased.socket", ""] {
+        assert_eq!(stored_slot(other), None, "{other}");
+    }
+}
+
+#[test]
+fn a_reload_is_one_message_with_its_time_in_microseconds() {
+    let text = Message::Reloading { at: at(12) }.text();
+    assert_eq!(text, "RELOADING=1\nMONOTONIC_USEC=12000");
+}
+
+/// What may happen to a supervisor that serves.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Show(Option<Planned>),
+    Ask,
+    Store(u16),
+    Remove(u16),
+    Read,
+    Refuse,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        Just(Step::Show(None)),
+        Just(Step::Show(Some(Planned::Renewal))),
+        Just(Step::Show(Some(Planned::Scaling))),
+        Just(Step::Ask),
+        (0..3_u16).prop_map(Step::Store),
+        (0..3_u16).prop_map(Step::Remove),
+        Just(Step::Read),
+        Just(Step::Refuse),
+    ]
+}
+
+proptest! {
+    /// However slowly it is read: what waits is bounded, what is believed in the end is true,
+    /// and nobody waits for the end of a reload.
+    #[test]
+    fn in_the_end_what_is_believed_is_true(steps in prop::collection::vec(step(), 0..60)) {
+        let mut notifier = Notifier::new(Some(LIMIT));
+        let mut kept = [false; 3];
+        let mut believed_kept = [false; 3];
+        let mut last = None;
+        let mut read = |message: Message, kept: &mut [bool; 3]| match message {
+            Message::Store(slot) => kept[slot.index()] = true,
+            Message::Remove(slot) => kept[slot.index()] = false,
+            Message::Ready | Message::Reloading { .. } => last = Some(message),
+            _ => {}
+        };
+        for (step, now) in steps.into_iter().zip(1..) {
+            // Each later than a pause after a refusal.
+            let now = Tick::ZERO + NOTIFY_RETRY * now;
+            match step {
+                Step::Show(planned) => look(&mut notifier, serving(planned), now),
+                Step::Ask => notifier.reload_asked(),
+                Step::Store(slot) => {
+                    notifier.store(SlotId(slot));
+                    kept[usize::from(slot)] = true;
+                }
+                Step::Remove(slot) => {
+                    notifier.remove(SlotId(slot));
+                    kept[usize::from(slot)] = false;
+                }
+                Step::Read => if let Some(message) = notifier.poll_message(now) {
+                    read(message, &mut believed_kept);
+                },
+                Step::Refuse => if let Some(message) = notifier.poll_message(now) {
+                    notifier.refused(message, now);
+                },
+            }
+            // Begin, how long, end, line, watchdog; a removal and a deposit of each slot.
+            prop_assert!(notifier.outbox.len() <= 5 + 2 * 3);
+        }
+        let end = Tick::ZERO + NOTIFY_RETRY * 1000;
+        look(&mut notifier, serving(None), end);
+        for message in said(&mut notifier, end) {
+            read(message, &mut believed_kept);
+        }
+        prop_assert_eq!(believed_kept, kept);
+        prop_assert_eq!(last, Some(Message::Ready));
+    }
+}

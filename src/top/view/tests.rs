@@ -1,0 +1,249 @@
+//! Unit tests of `view.rs`.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use ratatui_core::backend::TestBackend;
+use ratatui_core::terminal::Terminal;
+
+use super::super::keys::Key;
+use super::super::model::tests::look;
+use super::*;
+use uppercased_ctl::control::Reply;
+use uppercased_ctl::identity::{Generation, SlotId};
+use uppercased_ctl::status::{AcceptQueueStatus, LastDeath, LastOperation, Sockets};
+
+const NOW: Tick = Tick::from_millis(10_000);
+
+fn shown(model: &Model, colour: bool, (width, height): (u16, u16)) -> Terminal<TestBackend> {
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+    let palette = Palette { colour };
+    terminal
+        .draw(|frame| {
+            draw(model, palette, NOW, frame.area(), frame.buffer_mut());
+        })
+        .unwrap();
+    terminal
+}
+
+/// Line by line, without the blanks at their ends.
+fn lines(model: &Model, size: (u16, u16)) -> Vec<String> {
+    let terminal = shown(model, false, size);
+    let buffer = terminal.backend().buffer();
+    let cells: Vec<&str> = buffer.content().iter().map(|cell| cell.symbol()).collect();
+    let lines = cells.chunks(usize::from(size.0).max(1));
+    lines
+        .map(|line| line.concat().trim_end().to_owned())
+        .collect()
+}
+
+/// A server in the middle of some trouble, watched for four looks.
+fn busy() -> Model {
+    let mut model = Model::default();
+    for messages in [0.0, 500.0, 1000.0, 45_000.0] {
+        let mut look = look(3, messages);
+        let status = &mut look.status;
+        status.last_operation = Some(LastOperation {
+            what: "reload".to_owned(),
+            outcome: "done".to_owned(),
+            cause: None,
+            took_ms: 312,
+            age_ms: 120_000,
+        });
+        status.slots[1].generation = Generation(4);
+        status.slots[1].accept_queues = vec![AcceptQueueStatus {
+            length: 12,
+            limit: 512,
+            ..AcceptQueueStatus::default()
+        }];
+        status.capacity = 3000;
+        status.slots[2].state = "backing off".to_owned();
+        status.slots[2].queue = "lent".to_owned();
+        status.slots[2].pid = None;
+        status.slots[2].deaths = 7;
+        status.slots[2].last_death = Some(LastDeath {
+            generation: Generation(9),
+            how: Some("signal 9 (SIGKILL)".to_owned()),
+            cause: None,
+            age_ms: 3000,
+        });
+        status.sum_up();
+        let states = [("ESTABLISHED", 2400), ("LISTEN", 3)];
+        look.sockets = Some(Sockets {
+            states: states
+                .map(|(state, count)| (state.to_owned(), count))
+                .into(),
+            ..Sockets::default()
+        });
+        let rates = look.rates.as_mut().unwrap();
+        rates.slots.get_mut(&SlotId(1)).unwrap().messages /= 3.0;
+        rates.slots.get_mut(&SlotId(1)).unwrap().busy = 0.95;
+        rates.slots.remove(&SlotId(2));
+        model.take_look(look, NOW);
+    }
+    model
+}
+
+#[test]
+fn at_80_by_24() {
+    let model = busy();
+    let expected = [
+        "uppercased 0.1.0, pid 4711: serving for 3d, release 0, crashes 7",
+        "degraded     1 of 3 workers missing; slot 2 is backing off, its queue lent",
+        "0.0.0.0:9999",
+        "0 open of 3000, 0 acc/s, 45.0k msg/s, busy 0.50/3, 0B/s in, 0B/s out",
+        "last         reload done 2m ago, took 312 ms",
+        "sockets      2400 ESTABLISHED, 3 LISTEN",
+        "messages/s, all workers (peak 45.0k)",
+        "   █",
+        "   █",
+        "   █",
+        "slot     pid   gen state         open queue acc/s msg/s  in/s busy msg/s",
+        "   0    4712     0 serving          0     0     0 45.0k     0  50%  ▁▁█",
+        "   1    4713     4 serving          0    12     0 15.0k     0  95%  ▁▁▃",
+        "   2       -     0 backing off      0     0     -     -     -    -",
+        "slot 2: generation 9 exited 3s ago, signal 9 (SIGKILL)",
+    ];
+    let shown = lines(&model, (80, 24));
+    assert_eq!(shown[..15], expected);
+    assert_eq!(shown[15..23], [""; 8]);
+    let keys = "q quit  r reload  u upgrade  + - scale  p pause  ? help";
+    assert_eq!(shown[23], keys);
+}
+
+#[test]
+fn at_40_by_11() {
+    let mut model = busy();
+    model.press(Key::Char('r'));
+    let expected = [
+        "uppercased 0.1.0, pid 4711: serving for…",
+        "degraded     1 of 3 workers missing; sl…",
+        "0.0.0.0:9999",
+        "0 open of 3000, 0 acc/s, 45.0k msg/s, b…",
+        "last         reload done 2m ago, took 3…",
+        "sockets      2400 ESTABLISHED, 3 LISTEN",
+        "slot state         open queue msg/s busy",
+        "   0 serving          0     0 45.0k  50%",
+        "   1 serving          0    12 15.0k  95%",
+        "   2 backing off      0     0     -    -",
+        "Reload and replace every worker? [y/N]",
+    ];
+    assert_eq!(lines(&model, (40, 11)), expected);
+}
+
+#[test]
+fn at_200_by_50() {
+    let mut model = busy();
+    model.press(Key::Char('+'));
+    model.press(Key::Char('y'));
+    model.take_reply(Reply::Progress("slot 3: worker ready".to_owned()));
+    let expected = [
+        "uppercased 0.1.0, pid 4711: serving for 3d, release 0, crashes 7",
+        "degraded     1 of 3 workers missing; slot 2 is backing off, its queue lent",
+        "0.0.0.0:9999",
+        "0 open of 3000, 0 acc/s, 45.0k msg/s, busy 0.50/3, 0B/s in, 0B/s out",
+        "last         reload done 2m ago, took 312 ms",
+        "sockets      2400 ESTABLISHED, 3 LISTEN",
+        "messages/s, all workers (peak 45.0k)",
+        "   █",
+        "   █",
+        "   █",
+        "slot     pid   gen state          age  open queue acc/s msg/s  in/s out/s busy crash msg/s",
+        "   0    4712     0 serving        0ms     0     0     0 45.0k     0     0  50%     0  ▁▁█",
+        "   1    4713     4 serving        0ms     0    12     0 15.0k     0     0  95%     0  ▁▁▃",
+        "   2       -     0 backing off    0ms     0     0     -     -     -     -    -     7",
+        "slot 2: generation 9 exited 3s ago, signal 9 (SIGKILL)",
+    ];
+    let shown = lines(&model, (200, 50));
+    assert_eq!(shown[..15], expected);
+    assert_eq!(shown[15..47], [""; 32]);
+    assert_eq!(shown[47..49], ["scale …", "slot 3: worker ready"]);
+}
+
+#[test]
+fn colour_says_nothing_that_words_do_not() {
+    let mut model = busy();
+    model.press(Key::Char('u'));
+    let with = shown(&model, true, (80, 24));
+    let without = shown(&model, false, (80, 24));
+    let symbols = |terminal: &Terminal<TestBackend>| -> Vec<String> {
+        let cells = terminal.backend().buffer().content().iter();
+        cells.map(|cell| cell.symbol().to_owned()).collect()
+    };
+    assert_eq!(symbols(&with), symbols(&without));
+    let coloured = |terminal: &Terminal<TestBackend>| {
+        let mut cells = terminal.backend().buffer().content().iter();
+        cells.any(|cell| cell.fg != Color::Reset || cell.bg != Color::Reset)
+    };
+    assert!(coloured(&with));
+    assert!(!coloured(&without));
+}
+
+#[test]
+fn what_is_old_paused_or_not_there_is_said() {
+    let mut model = Model::default();
+    assert_eq!(lines(&model, (40, 3))[0], "connecting …");
+    model.take_trouble("nobody there".to_owned());
+    assert_eq!(lines(&model, (40, 3))[0], "nobody there");
+    model.take_look(look(1, 5.0), Tick::from_millis(2000));
+    model.press(Key::Char('p'));
+    assert!(lines(&model, (80, 24))[0].ends_with(" [paused]"));
+    model.take_trouble("nobody there".to_owned());
+    let words = "no answer for 8s, retrying: nobody there";
+    assert_eq!(lines(&model, (80, 24))[1], words);
+    model.press(Key::Char('?'));
+    let help = lines(&model, (80, 24)).join("\n");
+    assert!(HELP.iter().all(|line| help.contains(line)), "{help}");
+}
+
+#[test]
+fn rows_that_do_not_fit_are_counted_and_can_be_scrolled_to() {
+    let mut model = Model::default();
+    let mut many = look(64, 5.0);
+    many.status.slots[40].state = "starting".to_owned();
+    model.take_look(many, NOW);
+    let screen = lines(&model, (80, 20));
+    assert_eq!(screen[18], "rows 1 to 14 of 64, 1 not serving; up, down");
+    for _ in 0..10 {
+        model.press(Key::PageDown);
+    }
+    let screen = lines(&model, (80, 20));
+    assert_eq!(screen[18], "rows 51 to 64 of 64, 1 not serving; up, down");
+    assert!(screen[17].starts_with("  63 "), "{screen:#?}");
+    // From there the first step back is seen.
+    let mut buffer = Buffer::empty(Rect::new(0, 0, 80, 20));
+    let palette = Palette { colour: false };
+    let first = draw(&model, palette, NOW, buffer.area, &mut buffer);
+    model.scrolled_to(first);
+    model.press(Key::Up);
+    let screen = lines(&model, (80, 20));
+    assert_eq!(screen[18], "rows 50 to 63 of 64, 1 not serving; up, down");
+}
+
+proptest! {
+    #[test]
+    fn no_size_and_no_number_is_too_strange(
+        size in (1_u16..220, 1_u16..60), numbers in prop::array::uniform4(any::<u64>()),
+        slots in 0_u16..70, text in ".{0,100}", keys in "[rud+?p-]{0,4}",
+    ) {
+        let mut one = look(slots, numbers[0] as f64);
+        one.status.operation = Some(text.clone());
+        one.status.phase.clone_from(&text);
+        for slot in &mut one.status.slots {
+            slot.state.clone_from(&text);
+            slot.age_ms = numbers[1];
+            slot.traffic.open = numbers[2];
+            slot.deaths = numbers[3];
+        }
+        one.sockets = Some(Sockets {
+            states: BTreeMap::from([(text.clone(), numbers[0])]), ..Sockets::default()
+        });
+        let mut model = Model::default();
+        model.take_look(one, NOW);
+        for key in keys.chars() {
+            model.press(Key::Char(key));
+        }
+        model.take_reply(Reply::Progress(text));
+        shown(&model, true, size);
+    }
+}
