@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn slow_client_has_its_time_alone() {
+    fn slow_client_keeps_full_timeout_alone() {
         // Another thread is about to accept the one that waits.
         let (door, let_in, _silent) = door(1);
         let _next = another_waits_at(&door);

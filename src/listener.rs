@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn listener_takes_every_stall_timeout() {
+    fn listener_accepts_every_stall_timeout() {
         let asked = Listen {
             addr: ([127, 0, 0, 1], 0).into(),
             dual_stack: false,
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn listener_takes_new_options_and_keeps_queue() {
+    fn listener_applies_new_options_and_keeps_queue() {
         let first = Config {
             backlog: Some(1),
             keepalive: Some(Duration::from_secs(7)),

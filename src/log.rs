@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_for_people() {
+    fn text_line_is_readable() {
         let text = logged(LogLevel::Info, Style::Human { colour: false }, || {
             tracing::info!(address = %"0.0.0.0:9999", workers = 2, pid = 123, "ready");
             tracing::debug!("not at this level");
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_workers_lines_say_whose_they_are_at_every_level() {
+    fn worker_lines_identify_worker_at_every_level() {
         let pid = std::process::id();
         let say = || {
             let _inside = worker_span(3, 7).entered();
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_recorded_later_and_nearer_counts() {
+    fn innermost_latest_field_wins() {
         let text = logged(LogLevel::Info, Style::Human { colour: false }, || {
             let outer = tracing::info_span!("outer", a = 1, b = 1, c = tracing::field::Empty);
             let _outer = outer.clone().entered();
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn one_event_is_one_line_whatever_it_contains() {
+    fn one_event_is_always_one_line() {
         let hostile = "a\nFAKE line\x1b[31m \u{9b}31m\r\0\"=é";
         for style in [Style::Human { colour: false }, Style::Json] {
             let text = logged(LogLevel::Info, style, || {

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn overlap_is_by_port_family_and_wildcard() {
+    fn overlap_depends_on_port_family_and_wildcard() {
         let cases = [
             ("127.0.0.1:80", "127.0.0.1:80", true),
             ("127.0.0.1:80", "127.0.0.1:81", false),

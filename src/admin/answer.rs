@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_out_of_rotation_is_not_ready_and_says_so() {
+    fn drained_server_is_unready_and_names_rotation() {
         for (word, ready) in [("in", true), ("", true), ("drain", false), ("maint", false)] {
             let mut status = status("serving", &["served"]);
             status.rotation = word.to_owned();
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_supervisor_is_unhealthy_on_every_page() {
+    fn silent_supervisor_is_unhealthy_on_every_page() {
         let told = Err("no answer in time".to_owned());
         let metrics = Page::Metrics(Exposition::OpenMetrics);
         for page in [metrics, Page::Health, Page::Ready, Page::Status] {
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_counted_by_their_status() {
+    fn answers_are_counted_by_status() {
         let answered = Answered::default();
         for status in [200, 503, 200] {
             answered.count(status);

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn each_question_gets_its_own_answer_in_whatever_order() {
+    fn each_question_gets_its_answer_in_any_order() {
         let (mut supervisor, here) = Channel::pair().unwrap();
         let questions = Questions::over(here);
         let ask = || {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_comes_too_late_is_nobodys() {
+    fn late_answer_is_dropped() {
         let (mut supervisor, here) = Channel::pair().unwrap();
         let questions = Questions::over(here);
         let why = questions
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_heard_on_either_side() {
+    fn both_sides_notice_end() {
         let (supervisor, here) = Channel::pair().unwrap();
         let questions = Questions::over(here);
         let [_, alarmed] = questions.ends().unwrap();

@@ -25,7 +25,7 @@ fn lend(slot: u16) -> Envelope<ToWorker> {
 }
 
 #[test]
-fn messages_arrive_whole_in_order_with_their_descriptors() {
+fn messages_arrive_whole_with_their_descriptors() {
     let (mut here, mut there) = pair();
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"shared").unwrap();
@@ -44,7 +44,7 @@ fn messages_arrive_whole_in_order_with_their_descriptors() {
 }
 
 #[test]
-fn the_end_of_one_side_is_seen_by_the_other_after_the_last_message() {
+fn peer_sees_end_after_last_message() {
     let (mut here, mut there) = pair();
     here.send(&lend(1), &[]).unwrap();
     drop(here);
@@ -54,7 +54,7 @@ fn the_end_of_one_side_is_seen_by_the_other_after_the_last_message() {
 }
 
 #[test]
-fn the_last_words_of_an_end_that_died_with_unread_messages_are_heard() {
+fn messages_of_dead_peer_are_received() {
     let (mut here, mut there) = pair();
     here.send(&lend(1), &[]).unwrap();
     there.send(&lend(2), &[]).unwrap();
@@ -65,7 +65,7 @@ fn the_last_words_of_an_end_that_died_with_unread_messages_are_heard() {
 }
 
 #[test]
-fn an_end_that_does_not_read_costs_a_bounded_queue_and_nothing_is_lost() {
+fn unread_channel_queues_bounded_messages() {
     let (mut here, mut there) = pair();
     let mut sent = 0;
     let refused = loop {
@@ -87,7 +87,7 @@ fn an_end_that_does_not_read_costs_a_bounded_queue_and_nothing_is_lost() {
 }
 
 #[test]
-fn announced_descriptors_that_do_not_come_are_an_error() {
+fn missing_descriptors_are_an_error() {
     let (here, mut there) = pair();
     let frame = lend(1).encode(1).unwrap();
     rustix::net::send(here.as_fd(), &frame, SendFlags::empty()).unwrap();
@@ -96,7 +96,7 @@ fn announced_descriptors_that_do_not_come_are_an_error() {
 }
 
 #[test]
-fn noise_is_refused() {
+fn channel_refuses_noise() {
     let (here, mut there) = pair();
     rustix::net::send(here.as_fd(), b"noise", SendFlags::empty()).unwrap();
     assert!(matches!(there.receive(), Err(Error::Wire(_))));

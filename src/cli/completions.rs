@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn people_s_commands_are_completed_and_roles_are_not() {
+    fn completions_omit_hidden_roles() {
         for shell in Shell::ALL {
             let script = script(shell);
             for word in ["reload", "idle-timeout", "compare", "completions"] {

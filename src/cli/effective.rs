@@ -70,7 +70,7 @@ mod tests {
     };
 
     #[test]
-    fn what_is_shown_reads_back_as_the_same_configuration() {
+    fn shown_configuration_reads_back_unchanged() {
         let examples: Vec<Assignment> = SETTINGS
             .iter()
             .map(|setting| Assignment {

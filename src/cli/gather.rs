@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn absent_ipv6_yields_to_ipv4_of_its_name() {
+    fn name_falls_back_to_ipv4_without_ipv6() {
         let addresses = |texts: &[&str]| -> Vec<SocketAddr> {
             texts.iter().map(|text| text.parse().unwrap()).collect()
         };
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn address_of_nobody_is_absent() {
+    fn unassigned_address_is_absent() {
         assert!(!is_absent(&"127.0.0.1:1".parse().unwrap()));
         assert!(is_absent(&"192.0.2.1:1".parse().unwrap()));
     }

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_page_that_may_be_typed_is_there_and_no_other() {
+    fn manual_has_exactly_the_offered_pages() {
         let root = definition::for_people();
         let typed = root.find_subcommand(MAN).unwrap();
         let names = typed.get_positionals().next().unwrap();

@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named_and_the_commands_own_help() {
+    fn error_names_missing_argument_and_help() {
         assert_eq!(
             told(&["scale"]),
             "the following required arguments were not provided: <N>; see `uppercased scale --help`"
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_other_servers_are_known() {
+    fn words_of_other_servers_are_recognised() {
         for (words, meant) in ELSEWHERE {
             for word in words {
                 let line = told(&[word]);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_they_name_as_the_way_there_is() {
+    fn suggested_commands_exist() {
         let root = definition::for_people();
         let known = |name: &str| {
             root.find_subcommand(name).is_some()

@@ -9,7 +9,7 @@ fn parsed(args: &[&str]) -> Result<Command, String> {
 }
 
 #[test]
-fn settled_mistake_is_escaped_where_shown() {
+fn corrected_mistake_is_escaped_in_output() {
     let args = ["uppercased", "-c", "/no\nwhere"].map(OsString::from);
     let cause = settle(&args).unwrap_err();
     assert!(cause.contains("/no\nwhere"), "{cause:?}");
@@ -45,7 +45,7 @@ fn each_role_has_its_command() {
 }
 
 #[test]
-fn flags_may_stand_before_or_after_the_command() {
+fn flags_may_precede_or_follow_command() {
     let Ok(Command::Serve(launch)) = parsed(&["--workers", "3", "serve", "--backlog=7"]) else {
         panic!("flags on both sides of `serve`");
     };
@@ -60,7 +60,7 @@ fn flags_may_stand_before_or_after_the_command() {
 }
 
 #[test]
-fn an_order_names_its_server_or_leaves_that_open() {
+fn command_may_name_its_server() {
     let order = |request| Order {
         request,
         control: None,
@@ -156,7 +156,7 @@ fn an_order_names_its_server_or_leaves_that_open() {
 }
 
 #[test]
-fn a_preflight_reads_the_arguments_of_a_server_as_the_server_would() {
+fn preflight_reads_arguments_like_server() {
     let Ok(Command::Preflight(server)) =
         parsed(&["preflight", "--", "--workers", "3", "serve", "--backlog=7"])
     else {
@@ -180,7 +180,7 @@ fn a_preflight_reads_the_arguments_of_a_server_as_the_server_would() {
 }
 
 #[test]
-fn a_launch_can_be_read_again() {
+fn launch_survives_round_trip() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "workers = 2\n").unwrap();
     let path = file.path().to_str().unwrap();
@@ -204,7 +204,7 @@ fn a_launch_can_be_read_again() {
 }
 
 #[test]
-fn a_switch_needs_no_value() {
+fn switch_needs_no_value() {
     for (args, on) in [
         (["--share-port"].as_slice(), true),
         (&["--share-port=true"], true),

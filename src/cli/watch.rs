@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_interval_that_was_missed_is_left_out_and_the_rhythm_kept() {
+    fn missed_interval_is_skipped_in_rhythm() {
         let every = Duration::from_millis(100);
         let at = Tick::from_millis;
         assert_eq!(following(at(1000), every, at(1030)), at(1100));
@@ -260,13 +260,13 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_is_written_over_and_never_wider_than_it_is() {
+    fn watch_overwrites_terminal_within_its_width() {
         let lines = ["one".to_owned(), "zwölfmal".to_owned()];
         assert_eq!(over(&lines, 4), "\x1b[Hone\x1b[K\nzwöl\x1b[K\n\x1b[J");
     }
 
     #[test]
-    fn an_owner_is_a_slot_a_process_nobody_or_not_to_be_known() {
+    fn socket_owner_is_slot_process_or_unknown() {
         let mut socket = SocketStatus::default();
         assert_eq!(owner(&socket), "-");
         socket.inode = 7;

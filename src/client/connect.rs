@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_address_that_failed_is_named_on_one_line() {
+    fn error_names_each_failed_address() {
         let target: Target = "localhost:9999".parse().unwrap();
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         let error = Unreachable::Connect {

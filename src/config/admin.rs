@@ -115,7 +115,7 @@ mod tests {
     };
 
     #[test]
-    fn an_address_is_this_machines_or_refused() {
+    fn foreign_address_is_refused() {
         for (text, shown) in [
             ("9100", "127.0.0.1:9100"),
             ("127.0.0.2:0", "127.0.0.2:0"),

@@ -117,7 +117,7 @@ mod tests {
 
     /// A change of every single setting either goes through or is refused by its own name.
     #[test]
-    fn every_setting_changes_or_says_why_not() {
+    fn every_setting_changes_or_reports_why() {
         let facts = Facts {
             cpus: 2,
             lookup: &|_, _| Err("no names here".to_owned()),

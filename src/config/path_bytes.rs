@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn path_survives_json_whatever_its_bytes() {
+    fn any_path_survives_json() {
         #[derive(Serialize, Deserialize)]
         struct Named(#[serde(with = "super")] PathBuf);
 

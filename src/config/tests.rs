@@ -29,7 +29,7 @@ fn flags(given: &[(&str, &str)]) -> Result<Config, String> {
 }
 
 #[test]
-fn the_last_source_wins_and_is_named() {
+fn last_source_wins_and_is_named() {
     let given = [
         assign("workers", "3", Origin::Environment),
         assign("workers", "4", Origin::Flag),
@@ -45,7 +45,7 @@ fn the_last_source_wins_and_is_named() {
 }
 
 #[test]
-fn verify_refuses_what_resolve_would() {
+fn verify_refuses_same_as_resolve() {
     let named = [("listen", "localhost:80"), ("allow", "10.0.0.0/8")];
     let facts = Facts {
         cpus: 2,
@@ -75,7 +75,7 @@ fn verify_refuses_what_resolve_would() {
 }
 
 #[test]
-fn an_overridden_value_is_checked_but_its_names_are_not_looked_up() {
+fn overridden_value_is_checked_without_name_lookup() {
     let bad = [
         assign("workers", "0", Origin::Environment),
         assign("workers", "4", Origin::Flag),
@@ -157,7 +157,7 @@ fn connections_fit_the_descriptor_limit() {
 }
 
 #[test]
-fn it_travels_as_json_between_versions() {
+fn config_survives_json_between_versions() {
     let config = flags(&[("listen", "*:80"), ("idle_timeout", "1m30s")]).unwrap();
     let mut json = serde_json::to_value(&config).unwrap();
     assert_eq!(

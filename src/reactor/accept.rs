@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ipv4_client_has_one_name() {
+    fn ipv4_client_has_one_address_form() {
         let named = |text: &str| canonical(text.parse().unwrap()).to_string();
         assert_eq!(named("[::ffff:192.0.2.1]:7"), "192.0.2.1:7");
         assert_eq!(named("192.0.2.1:7"), "192.0.2.1:7");

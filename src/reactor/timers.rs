@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn long_deadlines_wake_an_idle_process_rarely() {
+    fn long_deadlines_rarely_wake_idle_process() {
         for (duration, wakes_at_most) in [(60_000, 2), (600_000, 1), (10_000, 5)] {
             let mut timers = Timers::new(2000, ms(0));
             // Connections that came one after the other, and are all silent.

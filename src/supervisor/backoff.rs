@@ -48,13 +48,13 @@ mod tests {
     const MAX: Duration = Duration::from_secs(10);
 
     #[test]
-    fn the_first_failure_is_answered_at_once() {
+    fn first_failure_has_no_delay() {
         let mut rng = Rng::with_seed(1);
         assert_eq!(retry(0, INITIAL, MAX, &mut rng), Retry::AtOnce);
     }
 
     #[test]
-    fn the_ceiling_doubles_and_is_capped() {
+    fn ceiling_doubles_up_to_cap() {
         let ms = |doublings| ceiling_ns(doublings, INITIAL, MAX) / 1_000_000;
         assert_eq!(
             [
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn every_delay_lies_in_the_upper_half_of_its_ceiling() {
+    fn delay_lies_in_upper_half_of_ceiling() {
         let mut rng = Rng::with_seed(7);
         let mut shortest = MAX;
         let mut longest = Duration::ZERO;
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zero_configuration_still_pauses() {
+    fn zero_configuration_still_delays() {
         let mut rng = Rng::with_seed(1);
         assert_eq!(
             retry(9, Duration::ZERO, Duration::ZERO, &mut rng),

@@ -360,7 +360,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_process_at_a_time_binds_a_path() {
+    fn one_process_at_a_time_binds_path() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("12.sock");
         let turn = Turn::take(&path, Duration::ZERO).unwrap();

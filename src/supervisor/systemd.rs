@@ -377,7 +377,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn barrier_is_over_when_every_writer_is_gone() {
+    fn barrier_ends_after_every_writer_closed() {
         let mut barrier = Barrier::new().unwrap();
         assert!(!barrier.is_over(), "it has not been sent");
         let sent = barrier.write.take().unwrap();

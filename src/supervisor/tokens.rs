@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_means_what_it_was_made_of() {
+    fn token_survives_round_trip() {
         let sources = [
             Source::Signals,
             Source::PreflightChannel,

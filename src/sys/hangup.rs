@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sender_of_hangup_is_known_once() {
+    fn sender_of_hangup_is_reported_once() {
         watch().unwrap();
         raise(Signal::SIGHUP).unwrap();
         let seen = seen();

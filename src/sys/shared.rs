@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn two_mappings_of_one_file_share_words_and_bytes() {
+    fn mappings_of_one_file_share_contents() {
         let mut first = memory(8192);
         let again = first.as_fd().try_clone_to_owned().unwrap();
         let mut second = SharedMemory::map(again).unwrap();
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "inside the mapping")]
-    fn bytes_past_the_end_are_refused() {
+    fn bytes_past_end_are_refused() {
         let _ = bytes_of(&mut memory(4096)).range(4090, 7);
     }
 
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_may_shrink_is_refused() {
+    fn unsealed_memory_is_refused() {
         let plain = memfd_create("plain", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING);
         let refused = SharedMemory::map(plain.unwrap()).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::InvalidData);

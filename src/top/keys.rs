@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_and_sequences_are_read() {
+    fn parser_reads_keys_and_sequences() {
         assert_eq!(
             keys(b"r\x1b[Ay\x1bOB\x1b[5~\x1b[6~\r\x03\x1a\x0c"),
             [
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_means_nothing_is_no_command() {
+    fn unknown_keys_are_no_command() {
         // Ctrl-arrow, a mouse report, Alt-u, half a sequence, a letter beyond ASCII.
         for bytes in ["\x1b[1;5D", "\x1b[<0;10;10M", "\x1bu", "\x1b[1;", "ü"] {
             assert_eq!(keys(bytes.as_bytes()), [], "{bytes:?}");
@@ -109,7 +109,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn parser_reads_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             prop_assert!(keys(&bytes).len() <= bytes.len());
         }
     }

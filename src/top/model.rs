@@ -295,7 +295,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn nothing_is_asked_without_a_yes() {
+    fn command_requires_confirmation() {
         let scale = |to| Request::Scale {
             workers: ScaleTo::Exactly(to),
             options: Options::default(),
@@ -326,7 +326,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn one_operation_at_a_time_and_its_words_are_kept_until_they_are_dismissed() {
+    fn one_operation_runs_and_result_awaits_dismissal() {
         let mut model = model(2);
         model.press(Key::Char('r'));
         model.press(Key::Char('y'));
@@ -357,7 +357,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_last_worker_stays_and_nothing_grows_without_bound() {
+    fn scaling_stays_within_bounds() {
         let mut model = model(1);
         model.press(Key::Char('-'));
         assert_eq!(model.question(), None);
@@ -378,7 +378,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_old_is_said_to_be() {
+    fn stale_data_is_marked() {
         let mut model = model(1);
         assert_eq!(model.trouble(Tick::from_millis(9000)), None);
         model.take_trouble("no answer".to_owned());

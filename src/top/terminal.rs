@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_share_a_move_and_a_style() {
+    fn adjacent_cells_share_move_and_style() {
         let cell = |symbol: &'static str, fg: Color| {
             let mut cell = Cell::new(symbol);
             cell.fg = fg;

@@ -565,7 +565,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_left_over_when_it_is_shared_out() {
+    fn division_leaves_no_remainder() {
         for (whole, parts) in [(10, 3), (2, 4), (0, 2), (7, 1)] {
             let sum: u64 = (0..parts).map(|index| portion(whole, index, parts)).sum();
             assert_eq!(sum, whole);

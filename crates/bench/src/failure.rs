@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_systems_errors_are_sorted() {
+    fn system_errors_map_to_failures() {
         let kind = |errno: Errno| Fault::Io(io::Error::from(errno)).kind();
         assert_eq!(kind(Errno::ECONNREFUSED), Kind::Refused);
         assert_eq!(kind(Errno::EPIPE), Kind::Reset);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_word_is_the_key() {
+    fn display_equals_key() {
         for kind in [Kind::EarlyEof, Kind::NoSourcePort, Kind::WrongByte] {
             let json = serde_json::to_string(&kind).unwrap();
             assert_eq!(json, format!("\"{}\"", kind.name()));

@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_sees_its_own_pieces_only() {
+    fn window_covers_only_its_pieces() {
         let records = [record(
             &[(1000, 1050), (1100, 1110), (1280, 1290)],
             Some(1295),
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_seen_is_no_latency() {
+    fn empty_window_has_no_latency() {
         let findings = Findings::of(&[], STEP);
         assert_eq!(findings.latency(), None);
         assert!(findings.series().is_empty());

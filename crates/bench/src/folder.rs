@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_folder_is_named() {
+    fn error_names_missing_folder() {
         let base = tempfile::tempdir().unwrap();
         let missing = base.path().join("none");
         let error = Folder::below(missing.clone()).unwrap_err().to_string();

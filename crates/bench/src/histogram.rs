@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_comes_back_from_its_text() {
+    fn histogram_survives_text_round_trip() {
         let mut histogram = empty();
         assert_eq!(pack(&histogram), "");
         for us in [1, 70, 71, 5_000_000] {
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn the_very_long_counts_as_the_longest() {
+    fn histogram_clamps_longest_values() {
         let mut histogram = empty();
         note(&mut histogram, Duration::MAX);
         note(&mut histogram, Duration::ZERO);

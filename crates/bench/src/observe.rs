@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descendants_count_and_leave_their_time_behind() {
+    fn exited_descendants_keep_counting_cpu_time() {
         // Burns time in a grandchild, tells, and waits for its input to end.
         let script = "sh -c 'i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done'; echo; read x";
         let mut child = Command::new("sh")

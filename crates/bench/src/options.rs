@@ -242,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jobs_and_sources_are_read() {
+    fn options_parse_jobs_and_sources() {
         let job: Job = "every 2s: uppercased reload".parse().unwrap();
         let every = Some(Duration::from_secs(2));
         assert_eq!(

@@ -290,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_travels_as_json_between_versions() {
+    fn outcome_survives_json_between_versions() {
         let outcome = Outcome {
             format: FORMAT,
             failures: BTreeMap::from([("reset".to_owned(), 2)]),

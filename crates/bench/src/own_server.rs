@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_of_another_server_are_left_out() {
+    fn settings_of_another_server_are_omitted() {
         for name in ["UPPERCASED_ADMIN", "NOTIFY_SOCKET", "LISTEN_FDS"] {
             assert!(is_of_another(OsStr::new(name)), "{name}");
         }

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_drawn_is_within_bounds_and_every_share_occurs() {
+    fn drawn_sizes_stay_within_bounds() {
         let mut rng = Rng::with_seed(1);
         for mix in Mix::ALL {
             let shares: u32 = mix.table().iter().map(|(_, share)| share).sum();

@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn arrivals_have_the_rate_that_was_asked_for() {
+    fn arrivals_have_requested_rate() {
         const DRAWS: u32 = 100_000;
         let draw = |work: &mut Work<'_>| work.gap(1e6, Arrivals::Poisson).as_secs_f64() * 1e3;
         let gaps: Vec<f64> = with(|_| {}, |work| (0..DRAWS).map(|_| draw(work)).collect());
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn first_messages_are_spread_over_the_first_gap() {
+    fn first_messages_spread_over_first_gap() {
         for (place, ms) in [(0.0, 1000), (0.5, 1500), (0.98, 1980)] {
             let due = with(one_a_second, |work| {
                 let mut slot = Slot::new(0, work);
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn unsent_messages_are_counted_one_by_one() {
+    fn unsent_messages_are_counted_singly() {
         let record = with(one_a_second, |work| {
             let (from, until) = (Tick::from_millis(1000), Tick::from_millis(6000));
             work.recorder.open(from, until, Duration::from_millis(100));
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_ends() {
+    fn quota_ends() {
         let count = |options: &mut Options| options.count = Some(2);
         let taken: Vec<bool> = with(count, |work| (0..3).map(|_| work.take_one()).collect());
         assert_eq!(taken, [true, true, false]);

@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_child_starts_all_the_same() {
+    fn child_starts_despite_failure() {
         let mut command = Command::new("true");
         die_with_parent(&mut command, Signal::TERM);
         assert!(command.status().unwrap().success());

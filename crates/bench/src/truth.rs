@@ -137,7 +137,7 @@ mod tests {
     static ECHO: LazyLock<Truth> = LazyLock::new(|| Truth::new(Expect::Echo, 64));
 
     #[test]
-    fn a_stream_is_the_same_however_it_is_cut() {
+    fn stream_is_independent_of_chunking() {
         for largest in [64, 1 << 20] {
             let truth = Truth::new(Expect::Upper, largest);
             let (start, long) = (truth.start(3), 3 * truth.period);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_expected_can_be_chosen() {
+    fn expected_reply_is_selectable() {
         let upper = Truth::new(Expect::Upper, 64);
         let echo = Truth::new(Expect::Echo, 64);
         let none = Truth::new(Expect::None, 64);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_for_another_connection_is_wrong() {
+    fn reply_of_another_connection_is_wrong() {
         let truth = &*UPPER;
         for other in 1..2000 {
             let strayed = truth
@@ -181,7 +181,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_wrong_byte_is_found_where_it_is(
+        fn check_finds_wrong_byte(
             position in 0u64..1 << 40, len in 1usize..5000, at: prop::sample::Index, by in 1u8..,
         ) {
             let truth = &*ECHO;
@@ -194,7 +194,7 @@ mod tests {
         }
 
         #[test]
-        fn lost_and_doubled_bytes_are_found(position in 0u64..1 << 40, shift in 1u64..131_071) {
+        fn check_finds_lost_and_duplicated_bytes(position in 0u64..1 << 40, shift in 1u64..131_071) {
             // A shift is wrong somewhere in the next 32 bytes, but for luck of one in 2^64 or so.
             let truth = &*UPPER;
             let shifted = truth.to_send(5, position + shift, 32).to_ascii_uppercase();

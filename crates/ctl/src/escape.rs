@@ -100,7 +100,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_but_printable_ascii_comes_out(bytes: Vec<u8>) {
+        fn escape_yields_printable_ascii_only(bytes: Vec<u8>) {
             let text = escape(&bytes).to_string();
             prop_assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
         }

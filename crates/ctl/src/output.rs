@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn pipe_nobody_reads_ends_patience() {
+    fn unread_pipe_times_out() {
         let (_reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
         let bytes = vec![0; 10 << 20];
         let refused = write_to(&writer, &bytes, PollTimeout::from(1_u8)).unwrap_err();

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_soft_limit_meets_the_hard_one() {
+    fn soft_limit_is_raised_to_hard_limit() {
         let limit = raise_descriptor_limit().unwrap();
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (limit, limit));
         assert_eq!(

@@ -563,7 +563,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_travels_as_json_between_versions() {
+    fn status_survives_json_between_versions() {
         let mut status = Status {
             pid: 7,
             addresses: vec!["[::1]:9".to_owned()],
@@ -620,7 +620,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_rounded_and_nothing_is_shared_by_nobody() {
+    fn shares_are_rounded_and_empty_without_workers() {
         let shares = |taken: &[u64]| {
             let slot = |accepted: &u64| SlotStatus {
                 traffic: Traffic {
@@ -643,7 +643,7 @@ mod tests {
     }
 
     #[test]
-    fn only_reasons_that_happened_are_listed() {
+    fn only_counted_reasons_are_listed() {
         let read = Traffic::read(0, |counter| {
             u64::from(counter == Counter::Closed(CloseReason::IdleTimeout))
         });

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_addresses_are_read() {
+    fn target_accepts_names_and_addresses() {
         let found = |host: &str, port| Ok((host.to_owned(), port));
         assert_eq!(parse("localhost:9999"), found("localhost", 9999));
         assert_eq!(parse("127.0.0.1:1"), found("127.0.0.1", 1));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_told_apart() {
+    fn invalid_targets_are_distinguished() {
         for (text, why) in [
             ("", Malformed::NoPort),
             ("localhost", Malformed::NoPort),

@@ -34,7 +34,7 @@ fn answer(agent: &mut Agent, status: &Status, ms: u64) -> String {
 }
 
 #[test]
-fn the_weight_is_what_is_free_and_never_nothing() {
+fn weight_is_free_capacity_and_never_zero() {
     let once = |open| answer(&mut Agent::default(), &status(open, 0), 0);
     assert_eq!(once(0), "ready up 100%");
     assert_eq!(once(25), "ready up 75%");
@@ -48,7 +48,7 @@ fn the_weight_is_what_is_free_and_never_nothing() {
 }
 
 #[test]
-fn busy_workers_weigh_less_by_and_by() {
+fn busy_workers_gradually_lower_weight() {
     let mut agent = Agent::default();
     assert_eq!(answer(&mut agent, &status(0, 0), 0), "ready up 100%");
     // Both busy half of the time.
@@ -74,7 +74,7 @@ fn busy_workers_weigh_less_by_and_by() {
 }
 
 #[test]
-fn who_is_taken_out_or_stops_says_so_and_comes_back_whole() {
+fn drained_server_reports_it_and_returns_whole() {
     let mut agent = Agent::default();
     let mut told = status(0, 0);
     for (rotation, word) in [
@@ -97,7 +97,7 @@ fn who_is_taken_out_or_stops_says_so_and_comes_back_whole() {
 }
 
 #[test]
-fn agent_says_down_exactly_when_unready() {
+fn agent_reports_down_exactly_when_unready() {
     let mut agent = Agent::default();
     let mut told = status(0, 0);
     let limit = u64::try_from(UNSERVED_GRACE.as_millis()).unwrap();
@@ -117,7 +117,7 @@ fn agent_says_down_exactly_when_unready() {
 }
 
 #[test]
-fn answers_are_counted_by_their_word() {
+fn answers_are_counted_by_state() {
     let mut answers = AgentAnswers::default();
     let lines = [
         Line::Ready(1),
@@ -137,7 +137,7 @@ fn answers_are_counted_by_their_word() {
 }
 
 #[test]
-fn silence_of_the_supervisor_changes_nothing() {
+fn silent_supervisor_changes_nothing() {
     let mut agent = Agent::default();
     assert!(matches!(agent.answer(None, at(0)), Line::Down(_)));
     assert_eq!(answer(&mut agent, &status(25, 0), 0), "ready up 75%");

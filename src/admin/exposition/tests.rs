@@ -15,7 +15,7 @@ fn slot(number: u16, traffic: Traffic) -> SlotStatus {
 }
 
 #[test]
-fn every_counter_of_every_slot_is_there() {
+fn exposition_has_every_counter_of_every_slot() {
     let cell = |counter: Counter| counter.cell() as u64 + 100;
     let mut status = Status {
         phase: "serving".to_owned(),
@@ -109,13 +109,13 @@ fn table() -> String {
 }
 
 #[test]
-fn the_documentation_agrees_with_what_is_exposed() {
+fn the_documentation_agrees_with_exposition() {
     crate::documented::agrees("reference.md", "metrics", &table());
 }
 
 /// A family that has no sample in [`full`] would be missing from the table unseen.
 #[test]
-fn the_table_has_every_family_that_is_written_here() {
+fn table_lists_every_exposed_family() {
     let source = include_str!("../exposition.rs");
     let (product, _) = source.split_once("#[cfg(test)]").unwrap();
     let names = product.split("family(encoder, \"").skip(1);
@@ -133,7 +133,7 @@ fn the_table_has_every_family_that_is_written_here() {
 }
 
 #[test]
-fn times_are_histograms() {
+fn durations_are_histograms() {
     let mut times = Durations::default();
     for ms in [3, 4, 700] {
         times.note(Duration::from_millis(ms));
@@ -165,7 +165,7 @@ fn times_are_histograms() {
 }
 
 #[test]
-fn a_family_without_a_sample_is_left_out() {
+fn family_without_sample_is_omitted() {
     let text = write(&Status::default(), &[], AgentAnswers::default()).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     let is_sample = |line: &&str| !line.starts_with('#');
@@ -178,7 +178,7 @@ fn a_family_without_a_sample_is_left_out() {
 }
 
 #[test]
-fn the_older_format_names_a_counter_like_its_samples() {
+fn older_format_names_counter_like_its_samples() {
     let text = classic(&write(&full(), &[(200, 7)], AgentAnswers::default()).unwrap());
     let accepted = "# HELP uppercased_accepted_total Connections taken from an accept queue.\n\
                         # TYPE uppercased_accepted_total counter\n\
@@ -194,7 +194,7 @@ fn the_older_format_names_a_counter_like_its_samples() {
 }
 
 #[test]
-fn what_only_grows_stays_there_when_its_slot_has_left() {
+fn counters_remain_after_slot_has_left() {
     let mut left = slot(1, Traffic::read(0, |_| 5));
     left.deaths = 2;
     left.starts.note(Duration::from_millis(3));

@@ -8,7 +8,7 @@ fn asked(page: Page, head_only: bool) -> Result<Option<Asked>, Refusal> {
 }
 
 #[test]
-fn a_request_is_its_method_and_its_path() {
+fn parser_reads_method_and_path() {
     let read = |line: &str| read(format!("{line} HTTP/1.1\r\nHost: here\r\n\r\n").as_bytes());
     let metrics = Page::Metrics(Exposition::Classic);
     assert_eq!(read("GET /metrics"), asked(metrics, false));
@@ -42,7 +42,7 @@ fn absolute_form_names_page() {
 }
 
 #[test]
-fn metrics_are_as_they_are_liked() {
+fn accept_header_selects_metrics_format() {
     let prometheus = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;\
                           version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
     for (accept, liked) in [
@@ -76,7 +76,7 @@ fn metrics_are_as_they_are_liked() {
 }
 
 #[test]
-fn every_beginning_is_waited_for_and_too_much_is_refused() {
+fn parser_awaits_rest_and_refuses_excess() {
     let whole = b"GET /status HTTP/1.1\r\nHost: here\r\n\r\n";
     for end in 0..whole.len() {
         assert_eq!(read(&whole[..end]), Ok(None), "{end}");
@@ -89,7 +89,7 @@ fn every_beginning_is_waited_for_and_too_much_is_refused() {
 }
 
 #[test]
-fn an_answer_says_how_long_it_is() {
+fn response_states_its_length() {
     let whole = Response::text(200, "ok").encode(false);
     let whole = String::from_utf8(whole).unwrap();
     assert!(whole.starts_with("HTTP/1.1 200 OK\r\n"), "{whole}");

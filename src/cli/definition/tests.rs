@@ -3,12 +3,12 @@
 use super::*;
 
 #[test]
-fn the_definition_is_sound() {
+fn command_definition_is_valid() {
     command().debug_assert();
 }
 
 #[test]
-fn help_fits_a_narrow_terminal_and_names_every_setting() {
+fn help_fits_terminal_and_names_every_setting() {
     let mut whole = command();
     whole.build();
     let mut texts = vec![whole.render_help().to_string()];
@@ -167,7 +167,7 @@ fn every_command_and_flag_is_documented() {
 }
 
 #[test]
-fn the_supervisor_handles_the_signals_that_are_listed() {
+fn supervisor_handles_listed_signals() {
     let mut listed = SIGNALS.map(|(signal, _)| format!("SIG{signal}")).to_vec();
     listed.sort();
     let handled = crate::supervisor::signals::HANDLED_SIGNALS

@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn the_program_s_page_names_every_setting_and_signal() {
+    fn program_page_names_every_setting_and_signal() {
         let text = page(None);
         for setting in SETTINGS {
             let flag = format!("\\-\\-{}", setting.flag().replace('-', "\\-"));
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_s_page_names_every_key() {
+    fn file_page_names_every_key() {
         let text = page(Some(FILE));
         for setting in SETTINGS {
             assert!(text.contains(&format!("\\fB{}\\fR", setting.key())));
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn notes_and_headed_lines_of_a_help_are_told_apart() {
+    fn page_distinguishes_notes_from_headed_lines() {
         let help =
             "One note\nin two lines.\n\nPatterns:\n  a  b\n\nExit codes: 0.\n\nExample:\n  x";
         let blocks = blocks(help);

@@ -22,7 +22,7 @@ fn ask(window: usize, text: &[u8]) -> Exchange {
 }
 
 #[test]
-fn a_whole_conversation_is_in_order() {
+fn complete_exchange_succeeds() {
     let mut exchange = ask(16, b"hi\n");
     exchange.end_input();
     assert!(exchange.is_all_sent());
@@ -31,14 +31,14 @@ fn a_whole_conversation_is_in_order() {
 }
 
 #[test]
-fn nothing_asked_and_nothing_answered_is_in_order() {
+fn empty_exchange_succeeds() {
     let mut exchange = Exchange::new(16);
     exchange.end_input();
     assert_eq!(exchange.end_replies(), Ok(()));
 }
 
 #[test]
-fn an_echo_is_a_wrong_answer() {
+fn plain_echo_is_wrong() {
     let fault = Fault::WrongByte {
         offset: 1,
         expected: b'I',
@@ -48,7 +48,7 @@ fn an_echo_is_a_wrong_answer() {
 }
 
 #[test]
-fn an_answer_before_its_question_is_extra() {
+fn reply_before_request_is_extra() {
     let mut exchange = Exchange::new(16);
     feed(&mut exchange, b"hi", 2);
     // Read but not sent: the server cannot know it, so this is not an answer to it.
@@ -57,7 +57,7 @@ fn an_answer_before_its_question_is_extra() {
 }
 
 #[test]
-fn an_early_end_tells_what_is_missing() {
+fn early_end_reports_missing_bytes() {
     let mut exchange = ask(16, b"hello");
     exchange.check_reply(b"HE").unwrap();
     exchange.end_input();
@@ -69,7 +69,7 @@ fn an_early_end_tells_what_is_missing() {
 }
 
 #[test]
-fn an_end_before_the_end_of_input_is_early() {
+fn end_before_end_of_input_is_early() {
     let mut exchange = ask(16, b"hi");
     exchange.check_reply(b"HI").unwrap();
     let fault = Fault::EndedEarly {
@@ -80,7 +80,7 @@ fn an_end_before_the_end_of_input_is_early() {
 }
 
 #[test]
-fn a_full_window_takes_no_input_until_it_is_answered() {
+fn full_window_pauses_input() {
     let mut exchange = ask(4, b"abcd");
     assert!(!exchange.wants_input());
     assert!(exchange.room().is_empty());
@@ -133,7 +133,7 @@ fn converse(
 
 proptest! {
     #[test]
-    fn any_chunking_of_a_right_answer_is_accepted(
+    fn correct_reply_is_accepted_in_any_chunks(
         input in vec(any::<u8>(), 0..400),
         window in 1..100_usize,
         schedule in steps(),
@@ -143,7 +143,7 @@ proptest! {
     }
 
     #[test]
-    fn any_wrong_byte_is_found_where_it_is(
+    fn wrong_byte_is_found_at_any_position(
         input in vec(any::<u8>(), 1..400),
         place in any::<prop::sample::Index>(),
         flip in 1..=u8::MAX,
@@ -163,7 +163,7 @@ proptest! {
     }
 
     #[test]
-    fn any_cut_and_any_surplus_is_counted(
+    fn missing_and_surplus_bytes_are_counted(
         input in vec(any::<u8>(), 1..100),
         answered in any::<prop::sample::Index>(),
         surplus in vec(any::<u8>(), 1..100),

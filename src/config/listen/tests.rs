@@ -28,14 +28,14 @@ fn refused(text: &str) -> String {
 }
 
 #[test]
-fn twice_the_same_is_once_but_port_0_is_another_port_each_time() {
+fn duplicate_address_counts_once_except_port_0() {
     assert_eq!(shown("127.0.0.1:80,127.0.0.1:80"), "127.0.0.1:80");
     assert_eq!(shown("127.0.0.1:0,127.0.0.1:0"), "127.0.0.1:0,127.0.0.1:0");
     assert_eq!(shown("localhost:0"), "[::1]:0,127.0.0.1:0");
 }
 
 #[test]
-fn every_spelling_of_an_address() {
+fn listen_accepts_every_address_spelling() {
     assert_eq!(shown("127.0.0.1:9999"), "127.0.0.1:9999");
     assert_eq!(shown("9999"), "0.0.0.0:9999");
     assert_eq!(shown(":9999"), "0.0.0.0:9999");
@@ -50,7 +50,7 @@ fn every_spelling_of_an_address() {
 }
 
 #[test]
-fn what_is_wrong_is_said() {
+fn listen_reports_what_is_wrong() {
     assert_eq!(refused(""), "an address is empty");
     assert_eq!(refused("1,,2"), "an address is empty");
     assert_eq!(refused("localhost"), "\"localhost\" has no port");
@@ -84,7 +84,7 @@ fn what_is_wrong_is_said() {
 }
 
 #[test]
-fn the_wider_address_is_found_in_either_order() {
+fn wider_address_is_found_in_either_order() {
     for (one, other, clash) in [
         ("0.0.0.0:80", "127.0.0.1:80", true),
         ("*:80", "0.0.0.0:80", true),
@@ -106,7 +106,7 @@ fn the_wider_address_is_found_in_either_order() {
 
 proptest! {
     #[test]
-    fn every_address_reads_back(ip: IpAddr, port: u16) {
+    fn listen_reads_back_every_address(ip: IpAddr, port: u16) {
         prop_assume!(!ip.is_multicast());
         prop_assume!(!matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some()));
         prop_assume!(!matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
@@ -115,7 +115,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_panics(text in "[\\[\\]:*,%.0-9a-f ]{0,40}|.{0,20}") {
+    fn listen_parser_never_panics(text in "[\\[\\]:*,%.0-9a-f ]{0,40}|.{0,20}") {
         let _ = Listen.parse(&text, &FACTS);
     }
 }

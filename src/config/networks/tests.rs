@@ -23,7 +23,7 @@ fn shown(text: &str) -> String {
 }
 
 #[test]
-fn every_spelling_of_a_network() {
+fn networks_accept_every_spelling() {
     assert_eq!(shown("none"), "none");
     assert_eq!(shown("10.0.0.0/8"), "10.0.0.0/8");
     assert_eq!(shown("192.0.2.7"), "192.0.2.7/32");
@@ -33,7 +33,7 @@ fn every_spelling_of_a_network() {
 }
 
 #[test]
-fn what_is_no_network_is_refused_with_a_word_why() {
+fn invalid_network_is_refused_with_cause() {
     for (text, why) in [
         ("", "a network is empty"),
         ("10.0.0.0/8,", "a network is empty"),
@@ -61,7 +61,7 @@ fn full() -> Vec<IpNet> {
 }
 
 #[test]
-fn a_list_has_an_end() {
+fn network_list_is_bounded() {
     let full = full();
     assert_eq!(full.len(), NETWORKS_MAX);
     let more = format!("{},10.0.0.0/8", Networks.show(&full));
@@ -70,7 +70,7 @@ fn a_list_has_an_end() {
 }
 
 #[test]
-fn the_fullest_lists_fit_the_message_that_carries_them() {
+fn full_lists_fit_their_message() {
     let far = ListenAddr {
         addr: SocketAddr::new(Ipv6Addr::from(u128::MAX).into(), u16::MAX),
         dual_stack: false,
@@ -90,7 +90,7 @@ fn the_fullest_lists_fit_the_message_that_carries_them() {
 }
 
 #[test]
-fn all_lists_together_have_an_end_too() {
+fn all_lists_together_are_bounded() {
     let list = Networks.show(&full());
     let given = ["allow", "deny", "proxy_trust"].map(|key| Assignment {
         setting: Setting::find(key).unwrap(),
@@ -105,7 +105,7 @@ fn all_lists_together_have_an_end_too() {
 
 proptest! {
     #[test]
-    fn every_network_reads_back(address: u128, v4: u32, prefix in 0_u8..=128) {
+    fn networks_read_back_every_network(address: u128, v4: u32, prefix in 0_u8..=128) {
         let v6 = IpNet::new(IpAddr::V6(address.into()), prefix).unwrap().trunc();
         let v4 = IpNet::new(IpAddr::V4(v4.into()), prefix % 33).unwrap().trunc();
         prop_assume!(v6.addr() == v6.addr().to_canonical());
@@ -114,7 +114,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_panics(text in ".{0,40}") {
+    fn networks_parser_never_panics(text in ".{0,40}") {
         let _ = Networks.parse(&text, &FACTS);
     }
 }

@@ -10,7 +10,7 @@ const FACTS: Facts<'static> = Facts {
 };
 
 #[test]
-fn every_default_and_example_is_accepted_and_canonical() {
+fn defaults_and_examples_are_accepted_and_canonical() {
     let (config, _) = resolve(&[], &FACTS).unwrap();
     for setting in SETTINGS {
         let shown = setting.show(&config);
@@ -29,7 +29,7 @@ fn every_default_and_example_is_accepted_and_canonical() {
 }
 
 #[test]
-fn every_word_that_is_offered_is_accepted() {
+fn every_offered_word_is_accepted() {
     let offered = |setting: &&Setting| !setting.words().is_empty();
     assert!(SETTINGS.iter().filter(offered).count() > 5);
     let mut config = Config::default();
@@ -42,7 +42,7 @@ fn every_word_that_is_offered_is_accepted() {
 }
 
 #[test]
-fn there_is_a_row_for_every_field_and_only_one() {
+fn table_has_one_row_per_field() {
     let fields = serde_json::to_value(Config::default()).unwrap();
     let mut fields: Vec<String> = fields.as_object().unwrap().keys().cloned().collect();
     let mut keys: Vec<String> = SETTINGS.iter().map(|row| row.key().to_owned()).collect();
@@ -52,7 +52,7 @@ fn there_is_a_row_for_every_field_and_only_one() {
 }
 
 #[test]
-fn the_bounds_in_the_texts_are_the_bounds_that_hold() {
+fn documented_bounds_are_enforced_bounds() {
     let mut config = Config::default();
     for setting in SETTINGS {
         let accepts = setting.accepts();
@@ -76,7 +76,7 @@ fn the_bounds_in_the_texts_are_the_bounds_that_hold() {
 }
 
 #[test]
-fn one_name_has_three_spellings() {
+fn setting_name_has_three_spellings() {
     let setting = Setting::find("idle_timeout").unwrap();
     assert_eq!(setting.flag(), "idle-timeout");
     assert_eq!(setting.variable(), "UPPERCASED_IDLE_TIMEOUT");
@@ -84,7 +84,7 @@ fn one_name_has_three_spellings() {
 }
 
 #[test]
-fn short_help_reads_well() {
+fn short_help_is_short_and_plain() {
     for setting in SETTINGS {
         assert!(!setting.help.ends_with('.'), "{setting:?}");
         assert!(setting.long_help.ends_with('.'), "{setting:?}");

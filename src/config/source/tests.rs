@@ -20,7 +20,7 @@ fn environment(name: &str, value: &str) -> Result<usize, String> {
 }
 
 #[test]
-fn every_type_becomes_the_flags_text() {
+fn file_values_convert_to_flag_text() {
     let text = "workers = 4\nbacklog = 0x1_00\nshare_port = true\nidle_timeout = \"30s\"\n\
                     listen = [\"[::1]:1\", 9999]";
     let found = file(text).unwrap();
@@ -29,7 +29,7 @@ fn every_type_becomes_the_flags_text() {
 }
 
 #[test]
-fn errors_name_the_place_and_the_nearest_setting() {
+fn errors_name_place_and_nearest_setting() {
     assert_eq!(
         file("workers = 4\n idle-timeout = \"1s\"").unwrap_err(),
         "u.toml:2: unknown setting \"idle-timeout\"; did you mean \"idle_timeout\"? \
@@ -64,7 +64,7 @@ fn errors_name_the_place_and_the_nearest_setting() {
 }
 
 #[test]
-fn the_environment_is_checked_too() {
+fn environment_names_are_checked() {
     assert_eq!(environment("UPPERCASED_WORKERS", "4"), Ok(1));
     assert_eq!(environment("UPPERCASED_CONFIG", "x"), Ok(0));
     assert_eq!(environment("PATH", "x"), Ok(0));
@@ -96,12 +96,12 @@ fn service_variables_and_empty_ones_are_unset() {
 
 proptest! {
     #[test]
-    fn no_file_panics(contents in prop::collection::vec(any::<u8>(), 0..80)) {
+    fn file_parser_never_panics(contents in prop::collection::vec(any::<u8>(), 0..80)) {
         let _ = from_file(&contents, Path::new("u.toml"));
     }
 
     #[test]
-    fn nothing_that_looks_like_a_file_panics(text in "([a-z_]{0,9}[=\\[\\]\"{}.#\n 0-9]{0,6}){0,9}") {
+    fn near_valid_file_never_panics(text in "([a-z_]{0,9}[=\\[\\]\"{}.#\n 0-9]{0,6}){0,9}") {
         let _ = from_file(text.as_bytes(), Path::new("u.toml"));
     }
 }

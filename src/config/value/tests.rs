@@ -96,7 +96,7 @@ fn counts_hold_their_bounds() {
 }
 
 #[test]
-fn auto_workers_are_the_cpus_within_bounds() {
+fn auto_workers_follow_cpus_within_bounds() {
     let grammar = PerCpu(Count { least: 1, most: 2 });
     assert_eq!(grammar.parse("auto", &FACTS), Ok(2));
     let none = Facts { cpus: 0, ..FACTS };
@@ -104,7 +104,7 @@ fn auto_workers_are_the_cpus_within_bounds() {
 }
 
 #[test]
-fn a_choice_reads_as_a_sentence() {
+fn choice_reads_as_sentence() {
     assert_eq!(
         Choice(&[("a", 1), ("b", 2), ("c", 3)]).to_string(),
         "a, b or c"
@@ -128,7 +128,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_panics(text in ".{0,40}") {
+    fn value_parsers_never_panic(text in ".{0,40}") {
         let _ = ANY_SIZE.parse(&text, &FACTS);
         let _ = ANY_SPAN.parse(&text, &FACTS);
         let _ = OrWord("auto", Count { least: 1_u32, most: 9 }).parse(&text, &FACTS);

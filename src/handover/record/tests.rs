@@ -111,7 +111,7 @@ fn unreadable_record_spoils_no_other() {
 }
 
 #[test]
-fn places_out_of_order_are_refused() {
+fn positions_out_of_order_are_refused() {
     let left = |places: &[u8]| {
         let left = Left {
             places: places.to_vec(),

@@ -16,7 +16,7 @@ fn line(style: Style, fields: Vec<(&'static str, Value)>) -> String {
 }
 
 #[test]
-fn values_are_quoted_where_they_must_be() {
+fn values_are_quoted_when_necessary() {
     let text = line(
         HUMAN,
         vec![
@@ -34,7 +34,7 @@ fn values_are_quoted_where_they_must_be() {
 }
 
 #[test]
-fn bytes_of_a_message_are_escaped_once() {
+fn message_bytes_are_escaped_once() {
     let bytes = || Value::Bytes(b"a\n\\\"\xff".to_vec(), 7);
     let text = line(HUMAN, vec![("bytes", bytes())]);
     assert!(
@@ -49,7 +49,7 @@ fn bytes_of_a_message_are_escaped_once() {
 }
 
 #[test]
-fn only_the_level_is_coloured() {
+fn only_level_is_coloured() {
     let text = line(
         Style::Human { colour: true },
         vec![("a", Value::text("\x1b[31m"))],
@@ -61,7 +61,7 @@ fn only_the_level_is_coloured() {
 }
 
 #[test]
-fn a_field_cannot_pose_as_a_member_of_the_line() {
+fn field_cannot_forge_line_members() {
     let text = line(Style::Json, vec![("level", Value::text("FAKE"))]);
     assert!(!text.contains("FAKE"), "{text}");
 }
@@ -88,7 +88,7 @@ fn long_lines_are_cut_and_marked() {
 }
 
 #[test]
-fn a_huge_value_is_not_kept() {
+fn huge_value_is_truncated() {
     let mut bounded = Bounded::default();
     for _ in 0..1000 {
         bounded.write_str("0123456789é").unwrap();
@@ -109,7 +109,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn every_line_is_one_bounded_line(
+    fn every_event_is_one_bounded_line(
         message in any_value(), a in any_value(), b in any_value(), c in any_value(),
     ) {
         let fields = vec![(MESSAGE, message), ("a", a), ("b", b), ("c", c)];

@@ -46,7 +46,7 @@ fn wildcard_conflicts_with_its_families_in_either_order() {
 }
 
 #[test]
-fn exactly_one_of_several_starts_wins() {
+fn only_one_of_several_starts_wins() {
     let (_socket, port) = own_port();
     let addresses = ["*", "127.0.0.1", "0.0.0.0", "*"];
     for round in 0..50 {
@@ -68,7 +68,7 @@ fn exactly_one_of_several_starts_wins() {
 
 /// Needs the right to be another user, as root has it.
 #[test]
-fn lock_of_another_user_does_not_count() {
+fn lock_of_another_user_is_ignored() {
     if !geteuid().is_root() {
         return;
     }

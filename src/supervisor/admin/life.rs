@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_death_is_answered_at_once_and_others_ever_later() {
+    fn first_crash_restarts_immediately_then_backs_off() {
         let mut life = Life::new(at(5), 1, 0);
         assert_eq!(life.due(), Some(at(5)));
         life.started(at(6));
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_no_death_and_an_end_is_for_good() {
+    fn pause_is_no_crash_and_end_final() {
         let mut life = Life::new(at(0), 1, 0);
         life.started(at(0));
         life.paused(at(7));

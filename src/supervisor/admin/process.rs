@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_brings_along_what_load_balancers_were_told() {
+    fn question_carries_agent_answer_counts() {
         let (_child, mut process, mut there) = process();
         there.send(&Envelope::without_worker(ask(7)), &[]).unwrap();
         assert_eq!(process.receive(), Some(Received::Question(7)));
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_answers_unread_is_ended() {
+    fn unread_answers_end_process() {
         let (_child, mut process, _there) = process();
         let mut told = 0;
         while process.cause.is_none() {

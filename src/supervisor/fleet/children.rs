@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_says_how_it_starts_and_then_one_thing_for_each_order() {
+    fn worker_sends_one_message_per_command() {
         let mut talk = Talk::NEW;
         assert!(talk.takes(&failed()), "it may fail");
         assert!(!talk.takes(&draining()), "it was not asked");
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn who_says_too_much_is_not_heard_again() {
+    fn message_quota_silences_worker() {
         for wrong in [draining(), failed()] {
             let mut talk = Talk::resumed(matches!(wrong, FromWorker::Failed { .. }));
             assert!(!talk.takes(&wrong));
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_few_and_move_no_cursor() {
+    fn error_messages_are_bounded_and_printable() {
         let long = "\u{1b}[2J\n".repeat(10_000);
         let said = one_short_line(&long);
         assert!(said.len() <= 4 * WORKER_WORDS_MAX_CHARS && !said.contains(char::is_control));

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn change_is_told_once_each_way() {
+    fn change_is_reported_once_each_way() {
         let queue = |length| AcceptQueue { length, limit: 4 };
         // The kernel lets one more in than the limit.
         assert_eq!(change(false, queue(4)), None);

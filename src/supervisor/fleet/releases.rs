@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_force_or_in_use_is_kept() {
+    fn releases_in_force_or_use_are_kept() {
         let mut releases = Releases::new(release());
         let second = releases.add(release());
         let third = releases.add(release());

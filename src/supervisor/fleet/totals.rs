@@ -116,7 +116,7 @@ mod tests {
     use uppercased_ctl::clock::Tick;
 
     #[test]
-    fn what_a_dead_worker_had_is_counted_as_lost_once() {
+    fn connections_of_dead_worker_count_lost_once() {
         let layout = Layout {
             descriptors: 8,
             buffers: 1,
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_comes_back_goes_on_from_what_it_had() {
+    fn returned_slot_continues_its_totals() {
         let (one, two) = (SlotId(1), SlotId(2));
         let counted: Totals = serde_json::from_str("[3,4]").unwrap();
         let mut former = Former::default();

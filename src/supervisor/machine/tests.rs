@@ -207,7 +207,7 @@ impl Stage {
 }
 
 #[test]
-fn boot_starts_one_slot_after_the_other_and_announces_once() {
+fn boot_starts_slots_in_turn_and_announces_once() {
     let mut stage = Stage::new(policy(3));
     assert_eq!(stage.machine.poll_timeout(), None);
     assert_eq!(stage.at(0, Event::Boot), [bind(0)]);
@@ -222,7 +222,7 @@ fn boot_starts_one_slot_after_the_other_and_announces_once() {
 }
 
 #[test]
-fn who_waits_at_listeners_that_a_slot_was_given_is_served_while_the_boot_goes_on() {
+fn boot_serves_inherited_queues_early() {
     let mut stage = Stage::new(policy(3));
     stage.machine = stage.machine.with_listeners(2, Tick::ZERO);
     assert_eq!(stage.machine.life(), Life::Starting);
@@ -240,7 +240,7 @@ fn who_waits_at_listeners_that_a_slot_was_given_is_served_while_the_boot_goes_on
 }
 
 #[test]
-fn boot_failure_reports_the_worker_s_own_words_and_kills_the_rest() {
+fn boot_failure_reports_worker_error_and_kills_rest() {
     let mut stage = Stage::new(policy(3));
     stage.at(0, Event::Boot);
     stage.at(10, ready(0, 1));
@@ -257,7 +257,7 @@ fn boot_failure_reports_the_worker_s_own_words_and_kills_the_rest() {
 }
 
 #[test]
-fn boot_fails_by_exit_by_spawn_failure_and_by_timeout() {
+fn boot_fails_by_exit_spawn_failure_and_timeout() {
     let mut stage = Stage::new(policy(2));
     stage.at(0, Event::Boot);
     let cause = "the worker of slot 0 ended before it was ready: exit code 101";
@@ -276,7 +276,7 @@ fn boot_fails_by_exit_by_spawn_failure_and_by_timeout() {
 }
 
 #[test]
-fn a_broken_channel_at_boot_waits_for_the_exit_which_tells_more() {
+fn broken_channel_at_boot_waits_for_exit() {
     let mut stage = Stage::new(policy(1));
     stage.at(0, Event::Boot);
     assert_eq!(stage.at(1, channel_broken(0, 1)), [kill(0, 1)]);
@@ -286,7 +286,7 @@ fn a_broken_channel_at_boot_waits_for_the_exit_which_tells_more() {
 }
 
 #[test]
-fn a_worker_that_was_ready_and_dies_during_boot_is_respawned() {
+fn ready_worker_dying_during_boot_is_restarted() {
     let mut stage = Stage::new(policy(2));
     stage.at(0, Event::Boot);
     stage.at(10, ready(0, 1));
@@ -303,7 +303,7 @@ fn a_worker_that_was_ready_and_dies_during_boot_is_respawned() {
 }
 
 #[test]
-fn the_first_death_is_answered_at_once_and_further_ones_ever_later() {
+fn first_death_restarts_immediately_then_backs_off() {
     let mut stage = Stage::booted(policy(1), 0);
     assert_eq!(stage.at(1_000, killed(0, 1)), [adopt(0, 2)]);
     let mut now = 1_000;
@@ -324,7 +324,7 @@ fn the_first_death_is_answered_at_once_and_further_ones_ever_later() {
 }
 
 #[test]
-fn long_service_wipes_the_record_of_failures() {
+fn long_service_resets_failure_count() {
     let mut stage = Stage::booted(policy(1), 0);
     stage.at(100, killed(0, 1));
     stage.at(200, ready(0, 2));
@@ -336,7 +336,7 @@ fn long_service_wipes_the_record_of_failures() {
 }
 
 #[test]
-fn a_failed_start_counts_once_and_a_failed_spawn_counts() {
+fn failed_start_and_failed_spawn_count_once() {
     let mut stage = Stage::booted(policy(1), 0);
     stage.at(10, killed(0, 1));
     stage.at(20, start_failed(0, 2, "no memory"));
@@ -356,7 +356,7 @@ fn a_failed_start_counts_once_and_a_failed_spawn_counts() {
 }
 
 #[test]
-fn one_that_never_was_ready_wipes_no_record_however_short_the_time_that_would() {
+fn unready_worker_never_resets_failure_count() {
     let mut stage = Stage::booted(
         Policy {
             backoff_reset: Duration::ZERO,
@@ -370,7 +370,7 @@ fn one_that_never_was_ready_wipes_no_record_however_short_the_time_that_would() 
 }
 
 #[test]
-fn what_the_manner_of_a_death_tells_is_its_cause_where_there_are_no_words() {
+fn exit_status_supplies_missing_cause() {
     let mut stage = Stage::booted(policy(1), 0);
     let died = |generation, sign: &str| Event::Exited {
         worker: worker(0, generation),
@@ -389,7 +389,7 @@ fn what_the_manner_of_a_death_tells_is_its_cause_where_there_are_no_words() {
 }
 
 #[test]
-fn a_start_timeout_kills_and_counts_when_reaped() {
+fn start_timeout_kills_and_counts_when_reaped() {
     let mut stage = Stage::booted(policy(1), 0);
     stage.at(10, killed(0, 1));
     assert_eq!(stage.next_timeout(), (5_010, vec![kill(0, 2)]));
@@ -404,7 +404,7 @@ fn a_start_timeout_kills_and_counts_when_reaped() {
 }
 
 #[test]
-fn a_worker_that_failed_to_start_and_stays_is_killed_at_the_deadline() {
+fn failed_worker_that_stays_is_killed() {
     let mut stage = Stage::booted(policy(1), 0);
     stage.at(10, killed(0, 1));
     stage.at(20, start_failed(0, 2, "no memory"));
@@ -415,7 +415,7 @@ fn a_worker_that_failed_to_start_and_stays_is_killed_at_the_deadline() {
 }
 
 #[test]
-fn a_broken_channel_kills_and_the_queue_is_unserved_from_then() {
+fn broken_channel_kills_worker_and_unserves_queue() {
     let mut stage = Stage::booted(policy(2), 0);
     assert_eq!(stage.at(1_000, channel_broken(0, 1)), [kill(0, 1)]);
     assert_eq!(stage.at(1_001, channel_broken(0, 1)), []);
@@ -431,7 +431,7 @@ fn a_broken_channel_kills_and_the_queue_is_unserved_from_then() {
 }
 
 #[test]
-fn an_unserved_queue_is_lent_to_the_sibling_with_fewest_loans() {
+fn sibling_with_fewest_loans_borrows_queue() {
     let mut stage = Stage::booted(policy(4), 0);
     for slot in [0, 1] {
         assert_eq!(stage.at(100, killed(slot, 1)), [adopt(slot, 2)]);
@@ -453,7 +453,7 @@ fn an_unserved_queue_is_lent_to_the_sibling_with_fewest_loans() {
 }
 
 #[test]
-fn without_a_serving_sibling_the_loan_waits_for_one_and_not_for_the_clock() {
+fn loan_waits_for_serving_sibling() {
     let mut stage = Stage::booted(policy(2), 0);
     stage.at(100, killed(0, 1));
     stage.at(100, killed(1, 1));
@@ -464,7 +464,7 @@ fn without_a_serving_sibling_the_loan_waits_for_one_and_not_for_the_clock() {
 }
 
 #[test]
-fn stop_asks_those_who_serve_and_kills_those_who_do_not() {
+fn stop_asks_serving_workers_and_kills_others() {
     let mut stage = Stage::booted(policy(3), 0);
     stage.at(100, killed(0, 1));
     stage.at(110, killed(1, 1));
@@ -490,7 +490,7 @@ fn stop_asks_those_who_serve_and_kills_those_who_do_not() {
 }
 
 #[test]
-fn what_has_not_drained_in_time_is_killed() {
+fn undrained_workers_are_killed_at_deadline() {
     let mut stage = Stage::booted(policy(2), 0);
     stage.at(1_000, stop("SIGTERM"));
     stage.at(2_000, exited(0, 1, 0));
@@ -506,7 +506,7 @@ fn what_has_not_drained_in_time_is_killed() {
 }
 
 #[test]
-fn a_second_stop_kills_at_once() {
+fn second_stop_kills_immediately() {
     let mut stage = Stage::booted(policy(2), 0);
     stage.at(1_000, stop("SIGTERM"));
     assert_eq!(stage.at(1_001, stop("SIGINT")), [kill(0, 1), kill(1, 1)]);
@@ -516,7 +516,7 @@ fn a_second_stop_kills_at_once() {
 }
 
 #[test]
-fn stop_before_and_during_boot() {
+fn stop_ends_boot() {
     let mut stage = Stage::new(policy(2));
     assert_eq!(stage.at(0, stop("SIGINT")), [Action::EndCustody, CLEAN]);
 
@@ -531,7 +531,7 @@ fn stop_before_and_during_boot() {
 }
 
 #[test]
-fn a_draining_worker_may_lose_its_channel_and_finish() {
+fn draining_worker_may_lose_channel_and_finish() {
     let mut stage = Stage::booted(policy(1), 0);
     stage.at(1_000, stop("SIGTERM"));
     assert_eq!(stage.at(1_001, channel_broken(0, 1)), []);
@@ -539,7 +539,7 @@ fn a_draining_worker_may_lose_its_channel_and_finish() {
 }
 
 #[test]
-fn what_is_stale_is_counted_and_dropped() {
+fn stale_events_are_counted_and_dropped() {
     let mut stage = Stage::booted(policy(2), 0);
     stage.at(10, killed(0, 1));
     let stale = [
@@ -564,7 +564,7 @@ fn what_is_stale_is_counted_and_dropped() {
 }
 
 #[test]
-fn limits_at_the_end_of_the_clock_do_not_overflow() {
+fn extreme_limits_never_overflow() {
     let mut stage = Stage::booted(
         Policy {
             drain_timeout: Duration::MAX,

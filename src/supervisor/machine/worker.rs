@@ -339,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_read_as_in_a_log_line() {
+    fn names_read_as_in_log_line() {
         let worker = WorkerId {
             slot: uppercased_ctl::identity::SlotId(0),
             generation: Generation(3),

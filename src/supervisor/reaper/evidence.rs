@@ -155,14 +155,14 @@ mod tests {
     }
 
     #[test]
-    fn a_kill_of_somebody_else_explains_nothing_later() {
+    fn foreign_kill_explains_no_later_death() {
         let mut evidence = evidence(0);
         assert!(evidence.explain(counted(2), at(1_000)).is_some());
         assert_eq!(evidence.explain(counted(2), at(7_000)), None);
     }
 
     #[test]
-    fn counts_of_different_places_are_not_compared() {
+    fn counts_of_different_cgroups_are_not_compared() {
         let mut evidence = evidence(0);
         let elsewhere = |count| {
             let file = PathBuf::from("/proc/vmstat");
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_count_is_looked_for_first() {
+    fn nearest_count_is_read_first() {
         let first = |text: &str| places(text).remove(0).display().to_string();
         assert_eq!(
             first("0::/system.slice/it.service\n"),
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_files_are_understood() {
+    fn kernel_files_are_parsed() {
         assert_eq!(
             oom_kills("low 0\noom 7\noom_kill 2\noom_group_kill 1\n"),
             Some(2)

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn closed_terminal_stops_and_person_reloads() {
+    fn closed_terminal_stops_and_sent_hangup_reloads() {
         let meaning = |senders, open: bool| STARTED_THERE.meaning_of(senders, || open);
         assert_eq!(meaning(from(true, false, false), false), STOP);
         // The shell passes the end on; or its user has typed `kill -HUP %1`.

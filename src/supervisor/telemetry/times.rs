@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_operation_neither_counts_nor_ends_the_one_under_way() {
+    fn refused_operation_is_not_counted() {
         let mut times = Times::default();
         times.note(&started("restart"), Tick::from_millis(10));
         let cause = "a restart is under way".to_owned();
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_have_their_own_and_an_older_state_has_none() {
+    fn slots_have_their_own_times() {
         let mut times: Times = serde_json::from_str("{}").unwrap();
         let took = Duration::from_millis(7);
         let ready = Notice::WorkerReady {

@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_one_and_a_name_is_looked_for() {
+    fn path_is_used_and_name_is_searched() {
         let of = |name: &str| candidates(name.as_ref(), "/a:/b/c".as_ref());
         assert_eq!(of("/opt/current/up"), [Path::new("/opt/current/up")]);
         assert_eq!(of("up"), [Path::new("/a/up"), Path::new("/b/c/up")]);
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_leads_elsewhere_is_not_this_program() {
+    fn name_of_another_file_is_refused() {
         let running = std::env::current_exe().unwrap();
         for name in [None, Some("/bin/sh"), Some("sh"), Some("")] {
             assert_eq!(path_of_this(name.map(OsStr::new)).unwrap(), running);

@@ -85,7 +85,7 @@ fn busy() -> Model {
 }
 
 #[test]
-fn at_80_by_24() {
+fn view_fits_80_by_24() {
     let model = busy();
     let expected = [
         "uppercased 0.1.0, pid 4711: serving for 3d, release 0, crashes 7",
@@ -112,7 +112,7 @@ fn at_80_by_24() {
 }
 
 #[test]
-fn at_40_by_11() {
+fn view_fits_40_by_11() {
     let mut model = busy();
     model.press(Key::Char('r'));
     let expected = [
@@ -132,7 +132,7 @@ fn at_40_by_11() {
 }
 
 #[test]
-fn at_200_by_50() {
+fn view_fits_200_by_50() {
     let mut model = busy();
     model.press(Key::Char('+'));
     model.press(Key::Char('y'));
@@ -161,7 +161,7 @@ fn at_200_by_50() {
 }
 
 #[test]
-fn colour_says_nothing_that_words_do_not() {
+fn colour_repeats_words_only() {
     let mut model = busy();
     model.press(Key::Char('u'));
     let with = shown(&model, true, (80, 24));
@@ -180,7 +180,7 @@ fn colour_says_nothing_that_words_do_not() {
 }
 
 #[test]
-fn what_is_old_paused_or_not_there_is_said() {
+fn view_marks_stale_paused_and_missing() {
     let mut model = Model::default();
     assert_eq!(lines(&model, (40, 3))[0], "connecting …");
     model.take_trouble("nobody there".to_owned());
@@ -197,7 +197,7 @@ fn what_is_old_paused_or_not_there_is_said() {
 }
 
 #[test]
-fn rows_that_do_not_fit_are_counted_and_can_be_scrolled_to() {
+fn view_counts_and_scrolls_hidden_rows() {
     let mut model = Model::default();
     let mut many = look(64, 5.0);
     many.status.slots[40].state = "starting".to_owned();
@@ -222,7 +222,7 @@ fn rows_that_do_not_fit_are_counted_and_can_be_scrolled_to() {
 
 proptest! {
     #[test]
-    fn no_size_and_no_number_is_too_strange(
+    fn view_draws_any_size_and_number(
         size in (1_u16..220, 1_u16..60), numbers in prop::array::uniform4(any::<u64>()),
         slots in 0_u16..70, text in ".{0,100}", keys in "[rud+?p-]{0,4}",
     ) {

@@ -46,7 +46,7 @@ fn zone_of_a_source_may_be_a_name() {
 }
 
 #[test]
-fn values_are_read() {
+fn bench_flags_are_parsed() {
     let args = "churn -c 7 -s 8..9 --close half --during every_1s --pid 3 --pid 4";
     let args: Vec<&str> = args.split(' ').collect();
     let mut with_job = args.clone();

@@ -97,7 +97,7 @@ proptest! {
     }
 
     #[test]
-    fn one_wrong_byte_is_told_with_its_position(
+    fn connection_reports_position_of_wrong_byte(
         size in 1u32..3000, at: prop::sample::Index, gives in 1usize..500,
     ) {
         let truth = &*UPPER;
@@ -119,7 +119,7 @@ proptest! {
 }
 
 #[test]
-fn more_than_was_asked_for_is_wrong() {
+fn surplus_bytes_are_wrong() {
     let truth = &Truth::new(Expect::None, 64);
     let mut connection = Connection::new(0, truth, 1);
     let mut server = Server {
@@ -138,7 +138,7 @@ fn more_than_was_asked_for_is_wrong() {
 }
 
 #[test]
-fn an_end_that_was_not_asked_for_is_early() {
+fn unexpected_end_is_early() {
     let truth = &*UPPER;
     let mut connection = Connection::new(0, truth, 1);
     let mut server = Server {
@@ -153,7 +153,7 @@ fn an_end_that_was_not_asked_for_is_early() {
 }
 
 #[test]
-fn a_connection_begins_anew_from_nothing() {
+fn reset_connection_starts_from_zero() {
     let truth = &*UPPER;
     let mut connection = Connection::new(0, truth, 1);
     connection.begin(3, NOW, NOW);

@@ -15,7 +15,7 @@ fn joined(jobs: &mut Jobs) -> Vec<Mark> {
 }
 
 #[test]
-fn runs_left_out_are_counted_at_once() {
+fn skipped_runs_are_counted_at_once() {
     let at = Tick::from_millis;
     let every = Duration::from_millis(10);
     assert_eq!(missed(at(100), every, at(100)), 0);
@@ -48,7 +48,7 @@ fn program_path_need_not_be_text() {
 }
 
 #[test]
-fn a_command_leaves_a_mark_with_its_last_line() {
+fn command_leaves_mark_with_its_last_line() {
     let now = clock::now();
     let jobs = [
         job("at 1ms: echo one; echo two >&2; exit 3"),
@@ -81,7 +81,7 @@ fn a_command_leaves_a_mark_with_its_last_line() {
 }
 
 #[test]
-fn a_command_may_come_again_but_not_beside_itself() {
+fn command_repeats_without_overlap() {
     let now = clock::now();
     let jobs = [job("every 10ms: true")];
     let jobs = Jobs::start(
@@ -116,7 +116,7 @@ fn output_is_bounded() {
 
 /// However much of it nobody has had the time to read before the command ended.
 #[test]
-fn all_that_was_said_is_read_and_no_more_is_waited_for() {
+fn output_is_read_without_waiting_for_more() {
     let (reader, mut writer) = io::pipe().unwrap();
     let (mut output, mut tail) = (Some(reader), Vec::new());
     read_what_is_there(&mut output, &mut tail);
@@ -133,7 +133,7 @@ fn all_that_was_said_is_read_and_no_more_is_waited_for() {
 }
 
 #[test]
-fn who_is_left_behind_lives_and_is_not_waited_for() {
+fn surviving_grandchild_is_not_awaited() {
     let now = clock::now();
     // It holds the output until its own input, a pipe that nobody closes, ends.
     let command = "at 1ms: mkfifo \"$PIPE\"; cat \"$PIPE\" & echo $!";

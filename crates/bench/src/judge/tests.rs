@@ -20,7 +20,7 @@ fn facts(sums: &Record) -> Facts<'_> {
 }
 
 #[test]
-fn client_at_its_limit_is_named() {
+fn judge_names_client_at_its_limit() {
     let mut sums = Record {
         cpu_ns: 500_000_000,
         ..Record::default()

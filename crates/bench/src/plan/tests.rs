@@ -32,7 +32,7 @@ fn every_pattern_has_its_defaults() {
 }
 
 #[test]
-fn what_makes_no_sense_is_told_with_a_way_out() {
+fn nonsensical_plan_is_refused_with_hint() {
     let why = |change: fn(&mut Options)| with(change).unwrap_err();
     assert_eq!(
         why(|o| o.rate = Some(5.0)),
@@ -158,7 +158,7 @@ fn many_connections_get_processes_and_addresses() {
 }
 
 #[test]
-fn the_series_stays_short() {
+fn series_stays_short() {
     for (seconds, ms) in [(1, 100), (120, 100), (121, 200), (3600, 3000)] {
         let length = interval(Duration::from_secs(seconds));
         assert_eq!(length, Duration::from_millis(ms), "{seconds} s");

@@ -21,7 +21,7 @@ fn answer(recorder: &mut Recorder, from: u64, now: u64) {
 }
 
 #[test]
-fn only_what_is_within_counts_and_nothing_of_it_is_lost() {
+fn record_counts_everything_within_window_only() {
     let mut recorder = opened();
     recorder.opened(at(500));
     for (from, now) in [
@@ -44,14 +44,14 @@ fn only_what_is_within_counts_and_nothing_of_it_is_lost() {
 }
 
 #[test]
-fn connections_of_the_beginning_count() {
+fn initial_connections_count() {
     let mut recorder = Recorder::new();
     recorder.opened(at(5));
     assert_eq!(recorder.finish(STEP).connections, 1);
 }
 
 #[test]
-fn a_stall_shows_in_every_piece_it_reaches_into() {
+fn stall_shows_in_every_piece_it_spans() {
     let mut recorder = opened();
     recorder.roll(at(1245));
     recorder.waited(at(1110), at(1245));
@@ -81,7 +81,7 @@ fn unsent_message_is_no_answer() {
 }
 
 #[test]
-fn two_million_unsent_messages_are_counted_at_once() {
+fn two_million_unsent_messages_are_counted_quickly() {
     let mut recorder = opened();
     // One each 100 ns for 250 ms, and as many again before the beginning.
     let gap = Duration::from_nanos(100);
@@ -98,7 +98,7 @@ fn two_million_unsent_messages_are_counted_at_once() {
 }
 
 #[test]
-fn lateness_is_told_from_a_busy_connection() {
+fn lateness_differs_from_busy_connection() {
     let mut recorder = opened();
     recorder.planned(at(1000), true, at(1010));
     recorder.planned(at(1000), false, at(1010));
@@ -108,7 +108,7 @@ fn lateness_is_told_from_a_busy_connection() {
 }
 
 #[test]
-fn catching_up_after_a_stall_is_not_lateness() {
+fn catching_up_after_stall_is_not_lateness() {
     let mut recorder = opened();
     recorder.planned(at(1010), false, at(1200));
     recorder.planned(at(1195), true, at(1201));
@@ -118,7 +118,7 @@ fn catching_up_after_a_stall_is_not_lateness() {
 }
 
 #[test]
-fn an_early_end_closes_the_last_piece_short() {
+fn early_end_shortens_last_piece() {
     let mut recorder = opened();
     answer(&mut recorder, 1000, 1120);
     recorder.cut(at(1130));
@@ -129,7 +129,7 @@ fn an_early_end_closes_the_last_piece_short() {
 }
 
 #[test]
-fn failures_count_at_any_time() {
+fn failures_count_outside_window() {
     let mut recorder = Recorder::new();
     let fault = Fault::Ended {
         position: 7,

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_histogram_comes_back_and_a_lying_one_does_not() {
+    fn histogram_is_read_and_inconsistent_one_refused() {
         assert_eq!(read(&serialized()).unwrap().len(), 5);
         let mut greedy = serialized();
         greedy[4..8].copy_from_slice(&u32::MAX.to_be_bytes());
@@ -191,7 +191,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_counts_are_too_strange(
+        fn figures_handle_any_counts(
             at in 40usize..60, noise in prop::collection::vec(any::<u8>(), 0..30),
         ) {
             let mut bytes = serialized();

@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_digits_and_the_unit_that_fits() {
+    fn numbers_have_three_digits_and_fitting_unit() {
         for (ns, text) in [
             (0.0, "0"),
             (0.25, "0.25 ns"),
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_statement_is_broken_between_its_parts() {
+    fn statement_breaks_between_its_parts() {
         let parts: Vec<String> = (1..=9).map(|n| format!("worker {n}: 10 %")).collect();
         assert_eq!(
             labelled("balance", &parts, ", "),
@@ -306,7 +306,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_wider_than_promised(
+        fn text_never_exceeds_width(
             value: f64, whole: u64, parts in prop::collection::vec(".{0,120}", 0..6),
         ) {
             for text in [

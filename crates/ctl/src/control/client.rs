@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_read_also_if_the_server_did_not_listen() {
+    fn refusal_is_read_even_without_request_read() {
         let (_directory, path, listener) = listener();
         let mut conversation = Conversation::open(&path, None).unwrap();
         let (mut server, _) = listener.accept().unwrap();
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_says_nothing_is_waited_for_no_longer_than_asked() {
+    fn timeout_bounds_wait_for_silent_server() {
         let (_directory, path, listener) = listener();
         let within = Some(Duration::from_millis(20));
         let silent = ask(&path, &Request::Status, within, |_| {});
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dead_are_not_found() {
+    fn dead_servers_are_not_found() {
         let (directory, path, listener) = listener();
         let places = [
             PathBuf::from(directory.path()),

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn server_and_commands_agree_on_the_directory() {
+    fn server_and_commands_agree_on_directory() {
         for (named, xdg, root, directory) in [
             ("", "", true, Some("/run/uppercased")),
             ("", "/run/user/7", true, Some("/run/uppercased")),
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn only_sockets_named_after_a_process_are_candidates() {
+    fn candidate_sockets_are_named_after_process() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let _sockets = ["12.sock", "7.sock", "x.sock", "9.socket"]

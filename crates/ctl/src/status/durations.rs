@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_is_in_the_cell_whose_bound_it_does_not_exceed() {
+    fn duration_falls_into_cell_within_bound() {
         let mut durations = Durations::default();
         assert!(durations.is_empty());
         let spans = [0, 1000, 1001, 59_999_999, 60_000_000, 60_000_001, u64::MAX];

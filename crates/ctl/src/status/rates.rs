@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn they_are_over_the_time_that_has_really_passed() {
+    fn rates_use_elapsed_time() {
         let rates = Rates::between(&status(1000, &[100, 0]), &status(3500, &[350, 5])).unwrap();
         assert_eq!(rates.span_ms, 2500);
         let first = rates.slots[&SlotId(0)];
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn another_instance_or_the_same_moment_is_not_compared() {
+    fn rates_compare_same_instance_only() {
         let before = status(1000, &[100]);
         assert_eq!(Rates::between(&before, &before), None);
         assert_eq!(Rates::between(&before, &status(500, &[1])), None);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_came_again_has_no_rate_and_the_others_have() {
+    fn returned_slot_has_no_rate() {
         let before = status(1000, &[100, 900]);
         let mut after = status(2000, &[110, 3, 5]);
         // What had been counted in the slot that left stays in the sum.
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_busier_than_always() {
+    fn busy_share_never_exceeds_one() {
         let rates = Rates::between(&status(0, &[0]), &status(1000, &[5000])).unwrap();
         assert_eq!(
             (rates.slots[&SlotId(0)].busy, rates.totals.busy),

@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn each_socket_on_the_ports_is_counted_once() {
+    fn each_socket_is_counted_once() {
         let sockets = Sockets::count(entries(), &status(), None);
         let states = [(ESTABLISHED, 2), (LISTEN, 3), ("TIME_WAIT", 1)];
         assert_eq!(sockets.states, counts(&states));
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_begins_with_the_listeners_and_says_what_it_leaves_out() {
+    fn list_starts_with_listeners_and_counts_rest() {
         let mut sockets = Sockets::count(entries(), &status(), Some(4));
         let list = sockets.list.clone().unwrap();
         let states: Vec<_> = list.iter().map(|it| it.state.as_str()).collect();
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_of_others_is_bounded() {
+    fn foreign_socket_details_are_bounded() {
         let many = (200..300).map(|inode| entry("0.0.0.0:80", "0.0.0.0:0", LISTEN, inode));
         let sockets = Sockets::count(many.collect(), &status(), None);
         assert_eq!(sockets.others.len(), OTHERS_MAX);

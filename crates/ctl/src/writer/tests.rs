@@ -72,7 +72,7 @@ fn check_full_sink(sink: Sink, mut reader: impl io::Read) {
 }
 
 #[test]
-fn a_full_pipe_never_blocks() {
+fn full_pipe_never_blocks() {
     let (reader, end) = pipe();
     let sink = Sink::open(end.as_fd()).unwrap();
     assert!(matches!(sink, Sink::Plain(_)));
@@ -81,7 +81,7 @@ fn a_full_pipe_never_blocks() {
 }
 
 #[test]
-fn the_shared_open_file_stays_blocking() {
+fn shared_open_file_stays_blocking() {
     let (_reader, end) = pipe();
     let writer = LineWriter::open(end.as_fd()).unwrap();
     writer.write_line(b"line\n", loss_line);
@@ -90,13 +90,13 @@ fn the_shared_open_file_stays_blocking() {
 }
 
 #[test]
-fn a_full_pipe_that_cannot_be_opened_again_never_blocks() {
+fn unreopenable_full_pipe_never_blocks() {
     let (reader, end) = pipe();
     check_full_sink(Sink::Shared(end), reader);
 }
 
 #[test]
-fn asking_for_room_first_never_blocks_a_lonely_writer() {
+fn polling_first_never_blocks_single_writer() {
     let (_reader, end) = pipe();
     without_waiting(move || {
         let line = [b'x'; 4096];
@@ -107,7 +107,7 @@ fn asking_for_room_first_never_blocks_a_lonely_writer() {
 }
 
 #[test]
-fn a_full_socket_never_blocks() {
+fn full_socket_never_blocks() {
     let (reader, end) = UnixStream::pair().unwrap();
     let sink = Sink::open(end.as_fd()).unwrap();
     assert!(matches!(sink, Sink::Socket(_)));
@@ -116,7 +116,7 @@ fn a_full_socket_never_blocks() {
 }
 
 #[test]
-fn a_reader_that_went_away_is_a_loss_and_no_signal() {
+fn closed_reader_counts_loss_without_signal() {
     for socket in [false, true] {
         let sink = if socket {
             Sink::open(UnixStream::pair().unwrap().1.as_fd())
@@ -130,7 +130,7 @@ fn a_reader_that_went_away_is_a_loss_and_no_signal() {
 }
 
 #[test]
-fn a_file_is_shared_with_other_writers() {
+fn file_is_shared_with_other_writers() {
     let mut file = tempfile::tempfile().unwrap();
     let writer = LineWriter::open(file.as_fd()).unwrap();
     writer.write_line(b"one\n", loss_line);
@@ -143,7 +143,7 @@ fn a_file_is_shared_with_other_writers() {
 }
 
 #[test]
-fn a_torn_line_is_ended_before_the_next() {
+fn torn_line_is_ended_before_next() {
     let (mut reader, end) = pipe();
     let writer = LineWriter::open(end.as_fd()).unwrap();
     drop(end);

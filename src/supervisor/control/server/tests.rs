@@ -102,7 +102,7 @@ const RELOAD: &[u8] = br#"{"version":1,"command":"reload"}
 "#;
 
 #[test]
-fn a_request_gets_its_progress_and_its_answer_and_the_end() {
+fn request_receives_progress_answer_and_eof() {
     let mut bench = Bench::new();
     let mode = fs::metadata(bench.server.path()).unwrap().permissions();
     assert_eq!(mode.mode() & 0o777, 0o600);
@@ -135,7 +135,7 @@ fn a_request_gets_its_progress_and_its_answer_and_the_end() {
 }
 
 #[test]
-fn what_is_no_request_is_refused_with_a_reason() {
+fn malformed_request_is_refused_with_reason() {
     let mut bench = Bench::new();
     let long = vec![b'x'; CONTROL_REQUEST_MAX_BYTES + 1];
     for (bytes, why) in [
@@ -153,7 +153,7 @@ fn what_is_no_request_is_refused_with_a_reason() {
 }
 
 #[test]
-fn half_a_connection_is_enough_to_be_answered_and_none_is_forgotten() {
+fn half_closed_client_is_answered() {
     let mut bench = Bench::new();
     let (client, asked) = bench.sends(RELOAD.trim_ascii_end());
     assert_eq!(asked, []);
@@ -178,7 +178,7 @@ fn half_a_connection_is_enough_to_be_answered_and_none_is_forgotten() {
 }
 
 #[test]
-fn one_client_too_many_is_told_so() {
+fn excess_client_is_refused_with_reason() {
     let mut bench = Bench::new();
     let mut clients = Vec::new();
     for _ in 0..CONTROL_CLIENTS_MAX {
@@ -199,7 +199,7 @@ fn one_client_too_many_is_told_so() {
 }
 
 #[test]
-fn silent_clients_give_way_to_waiting_ones() {
+fn silent_clients_yield_to_waiting_ones() {
     let mut bench = Bench::new();
     let silent: Vec<_> = (0..CONTROL_CLIENTS_MAX).map(|_| bench.client()).collect();
     bench.turn();
@@ -222,7 +222,7 @@ fn silent_clients_give_way_to_waiting_ones() {
 }
 
 #[test]
-fn who_says_nothing_or_reads_nothing_is_cut() {
+fn silent_and_non_reading_clients_time_out() {
     let mut bench = Bench::new();
     let silent = bench.client();
     bench.turn();
@@ -252,7 +252,7 @@ fn who_says_nothing_or_reads_nothing_is_cut() {
 }
 
 #[test]
-fn an_answer_too_long_for_the_kernel_arrives_in_pieces() {
+fn long_answer_arrives_in_pieces() {
     let mut bench = Bench::new();
     let (mut client, asked) = bench.sends(RELOAD);
     let text = "x".repeat(1000);
@@ -273,7 +273,7 @@ fn an_answer_too_long_for_the_kernel_arrives_in_pieces() {
 }
 
 #[test]
-fn only_a_socket_without_a_server_is_replaced() {
+fn only_dead_socket_is_replaced() {
     let mut bench = Bench::new();
     let poll = Poll::new().unwrap();
     let open = |path: &Path| {
@@ -302,7 +302,7 @@ fn only_a_socket_without_a_server_is_replaced() {
 }
 
 #[test]
-fn socket_file_comes_back_and_spares_living_servers() {
+fn removed_socket_is_recreated_beside_living_servers() {
     let mut bench = Bench::new();
     let path = PathBuf::from(bench.server.path());
     let keep = |bench: &mut Bench| {
@@ -327,7 +327,7 @@ fn socket_file_comes_back_and_spares_living_servers() {
 }
 
 #[test]
-fn the_socket_is_removed_at_the_end_unless_it_is_another_ones() {
+fn only_own_socket_is_removed_at_exit() {
     let bench = Bench::new();
     let path = PathBuf::from(bench.server.path());
     fs::remove_file(&path).unwrap();
@@ -337,7 +337,7 @@ fn the_socket_is_removed_at_the_end_unless_it_is_another_ones() {
 }
 
 #[test]
-fn in_its_directory_the_dead_are_tidied_away_and_the_living_are_not() {
+fn only_dead_sockets_are_cleaned_up() {
     let base = tempfile::tempdir().unwrap();
     let directory = base.path().join("made/for/it");
     fs::create_dir_all(&directory).unwrap();
@@ -368,7 +368,7 @@ fn in_its_directory_the_dead_are_tidied_away_and_the_living_are_not() {
 }
 
 #[test]
-fn a_new_program_goes_on_with_the_same_clients() {
+fn new_program_keeps_control_clients() {
     let mut bench = Bench::new();
     let (client, asked) = bench.sends(RELOAD);
     let (mut slow, _) = bench.sends(&RELOAD[..5]);
@@ -412,7 +412,7 @@ fn a_new_program_goes_on_with_the_same_clients() {
 }
 
 #[test]
-fn another_user_is_refused_even_where_the_mode_lets_it_in() {
+fn other_user_is_refused_despite_mode() {
     if !rustix::process::geteuid().is_root() {
         println!("skipped: only root can become another user");
         return;
@@ -450,7 +450,7 @@ fn another_user_is_refused_even_where_the_mode_lets_it_in() {
 }
 
 #[test]
-fn only_root_and_the_own_user_are_heard() {
+fn only_root_and_owner_may_ask() {
     assert_eq!(unheard(0, 7), None);
     assert_eq!(unheard(7, 7), None);
     let why = unheard(8, 7).unwrap();

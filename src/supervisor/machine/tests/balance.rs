@@ -87,7 +87,7 @@ impl<'a> Steady<'a> {
 }
 
 #[test]
-fn who_is_too_busy_for_some_looks_in_a_row_gives_half_of_the_excess() {
+fn persistently_busy_worker_gives_half_of_excess() {
     let mut stage = watched(3);
     let mut steady = Steady::new(&mut stage, 3);
     // The first look has nothing to compare with, and one that finds another starts anew.
@@ -117,7 +117,7 @@ fn who_is_too_busy_for_some_looks_in_a_row_gives_half_of_the_excess() {
 }
 
 #[test]
-fn a_worker_that_stands_still_is_not_taken_for_an_idle_one() {
+fn stalled_worker_is_not_idle() {
     let mut stage = watched(2);
     let mut steady = Steady::new(&mut stage, 2);
     steady.still = Some(worker(1, 1));
@@ -139,7 +139,7 @@ fn a_worker_that_stands_still_is_not_taken_for_an_idle_one() {
 }
 
 #[test]
-fn neither_a_little_skew_nor_an_idle_server_moves_anything() {
+fn small_skew_and_idle_server_move_nothing() {
     let mut stage = watched(2);
     let mut steady = Steady::new(&mut stage, 2);
     for _ in 0..20 {
@@ -151,7 +151,7 @@ fn neither_a_little_skew_nor_an_idle_server_moves_anything() {
 }
 
 #[test]
-fn it_is_off_unless_wanted_and_alone_there_is_nobody_to_give_to() {
+fn rebalancing_is_opt_in_and_needs_sibling() {
     let stage = Stage::booted(calm(2), 0);
     assert_eq!(stage.machine.poll_timeout(), None);
     let stage = watched(1);
@@ -159,7 +159,7 @@ fn it_is_off_unless_wanted_and_alone_there_is_nobody_to_give_to() {
 }
 
 #[test]
-fn an_operation_ends_the_looks_and_waits_for_no_move() {
+fn operation_pauses_rebalancing_without_waiting() {
     let mut stage = watched(2);
     let mut steady = Steady::new(&mut stage, 2);
     while steady.look(&[9_000, 0]).1.is_empty() {}
@@ -190,7 +190,7 @@ fn an_operation_ends_the_looks_and_waits_for_no_move() {
 }
 
 #[test]
-fn the_death_of_either_ends_a_move_and_a_silent_one_is_given_up() {
+fn death_or_silence_ends_move() {
     for (victim, slot) in [(0, 0), (1, 1)] {
         let mut stage = watched(2);
         let mut steady = Steady::new(&mut stage, 2);
@@ -226,7 +226,7 @@ fn the_death_of_either_ends_a_move_and_a_silent_one_is_given_up() {
 }
 
 #[test]
-fn a_stop_ends_it() {
+fn stop_ends_rebalancing() {
     let mut stage = watched(2);
     let mut steady = Steady::new(&mut stage, 2);
     while steady.look(&[9_000, 0]).1.is_empty() {}
@@ -239,7 +239,7 @@ fn a_stop_ends_it() {
 }
 
 #[test]
-fn it_survives_an_upgrade_with_all_it_remembers() {
+fn rebalancing_state_survives_upgrade() {
     let mut stage = watched(2);
     let mut steady = Steady::new(&mut stage, 2);
     while steady.look(&[9_000, 0]).1.is_empty() {}
@@ -325,7 +325,7 @@ impl World {
 }
 
 #[test]
-fn connections_that_are_alike_are_spread_and_then_left_alone() {
+fn equal_connections_are_spread_once() {
     for workers in 2..6 {
         for count in [2_usize, 3, 10, 50, 400] {
             let mut world = World::new(workers, vec![(0, 1_000); count]);
@@ -350,7 +350,7 @@ fn connections_that_are_alike_are_spread_and_then_left_alone() {
 
 /// One connection that is most of the load goes round in the worst case: whoever has it is too busy.
 #[test]
-fn a_load_that_cannot_be_levelled_is_not_chased() {
+fn uneven_load_is_not_chased() {
     for seed in 0..200 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let workers = rng.u16(2..6);
@@ -371,7 +371,7 @@ fn a_load_that_cannot_be_levelled_is_not_chased() {
 }
 
 #[test]
-fn one_connection_is_never_moved() {
+fn single_connection_is_never_moved() {
     let mut world = World::new(2, vec![(0, 50_000)]);
     world.run(3_600, &mut fastrand::Rng::with_seed(1));
     assert!(world.moves.iter().all(|it| it.3 == 0), "{:?}", world.moves);

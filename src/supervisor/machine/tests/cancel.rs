@@ -150,7 +150,7 @@ fn cancelled_shrinking_keeps_slots_that_have_not_left() {
 }
 
 #[test]
-fn stop_answers_who_cancels() {
+fn stop_answers_cancelling_caller() {
     let mut stage = Stage::booted(calm(2), 0);
     stage.at(100, restart(calm(2)));
     stage.at(101, ready(0, 2));

@@ -88,7 +88,7 @@ fn roll_back_ends_without_successor_that_stays() {
 }
 
 #[test]
-fn state_without_way_out_is_found() {
+fn dead_end_state_is_found() {
     let mut machine = Stage::booted(policy(1), 0).machine;
     assert_eq!(machine.endless(), None);
     machine.phase = Phase::Forced;

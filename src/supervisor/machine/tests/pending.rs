@@ -218,7 +218,7 @@ fn stop_refuses_pending_requests() {
 }
 
 #[test]
-fn exit_refuses_what_was_handed_out() {
+fn exit_refuses_dispatched_requests() {
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(5, waiting(8, Wanted::Upgrade));
     stage.at(6, stop("SIGTERM"));
@@ -253,7 +253,7 @@ const RELOAD: Event = Event::Requested {
 };
 
 #[test]
-fn reading_configuration_holds_up_nothing_else() {
+fn reading_configuration_blocks_nothing_else() {
     let mut stage = Stage::booted(calm(1), 0);
     assert_eq!(stage.at(100, RELOAD), [begin(ASKED, Wanted::Reload)]);
     assert_eq!(stage.at(110, killed(0, 1)), [adopt(0, 2)]);
@@ -268,7 +268,7 @@ fn reading_configuration_holds_up_nothing_else() {
 }
 
 #[test]
-fn hanging_configuration_is_given_up() {
+fn hanging_configuration_times_out() {
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, RELOAD);
     let (at, actions) = stage.next_timeout();

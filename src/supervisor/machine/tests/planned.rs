@@ -113,7 +113,7 @@ impl Stage {
 }
 
 #[test]
-fn a_restart_renews_one_slot_after_the_other_and_answers_when_all_is_over() {
+fn restart_replaces_slots_in_turn_then_answers() {
     let mut stage = Stage::booted(calm(2), 0);
     assert_eq!(stage.at(100, restart(calm(2))), [standby(0, 2, NEXT)]);
     assert_eq!(
@@ -148,7 +148,7 @@ fn a_restart_renews_one_slot_after_the_other_and_answers_when_all_is_over() {
 }
 
 #[test]
-fn the_first_new_worker_is_watched_before_the_others_are_renewed() {
+fn canary_is_watched_before_others_follow() {
     let mut stage = Stage::booted(policy(2), 0);
     stage.at(100, restart(policy(2)));
     stage.at(110, ready(0, 2));
@@ -170,7 +170,7 @@ fn the_first_new_worker_is_watched_before_the_others_are_renewed() {
 }
 
 #[test]
-fn what_is_drained_is_relieved_and_not_waited_for() {
+fn draining_predecessor_delays_nothing() {
     let policy = Policy {
         restart_connections: RestartConnections::Drain,
         ..calm(1)
@@ -200,7 +200,7 @@ fn what_is_drained_is_relieved_and_not_waited_for() {
 }
 
 #[test]
-fn a_successor_that_fails_leaves_everything_as_it_was() {
+fn failed_successor_changes_nothing() {
     let words = "no such group";
     let cause = "the new worker of slot 0 failed: it ended before it was ready: exit code 1 \
                  (no such group); every worker runs what it ran before";
@@ -231,7 +231,7 @@ fn a_successor_that_fails_leaves_everything_as_it_was() {
 }
 
 #[test]
-fn a_failure_in_a_later_slot_puts_the_earlier_ones_back() {
+fn failure_in_later_slot_rolls_back_earlier_slots() {
     let mut stage = Stage::booted(calm(2), 0);
     stage.at(100, restart(calm(2)));
     stage.at(110, ready(0, 2));
@@ -266,7 +266,7 @@ fn a_failure_in_a_later_slot_puts_the_earlier_ones_back() {
 }
 
 #[test]
-fn one_that_is_not_wanted_any_more_has_not_failed() {
+fn superseded_worker_has_not_failed() {
     let mut stage = Stage::booted(calm(2), 0);
     stage.at(100, restart(calm(2)));
     stage.at(110, ready(0, 2));
@@ -283,7 +283,7 @@ fn one_that_is_not_wanted_any_more_has_not_failed() {
 }
 
 #[test]
-fn a_successor_that_dies_gives_its_predecessor_the_slot_back() {
+fn dead_successor_returns_slot_to_predecessor() {
     let cause = "the new worker of slot 0 failed: it died after 10ms of service: \
                  signal 9 (SIGKILL); every worker runs what it ran before";
     let mut stage = Stage::booted(calm(1), 0);
@@ -318,7 +318,7 @@ fn a_successor_that_dies_gives_its_predecessor_the_slot_back() {
 }
 
 #[test]
-fn a_restored_worker_that_had_finished_is_replaced_at_once() {
+fn restored_finished_worker_is_replaced_immediately() {
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, restart(calm(1)));
     stage.at(110, ready(0, 2));
@@ -341,7 +341,7 @@ fn a_restored_worker_that_had_finished_is_replaced_at_once() {
 }
 
 #[test]
-fn a_main_worker_that_dies_is_followed_by_the_successor_on_its_way() {
+fn starting_successor_replaces_dead_worker() {
     let mut stage = Stage::booted(calm(2), 0);
     stage.at(100, restart(calm(2)));
     assert_eq!(stage.at(110, killed(0, 1)), []);
@@ -379,7 +379,7 @@ fn a_main_worker_that_dies_is_followed_by_the_successor_on_its_way() {
 }
 
 #[test]
-fn a_slot_that_does_not_serve_gets_the_new_release_without_ado() {
+fn idle_slot_adopts_new_release_directly() {
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(10, killed(0, 1));
     stage.at(20, exited(0, 2, 1));
@@ -401,7 +401,7 @@ fn a_slot_that_does_not_serve_gets_the_new_release_without_ado() {
 }
 
 #[test]
-fn a_borrower_gives_back_what_it_borrowed_before_it_leaves() {
+fn borrower_returns_queue_before_leaving() {
     let mut stage = Stage::booted(calm(2), 0);
     stage.at(10, killed(1, 1));
     assert_eq!(stage.timeout(60), [lend(1, worker(0, 1))]);
@@ -417,7 +417,7 @@ fn a_borrower_gives_back_what_it_borrowed_before_it_leaves() {
 }
 
 #[test]
-fn one_operation_at_a_time_and_only_while_serving() {
+fn only_one_operation_runs_while_serving() {
     let mut stage = Stage::new(calm(2));
     assert_eq!(stage.at(0, scale(3)), [refusal(START_AGAIN)]);
     let mut stage = Stage::booted(calm(2), 0);
@@ -458,7 +458,7 @@ fn one_operation_at_a_time_and_only_while_serving() {
 }
 
 #[test]
-fn a_stop_in_a_handover_asks_both_ends_to_finish() {
+fn stop_during_handover_asks_both_to_finish() {
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, restart(calm(1)));
     stage.at(110, ready(0, 2));
@@ -478,7 +478,7 @@ fn a_stop_in_a_handover_asks_both_ends_to_finish() {
 }
 
 #[test]
-fn an_upgrade_tries_then_execs_then_rolls() {
+fn upgrade_runs_preflight_exec_and_roll() {
     let mut stage = Stage::booted(calm(1), 0);
     let upgrade = Event::Upgrade {
         request: ASKED,
@@ -547,7 +547,7 @@ fn an_upgrade_tries_then_execs_then_rolls() {
 }
 
 #[test]
-fn requests_of_nobody_are_answered_too() {
+fn requests_without_caller_are_answered() {
     let mut stage = Stage::booted(calm(1), 0);
     let to = ScaleTo::By(-1);
     let request = NOT_ASKED;
@@ -570,7 +570,7 @@ fn requests_of_nobody_are_answered_too() {
 }
 
 #[test]
-fn death_while_giving_back_is_in_the_answer() {
+fn death_during_rollback_is_reported() {
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, restart(calm(1)));
     stage.at(110, ready(0, 2));

@@ -7,7 +7,7 @@ use super::planned::{
 use super::*;
 
 #[test]
-fn more_slots_come_one_after_the_other_and_those_that_came_stay() {
+fn slots_are_added_in_turn_and_stay() {
     let mut stage = Stage::booted(calm(1), 0);
     assert_eq!(stage.at(100, scale(3)), [bind(1)]);
     assert_eq!(stage.at(110, ready(1, 1)), [spread(2), bind(2)]);
@@ -43,7 +43,7 @@ fn more_slots_come_one_after_the_other_and_those_that_came_stay() {
 }
 
 #[test]
-fn fewer_slots_leave_in_the_order_that_loses_nobody() {
+fn slots_leave_in_lossless_order() {
     let mut stage = Stage::booted(calm(3), 0);
     let request = Event::Scale {
         request: RequestId(7),
@@ -93,7 +93,7 @@ fn fewer_slots_leave_in_the_order_that_loses_nobody() {
 }
 
 #[test]
-fn slot_stays_where_its_connections_find_no_room() {
+fn slot_stays_when_connections_find_no_room() {
     let mut stage = Stage::booted(calm(3), 0);
     stage.at(100, scale(2));
     assert_eq!(
@@ -121,7 +121,7 @@ fn slot_stays_where_its_connections_find_no_room() {
 }
 
 #[test]
-fn a_slot_that_comes_back_has_not_forgotten_its_failures() {
+fn returned_slot_keeps_failure_count() {
     let mut stage = Stage::booted(calm(2), 0);
     stage.at(50, killed(1, 1));
     stage.at(60, ready(1, 2));
@@ -139,7 +139,7 @@ fn a_slot_that_comes_back_has_not_forgotten_its_failures() {
 }
 
 #[test]
-fn those_who_stay_take_turns_in_receiving() {
+fn remaining_slots_receive_in_turn() {
     let mut stage = Stage::booted(calm(4), 0);
     stage.at(100, scale(2));
     assert_eq!(
@@ -152,7 +152,7 @@ fn those_who_stay_take_turns_in_receiving() {
 }
 
 #[test]
-fn a_leaving_slot_that_fails_is_renewed_and_leaves_later() {
+fn failed_leaving_slot_restarts_and_leaves_later() {
     let mut stage = Stage::booted(calm(2), 0);
     stage.at(100, scale(1));
     stage.timeout(3_100);
@@ -175,7 +175,7 @@ fn a_leaving_slot_that_fails_is_renewed_and_leaves_later() {
 }
 
 #[test]
-fn a_restart_goes_on_to_the_number_of_workers_it_brings() {
+fn restart_scales_to_new_worker_count() {
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, restart(calm(2)));
     stage.at(110, ready(0, 2));
@@ -197,7 +197,7 @@ fn a_restart_goes_on_to_the_number_of_workers_it_brings() {
 }
 
 #[test]
-fn a_loop_that_stands_still_is_noticed_and_its_worker_renewed() {
+fn stalled_loop_is_noticed_and_worker_replaced() {
     let policy = Policy {
         hang_timeout: Some(ms(4_000)),
         ..calm(1)
@@ -238,7 +238,7 @@ fn a_loop_that_stands_still_is_noticed_and_its_worker_renewed() {
 }
 
 #[test]
-fn misses_before_commit_prove_no_hang() {
+fn missed_polls_before_commit_prove_no_stall() {
     let with = |limit| Policy {
         hang_timeout: Some(ms(limit)),
         ..calm(1)
@@ -266,7 +266,7 @@ fn misses_before_commit_prove_no_hang() {
 }
 
 #[test]
-fn late_canary_is_watched_before_others_follow() {
+fn late_canary_is_still_watched_first() {
     let mut stage = Stage::booted(policy(3), 0);
     for slot in [0, 1] {
         stage.at(100, killed(slot, 1));
@@ -298,7 +298,7 @@ fn with_a_broken_slot(policy: Policy) -> Stage {
 }
 
 #[test]
-fn broken_slot_leaves_through_a_sibling() {
+fn failing_slot_leaves_through_sibling() {
     let policy = Policy {
         backoff_initial: Duration::from_secs(600),
         backoff_max: Duration::from_secs(600),
@@ -326,7 +326,7 @@ fn broken_slot_leaves_through_a_sibling() {
 }
 
 #[test]
-fn shrinking_gives_up_when_nobody_can_take_over() {
+fn shrinking_fails_without_receiver() {
     let policy = Policy {
         backoff_initial: Duration::from_secs(600),
         backoff_max: Duration::from_secs(600),
@@ -410,7 +410,7 @@ fn degraded(policy: Policy) -> Stage {
 }
 
 #[test]
-fn boot_serves_without_the_slots_that_fail() {
+fn boot_serves_without_failing_slots() {
     let mut stage = degraded(calm(3));
     let (at, actions) = stage.next_timeout();
     let [Action::Spawn { worker: next, .. }] = actions.as_slice() else {
@@ -466,7 +466,7 @@ fn degraded_server_can_be_reloaded() {
 }
 
 #[test]
-fn closed_channel_ends_service_before_the_reaping() {
+fn closed_channel_ends_service_before_reaping() {
     let mut stage = Stage::booted(calm(2), 0);
     let closed = Event::ChannelClosed {
         worker: worker(1, 1),

@@ -35,7 +35,7 @@ fn settled(offers: &[Offer], wanted: &[u16], workers: u16) -> Result<Plan, Error
 }
 
 #[test]
-fn without_sockets_everything_is_bound() {
+fn every_address_is_bound_without_sockets() {
     let plan = settled(&[], &[80, 0], 4).unwrap();
     let addresses = vec![listen(80), listen(0)];
     assert_eq!(
@@ -48,7 +48,7 @@ fn without_sockets_everything_is_bound() {
 }
 
 #[test]
-fn a_stored_socket_that_no_other_can_join_is_closed_and_one_is_bound_instead() {
+fn unjoinable_stored_socket_is_rebound() {
     let alone = Offer {
         shares: false,
         ..stored(0, 80, 1)
@@ -60,7 +60,7 @@ fn a_stored_socket_that_no_other_can_join_is_closed_and_one_is_bound_instead() {
 }
 
 #[test]
-fn every_slot_gets_its_own_back_whatever_the_order() {
+fn slots_reclaim_sockets_in_any_order() {
     let offers = [
         stored(1, 81, 11),
         stored(0, 80, 1),
@@ -74,7 +74,7 @@ fn every_slot_gets_its_own_back_whatever_the_order() {
 }
 
 #[test]
-fn a_unit_s_socket_is_the_first_slot_s_and_the_same_from_the_store_is_no_other() {
+fn unit_socket_and_stored_duplicate_become_one() {
     let offers = [
         unit(80, 1),
         stored(0, 80, 1),
@@ -89,7 +89,7 @@ fn a_unit_s_socket_is_the_first_slot_s_and_the_same_from_the_store_is_no_other()
 }
 
 #[test]
-fn more_slots_than_workers_are_all_kept() {
+fn surplus_slots_are_kept() {
     let offers: Vec<Offer> = (0..5).map(|slot| stored(slot, 80, slot.into())).collect();
     let plan = settled(&offers, &[80], 2).unwrap();
     assert_eq!(plan.slots.len(), 5);
@@ -97,7 +97,7 @@ fn more_slots_than_workers_are_all_kept() {
 }
 
 #[test]
-fn a_gap_is_closed_in_order_and_the_names_follow() {
+fn gap_is_closed_and_names_follow() {
     let offers = [stored(3, 80, 4), stored(1, 80, 2)];
     let plan = settled(&offers, &[80], 1).unwrap();
     assert_eq!(plan.slots, [vec![Some(1)], vec![Some(0)]]);
@@ -105,7 +105,7 @@ fn a_gap_is_closed_in_order_and_the_names_follow() {
 }
 
 #[test]
-fn an_address_that_is_not_wanted_any_more_is_dropped_and_its_name_renewed() {
+fn unlistened_address_is_dropped() {
     let offers = [stored(0, 80, 1), stored(0, 81, 2)];
     let plan = settled(&offers, &[81, 82], 1).unwrap();
     assert_eq!(plan.slots, [vec![Some(1), None]]);
@@ -115,7 +115,7 @@ fn an_address_that_is_not_wanted_any_more_is_dropped_and_its_name_renewed() {
 }
 
 #[test]
-fn where_any_port_will_do_it_is_the_one_for_which_sockets_came() {
+fn port_0_adopts_port_of_sockets() {
     let offers = [
         stored(0, 4000, 1),
         stored(0, 5000, 2),
@@ -128,7 +128,7 @@ fn where_any_port_will_do_it_is_the_one_for_which_sockets_came() {
 }
 
 #[test]
-fn what_cannot_be_served_whole_is_refused() {
+fn partially_servable_sockets_are_refused() {
     let eighty = || listen(80).to_string();
     let alone = Offer {
         shares: false,
@@ -181,7 +181,7 @@ proptest! {
     /// Whatever was in the store: each socket is given to one slot or dropped, a slot is never
     /// skipped, the order is kept, and a name that stays says the truth.
     #[test]
-    fn every_stored_socket_has_a_place_or_a_cause(
+    fn every_stored_socket_is_placed_or_explained(
         kept in prop::collection::btree_set((0..6_u16, 80..84_u16), 0..20),
         wanted in prop::collection::btree_set(80..84_u16, 1..4),
         workers in 1..5_u16,

@@ -40,7 +40,7 @@ fn all_said(notifier: &mut Notifier, now: Tick) -> Vec<Message> {
 }
 
 #[test]
-fn ready_comes_when_every_slot_serves_and_once() {
+fn ready_is_sent_once_when_all_serve() {
     let mut notifier = Notifier::new(None);
     look(&mut notifier, starting(), at(1));
     assert_eq!(said(&mut notifier, at(1)), []);
@@ -50,7 +50,7 @@ fn ready_comes_when_every_slot_serves_and_once() {
 }
 
 #[test]
-fn a_reload_has_a_beginning_and_an_end_and_a_scaling_has_none() {
+fn reload_is_notified_and_scaling_is_not() {
     let mut notifier = Notifier::new(None);
     look(&mut notifier, serving(None), at(1));
     said(&mut notifier, at(1));
@@ -67,7 +67,7 @@ fn a_reload_has_a_beginning_and_an_end_and_a_scaling_has_none() {
 }
 
 #[test]
-fn a_reload_that_is_refused_at_once_is_confirmed_all_the_same() {
+fn refused_reload_is_confirmed() {
     let mut notifier = Notifier::new(None);
     look(&mut notifier, serving(None), at(1));
     said(&mut notifier, at(1));
@@ -83,7 +83,7 @@ fn a_reload_that_is_refused_at_once_is_confirmed_all_the_same() {
 }
 
 #[test]
-fn a_barrier_comes_once_and_behind_all_that_it_is_to_confirm() {
+fn barrier_follows_messages_it_confirms() {
     let mut notifier = Notifier::new(None);
     let (one, other) = (SlotId(1), SlotId(2));
     notifier.remove(one);
@@ -99,7 +99,7 @@ fn a_barrier_comes_once_and_behind_all_that_it_is_to_confirm() {
 }
 
 #[test]
-fn the_program_after_an_exec_ends_what_the_one_before_began() {
+fn new_program_completes_notifications_after_exec() {
     let mut notifier = Notifier::resumed(None);
     look(&mut notifier, serving(Some(Planned::Renewal)), at(1));
     assert_eq!(said(&mut notifier, at(1)), []);
@@ -108,7 +108,7 @@ fn the_program_after_an_exec_ends_what_the_one_before_began() {
 }
 
 #[test]
-fn a_start_or_a_reload_that_goes_on_is_to_be_waited_for() {
+fn long_start_or_reload_extends_timeout() {
     let within = NOTIFY_EXTENSION;
     let longer = Message::Extend { within };
     assert_eq!(longer.text(), "EXTEND_TIMEOUT_USEC=15000000");
@@ -139,13 +139,13 @@ fn a_start_or_a_reload_that_goes_on_is_to_be_waited_for() {
 }
 
 #[test]
-fn a_line_for_people_is_not_too_long_to_be_read() {
+fn status_line_is_bounded() {
     let line = "ß".repeat(5000);
     assert!(Message::Status(line).text().len() < 4096);
 }
 
 #[test]
-fn a_stop_says_how_long_it_takes_and_is_the_last_word() {
+fn stop_announces_its_duration_last() {
     let mut notifier = Notifier::new(None);
     look(&mut notifier, serving(Some(Planned::Renewal)), at(1));
     let life = Life::Stopping {
@@ -164,7 +164,7 @@ fn a_stop_says_how_long_it_takes_and_is_the_last_word() {
 }
 
 #[test]
-fn the_line_for_people_is_made_now_and_then_and_sent_when_it_has_changed() {
+fn status_line_is_sent_when_changed() {
     let mut notifier = Notifier::new(None);
     let line = |notifier: &mut Notifier, text: &str, now| {
         notifier.observe(serving(None), || text.to_owned(), || None, now);
@@ -183,7 +183,7 @@ fn the_line_for_people_is_made_now_and_then_and_sent_when_it_has_changed() {
 }
 
 #[test]
-fn the_watchdog_is_fed_twice_in_its_time_and_at_once_when_all_is_well_again() {
+fn watchdog_is_fed_twice_and_upon_recovery() {
     let mut notifier = Notifier::new(Some(LIMIT));
     let mut feed = |wrong: Option<&str>, now| {
         let wrong = wrong.map(str::to_owned);
@@ -208,7 +208,7 @@ fn the_watchdog_is_fed_twice_in_its_time_and_at_once_when_all_is_well_again() {
 }
 
 #[test]
-fn what_was_not_taken_is_offered_again_later() {
+fn unsent_message_is_retried() {
     let mut notifier = Notifier::new(None);
     notifier.store(SlotId(0));
     notifier.store(SlotId(1));
@@ -223,7 +223,7 @@ fn what_was_not_taken_is_offered_again_later() {
 }
 
 #[test]
-fn a_removal_comes_before_what_is_kept_instead() {
+fn removal_precedes_replacement() {
     let mut notifier = Notifier::new(None);
     let slot = SlotId(7);
     notifier.store(slot);
@@ -240,7 +240,7 @@ fn a_removal_comes_before_what_is_kept_instead() {
 }
 
 #[test]
-fn a_reload_is_one_message_with_its_time_in_microseconds() {
+fn reload_message_has_monotonic_microseconds() {
     let text = Message::Reloading { at: at(12) }.text();
     assert_eq!(text, "RELOADING=1\nMONOTONIC_USEC=12000");
 }
@@ -273,7 +273,7 @@ proptest! {
     /// However slowly it is read: what waits is bounded, what is believed in the end is true,
     /// and nobody waits for the end of a reload.
     #[test]
-    fn in_the_end_what_is_believed_is_true(steps in prop::collection::vec(step(), 0..60)) {
+    fn believed_state_converges_to_actual_state(steps in prop::collection::vec(step(), 0..60)) {
         let mut notifier = Notifier::new(Some(LIMIT));
         let mut kept = [false; 3];
         let mut believed_kept = [false; 3];

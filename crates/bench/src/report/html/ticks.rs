@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_are_round() {
+    fn ticks_have_round_values() {
         assert_eq!(
             linear(152_000.0),
             [0.0, 50_000.0, 100_000.0, 150_000.0, 200_000.0]
@@ -97,7 +97,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn there_are_never_too_many(least in 0u64.., factor in 1.0f64..1e18, most: f64) {
+        fn ticks_are_bounded(least in 0u64.., factor in 1.0f64..1e18, most: f64) {
             let least = least as f64;
             for ticks in [linear(most), linear(least), logarithmic(least, least * factor)] {
                 prop_assert!((2..=TICKS_MAX).contains(&ticks.len()), "{ticks:?}");

@@ -102,7 +102,7 @@ fn decode_inverts_encode() {
 }
 
 #[test]
-fn lines_of_version_1_are_read_for_ever() {
+fn version_1_lines_stay_readable() {
     let scale = br#"{"version":1,"command":"scale","workers":3}"#;
     assert_eq!(
         Request::decode(scale).unwrap(),
@@ -142,7 +142,7 @@ fn lines_of_version_1_are_read_for_ever() {
 }
 
 #[test]
-fn signs_make_a_number_of_workers_relative() {
+fn sign_makes_worker_count_relative() {
     let read = |text: &str| text.parse::<ScaleTo>();
     for (text, to) in [
         ("6", ScaleTo::Exactly(6)),
@@ -164,7 +164,7 @@ fn signs_make_a_number_of_workers_relative() {
 }
 
 #[test]
-fn fields_of_a_newer_program_are_skipped() {
+fn newer_fields_are_skipped() {
     let line = br#"{"version":1,"command":"stop","why":{"not":[1]}}"#;
     assert_eq!(Request::decode(line).unwrap(), Request::Stop);
     let line = br#"{"done":{"renewed":1,"sparkling":true}}"#;
@@ -214,7 +214,7 @@ fn texts_are_cut_between_characters() {
 }
 
 #[test]
-fn lines_come_out_as_they_went_in_and_are_bounded() {
+fn lines_survive_round_trip_and_are_bounded() {
     let mut incoming = Incoming::new(8);
     incoming.take(b"ab").unwrap();
     assert_eq!(incoming.line(), None);
@@ -238,7 +238,7 @@ proptest! {
     }
 
     #[test]
-    fn any_change_of_one_byte_decodes_or_is_refused(
+    fn any_byte_change_decodes_or_is_refused(
         which in 0..REQUESTS.len(), at: prop::sample::Index, byte: u8,
     ) {
         let mut line = REQUESTS[which].encode().unwrap();
@@ -248,7 +248,7 @@ proptest! {
     }
 
     #[test]
-    fn lines_do_not_depend_on_how_they_come(
+    fn line_reader_ignores_chunking(
         text in "[a\n]{0,60}", sizes in prop::collection::vec(1usize..9, 60),
     ) {
         let mut incoming = Incoming::new(64);

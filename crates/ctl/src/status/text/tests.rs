@@ -8,7 +8,7 @@ use crate::identity::{Generation, ReleaseId, SlotId};
 use crate::status::Sandboxed;
 
 #[test]
-fn a_service_manager_is_shown_when_something_is_wrong_with_it() {
+fn text_shows_service_manager_problems() {
     let mut manager = ServiceManagerStatus {
         taken: 1200,
         ..ServiceManagerStatus::default()
@@ -75,7 +75,7 @@ fn screen(status: &Status) -> String {
 }
 
 #[test]
-fn a_quiet_server() {
+fn text_shows_quiet_server() {
     let expected = "uppercased 0.1.0, pid 4711: serving for 3d, release 2, crashes 0
 listening on 0.0.0.0:9999 [::1]:9999
 control      /run/uppercased/4711.sock
@@ -90,7 +90,7 @@ slot     pid   gen state          age  open queue   acc  migr    in   out crash
 }
 
 #[test]
-fn a_server_in_trouble() {
+fn text_shows_troubled_server() {
     let mut status = status(3);
     status.capacity = 12_000;
     status.operation = Some("reload: 1 of 3 slots replaced".to_owned());
@@ -151,7 +151,7 @@ slot 2: generation 3 exited 1s ago, exit code 1: cannot raise the limit of openâ
 }
 
 #[test]
-fn with_rates_and_sockets() {
+fn text_shows_rates_and_sockets() {
     let mut status = status(2);
     status.admin = Some(AdminStatus {
         address: "127.0.0.1:9100".to_owned(),
@@ -251,7 +251,7 @@ slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
 }
 
 #[test]
-fn the_sandbox_is_one_line() {
+fn text_shows_sandbox_on_one_line() {
     let entered = |missing: &[&str]| {
         let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         Some(Sandboxed {
@@ -301,7 +301,7 @@ fn sixteen_slots_fit_and_more_are_counted() {
 
 proptest! {
     #[test]
-    fn no_line_is_too_wide_and_no_screen_too_long(
+    fn text_stays_within_screen(
         numbers in prop::array::uniform6(any::<u64>()),
         small in any::<(u16, u32, u32, u32)>(),
         text in ".{0,200}", slots in 0usize..40, extras: bool,

@@ -87,7 +87,7 @@ fn stalled_sender_does_not_cost_the_receiver() {
 }
 
 #[test]
-fn connections_that_stay_turn_a_restart_back() {
+fn staying_connections_roll_back_restart() {
     let mut stage = Stage::booted(calm(2), 0);
     stage.at(100, restart(calm(2)));
     stage.at(110, ready(0, 2));
@@ -136,7 +136,7 @@ fn connections_that_stay_turn_a_restart_back() {
 }
 
 #[test]
-fn what_is_refused_is_drained_if_asked_for() {
+fn refused_connections_drain_on_request() {
     let mut stage = Stage::booted(calm(1), 0);
     let request = Event::Restart {
         request: ASKED,
