@@ -33,7 +33,7 @@ use crate::config::{
     ADMIN_REQUESTS_MAX, AGENT_CLIENTS_MAX, AGENT_FRESH, AGENT_TIMEOUT, Config, OOM_SCORE_STEP,
 };
 use crate::fault;
-use crate::log;
+use crate::log::{self, event};
 use crate::sandbox::{self, calls::Role};
 use crate::sys::child::end_with_parent;
 use crate::sys::fd::inherited_channel;
@@ -96,7 +96,7 @@ pub fn run(options: Options) -> ExitCode {
         .map_err(|error| error.to_string())
         .inspect(|()| {
             if let Err(error) = be_killed_before_parent(OOM_SCORE_STEP) {
-                tracing::debug!(%error, "the supervisor may be killed for memory as soon as this process");
+                event!(oom_score_not_raised, %error);
             }
         })
         .and_then(|()| serve(doors, &config, options, &questions));
@@ -430,7 +430,7 @@ impl<'a> Visit<'a> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if !self.wait(PollFlags::POLLOUT)? {
                         let unsent = bytes.len();
-                        tracing::debug!(unsent, "admin answer cut short");
+                        event!(admin_answer_cut, unsent_bytes = unsent);
                         return Err(io::ErrorKind::TimedOut.into());
                     }
                 }

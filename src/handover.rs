@@ -66,6 +66,19 @@ pub enum HandoverEnd {
     PeerGone,
 }
 
+impl HandoverEnd {
+    /// Returns the word for it in the log.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Incomplete { .. } => "incomplete",
+            Self::Refused { .. } => "refused",
+            Self::PeerGone => "peer_gone",
+        }
+    }
+}
+
 /// How much of its work a continuing worker hands over: connections that were active lately and owe
 /// nothing when they migrate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

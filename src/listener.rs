@@ -19,6 +19,7 @@ use std::os::fd::OwnedFd;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::config::{Config, KERNEL_STALL_MAX, KERNEL_STALL_MIN};
+use crate::log::event;
 use crate::port::{self, Holder};
 use crate::wire::Listen;
 
@@ -127,7 +128,7 @@ pub fn fall_back_to_ipv4(wanted: &mut [Listen], has_ipv6: bool) {
             addr: SocketAddr::from((Ipv4Addr::UNSPECIFIED, one.addr.port())),
             dual_stack: false,
         };
-        tracing::warn!(address = %one.addr, "no IPv6 here: listening on IPv4");
+        event!(ipv6_unavailable, address = %one.addr);
     }
 }
 

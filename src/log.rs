@@ -23,6 +23,7 @@ use tracing_subscriber::reload;
 use crate::config::{LogFormat, LogLevel};
 use uppercased_ctl::writer::LineWriter;
 
+pub mod events;
 mod line;
 mod tally;
 
@@ -61,6 +62,20 @@ pub fn adjust(level: LogLevel, format: LogFormat) {
         adjust(level, format);
     }
 }
+
+/// Writes one of the [`events`], with fields of its declaration.
+macro_rules! event {
+    ($key:ident $(, $($field:tt)+)?) => {
+        ::tracing::event!(
+            $crate::log::events::$key.level,
+            $($($field)+,)?
+            event = $crate::log::events::$key.key,
+            "{}",
+            $crate::log::events::$key.message
+        )
+    };
+}
+pub(crate) use event;
 
 static ADJUST: OnceLock<Box<dyn Fn(LogLevel, LogFormat) + Send + Sync>> = OnceLock::new();
 

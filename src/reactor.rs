@@ -40,6 +40,7 @@ use crate::admission::{Admission, Networks};
 use crate::config::{Config, FIRST_WORD, ProxyListeners};
 use crate::connection::Rules;
 use crate::handover::HandedOver;
+use crate::log::event;
 use crate::memory::Memory;
 use crate::memory::layout::{Flags, State};
 use crate::sys::socket::{AcceptFailure, Socket};
@@ -202,7 +203,11 @@ impl Reactor {
                     Err(AcceptFailure::ThisOne) => self.memory.count(Counter::AcceptFailed, 1),
                     Err(AcceptFailure::Empty) => break,
                     Err(failure) => {
-                        tracing::warn!(?failure, slot = owner.0, "a queue was not emptied");
+                        event!(
+                            sibling_queue_not_emptied,
+                            error = failure.to_string(),
+                            from_slot = owner.0
+                        );
                         break;
                     }
                 }
@@ -345,11 +350,11 @@ impl Reactor {
             self.memory.count(Counter::Paused(cause), 1);
             // Once: each retry would log the same.
             if self.logged_pause.replace(cause) != Some(cause) {
-                tracing::warn!(
-                    cause = cause.name(),
-                    open = self.open,
-                    ?failure,
-                    "accepting paused"
+                event!(
+                    accept_paused,
+                    reason = cause.name(),
+                    connections = self.open,
+                    error = failure.to_string()
                 );
             }
             return self.set_gate(Gate::Resting(self.now + self.accept_retry));
@@ -367,7 +372,7 @@ impl Reactor {
     /// Notes that accepting works again.
     fn note_accept(&mut self) {
         if self.logged_pause.take().is_some() {
-            tracing::info!(open = self.open, "accepting resumed");
+            event!(accept_resumed, connections = self.open);
         }
     }
 
@@ -380,7 +385,7 @@ impl Reactor {
         // Fails only if it is not watched, which is the goal.
         let _ = acceptor.retire(self.poll.registry());
         let error = io::Error::from_raw_os_error(errno);
-        tracing::error!(%error, listener = number, owner = owner.0, "listener lost");
+        event!(listener_lost, %error, fd = number, owner_slot = owner.0);
         if !self.lost_listeners.contains(&owner) {
             self.lost_listeners.push(owner);
         }
@@ -406,10 +411,7 @@ impl Reactor {
         let peer = record.peer();
         let (received, sent) = record.bytes_moved();
         let age = self.now.since(record.opened_at());
-        tracing::debug!(
-            %peer, via, fd, received, sent, abandoned, reason = reason.name(), age_ms = age.as_millis(),
-            "close"
-        );
+        event!(connection_closed, %peer, via, fd, received_bytes = received, sent_bytes = sent, abandoned_bytes = abandoned, reason = reason.name(), duration_ms = age.as_millis());
         record.count(Counter::BytesAbandoned, abandoned);
         record.count(Counter::Closed(reason), 1);
         self.timers.disarm(fd);

@@ -43,6 +43,7 @@ use std::time::Duration;
 use mio::{Events, Poll, Token};
 
 use crate::config::{Config, Launch, LogFormat};
+use crate::log::event;
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::identity;
 use uppercased_ctl::stderr;
@@ -113,7 +114,7 @@ fn complain(format: LogFormat, cause: &str) {
         LogFormat::Human => stderr::complain(cause),
         LogFormat::Json => {
             stderr::await_room();
-            tracing::error!(cause, "cannot start");
+            event!(server_start_failed, error = cause);
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::channel::{self, Channel};
 use crate::config::{Config, OOM_SCORE_STEP};
 use crate::fault;
 use crate::listener;
-use crate::log;
+use crate::log::{self, event};
 use crate::memory::layout::Layout;
 use crate::memory::{self, Memory};
 use crate::reactor::{Reactor, Reports};
@@ -96,6 +96,22 @@ enum Phase {
     Done,
 }
 
+impl Phase {
+    /// Returns the word for it in the log.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::StandingBy => "standing_by",
+            Self::Serving => "serving",
+            Self::LameDuck { .. } => "lame_duck",
+            Self::HandingOver { .. } => "handing_over",
+            Self::Undecided { .. } => "undecided",
+            Self::Leaving { .. } => "leaving",
+            Self::Draining { .. } => "draining",
+            Self::Done => "done",
+        }
+    }
+}
+
 /// Runs the worker role in a process that a supervisor started for it.
 #[must_use]
 pub fn run() -> ExitCode {
@@ -120,7 +136,7 @@ pub fn run() -> ExitCode {
     }
     let _life = log::worker_span(id.slot.0, id.generation.0).entered();
     if let Err(error) = be_killed_before_parent(OOM_SCORE_STEP) {
-        tracing::debug!(%error, "the supervisor may be killed for memory as soon as this process");
+        event!(oom_score_not_raised, %error);
     }
     abort_on_panic();
     match Worker::prepare(id, *start, descriptors, channel) {
@@ -145,7 +161,7 @@ impl Worker {
             && let Err(error) = cpus::pin(cpu)
         {
             // The CPU was allowed a moment ago. Any CPU is better than none.
-            tracing::warn!(cpu, %error, "cannot stay on the CPU: the system chooses one");
+            event!(cpu_pinning_failed, cpu, %error);
         }
         let mut descriptors = descriptors.into_iter();
         let Some(memory) = descriptors.next() else {
@@ -244,7 +260,7 @@ impl Worker {
         let mut reports = Reports::default();
         while !matches!(self.phase, Phase::Done) {
             if let Err(error) = self.reactor.wait(&mut reports, self.deadline()) {
-                tracing::error!(%error, "the event loop failed");
+                event!(event_loop_failed, %error);
                 leave_open(self.channel);
                 return ExitCode::FAILURE;
             }
@@ -283,7 +299,11 @@ impl Worker {
             match self.channel.receive() {
                 Ok(None) => return,
                 Ok(Some(received)) if received.envelope.worker != self.id => {
-                    tracing::warn!(meant = %received.envelope.worker, "a stale message was dropped");
+                    event!(
+                        stale_message_dropped,
+                        to_slot = received.envelope.worker.slot.0,
+                        to_generation = received.envelope.worker.generation.0
+                    );
                 }
                 Ok(Some(received)) => self.handle(received.envelope.message, received.descriptors),
                 Err(error) => self.lose_supervisor(&error),
@@ -301,13 +321,13 @@ impl Worker {
                     let proxied = self.config.asks_for_header(index);
                     let served = self.reactor.add_listener(slot, listener, proxied);
                     if let Err(error) = served {
-                        tracing::error!(%error, lent_by = slot.0, "cannot serve a lent listener");
+                        event!(lent_listener_not_served, %error, from_slot = slot.0);
                     }
                 }
                 if slot == self.id.slot {
-                    tracing::info!("listeners replaced");
+                    event!(listeners_replaced);
                 } else {
-                    tracing::info!(lent_by = slot.0, "serving a sibling's queue");
+                    event!(sibling_queue_served, from_slot = slot.0);
                 }
             }
             ToWorker::Recall { slot, last } => {
@@ -315,7 +335,7 @@ impl Worker {
                     self.reactor.empty_listeners(slot);
                 }
                 self.reactor.release_listeners(slot);
-                tracing::info!(lent_by = slot.0, "a sibling's queue was recalled");
+                event!(sibling_queue_returned, from_slot = slot.0);
             }
             ToWorker::Stop(stop) => self.stop(stop),
             // The turn that the message caused is the answer.
@@ -326,7 +346,7 @@ impl Worker {
             ToWorker::Leave { drain_timeout_ms } => {
                 self.leave(Duration::from_millis(drain_timeout_ms));
             }
-            ToWorker::Start(_) => tracing::warn!("a second start was ignored"),
+            ToWorker::Start(_) => event!(second_start_ignored),
         }
     }
 
@@ -346,8 +366,7 @@ impl Worker {
     }
 
     fn lose_supervisor(&mut self, error: &channel::Error) {
-        tracing::warn!(%error, open = self.reactor.open_connections(),
-            "the supervisor is gone: finishing what is owed");
+        event!(supervisor_lost, %error, connections = self.reactor.open_connections());
         self.supervised = false;
         match self.phase {
             Phase::StandingBy
@@ -364,7 +383,7 @@ impl Worker {
         self.reactor.end_accepting();
         self.reactor.finish_connections();
         let connections = self.reactor.open_connections();
-        tracing::info!(connections, "draining");
+        event!(drain_started, connections);
         self.phase = Phase::Draining {
             until: self.reactor.now() + drain_timeout,
         };
@@ -398,14 +417,14 @@ impl Worker {
             } if until <= now => self.drain(drain_timeout),
             Phase::Leaving { .. } | Phase::Draining { .. } if ended => self.phase = Phase::Done,
             Phase::Leaving { until } if until <= now => {
-                tracing::info!(connections, "drain_timeout is over: finishing what is left");
+                event!(leave_timed_out, connections);
                 self.reactor.finish_connections();
                 self.phase = Phase::Draining {
                     until: now + self.config.linger_timeout,
                 };
             }
             Phase::Draining { until } if until <= now => {
-                tracing::warn!(connections, "drain_timeout is over: cutting what is left");
+                event!(drain_timed_out, connections);
                 self.reactor.cut_connections();
                 self.phase = Phase::Done;
             }
@@ -423,13 +442,13 @@ impl Worker {
     fn log_totals(&self) {
         let shared = self.reactor.memory().shared();
         let count = |counter| memory::counter(shared, counter);
-        tracing::info!(
+        event!(
+            worker_finished,
             accepted = count(Counter::Accepted),
-            bytes_in = count(Counter::BytesIn),
-            bytes_out = count(Counter::BytesOut),
-            abandoned = count(Counter::BytesAbandoned),
-            cut = count(Counter::Closed(CloseReason::DrainTimeout)),
-            "stopped"
+            received_bytes = count(Counter::BytesIn),
+            sent_bytes = count(Counter::BytesOut),
+            abandoned_bytes = count(Counter::BytesAbandoned),
+            cut_connections = count(Counter::Closed(CloseReason::DrainTimeout))
         );
     }
 }
@@ -508,7 +527,7 @@ fn leave_open(channel: SupervisorChannel) {
 /// Makes a panic log an error and abort, in every build.
 fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
-        tracing::error!(%panic, "worker panicked");
+        event!(worker_panicked, error = %panic);
         std::process::abort();
     }));
 }

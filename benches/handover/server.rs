@@ -173,11 +173,11 @@ impl Server {
             let line: Value = serde_json::from_str(&line).expect("JSON was asked for");
             assert_ne!(line["level"], "ERROR", "{line}");
             match line["message"].as_str() {
-                Some("handover done") => {
-                    let millis = line["took_ms"].as_u64().expect("a number");
+                Some("handover finished") => {
+                    let millis = line["duration_ms"].as_u64().expect("a number");
                     took += Duration::from_millis(millis);
                 }
-                Some("operation done") => return took,
+                Some("operation finished") => return took,
                 _ => {}
             }
         }

@@ -82,6 +82,18 @@ pub enum Steer {
     Random,
 }
 
+impl Steer {
+    /// Returns the word for it, as in the setting.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hash => "hash",
+            Self::Cpu => "cpu",
+            Self::Random => "random",
+        }
+    }
+}
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

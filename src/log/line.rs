@@ -12,6 +12,8 @@ use std::time::SystemTime;
 use tracing::Level;
 use tracing::field::{Field, Visit};
 
+use super::events::{self, Declared};
+
 use uppercased_ctl::escape::{as_characters, escape, push_visible};
 
 /// The longest line in bytes, its newline included. This is `PIPE_BUF`: a write of up to so many
@@ -51,10 +53,11 @@ pub(super) struct Fields(Vec<(&'static str, Value)>);
 impl Fields {
     /// The fields of the line that says how many lines were lost.
     pub(super) fn of_loss(lost: u64) -> Self {
-        let message = "log lines were lost because standard error took no more";
+        let Declared { key, message, .. } = events::log_lines_lost;
         Self(vec![
             ("message", Value::Text(message.to_owned(), 0)),
-            ("lost", Value::Plain(lost.to_string())),
+            ("event", Value::Text(key.to_owned(), 0)),
+            ("lines", Value::Plain(lost.to_string())),
         ])
     }
 

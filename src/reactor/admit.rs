@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use super::lines::PeerLine;
 use super::{Reactor, pack_token};
 use crate::admission::Verdict;
+use crate::log::event;
 use crate::memory::layout::State;
 use crate::sys::socket::Socket;
 use uppercased_ctl::metrics::{CloseReason, Counter, RefusalCause};
@@ -59,11 +60,11 @@ impl Reactor {
             self.memory.count(Counter::Refused(cause), 1);
             if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {
                 let cause = cause.name();
-                tracing::warn!(%peer, %error, cause, refused, "connection refused");
+                event!(connection_refused, %peer, %error, reason = cause, refused);
             }
             return self.close(fd, CloseReason::SystemError);
         }
-        tracing::debug!(%peer, fd, "open");
+        event!(connection_opened, %peer, fd);
         self.pause_at_limit();
         self.arm(fd);
     }
@@ -71,7 +72,7 @@ impl Reactor {
     fn refuse_socket(&mut self, socket: Socket, peer: SocketAddr, cause: RefusalCause) {
         self.memory.count(Counter::Refused(cause), 1);
         if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {
-            tracing::warn!(%peer, cause = cause.name(), refused, "connection refused");
+            event!(connection_refused, %peer, reason = cause.name(), refused);
         }
         // A plain close would keep TIME_WAIT here for a minute, and answer the peer's next bytes.
         socket.reset();

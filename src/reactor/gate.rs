@@ -5,6 +5,7 @@
 use super::Reactor;
 use super::accept::Gate;
 use super::lines::PeerLine;
+use crate::log::event;
 use uppercased_ctl::metrics::{Counter, PauseCause};
 
 impl Reactor {
@@ -23,11 +24,11 @@ impl Reactor {
             let cause = PauseCause::ConnectionLimit;
             self.memory.count(Counter::Paused(cause), 1);
             if let Some(times) = self.lines.note(PeerLine::AtLimit, self.now) {
-                tracing::warn!(
-                    cause = cause.name(),
-                    open = self.open,
-                    times,
-                    "accepting paused"
+                event!(
+                    accept_paused,
+                    reason = cause.name(),
+                    connections = self.open,
+                    times
                 );
             }
             self.set_gate(Gate::AtLimit);
@@ -47,7 +48,7 @@ impl Reactor {
             && self.gate == Gate::Open
             && let Some(times) = self.lines.note(PeerLine::BelowLimit, self.now)
         {
-            tracing::info!(open = self.open, times, "accepting resumed");
+            event!(accept_resumed, connections = self.open, times);
         }
     }
 
@@ -65,7 +66,7 @@ impl Reactor {
             if let Err(error) = acceptor.watch(self.poll.registry(), is) {
                 if let Some(times) = self.lines.note(PeerLine::Unwatched, self.now) {
                     let listener = acceptor.number();
-                    tracing::error!(%error, listener, times, "cannot watch a listener");
+                    event!(listener_watch_failed, %error, fd = listener, times);
                 }
                 if is {
                     // An unwatched listener does not accept: retry soon.

@@ -18,6 +18,7 @@ use super::Reactor;
 use super::lines::PeerLine;
 use crate::admission::Verdict;
 use crate::connection::{self, reason_of};
+use crate::log::event;
 use crate::memory::layout::Flags;
 use crate::sys::socket::Socket;
 use uppercased_ctl::limits::PROXY_HEADER_MAX_BYTES;
@@ -85,7 +86,7 @@ impl Reactor {
         }
         self.count_source(fd);
         let peer = self.memory.record(fd).peer();
-        tracing::debug!(%peer, %via, fd, "introduced");
+        event!(proxy_header_accepted, %peer, %via, fd);
         // The client's first bytes may have arrived with the header, without a report of their own.
         self.drive(fd);
     }
@@ -96,7 +97,7 @@ impl Reactor {
         self.memory.count(Counter::Refused(cause), 1);
         if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {
             let why = why.map(tracing::field::display);
-            tracing::warn!(%peer, cause = cause.name(), why, refused, "connection refused");
+            event!(connection_refused, %peer, reason = cause.name(), error = why, refused);
         }
         self.close(fd, CloseReason::Refused);
     }
@@ -106,9 +107,7 @@ impl Reactor {
         let via = self.memory.record(fd).peer();
         self.memory.count(Counter::Refused(cause), 1);
         if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {
-            tracing::warn!(
-                peer = %client, %via, cause = cause.name(), refused, "connection refused"
-            );
+            event!(connection_refused, peer = %client, %via, reason = cause.name(), refused);
         }
         self.close(fd, CloseReason::Refused);
     }

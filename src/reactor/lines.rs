@@ -6,6 +6,7 @@
 //! It must not decide when a line is written: `log::Tally` does.
 
 use crate::log::Tally;
+use crate::log::event;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::{PauseCause, RefusalCause};
 
@@ -56,16 +57,16 @@ impl PeerLines {
         while let Some((kind, times)) = self.0.overdue(now) {
             match RefusalCause::ALL.get(kind) {
                 Some(cause) => {
-                    tracing::warn!(cause = cause.name(), refused = times, "connection refused");
+                    event!(connection_refused, reason = cause.name(), refused = times);
                 }
                 None if kind == PeerLine::AtLimit.kind() => {
                     let cause = PauseCause::ConnectionLimit.name();
-                    tracing::warn!(cause, open, times, "accepting paused");
+                    event!(accept_paused, reason = cause, connections = open, times);
                 }
                 None if kind == PeerLine::BelowLimit.kind() => {
-                    tracing::info!(open, times, "accepting resumed");
+                    event!(accept_resumed, connections = open, times);
                 }
-                None => tracing::error!(times, "cannot watch a listener"),
+                None => event!(listener_watch_failed, times),
             }
         }
     }

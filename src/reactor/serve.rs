@@ -13,6 +13,7 @@ use mio::event::Event;
 use super::timers::Timers;
 use super::{CONTROL, NO_GENERATION, Reactor, Reports, unpack_token};
 use crate::connection::{self, Outcome, Rules};
+use crate::log::event;
 use crate::memory::RecordMut;
 use crate::memory::layout::{Flags, State};
 use crate::sys::socket::Socket;
@@ -187,14 +188,18 @@ impl connection::Stream for Traced {
     #[inline(always)]
     fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let received = self.0.recv(into)?;
-        tracing::trace!(fd = self.0.number(), bytes = &into[..received], "received");
+        event!(
+            bytes_received,
+            fd = self.0.number(),
+            bytes = &into[..received]
+        );
         Ok(received)
     }
 
     #[inline(always)]
     fn send(&mut self, from: &[u8]) -> io::Result<usize> {
         let sent = self.0.send(from)?;
-        tracing::trace!(fd = self.0.number(), bytes = &from[..sent], "sent");
+        event!(bytes_sent, fd = self.0.number(), bytes = &from[..sent]);
         Ok(sent)
     }
 

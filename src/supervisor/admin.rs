@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
 use crate::config::{ADMIN_REQUESTS_MAX, AGENT_CLIENTS_MAX, AdminAddr, Config};
+use crate::log::event;
 use crate::sys::fd::{Descriptor, Inherited, Kept};
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::status::Rotation;
@@ -215,7 +216,13 @@ impl Admin {
         let named = self.process.take().and_then(AdminProcess::cause);
         let cause = named.or_else(|| explain(how));
         let delay = self.life.died(now, pace(config));
-        tracing::error!(%how, cause, delay_ms = delay.as_millis(), "admin process died");
+        event!(
+            admin_died,
+            exit_code = how.exit_code(),
+            signal = how.signal(),
+            error = cause,
+            delay_ms = delay.as_millis()
+        );
     }
 
     /// Ends the process; another one is started when it is kept next. The requests that it has in
@@ -316,7 +323,7 @@ impl Admin {
             }
             Err(error) => {
                 let delay = self.life.died(now, pace(config));
-                tracing::error!(%error, delay_ms = delay.as_millis(), "admin process not started");
+                event!(admin_start_failed, %error, delay_ms = delay.as_millis());
                 self.process.take().map(AdminProcess::into_ended)
             }
         }
@@ -333,12 +340,12 @@ impl Admin {
             self.agent.as_ref().map(shown),
         );
         let admin_pid = process.pid();
-        tracing::info!(address, agent, admin_pid, "admin endpoint open");
+        event!(admin_ready, address, agent, worker_pid = admin_pid);
         let missing = process.sandbox().map(|it| it.missing.clone());
         let missing = missing.unwrap_or_default();
         if !missing.is_empty() && missing != self.missing {
             let missing = missing.join("; ");
-            tracing::warn!(%missing, "the admin process's sandbox is incomplete");
+            event!(admin_sandbox_incomplete, %missing);
         }
         self.missing = missing;
     }

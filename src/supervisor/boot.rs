@@ -5,7 +5,7 @@ use mio::Poll;
 
 use crate::config::{self, Config, Launch, ListenAddr};
 use crate::listener;
-use crate::log;
+use crate::log::{self, event};
 use crate::port::{self, Lock};
 use crate::sys::accounts;
 use crate::sys::image::Image;
@@ -164,10 +164,6 @@ pub(super) fn warn_about_backlog(config: &Config) {
     if let (Some(asked), Some(granted)) = (config.backlog, listener::longest_backlog())
         && asked > granted
     {
-        tracing::warn!(
-            asked,
-            granted,
-            "the accept queue is limited by net.core.somaxconn"
-        );
+        event!(backlog_limited, asked, granted);
     }
 }

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::fault;
+use crate::log::event;
 use crate::memory;
 use crate::sys::fd::{Inherited, Kept};
 use crate::wire::{FromWorker, Listen, ToWorker};
@@ -232,7 +233,7 @@ impl Fleet {
     /// Removes the last slot. No process of it is left.
     pub(crate) fn drop_slot(&mut self, slot: SlotId) {
         if slot.index() + 1 != self.slots.len() {
-            tracing::error!(slot = slot.0, "a slot in the middle cannot be dropped");
+            event!(slot_not_dropped, slot = slot.0);
             return;
         }
         if let Some(had) = self.slots.pop() {
@@ -459,7 +460,7 @@ impl Fleet {
                 .any(|it| it.sandbox.as_ref() == Some(&sandbox))
         {
             let missing = sandbox.missing.join("; ");
-            tracing::warn!(missing, "the sandbox is incomplete");
+            event!(worker_sandbox_incomplete, missing);
         }
         if let Some(child) = self.child_mut(worker) {
             child.sandbox = Some(sandbox);
@@ -473,7 +474,7 @@ impl Fleet {
         let resources = self.slots.get(slot.index());
         let set = resources.map(|it| it.set_options(&self.addresses, config));
         if let Some(Err(error)) = set {
-            tracing::error!(slot = slot.0, error, "listener options not set");
+            event!(listener_options_not_set, slot = slot.0, error);
             self.events.push_back(Event::OptionsNotSet(error));
         }
     }

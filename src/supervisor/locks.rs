@@ -9,6 +9,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 
 use crate::config::LOCK_ASKERS_REST;
+use crate::log::event;
 use crate::port::{Lock, lock_bound};
 use crate::sys::fd::{Descriptor, Inherited, Kept};
 use crate::wire::Listen;
@@ -45,10 +46,10 @@ impl PortLocks {
         match lock_bound(addresses) {
             Ok(locks) => self.locks.extend(locks),
             // The sockets are bound already: only the courtesy to a later instance is lost.
-            Err(error) => tracing::debug!(%error, "no lock"),
+            Err(error) => event!(port_lock_unavailable, %error),
         }
         if let Err(error) = self.watch_from(before, registry) {
-            tracing::debug!(%error, "a lock is not watched");
+            event!(port_lock_unwatched, %error);
         }
     }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 use mio::Registry;
 
 use crate::channel::packets::Packets;
+use crate::log::event;
 use crate::sys::fd::{Inherited, Kept};
 use uppercased_ctl::clock::{self, Tick};
 
@@ -152,7 +153,7 @@ impl Killed {
         };
         self.retry = None;
         if let Err(error) = self.child.kill().and(watched) {
-            tracing::error!(pid = self.child.pid(), %error, "cannot kill a child: trying again");
+            event!(child_kill_failed, pid = self.child.pid(), %error);
             self.retry = Some(clock::now() + RETRY_EVERY);
         }
     }

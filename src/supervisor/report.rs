@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::fault;
 use crate::handover::HandoverEnd;
+use crate::log::event;
 use crate::wire::Listen;
 use uppercased_ctl::identity::WorkerId;
 use uppercased_ctl::metrics::{CloseReason, Counter};
@@ -16,26 +17,26 @@ use super::machine::{Answer, Death, Notice};
 
 /// Nothing was refused, and the first worker is about to start.
 pub(super) fn starting(config: &Config, ignored: &[String]) {
-    tracing::info!(
+    event!(
+        server_starting,
         workers = config.workers,
         pid = std::process::id(),
-        version = fault::program_version(),
-        "starting"
+        version = fault::program_version()
     );
     for what in ignored {
-        tracing::info!(what, "part of the configuration ignored");
+        event!(config_part_ignored, part = what);
     }
 }
 
 /// Logs that every slot serves, and returns the addresses as lines for scripts.
 pub(super) fn announce(listen: &[Listen], workers: usize) -> Vec<u8> {
     let shown: Vec<String> = listen.iter().map(Listen::to_string).collect();
-    tracing::info!(
+    event!(
+        server_ready,
         address = shown.join(" "),
         workers,
         pid = std::process::id(),
-        version = fault::program_version(),
-        "ready"
+        version = fault::program_version()
     );
     let lines = shown
         .iter()
@@ -55,43 +56,45 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
     };
     match notice {
         Notice::WorkerStarting { worker, listener } => {
-            tracing::info!(
+            event!(
+                worker_starting,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
-                listener = listener.name(),
-                "worker starting"
+                listener = listener.name()
             );
         }
         Notice::WorkerStandingBy { worker, took } => {
-            tracing::info!(
+            event!(
+                worker_standing_by,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
                 worker_pid = pid(worker),
-                took_ms = took.as_millis(),
-                "worker standing by"
+                duration_ms = took.as_millis()
             );
         }
         Notice::OperationStarted { what, request } => {
-            tracing::info!(what, request = request.0, "operation started");
+            event!(operation_started, operation = what, request = request.0);
         }
         Notice::OperationEnded { what, answer } => operation_ended(what, answer),
-        Notice::NotBegun { what, cause } => tracing::error!(what, cause, "operation refused"),
+        Notice::NotBegun { what, cause } => {
+            event!(operation_not_prepared, operation = what, error = cause)
+        }
         Notice::RequestPending { what, request } => {
-            tracing::info!(what, request = request.0, "request pending");
+            event!(request_pending, operation = what, request = request.0);
         }
         Notice::OperationCancelled { what, by } => {
-            tracing::warn!(what, by, "operation cancelled");
+            event!(operation_cancelled, operation = what, reason = by);
         }
         Notice::RequestWithdrawn { what, request } => {
-            tracing::info!(what, request = request.0, "request withdrawn");
+            event!(request_withdrawn, operation = what, request = request.0);
         }
         Notice::HandoverStarted { from, to } => {
-            tracing::info!(
+            event!(
+                handover_started,
                 slot = from.slot.0,
                 generation = from.generation.0,
                 to_slot = to.slot.0,
-                to_generation = to.generation.0,
-                "handover started"
+                to_generation = to.generation.0
             );
         }
         Notice::HandoverEnded {
@@ -107,13 +110,13 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             stalled,
             after,
         } => {
-            tracing::error!(
+            event!(
+                handover_stalled,
                 slot = stalled.slot.0,
                 generation = stalled.generation.0,
                 from_generation = from.generation.0,
                 to_generation = to.generation.0,
-                after_ms = after.as_millis(),
-                "handover stalled: killing the worker"
+                duration_ms = after.as_millis()
             );
         }
         Notice::RebalanceStarted {
@@ -122,12 +125,12 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             from_calls,
             to_calls,
         } => {
-            tracing::info!(
+            event!(
+                rebalance_started,
                 slot = from.slot.0,
                 to_slot = to.slot.0,
-                calls_per_s = from_calls,
-                to_calls_per_s = to_calls,
-                "rebalancing"
+                calls_per_second = from_calls,
+                to_calls_per_second = to_calls
             );
         }
         Notice::RebalanceEnded {
@@ -138,47 +141,47 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             took,
         } => rebalance_ended((*from, *to), *moved, end, *took),
         Notice::RebalanceTimedOut { from, to, after } => {
-            tracing::warn!(
+            event!(
+                rebalance_timed_out,
                 slot = from.slot.0,
                 to_slot = to.slot.0,
-                after_ms = after.as_millis(),
-                "rebalancing not done in time: not waited for any more"
+                duration_ms = after.as_millis()
             );
         }
         Notice::Restored { worker } => {
-            tracing::warn!(
+            event!(
+                worker_restored,
                 slot = worker.slot.0,
-                generation = worker.generation.0,
-                "the old worker serves its slot again"
+                generation = worker.generation.0
             );
         }
         Notice::RollingBack { cause, slots } => {
-            tracing::error!(cause, slots, "rolling back");
+            event!(rollback_started, error = cause, slots);
         }
         Notice::WorkerHung { worker, after } => {
-            tracing::error!(
+            event!(
+                worker_hung,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
-                after_ms = after.as_millis(),
-                "worker hangs: killing it"
+                duration_ms = after.as_millis()
             );
         }
         Notice::NotEnded { worker, after } => {
-            tracing::error!(
+            event!(
+                worker_not_reaped,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
                 worker_pid = pid(worker),
-                after_ms = after.as_millis(),
-                "killed worker has not ended"
+                duration_ms = after.as_millis()
             );
         }
         Notice::WorkerReady { worker, took } => {
-            tracing::info!(
+            event!(
+                worker_ready,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
                 worker_pid = pid(worker),
-                took_ms = took.as_millis(),
-                "worker ready"
+                duration_ms = took.as_millis()
             );
         }
         Notice::WorkerDied {
@@ -187,48 +190,66 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             served_for,
             cause,
         } => {
-            tracing::error!(slot = worker.slot.0, generation = worker.generation.0, %how,
-                served_ms = served_for.map(|span| span.as_millis()), cause,
-                connections_lost = lost(worker), "worker died");
+            event!(
+                worker_died,
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                exit_code = how.exit_code(),
+                signal = how.signal(),
+                served_ms = served_for.map(|span| span.as_millis()),
+                error = cause,
+                lost_connections = lost(worker)
+            );
         }
         Notice::WorkerStopped {
             worker,
             how: Death::Exited(0),
         } => {
-            tracing::info!(
+            event!(
+                worker_stopped,
                 slot = worker.slot.0,
-                generation = worker.generation.0,
-                "worker stopped"
+                generation = worker.generation.0
             );
         }
         Notice::WorkerStopped { worker, how } => match lost(worker) {
-            0 => tracing::debug!(slot = worker.slot.0, generation = worker.generation.0, %how,
-                "worker ended with nothing left to do"),
-            connections => tracing::warn!(slot = worker.slot.0, generation = worker.generation.0,
-                %how, connections_lost = connections, "worker ended before it had finished"),
-        },
-        Notice::SpawnFailed { worker, cause } => {
-            tracing::error!(
+            0 => event!(
+                worker_killed_idle,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
-                cause,
-                "worker not started"
+                exit_code = how.exit_code(),
+                signal = how.signal()
+            ),
+            connections => event!(
+                worker_cut_short,
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                exit_code = how.exit_code(),
+                signal = how.signal(),
+                lost_connections = connections
+            ),
+        },
+        Notice::SpawnFailed { worker, cause } => {
+            event!(
+                worker_start_failed,
+                slot = worker.slot.0,
+                generation = worker.generation.0,
+                error = cause
             );
         }
         Notice::StartTimedOut { worker, after } => {
-            tracing::error!(
+            event!(
+                worker_start_timed_out,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
-                after_ms = after.as_millis(),
-                "worker not ready in time: killing it"
+                duration_ms = after.as_millis()
             );
         }
         Notice::ChannelBroken { worker, cause } => {
-            tracing::error!(
+            event!(
+                worker_channel_broken,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
-                cause,
-                "worker's channel broke: killing it"
+                error = cause
             );
         }
         Notice::BackingOff {
@@ -236,72 +257,73 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             delay,
             failures,
         } => {
-            tracing::warn!(
+            event!(
+                worker_backing_off,
                 slot = slot.0,
                 delay_ms = delay.as_millis(),
-                failures,
-                "slot keeps failing: waiting before the next try"
+                failures
             );
         }
         Notice::Lent { slot, to, after } => {
-            tracing::warn!(
+            event!(
+                queue_lent,
                 slot = slot.0,
                 to_slot = to.slot.0,
                 to_generation = to.generation.0,
-                after_ms = after.as_millis(),
-                "queue lent to a sibling"
+                duration_ms = after.as_millis()
             );
         }
         Notice::Recalled { slot, from } => {
-            tracing::info!(slot = slot.0, from_slot = from.slot.0, "queue recalled");
+            event!(queue_recalled, slot = slot.0, from_slot = from.slot.0);
         }
         Notice::LeftWithoutWorker { slot, from } => {
-            tracing::info!(
-                slot = slot.0,
-                from_slot = from.slot.0,
-                "slot left: a sibling emptied its queue"
-            );
+            event!(queue_emptied, slot = slot.0, from_slot = from.slot.0);
         }
         Notice::Stopping { by, at_most } => {
-            tracing::info!(by, at_most_ms = at_most.as_millis(), "stopping");
+            event!(
+                server_stopping,
+                reason = by,
+                timeout_ms = at_most.as_millis()
+            );
         }
-        Notice::StopForced { by } => tracing::warn!(by, "stopping at once"),
+        Notice::StopForced { by } => event!(server_stop_forced, reason = by),
         Notice::StillDraining { worker, after } => {
-            tracing::warn!(
+            event!(
+                worker_stop_timed_out,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
-                after_ms = after.as_millis(),
-                "worker has not stopped in time: killing it"
+                duration_ms = after.as_millis()
             );
         }
         Notice::WorkerStalled { worker, after } => {
-            tracing::warn!(
+            event!(
+                worker_stalled,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
-                pid = pid(worker),
-                after_ms = after.as_millis(),
-                "worker stalled"
+                worker_pid = pid(worker),
+                duration_ms = after.as_millis()
             );
         }
         Notice::WorkerRunsAgain { worker, after } => {
-            tracing::info!(
+            event!(
+                worker_recovered,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
-                pid = pid(worker),
-                after_ms = after.as_millis(),
-                "worker runs again"
+                worker_pid = pid(worker),
+                duration_ms = after.as_millis()
             );
         }
         Notice::Degraded { slot, cause } => {
-            tracing::error!(slot = slot.0, cause, "serving without a worker");
+            event!(slot_without_worker, slot = slot.0, error = cause);
         }
         // Told once, as the verdict.
-        Notice::BootFailed { cause } => tracing::debug!(cause, "cannot start"),
+        Notice::BootFailed { cause } => event!(boot_failed, error = cause),
         Notice::InvariantBroken { what, total } => {
-            tracing::error!(what, total, "invariant broken");
+            event!(invariant_broken, detail = what, total);
         }
         Notice::StaleEvent { event, total } => {
-            tracing::debug!(?event, total, "stale event dropped");
+            let dropped = serde_json::to_string(event).unwrap_or_default();
+            event!(stale_event_dropped, dropped, total);
         }
     }
 }
@@ -311,23 +333,29 @@ fn handover_ended(from: WorkerId, (moved, left): (u32, u32), end: &HandoverEnd, 
     let (slot, generation) = (from.slot.0, from.generation.0);
     let took_ms = took.as_millis();
     match end {
-        HandoverEnd::Done => tracing::info!(slot, generation, moved, took_ms, "handover done"),
-        HandoverEnd::PeerGone => tracing::error!(
+        HandoverEnd::Done => event!(
+            handover_finished,
             slot,
             generation,
-            moved,
-            left,
-            took_ms,
-            "the new worker is gone: the old one serves on"
+            migrated = moved,
+            duration_ms = took_ms
         ),
-        HandoverEnd::Refused { cause } | HandoverEnd::Incomplete { cause } => tracing::warn!(
+        HandoverEnd::PeerGone => event!(
+            handover_receiver_gone,
             slot,
             generation,
-            moved,
-            left,
-            took_ms,
-            cause,
-            "connections could not be handed over"
+            migrated = moved,
+            remaining = left,
+            duration_ms = took_ms
+        ),
+        HandoverEnd::Refused { cause } | HandoverEnd::Incomplete { cause } => event!(
+            handover_incomplete,
+            slot,
+            generation,
+            migrated = moved,
+            remaining = left,
+            duration_ms = took_ms,
+            error = cause
         ),
     }
 }
@@ -343,21 +371,34 @@ fn rebalance_ended(
     let took_ms = took.as_millis();
     let cause = match end {
         HandoverEnd::Done => {
-            return tracing::info!(slot, to_slot, moved, took_ms, "rebalanced");
+            return event!(
+                rebalance_finished,
+                slot,
+                to_slot,
+                migrated = moved,
+                duration_ms = took_ms
+            );
         }
         HandoverEnd::PeerGone => "the other worker is gone",
         HandoverEnd::Refused { cause } | HandoverEnd::Incomplete { cause } => cause.as_str(),
     };
-    tracing::warn!(slot, to_slot, moved, took_ms, cause, "rebalanced in part");
+    event!(
+        rebalance_incomplete,
+        slot,
+        to_slot,
+        migrated = moved,
+        duration_ms = took_ms,
+        error = cause
+    );
 }
 
 /// A worker has begun to stop.
 pub(super) fn draining(worker: WorkerId, connections: u32) {
-    tracing::debug!(
+    event!(
+        worker_draining,
         slot = worker.slot.0,
         generation = worker.generation.0,
-        connections,
-        "worker draining"
+        connections
     );
 }
 
@@ -393,17 +434,17 @@ pub(super) fn progress(notice: &Notice) -> Option<String> {
 /// How an operation ended, or why it did not begin.
 fn operation_ended(what: &str, answer: &Answer) {
     match answer {
-        Answer::Done(done) => tracing::info!(
-            what,
-            renewed = done.renewed,
+        Answer::Done(done) => event!(
+            operation_finished,
+            operation = what,
+            replaced = done.renewed,
             workers = done.workers,
-            connections_moved = done.moved,
-            connections_drained = done.drained,
-            took_ms = done.took.as_millis(),
-            "operation done"
+            migrated = done.moved,
+            draining = done.drained,
+            duration_ms = done.took.as_millis()
         ),
-        Answer::Refused { cause } => tracing::warn!(what, cause, "operation refused"),
-        Answer::Failed { cause } => tracing::error!(what, cause, "operation failed"),
+        Answer::Refused { cause } => event!(operation_refused, operation = what, error = cause),
+        Answer::Failed { cause } => event!(operation_failed, operation = what, error = cause),
     }
 }
 
@@ -418,13 +459,13 @@ pub(super) fn failure(what: &str, answer: &Answer) -> Option<String> {
 
 /// Everything is over: what the slots did, all together.
 pub(super) fn ended(totals: &Totals) {
-    tracing::info!(
+    event!(
+        server_stopped,
         accepted = totals.count(Counter::Accepted),
-        bytes_in = totals.count(Counter::BytesIn),
-        bytes_out = totals.count(Counter::BytesOut),
-        abandoned = totals.count(Counter::BytesAbandoned),
-        connections_moved = totals.count(Counter::MovedOut),
-        connections_lost = totals.count(Counter::Closed(CloseReason::WorkerDied)),
-        "stopped"
+        received_bytes = totals.count(Counter::BytesIn),
+        sent_bytes = totals.count(Counter::BytesOut),
+        abandoned_bytes = totals.count(Counter::BytesAbandoned),
+        migrated = totals.count(Counter::MovedOut),
+        lost_connections = totals.count(Counter::Closed(CloseReason::WorkerDied))
     );
 }

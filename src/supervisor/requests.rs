@@ -3,7 +3,7 @@
 
 use crate::config::{Config, WORKERS, check_change};
 use crate::fault;
-use crate::log;
+use crate::log::{self, event};
 use crate::sys::image::Image;
 use crate::sys::limits::memory_room;
 use uppercased_ctl::clock::{self, millis};
@@ -177,7 +177,7 @@ impl Supervisor {
     /// Changes what load balancers are told. Nobody is refused for it.
     fn rotate(&mut self, request: RequestId, to: Rotation) {
         let from = self.admin.rotate(to);
-        tracing::info!(from = from.name(), to = to.name(), "rotation changed");
+        event!(rotation_changed, from = from.name(), to = to.name());
         let done = Done {
             workers: self.fleet.slot_count(),
             ..Done::default()

@@ -17,7 +17,7 @@ use nix::sys::signal::SigSet;
 
 use crate::config::{Config, verify};
 use crate::fault;
-use crate::log;
+use crate::log::{self, event};
 use crate::sys::fd::Inherited;
 use crate::sys::image::Image;
 use uppercased_ctl::clock;
@@ -118,11 +118,11 @@ impl Supervisor {
             // What does not fit is found where it is to move, and stays then.
             self.add_release(image, config, true)
         });
-        tracing::info!(
+        event!(
+            server_resumed,
             pid = std::process::id(),
             version = fault::program_version(),
-            upgraded = resumed.is_ok(),
-            "resumed"
+            upgraded = resumed.is_ok()
         );
         match resumed {
             Ok((release, policy)) => self.happened(Event::Resumed { release, policy }),

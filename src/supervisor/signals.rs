@@ -19,6 +19,7 @@ use signal_hook::consts::{
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
+use crate::log::event;
 use crate::sys::child::is_first_process;
 use crate::sys::hangup::{self, Senders};
 use crate::sys::signals;
@@ -139,7 +140,7 @@ impl Signals {
             // It only ends the wait, for the orphans to be reaped.
             SIGCHLD => None,
             _ => {
-                tracing::warn!(signal = by, "a signal that has no effect");
+                event!(signal_ignored, signal = by);
                 None
             }
         }
@@ -154,7 +155,7 @@ impl Signals {
             reload,
         } = self.terminal.meaning_of(hangup::take(), terminal::is_open);
         if survived {
-            tracing::info!("terminal closed, serving on");
+            event!(terminal_closed);
         }
         if stop {
             Some(Request::StopForTerminal)

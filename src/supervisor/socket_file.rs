@@ -22,6 +22,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::config::path_bytes;
+use crate::log::event;
 use uppercased_ctl::clock;
 use uppercased_ctl::control::client::{Conversation, Error as AskError};
 use uppercased_ctl::control::place::{self, Surroundings};
@@ -271,7 +272,7 @@ fn remove_left_behind(directory: &Path) {
         let turn = Turn::take(&candidate.path, Duration::ZERO);
         if turn.is_ok() && make_room(&candidate.path).is_ok() {
             let path = candidate.path.display();
-            tracing::debug!(%path, "control socket of a dead server removed");
+            event!(control_socket_replaced, %path);
         }
     }
 }
@@ -350,7 +351,7 @@ impl Drop for SocketFile {
             && let Err(error) = fs::remove_file(path)
         {
             let path = path.display();
-            tracing::warn!(%path, %error, "cannot remove the socket");
+            event!(control_socket_not_removed, %path, %error);
         }
     }
 }

@@ -2,6 +2,7 @@
 //! is asked anything.
 
 use crate::fault;
+use crate::log::event;
 use uppercased_ctl::clock::{self, Tick, millis};
 use uppercased_ctl::identity::WorkerId;
 use uppercased_ctl::status::{LastDeath, Neighbour, SlotStatus, Status};
@@ -46,7 +47,7 @@ impl Supervisor {
     /// Logs the status, line by line.
     pub(super) fn log_status(&self) {
         for line in self.status().lines() {
-            tracing::info!("{line}");
+            event!(status_reported, line);
         }
     }
 

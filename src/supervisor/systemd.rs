@@ -30,6 +30,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::config::LISTEN_MAX;
+use crate::log::event;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::status::ServiceManagerStatus;
@@ -106,8 +107,8 @@ impl Systemd {
         };
         let status = || status_line(manager.failure.as_deref());
         match manager.notifier.observe(view, status, ailing, now) {
-            Some(Change::Withheld { cause }) => tracing::warn!(cause, "the watchdog is not fed"),
-            Some(Change::Fed) => tracing::info!("the watchdog is fed again"),
+            Some(Change::Withheld { cause }) => event!(watchdog_paused, reason = cause),
+            Some(Change::Fed) => event!(watchdog_resumed),
             None => {}
         }
         manager.flush(listeners, now);
@@ -246,7 +247,7 @@ impl Manager {
             }),
             Err(error) => {
                 let socket = name.display();
-                tracing::warn!(%socket, %error, "the service manager cannot be told anything");
+                event!(notify_unusable, %socket, %error);
                 None
             }
         }
@@ -270,7 +271,7 @@ impl Manager {
                 Ok(()) => self.note_taken(&message),
                 Err(error) => {
                     if self.refused == 0 {
-                        tracing::warn!(%error, "the service manager does not read: trying again");
+                        event!(notify_blocked, %error);
                     }
                     self.refused += 1;
                     self.counts.refused += 1;
@@ -283,7 +284,7 @@ impl Manager {
     fn note_taken(&mut self, message: &Message) {
         self.counts.taken += 1;
         if self.refused > 0 {
-            tracing::info!(refused = self.refused, "the service manager reads again");
+            event!(notify_recovered, refused = self.refused);
             self.refused = 0;
         }
         if *message == Message::Barrier
@@ -323,7 +324,7 @@ impl Manager {
             watched
         });
         if let Err(error) = made {
-            tracing::warn!(%error, "it will not be known when the store has let go");
+            event!(fdstore_removal_unconfirmed, %error);
         }
     }
 }

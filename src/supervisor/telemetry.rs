@@ -3,6 +3,7 @@
 mod announcement;
 mod times;
 
+use crate::log::event;
 use std::io;
 
 use mio::Registry;
@@ -102,6 +103,6 @@ impl Telemetry {
 }
 
 fn not_taken(error: &io::Error) -> Option<Announcement> {
-    tracing::debug!(%error, "standard output does not take the addresses");
+    event!(addresses_not_written, %error);
     None
 }

@@ -12,6 +12,7 @@
     reason = "a descriptor known by number is borrowed for one call"
 )]
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
@@ -175,6 +176,21 @@ pub enum AcceptFailure {
     Other(i32),
     /// The socket no longer listens, or is not a socket.
     Listener(i32),
+}
+
+impl fmt::Display for AcceptFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("no connection waits"),
+            Self::ThisOne => f.write_str("the connection failed first"),
+            Self::ProcessDescriptors => f.write_str("the process has no descriptor left"),
+            Self::SystemDescriptors => f.write_str("the system has no open file left"),
+            Self::Memory => f.write_str("the system has no memory for a socket"),
+            Self::Other(errno) | Self::Listener(errno) => {
+                io::Error::from_raw_os_error(*errno).fmt(f)
+            }
+        }
+    }
 }
 
 impl AcceptFailure {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::{Phase, Worker};
 use crate::fault;
 use crate::handover::{HandedOver, HandoverEnd, Part};
+use crate::log::event;
 use crate::reactor::Reactor;
 use crate::wire::{FromWorker, HandOver, TakeOver, ToWorker};
 
@@ -39,10 +40,17 @@ impl Worker {
             .and_then(|link| self.reactor.take_over(link, order.expected));
         match taken {
             Ok(()) => {
-                tracing::info!(from = %order.from, connections = order.expected, "taking over");
+                event!(
+                    takeover_started,
+                    from_slot = order.from.slot.0,
+                    from_generation = order.from.generation.0,
+                    connections = order.expected
+                );
             }
             // The socket is closed by now, so the sender keeps everything.
-            Err(error) => tracing::error!(%error, from = %order.from, "cannot take over"),
+            Err(error) => {
+                event!(takeover_failed, %error, from_slot = order.from.slot.0, from_generation = order.from.generation.0)
+            }
         }
         // Only now that places are reserved for the connections to come.
         self.start_serving();
@@ -66,7 +74,12 @@ impl Worker {
             Phase::Serving | Phase::StandingBy | Phase::Undecided { .. }
         );
         let Some(link) = descriptors.into_iter().next().filter(|_| serves) else {
-            tracing::error!(to = %order.to, phase = ?self.phase, "cannot hand over now");
+            event!(
+                handover_impossible,
+                to_slot = order.to.slot.0,
+                to_generation = order.to.generation.0,
+                phase = self.phase.name()
+            );
             return;
         };
         // The supervisor lends them to another worker if it must.
@@ -74,11 +87,16 @@ impl Worker {
         match self.reactor.hand_over(link, order.last) {
             Ok(()) => {
                 let connections = self.reactor.open_connections();
-                tracing::info!(to = %order.to, connections, "handing over");
+                event!(
+                    connections_leaving,
+                    to_slot = order.to.slot.0,
+                    to_generation = order.to.generation.0,
+                    connections
+                );
                 self.phase = Phase::HandingOver { last: order.last };
             }
             Err(error) => {
-                tracing::error!(%error, to = %order.to, "cannot hand over");
+                event!(handover_not_begun, %error, to_slot = order.to.slot.0, to_generation = order.to.generation.0);
                 self.say_not_handed_over(HandoverEnd::PeerGone, false);
             }
         }
@@ -94,9 +112,15 @@ impl Worker {
             .ok_or_else(|| io::ErrorKind::ResourceBusy.into())
             .and_then(|link| self.reactor.hand_over_part(link, part));
         match begun {
-            Ok(()) => tracing::debug!(to = %order.to, ?part, "handing a part over"),
+            Ok(()) => event!(
+                part_leaving,
+                to_slot = order.to.slot.0,
+                to_generation = order.to.generation.0,
+                permille = part.permille,
+                at_most = part.at_most
+            ),
             Err(error) => {
-                tracing::warn!(%error, to = %order.to, "cannot hand a part over now");
+                event!(part_not_begun, %error, to_slot = order.to.slot.0, to_generation = order.to.generation.0);
                 let cause = error.to_string();
                 self.say_not_handed_over(HandoverEnd::Refused { cause }, true);
             }
@@ -126,13 +150,18 @@ impl Worker {
             moved, left, end, ..
         } = &result;
         if result.part {
-            tracing::info!(moved, ?end, "handed a part over");
+            event!(part_left, migrated = moved, reason = end.name());
             return self.send(FromWorker::HandedOver(result));
         }
         let Phase::HandingOver { last } = self.phase else {
             return; // A stop came between; it settles everything.
         };
-        tracing::info!(moved, left, ?end, "handed over");
+        event!(
+            connections_left,
+            migrated = moved,
+            remaining = left,
+            reason = end.name()
+        );
         match end {
             HandoverEnd::Done => {
                 self.phase = Phase::Done;
@@ -168,7 +197,7 @@ impl Worker {
             | Phase::Leaving { .. }
             | Phase::Draining { .. }
             | Phase::Done => {
-                tracing::warn!(phase = ?self.phase, "told to leave, and does already");
+                event!(repeated_leave_ignored, phase = self.phase.name());
                 return;
             }
         }
@@ -176,7 +205,7 @@ impl Worker {
             until: self.reactor.now() + drain_timeout,
         };
         let connections = self.reactor.open_connections();
-        tracing::info!(connections, "leaving");
+        event!(worker_leaving, connections);
         self.send(FromWorker::Draining { connections });
     }
 }

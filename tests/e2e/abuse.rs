@@ -83,7 +83,7 @@ fn source_limit_refuses_excess_connection() {
     let mut second = served(SECOND, addr);
     assert_eq!(refusals(&counters, RefusalCause::PerSourceLimit), 1);
     let line = server.wait_log(|line| line.contains("connection refused"));
-    assert!(line.contains("cause=per_source_limit"), "{line}");
+    assert!(line.contains("reason=per_source_limit"), "{line}");
     assert_eq!(number(&line, "refused"), 1, "{line}");
 
     // A place for each that leaves.

@@ -172,7 +172,7 @@ fn agent_reports_unserved_queue_after_delay() {
     }
     let from = server.log_len();
     worker_of(&server, 0).signal(Signal::SIGKILL);
-    server.wait_log_from(from, |line| line.contains("slot keeps failing"));
+    server.wait_log_from(from, |line| line.contains("worker crash-looping"));
     until_told(agent, "down");
 }
 

@@ -249,7 +249,8 @@ fn every_connection_sends_proxy_header() {
     // Each says that it is itself, whatever it connects from.
     let sources = "--sources=127.0.1.7";
     bench(&short(&["churn", &target, "--proxy-protocol=v2", sources])).is_clean();
-    let line = server.wait_log(|line| line.contains(" introduced") && line.contains("127.0.1.7"));
+    let line = server
+        .wait_log(|line| line.contains(" proxy header accepted") && line.contains("127.0.1.7"));
     assert_eq!(field(&line, "peer"), field(&line, "via"), "{line}");
     assert_eq!(
         server.status_json()["totals"]["refused"],

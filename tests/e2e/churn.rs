@@ -215,7 +215,7 @@ fn settle(server: Server, churn: Churn, before: &KernelCounters, others: u64) {
     assert_eq!(server.stop().code(), Some(0));
     KernelCounters::read().assert_no_loss_since(before);
     let log = server.whole_log();
-    let total = log.iter().rfind(|line| line.contains(" stopped "));
+    let total = log.iter().rfind(|line| line.contains("server stopped "));
     let accepted = number(total.expect("the totals are logged"), "accepted");
     assert_eq!(
         accepted, connections,
@@ -290,7 +290,7 @@ fn clients_survive_slot_backoff() {
             let (count, waiting) = kill_with_a_full_queue(&server, &churn, 1);
             others += count;
             if round > 0 {
-                server.wait_log_from(mark, |line| line.contains("queue lent to a sibling"));
+                server.wait_log_from(mark, |line| line.contains("queue lent to sibling"));
                 // Those who wait are answered, and those who come, by the sibling or by whoever
                 // comes back; and by both while the loan ends.
                 churn.go_on_for(waiting as u64 + 50);

@@ -160,10 +160,10 @@ fn flood_at_the_limit_writes_few_lines() {
     };
     let times = |words| -> u64 { lines(words).iter().map(|line| number(line, "times")).sum() };
     until("every pause is in some line", || {
-        times("accepting paused") == counters.count(Counter::Paused(PauseCause::ConnectionLimit))
+        times("accept paused") == counters.count(Counter::Paused(PauseCause::ConnectionLimit))
     });
     let seconds = (DEADLINE - time.left()).as_secs();
-    for words in ["accepting paused", "accepting resumed"] {
+    for words in ["accept paused", "accept resumed"] {
         let written = lines(words).len();
         assert!(written as u64 <= seconds + 2, "{written} lines: {words}");
     }

@@ -370,7 +370,7 @@ fn unknown_format_makes_predecessor_drain() {
     hand_over(&mut old, &mut new, false);
     let told = old.expect_handed_over();
     assert_eq!((told.moved, told.left), (0, 4));
-    assert!(matches!(told.end, HandoverEnd::Refused { cause } if cause.contains("version 2")));
+    assert!(matches!(told.end, HandoverEnd::Refused { cause } if cause.contains("version 1")));
     serves(&mut clients);
     let mut newcomer = Client::connect(slot.addr());
     newcomer.roundtrip(b"the successor accepts");

@@ -22,7 +22,7 @@ fn stalled_worker_is_replaced_and_queue_served() {
     // Waits in the queue of a worker that will never take it.
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"served by the successor");
-    server.wait_log_from(mark, |line| line.contains("worker hangs"));
+    server.wait_log_from(mark, |line| line.contains("worker unresponsive"));
     let died = server.wait_log_from(mark, |line| line.contains("worker died"));
     assert!(
         died.contains("SIGKILL") && died.contains("stood still"),
@@ -81,16 +81,18 @@ fn full_accept_queue_is_logged() {
     freeze(&frozen);
     // The kernel lets one more in than the limit.
     let mut clients: Vec<Client> = (0..5).map(|_| Client::connect(server.addr())).collect();
-    let full = server.wait_log_from(mark, |line| line.contains("accept queue is full"));
+    let full = server.wait_log_from(mark, |line| line.contains("accept queue full"));
     assert!(full.contains("slot=0 length=5 limit=4"), "{full}");
     frozen.signal(Signal::SIGCONT);
-    let emptied = server.wait_log_from(mark, |line| line.contains("accept queue has emptied"));
+    let emptied = server.wait_log_from(mark, |line| line.contains("accept queue emptied"));
     assert!(emptied.contains("slot=0 length=0 limit=4"), "{emptied}");
     for client in &mut clients {
         client.roundtrip(b"served in the end");
     }
     let said = server.log().split_off(mark);
-    let full = said.iter().filter(|line| line.contains("queue is full"));
+    let full = said
+        .iter()
+        .filter(|line| line.contains("accept queue full"));
     assert_eq!(full.count(), 1, "{said:?}");
 }
 
@@ -115,7 +117,7 @@ fn worker_held_by_kernel_is_replaced() {
     freeze(&held);
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"served by the successor");
-    server.wait_log(|line| line.contains("killed worker has not ended"));
+    server.wait_log(|line| line.contains("killed worker still running"));
     assert!(!held.is_gone());
     held.signal(Signal::SIGKILL);
     until("it is reaped", || held.is_gone());

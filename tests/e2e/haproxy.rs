@@ -213,7 +213,7 @@ fn assert_knew_its_clients(server: &Server, host: u8) {
     let log = server.log();
     let introduced: Vec<&String> = log
         .iter()
-        .filter(|line| line.contains(" introduced"))
+        .filter(|line| line.contains(" proxy header accepted"))
         .collect();
     let by = |line: &&&String, peer: &str| {
         let via = field(line, "via").is_some_and(|via| via.starts_with(&proxy));

@@ -171,7 +171,7 @@ fn invalid_worker_memory_is_ignored() {
     for _ in 0..2 {
         let _ended = provoke_and_forget(&planned);
     }
-    server.wait_log(|line| line.contains("its counters cannot be true"));
+    server.wait_log(|line| line.contains("worker counters invalid"));
     planned.install_good();
     server.reload().expect_success();
     let client = Client::connect(server.addr());

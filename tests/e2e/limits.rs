@@ -65,7 +65,7 @@ fn clients_wait_in_queue_at_connection_limit() {
     for client in &mut served {
         client.roundtrip(b"in");
     }
-    server.wait_log(|line| line.contains("accepting paused") && line.contains("connection_limit"));
+    server.wait_log(|line| line.contains("accept paused") && line.contains("connection_limit"));
     assert_eq!(counters.count(AT_LIMIT), 1);
 
     let mut waiting = connect(&server, 5);
@@ -82,7 +82,7 @@ fn clients_wait_in_queue_at_connection_limit() {
     counters.wait(AT_LIMIT, 2);
     until("four wait", || queued(port) == 4);
     served.truncate(17);
-    server.wait_log_from(log, |line| line.contains("accepting resumed"));
+    server.wait_log_from(log, |line| line.contains("accept resumed"));
     for client in &mut waiting[1..3] {
         client.expect(b"WAITING");
     }
@@ -150,8 +150,7 @@ fn accepting_pauses_without_descriptors_and_resumes() {
         client.send_all(b"waiting");
     }
     counters.wait(OUT_OF_DESCRIPTORS, 1);
-    server
-        .wait_log(|line| line.contains("accepting paused") && line.contains("process_descriptors"));
+    server.wait_log(|line| line.contains("accept paused") && line.contains("process_descriptors"));
 
     // It does not spin: a try costs a few turns of the loop, and next to no CPU time.
     let (tries, turns) = (

@@ -90,7 +90,7 @@ fn header_names_client_and_is_not_echoed() {
             let via = proxy.local_addr().to_string();
             proxy.half_close();
             proxy.expect_eof();
-            for word in [" introduced", " close"] {
+            for word in [" proxy header accepted", " connection closed"] {
                 let line = server.wait_log_from(from, |line| line.contains(word));
                 assert_eq!(field(&line, "peer"), Some(client), "{line}");
                 assert_eq!(field(&line, "via"), Some(&*via), "{line}");
@@ -147,7 +147,7 @@ fn local_header_serves_proxy_as_client() {
         let mut proxy = Client::connect(server.addr());
         proxy.send_all(&header);
         proxy.roundtrip(b"are you there?");
-        let line = server.wait_log_from(from, |line| line.contains(" introduced"));
+        let line = server.wait_log_from(from, |line| line.contains(" proxy header accepted"));
         let own = proxy.local_addr().to_string();
         assert_eq!(field(&line, "peer"), Some(&*own), "{line}");
     }
@@ -165,7 +165,7 @@ fn untrusted_proxy_is_reset_before_reading() {
     assert_eq!(refused(&counters, RefusalCause::ProxyUntrusted), 1);
     assert_eq!(counters.count(Counter::Accepted), 0);
     let line = refusal(&server, 0);
-    assert_eq!(field(&line, "cause"), Some("proxy_untrusted"), "{line}");
+    assert_eq!(field(&line, "reason"), Some("proxy_untrusted"), "{line}");
     let friend = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
     let mut friend = Client::try_connect_from(friend, server.addr()).unwrap();
     friend.send_all(&header(Version::V2, CLIENT));
@@ -241,7 +241,7 @@ fn assert_refused_so_far(server: &Server, expected: &BTreeMap<&str, u64>) {
     assert_eq!(totals["closed"], serde_json::json!({ "refused": count }));
     assert_eq!(totals["bytes_in"], 0, "{totals}");
     for cause in expected.keys() {
-        let cause = format!("cause={cause}");
+        let cause = format!("reason={cause}");
         let line = server.wait_log(|line| line.contains(&cause));
         assert!(
             line.contains("connection refused") && number(&line, "refused") > 0,
@@ -249,7 +249,7 @@ fn assert_refused_so_far(server: &Server, expected: &BTreeMap<&str, u64>) {
         );
         if line.contains("malformed") {
             assert!(
-                line.contains("why=\"the PROXY header cannot be read: "),
+                line.contains("error=\"the PROXY header cannot be read: "),
                 "{line}"
             );
         }
@@ -358,7 +358,7 @@ fn halves_and_clients_move(by: &str) {
     named.roundtrip(b"still me");
     drop(named);
     let line = server.wait_log_from(from, |line| {
-        line.contains(" close") && field(line, "peer") == Some(CLIENT)
+        line.contains(" connection closed") && field(line, "peer") == Some(CLIENT)
     });
     assert!(field(&line, "via").is_some(), "{line}");
 }
@@ -515,7 +515,7 @@ fn only_named_listeners_require_headers() {
         worker_of(&server, 1).signal(Signal::SIGKILL);
         server.wait_log_from(mark, |line| line.contains("worker died"));
     }
-    server.wait_log(|line| line.contains("queue lent to a sibling"));
+    server.wait_log(|line| line.contains("queue lent to sibling"));
     both_are_as_told();
 }
 

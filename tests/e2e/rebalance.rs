@@ -131,7 +131,7 @@ fn busy_connections_spread_without_byte_errors() {
         });
         let out = counters.by_slot(Counter::MovedOut);
         assert_eq!(out[1], counters.by_slot(Counter::MovedIn)[0]);
-        server.wait_log(|line| line.contains(" rebalanced ") && line.contains("moved="));
+        server.wait_log(|line| line.contains(" rebalance finished ") && line.contains("migrated="));
         let now = open(&server);
         assert!(now[0] >= 3 && now[1] >= 3, "{now:?}");
         end_in_order(clients);
@@ -153,13 +153,13 @@ fn operations_run_during_rebalancing_without_loss() {
         let mut clients = all_of(&worker_of(server, 0), server, 8);
         while_talking(&mut clients, |_| {
             // As soon as connections move: a restart, and what moved is moved again.
-            server.wait_log(|line| line.contains("INFO rebalancing "));
+            server.wait_log(|line| line.contains("INFO rebalance started "));
             server.reload().expect_success();
             server.scale(1).expect_success();
             let mark = server.log_len();
             server.scale(2).expect_success();
             // All of it is the one worker's that was there, and the other is idle.
-            server.wait_log_from(mark, |line| line.contains(" rebalanced "));
+            server.wait_log_from(mark, |line| line.contains(" rebalance finished "));
             server.upgrade().expect_success();
         });
         assert_eq!(open(server).iter().sum::<u64>(), 8);
@@ -182,7 +182,8 @@ fn reload_enables_rebalancing() {
         assert_eq!(open(server), [0, 4]);
         planned.configure("rebalance = true\nrebalance_threshold = 20\n");
         server.reload().expect_success();
-        server.wait_log(|line| line.contains(" rebalanced ") && line.contains("moved=2"));
+        server
+            .wait_log(|line| line.contains(" rebalance finished ") && line.contains("migrated=2"));
     });
     assert_eq!(open(server), [2, 2]);
     end_in_order(clients);
@@ -200,7 +201,7 @@ fn unacknowledged_connections_return_from_dead_receiver() {
                 .start();
             let mut clients = all_of(&worker_of(&server, 1), &server, 6);
             while_talking(&mut clients, |exchanges| {
-                server.wait_log(|line| line.contains("rebalanced in part"));
+                server.wait_log(|line| line.contains("rebalance incomplete"));
                 let at = exchanges.load(Ordering::Relaxed);
                 until("everybody goes on talking", || {
                     exchanges.load(Ordering::Relaxed) > at + 400

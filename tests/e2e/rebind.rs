@@ -236,7 +236,7 @@ fn server_restarts_beside_draining_orphans() {
     let orphans = first.worker_pids();
     first.kill();
     client.expect_eof();
-    let lets_go = |line: &str| line.contains(" INFO draining ");
+    let lets_go = |line: &str| line.contains(" INFO drain started ");
     let mark = first
         .log()
         .iter()
@@ -319,7 +319,7 @@ fn lost_listener_stays_unready_across_upgrade() {
     planned.install(Image::copy(planned.folder()).with_faults("relisten.bind=fail"));
     server.upgrade().expect_success();
     assert_eq!(end_listeners(server), 1);
-    let line = server.wait_log(|line| line.contains("listener not bound again "));
+    let line = server.wait_log(|line| line.contains("listener rebind failed "));
     let worker = "worker=\"slot 0 generation 2\"";
     assert!(line.contains(worker), "{line}");
     let status = server.status_json();
@@ -334,7 +334,7 @@ fn lost_listener_stays_unready_across_upgrade() {
     server.upgrade().expect_success();
     // For the worker that has asked: the next one would ask itself.
     server.wait_log_from(from, |line| {
-        line.contains("listeners bound again") && line.contains(worker)
+        line.contains("listener bound again") && line.contains(worker)
     });
     until("it is ready", || {
         server.command(&["status", "--ready"]).code == 0

@@ -133,11 +133,11 @@ fn worker_keeps_dying() {
             server.wait_log_from(start, |line| line.contains("worker ready"));
         }
     }
-    let failing = server.wait_log(|line| line.contains("slot keeps failing"));
-    let words = "WARN slot keeps failing: waiting before the next try slot=0 delay_ms=";
+    let failing = server.wait_log(|line| line.contains("worker crash-looping"));
+    let words = "WARN worker crash-looping, restart delayed slot=0 delay_ms=";
     runbook.quotes(words, &failing);
     let lent = server.wait_log(|line| line.contains("queue lent to"));
-    runbook.quotes("WARN queue lent to a sibling slot=0 to_slot=1", &lent);
+    runbook.quotes("WARN queue lent to sibling slot=0 to_slot=1", &lent);
     let shown = screen(&server);
     for words in [
         "backing off",
@@ -170,7 +170,7 @@ fn only_worker_keeps_dying() {
         let start = server.log_len();
         worker_of(&server, 0).signal(Signal::SIGKILL);
         server.wait_log_from(start, |line| {
-            line.contains("worker ready") || line.contains("slot keeps failing")
+            line.contains("worker ready") || line.contains("worker crash-looping")
         });
     }
     runbook.quotes("its queue is unserved", &screen(&server));
@@ -251,9 +251,9 @@ fn connection_limit_is_reached() {
     for client in &mut served {
         client.roundtrip(b"in");
     }
-    let paused = server.wait_log(|line| line.contains("accepting paused"));
+    let paused = server.wait_log(|line| line.contains("accept paused"));
     runbook.quotes(
-        "WARN accepting paused cause=connection_limit open=3",
+        "WARN accept paused reason=connection_limit connections=3",
         &paused,
     );
     let mut waiting = Client::connect(server.addr());

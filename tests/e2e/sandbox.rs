@@ -293,7 +293,7 @@ fn missing_kernel_support_is_reported_or_refused() {
     assert!(said, "{missing}");
     server.reload().expect_success();
     let log = server.log();
-    let lines = log.iter().filter(|it| it.contains("sandbox is incomplete"));
+    let lines = log.iter().filter(|it| it.contains("sandbox incomplete"));
     assert_eq!(lines.count(), 1, "{log:#?}");
 
     let (code, said) = lacking("required").expect_failure();
@@ -410,7 +410,7 @@ fn each_admin_layer_refuses_on_its_own() {
                 || line.contains("not permitted")
                 || line.contains("EPERM"));
         assert!(refused, "{what}: {line}");
-        server.wait_log(|line| line.contains("the admin process's sandbox is incomplete"));
+        server.wait_log(|line| line.contains("admin sandbox incomplete"));
         assert!(shown(&server, "/healthz").starts_with("HTTP/1.1 200"));
     }
 }

@@ -49,7 +49,7 @@ fn signals_add_and_remove_one_worker() {
     ] {
         let mark = server.log_len();
         server.signal(signal);
-        server.wait_log_from(mark, |line| line.contains("operation done"));
+        server.wait_log_from(mark, |line| line.contains("operation finished"));
         assert_eq!(count(), expected);
     }
     let mark = server.log_len();
@@ -110,7 +110,7 @@ fn break_slot(server: &Server, slot: u16) {
         generation.signal(Signal::SIGKILL);
         assert!(generation.wait_gone(DEADLINE), "a killed worker ends");
     }
-    let note = format!("queue lent to a sibling slot={slot} ");
+    let note = format!("queue lent to sibling slot={slot} ");
     server.wait_log_from(mark, |line| line.contains(&note));
 }
 
@@ -127,7 +127,7 @@ fn failing_slot_leaves_and_loses_nobody() {
         let mut clients: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
         let mark = server.log_len();
         let command = server.start_command(&["scale", "1"]);
-        server.wait_log_from(mark, |line| line.contains("slot left"));
+        server.wait_log_from(mark, |line| line.contains("queue of leaving slot emptied"));
         borrower.signal(Signal::SIGCONT);
         command.wait().expect_success();
         for client in &mut clients {

@@ -54,7 +54,7 @@ fn leave_without_worker(server: &Server, slot: u16) {
     worker_of(server, slot).signal(Signal::SIGKILL);
     wait_ready(server, mark, slot, 2);
     worker_of(server, slot).signal(Signal::SIGKILL);
-    server.wait_log_from(mark, |line| line.contains("waiting before the next try"));
+    server.wait_log_from(mark, |line| line.contains("worker crash-looping"));
 }
 
 fn assert_stopped(server: &Server, workers: &[Watched]) {
@@ -88,10 +88,10 @@ fn stops_gracefully(signal: Signal) {
     collect(owed);
     assert_stopped(&server, &workers);
     let log = server.whole_log();
-    let total = log.iter().rfind(|line| line.contains(" stopped "));
+    let total = log.iter().rfind(|line| line.contains("server stopped "));
     let total = total.expect("the totals are logged");
-    assert_eq!(number(total, "abandoned"), 0, "{total}");
-    assert_eq!(number(total, "connections_lost"), 0, "{total}");
+    assert_eq!(number(total, "abandoned_bytes"), 0, "{total}");
+    assert_eq!(number(total, "lost_connections"), 0, "{total}");
     assert_eq!(number(total, "accepted"), 9, "{total}");
 }
 
@@ -241,9 +241,9 @@ fn drain_timeout_cuts_non_reading_client() {
     assert_stopped(&server, &workers);
     let log = server.whole_log();
     let find = |text| log.iter().rfind(|line| line.contains(text)).unwrap();
-    let cut = find("drain_timeout is over");
+    let cut = find("drain timed out");
     assert_eq!(number(cut, "connections"), 1, "{cut}");
-    assert!(number(find(" stopped "), "abandoned") > 0);
+    assert!(number(find("server stopped "), "abandoned_bytes") > 0);
     // An orderly end would be a lie: it did not get everything.
     owed.expect_reset();
 }
@@ -257,7 +257,7 @@ fn second_signal_stops_immediately() {
     wait_draining(&server, 2);
     server.signal(Signal::SIGINT);
     assert_stopped(&server, &workers);
-    server.wait_log(|line| line.contains("stopping at once") && line.contains("SIGINT"));
+    server.wait_log(|line| line.contains("server stop forced") && line.contains("SIGINT"));
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn stop_completes_despite_suspended_worker() {
     freeze(&workers[1]);
     server.signal(Signal::SIGTERM);
     assert_stopped(&server, &workers);
-    server.wait_log(|line| line.contains("has not stopped in time"));
+    server.wait_log(|line| line.contains("worker stop timed out"));
 }
 
 #[test]

@@ -187,17 +187,17 @@ fn crash_costs_only_connections_of_worker() {
     }
     let died = server.wait_log_from(mark, |line| line.contains("worker died"));
     assert!(died.contains("slot=0 generation=1 "), "{died}");
-    assert!(died.contains("how=\"signal 9 (SIGKILL)\""), "{died}");
+    assert!(died.contains("signal=SIGKILL"), "{died}");
     assert!(
-        !died.contains(" cause="),
+        !died.contains(" error="),
         "nothing is known beyond that: {died}"
     );
     let lost = lost as u64;
-    assert_eq!(number(&died, "connections_lost"), lost, "{died}");
+    assert_eq!(number(&died, "lost_connections"), lost, "{died}");
     wait_ready(&server, mark, 0, 2);
     let log = server.log();
     assert!(
-        !log.iter().any(|line| line.contains("waiting before")),
+        !log.iter().any(|line| line.contains("worker crash-looping")),
         "the first death is answered at once: {log:?}"
     );
 }
@@ -259,9 +259,9 @@ fn failing_slot_backs_off_without_delaying_clients() {
             wait_ready(&server, mark, 0, generation);
             continue;
         }
-        let pause = server.wait_log_from(mark, |line| line.contains("waiting before the next try"));
+        let pause = server.wait_log_from(mark, |line| line.contains("worker crash-looping"));
         delays.push((number(&pause, "delay_ms"), number(&pause, "failures")));
-        let lent = server.wait_log_from(mark, |line| line.contains("queue lent to a sibling"));
+        let lent = server.wait_log_from(mark, |line| line.contains("queue lent to sibling"));
         assert!(lent.contains(" slot=0 to_slot=1 "), "{lent}");
         // Both queues are served by the one worker that is there, or by the one that comes back.
         for _ in 0..16 {
@@ -284,7 +284,9 @@ fn failing_slot_backs_off_without_delaying_clients() {
     wait_ready(&server, mark, 1, 2);
     let since = &server.log()[mark..];
     assert!(
-        !since.iter().any(|line| line.contains("waiting before")),
+        !since
+            .iter()
+            .any(|line| line.contains("worker crash-looping")),
         "{since:?}"
     );
     Client::connect(server.addr()).roundtrip(b"all is well");
@@ -305,7 +307,7 @@ fn sibling_serves_lent_queue_until_recalled() {
     worker_of(&server, 0).signal(Signal::SIGKILL);
     wait_ready(&server, mark, 0, 2);
     worker_of(&server, 0).signal(Signal::SIGKILL);
-    server.wait_log_from(mark, |line| line.contains("queue lent to a sibling"));
+    server.wait_log_from(mark, |line| line.contains("queue lent to sibling"));
     let sibling = worker_of(&server, 1);
     until("the sibling holds both listeners", || {
         let own = descriptors(sibling.pid());
@@ -325,7 +327,7 @@ fn sibling_serves_lent_queue_until_recalled() {
     let mut waiting: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
     until("all of them wait", || queued(sibling.pid(), port) == 20);
     sibling.signal(Signal::SIGKILL);
-    server.wait_log_from(mark, |line| line.contains("queue lent to a sibling"));
+    server.wait_log_from(mark, |line| line.contains("queue lent to sibling"));
     for client in &mut waiting {
         client.roundtrip(b"both queues survived");
     }
@@ -358,15 +360,15 @@ fn worker_stalled_at_start_is_replaced() {
         };
         new.signal(Signal::SIGSTOP);
         let outcome = server.wait_log_from(mark, |line| {
-            line.contains(" worker ready ") || line.contains("worker not ready in time")
+            line.contains(" worker ready ") || line.contains("worker start timed out")
         });
-        if outcome.contains("not ready in time") {
+        if outcome.contains("worker start timed out") {
             hung = Some((mark, outcome));
             break;
         }
     }
     let (mark, outcome) = hung.expect("one of many starts is caught in time");
-    assert_eq!(number(&outcome, "after_ms"), 1000, "{outcome}");
+    assert_eq!(number(&outcome, "duration_ms"), 1000, "{outcome}");
     let died = |line: &str| line.contains("worker died") && line.contains("not ready in time");
     server.wait_log_from(mark, died);
     Client::connect(server.addr()).roundtrip(b"the next one is fine");
@@ -616,8 +618,8 @@ fn boot_serves_without_failing_worker() {
         .args(["--listen=127.0.0.1:0", "--workers=2", "--bake-time=0s"])
         .args(["--backoff-initial=10m", "--backoff-max=10m"])
         .start();
-    server.wait_log(|line| line.contains("serving without a worker slot=1 "));
-    server.wait_log(|line| line.contains("slot keeps failing"));
+    server.wait_log(|line| line.contains("slot has no worker slot=1 "));
+    server.wait_log(|line| line.contains("worker crash-looping"));
     for _ in 0..8 {
         Client::connect(server.addr()).roundtrip(b"by those that started");
     }
@@ -657,7 +659,7 @@ fn stopped_worker_is_stalled_and_not_ready() {
     ready().expect_failure("slot 1 is stalled ");
     assert_eq!(server.status_json()["slots"][1]["state"], "stalled");
     victim.signal(Signal::SIGCONT);
-    server.wait_log(|line| line.contains("worker runs again slot=1 "));
+    server.wait_log(|line| line.contains("worker running again slot=1 "));
     ready().expect_success();
 }
 

@@ -218,7 +218,7 @@ fn break_slot_1(server: &Server) {
     worker_of(server, 1).signal(Signal::SIGKILL);
     wait_ready(server, mark, 1, 2);
     worker_of(server, 1).signal(Signal::SIGKILL);
-    server.wait_log_from(mark, |line| line.contains("slot keeps failing"));
+    server.wait_log_from(mark, |line| line.contains("worker crash-looping"));
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn watchdog_is_fed_while_sibling_serves() {
         .env("WATCHDOG_USEC", "40000")
         .start();
     break_slot_1(&server);
-    server.wait_log(|line| line.contains("queue lent to a sibling"));
+    server.wait_log(|line| line.contains("queue lent to sibling"));
     let mark = manager.settle();
     let (_, next) = manager.wait_for(mark, "WATCHDOG=1");
     manager.wait_for(next, "WATCHDOG=1");
@@ -258,7 +258,7 @@ fn watchdog_is_not_fed_while_queue_waits() {
     let mark = server.log_len();
     break_slot_1(&server);
     server.wait_log_from(mark, |line| {
-        line.contains("the watchdog is not fed") && line.contains("slot 1 is backing off")
+        line.contains("watchdog not fed") && line.contains("slot 1 is backing off")
     });
     // Whatever was sent before has been read by then.
     let mark = manager.settle();
@@ -267,7 +267,7 @@ fn watchdog_is_not_fed_while_queue_waits() {
 
     let (mark, fed) = (server.log_len(), manager.len());
     server.reload().expect_success();
-    server.wait_log_from(mark, |line| line.contains("the watchdog is fed again"));
+    server.wait_log_from(mark, |line| line.contains("watchdog fed again"));
     manager.wait_for(fed, "WATCHDOG=1");
 }
 
@@ -292,7 +292,7 @@ fn unread_notify_socket_blocks_nobody() {
         .args(QUICK)
         .env("WATCHDOG_USEC", "1000")
         .start();
-    server.wait_log(|line| line.contains("the service manager does not read"));
+    server.wait_log(|line| line.contains("notify socket blocked"));
     let load = Load::start(server.addr(), LoadSize::small());
     server.reload().expect_success();
     load.go_on_for(50);
@@ -301,10 +301,10 @@ fn unread_notify_socket_blocks_nobody() {
     let complaints = server.log();
     let complaints = complaints
         .iter()
-        .filter(|line| line.contains("does not read"));
+        .filter(|line| line.contains("notify socket blocked"));
     assert_eq!(complaints.count(), 1, "it is said once");
     manager.read();
-    server.wait_log(|line| line.contains("the service manager reads again"));
+    server.wait_log(|line| line.contains("notify socket writable again"));
     let (_, next) = manager.wait_for(0, "RELOADING=1");
     manager.wait_for(next, "READY=1");
 }
@@ -426,7 +426,7 @@ fn useless_stored_socket_is_released() {
         .args(QUICK)
         .hand_over(vec![("slot-7".to_owned(), datagrams.into())])
         .start();
-    server.wait_log(|line| line.contains("a stored socket is of no use: closed"));
+    server.wait_log(|line| line.contains("stored socket unusable, closed"));
     manager.wait_for(0, "FDSTOREREMOVE=1\nFDNAME=slot-7");
     Client::connect(server.addr()).roundtrip(b"unharmed");
 }
@@ -527,7 +527,7 @@ fn surplus_slots_are_served_before_leaving() {
             .start();
         let load = Load::start(second.addr(), LoadSize::small());
         assert_served(early);
-        second.wait_log(|line| line.contains("operation done"));
+        second.wait_log(|line| line.contains("operation finished"));
         assert_eq!(second.worker_pids().len(), 2);
         manager.wait_stored(&["slot-0", "slot-1"]);
         load.go_on_for(50);
@@ -573,9 +573,7 @@ fn an_upgrade_forgets_nothing(environment: &[(&str, &str)], untold: bool) {
     let mark = server.log_len();
     manager.hold(true);
     if untold {
-        server.wait_log_from(mark, |line| {
-            line.contains("the service manager does not read")
-        });
+        server.wait_log_from(mark, |line| line.contains("notify socket blocked"));
     }
     server.scale(1).expect_success();
     server.upgrade().expect_success();

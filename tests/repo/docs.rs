@@ -1,44 +1,43 @@
-//! `docs/reference.md` says what the program says: every log line of the sources stands in its
-//! tables, and every line of its tables stands in the sources. (Flags, signals, exit codes and
-//! metrics are compared where their tables are: `src/cli`, `src/admin/exposition.rs`.)
+//! The documentation agrees with the sources: every log event is written with the fields of its
+//! declaration, and every quoted line exists. (Tables of events, flags, signals, exit codes and
+//! metrics are compared where they are made: `src/log/events.rs`, `src/cli`,
+//! `src/admin/exposition.rs`.)
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use uppercased::log::events::{Declared, SECTIONS};
+
 use crate::links::anchor;
 
-/// The macros that write a line.
-const MACROS: [&str; 5] = [
+/// The macro that writes a line, and the ones that it is made of.
+const EVENT: &str = "event!(";
+const UNDECLARED: [&str; 6] = [
     "tracing::trace!(",
     "tracing::debug!(",
     "tracing::info!(",
     "tracing::warn!(",
     "tracing::error!(",
+    "tracing::event!(",
 ];
 
-/// In debug builds only, for tests.
-const NOT_SHIPPED: &str = "src/fault.rs";
+/// The declaration of the macro, and what debug builds alone have, for tests.
+const EXEMPT: [&str; 2] = ["src/log.rs", "src/fault.rs"];
 
-/// The one line whose words are made elsewhere: each of the status, at `SIGUSR1`.
-const FORWARDED: (&str, &str) = ("src/supervisor/status.rs", "{line}");
+/// The one event that is written by hand, since the log itself reports it.
+const BY_HAND: &str = "log_lines_lost";
 
-/// The one line that is written by hand, since the log itself has something to say.
-const BY_HAND: (&str, &str) = (
-    "src/log/line.rs",
-    "log lines were lost because standard error took no more",
-);
-
-/// Fewer characters before `…` could mean anything.
-const PREFIX_LEAST_CHARS: usize = 10;
-
-/// A line that the program can write.
+/// A place where an event is written.
 #[derive(Debug)]
-struct Event {
-    file: String,
-    /// `None`: it has no words.
-    message: Option<String>,
+struct Written {
+    key: String,
     fields: Vec<String>,
+}
+
+fn declared() -> impl Iterator<Item = &'static Declared> {
+    SECTIONS.iter().flat_map(|(_, events)| *events)
 }
 
 fn root() -> &'static Path {
@@ -96,14 +95,6 @@ fn arguments(text: &str) -> Vec<String> {
     found.iter().map(|one| one.trim().to_owned()).collect()
 }
 
-/// A string literal's text, if it is one; a line that ends in `\` goes on where the next begins.
-fn literal(argument: &str) -> Option<String> {
-    let text = argument.strip_prefix('"')?.strip_suffix('"')?;
-    let mut lines = text.split("\\\n");
-    let first = lines.next()?.to_owned();
-    Some(lines.fold(first, |text, line| text + line.trim_start()))
-}
-
 /// The name of a field: `peer` of `%peer`, `after_ms` of `after_ms = after.as_millis()`.
 fn field(argument: &str) -> Option<String> {
     let name = argument.split('=').next()?.trim();
@@ -111,43 +102,24 @@ fn field(argument: &str) -> Option<String> {
     (!name.is_empty() && !name.starts_with('"')).then(|| name.to_owned())
 }
 
-/// A macro that is imported would not be found.
-fn assert_macros_are_named_in_full(file: &str, text: &str) {
-    for name in MACROS {
-        let short = name.trim_start_matches("tracing::");
-        let (all, whole) = (text.matches(short).count(), text.matches(name).count());
-        assert_eq!(all, whole, "{file}: write {name}…) for {short}…)");
-    }
-}
-
-/// Every line that the program can write, as its sources say.
-fn events() -> Vec<Event> {
+/// Every place in the sources that writes an event.
+fn written() -> Vec<Written> {
     let mut found = Vec::new();
     for (file, text) in sources() {
-        if file == NOT_SHIPPED {
+        if EXEMPT.contains(&file.as_str()) {
             continue;
         }
-        assert_macros_are_named_in_full(&file, &text);
-        for start in MACROS.iter().flat_map(|name| {
-            let starts = text.match_indices(name);
-            starts.map(|(at, _)| at + name.len()).collect::<Vec<_>>()
-        }) {
-            let arguments = arguments(&text[start..]);
-            let message = arguments.iter().find_map(|one| literal(one));
-            if (file.as_str(), message.as_deref()) != (FORWARDED.0, Some(FORWARDED.1)) {
-                found.push(Event {
-                    file: file.clone(),
-                    message,
-                    fields: arguments.iter().filter_map(|one| field(one)).collect(),
-                });
-            }
+        for name in UNDECLARED {
+            assert!(
+                !text.contains(name),
+                "{file}: declare it in src/log/events.rs"
+            );
         }
-        if file == BY_HAND.0 {
-            assert!(text.contains(&format!("\"{}\"", BY_HAND.1)), "{BY_HAND:?}");
-            found.push(Event {
-                file,
-                message: Some(BY_HAND.1.to_owned()),
-                fields: vec!["lost".to_owned()],
+        for (at, _) in text.match_indices(EVENT) {
+            let mut arguments = arguments(&text[at + EVENT.len()..]).into_iter();
+            found.push(Written {
+                key: arguments.next().unwrap(),
+                fields: arguments.filter_map(|one| field(&one)).collect(),
             });
         }
     }
@@ -164,100 +136,25 @@ fn page(name: &str) -> String {
     fs::read_to_string(root().join("docs").join(name)).unwrap()
 }
 
-/// A log line as the page has it: `worker ready` (slot, generation).
-#[derive(Debug)]
-struct Documented {
-    message: String,
-    fields: Vec<String>,
-}
-
-/// The first column of the tables of log lines.
-fn documented(page: &str) -> Vec<Documented> {
-    let rows = section(page, "Standard output and the log")
-        .lines()
-        .filter_map(|line| line.strip_prefix("| "))
-        .filter_map(|row| row.split(" | ").next());
-    let mut found = Vec::new();
-    for cell in rows {
-        let mut parts = cell.split('`').skip(1);
-        while let (Some(message), after) = (parts.next(), parts.next().unwrap_or_default()) {
-            let fields = after.strip_prefix(" (").and_then(|it| it.split(')').next());
-            // What is no single word explains one.
-            let fields = fields.unwrap_or_default().split(", ");
-            let fields = fields.filter(|field| !field.is_empty() && !field.contains(' '));
-            found.push(Documented {
-                message: message.to_owned(),
-                fields: fields.map(str::to_owned).collect(),
-            });
-        }
-    }
-    found
-}
-
-/// Whether a word of the page means that message; it may be cut with `…`.
-fn means(documented: &str, message: &str) -> bool {
-    match documented.strip_suffix('…') {
-        Some(beginning) => {
-            let beginning = beginning.trim_end();
-            assert!(
-                beginning.chars().count() >= PREFIX_LEAST_CHARS,
-                "`{documented}` is cut so short that it could mean anything"
-            );
-            message.starts_with(beginning)
-        }
-        None => documented == message,
-    }
-}
-
 #[test]
-fn every_log_line_is_documented() {
-    let (events, documented) = (events(), documented(&page("reference.md")));
+fn events_are_written_with_declared_fields() {
+    let written = written();
     // A scanner that has gone blind must not pass.
-    assert!(events.len() > 80, "{}", events.len());
-    let missing: Vec<String> = events
-        .iter()
-        .filter(|event| {
-            let message = event.message.as_deref();
-            !message
-                .is_some_and(|message| documented.iter().any(|one| means(&one.message, message)))
-        })
-        .map(|event| {
-            let message = event.message.as_deref().unwrap_or("(no words)");
-            format!("{}: {message}", event.file)
-        })
-        .collect();
-    assert!(
-        missing.is_empty(),
-        "not among the log lines of docs/reference.md:\n  {}",
-        missing.join("\n  ")
-    );
-}
-
-#[test]
-fn documented_log_lines_exist_with_their_fields() {
-    let events = events();
-    for one in documented(&page("reference.md")) {
-        let meant: Vec<&Event> = events
-            .iter()
-            .filter(|event| {
-                let message = event.message.as_deref();
-                message.is_some_and(|message| means(&one.message, message))
-            })
+    assert!(written.len() > 100, "{}", written.len());
+    for event in declared().filter(|event| event.key != BY_HAND) {
+        let places = written.iter().filter(|one| one.key == event.key);
+        let fields: BTreeSet<&str> = places
+            .flat_map(|one| one.fields.iter().map(String::as_str))
             .collect();
-        assert!(!meant.is_empty(), "no source has this log line: {one:?}");
-        for field in &one.fields {
-            let has = meant.iter().any(|event| event.fields.contains(field));
-            assert!(
-                has,
-                "no such field: {field} of {one:?}; there are {meant:?}"
-            );
-        }
+        let declared = BTreeSet::from_iter(event.fields.iter().copied());
+        assert_eq!(fields, declared, "{}", event.key);
+        assert!(written.iter().any(|one| one.key == event.key), "{event:?}");
     }
 }
 
 #[test]
 fn every_quoted_log_line_exists() {
-    let (events, page) = (events(), page("runbooks.md"));
+    let page = page("runbooks.md");
     let quoted: Vec<&str> = page
         .split(['\n', '`'])
         .filter_map(|line| {
@@ -267,9 +164,8 @@ fn every_quoted_log_line_exists() {
         .collect();
     assert!(quoted.len() > 5, "{quoted:?}");
     let exists = |line: &&&str| {
-        let mut messages = events.iter().filter_map(|event| event.message.as_deref());
-        messages.any(|message| {
-            let fields = line.strip_prefix(message);
+        declared().any(|event| {
+            let fields = line.strip_prefix(event.message);
             fields.is_some_and(|fields| fields.is_empty() || fields.starts_with(' '))
         })
     };
@@ -318,12 +214,16 @@ fn contents_list_every_section() {
 
 #[test]
 fn scanner_reads_log_macros() {
-    let text = r#"%error, to = f(a, "x"), "it said \"no\": \
-                  and, in the end, left"); rest("#;
+    let text = r#"stale, %error, to = f(a, "x, y"), slot = slot.0); rest("#;
     let arguments = arguments(text);
-    assert_eq!(arguments.len(), 3, "{arguments:?}");
-    assert_eq!(arguments[..2], ["%error", "to = f(a, \"x\")"]);
-    let message = literal(&arguments[2]).unwrap();
-    assert_eq!(message, "it said \\\"no\\\": and, in the end, left");
-    assert_eq!(literal("cause"), None);
+    assert_eq!(
+        arguments,
+        ["stale", "%error", "to = f(a, \"x, y\")", "slot = slot.0"]
+    );
+    let fields: Vec<_> = arguments
+        .iter()
+        .skip(1)
+        .filter_map(|one| field(one))
+        .collect();
+    assert_eq!(fields, ["error", "to", "slot"]);
 }

@@ -16,6 +16,7 @@ use crate::config::{HANDOVER_COUNT_TIMEOUT, HANDOVER_MESSAGE_BYTES, HANDOVER_TUR
 use crate::fault;
 use crate::handover::machine::{Receiver, ReceiverAction, ReceiverEvent};
 use crate::handover::record::{self, Left, Message, Packet, Record};
+use crate::log::event;
 use crate::sys::socket::Socket;
 use uppercased_ctl::clock;
 use uppercased_ctl::metrics::Counter;
@@ -70,13 +71,13 @@ impl Reactor {
         };
         let until = clock::now() + HANDOVER_TURN;
         if self.counts_until.is_some_and(|until| until <= self.now) {
-            tracing::warn!("connections to come were not counted");
+            event!(takeover_not_counted);
             self.accept_while_expecting(self.expected);
         }
         loop {
             if self.receive_batch(&mut incoming) {
                 let adopted = incoming.machine.adopted();
-                tracing::info!(connections = adopted, "taken over");
+                event!(takeover_finished, connections = adopted);
                 self.accept_while_expecting(self.expected);
                 self.expect_no_more();
                 return;
@@ -111,7 +112,7 @@ impl Reactor {
                 }
                 Err(error) => {
                     if !matches!(error, packets::Error::Closed) {
-                        tracing::error!(%error, "a handover's socket failed");
+                        event!(handover_socket_failed, %error);
                     }
                     incoming.machine.handle(ReceiverEvent::PeerGone);
                 }
@@ -131,12 +132,12 @@ impl Reactor {
                 ReceiverAction::Acknowledge { .. } => false,
                 ReceiverAction::Decline { sequence, cause } => {
                     descriptors = None;
-                    tracing::warn!(%cause, "batch of connections not taken over");
+                    event!(takeover_batch_declined, error = %cause);
                     self.answer(incoming, sequence, Message::Declined { cause })
                 }
                 ReceiverAction::Refuse { sequence, cause } => {
                     descriptors = None;
-                    tracing::warn!(%cause, "refused to take connections over");
+                    event!(takeover_refused, error = %cause);
                     self.answer(incoming, sequence, Message::Refused { cause })
                 }
                 ReceiverAction::Finish { .. } => true,
@@ -172,7 +173,7 @@ impl Reactor {
             self.adopt_batch(descriptors.unwrap_or_default(), connections);
         if let Some(left) = &left {
             let (count, cause) = (left.places.len(), left.cause.as_str());
-            tracing::warn!(count, cause, "connections cannot be taken over");
+            event!(takeover_incomplete, connections = count, error = cause);
         }
         if first {
             fault::point("receiver.adopted");
@@ -201,7 +202,9 @@ impl Reactor {
             Ok(true) | Err(packets::Error::Closed) => {}
             refused @ (Ok(false) | Err(packets::Error::System { .. })) => {
                 // The sender will see an end without an acknowledgement, and keep them.
-                tracing::error!(?refused, "a batch cannot be acknowledged: it is given back");
+                let error =
+                    refused.map_or_else(|error| error.to_string(), |_| "no room".to_owned());
+                event!(takeover_batch_returned, error);
                 self.release_batch(&batch);
                 return true;
             }

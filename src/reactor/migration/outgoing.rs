@@ -15,6 +15,7 @@ use crate::fault;
 use crate::handover::machine::{SenderAction, SenderEvent};
 use crate::handover::record::{self, BatchEncoder, CAUSE_MAX_BYTES, Message, Packet};
 use crate::handover::{HandedOver, HandoverEnd, Part};
+use crate::log::event;
 use crate::memory::layout::{Flags, State};
 use crate::sys::socket::Socket;
 use uppercased_ctl::clock;
@@ -169,7 +170,7 @@ impl Reactor {
                 }
                 Err(packets::Error::Closed) => SenderEvent::PeerGone,
                 Err(error) => {
-                    tracing::error!(%error, "a handover's socket failed");
+                    event!(handover_socket_failed, %error);
                     SenderEvent::PeerGone
                 }
             };
@@ -314,7 +315,7 @@ impl Reactor {
         record.take_ownership();
         let token = pack_token(fd, record.generation());
         if let Err(error) = Socket::numbered(fd).watch(self.poll.registry(), token) {
-            tracing::error!(%error, fd, "the event loop cannot watch a connection again");
+            event!(connection_watch_failed, %error, fd);
             return self.close(fd, CloseReason::SystemError);
         }
         self.resume_connection(fd);

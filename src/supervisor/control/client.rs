@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{CONTROL_REQUEST_MAX_BYTES, CONTROL_REQUEST_TIMEOUT};
+use crate::log::event;
 use crate::sys::fd::{Descriptor, Inherited, Kept};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::control::Request;
@@ -155,10 +156,10 @@ impl Client {
     pub(crate) fn queue(&mut self, line: &[u8]) -> bool {
         if self.output.len() + line.len() > CONTROL_REPLY_MAX_BYTES {
             let (pid, uid) = (self.peer.pid, self.peer.uid);
-            tracing::warn!(
-                pid,
-                uid,
-                "a client of the control socket that does not read is cut"
+            event!(
+                control_client_not_reading,
+                client_pid = pid,
+                client_uid = uid
             );
             return false;
         }

@@ -24,6 +24,7 @@ use crate::config::{
     CONTROL_ACCEPTS_PER_TURN, CONTROL_CLIENTS_MAX, CONTROL_FILE_CHECK, CONTROL_PATIENCE,
     CONTROL_REQUEST_TIMEOUT, Control,
 };
+use crate::log::event;
 use crate::sys::fd::{Descriptor, Inherited, Kept};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::control::place::Surroundings;
@@ -110,11 +111,11 @@ impl ControlServer {
                 match Self::open_in(&Surroundings::here(), registry, tokens, first_request) {
                     Ok(server) => Ok(Some(server)),
                     Err(error @ Error::NoPlace) => {
-                        tracing::info!(%error, "no control socket: signals only");
+                        event!(control_socket_unavailable, %error);
                         Ok(None)
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "no control socket: signals only");
+                        event!(control_socket_failed, %error);
                         Ok(None)
                     }
                 }
@@ -122,7 +123,7 @@ impl ControlServer {
         };
         if let Ok(Some(server)) = &opened {
             let path = server.path().display();
-            tracing::debug!(%path, "control socket open");
+            event!(control_socket_opened, %path);
         }
         opened
     }
@@ -190,7 +191,7 @@ impl ControlServer {
             let client = Client::restore(client, inherited)?;
             // One client less must not fail an upgrade.
             if let Err(error) = server.seat(client, registry) {
-                tracing::warn!(%error, "a client of the control socket is lost");
+                event!(control_client_lost, %error);
             }
         }
         Ok(server)
@@ -238,18 +239,23 @@ impl ControlServer {
                 self.next = RequestId(id.0.wrapping_add(1));
                 client.state = State::Waiting { request: id };
                 let (pid, uid) = (client.peer.pid, client.peer.uid);
-                tracing::debug!(
-                    id = id.0,
+                event!(
+                    control_request_received,
+                    request = id.0,
                     command = request.name(),
-                    pid,
-                    uid,
-                    "control request"
+                    client_pid = pid,
+                    client_uid = uid
                 );
                 Some(Event::Requested(id, request))
             }
             Seen::Refused(cause) => {
                 let (pid, uid) = (client.peer.pid, client.peer.uid);
-                tracing::warn!(cause, pid, uid, "control request refused");
+                event!(
+                    control_request_refused,
+                    error = cause,
+                    client_pid = pid,
+                    client_uid = uid
+                );
                 self.finish(index, Reply::Refused(cause), registry, now);
                 None
             }
@@ -283,7 +289,7 @@ impl ControlServer {
         match self.find(request) {
             Some(index) => self.finish(index, reply, registry, now),
             None if request == RequestId::NOBODY => {}
-            None => tracing::debug!(id = request.0, "whoever asked has left"),
+            None => event!(control_client_left, request = request.0),
         }
     }
 
@@ -308,7 +314,7 @@ impl ControlServer {
                 && client.state.due().is_some_and(|due| due <= now)
             {
                 let (pid, uid) = (client.peer.pid, client.peer.uid);
-                tracing::warn!(pid, uid, "a silent client of the control socket is cut");
+                event!(control_client_timed_out, client_pid = pid, client_uid = uid);
                 self.dismiss(index, registry);
             }
         }
@@ -335,11 +341,11 @@ impl ControlServer {
         match self.open_again(registry) {
             Ok(()) => {
                 let path = self.path().display();
-                tracing::warn!(%path, "control socket file was gone: restored");
+                event!(control_socket_restored, %path);
                 self.file_lost = false;
             }
             Err(error) if !self.file_lost => {
-                tracing::error!(%error, "control socket file is gone");
+                event!(control_socket_lost, %error);
                 self.file_lost = true;
             }
             Err(_) => {}
@@ -380,7 +386,7 @@ impl ControlServer {
                         io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
                     ) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "the control socket rests");
+                    event!(control_accept_paused, %error);
                     self.rest_until = Some(now + ACCEPT_REST);
                     return heard;
                 }
@@ -457,7 +463,12 @@ impl ControlServer {
         if let Some(client) = &self.clients[index] {
             let (pid, uid) = (client.peer.pid, client.peer.uid);
             let total = self.gave_way;
-            tracing::warn!(pid, uid, total, "slow control client gave way");
+            event!(
+                control_client_displaced,
+                client_pid = pid,
+                client_uid = uid,
+                total
+            );
         }
     }
 
@@ -468,7 +479,7 @@ impl ControlServer {
                 uid: peer.uid(),
             },
             Err(error) => {
-                tracing::warn!(%error, "a client of the control socket without credentials");
+                event!(control_client_unidentified, %error);
                 return;
             }
         };
@@ -481,7 +492,12 @@ impl ControlServer {
         let (pid, uid) = (peer.pid, peer.uid);
         let own = rustix::process::geteuid().as_raw();
         if let Some(cause) = unheard(uid, own).or_else(full) {
-            tracing::warn!(cause, pid, uid, "client of the control socket refused");
+            event!(
+                control_client_refused,
+                error = cause,
+                client_pid = pid,
+                client_uid = uid
+            );
             if let Ok(line) = Reply::Refused(cause).encode() {
                 // A fresh socket has room for it; if not, the end of the connection has to do.
                 let _ = stream.write(&line);
@@ -490,7 +506,7 @@ impl ControlServer {
         }
         let client = Client::new(stream, peer, now);
         if let Err(error) = self.seat(client, registry) {
-            tracing::warn!(%error, pid, uid, "a client of the control socket is lost");
+            event!(control_client_lost, %error, client_pid = pid, client_uid = uid);
         }
     }
 
@@ -528,7 +544,7 @@ impl ControlServer {
             return;
         };
         let line = reply.encode().or_else(|error| {
-            tracing::error!(%error, "an answer cannot be sent");
+            event!(control_reply_not_sent, %error);
             Reply::Failed(format!("the answer is {error}")).encode()
         });
         // Without a line there is nothing but the end of the connection to tell.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::{self, Channel, Received};
 use crate::config::WORKER_WORDS_MAX_CHARS;
 use crate::handover::HandoverEnd;
+use crate::log::event;
 use crate::supervisor::machine::ListenerSource;
 use crate::supervisor::subprocess::{self, Subprocess};
 use crate::supervisor::tokens::Source;
@@ -203,7 +204,7 @@ impl Child {
     /// Kills the worker.
     pub(crate) fn kill(&self) {
         if let Err(error) = self.process.kill() {
-            tracing::error!(worker = %self.worker, %error, "cannot kill a worker");
+            event!(worker_kill_failed, slot = self.worker.slot.0, generation = self.worker.generation.0, worker_pid = self.pid(), %error);
         }
     }
 

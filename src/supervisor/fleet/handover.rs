@@ -11,6 +11,7 @@ use crate::channel::packets::Packets;
 use crate::config::{HANDOVER_SOCKET_BYTES, REBALANCE_BYTES_PER_CALL};
 use crate::fault;
 use crate::handover::{HandoverEnd, Part};
+use crate::log::event;
 use crate::memory::{self, Moves};
 use crate::supervisor::machine::{Event, Load, Progress};
 use crate::wire::{self, ToWorker};
@@ -30,7 +31,9 @@ impl Fleet {
                 let borrowed: Vec<_> = listeners.iter().map(OwnedFd::as_fd).collect();
                 self.send(to, ToWorker::Lend { slot }, &borrowed);
             }
-            Err(error) => tracing::error!(%to, %error, "cannot duplicate a listener to lend it"),
+            Err(error) => {
+                event!(listener_not_lent, to_slot = to.slot.0, to_generation = to.generation.0, %error)
+            }
         }
     }
 

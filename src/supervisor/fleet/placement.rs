@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::config::Steer;
+use crate::log::event;
 use crate::sys::{cpus, steering};
 use uppercased_ctl::identity::SlotId;
 
@@ -29,7 +30,7 @@ pub(crate) fn cpu_of(slot: SlotId, pin: bool) -> Option<u16> {
 
 fn usable_cpus() -> Vec<u16> {
     cpus::usable().unwrap_or_else(|error| {
-        tracing::warn!(%error, "it is not known which CPUs may be used: workers are not pinned");
+        event!(cpu_set_unknown, %error);
         Vec::new()
     })
 }
@@ -38,10 +39,7 @@ impl Fleet {
     /// Gives new connections to the first `slots` slots only: the others are about to leave.
     pub(crate) fn steer_to_first(&self, slots: u16) {
         if self.config().share_port {
-            tracing::warn!(
-                "the port is shared with other servers, so new connections cannot be steered: \
-                 handshakes that begin while a listener closes may be reset"
-            );
+            event!(steering_unavailable);
             return;
         }
         self.each_group(|listener| steering::steer_to_first(listener, slots));
@@ -66,15 +64,14 @@ impl Fleet {
                 self.each_group(|listener| steering::steer_by_cpu(listener, sockets, &cpus));
             }
         }
-        tracing::debug!(steer = ?config.steer, sockets, "new connections are spread");
+        event!(connections_spread, steer = config.steer.name(), sockets);
     }
 
     /// Does something to the group of each address, through a listener of the first slot.
     fn each_group(&self, steer: impl Fn(&OwnedFd) -> io::Result<()>) {
         for listener in self.slots.iter().take(1).flat_map(SlotResources::listeners) {
             if let Err(error) = steer(listener) {
-                tracing::error!(%error, "cannot steer new connections: the kernel spreads them as \
-                    it did before, and handshakes that begin while a listener closes may be reset");
+                event!(steering_failed, %error);
             }
         }
     }

@@ -8,6 +8,7 @@
 use std::os::fd::AsFd as _;
 
 use crate::config::QUEUE_CHECK_EVERY;
+use crate::log::event;
 use crate::sys::accept_queue::{AcceptQueue, accept_queue};
 use uppercased_ctl::clock::Tick;
 
@@ -48,11 +49,11 @@ impl Fleet {
             match change(slot.queue_filled, fullest) {
                 Some(Change::Filled) => {
                     slot.queue_filled = true;
-                    tracing::warn!(slot = index, length, limit, "accept queue is full");
+                    event!(accept_queue_full, slot = index, length, limit);
                 }
                 Some(Change::Emptied) => {
                     slot.queue_filled = false;
-                    tracing::info!(slot = index, length, limit, "accept queue has emptied");
+                    event!(accept_queue_emptied, slot = index, length, limit);
                 }
                 None => {}
             }

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use crate::config::REBIND_RETRY;
 use crate::fault;
 use crate::listener;
+use crate::log::event;
 use crate::wire::ToWorker;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{SlotId, WorkerId};
@@ -60,11 +61,16 @@ impl Fleet {
             };
             match self.slots[slot.index()].replace_lost(addresses, bind) {
                 Ok(()) => {
-                    tracing::warn!(%worker, slot = slot.0, "listeners bound again");
+                    event!(
+                        listener_rebound,
+                        worker_slot = worker.slot.0,
+                        worker_generation = worker.generation.0,
+                        slot = slot.0
+                    );
                     self.send_listeners(rebind, now);
                 }
                 Err(error) => {
-                    tracing::error!(%worker, slot = slot.0, %error, "listener not bound again");
+                    event!(listener_rebind_failed, worker_slot = worker.slot.0, worker_generation = worker.generation.0, slot = slot.0, %error);
                     self.rebinds.push(rebind);
                     self.rebind_at = Some(now + REBIND_RETRY);
                 }
@@ -97,7 +103,7 @@ impl Fleet {
                 self.events.push_back(Event::ListenersChanged(slot));
             }
             Err(error) => {
-                tracing::error!(%worker, slot = slot.0, %error, "listener not bound again");
+                event!(listener_rebind_failed, worker_slot = worker.slot.0, worker_generation = worker.generation.0, slot = slot.0, %error);
                 self.rebinds.push(rebind);
                 self.rebind_at = Some(now + REBIND_RETRY);
             }

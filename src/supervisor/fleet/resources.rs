@@ -15,6 +15,7 @@ use socket2::SockRef;
 use crate::config::Config;
 use crate::fault;
 use crate::listener;
+use crate::log::event;
 use crate::memory;
 use crate::memory::layout::Layout;
 use crate::supervisor::subprocess::Ended;
@@ -163,7 +164,11 @@ impl SlotResources {
     fn note_loss(&mut self, worker: WorkerId, memory: &SharedMemory) -> bool {
         let believable = memory::is_believable(memory);
         if !believable {
-            tracing::warn!(%worker, "its counters cannot be true: they are left out");
+            event!(
+                worker_counters_invalid,
+                slot = worker.slot.0,
+                generation = worker.generation.0
+            );
         }
         self.last_loss = believable.then(|| (worker, memory::open_connections(memory)));
         believable

@@ -27,6 +27,29 @@ pub enum Death {
     Lost,
 }
 
+impl Death {
+    /// Returns the exit code, of a process that exited by itself.
+    #[must_use]
+    pub const fn exit_code(self) -> Option<i32> {
+        match self {
+            Self::Exited(code) => Some(code),
+            Self::Signalled(_) | Self::Unknown | Self::Lost => None,
+        }
+    }
+
+    /// Returns the name of the signal that ended the process, or its number if it has no name.
+    #[must_use]
+    pub fn signal(self) -> Option<String> {
+        match self {
+            Self::Signalled(number) => Some(
+                Signal::try_from(number)
+                    .map_or_else(|_| number.to_string(), |signal| signal.as_str().to_owned()),
+            ),
+            Self::Exited(_) | Self::Unknown | Self::Lost => None,
+        }
+    }
+}
+
 impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -15,6 +15,7 @@ use socket2::{Protocol, SockRef, Type};
 
 use crate::config::{Config, LISTEN_MAX};
 use crate::listener;
+use crate::log::event;
 use crate::sys::fd::Inherited;
 use crate::wire::Listen;
 use uppercased_ctl::identity::SlotId;
@@ -79,7 +80,7 @@ impl Given {
                     given.offers.push(offer);
                 }
                 (Err(what), Origin::Store(slot)) => {
-                    tracing::warn!(name, what, "a stored socket is of no use: closed");
+                    event!(stored_socket_closed, name, reason = what);
                     given.useless.push(slot);
                 }
                 (Err(what), Origin::Unit) => return Err(Error::Unusable { name, what }),
@@ -128,7 +129,7 @@ impl Given {
         } = self;
         for (at, cause) in &plan.dropped {
             let address = offers[*at].listen;
-            tracing::warn!(%address, cause, "a stored socket is of no use: closed");
+            event!(stored_socket_closed, %address, reason = cause);
         }
         let mut sockets: Vec<Option<OwnedFd>> = sockets.into_iter().map(Some).collect();
         let mut slots = Vec::new();
@@ -148,10 +149,10 @@ impl Given {
             slots.push(listeners);
         }
         if !slots.is_empty() {
-            tracing::info!(
+            event!(
+                listeners_inherited,
                 slots = slots.len(),
-                from_unit = plan.from_unit,
-                "listeners taken over from the service manager"
+                from_unit = plan.from_unit
             );
         }
         useless.extend(plan.outdated);

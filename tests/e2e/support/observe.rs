@@ -235,7 +235,7 @@ pub fn become_owed(server: &Server, client: &mut Client) {
 pub fn wait_draining(server: &Server, workers: usize) {
     let mut seen = 0;
     server.wait_log(|line| {
-        seen += usize::from(line.contains(" INFO draining "));
+        seen += usize::from(line.contains(" INFO drain started "));
         seen == workers
     });
 }
