@@ -34,6 +34,9 @@ use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{ReleaseId, SlotId, WorkerId};
 use uppercased_ctl::status::Sandboxed;
 
+#[cfg(test)]
+use crate::sys::shared::SharedMemory;
+
 use super::machine;
 use super::machine::Death;
 use super::subprocess;
@@ -498,5 +501,15 @@ impl Fleet {
     fn worker_with(&self, serial: u64) -> Option<WorkerId> {
         let child = self.children().find(|child| child.serial == serial)?;
         Some(child.worker)
+    }
+}
+
+#[cfg(test)]
+impl Fleet {
+    /// Inserts a worker that was not started here, and a memory that a dead one has left.
+    pub(crate) fn insert(&mut self, child: Child, left_behind: Option<SharedMemory>) {
+        let slot = &mut self.slots[child.worker.slot.index()];
+        left_behind.map(|memory| slot.leave_behind(memory));
+        slot.insert(child);
     }
 }

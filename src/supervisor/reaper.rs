@@ -54,6 +54,13 @@ impl Reaper {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn holding(child: Ended) -> Self {
+        let mut reaper = Self::new();
+        reaper.killed.push(Killed { child, retry: None });
+        reaper
+    }
+
     /// Kills a child, and reaps it when it has ended.
     pub(crate) fn kill(&mut self, child: Ended, registry: &Registry) {
         child.unwatch(registry);

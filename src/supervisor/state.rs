@@ -7,18 +7,21 @@
 //! another version wrote, or that does not go with the configuration is refused as a whole, by the
 //! very function that the pre-flight uses, so that what passed there passes again.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::fleet::releases::{Limits, Release};
 use super::machine::{Machine, Snapshot, SnapshotError};
 use super::{admin, control, fleet, locks, reaper, signals, systemd, telemetry, upgrade};
 use crate::config::{Config, LogFormat, LogLevel, NeedsStop, check_change};
 use crate::fault;
+use crate::sys::fd::Descriptor;
 use crate::sys::image::Image;
 use crate::sys::limits::explain;
 use crate::wire;
@@ -50,7 +53,7 @@ pub(super) struct State {
     pub(super) reaper: reaper::Saved,
     /// The configuration as the new program's pre-flight has read it, in that program's format; not
     /// there in the state that a pre-flight reads.
-    pub(super) resolved: Option<serde_json::Value>,
+    pub(super) resolved: Option<Value>,
 }
 
 /// Why a program cannot go on with a state. One line each.
@@ -135,6 +138,10 @@ impl State {
                 reads: wire,
             });
         }
+        let mut numbers = BTreeSet::new();
+        if !named_once(&serde_json::from_slice(bytes)?, &mut numbers) {
+            return Err(Error::Contradiction("a descriptor is listed twice"));
+        }
         let state: Self = serde_json::from_slice(bytes)?;
         let machine = Machine::restore(state.machine.clone())?;
         if machine.slots().count() != state.fleet.slot_count() {
@@ -164,6 +171,18 @@ impl State {
     }
 }
 
+/// Whether every descriptor that `value` names, wherever, is named once.
+fn named_once(value: &Value, numbers: &mut BTreeSet<RawFd>) -> bool {
+    match value {
+        Value::Object(object) => match Descriptor::deserialize(value) {
+            Ok(descriptor) if object.len() == 1 => numbers.insert(descriptor.number()),
+            _ => object.values().all(|value| named_once(value, numbers)),
+        },
+        Value::Array(array) => array.iter().all(|value| named_once(value, numbers)),
+        _ => true,
+    }
+}
+
 /// Whether this program could go on with the state in `written`, with `config` as it reads it: the
 /// part of a pre-flight that concerns the supervisor. Returns the first message to a worker then.
 ///
@@ -187,3 +206,6 @@ pub fn examine(written: OwnedFd, config: Config) -> Result<wire::Start, String> 
     };
     Ok(release.start(state.fleet.addresses(), true, true))
 }
+
+#[cfg(test)]
+mod tests;

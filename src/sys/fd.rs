@@ -102,6 +102,12 @@ impl From<RawFd> for Descriptor {
     }
 }
 
+impl Descriptor {
+    pub(crate) const fn number(self) -> RawFd {
+        self.fd
+    }
+}
+
 /// The descriptors that a saved state names, and that stay open through the exec.
 #[derive(Debug, Default)]
 pub(crate) struct Kept<'a>(Vec<BorrowedFd<'a>>);
