@@ -255,6 +255,55 @@ fn supervisor_and_worker_never_import_each_other() {
     assert_none("imports the other side", offences);
 }
 
+/// The parts of the supervisor: each is a file and a folder of its name.
+const PARTS: [&str; 9] = [
+    "admin",
+    "control",
+    "fleet",
+    "locks",
+    "reaper",
+    "signals",
+    "systemd",
+    "telemetry",
+    "upgrade",
+];
+
+#[test]
+fn parts_of_supervisor_never_import_each_other() {
+    let mut seen = 0;
+    let mut offences = Vec::new();
+    for (name, text) in sources("src/supervisor") {
+        let path = name.trim_start_matches("src/supervisor/");
+        let part = path.trim_end_matches(".rs").split('/').next();
+        let Some(part) = PARTS.into_iter().find(|known| part == Some(known)) else {
+            continue;
+        };
+        seen += 1;
+        let outside = if path.contains('/') {
+            "crate::supervisor::"
+        } else {
+            "super::"
+        };
+        for line in code_lines(&text) {
+            let Some((_, imported)) = line.split_once(outside) else {
+                continue;
+            };
+            let mut words = imported.split(|c: char| !c.is_alphanumeric());
+            let foreign = |word| word == "Supervisor" || (word != part && PARTS.contains(&word));
+            offences.extend(
+                words
+                    .find(|word| foreign(word))
+                    .map(|_| format!("{name}: {line}")),
+            );
+        }
+    }
+    assert!(
+        seen >= PARTS.len(),
+        "the list of parts names files that are gone"
+    );
+    assert_none("a part of the supervisor knows another", offences);
+}
+
 #[test]
 fn unsafe_code_stays_in_its_modules() {
     let mut offences = Vec::new();
