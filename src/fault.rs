@@ -8,7 +8,7 @@
 //! [`TRAILER_MARK`]; what follows it is the plan.
 //!
 //! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`, and
-//! `violate:` with one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`, `unlisten`, `steer`,
+//! `violate:` with one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`, `unlisten`, `unlisten_all`, `steer`,
 //! `fill`, `punch`, `map`, `overwrite`: what the sandbox of a worker is to prevent; and `fail`, where the point stands
 //! for a system call that may be refused. Anything else is a value that [`value`] returns, as
 //! `version=9.9.9`.
@@ -38,13 +38,14 @@ mod plan {
     use std::fs::File;
     use std::io::{self, IoSlice, Read as _, Seek as _, SeekFrom};
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::os::fd::AsRawFd as _;
     use std::process::Command;
     use std::sync::OnceLock;
 
     use memmap2::MmapOptions;
     use nix::fcntl::{FallocateFlags, fallocate};
     use nix::sys::signal::{Signal, raise};
-    use nix::sys::socket::{Shutdown, shutdown};
+    use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
     use nix::unistd::{Uid, getppid};
     use rustix::io::{ReadWriteFlags, pwritev2};
 
@@ -86,6 +87,15 @@ mod plan {
             "signal" => nix::sys::signal::kill(getppid(), None).map_err(io::Error::from),
             // Of a socket that others have, too; which one does not matter to the filter.
             "unlisten" => shutdown(CHANNEL_NUMBER, Shutdown::Both).map_err(io::Error::from),
+            "unlisten_all" => (0..1024).try_for_each(|number| {
+                let Ok(socket) = duplicate_inherited(number) else {
+                    return Ok(());
+                };
+                if getsockopt(&socket, sockopt::AcceptConn) == Ok(true) {
+                    shutdown(socket.as_raw_fd(), Shutdown::Both)?;
+                }
+                Ok(())
+            }),
             "steer" => duplicate_inherited(CHANNEL_NUMBER)
                 .and_then(|socket| steering::steer_to_first(&socket, 1)),
             "fill" => {

@@ -211,13 +211,12 @@ impl Worker {
         adopt: bool,
         adopted: Vec<OwnedFd>,
     ) -> Result<(), String> {
-        // A test checks that a worker which does not adopt would be noticed.
-        let adopt = adopt && fault::value("worker.adopt") != Some("bind_anew");
         let (listeners, listen) = if adopt {
             if adopted.len() != listen.len() {
                 let (got, wanted) = (adopted.len(), listen.len());
                 return Err(format!("received {got} listeners for {wanted} addresses"));
             }
+            fault::point("worker.adopting");
             // Unchanged: the supervisor sets their options.
             (adopted, listen.to_vec())
         } else {

@@ -101,7 +101,7 @@ fn with_held_worker() -> (tempfile::TempDir, Server) {
     let folder = tempfile::tempdir().expect("a folder of its own");
     let program = folder.path().join("uppercased");
     let image = Image::copy(folder.path());
-    image.with_faults("process.kill=ignore").replace(&program);
+    image.with_faults("process.kill=fail").replace(&program);
     let server = Server::builder().program(&program).args([
         "--listen=127.0.0.1:0",
         "--workers=1",

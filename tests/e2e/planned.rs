@@ -181,7 +181,7 @@ fn is_noticed(faults: &str) -> bool {
 
 #[test]
 fn proof_detects_rebound_listener() {
-    isolated(|| assert!(is_noticed("worker.adopt=bind_anew")));
+    isolated(|| assert!(is_noticed("worker.adopting=violate:unlisten_all")));
 }
 
 #[test]

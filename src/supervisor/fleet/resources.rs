@@ -206,10 +206,6 @@ impl SlotResources {
         match (self.listeners.is_empty(), deposited.len()) {
             (true, count) if count == listen.len() && count > 0 => self.listeners = deposited,
             (false, 0) => {}
-            // A test shows what clients would see of this: their queue is closed.
-            (false, _) if fault::value("worker.adopt") == Some("bind_anew") => {
-                self.listeners = deposited;
-            }
             (true, count) => {
                 return Err(format!(
                     "it deposited {count} listeners for {} addresses",
