@@ -1,11 +1,10 @@
-//! A child of the running supervisor that does what may wait, and shows what the supervisor has to
-//! know before it changes anything.
+//! A child of the running supervisor that does what may block, before anything is changed.
 //!
 //! For a reload it runs the supervisor's own program and reads the configuration from the arguments
-//! that the server was started with: names, users and files are looked up here. For an upgrade it
+//! of the server: host names, users and files are resolved here. For an upgrade it
 //! runs the new program, reads the configuration likewise and the very state that it would be given,
 //! and comes up as far as a worker does. Either way the configuration goes back as data. It binds
-//! nothing, serves nobody, and ends when it has answered; it never outlives its supervisor.
+//! nothing, serves no client, exits when it has answered, and never outlives its supervisor.
 
 use std::process::ExitCode;
 
@@ -22,18 +21,18 @@ use crate::wire::{Envelope, FromPreflight, ToPreflight};
 use crate::worker;
 use uppercased_ctl::stderr;
 
-/// How long it waits for its task, which is sent before it is even started.
+/// Time to wait for the task, which is sent before the child is started.
 const TASK_TIMEOUT_MS: u16 = 10_000;
 
-/// What the child is for.
+/// The task of the child.
 enum Task {
     /// To read the configuration.
     Resolve,
-    /// To show that it could go on with this state, too.
+    /// To show that it could take over with this state, too.
     TakeOver(OwnedFd),
 }
 
-/// Runs the child. `read` reads the configuration of the running server anew; it may wait.
+/// Runs the child. `read` reads the configuration of the running server again; it may block.
 #[must_use]
 pub fn run(read: impl FnOnce() -> Result<Config, String>) -> ExitCode {
     let Some(channel) = inherited_channel() else {
@@ -43,7 +42,7 @@ pub fn run(read: impl FnOnce() -> Result<Config, String>) -> ExitCode {
         );
         return ExitCode::from(2);
     };
-    // What follows may wait for others. Fails for no signal that there is.
+    // What follows may block. Fails for no valid signal.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     fault::point("preflight.starting");
     let mut channel = Channel::over(channel);

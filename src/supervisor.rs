@@ -1,10 +1,12 @@
-//! The supervisor: waits for what happens, lets the machine decide, carries out what it decides.
+//! The supervisor: waits for events, has the machine decide, and carries out its actions.
 //!
-//! A thin shell round [`machine`]: signals, channels, pidfds, requests and one deadline become
-//! events; actions become forks, messages, kills, answers and log lines.
+//! A thin shell around [`machine`]: signals, channels, pidfds, requests and one deadline become
+//! events; actions become forks, messages, kills, answers and log lines. Its parts own their state
+//! and return events; no part knows another one, and only the files that extend [`Supervisor`]
+//! (`boot`, `actions`, `requests`, `status`, `exec`, `resume`) see all of them.
 //!
 //! Invariants: one thread, always (fork and exec depend on it); a duplicate of every slot's
-//! listeners stays here from the slot's first Ready until the machine lets go of it, so that no
+//! listeners stays here from the slot's first Ready until the machine drops it, so that no
 //! accept queue dies with a worker; no wait but the event loop's; it serves no client.
 //!
 //! It must not decide (the machine does) nor import the worker (they share `wire` and `memory`).
@@ -91,11 +93,11 @@ pub struct Supervisor {
     locks: PortLocks,
     reaper: Reaper,
     verdict: Option<Verdict>,
-    /// When the end of the process does not wait for the last children any longer.
+    /// When the process exits although children have not been reaped.
     closing: Option<Tick>,
 }
 
-/// Serves as `launch` says until told to stop; errors are printed.
+/// Serves with the configuration of `launch` until a stop; prints errors.
 #[must_use]
 pub fn run(launch: Launch) -> ExitCode {
     let format = launch.config.log_format;
@@ -119,8 +121,8 @@ fn complain(format: LogFormat, cause: &str) {
     }
 }
 
-/// Goes on where the earlier program of this process has stopped ([`is_resuming`] says that there
-/// was one); gives the process back to it if that is impossible.
+/// Takes over from the earlier program of this process (see [`is_resuming`]), or gives the process
+/// back to it if that is impossible.
 #[must_use]
 pub fn resume(args: Vec<OsString>) -> ExitCode {
     match Supervisor::resume(args) {
@@ -129,8 +131,8 @@ pub fn resume(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// Gives the process back to the program that it ran before, because this one cannot go on.
-/// Returns only if that is impossible, too.
+/// Gives the process back to the earlier program, because this one cannot take over. Returns only if
+/// that is impossible, too.
 fn give_back(cause: &str) -> ExitCode {
     let error = match EarlierProgram::find() {
         Ok(earlier) if earlier.cause.is_some() => "it is the earlier program itself".to_owned(),
@@ -168,7 +170,7 @@ impl Supervisor {
         }
     }
 
-    /// Runs until the machine says that everything is over.
+    /// Runs until the machine has ended.
     ///
     /// # Errors
     /// What `epoll_wait` returned.
@@ -211,7 +213,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether nothing is left to be done. Begins to close once the machine has given its verdict.
+    /// Whether nothing is left to be done. Begins to close once the machine has ended.
     fn is_over(&mut self) -> bool {
         if self.verdict.is_none() {
             return false;
@@ -258,7 +260,7 @@ impl Supervisor {
         self.machine.handle(event, clock::now());
     }
 
-    /// Hands a readiness report to the part that it is for.
+    /// Passes a readiness report to its part.
     fn on_ready(&mut self, token: Token) {
         let registry = self.poll.registry();
         let now = clock::now();
@@ -287,7 +289,7 @@ impl Supervisor {
         }
     }
 
-    /// Tells the machine, and the parts concerned, what happened to the workers.
+    /// Passes events of the workers to the machine and to the parts concerned.
     fn take_fleet_events(&mut self) {
         while let Some(event) = self.fleet.poll_event() {
             match event {
@@ -356,7 +358,7 @@ impl Supervisor {
     }
 }
 
-/// Says whether a slot's queue is lent to a worker.
+/// Returns the test whether a slot's queue is lent to a worker.
 fn is_lent(machine: &Machine) -> impl Fn(identity::SlotId, identity::WorkerId) -> bool + '_ {
     move |slot, worker| {
         let lent = |queue| matches!(queue, Queue::Lent { to, .. } if to == worker);

@@ -1,5 +1,4 @@
-//! Carrying out what the machine decides: each action becomes a fork, a message, a kill, an answer
-//! or a log line.
+//! The actions of the machine: each becomes a fork, a message, a kill, an answer or a log line.
 //!
 //! Invariant: actions are carried out in order; one that fails becomes an event, never silence.
 
@@ -122,7 +121,7 @@ impl Supervisor {
         self.fleet.spread(self.systemd.lets_go());
     }
 
-    /// The service manager may have let go of what it was told to.
+    /// The service manager may have closed the listeners that it was to remove.
     pub(super) fn store_let_go(&mut self) {
         // Scaling steers by itself, and spreads when it is done.
         if self.systemd.on_ready() && self.machine.planned() != Some(Planned::Scaling) {

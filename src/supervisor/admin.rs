@@ -1,11 +1,11 @@
-//! The supervisor's side of the admin endpoint: its listeners (for HTTP, for load balancers that
-//! ask), and the process that answers there.
+//! The supervisor's side of the admin endpoint: its listeners (for HTTP and for load balancers), and
+//! the process that answers there.
 //!
 //! Invariants: a listener is bound before the first worker starts and stays here, so that an
 //! address that cannot be had is refused at the start, and a health check that comes while there is
 //! no process waits a moment instead of being refused; the process runs this supervisor's own
 //! program, and none is left when the supervisor ends or becomes another program; a process that is
-//! to be locked in otherwise than it is makes way for another one.
+//! to be sandboxed differently is replaced.
 //!
 //! It must not accept, nor wait for the process.
 
@@ -34,10 +34,10 @@ mod process;
 use life::{Life, Pace};
 use process::{AdminProcess, Received};
 
-/// Clients that may wait to be taken.
+/// Backlog of a listener.
 const BACKLOG: i32 = 16;
-/// Messages of the process that are heard in one go: twice what it can have to say. Whatever
-/// becomes of it, workers are heard between two goes.
+/// Messages of the process received in one turn: twice as many as it can have in flight. Messages of
+/// workers are received between two turns.
 const MESSAGES_PER_TURN: usize = 2 * (ADMIN_REQUESTS_MAX + AGENT_CLIENTS_MAX);
 
 /// Why there is no admin endpoint.
@@ -188,7 +188,7 @@ impl Admin {
                 Some(Received::Question(number)) => questions.push(number),
             }
         }
-        // There may be more: that is reported anew.
+        // There may be more: readiness is reported again.
         if let Some(process) = &mut self.process {
             process.watch_again(registry);
         }

@@ -33,7 +33,7 @@ pub(super) fn retry(earlier: u32, initial: Duration, max: Duration, rng: &mut Rn
     }
 }
 
-/// `initial` doubled so many times, at most `max`, in nanoseconds. Saturates.
+/// `initial`, doubled `doublings` times, at most `max`, in nanoseconds. Saturates.
 fn ceiling_ns(doublings: u32, initial: Duration, max: Duration) -> u64 {
     let nanos = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
     let factor = 1_u64.checked_shl(doublings).unwrap_or(u64::MAX);

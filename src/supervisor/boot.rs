@@ -1,5 +1,5 @@
-//! A start, up to the first worker: limits, locks, the image; everything that can be refused without
-//! having disturbed anybody.
+//! A start, up to the first worker: limits, locks, listeners, the image. A start that fails here has
+//! changed nothing.
 
 use mio::Poll;
 
@@ -107,8 +107,8 @@ impl Supervisor {
     }
 }
 
-/// Only a process with certain capabilities can run workers as somebody else, and end them; it is
-/// better said now than by each worker, or by one that cannot be ended.
+/// Checks that this process may run workers as another user, and kill them: an error now is better
+/// than one from each worker, or a worker that cannot be killed.
 pub(super) fn check_account(config: &Config) -> Result<(), config::Error> {
     let named = [("user", &config.user), ("group", &config.group)];
     let Some((name, _)) = named.into_iter().find(|(_, account)| account.is_some()) else {
@@ -141,8 +141,8 @@ const fn address(one: &ListenAddr) -> Listen {
     }
 }
 
-/// Keeps other instances off every address whose port is known, and looks for strangers there.
-/// Sockets that this instance has been given (`own`) are no strangers, whoever else has them.
+/// Locks every address whose port is known against other instances, and checks that no other program
+/// listens there. The inherited sockets of this instance, `own`, are no reason for an error.
 fn lock(config: &Config, addresses: &[Listen], own: &[u64]) -> Result<Vec<Lock>, Error> {
     if config.share_port {
         return Ok(Vec::new());
@@ -159,7 +159,7 @@ fn lock(config: &Config, addresses: &[Listen], own: &[u64]) -> Result<Vec<Lock>,
     Ok(locks)
 }
 
-/// The kernel cuts a longer backlog without a word.
+/// Warns about a backlog that the kernel cuts silently.
 pub(super) fn warn_about_backlog(config: &Config) {
     if let (Some(asked), Some(granted)) = (config.backlog, listener::longest_backlog())
         && asked > granted

@@ -1,6 +1,6 @@
-//! The control socket: requests, and the answers' way back. Without one, this does nothing.
+//! The control socket: receives requests and sends their answers. Without one, this does nothing.
 //!
-//! It must not carry out anything: complete requests are handed out, answers handed in.
+//! It must not carry out a request.
 
 mod client;
 mod server;
@@ -74,7 +74,7 @@ impl Control {
         events
     }
 
-    /// Makes the socket again if its file is gone.
+    /// Binds the socket again if its file is gone.
     pub(crate) fn keep_file(&mut self, registry: &Registry, now: Tick) {
         if let Some(server) = &mut self.server {
             server.keep_file(registry, now);
@@ -138,7 +138,7 @@ impl Control {
         }
     }
 
-    /// Goes on with what the earlier program of this process saved. The socket's file stays that
+    /// Restores what the earlier program of this process saved. The socket's file stays that
     /// program's until [`Self::own_file`].
     ///
     /// # Errors

@@ -13,33 +13,33 @@ use super::{admin, socket_file};
 /// Why a supervisor cannot even begin.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The limits asked for are not to be had.
+    /// The configuration cannot be applied.
     #[error(transparent)]
     Config(#[from] config::Error),
     /// The log cannot be written.
     #[error(transparent)]
     Log(#[from] log::Error),
-    /// Sockets that were handed over are of no use.
+    /// Inherited sockets cannot be used.
     #[error(transparent)]
     Activation(#[from] activation::Error),
-    /// An address is somebody else's.
+    /// An address is in use.
     #[error(transparent)]
     Port(#[from] port::Error),
-    /// The control socket cannot be made.
+    /// The control socket cannot be bound.
     #[error(transparent)]
     Control(#[from] socket_file::Error),
-    /// Health and metrics cannot be shown where they are to be.
+    /// The admin endpoint cannot be bound.
     #[error(transparent)]
     Admin(#[from] admin::Error),
-    /// The workers' memory cannot be had.
+    /// The memory of the workers is not available.
     #[error(transparent)]
     Memory(#[from] NoRoom),
     /// The system refused something.
     #[error("cannot {operation}: {source}")]
     System {
-        /// What was to be done.
+        /// The operation, as an infinitive.
         operation: &'static str,
-        /// Why not.
+        /// Its error.
         source: io::Error,
     },
 }

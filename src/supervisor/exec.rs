@@ -1,4 +1,4 @@
-//! Reloads and upgrades, as far as all parts take part: the child's result, and the exec in place.
+//! Reloads and upgrades, as far as they concern all parts: the pre-flight's result, and the exec.
 //!
 //! Signals are blocked from before the state is written until the new program handles them
 //! ([`mod@super::resume`]); what comes meanwhile stays pending in the kernel, and what had come already
@@ -83,7 +83,7 @@ impl Supervisor {
         self.fleet.no_room_with(&config, limits, active)
     }
 
-    /// Becomes the program that passed the pre-flight. If that fails, everything goes on.
+    /// Becomes the program that passed the pre-flight. If that fails, this one continues.
     pub(super) fn exec(&mut self) {
         fault::point("supervisor.exec");
         let cause = self.replace_program();
@@ -91,7 +91,7 @@ impl Supervisor {
         self.handle_signals();
     }
 
-    /// Returns why this program goes on.
+    /// Returns why this program continues.
     fn replace_program(&mut self) -> String {
         let Some(passed) = self.upgrade.take_passed() else {
             return "no program has passed the pre-flight".to_owned();

@@ -1,7 +1,7 @@
 //! The workers: their processes, channels, memories and listeners, and the releases that they run.
 //!
 //! Invariants: a duplicate of every slot's listeners stays here from the slot's first Ready until the
-//! machine lets go of it, so that no accept queue dies with a worker; what fails becomes an event.
+//! machine drops it, so that no accept queue dies with a worker; a failure becomes an event.
 //!
 //! It must not decide how many workers there are, or which does what (the machine does).
 
@@ -98,7 +98,7 @@ impl Saved {
     }
 }
 
-/// What happened to the workers.
+/// An event of the workers.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// For the machine as it is.
@@ -107,7 +107,7 @@ pub(crate) enum Event {
         worker: WorkerId,
         how: Death,
     },
-    /// A worker has begun to stop, with so many connections open.
+    /// A worker has begun to stop with these connections open.
     Draining {
         worker: WorkerId,
         connections: u32,
@@ -128,7 +128,7 @@ pub(crate) enum Event {
 }
 
 impl Fleet {
-    /// One that starts: with the listeners that were handed over to this process, by slot.
+    /// The fleet of a server that starts, with the listeners that this process inherited, by slot.
     pub(crate) fn new(
         first: Release,
         addresses: Vec<Listen>,
@@ -151,7 +151,7 @@ impl Fleet {
         }
     }
 
-    /// The next thing that happened.
+    /// The next event.
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
@@ -185,7 +185,7 @@ impl Fleet {
         self.rebind_at.into_iter().chain([self.queues_due]).min()
     }
 
-    /// Acts on what is due. `is_lent` says whether a slot's queue is lent to a worker.
+    /// Acts on what is due. `is_lent` returns whether a slot's queue is lent to a worker.
     pub(crate) fn handle_timeout(&mut self, now: Tick, is_lent: impl Fn(SlotId, WorkerId) -> bool) {
         self.rebind_due(now, is_lent);
         self.check_queues(now);
@@ -347,7 +347,7 @@ impl Fleet {
         }
     }
 
-    /// Goes on with the workers that the earlier program of this process saved.
+    /// Restores the workers that the earlier program of this process saved.
     ///
     /// # Errors
     /// A descriptor is not there or not what it is to be, or cannot be watched.

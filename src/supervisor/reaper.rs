@@ -1,7 +1,7 @@
-//! Ended children: those that were killed and have to be reaped, orphans, and why a child died.
+//! Reaping: children that were killed, orphans, and the causes of deaths.
 //!
-//! A killed process usually ends at once, but one that waits for a disk or a file server does not. No
-//! part of the supervisor waits for it: its pidfd reports the end, and an exec in place passes it on.
+//! A killed process usually exits at once, but one that waits for a disk or a file server does not. No
+//! part of the supervisor waits for it: its pidfd reports the exit, and an exec passes it on.
 //!
 //! Invariants: nothing here blocks; a child stays until it is reaped, and its socket as long,
 //! which is emptied before it is closed (see [`Packets::purge`]).

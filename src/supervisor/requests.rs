@@ -21,7 +21,7 @@ impl Supervisor {
     pub(super) fn handle_signals(&mut self) {
         let requests = self.signals.on_ready();
         if !requests.is_empty() {
-            // Signals are the last resort of a user who does not find the socket any more.
+            // Signals are the last resort of a user who cannot find the socket.
             self.control.keep_file(self.poll.registry(), clock::now());
         }
         for request in requests {
@@ -89,7 +89,7 @@ impl Supervisor {
         });
     }
 
-    /// Ends the operation in progress.
+    /// Cancels the operation in progress.
     fn cancel(&mut self, request: RequestId) {
         let caller = self.control.caller(request);
         let by = caller.map_or_else(
@@ -99,8 +99,8 @@ impl Supervisor {
         self.happened(Event::Cancel { request, by });
     }
 
-    /// A request that nobody can be told about, so it waits for its turn and is never refused for
-    /// what is in progress.
+    /// Requests an operation for which no client waits: it is never refused for an operation in
+    /// progress, but waits for its turn.
     pub(super) fn remember(&mut self, wanted: Wanted) {
         let options = Options {
             wait: true,
@@ -110,7 +110,7 @@ impl Supervisor {
     }
 
     /// Prepares a request whose turn it is, and has the machine begin it. A reload is prepared by a
-    /// child, because reading a configuration may wait for others.
+    /// child, because reading a configuration may block.
     pub(super) fn begin(&mut self, request: RequestId, wanted: Wanted, drain: bool) {
         let prepared = match wanted {
             Wanted::Reload => return self.begin_resolution(request),
@@ -128,7 +128,7 @@ impl Supervisor {
         self.happened(event);
     }
 
-    /// The configuration of a reload has been read, or why it could not be.
+    /// Begins a reload with the configuration that was read, or refuses it.
     pub(super) fn resolved(&mut self, request: RequestId, config: Result<Config, String>) {
         let drain = self.machine.may_drain_what_begins();
         let prepared = config.and_then(|config| self.prepare_release(config, drain));
@@ -150,7 +150,7 @@ impl Supervisor {
     /// Refuses numbers of workers that the sockets or the limit on descriptors do not allow.
     fn check_workers(&self, to: ScaleTo, drain: bool) -> Result<(), String> {
         let workers = to.from(self.machine.policy().workers);
-        // Numbers that nobody can have are refused by the machine.
+        // Numbers out of range are refused by the machine.
         if (WORKERS.least..=WORKERS.most).contains(&workers) {
             if let Some(cause) = self.fleet.too_few(workers) {
                 return Err(cause);
@@ -165,8 +165,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// An earlier instance may have left listeners of more slots than there are to be. Their queues
-    /// are emptied as in any other change of the number of workers.
+    /// Scales down if an earlier instance has left listeners of more slots than are configured. Their
+    /// queues are emptied as by any other scaling.
     pub(super) fn shed_surplus(&mut self) {
         let wanted = self.config().workers;
         if wanted < self.fleet.slot_count() {
@@ -174,7 +174,7 @@ impl Supervisor {
         }
     }
 
-    /// Changes what load balancers are told. Nobody is refused for it.
+    /// Changes the state that is reported to load balancers. No client is refused for it.
     fn rotate(&mut self, request: RequestId, to: Rotation) {
         let from = self.admin.rotate(to);
         event!(rotation_changed, from = from.name(), to = to.name());
@@ -233,7 +233,7 @@ impl Supervisor {
         Ok((self.fleet.add_release(release), policy))
     }
 
-    /// The release is everybody's now.
+    /// Puts a release in force.
     pub(super) fn commit(&mut self, release: ReleaseId) {
         self.fleet.commit(release);
         let config = self.config();
@@ -243,7 +243,7 @@ impl Supervisor {
         fault::point("supervisor.committed");
     }
 
-    /// Tells whoever asked how an operation ended, and lets go of what nobody runs any more.
+    /// Answers a request whose operation has ended, and drops releases that no slot runs.
     pub(super) fn answer(&mut self, request: RequestId, answer: &Answer) {
         let mut reply = reply_of(answer);
         if let Reply::Done(done) = &mut reply {
@@ -261,7 +261,7 @@ impl Supervisor {
         }
     }
 
-    /// Connections of workers that leave and serve them to their end.
+    /// The connections of workers that drain.
     fn draining_connections(&self) -> u64 {
         let seats = self.machine.slots().flat_map(|slot| slot.predecessors);
         let leaving = seats.filter(|seat| seat.state == "leaving");
@@ -275,7 +275,7 @@ impl Supervisor {
         match notice {
             Notice::OperationStarted { request, .. } => self.control.set_asking(*request),
             Notice::OperationEnded { what, answer } => {
-                // One that was refused has not begun: who waits for another goes on hearing of it.
+                // A refused operation has not begun: the client of another still gets its progress.
                 if !matches!(answer, Answer::Refused { .. }) {
                     self.control.set_asking(RequestId::NOBODY);
                 }

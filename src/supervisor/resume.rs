@@ -1,13 +1,13 @@
 //! A program that finds itself in a process with a past: the other half of an upgrade in place.
 //!
 //! It reads the state that the earlier program has left; each part takes its descriptors by the numbers
-//! that the state names. If this program cannot go on, the earlier one, whose file was left open for that,
-//! is executed again and finds itself where it had stopped.
+//! that the state names. If this program cannot take over, the earlier one, whose file was left open for
+//! that, is executed again and resumes.
 //!
 //! Invariants: everything that can fail works on duplicates, so giving back passes on the very
 //! descriptors that came, at the very numbers; signals stay blocked until they are handled.
 //!
-//! It must not decide what the workers run next: the machine is told, and does.
+//! It must not decide what the workers run next (the machine does).
 
 use std::ffi::OsString;
 use std::io;
@@ -37,7 +37,7 @@ use super::telemetry::Telemetry;
 use super::upgrade::{EarlierProgram, Upgrade};
 
 impl Supervisor {
-    /// Goes on where the earlier program of this process has stopped.
+    /// Takes over from the earlier program of this process.
     ///
     /// # Errors
     /// Why this program cannot. The earlier one can have everything back then.
@@ -49,7 +49,7 @@ impl Supervisor {
         let state = state.map_err(|error| format!("the state is not there: {error}"))?;
         let (state, machine) = State::read(state).map_err(|error| error.to_string())?;
         fault::fail("supervisor.resume").map_err(|error| error.to_string())?;
-        // The earlier program, called back, goes on with what it had.
+        // The earlier program, called back, keeps its configuration.
         let outcome = match earlier.cause {
             Some(cause) => Err(cause),
             None => Ok(config_of(&state)?),
@@ -131,7 +131,7 @@ impl Supervisor {
     }
 }
 
-/// The configuration as the pre-flight of this program has read it: what may wait is not asked again.
+/// The configuration as the pre-flight of this program has read it: nothing that may block is read again.
 fn config_of(state: &State) -> Result<Config, String> {
     let config = state.resolved.clone();
     let config = config.ok_or("the state has no configuration for this program")?;

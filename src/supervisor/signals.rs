@@ -1,4 +1,4 @@
-//! Signals: what came, and what each asks for.
+//! Signals, and the request that each makes.
 //!
 //! Invariant: between a save and the exec no signal is lost: what had come travels in the state, what
 //! comes meanwhile is blocked and stays pending in the kernel.
@@ -32,7 +32,7 @@ use terminal::{Hangup, Terminal};
 const STOP_SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
 /// Each asks for something else.
 const OTHER_SIGNALS: [i32; 5] = [SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU];
-/// All that have an effect; help and documentation list the same.
+/// All that have an effect; help and documentation list the same ones.
 pub(crate) const HANDLED_SIGNALS: [&[i32]; 2] = [&STOP_SIGNALS, &OTHER_SIGNALS];
 
 /// Whether a signal to stop ends the process where it is.

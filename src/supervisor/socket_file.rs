@@ -1,6 +1,6 @@
-//! The file of the control socket: bound for its owner only, found in the way, removed at the end.
+//! The file of a Unix socket: bound for its owner only, replaced if its server is dead, removed at the end.
 //!
-//! Invariants: it has mode 0600 from birth; only a socket that is ours, or at which nobody answers,
+//! Invariants: it has mode 0600 from birth; only a socket that is ours, or at which no server answers,
 //! is ever removed; a path is bound, and a dead socket removed there, by one process at a time
 //! ([`Turn`]), so that none takes another's socket for a dead one while that is being made. It must
 //! not accept or read.
@@ -27,10 +27,10 @@ use uppercased_ctl::clock;
 use uppercased_ctl::control::client::{Conversation, Error as AskError};
 use uppercased_ctl::control::place::{self, Surroundings};
 
-/// Why there is no control socket.
+/// Why a socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another server takes its orders there.
+    /// Another server listens there.
     #[error(
         "cannot take orders at {}: {} has that socket; stop it or choose another path with \
          --control", path.display(), owner(*pid)
@@ -38,10 +38,10 @@ pub enum Error {
     InUse {
         /// The path asked for.
         path: PathBuf,
-        /// Who has it, if it lives in this namespace.
+        /// The process that has it, if it is in this namespace.
         pid: Option<i32>,
     },
-    /// There is something that is not ours to remove.
+    /// The path exists and is not a socket.
     #[error(
         "cannot take orders at {}: it exists and is no socket; choose another path with --control",
         path.display()
@@ -50,7 +50,7 @@ pub enum Error {
         /// The path asked for.
         path: PathBuf,
     },
-    /// The environment names no directory for it.
+    /// The environment names no directory.
     #[error(
         "no directory for a control socket: XDG_RUNTIME_DIR is not set; name one with --control"
     )]
@@ -71,7 +71,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The reason alone, for a socket that takes no orders.
+    /// The cause alone, for a socket other than the control socket.
     pub(crate) fn why(&self) -> String {
         match self {
             Self::InUse { pid, .. } => format!("{} has that socket", owner(*pid)),
@@ -102,20 +102,19 @@ pub(crate) struct FileId {
     inode: u64,
 }
 
-/// How long a socket's owner may take to let a connection in before it counts as busy.
+/// Time for a socket's owner to accept before it counts as busy.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// How long a start waits for another process that binds the same path: what that does takes less than
-/// a millisecond.
+/// Time to wait for another process that binds the same path, which takes less than a millisecond.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often it tries meanwhile.
+/// Interval of the tries meanwhile.
 const TURN_RETRY_MS: u16 = 5;
 
 /// The right to bind a path and to remove a dead socket there: a locked file beside it.
 ///
 /// Between `bind` and `listen` a socket refuses connections as one does whose server is dead, and
 /// between a look at a socket and its removal another may have taken its place. The file belongs to
-/// this user and nobody else may open it, so nobody else can hold its lock.
+/// this user and no other user may open it, so no other user can hold its lock.
 #[derive(Debug)]
 struct Turn {
     _lock: Flock<File>,
@@ -123,7 +122,7 @@ struct Turn {
 }
 
 impl Turn {
-    /// Waits for it, so long at most.
+    /// Waits for it for `patience` at most.
     fn take(path: &Path, patience: Duration) -> Result<Self, Error> {
         let mut lock = path.as_os_str().to_owned();
         lock.push(".lock");
@@ -176,13 +175,13 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // While it is locked: whoever opens it later makes a new one. One that stays does no harm.
+        // While it is locked: the next process creates a new one. A file that stays does no harm.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Where a server of these surroundings has its socket; makes the directory, and tidies away what
-/// servers that were killed have left there.
+/// Returns the default path of a server in this environment. Creates the directory, and removes the
+/// sockets of killed servers there.
 pub(crate) fn default_path(here: &Surroundings) -> Result<PathBuf, Error> {
     let directory = here.directory().ok_or(Error::NoPlace)?;
     make_directory(&directory, here.root)?;
@@ -190,7 +189,7 @@ pub(crate) fn default_path(here: &Surroundings) -> Result<PathBuf, Error> {
     Ok(place::socket_of(&directory, std::process::id()))
 }
 
-/// Others may see which servers of the system there are; a user's are nobody's business.
+/// Other users may see the servers of the system, but not those of a user.
 fn make_directory(directory: &Path, root: bool) -> Result<(), Error> {
     DirBuilder::new()
         .recursive(true)
@@ -199,7 +198,7 @@ fn make_directory(directory: &Path, root: bool) -> Result<(), Error> {
         .map_err(refused(directory, "make the directory"))
 }
 
-/// Binds `path`, for its owner only, in the place of a socket at which nobody answers any more.
+/// Binds `path`, for its owner only, in place of a socket at which no server answers.
 pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
     bind_within(path, TURN_TIMEOUT)
 }
@@ -226,8 +225,8 @@ fn bind_within(path: &Path, patience: Duration) -> Result<(UnixListener, SocketF
     Ok((listener, file))
 }
 
-/// A mode that is set after `bind` would come too late for who connects in between. The mask is
-/// the whole process's, which has one thread.
+/// Binds with mode 0600: a mode that is set after `bind` would come too late. The mask is that of the
+/// whole process, which has one thread.
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let before = umask(Mode::S_IXUSR | Mode::S_IRWXG | Mode::S_IRWXO);
     let bound = UnixListener::bind(path);
@@ -235,7 +234,7 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
     bound
 }
 
-/// Removes a socket whose server is dead, and nothing else.
+/// Removes a socket whose server is dead, and no other file.
 fn make_room(path: &Path) -> Result<(), Error> {
     let there = fs::symlink_metadata(path).map_err(refused(path, "look at it"))?;
     if !there.file_type().is_socket() {

@@ -1,9 +1,9 @@
-//! All that a supervisor is, for the program that replaces it in the same process.
+//! The state of a supervisor, for the program that replaces it in the same process.
 //!
 //! Written into a memfd as JSON: each part saves itself, and names its descriptors by their numbers, which
 //! an exec keeps. This file writes, reads and checks bytes.
 //!
-//! Invariants: the version is looked at before anything else; a state that contradicts itself, that
+//! Invariants: the version is checked before anything else; a state that contradicts itself, that
 //! another version wrote, or that does not go with the configuration is refused as a whole, by the
 //! very function that the pre-flight uses, so that what passed there passes again.
 
@@ -56,7 +56,7 @@ pub(super) struct State {
     pub(super) resolved: Option<Value>,
 }
 
-/// Why a program cannot go on with a state. One line each.
+/// Why a program cannot take over a state. One line each.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(
@@ -105,7 +105,7 @@ impl State {
     /// Reads a state from a file.
     ///
     /// # Errors
-    /// It is none, or this program cannot go on with it.
+    /// It is not a state, or this program cannot take it over.
     pub(super) fn read(file: OwnedFd) -> Result<(Self, Machine), Error> {
         let mut file = File::from(file);
         file.rewind()?;
@@ -151,7 +151,7 @@ impl State {
         Ok((state, machine))
     }
 
-    /// Checks that a server in this state can go on with `wanted`.
+    /// Checks that a server in this state can change to `wanted`.
     ///
     /// # Errors
     /// Why it cannot.
@@ -183,8 +183,8 @@ fn named_once(value: &Value, numbers: &mut BTreeSet<RawFd>) -> bool {
     }
 }
 
-/// Whether this program could go on with the state in `written`, with `config` as it reads it: the
-/// part of a pre-flight that concerns the supervisor. Returns the first message to a worker then.
+/// Checks that this program could take over the state in `written`, with `config` as it reads it: the
+/// part of a pre-flight that concerns the supervisor. Returns the first message to a worker.
 ///
 /// # Errors
 /// Why not, in one line.

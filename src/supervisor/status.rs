@@ -1,5 +1,4 @@
-//! The status of the whole server, in one piece: from the machine's view and from each part. No worker
-//! is asked anything.
+//! The status of the whole server, from the machine and from each part. Workers do nothing for it.
 
 use crate::fault;
 use crate::log::event;

@@ -1,12 +1,12 @@
-//! The side of systemd: what [`Notifier`] wants said goes over the socket that `NOTIFY_SOCKET` names,
-//! descriptors of listeners with it.
+//! The service manager: sends the messages of [`Notifier`] to the socket that `NOTIFY_SOCKET` names,
+//! with descriptors of listeners.
 //!
-//! Invariants: only the supervisor speaks, never one of its children (they do not have the
-//! variables); no send waits, and one that is refused is logged once and tried again, so a service
-//! manager that does not read costs nothing; what it has still to let go of is not forgotten by an
-//! exec in place; without the variable nothing here does anything.
+//! Invariants: only the supervisor sends, never one of its children (they do not have the
+//! variables); no send blocks, and one that is refused is logged once and tried again, so a service
+//! manager that does not read costs nothing; pending removals survive an exec; without the variable
+//! nothing here does anything.
 //!
-//! It must not decide what is said, nor when.
+//! It must not decide what is sent, nor when.
 
 pub(crate) mod activation;
 pub(crate) mod inheritance;
@@ -70,15 +70,15 @@ struct Counts {
 /// The service manager in a saved state: all else the next program can see for itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Saved {
-    /// Slots whose listeners the service manager has not been told to let go of.
+    /// Slots whose listeners the service manager is still to remove.
     removals: Vec<SlotId>,
-    /// It was asked to say when it has let go, and has not.
+    /// A barrier was sent and is not over.
     barrier: bool,
     counts: Counts,
 }
 
-/// A pipe of which the service manager closes its end when it has let go of the listeners that it
-/// was told to. As long as it has not, those are in their group and get connections.
+/// A pipe of which the service manager closes its end when it has closed the listeners that it was to
+/// remove. Until then those are in their group and get connections.
 #[derive(Debug)]
 struct Barrier {
     read: OwnedFd,
@@ -148,8 +148,8 @@ impl Systemd {
         }
     }
 
-    /// Slots are about to leave: listeners that would go on getting connections after them are not
-    /// stored any more, and new connections are steered away until that is certain.
+    /// Slots are about to leave: has their listeners removed, which would still get connections, and
+    /// new connections steered away until that is certain.
     pub(crate) fn forget(&mut self, slots: impl Iterator<Item = SlotId>, registry: &Registry) {
         let Some(manager) = &mut self.0 else {
             return;
@@ -178,8 +178,8 @@ impl Systemd {
         self.0.as_ref().is_some_and(Manager::lets_go)
     }
 
-    /// The barrier is readable. Returns whether the service manager has let go of all that it was
-    /// told to.
+    /// The barrier is readable. Returns whether the service manager has closed every listener that it
+    /// was to remove.
     pub(crate) fn on_ready(&mut self) -> bool {
         let barrier = self.0.as_mut().and_then(|it| it.barrier.as_mut());
         let is_over = barrier.is_some_and(|barrier| barrier.is_over());
@@ -209,8 +209,8 @@ impl Systemd {
         saved.unwrap_or_default()
     }
 
-    /// Goes on with what the earlier program of this process saved: sends what that could not, and
-    /// asks again for an answer that would have come to it.
+    /// Restores what the earlier program of this process saved: sends what that could not, and a new
+    /// barrier in place of one that it has sent.
     pub(crate) fn restore(
         saved: Saved,
         stored: impl IntoIterator<Item = SlotId>,
@@ -311,7 +311,7 @@ impl Manager {
         self.barrier.is_some()
     }
 
-    /// Has the service manager report when it has let go of all that it was told to let go of.
+    /// Has the service manager report when it has closed every listener that it was to remove.
     fn await_store(&mut self, registry: &Registry) {
         self.notifier.barrier();
         // The registration of an earlier one ends with it.
@@ -336,19 +336,19 @@ impl Barrier {
         Ok(Self { read, write })
     }
 
-    /// Whether the service manager has closed its end. Readiness alone does not say so: it may have
+    /// Whether the service manager has closed its end. Readiness alone is not enough: it may have
     /// been reported of an earlier barrier, which this one has replaced in the same turn.
     fn is_over(&self) -> bool {
         self.write.is_none() && nix::unistd::read(&self.read, &mut [0]) == Ok(0)
     }
 
-    /// What the service manager is to close.
+    /// The end that the service manager closes.
     fn end(&self) -> Option<Vec<BorrowedFd<'_>>> {
         Some(vec![self.write.as_ref()?.as_fd()])
     }
 }
 
-/// How long the service manager waits for a sign of life of this process, if it does.
+/// The watchdog timeout of the service manager, if it has one.
 fn watchdog() -> Option<Duration> {
     let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
     let meant = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));

@@ -1,4 +1,4 @@
-//! What the supervisor measures, and the addresses that it announces on standard output.
+//! The supervisor's measurements, and the addresses that it announces on standard output.
 
 mod announcement;
 mod times;
@@ -44,7 +44,7 @@ impl Telemetry {
         }
     }
 
-    /// Adds what a notice says.
+    /// Adds the measurement of a notice.
     pub(crate) fn note(&mut self, notice: &Notice, now: Tick) {
         self.times.note(notice, now);
     }

@@ -1,25 +1,25 @@
 //! When the supervisor may act on deadlines: readiness comes before time.
 //!
-//! A deadline is acted on only after a look at the event queue that began when it had passed and that
-//! emptied the queue: whatever happened in time is then known. A look that filled its buffer, or that
+//! A deadline is acted on only after a poll of the event queue that began when it had passed and that
+//! emptied the queue: whatever happened in time is then known. A poll that filled its buffer, or that
 //! was interrupted, has not emptied it. And when this process did not run for a while (stopped, frozen
-//! or starved), its children may not have run either: they get a moment first.
+//! or starved), its children may not have run either: they get a grace period first.
 //!
-//! Invariant: deadlines are never put off for ever; each of the reasons has a bound.
+//! Invariant: no deadline is delayed for ever; each reason has a bound.
 
 use std::time::Duration;
 
 use uppercased_ctl::clock::Tick;
 
-/// Looks in a row that may leave the queue unemptied, with [`super::EVENTS_PER_TURN`] reports each:
-/// more than there is to be watched, so each source has been reported by then.
+/// Polls in a row that may leave the queue unemptied: with 256 reports each, more than there are
+/// sources, so each source has been reported by then.
 const FULL_LOOKS_MAX: usize = 32;
-/// This process did not run if a look or what followed took so much longer than it was to.
+/// This process did not run if a poll, or the work after it, took this much longer than planned.
 const STALL: Duration = Duration::from_millis(500);
-/// The longest time that children get to show what they did before this process was stalled.
+/// The longest grace period for children after this process was stalled.
 const GRACE_MAX: Duration = Duration::from_secs(1);
 
-/// One look at the event queue.
+/// One poll of the event queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Look {
     /// When it began.
@@ -38,12 +38,12 @@ pub(super) struct Timers {
     full_looks: usize,
     last_ended: Option<Tick>,
     held_until: Option<Tick>,
-    /// Deadlines have been put off since they were acted on last.
+    /// Deadlines have been delayed since they were acted on last.
     held: bool,
 }
 
 impl Timers {
-    /// Takes in a look; returns the time by which deadlines may be judged now, if they may.
+    /// Takes a poll into account; returns the time up to which deadlines may be acted on, if they may.
     pub(super) fn looked(&mut self, look: Look) -> Option<Tick> {
         let worked = self
             .last_ended
@@ -70,7 +70,7 @@ impl Timers {
         Some(look.began)
     }
 
-    /// How long the next look may take when the next deadline is `due`.
+    /// The end of the next poll when the next deadline is `due`.
     pub(super) fn wait_until(&self, due: Option<Tick>) -> Option<Tick> {
         match (due, self.held_until) {
             (Some(due), Some(held)) => Some(due.max(held)),

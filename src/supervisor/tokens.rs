@@ -1,13 +1,13 @@
-//! What the supervisor waits for, as the numbers that the event loop carries.
+//! The sources of readiness reports, as the numbers that the event loop carries.
 //!
 //! Invariant: a number means one thing for as long as anything can be reported under it. Children
-//! are named by a serial number of their own, so a late report about one that is gone finds nobody.
+//! are named by a serial number of their own, so a stale report about one that is gone is ignored.
 
 use mio::Token;
 
 use crate::config::CONTROL_CLIENTS_MAX;
 
-/// Where a report comes from.
+/// The source of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// The pipe that signal handlers write to.
@@ -24,11 +24,11 @@ pub(crate) enum Source {
     AdminChannel,
     /// The pidfd of a child that was killed.
     Killed,
-    /// Standard output, which has not taken the addresses.
+    /// Standard output, which has not taken the addresses yet.
     Announcement,
     /// The control socket or one of its clients.
     Control,
-    /// The lock of an address: somebody asks.
+    /// The lock of an address, which has an asker.
     Lock(usize),
     /// A worker's channel, by the worker's serial number.
     Channel(u64),

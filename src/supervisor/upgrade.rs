@@ -1,4 +1,4 @@
-//! The program that a reload or an upgrade runs: the pre-flight child, and the exec in place.
+//! The program of a reload or an upgrade: the pre-flight child, and the exec in place.
 //!
 //! In order: the program on disk is opened once; as a child it reads the very state that it would
 //! be given, and comes up as far as a worker does; only the file that passed is executed. The state
@@ -93,7 +93,7 @@ pub(crate) enum Event {
 
 impl Upgrade {
     /// # Errors
-    /// The kernel does not say which program runs.
+    /// `/proc/self/exe` cannot be read.
     pub(crate) fn new(args: Vec<OsString>) -> io::Result<Self> {
         let name = args.first().map(OsString::as_os_str);
         let program = program::path_of_this(name)?;

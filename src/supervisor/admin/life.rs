@@ -1,7 +1,7 @@
-//! When the admin process is started, and started again.
+//! When the admin process is started and restarted.
 //!
-//! Pure. Invariants: there is at most one process; after a death the next one starts at once or when
-//! the backoff of a failing slot would have it; after the end none is started any more.
+//! Pure. Invariants: there is at most one process; after a death the next one starts at once or with
+//! the backoff of a failing slot; after the end none is started.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use fastrand::Rng;
 use crate::supervisor::backoff::{Retry, retry};
 use uppercased_ctl::clock::Tick;
 
-/// How fast failures are followed by another try.
+/// The backoff after failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pace {
     /// The first pause.
     pub(crate) initial: Duration,
     /// The longest.
     pub(crate) max: Duration,
-    /// Good service that wipes earlier failures.
+    /// The healthy time that resets the failure count.
     pub(crate) reset: Duration,
 }
 
@@ -27,23 +27,23 @@ pub(crate) struct Life {
     stage: Stage,
     /// In a row.
     failures: u32,
-    /// All that ever were.
+    /// In total.
     deaths: u64,
     rng: Rng,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// There is no process; one is to be started then.
+    /// There is no process; the next one starts then.
     Due(Tick),
     /// There is one.
     Runs { since: Tick },
-    /// It is over.
+    /// No process is started any more.
     Ended,
 }
 
 impl Life {
-    /// One whose next process is to be started at once, after so many deaths under another program.
+    /// A life whose next process starts at once, after the deaths under an earlier program.
     pub(crate) fn new(now: Tick, seed: u64, deaths: u64) -> Self {
         Self {
             stage: Stage::Due(now),
@@ -53,7 +53,7 @@ impl Life {
         }
     }
 
-    /// When a process is to be started; `None`: not for the time being.
+    /// When the next process starts; `None` while there is one, and after the end.
     pub(crate) const fn due(&self) -> Option<Tick> {
         match self.stage {
             Stage::Due(at) => Some(at),
@@ -68,7 +68,7 @@ impl Life {
         }
     }
 
-    /// The process has died, or could not be started; how long until the next try.
+    /// The process has died, or could not be started. Returns the delay of the next start.
     pub(crate) fn died(&mut self, now: Tick, pace: Pace) -> Duration {
         let served = match self.stage {
             Stage::Runs { since } => now.since(since),
@@ -88,7 +88,7 @@ impl Life {
         delay
     }
 
-    /// The process was ended on purpose; another one may be started at once.
+    /// The process was ended on purpose; the next one may start at once.
     pub(crate) fn paused(&mut self, now: Tick) {
         if self.stage != Stage::Ended {
             self.stage = Stage::Due(now);
@@ -100,7 +100,7 @@ impl Life {
         self.stage = Stage::Ended;
     }
 
-    /// Processes that ended and should not have.
+    /// Unexpected exits.
     pub(crate) const fn deaths(&self) -> u64 {
         self.deaths
     }

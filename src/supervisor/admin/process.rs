@@ -1,7 +1,7 @@
-//! One admin process as the supervisor has it: the process, and the channel over which it asks.
+//! One admin process, as the supervisor sees it: the process, and its channel.
 //!
-//! Invariants: it can ask how the server is, saying how often load balancers were told what, and nothing
-//! else; one that says anything out of place, or does not read the answers, is ended; what it is told
+//! Invariants: it can ask for the status, and reports what load balancers were answered, and nothing
+//! else; a process that sends a misplaced message, or does not read the answers, is killed; an answer
 //! is a file of its own that nothing reads here.
 
 use std::fs::File;
@@ -34,7 +34,7 @@ pub(crate) struct AdminProcess {
     cause: Option<String>,
 }
 
-/// How a process is to be locked in, and as whom it is to run.
+/// The sandbox and the user of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Confinement {
     sandbox: Sandbox,
@@ -45,14 +45,14 @@ struct Confinement {
 /// A message of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// It is locked in and answers.
+    /// It is sandboxed and answers.
     Ready,
     /// It asks for the status. The number comes back with the answer.
     Question(u64),
 }
 
 impl AdminProcess {
-    /// Starts one that accepts from the listeners for HTTP and for load balancers.
+    /// Starts a process that accepts from the listeners for HTTP and for load balancers.
     ///
     /// # Errors
     /// There is no process then.
@@ -102,17 +102,17 @@ impl AdminProcess {
         self.child.pid()
     }
 
-    /// How it has locked itself in, once it has.
+    /// Its sandbox, once it is ready.
     pub(crate) const fn sandbox(&self) -> Option<&Sandboxed> {
         self.sandbox.as_ref()
     }
 
-    /// What it has told load balancers, as of its last question.
+    /// The answers that load balancers were given, as of its last question.
     pub(crate) const fn agent(&self) -> AgentAnswers {
         self.agent
     }
 
-    /// Whether it was started to be locked in as `config` says.
+    /// Whether it was started with the sandbox and the user of `config`.
     pub(crate) fn is_as(&self, config: &Config) -> bool {
         self.wanted.is_of(config)
     }
@@ -125,7 +125,7 @@ impl AdminProcess {
         }
         let received = match self.child.channel.receive() {
             Ok(received) => received?,
-            // Its pidfd is about to tell how it ended.
+            // Its pidfd is about to report how it exited.
             Err(channel::Error::Closed) => return None,
             Err(error) => {
                 self.end(error.to_string());
@@ -166,13 +166,13 @@ impl AdminProcess {
         }
     }
 
-    /// Ends it; how it ended is reported as ever.
+    /// Kills it for a cause; its exit is reported by its pidfd.
     fn end(&mut self, cause: String) {
         self.cause = Some(cause);
         self.kill();
     }
 
-    /// Kills it, at the end of everything.
+    /// Kills it.
     pub(crate) fn kill(&self) {
         // A process that cannot be killed now ends with its supervisor.
         let _ = self.child.kill();
@@ -189,7 +189,7 @@ impl AdminProcess {
         Some(how)
     }
 
-    /// Why it ended, if it or this side has said.
+    /// Why it exited, if either side has named a cause.
     pub(crate) fn cause(self) -> Option<String> {
         self.cause
     }
@@ -204,7 +204,7 @@ impl Confinement {
         }
     }
 
-    /// The same as `Self::of(config) == *self`, without the copies: it is asked in every turn.
+    /// The same as `Self::of(config) == *self`, without the copies: this runs in every turn.
     fn is_of(&self, config: &Config) -> bool {
         let Self {
             sandbox,

@@ -1,4 +1,4 @@
-//! One client of the control socket: what it has sent, what it is still to be told.
+//! One client of the control socket: its request, and the output that it has not read.
 //!
 //! Invariants: at most one request is read, and nothing after it; input, output and the time to
 //! send the one and to read the other are bounded. It must not block, nor know other clients.
@@ -25,7 +25,7 @@ pub(crate) struct Client {
     pub(crate) stream: UnixStream,
     pub(crate) peer: Peer,
     pub(crate) state: State,
-    /// What the kernel has not taken yet.
+    /// Output that the kernel has not taken yet.
     pub(crate) output: Vec<u8>,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Saved {
     output: Vec<u8>,
 }
 
-/// Who asks, for the log.
+/// The process and the user of a client, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Peer {
     pub(crate) pid: i32,
@@ -51,17 +51,17 @@ pub(crate) enum State {
     Asking { incoming: Incoming, until: Tick },
     /// The request is being carried out.
     Waiting { request: RequestId },
-    /// The last word is said; what is left of it is to be read until then.
+    /// The final answer is sent; the client is to read the rest until then.
     Leaving { until: Tick },
 }
 
-/// What a look at a client led to.
+/// The result of reading from a client.
 pub(crate) enum Seen {
     Nothing,
     Asked(Request),
-    /// The request is no request.
+    /// The request is invalid.
     Refused(String),
-    /// The connection is over.
+    /// The connection has ended.
     Gone,
 }
 
@@ -100,7 +100,7 @@ impl Client {
         })
     }
 
-    /// The last word is said.
+    /// The final answer is sent.
     pub(crate) fn leave(&mut self, now: Tick) {
         self.state = State::Leaving {
             until: now + CONTROL_REQUEST_TIMEOUT,
@@ -120,7 +120,7 @@ impl Client {
         }
     }
 
-    /// Reads until the request is complete; what follows it is not looked at.
+    /// Reads until the request is complete, and nothing after it.
     fn hear(&mut self) -> Seen {
         let State::Asking { incoming, .. } = &mut self.state else {
             return Seen::Nothing;
@@ -130,7 +130,7 @@ impl Client {
             match self.stream.read(&mut bytes) {
                 Ok(0) => match incoming.rest() {
                     Some(line) => break line,
-                    // It only wanted to see whether somebody is here.
+                    // It only checked that a server listens.
                     None => return Seen::Gone,
                 },
                 Ok(count) => {
@@ -196,11 +196,11 @@ impl Client {
     }
 }
 
-/// What came of writing to a client.
+/// The result of writing to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flushed {
     Here,
-    /// Everything is said, or nobody reads it.
+    /// Everything is sent, or the client does not read it.
     Gone,
 }
 

@@ -1,12 +1,11 @@
 //! The server's side of the control socket: its clients, their requests, and the answers.
 //!
-//! Invariants: the socket has mode 0600 from birth, and a peer is heard only if it is root or has
-//! this process's own user; no client makes the supervisor wait or grow (bounded clients, request,
-//! output, and time to send the one and to read the other); a request has one id and gets one final
-//! answer, also if a program upgrade lies between the two; only a socket file that is ours, or that
-//! nobody answers at, is ever removed.
+//! Invariants: the socket has mode 0600 from birth, and only clients of root or of this process's own
+//! user are served; no client makes the supervisor wait or grow (bounded clients, request, output,
+//! and time to send the one and to read the other); a request has one id and gets one final answer,
+//! also across an upgrade.
 //!
-//! It must not carry out anything: complete requests are handed out, answers handed in.
+//! It must not carry out a request.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
@@ -34,7 +33,7 @@ use uppercased_ctl::identity::RequestId;
 use super::client::{self, Client, Flushed, Peer, Seen, State};
 use crate::supervisor::socket_file::{self, Error, FileId, SocketFile, refused};
 
-/// Takes requests and brings answers back.
+/// Receives requests and sends answers.
 #[derive(Debug)]
 pub(crate) struct ControlServer {
     socket: SocketFile,
@@ -43,13 +42,13 @@ pub(crate) struct ControlServer {
     clients: [Option<Client>; CONTROL_CLIENTS_MAX],
     first: Token,
     next: RequestId,
-    /// Accepting failed for want of descriptors or memory; try again then.
+    /// Accepting failed for lack of descriptors or memory, and pauses until then.
     rest_until: Option<Tick>,
-    /// When to look for the socket's file next.
+    /// When to check the socket's file again.
     file_due: Tick,
-    /// That it cannot be made again has been logged.
+    /// The loss of the file has been logged.
     file_lost: bool,
-    /// Slow clients that have lost their place to others, and when that was logged last.
+    /// Slow clients that gave way to others, and when that was logged last.
     gave_way: u64,
     gave_way_logged: Option<Tick>,
 }
@@ -72,10 +71,10 @@ pub(crate) enum Event {
     Withdrawn(RequestId),
 }
 
-/// How often clients that gave way are logged.
+/// Interval of the log lines about clients that gave way.
 const GAVE_WAY_LOGGED_EVERY: Duration = Duration::from_secs(1);
 
-/// How long accepting rests after the system ran out of something.
+/// Pause of accepting after the system ran out of a resource.
 const ACCEPT_REST: Duration = Duration::from_secs(1);
 
 fn watch(
@@ -93,8 +92,8 @@ impl ControlServer {
     /// Opens the socket where `control` says. `tokens` is the first of [`TOKENS`] that it uses;
     /// requests are numbered from `first_request` on.
     ///
-    /// `None` if there is to be none; also, with a warning, if the default place cannot be had:
-    /// who named no path can do without.
+    /// `None` if there is to be none; also, with a warning, if the default path cannot be bound: it
+    /// was not asked for.
     ///
     /// # Errors
     /// A named path cannot be had.
@@ -147,7 +146,7 @@ impl ControlServer {
         let (listener, socket) = socket_file::bind(path)?;
         let listener =
             watch(listener, registry, tokens).map_err(refused(path, "watch the socket"))?;
-        // Number 0 means that nobody waits.
+        // Number 0 means that no client waits.
         let first_request = first_request.max(RequestId(RequestId::NOBODY.0 + 1));
         Ok(Self::over(socket, listener, tokens, first_request))
     }
@@ -212,13 +211,13 @@ impl ControlServer {
         self.socket.own();
     }
 
-    /// Where it is.
+    /// The path of the socket.
     pub(crate) fn path(&self) -> &Path {
         &self.socket.id.path
     }
 
-    /// Accepts, reads and writes as far as `token` is ready. A complete request comes out, with the
-    /// id that its answer must name, and so does the id of one whose client has left.
+    /// Accepts, reads and writes as far as `token` is ready. Returns complete requests, each with the
+    /// id that its answer must name, and the ids of those whose clients have left.
     pub(crate) fn ready(&mut self, token: Token, registry: &Registry, now: Tick) -> Vec<Event> {
         if token == self.first {
             return self.accept(registry, now);
@@ -228,7 +227,7 @@ impl ControlServer {
     }
 
     fn look(&mut self, index: usize, registry: &Registry, now: Tick) -> Option<Event> {
-        // A late report of a client that has left is nobody's.
+        // Stale event for a closed client; ignored.
         let Some(Some(client)) = self.clients.get_mut(index) else {
             return None;
         };
@@ -270,14 +269,14 @@ impl ControlServer {
         }
     }
 
-    /// Tells whoever asked what happens meanwhile. Nobody is told if they have left.
+    /// Sends progress to the client of a request, if it has not left.
     pub(crate) fn progress(&mut self, request: RequestId, text: &str, registry: &Registry) {
         if let Some(index) = self.find(request) {
             self.say(index, &Reply::Progress(text.to_owned()), registry);
         }
     }
 
-    /// Tells whoever asked how it ended, and lets them go once they have read it.
+    /// Sends the final answer to the client of a request, and closes once it has read it.
     pub(crate) fn answer(
         &mut self,
         request: RequestId,
@@ -306,7 +305,7 @@ impl ControlServer {
         dues.chain(self.rest_until).min()
     }
 
-    /// Cuts clients whose time is over, and tries again what had to rest.
+    /// Closes clients that have timed out, and accepts again after a pause.
     pub(crate) fn handle_timeout(&mut self, registry: &Registry, now: Tick) -> Vec<Event> {
         for index in 0..self.clients.len() {
             let client = self.clients[index].as_ref();
@@ -329,9 +328,9 @@ impl ControlServer {
         self.file_due
     }
 
-    /// Makes the socket again if its file is gone: those who tidy temporary directories remove the
-    /// files of living servers, too, and without it no command finds the server. Another living
-    /// server's socket at that path stays.
+    /// Binds the socket again if its file is gone: cleaners of temporary directories remove the files
+    /// of running servers, too, and without it no command finds the server. The socket of another
+    /// running server at that path stays.
     pub(crate) fn keep_file(&mut self, registry: &Registry, now: Tick) {
         self.file_due = now + CONTROL_FILE_CHECK;
         if self.socket.is_there() {
@@ -364,8 +363,8 @@ impl ControlServer {
         Ok(())
     }
 
-    /// Accepts as long as there is, or can be made, a place; what is still in the queue then is
-    /// accepted later. Requests of clients that were about to lose their place come out.
+    /// Accepts as long as a place is free, or can be freed; the rest of the queue is accepted later.
+    /// Returns requests of clients that were about to give way.
     fn accept(&mut self, registry: &Registry, now: Tick) -> Vec<Event> {
         let mut heard = Vec::new();
         self.rest_until = None;
@@ -392,12 +391,12 @@ impl ControlServer {
                 }
             }
         }
-        // The next turn goes on.
+        // The next turn accepts the rest.
         self.rest_until = Some(now);
         heard
     }
 
-    /// Whether a client is in the queue: nobody gives way to none.
+    /// Whether a client is in the queue: without one, none gives way.
     fn somebody_waits(&self) -> bool {
         let mut ask = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut ask, PollTimeout::ZERO), Ok(1..))
@@ -446,11 +445,11 @@ impl ControlServer {
                 return Ok(());
             }
         }
-        // All of them are being answered: the next one is told so.
+        // All of them are being answered: the next client is refused.
         Ok(())
     }
 
-    /// Counts a client that gave way, and says so once a second.
+    /// Counts a client that gave way, and logs it once a second.
     fn yielded(&mut self, index: usize, now: Tick) {
         self.gave_way += 1;
         if self
@@ -510,7 +509,7 @@ impl ControlServer {
         }
     }
 
-    /// Gives a client a place and watches it. What is ready by then is reported next.
+    /// Gives a client a place and watches it. Readiness is reported next.
     fn seat(&mut self, mut client: Client, registry: &Registry) -> io::Result<()> {
         let free = self.clients.iter().position(Option::is_none);
         let index = free.ok_or(io::ErrorKind::QuotaExceeded)?;
@@ -531,7 +530,7 @@ impl ControlServer {
             .position(|client| client.as_ref().is_some_and(waits))
     }
 
-    /// Says the last word to a client.
+    /// Sends the final answer to a client.
     fn finish(&mut self, index: usize, reply: Reply, registry: &Registry, now: Tick) {
         if let Some(client) = &mut self.clients[index] {
             client.leave(now);
@@ -547,7 +546,7 @@ impl ControlServer {
             event!(control_reply_not_sent, %error);
             Reply::Failed(format!("the answer is {error}")).encode()
         });
-        // Without a line there is nothing but the end of the connection to tell.
+        // Without a line, the end of the connection is the answer.
         let said = line.is_ok_and(|line| client.queue(&line));
         if !said || client.flush() == Flushed::Gone {
             self.dismiss(index, registry);
@@ -563,8 +562,8 @@ impl ControlServer {
     }
 }
 
-/// Why a user is not heard. The mode of the socket keeps others off already; were somebody to
-/// loosen it, this still holds.
+/// Why a user is refused. The mode of the socket keeps others off already; if it is loosened, this
+/// still holds.
 fn unheard(uid: u32, own: u32) -> Option<String> {
     (uid != 0 && uid != own)
         .then(|| format!("only the users 0 and {own} are heard here, and not user {uid}"))

@@ -1,4 +1,4 @@
-//! How many workers and connections there is room for.
+//! Room for workers and connections.
 
 use crate::config::{self, Config};
 use crate::memory;
@@ -27,8 +27,8 @@ impl Fleet {
         }
     }
 
-    /// Why there cannot be so few workers, if so: a socket that a socket unit has goes on getting
-    /// connections whether a worker serves it or not.
+    /// Why there cannot be so few workers, if so: a socket of a socket unit gets connections
+    /// whether a worker serves it or not.
     pub(crate) fn too_few(&self, workers: u16) -> Option<String> {
         let least = self.activated;
         (workers < least).then(|| {
@@ -72,7 +72,7 @@ impl Fleet {
 
     /// Connections that a new worker with `config` is to have room for.
     pub(super) fn room_for(&self, config: &Config, own: Limits) -> u32 {
-        // Where memory is limited, the configuration says how much of it there is to be.
+        // Where memory is limited, the configuration sets how much of it a worker has.
         let unlimited = |room: MemoryRoom| room.file_bytes.min(room.address_bytes) == u64::MAX;
         if !memory_room().is_ok_and(unlimited) {
             return own.max_connections;

@@ -1,8 +1,8 @@
-//! One worker process as the supervisor has it: the process, its channel, its memory.
+//! One worker process, as the supervisor sees it: the process, its channel, its memory.
 //!
-//! Invariants: what a worker is told or asked goes to the very worker that is meant; what it says is
-//! taken only under its own name, only so often as it was asked, and in few words. A worker reads what
-//! strangers send: one that is in their hands must be able to end itself, and no more.
+//! Invariants: a message goes to the very worker that is meant; a message is received only under the
+//! worker's own name, within its quota, and its texts are cut to one short line. A worker reads
+//! untrusted input: a compromised one must be able to harm itself, and nothing else.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,11 +32,11 @@ pub(crate) type WorkerProcess = Subprocess<Channel<ToWorker, FromWorker>>;
 pub(crate) struct Child {
     pub(crate) worker: WorkerId,
     pub(crate) release: ReleaseId,
-    /// Names its registrations in the event loop; never used again for another child.
+    /// Identifies its registrations in the event loop; never used for another child.
     pub(crate) serial: u64,
     pub(crate) process: WorkerProcess,
     pub(crate) memory: SharedMemory,
-    /// How it has locked itself in, once it has said so.
+    /// Its sandbox, once it is Ready.
     pub(crate) sandbox: Option<Sandboxed>,
     pub(crate) talk: Talk,
 }
@@ -51,27 +51,27 @@ pub(crate) struct Saved {
     sandbox: Option<Sandboxed>,
 }
 
-/// What a worker may still say.
+/// The messages that a worker may still send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Talk {
-    /// It has not said how its start went.
+    /// It has not reported how its start went.
     starting: bool,
-    /// Messages at most: the one about its start, and one for each order that wants an answer.
+    /// Messages at most: the one about its start, and one for each command that has an answer.
     left: u32,
-    /// Reports of lost listeners at most: one for each set of listeners that it was given.
+    /// Reports of lost listeners at most: one for each set of listeners that it was sent.
     reports: u32,
 }
 
 impl Talk {
-    /// Of a new worker.
+    /// The quota of a new worker.
     pub(crate) const NEW: Self = Self {
         starting: true,
         left: 1,
         reports: 1,
     };
 
-    /// Of one that this process's earlier program has started and talked to. What it is to answer
-    /// is not known, and at most this.
+    /// The quota of a worker that an earlier program of this process has started: it owes at most
+    /// these answers.
     pub(crate) const fn resumed(is_ready: bool) -> Self {
         Self {
             starting: !is_ready,
@@ -80,7 +80,7 @@ impl Talk {
         }
     }
 
-    /// It is told something.
+    /// Counts a message that the worker is sent.
     const fn told(&mut self, message: &ToWorker) {
         match message {
             ToWorker::Stop(_) | ToWorker::Leave { .. } | ToWorker::HandOver(_) => {
@@ -95,7 +95,7 @@ impl Talk {
         }
     }
 
-    /// It says something; false if it may not.
+    /// Counts a message that the worker has sent; returns false if it may not.
     fn takes(&mut self, message: &FromWorker) -> bool {
         if let FromWorker::ListenerLost { .. } = message {
             let fits = !self.starting && self.reports > 0;
@@ -140,7 +140,7 @@ pub(crate) struct Birth<'a> {
 }
 
 impl Birth<'_> {
-    /// Starts the worker and sends it its first message.
+    /// Starts the worker, with its first message in its channel.
     ///
     /// # Errors
     /// There is no process then.

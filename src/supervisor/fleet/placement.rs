@@ -4,7 +4,7 @@
 //! the `i`-th CPU that the supervisor may use, beginning again with the first); a group of sockets
 //! that other servers share is never touched.
 //!
-//! It must not decide when: the machine says so, and says how many slots there are.
+//! It must not decide when, nor how many slots there are (the machine does).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,12 +17,12 @@ use uppercased_ctl::identity::SlotId;
 use super::Fleet;
 use super::resources::SlotResources;
 
-/// The CPU that a worker of `slot` is to stay on, if it is to stay on one.
+/// The CPU that a worker of `slot` is pinned to, if it is.
 pub(crate) fn cpu_of(slot: SlotId, pin: bool) -> Option<u16> {
     if !pin {
         return None;
     }
-    // Asked anew each time: the set may be changed from outside at any time.
+    // Read each time: the set may be changed from outside at any time.
     let usable = usable_cpus();
     let at = slot.index().checked_rem(usable.len())?;
     usable.get(at).copied()
@@ -45,7 +45,7 @@ impl Fleet {
         self.each_group(|listener| steering::steer_to_first(listener, slots));
     }
 
-    /// Spreads new connections over all slots that listen, as the configuration in force says.
+    /// Spreads new connections over all slots that listen, by the configuration in force.
     /// `store_lets_go`: the service manager may still have listeners of slots that have left.
     pub(crate) fn spread(&self, store_lets_go: bool) {
         let config = self.config();
@@ -55,7 +55,7 @@ impl Fleet {
         let sockets = u16::try_from(self.listening().count()).unwrap_or(u16::MAX);
         match config.steer {
             Steer::Hash if !store_lets_go => self.each_group(steering::unsteer),
-            // The hash would count sockets that nobody serves any more.
+            // The hash would count sockets that no worker serves any more.
             Steer::Hash | Steer::Random => {
                 self.each_group(|listener| steering::steer_to_first(listener, sockets));
             }
@@ -67,7 +67,7 @@ impl Fleet {
         event!(connections_spread, steer = config.steer.name(), sockets);
     }
 
-    /// Does something to the group of each address, through a listener of the first slot.
+    /// Calls `steer` for the group of each address, with a listener of the first slot.
     fn each_group(&self, steer: impl Fn(&OwnedFd) -> io::Result<()>) {
         for listener in self.slots.iter().take(1).flat_map(SlotResources::listeners) {
             if let Err(error) = steer(listener) {

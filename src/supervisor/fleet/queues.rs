@@ -1,9 +1,9 @@
-//! Says when a slot's accept queue fills, and when it has emptied.
+//! Logs when a slot's accept queue fills, and when it has emptied.
 //!
-//! The lengths are read off the supervisor's own duplicates of the listeners: no worker does
-//! anything for it, and one that stands still hides nothing.
+//! The lengths are read from the supervisor's own duplicates of the listeners: workers do nothing for
+//! it, and a stalled worker hides nothing.
 //!
-//! Invariant: one line for each slot in each [`QUEUE_CHECK_EVERY`] at most, whatever clients do.
+//! Invariant: at most one line per slot and [`QUEUE_CHECK_EVERY`], whatever clients do.
 
 use std::os::fd::AsFd as _;
 
@@ -14,16 +14,16 @@ use uppercased_ctl::clock::Tick;
 
 use super::Fleet;
 
-/// What a check has found new.
+/// A change that a check has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
-    /// Who comes now is not answered by the kernel.
+    /// The kernel does not answer new clients.
     Filled,
-    /// Nobody waits any more in a queue that had filled.
+    /// No client waits in a queue that had filled.
     Emptied,
 }
 
-/// What is new about a slot whose fullest queue is `now`.
+/// The change of a slot whose fullest queue is `now`.
 const fn change(was_full: bool, now: AcceptQueue) -> Option<Change> {
     match (was_full, now.is_full(), now.length) {
         (false, true, _) => Some(Change::Filled),

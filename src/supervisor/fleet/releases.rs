@@ -1,7 +1,7 @@
-//! What workers run: programs held open, each with the configuration that its workers get.
+//! The releases: programs held open, each with the configuration of its workers.
 //!
-//! Invariants: a release never changes; it is kept as long as a slot may spawn a worker of it, so
-//! that a crash is answered with what was running, whatever lies on disk by then.
+//! Invariants: a release never changes; it is kept as long as a slot may start a worker of it, so
+//! that a crashed worker is replaced with what was running, whatever is on disk by then.
 //!
 //! It must not decide which release a worker gets (the machine does).
 
@@ -26,7 +26,7 @@ pub(crate) struct Release {
     pub(crate) limits: Limits,
 }
 
-/// What the descriptor limit leaves a worker, settled once for a release.
+/// The limits of a worker under the descriptor limit, set once for a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Limits {
     /// Connections that a worker may hold.
@@ -35,7 +35,7 @@ pub(crate) struct Limits {
     pub(crate) descriptors: u32,
 }
 
-/// Every release that a worker may still be started of.
+/// Every release that a worker may still run.
 #[derive(Debug)]
 pub(crate) struct Releases {
     known: BTreeMap<ReleaseId, Release>,
@@ -92,7 +92,7 @@ impl Releases {
         }
     }
 
-    /// Goes on with what the earlier program of this process saved. A state whose release in force is
+    /// Restores what the earlier program of this process saved. A state whose release in force is
     /// missing has been refused when it was read.
     ///
     /// # Errors
@@ -114,7 +114,7 @@ impl Releases {
         })
     }
 
-    /// Takes a new one in.
+    /// Adds a release.
     pub(crate) fn add(&mut self, release: Release) -> ReleaseId {
         self.latest = self.latest.next();
         self.known.insert(self.latest, release);
@@ -133,7 +133,7 @@ impl Releases {
         }
     }
 
-    /// Lets go of every one but those in use and the one in force.
+    /// Drops every release but those in use and the one in force.
     pub(crate) fn keep_only(&mut self, in_use: &[ReleaseId]) {
         let in_force = self.in_force;
         self.known
@@ -263,7 +263,7 @@ impl Holding {
     }
 }
 
-/// Why the workers' memory has no room. One line.
+/// Why there is no room for the memory of the workers. One line.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NoRoom {
     /// One worker's is larger than a file may be.

@@ -1,7 +1,7 @@
-//! Sockets in place of listeners that listen no more, as after `ss -K`.
+//! Binding sockets again in place of lost listeners, as after `ss -K`.
 //!
-//! A worker reports one; what is really lost is found out here, on the supervisor's duplicates, so
-//! a false report changes nothing. The new socket joins the group as its last one: the accept queue
+//! A worker reports a loss; the supervisor checks its own duplicates, so a false report changes
+//! nothing. The new socket joins the group as its last one: the accept queue
 //! of the old one is gone, established connections are not touched.
 //!
 //! Invariants: a worker is sent the listeners of its own slot, or of one that it was lent, only;
@@ -22,7 +22,7 @@ use super::{Event, Fleet};
 
 impl Fleet {
     /// Binds a listener of `slot` again of which a worker reports that it listens no more. `is_lent`
-    /// says whether a slot's queue is lent to a worker.
+    /// returns whether a slot's queue is lent to a worker.
     pub(crate) fn listener_lost(
         &mut self,
         worker: WorkerId,

@@ -1,8 +1,8 @@
-//! What a slot has: its listeners, the processes that live in it, and what they have counted.
+//! The resources of a slot: its listeners, its processes, and their counters.
 //!
-//! Invariants: the listeners stay here from the slot's first Ready until the machine lets go of
-//! them, so no accept queue dies with a worker; a crashed worker's memory stays for its successor,
-//! which goes on counting there; every other memory that goes is added to the slot's totals first.
+//! Invariants: the listeners stay here from the slot's first Ready until the machine drops them, so
+//! no accept queue dies with a worker; a crashed worker's memory stays for the next one, which
+//! continues its counters; every other memory is added to the slot's totals before it is dropped.
 //!
 //! It must not decide how many processes there are, or which.
 
@@ -28,7 +28,7 @@ use uppercased_ctl::identity::{SlotId, WorkerId};
 use super::children::{self, Child};
 use super::totals::Totals;
 
-/// The possessions of one slot.
+/// See the module's text.
 #[derive(Debug, Default)]
 pub(crate) struct SlotResources {
     /// Duplicates of the slot's listeners, from its first Ready on.
@@ -39,7 +39,7 @@ pub(crate) struct SlotResources {
     left_behind: Option<SharedMemory>,
     /// Of memories that are gone.
     carried: Totals,
-    /// Who died last, and how many connections were lost with it.
+    /// The worker that died last, and the connections that were lost with it.
     last_loss: Option<(WorkerId, u64)>,
     /// An accept queue of the slot has filled and has not been seen empty since.
     pub(crate) queue_filled: bool,
@@ -64,7 +64,7 @@ pub(crate) struct Rebind {
 }
 
 impl SlotResources {
-    /// Those of a new slot, which goes on from the counters of an earlier one of its number.
+    /// Those of a new slot, which continues the counters of an earlier one of its number.
     pub(crate) fn counting_on(carried: Totals) -> Self {
         Self {
             carried,
@@ -72,7 +72,7 @@ impl SlotResources {
         }
     }
 
-    /// Those of a slot whose listeners were handed over to this process.
+    /// Those of a slot whose listeners this process has inherited.
     pub(crate) fn with_listeners(listeners: Vec<OwnedFd>) -> Self {
         Self {
             listeners,
@@ -90,7 +90,7 @@ impl SlotResources {
         }
     }
 
-    /// Goes on with what the earlier program of this process saved. `next_serial` is that of the
+    /// Restores what the earlier program of this process saved. `next_serial` is that of the
     /// first child.
     ///
     /// # Errors
@@ -116,8 +116,8 @@ impl SlotResources {
         Ok(restored)
     }
 
-    /// A memory for a new worker: for one that follows a dead one that one's, if it has the right
-    /// layout, so that it goes on counting there; else a fresh one.
+    /// The memory of a new worker: that of the worker that died before it, if it has the right layout,
+    /// to continue its counters; else a fresh one.
     pub(crate) fn memory_for(&mut self, standby: bool, layout: Layout) -> io::Result<SharedMemory> {
         if !standby && let Some(left) = self.left_behind.take() {
             if left.len() == layout.total_bytes() {
@@ -160,7 +160,7 @@ impl SlotResources {
         Some(child.process.into_ended())
     }
 
-    /// Remembers what was lost with a worker; says whether its counters can be true.
+    /// Remembers the connections lost with a worker; returns whether its counters can be true.
     fn note_loss(&mut self, worker: WorkerId, memory: &SharedMemory) -> bool {
         let believable = memory::is_believable(memory);
         if !believable {
@@ -174,14 +174,14 @@ impl SlotResources {
         believable
     }
 
-    /// A process that never came to be, or cannot be watched: its memory is kept all the same.
+    /// Keeps the memory of a process that could not be started or watched.
     pub(crate) fn leave_behind(&mut self, memory: SharedMemory) {
         if self.children.is_empty() {
             if let Some(older) = self.left_behind.replace(memory) {
                 self.carried.close(&older);
             }
         } else {
-            // Whoever lives here counts in a memory of its own.
+            // Each other worker of the slot counts in its own memory.
             self.carried.close(&memory);
         }
     }
@@ -231,8 +231,8 @@ impl SlotResources {
         result
     }
 
-    /// Has every listener that listens no more at its address replaced by what `bind` makes for that,
-    /// which is given by number.
+    /// Replaces every listener that does not listen at its address any more by the one that `bind`
+    /// returns for the number of that address.
     ///
     /// # Errors
     /// The first that `bind` returned; those before it are replaced.
@@ -254,7 +254,7 @@ impl SlotResources {
         Ok(())
     }
 
-    /// Lets go of the listeners: new clients are to be refused, or go to other slots.
+    /// Closes the listeners: new clients are to be refused, or go to other slots.
     pub(crate) fn release_listeners(&mut self) {
         self.listeners.clear();
     }
@@ -286,7 +286,7 @@ impl SlotResources {
         &self.children
     }
 
-    /// What the slot has counted, over all its workers.
+    /// The counters of the slot, over all its workers.
     pub(crate) fn totals(&self) -> Totals {
         let mut totals = self.carried.clone();
         for child in &self.children {

@@ -1,5 +1,4 @@
-//! The status of a slot, from the kernel and from what its workers have counted. No worker does anything
-//! for it.
+//! The status of a slot, from the kernel and from the counters of its workers, which do nothing for it.
 
 use std::os::fd::AsFd as _;
 
@@ -58,7 +57,7 @@ impl Fleet {
         self.child(worker).map(|child| child.pid().unsigned_abs())
     }
 
-    /// Read off the duplicates that are kept here, whatever the slot's worker is doing.
+    /// Reads the accept queues from the duplicates here, whatever the slot's worker is doing.
     fn accept_queues(&self, slot: SlotId) -> Vec<AcceptQueueStatus> {
         let listeners = self.slots.get(slot.index()).map(|it| it.listeners());
         let listeners = self.addresses.iter().zip(listeners.unwrap_or_default());

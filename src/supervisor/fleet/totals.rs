@@ -1,4 +1,4 @@
-//! What a slot has counted, over all its workers.
+//! The counters of a slot, over all its workers.
 //!
 //! A worker counts in its own working memory. When that memory goes, its counters are added up
 //! here, so that a restart resets nothing. Invariant: connections that a worker still had when its
@@ -23,7 +23,7 @@ use uppercased_ctl::metrics::{CloseReason, Counter};
 pub(crate) struct Totals(Vec<u64>);
 
 impl Totals {
-    /// Adds what a living worker, or one whose memory a successor will go on with, has counted.
+    /// Adds the counters of a running worker, or of a memory that the next worker continues.
     pub(crate) fn add(&mut self, memory: &SharedMemory) {
         self.0.resize(Counter::COUNT.max(self.0.len()), 0);
         for counter in Counter::all() {
@@ -34,8 +34,8 @@ impl Totals {
         }
     }
 
-    /// Adds what a worker has counted whose memory goes now, and says how many connections were
-    /// lost with it. Nothing, if it cannot be true.
+    /// Adds the counters of a worker whose memory is dropped, and returns the connections that were
+    /// lost with it. Adds nothing if they cannot be true.
     pub(crate) fn close(&mut self, memory: &SharedMemory) -> u64 {
         if !memory::is_believable(memory) {
             return 0;
@@ -68,8 +68,8 @@ impl Totals {
     }
 }
 
-/// What slots that are no more have counted, each under its own number: one that comes back goes on
-/// from there. So nothing that is shown of a slot ever goes back, and nothing is shown twice, under
+/// The counters of slots that have left, each under its own number: a slot that comes back continues
+/// them. So nothing that is shown of a slot ever goes back, and nothing is shown twice, under
 /// the slot's number and later under another name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -81,7 +81,7 @@ impl Former {
         self.0.entry(slot).or_default().merge(counted);
     }
 
-    /// A slot is there, again perhaps: what it goes on from.
+    /// A slot comes, perhaps again: returns the counters that it continues.
     pub(crate) fn come_back(&mut self, slot: SlotId) -> Totals {
         self.0.remove(&slot).unwrap_or_default()
     }

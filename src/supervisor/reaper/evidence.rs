@@ -1,8 +1,8 @@
-//! What the manner of a death tells of its cause, where the dead had no last words.
+//! The cause of a death, from the exit status of a process that has sent no error message.
 //!
 //! Invariants: a cause is named only on evidence: the signal of a filter, or a count of the kernel's
 //! that has risen; each kill that was counted explains one death, and only one that is found soon
-//! after it. Nothing is read but at the start and when somebody was killed.
+//! after it. Files are read at the start and when a process was killed, and at no other time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::supervisor::machine::Death;
 /// before the first is found; one that is killed by hand much later was not killed for memory.
 const EXPLAINS_FOR: Duration = Duration::from_secs(5);
 
-/// The kernel's count of processes that it has killed for want of memory, and what is left of it.
+/// The kernel's count of processes that it has killed for lack of memory.
 #[derive(Debug, Default)]
 pub(crate) struct Evidence {
     seen: Option<OomKills>,
@@ -27,7 +27,7 @@ pub(crate) struct Evidence {
     risen: Tick,
 }
 
-/// A count, and where it stands.
+/// A count, and its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct OomKills {
     file: PathBuf,
@@ -35,7 +35,7 @@ struct OomKills {
 }
 
 impl Evidence {
-    /// From how it is now.
+    /// The evidence of now.
     pub(crate) fn gathered() -> Self {
         Self {
             seen: OomKills::counted(),
@@ -43,7 +43,7 @@ impl Evidence {
         }
     }
 
-    /// Why a process has ended so, if there is evidence.
+    /// Returns why a process has died like this, if there is evidence.
     pub(crate) fn cause_of(&mut self, how: Death, now: Tick) -> Option<String> {
         match how {
             Death::Signalled(SIGSYS) => Some(
@@ -62,14 +62,14 @@ impl Evidence {
         }
     }
 
-    /// Takes one kill for an explanation, if there is one to be had: where it was counted.
+    /// Uses up one kill as an explanation, if there is one; returns the file that counted it.
     fn explain(&mut self, counted: Option<OomKills>, now: Tick) -> Option<PathBuf> {
         if now.since(self.risen) > EXPLAINS_FOR {
             self.unexplained = 0;
         }
         let before = std::mem::replace(&mut self.seen, counted);
         let seen = self.seen.as_ref()?;
-        // Who was moved to another cgroup meanwhile has nothing to compare with.
+        // After a move to another cgroup there is nothing to compare with.
         let before = before.filter(|before| before.file == seen.file)?;
         let rise = seen.count.saturating_sub(before.count);
         if rise > 0 {
@@ -82,8 +82,8 @@ impl Evidence {
 }
 
 impl OomKills {
-    /// That of this process's own cgroup, in which its children are; of the whole machine where that
-    /// has none.
+    /// The count of this process's own cgroup, which has its children, too; that of the whole machine
+    /// if the cgroup has none.
     fn counted() -> Option<Self> {
         let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         places(&memberships).into_iter().find_map(|file| {
@@ -93,8 +93,8 @@ impl OomKills {
     }
 }
 
-/// Where the count may stand, the nearest first, by the lines of `/proc/self/cgroup`. A container may
-/// show its own cgroup as the root.
+/// The files that may have the count, the nearest first, by the lines of `/proc/self/cgroup`. A
+/// container may show its own cgroup as the root.
 fn places(memberships: &str) -> Vec<PathBuf> {
     let mut places = Vec::new();
     for line in memberships.lines() {

@@ -1,9 +1,9 @@
 //! The terminal from which a server was started, if any: when it is closed, the server stops.
 //!
-//! SIGHUP has two meanings. A person or a service manager asks for a reload; the end of a terminal is
-//! the end of what was started there. A shell passes the latter on to its jobs, so that its sender
-//! alone does not tell: it counts if the terminal has really gone. Who started the server with
-//! SIGHUP ignored (`nohup`) wants it to survive its terminal, and can still have it reloaded.
+//! SIGHUP has two meanings. A user or a service manager requests a reload; the end of a terminal is
+//! the end of what was started there. A shell passes the latter on to its jobs, so the sender alone is
+//! not enough: the terminal must really be gone. A server that was started with SIGHUP ignored
+//! (`nohup`) survives its terminal, and can still be reloaded.
 //!
 //! It must not act on anything.
 
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::hangup::Senders;
 
-/// What was known when the server was started; goes over into a new program.
+/// The terminal at the start of the server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Terminal {
     /// There was a controlling terminal.
@@ -24,19 +24,19 @@ pub(crate) struct Terminal {
     survives: bool,
 }
 
-/// What a SIGHUP means; more than one may have come.
+/// The meaning of SIGHUPs; more than one may have come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hangup {
-    /// The terminal was closed, and the server is to stop.
+    /// The terminal was closed, and the server stops.
     pub(crate) stop: bool,
-    /// The terminal was closed, and the server is to survive that.
+    /// The terminal was closed, and the server survives that.
     pub(crate) survived: bool,
-    /// A reload is asked for.
+    /// A reload is requested.
     pub(crate) reload: bool,
 }
 
 impl Terminal {
-    /// That of this process. Call it before SIGHUP is handled.
+    /// The terminal of this process. To be called before SIGHUP is handled.
     pub(crate) fn of_this_process() -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         Self {
@@ -45,11 +45,11 @@ impl Terminal {
         }
     }
 
-    /// Says what signals of these senders mean. `open` tells whether there is a terminal now.
+    /// Returns the meaning of signals of these senders. `open` returns whether there is a terminal now.
     pub(crate) fn meaning_of(self, senders: Senders, open: impl FnOnce() -> bool) -> Hangup {
         let passed_on = senders.leader && self.controls && !open();
         let closed = senders.kernel || passed_on;
-        // A signal whose sender is not known is a person's.
+        // A signal of an unknown sender is a user's.
         let reload = senders.others || (senders.leader && !passed_on) || !closed;
         Hangup {
             stop: closed && !self.survives,

@@ -1,4 +1,4 @@
-//! Listening sockets that a service manager hands over at the start: sd_listen_fds(3).
+//! Listening sockets that are inherited from a service manager at the start: sd_listen_fds(3).
 //!
 //! Invariants: they are taken once, before anything is started, and only if they are meant for this
 //! very process; a socket that is of no use is closed with a line in the log (if it was in the
@@ -54,7 +54,7 @@ pub enum Error {
     Listener(#[from] listener::Error),
 }
 
-/// What a start has been given.
+/// The sockets of a start.
 #[derive(Debug, Default)]
 pub(crate) struct Given {
     sockets: Vec<OwnedFd>,
@@ -91,22 +91,22 @@ impl Given {
         Ok(given)
     }
 
-    /// What is listened on.
+    /// The addresses to listen on.
     pub(crate) fn addresses(&self) -> &[Listen] {
         &self.plan.addresses
     }
 
-    /// How many slots get something.
+    /// The number of slots that get a socket.
     pub(crate) fn slots(&self) -> u16 {
         u16::try_from(self.plan.slots.len()).unwrap_or(u16::MAX)
     }
 
-    /// How many slots have a socket of a socket unit.
+    /// The number of slots that have a socket of a socket unit.
     pub(crate) const fn unit_slots(&self) -> u16 {
         self.plan.from_unit
     }
 
-    /// What tells these sockets from others in the kernel's lists.
+    /// The inodes of the sockets, as in the kernel's lists.
     pub(crate) fn inodes(&self) -> Vec<u64> {
         self.offers.iter().map(|offer| offer.inode).collect()
     }
@@ -162,7 +162,7 @@ impl Given {
     }
 }
 
-/// The descriptors that were handed over, with their names.
+/// The inherited descriptors, with their names.
 fn inherited() -> Result<Vec<(OwnedFd, String)>, Error> {
     let variable = |name| std::env::var(name).ok();
     let number = |name| variable(name).and_then(|text| text.parse::<RawFd>().ok());

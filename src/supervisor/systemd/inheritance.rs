@@ -1,4 +1,4 @@
-//! Which of the listening sockets that a service manager has handed over belongs to which slot.
+//! Which of the inherited listening sockets belongs to which slot.
 //!
 //! They come from two places: a *socket unit*, which bound them before the server was there, and
 //! the *store*, where an earlier instance left its slots' listeners. Of each address the sockets are
@@ -18,12 +18,12 @@ use crate::wire::Listen;
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::limits::WORKERS_MAX;
 
-/// A socket that was handed over.
+/// An inherited socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Offer {
-    /// From where.
+    /// Its origin.
     pub(crate) origin: Origin,
-    /// What it listens on.
+    /// Its address.
     pub(crate) listen: Listen,
     /// Tells sockets apart: one that came twice is one.
     pub(crate) inode: u64,
@@ -33,7 +33,7 @@ pub(crate) struct Offer {
     pub(crate) ours: bool,
 }
 
-/// Where a socket comes from.
+/// The origin of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// A socket unit.
@@ -42,22 +42,22 @@ pub(crate) enum Origin {
     Store(SlotId),
 }
 
-/// Who gets what. Numbers are places in the list of offers.
+/// The sockets of each slot. Numbers are indexes in the list of offers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// What is listened on; the real port where any was wanted and a socket came for it.
+    /// The addresses; with the real port where any was wanted and a socket was inherited for it.
     pub(crate) addresses: Vec<Listen>,
     /// For each slot that gets something: for each address its socket; `None`: to be bound.
     pub(crate) slots: Vec<Vec<Option<usize>>>,
-    /// How many slots have a socket of a unit. They never leave: nobody would serve it then.
+    /// The number of slots that have a socket of a unit. They never leave: no worker would serve it.
     pub(crate) from_unit: u16,
-    /// Sockets for which there is no use, and why.
+    /// Sockets that are not used, and why.
     pub(crate) dropped: Vec<(usize, &'static str)>,
     /// Names in the store under which there is something else from now on, or nothing.
     pub(crate) outdated: Vec<SlotId>,
 }
 
-/// Why what came cannot be used. Each says what to do.
+/// Why inherited sockets cannot be used. Each names a remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Error {
     #[error(

@@ -1,4 +1,4 @@
-//! What the service manager (systemd) is told, and when: sd_notify(3) as a state machine.
+//! The messages to the service manager (systemd): sd_notify(3) as a state machine.
 //!
 //! The shell shows it the supervisor as it is ([`View`]) after every turn; what has changed since
 //! becomes messages. [`mod@crate::supervisor::systemd`] sends them.
@@ -37,20 +37,20 @@ pub(crate) enum Message {
         /// How long it takes at most.
         within: Duration,
     },
-    /// A start or a reload goes on: it is to be waited for, so much longer at least.
+    /// A start or a reload is in progress: extends its timeout.
     Extend {
         /// From now on.
         within: Duration,
     },
     /// One line for people.
     Status(String),
-    /// A sign of life.
+    /// A watchdog ping.
     Watchdog,
-    /// Keep the slot's listeners; they go along.
+    /// Store the slot's listeners, which are sent with it.
     Store(SlotId),
-    /// Let go of the slot's listeners.
+    /// Remove the slot's listeners.
     Remove(SlotId),
-    /// Close what goes along when everything up to here has been done.
+    /// Close the descriptor sent with it when everything before has been done.
     Barrier,
 }
 
@@ -59,11 +59,11 @@ pub(crate) enum Message {
 pub(crate) struct View {
     /// Where it is in its life.
     pub(crate) life: Life,
-    /// What is under way.
+    /// The operation in progress.
     pub(crate) planned: Option<Planned>,
 }
 
-/// What is to be logged.
+/// A change to log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// The watchdog is not fed from now on.
@@ -75,7 +75,7 @@ pub(crate) enum Change {
     Fed,
 }
 
-/// What the service manager believes, if it has read everything.
+/// The state that the service manager knows, if it has read everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Said {
     Nothing,
@@ -93,7 +93,7 @@ pub(crate) struct Notifier {
     /// A reload was asked for by a signal, which is how a service manager asks.
     asked: bool,
     outbox: VecDeque<Message>,
-    /// Nothing is sent before, because nobody reads.
+    /// Nothing is sent before, because the service manager does not read.
     paused_until: Option<Tick>,
     status: String,
     status_due: Tick,
@@ -119,7 +119,7 @@ impl Notifier {
         }
     }
 
-    /// Of one that goes on after an exec in place: what was said before still holds.
+    /// That of a supervisor after an exec: what the earlier program has sent still holds.
     pub(crate) fn resumed(watchdog: Option<Duration>) -> Self {
         Self {
             said: Said::Reloading,
@@ -133,27 +133,27 @@ impl Notifier {
         self.asked = true;
     }
 
-    /// The slot's listeners are to be kept, instead of any that were before.
+    /// Has the slot's listeners stored, in place of any before.
     pub(crate) fn store(&mut self, slot: SlotId) {
         self.outbox.retain(|it| *it != Message::Store(slot));
         self.outbox.push_back(Message::Store(slot));
     }
 
-    /// The slot's listeners are not to be kept any more.
+    /// Has the slot's listeners removed.
     pub(crate) fn remove(&mut self, slot: SlotId) {
         let same = [Message::Store(slot), Message::Remove(slot)];
         self.outbox.retain(|it| !same.contains(it));
         self.outbox.push_back(Message::Remove(slot));
     }
 
-    /// It is to be known when what has been said so far has been done.
+    /// Sends a barrier after the messages so far.
     pub(crate) fn barrier(&mut self) {
         self.outbox.retain(|it| *it != Message::Barrier);
         self.outbox.push_back(Message::Barrier);
     }
 
-    /// Compares the supervisor with what was said of it. `status` makes the line for people, and
-    /// `ailing` says what is wrong with a slot; each is asked only when that is due.
+    /// Compares the supervisor with what was sent of it. `status` makes the line for people, and
+    /// `ailing` returns what is wrong with a slot; each is called only when due.
     pub(crate) fn observe(
         &mut self,
         view: View,
@@ -191,13 +191,13 @@ impl Notifier {
         self.outbox.pop_front()
     }
 
-    /// The message was not taken.
+    /// The message could not be sent.
     pub(crate) fn refused(&mut self, message: Message, now: Tick) {
         self.outbox.push_front(message);
         self.paused_until = Some(now + NOTIFY_RETRY);
     }
 
-    /// Slots whose listeners are still to be let go of, as nobody has taken the message yet.
+    /// Slots whose removal has not been sent yet.
     pub(crate) fn removals(&self) -> Vec<SlotId> {
         let removed = |message: &Message| match message {
             Message::Remove(slot) => Some(*slot),
@@ -206,7 +206,7 @@ impl Notifier {
         self.outbox.iter().filter_map(removed).collect()
     }
 
-    /// How many messages wait to be taken.
+    /// The number of messages that wait to be sent.
     pub(crate) fn waiting(&self) -> u64 {
         self.outbox.len() as u64
     }
@@ -225,7 +225,7 @@ impl Notifier {
         due.into_iter().flatten().min()
     }
 
-    /// Says whether there was anything to tell.
+    /// Returns whether there was a message to send.
     fn tell_life(&mut self, view: View, now: Tick) -> bool {
         match view.life {
             Life::Starting => false,
@@ -274,7 +274,7 @@ impl Notifier {
         self.outbox.push_back(message);
     }
 
-    /// The machine has a deadline for whatever is under way, so there is an end to this.
+    /// The machine has a deadline for every operation, so this ends.
     fn extend(&mut self) {
         let within = NOTIFY_EXTENSION;
         self.take_back_extension();
@@ -302,7 +302,7 @@ impl Notifier {
         }
         self.outbox.retain(|it| *it != Message::Watchdog);
         if let Some(cause) = ailing() {
-            // What makes it well again is an event, which brings the next look.
+            // A recovery is an event, and leads to the next check.
             let before = self.withheld.replace(cause.clone());
             return before.is_none().then_some(Change::Withheld { cause });
         }
@@ -332,7 +332,7 @@ impl Message {
                 format!("STATUS={}", shown.collect::<String>())
             }
             Self::Watchdog => "WATCHDOG=1".to_owned(),
-            // Not polled: a listener has nothing to say that would make it worthless.
+            // Not polled: no event of a listener makes it worthless.
             Self::Store(slot) => format!("FDSTORE=1\nFDNAME={}\nFDPOLL=0", stored_name(*slot)),
             Self::Barrier => "BARRIER=1".to_owned(),
             Self::Remove(slot) => format!("FDSTOREREMOVE=1\nFDNAME={}", stored_name(*slot)),
@@ -354,9 +354,9 @@ pub(crate) fn stored_slot(name: &str) -> Option<SlotId> {
 
 const STORED: &str = "slot-";
 
-/// The first slot whose queue nobody serves. A slot without a worker is no reason for a restart of
+/// The first slot whose queue no worker serves. A slot without a worker is no reason for a restart of
 /// the whole service as long as a sibling serves its queue, or it has none: a shortage for one worker
-/// would become an outage. While something planned is under way a queue may be between two workers;
+/// would become an outage. While an operation is in progress a queue may be between two workers;
 /// it may never be that of a slot that waits for its next try, or whose worker had to be killed
 /// because it did not answer.
 pub(crate) fn ailing<'a>(

@@ -1,8 +1,8 @@
 //! The addresses on standard output, for scripts that wait for them.
 //!
-//! Invariant: a reader that does not read makes nobody wait: what it does not take now is written
-//! when it does.
-//! Must not: set a flag on the open file, which other processes share.
+//! Invariant: a reader that does not read delays only this output, which is written when it does.
+//!
+//! It must not set a flag on the open file, which other processes share.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};

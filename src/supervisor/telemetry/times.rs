@@ -1,8 +1,8 @@
-//! How long workers took to start, handovers to finish and planned operations to end.
+//! Durations of worker starts, handovers and planned operations.
 //!
-//! The machine has measured all of it and says so in its notices; here it is added up, for the
-//! status and the metrics. Invariants: it goes on over an upgrade in place; a slot that has left
-//! keeps its times and goes on with them if it comes back, so that nothing ever counts backwards;
+//! The machine measures all of them and reports them in its notices; here they are added up, for the
+//! status and the metrics. Invariants: they survive an upgrade; a slot that has left keeps its times
+//! and continues them if it comes back, so that nothing ever counts backwards;
 //! bounded by the number of slots there can be and the kinds of operations.
 //! It must not read a clock.
 
@@ -24,7 +24,7 @@ pub(crate) struct Times {
     slots: Vec<SlotTimes>,
     /// By kind, then by how they ended.
     operations: BTreeMap<String, BTreeMap<String, Durations>>,
-    /// When the operation that is under way began.
+    /// When the operation in progress began.
     began: Option<Tick>,
     last: Option<Ended>,
 }
@@ -35,7 +35,7 @@ pub(crate) struct Times {
 pub(crate) struct SlotTimes {
     /// From the fork of a worker to its Ready.
     pub(crate) starts: Durations,
-    /// From the order to hand over to the end of it, however it ended.
+    /// From the command to hand over to the end, however it ended.
     pub(crate) handovers: Durations,
 }
 
@@ -52,7 +52,7 @@ const DONE: &str = "done";
 const FAILED: &str = "failed";
 
 impl Times {
-    /// Adds what a notice says.
+    /// Adds the measurement of a notice.
     pub(crate) fn note(&mut self, notice: &Notice, now: Tick) {
         match notice {
             Notice::WorkerReady { worker, took } | Notice::WorkerStandingBy { worker, took } => {
@@ -71,7 +71,7 @@ impl Times {
         let cause = match answer {
             Answer::Done(_) => None,
             Answer::Failed { cause } => Some(cause.clone()),
-            // It never began; another one may be under way.
+            // It never began; another one may be in progress.
             Answer::Refused { .. } => return,
         };
         let took = self.began.take().map_or(Duration::ZERO, |at| now.since(at));
@@ -95,12 +95,12 @@ impl Times {
         &mut self.slots[slot.index()]
     }
 
-    /// A slot's, as far as there is anything to tell.
+    /// The times of a slot; empty if there are none.
     pub(crate) fn of(&self, slot: SlotId) -> SlotTimes {
         self.slots.get(slot.index()).cloned().unwrap_or_default()
     }
 
-    /// Every kind of operation that there has been.
+    /// Every kind of operation so far.
     pub(crate) fn operations(&self) -> Vec<OperationTimes> {
         let kinds = self.operations.iter();
         let all = kinds.flat_map(|(what, by_outcome)| {

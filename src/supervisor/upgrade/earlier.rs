@@ -16,7 +16,7 @@ pub(crate) struct EarlierProgram {
     state: RawFd,
     /// The number of the earlier program's file.
     image: RawFd,
-    /// Set when this program *is* the earlier one, called back: why the other could not go on.
+    /// Set when this program *is* the earlier one, called back: why the other could not take over.
     pub(crate) cause: Option<String>,
 }
 

@@ -1,5 +1,5 @@
-//! Which file a reload or an upgrade finds: the path by which this program was started, so that a
-//! link is followed anew (`current -> releases/7`), and not the file that it led to then.
+//! The path of the program for a reload or an upgrade: the one by which this program was started, so
+//! that a link is followed again (`current -> releases/7`), and not the file that it led to then.
 //!
 //! A relative path stays one, as that of the configuration file does: the working directory never
 //! changes, so both mean the directory in which the server was started, also when that has another
@@ -21,7 +21,7 @@ pub(crate) fn path_of_this(name: Option<&OsStr>) -> io::Result<PathBuf> {
     Ok(named.into_iter().find(leads_here).unwrap_or(running))
 }
 
-/// What a shell, or whoever else started the program, may have meant by `name`.
+/// The files that the starter of the program may have meant by `name`.
 fn candidates(name: &OsStr, search: &OsStr) -> Vec<PathBuf> {
     let is_path = name.as_encoded_bytes().contains(&b'/');
     if is_path {
