@@ -149,7 +149,7 @@ fn preflight_refuses_configuration_of_new_program() {
     let before = planned.workers();
     for (text, cause) in [
         ("no_such_setting = 1\n", "unknown setting"),
-        ("share_port = true\n", "share_port cannot change"),
+        ("share_port = true\n", "cannot change share_port"),
     ] {
         planned.configure(text);
         server.upgrade().expect_failure(cause);
