@@ -52,14 +52,6 @@ pub enum Boot {
     All,
 }
 
-impl Boot {
-    /// Whether it is the default.
-    #[must_use]
-    pub fn is_any(&self) -> bool {
-        *self == Self::Any
-    }
-}
-
 /// What a rolling restart does with established connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -92,13 +92,6 @@ struct Skew {
     permille: u16,
 }
 
-impl Balance {
-    /// Nothing is remembered: as if nobody had ever looked.
-    pub(in super::super) fn is_blank(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
 impl Machine {
     /// Begins to look at the loads where that may lead to something, and ends it where not.
     pub(super) fn tend_balance(&mut self, now: Tick) {

@@ -85,7 +85,6 @@ pub enum Event {
         /// else the number in force: when all are renewed, the restart goes on by scaling to it.
         policy: Policy,
         /// Connections that cannot move may be left to drain.
-        #[serde(default)]
         drain: bool,
     },
     /// Replace the supervisor's own program by the one on disk, then renew every worker.
@@ -93,7 +92,6 @@ pub enum Event {
         /// Who asked.
         request: RequestId,
         /// As in [`Event::Restart`].
-        #[serde(default)]
         drain: bool,
     },
     /// The new program has shown that it can take over.
@@ -122,7 +120,6 @@ pub enum Event {
         /// How many.
         to: ScaleTo,
         /// As in [`Event::Restart`].
-        #[serde(default)]
         drain: bool,
     },
     /// Somebody wants an operation. If it can begin, now or later, [`Action::Begin`] follows.
@@ -135,7 +132,6 @@ pub enum Event {
         /// signals.
         wait: bool,
         /// Whether connections that cannot move may be drained.
-        #[serde(default)]
         drain: bool,
     },
     /// Whoever asked does not wait any more.
@@ -380,7 +376,6 @@ pub enum Action {
         /// For what.
         wanted: Wanted,
         /// Whether connections that cannot move may be drained.
-        #[serde(default)]
         drain: bool,
     },
     /// Let the program on disk show that it can take over: [`Event::PreflightPassed`] or

@@ -34,7 +34,6 @@ pub(in super::super) struct Pending {
     /// Handed to the shell, and neither begun nor given up.
     beginning: Option<Waiting>,
     /// When the shell must be back with a reload: a child reads its configuration meanwhile.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     deadline: Option<Tick>,
 }
 
@@ -45,7 +44,6 @@ struct Waiting {
     request: RequestId,
     wanted: Wanted,
     /// Connections that cannot move may be drained.
-    #[serde(default)]
     drain: bool,
 }
 
@@ -56,13 +54,6 @@ pub(super) enum Obstacle {
     Wait,
     /// Something else; why.
     Refuse(String),
-}
-
-impl Pending {
-    /// Whether there is nothing at all.
-    pub(in super::super) fn is_blank(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 impl Machine {

@@ -20,14 +20,11 @@ pub(super) struct Operation {
     pub(super) renewed: u16,
     pub(super) moved: u64,
     pub(super) drained: u64,
-    /// Somebody has cancelled it. Left out where nobody has.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// It was cancelled.
     pub(super) cancel: Option<Cancel>,
     /// Connections that cannot move may be closed after `drain_timeout`.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) drain: bool,
     /// What it has cost, if anything: the operation fails with that in the end.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) damage: Option<String>,
 }
 
@@ -75,7 +72,6 @@ pub(super) enum Stage {
         /// leaves.
         patience: Option<Tick>,
         /// Siblings that could not take all connections of the slot that leaves.
-        #[serde(default)]
         tried: u16,
     },
     /// All is decided. Who has handed everything over, or was killed, is about to be gone; the
@@ -102,11 +98,9 @@ pub(super) struct Roll {
     pub(super) policy: Policy,
     pub(super) course: Course,
     /// The first worker of the new release that serves is being watched, or has stood the test.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) watched: bool,
     /// Slots that did not serve when the roll began and have not since. The new release is tried
     /// there once, and that it does not start either is no failure of the roll.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) broken: Vec<Broken>,
 }
 

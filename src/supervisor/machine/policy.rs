@@ -34,7 +34,6 @@ pub struct Policy {
     /// What a restart does with established connections.
     pub restart_connections: RestartConnections,
     /// How many workers must start for the server to serve.
-    #[serde(default, skip_serializing_if = "Boot::is_any")]
     pub boot: Boot,
     /// How long a worker waits for its peers to close once it has ended their streams; part of the
     /// time that a leaving worker has.
@@ -49,10 +48,8 @@ pub struct Policy {
     pub hang_timeout: Option<Duration>,
     /// The pause between two checks of whether a worker's loop runs, if it is to be known before
     /// `hang_timeout`; `None`: it is not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_check: Option<Duration>,
     /// Percent by which the busiest worker must exceed the idlest for connections to move; `None`:
     /// none do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebalance: Option<u16>,
 }

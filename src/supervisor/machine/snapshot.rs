@@ -2,7 +2,7 @@
 //!
 //! Invariants: `restore(snapshot())` changes nothing that can be observed, pending actions and the
 //! random generator included; a snapshot of an unknown version, or one that contradicts itself, is
-//! refused and never half-read. Change any serialised type of the machine ⇒ raise
+//! refused and never half-read. A change of any serialised type of the machine raises
 //! [`SNAPSHOT_VERSION`].
 
 use std::collections::VecDeque;
@@ -54,16 +54,9 @@ pub struct Snapshot {
     pub(super) slots: Vec<Slot>,
     pub(super) release: ReleaseId,
     pub(super) operation: Option<Operation>,
-    /// Left out where nothing waits.
-    #[serde(default, skip_serializing_if = "Pending::is_blank")]
     pub(super) pending: Pending,
-    /// Left out where nothing is to be remembered, so that a version that did not know it is read
-    /// and written alike.
-    #[serde(default, skip_serializing_if = "Balance::is_blank")]
     pub(super) balance: Balance,
     pub(super) born_before: Generation,
-    /// Left out likewise.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) former_deaths: Vec<u32>,
     pub(super) actions: VecDeque<Action>,
     pub(super) stale_events: u64,
