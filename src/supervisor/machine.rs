@@ -1,28 +1,31 @@
 //! Everything the supervisor decides, as a state machine that does nothing.
 //!
-//! The shell hands the world in through [`Machine::handle`] and [`Machine::handle_timeout`], and
-//! after each call carries out [`Machine::poll_action`] until it is empty; it waits no longer than
+//! The shell reports events through [`Machine::handle`] and [`Machine::handle_timeout`], and after
+//! each call executes [`Machine::poll_action`] until it is empty; it waits no longer than
 //! [`Machine::poll_timeout`]. A call of `handle_timeout` that comes early or late is legal.
 //!
 //! What this module must not do: read a clock, touch a process or a descriptor, log, or hold
 //! randomness it was not seeded with. The same seed and the same calls give the same actions.
 //!
 //! Invariants, checked after each call in debug builds:
-//! - a slot has one main worker at most; while the machine runs, it has one, or a time at which
+//! - a slot has at most one active worker; while the machine runs, it has one, or a time at which
 //!   the next is spawned, or its turn is still to come, or it is leaving: no slot is ever forgotten;
 //! - a slot's first worker binds unless the slot was given listeners, every later one adopts; one
 //!   slot binds at a time, in the order of their numbers, so the slots that have a socket are the
 //!   first ones and the order of the sockets in their group is that of the slots;
 //! - a queue is lent only while its slot does not serve it, to one sibling, and that one serves;
-//! - one operation is under way at a time, each request is answered once, and nothing planned
+//! - one operation is in progress at a time, each request is answered once, and nothing planned
 //!   takes a worker away before another is Ready for what it leaves;
 //! - once a stop or a failed boot has begun nothing is spawned; once custody has ended nothing is
 //!   lent; `Exit` comes when no process is left, once, last.
 //!
-//! In the files beside this one: `reactions` is what each event means, `lifecycle` how a main
-//! worker starts and ends, `succession` how one follows another; `operation` is what is planned,
-//! made of `roll`, `upgrade` and `scale`, `pending` what waits for that, `cancel` its end before
-//! time; `lending` and `pulse` watch over queues and loops.
+//! Data: `worker` and `slot` (a worker's life, and the place for it), `plan` (an operation),
+//! `policy` (the limits), `exchange` (events, actions, notices), `snapshot` (the saved state).
+//! They know no decision. Decisions: `reactions` says what each event means, `lifecycle` how a
+//! worker starts and ends, `succession` how one follows another; `operation` runs what is planned,
+//! by `roll`, `upgrade` and `scale`; `pending` holds requests back until then, `cancel` ends an
+//! operation early; `lending`, `pulse` and `balance` watch queues, event loops and loads.
+//! `invariants` and `ways` check all of it.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
@@ -60,7 +63,7 @@ pub(super) use pending::Pending;
 use plan::Operation;
 pub use plan::Planned;
 pub use policy::{Boot, KILL_GRACE, Policy, RestartConnections};
-pub use slot::{LastDeath, Queue, SeatView, SlotView};
+pub use slot::{LastDeath, Queue, SlotView, WorkerView};
 use slot::{Slot, SlotState};
 pub use snapshot::{SNAPSHOT_VERSION, Snapshot, SnapshotError};
 use uppercased_ctl::clock::Tick;
@@ -93,7 +96,7 @@ pub(super) enum Phase {
     Ended,
 }
 
-/// Where a server is in its life, as far as it matters to whoever started it.
+/// Where a server is in its life, as far as it matters to the process that started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
     /// Some slot has never been Ready. A boot that failed ends here, with the process.
@@ -166,7 +169,7 @@ impl Machine {
     }
 
     /// The same machine, whose first `slots` slots have listeners already: their workers adopt
-    /// them, and who waits there has waited since `now`.
+    /// them, and clients in their queues have waited since `now`.
     #[must_use]
     pub fn with_listeners(mut self, slots: u16, now: Tick) -> Self {
         for slot in self.slots.iter_mut().take(slots.into()) {
@@ -408,7 +411,7 @@ impl Machine {
         }
     }
 
-    /// Events dropped because they came too late, twice, or about nobody.
+    /// Events dropped because they came too late, twice, or about an unknown worker.
     #[must_use]
     pub const fn stale_events(&self) -> u64 {
         self.stale_events
@@ -418,7 +421,7 @@ impl Machine {
 /// What the parts below share.
 impl Machine {
     /// Brings operation, pulses, loans and the end in line with what the call has changed. Here, in
-    /// one place, so that no reaction has to remember who borrowed what from whom, or who waits for
+    /// one place, so that no reaction has to remember which loans there are, or which waits for
     /// what.
     fn settle(&mut self, now: Tick) {
         self.end_broken_loans();

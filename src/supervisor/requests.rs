@@ -252,20 +252,20 @@ impl Supervisor {
         }
         self.reply(request, reply);
         if self.machine.operation().is_none() {
-            let seats = self.machine.slots().flat_map(|slot| {
-                let successor = slot.successor.map(|seat| seat.release);
+            let workers = self.machine.slots().flat_map(|slot| {
+                let successor = slot.successor.map(|it| it.release);
                 [Some(slot.release), successor].into_iter().flatten()
             });
-            let in_use: Vec<ReleaseId> = seats.collect();
+            let in_use: Vec<ReleaseId> = workers.collect();
             self.fleet.keep_releases(&in_use);
         }
     }
 
     /// The connections of workers that drain.
     fn draining_connections(&self) -> u64 {
-        let seats = self.machine.slots().flat_map(|slot| slot.predecessors);
-        let leaving = seats.filter(|seat| seat.state == "leaving");
-        let open = leaving.map(|seat| u64::from(self.fleet.open_connections(seat.worker)));
+        let workers = self.machine.slots().flat_map(|slot| slot.predecessors);
+        let leaving = workers.filter(|it| it.state == "leaving");
+        let open = leaving.map(|it| u64::from(self.fleet.open_connections(it.worker)));
         open.fold(0, u64::saturating_add)
     }
 

@@ -7,7 +7,7 @@ use uppercased_ctl::identity::WorkerId;
 use uppercased_ctl::status::{LastDeath, Neighbour, SlotStatus, Status};
 
 use super::Supervisor;
-use super::machine::{Life, Queue, SeatView, SlotView};
+use super::machine::{Life, Queue, SlotView, WorkerView};
 
 impl Supervisor {
     pub(super) fn status(&self) -> Status {
@@ -120,19 +120,19 @@ impl Supervisor {
                 cause: death.cause.clone(),
                 age_ms: millis(now.since(death.at)),
             }),
-            successor: slot.successor.as_ref().map(|seat| self.neighbour(seat)),
-            predecessor: slot.predecessors.last().map(|seat| self.neighbour(seat)),
+            successor: slot.successor.as_ref().map(|it| self.neighbour(it)),
+            predecessor: slot.predecessors.last().map(|it| self.neighbour(it)),
             ..self.fleet.status_of(worker, now)
         }
     }
 
-    fn neighbour(&self, seat: &SeatView) -> Neighbour {
+    fn neighbour(&self, worker: &WorkerView) -> Neighbour {
         Neighbour {
-            generation: seat.worker.generation,
-            release: seat.release,
-            pid: self.fleet.pid_of(seat.worker),
-            state: seat.state.to_owned(),
-            open: self.fleet.open_connections(seat.worker).into(),
+            generation: worker.worker.generation,
+            release: worker.release,
+            pid: self.fleet.pid_of(worker.worker),
+            state: worker.state.to_owned(),
+            open: self.fleet.open_connections(worker.worker).into(),
         }
     }
 }

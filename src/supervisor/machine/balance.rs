@@ -5,19 +5,19 @@
 //! the same worker exceeds the idlest by the threshold [`REBALANCE_LOOKS`] times in a row, it hands
 //! over as many of its active connections as would level the two if all were alike.
 //!
-//! They are not all alike, and nobody knows how much each of them does. So moves are trials. They
+//! They are not all alike, and how much each of them does is unknown. So moves are trials. They
 //! have not helped if nothing could move, or if a worker that took some is as busy now as those were
 //! that gave: then the load cannot be levelled by moving what it is made of, and the rest before the
 //! next move doubles, up to [`REBALANCE_REST_MAX`]. All is forgotten when they have helped, or nothing
 //! was to be moved, for twice that time. One connection that is all of the load is never moved: half
 //! of one is none.
 //!
-//! A worker that stands still looks as idle as can be. So whoever would take connections is pinged,
-//! and must have turned by the next look: what was on its way to a dead loop would wait for its end.
+//! A stalled worker appears idle. So the worker that would receive connections is pinged, and must
+//! have turned by the next sample: connections sent to a stalled loop would wait for its end.
 //!
 //! Invariants: moves are ordered only between workers that serve, one at a time, never while an
-//! operation is under way and never closer than [`REBALANCE_REST`]; nobody is killed for one. An
-//! operation that begins meanwhile does not wait: workers settle a part before they obey.
+//! operation is in progress and never closer than [`REBALANCE_REST`]; no worker is killed for one. An
+//! operation that begins meanwhile does not wait: workers settle a part before they execute it.
 
 use std::time::Duration;
 
@@ -35,21 +35,21 @@ use uppercased_ctl::clock::Tick;
 /// What is remembered of the workers' loads and of moves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) struct Balance {
-    /// When the next look is due; `None`: nobody looks.
+    /// When the next sample is due; `None`: no samples are taken.
     due: Option<Tick>,
-    /// The answer to a look has not come.
+    /// A sample was ordered and has not come.
     awaited: bool,
-    /// What the latest look found.
+    /// The latest sample.
     seen: Option<Look>,
-    /// Who was too busy then, and in how many looks in a row.
+    /// The worker that was too busy then, and in how many samples in a row.
     suspect: Option<(WorkerId, u32)>,
-    /// The move that is under way.
+    /// The move in progress.
     moving: Option<Move>,
     /// The moves so far.
     trials: Option<Trials>,
 }
 
-/// The loads of all who served, in order of their slots.
+/// The loads of all workers that served, in order of their slots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Look {
     at: Tick,
@@ -71,7 +71,7 @@ struct Trials {
     at: Tick,
     /// Connections that moved then, as far as is known.
     moved: u32,
-    /// Who took some; one worker of a slot at most.
+    /// The workers that received some; one worker per slot at most.
     takers: Vec<WorkerId>,
     /// Calls a second of the busiest worker, when they were lowest.
     peak: u64,
@@ -93,7 +93,7 @@ struct Skew {
 }
 
 impl Machine {
-    /// Begins to look at the loads where that may lead to something, and ends it where not.
+    /// Begins to sample loads where that may lead to a move, and ends it where not.
     pub(super) fn tend_balance(&mut self, now: Tick) {
         let serves = |worker| self.serves(worker);
         let lost = |it: &Move| !serves(it.from);
@@ -225,7 +225,7 @@ impl Machine {
         self.slots.iter().filter_map(Slot::serving)
     }
 
-    /// Whether the worker's loop has turned between an earlier look and the latest one.
+    /// Whether the worker's loop has turned between an earlier sample and the latest one.
     fn has_turned_since(&self, before: Option<&Look>, worker: WorkerId) -> bool {
         let turns = |look: &Look| {
             let load = look.loads.iter().find(|it| it.worker == worker)?;
@@ -235,7 +235,7 @@ impl Machine {
         matches!((before.and_then(turns), latest.and_then(turns)), (Some(a), Some(b)) if a != b)
     }
 
-    /// The skew between the latest look and this one, if it passes the threshold.
+    /// Returns the skew between the latest sample and this one, if it passes the threshold.
     fn skew(&self, look: &Look) -> Option<Skew> {
         let before = self.balance.seen.as_ref()?;
         let nanos = look.at.since(before.at).as_nanos();

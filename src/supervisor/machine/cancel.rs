@@ -1,11 +1,11 @@
-//! Ending the operation in progress because somebody asked for that.
+//! Ending the operation in progress on request.
 //!
-//! It takes the way back that a failure would take: a roll turns round, a new program is tried no
+//! It rolls back as a failure would: a roll is reversed, a new program is tried no
 //! longer, added slots leave again, and slots that were about to leave stay. What cannot be taken
 //! back stays: a release that is in force (of a reload that has gone on to another number of
 //! workers), and the places of slots that have begun to leave.
 //!
-//! Invariants: the operation fails and names who cancelled it; the cancelling request is answered
+//! Invariants: the operation fails and names its canceller; the cancelling request is answered
 //! after that, and `Done` only if everything was taken back that could be.
 
 use super::plan::{Cancel, Course, OperationKind, Stage};
@@ -140,7 +140,7 @@ impl Machine {
         }
     }
 
-    /// Why the operation has failed, with who cancelled it, if somebody did.
+    /// Returns why the operation has failed, with its canceller, if there is one.
     pub(super) fn failure_of(&self, failure: Option<String>) -> Option<String> {
         if !self.is_cancelled() {
             return failure;
@@ -166,7 +166,7 @@ impl Machine {
         format!("cancelled by {by}")
     }
 
-    /// Tells whoever has cancelled an operation that is over now how that went.
+    /// Answers the request that cancelled an operation, which is over now.
     pub(super) fn answer_cancel(&mut self, cancel: Cancel, cause: &str, now: Tick) {
         let Cancel {
             request,

@@ -1,7 +1,7 @@
-//! Who serves the queue of a slot that has no worker.
+//! Lending the queue of a slot without a worker to a sibling.
 //!
 //! A queue without an acceptor is a black hole for one in N of the new clients: they complete the
-//! handshake and hear nothing. So after `lend_after` a serving sibling accepts on it too.
+//! handshake and get no answer. So after `lend_after` a serving sibling accepts on it too.
 //!
 //! Invariants: a loan ends when the borrower stops serving or the slot's own worker is Ready,
 //! whichever comes first; while any sibling serves, no queue waits longer than `lend_after`.
@@ -13,7 +13,7 @@ use super::{Action, Machine, Notice, Queue, WorkerId};
 use uppercased_ctl::clock::Tick;
 
 impl Machine {
-    /// Ends the loans of those who no longer serve. Their queues are due at once: the time since
+    /// Ends the loans of workers that no longer serve. Their queues are due at once: the time since
     /// their own worker stopped goes on counting.
     pub(super) fn end_broken_loans(&mut self) {
         for index in 0..self.slots.len() {
@@ -28,12 +28,12 @@ impl Machine {
         }
     }
 
-    /// Lends every queue that nobody has served for too long.
+    /// Lends every queue that has been unserved for too long.
     pub(super) fn lend_due(&mut self, now: Tick) {
         self.lend_unserved_for(self.policy.lend_after, now);
     }
 
-    /// Lends every queue that nobody has served for `span` or longer.
+    /// Lends every queue that has been unserved for `span` or longer.
     pub(super) fn lend_unserved_for(&mut self, span: Duration, now: Tick) {
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
@@ -49,9 +49,9 @@ impl Machine {
         }
     }
 
-    /// Lends an unserved queue; says whether there is a sibling to lend it to.
+    /// Lends an unserved queue; returns whether there is a sibling to lend it to.
     pub(super) fn lend(&mut self, index: usize, now: Tick) -> bool {
-        // One loan changes who has fewest, so the choice is made anew each time.
+        // Each loan changes which worker has the fewest, so the choice is made again each time.
         let (Queue::Unserved { since }, Some(to)) = (self.slots[index].queue, self.borrower())
         else {
             return false;
@@ -69,7 +69,8 @@ impl Machine {
         slot.is_some_and(|slot| slot.serving() == Some(worker))
     }
 
-    /// Who would borrow next: of those who serve, the one with fewest loans, then the lowest slot.
+    /// Returns the next borrower: of the workers that serve, the one with fewest loans, then the
+    /// lowest slot.
     pub(super) fn borrower(&self) -> Option<WorkerId> {
         let mut loans = vec![0_u32; self.slots.len()];
         for slot in &self.slots {

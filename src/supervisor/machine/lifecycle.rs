@@ -174,8 +174,8 @@ impl Machine {
         killed.map(|(_, until)| until).min()
     }
 
-    /// A process has ended, or could not be made. What follows depends on the phase, on what the
-    /// worker was for, and on who else is in the slot.
+    /// A process has ended, or could not be made. What follows depends on the phase, on the
+    /// worker's role, and on the other workers of the slot.
     pub(super) fn gone(&mut self, worker: WorkerId, report: ExitReport, now: Tick) {
         let index = worker.slot.index();
         let slot = &mut self.slots[index];
@@ -327,7 +327,7 @@ impl Machine {
         }
     }
 
-    /// Nobody has been told that we serve, so nobody is owed a graceful end.
+    /// Fails the boot. The server was never announced, so no graceful end is owed.
     pub(super) fn fail_boot(&mut self, cause: String, now: Tick) {
         self.notice(Notice::BootFailed {
             cause: cause.clone(),

@@ -1,11 +1,11 @@
 //! Planned operations: one at a time, and an answer for each request.
 //!
 //! An operation is a list of stages; [`Machine::advance`] runs after every call and moves it as far
-//! as the world as it is now allows. So no reaction to an event has to know what the event was
-//! good for. Only failures are told to the operation where they happen, because what has failed
-//! once may look well a moment later.
+//! as the world as it is now allows. So no reaction to an event has to know what the event
+//! means to the operation. Only failures are reported to the operation where they happen, because a
+//! worker that has failed once may serve a moment later.
 //!
-//! Invariants: every request is answered once, however the operation ends; while one is under way,
+//! Invariants: every request is answered once, however the operation ends; while one is in progress,
 //! or workers of an earlier one still drain, another is refused at once and changes nothing.
 
 use super::pending::{Obstacle, impossible};
@@ -74,7 +74,7 @@ impl Machine {
         Reception::Taken
     }
 
-    /// Why no operation can begin now, if so.
+    /// Returns why no operation can begin now, if so.
     pub(super) fn refusal(&self, now: Tick) -> Option<String> {
         if let Some(cause) = self.refusal_for_good() {
             return Some(cause.to_owned());
@@ -116,7 +116,7 @@ impl Machine {
         ))
     }
 
-    /// Why no operation will ever begin again, if so.
+    /// Returns why no operation will ever begin again, if so.
     pub(super) const fn refusal_for_good(&self) -> Option<&'static str> {
         match &self.phase {
             Phase::Idle | Phase::Booting { .. } | Phase::Serving => None,
@@ -183,14 +183,14 @@ impl Machine {
         }
     }
 
-    /// Whether connections that cannot move may be left to drain. Outside of an operation nobody
-    /// waits for them.
+    /// Whether connections that cannot move may be left to drain. Outside of an operation no
+    /// request waits for them.
     #[must_use]
     pub fn may_drain(&self) -> bool {
         self.operation.as_ref().is_none_or(|it| it.drain)
     }
 
-    /// The supervisor stops: whoever asked for something is told so now.
+    /// Answers all requests of the operation, because the supervisor stops.
     pub(super) fn abandon_operation(&mut self) {
         let Some(operation) = self.operation.take() else {
             return;
@@ -227,7 +227,7 @@ impl Machine {
         while self.advance_once(now) {}
     }
 
-    /// One step; says whether there may be another.
+    /// Takes one step; returns whether there may be another.
     fn advance_once(&mut self, now: Tick) -> bool {
         let Some(stage) = self.stage() else {
             return false;
@@ -286,7 +286,7 @@ impl Machine {
         u16::try_from(open.count()).unwrap_or(u16::MAX)
     }
 
-    /// What is under way and how far it is, in one line; `None` if nothing is.
+    /// Returns the operation in progress and its stage, in one line; `None` if there is none.
     #[must_use]
     pub fn operation(&self) -> Option<String> {
         let Some(operation) = &self.operation else {
@@ -328,7 +328,7 @@ impl Machine {
         Some(format!("{what} is under way: {progress}"))
     }
 
-    /// Whether something planned is under way, and whether it replaces workers or the program.
+    /// Returns whether the operation in progress replaces workers, or changes their number.
     #[must_use]
     pub fn planned(&self) -> Option<Planned> {
         Some(match self.operation.as_ref()?.kind {

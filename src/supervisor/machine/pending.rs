@@ -1,7 +1,7 @@
 //! Requests that wait for their turn.
 //!
-//! Nobody can be told that a signal is refused, so what signals ask for is remembered while
-//! something else is in progress: at most one reload, one upgrade, and a change of the number of
+//! A signal has no answer that could refuse it, so requests of signals are remembered while
+//! another operation is in progress: at most one reload, one upgrade, and a change of the number of
 //! workers to which every further signal is added. A command waits if its caller asked for that.
 //!
 //! When nothing is in the way any more, the first request is handed to the shell, which prepares it
@@ -89,7 +89,7 @@ impl Machine {
         Reception::Taken
     }
 
-    /// Adds a request to the queue; returns what waits for it now, in words.
+    /// Adds a request to the queue; returns its description.
     fn remember(&mut self, new: Waiting) -> Result<String, String> {
         if new.request != RequestId::NOBODY {
             let of_commands = self.pending.waiting.iter();
@@ -190,7 +190,7 @@ impl Machine {
         }
     }
 
-    /// Gives up a reload whose configuration is being read; says whether there is one.
+    /// Gives up a reload whose configuration is being read; returns whether there is one.
     pub(super) fn cancel_beginning(&mut self, by: &str) -> bool {
         let Some(it) = self.abandon_beginning() else {
             return false;
@@ -317,7 +317,7 @@ impl Machine {
         }
     }
 
-    /// What waits, the next one first, in words; empty: nothing.
+    /// Returns a description of each request that waits, the next one first.
     #[must_use]
     pub fn pending(&self) -> Vec<String> {
         let mut workers = self.workers_in_prospect();
@@ -411,7 +411,7 @@ impl Machine {
     }
 }
 
-/// Why there cannot be so many workers, if so.
+/// Returns why there cannot be this many workers, if so.
 pub(super) fn impossible(to: u16) -> Option<String> {
     if to == 0 {
         Some("one worker is the least".to_owned())

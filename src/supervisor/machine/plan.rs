@@ -9,7 +9,7 @@ use super::policy::Policy;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{ReleaseId, RequestId, SlotId};
 
-/// What is under way.
+/// The operation in progress.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Operation {
     pub(super) request: RequestId,
@@ -28,7 +28,7 @@ pub(super) struct Operation {
     pub(super) damage: Option<String>,
 }
 
-/// What a planned operation is good for.
+/// What a planned operation changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Planned {
     /// The same number of workers, new ones.
@@ -53,7 +53,7 @@ pub(super) enum Stage {
     Passed,
     /// The exec is ordered. No deadline: either it returns, or the next program speaks first.
     Exec,
-    /// Workers are renewed, or put back.
+    /// Workers are replaced, or rolled back.
     Roll(Box<Roll>),
     /// Slots are added up to this number.
     Grow {
@@ -74,8 +74,8 @@ pub(super) enum Stage {
         /// Siblings that could not take all connections of the slot that leaves.
         tried: u16,
     },
-    /// All is decided. Who has handed everything over, or was killed, is about to be gone; the
-    /// answer waits for that, so that whoever asked can ask for more at once.
+    /// All is decided. Workers that have handed everything over, or were killed, are about to exit;
+    /// the answer waits for that, so that the client can send its next request at once.
     Ending { failure: Option<String> },
 }
 
@@ -89,7 +89,7 @@ impl OperationKind {
     }
 }
 
-/// All workers are being renewed.
+/// The replacement of all workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Roll {
     /// The new release. The old one is the machine's.
@@ -116,14 +116,14 @@ pub(super) struct Broken {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Course {
     Forward {
-        /// Whose turn it is; past the last one, all have had theirs.
+        /// The slot whose turn it is; past the last one, all have had theirs.
         slot: SlotId,
         /// The first worker of the new release serves, and is watched until then.
         bake: Option<Tick>,
     },
     Back {
         cause: String,
-        /// Slots that have still to go back, the next one first.
+        /// Slots that are still to be rolled back, the next one first.
         todo: Vec<SlotId>,
     },
 }
@@ -143,7 +143,7 @@ impl Roll {
     }
 }
 
-/// Who ends an operation.
+/// The request that ended an operation early.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Cancel {
     pub(super) request: RequestId,

@@ -12,7 +12,7 @@ pub use crate::config::{Boot, RestartConnections};
 /// busy machine.
 pub const KILL_GRACE: Duration = Duration::from_secs(2);
 
-/// The limits that the machine obeys.
+/// The limits that the machine applies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// How many slots; 0 is read as 1.
@@ -38,7 +38,7 @@ pub struct Policy {
     /// How long a worker waits for its peers to close once it has ended their streams; part of the
     /// time that a leaving worker has.
     pub linger_timeout: Duration,
-    /// How long the first renewed worker must serve before the others are renewed.
+    /// How long the first replaced worker must serve before the others are replaced.
     pub bake_time: Duration,
     /// How long either side of a handover may keep the other waiting.
     pub handover_timeout: Duration,

@@ -1,15 +1,15 @@
-//! Noticing a worker whose loop stands still.
+//! Detecting a worker whose event loop has stalled.
 //!
-//! A worker counts its turns in shared memory, which costs it no system call. The counter is looked
-//! at [`HANG_CHECKS`] times within `hang_timeout`, or more often to know of a stall sooner; a look
+//! A worker counts its turns in shared memory, which costs it no system call. The counter is sampled
+//! [`HANG_CHECKS`] times within `hang_timeout`, or more often to detect a stall sooner; a sample
 //! that finds no new turn is a miss, and has the worker make one, since an idle one makes none by
 //! itself. After [`STALL_CHECKS`] misses in a row the worker has stalled, which is reported and makes
-//! the server unready. When the misses in a row fill `hang_timeout`, the worker is killed and renewed
+//! the server unready. When the misses in a row fill `hang_timeout`, the worker is killed and replaced
 //! as after a crash.
 //!
-//! Invariants: the next look is counted from the latest one and not from when that was due, so a
+//! Invariants: the next sample is counted from the latest one and not from when that was due, so a
 //! supervisor that was itself stopped for a while finds one miss, not many; misses in a row are all
-//! of one pause between looks, so they prove a hang of the length that is in force.
+//! of one pause between samples, so they prove a hang of the length that is in force.
 
 use std::time::Duration;
 
@@ -18,12 +18,12 @@ use super::{Action, KillReason, Machine, Notice, Phase, Reception, WorkerId};
 use crate::config::{HANG_CHECKS, STALL_CHECKS};
 use uppercased_ctl::clock::Tick;
 
-/// No two looks are closer than this, whatever the configuration says: they would keep the
+/// No two samples are closer than this, whatever the configuration says: they would keep the
 /// supervisor in one turn of its loop for ever.
 pub(super) const LOOK_FLOOR: Duration = Duration::from_millis(1);
 
 impl Machine {
-    /// The pause between two looks; `None`: nobody is looked at.
+    /// Returns the pause between two samples; `None`: no samples are taken.
     fn look_every(&self) -> Option<Duration> {
         match &self.phase {
             Phase::Booting { .. } | Phase::Serving => {
@@ -39,7 +39,7 @@ impl Machine {
         }
     }
 
-    /// How many misses in a row make a hang, at that pause between two looks.
+    /// Returns how many misses in a row make a hang, at that pause between two samples.
     fn hang_misses(&self, every: Duration) -> Option<u128> {
         let limit = self.policy.hang_timeout?;
         let looks = limit.as_nanos().div_ceil(every.as_nanos());

@@ -1,10 +1,10 @@
-//! Renewing every worker, one slot after the other; and the way back.
+//! Replacing every worker, one slot after the other; and the rollback.
 //!
 //! Forward: each slot gets a worker of the new release beside the one that serves, and only when
 //! that one is Ready the other leaves (see [`super::succession`]). The first worker of the new
-//! release that serves is the canary, whatever its slot: nothing more is renewed and nothing is in
+//! release that serves is the canary, whatever its slot: no more workers are replaced and nothing is in
 //! force before it has served for `bake_time`. Any death of a worker of the new
-//! release that nobody ordered ends the way forward, wherever it happens; but in a
+//! release that was not ordered ends the way forward, wherever it happens; but in a
 //! slot that did not serve before either, a failure only means that it is tried again later.
 //!
 //! Back: the slots that have the new release already get the old one again, the same way. What
@@ -60,7 +60,7 @@ impl Machine {
         }
     }
 
-    /// One step of the roll; says whether there may be another.
+    /// Takes one step of the roll; returns whether there may be another.
     pub(super) fn advance_roll(&mut self, now: Tick) -> bool {
         let Some(roll) = self.roll() else {
             self.repair("a roll that does not exist goes on");
@@ -77,7 +77,7 @@ impl Machine {
                     let slot = *slot;
                     self.advance_back(slot, now)
                 }
-                // Whom a worker gives its connections back to may die, and that one is back.
+                // The receiver of a worker that gives connections back may die, and that one is back.
                 None if self.slots.iter().any(|it| it.handing_over().is_some()) => false,
                 None => {
                     self.end_failed_roll();
@@ -149,8 +149,8 @@ impl Machine {
         true
     }
 
-    /// Whether a worker of the new release serves and nobody has begun to watch one; somebody does
-    /// from now on. It may be one in a slot whose turn is over: of a late try that has succeeded.
+    /// Begins to watch the first worker of the new release that serves; returns whether it did. That
+    /// may be one in a slot whose turn is over: of a late try that has succeeded.
     fn begin_watch(&mut self, target: ReleaseId) -> bool {
         let serves = self.slots.iter().any(|slot| slot.is_renewed(target));
         let Some(roll) = self.roll_mut() else {
@@ -230,7 +230,7 @@ impl Machine {
         }
     }
 
-    /// A worker is gone that nobody wanted gone.
+    /// A worker has ended that was not to end.
     pub(super) fn roll_suffers(&mut self, slot: SlotId, release: ReleaseId, why: &str, now: Tick) {
         let Some(roll) = self.roll() else {
             return;
@@ -306,7 +306,7 @@ impl Machine {
         }
     }
 
-    /// The slot has gone back, or cannot.
+    /// The slot has been rolled back, or cannot be.
     fn strike(&mut self, slot: SlotId) {
         if let Some(roll) = self.roll_mut()
             && let Course::Back { todo, .. } = &mut roll.course

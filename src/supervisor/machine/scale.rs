@@ -3,7 +3,7 @@
 //! More: one slot after the other, each binding a socket of its own; the order of the sockets in
 //! their group stays that of the slots. What comes up stays, even if the next one does not.
 //!
-//! Fewer: a closed socket resets whoever waits in its queue or has not finished its handshake. So
+//! Fewer: a closed socket resets clients that wait in its queue or are in their handshake. So
 //! new connections are steered away from the leaving sockets first; handshakes begun before that
 //! get their time; then each leaving worker empties its queue, hands all it has to a sibling that
 //! stays, and only then are its listeners closed.
@@ -39,7 +39,7 @@ impl Machine {
         self.enter_stage(stage);
     }
 
-    /// One step towards more slots; says whether there may be another.
+    /// Takes one step towards more slots; returns whether there may be another.
     pub(super) fn grow(&mut self, to: u16, now: Tick) -> bool {
         let here = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
         let missing = self.bound_slots();
@@ -90,7 +90,7 @@ impl Machine {
         }
     }
 
-    /// One step towards fewer slots; says whether there may be another.
+    /// Takes one step towards fewer slots; returns whether there may be another.
     pub(super) fn shrink(
         &mut self,
         to: u16,
@@ -143,14 +143,14 @@ impl Machine {
                 }
                 (Some(_) | None, _) => false,
             },
-            // Nobody has ever waited there.
+            // No client has ever waited there.
             SlotState::Vacant | SlotState::BackingOff { .. }
                 if self.slots[index].queue == Queue::Unbound =>
             {
                 self.drop_last_slot();
                 true
             }
-            // Nobody knows when it has a worker again. A sibling has its queue, or can have it.
+            // When it has a worker again is unknown. A sibling has its queue, or can have it.
             SlotState::Vacant | SlotState::BackingOff { .. } => {
                 self.retire_without_worker(index, now)
             }
@@ -175,7 +175,7 @@ impl Machine {
         self.policy.start_timeout.saturating_mul(2)
     }
 
-    /// The slot that should leave next cannot, because nobody is there to take what it has.
+    /// The slot that should leave next cannot, because no worker could receive its connections.
     fn give_up_shrinking(&mut self, index: usize) {
         let slot = &self.slots[index];
         let (id, state) = (slot.id, slot.name());
@@ -188,8 +188,8 @@ impl Machine {
         ));
     }
 
-    /// Has a sibling empty the queue of a slot that has no worker, and closes it. Says whether
-    /// there is a sibling.
+    /// Has a sibling empty the queue of a slot that has no worker, and closes it. Returns
+    /// whether there is a sibling.
     fn retire_without_worker(&mut self, index: usize, now: Tick) -> bool {
         if let Queue::Unserved { .. } = self.slots[index].queue {
             self.lend(index, now);
@@ -220,7 +220,7 @@ impl Machine {
         self.actions.push_back(Action::Spread { slots });
     }
 
-    /// Who of the first `stay` slots takes the next connections: all of them in turn, so that no
+    /// Returns the worker of the first `stay` slots that receives next: all of them in turn, so that no
     /// one gets everything, and a handover that failed is tried with another.
     fn heir(&self, stay: u16, turn: u16) -> Option<WorkerId> {
         let heirs: Vec<WorkerId> = self.heirs(stay).collect();

@@ -62,9 +62,9 @@ pub enum Queue {
 /// One slot as status and logs see it.
 #[derive(Clone, Debug)]
 pub struct SlotView<'a> {
-    /// Which.
+    /// Its number.
     pub id: SlotId,
-    /// The generation of the main worker, or of the latest one; 0 before the first.
+    /// The generation of the active worker, or of the latest one; 0 before the first.
     pub generation: Generation,
     /// What that one runs, or ran.
     pub release: ReleaseId,
@@ -76,23 +76,23 @@ pub struct SlotView<'a> {
     pub since: Tick,
     /// Since when its worker has made no turn of its loop although it was asked to.
     pub stalled_since: Option<Tick>,
-    /// Who serves its queue.
+    /// Who accepts from its queue.
     pub queue: Queue,
-    /// Failures of all time: deaths nobody ordered, starts and spawns that failed; also those from
+    /// Failures of all time: unexpected exits, starts and spawns that failed; also those from
     /// before the slot left and came back.
     pub deaths: u32,
     /// The latest of them.
     pub last_death: Option<&'a LastDeath>,
-    /// Who comes up beside the main worker, or failed to and is being killed.
-    pub successor: Option<SeatView>,
-    /// Who was the main worker and is leaving, the oldest first; rarely more than one.
-    pub predecessors: Vec<SeatView>,
+    /// The worker that starts beside the active one, or failed to and is being killed.
+    pub successor: Option<WorkerView>,
+    /// The workers that were active and leave, the oldest first; rarely more than one.
+    pub predecessors: Vec<WorkerView>,
 }
 
-/// A worker beside the main one.
+/// A worker beside the active one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SeatView {
-    /// Who.
+pub struct WorkerView {
+    /// Its name.
     pub worker: WorkerId,
     /// What it runs.
     pub release: ReleaseId,
@@ -125,7 +125,7 @@ pub(super) struct History {
     /// What that worker ran.
     pub(super) release: ReleaseId,
     /// Failures in a row, without a full `backoff_reset` of service between them. Reset when such
-    /// a worker ends, not while it lives: nobody reads it before.
+    /// a worker ends, not while it lives: it is not read before.
     pub(super) failures: u32,
     /// Failures of all time.
     pub(super) deaths: u32,
@@ -170,7 +170,7 @@ impl Slot {
     }
 }
 
-/// Who is in the slot.
+/// The workers of the slot, and their roles.
 impl Slot {
     pub(super) const fn id_of(&self, generation: Generation) -> WorkerId {
         WorkerId {
@@ -304,7 +304,7 @@ impl Slot {
 impl Slot {
     pub(super) fn view(&self) -> SlotView<'_> {
         let active = self.active();
-        let shown = |it: &Worker| SeatView {
+        let shown = |it: &Worker| WorkerView {
             worker: self.id_of(it.generation),
             release: it.release,
             state: it.state.name(),

@@ -28,7 +28,7 @@ pub enum SnapshotError {
         /// The version it claims.
         found: u32,
     },
-    /// Not what it should look like.
+    /// Not well-formed.
     #[error("the supervisor's saved state cannot be read ({source}); start anew")]
     Format {
         /// What the decoder said.
@@ -43,7 +43,7 @@ pub enum SnapshotError {
     },
 }
 
-/// All that a machine is. Made by `Machine::snapshot`, taken by `Machine::restore`.
+/// The whole state of a machine. Made by `Machine::snapshot`, taken by `Machine::restore`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// [`SNAPSHOT_VERSION`] of the writer.
@@ -75,7 +75,7 @@ impl Snapshot {
     /// Reads what [`Snapshot::to_json`] wrote.
     ///
     /// # Errors
-    /// [`SnapshotError::Version`] before anything else is looked at, so that a stranger's format is
+    /// [`SnapshotError::Version`] before anything else is read, so that another program's format is
     /// reported as such and not as a missing field; [`SnapshotError::Format`] otherwise.
     pub fn from_json(bytes: &[u8]) -> Result<Self, SnapshotError> {
         #[derive(Deserialize)]

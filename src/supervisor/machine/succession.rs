@@ -43,7 +43,7 @@ impl Machine {
     }
 
     /// Has `from` send its connections to `to`; or give them back, if not all could come. After the
-    /// `last` handover nobody accepts from the listeners of `from`.
+    /// `last` handover no worker accepts from the listeners of `from`.
     pub(super) fn hand_over(
         &mut self,
         from: WorkerId,
@@ -187,7 +187,7 @@ impl Machine {
         now: Tick,
     ) {
         let within = if back {
-            // They could not come, and cannot go back. Nobody cuts them for it.
+            // They could not come, and cannot go back. They are not cut for it.
             self.damage(format!("{left} connections stay with {worker}: {cause}"));
             Some(Duration::MAX)
         } else if self.may_drain() {

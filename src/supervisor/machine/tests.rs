@@ -1,5 +1,5 @@
-//! One test a rule, times in milliseconds. The simulation in `tests/sim/supervisor` looks for what
-//! nobody thought of; these say what was meant.
+//! One test per rule, times in milliseconds. The simulation in `tests/sim/supervisor` searches for
+//! unexpected histories; these tests state the rules.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
@@ -183,7 +183,7 @@ impl Stage {
         self.actions()
     }
 
-    /// Lets the next deadline pass; says when that was, in milliseconds.
+    /// Lets the next deadline pass; returns when that was, in milliseconds.
     fn next_timeout(&mut self) -> (u64, Vec<Action>) {
         let at = self.machine.poll_timeout().expect("a deadline");
         self.machine.handle_timeout(at);

@@ -1,4 +1,4 @@
-//! The supervisor's own renewal, up to the moment when the new program takes over.
+//! Replacing the supervisor's own program, up to the moment when the new program takes over.
 //!
 //! The new program is tried first, as a child, on the machine's real state. Only if that passes is
 //! the exec ordered, and as the very last action, so that the state that goes with it has nothing

@@ -2,7 +2,7 @@
 //!
 //! Every state, stage and phase is listed here, without a wildcard, so one that is added needs an
 //! answer before it compiles; and after each call in debug builds the answers are held against the
-//! machine as it is: it wakes up by each deadline, and what is awaited is under way.
+//! machine as it is: it wakes up by each deadline, and what is awaited is in progress.
 
 use super::plan::{Course, Stage};
 use super::slot::Slot;
@@ -13,7 +13,7 @@ use uppercased_ctl::clock::Tick;
 /// How a state ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// It need not: nobody waits for its end.
+    /// It need not: nothing waits for its end.
     Rests,
     /// By this time at the latest.
     By(Tick),
@@ -29,7 +29,7 @@ impl Machine {
         let wakes = self.poll_timeout();
         let ends = |way: Way| match way {
             Way::Rests | Way::Outside => true,
-            // The end of time is for those whom nobody hurries.
+            // The end of time: a worker without a time limit.
             Way::By(at) => at == Tick::MAX || wakes.is_some_and(|wakes| wakes <= at),
             Way::With(is_there) => is_there,
         };

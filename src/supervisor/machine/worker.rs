@@ -22,7 +22,7 @@ pub enum Death {
     Signalled(i32),
     /// It is gone, but somebody else has taken its status.
     Unknown,
-    /// It was killed and did not end: something in the kernel holds it. Nobody waits for it any
+    /// It was killed and did not end: something in the kernel holds it. It is not awaited any
     /// more.
     Lost,
 }
@@ -237,7 +237,7 @@ impl WorkerState {
         matches!(self, Self::Serving { .. } | Self::HandingOver { .. })
     }
 
-    /// When it must be looked at again, a killed worker apart.
+    /// When the machine must act on it, a killed worker apart.
     pub(super) const fn deadline(&self) -> Option<Tick> {
         match self {
             Self::Starting { deadline, .. } | Self::Leaving { deadline, .. } => Some(*deadline),
@@ -298,7 +298,7 @@ impl Worker {
         matches!(self.state, WorkerState::HandingOver { .. })
     }
 
-    /// Whether it is on its way out, so that its end fails nobody.
+    /// Whether it is on its way out, so that its end is no failure.
     pub(super) const fn is_leaving(&self) -> bool {
         match self.state {
             WorkerState::Starting { .. } | WorkerState::Serving { .. } => false,

@@ -53,7 +53,7 @@ const VERSION_1: &str = concat!(
 );
 
 /// The machine that `VERSION_1` is: slot 0 has a new worker, which takes in what the old one
-/// hands over; slot 1 is still to be renewed.
+/// hands over; slot 1 is still to be replaced.
 fn machine() -> Machine {
     let policy = Policy {
         workers: 2,
@@ -133,7 +133,7 @@ fn contradictory_snapshot_is_refused() {
         // An active worker that leaves, and one that does not exist.
         (r#""state":{"Active":2}"#, r#""state":{"Active":1}"#),
         (r#""state":{"Active":2}"#, r#""state":{"Active":7}"#),
-        // Lent to itself, and to nobody.
+        // Lent to itself, and to a worker that does not exist.
         (
             r#""queue":"Served""#,
             r#""queue":{"Lent":{"since":1,"to":{"slot":1,"generation":1}}}"#,
@@ -144,7 +144,8 @@ fn contradictory_snapshot_is_refused() {
         ),
         // Closed for good, and served.
         (r#""queue":"Served""#, r#""queue":"Closed""#),
-        // Handing over to nobody, for nobody, and under another's name.
+        // Handing over to a worker that does not exist, without an operation, and under another's
+        // name.
         (
             r#""to":{"slot":0,"generation":2}"#,
             r#""to":{"slot":0,"generation":3}"#,
