@@ -1,9 +1,8 @@
-//! Live handover between event loops, with real sockets: whatever a connection is in the middle of,
-//! it goes on at the other worker without a byte lost, doubled or out of order, and without a reset.
+//! Live handover between event loops, with real sockets: a connection in any state continues at the other
+//! worker without a byte lost, duplicated or reordered, and without a reset.
 //!
-//! The loops run in this process, one turn each after the other, so every state can be arranged:
-//! what happens between the order to hand over and the next turn is still in the kernel when the
-//! connection leaves.
+//! The loops run in this process, one turn after the other, so every state can be arranged: whatever happens
+//! between the command to hand over and the next turn is still in the kernel when the connection leaves.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! Command line, manual pages and reports: what the program prints without a server.
+//! The command line, manual pages and comparisons of the program, without a server.
 
 mod bench_compare;
 mod bench_stats;

@@ -1,5 +1,5 @@
-//! Manual pages and completions, judged by those who will read them: `man`, `mandoc`, `lexgrog`,
-//! and the shells. What is not installed is skipped, and said.
+//! Manual pages and completions, checked by their readers: `man`, `mandoc`, `lexgrog`, and the shells. A
+//! missing program is skipped and reported.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! The command line from outside: the real program, its output and its exit codes.
+//! The command line of the real program: output and exit codes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;

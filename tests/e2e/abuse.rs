@@ -1,8 +1,8 @@
-//! Abuse: clients that take more than their part, on purpose or not. Who connects too much is
-//! refused by cause; whatever else they do, memory stays within its bound, a client that behaves is
-//! served all the while, and afterwards everything is as it was.
+//! Abusive clients, deliberate or not. Excess connections are refused with a cause; under every other abuse
+//! memory stays within its bound, a well-behaved client is served all the time, and afterwards everything is
+//! as before.
 //!
-//! Running out of descriptors, and pauses at the connection limit, are in `tests/e2e/limits.rs`.
+//! Descriptor exhaustion and pauses at the connection limit are in `tests/e2e/limits.rs`.
 
 use std::fs;
 use std::io::ErrorKind;

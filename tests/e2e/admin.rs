@@ -1,6 +1,5 @@
-//! The admin endpoint: what it shows agrees with what clients did, across deaths, reloads and
-//! upgrades; it tells the truth while the server stops or stands still; and what clients of it do
-//! troubles nobody.
+//! The admin endpoint: its metrics agree with the clients across crashes, reloads and upgrades; its health
+//! pages are true while the server stops or stalls; and its own clients disturb nobody.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};

@@ -1,5 +1,5 @@
-//! What load balancers are told: a weight by load while all is well, and otherwise what an operator
-//! has said, or what the server is going through; over restarts, upgrades and silences.
+//! The agent check of load balancers: a weight by load while the server is healthy, and otherwise the state
+//! that the operator set or the server is in; across reloads, upgrades and stalls.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

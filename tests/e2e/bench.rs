@@ -1,7 +1,7 @@
-//! The load generator against servers whose every misdeed is known: ours, which has none, and
-//! stand-ins that answer wrong bytes, reset, close early, say nothing, refuse, or stop for a while.
+//! The load generator against servers with known faults: the real one, which has none, and stand-ins that
+//! send wrong bytes, reset, close early, stay silent, refuse, or pause.
 //!
-//! No test asserts a speed: of times, only that what must have waited is seen to have waited.
+//! No test asserts a speed; of times, only that a reply that had to wait shows that wait.
 
 use std::ffi::OsStr;
 use std::fs::File;

@@ -1,5 +1,4 @@
-//! Nothing that others do, or leave undone, makes the supervisor wait: full pipes, silent clients,
-//! floods.
+//! Nothing that other processes do or omit blocks the supervisor: full pipes, silent clients, floods.
 
 use std::io::Write as _;
 use std::os::fd::OwnedFd;

@@ -1,20 +1,17 @@
-//! Workers killed again and again under churn, with the kernel's own counters as the judge.
+//! Workers killed again and again under churn, with the kernel's counters as the judge.
 //!
-//! What is proven, and why it is exact. A client cannot tell a refused or reset connection from
-//! one that it retried, and a test that forgives some errors forgives bugs. So the kernel is
-//! asked: in a network namespace of its own its counters of resets sent, connections aborted,
-//! attempts failed and handshakes dropped must not move *at all* while workers die. For that no
-//! death may cause a reset that is allowed: a killed worker's own connections end by FIN if they
-//! have no unread input, by RST otherwise. Hence each round
-//! 1. parks the churn, so that no churn connection is open,
-//! 2. stops the victim, which has a few idle connections with nothing unread, and lets the churn
-//!    go on: the clients that the kernel gives to the victim wait in its accept queue, because it
-//!    takes none;
-//! 3. kills it while they wait. The churn goes on through the death, the respawn and after it.
+//! A client cannot distinguish a refused or reset connection from one that it retried, and a test that
+//! forgives some errors forgives bugs. So the test reads the kernel's counters: in its own network namespace,
+//! those of resets sent, connections aborted, attempts failed and handshakes dropped must not move *at all*
+//! while workers die. So no death may cause a permitted reset: the connections of a killed worker end with a
+//! FIN if they have no unread input, otherwise with a RST. Hence each round
+//! 1. parks the churn, so that no churn connection is open;
+//! 2. stops the victim, which has a few idle connections without unread input, and resumes the churn: clients
+//!    that the kernel gives to the victim wait in its accept queue;
+//! 3. kills it while they wait. The churn continues through the death, the restart and after it.
 //!
-//! So every churn connection must be answered, byte for byte, and every counter stand still; only
-//! the idle connections end, in order. That the counters do move when the queue dies is shown
-//! beside it.
+//! So every churn connection must be answered, byte for byte, and every counter must stand still; only the
+//! idle connections end, gracefully. Another test shows that the counters move when the queue dies.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

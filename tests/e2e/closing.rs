@@ -1,5 +1,5 @@
-//! How connections end: politely by either side, by a peer's reset, by a peer that just goes away;
-//! what is owed is delivered first, nothing in flight is destroyed, and the server goes on.
+//! The end of connections: a graceful close by either side, a reset, a client that vanishes. The server sends
+//! pending output first, destroys nothing in flight, and continues.
 
 use std::io::{ErrorKind, Write};
 use std::time::Duration;

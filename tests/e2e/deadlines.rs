@@ -1,5 +1,5 @@
-//! Deadlines of connections: none fires before the socket has been looked at, long ones cost an idle
-//! worker next to nothing, and what the kernel holds for a peer has one, too.
+//! Deadlines of connections: none fires before the worker has polled the socket, long ones cost an idle worker
+//! almost nothing, and output in the kernel has one, too.
 
 use std::io;
 use std::time::Duration;

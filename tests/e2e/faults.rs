@@ -1,8 +1,7 @@
-//! Every process of a planned operation, killed or made to stand still at every step of it.
+//! Every process of a planned operation, killed or stopped at every step of it.
 //!
-//! What must hold each time: no slot stays without a worker, no listener is lost, nothing has two
-//! owners, and what the dead process had not been given, or had not been told is its own, is not
-//! lost with it.
+//! Invariants: no slot stays without a worker; no listener is lost; no connection has two owners; a dying
+//! process takes only the connections that it owned.
 
 use nix::sys::signal::Signal;
 

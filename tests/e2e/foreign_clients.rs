@@ -1,5 +1,5 @@
-//! The clients that people have (`nc`, `socat`, `telnet`, a plain C program that sends a line with
-//! its NUL), and the input that people get wrong: one line that says what, why and what to do.
+//! Common clients (`nc`, `socat`, `telnet`, a C program that sends lines with their NUL), and invalid input:
+//! one line names the mistake, its cause and the way out.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

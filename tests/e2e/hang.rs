@@ -1,7 +1,7 @@
-//! A worker that stands still is found without being asked anything, and replaced.
+//! The supervisor detects a stalled worker without a request to it, and replaces it.
 //!
-//! The limit is for a worker that hangs, and must not be for one that has no CPU for a while because
-//! this machine does something else: a second is longer than any of them waits for its turn.
+//! The limit must not catch a worker without CPU time on a busy machine: one second is longer than any of them
+//! waits for its turn.
 
 use std::time::Duration;
 

@@ -1,9 +1,7 @@
-//! Two machines behind a real HAProxy, with the configuration that is packaged: taken out and
-//! brought back one after the other, stopped and started, and renewed, under load. No client sees
-//! an error, and the machines know who their clients are.
+//! Two machines behind a real HAProxy with the packaged configuration: drained and restored in turn, stopped,
+//! started and reloaded under load. No client sees an error, and the machines know the client addresses.
 //!
-//! A machine is a server in a network namespace of its own; HAProxy and the clients are in the
-//! test's.
+//! A machine is a server in its own network namespace; HAProxy and the clients are in that of the test.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,5 @@
-//! The test support tested, as far as that needs no server: a check that cannot fail is worse
-//! than none, so each is seen to fail here.
+//! Tests of the test support, as far as they need no server: each check is shown to fail, because a check that
+//! cannot fail is worse than none.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};

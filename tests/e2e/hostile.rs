@@ -1,5 +1,5 @@
-//! A worker in the hands of a stranger: whatever it says or writes where the supervisor reads costs its
-//! own life at most. Never the supervisor's time or memory, a sibling, or the truth about the others.
+//! A compromised worker: forged messages and memory contents cost at most its own life, and never the
+//! supervisor's time or memory, a sibling, or the truth about other workers.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};

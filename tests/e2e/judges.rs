@@ -1,5 +1,5 @@
-//! The judges of the planned operations, tested: the load, the delayed link, copies of the
-//! program, the baseline. Each is seen to pass what is right and to notice what is wrong.
+//! Tests of the judges of planned operations: the load, the delayed link, copies of the program, the baseline.
+//! Each passes a correct server and detects a faulty one.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};

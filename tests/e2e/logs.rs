@@ -1,5 +1,5 @@
-//! The log of real processes: what it says at which level, that machines can read it, and that
-//! nobody is kept waiting by it.
+//! The log of real processes: its contents at each level, its JSON form, and that a log that nobody reads
+//! blocks nobody.
 
 use std::io::{PipeReader, Read};
 use std::net::SocketAddr;

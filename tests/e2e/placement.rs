@@ -1,4 +1,4 @@
-//! Where connections and workers go: steering, pinning, and polling before sleeping.
+//! Placement of connections and workers: steering, CPU pinning, and busy polling.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,20 +1,19 @@
 //! The proof that limits cost no established connection.
 //!
-//! A server is reloaded again and again with limits, buffers, queues and numbers of workers that go
-//! up and down at random, and is scaled between. It has more clients than the limits allow most of
-//! the time, most of them slow readers whose output is pending in it, and new ones knock all the time.
-//! Limits are for new connections; those that knock wait for room, and are served in the end.
-//! So the rules are those of `tests/e2e/planned.rs`: every byte at every client, and the kernel's counters
-//! of losses do not move, but for a few late acknowledgements; beside them what the server itself
-//! says of how connections have ended.
+//! A server is reloaded again and again with limits, buffers, queues and worker counts that go up and down at
+//! random, and is scaled in between. It has more clients than the limits allow most of the time, most of them
+//! slow readers with pending output, and new ones keep connecting. Limits apply to new connections, which wait
+//! for room and are served in the end. So the rules are those of `tests/e2e/planned.rs`: every byte at every
+//! client, and the kernel's loss counters do not move, except for a few late acknowledgements; in addition,
+//! the server's own counts of how connections have ended.
 //!
-//! An operation that cannot keep all connections may be refused, before it begins and with the
-//! numbers; then nothing has changed. It is counted apart.
+//! An operation that cannot keep all connections may be refused, before it begins and with the numbers; then
+//! nothing has changed. It is counted separately.
 //!
-//! `E2E_PROOF=long` runs the long version: 200 reloads with 2,000 slow readers. `E2E_SEED=42` repeats
-//! the reloads of another run, which has printed its seed.
+//! `E2E_PROOF=long` runs the long version: 200 reloads with 2,000 slow readers. `E2E_SEED=42` repeats the
+//! reloads of a run that printed this seed.
 //!
-//! That the proof can fail is shown beside it.
+//! Other tests show that the proof can fail.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,6 +1,5 @@
-//! A server whose memory is limited from outside: within the bound that docs/reference.md states it
-//! serves on as if there were no limit; below it a worker dies, which is said with its cause, and
-//! nobody but its own clients notices.
+//! A server whose memory is limited from outside: within the bound in docs/reference.md it serves as if there
+//! were no limit; below it a worker dies, the log names the cause, and only its own clients notice.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

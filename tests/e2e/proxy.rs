@@ -1,5 +1,5 @@
-//! PROXY headers on the listeners that ask for them: who the client is, who may say so, and what
-//! becomes of everything that is no header, through restarts, crashes and half a header.
+//! PROXY headers on listeners that require them: the client's address, trusted senders, and invalid headers;
+//! across reloads, crashes and partial headers.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,4 @@
-//! Busy connections that are all one worker's do not stay that way, and nobody notices but by the
-//! time that answers take.
+//! Busy connections of one worker spread over the others; clients notice only shorter response times.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;

@@ -1,8 +1,8 @@
-//! Starting again at once, whatever is left of the predecessor in the kernel; and the trap of the
-//! option that makes it possible: a second instance that joins without being asked.
+//! Immediate restarts, whatever the predecessor left in the kernel; and the trap of the option that allows
+//! them: a second instance that joins the port by mistake.
 //!
-//! The servers here listen on loopback addresses of this test's own, 127.x.y.z: between a stop
-//! and the next start nothing else of this machine can be given the same address and port.
+//! These servers listen on loopback addresses of one test, 127.x.y.z: between a stop and the next start no
+//! other process can get the same address and port.
 
 use std::net::{Shutdown, SocketAddr};
 

@@ -1,4 +1,4 @@
-//! Rolling restarts of real processes: what they renew, what they move, and what they take back.
+//! Rolling restarts of real processes: new workers, migrated connections, rollback.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Requests to a real server that come while it is busy: none is lost, and those that wait can be
-//! seen, withdrawn and answered.
+//! Requests that arrive while the server is busy: none is lost, and pending ones can be seen, withdrawn and
+//! answered.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Stdio;

@@ -1,5 +1,5 @@
-//! The runbooks of `docs/runbooks.md`, gone through: what is to be seen is seen, what is to be
-//! typed helps, and what the page quotes is what the program says.
+//! The runbooks of `docs/runbooks.md`, executed: the symptoms appear, the commands help, and the quoted output
+//! is that of the program.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Workers are locked in, and the admin process: what the kernel says of them, what becomes of one
-//! that breaks out, and that everything planned works all the same.
+//! The sandbox of workers and of the admin process: their state in the kernel, the end of a process that
+//! breaks the rules, and every planned operation inside it.
 
 use std::fs;
 use std::io::{Read as _, Write as _};

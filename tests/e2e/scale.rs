@@ -1,4 +1,4 @@
-//! More workers and fewer, under load: nobody is refused, reset or closed either way.
+//! More and fewer workers, under load: no client is refused, reset or closed.
 
 use nix::sys::signal::Signal;
 

@@ -1,8 +1,7 @@
-//! The service itself, over real sockets and processes: every byte comes back in upper case, in
-//! order, whatever the chunks, the depth of pipelining and the number of clients; on every kind
-//! of address, by every worker.
+//! The service over real sockets and processes: every byte returns in upper case, in order, for any chunks,
+//! pipelining and number of clients, on every kind of address, from every worker.
 //!
-//! How a connection ends is in `tests/e2e/closing.rs`, what bounds it in `tests/e2e/limits.rs`.
+//! The end of connections is in `tests/e2e/closing.rs`, their bounds are in `tests/e2e/limits.rs`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;

@@ -1,5 +1,5 @@
-//! What `status` says of a real server: sockets also of others, rates while it is renewed, and how
-//! long that took.
+//! `status` of a real server: sockets, also foreign ones, rates while workers are replaced, and durations of
+//! operations.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::Read as _;

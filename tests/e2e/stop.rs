@@ -1,5 +1,5 @@
-//! Stopping: what is owed is paid, what stands in a queue is answered, what never ends is cut, and
-//! no process stays, whoever is killed first.
+//! Stopping: pending replies are sent, queued clients are answered, endless connections are cut, and no process
+//! remains, whichever is killed first.
 
 use std::io::ErrorKind;
 

@@ -1,5 +1,5 @@
-//! The supervisor and its workers as processes: what they hold, what a crash costs, and what a
-//! slot that keeps failing does to its clients.
+//! The supervisor and its workers as processes: their descriptors, the cost of a crash, and the effect of a
+//! slot that keeps failing on clients.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,6 +1,5 @@
-//! Under a service manager: what it is told, the sockets that it hands over, and those that it keeps
-//! so that no accept queue dies with an instance. The service manager is the test itself; a real one
-//! is not needed for what the program says and does.
+//! Running under a service manager: notifications, passed sockets, and stored sockets that keep accept queues
+//! alive between instances. The test is the service manager; `tests/systemd/run` uses the real one.
 
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;

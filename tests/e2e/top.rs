@@ -1,5 +1,5 @@
-//! `top` on a pseudo-terminal, against a real server: what a person sees, and what is left of the
-//! terminal when it ends.
+//! `top` on a pseudo-terminal, against a real server: the screen, and the state of the terminal after the
+//! exit.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{Read as _, Write as _};

@@ -1,5 +1,5 @@
-//! The supervisor becomes another program, in place; or, whatever is wrong with that one, it does
-//! not, and nobody notices.
+//! The supervisor becomes another program, in place; an unusable program changes nothing, and no client
+//! notices.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;

@@ -1,6 +1,6 @@
-//! The connection core under any chunking, any schedule of partial writes, and whatever else a
-//! kernel may do, on a kernel made of queues. What must hold is in `model/script.rs`: it is checked
-//! after every turn, and for each connection when everything is over.
+//! The connection core under any chunking, any schedule of partial writes, and any behaviour of a kernel, on a
+//! kernel made of queues. `model/script.rs` states the invariants, checked after every turn and at the end of
+//! each connection.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,10 +1,10 @@
-//! The death of a worker at every point: after each store to its working memory, and around each of
-//! its system calls. Whatever the point, what was received and not yet sent can be told from the
-//! memory and the kernel's counters, and a successor answers every byte exactly once.
+//! The death of a worker at every point: after each store to its working memory, and around each of its system
+//! calls. At every point the memory and the kernel's counters determine the bytes received and not yet sent,
+//! and a successor answers every byte exactly once.
 //!
-//! A script is run once to count its points and then once for each point, stopped there: the world
-//! unwinds, and only the memory and the kernel are looked at. Three readers of the memory that
-//! leave out one rule each must be caught, so the check can see.
+//! A script runs once to count its points and then once for each point, stopped there: the world unwinds, and
+//! only the memory and the kernel remain. Three readers of the memory that omit one rule each must be caught,
+//! which shows that the check can fail.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

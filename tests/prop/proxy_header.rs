@@ -1,5 +1,5 @@
-//! The decoder of PROXY headers against everything that may come: whatever is written is read back,
-//! whole and in every piece, and whatever is not a header is refused without a word too many.
+//! The decoder of PROXY headers against any input: it reads every written header, whole and in pieces, and
+//! refuses everything else as soon as it can be told.
 
 use std::net::{IpAddr, SocketAddr};
 

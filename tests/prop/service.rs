@@ -1,5 +1,5 @@
-//! The contract of the service, whatever the shipped transformation is: the working memory's readers
-//! and the serving path rely on each property.
+//! The contract of the service, independent of the transformation: the readers of the working memory and the
+//! serving path rely on each property.
 
 use proptest::prelude::*;
 use uppercased::service::transform;

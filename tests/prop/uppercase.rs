@@ -1,5 +1,5 @@
-//! Properties of the transformation, through the public interface only: whatever the bytes, the
-//! length and the place in memory, [`make_uppercase`] does what the byte loop does, and no more.
+//! Properties of the transformation through its public interface: for any bytes, length and alignment,
+//! [`make_uppercase`] does what the byte loop does, and nothing else.
 
 use proptest::prelude::*;
 use uppercased::uppercase::{make_uppercase, make_uppercase_scalar};

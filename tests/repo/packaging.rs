@@ -1,5 +1,5 @@
-//! What is packaged agrees with the program: configurations are valid, and a service manager gives
-//! the server the time that its configuration says it needs.
+//! The packages agree with the program: configurations are valid, and a service manager waits as long as the
+//! configuration allows.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ffi::OsStr;

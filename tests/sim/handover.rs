@@ -1,14 +1,14 @@
-//! The two machines of a handover against each other, over a model of the socket between them, in
-//! which either side dies at any step, is told to stop, is late with everything, or refuses.
+//! The two state machines of a handover over a model of their socket; either side dies at any step, is stopped,
+//! is late with everything, or refuses.
 //!
-//! In half of the worlds only a part is to move, and the rest stays with the sender.
+//! In half of the worlds only a part of the connections moves, and the rest stays with the sender.
 //!
-//! What must hold at every instant: one connection is touched by one side at most, and while it is
-//! touched by none, somebody still has it; nothing comes or goes but by acceptance and end. When it
-//! is over: what a dead receiver had not acknowledged is back with the sender, what a dead sender
-//! had sent and the receiver taken in is the receiver's, and nothing is left on its way.
+//! Invariants at every instant: at most one side touches a connection; a connection that neither touches still
+//! has an owner; connections appear and disappear only by accept and close. At the end: connections that a
+//! dead receiver had not acknowledged are back with the sender; those that a dead sender had sent and the
+//! receiver adopted belong to the receiver; nothing remains in flight.
 //!
-//! `SIM_SEED=42` replays one run and tells its steps; `SIM_SEEDS=4000` makes more of them.
+//! `SIM_SEED=42` replays one run and prints its steps; `SIM_SEEDS=4000` sets the number of runs.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! Seeded simulations: the state machines in worlds where everything goes wrong.
+//! Seeded simulations: the state machines in worlds in which everything fails.
 
 mod handover;
 mod supervisor;

@@ -1,11 +1,11 @@
-//! The supervisor's machine in a world made of bad luck, with laws checked at every step.
+//! The supervisor's state machine in a world full of faults, with laws checked at every step.
 //!
-//! - `SIM_SEED=n cargo test --test sim supervisor` replays one seed and prints what happened;
+//! - `SIM_SEED=n cargo test --test sim supervisor -- --nocapture` replays one seed and prints every step;
 //! - `SIM_SEEDS=m cargo test --test sim supervisor` runs seeds 0 to m.
 //!
-//! `kernel.rs` plays the processes, `laws.rs` says what must hold, `exhaustive.rs` tries every
-//! short history instead of random long ones. Beside each machine runs a twin that is saved and
-//! restored over and over; the two must never differ.
+//! `kernel.rs` simulates the processes, `laws.rs` states the invariants, `exhaustive.rs` tries every short
+//! history instead of random long ones. Beside each machine runs a twin that is saved and restored again and
+//! again; the two must never differ.
 
 mod exhaustive;
 mod kernel;

@@ -1,4 +1,4 @@
-//! The client with a person in front of it, on a pseudo-terminal.
+//! The client on a pseudo-terminal.
 
 use super::*;
 

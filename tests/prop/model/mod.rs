@@ -1,14 +1,13 @@
 //! A kernel made of queues, for tests of the connection core and of the working memory.
 //!
-//! It plays what the worker sees of Linux: stream sockets whose calls may be interrupted, refused,
-//! short or too early, an edge-triggered event queue, an accept queue and a descriptor table. It
-//! keeps the truth (what arrived, what was read, what was written), and panics where a call is made
-//! that no correct worker makes. [`server`] is the event loop reduced to its rules, [`script`] runs
-//! both and says what must hold.
+//! It behaves as Linux does for a worker: stream sockets whose calls may be interrupted, refused, short or too
+//! early, an edge-triggered event queue, an accept queue and a descriptor table. It records the truth (bytes
+//! arrived, read and written), and panics at a call that no correct worker makes. [`server`] is the event loop
+//! reduced to its rules, [`script`] runs both and states the invariants.
 //!
-//! The rules of readiness are the kernel's own: an edge is raised when data, an end of stream or a
-//! reset arrives, and when room returns after a call or a report that found too little; it is
-//! delivered by the next wait, with whatever is ready by then, once.
+//! The rules of readiness are those of Linux: data, an end of stream or a reset raises an edge, and so does
+//! returning room after a call or a report that found too little; the next wait delivers it, with everything
+//! that is ready by then, once.
 
 #![expect(unreachable_pub, reason = "`pub` is what the tests may use")]
 

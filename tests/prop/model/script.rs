@@ -1,4 +1,4 @@
-//! A script of what happens to a server, and what must hold while and after it runs.
+//! A script of events for a server, and the invariants during and after it.
 
 use std::rc::Rc;
 use std::time::Duration;

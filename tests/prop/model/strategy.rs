@@ -1,4 +1,4 @@
-//! Random scripts. Apart from the model, because fuzz targets make theirs of bytes.
+//! Random scripts. Apart from the model, because fuzz targets derive theirs from bytes.
 
 use std::time::Duration;
 

@@ -1,10 +1,9 @@
-//! Every short history for two slots, from starting points in the middle of everything, under the
-//! same laws as the random ones.
+//! Every short history of two slots, from starting points in the middle of operations, under the same laws as
+//! the random histories.
 //!
-//! Whoever may speak may say anything at any time here: there is no kernel that keeps the
-//! order sensible. One thing is taken for granted, and checked where it is used: an event that is
-//! dropped as stale leaves no trace but its count, so histories that go on from it are those that
-//! go on without it, and are not walked again.
+//! Every process may send any message at any time here: no kernel keeps the order sensible. One assumption is
+//! checked where it is used: an event that is dropped as stale changes only its count, so a history that
+//! continues after it equals the one without it, and is not repeated.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;

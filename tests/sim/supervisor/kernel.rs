@@ -1,10 +1,9 @@
-//! The world that the simulated supervisor lives in: a clock, processes, and bad luck.
+//! The world of the simulated supervisor: a clock, processes, and faults.
 //!
-//! Everything comes from one seed. A process says and does things at times of its own; what it says
-//! reaches the supervisor later, perhaps after its death; its exit is told later still. Handovers
-//! end in every way they can, or never; loops stand still; new programs fail to pass. The shell's
-//! own lateness is played too. Some
-//! processes are held for ever when they are killed, and their exit is never told.
+//! Everything derives from one seed. A process acts and sends messages at random times; a message reaches the
+//! supervisor later, perhaps after the process has died, and the exit is reported later still. Handovers end
+//! in every possible way, or never; event loops stall; new programs fail the pre-flight check. The shell is
+//! late, too. The kernel holds some killed processes for ever, and their exit is never reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -1,15 +1,13 @@
-//! What must hold of the supervisor's machine at every step, whatever happens.
+//! Invariants of the supervisor's state machine at every step.
 //!
-//! A shadow of the world as the machine was told of it, built from events and actions alone: it
-//! never looks at how the machine decides. Each breach panics with the law's own words; the caller
-//! adds seed and step.
+//! They are checked on a shadow of the world, built from events and actions alone, which never looks at the
+//! decisions of the machine. Each breach panics with the text of the law; the caller adds seed and step.
 //!
-//! `shadow.rs` is one slot as the shadow sees it, `events.rs` what is taken note of, `company.rs`
-//! the laws of those who live beside a main worker, `balance.rs` those of connections that move between
-//! main workers, `operations.rs` those of what is planned; here
-//! are those of main workers, queues and the end.
+//! `shadow.rs` is the shadow of one slot, `events.rs` updates it, `company.rs` has the laws of successors and
+//! predecessors, `balance.rs` those of rebalancing, `operations.rs` those of planned operations; this file has
+//! those of active workers, queues and the end.
 //!
-//! Where the shadow repeats a rule of the machine (when a death is answered), it states bounds, not
+//! Where the shadow repeats a rule of the machine (such as the delay of a restart), it states bounds and not
 //! the machine's own arithmetic.
 
 mod balance;

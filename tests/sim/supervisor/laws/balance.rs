@@ -1,4 +1,4 @@
-//! The laws of connections that move between workers which both stay.
+//! The laws of connections that move between two workers that stay.
 
 use uppercased::config::{REBALANCE_LOOK_EVERY, REBALANCE_LOOKS, REBALANCE_REST};
 use uppercased::supervisor::machine::{Load, WorkerId};

@@ -1,7 +1,7 @@
-//! The laws of those who live beside a main worker, and of pulses.
+//! The laws of successors, predecessors and pulses.
 //!
-//! Above all: whoever serves goes on serving until somebody else is Ready to; and whoever has
-//! connections to hand over has somebody to hand them to, or gets its slot back.
+//! Above all: a serving worker serves until another one is Ready to; a worker with connections to hand over
+//! has a receiver, or gets its slot back.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the shadow takes note of when the machine is told of an event.
+//! Updates of the shadow when the machine receives an event.
 
 use std::time::Duration;
 

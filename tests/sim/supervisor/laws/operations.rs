@@ -1,5 +1,5 @@
-//! The laws of what is planned: each request is answered once and in time, what is half done is
-//! taken back, and a slot that leaves lets nobody down.
+//! The laws of planned operations: each request is answered once and in time, a partial operation is rolled
+//! back, and a leaving slot loses no client.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

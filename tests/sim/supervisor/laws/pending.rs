@@ -1,5 +1,4 @@
-//! The laws of requests that wait: none is lost, none is carried out twice, and none waits for
-//! nothing.
+//! The laws of pending requests: none is lost, none is executed twice, and none waits for nothing.
 
 use std::collections::VecDeque;
 

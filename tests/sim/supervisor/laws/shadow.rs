@@ -1,4 +1,4 @@
-//! One slot as the shadow sees it.
+//! The shadow of one slot.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
