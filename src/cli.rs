@@ -20,7 +20,9 @@ use crate::client;
 use crate::config::{self, Config};
 use crate::log::wants_colour;
 use crate::sys::signals;
-use crate::{admin, fault, preflight, supervisor, top, worker};
+#[cfg(feature = "top")]
+use crate::top;
+use crate::{admin, fault, preflight, supervisor, worker};
 use uppercased_ctl::control::{Options, Request};
 use uppercased_ctl::escape::visible;
 use uppercased_ctl::output::{self, print};
@@ -59,8 +61,10 @@ pub enum Command {
     /// Be a line client.
     Client(client::Options),
     /// Measure a server, or compare measurements.
+    #[cfg(feature = "bench")]
     Bench(ArgMatches),
     /// Be a part of the measurement that started this process.
+    #[cfg(feature = "bench")]
     BenchPart,
     /// Give a running server an order.
     Order(Order),
@@ -69,6 +73,7 @@ pub enum Command {
     /// Show or write manual pages.
     Manual(Manual),
     /// Watch a running server on a terminal.
+    #[cfg(feature = "top")]
     Top(top::Options),
     /// Be a worker of the supervisor that started this process.
     Worker,
@@ -162,11 +167,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::Serve(launch)) => supervisor::run(*launch),
         Ok(Command::Check(text)) => print(&text),
         Ok(Command::Client(options)) => client::run(options),
+        #[cfg(feature = "bench")]
         Ok(Command::Bench(typed)) => uppercased_bench::run(&typed),
+        #[cfg(feature = "bench")]
         Ok(Command::BenchPart) => uppercased_bench::be_part(),
         Ok(Command::Order(order)) => orders::run(&order),
         Ok(Command::Completions(shell)) => completions::run(shell),
         Ok(Command::Manual(asked)) => manual::run(&asked),
+        #[cfg(feature = "top")]
         Ok(Command::Top(options)) => orders::watch(&options),
         Ok(Command::Worker) => worker::run(),
         Ok(Command::Admin(options)) => admin::run(options),
@@ -235,7 +243,9 @@ fn understand(
             supervisor: typed.get_one(definition::SUPERVISOR).copied().unwrap_or(0),
         })),
         Some((definition::CLIENT, typed)) => Ok(Command::Client(line_client(typed))),
+        #[cfg(feature = "bench")]
         Some((definition::BENCH, typed)) => Ok(Command::Bench(typed.clone())),
+        #[cfg(feature = "bench")]
         Some((definition::BENCH_PART, _)) => Ok(Command::BenchPart),
         Some((completions::COMPLETIONS, asked)) => {
             Ok(Command::Completions(completions::typed(asked)))
@@ -250,6 +260,7 @@ fn understand(
             }))
         }
         Some((definition::PREFLIGHT, typed)) => Ok(Command::Preflight(servers(typed, args))),
+        #[cfg(feature = "top")]
         Some((definition::TOP, typed)) => Ok(Command::Top(top::Options {
             control: control(typed, environment)?,
             every: typed

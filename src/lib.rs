@@ -66,6 +66,7 @@ mod sandbox;
 pub mod service;
 pub mod supervisor;
 pub mod sys;
+#[cfg(feature = "top")]
 pub mod top;
 pub mod uppercase;
 pub mod wire;

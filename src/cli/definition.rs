@@ -17,8 +17,7 @@ use clap::{Arg, ArgAction, Command};
 
 use super::{Error, completions, exit, manual, visible};
 use crate::config::{
-    self, CONFIG_VARIABLE, SETTINGS, STATUS_ANSWER_TIMEOUT, Setting, TOP_INTERVAL,
-    WATCH_INTERVAL_MIN,
+    self, CONFIG_VARIABLE, SETTINGS, STATUS_ANSWER_TIMEOUT, Setting, WATCH_INTERVAL_MIN,
 };
 use uppercased_ctl::control::ScaleTo;
 use uppercased_ctl::proxy_header::Version;
@@ -37,6 +36,7 @@ pub(super) const BENCH: &str = "bench";
 /// Compare measurements, below `bench`.
 pub(super) const COMPARE: &str = "compare";
 /// The role in which a measurement starts more processes.
+#[cfg(feature = "bench")]
 pub(super) const BENCH_PART: &str = uppercased_bench::PART;
 /// Orders to a running server.
 pub(super) const RELOAD: &str = "reload";
@@ -57,7 +57,13 @@ pub(super) const SUPERVISOR: &str = "supervisor";
 /// The role in which the supervisor tries a new program before it becomes that.
 pub(super) const PREFLIGHT: &str = "preflight";
 /// The roles in which the program starts itself: hidden from people.
-const ROLES: [&str; 4] = [WORKER, ADMIN, BENCH_PART, PREFLIGHT];
+const ROLES: &[&str] = &[
+    WORKER,
+    ADMIN,
+    #[cfg(feature = "bench")]
+    BENCH_PART,
+    PREFLIGHT,
+];
 /// The commands that settings belong to.
 pub(super) const CONFIGURED: [&str; 2] = [SERVE, CHECK];
 
@@ -88,6 +94,7 @@ pub(super) const WATCH: &str = "watch";
 /// `status`: each socket on the ports.
 pub(super) const SOCKETS: &str = "sockets";
 /// `top`: how often.
+#[cfg(feature = "top")]
 pub(super) const EVERY: &str = "every";
 /// `status --sockets`: how many of them.
 pub(super) const LIMIT: &str = "limit";
@@ -106,8 +113,11 @@ Examples:
   uppercased check --config uppercased.toml    validate a configuration file
   uppercased client localhost:9999             send lines, print the replies
   uppercased reload                            apply the configuration
-  uppercased status                            show workers and connections
-  uppercased bench                             measure this machine";
+  uppercased status                            show workers and connections";
+#[cfg(feature = "bench")]
+const BENCH_EXAMPLE: &str = "\n  uppercased bench                             measure this machine";
+#[cfg(not(feature = "bench"))]
+const BENCH_EXAMPLE: &str = "";
 
 /// Every signal with an effect on the supervisor, and the effect.
 pub(super) const SIGNALS: [(&str, &str); 9] = [
@@ -146,15 +156,19 @@ pub(super) fn command() -> Command {
     let root = root()
         .subcommand(serve())
         .subcommand(check())
-        .subcommand(client())
-        .subcommand(uppercased_bench::command())
+        .subcommand(client());
+    #[cfg(feature = "bench")]
+    let root = root.subcommand(uppercased_bench::command());
+    let root = root
         .subcommand(reload())
         .subcommand(upgrade())
         .subcommand(scale())
         .subcommand(cancel())
         .subcommand(rotation())
-        .subcommand(status())
-        .subcommand(top())
+        .subcommand(status());
+    #[cfg(feature = "top")]
+    let root = root.subcommand(top());
+    let root = root
         .subcommand(stop())
         .subcommand(completions::command())
         .subcommand(
@@ -174,11 +188,6 @@ pub(super) fn command() -> Command {
                 .hide(true),
         )
         .subcommand(
-            Command::new(BENCH_PART)
-                .about("Run a part of a measurement (started by `bench`)")
-                .hide(true),
-        )
-        .subcommand(
             Command::new(PREFLIGHT)
                 .about("Check that this binary can take over (started by the supervisor)")
                 .arg(
@@ -189,6 +198,12 @@ pub(super) fn command() -> Command {
                 )
                 .hide(true),
         );
+    #[cfg(feature = "bench")]
+    let root = root.subcommand(
+        Command::new(BENCH_PART)
+            .about("Run a part of a measurement (started by `bench`)")
+            .hide(true),
+    );
     let manual = manual::command(&root);
     with_settings(root.subcommand(manual)).term_width(HELP_COLUMNS)
 }
@@ -204,9 +219,9 @@ fn root() -> Command {
     Command::new(PROGRAM)
         .version(env!("CARGO_PKG_VERSION"))
         .about("An ASCII-uppercasing TCP echo server for Linux")
-        .after_help(EXAMPLES)
+        .after_help(format!("{EXAMPLES}{BENCH_EXAMPLE}"))
         .after_long_help(format!(
-            "{EXAMPLES}\n\n{}\n{SOURCES}\n\n{}",
+            "{EXAMPLES}{BENCH_EXAMPLE}\n\n{}\n{SOURCES}\n\n{}",
             signals(),
             exit::in_short()
         ))
@@ -413,6 +428,7 @@ fn status() -> Command {
     )
 }
 
+#[cfg(feature = "top")]
 fn top() -> Command {
     Command::new(TOP)
         .about("Show a live dashboard with keys for reload, upgrade and scale")
@@ -428,7 +444,7 @@ fn top() -> Command {
                 .value_parser(interval)
                 .help(format!(
                     "Refresh interval [default: {}s]",
-                    TOP_INTERVAL.as_secs()
+                    config::TOP_INTERVAL.as_secs()
                 )),
         )
 }

@@ -11,7 +11,7 @@ use super::definition::{self, PROGRAM};
 use super::visible;
 
 /// Words that people bring along from other programs, and what does that here.
-const ELSEWHERE: [(&[&str], &str); 9] = [
+const ELSEWHERE: &[(&[&str], &str)] = &[
     (
         &["start", "run"],
         "start the server with `uppercased` or `uppercased serve`",
@@ -48,6 +48,17 @@ const ELSEWHERE: [(&[&str], &str); 9] = [
     (
         &["true", "false", "yes", "no", "on", "off"],
         "a switch takes its value after an equals sign, as in `--pin=false`",
+    ),
+    #[cfg(not(feature = "bench"))]
+    (
+        &[definition::BENCH],
+        "this binary is built without the load generator; use one with the feature `bench`",
+    ),
+    #[cfg(not(feature = "top"))]
+    (
+        &[definition::TOP],
+        "this binary is built without the dashboard; use one with the feature `top`, or \
+         `uppercased status --watch`",
     ),
 ];
 
@@ -124,6 +135,7 @@ mod tests {
             "invalid value '0' for '<N>': use a number from 1 to 1024; see `uppercased scale \
              --help`"
         );
+        #[cfg(feature = "bench")]
         assert_eq!(
             told(&["bench", "compare"]),
             "the following required arguments were not provided: <A.json>...; see `uppercased \
@@ -157,7 +169,7 @@ mod tests {
     #[test]
     fn words_of_other_servers_are_recognised() {
         for (words, meant) in ELSEWHERE {
-            for word in words {
+            for word in *words {
                 let line = told(&[word]);
                 assert!(line.contains(meant) && !line.contains("similar"), "{line}");
                 assert!(!line.contains('\n'), "{line}");

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::{BAD_INPUT, complain, print, visible, watch};
 use crate::config::{self, Control, STATUS_ANSWER_TIMEOUT, Setting};
+#[cfg(feature = "top")]
 use crate::top;
 use uppercased_ctl::control::client::{self, Conversation, Error as AskError, Found};
 use uppercased_ctl::control::place::{Candidate, Surroundings};
@@ -95,6 +96,7 @@ pub(super) fn run(order: &Order) -> ExitCode {
 }
 
 /// Shows a server on this terminal.
+#[cfg(feature = "top")]
 pub(super) fn watch(options: &top::Options) -> ExitCode {
     let find = || the_only_one().map_err(|error| error.to_string());
     match top::run(options, &find) {

@@ -156,7 +156,7 @@ fn help_fits_terminal_and_names_every_command() {
         assert!(long.contains(word), "{word}");
     }
     for name in [
-        "serve", "check", "client", "reload", "upgrade", "scale", "status", "top", "stop",
+        "serve", "check", "client", "reload", "upgrade", "scale", "status", "stop",
     ] {
         assert!(short.contains(&format!("  {name} ")), "{name}");
         let text = Run::new().args(&[name, "--help"]).stdout();
@@ -276,11 +276,14 @@ fn error_fits_one_line_for_any_input() {
         (typed(&["scale", evil]), [2, 2]),
         (typed(&["rotation", evil]), [2, 2]),
         (typed(&["client", &address]), [1, 2]),
+        #[cfg(feature = "bench")]
         (typed(&["bench", &address]), [1, 2]),
+        #[cfg(feature = "bench")]
         (
             typed(&["bench", "-n", "1", "--json", &format!("/nowhere/{evil}")]),
             [1, 2],
         ),
+        #[cfg(feature = "bench")]
         (typed(&["bench", "compare", evil, evil]), [1, 2]),
         (typed(&["man", evil]), [2, 2]),
         (
@@ -614,4 +617,17 @@ fn log_installs_only_once() {
     assert!(uppercased::log::init(LogLevel::Error, LogFormat::Human).is_ok());
     let again = uppercased::log::init(LogLevel::Error, LogFormat::Json).unwrap_err();
     assert!(again.to_string().contains("already"), "{again}");
+}
+
+/// The container image has neither command.
+#[test]
+#[cfg(not(any(feature = "bench", feature = "top")))]
+fn missing_feature_is_named() {
+    for command in ["bench", "top"] {
+        let outcome = Run::new().args(&[command, "--help"]).outcome();
+        assert_eq!(outcome.code, Some(2), "{outcome:?}");
+        let feature = format!("the feature `{command}`");
+        assert!(outcome.stderr.contains(&feature), "{outcome:?}");
+        assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:?}");
+    }
 }

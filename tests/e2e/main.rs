@@ -5,6 +5,7 @@
 mod abuse;
 mod admin;
 mod agent;
+#[cfg(feature = "bench")]
 mod bench;
 mod bounded;
 mod churn;
@@ -40,5 +41,6 @@ mod stop;
 mod supervising;
 mod support;
 mod systemd;
+#[cfg(feature = "top")]
 mod top;
 mod upgrade;
