@@ -86,16 +86,16 @@ impl Collector for Snapshot {
             agent,
         } = self;
         let version = gauged(vec![("version", status.version.clone())], 1);
-        let help = "The program that runs.";
+        let help = "Version of the running program.";
         family(encoder, "build_info", help, None, vec![version])?;
         let ready = gauged(Labels::new(), status.unready().is_none().into());
         let help = "Whether the server is up and every queue is served.";
         family(encoder, "ready", help, None, vec![ready])?;
         let degraded = gauged(Labels::new(), status.degraded().is_some().into());
-        let help = "Whether slots are without a worker of their own.";
+        let help = "Whether a slot has no worker of its own.";
         family(encoder, "degraded", help, None, vec![degraded])?;
         let uptime = in_seconds(Labels::new(), status.uptime_ms);
-        let help = "Time since the server was started.";
+        let help = "Time since the server started.";
         family(encoder, "uptime", help, Some(&Unit::Seconds), vec![uptime])?;
         self.slots(encoder)?;
         self.turns(encoder)?;
@@ -105,18 +105,18 @@ impl Collector for Snapshot {
         let by_code = answered
             .iter()
             .map(|(code, count)| counted(vec![("code", code.to_string())], *count));
-        let help = "Requests that this admin process has answered.";
+        let help = "Requests answered by this admin process.";
         family(encoder, "admin_requests", help, None, by_code.collect())?;
         let deaths = status.admin.as_ref().map_or(0, |admin| admin.deaths);
         let deaths = vec![counted(Labels::new(), deaths)];
-        let help = "Admin processes that ended and should not have.";
+        let help = "Unexpected exits of admin processes.";
         family(encoder, "admin_deaths", help, None, deaths)?;
         if status.admin.as_ref().is_none_or(|it| it.agent.is_none()) {
             return Ok(());
         }
         let words = agent.by_word().into_iter();
         let by_word = words.map(|(word, count)| counted(vec![("answer", word.to_owned())], count));
-        let help = "Answers that this admin process has given to load balancers.";
+        let help = "Answers of this admin process to load balancers.";
         family(encoder, "agent_answers", help, None, by_word.collect())
     }
 }
@@ -133,33 +133,33 @@ impl Snapshot {
         family(encoder, "slot_serving", help, None, serving)?;
         let stalled = slots.iter();
         let stalled = stalled.map(|it| in_seconds(of_slot(it), it.stalled_ms.unwrap_or(0)));
-        let help = "Time that the slot's worker has not run its loop; 0 if it does.";
+        let help =
+            "Time since the slot's worker last ran its event loop when asked to; 0 if it does.";
         let unit = Some(&Unit::Seconds);
         family(encoder, "slot_stalled", help, unit, stalled.collect())?;
         let lost = slots.iter();
         let lost = lost.map(|it| in_seconds(of_slot(it), it.lost_listener_ms.unwrap_or(0)));
-        let help =
-            "Time that a listener of the slot has been lost and not bound again; 0 if none is.";
+        let help = "Time since a listener of the slot was lost; 0 if none is.";
         family(encoder, "slot_listener_lost", help, unit, lost.collect())?;
         let generation = of_each(|slot| slot.generation.0.into());
-        let help = "Workers that have lived in the slot.";
+        let help = "Workers started in this slot.";
         family(encoder, "slot_generation", help, None, generation)?;
         let ages = slots.iter().map(|it| in_seconds(of_slot(it), it.age_ms));
-        let (help, unit) = ("Time in the present state.", Some(&Unit::Seconds));
+        let (help, unit) = ("Time in the current state.", Some(&Unit::Seconds));
         family(encoder, "slot_state_age", help, unit, ages.collect())?;
         let open = of_each(|slot| slot.traffic.open);
-        family(encoder, "connections_open", "Connections now.", None, open)?;
+        family(encoder, "connections_open", "Open connections.", None, open)?;
         let capacity = vec![gauged(Labels::new(), self.status.capacity)];
-        let help = "Connections that all slots together may hold.";
+        let help = "Maximum connections of all slots together.";
         family(encoder, "connections_limit", help, None, capacity)?;
         let waiting = self.of_each_queue(|queue| queue.length);
-        let help = "Connections that wait to be accepted.";
+        let help = "Connections waiting to be accepted.";
         family(encoder, "accept_queue_length", help, None, waiting)?;
         let limits = self.of_each_queue(|queue| queue.limit);
-        let help = "Connections that may wait to be accepted.";
+        let help = "Maximum connections waiting to be accepted.";
         family(encoder, "accept_queue_limit", help, None, limits)?;
         let deaths = self.ever().map(|it| counted(of_slot(it), it.deaths));
-        let help = "Workers that ended and should not have.";
+        let help = "Unexpected worker exits.";
         family(encoder, "worker_deaths", help, None, deaths.collect())
     }
 
@@ -167,7 +167,7 @@ impl Snapshot {
     fn turns(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let (name, help) = (
             "turn_duration_seconds",
-            "Work of one turn of the loop, waiting not counted.",
+            "Duration of one event loop iteration, without waiting.",
         );
         if self.ever().next().is_none() {
             return Ok(());
@@ -197,10 +197,10 @@ impl Snapshot {
             let slots = self.ever();
             slots.map(|it| (of_slot(it), times(it))).collect()
         };
-        let help = "From the fork of a worker until it is ready.";
+        let help = "Time from the fork of a worker until it is ready.";
         let starts = of_each(|slot| &slot.starts);
         histograms(encoder, "worker_start_duration_seconds", help, starts)?;
-        let help = "From the order to a worker to hand over until that ended, in whatever way.";
+        let help = "Duration of a handover, any result.";
         let handovers = of_each(|slot| &slot.handovers);
         histograms(encoder, "handover_duration_seconds", help, handovers)?;
         // Those that never happened, too: a first failure is to be seen as a change.
@@ -213,7 +213,7 @@ impl Snapshot {
             let labels = vec![("what", what.to_owned()), ("outcome", outcome.to_owned())];
             (labels, times)
         });
-        let help = "From the request for a planned operation to its verdict.";
+        let help = "Time from the request of an operation to its result.";
         histograms(
             encoder,
             "operation_duration_seconds",
@@ -229,10 +229,10 @@ impl Snapshot {
             let outcomes = [("taken", it.taken), ("refused", it.refused)];
             outcomes.map(|(outcome, count)| counted(vec![("outcome", outcome.to_owned())], count))
         });
-        let help = "Messages to the service manager; one that is refused is tried again.";
+        let help = "Messages to the service manager; a refused one is retried.";
         family(encoder, "notifications", help, None, tries.collect())?;
         let waiting = manager.clone().map(|it| gauged(Labels::new(), it.waiting));
-        let help = "Messages that the service manager has still to take.";
+        let help = "Messages waiting for the service manager.";
         family(
             encoder,
             "notifications_waiting",
@@ -275,7 +275,7 @@ impl Snapshot {
             }
         }
         for (first, samples) in families {
-            family(encoder, first.name().0, first.meaning(), None, samples)?;
+            family(encoder, family_name(first), first.meaning(), None, samples)?;
         }
         Ok(())
     }
@@ -296,6 +296,31 @@ impl Snapshot {
             counted(labels, count)
         };
         self.ever().map(sample).collect()
+    }
+}
+
+/// Returns the name of a counter's family: its subject first, its unit last.
+const fn family_name(counter: Counter) -> &'static str {
+    match counter {
+        Counter::Accepted => "connections_accepted",
+        Counter::AcceptFailed => "accept_failures",
+        Counter::Untracked => "connections_untracked",
+        Counter::MovedIn => "connections_migrated_in",
+        Counter::MovedOut => "connections_migrated_out",
+        Counter::Refused(_) => "connections_refused",
+        Counter::Closed(_) => "connections_closed",
+        Counter::Paused(_) => "accept_pauses",
+        Counter::BytesIn => "received_bytes",
+        Counter::BytesOut => "sent_bytes",
+        Counter::BytesDiscarded => "discarded_bytes",
+        Counter::BytesAbandoned => "abandoned_bytes",
+        Counter::Reads
+        | Counter::Writes
+        | Counter::Turns
+        | Counter::BusyNs
+        | Counter::StaleEvents
+        | Counter::Backpressure
+        | Counter::Took(_) => counter.name().0,
     }
 }
 

@@ -126,13 +126,19 @@ fn counters_match_clients_across_crash_and_reload() {
         }
         // A worker may count a moment after what it counts can be seen.
         let counted = |text: &String| {
-            let bytes = ["uppercased_bytes_in_total", "uppercased_bytes_out_total"];
+            let bytes = [
+                "uppercased_received_bytes_total",
+                "uppercased_sent_bytes_total",
+            ];
             bytes.iter().all(|name| sum(text, name) == sent)
         };
         let text = until_some("every byte is counted", || {
             Some(scrape(address)).filter(counted)
         });
-        assert_eq!(sum(&text, "uppercased_accepted_total"), connected);
+        assert_eq!(
+            sum(&text, "uppercased_connections_accepted_total"),
+            connected
+        );
         assert_eq!(sum(&text, "uppercased_connections_open"), CLIENTS as u64);
         assert_eq!(sum(&text, "uppercased_ready"), 1);
         // The turn that answered a client may still be counted.
@@ -144,15 +150,15 @@ fn counters_match_clients_across_crash_and_reload() {
             server.reload().expect_success();
             until("every connection is counted as moved", || {
                 let text = scrape(address);
-                sum(&text, "uppercased_moved_in_total") == CLIENTS as u64
-                    && sum(&text, "uppercased_accepted_total") == connected
+                sum(&text, "uppercased_connections_migrated_in_total") == CLIENTS as u64
+                    && sum(&text, "uppercased_connections_accepted_total") == connected
                     && sum(&text, "uppercased_connections_open") == CLIENTS as u64
             });
         }
         drop(clients);
         until("every connection is closed", || {
             let text = scrape(address);
-            sum(&text, "uppercased_closed_total") == connected
+            sum(&text, "uppercased_connections_closed_total") == connected
                 && sum(&text, "uppercased_connections_open") == 0
         });
         if round == 1 {
@@ -182,7 +188,7 @@ fn counters_never_decrease_when_slots_leave() {
             && get(address, "/readyz").0 == 200
     });
     let of_last = |text: &str| {
-        let accepted = "uppercased_accepted_total{slot=\"2\"} ";
+        let accepted = "uppercased_connections_accepted_total{slot=\"2\"} ";
         let found = text.lines().find_map(|line| line.strip_prefix(accepted));
         found
             .expect("slot 2 is told of")
@@ -195,7 +201,7 @@ fn counters_never_decrease_when_slots_leave() {
             Client::connect(server.addr()).roundtrip(b"count me");
             clients += 1;
             let text = scrape(address);
-            let closed = sum(&text, "uppercased_closed_total");
+            let closed = sum(&text, "uppercased_connections_closed_total");
             closed == clients && of_slot.is_none_or(|before| of_last(&text) > before)
         });
         clients
@@ -224,7 +230,7 @@ fn counters_never_decrease_when_slots_leave() {
     assert_eq!(of_last(&compare("slots are back")), taken);
     let clients = clients.max(serve_some(Some(taken)));
     let text = compare("they serve again");
-    assert_eq!(sum(&text, "uppercased_accepted_total"), clients);
+    assert_eq!(sum(&text, "uppercased_connections_accepted_total"), clients);
     assert_eq!(sum(&text, "uppercased_worker_deaths_total"), 1);
     let status = server.status_json();
     assert_eq!(status["totals"]["accepted"], clients);
@@ -365,7 +371,7 @@ fn admin_address_survives_upgrade() {
     assert_eq!(get(address, "/readyz"), (200, "ready\n".to_owned()));
     client.roundtrip(b"after");
     until("every byte is counted", || {
-        sum(&scrape(address), "uppercased_bytes_in_total") == 11
+        sum(&scrape(address), "uppercased_received_bytes_total") == 11
     });
     // Supervisor, worker, admin: nothing else descends from it.
     until("only three processes are there", || {

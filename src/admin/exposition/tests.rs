@@ -174,15 +174,15 @@ fn family_without_sample_is_omitted() {
         after_type.all(|it| is_sample(&it[1]) || it[1].starts_with("# UNIT")),
         "{text}"
     );
-    assert!(!text.contains("uppercased_accepted"), "{text}");
+    assert!(!text.contains("uppercased_connections_accepted"), "{text}");
 }
 
 #[test]
 fn older_format_names_counter_like_its_samples() {
     let text = classic(&write(&full(), &[(200, 7)], AgentAnswers::default()).unwrap());
-    let accepted = "# HELP uppercased_accepted_total Connections taken from an accept queue.\n\
-                        # TYPE uppercased_accepted_total counter\n\
-                        uppercased_accepted_total{slot=\"0\"} 1\n";
+    let accepted = "# HELP uppercased_connections_accepted_total Accepted connections.\n\
+                        # TYPE uppercased_connections_accepted_total counter\n\
+                        uppercased_connections_accepted_total{slot=\"0\"} 1\n";
     assert!(text.contains(accepted), "{text}");
     let uptime = "# TYPE uppercased_uptime_seconds gauge\nuppercased_uptime_seconds 0.0\n";
     assert!(text.contains(uptime), "{text}");
@@ -206,8 +206,8 @@ fn counters_remain_after_slot_has_left() {
     };
     let text = write(&status, &[], AgentAnswers::default()).unwrap();
     let has = |line: &str| assert!(text.lines().any(|it| it == line), "{line}\n{text}");
-    has("uppercased_accepted_total{slot=\"0\"} 1");
-    has("uppercased_accepted_total{slot=\"1\"} 5");
+    has("uppercased_connections_accepted_total{slot=\"0\"} 1");
+    has("uppercased_connections_accepted_total{slot=\"1\"} 5");
     has("uppercased_worker_deaths_total{slot=\"1\"} 2");
     has("uppercased_turn_duration_seconds_count{slot=\"1\"} 110");
     has("uppercased_worker_start_duration_seconds_count{slot=\"1\"} 1");
