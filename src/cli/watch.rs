@@ -1,11 +1,11 @@
-//! `status`: once, or again and again.
+//! The command `status`: one report, or one per interval.
 //!
-//! A person gets rates also the first time, from two looks that are a moment apart; a machine gets
-//! counters and can subtract. Invariants: a line or a block for each interval, at the times that the
-//! first one set; Ctrl-C ends it at once, which is success, the end of the server is none.
-//! Must not: change a terminal's modes; so there is nothing to put back, however it ends.
+//! A single text report has rates, from two samples a moment apart; JSON has counters only, from
+//! which rates can be computed. With `--watch` each interval adds a block of text, or a line of JSON,
+//! so that a script can read it; `top` is for terminals. Invariants: intervals keep their rhythm;
+//! Ctrl-C ends a watch with success, the end of the server with failure.
 
-use std::io::{self, IsTerminal as _};
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::termios::tcgetwinsize;
 use signal_hook::consts::SIGINT;
 
 use super::orders::{Error, Shown, look, negative};
@@ -54,7 +53,7 @@ pub(super) fn status(path: &Path, shown: Shown, within: Duration) -> Result<Exit
     Ok(match look.sockets.as_ref() {
         _ if shown.json => output::print_raw(json(&look)?.as_bytes()),
         Some(sockets) if shown.sockets.is_some() => print_sockets(sockets),
-        _ => print(&block(&look.lines(None))),
+        _ => print(&block(&look.lines())),
     })
 }
 
@@ -71,7 +70,6 @@ fn once(looker: &mut Looker, path: &Path, within: Duration) -> Result<Seen, Erro
 fn watch(path: &Path, shown: Shown, within: Duration, every: Duration) -> Result<ExitCode, Error> {
     end_at_once_on_interrupt().map_err(|error| Error::Ask(AskError::System(error)))?;
     let mut looker = Looker::new(None);
-    let mut screen = Screen::of(shown);
     let mut next = clock::now();
     let mut seen_before = false;
     loop {
@@ -84,8 +82,13 @@ fn watch(path: &Path, shown: Shown, within: Duration, every: Duration) -> Result
                 return Ok(ExitCode::FAILURE);
             }
         };
+        let text = match (shown.json, seen_before) {
+            (true, _) => json(&look)?,
+            (false, true) => format!("\n{}", block(&look.lines())),
+            (false, false) => block(&look.lines()),
+        };
         seen_before = true;
-        if let Err(error) = screen.show(&look)? {
+        if let Err(error) = output::write(text.as_bytes()) {
             return Ok(output::exit_code(Err(error)));
         }
         next = following(next, every, clock::now());
@@ -127,64 +130,6 @@ fn rest_until(until: Tick) -> bool {
             Err(_) => return true,
         }
     }
-}
-
-/// Where block follows block.
-enum Screen {
-    /// Each over the one before.
-    Terminal,
-    /// Each after the one before, with an empty line between them.
-    Stream { begun: bool },
-    /// A line each.
-    Json,
-}
-
-impl Screen {
-    fn of(shown: Shown) -> Self {
-        let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
-        if shown.json {
-            Self::Json
-        } else if output::stdout().is_terminal() && !dumb {
-            Self::Terminal
-        } else {
-            Self::Stream { begun: false }
-        }
-    }
-
-    /// The outer error is that of the look, the inner one that of the output.
-    fn show(&mut self, look: &Look) -> Result<io::Result<()>, Error> {
-        let text = match self {
-            Self::Json => json(look)?,
-            Self::Stream { begun } => {
-                let between = if std::mem::replace(begun, true) {
-                    "\n"
-                } else {
-                    ""
-                };
-                format!("{between}{}", block(&look.lines(None)))
-            }
-            Self::Terminal => {
-                // A terminal may have no size yet, or never.
-                let size = tcgetwinsize(output::stdout()).ok();
-                let size = size.filter(|it| it.ws_row > 0 && it.ws_col > 0);
-                let (rows, columns) = size.map_or((24, 80), |it| (it.ws_row, it.ws_col));
-                // A line is kept for the cursor.
-                let lines = look.lines(Some(usize::from(rows).saturating_sub(1)));
-                over(&lines, usize::from(columns))
-            }
-        };
-        Ok(output::write(text.as_bytes()))
-    }
-}
-
-/// The lines from the top of a terminal's screen on, over what was there.
-fn over(lines: &[String], columns: usize) -> String {
-    let mut text = "\x1b[H".to_owned();
-    for line in lines {
-        text.extend(visible(line).chars().take(columns));
-        text.push_str("\x1b[K\n");
-    }
-    text + "\x1b[J"
 }
 
 fn block(lines: &[String]) -> String {
@@ -257,12 +202,6 @@ mod tests {
         assert_eq!(following(at(1000), every, at(1030)), at(1100));
         assert_eq!(following(at(1000), every, at(1250)), at(1300));
         assert_eq!(following(at(1000), every, at(1100)), at(1200));
-    }
-
-    #[test]
-    fn watch_overwrites_terminal_within_its_width() {
-        let lines = ["one".to_owned(), "zwölfmal".to_owned()];
-        assert_eq!(over(&lines, 4), "\x1b[Hone\x1b[K\nzwöl\x1b[K\n\x1b[J");
     }
 
     #[test]

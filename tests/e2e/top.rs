@@ -254,7 +254,7 @@ fn user_watches_and_reloads() {
     let left = server.worker_pids();
     assert_eq!(left.len(), 2);
     person.types("u");
-    person.sees("Become the program on disk? [y/N]");
+    person.sees("Upgrade to the binary on disk? [y/N]");
     person.types("y");
     person.sees("upgraded ");
     person.sees("last         upgrade done ");
@@ -305,16 +305,16 @@ fn top_waits_for_vanished_server() {
     person.sees("serving");
     server.stop();
     person.sees("no answer for ");
-    person.sees(", trying again: ");
+    person.sees(", retrying: ");
     // Another one at the same place.
     let flag = control.to_str().unwrap();
     let server = Server::builder()
         .args(["--listen", "127.0.0.1:0", "--control", flag])
         .start();
-    let pid = format!("pid {} serving", server.pid());
+    let pid = format!("pid {}: serving", server.pid());
     person.sees(&pid);
     person.sees_that("an answer again", |screen| {
-        !screen.text().contains("trying again")
+        !screen.text().contains("retrying")
     });
     person.types("\x03");
     assert_eq!(person.sees_the_end().code(), Some(0));

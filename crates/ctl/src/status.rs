@@ -439,15 +439,18 @@ impl Totals {
 }
 
 impl Look {
-    /// The same with what was added, at most `height` lines of it, or all.
+    /// Returns all lines for people, with sockets and rates, 80 columns wide.
     #[must_use]
-    pub fn lines(&self, height: Option<usize>) -> Vec<String> {
-        let view = text::View {
+    pub fn lines(&self) -> Vec<String> {
+        text::lines(self.view(), usize::MAX)
+    }
+
+    const fn view(&self) -> text::View<'_> {
+        text::View {
             status: &self.status,
             sockets: self.sockets.as_ref(),
             rates: self.rates.as_ref(),
-        };
-        text::lines(view, height.unwrap_or(usize::MAX))
+        }
     }
 
     /// Of these lines those about the operation that ended last and the sockets.

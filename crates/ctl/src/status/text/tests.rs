@@ -234,11 +234,11 @@ slot     pid   gen state          age  open queue acc/s msg/s  in/s  busy crash
    1    4713     3 serving        12m  1200   513     -     -     -     -     0
 slot 1: running release 1
 slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
-    assert_eq!(look.lines(None).join("\n"), expected);
+    assert_eq!(look.lines().join("\n"), expected);
     for height in 0..25 {
-        assert!(look.lines(Some(height)).len() <= height, "{height}");
+        assert!(lines(look.view(), height).len() <= height, "{height}");
     }
-    let last = look.lines(Some(17)).pop().unwrap();
+    let last = lines(look.view(), 17).pop().unwrap();
     let words = "… slots not shown: 2 (0 not serving); notes not shown: 2; see status --json";
     assert_eq!(last, words);
     // Without a limit every slot has its line.
@@ -246,7 +246,7 @@ slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
         status: self::status(64),
         ..super::super::Look::default()
     };
-    let shown = many.lines(None);
+    let shown = many.lines();
     assert_eq!(shown.iter().filter(|l| l.starts_with(' ')).count(), 64);
 }
 
@@ -370,7 +370,7 @@ proptest! {
             others_untold: numbers[1], ..Sockets::default()
         };
         let look = super::super::Look { status, sockets: Some(sockets), rates: Some(rates) };
-        for line in lines.into_iter().chain(look.lines(None)) {
+        for line in lines.into_iter().chain(look.lines()) {
             prop_assert!(line.chars().count() <= COLUMNS);
             prop_assert!(!line.chars().any(char::is_control));
         }
