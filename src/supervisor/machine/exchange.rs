@@ -21,75 +21,75 @@ use uppercased_ctl::identity::{ReleaseId, RequestId, SlotId, WorkerId};
 
 /// What happened in the world.
 ///
-/// Of one worker, hand in what its channel says before its `Exited`: its own last words name the
-/// cause better than an exit code does. Any other order is survived, at the price of that text.
+/// Of one worker, report messages of its channel before its `Exited`: its own error report names the
+/// cause better than an exit code does. Any other order is handled, without that text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// Begin. Once, first.
     Boot,
     /// The worker's listener is deposited and it serves.
     Ready {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
     },
-    /// The worker's own last words before it exits without having been Ready.
+    /// The worker's own error report before it exits without having been Ready.
     StartFailed {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// In its words.
+        /// The error message.
         cause: String,
     },
     /// The answer to [`Action::Spawn`] when no process exists (fork or the like failed).
     SpawnFailed {
-        /// Who would have been.
+        /// The worker that does not exist.
         worker: WorkerId,
-        /// What the system said.
+        /// The system's error.
         cause: String,
     },
     /// The process is gone and reaped.
     Exited {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// How it ended.
+        /// The exit status.
         how: Death,
-        /// What the manner of it tells, where the worker had no last words.
+        /// The cause that the exit status tells, where the worker reported none.
         cause: Option<String>,
     },
     /// The channel ended or carried nonsense; the process may still live.
     ChannelBroken {
-        /// Whose channel.
+        /// The worker at its other end.
         worker: WorkerId,
-        /// What broke.
+        /// The error.
         cause: String,
     },
     /// The worker's end of the channel is closed: it is ending, and not reaped yet, or it lives and
     /// cannot be told anything any more. How it ended, if it did, its exit tells.
     ChannelClosed {
-        /// Whose channel.
+        /// The worker at its other end.
         worker: WorkerId,
     },
     /// Stop: the first time gracefully, the second time at once.
     Stop {
-        /// Who asked, for the log ("SIGTERM").
+        /// The requester, for the log ("SIGTERM").
         by: String,
     },
-    /// Renew every worker, one slot after the other, with a release that the shell has prepared
+    /// Replace every worker, one slot after the other, with a release that the shell has prepared
     /// and validated.
     Restart {
-        /// Who asked.
+        /// The request.
         request: RequestId,
         /// What the new workers run.
         release: ReleaseId,
-        /// The limits of the release's configuration; in force once every slot has been renewed.
+        /// The limits of the release's configuration; in force once every slot has been replaced.
         /// Its `workers` is the number asked for by the configuration if that has changed there,
-        /// else the number in force: when all are renewed, the restart goes on by scaling to it.
+        /// else the number in force: when all are replaced, the restart goes on by scaling to it.
         policy: Policy,
         /// Connections that cannot move may be left to drain.
         drain: bool,
     },
-    /// Replace the supervisor's own program by the one on disk, then renew every worker.
+    /// Replace the supervisor's own program by the one on disk, then every worker.
     Upgrade {
-        /// Who asked.
+        /// The request.
         request: RequestId,
         /// As in [`Event::Restart`].
         drain: bool,
@@ -98,35 +98,35 @@ pub enum Event {
     PreflightPassed,
     /// The new program cannot take over.
     PreflightFailed {
-        /// Why, in one line.
+        /// The cause, in one line.
         cause: String,
     },
     /// The answer to [`Action::Exec`] if this program still runs after it.
     ExecFailed {
-        /// Why, in one line.
+        /// The cause, in one line.
         cause: String,
     },
-    /// First words of the new program to the restored machine, after [`Action::Exec`].
+    /// The first event from the new program to the restored machine, after [`Action::Exec`].
     Resumed {
         /// The release that the new program made of itself and of its configuration.
         release: ReleaseId,
         /// Its limits, as in [`Event::Restart`].
         policy: Policy,
     },
-    /// Have more workers, or fewer.
+    /// Set the number of workers.
     Scale {
-        /// Who asked.
+        /// The request.
         request: RequestId,
-        /// How many.
+        /// The target number of workers.
         to: ScaleTo,
         /// As in [`Event::Restart`].
         drain: bool,
     },
-    /// Somebody wants an operation. If it can begin, now or later, [`Action::Begin`] follows.
+    /// An operation is requested. If it can begin, now or later, [`Action::Begin`] follows.
     Requested {
-        /// Who asked; [`RequestId::NOBODY`] for a signal.
+        /// The request; [`RequestId::NOBODY`] for a signal.
         request: RequestId,
-        /// For what.
+        /// The operation.
         wanted: Wanted,
         /// Whether it waits while something is in its way, instead of being refused. So do all
         /// signals.
@@ -134,30 +134,30 @@ pub enum Event {
         /// Whether connections that cannot move may be drained.
         drain: bool,
     },
-    /// Whoever asked does not wait any more.
+    /// The requester does not wait any more.
     Withdrawn {
-        /// Who asked.
+        /// The request.
         request: RequestId,
     },
     /// End the operation in progress, and take back what it has changed.
     Cancel {
-        /// Who asked.
+        /// The request.
         request: RequestId,
-        /// The same in words, for whoever waits for the operation.
+        /// The requester, for clients that wait for the operation.
         by: String,
     },
     /// The answer to [`Action::Begin`] if the operation cannot be prepared.
     NotBegun {
-        /// Who asked.
+        /// The request.
         request: RequestId,
-        /// For what.
+        /// The operation.
         wanted: Wanted,
-        /// Why not, in one line.
+        /// The cause, in one line.
         cause: String,
     },
-    /// A worker that was told to hand over says how that ended.
+    /// A worker that was told to hand over reports how that ended.
     HandedOver {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
         /// Connections that have moved.
         moved: u32,
@@ -166,9 +166,9 @@ pub enum Event {
         /// What it does now.
         end: HandoverEnd,
     },
-    /// A worker that was told to hand a part over says how that ended. It serves on.
+    /// A worker that was told to hand a part over reports how that ended. It serves on.
     Rebalanced {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
         /// Connections that have moved.
         moved: u32,
@@ -182,16 +182,16 @@ pub enum Event {
     },
     /// The answer to [`Action::TakeProgress`].
     Progress {
-        /// Who hands over.
+        /// The sender.
         from: WorkerId,
-        /// To whom.
+        /// The receiver.
         to: WorkerId,
-        /// How far they say that they are.
+        /// The counters of both sides.
         progress: Progress,
     },
     /// The answer to [`Action::TakePulse`].
     Pulse {
-        /// Whose.
+        /// The worker.
         worker: WorkerId,
         /// Turns of its loop, all in all. Equal to the last answer: it has made none since.
         turns: u64,
@@ -201,7 +201,7 @@ pub enum Event {
 /// How much a worker has done in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {
-    /// Who.
+    /// The worker.
     pub worker: WorkerId,
     /// System calls on connections: reads and writes, and bytes in the measure of calls.
     pub calls: u64,
@@ -209,14 +209,14 @@ pub struct Load {
     pub turns: u64,
 }
 
-/// An operation that somebody wants, before it is prepared.
+/// A requested operation, before it is prepared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Wanted {
-    /// The configuration is to be read anew, and every worker to be renewed.
+    /// Reload the configuration, and replace every worker.
     Reload,
     /// The new program is to take over.
     Upgrade,
-    /// There are to be so many workers.
+    /// Change the number of workers.
     Scale(ScaleTo),
 }
 
@@ -226,7 +226,7 @@ pub enum ListenerSource {
     /// It binds one itself: the slot has never had one.
     Bind,
     /// It adopts the one deposited with the supervisor. A fresh one would leave the old queue, and
-    /// the clients in it, to nobody.
+    /// the clients in it, unserved.
     Adopt,
 }
 
@@ -245,11 +245,11 @@ impl ListenerSource {
 pub enum Action {
     /// Start a process; if that fails, say so with [`Event::SpawnFailed`].
     Spawn {
-        /// Who it will be. A slot that the shell does not have yet begins with this.
+        /// The worker that it becomes. A slot that the shell does not have yet begins with this.
         worker: WorkerId,
         /// Where its listener comes from.
         listener: ListenerSource,
-        /// What it runs.
+        /// The release that it runs.
         release: ReleaseId,
         /// Whether it is to be Ready without accepting, until [`Action::Serve`] or
         /// [`Action::HandOver`] to it: another worker of the slot still serves.
@@ -257,91 +257,91 @@ pub enum Action {
     },
     /// SIGKILL, by pidfd. The process may be gone already, or its spawn may have failed: no error.
     Kill {
-        /// Whom.
+        /// The worker.
         worker: WorkerId,
     },
     /// Wait no longer for a worker that was killed and has not ended: it is none of the slot's any
     /// more, and reaped when it ends after all.
     Abandon {
-        /// Whom.
+        /// The worker.
         worker: WorkerId,
     },
     /// Close the kept duplicates of all listeners: no worker will adopt one any more. From now on
     /// a listener lives as long as a worker serves it, so that new clients are refused, and not
-    /// left to wait in a queue that nobody will empty. Comes before the first `StopWorker`: else
+    /// left to wait in a queue that no worker will empty. Comes before the first `StopWorker`: else
     /// clients could arrive between a worker's last accept and the end of its listener.
     EndCustody,
     /// Order the worker to stop gracefully, over its channel.
     StopWorker {
-        /// Whom.
+        /// The worker.
         worker: WorkerId,
     },
     /// Give a duplicate of the slot's listener to a serving sibling, which accepts on it meanwhile.
     Lend {
-        /// Whose listener.
+        /// The slot of the listener.
         slot: SlotId,
-        /// To whom.
+        /// The receiver.
         to: WorkerId,
     },
     /// The sibling stops accepting on the slot's listener and closes its duplicate.
     Recall {
-        /// Whose listener.
+        /// The slot of the listener.
         slot: SlotId,
         /// From whom.
         from: WorkerId,
         /// The slot leaves: the sibling accepts what waits before it closes its duplicate.
         last: bool,
     },
-    /// Tell a worker that stands by to accept: it has no predecessor, or that one leaves.
+    /// Have a worker that stands by accept: it has no predecessor, or that one leaves.
     Serve {
-        /// Whom.
+        /// The worker.
         worker: WorkerId,
     },
     /// Connect two workers: `from` stops accepting and sends its connections, `to` takes them in,
     /// and accepts if it stood by. `to` is told first: its end of the pair is there before any
     /// connection is on its way.
     HandOver {
-        /// Who leaves.
+        /// The sender, which leaves.
         from: WorkerId,
-        /// Who goes on.
+        /// The receiver, which serves on.
         to: WorkerId,
-        /// Nobody accepts from the listeners of `from` after it.
+        /// No worker accepts from the listeners of `from` after it.
         last: bool,
     },
     /// Connect two workers that both serve, and go on serving: `from` sends a part of its
     /// connections to `to`, and says [`Event::Rebalanced`].
     Rebalance {
-        /// Who gives.
+        /// The sender.
         from: WorkerId,
-        /// Who takes.
+        /// The receiver.
         to: WorkerId,
-        /// How much.
+        /// The part to move.
         part: Part,
     },
     /// Read what every worker has done so far, and answer with [`Event::Loads`] at once.
     TakeLoads,
     /// Tell a worker to stop accepting and to serve what is established until it ends.
     Leave {
-        /// Whom.
+        /// The worker.
         worker: WorkerId,
         /// It finishes what is left after this time.
         within: Duration,
     },
     /// Read how far a handover is, and answer with [`Event::Progress`] at once.
     TakeProgress {
-        /// Who hands over.
+        /// The sender.
         from: WorkerId,
-        /// To whom.
+        /// The receiver.
         to: WorkerId,
     },
     /// Read how many turns a worker's loop has made, and answer with [`Event::Pulse`] at once.
     TakePulse {
-        /// Whose.
+        /// The worker.
         worker: WorkerId,
     },
     /// Have a worker make a turn, in case it only had nothing to do.
     Ping {
-        /// Whom.
+        /// The worker.
         worker: WorkerId,
     },
     /// Give new connections to the sockets of the first `slots` slots only.
@@ -354,26 +354,26 @@ pub enum Action {
     /// So many slots listen now: spread new connections over all of them, as the configuration in
     /// force says.
     Spread {
-        /// How many.
+        /// The number of slots.
         slots: u16,
     },
     /// Close the kept duplicates of a slot's listeners: no worker will serve them any more.
     CloseListeners {
-        /// Whose.
+        /// The slot.
         slot: SlotId,
     },
     /// Forget the last slot; no process of it is left.
     DropSlot {
-        /// Which; always the one with the highest number.
+        /// The slot; always the one with the highest number.
         slot: SlotId,
     },
     /// It is the request's turn: prepare it, and begin it with [`Event::Restart`],
     /// [`Event::Upgrade`] or [`Event::Scale`], or give it up with [`Event::NotBegun`]. One of them
     /// must follow, with this request.
     Begin {
-        /// Who asked.
+        /// The request.
         request: RequestId,
-        /// For what.
+        /// The operation.
         wanted: Wanted,
         /// Whether connections that cannot move may be drained.
         drain: bool,
@@ -390,14 +390,14 @@ pub enum Action {
     /// The release is everybody's now: its configuration is in force for the supervisor too, and
     /// whatever no slot runs can be let go.
     Commit {
-        /// Which.
+        /// The release.
         release: ReleaseId,
     },
-    /// Tell whoever asked how it ended. Once for each request.
+    /// Report the result to the requester. Once for each request.
     Answer {
-        /// Who asked.
+        /// The request.
         request: RequestId,
-        /// How it ended.
+        /// The result.
         answer: Answer,
     },
     /// Something to log and count.
@@ -413,14 +413,14 @@ pub enum Action {
 pub enum Answer {
     /// As it should.
     Done(Done),
-    /// It did not begin: something else is under way, or there is nothing to do it with.
+    /// It did not begin: another operation is in progress, or there is nothing to do it with.
     Refused {
-        /// Why, in one line, and when to try again.
+        /// The cause, in one line, and when to try again.
         cause: String,
     },
     /// It began, and what it had changed has been taken back as far as the cause says.
     Failed {
-        /// Why, in one line, and what runs now.
+        /// The cause, in one line, and what runs now.
         cause: String,
     },
 }
@@ -443,11 +443,11 @@ pub struct Done {
 /// How the supervisor's life ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
-    /// It was told to stop, and did.
+    /// It was asked to stop, and did.
     Clean,
     /// It could not start.
     Failed {
-        /// Why, in one line.
+        /// The cause, in one line.
         cause: String,
     },
 }

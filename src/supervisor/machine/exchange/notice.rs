@@ -1,4 +1,4 @@
-//! What the machine reports: for the log, and for whoever waits for an operation.
+//! What the machine reports: for the log, and for clients that wait for an operation.
 //!
 //! Plain values without behaviour, as all of what goes in and out.
 
@@ -15,14 +15,14 @@ use uppercased_ctl::identity::{SlotId, WorkerId};
 pub enum Notice {
     /// A worker is being spawned.
     WorkerStarting {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
         /// Where its listener comes from.
         listener: ListenerSource,
     },
     /// A new worker is Ready beside the one that serves.
     WorkerStandingBy {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
         /// From its spawn to its Ready.
         took: Duration,
@@ -31,54 +31,54 @@ pub enum Notice {
     OperationStarted {
         /// "restart", "upgrade", "scale to 3".
         what: String,
-        /// Who asked.
+        /// The request.
         request: RequestId,
     },
     /// A planned operation ended, or did not begin.
     OperationEnded {
         /// "restart", "upgrade", "scale to 3".
         what: String,
-        /// How.
+        /// The result.
         answer: Answer,
     },
-    /// Somebody has ended an operation before it was over; it goes back.
+    /// An operation was cancelled; it rolls back.
     OperationCancelled {
         /// As in [`Notice::OperationStarted`].
         what: String,
-        /// Who.
+        /// The requester.
         by: String,
     },
     /// Something is in a request's way, and it waits for that.
     RequestPending {
         /// As in [`Notice::OperationStarted`]; a number of workers includes what waited before.
         what: String,
-        /// Who asked.
+        /// The request.
         request: RequestId,
     },
     /// Its caller has left, and it does not wait any more.
     RequestWithdrawn {
         /// As in [`Notice::OperationStarted`].
         what: String,
-        /// Who asked.
+        /// The request.
         request: RequestId,
     },
     /// It could not be prepared, so nothing has changed.
     NotBegun {
         /// As in [`Notice::OperationStarted`].
         what: String,
-        /// Why, in one line.
+        /// The cause, in one line.
         cause: String,
     },
     /// Connections are to move from one worker to another.
     HandoverStarted {
-        /// Who leaves.
+        /// The sender, which leaves.
         from: WorkerId,
-        /// Who goes on.
+        /// The receiver, which serves on.
         to: WorkerId,
     },
     /// That is over.
     HandoverEnded {
-        /// Who was to leave.
+        /// The sender.
         from: WorkerId,
         /// Connections that have moved.
         moved: u32,
@@ -89,22 +89,22 @@ pub enum Notice {
         /// How long it took.
         took: Duration,
     },
-    /// One side of a handover has kept the other waiting for too long; it is killed.
+    /// One side of a handover has stalled; it is killed.
     HandoverTimedOut {
-        /// Who was to leave.
+        /// The sender.
         from: WorkerId,
-        /// Who was to go on.
+        /// The receiver.
         to: WorkerId,
-        /// Which of the two it is.
+        /// The stalled one of the two.
         stalled: WorkerId,
         /// How long ago the handover began.
         after: Duration,
     },
     /// A worker is too busy: a part of its connections is to move.
     RebalanceStarted {
-        /// Who gives.
+        /// The sender.
         from: WorkerId,
-        /// Who takes.
+        /// The receiver.
         to: WorkerId,
         /// Calls a second of the one that gives.
         from_calls: u64,
@@ -113,9 +113,9 @@ pub enum Notice {
     },
     /// That is over.
     RebalanceEnded {
-        /// Who gave.
+        /// The sender.
         from: WorkerId,
-        /// Who took.
+        /// The receiver.
         to: WorkerId,
         /// Connections that have moved.
         moved: u32,
@@ -124,104 +124,104 @@ pub enum Notice {
         /// How long it took.
         took: Duration,
     },
-    /// A part has not moved in time. Whoever does not answer will be noticed by its pulse.
+    /// A part has not moved in time. A worker that does not answer is detected by its pulse.
     RebalanceTimedOut {
-        /// Who was to give.
+        /// The sender.
         from: WorkerId,
-        /// Who was to take.
+        /// The receiver.
         to: WorkerId,
         /// How long it had.
         after: Duration,
     },
     /// A predecessor serves its slot again, because its successor failed.
     Restored {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
     },
-    /// A restart goes back: the slots it renewed get the old release again.
+    /// A restart rolls back: the slots it replaced get the old release again.
     RollingBack {
-        /// Why.
+        /// The cause.
         cause: String,
-        /// How many slots.
+        /// The number of slots.
         slots: u16,
     },
-    /// A worker's loop stands still; it is killed.
+    /// A worker's loop has stalled for too long; it is killed.
     WorkerHung {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
         /// For how long nothing moved, at least.
         after: Duration,
     },
     /// A killed worker has not ended: something in the kernel holds it. It is given up.
     NotEnded {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
         /// How long it has been awaited.
         after: Duration,
     },
     /// A worker's loop has made no turn although it was asked to.
     WorkerStalled {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
         /// For how long nothing moved, about.
         after: Duration,
     },
     /// A worker that had stalled makes turns again.
     WorkerRunsAgain {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
         /// For how long nothing moved, about.
         after: Duration,
     },
     /// A worker serves.
     WorkerReady {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
         /// From its spawn to its Ready.
         took: Duration,
     },
     /// A worker ended that should not have.
     WorkerDied {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// How.
+        /// The exit status.
         how: Death,
         /// How long it had served; `None` if it never was Ready.
         served_for: Option<Duration>,
-        /// Why, if anybody said so.
+        /// The cause, if it is known.
         cause: Option<String>,
     },
     /// A worker ended as it was told to, one way or the other.
     WorkerStopped {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// How; anything but exit code 0 means that it did not end by itself.
+        /// The exit status; anything but exit code 0 means that it did not end by itself.
         how: Death,
     },
     /// A process could not be made.
     SpawnFailed {
-        /// Who would have been.
+        /// The worker that does not exist.
         worker: WorkerId,
-        /// What the system said.
+        /// The system's error.
         cause: String,
     },
     /// A worker was not Ready in time and is killed.
     StartTimedOut {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
         /// How long it was given.
         after: Duration,
     },
     /// A worker's channel broke; the worker is killed.
     ChannelBroken {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// What broke.
+        /// The error.
         cause: String,
     },
     /// The slot failed again and pauses.
     BackingOff {
-        /// Which.
+        /// The slot.
         slot: SlotId,
         /// For how long.
         delay: Duration,
@@ -230,63 +230,63 @@ pub enum Notice {
     },
     /// A sibling serves the slot's queue now.
     Lent {
-        /// Whose queue.
+        /// The slot of the queue.
         slot: SlotId,
-        /// Which sibling.
+        /// The sibling.
         to: WorkerId,
-        /// How long nobody had served it (on a second loan: since its own worker stopped).
+        /// How long it was unserved (on a second loan: since its own worker stopped).
         after: Duration,
     },
     /// A slot without a worker leaves: a sibling has emptied its queue.
     LeftWithoutWorker {
-        /// Which.
+        /// The slot.
         slot: SlotId,
-        /// Which sibling.
+        /// The sibling.
         from: WorkerId,
     },
     /// The slot's own worker is back.
     Recalled {
-        /// Whose queue.
+        /// The slot of the queue.
         slot: SlotId,
         /// From which sibling.
         from: WorkerId,
     },
     /// A graceful stop begins.
     Stopping {
-        /// Who asked.
+        /// The requester.
         by: String,
         /// After this, what is left is killed.
         at_most: Duration,
     },
     /// A second request to stop: everything is killed.
     StopForced {
-        /// Who asked.
+        /// The requester.
         by: String,
     },
     /// A worker has not finished in time and is killed.
     StillDraining {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
         /// How long it had.
         after: Duration,
     },
     /// A worker could not start at boot; the server serves without it, and tries again.
     Degraded {
-        /// Whose.
+        /// The slot.
         slot: SlotId,
-        /// Why, in one line.
+        /// The cause, in one line.
         cause: String,
     },
     /// The boot failed; what runs already is killed.
     BootFailed {
-        /// Why, in one line.
+        /// The cause, in one line.
         cause: String,
     },
     /// Something was not as an invariant of the machine promises; it went on without it.
     InvariantBroken {
-        /// What, in words.
+        /// Its description.
         what: String,
-        /// How many times something was.
+        /// The number so far.
         total: u64,
     },
     /// An event about a worker that is no more, an unknown slot, or something already told. It has
@@ -294,7 +294,7 @@ pub enum Notice {
     StaleEvent {
         /// The event.
         event: Event,
-        /// How many there have been.
+        /// The number so far.
         total: u64,
     },
 }
