@@ -188,7 +188,7 @@ pub fn fail(name: &str) -> std::io::Result<()> {
     }
 }
 
-/// What the plan says for `name`.
+/// Returns the plan's value for `name`.
 #[inline]
 #[must_use]
 pub fn value(name: &str) -> Option<&'static str> {

@@ -113,7 +113,7 @@ impl Memory {
 }
 
 impl<P: Probe> Memory<P> {
-    /// As [`Memory::adopt`], with a probe that is told of every store.
+    /// As [`Memory::adopt`], with a probe that observes every store.
     ///
     /// # Errors
     /// As [`Memory::adopt`].

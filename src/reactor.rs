@@ -37,7 +37,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Poll, Token};
 
 use crate::admission::{Admission, Networks};
-use crate::config::{Config, FIRST_WORD, ProxyListeners};
+use crate::config::{Config, FIRST_BYTE_TIMEOUT, ProxyListeners};
 use crate::connection::Rules;
 use crate::handover::HandedOver;
 use crate::log::event;
@@ -135,7 +135,7 @@ impl Reactor {
                 idle_timeout: config.idle_timeout,
                 write_stall_timeout: config.write_stall_timeout,
                 header_timeout: config.proxy_header_timeout,
-                first_byte_timeout: FIRST_WORD,
+                first_byte_timeout: FIRST_BYTE_TIMEOUT,
                 linger_timeout: config.linger_timeout,
             },
             accepts_per_turn: config.accepts_per_turn,

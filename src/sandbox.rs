@@ -91,7 +91,7 @@ pub(crate) fn begin(config: &Config) -> Result<Begun, String> {
         accounts: Vec::new(),
         outcomes: Vec::new(),
     };
-    // Who becomes another user has the right to this no longer.
+    // After a change of user the process lacks the right to this.
     let limited = match begun.mode {
         Sandbox::Off => Ok(()),
         Sandbox::Auto | Sandbox::Required => limit_capabilities(),

@@ -1,8 +1,8 @@
 //! The service: what the server does with the bytes of a connection before it sends them back.
 //!
-//! [`transform`] is the only place where the machinery meets the service; the shipped one converts ASCII
-//! letters to upper case. Another service replaces the body and keeps the contract, on which both the
-//! serving path and the recovery from the working memory rely:
+//! [`transform`] is the only place where the machinery meets the service; the shipped one converts
+//! ASCII letters to upper case. Another service replaces the body and keeps the contract, on which
+//! both the serving path and the recovery from the working memory rely:
 //!
 //! - **same length**: every byte received is owed, so byte counters alone tell what is owed;
 //! - **idempotent**: a worker that dies may leave bytes in the scratch buffer that it transformed in

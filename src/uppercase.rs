@@ -1,19 +1,19 @@
 //! The transformation: ASCII lower-case letters become upper-case, in place.
 //!
-//! [`make_uppercase`] is what the workers call, once a message; [`make_uppercase_scalar`] is the
-//! plain byte loop that says what the answer is. Everything fast here is checked against it.
+//! [`make_uppercase`] is the shipped service; [`make_uppercase_scalar`] is the plain byte loop that
+//! defines the result. Every fast path is checked against it.
 //!
 //! Invariants:
 //! - only `b'a'..=b'z'` change, each to the byte 32 below; NUL, digits, and every byte from 0x80 up
 //!   (so UTF-8 and binary traffic too) pass through untouched, and no byte outside the slice is
 //!   written;
 //! - any length and any alignment are accepted, and no result depends on the processor;
-//! - the transformation is idempotent. The fast paths lean on this: a length that is not a multiple
-//!   of their width is finished by a last block that *overlaps* the one before it, which is right
+//! - the transformation is idempotent. The fast paths rely on this: a length that is not a multiple
+//!   of their width is finished by a last block that *overlaps* the one before it, which is correct
 //!   only because upper-casing a byte twice is upper-casing it once.
 //!
-//! Most messages are some tens of bytes, for which finding the path must cost no more than the work:
-//! inputs below [`SHORT_LEN_BYTES`] never ask what the processor can do, longer ones test a bit that
+//! Most messages are a few tens of bytes, for which selecting the path must cost no more than the
+//! work: inputs below [`SHORT_LEN_BYTES`] never check the processor, longer ones test a bit that
 //! the standard library has cached.
 //!
 //! This module must not allocate, do I/O, log, or fail.
@@ -29,7 +29,7 @@ use portable::{make_uppercase_portable, make_uppercase_short};
 
 /// Upper-cases the ASCII letters of `bytes` in place, by the fastest path this processor has.
 ///
-/// Never fails; an empty slice is fine. See the module's text for what is left alone.
+/// Never fails; an empty slice is fine. The module's text lists what is left alone.
 ///
 /// ```
 /// let mut message = *b"caf\xc3\xa9 42\n\0";

@@ -106,9 +106,9 @@ pub const REBALANCE_REST: Duration = Duration::from_secs(5);
 /// The longest that this rest becomes; it doubles with each move that has not helped.
 pub const REBALANCE_REST_MAX: Duration = Duration::from_secs(600);
 
-/// From its beginning, a connection that a stop finds without a word from its client has this long
-/// to say one, which is answered. A client that was let in and has asked at once is not turned away.
-pub const FIRST_WORD: Duration = Duration::from_secs(1);
+/// Time, from its accept, that a connection has to send a first byte although the worker stops. A
+/// client that was admitted and has sent its request at once is answered.
+pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Clients of the control socket at once. One more replaces a slow one, and is told
 /// to come back if all of them wait for an answer.

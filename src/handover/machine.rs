@@ -93,7 +93,7 @@ pub enum SenderAction {
         /// The packet's number.
         sequence: u32,
     },
-    /// It is over ([`Sender::end`] says how): close the socket. Comes last.
+    /// The handover is over ([`Sender::end`] has the result): close the socket. Comes last.
     Finish,
 }
 
@@ -170,13 +170,13 @@ impl Sender {
         self.actions.pop_front()
     }
 
-    /// Whether everything on its way is settled and nothing more will be sent.
+    /// Whether everything in flight is settled and nothing more will be sent.
     #[must_use]
     pub const fn is_over(&self) -> bool {
         matches!(self.phase, SenderPhase::Over(_))
     }
 
-    /// Returns how it ended; `None` before, and if the sender was told to stop.
+    /// Returns the result; `None` before the end, and after a stop.
     #[must_use]
     pub const fn end(&self) -> Option<&HandoverEnd> {
         match &self.phase {

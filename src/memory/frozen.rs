@@ -119,8 +119,8 @@ pub fn rescued<P: Probe>(
 }
 
 impl<P: Probe> RecordMut<'_, P> {
-    /// Copies all that the connection is, between two calls; `None` if it is none, or is being closed
-    /// or another worker's. Only reads.
+    /// Copies the connection between two calls; `None` if the record is free, or the connection is
+    /// being closed or belongs to another worker. Only reads.
     pub fn freeze(&mut self) -> Option<Frozen> {
         debug_assert!(!self.is_in_hand(), "a connection is frozen between calls");
         let unsent = self.pending().map_or_else(Vec::new, |pending| {

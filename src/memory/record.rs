@@ -1,9 +1,9 @@
 //! One record of the working memory: what is known of a connection, and the store rules by which it
 //! changes.
 //!
-//! A [`Record`] reads and a [`RecordMut`] writes; both are found once, by descriptor number, and then
-//! name their cache line. The rules stand in [the parent's text](super); each method says which one it
-//! carries out, and its stores are in the order that the rule demands.
+//! A [`Record`] reads and a [`RecordMut`] writes; both are found once, by descriptor number, and
+//! then hold their cache line. The rules are listed in [the module above](super); each method names
+//! the one that it carries out, and its stores are in the order that the rule demands.
 //!
 //! Invariant: the first word is read once, when the handle is made, and kept in it: a record has one
 //! writer, which is the one that holds the handle.

@@ -40,7 +40,7 @@ use uppercased_ctl::clock::{self, Tick};
 const PREFIX: &str = "uppercased:";
 /// Time to wait for an instance that started later to give up, which takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often it looks meanwhile.
+/// Interval between two checks.
 const LOOK_MS: u16 = 2;
 
 /// The phase of a claim's instance.
@@ -119,8 +119,8 @@ pub fn lock_bound(listen: &[Listen]) -> Result<Vec<Lock>, Error> {
     publish(&names(listen), Stage::Running, Ticket::new())
 }
 
-/// A dual-stack address is claimed for both families. (The kernel's list of listeners does not tell
-/// an IPv6 one that serves IPv4, too, from one that does not. The claims do.)
+/// A dual-stack address is claimed for both families. (The kernel's list of listeners does not
+/// distinguish an IPv6 socket that also serves IPv4 from one that does not. The claims do.)
 fn names(listen: &[Listen]) -> BTreeSet<SocketAddr> {
     let both = listen.iter().filter(|one| one.dual_stack);
     let both = both.map(|one| SocketAddr::from((Ipv4Addr::UNSPECIFIED, one.addr.port())));
@@ -183,10 +183,11 @@ fn find_rival(
     }
 }
 
-/// Every claim in this network namespace, whoever made it. The list is read twice: one that moves on
-/// from starting to running meanwhile, or is passed over because another goes, is in the second.
+/// Returns every claim in this network namespace, of any creator. The list is read twice: a claim
+/// that changes from starting to running meanwhile, or is skipped because another one disappears,
+/// is in the second.
 fn published() -> Vec<Published> {
-    // Without a readable /proc nothing can be found; binding will then say what it can.
+    // Without a readable /proc nothing is found; the bind then reports what it can.
     let read = || fs::read("/proc/net/unix").unwrap_or_default();
     let lists = [read(), read()];
     let lines = lists.iter().flat_map(|list| list.split(|&b| b == b'\n'));
@@ -207,7 +208,7 @@ fn ask(of: &Published) -> io::Result<Asked> {
     let asker: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     let name = UnixAddr::new_abstract(of.claim.name().as_bytes())?;
     let pid = match socket::connect(asker.as_raw_fd(), &name) {
-        // The kernel remembers who made the listener.
+        // The kernel remembers the creator of the listener.
         Ok(()) => {
             let maker = getsockopt(&asker, sockopt::PeerCredentials)?;
             if maker.uid() != geteuid().as_raw() {
@@ -288,7 +289,7 @@ impl Published {
     fn parse(line: &[u8]) -> Option<Self> {
         let line = std::str::from_utf8(line).ok()?;
         let mut fields = line.split_ascii_whitespace();
-        // __SO_ACCEPTCON, without which a socket refuses whoever asks.
+        // __SO_ACCEPTCON, without which a socket refuses connections.
         (fields.nth(3)? == "00010000").then_some(())?;
         let inode = fields.nth(2)?.parse().ok()?;
         let claim = Claim::parse(fields.next()?.strip_prefix('@')?)?;

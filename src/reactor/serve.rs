@@ -48,8 +48,8 @@ impl Reactor {
         control
     }
 
-    /// Records what a report says of a connection, and drives it unless its turn is still to come:
-    /// no connection is driven twice in a turn.
+    /// Records the readiness that a report carries, and drives the connection unless its turn is
+    /// still to come: no connection is driven twice in a turn.
     #[inline]
     fn handle_report(&mut self, fd: u32, generation: u32, event: &Event) {
         let mut record = self.memory.record_mut(fd);

@@ -122,7 +122,7 @@ impl Timers {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
         let first = bucket_of(self.reached + 1);
-        // From `first` round the wheel and back into the part of its word that was masked off.
+        // From `first` around the wheel and back into the part of its word that was masked off.
         for step in 0..=WORDS {
             let word = (first / 64 + step) % WORDS;
             let mut bits = self.occupied[word];
@@ -151,7 +151,7 @@ const fn units_up(at: Tick) -> u64 {
     at.as_nanos().div_ceil(granularity_ns())
 }
 
-/// The unit in which `due` fires: a multiple of a power of two that grows with the time till then.
+/// The unit in which `due` fires: a multiple of a power of two that grows with the time left.
 const fn units_rounded(due: Tick, now: Tick) -> u64 {
     let unit = units_up(due);
     let slack = unit.saturating_sub(units_down(now)) / PRECISION;

@@ -42,8 +42,8 @@ impl Reactor {
         Ok(())
     }
 
-    /// Takes the kernel's reports. A wait that was interrupted, as by a long stop of the process,
-    /// tells nothing of what is ready, so the kernel is asked once more, without waiting.
+    /// Polls for reports. An interrupted wait, as after a long stop of the process, reports
+    /// nothing, so the kernel is polled once more, without waiting.
     fn poll(&mut self, reports: &mut Reports, timeout: Option<Duration>) -> io::Result<()> {
         for timeout in [timeout, Some(Duration::ZERO)] {
             match self.poll.poll(&mut reports.0, timeout) {

@@ -1,10 +1,10 @@
 //! A memfd mapped shared: cache lines of atomic words, and byte ranges between them.
 //!
-//! Invariants: the file is sealed against shrinking before anybody maps it, so an access inside
+//! Invariants: the file is sealed against shrinking before any process maps it, so an access inside
 //! the mapping can never raise `SIGBUS`; every access is checked against the mapping's length.
-//! Words are atomics because the supervisor reads them while the worker writes; bytes are handed out
-//! only by [`SharedMemory::split_at`], which keeps them apart from the words, and no other process
-//! touches them while their owner lives.
+//! Words are atomics because the supervisor reads them while the worker writes; bytes are handed
+//! out only by [`SharedMemory::split_at`], which keeps them apart from the words, and no other
+//! process touches them while their owner lives.
 //!
 //! It must not interpret what it holds: layout and meaning belong to the caller.
 #![expect(

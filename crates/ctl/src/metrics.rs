@@ -1,22 +1,22 @@
-//! What is counted: one enum of counters and one of reasons, used for every label there is.
+//! The counters: one enum of counters and one of reasons, used for every label there is.
 //!
 //! Invariants: a cell has one writer (the slot's worker) and any number of readers; it only grows.
-//! The cells live in the slot's working memory, so they survive their writer, and a successor in
-//! the slot goes on from where it died. It must not render or aggregate on the serving path.
+//! The cells are in the slot's working memory, so they survive their writer, and a successor in the
+//! slot continues from there. It must not render or aggregate on the serving path.
 
 /// Why a connection ended. Counter label, log field and report text are the same word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum CloseReason {
-    /// The peer ended its stream, got every byte, and the connection was closed in order.
+    /// The peer ended its stream and received every byte; the connection was closed gracefully.
     PeerClosed,
-    /// The peer reset the connection. What it had not been sent by then was lost to it.
+    /// The peer reset the connection; it lost unsent output.
     PeerReset,
     /// The peer's machine or network stopped answering (keepalive or retransmission gave up).
     PeerVanished,
-    /// Nothing moved for `idle_timeout`.
+    /// No byte moved for `idle_timeout`.
     IdleTimeout,
-    /// The peer took none of its pending output for `write_stall_timeout`.
+    /// The kernel accepted none of its pending output for `write_stall_timeout`.
     WriteStall,
     /// The worker was stopping: everything owed was sent, then the stream was ended.
     Drained,
@@ -26,7 +26,7 @@ pub enum CloseReason {
     SystemError,
     /// Its worker died with it.
     WorkerDied,
-    /// It was refused after it had been taken: for its PROXY header, or the client named there.
+    /// It was refused after it was accepted: for its PROXY header, or the client named there.
     Refused,
 }
 
@@ -106,8 +106,8 @@ impl PauseCause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum RefusalCause {
-    /// The system's doing: the event loop could not watch it, or its descriptor number is beyond
-    /// the table.
+    /// A system failure: the event loop could not watch it, or its descriptor number is beyond the
+    /// table.
     SystemError,
     /// Its peer is in a network of `deny`.
     Denied,
@@ -117,15 +117,15 @@ pub enum RefusalCause {
     PerSourceLimit,
     /// Its source connects more often than `accept_rate_per_source`.
     PerSourceRate,
-    /// Its listener asks for a PROXY header, and its peer is in no network of `proxy_trust`.
+    /// Its listener requires a PROXY header, and its peer is in no network of `proxy_trust`.
     ProxyUntrusted,
-    /// It began without a PROXY header where there must be one, or ended within it.
+    /// It began without a required PROXY header, or ended within it.
     ProxyMissing,
-    /// Its PROXY header cannot be read.
+    /// Its PROXY header is malformed.
     ProxyMalformed,
-    /// Its PROXY header is longer than is read.
+    /// Its PROXY header exceeds the limit.
     ProxyTooLong,
-    /// Its PROXY header was not there within `proxy_header_timeout`.
+    /// Its PROXY header did not arrive within `proxy_header_timeout`.
     ProxyTimeout,
 }
 
@@ -162,13 +162,13 @@ impl RefusalCause {
     }
 }
 
-/// How long the work of one turn of the loop took: the number of a power of two of microseconds that
-/// it stayed below.
+/// The duration of the work of one turn of the loop: a power of two of microseconds that it stayed
+/// below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TurnClass(u8);
 
 impl TurnClass {
-    /// Number of classes: up to a second and a bit, and one for all that takes longer.
+    /// Number of classes: up to about a second, and one for everything longer.
     pub const COUNT: usize = 22;
     /// Their names, by the bound in microseconds.
     const NAMES: [&str; Self::COUNT] = [
@@ -190,7 +190,7 @@ impl TurnClass {
         (0..Self::COUNT as u8).map(Self)
     }
 
-    /// What a turn of this class took less than, in seconds; `None`: there is no bound.
+    /// Returns the upper bound of this class in seconds; `None`: there is no bound.
     #[must_use]
     pub fn bound_seconds(self) -> Option<f64> {
         let bounded = usize::from(self.0) + 1 < Self::COUNT;
@@ -201,41 +201,41 @@ impl TurnClass {
 /// A cell of the metrics block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
-    /// Connections taken from an accept queue.
+    /// Connections accepted.
     Accepted,
-    /// Connections that came from another worker, live.
+    /// Live connections that migrated from another worker.
     MovedIn,
-    /// Connections that another worker took over, live.
+    /// Live connections that migrated to another worker.
     MovedOut,
     /// Connections ended, by reason.
     Closed(CloseReason),
     /// Times accepting was paused, by cause.
     Paused(PauseCause),
-    /// Connections taken from an accept queue and refused, by cause. Those refused at once are not
-    /// among the accepted, but for those that the event loop could not watch; those refused for
-    /// their PROXY header are, and end as [`CloseReason::Refused`].
+    /// Connections accepted and refused, by cause. Those refused at once are not among the
+    /// accepted, except those that the event loop could not watch; those refused for their PROXY
+    /// header are, and end as [`CloseReason::Refused`].
     Refused(RefusalCause),
     /// Connections of sources that could not be remembered, so that no limit on them held.
     Untracked,
-    /// Connections that failed before they could be taken (reset in the queue and the like).
+    /// Connections that failed before they were accepted (reset in the queue and the like).
     AcceptFailed,
     /// Bytes received from clients, each of which is owed to them.
     BytesIn,
-    /// Bytes the kernel took for sending.
+    /// Bytes that the kernel accepted for sending.
     BytesOut,
-    /// Bytes received after the stream was ended from here, and thrown away.
+    /// Bytes received and discarded after the stream was ended from here.
     BytesDiscarded,
-    /// Pending output that was given up when its connection ended, in bytes.
+    /// Bytes of pending output abandoned when their connection ended.
     BytesAbandoned,
     /// Successful reads.
     Reads,
     /// Sends that moved at least one byte.
     Writes,
-    /// Times output had to be kept because a peer did not take it.
+    /// Times output had to be buffered because the kernel did not accept all of it.
     Backpressure,
     /// Turns of the loop.
     Turns,
-    /// Readiness reports for connections that were no longer there.
+    /// Readiness reports for connections that had ended.
     StaleEvents,
     /// Nanoseconds spent in turns, waiting not counted.
     BusyNs,

@@ -1,15 +1,14 @@
-//! The header that a proxy puts before a client's bytes, to say who the client is: the PROXY
-//! protocol, versions 1 (a line of text) and 2 (binary), after HAProxy's `proxy-protocol.txt`.
+//! The header with which a proxy names its client, before the client's bytes: the PROXY protocol,
+//! versions 1 (a line of text) and 2 (binary), after HAProxy's `proxy-protocol.txt`.
 //!
-//! [`decode`] reads one from the beginning of what has come; [`encode`] writes one, for those who
-//! play the proxy. Of version 2 the additional fields (TLVs) are walked and skipped, but for the
-//! checksum, which is verified where there is one.
+//! [`decode`] reads a header from the beginning of the bytes received; [`encode`] writes one, for
+//! tests and load generators. The additional fields (TLVs) of version 2 are skipped, except the
+//! checksum, which is verified if present.
 //!
-//! Invariants: decoding is total and allocates nothing; once it has said what bytes are (a header,
-//! or an [`Error`]), more bytes behind them do not change that; it never asks for more than
-//! [`PROXY_HEADER_MAX_BYTES`].
+//! Invariants: decoding is total and allocates nothing; once it has returned a header or an
+//! [`Error`], more bytes do not change that; it never needs more than [`PROXY_HEADER_MAX_BYTES`].
 //!
-//! Pure. It must not decide who may send one: whoever admits connections does.
+//! Pure. It must not decide which peers may send one: the caller does.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -17,29 +16,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{PROXY_HEADER_MAX_BYTES, PROXY_LINE_MAX_BYTES};
 
-/// What a header says.
+/// A decoded header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Bytes of it; the client's own begin behind.
+    /// Its number of bytes; the client's bytes follow.
     pub length: usize,
-    /// The client; `None` if the proxy speaks for itself, as in a health check (LOCAL), or does not
-    /// know (UNKNOWN, or a family that is not of the Internet).
+    /// The client; `None` if the connection is the proxy's own, as for a health check (LOCAL), or
+    /// the client is unknown (UNKNOWN, or a family other than IPv4 and IPv6).
     pub source: Option<SocketAddr>,
 }
 
 /// Why bytes are not the beginning of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// They begin like none.
+    /// They do not begin like a header.
     #[error("there is no PROXY header")]
     Missing,
-    /// They begin like one and go on otherwise.
+    /// They begin like a header and are malformed.
     #[error("the PROXY header cannot be read: {0}")]
     Malformed(&'static str),
-    /// It is longer than its version allows, or than is read.
+    /// It is longer than its version or the limit allows.
     #[error("the PROXY header is longer than {most} bytes")]
     TooLong {
-        /// How long it may be.
+        /// The limit in bytes.
         most: usize,
     },
 }
@@ -58,7 +57,7 @@ impl Version {
     /// Every version.
     pub const ALL: [Self; 2] = [Self::V1, Self::V2];
 
-    /// The word for it, as people write it.
+    /// The name, as users write it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -76,14 +75,14 @@ const LOCAL: u8 = 0x20;
 const PROXY: u8 = 0x21;
 const TCP4: u8 = 0x11;
 const TCP6: u8 = 0x21;
-/// The additional field that is a checksum of the whole header, itself taken as zero.
+/// The additional field with the checksum of the whole header, computed with the field as zero.
 const CHECKSUM_TYPE: u8 = 0x03;
 const CHECKSUM_BYTES: usize = 4;
 
-/// Reads the header at the beginning of `bytes`; `None` if it may still become one.
+/// Decodes the header at the beginning of `bytes`; `None` if more bytes are needed.
 ///
 /// # Errors
-/// Whatever may follow, it will be none.
+/// The bytes are not a header, whatever may follow.
 pub fn decode(bytes: &[u8]) -> Result<Option<Header>, Error> {
     if begins_like(bytes, SIGNATURE) {
         decode_binary(bytes)

@@ -225,8 +225,8 @@ impl Reactor {
         false
     }
 
-    /// Gives the places back that were kept for connections that did not come. Without the usual
-    /// hysteresis: nobody had them.
+    /// Frees the places reserved for connections that did not arrive. Without the usual hysteresis:
+    /// no connection had them.
     fn expect_no_more(&mut self) {
         let kept = std::mem::take(&mut self.expected);
         let at_limit = matches!(self.gate, Gate::AtLimit | Gate::Freed(_));

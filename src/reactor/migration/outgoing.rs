@@ -44,7 +44,7 @@ impl Reactor {
         if !last {
             self.pause_accepting();
         }
-        // Said now that nobody is added to them; but for those in queues that only this one empties.
+        // The number is final now, except for connections in queues that only this worker empties.
         let coming = self.open;
         let message = Message::Begin { coming };
         let frame = Packet {
@@ -321,8 +321,8 @@ impl Reactor {
         self.resume_connection(fd);
     }
 
-    /// Takes what stands in the accept queues; true if there is nothing any more, and the listeners
-    /// are let go.
+    /// Accepts what is in the queues. Returns whether they are empty; without an open connection
+    /// the listeners are closed then.
     fn empty_queues(&mut self) -> bool {
         let emptied = self.accept_all();
         if emptied && self.open == 0 {
@@ -334,7 +334,7 @@ impl Reactor {
     /// Whether handing over is over, and what was to be done after it is done.
     fn finish_handover(&mut self, outgoing: &Outgoing) -> bool {
         let Some(end) = outgoing.machine.end() else {
-            // Nobody waits for the result of one that was told to stop.
+            // The result of a stopped handover is not reported.
             return outgoing.machine.is_over();
         };
         match end {
