@@ -540,7 +540,7 @@ fn series_marks_operations() {
         .find(|mark| mark.command.contains("reload"))
         .unwrap();
     assert_eq!(reload.exit_code, Some(0), "{reload:?}");
-    assert!(reload.output.starts_with("restarted"), "{reload:?}");
+    assert!(reload.output.starts_with("reloaded"), "{reload:?}");
     assert!(marks.iter().any(|mark| mark.exit_code == Some(7)));
     // A disturbance that failed is no disturbance: the measurement is not what was asked for.
     assert_eq!(said.code, 1);

@@ -168,8 +168,8 @@ fn only_completed_operation_is_success() {
             "",
         ),
         (
-            "{\"refused\":\"a restart is under way\"}\n",
-            "refused: a restart is under way\n",
+            "{\"refused\":\"a reload is under way\"}\n",
+            "refused: a reload is under way\n",
             "",
         ),
         (

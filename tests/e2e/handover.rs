@@ -395,7 +395,7 @@ fn worker_without_room_leaves_rest_to_peer() {
     let told = old.expect_handed_over();
     assert_eq!(told.moved + told.left, 4);
     assert!(told.moved > 0 && told.left > 0, "{told:?}");
-    assert!(matches!(told.end, HandoverEnd::Refused { .. }));
+    assert!(matches!(told.end, HandoverEnd::Incomplete { .. }));
     new.until(Counter::MovedIn, u64::from(told.moved));
     serves(&mut clients);
     // All of them come back to the old one, which accepts again.

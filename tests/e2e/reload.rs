@@ -302,7 +302,7 @@ fn second_operation_is_refused_while_one_runs() {
     assert!(
         status["operation"]
             .as_str()
-            .is_some_and(|it| it.contains("restart")),
+            .is_some_and(|it| it.contains("reload")),
         "{status}"
     );
     // Who waits goes on hearing of it, whoever else was turned down: not the canary, so it lasts.

@@ -60,11 +60,11 @@ fn reload_signal_during_reload_reads_configuration_again() {
     server.signal(Signal::SIGHUP);
     server.signal(Signal::SIGHUP);
     until("the second reload to wait", || {
-        pending(&planned) == ["restart (signal)"]
+        pending(&planned) == ["reload (signal)"]
     });
     let shown = server.command(&["status"]).expect_success();
     assert!(
-        shown.stdout.contains("pending      restart (signal)"),
+        shown.stdout.contains("pending      reload (signal)"),
         "{shown:?}"
     );
     wait_for_operations(&planned, 2);

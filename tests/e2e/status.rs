@@ -119,7 +119,7 @@ fn rates_continue_while_workers_are_replaced() {
         .iter()
         .map(|one| one["what"].as_str().unwrap())
         .collect();
-    assert_eq!(what, ["restart", "upgrade"]);
+    assert_eq!(what, ["reload", "upgrade"]);
     let screen = server.command(&["status"]).expect_success().stdout;
     assert!(screen.contains("last         upgrade done "), "{screen}");
 

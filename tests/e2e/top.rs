@@ -231,7 +231,7 @@ fn user_watches_and_reloads() {
     person.sees("Reload and replace every worker? [y/N]");
     person.types("y");
     person.sees("reloaded 2 workers in ");
-    person.sees("last         restart done ");
+    person.sees("last         reload done ");
     let renewed = server.worker_pids();
     assert!(
         renewed.iter().all(|pid| !workers.contains(pid)),

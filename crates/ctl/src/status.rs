@@ -135,7 +135,7 @@ pub struct OperationTimes {
 }
 
 impl OperationTimes {
-    const KINDS: [&str; 3] = ["restart", "upgrade", "scale"];
+    const KINDS: [&str; 3] = ["reload", "upgrade", "scale"];
     const OUTCOMES: [&str; 2] = ["done", "failed"];
 
     /// What and outcome of each that there can be.
@@ -149,7 +149,7 @@ impl OperationTimes {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LastOperation {
-    /// "restart", "upgrade", "scale to 6".
+    /// "reload", "upgrade", "scale to 6".
     pub what: String,
     /// "done" or "failed".
     pub outcome: String,

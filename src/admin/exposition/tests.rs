@@ -141,7 +141,7 @@ fn durations_are_histograms() {
     let mut status = Status {
         slots: vec![slot(0, Traffic::default())],
         operations: vec![OperationTimes {
-            what: "restart".to_owned(),
+            what: "reload".to_owned(),
             outcome: "failed".to_owned(),
             times: times.clone(),
         }],
@@ -154,7 +154,7 @@ fn durations_are_histograms() {
     has("uppercased_worker_start_duration_seconds_bucket{le=\"+Inf\",slot=\"0\"} 3");
     has("uppercased_worker_start_duration_seconds_sum{slot=\"0\"} 0.707");
     has("uppercased_handover_duration_seconds_count{slot=\"0\"} 0");
-    let labels = "what=\"restart\",outcome=\"failed\"";
+    let labels = "what=\"reload\",outcome=\"failed\"";
     has(&format!(
         "uppercased_operation_duration_seconds_count{{{labels}}} 3"
     ));

@@ -321,7 +321,7 @@ impl Machine {
             Stage::Ending { .. } => "its last workers are leaving".to_owned(),
         };
         let what = match operation.kind {
-            OperationKind::Restart => "a restart",
+            OperationKind::Restart => "a reload",
             OperationKind::Upgrade => "an upgrade",
             OperationKind::Scale { .. } => "a change of the number of workers",
         };

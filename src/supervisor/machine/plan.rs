@@ -82,7 +82,7 @@ pub(super) enum Stage {
 impl OperationKind {
     pub(super) fn what(self) -> String {
         match self {
-            Self::Restart => "restart".to_owned(),
+            Self::Restart => "reload".to_owned(),
             Self::Upgrade => "upgrade".to_owned(),
             Self::Scale { to } => format!("scale to {to}"),
         }

@@ -157,13 +157,13 @@ mod tests {
     #[test]
     fn refused_operation_is_not_counted() {
         let mut times = Times::default();
-        times.note(&started("restart"), Tick::from_millis(10));
-        let cause = "a restart is under way".to_owned();
+        times.note(&started("reload"), Tick::from_millis(10));
+        let cause = "a reload is under way".to_owned();
         let refused = ended("scale to 6", Answer::Refused { cause });
         times.note(&refused, Tick::from_millis(20));
         assert_eq!(times.last_operation(Tick::from_millis(20)), None);
         let cause = "slot 1 died".to_owned();
-        let failed = ended("restart", Answer::Failed { cause });
+        let failed = ended("reload", Answer::Failed { cause });
         times.note(&failed, Tick::from_millis(310));
         times.note(&started("scale to 6"), Tick::from_millis(400));
         let done = ended("scale to 6", Answer::Done(Done::default()));
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(
             shown,
             [
-                owned("restart", FAILED, 300_000),
+                owned("reload", FAILED, 300_000),
                 owned("scale", DONE, 20_000)
             ]
         );

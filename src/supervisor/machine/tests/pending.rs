@@ -59,14 +59,14 @@ fn signals_during_operation_begin_after_it() {
     }
     assert_eq!(
         stage.machine.pending(),
-        ["restart (signal)", "upgrade (signal)"]
+        ["reload (signal)", "upgrade (signal)"]
     );
     assert_eq!(
         stage.at(130, exited(0, 1, 0)),
         [done(1, 1, 10, 0, 30), begin(NOBODY, Wanted::Reload)],
     );
     // The shell may take its time; whatever comes meanwhile is in the way of nothing.
-    let cause = "a restart is about to begin: the configuration is being read; try again when it \
+    let cause = "a reload is about to begin: the configuration is being read; try again when it \
                  is done";
     assert_eq!(stage.at(131, scale(2)), [refused(ASKED, cause)]);
     let again = Event::Restart {
@@ -192,7 +192,7 @@ fn waiting_commands_are_bounded_and_withdrawn() {
         wait: false,
         drain: false,
     };
-    let cause = "a restart is under way: its last workers are leaving; try again when it is done";
+    let cause = "a reload is under way: its last workers are leaving; try again when it is done";
     assert_eq!(stage.at(125, impatient), [refused(RequestId(19), cause)]);
     assert_eq!(
         stage.at(130, exited(0, 1, 0)).last(),

@@ -432,7 +432,7 @@ fn only_one_operation_runs_while_serving() {
         [refusal("release 1 is what runs already")]
     );
     stage.at(100, restart(calm(2)));
-    let cause = "a restart is under way: slot 0 of 2 is being renewed; try again when it is done";
+    let cause = "a reload is under way: slot 0 of 2 is being renewed; try again when it is done";
     assert_eq!(stage.at(101, scale(3)), [refusal(cause)]);
     assert_eq!(
         stage.at(

@@ -478,10 +478,7 @@ impl Laws {
         let operation = self.operation.as_mut();
         let operation = operation.expect("law: a way back is an operation's");
         let nobody = operation.canary.is_none() && operation.broken.len() == slots;
-        law!(
-            operation.turned || nobody,
-            "a restart goes back for nothing"
-        );
+        law!(operation.turned || nobody, "a reload goes back for nothing");
         operation.turned = true;
     }
 

@@ -242,7 +242,7 @@ impl Laws {
             shown.iter().filter(matches).count()
         };
         law!(
-            of("restart", "(signal)") == usize::from(pending.reload)
+            of("reload", "(signal)") == usize::from(pending.reload)
                 && of("upgrade", "(signal)") == usize::from(pending.upgrade),
             "signals ask for {pending:?}, and {shown:?} wait"
         );
