@@ -8,6 +8,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use uppercased::connection::Rules;
 
+#[expect(dead_code, reason = "the property tests use more of it")]
 #[path = "../../tests/prop/model/mod.rs"]
 mod model;
 

@@ -7,7 +7,8 @@
 use std::time::Duration;
 
 use crate::model::script::{Op, Terms, World, ms};
-use crate::model::{self, Event, Meanwhile, strategy};
+use crate::model::{self, Event, Meanwhile};
+use crate::strategy;
 use proptest::prelude::*;
 use uppercased::connection::Rules;
 use uppercased_ctl::metrics::{CloseReason, Counter};

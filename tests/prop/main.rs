@@ -5,4 +5,5 @@ mod memory;
 mod model;
 mod proxy_header;
 mod service;
+mod strategy;
 mod uppercase;

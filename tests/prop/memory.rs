@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use crate::model::script::{Memory, Op, Terms, World};
 use crate::model::server::{Server, fresh_memory};
-use crate::model::{Event, Kernel, Meanwhile, Stopped, Stops, Wire, strategy};
+use crate::model::{Event, Kernel, Meanwhile, Stopped, Stops, Wire};
+use crate::strategy;
 use proptest::prelude::*;
 use uppercased::connection::Rules;
 use uppercased::memory::frozen::{Phase, rescued};

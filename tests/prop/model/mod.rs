@@ -13,7 +13,6 @@
 
 pub mod script;
 pub mod server;
-pub mod strategy;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -9,7 +9,10 @@ use crate::model::script::{Op, Terms};
 use crate::model::{Event, Meanwhile};
 
 /// A script for some clients. It begins with one, so that short scripts do something.
-pub fn script(length: usize, op: impl Strategy<Value = Op>) -> impl Strategy<Value = Vec<Op>> {
+pub(crate) fn script(
+    length: usize,
+    op: impl Strategy<Value = Op>,
+) -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op, 1..length).prop_map(|mut ops| {
         ops.insert(0, Op::Event(Event::Connect));
         ops
@@ -17,7 +20,7 @@ pub fn script(length: usize, op: impl Strategy<Value = Op>) -> impl Strategy<Val
 }
 
 /// Every step but handing over.
-pub fn op() -> impl Strategy<Value = Op> {
+pub(crate) fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => Just(Op::Turn),
         10 => event().prop_map(Op::Event),
@@ -28,7 +31,7 @@ pub fn op() -> impl Strategy<Value = Op> {
 
 /// The same, but what arrives in the middle of a turn is only room: the streams of a script are
 /// then the same however many calls the turns before made.
-pub fn op_in_order() -> impl Strategy<Value = Op> {
+pub(crate) fn op_in_order() -> impl Strategy<Value = Op> {
     op().prop_map(|op| match op {
         Op::Meanwhile(Meanwhile::Event(Event::Data { client, len: bytes })) => {
             Op::Meanwhile(Meanwhile::Event(Event::Room { client, bytes }))
@@ -40,7 +43,7 @@ pub fn op_in_order() -> impl Strategy<Value = Op> {
 }
 
 /// Rules and buffers.
-pub fn terms() -> impl Strategy<Value = Terms> {
+pub(crate) fn terms() -> impl Strategy<Value = Terms> {
     let timeout = || prop::option::weighted(0.3, (1u64..600).prop_map(Duration::from_millis));
     (
         1u32..100,
@@ -91,7 +94,7 @@ fn meanwhile() -> impl Strategy<Value = Meanwhile> {
 }
 
 /// A step that cuts a connection short.
-pub fn harm() -> impl Strategy<Value = Op> {
+pub(crate) fn harm() -> impl Strategy<Value = Op> {
     prop_oneof![
         (0u8..3).prop_map(|client| Op::Event(Event::Reset { client })),
         (0u8..3).prop_map(|client| Op::Meanwhile(Meanwhile::Event(Event::Reset { client }))),
