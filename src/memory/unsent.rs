@@ -42,9 +42,10 @@ pub fn unsent<P: Probe>(memory: &mut Memory<P>, fd: u32, owed: u64) -> Result<Ve
         InHand::Flush { fd: held } if held == fd => in_flush(memory, fd, owed)?,
         InHand::Nothing | InHand::Recv { .. } | InHand::Flush { .. } => {
             let pending = checked_pending(memory, fd)?;
-            pending.map_or((memory.layout.scratch(), 0), |pending| {
-                memory.layout.pending(pending)
-            })
+            match pending {
+                Some(pending) => memory.layout.pending(pending),
+                None => (memory.layout.scratch(), 0),
+            }
         }
     };
     let mut bytes = memory.record_mut(fd).bytes.range(at, length).to_vec();

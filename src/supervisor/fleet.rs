@@ -100,6 +100,10 @@ impl Saved {
 
 /// An event of the workers.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an event is handled as soon as it is returned"
+)]
 pub(crate) enum Event {
     /// For the machine as it is.
     Machine(machine::Event),

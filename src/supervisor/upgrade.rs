@@ -79,6 +79,10 @@ pub(crate) struct Passed {
 
 /// The result of a child.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an event is handled as soon as it is returned"
+)]
 pub(crate) enum Event {
     /// The configuration of a reload, or why there is none.
     Resolved {
