@@ -513,7 +513,9 @@ impl Fleet {
     /// Inserts a worker that was not started here, and a memory that a dead one has left.
     pub(crate) fn insert(&mut self, child: Child, left_behind: Option<SharedMemory>) {
         let slot = &mut self.slots[child.worker.slot.index()];
-        left_behind.map(|memory| slot.leave_behind(memory));
+        if let Some(memory) = left_behind {
+            slot.leave_behind(memory);
+        }
         slot.insert(child);
     }
 }

@@ -77,7 +77,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
         }
         Notice::OperationEnded { what, answer } => operation_ended(what, answer),
         Notice::NotBegun { what, cause } => {
-            event!(operation_not_prepared, operation = what, error = cause)
+            event!(operation_not_prepared, operation = what, error = cause);
         }
         Notice::RequestPending { what, request } => {
             event!(request_pending, operation = what, request = request.0);

@@ -49,7 +49,7 @@ impl Worker {
             }
             // The socket is closed by now, so the sender keeps everything.
             Err(error) => {
-                event!(takeover_failed, %error, from_slot = order.from.slot.0, from_generation = order.from.generation.0)
+                event!(takeover_failed, %error, from_slot = order.from.slot.0, from_generation = order.from.generation.0);
             }
         }
         // Only now that places are reserved for the connections to come.

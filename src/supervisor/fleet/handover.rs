@@ -32,7 +32,7 @@ impl Fleet {
                 self.send(to, ToWorker::Lend { slot }, &borrowed);
             }
             Err(error) => {
-                event!(listener_not_lent, to_slot = to.slot.0, to_generation = to.generation.0, %error)
+                event!(listener_not_lent, to_slot = to.slot.0, to_generation = to.generation.0, %error);
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The event loop reduced to its rules: the reactor's `record`, `conclude` and `close`, over the
-//! model kernel; and what takes its place after its death.
+//! The event loop reduced to its rules: the reactor's `record`, `conclude` and `close` over the model kernel;
+//! and its replacement after its death.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::VecDeque;
