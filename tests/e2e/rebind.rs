@@ -320,7 +320,7 @@ fn lost_listener_stays_unready_across_upgrade() {
     server.upgrade().expect_success();
     assert_eq!(end_listeners(server), 1);
     let line = server.wait_log(|line| line.contains("listener rebind failed "));
-    let worker = "worker=\"slot 0 generation 2\"";
+    let worker = "worker_slot=0 worker_generation=2";
     assert!(line.contains(worker), "{line}");
     let status = server.status_json();
     assert!(status["slots"][0]["lost_listener_ms"].is_u64(), "{status}");
