@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Status, Traffic};
+use super::data::{Status, Traffic};
 use crate::identity::SlotId;
 use crate::metrics::Counter;
 

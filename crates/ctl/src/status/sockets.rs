@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Status;
+use super::data::{SlotStatus, Status};
 use crate::identity::SlotId;
 
 /// Listeners of others that are told one by one.
@@ -212,7 +212,7 @@ fn ports(status: &Status) -> Vec<u16> {
 
 /// The server's own listeners, by inode.
 fn listeners_of(status: &Status) -> BTreeMap<u64, Owner> {
-    let owner = |slot: &super::SlotStatus| Owner {
+    let owner = |slot: &SlotStatus| Owner {
         slot: Some(slot.slot),
         pid: slot.pid.and_then(|pid| i32::try_from(pid).ok()),
         program: None,

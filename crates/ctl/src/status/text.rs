@@ -7,11 +7,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::figures::{age, busy, cut, per_second, percent, short, took};
-use super::{
-    AcceptQueueStatus, AdminStatus, LastDeath, LastOperation, Neighbour, Rate, Rates,
-    ServiceManagerStatus, SlotStatus, SocketStatus, Sockets, Status,
+use super::data::{
+    AcceptQueueStatus, AdminStatus, LastDeath, LastOperation, Neighbour, ServiceManagerStatus,
+    SlotStatus, Status,
 };
+use super::figures::{age, busy, cut, per_second, percent, short, took};
+use super::rates::{Rate, Rates};
+use super::sockets::{SocketStatus, Sockets};
 
 /// What a terminal has at least.
 pub(super) const COLUMNS: usize = 80;
@@ -29,6 +31,20 @@ const TOTALS_HEADING: &str =
     "slot     pid   gen state          age  open queue   acc  migr    in   out crash";
 const RATES_HEADING: &str =
     "slot     pid   gen state          age  open queue acc/s msg/s  in/s  busy crash";
+
+impl Status {
+    /// A screen of it for people, 80 columns wide and at most 24 lines long; what does not fit is
+    /// counted in the last line.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let view = View {
+            status: self,
+            sockets: None,
+            rates: None,
+        };
+        lines(view, LINES)
+    }
+}
 
 /// All that there is to show.
 #[derive(Clone, Copy, Debug)]

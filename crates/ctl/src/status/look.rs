@@ -1,0 +1,65 @@
+//! A status with what its reader adds: the sockets on the ports, and rates since the look before.
+
+use serde::{Deserialize, Serialize};
+
+use super::data::Status;
+use super::rates::Rates;
+use super::sockets::Sockets;
+use super::text;
+
+/// A status, and what its reader adds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Look {
+    /// As the server sent it.
+    #[serde(flatten)]
+    pub status: Status,
+    /// The sockets on its ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<Sockets>,
+    /// The rates since the look before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rates: Option<Rates>,
+}
+
+impl Look {
+    /// Returns all lines for people, with sockets and rates, 80 columns wide.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        text::lines(self.view(), usize::MAX)
+    }
+
+    const fn view(&self) -> text::View<'_> {
+        text::View {
+            status: &self.status,
+            sockets: self.sockets.as_ref(),
+            rates: self.rates.as_ref(),
+        }
+    }
+
+    /// Returns the lines about the operation that ended last and about the sockets.
+    pub fn context(&self) -> Vec<String> {
+        let last = self.status.last_operation.as_ref();
+        let last = last.filter(|_| self.status.operation.is_none());
+        let mut lines: Vec<String> = last.map(text::last_operation).into_iter().collect();
+        lines.extend(self.sockets.iter().flat_map(text::on_the_ports));
+        lines
+    }
+
+    /// Returns the line that says why the server is not ready, if it is not.
+    pub fn not_ready(&self) -> Option<String> {
+        text::not_ready(&self.status)
+    }
+
+    /// Returns the number of open connections and its limit.
+    pub fn open(&self) -> String {
+        text::open(&self.status)
+    }
+
+    /// Returns the lines about single slots.
+    pub fn notes(&self) -> Vec<String> {
+        let slots = self.status.slots.iter();
+        let notes = slots.flat_map(|slot| text::notes(slot, &self.status));
+        notes.collect()
+    }
+}
