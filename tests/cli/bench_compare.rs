@@ -58,7 +58,7 @@ fn report_command_compares_files() {
     let other = Path::new(file!());
     for (args, what) in [
         ([a.as_str(), missing].as_slice(), "none.json"),
-        (&[&a, other.to_str().unwrap()], "is not an outcome"),
+        (&[&a, other.to_str().unwrap()], "is not an output"),
         (&[&a, folder.path().to_str().unwrap()], "cannot read"),
         (&[&a], "name a second one"),
         (&[&a, &b, &a], "separate them with `--`"),

@@ -193,7 +193,7 @@ impl FromStr for Sources {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse() {
-            Ok(0) => return Err("from no address nobody can connect".to_owned()),
+            Ok(0) => return Err("at least one source address is required".to_owned()),
             Ok(count) => return Ok(Self::Count(count)),
             Err(_) => {}
         }
@@ -205,7 +205,7 @@ impl FromStr for Sources {
         let addresses: Option<Vec<SocketAddr>> = text.split(',').map(address).collect();
         addresses
             .map(Self::Addresses)
-            .ok_or_else(|| "write a number, or addresses with commas between them".to_owned())
+            .ok_or_else(|| "use a number, or addresses separated by commas".to_owned())
     }
 }
 

@@ -47,10 +47,10 @@ pub(super) enum Error {
         path: PathBuf,
     },
     /// Standard output takes nothing.
-    #[error("cannot write to standard output: {0}; is its disk full?")]
+    #[error("cannot write standard output: {0}; check that its disk is not full")]
     Stdout(io::Error),
     /// What stands in one would be lost.
-    #[error("{0} and {1} go to the same place; give each of them a file of its own")]
+    #[error("cannot write {0} and {1} to the same file; use a file for each")]
     Same(&'static str, &'static str),
 }
 

@@ -65,7 +65,7 @@ pub(super) enum Error {
     #[error(transparent)]
     Folder(#[from] folder::Error),
     /// A file of its own cannot be made.
-    #[error("cannot write {}: {source}; is the disk full?", path.display())]
+    #[error("cannot write {}: {source}; check that the disk is not full", path.display())]
     Log {
         /// Which.
         path: PathBuf,
@@ -73,10 +73,10 @@ pub(super) enum Error {
         source: io::Error,
     },
     /// It ended instead of serving.
-    #[error("the server to be measured does not start: {0}")]
+    #[error("cannot start the server to measure: {0}")]
     Refused(String),
     /// It neither serves nor ends.
-    #[error("the server to be measured did not serve within {} s", PATIENCE.as_secs())]
+    #[error("cannot measure the server: it did not serve within {} s", PATIENCE.as_secs())]
     Late,
     /// A signal came first.
     #[error("interrupted before the measurement began")]

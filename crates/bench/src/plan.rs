@@ -147,7 +147,7 @@ pub struct Plan {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     /// A flag of another pattern.
-    #[error("{flag} has no meaning with the pattern `{pattern}`; it belongs to {owners}")]
+    #[error("{flag} does not apply to the pattern `{pattern}`; it applies to {owners}")]
     WrongPattern {
         /// The flag.
         flag: &'static str,
@@ -157,10 +157,10 @@ pub enum Error {
         owners: &'static str,
     },
     /// Two flags that exclude each other.
-    #[error("{0} and {1} exclude each other; leave one of them out")]
+    #[error("{0} and {1} exclude each other; remove one")]
     Conflict(&'static str, &'static str),
     /// For the server of its own only.
-    #[error("{0} is for a server of its own; leave out the address, or use --during")]
+    #[error("{0} is for the built-in server; remove the address, or use --during")]
     OwnServerOnly(&'static str),
     /// A number out of its bounds.
     #[error("{flag} takes {bounds}")]
@@ -202,8 +202,8 @@ pub enum Error {
     },
     /// Loopback addresses for a server elsewhere.
     #[error(
-        "addresses of the loopback network reach no server elsewhere; list addresses of this \
-         machine: --sources 192.0.2.1,192.0.2.2"
+        "loopback addresses cannot reach a remote server; list addresses of this machine: \
+         --sources 192.0.2.1,192.0.2.2"
     )]
     NotLoopback,
 }
@@ -393,7 +393,7 @@ fn check_ownership(options: &Options) -> Result<(), Error> {
             }
         }
     } else if !options.pids.is_empty() {
-        return Err(Error::Conflict("--pid", "a server of its own"));
+        return Err(Error::Conflict("--pid", "a built-in server"));
     }
     Ok(())
 }

@@ -64,10 +64,10 @@ pub(super) enum Error {
         why: &'static str,
     },
     /// A process that is to be watched does not exist.
-    #[error("there is no process {0}; --pid takes the server's own number")]
+    #[error("process {0} does not exist; pass the PID of the server with --pid")]
     NoProcess(u32),
     /// A part of the load cannot go on.
-    #[error("the load cannot go on: {0}")]
+    #[error("cannot continue the load: {0}")]
     Load(String),
     /// The system refuses something that it takes.
     #[error("cannot measure: {0}")]
@@ -136,7 +136,7 @@ pub(super) fn measure(options: &Options, interrupt: &Interrupt) -> Result<Outcom
     let mut outcome = told(&plan, &subject, load, facts.cpus);
     outcome.command.clone_from(&options.command);
     if interrupt.haste() > Haste::None {
-        let text = "Interrupted: this is what was found until then.";
+        let text = "Interrupted: results until then.";
         outcome.warnings.insert(0, text.to_owned());
     }
     Ok(outcome)

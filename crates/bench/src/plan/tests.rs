@@ -36,7 +36,7 @@ fn nonsensical_plan_is_refused_with_hint() {
     let why = |change: fn(&mut Options)| with(change).unwrap_err();
     assert_eq!(
         why(|o| o.rate = Some(5.0)),
-        "--rate has no meaning with the pattern `ping`; it belongs to `rate`"
+        "--rate does not apply to the pattern `ping`; it applies to `rate`"
     );
     assert!(why(|o| o.connections = Some(0)).contains("1 to 2000000"));
     assert!(
@@ -143,8 +143,8 @@ fn many_connections_get_processes_and_addresses() {
     });
     assert_eq!(
         why.unwrap_err(),
-        "100000 connections need 50064 descriptors in each of 2 processes, and the limit is \
-             20000; raise it with `ulimit -n 50064`, or use --processes 6"
+        "100000 connections need 50064 descriptors in each of 2 processes, and the limit is 20000; \
+         raise it with `ulimit -n 50064`, or use --processes 6"
     );
     let elsewhere = Facts {
         loopback: false,

@@ -139,7 +139,7 @@ const FIGURES: [Figure; 11] = [
         of: |outcome| Some(figures::seen_by_clients(outcome)?.1 as f64),
     },
     Figure {
-        name: "CPU a message",
+        name: "CPU per message",
         better: Better::Lower,
         show: units::time,
         of: |outcome| {
@@ -148,7 +148,7 @@ const FIGURES: [Figure; 11] = [
         },
     },
     Figure {
-        name: "CPU a byte",
+        name: "CPU per byte",
         better: Better::Lower,
         show: units::time,
         of: |outcome| {

@@ -17,7 +17,7 @@ pub const FILE_MAX_BYTES: u64 = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be read.
-    #[error("cannot read {}: {why}; is the path right?", path.display())]
+    #[error("cannot read {}: {why}; check the path", path.display())]
     Read {
         /// The file, as it was named.
         path: PathBuf,
@@ -27,7 +27,7 @@ pub enum Error {
     },
 
     /// It is absurdly large.
-    #[error("{} is larger than {FILE_MAX_BYTES} bytes; is it the right file?", path.display())]
+    #[error("cannot use {}: it is larger than {FILE_MAX_BYTES} bytes; check the path", path.display())]
     TooLarge {
         /// The file, as it was named.
         path: PathBuf,
@@ -35,7 +35,7 @@ pub enum Error {
 
     /// It is not what `--json` writes.
     #[error(
-        "{} is not an outcome of `uppercased bench --json FILE`: {}", path.display(), why
+        "cannot read {}: it is not an output of `uppercased bench --json FILE`: {}", path.display(), why
     )]
     NotAnOutcome {
         /// The file, as it was named.

@@ -136,13 +136,13 @@ fn tiles(outcome: &Outcome) -> String {
     if let Some(server) = &outcome.server {
         if Work::of(outcome) == Work::Bytes {
             let cost = figures::cpu_per_byte_ns(outcome, server);
-            tiles.extend(cost.map(|cost| ("server CPU a byte", units::time(cost))));
+            tiles.extend(cost.map(|cost| ("server CPU per byte", units::time(cost))));
         } else if server.cpu_per_message_ns > 0.0 {
             let cost = units::time(server.cpu_per_message_ns);
-            tiles.push(("server CPU a message", cost));
+            tiles.push(("server CPU per message", cost));
         }
         let memory = units::memory(server.memory_per_connection_bytes);
-        tiles.push(("server memory a connection", memory));
+        tiles.push(("server memory per connection", memory));
     }
     let mut text = "<dl class=\"tiles\">\n".to_owned();
     for (name, value) in tiles {
@@ -260,8 +260,8 @@ fn marks(marks: &[Mark]) -> String {
         String::new()
     };
     format!(
-        "<section class=\"marks\">\n<h2>What was done to the server, and what clients saw round it</h2>\n\
-         <p>{}</p>\n{}{more}</section>\n",
+        "<section class=\"marks\">\n<h2>Events and their effect on \
+         clients</h2>\n<p>{}</p>\n{}{more}</section>\n",
         summary::overall(marks).join(", "),
         table("", &head, &rows)
     )
@@ -330,7 +330,7 @@ fn costs(outcome: &Outcome) -> String {
         ],
     ];
     match &outcome.server {
-        None => rows.push(vec!["server".to_owned(), "not observed".to_owned()]),
+        None => rows.push(vec!["server".to_owned(), "not measured".to_owned()]),
         Some(server) => {
             let cpu = summary::cpu(outcome, server).join("<br>");
             rows.push(vec!["server CPU".to_owned(), cpu]);
@@ -345,7 +345,7 @@ fn costs(outcome: &Outcome) -> String {
     rows.push(vec![
         "client".to_owned(),
         format!(
-            "{} of its CPU<br>{} a message",
+            "{} of its CPU<br>{} per message",
             units::share(client.share_of_cpus),
             units::time(client.cpu_per_message_ns)
         ),

@@ -255,7 +255,7 @@ fn latency(outcome: &Outcome) -> Vec<String> {
     ];
     lines.extend(labelled("", &parts, ", "));
     let stall = format!(
-        "{} at most without an answer that was due",
+        "longest wait for a due answer {}",
         units::time_ms(outcome.longest_stall_ms)
     );
     lines.extend(sentence("stall", &stall));
@@ -310,7 +310,7 @@ fn server(outcome: &Outcome) -> Vec<String> {
     let Some(server) = &outcome.server else {
         return sentence(
             "server",
-            "not observed; if it runs on this machine, name it with --pid",
+            "not measured; pass --pid if it runs on this machine",
         );
     };
     let mut lines = labelled("server", &cpu(outcome, server), ", ");
@@ -339,7 +339,7 @@ pub(super) fn cpu(outcome: &Outcome, server: &Server) -> Vec<String> {
         let user = server.user_per_message_ns;
         return vec![
             format!(
-                "{} of CPU a message",
+                "{} of CPU per message",
                 units::time(server.cpu_per_message_ns)
             ),
             format!("{} user", units::time(user)),
@@ -352,7 +352,7 @@ pub(super) fn cpu(outcome: &Outcome, server: &Server) -> Vec<String> {
     }
     let mut parts = Vec::new();
     if let Some(cost) = figures::cpu_per_byte_ns(outcome, server) {
-        parts.push(format!("{} of CPU a byte", units::time(cost)));
+        parts.push(format!("{} of CPU per byte", units::time(cost)));
     }
     parts.push(format!("{} user", units::time_ms(server.user_ms as f64)));
     parts.push(format!(
@@ -402,7 +402,7 @@ fn client(outcome: &Outcome) -> Vec<String> {
     )];
     if client.cpu_per_message_ns > 0.0 {
         let cost = units::time(client.cpu_per_message_ns);
-        parts.push(format!("{cost} of CPU a message"));
+        parts.push(format!("{cost} of CPU per message"));
     }
     if client.is_bottleneck {
         parts.push("the bottleneck".to_owned());
@@ -488,8 +488,8 @@ pub(super) fn overall(marks: &[Mark]) -> Vec<String> {
             failed => format!("{failed} did not succeed"),
         },
         match hit {
-            0 => "clients saw no failure round them".to_owned(),
-            hit => format!("clients saw failures round {hit}"),
+            0 => "no client failures around them".to_owned(),
+            hit => format!("client failures around {hit}"),
         },
         format!("longest stall {}", units::time_ms(stall)),
     ]

@@ -102,9 +102,9 @@ impl Piece {
 
 fn throughput(outcome: &Outcome, pieces: &[Piece], merged: &str) -> Figure {
     let (title, show, of): (_, Show, Of) = match Work::of(outcome) {
-        Work::Messages => ("Messages a second", units::number, |p| p.messages),
-        Work::Bytes => ("Bytes received a second", units::byte_rate, |p| p.bytes),
-        Work::Connections => ("Connections a second", units::number, |p| p.connections),
+        Work::Messages => ("Messages per second", units::number, |p| p.messages),
+        Work::Bytes => ("Bytes received per second", units::byte_rate, |p| p.bytes),
+        Work::Connections => ("Connections per second", units::number, |p| p.connections),
     };
     let rate = |piece: &Piece| figures::per_second(of(piece), piece.length_ms).unwrap_or(0.0);
     let points: Vec<(f64, f64)> = pieces.iter().map(|p| (p.at_s, rate(p))).collect();
@@ -198,8 +198,8 @@ fn latency_by_percentile(latency: &Latency) -> Option<Figure> {
     let line = points.iter().map(|(at, ns)| (*at, ns.log10())).collect();
     Some(Figure {
         title: "Latency by percentile",
-        note: "The share of answers that took at most so long; each step to the right leaves a \
-               tenth of the answers."
+        note: "Share of replies within each latency; each step to the right leaves a tenth of the \
+               replies."
             .to_owned(),
         chart: Chart {
             x: Axis {
