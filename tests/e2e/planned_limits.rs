@@ -390,7 +390,7 @@ fn reload_keeps_non_reading_clients() {
             count(&server, "backpressure") >= blocked
         });
         let answered = server.reload().expect_success();
-        let moved = format!("{established} connections moved");
+        let moved = format!("{established} connections migrated");
         assert!(answered.stdout.contains(&moved), "{answered:?}");
         assert_clean(&[load.finish()]);
         KernelCounters::read().assert_no_loss_in(established as u64, &counters);
