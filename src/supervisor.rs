@@ -61,7 +61,7 @@ use signals::Signals;
 use subprocess::Ended;
 use systemd::Systemd;
 use telemetry::Telemetry;
-use timers::{Look, Timers};
+use timers::{PollTimes, Timers};
 use tokens::Source;
 use upgrade::{EarlierProgram, Upgrade};
 
@@ -197,7 +197,7 @@ impl Supervisor {
                 Err(_) => true,
                 Ok(()) => false,
             };
-            let look = Look {
+            let times = PollTimes {
                 began,
                 until,
                 ended: clock::now(),
@@ -207,7 +207,7 @@ impl Supervisor {
                 self.on_ready(event.token());
             }
             more_orphans = reap_orphans(|pid| self.is_own(pid));
-            if let Some(now) = timers.looked(look) {
+            if let Some(now) = timers.polled(times) {
                 self.handle_timeout(now);
             }
         }

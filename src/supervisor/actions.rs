@@ -8,7 +8,7 @@ use uppercased_ctl::identity::SlotId;
 
 use super::fleet::Spawn;
 use super::machine::{Action, Event, Life, Planned, Verdict};
-use super::systemd::notify::{View, ailing};
+use super::systemd::notify::{View, unhealthy};
 use super::{Supervisor, report};
 
 impl Supervisor {
@@ -147,7 +147,7 @@ impl Supervisor {
         systemd.notify(
             view,
             |failure| self.status_line(failure),
-            || ailing(machine.slots(), excused),
+            || unhealthy(machine.slots(), excused),
             |slot| self.fleet.borrowed_listeners(slot),
             clock::now(),
         );

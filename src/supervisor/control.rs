@@ -54,12 +54,12 @@ impl Control {
     /// Accepts, reads and writes as far as `token` is ready.
     pub(crate) fn on_ready(&mut self, token: Token, registry: &Registry, now: Tick) -> Vec<Event> {
         let server = self.server.as_mut();
-        server.map_or_else(Vec::new, |server| server.ready(token, registry, now))
+        server.map_or_else(Vec::new, |server| server.on_ready(token, registry, now))
     }
 
     pub(crate) fn deadline(&self) -> Option<Tick> {
         let server = self.server.as_ref()?;
-        let due = server.poll_timeout().into_iter();
+        let due = server.deadline().into_iter();
         due.chain([server.file_due()]).min()
     }
 

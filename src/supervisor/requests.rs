@@ -37,7 +37,7 @@ impl Supervisor {
                 signals::Request::LogStatus => self.log_status(),
                 signals::Request::Operation(wanted) => {
                     if matches!(wanted, Wanted::Reload | Wanted::Upgrade) {
-                        self.systemd.reload_asked();
+                        self.systemd.note_reload_request();
                     }
                     self.remember(wanted);
                 }

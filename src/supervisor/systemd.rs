@@ -93,12 +93,12 @@ impl Systemd {
     }
 
     /// Sends what has changed since the last time. `status_line` makes the line for people from the
-    /// last failure, `ailing` returns what is wrong with a slot, `listeners` are those of a slot.
+    /// last failure, `unhealthy` returns what is wrong with a slot, `listeners` are those of a slot.
     pub(crate) fn notify<'a>(
         &mut self,
         view: View,
         status_line: impl FnOnce(Option<&str>) -> String,
-        ailing: impl FnOnce() -> Option<String>,
+        unhealthy: impl FnOnce() -> Option<String>,
         listeners: impl Fn(SlotId) -> Vec<BorrowedFd<'a>>,
         now: Tick,
     ) {
@@ -106,7 +106,7 @@ impl Systemd {
             return;
         };
         let status = || status_line(manager.failure.as_deref());
-        match manager.notifier.observe(view, status, ailing, now) {
+        match manager.notifier.observe(view, status, unhealthy, now) {
             Some(Change::Withheld { cause }) => event!(watchdog_paused, reason = cause),
             Some(Change::Fed) => event!(watchdog_resumed),
             None => {}
@@ -115,13 +115,13 @@ impl Systemd {
     }
 
     pub(crate) fn deadline(&self) -> Option<Tick> {
-        self.0.as_ref()?.notifier.poll_timeout()
+        self.0.as_ref()?.notifier.deadline()
     }
 
     /// A signal asks for a reload or an upgrade.
-    pub(crate) const fn reload_asked(&mut self) {
+    pub(crate) const fn note_reload_request(&mut self) {
         if let Some(manager) = &mut self.0 {
-            manager.notifier.reload_asked();
+            manager.notifier.note_reload_request();
         }
     }
 

@@ -13,7 +13,7 @@ use uppercased_ctl::clock::Tick;
 
 /// Polls in a row that may leave the queue unemptied: with 256 reports each, more than there are
 /// sources, so each source has been reported by then.
-const FULL_LOOKS_MAX: usize = 32;
+const FULL_POLLS_MAX: usize = 32;
 /// This process did not run if a poll, or the work after it, took this much longer than planned.
 const STALL: Duration = Duration::from_millis(500);
 /// The longest grace period for children after this process was stalled.
@@ -21,7 +21,7 @@ const GRACE_MAX: Duration = Duration::from_secs(1);
 
 /// One poll of the event queue.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Look {
+pub(super) struct PollTimes {
     /// When it began.
     pub(super) began: Tick,
     /// When it was to end at the latest; `None`: with the next event.
@@ -35,7 +35,7 @@ pub(super) struct Look {
 /// See the module's text.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
-    full_looks: usize,
+    full_polls: usize,
     last_ended: Option<Tick>,
     held_until: Option<Tick>,
     /// Deadlines have been delayed since they were acted on last.
@@ -44,30 +44,30 @@ pub(super) struct Timers {
 
 impl Timers {
     /// Takes a poll into account; returns the time up to which deadlines may be acted on, if they may.
-    pub(super) fn looked(&mut self, look: Look) -> Option<Tick> {
+    pub(super) fn polled(&mut self, poll: PollTimes) -> Option<Tick> {
         let worked = self
             .last_ended
-            .map_or(Duration::ZERO, |at| look.began.since(at));
-        let overslept = look.until.map_or(Duration::ZERO, |until| {
-            look.ended.since(until.max(look.began))
+            .map_or(Duration::ZERO, |at| poll.began.since(at));
+        let overslept = poll.until.map_or(Duration::ZERO, |until| {
+            poll.ended.since(until.max(poll.began))
         });
-        self.last_ended = Some(look.ended);
+        self.last_ended = Some(poll.ended);
         let stalled = worked.max(overslept);
         if stalled > STALL && !self.held {
             self.held = true;
-            self.held_until = Some(look.ended + stalled.min(GRACE_MAX));
+            self.held_until = Some(poll.ended + stalled.min(GRACE_MAX));
         }
-        if self.held_until.is_some_and(|until| look.began < until) {
+        if self.held_until.is_some_and(|until| poll.began < until) {
             return None;
         }
         self.held_until = None;
-        if !look.emptied && self.full_looks < FULL_LOOKS_MAX {
-            self.full_looks += 1;
+        if !poll.emptied && self.full_polls < FULL_POLLS_MAX {
+            self.full_polls += 1;
             return None;
         }
-        self.full_looks = 0;
+        self.full_polls = 0;
         self.held = false;
-        Some(look.began)
+        Some(poll.began)
     }
 
     /// The end of the next poll when the next deadline is `due`.
@@ -87,8 +87,8 @@ mod tests {
         Tick::from_millis(ms)
     }
 
-    fn look(began: u64, ended: u64, emptied: bool) -> Look {
-        Look {
+    fn poll(began: u64, ended: u64, emptied: bool) -> PollTimes {
+        PollTimes {
             began: at(began),
             until: Some(at(ended)),
             ended: at(ended),
@@ -100,39 +100,39 @@ mod tests {
     fn deadlines_wait_for_emptied_queue() {
         let mut timers = Timers::default();
         // It began before what it waited for: the next look decides.
-        assert_eq!(timers.looked(look(0, 100, true)), Some(at(0)));
-        assert_eq!(timers.looked(look(100, 100, false)), None);
-        assert_eq!(timers.looked(look(101, 101, true)), Some(at(101)));
+        assert_eq!(timers.polled(poll(0, 100, true)), Some(at(0)));
+        assert_eq!(timers.polled(poll(100, 100, false)), None);
+        assert_eq!(timers.polled(poll(101, 101, true)), Some(at(101)));
         let mut full = 0;
-        while timers.looked(look(200, 200, false)).is_none() {
+        while timers.polled(poll(200, 200, false)).is_none() {
             full += 1;
         }
-        assert_eq!(full, FULL_LOOKS_MAX, "there is a bound");
+        assert_eq!(full, FULL_POLLS_MAX, "there is a bound");
     }
 
     #[test]
     fn stalled_process_gives_its_children_time() {
         let mut timers = Timers::default();
-        timers.looked(look(0, 10, true));
-        let frozen = Look {
+        timers.polled(poll(0, 10, true));
+        let frozen = PollTimes {
             ended: at(60_000),
-            ..look(10, 20, true)
+            ..poll(10, 20, true)
         };
-        assert_eq!(timers.looked(frozen), None);
+        assert_eq!(timers.polled(frozen), None);
         assert_eq!(timers.wait_until(Some(at(20))), Some(at(61_000)));
-        assert_eq!(timers.looked(look(60_000, 60_500, true)), None);
-        assert_eq!(timers.looked(look(61_000, 61_000, true)), Some(at(61_000)));
+        assert_eq!(timers.polled(poll(60_000, 60_500, true)), None);
+        assert_eq!(timers.polled(poll(61_000, 61_000, true)), Some(at(61_000)));
         assert_eq!(timers.wait_until(Some(at(20))), Some(at(20)));
 
         // One that is stalled again and again acts on deadlines all the same.
         let mut acted = 0;
         for turn in 0..10 {
             let began = 100_000 + turn * 10_000;
-            let stalled = Look {
+            let stalled = PollTimes {
                 ended: at(began + 9_999),
-                ..look(began, began, true)
+                ..poll(began, began, true)
             };
-            acted += usize::from(timers.looked(stalled).is_some());
+            acted += usize::from(timers.polled(stalled).is_some());
         }
         assert!(acted >= 3, "{acted}");
     }

@@ -56,13 +56,13 @@ pub(crate) enum State {
 }
 
 /// The result of reading from a client.
-pub(crate) enum Seen {
+pub(crate) enum Input {
     Nothing,
-    Asked(Request),
+    Request(Request),
     /// The request is invalid.
-    Refused(String),
+    Invalid(String),
     /// The connection has ended.
-    Gone,
+    Closed,
 }
 
 impl Client {
@@ -108,22 +108,22 @@ impl Client {
     }
 
     /// Writes and reads what can be written and read.
-    pub(crate) fn look(&mut self) -> Seen {
-        if self.flush() == Flushed::Gone {
-            return Seen::Gone;
+    pub(crate) fn on_ready(&mut self) -> Input {
+        if self.flush() == Flushed::Closed {
+            return Input::Closed;
         }
         match &self.state {
-            State::Asking { .. } => self.hear(),
+            State::Asking { .. } => self.read_request(),
             // Half of the connection may be closed: the answer still finds its way.
-            State::Waiting { .. } if self.has_left() => Seen::Gone,
-            State::Waiting { .. } | State::Leaving { .. } => Seen::Nothing,
+            State::Waiting { .. } if self.has_left() => Input::Closed,
+            State::Waiting { .. } | State::Leaving { .. } => Input::Nothing,
         }
     }
 
     /// Reads until the request is complete, and nothing after it.
-    fn hear(&mut self) -> Seen {
+    fn read_request(&mut self) -> Input {
         let State::Asking { incoming, .. } = &mut self.state else {
-            return Seen::Nothing;
+            return Input::Nothing;
         };
         let mut bytes = [0; CONTROL_REQUEST_MAX_BYTES];
         let line = loop {
@@ -131,24 +131,24 @@ impl Client {
                 Ok(0) => match incoming.rest() {
                     Some(line) => break line,
                     // It only checked that a server listens.
-                    None => return Seen::Gone,
+                    None => return Input::Closed,
                 },
                 Ok(count) => {
                     if let Err(error) = incoming.take(&bytes[..count]) {
-                        return Seen::Refused(error.to_string());
+                        return Input::Invalid(error.to_string());
                     }
                     if let Some(line) = incoming.line() {
                         break line;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Seen::Nothing,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Input::Nothing,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Seen::Gone,
+                Err(_) => return Input::Closed,
             }
         };
         match Request::decode(&line) {
-            Ok(request) => Seen::Asked(request),
-            Err(error) => Seen::Refused(error.to_string()),
+            Ok(request) => Input::Request(request),
+            Err(error) => Input::Invalid(error.to_string()),
         }
     }
 
@@ -172,15 +172,15 @@ impl Client {
         let end = loop {
             if written == self.output.len() {
                 break match self.state {
-                    State::Leaving { .. } => Flushed::Gone,
-                    State::Asking { .. } | State::Waiting { .. } => Flushed::Here,
+                    State::Leaving { .. } => Flushed::Closed,
+                    State::Asking { .. } | State::Waiting { .. } => Flushed::Open,
                 };
             }
             match self.stream.write(&self.output[written..]) {
                 Ok(count) => written += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Flushed::Here,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Flushed::Open,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => break Flushed::Gone,
+                Err(_) => break Flushed::Closed,
             }
         };
         self.output.drain(..written);
@@ -199,9 +199,9 @@ impl Client {
 /// The result of writing to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flushed {
-    Here,
+    Open,
     /// Everything is sent, or the client does not read it.
-    Gone,
+    Closed,
 }
 
 impl State {

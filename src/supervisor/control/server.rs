@@ -30,7 +30,7 @@ use uppercased_ctl::control::place::Surroundings;
 use uppercased_ctl::control::{Reply, Request};
 use uppercased_ctl::identity::RequestId;
 
-use super::client::{self, Client, Flushed, Peer, Seen, State};
+use super::client::{self, Client, Flushed, Input, Peer, State};
 use crate::supervisor::socket_file::{self, Error, FileId, SocketFile, refused};
 
 /// Receives requests and sends answers.
@@ -189,7 +189,7 @@ impl ControlServer {
         for client in saved.clients {
             let client = Client::restore(client, inherited)?;
             // One client less must not fail an upgrade.
-            if let Err(error) = server.seat(client, registry) {
+            if let Err(error) = server.insert(client, registry) {
                 event!(control_client_lost, %error);
             }
         }
@@ -218,22 +218,22 @@ impl ControlServer {
 
     /// Accepts, reads and writes as far as `token` is ready. Returns complete requests, each with the
     /// id that its answer must name, and the ids of those whose clients have left.
-    pub(crate) fn ready(&mut self, token: Token, registry: &Registry, now: Tick) -> Vec<Event> {
+    pub(crate) fn on_ready(&mut self, token: Token, registry: &Registry, now: Tick) -> Vec<Event> {
         if token == self.first {
             return self.accept(registry, now);
         }
         let index = token.0.wrapping_sub(self.first.0 + 1);
-        self.look(index, registry, now).into_iter().collect()
+        self.read_from(index, registry, now).into_iter().collect()
     }
 
-    fn look(&mut self, index: usize, registry: &Registry, now: Tick) -> Option<Event> {
+    fn read_from(&mut self, index: usize, registry: &Registry, now: Tick) -> Option<Event> {
         // Stale event for a closed client; ignored.
         let Some(Some(client)) = self.clients.get_mut(index) else {
             return None;
         };
-        match client.look() {
-            Seen::Nothing => None,
-            Seen::Asked(request) => {
+        match client.on_ready() {
+            Input::Nothing => None,
+            Input::Request(request) => {
                 let id = self.next;
                 self.next = RequestId(id.0.wrapping_add(1));
                 client.state = State::Waiting { request: id };
@@ -247,7 +247,7 @@ impl ControlServer {
                 );
                 Some(Event::Requested(id, request))
             }
-            Seen::Refused(cause) => {
+            Input::Invalid(cause) => {
                 let (pid, uid) = (client.peer.pid, client.peer.uid);
                 event!(
                     control_request_refused,
@@ -258,12 +258,12 @@ impl ControlServer {
                 self.finish(index, Reply::Refused(cause), registry, now);
                 None
             }
-            Seen::Gone => {
+            Input::Closed => {
                 let left = match client.state {
                     State::Waiting { request } => Some(Event::Withdrawn(request)),
                     State::Asking { .. } | State::Leaving { .. } => None,
                 };
-                self.dismiss(index, registry);
+                self.close(index, registry);
                 left
             }
         }
@@ -272,7 +272,7 @@ impl ControlServer {
     /// Sends progress to the client of a request, if it has not left.
     pub(crate) fn progress(&mut self, request: RequestId, text: &str, registry: &Registry) {
         if let Some(index) = self.find(request) {
-            self.say(index, &Reply::Progress(text.to_owned()), registry);
+            self.send(index, &Reply::Progress(text.to_owned()), registry);
         }
     }
 
@@ -299,7 +299,7 @@ impl ControlServer {
     }
 
     /// When [`Self::handle_timeout`] is due.
-    pub(crate) fn poll_timeout(&self) -> Option<Tick> {
+    pub(crate) fn deadline(&self) -> Option<Tick> {
         let clients = self.clients.iter().flatten();
         let dues = clients.filter_map(|client| client.state.due());
         dues.chain(self.rest_until).min()
@@ -314,7 +314,7 @@ impl ControlServer {
             {
                 let (pid, uid) = (client.peer.pid, client.peer.uid);
                 event!(control_client_timed_out, client_pid = pid, client_uid = uid);
-                self.dismiss(index, registry);
+                self.close(index, registry);
             }
         }
         if self.rest_until.is_some_and(|until| until <= now) {
@@ -366,19 +366,19 @@ impl ControlServer {
     /// Accepts as long as a place is free, or can be freed; the rest of the queue is accepted later.
     /// Returns requests of clients that were about to give way.
     fn accept(&mut self, registry: &Registry, now: Tick) -> Vec<Event> {
-        let mut heard = Vec::new();
+        let mut events = Vec::new();
         self.rest_until = None;
         for _ in 0..CONTROL_ACCEPTS_PER_TURN {
-            if !self.somebody_waits() {
-                return heard;
+            if !self.has_pending() {
+                return events;
             }
-            if let Err(until) = self.make_room(registry, now, &mut heard) {
+            if let Err(until) = self.make_room(registry, now, &mut events) {
                 self.rest_until = Some(until);
-                return heard;
+                return events;
             }
             match self.listener.accept() {
                 Ok((stream, _)) => self.admit(stream, registry, now),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return heard,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return events,
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -387,17 +387,17 @@ impl ControlServer {
                 Err(error) => {
                     event!(control_accept_paused, %error);
                     self.rest_until = Some(now + ACCEPT_REST);
-                    return heard;
+                    return events;
                 }
             }
         }
         // The next turn accepts the rest.
         self.rest_until = Some(now);
-        heard
+        events
     }
 
     /// Whether a client is in the queue: without one, none gives way.
-    fn somebody_waits(&self) -> bool {
+    fn has_pending(&self) -> bool {
         let mut ask = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut ask, PollTimeout::ZERO), Ok(1..))
     }
@@ -412,7 +412,7 @@ impl ControlServer {
         &mut self,
         registry: &Registry,
         now: Tick,
-        heard: &mut Vec<Event>,
+        events: &mut Vec<Event>,
     ) -> Result<(), Tick> {
         if self.clients.iter().any(Option::is_none) {
             return Ok(());
@@ -429,7 +429,7 @@ impl ControlServer {
             }
             slow.sort_unstable();
             for (due, index) in slow {
-                heard.extend(self.look(index, registry, now));
+                events.extend(self.read_from(index, registry, now));
                 match &self.clients[index] {
                     None => return Ok(()),
                     Some(client) if client.state.due() != Some(due) => continue,
@@ -440,8 +440,8 @@ impl ControlServer {
                 if !left.is_zero() {
                     return Err(now + left);
                 }
-                self.yielded(index, now);
-                self.dismiss(index, registry);
+                self.count_yielded(index, now);
+                self.close(index, registry);
                 return Ok(());
             }
         }
@@ -450,7 +450,7 @@ impl ControlServer {
     }
 
     /// Counts a client that gave way, and logs it once a second.
-    fn yielded(&mut self, index: usize, now: Tick) {
+    fn count_yielded(&mut self, index: usize, now: Tick) {
         self.gave_way += 1;
         if self
             .gave_way_logged
@@ -490,7 +490,7 @@ impl ControlServer {
         };
         let (pid, uid) = (peer.pid, peer.uid);
         let own = rustix::process::geteuid().as_raw();
-        if let Some(cause) = unheard(uid, own).or_else(full) {
+        if let Some(cause) = refusal_of(uid, own).or_else(full) {
             event!(
                 control_client_refused,
                 error = cause,
@@ -504,13 +504,13 @@ impl ControlServer {
             return;
         }
         let client = Client::new(stream, peer, now);
-        if let Err(error) = self.seat(client, registry) {
+        if let Err(error) = self.insert(client, registry) {
             event!(control_client_lost, %error, client_pid = pid, client_uid = uid);
         }
     }
 
     /// Gives a client a place and watches it. Readiness is reported next.
-    fn seat(&mut self, mut client: Client, registry: &Registry) -> io::Result<()> {
+    fn insert(&mut self, mut client: Client, registry: &Registry) -> io::Result<()> {
         let free = self.clients.iter().position(Option::is_none);
         let index = free.ok_or(io::ErrorKind::QuotaExceeded)?;
         let both = Interest::READABLE | Interest::WRITABLE;
@@ -535,10 +535,10 @@ impl ControlServer {
         if let Some(client) = &mut self.clients[index] {
             client.leave(now);
         }
-        self.say(index, &reply, registry);
+        self.send(index, &reply, registry);
     }
 
-    fn say(&mut self, index: usize, reply: &Reply, registry: &Registry) {
+    fn send(&mut self, index: usize, reply: &Reply, registry: &Registry) {
         let Some(client) = &mut self.clients[index] else {
             return;
         };
@@ -548,12 +548,12 @@ impl ControlServer {
         });
         // Without a line, the end of the connection is the answer.
         let said = line.is_ok_and(|line| client.queue(&line));
-        if !said || client.flush() == Flushed::Gone {
-            self.dismiss(index, registry);
+        if !said || client.flush() == Flushed::Closed {
+            self.close(index, registry);
         }
     }
 
-    fn dismiss(&mut self, index: usize, registry: &Registry) {
+    fn close(&mut self, index: usize, registry: &Registry) {
         if let Some(mut client) = self.clients[index].take() {
             // A forked child may hold a copy of the descriptor until it execs, so closing ours
             // alone would not end the reports.
@@ -564,9 +564,9 @@ impl ControlServer {
 
 /// Why a user is refused. The mode of the socket keeps others off already; if it is loosened, this
 /// still holds.
-fn unheard(uid: u32, own: u32) -> Option<String> {
+fn refusal_of(uid: u32, own: u32) -> Option<String> {
     (uid != 0 && uid != own)
-        .then(|| format!("only the users 0 and {own} are heard here, and not user {uid}"))
+        .then(|| format!("only the users 0 and {own} are events here, and not user {uid}"))
 }
 
 #[cfg(test)]

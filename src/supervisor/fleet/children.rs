@@ -38,7 +38,7 @@ pub(crate) struct Child {
     pub(crate) memory: SharedMemory,
     /// Its sandbox, once it is Ready.
     pub(crate) sandbox: Option<Sandboxed>,
-    pub(crate) talk: Talk,
+    pub(crate) quota: Quota,
 }
 
 /// A worker in a saved state.
@@ -53,7 +53,7 @@ pub(crate) struct Saved {
 
 /// The messages that a worker may still send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Talk {
+pub(crate) struct Quota {
     /// It has not reported how its start went.
     starting: bool,
     /// Messages at most: the one about its start, and one for each command that has an answer.
@@ -62,7 +62,7 @@ pub(crate) struct Talk {
     reports: u32,
 }
 
-impl Talk {
+impl Quota {
     /// The quota of a new worker.
     pub(crate) const NEW: Self = Self {
         starting: true,
@@ -81,7 +81,7 @@ impl Talk {
     }
 
     /// Counts a message that the worker is sent.
-    const fn told(&mut self, message: &ToWorker) {
+    const fn note_sent(&mut self, message: &ToWorker) {
         match message {
             ToWorker::Stop(_) | ToWorker::Leave { .. } | ToWorker::HandOver(_) => {
                 self.left = self.left.saturating_add(1);
@@ -96,7 +96,7 @@ impl Talk {
     }
 
     /// Counts a message that the worker has sent; returns false if it may not.
-    fn takes(&mut self, message: &FromWorker) -> bool {
+    fn allows(&mut self, message: &FromWorker) -> bool {
         if let FromWorker::ListenerLost { .. } = message {
             let fits = !self.starting && self.reports > 0;
             self.reports = self.reports.saturating_sub(1);
@@ -131,7 +131,7 @@ pub(crate) struct Spawn {
 }
 
 /// What it takes to start a worker.
-pub(crate) struct Birth<'a> {
+pub(crate) struct NewWorker<'a> {
     pub(crate) worker: WorkerId,
     pub(crate) image: &'a Image,
     pub(crate) start: Start,
@@ -139,7 +139,7 @@ pub(crate) struct Birth<'a> {
     pub(crate) listeners: &'a [OwnedFd],
 }
 
-impl Birth<'_> {
+impl NewWorker<'_> {
     /// Starts the worker, with its first message in its channel.
     ///
     /// # Errors
@@ -174,8 +174,8 @@ impl Child {
         } = received;
         Some(if worker != self.worker {
             Err(Unusable::Broken(format!("it calls itself {worker}")))
-        } else if self.talk.takes(&message) {
-            Ok((in_few_words(message), descriptors))
+        } else if self.quota.allows(&message) {
+            Ok((with_short_texts(message), descriptors))
         } else {
             let cause = "it says more than it was asked";
             Err(Unusable::Broken(cause.to_owned()))
@@ -189,7 +189,7 @@ impl Child {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), String> {
         let worker = self.worker;
-        self.talk.told(&message);
+        self.quota.note_sent(&message);
         match self
             .process
             .channel
@@ -241,14 +241,14 @@ impl Child {
             serial,
             process: Subprocess::restore(saved.process, inherited, Channel::over)?,
             memory: SharedMemory::map(inherited.take(saved.memory)?)?,
-            talk: Talk::resumed(saved.sandbox.is_some()),
+            quota: Quota::resumed(saved.sandbox.is_some()),
             sandbox: saved.sandbox,
         })
     }
 }
 
 /// Returns the message with each text that the worker chose as one short line, which can be shown.
-fn in_few_words(mut message: FromWorker) -> FromWorker {
+fn with_short_texts(mut message: FromWorker) -> FromWorker {
     match &mut message {
         FromWorker::Failed { cause } => *cause = one_short_line(cause),
         FromWorker::HandedOver(ended) => {
@@ -286,39 +286,39 @@ mod tests {
 
     #[test]
     fn worker_sends_one_message_per_command() {
-        let mut talk = Talk::NEW;
-        assert!(talk.takes(&failed()), "it may fail");
-        assert!(!talk.takes(&draining()), "it was not asked");
-        let mut talk = Talk::NEW;
-        assert!(talk.takes(&failed()));
-        talk.told(&ToWorker::Serve);
-        talk.told(&ToWorker::Stop(Stop {
+        let mut quota = Quota::NEW;
+        assert!(quota.allows(&failed()), "it may fail");
+        assert!(!quota.allows(&draining()), "it was not asked");
+        let mut quota = Quota::NEW;
+        assert!(quota.allows(&failed()));
+        quota.note_sent(&ToWorker::Serve);
+        quota.note_sent(&ToWorker::Stop(Stop {
             lame_duck_ms: 0,
             drain_timeout_ms: 0,
         }));
-        assert!(talk.takes(&draining()));
-        assert!(!talk.takes(&draining()));
+        assert!(quota.allows(&draining()));
+        assert!(!quota.allows(&draining()));
     }
 
     #[test]
     fn worker_reports_lost_listeners_once_for_each_set() {
         let slot = SlotId(0);
         let lost = FromWorker::ListenerLost { slot };
-        let mut talk = Talk::resumed(true);
-        assert!(talk.takes(&lost));
-        assert!(!talk.takes(&lost));
-        talk.told(&ToWorker::Lend { slot });
-        assert!(talk.takes(&lost));
-        let mut new = Talk::NEW;
-        assert!(!new.takes(&lost), "it has none yet");
+        let mut quota = Quota::resumed(true);
+        assert!(quota.allows(&lost));
+        assert!(!quota.allows(&lost));
+        quota.note_sent(&ToWorker::Lend { slot });
+        assert!(quota.allows(&lost));
+        let mut new = Quota::NEW;
+        assert!(!new.allows(&lost), "it has none yet");
     }
 
     #[test]
     fn message_quota_silences_worker() {
         for wrong in [draining(), failed()] {
-            let mut talk = Talk::resumed(matches!(wrong, FromWorker::Failed { .. }));
-            assert!(!talk.takes(&wrong));
-            assert!(!talk.takes(&draining()) && !talk.takes(&failed()));
+            let mut quota = Quota::resumed(matches!(wrong, FromWorker::Failed { .. }));
+            assert!(!quota.allows(&wrong));
+            assert!(!quota.allows(&draining()) && !quota.allows(&failed()));
         }
     }
 

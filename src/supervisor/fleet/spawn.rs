@@ -9,7 +9,7 @@ use crate::supervisor::machine::{self, ListenerSource};
 use crate::sys::limits::explain;
 use uppercased_ctl::identity::WorkerId;
 
-use super::children::{Birth, Child, Spawn, Talk};
+use super::children::{Child, NewWorker, Quota, Spawn};
 use super::placement::cpu_of;
 use super::resources::SlotResources;
 use super::{Event, Fleet};
@@ -52,14 +52,14 @@ impl Fleet {
         start.room = room;
         start.descriptors = run.layout(room).descriptors;
         start.cpu = cpu_of(worker.slot, run.config.pin);
-        let birth = Birth {
+        let new = NewWorker {
             worker,
             image: &run.image,
             start,
             memory: &memory,
             listeners: slot.listeners(),
         };
-        let process = match birth.start() {
+        let process = match new.start() {
             Ok(process) => process,
             Err(error) => {
                 slot.leave_behind(memory);
@@ -73,7 +73,7 @@ impl Fleet {
             process,
             memory,
             sandbox: None,
-            talk: Talk::NEW,
+            quota: Quota::NEW,
         };
         self.next_serial += 1;
         let watched = child.watch(registry);

@@ -25,7 +25,7 @@ use crate::port::lock_bound;
 use crate::supervisor::admin::Admin;
 use crate::supervisor::control::Control;
 use crate::supervisor::fleet::Fleet;
-use crate::supervisor::fleet::children::{Child, Talk};
+use crate::supervisor::fleet::children::{Child, Quota};
 use crate::supervisor::locks::PortLocks;
 use crate::supervisor::machine::Policy;
 use crate::supervisor::policy::policy;
@@ -88,7 +88,7 @@ impl Parts {
             process: Subprocess::new(worker, Channel::pair().unwrap().0),
             memory: memory(),
             sandbox: None,
-            talk: Talk::NEW,
+            quota: Quota::NEW,
         };
         let left_behind = memory();
         let listener = || TcpListener::bind(("127.0.0.1", 0)).unwrap();

@@ -77,7 +77,7 @@ pub(crate) enum Change {
 
 /// The state that the service manager knows, if it has read everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Said {
+enum Sent {
     Nothing,
     Ready,
     Reloading,
@@ -89,9 +89,9 @@ enum Said {
 pub(crate) struct Notifier {
     /// How often the watchdog is fed, if there is one.
     watchdog: Option<Duration>,
-    said: Said,
+    sent: Sent,
     /// A reload was asked for by a signal, which is how a service manager asks.
-    asked: bool,
+    reload_requested: bool,
     outbox: VecDeque<Message>,
     /// Nothing is sent before, because the service manager does not read.
     paused_until: Option<Tick>,
@@ -108,8 +108,8 @@ impl Notifier {
     pub(crate) fn new(watchdog: Option<Duration>) -> Self {
         Self {
             watchdog: watchdog.map(|limit| limit / 2),
-            said: Said::Nothing,
-            asked: false,
+            sent: Sent::Nothing,
+            reload_requested: false,
             outbox: VecDeque::new(),
             paused_until: None,
             status: String::new(),
@@ -122,15 +122,15 @@ impl Notifier {
     /// That of a supervisor after an exec: what the earlier program has sent still holds.
     pub(crate) fn resumed(watchdog: Option<Duration>) -> Self {
         Self {
-            said: Said::Reloading,
+            sent: Sent::Reloading,
             ..Self::new(watchdog)
         }
     }
 
     /// A signal asks for a reload or an upgrade: there will be a beginning and an end of it even if
     /// it is refused at once.
-    pub(crate) const fn reload_asked(&mut self) {
-        self.asked = true;
+    pub(crate) const fn note_reload_request(&mut self) {
+        self.reload_requested = true;
     }
 
     /// Has the slot's listeners stored, in place of any before.
@@ -153,20 +153,20 @@ impl Notifier {
     }
 
     /// Compares the supervisor with what was sent of it. `status` makes the line for people, and
-    /// `ailing` returns what is wrong with a slot; each is called only when due.
+    /// `unhealthy` returns what is wrong with a slot; each is called only when due.
     pub(crate) fn observe(
         &mut self,
         view: View,
         status: impl FnOnce() -> String,
-        ailing: impl FnOnce() -> Option<String>,
+        unhealthy: impl FnOnce() -> Option<String>,
         now: Tick,
     ) -> Option<Change> {
-        let told = self.tell_life(view, now);
+        let told = self.send_life(view, now);
         if told || self.status_due <= now {
-            self.tell_status(status());
+            self.send_status(status());
             let awaited = match view.life {
                 Life::Starting => true,
-                Life::Serving => self.said == Said::Reloading,
+                Life::Serving => self.sent == Sent::Reloading,
                 Life::Stopping { .. } => false,
             };
             if awaited {
@@ -179,7 +179,7 @@ impl Notifier {
             };
             self.status_due = now + pause;
         }
-        self.feed(ailing, now)
+        self.feed(unhealthy, now)
     }
 
     /// The next message to send, unless it is too early to try again.
@@ -217,7 +217,7 @@ impl Notifier {
     }
 
     /// When to call [`Self::observe`] and [`Self::poll_message`] at the latest.
-    pub(crate) fn poll_timeout(&self) -> Option<Tick> {
+    pub(crate) fn deadline(&self) -> Option<Tick> {
         let feeding = self.watchdog.filter(|_| self.withheld.is_none());
         let feeding = feeding.map(|_| self.feeding_due);
         let retry = self.paused_until.filter(|_| !self.outbox.is_empty());
@@ -226,33 +226,33 @@ impl Notifier {
     }
 
     /// Returns whether there was a message to send.
-    fn tell_life(&mut self, view: View, now: Tick) -> bool {
+    fn send_life(&mut self, view: View, now: Tick) -> bool {
         match view.life {
             Life::Starting => false,
-            Life::Serving => self.tell_serving(view.planned == Some(Planned::Renewal), now),
-            Life::Stopping { .. } if self.said == Said::Stopping => false,
+            Life::Serving => self.send_serving(view.planned == Some(Planned::Renewal), now),
+            Life::Stopping { .. } if self.sent == Sent::Stopping => false,
             Life::Stopping { until } => {
                 let left = until.map_or(Duration::ZERO, |until| until.since(now));
                 let within = left.saturating_add(NOTIFY_STOP_MARGIN);
                 self.replace_state(Message::Stopping { within });
-                self.said = Said::Stopping;
+                self.sent = Sent::Stopping;
                 true
             }
         }
     }
 
-    fn tell_serving(&mut self, renewing: bool, now: Tick) -> bool {
-        let asked = std::mem::take(&mut self.asked);
-        let begins = asked || (renewing && self.said == Said::Ready);
+    fn send_serving(&mut self, renewing: bool, now: Tick) -> bool {
+        let asked = std::mem::take(&mut self.reload_requested);
+        let begins = asked || (renewing && self.sent == Sent::Ready);
         if begins {
             self.replace_state(Message::Reloading { at: now });
-            self.said = Said::Reloading;
+            self.sent = Sent::Reloading;
         }
-        let ends = !renewing && self.said != Said::Ready;
+        let ends = !renewing && self.sent != Sent::Ready;
         if ends {
             self.take_back_extension();
             self.outbox.push_back(Message::Ready);
-            self.said = Said::Ready;
+            self.sent = Sent::Ready;
         }
         begins || ends
     }
@@ -286,7 +286,7 @@ impl Notifier {
             .retain(|it| !matches!(it, Message::Extend { .. }));
     }
 
-    fn tell_status(&mut self, line: String) {
+    fn send_status(&mut self, line: String) {
         if line == self.status {
             return;
         }
@@ -295,13 +295,13 @@ impl Notifier {
         self.status = line;
     }
 
-    fn feed(&mut self, ailing: impl FnOnce() -> Option<String>, now: Tick) -> Option<Change> {
+    fn feed(&mut self, unhealthy: impl FnOnce() -> Option<String>, now: Tick) -> Option<Change> {
         let every = self.watchdog?;
         if now < self.feeding_due {
             return None;
         }
         self.outbox.retain(|it| *it != Message::Watchdog);
-        if let Some(cause) = ailing() {
+        if let Some(cause) = unhealthy() {
             // A recovery is an event, and leads to the next check.
             let before = self.withheld.replace(cause.clone());
             return before.is_none().then_some(Change::Withheld { cause });
@@ -359,7 +359,7 @@ const STORED: &str = "slot-";
 /// would become an outage. While an operation is in progress a queue may be between two workers;
 /// it may never be that of a slot that waits for its next try, or whose worker had to be killed
 /// because it did not answer.
-pub(crate) fn ailing<'a>(
+pub(crate) fn unhealthy<'a>(
     slots: impl IntoIterator<Item = SlotView<'a>>,
     excused: bool,
 ) -> Option<String> {

@@ -57,8 +57,8 @@ impl Bench {
                 let own = self.server.first.0..self.server.first.0 + CONTROL_CLIENTS_MAX + 1;
                 assert!(own.contains(&event.token().0));
                 let registry = self.poll.registry();
-                for heard in self.server.ready(event.token(), registry, clock::now()) {
-                    match heard {
+                for event in self.server.on_ready(event.token(), registry, clock::now()) {
+                    match event {
                         Event::Requested(id, request) => asked.push((id, request)),
                         Event::Withdrawn(id) => self.left.push(id),
                     }
@@ -210,7 +210,7 @@ fn silent_clients_yield_to_waiting_ones() {
     late.write_all(RELOAD).unwrap();
     let mut asked = bench.turn().len();
     while asked < 2 {
-        let due = bench.server.poll_timeout().unwrap();
+        let due = bench.server.deadline().unwrap();
         assert!(due <= clock::now() + CONTROL_PATIENCE);
         let registry = bench.poll.registry();
         asked += bench.server.handle_timeout(registry, due).len();
@@ -226,11 +226,11 @@ fn silent_and_non_reading_clients_time_out() {
     let mut bench = Bench::new();
     let silent = bench.client();
     bench.turn();
-    let due = bench.server.poll_timeout().unwrap();
+    let due = bench.server.deadline().unwrap();
     assert!(due <= clock::now() + CONTROL_REQUEST_TIMEOUT);
     bench.server.handle_timeout(bench.poll.registry(), due);
     assert_eq!((everything(silent), bench.clients()), (String::new(), 0));
-    assert_eq!(bench.server.poll_timeout(), None);
+    assert_eq!(bench.server.deadline(), None);
 
     let (_deaf, asked) = bench.sends(RELOAD);
     let text = "x".repeat(1000);
@@ -246,7 +246,7 @@ fn silent_and_non_reading_clients_time_out() {
     }
     bench.answer(asked[0].0, Reply::Refused(text));
     assert_eq!(bench.clients(), 1);
-    let due = bench.server.poll_timeout().unwrap();
+    let due = bench.server.deadline().unwrap();
     bench.server.handle_timeout(bench.poll.registry(), due);
     assert_eq!(bench.clients(), 0);
 }
@@ -436,7 +436,7 @@ fn other_user_is_refused_despite_mode() {
     bench.poll.poll(&mut events, patience).unwrap();
     let registry = bench.poll.registry();
     for event in &events {
-        bench.server.ready(event.token(), registry, clock::now());
+        bench.server.on_ready(event.token(), registry, clock::now());
     }
     assert_eq!(bench.clients(), 0);
     // The end of the server is the end of the child, whatever it got.
@@ -451,9 +451,9 @@ fn other_user_is_refused_despite_mode() {
 
 #[test]
 fn only_root_and_owner_may_ask() {
-    assert_eq!(unheard(0, 7), None);
-    assert_eq!(unheard(7, 7), None);
-    let why = unheard(8, 7).unwrap();
+    assert_eq!(refusal_of(0, 7), None);
+    assert_eq!(refusal_of(7, 7), None);
+    let why = refusal_of(8, 7).unwrap();
     assert!(why.contains("user 8"), "{why}");
-    assert!(unheard(7, 0).is_some());
+    assert!(refusal_of(7, 0).is_some());
 }

@@ -71,12 +71,12 @@ fn refused_reload_is_confirmed() {
     let mut notifier = Notifier::new(None);
     look(&mut notifier, serving(None), at(1));
     said(&mut notifier, at(1));
-    notifier.reload_asked();
+    notifier.note_reload_request();
     look(&mut notifier, serving(None), at(2));
     let both = [Message::Reloading { at: at(2) }, Message::Ready];
     assert_eq!(said(&mut notifier, at(2)), both);
     // Something else is under way: that is no reason to wait for it.
-    notifier.reload_asked();
+    notifier.note_reload_request();
     look(&mut notifier, serving(Some(Planned::Scaling)), at(3));
     let both = [Message::Reloading { at: at(3) }, Message::Ready];
     assert_eq!(said(&mut notifier, at(3)), both);
@@ -121,7 +121,7 @@ fn long_start_or_reload_extends_timeout() {
     let mut notifier = Notifier::new(None);
     let second = |number: u64| at(1000 * number);
     assert!(asked(&mut notifier, starting(), second(0)));
-    assert_eq!(notifier.poll_timeout(), Some(second(1)));
+    assert_eq!(notifier.deadline(), Some(second(1)));
     assert!(asked(&mut notifier, starting(), second(1)));
     assert!(!asked(&mut notifier, serving(None), second(2)));
     let scaling = serving(Some(Planned::Scaling));
@@ -158,7 +158,7 @@ fn stop_announces_its_duration_last() {
     look(&mut notifier, stopping, at(1));
     let within = Duration::from_secs(32) + NOTIFY_STOP_MARGIN;
     assert_eq!(said(&mut notifier, at(1)), [Message::Stopping { within }]);
-    notifier.reload_asked();
+    notifier.note_reload_request();
     look(&mut notifier, stopping, at(3));
     assert_eq!(said(&mut notifier, at(3)), []);
 }
@@ -175,7 +175,7 @@ fn status_line_is_sent_when_changed() {
     assert_eq!(line(&mut notifier, "one", at(0)), first);
     assert_eq!(line(&mut notifier, "two", at(1)), []);
     let due = at(0) + NOTIFY_STATUS_IDLE;
-    assert_eq!(notifier.poll_timeout(), Some(due));
+    assert_eq!(notifier.deadline(), Some(due));
     assert_eq!(line(&mut notifier, "two", due), [status("two")]);
     let due = due + NOTIFY_STATUS_IDLE;
     assert_eq!(line(&mut notifier, "two", due), []);
@@ -189,7 +189,7 @@ fn watchdog_is_fed_twice_and_upon_recovery() {
         let wrong = wrong.map(str::to_owned);
         let change = notifier.observe(serving(None), String::new, || wrong, now);
         let fed = said(&mut notifier, now).contains(&Message::Watchdog);
-        (fed, change, notifier.poll_timeout())
+        (fed, change, notifier.deadline())
     };
     // The line for people keeps it awake, too.
     assert_eq!(feed(None, at(0)), (true, None, Some(at(5000))));
@@ -217,7 +217,7 @@ fn unsent_message_is_retried() {
     notifier.refused(first, at(0));
     assert_eq!(notifier.poll_message(at(1)), None);
     let due = at(0) + NOTIFY_RETRY;
-    assert_eq!(notifier.poll_timeout(), Some(due));
+    assert_eq!(notifier.deadline(), Some(due));
     let both = [Message::Store(SlotId(0)), Message::Store(SlotId(1))];
     assert_eq!(said(&mut notifier, due), both);
 }
@@ -289,7 +289,7 @@ proptest! {
             let now = Tick::ZERO + NOTIFY_RETRY * now;
             match step {
                 Step::Show(planned) => look(&mut notifier, serving(planned), now),
-                Step::Ask => notifier.reload_asked(),
+                Step::Ask => notifier.note_reload_request(),
                 Step::Store(slot) => {
                     notifier.store(SlotId(slot));
                     kept[usize::from(slot)] = true;
