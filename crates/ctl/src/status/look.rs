@@ -29,7 +29,7 @@ impl Look {
         text::lines(self.view(), usize::MAX)
     }
 
-    const fn view(&self) -> text::View<'_> {
+    pub(super) const fn view(&self) -> text::View<'_> {
         text::View {
             status: &self.status,
             sockets: self.sockets.as_ref(),
