@@ -296,7 +296,7 @@ fn privileged_port_refuses_unprivileged_user() {
     let program = Image::for_every_user(folder.path());
     let mut command = Command::new(program.path());
     command.args(["--listen", "127.0.0.1:80"]);
-    if rustix::process::geteuid().is_root() {
+    if nix::unistd::geteuid().is_root() {
         command.uid(65_534).gid(65_534);
     }
     let output = command.output().unwrap();

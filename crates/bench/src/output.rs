@@ -252,7 +252,7 @@ fn place(path: &Path, follow: bool) -> io::Result<Place> {
 
 /// Whether another file in its place is the same to everybody who knows it.
 fn is_replaceable(known: &Metadata) -> bool {
-    let own = rustix::process::geteuid().as_raw();
+    let own = nix::unistd::geteuid().as_raw();
     known.is_file() && known.nlink() == 1 && known.uid() == own
 }
 

@@ -489,7 +489,7 @@ impl ControlServer {
             })
         };
         let (pid, uid) = (peer.pid, peer.uid);
-        let own = rustix::process::geteuid().as_raw();
+        let own = nix::unistd::geteuid().as_raw();
         if let Some(cause) = refusal_of(uid, own).or_else(full) {
             event!(
                 control_client_refused,

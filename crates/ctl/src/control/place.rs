@@ -45,7 +45,7 @@ impl Surroundings {
         Self {
             runtime_directory: set("RUNTIME_DIRECTORY"),
             xdg_runtime_dir: set("XDG_RUNTIME_DIR"),
-            root: rustix::process::geteuid().is_root(),
+            root: nix::unistd::geteuid().is_root(),
         }
     }
 
