@@ -8,7 +8,6 @@
 //! [`config::resolve`].
 
 use std::ffi::OsString;
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,29 +23,31 @@ use crate::sys::signals;
 use crate::top;
 use crate::{admin, fault, preflight, supervisor, worker};
 use uppercased_ctl::control::{Options, Request};
-use uppercased_ctl::escape::visible;
 use uppercased_ctl::output::{self, print};
 use uppercased_ctl::status::Rotation;
 use uppercased_ctl::stderr::complain;
 use uppercased_ctl::target::with_host;
 
 pub use crate::config::Launch;
+pub use ask::Shown;
 pub use completions::Shell;
+pub use error::Error;
 pub use manual::Manual;
-pub use orders::{Order, Shown};
+pub use names::BAD_INPUT;
+pub use orders::Order;
 
+mod ask;
 mod completions;
 mod definition;
 mod effective;
+mod error;
 mod exit;
 mod gather;
 mod manual;
 mod mistake;
+mod names;
 mod orders;
 mod watch;
-
-/// Exit code for bad usage and bad configuration.
-pub const BAD_INPUT: u8 = 2;
 
 /// Where the client connects when it is not told: the server's default port on this machine.
 const DEFAULT_TARGET: &str = "127.0.0.1:9999";
@@ -83,60 +84,6 @@ pub enum Command {
     Preflight(Vec<OsString>),
 }
 
-/// Why the arguments are no command.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Not what the command line accepts; also how help and version are asked for.
-    #[error("{}", mistake::one_line(.report, .command))]
-    Usage {
-        /// In clap's words.
-        report: Box<clap::Error>,
-        /// The command that was typed.
-        command: String,
-    },
-
-    /// The configuration is invalid.
-    #[error(transparent)]
-    Config(#[from] config::Error),
-
-    /// The configuration file cannot be read.
-    #[error(
-        "cannot read the configuration file {}: {why}; check its path and permissions, or omit \
-         --config and {variable}", path.display(), variable = config::CONFIG_VARIABLE
-    )]
-    ReadFile {
-        /// The file, as it was named.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        why: io::Error,
-    },
-
-    /// The configuration file could not be read a second time, or would be waited for.
-    #[error(
-        "cannot use the configuration file {}: it is a pipe or a socket, and every reload reads it \
-         again; use a regular file", path.display()
-    )]
-    NotAFile {
-        /// The file, as it was named.
-        path: PathBuf,
-    },
-
-    /// The configuration file is absurdly large.
-    #[error(
-        "cannot use the configuration file {}: it is larger than {} bytes; check the path",
-        path.display(), config::CONFIG_FILE_MAX_BYTES
-    )]
-    FileTooLarge {
-        /// The file, as it was named.
-        path: PathBuf,
-    },
-
-    /// The machine does not say what it allows.
-    #[error("cannot read the descriptor limit (RLIMIT_NOFILE): {0}")]
-    DescriptorLimit(#[source] nix::Error),
-}
-
 /// Runs the program with these arguments (the first is its own name).
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     fault::point("main.starting");
@@ -152,7 +99,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     // The supervisor's processes live with signals blocked, as it started them; every other
     // command takes them, whatever its parent had blocked, also while the configuration is read.
-    let roles = [definition::WORKER, definition::ADMIN, definition::PREFLIGHT];
+    let roles = [names::WORKER, names::ADMIN, names::PREFLIGHT];
     let role = args.get(1).and_then(|role| role.to_str());
     if !role.is_some_and(|role| roles.contains(&role)) {
         // The mask is always a valid one.
@@ -172,8 +119,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         #[cfg(feature = "bench")]
         Ok(Command::BenchPart) => uppercased_bench::be_part(),
         Ok(Command::Order(order)) => orders::run(&order),
-        Ok(Command::Completions(shell)) => completions::run(shell),
-        Ok(Command::Manual(asked)) => manual::run(&asked),
+        Ok(Command::Completions(shell)) => completions::run(shell, definition::for_people()),
+        Ok(Command::Manual(asked)) => manual::run(&asked, definition::for_people()),
         #[cfg(feature = "top")]
         Ok(Command::Top(options)) => orders::watch(&options),
         Ok(Command::Worker) => worker::run(),
@@ -205,7 +152,7 @@ pub fn parse(
     understand(&args, environment).map_err(|error| match error {
         Error::Usage { report, .. } => Error::Usage {
             report,
-            command: mistake::command_of(&args),
+            command: definition::command_of(&args),
         },
         other => other,
     })
@@ -219,7 +166,7 @@ fn understand(
         .try_get_matches_from(args)
         .map_err(definition::mistyped)?;
     if let Some((role, _)) = matches.subcommand()
-        && !definition::CONFIGURED.contains(&role)
+        && !names::CONFIGURED.contains(&role)
         && matches.args_present()
     {
         return Err(definition::conflict(format!(
@@ -233,38 +180,36 @@ fn understand(
         return Ok(Command::Order(Order {
             request,
             control: control(typed, environment)?,
-            timeout: typed.get_one(definition::TIMEOUT).copied(),
+            timeout: typed.get_one(names::TIMEOUT).copied(),
             shown: shown(name, typed),
         }));
     }
     match matches.subcommand() {
-        Some((definition::WORKER, _)) => Ok(Command::Worker),
-        Some((definition::ADMIN, typed)) => Ok(Command::Admin(admin::Options {
-            supervisor: typed.get_one(definition::SUPERVISOR).copied().unwrap_or(0),
+        Some((names::WORKER, _)) => Ok(Command::Worker),
+        Some((names::ADMIN, typed)) => Ok(Command::Admin(admin::Options {
+            supervisor: typed.get_one(names::SUPERVISOR).copied().unwrap_or(0),
         })),
-        Some((definition::CLIENT, typed)) => Ok(Command::Client(line_client(typed))),
+        Some((names::CLIENT, typed)) => Ok(Command::Client(line_client(typed))),
         #[cfg(feature = "bench")]
-        Some((definition::BENCH, typed)) => Ok(Command::Bench(typed.clone())),
+        Some((names::BENCH, typed)) => Ok(Command::Bench(typed.clone())),
         #[cfg(feature = "bench")]
-        Some((definition::BENCH_PART, _)) => Ok(Command::BenchPart),
-        Some((completions::COMPLETIONS, asked)) => {
-            Ok(Command::Completions(completions::typed(asked)))
-        }
-        Some((manual::MAN, asked)) => Ok(Command::Manual(manual::typed(asked))),
-        Some((definition::CHECK, typed)) => {
+        Some((names::BENCH_PART, _)) => Ok(Command::BenchPart),
+        Some((names::COMPLETIONS, asked)) => Ok(Command::Completions(completions::typed(asked))),
+        Some((names::MAN, asked)) => Ok(Command::Manual(manual::typed(asked))),
+        Some((names::CHECK, typed)) => {
             let found = gather::gather(&[&matches, typed], environment)?;
-            Ok(Command::Check(if typed.get_flag(definition::PRINT) {
+            Ok(Command::Check(if typed.get_flag(names::PRINT) {
                 effective::show(&found.config, &found.origins, &found.ignored)
             } else {
                 effective::verdict(found.file.as_deref(), &found.ignored)
             }))
         }
-        Some((definition::PREFLIGHT, typed)) => Ok(Command::Preflight(servers(typed, args))),
+        Some((names::PREFLIGHT, typed)) => Ok(Command::Preflight(servers(typed, args))),
         #[cfg(feature = "top")]
-        Some((definition::TOP, typed)) => Ok(Command::Top(top::Options {
+        Some((names::TOP, typed)) => Ok(Command::Top(top::Options {
             control: control(typed, environment)?,
             every: typed
-                .get_one(definition::EVERY)
+                .get_one(names::EVERY)
                 .copied()
                 .unwrap_or(config::TOP_INTERVAL),
         })),
@@ -283,16 +228,16 @@ fn understand(
 }
 
 fn line_client(typed: &ArgMatches) -> client::Options {
-    let target = typed.get_one::<String>(definition::TARGET);
+    let target = typed.get_one::<String>(names::TARGET);
     client::Options {
         target: target.map_or_else(|| DEFAULT_TARGET.to_owned(), |target| with_host(target)),
-        proxy_header: typed.get_one(definition::PROXY_PROTOCOL).copied().flatten(),
+        proxy_header: typed.get_one(names::PROXY_PROTOCOL).copied().flatten(),
     }
 }
 
 /// The command line of the server that may become this program.
 fn servers(preflight: &ArgMatches, args: &[OsString]) -> Vec<OsString> {
-    let servers = preflight.get_many::<OsString>(definition::SERVER_ARGS);
+    let servers = preflight.get_many::<OsString>(names::SERVER_ARGS);
     let program = args.first().cloned().unwrap_or_default();
     let servers = servers.into_iter().flatten().cloned();
     [program].into_iter().chain(servers).collect()
@@ -301,20 +246,20 @@ fn servers(preflight: &ArgMatches, args: &[OsString]) -> Vec<OsString> {
 /// What a command asks a running server for, if it is such a command.
 fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
     match name {
-        definition::RELOAD => Some(Request::Reload(how(typed))),
-        definition::UPGRADE => Some(Request::Upgrade(how(typed))),
-        definition::SCALE => Some(Request::Scale {
-            workers: *typed.get_one(definition::WORKERS)?,
+        names::RELOAD => Some(Request::Reload(how(typed))),
+        names::UPGRADE => Some(Request::Upgrade(how(typed))),
+        names::SCALE => Some(Request::Scale {
+            workers: *typed.get_one(names::WORKERS)?,
             options: how(typed),
         }),
-        definition::CANCEL => Some(Request::Cancel),
-        definition::ROTATION => {
-            let word = typed.get_one::<String>(definition::TO)?;
+        names::CANCEL => Some(Request::Cancel),
+        names::ROTATION => {
+            let word = typed.get_one::<String>(names::TO)?;
             let to = Rotation::ALL.into_iter().find(|to| to.name() == word)?;
             Some(Request::Rotation { to })
         }
-        definition::STATUS => Some(Request::Status),
-        definition::STOP => Some(Request::Stop),
+        names::STATUS => Some(Request::Status),
+        names::STOP => Some(Request::Stop),
         _ => None,
     }
 }
@@ -322,8 +267,8 @@ fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
 /// How an operation is to be carried out.
 fn how(typed: &ArgMatches) -> Options {
     Options {
-        wait: typed.get_flag(definition::WAIT),
-        drain: typed.get_flag(definition::DRAIN),
+        wait: typed.get_flag(names::WAIT),
+        drain: typed.get_flag(names::DRAIN),
     }
 }
 
@@ -332,7 +277,7 @@ fn control(
     typed: &ArgMatches,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Option<PathBuf>, config::Error> {
-    match typed.get_one::<PathBuf>(definition::CONTROL) {
+    match typed.get_one::<PathBuf>(names::CONTROL) {
         Some(path) => Ok(Some(path.clone())),
         None => orders::named_in(environment),
     }
@@ -340,17 +285,17 @@ fn control(
 
 /// How a status is to be shown.
 fn shown(name: &str, typed: &ArgMatches) -> Shown {
-    if name != definition::STATUS {
+    if name != names::STATUS {
         return Shown::default();
     }
-    let limit = typed.get_one::<u32>(definition::LIMIT);
+    let limit = typed.get_one::<u32>(names::LIMIT);
     let limit = limit.and_then(|&limit| usize::try_from(limit).ok());
     Shown {
-        json: typed.get_flag(definition::JSON),
-        ready: typed.get_flag(definition::READY),
-        watch: typed.get_one(definition::WATCH).copied(),
+        json: typed.get_flag(names::JSON),
+        ready: typed.get_flag(names::READY),
+        watch: typed.get_one(names::WATCH).copied(),
         sockets: typed
-            .get_flag(definition::SOCKETS)
+            .get_flag(names::SOCKETS)
             .then(|| limit.unwrap_or(config::STATUS_SOCKETS_LISTED)),
     }
 }

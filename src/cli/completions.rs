@@ -9,11 +9,9 @@ use std::process::ExitCode;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Arg, ArgMatches, Command};
 
-use super::{definition, print};
+use super::names::{self, COMPLETIONS};
 use crate::config::Setting;
-
-/// The command.
-pub(super) const COMPLETIONS: &str = "completions";
+use uppercased_ctl::output::print;
 
 const SHELL: &str = "shell";
 
@@ -77,8 +75,8 @@ pub(super) fn typed(typed: &ArgMatches) -> Shell {
 }
 
 /// Prints the script.
-pub(super) fn run(shell: Shell) -> ExitCode {
-    print(&script(shell))
+pub(super) fn run(shell: Shell, command: Command) -> ExitCode {
+    print(&script(shell, command))
 }
 
 /// Settings judge their values by themselves, so the definition does not know which words there
@@ -96,9 +94,9 @@ fn with_words(command: Command) -> Command {
     })
 }
 
-fn script(shell: Shell) -> String {
-    let command = with_words(definition::for_people());
-    let mut command = definition::CONFIGURED
+fn script(shell: Shell, command: Command) -> String {
+    let command = with_words(command);
+    let mut command = names::CONFIGURED
         .into_iter()
         .fold(command, |command, name| {
             command.mut_subcommand(name, with_words)
@@ -111,17 +109,18 @@ fn script(shell: Shell) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::definition;
     use super::*;
 
     #[test]
     fn completions_omit_hidden_roles() {
         for shell in Shell::ALL {
-            let script = script(shell);
+            let script = script(shell, definition::for_people());
             for word in ["reload", "idle-timeout", "completions"] {
                 assert!(script.contains(word), "{shell:?}: {word}");
             }
             assert_eq!(script.contains("compare"), cfg!(feature = "bench"));
-            for role in [definition::PREFLIGHT, "bench-part"] {
+            for role in [names::PREFLIGHT, "bench-part"] {
                 assert!(!script.contains(role), "{shell:?}: {role}");
             }
         }

@@ -4,7 +4,7 @@
 
 use clap::Command;
 
-use super::{BAD_INPUT, completions, definition, manual};
+use super::names::{self, BAD_INPUT};
 
 /// An exit code and what it says.
 pub(super) type Meaning = (u8, &'static str);
@@ -83,14 +83,14 @@ const TEXT: &[Meaning] = &[
 pub(super) fn meanings(command: &Command) -> &'static [Meaning] {
     let takes = |flag: &str| command.get_arguments().any(|arg| arg.get_id() == flag);
     match command.get_name() {
-        definition::PROGRAM | definition::SERVE => SERVER,
-        definition::CHECK => CHECK,
-        definition::CLIENT => CLIENT,
-        definition::BENCH => BENCH,
-        definition::COMPARE => COMPARE,
-        manual::MAN | completions::COMPLETIONS => TEXT,
+        names::PROGRAM | names::SERVE => SERVER,
+        names::CHECK => CHECK,
+        names::CLIENT => CLIENT,
+        names::BENCH => BENCH,
+        names::COMPARE => COMPARE,
+        names::MAN | names::COMPLETIONS => TEXT,
         // Whoever asks a running server can name it.
-        _ if takes(definition::CONTROL) => ORDER,
+        _ if takes(names::CONTROL) => ORDER,
         _ => &[],
     }
 }
@@ -104,6 +104,7 @@ pub(super) fn in_short() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::definition;
     use std::collections::BTreeSet;
 
     #[test]

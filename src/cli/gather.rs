@@ -16,7 +16,8 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::{Error, definition};
+use super::error::Error;
+use super::{definition, names};
 use crate::config::{
     self, Assignment, CONFIG_FILE_MAX_BYTES, CONFIG_VARIABLE, Config, Facts, Origin, Origins,
     SETTINGS, Setting,
@@ -92,10 +93,10 @@ fn file_name(
 ) -> Result<Option<PathBuf>, Error> {
     let mut named = typed
         .iter()
-        .filter_map(|flags| flags.get_one::<PathBuf>(definition::CONFIG));
+        .filter_map(|flags| flags.get_one::<PathBuf>(names::CONFIG));
     let flag = named.next();
     if named.next().is_some() {
-        return Err(twice(definition::CONFIG));
+        return Err(twice(names::CONFIG));
     }
     if let Some(path) = flag {
         return Ok(Some(path.clone()));

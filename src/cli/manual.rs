@@ -10,13 +10,12 @@ use std::process::ExitCode;
 use clap::builder::{PathBufValueParser, PossibleValuesParser};
 use clap::{Arg, ArgMatches, Command, ValueHint};
 
-use super::{complain, definition, print};
+use super::names::MAN;
 use page::Page;
+use uppercased_ctl::output::print;
+use uppercased_ctl::stderr::complain;
 
 mod page;
-
-/// The command.
-pub(super) const MAN: &str = "man";
 
 const PAGE: &str = "command";
 const DIR: &str = "dir";
@@ -74,8 +73,8 @@ pub(super) fn typed(typed: &ArgMatches) -> Manual {
 }
 
 /// Prints a page, or writes all of them.
-pub(super) fn run(asked: &Manual) -> ExitCode {
-    let pages = page::all(definition::for_people());
+pub(super) fn run(asked: &Manual, command: Command) -> ExitCode {
+    let pages = page::all(command);
     match asked {
         Manual::Print(name) => {
             let wanted = page::title(name.as_deref());
@@ -107,6 +106,7 @@ fn write(dir: &Path, pages: &[Page]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::definition;
     use super::*;
 
     #[test]

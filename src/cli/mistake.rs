@@ -3,12 +3,10 @@
 //!
 //! Invariant: one line, whatever was typed. Must not: decide what is accepted.
 
-use std::ffi::OsString;
-
 use clap::error::{ContextKind, ContextValue};
 
-use super::definition::{self, PROGRAM};
-use super::visible;
+use super::names::{self, PROGRAM};
+use uppercased_ctl::escape::visible;
 
 /// Words that people bring along from other programs, and what does that here.
 const ELSEWHERE: &[(&[&str], &str)] = &[
@@ -51,29 +49,16 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     ),
     #[cfg(not(feature = "bench"))]
     (
-        &[definition::BENCH],
+        &[names::BENCH],
         "this binary is built without the load generator; use one with the feature `bench`",
     ),
     #[cfg(not(feature = "top"))]
     (
-        &[definition::TOP],
+        &[names::TOP],
         "this binary is built without the dashboard; use one with the feature `top`, or \
          `uppercased status --watch`",
     ),
 ];
-
-/// The command that was typed, as far as it is one.
-pub(super) fn command_of(args: &[OsString]) -> String {
-    let root = definition::for_people();
-    let (mut at, mut typed) = (&root, vec![PROGRAM]);
-    for word in args.iter().skip(1).take_while(|word| *word != "--") {
-        if let Some(below) = at.find_subcommand(word) {
-            typed.push(below.get_name());
-            at = below;
-        }
-    }
-    typed.join(" ")
-}
 
 /// Clap's report without its decoration: message and tips, and where to look.
 pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
@@ -107,7 +92,7 @@ fn meant(error: &clap::Error, command: &str) -> Option<&'static str> {
     };
     let servers = || {
         let name = command.rsplit(' ').next();
-        name.is_some_and(|name| name == PROGRAM || definition::CONFIGURED.contains(&name))
+        name.is_some_and(|name| name == PROGRAM || names::CONFIGURED.contains(&name))
     };
     let word = unknown(ContextKind::InvalidSubcommand)
         .or_else(|| unknown(ContextKind::InvalidArg).filter(|_| servers()))?;
@@ -117,7 +102,10 @@ fn meant(error: &clap::Error, command: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
+    use crate::cli::definition;
 
     fn told(args: &[&str]) -> String {
         let args: Vec<OsString> = [&[PROGRAM], args].concat().iter().map(Into::into).collect();

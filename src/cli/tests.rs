@@ -2,6 +2,7 @@
 
 use super::*;
 use uppercased_ctl::control::ScaleTo;
+use uppercased_ctl::escape::visible;
 
 fn parsed(args: &[&str]) -> Result<Command, String> {
     let args = ["uppercased"].iter().chain(args).map(OsString::from);

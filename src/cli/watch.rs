@@ -16,16 +16,16 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::SIGINT;
 
-use super::orders::{Error, Shown, look, negative};
-use super::{complain, print};
+use super::ask::{Error, Shown, look, negative};
 use crate::config::STATUS_RATES_SPAN;
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::control::Reply;
 use uppercased_ctl::control::client::Error as AskError;
 use uppercased_ctl::escape::visible;
 use uppercased_ctl::look::{Answer, Looker};
-use uppercased_ctl::output;
+use uppercased_ctl::output::{self, print};
 use uppercased_ctl::status::{Look, SocketStatus, Sockets};
+use uppercased_ctl::stderr::complain;
 
 /// One look, or the reason why there is none.
 enum Seen {

@@ -23,8 +23,8 @@ fn help_fits_terminal_and_names_every_setting() {
         SCALE,
         STATUS,
         STOP,
-        completions::COMPLETIONS,
-        manual::MAN,
+        COMPLETIONS,
+        MAN,
         CANCEL,
         ROTATION,
         #[cfg(feature = "top")]

@@ -9,7 +9,7 @@ use clap::Command;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use crate::cli::{definition, exit};
+use crate::cli::{exit, names};
 use crate::config::{SETTINGS, Setting};
 
 /// The page of the configuration file.
@@ -94,9 +94,9 @@ impl Page {
 /// The name of the page that is asked for by this word; without one it is the program's.
 pub(super) fn title(word: Option<&str>) -> String {
     match word {
-        None => definition::PROGRAM.to_owned(),
+        None => names::PROGRAM.to_owned(),
         Some(FILE) => FILE.to_owned(),
-        Some(command) => format!("{}-{command}", definition::PROGRAM),
+        Some(command) => format!("{}-{command}", names::PROGRAM),
     }
 }
 
@@ -148,7 +148,7 @@ fn of_command(command: &Command) -> String {
     }
     page.own(|roff| {
         headed(roff, &help, |heading| !is_example(heading));
-        if is_root(command) || command.get_name() == definition::SERVE {
+        if is_root(command) || command.get_name() == names::SERVE {
             signals(roff);
         }
         exit_status(roff, command);
@@ -163,7 +163,7 @@ fn of_command(command: &Command) -> String {
 }
 
 fn is_root(command: &Command) -> bool {
-    command.get_name() == definition::PROGRAM
+    command.get_name() == names::PROGRAM
 }
 
 /// What the command is for, and what its help has to say besides.
@@ -253,7 +253,7 @@ fn synopsis(roff: &mut Roff, command: &Command) {
 }
 
 fn signals(roff: &mut Roff) {
-    let each = definition::SIGNALS;
+    let each = names::SIGNALS;
     let named = each.map(|(signal, effect)| (format!("SIG{signal}"), effect));
     list(
         roff,
@@ -279,10 +279,10 @@ fn exit_status(roff: &mut Roff, command: &Command) {
 fn environment(roff: &mut Roff, command: &Command) {
     let variables = if is_root(command) {
         VARIABLES
-    } else if takes(command, definition::CONFIG) {
+    } else if takes(command, names::CONFIG) {
         // The rest is where the control socket is and what the log looks like: of no use here.
         &VARIABLES[..2]
-    } else if takes(command, definition::CONTROL) {
+    } else if takes(command, names::CONTROL) {
         VARIABLES_OF_ORDERS
     } else {
         return;
@@ -300,7 +300,7 @@ fn neighbours(command: &Command) -> Vec<String> {
         .chain(below)
         .map(|page| format!("{page}(1)"))
         .collect();
-    if takes(command, definition::CONFIG) {
+    if takes(command, names::CONFIG) {
         pages.push(format!("{FILE}(5)"));
     }
     pages
@@ -370,7 +370,7 @@ struct Text(String);
 
 impl Text {
     fn begin(title: &str, section: &str, manual: &str) -> Self {
-        let version = format!("{} {}", definition::PROGRAM, env!("CARGO_PKG_VERSION"));
+        let version = format!("{} {}", names::PROGRAM, env!("CARGO_PKG_VERSION"));
         let mut roff = Roff::new();
         // A page that is built twice is the same twice, so it has no date; an argument that is
         // left out would have to be quoted.
@@ -406,6 +406,7 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::definition;
 
     fn page(word: Option<&str>) -> String {
         let wanted = title(word);
@@ -446,7 +447,7 @@ mod tests {
             let flag = format!("\\-\\-{}", setting.flag().replace('-', "\\-"));
             assert!(text.contains(&format!("\\fB{flag}\\fR")), "{flag}");
         }
-        for (signal, _) in definition::SIGNALS {
+        for (signal, _) in names::SIGNALS {
             assert!(text.contains(&format!("\\fBSIG{signal}\\fR")), "{signal}");
         }
     }

@@ -1,0 +1,123 @@
+//! One request to a running server: its errors with their exit codes, and how a status is shown.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::names::BAD_INPUT;
+use uppercased_ctl::control::client::{Conversation, Error as AskError};
+use uppercased_ctl::escape::visible;
+use uppercased_ctl::look::{self, Answer};
+use uppercased_ctl::output::print;
+
+/// How a status is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// For a machine.
+    pub json: bool,
+    /// Again and again, so often.
+    pub watch: Option<Duration>,
+    /// Each socket on the ports, so many of them at most.
+    pub sockets: Option<usize>,
+    /// Whether a status is only to say if new clients are welcome.
+    pub ready: bool,
+}
+
+/// Why there is no verdict.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("cannot find a running server: no control socket in {}; name one with --control", joined(.0))]
+    NoneFound(Vec<PathBuf>),
+    #[error(
+        "cannot use any control socket as this user{0}; run the command as root or as the server's \
+         user, or name another socket with --control"
+    )]
+    NoneHeeds(Barred),
+    #[error("cannot choose a server: {} are running: {}; name one with --control", .0.len(), .0.join(", "))]
+    Several(Vec<String>),
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// Only for a status: a supervisor that lives has one at once.
+    #[error(
+        "cannot get the status within {within:?}: {}; the workers may still be serving",
+        silence(*.server)
+    )]
+    Silent {
+        within: Duration,
+        server: Option<i32>,
+    },
+    #[error(
+        "cannot use the server's answer: it does not match the request; check the server's version"
+    )]
+    OffTopic,
+}
+
+impl Error {
+    /// Returns the exit code of the command.
+    pub(super) const fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoneFound(_)
+            | Self::NoneHeeds(_)
+            | Self::Several(_)
+            | Self::Ask(AskError::Unreachable { .. }) => BAD_INPUT,
+            Self::Ask(_) | Self::Silent { .. } | Self::OffTopic => 1,
+        }
+    }
+}
+
+/// Places that could not be looked at.
+#[derive(Debug)]
+pub(super) struct Barred(pub(super) Vec<(PathBuf, io::Error)>);
+
+impl fmt::Display for Barred {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (path, error) in &self.0 {
+            write!(out, ", {}: {error}", path.display())?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn negative(how: &str, cause: &str) -> ExitCode {
+    let _ = print(&format!("{how}: {}\n", visible(cause)));
+    ExitCode::FAILURE
+}
+
+/// One look at a server.
+pub(super) fn look(path: &std::path::Path, within: Duration) -> Result<Answer, Error> {
+    match look::ask(path, Some(within)) {
+        Err(AskError::TimedOut) => {
+            // The kernel makes the connection, whatever the server is doing.
+            let asked = Conversation::open(path, Some(within)).ok();
+            let server = asked.and_then(|asked| asked.server());
+            Err(Error::Silent { within, server })
+        }
+        answer => Ok(answer?),
+    }
+}
+
+/// What there is to say of a supervisor that does not answer.
+fn silence(server: Option<i32>) -> String {
+    match server {
+        Some(pid) if is_stopped(pid) => {
+            format!("process {pid} is stopped, and `kill -CONT {pid}` resumes it")
+        }
+        Some(pid) => format!("process {pid} is stalled or gets no CPU time"),
+        None => "the supervisor is stalled or gets no CPU time".to_owned(),
+    }
+}
+
+/// Whether a signal or a debugger has stopped a process.
+fn is_stopped(pid: i32) -> bool {
+    let told = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the name, which may have anything in it.
+    let state = told.rsplit(')').next().unwrap_or_default().trim_start();
+    state.starts_with(['T', 't'])
+}
+
+fn joined(places: &[PathBuf]) -> String {
+    let places: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
+    places.join(" or ")
+}

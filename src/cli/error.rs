@@ -1,0 +1,61 @@
+//! The errors of the command line and of the sources of the configuration.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::mistake;
+use crate::config;
+
+/// The error for arguments that give no command.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not what the command line accepts; also how help and version are asked for.
+    #[error("{}", mistake::one_line(.report, .command))]
+    Usage {
+        /// In clap's words.
+        report: Box<clap::Error>,
+        /// The command that was typed.
+        command: String,
+    },
+
+    /// The configuration is invalid.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+
+    /// The configuration file cannot be read.
+    #[error(
+        "cannot read the configuration file {}: {why}; check its path and permissions, or omit \
+         --config and {variable}", path.display(), variable = config::CONFIG_VARIABLE
+    )]
+    ReadFile {
+        /// The file, as it was named.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        why: io::Error,
+    },
+
+    /// The configuration file could not be read a second time, or would be waited for.
+    #[error(
+        "cannot use the configuration file {}: it is a pipe or a socket, and every reload reads it \
+         again; use a regular file", path.display()
+    )]
+    NotAFile {
+        /// The file, as it was named.
+        path: PathBuf,
+    },
+
+    /// The configuration file is absurdly large.
+    #[error(
+        "cannot use the configuration file {}: it is larger than {} bytes; check the path",
+        path.display(), config::CONFIG_FILE_MAX_BYTES
+    )]
+    FileTooLarge {
+        /// The file, as it was named.
+        path: PathBuf,
+    },
+
+    /// The machine does not say what it allows.
+    #[error("cannot read the descriptor limit (RLIMIT_NOFILE): {0}")]
+    DescriptorLimit(#[source] nix::Error),
+}
