@@ -14,15 +14,14 @@
 //! [`FDS_MAX`] descriptors. Pure: no descriptor, no socket.
 
 mod admin;
+mod direction;
 mod preflight;
 mod worker;
-
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 
 pub use admin::{FromAdmin, StartAdmin, ToAdmin};
+pub use direction::{Direction, Message};
 pub use preflight::{FromPreflight, ToPreflight};
 pub use worker::{FromWorker, HandOver, Listen, Ready, Start, Stop, TakeOver, ToWorker};
 
@@ -35,25 +34,6 @@ pub const FDS_MAX: usize = 200;
 
 const MAGIC: [u8; 4] = *b"UPPR";
 const HEADER_BYTES: usize = 24;
-
-/// One direction of one conversation, as the frame header names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-#[expect(missing_docs, reason = "each is the type of its name")]
-pub enum Direction {
-    ToWorker = 1,
-    FromWorker = 2,
-    ToAdmin = 3,
-    FromAdmin = 4,
-    ToPreflight = 5,
-    FromPreflight = 6,
-}
-
-/// The messages of one direction.
-pub trait Message: Serialize + DeserializeOwned {
-    /// Identifies the type in the frame header.
-    const DIRECTION: Direction;
-}
 
 /// A message, and the worker that sends or receives it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Direction, Message};
+use super::direction::{Direction, Message};
 use crate::config::Config;
 use uppercased_ctl::status::{AgentAnswers, Sandboxed};
 

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Direction, Message};
+use super::direction::{Direction, Message};
 
 /// A task for a pre-flight child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

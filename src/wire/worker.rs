@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Direction, Message};
+use super::direction::{Direction, Message};
 use crate::config::Config;
 use crate::handover::{HandedOver, Part};
 use uppercased_ctl::identity::{SlotId, WorkerId};
