@@ -37,64 +37,42 @@ mod lending;
 mod lifecycle;
 mod operation;
 mod pending;
+mod phase;
 mod plan;
 mod policy;
 mod pulse;
+mod queue;
 mod reactions;
 mod roll;
 mod scale;
 mod slot;
 mod snapshot;
 mod succession;
+mod trials;
 mod upgrade;
 mod ways;
 mod worker;
 
 use std::collections::VecDeque;
 
-use serde::{Deserialize, Serialize};
-
 pub use crate::handover::HandoverEnd;
-pub(super) use balance::Balance;
 pub use exchange::{
     Action, Answer, Done, Event, ListenerSource, Load, Notice, ScaleTo, Verdict, Wanted,
 };
-pub(super) use pending::Pending;
+pub(super) use phase::Phase;
 use plan::Operation;
 pub use plan::Planned;
 pub use policy::{Boot, KILL_GRACE, Policy, RestartConnections};
+use queue::Pending;
 pub use slot::{LastDeath, Queue, SlotView, WorkerView};
 use slot::{Slot, SlotState};
 pub use snapshot::{SNAPSHOT_VERSION, Snapshot, SnapshotError};
+use trials::Balance;
 use uppercased_ctl::clock::Tick;
 pub use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 pub use uppercased_ctl::identity::{ReleaseId, RequestId};
 pub use worker::{Death, KillReason, Progress};
 use worker::{Worker, WorkerState};
-
-/// Where the whole supervisor is in its life.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Phase {
-    /// `Boot` has not come.
-    Idle,
-    /// Slots start one after the other: the order of the `listen` calls is the order of the sockets
-    /// in their group, and with port 0 the first one's port is what the others must bind.
-    Booting {
-        /// The slot whose first Ready is awaited; those before it have been Ready, those after it
-        /// wait.
-        slot: SlotId,
-    },
-    /// Every slot has been Ready once, or has been tried and is tried again and again.
-    Serving,
-    /// A worker that is needed could not start; what runs is killed and awaited.
-    BootFailed { cause: String },
-    /// Workers finish what they owe.
-    Draining { since: Tick, deadline: Tick },
-    /// What is left has been killed and is awaited.
-    Forced,
-    /// `Exit` has been given out.
-    Ended,
-}
 
 /// Where a server is in its life, as far as it matters to the process that started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

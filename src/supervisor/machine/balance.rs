@@ -19,11 +19,8 @@
 //! operation is in progress and never closer than [`REBALANCE_REST`]; no worker is killed for one. An
 //! operation that begins meanwhile does not wait: workers settle a part before they execute it.
 
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
-
 use super::slot::Slot;
+use super::trials::{Balance, Look, Move, Trials};
 use super::{Action, HandoverEnd, Load, Machine, Notice, Phase, Reception, WorkerId};
 use crate::config::{
     REBALANCE_ACTIVE_WITHIN, REBALANCE_CONNECTIONS, REBALANCE_LEAST_CALLS, REBALANCE_LOOK_EVERY,
@@ -31,55 +28,6 @@ use crate::config::{
 };
 use crate::handover::Part;
 use uppercased_ctl::clock::Tick;
-
-/// What is remembered of the workers' loads and of moves.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(in super::super) struct Balance {
-    /// When the next sample is due; `None`: no samples are taken.
-    due: Option<Tick>,
-    /// A sample was ordered and has not come.
-    awaited: bool,
-    /// The latest sample.
-    seen: Option<Look>,
-    /// The worker that was too busy then, and in how many samples in a row.
-    suspect: Option<(WorkerId, u32)>,
-    /// The move in progress.
-    moving: Option<Move>,
-    /// The moves so far.
-    trials: Option<Trials>,
-}
-
-/// The loads of all workers that served, in order of their slots.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Look {
-    at: Tick,
-    loads: Vec<Load>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Move {
-    from: WorkerId,
-    to: WorkerId,
-    since: Tick,
-    deadline: Tick,
-}
-
-/// Moves, for judging by what follows whether more of them are any use.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Trials {
-    /// When the latest one was ordered.
-    at: Tick,
-    /// Connections that moved then, as far as is known.
-    moved: u32,
-    /// The workers that received some; one worker per slot at most.
-    takers: Vec<WorkerId>,
-    /// Calls a second of the busiest worker, when they were lowest.
-    peak: u64,
-    /// From the latest move to the next one, at least.
-    rest: Duration,
-    /// When moves have last been found to be of no use, or the first one was made.
-    judged: Tick,
-}
 
 /// Two workers between which connections should move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

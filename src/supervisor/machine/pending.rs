@@ -11,12 +11,10 @@
 //! Invariants: a request leaves the queue only by being handed out, answered or withdrawn; one is
 //! handed out at a time; the queue is bounded, by [`PENDING_MAX`]; a stop answers all that wait.
 
-use std::collections::VecDeque;
 use std::mem::discriminant;
 
-use serde::{Deserialize, Serialize};
-
 use super::plan::{Course, OperationKind, Stage};
+use super::queue::{Pending, Waiting};
 use super::{Action, Answer, Machine, Notice, Phase, Reception, RequestId, ScaleTo, Wanted};
 use crate::config::CONTROL_WAITERS_MAX;
 use uppercased_ctl::clock::Tick;
@@ -25,27 +23,6 @@ use uppercased_ctl::limits::WORKERS_MAX;
 /// The most requests that wait: those of commands, a reload, an upgrade, the number of workers that
 /// an earlier instance left, and between and around all of those a change of that number.
 const PENDING_MAX: usize = 2 * CONTROL_WAITERS_MAX + 8;
-
-/// What waits; see the module's text.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(in super::super) struct Pending {
-    /// The next one first.
-    waiting: VecDeque<Waiting>,
-    /// Handed to the shell, and neither begun nor given up.
-    beginning: Option<Waiting>,
-    /// When the shell must be back with a reload: a child reads its configuration meanwhile.
-    deadline: Option<Tick>,
-}
-
-/// One request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Waiting {
-    /// [`RequestId::NOBODY`]: a signal.
-    request: RequestId,
-    wanted: Wanted,
-    /// Connections that cannot move may be drained.
-    drain: bool,
-}
 
 /// What keeps an operation from beginning.
 pub(super) enum Obstacle {

@@ -10,8 +10,12 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::exchange::Action;
+use super::phase::Phase;
+use super::plan::Operation;
+use super::policy::Policy;
+use super::queue::Pending;
 use super::slot::Slot;
-use super::{Balance, Operation, Pending, Phase, Policy};
+use super::trials::Balance;
 use uppercased_ctl::identity::{Generation, ReleaseId};
 
 /// The format this program writes, and the only one it reads.

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Event, HandoverEnd, ListenerSource, RequestId};
+use super::answer::Answer;
+use super::event::{Event, ListenerSource};
+use crate::handover::HandoverEnd;
 use crate::supervisor::machine::worker::Death;
-use uppercased_ctl::identity::{SlotId, WorkerId};
+use uppercased_ctl::identity::{RequestId, SlotId, WorkerId};
 
 /// Something worth a log line, with all that the line needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
