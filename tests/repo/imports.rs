@@ -25,6 +25,8 @@ struct Names {
     globs: Vec<Vec<String>>,
     /// The names that the file declares.
     declared: BTreeSet<String>,
+    /// Names that the code uses by themselves.
+    used: BTreeSet<String>,
     /// Inline modules around the present item.
     depth: usize,
 }
@@ -71,7 +73,8 @@ impl Imports {
                 let Some(path) = absolute(module, path, &modules) else {
                     continue;
                 };
-                if *passes_on && path.starts_with(module) {
+                let uses = path.last().is_some_and(|name| names.used.contains(name));
+                if *passes_on && path.starts_with(module) && !uses {
                     continue;
                 }
                 found.extend(declared_in(path, &modules, &passed_on));
@@ -190,8 +193,13 @@ impl<'ast> Visit<'ast> for Names {
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        let parts = path.segments.iter().map(|part| part.ident.to_string());
-        self.add(parts.collect(), false);
+        let mut parts = path.segments.iter().map(|part| part.ident.to_string());
+        // A single name may be a variable; an item of another file has a path or a `use`.
+        if path.segments.len() > 1 {
+            self.add(parts.collect(), false);
+        } else {
+            self.used.extend(parts.next());
+        }
         syn::visit::visit_path(self, path);
     }
 
