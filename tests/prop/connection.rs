@@ -2,8 +2,6 @@
 //! kernel made of queues. `model/script.rs` states the invariants, checked after every turn and at the end of
 //! each connection.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::Duration;
 
 use crate::model::script::{Op, Terms, World, ms};

@@ -223,25 +223,6 @@ fn files_import_each_other_without_circles() {
     assert_none("files that import each other in a circle", offences);
 }
 
-#[test]
-fn supervisor_and_worker_never_import_each_other() {
-    let mut offences = Vec::new();
-    for (name, text) in product_sources() {
-        let banned = match name.as_str() {
-            name if name.starts_with("src/supervisor") => "crate::worker",
-            name if name.starts_with("src/worker") => "crate::supervisor",
-            name if name.starts_with("src/reactor") => "crate::supervisor",
-            _ => continue,
-        };
-        offences.extend(
-            code_lines(&text)
-                .filter(|l| l.contains(banned))
-                .map(|_| name.clone()),
-        );
-    }
-    assert_none("imports the other side", offences);
-}
-
 /// The parts of the supervisor: each is a file and a folder of its name.
 const PARTS: [&str; 9] = [
     "admin",

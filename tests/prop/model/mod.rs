@@ -389,7 +389,10 @@ impl Kernel {
 
     /// Gives a connection another number, unwatched, as if another process had received it.
     pub fn transfer(&mut self, fd: u32, first_fd: u32) -> u32 {
-        let client = self.descriptors.remove(&fd).unwrap();
+        let client = self
+            .descriptors
+            .remove(&fd)
+            .expect("the descriptor is open");
         self.first_fd = first_fd;
         let number = self.free_number();
         self.descriptors.insert(number, client);
@@ -407,7 +410,8 @@ impl Kernel {
 
     fn free_number(&self) -> u32 {
         let mut free = self.first_fd..;
-        free.find(|fd| !self.descriptors.contains_key(fd)).unwrap()
+        free.find(|fd| !self.descriptors.contains_key(fd))
+            .expect("numbers do not run out")
     }
 
     /// What happens before the next call takes effect.

@@ -175,7 +175,9 @@ impl Laws {
         self.unanswered
             .retain(|it| *it != request || *it == RequestId::NOBODY);
         let stops = self.end != End::Running;
-        if self.returned(request) || stops {
+        // Of two requests without a caller, a refusal in the call that makes one is for that one.
+        let made = self.pending.made.is_some_and(|(it, ..)| it == request);
+        if stops || (!made && self.returned(request)) {
             self.forget_waiter(request);
             return;
         }
