@@ -1,7 +1,7 @@
 //! The one table of settings, from which flags, environment variables, file keys, defaults,
 //! bounds, help and the reference in `docs/configuration.md` all come.
 //!
-//! Invariants: one row for each field of [`Config`]; every default and every example is accepted
+//! Invariants: one row for each field of [`Config`](super::Config); every default and every example is accepted
 //! by its own row; the texts quote the bounds, which stand in `bounds.rs` and nowhere else.
 //! Must not: decide between sources or check one setting against another (`resolve` does).
 

@@ -61,7 +61,7 @@ impl Origin {
     }
 }
 
-/// Where each value of a [`Config`] comes from.
+/// Where each value of a [`Config`](super::Config) comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origins(pub(super) Vec<Origin>);
 

@@ -1,6 +1,6 @@
 //! Every event that this program logs: key, level, message, fields and meaning, declared once.
 //!
-//! [`event!`](super::event) writes one. The key is the stable name (`event=worker_died` in the log):
+//! `event!` writes one. The key is the stable name (`event=worker_died` in the log):
 //! a message may be reworded, a key may not. `docs/reference.md` has the same table.
 
 use tracing::Level;

@@ -2,7 +2,7 @@
 //!
 //! Invariants: it has mode 0600 from birth; only a socket that is ours, or at which no server answers,
 //! is ever removed; a path is bound, and a dead socket removed there, by one process at a time
-//! ([`Turn`]), so that none takes another's socket for a dead one while that is being made. It must
+//! (`Turn`), so that none takes another's socket for a dead one while that is being made. It must
 //! not accept or read.
 
 use std::fs::{self, DirBuilder, File};

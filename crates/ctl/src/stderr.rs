@@ -1,6 +1,6 @@
 //! Lines on standard error for whoever started this process, outside of the log.
 //!
-//! Invariant: a line waits for room for [`SAY_PATIENCE`] at most, then the exit code has to say it.
+//! Invariant: a line waits for room for `SAY_PATIENCE` at most, then the exit code has to say it.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -21,7 +21,7 @@ pub fn complain(what: &str) {
 }
 
 /// Writes one line to standard error, whatever `line` contains. Standard error may be full, or have
-/// nobody who reads it: after [`SAY_PATIENCE`] the exit code has to say it.
+/// nobody who reads it: after `SAY_PATIENCE` the exit code has to say it.
 pub fn say(line: &str) {
     let line = visible(line) + "\n";
     let mut rest = line.as_bytes();
@@ -43,7 +43,7 @@ pub fn say(line: &str) {
     }
 }
 
-/// Waits until standard error has room for a line, for [`SAY_PATIENCE`] at most; before a last line
+/// Waits until standard error has room for a line, for `SAY_PATIENCE` at most; before a last line
 /// that must not be dropped.
 pub fn await_room() {
     await_room_until(clock::now() + SAY_PATIENCE);

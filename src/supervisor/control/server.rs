@@ -89,7 +89,7 @@ fn watch(
 }
 
 impl ControlServer {
-    /// Opens the socket where `control` says. `tokens` is the first of [`TOKENS`] that it uses;
+    /// Opens the socket where `control` says. `tokens` is the first of `TOKENS` that it uses;
     /// requests are numbered from `first_request` on.
     ///
     /// `None` if there is to be none; also, with a warning, if the default path cannot be bound: it
