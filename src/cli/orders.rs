@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::ask::{Barred, Error, Shown, look, negative};
+#[cfg(feature = "top")]
 use super::names::BAD_INPUT;
 use super::watch;
 use crate::config::{self, Control, STATUS_ANSWER_TIMEOUT, Setting};

@@ -450,7 +450,7 @@ fn missing_server_is_one_clear_error() {
 #[test]
 fn bad_usage_is_one_clear_error() {
     for (args, words) in [
-        (&["ping", "--rate=5"][..], "belongs to `rate`"),
+        (&["ping", "--rate=5"][..], "it applies to `rate`"),
         (&["png"], "neither a pattern"),
         (&["--connections=0"], "1 to 2000000"),
         (&["--duration=1s", "--count=5"], "exclude each other"),
