@@ -95,7 +95,7 @@ fn full_standard_error_never_blocks_failed_start() {
 
 #[test]
 fn silent_control_clients_give_way_to_a_status() {
-    let server = Server::start(&["--workers=1"]);
+    let server = Server::start(&["--listen=127.0.0.1:0", "--workers=1"]);
     let silent: Vec<_> = (0..200)
         .map(|_| UnixStream::connect(server.control()).unwrap())
         .collect();
@@ -161,7 +161,7 @@ fn unkillable_workers_refuse_start() {
 
 #[test]
 fn resumed_supervisor_keeps_its_workers() {
-    let server = Server::start(&["--workers=2", "--hang-timeout=1s"]);
+    let server = Server::start(&["--listen=127.0.0.1:0", "--workers=2", "--hang-timeout=1s"]);
     let before = server.worker_pids();
     let supervisor = Watched::open(server.pid()).unwrap();
     for _ in 0..2 {

@@ -120,7 +120,7 @@ fn every_step_is_told(manager: &ServiceManager) {
     server.signal(Signal::SIGHUP);
     assert_one_reload(manager, mark, asked);
     // For which there is no other message.
-    let refused = "STATUS=2 workers, 0 connections; restart refused: ";
+    let refused = "STATUS=2 workers, 0 connections; reload refused: ";
     manager.wait_for(mark, refused);
     planned.configure("");
 

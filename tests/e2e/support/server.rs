@@ -254,6 +254,12 @@ impl Server {
     /// Starts a server with `args` and waits until it serves.
     #[track_caller]
     pub fn start(args: &[&str]) -> Self {
+        // Two tests on the default port would refuse each other.
+        let own = |arg: &&str| arg.starts_with("--listen") || arg.starts_with("--config");
+        assert!(
+            args.iter().any(own),
+            "a test names its port: --listen=127.0.0.1:0"
+        );
         Self::builder().args(args).start()
     }
 
