@@ -1,4 +1,4 @@
-//! `bench compare`: which files it takes, and what it does with bad ones.
+//! `bench compare`: accepted files, and errors for bad ones.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::Command;
 use uppercased_bench::outcome::{FORMAT, Outcome};
 use uppercased_bench::report::{self, Run};
 
-/// Runs `bench compare`; its exit code, standard output and standard error.
+/// Runs `bench compare`; returns its exit code, standard output and standard error.
 fn compare(args: &[&str]) -> (Option<i32>, String, String) {
     let ran = Command::new(env!("CARGO_BIN_EXE_uppercased"))
         .args(["bench", "compare"])

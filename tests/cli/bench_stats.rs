@@ -1,4 +1,4 @@
-//! The arithmetic of `benches/peers`, tested here because a bench has no tests of its own.
+//! Tests of the arithmetic in `benches/peers`: a bench has no tests of its own.
 
 #[path = "../../benches/peers/stats.rs"]
 mod stats;

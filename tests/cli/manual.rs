@@ -1,5 +1,5 @@
-//! Manual pages and completions, checked by their readers: `man`, `mandoc`, `lexgrog`, and the shells. A
-//! missing program is skipped and reported.
+//! Manual pages and completions, checked with `man`, `mandoc`, `lexgrog` and the shells. A missing
+//! program is skipped and reported.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -21,7 +21,7 @@ fn uppercased(args: &[&str]) -> Output {
     command.args(args).stdin(Stdio::null()).output().unwrap()
 }
 
-/// What a run printed; it must succeed in silence.
+/// Returns the standard output of a run that must succeed without errors.
 fn printed(args: &[&str]) -> String {
     let output = uppercased(args);
     assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
@@ -29,7 +29,7 @@ fn printed(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The complaint of a run; it must be one line with this exit code.
+/// Returns the error message of a run, which must be one line with exit code `code`.
 fn complaint(args: &[&str], code: i32) -> String {
     let output = uppercased(args);
     assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
@@ -43,13 +43,13 @@ fn installed(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).any(|folder| folder.join(tool).is_file());
     if !found {
-        // Not by `eprintln!`, which the test runner keeps back when a test passes.
+        // Not `eprintln!`: the test runner hides its output when a test passes.
         drop(writeln!(io::stderr(), "SKIPPED: {tool} is not installed"));
     }
     found
 }
 
-/// Every page, in a directory that lives as long as what is returned.
+/// Returns a directory with every page, removed when dropped, and the paths of the pages.
 fn pages() -> (TempDir, Vec<PathBuf>) {
     let folder = TempDir::new().unwrap();
     let dir = folder.path().join("made/if/need/be");
@@ -70,7 +70,7 @@ fn name(page: &Path) -> &str {
 fn manual_covers_each_command_and_file() {
     let (_folder, pages) = pages();
     let names: Vec<&str> = pages.iter().map(|page| name(page)).collect();
-    // In the order of bytes, as sorted above.
+    // In byte order, as sorted above.
     let expected = [
         #[cfg(feature = "bench")]
         "uppercased-bench-compare.1",
@@ -129,13 +129,13 @@ fn formatters_accept_every_page() {
                 .output()
                 .unwrap();
             let warnings = String::from_utf8_lossy(&output.stdout);
-            // The one thing that is meant: a page that is built twice is the same twice.
+            // Intended: pages have no date, so that builds are reproducible.
             let meant = |line: &&str| line.contains("missing date");
             let others: Vec<&str> = warnings.lines().filter(|line| !meant(line)).collect();
             assert!(others.is_empty(), "{others:?}");
         }
         if installed("lexgrog") {
-            // What `apropos` and `whatis` will know of it.
+            // The entry for `apropos` and `whatis`.
             let output = Command::new("lexgrog").arg(page).output().unwrap();
             let said = String::from_utf8_lossy(&output.stdout);
             let (title, _) = name(page).rsplit_once('.').unwrap();
@@ -146,12 +146,12 @@ fn formatters_accept_every_page() {
 
 #[test]
 fn bash_completes_commands_flags_and_values() {
-    // It comes with every system that has these tests' other needs.
+    // Every system that can run these tests has bash.
     assert!(installed("bash"));
     let folder = TempDir::new().unwrap();
     let script = folder.path().join("uppercased.bash");
     fs::write(&script, printed(&["completions", "bash"])).unwrap();
-    // As bash does at a TAB: the words so far, the one under the cursor, the one before it.
+    // Arguments as bash passes them: command, current word, previous word.
     let complete = r#"
         source "$1"; shift
         [[ $(complete -p uppercased) == *" -F _uppercased uppercased" ]] || exit 1
@@ -181,7 +181,7 @@ fn bash_completes_commands_flags_and_values() {
         (&["uppercased", "completions", "z"], "zsh\n"),
         (&["uppercased", "--log-level", "d"], "debug\n"),
         (&["uppercased", "serve", "--log-format", "j"], "json\n"),
-        // A role that only the supervisor starts.
+        // A role for the supervisor's use only.
         (&["uppercased", "prefl"], "\n"),
     ] {
         assert_eq!(completed(words), expected, "{words:?}");
@@ -227,7 +227,7 @@ fn unknown_page_or_shell_is_refused() {
     };
     assert!(why.contains(page), "{why}");
     complaint(&["man", "reload", "--dir", "here"], 2);
-    // The system's refusal, not the person's mistake.
+    // A system error, not a usage error.
     let why = complaint(&["man", "--dir", "/dev/null/pages"], 1);
     assert!(why.contains("/dev/null/pages"), "{why}");
 }

@@ -15,16 +15,16 @@ use nix::unistd::Pid;
 
 use tempfile::{NamedTempFile, TempDir};
 
-/// One run of the program in an environment without settings.
+/// A run of the program in an environment without settings.
 struct Run {
     command: Command,
     stdout_set: bool,
 }
 
-/// Far longer than any of these runs takes: one that still runs then has become a server.
+/// Far longer than any of these runs: a process still running after it has become a server.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What a run left behind.
+/// The result of a run.
 #[derive(Debug)]
 struct Outcome {
     stdout: String,
@@ -47,7 +47,7 @@ impl Run {
         }
     }
 
-    /// `uppercased check --print`.
+    /// Prepares `uppercased check --print`.
     fn print() -> Self {
         Self::new().arg("check").arg("--print")
     }
@@ -67,14 +67,14 @@ impl Run {
         self
     }
 
-    /// Lets standard output go there instead of being captured.
+    /// Redirects standard output to `to` instead of capturing it.
     fn stdout_to(mut self, to: impl Into<Stdio>) -> Self {
         self.command.stdout(to);
         self.stdout_set = true;
         self
     }
 
-    /// Names a configuration file with this text; the file lives as long as what is returned.
+    /// Adds a configuration file with `text`; the file is removed when the handle is dropped.
     fn file(mut self, text: &str) -> (Self, NamedTempFile) {
         let file = NamedTempFile::new().unwrap();
         fs::write(file.path(), text).unwrap();
@@ -83,7 +83,7 @@ impl Run {
     }
 
     fn outcome(mut self) -> Outcome {
-        // What the test has set is kept, the rest is captured.
+        // Redirections of the test are kept; the rest is captured.
         if !self.stdout_set {
             self.command.stdout(Stdio::piped());
         }
@@ -94,7 +94,7 @@ impl Run {
             .spawn(move || done.send(child.wait_with_output()))
             .unwrap();
         let Ok(output) = ended.recv_timeout(DEADLINE) else {
-            // Not reaped yet (the thread still waits for it), so the pid is its own.
+            // Not reaped yet (the thread still waits for it), so the pid cannot have been reused.
             kill(pid, Signal::SIGKILL).unwrap();
             panic!("still running after {DEADLINE:?}: {:?}", self.command);
         };
@@ -106,7 +106,7 @@ impl Run {
         }
     }
 
-    /// Runs it and returns its output; it must succeed in silence.
+    /// Runs it and returns its standard output; it must succeed without errors.
     fn stdout(self) -> String {
         let outcome = self.outcome();
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
@@ -114,7 +114,7 @@ impl Run {
         outcome.stdout
     }
 
-    /// Runs it and returns its complaint; it must be the one line of bad input.
+    /// Runs it and returns its error message, the one line of a usage error.
     fn complaint(self) -> String {
         let outcome = self.outcome();
         assert_eq!(outcome.code, Some(2), "{outcome:?}");
@@ -125,7 +125,7 @@ impl Run {
     }
 }
 
-/// The value and origin that `check --print` shows for `key`.
+/// Returns the value and origin that `check --print` shows for `key`.
 fn printed(text: &str, key: &str) -> (String, String) {
     text.lines()
         .find_map(|line| line.strip_prefix(&format!("{key} = ")))
@@ -161,7 +161,7 @@ fn help_fits_terminal_and_names_every_command() {
         assert!(short.contains(&format!("  {name} ")), "{name}");
         let text = Run::new().args(&[name, "--help"]).stdout();
         assert!(text.contains("Example"), "{name}");
-        // A line that was broken by hand and once more by the terminal's width.
+        // Lines broken both by hand and by the terminal's width.
         let torn = text
             .lines()
             .find(|line| line.trim_end().ends_with(" An") || *line == "show");
@@ -236,7 +236,7 @@ fn every_command_fills_slow_nonblocking_pipe() {
     ] {
         let whole = Run::new().args(args).stdout();
         let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
-        // A page: less than any of these commands prints, so each has to wait for the reader.
+        // One page: less than any of these commands prints, so each of them blocks on the reader.
         fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
         let run = Run::new().args(args).stdout_to(writer);
         let running = std::thread::Builder::new().spawn(|| run.outcome()).unwrap();
@@ -301,7 +301,7 @@ fn error_fits_one_line_for_any_input() {
         let line = outcome.stderr.strip_suffix('\n').unwrap();
         let raw = |letter: char| letter.is_control() || letter == '\u{202e}';
         assert!(!line.is_empty() && !line.contains(raw), "{what}: {line:?}");
-        // All of it is there: an escaped line is complete.
+        // Not truncated: an escaped line is complete.
         assert!(line.contains("ERROR"), "{what}: {line:?}");
     }
 }
@@ -619,7 +619,7 @@ fn log_installs_only_once() {
     assert!(again.to_string().contains("already"), "{again}");
 }
 
-/// The container image has neither command.
+/// The container image is built without both commands.
 #[test]
 #[cfg(not(any(feature = "bench", feature = "top")))]
 fn missing_feature_is_named() {
