@@ -1,6 +1,6 @@
-//! Abusive clients, deliberate or not. Excess connections are refused with a cause; under every other abuse
-//! memory stays within its bound, a well-behaved client is served all the time, and afterwards everything is
-//! as before.
+//! Abusive clients, deliberate or not. Excess connections are refused with a cause. Under any other
+//! abuse, memory stays within its bound, a well-behaved client is always served, and the server
+//! recovers fully afterwards.
 //!
 //! Descriptor exhaustion and pauses at the connection limit are in `tests/e2e/limits.rs`.
 
@@ -23,18 +23,18 @@ use crate::support::syn_flood::{SynFlood, set_ipv4};
 use crate::support::usage::Counters;
 use crate::support::{Client, Server, in_background};
 
-/// What the kernel may hold for one connection.
+/// Upper bound of the kernel memory of one connection.
 const KERNEL_BYTES_MAX: u64 = 1 << 20;
 
 const FIRST: IpAddr = source(2);
 const SECOND: IpAddr = source(3);
 
-/// An address of this machine from which clients connect.
+/// Returns a loopback address to connect from.
 const fn source(last: u8) -> IpAddr {
     IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, last))
 }
 
-/// One worker, so that what a worker counts is all there is.
+/// Starts one worker, so that its counters are the server's.
 #[track_caller]
 fn server(args: &[&str]) -> Server {
     Server::builder()
@@ -51,12 +51,12 @@ fn served(source: IpAddr, addr: SocketAddr) -> Client {
     client
 }
 
-/// Asserts that a client from `source` is reset, however far it gets before.
+/// Asserts that a client from `source` is reset, at any stage.
 #[track_caller]
 fn refused(source: IpAddr, addr: SocketAddr) {
     match Client::try_connect_from(source, addr) {
         Ok(mut client) => client.expect_reset(),
-        // The reset was faster than the way back from the connect.
+        // The reset arrived before connect returned.
         Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
         Err(error) => panic!("connect from {source}: {error}"),
     }
@@ -86,13 +86,13 @@ fn source_limit_refuses_excess_connection() {
     assert!(line.contains("reason=per_source_limit"), "{line}");
     assert_eq!(number(&line, "refused"), 1, "{line}");
 
-    // A place for each that leaves.
+    // Each closed connection frees a place.
     first.pop();
     counters.wait_open(3);
     first.push(served(FIRST, addr));
     refused(FIRST, addr);
 
-    // Where connections move to, they are counted, and none of them is refused.
+    // Migrated connections are counted, and none is refused.
     server.reload().expect_success();
     for client in first.iter_mut().chain([&mut second]) {
         client.roundtrip(b"moved, and never cut");
@@ -122,7 +122,7 @@ fn source_rate_limit_slows_fast_source() {
     let server = server(&["--accept-rate-per-source", "5"]);
     let (addr, counters) = (server.addr(), Counters::of(&server));
     let begin = now();
-    // However slow this machine is: tried until some were refused.
+    // Repeats until some are refused, because the machine may be slow.
     let (mut taken, mut refused) = (0, 0);
     until("some are refused", || {
         match is_served(FIRST, addr) {
@@ -166,12 +166,12 @@ fn access_lists_select_clients_and_follow_reload() {
     assert_eq!(refusals(&counters, RefusalCause::Denied), 2);
     assert_eq!(refusals(&counters, RefusalCause::NotAllowed), 1);
 
-    // A list that is wrong changes nothing.
+    // An invalid list changes nothing.
     write("\"127.0.0.2/24\"");
     let wrong = "deny: \"127.0.0.2/24\" has bits set beyond its prefix";
     server.reload().expect_failure(wrong);
     served(FIRST, addr);
-    // One that is right holds for new connections; who is in stays in.
+    // A valid list applies to new connections; existing ones stay open.
     write("\"127.0.0.2\"");
     server.reload().expect_success();
     refused(FIRST, addr);
@@ -236,7 +236,7 @@ fn slow_readers_hold_bounded_memory() {
 #[test]
 fn idle_timeout_closes_silent_clients() {
     const SILENT: usize = 300;
-    // Long enough that the client which pings is not taken for a silent one on a busy machine.
+    // Long enough that a busy machine does not make the pinging client idle.
     let scene = Scene::start(&["--idle-timeout=3s", "--linger-timeout=1s"]);
     let mut silent = scene.connect(SILENT);
     scene.assert_bounded(SILENT);
@@ -261,20 +261,20 @@ fn connection_flood_waits_in_queue_and_disappears() {
     });
     scene.assert_bounded(PLACES as usize);
     drop(flood);
-    // Those that waited are taken, found to be gone, and closed.
+    // Queued clients are accepted, found to be gone, and closed.
     scene
         .counters
         .wait(Counter::Closed(CloseReason::PeerClosed), FLOOD as u64 + 1);
     scene.assert_as_before();
 }
 
-/// Half-open connections, as many as the listener keeps, from sources that never answer.
+/// Limit of half-open connections, filled from sources that never reply.
 const SYN_QUEUE: u32 = 128;
 
-/// A scene in this namespace with such a queue, flooded until it is full.
+/// Starts a server in this namespace with such a queue and floods it until it is full.
 #[track_caller]
 fn flooded() -> Option<(Scene, SynFlood, KernelCounters)> {
-    // Gives up on a half-open connection after 3 s instead of a minute.
+    // Drops a half-open connection after 3 s instead of a minute.
     set_ipv4("tcp_synack_retries", 1);
     let scene = Scene::start(&["--backlog", &SYN_QUEUE.to_string()]);
     let flood = SynFlood::new(scene.addr());
@@ -309,7 +309,7 @@ fn syn_flood_blocks_nobody_with_cookies() {
             flood.send(100);
             clients.push(served(FIRST, scene.addr()));
         }
-        // None of those that never answered waits to be accepted, and the server says so.
+        // Half-open connections are not in the accept queue, and `status` shows none.
         let queue = &scene.server.status_json()["slots"][0]["accept_queues"][0];
         assert_eq!(queue["length"], 0, "{queue}");
         assert_eq!(queue["limit"], SYN_QUEUE, "{queue}");
@@ -329,7 +329,7 @@ fn syn_flood_blocks_nobody_with_cookies() {
 fn syn_flood_without_cookies_blocks_only_new_clients() {
     isolated(|| {
         set_ipv4("tcp_syncookies", 0);
-        // Otherwise the kernel keeps the last quarter of so many for peers that it knows.
+        // Otherwise the kernel reserves the last quarter of the queue for known peers.
         set_ipv4("tcp_max_syn_backlog", 64 * SYN_QUEUE);
         let Some((scene, mut flood, before)) = flooded() else {
             return;
@@ -344,7 +344,7 @@ fn syn_flood_without_cookies_blocks_only_new_clients() {
         until("its request is dropped like the others", || {
             dropped() > by_now
         });
-        // It is let in when the kernel has given up on the others: its own request comes again.
+        // It connects by a retransmitted SYN, once the kernel has dropped the others.
         let mut late = late.join().expect("it got in");
         late.roundtrip(b"at last");
         drop(late);
@@ -364,7 +364,7 @@ fn reset_flood_leaves_nothing() {
     let scene = Scene::start(&[]);
     for number in 0..RESETS {
         let mut client = Client::connect(scene.addr());
-        // At every stage of a life: in the queue, with unread input, with an answer on its way.
+        // At every stage: queued, with unread input, with a reply pending.
         match number % 3 {
             0 => {}
             1 => client.send_all(b"something"),
@@ -385,8 +385,8 @@ fn reset_flood_leaves_nothing() {
     scene.assert_as_before();
 }
 
-/// From now on the peer's machine answers nothing, not even with an acknowledgement: whatever
-/// arrives for it is dropped. What it holds open stays open for the server.
+/// Makes the client's host unreachable: all packets to it are dropped, and it sends no
+/// acknowledgements. Its connections stay open on the server.
 #[track_caller]
 fn vanish(client: &Client) {
     const RETURN: u16 = 0x06;
@@ -397,15 +397,14 @@ fn vanish(client: &Client) {
 
 #[test]
 fn server_deadlines_end_half_open_connections() {
-    // So few, and so much time, that the first are not cut before the last are full.
+    // Few clients and a long timeout: the first is not cut before the last is full.
     const VANISHED: usize = 5;
     let scene = Scene::start(&[
         "--idle-timeout=6s",
         "--write-stall-timeout=6s",
         "--linger-timeout=1s",
     ]);
-    // Half of them are owed something when their machine goes away, the others have just fallen
-    // silent.
+    // Half of them have replies pending when their host vanishes; the others are idle.
     let owed = scene.connect(VANISHED);
     fill_all(&owed, &scene.counters);
     let silent = scene.connect(VANISHED);
@@ -416,7 +415,7 @@ fn server_deadlines_end_half_open_connections() {
         scene.counters.wait(Counter::Closed(reason), count);
     }
     scene.counters.wait_open(1);
-    // They have not been told, and never will be.
+    // These clients receive neither FIN nor RST.
     for client in &silent {
         client.expect_open();
     }
@@ -438,7 +437,7 @@ fn byte_at_a_time_client_costs_no_memory() {
     for client in &mut clients {
         client.expect(&[b'X'; BYTES]);
     }
-    // And one that reads so, too.
+    // One client also reads slowly.
     let trickle = &mut clients[0];
     trickle.send_all(&[b'y'; BYTES]);
     for _ in 0..BYTES {
@@ -448,8 +447,8 @@ fn byte_at_a_time_client_costs_no_memory() {
     scene.assert_as_before();
 }
 
-/// All memory that a process may ask for is what it has, and a little: an address space that does
-/// not grow is the strictest bound there is, for a worker that exceeds it is a worker that dies.
+/// Limits the address space to little more than its present size. This is the strictest memory
+/// bound: a worker that exceeds it crashes.
 #[test]
 fn full_server_serves_under_memory_pressure() {
     const READERS: usize = 60;

@@ -1,5 +1,6 @@
-//! The admin endpoint: its metrics agree with the clients across crashes, reloads and upgrades; its health
-//! pages are true while the server stops or stalls; and its own clients disturb nobody.
+//! The admin endpoint: its metrics agree with the clients across crashes, reloads and upgrades; its
+//! health pages are correct while the server stops or stalls; and scrapers do not disturb the
+//! service.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -14,7 +15,7 @@ use crate::support::adversity::skipped;
 use crate::support::observe::{freeze, until, until_some, worker_of};
 use crate::support::{Client, DEADLINE, Server, Watched, wait_gone};
 
-/// The content type that a scraper is promised.
+/// The promised content type.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 fn start(args: &[&str]) -> Server {
@@ -33,7 +34,7 @@ fn admin_pid(server: &Server) -> Option<u32> {
     pid.as_u64().and_then(|pid| u32::try_from(pid).ok())
 }
 
-/// What was answered to `bytes`, in full.
+/// Sends `bytes` and returns the whole response.
 fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE).expect("connect");
     stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
@@ -49,7 +50,7 @@ fn status_of(answer: &str) -> u16 {
     code.unwrap_or_else(|| panic!("no HTTP answer: {answer:?}"))
 }
 
-/// Status and body of a page.
+/// Returns the status and body of a page.
 fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let request = format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n");
     let answer = exchange(address, request.as_bytes());
@@ -58,7 +59,7 @@ fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (status_of(&answer), body.to_owned())
 }
 
-/// The metrics, as text that a parser of the format accepts.
+/// Returns the metrics, checked by a parser of the format.
 fn scrape(address: SocketAddr) -> String {
     let asked =
         "GET /metrics HTTP/1.1\r\nHost: here\r\nAccept: application/openmetrics-text\r\n\r\n";
@@ -72,8 +73,8 @@ fn scrape(address: SocketAddr) -> String {
     body.to_owned()
 }
 
-/// Everything that only grows, by series. What the admin process counts of itself begins anew with
-/// each.
+/// Returns all monotonic series. The admin process's counters of itself are left out: they restart
+/// with each process.
 fn growing(text: &str) -> BTreeMap<String, f64> {
     let samples = text.lines().filter(|line| !line.starts_with('#'));
     let samples = samples.filter_map(|line| {
@@ -87,7 +88,7 @@ fn growing(text: &str) -> BTreeMap<String, f64> {
     samples.collect()
 }
 
-/// The sum of a series over all its labels.
+/// Returns the sum of a series over all its labels.
 fn sum(text: &str, name: &str) -> u64 {
     let values = text.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
@@ -121,10 +122,10 @@ fn counters_match_clients_across_crash_and_reload() {
         for client in &mut clients {
             client.roundtrip(LINE);
             sent += LINE.len() as u64;
-            // In the middle of it all.
+            // While clients are active.
             scrape(address);
         }
-        // A worker may count a moment after what it counts can be seen.
+        // A worker may increment a counter shortly after its effect is visible.
         let counted = |text: &String| {
             let bytes = [
                 "uppercased_received_bytes_total",
@@ -141,12 +142,12 @@ fn counters_match_clients_across_crash_and_reload() {
         );
         assert_eq!(sum(&text, "uppercased_connections_open"), CLIENTS as u64);
         assert_eq!(sum(&text, "uppercased_ready"), 1);
-        // The turn that answered a client may still be counted.
+        // The turn that served a client may not be counted yet.
         let turns = sum(&text, "uppercased_turns_total");
         let took = sum(&text, "uppercased_turn_duration_seconds_count");
         assert!(took > 0 && turns.abs_diff(took) <= 2 * u64::from(round) + 2);
         if round == 2 {
-            // With all of them open: they move.
+            // With all connections open, so that they migrate.
             server.reload().expect_success();
             until("every connection is counted as moved", || {
                 let text = scrape(address);
@@ -176,8 +177,8 @@ fn counters_match_clients_across_crash_and_reload() {
     assert!(server.stop().success());
 }
 
-/// For whoever adds up rates: a series that began anew, or whose count went on under another label,
-/// would be counted twice.
+/// A series that restarts, or continues under another label, would be counted twice in sums of
+/// rates.
 #[test]
 fn counters_never_decrease_when_slots_leave() {
     let server = start(&["--workers=3"]);
@@ -296,7 +297,7 @@ fn admin_process_is_replaced_after_crash() {
     let workers = server.worker_pids();
     let first = until_some("an admin process", || admin_pid(&server));
     Watched::open(first).expect("alive").signal(Signal::SIGKILL);
-    // What comes meanwhile waits at the listener, or is lost with the process.
+    // Requests meanwhile wait at the listener or are lost with the process.
     let second = until_some("another one", || {
         admin_pid(&server).filter(|pid| *pid != first)
     });
@@ -305,7 +306,7 @@ fn admin_process_is_replaced_after_crash() {
     assert_eq!(server.status_json()["admin"]["deaths"], 1);
     assert_eq!(sum(&scrape(address), "uppercased_admin_deaths_total"), 1);
     assert_eq!(server.worker_pids(), workers);
-    // The next supervisor does not forget.
+    // The setting survives an upgrade.
     server.upgrade().expect_success();
     assert_eq!(sum(&scrape(address), "uppercased_admin_deaths_total"), 1);
     client.roundtrip(b"still here");
@@ -333,7 +334,7 @@ fn stalled_supervisor_is_unhealthy() {
     assert_eq!(code, 503, "{why}");
     assert!(why.contains("no answer in time"), "{why}");
     assert_eq!(get(address, "/metrics").0, 503);
-    // The workers do not need it.
+    // Workers do not depend on the admin process.
     Client::connect(server.addr()).roundtrip(b"served all the same");
     server.signal(Signal::SIGCONT);
     assert_eq!(get(address, "/healthz").0, 200);
@@ -352,7 +353,7 @@ fn stopping_server_is_alive_and_not_ready() {
     assert_eq!(get(address, "/healthz").0, 200);
     assert_eq!(sum(&scrape(address), "uppercased_slot_serving"), 0);
     let admin = until_some("an admin process", || admin_pid(&server));
-    // A second one ends it at once.
+    // A second stop ends it at once.
     server.stop();
     assert!(wait_gone(admin, DEADLINE));
     assert!(TcpStream::connect_timeout(&address, DEADLINE).is_err());
@@ -373,7 +374,7 @@ fn admin_address_survives_upgrade() {
     until("every byte is counted", || {
         sum(&scrape(address), "uppercased_received_bytes_total") == 11
     });
-    // Supervisor, worker, admin: nothing else descends from it.
+    // Supervisor, worker and admin process are the only processes.
     until("only three processes are there", || {
         server.processes().len() == 3
     });
@@ -428,7 +429,7 @@ fn silent_clients_time_out() {
     assert!(server.stop().success());
 }
 
-/// Its threads take and give back what an answer needs, while it is locked in.
+/// Its threads allocate and free response buffers inside the sandbox.
 #[test]
 fn admin_process_serves_many_large_responses() {
     const CLIENTS: usize = 4;
@@ -443,7 +444,7 @@ fn admin_process_serves_many_large_responses() {
             }
         }
     };
-    // A client that fails fails the test.
+    // A client error fails the test.
     std::thread::scope(|scope| {
         for _ in 0..CLIENTS {
             scope.spawn(ask);
@@ -486,7 +487,7 @@ fn unavailable_admin_address_refuses_start() {
     assert!(code == 2 && why.contains("not a loopback address"), "{why}");
 }
 
-/// It asks over a channel of its own, which nobody else has.
+/// The admin process uses a private channel to the supervisor.
 #[test]
 fn admin_process_needs_no_control_socket() {
     let folder = tempfile::tempdir().expect("a folder");

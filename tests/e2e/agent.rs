@@ -13,7 +13,7 @@ use uppercased_ctl::clock;
 use crate::support::observe::{field, freeze, until, worker_of};
 use crate::support::{Client, DEADLINE, Server, Watched};
 
-/// One worker with room for ten connections.
+/// Starts one worker with room for ten connections.
 #[track_caller]
 fn start(args: &[&str]) -> Server {
     let fixed = ["--listen=127.0.0.1:0", "--agent=127.0.0.1:0", "--workers=1"];
@@ -26,7 +26,7 @@ fn agent(server: &Server) -> SocketAddr {
     status["admin"]["agent"].as_str().unwrap().parse().unwrap()
 }
 
-/// What a load balancer is told that asks at `agent` with `words`.
+/// Returns the reply of `agent` to a load balancer that sends `words`.
 #[track_caller]
 fn told_with(agent: SocketAddr, words: &[u8]) -> String {
     let mut stream = TcpStream::connect_timeout(&agent, DEADLINE).unwrap();
@@ -45,13 +45,13 @@ fn told(agent: SocketAddr) -> String {
     told_with(agent, b"")
 }
 
-/// The word that an answer has for HAProxy, once it is `word`.
+/// Waits until the HAProxy state in the reply is `word`.
 #[track_caller]
 fn until_told(agent: SocketAddr, word: &str) {
     until(word, || told(agent).split(' ').next() == Some(word));
 }
 
-/// What the admin endpoint answers.
+/// Returns the response of the admin endpoint.
 #[track_caller]
 fn page(server: &Server, page: &str) -> String {
     let status = server.status_json();
@@ -73,7 +73,7 @@ fn agent_weight_reports_free_capacity() {
         .for_each(|client| client.roundtrip(b"hold a place"));
     let agent = agent(&server);
     assert_eq!(told(agent), "ready up 70%");
-    // Whatever a balancer says first, and however it goes away.
+    // The balancer's input and its way of closing do not matter.
     assert_eq!(told_with(agent, b"hello from here\n"), "ready up 70%");
     drop(TcpStream::connect(agent).unwrap());
     drop(clients);
@@ -117,7 +117,7 @@ fn operator_drains_and_restores_rotation() {
         );
         Client::connect(server.addr()).roundtrip(b"all the same");
     }
-    // It stays so.
+    // The state survives a reload.
     server.reload().expect_success();
     server.upgrade().expect_success();
     assert_eq!(server.status_json()["rotation"], "maint");
@@ -142,7 +142,7 @@ fn agent_answers_are_counted() {
         let line = metrics.lines().find_map(|line| line.strip_prefix(&sample));
         assert_eq!(line.unwrap() != "0", told, "{word}: {metrics}");
     }
-    // It was said with the question that the page was.
+    // The page and the agent shared one query.
     let answers = &server.status_json()["admin"]["agent_answers"];
     assert!(answers["drain"].as_u64().unwrap() > 0, "{answers}");
     assert_eq!(answers["maint"], 0, "{answers}");
@@ -151,7 +151,7 @@ fn agent_answers_are_counted() {
 
 #[test]
 fn agent_reports_stop_before_clients_are_refused() {
-    // A second signal ends it.
+    // A second signal stops it at once.
     let server = start(&["--lame-duck=1h"]);
     let agent = agent(&server);
     until_told(agent, "ready");
@@ -184,7 +184,7 @@ fn agent_keeps_answer_of_stalled_supervisor() {
     until_told(agent, "drain");
     let supervisor = Watched::open(server.pid()).unwrap();
     freeze(&supervisor);
-    // What was said last is said again at once only for a moment; then it has to be asked.
+    // A cached reply is used for a short time only; then a new query is needed.
     let since = clock::now();
     while clock::now().since(since) < 2 * AGENT_FRESH {
         assert!(told(agent).starts_with("drain"));
@@ -207,7 +207,7 @@ fn agent_survives_silent_clients_and_crash() {
     let process = Watched::open(u32::try_from(pid).unwrap()).unwrap();
     process.signal(Signal::SIGKILL);
     assert!(process.wait_gone(DEADLINE));
-    // The listener stays, so nobody is refused meanwhile.
+    // The listener stays open, so no connection is refused meanwhile.
     assert!(told(agent).starts_with("ready up "));
     assert_eq!(server.status_json()["admin"]["deaths"], 1);
 }

@@ -23,7 +23,7 @@ use crate::support::netns::isolated;
 use crate::support::observe::{field, until};
 use crate::support::{DEADLINE, Server, in_background, own_address, poll_one};
 
-/// What a measurement said.
+/// The result of a measurement.
 struct Said {
     code: i32,
     outcome: Option<Outcome>,
@@ -31,7 +31,7 @@ struct Said {
     stderr: String,
 }
 
-/// Runs `bench` with `args`, and reads the JSON.
+/// Runs `bench` with `args` and parses its JSON.
 #[track_caller]
 fn bench(args: &[&str]) -> Said {
     bench_by(
@@ -44,7 +44,7 @@ fn bench(args: &[&str]) -> Said {
 fn bench_by(command: &mut Command, args: &[&str]) -> Said {
     let folder = tempfile::tempdir().expect("a folder for the outcome");
     let file = folder.path().join("outcome.json");
-    // Flags go before what belongs to the server.
+    // Flags go before the server's own arguments.
     let own = args
         .iter()
         .position(|arg| *arg == "--")
@@ -73,7 +73,7 @@ impl Said {
         self.outcome.as_ref().unwrap_or_else(told)
     }
 
-    /// It must have found nothing wrong.
+    /// Asserts that it found no failure.
     #[track_caller]
     fn is_clean(&self) -> &Outcome {
         let outcome = self.outcome();
@@ -88,16 +88,15 @@ impl Said {
     }
 }
 
-/// A server in threads of the test, for any number of connections; its port closes when it is
-/// dropped.
+/// A server in threads of the test, for any number of connections; dropping it closes its port.
 struct Bad {
     addr: SocketAddr,
     over: Arc<AtomicBool>,
 }
 
 impl Bad {
-    /// `answer` gets every connection, with its number. The first one only shows that the server is
-    /// there.
+    /// Calls `answer` with every connection and its number. The first connection only probes that
+    /// the server is there.
     fn serve(answer: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
         let addr = listener.local_addr().expect("a bound socket");
@@ -116,7 +115,8 @@ impl Bad {
         Self { addr, over }
     }
 
-    /// `answer` makes the reply to what came after so many bytes; none ends the connection.
+    /// Calls `answer` with the offset and the bytes received and sends its reply; `None` closes the
+    /// connection.
     fn reply(answer: impl Fn(u64, &[u8]) -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
         Self::serve(move |_, mut stream| {
             let mut piece = [0; 4096];
@@ -141,7 +141,7 @@ impl Bad {
 impl Drop for Bad {
     fn drop(&mut self) {
         self.over.store(true, Ordering::SeqCst);
-        // Wakes it up to see that.
+        // Wakes the accepting thread so that it sees the flag.
         drop(TcpStream::connect(self.addr));
     }
 }
@@ -246,7 +246,7 @@ fn every_connection_sends_proxy_header() {
             assert!(said.stdout.contains(&told), "{}", said.stdout);
         }
     }
-    // Each says that it is itself, whatever it connects from.
+    // Detection of the server does not depend on the source address.
     let sources = "--sources=127.0.1.7";
     bench(&short(&["churn", &target, "--proxy-protocol=v2", sources])).is_clean();
     let line = server
@@ -256,7 +256,7 @@ fn every_connection_sends_proxy_header() {
         server.status_json()["totals"]["refused"],
         serde_json::json!({})
     );
-    // Without one nothing goes, and is told.
+    // Without a source address it fails with an error.
     let said = bench(&short(&["ping", &target, "--connections=1"]));
     assert_eq!(said.code, 1, "{}", said.stdout);
     assert!(said.outcome().failures.contains_key("reset"));
@@ -392,8 +392,8 @@ fn silence_counts_as_timeout_and_stall() {
     );
 }
 
-/// A server that goes away: the first connection only looks whether there is one, the second ends the
-/// service, and whoever comes when that one has ended is refused.
+/// Starts a server that stops: the first connection is the probe, the second ends the service, and
+/// later connections are refused.
 fn serve_twice() -> String {
     let listener = TcpListener::bind((own_address(), 0)).expect("listen");
     let target = listener.local_addr().expect("its address").to_string();
@@ -428,7 +428,7 @@ fn bench_gives_up_unreachable_count() {
 
 #[test]
 fn missing_server_is_one_clear_error() {
-    // On an address of its own: a port that was just closed is given to nobody else.
+    // An own address: a port closed there is not reused by another test.
     let listener = TcpListener::bind((own_address(), 0)).expect("listen");
     let target = listener.local_addr().expect("its address").to_string();
     drop(listener);
@@ -465,9 +465,9 @@ fn bad_usage_is_one_clear_error() {
 
 #[test]
 fn only_open_loop_shows_stall() {
-    // Long against what a busy machine does to a message; what is half as long is told from it.
+    // Long compared with delays on a busy machine, so that half of it can be told apart.
     const STALL: Duration = Duration::from_secs(2);
-    // One connection is answered at once, but for one pause.
+    // One connection is answered at once, except for one pause.
     let stalls = || {
         Bad::serve(|_, mut stream| {
             let mut piece = [0; 4096];
@@ -477,7 +477,7 @@ fn only_open_loop_shows_stall() {
                 answered += count;
                 if answered > 64 * 20 && !paused {
                     paused = true;
-                    // Nothing ever comes here: it is the time that passes.
+                    // Nothing connects here; the duration ends the run.
                     let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
                     assert!(!poll_one(&nobody, PollFlags::POLLIN, STALL));
                 }
@@ -503,10 +503,10 @@ fn only_open_loop_shows_stall() {
         )
     };
     let (from, p99) = measure(&["rate", "--rate=500", "--duration=4s"]);
-    // 1000 of the 2000 messages were planned for the pause; the median of them waited for half.
+    // 1000 of the 2000 messages were planned during the pause; their median wait is half of it.
     assert_eq!(from, "planned");
     assert!(p99 >= STALL / 2, "{p99:?}");
-    // A closed loop has one message in the pause, of a thousand.
+    // A closed loop sends one message of a thousand during the pause.
     let (from, p99) = measure(&["ping", "--count=1000"]);
     assert_eq!(from, "sent");
     assert!(p99 < STALL / 2, "{p99:?}");
@@ -542,7 +542,7 @@ fn series_marks_operations() {
     assert_eq!(reload.exit_code, Some(0), "{reload:?}");
     assert!(reload.output.starts_with("reloaded"), "{reload:?}");
     assert!(marks.iter().any(|mark| mark.exit_code == Some(7)));
-    // A disturbance that failed is no disturbance: the measurement is not what was asked for.
+    // A failed disturbance invalidates the measurement.
     assert_eq!(said.code, 1);
     let problems = &outcome.problems;
     assert_eq!(*problems, ["1 of 1 runs of the command `exit 7` failed."]);
@@ -631,7 +631,7 @@ fn connections_use_given_source_addresses() {
 
 #[test]
 fn more_source_addresses_resolve_port_exhaustion() {
-    // The range of ports belongs to the network namespace.
+    // The port range belongs to the network namespace.
     isolated(|| {
         let range = "/proc/sys/net/ipv4/ip_local_port_range";
         std::fs::write(range, "40000 40009").unwrap();
@@ -684,7 +684,7 @@ fn failed_measurement_keeps_earlier_results() {
     assert_eq!(text, "kept");
 }
 
-/// `bench` with `args`, in the background, in a process group of its own.
+/// Starts `bench` with `args` in the background, in its own process group.
 fn in_the_background(args: &[&str], change: impl FnOnce(&mut Command)) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_uppercased"));
     command
@@ -702,7 +702,7 @@ fn send(child: &Child, signal: Signal) {
     kill(Pid::from_raw(child.id().cast_signed()), signal).expect("it is there");
 }
 
-/// Waits until `folder` has as many entries as `is_enough` wants.
+/// Waits until `is_enough` accepts the number of entries in `folder`.
 fn wait_entries(folder: &Path, is_enough: impl Fn(usize) -> bool) {
     until("files of the measurement", || {
         is_enough(std::fs::read_dir(folder).expect("a folder").count())
@@ -719,7 +719,8 @@ fn interrupts_show_results_and_leave_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let (there, pids) = (folder.path().join("there"), folder.path().join("pids"));
         std::fs::create_dir(&there).expect("made");
-        // It tells its process and the server's, its parent's other child, and would go on.
+        // It signals its own process and the server, another child of its parent, which would
+        // continue.
         let command = format!(
             "--during=at 50ms: echo $$ >> {0}; pgrep -P $PPID >> {0}; trap '' TERM; sleep 3600",
             pids.display()
@@ -768,7 +769,7 @@ fn interrupt_before_the_load_leaves_nothing() {
     let change = |command: &mut Command| {
         command.env("TMPDIR", folder.path());
     };
-    // The log at debug level makes the start longer; where in it the signal comes is left to chance.
+    // Debug logging makes the start longer; the signal may arrive at any point of it.
     let child = in_the_background(&["ping", "--", "--log-level=debug"], change);
     wait_entries(folder.path(), |count| count == 1);
     send(&child, Signal::SIGTERM);
@@ -814,7 +815,7 @@ fn ignored_signal_stays_ignored() {
     }
 }
 
-/// Runs `bench` for a moment with its own server, without [`bench`]'s JSON.
+/// Runs `bench` for a moment with its own server, without the JSON of [`bench`].
 fn briefly(args: &[&str], change: impl FnOnce(&mut Command)) -> Output {
     let base = ["-c1", "--count=20", "--workers=1", "--no-progress"];
     let child = in_the_background(&[&base, args].concat(), change);
@@ -844,7 +845,7 @@ fn unwritable_results_are_an_error() {
     assert_eq!(told.matches("cannot write /dev/full").count(), 2, "{told}");
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(shown.contains("20 messages"), "{shown}");
-    // A reader that leaves is no error, and what else there is is written.
+    // A closed pipe is no error; the other outputs are still written.
     let folder = tempfile::tempdir().expect("a folder");
     let report = format!("--report={}", folder.path().join("page").display());
     let output = briefly(&["--json=-", &report], |command| {
@@ -911,7 +912,7 @@ fn own_server_ignores_settings_of_another() {
 
 #[test]
 fn bench_reports_rate_below_plan() {
-    // It answers the first messages of each connection, and stops.
+    // It answers the first messages of each connection, then stops.
     let bad = Bad::serve(|_, mut stream| {
         let mut message = [0; 64];
         for _ in 0..3 {
@@ -921,7 +922,7 @@ fn bench_reports_rate_below_plan() {
                 return;
             }
         }
-        // Nothing ever comes here: it is the time that passes, until the plan is over.
+        // Nothing connects here; the plan's duration ends the run.
         let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
         assert!(!poll_one(
             &nobody,
