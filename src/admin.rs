@@ -1,17 +1,17 @@
-//! The admin endpoint: health, readiness, status and metrics of a server over HTTP, and a line for
-//! load balancers that ask, in a process of its own beside the workers.
+//! The admin endpoint: health, readiness, status and metrics of a server over HTTP, and agent-check
+//! lines for load balancers, in a process of its own beside the workers.
 //!
-//! The supervisor starts it, leaves it a channel at a fixed descriptor and starts it again when it
-//! dies. Over the channel come the bound listeners and, each time that somebody asks here, the status.
-//! There it can ask for nothing else: it has no way to the control socket.
+//! The supervisor starts it with a channel at a fixed descriptor, and restarts it when it exits.
+//! The channel carries the bound listeners and, for each request, the status. It can request
+//! nothing else: it has no access to the control socket.
 //!
 //! Invariants: at most [`ADMIN_REQUESTS_MAX`] requests and [`AGENT_CLIENTS_MAX`] load balancers at
-//! once, each with a deadline for the whole of it, and one that is slow to ask, to read or to close
-//! gives way to the next one that waits; it locks itself in (`sandbox`) before it answers
-//! any; it ends with its supervisor; nothing that it does or fails to do reaches a client.
+//! once, each with an overall deadline, and one that is slow to send, to read or to close yields to
+//! the next one waiting; it is sandboxed (`sandbox`) before it serves any; it exits with its
+//! supervisor; no failure of it reaches a client of the server.
 //!
-//! It must not decide anything about the server. It may have threads: it is no worker, and forks
-//! nothing.
+//! It must not decide anything about the server. It may use threads: unlike a worker it never
+//! forks.
 
 use std::io::{self, Read as _};
 use std::net::Shutdown;
@@ -56,19 +56,19 @@ use answer::Answered;
 use http::{Asked, Response};
 use questions::Questions;
 
-/// What the supervisor tells its admin process on the command line.
+/// The command-line arguments from the supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The supervisor's process number.
     pub supervisor: i32,
 }
 
-/// How long it waits to be told what to be. Its supervisor says so before it even forks.
+/// Timeout for the first message, which the supervisor sends before it forks.
 const START_MESSAGE_TIMEOUT_MS: u16 = 10_000;
-/// Bytes that are read at once of what nobody will look at.
+/// Bytes read at once of input that is discarded.
 const DISCARD_BYTES: usize = 4096;
-/// How long a client whose request was refused may go on sending it. To close earlier would reset
-/// the connection, and the answer might be lost with it.
+/// How long a client whose request was refused may go on sending. Closing earlier would reset the
+/// connection, which could lose the response.
 const DISCARD_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Answers requests until the supervisor ends.
@@ -103,28 +103,28 @@ pub fn run(options: Options) -> ExitCode {
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
-            // The supervisor logs it. If it is gone, so is whoever would want to know.
+            // The supervisor logs it, unless it is gone.
             let _ = questions.say(FromAdmin::Failed { cause });
             ExitCode::FAILURE
         }
     }
 }
 
-/// A listener, how many answer there at once, and how.
+/// A listener, the maximum number of clients served at once, and the handler.
 type Offer = (Socket, usize, Answer);
-/// Answers one client of a door.
+/// Serves one client of a door.
 type Answer = fn(&Desk, &Door, &Socket) -> io::Result<()>;
 
-/// Where clients come in.
+/// A listener and its threads.
 #[derive(Debug)]
 struct Door {
     listener: Socket,
-    /// Threads that have no client.
+    /// Threads without a client.
     free: AtomicUsize,
 }
 
 impl Door {
-    /// Whether somebody waits whom no thread is about to take, the listener being readable.
+    /// Returns whether a client waits that no free thread will accept, given a readable listener.
     fn is_crowded(&self) -> bool {
         self.free.load(Ordering::Relaxed) == 0
     }
@@ -154,18 +154,18 @@ fn await_start(channel: &mut Channel<FromAdmin, ToAdmin>) -> io::Result<(Config,
     Ok((start.config, doors))
 }
 
-/// Locks itself in and serves with a few threads, of which each has one request in hand at most.
+/// Enters the sandbox and serves with a few threads, each with at most one request at a time.
 fn serve(
     doors: Vec<Offer>,
     config: &Config,
     options: Options,
     questions: &Arc<Questions>,
 ) -> Result<(), String> {
-    // For people who look at a list of processes.
+    // The name shown in process lists.
     let _ = nix::sys::prctl::set_name(c"uppercased");
     let ends = questions.ends().map_err(|error| error.to_string())?;
     let locked = sandbox::begin(config)?;
-    // Becoming another user forgets it.
+    // Changing the user clears it.
     end_with_parent(options.supervisor).map_err(|error| error.to_string())?;
     let desk = Arc::new(Desk {
         questions: Arc::clone(questions),
@@ -185,8 +185,8 @@ fn serve(
     hear_until_the_end(questions, &ends)
 }
 
-/// Starts the threads, and waits until each has begun and stands before the doors: none starts, and
-/// none sets itself up, when calls have been taken away.
+/// Starts the threads and waits until each waits at its listener: starting a thread, and its
+/// set-up, need system calls that are forbidden afterwards.
 fn start_threads(desk: &Arc<Desk>, doors: Vec<Offer>, opening: &Arc<Barrier>) -> io::Result<()> {
     let (begun, all_begun) = channel();
     let mut started = 0;
@@ -199,11 +199,11 @@ fn start_threads(desk: &Arc<Desk>, doors: Vec<Offer>, opening: &Arc<Barrier>) ->
             let (desk, door) = (Arc::clone(desk), Arc::clone(&door));
             let (opening, begun) = (Arc::clone(opening), begun.clone());
             let serve = move || {
-                // By this the allocator has settled where this thread's memory comes from.
+                // By now the allocator has chosen this thread's arena.
                 let _ = begun.send(Vec::<u8>::with_capacity(DISCARD_BYTES));
                 opening.wait();
                 let error = desk.answer_for_ever(&door, answer);
-                // The first one that cannot go on ends the process; the supervisor starts another.
+                // The first thread that fails ends the process; the supervisor starts another.
                 desk.questions.give_up(&error);
             };
             std::thread::Builder::new().spawn(serve).map(drop)?;
@@ -220,13 +220,13 @@ fn ready(questions: &Questions, sandboxed: Sandboxed) -> Result<(), String> {
     questions.say(FromAdmin::Ready { sandbox: sandboxed })
 }
 
-/// Hands out what the supervisor answers, until it or a thread has ended.
+/// Distributes the supervisor's replies until the supervisor or a thread ends.
 fn hear_until_the_end(questions: &Questions, ends: &[OwnedFd; 2]) -> Result<(), String> {
     loop {
         let mut readable = ends
             .each_ref()
             .map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
-        // An interruption only makes it look sooner.
+        // An interruption only causes an earlier check.
         let _ = poll(&mut readable, PollTimeout::NONE);
         match questions.hear() {
             Ok(()) => {}
@@ -236,17 +236,17 @@ fn hear_until_the_end(questions: &Questions, ends: &[OwnedFd; 2]) -> Result<(), 
     }
 }
 
-/// What the threads share.
+/// State shared by the threads.
 #[derive(Debug)]
 struct Desk {
     questions: Arc<Questions>,
     answered: Answered,
     told: Mutex<Told>,
-    /// Apart from that: nobody waits while holding it.
+    /// Separate from the rest: no thread waits while holding it.
     agent_answers: Mutex<AgentAnswers>,
 }
 
-/// What load balancers were told last, and when.
+/// The latest agent-check line, and its time.
 #[derive(Debug, Default)]
 struct Told {
     agent: Agent,
@@ -254,13 +254,13 @@ struct Told {
 }
 
 impl Desk {
-    /// Takes one connection after the other; returns why that is impossible.
+    /// Accepts one connection after another; returns why it cannot go on.
     fn answer_for_ever(&self, door: &Door, answer: Answer) -> io::Error {
         loop {
             match door.listener.accept() {
                 Ok((connection, _)) => {
                     door.free.fetch_sub(1, Ordering::Relaxed);
-                    // A client that goes away in the middle is nobody's trouble.
+                    // A client that disconnects early is not an error.
                     drop(answer(self, door, &connection));
                     door.free.fetch_add(1, Ordering::Relaxed);
                 }
@@ -270,11 +270,11 @@ impl Desk {
         }
     }
 
-    /// Tells a load balancer its line, whatever it has sent: some send a word of their own first.
+    /// Sends a load balancer its line, whatever it has sent: some send a string of their own first.
     fn answer_balancer(&self, door: &Door, connection: &Socket) -> io::Result<()> {
         let line = self.line();
-        // From here on: what the supervisor has taken is not the balancer's fault. Nobody has to
-        // read or send anything for the line to be in the kernel, so there is no patience.
+        // From here on: the supervisor's time is not charged to the balancer. The line fits the
+        // kernel's buffer without any action by the client, so there is no waiting.
         let visit = Visit::new(door, connection, Duration::ZERO, AGENT_TIMEOUT);
         visit.write_all(line.to_string().as_bytes())?;
         line.count(&mut self.agent_answers());
@@ -283,7 +283,8 @@ impl Desk {
     }
 
     fn line(&self) -> Line {
-        // One asks for all. A thread that panicked left something whole, or the line from before.
+        // One request serves all. After a panic the value is complete: the new line or the previous
+        // one.
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let asked_at = clock::now();
         if let Some((at, line)) = &told.latest
@@ -320,7 +321,7 @@ impl Desk {
         })
     }
 
-    /// The server's status as the supervisor tells it now, or why it does not.
+    /// Returns the server's current status from the supervisor, or why there is none.
     fn status(&self) -> Result<Box<Status>, String> {
         let agent = *self.agent_answers();
         self.questions.status(ADMIN_ANSWER_TIMEOUT, agent)
@@ -332,7 +333,7 @@ impl Desk {
     }
 }
 
-/// Whether an accept failed because of the one connection that it was about.
+/// Returns whether an accept failed because of that one connection.
 fn is_the_clients(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -342,11 +343,11 @@ fn is_the_clients(error: &io::Error) -> bool {
     )
 }
 
-/// One client while it is waited for: to send its request, to read its answer, to close.
+/// One client that is waited for: to send its request, to read its response, to close.
 ///
-/// Invariant: a thread waits for a client in [`Visit::wait`] only, and there a client that is slow
-/// gives way: once patience is at its end it is waited for only as long as nobody else waits, or a
-/// handful of slow ones would keep all others from learning how the server is.
+/// Invariant: a thread waits for a client in [`Visit::wait`] only, and a slow client yields there:
+/// after its patience interval it is waited for only while no other client waits; otherwise a few
+/// slow clients would block all others.
 struct Visit<'a> {
     door: &'a Door,
     connection: &'a Socket,
@@ -365,7 +366,7 @@ impl<'a> Visit<'a> {
         }
     }
 
-    /// Waits until the client is ready for `event`; false: no longer.
+    /// Waits until the client is ready for `event`; returns false when its time is over.
     fn wait(&self, event: PollFlags) -> io::Result<bool> {
         loop {
             let Some(most) = left(self.by) else {
@@ -392,7 +393,7 @@ impl<'a> Visit<'a> {
         }
     }
 
-    /// Reads a request, or why it is none; `None` if the client closed without having begun one.
+    /// Reads a request, or why it is invalid; `None` if the client closed before beginning one.
     fn read_head(&self) -> io::Result<Option<Result<Asked, http::Refusal>>> {
         let mut connection = self.connection;
         let mut bytes = vec![0; ADMIN_HEAD_MAX_BYTES];
@@ -440,7 +441,7 @@ impl<'a> Visit<'a> {
         Ok(())
     }
 
-    /// Throws away what is still coming, to the end of it.
+    /// Discards the rest of the input, to its end.
     fn discard(&self) -> io::Result<()> {
         let mut connection = self.connection;
         let mut bytes = [0; DISCARD_BYTES];
@@ -449,7 +450,7 @@ impl<'a> Visit<'a> {
     }
 }
 
-/// What is left until `by`; the kernel takes no timeout of zero.
+/// Returns the time left until `by`; the kernel rejects a timeout of zero.
 fn left(by: Tick) -> Option<Duration> {
     Some(by.since(clock::now())).filter(|left| *left >= Duration::from_millis(1))
 }
@@ -461,7 +462,7 @@ mod tests {
 
     use super::*;
 
-    /// A door with so many free threads, and a client that it has let in.
+    /// A door with this many free threads, and a client that it has accepted.
     fn door(free: usize) -> (Door, Socket, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -489,7 +490,7 @@ mod tests {
             visit.read_head().unwrap(),
             Some(Err(http::Refusal::TooSlow))
         );
-        // A load balancer that has its line, and does not close.
+        // A load balancer that has received its line and does not close.
         Visit::new(&door, &let_in, Duration::ZERO, HOUR)
             .discard()
             .unwrap();
@@ -523,7 +524,7 @@ mod tests {
 
     #[test]
     fn slow_client_keeps_full_timeout_alone() {
-        // Another thread is about to accept the one that waits.
+        // Another thread is about to accept the waiting one.
         let (door, let_in, _silent) = door(1);
         let _next = another_waits_at(&door);
         let visit = Visit::new(&door, &let_in, ADMIN_PATIENCE, 3 * ADMIN_PATIENCE);

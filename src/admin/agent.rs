@@ -1,11 +1,11 @@
-//! What a load balancer that asks is told: one line in the words of HAProxy's `agent-check`.
+//! The line sent to load balancers, in the format of HAProxy's `agent-check`.
 //!
-//! Invariants: a server that is ready, as [`Status::unready`] defines it, says `ready up` with a weight from 1 % to 100 %; one
-//! that was taken out of rotation, or stops, says so however it is otherwise; `down` is said only of
-//! one that nobody should send anybody to. HAProxy keeps what it was told until it is told
-//! otherwise, so `ready up` takes back all that the other lines have said.
+//! Invariants: a server that is ready, as [`Status::unready`] defines it, reports `ready up` with a
+//! weight from 1 % to 100 %; one that is out of rotation or stopping reports that in any state;
+//! `down` is reported only for a server that should get no clients at all. HAProxy keeps a state
+//! until it receives another, so `ready up` reverts all the other lines.
 //!
-//! Pure: the time is handed in. It must not ask anybody.
+//! Pure: the time is a parameter. It must not send requests.
 
 use std::fmt;
 
@@ -16,28 +16,28 @@ use uppercased_ctl::status::AgentAnswers;
 use uppercased_ctl::status::Rotation;
 use uppercased_ctl::status::Status;
 
-/// What is remembered from one answer to the next.
+/// State kept between replies.
 #[derive(Debug, Default)]
 pub(super) struct Agent {
     load: Load,
     last: Option<Line>,
 }
 
-/// An answer.
+/// A reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Line {
-    /// Clients are welcome, with this weight in percent.
+    /// New clients are accepted, with this weight in percent.
     Ready(u8),
-    /// None are; a remark for whoever reads HAProxy's statistics.
+    /// No new clients; a remark for HAProxy's statistics page.
     Drain(&'static str),
-    /// The same, and no health checks either.
+    /// No new clients, and no health checks.
     Maint(&'static str),
-    /// Nobody serves.
+    /// No worker serves.
     Down(&'static str),
 }
 
 impl Line {
-    /// Takes note that it was said.
+    /// Counts the reply in `answers`.
     pub(super) const fn count(&self, answers: &mut AgentAnswers) {
         *match self {
             Self::Ready(_) => &mut answers.ready,
@@ -60,11 +60,11 @@ impl fmt::Display for Line {
 }
 
 impl Agent {
-    /// The answer, made of what the supervisor said, or of its silence.
+    /// Returns the reply for the supervisor's status, or for the lack of one.
     pub(super) fn answer(&mut self, told: Option<&Status>, now: Tick) -> Line {
         let Some(status) = told else {
-            // Workers do not need the supervisor to serve, and that they can be reached is for a
-            // health check to find out. So nothing changes because it is slow.
+            // Workers serve without the supervisor, and health checks cover their reachability. So
+            // a slow supervisor changes nothing.
             let silence = Line::Down("the server does not answer");
             return self.last.clone().unwrap_or(silence);
         };
@@ -74,7 +74,7 @@ impl Agent {
     }
 
     fn judge(&mut self, status: &Status, now: Tick) -> Line {
-        // Whatever is said now, both go on.
+        // Both go on whatever is reported now.
         let load = self.load.note(status, now);
         match status.phase.as_str() {
             "serving" => {}
@@ -93,13 +93,13 @@ impl Agent {
     }
 }
 
-/// The weight of a server that is loaded so far, from 0 to 1: what is free of it, in percent, and
-/// never 0, which would mean a drain.
+/// Returns the weight for a load from 0 to 1: the free share in percent, and never 0, which would
+/// mean a drain.
 fn weight(load: f64) -> u8 {
     (100.0 * (1.0 - load)).round().clamp(1.0, 100.0) as u8
 }
 
-/// How loaded a server is, smoothed.
+/// The smoothed load of a server.
 #[derive(Debug, Default)]
 struct Load {
     latest: Option<Sample>,
@@ -113,8 +113,8 @@ struct Sample {
 }
 
 impl Load {
-    /// Takes the load of now in: the larger of the share of connections that are open, of those
-    /// there may be, and the share of time that the workers were busy since the last answer.
+    /// Adds the current load: the larger of the share of allowed connections that are open, and the
+    /// share of time that the workers were busy since the last reply.
     fn note(&mut self, status: &Status, now: Tick) -> f64 {
         let traffic = &status.totals.traffic;
         let busy_ns = traffic.counters.get(&Counter::BusyNs.key());
@@ -140,7 +140,7 @@ impl Load {
     }
 }
 
-/// `part` of `whole`, from 0 to 1; 0 of nothing.
+/// Returns `part` of `whole`, from 0 to 1; 0 if `whole` is 0.
 fn share(part: u64, whole: u64) -> f64 {
     if whole == 0 {
         return 0.0;

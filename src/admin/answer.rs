@@ -1,6 +1,6 @@
-//! What each page says of a status, or of there being none.
+//! Renders each page from a status, or from the lack of one.
 //!
-//! Invariant: not ready is a reason, never silence. It must not ask anybody.
+//! Invariant: a server that is not ready always gives a reason. It must not send requests.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,7 +14,7 @@ use uppercased_ctl::status::Status;
 pub(super) struct Answered([AtomicU64; Response::STATUSES.len()]);
 
 impl Answered {
-    /// One more.
+    /// Counts one request.
     pub(super) fn count(&self, status: u16) {
         let index = Response::STATUSES.iter().position(|known| *known == status);
         if let Some(count) = index.and_then(|index| self.0.get(index)) {
@@ -22,7 +22,7 @@ impl Answered {
         }
     }
 
-    /// Every status there is, and how often it was given.
+    /// Returns every status and its count.
     pub(super) fn all(&self) -> [(u16, u64); Response::STATUSES.len()] {
         std::array::from_fn(|index| {
             let count = self.0[index].load(Ordering::Relaxed);
@@ -31,7 +31,7 @@ impl Answered {
     }
 }
 
-/// The page, made of what the supervisor said, or of why it said nothing.
+/// Returns the page for the supervisor's status, or for the reason why there is none.
 pub(super) fn answer(
     page: Page,
     told: &Result<Box<Status>, String>,
@@ -94,7 +94,7 @@ mod tests {
         assert!(ready("serving", &["served", "unbound"]));
         assert!(ready("serving", &["served", "closed"]));
         assert!(ready("serving", &["served", "lent"]));
-        // A death is over within the grace.
+        // A dead worker is replaced within the grace period.
         let mut unserved = status("serving", &["served", "unserved"]);
         assert_eq!(unserved.unready(), None);
         unserved.slots[1].unserved_ms = 2_000;
@@ -152,7 +152,7 @@ mod tests {
             assert_eq!(response.status, 503);
             assert!(response.body.contains("no answer in time"));
         }
-        // One that stops is alive all the same.
+        // A stopping server is alive.
         let told = Ok(status("draining", &["served"]));
         let of = |page| answer(page, &told, &Answered::default(), AgentAnswers::default()).status;
         assert_eq!((of(Page::Health), of(Page::Ready)), (200, 503));

@@ -1,9 +1,9 @@
-//! A status as OpenMetrics text, for Prometheus and its like, and the same in the older format.
+//! Renders a status as OpenMetrics text for Prometheus, and in the older Prometheus format.
 //!
-//! Invariants: names and labels come from [`Counter`], and every counter of every slot is there, also
-//! at zero and also of slots that have left, so that no rate and no sum is wrong where one comes or
-//! goes; the number of series is bounded by slots and addresses times what the enum has. It must not
-//! count anything itself.
+//! Invariants: names and labels come from [`Counter`], and every counter of every slot is present,
+//! also at zero and for removed slots, so that rates and sums stay correct when slots are added or
+//! removed; the number of series is bounded by slots and addresses times the size of the enum. It
+//! must not count anything itself.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -20,10 +20,10 @@ use uppercased_ctl::metrics::{Counter, TurnClass};
 use uppercased_ctl::status::AgentAnswers;
 use uppercased_ctl::status::{AcceptQueueStatus, Durations, OperationTimes, SlotStatus, Status};
 
-/// The text, from a status and this process's answers: by their status, and those to load balancers.
+/// Returns the text for a status and this process's own responses, by status and to load balancers.
 ///
 /// # Errors
-/// None that is known: the text goes into memory.
+/// None known: the text is written to memory.
 pub(super) fn write(
     status: &Status,
     answered: &[(u16, u64)],
@@ -40,14 +40,14 @@ pub(super) fn write(
     Ok(text)
 }
 
-/// The same as Prometheus had it before OpenMetrics (version 0.0.4), which many a reader and
-/// `promtool` still want: there the name of a counter's family has the suffix of its samples.
+/// Converts to the format before OpenMetrics (version 0.0.4), which many readers and `promtool`
+/// still need: there the name of a counter's family has the suffix of its samples.
 pub(super) fn classic(text: &str) -> String {
     let mut classic = String::with_capacity(text.len());
     let mut help = None;
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
-            // Its type, on the next line, says how the family is called.
+            // The next line, the type, names the family.
             help = rest.split_once(' ').map(|(_, meaning)| meaning);
         } else if let Some((name, kind)) = line
             .strip_prefix("# TYPE ")
@@ -55,7 +55,7 @@ pub(super) fn classic(text: &str) -> String {
         {
             let suffix = if kind == "counter" { "_total" } else { "" };
             let help = help.take().unwrap_or_default();
-            // Writing to a text cannot fail.
+            // Writing to a string cannot fail.
             let _ = writeln!(classic, "# HELP {name}{suffix} {help}");
             let _ = writeln!(classic, "# TYPE {name}{suffix} {kind}");
         } else if !line.starts_with('#') {
@@ -66,7 +66,7 @@ pub(super) fn classic(text: &str) -> String {
     classic
 }
 
-/// What one answer is made of.
+/// The input of one exposition.
 #[derive(Debug)]
 struct Snapshot {
     status: Status,
@@ -163,7 +163,7 @@ impl Snapshot {
         family(encoder, "worker_deaths", help, None, deaths.collect())
     }
 
-    /// How long turns take, and with their sum the time that each worker was busy.
+    /// Durations of event loop turns, and with their sum each worker's busy time.
     fn turns(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let (name, help) = (
             "turn_duration_seconds",
@@ -172,7 +172,7 @@ impl Snapshot {
         if self.ever().next().is_none() {
             return Ok(());
         }
-        // No unit beside the name: not every parser allows one of a histogram.
+        // No unit besides the name: some parsers reject one for a histogram.
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for slot in self.ever() {
             let counters = &slot.traffic.counters;
@@ -191,7 +191,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// How long planned things take: starts of workers, handovers, whole operations.
+    /// Durations of planned operations: starts of workers, handovers, whole operations.
     fn durations(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let of_each = |times: fn(&SlotStatus) -> &Durations| {
             let slots = self.ever();
@@ -203,7 +203,7 @@ impl Snapshot {
         let help = "Duration of a handover, any result.";
         let handovers = of_each(|slot| &slot.handovers);
         histograms(encoder, "handover_duration_seconds", help, handovers)?;
-        // Those that never happened, too: a first failure is to be seen as a change.
+        // Results that never happened are included: a first failure must show as a change.
         let never = Durations::default();
         let all = OperationTimes::all_kinds().map(|kind| (kind, &never));
         let mut operations: BTreeMap<(&str, &str), &Durations> = all.collect();
@@ -222,7 +222,7 @@ impl Snapshot {
         )
     }
 
-    /// Left out where there is none.
+    /// Omitted if there is none.
     fn service_manager(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let manager = self.status.service_manager.iter();
         let tries = manager.clone().flat_map(|it| {
@@ -259,11 +259,11 @@ impl Snapshot {
         queues.map(sample).collect()
     }
 
-    /// One family for each name in [`Counter`], its help that of its first counter.
+    /// One family for each name in [`Counter`], with the help of its first counter.
     fn counters(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut families: Vec<(Counter, Counts)> = Vec::new();
         for one in Counter::all() {
-            // They make up a histogram.
+            // These are parts of a histogram.
             if matches!(one, Counter::BusyNs | Counter::Took(_)) {
                 continue;
             }
@@ -280,7 +280,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Every slot that there is or has been.
+    /// Every slot, present or removed.
     fn ever(&self) -> impl Iterator<Item = &SlotStatus> {
         self.status.slots.iter().chain(&self.status.former)
     }
@@ -328,7 +328,7 @@ fn of_slot(slot: &SlotStatus) -> Labels {
     vec![("slot", slot.slot.to_string())]
 }
 
-/// A family of metrics; one without a sample is left out, since parsers take the next one for it.
+/// A family of metrics; omitted without a sample, since parsers would attach the next family to it.
 fn family<M: EncodeMetric>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -346,7 +346,7 @@ fn family<M: EncodeMetric>(
     Ok(())
 }
 
-/// A family of histograms; left out without a sample, like any other.
+/// A family of histograms; omitted without a sample, like any other.
 fn histograms(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -356,7 +356,7 @@ fn histograms(
     if samples.is_empty() {
         return Ok(());
     }
-    // No unit beside the name: not every parser allows one of a histogram.
+    // No unit besides the name: some parsers reject one for a histogram.
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
     for (labels, times) in samples {
         let cells: Vec<(f64, u64)> = times.cells().collect();

@@ -1,28 +1,28 @@
-//! What is understood of HTTP: the head of a request, and the bytes of an answer.
+//! The supported part of HTTP: the head of a request, and the bytes of a response.
 //!
-//! Pure. Invariants: a request is judged by its method, its path and what it accepts; every answer
-//! ends its connection and says how long it is. It must not know what the pages show.
+//! Pure. Invariants: only the method, the path and `Accept` matter; every response closes its
+//! connection and states its length. It must not know the contents of pages.
 
 use httparse::{EMPTY_HEADER, Error, Request, Status};
 
-/// Header lines that a request may have.
+/// Maximum number of header lines in a request.
 const HEADERS_MAX: usize = 64;
 
-/// What a client asks for.
+/// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
-    /// `None`: there is no such page.
+    /// `None`: no such page.
     pub(super) page: Option<Page>,
-    /// Only the head of the answer is wanted.
+    /// Whether only the head of the response is wanted.
     pub(super) head_only: bool,
 }
 
-/// The pages there are.
+/// The pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Page {
     /// `/metrics`: counters and gauges as text.
     Metrics(Exposition),
-    /// `/healthz`: whether the supervisor lives.
+    /// `/healthz`: whether the supervisor is alive.
     Health,
     /// `/readyz`: whether every slot serves.
     Ready,
@@ -30,12 +30,12 @@ pub(super) enum Page {
     Status,
 }
 
-/// In which of its two formats the text for Prometheus is wanted.
+/// The format of the text for Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exposition {
-    /// What Prometheus asks for by name.
+    /// The one that Prometheus requests by name.
     OpenMetrics,
-    /// The older one, which everybody reads: what whoever asks for nothing gets.
+    /// The older one, which every reader supports: the default.
     Classic,
 }
 
@@ -43,7 +43,7 @@ impl Exposition {
     const OPEN_METRICS: &str = "application/openmetrics-text";
     const CLASSIC: &str = "text/plain";
 
-    /// The one that is liked better in the values of `Accept`.
+    /// Returns the preferred one by the values of `Accept`.
     fn liked_in<'a>(accept: impl Iterator<Item = &'a [u8]>) -> Self {
         let (mut open_metrics, mut classic) = (0.0_f32, 0.0_f32);
         for value in accept.filter_map(|value| std::str::from_utf8(value).ok()) {
@@ -66,7 +66,7 @@ impl Exposition {
         }
     }
 
-    /// How it is called.
+    /// Returns the content type.
     pub(super) const fn content_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -75,20 +75,20 @@ impl Exposition {
     }
 }
 
-/// Why a request gets no page.
+/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// It is no HTTP.
+    /// It is not HTTP.
     Malformed,
     /// Its method is neither `GET` nor `HEAD`.
     Method,
-    /// It did not come in time, or others waited for it.
+    /// It did not arrive in time, or yielded to waiting clients.
     TooSlow,
-    /// Its head is longer than is read.
+    /// Its head is too long.
     TooLong,
 }
 
-/// An answer.
+/// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Response {
     pub(super) status: u16,
@@ -96,7 +96,7 @@ pub(super) struct Response {
     pub(super) body: String,
 }
 
-/// Reads the head of a request; `None` if there is more to come of it.
+/// Parses the head of a request; `None` if it is incomplete.
 pub(super) fn read(bytes: &[u8]) -> Result<Option<Asked>, Refusal> {
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
     let mut request = Request::new(&mut headers);
@@ -146,7 +146,7 @@ fn path_of(target: &str) -> &str {
 }
 
 impl Refusal {
-    /// What the client is told.
+    /// Returns the response to the refused request.
     pub(super) fn response(self) -> Response {
         let (status, why) = match self {
             Self::Malformed => (400, "not an HTTP request"),
@@ -159,10 +159,10 @@ impl Refusal {
 }
 
 impl Response {
-    /// The statuses that an answer may have.
+    /// The statuses of responses.
     pub(super) const STATUSES: [u16; 7] = [200, 400, 404, 405, 408, 431, 503];
 
-    /// There is no such page.
+    /// No such page.
     pub(super) fn no_such_page() -> Self {
         Self::text(
             404,
@@ -170,7 +170,7 @@ impl Response {
         )
     }
 
-    /// One line of text.
+    /// Returns a response of one line of text.
     pub(super) fn text(status: u16, line: &str) -> Self {
         Self {
             status,
@@ -179,7 +179,7 @@ impl Response {
         }
     }
 
-    /// As bytes.
+    /// Returns the encoded response.
     pub(super) fn encode(&self, head_only: bool) -> Vec<u8> {
         let reason = match self.status {
             200 => "OK",

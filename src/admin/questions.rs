@@ -1,8 +1,8 @@
-//! What the admin process asks its supervisor: how is the server? One channel, many threads that ask.
+//! Status requests of the admin process to its supervisor: one channel, many requesting threads.
 //!
-//! Invariants: an answer goes to whoever asked that question, and one that comes too late to nobody;
-//! no lock is held while anybody waits. It must not read the channel but in [`Questions::hear`], which
-//! one thread calls.
+//! Invariants: a reply goes to the thread that sent that request, and a late one is dropped; no
+//! lock is held while a thread waits. It must not read the channel except in [`Questions::hear`],
+//! which one thread calls.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,7 +18,7 @@ use uppercased_ctl::limits::CONTROL_REPLY_MAX_BYTES;
 use uppercased_ctl::status::AgentAnswers;
 use uppercased_ctl::status::Status;
 
-/// The questions that are not answered yet, and the way of all of them.
+/// The outstanding requests, and the channel they share.
 #[derive(Debug)]
 pub(super) struct Questions(Mutex<Open>);
 
@@ -27,14 +27,14 @@ struct Open {
     channel: Channel<FromAdmin, ToAdmin>,
     last: u64,
     waiting: BTreeMap<u64, Sender<OwnedFd>>,
-    /// Why a thread could not go on.
+    /// Why a thread failed.
     failure: Option<String>,
-    /// Closed when one cannot, which wakes whoever hears.
+    /// Closed when a thread fails, which wakes the reading thread.
     alarm: Option<PipeWriter>,
 }
 
 impl Questions {
-    /// None yet.
+    /// Creates it without requests.
     pub(super) fn over(channel: Channel<FromAdmin, ToAdmin>) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Open {
             channel,
@@ -45,10 +45,10 @@ impl Questions {
         })))
     }
 
-    /// The server's status as the supervisor tells it now, and is told itself what `agent` has said.
+    /// Returns the server's current status from the supervisor, and reports `agent` to it.
     ///
     /// # Errors
-    /// Why there is none, in half a sentence.
+    /// Why there is none, as a clause.
     pub(super) fn status(
         &self,
         within: Duration,
@@ -71,15 +71,15 @@ impl Questions {
         Ok(number)
     }
 
-    /// Says something that needs no answer.
+    /// Sends a message that needs no reply.
     ///
     /// # Errors
-    /// Why it cannot be said.
+    /// Why it cannot be sent.
     pub(super) fn say(&self, message: FromAdmin) -> Result<(), String> {
         self.lock().say(message)
     }
 
-    /// Hands out the answers that are there.
+    /// Distributes the available replies.
     ///
     /// # Errors
     /// The channel cannot go on; [`channel::Error::Closed`] is its end, on either side.
@@ -96,17 +96,17 @@ impl Questions {
             if let (Some(waiting), Some(answer)) =
                 (waiting, received.descriptors.into_iter().next())
             {
-                // Whoever waited may have left just now.
+                // The requester may just have given up.
                 let _ = waiting.send(answer);
             }
         }
         Ok(())
     }
 
-    /// Descriptors of which one becomes readable when there is something to hear.
+    /// Returns descriptors of which one becomes readable when [`Questions::hear`] has work.
     ///
     /// # Errors
-    /// There is no descriptor left.
+    /// No descriptor is left.
     pub(super) fn ends(&self) -> io::Result<[OwnedFd; 2]> {
         let mut open = self.lock();
         let (alarmed, alarm) = io::pipe()?;
@@ -114,20 +114,20 @@ impl Questions {
         Ok([open.channel.as_fd().try_clone_to_owned()?, alarmed.into()])
     }
 
-    /// A thread cannot go on, and so shall none: whoever hears finds the channel closed.
+    /// Ends all threads because one failed: the reading thread finds the channel closed.
     pub(super) fn give_up(&self, why: &io::Error) {
         let mut open = self.lock();
         open.failure = Some(why.to_string());
         open.alarm = None;
     }
 
-    /// Why a thread has given up, if one has.
+    /// Returns why a thread failed, if one has.
     pub(super) fn failure(&self) -> Option<String> {
         self.lock().failure.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
-        // Whatever a thread that panicked was about, what is here is whole at every moment.
+        // Wherever a thread panicked, the data here is consistent at every moment.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -139,7 +139,7 @@ impl Open {
     }
 }
 
-/// The status that stands in a file.
+/// Parses the status in a file.
 fn read(file: File) -> io::Result<Box<Status>> {
     let mut bytes = Vec::new();
     file.take(CONTROL_REPLY_MAX_BYTES as u64)
@@ -160,7 +160,7 @@ mod tests {
         down: 0,
     };
 
-    /// The supervisor's end: what was asked next.
+    /// The supervisor's end: returns the next request.
     fn asked(channel: &mut Channel<ToAdmin, FromAdmin>) -> u64 {
         let received = channel.receive().unwrap().expect("it was asked before");
         match received.envelope.message {
@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(File::from(alarmed).read(&mut [0]).unwrap(), 0);
         assert!(matches!(questions.hear(), Err(channel::Error::Closed)));
         assert_eq!(questions.failure().as_deref(), Some("no descriptors"));
-        // It can still be said.
+        // It can still be sent.
         let ask = FromAdmin::Ask {
             number: 1,
             agent: NOTHING,

@@ -4,7 +4,7 @@ use super::*;
 use uppercased_ctl::limits::UNSERVED_GRACE;
 use uppercased_ctl::status::SlotStatus;
 
-/// Two slots that serve, with so many connections of a hundred open, and so busy until now.
+/// Two serving slots with this many of a hundred connections open, and this much busy time so far.
 fn status(open: u64, busy_ms: u64) -> Status {
     let slot = SlotStatus {
         queue: "served".to_owned(),
@@ -66,7 +66,7 @@ fn busy_workers_gradually_lower_weight() {
         "{weights:?}"
     );
     assert_eq!(weights[59], 50);
-    // After a long silence only what was since counts; a counter that begins anew is no load.
+    // After a long gap only the latest interval counts; a counter reset is not a load.
     assert_eq!(
         answer(&mut agent, &status(10, 0), 3_600_000),
         "ready up 90%"

@@ -84,7 +84,7 @@ fn labels(sample: &str) -> Vec<&str> {
         .collect()
 }
 
-/// The table between the two marks in `docs/reference.md`, made from what is exposed.
+/// The table between the two marks in `docs/reference.md`, generated from the metrics.
 fn table() -> String {
     let text = write(&full(), &[(200, 7)], AgentAnswers::default()).unwrap();
     let mut table = "| name | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
@@ -113,7 +113,7 @@ fn the_documentation_agrees_with_exposition() {
     crate::documented::agrees("reference.md", "metrics", &table());
 }
 
-/// A family that has no sample in [`full`] would be missing from the table unseen.
+/// A family without a sample in [`full`] would be missing from the table unnoticed.
 #[test]
 fn table_lists_every_exposed_family() {
     let source = include_str!("../exposition.rs");
