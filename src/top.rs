@@ -1,13 +1,13 @@
-//! `top`: a running server on a terminal, live, and keys that give it orders.
+//! `top`: a live view of a running server on a terminal, with keys for commands.
 //!
-//! One loop that waits for keys, signals, the answer to the latest look and the words of an
-//! operation; `model` decides what they mean, `view` what is shown. A process of its own beside the
-//! server, as every command is.
+//! One loop waits for keys, signals, the reply to the latest sample and the output of an operation;
+//! `model` decides what they mean, `view` what is shown. It is a process of its own, like every
+//! command.
 //!
-//! Invariants: it never waits anywhere else, so a server that does not answer leaves the keys alive;
-//! the terminal is as it was whenever this does not have it. A server that goes away is looked for
-//! until it is back: on call one watches restarts.
-//! Must not: ask a server for anything but its status without a yes.
+//! Invariants: it waits nowhere else, so the keys work while a server does not reply; the
+//! terminal's modes are restored whenever `top` gives it up. A server that goes away is polled for
+//! until it is back, since restarts are watched too. Must not: send a server anything but status
+//! requests without confirmation.
 
 use std::io::{self, IsTerminal as _, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -41,46 +41,46 @@ mod model;
 mod terminal;
 mod view;
 
-/// What is watched, and how often.
+/// The server to watch, and the refresh interval.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The control socket; `None`: that of the one server that runs.
     pub control: Option<PathBuf>,
-    /// From one look to the next.
+    /// Refresh interval.
     pub every: Duration,
 }
 
-/// Why there is nothing to see.
+/// Why `top` cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is for people at a terminal.
+    /// Standard input or output is not a terminal.
     #[error(
         "cannot start the dashboard: standard input and output must be a terminal; use `uppercased \
          status --watch` instead"
     )]
     NoTerminal,
-    /// The terminal says of itself that it can only be written on.
+    /// The terminal cannot position its cursor.
     #[error(
         "cannot start the dashboard: TERM is \"dumb\"; use `uppercased status --watch` instead"
     )]
     Dumb,
-    /// There is no server to begin with.
+    /// No server is running at the start.
     #[error("{0}")]
     NoServer(String),
-    /// The terminal, or the waiting.
+    /// The terminal or the wait failed.
     #[error("cannot use this terminal: {0}")]
     System(#[from] io::Error),
 }
 
-/// Keys that are read at once.
+/// Bytes of keys read at once.
 const KEYS_BYTES: usize = 256;
 
-/// Where the only server is; asked again when a server has gone.
+/// The control socket of the only server; searched for again when that server is gone.
 pub type Find<'a> = &'a dyn Fn() -> Result<PathBuf, String>;
 
-/// Shows the server until somebody quits.
+/// Shows the server until the user quits.
 ///
-/// # Errors
+/// See [`Error`]; a server that goes away later is not an error.
 /// See [`Error`]; a server that goes away later is none.
 pub fn run(options: &Options, find: Find<'_>) -> Result<ExitCode, Error> {
     if !io::stdin().is_terminal() || !output::stdout().is_terminal() {
@@ -93,7 +93,7 @@ pub fn run(options: &Options, find: Find<'_>) -> Result<ExitCode, Error> {
         Some(path) => path.clone(),
         None => find().map_err(Error::NoServer)?,
     };
-    // Nobody's terminal is changed for a server that is not there.
+    // Connect first: without a server the terminal is left unchanged.
     let first = Conversation::open(&path, Some(STATUS_ANSWER_TIMEOUT));
     drop(first.map_err(|error| Error::NoServer(error.to_string()))?);
 
@@ -103,14 +103,14 @@ pub fn run(options: &Options, find: Find<'_>) -> Result<ExitCode, Error> {
     match end? {
         End::Asked => Ok(ExitCode::SUCCESS),
         End::Signalled(number) => {
-            // Ends the process as the signal would have, now that the terminal is as it was.
+            // Ends the process by the signal's default action, now that the terminal is restored.
             let _ = signal_hook::low_level::emulate_default_handler(number);
             Ok(ExitCode::FAILURE)
         }
     }
 }
 
-/// Why it ends.
+/// Why the loop ends.
 enum End {
     Asked,
     Signalled(i32),
@@ -127,7 +127,7 @@ struct Top<'a> {
     screen: Terminal<Ansi>,
     signals: SignalDelivery<UnixStream, SignalOnly>,
     next_look: Tick,
-    /// The look that is awaited, and until when.
+    /// The pending status request and its deadline.
     looking: Option<(Conversation, Tick)>,
     operation: Option<Conversation>,
 }
@@ -210,7 +210,7 @@ impl<'a> Top<'a> {
             |(_, until)| Some(*until),
         );
         let timeout = due.map_or(PollTimeout::NONE, |due| {
-            // Rounded up, so that the last millisecond is waited for and not spun through.
+            // Rounded up, so that the last millisecond is waited for and not busy-polled.
             let left = due.since(clock::now()) + Duration::from_micros(999);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
@@ -249,7 +249,7 @@ impl<'a> Top<'a> {
                 SIGINT => return Ok(Some(End::Asked)),
                 SIGTERM | SIGHUP | SIGQUIT => return Ok(Some(End::Signalled(number))),
                 SIGTSTP => self.suspend()?,
-                // Somebody else had the terminal, or it has another size.
+                // Another process used the terminal, or its size changed.
                 SIGCONT => self.come_back()?,
                 _ => {}
             }
@@ -271,7 +271,7 @@ impl<'a> Top<'a> {
     fn read_keys(&mut self) -> io::Result<Option<End>> {
         let mut bytes = [0; KEYS_BYTES];
         let count = match io::stdin().lock().read(&mut bytes) {
-            // Nobody is there any more.
+            // The terminal is gone.
             Ok(0) => return Ok(Some(End::Asked)),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
@@ -285,7 +285,8 @@ impl<'a> Top<'a> {
                 Some(Action::Redraw) => self.screen.clear()?,
                 Some(Action::Ask(request)) => self.begin_operation(&request),
             }
-            // What came with it, pasted perhaps, is no answer to a question that nobody has seen.
+            // Input that arrived together, perhaps pasted, must not answer a question not yet
+            // shown.
             if self.model.question().is_some() {
                 break;
             }
@@ -300,7 +301,7 @@ impl<'a> Top<'a> {
         }
     }
 
-    /// Connecting is the one thing that is waited for, and not for long: the kernel does it.
+    /// Connecting is the only blocking call, and a short one: the kernel completes it.
     fn ask(&self, request: &Request) -> Result<Conversation, AskError> {
         let mut conversation = Conversation::open(&self.path, Some(TOP_CONNECT_TIMEOUT))?;
         conversation.ask(request)?;
@@ -358,7 +359,7 @@ impl<'a> Top<'a> {
                 Some(Reply::Refused(cause)) => cause,
                 Some(_) => "the server's answer does not match the request".to_owned(),
                 None if heard.ended => AskError::Lost.to_string(),
-                // The rest is on its way.
+                // The rest has not arrived yet.
                 None => return,
             },
             Err(error) => error.to_string(),
@@ -374,7 +375,7 @@ impl<'a> Top<'a> {
         }
     }
 
-    /// Another server may have taken its place, under another number.
+    /// Another server may have replaced it, with another process number.
     fn look_failed(&mut self, why: String) {
         self.looking = None;
         self.model.take_trouble(why);

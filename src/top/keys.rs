@@ -1,10 +1,10 @@
-//! Bytes of a terminal as keys.
+//! Parses bytes from a terminal as keys.
 //!
-//! Invariant: any bytes are some keys or none; an escape sequence that means nothing here is
-//! skipped as a whole, so that its letters are not taken for commands.
+//! Invariant: parsing is total; an unknown escape sequence is skipped as a whole, so that its
+//! letters are not interpreted as commands.
 //! Pure: it must not read a terminal.
 
-/// What can be pressed.
+/// A key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
     /// A letter, digit or sign.
@@ -31,7 +31,7 @@ pub(super) enum Key {
 
 const ESCAPE: u8 = 0x1b;
 
-/// The keys in what was read at once.
+/// Returns the keys in the bytes of one read.
 pub(super) fn keys(mut bytes: &[u8]) -> Vec<Key> {
     let mut keys = Vec::new();
     while let Some((&first, rest)) = bytes.split_first() {
@@ -50,11 +50,11 @@ pub(super) fn keys(mut bytes: &[u8]) -> Vec<Key> {
     keys
 }
 
-/// What follows an escape: `[` or `O`, parameters, and a last byte that says what it is.
+/// Parses what follows an escape: `[` or `O`, parameters, and the final byte, which names the key.
 fn sequence(bytes: &[u8]) -> (Option<Key>, &[u8]) {
     let (introducer, parameters) = match bytes.split_first() {
         Some((introducer @ (b'[' | b'O'), rest)) => (*introducer, rest),
-        // Esc itself, or a key with Alt, which means nothing here.
+        // Esc itself, or a key with Alt, which is not used.
         Some((_, rest)) => return (None, rest),
         None => return (Some(Key::Escape), bytes),
     };

@@ -1,7 +1,7 @@
-//! What `top` knows and what a key means: looks, keys and a server's replies in, actions out.
+//! State of `top` and the meaning of keys: samples, keys and replies in, actions out.
 //!
-//! Invariants: nothing is asked of the server without a yes; one operation at a time; histories and
-//! texts are bounded. What is shown is of the latest look, or says for how long there was none.
+//! Invariants: nothing is requested of the server without confirmation; one operation at a time;
+//! histories and texts are bounded. What is shown comes from the latest sample, or with its age.
 //! Pure: it must not read a clock, a terminal or a socket.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -13,25 +13,25 @@ use uppercased_ctl::control::{Options, Reply, Request, ScaleTo};
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::status::Look;
 
-/// Looks that are remembered: what the widest terminals have columns for.
+/// Samples kept: as many as the widest terminals have columns for.
 pub(super) const HISTORY_LEN: usize = 256;
-/// Lines of an operation that are remembered.
+/// Lines kept of an operation.
 const PROGRESS_LEN: usize = 64;
 
-/// What the shell is to do.
+/// What the caller is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// End.
     Quit,
-    /// Give the terminal back until somebody goes on with this.
+    /// Suspend, and restore the terminal until the process is continued.
     Suspend,
-    /// Draw everything anew.
+    /// Redraw everything.
     Redraw,
-    /// Ask the server for this.
+    /// Send this request to the server.
     Ask(Request),
 }
 
-/// Messages a second of the latest looks, the oldest first.
+/// Messages per second of the latest samples, the oldest first.
 pub(super) type History = VecDeque<f64>;
 
 /// See the module's text.
@@ -63,7 +63,7 @@ impl Model {
         self.slots.get(&slot)
     }
 
-    /// Why there is no fresh look, and how long ago the latest one was.
+    /// Why there is no fresh sample, and the age of the latest one.
     pub(super) fn trouble(&self, now: Tick) -> Option<(&str, Option<u64>)> {
         let why = self.trouble.as_deref()?;
         let age = self.looked.map(|at| now.since(at).as_secs());
@@ -78,17 +78,17 @@ impl Model {
         self.help
     }
 
-    /// The first row of the table that is wanted on the screen.
+    /// The requested first row of the table.
     pub(super) const fn first_row(&self) -> usize {
         self.first_row
     }
 
-    /// What an operation has said, the latest line last.
+    /// The operation's output, the latest line last.
     pub(super) const fn progress(&self) -> &VecDeque<String> {
         &self.progress
     }
 
-    /// The question that waits for an answer; short, for narrow terminals.
+    /// The question awaiting an answer; short, for narrow terminals.
     pub(super) fn question(&self) -> Option<String> {
         let request = self.confirming?;
         let workers = self.workers();
@@ -103,7 +103,7 @@ impl Model {
         })
     }
 
-    /// Remembers a look.
+    /// Stores a sample.
     pub(super) fn take_look(&mut self, look: Look, now: Tick) {
         let rates = look.rates.as_ref();
         remember(&mut self.totals, rates.map(|rates| rates.totals.messages));
@@ -120,12 +120,12 @@ impl Model {
         self.trouble = None;
     }
 
-    /// There is no fresh look.
+    /// Records why there is no fresh sample.
     pub(super) fn take_trouble(&mut self, why: String) {
         self.trouble = Some(why);
     }
 
-    /// Hears what the server says to the operation that was asked for; true with the last word.
+    /// Handles a reply to the current operation; returns true for the final one.
     pub(super) fn take_reply(&mut self, reply: Reply) -> bool {
         let line = match &reply {
             Reply::Progress(text) => text.clone(),
@@ -145,13 +145,13 @@ impl Model {
         last
     }
 
-    /// The operation's connection has ended without a last word.
+    /// Handles the end of the operation's connection without a final reply.
     pub(super) fn operation_lost(&mut self, why: &str) {
         self.operation = None;
         self.say(format!("{why}; its state is shown above"));
     }
 
-    /// What a key means now.
+    /// Handles a key.
     pub(super) fn press(&mut self, key: Key) -> Option<Action> {
         if let Some(request) = self.confirming.take() {
             return match key {
@@ -215,7 +215,7 @@ impl Model {
         u16::try_from(slots).unwrap_or(u16::MAX)
     }
 
-    /// What row the table really begins with, if there is one: it is scrolled on from there.
+    /// Sets the actual first row of the table, from which scrolling goes on.
     pub(super) fn scrolled_to(&mut self, first_row: Option<usize>) {
         self.first_row = first_row.unwrap_or(self.first_row);
     }
@@ -237,7 +237,7 @@ impl Model {
     }
 }
 
-/// A look without a rate (the first one, or of a new instance) leaves no mark.
+/// A sample without a rate (the first one, or one of a new instance) leaves no mark.
 fn remember(history: &mut History, rate: Option<f64>) {
     if let Some(rate) = rate {
         if history.len() == HISTORY_LEN {
@@ -369,7 +369,7 @@ pub(super) mod tests {
         assert_eq!(model.totals().len(), HISTORY_LEN);
         assert_eq!(model.history(SlotId(2)).unwrap().back(), Some(&999.0));
         assert_eq!(model.progress().len(), PROGRESS_LEN);
-        // A slot that has left is forgotten, and the rows are those that are there.
+        // A removed slot is forgotten; only existing rows are shown.
         model.press(Key::PageDown);
         assert_eq!(model.first_row(), 2);
         model.take_look(look(1, 0.0), Tick::ZERO);

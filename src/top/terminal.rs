@@ -1,11 +1,10 @@
 //! The terminal that `top` draws on: its modes, and how cells become bytes.
 //!
-//! Written here, not taken from a terminal library, because those read keys in a loop (and handle
-//! signals) of their own, and what is needed of them is six escape sequences that every terminal of
-//! today knows.
+//! There is no terminal library, because those read keys in a loop (and handle signals) of their
+//! own, and only six escape sequences are needed, which every current terminal supports.
 //!
-//! Invariants: whoever has entered leaves, however the program ends, a panic included (a release
-//! build does not unwind, so a hook does it); a frame is one write, so that none is seen half-drawn.
+//! Invariants: the terminal is restored however the program ends, a panic included (a release build
+//! does not unwind, so a hook does it); a frame is one write, so that none is shown half-drawn.
 
 use std::fmt::Write as _;
 use std::io;
@@ -19,27 +18,27 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 use crate::config::{TOP_COLUMNS_MAX, TOP_ROWS_MAX};
 use uppercased_ctl::output;
 
-/// The other screen, and no cursor on it.
+/// Switches to the alternate screen and hides the cursor.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
-/// No colours, the cursor, the first screen.
+/// Resets colours, shows the cursor, switches to the main screen.
 const LEAVE: &str = "\x1b[0m\x1b[?25h\x1b[?1049l";
-/// What a terminal without a size has.
+/// The size assumed if the terminal reports none.
 const SIZE: Size = Size {
     width: 80,
     height: 24,
 };
 
-/// Modes as they were, to be put back.
+/// The saved modes, restored at the end.
 #[derive(Debug)]
 pub(super) struct Modes {
     before: Termios,
 }
 
 impl Modes {
-    /// Takes the terminal: the other screen, keys as they are pressed, no echo.
+    /// Enters the alternate screen and raw mode without echo.
     ///
     /// # Errors
-    /// Standard input or output is no terminal, or does not take it.
+    /// Standard input or output is not a terminal, or refuses the modes.
     pub(super) fn enter() -> io::Result<Self> {
         let modes = Self {
             before: tcgetattr(io::stdin())?,
@@ -54,7 +53,7 @@ impl Modes {
         Ok(modes)
     }
 
-    /// After [`Self::leave`], or when somebody else has changed the modes.
+    /// Enters again after [`Self::leave`], or when another process has changed the modes.
     pub(super) fn enter_again(&self) -> io::Result<()> {
         let mut raw = self.before.clone();
         raw.make_raw();
@@ -62,7 +61,7 @@ impl Modes {
         write(ENTER)
     }
 
-    /// Gives the terminal back as it was.
+    /// Restores the terminal.
     pub(super) fn leave(&self) {
         leave(&self.before);
     }
@@ -75,7 +74,7 @@ impl Drop for Modes {
 }
 
 fn leave(modes: &Termios) {
-    // Whoever has closed the terminal needs nothing back.
+    // If the terminal is closed there is nothing to restore.
     let _ = write(LEAVE);
     let _ = tcsetattr(io::stdin(), OptionalActions::Now, modes);
 }
@@ -84,10 +83,10 @@ fn write(text: &str) -> io::Result<()> {
     output::write(text.as_bytes())
 }
 
-/// Cells as the escape sequences of a terminal.
+/// Encodes cells as escape sequences.
 #[derive(Debug, Default)]
 pub(super) struct Ansi {
-    /// Of the frame that is being drawn.
+    /// The buffer of the current frame.
     text: String,
     cursor: Position,
 }
@@ -95,7 +94,7 @@ pub(super) struct Ansi {
 impl Ansi {
     fn go(&mut self, to: Position) {
         self.cursor = to;
-        // Writing to a text cannot fail.
+        // Writing to a string cannot fail.
         let _ = write!(self.text, "\x1b[{};{}H", to.y + 1, to.x + 1);
     }
 
@@ -121,8 +120,8 @@ impl Ansi {
     }
 }
 
-/// Returns the area that is drawn of a terminal with this size. Each cell of it is kept twice, and a
-/// test harness may say that its terminal has 65535 columns.
+/// Returns the area to draw on for a terminal of this size: each cell is kept twice, and a test
+/// harness may report 65535 columns.
 fn drawn(columns: u16, rows: u16) -> Size {
     match (columns, rows) {
         (0, _) | (_, 0) => SIZE,

@@ -1,8 +1,8 @@
 //! What `top` shows of its model, for any size of terminal.
 //!
-//! Invariants: nothing is said by colour alone, and without colour the same is said; what there is
-//! no room for is left out in a fixed order (columns from the right of [`COLUMNS`], the chart, the
-//! notes), rows of the table last. Pure: it must not look at a terminal.
+//! Invariants: colour carries no information of its own; if there is too little room, parts are
+//! left out in a fixed order (columns from the right of [`COLUMNS`], the chart, the notes), rows of
+//! the table last. Pure: it must not access a terminal.
 
 use ratatui_core::buffer::Buffer;
 use ratatui_core::layout::Rect;
@@ -17,16 +17,16 @@ use uppercased_ctl::clock::Tick;
 use uppercased_ctl::status::figures::{age, busy, cut, per_second, percent, short};
 use uppercased_ctl::status::{Look, Rate, SlotStatus};
 
-/// Rows from which on there is a chart of all workers, and how many it has.
+/// Minimum screen rows for a chart of all workers, and the chart's height.
 const CHART_FROM_ROWS: u16 = 22;
 const CHART_ROWS: u16 = 3;
 /// Lines of an operation on the screen.
 const PROGRESS_ROWS: usize = 4;
-/// Columns that a slot's history needs to be worth it, one between it and the table included.
+/// Minimum columns of a slot's history, including one as a gap to the table.
 const HISTORY_COLUMNS_MIN: usize = 9;
-/// Columns from which on room for it is kept.
+/// Screen columns from which room for the history is reserved.
 const HISTORY_FROM_COLUMNS: usize = 60;
-/// A worker that is busier is marked.
+/// Busy percentage above which a worker is marked.
 const BUSY_SHARE: f64 = 0.9;
 
 const HELP: [&str; 12] = [
@@ -44,10 +44,10 @@ const HELP: [&str; 12] = [
     "Bars: msg/s of the latest samples, all slots on one scale.",
 ];
 
-/// How things are marked, beside words.
+/// How states are marked, besides words.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Palette {
-    /// Whether there may be colours.
+    /// Whether colours may be used.
     pub(super) colour: bool,
 }
 
@@ -78,7 +78,7 @@ impl Palette {
     }
 }
 
-/// Draws the whole screen; returns the number of the table's first row, if it is there.
+/// Draws the whole screen; returns the index of the table's first visible row, if it is shown.
 pub(super) fn draw(
     model: &Model,
     palette: Palette,
@@ -110,7 +110,7 @@ pub(super) fn draw(
     Some(screen.table(look, model))
 }
 
-/// What is left of the screen, and what to draw on.
+/// The unused part of the screen, and the buffer to draw on.
 struct Screen<'a> {
     left: Rect,
     buffer: &'a mut Buffer,
@@ -118,7 +118,7 @@ struct Screen<'a> {
 }
 
 impl Screen<'_> {
-    /// The upper `rows` of what is left.
+    /// Takes the upper `rows` of the unused part.
     fn take_top(&mut self, rows: u16) -> Rect {
         let rows = rows.min(self.left.height);
         let taken = Rect {
@@ -130,7 +130,7 @@ impl Screen<'_> {
         taken
     }
 
-    /// The lower `rows`.
+    /// Takes the lower `rows` of the unused part.
     fn take_bottom(&mut self, rows: u16) -> Rect {
         let rows = rows.min(self.left.height);
         self.left.height -= rows;
@@ -151,7 +151,7 @@ impl Screen<'_> {
         self.put(area, Line::styled(text, style));
     }
 
-    /// Keys, or a question; above them what an operation says.
+    /// Draws the keys, or a question; above them the operation's output.
     fn footer(&mut self, model: &Model) {
         let area = self.take_bottom(1);
         let width = usize::from(area.width);
@@ -205,7 +205,7 @@ impl Screen<'_> {
         }
     }
 
-    /// Messages a second of all workers, the latest at the right.
+    /// Messages per second of all workers, the latest at the right.
     fn chart(&mut self, totals: &History) {
         let most = totals.iter().copied().fold(0.0, f64::max);
         let title = format!("messages/s, all workers (peak {})", per_second(most));
@@ -228,7 +228,7 @@ impl Screen<'_> {
         let slots = &look.status.slots;
         let notes = look.notes();
         let room = usize::from(self.left.height);
-        // Nothing is scrolled that fits; else a row is kept to say that there are more.
+        // A table that fits is not scrolled; otherwise one row shows that there are more.
         let rows = match room {
             _ if slots.len() <= room => slots.len(),
             0 | 1 => room,
@@ -282,7 +282,7 @@ impl Screen<'_> {
     }
 }
 
-/// The most messages a second of a single slot, so that all bars have one scale.
+/// The highest rate of a single slot in messages per second: the common scale of all bars.
 fn highest(model: &Model, look: &Look) -> f64 {
     let histories = look.status.slots.iter();
     let histories = histories.filter_map(|slot| model.history(slot.slot));
@@ -319,7 +319,7 @@ const fn keys(width: usize) -> &'static str {
     }
 }
 
-/// A rate for each column, as high as it is compared with `most`; what is not zero is seen.
+/// One bar per column, scaled to `most`; a rate above zero is always visible.
 fn bars(history: &History, most: f64, columns: usize) -> String {
     const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let older = history.len().saturating_sub(columns);
@@ -350,7 +350,7 @@ enum Column {
     Crashes,
 }
 
-/// In the order in which they stand: heading, width, and how dispensable it is.
+/// The columns in display order: heading, width, and priority for removal.
 const COLUMNS: [(Column, &str, usize, u8); 13] = [
     (Column::Slot, "slot", 4, 0),
     (Column::Pid, "pid", 7, 5),
@@ -367,14 +367,14 @@ const COLUMNS: [(Column, &str, usize, u8); 13] = [
     (Column::Crashes, "crash", 5, 10),
 ];
 
-/// A column that has room.
+/// A column that fits.
 struct Cell {
     column: Column,
     heading: &'static str,
     width: usize,
 }
 
-/// All that have, and what is left for the history.
+/// All columns that fit, and the width left for the history.
 struct Columns {
     cells: Vec<Cell>,
     history: usize,

@@ -26,7 +26,7 @@ fn shown(model: &Model, colour: bool, (width, height): (u16, u16)) -> Terminal<T
     terminal
 }
 
-/// Line by line, without the blanks at their ends.
+/// The screen line by line, without trailing blanks.
 fn lines(model: &Model, size: (u16, u16)) -> Vec<String> {
     let terminal = shown(model, false, size);
     let buffer = terminal.backend().buffer();
@@ -37,7 +37,7 @@ fn lines(model: &Model, size: (u16, u16)) -> Vec<String> {
         .collect()
 }
 
-/// A server in the middle of some trouble, watched for four looks.
+/// A server with several problems, sampled four times.
 fn busy() -> Model {
     let mut model = Model::default();
     for messages in [0.0, 500.0, 1000.0, 45_000.0] {
