@@ -1,11 +1,11 @@
-//! Log lines: `tracing` events, written to standard error as one line each, never waiting.
+//! Log lines: `tracing` events, each written to standard error as one line, without blocking.
 //!
 //! Invariants: an event is one line of at most [`LOG_LINE_MAX_BYTES`] and one write, so lines of
 //! several processes never mix; a line that cannot be written at once is dropped and counted
-//! ([`uppercased_ctl::writer::dropped_lines`]), and the next line that gets through is preceded by one that says how many
-//! were lost. Whatever a value contains, it can neither end the line nor colour the terminal.
-//! Must not: block, start a thread, or set a flag on the open file that is shared with whoever
-//! started the server.
+//! ([`uppercased_ctl::writer::dropped_lines`]), and the next line that succeeds is preceded by one
+//! with the number lost. No value can end the line or colour the terminal. Must not: block, start a
+//! thread, or set a flag on the open file, which is shared with the process that started the
+//! server.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd as _;
@@ -32,7 +32,7 @@ pub use tally::Tally;
 
 use line::{Fields, Line, Style};
 
-/// Installs the log of this process, on its standard error. Call it once, first thing.
+/// Installs the log of this process on its standard error. Call it once, before anything else.
 ///
 /// # Errors
 ///
@@ -47,23 +47,23 @@ pub fn init(level: LogLevel, format: LogFormat) -> Result<(), Error> {
     let subscriber = tracing_subscriber::registry().with(filter).with(lines);
     tracing::subscriber::set_global_default(subscriber)?;
     let adjust = move |to_level, to_format| {
-        // Fails only if the log is gone, and it never is.
+        // Fails only if the log is gone, which does not happen.
         let _ = level.modify(|level| *level = self::filter(to_level));
         let _ = style.modify(|lines| lines.style = self::style(to_format));
     };
-    // Not set before: there is one log in a process's life.
+    // Not set before: a process installs one log.
     let _ = ADJUST.set(Box::new(adjust));
     Ok(())
 }
 
-/// Changes the level and the format of the log that [`init`] has installed; without one, nothing.
+/// Changes the level and the format of the log that [`init`] installed; does nothing without one.
 pub fn adjust(level: LogLevel, format: LogFormat) {
     if let Some(adjust) = ADJUST.get() {
         adjust(level, format);
     }
 }
 
-/// Writes one of the [`events`], with fields of its declaration.
+/// Writes one of the [`events`] with fields from its declaration.
 macro_rules! event {
     ($key:ident $(, $($field:tt)+)?) => {
         ::tracing::event!(
@@ -88,18 +88,18 @@ fn style(format: LogFormat) -> Style {
     }
 }
 
-/// Why there is no log.
+/// Why the log cannot be installed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No descriptor for it.
+    /// Standard error cannot be duplicated.
     #[error("cannot duplicate standard error for the log: {0}; raise the descriptor limit")]
     Open(#[source] io::Error),
-    /// There is one already.
+    /// A log is already installed.
     #[error("a log is installed already; install it once, at the start of the process")]
     Installed(#[from] SetGlobalDefaultError),
 }
 
-/// The span in which a worker spends its life: its lines carry `slot`, `generation` and `pid`.
+/// The span of a worker process: its lines carry `slot`, `generation` and `pid`.
 ///
 /// Its level is the most severe one, so that it is on whatever `log_level` is.
 #[must_use]
@@ -117,14 +117,14 @@ fn filter(level: LogLevel) -> LevelFilter {
     }
 }
 
-/// Colour is for a terminal that understands it, and for people who did not say no
+/// Returns whether to use colour: on a terminal that supports it, unless the user disabled it
 /// (<https://no-color.org>).
 pub(crate) fn wants_colour(out: impl IsTerminal) -> bool {
     let set = |name| std::env::var_os(name).unwrap_or_default();
     out.is_terminal() && set("NO_COLOR").is_empty() && set("TERM") != "dumb"
 }
 
-/// The layer that makes lines of events.
+/// The layer that formats events as lines.
 struct Lines {
     style: Style,
     writer: LineWriter,
@@ -151,7 +151,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let mut around = Fields::default();
-        // From the innermost span outwards: what is nearer to the event wins.
+        // From the innermost span outwards: the nearest field wins.
         for span in context.event_scope(event).into_iter().flatten() {
             if let Some(known) = span.extensions().get::<Fields>() {
                 around.add_missing(known);
@@ -190,7 +190,7 @@ mod tests {
     use std::io::Read as _;
     use std::os::fd::OwnedFd;
 
-    /// Runs `log` with a log of this level and style, and gives back what it wrote.
+    /// Runs `log` with a log of this level and style, and returns the output.
     fn logged(level: LogLevel, style: Style, log: impl FnOnce()) -> String {
         let (reader, end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         log_to(end, level, style, log);

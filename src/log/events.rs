@@ -372,7 +372,7 @@ mod tests {
 
     use super::*;
 
-    /// More words are a sentence, and nobody searches for one.
+    /// A longer message is a sentence, which is hard to search for.
     const WORDS_MAX: usize = 6;
 
     fn all() -> impl Iterator<Item = &'static Declared> {
@@ -400,7 +400,7 @@ mod tests {
 
     #[test]
     fn fields_have_the_names_of_the_convention() {
-        // `pid` is the writer's own; one word for why, in two: a code word, or a text.
+        // `pid` is the writer's own; the cause has two names: one for a code, one for a text.
         let synonyms = [
             "cause", "why", "how", "by", "end", "outcome", "what", "uid", "event",
         ];

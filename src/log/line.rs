@@ -1,9 +1,8 @@
 //! One event as one line of text, for people or for machines. Pure.
 //!
-//! Invariants: a rendered line ends in its only newline, holds no control character but the
-//! colour of its level, and has at most [`LOG_LINE_MAX_BYTES`] bytes; in JSON it is valid
-//! whatever had to be left out.
-//! Must not: write, or read the clock.
+//! Invariants: a rendered line ends in its only newline, contains no control character but the
+//! colour of its level, and has at most [`LOG_LINE_MAX_BYTES`] bytes; JSON stays valid whatever is
+//! left out. Must not: write, or read the clock.
 
 use std::error;
 use std::fmt::{self, Write as _};
@@ -16,14 +15,14 @@ use super::events::{self, Declared};
 
 use uppercased_ctl::escape::{as_characters, escape, push_visible};
 
-/// The longest line in bytes, its newline included. This is `PIPE_BUF`: a write of up to so many
-/// bytes into a pipe happens whole or not at all, so that lines of several processes never mix.
+/// Maximum length of a line in bytes, including its newline. This is `PIPE_BUF`: a write of up to
+/// that many bytes into a pipe is atomic, so lines of several processes never mix.
 pub const LOG_LINE_MAX_BYTES: usize = 4096;
 
-/// Bytes of a message that a line shows.
+/// Maximum bytes of a message in a line.
 const BYTES_SHOWN_MAX: usize = 128;
 
-/// How a line looks.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
     /// Time, level, message, then `key=value`.
@@ -31,27 +30,27 @@ pub(super) enum Style {
         /// Whether the level is coloured.
         colour: bool,
     },
-    /// One object.
+    /// A JSON object.
     Json,
 }
 
 /// A field's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Value {
-    /// A number or a boolean: written as it is in both styles.
+    /// A number or a boolean: written unquoted in both styles.
     Plain(String),
-    /// Anything else, with the number of bytes that were cut off its end.
+    /// Anything else, with the number of bytes cut off its end.
     Text(String, usize),
-    /// What a peer sent or is sent, cut in the same way.
+    /// Bytes received from or sent to a peer, cut in the same way.
     Bytes(Vec<u8>, usize),
 }
 
-/// The fields of an event or a span, in order. The event's message is one of them.
+/// The fields of an event or a span, in order, including the event's message.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fields(Vec<(&'static str, Value)>);
 
 impl Fields {
-    /// The fields of the line that says how many lines were lost.
+    /// The fields of the line that reports the number of lost lines.
     pub(super) fn of_loss(lost: u64) -> Self {
         let Declared { key, message, .. } = events::log_lines_lost;
         Self(vec![
@@ -61,7 +60,7 @@ impl Fields {
         ])
     }
 
-    /// Takes over each field of `others` whose name is not here yet.
+    /// Adds each field of `others` whose name is not present yet.
     pub(super) fn add_missing(&mut self, others: &Self) {
         for (name, value) in &others.0 {
             if !self.0.iter().any(|(known, _)| known == name) {
@@ -79,7 +78,7 @@ impl Fields {
 
     fn set_text(&mut self, field: &Field, text: fmt::Arguments<'_>) {
         let mut bounded = Bounded::default();
-        // `Bounded` never fails; a value whose own formatting does is shown as far as it came.
+        // `Bounded` never fails; if a value's own formatting fails, its output so far is shown.
         let _ = bounded.write_fmt(text);
         self.set(field, Value::Text(bounded.text, bounded.cut));
     }
@@ -149,8 +148,8 @@ impl Visit for Fields {
     }
 }
 
-/// Keeps the beginning of what is written to it and counts the rest, so that a huge value costs
-/// no more memory than a line.
+/// Keeps the beginning of what is written and counts the rest, so that a huge value costs no more
+/// memory than a line.
 #[derive(Default)]
 struct Bounded {
     text: String,
@@ -171,7 +170,7 @@ impl fmt::Write for Bounded {
     }
 }
 
-/// What is to be rendered.
+/// The event to render.
 pub(super) struct Line<'a> {
     pub(super) at: SystemTime,
     pub(super) level: Level,
@@ -180,7 +179,7 @@ pub(super) struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// The line, newline included.
+    /// Returns the line, including its newline.
     pub(super) fn render(&self, style: Style) -> String {
         match style {
             Style::Human { colour } => self.human(colour),
@@ -217,7 +216,7 @@ impl Line<'_> {
                 }
             }
         }
-        // What was cut of single values lies behind the end of a full line, so one mark says all.
+        // Cuts of single values lie beyond the end of a full line, so one mark covers all.
         let unseen: usize = self.fields.0.iter().map(|(_, value)| value.cut()).sum();
         if line.len() + unseen >= LOG_LINE_MAX_BYTES {
             let end = boundary(&line, LOG_LINE_MAX_BYTES - CUT_MARK_MAX - 1);
@@ -229,7 +228,7 @@ impl Line<'_> {
         line
     }
 
-    /// Leaves out what does not fit, field by field, and says so with `"truncated":true`.
+    /// Leaves out fields that do not fit, and adds `"truncated":true`.
     fn json(&self) -> String {
         let time = humantime::format_rfc3339_millis(self.at);
         let mut line = format!("{{\"timestamp\":\"{time}\",\"level\":\"{}\"", self.level);
@@ -264,7 +263,7 @@ impl Value {
 /// Members that every object has; a field of that name would make it ambiguous.
 const RESERVED: [&str; 4] = ["timestamp", "level", "target", "truncated"];
 
-/// How an object ends of which something was left out.
+/// The end of an object with something left out.
 const TRUNCATED_END: &str = ",\"truncated\":true}\n";
 
 /// The longest `…(+N bytes)`: the ellipsis is three bytes, N at most twenty digits.
@@ -274,7 +273,7 @@ fn push_cut_mark(line: &mut String, cut: usize) {
     let _ = write!(line, "…(+{cut} bytes)");
 }
 
-/// Adds `,"name":value` as far as there is room; whether it is there whole.
+/// Adds `,"name":value` as far as there is room; returns whether it is complete.
 fn push_member(line: &mut String, name: &str, value: &Value) -> bool {
     let room = LOG_LINE_MAX_BYTES - TRUNCATED_END.len();
     let before = line.len();
@@ -309,8 +308,8 @@ fn push_member(line: &mut String, name: &str, value: &Value) -> bool {
     fits
 }
 
-/// Adds `text` escaped for a JSON string while the line stays within `room` bytes; returns how
-/// many bytes of `text` were taken.
+/// Adds `text`, escaped for a JSON string, while the line stays within `room` bytes; returns the
+/// number of bytes of `text` added.
 fn push_json_escaped(line: &mut String, text: &str, room: usize) -> usize {
     for (at, letter) in text.char_indices() {
         let before = line.len();
@@ -333,7 +332,7 @@ fn push_json_escaped(line: &mut String, text: &str, room: usize) -> usize {
     text.len()
 }
 
-/// The largest index up to `most` at which `text` may be cut without splitting a character.
+/// Returns the largest index up to `most` at which `text` may be cut without splitting a character.
 fn boundary(text: &str, most: usize) -> usize {
     (0..=most.min(text.len()))
         .rev()
@@ -341,7 +340,7 @@ fn boundary(text: &str, most: usize) -> usize {
         .unwrap_or(0)
 }
 
-/// Whether `key=text` can be told apart from its neighbours without quotes.
+/// Returns whether `key=text` is unambiguous without quotes.
 fn reads_as_one_word(text: &str) -> bool {
     let splits = |c: char| c.is_whitespace() || c.is_control() || c == '"' || c == '=';
     !text.is_empty() && !text.contains(splits)

@@ -1,18 +1,17 @@
-//! Limits the log lines that a peer can cause: one a second of each kind, with the number of those
-//! that it stands for. Pure.
+//! Limits the log lines that a peer can cause: one per second of each kind, with the number of
+//! events it stands for. Pure.
 //!
-//! Invariants: every event is counted in exactly one line, if need be in one that is written a
-//! second after the last; a kind costs two words, whatever happens. Must not: write, or read the
-//! clock.
+//! Invariants: every event is counted in exactly one line, which may be written a second after the
+//! last one; a kind costs two words of memory. Must not: write, or read the clock.
 
 use std::time::Duration;
 
 use uppercased_ctl::clock::Tick;
 
-/// One line of a kind is written in this time, at most.
+/// Minimum interval between two lines of a kind.
 const LINE_EVERY: Duration = Duration::from_secs(1);
 
-/// What has not been written yet, by kind: numbers below `KINDS`.
+/// Counts not yet written, by kind: numbers below `KINDS`.
 #[derive(Debug)]
 pub struct Tally<const KINDS: usize> {
     kinds: [Kind; KINDS],
@@ -40,7 +39,8 @@ impl<const KINDS: usize> Default for Tally<KINDS> {
 }
 
 impl<const KINDS: usize> Tally<KINDS> {
-    /// Counts an event of `kind`. Returns how many a line stands for, if it is to be written now.
+    /// Counts an event of `kind`. Returns the number of events for a line to be written now, if
+    /// any.
     pub fn note(&mut self, kind: usize, now: Tick) -> Option<u64> {
         let one = &mut self.kinds[kind];
         one.unwritten += 1;
@@ -52,13 +52,14 @@ impl<const KINDS: usize> Tally<KINDS> {
         Some(std::mem::take(&mut one.unwritten))
     }
 
-    /// When to call [`Tally::overdue`]; `None` if everything has been written.
+    /// When to call [`Tally::overdue`]; `None` if everything is written.
     #[must_use]
     pub const fn due(&self) -> Option<Tick> {
         self.due
     }
 
-    /// A kind with a count to be written now, and the count; to be called until there is none.
+    /// Returns a kind with a count to be written now, and the count; call it until it returns
+    /// `None`.
     pub fn overdue(&mut self, now: Tick) -> Option<(usize, u64)> {
         if self.due.is_none_or(|due| now < due) {
             return None;
