@@ -1,8 +1,9 @@
-//! Time as the pure cores see it: a [`Tick`] handed in, never read.
+//! Time for the pure cores: a [`Tick`] is passed in, never read.
 //!
 //! Invariant: a `Tick` is a point on `CLOCK_MONOTONIC`, so it means the same in every process of
-//! one boot and may travel in shared memory or in a message (`std::time::Instant` may not: its
-//! content is private). The shells read the clock once a turn through [`now`]; no core calls it.
+//! one boot and may be stored in shared memory or sent in a message (`std::time::Instant` may not:
+//! its content is private). The shells read the clock once per turn through [`now`]; no core calls
+//! it.
 
 use std::ops::Add;
 use std::time::Duration;
@@ -18,30 +19,30 @@ use serde::{Deserialize, Serialize};
 pub struct Tick(u64);
 
 impl Tick {
-    /// The clock's own zero (the machine's boot); tests count from here.
+    /// The clock's zero (the machine's boot); tests count from here.
     pub const ZERO: Self = Self(0);
-    /// The end of time: what is due then is never due.
+    /// The end of time: a deadline here never expires.
     pub const MAX: Self = Self(u64::MAX);
 
-    /// The point `ns` nanoseconds after the clock's zero.
+    /// Returns the point `ns` nanoseconds after the clock's zero.
     #[must_use]
     pub const fn from_nanos(ns: u64) -> Self {
         Self(ns)
     }
 
-    /// The point `ms` milliseconds after the clock's zero.
+    /// Returns the point `ms` milliseconds after the clock's zero.
     #[must_use]
     pub const fn from_millis(ms: u64) -> Self {
         Self(ms.saturating_mul(1_000_000))
     }
 
-    /// Nanoseconds since the clock's zero.
+    /// Returns the nanoseconds since the clock's zero.
     #[must_use]
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
-    /// How long after `earlier` this is; zero if it is not after it.
+    /// Returns the time elapsed since `earlier`; zero if `earlier` is not before this.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -57,7 +58,7 @@ pub fn millis(span: Duration) -> u64 {
 impl Add<Duration> for Tick {
     type Output = Self;
 
-    /// Saturates: a deadline that lies past the end of the clock never comes.
+    /// Saturates: a deadline past the end of the clock never expires.
     fn add(self, span: Duration) -> Self {
         Self(
             self.0
@@ -68,11 +69,11 @@ impl Add<Duration> for Tick {
 
 /// Reads `CLOCK_MONOTONIC` (a vDSO read, no system call, on the usual clock sources).
 ///
-/// For the shells only: a core is given its `Tick`.
+/// For the shells only: a core is passed its `Tick`.
 #[must_use]
 pub fn now() -> Tick {
-    // The clock exists on every Linux; were it ever refused, time standing still is the one
-    // answer that keeps every deadline from firing early.
+    // The clock exists on every Linux. If it fails, a clock that stands still is the only fallback
+    // that keeps every deadline from firing early.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Tick::ZERO, |at| {
         let seconds = u64::try_from(at.tv_sec()).unwrap_or(0);
         let nanos = u64::try_from(at.tv_nsec()).unwrap_or(0);

@@ -1,8 +1,8 @@
-//! The control socket: how people and scripts give a running server orders.
+//! The control socket: how people and scripts send commands to a running server.
 //!
-//! One Unix socket for each instance, one request a connection. `protocol` is what is said (pure),
-//! `place` where the socket is found, `client` the side of whoever asks. The server's side belongs
-//! to the supervisor.
+//! Each instance has one Unix socket; a connection carries one request. `protocol` defines the
+//! messages (pure), `place` the socket's path, `client` the client side. The server side belongs to
+//! the supervisor.
 //!
 //! It must not decide anything about the server, and it knows nothing of the command line.
 

@@ -1,24 +1,23 @@
-//! Untrusted bytes and text made fit for a line of a log, an error message or a terminal.
+//! Escapes untrusted bytes and text for log lines, error messages and terminals.
 //!
-//! Invariants: each byte is escaped once, so that a reader can get it back, and is printable ASCII
-//! then, at most four characters; visible text has no control character, so it can neither end its
-//! line nor drive the terminal, and is the same when it is made visible again. Must not: guess at an
-//! encoding.
+//! Invariants: each byte is escaped once, reversibly, to at most four characters of printable
+//! ASCII; visible text has no control character, so it can neither end its line nor control the
+//! terminal, and [`visible`] is idempotent. It must not guess at an encoding.
 
 use std::fmt::{self, Write as _};
 
-/// Shows `bytes` as the inside of a quoted text (`\n`, `\"`, `\xNN`).
+/// Formats `bytes` as the inside of a quoted text (`\n`, `\"`, `\xNN`).
 pub fn escape(bytes: &[u8]) -> impl fmt::Display {
     Escaped(bytes)
 }
 
-/// Shows `bytes` as characters with the same numbers, for a format with escapes of its own.
+/// Returns `bytes` as characters with the same numbers, for a format with its own escapes.
 pub fn as_characters(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| char::from(*byte)).collect()
 }
 
-/// Returns `text` with everything escaped that would end the line, drive the terminal or reorder what
-/// is shown.
+/// Returns `text` with every character escaped that would end the line, control the terminal or
+/// reorder the output.
 #[must_use]
 pub fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -26,7 +25,7 @@ pub fn visible(text: &str) -> String {
     shown
 }
 
-/// Adds `text` to `line`, see [`visible`].
+/// Appends `text` to `line`, escaped as by [`visible`].
 pub fn push_visible(line: &mut String, text: &str) {
     for letter in text.chars() {
         if letter.is_control() || separates_or_reorders(letter) {
@@ -37,8 +36,8 @@ pub fn push_visible(line: &mut String, text: &str) {
     }
 }
 
-/// Whether a character is a separator of lines or a mark of writing direction: no control character
-/// to Unicode, and just as able to make a line look like another.
+/// Returns whether a character is a line separator or a mark of writing direction: not a control
+/// character in Unicode, but just as able to make a line look like another.
 const fn separates_or_reorders(letter: char) -> bool {
     matches!(
         letter,

@@ -1,57 +1,57 @@
-//! Who is meant: slots, generations and the workers they name.
+//! Identifiers: slots, generations and the workers they name.
 //!
-//! Invariant: whatever crosses a process boundary or outlives a call carries a [`WorkerId`], never
-//! a bare slot or a pid. A slot's number is used again by every successor and a pid by anybody;
-//! the pair of slot and generation is never used twice in the life of an instance, so a late
-//! message can be told from a current one and be dropped.
+//! Invariant: everything that crosses a process boundary or outlives a call carries a [`WorkerId`],
+//! never a bare slot or a pid. A slot's number is reused by every successor, and a pid by any
+//! process; the pair of slot and generation is never reused in the life of an instance, so a stale
+//! message can be recognised and dropped.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A place for a worker; it owns its listening sockets for life. Counted from 0.
+/// A place for a worker; it owns its listening sockets permanently. Counted from 0.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 #[serde(transparent)]
 pub struct SlotId(pub u16);
 
-/// Counts the workers that have lived in one slot. The first is 1; 0: none has lived yet.
+/// Counts the workers of one slot. The first is 1; 0 means there has been none yet.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 #[serde(transparent)]
 pub struct Generation(pub u32);
 
-/// What workers run: one program (an open file) with one configuration. Counted from 1, the one
-/// that an instance starts with; every restart and upgrade makes another.
+/// A program (an open file) with a configuration, as workers run it. Counted from 1, the one that
+/// an instance starts with; every restart and upgrade creates another.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 #[serde(transparent)]
 pub struct ReleaseId(pub u32);
 
-/// Who asked for a planned operation, so that the verdict finds its way back; 0: nobody waits for
-/// it (a signal), it is logged only.
+/// The requester of a planned operation, to which its result is sent; 0: none (a signal), the
+/// result is logged only.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 #[serde(transparent)]
 pub struct RequestId(pub u64);
 
-/// One worker process among all that ever were.
+/// Identifies one worker process among all past and present ones.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 pub struct WorkerId {
-    /// Where it lives.
+    /// The worker's slot.
     pub slot: SlotId,
-    /// Which of the slot's workers it is.
+    /// The worker's generation in the slot.
     pub generation: Generation,
 }
 
 impl SlotId {
-    /// Where the slot is found in a list of all slots.
+    /// Returns the slot's index in a list of all slots.
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -62,7 +62,7 @@ impl ReleaseId {
     /// The release that an instance starts with.
     pub const FIRST: Self = Self(1);
 
-    /// The release after this one. Wraps, as generations do.
+    /// Returns the next release. Wraps, as generations do.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.wrapping_add(1))
@@ -70,14 +70,14 @@ impl ReleaseId {
 }
 
 impl RequestId {
-    /// Of a request whose verdict nobody waits for.
+    /// The requester of an operation whose result is only logged.
     pub const NOBODY: Self = Self(0);
 }
 
 impl Generation {
-    /// The generation of the successor.
+    /// Returns the successor's generation.
     ///
-    /// Wraps: a message that outlived four billion workers of its slot is not worth a panic.
+    /// Wraps: a message that is stale by four billion generations does not justify a panic.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.wrapping_add(1))

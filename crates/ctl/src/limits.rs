@@ -4,29 +4,29 @@
 
 use std::time::Duration;
 
-/// The fewest worker processes.
+/// Minimum number of worker processes.
 pub const WORKERS_MIN: u16 = 1;
 
-/// The most worker processes.
+/// Maximum number of worker processes.
 pub const WORKERS_MAX: u16 = 1024;
 
-/// Bytes of the longest path that a Unix socket can have (`sun_path`, less its final zero).
+/// Longest path of a Unix socket in bytes (`sun_path`, less its final zero).
 pub const SOCKET_PATH_MAX_BYTES: usize = 107;
 
-/// Bytes of one reply on the control socket, and of all that wait for one client: the status of
-/// 1024 slots needs a quarter of it. A client that leaves more unread is cut.
+/// Longest reply on the control socket in bytes, and the limit of unsent replies per client: the
+/// status of 1024 slots needs a quarter of it. A client that leaves more unread is disconnected.
 pub const CONTROL_REPLY_MAX_BYTES: usize = 4 << 20;
 
-/// Bytes of a text (progress, a cause) in a reply on the control socket; longer ones are cut.
+/// Longest text (progress, a cause) in a reply on the control socket in bytes; longer ones are cut.
 pub const CONTROL_TEXT_MAX_BYTES: usize = 2048;
 
-/// A queue that nobody serves for so long makes the server unready. A worker's death is over sooner,
-/// by its successor or by a sibling that serves its queue.
+/// Time after which an unserved queue makes the server unready. A successor, or a sibling that
+/// serves the queue, replaces a dead worker sooner.
 pub const UNSERVED_GRACE: Duration = Duration::from_secs(2);
 
-/// Bytes of a PROXY header of version 1, its end included: what its specification allows.
+/// Longest PROXY header of version 1 in bytes, including its end, as its specification allows.
 pub const PROXY_LINE_MAX_BYTES: usize = 107;
 
-/// Bytes of a PROXY header that are waited for; a longer one is refused. Addresses need 52 bytes;
-/// the rest is for additional fields, certificates' names above all.
+/// Longest PROXY header in bytes; a longer one is refused. Addresses need 52 bytes; the rest is for
+/// additional fields, mostly certificates' names.
 pub const PROXY_HEADER_MAX_BYTES: usize = 4096;

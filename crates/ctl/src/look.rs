@@ -1,14 +1,14 @@
-//! One look after the other at a running server, from outside: its status, what the kernel has on its
-//! ports, and the rates since the look before. What `status` and `top` show.
+//! Repeated samples of a running server from outside: its status, the kernel's list of the sockets
+//! on its ports, and the rates since the previous sample. Used by `status` and `top`.
 //!
 //! The kernel's list is that of the server's network namespace, read through `/proc/PID/net`, so it
-//! is the right one also where the server lives in another namespace than whoever asks. Its
-//! listeners are known by the inodes in the status; only listeners of others, and sockets listed one
-//! by one, are searched for among the descriptors of all processes.
+//! is correct even if the caller runs in another namespace. The server's own listeners are
+//! identified by the inodes in the status; only foreign listeners, and sockets listed individually,
+//! are searched for among the descriptors of all processes.
 //!
 //! Invariant: however many sockets there are, reading the list takes a small part of a CPU's time
-//! (`SOCKETS_REST_FACTOR`): between two readings the last one is shown, with its age.
-//! It must not be used by a server.
+//! (`SOCKETS_REST_FACTOR`): between two readings the last one is shown, with its age. It must not
+//! be used by a server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -23,41 +23,41 @@ use crate::identity::SlotId;
 use crate::sockets;
 use crate::status::{Look, Rates, Sockets, Status};
 
-/// From one reading of the list of sockets to the next this many times the CPU time that it took
-/// passes, and at most so long.
+/// Minimum interval between two readings of the list of sockets, as a multiple of the CPU time that
+/// a reading took, with an upper bound.
 const SOCKETS_REST_FACTOR: u32 = 9;
 const SOCKETS_REST_MAX: Duration = Duration::from_secs(10);
 
-/// Looks at one server, and remembers what it saw.
+/// Samples one server and keeps the previous sample.
 #[derive(Debug, Default)]
 pub struct Looker {
-    /// How many sockets are listed one by one; `None`: they are only counted.
+    /// Number of sockets to list individually; `None`: sockets are only counted.
     list: Option<usize>,
-    /// Who has a socket, as far as it was searched for; `None`: nobody that may be looked into.
+    /// The owner of each socket searched for so far; `None`: no process that this one may inspect.
     owners: BTreeMap<u64, Option<(i32, String)>>,
     before: Option<Status>,
     sockets: Option<Reading>,
 }
 
-/// What was read of the kernel's list.
+/// One reading of the kernel's list.
 #[derive(Debug)]
 struct Reading {
     sockets: Sockets,
     at: Tick,
-    /// When it may be read again.
+    /// When the list may be read again.
     due: Tick,
 }
 
-/// What a server answers who is asked for its status.
+/// A server's answer to a status request.
 #[derive(Debug)]
 pub enum Answer {
-    /// The status, and the server's process number as it is known here.
+    /// The status, and the server's process number in this namespace.
     Status(Box<Status>, Option<i32>),
-    /// Something else.
+    /// Another reply.
     Other(Reply),
 }
 
-/// Asks the server at `path` for its status and waits for it.
+/// Requests the status of the server at `path` and waits for it.
 ///
 /// # Errors
 /// There is no answer.
@@ -72,7 +72,7 @@ pub fn ask(path: &Path, within: Option<Duration>) -> Result<Answer, Error> {
 }
 
 impl Looker {
-    /// Lists at most `list` sockets one by one, if any.
+    /// Returns a sampler that lists at most `list` sockets individually, if any.
     #[must_use]
     pub fn new(list: Option<usize>) -> Self {
         Self {
@@ -81,12 +81,12 @@ impl Looker {
         }
     }
 
-    /// Takes a status as the earlier one of two, without looking at anything else.
+    /// Sets the earlier status to compare with, without sampling anything else.
     pub fn compare_with(&mut self, before: Status) {
         self.before = Some(before);
     }
 
-    /// Adds to a status what can be seen from here.
+    /// Adds to a status the data that this process can observe.
     pub fn complete(&mut self, status: Status, server: Option<i32>) -> Look {
         let before = self.before.as_ref();
         let rates = before.and_then(|before| Rates::between(before, &status));
@@ -132,7 +132,7 @@ impl Looker {
             Ok(entries) => Sockets::count(entries, status, self.list),
             Err(error) => return Sockets::unknown(format!("cannot read /proc/{pid}/net: {error}")),
         };
-        // Where the server sees other process numbers than we do they mean nothing here.
+        // If the server sees other process numbers, they mean nothing here.
         let same_numbers = u32::try_from(pid).is_ok_and(|pid| pid == status.pid);
         let workers = status.slots.iter().filter(|_| same_numbers);
         let workers: BTreeMap<u32, SlotId> = workers
@@ -142,7 +142,7 @@ impl Looker {
         sockets
     }
 
-    /// Searches for those that have not been searched for before.
+    /// Searches for the owners of sockets that have not been searched for before.
     fn name_owners(&mut self, sockets: &mut Sockets, workers: &BTreeMap<u32, SlotId>) {
         let wanted: BTreeSet<u64> = sockets.strangers().map(|one| one.inode).collect();
         self.owners.retain(|inode, _| wanted.contains(inode));
@@ -164,7 +164,7 @@ impl Looker {
     }
 }
 
-/// What this thread has used; zero if the system does not say.
+/// Returns the CPU time of this thread; zero if it is unknown.
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }

@@ -24,7 +24,7 @@ pub enum CloseReason {
     DrainTimeout,
     /// The system refused an operation on the connection.
     SystemError,
-    /// Its worker died with it.
+    /// Its worker died.
     WorkerDied,
     /// It was refused after it was accepted: for its PROXY header, or the client named there.
     Refused,
@@ -45,7 +45,7 @@ impl CloseReason {
         Self::Refused,
     ];
 
-    /// The word for it, in logs and labels.
+    /// Returns the word for it in logs and labels.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -88,7 +88,7 @@ impl PauseCause {
         Self::AcceptError,
     ];
 
-    /// The word for it, in logs and labels.
+    /// Returns the word for it in logs and labels.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -101,8 +101,7 @@ impl PauseCause {
     }
 }
 
-/// Why a connection was taken from the accept queue and refused: at once, or for what its PROXY
-/// header is or says.
+/// Why a connection was accepted and then refused: at once, or because of its PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum RefusalCause {
@@ -144,7 +143,7 @@ impl RefusalCause {
         Self::ProxyTimeout,
     ];
 
-    /// The word for it, in logs and labels.
+    /// Returns the word for it in logs and labels.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -162,8 +161,7 @@ impl RefusalCause {
     }
 }
 
-/// The duration of the work of one turn of the loop: a power of two of microseconds that it stayed
-/// below.
+/// A class of durations of one turn of the loop, bounded above by a power of two of microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TurnClass(u8);
 
@@ -176,7 +174,7 @@ impl TurnClass {
         "16384", "32768", "65536", "131072", "262144", "524288", "1048576", "more",
     ];
 
-    /// The class of a turn that took `ns` nanoseconds.
+    /// Returns the class of a turn that took `ns` nanoseconds.
     #[inline]
     #[must_use]
     pub const fn of(ns: u64) -> Self {
@@ -185,7 +183,7 @@ impl TurnClass {
         Self(if bits < last { bits } else { last } as u8)
     }
 
-    /// Every class, the shortest turns first.
+    /// Returns every class, the shortest turns first.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..Self::COUNT as u8).map(Self)
     }
@@ -215,15 +213,15 @@ pub enum Counter {
     /// accepted, except those that the event loop could not watch; those refused for their PROXY
     /// header are, and end as [`CloseReason::Refused`].
     Refused(RefusalCause),
-    /// Connections of sources that could not be remembered, so that no limit on them held.
+    /// Connections of sources that could not be tracked, so that no limit applied to them.
     Untracked,
     /// Connections that failed before they were accepted (reset in the queue and the like).
     AcceptFailed,
-    /// Bytes received from clients, each of which is owed to them.
+    /// Bytes received from clients; each is to be echoed.
     BytesIn,
     /// Bytes that the kernel accepted for sending.
     BytesOut,
-    /// Bytes received and discarded after the stream was ended from here.
+    /// Bytes received and discarded after this side ended the stream.
     BytesDiscarded,
     /// Bytes of pending output abandoned when their connection ended.
     BytesAbandoned,
@@ -239,7 +237,7 @@ pub enum Counter {
     StaleEvents,
     /// Nanoseconds spent in turns, waiting not counted.
     BusyNs,
-    /// Turns, by how long their work took.
+    /// Turns, by duration class.
     Took(TurnClass),
 }
 
@@ -304,7 +302,8 @@ impl Counter {
         .chain(TurnClass::all().map(Self::Took))
     }
 
-    /// Name and label in one word, as the status has it: `bytes_in`, `closed.idle_timeout`.
+    /// Returns name and label in one word, as used in the status: `bytes_in`,
+    /// `closed.idle_timeout`.
     #[must_use]
     pub fn key(self) -> String {
         match self.name() {
@@ -313,7 +312,7 @@ impl Counter {
         }
     }
 
-    /// What is counted, in a line; the same for all counters of one name.
+    /// Returns a one-line description; the same for all counters of one name.
     #[must_use]
     pub const fn meaning(self) -> &'static str {
         match self {
@@ -339,7 +338,7 @@ impl Counter {
         }
     }
 
-    /// The counter's name and, where it has one, its label.
+    /// Returns the counter's name and, if it has one, its label.
     #[must_use]
     pub const fn name(self) -> (&'static str, Option<&'static str>) {
         match self {

@@ -1,10 +1,10 @@
-//! Standard output of commands, and the one way to write to it.
+//! Standard output of commands, and the only way to write to it.
 //!
-//! Invariants: what a command prints comes out whole, or its exit code is not 0. A pipe that somebody
-//! else made non-blocking is waited for. A reader that left, as `head` does, is no error. Text for
-//! people has no control character but the ends of its lines, whatever a file or a server put into
-//! it.
-//! Must not: change a flag of the open file, which other processes share.
+//! Invariants: a command's output is written completely, or its exit code is not 0. If another
+//! process made the pipe non-blocking, the writer waits. A reader that left, as `head` does, is not
+//! an error. Text for people has no control characters except the ends of its lines, whatever a
+//! file or a server put into it. It must not change a flag of the open file, which other processes
+//! share.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,13 +16,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::escape::visible;
 use crate::stderr::complain;
 
-/// Returns standard output, for questions about it: whether it is a terminal, its size, whether it
-/// has a reader.
+/// Returns standard output, to query whether it is a terminal, its size, and whether it has a
+/// reader.
 pub fn stdout() -> BorrowedFd<'static> {
     rustix::stdio::stdout()
 }
 
-/// Prints lines for people and returns the exit code for how that went.
+/// Prints lines for people and returns the exit code of the write.
 pub fn print(text: &str) -> ExitCode {
     let lines: String = text
         .split_inclusive('\n')
@@ -34,12 +34,12 @@ pub fn print(text: &str) -> ExitCode {
     print_raw(lines.as_bytes())
 }
 
-/// Prints what a machine reads, or what drives a terminal, as it is.
+/// Prints machine-readable output or terminal control sequences unchanged.
 pub fn print_raw(bytes: &[u8]) -> ExitCode {
     exit_code(write(bytes))
 }
 
-/// Returns the exit code for output that went as `result` says, and reports a failure.
+/// Returns the exit code for `result`, and reports a failure.
 pub fn exit_code(result: io::Result<()>) -> ExitCode {
     match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -55,19 +55,19 @@ pub fn exit_code(result: io::Result<()>) -> ExitCode {
     }
 }
 
-/// Writes all of `bytes` to standard output, waiting as long as its reader takes.
+/// Writes all of `bytes` to standard output, however long its reader takes.
 ///
 /// # Errors
-/// [`io::ErrorKind::BrokenPipe`] if the reader left, which is seldom worth a message; anything else
-/// that the system refuses.
+/// [`io::ErrorKind::BrokenPipe`] if the reader left, which is seldom worth a message; any other
+/// error of the system.
 pub fn write(bytes: &[u8]) -> io::Result<()> {
     write_to(stdout(), bytes, PollTimeout::NONE)
 }
 
-/// Writes all of `bytes`; a non-blocking `fd` that takes nothing for as long as `patience` is an error.
+/// Writes all of `bytes`; fails if a non-blocking `fd` accepts nothing for `patience`.
 ///
 /// # Errors
-/// Whatever the system says, and [`io::ErrorKind::TimedOut`].
+/// Any error of the system, and [`io::ErrorKind::TimedOut`].
 pub fn write_to(fd: impl AsFd, mut bytes: &[u8], patience: PollTimeout) -> io::Result<()> {
     while !bytes.is_empty() {
         match nix::unistd::write(&fd, bytes) {

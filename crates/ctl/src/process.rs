@@ -1,5 +1,4 @@
-//! What a process of the program inherits: the names of its environment variables, and its limit on
-//! descriptors.
+//! The names of a process's inherited environment variables, and its limit on descriptors.
 
 use std::io;
 
@@ -8,8 +7,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// The prefix of every environment variable that is a setting.
 pub const ENV_PREFIX: &str = "UPPERCASED_";
 
-/// Where a program that replaces another in the same process finds what that has left it. Not among
-/// the settings' names: nobody sets it.
+/// The variable with the state that a program inherits from the one it replaces in the same
+/// process. Not a setting: users never set it.
 pub const STATE_VARIABLE: &str = "_UPPERCASED_STATE";
 
 /// How a service manager hands over sockets: sd_listen_fds(3).
@@ -19,7 +18,7 @@ pub const LISTEN_VARIABLES: [&str; 4] = [
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
 ];
-/// What it wants to be told, and where: sd_notify(3).
+/// The service manager's notification socket and watchdog: sd_notify(3).
 pub const NOTIFY_VARIABLES: [&str; 4] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE"];
 

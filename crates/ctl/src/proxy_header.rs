@@ -93,7 +93,7 @@ pub fn decode(bytes: &[u8]) -> Result<Option<Header>, Error> {
     }
 }
 
-/// Whether `bytes` and `beginning` agree as far as both go.
+/// Returns whether `bytes` and `beginning` agree up to the end of the shorter one.
 fn begins_like(bytes: &[u8], beginning: &[u8]) -> bool {
     bytes.iter().zip(beginning).all(|(one, other)| one == other)
 }
@@ -110,7 +110,7 @@ fn decode_line(bytes: &[u8]) -> Result<Option<Header>, Error> {
     };
     let text = seen[..end].strip_suffix(b"\r");
     let text = text.ok_or(Error::Malformed("its line does not end in CR LF"))?;
-    // Before the end of its first word there is none of the line.
+    // Before the end of the first word there is nothing more to parse.
     let rest = text.get(LINE_BEGIN.len()..).unwrap_or_default();
     Ok(Some(Header {
         length: end + 1,
@@ -118,10 +118,10 @@ fn decode_line(bytes: &[u8]) -> Result<Option<Header>, Error> {
     }))
 }
 
-/// The source in a line without its first word.
+/// Returns the source in a line without its first word.
 fn source_in(line: &[u8]) -> Result<Option<SocketAddr>, Error> {
     if line.split(|&byte| byte == b' ').next() == Some(b"UNKNOWN") {
-        // What follows is to be ignored, whatever it is.
+        // The specification: the rest of an UNKNOWN line is ignored.
         return Ok(None);
     }
     let text = str::from_utf8(line).map_err(|_| Error::Malformed("its line is not text"))?;
@@ -151,7 +151,7 @@ fn source_in(line: &[u8]) -> Result<Option<SocketAddr>, Error> {
     Ok(Some(SocketAddr::new(source.to_canonical(), port)))
 }
 
-/// A port as the protocol writes it: digits, without leading zeros.
+/// Parses a port as the protocol writes it: digits, without leading zeros.
 fn port(text: &str) -> Option<u16> {
     let plain = text == "0" || !text.starts_with(['0', '+']);
     text.parse().ok().filter(|_| plain)
@@ -175,7 +175,7 @@ fn decode_binary(bytes: &[u8]) -> Result<Option<Header>, Error> {
         return Ok(None);
     };
     let (source, fields) = match (command, family) {
-        // The proxy's own, or unspecified, or a Unix socket's: what stands there is not looked at.
+        // The proxy's own, unspecified, or a Unix socket's: the addresses are ignored.
         (LOCAL, _) | (_, 0x00 | 0x31) => (None, &[][..]),
         (_, TCP4) => v4_source(body)?,
         (_, TCP6) => v6_source(body)?,
@@ -195,7 +195,7 @@ type Addressed<'a> = (Option<SocketAddr>, &'a [u8]);
 
 const NO_ROOM: Error = Error::Malformed("its addresses are cut short");
 
-/// The source of a block of IPv4 addresses (source, destination, both ports), and what follows.
+/// Returns the source in a block of IPv4 addresses (source, destination, both ports), and the rest.
 fn v4_source(body: &[u8]) -> Result<Addressed<'_>, Error> {
     let (block, rest) = body.split_first_chunk::<12>().ok_or(NO_ROOM)?;
     let [a, b, c, d, _, _, _, _, high, low, ..] = *block;
@@ -204,7 +204,7 @@ fn v4_source(body: &[u8]) -> Result<Addressed<'_>, Error> {
     Ok((Some(SocketAddr::new(source.into(), port)), rest))
 }
 
-/// The same of IPv6 addresses.
+/// Like [`v4_source`], for IPv6 addresses.
 fn v6_source(body: &[u8]) -> Result<Addressed<'_>, Error> {
     let (block, rest) = body.split_first_chunk::<36>().ok_or(NO_ROOM)?;
     let source = block.first_chunk::<16>().ok_or(NO_ROOM)?;
@@ -213,7 +213,7 @@ fn v6_source(body: &[u8]) -> Result<Addressed<'_>, Error> {
     Ok((Some(SocketAddr::new(source, port)), rest))
 }
 
-/// Walks the additional fields; the checksum among them, if there is one.
+/// Walks the additional fields and returns the checksum, if there is one.
 fn checksum_among(fields: &[u8]) -> Result<Option<u32>, Error> {
     let mut checksum = None;
     for field in Fields(fields) {
@@ -227,7 +227,7 @@ fn checksum_among(fields: &[u8]) -> Result<Option<u32>, Error> {
     Ok(checksum)
 }
 
-/// Additional fields one after the other: a byte of type, two of length, and as many.
+/// Iterates over additional fields: one byte of type, two of length, then that many bytes.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
@@ -248,7 +248,8 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-/// The checksum of `whole`, whose additional `fields` begin at `at`, with checksums taken as zero.
+/// Returns the checksum of `whole`, whose additional `fields` begin at `at`, with checksum fields
+/// as zero.
 fn crc32c_without(whole: &[u8], at: usize, fields: &[u8]) -> u32 {
     let mut sum = Crc32c::default();
     sum.take(&whole[..at]);
@@ -264,7 +265,7 @@ fn crc32c_without(whole: &[u8], at: usize, fields: &[u8]) -> u32 {
     !sum.0
 }
 
-/// CRC-32C, a bit at a time: it is made once in a connection's life, and only where it is asked for.
+/// CRC-32C, bit by bit: it is computed at most once per connection, and only if the header has one.
 struct Crc32c(u32);
 
 impl Default for Crc32c {
@@ -286,7 +287,7 @@ impl Crc32c {
     }
 }
 
-/// A header that says that a client at `source` has connected to `destination`. Addresses of
+/// Returns a header that announces a client at `source` connected to `destination`. Addresses of
 /// different families are written as IPv6.
 #[must_use]
 pub fn encode(version: Version, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {

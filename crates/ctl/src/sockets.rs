@@ -1,6 +1,6 @@
 //! The kernel's list of TCP sockets, and the processes that own them.
 //!
-//! It must not open, bind or touch a socket: looking must never disturb what is served.
+//! It must not open, bind or touch a socket: reading the list must not disturb the server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -10,9 +10,9 @@ use procfs::process::{FDTarget, Process, Stat, all_processes};
 
 use crate::status::{ESTABLISHED, Entry, LISTEN};
 
-/// The processes that have sockets, with their names, by the sockets' inodes: of a family that
-/// shares one, the eldest. Reads the descriptors of every process that this one may look into;
-/// the sockets of others are missing.
+/// Returns the processes that own sockets, with their names, by inode; if processes share a socket,
+/// the eldest. Reads the descriptors of every process that this one may inspect; the sockets of
+/// others are missing.
 #[must_use]
 pub fn owners_of(inodes: &BTreeSet<u64>) -> BTreeMap<u64, (i32, String)> {
     let mut holders: BTreeMap<u64, Vec<Stat>> = BTreeMap::new();
@@ -42,14 +42,14 @@ pub fn owners_of(inodes: &BTreeSet<u64>) -> BTreeMap<u64, (i32, String)> {
         .collect()
 }
 
-/// Every TCP socket in the network namespace of a process, as the kernel lists them.
+/// Returns every TCP socket in the network namespace of a process, as the kernel lists them.
 ///
 /// # Errors
 /// There is no such process here, or its list cannot be read.
 pub fn sockets_of(pid: i32) -> io::Result<Vec<Entry>> {
     let process = Process::new(pid).map_err(io::Error::other)?;
     let mut entries = process.tcp().map_err(io::Error::other)?;
-    // A kernel without IPv6 has no list of it.
+    // A kernel without IPv6 has no IPv6 list.
     entries.extend(process.tcp6().unwrap_or_default());
     let entries = entries.into_iter().map(|entry| Entry {
         local: entry.local_address,
@@ -62,7 +62,7 @@ pub fn sockets_of(pid: i32) -> io::Result<Vec<Entry>> {
     Ok(entries.collect())
 }
 
-/// As `netstat` calls it.
+/// Returns the state's name as in `netstat`.
 const fn state_name(state: &TcpState) -> &'static str {
     match state {
         TcpState::Established => ESTABLISHED,

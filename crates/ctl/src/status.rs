@@ -1,8 +1,8 @@
-//! How a server is doing, as plain data: what `uppercased status` shows and `SIGUSR1` logs.
+//! The status of a server as plain data: what `uppercased status` shows and `SIGUSR1` logs.
 //!
-//! The supervisor fills it in, the control socket carries it as JSON, and `text` makes a screen of
-//! it for people. Words, not enums, for phases and states: both ends may be of different age, and
-//! a word that the reader has never heard of is still worth showing.
+//! The supervisor fills it in, the control socket carries it as JSON, and `text` formats it for
+//! people. Phases and states are words, not enums: both ends may be of different versions, and an
+//! unknown word is still worth showing.
 //!
 //! Invariants: every field has a default, so that a status of an older program can be read; an
 //! unknown field is skipped. Pure: it must not read a clock, a counter or a process table.

@@ -1,6 +1,7 @@
-//! Lines on standard error for whoever started this process, outside of the log.
+//! Lines on standard error for the parent process or user, outside of the log.
 //!
-//! Invariant: a line waits for room for `SAY_PATIENCE` at most, then the exit code has to say it.
+//! Invariant: a line waits for room for `SAY_PATIENCE` at most; after that only the exit code
+//! reports the failure.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -12,16 +13,16 @@ use crate::clock::{self, Tick};
 use crate::escape::visible;
 use crate::writer::Sink;
 
-/// How long a standard error that is full is waited for.
+/// How long to wait while standard error is full.
 const SAY_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Says to whoever started this process what went wrong, in one line.
+/// Reports an error in one line.
 pub fn complain(what: &str) {
     say(&format!("uppercased: {what}"));
 }
 
-/// Writes one line to standard error, whatever `line` contains. Standard error may be full, or have
-/// nobody who reads it: after `SAY_PATIENCE` the exit code has to say it.
+/// Writes one line to standard error, whatever `line` contains. If standard error is full or has no
+/// reader, gives up after `SAY_PATIENCE`; then only the exit code reports the failure.
 pub fn say(line: &str) {
     let line = visible(line) + "\n";
     let mut rest = line.as_bytes();
@@ -49,7 +50,8 @@ pub fn await_room() {
     await_room_until(clock::now() + SAY_PATIENCE);
 }
 
-/// Says whether there is room. A signal ends the wait: whoever sent it wants the process to go on.
+/// Waits until there is room, and returns whether there is. A signal ends the wait: the process is
+/// expected to continue.
 fn await_room_until(until: Tick) -> bool {
     let left = until.since(clock::now());
     let stderr = io::stderr();

@@ -1,7 +1,7 @@
 //! The address of a server as people write it: `HOST:PORT`.
 //!
-//! What it must not do: ask a name server about something that cannot be a name; bad spelling is
-//! told apart from a name that does not exist.
+//! It must not query a name server for text that cannot be a name; a malformed name and a name that
+//! does not exist are different errors.
 
 use std::fmt;
 use std::io;
@@ -15,19 +15,19 @@ use thiserror::Error;
 /// A host, by name or by address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Without brackets, also for an IPv6 address.
+    /// The host, without brackets also for an IPv6 address.
     host: String,
-    /// Not 0.
+    /// The port; not 0.
     port: u16,
 }
 
-/// Why what was typed is not an address.
+/// Why a text is not an address.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
-    /// Nothing before the port.
+    /// The host is missing.
     #[error("the host is missing")]
     NoHost,
-    /// No port, or nothing after the colon.
+    /// The port is missing, with or without its colon.
     #[error("the port is missing")]
     NoPort,
     /// The port is not a number from 1 to 65535.
@@ -36,13 +36,13 @@ pub enum Malformed {
     /// More than one colon and no brackets.
     #[error("an IPv6 address with a port needs brackets")]
     NoBrackets,
-    /// Brackets that are not around an IPv6 address.
+    /// The text in brackets is not an IPv6 address.
     #[error("the text in brackets is not an IPv6 address")]
     BadIpv6,
-    /// An address that each interface has.
+    /// A link-local address without its interface.
     #[error("a link-local address needs its interface, as in [fe80::1%eth0]:9999")]
     NoZone,
-    /// A character that no host name has.
+    /// A character that is not valid in a host name.
     #[error("the host contains an invalid character")]
     BadHost,
 }
@@ -86,7 +86,7 @@ impl FromStr for Target {
         if port.is_empty() {
             return Err(Malformed::NoPort);
         }
-        // `parse` alone would take a sign.
+        // `parse` alone would accept a sign.
         let digits = port.bytes().all(|byte| byte.is_ascii_digit());
         match port.parse() {
             Ok(port) if digits && port != 0 => Ok(Self {
@@ -105,11 +105,11 @@ impl Target {
         &self.host
     }
 
-    /// Asks the system's resolver for its addresses. It blocks, as long as name servers may take; it
-    /// also knows the interfaces that zones name.
+    /// Resolves the host's addresses with the system's resolver, which blocks until name servers
+    /// answer or time out, and knows the interfaces in zones.
     ///
     /// # Errors
-    /// The name is not known, or nobody could be asked.
+    /// The name does not exist, or no name server answered.
     pub fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         let found = (self.host.as_str(), self.port).to_socket_addrs()?;
         Ok(found.collect())
@@ -126,15 +126,15 @@ impl fmt::Display for Target {
     }
 }
 
-/// Refuses a connection that has itself at the other end, and leaves nothing of it behind.
+/// Refuses a connection to itself, without leaving a socket in TIME_WAIT.
 ///
-/// With nobody listening on a port of the ephemeral range, the kernel may choose that very port as
-/// the local one; the two SYNs cross and the socket answers itself. Closed in order, it would keep
-/// the server's port in TIME_WAIT.
+/// If a port of the ephemeral range has no listener, the kernel may choose that very port as the
+/// local one; the two SYNs cross and the socket is connected to itself. A graceful close would
+/// leave the server's port in TIME_WAIT.
 ///
 /// # Errors
 ///
-/// It has; or its addresses cannot be read.
+/// The connection is one to itself, or its addresses cannot be read.
 pub fn refuse_self(stream: TcpStream) -> io::Result<TcpStream> {
     if stream.local_addr()? == stream.peer_addr()? {
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
@@ -143,7 +143,7 @@ pub fn refuse_self(stream: TcpStream) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Returns the address of a server; a port alone means this machine.
+/// Parses the address of a server; a port alone means this machine.
 #[must_use]
 pub fn with_host(target: &str) -> String {
     let port = target.strip_prefix(':').unwrap_or(target);
@@ -211,7 +211,7 @@ mod tests {
         socket.connect(&own).unwrap();
         let error = refuse_self(socket.into()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        // Without SO_REUSEADDR: a socket in TIME_WAIT would be in the way.
+        // Without SO_REUSEADDR: a socket in TIME_WAIT would make the bind fail.
         let next = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         next.bind(&own).unwrap();
     }

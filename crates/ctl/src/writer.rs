@@ -1,21 +1,22 @@
-//! Writing a line without ever waiting for whoever reads it.
+//! Writes lines without ever waiting for the reader.
 //!
 //! A full pipe, a stopped terminal or a slow log collector must not stop the server, and
-//! `O_NONBLOCK` must not be set on standard error itself: it belongs to the open file, which the
-//! shell and our parent share, and would break *their* writes. So each kind of file has its way:
+//! `O_NONBLOCK` must not be set on standard error itself: the flag belongs to the open file, which
+//! the shell and the parent share, and would break *their* writes. So each kind of file has its
+//! method:
 //!
-//! - a pipe, terminal or device is opened once more through `/proc`, which gives an open file of
-//!   our own that may be non-blocking;
-//! - a regular file is written as it is: it never refuses, and a second open file would have a
-//!   position of its own and overwrite what others write;
-//! - a socket cannot be opened again, but `send` takes "do not wait" for a single call;
-//! - where opening is forbidden (a pipe that another user made, as in a container that does not
-//!   run as root), the kernel is asked not to wait for this one write, and where it cannot, the
-//!   file is asked first whether it has room. Only that last way can wait, if another process
-//!   takes the room in between.
+//! - a pipe, terminal or device is opened again through `/proc`, which gives a separate open file
+//!   that may be non-blocking;
+//! - a regular file is written as it is: it never blocks, and a second open file would have its own
+//!   position and overwrite other writers' data;
+//! - a socket cannot be opened again, but `send` accepts `MSG_DONTWAIT` for a single call;
+//! - where opening is forbidden (a pipe that another user created, as in a container that does not
+//!   run as root), the kernel is asked not to wait for this one write; where it cannot, the file is
+//!   polled for room first. Only this last method can wait, if another process uses up the room in
+//!   between.
 //!
-//! Invariant: a line is written by one call, or it is counted.
-//! Must not: retry, buffer, or report its own errors (there is nowhere left to report them).
+//! Invariant: a line is written by one call, or it is counted. It must not retry, buffer, or report
+//! its own errors (no output is left to report them to).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IsTerminal as _, Write as _};
@@ -31,7 +32,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// Log lines that this process could not write since it started.
+/// Returns the number of log lines lost since this process started.
 #[must_use]
 pub fn dropped_lines() -> u64 {
     DROPPED.load(Ordering::Relaxed)
@@ -45,11 +46,11 @@ pub struct LineWriter {
     terminal: bool,
     /// Lines lost since the last report of losses.
     unreported: AtomicU64,
-    /// The last line was taken in part: the next one must begin with a newline.
+    /// The last line was written in part: the next one must begin with a newline.
     torn: AtomicBool,
 }
 
-/// The ways of not waiting; see the head of this file.
+/// The non-blocking methods; see the module's header.
 #[derive(Debug)]
 pub enum Sink {
     /// An open file on which a plain write does not wait.
@@ -80,8 +81,8 @@ impl LineWriter {
         }
     }
 
-    /// Writes `line`, or counts it as lost. If lines were lost before it, `loss_line` is asked for
-    /// the line that says how many, which goes first.
+    /// Writes `line`, or counts it as lost. If lines were lost before it, the line from
+    /// `loss_line`, which reports their number, is written first.
     pub fn write_line(&self, line: &[u8], loss_line: impl FnOnce(u64) -> String) {
         let lost = self.unreported.swap(0, Ordering::Relaxed);
         if lost > 0 && !self.put(loss_line(lost).as_bytes()) {
@@ -93,7 +94,7 @@ impl LineWriter {
         }
     }
 
-    /// Whether the file took the whole line.
+    /// Writes the line and returns whether the file accepted all of it.
     fn put(&self, line: &[u8]) -> bool {
         let torn = self.torn.load(Ordering::Relaxed);
         let mended;
@@ -109,21 +110,21 @@ impl LineWriter {
             self.sink.write(line).unwrap_or(0)
         };
         if taken > 0 {
-            // A terminal or a socket may take a part; of a torn line's end only the newline.
+            // A terminal or a socket may accept a part; of a torn line's end only the newline.
             self.torn.store(taken < line.len(), Ordering::Relaxed);
         }
         taken == line.len()
     }
 }
 
-/// A process in the background that writes to a terminal with `tostop` is sent SIGTTOU by the
-/// kernel, unless that is blocked; and to a supervisor the signal means something else.
+/// Runs `write` with SIGTTOU blocked. The kernel sends it to a background process that writes to a
+/// terminal with `tostop`, and to a supervisor the signal means something else.
 pub fn without_ttou<T>(write: impl FnOnce() -> T) -> T {
     let ttou = SigSet::from(Signal::SIGTTOU);
     let before = ttou.thread_swap_mask(SigmaskHow::SIG_BLOCK);
     let result = write();
     if let Ok(before) = before {
-        // The same mask was in force a moment ago.
+        // The same mask was in force before.
         let _ = before.thread_set_mask();
     }
     result
@@ -133,7 +134,7 @@ impl Sink {
     /// Prepares for writing to what `fd` refers to.
     ///
     /// # Errors
-    /// `fd` cannot be duplicated, or asked what it is.
+    /// `fd` cannot be duplicated, or its type cannot be read.
     pub fn open(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let copy = File::from(fd.try_clone_to_owned()?);
         let kind = copy.metadata()?.file_type();
@@ -153,10 +154,10 @@ impl Sink {
         Ok(again.map_or_else(|_| Self::Shared(copy.into()), Self::Plain))
     }
 
-    /// Writes what the file takes now.
+    /// Writes as much as the file accepts now.
     ///
     /// # Errors
-    /// `WouldBlock` if it takes nothing.
+    /// `WouldBlock` if it accepts nothing.
     pub fn write(&self, line: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(file) => {
@@ -181,13 +182,13 @@ impl AsFd for Sink {
     }
 }
 
-/// The position that means "where the file is", as a pipe has no other.
+/// The position that means "the current position", the only one that a pipe has.
 const CURRENT_POSITION: u64 = u64::MAX;
 
 fn write_shared(fd: &OwnedFd, line: &[u8]) -> io::Result<usize> {
     let whole = [IoSlice::new(line)];
     match rustix::io::pwritev2(fd, &whole, CURRENT_POSITION, ReadWriteFlags::NOWAIT) {
-        // Pipes know the flag since Linux 6.4, terminals do not.
+        // Pipes support the flag since Linux 6.4, terminals do not.
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => write_if_room(fd, line),
         taken => Ok(taken?),
     }

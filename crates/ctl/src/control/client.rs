@@ -1,11 +1,11 @@
-//! The side of whoever asks: finds a server, sends one request, reads replies line by line.
+//! The client side: finds a server, sends one request, reads replies line by line.
 //!
-//! Waiting here is for a person or a script, so it blocks; a deadline, if there is one, bounds
-//! each wait. Invariants: a reply is at most as long as the protocol says; an error says whether
-//! the server was reached at all.
+//! The client serves a person or a script, so it blocks; a deadline, if given, bounds each wait.
+//! Invariants: a reply is no longer than the protocol allows; an error states whether the server
+//! was reached at all.
 //!
-//! It must not print. A server must not wait in it; it only looks, before it serves, whether
-//! somebody answers at a socket.
+//! It must not print. A server must not wait in it; it only checks, before it serves, whether
+//! another server answers at a socket.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,30 +29,30 @@ pub struct Conversation {
     deadline: Option<Tick>,
 }
 
-/// What came at once.
+/// The replies that one read returned.
 #[derive(Debug, Default)]
 pub struct Heard {
-    /// Complete ones.
+    /// Complete replies.
     pub replies: Vec<Reply>,
-    /// Whether nothing more will come.
+    /// Whether the connection has ended.
     pub ended: bool,
 }
 
-/// Why there is no answer.
+/// Why there is no reply.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody is there.
+    /// No server accepts connections at the path.
     #[error(
         "no server is listening on control socket {}: {source}; check that it is running and that \
          you may use it", path.display()
     )]
     Unreachable {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// It was there and is not any more.
+    /// The server closed the connection.
     #[error("cannot get an answer: the server closed the connection; see its log")]
     Lost,
     /// The deadline has passed.
@@ -61,7 +61,7 @@ pub enum Error {
          status`"
     )]
     TimedOut,
-    /// It is something else that answers.
+    /// The reply is not one of an **uppercased** server.
     #[error("cannot read the server's answer: {0}; check the server's version")]
     Nonsense(#[from] protocol::Error),
     /// The system refused an operation on the connection.
@@ -69,22 +69,22 @@ pub enum Error {
     System(#[source] io::Error),
 }
 
-/// The servers that were found, and the sockets that could not be asked.
+/// The servers that were found, and the sockets that could not be queried.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// They take connections.
+    /// Servers that accept connections.
     pub running: Vec<Candidate>,
-    /// Another user's, or unreadable places.
+    /// Sockets of other users, or unreadable directories.
     pub barred: Vec<(PathBuf, io::Error)>,
 }
 
-/// Bytes read at once.
+/// Bytes per read.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// How long it may take a server to take a connection that only looks whether it is there.
+/// Timeout for a server to accept a connection that only checks its presence.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Conversation {
-    /// Connects to the server at `path`; every wait ends `within` so long from now.
+    /// Connects to the server at `path`; every wait ends at the deadline, `within` from now.
     ///
     /// # Errors
     /// [`Error::Unreachable`], [`Error::TimedOut`], [`Error::System`].
@@ -96,7 +96,7 @@ impl Conversation {
         };
         let address = SockAddr::unix(path).map_err(unreachable)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(Error::System)?;
-        // The kernel lets a connection wait for room in the queue as long as a write.
+        // `connect` waits for room in the accept queue up to the socket's write timeout.
         let limit = left(deadline)?;
         socket.set_write_timeout(limit).map_err(Error::System)?;
         match socket.connect(&address) {
@@ -111,14 +111,14 @@ impl Conversation {
         })
     }
 
-    /// The server's process number; `None` if it lives in another namespace.
+    /// Returns the server's process number; `None` if it runs in another namespace.
     #[must_use]
     pub fn server(&self) -> Option<i32> {
         let peer = getsockopt(&self.stream, sockopt::PeerCredentials).ok()?;
         Some(peer.pid()).filter(|&pid| pid > 0)
     }
 
-    /// Sends the request; once.
+    /// Sends the request; call it once.
     ///
     /// # Errors
     /// [`Error::TimedOut`], [`Error::System`].
@@ -129,13 +129,14 @@ impl Conversation {
             .map_err(Error::System)?;
         match self.stream.write_all(&line) {
             Ok(()) => Ok(()),
-            // It may have refused before it read; then that is there to be read.
+            // The server may have refused before it read; its refusal can then be read.
             Err(error) if is_end(&error) => Ok(()),
             Err(error) => Err(failed(error)),
         }
     }
 
-    /// What has come, for whoever waits by `poll`: reads once, so there must be something to read.
+    /// Reads once and returns the replies received, for callers that `poll`: the connection must be
+    /// readable.
     ///
     /// # Errors
     /// [`Error::Nonsense`], [`Error::System`].
@@ -150,7 +151,7 @@ impl Conversation {
         Ok(heard)
     }
 
-    /// Whether the connection has ended.
+    /// Reads once and returns whether the connection has ended.
     fn read_once(&mut self) -> Result<bool, Error> {
         let mut chunk = vec![0; CHUNK_BYTES];
         match self.stream.read(&mut chunk) {
@@ -163,7 +164,7 @@ impl Conversation {
         Ok(false)
     }
 
-    /// The next reply; `None` at the end of the connection.
+    /// Returns the next reply; `None` at the end of the connection.
     ///
     /// # Errors
     /// Any but [`Error::Unreachable`].
@@ -187,10 +188,10 @@ impl AsFd for Conversation {
     }
 }
 
-/// Asks and waits for the final reply; whatever comes before it goes to `progress`.
+/// Sends a request and waits for the final reply; passes every earlier one to `progress`.
 ///
 /// # Errors
-/// There is none.
+/// No final reply was received.
 pub fn ask(
     path: &Path,
     request: &Request,
@@ -210,7 +211,7 @@ pub fn ask(
     Err(Error::Lost)
 }
 
-/// Looks into `directories` for servers that take connections.
+/// Searches `directories` for servers that accept connections.
 #[must_use]
 pub fn find(directories: &[PathBuf]) -> Found {
     let mut found = Found::default();
@@ -220,14 +221,14 @@ pub fn find(directories: &[PathBuf]) -> Found {
             Ok(candidates) => {
                 for candidate in candidates {
                     match Conversation::open(&candidate.path, Some(LOOK_TIMEOUT)) {
-                        // One that does not take connections in time is there all the same.
+                        // A server that does not accept in time is running all the same.
                         Ok(_) | Err(Error::TimedOut) => found.running.push(candidate),
                         Err(Error::Unreachable { path, source })
                             if source.kind() == io::ErrorKind::PermissionDenied =>
                         {
                             found.barred.push((path, source));
                         }
-                        // Left behind by one that was killed.
+                        // Stale: its server was killed.
                         Err(_) => {}
                     }
                 }
@@ -237,7 +238,7 @@ pub fn find(directories: &[PathBuf]) -> Found {
     found
 }
 
-/// What is left until the deadline; the kernel takes no timeout of zero.
+/// Returns the time left until the deadline; the kernel accepts no timeout of zero.
 fn left(deadline: Option<Tick>) -> Result<Option<Duration>, Error> {
     match deadline.map(|deadline| deadline.since(clock::now())) {
         Some(left) if left.is_zero() => Err(Error::TimedOut),

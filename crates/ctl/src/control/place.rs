@@ -1,19 +1,19 @@
-//! Where control sockets are when nobody names a path, and which servers are there.
+//! Default paths of control sockets, and the discovery of running servers.
 //!
-//! A server's socket is `PID.sock` in one directory; the process number stays the same over
+//! A server's socket is `PID.sock` in one directory; the process number stays the same across
 //! restarts and upgrades. `RUNTIME_DIRECTORY` (systemd sets it for a service with
-//! `RuntimeDirectory=`) names the directory outright. Without it root has `/run/uppercased`, others
-//! `uppercased` below `XDG_RUNTIME_DIR`.
+//! `RuntimeDirectory=`) overrides the directory. Without it, root uses `/run/uppercased`, other
+//! users `uppercased` below `XDG_RUNTIME_DIR`.
 //!
 //! Invariant: server and commands find the directory by the same rules. It must not remove or
-//! make anything: looking disturbs nobody.
+//! create anything: discovery has no side effects.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// What the directory follows from.
+/// The inputs that determine the directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
     /// `RUNTIME_DIRECTORY`.
@@ -24,12 +24,12 @@ pub struct Surroundings {
     pub root: bool,
 }
 
-/// A socket that may be a server's.
+/// A socket that may belong to a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// The process that made it.
+    /// The process that created it.
     pub pid: u32,
-    /// Where it is.
+    /// The path of the socket.
     pub path: PathBuf,
 }
 
@@ -38,7 +38,7 @@ const SUBDIRECTORY: &str = "uppercased";
 const ENDING: &str = ".sock";
 
 impl Surroundings {
-    /// Those of this process.
+    /// Returns the surroundings of this process.
     #[must_use]
     pub fn here() -> Self {
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
@@ -49,7 +49,8 @@ impl Surroundings {
         }
     }
 
-    /// Where a server of these surroundings makes its socket; `None`: nowhere by itself.
+    /// Returns where a server with these surroundings creates its socket; `None` if there is no
+    /// default.
     #[must_use]
     pub fn directory(&self) -> Option<PathBuf> {
         self.named().or_else(|| {
@@ -61,8 +62,8 @@ impl Surroundings {
         })
     }
 
-    /// Where a command looks for servers. A service of the system may run as the very user who
-    /// asks, so that user looks there, too.
+    /// Returns where a command searches for servers. A system service may run as the caller's own
+    /// user, so that user searches the system's directory, too.
     #[must_use]
     pub fn searched(&self) -> Vec<PathBuf> {
         if let Some(named) = self.named() {
@@ -76,7 +77,7 @@ impl Surroundings {
         places
     }
 
-    /// The first one, if there are several: systemd separates them by colons.
+    /// Returns the first directory: systemd separates several by colons.
     fn named(&self) -> Option<PathBuf> {
         let all = self.runtime_directory.as_deref()?.as_encoded_bytes();
         let first = all.split(|&byte| byte == b':').next()?;
@@ -91,16 +92,16 @@ impl Surroundings {
     }
 }
 
-/// The socket of the process `pid`.
+/// Returns the path of the socket of process `pid`.
 #[must_use]
 pub fn socket_of(directory: &Path, pid: u32) -> PathBuf {
     directory.join(format!("{pid}{ENDING}"))
 }
 
-/// The sockets in `directory`, by process number. A directory that is not there has none.
+/// Returns the sockets in `directory`, by process number; none if there is no such directory.
 ///
 /// # Errors
-/// It cannot be read.
+/// The directory cannot be read.
 pub fn candidates(directory: &Path) -> io::Result<Vec<Candidate>> {
     let listing = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

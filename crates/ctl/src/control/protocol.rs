@@ -1,12 +1,12 @@
-//! What the commands and a running server say to each other over the control socket.
+//! The messages between commands and a running server over the control socket.
 //!
-//! A connection carries one request, as one line of JSON, and the server's replies, a line each:
-//! any number of [`Reply::Progress`], then one final reply. Lines, so that a person with `socat`
-//! can use it, too; JSON, because both ends may be of different age.
+//! A connection carries one request, as one line of JSON, and the server's replies, one line each:
+//! any number of [`Reply::Progress`], then one final reply. Lines, so that a person can use it with
+//! `socat`; JSON, because both ends may be of different versions.
 //!
 //! Invariants: decoding is total (any bytes are a request, a reply or an [`Error`]); an unknown
-//! version or command is refused, an unknown field skipped; no line is longer than its bound.
-//! Pure: it must not touch a socket.
+//! version or command is refused, an unknown field skipped; no line is longer than its bound. Pure:
+//! it must not touch a socket.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,46 +18,46 @@ use crate::limits::{CONTROL_REPLY_MAX_BYTES, CONTROL_TEXT_MAX_BYTES, WORKERS_MAX
 use crate::status::figures::took;
 use crate::status::{Rotation, Status};
 
-/// Version of the requests. Replies carry none: who asks in a version is answered in it.
+/// Version of the requests. Replies carry none: a request is answered in its own version.
 pub const VERSION: u32 = 1;
 
-/// What a running server is asked for.
+/// A request to a running server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Request {
-    /// Read the configuration anew and renew every worker.
+    /// Reload the configuration and replace every worker.
     Reload(Options),
-    /// Become the program on disk, then renew every worker.
+    /// Switch to the binary on disk, then replace every worker.
     Upgrade(Options),
-    /// Have so many workers.
+    /// Set the number of workers.
     Scale {
-        /// How many.
+        /// Target number of workers.
         workers: ScaleTo,
-        /// How.
+        /// Options of the operation.
         #[serde(flatten)]
         options: Options,
     },
-    /// End the operation in progress, and take back what it has changed.
+    /// Cancel the operation in progress and roll it back.
     Cancel,
-    /// Say to load balancers that new clients may come, or should go elsewhere.
+    /// Set the state reported to load balancers.
     Rotation {
-        /// Which of them.
+        /// The new state.
         to: Rotation,
     },
-    /// Say how things are.
+    /// Report the status.
     Status,
-    /// Stop in order. There is no final reply: the connection lives as long as the server.
+    /// Stop gracefully. There is no final reply: the connection stays open until the server exits.
     Stop,
 }
 
-/// How an operation is carried out. What is not named in a request is off.
+/// Options of an operation. Options missing from a request are off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Options {
-    /// Wait while something is in its way, instead of being refused.
+    /// Wait while another operation is in progress, instead of being refused.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub wait: bool,
-    /// Let connections that cannot move be closed after `drain_timeout`, instead of failing.
+    /// Close connections that cannot migrate after `drain_timeout`, instead of failing.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub drain: bool,
 }
@@ -72,7 +72,7 @@ pub enum ScaleTo {
     By(i16),
 }
 
-/// How a [`ScaleTo`] is written in JSON.
+/// The JSON form of a [`ScaleTo`].
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -80,42 +80,43 @@ enum Written {
     Text(String),
 }
 
-/// One line of the server.
+/// One line from the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// What happens meanwhile, for people.
+    /// Progress, for people.
     Progress(String),
-    /// It is done.
+    /// The operation succeeded.
     Done(Done),
-    /// It began and failed; why, and what runs now.
+    /// The operation failed: the cause, and what runs now.
     Failed(String),
-    /// It did not begin; why.
+    /// The request was refused: the cause.
     Refused(String),
-    /// How things are.
+    /// The status.
     Status(Box<Status>),
 }
 
-/// What an operation has done.
+/// The result of a successful operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Done {
-    /// Slots that have a new worker.
+    /// Slots whose worker was replaced.
     pub renewed: u16,
-    /// Slots there are now.
+    /// Slots after the operation.
     pub workers: u16,
-    /// Connections that moved to another worker, live.
+    /// Connections that migrated to another worker, live.
     pub moved: u64,
-    /// Connections that were left with their worker until they end.
+    /// Connections that stay with their worker until they end (draining).
     pub drained: u64,
-    /// Milliseconds after which those are closed.
+    /// Milliseconds after which draining connections are closed.
     pub closed_after_ms: u64,
     /// Milliseconds from the request to the result.
     pub took_ms: u64,
 }
 
 impl Done {
-    /// Describes the result of `request` on one line; `None` if such a request has none.
+    /// Returns a one-line description of the result of `request`; `None` if such a request has
+    /// none.
     #[must_use]
     pub fn describe(&self, request: &Request) -> Option<String> {
         let took = took(self.took_ms);
@@ -148,27 +149,27 @@ fn counted(number: u64, thing: &str) -> String {
 /// Why a line is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It does not end.
+    /// The line is too long.
     #[error("the line exceeds {max} bytes")]
     TooLong {
-        /// How long it may be.
+        /// The limit in bytes.
         max: usize,
     },
-    /// It is not what the protocol says.
+    /// The line does not conform to the protocol.
     #[error("the line is not valid: {0}")]
     Syntax(#[from] serde_json::Error),
-    /// It is from a program too old or too new.
+    /// The request has a version that is not supported.
     #[error("the request has version {0}, and this server supports version {VERSION}")]
     Version(u32),
-    /// A number of workers that cannot be.
+    /// A number of workers outside the limits.
     #[error("cannot run {0} workers; use {WORKERS_MIN} to {WORKERS_MAX}")]
     Workers(u16),
-    /// A change of the number of workers that cannot be.
+    /// A text that is not a number of workers.
     #[error("{0:?} is not a number of workers; use for example 6, +1 or -1")]
     Change(String),
 }
 
-/// How a request travels.
+/// The encoded form of a request.
 #[derive(Serialize)]
 struct Versioned<'a> {
     version: u32,
@@ -183,7 +184,7 @@ struct Head {
 }
 
 impl Request {
-    /// As a line, its end included.
+    /// Encodes the request as a line, including its end.
     ///
     /// # Errors
     /// None that a request can cause; the encoder's signature has one.
@@ -194,12 +195,12 @@ impl Request {
         })
     }
 
-    /// From a line, with or without its end.
+    /// Decodes a line, with or without its end.
     ///
     /// # Errors
     /// Any [`Error`] but [`Error::TooLong`].
     pub fn decode(line: &[u8]) -> Result<Self, Error> {
-        // First the version: what else a line of another one contains is not ours to judge.
+        // The version comes first: the rest of a line of another version cannot be judged.
         let Head { version } = serde_json::from_slice(line)?;
         if version != VERSION {
             return Err(Error::Version(version));
@@ -220,7 +221,7 @@ impl Request {
         }
     }
 
-    /// The word that a person types for it.
+    /// Returns the name of the request's command.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -236,8 +237,8 @@ impl Request {
 }
 
 impl ScaleTo {
-    /// Returns the number of workers that this asks for where there are `here`, saturated at what
-    /// the type can hold; whether it is possible is for the caller to judge.
+    /// Returns the number of workers requested, relative to the `here` present ones, saturated at
+    /// the type's bounds; the caller checks the limits.
     #[must_use]
     pub const fn from(self, here: u16) -> u16 {
         match self {
@@ -259,7 +260,7 @@ impl fmt::Display for ScaleTo {
 impl FromStr for ScaleTo {
     type Err = Error;
 
-    /// Reads `6`, `+2` or `-1`: a sign makes the number relative.
+    /// Parses `6`, `+2` or `-1`: a sign makes the number relative.
     fn from_str(text: &str) -> Result<Self, Error> {
         let refused = || Error::Change(text.to_owned());
         if text.starts_with(['+', '-']) {
@@ -292,7 +293,7 @@ impl From<ScaleTo> for Written {
 }
 
 impl Reply {
-    /// As a line, its end included. A text that is too long is cut.
+    /// Encodes the reply as a line, including its end. A text that is too long is cut.
     ///
     /// # Errors
     /// [`Error::TooLong`], for a status of very many slots only.
@@ -311,7 +312,7 @@ impl Reply {
         Ok(bytes)
     }
 
-    /// From a line, with or without its end.
+    /// Decodes a line, with or without its end.
     ///
     /// # Errors
     /// [`Error::Syntax`].
@@ -319,7 +320,7 @@ impl Reply {
         Ok(serde_json::from_slice(line)?)
     }
 
-    /// Whether nothing follows it.
+    /// Returns whether this is the final reply.
     #[must_use]
     pub const fn is_final(&self) -> bool {
         match self {
@@ -330,24 +331,24 @@ impl Reply {
 }
 
 impl Done {
-    /// The length of `span` as it travels.
+    /// Returns `span` in milliseconds, as the protocol carries it.
     #[must_use]
     pub fn millis(span: Duration) -> u64 {
         u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
     }
 }
 
-/// Bytes that become lines as they come in.
+/// Splits received bytes into lines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incoming {
     bytes: Vec<u8>,
-    /// How far there is no end of a line.
+    /// Number of bytes that are known to contain no end of a line.
     searched: usize,
     max: usize,
 }
 
 impl Incoming {
-    /// Lines of at most `max` bytes, their end included.
+    /// Returns an empty buffer for lines of at most `max` bytes, including their end.
     #[must_use]
     pub const fn new(max: usize) -> Self {
         Self {
@@ -357,7 +358,8 @@ impl Incoming {
         }
     }
 
-    /// Takes what came. Ask for lines after each call, else the bound holds for all of them.
+    /// Adds received bytes. Fetch the lines after each call; otherwise the bound applies to all of
+    /// them together.
     ///
     /// # Errors
     /// [`Error::TooLong`].
@@ -369,7 +371,7 @@ impl Incoming {
         Ok(())
     }
 
-    /// The next complete line, its end included.
+    /// Returns the next complete line, including its end.
     pub fn line(&mut self) -> Option<Vec<u8>> {
         let end = self.end_of_line()?;
         let rest = self.bytes.split_off(end);
@@ -377,7 +379,7 @@ impl Incoming {
         Some(std::mem::replace(&mut self.bytes, rest))
     }
 
-    /// What is left when nothing more comes: a last line whose end was forgotten.
+    /// Returns the remaining bytes at the end of the stream: a last line without an end.
     pub fn rest(&mut self) -> Option<Vec<u8>> {
         self.searched = 0;
         Some(std::mem::take(&mut self.bytes)).filter(|rest| !rest.is_empty())
@@ -401,7 +403,7 @@ fn line(value: &impl Serialize) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// `text`, or as much of its beginning as may travel.
+/// Returns `text`, cut to the limit of a reply.
 fn cut(text: &str) -> String {
     if text.len() <= CONTROL_TEXT_MAX_BYTES {
         return text.to_owned();

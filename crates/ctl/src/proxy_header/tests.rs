@@ -6,7 +6,7 @@ fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-/// A header of version 2 of any bytes.
+/// Returns a header of version 2 with the given bytes.
 fn v2(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
     let length = (body.len() as u16).to_be_bytes();
     [SIGNATURE.as_slice(), &[command, family], &length, body].concat()

@@ -1,7 +1,7 @@
 //! The status of a server as plain data.
 //!
-//! Invariants: every field has a default, so that a reader skips what it does not know and fills in
-//! what is missing.
+//! Invariants: every field has a default, so that a reader skips unknown fields and fills in
+//! missing ones.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use super::figures;
 use super::rotation::{AgentAnswers, Rotation};
 use super::sandboxed::Sandboxed;
 
-/// A whole server.
+/// The status of a whole server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
@@ -24,76 +24,76 @@ pub struct Status {
     pub version: String,
     /// The supervisor's process number.
     pub pid: u32,
-    /// Since it was started; an upgrade does not begin it anew.
+    /// Time since the start; an upgrade does not reset it.
     pub uptime_ms: u64,
-    /// "serving", or what else it is doing: "booting", "draining".
+    /// "serving", "booting", "draining" and the like.
     pub phase: String,
-    /// Whether load balancers are told to send new clients: "in", "drain", "maint".
+    /// The state reported to load balancers: "in", "drain", "maint".
     pub rotation: String,
-    /// The planned operation that is under way, and how far it is.
+    /// The planned operation in progress, and its progress.
     pub operation: Option<String>,
-    /// Requests that wait for their turn, the next one first: "reload (signal)".
+    /// Pending requests, the next one first: "reload (signal)".
     pub pending: Vec<String>,
-    /// What all workers run, or will when the operation is done.
+    /// The release that all workers run, or will run after the operation.
     pub release: ReleaseId,
-    /// Where it listens.
+    /// The addresses that it listens on.
     pub addresses: Vec<String>,
-    /// How long planned operations took, by kind and by how they ended.
+    /// Durations of planned operations, by kind and outcome.
     pub operations: Vec<OperationTimes>,
-    /// The one that ended last.
+    /// The operation that ended last.
     pub last_operation: Option<LastOperation>,
     /// Path of the control socket, if there is one.
     pub control: Option<String>,
     /// The admin endpoint, if there is one.
     pub admin: Option<AdminStatus>,
-    /// The service manager that it tells how it is, if there is one.
+    /// The service manager that it reports to, if there is one.
     pub service_manager: Option<ServiceManagerStatus>,
-    /// Connections that all slots together may hold; 0 if it is not known.
+    /// Maximum number of connections of all slots together; 0 if unknown.
     pub capacity: u64,
-    /// All slots together.
+    /// Sums over all slots.
     pub totals: Totals,
-    /// In order of their numbers.
+    /// The slots, in order of their numbers.
     pub slots: Vec<SlotStatus>,
-    /// Slots that are no more, with what they have counted; one that comes back goes on from there.
+    /// Removed slots, with their counters; a slot that is added again continues from them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub former: Vec<SlotStatus>,
 }
 
-/// The process that answers over HTTP, and load balancers.
+/// The process that serves HTTP and load balancers' agent checks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AdminStatus {
-    /// Where it answers over HTTP: an address, or the path of a socket; empty if it does not.
+    /// The HTTP address, or the path of a socket; empty if there is none.
     pub address: String,
     /// Its process number; `None` while there is no process.
     pub pid: Option<u32>,
-    /// Where it answers load balancers, if it does.
+    /// The address of the agent check, if there is one.
     pub agent: Option<String>,
-    /// What this process has told them, as of its last question; `None` if it does not.
+    /// The answers to load balancers as of the process's last query; `None` without an agent check.
     pub agent_answers: Option<AgentAnswers>,
-    /// How often it ended and should not have.
+    /// Unexpected exits.
     pub deaths: u64,
-    /// How it has locked itself in; `None` until it has.
+    /// How it is sandboxed; `None` until it is.
     pub sandbox: Option<Sandboxed>,
 }
 
-/// How a service manager takes what it is told.
+/// The state of the notifications to the service manager.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ServiceManagerStatus {
-    /// Messages that it has taken.
+    /// Messages sent.
     pub taken: u64,
-    /// Times that it did not take one, which is offered again.
+    /// Failed attempts to send; each message is retried.
     pub refused: u64,
-    /// Messages that wait to be taken.
+    /// Messages waiting to be sent.
     pub waiting: u64,
-    /// It has been told to let go of listeners of slots that are no more, and may not have yet.
+    /// Whether it was asked to release listeners of removed slots and may not have done so yet.
     pub lets_go: bool,
     /// Why its watchdog is not fed, if so.
     pub unfed: Option<String>,
 }
 
-/// How long planned operations of one kind took that ended in one way.
+/// Durations of planned operations of one kind and outcome.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OperationTimes {
@@ -101,7 +101,7 @@ pub struct OperationTimes {
     pub what: String,
     /// "done" or "failed".
     pub outcome: String,
-    /// From the request to the verdict.
+    /// From the request to the result.
     #[serde(flatten)]
     pub times: Durations,
 }
@@ -110,14 +110,14 @@ impl OperationTimes {
     const KINDS: [&str; 3] = ["reload", "upgrade", "scale"];
     const OUTCOMES: [&str; 2] = ["done", "failed"];
 
-    /// What and outcome of each that there can be.
+    /// Returns every possible pair of `what` and `outcome`.
     pub fn all_kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
         let outcomes = |what| Self::OUTCOMES.map(|outcome| (what, outcome));
         Self::KINDS.into_iter().flat_map(outcomes)
     }
 }
 
-/// The planned operation that ended last; one that was refused never began.
+/// The planned operation that ended last; a refused one never began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LastOperation {
@@ -127,46 +127,46 @@ pub struct LastOperation {
     pub outcome: String,
     /// Why it failed.
     pub cause: Option<String>,
-    /// From the request to the verdict.
+    /// From the request to the result.
     pub took_ms: u64,
-    /// How long ago it ended.
+    /// Time since it ended.
     pub age_ms: u64,
 }
 
-/// All slots together.
+/// Sums over all slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Totals {
-    /// What they serve and have served.
+    /// Traffic.
     #[serde(flatten)]
     pub traffic: Traffic,
-    /// Workers that ended and should not have.
+    /// Unexpected exits of workers.
     pub deaths: u64,
 }
 
-/// What one slot's workers serve and have served, all generations together.
+/// Traffic of one slot's workers, all generations together.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Traffic {
-    /// Connections now.
+    /// Open connections.
     pub open: u64,
-    /// Connections taken from an accept queue.
+    /// Connections accepted.
     pub accepted: u64,
-    /// Connections that came from another worker, live.
+    /// Live connections that migrated from another worker.
     pub moved_in: u64,
-    /// Connections that another worker took over, live.
+    /// Live connections that migrated to another worker.
     pub moved_out: u64,
-    /// Connections ended, by reason; reasons that never happened are left out.
+    /// Connections ended, by reason; zeros are left out.
     pub closed: BTreeMap<String, u64>,
-    /// Connections taken and refused at once, by cause; causes that never happened are left out.
+    /// Connections accepted and refused at once, by cause; zeros are left out.
     pub refused: BTreeMap<String, u64>,
-    /// Connections of sources that could not be remembered, so that no limit on them held.
+    /// Connections of sources that could not be tracked, so that no limit applied to them.
     pub untracked: u64,
     /// Bytes received from clients.
     pub bytes_in: u64,
     /// Bytes sent to clients.
     pub bytes_out: u64,
-    /// Every counter there is, by [`Counter::key`]; those at zero are left out.
+    /// Every counter, by [`Counter::key`]; zeros are left out.
     pub counters: BTreeMap<String, u64>,
 }
 
@@ -174,58 +174,58 @@ pub struct Traffic {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SlotStatus {
-    /// Which.
+    /// The slot's number.
     pub slot: SlotId,
     /// The worker's process number; `None` if there is no process.
     pub pid: Option<u32>,
     /// The present worker, or the latest one.
     pub generation: Generation,
-    /// What it runs.
+    /// The worker's release.
     pub release: ReleaseId,
     /// The CPU that the worker is pinned to; `None` if it may run on several.
     pub cpu: Option<u16>,
-    /// How the worker has locked itself in; `None` if it has not said so.
+    /// How the worker is sandboxed; `None` if it has not reported it.
     pub sandbox: Option<Sandboxed>,
-    /// What it is doing.
+    /// The worker's state.
     pub state: String,
-    /// For how long.
+    /// Time in that state.
     pub age_ms: u64,
     /// "unbound", "served", "unserved" or "lent".
     pub queue: String,
-    /// For how long nobody has served the queue; 0 if somebody does.
+    /// How long the queue has been unserved; 0 if it is served.
     #[serde(skip_serializing_if = "is_zero")]
     pub unserved_ms: u64,
-    /// For how long the worker has not run its loop, if it should have.
+    /// How long the worker has been stalled, if it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stalled_ms: Option<u64>,
-    /// For how long one of its listeners has listened no more and could not be bound again.
+    /// How long one of its listeners has been closed and could not be bound again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lost_listener_ms: Option<u64>,
     /// The sibling that serves the queue, if it is lent.
     pub lent_to: Option<SlotId>,
-    /// Who waits, for each address that the slot listens on.
+    /// The accept queue of each address that the slot listens on.
     pub accept_queues: Vec<AcceptQueueStatus>,
-    /// What it serves and has served.
+    /// Traffic.
     #[serde(flatten)]
     pub traffic: Traffic,
-    /// Its share of the connections that these slots have taken from their accept queues, in
-    /// percent, rounded; 0 before the first one.
+    /// Its share of the connections that these slots have accepted, in percent, rounded; 0 before
+    /// the first one.
     pub accepted_percent: u8,
-    /// Its share of the connections that are open now, likewise.
+    /// Its share of the open connections, likewise.
     pub open_percent: u8,
-    /// Workers of this slot that ended and should not have.
+    /// Unexpected exits of this slot's workers.
     pub deaths: u64,
     /// The latest of them.
     pub last_death: Option<LastDeath>,
-    /// How long its workers took from the fork to Ready.
+    /// Times from fork to Ready of its workers.
     #[serde(skip_serializing_if = "Durations::is_empty")]
     pub starts: Durations,
-    /// How long its workers took to hand over to their successors, however that ended.
+    /// Durations of its workers' handovers to their successors, whatever the outcome.
     #[serde(skip_serializing_if = "Durations::is_empty")]
     pub handovers: Durations,
     /// The worker that is to take over.
     pub successor: Option<Neighbour>,
-    /// The worker that has been relieved and still finishes.
+    /// The worker that was replaced and is draining.
     pub predecessor: Option<Neighbour>,
 }
 
@@ -235,11 +235,11 @@ pub struct SlotStatus {
 pub struct AcceptQueueStatus {
     /// The listener's address.
     pub address: String,
-    /// Connections that wait to be accepted.
+    /// Connections waiting to be accepted.
     pub length: u64,
-    /// How many may wait.
+    /// The backlog.
     pub limit: u64,
-    /// The inode of the listener's socket, by which it is found in the kernel's list; 0: unknown.
+    /// The inode of the listener's socket, which identifies it in the kernel's list; 0: unknown.
     pub inode: u64,
 }
 
@@ -247,35 +247,35 @@ pub struct AcceptQueueStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Neighbour {
-    /// Which of the slot's workers it is.
+    /// The worker's generation in the slot.
     pub generation: Generation,
-    /// What it runs.
+    /// The worker's release.
     pub release: ReleaseId,
     /// Its process number, if it has a process.
     pub pid: Option<u32>,
-    /// What it is doing.
+    /// The worker's state.
     pub state: String,
-    /// Connections it has.
+    /// Open connections.
     pub open: u64,
 }
 
-/// How a slot's worker ended last.
+/// The last unexpected exit of a slot's worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LastDeath {
-    /// Which of the slot's workers it was.
+    /// The worker's generation in the slot.
     pub generation: Generation,
-    /// "signal 9 (SIGKILL)"; `None` if the process could not even be made.
+    /// "signal 9 (SIGKILL)"; `None` if the process could not be created.
     pub how: Option<String>,
-    /// Why, if anybody said so.
+    /// The cause, if known.
     pub cause: Option<String>,
-    /// How long ago.
+    /// Time since the exit.
     pub age_ms: u64,
 }
 
 impl Status {
-    /// Sets the totals to the sums over all slots, former ones too, and the present ones' shares of
-    /// what they have.
+    /// Sets the totals to the sums over all slots, removed ones included, and sets the present
+    /// slots' shares.
     pub fn sum_up(&mut self) {
         let mut totals = Totals::of(&self.slots);
         let (accepted, open) = (totals.traffic.accepted, totals.traffic.open);
@@ -287,21 +287,21 @@ impl Status {
         self.totals = totals;
     }
 
-    /// In which way it was taken out of rotation, if it was.
+    /// Returns the state reported to load balancers if the server is out of rotation.
     #[must_use]
     pub fn out_of_rotation(&self) -> Option<&str> {
         let words = [Rotation::Drain, Rotation::Maint].map(Rotation::name);
         words.into_iter().find(|word| self.rotation == *word)
     }
 
-    /// Why new clients should go elsewhere; `None` if the server is ready. The one definition of
-    /// readiness: `/readyz`, `status --ready`, the agent, the metric and the service manager's
-    /// status line use it.
+    /// Returns why the server is not ready; `None` if it is. The one definition of readiness:
+    /// `/readyz`, `status --ready`, the agent, the metric and the service manager's status line use
+    /// it.
     ///
-    /// A server is ready if it serves, is in rotation, listens on every listener, and somebody
-    /// accepts from every queue: the slot's own worker or a sibling. A queue without anybody is tolerated for
+    /// A server is ready if it serves, is in rotation, listens on every listener, and every queue
+    /// is served, by the slot's own worker or a sibling. An unserved queue is tolerated for
     /// [`UNSERVED_GRACE`], within which a successor or a sibling takes over. A slot that has never
-    /// had a worker, or has left, has no queue that anybody could wait in.
+    /// had a worker, or was removed, has no queue in which a client could wait.
     #[must_use]
     pub fn unready(&self) -> Option<String> {
         if self.phase != "serving" {
@@ -328,7 +328,7 @@ impl Status {
         })
     }
 
-    /// What a server that is ready is told to be: "ready", with what is missing.
+    /// Returns the text for a server that is ready: "ready", with what is missing.
     #[must_use]
     pub fn ready_words(&self) -> String {
         let degraded = self.degraded();
@@ -338,7 +338,7 @@ impl Status {
         )
     }
 
-    /// What is missing although every queue is served; `None` if nothing is.
+    /// Returns what is missing although every queue is served; `None` if nothing is.
     #[must_use]
     pub fn degraded(&self) -> Option<String> {
         if self.phase != "serving" {
@@ -364,7 +364,7 @@ impl Status {
 }
 
 impl SlotStatus {
-    /// What its worker is doing, in a few letters: the state, or for how long it has stalled.
+    /// Returns the worker's state in a few letters, or how long it has stalled.
     #[must_use]
     pub fn condition(&self) -> String {
         match self.stalled_ms {
@@ -399,7 +399,7 @@ impl Totals {
 }
 
 impl SlotStatus {
-    /// Connections that wait to be accepted, in all of its queues.
+    /// Returns the number of connections waiting in all of its accept queues.
     pub fn waiting(&self) -> u64 {
         let queues = self.accept_queues.iter();
         queues.fold(0, |sum, queue| sum.saturating_add(queue.length))
@@ -407,7 +407,7 @@ impl SlotStatus {
 }
 
 impl Traffic {
-    /// From a slot's counters and its number of open connections.
+    /// Returns the traffic of a slot from its counters and its number of open connections.
     #[must_use]
     pub fn read(open: u64, counter: impl Fn(Counter) -> u64) -> Self {
         let closed = CloseReason::ALL
@@ -434,7 +434,7 @@ impl Traffic {
         }
     }
 
-    /// Adds another one's; saturates.
+    /// Adds the traffic of `other`; saturates.
     pub fn add(&mut self, other: &Self) {
         let Self {
             open,
@@ -472,7 +472,7 @@ impl Traffic {
     }
 }
 
-/// `part` of `whole` in percent, to the nearest; 0 of nothing.
+/// Returns `part` of `whole` in percent, to the nearest; 0 if `whole` is 0.
 fn percent(part: u64, whole: u64) -> u8 {
     let (part, whole) = (u128::from(part.min(whole)), u128::from(whole));
     let percent = (part * 200 + whole).checked_div(whole * 2);

@@ -1,42 +1,42 @@
-//! How long something took, each time it happened: a histogram with its sum and the latest one.
+//! The durations of a repeated event: a histogram with its sum and the latest value.
 //!
-//! Invariant: the counts add up to `count`. The bounds are part of the format: an upgrade in place
-//! goes on counting in the same cells. Other bounds ⇒ another name for `within`.
-//! It must not measure anything itself.
+//! Invariant: the counts add up to `count`. The bounds are part of the format: after an upgrade in
+//! place the same cells continue. Other bounds ⇒ another name for `within`. It must not measure
+//! anything itself.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What a cell holds at most, in milliseconds: from a fork on an idle machine to a restart of very
-/// many workers. What took longer has a cell of its own, the last one.
+/// Upper bounds of the cells in milliseconds: from a fork on an idle machine to a restart of very
+/// many workers. Longer durations have a cell of their own, the last one.
 pub const BOUNDS_MS: [u64; 15] = [
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000,
 ];
 
-/// See the module's text.
+/// A histogram of durations; see the module's header.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Durations {
-    /// How often.
+    /// Number of events.
     pub count: u64,
-    /// All of them together, in microseconds.
+    /// Sum of all durations, in microseconds.
     pub sum_us: u64,
-    /// The latest one, in microseconds.
+    /// The latest duration, in microseconds.
     pub last_us: u64,
-    /// How many took at most as long as each of [`BOUNDS_MS`] and longer than the one before; last,
-    /// those that took longer than all. Cells at the end that are zero are left out.
+    /// Number of durations in each cell: at most the bound of [`BOUNDS_MS`] and above the one
+    /// before; the last cell has those above all bounds. Zeros at the end are left out.
     pub within: Vec<u64>,
 }
 
 impl Durations {
-    /// Whether it never happened.
+    /// Returns whether there was no event.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Adds one.
+    /// Adds a duration.
     pub fn note(&mut self, took: Duration) {
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let cell = BOUNDS_MS.partition_point(|&bound| took > Duration::from_millis(bound));
@@ -49,7 +49,7 @@ impl Durations {
         self.last_us = took_us;
     }
 
-    /// Each bound, in seconds (the last one is infinite), and how many are in its cell.
+    /// Returns each bound in seconds (the last one is infinite) with its cell's count.
     pub fn cells(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
         let seconds = |ms: &u64| Duration::from_millis(*ms).as_secs_f64();
         let bounds = BOUNDS_MS.iter().map(seconds).chain([f64::INFINITY]);

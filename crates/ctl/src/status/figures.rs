@@ -1,9 +1,9 @@
-//! Numbers and texts as a screen has them: few characters, never rounded up, nothing that moves a
-//! cursor. Shared by the status for people and by `top`.
+//! Formats numbers and texts for a screen: few characters, never rounded up, no control characters.
+//! Shared by the status for people and by `top`.
 //!
-//! Must not: know what a number means.
+//! It must not know what a number means.
 
-/// At most five characters, three digits of them exact and never rounded up.
+/// Formats a number in at most five characters, three digits of them exact and never rounded up.
 pub fn short(number: u64) -> String {
     const UNITS: [char; 6] = ['k', 'M', 'G', 'T', 'P', 'E'];
     if number < 10_000 {
@@ -26,13 +26,13 @@ pub fn short(number: u64) -> String {
     }
 }
 
-/// A length of time in at most five characters.
+/// Formats a duration in at most five characters.
 pub fn age(ms: u64) -> String {
     const SECOND: u64 = 1000;
     const MINUTE: u64 = 60 * SECOND;
     const HOUR: u64 = 60 * MINUTE;
     const DAY: u64 = 24 * HOUR;
-    // Two units of the smaller kind still say more than one of the larger.
+    // Two of the smaller unit are more precise than one of the larger.
     match ms {
         0..SECOND => format!("{ms}ms"),
         SECOND..MINUTE => format!("{}s", ms / SECOND),
@@ -42,7 +42,7 @@ pub fn age(ms: u64) -> String {
     }
 }
 
-/// Formats how long something took, with at least two significant digits below a minute.
+/// Formats a duration, with at least two significant digits below a minute.
 pub fn took(ms: u64) -> String {
     match ms {
         0..1000 => format!("{ms} ms"),
@@ -51,7 +51,7 @@ pub fn took(ms: u64) -> String {
     }
 }
 
-/// `text` in at most `columns` characters, the last of them `…` if something is missing.
+/// Returns `text` in at most `columns` characters, the last of them `…` if it was cut.
 pub fn cut(text: &str, columns: usize) -> String {
     let mut letters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut shown: String = letters.by_ref().take(columns).collect();
@@ -62,9 +62,9 @@ pub fn cut(text: &str, columns: usize) -> String {
     shown
 }
 
-/// A number a second in at most five characters.
+/// Formats a number per second in at most five characters.
 pub fn per_second(rate: f64) -> String {
-    // Below ten a digit more: three a minute are not nothing.
+    // One more digit below ten: three per minute is not zero.
     if rate > 0.0 && rate < 9.95 {
         format!("{rate:.1}")
     } else {
@@ -72,12 +72,12 @@ pub fn per_second(rate: f64) -> String {
     }
 }
 
-/// A share from 0 to 1 in at most four characters.
+/// Formats a share from 0 to 1 in at most four characters.
 pub fn percent(share: f64) -> String {
     format!("{}%", (share.clamp(0.0, 1.0) * 100.0).round())
 }
 
-/// How many workers' time was used, of so many.
+/// Formats how many workers' time was used, out of `workers`.
 pub fn busy(used: f64, workers: usize) -> String {
     let digits = if used < 9.995 { 2 } else { 0 };
     format!("busy {}/{workers}", cut(&format!("{used:.digits$}"), 5))

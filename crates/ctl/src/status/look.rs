@@ -1,4 +1,5 @@
-//! A status with what its reader adds: the sockets on the ports, and rates since the look before.
+//! A status with its reader's additions: the sockets on the ports, and rates since the previous
+//! sample.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,17 +8,17 @@ use super::rates::Rates;
 use super::sockets::Sockets;
 use super::text;
 
-/// A status, and what its reader adds.
+/// A status with its reader's additions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Look {
-    /// As the server sent it.
+    /// The status as the server sent it.
     #[serde(flatten)]
     pub status: Status,
-    /// The sockets on its ports.
+    /// The sockets on the server's ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sockets: Option<Sockets>,
-    /// The rates since the look before.
+    /// The rates since the previous sample.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,
 }
@@ -46,7 +47,7 @@ impl Look {
         lines
     }
 
-    /// Returns the line that says why the server is not ready, if it is not.
+    /// Returns the line with the reason why the server is not ready, if it is not.
     pub fn not_ready(&self) -> Option<String> {
         text::not_ready(&self.status)
     }

@@ -1,9 +1,9 @@
-//! How fast: the difference of two looks at the same server.
+//! Rates: the difference of two samples of the same server.
 //!
 //! The time between them is the server's own (its uptime), so it is exact however late an answer
-//! comes. Invariants: what did not pass the same instance is not compared; a counter that has gone
-//! back (a slot that left and came again) gives no rate, never a negative or a huge one.
-//! Pure: it must not read a clock.
+//! arrives. Invariants: samples of different instances are not compared; a counter that has
+//! decreased (a slot that was removed and added again) gives no rate, never a negative or a huge
+//! one. Pure: it must not read a clock.
 
 use std::collections::BTreeMap;
 
@@ -17,33 +17,33 @@ use crate::metrics::Counter;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Rates {
-    /// What they are averages over.
+    /// The time between the samples.
     pub span_ms: u64,
-    /// Of all slots together, also of those that left meanwhile.
+    /// Rates of all slots together, including those removed meanwhile.
     pub totals: Rate,
-    /// By slot; one that is new has none yet.
+    /// Rates by slot; a new slot has none yet.
     pub slots: BTreeMap<SlotId, Rate>,
 }
 
-/// Rates of one slot, a second each.
+/// Rates of one slot, per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Rate {
-    /// Connections taken from an accept queue.
+    /// Connections accepted.
     pub accepted: f64,
-    /// Messages, that is to say successful reads.
+    /// Messages, i.e. successful reads.
     pub messages: f64,
     /// Bytes received.
     pub bytes_in: f64,
     /// Bytes sent.
     pub bytes_out: f64,
-    /// The share of the time in which the worker was not waiting, from 0 to 1; of all slots
-    /// together, the sum of theirs.
+    /// The worker's busy share of the time, from 0 to 1; for all slots together, the sum of theirs.
     pub busy: f64,
 }
 
 impl Rates {
-    /// From two looks; `None` if they are not of the same instance, or of the same moment.
+    /// Returns the rates between two samples; `None` if they are of different instances or of the
+    /// same moment.
     #[must_use]
     pub fn between(before: &Status, after: &Status) -> Option<Self> {
         let span_ms = after.uptime_ms.checked_sub(before.uptime_ms)?;
@@ -57,7 +57,7 @@ impl Rates {
             .filter_map(|slot| {
                 let earlier = earlier(slot.slot)?;
                 let mut rate = Rate::between(&earlier.traffic, &slot.traffic, span_ms)?;
-                // A turn counts when it ends, with what of it was before the first look.
+                // A turn is counted when it ends, including the part before the first sample.
                 rate.busy = rate.busy.min(1.0);
                 Some((slot.slot, rate))
             })
@@ -146,7 +146,7 @@ mod tests {
     fn returned_slot_has_no_rate() {
         let before = status(1000, &[100, 900]);
         let mut after = status(2000, &[110, 3, 5]);
-        // What had been counted in the slot that left stays in the sum.
+        // The counters of the removed slot stay in the sum.
         after.totals.traffic.add(&before.slots[1].traffic);
         let rates = Rates::between(&before, &after).unwrap();
         assert_eq!(rates.slots.keys().collect::<Vec<_>>(), [&SlotId(0)]);

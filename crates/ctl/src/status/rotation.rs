@@ -1,25 +1,25 @@
-//! What load balancers are told, and how often.
+//! The state reported to load balancers, and counts of the reports.
 
 use serde::{Deserialize, Serialize};
 
-/// Whether load balancers are told to send new clients. Whoever comes is served all the same.
+/// The state reported to load balancers. New connections are served in any state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rotation {
-    /// They are.
+    /// In rotation: send new clients.
     #[default]
     In,
-    /// They are not; what is established may stay until it ends.
+    /// Send no new clients; established connections may stay until they end.
     Drain,
-    /// They are not, and are not to look after the server either.
+    /// Send no new clients, and do not check the server's health.
     Maint,
 }
 
 impl Rotation {
-    /// All of them.
+    /// Every state.
     pub const ALL: [Self; 3] = [Self::In, Self::Drain, Self::Maint];
 
-    /// The word for it, in orders, status and log.
+    /// Returns the word for it in commands, status and log.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

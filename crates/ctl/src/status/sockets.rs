@@ -1,9 +1,8 @@
-//! The sockets on a server's ports, as the kernel lists them: whoever has them.
+//! The sockets on a server's ports, as the kernel lists them, whichever process owns them.
 //!
-//! The supervisor knows its own listeners only; this is made by whoever asks for the status, from
-//! the kernel's list of the server's network namespace. Invariants: each entry is counted once;
-//! what is listed one by one is bounded, and what is left out is counted.
-//! Pure: it must not read `/proc`.
+//! The supervisor knows its own listeners only; the reader of the status adds this from the
+//! kernel's list of the server's network namespace. Invariants: each entry is counted once; the
+//! individual list is bounded, and omitted entries are counted. Pure: it must not read `/proc`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -13,86 +12,86 @@ use serde::{Deserialize, Serialize};
 use super::data::{SlotStatus, Status};
 use crate::identity::SlotId;
 
-/// Listeners of others that are told one by one.
+/// Maximum number of foreign listeners listed individually.
 const OTHERS_MAX: usize = 16;
 
 /// One line of the kernel's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// This end.
+    /// The local address.
     pub local: SocketAddr,
-    /// The other end.
+    /// The peer's address.
     pub peer: SocketAddr,
     /// As `netstat` names it: "LISTEN", "TIME_WAIT".
     pub state: &'static str,
-    /// Bytes received and not read; of a listener, connections that wait to be accepted.
+    /// Bytes received and not read; for a listener, connections waiting to be accepted.
     pub recv_queue: u32,
     /// Bytes sent and not acknowledged.
     pub send_queue: u32,
-    /// 0 if no process has it: not accepted yet, or closed by its process.
+    /// The socket's inode; 0 if no process has it: not accepted yet, or closed by its process.
     pub inode: u64,
 }
 
-/// Who has a socket.
+/// The owner of a socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Owner {
     /// The slot that it belongs to, if it is this server's.
     pub slot: Option<SlotId>,
-    /// The process; `None`: it is another user's and this one may not look, or nobody has it.
+    /// The process; `None`: no process has it, or it is another user's and may not be inspected.
     pub pid: Option<i32>,
-    /// Its name.
+    /// The process's name.
     pub program: Option<String>,
 }
 
-/// One socket, told by itself.
+/// One socket of the list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SocketStatus {
-    /// As `netstat` names it.
+    /// The state as in `netstat`.
     pub state: String,
-    /// This end.
+    /// The local address.
     pub local: String,
-    /// The other end.
+    /// The peer's address.
     pub peer: String,
-    /// Bytes received and not read; of a listener, connections that wait to be accepted.
+    /// Bytes received and not read; for a listener, connections waiting to be accepted.
     pub recv_queue: u32,
     /// Bytes sent and not acknowledged.
     pub send_queue: u32,
     /// The socket's inode; 0 if no process has it.
     pub inode: u64,
-    /// Who has it.
+    /// Its owner.
     #[serde(flatten)]
     pub owner: Owner,
 }
 
-/// See the module's text.
+/// The sockets on a server's ports; see the module's header.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Sockets {
-    /// Why nothing can be told, if so.
+    /// Why nothing is known, if so.
     pub unknown: Option<String>,
-    /// How long before the status the list was read.
+    /// Age of the list when the status was made.
     pub age_ms: u64,
-    /// How many are in each state, listeners included.
+    /// Number of sockets in each state, listeners included.
     pub states: BTreeMap<String, u64>,
-    /// Of the established ones, those that no worker has taken from its accept queue yet.
+    /// Established connections that are not accepted yet.
     pub unaccepted: u64,
-    /// The other ends of such connections, where the client is on this machine.
+    /// The owners of such connections' other ends, for clients on this machine.
     pub local_clients: BTreeMap<String, u64>,
-    /// Listeners on the same ports that are not this server's.
+    /// Foreign listeners on the same ports.
     pub others: Vec<SocketStatus>,
-    /// More of them.
+    /// Number of foreign listeners omitted.
     pub others_untold: u64,
-    /// Each socket, if that was asked for.
+    /// Every socket, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub list: Option<Vec<SocketStatus>>,
-    /// Sockets that are missing there because of its limit.
+    /// Number of sockets omitted there because of its limit.
     pub unlisted: u64,
 }
 
 impl Sockets {
-    /// Nothing can be told.
+    /// Returns a value with nothing but the reason why nothing is known.
     #[must_use]
     pub fn unknown(why: String) -> Self {
         Self {
@@ -101,8 +100,8 @@ impl Sockets {
         }
     }
 
-    /// Counts what is on the ports of `status`, and lists at most `list` sockets if that is asked
-    /// for. Owners are filled in for this server's listeners; see [`Self::strangers`] for others.
+    /// Counts the sockets on the ports of `status`, and lists at most `list` of them if requested.
+    /// Owners are filled in for this server's listeners; see [`Self::strangers`] for others.
     #[must_use]
     pub fn count(entries: Vec<Entry>, status: &Status, list: Option<usize>) -> Self {
         let ports = ports(status);
@@ -140,7 +139,7 @@ impl Sockets {
         sockets
     }
 
-    /// Every socket that is told by itself and whose owner is not known.
+    /// Returns every listed socket whose owner is not known.
     pub fn strangers(&mut self) -> impl Iterator<Item = &mut SocketStatus> {
         let listed = self.list.iter_mut().flatten();
         let all = self.others.iter_mut().chain(listed);
@@ -154,15 +153,15 @@ pub const LISTEN: &str = "LISTEN";
 pub const ESTABLISHED: &str = "ESTABLISHED";
 
 impl Entry {
-    /// The kernel's list can have an entry twice when others come and go while it is read.
-    /// Connections are told by their ends (what has none yet gets an inode later), listeners, which
-    /// may share an address, by their inode.
+    /// Identifies an entry: the kernel's list can contain one twice if others are added and removed
+    /// while it is read. Connections are identified by their addresses (one without an inode gets
+    /// it later), listeners, which may share an address, by their inode.
     fn identity(&self) -> (SocketAddr, SocketAddr, u64) {
         let inode = if self.state == LISTEN { self.inode } else { 0 };
         (self.local, self.peer, inode)
     }
 
-    /// Whether both ends are here.
+    /// Returns whether both ends are on this machine.
     fn is_within_this_machine(&self) -> bool {
         let peer = self.peer.ip().to_canonical();
         peer.is_loopback() || peer == self.local.ip().to_canonical()
@@ -186,7 +185,7 @@ impl SocketStatus {
         }
     }
 
-    /// Listeners first, then by state.
+    /// Orders listeners first, then by state.
     fn order(&self) -> (bool, &str, &str, Option<SlotId>, &str) {
         let not_listening = self.state != LISTEN;
         (
@@ -199,18 +198,18 @@ impl SocketStatus {
     }
 }
 
-/// An IPv4 client of an IPv6 socket is an IPv4 client.
+/// Formats an address, an IPv4-mapped one as IPv4.
 fn shown(address: SocketAddr) -> String {
     SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()
 }
 
-/// The ports that the server listens on.
+/// Returns the ports that the server listens on.
 fn ports(status: &Status) -> Vec<u16> {
     let port = |address: &String| address.rsplit(':').next()?.parse().ok();
     status.addresses.iter().filter_map(port).collect()
 }
 
-/// The server's own listeners, by inode.
+/// Returns the server's own listeners, by inode.
 fn listeners_of(status: &Status) -> BTreeMap<u64, Owner> {
     let owner = |slot: &SlotStatus| Owner {
         slot: Some(slot.slot),
@@ -224,7 +223,7 @@ fn listeners_of(status: &Status) -> BTreeMap<u64, Owner> {
     queues.filter(|(inode, _)| *inode != 0).collect()
 }
 
-/// Keeps `most` of a list; how many it had more.
+/// Truncates a list to `most` entries and returns the number removed.
 fn drop_beyond<T>(list: &mut Vec<T>, most: usize) -> u64 {
     let more = list.len().saturating_sub(most);
     list.truncate(most);
@@ -278,7 +277,7 @@ mod tests {
                 9,
             ),
             entry("127.0.0.1:9999", "192.0.2.1:6", ESTABLISHED, 0),
-            // Once more, as the kernel does when its list changes: accepted meanwhile.
+            // A duplicate, as when the kernel's list changes: accepted meanwhile.
             entry("127.0.0.1:9999", "192.0.2.1:6", ESTABLISHED, 12),
             entry("127.0.0.1:9999", "127.0.0.1:7", "TIME_WAIT", 0),
             entry("127.0.0.1:5", "127.0.0.1:9999", ESTABLISHED, 10),
@@ -317,7 +316,7 @@ mod tests {
         assert_eq!(list[1].owner.slot, Some(SlotId(0)));
         assert_eq!(list[2].owner.pid, Some(4713));
         assert_eq!(list[3].peer, "127.0.0.1:5");
-        // The other's listener twice, and the one connection that somebody has.
+        // The foreign listener twice, and the one connection that has an owner.
         assert_eq!(sockets.strangers().count(), 3);
     }
 

@@ -1,8 +1,8 @@
 //! A server's status as a screen for people.
 //!
-//! Invariants: no line is wider than [`COLUMNS`], no screen longer than was asked for, whatever the
-//! numbers and texts are; what is left out is counted; without colour it says the same. Whatever a
-//! text contains, it can neither end its line nor move the cursor.
+//! Invariants: no line is wider than [`COLUMNS`], no screen longer than requested, whatever the
+//! numbers and texts are; omitted lines are counted; colour adds no information. No text can end
+//! its line or move the cursor.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,14 +15,14 @@ use super::figures::{age, busy, cut, per_second, percent, short, took};
 use super::rates::{Rate, Rates};
 use super::sockets::{SocketStatus, Sockets};
 
-/// What a terminal has at least.
+/// Minimum width of a terminal.
 pub(super) const COLUMNS: usize = 80;
 pub(super) const LINES: usize = 24;
-/// Slots whose shares fit into a line; of more the table must do.
+/// Maximum number of slots whose shares fit into a line; above it only the table shows them.
 const SHARES_MAX: usize = 6;
-/// Listeners of others that have a line each.
+/// Foreign listeners that have a line each.
 const OTHERS_MAX: usize = 3;
-/// A list of sockets that is older says so.
+/// Age above which a list of sockets is shown with its age.
 const OLD_MS: u64 = 1000;
 const STATE_COLUMNS: usize = 12;
 const SERVING: &str = "serving";
@@ -33,8 +33,8 @@ const RATES_HEADING: &str =
     "slot     pid   gen state          age  open queue acc/s msg/s  in/s  busy crash";
 
 impl Status {
-    /// A screen of it for people, 80 columns wide and at most 24 lines long; what does not fit is
-    /// counted in the last line.
+    /// Returns a screen for people, 80 columns wide and at most 24 lines long; omitted lines are
+    /// counted in the last one.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let view = View {
@@ -46,22 +46,22 @@ impl Status {
     }
 }
 
-/// All that there is to show.
+/// The data to show.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View<'a> {
     pub(super) status: &'a Status,
-    /// If somebody has looked.
+    /// The sockets, if they were read.
     pub(super) sockets: Option<&'a Sockets>,
-    /// If there was an earlier look.
+    /// The rates, if there was an earlier sample.
     pub(super) rates: Option<&'a Rates>,
 }
 
-/// The screen, line by line, at most `height` of them.
+/// Returns the lines of the screen, at most `height` of them.
 pub(super) fn lines(view: View<'_>, height: usize) -> Vec<String> {
     let slots = &view.status.slots;
     let mut lines = head(view);
     lines.push(heading(view.rates).to_owned());
-    // A line is kept for what there is no room for.
+    // One line is reserved for the count of omitted ones.
     let rows = height.saturating_sub(lines.len() + 1);
     lines.extend(slots.iter().take(rows).map(|slot| row(slot, view.rates)));
     let notes: Vec<String> = slots
@@ -156,7 +156,7 @@ fn head(view: View<'_>) -> Vec<String> {
     lines
 }
 
-/// Why new clients should go elsewhere, where no other line says so.
+/// Returns why the server is not ready, if no other line shows it.
 pub(super) fn not_ready(status: &Status) -> Option<String> {
     let told = status.phase != SERVING || status.out_of_rotation().is_some();
     let why = status.unready().filter(|_| !told);
@@ -164,7 +164,7 @@ pub(super) fn not_ready(status: &Status) -> Option<String> {
         .or_else(|| Some(format!("degraded     {}", status.degraded()?)))
 }
 
-/// How many connections there are, and may be.
+/// Returns the number of open connections and its limit.
 pub(super) fn open(status: &Status) -> String {
     let open = short(status.totals.traffic.open);
     match status.capacity {
@@ -187,7 +187,7 @@ fn admin(admin: &AdminStatus) -> String {
     )
 }
 
-/// What is wrong between the two; nothing, mostly.
+/// Returns the problems between server and service manager; usually none.
 fn service_manager(manager: &ServiceManagerStatus) -> Vec<String> {
     let mut lines = Vec::new();
     if manager.refused > 0 || manager.waiting > 0 {
@@ -234,7 +234,7 @@ fn totals_rate(rates: &Rates, workers: usize) -> String {
     )
 }
 
-/// Who waits to be accepted, if the kernel has said so.
+/// Returns the lengths of the accept queues, if known.
 fn queues(slots: &[SlotStatus]) -> Option<String> {
     let queues = slots.iter().flat_map(|slot| &slot.accept_queues);
     let limit = queues.clone().map(|queue| queue.limit).min()?;
@@ -252,12 +252,12 @@ fn queues(slots: &[SlotStatus]) -> Option<String> {
     ))
 }
 
-/// The kernel lets one more in than it says.
+/// Returns whether the queue is full. The kernel admits one more than the backlog.
 const fn is_full(queue: &AcceptQueueStatus) -> bool {
     queue.length > queue.limit
 }
 
-/// What is on the server's ports, also of others.
+/// Returns the lines about the sockets on the server's ports, foreign ones included.
 pub(super) fn on_the_ports(sockets: &Sockets) -> Vec<String> {
     if let Some(why) = &sockets.unknown {
         return vec![format!("sockets      unknown: {why}")];
@@ -293,7 +293,7 @@ fn stranger(other: &SocketStatus) -> String {
     }
 }
 
-/// What happened how often; the most frequent first, for the end of a long list is cut.
+/// Formats counts by name, the most frequent first, as the end of a long list is cut.
 fn by_frequency(counts: &BTreeMap<String, u64>) -> String {
     let mut counts: Vec<_> = counts.iter().collect();
     counts.sort_by_key(|(_, times)| std::cmp::Reverse(**times));
@@ -304,7 +304,7 @@ fn by_frequency(counts: &BTreeMap<String, u64>) -> String {
     counts.join(", ")
 }
 
-/// How the workers have locked themselves in, if any has said so.
+/// Returns how the workers are sandboxed, if any has reported it.
 fn sandbox(slots: &[SlotStatus]) -> Option<String> {
     let mut said = slots.iter().filter_map(|slot| slot.sandbox.as_ref());
     let first = said.next()?;
@@ -325,7 +325,7 @@ fn sandbox(slots: &[SlotStatus]) -> Option<String> {
     Some(line)
 }
 
-/// How connections are spread over the slots, and the CPUs where those have one each.
+/// Returns how connections are spread over the slots, with the CPUs if each slot has one.
 fn shares(slots: &[SlotStatus]) -> String {
     let list = |share: &dyn Fn(&SlotStatus) -> String| {
         let shown: Vec<String> = slots.iter().map(share).collect();
@@ -350,7 +350,7 @@ fn row(slot: &SlotStatus, rates: Option<&Rates>) -> String {
     let pid = slot
         .pid
         .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-    // Writing to a text cannot fail.
+    // Writing to a `String` cannot fail.
     let _ = write!(
         line,
         " {:>7} {:>5} {:<STATE_COLUMNS$} {:>5}",
@@ -376,7 +376,7 @@ fn row(slot: &SlotStatus, rates: Option<&Rates>) -> String {
     line
 }
 
-/// Accepted, messages, bytes in, busy; dashes where there was nothing to compare with.
+/// Returns accepted, messages, bytes in, busy; dashes if there was no earlier sample.
 fn rate_cells(rate: Option<&Rate>) -> [String; 4] {
     match rate {
         None => ["-"; 4].map(str::to_owned),
@@ -389,7 +389,7 @@ fn rate_cells(rate: Option<&Rate>) -> [String; 4] {
     }
 }
 
-/// What does not fit into a slot's row.
+/// Returns what does not fit into a slot's row.
 pub(super) fn notes(slot: &SlotStatus, status: &Status) -> Vec<String> {
     let mut notes = Vec::new();
     let mut note = |what: String| notes.push(format!("slot {}: {what}", slot.slot));
@@ -443,7 +443,7 @@ fn neighbour(worker: &Neighbour) -> String {
     )
 }
 
-/// What there was no room for.
+/// Returns the line that counts the omitted slots and notes.
 fn more(hidden: &[SlotStatus], notes: usize) -> String {
     let mut parts = Vec::new();
     if !hidden.is_empty() {

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// Far longer than any write takes that does not wait.
+/// Far longer than any non-blocking write takes.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn pipe() -> (PipeReader, OwnedFd) {
@@ -18,7 +18,7 @@ fn loss_line(lost: u64) -> String {
     format!("lost {lost}\n")
 }
 
-/// Runs `work` on a thread of its own and fails, rather than hangs, if it waits.
+/// Runs `work` on a separate thread and fails, rather than hangs, if it waits.
 fn without_waiting<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, result) = mpsc::channel();
     std::thread::Builder::new()
@@ -27,7 +27,7 @@ fn without_waiting<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
     result.recv_timeout(DEADLINE).expect("the writer waits")
 }
 
-/// Writes lines until one is lost, then two more; returns how many got through.
+/// Writes lines until one is lost, then two more; returns how many were written.
 fn write_until_full(writer: &LineWriter) -> u64 {
     let line = [b'x'; 1023].as_slice();
     let line = [line, b"\n"].concat();
@@ -44,8 +44,8 @@ fn write_until_full(writer: &LineWriter) -> u64 {
     written
 }
 
-/// What must hold for every sink that can be full: nothing waits, everything is counted, and
-/// when there is room again the loss is told before the next line.
+/// Checks a sink that can be full: no write waits, every lost line is counted, and once there is
+/// room the loss is reported before the next line.
 fn check_full_sink(sink: Sink, mut reader: impl io::Read) {
     let before = dropped_lines();
     let writer = LineWriter::to(sink, false);
@@ -57,7 +57,7 @@ fn check_full_sink(sink: Sink, mut reader: impl io::Read) {
     assert_eq!(writer.unreported.load(Ordering::Relaxed), 3);
     assert!(dropped_lines() >= before + 3, "the process counts, too");
 
-    // Drain all that got through, perhaps with a piece of the line that did not.
+    // Drain all lines written, perhaps with a part of the lost one.
     let mut text = vec![0; usize::try_from(written).unwrap() * 1024];
     reader.read_exact(&mut text).unwrap();
     assert!(text.chunks(1024).all(|line| line.ends_with(b"x\n")));

@@ -200,7 +200,7 @@ fn foreign_bytes_are_refused_with_a_reason() {
     ] {
         assert!(why(junk).starts_with("the line is not valid"), "{junk}");
     }
-    // Deep nesting is the parser's to refuse, before it becomes the stack's.
+    // The parser must refuse deep nesting before the stack overflows.
     assert!(Request::decode("[".repeat(4000).as_bytes()).is_err());
 }
 
