@@ -1,10 +1,10 @@
-//! The connection core in memory: what one message costs in user space, with the kernel taken away.
+//! The connection core in memory: the user-space cost of one message, without the kernel.
 //!
-//! A scripted stream stands for the socket: it copies bytes in, as `recv` does, and takes all or
-//! half of what is sent. Each row runs the product's `drive` over a real working memory, and beside
-//! it `bare`: the same receive, upper-casing and send over a private buffer, with no record, no
-//! store rules, no counters and no limits. The difference is the price of all those together; it
-//! is to be read beside the five microseconds that the kernel takes for the same message.
+//! A scripted stream replaces the socket: it copies bytes in, as `recv` does, and accepts all or
+//! half of the bytes sent. Each row runs the product's `drive` over a real working memory, and
+//! beside it `bare`: the same receive, upper-casing and send over a private buffer, without
+//! records, store rules, counters and limits. The difference is the price of all those together;
+//! compare it with the five microseconds that the kernel needs for the same message.
 
 use std::hint::black_box;
 use std::io;
@@ -33,14 +33,14 @@ const RULES: Rules = Rules {
     linger_timeout: Duration::from_secs(5),
 };
 
-/// The descriptor number of the one connection.
+/// Descriptor number of the only connection.
 const FD: u32 = 7;
 
-/// A socket that has one message at a time.
+/// A socket with one message at a time.
 struct Scripted {
     message: Vec<u8>,
     waiting: bool,
-    /// What one send takes at most.
+    /// Maximum bytes per send.
     room: usize,
 }
 
@@ -75,7 +75,7 @@ impl Stream for Scripted {
     }
 }
 
-/// One message through the product: a readiness report, and the turn that answers it.
+/// Sends one message through the product: a readiness report, and the turn that answers it.
 fn served(memory: &mut Memory, stream: &mut Scripted, now: Tick) {
     stream.waiting = true;
     let record = &mut memory.record_mut(FD);
@@ -83,7 +83,7 @@ fn served(memory: &mut Memory, stream: &mut Scripted, now: Tick) {
     record.set_flags(record.flags().with(ready));
     let outcome = drive(record, stream, &RULES, now);
     assert_eq!(outcome, Outcome::Waiting, "one message is one turn");
-    // What a short send left goes with the next report.
+    // The next report sends the remainder of a short send.
     if record.pending().is_some() {
         stream.room = usize::MAX;
         record.set_flags(record.flags().with(Flags::WRITABLE));
@@ -92,7 +92,7 @@ fn served(memory: &mut Memory, stream: &mut Scripted, now: Tick) {
     }
 }
 
-/// The same message through nothing but the three steps.
+/// Sends the same message through the three steps alone.
 fn bare(scratch: &mut [u8], stream: &mut Scripted) {
     stream.waiting = true;
     let Ok(received) = stream.recv(scratch) else {

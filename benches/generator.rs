@@ -1,11 +1,11 @@
-//! What the load generator costs beyond the least that one could do, and beside the tool most people
-//! reach for: `uppercased bench`, a hundred lines of C that check nothing, time nothing and record
-//! nothing, and `wrk` if it is installed, against the same server, in turn. All have one thread, a
-//! closed loop and a CPU apart from the server's.
+//! The load generator's cost, compared with a minimal client and with the most common tool:
+//! `uppercased bench`, a hundred lines of C without checks, timing and records, and `wrk` if it is
+//! installed, in turn against the same server. Each has one thread, a closed loop and a CPU apart
+//! from the server's.
 //!
-//! `cargo bench --bench generator -- [ROUNDS]`: prints the medians, with the least and the most, of
-//! the client's CPU time per message and of the rate, and the ratio of ours to each of the others in
-//! the same round. Without a C compiler it says so and does nothing.
+//! `cargo bench --bench generator -- [ROUNDS]` prints medians, with minimum and maximum, of the
+//! client's CPU time per message and of the rate, and the ratio of ours to each of the others in
+//! the same round. Without a C compiler it prints a note and exits.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -18,37 +18,37 @@ use nix::sys::time::TimeValLike as _;
 use nix::unistd::Pid;
 use uppercased_bench::outcome::Outcome;
 
-/// Rounds, unless the command line says otherwise.
+/// Default number of rounds.
 const ROUNDS: usize = 8;
 const SECONDS: &str = "1";
-/// Connections and bytes of a message.
+/// Number of connections, and bytes per message.
 const LOADS: [(u32, u32); 4] = [(1, 64), (50, 64), (1000, 64), (50, 16 * 1024)];
-/// Where the two sides run.
+/// CPUs of the two sides.
 const CLIENT_CPU: usize = 0;
 const SERVER_CPU: usize = 1;
 
-/// What a client did.
+/// Result of a client.
 #[derive(Clone, Copy)]
 struct Run {
     cpu_per_message_ns: f64,
     messages_per_s: f64,
 }
 
-/// One round: each client once.
+/// Runs each client once.
 struct Round {
     minimal: Run,
     ours: Run,
     wrk: Option<Run>,
 }
 
-/// A server with one worker; ends with the value.
+/// A server with one worker; dropping it stops it.
 struct Server {
     child: Child,
     port: String,
 }
 
 fn main() {
-    // Cargo adds flags of its own, `--bench` among them.
+    // Cargo adds its own flags, `--bench` among them.
     let mut args = std::env::args().skip(1);
     let rounds = args.find_map(|arg| arg.parse().ok()).unwrap_or(ROUNDS);
     let folder = tempfile::tempdir().expect("a folder for the C client");
@@ -67,7 +67,7 @@ fn main() {
     if !wrk {
         println!("wrk is not installed: left out");
     }
-    // What is started from a bound thread is bound as well.
+    // Children of a bound thread inherit its CPUs.
     bind(SERVER_CPU);
     let server = Server::start();
     bind(CLIENT_CPU);
@@ -91,7 +91,7 @@ fn main() {
     }
 }
 
-/// Binds this thread, and what it starts from now on, if there are CPUs to choose from.
+/// Binds this thread and its future children, if there are CPUs to choose from.
 fn bind(cpu: usize) {
     let mut cpus = CpuSet::new();
     if cpus.set(cpu).is_err() || sched_setaffinity(Pid::from_raw(0), &cpus).is_err() {
@@ -130,7 +130,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // In order; it has no clients any more.
+        // Stops gracefully; it has no clients left.
         let _ = kill(
             Pid::from_raw(self.child.id().cast_signed()),
             Signal::SIGTERM,
@@ -175,7 +175,8 @@ fn bench_run(port: &str, connections: u32, bytes: u32) -> Run {
     }
 }
 
-/// The CPU time of wrk is the whole process's, its start included: some thousandths of the run.
+/// The CPU time of wrk is that of the whole process, including its start: a few per mille of the
+/// run.
 fn wrk_run(port: &str, connections: u32, bytes: u32) -> Run {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/generator/wrk.lua");
     let before = children_cpu_ns();
@@ -206,7 +207,7 @@ fn children_cpu_ns() -> f64 {
     all.num_microseconds() as f64 * 1e3
 }
 
-/// Prints a line about the clients that `of` names, if they ran.
+/// Prints a line about the clients that `of` selects, if they ran.
 fn row(name: &str, rounds: &[Round], of: impl Fn(&Round) -> Option<Run>) {
     let pairs: Vec<(Run, Run)> = rounds
         .iter()

@@ -1,32 +1,33 @@
-//! What a planned operation costs while connections are live: how long it takes, and what its
-//! clients feel of it.
+//! What a planned operation costs with live connections: its duration, and its effect on the
+//! clients.
 //!
-//! The program as built serves with one worker, the bench's clients (a process of their own) hold
-//! connections to it, and the bench gives orders on the control socket. [`PINGING`] of the clients
-//! ping, each with one message of 64 bytes on its way at any time; the others are idle, or have
-//! sent until nothing moved any more without reading, so that the worker owes them output which has
-//! to move as well. Every byte is compared, every connection is asked at the end, and one that is
-//! lost, reset or wrong fails the bench.
+//! The built program serves with one worker, the bench's clients (a separate process) hold
+//! connections to it, and the bench sends commands to the control socket. [`PINGING`] of the
+//! clients ping, each with one outstanding message of 64 bytes; the others are idle, or have sent
+//! without reading until no bytes moved, so that the worker has pending output that has to migrate
+//! as well. Every byte is compared, every connection is checked at the end, and a lost, reset or
+//! wrong one fails the bench.
 //!
-//! A line is one case, each figure the median of its rounds with least and most in brackets:
+//! A line is one case; each figure is the median of its rounds, with minimum and maximum in
+//! brackets:
 //!
-//! - `total`: from the order to the verdict, as whoever gave the order sees it. For a reload:
-//!   starting the new worker, the handover, the end of the old one. An upgrade puts the pre-flight
-//!   and the exec of the supervisor before that. `scale 1` gives handshakes time before it moves
-//!   anything (the time is set short here, and part of the total).
-//! - `handover`: of it the handover itself, from the supervisor's order to the last
-//!   acknowledgement, as the log has it, in whole milliseconds.
-//! - `each`: the same divided by the connections that moved.
-//! - `stall`: the longest time from a ping to its answer that any client saw from the order to the
-//!   verdict; `without`: the same over as long a time just before, with no operation. Only the
-//!   difference is the operation's: the pinging clients keep worker and clients busy, and on a
-//!   machine with few cores a new process has to share them, as has whatever else runs there.
-//! - `ran`, `waited`: what the worker that took over had of the processors meanwhile, from its start
-//!   to the verdict: time in which it ran, and time in which it could have run but others did. The
-//!   first is the work, and hardly depends on what else the machine does.
+//! - `total`: from the request to the result, as the caller measures it. For a reload: start of the
+//!   new worker, handover, exit of the old one. An upgrade adds the pre-flight check and the exec
+//!   of the supervisor before that. `scale 1` waits for handshakes before it migrates connections
+//!   (the wait is short here, and part of the total).
+//! - `handover`: the handover's share of it, from the supervisor's command to the last
+//!   acknowledgement, from the log, in whole milliseconds.
+//! - `each`: the same divided by the number of migrated connections.
+//! - `stall`: the longest time from a ping to its reply that any client measured during the
+//!   operation; `without`: the same over an equal time just before, without an operation. Only the
+//!   difference is due to the operation: the pinging clients keep worker and clients busy, and on a
+//!   machine with few cores a new process competes with them, as does any other load.
+//! - `ran`, `waited`: scheduler times of the worker that took over, from its start to the result:
+//!   time running, and time runnable but not running. The first is the work, and hardly depends on
+//!   other load.
 //!
-//! `cargo bench --bench handover`; without `--bench` among its arguments one small round shows that
-//! it works.
+//! `cargo bench --bench handover`; without `--bench` among its arguments, it runs one small round
+//! as a smoke test.
 
 #![expect(
     clippy::disallowed_methods,
@@ -49,11 +50,11 @@ mod server;
 const PINGING: usize = 32;
 /// Rounds of a case.
 const ROUNDS: usize = 15;
-/// Rounds of a case that needs new connections for each.
+/// Rounds of a case that needs new connections for each round.
 const SLOW_ROUNDS: usize = 5;
-/// One client in so many does not read, in the cases with such clients.
+/// One client in this many does not read, in the cases with stalled clients.
 const ONE_STALLED_IN: usize = 20;
-/// Output that a client who does not read is owed at least, on the average.
+/// Minimum average output pending per stalled client.
 const OWED_BYTES_MIN: u64 = 16 * 1024;
 /// Descriptors that a process needs for the largest case.
 const DESCRIPTORS: u64 = 11_000;
@@ -64,7 +65,7 @@ struct Sample {
     operation: Operation,
     processor: ProcessorTime,
     stall: Duration,
-    /// With no operation.
+    /// The same without an operation.
     without: Duration,
 }
 
@@ -110,7 +111,7 @@ fn measure() {
     scaling(idle(10_000), SLOW_ROUNDS);
 }
 
-/// Shows that it works, quickly.
+/// Runs a short smoke test.
 fn try_out() {
     headline();
     let load = Load {
@@ -130,7 +131,7 @@ const fn idle(connections: usize) -> Load {
     }
 }
 
-/// The same operation again and again over the same connections.
+/// Repeats one operation over the same connections.
 fn renewals(name: &str, request: Request, load: Load, rounds: usize) {
     let server = Server::start();
     let mut clients = Clients::start(server.addr, load);
@@ -142,7 +143,7 @@ fn renewals(name: &str, request: Request, load: Load, rounds: usize) {
             "clients that do not read are owed {owed} bytes"
         );
     }
-    // What it takes is not known before the first, which is not counted.
+    // Its duration is unknown before the first round, which is not counted.
     let mut span = server.order(request).total;
     let samples: Vec<Sample> = (0..rounds)
         .map(|_| {
@@ -157,8 +158,8 @@ fn renewals(name: &str, request: Request, load: Load, rounds: usize) {
     row(name, load, &samples);
 }
 
-/// One worker more, and back to one, which takes over what the kernel gave to the other: about half
-/// of the connections, which are new in every round.
+/// Adds a worker and removes it again; the remaining one takes over its connections, about half of
+/// all, which are new in every round.
 fn scaling(load: Load, rounds: usize) {
     let server = Server::start();
     let (mut more, mut fewer) = (Vec::new(), Vec::new());
@@ -180,7 +181,7 @@ fn scaling(load: Load, rounds: usize) {
     row("scale 1", load, &fewer);
 }
 
-/// As long a time as the operation is thought to take without it, then the operation.
+/// Measures an equal time without the operation, then the operation.
 fn sample(server: &Server, clients: &mut Clients, request: Request, span: Duration) -> Sample {
     clients.mark();
     std::thread::sleep(span);
@@ -200,7 +201,7 @@ fn sample(server: &Server, clients: &mut Clients, request: Request, span: Durati
 }
 
 fn headline() {
-    // Others' work on the same processors is in almost every figure: say how much there is.
+    // Other load on these CPUs affects almost every figure, so report it.
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default();
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
@@ -225,7 +226,7 @@ fn row(name: &str, load: Load, samples: &[Sample]) {
     let of = |figure: &dyn Fn(&Sample) -> f64| Spread::of(samples.iter().map(figure));
     let show = |time: &dyn Fn(&Sample) -> Duration| of(&|sample| millis(time(sample))).show(1);
     let moved = of(&|sample| sample.operation.moved as f64);
-    // Whole milliseconds over a few connections would say nothing.
+    // Whole milliseconds over a few connections mean nothing.
     let each = (moved.least >= 500.0).then(|| {
         of(&|sample| millis(sample.operation.handover) * 1e3 / sample.operation.moved as f64)
     });
@@ -243,7 +244,7 @@ fn row(name: &str, load: Load, samples: &[Sample]) {
     );
 }
 
-/// Least, median and most of some figures.
+/// Minimum, median and maximum of a list of figures.
 struct Spread {
     least: f64,
     median: f64,

@@ -1,14 +1,14 @@
-//! The speed of the transformation, size by size, beside what it is measured by: a plain copy (the
-//! memory's own limit), the byte loop that is its oracle, and the standard library's
-//! `make_ascii_uppercase` compiled for the target's baseline.
+//! Speed of the transformation by size, compared with a plain copy (the memory's own limit), the
+//! byte loop that is its oracle, and the standard library's `make_ascii_uppercase` compiled for the
+//! target's baseline.
 //!
-//! The promise, on a processor with AVX2: `dispatched` is at least 1.5 times `std` from 4 KiB to
-//! 512 KiB, and no slower at 64 B. Read ratios within one run, not figures across runs.
+//! The requirement, on a CPU with AVX2: `dispatched` is at least 1.5 times as fast as `std` from 4
+//! KiB to 512 KiB, and no slower at 64 B. Compare ratios within one run, not figures across runs.
 //!
-//! The work is the same whatever the bytes are: no path but the oracle branches on them, so running
-//! over bytes that are upper-case already is fair. Small messages are taken in turn from an arena of
-//! [`ARENA_BYTES`]: the same few bytes over and over would measure how soon a processor can read
-//! back what it has just written, which no server does between a receive and a send.
+//! The work does not depend on the bytes: only the oracle branches on them, so repeating it over
+//! bytes that are already upper case is fair. Small messages are taken in turn from an arena of
+//! [`ARENA_BYTES`]: repeating the same few bytes would measure store-to-load forwarding, which does
+//! not occur in a server between a receive and a send.
 
 use std::hint::black_box;
 use std::ops::Range;
@@ -30,19 +30,19 @@ const SIZES_BYTES: [usize; 9] = [
     1 << 20,
 ];
 
-/// What small messages are cut from: half a first-level cache of 32 KiB.
+/// Source of small messages: half a first-level cache of 32 KiB.
 const ARENA_BYTES: usize = 16 << 10;
 
-/// Every buffer starts on a cache line, plus what the row asks for.
+/// Alignment of every buffer, a cache line; the row's offset is added.
 const CACHE_LINE_BYTES: usize = 64;
 
-/// How many messages one iteration of the mixed group does: its time divided by this is the cost of
-/// one. So many that a branch predictor cannot learn their lengths by heart.
+/// Messages per iteration of the mixed group: its time divided by this is the cost of one. Large
+/// enough that a branch predictor cannot learn their lengths.
 const MIXED_MESSAGES: usize = 4096;
 
 const SEED: u64 = 0x7570_7065_7263_6173;
 
-/// The name of a row and what it runs.
+/// Name and function of a row.
 type Row = (&'static str, fn(&mut [u8]));
 
 /// Random mixed-case letters at a known alignment, cut into messages of one size.
@@ -87,10 +87,11 @@ impl Messages {
     }
 }
 
-/// One row: `path` over messages of `len` bytes, `offset` bytes after the start of a cache line.
+/// Runs one row: `path` over messages of `len` bytes, `offset` bytes after the start of a cache
+/// line.
 ///
-/// Not inlined, and the slice opaque, so that every row pays for a call as the server does and none
-/// is compiled for a length that is known.
+/// Not inlined, and the slice opaque, so that every row includes the cost of a call, as in the
+/// server, and none is compiled for a known length.
 fn row(group: &mut BenchmarkGroup<'_, WallTime>, (name, path): Row, len: usize, offset: usize) {
     let mut messages = Messages::new(len, offset);
     let path = black_box(path);
@@ -107,7 +108,7 @@ fn copy_row(group: &mut BenchmarkGroup<'_, WallTime>, len: usize) {
     });
 }
 
-/// The standard library at the target's baseline: the path to beat.
+/// The standard library at the target's baseline: the speed to exceed.
 fn std_uppercase(bytes: &mut [u8]) {
     bytes.make_ascii_uppercase();
 }
@@ -157,7 +158,7 @@ fn sizes(criterion: &mut Criterion) {
     }
 }
 
-/// One byte past a cache line: what an unlucky buffer costs.
+/// One byte past a cache line: the cost of a misaligned buffer.
 fn unaligned(criterion: &mut Criterion) {
     let len = 64 << 10;
     let mut group = criterion.benchmark_group(format!("uppercase/{len}-unaligned"));
@@ -168,7 +169,7 @@ fn unaligned(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Lengths from 1 to 63 in random order: the price of choosing a path.
+/// Lengths from 1 to 63 in random order: the cost of choosing a path.
 fn mixed(criterion: &mut Criterion) {
     let mut rng = fastrand::Rng::with_seed(SEED);
     let lens: Vec<usize> = (0..MIXED_MESSAGES).map(|_| rng.usize(1..64)).collect();

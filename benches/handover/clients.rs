@@ -1,14 +1,15 @@
-//! The clients, as a process of their own: the server needs its descriptor limit for itself.
+//! The clients, in a separate process because the server needs its descriptor limit for itself.
 //!
-//! Three kinds of connection: idle ones; ones that ping, each with one message on its way at any
-//! time, and time every answer; and ones that send and do not read, until nothing moves any more,
-//! so that the worker owes them output. One thread, one event loop: the clients cost one core.
+//! There are three kinds of connection: idle; pinging, with one outstanding message whose reply is
+//! timed; and stalled, which send without reading until no bytes move, so that the worker has
+//! pending output. One thread runs one event loop, so the clients use one CPU.
 //!
-//! Invariants: every byte that comes is compared with what is due; a connection that ends, or says
-//! anything it was not asked for, ends the process with a failure, which the bench sees.
+//! Invariants: every received byte is compared with the expected one; a connection that ends, or
+//! receives unexpected data, ends the process with an error, which the bench detects.
 //!
-//! The bench talks to it by lines over its standard input, a socket: [`MARK`] ends the window that
-//! is being measured and begins the next, [`FINISH`] asks for the final check of every connection.
+//! The bench sends line commands over the process's standard input, a socket: [`MARK`] ends the
+//! current measurement window and begins the next, [`FINISH`] requests the final check of every
+//! connection.
 
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -23,35 +24,36 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 
-/// The first argument of the client process.
+/// First argument of the client process.
 pub(crate) const ROLE: &str = "handover-clients";
 /// Ends a window; answered with its figures.
 const MARK: &str = "mark";
-/// Asks for the final check; answered with [`DONE`].
+/// Requests the final check; answered with [`DONE`].
 const FINISH: &str = "finish";
 const READY: &str = "ready";
 const DONE: &str = "done";
 
 /// Bytes of a ping.
 const PING_BYTES: usize = 64;
-/// Bytes that a client who does not read sends at once.
+/// Bytes that a stalled client sends per call.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Receive buffer of a client who does not read: small, so that the output waits at the server.
+/// Receive buffer of a stalled client: small, so that output stays pending at the server.
 const STALLED_RECEIVE_BYTES: usize = 4096;
-/// Its send buffer: large enough that the worker finds much to take at once, and so to owe.
+/// Send buffer of a stalled client: large, so that the worker receives, and then owes, much at
+/// once.
 const STALLED_SEND_BYTES: usize = 128 * 1024;
-/// A client who does not read is stuck if it could send nothing for so long.
+/// A client counts as stalled once it could send nothing for this long.
 const STUCK_AFTER: Duration = Duration::from_millis(200);
-/// Connections opened between two round trips: fewer than an accept queue holds.
+/// Connections opened between two round trips: fewer than an accept queue can hold.
 const OPENED_AT_ONCE: usize = 64;
-/// Connections of one source address: fewer than it has ports.
+/// Connections per source address: fewer than it has ports.
 const PER_SOURCE: usize = 4000;
-/// No wait takes longer in a run that succeeds.
+/// Upper bound of every wait in a successful run.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// The bench's socket, beside the connections' indices.
+/// Token of the bench's socket, beside the connections' indices.
 const BENCH: Token = Token(usize::MAX - 1);
 
-/// How many connections of which kind.
+/// Number of connections of each kind.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) idle: usize,
@@ -59,15 +61,15 @@ pub(crate) struct Load {
     pub(crate) stalled: usize,
 }
 
-/// What the pinging clients saw between two marks.
+/// What the pinging clients measured between two marks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
-    /// From a message to its answer, or to the mark for those that had none yet.
+    /// Time from a message to its reply, or to the mark if the reply is outstanding.
     pub(crate) longest: Duration,
     pub(crate) answers: u64,
 }
 
-/// The client process, as the bench sees it. Dropping it ends the process.
+/// Handle of the client process. Dropping it ends the process.
 #[derive(Debug)]
 pub(crate) struct Clients {
     process: Child,
@@ -81,7 +83,7 @@ impl Load {
 }
 
 impl Clients {
-    /// Starts the process and waits until every connection is there.
+    /// Starts the process and waits until every connection is open.
     pub(crate) fn start(server: SocketAddr, load: Load) -> Self {
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
         ours.set_read_timeout(Some(DEADLINE)).expect("a timeout");
@@ -118,7 +120,7 @@ impl Clients {
         }
     }
 
-    /// Lets every connection be checked to its last byte; fails if one was lost.
+    /// Checks every connection to its last byte; fails if one was lost.
     pub(crate) fn finish(mut self) {
         self.say(FINISH);
         assert_eq!(self.hear(), DONE);
@@ -128,7 +130,7 @@ impl Clients {
 
     fn say(&mut self, word: &str) {
         let line = self.line.as_mut().expect("taken in the drop only");
-        // One write, which is one read at the other end.
+        // A single write, so that the other end receives it with a single read.
         let word = format!("{word}\n");
         let said = line.get_mut().write_all(word.as_bytes());
         said.expect("the clients listen");
@@ -148,13 +150,13 @@ impl Clients {
 
 impl Drop for Clients {
     fn drop(&mut self) {
-        // At the end of its input it ends.
+        // The process exits at the end of its input.
         self.line = None;
         let _ = self.process.wait();
     }
 }
 
-/// The client process; `args` are what follows [`ROLE`].
+/// Runs the client process; `args` are the arguments after [`ROLE`].
 pub(crate) fn run(args: &[String]) {
     let number = |at: usize| args[at].parse().expect("a number");
     let server = args[0].parse().expect("an address");
@@ -181,7 +183,7 @@ pub(crate) fn run(args: &[String]) {
     }
 }
 
-/// As many descriptors as this process may have; how many that is.
+/// Raises the descriptor limit to its maximum and returns it.
 pub(crate) fn raise_descriptor_limit() -> u64 {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit");
@@ -194,7 +196,7 @@ fn open_all(server: SocketAddr, load: Load) -> (Vec<TcpStream>, Vec<TcpStream>, 
     let mut open = |stalls: bool| {
         let mut stream = connect(server, count, stalls);
         count += 1;
-        // Accepted in order: when one is answered, those before it have left the queue.
+        // Connections are accepted in order: a reply means that earlier ones have left the queue.
         if count % OPENED_AT_ONCE == 0 {
             round_trip(&mut stream, 0);
         }
@@ -214,7 +216,7 @@ fn connect(server: SocketAddr, number: usize, stalls: bool) -> TcpStream {
             socket.set_recv_buffer_size(STALLED_RECEIVE_BYTES)?;
             socket.set_send_buffer_size(STALLED_SEND_BYTES)?;
         }
-        // Without it the kernel would look for a port that nobody else has to anywhere.
+        // Otherwise the kernel would look for a port unused towards every destination.
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
         let source = Ipv4Addr::new(127, 0, 1, 1 + (number / PER_SOURCE) as u8);
         socket.bind(&SocketAddr::new(IpAddr::V4(source), 0).into())?;
@@ -227,7 +229,7 @@ fn connect(server: SocketAddr, number: usize, stalls: bool) -> TcpStream {
     open().unwrap_or_else(|error| panic!("connection {number}: {error}"))
 }
 
-/// One message and its answer, on a stream that blocks.
+/// Exchanges one message on a blocking stream.
 fn round_trip(stream: &mut TcpStream, from: u64) {
     let message = pattern(from, PING_BYTES);
     let mut answer = [0; PING_BYTES];
@@ -236,14 +238,14 @@ fn round_trip(stream: &mut TcpStream, from: u64) {
     assert_eq!(answer[..], message.to_ascii_uppercase(), "wrong bytes");
 }
 
-/// Bytes `from` and the following of every stream: letters without a period that a lost or
-/// doubled piece could hide behind.
+/// Returns the bytes of every stream from offset `from`: letters without a period that could hide a
+/// lost or duplicated piece.
 fn pattern(from: u64, length: usize) -> Vec<u8> {
     let letter = |at: u64| b'a' + ((at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) % 26) as u8;
     (from..from + length as u64).map(letter).collect()
 }
 
-/// Every connection there is.
+/// All connections.
 struct Held {
     poll: Poll,
     idle: Vec<TcpStream>,
@@ -251,25 +253,25 @@ struct Held {
     pingers: Vec<Pinger>,
 }
 
-/// A client that sends and does not read.
+/// A stalled client: it sends and does not read.
 struct Stalled {
     stream: TcpStream,
     sent: u64,
 }
 
-/// A client with one message on its way.
+/// A client with one outstanding message.
 struct Pinger {
     stream: TcpStream,
-    /// Bytes sent; the last [`PING_BYTES`] of them are the message on its way.
+    /// Bytes sent; the last [`PING_BYTES`] of them are the outstanding message.
     sent: u64,
     expected: Vec<u8>,
-    /// How much of it has come.
+    /// Bytes of it received.
     received: usize,
     since: Instant,
 }
 
 impl Held {
-    /// Lets the clients that do not read send until nothing moves.
+    /// Lets the stalled clients send until no bytes move.
     fn fill(&mut self) {
         for (index, stalled) in self.stalled.iter_mut().enumerate() {
             stalled.stream.set_nonblocking(true).expect("a socket");
@@ -296,7 +298,7 @@ impl Held {
         }
     }
 
-    /// Watches the pinging clients, by their indices, and the idle ones, after those.
+    /// Registers the pinging clients by index, and the idle ones after them.
     fn watch(&self) {
         let pinging = self.pingers.iter().map(|pinger| &pinger.stream);
         for (index, stream) in pinging.chain(&self.idle).enumerate() {
@@ -305,7 +307,7 @@ impl Held {
         }
     }
 
-    /// Pings until the bench asks for the final check, or has gone (then false).
+    /// Pings until the bench requests the final check (true) or closes its socket (false).
     fn serve(&mut self, bench: &UnixStream) -> bool {
         bench.set_nonblocking(true).expect("a socket");
         let number = bench.as_raw_fd();
@@ -357,7 +359,7 @@ impl Held {
         };
     }
 
-    /// Every connection is there, and has every byte that is due.
+    /// Checks that every connection is open and has received all its bytes.
     fn check_all(&mut self) {
         for stream in &mut self.idle {
             stream.set_nonblocking(false).expect("a socket");
@@ -380,7 +382,7 @@ impl Stalled {
         Self { stream, sent: 0 }
     }
 
-    /// Sends what the socket takes.
+    /// Sends as much as the socket accepts.
     fn send(&mut self) {
         loop {
             match self.stream.write(&pattern(self.sent, CHUNK_BYTES)) {
@@ -391,7 +393,7 @@ impl Stalled {
         }
     }
 
-    /// Reads at last: exactly the answer to what was sent, then the end.
+    /// Reads the exact reply to the bytes sent, then the end of the stream.
     fn check(&mut self) {
         let stream = &mut self.stream;
         stream.set_nonblocking(false).expect("a socket");
@@ -427,7 +429,7 @@ impl Pinger {
         self.received = 0;
     }
 
-    /// Reads until there is nothing more, and sends the next message after a whole answer.
+    /// Reads until the socket is empty, and sends the next message after a complete reply.
     fn answered(&mut self, window: &mut Window) {
         let mut answer = [0; 2 * PING_BYTES];
         loop {
@@ -457,7 +459,7 @@ fn watch(poll: &Poll, stream: &TcpStream, index: usize, interest: Interest) {
     watched.expect("watch a connection");
 }
 
-/// The bench's next word; `None` if it has gone. It sends the next one after the answer only.
+/// Returns the bench's next command, `None` if it has exited. The bench sends one at a time.
 fn read_word(mut bench: &UnixStream) -> Option<String> {
     let mut text = [0; 32];
     match bench.read(&mut text) {

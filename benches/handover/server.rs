@@ -1,4 +1,4 @@
-//! The server under measurement: the program as built, watched by its log.
+//! The server under measurement: the built program, watched through its log.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -13,11 +13,11 @@ use tempfile::TempDir;
 use uppercased_ctl::control::{Done, Reply, Request, client};
 use uppercased_ctl::status::Status;
 
-/// No operation, and no line of the log that is due, takes longer in a run that succeeds.
+/// Upper bound of an operation, or of the wait for a log line, in a successful run.
 const DEADLINE: Duration = Duration::from_secs(40);
-/// What the server prints before the address, once it serves.
+/// Text that the server prints before its address once it serves.
 const READY: &str = "listening on ";
-/// What a worker that is scaled away waits for handshakes; loopback needs next to nothing.
+/// Time that a worker being removed waits for handshakes; loopback needs almost none.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A running server. Dropping it stops it.
@@ -29,29 +29,29 @@ pub(crate) struct Server {
     folder: TempDir,
 }
 
-/// An operation that has succeeded.
+/// A successful operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Operation {
-    /// From the order to the verdict, as whoever gave the order sees it.
+    /// From the request to the result, as the caller measures it.
     pub(crate) total: Duration,
-    /// Of it the handover itself, as the server's log tells it (whole milliseconds).
+    /// The handover's share of it, from the server's log (whole milliseconds).
     pub(crate) handover: Duration,
-    /// Connections that moved.
+    /// Connections that migrated.
     pub(crate) moved: u64,
 }
 
-/// What a worker has had of the processors in its life.
+/// Scheduler times of a worker since its start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProcessorTime {
     worker: u32,
-    /// It ran.
+    /// Time running.
     pub(crate) ran: Duration,
-    /// It could have run, but others did.
+    /// Time runnable but not running.
     pub(crate) waited: Duration,
 }
 
 impl ProcessorTime {
-    /// What came after `earlier`: everything, if that was about another worker.
+    /// Returns the difference from `earlier`, or all of it if `earlier` is of another worker.
     pub(crate) fn since(self, earlier: Self) -> Self {
         if self.worker != earlier.worker {
             return self;
@@ -86,7 +86,7 @@ impl Server {
             .expect("start the server");
         let (sender, log) = channel();
         let lines = BufReader::new(process.stderr.take().expect("a pipe was asked for")).lines();
-        // Ends with the last process that writes the log, which is the end of the channel.
+        // The channel ends when the last process that writes the log exits.
         std::thread::spawn(move || {
             let _ = lines
                 .map_while(Result::ok)
@@ -105,7 +105,7 @@ impl Server {
         }
     }
 
-    /// Gives an order and waits for the verdict, which must be a success.
+    /// Sends a command and waits for the result, which must be a success.
     pub(crate) fn order(&self, request: Request) -> Operation {
         let begun = Instant::now();
         let reply = self.ask(request);
@@ -123,13 +123,13 @@ impl Server {
         }
     }
 
-    /// Bytes that the server has taken and not given back yet.
+    /// Returns the bytes that the server has received and not yet sent back.
     pub(crate) fn owed_bytes(&self) -> u64 {
         let traffic = self.status().totals.traffic;
         traffic.bytes_in - traffic.bytes_out
     }
 
-    /// What the first slot's worker has had of the processors so far.
+    /// Returns the scheduler times of the first slot's worker since its start.
     pub(crate) fn processor_time(&self) -> ProcessorTime {
         let worker = self.status().slots[0].pid.expect("a worker");
         let path = format!("/proc/{worker}/schedstat");
@@ -150,7 +150,7 @@ impl Server {
         }
     }
 
-    /// Stops it, and asserts that nothing went wrong in its life.
+    /// Stops the server, and asserts that no error was logged.
     pub(crate) fn stop(mut self) {
         self.end();
         let status = self.process.wait().expect("it is our child");
@@ -165,7 +165,7 @@ impl Server {
         }
     }
 
-    /// Reads the log up to the end of the operation; how long handovers took in it.
+    /// Reads the log up to the end of the operation; returns the duration of its handovers.
     fn handover(&self) -> Duration {
         let mut took = Duration::ZERO;
         loop {
@@ -187,10 +187,10 @@ impl Server {
         self.log.try_iter().collect::<Vec<_>>().join("\n")
     }
 
-    /// Asks it to stop and waits until its last process has ended.
+    /// Sends the stop signal and waits until the last process has exited.
     fn end(&self) {
         let pid = Pid::from_raw(self.process.id().cast_signed());
-        // Not reaped before `self` goes, so the number is its own.
+        // The process is reaped only when `self` is dropped, so the pid cannot be reused.
         let _ = kill(pid, Signal::SIGTERM);
         loop {
             match self.log.recv_timeout(DEADLINE) {
@@ -205,7 +205,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Has been waited for if it was stopped.
+        // Already waited for if it was stopped.
         if matches!(self.process.try_wait(), Ok(None)) {
             self.end();
             let _ = self.process.wait();

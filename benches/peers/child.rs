@@ -1,6 +1,6 @@
-//! A process that was started: lines to it and from it, each wait with a deadline, and its end.
+//! A child process: lines to and from it, each wait with a deadline, and its exit.
 //!
-//! Invariant: a child does not outlive its value; it is killed by its number, and reaped.
+//! Invariant: a child does not outlive its value; it is killed by its pid, and reaped.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// How long a child may take to answer: longer than any connects and warms up.
+/// Time that a child has to answer: longer than any takes to connect and warm up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The running process.
+/// The child process.
 #[derive(Debug)]
 pub(crate) struct Child {
     process: Process,
@@ -39,17 +39,17 @@ impl Child {
         self.process.id()
     }
 
-    /// Whether it still runs.
+    /// Returns whether it is still running.
     pub(crate) fn runs(&mut self) -> io::Result<bool> {
         Ok(self.process.try_wait()?.is_none())
     }
 
     pub(crate) fn tell(&mut self, order: &str) -> io::Result<()> {
-        // In one write, for it is read in one.
+        // In a single write, since the child reads it in one.
         self.orders.write_all(format!("{order}\n").as_bytes())
     }
 
-    /// The next line it says.
+    /// Returns the next line of its output.
     pub(crate) fn line(&mut self) -> io::Result<String> {
         if self.lines.buffer().is_empty() {
             let timeout = PollTimeout::try_from(PATIENCE).map_err(io::Error::other)?;
@@ -72,7 +72,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // Fails only if it has ended by itself.
+        // Fails only if it has already exited.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

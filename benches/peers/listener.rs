@@ -1,16 +1,15 @@
-//! What the peers written in Rust have in common: their listening socket, and how they say that it
-//! is there.
+//! Shared by the Rust peers: the listening socket, and the report that it is open.
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Connections that may wait in a peer's accept queue; the kernel's usual bound, and the floor's.
+/// Backlog of a peer's listener: the kernel's usual limit, and the floor's.
 const BACKLOG: i32 = 4096;
 
-/// A blocking listener that joins the `SO_REUSEPORT` group of `port` on loopback. `TCP_NODELAY` is
-/// inherited by its connections, which saves a call for each.
+/// Returns a blocking listener in the `SO_REUSEPORT` group of `port` on loopback. Its connections
+/// inherit `TCP_NODELAY`, which saves a call for each.
 pub(crate) fn listen(port: u16) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -21,7 +20,7 @@ pub(crate) fn listen(port: u16) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Tells whoever started this process that it may be connected to.
+/// Reports to the parent process that the listener accepts connections.
 #[expect(
     clippy::disallowed_methods,
     reason = "a benchmark is no command of the program"

@@ -1,12 +1,12 @@
-//! The load client: makes one pattern of load and checks every byte of the answers.
+//! The load client: generates one pattern of load and checks every byte of the replies.
 //!
-//! It runs in a process of its own, the same for every server, and is told when to start, to begin
-//! counting and to end by lines on its standard input; it answers each with a line, and is told the
-//! next thing only after that.
+//! It runs in a separate process, the same for every server. Lines on its standard input command it
+//! to start, to begin counting and to end; it answers each with a line, and receives the next
+//! command only after that.
 //!
-//! What is sent is a cycle of [`PERIOD`] random bytes, each connection starting somewhere else in
-//! it, so that a byte that is lost, repeated, exchanged or delivered to another connection shows.
-//! It must not allocate or make more calls than the server does while it counts.
+//! It sends a cycle of [`PERIOD`] random bytes. Each connection starts at a different place in it,
+//! so that a lost, duplicated, swapped or misdelivered byte is detected. While it counts, the
+//! client must not allocate, nor make more calls than the server does.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -27,21 +27,21 @@ use super::pattern::Load;
 use super::proc;
 use super::stats::{Histogram, Sparse};
 
-/// Length of the cycle of bytes: a prime, so that no power of two of lost bytes goes unseen.
+/// Length of the cycle of bytes: a prime, so that the loss of a power of two of bytes is detected.
 const PERIOD: usize = 65_521;
-/// What one call sends or receives at most.
+/// Maximum bytes per send or receive.
 const CALL_BYTES: usize = 64 << 10;
-/// Receives on one connection before the next has its turn.
+/// Receives on one connection before the next is visited.
 const CALLS_PER_VISIT: usize = 16;
-/// Readiness reports taken at once.
+/// Maximum readiness reports per wait.
 const EVENTS: usize = 1024;
-/// Addresses that short connections come from in turn: the ports of one would be used up in a
-/// second, for a closed connection keeps its port for a minute.
+/// Source addresses of short connections, used in turn: one address would run out of ports in a
+/// second, since a closed connection keeps its port for a minute.
 const SOURCES: u32 = 64;
-/// The orders; links have the tokens below.
+/// Token of the command input; links have the tokens below.
 const ORDERS: Token = Token(usize::MAX);
 
-/// What to do, as a process is told it.
+/// The load, as specified to a process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) port: u16,
@@ -49,27 +49,26 @@ pub(crate) struct Order {
     pub(crate) connections: u32,
     /// Bytes in a message.
     pub(crate) size: u32,
-    /// Tells the clients of one run apart.
+    /// Distinguishes the clients of one run.
     pub(crate) seed: u32,
-    /// The server's processes: their CPU time is read here, at the very moments between which
-    /// messages are counted.
+    /// The server's processes: their CPU time is read here, at the bounds of the counting interval.
     pub(crate) server_pids: Vec<u32>,
 }
 
-/// What was seen between `begin` and `end`.
+/// Measurements between `begin` and `end`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Seen {
     /// Messages answered in full; in the churn pattern, connections.
     pub(crate) messages: u64,
-    /// Bytes received and found right.
+    /// Bytes received and verified.
     pub(crate) bytes: u64,
     pub(crate) wall_ns: u64,
-    /// What the server used meanwhile.
+    /// Resources that the server used in that interval.
     pub(crate) server_cpu_ns: u64,
     pub(crate) latencies: Sparse,
 }
 
-/// Runs the client; its failure is the last line it says.
+/// Runs the client; on failure, the error is the last line of its output.
 pub(crate) fn run(order: Order) -> io::Result<()> {
     let outcome = Client::connect(order).and_then(|mut client| client.run());
     if let Err(error) = &outcome {
@@ -88,7 +87,7 @@ fn say(line: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// The cycle as sent and as it must come back, each long enough for a call from anywhere in it.
+/// The cycle as sent and as expected, each long enough for a call from any place in it.
 struct Cycle {
     sent: Vec<u8>,
     answered: Vec<u8>,
@@ -112,15 +111,15 @@ impl Cycle {
 /// One connection.
 struct Link {
     stream: TcpStream,
-    /// Where in the cycle its stream starts.
+    /// Its stream's starting place in the cycle.
     base: u64,
-    /// Bytes that are to be sent, were sent and came back.
+    /// Bytes to be sent, sent and received.
     wanted: u64,
     sent: u64,
     received: u64,
-    /// When each outstanding message was sent, or was due.
+    /// Time at which each outstanding message was sent, or was due.
     started: VecDeque<Tick>,
-    /// Whether it is in line for another visit.
+    /// Whether it is queued for another visit.
     queued: bool,
 }
 
@@ -139,16 +138,16 @@ struct Client {
     links: Vec<Link>,
     cycle: Cycle,
     scratch: Vec<u8>,
-    /// Links that used up their visit and may have more.
+    /// Links that used up their visit and may have more input.
     again: VecDeque<usize>,
     tally: Option<Tally>,
     now: Tick,
-    /// Whether load is being made.
+    /// Whether the client is generating load.
     started: bool,
-    /// Open loop: when the next message is due, and on which link.
+    /// Open loop: due time of the next message, and its link.
     due: Tick,
     next: usize,
-    /// Connections made so far.
+    /// Connections opened so far.
     opened: u32,
     /// Messages answered, counted or not.
     answered: u64,
@@ -211,7 +210,7 @@ impl Client {
         }
     }
 
-    /// Follows an order; false if there will be no more.
+    /// Carries out a command; returns false after the last one.
     fn obey(&mut self) -> io::Result<bool> {
         let mut line = [0; 16];
         let length = io::stdin().lock().read(&mut line)?;
@@ -220,7 +219,7 @@ impl Client {
             b"" => return Ok(false),
             b"go\n" => {
                 self.go()?;
-                // Those say so when every connection has been answered.
+                // Silent clients answer once every connection has exchanged its message.
                 if self.order.load != Load::Silent {
                     say("going")?;
                 }
@@ -298,7 +297,7 @@ impl Client {
                 Type::STREAM.nonblocking(),
                 Some(Protocol::TCP),
             )?;
-            // 127.1.0.1 and on, apart for each client of a run.
+            // From 127.1.0.1, in a separate range for each client of a run.
             let source = Ipv4Addr::new(127, 1, self.order.seed as u8, (1 + number % SOURCES) as u8);
             // The port is chosen at connect, when the whole address pair is known.
             setsockopt(&socket, IpBindAddressNoPort, &true)?;
@@ -314,7 +313,7 @@ impl Client {
         } else {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
             socket.connect(&server.into())?;
-            // These end with the run, and nothing of them shall stay behind for the next one.
+            // Reset at the end of the run, so that no TIME_WAIT sockets remain for the next one.
             socket.set_linger(Some(Duration::ZERO))?;
             socket.set_nonblocking(true)?;
             TcpStream::from_std(socket.into())
@@ -343,7 +342,7 @@ impl Client {
         })
     }
 
-    /// Takes what came for a link, and sends what follows from it.
+    /// Receives a link's input, and sends the messages that follow from it.
     fn visit(&mut self, index: usize) -> io::Result<()> {
         if self.links.len() <= index {
             return Ok(());
@@ -358,7 +357,7 @@ impl Client {
         self.answered += messages;
         for _ in 0..messages {
             let Some(started) = link.started.pop_front() else {
-                break; // In a stream there are no messages to time.
+                break; // A stream has no messages to time.
             };
             if let Some(tally) = &mut self.tally {
                 tally
@@ -376,7 +375,7 @@ impl Client {
                 link.started.extend((0..messages).map(|_| self.now));
             }
             Load::Churn if messages > 0 => {
-                // The old one is closed by being replaced.
+                // Assignment closes the old link.
                 self.links[index] = self.open(index)?;
                 return Ok(());
             }
@@ -394,7 +393,7 @@ impl Client {
         Ok(())
     }
 
-    /// Receives and checks; true if there may be more.
+    /// Receives and checks; returns true if there may be more.
     fn receive(&mut self, index: usize) -> io::Result<bool> {
         let link = &mut self.links[index];
         for _ in 0..CALLS_PER_VISIT {
@@ -422,7 +421,7 @@ impl Client {
         Ok(true)
     }
 
-    /// Sends what is wanted; true unless it stopped before the kernel did.
+    /// Sends the bytes that are due; returns true unless it stopped before the kernel did.
     fn send(&mut self, index: usize) -> io::Result<bool> {
         let link = &mut self.links[index];
         for _ in 0..CALLS_PER_VISIT {
@@ -440,7 +439,7 @@ impl Client {
         Ok(false)
     }
 
-    /// Open loop: sends what is due by now, each message on the next link.
+    /// Open loop: sends the messages that are due, each on the next link.
     fn send_due(&mut self) -> io::Result<()> {
         let Load::Open { per_second } = self.order.load else {
             return Ok(());

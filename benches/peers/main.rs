@@ -1,21 +1,22 @@
-//! Our server beside others of its kind: the same load, the same machine, next to each other in
-//! time.
+//! Compares uppercased with similar servers, under the same load and on the same machine, in
+//! adjacent runs.
 //!
 //! `cargo bench --bench peers` compares `uppercased` with a minimal epoll server in C (the *floor*:
-//! what the kernel takes of anybody), and with servers on blocking threads, on tokio and on
-//! `io_uring`, each written as well as we can. `-- --help` lists patterns and options.
+//! the cost of the kernel alone), and with servers on blocking threads, on tokio and on `io_uring`,
+//! each written as well as we can. `-- --help` lists patterns and options.
 //!
-//! The method, which is half the result:
-//! - every server gets as many processes (or threads) as every other, each bound to a CPU of its
-//!   own, and the load runs on the other CPUs; one pattern runs both on one CPU;
-//! - the figure is the server's CPU time a message: read from the kernel's own clocks at the
-//!   moments between which messages are counted, and the steadiest there is on a shared machine;
-//! - every run of a server stands between two runs of the floor, and only ratios to these two
+//! The method:
+//! - every server has the same number of processes (or threads), each bound to a CPU of its own,
+//!   and the load runs on the other CPUs; one pattern runs both on one CPU;
+//! - the figure is the server's CPU time per message: read from the kernel's clocks at the bounds
+//!   of the interval in which messages are counted; it is the most stable figure on a shared
+//!   machine;
+//! - every run of a server is between two runs of the floor, and only ratios to these two
 //!   neighbours are compared; medians with quartiles are shown;
-//! - runs that other work or stolen time disturbed are discarded and counted;
-//! - the client checks every byte of every answer.
+//! - runs disturbed by other load or stolen time are discarded and counted;
+//! - the client checks every byte of every reply.
 //!
-//! It must not measure anything inside its own process, nor keep anything between runs.
+//! The bench must not measure anything inside its own process, nor keep state between runs.
 
 mod child;
 mod listener;
@@ -61,7 +62,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Measures and reports; fails also if a pattern or our own server could not be measured.
+/// Measures and reports; also fails if a pattern or our own server could not be measured.
 fn compare(options: &Options) -> io::Result<ExitCode> {
     let folder = tempfile::tempdir()?;
     let bench = place(options, folder.path())?;
@@ -105,7 +106,7 @@ fn compare(options: &Options) -> io::Result<ExitCode> {
     })
 }
 
-/// Divides the CPUs: the last ones for the server, since interrupts like the first.
+/// Divides the CPUs: the last ones for the server, since interrupts go to the first.
 fn place(options: &Options, folder: &std::path::Path) -> io::Result<Bench> {
     let mut load_cpus = role::cpus()?;
     let apart = load_cpus.len().saturating_sub(options.server_cpus);
@@ -113,7 +114,7 @@ fn place(options: &Options, folder: &std::path::Path) -> io::Result<Bench> {
     if load_cpus.is_empty() {
         return Err(io::Error::other("server and load need CPUs of their own"));
     }
-    // This process, too, keeps off the server's.
+    // This process also stays off the server's CPUs.
     role::bind(&load_cpus)?;
     Ok(Bench {
         server_cpus,
@@ -143,7 +144,7 @@ fn announce(bench: &Bench, options: &Options, servers: &[Server]) {
     );
 }
 
-/// The machine, in a line.
+/// Describes the machine in one line.
 fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let processors = read("/proc/cpuinfo");

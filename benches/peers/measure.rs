@@ -1,4 +1,4 @@
-//! One run: a server and its load, started afresh, bound to their CPUs, measured for a while.
+//! One run: a new server and a new load client, bound to their CPUs, measured for a while.
 
 #![expect(
     clippy::disallowed_methods,
@@ -21,32 +21,32 @@ use super::role;
 use super::server::{Running, Server};
 use super::stats::{Histogram, Surroundings};
 
-/// Load before counting begins, as a share of the time measured, and at least this long.
+/// Warm-up as a share of the measured time, and its minimum.
 const WARM_UP_SHARE: f64 = 0.2;
 const WARM_UP_MIN: Duration = Duration::from_millis(150);
-/// How long a server may take to accept what has connected, and how often that is looked at.
+/// Time that a server has to accept its connections, and the poll interval.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// What starting, connecting and ending takes on top, roughly; for the estimate of a run's length.
+/// Approximate overhead of start, connect and exit; for the estimate of a run's length.
 const AROUND: Duration = Duration::from_millis(250);
 
-/// Where things run.
+/// Assignment of CPUs and programs.
 #[derive(Clone, Debug)]
 pub(crate) struct Bench {
     pub(crate) server_cpus: Vec<usize>,
     pub(crate) load_cpus: Vec<usize>,
     pub(crate) span: Duration,
-    /// Where the compiled peers are.
+    /// Folder of the compiled peers.
     pub(crate) folder: PathBuf,
-    /// Our own server.
+    /// Path of our own server.
     pub(crate) program: PathBuf,
 }
 
-/// What one run showed.
+/// Result of one run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Sample {
-    /// Messages, or whatever the pattern's unit is.
+    /// Messages, or the pattern's other unit.
     pub(crate) units: f64,
     pub(crate) wall_ns: u64,
     pub(crate) server_cpu_ns: u64,
@@ -56,11 +56,11 @@ pub(crate) struct Sample {
     pub(crate) client_cpu_ns: u64,
     pub(crate) p50_ns: u64,
     pub(crate) p99_ns: u64,
-    /// User-space memory of a connection that never said anything, and of one that did.
+    /// User-space memory of a connection without any message so far, and of one after a message.
     pub(crate) silent_bytes: Option<f64>,
     pub(crate) used_bytes: Option<f64>,
     pub(crate) surroundings: Surroundings,
-    /// Why the run does not count.
+    /// The reason why the run is invalid.
     pub(crate) disturbance: Option<String>,
 }
 
@@ -79,7 +79,7 @@ impl Bench {
         self.span.mul_f64(WARM_UP_SHARE).max(WARM_UP_MIN)
     }
 
-    /// How long one run takes, roughly.
+    /// Returns the approximate duration of one run.
     pub(crate) fn run_time(&self, pattern: &Pattern) -> Duration {
         self.span * pattern.spans + self.warm_up() + AROUND
     }
@@ -136,7 +136,7 @@ fn connect(running: &mut Running, pattern: &Pattern, cpus: &[usize]) -> io::Resu
     Ok(clients)
 }
 
-/// Waits until the server has exactly `connections`: it is told of them by their descriptors.
+/// Waits until the server has exactly `connections`, counted by its descriptors.
 fn await_connections(running: &mut Running, connections: usize) -> io::Result<()> {
     let until = clock::now() + ACCEPT_PATIENCE;
     loop {
@@ -159,7 +159,7 @@ fn tell(clients: &mut [Child], order: &str) -> io::Result<()> {
     clients.iter_mut().try_for_each(|client| client.tell(order))
 }
 
-/// Gives an order and waits until all have followed it.
+/// Sends a command to all clients and waits until all have carried it out.
 fn order(clients: &mut [Child], order: &str) -> io::Result<()> {
     tell(clients, order)?;
     clients
@@ -167,14 +167,14 @@ fn order(clients: &mut [Child], order: &str) -> io::Result<()> {
         .try_for_each(|client| client.line().map(drop))
 }
 
-/// What connections cost in memory, beyond a server that has served one already.
+/// Measures the memory of connections, beyond that of a server that has already served one.
 fn memory(running: &mut Running, pattern: &Pattern, cpus: &[usize]) -> io::Result<Sample> {
     let one = Pattern {
         connections: 1,
         clients: 1,
         ..*pattern
     };
-    // Silent connections have followed `go` when each has had one message.
+    // Silent clients acknowledge `go` once each connection has exchanged one message.
     order(&mut connect(running, &one, cpus)?, "go")?;
     await_connections(running, 0)?;
     let base = proc::memory_bytes(&running.pids)? as f64;
@@ -190,7 +190,7 @@ fn memory(running: &mut Running, pattern: &Pattern, cpus: &[usize]) -> io::Resul
     })
 }
 
-/// Everything that is read at one moment.
+/// The figures sampled at one instant.
 struct Reading {
     at: Tick,
     server: proc::Usage,
@@ -213,8 +213,8 @@ impl Reading {
 fn sample(unit: Unit, seen: &[Seen], before: &Reading, after: &Reading, alone: bool) -> Sample {
     let mut latencies = Histogram::new();
     let mut units = 0.0;
-    // The server's CPU time belongs to the first client's time; what the others counted in
-    // slightly other times is brought to that.
+    // The server's CPU time was measured over the first client's interval; the other clients'
+    // counts are scaled to that interval.
     let (wall_ns, server_cpu_ns) = seen
         .first()
         .map_or((1, 0), |first| (first.wall_ns, first.server_cpu_ns));
@@ -227,8 +227,8 @@ fn sample(unit: Unit, seen: &[Seen], before: &Reading, after: &Reading, alone: b
         units += counted as f64 * wall_ns as f64 / one.wall_ns as f64;
     }
     let client_cpu_ns = after.clients.cpu_ns - before.clients.cpu_ns;
-    // With thousands of busy connections the kernel puts part of the packets' work into threads of
-    // its own: that is the load's doing and nobody else's, and so is waiting for them.
+    // With thousands of busy connections the kernel moves part of the packet work into its own
+    // threads: that work, and waiting for it, is due to the load alone.
     let deferred_ns = after.machine.deferred_ns - before.machine.deferred_ns;
     let own_ns = client_cpu_ns + after.server.cpu_ns - before.server.cpu_ns + deferred_ns;
     let surroundings = Surroundings {

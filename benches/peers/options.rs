@@ -1,4 +1,4 @@
-//! What stands after `--` in `cargo bench --bench peers -- ...`.
+//! The options after `--` in `cargo bench --bench peers -- ...`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use super::server::Server;
 /// Runs of each server beside the reference, in a full bench and in a quick one.
 const PAIRS: u32 = 8;
 const QUICK_PAIRS: u32 = 2;
-/// Seconds measured in each run, likewise.
+/// Seconds measured per run, likewise.
 const SECONDS: f64 = 1.0;
 const QUICK_SECONDS: f64 = 0.5;
 
-/// The options, complete.
+/// All options.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) pairs: u32,
@@ -106,7 +106,7 @@ fn command() -> Command {
                 .value_parser(value_parser!(PathBuf))
                 .help("Write every run to this file"),
         )
-        // Cargo says so to every bench.
+        // Cargo passes this flag to every bench.
         .arg(
             Arg::new("bench")
                 .long("bench")
@@ -116,7 +116,7 @@ fn command() -> Command {
 }
 
 impl Options {
-    /// From the arguments as typed, the program's name first.
+    /// Parses the command line, starting with the program's name.
     pub(crate) fn parse(arguments: &[String]) -> Result<Self, clap::Error> {
         let matches = command().try_get_matches_from(arguments)?;
         let quick = matches.get_flag("quick");

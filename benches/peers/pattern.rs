@@ -1,24 +1,24 @@
-//! What is measured: the patterns of load, each by a short name.
+//! The load patterns, each with a short name.
 
 use serde::{Deserialize, Serialize};
 
-/// How a client makes its load.
+/// The way a client generates load.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Load {
     /// Closed loop: each connection keeps this many messages outstanding.
     Closed { outstanding: u32 },
-    /// Open loop: messages are due at even intervals, whatever became of the ones before; counted
-    /// from when they were due.
+    /// Open loop: messages are due at even intervals, whether or not earlier ones were answered;
+    /// latency counts from the due time.
     Open { per_second: f64 },
-    /// Full duplex, as much as goes.
+    /// Full duplex, as fast as possible.
     Stream,
-    /// Each message on a connection of its own: connect, exchange, close.
+    /// One message per connection: connect, exchange, close.
     Churn,
-    /// Connections that say nothing, then one message on each.
+    /// Idle connections, then one message on each.
     Silent,
 }
 
-/// What one unit of work is, and so what the server's CPU time is divided by.
+/// The unit of work by which the server's CPU time is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
     Message,
@@ -29,24 +29,24 @@ pub(crate) enum Unit {
 /// A pattern.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pattern {
-    /// For `--only`.
+    /// Name for `--only`.
     pub(crate) name: &'static str,
-    /// For the tables.
+    /// Title in the tables.
     pub(crate) title: &'static str,
     pub(crate) connections: u32,
     /// Bytes in a message.
     pub(crate) size: u32,
     pub(crate) load: Load,
-    /// Client processes; more than one where one would be short of descriptors.
+    /// Client processes; more than one if one would run out of descriptors.
     pub(crate) clients: u32,
-    /// Server and client on the same CPU, instead of apart.
+    /// Whether server and client share a CPU.
     pub(crate) together: bool,
-    /// How many times as long as others it is measured: with many connections, one exchange on
-    /// each takes part of a second, and a run must see many of them.
+    /// Factor of the measuring time: with many connections one exchange on each takes a fraction of
+    /// a second, and a run must cover many.
     pub(crate) spans: u32,
 }
 
-/// As many messages a second as half of what the reference does with the pattern of this name.
+/// Name of the pattern whose rate with the reference, halved, sets the open loop's rate.
 pub(crate) const HALF_OF: &str = "64x50";
 
 const BASE: Pattern = Pattern {
@@ -60,7 +60,7 @@ const BASE: Pattern = Pattern {
     spans: 1,
 };
 
-/// Every pattern, in the order of the report.
+/// All patterns, in the order of the report.
 pub(crate) const ALL: [Pattern; 11] = [
     Pattern {
         name: "64x1-together",

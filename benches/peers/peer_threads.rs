@@ -1,7 +1,7 @@
-//! The peer that blocks: one thread for each connection, standard library only.
+//! The blocking peer: one thread per connection, standard library only.
 //!
-//! A message costs two calls and no readiness at all; what it pays for is a switch of threads, and
-//! a stack for each connection.
+//! A message costs two system calls and no readiness handling; the price is a context switch, and a
+//! stack per connection.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -9,12 +9,12 @@ use std::thread;
 
 use super::listener;
 
-/// The stack of a connection's thread: enough for its few frames, the buffer is on the heap.
+/// Stack size of a connection's thread: enough for its few frames; the buffer is on the heap.
 const STACK_BYTES: usize = 32 << 10;
-/// What one read takes at most, as in the other servers.
+/// Maximum bytes per read, as in the other servers.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// Serves `port` until the process is ended.
+/// Serves `port` until the process is killed.
 pub(crate) fn serve(port: u16) -> io::Result<()> {
     let listener = listener::listen(port)?;
     listener::ready()?;
@@ -27,7 +27,7 @@ pub(crate) fn serve(port: u16) -> io::Result<()> {
     Ok(())
 }
 
-/// Answers one client to its end. Its failures are its own.
+/// Serves one client until it ends; its errors are ignored.
 fn answer(mut stream: TcpStream) {
     let mut buffer = vec![0; BUFFER_BYTES];
     while let Ok(received @ 1..) = stream.read(&mut buffer) {

@@ -1,8 +1,8 @@
-//! The peer on tokio's multi-threaded runtime: one task for each connection.
+//! The peer on tokio's multi-threaded runtime: one task per connection.
 //!
-//! Written for speed and for little memory: bytes are received into a buffer that all tasks of a
-//! thread share, and what the kernel does not take at once is the only thing a task keeps.
-//! `poll_read` rather than `try_read`, because it spares the second receive after a short one.
+//! Written for speed and little memory: bytes are received into a buffer shared by all tasks of a
+//! thread, and a task keeps only the bytes that the kernel did not accept at once. `poll_read`
+//! rather than `try_read`, because it avoids the second receive after a short one.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -16,15 +16,15 @@ use tokio::runtime::Builder;
 
 use super::listener;
 
-/// What one receive takes at most, as in the other servers.
+/// Maximum bytes per receive, as in the other servers.
 const BUFFER_BYTES: usize = 64 << 10;
 
 thread_local! {
-    /// The receive buffer of all tasks on this thread; no task holds it across a wait.
+    /// Receive buffer of all tasks on this thread; no task holds it across an await.
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_BYTES]);
 }
 
-/// Serves `port` on `threads` threads until the process is ended.
+/// Serves `port` on `threads` threads until the process is killed.
 pub(crate) fn serve(port: u16, threads: usize) -> io::Result<()> {
     let listener = listener::listen(port)?;
     listener.set_nonblocking(true)?;
@@ -32,7 +32,7 @@ pub(crate) fn serve(port: u16, threads: usize) -> io::Result<()> {
         .worker_threads(threads)
         .enable_io()
         .build()?;
-    // A task of its own, so that accepting is the workers' business and this thread only waits.
+    // In a separate task, so that the workers accept and this thread only waits.
     let accepting = runtime.spawn(accept(listener));
     runtime.block_on(accepting).map_err(io::Error::other)?
 }
@@ -43,7 +43,7 @@ async fn accept(listener: std::net::TcpListener) -> io::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         tokio::spawn(async move {
-            // A client's failure is its own.
+            // A failed client affects only its own task.
             let _ = answer(stream).await;
         });
     }
@@ -64,8 +64,8 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Receives once and answers; yields what the kernel did not take, and nothing at the end of the
-/// stream.
+/// Receives once and answers; returns the bytes that the kernel did not accept, and nothing at the
+/// end of the stream.
 fn exchange(
     stream: &mut TcpStream,
     context: &mut Context<'_>,

@@ -1,15 +1,15 @@
 //! The peer on `io_uring`: completions instead of readiness, one thread.
 //!
-//! One accept and one receive a connection stay armed for good (multishot); the kernel takes the
-//! buffers for what arrives from a ring that this process fills; upper-casing is done in them and
-//! they are sent from. So a message costs two completions and a share of one system call, which
-//! also submits what the previous completions asked for.
+//! One accept, and one receive per connection, stay armed (multishot); the kernel takes receive
+//! buffers from a ring that this process fills; bytes are upper-cased in place and sent from there.
+//! A message therefore costs two completions and a share of one system call, which also submits the
+//! requests that follow from the previous completions.
 //!
 //! Invariants:
-//! - one send a connection is in flight at most, so bytes keep their order;
-//! - a connection is closed when neither a receive nor a send of it can complete any more, so a
-//!   completion never meets another connection under the same number;
-//! - a buffer is the kernel's, or waits in exactly one connection's queue.
+//! - at most one send per connection is in flight, so bytes keep their order;
+//! - a connection is closed only when no receive or send of it can still complete, so a completion
+//!   never applies to another connection with the same number;
+//! - a buffer belongs to the kernel or to exactly one connection's queue.
 #![expect(
     unsafe_code,
     reason = "submissions and the buffer ring hand memory to the kernel"
@@ -25,15 +25,15 @@ use memmap2::MmapMut;
 
 use super::listener;
 
-/// Submissions that fit into one call.
+/// Capacity of the submission queue.
 const SUBMISSIONS: u32 = 4096;
-/// Completions that may be outstanding: a burst from every connection of the largest pattern.
+/// Capacity of the completion queue: a burst from every connection of the largest pattern.
 const COMPLETIONS: u32 = 32 << 10;
-/// Buffers for what arrives. One turn takes a few dozen at most.
+/// Number of receive buffers. One iteration uses a few dozen at most.
 const BUFFERS: u16 = 256;
-/// The size of each, as in the other servers.
+/// Bytes per buffer, as in the other servers.
 const BUFFER_BYTES: usize = 64 << 10;
-/// The one group of buffers.
+/// Identifier of the only buffer group.
 const GROUP: u16 = 0;
 /// The kernel's `struct io_uring_buf`: address, length, number, and two bytes that in the first
 /// entry are the ring's tail.
@@ -42,7 +42,7 @@ const RING_TAIL_AT: usize = 14;
 /// `MSG_NOSIGNAL`.
 const NO_SIGNAL: i32 = 0x4000;
 
-/// What a completion is about, in the upper half of its user data; the descriptor is in the lower.
+/// Kind of a completion, in the upper half of its user data; the descriptor is in the lower half.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Accept = 1,
@@ -55,7 +55,7 @@ const fn tag(kind: Kind, fd: RawFd) -> u64 {
     ((kind as u64) << 32) | fd as u64
 }
 
-/// Serves `port` until the process is ended.
+/// Serves `port` until the process is killed.
 pub(crate) fn serve(port: u16) -> io::Result<()> {
     let listener = listener::listen(port)?;
     let mut server = Server::new()?;
@@ -67,7 +67,7 @@ pub(crate) fn serve(port: u16) -> io::Result<()> {
     server.run()
 }
 
-/// A part of a buffer that is still to be sent.
+/// The part of a buffer still to be sent.
 struct Part {
     buffer: u16,
     at: u32,
@@ -77,7 +77,7 @@ struct Part {
 /// A connection, by descriptor number.
 #[derive(Default)]
 struct Connection {
-    /// What is to be sent, the first of it on its way if `sending`.
+    /// Output queue; its first entry is in flight if `sending`.
     queue: VecDeque<Part>,
     sending: bool,
     receiving: bool,
@@ -88,13 +88,13 @@ struct Server {
     ring: IoUring,
     buffers: Buffers,
     connections: Vec<Connection>,
-    /// Connections whose receive ended because there was no buffer.
+    /// Connections whose receive ended for lack of a buffer.
     starved: Vec<RawFd>,
 }
 
 impl Server {
     fn new() -> io::Result<Self> {
-        // Completion work is done in this thread, inside its own calls, and nowhere else.
+        // Completion work runs only in this thread, inside its own calls.
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -181,7 +181,7 @@ impl Server {
             }
         }
         if result > 0 && !connection.receiving {
-            // Ended for a reason of the kernel's own; the stream goes on.
+            // The kernel ended the multishot for its own reasons; the stream continues.
             self.receive(fd)?;
         }
         self.go_on(fd)
@@ -195,7 +195,7 @@ impl Server {
             for part in connection.queue.drain(..) {
                 self.buffers.give(part.buffer);
             }
-            // Ends the receive that is still armed; fails only if that has ended already.
+            // Ends the receive that is still armed; fails only if it has already ended.
             let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
         } else if let Some(first) = connection.queue.front_mut() {
             first.at += result as u32;
@@ -208,7 +208,7 @@ impl Server {
         self.go_on(fd)
     }
 
-    /// Sends what is next, or closes what is over.
+    /// Sends the next entry, or closes the connection if it is finished.
     fn go_on(&mut self, fd: RawFd) -> io::Result<()> {
         let connection = &mut self.connections[fd as usize];
         if connection.sending {
@@ -244,7 +244,7 @@ impl Server {
     }
 }
 
-/// The buffers, and the ring by which the kernel is given them.
+/// The buffers, and the ring that provides them to the kernel.
 struct Buffers {
     slab: MmapMut,
     ring: MmapMut,
@@ -276,8 +276,8 @@ impl Buffers {
         &mut self.slab[at..at + BUFFER_BYTES]
     }
 
-    /// Gives a buffer to the kernel. Plain stores do: with `DEFER_TASKRUN` the kernel looks at the
-    /// ring only inside this thread's own calls.
+    /// Gives a buffer to the kernel. Plain stores are sufficient: with `DEFER_TASKRUN` the kernel
+    /// reads the ring only inside this thread's own calls.
     fn give(&mut self, buffer: u16) {
         let address = self.bytes(buffer).as_ptr().addr() as u64;
         let at = usize::from(self.tail % BUFFERS) * RING_ENTRY_BYTES;

@@ -1,4 +1,4 @@
-//! What the kernel says about processes and about the machine.
+//! Kernel statistics of processes and of the machine.
 
 use std::io;
 use std::sync::OnceLock;
@@ -10,34 +10,34 @@ use procfs::{CurrentSI, KernelStats, ticks_per_second};
 
 const KIB: u64 = 1024;
 const NS_PER_S: u64 = 1_000_000_000;
-/// The kernel's numbers of a process's clocks: kinds below, the process's complement above.
+/// The kernel's numbering of process clocks: the kind in the low bits, the pid's complement above.
 const CLOCK_KIND_BITS: u32 = 3;
-/// The process whose children the kernel's own threads are.
+/// Parent of the kernel threads.
 const KERNEL_THREADS: u32 = 2;
 const SAMPLED_ALL: i32 = 0;
 const SAMPLED_USER: i32 = 1;
 
-/// What a set of processes used up since their start.
+/// Resources that a set of processes has used since their start.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
-    /// CPU time, exact, threads that ended included.
+    /// Exact CPU time, including that of exited threads.
     pub(crate) cpu_ns: u64,
-    /// User time, and user and system time together, as the kernel samples them; only their ratio
-    /// over seconds means something.
+    /// User time, and user plus system time, as the kernel samples them; only their ratio over
+    /// seconds is meaningful.
     pub(crate) sampled_user_ns: u64,
     pub(crate) sampled_ns: u64,
-    /// How long main threads were ready to run and did not.
+    /// Time that main threads were runnable but not running.
     pub(crate) waited_ns: u64,
 }
 
-/// What the whole machine used up since its start, in nanoseconds of CPU time.
+/// Resources that the whole machine has used since boot, in nanoseconds of CPU time.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Machine {
-    /// CPUs that the sums below are over.
+    /// Number of CPUs in the sums below.
     pub(crate) cpus: u64,
     pub(crate) busy_ns: u64,
     pub(crate) stolen_ns: u64,
-    /// Of `busy_ns`, what the kernel's threads for deferred network work (`ksoftirqd`) took.
+    /// Share of `busy_ns` used by the kernel threads for deferred network work (`ksoftirqd`).
     pub(crate) deferred_ns: u64,
 }
 
@@ -49,14 +49,14 @@ fn process(pid: u32) -> io::Result<Process> {
     Process::new(pid.cast_signed()).map_err(failed)
 }
 
-/// CPU time of one process in nanoseconds.
+/// Returns the CPU time of one process in nanoseconds.
 pub(crate) fn cpu_ns(pid: u32) -> io::Result<u64> {
     time_ns(ClockId::pid_cpu_clock_id(Pid::from_raw(pid.cast_signed()))?)
 }
 
-/// The clock of process `pid` that counts what the kernel samples of it. Its number is put together
-/// as clock_getcpuclockid(3) does for the exact one. `/proc/PID/stat` has the same, but cut off to
-/// 10 ms, which is all the user time that a good server needs in a second.
+/// Returns the clock of process `pid` that counts sampled time. Its number is composed as in
+/// clock_getcpuclockid(3) for the exact one. `/proc/PID/stat` has the same value truncated to 10
+/// ms, which is all the user time that a good server needs per second.
 const fn sampled_clock(pid: u32, which: i32) -> ClockId {
     ClockId::from_raw((!pid.cast_signed() << CLOCK_KIND_BITS) | which)
 }
@@ -66,7 +66,7 @@ fn time_ns(clock: ClockId) -> io::Result<u64> {
     Ok(time.tv_sec().cast_unsigned() * NS_PER_S + time.tv_nsec().cast_unsigned())
 }
 
-/// The sum over `pids`.
+/// Returns the sum of the resources used by `pids`.
 pub(crate) fn usage(pids: &[u32]) -> io::Result<Usage> {
     let mut sum = Usage::default();
     for &pid in pids {
@@ -79,7 +79,7 @@ pub(crate) fn usage(pids: &[u32]) -> io::Result<Usage> {
     Ok(sum)
 }
 
-/// The machine.
+/// Reads the statistics of the machine.
 pub(crate) fn machine() -> io::Result<Machine> {
     let stats = KernelStats::current().map_err(failed)?;
     let total = stats.total;
@@ -94,7 +94,7 @@ pub(crate) fn machine() -> io::Result<Machine> {
 }
 
 fn deferred_ns() -> io::Result<u64> {
-    /// One for each CPU, children of the kernel's own process 2, for as long as the CPUs are there.
+    /// One per CPU, children of kernel process 2, present as long as the CPUs are.
     static THREADS: OnceLock<Vec<u32>> = OnceLock::new();
     let threads = match THREADS.get() {
         Some(threads) => threads,
@@ -111,7 +111,7 @@ fn deferred_ns() -> io::Result<u64> {
     threads.iter().map(ran).sum()
 }
 
-/// Memory that `pids` have in use and that is not a file's: private and shared.
+/// Returns the resident memory of `pids` that is not file-backed: private and shared.
 pub(crate) fn memory_bytes(pids: &[u32]) -> io::Result<u64> {
     let mut sum = 0;
     for &pid in pids {
@@ -121,13 +121,13 @@ pub(crate) fn memory_bytes(pids: &[u32]) -> io::Result<u64> {
     Ok(sum)
 }
 
-/// Open descriptors of `pids`.
+/// Returns the number of open descriptors of `pids`.
 pub(crate) fn descriptors(pids: &[u32]) -> io::Result<usize> {
     let count = |&pid: &u32| process(pid)?.fd_count().map_err(failed);
     pids.iter().map(count).sum()
 }
 
-/// The processes that `pid` started and that are there.
+/// Returns the live children of `pid`.
 pub(crate) fn children_of(pid: u32) -> io::Result<Vec<u32>> {
     let all = all_processes().map_err(failed)?.flatten();
     let stats = all.filter_map(|process| process.stat().ok());

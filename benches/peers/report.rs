@@ -1,4 +1,4 @@
-//! The result: markdown tables for people, and JSON with every run.
+//! The report: markdown tables, and JSON with every run.
 
 use std::fmt::Write;
 
@@ -12,10 +12,10 @@ use super::session::{Measured, Pair};
 use super::stats::{Spread, spread};
 
 const NS_PER_US: f64 = 1_000.0;
-/// Shown where there is no figure.
+/// Placeholder for a missing figure.
 const NONE: &str = "–";
 
-/// How a unit's figures are shown.
+/// Format of a unit's figures.
 struct Scale {
     cost: &'static str,
     cost_divisor: f64,
@@ -60,7 +60,7 @@ fn shown(spread: Option<Spread>, divisor: f64) -> String {
     format!("{median:.digits$} ({low:.digits$}–{high:.digits$})")
 }
 
-/// What the others are compared with, in a word.
+/// Returns the short name of the reference.
 const fn short(reference: Server) -> &'static str {
     match reference {
         Server::Floor => "floor",
@@ -68,8 +68,8 @@ const fn short(reference: Server) -> &'static str {
     }
 }
 
-/// User time of a unit over all runs together: the kernel samples it, so that a single run says
-/// little.
+/// Returns the user time per unit over all runs together: the kernel samples it, so that a single
+/// run is too short.
 fn user(samples: &[&Sample], divisor: f64) -> String {
     let sum = |figure: fn(&Sample) -> f64| -> f64 { samples.iter().map(|one| figure(one)).sum() };
     let sampled = sum(|sample| sample.sampled_ns as f64);
@@ -81,7 +81,7 @@ fn user(samples: &[&Sample], divisor: f64) -> String {
     format!("{:.3}", share * cost / divisor)
 }
 
-/// The runs of `server` that count.
+/// Returns the valid runs of `server`.
 fn samples(measured: &Measured, server: Server) -> Vec<&Sample> {
     if server == measured.reference {
         measured.reference_runs.iter().collect()
@@ -90,7 +90,7 @@ fn samples(measured: &Measured, server: Server) -> Vec<&Sample> {
     }
 }
 
-/// The table of one pattern.
+/// Writes the table of one pattern.
 pub(crate) fn table(measured: &Measured, servers: &[Server]) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "### {}\n", measured.pattern.title);
@@ -192,7 +192,7 @@ fn memory_rows(text: &mut String, measured: &Measured, servers: &[Server]) {
     }
 }
 
-/// The ratios of all patterns on one page: server CPU, as a multiple of the reference's.
+/// Writes the ratios of all patterns on one page: server CPU as a multiple of the reference's.
 pub(crate) fn summary(all: &[Measured], servers: &[Server]) -> String {
     let Some(reference) = all.first().map(|measured| short(measured.reference)) else {
         return String::new();
@@ -222,7 +222,7 @@ pub(crate) fn summary(all: &[Measured], servers: &[Server]) -> String {
     text
 }
 
-/// Everything, for machines.
+/// Writes every run as JSON.
 pub(crate) fn json(all: &[Measured], options: &Options, machine: &str) -> Value {
     let run = |pair: &Pair| {
         json!({

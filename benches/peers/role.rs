@@ -1,7 +1,7 @@
-//! The processes that the bench starts: itself again, in a role, bound to its CPUs first.
+//! The processes that the bench starts: its own binary in a role, first bound to its CPUs.
 //!
-//! `peers role CPUS ROLE ARGUMENT...`, where CPUS is a list of numbers. So whatever runs, also the
-//! program under test and the one in C, never runs anywhere else.
+//! `peers role CPUS ROLE ARGUMENT...`, where CPUS is a list of numbers. Every process, including
+//! the program under test and the one in C, therefore runs on no other CPU.
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,16 +15,16 @@ use nix::unistd::Pid;
 
 use super::{load, peer_threads, peer_tokio, peer_uring};
 
-/// The first argument of a process in a role.
+/// First argument of a process in a role.
 pub(crate) const ROLE: &str = "role";
-/// Roles; those of peers are their names.
+/// Roles; those of peers are the peers' names.
 pub(crate) const LOAD: &str = "load";
 pub(crate) const PROGRAM: &str = "program";
 pub(crate) const THREADS: &str = "threads";
 pub(crate) const TOKIO: &str = "tokio";
 pub(crate) const URING: &str = "io_uring";
 
-/// A command for this program in `role`, on `cpus` only.
+/// Returns a command that runs this program in `role`, on `cpus` only.
 pub(crate) fn command(cpus: &[usize], role: &str) -> io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     let cpus: Vec<String> = cpus.iter().map(usize::to_string).collect();
@@ -32,7 +32,7 @@ pub(crate) fn command(cpus: &[usize], role: &str) -> io::Result<Command> {
     Ok(command)
 }
 
-/// The CPUs that this process may use.
+/// Returns the CPUs that this process may use.
 pub(crate) fn cpus() -> io::Result<Vec<usize>> {
     let set = sched_getaffinity(Pid::from_raw(0))?;
     let all = 0..CpuSet::count();
@@ -41,7 +41,7 @@ pub(crate) fn cpus() -> io::Result<Vec<usize>> {
         .collect())
 }
 
-/// Plays the role that `arguments` (those after [`ROLE`]) name; returns only when it is over.
+/// Runs the role that `arguments` (those after [`ROLE`]) name; returns only when it has ended.
 pub(crate) fn play(arguments: &[String]) -> io::Result<()> {
     let [cpus, role, rest @ ..] = arguments else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -49,7 +49,7 @@ pub(crate) fn play(arguments: &[String]) -> io::Result<()> {
     let cpus: Result<Vec<usize>, _> = cpus.split(',').map(str::parse).collect();
     let cpus = cpus.map_err(io::Error::other)?;
     bind(&cpus)?;
-    // Outlives an exec: nothing stays behind if the bench is killed.
+    // Survives an exec: no process remains if the bench is killed.
     set_pdeathsig(Signal::SIGKILL)?;
     match (role.as_str(), rest) {
         (PROGRAM, [program, arguments @ ..]) => Err(exec(program, arguments)),
@@ -68,7 +68,7 @@ pub(crate) fn play(arguments: &[String]) -> io::Result<()> {
     }
 }
 
-/// Binds this process, and all that it starts, to `cpus`.
+/// Binds this process, and every process that it starts, to `cpus`.
 pub(crate) fn bind(cpus: &[usize]) -> io::Result<()> {
     let mut set = CpuSet::new();
     for &cpu in cpus {

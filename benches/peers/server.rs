@@ -1,4 +1,4 @@
-//! The servers that are compared, and how each is started and ended.
+//! The servers to compare, and how each is started and stopped.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,9 +18,9 @@ use super::role;
 pub(crate) enum Server {
     /// `c_epoll.c`, compiled with -O2: the floor.
     Floor,
-    /// The same, compiled for exactly this processor.
+    /// The same, compiled for this CPU model (`-march=native`).
     FloorNative,
-    /// The program of this crate, with its defaults.
+    /// This crate's program, with its defaults.
     Ours,
     Threads,
     Tokio,
@@ -37,7 +37,7 @@ impl Server {
         Self::Threads,
     ];
 
-    /// For `--peers`.
+    /// Name for `--peers`.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Floor => "c",
@@ -49,7 +49,7 @@ impl Server {
         }
     }
 
-    /// For the tables.
+    /// Name in the tables.
     pub(crate) const fn title(self) -> &'static str {
         match self {
             Self::Floor => "C epoll (the floor)",
@@ -61,8 +61,8 @@ impl Server {
         }
     }
 
-    /// Whether each of its processes has one thread, so that a wait for the CPU is somebody else's
-    /// doing.
+    /// Whether each of its processes has one thread, so that waiting for the CPU is due to other
+    /// processes.
     pub(crate) const fn is_single_threaded(self) -> bool {
         !matches!(self, Self::Threads)
     }
@@ -79,10 +79,10 @@ impl Server {
         folder.join(self.name())
     }
 
-    /// Compiles it into `folder`, if it is to be compiled.
+    /// Compiles the server into `folder`, if it has to be compiled.
     ///
     /// # Errors
-    /// Why there is no such server here.
+    /// The reason why the server is unavailable here.
     pub(crate) fn build(self, folder: &Path) -> io::Result<()> {
         let Some(flags) = self.compiler_flags() else {
             return Ok(());
@@ -103,19 +103,20 @@ impl Server {
     }
 }
 
-/// A server that serves.
+/// A running server.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) port: u16,
-    /// The process that was started, and those that it started.
+    /// The started process and its children.
     pub(crate) pids: Vec<u32>,
-    /// Descriptors that these have without any connection.
+    /// Descriptors that these have open without any connection.
     pub(crate) own_descriptors: usize,
     children: Vec<Child>,
 }
 
 impl Running {
-    /// Starts `server` (ours from the file `program`) with one process (or, where it is threads, one thread) for each of `cpus`.
+    /// Starts `server` (ours from the file `program`) with one process, or one thread, per CPU in
+    /// `cpus`.
     pub(crate) fn start(
         server: Server,
         cpus: &[usize],
@@ -138,7 +139,7 @@ impl Running {
         }
     }
 
-    /// Whether all that was started still runs.
+    /// Returns whether every started process is still running.
     pub(crate) fn runs(&mut self) -> io::Result<bool> {
         for child in &mut self.children {
             if !child.runs()? {
@@ -161,7 +162,7 @@ impl Running {
             .arg(program)
             .args(["--listen", "127.0.0.1:0", "--control", "off"])
             .args(["--workers", &workers])
-            // Its log; what fails is seen by what it then does not do.
+            // The server's log; failures show in the server's behaviour.
             .stderr(Stdio::null());
         let mut child = Child::start(&mut command)?;
         let line = child.line()?;
@@ -182,7 +183,7 @@ impl Running {
         count: usize,
         command: impl Fn(usize, u16) -> io::Result<Command>,
     ) -> io::Result<Self> {
-        // Bound but not listening: keeps the port for the group and takes no connection from it.
+        // Bound but not listening: reserves the port for the group and receives no connections.
         let holder = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
         holder.set_reuse_address(true)?;
         holder.set_reuse_port(true)?;
@@ -208,11 +209,11 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // The started processes first: one that restarts its workers must not see them die.
+        // Stops the started processes first: a supervisor must not restart its workers.
         let started: Vec<u32> = self.children.iter().map(Child::pid).collect();
         self.children.clear();
         for pid in self.pids.iter().filter(|pid| !started.contains(pid)) {
-            // Fails only if it followed by itself.
+            // Fails only if it has already exited with its parent.
             let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
         }
     }

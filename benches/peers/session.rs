@@ -1,8 +1,8 @@
-//! The order of the runs: each server between two runs of the reference, round after round.
+//! Order of the runs: each server runs between two runs of the reference, round after round.
 //!
 //! Machines drift by more than servers differ, so a run is only ever compared with its neighbours
-//! in time. A run that was disturbed is discarded, and counted; rounds go on until every server
-//! has its pairs, but not for ever.
+//! in time. A disturbed run is discarded and counted; rounds repeat until every server has its
+//! pairs, up to a limit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,11 +13,11 @@ use super::pattern::{self, Load, Pattern};
 use super::server::Server;
 use super::stats;
 
-/// Rounds are at most this many times the pairs asked for, however much is discarded.
+/// Maximum number of rounds, as a multiple of the pairs requested.
 const ROUNDS_PER_PAIR: u32 = 3;
-/// Memory is counted, not timed: it does not depend on what others do.
+/// Rounds for memory, which is counted and not timed: other load does not affect it.
 const MEMORY_PAIRS: u32 = 2;
-/// Runs of the reference that say what half of its rate is.
+/// Runs of the reference that determine half of its rate.
 const RATE_RUNS: usize = 3;
 
 /// One run of a server between two of the reference.
@@ -37,13 +37,13 @@ impl Pair {
         self.keep_disturbed || sample.disturbance.is_none()
     }
 
-    /// Whether the pair says anything.
+    /// Returns whether the pair is valid.
     pub(crate) fn is_usable(&self) -> bool {
         let reference = self.counts(&self.before) || self.counts(&self.after);
         self.counts(&self.sample) && reference
     }
 
-    /// What `figure` is for the server, as a multiple of what it is for the reference.
+    /// Returns `figure` of the server as a multiple of the reference's.
     pub(crate) fn ratio(&self, figure: impl Fn(&Sample) -> f64) -> Option<f64> {
         let beside = |sample| self.counts(sample).then(|| figure(sample));
         let reference = stats::reference(beside(&self.before), beside(&self.after))?;
@@ -52,15 +52,15 @@ impl Pair {
     }
 }
 
-/// A pattern, measured.
+/// Results of a pattern.
 #[derive(Clone, Debug)]
 pub(crate) struct Measured {
     pub(crate) pattern: Pattern,
     pub(crate) reference: Server,
-    /// Every run of the reference that counts.
+    /// Valid runs of the reference.
     pub(crate) reference_runs: Vec<Sample>,
     pub(crate) pairs: Vec<Pair>,
-    /// Servers that could not be measured, and why.
+    /// Servers that could not be measured, with the reason.
     pub(crate) failed: BTreeMap<Server, String>,
     pub(crate) rounds: u32,
 }
@@ -68,7 +68,7 @@ pub(crate) struct Measured {
 /// Measures one pattern.
 ///
 /// # Errors
-/// The reference could not be measured, so that nothing can.
+/// The reference could not be measured, so no comparison is possible.
 pub(crate) fn measure(
     bench: &Bench,
     options: &Options,
@@ -98,7 +98,7 @@ pub(crate) fn measure(
         measured.rounds += 1;
         let mut before = bench.run(reference, &pattern)?;
         measured.keep_reference(options, &before);
-        // Each round begins with another one, so that nobody always has the same neighbours.
+        // Each round begins with a different server, so that neighbours vary.
         for step in 0..others.len() {
             let server = others[(step + round as usize) % others.len()];
             if measured.failed.contains_key(&server) {
@@ -132,7 +132,7 @@ pub(crate) fn measure(
     Ok(measured)
 }
 
-/// Fills in the rate of an open loop.
+/// Sets the rate of an open loop.
 fn with_rate(bench: &Bench, reference: Server, pattern: Pattern) -> io::Result<Pattern> {
     if !matches!(pattern.load, Load::Open { .. }) {
         return Ok(pattern);
@@ -157,18 +157,18 @@ impl Measured {
         }
     }
 
-    /// The pairs of `server` that count.
+    /// Returns the valid pairs of `server`.
     pub(crate) fn usable(&self, server: Server) -> impl Iterator<Item = &Pair> {
         self.pairs_of(server).filter(|pair| pair.is_usable())
     }
 
-    /// All pairs of `server`.
+    /// Returns all pairs of `server`.
     pub(crate) fn pairs_of(&self, server: Server) -> impl Iterator<Item = &Pair> {
         self.pairs.iter().filter(move |pair| pair.server == server)
     }
 
-    /// Figures of `one` as multiples of those of `other` in the same round, each taken beside its
-    /// own references.
+    /// Returns figures of `one` as multiples of those of `other` in the same round, each relative
+    /// to its own references.
     pub(crate) fn ratios(
         &self,
         one: Server,

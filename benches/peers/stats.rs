@@ -1,25 +1,24 @@
-//! The arithmetic of measuring: latencies counted in buckets, medians with quartiles, ratios of
-//! runs that stood next to each other in time, and whether a run was disturbed.
+//! Statistics of the bench: latency histograms, medians with quartiles, ratios of runs adjacent in
+//! time, and detection of disturbed runs.
 //!
-//! Pure: numbers in, numbers out. Tested by `tests/cli/bench_stats.rs`, because a bench has no tests of
-//! its own.
+//! Pure functions, tested by `tests/cli/bench_stats.rs`, because a bench has no tests of its own.
 
 use serde::{Deserialize, Serialize};
 
-/// Buckets in each power of two: a value is known to within 1/64 of itself.
+/// Buckets per power of two: a value is known to within 1/64 of itself.
 const BUCKETS_PER_DOUBLING: u64 = 64;
 const BUCKET_BITS: u32 = BUCKETS_PER_DOUBLING.trailing_zeros();
 /// One more than the highest bucket, which holds `u64::MAX`.
 pub(crate) const BUCKETS: usize = ((u64::BITS - BUCKET_BITS + 1) as usize) << BUCKET_BITS;
 
-/// How often each latency was seen. Values are nanoseconds.
+/// Number of occurrences of each latency, in nanoseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Histogram {
     counts: Vec<u64>,
     total: u64,
 }
 
-/// A histogram on its way to another process: bucket and count, where there is any.
+/// The nonempty buckets with their counts, sent to another process.
 pub(crate) type Sparse = Vec<(usize, u64)>;
 
 impl Histogram {
@@ -36,7 +35,7 @@ impl Histogram {
         self.total += 1;
     }
 
-    /// Adds what another process saw; buckets that do not exist are left out.
+    /// Adds the buckets of another process; buckets out of range are ignored.
     pub(crate) fn merge(&mut self, sparse: &Sparse) {
         for &(index, count) in sparse {
             if let Some(place) = self.counts.get_mut(index) {
@@ -51,7 +50,7 @@ impl Histogram {
         counts.filter(|&(_, count)| count > 0).collect()
     }
 
-    /// The value that a share `quantile` of all values does not exceed; `None` if there is none.
+    /// Returns the value that a share `quantile` of all values does not exceed; `None` if empty.
     pub(crate) fn quantile(&self, quantile: f64) -> Option<u64> {
         let rank = ((self.total as f64 * quantile).ceil() as u64).clamp(1, self.total.max(1));
         let mut seen = 0;
@@ -63,20 +62,20 @@ impl Histogram {
     }
 }
 
-/// The bucket of `value`: itself while it is small, then its leading bits.
+/// Returns the bucket of `value`: the value itself while small, then its leading bits.
 pub(crate) const fn bucket(value: u64) -> usize {
     let doublings = (u64::BITS - value.leading_zeros()).saturating_sub(BUCKET_BITS + 1);
     ((doublings as usize) << BUCKET_BITS) + (value >> doublings) as usize
 }
 
-/// The highest value of a bucket.
+/// Returns the highest value of a bucket.
 pub(crate) const fn highest(index: usize) -> u64 {
     let doublings = (index >> BUCKET_BITS).saturating_sub(1) as u32;
     let leading = (index - ((doublings as usize) << BUCKET_BITS)) as u64;
     (leading << doublings) + ((1 << doublings) - 1)
 }
 
-/// A median and the quartiles round it.
+/// A median with its quartiles.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) low: f64,
@@ -84,12 +83,12 @@ pub(crate) struct Spread {
     pub(crate) high: f64,
 }
 
-/// Of all values that are numbers; `None` if there is none.
+/// Returns the spread of all values that are numbers; `None` if there are none.
 pub(crate) fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
     let mut values: Vec<f64> = values.into_iter().filter(|v| v.is_finite()).collect();
     values.sort_by(f64::total_cmp);
     let last = values.len().checked_sub(1)?;
-    // Between two neighbours by their distance, as spreadsheets and R do.
+    // Interpolated between neighbours by distance, as spreadsheets and R do.
     let at = |share: f64| {
         let place = share * last as f64;
         let below = values[place.floor() as usize];
@@ -102,8 +101,8 @@ pub(crate) fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
     })
 }
 
-/// What a run is compared with: the reference before it and the one after it, as far as they were
-/// not disturbed. Their mean takes out what drifts evenly.
+/// Returns the mean of the undisturbed reference runs before and after a run, which cancels linear
+/// drift.
 pub(crate) fn reference(before: Option<f64>, after: Option<f64>) -> Option<f64> {
     match (before, after) {
         (Some(before), Some(after)) => Some(f64::midpoint(before, after)),
@@ -111,7 +110,7 @@ pub(crate) fn reference(before: Option<f64>, after: Option<f64>) -> Option<f64> 
     }
 }
 
-/// What the machine did during one run, in nanoseconds of CPU time unless said otherwise.
+/// Use of the machine during one run, in nanoseconds of CPU time unless stated otherwise.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Surroundings {
@@ -119,27 +118,27 @@ pub(crate) struct Surroundings {
     pub(crate) wall_ns: u64,
     /// CPUs of the machine.
     pub(crate) cpus: u64,
-    /// Used by all processes and by the kernel for itself.
+    /// Used by all processes and by the kernel itself.
     pub(crate) busy_ns: u64,
     /// Used by the run's own processes.
     pub(crate) own_ns: u64,
-    /// Taken by the hypervisor.
+    /// Stolen by the hypervisor.
     pub(crate) stolen_ns: u64,
-    /// How long the server, where it is one thread and alone on its CPU, was ready to run and was
-    /// kept from it.
+    /// Time that the server, if it has one thread and a CPU to itself, was runnable but not
+    /// running.
     pub(crate) kept_waiting_ns: u64,
 }
 
-/// How much of a machine others may use during a run, as a share of all its CPUs. The kernel counts
-/// this by sampling 250 times a second, so that less could not be told from chance.
+/// Maximum share of all CPUs that other processes may use during a run. The kernel samples this 250
+/// times per second, so that less is indistinguishable from noise.
 const FOREIGN_MAX: f64 = 0.05;
-/// How much the hypervisor may take, as a share of all CPUs.
+/// Maximum share of all CPUs that the hypervisor may steal.
 const STOLEN_MAX: f64 = 0.01;
-/// How long a server may wait for its CPU, as a share of the run.
+/// Maximum share of the run that a server may wait for its CPU.
 const KEPT_WAITING_MAX: f64 = 0.03;
 
 impl Surroundings {
-    /// What disturbed the run, in words; `None` if it counts.
+    /// Returns a description of what disturbed the run; `None` if the run is valid.
     pub(crate) fn disturbance(&self) -> Option<String> {
         let capacity = (self.wall_ns * self.cpus).max(1) as f64;
         let foreign = self.busy_ns.saturating_sub(self.own_ns) as f64 / capacity;
