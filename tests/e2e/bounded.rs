@@ -1,4 +1,4 @@
-//! Nothing that other processes do or omit blocks the supervisor: full pipes, silent clients, floods.
+//! The supervisor is not blocked by other processes: full pipes, silent clients, floods.
 
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
@@ -17,7 +17,7 @@ use crate::support::{DEADLINE, Server, Watched, in_background};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_uppercased");
 
-/// A pipe that takes nothing more, and its reader.
+/// Returns a full pipe and its reader.
 fn full_pipe() -> (std::io::PipeReader, OwnedFd) {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     let writer = OwnedFd::from(writer);
@@ -43,7 +43,7 @@ fn start(stdout: impl Into<Stdio>, stderr: impl Into<Stdio>, args: &[&str]) -> (
     (child, watched)
 }
 
-/// Reads until `wanted` is there, or the pipe has ended.
+/// Reads until `wanted` has arrived or the pipe has ended.
 fn read_until(reader: &mut impl std::io::Read, wanted: &str) -> String {
     let mut text = String::new();
     let mut bytes = [0; 4096];
@@ -118,7 +118,7 @@ fn flood_at_the_lock_never_stops_supervision() {
             let address = SocketAddr::from_abstract_name(&name).unwrap();
             let mut asked = 0_u64;
             while !over.load(Ordering::Relaxed) {
-                // Blocks while the queue is full, and that is the end of the flood.
+                // Blocks when the queue is full, which ends the flood.
                 drop(UnixStream::connect_addr(&address));
                 asked += 1;
             }
@@ -166,7 +166,7 @@ fn resumed_supervisor_keeps_its_workers() {
     let supervisor = Watched::open(server.pid()).unwrap();
     for _ in 0..2 {
         supervisor.signal(Signal::SIGSTOP);
-        // The time that passes is what is tested.
+        // The elapsed time is the subject of the test.
         assert!(!supervisor.wait_gone(Duration::from_secs(3)));
         supervisor.signal(Signal::SIGCONT);
         server.status_json();

@@ -24,13 +24,12 @@ use crate::support::netns::{KernelCounters, isolated};
 use crate::support::observe::{freeze, number, owner, queued, until, wait_ready, worker_of};
 use crate::support::{Client, Server, Watched, in_background, pattern};
 
-/// Clients at once.
+/// Number of concurrent clients.
 const CHURNERS: usize = 6;
-/// How long one step of the churn may take: several connections for each churner.
+/// Time limit of one step of the churn: several connections for each client.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Clients that connect, exchange and close, over and over, and can be parked between two
-/// connections.
+/// Clients that connect, exchange and close repeatedly, and can be parked between two connections.
 struct Churn {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -52,7 +51,7 @@ struct State {
 }
 
 impl Churn {
-    /// Starts them, parked.
+    /// Starts the clients, parked.
     fn against(server: &Server) -> Self {
         let shared = Arc::<Shared>::default();
         let addr = server.addr();
@@ -82,7 +81,8 @@ impl Churn {
         self.shared.change(|state| state.running = true);
     }
 
-    /// Waits until each has finished its connection, closed by both sides, and begun no other.
+    /// Waits until every client has closed its connection, as has the server, and has opened no
+    /// other.
     #[track_caller]
     fn park(&self) {
         self.shared.change(|state| state.running = false);
@@ -90,7 +90,7 @@ impl Churn {
             .wait("the churn is parked", |state| state.parked == CHURNERS);
     }
 
-    /// Waits for so many more exchanges.
+    /// Waits for `exchanges` more exchanges.
     #[track_caller]
     fn go_on_for(&self, exchanges: u64) {
         let goal = self.exchanges() + exchanges;
@@ -107,14 +107,14 @@ impl Drop for Churn {
     fn drop(&mut self) {
         self.shared.change(|state| state.over = true);
         for thread in self.threads.drain(..) {
-            // Their panics were caught and are in the state.
+            // A panic was caught and recorded in the state.
             let _ = thread.join();
         }
     }
 }
 
 impl Shared {
-    /// Waits until another connection may begin; false when it is over.
+    /// Waits until a new connection is permitted; returns false after the end.
     fn admit(&self) -> bool {
         let mut state = self.lock();
         state.parked += 1;
@@ -160,7 +160,7 @@ impl Shared {
     }
 }
 
-/// Opens idle connections and tells those of `victim` from the others.
+/// Opens idle connections; returns those of `victim` and the others.
 fn idle_clients(server: &Server, victim: &Watched) -> (Vec<Client>, Vec<Client>) {
     let mut clients: Vec<_> = (0..6).map(|_| Client::connect(server.addr())).collect();
     for client in &mut clients {
@@ -172,8 +172,8 @@ fn idle_clients(server: &Server, victim: &Watched) -> (Vec<Client>, Vec<Client>)
         .partition(|client| owner(client, server.addr(), victim).is_some())
 }
 
-/// Kills the worker of `slot` with clients in its queue and the churn going on; how many
-/// connections were made for it beside the churn, and how many clients were in the queue.
+/// Kills the worker of `slot` with clients in its queue and the churn running; returns the number
+/// of connections made in addition to the churn, and of clients in the queue.
 fn kill_with_a_full_queue(server: &Server, churn: &Churn, slot: u16) -> (u64, usize) {
     churn.park();
     let victim = worker_of(server, slot);
@@ -198,7 +198,7 @@ fn kill_with_a_full_queue(server: &Server, churn: &Churn, slot: u16) -> (u64, us
     (count as u64, waiting)
 }
 
-/// Everything that was connected was accepted once, answered, and closed in order.
+/// Asserts that every connection was accepted once, answered, and closed gracefully.
 fn settle(server: Server, churn: Churn, before: &KernelCounters, others: u64) {
     churn.park();
     let connections = churn.exchanges() + others;
@@ -227,7 +227,7 @@ fn clients_survive_killed_workers() {
         let server = Server::start(&[
             "--workers=2",
             "--listen=127.0.0.1:0",
-            // Each is replaced at once, however often it is killed.
+            // Each worker is replaced at once, however often it is killed.
             "--backoff-initial=1ms",
             "--backoff-max=1ms",
         ]);
@@ -288,8 +288,8 @@ fn clients_survive_slot_backoff() {
             others += count;
             if round > 0 {
                 server.wait_log_from(mark, |line| line.contains("queue lent to sibling"));
-                // Those who wait are answered, and those who come, by the sibling or by whoever
-                // comes back; and by both while the loan ends.
+                // Queued and new clients are served by the sibling, by the replacement, or by both
+                // while the loan ends.
                 churn.go_on_for(waiting as u64 + 50);
                 wait_ready(&server, mark, 1, round + 2);
                 server.wait_log_from(mark, |line| line.contains("queue recalled"));
@@ -301,7 +301,8 @@ fn clients_survive_slot_backoff() {
     });
 }
 
-/// The tests above can fail: where the last holder of a queue dies, clients and counters show it.
+/// Shows that the tests above can fail: the loss of a queue's last holder affects clients and
+/// counters.
 #[test]
 fn clients_and_counters_notice_lost_queue() {
     isolated(|| {
@@ -316,7 +317,7 @@ fn clients_and_counters_notice_lost_queue() {
         until("all of them wait", || {
             queued(worker.pid(), server.addr().port()) == WAITING
         });
-        // First the custodian, then the worker: nobody is left who holds the listener.
+        // The custodian first, then the worker: no process holds the listener any more.
         server.kill();
         KernelCounters::read().assert_no_loss_since(&before);
         worker.signal(Signal::SIGKILL);
@@ -333,8 +334,8 @@ fn clients_and_counters_notice_lost_queue() {
     });
 }
 
-/// The kernel's rule that custody is built on, with plain sockets: a listener's queue lives as
-/// long as somebody holds the listener, whoever else of its group lives.
+/// Shows the kernel rule that custody relies on, with plain sockets: a listener's queue exists as
+/// long as a process holds the listener, regardless of the rest of its group.
 #[test]
 fn held_listener_preserves_queue() {
     isolated(|| {

@@ -22,7 +22,7 @@ use crate::support::{
     serve_one_at, upper,
 };
 
-/// A run of the client, to its end.
+/// A completed run of the client.
 #[derive(Debug)]
 struct Run {
     code: Option<i32>,
@@ -31,14 +31,14 @@ struct Run {
 }
 
 impl Run {
-    /// Asserts that it succeeded with `expected` on standard output, and was quiet.
+    /// Asserts that it succeeded with `expected` on standard output and no error output.
     #[track_caller]
     fn assert_success(&self, expected: &[u8]) {
         assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""));
         assert_same(&self.stdout, expected, "standard output");
     }
 
-    /// Asserts that it failed with `code` and said `said`, on one line.
+    /// Asserts that it failed with `code` and the one-line message `said`.
     #[track_caller]
     fn assert_failure(&self, code: i32, said: &str) {
         assert_eq!(self.stderr, format!("uppercased: {said}\n"));
@@ -52,7 +52,7 @@ fn client(target: &str) -> Command {
     command
 }
 
-/// Waits for a client whose standard output is not needed, or is read elsewhere.
+/// Waits for a client whose standard output is unused or read elsewhere.
 #[track_caller]
 fn finish(mut child: Child, stdout: Vec<u8>) -> Run {
     let watched = Watched::open(child.id()).unwrap();
@@ -72,7 +72,7 @@ fn finish(mut child: Child, stdout: Vec<u8>) -> Run {
     }
 }
 
-/// Runs the client as a filter, with `feed` at the other end of its standard input.
+/// Runs the client as a filter; `feed` writes to its standard input.
 #[track_caller]
 fn filter(addr: SocketAddr, feed: impl FnOnce(ChildStdin) + Send + 'static) -> Run {
     let mut child = client(&addr.to_string())
@@ -94,14 +94,14 @@ fn filter(addr: SocketAddr, feed: impl FnOnce(ChildStdin) + Send + 'static) -> R
     run
 }
 
-/// Runs the client with `input` on a pipe; that the client leaves before it has taken all is fine.
+/// Runs the client with `input` on a pipe; it may exit before it has read everything.
 #[track_caller]
 fn pipe(addr: SocketAddr, input: impl Into<Vec<u8>>) -> Run {
     let input = input.into();
     filter(addr, move |mut stdin| drop(stdin.write_all(&input)))
 }
 
-/// Runs the client with a regular file that has `input` as its standard input.
+/// Runs the client with a regular file containing `input` as its standard input.
 #[track_caller]
 fn redirect(addr: SocketAddr, input: &[u8]) -> Run {
     let mut file = tempfile::tempfile().unwrap();
@@ -118,7 +118,7 @@ fn redirect(addr: SocketAddr, input: &[u8]) -> Run {
     finish(child, stdout)
 }
 
-/// A port of 127.0.0.1 on which nobody listens: it is bound as long as the socket lives.
+/// Returns a port of 127.0.0.1 without a listener; it stays bound while the socket is open.
 fn deaf_port() -> (socket2::Socket, SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
@@ -127,7 +127,7 @@ fn deaf_port() -> (socket2::Socket, SocketAddr) {
     (socket, addr)
 }
 
-/// Reads exactly `len` bytes and answers nothing.
+/// Reads exactly `len` bytes and sends nothing.
 fn swallow(stream: &mut TcpStream, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     stream.read_exact(&mut bytes).unwrap();
@@ -174,7 +174,7 @@ mod as_a_filter {
 
     #[test]
     fn server_receives_end_of_input() {
-        // Answers only after it: without the half-close both would wait for ever.
+        // Replies only after it: without the half-close both would wait forever.
         let server = serve_one(|mut stream| {
             let all = swallow_all(&mut stream);
             stream.write_all(&upper(&all)).unwrap();
@@ -185,7 +185,7 @@ mod as_a_filter {
 
     #[test]
     fn immediate_close_after_reply_is_success() {
-        // It closes before it can have seen the half-close.
+        // It closes before the half-close can arrive.
         let server = serve_one(|mut stream| {
             let line = swallow(&mut stream, 3);
             stream.write_all(&upper(&line)).unwrap();
@@ -225,7 +225,7 @@ mod as_a_filter {
     fn client_pauses_input_while_replies_are_due() {
         const WINDOW_BYTES: usize = 4 * 1024 * 1024;
         const TOTAL_BYTES: usize = 3 * WINDOW_BYTES;
-        /// Silence that is taken for the client's waiting; too short would only weaken the test.
+        /// Silence that counts as the client waiting; a shorter one would only weaken the test.
         const MOMENT: Duration = Duration::from_millis(50);
 
         let server = serve_one(|mut stream| {
@@ -233,7 +233,7 @@ mod as_a_filter {
             let mut piece = vec![0; 64 * 1024];
             let mut most = 0;
             loop {
-                // Holds back its answers for as long as more comes.
+                // Holds its replies back while more input arrives.
                 if poll_one(&stream, PollFlags::POLLIN, MOMENT) {
                     match stream.read(&mut piece).unwrap() {
                         0 => break,

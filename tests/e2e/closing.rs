@@ -19,7 +19,7 @@ const PEER_CLOSED: Counter = Counter::Closed(CloseReason::PeerClosed);
 const PEER_RESET: Counter = Counter::Closed(CloseReason::PeerReset);
 const IDLE_TIMEOUT: Counter = Counter::Closed(CloseReason::IdleTimeout);
 
-/// One worker, so that who suffers and who is served share everything.
+/// Starts one worker, so that affected and unaffected clients share everything.
 fn server(args: &[&str]) -> Server {
     Server::builder()
         .args(["--listen", "127.0.0.1:0", "--workers", "1"])
@@ -27,7 +27,7 @@ fn server(args: &[&str]) -> Server {
         .start()
 }
 
-/// Waits for the end of the server's stream without reading what comes before it.
+/// Waits for the end of the server's stream without reading the bytes before it.
 #[track_caller]
 fn wait_half_closed(client: &Client) {
     assert!(
@@ -37,13 +37,13 @@ fn wait_half_closed(client: &Client) {
 }
 
 fn is_half_closed(client: &Client, within: Duration) -> bool {
-    // poll.h; the library has no name for it.
+    // From poll.h; the library does not name it.
     const POLLRDHUP: PollFlags = PollFlags::from_bits_retain(0x2000);
     poll_one(client.socket(), POLLRDHUP, within)
 }
 
-/// A client that has said `bytes`, and nothing since: they are there before the server looks, so that
-/// not even a short idle timeout is over before they are.
+/// Returns an idle client that has sent `bytes`. They arrive before the worker polls, so that even
+/// a short idle timeout cannot expire first.
 fn says_and_falls_silent(server: &Server, bytes: &[u8]) -> Client {
     let frozen = Frozen::workers(server);
     let mut client = Client::connect(server.addr());
@@ -86,7 +86,7 @@ fn half_close_behind_full_buffers_loses_nothing() {
 #[test]
 fn server_sees_bytes_and_fin_in_one_segment() {
     let server = server(&[]);
-    // Held back until the end of the stream goes along with it.
+    // Held back so that the end of the stream is sent with it.
     let last = |client: &mut Client, bytes: &[u8]| {
         SockRef::from(client.socket()).set_tcp_cork(true).unwrap();
         client.send_all(bytes);
@@ -100,7 +100,7 @@ fn server_sees_bytes_and_fin_in_one_segment() {
         last(&mut client, b"the last words");
         assert_eq!(client.read_to_end(), b"THE LAST WORDS", "round {round}");
     }
-    // Also when they wait in the accept queue.
+    // The same for clients in the accept queue.
     let frozen = Frozen::workers(&server);
     let mut client = Client::connect(server.addr());
     last(&mut client, b"never seen before");
@@ -203,8 +203,8 @@ fn close_destroys_no_reply_in_flight() {
         let before = KernelCounters::read();
         let mut client = says_and_falls_silent(&server, b"first");
         wait_half_closed(&client);
-        // The answer lies unread at this side. Closing for good at the other would answer any of
-        // this with a reset, which would destroy it.
+        // The reply stays unread on this side. If the server closed fully, any of this would cause
+        // a reset, which would destroy the reply.
         for round in 0..64 {
             client.send_all(&pattern(round, 16 * 1024));
         }
@@ -225,7 +225,7 @@ fn linger_timeout_ends_lingering() {
     silent.expect_eof();
     counters.wait(IDLE_TIMEOUT, 1);
 
-    // Sending does not prolong it.
+    // Sending does not extend the timeout.
     let stubborn = Client::connect(server.addr());
     wait_half_closed(&stubborn);
     let late = Deadline::after(DEADLINE);

@@ -19,7 +19,7 @@ use crate::support::adversity::skipped;
 use crate::support::image::Image;
 use crate::support::{DEADLINE, Watched, in_background};
 
-/// What a run left behind.
+/// The result of a run.
 #[derive(Debug)]
 struct Outcome {
     stdout: String,
@@ -27,15 +27,15 @@ struct Outcome {
     code: Option<i32>,
 }
 
-/// A runtime directory of its own, in which stand-ins are servers.
+/// A runtime directory for stand-in servers.
 struct Place {
     directory: TempDir,
 }
 
-/// A server that takes one request on each connection and says what is scripted.
+/// A server that reads one request per connection and sends a scripted reply.
 struct StandIn {
     path: PathBuf,
-    /// The requests it was sent.
+    /// The requests received.
     ended: JoinHandle<Vec<String>>,
 }
 
@@ -49,8 +49,8 @@ impl Place {
         self.directory.path()
     }
 
-    /// A server with this process number. It takes as many connections as there are `scripts`,
-    /// and writes one of them on each that asks for something.
+    /// Starts a server with the process id `pid`. It accepts one connection for each of `scripts`,
+    /// and sends the script if the connection carries a request.
     fn server(&self, pid: u32, scripts: &[&str]) -> StandIn {
         let path = self.path().join(format!("{pid}.sock"));
         let listener = UnixListener::bind(&path).unwrap();
@@ -62,11 +62,11 @@ impl Place {
                 let (stream, _) = listener.accept().unwrap();
                 stream.set_read_timeout(Some(DEADLINE)).unwrap();
                 let request = request(&stream);
-                // Nothing was asked: somebody looked whether a server is here.
+                // A connection without a request is a probe for a running server.
                 if let Some(request) = request {
                     requests.push(request);
                     let script = scripts.next().unwrap();
-                    // A client that has given up is what some tests are about.
+                    // Some tests use clients that give up early.
                     let _ = (&stream).write_all(script.as_bytes());
                 }
             }
@@ -75,7 +75,7 @@ impl Place {
         StandIn { path, ended }
     }
 
-    /// Runs the program with these arguments, in these surroundings.
+    /// Runs the program with `args` in this directory.
     fn run(&self, args: &[&str]) -> Outcome {
         self.run_with(args, &[])
     }
@@ -97,7 +97,7 @@ impl Place {
             .spawn()
             .unwrap();
         let watched = Watched::open(child.id()).unwrap();
-        // Its output is small: it fits into the pipes.
+        // The output is small and fits into the pipes.
         if !watched.wait_gone(DEADLINE) {
             watched.signal(Signal::SIGKILL);
             panic!("still running after {DEADLINE:?}: {command:?}");
@@ -110,7 +110,7 @@ impl Place {
         }
     }
 
-    /// The one line of complaint of a run for which nothing has happened.
+    /// Returns the one-line error message of a run that had no effect.
     fn complaint(&self, args: &[&str]) -> String {
         let outcome = self.run(args);
         assert_eq!(outcome.code, Some(2), "{outcome:?}");
@@ -221,7 +221,7 @@ fn stop_waits_until_server_exits() {
         (outcome.code, outcome.stdout.as_str()),
         (Some(0), "stopped\n")
     );
-    // It ends before it has said that it will.
+    // It closes before it confirms the stop.
     let outcome = place.run(&["stop"]);
     assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(1), ""));
     assert!(
@@ -247,7 +247,7 @@ fn status_prints_screen_or_json_line() {
         serde_json::to_string(&status).unwrap()
     );
     let place = Place::new();
-    // A person is told rates, too: from a second look.
+    // The text output has rates, too, from the second sample on.
     let server = place.server(1, &[&script, &script, &script]);
     let outcome = place.run(&["status"]);
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
@@ -302,7 +302,7 @@ fn status_watch_ends_with_server() {
         .iter()
         .map(|look| look.rates.as_ref().map(|rates| rates.totals.accepted))
         .collect();
-    // Over the two seconds that passed for the server, not the tenth that passed here.
+    // Over the server's two seconds, not the tenth of a second that passed here.
     assert_eq!(rates, [None, Some(2.0), None]);
 
     let server = place.server(2, &[scripts[0], scripts[1], ""]);
@@ -314,7 +314,7 @@ fn status_watch_ends_with_server() {
     assert_eq!(blocks.len(), 2, "{outcome:?}");
     assert!(!outcome.stdout.contains('\x1b'), "{outcome:?}");
     assert!(blocks[1].contains("rates 2s     2.0 acc/s"), "{outcome:?}");
-    // Nobody was there from the start.
+    // No server from the start.
     fs::remove_file(&server.path).unwrap();
     place.complaint(&["status", "--watch", "--control", path]);
 }
@@ -350,7 +350,7 @@ fn rotation_state_sets_exit_code() {
     assert_eq!(ready(), (Some(1), why.to_owned()));
     assert_eq!(ready().0, Some(1));
     server.ended.join().unwrap();
-    // Nobody to ask is no answer.
+    // Without a server there is no result.
     assert_eq!(ready().0, Some(2));
 }
 
@@ -384,7 +384,7 @@ fn command_fails_without_server() {
         line.contains("cannot find a running server") && line.contains(&shown),
         "{line}"
     );
-    // The socket of a dead one, and things that are none.
+    // A stale socket, and files that are no sockets.
     drop(UnixListener::bind(place.path().join("1.sock")).unwrap());
     fs::write(place.path().join("2.sock"), "").unwrap();
     let line = place.complaint(&["status"]);
@@ -414,7 +414,7 @@ fn command_reports_server_of_another_user() {
     let path = place.path().join("7.sock");
     let _server = UnixListener::bind(&path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    // Another user may not be able to read the build folder.
+    // Other users may not be able to read the build directory.
     let program = Image::for_every_user(place.path());
     let outcome = Command::new(program.path())
         .arg("status")
@@ -449,7 +449,7 @@ fn command_asks_to_choose_between_servers() {
         let part = part.trim_end_matches(" PATH");
         assert!(line.contains(part), "{part}: {line}");
     }
-    // Nobody was told to reload.
+    // Neither server received a reload request.
     for server in [first, second] {
         let sent = server.ended.join().unwrap();
         assert_eq!(sent, ["{\"version\":1,\"command\":\"status\"}\n"]);

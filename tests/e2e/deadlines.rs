@@ -1,5 +1,5 @@
-//! Deadlines of connections: none fires before the worker has polled the socket, long ones cost an idle worker
-//! almost nothing, and output in the kernel has one, too.
+//! Deadlines of connections: none fires before the worker has polled the socket, long ones cost an
+//! idle worker almost nothing, and output in the kernel has one, too.
 
 use std::io;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::support::{Client, DEADLINE, Deadline, Server};
 
 const IDLE: Duration = Duration::from_millis(400);
 
-/// One worker, so that all share its stop.
+/// Starts one worker, so that all clients are affected when it is stopped.
 fn server(args: &[&str]) -> Server {
     Server::builder()
         .args(["--listen", "127.0.0.1:0", "--workers", "1"])
@@ -25,7 +25,7 @@ fn server(args: &[&str]) -> Server {
         .start()
 }
 
-/// More than the worker is told of in one turn.
+/// Uses more clients than one poll reports.
 #[test]
 fn stopped_worker_answers_requests_sent_in_time() {
     let server = server(&["--idle-timeout", "400ms", "--hang-timeout", "off"]);
@@ -50,7 +50,7 @@ fn stopped_worker_answers_requests_sent_in_time() {
             client.expect(b"IN TIME");
         }
     }
-    // Those that say nothing are ended all the same.
+    // Silent clients still time out.
     let frozen = Frozen::workers(&server);
     clients[0].expect_silence(IDLE * 2);
     drop(frozen);
@@ -128,7 +128,7 @@ fn idle_worker_with_deadlines_sleeps() {
     }
     counters.wait_open(100);
     let before = counters.count(Counter::Turns);
-    // Longer than the wheel of deadlines takes for a turn of its own.
+    // Longer than one rotation of the timer wheel.
     clients[0].expect_silence(Duration::from_millis(8_500));
     let turns = counters.count(Counter::Turns) - before;
     assert!(turns <= 30, "{turns} turns without any work");
@@ -184,7 +184,7 @@ fn server_reuses_one_free_connection_in_time() {
     assert_eq!(counters.open(), 20);
 }
 
-/// A client that takes nothing and is owed something by the kernel alone.
+/// Returns a client that reads nothing and whose pending output is in the kernel only.
 #[track_caller]
 fn owed_by_the_kernel(server: &Server, bytes: usize) -> Client {
     let mut client = with_little_room(server).expect("a client");
@@ -225,6 +225,6 @@ fn kernel_ends_connection_of_unresponsive_client() {
     let mut client = owed_by_the_kernel(&server, 60_000);
     counters.wait(Counter::Closed(CloseReason::PeerVanished), 1);
     counters.wait_open(0);
-    // What had come is there; the rest is lost, and the client can tell.
+    // Bytes that have arrived can be read; the rest is lost, and the client sees a reset.
     let _ = client.recv_exact(1);
 }

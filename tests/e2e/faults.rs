@@ -1,7 +1,7 @@
 //! Every process of a planned operation, killed or stopped at every step of it.
 //!
-//! Invariants: no slot stays without a worker; no listener is lost; no connection has two owners; a dying
-//! process takes only the connections that it owned.
+//! Invariants: no slot stays without a worker; no listener is lost; no connection has two owners; a
+//! crashing process loses only the connections that it owned.
 
 use nix::sys::signal::Signal;
 
@@ -11,8 +11,8 @@ use crate::support::observe::{freeze, unacknowledged, until, worker_of};
 use crate::support::planned::Planned;
 use crate::support::{Client, pattern, wait_gone};
 
-/// What ends the standing still of a process is waited out here, so these are no longer than a busy
-/// machine needs for those who do not stand still.
+/// Timeouts that end a stall. The tests wait them out, so they are only as long as processes that
+/// are not stalled need on a busy machine.
 const QUICK: [&str; 6] = [
     "--listen=127.0.0.1:0",
     "--bake-time=0s",
@@ -22,7 +22,7 @@ const QUICK: [&str; 6] = [
     "--backoff-initial=10ms",
 ];
 
-/// Clients in the states that matter, and what they are still owed.
+/// Clients in the states that matter, and their pending replies.
 struct Clients {
     idle: Vec<Client>,
     unread: Client,
@@ -33,11 +33,11 @@ struct Clients {
 impl Clients {
     #[track_caller]
     fn of(planned: &Planned) -> Self {
-        // More than all buffers between the two hold.
+        // More than the buffers on both sides hold.
         Self::with(planned, 3 << 20)
     }
 
-    /// With so much sent by the one who reads nothing, as far as there is room.
+    /// Like `of`, with up to `full_bytes` sent by the client that reads nothing.
     #[track_caller]
     fn with(planned: &Planned, full_bytes: usize) -> Self {
         let addr = planned.server.addr();
@@ -57,7 +57,7 @@ impl Clients {
         }
     }
 
-    /// Everybody is served on, byte for byte.
+    /// Asserts that every client is still served, byte for byte.
     #[track_caller]
     fn expect_all_served(mut self) {
         for client in &mut self.idle {
@@ -97,8 +97,7 @@ fn until_all_serve(planned: &Planned) {
     });
 }
 
-/// The successor dies or stands still before it has acknowledged anything: everything is the
-/// predecessor's, nobody notices, and who asked is told.
+/// The predecessor keeps every connection, no client notices, and the requester gets the cause.
 #[test]
 fn successor_failing_before_acknowledging_costs_nothing() {
     isolated(|| {
@@ -137,8 +136,7 @@ fn successor_failing_before_acknowledging_costs_nothing() {
     });
 }
 
-/// It dies after its word: what it has acknowledged is lost with it, as with any crash, and
-/// nothing else.
+/// The acknowledged connections are lost with it, as in any crash, and nothing else.
 #[test]
 fn successor_dying_after_acknowledging_loses_only_its_connections() {
     let planned = Planned::start(&[&QUICK[..], &["--workers=1"]].concat());
@@ -160,8 +158,8 @@ fn successor_dying_after_acknowledging_loses_only_its_connections() {
     assert_new_clients_are_served(&planned);
 }
 
-/// The predecessor dies: what had not moved is lost with it, as with any crash; its queue and the
-/// slot are not, and the restart goes on.
+/// The connections not yet migrated are lost with it, as in any crash; its queue and its slot are
+/// not, and the restart continues.
 #[test]
 fn dying_predecessor_leaves_queue_to_successor() {
     for point in [
@@ -177,7 +175,7 @@ fn dying_predecessor_leaves_queue_to_successor() {
         let before = planned.workers();
         let clients = Clients::of(&planned);
         let answered = planned.server.reload();
-        // It died before it could say that everything had moved, and the result says so.
+        // It died before it could report the end of the handover; the result includes this.
         answered.expect_failure("ended before it had handed everything over");
         until_all_serve(&planned);
         planned.workers().assert_renewed_since(&before);
@@ -195,7 +193,7 @@ fn stalled_predecessor_is_replaced() {
         let args = [&QUICK[..], &["--workers=1"]].concat();
         let planned = Planned::start_with(&args, |builder| builder.env("FAULT_POINTS", point));
         let _clients = Clients::of(&planned);
-        // Whatever the verdict is, it comes, and the slot serves.
+        // A result arrives in any case, and the slot serves.
         let answered = planned.server.reload();
         assert!(answered.code <= 1, "{answered:?}");
         until_all_serve(&planned);
@@ -203,8 +201,8 @@ fn stalled_predecessor_is_replaced() {
     }
 }
 
-/// The receiver reads another version of the format: nothing can move, so the reload is rolled back,
-/// unless draining was asked for.
+/// The receiver uses another format version: connections cannot migrate, so the reload is rolled
+/// back unless draining was requested.
 #[test]
 fn unmovable_connections_stay_or_drain() {
     let planned = Planned::start(&[&QUICK[..], &["--workers=2", "--drain-timeout=20s"]].concat());
@@ -228,7 +226,7 @@ fn unmovable_connections_stay_or_drain() {
         planned.server.worker_pids().len() == 2
     });
 
-    // A limit below what is open is for new connections.
+    // A limit below the number of open connections applies to new ones.
     planned.install_good();
     planned.configure("max_connections = 5\n");
     let clients = Clients::of(&planned);
@@ -236,8 +234,8 @@ fn unmovable_connections_stay_or_drain() {
     clients.expect_all_served();
 }
 
-/// The supervisor dies at each step: its workers finish what they owe and are gone in time, no
-/// listener stays behind, and another server can start at once.
+/// The supervisor is killed at each step: workers send pending output and exit in time, no listener
+/// remains, and another server can start at once.
 #[test]
 fn killed_supervisor_leaves_no_process_behind() {
     for point in [
@@ -262,11 +260,11 @@ fn killed_supervisor_leaves_no_process_behind() {
 #[track_caller]
 fn leave_by(point: &str, command: &[&str]) {
     let args = [&QUICK[..], &["--workers=2"]].concat();
-    // On an address of its own, on which it is to be started again.
+    // An own address, on which the server is started again.
     let listen = format!("--listen={}:0", crate::support::own_address());
     let args = [&args[1..], &[&*listen]].concat();
     let planned = Planned::start_with(&args, |builder| builder.env("FAULT_POINTS", point));
-    // Who stops answers what has arrived, and nothing that is still on its way.
+    // A stopping worker replies to bytes that have arrived, not to those in transit.
     let clients = Clients::with(&planned, 96 * 1024);
     until("everything sent has arrived", || {
         unacknowledged(&clients.full) == 0
@@ -279,7 +277,7 @@ fn leave_by(point: &str, command: &[&str]) {
         said.contains("closed the connection"),
         "{point}: {answered:?}"
     );
-    // What was sent before is answered in full, whoever has it by now.
+    // Bytes sent before are answered in full by the present owner.
     let Clients {
         idle,
         mut unread,
@@ -294,7 +292,7 @@ fn leave_by(point: &str, command: &[&str]) {
     let expected = pattern(0, full_sent).to_ascii_uppercase();
     full.expect(&expected);
     full.expect_eof();
-    // A worker waits for its clients to close, too.
+    // A worker also waits for its clients to close.
     drop((unread, full));
     for pid in pids {
         assert!(
@@ -308,7 +306,7 @@ fn leave_by(point: &str, command: &[&str]) {
     Client::connect(next.addr()).roundtrip(b"the next server");
 }
 
-/// Killed from outside at no particular moment, again and again.
+/// Workers are killed repeatedly at arbitrary moments.
 #[test]
 fn workers_killed_during_restarts_leave_no_dead_slot() {
     let planned = Planned::start(&[&QUICK[..], &["--workers=2", "--backoff-max=20ms"]].concat());

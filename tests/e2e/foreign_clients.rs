@@ -1,5 +1,5 @@
-//! Common clients (`nc`, `socat`, `telnet`, a C program that sends lines with their NUL), and invalid input:
-//! one line names the mistake, its cause and the way out.
+//! Common clients (`nc`, `socat`, `telnet`, a C program that sends lines with their NUL), and
+//! invalid input: one line with the mistake, its cause and a hint.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,7 +16,7 @@ use crate::support::adversity::skipped;
 use crate::support::image::Image;
 use crate::support::{DEADLINE, Server, in_background, poll_one};
 
-/// The line client of old: it sends each line with the NUL that ends it, and reads as much.
+/// A classic line client: it sends each line with its terminating NUL and reads as many bytes.
 const C_CLIENT: &str = r#"
 #include <arpa/inet.h>
 #include <stdio.h>
@@ -54,7 +54,7 @@ int main(int count, char **arguments)
 }
 "#;
 
-/// The program `name`, or a loud word that it is missing.
+/// Returns the path of the program `name`, or reports that it is missing.
 fn installed(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places = std::env::split_paths(&path).map(|folder| folder.join(name));
@@ -65,7 +65,7 @@ fn installed(name: &str) -> Option<PathBuf> {
     found
 }
 
-/// Gives `program` its input and waits for its end.
+/// Runs `program` with `input` and waits for it to exit.
 fn converse(program: &Path, arguments: &[String], input: &'static [u8]) -> Output {
     let mut child = Command::new(program)
         .args(arguments)
@@ -110,7 +110,7 @@ fn socat_receives_reply_over_both_families() {
         .start();
     for addr in server.addrs() {
         let target = format!("TCP:{addr}");
-        // Half-closes at its end of input and waits for ours, ten seconds at most.
+        // Half-closes at the end of its input and waits up to ten seconds for the server's close.
         let output = converse(
             &socat,
             &["-t10".into(), "-".into(), target],
@@ -137,13 +137,13 @@ fn telnet_shows_reply_to_line() {
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(b"hello, telnet\n").unwrap();
     let shown = read_until(&mut child, "HELLO, TELNET");
-    // It leaves at the end of its input.
+    // It exits at the end of its input.
     drop(stdin);
     child.wait().unwrap();
     assert!(shown.contains("HELLO, TELNET"), "{shown}");
 }
 
-/// Reads the program's output until `wanted` stands in it, or its end.
+/// Reads the program's output until it contains `wanted`, or to its end.
 fn read_until(child: &mut Child, wanted: &str) -> String {
     let mut stdout = child.stdout.take().unwrap();
     let mut shown = String::new();
@@ -191,7 +191,7 @@ fn own_client_checks_reply() {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// Fails unless the server refused to start with `code` and one line that has every `part`.
+/// Asserts that the server refuses to start with `code` and one line that contains every `part`.
 #[track_caller]
 fn refused(arguments: &[&str], code: i32, parts: &[&str]) {
     judge(Server::expect_failure(arguments), code, parts);
@@ -200,7 +200,7 @@ fn refused(arguments: &[&str], code: i32, parts: &[&str]) {
 #[track_caller]
 fn judge((code, said): (i32, String), expected: i32, parts: &[&str]) {
     assert_eq!(code, expected, "{said}");
-    // The log may have told of the start by then; of the refusal there is one line.
+    // The log may already have reported the start; the refusal is one line.
     let mut refusals = said.lines().filter(|line| line.starts_with("uppercased: "));
     let refusal = refusals
         .next()
@@ -291,7 +291,7 @@ fn privileged_port_refuses_unprivileged_user() {
         skipped("every user may bind every port");
         return;
     }
-    // Another user may not be able to read the build folder.
+    // Other users may not be able to read the build directory.
     let folder = tempfile::tempdir().unwrap();
     let program = Image::for_every_user(folder.path());
     let mut command = Command::new(program.path());

@@ -1,5 +1,5 @@
-//! Worker processes in a handover, with the test as their supervisor: every command, every end, and the death
-//! of either side at every fault point.
+//! Worker processes in a handover, with the test as their supervisor: every command, every end, and
+//! a crash of either side at every fault point.
 //!
 //! Each worker is the real program with one end of a channel; the test holds a duplicate of the listener, as a
 //! supervisor does.
@@ -26,10 +26,10 @@ use uppercased_ctl::metrics::Counter;
 
 const MAX: u32 = 500;
 const DESCRIPTORS: u32 = 600;
-/// For what a receiver does not take.
+/// For connections that the receiver does not adopt.
 const DRAIN_MS: u64 = 60_000;
 
-/// One worker process, killed when it is dropped.
+/// A worker process. Dropping it kills it.
 struct Worker {
     id: WorkerId,
     channel: Channel<ToWorker, FromWorker>,
@@ -38,7 +38,7 @@ struct Worker {
     memory: SharedMemory,
 }
 
-/// What the supervisor knows of the slot.
+/// The supervisor's state of the slot.
 struct Slot {
     config: Config,
     listen: Listen,
@@ -54,7 +54,7 @@ impl Slot {
                 ..config
             },
             listen: Listen {
-                // Its own, so that a port where nobody listens any more is nobody's.
+                // An own address, so that no other test can reuse the port.
                 addr: (own_address(), 0).into(),
                 dual_stack: false,
             },
@@ -67,7 +67,7 @@ impl Slot {
         self.listen.addr
     }
 
-    /// Starts a worker and waits until it is Ready.
+    /// Starts a worker and waits until it is ready.
     fn start(&mut self, standby: bool, faults: &str) -> Worker {
         let mut worker = self.spawn(standby, faults, MAX);
         let (message, mut descriptors) = worker.hear().expect("it becomes ready");
@@ -113,7 +113,7 @@ impl Slot {
             message,
         };
         channel.send(&envelope, &descriptors).unwrap();
-        // The channel is the shell's standard input first, and then where a worker looks for it.
+        // The shell moves the channel from its standard input to the worker's descriptor number.
         let child = Command::new("sh")
             .args(["-c", "exec \"$0\" worker 3<&0 </dev/null"])
             .arg(env!("CARGO_BIN_EXE_uppercased"))
@@ -140,13 +140,13 @@ impl Worker {
             .channel
             .send(&Envelope { worker, message }, &descriptors)
         {
-            // One that died on purpose may not have heard the order.
+            // A worker that crashed on purpose may not have received the command.
             Ok(()) | Err(channel::Error::Closed) => {}
             Err(error) => panic!("{error}"),
         }
     }
 
-    /// The next thing that it says; `None` if it ends without a word.
+    /// Returns the next message; `None` if the channel closes first.
     fn hear(&mut self) -> Option<(FromWorker, Vec<OwnedFd>)> {
         let deadline = Deadline::after(DEADLINE);
         loop {
@@ -184,7 +184,7 @@ impl Worker {
         memory::counter(&self.memory, counter)
     }
 
-    /// Waits until it counts `wanted`.
+    /// Waits until the counter reaches `wanted`.
     #[track_caller]
     fn until(&self, counter: Counter, wanted: u64) {
         let deadline = Deadline::after(DEADLINE);
@@ -210,7 +210,7 @@ fn pair() -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
 }
 
-/// Connects two workers, as the supervisor does: who takes over is told first.
+/// Connects two workers, as the supervisor does: the successor gets its command first.
 fn hand_over(from: &mut Worker, to: &mut Worker, last: bool) {
     let (ours, theirs) = pair();
     let expected = memory::open_connections(&from.memory) as u32;
@@ -227,7 +227,7 @@ fn hand_over(from: &mut Worker, to: &mut Worker, last: bool) {
     from.say(ToWorker::HandOver(order), &[ours]);
 }
 
-/// Clients of `worker` in the middle of something.
+/// Opens clients of `worker` with exchanges in progress.
 fn clients(slot: &Slot, worker: &Worker, count: usize) -> Vec<Client> {
     let before = worker.count(Counter::Accepted);
     let mut clients: Vec<_> = (0..count).map(|_| Client::connect(slot.addr())).collect();
@@ -250,7 +250,7 @@ fn successor_takes_over_and_predecessor_exits() {
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 20);
     let mut new = slot.start(true, "");
-    // It stands by: whoever comes is the predecessor's.
+    // The successor stands by: new clients are served by the predecessor.
     let early = Client::connect(slot.addr());
     old.until(Counter::Accepted, 21);
     assert_eq!(new.count(Counter::Accepted), 0);
@@ -278,7 +278,7 @@ fn successor_takes_over_and_predecessor_exits() {
         client.half_close();
         client.expect_eof();
     }
-    // And again, with nobody there.
+    // Again, without clients.
     let mut third = slot.start(true, "");
     hand_over(&mut new, &mut third, false);
     assert_eq!(new.expect_handed_over().end, HandoverEnd::Done);
@@ -292,7 +292,7 @@ fn dead_receiver_returns_unacknowledged_connections() {
         ("receiver.ordered", 4, 0),
         ("receiver.received", 4, 0),
         ("receiver.adopted", 4, 0),
-        // More than one batch: the sender is not done when it hears of the first.
+        // More than one batch: the sender has more to send when the first is acknowledged.
         ("receiver.acknowledged", 250, 200),
     ];
     for (point, count, moved) in points {
@@ -317,7 +317,7 @@ fn dead_receiver_returns_unacknowledged_connections() {
         if moved == 0 {
             serves(&mut clients);
         }
-        // It accepts again, and the next successor takes over.
+        // It accepts again, and the next successor can take over.
         let mut newcomer = Client::connect(slot.addr());
         newcomer.roundtrip(b"newcomer");
         let mut next = slot.start(true, "");
@@ -389,7 +389,7 @@ fn worker_without_room_leaves_rest_to_peer() {
     let mut slot = Slot::new(Config::default());
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 4);
-    // Every other one cannot be watched there.
+    // The receiver cannot watch every second connection.
     let mut new = slot.start(true, "receiver.watch=fail");
     hand_over(&mut old, &mut new, false);
     let told = old.expect_handed_over();
@@ -398,7 +398,7 @@ fn worker_without_room_leaves_rest_to_peer() {
     assert!(matches!(told.end, HandoverEnd::Incomplete { .. }));
     new.until(Counter::MovedIn, u64::from(told.moved));
     serves(&mut clients);
-    // All of them come back to the old one, which accepts again.
+    // All of them return to the old worker, which accepts again.
     hand_over(&mut new, &mut old, false);
     let told = new.expect_handed_over();
     assert_eq!((told.left, told.end), (0, HandoverEnd::Done));
@@ -415,7 +415,7 @@ fn leaving_worker_serves_and_then_finishes() {
     let mut clients = clients(&slot, &old, 4);
     let mut new = slot.start(true, "");
     new.say(ToWorker::Serve, &[]);
-    // Long against what happens within it.
+    // Long compared with the steps in it.
     let drain_timeout_ms = 3000;
     old.say(ToWorker::Leave { drain_timeout_ms }, &[]);
     let (message, _) = old.hear().unwrap();
@@ -504,7 +504,7 @@ fn standby_worker_exits_without_touching_queue() {
     assert!(new.expect_exit().success());
     assert_eq!(new.count(Counter::Accepted), 0);
     client.roundtrip(b"untouched");
-    // And with its supervisor gone.
+    // Again, without its supervisor.
     let new = slot.start(true, "");
     let Worker { channel, .. } = &new;
     let _ = rustix::net::shutdown(channel.as_fd(), rustix::net::Shutdown::Both);

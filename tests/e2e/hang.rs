@@ -1,7 +1,5 @@
-//! The supervisor detects a stalled worker without a request to it, and replaces it.
-//!
-//! The limit must not catch a worker without CPU time on a busy machine: one second is longer than any of them
-//! waits for its turn.
+//! The supervisor detects a stalled worker without a request to it, and replaces it. The limit must
+//! exceed the time that a worker may wait for the CPU on a busy machine; one second does.
 
 use std::time::Duration;
 
@@ -19,7 +17,7 @@ fn stalled_worker_is_replaced_and_queue_served() {
     let mark = server.log_len();
     let hung = worker_of(server, 0);
     freeze(&hung);
-    // Waits in the queue of a worker that will never take it.
+    // Waits in the queue of a worker that will never accept it.
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"served by the successor");
     server.wait_log_from(mark, |line| line.contains("worker unresponsive"));
@@ -42,7 +40,7 @@ fn idle_worker_is_not_reported_stalled() {
     let server = &planned.server;
     let before = planned.workers();
     let mut client = Client::connect(server.addr());
-    // Much longer than the limit, with nothing to do for anybody but the probes.
+    // Much longer than the limit, with only probes to handle.
     for _ in 0..3 {
         client.expect_silence(Duration::from_millis(1000));
         planned.workers().assert_untouched_since(&before);
@@ -79,7 +77,7 @@ fn full_accept_queue_is_logged() {
     let mark = server.log_len();
     let frozen = worker_of(server, 0);
     freeze(&frozen);
-    // The kernel lets one more in than the limit.
+    // The kernel admits one more than the limit.
     let mut clients: Vec<Client> = (0..5).map(|_| Client::connect(server.addr())).collect();
     let full = server.wait_log_from(mark, |line| line.contains("accept queue full"));
     assert!(full.contains("slot=0 length=5 limit=4"), "{full}");
@@ -96,7 +94,7 @@ fn full_accept_queue_is_logged() {
     assert_eq!(full.count(), 1, "{said:?}");
 }
 
-/// A server with one worker that no signal of its supervisor ends.
+/// Starts a server with one worker that its supervisor cannot kill.
 fn with_held_worker() -> (tempfile::TempDir, Server) {
     let folder = tempfile::tempdir().expect("a folder of its own");
     let program = folder.path().join("uppercased");

@@ -25,15 +25,15 @@ use crate::support::observe::{field, until, until_some};
 use crate::support::{Client, DEADLINE, Lines, Server, poll_one};
 
 const PACKAGED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/haproxy/haproxy.cfg");
-/// Where clients connect; with many addresses of their own, as loopback has them.
+/// The front address; loopback gives clients many source addresses.
 const FRONT: &str = "127.0.0.1:9999";
-/// Clients that are there when a machine stops; enough that both machines have some.
+/// Clients connected when a machine stops; enough that both machines have some.
 const STAYING: usize = 8;
 
-/// The program, or a loud word that it is missing.
+/// Returns the path of HAProxy, or reports that it is missing.
 fn haproxy() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // Where Debian has it, which is not in everybody's path.
+    // Debian installs it there, which is not in every user's path.
     let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
     let found = folders
         .map(|folder| folder.join("haproxy"))
@@ -44,7 +44,7 @@ fn haproxy() -> Option<PathBuf> {
     found
 }
 
-/// A running HAProxy. Dropping it ends it, and prints what it said if the test fails.
+/// A running HAProxy. Dropping it stops it, and prints its output if the test fails.
 struct Balancer {
     child: Child,
     said: Lines,
@@ -52,28 +52,28 @@ struct Balancer {
     _folder: tempfile::TempDir,
 }
 
-/// What HAProxy says of a machine.
+/// HAProxy's state of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Machine {
     status: String,
     weight: u64,
-    /// Clients' connections: all that were ever sent there, and those that are open.
+    /// Client connections in total and currently open.
     taken: u64,
     open: u64,
 }
 
 impl Balancer {
-    /// Starts it with the packaged configuration, for machines at `one` and `two`.
+    /// Starts HAProxy with the packaged configuration, for machines at `one` and `two`.
     fn start(haproxy: &Path, [one, two]: [&str; 2]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut text = fs::read_to_string(PACKAGED).unwrap();
         for (packaged, here) in [
             ("bind :9999", &*format!("bind {FRONT}")),
-            // A test has not the descriptors for more.
+            // A test has fewer descriptors.
             ("maxconn 50000", "maxconn 1000"),
             ("server one 10.0.0.11:", &format!("server one {one}:")),
             ("server two 10.0.0.12:", &format!("server two {two}:")),
-            // Nor the time.
+            // A shorter keepalive interval, for the duration of the test.
             ("srvtcpka-idle 10s", "srvtcpka-idle 1s"),
             ("srvtcpka-intvl 5s", "srvtcpka-intvl 1s"),
         ] {
@@ -101,7 +101,7 @@ impl Balancer {
         }
     }
 
-    /// The machines, by the names that the configuration has for them; `None` while it starts.
+    /// Returns the machines by their names in the configuration; `None` while HAProxy starts.
     fn machines(&self) -> Option<BTreeMap<String, Machine>> {
         let mut asked = UnixStream::connect(&self.stats).ok()?;
         asked.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -152,7 +152,7 @@ impl Drop for Balancer {
     }
 }
 
-/// A machine of its own at the address 10.88.`host`.2, beside this one.
+/// Creates a machine at the address 10.88.`host`.2.
 fn machine(host: u8) -> Result<Namespace, String> {
     let there = Namespace::fresh().map_err(|error| format!("another namespace: {error}"))?;
     ip(&format!(
@@ -166,7 +166,7 @@ fn machine(host: u8) -> Result<Namespace, String> {
     Ok(there)
 }
 
-/// A server there, as the packaged configuration wants it.
+/// Starts a server there, as the packaged configuration expects it.
 fn server(there: &Namespace, host: u8) -> Server {
     let [here, proxy] = [2, 1].map(|end| format!("10.88.{host}.{end}"));
     Server::builder()
@@ -188,7 +188,7 @@ fn server(there: &Namespace, host: u8) -> Server {
         .start()
 }
 
-/// Clients that come and go.
+/// Returns a load of short-lived clients.
 fn short() -> LoadSize {
     LoadSize {
         churn: 6,
@@ -196,7 +196,7 @@ fn short() -> LoadSize {
     }
 }
 
-/// Clients that stay.
+/// Returns a load of long-lived clients.
 fn long() -> LoadSize {
     LoadSize {
         churn: 0,
@@ -204,7 +204,7 @@ fn long() -> LoadSize {
     }
 }
 
-/// Asserts that clients were known by their own addresses, and none was refused or cut.
+/// Asserts that the server saw the clients' own addresses and refused or cut none.
 #[track_caller]
 fn assert_knew_its_clients(server: &Server, host: u8) {
     let proxy = format!("10.88.{host}.1:");
@@ -257,7 +257,7 @@ fn haproxy_accepts_packaged_configuration() {
     );
 }
 
-/// Has `scene` happen with two machines, where that is possible.
+/// Runs `scene` with two machines, where the system permits it.
 fn with_machines(scene: fn(&Path, &Namespace, &Namespace)) {
     let Some(haproxy) = haproxy() else {
         return;
@@ -323,7 +323,7 @@ fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
     }
     let passing = Load::start(front, short());
 
-    // By order: who is there stays, who comes goes elsewhere.
+    // Drain by command: existing clients stay, new ones go to the other machine.
     let staying = Load::start(front, long());
     assert!(balancer.machine("one").open > 0 && balancer.machine("two").open > 0);
     first.command(&["rotation", "drain"]).expect_success();
@@ -344,13 +344,14 @@ fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
     until("it has clients again", || {
         balancer.machine("one").taken > before
     });
-    // A machine that is new gets few clients at first (slowstart).
+    // A restored machine gets few clients at first (slowstart).
     until("it gets clients like the other one", || {
         2 * balancer.machine("one").weight >= balancer.machine("two").weight
     });
     passing.assert_unharmed();
 
-    // By a stop alone: it says so before it refuses anybody, and who stays gets an orderly end.
+    // By a stop alone: the server reports it before it refuses clients, and existing ones are
+    // closed gracefully.
     let before = balancer.machine("two").taken;
     let mut staying: Vec<Client> = (0..STAYING).map(|_| Client::connect(front)).collect();
     staying
@@ -387,7 +388,7 @@ fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
     });
     passing.assert_unharmed();
 
-    // Renewed where they are, and brought back from maintenance.
+    // Reloaded in place, and returned from maintenance.
     let staying = Load::start(front, long());
     for server in [&first, &second] {
         server.reload().expect_success();

@@ -1,5 +1,4 @@
-//! Tests of the test support, as far as they need no server: each check is shown to fail, because a check that
-//! cannot fail is worse than none.
+//! Tests of the test support that need no server. Each check is shown to fail.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -15,15 +14,15 @@ use crate::support::{
     serve_one, sweep, upper, wait_gone,
 };
 
-/// Long enough for something that must not happen to be noticed, short enough for every run.
+/// Long enough to notice an unexpected event, short enough for every run.
 const MOMENT: Duration = Duration::from_millis(50);
 
-/// The address of a server in the background that does `answer` to one connection.
+/// Starts a server in the background that runs `answer` for one connection; returns its address.
 fn serve_with(answer: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
     serve_one(answer).addr
 }
 
-/// What a closure's panic said; the test fails if it did not panic.
+/// Returns the panic message of a closure; the test fails if it did not panic.
 fn panic_of(body: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(body)).expect_err("it should have panicked");
     panic
@@ -112,7 +111,7 @@ fn wait_gone_waits_for_process_exit() {
     );
     assert_eq!(child.wait().unwrap(), status, "seen but not reaped before");
     assert!(wait_gone(pid, Duration::ZERO), "reaped is gone, too");
-    // To a process that is no more: no panic, and nobody else is hit.
+    // To a process that has exited: no panic, and no other process is signalled.
     watched.signal(Signal::SIGKILL);
 }
 
@@ -136,13 +135,13 @@ fn exit_status_distinguishes_signal_and_code() {
 #[test]
 fn sweep_kills_orphans_and_spares_others() {
     let value = std::process::id().to_string();
-    // Its mark begins with the one that is swept.
+    // The mark of this process starts with the one to be swept.
     let mut spared = Command::new("cat")
         .env("E2E_SWEEP", format!("{value}0"))
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    // The shell ends at once and leaves a child that reads what never comes.
+    // The shell exits at once and leaves a child that blocks on a read.
     let mut parent = Command::new("sh")
         .args(["-c", "exec 3<&0; cat <&3 >/dev/null & echo $!"])
         .env("E2E_SWEEP", &value)
@@ -173,7 +172,7 @@ fn lines_wait_for_text_and_end() {
     assert_eq!(lines.find_from(0, MOMENT, |_| true), None);
     for number in 1..=1000 {
         say("written before\n");
-        // At once, whether or not the thread that reads has had a turn.
+        // At once, even if the reading thread has not run.
         assert_eq!(lines.len(), number);
     }
     say("one\ntwo\nthr");
@@ -257,8 +256,8 @@ fn server_start_failure_includes_log() {
 
 #[test]
 fn server_is_started_stopped_and_swept() {
-    // A stand-in: it announces two addresses and stops when it is asked to. Its worker and an
-    // orphan, which is no child of its, ignore that, and wait for what never comes.
+    // A stand-in that announces two addresses and stops on SIGTERM. Its worker and an orphan, which
+    // is not its child, ignore the signal and block forever.
     const SERVER: &str = "trap 'echo stopping >&2; exit 5' TERM\n\
         mkfifo never\n\
         sh worker.sh worker &\n\
@@ -309,7 +308,7 @@ fn namespace_has_its_own_counters() {
         }
         assert_eq!(fresh.count("ActiveOpens"), 0);
 
-        // An orderly conversation is no loss.
+        // A graceful conversation is no loss.
         let mut client = Client::connect(serve_one(answer_all).addr);
         client.roundtrip(b"hello");
         client.half_close();
@@ -319,7 +318,7 @@ fn namespace_has_its_own_counters() {
         orderly.assert_no_loss_since(&fresh);
         assert_eq!(orderly.count("ActiveOpens"), 1, "nobody else's connections");
 
-        // A refused one is.
+        // A refused one is a loss.
         let refused = Client::try_connect((Ipv4Addr::LOCALHOST, 1).into()).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
         let after = KernelCounters::read();
@@ -354,7 +353,7 @@ fn failure_inside_namespace_fails_test() {
 
 #[test]
 fn isolated_detects_body_that_never_ran() {
-    // The thread's name is that of the test to run again, and there is none of this name.
+    // The thread's name selects the test to run; no test has this name.
     let elsewhere = std::thread::Builder::new().name("no_test_has_this_name".to_owned());
     let ran = elsewhere.spawn(|| isolated(|| ())).unwrap().join();
     match ran {

@@ -1,5 +1,5 @@
-//! A compromised worker: forged messages and memory contents cost at most its own life, and never the
-//! supervisor's time or memory, a sibling, or the truth about other workers.
+//! A compromised worker: forged messages and memory contents cost at most its own process. They
+//! never cost the supervisor time or memory, harm a sibling, or falsify the state of other workers.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -21,7 +21,7 @@ const QUICK: [&str; 5] = [
     "--admin=0",
 ];
 
-/// Workers that do `what` as soon as they have a client.
+/// Starts workers that run the mischief `what` as soon as they have a client.
 #[track_caller]
 fn with_mischief(what: &str) -> Planned {
     let planned = Planned::start(&QUICK);
@@ -32,7 +32,8 @@ fn with_mischief(what: &str) -> Planned {
     planned
 }
 
-/// Gives one of the workers a client, and waits until that worker is dead: what its slot says then.
+/// Connects a client to one of the workers and waits until that worker has died; returns the status
+/// of its slot.
 #[track_caller]
 fn provoke(planned: &Planned) -> (TcpStream, Value) {
     let before = planned.workers();
@@ -48,7 +49,7 @@ fn provoke(planned: &Planned) -> (TcpStream, Value) {
     until("every slot serves", || {
         planned.workers().0.iter().all(|it| it.state == "serving")
     });
-    // Its sibling is who it was.
+    // The sibling is the same process.
     let after = planned.workers();
     let changed = before
         .0
@@ -59,7 +60,7 @@ fn provoke(planned: &Planned) -> (TcpStream, Value) {
     (client, slot)
 }
 
-/// After it everything works as ever.
+/// Asserts that the server works normally.
 #[track_caller]
 fn assert_well(planned: &Planned) {
     let server = &planned.server;
@@ -107,8 +108,8 @@ fn message_flood_costs_supervisor_nothing() {
     assert_well(&planned);
 }
 
-/// A close waits for a peer that does not read, if that was asked of the socket; and the last close of
-/// a connection that is passed on is its receiver's.
+/// With SO_LINGER a close waits for a peer that does not read; the last close of a migrated
+/// connection is the receiver's.
 #[test]
 fn lingering_connection_never_blocks_supervisor() {
     let planned = with_mischief("linger");
@@ -118,8 +119,8 @@ fn lingering_connection_never_blocks_supervisor() {
     assert_well(&planned);
 }
 
-/// What is set of a listener is inherited by each new connection, whoever takes it; and a worker that
-/// was replaced can keep it for as long as it drains.
+/// Each new connection inherits the listener's options in every worker; a replaced worker can keep
+/// the listener while it drains.
 #[test]
 fn lingering_listener_neither_blocks_nor_resets_clients() {
     for what in ["listeners wait", "listeners reset"] {
@@ -142,7 +143,7 @@ fn lingering_listener_neither_blocks_nor_resets_clients() {
             of_the_stranger.roundtrip(b"and sets what they pass on");
         }
 
-        // Its replies do not fit in what it takes: they are still owed when the server closes.
+        // Its replies exceed its receive buffer, so output is pending when the server closes.
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.set_recv_buffer_size(4096).expect("a small buffer");
         socket.connect(&server.addr().into()).expect("connect");
@@ -183,7 +184,7 @@ fn invalid_worker_memory_is_ignored() {
     drop(client);
 }
 
-/// Gives a worker a client, and waits until it has been replaced.
+/// Connects a client to a worker and waits until the worker has been replaced.
 #[track_caller]
 fn provoke_and_forget(planned: &Planned) -> TcpStream {
     let deaths = |planned: &Planned| planned.server.status_json()["totals"]["deaths"].as_u64();

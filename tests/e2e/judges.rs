@@ -27,14 +27,14 @@ use crate::support::observe::{until, worker_of};
 use crate::support::usage::Counters;
 use crate::support::{Client, DEADLINE, Server, in_background, poll_one, serve_one, upper};
 
-/// Long enough for something that must not happen to be noticed, short enough for every run.
+/// Long enough to notice an unexpected event, short enough for every run.
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// How long clients wait where being late is not what they are to notice. One of two messages may be so
-/// short that its answer without a byte is no answer, which only the end of this tells.
+/// Deadline of clients where lateness is not the fault under test. If a byte is missing from the
+/// reply to a one-byte message, only this deadline reveals it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a closure's panic said; the test fails if it did not panic.
+/// Returns the panic message of a closure; the test fails if it did not panic.
 fn panic_of(body: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(body)).expect_err("it should have panicked");
     match panic.downcast::<String>() {
@@ -46,12 +46,12 @@ fn panic_of(body: impl FnOnce()) -> String {
     }
 }
 
-/// One ping client of a server that does `answer`; what it saw.
+/// Returns the report of one ping client of a server that runs `answer`.
 fn report_of_one(answer: impl FnOnce(TcpStream) + Send + 'static) -> Report {
     report_within(PATIENCE, answer)
 }
 
-/// The same of a client that waits no longer than `deadline`, for anything.
+/// Like `report_of_one`, for a client with `deadline` for every wait.
 fn report_within(deadline: Duration, answer: impl FnOnce(TcpStream) + Send + 'static) -> Report {
     let server = serve_one(answer);
     let size = LoadSize {
@@ -64,7 +64,7 @@ fn report_within(deadline: Duration, answer: impl FnOnce(TcpStream) + Send + 'st
     load.finish()
 }
 
-/// Answers one message as it should; the next one, not answered.
+/// Answers one message correctly; returns the next one unanswered.
 fn after_one_message(stream: &mut TcpStream) -> Vec<u8> {
     let mut piece = [0; 1024];
     let len = stream.read(&mut piece).expect("a message");
@@ -80,7 +80,7 @@ fn load_passes_correct_server() {
         let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
         let load = Load::start(server.addr(), LoadSize::small());
         load.go_on_for(500);
-        // Its slow readers are slow enough.
+        // The slow readers are slow enough to cause backpressure.
         Counters::of(&server).wait(Counter::Backpressure, 1);
         let report = load.finish();
         report.assert_clean();
@@ -97,7 +97,7 @@ fn load_passes_correct_server() {
         for (kind, least) in least {
             assert!(report.by_kind[&kind] >= least as u64, "{kind:?}: {report}");
         }
-        // Its clients end in such order that not even a kernel sees a difference.
+        // The clients end so gracefully that the kernel counts no loss.
         KernelCounters::read().assert_no_loss_since(&before);
         assert_eq!(server.stop().code(), Some(0));
         KernelCounters::read().assert_no_loss_since(&before);
@@ -111,13 +111,13 @@ fn load_detects_worker_death() {
     load.go_on_for(20);
     let victim = worker_of(&server, 0);
     victim.signal(Signal::SIGKILL);
-    // Whoever is told to finish after that must notice.
+    // A client that finishes after that must notice.
     assert!(victim.wait_gone(DEADLINE));
     let said = panic_of(|| load.go_on_for(1_000_000));
     assert!(said.contains(" received) after "), "{said}");
     let report = load.finish();
     let size = LoadSize::small();
-    // All that live long had a connection to it; those who are connected anew go on.
+    // Every long-lived client had a connection to it; clients that reconnect continue.
     let long_lived = size.streams + size.pings + size.slow + size.idle + size.mid_message;
     assert!(report.failure_count >= long_lived as u64, "{report}");
     let ends = report.count(FailureKind::EarlyEnd) + report.count(FailureKind::Reset);
@@ -131,14 +131,14 @@ fn load_reports_stall_without_failing() {
     let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
     let load = Load::start(server.addr(), LoadSize::small());
     let frozen = Frozen::workers(&server);
-    // Nothing comes here: the span is the stall.
+    // Nothing arrives here: the span is the stall.
     let (quiet, _other_end) = UnixStream::pair().unwrap();
     assert!(!poll_one(&quiet, PollFlags::POLLIN, MOMENT));
     drop(frozen);
     load.go_on_for(20);
     let report = load.finish();
     report.assert_clean();
-    // All but what passed before the ping that was hit was sent.
+    // All of the stall except the time before the affected ping was sent.
     assert!(report.longest_stall > MOMENT / 4, "{report}");
 }
 
@@ -154,7 +154,7 @@ fn load_reports_position_of_wrong_byte() {
         let mut answer = after_one_message(&mut stream);
         *answer.last_mut().unwrap() ^= 1;
         stream.write_all(&answer).unwrap();
-        // Until the client has seen enough.
+        // Until the client has received enough.
         let _ = stream.read(&mut [0]);
     });
     assert_eq!(report.count(FailureKind::WrongByte), 1, "{report}");
@@ -175,7 +175,7 @@ fn load_detects_missing_and_swapped_bytes() {
         stream.write_all(&answer[1..]).unwrap();
         let _ = stream.read(&mut [0]);
     });
-    // The bytes after the gap are at the wrong place; a message of one byte is just missing.
+    // Bytes after the gap are at the wrong position; a one-byte message is only missing.
     assert!(!report.is_clean());
 
     // Two connections, each answered with the other's bytes.
@@ -211,7 +211,7 @@ fn load_detects_surplus_bytes() {
     });
     assert!(!report.is_clean(), "{report}");
     let failure = &report.failures[0];
-    // Seen with the answer, or with the next message as a byte at its place.
+    // Detected in the reply, or in the next message as a byte at its position.
     assert!(
         matches!(failure.kind, FailureKind::Surplus | FailureKind::WrongByte),
         "{failure}"
@@ -235,14 +235,14 @@ fn load_distinguishes_close_reset_and_silence() {
     });
     assert_eq!(report.count(FailureKind::Reset), 1, "{report}");
 
-    // On a busy machine already the first answer may be late.
+    // On a busy machine even the first reply may be late.
     let report = report_within(MOMENT, |mut stream| {
         let mut piece = [0; 1024];
         while stream.read(&mut piece).is_ok_and(|len| len > 0) {}
     });
     assert_eq!(report.count(FailureKind::Late), 1, "{report}");
 
-    // No program has this port.
+    // No program listens on this port.
     let size = LoadSize {
         churn: 1,
         ..LoadSize::none()
@@ -268,8 +268,8 @@ fn link_delays_packets() {
         let begun = now();
         let mut client = link.clients().run(|| Client::connect(addr));
         let connected = now();
-        // The first answer, to and fro. Times are judged from below only: a slow machine takes
-        // longer, none takes less.
+        // The first round trip. Times have only a lower bound: a slow machine takes longer, none
+        // takes less.
         client.roundtrip(b"hello");
         let answered = now();
         let round_trip = 2 * link.delay();
@@ -325,8 +325,8 @@ fn load_over_link_passes_correct_server() {
     });
 }
 
-/// The mistake that this link is there to show: a group's listener is replaced, its queue emptied
-/// to the last connection, and then it is closed. Whoever was half-open is lost.
+/// The fault that this link exposes: a listener of a group is replaced, its queue is emptied, and
+/// it is closed. Connections that are half-open then are lost.
 #[test]
 fn load_over_link_detects_closed_listener() {
     const REPLACEMENTS: usize = 20;
@@ -350,9 +350,10 @@ fn load_over_link_detects_closed_listener() {
     });
 }
 
-/// Churn over `link` against a server that replaces its listeners so often; what it saw.
+/// Returns the report of churn over `link` against a server that makes `replacements` replacements
+/// of its listeners.
 fn report_of_replacements(link: &Link, replacements: usize) -> Report {
-    /// Long enough for all replacements, and for as many connections without any.
+    /// Enough for all replacements, and for as many connections without any.
     const EXCHANGES: u64 = 1500;
     let first = group_listener((link::SERVER, 0).into());
     let addr = first.local_addr().expect("a bound socket's name");
@@ -379,17 +380,17 @@ fn report_of_replacements(link: &Link, replacements: usize) -> Report {
     report
 }
 
-/// A server in one thread that replaces the first of its listeners again and again.
+/// A server in one thread that repeatedly replaces the first of its listeners.
 struct Replacing {
     listeners: Vec<TcpListener>,
     clients: Vec<TcpStream>,
     accepted: usize,
-    /// Still to be made.
+    /// Replacements still to be made.
     replacements: usize,
 }
 
 impl Replacing {
-    /// Serves for as long as the other end of `wanted` is there; how many replacements are left.
+    /// Serves until the other end of `wanted` is closed; returns the replacements left.
     fn run(mut self, wanted: &UnixStream) -> usize {
         /// Connections between two replacements.
         const INTERVAL: usize = 50;
@@ -401,7 +402,7 @@ impl Replacing {
                 let old = self.listeners.remove(0);
                 let addr = old.local_addr().expect("a bound socket's name");
                 self.listeners.push(group_listener(addr));
-                // Emptied and closed, with nothing between.
+                // Emptied and closed, with nothing in between.
                 self.clients.extend(accept_all(&old));
             }
         }
@@ -432,7 +433,7 @@ impl Replacing {
     }
 }
 
-/// Answers what is there; whether there may be more.
+/// Replies to the available input; returns whether more may follow.
 fn answer(client: &mut TcpStream) -> io::Result<bool> {
     let mut piece = [0; 8192];
     let len = client.read(&mut piece)?;
@@ -466,7 +467,7 @@ fn command_is_answered_within_deadline() {
     let said = panic_of(|| drop(answered.clone().expect_success()));
     assert!(said.contains("no-such-order"), "{said}");
     answered.expect_failure("no-such-order");
-    // One that does not end is cleared away with its handle.
+    // A server that does not stop is killed with its handle.
     let other = Server::builder().args(["--listen=127.0.0.1:0"]).start();
     let order = other.start_command(&["--listen=127.0.0.1:0", "--workers=1"]);
     drop(order);
@@ -483,7 +484,7 @@ fn image_copies_behave_as_named() {
     let (worked, said) = version(&right).unwrap();
     assert!(worked && said.starts_with(b"uppercased "));
 
-    // A trailer is found by the program, and does not keep it from running.
+    // The program reads its trailer, and still runs with one.
     let faulty = Image::copy(folder.path()).with_faults("version=9.9.9");
     assert!(version(&faulty).unwrap().0);
     let bytes = std::fs::read(faulty.path()).unwrap();
@@ -500,7 +501,7 @@ fn image_copies_behave_as_named() {
     let (worked, said) = version(&Image::other_program(folder.path())).unwrap();
     assert!(worked && !said.starts_with(b"uppercased"));
 
-    // Replaced while it runs: the server goes on with what it has.
+    // Replaced while it runs: the server keeps the old file.
     let target = right.path().to_owned();
     let server = Server::builder()
         .program(&target)
@@ -529,7 +530,7 @@ fn baseline_detects_leaks() {
     load.finish().assert_clean();
     baseline.assert_back(&server);
 
-    // One connection that stays is one descriptor too many.
+    // One remaining connection is one descriptor too many.
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"here");
     let said = panic_of(|| baseline.assert_back_within(&server, MOMENT));
@@ -537,7 +538,7 @@ fn baseline_detects_leaks() {
     drop(client);
     baseline.assert_back(&server);
 
-    // So is a worker too few, and one too many.
+    // One worker too few or too many is detected as well.
     worker_of(&server, 1).signal(Signal::SIGSTOP);
     baseline.assert_back(&server);
     worker_of(&server, 1).signal(Signal::SIGKILL);
@@ -556,7 +557,7 @@ fn server_runs_in_another_namespace() {
         let addr = server.addr();
         assert!(Client::try_connect(addr).is_err(), "nobody listens here");
         let mut client = elsewhere.run(|| Client::connect(addr));
-        // The socket stays where it was made, whoever uses it.
+        // The socket stays in its namespace, whichever thread uses it.
         client.roundtrip(b"hello");
         assert!(!poll_one(
             client.socket(),

@@ -21,12 +21,12 @@ const AT_LIMIT: Counter = Counter::Paused(PauseCause::ConnectionLimit);
 const OUT_OF_DESCRIPTORS: Counter = Counter::Paused(PauseCause::ProcessDescriptors);
 const WRITE_STALL: Counter = Counter::Closed(CloseReason::WriteStall);
 
-/// What a client may hold of the kernel's memory, and what it may hold of a worker's: its buffer
-/// of pending output, and change.
+/// Upper bounds of the kernel memory of one client, and of its worker memory: the pending output
+/// buffer and a little more.
 const KERNEL_BYTES_MAX: u64 = 1 << 20;
 const WORKER_BYTES_MAX: u64 = (64 + 4) << 10;
 
-/// One worker, so that who exceeds a limit and who does not share everything.
+/// Starts one worker, so that clients within and beyond a limit share everything.
 fn server(args: &[&str]) -> Server {
     Server::builder()
         .args(["--listen", "127.0.0.1:0", "--workers", "1"])
@@ -34,12 +34,12 @@ fn server(args: &[&str]) -> Server {
         .start()
 }
 
-/// `count` clients, connected one after the other, so that they stand in the queue in this order.
+/// Connects `count` clients one after the other, so that they are queued in this order.
 fn connect(server: &Server, count: usize) -> Vec<Client> {
     (0..count).map(|_| Client::connect(server.addr())).collect()
 }
 
-/// Sends as much as goes now; whether the connection has been reset.
+/// Sends as much as possible now; returns whether the connection has been reset.
 #[track_caller]
 fn send_until_reset(client: &Client) -> bool {
     let mut socket = client.socket();
@@ -49,7 +49,7 @@ fn send_until_reset(client: &Client) -> bool {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return true,
-            // Told before.
+            // The reset was reported before.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return false,
             Err(error) => panic!("{error}"),
         }
@@ -74,7 +74,7 @@ fn clients_wait_in_queue_at_connection_limit() {
     }
     until("all wait", || queued(port) == 5);
 
-    // Hysteresis: one place is given away after a while, a tenth of them at once.
+    // Hysteresis: a single place is given away after a while, a tenth of them at once.
     let log = server.log_len();
     served.truncate(19);
     waiting[0].expect(b"WAITING");
@@ -132,7 +132,7 @@ fn accepting_pauses_without_descriptors_and_resumes() {
         prlimit(pid, Resource::Nofile, lowered).unwrap();
     };
 
-    // As many as it takes to have every number up to the highest in use.
+    // As many as are needed to use every number up to the highest.
     let mut served = Vec::new();
     let used = loop {
         let mut client = Client::connect(server.addr());
@@ -143,7 +143,7 @@ fn accepting_pauses_without_descriptors_and_resumes() {
             break used.len();
         }
     };
-    // From outside, for the server itself keeps a reserve: room for no other descriptor.
+    // From outside, because the server keeps a reserve itself: no room for another descriptor.
     lower(used as u64);
     let mut waiting = connect(&server, 5);
     for client in &mut waiting {
@@ -152,7 +152,7 @@ fn accepting_pauses_without_descriptors_and_resumes() {
     counters.wait(OUT_OF_DESCRIPTORS, 1);
     server.wait_log(|line| line.contains("accept paused") && line.contains("process_descriptors"));
 
-    // It does not spin: a try costs a few turns of the loop, and next to no CPU time.
+    // No busy loop: an attempt costs a few turns and almost no CPU time.
     let (tries, turns) = (
         counters.count(OUT_OF_DESCRIPTORS),
         counters.count(Counter::Turns),
@@ -166,7 +166,7 @@ fn accepting_pauses_without_descriptors_and_resumes() {
         time < Duration::from_millis(200),
         "{time:?} for 500 ms of rest"
     );
-    // Those who are in are served as ever.
+    // Accepted clients are still served.
     for client in &mut served {
         client.roundtrip(b"still in");
     }
@@ -175,10 +175,10 @@ fn accepting_pauses_without_descriptors_and_resumes() {
         client.expect_open();
     }
 
-    // A place for each one that leaves, at once.
+    // Each closed connection frees a place at once.
     served.pop();
     waiting[0].expect(b"WAITING");
-    // And for all once there are descriptors again, with nobody leaving.
+    // All are accepted once descriptors are available again, without any close.
     lower(limit.current.unwrap());
     for client in &mut waiting[1..] {
         client.expect(b"WAITING");
@@ -201,8 +201,8 @@ fn write_stall_timeout_closes_client_and_frees_memory() {
     let worker = server.worker_pids()[0];
     let mut reader = Client::connect(server.addr());
     reader.roundtrip(b"before");
-    // One that has sent no more than the server has read, so that there is nothing unread that
-    // would turn any close into a reset.
+    // A client that has sent no more than the server has read: no unread input could turn a close
+    // into a reset.
     let mut modest = Client::connect(server.addr());
     let kept = || counters.count(Counter::Backpressure) > 0;
     let mut sent = 6;
@@ -213,7 +213,7 @@ fn write_stall_timeout_closes_client_and_frees_memory() {
             counters.count(Counter::BytesOut) == sent || kept()
         });
     }
-    // The others send whatever goes, for as long as they are let.
+    // The others send as much as they can.
     let stalled = connect(&server, CLIENTS);
     let mut cut = vec![false; CLIENTS];
     until("all are cut", || {
@@ -225,10 +225,10 @@ fn write_stall_timeout_closes_client_and_frees_memory() {
     counters.wait(WRITE_STALL, CLIENTS as u64 + 1);
     counters.wait_open(1);
     assert!(counters.count(Counter::BytesAbandoned) > 0);
-    // A reset, for an end would say that this was all.
+    // A reset, because a graceful close would mark the reply as complete.
     modest.expect_reset();
     reader.roundtrip(b"one that reads is none of them");
-    // The buffers of all of them, or nearly so, were given back.
+    // Almost all of their buffers were freed.
     let resident = resident_bytes(worker);
     let mut again = connect(&server, CLIENTS);
     for client in &mut again {
@@ -275,17 +275,17 @@ fn idle_connection_holds_no_buffer() {
     const CLIENTS: usize = 1000;
     const BYTES_EACH_MAX: u64 = 256;
     raise_descriptor_limit().unwrap();
-    // With a deadline for each, which is all that there is to keep.
+    // With one deadline per connection, which is all that is kept.
     let server = server(&["--idle-timeout", "1h"]);
     let counters = Counters::of(&server);
     let worker = server.worker_pids()[0];
-    // What is paid once, however many follow, is not an idle connection's.
+    // Pays the one-time costs first, which are not those of idle connections.
     Client::connect(server.addr()).stream(0, 1 << 20);
     counters.wait_open(0);
     let before = resident_bytes(worker);
 
     let mut idle = connect(&server, CLIENTS);
-    // Used once, every one of them, as an idle connection is in life.
+    // Uses each connection once, as is typical of idle ones.
     for client in &mut idle {
         client.roundtrip(b"hello, and then nothing");
     }
@@ -293,7 +293,7 @@ fn idle_connection_holds_no_buffer() {
     let each = resident_bytes(worker).saturating_sub(before) / CLIENTS as u64;
     assert!(each < BYTES_EACH_MAX, "{each} bytes each");
 
-    // A crowd of silent ones delays nobody.
+    // Many silent clients delay no other.
     Client::connect(server.addr()).stream(0, 1 << 20);
     drop(idle);
     counters.wait_open(0);
@@ -317,7 +317,7 @@ fn accept_flood_delays_no_existing_client() {
 fn fast_sender_gets_only_its_budget() {
     let server = server(&["--bytes-per-turn", "4KiB"]);
     let counters = Counters::of(&server);
-    // Never out of work, for as long as the others need it.
+    // Busy for as long as the others need it.
     let mut fast = Client::connect(server.addr());
     let mut sending = fast.try_clone();
     let mut others = connect(&server, 10);

@@ -1,5 +1,5 @@
-//! The log of real processes: its contents at each level, its JSON form, and that a log that nobody reads
-//! blocks nobody.
+//! The log of real processes: its contents at each level, its JSON form, and an unread log, which
+//! does not block the server.
 
 use std::io::{PipeReader, Read};
 use std::net::SocketAddr;
@@ -66,14 +66,14 @@ fn info_log_covers_server_and_no_client() {
     assert!(news.is_empty(), "{news:?}");
 }
 
-/// What `end` did to a new client that had sent five bytes: the line about its end.
+/// Returns the log line for the end of a new client that had sent five bytes; `end` ends it.
 fn end_of_a_client(server: &Server, end: impl FnOnce(Client)) -> String {
     let mark = server.log_len();
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"bytes");
     let peer = client.local_addr().to_string();
     let of_it = |line: &str, what| line.contains(what) && field(line, "peer") == Some(&peer);
-    // From there on: an earlier client may have had the same port.
+    // From the mark on: an earlier client may have had the same port.
     let opened = server.wait_log_from(mark, |line| of_it(line, " DEBUG connection opened "));
     assert!(field(&opened, "slot").is_some(), "{opened}");
     end(client);
@@ -98,7 +98,7 @@ fn debug_log_gives_reason_of_every_close() {
     });
     assert_eq!(reason(&closed).as_deref(), Some("drained"), "{closed}");
 
-    // A server of its own: the others must have all the time that it takes to say five bytes.
+    // A separate server: the other clients need enough time to send five bytes.
     let server = Server::start(&[&debug[..], &["--idle-timeout=2s"]].concat());
     let closed = end_of_a_client(&server, |mut client| client.expect_eof());
     assert_eq!(reason(&closed).as_deref(), Some("idle_timeout"), "{closed}");
@@ -179,11 +179,11 @@ fn json_log_identifies_process_in_every_line() {
             assert!(pid.is_none_or(|pid| pid == supervisor), "{line}");
         }
     }
-    // Open, received, sent and close of each client, at the least.
+    // At least open, received, sent and close for each client.
     assert!(by_workers >= 80, "{by_workers} of {} lines", lines.len());
 }
 
-/// Where a server that was started bare says that it serves.
+/// Returns the address that a bare server announces.
 fn announced(server: &Bare) -> SocketAddr {
     let line = server.stdout().find_from(0, DEADLINE, |_| true);
     let line = line.expect("it serves");
@@ -192,13 +192,13 @@ fn announced(server: &Bare) -> SocketAddr {
         .expect("an address is announced")
 }
 
-/// A log collector that hangs: the pipe fills up, and every client is served all the same. When it
-/// reads again it is told what it has missed.
+/// Simulates a stalled log collector: the pipe fills up, and clients are still served. When it
+/// reads again, the log reports the number of lost lines.
 #[test]
 fn unread_log_blocks_nobody() {
     let mut server = Bare::start(&["--workers=1", "--listen=127.0.0.1:0", "--log-level=trace"]);
     let addr = announced(&server);
-    // Four lines for each client, some of them long: more than twice what a pipe holds.
+    // Four lines for each client, some of them long: more than twice a pipe's capacity.
     for _ in 0..300 {
         let mut client = Client::connect(addr);
         client.roundtrip(&[b'x'; 500]);
@@ -207,14 +207,14 @@ fn unread_log_blocks_nobody() {
     }
 
     let mut pipe = PipeReader::from(OwnedFd::from(server.take_stderr()));
-    // Room for one line and for the news; then everything that is there.
+    // Makes room for one line and the loss report; then reads the rest.
     let mut stuck = vec![0; 32 * 1024];
     pipe.read_exact(&mut stuck).unwrap();
     let log = Lines::follow(pipe);
     let mut client = Client::connect(addr);
     client.roundtrip(b"the collector is back");
-    // While the pipe filled up a short line may have found room where a long one had not, so
-    // smaller losses were told before.
+    // While the pipe filled up, a short line may have fitted where a long one had not, so smaller
+    // losses were reported before.
     let lost = log.find_from(0, DEADLINE, |line| {
         line.contains("log lines lost") && number(line, "lines") > 100
     });
@@ -228,7 +228,7 @@ fn unread_log_blocks_nobody() {
     assert_eq!(server.wait_exit(DEADLINE).code(), Some(0));
 }
 
-/// Closing the log's other end altogether is no reason to die of either.
+/// Closing the reading end of the log kills neither supervisor nor worker.
 #[test]
 fn closed_log_pipe_kills_nobody() {
     let mut server = Bare::start(&["--workers=2", "--listen=127.0.0.1:0", "--log-level=debug"]);

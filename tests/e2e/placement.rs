@@ -41,7 +41,7 @@ fn on_cpu<T: Send>(cpu: usize, body: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// What each slot has accepted so far, asked of the server.
+/// Returns the number of connections that each slot has accepted so far.
 #[track_caller]
 fn accepted(server: &Server) -> Vec<u64> {
     let status = server.status_json();
@@ -50,7 +50,7 @@ fn accepted(server: &Server) -> Vec<u64> {
     slots.iter().map(count).collect()
 }
 
-/// How many of `count` connections from `cpu` each slot accepts.
+/// Returns how many of `count` connections from `cpu` each slot accepts.
 #[track_caller]
 fn taken_from(server: &Server, cpu: usize, count: usize) -> Vec<u64> {
     let before = accepted(server);
@@ -59,7 +59,7 @@ fn taken_from(server: &Server, cpu: usize, count: usize) -> Vec<u64> {
     after.map(|(after, before)| after - before).collect()
 }
 
-/// An exchange on each of `count` connections; answered means accepted.
+/// Exchanges a message on each of `count` connections; a reply implies acceptance.
 #[track_caller]
 fn exchange(addr: SocketAddr, count: usize) {
     for _ in 0..count {
@@ -94,7 +94,7 @@ fn cpu_steering_survives_worker_changes() {
     let cpus = &cpus[..];
     let here = u16::try_from(cpus.len()).expect("a machine for tests");
     let workers = format!("--workers={here}");
-    // No queue is lent, so that no sibling takes whom it is not for.
+    // No queue is lent, so that no sibling accepts another worker's connections.
     let more = [&*workers, "--steer=cpu", "--pin", "--lend-after=1m"];
     let planned = Planned::start(&[&QUICK[..], &more].concat());
     let server = &planned.server;
@@ -129,14 +129,14 @@ fn random_steering_reaches_every_worker() {
     let shares = slots.iter().map(|slot| slot["accepted_percent"].as_u64());
     let sum: u64 = shares.flatten().sum();
     assert!((98..=102).contains(&sum), "{status}");
-    // By CPU they are the workers' of that CPU: every so many slots, from the first on.
+    // By CPU: they go to the workers of that CPU, every n-th slot from the first on.
     planned.configure("steer = \"cpu\"\n");
     server.reload().expect_success();
     let taken = taken_from(server, cpu, 20);
     let step = usable_cpus().len();
     let own: u64 = taken.iter().step_by(step).sum();
     assert_eq!(own, 20, "{taken:?}");
-    // And by hash they are anybody's.
+    // By hash: any worker may get them.
     planned.configure("");
     server.reload().expect_success();
     let taken = taken_from(server, cpu, 90);
@@ -179,10 +179,10 @@ fn pinned_workers_keep_cpus_after_restarts_and_crashes() {
     exchange(server.addr(), 8);
 }
 
-/// Waits until the worker sleeps; the CPU time that it has used by then.
+/// Waits until the worker sleeps; returns the CPU time that it has used.
 #[track_caller]
 fn idle_time(worker: u32) -> Duration {
-    // In a row, with a pause between two looks: one that polls is not caught asleep.
+    // Several samples in a row, with pauses: a polling worker is not caught asleep.
     let mut looks = 0;
     until("the worker sleeps", || {
         let sleeps = state(worker) == Some('S');
@@ -192,7 +192,7 @@ fn idle_time(worker: u32) -> Duration {
     cpu_time(worker)
 }
 
-/// Polling shows in CPU time and not in turns, and ends. How much faster it is, is not tested.
+/// Polling shows in CPU time, not in turns, and ends. The speed gained is not tested.
 #[test]
 fn busy_polling_worker_eventually_sleeps() {
     let start = |more: &[&str]| {
@@ -211,7 +211,7 @@ fn busy_polling_worker_eventually_sleeps() {
     assert!(without < POLLING, "{without:?} without polling");
     let (server, worker) = start(&["--busy-poll=1s"]);
     let before = idle_time(worker);
-    // One message is enough, unless the worker gets next to nothing of its CPU for that second.
+    // One message is enough, unless the worker gets almost no CPU time in that second.
     let polled = (0..MESSAGES).find_map(|_| {
         exchange(server.addr(), 1);
         some_within(Duration::from_secs(2), || {
@@ -223,13 +223,13 @@ fn busy_polling_worker_eventually_sleeps() {
     let counters = Counters::of(&server);
     let turns = counters.count(Counter::Turns);
     assert!(turns < 300, "{turns} turns for a few messages");
-    // It sleeps, and is still there: also for the supervisor, which looks whether it turns.
+    // It sleeps and still responds, also to the supervisor's stall probe.
     exchange(server.addr(), 1);
     assert_eq!(server.stop().code(), Some(0));
     assert_eq!(plain.stop().code(), Some(0));
 }
 
-/// A second of polling is longer than the supervisor's patience with a loop that stands still.
+/// One second of polling exceeds the supervisor's stall timeout.
 #[test]
 fn busy_polling_worker_is_not_reported_stalled() {
     let server = Server::start(
@@ -249,8 +249,8 @@ fn busy_polling_worker_is_not_reported_stalled() {
     assert_eq!(server.stop().code(), Some(0));
 }
 
-/// Not a test: shows what polling before sleeping does to the times of answers, and its price. Run it
-/// on a quiet machine, with `cargo test --release --test e2e placement:: -- --ignored --nocapture`.
+/// Not a test: reports how polling before sleep affects response times, and its cost. Run it on a
+/// quiet machine, with `cargo test --release --test e2e placement:: -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn report_latency_with_and_without_polling() {
@@ -264,7 +264,7 @@ fn report_latency_with_and_without_polling() {
                 .map(|_| Client::connect(server.addr()))
                 .collect();
             let before = cpu_time(worker);
-            // Where there is a second CPU, the worker has the first one for itself.
+            // With a second CPU, the worker has the first one to itself.
             let cpu = *usable_cpus().last().expect("one at least");
             let mut times = on_cpu(cpu, || exchanged(clients, SPAN));
             let used = cpu_time(worker) - before;
@@ -282,7 +282,7 @@ fn report_latency_with_and_without_polling() {
     }
 }
 
-/// How long the answers to messages of 64 bytes took, one after the other on each connection.
+/// Returns the response times of messages of 64 bytes, sent one after the other on each connection.
 fn exchanged(clients: Vec<Client>, span: Duration) -> Vec<Duration> {
     let end = now() + span;
     let talk = |mut client: Client| {

@@ -23,7 +23,7 @@ fn client_notices_close_while_input_waits() {
         let line = swallow(&mut stream, 3);
         stream.write_all(&upper(&line)).unwrap();
     });
-    // The input has not ended when the server closes: this end is held until after the run.
+    // The input is still open when the server closes: this end is kept until after the run.
     let mut child = client(&server.addr.to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -45,7 +45,7 @@ fn client_reports_position_of_wrong_byte() {
     let server = serve_one(|mut stream| {
         let mut answer = upper(&swallow_all(&mut stream));
         answer[WRONG] = b'?';
-        // The client leaves at the wrong byte, with the rest on its way.
+        // The client exits at the wrong byte, before the rest arrives.
         drop(stream.write_all(&answer));
     });
     let mut input = pattern(0, 200_000);
@@ -55,7 +55,7 @@ fn client_reports_position_of_wrong_byte() {
         1,
         "wrong reply: byte 100000 is 0x3f, expected 0x58; check that this is an uppercased server",
     );
-    // What came is shown, with the wrong byte in it.
+    // The output received is shown, including the wrong byte.
     assert_same(&run.stdout[..WRONG], &upper(&input[..WRONG]), "before it");
     assert_eq!(run.stdout[WRONG], b'?');
 }
@@ -79,7 +79,7 @@ fn surplus_reply_is_a_failure() {
 fn unsolicited_greeting_is_a_failure() {
     let server = serve_one(|mut stream| {
         stream.write_all(b"220 smtp\r\n").unwrap();
-        // Not closed before the client has left.
+        // Not closed before the client has exited.
         drop(stream.read(&mut [0]));
     });
     let (_held, input) = std::io::pipe().map(|(read, write)| (write, read)).unwrap();
@@ -105,7 +105,7 @@ fn client_distinguishes_reset_from_close() {
             .unwrap();
     });
     let run = pipe(server.addr, "hello\n");
-    // Whether the two bytes before the reset are still to be had is up to the kernel.
+    // The kernel may discard the two bytes before the reset.
     assert_eq!(run.code, Some(1));
     let said = run
         .stderr

@@ -5,11 +5,11 @@ use super::*;
 /// The key that ends the input, at the start of a line.
 const CTRL_D: &str = "\x04";
 
-/// A client on a pseudo-terminal, and the person in front of it.
+/// A client on a pseudo-terminal, and its user.
 struct Person {
     child: Child,
     terminal: PtyMaster,
-    /// What is on the screen and was not looked at yet.
+    /// Screen output that was not checked yet.
     screen: Vec<u8>,
 }
 
@@ -43,7 +43,7 @@ impl Person {
         assert_eq!(String::from_utf8_lossy(&next), text);
     }
 
-    /// Asserts that the client ends with `code` and leaves nothing more on the screen.
+    /// Asserts that the client exits with `code` and prints nothing more.
     #[track_caller]
     fn sees_the_end(mut self, code: i32) {
         while self.look() {}
@@ -53,7 +53,7 @@ impl Person {
         assert_eq!(status.code(), Some(code));
     }
 
-    /// Waits for more on the screen; false when the client has left the terminal.
+    /// Waits for more output; returns false when the client has closed the terminal.
     #[track_caller]
     fn look(&mut self) -> bool {
         if !poll_one(&self.terminal, PollFlags::POLLIN, DEADLINE) {
@@ -63,7 +63,7 @@ impl Person {
         let mut piece = [0; 4096];
         match self.terminal.read(&mut piece) {
             Ok(len) => self.screen.extend_from_slice(&piece[..len]),
-            // What a terminal answers that nobody has open any more.
+            // Linux returns EIO once the other side is closed.
             Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => return false,
             Err(error) => panic!("the terminal: {error}"),
         }
@@ -78,7 +78,7 @@ impl Drop for Person {
     }
 }
 
-/// The greeting, but for the client's own port, which the kernel chose.
+/// Asserts the greeting, except for the client's own port, which the kernel chose.
 #[track_caller]
 fn sees_greeting(person: &mut Person, addr: SocketAddr) {
     person.sees(&format!("connected to {addr} from 127.0.0.1:"));
@@ -136,7 +136,7 @@ fn ctrl_d_within_line_sends_partial_line() {
     person.types("hel");
     person.sees("hel");
     person.types(CTRL_D);
-    // The line is not finished, so there is no prompt behind it.
+    // The line is unfinished, so no prompt follows.
     person.sees("HEL");
     person.types("lo\n");
     person.sees("lo\r\nLO\r\n> ");
@@ -147,7 +147,7 @@ fn ctrl_d_within_line_sends_partial_line() {
 
 #[test]
 fn client_waits_for_replies_after_ctrl_d() {
-    // Answers only when there is no more to come.
+    // Replies only at the end of the input.
     let server = serve_one(|mut stream| {
         let all = swallow_all(&mut stream);
         stream.write_all(&upper(&all)).unwrap();
