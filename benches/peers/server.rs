@@ -37,7 +37,7 @@ impl Server {
         Self::Threads,
     ];
 
-    /// Name for `--peers`.
+    /// Returns the name for `--peers`.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Floor => "c",
@@ -49,7 +49,7 @@ impl Server {
         }
     }
 
-    /// Name in the tables.
+    /// Returns the name in the tables.
     pub(crate) const fn title(self) -> &'static str {
         match self {
             Self::Floor => "C epoll (the floor)",

@@ -1,4 +1,4 @@
-//! Writes what the decoders read in real life to `corpus/`, for the fuzzer to begin with:
+//! Writes realistic input of the decoders to `corpus/`, as seeds for the fuzzer:
 //! `cargo run --example seeds` in this directory.
 
 use std::fs;
@@ -43,7 +43,7 @@ fn main() -> Outcome<()> {
     write("bench_outcome", vec![outcome])
 }
 
-/// A bit of everything.
+/// A mixture of everything.
 const CONFIG: &[u8] = b"listen = [\"[::]:9999\", \"localhost:80\"]\nworkers = \"auto\"\n\
     idle_timeout = \"5m\"\nallow = [\"10.0.0.0/8\", \"2001:db8::/32\"]\n\
     max_connections_per_source = 5\nproxy_protocol = true\nrebalance = 50\n";
@@ -262,7 +262,7 @@ fn proxy() -> Outcome<Vec<Vec<u8>>> {
             seeds.push(encode(version, address, address));
         }
     }
-    // With additional fields: one of no meaning, and a checksum, which is right.
+    // With additional fields: an unknown one, and a checksum, which is correct.
     let mut fields = encode(Version::V2, four, four);
     fields[15] += 11;
     fields.extend([0x04, 0, 1, 0]);

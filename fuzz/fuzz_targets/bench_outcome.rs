@@ -1,5 +1,5 @@
-//! A file that is said to be a measurement: whatever stands in it, it is refused with one error, or
-//! shown within the width and written so that it can be read again.
+//! Any file in place of a measurement: it is refused with one error, or displayed within the width
+//! and written so that it can be read again.
 #![no_main]
 
 use std::path::Path;

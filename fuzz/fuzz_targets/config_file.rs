@@ -1,4 +1,4 @@
-//! Any file is a configuration or is refused on one line.
+//! Any file is a configuration or is refused in one line.
 #![no_main]
 
 use std::path::Path;

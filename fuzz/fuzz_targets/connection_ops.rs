@@ -1,5 +1,5 @@
-//! Any script of clients, calls and accidents leaves every connection exact, against the model
-//! kernel of the property tests.
+//! Any script of clients, calls and faults leaves every connection exact, against the model kernel
+//! of the property tests.
 #![no_main]
 
 use std::time::Duration;
@@ -15,7 +15,7 @@ mod model;
 use model::script::{Op, Terms, World};
 use model::{Event, Meanwhile};
 
-/// Steps of one script; longer ones find nothing that shorter ones do not.
+/// Steps per script; longer ones find no more than shorter ones.
 const STEPS_MAX: usize = 200;
 
 #[derive(Arbitrary, Debug)]

@@ -1,5 +1,5 @@
-//! Any bytes on the control socket are requests and replies or are refused; what is one survives
-//! being sent again, and in lines none is longer than allowed.
+//! Any bytes on the control socket decode to requests and replies or are refused; a decoded one
+//! survives being sent again, and no line is longer than allowed.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -7,7 +7,7 @@ use uppercased::config::CONTROL_REQUEST_MAX_BYTES;
 use uppercased_ctl::control::protocol::Incoming;
 use uppercased_ctl::control::{Reply, Request};
 
-/// Bytes taken at once, so that lines come in pieces.
+/// Bytes received at once, so that lines arrive in pieces.
 const PIECE: usize = 7;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -31,7 +31,7 @@ fuzz_target!(|bytes: &[u8]| {
         if let Ok(reply) = Reply::decode(&line) {
             let again = reply.encode().expect("what was decoded can be encoded");
             let same = Reply::decode(&again).expect("and decoded");
-            // A long text is cut once, and then stays.
+            // A long text is truncated once and then stays the same.
             assert_eq!(same.encode().expect("again"), again);
         }
     }

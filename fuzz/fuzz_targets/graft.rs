@@ -1,4 +1,4 @@
-//! A JSON document with some of its parts replaced: what bytes alone hardly ever become.
+//! A JSON document with some parts replaced: values that mutated bytes rarely become.
 
 use arbitrary::Arbitrary;
 use serde_json::Value;
@@ -6,12 +6,12 @@ use serde_json::Value;
 /// One replacement.
 #[derive(Arbitrary, Debug)]
 pub struct Edit {
-    /// Which part, counted from the root, modulo how many there are.
+    /// Index of the part, counted from the root, modulo the number of parts.
     at: u16,
     with: Graft,
 }
 
-/// What comes in its place.
+/// The replacement.
 #[derive(Arbitrary, Debug)]
 enum Graft {
     Null,
@@ -27,10 +27,10 @@ enum Graft {
     List(u8),
 }
 
-/// Elements of a list that one part is made into.
+/// Number of list elements that one part expands to.
 const REPEATED_MAX: usize = 40;
 
-/// `document` after `edits`.
+/// Returns `document` with `edits` applied.
 pub fn graft(mut document: Value, edits: &[Edit]) -> Value {
     for Edit { at, with } in edits {
         let parts = count(&document);

@@ -1,5 +1,5 @@
-//! Any bytes are a packet of a handover or are refused; what is a packet survives being sent again,
-//! and is taken in or refused by a working memory.
+//! Any bytes decode to a packet of a handover or are refused; a packet survives being sent again,
+//! and a working memory adopts or refuses it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -18,7 +18,7 @@ fuzz_target!(|frame: &[u8]| {
     let Ok(packet) = Packet::decode(frame, VERSION) else {
         return;
     };
-    // A record that means nothing is not written again.
+    // A record without meaning is not written again.
     if let Message::Batch(records) = &packet.message
         && records.iter().any(Result::is_err)
     {

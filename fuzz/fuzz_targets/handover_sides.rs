@@ -1,5 +1,5 @@
-//! Either side of a handover, told anything by the other and by its own worker in any order: every
-//! batch is settled once, whoever was told the end hears nothing more, and the two bounds hold.
+//! Either side of a handover, given any messages from its peer and its own worker in any order:
+//! every batch is settled once, no message follows the end, and the two bounds hold.
 #![no_main]
 
 use std::collections::BTreeSet;
@@ -35,7 +35,7 @@ enum Step {
     Stop,
     Adopted(u8),
     Unreadable(i8),
-    /// The sequence number is the one that is due, plus this.
+    /// The sequence number is the expected one plus this.
     Heard(i8, Said, u8),
 }
 
@@ -43,7 +43,7 @@ fn cause() -> String {
     "noise".to_owned()
 }
 
-/// As the decoder gives them: in ascending order, at least one.
+/// As the decoder returns them: in ascending order, at least one.
 fn left(places: &[u8]) -> Option<Left> {
     let places: BTreeSet<u8> = places.iter().copied().collect();
     let places: Vec<u8> = places.into_iter().collect();
@@ -106,7 +106,7 @@ impl Leaving {
                 stuck: 0,
                 complete: *complete,
             },
-            // Answers come only to what was asked.
+            // Replies are sent only to requests.
             Step::Sent if self.asked => SenderEvent::Sent { count: 2 },
             Step::Blocked if self.asked => SenderEvent::Blocked,
             Step::Failed if self.asked => SenderEvent::Failed { cause: cause() },
@@ -181,7 +181,7 @@ impl Coming {
             Step::PeerGone => ReceiverEvent::PeerGone,
             _ => return,
         };
-        // The shell answers before it hands in anything else.
+        // The shell answers before it passes in any other event.
         let answer = matches!(event, ReceiverEvent::Adopted { .. });
         if self.adopting && !answer && event != ReceiverEvent::PeerGone {
             return;

@@ -1,4 +1,4 @@
-//! A working memory full of nonsense: reading it gives an answer or a refusal, within bounds.
+//! A working memory of random bytes: reading it returns a result or a refusal, within bounds.
 #![no_main]
 
 use std::sync::atomic::Ordering;
@@ -39,7 +39,7 @@ fuzz_target!(|nonsense: Nonsense| {
             write(Layout::record(fd), word, value);
         }
     }
-    // One past the table, too. Small debts are the ones that are believed.
+    // Includes an index beyond the table. Small lengths are the plausible ones.
     for fd in 0..=LAYOUT.descriptors {
         for owed in [0, nonsense.owed % 128, nonsense.owed] {
             if let Ok(bytes) = unsent(&mut memory, fd, owed) {

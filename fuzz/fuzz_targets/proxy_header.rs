@@ -1,5 +1,5 @@
-//! The beginning of a connection that should be a PROXY header: whatever it is, it is read without
-//! harm, and what has been said of it holds when more comes.
+//! Any bytes in place of a PROXY header are decoded safely, and a decision on a prefix still holds
+//! when more bytes arrive.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! A status in whatever state, of whatever server: it is read or refused, and what is shown of it
-//! keeps to its width and height and moves no cursor.
+//! A status of any server in any state is decoded or refused; its display keeps to its width and
+//! height and moves no cursor.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -12,7 +12,7 @@ mod graft;
 
 use graft::{Edit, graft};
 
-/// What a terminal has.
+/// Dimensions of a terminal.
 const COLUMNS: usize = 80;
 const LINES: usize = 24;
 
@@ -22,7 +22,7 @@ struct Seen {
     later: Vec<Edit>,
 }
 
-/// A status with something in every field.
+/// A status with a value in every field.
 fn status() -> Value {
     let counts = json!({"peer_closed": 7, "idle_timeout": 1});
     let durations = json!({"count": 2, "sum_us": 900, "last_us": 400, "within": [1, 1]});
@@ -95,7 +95,7 @@ fuzz_target!(|seen: Seen| {
     let _ = after.unready();
     before.sum_up();
     check(&before.lines(), LINES);
-    // What is read can be said again, if it is not too long.
+    // A decoded status can be encoded again, unless it is too long.
     if let Ok(line) = Reply::Status(Box::new(after.clone())).encode() {
         let Ok(Reply::Status(again)) = Reply::decode(&line) else {
             panic!("what was encoded can be decoded");

@@ -1,6 +1,6 @@
-//! The supervisor's machine, told anything in any order: it stays in a state it may be in, its
-//! deadlines are ahead of it, and its saved state is read back as it was. Changed on the way, a
-//! state is refused, or a machine that lives with it.
+//! Drives the supervisor's machine with any events in any order: its state stays valid, its
+//! deadlines lie ahead, and its saved state restores unchanged. A modified saved state is either
+//! refused or restored to a machine that works.
 #![no_main]
 
 use std::time::Duration;
@@ -17,9 +17,9 @@ mod graft;
 
 use graft::{Edit, graft};
 
-/// Steps of one history.
+/// Steps per history.
 const STEPS_MAX: usize = 120;
-/// Workers that anybody asks for.
+/// Maximum number of workers requested.
 const WORKERS_MAX: u16 = 6;
 
 #[derive(Arbitrary, Debug)]
@@ -43,7 +43,7 @@ struct Limits {
     spans: [u8; 11],
 }
 
-/// A worker that was spawned, counted from the latest; or one that never was.
+/// A spawned worker, counted from the latest, or one that never existed.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Who {
     Latest(u8),
@@ -66,7 +66,7 @@ enum Want {
     OneLess,
 }
 
-/// Who asks for something that may have to wait.
+/// Origin of a request that may have to wait.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Caller {
     Signal,
@@ -87,13 +87,13 @@ enum Step {
     Restart(Limits, bool),
     Upgrade(bool),
     Requested(Want, Caller, bool),
-    /// Somebody who asked, counted from the latest, does not wait any more.
+    /// A waiting caller, counted from the latest, cancels.
     Withdrawn(u8),
     Cancel,
-    /// What was handed out begins, or whatever else the shell says then.
+    /// The shell begins a request that it was handed, or reports another result.
     Prepared(Limits),
     NotPrepared,
-    /// What nobody was handed cannot begin.
+    /// A request that was never handed out cannot begin.
     NotBegun(Want, u8),
     PreflightPassed,
     PreflightFailed,
@@ -105,7 +105,7 @@ enum Step {
     Rebalanced(Who, u8, End),
     Loads(u64),
     Pulse(Who, u8),
-    /// Every worker that was spawned and not reaped says that it is ready.
+    /// Every worker that was spawned and not reaped reports ready.
     AllReady,
     Reborn,
     Pass(u8),
@@ -178,7 +178,7 @@ struct World {
     alive: Vec<WorkerId>,
     releases: u32,
     requests: u64,
-    /// What the shell was handed and has not come back with.
+    /// Requests that the shell was handed and has not returned.
     handed: Option<(RequestId, Wanted)>,
     exited: bool,
 }
@@ -250,7 +250,7 @@ impl World {
             },
             Step::Requested(want, caller, drain) => {
                 let wanted = match (want, caller) {
-                    // No signal names a number.
+                    // No signal carries a number.
                     (Want::Exactly(_), Caller::Signal) => Wanted::Reload,
                     (want, _) => want.wanted(),
                 };
@@ -426,7 +426,7 @@ impl World {
                 Action::Begin {
                     request, wanted, ..
                 } => self.handed = Some((request, wanted)),
-                // The child that reads the configuration has ended; there is nothing to come back.
+                // The child that reads the configuration has ended; there is no result.
                 Action::AbortPreflight => self.handed = None,
                 Action::Exit(_) => {
                     self.exited = true;
@@ -447,7 +447,7 @@ impl World {
     }
 }
 
-/// The end of all time, to which sums saturate.
+/// The maximum time, to which sums saturate.
 const END: Tick = Tick::from_nanos(u64::MAX);
 
 fn worker(slot: u8, generation: u8) -> WorkerId {
@@ -496,7 +496,7 @@ fuzz_target!(|history: History| {
             exited: false,
             ..world
         };
-        // What it had decided may have been changed, so what it says of an end is no matter.
+        // Its pending actions may have been modified, so an exit among them is ignored.
         while world.machine.poll_action().is_some() {}
     }
     for step in history.after.iter().take(STEPS_MAX) {

@@ -1,4 +1,4 @@
-//! Any bytes are a message or are refused; a decoded message survives a round trip.
+//! Any bytes decode to a message or are refused; a decoded message survives a round trip.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
