@@ -74,29 +74,29 @@ pub use uppercased_ctl::identity::{ReleaseId, RequestId};
 pub use worker::{Death, KillReason, Progress};
 use worker::{Worker, WorkerState};
 
-/// Where a server is in its life, as far as it matters to the process that started it.
+/// The phase of a server, as far as it matters to the process that started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
-    /// Some slot has never been Ready. A boot that failed ends here, with the process.
+    /// Some slot has never been Ready. A boot that failed exits in this phase.
     Starting,
-    /// All have.
+    /// Every slot has been Ready.
     Serving,
-    /// No worker is to be left.
+    /// The workers are stopping.
     Stopping {
-        /// When what is left will be killed; `None`: it has been.
+        /// When the remaining processes are killed; `None`: they have been.
         until: Option<Tick>,
     },
 }
 
-/// What a machine made of an event.
+/// The effect of an event on the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reception {
     Taken,
-    /// It names a worker that is gone or never was, or repeats what is known.
+    /// It names a worker that has exited or never existed, or repeats a known state.
     Stale,
 }
 
-/// The supervisor's decisions; see the module's text for how to drive it.
+/// The state machine of the supervisor; see the module's text for how to drive it.
 #[derive(Clone, Debug)]
 pub struct Machine {
     policy: Policy,
@@ -104,20 +104,19 @@ pub struct Machine {
     phase: Phase,
     /// Slot `i` is at index `i`.
     slots: Vec<Slot>,
-    /// What new workers run, and the supervisor itself obeys, while nothing else is rolled out.
+    /// The release of new workers and of the supervisor itself, while no other is being rolled out.
     release: ReleaseId,
     operation: Option<Operation>,
     pending: Pending,
     balance: Balance,
-    /// No generation up to this one may be given to a worker of a slot that is yet to be added.
+    /// A worker of a slot that is yet to be added must have a later generation than this.
     born_before: Generation,
-    /// Failures of all time of slots that have left, by number; as long as it has to be. What stands
-    /// here of a slot that is there is of no account.
+    /// Total failures of slots that have left, by number. Entries of existing slots are ignored.
     former_deaths: Vec<u32>,
-    /// Decided, not fetched yet.
+    /// Not fetched yet.
     actions: VecDeque<Action>,
     stale_events: u64,
-    /// Times that an invariant was found broken.
+    /// Invariants found violated so far.
     repairs: u64,
 }
 
@@ -146,8 +145,8 @@ impl Machine {
         }
     }
 
-    /// The same machine, whose first `slots` slots have listeners already: their workers adopt
-    /// them, and clients in their queues have waited since `now`.
+    /// Returns the same machine, but with listeners for the first `slots` slots: their workers
+    /// adopt them, and clients in their queues have waited since `now`.
     #[must_use]
     pub fn with_listeners(mut self, slots: u16, now: Tick) -> Self {
         for slot in self.slots.iter_mut().take(slots.into()) {
@@ -202,7 +201,7 @@ impl Machine {
         }
     }
 
-    /// Takes in what happened. After [`Action::Exit`] nothing has any effect.
+    /// Handles an event. After [`Action::Exit`] events have no effect.
     pub fn handle(&mut self, event: Event, now: Tick) {
         if self.phase == Phase::Ended {
             return;
@@ -288,14 +287,15 @@ impl Machine {
         self.settle(now);
     }
 
-    /// The next thing to do, if any. Fetch until `None` after each `handle` and `handle_timeout`,
-    /// and carry out in order.
+    /// Returns the next action, if any. Call this until `None` after each `handle` and
+    /// `handle_timeout`, and execute the actions in that sequence.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// When to call [`Self::handle_timeout`] at the latest; `None`: only an event can bring change.
-    /// Right after a `handle_timeout(now)` it is later than `now`, so a waiting loop never spins.
+    /// Returns the latest time at which to call [`Self::handle_timeout`]; `None`: only an event can
+    /// change anything. Right after a `handle_timeout(now)` it is later than `now`, so a waiting
+    /// loop never spins.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Tick> {
         let phase = match &self.phase {
@@ -318,7 +318,7 @@ impl Machine {
         phase.into_iter().chain(self.killed_deadline()).min()
     }
 
-    /// The machine's whole state, actions not yet fetched included.
+    /// Returns the whole state of the machine, including actions not yet fetched.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
@@ -344,13 +344,13 @@ impl Machine {
         self.slots.iter().map(Slot::view)
     }
 
-    /// Failures of all time in a slot that has left; 0 of one that never was.
+    /// Returns the total failures of a slot that has left; 0 if it never existed.
     #[must_use]
     pub fn deaths_before(&self, slot: SlotId) -> u32 {
         self.former_deaths.get(slot.index()).copied().unwrap_or(0)
     }
 
-    /// The release in force: what a new worker runs while nothing else is rolled out.
+    /// Returns the release in force: that of a new worker while no other is being rolled out.
     #[must_use]
     pub const fn release(&self) -> ReleaseId {
         self.release
@@ -362,7 +362,7 @@ impl Machine {
         &self.policy
     }
 
-    /// One or two words for the whole: "booting", "serving", "draining" and so on.
+    /// Returns one or two words for the whole machine: "booting", "serving", "draining" and so on.
     #[must_use]
     pub const fn phase_name(&self) -> &'static str {
         match &self.phase {
@@ -376,7 +376,7 @@ impl Machine {
         }
     }
 
-    /// The same in three words.
+    /// Returns the same as one of three words.
     #[must_use]
     pub const fn life(&self) -> Life {
         match &self.phase {
@@ -389,18 +389,18 @@ impl Machine {
         }
     }
 
-    /// Events dropped because they came too late, twice, or about an unknown worker.
+    /// Returns the number of events dropped because they were late, repeated, or about an unknown
+    /// worker.
     #[must_use]
     pub const fn stale_events(&self) -> u64 {
         self.stale_events
     }
 }
 
-/// What the parts below share.
+/// Helpers shared by the submodules.
 impl Machine {
-    /// Brings operation, pulses, loans and the end in line with what the call has changed. Here, in
-    /// one place, so that no reaction has to remember which loans there are, or which waits for
-    /// what.
+    /// Makes operation, pulses, loans and the exit consistent with the changes of the call. This is
+    /// the only place that does, so that no reaction has to track loans or waiting requests.
     fn settle(&mut self, now: Tick) {
         self.end_broken_loans();
         self.advance(now);
@@ -433,7 +433,7 @@ impl Machine {
         self.actions.push_back(Action::Notice(notice));
     }
 
-    /// Reports that something is not as an invariant promises. The call goes on without it.
+    /// Reports a violated invariant. The call continues without the value concerned.
     fn repair(&mut self, what: &'static str) {
         debug_assert!(false, "invariant of the supervisor broken: {what}");
         self.repairs += 1;

@@ -1,23 +1,23 @@
-//! Moving connections from a worker that is too busy to the one that is least so.
+//! Moves connections from an overloaded worker to the least loaded one.
 //!
-//! New connections are spread, work is not: long-lived ones stay where they are, and one worker may
-//! have all the busy ones. So the workers' counters are compared every [`REBALANCE_LOOK_EVERY`]. When
-//! the same worker exceeds the idlest by the threshold [`REBALANCE_LOOKS`] times in a row, it hands
-//! over as many of its active connections as would level the two if all were alike.
+//! New connections are spread evenly, load is not: long-lived connections stay where they are, and
+//! one worker may have all the busy ones. So the workers' counters are compared every
+//! [`REBALANCE_LOOK_EVERY`]. When the same worker exceeds the idlest by the threshold
+//! [`REBALANCE_LOOKS`] times in a row, it hands over as many of its active connections as would
+//! balance the two if all connections were alike.
 //!
-//! They are not all alike, and how much each of them does is unknown. So moves are trials. They
-//! have not helped if nothing could move, or if a worker that took some is as busy now as those were
-//! that gave: then the load cannot be levelled by moving what it is made of, and the rest before the
-//! next move doubles, up to [`REBALANCE_REST_MAX`]. All is forgotten when they have helped, or nothing
-//! was to be moved, for twice that time. One connection that is all of the load is never moved: half
-//! of one is none.
+//! They are not, and the load of each is unknown, so each move is a trial. A trial fails if nothing
+//! could move, or if a worker that received connections is now as busy as the senders were: then
+//! moving connections cannot balance the load, and the pause before the next move doubles, up to
+//! [`REBALANCE_REST_MAX`]. The history is dropped when a move has helped, or when no move was due
+//! for twice the pause. A connection that is the whole load is never moved: half of one is none.
 //!
-//! A stalled worker appears idle. So the worker that would receive connections is pinged, and must
-//! have turned by the next sample: connections sent to a stalled loop would wait for its end.
+//! A stalled worker appears idle. So the intended receiver is pinged, and must have made a turn by
+//! the next sample: connections sent to a stalled loop would wait until it runs again.
 //!
-//! Invariants: moves are ordered only between workers that serve, one at a time, never while an
-//! operation is in progress and never closer than [`REBALANCE_REST`]; no worker is killed for one. An
-//! operation that begins meanwhile does not wait: workers settle a part before they execute it.
+//! Invariants: moves are requested only between workers that serve, one at a time, never while an
+//! operation is in progress and never closer than [`REBALANCE_REST`]; no worker is killed for one.
+//! An operation that begins meanwhile does not wait: workers settle a part before they execute it.
 
 use super::slot::Slot;
 use super::trials::{Balance, Look, Move, Trials};
@@ -41,12 +41,12 @@ struct Skew {
 }
 
 impl Machine {
-    /// Begins to sample loads where that may lead to a move, and ends it where not.
+    /// Starts sampling loads where that may lead to a move, and stops it where not.
     pub(super) fn tend_balance(&mut self, now: Tick) {
         let serves = |worker| self.serves(worker);
         let lost = |it: &Move| !serves(it.from);
         if self.balance.moving.as_ref().is_some_and(lost) {
-            // It died, or an operation has come and relieved it.
+            // The worker exited, or an operation began and replaced it.
             self.balance.moving = None;
         }
         let serving = self.serving_workers().count();
@@ -148,7 +148,7 @@ impl Machine {
         Reception::Taken
     }
 
-    /// What in the memory of loads and moves contradicts itself, if anything.
+    /// Returns what contradicts itself in the state of loads and moves, if anything.
     pub(super) fn balance_contradiction(&self) -> Option<&'static str> {
         let Balance {
             due,
@@ -183,7 +183,7 @@ impl Machine {
         matches!((before.and_then(turns), latest.and_then(turns)), (Some(a), Some(b)) if a != b)
     }
 
-    /// Returns the skew between the latest sample and this one, if it passes the threshold.
+    /// Returns the skew between the latest sample and this one, if it exceeds the threshold.
     fn skew(&self, look: &Look) -> Option<Skew> {
         let before = self.balance.seen.as_ref()?;
         let nanos = look.at.since(before.at).as_nanos();
@@ -193,7 +193,7 @@ impl Machine {
             let rate = (calls * 1_000_000_000).checked_div(nanos)?;
             Some((u64::try_from(rate).unwrap_or(u64::MAX), now.worker))
         };
-        // Somebody is new: what it will do is not known yet.
+        // A worker is new: its load is not known yet.
         let rates: Vec<(u64, WorkerId)> = look.loads.iter().map(rate).collect::<Option<_>>()?;
         let &(from_calls, from) = rates.iter().max()?;
         let &(to_calls, to) = rates.iter().min()?;
@@ -243,7 +243,7 @@ impl Machine {
     }
 }
 
-/// What is remembered of moves once that of `skew` is made, at `now`, and when it is due.
+/// Returns the state of the trials after the move of `skew` at `now`, and when that move is due.
 fn next_trials(before: Option<Trials>, skew: &Skew, now: Tick) -> (Trials, Tick) {
     let fresh = Trials {
         at: now,
@@ -267,7 +267,7 @@ fn next_trials(before: Option<Trials>, skew: &Skew, now: Tick) -> (Trials, Tick)
     if now >= judged + REBALANCE_REST_MAX * 2 {
         return (fresh, at + REBALANCE_REST);
     }
-    // A tenth less is less; anything else may be chance.
+    // Only a drop of at least a tenth counts; a smaller one may be chance.
     let as_busy = u128::from(skew.from_calls) * 10 > u128::from(peak) * 9;
     let useless = moved == 0 || (as_busy && takers.contains(&skew.from));
     let (rest, judged) = if useless {

@@ -1,12 +1,12 @@
-//! Ending the operation in progress on request.
+//! Cancels the operation in progress on request.
 //!
-//! It rolls back as a failure would: a roll is reversed, a new program is tried no
-//! longer, added slots leave again, and slots that were about to leave stay. What cannot be taken
-//! back stays: a release that is in force (of a reload that has gone on to another number of
-//! workers), and the places of slots that have begun to leave.
+//! It rolls back as a failure would: a roll is reversed, a pre-flight is aborted, added slots leave
+//! again, and slots that were about to leave stay. What cannot be reversed stays: a release that is
+//! in force (of a reload that has continued to another number of workers), and the places of slots
+//! that have begun to leave.
 //!
 //! Invariants: the operation fails and names its canceller; the cancelling request is answered
-//! after that, and `Done` only if everything was taken back that could be.
+//! after that, with `Done` only if every change that can be reversed was.
 
 use super::plan::{Cancel, Course, OperationKind, Stage};
 use super::slot::Slot;
@@ -53,7 +53,7 @@ impl Machine {
         Reception::Taken
     }
 
-    /// Why the operation cannot be cancelled, or that there is none.
+    /// Returns why the operation cannot be cancelled, or that there is none.
     fn not_to_be_cancelled(&self) -> Option<String> {
         let Some(operation) = &self.operation else {
             return Some(match self.beginning() {
@@ -87,7 +87,7 @@ impl Machine {
                 let workers = self.policy.workers;
                 let added = |slot: &&Slot| slot.queue == Queue::Unbound && slot.id.0 >= workers;
                 match self.slots.last().filter(added) {
-                    // Its end is waited for.
+                    // Its exit is awaited.
                     Some(slot) => {
                         let worker = slot.id_of(slot.generation());
                         if slot.active().is_some_and(Worker::is_starting) {
@@ -115,7 +115,7 @@ impl Machine {
         }
     }
 
-    /// Makes the slots leave that a cancelled operation has added.
+    /// Makes the slots that a cancelled operation has added leave.
     pub(super) fn shrink_back(&mut self, now: Tick) {
         let Some(Stage::Grow { former, .. }) = self.stage() else {
             return self.repair("slots that were not added leave");
@@ -131,7 +131,7 @@ impl Machine {
         operation.is_some_and(|operation| operation.cancel.is_some())
     }
 
-    /// Something cannot be taken back; matters only if the operation was cancelled.
+    /// Notes that a change cannot be reversed; matters only if the operation was cancelled.
     pub(super) fn note_incomplete(&mut self) {
         if let Some(operation) = &mut self.operation
             && let Some(cancel) = &mut operation.cancel
@@ -140,7 +140,7 @@ impl Machine {
         }
     }
 
-    /// Returns why the operation has failed, with its canceller, if there is one.
+    /// Returns why the operation failed, including its canceller, if there is one.
     pub(super) fn failure_of(&self, failure: Option<String>) -> Option<String> {
         if !self.is_cancelled() {
             return failure;
@@ -166,7 +166,7 @@ impl Machine {
         format!("cancelled by {by}")
     }
 
-    /// Answers the request that cancelled an operation, which is over now.
+    /// Answers the request that cancelled an operation, which has now ended.
     pub(super) fn answer_cancel(&mut self, cancel: Cancel, cause: &str, now: Tick) {
         let Cancel {
             request,

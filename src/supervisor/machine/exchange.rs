@@ -23,7 +23,7 @@ use uppercased_ctl::identity::{ReleaseId, RequestId, SlotId, WorkerId};
 /// What the shell must do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
-    /// Start a process; if that fails, say so with [`Event::SpawnFailed`].
+    /// Start a process; report a failure with [`Event::SpawnFailed`].
     Spawn {
         /// The worker that it becomes. A slot that the shell does not have yet begins with this.
         worker: WorkerId,
@@ -40,18 +40,18 @@ pub enum Action {
         /// The worker.
         worker: WorkerId,
     },
-    /// Wait no longer for a worker that was killed and has not ended: it is none of the slot's any
-    /// more, and reaped when it ends after all.
+    /// Stop waiting for a worker that was killed and has not exited: it no longer belongs to the
+    /// slot, and is reaped if it exits later.
     Abandon {
         /// The worker.
         worker: WorkerId,
     },
-    /// Close the kept duplicates of all listeners: no worker will adopt one any more. From now on
-    /// a listener lives as long as a worker serves it, so that new clients are refused, and not
-    /// left to wait in a queue that no worker will empty. Comes before the first `StopWorker`: else
-    /// clients could arrive between a worker's last accept and the end of its listener.
+    /// Close the kept duplicates of all listeners: no worker will adopt one again. From now on a
+    /// listener lives only while a worker serves it, so new clients are refused instead of waiting
+    /// in a queue that no worker empties. Comes before the first `StopWorker`: otherwise clients
+    /// could arrive between a worker's last accept and the close of its listener.
     EndCustody,
-    /// Order the worker to stop gracefully, over its channel.
+    /// Send the worker a request to stop gracefully, over its channel.
     StopWorker {
         /// The worker.
         worker: WorkerId,
@@ -67,29 +67,29 @@ pub enum Action {
     Recall {
         /// The slot of the listener.
         slot: SlotId,
-        /// From whom.
+        /// The borrower.
         from: WorkerId,
-        /// The slot leaves: the sibling accepts what waits before it closes its duplicate.
+        /// The slot leaves: the sibling empties the queue before it closes its duplicate.
         last: bool,
     },
-    /// Have a worker that stands by accept: it has no predecessor, or that one leaves.
+    /// Have a standby worker accept: it has no predecessor, or its predecessor leaves.
     Serve {
         /// The worker.
         worker: WorkerId,
     },
-    /// Connect two workers: `from` stops accepting and sends its connections, `to` takes them in,
-    /// and accepts if it stood by. `to` is told first: its end of the pair is there before any
-    /// connection is on its way.
+    /// Connect two workers: `from` stops accepting and sends its connections; `to` adopts them, and
+    /// starts accepting if it was a standby. `to` is sent its message first, so its end of the pair
+    /// exists before any connection is sent.
     HandOver {
         /// The sender, which leaves.
         from: WorkerId,
-        /// The receiver, which serves on.
+        /// The receiver, which continues to serve.
         to: WorkerId,
         /// No worker accepts from the listeners of `from` after it.
         last: bool,
     },
-    /// Connect two workers that both serve, and go on serving: `from` sends a part of its
-    /// connections to `to`, and says [`Event::Rebalanced`].
+    /// Connect two workers that both serve and continue to: `from` sends a part of its connections
+    /// to `to` and reports [`Event::Rebalanced`].
     Rebalance {
         /// The sender.
         from: WorkerId,
@@ -98,41 +98,41 @@ pub enum Action {
         /// The part to move.
         part: Part,
     },
-    /// Read what every worker has done so far, and answer with [`Event::Loads`] at once.
+    /// Read every worker's counters and answer with [`Event::Loads`] at once.
     TakeLoads,
-    /// Tell a worker to stop accepting and to serve what is established until it ends.
+    /// Make a worker stop accepting and serve its connections until they end.
     Leave {
         /// The worker.
         worker: WorkerId,
         /// It finishes what is left after this time.
         within: Duration,
     },
-    /// Read how far a handover is, and answer with [`Event::Progress`] at once.
+    /// Read the progress of a handover and answer with [`Event::Progress`] at once.
     TakeProgress {
         /// The sender.
         from: WorkerId,
         /// The receiver.
         to: WorkerId,
     },
-    /// Read how many turns a worker's loop has made, and answer with [`Event::Pulse`] at once.
+    /// Read a worker's turn counter and answer with [`Event::Pulse`] at once.
     TakePulse {
         /// The worker.
         worker: WorkerId,
     },
-    /// Have a worker make a turn, in case it only had nothing to do.
+    /// Make a worker run one turn, in case it was merely idle.
     Ping {
         /// The worker.
         worker: WorkerId,
     },
     /// Give new connections to the sockets of the first `slots` slots only.
     Steer {
-        /// How many slots still get new connections.
+        /// Number of slots that still get new connections.
         slots: u16,
     },
     /// Give new connections to every slot's sockets again.
     Unsteer,
-    /// So many slots listen now: spread new connections over all of them, as the configuration in
-    /// force says.
+    /// The number of listening slots has changed: spread new connections over all of them,
+    /// according to the configuration in force.
     Spread {
         /// The number of slots.
         slots: u16,
@@ -142,14 +142,14 @@ pub enum Action {
         /// The slot.
         slot: SlotId,
     },
-    /// Forget the last slot; no process of it is left.
+    /// Drop the last slot; it has no process left.
     DropSlot {
         /// The slot; always the one with the highest number.
         slot: SlotId,
     },
-    /// It is the request's turn: prepare it, and begin it with [`Event::Restart`],
-    /// [`Event::Upgrade`] or [`Event::Scale`], or give it up with [`Event::NotBegun`]. One of them
-    /// must follow, with this request.
+    /// The request is next: prepare it, then begin it with [`Event::Restart`], [`Event::Upgrade`]
+    /// or [`Event::Scale`], or abandon it with [`Event::NotBegun`]. One of them must follow, with
+    /// this request.
     Begin {
         /// The request.
         request: RequestId,
@@ -158,17 +158,17 @@ pub enum Action {
         /// Whether connections that cannot move may be drained.
         drain: bool,
     },
-    /// Let the program on disk show that it can take over: [`Event::PreflightPassed`] or
+    /// Run the pre-flight of the new binary. [`Event::PreflightPassed`] or
     /// [`Event::PreflightFailed`] must follow, unless the machine stops waiting.
     Preflight,
-    /// The child that tries the new program, or that reads the configuration of a reload, took too
-    /// long, or its result is not wanted any more: end it. No event follows.
+    /// Kill the child that runs the pre-flight or reads the configuration of a reload: it timed
+    /// out, or its result is no longer wanted. No event follows.
     AbortPreflight,
-    /// Become the program that passed, with a snapshot of the machine taken now. Comes last of its
-    /// batch. If it fails, say so with [`Event::ExecFailed`].
+    /// Exec the binary that passed the pre-flight, with a snapshot of the machine taken now. Always
+    /// the last action of its batch. Report a failure with [`Event::ExecFailed`].
     Exec,
-    /// The release is everybody's now: its configuration is in force for the supervisor too, and
-    /// whatever no slot runs can be let go.
+    /// Every slot runs the release: its configuration is now in force for the supervisor too, and
+    /// releases that no slot runs can be dropped.
     Commit {
         /// The release.
         release: ReleaseId,
@@ -180,18 +180,18 @@ pub enum Action {
         /// The result.
         answer: Answer,
     },
-    /// Something to log and count.
+    /// An event to log and count.
     Notice(Notice),
-    /// Every slot has been Ready once: print the address. Once in a life.
+    /// Every slot has been Ready once: print the addresses. Happens once.
     Announce,
-    /// The last action ever: no process is left.
+    /// Exit: no process is left. The last action.
     Exit(Verdict),
 }
 
-/// How the supervisor's life ended.
+/// The result of the supervisor's run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
-    /// It was asked to stop, and did.
+    /// It stopped on request.
     Clean,
     /// It could not start.
     Failed {

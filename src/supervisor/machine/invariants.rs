@@ -1,8 +1,8 @@
-//! What must hold of a machine between two calls.
+//! The invariants of the machine between two calls.
 //!
-//! One text, used twice: after every call in debug builds, where a breach is a bug and panics; and
-//! on restored state, where it is bad input and an error. So nothing here may panic by itself,
-//! whatever it is shown.
+//! Used twice: after every call in debug builds, where a violation is a bug and panics; and on
+//! restored state, where it is bad input and an error. So nothing here may panic by itself,
+//! whatever its input.
 
 use super::plan::{Course, Operation, Stage};
 use super::slot::Slot;
@@ -10,7 +10,7 @@ use super::worker::{Worker, WorkerState};
 use super::{Machine, Phase, Queue, SlotId, SlotState};
 
 impl Machine {
-    /// Proves in debug builds, after each call, that the machine is in a state it may be in.
+    /// Panics in debug builds if the machine violates an invariant; called after each call.
     pub(super) fn check_invariants(&self) {
         if cfg!(debug_assertions)
             && let Some(what) = self.contradiction()
@@ -19,8 +19,8 @@ impl Machine {
         }
     }
 
-    /// What in the machine contradicts itself, if anything. Also the gate for restored state, so it
-    /// must not panic whatever it is shown.
+    /// Returns what contradicts itself in the machine, if anything. Also validates restored state,
+    /// so it must not panic on any input.
     pub(super) fn contradiction(&self) -> Option<String> {
         if let Some(what) = self.count_contradiction() {
             return Some(what);
@@ -61,11 +61,11 @@ impl Machine {
         if waits_for_process && self.slots.iter().all(|slot| slot.workers.is_empty()) {
             return Some("it waits for processes and none is left".to_owned());
         }
-        // Last: it takes for granted that the slots are sound.
+        // Last: it assumes that the slots are consistent.
         self.endless()
     }
 
-    /// What is wrong with how many slots there are, or with the operation that changes it.
+    /// Returns what contradicts itself in the number of slots, or in the operation that changes it.
     fn count_contradiction(&self) -> Option<String> {
         if self.slots.is_empty() {
             return Some("no slots".to_owned());
@@ -87,7 +87,7 @@ impl Machine {
         let here = usize::from(self.open_slots());
         let workers = usize::from(self.policy.workers.max(1));
         let (least, most) = match self.stage() {
-            // One more may be on its way.
+            // One more may be starting.
             Some(Stage::Grow { .. }) => (workers, workers + 1),
             Some(Stage::Shrink { to: 0, .. }) => return Some("nobody is to stay".to_owned()),
             Some(Stage::Shrink { to, .. }) => (usize::from(*to), workers),
@@ -100,7 +100,7 @@ impl Machine {
             ) => (workers, workers),
             None => match &self.phase {
                 Phase::Idle | Phase::Booting { .. } | Phase::Serving => (workers, workers),
-                // Cut short in the middle of anything.
+                // Interrupted at any point.
                 Phase::BootFailed { .. }
                 | Phase::Draining { .. }
                 | Phase::Forced
@@ -135,7 +135,7 @@ impl Machine {
         )
     }
 
-    /// Whether a slot may be in its state in this phase; above all that, while the machine runs, it
+    /// Returns whether the phase allows the slot's state; above all, while the machine runs, a slot
     /// has a process or a time for the next one.
     fn phase_allows(&self, slot: &Slot) -> bool {
         self.phase_allows_active(slot) && self.phase_allows_others(slot)
@@ -156,21 +156,21 @@ impl Machine {
             (Phase::Booting { slot: next }, SlotState::Active(_)) if serves => {
                 bound && slot.id < *next
             }
-            // One that is given listeners is bound before its first worker is there.
+            // A slot that is given listeners is bound before it has its first worker.
             (Phase::Booting { slot: next }, SlotState::Active(_)) => {
                 !stops && slot.id <= *next && (bound || slot.id == *next)
             }
             (Phase::Booting { .. }, SlotState::Retired | SlotState::Stopped) => false,
-            // Otherwise its turn has come.
+            // Otherwise it is next.
             (Phase::Serving, SlotState::Vacant) => {
                 slot.id.index() > self.bound_slots() || self.shrinks()
             }
             (Phase::Serving, SlotState::Active(_)) if serves => bound,
-            // The first of those that never had a worker is the one that is tried.
+            // Of the slots that never had a worker, the first is the one being started.
             (Phase::Serving, SlotState::Active(_) | SlotState::BackingOff { .. }) => {
                 !stops && (bound || slot.id.index() == self.bound_slots())
             }
-            // Without a process it would have been dropped, or wait for one below it.
+            // Without a process it would have been dropped, or it waits for a slot below it.
             (Phase::Serving, SlotState::Retired) => self.shrinks() || slot.queue == Queue::Closed,
             (Phase::Serving, SlotState::Stopped) => false,
             (Phase::Draining { .. }, SlotState::Active(_)) => stops || killed,
@@ -182,7 +182,7 @@ impl Machine {
         }
     }
 
-    /// Whether in this phase the slot may have those workers that are not active.
+    /// Returns whether the phase allows the slot's inactive workers.
     fn phase_allows_others(&self, slot: &Slot) -> bool {
         let allowed = |it: &Worker| match it.state {
             WorkerState::Starting { .. } => self.roll().is_some(),

@@ -1,7 +1,7 @@
-//! Lending the queue of a slot without a worker to a sibling.
+//! Lends the queue of a slot without a worker to a sibling.
 //!
-//! A queue without an acceptor is a black hole for one in N of the new clients: they complete the
-//! handshake and get no answer. So after `lend_after` a serving sibling accepts on it too.
+//! Without an acceptor, a queue swallows one in N of the new clients: they complete the handshake
+//! and get no answer. So after `lend_after` a serving sibling accepts on it too.
 //!
 //! Invariants: a loan ends when the borrower stops serving or the slot's own worker is Ready,
 //! whichever comes first; while any sibling serves, no queue waits longer than `lend_after`.
@@ -13,8 +13,8 @@ use super::{Action, Machine, Notice, Queue, WorkerId};
 use uppercased_ctl::clock::Tick;
 
 impl Machine {
-    /// Ends the loans of workers that no longer serve. Their queues are due at once: the time since
-    /// their own worker stopped goes on counting.
+    /// Ends the loans of workers that no longer serve. Their queues are due at once, because the
+    /// time counts from when their own worker stopped.
     pub(super) fn end_broken_loans(&mut self) {
         for index in 0..self.slots.len() {
             match self.slots[index].queue {
@@ -28,7 +28,7 @@ impl Machine {
         }
     }
 
-    /// Lends every queue that has been unserved for too long.
+    /// Lends every queue that has been unserved for `lend_after`.
     pub(super) fn lend_due(&mut self, now: Tick) {
         self.lend_unserved_for(self.policy.lend_after, now);
     }
@@ -49,7 +49,7 @@ impl Machine {
         }
     }
 
-    /// Lends an unserved queue; returns whether there is a sibling to lend it to.
+    /// Lends an unserved queue; returns whether a sibling can borrow it.
     pub(super) fn lend(&mut self, index: usize, now: Tick) -> bool {
         // Each loan changes which worker has the fewest, so the choice is made again each time.
         let (Queue::Unserved { since }, Some(to)) = (self.slots[index].queue, self.borrower())
@@ -82,8 +82,8 @@ impl Machine {
         serving.min_by_key(|it| (loans[it.slot.index()], it.slot))
     }
 
-    /// When the slot's queue is to be lent. Without a sibling to lend to there is nothing to wait
-    /// for but that sibling's Ready.
+    /// Returns when the slot's queue is to be lent. Without a sibling there is no such time: only
+    /// the sibling's Ready can bring a loan.
     pub(super) fn loan_due(&self, slot: &Slot, lendable: bool) -> Option<Tick> {
         match slot.queue {
             Queue::Unserved { since } if lendable => Some(since + self.policy.lend_after),

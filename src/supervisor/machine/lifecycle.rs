@@ -1,7 +1,7 @@
-//! The steps that the reactions are made of: start a worker, kill it, replace it, stop all.
+//! The steps of the reactions: start a worker, kill it, replace it, stop all workers.
 //!
-//! Invariant: a slot that loses its active worker gets a time for the next one, or the machine is on
-//! its way out ([`Machine::gone`] is the only place where a process ends).
+//! Invariant: a slot that loses its active worker gets a time for the next one, or the machine is
+//! stopping ([`Machine::gone`] is the only place where a process ends).
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{
 use uppercased_ctl::clock::Tick;
 
 impl Machine {
-    /// Starts the first worker of `slot`; past the last slot, the boot is done.
+    /// Starts the first worker of `slot`; past the last slot, the boot is complete.
     pub(super) fn boot_slot(&mut self, slot: SlotId, now: Tick) {
         if slot.index() < self.slots.len() {
             self.phase = Phase::Booting { slot };
@@ -28,13 +28,13 @@ impl Machine {
         }
     }
 
-    /// Whether a worker that cannot start at boot leaves another one that serves.
+    /// Returns whether another worker serves if one cannot start at boot.
     pub(super) fn may_degrade(&self) -> bool {
         let served = self.slots.iter().any(|slot| slot.serving().is_some());
         served && self.policy.boot == Boot::Any
     }
 
-    /// Serves with the slots that have started; the others are tried again and again.
+    /// Serves with the slots that have started; the others are retried.
     fn begin_degraded(&mut self, slot: SlotId, cause: String) {
         self.notice(Notice::Degraded { slot, cause });
         self.phase = Phase::Serving;
@@ -42,8 +42,8 @@ impl Machine {
         self.actions.push_back(Action::Announce);
     }
 
-    /// Gives those slots their first worker whose turn has come: slots that have listeners, and the
-    /// first of those that have none.
+    /// Starts the first workers that are next: those of slots that have listeners, and of the first
+    /// slot that has none.
     pub(super) fn start_waiting(&mut self, now: Tick) {
         let mut staying = self.slots.len();
         if let Some(Stage::Shrink { to, .. }) = self.stage() {
@@ -57,7 +57,7 @@ impl Machine {
         }
     }
 
-    /// Returns how many slots have listeners; they are the first ones.
+    /// Returns the number of slots that have listeners; they are the first ones.
     pub(super) fn bound_slots(&self) -> usize {
         let unbound = |slot: &Slot| slot.queue == Queue::Unbound;
         self.slots
@@ -103,7 +103,7 @@ impl Machine {
         });
     }
 
-    /// Makes `worker` the active one that serves, whether it is new or was active before.
+    /// Makes `worker`, new or formerly active, the active one that serves.
     pub(super) fn serve(&mut self, index: usize, worker: WorkerId, owes_report: bool, now: Tick) {
         let slot = &mut self.slots[index];
         let before = slot.queue;
@@ -120,7 +120,7 @@ impl Machine {
         }
     }
 
-    /// Kills a worker. If it is active and a successor is starting, that one takes its place.
+    /// Kills a worker. If it is active and a successor is starting, the successor takes its place.
     pub(super) fn kill(&mut self, worker: WorkerId, why: KillReason, now: Tick) {
         let Some((index, it)) = self.find(worker) else {
             return self.repair("a worker to kill does not exist");
@@ -148,8 +148,8 @@ impl Machine {
         self.actions.push_back(Action::Kill { worker });
     }
 
-    /// Waits no longer for killed workers that have not ended: the machine goes on as if they had.
-    /// The shell reaps them when they end after all.
+    /// Stops waiting for killed workers that have not exited: the machine continues as if they had.
+    /// The shell reaps them if they exit later.
     pub(super) fn give_up_killed(&mut self, now: Tick) {
         let killed = self.slots.iter().flat_map(Slot::killed);
         let due: Vec<WorkerId> = killed
@@ -157,7 +157,7 @@ impl Machine {
             .map(|(worker, _)| worker)
             .collect();
         for worker in due {
-            // What follows from the end of one may have been the end of another.
+            // The loss of one may have ended another.
             if self.find(worker).is_none() {
                 continue;
             }
@@ -168,14 +168,14 @@ impl Machine {
         }
     }
 
-    /// When the first killed worker is given up.
+    /// Returns when the first killed worker is given up.
     pub(super) fn killed_deadline(&self) -> Option<Tick> {
         let killed = self.slots.iter().flat_map(Slot::killed);
         killed.map(|(_, until)| until).min()
     }
 
-    /// A process has ended, or could not be made. What follows depends on the phase, on the
-    /// worker's role, and on the other workers of the slot.
+    /// Handles the exit of a process, or the failure to create it. The consequences depend on the
+    /// phase, on the worker's role, and on the other workers of the slot.
     pub(super) fn gone(&mut self, worker: WorkerId, report: ExitReport, now: Tick) {
         let index = worker.slot.index();
         let slot = &mut self.slots[index];
@@ -206,7 +206,7 @@ impl Machine {
                 self.fail_boot(cause, now);
             }
             Phase::Booting { .. } | Phase::Serving => self.lost(worker, it, report, now),
-            // Without a worker there is nothing to be gone in Idle and Ended.
+            // In Idle and Ended there are no workers.
             Phase::Idle
             | Phase::BootFailed { .. }
             | Phase::Draining { .. }
@@ -218,7 +218,7 @@ impl Machine {
         }
     }
 
-    /// The active worker of a slot that is to go on has ended.
+    /// Handles the exit of the active worker of a slot that is to continue.
     fn lost(&mut self, worker: WorkerId, it: &Worker, report: ExitReport, now: Tick) {
         let index = worker.slot.index();
         if it.was_killed_for(&KillReason::Superseded) {
@@ -251,7 +251,7 @@ impl Machine {
         }
     }
 
-    /// Reports an end that was wanted.
+    /// Reports a requested exit.
     pub(super) fn stopped(&mut self, worker: WorkerId, report: ExitReport) {
         self.notice(match (report.how, report.cause) {
             (Some(how), _) => Notice::WorkerStopped { worker, how },
@@ -291,7 +291,7 @@ impl Machine {
         });
     }
 
-    /// Counts a failure of the active worker; returns how many there had been in a row before.
+    /// Counts a failure of the active worker; returns the number of earlier failures in a row.
     fn count_failure(&mut self, index: usize, served_for: Duration) -> u32 {
         let history = &mut self.slots[index].history;
         // A worker that never was Ready proves nothing, even where the reset time is zero.
@@ -303,7 +303,7 @@ impl Machine {
         earlier
     }
 
-    /// Gives a failed slot its next worker, now or later.
+    /// Starts the next worker of a failed slot, now or later.
     pub(super) fn renew(&mut self, index: usize, served_for: Duration, now: Tick) {
         let earlier = self.count_failure(index, served_for);
         let Policy {
@@ -327,7 +327,7 @@ impl Machine {
         }
     }
 
-    /// Fails the boot. The server was never announced, so no graceful end is owed.
+    /// Fails the boot. The server was never announced, so no graceful stop is needed.
     pub(super) fn fail_boot(&mut self, cause: String, now: Tick) {
         self.notice(Notice::BootFailed {
             cause: cause.clone(),
@@ -337,8 +337,8 @@ impl Machine {
         self.halt(KillReason::BootFailed, now);
     }
 
-    /// Stops every slot. Workers that serve or leave are asked to finish if the phase gives them
-    /// time for it: they know best what they have. All others are killed.
+    /// Stops every slot. Workers that serve or leave are sent a request to finish if the phase
+    /// leaves them time; all others are killed.
     pub(super) fn halt(&mut self, why: KillReason, now: Tick) {
         let graceful = matches!(self.phase, Phase::Draining { .. });
         for index in 0..self.slots.len() {
@@ -372,7 +372,7 @@ impl Machine {
         }
     }
 
-    /// Ends a drain: kills what still drains.
+    /// Ends a drain: kills the workers that still drain.
     pub(super) fn force(&mut self, notice: impl Fn(WorkerId) -> Option<Notice>, now: Tick) {
         self.phase = Phase::Forced;
         let workers: Vec<WorkerId> = (0..self.slots.len())

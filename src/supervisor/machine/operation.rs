@@ -1,12 +1,13 @@
-//! Planned operations: one at a time, and an answer for each request.
+//! Planned operations: one at a time, with an answer for each request.
 //!
 //! An operation is a list of stages; [`Machine::advance`] runs after every call and moves it as far
-//! as the world as it is now allows. So no reaction to an event has to know what the event
-//! means to the operation. Only failures are reported to the operation where they happen, because a
-//! worker that has failed once may serve a moment later.
+//! as the present state allows. So reactions to events need not consider the operation. Only
+//! failures are reported to the operation where they happen, because a worker that has failed once
+//! may serve a moment later.
 //!
-//! Invariants: every request is answered once, however the operation ends; while one is in progress,
-//! or workers of an earlier one still drain, another is refused at once and changes nothing.
+//! Invariants: every request is answered once, however the operation ends; while one is in
+//! progress, or workers of an earlier one still drain, another is refused at once and changes
+//! nothing.
 
 use super::pending::{Obstacle, impossible};
 use super::plan::{Course, Operation, OperationKind, Planned, Roll, Stage};
@@ -86,8 +87,8 @@ impl Machine {
         if let Some(progress) = self.operation() {
             return Some(format!("{progress}; try again when it is done"));
         }
-        // Those that have no time limit would keep everybody waiting, unless their slot has left: until
-        // they are gone its place is taken.
+        // Workers without a time limit would block every operation, so they do not count, unless
+        // their slot has left: until they exit its place is taken.
         let counts = |slot: &Slot, it: &Worker| {
             slot.queue == Queue::Closed
                 || !matches!(it.state, WorkerState::Leaving { deadline, .. } if deadline == Tick::MAX)
@@ -169,22 +170,22 @@ impl Machine {
         self.operation.as_ref().map(|operation| &operation.stage)
     }
 
-    /// The operation fails; the answer follows when nothing of it is left.
+    /// Fails the operation; the answer follows when its rollback is complete.
     pub(super) fn fail_operation(&mut self, cause: String) {
         self.enter_stage(Stage::Ending {
             failure: Some(cause),
         });
     }
 
-    /// The operation has cost something that it was not to cost.
+    /// Notes a cost that the operation was not to have.
     pub(super) fn damage(&mut self, what: String) {
         if let Some(operation) = &mut self.operation {
             operation.damage.get_or_insert(what);
         }
     }
 
-    /// Whether connections that cannot move may be left to drain. Outside of an operation no
-    /// request waits for them.
+    /// Returns whether connections that cannot migrate may be left to drain. Outside of an
+    /// operation no request waits for them.
     #[must_use]
     pub fn may_drain(&self) -> bool {
         self.operation.as_ref().is_none_or(|it| it.drain)
@@ -217,7 +218,7 @@ impl Machine {
         self.actions.push_back(Action::Answer { request, answer });
     }
 
-    /// Moves the operation as far as it can go now.
+    /// Advances the operation as far as possible now.
     pub(super) fn advance(&mut self, now: Tick) {
         if self.phase != Phase::Serving {
             return;
@@ -337,7 +338,7 @@ impl Machine {
         })
     }
 
-    /// The operation's own deadline, if it waits for one.
+    /// Returns the operation's own deadline, if its stage has one.
     pub(super) fn operation_deadline(&self) -> Option<Tick> {
         match self.stage()? {
             Stage::Preflight { deadline } => Some(*deadline),
@@ -353,7 +354,7 @@ impl Machine {
     }
 }
 
-/// Whether one of the slot's workers ends soon without any further step.
+/// Returns whether one of the slot's workers exits soon without any further step.
 fn about_to_change(slot: &Slot) -> bool {
     let drains = |it: &Worker| matches!(it.state, WorkerState::Leaving { done: false, .. });
     slot.others().any(|it| !drains(it))

@@ -1,15 +1,16 @@
-//! Requests that wait for their turn.
+//! Queues requests while an operation is in progress.
 //!
-//! A signal has no answer that could refuse it, so requests of signals are remembered while
-//! another operation is in progress: at most one reload, one upgrade, and a change of the number of
-//! workers to which every further signal is added. A command waits if its caller asked for that.
+//! A signal cannot be refused with an answer, so requests of signals are queued while another
+//! operation is in progress: at most one reload, one upgrade, and one change of the number of
+//! workers that accumulates further signals. A command is queued if its caller requested that.
 //!
-//! When nothing is in the way any more, the first request is handed to the shell, which prepares it
-//! and either begins it ([`super::Event::Restart`] and its like) or gives it up
-//! ([`super::Event::NotBegun`]). A request that need not wait takes the same way.
+//! When nothing blocks the first request any more, it is handed to the shell, which prepares it and
+//! either begins it ([`super::Event::Restart`] and the like) or abandons it
+//! ([`super::Event::NotBegun`]). A request that need not wait takes the same path.
 //!
-//! Invariants: a request leaves the queue only by being handed out, answered or withdrawn; one is
-//! handed out at a time; the queue is bounded, by [`PENDING_MAX`]; a stop answers all that wait.
+//! Invariants: a request leaves the queue only when it is handed out, answered or withdrawn; one is
+//! handed out at a time; the queue is bounded by [`PENDING_MAX`]; a stop answers all queued
+//! requests.
 
 use std::mem::discriminant;
 
@@ -20,22 +21,23 @@ use crate::config::CONTROL_WAITERS_MAX;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::limits::WORKERS_MAX;
 
-/// The most requests that wait: those of commands, a reload, an upgrade, the number of workers that
-/// an earlier instance left, and between and around all of those a change of that number.
+/// Maximum number of queued requests: those of commands, a reload, an upgrade, the number of
+/// workers left by an earlier instance, and a change of that number between and around all of
+/// those.
 const PENDING_MAX: usize = 2 * CONTROL_WAITERS_MAX + 8;
 
-/// What keeps an operation from beginning.
+/// The reason why an operation cannot begin.
 pub(super) enum Obstacle {
     None,
-    /// Something that passes, and the request waits for that.
+    /// It passes, and the request waits.
     Wait,
-    /// Something else; why.
+    /// It does not pass; the cause.
     Refuse(String),
 }
 
 impl Machine {
-    /// Takes a request in: it begins as soon as nothing is in its way, or is refused if something
-    /// is now and it may not `wait`.
+    /// Accepts a request: it begins as soon as nothing blocks it, or is refused if something does
+    /// now and it may not `wait`.
     pub(super) fn requested(
         &mut self,
         request: RequestId,
@@ -79,7 +81,7 @@ impl Machine {
         } else if let Wanted::Scale(ScaleTo::By(by)) = new.wanted {
             return self.remember_change(by);
         } else if self.pending.waiting.contains(&new) {
-            // The one that waits reads the configuration, or opens the program, when it begins.
+            // The queued one reads the configuration, or opens the binary, when it begins.
             return Ok(self.kind_of(new.wanted).what());
         }
         let what = self.kind_of(new.wanted).what();
@@ -87,8 +89,8 @@ impl Machine {
         Ok(what)
     }
 
-    /// Adds a change of the number of workers to the one that waits, if no other number is asked
-    /// for after that.
+    /// Adds a change of the number of workers to the queued one, unless another number is requested
+    /// after that.
     fn remember_change(&mut self, by: i16) -> Result<String, String> {
         let to = self.expected_workers().saturating_add_signed(by);
         if let Some(cause) = impossible(to) {
@@ -116,7 +118,8 @@ impl Machine {
         Ok(OperationKind::Scale { to }.what())
     }
 
-    /// A caller does not wait any more. What has begun goes on.
+    /// Withdraws the request of a caller that has disconnected. An operation that has begun
+    /// continues.
     pub(super) fn withdraw(&mut self, request: RequestId) -> Reception {
         let waiting = &mut self.pending.waiting;
         let at = waiting.iter().position(|it| it.request == request);
@@ -127,7 +130,7 @@ impl Machine {
         Reception::Taken
     }
 
-    /// The shell could not prepare a request, whether it had waited or not.
+    /// Drops a request, queued or not, that the shell could not prepare.
     pub(super) fn not_begun(
         &mut self,
         request: RequestId,
@@ -152,7 +155,7 @@ impl Machine {
         self.actions.push_back(Action::Answer { request, answer });
     }
 
-    /// Gives a reload up whose configuration is not read in time.
+    /// Abandons a reload whose configuration was not read in time.
     pub(super) fn begin_timeout(&mut self, now: Tick) {
         if self.pending.deadline.is_some_and(|due| due <= now)
             && let Some(it) = self.abandon_beginning()
@@ -167,7 +170,7 @@ impl Machine {
         }
     }
 
-    /// Gives up a reload whose configuration is being read; returns whether there is one.
+    /// Abandons a reload whose configuration is being read; returns whether there is one.
     pub(super) fn cancel_beginning(&mut self, by: &str) -> bool {
         let Some(it) = self.abandon_beginning() else {
             return false;
@@ -177,19 +180,19 @@ impl Machine {
         true
     }
 
-    /// When [`Self::begin_timeout`] is due.
+    /// Returns when [`Self::begin_timeout`] is due.
     pub(super) const fn begin_deadline(&self) -> Option<Tick> {
         self.pending.deadline
     }
 
-    /// Ends the child that reads the configuration of a reload, if one does.
+    /// Ends the child that reads the configuration of a reload, if there is one.
     fn abandon_beginning(&mut self) -> Option<Waiting> {
         self.pending.deadline.take()?;
         self.actions.push_back(Action::AbortPreflight);
         self.pending.beginning.take()
     }
 
-    /// Takes the request that was handed out, if it is this one: it begins now, or never.
+    /// Removes and returns the request that was handed out, if it is this one.
     fn take_beginning(&mut self, request: RequestId, kind: OperationKind) -> Option<Waiting> {
         let it = self.pending.beginning?;
         let same = discriminant(&self.kind_of(it.wanted)) == discriminant(&kind);
@@ -200,8 +203,8 @@ impl Machine {
         self.pending.beginning.take()
     }
 
-    /// Why an operation must not begin now, if so. A request that has waited for its turn waits
-    /// on if something came in its way since it was handed out; it is then not answered yet.
+    /// Returns why an operation must not begin now, if so. A queued request that was handed out
+    /// continues to wait if an obstacle appeared since; it is not answered yet.
     pub(super) fn in_the_way(
         &mut self,
         request: RequestId,
@@ -212,7 +215,7 @@ impl Machine {
         match (self.refusal(now), handed_out) {
             (None, _) => Obstacle::None,
             (Some(_), Some(it)) if self.refusal_for_good().is_none() => {
-                // Of a signal's requests one of a kind is enough.
+                // One request of each kind suffices for signals.
                 if it.request != RequestId::NOBODY || !self.pending.waiting.contains(&it) {
                     self.pending.waiting.push_front(it);
                 }
@@ -222,13 +225,15 @@ impl Machine {
         }
     }
 
-    /// Whether connections that cannot move may be drained by what was handed to the shell.
+    /// Returns whether the request handed to the shell allows draining connections that cannot
+    /// migrate.
     #[must_use]
     pub fn may_drain_what_begins(&self) -> bool {
         self.pending.beginning.is_some_and(|it| it.drain)
     }
 
-    /// What was handed to the shell and has not begun, in one line.
+    /// Returns a one-line description of the request that was handed to the shell and has not
+    /// begun.
     pub(super) fn beginning(&self) -> Option<String> {
         let it = self.pending.beginning.as_ref()?;
         let what = self.kind_of(it.wanted).what();
@@ -239,7 +244,7 @@ impl Machine {
         Some(format!("a {what} is about to begin{reading}"))
     }
 
-    /// Hands the next request out, if nothing is in its way.
+    /// Hands out the next request, unless something blocks it.
     pub(super) fn begin_pending(&mut self, now: Tick) {
         while self.phase == Phase::Serving && self.refusal(now).is_none() {
             let Some(mut next) = self.pending.waiting.pop_front() else {
@@ -249,7 +254,7 @@ impl Machine {
             if next.request == RequestId::NOBODY
                 && let Wanted::Scale(ScaleTo::By(by)) = next.wanted
             {
-                // The number may have changed otherwise since the signals came.
+                // The number may have changed otherwise since the signals arrived.
                 let here = self.policy.workers.max(1);
                 let to = here.saturating_add_signed(by).clamp(1, WORKERS_MAX);
                 if to == here {
@@ -276,8 +281,8 @@ impl Machine {
         }
     }
 
-    /// The supervisor stops: nothing that waits will be carried out. What was handed out is refused
-    /// when the shell comes back with it, or at the exit, and a reload at once.
+    /// Refuses all queued requests because the supervisor stops. A request that was handed out is
+    /// refused when the shell returns it, or at the exit; a reload is refused at once.
     pub(super) fn forget_pending(&mut self, cause: &str) {
         if let Some(it) = self.abandon_beginning() {
             self.refuse(it.request, self.kind_of(it.wanted), cause.to_owned());
@@ -287,14 +292,15 @@ impl Machine {
         }
     }
 
-    /// The supervisor exits, and the shell will not come back with what it was handed.
+    /// Refuses the request that was handed out: the supervisor exits, and the shell will not return
+    /// it.
     pub(super) fn forget_beginning(&mut self, cause: &str) {
         if let Some(it) = self.pending.beginning.take() {
             self.refuse(it.request, self.kind_of(it.wanted), cause.to_owned());
         }
     }
 
-    /// Returns a description of each request that waits, the next one first.
+    /// Returns a description of each queued request, the next one first.
     #[must_use]
     pub fn pending(&self) -> Vec<String> {
         let mut workers = self.workers_in_prospect();
@@ -316,7 +322,7 @@ impl Machine {
         described.collect()
     }
 
-    /// Whether a reload or an upgrade waits, or is about to begin.
+    /// Returns whether a reload or an upgrade is queued, or is about to begin.
     #[must_use]
     pub fn renewal_is_pending(&self) -> bool {
         let Pending {
@@ -326,7 +332,7 @@ impl Machine {
         waiting.iter().chain(beginning).any(renewal)
     }
 
-    /// The number of workers when what is in progress and all that waits has been done.
+    /// Returns the number of workers after the operation in progress and all queued requests.
     fn expected_workers(&self) -> u16 {
         let waiting = self.pending.waiting.iter();
         waiting.fold(self.workers_in_prospect(), |workers, it| match it.wanted {
@@ -335,7 +341,7 @@ impl Machine {
         })
     }
 
-    /// The number of workers when what is in progress, or about to begin, has been done.
+    /// Returns the number of workers after the operation that is in progress or about to begin.
     fn workers_in_prospect(&self) -> u16 {
         let here = self.policy.workers.max(1);
         if let Some(Waiting {
@@ -366,7 +372,7 @@ impl Machine {
         }
     }
 
-    /// What is wrong with what waits, in restored state.
+    /// Returns what contradicts itself in the queue of restored state, if anything.
     pub(super) fn pending_contradiction(&self) -> Option<&'static str> {
         let Pending {
             waiting,

@@ -1,14 +1,14 @@
-//! The phases in the life of the whole supervisor.
+//! The phases of the supervisor.
 
 use serde::{Deserialize, Serialize};
 
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::SlotId;
 
-/// The phase of the whole supervisor.
+/// The phase of the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) enum Phase {
-    /// `Boot` has not come.
+    /// Before [`super::Event::Boot`].
     Idle,
     /// Slots start one after the other: the order of the `listen` calls is the order of the sockets
     /// in their group, and with port 0 the first one's port is what the others must bind.
@@ -17,14 +17,14 @@ pub(in super::super) enum Phase {
         /// wait.
         slot: SlotId,
     },
-    /// Every slot has been Ready once, or has been tried and is tried again and again.
+    /// Every slot has been Ready once, or its start has failed and is being retried.
     Serving,
-    /// A worker that is needed could not start; what runs is killed and awaited.
+    /// A required worker could not start; the remaining processes are killed and awaited.
     BootFailed { cause: String },
-    /// Workers finish what they owe.
+    /// Workers finish their connections.
     Draining { since: Tick, deadline: Tick },
-    /// What is left has been killed and is awaited.
+    /// The remaining processes have been killed and are awaited.
     Forced,
-    /// `Exit` has been given out.
+    /// `Exit` was returned.
     Ended,
 }

@@ -1,7 +1,7 @@
-//! What a planned operation is: its kind, its stage, and how it is to end.
+//! The data of a planned operation: its kind, its stage, and its rollback.
 //!
-//! Plain values without behaviour; `operation`, `roll`, `scale`, `upgrade` and `cancel` say what
-//! becomes of them.
+//! Plain values without behaviour; `operation`, `roll`, `scale`, `upgrade` and `cancel` act on
+//! them.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,24 +16,24 @@ pub(super) struct Operation {
     pub(super) kind: OperationKind,
     pub(super) since: Tick,
     pub(super) stage: Stage,
-    /// Slots that have a new worker for good.
+    /// Slots whose worker was replaced for good.
     pub(super) renewed: u16,
     pub(super) moved: u64,
     pub(super) drained: u64,
-    /// It was cancelled.
+    /// The cancellation, if any.
     pub(super) cancel: Option<Cancel>,
-    /// Connections that cannot move may be closed after `drain_timeout`.
+    /// Whether connections that cannot migrate may be closed after `drain_timeout`.
     pub(super) drain: bool,
-    /// What it has cost, if anything: the operation fails with that in the end.
+    /// An unintended cost, if any: the operation fails with it in the end.
     pub(super) damage: Option<String>,
 }
 
-/// What a planned operation changes.
+/// The change that a planned operation makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Planned {
-    /// The same number of workers, new ones.
+    /// The same number of workers, replaced.
     Renewal,
-    /// Another number.
+    /// Another number of workers.
     Scaling,
 }
 
@@ -44,38 +44,40 @@ pub(super) enum OperationKind {
     Scale { to: u16 },
 }
 
-/// How far an operation is.
+/// The stage of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Stage {
-    /// The new program is being tried.
+    /// The pre-flight of the new binary runs.
     Preflight { deadline: Tick },
-    /// It passed; the exec is ordered when all else of this call is.
+    /// It passed; the exec is requested after the other actions of this call.
     Passed,
-    /// The exec is ordered. No deadline: either it returns, or the next program speaks first.
+    /// The exec is requested. No deadline: either it fails, or the new program sends the next
+    /// event.
     Exec,
     /// Workers are replaced, or rolled back.
     Roll(Box<Roll>),
-    /// Slots are added up to this number.
+    /// Slots are added until there are this many.
     Grow {
         to: u16,
-        /// How many there were before.
+        /// The number of slots before.
         former: u16,
     },
     /// Slots from this number on leave.
     Shrink {
         to: u16,
-        /// When the handshakes begun before the steering have had their time; `None` after that.
+        /// When the time for handshakes begun before the steering is over; `None` after that.
         settling: Option<Tick>,
-        /// Counts handovers, so that the siblings take turns in receiving.
+        /// Counts handovers, so that the siblings receive in turn.
         turn: u16,
-        /// When the operation gives up, unless the next slot has begun to leave; `None` while one
+        /// When the operation fails, unless the next slot has begun to leave; `None` while one
         /// leaves.
         patience: Option<Tick>,
-        /// Siblings that could not take all connections of the slot that leaves.
+        /// Siblings that could not adopt all connections of the leaving slot.
         tried: u16,
     },
-    /// All is decided. Workers that have handed everything over, or were killed, are about to exit;
-    /// the answer waits for that, so that the client can send its next request at once.
+    /// The result is known. Workers that have handed over all connections, or were killed, are
+    /// about to exit; the answer waits for that, so that the client can send its next request at
+    /// once.
     Ending { failure: Option<String> },
 }
 
@@ -97,14 +99,15 @@ pub(super) struct Roll {
     /// The new release's limits, in force once all slots run it.
     pub(super) policy: Policy,
     pub(super) course: Course,
-    /// The first worker of the new release that serves is being watched, or has stood the test.
+    /// Whether the canary, the first worker of the new release that serves, is being watched or has
+    /// passed.
     pub(super) watched: bool,
-    /// Slots that did not serve when the roll began and have not since. The new release is tried
-    /// there once, and that it does not start either is no failure of the roll.
+    /// Slots that have not served since the roll began. The new release is started there once; a
+    /// failed start does not fail the roll.
     pub(super) broken: Vec<Broken>,
 }
 
-/// A slot that had no worker that serves before the roll.
+/// A slot without a serving worker before the roll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Broken {
     pub(super) slot: SlotId,
@@ -112,18 +115,18 @@ pub(super) struct Broken {
     pub(super) tried: bool,
 }
 
-/// Which way.
+/// The direction of the roll.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Course {
     Forward {
-        /// The slot whose turn it is; past the last one, all have had theirs.
+        /// The slot being replaced; past the last one, all have been.
         slot: SlotId,
-        /// The first worker of the new release serves, and is watched until then.
+        /// The canary serves, and is watched until then.
         bake: Option<Tick>,
     },
     Back {
         cause: String,
-        /// Slots that are still to be rolled back, the next one first.
+        /// Slots still to be rolled back, the next one first.
         todo: Vec<SlotId>,
     },
 }
@@ -149,6 +152,6 @@ pub(super) struct Cancel {
     pub(super) request: RequestId,
     pub(super) by: String,
     pub(super) since: Tick,
-    /// Something could not be taken back.
+    /// Whether a change could not be reversed.
     pub(super) incomplete: bool,
 }

@@ -6,50 +6,50 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::config::{Boot, RestartConnections};
 
-/// How much longer than `lame_duck` + `drain_timeout` a stopping worker may take to exit before it
-/// is killed, and how long a killed one may take to end before it is given up. A worker cuts its
-/// last connections itself when `drain_timeout` is over; this is the time it then has for that on a
-/// busy machine.
+/// Time beyond `lame_duck` + `drain_timeout` for a stopping worker to exit before it is killed, and
+/// time for a killed worker to exit before it is given up. A worker closes its last connections
+/// itself when `drain_timeout` is over; this is the time that it then has for that on a busy
+/// machine.
 pub const KILL_GRACE: Duration = Duration::from_secs(2);
 
 /// The limits that the machine applies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
-    /// How many slots; 0 is read as 1.
+    /// The number of slots; 0 is read as 1.
     pub workers: u16,
-    /// From a worker's spawn to its Ready.
+    /// Maximum time from a worker's spawn to its Ready.
     pub start_timeout: Duration,
-    /// How long a stopping worker may finish what it owes.
+    /// Time for a stopping worker to serve its remaining connections.
     pub drain_timeout: Duration,
-    /// How long a stopping worker goes on accepting first.
+    /// Time for which a stopping worker continues to accept first.
     pub lame_duck: Duration,
-    /// The pause after a slot's second failure in a row; it doubles with each further one.
+    /// The restart delay after a slot's second failure in a row; it doubles with each further one.
     pub backoff_initial: Duration,
-    /// The longest pause.
+    /// The maximum restart delay.
     pub backoff_max: Duration,
-    /// A worker that served this long wipes its slot's record of failures.
+    /// Healthy time after which a slot's failure count is reset.
     pub backoff_reset: Duration,
-    /// How long a queue may be unserved before a sibling serves it.
+    /// Time for which a queue may be unserved before a sibling serves it.
     pub lend_after: Duration,
-    /// What a restart does with established connections.
+    /// The effect of a restart on established connections.
     pub restart_connections: RestartConnections,
-    /// How many workers must start for the server to serve.
+    /// The number of workers that must start for the server to serve.
     pub boot: Boot,
-    /// How long a worker waits for its peers to close once it has ended their streams; part of the
-    /// time that a leaving worker has.
+    /// Time for which a worker waits for its peers to close once it has ended their streams; part
+    /// of the time that a leaving worker has.
     pub linger_timeout: Duration,
-    /// How long the first replaced worker must serve before the others are replaced.
+    /// Time for which the canary must serve before the other workers are replaced.
     pub bake_time: Duration,
-    /// How long either side of a handover may keep the other waiting.
+    /// Time for which either side of a handover may stall it.
     pub handover_timeout: Duration,
-    /// How long handshakes already begun have before a listener is closed.
+    /// Time for handshakes in progress before a listener is closed.
     pub handshake_timeout: Duration,
-    /// A worker whose loop made no turn for this long is killed; `None`: never.
+    /// A worker whose loop made no turn for this long is killed; `None`: it never is.
     pub hang_timeout: Option<Duration>,
-    /// The pause between two checks of whether a worker's loop runs, if it is to be known before
-    /// `hang_timeout`; `None`: it is not.
+    /// Interval at which a worker's loop is checked for a stall shorter than `hang_timeout`;
+    /// `None`: it is not checked.
     pub stall_check: Option<Duration>,
-    /// Percent by which the busiest worker must exceed the idlest for connections to move; `None`:
-    /// none do.
+    /// Percentage by which the busiest worker must exceed the idlest for connections to move;
+    /// `None`: never.
     pub rebalance: Option<u16>,
 }

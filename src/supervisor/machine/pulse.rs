@@ -1,15 +1,15 @@
-//! Detecting a worker whose event loop has stalled.
+//! Detects a worker whose event loop has stalled.
 //!
-//! A worker counts its turns in shared memory, which costs it no system call. The counter is sampled
+//! A worker counts its turns in shared memory, which needs no system call. The counter is sampled
 //! [`HANG_CHECKS`] times within `hang_timeout`, or more often to detect a stall sooner; a sample
-//! that finds no new turn is a miss, and has the worker make one, since an idle one makes none by
-//! itself. After [`STALL_CHECKS`] misses in a row the worker has stalled, which is reported and makes
-//! the server unready. When the misses in a row fill `hang_timeout`, the worker is killed and replaced
-//! as after a crash.
+//! without a new turn is a miss, and pings the worker, because an idle loop makes no turns by
+//! itself. After [`STALL_CHECKS`] misses in a row the worker has stalled, which is reported and
+//! makes the server unready. When the misses in a row fill `hang_timeout`, the worker is killed and
+//! replaced as after a crash.
 //!
-//! Invariants: the next sample is counted from the latest one and not from when that was due, so a
-//! supervisor that was itself stopped for a while finds one miss, not many; misses in a row are all
-//! of one pause between samples, so they prove a hang of the length that is in force.
+//! Invariants: the next sample is timed from the latest one and not from when that was due, so a
+//! supervisor that was itself stopped for a while counts one miss, not many; all misses in a row
+//! have the same interval between samples, so they prove a hang of the timeout in force.
 
 use std::time::Duration;
 
@@ -18,12 +18,12 @@ use super::{Action, KillReason, Machine, Notice, Phase, Reception, WorkerId};
 use crate::config::{HANG_CHECKS, STALL_CHECKS};
 use uppercased_ctl::clock::Tick;
 
-/// No two samples are closer than this, whatever the configuration says: they would keep the
+/// Minimum interval between two samples, whatever the configuration: a shorter one would keep the
 /// supervisor in one turn of its loop for ever.
 pub(super) const LOOK_FLOOR: Duration = Duration::from_millis(1);
 
 impl Machine {
-    /// Returns the pause between two samples; `None`: no samples are taken.
+    /// Returns the interval between two samples; `None`: no samples are taken.
     fn look_every(&self) -> Option<Duration> {
         match &self.phase {
             Phase::Booting { .. } | Phase::Serving => {
@@ -39,14 +39,14 @@ impl Machine {
         }
     }
 
-    /// Returns how many misses in a row make a hang, at that pause between two samples.
+    /// Returns the number of misses in a row that make a hang, at that interval.
     fn hang_misses(&self, every: Duration) -> Option<u128> {
         let limit = self.policy.hang_timeout?;
         let looks = limit.as_nanos().div_ceil(every.as_nanos());
         Some(looks.max(HANG_CHECKS.into()))
     }
 
-    /// Begins to sample workers that have begun to serve.
+    /// Starts sampling workers that have begun to serve.
     pub(super) fn tend_pulses(&mut self, now: Tick) {
         let due = self.look_every().map(|every| now + every);
         for it in self.slots.iter_mut().flat_map(|slot| &mut slot.workers) {
@@ -65,14 +65,15 @@ impl Machine {
         }
     }
 
-    /// Starts over, because the pause between samples, or how many misses make a hang, has changed.
+    /// Restarts sampling, because the interval, or the number of misses that make a hang, has
+    /// changed.
     pub(super) fn forget_pulses(&mut self) {
         for it in self.slots.iter_mut().flat_map(|slot| &mut slot.workers) {
             it.pulse = None;
         }
     }
 
-    /// When the next sample of one of the slot's workers is due.
+    /// Returns when the next sample of one of the slot's workers is due.
     pub(super) fn look_due(&self, index: usize) -> Option<Tick> {
         self.look_every()?;
         let workers = self.slots[index].workers.iter();
@@ -80,7 +81,7 @@ impl Machine {
         pulses.map(|pulse| pulse.due).min()
     }
 
-    /// Orders the samples that are due.
+    /// Requests the samples that are due.
     pub(super) fn pulse_timeout(&mut self, index: usize, now: Tick) {
         let Some(every) = self.look_every() else {
             return;

@@ -1,9 +1,9 @@
-//! What each event means: one function per event, one `match` over the state of the worker that it
-//! names.
+//! The reaction to each event: one function per event, one `match` over the state of the worker
+//! concerned.
 //!
 //! Invariant: an event that fits neither the phase nor that state is reported as stale and changes
-//! nothing. Loans, the next step of an operation and the end are left to [`Machine::settle`], which
-//! runs after every reaction.
+//! nothing. Loans, the next step of an operation and the exit are left to [`Machine::settle`],
+//! which runs after every reaction.
 
 use std::time::Duration;
 
@@ -108,7 +108,7 @@ impl Machine {
             return Reception::Stale;
         };
         match it.state {
-            // Killed: the answer to Spawn was on its way when the worker was given up.
+            // Killed: its spawn was still in progress when the worker was given up.
             WorkerState::Starting { .. }
             | WorkerState::Killed {
                 served_for: None, ..
@@ -132,7 +132,8 @@ impl Machine {
         }
     }
 
-    /// `sign` is what the exit status tells, where the worker has not reported an error.
+    /// Handles an exit. `sign` is the cause derived from the exit status, used if the worker has
+    /// not reported an error.
     pub(super) fn exited(
         &mut self,
         worker: WorkerId,
@@ -155,7 +156,8 @@ impl Machine {
                 error,
                 ..
             } => {
-                // One that closed its channel has mostly died before it could be killed for that.
+                // A worker that closed its channel has in most cases exited before it could be
+                // killed for that.
                 let killed = *why != KillReason::ChannelClosed;
                 let why = || killed.then(|| why.to_string());
                 (*served_for, error.clone().or_else(why))
@@ -170,7 +172,7 @@ impl Machine {
         Reception::Taken
     }
 
-    /// A worker that cannot be talked to cannot be stopped, sent loans, or believed: it is killed.
+    /// Kills a worker with a broken channel: it cannot be stopped, lent a queue, or trusted.
     pub(super) fn channel_broken(&mut self, worker: WorkerId, cause: &str, now: Tick) -> Reception {
         let Some((_, it)) = self.find(worker) else {
             return Reception::Stale;
@@ -178,7 +180,7 @@ impl Machine {
         match it.state {
             WorkerState::Starting { .. }
             | WorkerState::Serving { .. }
-            // How the handover ends could not be received.
+            // The result of the handover cannot be received.
             | WorkerState::HandingOver { .. } => {
                 let cause = cause.to_owned();
                 self.notice(Notice::ChannelBroken {
@@ -187,21 +189,21 @@ impl Machine {
                 });
                 self.kill(worker, KillReason::ChannelBroken { cause }, now);
             }
-            // It is on its way out, and finishes alone.
+            // It is leaving, and finishes by itself.
             WorkerState::Leaving { .. } | WorkerState::Stopping | WorkerState::Killed { .. } => {}
         }
         Reception::Taken
     }
 
-    /// A worker that serves does so no more, whether it is reaped soon or never: its queue is due to
-    /// be lent from now on.
+    /// Ends the service of a worker that closed its channel, whether it is reaped soon or never:
+    /// its queue is due to be lent from now on.
     pub(super) fn channel_closed(&mut self, worker: WorkerId, now: Tick) -> Reception {
         let Some((_, it)) = self.find(worker) else {
             return Reception::Stale;
         };
         match it.state {
             WorkerState::Serving { .. } => self.kill(worker, KillReason::ChannelClosed, now),
-            // Its exit tells, or its deadline.
+            // Its exit or its deadline follows.
             WorkerState::Starting { .. }
             | WorkerState::HandingOver { .. }
             | WorkerState::Leaving { .. }
@@ -238,7 +240,7 @@ impl Machine {
                 self.late_report(worker, end, now);
                 Reception::Taken
             }
-            // It may have reported just before it was told to stop, or was killed.
+            // Its report may have crossed the stop request or the kill.
             WorkerState::Stopping | WorkerState::Killed { leaving: true, .. }
                 if !self.slots[index].is_active(worker.generation) =>
             {
@@ -263,8 +265,8 @@ impl Machine {
                 self.notice(Notice::Stopping { by, at_most });
                 self.abandon_operation();
                 self.forget_pending("the server stops");
-                // Clients in the queue of a slot without a worker are served by a sibling: its last
-                // act before it drains is to empty the queues that it has.
+                // A sibling serves clients in the queue of a slot without a worker: it empties its
+                // queues before it drains.
                 self.lend_unserved_for(Duration::ZERO, now);
                 self.actions.push_back(Action::EndCustody);
                 self.phase = Phase::Draining {
@@ -277,7 +279,7 @@ impl Machine {
                 self.notice(Notice::StopForced { by });
                 self.force(|_| None, now);
             }
-            // Everything has been killed already; it ends as fast as the kernel can.
+            // Every process has been killed already.
             Phase::BootFailed { .. } | Phase::Forced | Phase::Ended => {}
         }
         Reception::Taken

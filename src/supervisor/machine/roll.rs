@@ -1,15 +1,15 @@
-//! Replacing every worker, one slot after the other; and the rollback.
+//! Replaces every worker, one slot after the other; and rolls back.
 //!
-//! Forward: each slot gets a worker of the new release beside the one that serves, and only when
-//! that one is Ready the other leaves (see [`super::succession`]). The first worker of the new
-//! release that serves is the canary, whatever its slot: no more workers are replaced and nothing is in
-//! force before it has served for `bake_time`. Any death of a worker of the new
-//! release that was not ordered ends the way forward, wherever it happens; but in a
-//! slot that did not serve before either, a failure only means that it is tried again later.
+//! Forward: each slot gets a worker of the new release beside the active one, which leaves only
+//! when the new one is Ready (see [`super::succession`]). The first worker of the new release that
+//! serves is the canary, whatever its slot: no more workers are replaced and nothing is in force
+//! before it has served for `bake_time`. Any unexpected exit of a worker of the new release ends
+//! the way forward; but in a slot that did not serve before either, a failure is only retried
+//! later.
 //!
-//! Back: the slots that have the new release already get the old one again, the same way. What
-//! cannot be put back is left as it is and named in the answer; its next worker, whenever it comes,
-//! runs the old release.
+//! Back: the slots that already have the new release get the old one again, the same way. A slot
+//! that cannot be rolled back is left as it is and named in the answer; its next worker runs the
+//! old release.
 //!
 //! Must not: touch a worker that serves well before its successor is Ready.
 
@@ -52,7 +52,8 @@ impl Machine {
         }
     }
 
-    /// The limits of a worker that runs `release`: the new ones while it is being rolled out.
+    /// Returns the limits of a worker that runs `release`: the new ones while it is being rolled
+    /// out.
     pub(super) fn policy_of(&self, release: ReleaseId) -> &Policy {
         match self.roll() {
             Some(roll) if roll.target == release => &roll.policy,
@@ -77,7 +78,8 @@ impl Machine {
                     let slot = *slot;
                     self.advance_back(slot, now)
                 }
-                // The receiver of a worker that gives connections back may die, and that one is back.
+                // The receiver of a worker that returns connections may exit, and the worker is
+                // active again.
                 None if self.slots.iter().any(|it| it.handing_over().is_some()) => false,
                 None => {
                     self.end_failed_roll();
@@ -131,7 +133,7 @@ impl Machine {
         };
         if !it.is_renewed(target) {
             if it.state == SlotState::Vacant {
-                // One before it has no worker yet, and slots bind one after the other.
+                // An earlier slot has no worker yet, and slots bind one after the other.
                 self.slots[slot.index()].next_release = target;
                 self.note_tried(slot);
             }
@@ -149,8 +151,8 @@ impl Machine {
         true
     }
 
-    /// Begins to watch the first worker of the new release that serves; returns whether it did. That
-    /// may be one in a slot whose turn is over: of a late try that has succeeded.
+    /// Starts watching the canary; returns whether it did. The canary may be in a slot already
+    /// passed, whose retry has succeeded.
     fn begin_watch(&mut self, target: ReleaseId) -> bool {
         let serves = self.slots.iter().any(|slot| slot.is_renewed(target));
         let Some(roll) = self.roll_mut() else {
@@ -161,7 +163,7 @@ impl Machine {
         begins
     }
 
-    /// Slots that have no worker that serves.
+    /// Returns the slots without a serving worker.
     pub(super) fn broken_slots(&self) -> Vec<Broken> {
         let idle = self.slots.iter().filter(|slot| slot.serving().is_none());
         let broken = |slot: &Slot| Broken {
@@ -186,7 +188,7 @@ impl Machine {
         }
     }
 
-    /// The slot serves: from now on its failures are the roll's.
+    /// Notes that the slot serves: from now on its failures count for the roll.
     pub(super) fn note_mended(&mut self, slot: SlotId) {
         if let Some(roll) = self.roll_mut() {
             roll.broken.retain(|it| it.slot != slot);
@@ -204,7 +206,7 @@ impl Machine {
         }
     }
 
-    /// Does what can be done now for the slot to get a worker of `release`.
+    /// Takes the next step to give the slot a worker of `release`.
     fn push(&mut self, index: usize, release: ReleaseId, now: Tick) {
         let slot = &mut self.slots[index];
         slot.next_release = release;
@@ -221,7 +223,7 @@ impl Machine {
             (SlotState::Active(_), Some(WorkerState::Starting { .. })) => {
                 self.kill(worker, KillReason::Superseded, now);
             }
-            // A pause that another release has earned is of no more use.
+            // A backoff caused by another release does not apply.
             (SlotState::BackingOff { .. }, _) => self.spawn(index, now),
             (
                 SlotState::Active(_) | SlotState::Vacant | SlotState::Retired | SlotState::Stopped,
@@ -230,7 +232,7 @@ impl Machine {
         }
     }
 
-    /// A worker has ended that was not to end.
+    /// Handles an unexpected exit of a worker.
     pub(super) fn roll_suffers(&mut self, slot: SlotId, release: ReleaseId, why: &str, now: Tick) {
         let Some(roll) = self.roll() else {
             return;
@@ -253,7 +255,8 @@ impl Machine {
         }
     }
 
-    /// The connections of `slot` could not all move: they are back with their worker, or about to be.
+    /// Fails the roll: not all connections of `slot` could migrate, and they return to their
+    /// worker.
     pub(super) fn roll_fails(&mut self, slot: SlotId, cause: String, now: Tick) {
         match self.roll().map(|roll| &roll.course) {
             Some(Course::Forward { .. }) => self.turn_back(cause, now),
@@ -285,7 +288,7 @@ impl Machine {
         self.set_course(Course::Back { cause, todo });
     }
 
-    /// Kills a successor that is not wanted any more.
+    /// Kills a successor that is no longer wanted.
     pub(super) fn dismiss_successor(&mut self, index: usize, now: Tick) {
         let slot = &self.slots[index];
         if let Some(successor) = slot.standby() {
@@ -294,8 +297,8 @@ impl Machine {
         }
     }
 
-    /// A worker serves the slot again that had left it: on the way back one of the new release must
-    /// still go.
+    /// Notes that a former worker serves the slot again: during a rollback, one of the new release
+    /// must still be replaced.
     pub(super) fn note_return(&mut self, slot: SlotId, release: ReleaseId) {
         if let Some(roll) = self.roll_mut()
             && let Course::Back { todo, .. } = &mut roll.course
@@ -306,7 +309,7 @@ impl Machine {
         }
     }
 
-    /// The slot has been rolled back, or cannot be.
+    /// Removes a slot that has been rolled back, or cannot be, from the list.
     fn strike(&mut self, slot: SlotId) {
         if let Some(roll) = self.roll_mut()
             && let Course::Back { todo, .. } = &mut roll.course
@@ -315,7 +318,7 @@ impl Machine {
         }
     }
 
-    /// Every slot runs the new release: it is the one in force.
+    /// Puts the new release, which every slot runs, in force.
     fn end_roll(&mut self, now: Tick) {
         let Some(roll) = self.roll().cloned() else {
             return self.repair("a roll that does not exist ends");

@@ -1,15 +1,15 @@
-//! More slots, or fewer.
+//! Adds and removes slots.
 //!
-//! More: one slot after the other, each binding a socket of its own; the order of the sockets in
-//! their group stays that of the slots. What comes up stays, even if the next one does not.
+//! More slots: one after the other, each binding a socket of its own; the sockets in their group
+//! stay sorted by slot. A slot that has started stays, even if the next one fails.
 //!
-//! Fewer: a closed socket resets clients that wait in its queue or are in their handshake. So
-//! new connections are steered away from the leaving sockets first; handshakes begun before that
-//! get their time; then each leaving worker empties its queue, hands all it has to a sibling that
-//! stays, and only then are its listeners closed.
+//! Fewer slots: closing a socket resets the clients in its queue and handshakes in progress. So new
+//! connections are steered away from the leaving sockets first; handshakes already begun get time
+//! to complete; then each leaving worker empties its queue and hands all its connections to a
+//! sibling that stays, and only then are its listeners closed.
 //!
-//! Invariants: the leaving slots are the highest, and leave highest first; until its worker has let
-//! go of it, a leaving slot's queue is served, lent, or about to be, as any other's.
+//! Invariants: the leaving slots are the highest, and leave highest first; until its worker has
+//! released it, a leaving slot's queue is served, lent, or about to be, as any other's.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::{Action, Machine, Notice, Queue, SlotId, SlotState, WorkerId};
 use uppercased_ctl::clock::Tick;
 
 impl Machine {
-    /// Makes the operation go on to this number of workers.
+    /// Makes the operation continue by scaling to this number of workers.
     pub(super) fn begin_scale(&mut self, to: u16, now: Tick) {
         let here = self.policy.workers.max(1);
         let stage = if to > here {
@@ -44,7 +44,7 @@ impl Machine {
         let here = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
         let missing = self.bound_slots();
         if let Some(slot) = self.slots.get(missing) {
-            // One that waits for its next try has it now; whether it fails is of interest.
+            // A slot that is backing off retries now; the operation needs the result.
             if matches!(slot.state, SlotState::BackingOff { .. }) {
                 self.spawn(missing, now);
             }
@@ -65,8 +65,8 @@ impl Machine {
         false
     }
 
-    /// The worker of a slot that never had one cannot start, and more slots are wanted. A slot that
-    /// was being added goes; one that has been missing since the start is tried again.
+    /// Handles a failed first start of a slot while slots are being added. A slot that was being
+    /// added is dropped; one that has been missing since the boot is retried.
     pub(super) fn give_up_growth(&mut self, index: usize, why: &str, now: Tick) {
         let id = self.slots[index].id;
         if id.0 < self.policy.workers {
@@ -82,9 +82,10 @@ impl Machine {
         self.fail_operation(cause);
     }
 
-    /// A slot that could not start at boot has its first worker at last.
+    /// Spreads connections after the first worker of a slot that could not start at boot has
+    /// started.
     pub(super) fn late_slot_is_there(&mut self) {
-        // Otherwise the end of the steering does it.
+        // Otherwise the end of the steering does this.
         if !matches!(self.stage(), Some(Stage::Shrink { .. })) {
             self.spread();
         }
@@ -129,13 +130,13 @@ impl Machine {
             return true;
         };
         if self.slots[index].state == SlotState::Retired {
-            // It hands over, or is being killed; either ends in time.
+            // It hands over, or is being killed; both have a deadline.
             self.enter_stage(shrink(turn, None));
             return false;
         }
         let slot = &self.slots[index];
         let left = match slot.state {
-            // Otherwise its own restart goes on as ever and is waited for.
+            // Otherwise its own restart continues and is awaited.
             SlotState::Active(_) => match (slot.serving(), self.heir(to, turn)) {
                 (Some(from), Some(heir)) => {
                     self.retire(index, from, heir, now);
@@ -150,7 +151,7 @@ impl Machine {
                 self.drop_last_slot();
                 true
             }
-            // When it has a worker again is unknown. A sibling has its queue, or can have it.
+            // The time of its next worker is unknown. A sibling has its queue, or can borrow it.
             SlotState::Vacant | SlotState::BackingOff { .. } => {
                 self.retire_without_worker(index, now)
             }
@@ -169,13 +170,13 @@ impl Machine {
         false
     }
 
-    /// How long the next slot to leave may be without a worker that could hand over, or a sibling
-    /// that could take over: two starts of a worker, the first of which fails.
+    /// Returns the time for which the next slot to leave may lack a worker that could hand over, or
+    /// a sibling that could receive: two worker starts, the first of which fails.
     fn leave_patience(&self) -> Duration {
         self.policy.start_timeout.saturating_mul(2)
     }
 
-    /// The slot that should leave next cannot, because no worker could receive its connections.
+    /// Fails the scaling down: no worker could receive the connections of the next slot.
     fn give_up_shrinking(&mut self, index: usize) {
         let slot = &self.slots[index];
         let (id, state) = (slot.id, slot.name());
@@ -188,8 +189,8 @@ impl Machine {
         ));
     }
 
-    /// Has a sibling empty the queue of a slot that has no worker, and closes it. Returns
-    /// whether there is a sibling.
+    /// Has a sibling empty the queue of a slot without a worker, and closes it. Returns whether
+    /// there is a sibling.
     fn retire_without_worker(&mut self, index: usize, now: Tick) -> bool {
         if let Queue::Unserved { .. } = self.slots[index].queue {
             self.lend(index, now);
@@ -220,8 +221,8 @@ impl Machine {
         self.actions.push_back(Action::Spread { slots });
     }
 
-    /// Returns the worker of the first `stay` slots that receives next: all of them in turn, so that no
-    /// one gets everything, and a handover that failed is tried with another.
+    /// Returns the next receiver among the workers of the first `stay` slots: all of them in turn,
+    /// so that the load is spread, and a failed handover is retried with another.
     fn heir(&self, stay: u16, turn: u16) -> Option<WorkerId> {
         let heirs: Vec<WorkerId> = self.heirs(stay).collect();
         let at = usize::from(turn).checked_rem(heirs.len())?;
@@ -239,8 +240,8 @@ impl Machine {
         self.hand_over(from, to, false, true, now);
     }
 
-    /// A leaving worker has connections that the sibling cannot take: another one is asked, and if
-    /// none is left, the slot stays.
+    /// Handles connections of a leaving worker that the sibling cannot adopt: another sibling is
+    /// tried, and if none is left, the slot stays.
     pub(super) fn stay_after_all(&mut self, index: usize, from: WorkerId, cause: &str, now: Tick) {
         if let Some(&Stage::Shrink {
             to, turn, tried, ..
@@ -267,7 +268,7 @@ impl Machine {
         }
     }
 
-    /// Drops the slots that have left, from the highest down as long as no process is in them.
+    /// Drops the slots that have left, from the highest down, while they have no process.
     pub(super) fn drop_empty_slots(&mut self) {
         let left = |slot: &Slot| slot.queue == Queue::Closed && slot.workers.is_empty();
         while self.slots.last().is_some_and(left) {
@@ -277,7 +278,7 @@ impl Machine {
 
     fn drop_last_slot(&mut self) {
         if let Some(slot) = self.slots.pop() {
-            // A later slot of this number must not use the names of this one's workers again.
+            // A later slot of this number must not reuse the generations of its workers.
             self.born_before = self.born_before.max(slot.history.born);
             self.remember_deaths(&slot);
             let slot = slot.id;
@@ -285,7 +286,7 @@ impl Machine {
         }
     }
 
-    /// So that what is counted "of all time" goes on if the slot comes back.
+    /// Keeps the slot's failure total, so that it continues if the slot comes back.
     fn remember_deaths(&mut self, slot: &Slot) {
         let index = slot.id.index();
         if slot.history.deaths > 0 && self.former_deaths.len() <= index {

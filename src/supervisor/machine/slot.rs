@@ -1,18 +1,19 @@
-//! One slot: its workers, which of them is active, and who serves its accept queue.
+//! One slot: its workers, which of them is active, and which worker serves its accept queue.
 //!
 //! The *active* worker serves the queue, or is about to. During a restart a *successor* starts
-//! beside it; once that one is active, the other is a *predecessor* until it has handed over, or
-//! drained, what it has. Promotion and rollback change which worker is active, and nothing else.
+//! beside it; once the successor is active, the other is a *predecessor* until it has handed over
+//! or drained its connections. Promotion and rollback change which worker is active, and nothing
+//! else.
 //!
 //! Pure: no descriptor, no clock, no decision. [`super::Machine`] decides; a slot only knows which
-//! changes are possible at all.
+//! changes are possible.
 //!
 //! Invariants:
-//! - every change goes through the methods of [`Slot`], which keep the queue in line with the
-//!   workers: a queue that has been bound is served by the slot's own worker, lent to a sibling, or
-//!   known to be unserved since a given time. It is never forgotten;
+//! - every change goes through the methods of [`Slot`], which keep the queue consistent with the
+//!   workers: a bound queue is served by the slot's own worker, lent to a sibling, or recorded as
+//!   unserved since a given time;
 //! - no generation is used twice;
-//! - at most one worker hands over at a time, to the active one, or to a sibling if the slot is
+//! - at most one worker hands over at a time: to the active one, or to a sibling if the slot is
 //!   retired.
 
 mod invariants;
@@ -28,64 +29,64 @@ use uppercased_ctl::identity::{Generation, ReleaseId, SlotId, WorkerId};
 pub struct LastDeath {
     /// The worker that failed.
     pub worker: WorkerId,
-    /// How it ended; `None` if the process could not be made.
+    /// The exit status; `None` if the process could not be created.
     pub how: Option<Death>,
-    /// The worker's own error message, or the supervisor's reason to kill it.
+    /// The worker's error message, or the supervisor's reason for the kill.
     pub cause: Option<String>,
-    /// When the supervisor learned of it.
+    /// When the supervisor detected it.
     pub at: Tick,
 }
 
-/// The accept queue of the slot's listeners, and who accepts from it.
+/// The accept queue of the slot's listeners, and the worker that accepts from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Queue {
     /// No worker of the slot has ever been Ready: the supervisor holds no listener.
     Unbound,
-    /// The slot's own worker.
+    /// Served by the slot's own worker.
     Served,
-    /// Nobody. New clients wait in it.
+    /// Served by no worker. New clients wait in it.
     Unserved {
         /// When its own worker stopped serving.
         since: Tick,
     },
-    /// A sibling, until the slot's own worker is back.
+    /// Served by a sibling, until the slot's own worker is Ready.
     Lent {
-        /// When its own worker stopped serving; kept, so that a second loan needs no second wait.
+        /// When its own worker stopped serving; kept, so that a second loan needs no second delay.
         since: Tick,
-        /// The borrower; it serves, or the loan has ended.
+        /// The borrower; when it stops serving, the loan ends.
         to: WorkerId,
     },
-    /// Nobody, for good: its listeners are closed, and no client can come.
+    /// Its listeners are closed for good: no client can arrive.
     Closed,
 }
 
-/// One slot as status and logs see it.
+/// A slot as seen by status and logs.
 #[derive(Clone, Debug)]
 pub struct SlotView<'a> {
     /// Its number.
     pub id: SlotId,
     /// The generation of the active worker, or of the latest one; 0 before the first.
     pub generation: Generation,
-    /// What that one runs, or ran.
+    /// The release of that worker.
     pub release: ReleaseId,
-    /// What its active worker is doing, or why it has none, in a word or two.
+    /// The state of its active worker, or the reason why it has none, in one or two words.
     pub state: &'static str,
-    /// It waits for its next try, or its worker had to be killed because it did not answer.
+    /// Whether it is backing off, or its worker was killed because it was unresponsive.
     pub is_ailing: bool,
-    /// When that began.
+    /// When that state began.
     pub since: Tick,
-    /// Since when its worker has made no turn of its loop although it was asked to.
+    /// Since when its worker has stalled, if it has.
     pub stalled_since: Option<Tick>,
-    /// Who accepts from its queue.
+    /// The worker that accepts from its queue.
     pub queue: Queue,
-    /// Failures of all time: unexpected exits, starts and spawns that failed; also those from
+    /// Failures of all time: unexpected exits, failed starts and failed spawns, including those
     /// before the slot left and came back.
     pub deaths: u32,
     /// The latest of them.
     pub last_death: Option<&'a LastDeath>,
-    /// The worker that starts beside the active one, or failed to and is being killed.
+    /// The worker that starts beside the active one, or that failed to and is being killed.
     pub successor: Option<WorkerView>,
-    /// The workers that were active and leave, the oldest first; rarely more than one.
+    /// The former active workers that are leaving, oldest first; rarely more than one.
     pub predecessors: Vec<WorkerView>,
 }
 
@@ -94,38 +95,38 @@ pub struct SlotView<'a> {
 pub struct WorkerView {
     /// Its name.
     pub worker: WorkerId,
-    /// What it runs.
+    /// Its release.
     pub release: ReleaseId,
-    /// What it is doing, in a word or two.
+    /// Its state, in one or two words.
     pub state: &'static str,
 }
 
-/// The active worker, or why there is none.
+/// The active worker, or the reason why there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum SlotState {
-    /// Its first worker has not been spawned: its turn has not come.
+    /// Its first worker has not been spawned: an earlier slot comes first.
     Vacant,
     /// The worker of this generation is active.
     Active(Generation),
-    /// A worker is spawned at `until`.
+    /// A worker will be spawned at `until`.
     BackingOff { until: Tick },
-    /// The slot leaves: its last worker hands over, or has, and no worker follows.
+    /// The slot leaves: its last worker hands over, or has, and none follows.
     Retired,
     /// No worker will be spawned.
     Stopped,
 }
 
-/// What a slot remembers of workers that have ended.
+/// The history of workers that have exited.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct History {
-    /// The latest generation of all workers, living ones included.
+    /// The latest generation of all workers, including running ones.
     pub(super) born: Generation,
     /// The latest worker that is not active any more; 0 before the first.
     pub(super) generation: Generation,
-    /// What that worker ran.
+    /// The release of that worker.
     pub(super) release: ReleaseId,
-    /// Failures in a row, without a full `backoff_reset` of service between them. Reset when such
-    /// a worker ends, not while it lives: it is not read before.
+    /// Failures in a row, without a full `backoff_reset` of service between them. Reset when such a
+    /// worker exits: it is not read before.
     pub(super) failures: u32,
     /// Failures of all time.
     pub(super) deaths: u32,
@@ -142,14 +143,14 @@ pub(super) struct Slot {
     /// Oldest first.
     pub(super) workers: Vec<Worker>,
     pub(super) queue: Queue,
-    /// What the next worker runs, if that is to become active at once.
+    /// The release of the next worker, if that becomes active at once.
     pub(super) next_release: ReleaseId,
     pub(super) history: History,
 }
 
 impl Slot {
     /// Creates a slot without a worker. `born` is the latest generation of an earlier slot of the
-    /// same number, `release` what its workers will run.
+    /// same number, `release` the release of its future workers.
     pub(super) const fn new(id: SlotId, born: Generation, release: ReleaseId) -> Self {
         Self {
             id,
@@ -214,7 +215,7 @@ impl Slot {
         active.map_or(self.history.generation, |it| it.generation)
     }
 
-    /// Returns what the active worker runs, or the latest one ran.
+    /// Returns the release of the active worker, or of the latest one.
     pub(super) fn release(&self) -> ReleaseId {
         self.active().map_or(self.history.release, |it| it.release)
     }
@@ -225,12 +226,12 @@ impl Slot {
         others.filter(|it| !self.is_active(it.generation))
     }
 
-    /// Returns the worker that is to become active, or failed to and is being killed.
+    /// Returns the worker that is to become active, or that failed to and is being killed.
     pub(super) fn successor(&self) -> Option<&Worker> {
         self.others().find(|it| !it.is_leaving())
     }
 
-    /// Returns the workers that were active and leave, oldest first.
+    /// Returns the former active workers that are leaving, oldest first.
     pub(super) fn predecessors(&self) -> impl Iterator<Item = &Worker> {
         self.others().filter(|it| it.is_leaving())
     }
@@ -244,7 +245,7 @@ impl Slot {
         self.workers.iter().find(|it| it.is_handing_over())
     }
 
-    /// Whether it serves with `release` and no connection is on its way to it.
+    /// Whether it serves with `release` and no connections are being handed over to it.
     pub(super) fn is_renewed(&self, release: ReleaseId) -> bool {
         self.serving().is_some() && self.release() == release && self.handing_over().is_none()
     }
@@ -260,13 +261,13 @@ impl Slot {
         }
     }
 
-    /// Returns the workers that were killed and are awaited, each with when it is given up.
+    /// Returns the killed workers that are awaited, each with the time when it is given up.
     pub(super) fn killed(&self) -> impl Iterator<Item = (WorkerId, Tick)> {
         let workers = self.workers.iter();
         workers.filter_map(|it| Some((self.id_of(it.generation), it.killed_until()?)))
     }
 
-    /// Returns the earliest deadline, pulses and killed workers apart.
+    /// Returns the earliest deadline, except those of pulses and killed workers.
     pub(super) fn deadline(&self) -> Option<Tick> {
         let backoff = match self.state {
             SlotState::BackingOff { until } => Some(until),
@@ -278,7 +279,7 @@ impl Slot {
         backoff
             .into_iter()
             .chain(workers)
-            // A worker that leaves with connections that cannot move ends with them.
+            // A worker that leaves with connections that cannot migrate exits when they end.
             .filter(|at| *at < Tick::MAX)
             .min()
     }
@@ -300,7 +301,7 @@ impl Slot {
     }
 }
 
-/// How status and logs see it.
+/// The slot as seen by status and logs.
 impl Slot {
     pub(super) fn view(&self) -> SlotView<'_> {
         let active = self.active();
@@ -325,7 +326,7 @@ impl Slot {
         }
     }
 
-    /// Whether it waits for its next try, or its worker had to be killed because it did not answer.
+    /// Whether it is backing off, or its worker was killed because it was unresponsive.
     fn is_ailing(&self) -> bool {
         match (self.state, self.active().map(|it| &it.state)) {
             (SlotState::BackingOff { .. }, _) => true,
@@ -341,7 +342,7 @@ impl Slot {
     }
 }
 
-/// The changes that are possible; each keeps the queue in line with the workers.
+/// The possible changes; each keeps the queue consistent with the workers.
 impl Slot {
     /// Adds a worker of the next generation, to be Ready by `deadline`: beside the active one, or
     /// as the active one.
@@ -372,7 +373,7 @@ impl Slot {
         self.id_of(generation)
     }
 
-    /// Changes what a worker is doing. Returns whether that worker is here.
+    /// Changes the state of a worker. Returns whether the slot has that worker.
     pub(super) fn enter(&mut self, generation: Generation, next: WorkerState, now: Tick) -> bool {
         let worker = self.worker_mut(generation);
         let found = worker.map(|it| it.enter(next, now)).is_some();
@@ -400,8 +401,8 @@ impl Slot {
         self.update_queue(now);
     }
 
-    /// Makes the worker that is still starting the active one, if there is one, because the active
-    /// one is lost; what is left of that one leaves. Returns whether there is one.
+    /// Makes the starting worker, if there is one, the active one, because the active one is lost;
+    /// the latter leaves if it still runs. Returns whether there is one.
     pub(super) fn follow(&mut self, now: Tick) -> bool {
         let Some(&Worker {
             generation,

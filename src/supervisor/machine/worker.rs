@@ -1,7 +1,7 @@
-//! One worker: what it runs, what it is doing, and how its process ended.
+//! One worker: its release, its state, and its exit.
 //!
 //! Pure: no descriptor, no clock, no decision. The machine decides; [`Worker::enter`] is the only
-//! place where a worker changes its state, and rejects changes that make no sense.
+//! place where a worker changes its state, and rejects invalid changes.
 
 use std::fmt;
 use std::time::Duration;
@@ -20,15 +20,15 @@ pub enum Death {
     Exited(i32),
     /// This signal ended it.
     Signalled(i32),
-    /// It is gone, but somebody else has taken its status.
+    /// It is gone, but another process has reaped its exit status.
     Unknown,
-    /// It was killed and did not end: something in the kernel holds it. It is not awaited any
-    /// more.
+    /// It was killed and has not exited: something in the kernel blocks it. It is no longer
+    /// awaited.
     Lost,
 }
 
 impl Death {
-    /// Returns the exit code, of a process that exited by itself.
+    /// Returns the exit code of a process that exited by itself.
     #[must_use]
     pub const fn exit_code(self) -> Option<i32> {
         match self {
@@ -65,34 +65,34 @@ impl fmt::Display for Death {
     }
 }
 
-/// Why the supervisor killed a worker.
+/// The reason why the supervisor killed a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KillReason {
     /// It was not Ready in time.
     StartTimedOut,
-    /// Nothing can be sent to it any more.
+    /// Its channel is unusable.
     ChannelBroken {
-        /// What broke.
+        /// The error.
         cause: String,
     },
-    /// Its end of the channel is closed; it has mostly ended by itself.
+    /// It closed its end of the channel; in most cases it has exited by itself.
     ChannelClosed,
-    /// A sibling could not start at boot, so nothing starts.
+    /// A sibling could not start at boot, so the boot failed.
     BootFailed,
     /// Its event loop made no progress.
     Hung,
-    /// It has done nothing wrong: its slot gets another worker in its place.
+    /// It did nothing wrong: another worker takes its place.
     Superseded,
-    /// The operation that it was started for has failed.
+    /// The operation that started it failed.
     OperationFailed,
-    /// It was its turn in a handover for too long.
+    /// It stalled a handover for too long.
     HandoverTimedOut,
-    /// Its predecessor has lost touch with it, and serves again.
+    /// Its predecessor lost the connection to it, and serves again.
     PeerGone,
-    /// It had to leave by a deadline and did not.
+    /// It did not exit by its deadline.
     Overstayed,
-    /// The supervisor stops, and this worker did not serve, did not finish in time, or was told to
-    /// end at once.
+    /// The supervisor stops, and this worker did not serve, did not finish in time, or was to exit
+    /// at once.
     Stop,
 }
 
@@ -119,7 +119,7 @@ impl fmt::Display for KillReason {
 pub(super) struct Pulse {
     /// When the next sample is due.
     pub(super) due: Tick,
-    /// A sample was ordered and has not come.
+    /// A sample was requested and has not arrived.
     pub(super) awaited: bool,
     /// The latest sample.
     pub(super) turns: Option<u64>,
@@ -136,14 +136,14 @@ impl Pulse {
     }
 }
 
-/// How far a handover is, as its two sides count. Each number only grows.
+/// The progress of a handover, as its two sides count it. Each number only grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Batches that were sent.
+    /// Batches sent.
     pub sent: u64,
-    /// Those of them whose answer the sender has read.
+    /// Sent batches whose answer the sender has read.
     pub settled: u64,
-    /// Those of them that the receiver has answered.
+    /// Sent batches that the receiver has answered.
     pub answered: u64,
 }
 
@@ -152,26 +152,25 @@ pub struct Progress {
 pub(super) struct Watch {
     /// The latest sample.
     pub(super) progress: Progress,
-    /// Samples in a row that found the same.
+    /// Samples in a row without progress.
     pub(super) misses: u32,
 }
 
-/// What a worker is doing.
+/// The state of a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum WorkerState {
     /// Spawned, not Ready yet.
     Starting {
         /// When it must be Ready.
         deadline: Tick,
-        /// It was spawned beside another worker: it does not accept before it is told to.
+        /// It was spawned beside another worker: it does not accept until it is sent a request to.
         standby: bool,
-        /// Its own report that it cannot start. It exits next; if it does not, the deadline still
-        /// stands.
+        /// Its own error report. It exits next; if it does not, the deadline still applies.
         error: Option<String>,
     },
     /// Ready, accepting on the slot's listener.
     Serving {
-        /// It came back from a handover, and has not reported how that ended for it.
+        /// It resumed after a handover, and has not reported the result of that.
         owes_report: bool,
     },
     /// It sends its connections to another worker.
@@ -180,28 +179,27 @@ pub(super) enum WorkerState {
         /// When its progress is sampled next; `None`: the receiver has been given up.
         deadline: Option<Tick>,
         watch: Watch,
-        /// It gives connections back, because not all of them could come to it.
+        /// It returns connections, because not all of them could be handed over to it.
         back: bool,
     },
-    /// It does not accept any more, and exits when no connection is left.
+    /// It no longer accepts, and exits when no connection is left.
     Leaving {
         deadline: Tick,
         /// No connection is left: it is about to exit.
         done: bool,
     },
-    /// The supervisor stops, and has told it to finish and exit.
+    /// The supervisor stops, and has sent it a request to finish and exit.
     Stopping,
-    /// Sent SIGKILL, not reaped yet. Its pidfd tells when it has ended.
+    /// Sent SIGKILL, not reaped yet. Its pidfd reports the exit.
     Killed {
-        /// When it is given up: something in the kernel holds it, which no signal ends.
+        /// When it is given up: something in the kernel blocks it, which no signal ends.
         until: Tick,
         why: KillReason,
-        /// How long it had served; `None` if it never was Ready.
+        /// Time for which it had served; `None` if it never was Ready.
         served_for: Option<Duration>,
         /// Its own report, carried over from `Starting`.
         error: Option<String>,
-        /// It was on its way out, or another worker had taken its place: its end is no failure of
-        /// what it ran.
+        /// It was leaving or superseded: its exit does not count as a failure of its release.
         leaving: bool,
     },
 }
@@ -219,12 +217,12 @@ impl WorkerState {
         }
     }
 
-    /// Whether the change to `next` makes sense. What is not listed is a bug.
+    /// Whether the change to `next` is valid. One that is not listed is a bug.
     const fn may_become(&self, next: &Self) -> bool {
         match self {
             Self::Starting { .. } => matches!(next, Self::Serving { .. } | Self::Killed { .. }),
             Self::Serving { .. } => !matches!(next, Self::Starting { .. } | Self::Serving { .. }),
-            // To itself: another sibling is asked. To `Serving`: rolled back.
+            // To itself: another sibling becomes the receiver. To `Serving`: rolled back.
             Self::HandingOver { .. } => !matches!(next, Self::Starting { .. }),
             Self::Leaving { .. } => matches!(next, Self::Stopping | Self::Killed { .. }),
             Self::Stopping => matches!(next, Self::Killed { .. }),
@@ -237,7 +235,7 @@ impl WorkerState {
         matches!(self, Self::Serving { .. } | Self::HandingOver { .. })
     }
 
-    /// When the machine must act on it, a killed worker apart.
+    /// Returns when the machine must act on it; killed workers have their own deadline.
     pub(super) const fn deadline(&self) -> Option<Tick> {
         match self {
             Self::Starting { deadline, .. } | Self::Leaving { deadline, .. } => Some(*deadline),
@@ -253,7 +251,7 @@ pub(super) struct Worker {
     pub(super) generation: Generation,
     pub(super) release: ReleaseId,
     pub(super) state: WorkerState,
-    /// When `state` was entered; of a worker that serves, when it began to.
+    /// When `state` was entered; for a worker that serves, when it began to serve.
     pub(super) since: Tick,
     /// When it became Ready.
     pub(super) served_since: Option<Tick>,
@@ -298,7 +296,7 @@ impl Worker {
         matches!(self.state, WorkerState::HandingOver { .. })
     }
 
-    /// Whether it is on its way out, so that its end is no failure.
+    /// Whether it is leaving, so that its exit is no failure.
     pub(super) const fn is_leaving(&self) -> bool {
         match self.state {
             WorkerState::Starting { .. } | WorkerState::Serving { .. } => false,
@@ -313,7 +311,7 @@ impl Worker {
         matches!(&self.state, WorkerState::Killed { why, .. } if why == reason)
     }
 
-    /// Returns the time at which it is given up, if it was killed.
+    /// Returns when it is given up, if it was killed.
     pub(super) const fn killed_until(&self) -> Option<Tick> {
         match self.state {
             WorkerState::Killed { until, .. } => Some(until),
@@ -326,9 +324,9 @@ impl Worker {
     }
 }
 
-/// What is known of a process that has ended, or that could not be made.
+/// The exit of a process, or the failure to create it.
 pub(super) struct ExitReport {
-    /// `None`: the process could not be made.
+    /// `None`: the process could not be created.
     pub(super) how: Option<Death>,
     /// `None`: it never was Ready.
     pub(super) served_for: Option<Duration>,

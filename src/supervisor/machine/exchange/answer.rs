@@ -7,30 +7,30 @@ use serde::{Deserialize, Serialize};
 /// How a planned operation ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
-    /// As it should.
+    /// It succeeded.
     Done(Done),
-    /// It did not begin: another operation is in progress, or there is nothing to do it with.
+    /// It did not begin: another operation is in progress, or its preconditions are not met.
     Refused {
         /// The cause, in one line, and when to try again.
         cause: String,
     },
-    /// It began, and what it had changed has been taken back as far as the cause says.
+    /// It began and failed; its changes were rolled back as far as the cause states.
     Failed {
         /// The cause, in one line, and what runs now.
         cause: String,
     },
 }
 
-/// What a planned operation has done.
+/// The changes that a planned operation made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     /// Slots that have a new worker.
     pub renewed: u16,
-    /// Slots there are now.
+    /// Slots that exist now.
     pub workers: u16,
-    /// Connections that moved to another worker, live.
+    /// Established connections that migrated to another worker.
     pub moved: u64,
-    /// Connections that were left with their worker until they end or `drain_timeout` passes.
+    /// Connections left draining with their worker until they end or `drain_timeout` passes.
     pub drained: u64,
     /// From the request to now.
     pub took: Duration,

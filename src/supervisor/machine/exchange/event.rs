@@ -1,4 +1,4 @@
-//! What the machine is told.
+//! The events that the machine handles.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,56 +8,57 @@ use crate::handover::HandoverEnd;
 use uppercased_ctl::control::ScaleTo;
 use uppercased_ctl::identity::{ReleaseId, RequestId, WorkerId};
 
-/// What happened in the world.
+/// An event.
 ///
-/// Of one worker, report messages of its channel before its `Exited`: its own error report names the
-/// cause better than an exit code does. Any other order is handled, without that text.
+/// For each worker, report the messages of its channel before its `Exited`: the worker's own error
+/// report names the cause better than an exit status does. Any other sequence is handled, but
+/// without that text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// Begin. Once, first.
+    /// Begin. Sent once, before any other event.
     Boot,
-    /// The worker's listener is deposited and it serves.
+    /// The supervisor holds the worker's listeners, and the worker serves.
     Ready {
         /// The worker.
         worker: WorkerId,
     },
-    /// The worker's own error report before it exits without having been Ready.
+    /// The worker reported an error and exits without having been Ready.
     StartFailed {
         /// The worker.
         worker: WorkerId,
         /// The error message.
         cause: String,
     },
-    /// The answer to [`Action::Spawn`](super::Action::Spawn) when no process exists (fork or the like failed).
+    /// The answer to [`Action::Spawn`](super::Action::Spawn) if no process could be created.
     SpawnFailed {
         /// The worker that does not exist.
         worker: WorkerId,
         /// The system's error.
         cause: String,
     },
-    /// The process is gone and reaped.
+    /// The process has exited and was reaped.
     Exited {
         /// The worker.
         worker: WorkerId,
         /// The exit status.
         how: Death,
-        /// The cause that the exit status tells, where the worker reported none.
+        /// The cause derived from the exit status, if the worker reported none.
         cause: Option<String>,
     },
-    /// The channel ended or carried nonsense; the process may still live.
+    /// The channel failed or carried an invalid message; the process may still run.
     ChannelBroken {
         /// The worker at its other end.
         worker: WorkerId,
         /// The error.
         cause: String,
     },
-    /// The worker's end of the channel is closed: it is ending, and not reaped yet, or it lives and
-    /// cannot be told anything any more. How it ended, if it did, its exit tells.
+    /// The worker closed its end of the channel: it is exiting and not reaped yet, or it runs and
+    /// cannot receive messages any more. If it exited, [`Event::Exited`] reports how.
     ChannelClosed {
         /// The worker at its other end.
         worker: WorkerId,
     },
-    /// Stop: the first time gracefully, the second time at once.
+    /// Stop: gracefully the first time, immediately the second time.
     Stop {
         /// The requester, for the log ("SIGTERM").
         by: String,
@@ -67,37 +68,38 @@ pub enum Event {
     Restart {
         /// The request.
         request: RequestId,
-        /// What the new workers run.
+        /// The release of the new workers.
         release: ReleaseId,
-        /// The limits of the release's configuration; in force once every slot has been replaced.
-        /// Its `workers` is the number asked for by the configuration if that has changed there,
-        /// else the number in force: when all are replaced, the restart goes on by scaling to it.
+        /// The limits of the release's configuration, in force once every slot has been replaced.
+        /// Its `workers` is the configured number if that has changed, else the number in force:
+        /// after the last replacement the restart continues by scaling to it.
         policy: Policy,
-        /// Connections that cannot move may be left to drain.
+        /// Whether connections that cannot migrate may be left to drain.
         drain: bool,
     },
-    /// Replace the supervisor's own program by the one on disk, then every worker.
+    /// Replace the supervisor's own program by the new binary, then every worker.
     Upgrade {
         /// The request.
         request: RequestId,
         /// As in [`Event::Restart`].
         drain: bool,
     },
-    /// The new program has shown that it can take over.
+    /// The new program passed its pre-flight.
     PreflightPassed,
-    /// The new program cannot take over.
+    /// The new program failed its pre-flight.
     PreflightFailed {
         /// The cause, in one line.
         cause: String,
     },
-    /// The answer to [`Action::Exec`](super::Action::Exec) if this program still runs after it.
+    /// The exec failed; the answer to [`Action::Exec`](super::Action::Exec).
     ExecFailed {
         /// The cause, in one line.
         cause: String,
     },
-    /// The first event from the new program to the restored machine, after [`Action::Exec`](super::Action::Exec).
+    /// The first event from the new program to the restored machine, after
+    /// [`Action::Exec`](super::Action::Exec).
     Resumed {
-        /// The release that the new program made of itself and of its configuration.
+        /// The release of the new program and its configuration.
         release: ReleaseId,
         /// Its limits, as in [`Event::Restart`].
         policy: Policy,
@@ -117,22 +119,22 @@ pub enum Event {
         request: RequestId,
         /// The operation.
         wanted: Wanted,
-        /// Whether it waits while something is in its way, instead of being refused. So do all
-        /// signals.
+        /// Whether the request waits for obstacles to pass instead of being refused. Requests of
+        /// signals always wait.
         wait: bool,
         /// Whether connections that cannot move may be drained.
         drain: bool,
     },
-    /// The requester does not wait any more.
+    /// The requester has disconnected.
     Withdrawn {
         /// The request.
         request: RequestId,
     },
-    /// End the operation in progress, and take back what it has changed.
+    /// Cancel the operation in progress and roll back its changes.
     Cancel {
         /// The request.
         request: RequestId,
-        /// The requester, for clients that wait for the operation.
+        /// The requester, reported to clients that wait for the operation.
         by: String,
     },
     /// The answer to [`Action::Begin`](super::Action::Begin) if the operation cannot be prepared.
@@ -144,7 +146,7 @@ pub enum Event {
         /// The cause, in one line.
         cause: String,
     },
-    /// A worker that was told to hand over reports how that ended.
+    /// A worker reports the result of its handover.
     HandedOver {
         /// The worker.
         worker: WorkerId,
@@ -152,21 +154,21 @@ pub enum Event {
         moved: u32,
         /// Connections that it still has.
         left: u32,
-        /// What it does now.
+        /// The result, which implies what the worker does next.
         end: HandoverEnd,
     },
-    /// A worker that was told to hand a part over reports how that ended. It serves on.
+    /// A worker reports the result of a partial handover. It continues to serve.
     Rebalanced {
         /// The worker.
         worker: WorkerId,
         /// Connections that have moved.
         moved: u32,
-        /// Done, or why not (all) of the part has moved.
+        /// Done, or the reason why not all of the part has moved.
         end: HandoverEnd,
     },
     /// The answer to [`Action::TakeLoads`](super::Action::TakeLoads).
     Loads {
-        /// Of every worker that serves; of others it does not matter.
+        /// The loads of every serving worker; others are ignored.
         loads: Vec<Load>,
     },
     /// The answer to [`Action::TakeProgress`](super::Action::TakeProgress).
@@ -182,17 +184,17 @@ pub enum Event {
     Pulse {
         /// The worker.
         worker: WorkerId,
-        /// Turns of its loop, all in all. Equal to the last answer: it has made none since.
+        /// Turns of its loop since its start. Unchanged since the last answer: it has made none.
         turns: u64,
     },
 }
 
-/// How much a worker has done in its life.
+/// The work that a worker has done since its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {
     /// The worker.
     pub worker: WorkerId,
-    /// System calls on connections: reads and writes, and bytes in the measure of calls.
+    /// System calls on connections: reads, writes, and bytes converted to calls.
     pub calls: u64,
     /// Turns of its loop.
     pub turns: u64,
@@ -203,24 +205,24 @@ pub struct Load {
 pub enum Wanted {
     /// Reload the configuration, and replace every worker.
     Reload,
-    /// The new program is to take over.
+    /// Upgrade to the new binary.
     Upgrade,
     /// Change the number of workers.
     Scale(ScaleTo),
 }
 
-/// Where a new worker gets its slot's listener from.
+/// The source of a new worker's listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ListenerSource {
-    /// It binds one itself: the slot has never had one.
+    /// It binds its own: the slot has never had any.
     Bind,
-    /// It adopts the one deposited with the supervisor. A fresh one would leave the old queue, and
-    /// the clients in it, unserved.
+    /// It adopts the supervisor's duplicates. New ones would leave the old queue, and the clients
+    /// in it, unserved.
     Adopt,
 }
 
 impl ListenerSource {
-    /// In a log line.
+    /// Returns the name used in log lines.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Bind => "bind",

@@ -1,6 +1,6 @@
-//! What the machine reports: for the log, and for clients that wait for an operation.
+//! The notices of the machine: for the log, and for clients that wait for an operation.
 //!
-//! Plain values without behaviour, as all of what goes in and out.
+//! Plain values without behaviour, like events and actions.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::handover::HandoverEnd;
 use crate::supervisor::machine::worker::Death;
 use uppercased_ctl::identity::{RequestId, SlotId, WorkerId};
 
-/// Something worth a log line, with all that the line needs.
+/// A log line with all its fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Notice {
     /// A worker is being spawned.
@@ -22,14 +22,14 @@ pub enum Notice {
         /// Where its listener comes from.
         listener: ListenerSource,
     },
-    /// A new worker is Ready beside the one that serves.
+    /// A successor is Ready; the active worker still serves.
     WorkerStandingBy {
         /// The worker.
         worker: WorkerId,
-        /// From its spawn to its Ready.
+        /// Time from its spawn to its Ready.
         took: Duration,
     },
-    /// A planned operation begins.
+    /// A planned operation began.
     OperationStarted {
         /// "restart", "upgrade", "scale to 3".
         what: String,
@@ -43,77 +43,78 @@ pub enum Notice {
         /// The result.
         answer: Answer,
     },
-    /// An operation was cancelled; it rolls back.
+    /// An operation was cancelled and rolls back.
     OperationCancelled {
         /// As in [`Notice::OperationStarted`].
         what: String,
         /// The requester.
         by: String,
     },
-    /// Something is in a request's way, and it waits for that.
+    /// A request waits for an obstacle to pass.
     RequestPending {
-        /// As in [`Notice::OperationStarted`]; a number of workers includes what waited before.
+        /// As in [`Notice::OperationStarted`]; a number of workers includes the changes that were
+        /// already waiting.
         what: String,
         /// The request.
         request: RequestId,
     },
-    /// Its caller has left, and it does not wait any more.
+    /// The client of a waiting request disconnected; the request was dropped.
     RequestWithdrawn {
         /// As in [`Notice::OperationStarted`].
         what: String,
         /// The request.
         request: RequestId,
     },
-    /// It could not be prepared, so nothing has changed.
+    /// A request could not be prepared; nothing has changed.
     NotBegun {
         /// As in [`Notice::OperationStarted`].
         what: String,
         /// The cause, in one line.
         cause: String,
     },
-    /// Connections are to move from one worker to another.
+    /// A handover between two workers began.
     HandoverStarted {
         /// The sender, which leaves.
         from: WorkerId,
-        /// The receiver, which serves on.
+        /// The receiver, which continues to serve.
         to: WorkerId,
     },
-    /// That is over.
+    /// A handover ended.
     HandoverEnded {
         /// The sender.
         from: WorkerId,
         /// Connections that have moved.
         moved: u32,
-        /// Connections that were left.
+        /// Connections that stayed with the sender.
         left: u32,
-        /// What comes of it.
+        /// The result.
         end: HandoverEnd,
-        /// How long it took.
+        /// Its duration.
         took: Duration,
     },
-    /// One side of a handover has stalled; it is killed.
+    /// One side of a handover stalled and is killed.
     HandoverTimedOut {
         /// The sender.
         from: WorkerId,
         /// The receiver.
         to: WorkerId,
-        /// The stalled one of the two.
+        /// The stalled side.
         stalled: WorkerId,
-        /// How long ago the handover began.
+        /// Time since the handover began.
         after: Duration,
     },
-    /// A worker is too busy: a part of its connections is to move.
+    /// A worker is overloaded: a part of its connections is to move.
     RebalanceStarted {
         /// The sender.
         from: WorkerId,
         /// The receiver.
         to: WorkerId,
-        /// Calls a second of the one that gives.
+        /// Calls per second of the sender.
         from_calls: u64,
-        /// And of the one that takes.
+        /// Calls per second of the receiver.
         to_calls: u64,
     },
-    /// That is over.
+    /// A rebalancing move ended.
     RebalanceEnded {
         /// The sender.
         from: WorkerId,
@@ -121,18 +122,18 @@ pub enum Notice {
         to: WorkerId,
         /// Connections that have moved.
         moved: u32,
-        /// Done, or why not (all) of it.
+        /// Done, or the reason why not all of the part has moved.
         end: HandoverEnd,
-        /// How long it took.
+        /// Its duration.
         took: Duration,
     },
-    /// A part has not moved in time. A worker that does not answer is detected by its pulse.
+    /// A part did not move in time. An unresponsive worker is detected by its pulse.
     RebalanceTimedOut {
         /// The sender.
         from: WorkerId,
         /// The receiver.
         to: WorkerId,
-        /// How long it had.
+        /// Its time limit.
         after: Duration,
     },
     /// A predecessor serves its slot again, because its successor failed.
@@ -140,67 +141,67 @@ pub enum Notice {
         /// The worker.
         worker: WorkerId,
     },
-    /// A restart rolls back: the slots it replaced get the old release again.
+    /// A restart rolls back: the slots that it replaced get the old release again.
     RollingBack {
         /// The cause.
         cause: String,
         /// The number of slots.
         slots: u16,
     },
-    /// A worker's loop has stalled for too long; it is killed.
+    /// A worker's event loop stalled for too long; the worker is killed.
     WorkerHung {
         /// The worker.
         worker: WorkerId,
-        /// For how long nothing moved, at least.
+        /// Minimum duration of the stall.
         after: Duration,
     },
-    /// A killed worker has not ended: something in the kernel holds it. It is given up.
+    /// A killed worker has not exited: something in the kernel blocks it. It is no longer awaited.
     NotEnded {
         /// The worker.
         worker: WorkerId,
-        /// How long it has been awaited.
+        /// Time since the kill.
         after: Duration,
     },
-    /// A worker's loop has made no turn although it was asked to.
+    /// A worker's event loop has stalled: it made no turn although it was pinged.
     WorkerStalled {
         /// The worker.
         worker: WorkerId,
-        /// For how long nothing moved, about.
+        /// Approximate duration of the stall.
         after: Duration,
     },
-    /// A worker that had stalled makes turns again.
+    /// The event loop of a stalled worker runs again.
     WorkerRunsAgain {
         /// The worker.
         worker: WorkerId,
-        /// For how long nothing moved, about.
+        /// Approximate duration of the stall.
         after: Duration,
     },
     /// A worker serves.
     WorkerReady {
         /// The worker.
         worker: WorkerId,
-        /// From its spawn to its Ready.
+        /// Time from its spawn to its Ready.
         took: Duration,
     },
-    /// A worker ended that should not have.
+    /// A worker exited unexpectedly.
     WorkerDied {
         /// The worker.
         worker: WorkerId,
         /// The exit status.
         how: Death,
-        /// How long it had served; `None` if it never was Ready.
+        /// Time for which it had served; `None` if it never was Ready.
         served_for: Option<Duration>,
         /// The cause, if it is known.
         cause: Option<String>,
     },
-    /// A worker ended as it was told to, one way or the other.
+    /// A worker that was to stop exited, normally or not.
     WorkerStopped {
         /// The worker.
         worker: WorkerId,
-        /// The exit status; anything but exit code 0 means that it did not end by itself.
+        /// The exit status; anything but exit code 0 means that it did not exit by itself.
         how: Death,
     },
-    /// A process could not be made.
+    /// A process could not be created.
     SpawnFailed {
         /// The worker that does not exist.
         worker: WorkerId,
@@ -211,7 +212,7 @@ pub enum Notice {
     StartTimedOut {
         /// The worker.
         worker: WorkerId,
-        /// How long it was given.
+        /// The time limit.
         after: Duration,
     },
     /// A worker's channel broke; the worker is killed.
@@ -221,22 +222,22 @@ pub enum Notice {
         /// The error.
         cause: String,
     },
-    /// The slot failed again and pauses.
+    /// The slot failed again; its restart is delayed.
     BackingOff {
         /// The slot.
         slot: SlotId,
-        /// For how long.
+        /// The delay.
         delay: Duration,
         /// Failures in a row, this one included.
         failures: u32,
     },
-    /// A sibling serves the slot's queue now.
+    /// A sibling now serves the slot's queue.
     Lent {
         /// The slot of the queue.
         slot: SlotId,
         /// The sibling.
         to: WorkerId,
-        /// How long it was unserved (on a second loan: since its own worker stopped).
+        /// Time for which it was unserved (on a second loan: since its own worker stopped).
         after: Duration,
     },
     /// A slot without a worker leaves: a sibling has emptied its queue.
@@ -246,21 +247,21 @@ pub enum Notice {
         /// The sibling.
         from: WorkerId,
     },
-    /// The slot's own worker is back.
+    /// The slot's own worker serves again.
     Recalled {
         /// The slot of the queue.
         slot: SlotId,
-        /// From which sibling.
+        /// The sibling that had borrowed the queue.
         from: WorkerId,
     },
-    /// A graceful stop begins.
+    /// A graceful stop began.
     Stopping {
         /// The requester.
         by: String,
-        /// After this, what is left is killed.
+        /// Time limit, after which the remaining processes are killed.
         at_most: Duration,
     },
-    /// A second request to stop: everything is killed.
+    /// A second stop request: every process is killed.
     StopForced {
         /// The requester.
         by: String,
@@ -269,34 +270,33 @@ pub enum Notice {
     StillDraining {
         /// The worker.
         worker: WorkerId,
-        /// How long it had.
+        /// The time limit.
         after: Duration,
     },
-    /// A worker could not start at boot; the server serves without it, and tries again.
+    /// A worker could not start at boot; the server runs without it and keeps trying.
     Degraded {
         /// The slot.
         slot: SlotId,
         /// The cause, in one line.
         cause: String,
     },
-    /// The boot failed; what runs already is killed.
+    /// The boot failed; the processes started so far are killed.
     BootFailed {
         /// The cause, in one line.
         cause: String,
     },
-    /// Something was not as an invariant of the machine promises; it went on without it.
+    /// An invariant of the machine was violated; the machine continued without the value concerned.
     InvariantBroken {
         /// Its description.
         what: String,
-        /// The number so far.
+        /// Violations so far.
         total: u64,
     },
-    /// An event about a worker that is no more, an unknown slot, or something already told. It has
-    /// been dropped.
+    /// An event about a worker that has exited, about an unknown slot, or repeated. It was dropped.
     StaleEvent {
         /// The event.
         event: Event,
-        /// The number so far.
+        /// Stale events so far.
         total: u64,
     },
 }
