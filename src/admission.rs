@@ -1,15 +1,15 @@
-//! Admission: networks that are allowed or denied, and limits on one source.
+//! Admission: allowed and denied networks, and limits per source.
 //!
 //! A source is the leading bits of an address (`source_prefix_v4`, `source_prefix_v6`). For each,
-//! this worker counts its open connections and the use of its rate; a worker sees only the
-//! connections that the kernel gives to it.
+//! this worker counts open connections and tracks the rate; a worker sees only the connections that
+//! the kernel assigns to it.
 //!
-//! Invariants: a remembered source never has more than `max_connections_per_source` connections,
-//! not counting those that migrated here; at most `accept_rate_per_source` connections are admitted
-//! at once, and that many per second from then on. At most [`ADMISSION_SOURCES_MAX`] sources are
-//! remembered: one without connections is forgotten when its rate is unused again, or earlier if
-//! its place is needed, and one with connections never. When all have some, a new one is admitted
-//! and not remembered, and the caller learns of it.
+//! Invariants: a tracked source never has more than `max_connections_per_source` connections, not
+//! counting those that migrated here; at most `accept_rate_per_source` connections are admitted at
+//! once, and that many per second afterwards. At most [`ADMISSION_SOURCES_MAX`] sources are
+//! tracked: one without connections is forgotten when its rate is unused again, or earlier if its
+//! place is needed; one with connections never is. When all have connections, a new one is admitted
+//! untracked, which is reported to the caller.
 //!
 //! Pure. It must not count, log or close: the caller does.
 
@@ -23,8 +23,8 @@ use crate::config::{ADMISSION_SOURCES_MAX, Config};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::RefusalCause;
 
-/// Maximum number of sources forgotten with each decision: more than one can be added, so they do
-/// not pile up, and no decision takes long.
+/// Maximum number of sources forgotten with each decision. It exceeds one, the number that can be
+/// added, so they do not pile up, and no decision takes long.
 const FORGOTTEN_AT_ONCE: usize = 4;
 
 /// Capacity that an empty table keeps; the rest of its memory is freed.
@@ -48,13 +48,13 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Creates the rules of `config`; `None` if every client is admitted, which then costs nothing.
+    /// Creates the rules of `config`; `None` if every client is admitted, at no cost.
     #[must_use]
     pub fn new(config: &Config) -> Option<Self> {
         Self::with_room_for(config, ADMISSION_SOURCES_MAX)
     }
 
-    /// Creates the rules with room for another number of sources.
+    /// Creates the rules with another limit on the number of sources.
     #[must_use]
     pub fn with_room_for(config: &Config, sources: usize) -> Option<Self> {
         let limits =
@@ -67,8 +67,8 @@ impl Admission {
         })
     }
 
-    /// Decides whether a connection of `peer` is served. An admitted one uses its source's rate;
-    /// [`Admission::opened`] must follow.
+    /// Decides whether a connection of `peer` is served. An admitted one uses its source's rate; a
+    /// call of [`Admission::opened`] must follow.
     pub fn decide(&mut self, peer: IpAddr, now: Tick) -> Verdict {
         // An IPv4 client of a dual-stack socket has an IPv4-mapped address.
         let peer = peer.to_canonical();
@@ -84,15 +84,15 @@ impl Admission {
         }
     }
 
-    /// Notes that connection `fd` of `peer` is open, admitted or migrated here. Returns false if
-    /// its source cannot be remembered: no limit holds for it then.
+    /// Records connection `fd` of `peer` as open, admitted or migrated here. Returns false if its
+    /// source cannot be tracked: it is then unlimited.
     #[must_use]
     pub fn opened(&mut self, fd: u32, peer: IpAddr) -> bool {
         let sources = self.sources.as_mut();
         sources.is_none_or(|sources| sources.opened(fd, peer.to_canonical()))
     }
 
-    /// Notes that connection `fd` of `peer`, passed to [`Admission::opened`] before, is closed or
+    /// Records that connection `fd` of `peer`, passed to [`Admission::opened`] before, is closed or
     /// has migrated.
     pub fn closed(&mut self, fd: u32, peer: IpAddr, now: Tick) {
         if let Some(sources) = &mut self.sources {
@@ -100,14 +100,14 @@ impl Admission {
         }
     }
 
-    /// Sources that are remembered.
+    /// Returns the number of tracked sources.
     #[must_use]
     pub fn sources(&self) -> usize {
         let sources = self.sources.as_ref();
         sources.map_or(0, |sources| sources.known.len())
     }
 
-    /// Connections of the source of `peer` that are counted for it.
+    /// Returns the number of connections counted for the source of `peer`.
     #[must_use]
     pub fn open_of(&self, peer: IpAddr) -> u32 {
         let sources = self.sources.as_ref();
@@ -116,12 +116,12 @@ impl Admission {
     }
 }
 
-/// Networks that do not overlap, in order.
+/// Networks that do not overlap, sorted.
 #[derive(Debug)]
 pub struct Networks(Vec<IpNet>);
 
 impl Networks {
-    /// Those of a list.
+    /// Returns the networks of a list.
     #[must_use]
     pub fn new(networks: &[IpNet]) -> Self {
         let mut networks = IpNet::aggregate(&networks.to_vec());
@@ -129,7 +129,7 @@ impl Networks {
         Self(networks)
     }
 
-    /// Whether `address`, not IPv4-mapped, is in one of them.
+    /// Returns whether a network contains `address`, which is not IPv4-mapped.
     #[must_use]
     pub fn contain(&self, address: IpAddr) -> bool {
         let after = self.0.partition_point(|one| one.network() <= address);
@@ -138,20 +138,20 @@ impl Networks {
     }
 }
 
-/// The leading bits of an address, the others zero; IPv4 as IPv4-mapped, which no IPv6 address is
-/// here.
+/// The leading bits of an address, the others zero; IPv4 as IPv4-mapped, which cannot collide with
+/// an IPv6 address here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Source(u128);
 
-/// What is remembered of a source.
+/// The state of one source.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     open: u32,
-    /// When its rate is unused again.
+    /// The time at which its rate is unused again.
     rested: Tick,
 }
 
-/// The limits on one source, and the sources they are kept for.
+/// The limits per source, and the tracked sources.
 #[derive(Debug)]
 struct Sources {
     most: Option<u32>,
@@ -162,7 +162,7 @@ struct Sources {
     known: HashMap<Source, Entry>,
     /// Sources without connections, the next one to be forgotten first.
     idle: BTreeSet<(Tick, Source)>,
-    /// Connections whose source is not remembered, by descriptor number.
+    /// Connections of untracked sources, by descriptor number.
     untracked: HashSet<u32>,
 }
 
@@ -264,7 +264,7 @@ impl Sources {
         }
     }
 
-    /// Forgets sources that would be treated the same as unknown ones.
+    /// Forgets sources whose state equals that of unknown ones.
     fn forget_rested(&mut self, now: Tick) {
         for _ in 0..FORGOTTEN_AT_ONCE {
             match self.idle.first().copied() {
@@ -277,8 +277,8 @@ impl Sources {
         }
     }
 
-    /// Whether one more source can be remembered; of those without connections the one whose rate
-    /// is nearest to be unused gives way.
+    /// Makes room for one more source, if necessary by evicting the source without connections
+    /// whose rate is nearest to being unused; returns false if there is none.
     fn make_room(&mut self) -> bool {
         if self.known.len() < self.room {
             return true;
@@ -298,8 +298,8 @@ impl Sources {
     }
 }
 
-/// A rate per second, with a burst of at most as many: each admission moves the time at which the
-/// rate is unused on by its share of a second, and that time is at most one second away.
+/// A rate per second with a burst of at most the same number: each admission advances the time at
+/// which the rate is unused by its share of a second, up to one second from now.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
     interval: Duration,
@@ -315,7 +315,7 @@ impl Rate {
         }
     }
 
-    /// Takes one; when the rate is unused again then, or `None` if it is used up.
+    /// Admits one; returns the time at which the rate is unused again, or `None` if it is used up.
     fn take(self, rested: Tick, now: Tick) -> Option<Tick> {
         let later = rested.max(now) + self.interval;
         (later.since(now) <= self.burst).then_some(later)

@@ -70,7 +70,7 @@ fn source_is_limited_to_its_connections() {
     }
     assert_eq!(admission.decide(ip("192.0.2.7"), now), FULL);
     assert_eq!(admission.decide(ip("192.0.3.7"), now), Verdict::Admit);
-    // One that moves in counts, and is never refused.
+    // A migrated connection counts, and is never refused.
     assert!(admission.opened(12, ip("192.0.2.7")));
     admission.closed(10, ip("192.0.2.1"), now);
     assert_eq!(admission.decide(ip("192.0.2.7"), now), FULL);
@@ -119,7 +119,7 @@ fn rate_allows_a_burst_then_its_pace() {
     assert_eq!(taken(5100), 1);
     assert_eq!(taken(5400), 3);
     assert_eq!(taken(60_000), 10);
-    // What is refused takes nothing.
+    // A refused connection uses no rate.
     assert_eq!(taken(60_100), 1);
 }
 
@@ -130,19 +130,19 @@ fn full_table_forgets_idle_sources_first() {
     let ms = Tick::from_millis;
     assert_eq!(admission.decide(ip("10.0.0.1"), ms(0)), Verdict::Admit);
     assert_eq!(admission.decide(ip("10.0.0.2"), ms(1)), Verdict::Admit);
-    // The place of the first, which nearly had its rate back.
+    // The place of the first source, whose rate was nearly unused again.
     assert_eq!(admission.decide(ip("10.0.0.3"), ms(2)), Verdict::Admit);
     assert_eq!(admission.decide(ip("10.0.0.2"), ms(2)), FAST);
     assert!(admission.opened(8, ip("10.0.0.2")));
     assert!(admission.opened(9, ip("10.0.0.3")));
     assert_eq!(admission.sources(), 2);
-    // No place for it: admitted, as often as it likes, and told.
+    // No room for it: admitted without limits, and reported.
     for fd in [10, 11] {
         assert_eq!(admission.decide(ip("10.0.0.4"), ms(3)), Verdict::Admit);
         assert!(!admission.opened(fd, ip("10.0.0.4")));
     }
     admission.closed(8, ip("10.0.0.2"), ms(4));
-    // Now there is; its connections from before are not counted down from the new ones.
+    // Now there is; its earlier connections do not reduce the new count.
     assert_eq!(admission.decide(ip("10.0.0.4"), ms(5)), Verdict::Admit);
     assert!(admission.opened(12, ip("10.0.0.4")));
     admission.closed(10, ip("10.0.0.4"), ms(6));
@@ -170,8 +170,8 @@ fn table_shrinks_after_a_flood() {
     );
 }
 
-/// One step of a life: a source tries to connect, one of its connections ends, or one arrives
-/// from another worker; and how much time has passed before.
+/// One step of a schedule: a source tries to connect, one of its connections ends, or one migrates
+/// here from another worker; and the time since the previous step.
 #[derive(Clone, Debug)]
 enum Step {
     Connects(u8),
@@ -201,7 +201,7 @@ proptest! {
         };
         let address = |source: u8| IpAddr::from([10, 0, 0, source]);
         let (mut ms, mut next_fd) = (0, 0);
-        // Descriptor, source and whether it is counted for it; times at which one was admitted.
+        // Descriptor, source and whether it is counted for it; admission times.
         let mut open: Vec<(u32, u8, bool)> = Vec::new();
         let mut admitted: BTreeMap<u8, Vec<u64>> = BTreeMap::new();
         for (passed, step) in steps {
@@ -241,7 +241,7 @@ proptest! {
                 prop_assert_eq!(admission.open_of(address(source)) as usize, counted.count());
             }
         }
-        // Where no source ever had to give way, no second sees more than a burst and a pace.
+        // Where no source was evicted, no second has more than a burst plus the rate.
         if let Some(rate) = rate.filter(|_| room >= 6) {
             for times in admitted.values() {
                 for (at, first) in times.iter().enumerate() {
@@ -254,7 +254,7 @@ proptest! {
         for (fd, source, _) in open.drain(..) {
             admission.closed(fd, address(source), end);
         }
-        // Each decision forgets some of those that have rested, and nobody is idle for long.
+        // Each decision forgets some of those with an unused rate, and none stays idle for long.
         for _ in 0..10 {
             let _ = admission.decide(IpAddr::from([10, 9, 9, 9]), end);
         }
