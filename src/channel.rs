@@ -3,7 +3,7 @@
 //! Invariants: no call blocks; a channel sends one type of message and receives one other; the
 //! descriptors of a refused message are closed ([`packets`] owns them by then); truncated control
 //! data, or a number of descriptors other than the message announces, is an error, because the
-//! kernel has then closed some silently; a message that the kernel does not take now waits in a
+//! kernel has then closed some silently; a message that the kernel does not accept now waits in a
 //! queue of at most [`QUEUE_MAX`] messages.
 //!
 //! It must not interpret messages.
@@ -18,8 +18,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::wire::{self, Envelope, FRAME_MAX_BYTES, Message};
 use packets::Packets;
 
-/// Messages that may wait for the other end to read. Supervisor and worker exchange a handful
-/// in a lifetime: an end that leaves this many unread is not alive.
+/// Maximum number of queued messages. Supervisor and worker exchange only a handful in all: an end
+/// that leaves this many unread is unresponsive.
 pub const QUEUE_MAX: usize = 64;
 
 /// One end of a channel, which sends `Out` and receives `In`.
@@ -33,32 +33,32 @@ pub struct Channel<Out, In> {
 /// A message and its descriptors.
 #[derive(Debug)]
 pub struct Received<In> {
-    /// The message, and the worker that it is for or from.
+    /// The message, and the worker that sends or receives it.
     pub envelope: Envelope<In>,
     /// The descriptors, as many as the message announced.
     pub descriptors: Vec<OwnedFd>,
 }
 
-/// Why a channel cannot go on.
+/// Why a channel fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The other end is gone.
+    /// The other end is closed.
     #[error("the other end of the channel is gone")]
     Closed,
     /// The other end does not read.
     #[error("the other end left {QUEUE_MAX} messages unread")]
     QueueFull,
-    /// Descriptors were lost on the way.
+    /// Descriptors were lost in transit.
     #[error(
         "{got} descriptors came with a message that announced {wanted}; is the descriptor limit reached?"
     )]
     Descriptors {
-        /// Announced.
+        /// Number announced.
         wanted: usize,
-        /// Received.
+        /// Number received.
         got: usize,
     },
-    /// The message itself is refused.
+    /// The message is invalid.
     #[error(transparent)]
     Wire(#[from] wire::Error),
     /// The kernel refused an operation.
@@ -66,7 +66,7 @@ pub enum Error {
     System {
         /// `"send"` or `"receive"`.
         operation: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -81,7 +81,7 @@ impl<Out: Message, In: Message> Channel<Out, In> {
         Ok((Self::over_packets(here), Channel::over_packets(there)))
     }
 
-    /// Returns a channel over one end of a socket pair that was inherited.
+    /// Returns a channel over an inherited end of a socket pair.
     #[must_use]
     pub const fn over(socket: OwnedFd) -> Self {
         Self::over_packets(Packets::over(socket))
@@ -101,10 +101,10 @@ impl<Out: Message, In: Message> Channel<Out, In> {
         self.packets
     }
 
-    /// Sends, or queues what the kernel does not take now.
+    /// Sends, or queues what the kernel does not accept now.
     ///
     /// # Errors
-    /// The channel cannot go on, or the message is too long.
+    /// The channel has failed, or the message is too long.
     pub fn send(
         &mut self,
         envelope: &Envelope<Out>,
@@ -130,18 +130,18 @@ impl<Out: Message, In: Message> Channel<Out, In> {
         Ok(())
     }
 
-    /// Whether nothing waits for the other end to read.
+    /// Returns whether no message is queued.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// Discards what the other end had sent before it exited: see [`Packets::purge`].
+    /// Discards messages that the other end sent before it exited: see [`Packets::purge`].
     pub fn purge(&self) {
         self.packets.purge();
     }
 
-    /// Sends what is queued, as far as the kernel takes it.
+    /// Sends queued messages until the kernel accepts no more.
     fn flush(&mut self) -> Result<(), Error> {
         while let Some((frame, descriptors)) = self.queue.front() {
             let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
@@ -153,14 +153,15 @@ impl<Out: Message, In: Message> Channel<Out, In> {
         Ok(())
     }
 
-    /// Sends what is queued, as far as the kernel takes it, and returns the next message, or `None`
-    /// if there is none now. To be called until then whenever the channel is readable or writable.
+    /// Sends queued messages until the kernel accepts no more, and returns the next message, or
+    /// `None` if there is none now. Call it until then whenever the channel is readable or
+    /// writable.
     ///
     /// # Errors
-    /// The channel cannot go on; [`Error::Closed`] is its orderly end.
+    /// The channel has failed; [`Error::Closed`] is its orderly end.
     pub fn receive(&mut self) -> Result<Option<Received<In>>, Error> {
         match self.flush() {
-            // Its end is reported below, after what it had said before.
+            // A closed end is reported below, after the messages that it sent before.
             Ok(()) | Err(Error::Closed) => {}
             Err(error) => return Err(error),
         }

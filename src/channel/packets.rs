@@ -1,13 +1,14 @@
-//! A sequenced-packet socket that carries descriptors: what a channel and a handover travel by.
+//! A sequenced-packet socket that carries descriptors: the transport of channels and handovers.
 //!
-//! `SOCK_SEQPACKET` keeps record boundaries, and reports the other end's death as an end of stream
-//! after everything that it had said.
+//! `SOCK_SEQPACKET` keeps record boundaries, and reports the other end's exit as an end of stream
+//! after everything that it sent.
 //!
-//! Invariants: never blocks, nor does closing what came by it (`at_once`); received descriptors are
-//! owned (and close-on-exec) before anybody looks at their packet, so every refusal closes them; what
-//! the kernel cut short is marked as such, since it has then closed descriptors silently.
+//! Invariants: no call blocks, nor does closing received descriptors (`at_once`); received
+//! descriptors are owned (and close-on-exec) before their packet is examined, so every refusal
+//! closes them; a packet that the kernel truncated is marked, since the kernel has then closed
+//! descriptors silently.
 //!
-//! It must not know what a packet says, and it keeps no queue: that is its user's to decide.
+//! It must not interpret packets, and it has no queue: its user decides about that.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -24,32 +25,32 @@ use socket2::SockRef;
 
 use crate::wire::FDS_MAX;
 
-/// Room for as many descriptors as the kernel ever delivers with one message (`SCM_MAX_FD`), so
-/// that only a full descriptor table can cut the list short.
+/// Maximum number of descriptors that the kernel delivers with one message (`SCM_MAX_FD`), so that
+/// only a full descriptor table can cut the list short.
 const FDS_RECEIVED_MAX: usize = 253;
 
-/// Packets that are thrown away at most: more than a socket pair holds.
+/// Maximum number of packets discarded: more than a socket pair holds.
 const PURGED_MAX: usize = 4096;
 
 /// One end of a socket pair.
 #[derive(Debug)]
 pub struct Packets(OwnedFd);
 
-/// What came.
+/// A received packet.
 #[derive(Debug)]
 pub struct Packet {
-    /// Bytes of it in the buffer.
+    /// Its number of bytes in the buffer.
     pub length: usize,
-    /// The descriptors that came along.
+    /// Its descriptors.
     pub descriptors: Vec<OwnedFd>,
-    /// Bytes or descriptors were lost on the way.
+    /// Bytes or descriptors were lost in transit.
     pub truncated: bool,
 }
 
-/// Why the socket cannot go on.
+/// Why the socket fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The other end is gone, and everything that it said has been received.
+    /// The other end is closed, and everything that it sent has been received.
     #[error("the other end is gone")]
     Closed,
     /// The kernel refused an operation.
@@ -57,34 +58,33 @@ pub enum Error {
     System {
         /// `"send"` or `"receive"`.
         operation: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl Packets {
-    /// Both ends of a new socket pair, close-on-exec.
+    /// Returns both ends of a new socket pair, close-on-exec.
     ///
     /// # Errors
-    /// What `socketpair` returned.
+    /// The error of `socketpair`.
     pub fn pair() -> io::Result<(Self, Self)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (here, there) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         Ok((Self(here), Self(there)))
     }
 
-    /// Over an end that came from elsewhere.
+    /// Wraps an inherited or received end.
     #[must_use]
     pub const fn over(socket: OwnedFd) -> Self {
         Self(socket)
     }
 
-    /// Sends a packet: true if the kernel took it, false if it has no room now. At most
-    /// [`FDS_MAX`] descriptors go along.
+    /// Sends a packet: true if the kernel accepted it, false if it has no room now. At most
+    /// [`FDS_MAX`] descriptors are sent with it.
     ///
     /// # Errors
-    /// The socket cannot go on. [`Error::Closed`] here says nothing of what is still to be
-    /// received.
+    /// The socket has failed. After [`Error::Closed`] there may still be packets to receive.
     pub fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<bool, Error> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         loop {
@@ -101,7 +101,7 @@ impl Packets {
             match sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, flags) {
                 Ok(_) => return Ok(true),
                 Err(Errno::INTR) => {}
-                // Too many descriptors in flight clears up as the other end reads.
+                // Too many descriptors in flight; this ends as the other end reads.
                 Err(Errno::AGAIN | Errno::TOOMANYREFS) => return Ok(false),
                 Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => return Err(Error::Closed),
                 Err(errno) => {
@@ -114,10 +114,10 @@ impl Packets {
         }
     }
 
-    /// The next packet, its bytes at the beginning of `into`; `None` if there is none now.
+    /// Returns the next packet, its bytes at the beginning of `into`; `None` if there is none now.
     ///
     /// # Errors
-    /// The socket cannot go on; [`Error::Closed`] is its orderly end.
+    /// The socket has failed; [`Error::Closed`] is its orderly end.
     pub fn receive(&self, into: &mut [u8]) -> Result<Option<Packet>, Error> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_RECEIVED_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -126,8 +126,8 @@ impl Packets {
             let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
             match recvmsg(&self.0, &mut slices, &mut control, flags) {
                 Ok(message) => break (message.bytes, message.flags),
-                // An end that died with unread packets is reported as a reset, once and before
-                // what it had said; its last words and its end come after that.
+                // An end that exited with unread packets is reported as a reset, once and before
+                // the packets that it sent; those, and the end of stream, come after that.
                 Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(errno) => {
@@ -138,7 +138,7 @@ impl Packets {
                 }
             }
         };
-        // Owned before anything else is looked at: every way out closes them.
+        // Owned before anything else is examined: every way out closes them.
         let mut descriptors = Vec::new();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -158,8 +158,8 @@ impl Packets {
 }
 
 impl Packets {
-    /// Throws away what has come and will not be looked at, before this end is closed: the kernel
-    /// would close the descriptors in it, and wait for those that ask it to.
+    /// Discards packets that were received but not read, before this end is closed: the kernel
+    /// would close their descriptors, and block on those with `SO_LINGER`.
     pub fn purge(&self) {
         for _ in 0..PURGED_MAX {
             match self.receive(&mut [0]) {
@@ -170,11 +170,11 @@ impl Packets {
     }
 }
 
-/// Has a coming close not wait. Whoever sent the descriptor may have set `SO_LINGER` on its socket,
-/// and the last close of it then stands still, non-blocking or not, until the peer has taken
-/// everything: so a worker in strange hands could stop its supervisor, and its siblings.
+/// Prevents the coming close from blocking. The sender may have set `SO_LINGER` on the socket, and
+/// its last close then blocks, non-blocking or not, until the peer has received everything: a
+/// compromised worker could stall its supervisor and its siblings.
 fn at_once(descriptor: &OwnedFd) {
-    // Fails for what is no socket, and that has nothing to wait for.
+    // Fails for a descriptor that is not a socket, which cannot linger.
     let _ = SockRef::from(descriptor).set_linger(None);
 }
 

@@ -8,7 +8,7 @@ use super::*;
 use crate::wire::ToWorker;
 use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 
-/// Both ends may send it here.
+/// Either end may send it here.
 fn pair() -> (Channel<ToWorker, ToWorker>, Channel<ToWorker, ToWorker>) {
     Channel::pair().unwrap()
 }
