@@ -6,11 +6,10 @@
 //! family, address and the IPv6-only flag are spelled out, because a group forms only among
 //! sockets that agree in all of them.
 //!
-//! A socket that was bound here lives as long as its slot: it is passed on, never shut down. All
-//! workers of the slot share it, with its options. So these are the options of the committed
-//! release: the worker that binds sets them, the supervisor sets them again when another release is
-//! committed, and a worker that adopts the socket leaves them alone, so a rolled-back restart has
-//! nothing to undo.
+//! A bound socket exists as long as its slot: it is passed on, never shut down. All workers of the
+//! slot share it and its options, which are those of the committed release: the worker that binds
+//! sets them, the supervisor sets them again when another release is committed, and a worker that
+//! adopts the socket leaves them unchanged, so a rolled-back restart has nothing to undo.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -33,7 +32,7 @@ pub enum Error {
         .holder.as_ref().map(|holder| format!(" ({holder})")).unwrap_or_default()
     )]
     InUse {
-        /// Where.
+        /// The address.
         addr: SocketAddr,
         /// The process that uses it, if known.
         holder: Option<Holder>,
@@ -44,9 +43,9 @@ pub enum Error {
          CAP_NET_BIND_SERVICE, choose a higher one with --listen"
     )]
     Privileged {
-        /// Where.
+        /// The address.
         addr: SocketAddr,
-        /// The first port that needs no privilege.
+        /// The first unprivileged port.
         first_free: u16,
     },
     /// No interface has the address.
@@ -56,23 +55,23 @@ pub enum Error {
         .addr.ip(), unspecified(*.addr)
     )]
     NotOurs {
-        /// Where.
+        /// The address.
         addr: SocketAddr,
     },
     /// The system does not support the address's family.
     #[error("cannot listen on {addr}: this system does not support {}", family(*.addr))]
     NoFamily {
-        /// Where.
+        /// The address.
         addr: SocketAddr,
     },
-    /// Anything else.
+    /// Any other failure.
     #[error("cannot listen on {addr}: {operation} failed: {source}")]
     System {
-        /// Where.
+        /// The address.
         addr: SocketAddr,
-        /// Which call.
+        /// The failed call.
         operation: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -80,7 +79,7 @@ pub enum Error {
 /// Binds and listens. Returns the socket and its actual address.
 ///
 /// # Errors
-/// Any [`Error`]; nothing is left behind.
+/// Any [`Error`]; no socket is left open.
 pub fn bind(listen: &Listen, config: &Config) -> Result<(OwnedFd, Listen), Error> {
     let addr = listen.addr;
     let step = |operation| move |source| describe(listen, operation, source);
@@ -112,15 +111,15 @@ pub fn bind(listen: &Listen, config: &Config) -> Result<(OwnedFd, Listen), Error
     ))
 }
 
-/// Whether this system supports IPv6, with or without an address.
+/// Returns whether this system supports IPv6, with or without an address.
 #[must_use]
 pub fn has_ipv6() -> bool {
     let socket = Socket::new(Domain::IPV6, Type::STREAM.cloexec(), Some(Protocol::TCP));
     !socket.is_err_and(|error| error.raw_os_error() == Some(EAFNOSUPPORT))
 }
 
-/// Replaces an address for all IPv4 and IPv6 clients (`*:PORT`) by one for all IPv4 clients where
-/// the system has no IPv6, and logs it.
+/// Replaces an address for all IPv4 and IPv6 clients (`*:PORT`) with one for all IPv4 clients on a
+/// system without IPv6, and logs it.
 pub fn fall_back_to_ipv4(wanted: &mut [Listen], has_ipv6: bool) {
     let both = |one: &&mut Listen| one.dual_stack && one.addr.ip().is_unspecified();
     for one in wanted.iter_mut().filter(both).filter(|_| !has_ipv6) {
@@ -134,24 +133,24 @@ pub fn fall_back_to_ipv4(wanted: &mut [Listen], has_ipv6: bool) {
 
 const EAFNOSUPPORT: i32 = nix::errno::Errno::EAFNOSUPPORT as i32;
 
-/// Gives a listening socket the options and the backlog of `config`: connections accepted from now
-/// on inherit them, whichever worker accepts them.
+/// Sets the options and the backlog of `config` on a listening socket: connections accepted from
+/// now on inherit them, whichever worker accepts them.
 ///
 /// # Errors
-/// [`Error::System`]; the socket is as the failed step left it.
+/// [`Error::System`]; options set before the failed step stay set.
 pub fn set_options(socket: &OwnedFd, listen: &Listen, config: &Config) -> Result<(), Error> {
     let step = |operation| move |source| describe(listen, operation, source);
     let socket = SockRef::from(socket);
     set_inherited(&socket, config).map_err(step("setting socket options"))?;
-    // A socket that was shut down would listen again, but not at its port.
+    // A socket that was shut down would listen again, but at another port.
     if socket.is_listener().is_ok_and(|listens| !listens) {
         return Ok(());
     }
-    // On a socket that listens already this changes the backlog, and nothing else.
+    // On a listening socket this changes only the backlog.
     socket.listen(backlog(config)).map_err(step("listen"))
 }
 
-/// The longest accept queue the system grants (`net.core.somaxconn`).
+/// Returns the longest accept queue that the system grants (`net.core.somaxconn`).
 #[must_use]
 pub fn longest_backlog() -> Option<u32> {
     std::fs::read_to_string("/proc/sys/net/core/somaxconn")
@@ -161,15 +160,15 @@ pub fn longest_backlog() -> Option<u32> {
         .ok()
 }
 
-/// Sets the options that accepted connections inherit from their listener, so that none costs a
-/// call per connection. A fixed buffer size cannot go back to the kernel's tuning; the
-/// configuration refuses that change.
+/// Sets the options that accepted connections inherit from their listener, which saves a call per
+/// connection. A fixed buffer size cannot be reverted to autotuning; the configuration refuses that
+/// change.
 fn set_inherited(socket: &Socket, config: &Config) -> io::Result<()> {
-    // A reply is one send; without this a second one would wait for the peer's delayed ACK.
+    // A reply is one send; without this the next one would wait for the peer's delayed ACK.
     socket.set_tcp_nodelay(true)?;
-    // Urgent bytes are bytes: byte-exact service, and exact kernel byte counters, depend on it.
+    // Urgent data stays in the stream: byte-exact service and kernel byte counters depend on it.
     socket.set_out_of_band_inline(true)?;
-    // Another holder of the socket may have set it: a close would then wait, or reset its client.
+    // Another holder of the socket may have set it: a close would then block, or reset the client.
     socket.set_linger(None)?;
     // Limits how long the kernel holds output for a peer that does not read, also after the close.
     let stall = config.write_stall_timeout;

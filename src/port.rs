@@ -1,10 +1,10 @@
-//! The holder of a port: the lock that keeps a second instance out, and the kernel's list of
+//! Ownership of a port: the lock that excludes a second instance, and the kernel's list of
 //! listeners.
 //!
 //! `SO_REUSEPORT` lets a second server that was started by mistake join the group silently and
 //! receive a share of the clients. So an instance takes a lock for each address ([`lock()`]: an
-//! abstract Unix socket belongs to the network namespace, as the port does, and dies with its
-//! holder), and searches for overlapping listeners of any process before it binds.
+//! abstract Unix socket belongs to the network namespace, as the port does, and is released when
+//! its holder exits), and searches for overlapping listeners of any process before it binds.
 //!
 //! It must not bind or change a TCP socket: a check must never disturb service.
 
@@ -25,18 +25,18 @@ mod lock;
 
 pub use lock::{lock, lock_bound};
 
-/// Keeps other instances of this user off one address for as long as it lives.
+/// A lock that excludes other instances of this user from one address until it is dropped.
 #[derive(Debug)]
 pub struct Lock(unix::UnixListener);
 
 /// A process that listens on a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// The process number; `None` if it belongs to another user and is not visible.
+    /// The process ID; `None` if the process belongs to another user and is not visible.
     pub pid: Option<i32>,
     /// Its name, if known.
     pub program: Option<String>,
-    /// The address it listens on.
+    /// The address that it listens on.
     pub address: String,
 }
 
@@ -49,26 +49,26 @@ pub enum Error {
          share the port with --share-port"
     )]
     Held {
-        /// What was asked for.
+        /// The requested address.
         wanted: String,
-        /// Who has it.
+        /// The process that listens there.
         holder: Holder,
     },
     /// The lock could not be taken.
     #[error("cannot lock {address}: {source}")]
     Lock {
-        /// Of which address.
+        /// The address.
         address: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// Finds a listener that would receive clients of `listen`, or share them; `own` are the inodes of
-/// sockets to be ignored.
+/// Finds a listener that would receive or share clients of `listen`; `own` are the inodes of
+/// sockets to ignore.
 #[must_use]
 pub fn holder(listen: &Listen, own: &[u64]) -> Option<Holder> {
-    // Without a readable /proc nothing is found; the bind then reports what it can.
+    // Without a readable /proc nothing is found; a conflict is then reported by the bind.
     let entries = [procfs::net::tcp(), procfs::net::tcp6()]
         .into_iter()
         .flatten()
@@ -85,9 +85,9 @@ pub fn holder(listen: &Listen, own: &[u64]) -> Option<Holder> {
 }
 
 impl Lock {
-    /// Dismisses processes that asked for the lock; the connect alone answered them. To be called
-    /// when the lock is readable, so that its queue never fills. Returns whether there may be more:
-    /// any local user can ask, as often as it likes.
+    /// Accepts and closes connections of processes that checked the lock; the connect alone
+    /// answered them. Call it when the lock is readable, so that its queue never fills. Returns
+    /// whether there may be more: any local user can connect at any rate.
     #[must_use]
     pub fn dismiss_askers(&self) -> bool {
         (0..LOCK_ASKERS_PER_TURN).all(|_| self.0.accept().is_ok())
@@ -95,7 +95,7 @@ impl Lock {
 }
 
 impl From<OwnedFd> for Lock {
-    /// A lock that this process's earlier program took.
+    /// A lock taken by the program that this process ran before an upgrade.
     fn from(socket: OwnedFd) -> Self {
         Self(socket.into())
     }
@@ -119,7 +119,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Whether a listener at `other` receives clients of `wanted`, or the reverse.
+/// Returns whether a listener at `other` receives clients of `wanted`, or the reverse.
 fn overlaps(wanted: &Listen, other: SocketAddr) -> bool {
     let (ours, theirs) = (wanted.addr.ip(), other.ip());
     if wanted.addr.port() != other.port() {
@@ -132,8 +132,7 @@ fn overlaps(wanted: &Listen, other: SocketAddr) -> bool {
         && (ours == theirs || ours.is_unspecified() || theirs.is_unspecified())
 }
 
-/// Returns the process that has a socket, by the socket's inode: of a process tree that shares it,
-/// the oldest.
+/// Returns the process that has a socket, by the socket's inode: if several share it, the oldest.
 fn owner_of(inode: u64) -> Option<(i32, String)> {
     owners_of(&BTreeSet::from([inode])).remove(&inode)
 }
@@ -142,7 +141,7 @@ fn owner_of(inode: u64) -> Option<(i32, String)> {
 mod tests {
     use super::*;
 
-    /// A port that this process has, so that no other test locks it.
+    /// Returns a port reserved for this process, so that no other test locks it.
     pub(super) fn own_port() -> (std::net::TcpListener, u16) {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();

@@ -1,17 +1,18 @@
-//! Claims of addresses: of two instances that conflict exactly one goes on.
+//! Claims of addresses: of two conflicting instances exactly one continues.
 //!
 //! A claim is a listening abstract Unix socket. Its name contains the address, the phase of its
-//! instance and an unpredictable ticket. An instance that starts publishes its claims as
-//! *starting*, then reads the kernel's list of such sockets. It gives up if it finds a conflicting
-//! instance that *runs*, or one that is starting with an earlier ticket; it waits for one with a
-//! later ticket, until that has given up or runs. Then it publishes that it runs.
+//! instance and an unpredictable ticket. A starting instance publishes its claims as *starting*,
+//! then reads the kernel's list of such sockets. It gives up if it finds a conflicting instance
+//! that *runs*, or one that is starting with an earlier ticket; it waits for one with a later
+//! ticket, until that has given up or runs. Then it publishes that it runs.
 //!
-//! Why exactly one goes on: of two that conflict, the one that publishes later reads the list while
-//! the other's claim is in it. If its ticket is the later one it gives up; if not it waits, and gives
-//! up unless the other does. And the earliest ticket is given up only for one that runs.
+//! Why exactly one continues: of two that conflict, the one that publishes later reads the list
+//! while the other's claim is in it. If its own ticket is the later one it gives up; if not it
+//! waits, and gives up only if the other runs. The earliest ticket gives up only for an instance
+//! that runs.
 //!
 //! Why another user can neither defeat nor abuse this: only sockets of one user can share a port,
-//! so only claims of this user count, and the kernel knows the creator of a socket. A name that
+//! so only claims of this user count, and the kernel records the creator of a socket. A name that
 //! another user bound is ignored; it cannot equal one of ours, which end in an unpredictable
 //! ticket. Connections that fill a claim's queue do not hide it: then the processes of this user
 //! are searched for it.
@@ -36,9 +37,9 @@ use super::{Error, Holder, Lock, owners_of};
 use crate::wire::Listen;
 use uppercased_ctl::clock::{self, Tick};
 
-/// What every claim's name begins with.
+/// The prefix of every claim's name.
 const PREFIX: &str = "uppercased:";
-/// Time to wait for an instance that started later to give up, which takes milliseconds.
+/// Time to wait for an instance that started later to give up; normally milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Interval between two checks.
 const LOOK_MS: u16 = 2;
@@ -50,7 +51,7 @@ enum Stage {
     Running,
 }
 
-/// Orders the instances that start. The last part only keeps it from being guessed.
+/// The order of starting instances. The last part only makes it unpredictable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Ticket {
     at: Tick,
@@ -65,7 +66,7 @@ struct Claim {
     ticket: Ticket,
 }
 
-/// A claim as the kernel lists it.
+/// A claim in the kernel's list.
 #[derive(Clone, Copy, Debug)]
 struct Published {
     claim: Claim,
@@ -77,17 +78,17 @@ struct Published {
 enum Asked {
     /// A process of this user.
     Ours(Holder),
-    /// One of another user.
+    /// A process of another user.
     Others,
     /// The creator is gone.
     Gone,
 }
 
-/// Takes the locks for all addresses of an instance that starts.
+/// Takes the locks for all addresses of a starting instance.
 ///
 /// # Errors
-/// [`Error::Held`] if another instance of this user has an address that conflicts with one of them,
-/// or takes it at the same time.
+/// [`Error::Held`] if another instance of this user holds a conflicting address, or takes it at the
+/// same time.
 pub fn lock(listen: &[Listen]) -> Result<Vec<Lock>, Error> {
     let ticket = Ticket::new();
     let wanted = names(listen);
@@ -102,11 +103,11 @@ pub fn lock(listen: &[Listen]) -> Result<Vec<Lock>, Error> {
                 holder,
             });
         }
-        // It waits for time only; an interruption shortens that.
+        // The wait is only for time; an interruption shortens it.
         let _ = poll(&mut [], LOOK_MS);
     }
     let running = publish(&wanted, Stage::Running, ticket)?;
-    // Only now, so that there is no moment without a claim.
+    // Only now, so that a claim exists at every moment.
     drop(starting);
     Ok(running)
 }
@@ -114,7 +115,7 @@ pub fn lock(listen: &[Listen]) -> Result<Vec<Lock>, Error> {
 /// Takes the locks for addresses that the kernel has just chosen for this instance alone.
 ///
 /// # Errors
-/// A lock cannot be made.
+/// A lock cannot be created.
 pub fn lock_bound(listen: &[Listen]) -> Result<Vec<Lock>, Error> {
     publish(&names(listen), Stage::Running, Ticket::new())
 }
@@ -152,7 +153,7 @@ fn publish(
     wanted.iter().map(publish_one).collect()
 }
 
-/// An instance of this user that conflicts: before all others one that does not give up.
+/// Returns a conflicting instance of this user, preferably one that does not give up.
 fn find_rival(
     wanted: &BTreeSet<SocketAddr>,
     ticket: Ticket,
@@ -172,11 +173,11 @@ fn find_rival(
             match asked {
                 Asked::Ours(holder) => return Ok(Some((rival.claim, holder))),
                 Asked::Others => {}
-                // It may run by now, under a name that this list did not have yet.
+                // It may run by now, under a name not yet in this list.
                 Asked::Gone => has_changed |= rival.claim.stage == Stage::Starting,
             }
         }
-        // Another user's changing names delay a start, and no more.
+        // Another user's changing names can only delay a start.
         if !has_changed || clock::now() >= until {
             return Ok(None);
         }
@@ -187,14 +188,14 @@ fn find_rival(
 /// that changes from starting to running meanwhile, or is skipped because another one disappears,
 /// is in the second.
 fn published() -> Vec<Published> {
-    // Without a readable /proc nothing is found; the bind then reports what it can.
+    // Without a readable /proc nothing is found; a conflict is then reported by the bind.
     let read = || fs::read("/proc/net/unix").unwrap_or_default();
     let lists = [read(), read()];
     let lines = lists.iter().flat_map(|list| list.split(|&b| b == b'\n'));
     lines.filter_map(Published::parse).collect()
 }
 
-/// Whether both cannot be listened on by different instances.
+/// Returns whether different instances cannot listen on both.
 fn conflicts(one: SocketAddr, other: SocketAddr) -> bool {
     let everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
     one.port() == other.port()
@@ -202,22 +203,22 @@ fn conflicts(one: SocketAddr, other: SocketAddr) -> bool {
         && (everywhere || one.ip() == other.ip())
 }
 
-/// Asks the kernel for the creator of a claim.
+/// Returns the creator of a claim, as the kernel records it.
 fn ask(of: &Published) -> io::Result<Asked> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let asker: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     let name = UnixAddr::new_abstract(of.claim.name().as_bytes())?;
     let pid = match socket::connect(asker.as_raw_fd(), &name) {
-        // The kernel remembers the creator of the listener.
+        // The kernel records the creator of the listener.
         Ok(()) => {
             let maker = getsockopt(&asker, sockopt::PeerCredentials)?;
             if maker.uid() != geteuid().as_raw() {
                 return Ok(Asked::Others);
             }
-            // Not positive for a process outside this one's pid namespace.
+            // Not positive for a process outside this PID namespace.
             Some(maker.pid()).filter(|&pid| pid > 0)
         }
-        // Its queue is full of askers that it has not dismissed yet.
+        // Its queue is full of connections that it has not closed yet.
         Err(Errno::EAGAIN) => {
             let found = owners_of(&BTreeSet::from([of.inode])).remove(&of.inode);
             let ours = |pid: &i32| {
@@ -277,15 +278,15 @@ impl Claim {
             stage,
             ticket,
         };
-        // It is asked under the name that this makes.
+        // The name derived here is the one to query.
         (claim.name() == name).then_some(claim)
     }
 }
 
 impl Published {
-    /// A line of `/proc/net/unix` about a socket that listens: seven fields, the fourth the flags and
-    /// the last one the inode, and the name, in which `@` stands for the zero that begins an abstract
-    /// one.
+    /// Parses a line of `/proc/net/unix` about a listening socket: seven fields, the fourth the
+    /// flags and the last one the inode, and the name, in which `@` stands for the leading zero
+    /// byte of an abstract one.
     fn parse(line: &[u8]) -> Option<Self> {
         let line = std::str::from_utf8(line).ok()?;
         let mut fields = line.split_ascii_whitespace();

@@ -66,7 +66,7 @@ fn only_one_of_several_starts_wins() {
     }
 }
 
-/// Needs the right to be another user, as root has it.
+/// Needs the privilege to change the user, as root has.
 #[test]
 fn lock_of_another_user_is_ignored() {
     if !geteuid().is_root() {
@@ -75,7 +75,7 @@ fn lock_of_another_user_is_ignored() {
     let (_socket, port) = own_port();
     let as_nobody = move || {
         let nobody = rustix::process::Uid::from_raw(65_534);
-        // Of this thread alone.
+        // For this thread only.
         rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
         try_lock("127.0.0.1", port).unwrap()
     };
