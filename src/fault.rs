@@ -1,4 +1,4 @@
-//! Fault injection, for tests in which a process dies or stalls at a given point. Debug builds
+//! Fault injection, for tests in which a process exits or stalls at a given point. Debug builds
 //! only: in a release build every function here is empty.
 //!
 //! A plan is a list of `point=action` separated by `;`. It comes from the environment variable
@@ -7,13 +7,13 @@
 //! "the new version" misbehave): the last [`TRAILER_MAX_BYTES`] of the file are searched for
 //! [`TRAILER_MARK`]; what follows it is the plan.
 //!
-//! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`, and
-//! `violate:` with one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`, `unlisten`, `unlisten_all`, `steer`,
-//! `fill`, `punch`, `map`, `overwrite`: what the sandbox of a worker is to prevent; and `fail`, where the point stands
-//! for a system call that may be refused. Anything else is a value that [`value`] returns, as
-//! `version=9.9.9`.
+//! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`, and `violate:`
+//! with one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`, `unlisten`, `unlisten_all`,
+//! `steer`, `fill`, `punch`, `map`, `overwrite`: what the sandbox of a worker is to prevent; and
+//! `fail`, for a point that stands for a system call that may fail. Anything else is a value that
+//! [`value`] returns, as `version=9.9.9`.
 //!
-//! It must not be consulted on the serving path: a point is passed a few times in a worker's life.
+//! It must not be consulted on the serving path: a worker passes a point a few times in all.
 
 /// The environment variable with a plan.
 pub const VARIABLE: &str = "FAULT_POINTS";
@@ -60,7 +60,7 @@ mod plan {
             return;
         };
         match action {
-            // Returns from neither; were it refused, the test that asked for it notices.
+            // Neither returns; if it were refused, the requesting test would fail.
             "kill" => drop(raise(Signal::SIGKILL)),
             "stop" => drop(raise(Signal::SIGSTOP)),
             "panic" => panic!("the fault point {name} asks for a panic"),
@@ -73,7 +73,7 @@ mod plan {
         }
     }
 
-    /// Does what no worker does, and logs the result.
+    /// Performs an action forbidden to workers, and logs the result.
     fn violate(what: &str) {
         let done = match what {
             "open" => File::open("/etc/passwd").map(drop),
@@ -85,7 +85,7 @@ mod plan {
                 .map(drop),
             "setuid" => nix::unistd::setuid(Uid::from_raw(1)).map_err(io::Error::from),
             "signal" => nix::sys::signal::kill(getppid(), None).map_err(io::Error::from),
-            // Of a socket that others have, too; which one does not matter to the filter.
+            // Of a socket shared with other processes; the filter does not distinguish them.
             "unlisten" => shutdown(CHANNEL_NUMBER, Shutdown::Both).map_err(io::Error::from),
             "unlisten_all" => (0..1024).try_for_each(|number| {
                 let Ok(socket) = duplicate_inherited(number) else {
@@ -177,7 +177,7 @@ pub fn point(name: &str) {
 /// failed system call.
 ///
 /// # Errors
-/// As the plan says.
+/// The plan has `fail` for the point.
 #[inline]
 pub fn fail(name: &str) -> std::io::Result<()> {
     match value(name) {
@@ -195,7 +195,7 @@ pub fn value(name: &str) -> Option<&'static str> {
     plan::value(name)
 }
 
-/// The version of this program; a test may give a copy another one.
+/// Returns the version of this program; a test may give a copy another one.
 #[must_use]
 pub fn program_version() -> &'static str {
     value("version").unwrap_or(env!("CARGO_PKG_VERSION"))

@@ -1,10 +1,10 @@
-//! A child of the running supervisor that does what may block, before anything is changed.
+//! A child of the running supervisor for blocking work, done before anything is changed.
 //!
-//! For a reload it runs the supervisor's own program and reads the configuration from the arguments
-//! of the server: host names, users and files are resolved here. For an upgrade it
-//! runs the new program, reads the configuration likewise and the very state that it would be given,
-//! and comes up as far as a worker does. Either way the configuration goes back as data. It binds
-//! nothing, serves no client, exits when it has answered, and never outlives its supervisor.
+//! For a reload it runs the supervisor's own program and reads the configuration from the server's
+//! arguments: host names, users and files are resolved here. For an upgrade it runs the new
+//! program, reads the configuration likewise and the actual state to be passed on, and initializes
+//! as far as a worker does. Either way it returns the configuration as data. It binds nothing,
+//! serves no client, exits after its reply, and never outlives its supervisor.
 
 use std::process::ExitCode;
 
@@ -21,14 +21,14 @@ use crate::wire::{Envelope, FromPreflight, ToPreflight};
 use crate::worker;
 use uppercased_ctl::stderr;
 
-/// Time to wait for the task, which is sent before the child is started.
+/// Timeout for the task, which is sent before the child is started.
 const TASK_TIMEOUT_MS: u16 = 10_000;
 
 /// The task of the child.
 enum Task {
-    /// To read the configuration.
+    /// Read the configuration.
     Resolve,
-    /// To show that it could take over with this state, too.
+    /// Also show that it can take over with this state.
     TakeOver(OwnedFd),
 }
 
@@ -42,7 +42,7 @@ pub fn run(read: impl FnOnce() -> Result<Config, String>) -> ExitCode {
         );
         return ExitCode::from(2);
     };
-    // What follows may block. Fails for no valid signal.
+    // The following may block. Fails for no valid signal.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     fault::point("preflight.starting");
     let mut channel = Channel::over(channel);

@@ -1,20 +1,20 @@
 //! Drops privileges before serving untrusted peers: other users' rights, capabilities, files, new
-//! sockets, and every system call that the process does not make. So a bug that a peer can reach is
-//! worth little. Workers and the admin process use it; they differ in their system calls.
+//! sockets, and every unused system call. So a bug that a peer can reach gains little. Workers and
+//! the admin process use it; they differ in their system calls.
 //!
 //! The layers, in order, each independent of the others: another user and group, `no_new_privs` (no
 //! executed program gains rights; the last two layers need it), no capabilities, not dumpable (no
 //! process of the same user may inspect it), Landlock (no file, no bind, no connect, no signal to
 //! others), and last, because it forbids the system calls of all the others, seccomp.
 //!
-//! Invariants: the sandbox is entered once everything that the process will ever need is open, and
+//! Invariants: the sandbox is entered once every resource that the process needs is open, and
 //! before it reports Ready; a process that must change its user and cannot does not serve, whatever
-//! `sandbox` says; a layer counts as achieved only if the kernel confirmed it. All layers but the
-//! last hold for the calling thread and those that it starts later, so [`begin`] comes before a
+//! `sandbox` is set to; a layer counts as achieved only if the kernel confirmed it. All layers but
+//! the last hold for the calling thread and those that it starts later, so [`begin`] comes before a
 //! process's threads; the last one, [`Begun::finish`], covers all of them, and none can be started
 //! after it.
 //!
-//! It must not leave a way back.
+//! It must not be reversible.
 
 pub(crate) mod calls;
 
@@ -40,7 +40,7 @@ use calls::Role;
 /// The newest Landlock version that is requested; an older kernel supports less.
 const LANDLOCK: ABI = ABI::V10;
 /// The first version that covers every goal here. Later additions (connecting by the path of a Unix
-/// socket, UDP) are used where the kernel has them.
+/// socket, UDP) are used where the kernel supports them.
 const LANDLOCK_WHOLE: ABI = ABI::V6;
 /// The first version that covers TCP.
 const LANDLOCK_TCP: ABI = ABI::V4;
@@ -67,10 +67,10 @@ impl Layer {
     }
 }
 
-/// The result of each layer that was tried; of one that a kernel may have in part, the parts.
+/// The result of each layer that was tried; for one supported only in part, the parts.
 type Outcomes = Vec<(Layer, Result<Option<&'static str>, String>)>;
 
-/// A process in all layers but the last.
+/// A process with all layers entered but the last.
 #[derive(Debug)]
 #[must_use = "the process is not sandboxed before its system calls are filtered"]
 pub(crate) struct Begun {
@@ -80,7 +80,7 @@ pub(crate) struct Begun {
     outcomes: Outcomes,
 }
 
-/// Enters all layers but the system call filter, as `config` says, for good, for this thread and
+/// Enters all layers but the system call filter, as configured, irreversibly, for this thread and
 /// those that it starts later.
 ///
 /// # Errors
@@ -91,7 +91,7 @@ pub(crate) fn begin(config: &Config) -> Result<Begun, String> {
         accounts: Vec::new(),
         outcomes: Vec::new(),
     };
-    // After a change of user the process lacks the right to this.
+    // After a change of user the process may no longer do this.
     let limited = match begun.mode {
         Sandbox::Off => Ok(()),
         Sandbox::Auto | Sandbox::Required => limit_capabilities(),
@@ -130,8 +130,8 @@ impl Begun {
         self.outcomes.push((layer, outcome));
     }
 
-    /// Restricts every thread of this process to the system calls of its role. Returns what was
-    /// achieved altogether, and what was not.
+    /// Restricts every thread of this process to the system calls of its role. Returns the layers
+    /// achieved and those missing.
     ///
     /// # Errors
     /// Why the process must not serve, in one line.
@@ -193,15 +193,15 @@ fn become_account(config: &Config) -> Result<Vec<String>, String> {
     Ok(user.chain(group).collect())
 }
 
-/// Prevents any capability from coming back, not even by executing a program as root: the bounding
-/// set is emptied, and being root grants none. Only a process that may do so (`CAP_SETPCAP`) needs
-/// to: without any capability `no_new_privs` suffices.
+/// Prevents any capability from coming back, even by executing a program as root: the bounding set
+/// is emptied, and being root grants none. Only a process with `CAP_SETPCAP` can do so, and only it
+/// needs to: without any capability `no_new_privs` suffices.
 fn limit_capabilities() -> Result<(), String> {
     let mine = capabilities(None).map_err(text)?;
     if !mine.effective.contains(CapabilitySet::SETPCAP) {
         return Ok(());
     }
-    // In order of their numbers, up to the last one that the kernel knows.
+    // In numerical order, up to the last one that the kernel supports.
     for number in 0..u64::BITS {
         let one = CapabilitySet::from_bits_retain(1 << number);
         match remove_capability_from_bounding_set(one) {
@@ -210,7 +210,7 @@ fn limit_capabilities() -> Result<(), String> {
             Err(errno) => return Err(errno.to_string()),
         }
     }
-    // What becoming another user takes away is to be taken away: of NO_SETUID_FIXUP only the lock.
+    // Changing the user must remove the capabilities: of NO_SETUID_FIXUP only the lock is set.
     let bits = CapabilitiesSecureBits::NO_ROOT
         | CapabilitiesSecureBits::NO_ROOT_LOCKED
         | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
@@ -231,8 +231,8 @@ fn drop_capabilities() -> Result<(), String> {
     set_capabilities(None, none).map_err(text)
 }
 
-/// Handles everything that Landlock covers and allows nothing. Existing listening sockets, and what
-/// they accept, are not affected.
+/// Handles everything that Landlock covers and allows nothing. Existing listening sockets, and
+/// connections accepted from them, are not affected.
 fn enter_landlock() -> Result<Option<&'static str>, String> {
     let ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(LANDLOCK))
@@ -250,7 +250,7 @@ fn enter_landlock() -> Result<Option<&'static str>, String> {
     }
 }
 
-/// What a kernel with this Landlock version prevents, if that is not every goal.
+/// Returns what a kernel with this Landlock version prevents, if that is not every goal.
 fn parts_of(landlock: ABI) -> Option<&'static str> {
     if landlock >= LANDLOCK_WHOLE {
         None
@@ -261,7 +261,7 @@ fn parts_of(landlock: ABI) -> Option<&'static str> {
     }
 }
 
-/// A layer that a kernel has as a whole or not at all.
+/// A layer that a kernel supports fully or not at all.
 const fn whole((): ()) -> Option<&'static str> {
     None
 }

@@ -1,8 +1,8 @@
 //! The system calls that a sandboxed process makes: what the filter allows.
 //!
-//! Pure: a table for each role, and the filter's rules made from it. A call that is not in it ends
-//! the process, so a new call in a loop needs a row here. Calls on the serving path have no
-//! condition: the kernel then answers from a bitmap and runs no filter.
+//! Pure: a table for each role, and the filter's rules made from it. Any other call ends the
+//! process, so a new call in a loop needs a row here. Calls on the serving path have no condition:
+//! the kernel then decides from a bitmap and runs no filter.
 
 use std::collections::BTreeMap;
 
@@ -14,16 +14,15 @@ use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition
 pub(crate) enum Role {
     /// Serves clients.
     Worker,
-    /// Answers at the admin endpoint, with threads.
+    /// Serves the admin endpoint, with threads.
     Admin,
 }
 
-/// Calls that are allowed whatever their arguments, by purpose.
+/// Calls allowed with any arguments, by purpose.
 type Table = &'static [(&'static str, &'static [libc::c_long])];
 
-/// Calls of both roles. Those marked as seen were seen when the workers of all end-to-end tests
-/// were traced from the moment when they were sandboxed; the others are there for the reason beside
-/// them.
+/// Calls of both roles. Those marked as seen were traced in sandboxed workers during all end-to-end
+/// tests; the others have the reason beside them.
 const COMMON: Table = &[
     (
         "connections: take, receive, send, end; all seen",
@@ -104,7 +103,7 @@ const ADMIN: Table = &[
     ),
 ];
 
-/// `uretprobe` and `uprobe`: called by code that the kernel put there, and refused elsewhere. Not in
+/// `uretprobe` and `uprobe`: called by code that the kernel inserted, and refused elsewhere. Not in
 /// every C library's list yet.
 #[cfg(target_arch = "x86_64")]
 const PROBES: &[libc::c_long] = &[335, 336];
@@ -117,8 +116,8 @@ const OLD: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[libc::c_long] = &[];
 
-/// Allowed `fcntl` commands: whether it is open (builds with checks ask before each close, seen),
-/// and for a duplicate (of what waits to be sent). None of those that send signals.
+/// Allowed `fcntl` commands: testing whether a descriptor is open (debug builds do so before each
+/// close, seen), and duplicating one (for unsent data). None of those that send signals.
 const DESCRIPTOR_ORDERS: [libc::c_int; 2] = [libc::F_GETFD, libc::F_DUPFD_CLOEXEC];
 
 /// Socket options that may be set, at the level `SOL_SOCKET`. A listener is shared with the
@@ -126,18 +125,19 @@ const DESCRIPTOR_ORDERS: [libc::c_int; 2] = [libc::F_GETFD, libc::F_DUPFD_CLOEXE
 /// worker.
 const fn socket_options(role: Role) -> &'static [libc::c_int] {
     match role {
-        // A close that is to be a reset, and each that must not be one or wait; seen. So nothing can
-        // keep a worker in strange hands from setting it of a shared listener: every close by a worker
-        // clears it ([`crate::sys::socket::Socket::close`]), and every descriptor that comes by a
-        // channel is cleared. To be reset by another call, a connection would have to be dissolved
-        // (`connect`), and could then be connected anew.
+        // Selects between reset and graceful, non-blocking close; seen. A compromised worker could
+        // set it on a shared listener, so every close by a worker clears it
+        // ([`crate::sys::socket::Socket::close`]), and so does the receiver of every descriptor
+        // from a channel. Resetting a connection by another call would need `connect` to dissolve
+        // it, which would also allow connecting it again.
         Role::Worker => &[libc::SO_LINGER],
-        // How long a client is waited for, and that nothing which comes by the channel is; seen.
+        // The timeout for a client, also cleared on what a channel delivers; seen.
         Role::Admin => &[libc::SO_LINGER, libc::SO_RCVTIMEO, libc::SO_SNDTIMEO],
     }
 }
 
-/// The rules of the filter, for the process with number `pid`: no rule for a call means always.
+/// Returns the filter's rules for the process with ID `pid`: a call without rules is always
+/// allowed.
 ///
 /// # Errors
 /// A condition that cannot be expressed; none of these is known to be.
@@ -156,7 +156,7 @@ pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRul
     for call in [libc::SYS_tkill, libc::SYS_tgkill] {
         rules.insert(call, vec![only(0, Eq, pid.into())?]);
     }
-    // Memory, but none that can be executed, and none of a file that is open.
+    // Memory, but none that is executable, and no mapping of an open file.
     let executable = MaskedEq(libc::PROT_EXEC.unsigned_abs().into());
     let anonymous = u64::from(libc::MAP_ANONYMOUS.unsigned_abs());
     let plain = SeccompCondition::new(2, Dword, executable.clone(), 0)?;
@@ -171,10 +171,10 @@ pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRul
         .map(|&option| SeccompRule::new(vec![is(1, libc::SOL_SOCKET)?, is(2, option)?]))
         .collect::<Result<_, _>>()?;
     rules.insert(libc::SYS_setsockopt, options);
-    // The other ways would end a listener, which is shared, for every worker and for good.
+    // The other ways would end a shared listener for every worker, permanently.
     let end = vec![only(1, Eq, libc::SHUT_WR.unsigned_abs().into())?];
     rules.insert(libc::SYS_shutdown, end);
-    // Where the file is, without waiting: not over what others have written.
+    // At the current file position, without waiting: not over data written by others.
     let current = SeccompCondition::new(3, Qword, Eq, u64::MAX)?;
     let line = SeccompRule::new(vec![current, is(5, libc::RWF_NOWAIT)?])?;
     rules.insert(libc::SYS_pwritev2, vec![line]);
@@ -221,7 +221,7 @@ mod tests {
             libc::SYS_io_uring_setup,
             libc::SYS_unlinkat,
             libc::SYS_mount,
-            // Would empty any file that is open, such as the log.
+            // Could truncate any open file, such as the log.
             libc::SYS_fallocate,
         ] {
             assert!(rules.iter().all(|it| !it.contains_key(&call)), "{call}");
