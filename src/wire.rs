@@ -1,8 +1,8 @@
 //! Messages between the supervisor and its processes, in versioned frames.
 //!
-//! There are three conversations: with a worker, with the admin process and with a pre-flight child.
-//! Each has one type per direction. The frame header names the direction, so a receiver gets a
-//! message of the type that it reads, or one [`Error::Direction`].
+//! There are three conversations: with a worker, with the admin process and with a pre-flight
+//! child. Each has one type per direction. The frame header names the direction, so a receiver gets
+//! a message of its expected type, or [`Error::Direction`].
 //!
 //! A frame is one datagram of a sequenced-packet socket: a header of fixed size (magic, version,
 //! direction, slot, generation, number of descriptors, length of the body), then the message as
@@ -27,9 +27,10 @@ pub use worker::{FromWorker, HandOver, Listen, Ready, Start, Stop, TakeOver, ToW
 
 /// Version of the frame format and of the messages.
 pub const VERSION: u16 = 1;
-/// Bytes of the longest frame. A configuration with a hundred addresses needs a fifth of it.
+/// Maximum length of a frame in bytes. A configuration with a hundred addresses needs a fifth of
+/// it.
 pub const FRAME_MAX_BYTES: usize = 64 * 1024;
-/// Descriptors in one frame: what the kernel passes at once (`SCM_MAX_FD`), less a margin.
+/// Maximum number of descriptors in one frame: the kernel's limit (`SCM_MAX_FD`), less a margin.
 pub const FDS_MAX: usize = 200;
 
 const MAGIC: [u8; 4] = *b"UPPR";
@@ -38,8 +39,8 @@ const HEADER_BYTES: usize = 24;
 /// A message, and the worker that sends or receives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope<M> {
-    /// The receiver of a [`ToWorker`], the sender of a [`FromWorker`]. The other processes live in
-    /// no slot; this has its default for them.
+    /// The receiver of a [`ToWorker`], the sender of a [`FromWorker`]. The other processes have no
+    /// slot and use the default.
     pub worker: WorkerId,
     /// The message itself.
     pub message: M,
@@ -48,10 +49,10 @@ pub struct Envelope<M> {
 /// Why a frame is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It ends too early or goes on too long.
+    /// It is too short or too long.
     #[error("a frame of {got} bytes where {wanted} were announced")]
     Length {
-        /// Bytes that the header announces, or the header's own.
+        /// Bytes that the header announces, or the length of the header.
         wanted: usize,
         /// Bytes received.
         got: usize,
@@ -59,13 +60,13 @@ pub enum Error {
     /// It is not a frame of this protocol.
     #[error("a frame that does not begin with the magic bytes")]
     Magic,
-    /// It comes from a program of another protocol version.
+    /// It has another protocol version.
     #[error("a frame of version {0}; this program supports version {VERSION}")]
     Version(u16),
     /// It belongs to another conversation, or to the other direction of this one.
     #[error("a frame of direction {got} on a channel of {wanted:?}")]
     Direction {
-        /// The direction that is received here.
+        /// The direction that is expected here.
         wanted: Direction,
         /// The direction that the header names.
         got: u16,
@@ -73,12 +74,12 @@ pub enum Error {
     /// It announces more descriptors than a frame can carry.
     #[error("a frame that announces {0} descriptors; the limit is {FDS_MAX}")]
     Descriptors(u32),
-    /// Its body is no message of its direction.
+    /// Its body is not a message of its direction.
     #[error("a frame of {direction:?} with an invalid body: {source}")]
     Body {
         /// Direction of the frame.
         direction: Direction,
-        /// Where and why.
+        /// Position and cause.
         source: serde_json::Error,
     },
     /// It is too long to be sent.
@@ -87,13 +88,13 @@ pub enum Error {
 }
 
 impl<M: Message> Envelope<M> {
-    /// Returns the envelope of a message to or from a process that lives in no slot.
+    /// Returns the envelope of a message to or from a process without a slot.
     pub fn without_worker(message: M) -> Self {
         let worker = WorkerId::default();
         Self { worker, message }
     }
 
-    /// Returns the frame that is sent with `descriptors` descriptors.
+    /// Encodes the frame that is sent with `descriptors` descriptors.
     ///
     /// # Errors
     /// [`Error::TooLong`], [`Error::Descriptors`].
@@ -120,7 +121,7 @@ impl<M: Message> Envelope<M> {
         Ok(frame)
     }
 
-    /// Returns the envelope in a frame, and the number of descriptors that must come with it.
+    /// Decodes a frame into its envelope and the number of descriptors that must come with it.
     ///
     /// # Errors
     /// Any [`Error`] but the sender's [`Error::TooLong`].

@@ -13,10 +13,10 @@ use uppercased_ctl::status::{AgentAnswers, Sandboxed};
 pub enum ToAdmin {
     /// Starts the process; always the first message. Descriptors: its listeners.
     Start(Box<StartAdmin>),
-    /// The answer to [`FromAdmin::Ask`]. Descriptor: a file with the status as JSON, to be read
-    /// from its beginning; a frame is too small for it.
+    /// The reply to [`FromAdmin::Ask`]. Descriptor: a file with the status as JSON, to be read from
+    /// its beginning; a frame is too small for it.
     Status {
-        /// The number of the question.
+        /// The number of the request.
         number: u64,
     },
 }
@@ -27,7 +27,7 @@ pub enum ToAdmin {
 pub enum FromAdmin {
     /// The process serves.
     Ready {
-        /// How it has sandboxed itself.
+        /// The sandbox of the process.
         sandbox: Sandboxed,
     },
     /// The process cannot serve, and exits.
@@ -37,9 +37,9 @@ pub enum FromAdmin {
     },
     /// Requests the server's status.
     Ask {
-        /// Comes back with the answer.
+        /// Repeated in the reply.
         number: u64,
-        /// The answers to load balancers so far.
+        /// The replies to load balancers so far.
         agent: AgentAnswers,
     },
 }
@@ -52,13 +52,13 @@ impl Message for FromAdmin {
     const DIRECTION: Direction = Direction::FromAdmin;
 }
 
-/// Everything that a new admin process needs.
+/// The parameters of a new admin process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartAdmin {
     /// The validated configuration, for the log and the sandbox.
     pub config: Config,
-    /// There is a listener for HTTP.
+    /// Whether there is a listener for HTTP.
     pub http: bool,
-    /// There is one for load balancers, after that.
+    /// Whether there is one for load balancers, after that.
     pub agent: bool,
 }

@@ -1,4 +1,4 @@
-//! The directions of the conversations, and what a message has to be.
+//! The directions of the conversations, and the requirements on messages.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,5 +1,5 @@
-//! The conversation between the supervisor and a pre-flight child, which runs this program or the
-//! one that may replace it.
+//! The conversation between the supervisor and a pre-flight child, which runs the current program
+//! or the new one.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,8 +11,8 @@ use super::direction::{Direction, Message};
 pub enum ToPreflight {
     /// Read the configuration.
     Resolve,
-    /// Read the configuration, and show that this program could take over. Descriptor: the state
-    /// that it would take over.
+    /// Read the configuration, and show that this program can take over. Descriptor: the state to
+    /// take over.
     TakeOver,
 }
 
@@ -22,9 +22,9 @@ pub enum ToPreflight {
 pub enum FromPreflight {
     /// The task succeeded.
     Resolved {
-        /// The [`Config`](crate::config::Config) that the child made of the arguments, the
-        /// environment and the file. The child may be of another version than the supervisor,
-        /// which passes this on as it is.
+        /// The [`Config`](crate::config::Config) that the child read from the arguments, the
+        /// environment and the file. The child may be of another version than the supervisor, which
+        /// passes this on unchanged.
         config: serde_json::Value,
     },
     /// The task failed.

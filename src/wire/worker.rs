@@ -27,19 +27,19 @@ pub enum ToWorker {
     },
     /// Close another slot's listeners.
     Recall {
-        /// The owner of the listeners, which has a worker again, or leaves.
+        /// The owner of the listeners, which has a worker again, or is removed.
         slot: SlotId,
-        /// The slot leaves: accept what waits in its queues before closing them.
+        /// The slot is removed: accept the connections in its queues before closing them.
         last: bool,
     },
     /// Stop gracefully; answered by [`FromWorker::Draining`].
     Stop(Stop),
-    /// Begin to accept. For a worker on standby whose predecessor is gone or leaves.
+    /// Begin to accept. For a worker on standby whose predecessor has exited or is leaving.
     Serve,
     /// Stop accepting, send every connection to another worker, answer with
     /// [`FromWorker::HandedOver`], and exit. Descriptor: one end of the handover's socket pair.
     HandOver(HandOver),
-    /// Receive the connections that come over the socket. A worker on standby accepts from now on.
+    /// Receive the connections sent over the socket. A worker on standby accepts from now on.
     /// Descriptor: the other end of that pair.
     TakeOver(TakeOver),
     /// Stop accepting, serve established connections until they end or the time is over, close
@@ -48,7 +48,7 @@ pub enum ToWorker {
         /// Milliseconds for which established connections are served.
         drain_timeout_ms: u64,
     },
-    /// Make one turn of the loop, so that the worker's pulse can be seen.
+    /// Make one iteration of the event loop, so that the worker's pulse shows.
     Ping,
 }
 
@@ -64,17 +64,17 @@ pub enum FromWorker {
         /// One line: what failed, why, what to do.
         cause: String,
     },
-    /// The worker has stopped accepting because it was told to stop or to leave.
+    /// The worker has stopped accepting because it was asked to stop or to drain.
     Draining {
         /// Connections still open.
         connections: u32,
     },
-    /// The handover that the worker was told to make has ended.
+    /// The requested handover has ended.
     HandedOver(HandedOver),
-    /// A listener does not listen any more. Answered by [`ToWorker::Lend`] with the slot's
-    /// listeners as they are then.
+    /// A listener no longer listens. Answered by [`ToWorker::Lend`] with the slot's current
+    /// listeners.
     ListenerLost {
-        /// The worker's own slot, or one whose queue it was lent.
+        /// The worker's own slot, or one whose queue it serves for another.
         slot: SlotId,
     },
 }
@@ -87,24 +87,23 @@ impl Message for FromWorker {
     const DIRECTION: Direction = Direction::FromWorker;
 }
 
-/// Everything that a new worker needs.
+/// The parameters of a new worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Start {
     /// The validated configuration.
     pub config: Config,
-    /// The addresses to bind or that the listeners have, ports resolved.
+    /// The addresses to bind or of the listeners, ports resolved.
     pub listen: Vec<Listen>,
-    /// The listeners come along; `false`: bind them.
+    /// The listeners are attached; `false`: bind them.
     pub adopt: bool,
     /// Send Ready without accepting, and wait for [`ToWorker::Serve`] or [`ToWorker::TakeOver`]:
     /// another worker of the slot still serves.
     pub standby: bool,
-    /// The one CPU to run on; `None`: any.
+    /// The CPU to run on; `None`: any.
     pub cpu: Option<u16>,
-    /// Connections up to which this worker accepts new ones.
+    /// Connection limit up to which this worker accepts new ones.
     pub max_connections: u32,
-    /// Connections that its memory has room for, if those are more: other workers may hand theirs
-    /// over.
+    /// Connections that its memory has room for, if more: other workers may hand theirs over.
     pub room: u32,
     /// Records in the working memory: descriptor numbers that this worker may use.
     pub descriptors: u32,
@@ -134,7 +133,7 @@ impl fmt::Display for Listen {
 pub struct Ready {
     /// The addresses of its listeners, ports resolved.
     pub listen: Vec<Listen>,
-    /// How the worker has sandboxed itself.
+    /// The sandbox of the worker.
     pub sandbox: Sandboxed,
 }
 
@@ -152,8 +151,8 @@ pub struct Stop {
 pub struct HandOver {
     /// The worker at the other end.
     pub to: WorkerId,
-    /// No worker accepts from this worker's listeners afterwards: empty their queues before
-    /// closing them.
+    /// No worker accepts from this worker's listeners afterwards: empty their queues before closing
+    /// them.
     pub last: bool,
     /// Only a part of the connections: the worker stays, and goes on accepting.
     pub part: Option<Part>,
@@ -164,6 +163,6 @@ pub struct HandOver {
 pub struct TakeOver {
     /// The worker at the other end.
     pub from: WorkerId,
-    /// Estimated number of connections, for which room is kept.
+    /// Estimated number of connections, for which room is reserved.
     pub expected: u32,
 }
