@@ -1,6 +1,6 @@
-//! The command `bench`: its flags, and what they become.
+//! The command `bench`: its flags, and their conversion to options.
 //!
-//! Must not: judge how flags go together; `bench::plan` does, with the machine in view.
+//! It must not check combinations of flags; `bench::plan` does, knowing the machine.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::{Options, compare};
 use uppercased_ctl::proxy_header::Version;
 use uppercased_ctl::target::with_host;
 
-/// The command.
+/// Name of the command.
 pub(super) const BENCH: &str = "bench";
 
 const WORDS: &str = "words";
@@ -69,7 +69,7 @@ Examples:
 Exit codes: 0 every byte correct, nothing failed, plan completed; 1 a failure,
 an incomplete plan, or output that cannot be written; 2 bad usage.";
 
-/// Its definition.
+/// Returns the definition of the command.
 #[must_use]
 pub fn command() -> Command {
     Command::new(BENCH)
@@ -80,7 +80,7 @@ pub fn command() -> Command {
         .arg(
             Arg::new(WORDS)
                 .value_name("PATTERN] [HOST:PORT")
-                // Flags may stand between them.
+                // Flags may be placed between them.
                 .action(ArgAction::Append)
                 .num_args(1..=2)
                 .help("Load pattern and server address"),
@@ -174,7 +174,7 @@ fn own_server() -> Vec<Arg> {
         .collect()
 }
 
-/// What was typed, as options. `command` is the whole of it.
+/// Converts the parsed flags to options. `command` is the full command line.
 pub(super) fn options(typed: &ArgMatches, command: String) -> Result<Options, String> {
     let (pattern, target) = words(typed.get_many::<String>(WORDS).into_iter().flatten())?;
     Ok(Options {
@@ -211,7 +211,7 @@ pub(super) fn options(typed: &ArgMatches, command: String) -> Result<Options, St
     })
 }
 
-/// The whole command, as a shell would take it again.
+/// Returns the full command line, quoted for a shell.
 pub(super) fn line(mut args: impl Iterator<Item = OsString>) -> String {
     let program = args.next().map(PathBuf::from);
     let program = program.as_deref().and_then(Path::file_name);
@@ -228,8 +228,8 @@ pub(super) fn line(mut args: impl Iterator<Item = OsString>) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
-/// Addresses with commas between them, each zone that names an interface (`fe80::1%eth0`) replaced by
-/// its number; what is none stays as it is, and is refused by whoever reads it.
+/// Returns the comma-separated addresses with each zone that names an interface (`fe80::1%eth0`)
+/// replaced by its number; malformed ones are left unchanged, for the parser to refuse.
 fn with_zone_numbers(addresses: &str) -> String {
     let numbered = |address: &str| {
         let (ip, zone) = address.split_once('%')?;
@@ -243,7 +243,7 @@ fn with_zone_numbers(addresses: &str) -> String {
     parts.join(",")
 }
 
-/// A pattern is a word, an address has a port: either may be left out.
+/// Splits the pattern, a word, from the address, which has a port: either may be omitted.
 fn words<'a>(
     words: impl Iterator<Item = &'a String>,
 ) -> Result<(Option<Pattern>, Option<String>), String> {

@@ -1,9 +1,8 @@
-//! `bench compare`: which files were named, and the comparison of what stands in them.
+//! `bench compare`: collects the named files and compares their outcomes.
 //!
-//! Invariants: a file that cannot be read, or is no outcome, is one line on standard error and
-//! exit code [`BAD_INPUT`], before anything is printed; doubts are part of the report and change
-//! no exit code.
-//! Must not: judge an outcome (`report` does).
+//! Invariants: a file that cannot be read, or is no outcome, causes one line on standard error and
+//! exit code [`BAD_INPUT`], before anything is printed; doubts are part of the report and change no
+//! exit code. It must not judge an outcome (`report` does).
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,22 +15,22 @@ use super::report::{self, Run};
 use uppercased_ctl::output::print;
 use uppercased_ctl::stderr::complain;
 
-/// The command, below `bench`.
+/// Name of the command, below `bench`.
 pub(super) const COMPARE: &str = "compare";
 
 const A: &str = "a";
 const B: &str = "b";
 
-/// The files to be compared.
+/// The files to compare.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Compare {
-    /// Runs of one side.
+    /// Runs of side A.
     a: Vec<PathBuf>,
-    /// Runs of the other.
+    /// Runs of side B.
     b: Vec<PathBuf>,
 }
 
-/// What may be typed.
+/// Returns the definition of the command.
 pub(super) fn command() -> clap::Command {
     let files = |name: &'static str| {
         Arg::new(name)
@@ -64,11 +63,11 @@ pub(super) fn command() -> clap::Command {
         )
 }
 
-/// The files as typed.
+/// Returns the files named on the command line.
 ///
 /// # Errors
 ///
-/// It is not clear which file belongs to which side.
+/// It is ambiguous which file belongs to which side.
 pub(super) fn typed(typed: &ArgMatches) -> Result<Compare, String> {
     let files = |name| -> Vec<PathBuf> {
         let named = typed.get_many::<PathBuf>(name).into_iter();

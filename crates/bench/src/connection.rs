@@ -1,13 +1,13 @@
-//! One connection of the load, as seen by the client: what was asked, what is owed, and since when.
+//! One connection of the load, as seen by the client: bytes requested, bytes owed, and since when.
 //!
 //! A connection is two positions in one stream and a queue of messages, each with its end in the
-//! stream and the time from which its answer counts. The shell calls [`Connection::begin`] for a
+//! stream and the time from which its latency counts. The shell calls [`Connection::begin`] for a
 //! message, [`Connection::send`] while there is something to send, [`Connection::receive`] while
 //! there is something to read, and [`Connection::answered`] after that.
 //!
 //! Invariants: received ≤ sent ≤ begun; every byte received has been checked; a fault ends the
-//! connection. A message that is begun allocates nothing.
-//! Pure: the socket is a [`Stream`], the time is handed in.
+//! connection. Beginning a message allocates nothing. Pure: the socket is a [`Stream`], the time is
+//! passed in.
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,7 +25,7 @@ pub trait Stream {
     /// connection is over.
     fn recv(&mut self, into: &mut [u8]) -> io::Result<usize>;
 
-    /// Sends as much of `from` as the kernel takes, and says how much that was.
+    /// Sends as much of `from` as the kernel accepts, and returns the number of bytes.
     ///
     /// # Errors
     /// As [`Stream::recv`].
@@ -38,45 +38,45 @@ pub trait Stream {
     fn end_output(&mut self) -> io::Result<()>;
 }
 
-/// A connection's account.
+/// The state of a connection.
 #[derive(Debug)]
 pub struct Connection {
-    /// Which, of all there ever are.
+    /// Number of the connection, unique in the thread's lifetime.
     pub number: u64,
-    /// Where its stream begins in the pattern.
+    /// Offset of its stream's beginning in the pattern.
     start: u64,
     begun: u64,
     sent: u64,
     received: u64,
-    /// Messages that are not answered, in order.
+    /// Messages without an answer yet, in order.
     messages: VecDeque<Message>,
-    /// Since when it waits for an answer and nothing came.
+    /// The last progress of a connection that waits for an answer.
     waiting_since: Tick,
     ended: bool,
 }
 
-/// A message that is not answered.
+/// A message without an answer yet.
 #[derive(Clone, Copy, Debug)]
 struct Message {
-    /// Where it ends in the stream.
+    /// Its end in the stream.
     end: u64,
-    /// From when its answer's time counts.
+    /// The time from which its latency counts.
     from: Tick,
 }
 
-/// What one receive brought.
+/// The result of one receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// So many bytes, all of them right; whether there may be more.
+    /// Number of bytes received, all correct; whether there may be more.
     Bytes(usize, bool),
-    /// Nothing now.
+    /// Nothing to receive now.
     Nothing,
-    /// The end, and nothing is owed; expected only after this side has ended its stream.
+    /// The end of the stream, with nothing owed; expected only after this side has ended its own.
     End,
 }
 
 impl Connection {
-    /// The connection `number`, with room for `pipeline` messages on their way.
+    /// Creates connection `number`, with room for `pipeline` outstanding messages.
     #[must_use]
     pub fn new(number: u64, truth: &Truth, pipeline: usize) -> Self {
         Self {
@@ -91,7 +91,7 @@ impl Connection {
         }
     }
 
-    /// Begins anew as connection `number`, keeping its memory.
+    /// Resets it to connection `number`, keeping its memory.
     pub fn renew(&mut self, number: u64, truth: &Truth) {
         let mut messages = std::mem::take(&mut self.messages);
         messages.clear();
@@ -101,7 +101,7 @@ impl Connection {
         };
     }
 
-    /// Takes a message of `size` bytes on; its answer's time counts from `from`.
+    /// Begins a message of `size` bytes; its latency counts from `from`.
     #[inline]
     pub fn begin(&mut self, size: u32, from: Tick, now: Tick) {
         if self.messages.is_empty() {
@@ -112,7 +112,7 @@ impl Connection {
         self.messages.push_back(Message { end, from });
     }
 
-    /// Sends what was begun, as much as the kernel takes: how much that was.
+    /// Sends pending bytes, as many as the kernel accepts, and returns how far it got.
     ///
     /// # Errors
     /// The connection broke.
@@ -138,7 +138,7 @@ impl Connection {
         Ok(Sent::All(self.sent - before))
     }
 
-    /// Ends this side's stream: no message will follow.
+    /// Ends this side's stream: no further message follows.
     ///
     /// # Errors
     /// The connection broke.
@@ -147,10 +147,10 @@ impl Connection {
         stream.end_output().map_err(Fault::Io)
     }
 
-    /// Receives once, and checks what came.
+    /// Receives once, and checks the bytes.
     ///
     /// # Errors
-    /// It is wrong, or too much, or ended before its time; or the connection broke.
+    /// The bytes are wrong, too many, or ended early; or the connection broke.
     #[inline]
     pub fn receive(
         &mut self,
@@ -177,7 +177,7 @@ impl Connection {
             };
         }
         if self.received + count as u64 > self.sent {
-            // What is right of it is told apart from what is too much.
+            // The bytes asked for are checked separately from excess ones.
             let asked = (self.sent - self.received) as usize;
             self.check(&buffer[..asked], truth)?;
             let position = self.sent;
@@ -188,8 +188,9 @@ impl Connection {
         Ok(Received::Bytes(count, count == room))
     }
 
-    /// Takes note, at `now`, of what was received: `answer` is told from when each message that is
-    /// complete counts. Returns how long nothing had come.
+    /// Accounts at `now` for the bytes received: calls `answer` for each completed message with the
+    /// time from which its latency counts. Returns how long the connection had been without
+    /// progress.
     #[inline]
     pub fn answered(&mut self, mut answer: impl FnMut(Tick), now: Tick) -> Tick {
         while let Some(message) = self.messages.front() {
@@ -202,34 +203,34 @@ impl Connection {
         std::mem::replace(&mut self.waiting_since, now)
     }
 
-    /// Messages on their way.
+    /// Returns the number of outstanding messages.
     #[inline]
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.messages.len()
     }
 
-    /// Whether there is something to send.
+    /// Returns whether there is something to send.
     #[inline]
     #[must_use]
     pub const fn is_behind(&self) -> bool {
         self.sent < self.begun
     }
 
-    /// Whether this side has ended its stream.
+    /// Returns whether this side has ended its stream.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Since when it waits in vain for an answer, or for the end of the stream; `None` if it does
-    /// not wait.
+    /// Returns since when it has waited for an answer, or for the end of the stream; `None` if it
+    /// does not wait.
     #[must_use]
     pub fn waits_since(&self) -> Option<Tick> {
         (self.ended || !self.messages.is_empty()).then_some(self.waiting_since)
     }
 
-    /// What giving up waiting is called.
+    /// Returns the fault that a timeout counts as.
     #[must_use]
     pub const fn silence(&self) -> Fault {
         Fault::Silent {
@@ -256,12 +257,12 @@ impl Connection {
     }
 }
 
-/// How far a send got.
+/// The result of a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// Everything that was begun is sent; so many bytes now.
+    /// Everything pending was sent; the number of bytes sent now.
     All(u64),
-    /// The kernel takes no more now; so many bytes it took.
+    /// The kernel accepts no more now; the number of bytes sent.
     Full(u64),
 }
 

@@ -1,10 +1,10 @@
-//! Commands that are run while the load runs, such as a restart of the server.
+//! Commands that run during the load, such as a restart of the server.
 //!
-//! Each command has a thread of its own and runs in turn, never twice at once. What it prints is
-//! read to the end and all but its last line thrown away, so it cannot hang on a full pipe.
+//! Each command has its own thread and never runs twice at once. Its output is read to the end, and
+//! all but the last line is discarded, so it cannot block on a full pipe.
 //!
-//! Invariants: no command outlives the measurement by more than its grace, or by a moment if it was
-//! interrupted; one whose time came while it still ran is left out, and counted.
+//! Invariants: no command outlives the measurement by more than `GRACE`, or `INTERRUPTED_GRACE` if
+//! it was interrupted; a run that is due while the previous one still runs is skipped, and counted.
 #![expect(
     clippy::disallowed_methods,
     reason = "the load generator is a process of its own, and has threads; the server has none"
@@ -29,31 +29,31 @@ use super::outcome::Mark;
 use super::plan::millis;
 use uppercased_ctl::clock::{self, Tick};
 
-/// How long a command that still runs at the end of the measurement may go on.
+/// Grace period of a command that still runs at the end of the measurement.
 const GRACE: Duration = Duration::from_secs(30);
-/// How long it may go on after SIGTERM, when the measurement was interrupted.
+/// Grace period after SIGTERM, if the measurement was interrupted.
 const INTERRUPTED_GRACE: Duration = Duration::from_secs(1);
-/// How often it is looked whether the measurement is over, while a command runs.
+/// Interval at which the end of the measurement is polled while a command runs.
 const LOOK: Duration = Duration::from_millis(50);
-/// Bytes of a command's output that are kept, from its end.
+/// Bytes kept of a command's output, from its end.
 const OUTPUT_MAX: usize = 400;
 
 /// The commands of a measurement.
 #[derive(Debug)]
 pub(super) struct Jobs {
     threads: Vec<JoinHandle<Ran>>,
-    /// Dropping it says that the measurement is over.
+    /// Dropping it signals the end of the measurement.
     over: Vec<Sender<()>>,
 }
 
-/// When the commands' time is over.
+/// The end of the commands' time.
 struct End<'a> {
     over: &'a Receiver<()>,
     interrupt: &'a Interrupt,
 }
 
 impl Jobs {
-    /// Runs `jobs`, their times counted from `origin`, until `until` or [`Jobs::finish`].
+    /// Runs `jobs`, with times relative to `origin`, until `until` or [`Jobs::finish`].
     #[must_use]
     pub(super) fn start(jobs: &[Job], origin: Tick, until: Tick, interrupt: &Interrupt) -> Self {
         let mut started = Self {
@@ -76,7 +76,7 @@ impl Jobs {
         started
     }
 
-    /// The measurement is over: waits for what still runs, and returns what came of each command.
+    /// Ends the measurement: waits for running commands, and returns the results of each command.
     #[must_use]
     pub(super) fn finish(mut self) -> Vec<Ran> {
         self.over.clear();
@@ -89,7 +89,7 @@ impl Jobs {
 }
 
 impl Drop for Jobs {
-    /// Also when the measurement fails, no command outlives it.
+    /// Ends the commands, also if the measurement fails.
     fn drop(&mut self) {
         self.over.clear();
         for thread in self.threads.drain(..) {
@@ -121,7 +121,7 @@ fn repeat(job: Job, origin: Tick, until: Tick, end: &End<'_>) -> Ran {
     }
 }
 
-/// How many of the times after `due`, `every` so long, have come by `now`.
+/// Returns how many of the times after `due`, `every` apart, have passed by `now`.
 fn missed(due: Tick, every: Duration, now: Tick) -> u64 {
     let times = now.since(due).as_nanos() / every.as_nanos().max(1);
     u64::try_from(times).unwrap_or(u64::MAX)
@@ -154,7 +154,7 @@ fn run(action: &Action, origin: Tick, end: &End<'_>) -> Mark {
     mark
 }
 
-/// One run of it, in a process group of its own, all of its output in one pipe.
+/// Prepares one run, in its own process group, with all of its output in one pipe.
 fn command(action: &Action) -> io::Result<Command> {
     let mut command = match action {
         Action::Shell(line) => {
@@ -165,7 +165,7 @@ fn command(action: &Action) -> io::Result<Command> {
         Action::Program(words) => {
             let (program, arguments) = words.split_first().ok_or(io::ErrorKind::NotFound)?;
             let mut command = Command::new("sh");
-            // The shell joins the two outputs and is replaced by the program.
+            // The shell merges the two outputs and is replaced by the program.
             command
                 .args(["-c", "exec \"$@\" 2>&1", "sh"])
                 .arg(program)
@@ -180,11 +180,11 @@ fn command(action: &Action) -> io::Result<Command> {
     Ok(command)
 }
 
-/// Reads what the command says until it ends: its exit code, and the end of its output.
+/// Reads the command's output until it exits, and returns its exit code and the last line.
 fn attend(mut child: Child, end: &End<'_>) -> io::Result<(Option<i32>, Vec<u8>)> {
     let group = Pid::from_child(&child);
     let signal = |signal| {
-        // Refused only when all of it has ended.
+        // Fails only if the whole group has exited.
         let _ = kill_process_group(group, signal);
     };
     let mut tail = Vec::new();
@@ -217,18 +217,19 @@ fn attend(mut child: Child, end: &End<'_>) -> io::Result<(Option<i32>, Vec<u8>)>
             signal(Signal::KILL);
         }
     }
-    // Whatever it has said is in the pipe by now, however late this machine lets it be read.
+    // All of its output is in the pipe by now, however late it is read.
     read_what_is_there(&mut output, &mut tail);
     if let Some(mut output) = output {
-        // A command may leave somebody behind who still holds its output, such as a server that it
-        // started: that one is neither waited for nor harmed.
+        // The command may leave a descendant that still holds its output, such as a server that it
+        // started; the descendant is neither waited for nor killed.
         std::thread::spawn(move || io::copy(&mut output, &mut io::sink()));
     }
     let status = child.wait()?;
     Ok((status.code(), tail))
 }
 
-/// Waits until the process has ended, there is output, or [`LOOK`] has passed; whether it has ended.
+/// Waits until the process has exited, there is output, or [`LOOK`] has passed; returns whether it
+/// has exited.
 fn ready(process: &OwnedFd, output: Option<&PipeReader>) -> bool {
     let descriptors = [Some(process.as_fd()), output.map(AsFd::as_fd)];
     let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
@@ -238,11 +239,11 @@ fn ready(process: &OwnedFd, output: Option<&PipeReader>) -> bool {
     woken && watched[0].any().unwrap_or(true)
 }
 
-/// Reads what is in the pipe now, without waiting for more, and keeps the end of it in `tail`. At the
-/// end of the output nothing is left to read from.
+/// Reads what is in the pipe now, without waiting for more, and keeps the end of it in `tail`. At
+/// the end of the output, sets `output` to `None`.
 fn read_what_is_there(output: &mut Option<PipeReader>, tail: &mut Vec<u8>) {
     let mut chunk = [0; 4096];
-    // As much as there is at this moment: whoever goes on writing is not listened to for ever.
+    // Only as much as is in the pipe at this moment: the writer may never stop.
     let mut left = output.as_ref().map_or(0, unread);
     while let Some(from) = output {
         if left == 0 && !has_ended(from) {
@@ -264,7 +265,7 @@ fn unread(output: &PipeReader) -> u64 {
     ioctl_fionread(output).unwrap_or(0)
 }
 
-/// Whether nobody can write any more, and everything was read.
+/// Returns whether the pipe has no writer left and everything was read.
 fn has_ended(output: &PipeReader) -> bool {
     let mut watched = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
     let _ = poll(&mut watched, PollTimeout::ZERO);
@@ -272,7 +273,7 @@ fn has_ended(output: &PipeReader) -> bool {
     said.contains(PollFlags::POLLHUP) && !said.contains(PollFlags::POLLIN)
 }
 
-/// The last line that says anything, cut at its bound.
+/// Returns the last line that is not blank, cut to its bound.
 fn last_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let line = text.lines().rfind(|line| !line.trim().is_empty());

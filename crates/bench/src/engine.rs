@@ -1,13 +1,13 @@
 //! One thread of the load: an event loop over its share of the connections.
 //!
-//! connect → say Ready → wait for the start → load (warm-up, then what counts) → let the last
-//! answers come → close. Sockets are registered once, edge-triggered, in both directions. Planned
-//! times come from a timer of the kernel with the resolution of its clock; the event loop's own
-//! timeout, in milliseconds, is for deadlines only.
+//! connect → report Ready → wait for the start → load (warm-up, then measurement) → wait for the
+//! last answers → close. Sockets are registered once, edge-triggered, in both directions. Planned
+//! times use a kernel timer with the resolution of its clock; the event loop's own timeout, in
+//! milliseconds, is for deadlines only.
 //!
-//! Invariants: in steady state a message costs one receive, one send, one look at the clock and its
-//! share of a wait, and allocates nothing; what is not answered in time is a failure, never a
-//! reason to wait for ever; it ends by itself, whatever the server does.
+//! Invariants: in steady state a message costs one receive, one send, one clock read and its share
+//! of a wait, and allocates nothing; a message without an answer in time is a failure, never a
+//! reason to wait forever; the thread ends by itself, whatever the server does.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -34,74 +34,73 @@ use super::socket::Wire;
 use super::truth::Truth;
 use uppercased_ctl::clock::{self, Tick};
 
-/// The order of the waker: look at the orders.
+/// Token of the waker: commands on the board have changed.
 pub(super) const ORDERS: Token = Token(usize::MAX);
 const TIMER: Token = Token(usize::MAX - 1);
 
-/// Readiness reports taken at once.
+/// Maximum number of events per poll.
 const EVENTS_MAX: usize = 1024;
-/// Connections that a thread has under way at once: fewer than any accept queue takes, or the
-/// kernel would let the rest wait for a second.
+/// Maximum number of connections in progress per thread: below any backlog, or the kernel would
+/// delay the rest by a second.
 const CONNECTING_MAX: usize = 128;
-/// A number of messages to be sent is given up when something failed and none was answered for so
-/// many of the times that an answer may take: the server is gone, and the number will never be
-/// reached.
+/// A run with a message count is abandoned if something failed and no message was answered for this
+/// multiple of the reply timeout: the server is gone, and the count will never be reached.
 const GIVE_UP_TIMEOUTS: u32 = 3;
-/// A connection that failed is tried again after this long.
+/// Delay before a failed connection is retried.
 const RETRY: Duration = Duration::from_millis(100);
-/// Deadlines are looked at so many times within the shortest of them.
+/// Number of deadline checks within the shortest timeout.
 const SWEEPS_PER_TIMEOUT: u32 = 10;
-/// And at least, and at most, this often.
+/// Minimum and maximum interval of deadline checks.
 const SWEEP: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
-/// What one thread has to do.
+/// The task of one thread.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Share {
     /// The whole plan.
     pub plan: Plan,
-    /// The server.
+    /// The server's address.
     pub target: SocketAddr,
-    /// Which thread this is, of all.
+    /// Index of this thread among all threads.
     pub index: u32,
-    /// How many threads there are, in all processes.
+    /// Number of threads in all processes.
     pub threads: u32,
 }
 
-/// What a thread is told while it runs, and what it tells of itself.
+/// Commands to a running thread, and its counters.
 #[derive(Debug, Default)]
 pub(super) struct Board {
-    /// When the load begins: nanoseconds of a [`Tick`]; 0 until that is known.
+    /// Start of the load: nanoseconds of a [`Tick`]; 0 until it is known.
     pub start: AtomicU64,
-    /// End early.
+    /// Whether to end early.
     pub stop: AtomicBool,
-    /// And without the last answers.
+    /// Whether to end without the last answers.
     pub hurry: AtomicBool,
     /// Messages answered so far.
     pub answered: AtomicU64,
     /// Failures so far.
     pub failed: AtomicU64,
-    /// Connections that there are.
+    /// Open connections.
     pub open: AtomicU64,
 }
 
-/// Where a thread is.
+/// The phases that a thread reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Reached {
-    /// It has tried to connect all its connections.
+    /// Every connection was tried.
     Ready,
-    /// What counts is over.
+    /// The measurement has ended.
     Over,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Connections come about.
+    /// Connecting.
     Ramp,
-    /// They have, and the start is awaited.
+    /// Connected, waiting for the start.
     Ready,
-    /// The load runs: counts from, until.
+    /// The load runs: start and end of the measurement.
     Load(Tick, Tick),
-    /// The last answers come.
+    /// Waiting for the last answers.
     Drain,
 }
 
@@ -111,13 +110,13 @@ struct Engine<'a> {
     board: &'a Board,
     poll: Poll,
     timer: TimerFd,
-    /// For when the timer is set.
+    /// The time that the timer is set to.
     timer_at: Option<Tick>,
     slots: Vec<Slot>,
     phase: Phase,
-    /// Slots that are to be connected.
+    /// Slots to connect.
     to_connect: VecDeque<usize>,
-    /// Slots that are to be connected later, in order of time.
+    /// Slots to connect later, in order of time.
     to_retry: VecDeque<(Tick, usize)>,
     connecting: usize,
     open: u64,
@@ -128,18 +127,18 @@ struct Engine<'a> {
     next_sweep: Tick,
     cpu_before: Option<Duration>,
     cpu: Duration,
-    /// Messages answered, and since when there are no more.
+    /// Messages answered, and the time of the last one.
     progress: (u64, Tick),
 }
 
 impl Share {
-    /// Its connections.
+    /// Returns the thread's number of connections.
     #[must_use]
     pub(super) fn connections(&self) -> usize {
         portion(self.plan.connections.into(), self.index, self.threads) as usize
     }
 
-    /// Its messages, if they are counted.
+    /// Returns the thread's number of messages, if they are limited.
     #[must_use]
     pub(super) fn quota(&self) -> Option<u64> {
         let count = self.plan.count?;
@@ -149,7 +148,7 @@ impl Share {
     }
 }
 
-/// What of `whole` belongs to number `index` of `parts`.
+/// Returns the part of `whole` for `index` of `parts`.
 fn portion(whole: u64, index: u32, parts: u32) -> u64 {
     let (parts, index) = (u64::from(parts.max(1)), u64::from(index));
     if index >= parts {
@@ -159,10 +158,10 @@ fn portion(whole: u64, index: u32, parts: u32) -> u64 {
 }
 
 /// Runs one thread's share. `poll` has a waker with the token [`ORDERS`], to be woken after each
-/// change of the orders on `board`.
+/// change of the commands on `board`.
 ///
 /// # Errors
-/// The event loop itself failed; what happens to connections is in the record.
+/// The event loop itself failed; failures of connections are in the record.
 pub(super) fn run(
     share: &Share,
     truth: &Truth,
@@ -170,7 +169,7 @@ pub(super) fn run(
     poll: Poll,
     reached: impl Fn(Reached),
 ) -> io::Result<Record> {
-    // A timer may otherwise be late by 50 us, for the sake of batteries.
+    // Otherwise the kernel may delay a timer by 50 us to save power.
     let _ = nix::sys::prctl::set_timerslack(1);
     let timer = TimerFd::new(
         ClockId::CLOCK_MONOTONIC,
@@ -215,7 +214,7 @@ pub(super) fn run(
         cpu: Duration::ZERO,
         progress: (0, clock::now()),
     };
-    // Connections that end after their messages are made when the load begins.
+    // Connections that end after their messages are opened when the load begins.
     if share.plan.messages_each.is_none() {
         engine.to_connect.extend(0..share.connections());
     }
@@ -242,8 +241,8 @@ impl Engine<'_> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other?,
             }
-            // A slot whose connection is replaced below cannot be meant by a report that is still
-            // in this batch: there is one report for each descriptor, and it is the slot's.
+            // An event later in this batch cannot refer to a slot whose connection is replaced
+            // below: each descriptor has one event, and it is the slot's.
             for event in &events {
                 let Token(at) = event.token();
                 if at < self.slots.len() {
@@ -260,7 +259,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Goes on to the next phase when it is time; true when all is done.
+    /// Enters the next phase when it is due; returns true at the end.
     fn advance(&mut self, reached: &impl Fn(Reached), now: Tick) -> bool {
         let stop = self.board.stop.load(Ordering::Acquire);
         match self.phase {
@@ -293,7 +292,7 @@ impl Engine<'_> {
                 false
             }
             Phase::Drain if self.board.hurry.load(Ordering::Acquire) => {
-                // No failure: nobody waits for these answers. But so long they have not come.
+                // Not a failure, as these answers are not awaited. But the wait counts as a stall.
                 let waiting = self
                     .slots
                     .iter()
@@ -307,7 +306,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Whether a number of messages is waited for that will not be reached.
+    /// Returns whether the message count can no longer be reached.
     fn is_hopeless(&mut self, now: Tick) -> bool {
         if self.work.quota.is_none() || self.failed == 0 || self.work.answered > self.progress.0 {
             self.progress = (self.work.answered, now);
@@ -315,7 +314,7 @@ impl Engine<'_> {
         now.since(self.progress.1) >= self.share.plan.timeout * GIVE_UP_TIMEOUTS
     }
 
-    /// When the load begins, once that is known.
+    /// Returns the start of the load, once it is known.
     fn start(&self) -> Option<Tick> {
         let start = self.board.start.load(Ordering::Acquire);
         (start > 0).then(|| Tick::from_nanos(start))
@@ -330,7 +329,7 @@ impl Engine<'_> {
         self.work.recorder.open(from, until, plan.interval);
         let (index, threads) = (f64::from(self.share.index), f64::from(self.share.threads));
         for at in 0..self.slots.len() {
-            // Evenly among those of all threads.
+            // Spread evenly among the slots of all threads.
             let place = (at as f64 * threads + index) / f64::from(plan.connections);
             self.slots[at].plan_first(&mut self.work, start, place.fract());
             match self.slots[at].state {
@@ -363,7 +362,7 @@ impl Engine<'_> {
         self.next_sweep = now;
     }
 
-    /// Whether nobody waits for anything any more.
+    /// Returns whether no answer is awaited any more.
     fn is_drained(&self) -> bool {
         let waits = |slot: &Slot| {
             matches!(slot.state, State::Open { .. }) && slot.account.waits_since().is_some()
@@ -380,7 +379,7 @@ impl Engine<'_> {
             self.to_connect.push_back(at);
         }
         while self.connecting < CONNECTING_MAX {
-            // A connection that could begin nothing is not made.
+            // A connection without a message to send is not opened.
             if self.work.quota == Some(0) && self.phase != Phase::Ramp {
                 self.to_connect.clear();
             }
@@ -407,7 +406,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Has every slot whose time has come send.
+    /// Sends on every slot that is due.
     fn remind(&mut self, now: Tick) {
         while let Some(&Reverse((due, at))) = self.work.agenda.peek() {
             if due > now {
@@ -434,7 +433,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Takes note that a connection has come about; false if it has not.
+    /// Records an established connection; returns false if it failed.
     fn established(&mut self, at: usize) -> bool {
         let now = clock::now();
         let slot = &mut self.slots[at];
@@ -468,7 +467,7 @@ impl Engine<'_> {
         }
     }
 
-    /// A connection has done what it was for; the next one.
+    /// Closes a connection that is complete, and opens the next one.
     fn finish(&mut self, at: usize) {
         let reset = self.share.plan.close == Close::Rst;
         self.slots[at].leave(&mut self.work, reset);
@@ -478,7 +477,7 @@ impl Engine<'_> {
         }
     }
 
-    /// A connection is over before its time.
+    /// Closes a connection that failed.
     fn lose(&mut self, at: usize, fault: &Fault, now: Tick) {
         let slot = &mut self.slots[at];
         match slot.state {
@@ -497,7 +496,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Looks at every deadline, now and then.
+    /// Checks every deadline, at intervals.
     fn sweep(&mut self, now: Tick) {
         if now < self.next_sweep {
             return;
@@ -512,7 +511,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Lets whoever watches see how far it is.
+    /// Publishes the counters on the board.
     fn publish(&self) {
         let Board {
             answered,
@@ -525,7 +524,7 @@ impl Engine<'_> {
         open.store(self.open, Ordering::Relaxed);
     }
 
-    /// How long to wait for readiness; sets the timer for the next planned message.
+    /// Returns how long to wait for readiness; sets the timer for the next planned message.
     fn patience(&mut self, now: Tick) -> io::Result<Duration> {
         if !self.again.is_empty() {
             return Ok(Duration::ZERO);
@@ -554,7 +553,7 @@ impl Engine<'_> {
     }
 }
 
-/// CPU time of this thread.
+/// Returns the CPU time of this thread.
 fn thread_cpu() -> Duration {
     clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
         .map_or(Duration::ZERO, Duration::from)

@@ -1,6 +1,6 @@
-//! What can go wrong between a client and a server, by kind.
+//! The kinds of failure between a client and a server.
 //!
-//! One enum is the key of the counts, the word in the JSON and in the summary. Pure.
+//! One enum is the key of the counts and the word in JSON and summary. Pure.
 
 use std::io;
 
@@ -13,56 +13,56 @@ use super::truth::Wrong;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Nobody listened.
+    /// The connection was refused.
     Refused,
     /// The connection was reset.
     Reset,
-    /// The server ended the stream before its time.
+    /// The server ended the stream early.
     EarlyEof,
-    /// No answer for too long.
+    /// No answer within the timeout.
     Timeout,
-    /// A byte came back that should not have.
+    /// A wrong byte was received.
     WrongByte,
-    /// The connection did not come about in time.
+    /// The connection was not established in time.
     ConnectTimeout,
-    /// No free port for this end of the connection.
+    /// No free source port.
     NoSourcePort,
-    /// The system refused something else.
+    /// Another error of the system.
     System,
 }
 
-/// Why a connection is given up.
+/// Why a connection is closed as failed.
 #[derive(Debug)]
 pub enum Fault {
-    /// The system says so.
+    /// The system's error.
     Io(io::Error),
-    /// An answer is wrong, after so many right bytes.
+    /// An answer is wrong.
     Wrong {
-        /// The right ones.
+        /// Number of correct bytes before it.
         position: u64,
-        /// The first that is not.
+        /// The first wrong byte.
         wrong: Wrong,
     },
-    /// More came than was asked for.
+    /// More bytes were received than requested.
     TooMuch {
-        /// The end of what was asked for.
+        /// The end of the requested bytes.
         position: u64,
     },
-    /// The stream ended.
+    /// The stream ended early.
     Ended {
-        /// What had come by then.
+        /// Bytes received.
         position: u64,
-        /// What had not.
+        /// Bytes missing.
         owed: u64,
     },
-    /// Nothing came for too long.
+    /// No byte was received within the timeout.
     Silent {
-        /// What had come by then.
+        /// Bytes received.
         position: u64,
-        /// What had not.
+        /// Bytes missing.
         owed: u64,
     },
-    /// The connection did not come about in time.
+    /// The connection was not established in time.
     Unconnected,
 }
 
@@ -100,7 +100,7 @@ impl Kind {
 }
 
 impl Fault {
-    /// What it counts as.
+    /// Returns the kind that it is counted as.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
@@ -112,7 +112,7 @@ impl Fault {
         }
     }
 
-    /// How many bytes were right before; `None` if that has no meaning.
+    /// Returns the number of correct bytes before it; `None` if not applicable.
     #[must_use]
     pub const fn position(&self) -> Option<u64> {
         match self {
@@ -124,7 +124,7 @@ impl Fault {
         }
     }
 
-    /// What was seen, for people.
+    /// Returns a description for people.
     #[must_use]
     pub fn detail(&self) -> String {
         match self {

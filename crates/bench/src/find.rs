@@ -1,9 +1,8 @@
-//! Finds the server that is to be measured: the first address of its name that takes a connection.
+//! Finds the server to measure: the first address of its name that accepts a connection.
 //!
-//! Name servers answer when they like, so a thread asks them; the measurement can be interrupted
-//! meanwhile.
+//! Name resolution may block, so a thread does it; the measurement can be interrupted meanwhile.
 //!
-//! Invariant: a socket that has connected to itself is not taken for a server.
+//! Invariant: a socket that is connected to itself does not count as a server.
 #![expect(
     clippy::disallowed_methods,
     reason = "the load generator is a process of its own, and has threads; the server has none"
@@ -18,51 +17,51 @@ use super::failure::{Fault, Kind};
 use super::interrupt::{Haste, Interrupt, STEP};
 use uppercased_ctl::target::{Malformed, Target, refuse_self};
 
-/// How long the first connection may take, which shows whether there is a server at all.
+/// Timeout of the first connection, which checks whether there is a server.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why there is nothing to measure.
+/// Why there is no server to measure.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// It cannot be read.
+    /// The address is malformed.
     #[error(
         "cannot read the address {text:?}: {why}; write HOST:PORT, as in localhost:9999 or \
          [::1]:9999"
     )]
     Address {
-        /// As it was typed.
+        /// The address as given.
         text: String,
-        /// What is wrong with it.
+        /// The error.
         why: Malformed,
     },
     /// The name of the server has no address.
     #[error("cannot find {target}: {why}; write HOST:PORT, as in localhost:9999 or [::1]:9999")]
     Resolve {
-        /// As it was typed.
+        /// The address as given.
         target: String,
-        /// What the resolver says.
+        /// The resolver's error.
         why: String,
     },
-    /// No server is there.
+    /// No server accepts connections.
     #[error("cannot connect to {target}: {why}; {advice}")]
     Unreachable {
-        /// As it was typed.
+        /// The address as given.
         target: String,
-        /// What the system says.
+        /// The system's error.
         why: String,
-        /// What to do.
+        /// A hint.
         advice: &'static str,
     },
-    /// A signal came first.
+    /// A signal arrived first.
     #[error("interrupted before the measurement began")]
     Interrupted,
 }
 
-/// Finds the first address of `target` that takes a connection. That no port is left for this one
-/// says nothing if the others come from elsewhere.
+/// Returns the first address of `target` that accepts a connection. A probe without a free port
+/// proves nothing if the load uses other source addresses.
 ///
 /// # Errors
-/// There is none, or a signal came first.
+/// There is none, or a signal arrived first.
 pub(super) fn find(
     target: &str,
     from_elsewhere: bool,
@@ -73,7 +72,7 @@ pub(super) fn find(
         why,
     })?;
     let (give, found) = channel();
-    // It goes on by itself if it is not waited for; it holds nothing that has to be given back.
+    // If abandoned, the thread ends by itself; it holds nothing that must be released.
     std::thread::spawn(move || drop(give.send(probe(&parsed, from_elsewhere))));
     while interrupt.haste() == Haste::None {
         match found.recv_timeout(STEP) {

@@ -1,5 +1,5 @@
-//! What all threads and processes saw, put together: totals, series, percentiles, and what clients
-//! saw round a point in time.
+//! Merges the records of all threads and processes: totals, series, percentiles, and what clients
+//! observed around a point in time.
 //!
 //! Pure.
 
@@ -17,7 +17,7 @@ use super::plan::millis;
 use super::record::{FIRST_FAILURES_MAX, Noted, Record};
 use uppercased_ctl::clock::Tick;
 
-/// Everything that was seen.
+/// The merged records.
 #[derive(Debug)]
 pub struct Findings {
     pieces: Vec<Merged>,
@@ -27,7 +27,7 @@ pub struct Findings {
     sums: Record,
 }
 
-/// A piece of the series, all threads together.
+/// One interval of the series, all threads merged.
 #[derive(Debug)]
 struct Merged {
     messages: u64,
@@ -39,8 +39,7 @@ struct Merged {
 }
 
 impl Findings {
-    /// Puts `records` together; the pieces have the length `interval`, the last one may end
-    /// earlier, with the measurement.
+    /// Merges `records`; the intervals have the length `interval`, the last one may be shorter.
     #[must_use]
     pub fn of(records: &[Record], interval: Duration) -> Self {
         let length = records.iter().map(|record| record.pieces.len()).max();
@@ -63,7 +62,7 @@ impl Findings {
                     histogram::join(&mut merged.answers, &answers);
                 }
             }
-            // What is not needed any more is given back: there may be a thousand of these.
+            // Unused memory is released: there may be a thousand of these.
             merged.answers = shrunk(&merged.answers);
             merged
         });
@@ -100,19 +99,19 @@ impl Findings {
         }
     }
 
-    /// Sums over all threads; its series and its histogram are not filled in.
+    /// Sums over all threads, without series and histogram.
     #[must_use]
     pub const fn sums(&self) -> &Record {
         &self.sums
     }
 
-    /// How long it counted.
+    /// Returns the time measured.
     #[must_use]
     pub const fn measured(&self) -> Duration {
         Duration::from_nanos(self.sums.counted_ns)
     }
 
-    /// What was done.
+    /// Returns the totals.
     #[must_use]
     pub fn totals(&self) -> Totals {
         Totals {
@@ -123,7 +122,7 @@ impl Findings {
         }
     }
 
-    /// Failures by the words for their kinds.
+    /// Returns the failures by the words for their kinds.
     #[must_use]
     pub fn failures(&self) -> BTreeMap<String, u64> {
         let counts = self.sums.failures.iter();
@@ -132,7 +131,7 @@ impl Findings {
             .collect()
     }
 
-    /// The first failures, with their time from `origin`.
+    /// Returns the first failures, with their time from `origin`.
     #[must_use]
     pub fn first_failures(&self, origin: Tick) -> Vec<Failure> {
         let told = |noted: &Noted| Failure {
@@ -145,14 +144,14 @@ impl Findings {
         self.sums.first.iter().map(told).collect()
     }
 
-    /// How long answers took; `None` if there was none.
+    /// Returns the latency; `None` without an answer.
     #[must_use]
     pub fn latency(&self) -> Option<Latency> {
         if self.answers.is_empty() {
             return None;
         }
         let mut packed = Vec::new();
-        // A vector takes everything.
+        // Writing to a vector cannot fail.
         let _ = V2Serializer::new().serialize(&self.answers, &mut packed);
         Some(Latency {
             count: self.answers.len(),
@@ -164,7 +163,7 @@ impl Findings {
         })
     }
 
-    /// What became of the messages that were planned.
+    /// Returns the counts of planned messages.
     #[must_use]
     pub fn schedule(&self) -> Schedule {
         let (mut percentiles, mut max_ns) = (Vec::new(), 0);
@@ -182,7 +181,7 @@ impl Findings {
         }
     }
 
-    /// The series.
+    /// Returns the series.
     #[must_use]
     pub fn series(&self) -> Vec<Interval> {
         let intervals = self.pieces.iter().zip(0u32..).map(|(piece, at)| {
@@ -204,7 +203,8 @@ impl Findings {
         intervals.collect()
     }
 
-    /// What clients saw from `from` to `to`, both counted from the beginning; in whole pieces.
+    /// Returns what clients observed from `from` to `to`, both relative to the beginning, in whole
+    /// intervals.
     #[must_use]
     pub fn seen(&self, from: Duration, to: Duration) -> Seen {
         let length = self.interval.as_nanos().max(1);
@@ -237,7 +237,7 @@ fn percentiles(times: &Histogram<u64>) -> Vec<Percentile> {
     QUANTILES.map(percentile).to_vec()
 }
 
-/// The same distribution in no more memory than its longest time needs.
+/// Returns the same distribution in no more memory than its longest time needs.
 fn shrunk(histogram: &Histogram<u64>) -> Histogram<u64> {
     let high = histogram.max().max(2);
     let Ok(mut small) = Histogram::new_with_bounds(1, high, histogram::DIGITS) else {

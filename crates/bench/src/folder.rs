@@ -1,7 +1,7 @@
-//! A temporary folder for the files of a measurement.
+//! A temporary directory for the files of a measurement.
 //!
-//! Invariants: nobody else has it, or can know its name in advance; a socket in it has a path that the
-//! kernel takes, however long `TMPDIR` is; it is gone when the value is.
+//! Invariants: no other user can access it or predict its name; a socket in it has a path that the
+//! kernel accepts, however long `TMPDIR` is; it is removed when the value is dropped.
 
 use std::collections::hash_map::RandomState;
 use std::fs::DirBuilder;
@@ -12,20 +12,20 @@ use std::path::{Path, PathBuf};
 
 use uppercased_ctl::limits::SOCKET_PATH_MAX_BYTES;
 
-/// Where temporary files are if `TMPDIR` does not say, or says something too long.
+/// Parent directory if `TMPDIR` is not set or too long.
 const DEFAULT: &str = "/tmp";
-/// Bytes of `/NAME/control.sock`, or more.
+/// Upper bound of the length of `/NAME/control.sock` in bytes.
 const BELOW_MAX_BYTES: usize = 64;
-/// So many names are tried before giving up.
+/// Number of names to try.
 const ATTEMPTS: u32 = 16;
-/// For this user only.
+/// Accessible to this user only.
 const MODE: u32 = 0o700;
 
-/// An empty folder at first.
+/// A temporary directory, empty at first.
 #[derive(Debug)]
 pub(super) struct Folder(PathBuf);
 
-/// Why there is none.
+/// Why it cannot be created.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot make a folder in {}: {source}; have TMPDIR name a folder that can be written to",
     base.display())]
@@ -35,10 +35,10 @@ pub(super) struct Error {
 }
 
 impl Folder {
-    /// Makes one below `TMPDIR`, or `/tmp`.
+    /// Creates one below `TMPDIR`, or `/tmp`.
     ///
     /// # Errors
-    /// The system refuses.
+    /// Any error of the system.
     pub(super) fn create() -> Result<Self, Error> {
         let set = std::env::var_os("TMPDIR").filter(|value| !value.is_empty());
         let asked = set.map_or_else(|| PathBuf::from(DEFAULT), PathBuf::from);
@@ -65,7 +65,7 @@ impl Folder {
         })
     }
 
-    /// Where it is: an absolute path.
+    /// Returns its absolute path.
     #[must_use]
     pub(super) fn path(&self) -> &Path {
         &self.0
@@ -78,14 +78,14 @@ impl Drop for Folder {
     }
 }
 
-/// Returns `start` with a random end, which nobody can know in advance.
+/// Returns `start` with a random, unpredictable suffix.
 #[must_use]
 pub(super) fn unique(start: &str) -> String {
     // The keys of each come from the kernel's random numbers.
     format!("{start}{:016x}", RandomState::new().hash_one(start))
 }
 
-/// Whether a server takes the path of a socket below `base`: it is short enough, and text.
+/// Returns whether a server accepts the path of a socket below `base`: short enough, and text.
 fn fits(base: &Path) -> bool {
     let limit = SOCKET_PATH_MAX_BYTES - BELOW_MAX_BYTES;
     base.to_str().is_some_and(|text| text.len() <= limit)

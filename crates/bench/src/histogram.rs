@@ -1,5 +1,5 @@
-//! Times of answers: HDR histograms of nanoseconds, all with the same bounds, so that they can be
-//! added up.
+//! Latency histograms: HDR histograms of nanoseconds, all with the same bounds, so that they can be
+//! added.
 //!
 //! Pure.
 
@@ -10,27 +10,27 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer as _, V2Serializer};
 
-/// The longest time that is told apart: an hour.
+/// Upper bound of the histograms: an hour.
 pub const MAX: Duration = Duration::from_secs(3600);
-/// Decimal digits that are kept.
+/// Significant decimal digits.
 pub const DIGITS: u8 = 3;
-/// What is told about a distribution.
+/// The quantiles reported of a distribution.
 pub const QUANTILES: [f64; 6] = [0.5, 0.75, 0.9, 0.99, 0.999, 0.9999];
 
-/// An empty one.
+/// Returns an empty histogram.
 #[must_use]
 pub fn empty() -> Histogram<u64> {
     Histogram::new_with_bounds(1, MAX.as_nanos() as u64, DIGITS)
         .expect("invariant: the bounds are constants, and a test makes one")
 }
 
-/// Adds one time; longer ones than [`MAX`] count as that.
+/// Adds one time; longer ones than [`MAX`] count as [`MAX`].
 #[inline]
 pub fn note(histogram: &mut Histogram<u64>, time: Duration) {
     histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
 }
 
-/// Adds all of `other`.
+/// Adds all of `other` to `sum`.
 pub fn join(sum: &mut Histogram<u64>, other: &Histogram<u64>) {
     if !other.is_empty() {
         let joined = sum.add(other);
@@ -38,7 +38,7 @@ pub fn join(sum: &mut Histogram<u64>, other: &Histogram<u64>) {
     }
 }
 
-/// As text: the V2 serialization in base64; nothing for an empty one.
+/// Encodes as text: the V2 serialization in base64; an empty text for an empty histogram.
 #[must_use]
 pub fn pack(histogram: &Histogram<u64>) -> String {
     if histogram.is_empty() {
@@ -47,12 +47,12 @@ pub fn pack(histogram: &Histogram<u64>) -> String {
     let mut bytes = Vec::new();
     match V2Serializer::new().serialize(histogram, &mut bytes) {
         Ok(_) => BASE64.encode(bytes),
-        // A vector takes everything; were it otherwise, no histogram is better than half of one.
+        // Writing to a vector cannot fail; if it did, no histogram is better than half of one.
         Err(_) => String::new(),
     }
 }
 
-/// From [`pack`]'s text; `None` if it is none.
+/// Decodes the text of [`pack`]; `None` if it is malformed.
 #[must_use]
 pub fn unpack(text: &str) -> Option<Histogram<u64>> {
     if text.is_empty() {

@@ -1,10 +1,11 @@
 //! Ctrl-C and the other signals that end a measurement early.
 //!
-//! The first signal ends the load in order: the last answers may come, commands and the server get a
-//! moment to stop. The second one (`timeout` sends two) skips that. Both show what was found, end every
-//! child and remove every file.
+//! The first signal ends the load gracefully: the last answers may arrive, commands and the server
+//! get a grace period. The second one (`timeout` sends two) skips that. Both report the results so
+//! far, end every child and remove every file.
 //!
-//! Invariants: a signal that was ignored at the start, as `nohup` has it, stays ignored. Every wait of a measurement asks [`Interrupt::haste`] at least every [`STEP`].
+//! Invariants: a signal that was ignored at the start, as under `nohup`, stays ignored. Every wait
+//! of a measurement checks [`Interrupt::haste`] at least every [`STEP`].
 #![expect(
     clippy::disallowed_methods,
     reason = "the load generator is a process of its own, and has threads; the server has none"
@@ -19,7 +20,7 @@ use nix::sys::signal::Signal;
 use procfs::process::Process;
 use signal_hook::iterator::Signals;
 
-/// How often a wait of the measurement asks whether it is to end.
+/// Interval at which a wait checks for an interrupt.
 pub(super) const STEP: Duration = Duration::from_millis(100);
 
 /// Signals that end a measurement.
@@ -30,23 +31,23 @@ const SIGNALS: [Signal; 4] = [
     Signal::SIGQUIT,
 ];
 
-/// How soon the measurement has to end.
+/// How urgently the measurement must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Haste {
-    /// As planned.
+    /// Not interrupted.
     None,
-    /// Early, and in order.
+    /// Early, gracefully.
     Soon,
     /// At once: nothing is waited for that can be killed or left out.
     Now,
 }
 
-/// Counts the signals that this process got.
+/// Counts the signals received.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Interrupt(Arc<AtomicU32>);
 
 impl Interrupt {
-    /// Takes over the signals that end this process by default and are not ignored.
+    /// Handles the signals that end this process by default and are not ignored.
     ///
     /// # Errors
     /// The system refuses a handler.
@@ -65,13 +66,13 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// Signals so far.
+    /// Returns the number of signals received.
     #[must_use]
     pub(super) fn signals(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// How soon the measurement has to end.
+    /// Returns how urgently the measurement must end.
     #[must_use]
     pub(super) fn haste(&self) -> Haste {
         match self.signals() {
@@ -82,7 +83,7 @@ impl Interrupt {
     }
 }
 
-/// The signals that this process ignores, as a mask; none if `/proc` is not there.
+/// Returns the signals that this process ignores, as a mask; none if `/proc` is not mounted.
 fn ignored() -> u64 {
     let status = Process::myself().and_then(|process| process.status());
     status.map_or(0, |status| status.sigign)

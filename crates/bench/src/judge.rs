@@ -1,9 +1,8 @@
-//! Whether the figures tell of the server or of the client that made them, and whether the
-//! measurement was the one that was asked for.
+//! Decides whether the figures reflect the server or the client, and whether the measurement was
+//! carried out as planned.
 //!
-//! Invariant: the client is called the limit only for what it did itself: it used its CPU time, or
-//! was late though it had the CPU and no connection was behind.
-//! Pure.
+//! Invariant: the client is reported as the bottleneck only for its own behaviour: it used its CPU
+//! time, or was late although it had the CPU and no connection was behind. Pure.
 
 use std::time::Duration;
 
@@ -11,61 +10,61 @@ use super::options::Job;
 use super::outcome::{Client, Mark};
 use super::record::Record;
 
-/// A client that uses more than this share of what its threads could have is at its own limit.
+/// Share of its threads' CPU time above which the client is the bottleneck.
 const BUSY_SHARE: f64 = 0.9;
-/// A client that uses less than this share is not slow: if it is late, it did not get the CPU.
+/// Share below which the client is not slow: if it is late, it did not get the CPU.
 const WORKING_SHARE: f64 = 0.5;
-/// More than this share of the planned messages sent late though nothing was in the way, and the
-/// times of answers are not the server's alone.
+/// Share of the planned messages sent late by the client above which latencies are not the server's
+/// alone.
 const LATE_SHARE: f64 = 0.01;
-/// Above this share of the planned messages unsent at the end, the server did not keep up; below it
+/// Share of the planned messages unsent at the end above which the server did not keep up; below it
 /// they are the last few, whose connections were busy at that moment.
 const UNSENT_SHARE: f64 = 0.001;
-/// Above this share the load was not the one that was asked for.
+/// Share of unsent messages above which the load was not the planned one.
 const UNSENT_SHARE_MAX: f64 = 0.1;
-/// Client and server together above this share of all CPUs: they took them from each other.
+/// Share of all CPUs above which client and server competed for them.
 const SHARED_SHARE: f64 = 0.95;
 
-/// What is known when the measurement is over.
+/// The facts at the end of the measurement.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts<'a> {
     /// Sums over all threads.
     pub sums: &'a Record,
     /// Messages answered.
     pub messages: u64,
-    /// How long it counted.
+    /// Time measured.
     pub measured: Duration,
     /// Threads of all processes.
     pub threads: u32,
-    /// CPUs that they may use.
+    /// CPUs available to them.
     pub cpus: u16,
     /// CPU time of the server, if it is known.
     pub server_cpu: Option<Duration>,
-    /// Whether the answers decide how much is sent, so that the client may be what limits it.
+    /// Whether answers determine the sending rate, so that the client may be the bottleneck.
     pub closed_loop: bool,
-    /// The commands that were to be run meanwhile.
+    /// The commands to be run during the load.
     pub ran: &'a [Ran],
 }
 
-/// What came of one command.
+/// The results of one command.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Ran {
-    /// What was to be done.
+    /// The command and its times.
     pub job: Job,
     /// Each run.
     pub marks: Vec<Mark>,
-    /// Runs that were left out because the one before still went on.
+    /// Runs skipped because the previous one was still running.
     pub left_out: u64,
 }
 
-/// What follows from the facts.
+/// The conclusions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Judgement {
-    /// What the measuring cost.
+    /// The cost of measuring.
     pub client: Client,
-    /// What was asked for and not done.
+    /// Deviations from the plan.
     pub problems: Vec<String>,
-    /// What the reader of the figures has to know.
+    /// Caveats about the figures.
     pub warnings: Vec<String>,
 }
 
@@ -177,7 +176,7 @@ fn left_out(ran: &Ran) -> Option<String> {
     })
 }
 
-/// `part` of `whole`; nothing of nothing is 0.
+/// Returns the share of `part` in `whole`; 0 if both are 0.
 #[must_use]
 pub(super) fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 {

@@ -1,5 +1,5 @@
-//! `uppercased bench`: a load generator that tells the truth about a TCP server which answers every
-//! byte with its upper-case, or with itself.
+//! `uppercased bench`: a load generator for TCP servers that answer every byte with its upper case,
+//! or with itself.
 //!
 //! ```text
 //!   plan (pure) ── what is to be done, every limit decided
@@ -13,12 +13,12 @@
 //!   findings, judge (pure) ── outcome ── output ── JSON, summary, page
 //! ```
 //!
-//! Invariants: the exit code is 0 only if nothing failed, every byte that came back included, all of
-//! the plan was done and every output is written; what the client itself spoils is told with the
-//! figures; whatever ends it, its children and files are gone.
-//! It must not share code with the server's transformation or its loop, which it is a check on.
+//! Invariants: the exit code is 0 only if nothing failed, every byte received was correct, the plan
+//! was completed and every output was written; distortions by the client itself are reported with
+//! the figures; however it ends, its children and files are gone. It must not share code with the
+//! server's transformation or event loop, which it checks.
 
-// They panic where nobody reads; `output` and `stderr::complain` do not.
+// These macros panic if the reader is gone; `output` and `stderr::complain` do not.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod command;
@@ -63,10 +63,10 @@ use self::output::Outputs;
 pub use self::team::{PART, be_part};
 use uppercased_ctl::stderr;
 
-/// Exit code for a plan that makes no sense.
+/// Exit code for an invalid plan.
 const BAD_INPUT: u8 = 2;
 
-/// Why there is no outcome, or nowhere to put it.
+/// Why there is no outcome, or no output for it.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("cannot prepare for signals: {0}")]
@@ -92,10 +92,10 @@ impl Error {
     }
 }
 
-/// Runs the command as typed: measures, or compares measurements.
+/// Runs the command: measures, or compares measurements.
 ///
-/// The code is 0 if nothing failed and everything was done and written, 2 if the plan makes no sense, and 1
-/// otherwise.
+/// The exit code is 0 if nothing failed and everything was done and written, 2 if the plan is
+/// invalid, and 1 otherwise.
 #[must_use]
 pub fn run(typed: &ArgMatches) -> ExitCode {
     if let Some(typed) = typed.subcommand_matches(compare::COMPARE) {
@@ -123,10 +123,10 @@ fn misused(why: &str, command: &str) -> ExitCode {
     ExitCode::from(BAD_INPUT)
 }
 
-/// Whether nothing failed, everything was done that was asked for, and all of it is written.
+/// Measures; returns whether nothing failed, the plan was completed, and every output was written.
 fn measured(options: &Options) -> Result<bool, Error> {
     let interrupt = Interrupt::watch().map_err(Error::Signals)?;
-    // A file that cannot be written is found out before the measurement, not after.
+    // A file that cannot be written is detected before the measurement, not after.
     let outputs = Outputs::open(options)?;
     let outcome = run::measure(options, &interrupt)?;
     let is_written = outputs.write(&outcome, &interrupt);

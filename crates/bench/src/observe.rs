@@ -1,11 +1,10 @@
-//! What a server on this machine spends: CPU time and memory of all its processes.
+//! The CPU time and memory of all processes of a server on this machine.
 //!
-//! A server is a set of processes that may change while it is looked at: the ones that were named
-//! and everything that descends from them. A process that ends leaves its time with its parent,
-//! which has waited for it, so the sum over the set of own and inherited time loses nothing in a
-//! restart.
+//! A server is a set of processes that may change while it is sampled: the named ones and all their
+//! descendants. The time of a process that exits is added to its parent, which waited for it, so
+//! the sum over the set of own and inherited time loses nothing in a restart.
 //!
-//! Invariant: nothing is touched; what cannot be read is left out. CPU times have the kernel's
+//! Invariant: it changes nothing; unreadable values are left out. CPU times have the kernel's
 //! resolution of a tick (10 ms) for each process.
 
 use std::collections::BTreeSet;
@@ -13,21 +12,21 @@ use std::time::Duration;
 
 use procfs::process::Process;
 
-/// What a set of processes has spent so far.
+/// The CPU time of a set of processes so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Spent {
     /// The processes.
     pub pids: Vec<u32>,
-    /// Outside the kernel.
+    /// CPU time in user mode.
     pub user: Duration,
-    /// In the kernel.
+    /// CPU time in the kernel.
     pub system: Duration,
 }
 
-/// Looks again when the set changed while it was read; so often at most.
+/// Maximum number of samples if the set changes while it is read.
 const LOOKS_MAX: usize = 5;
 
-/// The CPU time of `roots` and their descendants.
+/// Returns the CPU time of `roots` and their descendants.
 #[must_use]
 pub(super) fn spent(roots: &[u32]) -> Spent {
     let mut before = family(roots);
@@ -43,8 +42,8 @@ pub(super) fn spent(roots: &[u32]) -> Spent {
     spent
 }
 
-/// The memory of `roots` and their descendants in bytes: private pages, and shared ones once.
-/// `None` if it cannot be read of one that lives.
+/// Returns the memory of `roots` and their descendants in bytes: private pages, and shared ones
+/// once. `None` if it is unreadable for a live process.
 #[must_use]
 pub(super) fn memory(roots: &[u32]) -> Option<u64> {
     let mut bytes = 0;
@@ -59,7 +58,7 @@ pub(super) fn memory(roots: &[u32]) -> Option<u64> {
                     .filter_map(|map| map.extension.map.get("Pss"))
                     .sum::<u64>();
             }
-            // It ended meanwhile.
+            // It has exited meanwhile.
             Err(procfs::ProcError::NotFound(_)) => {}
             Err(_) => return None,
         }
@@ -83,7 +82,7 @@ fn sum(pids: &BTreeSet<u32>) -> Spent {
     spent
 }
 
-/// `roots` that live, and everything that descends from them.
+/// Returns the live `roots` and all their descendants.
 fn family(roots: &[u32]) -> BTreeSet<u32> {
     let mut found = BTreeSet::new();
     let mut to_visit = roots.to_vec();
@@ -108,7 +107,7 @@ mod tests {
 
     #[test]
     fn exited_descendants_keep_counting_cpu_time() {
-        // Burns time in a grandchild, tells, and waits for its input to end.
+        // Uses CPU time in a grandchild, reports, and waits for its input to end.
         let script = "sh -c 'i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done'; echo; read x";
         let mut child = Command::new("sh")
             .args(["-c", script])

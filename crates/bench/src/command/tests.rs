@@ -71,7 +71,7 @@ fn bench_flags_are_parsed() {
     }
 }
 
-/// Whatever was measured: advice that is refused is worse than none.
+/// For any measurement: advice that the command refuses is worse than none.
 #[test]
 fn every_flag_in_advice_is_accepted() {
     use crate::outcome::{Latency, Outcome, Percentile, Server};

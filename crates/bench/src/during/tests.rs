@@ -8,7 +8,7 @@ fn job(text: &str) -> Job {
     text.parse().unwrap()
 }
 
-/// What came of the commands, awaited by their own ends.
+/// Waits for the commands to end by themselves, and returns their marks.
 fn joined(jobs: &mut Jobs) -> Vec<Mark> {
     let threads = jobs.threads.drain(..);
     threads.flat_map(|job| job.join().unwrap().marks).collect()
@@ -61,7 +61,7 @@ fn command_leaves_mark_with_its_last_line() {
         now + Duration::from_secs(2),
         &Interrupt::default(),
     );
-    // They are awaited by their ends, not by the clock: the third sees that it is over.
+    // Synchronised by their ends, not by the clock: the third one finds the measurement over.
     let marks: Vec<Mark> = {
         let mut jobs = jobs;
         let third = jobs.threads.pop().unwrap();
@@ -114,7 +114,7 @@ fn output_is_bounded() {
     assert_eq!(last_line(b""), "");
 }
 
-/// However much of it nobody has had the time to read before the command ended.
+/// However much of it is unread when the command ends.
 #[test]
 fn output_is_read_without_waiting_for_more() {
     let (reader, mut writer) = io::pipe().unwrap();
@@ -123,7 +123,7 @@ fn output_is_read_without_waiting_for_more() {
     assert!(output.is_some() && tail.is_empty(), "there may be more");
     writer.write_all(&b"progress\n".repeat(5_000)).unwrap();
     writer.write_all(b"the verdict\n").unwrap();
-    // The writer is still there, as somebody who was left behind is.
+    // The writer still exists, like a descendant left behind.
     read_what_is_there(&mut output, &mut tail);
     assert_eq!(last_line(&tail), "the verdict");
     assert!(output.is_some());
@@ -135,7 +135,7 @@ fn output_is_read_without_waiting_for_more() {
 #[test]
 fn surviving_grandchild_is_not_awaited() {
     let now = clock::now();
-    // It holds the output until its own input, a pipe that nobody closes, ends.
+    // The descendant holds the output until its own input, a pipe, is closed.
     let command = "at 1ms: mkfifo \"$PIPE\"; cat \"$PIPE\" & echo $!";
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe");
@@ -151,6 +151,6 @@ fn surviving_grandchild_is_not_awaited() {
     let pid: i32 = marks[0].output.parse().unwrap();
     let alive = rustix::process::test_kill_process(Pid::from_raw(pid).unwrap());
     assert!(alive.is_ok(), "{alive:?}");
-    // A writer that comes and goes ends it.
+    // Opening and closing it for writing ends the descendant.
     drop(std::fs::OpenOptions::new().write(true).open(&pipe).unwrap());
 }

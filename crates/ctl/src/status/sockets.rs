@@ -77,7 +77,7 @@ pub struct Sockets {
     pub states: BTreeMap<String, u64>,
     /// Established connections that are not accepted yet.
     pub unaccepted: u64,
-    /// The owners of such connections' other ends, for clients on this machine.
+    /// The clients' ends on this machine: number of sockets in each state.
     pub local_clients: BTreeMap<String, u64>,
     /// Foreign listeners on the same ports.
     pub others: Vec<SocketStatus>,
