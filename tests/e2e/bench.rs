@@ -965,8 +965,8 @@ fn bench_reports_rate_below_plan() {
 
 #[test]
 fn self_connected_socket_is_no_server() {
-    // The range of ports belongs to the network namespace: with one port in it, every connection to
-    // that port comes from it.
+    // The port range belongs to the network namespace: with one port in it, every connection to
+    // that port uses it.
     isolated(|| {
         let range = "/proc/sys/net/ipv4/ip_local_port_range";
         std::fs::write(range, "40000 40000").expect("root of its namespace");
@@ -979,7 +979,7 @@ fn self_connected_socket_is_no_server() {
             let told = String::from_utf8_lossy(&output.stderr).into_owned();
             assert_eq!(output.status.code(), Some(1), "{told}");
             assert!(told.contains("check that the server is running"), "{told}");
-            // Without SO_REUSEADDR, so that a socket in TIME_WAIT would be in the way.
+            // Without SO_REUSEADDR, so that a socket in TIME_WAIT would make bind fail.
             let domain = socket2::Domain::IPV4;
             let server = socket2::Socket::new(domain, socket2::Type::STREAM, None).expect("one");
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000));

@@ -22,12 +22,12 @@ use crate::support::load::{Load, LoadSize, Origin, Report};
 use crate::support::netns::{KernelCounters, isolated, isolated_within};
 use crate::support::planned::Planned;
 
-/// How much is done.
+/// The number of operations.
 #[derive(Clone, Copy)]
 struct Effort {
     restarts: u32,
     upgrades: u32,
-    /// Pairs of one more and one less.
+    /// Pairs of a step up and a step down.
     scales: u32,
     handshake_timeout: &'static str,
 }
@@ -54,12 +54,12 @@ fn effort() -> Effort {
     if is_long() { LONG } else { SHORT }
 }
 
-/// How long one proof may take.
+/// Returns the time limit of one proof.
 fn patience() -> Duration {
     Duration::from_secs(if is_long() { 60 * 60 } else { 600 })
 }
 
-/// Where the server listens and the clients are.
+/// The server's address and the clients' origin.
 struct Place {
     listen: String,
     origin: Origin,
@@ -93,7 +93,7 @@ fn start(place: &Place, workers: u16, effort: &Effort, faults: &str) -> Planned 
     Planned::start_with(&args, |builder| builder.env("FAULT_POINTS", faults))
 }
 
-/// Everything is done under load; the report of the clients.
+/// Runs all operations under load; returns the report of the clients.
 fn operate(planned: &Planned, place: &Place, workers: u16, effort: &Effort) -> Report {
     let server = &planned.server;
     let load = Load::start_from(place.origin.clone(), server.addr(), place.size.clone());
@@ -117,7 +117,7 @@ fn operate(planned: &Planned, place: &Place, workers: u16, effort: &Effort) -> R
 fn prove(place: &Place, workers: u16, clients: impl Fn() -> KernelCounters) {
     let effort = effort();
     let planned = start(place, workers, &effort, "");
-    // What a server holds after its first restart is what it holds after the last one.
+    // After the first restart the server must return to the same resources after every later one.
     planned.server.reload().expect_success();
     let baseline = Baseline::of(&planned.server);
     let (servers, theirs) = (KernelCounters::read(), clients());
@@ -162,9 +162,9 @@ fn operations_lose_nothing_over_delayed_link() {
     });
 }
 
-/// Runs the proof against a server that is broken on purpose; true if the proof noticed.
+/// Runs the proof against a server that is broken on purpose; returns whether the proof noticed.
 fn is_noticed(faults: &str) -> bool {
-    // Some losses show only as an answer that does not come.
+    // Some losses show only as a missing reply.
     const DEADLINE: Duration = Duration::from_secs(5);
     let mut place = Place::loopback();
     place.size.deadline = DEADLINE;

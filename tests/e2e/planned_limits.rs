@@ -31,21 +31,21 @@ use crate::support::observe::until;
 use crate::support::planned::Planned;
 use crate::support::{CommandOutput, DEADLINE, Server};
 
-/// How much is done, and who is there meanwhile.
+/// The number of operations and of clients.
 #[derive(Clone, Debug)]
 struct Effort {
     reloads: u32,
-    /// Clients that stay from the beginning to the end.
+    /// Clients connected from the start to the end.
     residents: LoadSize,
-    /// Clients that come, exchange and go all the time, as far as they are let in.
+    /// Clients that connect, exchange and close all the time, as far as the limits permit.
     knocking: usize,
     handshake_timeout: &'static str,
 }
 
-/// How long one proof may take.
+/// Time limit of one proof.
 const PATIENCE: Duration = Duration::from_secs(60 * 60);
 
-/// However slow a busy machine makes those that read slowly, they are not to be cut for it.
+/// Slow readers must not be cut because a busy machine makes them slower.
 const NO_STALL: &str = "--write-stall-timeout=10m";
 
 impl Effort {
@@ -81,15 +81,15 @@ impl Effort {
         }
     }
 
-    /// Connections that stay.
+    /// Returns the number of lasting connections.
     fn established(&self) -> u64 {
         let size = &self.residents;
         (size.streams + size.pings + size.slow + size.idle + size.mid_message) as u64
     }
 }
 
-/// Nobody yet, and each as it is to be: what a slow one has under way fills the buffers of
-/// [`Settings::generous`], so that the server has output pending.
+/// Returns no clients, with the settings of each kind: the window of a slow client fills the
+/// buffers of [`Settings::generous`], so that the server has output pending.
 fn residents() -> LoadSize {
     LoadSize {
         slow_pause: Duration::from_secs(2),
@@ -102,17 +102,17 @@ fn residents() -> LoadSize {
     }
 }
 
-/// Those that knock: whoever is not let in waits until a later reload lets it in.
+/// Returns the churning clients: a client beyond the limit waits until a later reload admits it.
 fn knocking(count: usize) -> LoadSize {
     LoadSize {
         churn: count,
-        // Of what they leave in TIME_WAIT the kernel keeps so many sockets and no more.
+        // The kernel keeps a limited number of sockets in TIME_WAIT.
         churn_pause: Duration::from_millis(60),
         ..LoadSize::none()
     }
 }
 
-/// What a reload may change.
+/// The settings that a reload changes.
 #[derive(Clone, Debug)]
 struct Settings {
     workers: u16,
@@ -125,7 +125,7 @@ struct Settings {
 }
 
 impl Settings {
-    /// Everybody is let in.
+    /// Returns settings that admit all clients.
     fn generous() -> Self {
         Self {
             workers: 3,
@@ -138,16 +138,16 @@ impl Settings {
         }
     }
 
-    /// Others, for a server with `workers` workers and the clients of `effort`.
+    /// Returns random settings for a server with `workers` workers and the clients of `effort`.
     fn another(random: &mut Rng, workers: u16, effort: &Effort) -> Self {
-        // No queue is too short for all that knock: whose handshake is dropped has to try again,
-        // which the kernel counts as a loss.
+        // No queue is too short for all churning clients: a client whose handshake is dropped
+        // retries, which the kernel counts as a loss.
         const BACKLOGS: [u32; 3] = [128, 1024, 4096];
         const KIBS: [u32; 5] = [4, 8, 16, 32, 64];
         let share = effort.established() / u64::from(workers);
         let limits = [1, share / 2, share - share / 4, share + 3, 2 * share, 4000];
-        // Those that stay have one source, far beyond the limit. Those that knock have others, and
-        // never too many: one that is beyond its limit is reset, which would hide a loss.
+        // Lasting clients have one source, far beyond the limit. Churning clients have other
+        // sources and never exceed it: a refused one is reset, which would hide a loss.
         let per_source = [None, Some(2 * effort.knocking + 8), Some(4000)];
         let mut one_of = |of: &[u32]| of[random.usize(..of.len())];
         Self {
@@ -161,7 +161,7 @@ impl Settings {
         }
     }
 
-    /// More than any limit on descriptors allows.
+    /// Returns settings that exceed every limit on descriptors.
     fn impossible(self) -> Self {
         Self {
             max_connections: 10_000_000,
@@ -169,7 +169,7 @@ impl Settings {
         }
     }
 
-    /// As text of a configuration file.
+    /// Returns the text of the configuration file.
     fn text(&self) -> String {
         self.to_string()
     }
@@ -189,18 +189,18 @@ impl fmt::Display for Settings {
     }
 }
 
-/// What became of the operations.
+/// The results of the operations.
 #[derive(Debug, Default)]
 struct Done {
     reloads: u32,
     scales: u32,
     refused: u32,
-    /// Reloads after which the server had more connections than it may let in.
+    /// Reloads after which the server had more connections than its limit.
     beyond: u32,
 }
 
 impl Done {
-    /// Carries one operation out; whether it was done, and not refused.
+    /// Runs one operation; returns true if it was done, false if refused.
     #[track_caller]
     fn operate(&mut self, server: &Server, what: &[&str], settings: &Settings) -> bool {
         let before = workers(server);
@@ -218,8 +218,8 @@ impl Done {
     }
 }
 
-/// What the server says of itself. Not by `uppercased status`, which also reads the kernel's list of
-/// sockets: of those that knocked it has hundreds of thousands.
+/// Returns the server's status. Does not run `uppercased status`, which also reads the kernel's
+/// list of sockets: churn leaves hundreds of thousands there.
 #[track_caller]
 fn status(server: &Server) -> Status {
     match ask(&server.control(), Some(DEADLINE)) {
@@ -228,21 +228,21 @@ fn status(server: &Server) -> Status {
     }
 }
 
-/// One counter, of all workers together.
+/// Returns one counter, summed over all workers.
 #[track_caller]
 fn count(server: &Server, counter: &str) -> u64 {
     let counters = status(server).totals.traffic.counters;
     counters.get(counter).copied().unwrap_or(0)
 }
 
-/// The process of each worker, and what it is doing.
+/// Returns the process and the state of each worker.
 #[track_caller]
 fn workers(server: &Server) -> Vec<(Option<u32>, String)> {
     let slots = status(server).slots.into_iter();
     slots.map(|slot| (slot.pid, slot.state)).collect()
 }
 
-/// Whether an operation was refused before it began, with the numbers.
+/// Returns whether an operation was refused before it began, with the numbers.
 fn is_refusal(answered: &CommandOutput) -> bool {
     let refusal = answered.stdout.lines().last();
     refusal
@@ -250,7 +250,7 @@ fn is_refusal(answered: &CommandOutput) -> bool {
         .is_some_and(|cause| cause.contains(|digit: char| digit.is_ascii_digit()))
 }
 
-/// A number of workers. One alone has all connections, which then stay with it, so that comes late.
+/// Returns a number of workers. A single worker keeps all connections, so this comes late.
 fn some_workers(random: &mut Rng, effort: &Effort, done: &Done) -> u16 {
     let is_late = done.reloads > effort.reloads / 4 * 3;
     random.u16(if is_late { 1..=4 } else { 2..=4 })
@@ -278,7 +278,7 @@ fn start(effort: &Effort, faults: &str) -> Planned {
     planned
 }
 
-/// Everything is done under load; the reports of those that stay and of those that knock.
+/// Runs all operations under load; returns the reports of the lasting and of the churning clients.
 fn operate(planned: &Planned, effort: &Effort, done: &mut Done) -> [Report; 2] {
     let mut random = Rng::with_seed(seed());
     let server = &planned.server;
@@ -313,9 +313,9 @@ fn operate(planned: &Planned, effort: &Effort, done: &mut Done) -> [Report; 2] {
     [residents.finish(), knocking.finish()]
 }
 
-/// Asserts that the server has ended no connection but those whose clients had, and turned nobody
-/// away. A worker that dies with connections is seen by those; one that a busy machine keeps from
-/// ending in time, with none left, has cost nobody anything.
+/// Asserts that the server has closed only connections that clients had closed, and refused none.
+/// If a worker dies with connections, those clients notice; a worker killed late on a busy machine,
+/// without connections, has cost no client anything.
 #[track_caller]
 fn assert_kept(server: &Server) {
     let totals = status(server).totals;
@@ -346,11 +346,11 @@ fn prove(effort: &Effort) {
     let connections = reports.iter().map(|report| report.connections).sum();
     KernelCounters::read().assert_no_loss_in(connections, &counters);
     assert_kept(server);
-    // What was to be tried, was.
+    // Both cases occurred.
     assert!(done.beyond > 0 && done.refused > 0, "{done:?}");
     assert!(count(server, "paused.connection_limit") > 0, "never full");
     assert!(count(server, "backpressure") >= effort.residents.slow as u64);
-    // The last workers have had more clients than the first ones; so new ones are compared.
+    // The last workers have had more clients than the first ones, so compare new ones.
     server.reload().expect_success();
     baseline.assert_back(server);
     assert_eq!(server.stop().code(), Some(0));
@@ -371,7 +371,7 @@ fn changing_limits_closes_no_connection() {
 
 #[test]
 fn reload_keeps_non_reading_clients() {
-    // With defaults: a buffer of unsent output and full queues in the kernel for each of them.
+    // With defaults: each client has a buffer of unsent output and full kernel queues.
     isolated(|| {
         raise_descriptor_limit();
         let size = LoadSize {
@@ -398,16 +398,17 @@ fn reload_keeps_non_reading_clients() {
     });
 }
 
-/// As many descriptors as may be had, for this process and the servers that it starts.
+/// Raises the descriptor limit as far as possible, for this process and its servers.
 fn raise_descriptor_limit() {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("read an own limit");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("raise an own limit");
 }
 
-/// Runs the short proof against a server that is broken on purpose; true if the proof noticed.
+/// Runs the short proof against a server that is broken on purpose; returns whether the proof
+/// noticed.
 fn is_noticed(faults: &str) -> bool {
     let mut effort = Effort::short();
-    // Some losses show only as an answer that does not come.
+    // Some losses show only as a missing reply.
     effort.residents.deadline = Duration::from_secs(5);
     let planned = start(&effort, faults);
     let attempt = catch_unwind(AssertUnwindSafe(|| {

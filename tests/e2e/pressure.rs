@@ -1,5 +1,6 @@
-//! A server whose memory is limited from outside: within the bound in docs/reference.md it serves as if there
-//! were no limit; below it a worker dies, the log names the cause, and only its own clients notice.
+//! A server with an external memory limit: within the bound in docs/reference.md it serves as if
+//! there were no limit; below it a worker is killed, the log names the cause, and only its own
+//! clients notice.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -14,10 +15,10 @@ use crate::support::scene::{Scene, WORKER_BYTES_MAX, WORKER_SLACK_BYTES};
 use crate::support::usage::Counters;
 use crate::support::{Client, Server};
 
-/// What the kernel may hold for one connection, where that counts.
+/// Upper bound of the kernel memory of one connection, where it counts.
 const KERNEL_BYTES_MAX: u64 = 1 << 20;
 
-/// A group, or the reason why not, said.
+/// Returns a memory group, or reports why there is none.
 fn group() -> Option<MemoryGroup> {
     MemoryGroup::new().map_err(|why| skipped(&why)).ok()
 }
@@ -66,7 +67,7 @@ fn oom_killed_worker_is_replaced_with_cause() {
     let Some(group) = group() else {
         return;
     };
-    // Small buffers in the kernel, so that what fills up is the worker's memory.
+    // Small buffers in the kernel, so that the worker's memory fills up.
     let (shell, program) = group.program(env!("CARGO_BIN_EXE_uppercased"));
     let server = Server::builder().program(shell).args(program);
     let server = server.args([
@@ -90,7 +91,7 @@ fn oom_killed_worker_is_replaced_with_cause() {
     let readers = (0..CLIENTS).map(|_| Client::connect(server.addr()));
     let mut readers: Vec<Client> = readers.collect();
     counters.wait_open(CLIENTS as u64 + 1);
-    // All of them are the other worker's.
+    // The other worker owns all of them.
     let others = clients_of(kept, port);
     readers.retain(|client| !others.contains(&client.local_addr()));
     counters.wait_open(readers.len() as u64 + 1);
@@ -103,7 +104,7 @@ fn oom_killed_worker_is_replaced_with_cause() {
     let lost = readers.len();
     drop(readers);
 
-    // Whose worker had what it needs has noticed nothing.
+    // Clients of a worker with enough memory are unaffected.
     good.roundtrip(b"still here");
     assert!(server.worker_pids().contains(&kept), "the other one lives");
     counters.wait_open(1);
@@ -140,7 +141,7 @@ fn kernel_kills_supervisor_last_for_memory() {
     }
 }
 
-/// The clients that a worker serves.
+/// Returns the clients of a worker.
 fn clients_of(worker: u32, port: u16) -> BTreeSet<SocketAddr> {
     let held: BTreeSet<String> = descriptors(worker).into_values().collect();
     let all = sockets(port).into_iter();
@@ -148,7 +149,7 @@ fn clients_of(worker: u32, port: u16) -> BTreeSet<SocketAddr> {
     its_own.map(|it| it.remote_address).collect()
 }
 
-/// Sends, reading nothing, until one of them is cut.
+/// Sends without reading until one of them is reset.
 fn push_until_reset(clients: &[Client]) {
     let bytes = vec![b'x'; 64 << 10];
     for client in clients {

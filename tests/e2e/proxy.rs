@@ -23,7 +23,7 @@ const CLIENT: &str = "192.0.2.7:4000";
 const OTHER: &str = "192.0.2.8:4000";
 const VERSIONS: [Version; 2] = [Version::V1, Version::V2];
 
-/// One worker that asks for headers, and says a word of each connection.
+/// Starts one worker that requires headers and logs every connection.
 #[track_caller]
 fn server(args: &[&str]) -> Server {
     let given = [
@@ -35,7 +35,7 @@ fn server(args: &[&str]) -> Server {
     Server::builder()
         .args(given)
         .args(rest)
-        // Long against a machine that is busy, but for a test that says otherwise by a flag.
+        // Long compared with delays on a busy machine; a flag of a test overrides it.
         .env("UPPERCASED_PROXY_HEADER_TIMEOUT", "1m")
         .args(args)
         .start()
@@ -49,12 +49,12 @@ fn header(version: Version, client: &str) -> Vec<u8> {
     )
 }
 
-/// A header of version 2 that is the proxy's own: a health check.
+/// Returns a version 2 header of the proxy itself, as for a health check.
 fn local_header() -> Vec<u8> {
     b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec()
 }
 
-/// A proxy's connection for `client`, served.
+/// Returns a proxy's connection for `client`, already served.
 #[track_caller]
 fn introduced(server: &Server, version: Version, client: &str) -> Client {
     let mut proxy = Client::connect(server.addr());
@@ -67,7 +67,7 @@ fn refused(counters: &Counters, cause: RefusalCause) -> u64 {
     counters.count(Counter::Refused(cause))
 }
 
-/// The line of the log that tells of the next refusal, from line `from` on.
+/// Returns the log line of the next refusal, from line `from` on.
 #[track_caller]
 fn refusal(server: &Server, from: usize) -> String {
     server.wait_log_from(from, |line| line.contains("connection refused"))
@@ -115,7 +115,7 @@ fn header_may_arrive_byte_by_byte() {
         let mut proxy = Client::connect(server.addr());
         for byte in header(version, CLIENT) {
             proxy.send_all(&[byte]);
-            // Long enough for the worker to look at what it is so far.
+            // Long enough for the worker to parse the part received so far.
             proxy.expect_silence(Duration::from_millis(1));
         }
         proxy.roundtrip(b"whole");
@@ -140,7 +140,7 @@ fn partial_header_costs_no_polling() {
 
 #[test]
 fn local_header_serves_proxy_as_client() {
-    // Whatever the lists say of it: they are about clients.
+    // The lists apply to clients, not to proxies.
     let server = server(&["--allow=192.0.2.0/24"]);
     for header in [local_header(), b"PROXY UNKNOWN\r\n".to_vec()] {
         let from = server.log_len();
@@ -205,14 +205,14 @@ fn invalid_header_is_reset_and_counted() {
         proxy.expect_reset();
         *expected.entry(cause.name()).or_insert(0) += 1;
     }
-    // One that ends within its header.
+    // A connection that ends within its header.
     let mut short = Client::connect(server.addr());
     short.send_all(b"PROXY TC");
     short.half_close();
     short.expect_reset();
     *expected.entry("proxy_missing").or_insert(0) += 1;
     assert_refused_so_far(&server, &expected);
-    // Who connects and leaves is nobody's trouble, either.
+    // A connection that is aborted at once is no error, either.
     Client::connect(server.addr()).abort();
     counters.wait(Counter::Closed(CloseReason::PeerReset), 1);
 }
@@ -220,7 +220,7 @@ fn invalid_header_is_reset_and_counted() {
 #[test]
 fn late_header_is_reset_and_counted() {
     let server = server(&["--proxy-header-timeout=300ms"]);
-    // There before the server looks, so that it is not the whole header that is late.
+    // Sent before the worker polls, so that the whole header cannot time out.
     let frozen = Frozen::workers(&server);
     let mut part = Client::connect(server.addr());
     part.send_all(b"PROXY TCP4 1.2");
@@ -231,7 +231,7 @@ fn late_header_is_reset_and_counted() {
     assert_refused_so_far(&server, &[("proxy_timeout", 2)].into());
 }
 
-/// Asserts that so many were refused, by cause, that nobody else was there, and that it was said.
+/// Asserts the refusals by cause, that no client is connected, and that the log has the refusals.
 #[track_caller]
 fn assert_refused_so_far(server: &Server, expected: &BTreeMap<&str, u64>) {
     Counters::of(server).wait_open(0);
@@ -280,11 +280,11 @@ fn lists_and_limits_apply_to_proxied_client() {
     third.send_all(&header(Version::V2, CLIENT));
     third.expect_reset();
     assert_eq!(refused(&counters, RefusalCause::PerSourceLimit), 1);
-    // One that waits for its header is nobody's yet.
+    // A connection without its header is charged to no client yet.
     let _waiting = [(); 5].map(|()| Client::connect(server.addr()));
     let mut second = introduced(&server, Version::V2, OTHER);
 
-    // Where connections move to they are counted for the same clients.
+    // After migration, connections are charged to the same clients.
     server.reload().expect_success();
     for client in first.iter_mut().chain([&mut second]) {
         client.roundtrip(b"moved");
@@ -304,7 +304,7 @@ fn lists_and_limits_apply_to_proxied_client() {
 #[test]
 fn connection_without_header_counts_for_no_source() {
     let server = server(&["--max-connections-per-source=2"]);
-    // A client with the very address of the proxy, which has others waiting.
+    // A client with the address of the proxy, which has other connections waiting.
     let client = "127.0.0.1:4000";
     let waiting = [(); 5].map(|()| Client::connect(server.addr()));
     Counters::of(&server).wait_open(5);
@@ -312,7 +312,7 @@ fn connection_without_header_counts_for_no_source() {
     server.reload().expect_success();
     served.iter_mut().for_each(|one| one.roundtrip(b"moved"));
     let counters = Counters::of(&server);
-    // Those that leave before they are anybody's make no room for others.
+    // Connections that close before their header free no place of a client.
     drop(waiting);
     counters.wait_open(2);
     let mut third = Client::connect(server.addr());
@@ -405,7 +405,7 @@ fn silent_client_leaving_is_no_refusal() {
     assert_eq!(refused(&counters, RefusalCause::ProxyMissing), 0);
 }
 
-/// A header of the full length is there as a whole before it is looked at, however small the buffer.
+/// The header is parsed only when complete, even with the smallest buffer.
 #[test]
 fn longest_header_fits_smallest_buffer() {
     let server = server(&["--recv-buffer=4KiB"]);
@@ -453,7 +453,7 @@ fn stop_answers_bytes_behind_header() {
     let server = server(&[]);
     let worker = worker_of(&server, 0);
     freeze(&worker);
-    // One is in the accept queue, header and all; the other has nothing to say.
+    // One is in the accept queue with its header; the other is idle.
     let mut last = Client::connect(server.addr());
     last.send_all(&[&header(Version::V2, CLIENT), &b"last words"[..]].concat());
     let mut silent = Client::connect(server.addr());
@@ -487,7 +487,7 @@ fn replacement_worker_requires_headers() {
 #[test]
 fn only_named_listeners_require_headers() {
     let [asks, plain] = ["127.0.0.1:0", "127.0.0.2:0"].map(|listen| format!("--listen={listen}"));
-    // Its only helper would serve the queues of a slot that cannot come up again.
+    // Its only sibling would serve the queues of a slot that cannot restart.
     let server = Server::builder()
         .args([&asks, &plain])
         .args([
@@ -505,7 +505,7 @@ fn only_named_listeners_require_headers() {
             proxy.send_all(&header);
             proxy.roundtrip(b"asked for");
             let mut client = Client::connect(plain);
-            // Upper case already, for the most part.
+            // Mostly upper case already.
             client.roundtrip(&header);
         }
     };

@@ -13,7 +13,7 @@ use crate::support::planned::Planned;
 use crate::support::usage::Counters;
 use crate::support::{Client, Server, Watched};
 
-/// Longer than the looks that it takes and some rests, on a machine that does much else.
+/// Longer than the samples and pauses it needs, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 const WATCHFUL: [&str; 5] = [
     "--listen=127.0.0.1:0",
@@ -23,7 +23,7 @@ const WATCHFUL: [&str; 5] = [
     "--handshake-timeout=100ms",
 ];
 
-/// Connections of `wanted`: those that come to another worker are closed again.
+/// Returns `count` connections of `wanted`; those accepted by another worker are closed.
 #[track_caller]
 fn all_of(wanted: &Watched, server: &Server, count: usize) -> Vec<Client> {
     let mut own = Vec::new();
@@ -47,7 +47,7 @@ fn all_of(wanted: &Watched, server: &Server, count: usize) -> Vec<Client> {
     );
 }
 
-/// Clients that exchange without a pause until told to stop, each in a thread of its own.
+/// Clients that exchange without a pause until stopped, each in its own thread.
 struct Talk<'a> {
     ends: &'a AtomicBool,
     exchanges: &'a AtomicU64,
@@ -64,7 +64,7 @@ impl Talk<'_> {
     }
 }
 
-/// Runs `body` while all of `clients` talk; they are in order afterwards.
+/// Runs `body` while all of `clients` exchange; afterwards no reply is pending.
 fn while_talking(clients: &mut [Client], body: impl FnOnce(&AtomicU64)) {
     let (ends, exchanges) = (AtomicBool::new(false), AtomicU64::new(0));
     let talk = Talk {
@@ -76,7 +76,7 @@ fn while_talking(clients: &mut [Client], body: impl FnOnce(&AtomicU64)) {
             let talk = &talk;
             scope.spawn(move || talk.go_on(client, number));
         }
-        // Or a failure in `body` would wait for ever for those who talk.
+        // Otherwise a failure in `body` would wait forever for the exchanging threads.
         let _stop = Stop(&ends);
         body(&exchanges);
     });
@@ -117,7 +117,7 @@ fn busy_connections_spread_without_byte_errors() {
         let silent = all_of(&worker_of(&server, 1), &server, 3);
         assert_eq!(counters.open(), 11);
         while_talking(&mut clients, |exchanges| {
-            // Within the threshold: at least three of eight with the other one.
+            // Within the threshold: the other worker has at least three of eight.
             let spread = some_within(PATIENCE, || {
                 let moved = counters.by_slot(Counter::MovedIn);
                 (moved[0] >= 3).then_some(moved)
@@ -151,13 +151,13 @@ fn operations_run_during_rebalancing_without_loss() {
         let server = &planned.server;
         let mut clients = all_of(&worker_of(server, 0), server, 8);
         while_talking(&mut clients, |_| {
-            // As soon as connections move: a restart, and what moved is moved again.
+            // Reloads as soon as connections migrate, so that migrated connections migrate again.
             server.wait_log(|line| line.contains("INFO rebalance started "));
             server.reload().expect_success();
             server.scale(1).expect_success();
             let mark = server.log_len();
             server.scale(2).expect_success();
-            // All of it is the one worker's that was there, and the other is idle.
+            // The remaining worker has all connections, and the other is idle.
             server.wait_log_from(mark, |line| line.contains(" rebalance finished "));
             server.upgrade().expect_success();
         });
@@ -188,7 +188,7 @@ fn reload_enables_rebalancing() {
     end_in_order(clients);
 }
 
-/// Whoever takes connections dies with the first of them in hand, every time.
+/// The receiver dies with its first connections in hand, every time.
 #[test]
 fn unacknowledged_connections_return_from_dead_receiver() {
     isolated(|| {
@@ -213,8 +213,8 @@ fn unacknowledged_connections_return_from_dead_receiver() {
     });
 }
 
-/// Not a test: shows what moving does to the times of answers. Run it on a quiet machine, with
-/// `cargo test --release --test e2e rebalance:: -- --ignored --nocapture`.
+/// Not a test: reports how migration affects response times. Run it on a quiet machine, with `cargo
+/// test --release --test e2e rebalance:: -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn report_latency_with_and_without_rebalancing() {
@@ -226,7 +226,7 @@ fn report_latency_with_and_without_rebalancing() {
     {
         let server = Server::start(&["--listen=127.0.0.1:0", "--workers=2", rebalance]);
         let mut clients = all_of(&worker_of(&server, 1), &server, CONNECTIONS);
-        // The first run is past the looks and the first moves, where there are any.
+        // The first run covers the samples and the first migrations, if there are any.
         let ran = [12_000, 5_000].map(|messages| sampled(&mut clients, messages));
         let mut times = ran.into_iter().next_back().expect("two runs");
         times.sort_unstable();
@@ -243,8 +243,8 @@ fn report_latency_with_and_without_rebalancing() {
     }
 }
 
-/// Every client sends so many messages of 1 KiB, one each millisecond: how long the answers took, from
-/// when each message was due.
+/// Sends `messages` messages of 1 KiB from every client, one per millisecond; returns the response
+/// times, counted from when each message was due.
 fn sampled(clients: &mut [Client], messages: u32) -> Vec<Duration> {
     const EVERY: Duration = Duration::from_millis(1);
     let message = [b'x'; 1024];

@@ -30,7 +30,7 @@ fn first_start(more: &[&str]) -> Server {
     start_on((own_address(), 0).into(), more)
 }
 
-/// Kills the supervisor and all workers, with whatever they have open.
+/// Kills the supervisor and all workers, with open connections.
 fn kill_everything(server: &Server) {
     let pids = server.worker_pids();
     let workers: Vec<_> = pids.into_iter().filter_map(Watched::open).collect();
@@ -41,7 +41,7 @@ fn kill_everything(server: &Server) {
     }
 }
 
-/// The refusal that starting on `listen` must meet, naming `holder`.
+/// Asserts that a start on `listen` is refused with an error that names `holder`.
 #[track_caller]
 fn assert_refused(listen: &str, holder: &Server) {
     let args = [format!("--listen={listen}"), "--workers=1".to_owned()];
@@ -59,8 +59,8 @@ fn assert_refused(listen: &str, holder: &Server) {
 
 #[test]
 fn server_restarts_beside_time_wait_sockets() {
-    // A client that says nothing is closed by the server: the side that closes first keeps the
-    // memory of the connection, for a minute, under the server's port.
+    // The server closes an idle client. The side that closes first keeps the connection in
+    // TIME_WAIT for a minute, under the server's port.
     let server = first_start(&["--idle-timeout=50ms"]);
     let addr = server.addr();
     for _ in 0..10 {
@@ -92,7 +92,7 @@ fn server_restarts_after_everything_was_killed() {
     }
     kill_everything(&server);
     drop(server);
-    // The clients have not closed: their connections are half there, without a process.
+    // The clients have not closed: their connections are half-closed and have no process.
     until("ten connections are in FIN_WAIT2", || {
         count_sockets(addr.port(), TcpState::FinWait2) >= 10
     });
@@ -101,7 +101,7 @@ fn server_restarts_after_everything_was_killed() {
     for client in &mut clients {
         client.expect_eof();
     }
-    // The same once more, on top of what the first death left.
+    // Again, on top of what the first crash left.
     drop(clients);
     let mut client = Client::connect(addr);
     client.roundtrip(b"second life");
@@ -113,17 +113,17 @@ fn server_restarts_after_everything_was_killed() {
 
 #[test]
 fn second_instance_on_same_address_is_refused() {
-    // The first got its port from the kernel, so its lock was taken after it was bound.
+    // The kernel chose the first one's port, so its lock was taken after bind.
     let server = first_start(&[]);
     let addr = server.addr();
     assert_refused(&addr.to_string(), &server);
     Client::connect(addr).roundtrip(b"undisturbed");
 
-    // And so is one beside a first that was given its port.
+    // A second instance is also refused beside a first with a fixed port.
     drop(server);
     let server = start_on(addr, &[]);
     assert_refused(&addr.to_string(), &server);
-    // A worker's death changes nothing, and leaves no gap.
+    // A worker's crash changes nothing and leaves no gap.
     for pid in server.worker_pids() {
         Watched::open(pid).unwrap().signal(Signal::SIGKILL);
     }
@@ -133,7 +133,7 @@ fn second_instance_on_same_address_is_refused() {
 
 #[test]
 fn equivalent_address_is_refused() {
-    // Where no other test has the same port in the other family.
+    // In a namespace, where no other test has the same port in the other family.
     isolated(refuse_other_spellings);
 }
 
@@ -155,7 +155,7 @@ fn refuse_other_spellings() {
     }
 }
 
-/// The more specific address takes every client from the dual-stack one, without a word.
+/// The more specific address silently receives every IPv4 client of the dual-stack one.
 #[test]
 fn dual_stack_address_holds_every_ipv4_address() {
     let dual = Server::start(&["--listen=*:0", "--workers=1"]);
@@ -203,12 +203,12 @@ fn shared_port_is_served_by_both_instances() {
     assert_eq!(served.0 + served.1, 60);
     assert!(served.0 > 0 && served.1 > 0, "{served:?}");
 
-    // Either may go, and the other serves on.
+    // Either may stop, and the other continues to serve.
     assert_eq!(first.stop().code(), Some(0));
     for _ in 0..20 {
         Client::connect(addr).roundtrip(b"the second alone");
     }
-    // The lock was the first one's, but the second is there to be seen.
+    // The first one held the lock, but the second is detected without it.
     drop(first);
     assert_refused(&addr.to_string(), &second);
 }
@@ -225,8 +225,8 @@ fn port_lock_ends_with_holder() {
     assert_refused(&addr.to_string(), &third);
 }
 
-/// Workers whose supervisor was killed let go of the port at once, and finish in peace what they
-/// owe beside their successors.
+/// When their supervisor is killed, workers release the port at once and drain beside the new
+/// server's workers.
 #[test]
 fn server_restarts_beside_draining_orphans() {
     let first = first_start(&["--drain-timeout=1h", "--linger-timeout=1m"]);
@@ -246,7 +246,7 @@ fn server_restarts_beside_draining_orphans() {
     let second = start_on(addr, &[]);
     Client::connect(addr).roundtrip(b"of the second");
     assert!(second.is_running());
-    // The client has not closed its side, so the orphan that had it waits for that.
+    // The client has not closed its side, so the orphan that owns it waits.
     let alive = || {
         let lives = |pid: &&u32| Watched::open(**pid).is_some_and(|worker| !worker.is_gone());
         orphans.iter().filter(lives).count()
@@ -258,7 +258,7 @@ fn server_restarts_beside_draining_orphans() {
     }
 }
 
-/// Makes every listener of the server one that listens no more, as `ss -K` does.
+/// Ends every listener of the server, as `ss -K` does; returns their number.
 fn end_listeners(server: &Server) -> usize {
     let supervisor = Watched::open(server.pid()).expect("the supervisor");
     let numbers = descriptors(server.pid()).into_keys();
@@ -306,7 +306,7 @@ fn lost_listener_is_bound_again() {
     }
 }
 
-/// What cannot be bound is seen wherever somebody looks, and is tried again by the next program, too.
+/// A listener that cannot be bound is reported everywhere, and the next program retries it.
 #[test]
 fn lost_listener_stays_unready_across_upgrade() {
     if !geteuid().is_root() {
@@ -332,7 +332,7 @@ fn lost_listener_stays_unready_across_upgrade() {
     let from = server.log_len();
     planned.install_good();
     server.upgrade().expect_success();
-    // For the worker that has asked: the next one would ask itself.
+    // For the worker that reported the loss; its successor would report it itself.
     server.wait_log_from(from, |line| {
         line.contains("listener bound again") && line.contains(worker)
     });

@@ -76,13 +76,13 @@ fn connections_migrate_in_every_state() {
     let addr = server.addr();
     let mut idle = Client::connect(addr);
     idle.roundtrip(b"idle");
-    // Has sent, and not read what came back.
+    // Has sent, and not read the reply.
     let mut unread = Client::connect(addr);
     unread.send_all(b"half of a");
-    // Has sent all there is room for, and reads nothing: output is pending at its bound.
+    // Has sent as much as possible and reads nothing: pending output is at its bound.
     let full = Client::connect(addr);
     let sent = full.send_some(&pattern(0, PENDING as usize));
-    // Has ended its stream with output pending.
+    // Has half-closed with output pending.
     let half_closed = Client::connect(addr);
     let half_sent = half_closed.send_some(&pattern(0, PENDING as usize));
     half_closed.half_close();
@@ -103,14 +103,14 @@ fn connections_migrate_in_every_state() {
 
 #[test]
 fn new_workers_apply_new_configuration() {
-    // What a flag says wins over the file.
+    // A flag overrides the file.
     let planned = Planned::start(&["--listen=127.0.0.1:0", "--bake-time=0s", "--workers=2"]);
     let server = &planned.server;
     planned.configure("idle_timeout = \"200ms\"\nlinger_timeout = \"1s\"\n");
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"older than the configuration");
     server.reload().expect_success();
-    // The connection has moved, and obeys the new limits.
+    // The connection has migrated, and the new limits apply to it.
     client.expect_eof();
 
     planned.configure("log_level = \"warn\"\n");
@@ -123,7 +123,7 @@ fn new_workers_apply_new_configuration() {
     assert!(quiet, "the supervisor's own log level: {lines:?}");
 }
 
-/// What a listener gives its connections, and how many may wait in its queue.
+/// Options that a listener passes to its connections, and its backlog.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ListenerOptions {
     buffers: [usize; 2],
@@ -149,7 +149,7 @@ impl ListenerOptions {
         }
     }
 
-    /// Of every listener of a server, which its service manager keeps.
+    /// Returns the options of every listener that the service manager stores.
     #[track_caller]
     fn of_all(manager: &ServiceManager, workers: usize) -> Vec<Self> {
         let names: Vec<String> = (0..workers).map(|slot| format!("slot-{slot}")).collect();
@@ -176,7 +176,7 @@ fn listener_options_change_only_at_commit() {
     );
     let server = &planned.server;
     let options = |recv: usize, send: usize, keepalive, stall, backlog| ListenerOptions {
-        // The kernel counts its own expenses as well.
+        // The kernel doubles the value for its own overhead.
         buffers: [2 * recv, 2 * send],
         keepalive: Some(keepalive * SECOND),
         user_timeout: Some(stall * SECOND),
@@ -205,7 +205,7 @@ fn listener_options_change_only_at_commit() {
         "those of a release that was committed"
     );
 
-    // The first slot's new worker serves before that of the second fails.
+    // The first slot's new worker serves before the second slot's fails.
     file(2, &second);
     planned.install(Image::copy(planned.folder()).with_faults("worker.starting.slot1=exit"));
     let answered = server.reload();
@@ -223,7 +223,7 @@ fn listener_options_change_only_at_commit() {
         "those of before a reload that failed"
     );
 
-    // A new slot binds with them, and one that is there already is given them.
+    // A new slot binds with the new options; existing listeners are updated.
     file(3, &second);
     planned.install_good();
     server.reload().expect_success();
@@ -246,7 +246,7 @@ fn reload_changes_number_of_workers() {
         planned.workers().assert_serving();
         load.go_on_for(20);
     }
-    // A number set by hand stays until the configuration names another.
+    // A number set by command lasts until the configuration names another.
     server.scale(3).expect_success();
     server.reload().expect_success();
     assert_eq!(planned.workers().0.len(), 3);
@@ -302,11 +302,12 @@ fn second_operation_is_refused_while_one_runs() {
             .is_some_and(|it| it.contains("reload")),
         "{status}"
     );
-    // Who waits goes on hearing of it, whoever else was turned down: not the canary, so it lasts.
+    // The waiting requester still gets progress after others were refused. The worker killed is not
+    // the canary, so the reload goes on.
     let mark = server.log_len();
     worker_of(server, 1).signal(Signal::SIGKILL);
     server.wait_log_from(mark, |line| line.contains("worker ready"));
-    // A stop comes first, whatever is under way; who waits is told.
+    // A stop comes first, whatever is in progress; the waiting requester gets the result.
     server.signal(Signal::SIGTERM);
     first
         .wait()
@@ -323,7 +324,7 @@ fn drain_mode_keeps_connections_until_they_end() {
         "--drain-timeout=30s",
     ]);
     let server = &planned.server;
-    // So many that no worker is without one, by any hash.
+    // Enough that every worker has some, whatever the hash.
     let mut clients: Vec<_> = (0..48).map(|_| Client::connect(server.addr())).collect();
     for client in &mut clients {
         client.roundtrip(b"before");
@@ -382,7 +383,7 @@ fn failing_binary_leaves_old_workers_serving() {
         (Image::other_program(planned.folder()), "exit code 0"),
     ];
     for (image, cause) in broken {
-        // Waited out where it is what ends it, and long for everybody else.
+        // Short where the timeout is under test, long otherwise.
         let is_late = cause == "not ready in time";
         planned.configure(if is_late {
             "start_timeout = \"1s\"\n"
@@ -429,7 +430,7 @@ fn dead_canary_rolls_back_release() {
 
 #[test]
 fn late_failure_rolls_back_with_connections() {
-    // The second slot's new worker cannot start: the canary, already renewed, goes back, live.
+    // The second slot's new worker cannot start: the already replaced canary rolls back live.
     let planned = start(&["--workers=2"]);
     let server = &planned.server;
     let mut clients: Vec<_> = (0..12).map(|_| Client::connect(server.addr())).collect();
@@ -460,8 +461,7 @@ fn late_failure_rolls_back_with_connections() {
     }
 }
 
-/// A name server or a file server that does not answer holds up the child that reads the
-/// configuration, and nothing else.
+/// An unresponsive name server or file server blocks only the child that reads the configuration.
 #[test]
 fn hanging_resolution_never_stops_supervision() {
     let args = [&QUICK[..], &["--workers=2", "--start-timeout=2s"]].concat();

@@ -1,5 +1,5 @@
-//! Requests that arrive while the server is busy: none is lost, and pending ones can be seen, withdrawn and
-//! answered.
+//! Requests that arrive while the server is busy: none is lost, and pending ones can be listed,
+//! withdrawn and answered.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Stdio;
@@ -14,7 +14,7 @@ use crate::support::observe::until;
 use crate::support::planned::Planned;
 use crate::support::terminal::open_terminal;
 
-/// Long enough for a request to come while a restart goes on.
+/// Long enough for a request to arrive during a restart.
 const BUSY: [&str; 3] = [
     "--listen=127.0.0.1:0",
     "--bake-time=700ms",
@@ -68,7 +68,7 @@ fn reload_signal_during_reload_reads_configuration_again() {
         "{shown:?}"
     );
     wait_for_operations(&planned, 2);
-    // The second configuration is in force: an idle client is closed.
+    // The second configuration applies: an idle client is closed.
     let mut client = crate::support::Client::connect(server.addr());
     client.expect_eof();
     assert_eq!(operations_done(&planned), 2);
@@ -199,7 +199,7 @@ fn cancel_keeps_workers_about_to_leave() {
     until("it to wait", || !pending(&planned).is_empty());
     server.command(&["cancel"]).expect_success();
     scale.wait().expect_failure("3 workers serve");
-    // What waited has its turn.
+    // The pending request is handled next.
     waiting.wait().expect_success();
     assert_eq!(planned.workers().0[..3], before.0);
     assert_eq!(planned.workers().0.len(), 4);
@@ -218,7 +218,7 @@ fn relative_path_follows_renamed_directory() {
         .args(["--config=u.toml", "--listen=127.0.0.1:0", "--workers=1"])
         .start();
     std::fs::rename(&before, &after).expect("rename the directory");
-    // Nothing is to be found where it was.
+    // The old path is an empty directory.
     std::fs::create_dir(&before).expect("make another one");
     server.reload().expect_success();
     server.upgrade().expect_success();
@@ -229,14 +229,14 @@ fn relative_path_follows_renamed_directory() {
     client.expect_eof();
 }
 
-/// A server whose controlling terminal is one of the test's own.
+/// A server whose controlling terminal belongs to the test.
 struct InTerminal {
     process: std::process::Child,
     terminal: Option<nix::pty::PtyMaster>,
 }
 
 impl InTerminal {
-    /// Starts it by way of `before`, and waits until it serves.
+    /// Starts it through the command `before`, and waits until it serves.
     #[track_caller]
     fn start(before: &[&str]) -> Self {
         let (terminal, line) = open_terminal();
@@ -275,7 +275,7 @@ impl InTerminal {
         nix::sys::signal::kill(pid, signal).expect("it runs");
     }
 
-    /// Waits for its end, and returns its log.
+    /// Waits for its exit and returns its log.
     #[track_caller]
     fn end(mut self) -> String {
         until("the server to end", || {
@@ -295,7 +295,7 @@ impl InTerminal {
 
 impl Drop for InTerminal {
     fn drop(&mut self) {
-        // Both fail for one that has been waited for.
+        // Both fail if it has been reaped.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -319,7 +319,7 @@ fn terminal_closed_during_exec_stops_server() {
         let status = std::fs::read_to_string(&status).expect("it lives");
         status.contains("State:\tT")
     });
-    // The kernel says so, and wakes the process; the next program reads the signal.
+    // The kernel sends SIGHUP and wakes the process; the next program reads the signal.
     server.hang_up();
     let log = server.end();
     assert!(log.contains("the closed terminal"), "{log}");

@@ -32,7 +32,7 @@ impl Runbook {
         Self(text)
     }
 
-    /// Asserts that these words are there, and that the program has just used them.
+    /// Asserts that the runbook contains `words` and that the program has just printed them.
     #[track_caller]
     fn quotes(&self, words: &str, said: &str) {
         assert!(said.contains(words), "not said: {words}\n{said}");
@@ -40,7 +40,7 @@ impl Runbook {
     }
 }
 
-/// The screen that `uppercased status` shows.
+/// Returns the output of `uppercased status`.
 fn screen(server: &Server) -> String {
     server.command(&["status"]).expect_success().stdout
 }
@@ -117,7 +117,7 @@ fn worker_keeps_dying() {
     let runbook = Runbook::open("Fix a crash-looping worker");
     let server = Server::builder()
         .args(QUICK)
-        // Longer than any wait below: what ends the pause is what is typed.
+        // Longer than any wait below: only the commands end the pause.
         .args(["--backoff-initial=10m", "--backoff-max=10m"])
         .start();
     for generation in 1..=2 {
@@ -146,7 +146,7 @@ fn worker_keeps_dying() {
     ] {
         runbook.quotes(words, &shown);
     }
-    // Whoever comes is served, wherever the kernel puts them.
+    // Clients are served wherever the kernel queues them.
     for _ in 0..8 {
         Client::connect(server.addr()).roundtrip(b"by the sibling");
     }
@@ -163,7 +163,7 @@ fn only_worker_keeps_dying() {
     let runbook = Runbook::open("Fix a crash-looping worker");
     let server = Server::builder()
         .args(["--listen=127.0.0.1:0", "--workers=1", "--bake-time=0s"])
-        // Longer than any wait below: what ends the pause is what is typed.
+        // Longer than any wait below: only the commands end the pause.
         .args(["--backoff-initial=10m", "--backoff-max=10m"])
         .start();
     for _ in 1..=2 {
@@ -204,8 +204,8 @@ fn queue_overflows() {
         let overflows = || KernelCounters::read().count("ListenOverflows");
         let before = overflows();
         let mut waiting = Vec::new();
-        // Who is dropped is not told: their kernels try again.
-        // One more than the limit, as the page says. (On a busy machine the other one's may, too.)
+        // One more than the limit, as the page says. Dropped clients are not notified: their
+        // kernels retry. (On a busy machine the other queue may overflow, too.)
         until("its queue overflows", || {
             waiting.push(connecting(&server));
             overflows() > before && queued(worker.pid(), port) == 4
@@ -229,13 +229,13 @@ fn queue_overflows() {
     });
 }
 
-/// A socket that is about to be connected; nobody waits for it.
+/// Returns a socket with a connect in progress, without waiting for it.
 fn connecting(server: &Server) -> socket2::Socket {
     let family = socket2::Domain::for_address(server.addr());
     let socket = socket2::Socket::new(family, socket2::Type::STREAM, None);
     let socket = socket.expect("a socket");
     socket.set_nonblocking(true).expect("any socket can be");
-    // It is under way, whatever this says.
+    // The connect is in progress, whatever this returns.
     let _ = socket.connect(&server.addr().into());
     socket
 }
@@ -261,7 +261,7 @@ fn connection_limit_is_reached() {
 
     planned.configure("max_connections = 5000000\n");
     let answered = server.reload();
-    // A machine that allows so many is told something else by the kernel, or nothing.
+    // On a machine that permits so many, the kernel reports another error or none.
     if answered.code != 0 {
         runbook.quotes(
             "refused: max_connections 5000000 requires a descriptor limit of",
@@ -281,7 +281,7 @@ fn connection_limit_is_reached() {
 #[test]
 fn port_is_taken() {
     let runbook = Runbook::open("Free a port that is in use");
-    // Its own, so that nobody else is given the port between a stop and the next start.
+    // An own address, so that no other test gets the port between a stop and the next start.
     let own = format!("--listen={}:0", own_address());
     let server = Server::start(&[&own, "--workers=2", "--bake-time=0s"]);
     let listen = format!("--listen={}", server.addr());
@@ -295,7 +295,7 @@ fn port_is_taken() {
         runbook.quotes(words, &said);
     }
     assert!(said.contains(&format!("pid {} ", server.pid())), "{said}");
-    // The one that runs has not noticed anything.
+    // The running server is unaffected.
     Client::connect(server.addr()).roundtrip(b"served");
 
     let answered = server.command(&["stop"]).expect_success();

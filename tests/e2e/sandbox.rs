@@ -1,5 +1,5 @@
-//! The sandbox of workers and of the admin process: their state in the kernel, the end of a process that
-//! breaks the rules, and every planned operation inside it.
+//! The sandbox of workers and of the admin process: their state in the kernel, the end of a process
+//! that violates it, and every planned operation inside it.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -20,13 +20,14 @@ const QUICK: [&str; 4] = [
     "--backoff-initial=10ms",
 ];
 
-/// Ways out.
+/// Attempts to leave the sandbox.
 const OUTWARD: [&str; 6] = ["open", "connect", "bind", "exec", "setuid", "signal"];
-/// What would reach others by what is shared with them: an end for a listener, all new connections for
-/// one worker, a full disk, a file that was emptied or is written to unseen, other words in the log.
+/// Attempts to harm others through shared resources: shut down a listener, steer all new
+/// connections to one worker, fill the disk, truncate a file or write to it unseen, overwrite the
+/// log.
 const SHARED: [&str; 6] = ["unlisten", "steer", "fill", "punch", "map", "overwrite"];
 
-/// A line of `/proc/PID/status`.
+/// Returns a field of `/proc/PID/status`.
 #[track_caller]
 fn kernel_says(pid: u32, field: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
@@ -37,8 +38,8 @@ fn kernel_says(pid: u32, field: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Nor can it ever get one. Who has none to begin with cannot give up the bounding set, and needs
-/// not: nothing that is executed gains rights.
+/// Asserts that the process has no capabilities and cannot gain any. A process that starts without
+/// any cannot drop the bounding set, and need not: exec grants no privileges.
 #[track_caller]
 fn assert_without_capabilities(pid: u32) {
     let bounding = geteuid().is_root().then_some("CapBnd");
@@ -48,7 +49,7 @@ fn assert_without_capabilities(pid: u32) {
     }
 }
 
-/// The layers that the worker of the first slot says it has.
+/// Returns the layers that the first slot's worker reports.
 #[track_caller]
 fn layers(server: &Server) -> Vec<String> {
     let status = server.status_json();
@@ -77,7 +78,7 @@ fn workers_are_sandboxed_by_default() {
         assert_without_capabilities(pid);
     }
     let said = layers(&server);
-    // Without root the support leaves it out, or tests could not look in.
+    // Without root the test support omits it, because tests could not inspect the workers.
     let no_dump = geteuid().is_root().then_some("no_dump");
     for layer in ["no_new_privs", "no_caps", "seccomp"]
         .into_iter()
@@ -90,7 +91,7 @@ fn workers_are_sandboxed_by_default() {
     Client::connect(server.addr()).roundtrip(b"served from within");
 }
 
-/// Everything that a process has open, by kind, in order; `None` if it has ended.
+/// Returns the sorted kinds of all open descriptors of a process; `None` if it has exited.
 fn descriptors(pid: u32) -> Option<Vec<String>> {
     let folder = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let links = folder.map(|entry| {
@@ -110,7 +111,7 @@ fn descriptors(pid: u32) -> Option<Vec<String>> {
     Some(kinds)
 }
 
-/// What was open in the shell that started the server, and what the supervisor has, is not theirs.
+/// Descriptors of the launching shell and of the supervisor are not inherited.
 #[test]
 fn processes_hold_only_needed_descriptors() {
     if !geteuid().is_root() {
@@ -121,16 +122,16 @@ fn processes_hold_only_needed_descriptors() {
     let server = &planned.server;
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"one connection");
-    // No input, no output; the log, as inherited and as it is written.
+    // No input, no output; the log twice: as inherited and as reopened.
     let streams = ["/dev/null", "/dev/null", "pipe", "pipe"];
     let own = ["/memfd:uppercased-slot", "anon_inode:[eventpoll]"];
-    // The channel, the listener, and one of the workers has the client.
+    // The channel, the listener, and in one of the workers the client.
     let needed = [2, 3].map(|sockets| {
         let mut needed = [&streams[..], &own, &vec!["socket"; sockets]].concat();
         needed.sort_unstable();
         needed
     });
-    // Twice: of the first workers, which bind, and of those that adopt and have taken over.
+    // Twice: for the first workers, which bind, and for those that adopt and have taken over.
     for _ in 0..2 {
         until("workers with what they need", || {
             let mut open: Vec<_> = server.worker_pids().into_iter().map(descriptors).collect();
@@ -140,7 +141,7 @@ fn processes_hold_only_needed_descriptors() {
         server.reload().expect_success();
         client.roundtrip(b"moved");
     }
-    // The alarm has two ends, and the channel is there twice: once to be waited at. The listener.
+    // The alarm has two ends; the channel is open twice, once for waiting; the listener.
     let mut needed = [&streams[..], &["pipe"; 2], &["socket"; 3]].concat();
     needed.sort_unstable();
     assert_eq!(descriptors(admin_pid(server)).expect("it lives"), needed);
@@ -190,7 +191,7 @@ fn workers_of_another_user_support_every_operation() {
     server.upgrade().expect_success();
     client.roundtrip(b"and again");
     assert_nobodies();
-    // What was said to the earlier program is known to the new one.
+    // The new program knows what was reported to the old one.
     assert_eq!(
         layers(server).first().map(String::as_str),
         Some("user=nobody")
@@ -217,7 +218,7 @@ fn escaping_worker_is_killed_with_cause() {
     }
 }
 
-/// The way out by a bug is still open: its last words are written, and it ends as it would without.
+/// A panic is reported, and the worker aborts as it does without a sandbox.
 #[test]
 fn panic_in_sandbox_aborts_worker() {
     let planned = Planned::start(&QUICK);
@@ -231,8 +232,8 @@ fn panic_in_sandbox_aborts_worker() {
     assert!(died.contains("SIGABRT"), "{died}");
 }
 
-/// A worker that serves and breaks out is a death like any other: counted, shown, and the slot is
-/// renewed.
+/// The crash of a serving worker that violates the sandbox is counted and shown, and the worker is
+/// replaced.
 #[test]
 fn escaping_serving_worker_is_counted_and_replaced() {
     let planned = Planned::start(&QUICK);
@@ -251,7 +252,7 @@ fn escaping_serving_worker_is_counted_and_replaced() {
     assert!(how.is_some_and(|how| how.contains("SIGSYS")), "{status}");
 }
 
-/// Without the outermost layer those beneath it show that they hold, too.
+/// Without the outermost layer, the inner ones still hold.
 #[test]
 fn each_layer_refuses_on_its_own() {
     let planned = Planned::start(&QUICK);
@@ -304,7 +305,7 @@ fn missing_kernel_support_is_reported_or_refused() {
     );
 }
 
-/// The living admin process, once it answers.
+/// Returns the pid of the admin process, once it responds.
 #[track_caller]
 fn admin_pid(server: &Server) -> u32 {
     until_some("an admin process that is locked in", || {
@@ -314,7 +315,7 @@ fn admin_pid(server: &Server) -> u32 {
     })
 }
 
-/// What the admin endpoint answers to a request for `page`, its head with it.
+/// Returns the admin endpoint's response to a request for `page`, with its head.
 #[track_caller]
 fn shown(server: &Server, page: &str) -> String {
     let status = server.status_json();
@@ -336,7 +337,7 @@ fn admin_process_sandboxes_all_its_threads() {
     let threads: Vec<_> = threads.flatten().collect();
     assert!(threads.len() > 1, "{threads:?}");
     for thread in threads {
-        // The kernel finds a thread below `/proc` as it finds a process.
+        // The kernel finds a thread below `/proc` like a process.
         let name = thread.file_name();
         let id = name.to_str().and_then(|name| name.parse().ok());
         let id = id.expect("a number");
@@ -353,8 +354,8 @@ fn admin_process_sandboxes_all_its_threads() {
     assert_eq!(status["admin"]["deaths"], 0);
 }
 
-/// It has no way to the control socket, where it could stop the server: the user that it becomes
-/// may not connect there, and it asks all the same.
+/// Its user may not connect to the control socket, through which it could stop the server; its
+/// queries still work.
 #[test]
 fn admin_process_works_as_another_user() {
     if !geteuid().is_root() {
@@ -369,7 +370,7 @@ fn admin_process_works_as_another_user() {
     assert_eq!(kernel_says(admin, "Groups"), "");
     assert_without_capabilities(admin);
     assert!(shown(&server, "/readyz").starts_with("HTTP/1.1 200"));
-    // It ends with its supervisor, whoever it is.
+    // It exits with its supervisor, whichever user it runs as.
     server.kill();
     assert!(wait_gone(admin, DEADLINE), "it outlives its supervisor");
 }
@@ -390,7 +391,7 @@ fn escaping_admin_process_is_killed() {
     }
 }
 
-/// As for workers: what is below the outermost layer holds, too.
+/// As for workers: the layers below the outermost one hold, too.
 #[test]
 fn each_admin_layer_refuses_on_its_own() {
     let mut violations = vec!["setuid"];
@@ -424,7 +425,7 @@ fn reload_updates_sandbox_of_admin_process() {
     let config = format!("--config={}", file.display());
     let server = Server::start(&[&QUICK[..], &["--admin=0", &config]].concat());
     let first = admin_pid(&server);
-    // One that changes nothing of it leaves it alone.
+    // A reload without relevant changes keeps the process.
     server.reload().expect_success();
     assert_eq!(admin_pid(&server), first);
     write("off");

@@ -1,4 +1,4 @@
-//! More and fewer workers, under load: no client is refused, reset or closed.
+//! Scaling up and down under load: no client is refused, reset or closed.
 
 use nix::sys::signal::Signal;
 
@@ -92,7 +92,7 @@ fn dead_leaving_worker_is_replaced_to_serve_queue() {
         victim.signal(Signal::SIGKILL);
         command.wait().expect_success();
         until("one worker is left", || server.worker_pids().len() == 1);
-        // Whoever took them, they are here, and so is everybody who waited.
+        // All clients are here, including queued ones, whichever worker accepted them.
         for client in &mut clients {
             client.roundtrip(b"waited, and was moved");
             client.half_close();
@@ -121,7 +121,7 @@ fn failing_slot_leaves_and_loses_nobody() {
         let server = &planned.server;
         break_slot(server, 1);
         let before = KernelCounters::read();
-        // Clients wait in the lent queue while it is closed.
+        // Clients wait in the lent queue when the slot is closed.
         let borrower = worker_of(server, 0);
         freeze(&borrower);
         let mut clients: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
@@ -134,7 +134,7 @@ fn failing_slot_leaves_and_loses_nobody() {
             client.roundtrip(b"waited in the queue of a slot that left");
         }
         KernelCounters::read().assert_no_loss_since(&before);
-        // The number can be raised again, and everything else can be asked for.
+        // The number can be raised again, and other operations work.
         server.scale(2).expect_success();
         server.reload().expect_success();
         planned.workers().assert_serving();

@@ -73,7 +73,7 @@ fn long_stream_is_exact_in_full_duplex() {
 fn pipelined_messages_are_answered_in_order() {
     let server = one_worker();
     let mut client = Client::connect(server.addr());
-    // Of all lengths from 1 to 100, sent without waiting for any answer.
+    // Lengths from 1 to 100, sent without waiting for replies.
     let mut at = 0;
     for message in 0..1000_u64 {
         let len = 1 + usize::try_from(message % 100).unwrap();
@@ -89,7 +89,7 @@ fn messages_arriving_together_are_answered_together() {
     let counters = Counters::of(&server);
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"hello");
-    // A read is counted after its answer was sent.
+    // A read is counted after its reply was sent.
     counters.wait(Counter::Reads, 1);
     let frozen = Frozen::workers(&server);
     for _ in 0..100 {
@@ -113,7 +113,7 @@ fn concurrent_connections_never_mix() {
     let mut clients: Vec<Client> = (0..CLIENTS)
         .map(|_| Client::connect(server.addr()))
         .collect();
-    // Each has a stream of its own, of which it sends a piece each round, before anybody reads.
+    // Each client has its own stream and sends a piece of it per round, before any client reads.
     let piece = |client: u32, round: u64| {
         let client = u64::from(client);
         let len = 1 + (client * 37 + round * 101) % 1500;
@@ -178,7 +178,7 @@ fn urgent_bytes_are_served_in_band() {
     client.expect(b"X");
     client.roundtrip(b"after");
 
-    // Together, so that a read stops at the mark with more behind it and no event to come.
+    // Together, so that a read stops at the mark with more input behind it and no further event.
     let frozen = Frozen::workers(&server);
     client.send_all(b"abc");
     urge(&client, b"d");
@@ -237,7 +237,7 @@ fn every_worker_serves_port_chosen_by_kernel() {
     let accepted = counters.by_slot(Counter::Accepted);
     assert_eq!(accepted.len(), 3);
     assert_eq!(accepted.iter().sum::<u64>(), 150);
-    // Of 150 a third is expected; none has a chance of 10^-26.
+    // A third of 150 is expected; the chance of none is 10^-26.
     assert!(!accepted.contains(&0), "{accepted:?}");
 
     drop(clients);
@@ -246,7 +246,7 @@ fn every_worker_serves_port_chosen_by_kernel() {
 
 #[test]
 fn several_addresses_of_both_families_are_served() {
-    // Where no other test has the port of the one family in the other.
+    // In a namespace, where no other test has the port in the other family.
     isolated(|| {
         if has_ipv6() {
             serve_both_families();
@@ -276,7 +276,7 @@ fn serve_both_families() {
             Client::connect(addr).roundtrip(b"hello");
         }
     }
-    // The kernel may choose one number for both.
+    // The kernel may choose the same number for both.
     if v4.port() != v6.port() {
         let elsewhere = SocketAddr::from((Ipv6Addr::LOCALHOST, v4.port()));
         assert!(Client::try_connect(elsewhere).is_err(), "IPv4 only");
@@ -312,7 +312,7 @@ fn full_queue_is_served_eventually() {
         .start();
     let port = server.addr().port();
     let frozen = Frozen::workers(&server);
-    // One more than asked for is what the kernel takes.
+    // The kernel queues one more than the limit.
     let mut waiting: Vec<Client> = (0..5).map(|_| Client::connect(server.addr())).collect();
     until("all wait", || queued(port) == 5);
     drop(frozen);

@@ -15,7 +15,7 @@ use crate::support::netns::Namespace;
 use crate::support::terminal::open_terminal;
 use crate::support::{Client, DEADLINE, Deadline, Lines, Server, Watched, pattern, poll_one};
 
-/// One line of `--watch --json` that satisfies `wanted`.
+/// Returns one line of `--watch --json` that satisfies `wanted`.
 fn find(lines: &Lines, from: usize, mut wanted: impl FnMut(&Value) -> bool) -> Option<Value> {
     let mut found = None;
     lines.find_from(from, DEADLINE, |line| {
@@ -33,7 +33,7 @@ fn status_names_foreign_sockets_and_owners() {
     let stranger =
         socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     stranger.set_reuse_port(true).unwrap();
-    // Bound before it listens, so that it takes nobody's client until the test has one.
+    // Bound before it listens, so that it receives a client only when the test connects one.
     stranger.bind(&server.addr().into()).unwrap();
     let mut client = Client::connect(server.addr());
     client.roundtrip(&pattern(0, 100));
@@ -75,7 +75,7 @@ fn status_names_foreign_sockets_and_owners() {
     let short = server.command(&["status", "--sockets", "--limit", "1"]);
     assert!(short.expect_success().stdout.contains("… 3 more; "));
 
-    // Who ends a connection first is left with the kernel's memory of it.
+    // The side that closes first keeps the connection in TIME_WAIT.
     client.half_close();
     client.expect_eof();
     drop(client);
@@ -109,7 +109,7 @@ fn rates_continue_while_workers_are_replaced() {
     assert_eq!(status["last_operation"]["what"], "upgrade");
     assert_eq!(status["last_operation"]["outcome"], "done");
     for slot in status["slots"].as_array().unwrap() {
-        // The first worker, and one for the reload and for the upgrade each.
+        // The first worker, and one each for the reload and the upgrade.
         assert_eq!(slot["starts"]["count"], 3, "{slot}");
         assert_eq!(slot["handovers"]["count"], 2, "{slot}");
     }
@@ -123,7 +123,7 @@ fn rates_continue_while_workers_are_replaced() {
     let screen = server.command(&["status"]).expect_success().stdout;
     assert!(screen.contains("last         upgrade done "), "{screen}");
 
-    // No rate of what was watched is absurd: nothing was counted twice or from zero.
+    // All rates are plausible: nothing was counted twice or from zero.
     for line in lines.all() {
         let look: Value = serde_json::from_str(&line).unwrap();
         let span_ms = look["rates"]["span_ms"].as_u64().unwrap_or(0);
@@ -166,7 +166,7 @@ fn status_reports_stalled_supervisor() {
         &["status", "--timeout", "100ms"][..],
         &["status", "--ready", "--timeout", "100ms"],
         &["status", "--watch", "--timeout", "100ms"],
-        // It waits for ever for nobody.
+        // Even without `--timeout` it does not wait forever.
         &["status"],
     ] {
         let answered = server.command(command);

@@ -1,5 +1,5 @@
-//! Stopping: pending replies are sent, queued clients are answered, endless connections are cut, and no process
-//! remains, whichever is killed first.
+//! Stopping: pending replies are sent, queued clients are answered, stuck connections are cut, and
+//! no process remains, whichever is killed first.
 
 use std::io::ErrorKind;
 
@@ -13,32 +13,32 @@ use crate::support::observe::{
 };
 use crate::support::{Client, DEADLINE, Lines, Server, Watched, children, pattern, upper};
 
-/// Longer than any drain here is to last: a test that waits for it has failed.
+/// Longer than any drain may last: a test that waits for it has failed.
 const NEVER: &str = "--drain-timeout=1h";
 
-/// A slot that fails twice stays without a worker, and its queue without a server.
+/// A slot that fails twice stays without a worker, and its queue is not served.
 const PATIENT: [&str; 3] = [
     "--backoff-initial=1h",
     "--backoff-max=1h",
     "--lend-after=1m",
 ];
 
-/// A server with bounded send buffers, so that it can soon be made to owe something.
+/// Starts a server with bounded send buffers, so that output soon becomes pending.
 fn start(args: &[&str]) -> Server {
     let common = ["--listen=127.0.0.1:0", "--send-buffer=64KiB"];
     Server::builder().args(common).args(args).start()
 }
 
-/// A new client that is owed something.
+/// Connects a client with replies pending.
 fn owing(server: &Server) -> Client {
     let mut client = Client::connect(server.addr());
     become_owed(server, &mut client);
     client
 }
 
-/// Reads everything owed in small pieces, and then the end.
+/// Reads all pending replies in small pieces, then the end of the stream.
 fn collect(mut client: Client) {
-    // With the small buffer this would be slow: the kernel announces small windows rarely.
+    // A small buffer would make this slow: the kernel rarely announces small windows.
     SockRef::from(client.socket())
         .set_recv_buffer_size(1 << 20)
         .expect("set SO_RCVBUF");
@@ -48,7 +48,7 @@ fn collect(mut client: Client) {
     client.expect_eof();
 }
 
-/// Kills the worker of `slot` and its successor, so that a [`PATIENT`] server leaves it at that.
+/// Kills the worker of `slot` and its successor; a [`PATIENT`] server does not restart it then.
 fn leave_without_worker(server: &Server, slot: u16) {
     let mark = server.log_len();
     worker_of(server, slot).signal(Signal::SIGKILL);
@@ -69,7 +69,7 @@ fn watch_all(server: &Server) -> Vec<Watched> {
     pids.into_iter().filter_map(Watched::open).collect()
 }
 
-/// Each of these signals ends it in the same way.
+/// Asserts that `signal` stops the server gracefully.
 fn stops_gracefully(signal: Signal) {
     let server = start(&["--workers=2", NEVER]);
     let workers = watch_all(&server);
@@ -153,12 +153,12 @@ fn stop_answers_queued_clients() {
     assert_stopped(&server, &workers);
 }
 
-/// The queue of a slot without a worker is not forgotten: a sibling empties it before it stops.
+/// A sibling empties the queue of a slot without a worker before it stops.
 #[test]
 fn stop_answers_queued_clients_of_dead_worker() {
     let server = start(&["--workers=2", NEVER, PATIENT[0], PATIENT[1], PATIENT[2]]);
     leave_without_worker(&server, 0);
-    // All of them at the other worker has a chance of 10^-12.
+    // The chance that the other worker gets all of them is 10^-12.
     let mut clients: Vec<_> = (0..40).map(|_| Client::connect(server.addr())).collect();
     for client in &mut clients {
         client.send_all(b"some of us wait for nobody");
@@ -175,7 +175,7 @@ fn stop_answers_queued_clients_of_dead_worker() {
     assert_stopped(&server, &workers);
 }
 
-/// Nobody is left hanging in the queue of a server that will not come back.
+/// No client stays in the queue of a stopping server.
 #[test]
 fn stop_refuses_new_clients() {
     let server = start(&["--workers=2", NEVER, PATIENT[0], PATIENT[1], PATIENT[2]]);
@@ -189,7 +189,7 @@ fn stop_refuses_new_clients() {
         }
     };
     become_owed(&server, &mut owed);
-    // The other slot has no worker, but it has a listener.
+    // The other slot has a listener but no worker.
     leave_without_worker(&server, 0);
     server.signal(Signal::SIGTERM);
     wait_draining(&server, 1);
@@ -244,7 +244,7 @@ fn drain_timeout_cuts_non_reading_client() {
     let cut = find("drain timed out");
     assert_eq!(number(cut, "connections"), 1, "{cut}");
     assert!(number(find("server stopped "), "abandoned_bytes") > 0);
-    // An orderly end would be a lie: it did not get everything.
+    // A graceful end would be wrong: the client did not get everything.
     owed.expect_reset();
 }
 
@@ -281,7 +281,7 @@ fn stop_during_start_leaves_nothing() {
     let log = Lines::follow(starting.take_stderr());
     let first = log.find_from(0, DEADLINE, |line| line.contains("worker starting slot=0"));
     assert!(first.is_some(), "{}", log.text());
-    // Held still, so that the signal is there before many workers are.
+    // Paused, so that the signal arrives before many workers are started.
     freeze(starting.process());
     starting.process().signal(Signal::SIGTERM);
     let workers = children(starting.process().pid());

@@ -1,5 +1,5 @@
-//! The supervisor and its workers as processes: their descriptors, the cost of a crash, and the effect of a
-//! slot that keeps failing on clients.
+//! The supervisor and its workers as processes: their descriptors, the cost of a crash, and the
+//! effect of a crash-looping slot on clients.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,18 +21,19 @@ use crate::support::observe::{
 };
 use crate::support::{Client, DEADLINE, Server, Watched, children, own_address, upper};
 
-/// Descriptors by what they refer to: kinds with the number of each.
+/// Counts descriptors by the kind of their target.
 fn kinds(held: &BTreeMap<i32, String>) -> BTreeMap<String, usize> {
     let mut kinds = BTreeMap::new();
     for target in held.values() {
-        // "socket:[123]" and "/memfd:name (deleted)" without what differs between processes.
+        // "socket:[123]" and "/memfd:name (deleted)" without the parts that differ between
+        // processes.
         let kind = target.split([' ', '[']).next().unwrap_or_default();
         *kinds.entry(kind.to_owned()).or_insert(0) += 1;
     }
     kinds
 }
 
-/// The inodes of the sockets among descriptors.
+/// Returns the inodes of the sockets among `held`.
 fn socket_inodes(held: &BTreeMap<i32, String>) -> Vec<u64> {
     let inode = |target: &String| {
         let number = target.strip_prefix("socket:[")?.strip_suffix(']')?;
@@ -47,7 +48,7 @@ fn watch_all(pids: Vec<u32>) -> Vec<Watched> {
 
 #[test]
 fn workers_hold_only_their_own_descriptors() {
-    // Left open for whatever is started from here, as a careless shell does.
+    // Left open in the launching process, as by a careless shell.
     let left_open = nix::unistd::dup(std::io::stderr()).unwrap();
     let server = Server::start(&[
         "--workers=3",
@@ -71,7 +72,7 @@ fn workers_hold_only_their_own_descriptors() {
         let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
         assert_eq!(comm, "uppercased\n");
 
-        // Also nothing of what the supervisor itself was started with.
+        // Nor any descriptor that the supervisor itself inherited.
         let mut held = descriptors(pid);
         assert_eq!(held.remove(&0).unwrap(), "/dev/null");
         assert_eq!(held.remove(&1).unwrap(), "/dev/null");
@@ -102,12 +103,12 @@ fn workers_hold_only_their_own_descriptors() {
     let expected = [0, 1, 2].map(|slot| format!("uppercased: worker {slot}"));
     assert_eq!(names, expected);
 
-    // A sibling's listener would be a black hole, a sibling's channel would hide its end.
+    // A sibling's listener would swallow connections, and a sibling's channel would hide its end.
     let count = seen_sockets.len();
     seen_sockets.sort_unstable();
     seen_sockets.dedup();
     assert_eq!(seen_sockets.len(), count, "no socket is in two workers");
-    // The custody: every listener is in the supervisor, too, and no channel's inner end is.
+    // The supervisor holds every listener, too, and no worker's end of a channel.
     let custody = socket_inodes(&descriptors(server.pid()));
     let kept = seen_sockets.iter().filter(|s| custody.contains(s)).count();
     assert_eq!(kept, 3 * 2);
@@ -121,7 +122,7 @@ fn supervisor_leaks_no_descriptor_after_crash() {
         "--backoff-initial=1ms",
         "--backoff-max=1ms",
     ]);
-    // The supervisor may still be closing what its start needed.
+    // The supervisor may still be closing the descriptors of its start.
     let mut last = None;
     let before = until_some("the supervisor's descriptors settle", || {
         let now = kinds(&descriptors(server.pid()));
@@ -137,7 +138,7 @@ fn supervisor_leaks_no_descriptor_after_crash() {
         kinds(&descriptors(server.pid())) == before
     });
     Client::connect(server.addr()).roundtrip(b"still here");
-    // And the successor has what a first worker has: nothing piles up from life to life.
+    // A successor has the same descriptors as a first worker: none leak across restarts.
     let workers = [0, 1].map(|slot| worker_of(&server, slot));
     until(
         "both workers hold the same, the client's connection being closed",
@@ -160,7 +161,7 @@ fn worker_role_refuses_manual_start() {
 fn crash_costs_only_connections_of_worker() {
     let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
     let workers = watch_all(server.worker_pids());
-    // Over the hash of the kernel: both workers get some.
+    // The kernel's hash gives both workers some.
     let mut clients: Vec<_> = (0..40).map(|_| Client::connect(server.addr())).collect();
     for client in &mut clients {
         client.roundtrip(b"hello");
@@ -202,7 +203,7 @@ fn crash_costs_only_connections_of_worker() {
     );
 }
 
-/// Fills the accept queue of a stopped worker, kills it, and expects its successor to answer.
+/// Fills the accept queue of a stopped worker, kills it, and expects its successor to serve it.
 fn a_queue_outlives_its_worker(workers: usize) {
     let count = format!("--workers={workers}");
     let server = Server::start(&[&count, "--listen=127.0.0.1:0"]);
@@ -213,7 +214,7 @@ fn a_queue_outlives_its_worker(workers: usize) {
     for (index, client) in clients.iter_mut().enumerate() {
         client.send_all(format!("client {index} is waiting").as_bytes());
     }
-    // All of them at the other worker has a chance of 10^-12.
+    // The chance that the other worker gets all of them is 10^-12.
     let least = if workers == 1 { clients.len() } else { 1 };
     until("clients wait for the worker that stands still", || {
         queued(victim.pid(), port) >= least
@@ -255,7 +256,7 @@ fn failing_slot_backs_off_without_delaying_clients() {
         let mark = server.log_len();
         worker_of(&server, 0).signal(Signal::SIGKILL);
         if generation == 2 {
-            // The first death has no pause, and so nothing is to be lent for long.
+            // The first crash causes no delay, so no queue is lent for long.
             wait_ready(&server, mark, 0, generation);
             continue;
         }
@@ -263,7 +264,7 @@ fn failing_slot_backs_off_without_delaying_clients() {
         delays.push((number(&pause, "delay_ms"), number(&pause, "failures")));
         let lent = server.wait_log_from(mark, |line| line.contains("queue lent to sibling"));
         assert!(lent.contains(" slot=0 to_slot=1 "), "{lent}");
-        // Both queues are served by the one worker that is there, or by the one that comes back.
+        // Both queues are served, by the one remaining worker or by the replacement.
         for _ in 0..16 {
             let mut client = Client::connect(server.addr());
             client.roundtrip(b"whose queue is this?");
@@ -272,13 +273,13 @@ fn failing_slot_backs_off_without_delaying_clients() {
         server.wait_log_from(mark, |line| line.contains("queue recalled"));
     }
     for (index, (delay, failures)) in delays.iter().enumerate() {
-        // Doubled each time, less at most half of it for the jitter.
+        // Doubled each time, minus up to half of it for the jitter.
         let ceiling = PAUSE_MS << index;
         assert!((ceiling / 2..=ceiling).contains(delay), "{delays:?}");
         assert_eq!(*failures, index as u64 + 2, "{delays:?}");
     }
 
-    // It is the slot's own record: the other one's first death is answered at once.
+    // The failure count belongs to the slot: the other one's first crash causes no delay.
     let mark = server.log_len();
     worker_of(&server, 1).signal(Signal::SIGKILL);
     wait_ready(&server, mark, 1, 2);
@@ -321,7 +322,7 @@ fn sibling_serves_lent_queue_until_recalled() {
         client.roundtrip(b"answered by the only worker there is");
     }
 
-    // The borrower dies, too: nobody is there for a moment, and the loan starts again.
+    // The borrower dies, too: for a moment no worker is left, and the loan starts again.
     let mark = server.log_len();
     freeze(&sibling);
     let mut waiting: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
@@ -343,8 +344,8 @@ fn worker_stalled_at_start_is_replaced() {
         "--backoff-initial=1ms",
         "--backoff-max=1ms",
     ]);
-    // Nothing can be made to hang a new worker from outside, but for a moment it is there and not
-    // ready yet. Whether it was stopped in that moment is seen in the log; if not, again.
+    // A test cannot stall a new worker, but can stop it before it is ready. The log shows whether
+    // the stop came in time; if not, repeat.
     let mut hung = None;
     for _ in 0..TRIES {
         let mark = server.log_len();
@@ -380,8 +381,8 @@ fn workers_ignore_signals() {
     let workers = server.worker_pids();
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"before");
-    // A signal to the whole group, such as Ctrl-C, reaches the workers, too; their orders come
-    // from the supervisor alone.
+    // A signal to the whole group, such as Ctrl-C, reaches the workers, too; they act only on
+    // commands of the supervisor.
     for pid in &workers {
         let worker = Watched::open(*pid).unwrap();
         for signal in [
@@ -414,7 +415,7 @@ fn error_names_foreign_listener() {
         "{said}"
     );
 
-    // It does not share, so joining it deliberately fails as well, in the worker.
+    // It does not share the port, so a deliberate join fails as well, in the worker.
     let server = Server::builder().args(&args).args(["--share-port"]);
     let (code, said) = server.expect_failure();
     assert_eq!(code, 1, "{said}");
@@ -426,7 +427,7 @@ fn unavailable_address_refuses_start_and_leaves_nothing() {
     let good = TcpListener::bind((own_address(), 0)).unwrap();
     let addr = good.local_addr().unwrap();
     drop(good);
-    // The documentation's own network (RFC 5737) is nobody's.
+    // No host has an address of the documentation network (RFC 5737).
     let (code, said) = Server::expect_failure(&[
         &format!("--listen={addr}"),
         "--listen=192.0.2.1:7777",
@@ -437,7 +438,7 @@ fn unavailable_address_refuses_start_and_leaves_nothing() {
     let reason = reason.expect("one line for people");
     assert!(reason.contains("192.0.2.1:7777"), "{reason}");
     assert!(reason.contains("does not have the address"), "{reason}");
-    // That no process is left is seen by the end of the log, which `expect_failure` waited for.
+    // The end of the log shows that no process is left; `expect_failure` has waited for it.
     assert!(Client::try_connect(addr).is_err());
 }
 
@@ -477,7 +478,7 @@ fn container_init_reaps_orphans() {
     fs::write(&gate, "go\n").unwrap();
     let place = PathBuf::from(format!("/proc/{}", orphan.pid()));
     until("the orphan is buried", || !place.exists());
-    // Its own child is known as such, and a death stays a death.
+    // Its own child is recognized, and a crash stays a crash.
     Watched::open(children(first)[0])
         .unwrap()
         .signal(Signal::SIGKILL);
@@ -558,7 +559,7 @@ fn many_dying_workers_are_all_replaced() {
     }
 }
 
-/// What a launcher had blocked or ignored is not passed on to the server.
+/// The server does not inherit blocked or ignored signals from its launcher.
 #[test]
 fn server_resets_inherited_signal_state() {
     let server = Server::builder()
@@ -575,7 +576,7 @@ fn server_resets_inherited_signal_state() {
     assert_eq!(server.stop().code(), Some(0));
 }
 
-/// As those who tidy temporary directories do.
+/// As cleaners of temporary directories do.
 #[test]
 fn removed_control_socket_is_recreated() {
     let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
@@ -586,7 +587,7 @@ fn removed_control_socket_is_recreated() {
     server.reload().expect_success();
 }
 
-/// What is too small is said with its name before anything is started.
+/// A limit that is too small is reported by name before any process is started.
 #[test]
 fn error_names_limit_that_is_too_small() {
     for (limit, cause) in [
@@ -626,7 +627,7 @@ fn boot_serves_without_failing_worker() {
     let ready = server.command(&["status", "--ready"]).expect_success();
     let words = "ready, degraded: 1 of 2 workers missing; slot 1 is backing off, its queue unbound";
     assert_eq!(ready.stdout.trim(), words);
-    // It was broken before the reload, and is no failure of it.
+    // It failed before the reload, so the reload has not failed.
     server.reload().expect_success();
     server
         .command(&["scale", "3"])
@@ -663,7 +664,7 @@ fn stopped_worker_is_stalled_and_not_ready() {
     ready().expect_success();
 }
 
-/// A server that a test starts by itself, and stops.
+/// A server that a test starts and stops itself.
 struct Started(std::process::Child);
 
 impl Started {
@@ -681,7 +682,7 @@ impl Started {
         self.0.try_wait().expect("a child").is_some()
     }
 
-    /// Waits until it serves or has ended, and returns whether it serves.
+    /// Waits until it serves or has exited; returns whether it serves.
     fn serves(&mut self) -> bool {
         let mut line = String::new();
         let output = self.0.stdout.take().expect("a pipe was asked for");
@@ -694,7 +695,7 @@ impl Started {
 impl Drop for Started {
     fn drop(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
-        // Fails only if it has ended.
+        // Fails only if it has exited.
         let _ = nix::sys::signal::kill(pid, Signal::SIGTERM);
         let _ = self.0.wait();
     }

@@ -27,12 +27,12 @@ const QUICK: [&str; 4] = [
     "--handshake-timeout=300ms",
 ];
 
-/// A server that tells `manager` how it is.
+/// Builds a server that notifies `manager`.
 fn under(manager: &ServiceManager) -> ServerBuilder {
     Server::builder().env("NOTIFY_SOCKET", manager.notify_socket())
 }
 
-/// A listening socket such as a socket unit binds.
+/// Returns a listening socket such as a socket unit binds.
 fn unit_socket(shared: bool) -> (OwnedFd, SocketAddr) {
     unit_socket_at(SocketAddr::from(([127, 0, 0, 1], 0)), shared)
 }
@@ -56,7 +56,7 @@ fn unit(socket: OwnedFd) -> Named {
     ("uppercased.socket".to_owned(), socket)
 }
 
-/// Clients that the kernel lets in while nobody is there to serve them, and what they have said.
+/// Connects clients that the kernel accepts before a server runs, and sends their requests.
 fn come_early(addr: SocketAddr, count: usize) -> Vec<Client> {
     let come = |_| {
         let mut client = Client::connect(addr);
@@ -85,7 +85,7 @@ fn monotonic_us(message: &str) -> u64 {
         .expect("a number")
 }
 
-/// A reload or an upgrade, however it ends: one beginning with a time in it, and one end.
+/// Asserts one reload or upgrade, whatever its result: one start with a timestamp, and one end.
 #[track_caller]
 fn assert_one_reload(manager: &ServiceManager, start: usize, asked_us: u64) {
     let (reloading, next) = manager.wait_for(start, "RELOADING=1");
@@ -119,7 +119,7 @@ fn every_step_is_told(manager: &ServiceManager) {
     planned.configure("no_such_setting = 1\n");
     server.signal(Signal::SIGHUP);
     assert_one_reload(manager, mark, asked);
-    // For which there is no other message.
+    // There is no other message for it.
     let refused = "STATUS=2 workers, 0 connections; reload refused: ";
     manager.wait_for(mark, refused);
     planned.configure("");
@@ -140,7 +140,7 @@ fn every_step_is_told(manager: &ServiceManager) {
     let beginning = "STOPPING=1\nEXTEND_TIMEOUT_USEC=";
     let (stopping, _) = manager.wait_for(mark, beginning);
     let within_us: u64 = stopping[beginning.len()..].parse().expect("a number");
-    // drain_timeout, what a worker has to be killed in, and a margin.
+    // The drain timeout, the time to kill a worker, and a margin.
     assert!((32_000_000..=40_000_000).contains(&within_us), "{stopping}");
     assert_eq!(manager.steps_from(mark), [stopping]);
     manager.wait_stored(&["slot-0", "slot-1"]);
@@ -204,14 +204,14 @@ fn only_supervisor_has_systemd_variables() {
         assert_eq!(variables(pid), [false; 4]);
     }
     server.upgrade().expect_success();
-    // The sockets were handed over once.
+    // The sockets were passed once.
     assert_eq!(variables(server.pid()), [true, true, false, false]);
     for pid in server.worker_pids() {
         assert_eq!(variables(pid), [false; 4]);
     }
 }
 
-/// Kills the workers of slot 1 until it waits for its next try.
+/// Kills the workers of slot 1 until it backs off.
 fn break_slot_1(server: &Server) {
     let mark = server.log_len();
     worker_of(server, 1).signal(Signal::SIGKILL);
@@ -259,7 +259,7 @@ fn watchdog_is_not_fed_while_queue_waits() {
     server.wait_log_from(mark, |line| {
         line.contains("watchdog not fed") && line.contains("slot 1 is backing off")
     });
-    // Whatever was sent before has been read by then.
+    // Messages sent before have been read by then.
     let mark = manager.settle();
     let silent = manager.find_within(Duration::from_millis(500), mark, "WATCHDOG=1");
     assert_eq!(silent, None, "nobody serves a queue");
@@ -296,7 +296,7 @@ fn unread_notify_socket_blocks_nobody() {
     server.reload().expect_success();
     load.go_on_for(50);
     load.finish().assert_clean();
-    // Before it reads: one that reads slowly may be complained of again.
+    // Taken before it reads: a slow reader may be reported again.
     let complaints = server.log();
     let complaints = complaints
         .iter()
@@ -333,7 +333,7 @@ fn slots_reclaim_unit_and_stored_sockets() {
     let manager = ServiceManager::start();
     let (socket, addr) = unit_socket(true);
     let start = |kept: Vec<Named>| {
-        // As systemd does: first what the unit has, then what is stored.
+        // As systemd does: the unit's sockets first, then the stored ones.
         let mut sockets = vec![unit(socket.try_clone().expect("duplicate"))];
         sockets.extend(kept);
         under(&manager)
@@ -430,7 +430,7 @@ fn useless_stored_socket_is_released() {
     Client::connect(server.addr()).roundtrip(b"unharmed");
 }
 
-/// What happens to the first of two instances, of which the second is given what is stored.
+/// Ends the first of two instances with `end`; the second one gets the stored sockets.
 fn the_next_instance_serves_who_waits(end: impl Fn(&Server)) {
     let manager = ServiceManager::start();
     let before = KernelCounters::read();
@@ -440,7 +440,7 @@ fn the_next_instance_serves_who_waits(end: impl Fn(&Server)) {
     idle.roundtrip(b"then nothing");
     end(&first);
     idle.expect_eof();
-    // Or its worker waits for that, and resets it when linger_timeout is over.
+    // Otherwise its worker waits for it and resets it after `linger_timeout`.
     drop(idle);
 
     let early = come_early(first.addr(), 32);
@@ -551,14 +551,14 @@ fn left_slot_receives_nobody_while_socket_stored() {
     assert_served(come_early(server.addr(), 64));
     manager.hold(false);
     manager.wait_stored(&["slot-0"]);
-    // A child that another test has forked and that is not executed yet has it for a moment longer.
+    // A child that another test has forked holds it until exec.
     until("it is closed", || {
         count_sockets(port, TcpState::Listen) == 1
     });
     assert_served(come_early(server.addr(), 64));
 }
 
-/// Two slots become one and the program another while the service manager does not read.
+/// Scales from two slots to one and upgrades while the service manager does not read.
 fn an_upgrade_forgets_nothing(environment: &[(&str, &str)], untold: bool) {
     let manager = ServiceManager::start();
     let planned = Planned::start_with(&QUICK, |builder| {
@@ -580,7 +580,7 @@ fn an_upgrade_forgets_nothing(environment: &[(&str, &str)], untold: bool) {
     let status = said();
     assert_eq!(status["lets_go"], true, "{status}");
     assert_eq!(status["refused"].as_u64() > Some(0), untold, "{status}");
-    // The other slot's socket is still in the group, and nobody serves it.
+    // The other slot's socket is still in the group, but no worker serves it.
     let port = server.addr().port();
     assert_eq!(count_sockets(port, TcpState::Listen), 2);
     assert_served(come_early(server.addr(), 64));
@@ -598,7 +598,7 @@ fn upgrade_continues_waiting_for_store_removal() {
 
 #[test]
 fn upgrade_sends_pending_store_removals() {
-    // Which fills the queue of messages.
+    // Fills the queue of messages.
     an_upgrade_forgets_nothing(&[("WATCHDOG_USEC", "1000")], true);
 }
 
@@ -639,7 +639,7 @@ fn unlistened_address_is_released_from_store() {
             .map(|addr| format!("--listen={addr}"))
             .collect()
     };
-    // Ports of an address of its own: one that was closed is given to nobody else.
+    // Ports of an own address: a closed one is not reused by another test.
     let any = SocketAddr::from((own_address(), 0));
     let first = under(&manager)
         .args(&QUICK[1..])
@@ -662,7 +662,7 @@ fn unlistened_address_is_released_from_store() {
     Client::connect(addrs[1]).roundtrip(b"still here");
     assert_eq!(second.stop().code(), Some(0));
 
-    // And one that is new is bound beside what was stored.
+    // A new address is bound in addition to the stored ones.
     let third = under(&manager)
         .args(&QUICK[1..])
         .args(listen(&[addrs[1], any]))

@@ -1,5 +1,5 @@
-//! `top` on a pseudo-terminal, against a real server: the screen, and the state of the terminal after the
-//! exit.
+//! `top` on a pseudo-terminal, against a real server: the screen, and the state of the terminal
+//! after the exit.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{Read as _, Write as _};
@@ -19,7 +19,7 @@ use crate::support::{DEADLINE, Deadline, Server, Watched, poll_one};
 const ROWS: usize = 24;
 const COLUMNS: usize = 80;
 
-/// As much of a terminal as `top` needs: a grid of letters, a cursor, and two screens.
+/// The parts of a terminal that `top` needs: a grid of characters, a cursor, and two screens.
 struct Screen {
     rows: usize,
     columns: usize,
@@ -28,7 +28,7 @@ struct Screen {
     column: usize,
     alternate: bool,
     cursor_hidden: bool,
-    /// Bytes of a sequence or a letter that has not ended.
+    /// Bytes of an incomplete sequence or character.
     rest: Vec<u8>,
 }
 
@@ -69,7 +69,7 @@ impl Screen {
         self.rest.drain(..read);
     }
 
-    /// A sequence without its escape.
+    /// Applies a sequence, given without its escape.
     fn obey(&mut self, sequence: &str) {
         match sequence {
             "[?1049h" => self.alternate = true,
@@ -111,12 +111,12 @@ impl Screen {
     }
 }
 
-/// `top`, and the person who watches it.
+/// `top` and its user.
 struct Person {
     child: Child,
     watched: Watched,
     terminal: PtyMaster,
-    /// Held open, so that what happens to it can be looked at after the end.
+    /// Kept open, so that its settings can be read after the exit.
     line: OwnedFd,
     screen: Screen,
 }
@@ -144,12 +144,12 @@ impl Person {
         }
     }
 
-    /// Makes the window larger or smaller.
+    /// Resizes the window.
     fn resizes(&mut self, rows: usize, columns: usize) {
         tcsetwinsize(&self.line, size(rows, columns)).unwrap();
         self.screen = Screen::new(rows, columns);
         self.screen.alternate = true;
-        // A window tells the foreground of a session; here there is none.
+        // The kernel signals the foreground group of a session; here there is none.
         self.watched.signal(Signal::SIGWINCH);
     }
 
@@ -175,7 +175,7 @@ impl Person {
         self.sees_that(words, |screen| screen.text().contains(words));
     }
 
-    /// Asserts that it ends, and that the terminal is as it was; returns how it ended.
+    /// Asserts that `top` exits and restores the terminal; returns the exit status.
     #[track_caller]
     fn sees_the_end(mut self) -> std::process::ExitStatus {
         self.sees_that("first screen again", |screen| {
@@ -261,7 +261,7 @@ fn user_watches_and_reloads() {
     let renewed = server.worker_pids();
     assert!(renewed.iter().all(|pid| !left.contains(pid)), "{renewed:?}");
 
-    // Pasted by accident: the question has not been seen.
+    // Pasted by accident, before the question was shown.
     person.types("ry");
     person.sees("Reload and replace every worker? [y/N]");
     person.types("n");
@@ -280,7 +280,7 @@ fn top_scrolls_in_any_window_size() {
     person.resizes(12, 40);
     person.sees("rows 1 to 5 of 12, 0 not serving");
     person.sees("q quit r reload u + - p ? help");
-    // Far beyond the end, and at once back from there.
+    // Far beyond the end, and back at once.
     person.types("\x1b[6~\x1b[6~\x1b[6~");
     person.sees("rows 8 to 12 of 12");
     person.sees("\n  11 serving");
@@ -306,7 +306,7 @@ fn top_waits_for_vanished_server() {
     server.stop();
     person.sees("no answer for ");
     person.sees(", retrying: ");
-    // Another one at the same place.
+    // Another server at the same path.
     let flag = control.to_str().unwrap();
     let server = Server::builder()
         .args(["--listen", "127.0.0.1:0", "--control", flag])
@@ -349,7 +349,7 @@ fn suspended_top_releases_and_retakes_terminal() {
         }
         person.sees_that("first screen", |screen| !screen.alternate);
         let id = WaitId::Pid(rustix::process::Pid::from_child(&person.child));
-        // It ends or stops; a test that waits for ever is cut by its runner.
+        // It exits or stops; the test runner ends a test that waits forever.
         let stopped = waitid(id, WaitIdOptions::STOPPED | WaitIdOptions::EXITED).unwrap();
         assert!(stopped.is_some_and(|status| status.stopped()), "{stop}");
         assert!(person.is_as_it_was(), "{stop}");

@@ -1,4 +1,4 @@
-//! The supervisor becomes another program, in place; an unusable program changes nothing, and no client
+//! The supervisor replaces its program in place; an unusable program changes nothing, and no client
 //! notices.
 
 use std::ffi::OsStr;
@@ -18,7 +18,7 @@ const QUICK: [&str; 4] = [
     "--listen=127.0.0.1:0",
     "--workers=2",
     "--bake-time=0s",
-    // Waited out by one test; long for what is to come up.
+    // Waited out by one test; ample for a normal start.
     "--start-timeout=5s",
 ];
 
@@ -48,7 +48,7 @@ fn upgrade_changes_only_the_program() {
     let status = server.status_json();
     assert_eq!(status["pid"], u64::from(pid));
     planned.workers().assert_renewed_since(&before);
-    // What was there before still works with the new program.
+    // Earlier features work with the new program.
     server.reload().expect_success();
     server.scale(3).expect_success();
     load.go_on_for(20);
@@ -56,7 +56,7 @@ fn upgrade_changes_only_the_program() {
     assert_eq!(server.stop().code(), Some(0));
 }
 
-/// As deployments do that keep versions side by side.
+/// As in deployments that keep versions side by side.
 #[test]
 fn upgrade_follows_symbolic_link_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -161,7 +161,7 @@ fn preflight_refuses_configuration_of_new_program() {
     client.roundtrip(b"moved");
 }
 
-/// Passes the pre-flight and fails when it is for real: the old program is called back.
+/// Passes the pre-flight check and fails after the exec: the old program is restored.
 #[test]
 fn failure_after_exec_restores_old_program() {
     let planned = Planned::start(&QUICK);
@@ -177,14 +177,15 @@ fn failure_after_exec_restores_old_program() {
     assert_eq!(version(&planned), running);
     planned.workers().assert_untouched_since(&before);
     load.go_on_for(30);
-    // And the next one may succeed.
+    // The next upgrade may succeed.
     planned.install_good();
     server.upgrade().expect_success();
     planned.workers().assert_renewed_since(&before);
     load.finish().assert_clean();
 }
 
-/// The supervisor is the new program, its workers cannot be: they stay, and who asked is told.
+/// The supervisor runs the new program, but its workers fail: the old workers stay, and the
+/// requester gets the cause.
 #[test]
 fn failing_workers_stay_with_old_program() {
     let planned = Planned::start(&QUICK);
@@ -196,7 +197,7 @@ fn failing_workers_stay_with_old_program() {
     assert_eq!(version(&planned), "9.1.0");
     planned.workers().assert_untouched_since(&before);
     load.go_on_for(30);
-    // A crash is answered with what the worker ran, not with what failed.
+    // After a crash the old worker's program is restarted, not the failed one.
     let victim = server.worker_pids()[0];
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(victim.cast_signed()),
@@ -209,8 +210,8 @@ fn failing_workers_stay_with_old_program() {
     load.finish().assert_clean();
 }
 
-/// A worker that dies while the supervisor is between two programs is noticed by the next one, and
-/// a signal that comes in that time is not lost.
+/// The next program notices a worker that died during the exec, and handles a signal that arrived
+/// then.
 #[test]
 fn upgrade_notices_events_during_exec() {
     let planned = Planned::start(&QUICK);
@@ -232,7 +233,8 @@ fn upgrade_notices_events_during_exec() {
     planned.workers().assert_serving();
 }
 
-/// The descriptors of a process by number: what each is, and whether it would go through an exec.
+/// Returns the descriptors of a process by number: the kind, and whether it is inherited across
+/// exec.
 fn held(pid: u32) -> Vec<(i32, String, bool)> {
     let held = observe::descriptors(pid).into_iter();
     let held = held.map(|(number, target)| {
@@ -240,7 +242,7 @@ fn held(pid: u32) -> Vec<(i32, String, bool)> {
         let info = info.unwrap_or_default();
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
         let flags = i32::from_str_radix(flags.unwrap_or("0").trim(), 8).expect("octal flags");
-        // Sockets, pipes and the like are numbered anew by each program.
+        // Each program gives new numbers to sockets, pipes and the like.
         let kind = target.split([':', ' ']).next().unwrap_or_default();
         (
             number,
@@ -251,8 +253,8 @@ fn held(pid: u32) -> Vec<(i32, String, bool)> {
     held.collect()
 }
 
-/// Whichever step of taking over is refused, the earlier program goes on with all that it had, and no
-/// more.
+/// Whichever step of the takeover fails, the earlier program continues with all its descriptors and
+/// no others.
 #[test]
 fn each_refused_step_restores_old_program() {
     let planned = Planned::start(&QUICK);
@@ -294,7 +296,7 @@ fn each_refused_step_restores_old_program() {
     load.finish().assert_clean();
 }
 
-/// A signal that has come before the exec, which then fails, is handled by the program that goes on.
+/// A signal that arrives before a failed exec is handled by the program that continues.
 #[test]
 fn signal_survives_failed_exec() {
     let faults = "supervisor.exec=stop;supervisor.state_at_exec=fail";
@@ -316,7 +318,7 @@ fn signal_survives_failed_exec() {
 #[test]
 fn operation_requires_room_for_every_connection() {
     let folder = tempfile::tempdir().expect("a folder of its own");
-    // Where memory is limited, a worker has room for what the configuration says, and no more.
+    // With limited memory, a worker has room for the configured limits only.
     let script = format!(
         "ulimit -f 1000000; exec '{}' \"$@\"",
         env!("CARGO_BIN_EXE_uppercased")
