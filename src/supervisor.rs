@@ -1,13 +1,13 @@
-//! The supervisor: waits for events, has the machine decide, and carries out its actions.
+//! The supervisor: waits for events, lets the machine decide, and executes its actions.
 //!
 //! A thin shell around [`machine`]: signals, channels, pidfds, requests and one deadline become
 //! events; actions become forks, messages, kills, answers and log lines. Its parts own their state
 //! and return events; no part knows another one, and only the files that extend [`Supervisor`]
 //! (`boot`, `actions`, `requests`, `status`, `exec`, `resume`) see all of them.
 //!
-//! Invariants: one thread, always (fork and exec depend on it); a duplicate of every slot's
-//! listeners stays here from the slot's first Ready until the machine drops it, so that no
-//! accept queue dies with a worker; no wait but the event loop's; it serves no client.
+//! Invariants: one thread, always (fork and exec depend on it); the supervisor keeps a duplicate of
+//! every slot's listeners from the slot's first Ready until the machine drops it, so that no accept
+//! queue dies with a worker; it waits only in the event loop; it serves no client.
 //!
 //! It must not decide (the machine does) nor import the worker (they share `wire` and `memory`).
 
@@ -73,12 +73,12 @@ pub use state::examine;
 pub use systemd::activation::Error as ActivationError;
 pub use upgrade::is_resuming;
 
-/// Readiness reports taken from the kernel at once.
+/// Maximum readiness reports per poll.
 const EVENTS_PER_TURN: usize = 256;
-/// How long the end of the process waits for children that were killed to be gone.
+/// Time for killed children to exit before the supervisor does.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A running supervisor: its loop, and the parts that it connects. No part knows another one.
+/// A running supervisor: its event loop and its parts.
 #[derive(Debug)]
 pub struct Supervisor {
     poll: Poll,
@@ -93,7 +93,7 @@ pub struct Supervisor {
     locks: PortLocks,
     reaper: Reaper,
     verdict: Option<Verdict>,
-    /// When the process exits although children have not been reaped.
+    /// When the process exits even if children have not been reaped.
     closing: Option<Tick>,
 }
 
@@ -110,7 +110,8 @@ pub fn run(launch: Launch) -> ExitCode {
     }
 }
 
-/// Why a start or a run has failed: one line in either format, as a reader of JSON reads nothing else.
+/// Prints the cause of a failed start or run: one line in the log's format, because a reader of
+/// JSON reads nothing else.
 fn complain(format: LogFormat, cause: &str) {
     match format {
         LogFormat::Human => stderr::complain(cause),
@@ -121,8 +122,8 @@ fn complain(format: LogFormat, cause: &str) {
     }
 }
 
-/// Takes over from the earlier program of this process (see [`is_resuming`]), or gives the process
-/// back to it if that is impossible.
+/// Takes over from the earlier program of this process (see [`is_resuming`]), or execs the earlier
+/// program if that is impossible.
 #[must_use]
 pub fn resume(args: Vec<OsString>) -> ExitCode {
     match Supervisor::resume(args) {
@@ -131,8 +132,8 @@ pub fn resume(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// Gives the process back to the earlier program, because this one cannot take over. Returns only if
-/// that is impossible, too.
+/// Execs the earlier program, because this one cannot take over. Returns only if that is
+/// impossible, too.
 fn give_back(cause: &str) -> ExitCode {
     let error = match EarlierProgram::find() {
         Ok(earlier) if earlier.cause.is_some() => "it is the earlier program itself".to_owned(),
@@ -163,7 +164,7 @@ impl Supervisor {
                 ExitCode::FAILURE
             }
             Err(error) => {
-                // The workers see the end of their channels; they finish what they owe and exit.
+                // The workers see the end of their channels, finish their pending output and exit.
                 stderr::complain(&format!("the supervisor's event loop failed: {error}"));
                 ExitCode::FAILURE
             }
@@ -213,7 +214,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether nothing is left to be done. Begins to close once the machine has ended.
+    /// Returns whether the supervisor is done. Starts closing once the machine has ended.
     fn is_over(&mut self) -> bool {
         if self.verdict.is_none() {
             return false;
@@ -320,28 +321,28 @@ impl Supervisor {
         }
     }
 
-    /// Kills processes, which are reaped when they have ended.
+    /// Kills processes; they are reaped when they have exited.
     fn end(&mut self, processes: impl IntoIterator<Item = Ended>) {
         for process in processes {
             self.reaper.kill(process, self.poll.registry());
         }
     }
 
-    /// Whether a part waits for the end of this child.
+    /// Returns whether a part awaits the exit of this child.
     fn is_own(&self, pid: i32) -> bool {
         let others = [self.upgrade.pid(), self.admin.pid()];
         let mut workers = self.fleet.pids().chain(self.reaper.pids());
         others.contains(&Some(pid)) || workers.any(|own| own == pid)
     }
 
-    /// Starts an admin process if it is time.
+    /// Starts an admin process if one is due.
     fn keep_admin(&mut self) {
         let (config, registry) = (self.fleet.config(), self.poll.registry());
         let ended = self.admin.keep_process(config, registry, clock::now());
         self.end(ended);
     }
 
-    /// Answers the admin process, which asks for the status.
+    /// Answers the admin process's status requests.
     fn answer_admin(&mut self) {
         for question in self.admin.on_ready(self.poll.registry()) {
             let status = self.status();

@@ -1,6 +1,7 @@
-//! The actions of the machine: each becomes a fork, a message, a kill, an answer or a log line.
+//! Executes the actions of the machine: each becomes a fork, a message, a kill, an answer or a log
+//! line.
 //!
-//! Invariant: actions are carried out in order; one that fails becomes an event, never silence.
+//! Invariant: actions are executed in sequence; a failed one becomes an event and is never ignored.
 
 use crate::wire::{Stop, ToWorker};
 use uppercased_ctl::clock::{self, millis};
@@ -121,20 +122,20 @@ impl Supervisor {
         self.fleet.spread(self.systemd.lets_go());
     }
 
-    /// The service manager may have closed the listeners that it was to remove.
+    /// Handles the barrier: the service manager may have closed the listeners to be removed.
     pub(super) fn store_let_go(&mut self) {
-        // Scaling steers by itself, and spreads when it is done.
+        // Scaling steers connections itself, and spreads them when it ends.
         if self.systemd.on_ready() && self.machine.planned() != Some(Planned::Scaling) {
             self.spread();
         }
     }
 
-    /// Tells the service manager what has changed since the last time.
+    /// Sends changes since the last call to the service manager.
     pub(super) fn notify(&mut self) {
         let machine = &self.machine;
         let view = View {
             life: machine.life(),
-            // To a service manager, one that waits has begun.
+            // For a service manager, a queued operation has begun.
             planned: if machine.renewal_is_pending() {
                 Some(Planned::Renewal)
             } else {

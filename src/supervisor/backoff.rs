@@ -1,27 +1,27 @@
-//! When a slot that failed is tried again: at once, then ever later up to a cap.
+//! The delay before a failed slot is retried: none at first, then growing up to a cap.
 //!
-//! Pure: the random numbers come from a generator that the caller owns and may save.
-//! Invariant: the delay lies between half of and the whole of its ceiling, and the ceiling never
-//! exceeds the configured cap. Jitter keeps slots that died together from coming back together.
+//! Pure: the random numbers come from a generator that the caller owns and may save. Invariant: the
+//! delay is between half its ceiling and its ceiling, and the ceiling never exceeds the configured
+//! cap. Jitter keeps slots that failed together from restarting together.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 
-/// No pause is shorter than this, whatever the configuration says: a spawn that fails at once,
-/// tried again at once, would hold the supervisor in one turn of its loop for ever.
+/// Minimum delay, whatever the configuration: a spawn that fails at once, retried at once, would
+/// hold the supervisor in one turn of its loop for ever.
 pub const BACKOFF_FLOOR: Duration = Duration::from_millis(1);
 
-/// When to try again.
+/// The time of a retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Retry {
     AtOnce,
     After(Duration),
 }
 
-/// The answer to a failure that comes after `earlier` failures in a row.
+/// Returns when to retry after a failure that follows `earlier` failures in a row.
 ///
-/// The first is answered at once: one crash is no trend, and clients wait in the queue.
+/// The first retry is immediate: one crash is no trend, and clients wait in the queue.
 pub(super) fn retry(earlier: u32, initial: Duration, max: Duration, rng: &mut Rng) -> Retry {
     match earlier.checked_sub(1) {
         None => Retry::AtOnce,
@@ -33,7 +33,7 @@ pub(super) fn retry(earlier: u32, initial: Duration, max: Duration, rng: &mut Rn
     }
 }
 
-/// `initial`, doubled `doublings` times, at most `max`, in nanoseconds. Saturates.
+/// Returns `initial`, doubled `doublings` times, at most `max`, in nanoseconds. Saturates.
 fn ceiling_ns(doublings: u32, initial: Duration, max: Duration) -> u64 {
     let nanos = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
     let factor = 1_u64.checked_shl(doublings).unwrap_or(u64::MAX);
@@ -69,7 +69,7 @@ mod tests {
             ],
             [100, 200, 400, 6_400, 10_000, 10_000, 10_000, 10_000],
         );
-        // The cap wins over a first pause that is longer.
+        // The cap applies to a longer initial delay, too.
         assert_eq!(ceiling_ns(0, MAX, INITIAL), 100_000_000);
     }
 

@@ -34,7 +34,7 @@ impl Supervisor {
     /// Checks and acquires everything that a start needs, and starts nothing.
     ///
     /// # Errors
-    /// Any [`Error`]; nothing that runs was disturbed.
+    /// Any [`Error`]; running servers were not disturbed.
     pub fn prepare(launch: Launch) -> Result<Self, Error> {
         let Launch {
             config,
@@ -43,7 +43,7 @@ impl Supervisor {
         } = launch;
         let failed = |operation| move |source| Error::System { operation, source };
         log::init(config.log_level, config.log_format)?;
-        // From here on a stop is remembered, and carried out once the loop runs.
+        // From here on a stop is recorded, and handled once the loop runs.
         let signals = Signals::handle().map_err(failed("handle signals"))?;
         handle_stops();
         check_account(&config)?;
@@ -141,8 +141,8 @@ const fn address(one: &ListenAddr) -> Listen {
     }
 }
 
-/// Locks every address whose port is known against other instances, and checks that no other program
-/// listens there. The inherited sockets of this instance, `own`, are no reason for an error.
+/// Locks every address whose port is known against other instances, and checks that no other
+/// program listens there. The inherited sockets of this instance, `own`, do not count.
 fn lock(config: &Config, addresses: &[Listen], own: &[u64]) -> Result<Vec<Lock>, Error> {
     if config.share_port {
         return Ok(Vec::new());
@@ -159,7 +159,7 @@ fn lock(config: &Config, addresses: &[Listen], own: &[u64]) -> Result<Vec<Lock>,
     Ok(locks)
 }
 
-/// Warns about a backlog that the kernel cuts silently.
+/// Warns about a backlog that the kernel truncates silently.
 pub(super) fn warn_about_backlog(config: &Config) {
     if let (Some(asked), Some(granted)) = (config.backlog, listener::longest_backlog())
         && asked > granted

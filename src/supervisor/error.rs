@@ -1,4 +1,4 @@
-//! Why a server cannot start.
+//! Errors of a server start.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use super::fleet::releases::NoRoom;
 use super::systemd::activation;
 use super::{admin, socket_file};
 
-/// Why a supervisor cannot even begin.
+/// The reason why a supervisor cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration cannot be applied.
@@ -34,10 +34,10 @@ pub enum Error {
     /// The memory of the workers is not available.
     #[error(transparent)]
     Memory(#[from] NoRoom),
-    /// The system refused something.
+    /// A system call failed.
     #[error("cannot {operation}: {source}")]
     System {
-        /// The operation, as an infinitive.
+        /// The operation, in the infinitive.
         operation: &'static str,
         /// Its error.
         source: io::Error,
@@ -45,7 +45,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// 2 for what the configuration got wrong, 1 for what the system refused.
+    /// Returns 2 for errors of the configuration, 1 for errors of the system.
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {

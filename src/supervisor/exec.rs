@@ -1,10 +1,11 @@
-//! Reloads and upgrades, as far as they concern all parts: the pre-flight's result, and the exec.
+//! The parts of reloads and upgrades that concern the whole supervisor: the pre-flight's result,
+//! and the exec.
 //!
 //! Signals are blocked from before the state is written until the new program handles them
-//! ([`mod@super::resume`]); what comes meanwhile stays pending in the kernel, and what had come already
-//! travels in the state.
+//! ([`mod@super::resume`]); signals that arrive meanwhile stay pending in the kernel, and earlier
+//! ones travel in the state.
 //!
-//! Invariant: whatever fails before the exec leaves everything as it was.
+//! Invariant: a failure before the exec leaves everything as it was.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
@@ -22,7 +23,7 @@ use super::state::State;
 use super::upgrade::{self, EarlierProgram, Passed};
 
 impl Supervisor {
-    /// Has a child read the configuration for a reload.
+    /// Starts a child that reads the configuration for a reload.
     pub(super) fn begin_resolution(&mut self, request: RequestId) {
         let registry = self.poll.registry();
         if let Err(cause) = self.upgrade.begin_resolution(request, registry) {
@@ -32,7 +33,7 @@ impl Supervisor {
         }
     }
 
-    /// Has the program on disk show that it can take over.
+    /// Starts the pre-flight of the new binary.
     pub(super) fn begin_preflight(&mut self) {
         let state = self.save(&mut Kept::default()).write();
         let registry = self.poll.registry();
@@ -43,7 +44,7 @@ impl Supervisor {
         }
     }
 
-    /// Takes the result of the child.
+    /// Handles the result of the child.
     pub(super) fn preflight_ended(&mut self) {
         let Some((event, child)) = self.upgrade.on_ready() else {
             return;
@@ -63,15 +64,15 @@ impl Supervisor {
         }
     }
 
-    /// Ends the child, whatever its result would have been.
+    /// Ends the child and ignores its result.
     pub(super) fn end_preflight(&mut self) {
         let child = self.upgrade.end();
         self.end(child);
     }
 
-    /// Why an upgrade to the program that has passed would not keep every connection, if so. A
-    /// configuration that only the new program can read is judged by that one, where connections are
-    /// to move.
+    /// Returns why an upgrade to the checked program would not keep every connection, if so. A
+    /// configuration that only the new program can read is checked by that one, when connections
+    /// are to migrate.
     fn no_room_after_upgrade(&self) -> Option<String> {
         if self.machine.may_drain() {
             return None;
@@ -83,7 +84,7 @@ impl Supervisor {
         self.fleet.no_room_with(&config, limits, active)
     }
 
-    /// Becomes the program that passed the pre-flight. If that fails, this one continues.
+    /// Execs the program that passed the pre-flight. If that fails, this one continues.
     pub(super) fn exec(&mut self) {
         fault::point("supervisor.exec");
         let cause = self.replace_program();
@@ -103,7 +104,7 @@ impl Supervisor {
             Ok(blocked) => blocked,
             Err(errno) => return format!("cannot block signals: {errno}"),
         };
-        // A child that the new program does not know would never be reaped.
+        // The new program does not know this child and would never reap it.
         let admin = self.admin.pause(clock::now());
         self.end(admin);
         let cause = self.try_replace_program(passed);
@@ -137,7 +138,7 @@ impl Supervisor {
         self.upgrade.exec(&image, &name, kept.as_slice())
     }
 
-    /// All that this supervisor is, and the descriptors that go with it.
+    /// Returns the whole state of this supervisor, with its descriptors.
     fn save<'a>(&'a self, kept: &mut Kept<'a>) -> State {
         let (version, wire) = State::versions();
         State {

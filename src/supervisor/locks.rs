@@ -1,6 +1,6 @@
-//! The locks of the addresses that this instance listens on: they keep other instances off.
+//! The locks of the addresses that this instance listens on: they exclude other instances.
 //!
-//! Invariant: askers never fill a lock's queue, and cost a bounded time of each turn.
+//! Invariant: connection attempts never fill a lock's queue, and cost a bounded time in each turn.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -21,7 +21,7 @@ use super::tokens::Source;
 #[derive(Debug)]
 pub(crate) struct PortLocks {
     locks: Vec<Lock>,
-    /// After a turn with too many askers, all locks rest until then.
+    /// After a turn with too many attempts, all locks pause until then.
     rest_until: Option<Tick>,
 }
 
@@ -45,7 +45,7 @@ impl PortLocks {
         let before = self.locks.len();
         match lock_bound(addresses) {
             Ok(locks) => self.locks.extend(locks),
-            // The sockets are bound already: only the courtesy to a later instance is lost.
+            // The sockets are bound already: only the early refusal of a later instance is lost.
             Err(error) => event!(port_lock_unavailable, %error),
         }
         if let Err(error) = self.watch_from(before, registry) {
@@ -53,7 +53,7 @@ impl PortLocks {
         }
     }
 
-    /// Dismisses the askers of the lock at `index`.
+    /// Refuses the attempts at the lock at `index`.
     pub(crate) fn on_ready(&mut self, index: usize, now: Tick) {
         if self.rest_until.is_none() && self.locks.get(index).is_some_and(Lock::dismiss_askers) {
             self.rest_until = Some(now + LOCK_ASKERS_REST);

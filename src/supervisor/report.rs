@@ -1,4 +1,4 @@
-//! What the supervisor tells people: one log line a notice, and the addresses on standard output.
+//! The supervisor's output: one log line per notice, and the addresses on standard output.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::fleet::resources::SlotResources;
 use super::fleet::totals::Totals;
 use super::machine::{Answer, Death, Notice};
 
-/// Nothing was refused, and the first worker is about to start.
+/// Logs the start: every check has passed, and the first worker is about to start.
 pub(super) fn starting(config: &Config, ignored: &[String]) {
     event!(
         server_starting,
@@ -316,7 +316,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
         Notice::Degraded { slot, cause } => {
             event!(slot_without_worker, slot = slot.0, error = cause);
         }
-        // Told once, as the verdict.
+        // Reported once, with the result.
         Notice::BootFailed { cause } => event!(boot_failed, error = cause),
         Notice::InvariantBroken { what, total } => {
             event!(invariant_broken, detail = what, total);
@@ -328,7 +328,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
     }
 }
 
-/// A worker has handed its connections over, or some of them.
+/// Logs the result of a handover.
 fn handover_ended(from: WorkerId, (moved, left): (u32, u32), end: &HandoverEnd, took: Duration) {
     let (slot, generation) = (from.slot.0, from.generation.0);
     let took_ms = took.as_millis();
@@ -360,7 +360,7 @@ fn handover_ended(from: WorkerId, (moved, left): (u32, u32), end: &HandoverEnd, 
     }
 }
 
-/// A part of a worker's connections has moved, or some of it.
+/// Logs the result of a partial handover.
 fn rebalance_ended(
     (from, to): (WorkerId, WorkerId),
     moved: u32,
@@ -392,7 +392,7 @@ fn rebalance_ended(
     );
 }
 
-/// A worker has begun to stop.
+/// Logs that a worker has begun to stop.
 pub(super) fn draining(worker: WorkerId, connections: u32) {
     event!(
         worker_draining,
@@ -402,7 +402,8 @@ pub(super) fn draining(worker: WorkerId, connections: u32) {
     );
 }
 
-/// What a notice means to whoever waits for an operation; `None`: nothing.
+/// Returns the progress message of a notice for clients that wait for an operation; `None`: there
+/// is none.
 pub(super) fn progress(notice: &Notice) -> Option<String> {
     Some(match notice {
         Notice::WorkerStandingBy { worker, took } => {
@@ -431,7 +432,7 @@ pub(super) fn progress(notice: &Notice) -> Option<String> {
     })
 }
 
-/// How an operation ended, or why it did not begin.
+/// Logs the result of an operation.
 fn operation_ended(what: &str, answer: &Answer) {
     match answer {
         Answer::Done(done) => event!(
@@ -448,7 +449,7 @@ fn operation_ended(what: &str, answer: &Answer) {
     }
 }
 
-/// How an operation has failed, in one line, if it has.
+/// Returns the failure of an operation in one line, if it failed.
 pub(super) fn failure(what: &str, answer: &Answer) -> Option<String> {
     match answer {
         Answer::Done(_) => None,
@@ -457,7 +458,7 @@ pub(super) fn failure(what: &str, answer: &Answer) -> Option<String> {
     }
 }
 
-/// Everything is over: what the slots did, all together.
+/// Logs the totals of all slots at the exit.
 pub(super) fn ended(totals: &Totals) {
     event!(
         server_stopped,

@@ -1,5 +1,5 @@
-//! Requests for planned operations, by signal or over the control socket. Everything that can be refused
-//! is refused here or in the machine, before anything has changed.
+//! Requests for planned operations, by signal or over the control socket. Every refusal is made
+//! here or in the machine, before anything has changed.
 
 use crate::config::{Config, WORKERS, check_change};
 use crate::fault;
@@ -17,7 +17,7 @@ use super::policy::policy;
 use super::{Supervisor, boot, control, report, signals};
 
 impl Supervisor {
-    /// Acts on the signals that have come.
+    /// Handles pending signals.
     pub(super) fn handle_signals(&mut self) {
         let requests = self.signals.on_ready();
         if !requests.is_empty() {
@@ -27,7 +27,8 @@ impl Supervisor {
         for request in requests {
             match request {
                 signals::Request::Stop { by } => self.happened(Event::Stop { by }),
-                // The shell and the kernel may both have reported it: the second is no second request.
+                // The shell and the kernel may both have reported it: the second is not a second
+                // request.
                 signals::Request::StopForTerminal => {
                     if !matches!(self.machine.life(), Life::Stopping { .. }) {
                         let by = "the closed terminal".to_owned();
@@ -45,7 +46,7 @@ impl Supervisor {
         }
     }
 
-    /// Acts on what clients of the control socket did.
+    /// Handles the events of control socket clients.
     pub(super) fn handle_requests(&mut self, events: Vec<control::Event>) {
         for event in events {
             match event {
@@ -70,7 +71,7 @@ impl Supervisor {
                 let status = Reply::Status(Box::new(self.status()));
                 self.reply(id, status);
             }
-            // The end of the connection is the answer: it lives as long as the server.
+            // The end of the connection is the answer: it stays open until the server exits.
             Request::Stop => {
                 let registry = self.poll.registry();
                 self.control.progress(id, "stopping", registry);
@@ -99,8 +100,8 @@ impl Supervisor {
         self.happened(Event::Cancel { request, by });
     }
 
-    /// Requests an operation for which no client waits: it is never refused for an operation in
-    /// progress, but waits for its turn.
+    /// Requests an operation for which no client waits: it is queued, never refused, while an
+    /// operation is in progress.
     pub(super) fn remember(&mut self, wanted: Wanted) {
         let options = Options {
             wait: true,
@@ -109,8 +110,8 @@ impl Supervisor {
         self.requested(RequestId::NOBODY, wanted, options);
     }
 
-    /// Prepares a request whose turn it is, and has the machine begin it. A reload is prepared by a
-    /// child, because reading a configuration may block.
+    /// Prepares the next request and makes the machine begin it. A reload is prepared by a child,
+    /// because reading a configuration may block.
     pub(super) fn begin(&mut self, request: RequestId, wanted: Wanted, drain: bool) {
         let prepared = match wanted {
             Wanted::Reload => return self.begin_resolution(request),
@@ -165,8 +166,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Scales down if an earlier instance has left listeners of more slots than are configured. Their
-    /// queues are emptied as by any other scaling.
+    /// Scales down if an earlier instance has left listeners of more slots than are configured.
+    /// Their queues are emptied as by any other scaling.
     pub(super) fn shed_surplus(&mut self) {
         let wanted = self.config().workers;
         if wanted < self.fleet.slot_count() {
@@ -174,7 +175,7 @@ impl Supervisor {
         }
     }
 
-    /// Changes the state that is reported to load balancers. No client is refused for it.
+    /// Changes the state reported to load balancers. Clients are served in either state.
     fn rotate(&mut self, request: RequestId, to: Rotation) {
         let from = self.admin.rotate(to);
         event!(rotation_changed, from = from.name(), to = to.name());
@@ -185,7 +186,7 @@ impl Supervisor {
         self.reply(request, Reply::Done(done));
     }
 
-    /// Opens the program on disk. Binds nothing.
+    /// Opens the new binary. Binds nothing.
     fn prepare_release(
         &mut self,
         config: Config,
@@ -196,14 +197,14 @@ impl Supervisor {
         self.add_release(image, config, drain)
     }
 
-    /// Makes a release of a program and a configuration.
+    /// Creates a release from a program and a configuration.
     pub(super) fn add_release(
         &mut self,
         image: Image,
         mut config: Config,
         drain: bool,
     ) -> Result<(ReleaseId, Policy), String> {
-        // The same addresses, perhaps in another order: that of each slot's listeners stays.
+        // The same addresses, perhaps in another order: each slot's listeners keep theirs.
         config.listen.clone_from(&self.config().listen);
         let now = self.fleet.slot_count();
         let workers = self.fleet.workers_with(&config);
@@ -269,7 +270,7 @@ impl Supervisor {
         open.fold(0, u64::saturating_add)
     }
 
-    /// Reports to the client that waits for an operation how far it is.
+    /// Reports progress to the client that waits for an operation.
     pub(super) fn report_progress(&mut self, notice: &Notice) {
         let registry = self.poll.registry();
         match notice {

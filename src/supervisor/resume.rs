@@ -1,13 +1,14 @@
-//! A program that finds itself in a process with a past: the other half of an upgrade in place.
+//! Resumes a server after an exec: the other half of an upgrade in place.
 //!
-//! It reads the state that the earlier program has left; each part takes its descriptors by the numbers
-//! that the state names. If this program cannot take over, the earlier one, whose file was left open for
-//! that, is executed again and resumes.
+//! Reads the state that the earlier program has left; each part takes its descriptors by the
+//! numbers in the state. If this program cannot take over, the earlier one, whose file was kept
+//! open for that, is executed again and resumes.
 //!
-//! Invariants: everything that can fail works on duplicates, so giving back passes on the very
-//! descriptors that came, at the very numbers; signals stay blocked until they are handled.
+//! Invariants: everything that can fail works on duplicates, so a return to the earlier program
+//! passes on the original descriptors with their original numbers; signals stay blocked until they
+//! are handled.
 //!
-//! It must not decide what the workers run next (the machine does).
+//! It must not decide which release the workers run next (the machine does).
 
 use std::ffi::OsString;
 use std::io;
@@ -40,7 +41,7 @@ impl Supervisor {
     /// Takes over from the earlier program of this process.
     ///
     /// # Errors
-    /// Why this program cannot. The earlier one can have everything back then.
+    /// The reason why this program cannot. The earlier one can resume then.
     pub(super) fn resume(args: Vec<OsString>) -> Result<Self, String> {
         fault::point("supervisor.resuming");
         let earlier = EarlierProgram::find()?;
@@ -67,7 +68,7 @@ impl Supervisor {
         inherited.close();
         supervisor.control.own_file();
         supervisor.admin.own_files();
-        // Blocked by the earlier program; what came since then is delivered now.
+        // Blocked by the earlier program; signals since then are delivered now.
         let _ = SigSet::empty().thread_set_mask();
         let _ = nix::sys::prctl::set_name(c"uppercased");
         supervisor.report_outcome(outcome);
@@ -110,12 +111,12 @@ impl Supervisor {
         })
     }
 
-    /// Reports to the machine that the program has changed, or that it has not.
+    /// Reports to the machine whether the program has changed.
     fn report_outcome(&mut self, outcome: Result<Config, String>) {
         let resumed = outcome.and_then(|config| {
             let image = Image::of_this_process()
                 .map_err(|error| format!("cannot open /proc/self/exe: {error}"))?;
-            // What does not fit is found where it is to move, and stays then.
+            // Connections that do not fit are found when they are to migrate, and stay then.
             self.add_release(image, config, true)
         });
         event!(
@@ -131,7 +132,8 @@ impl Supervisor {
     }
 }
 
-/// The configuration as the pre-flight of this program has read it: nothing that may block is read again.
+/// Returns the configuration as the pre-flight of this program has read it, so that nothing that
+/// may block is read again.
 fn config_of(state: &State) -> Result<Config, String> {
     let config = state.resolved.clone();
     let config = config.ok_or("the state has no configuration for this program")?;

@@ -1,8 +1,8 @@
 //! The machine's whole state as a value that survives an exec in place.
 //!
-//! Invariants: `restore(snapshot())` changes nothing that can be observed, pending actions and the
-//! random generator included; a snapshot of an unknown version, or one that contradicts itself, is
-//! refused and never half-read. A change of any serialised type of the machine raises
+//! Invariants: `restore(snapshot())` changes nothing observable, including pending actions and the
+//! random generator; a snapshot of an unknown version, or one that contradicts itself, is refused
+//! and never partly restored. A change of any serialised type of the machine raises
 //! [`SNAPSHOT_VERSION`].
 
 use std::collections::VecDeque;
@@ -21,7 +21,7 @@ use uppercased_ctl::identity::{Generation, ReleaseId};
 /// The format this program writes, and the only one it reads.
 pub const SNAPSHOT_VERSION: u32 = 1;
 
-/// Why saved state was refused.
+/// The reason why saved state was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// Written by another version of the program.
@@ -29,25 +29,25 @@ pub enum SnapshotError {
         "the supervisor's saved state has version {found} and this program reads version {SNAPSHOT_VERSION}; start anew instead of upgrading in place"
     )]
     Version {
-        /// The version it claims.
+        /// The version found.
         found: u32,
     },
     /// Not well-formed.
     #[error("the supervisor's saved state cannot be read ({source}); start anew")]
     Format {
-        /// What the decoder said.
+        /// The decoder's error.
         #[from]
         source: serde_json::Error,
     },
-    /// Well-formed, but impossible.
+    /// Well-formed, but inconsistent.
     #[error("the supervisor's saved state contradicts itself ({what}); start anew")]
     Contradiction {
-        /// In what.
+        /// The contradiction.
         what: String,
     },
 }
 
-/// The whole state of a machine. Made by `Machine::snapshot`, taken by `Machine::restore`.
+/// The whole state of a machine. Created by `Machine::snapshot`, consumed by `Machine::restore`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// [`SNAPSHOT_VERSION`] of the writer.

@@ -1,14 +1,14 @@
-//! How one worker follows another in a slot: promotion, handover, rollback, the end.
+//! The succession of workers in a slot: promotion, handover, rollback, exit.
 //!
 //! Invariants:
-//! - a worker that hands over has a receiver; when the receiver is lost before the end, the sender
-//!   is the active worker again, whatever else happens in that call;
-//! - a worker that leaves is awaited under a deadline, and no new one is counted on before it has
-//!   let go;
+//! - a worker that hands over has a receiver; when the receiver is lost before the handover ends,
+//!   the sender is the active worker again, whatever else happens in that call;
+//! - a worker that leaves is awaited under a deadline, and no new one is relied on before it has
+//!   released the queue;
 //! - a handover has no deadline while it makes progress; when it makes none, the side that owes the
 //!   next step is killed, and never the other one;
-//! - connections that cannot move are drained only if that was asked for. Otherwise those that have
-//!   moved come back.
+//! - connections that cannot migrate are drained only if that was requested. Otherwise the migrated
+//!   ones are handed back.
 
 use std::time::Duration;
 
@@ -42,8 +42,8 @@ impl Machine {
         }
     }
 
-    /// Has `from` send its connections to `to`; or give them back, if not all could come. After the
-    /// `last` handover no worker accepts from the listeners of `from`.
+    /// Makes `from` send its connections to `to`, or return them if not all could be handed over.
+    /// After the `last` handover no worker accepts from the listeners of `from`.
     pub(super) fn hand_over(
         &mut self,
         from: WorkerId,
@@ -63,8 +63,8 @@ impl Machine {
         self.actions.push_back(Action::HandOver { from, to, last });
     }
 
-    /// Has a worker serve what it has, without accepting, and end after `within` at the latest. By
-    /// the limits in force: they are what it was sent, and what it began its life with.
+    /// Makes a worker stop accepting, serve its connections, and exit after `within` at the latest.
+    /// The limits in force apply: they are those that it was sent, and those that it started with.
     fn leave(&mut self, worker: WorkerId, within: Duration, now: Tick) {
         let deadline = now + within + self.policy.linger_timeout + KILL_GRACE;
         let done = false;
@@ -79,7 +79,7 @@ impl Machine {
         (limit / HANDOVER_CHECKS).max(LOOK_FLOOR)
     }
 
-    /// Orders a sample; the next one is counted from this one, as with pulses.
+    /// Requests a sample; the next one is timed from this one, as with pulses.
     pub(super) fn sample_progress(&mut self, from: WorkerId, to: WorkerId, now: Tick) {
         let next = now + self.progress_every(to);
         if let Some((_, it)) = self.find_mut(from)
@@ -90,7 +90,8 @@ impl Machine {
         self.actions.push_back(Action::TakeProgress { from, to });
     }
 
-    /// How far a handover is. A side that has kept the other waiting for too long is killed.
+    /// Handles the progress of a handover. A side that has stalled the other for too long is
+    /// killed.
     pub(super) fn progress(
         &mut self,
         from: WorkerId,
@@ -125,12 +126,13 @@ impl Machine {
         if watch.misses < HANDOVER_CHECKS {
             return Reception::Taken;
         }
-        // What was sent and not answered is the receiver's to answer; all else is the sender's.
+        // The receiver must answer what was sent and not answered; everything else is up to the
+        // sender.
         let receiver_stalls = found.sent > found.answered;
         if receiver_stalls {
             *deadline = None;
             if !self.serves(to) {
-                // It is being killed already; its exit brings everything back.
+                // It is being killed already; its exit returns all connections.
                 return Reception::Taken;
             }
         }
@@ -160,7 +162,7 @@ impl Machine {
         now: Tick,
     ) {
         match end {
-            // What had moved is with a worker that is gone, or as good as.
+            // The migrated connections are with a worker that is gone or being killed.
             HandoverEnd::PeerGone => self.bring_back(index, worker, now),
             HandoverEnd::Done => {
                 self.count_connections(moved, left);
@@ -176,7 +178,7 @@ impl Machine {
         }
     }
 
-    /// A worker could not hand everything over: `left` connections are still with it.
+    /// Handles an incomplete handover: `left` connections are still with the worker.
     fn connections_stay(
         &mut self,
         index: usize,
@@ -187,7 +189,7 @@ impl Machine {
         now: Tick,
     ) {
         let within = if back {
-            // They could not come, and cannot go back. They are not cut for it.
+            // They cannot migrate in either direction. They are not closed for that.
             self.damage(format!("{left} connections stay with {worker}: {cause}"));
             Some(Duration::MAX)
         } else if self.may_drain() {
@@ -208,23 +210,23 @@ impl Machine {
         if let Some(receiver) = slot.serving() {
             self.give_back(index, receiver, worker, now);
         } else {
-            // The receiver is being killed: its exit would bring this one back as well.
+            // The receiver is being killed: its exit would reinstate this one as well.
             self.actions.push_back(Action::Serve { worker });
             self.bring_back(index, worker, now);
         }
         self.roll_fails(worker.slot, cause, now);
     }
 
-    /// Has the active worker hand what it has back to the predecessor that it was to follow.
+    /// Makes the active worker hand its connections back to its predecessor.
     fn give_back(&mut self, index: usize, from: WorkerId, to: WorkerId, now: Tick) {
         self.recall_all_from(from);
         self.return_to_active(index, to, false, now);
-        // It accepts at once, also if nothing can come back to it.
+        // It accepts at once, even if no connections can be returned to it.
         self.actions.push_back(Action::Serve { worker: to });
         self.hand_over(from, to, true, false, now);
     }
 
-    /// Closes a slot whose last worker has let go of its queue, or is told to.
+    /// Closes a slot whose last worker has released its queue, or is about to.
     fn close_if_retired(&mut self, index: usize) {
         let slot = &mut self.slots[index];
         if slot.state == SlotState::Retired {
@@ -241,7 +243,7 @@ impl Machine {
         }
     }
 
-    /// A worker that is active again reports how its handover ended.
+    /// Handles the report of a worker that is active again after its handover.
     pub(super) fn late_report(&mut self, worker: WorkerId, end: &HandoverEnd, now: Tick) {
         if let Some((_, it)) = self.find_mut(worker)
             && let WorkerState::Serving { owes_report } = &mut it.state
@@ -249,18 +251,18 @@ impl Machine {
             *owes_report = false;
         }
         match end {
-            // It accepts again, as was assumed.
+            // It accepts again, as assumed.
             HandoverEnd::PeerGone => {}
-            // It had finished, and exits. What it moved is lost with the receiver.
+            // It had finished, and exits. The migrated connections are lost with the receiver.
             HandoverEnd::Done => self.kill(worker, KillReason::Superseded, now),
-            // It waits to be told what becomes of the rest: that is its own again.
+            // It waits for a request: the remaining connections stay with it.
             HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => {
                 self.actions.push_back(Action::Serve { worker });
             }
         }
     }
 
-    /// Makes the worker that hands over the active one again. The active one has failed it.
+    /// Makes the worker that hands over the active one again, because the present one failed.
     fn bring_back(&mut self, index: usize, worker: WorkerId, now: Tick) {
         if let Some(receiver) = self.slots[index].serving() {
             self.kill(receiver, KillReason::PeerGone, now);
@@ -268,7 +270,7 @@ impl Machine {
         self.reinstate(index, worker, false, now);
     }
 
-    /// As [`Self::bring_back`], where the receiver's process is gone, or belongs to another slot.
+    /// As [`Self::bring_back`], but the receiver's process is gone, or belongs to another slot.
     pub(super) fn reinstate(
         &mut self,
         index: usize,
@@ -282,12 +284,12 @@ impl Machine {
     }
 
     fn return_to_active(&mut self, index: usize, worker: WorkerId, owes_report: bool, now: Tick) {
-        // What failed it was not of the release in force, or is not tried again at once.
+        // The failed worker did not run the release in force, or is not restarted at once.
         self.slots[index].next_release = self.release;
         self.serve(index, worker, owes_report, now);
     }
 
-    /// Ends the loans of a worker that is about to stop accepting and lives on.
+    /// Ends the loans of a worker that is about to stop accepting but keeps running.
     pub(super) fn recall_all_from(&mut self, from: WorkerId) {
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
@@ -308,7 +310,7 @@ impl Machine {
     }
 }
 
-/// The end of workers that are not active.
+/// The exit of workers that are not active.
 impl Machine {
     pub(super) fn successor_gone(
         &mut self,
@@ -351,8 +353,8 @@ impl Machine {
             ));
         }
         self.record(worker, report, now);
-        // It was the last active worker of its slot, and has not let go of the queue. (One of
-        // before, which only drained, is no loss to the one that hands over now.)
+        // It was the last active worker of its slot, and has not released the queue. (The loss of
+        // an earlier one, which only drained, does not affect the one that hands over now.)
         let index = worker.slot.index();
         let slot = &self.slots[index];
         if slot.state == SlotState::Retired

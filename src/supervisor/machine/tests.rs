@@ -1,5 +1,5 @@
-//! One test per rule, times in milliseconds. The simulation in `tests/sim/supervisor` searches for
-//! unexpected histories; these tests state the rules.
+//! One test per rule, with times in milliseconds. The simulation in `tests/sim/supervisor` searches
+//! for unexpected histories; these tests state the rules.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
@@ -183,7 +183,7 @@ impl Stage {
         self.actions()
     }
 
-    /// Lets the next deadline pass; returns when that was, in milliseconds.
+    /// Advances to the next deadline; returns its time in milliseconds.
     fn next_timeout(&mut self) -> (u64, Vec<Action>) {
         let at = self.machine.poll_timeout().expect("a deadline");
         self.machine.handle_timeout(at);
@@ -216,7 +216,7 @@ fn boot_starts_slots_in_turn_and_announces_once() {
     assert_eq!(stage.at(20, ready(1, 1)), [bind(2)]);
     assert_eq!(stage.at(30, ready(2, 1)), [spread(3), Action::Announce]);
     assert_eq!(stage.machine.poll_timeout(), None);
-    // The successor of a worker is nothing to announce.
+    // A successor is not announced.
     assert_eq!(stage.at(40, killed(1, 1)), [adopt(1, 2)]);
     assert_eq!(stage.at(50, ready(1, 2)), []);
 }
@@ -393,7 +393,7 @@ fn start_timeout_kills_and_counts_when_reaped() {
     let mut stage = Stage::booted(policy(1), 0);
     stage.at(10, killed(0, 1));
     assert_eq!(stage.next_timeout(), (5_010, vec![kill(0, 2)]));
-    // Nothing to wait for but the kernel, and not for ever.
+    // Only the kernel is awaited, and with a limit.
     let given_up = Tick::from_millis(5_010) + KILL_GRACE;
     assert_eq!(stage.machine.poll_timeout(), Some(given_up));
     // Too late.
@@ -423,7 +423,7 @@ fn broken_channel_kills_worker_and_unserves_queue() {
     assert_eq!(stage.next_timeout(), (1_050, vec![lend(0, worker(1, 1))]));
     assert_eq!(stage.at(2_000, killed(0, 1)), [adopt(0, 2)]);
     assert_eq!(stage.at(2_010, ready(0, 2)), [recall(0, worker(1, 1))]);
-    // The second's service, not the wait for the kernel, is what the death notice tells.
+    // The death notice has the second worker's service time, without the wait for the kernel.
     assert!(stage.notices.iter().any(|notice| matches!(
         notice,
         Notice::WorkerDied { served_for: Some(served), .. } if *served == ms(1_000)
@@ -441,7 +441,7 @@ fn sibling_with_fewest_loans_borrows_queue() {
         stage.timeout(150),
         [lend(0, worker(2, 1)), lend(1, worker(3, 1))],
     );
-    // The borrower of 0 dies: that queue moves on at once, its own waits its turn.
+    // The borrower of 0 exits: that queue moves on at once, the borrower's own after `lend_after`.
     assert_eq!(
         stage.at(160, killed(2, 1)),
         [adopt(2, 2), lend(0, worker(3, 1))],
@@ -457,7 +457,7 @@ fn loan_waits_for_serving_sibling() {
     let mut stage = Stage::booted(policy(2), 0);
     stage.at(100, killed(0, 1));
     stage.at(100, killed(1, 1));
-    // The start deadlines are all there is to wait for.
+    // Only the start deadlines are left.
     assert_eq!(stage.timeout(200), []);
     assert_eq!(stage.machine.poll_timeout(), Some(Tick::from_millis(5_100)));
     assert_eq!(stage.at(300, ready(1, 2)), [lend(0, worker(1, 2))]);
@@ -483,7 +483,7 @@ fn stop_asks_serving_workers_and_kills_others() {
     );
     assert_eq!(stage.at(131, killed(0, 2)), []);
     assert_eq!(stage.at(9_000, exited(2, 1, 0)), [CLEAN]);
-    // Nothing after the end.
+    // No actions after the exit.
     assert_eq!(stage.at(9_001, stop("SIGTERM")), []);
     assert_eq!(stage.at(9_002, Event::Boot), []);
     assert_eq!(stage.machine.stale_events(), 0);
@@ -526,7 +526,7 @@ fn stop_ends_boot() {
         stage.at(1, stop("SIGINT")),
         [Action::EndCustody, kill(0, 1)]
     );
-    // The spawn had failed meanwhile: that is an end as good as any.
+    // The spawn had failed meanwhile, which also ends the worker.
     assert_eq!(stage.at(2, spawn_failed(0, 1)), [CLEAN]);
 }
 

@@ -8,16 +8,16 @@ use super::exchange::Load;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::WorkerId;
 
-/// What is remembered of the workers' loads and of moves.
+/// The state of load samples and moves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) struct Balance {
     /// When the next sample is due; `None`: no samples are taken.
     pub(super) due: Option<Tick>,
-    /// A sample was ordered and has not come.
+    /// A sample was requested and has not arrived.
     pub(super) awaited: bool,
     /// The latest sample.
     pub(super) seen: Option<Look>,
-    /// The worker that was too busy then, and in how many samples in a row.
+    /// The overloaded worker of that sample, and the number of samples in a row that found it.
     pub(super) suspect: Option<(WorkerId, u32)>,
     /// The move in progress.
     pub(super) moving: Option<Move>,
@@ -41,19 +41,19 @@ pub(super) struct Move {
     pub(super) deadline: Tick,
 }
 
-/// Moves, for judging by what follows whether more of them are any use.
+/// The history of moves, for judging whether further moves are of use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Trials {
-    /// When the latest one was ordered.
+    /// When the latest one was requested.
     pub(super) at: Tick,
-    /// Connections that moved then, as far as is known.
+    /// Connections moved by it, as far as known.
     pub(super) moved: u32,
     /// The workers that received some; one worker per slot at most.
     pub(super) takers: Vec<WorkerId>,
-    /// Calls a second of the busiest worker, when they were lowest.
+    /// The lowest rate of the busiest worker so far, in calls per second.
     pub(super) peak: u64,
-    /// From the latest move to the next one, at least.
+    /// Minimum time from the latest move to the next one.
     pub(super) rest: Duration,
-    /// When moves have last been found to be of no use, or the first one was made.
+    /// When moves were last judged useless, or the first one was made.
     pub(super) judged: Tick,
 }

@@ -1,10 +1,10 @@
-//! Replacing the supervisor's own program, up to the moment when the new program takes over.
+//! Replaces the supervisor's own program, up to the exec of the new one.
 //!
-//! The new program is tried first, as a child, on the machine's real state. Only if that passes is
-//! the exec ordered, and as the very last action, so that the state that goes with it has nothing
-//! pending. The new program finds the operation in the restored state and goes on with it.
+//! A pre-flight runs the new binary as a child on the machine's real state. Only if that passes is
+//! the exec requested, as the very last action, so that the state passed on has no pending actions.
+//! The new program finds the operation in the restored state and continues it.
 //!
-//! Invariant: until the exec, nothing has been changed that would have to be taken back.
+//! Invariant: until the exec, nothing has changed that would need a rollback.
 
 use super::pending::Obstacle;
 use super::plan::{OperationKind, Roll, Stage};
@@ -59,7 +59,7 @@ impl Machine {
         }
     }
 
-    /// Orders the exec if it is time; comes after everything else of a call.
+    /// Requests the exec if it is due; comes after all other actions of a call.
     pub(super) fn order_exec(&mut self) {
         if let Some(Stage::Passed) = self.stage() {
             self.enter_stage(Stage::Exec);

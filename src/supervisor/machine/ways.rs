@@ -1,8 +1,8 @@
-//! What ends each state: nothing waits for ever.
+//! Proves that nothing waits for ever, by naming what ends each state.
 //!
-//! Every state, stage and phase is listed here, without a wildcard, so one that is added needs an
-//! answer before it compiles; and after each call in debug builds the answers are held against the
-//! machine as it is: it wakes up by each deadline, and what is awaited is in progress.
+//! Every state, stage and phase is listed here without a wildcard, so a new one does not compile
+//! without an answer. After each call in debug builds the answers are checked against the machine:
+//! it wakes up by each deadline, and what is awaited is in progress.
 
 use super::plan::{Course, Stage};
 use super::slot::Slot;
@@ -13,23 +13,23 @@ use uppercased_ctl::clock::Tick;
 /// How a state ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// It need not: nothing waits for its end.
+    /// Nothing waits for its end.
     Rests,
-    /// By this time at the latest.
+    /// At a deadline.
     By(Tick),
-    /// With something else, which has a way of its own; whether that is there.
+    /// When something else ends, which has an end of its own; whether that is in progress.
     With(bool),
-    /// With what surely comes from outside: an exec that returns, or the end of a socket pair.
+    /// By an outside event that is certain: an exec that returns, or the end of a socket pair.
     Outside,
 }
 
 impl Machine {
-    /// What would wait for ever, if anything.
+    /// Returns what would wait for ever, if anything.
     pub(super) fn endless(&self) -> Option<String> {
         let wakes = self.poll_timeout();
         let ends = |way: Way| match way {
             Way::Rests | Way::Outside => true,
-            // The end of time: a worker without a time limit.
+            // `Tick::MAX` means a worker without a time limit.
             Way::By(at) => at == Tick::MAX || wakes.is_some_and(|wakes| wakes <= at),
             Way::With(is_there) => is_there,
         };
@@ -65,7 +65,7 @@ impl Machine {
     fn stage_ends(&self, stage: &Stage) -> Way {
         match stage {
             Stage::Preflight { deadline } => Way::By(*deadline),
-            // The call that brings it ends it.
+            // Ends within the call that enters it.
             Stage::Passed => Way::With(false),
             Stage::Exec => Way::Outside,
             Stage::Roll(roll) => match &roll.course {
@@ -89,12 +89,12 @@ impl Machine {
     fn slot_ends(&self, slot: &Slot) -> Way {
         match slot.state {
             SlotState::Active(_) | SlotState::Stopped => Way::Rests,
-            // With the start of a slot below, or with an operation that takes it away.
+            // Ends with the start of a slot below, or with an operation that removes it.
             SlotState::Vacant => {
                 Way::With(self.phase == Phase::Idle || self.is_busy() || self.operation.is_some())
             }
             SlotState::BackingOff { until } => Way::By(until),
-            // With its predecessors, or with the slots above, which are dropped first.
+            // Ends with its predecessors, or with the slots above, which are dropped first.
             SlotState::Retired => Way::With(
                 !slot.workers.is_empty() || (slot.queue == Queue::Closed && self.is_busy()),
             ),
@@ -110,13 +110,13 @@ impl Machine {
             }
             | WorkerState::Leaving { deadline: at, .. }
             | WorkerState::Killed { until: at, .. } => Way::By(*at),
-            // The receiver was killed, and its end is that of their socket pair.
+            // The receiver was killed, and its exit ends their socket pair.
             WorkerState::HandingOver { deadline: None, .. } => Way::Outside,
             WorkerState::Stopping => self.drain_ends(),
         }
     }
 
-    /// A worker that was asked to stop is killed when the drain is over.
+    /// A worker that was sent a stop request is killed when the drain is over.
     const fn drain_ends(&self) -> Way {
         match &self.phase {
             Phase::Draining { deadline, .. } => Way::By(*deadline),
@@ -134,7 +134,7 @@ impl Machine {
     }
 }
 
-/// Whether something of the slot is in progress that ends by itself.
+/// Returns whether anything of the slot is in progress that ends by itself.
 fn is_busy(slot: &Slot) -> bool {
     matches!(slot.state, SlotState::BackingOff { .. })
         || slot.workers.iter().any(|it| !it.is_serving())

@@ -1,7 +1,7 @@
-//! What must hold of one slot between two calls of the machine.
+//! The invariants of one slot between two calls of the machine.
 //!
-//! As with the machine's own invariants, nothing here may panic whatever it is shown: it judges
-//! restored state too.
+//! Like the machine's own invariants, nothing here may panic on any input: restored state is
+//! validated too.
 
 use super::{Queue, Slot, SlotState};
 use crate::supervisor::machine::worker::{Worker, WorkerState};
@@ -39,7 +39,7 @@ impl Slot {
         self.worker_contradiction()
     }
 
-    /// Returns what contradicts itself in who is in the slot at once.
+    /// Returns what contradicts itself in the set of workers of the slot.
     fn worker_contradiction(&self) -> Option<&'static str> {
         for worker in &self.workers {
             let is_active = self.is_active(worker.generation);
@@ -78,8 +78,8 @@ impl Slot {
         (successors.count() > 1).then_some("it has two successors")
     }
 
-    /// Whether one of its workers may hand over to `to`: the active one, or a sibling's if no
-    /// worker follows here.
+    /// Returns whether one of its workers may hand over to `to`: the active one, or a sibling's if
+    /// the slot is retired.
     fn may_receive(&self, to: uppercased_ctl::identity::WorkerId) -> bool {
         let receives = |it: &Worker| {
             matches!(

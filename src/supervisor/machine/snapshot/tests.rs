@@ -7,8 +7,8 @@ use super::*;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::RequestId;
 
-/// Written once by version 1. A change of a serialised type that breaks this needs a new
-/// version, or running supervisors cannot be upgraded.
+/// Written once by version 1. A change of a serialised type that breaks this needs a new version;
+/// otherwise running supervisors cannot be upgraded.
 const VERSION_1: &str = concat!(
     r#"{"version":1,"policy":{"workers":2,"start_timeout":{"secs":5,"nanos":0},"#,
     r#""drain_timeout":{"secs":30,"nanos":0},"lame_duck":{"secs":0,"nanos":0},"#,
@@ -52,8 +52,8 @@ const VERSION_1: &str = concat!(
     r#""former_deaths":[],"actions":[],"stale_events":0,"repairs":0}"#,
 );
 
-/// The machine that `VERSION_1` is: slot 0 has a new worker, which takes in what the old one
-/// hands over; slot 1 is still to be replaced.
+/// Returns the machine of `VERSION_1`: slot 0 has a new worker, to which the old one hands over;
+/// slot 1 is still to be replaced.
 fn machine() -> Machine {
     let policy = Policy {
         workers: 2,
@@ -127,7 +127,7 @@ fn unknown_version_is_reported_before_format() {
 #[test]
 fn contradictory_snapshot_is_refused() {
     let cases = [
-        // A served queue without a server, and the other way round.
+        // A queue recorded as served without a server, and as unserved with one.
         (r#""queue":"Served""#, r#""queue":{"Unserved":{"since":1}}"#),
         (r#""state":{"Active":2}"#, r#""state":"Stopped""#),
         // An active worker that leaves, and one that does not exist.
@@ -155,7 +155,7 @@ fn contradictory_snapshot_is_refused() {
             r#""workers":[{"generation":1"#,
             r#""workers":[{"generation":2"#,
         ),
-        // Work on slots that do not exist, or are not there to be worked on.
+        // Work on slots that do not exist, or in the wrong state.
         (r#"{"Forward":{"slot":0,"#, r#"{"Forward":{"slot":9,"#),
         (
             r#"{"Forward":{"slot":0,"bake":null}}"#,

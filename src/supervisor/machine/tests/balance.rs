@@ -1,4 +1,5 @@
-//! Moving connections between workers that serve: one test a rule, and whole hours of steady load.
+//! Moving connections between workers that serve: one test per rule, and simulated hours of steady
+//! load.
 
 use super::planned::{calm, restart, scale};
 use super::*;
@@ -17,7 +18,7 @@ fn watched(workers: u16) -> Stage {
     Stage::booted(policy, 0)
 }
 
-/// What the workers of the first generation have done. Whoever has no turns stands still.
+/// Returns the loads of the first generation's workers. `still` makes no turns.
 fn loads(calls: &[u64], turns: u64, still: Option<WorkerId>) -> Event {
     let workers = (0_u16..).map(|slot| worker(slot, 1));
     let load = |(worker, &calls): (WorkerId, &u64)| Load {
@@ -30,7 +31,7 @@ fn loads(calls: &[u64], turns: u64, still: Option<WorkerId>) -> Event {
     }
 }
 
-/// Without the pings that whoever may take connections is sent.
+/// Removes the pings to possible receivers.
 fn no_pings(mut actions: Vec<Action>) -> Vec<Action> {
     actions.retain(|action| !matches!(action, Action::Ping { .. }));
     actions
@@ -56,7 +57,7 @@ const fn rebalanced(from: WorkerId, moved: u32) -> Event {
     }
 }
 
-/// Workers of the first generation whose counters go up evenly.
+/// Workers of the first generation whose counters grow evenly.
 struct Steady<'a> {
     stage: &'a mut Stage,
     counted: Vec<u64>,
@@ -73,8 +74,8 @@ impl<'a> Steady<'a> {
         }
     }
 
-    /// The next look, a second after the latest, with so many calls a second: when, and what comes
-    /// of it.
+    /// Takes the next sample, one second after the latest, with these calls per second; returns its
+    /// time and actions.
     fn look(&mut self, rates: &[u64]) -> (u64, Vec<Action>) {
         let (at, asked) = self.stage.next_timeout();
         assert_eq!(asked, [Action::TakeLoads]);
@@ -90,7 +91,8 @@ impl<'a> Steady<'a> {
 fn persistently_busy_worker_gives_half_of_excess() {
     let mut stage = watched(3);
     let mut steady = Steady::new(&mut stage, 3);
-    // The first look has nothing to compare with, and one that finds another starts anew.
+    // The first sample has nothing to compare with, and one that finds another worker restarts the
+    // count.
     for rates in [[9_000, 0, 0], [9_000, 0, 0], [0, 9_000, 0], [9_000, 0, 0]] {
         assert_eq!(steady.look(&rates).1, []);
     }
@@ -98,7 +100,7 @@ fn persistently_busy_worker_gives_half_of_excess() {
     let (at, ordered) = steady.look(&[9_000, 3_000, 4_000]);
     let (from, to) = (worker(0, 1), worker(1, 1));
     assert_eq!(ordered, [moves(from, to, 333)]);
-    // Nobody looks while something moves.
+    // No samples are taken while a move is in progress.
     assert_eq!(
         stage.machine.poll_timeout(),
         Some(Tick::from_millis(at + 10_000))
@@ -124,7 +126,7 @@ fn stalled_worker_is_not_idle() {
     for _ in 0..10 {
         assert_eq!(steady.look(&[9_000, 0]).1, []);
     }
-    // Each look that finds it so has it make a turn, if it can.
+    // Each sample that finds no new turn pings the worker.
     let (at, _) = steady.stage.next_timeout();
     let counted = [steady.counted[0] + 9_000, 0];
     let told = loads(&counted, at, steady.still);
@@ -163,7 +165,7 @@ fn operation_pauses_rebalancing_without_waiting() {
     let mut stage = watched(2);
     let mut steady = Steady::new(&mut stage, 2);
     while steady.look(&[9_000, 0]).1.is_empty() {}
-    // Ordered, and not over yet.
+    // Requested, and not over yet.
     let now = 10_000;
     let policy = Policy {
         rebalance: Some(THRESHOLD),
@@ -172,7 +174,7 @@ fn operation_pauses_rebalancing_without_waiting() {
     assert_eq!(stage.at(now, restart(policy)).len(), 1);
     let ordered = stage.at(now + 1, ready(0, 2));
     assert!(matches!(ordered[..], [Action::HandOver { .. }]));
-    // Its last word about the part comes too late to matter, and is not taken for another.
+    // A late report of the part is ignored, and not taken for that of another one.
     assert_eq!(stage.at(now + 2, rebalanced(worker(0, 1), 5)), []);
     assert_eq!(stage.machine.stale_events(), 1);
     assert_eq!(
@@ -181,7 +183,7 @@ fn operation_pauses_rebalancing_without_waiting() {
         "nothing but the look at the handover"
     );
 
-    // What a look finds that was taken before the operation is of no more use.
+    // A sample taken before the operation is not used after it.
     let mut stage = watched(2);
     assert_eq!(stage.next_timeout().1, [Action::TakeLoads]);
     stage.at(1_000, scale(3));
@@ -197,7 +199,7 @@ fn death_or_silence_ends_move() {
         while steady.look(&[9_000, 0]).1.is_empty() {}
         assert_eq!(stage.at(20_000, killed(victim, 1)), [adopt(slot, 2)]);
         if victim == 1 {
-            // Who gave says so, and goes on.
+            // The sender reports that and continues.
             let gone = Event::Rebalanced {
                 worker: worker(0, 1),
                 moved: 0,
@@ -207,7 +209,7 @@ fn death_or_silence_ends_move() {
         }
         assert_eq!(stage.machine.stale_events(), 0);
         stage.at(20_010, ready(slot, 2));
-        // The new one has no past: two looks until it can be compared.
+        // The new worker has no history: two samples until it can be compared.
         assert_eq!(
             stage.next_timeout(),
             (21_010, vec![Action::TakeLoads]),
@@ -249,14 +251,14 @@ fn rebalancing_state_survives_upgrade() {
     assert_eq!(Machine::restore(read).unwrap().snapshot(), saved);
 }
 
-/// Connections with a load each, which never changes, on workers that give some of them away.
+/// Connections with a constant load each, on workers that move some of them.
 struct World {
     stage: Stage,
-    /// The worker of each connection, and its calls a second.
+    /// The worker of each connection, and its calls per second.
     connections: Vec<(usize, u64)>,
     counted: Vec<u64>,
     now: u64,
-    /// When connections moved: from where, where to, how many.
+    /// The moves: time, sender, receiver, number of connections.
     moves: Vec<(u64, usize, usize, u32)>,
 }
 
@@ -279,8 +281,8 @@ impl World {
         rates
     }
 
-    /// Lets time pass. Who gives, gives the first, the heaviest or any connections, as `rng` has it;
-    /// it cannot know which they are.
+    /// Advances time. A sender moves its first, heaviest or random connections, as `rng` chooses;
+    /// it cannot know their loads.
     fn run(&mut self, seconds: u64, rng: &mut fastrand::Rng) {
         loop {
             let (at, asked) = self.stage.next_timeout();
@@ -335,7 +337,7 @@ fn equal_connections_are_spread_once() {
             let rates = world.rates();
             let (most, least) = (rates.iter().max(), rates.iter().min());
             let (most, least) = (*most.unwrap() / 1_000, *least.unwrap() / 1_000);
-            // Level, or as level as whole connections allow.
+            // Balanced, or as balanced as whole connections allow.
             assert!(
                 most * 100 <= least * u64::from(100 + THRESHOLD) || most - least <= 2,
                 "{count} on {workers}: {rates:?} after {:?}",
@@ -348,7 +350,8 @@ fn equal_connections_are_spread_once() {
     }
 }
 
-/// One connection that is most of the load goes round in the worst case: whoever has it is too busy.
+/// One connection that is most of the load moves around in the worst case: each of its workers is
+/// overloaded.
 #[test]
 fn uneven_load_is_not_chased() {
     for seed in 0..200 {
@@ -361,8 +364,8 @@ fn uneven_load_is_not_chased() {
         let mut world = World::new(workers, connections);
         world.run(3_600, &mut rng);
         let moves: Vec<_> = world.moves.iter().map(|it| (it.0 / 1_000, it.3)).collect();
-        // Doubling from 5 s to 600 s takes seven moves and 20 minutes; then it is one in ten
-        // minutes. Some have helped before that.
+        // Doubling from 5 s to 600 s takes seven moves and 20 minutes; after that there is one move
+        // per ten minutes. Some have helped before that.
         assert!(moves.len() <= 40, "seed {seed}: {moves:?}");
         let late = moves.iter().filter(|(at, _)| *at >= 3_600 / 2).count();
         let most = 1_800 / REBALANCE_REST_MAX.as_secs() as usize + 2;

@@ -1,4 +1,4 @@
-//! Cancelled operations: what each takes back, and who is told.
+//! Cancelled operations: the rollback of each, and the requests that are answered.
 
 use super::planned::{ASKED, NEXT, calm, failure, hand_over, handed_over, restart, scale};
 use super::*;
@@ -64,7 +64,7 @@ fn cancelled_reload_stops_reading_configuration() {
 
 #[test]
 fn cancelled_restart_rolls_back() {
-    // In the watch over the first new worker.
+    // While the canary is watched.
     let mut stage = Stage::booted(policy(2), 0);
     stage.at(100, restart(policy(2)));
     stage.at(110, ready(0, 2));
@@ -117,7 +117,7 @@ fn cancelled_growth_removes_added_workers() {
     assert_eq!(stage.at(120, cancel()), [kill(2, 1)]);
     let actions = stage.at(121, killed(2, 1));
     assert!(actions.contains(&Action::Steer { slots: 1 }), "{actions:?}");
-    // The handshakes of slot 1 have their time, then it leaves.
+    // The handshakes of slot 1 get their time, then it leaves.
     let (_, actions) = stage.next_timeout();
     assert_eq!(actions, [hand_over(worker(1, 1), worker(0, 1), true)]);
     stage.at(3_200, handed_over(1, 1, HandoverEnd::Done));

@@ -1,4 +1,4 @@
-//! Killed workers that do not end: whatever waits for them goes on without them.
+//! Killed workers that do not exit: operations continue without them.
 
 use super::planned::{calm, restart};
 use super::*;
@@ -25,7 +25,7 @@ fn killed_worker_that_stays_is_replaced() {
         after: KILL_GRACE,
     };
     assert!(stage.notices.contains(&not_ended), "{:?}", stage.notices);
-    // Its end comes too late to mean anything.
+    // Its late exit is ignored.
     assert_eq!(stage.at(3_000, killed(0, 1)), []);
     assert_eq!(stage.machine.stale_events(), 1);
 }

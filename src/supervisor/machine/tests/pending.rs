@@ -1,4 +1,4 @@
-//! Requests that wait for their turn: one test a rule.
+//! Queued requests: one test per rule.
 
 use super::planned::{ASKED, calm, done, handed_over, restart, scale};
 use super::*;
@@ -65,7 +65,7 @@ fn signals_during_operation_begin_after_it() {
         stage.at(130, exited(0, 1, 0)),
         [done(1, 1, 10, 0, 30), begin(NOBODY, Wanted::Reload)],
     );
-    // The shell may take its time; whatever comes meanwhile is in the way of nothing.
+    // The shell may take its time; further requests are not blocked.
     let cause = "a reload is about to begin: the configuration is being read; try again when it \
                  is done";
     assert_eq!(stage.at(131, scale(2)), [refused(ASKED, cause)]);
@@ -96,7 +96,7 @@ fn signals_for_workers_add_up_to_target() {
         assert_eq!(stage.at(121, by_signal(wanted)), []);
         assert_eq!(stage.machine.pending(), [expected]);
     }
-    // Back where it was: nothing is left to do. And below the least is nothing to be had.
+    // Back at the original number: nothing is left to do. Numbers below the minimum are refused.
     assert_eq!(stage.at(122, by_signal(FEWER)), []);
     assert!(stage.machine.pending().is_empty());
     assert_eq!(
@@ -104,7 +104,7 @@ fn signals_for_workers_add_up_to_target() {
         [refused(NOBODY, "one worker is the least")],
     );
     stage.at(124, by_signal(MORE));
-    // A number that a command asks for comes in between, and the next signal after that.
+    // A number requested by a command comes in between, then the next signal.
     stage.at(125, waiting(8, Wanted::Scale(ScaleTo::Exactly(5))));
     stage.at(126, by_signal(FEWER));
     assert_eq!(
@@ -181,7 +181,7 @@ fn waiting_commands_are_bounded_and_withdrawn() {
         stage.at(122, waiting(18, Wanted::Reload)),
         [refused(RequestId(18), cause)],
     );
-    // Signals are never too many.
+    // Signals are never refused for their number.
     assert_eq!(stage.at(123, by_signal(Wanted::Upgrade)), []);
     let request = RequestId(10);
     assert_eq!(stage.at(124, Event::Withdrawn { request }), []);
@@ -260,7 +260,7 @@ fn reading_configuration_blocks_nothing_else() {
     assert_eq!(stage.at(120, ready(0, 2)), []);
     let actions = stage.at(130, restart(calm(1)));
     assert!(matches!(actions[..], [Action::Spawn { standby: true, .. }]));
-    // The time that it had is over with it.
+    // Its deadline ends with it.
     assert_eq!(stage.at(140, ready(0, 3)).len(), 1);
     stage.at(150, handed_over(0, 2, HandoverEnd::Done));
     stage.at(151, exited(0, 2, 0));

@@ -1,4 +1,4 @@
-//! Restart and upgrade, and what holds of every planned operation: one test a rule.
+//! Restart and upgrade, and the rules of every planned operation: one test per rule.
 
 use super::*;
 
@@ -106,7 +106,7 @@ pub(super) const COMMIT: Action = Action::Commit { release: NEXT };
 const START_AGAIN: &str = "the server is still starting; try again when it is ready";
 
 impl Stage {
-    /// What the slot's main worker runs.
+    /// Returns the release of the slot's main worker.
     fn release(&self, slot: usize) -> ReleaseId {
         self.machine.slots().nth(slot).unwrap().release
     }
@@ -129,7 +129,7 @@ fn restart_replaces_slots_in_turn_then_answers() {
         stage.at(130, ready(1, 2)),
         [hand_over(worker(1, 1), worker(1, 2), false)],
     );
-    // The new release is in force; the answer waits for the last one to be gone.
+    // The new release is in force; the answer waits until the last old worker has exited.
     assert_eq!(
         stage.at(140, handed_over(1, 1, HandoverEnd::Done)),
         [COMMIT]
@@ -137,7 +137,7 @@ fn restart_replaces_slots_in_turn_then_answers() {
     assert_eq!(stage.at(141, exited(1, 1, 0)), [done(2, 2, 20, 0, 41)]);
     assert_eq!(stage.machine.release(), NEXT);
     assert_eq!(stage.machine.poll_timeout(), None);
-    // A crash is renewed with it.
+    // A crashed worker is replaced with it.
     let renewed = Action::Spawn {
         worker: worker(0, 3),
         listener: ListenerSource::Adopt,
@@ -156,7 +156,7 @@ fn canary_is_watched_before_others_follow() {
     stage.at(121, exited(0, 1, 0));
     assert_eq!(stage.next_timeout(), (1_120, vec![standby(1, 2, NEXT)]));
 
-    // It does not stand the watch: everything goes back, though there is only one slot.
+    // The canary fails: everything is rolled back, though there is only one slot.
     let mut stage = Stage::booted(policy(1), 0);
     stage.at(100, restart(policy(1)));
     stage.at(110, ready(0, 2));
@@ -214,7 +214,7 @@ fn failed_successor_changes_nothing() {
     );
     assert_eq!(stage.machine.poll_timeout(), None);
 
-    // It is not the slot's fault: the next crash is still the first.
+    // It does not count as the slot's failure: the next crash is the first.
     assert_eq!(stage.at(200, killed(0, 1)), [adopt(0, 3)]);
 
     let mut stage = Stage::booted(calm(1), 0);
@@ -251,7 +251,7 @@ fn failure_in_later_slot_rolls_back_earlier_slots() {
     assert_eq!(stage.at(151, exited(0, 2, 0)), [failure(cause)]);
     assert_eq!(stage.machine.release(), ReleaseId::FIRST);
 
-    // The way back can fail too; then the answer says what runs where.
+    // The rollback can fail too; then the answer names the release of each slot.
     let mut stage = Stage::booted(calm(2), 0);
     stage.at(100, restart(calm(2)));
     stage.at(110, ready(0, 2));
@@ -261,7 +261,7 @@ fn failure_in_later_slot_rolls_back_earlier_slots() {
     let cause = "the new worker of slot 1 failed: it cannot be spawned: fork: EAGAIN; \
                  slot 0 still runs release 2";
     assert_eq!(stage.at(140, spawn_failed(0, 3)), [failure(cause)]);
-    // Its next worker is one of before.
+    // Its next worker runs the old release.
     assert_eq!(stage.at(200, killed(0, 2)), [adopt(0, 4)]);
 }
 
@@ -271,11 +271,11 @@ fn superseded_worker_has_not_failed() {
     stage.at(100, restart(calm(2)));
     stage.at(110, ready(0, 2));
     stage.at(120, handed_over(0, 1, HandoverEnd::Done));
-    // One that leaves and does not end as it was told has.
+    // A worker that leaves and exits abnormally counts as failed.
     stage.at(121, killed(0, 1));
     let deaths = |stage: &Stage, slot| stage.machine.slots().nth(slot).unwrap().deaths;
     assert_eq!(deaths(&stage, 0), 1);
-    // A renewed worker dies: the successor that is on its way in the other slot has to go.
+    // A replaced worker dies: the starting successor in the other slot is killed.
     let back = stage.at(130, killed(0, 2));
     assert!(back.contains(&kill(1, 2)), "{back:?}");
     stage.at(140, killed(1, 2));
@@ -293,13 +293,13 @@ fn dead_successor_returns_slot_to_predecessor() {
     assert!(stage.notices.contains(&Notice::Restored {
         worker: worker(0, 1)
     }));
-    // What it says later is no surprise, but only once.
+    // Its later report is accepted, but only once.
     assert_eq!(stage.at(121, handed_over(0, 1, HandoverEnd::PeerGone)), []);
     assert_eq!(stage.machine.stale_events(), 0);
     stage.at(122, handed_over(0, 1, HandoverEnd::PeerGone));
     assert_eq!(stage.machine.stale_events(), 1);
 
-    // It was quicker to see it than the supervisor.
+    // It detected the loss before the supervisor did.
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, restart(calm(1)));
     stage.at(110, ready(0, 2));
@@ -331,7 +331,7 @@ fn restored_finished_worker_is_replaced_immediately() {
     let view = stage.machine.slots().next().unwrap();
     assert_eq!(view.deaths, 1, "only its successor's");
 
-    // One that was refused is told to accept again.
+    // A worker that was refused is sent a request to accept again.
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, restart(calm(1)));
     stage.at(110, ready(0, 2));
@@ -346,7 +346,7 @@ fn starting_successor_replaces_dead_worker() {
     stage.at(100, restart(calm(2)));
     assert_eq!(stage.at(110, killed(0, 1)), []);
     assert_eq!(stage.state(0), "starting");
-    // It is Ready without accepting, and nobody hands over to it.
+    // It is Ready without accepting, and no worker hands over to it.
     assert_eq!(
         stage.at(120, ready(0, 2)),
         [
@@ -357,7 +357,7 @@ fn starting_successor_replaces_dead_worker() {
         ],
     );
 
-    // The same if it must be killed: its end is not waited for.
+    // The same if it must be killed: its exit is not awaited.
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, restart(calm(1)));
     assert_eq!(stage.at(110, channel_broken(0, 1)), [kill(0, 1)]);
@@ -371,7 +371,7 @@ fn starting_successor_replaces_dead_worker() {
         ],
     );
     assert_eq!(stage.at(130, killed(0, 1)), [done(1, 1, 0, 0, 30)]);
-    // How long it had served is told all the same.
+    // Its service time is reported nevertheless.
     assert!(stage.notices.iter().any(|notice| matches!(
         notice,
         Notice::WorkerDied { served_for: Some(served), .. } if *served == ms(110)
@@ -500,7 +500,7 @@ fn upgrade_runs_preflight_exec_and_roll() {
     );
     assert_eq!(stage.at(231, exited(0, 1, 0)), [done(1, 1, 10, 0, 131)]);
 
-    // One that is still being tried is not wanted any more when the server stops.
+    // A stop ends a running pre-flight.
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, upgrade.clone());
     assert_eq!(
@@ -513,7 +513,7 @@ fn upgrade_runs_preflight_exec_and_roll() {
         ],
     );
 
-    // The program has been replaced even where the workers have not.
+    // The supervisor's program has been replaced, although the workers have not.
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, upgrade.clone());
     stage.at(200, Event::PreflightPassed);

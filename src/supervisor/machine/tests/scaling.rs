@@ -1,4 +1,4 @@
-//! More workers, fewer workers, hung workers: one test a rule.
+//! Scaling up and down, and stalled workers: one test per rule.
 
 use super::planned::{
     COMMIT, NEXT, calm, done, failure, hand_over, handed_over, refusal, refused_by_peer, restart,
@@ -24,7 +24,7 @@ fn slots_are_added_in_turn_and_stay() {
                  2 workers serve";
     let dropped = Action::DropSlot { slot: SlotId(2) };
     assert_eq!(stage.at(120, exited(2, 1, 1)), [dropped, failure(cause)]);
-    // The next worker there has a name of its own.
+    // The next worker there has a new generation.
     let again = Action::Spawn {
         worker: worker(2, 2),
         listener: ListenerSource::Bind,
@@ -62,7 +62,7 @@ fn slots_leave_in_lossless_order() {
         stage.at(3_200, handed_over(2, 1, HandoverEnd::Done)),
         [close(2), hand_over(worker(1, 1), worker(0, 1), true)],
     );
-    // This one is refused, and empties its queue before it lets go of it.
+    // This one is refused, and empties its queue before it releases it.
     let leave = Action::Leave {
         worker: worker(1, 1),
         within: ms(30_000),
@@ -100,7 +100,7 @@ fn slot_stays_when_connections_find_no_room() {
         stage.timeout(3_100),
         [hand_over(worker(2, 1), worker(0, 1), true)],
     );
-    // The other sibling is asked for the rest.
+    // The other sibling is tried for the rest.
     assert_eq!(
         stage.at(3_200, refused_by_peer(2, 1, 4)),
         [hand_over(worker(2, 1), worker(1, 1), true)],
@@ -161,7 +161,7 @@ fn failed_leaving_slot_restarts_and_leaves_later() {
         stage.at(3_210, ready(1, 2)),
         [hand_over(worker(1, 2), worker(0, 1), true)],
     );
-    // Whom it hands over to dies: it serves again until there is another one.
+    // The receiver dies: the sender serves again until there is another receiver.
     assert_eq!(stage.at(3_220, killed(0, 1)), [adopt(0, 2)]);
     assert_eq!(
         stage.at(3_221, handed_over(1, 2, HandoverEnd::PeerGone)),
@@ -220,7 +220,7 @@ fn stalled_loop_is_noticed_and_worker_replaced() {
     assert_eq!(stage.at(2_000, pulse(5)), std::slice::from_ref(&ping));
     stage.next_timeout();
     assert_eq!(stage.at(3_000, pulse(6)), []);
-    // However late the supervisor is, it looks once.
+    // However late the supervisor is, it takes one sample.
     assert_eq!(stage.timeout(90_000), std::slice::from_ref(&look));
     for at in [90_000, 91_000, 92_000] {
         assert_eq!(stage.at(at, pulse(6)), std::slice::from_ref(&ping));
@@ -232,7 +232,7 @@ fn stalled_loop_is_noticed_and_worker_replaced() {
         Notice::WorkerHung { after, .. } if *after == ms(90_000)
     )));
     assert_eq!(stage.at(93_001, killed(0, 1)), [adopt(0, 2)]);
-    // Nobody asked, and not about this one.
+    // Not requested, and not about this worker.
     stage.at(93_002, pulse(7));
     assert_eq!(stage.machine.stale_events(), 1);
 }
@@ -256,7 +256,7 @@ fn missed_polls_before_commit_prove_no_stall() {
     }
     stage.at(430, handed_over(0, 1, HandoverEnd::Done));
     stage.at(431, exited(0, 1, 0));
-    // A fourth miss would be one too many by the old limit, and the new one is far from over.
+    // A fourth miss would be one too many under the old limit, but is far below the new one.
     let look = Action::TakePulse {
         worker: worker(0, 2),
     };
@@ -276,7 +276,7 @@ fn late_canary_is_still_watched_first() {
     stage.at(110, exited(0, 3, 1));
     assert_eq!(stage.state(0), "backing off");
     assert_eq!(stage.state(1), "starting");
-    // The slot whose turn is over is the first in which the new release serves.
+    // The canary is in the slot whose turn has passed.
     while stage.state(0) == "backing off" {
         stage.next_timeout();
     }
@@ -336,7 +336,7 @@ fn shrinking_fails_without_receiver() {
     stage.at(200, scale(1));
     stage.at(210, killed(0, 1));
     stage.at(220, exited(0, 2, 1));
-    // From the end of the handshakes on, two starts of a worker.
+    // Two worker starts, from the end of the handshakes on.
     assert_eq!(stage.timeout(3_200), []);
     let (at, actions) = stage.next_timeout();
     assert_eq!(at, 13_200);
@@ -375,7 +375,7 @@ fn stalled_worker_is_reported_before_it_hangs() {
         stage.notices.last(),
         Some(Notice::WorkerRunsAgain { .. })
     ));
-    // A hang is five looks, and no fewer because a stall is known sooner.
+    // A hang takes five samples, even if stalls are detected sooner.
     for at in [5_000, 6_000, 7_000, 8_000] {
         stage.timeout(at);
         assert_eq!(stage.at(at, pulse(6)).len(), 1, "a ping at {at}");
@@ -417,7 +417,7 @@ fn boot_serves_without_failing_slots() {
         panic!("the missing slot is tried again: {actions:?}");
     };
     assert_eq!(*next, worker(1, 3));
-    // The order of the sockets is that of the slots: the third one binds after the second.
+    // Sockets are sorted by slot: the third slot binds after the second.
     assert_eq!(stage.at(at + 1, ready(1, 3)), [spread(2), bind(2)]);
     assert_eq!(stage.at(at + 2, ready(2, 1)), [spread(3)]);
 }
@@ -436,7 +436,7 @@ fn degraded_server_can_be_scaled() {
     assert_eq!(stage.next_timeout(), (3_100, all.to_vec()));
     assert_eq!(stage.machine.slots().count(), 1);
 
-    // More slots need the missing one first, which is tried at once.
+    // More slots need the missing one first, which is retried at once.
     let mut stage = degraded(calm(3));
     let now = stage.at(100, scale(4));
     assert!(matches!(now.as_slice(), [Action::Spawn { worker: it, .. }] if *it == worker(1, 3)));

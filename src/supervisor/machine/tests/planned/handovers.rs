@@ -1,8 +1,8 @@
-//! Handovers that stall, stay incomplete or are turned back.
+//! Handovers that stall, stay incomplete or roll back.
 
 use super::*;
 
-/// A look at the handover from `from` to `to`, and what it finds.
+/// Samples the handover from `from` to `to`, with this result.
 fn look(stage: &mut Stage, from: WorkerId, to: WorkerId, progress: Progress) -> Vec<Action> {
     let (at, actions) = stage.next_timeout();
     assert_eq!(actions, [Action::TakeProgress { from, to }], "at {at}");
@@ -37,7 +37,7 @@ fn stalled_side_of_a_handover_is_replaced() {
         [COMMIT]
     );
 
-    // Three looks that find nothing new are one too few.
+    // Three samples without progress are one too few.
     let mut stage = begun();
     for _ in 0..4 {
         assert_eq!(look(&mut stage, old, new, progress(6, 2, 3)), []);
@@ -46,7 +46,7 @@ fn stalled_side_of_a_handover_is_replaced() {
     for _ in 0..3 {
         assert_eq!(look(&mut stage, old, new, progress(6, 2, 4)), []);
     }
-    // What was sent and not answered is the receiver's to answer.
+    // The receiver must answer what was sent and not answered.
     assert_eq!(look(&mut stage, old, new, progress(6, 2, 4)), [kill(0, 2)]);
     let given_up = stage
         .machine
@@ -94,7 +94,7 @@ fn staying_connections_roll_back_restart() {
     stage.at(120, handed_over(0, 1, HandoverEnd::Done));
     stage.at(121, exited(0, 1, 0));
     stage.at(130, ready(1, 2));
-    // What had moved comes back, and the slot before it gets the old release again.
+    // Migrated connections return, and the earlier slot gets the old release again.
     assert_eq!(
         stage.at(140, refused_by_peer(1, 1, 5)),
         [
@@ -113,7 +113,7 @@ fn staying_connections_roll_back_restart() {
     assert_eq!(stage.at(171, exited(0, 2, 0)), [failure(cause)]);
     assert_eq!(stage.machine.release(), ReleaseId::FIRST);
 
-    // What cannot come back either is not cut for it.
+    // Connections that cannot return either are not closed for that.
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, restart(calm(1)));
     stage.at(110, ready(0, 2));
