@@ -1,17 +1,18 @@
-//! Workers killed again and again under churn, with the kernel's counters as the judge.
+//! Workers killed repeatedly under churn; the kernel's counters decide the test.
 //!
-//! A client cannot distinguish a refused or reset connection from one that it retried, and a test that
-//! forgives some errors forgives bugs. So the test reads the kernel's counters: in its own network namespace,
-//! those of resets sent, connections aborted, attempts failed and handshakes dropped must not move *at all*
-//! while workers die. So no death may cause a permitted reset: the connections of a killed worker end with a
-//! FIN if they have no unread input, otherwise with a RST. Hence each round
+//! A client cannot distinguish a refused or reset connection from one that it retried, and a test
+//! that forgives some errors forgives bugs. So the test runs in its own network namespace and reads
+//! the kernel's counters of resets sent, connections aborted, attempts failed and handshakes
+//! dropped. They must not change *at all* while workers are killed, so no crash may cause even a
+//! permitted reset: the connections of a killed worker end with a FIN if they have no unread input,
+//! otherwise with a RST. Hence each round
 //! 1. parks the churn, so that no churn connection is open;
-//! 2. stops the victim, which has a few idle connections without unread input, and resumes the churn: clients
-//!    that the kernel gives to the victim wait in its accept queue;
-//! 3. kills it while they wait. The churn continues through the death, the restart and after it.
+//! 2. stops the victim, which has a few idle connections without unread input, and resumes the
+//!    churn: clients that the kernel gives to the victim wait in its accept queue;
+//! 3. kills it while they wait. The churn continues through the crash, the restart and after it.
 //!
-//! So every churn connection must be answered, byte for byte, and every counter must stand still; only the
-//! idle connections end, gracefully. Another test shows that the counters move when the queue dies.
+//! Every churn connection must be answered, byte for byte, and no counter may change; only the idle
+//! connections end, gracefully. Another test shows that the counters change when the queue is lost.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -438,7 +438,7 @@ fn last_worker_empties_queue_before_close() {
     let mut sibling_slot = Slot::new(Config::default());
     let mut sibling = sibling_slot.start(false, "");
     let mut clients = clients(&slot, &old, 4);
-    slot.listener = None; // The test holds no duplicate: the queue lives as long as the worker.
+    slot.listener = None; // The test holds no duplicate: the queue is lost with the worker.
     clients.extend((0..4).map(|_| Client::connect(slot.addr())));
     hand_over(&mut old, &mut sibling, true);
     let told = old.expect_handed_over();

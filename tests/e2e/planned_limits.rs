@@ -1,10 +1,10 @@
 //! The proof that limits cost no established connection.
 //!
-//! A server is reloaded again and again with limits, buffers, queues and worker counts that go up and down at
+//! A server is reloaded repeatedly with limits, buffers, queues and worker counts that go up and down at
 //! random, and is scaled in between. It has more clients than the limits allow most of the time, most of them
 //! slow readers with pending output, and new ones keep connecting. Limits apply to new connections, which wait
 //! for room and are served in the end. So the rules are those of `tests/e2e/planned.rs`: every byte at every
-//! client, and the kernel's loss counters do not move, except for a few late acknowledgements; in addition,
+//! client, and the kernel's loss counters do not change, except for a few late acknowledgements; in addition,
 //! the server's own counts of how connections have ended.
 //!
 //! An operation that cannot keep all connections may be refused, before it begins and with the numbers; then

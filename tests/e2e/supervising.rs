@@ -80,7 +80,7 @@ fn workers_hold_only_their_own_descriptors() {
         assert!(held[&3].starts_with("socket:"), "the channel: {held:?}");
         let log_kind = log.split('[').next().unwrap().to_owned();
         let expected = [
-            (log_kind, 1), // The same pipe, opened once more to be written without waiting.
+            (log_kind, 1), // The same pipe, reopened for non-blocking writes.
             ("/memfd:uppercased-slot".to_owned(), 1),
             ("anon_inode:".to_owned(), 1), // The epoll instance; see below.
             ("socket:".to_owned(), 3),     // The channel and one listener for each address.

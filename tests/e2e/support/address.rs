@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Returns a loopback address that no other test uses.
 ///
-/// For a test that needs a free port, to listen on it again or to find nobody there: a port of 127.0.0.1
-/// that was just released may be given to another test at any moment.
+/// For a test that needs a free port, to listen on it again or to find no listener there: a port of
+/// 127.0.0.1 that was just released may be given to another test at any moment.
 pub fn own_address() -> Ipv4Addr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     // Concurrent tests differ in the process id or in the last octet. All other tests use 127.0.x.x.

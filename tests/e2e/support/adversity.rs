@@ -1,4 +1,4 @@
-//! Hard conditions for a server (stopped workers, full buffers), and reports of what this machine lacks.
+//! Adverse conditions for a server (stopped workers, full buffers), and reports of skipped tests.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -21,8 +21,8 @@ const STEP_BYTES: usize = 16 * 1024;
 /// A client that can send nothing for this long has no room: the server has stopped reading from it.
 const NO_ROOM: Duration = Duration::from_millis(100);
 
-/// The stopped workers of a server. Dropping it resumes them: they then find everything that has arrived
-/// meanwhile at once.
+/// The stopped workers of a server. Dropping it resumes them; they then find all pending
+/// input at once.
 #[derive(Debug)]
 pub struct Frozen(Vec<Watched>);
 
@@ -33,7 +33,7 @@ impl Frozen {
         let pids = server.worker_pids();
         let workers: Vec<Watched> = pids.into_iter().filter_map(Watched::open).collect();
         assert!(!workers.is_empty(), "there is no worker");
-        // First, so that they resume even if this panics.
+        // Created first, so that the workers resume even if this panics.
         let frozen = Self(workers);
         frozen.0.iter().for_each(freeze);
         frozen
@@ -106,13 +106,13 @@ pub fn expect_pattern(client: &mut Client, range: std::ops::Range<u64>) {
     }
 }
 
-/// Reports that the calling test did not test something, and why; past the test runner, which keeps the
-/// output of a test that passes.
+/// Reports that the calling test has tested nothing, and why. Bypasses the test runner, which hides
+/// the output of a passing test.
 pub fn skipped(why: &str) {
     drop(writeln!(io::stderr(), "SKIPPED: {}: {why}", own_name()));
 }
 
-/// Whether this machine has the IPv6 loopback address; reports a skip if not.
+/// Returns whether this machine has the IPv6 loopback address; reports a skip if not.
 pub fn has_ipv6() -> bool {
     let has = std::net::TcpListener::bind("[::1]:0").is_ok();
     if !has {

@@ -1,4 +1,4 @@
-//! The program without a wrapper: nothing waits until it serves, and its standard error may stay unread.
+//! The program without a wrapper: it is not waited for, and its standard error may stay unread.
 
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use super::process::{DEADLINE, Watched, sweep};
 /// The environment variable that marks its descendants.
 const MARK: &str = "E2E_BARE";
 
-/// A process of the program. Dropping it kills it and everything that came from it.
+/// A process of the program. Dropping it kills it and all its descendants.
 #[derive(Debug)]
 pub struct Bare {
     child: Child,
@@ -21,7 +21,7 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// Starts the program with `args` and waits for nothing.
+    /// Starts the program with `args` without waiting.
     #[track_caller]
     pub fn start(args: &[&str]) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -57,12 +57,12 @@ impl Bare {
         &self.process
     }
 
-    /// What it prints to standard output.
+    /// Returns its standard output.
     pub fn stdout(&self) -> &Lines {
         &self.stdout
     }
 
-    /// Takes the unread end of its standard error; may be called once.
+    /// Returns the unread end of its standard error; may be called once.
     #[track_caller]
     pub fn take_stderr(&mut self) -> ChildStderr {
         self.stderr.take().expect("taken once")
@@ -79,7 +79,7 @@ impl Bare {
 impl Drop for Bare {
     fn drop(&mut self) {
         let swept = sweep(&self.mark);
-        // The sweep leaves none of them; it finds this process, too, unless it is a zombie.
+        // The sweep kills them all, including this process unless it is a zombie.
         let gone = self.process.wait_gone(DEADLINE);
         let reaped = self.child.wait();
         if !std::thread::panicking() {

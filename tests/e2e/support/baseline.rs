@@ -1,5 +1,5 @@
-//! A snapshot of the processes, descriptors and memory of a server, to compare with a later one: after any
-//! number of reloads, without clients, a server must be back at its baseline, or it leaks.
+//! A snapshot of the processes, descriptors and memory of a server, to compare with a later one.
+//! After any number of reloads, an idle server must be back at its baseline; otherwise it leaks.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,7 +25,7 @@ pub struct Baseline {
     supervisor: Holdings,
     /// Ordered by descriptors, because process ids change with every reload.
     workers: Vec<Holdings>,
-    /// Living descendants of the server that are neither.
+    /// Other running descendants of the server.
     strangers: usize,
 }
 
@@ -38,7 +38,8 @@ struct Holdings {
 }
 
 impl Baseline {
-    /// Returns the current resources of `server`, with no client connected or the same ones as later.
+    /// Returns the current resources of `server`, with no client connected or the same ones as
+    /// later.
     ///
     /// Waits until two samples agree: the server closes a connection a moment after its client.
     #[track_caller]
@@ -89,7 +90,7 @@ impl Baseline {
             })
     }
 
-    /// Takes one sample; `None` if a process exited meanwhile.
+    /// Takes one sample; returns `None` if a process exits during it.
     fn look(server: &Server) -> Option<Self> {
         let pids = server.worker_pids();
         let family = server.processes();
@@ -117,7 +118,7 @@ impl Baseline {
         self.supervisor.count() + workers.sum::<usize>()
     }
 
-    /// Memory of all processes, in bytes; shared memory counts for each of them.
+    /// Memory of all processes, in bytes; shared memory is counted once per process.
     pub fn memory_bytes(&self) -> u64 {
         let workers = self.workers.iter().map(|worker| worker.memory_bytes);
         self.supervisor.memory_bytes + workers.sum::<u64>()

@@ -1,5 +1,5 @@
-//! A memory cgroup for one server, where a test may create one: it takes root and a hierarchy with the memory
-//! controller, of either version.
+//! A memory cgroup for one server. Needs root and a hierarchy with the memory controller, of either
+//! version.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use super::observe::until;
 use super::process::{Watched, wait_gone};
 use super::{DEADLINE, Server};
 
-/// A memory cgroup. Dropping it removes it; the server must be gone by then.
+/// A memory cgroup. Dropping it removes it; the server must have exited by then.
 #[derive(Debug)]
 pub struct MemoryGroup {
     folder: PathBuf,
@@ -68,7 +68,7 @@ impl MemoryGroup {
         Err(format!("no memory cgroup: {}", refusals.join("; ")))
     }
 
-    /// Moves all processes of `server` into it. Memory that they already use stays charged elsewhere; only
+    /// Moves all processes of `server` into it. Memory in use stays charged to the old group; only
     /// new memory counts.
     #[track_caller]
     pub fn take(&self, server: &Server) {
@@ -156,7 +156,7 @@ impl Drop for MemoryGroup {
         }
         let removed = fs::remove_dir(&self.folder);
         if !std::thread::panicking() {
-            // An exited process leaves the cgroup a moment later.
+            // An exited process leaves the cgroup with a delay.
             if removed.is_err() {
                 until("the cgroup is empty", || {
                     fs::remove_dir(&self.folder).is_ok()

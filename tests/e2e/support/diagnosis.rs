@@ -1,5 +1,5 @@
-//! The TCP sockets of a server by the kernel's socket diagnosis, which has two things that `/proc/net/tcp`
-//! lacks: the memory that the kernel holds for each, and the limit of each accept queue.
+//! The TCP sockets of a server, by the kernel's socket diagnosis. Unlike `/proc/net/tcp`, it
+//! reports the kernel memory of each socket and the limit of each accept queue.
 
 use std::os::fd::AsRawFd;
 
@@ -47,7 +47,7 @@ pub fn unread(port: u16) -> u32 {
     connections.map(|one| one.receive_queue).sum()
 }
 
-/// One dump by netlink (linux/sock_diag.h, linux/inet_diag.h), in bytes: it needs no unsafe code.
+/// Returns one netlink dump (linux/sock_diag.h, linux/inet_diag.h), in bytes; needs no unsafe code.
 #[track_caller]
 fn dump(family: u8, port: u16) -> Vec<TcpSocket> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -77,7 +77,7 @@ fn dump(family: u8, port: u16) -> Vec<TcpSocket> {
     let mut sockets = Vec::new();
     let mut answer = vec![0; 64 * 1024];
     loop {
-        // The kernel makes each part of the dump in the call that receives it: no wait.
+        // The kernel produces each part of the dump within the call that receives it.
         let len = recv(diag.as_raw_fd(), &mut answer, MsgFlags::empty()).expect("the sockets");
         if !read_messages(&answer[..len], port, &mut sockets) {
             return sockets;
@@ -118,8 +118,8 @@ fn read_messages(mut part: &[u8], port: u16, sockets: &mut Vec<TcpSocket>) -> bo
 /// Returns the sum of the memory attribute of a socket.
 fn memory_bytes(mut attributes: &[u8]) -> u64 {
     const INET_DIAG_SKMEMINFO: u16 = 7;
-    // Words of it (linux/sock_diag.h): received, its bound, sent, its bound, reserved, to send,
-    // options, backlog. What is sent is a part of what is to send.
+    // Fields (linux/sock_diag.h): received, its limit, sent, its limit, reserved, to send, options,
+    // backlog. Sent bytes are part of those to send.
     const COUNTED: [usize; 5] = [0, 4, 5, 6, 7];
     while attributes.len() >= 4 {
         let (len, kind) = (half(attributes, 0) as usize, half(attributes, 2));

@@ -35,7 +35,7 @@ impl Image {
         Self::copy_of(found.expect("every system has true"), folder)
     }
 
-    /// A shell script; `"$@"` in it are the arguments that it is started with.
+    /// Creates a shell script; `"$@"` in it are the arguments that it is started with.
     #[track_caller]
     pub fn script(folder: &Path, script: &str) -> Self {
         let path = next_path(folder);
@@ -46,7 +46,7 @@ impl Image {
         Self { path }
     }
 
-    /// The program as built, in `folder`, executable by every user.
+    /// Copies the program as built into `folder`, executable by every user.
     #[track_caller]
     pub fn for_every_user(folder: &Path) -> Self {
         let image = Self::copy(folder);

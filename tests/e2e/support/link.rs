@@ -1,5 +1,5 @@
-//! A link with a delay: two network namespaces, joined by two TUN devices and a thread that carries packets
-//! from one to the other and holds each for a while.
+//! A link with a delay: two network namespaces, joined by two TUN devices and a thread that carries
+//! packets between them and delays each.
 //!
 //! Loopback hides a race of real networks: it processes the last packet of a handshake before `connect`
 //! returns, so that a connection is hardly ever half-open. A server that closes a listener after emptying its
@@ -10,9 +10,10 @@
 //! arrives or is due. Packets that the kernel drops at the two devices are counted ([`Link::dropped`]): a test
 //! that needs a lossless link asserts that there are none.
 //!
-//! Neither kernel may take a packet for lost because this machine was busy and the relay late: a
-//! retransmitted FIN is acknowledged again when the socket for that acknowledgement is gone, and the kernel
-//! answers with a reset, one `OutRsts` without a loss. So retransmission timeouts on this link are long.
+//! Neither kernel may consider a packet lost because this machine was busy and the relay late: a
+//! retransmitted FIN is acknowledged again when the socket for that acknowledgement is gone, and
+//! the kernel answers with a reset, one `OutRsts` without a loss. So retransmission timeouts on
+//! this link are long.
 
 #![expect(unsafe_code, reason = "a TUN device is made by an ioctl")]
 
@@ -74,8 +75,8 @@ pub struct Link {
 }
 
 impl Link {
-    /// Creates a link from a new namespace to that of the caller, which must belong to the test (see
-    /// [`super::netns::isolated`]). Packets take `delay` each way.
+    /// Creates a link from a new namespace to that of the caller, which must belong to the test
+    /// (see [`super::netns::isolated`]). The delay of each packet is `delay`, each way.
     ///
     /// # Errors
     ///
@@ -203,18 +204,18 @@ fn end(addresses: &[Ipv4Addr], others: &str) -> Result<Arc<File>, String> {
     let (source, rto_min) = (addresses[0], PATIENCE.as_millis());
     script += &format!("route add {others} dev {DEVICE} src {source} rto_min {rto_min}ms\n");
     ip(&script)?;
-    // Probes for lost ends of a flight are sent far sooner than that. The setting is that of the
-    // calling thread's namespace.
+    // Tail loss probes are sent far sooner than that. The setting is that of the calling thread's
+    // namespace.
     let probes = fs::write("/proc/sys/net/ipv4/tcp_early_retrans", "0");
     probes.map_err(|error| format!("no probes for lost packets: {error}"))?;
     Ok(Arc::new(device))
 }
 
-/// Creates a TUN device, which lives as long as the returned file. Each read and write is one packet and
-/// never waits.
+/// Creates a TUN device, which exists until the returned file is closed. Each read and write is one
+/// packet and never blocks.
 fn tun() -> io::Result<File> {
-    /// struct ifreq of linux/if.h, as far as this request uses it; the rest of its union is there
-    /// so that it has the kernel's size.
+    /// struct ifreq of linux/if.h, as far as this request uses it; padding stands for the rest of
+    /// its union, so that it has the kernel's size.
     #[repr(C)]
     struct Request {
         name: [u8; 16],
@@ -244,8 +245,7 @@ fn tun() -> io::Result<File> {
     Ok(file.into())
 }
 
-/// Runs the commands of `script` in the namespace of the calling thread, in which its child
-/// starts.
+/// Runs the commands of `script` in the namespace of the calling thread, where its child starts.
 ///
 /// # Errors
 ///
@@ -268,7 +268,8 @@ pub fn ip(script: &str) -> Result<(), String> {
     Err(format!("the command ip: {}", said.trim()))
 }
 
-/// Packets dropped at the device of the calling thread's namespace, in either direction.
+/// Returns the packets dropped at the device of the calling thread's namespace, in either
+/// direction.
 #[track_caller]
 fn dropped_here() -> u64 {
     let text = fs::read_to_string("/proc/thread-self/net/dev").expect("the devices' counters");
@@ -299,7 +300,7 @@ struct Way {
     to: File,
     /// In order of arrival, which is the order of delivery: all have the same delay.
     packets: VecDeque<(Tick, Vec<u8>)>,
-    /// Used again.
+    /// Buffers for reuse.
     spare: Vec<Vec<u8>>,
 }
 
@@ -380,7 +381,7 @@ impl Way {
         let mut given = 0;
         while self.due().is_some_and(|due| due <= now) {
             let (_, packet) = self.packets.pop_front().expect("one is due");
-            // A device accepts a packet always, within the call.
+            // A device always accepts a packet, within the call.
             self.to.write_all(&packet)?;
             self.spare.push(packet);
             given += 1;

@@ -1,13 +1,13 @@
-//! A load with an exact verdict: many clients of all kinds against one server, until they are stopped; each
-//! checks every byte that it receives and ends gracefully.
+//! A load that detects every failure: many clients of all kinds use one server until they are
+//! stopped; each checks every byte that it receives and ends gracefully.
 //!
 //! A load shows that clients do *not notice* an operation on the server. So nothing is retried or forgiven: a
 //! connection that is refused, reset, ended early, late, or answered with a wrong byte is a [`Failure`] that
 //! names the client and the position. The slow clients matter most: those that leave output pending at the
 //! server, that have half-closed and still read, that are silent, or in the middle of a message.
 //!
-//! A load must not saturate the machine: every client waits for its socket or its next turn, in a thread of
-//! its own, at a bounded rate. It reports times and never judges them.
+//! A load must not saturate the machine: every client waits for its socket or its next turn, in its
+//! own thread, at a bounded rate. Times are reported, never asserted.
 
 mod clients;
 mod conversation;
@@ -67,14 +67,14 @@ pub struct LoadSize {
     pub slow_pause: Duration,
     /// Bytes of a read.
     pub slow_step_bytes: usize,
-    /// Bytes that a slow client has sent and not received back, at most: what socket buffers and server
-    /// hold, or its end would take long.
+    /// Bytes that a slow client has sent and not received back, at most: the capacity of the socket
+    /// buffers and the server. With more, its end would be slow.
     pub slow_window_bytes: u64,
     /// The receive buffer of a slow client.
     pub slow_receive_buffer_bytes: usize,
     /// Connections that half-close, read to the end, and are followed by the next.
     pub half_closed: usize,
-    /// Bytes that each sends before, at most; at least half as many.
+    /// Bytes that each sends first: at most this many, at least half.
     pub half_closed_bytes: u64,
     /// Connections that exchange once and then stay silent until the end.
     pub idle: usize,
@@ -200,8 +200,8 @@ pub struct Report {
     pub failure_count: u64,
     /// The longest time between a ping and its complete answer.
     pub longest_stall: Duration,
-    /// The longest time to establish a connection: a handshake that was dropped and repeated is no failure,
-    /// but takes a second.
+    /// The longest time to establish a connection: a handshake that was dropped and repeated is no
+    /// failure, but needs a second.
     pub longest_connect: Duration,
 }
 

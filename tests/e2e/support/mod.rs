@@ -1,15 +1,16 @@
-//! Everything that end-to-end tests share: a server with its own ports and files, clients that check every
-//! byte, processes held by descriptor, network namespaces with their own counters; for planned operations a
-//! load that judges every byte, a delayed link, damaged copies of the program, and a baseline to return to.
+//! The shared support of end-to-end tests: a server with its own ports and files, clients that
+//! check every byte, processes held by descriptor, network namespaces with their own counters; for
+//! planned operations a load that checks every byte, a delayed link, damaged copies of the program,
+//! and a baseline.
 //!
 //! Rules that every test gets from here: the kernel chooses ports; readiness is a message; every wait has a
 //! deadline and reports on expiry what it saw; nothing sleeps; no process outlives the test that started it,
 //! however the test ends.
 //!
-//! A test must pass on a machine that runs thirty others. So a deadline that only a failing test reaches is
-//! generous; a time that is waited out on purpose applies to one connection only; a client that must act
-//! before a short timeout acts while the worker is [`adversity::Frozen`]; and a test waits until a killed
-//! process or a closed socket is gone.
+//! A test must pass on a machine that runs thirty others. So a deadline that only a failing test
+//! reaches is generous; a time that is waited out on purpose applies to one connection only; a
+//! client that must act before a short timeout acts while the worker is [`adversity::Frozen`]; and
+//! a test waits until a killed process or a closed socket is gone.
 
 #![expect(unreachable_pub, reason = "`pub` is what the tests may use")]
 

@@ -40,7 +40,7 @@ const INSIDE: &str = "E2E_NETNS";
 /// Set by the user to make a test fail, and not skip, where no namespace can be created.
 const REQUIRED: &str = "E2E_REQUIRE_NETNS";
 
-/// The last line that the child prints. Without one of them the body did not run: a name that matches no
+/// The last line that the child prints. Without it the body did not run: a name that matches no
 /// test would otherwise pass, with nothing tested.
 const DONE: &str = "isolated body done";
 const NOT_ALLOWED: &str = "isolated body not allowed: ";
@@ -58,11 +58,11 @@ pub const LOSSES: [&str; 9] = [
     "TCPAbortOnTimeout",
 ];
 
-/// Runs `body` in a network namespace of its own, with the loopback interface up.
+/// Runs `body` in its own network namespace, with the loopback interface up.
 ///
-/// For a test that does nothing else, called in the test's own thread. Where no namespace may be made,
-/// it reports a skip on standard error and returns; with `E2E_REQUIRE_NETNS` set it fails instead.
-/// Returns whether the body was run.
+/// For a test that does nothing else, called in the test's own thread. Where no namespace can be
+/// created, it reports a skip on standard error and returns; with `E2E_REQUIRE_NETNS` set it fails
+/// instead. Returns whether the body was run.
 #[track_caller]
 pub fn isolated(body: impl FnOnce()) -> bool {
     isolated_within(BODY_DEADLINE, body)
@@ -99,12 +99,13 @@ pub fn isolated_within(deadline: Duration, body: impl FnOnce()) -> bool {
         std::env::var_os(REQUIRED).is_none(),
         "{test} needs a network namespace ({REQUIRED} is set): {why}"
     );
-    // Not by `eprintln!`, which the test runner keeps back when a test passes.
+    // Not `eprintln!`: the test runner hides its output when a test passes.
     skipped(&format!("cannot create a network namespace: {why}"));
     false
 }
 
-/// The full name of the running test, with its modules: the test runner gives it to the test's thread.
+/// Returns the full name of the running test, with its modules: the test runner names the test's
+/// thread after it.
 #[track_caller]
 pub fn own_name() -> String {
     let thread = std::thread::current();
@@ -114,7 +115,8 @@ pub fn own_name() -> String {
         .to_owned()
 }
 
-/// A network namespace, held by descriptor: it lives as long as this, even without a process in it.
+/// A network namespace, held by descriptor: it exists as long as this, even without a process in
+/// it.
 ///
 /// A socket stays in the namespace that created it, and a child starts in that of the thread that starts it;
 /// so a thread that enters the namespace does the work and ends there. No thread ever returns, which leaves
@@ -149,7 +151,7 @@ impl Namespace {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
-    /// Moves the calling thread into it, for the rest of its life.
+    /// Moves the calling thread into it permanently.
     #[track_caller]
     pub fn enter(&self) {
         setns(&*self.0, CloneFlags::CLONE_NEWNET).expect("enter a namespace that is held");
@@ -351,7 +353,7 @@ fn run_inside(test: &str, privilege: Privilege, deadline: Duration) -> Result<()
     Ok(())
 }
 
-/// Has `command` move into new namespaces before it is executed.
+/// Makes `command` move into new namespaces before exec.
 fn move_on_start(command: &mut Command, privilege: Privilege) {
     let flags = privilege.flags();
     let identity = privilege.identity();
@@ -389,7 +391,7 @@ fn lengthen_retransmission_timeouts() {
 
 /// Raises the loopback interface, which is down in a new namespace.
 ///
-/// By netlink, which takes bytes, where the older ioctl needs unsafe code.
+/// Uses netlink, which is plain bytes; the older ioctl needs unsafe code.
 fn raise_loopback() -> io::Result<()> {
     // linux/netlink.h, linux/rtnetlink.h, linux/if.h.
     const RTM_NEWLINK: u16 = 16;

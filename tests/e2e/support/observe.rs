@@ -90,8 +90,8 @@ pub fn arguments(pid: u32) -> Vec<String> {
     line.split_terminator('\0').map(str::to_owned).collect()
 }
 
-/// Returns the only living worker of `slot`; waits while there is none or more than one: after a handover the
-/// predecessor lives for a moment, and must not receive a signal for its successor.
+/// Returns the only running worker of `slot`. Waits while there is none or more than one: after a
+/// handover the predecessor runs for a moment, and must not receive a signal for its successor.
 #[track_caller]
 pub fn worker_of(server: &Server, slot: u16) -> Watched {
     until_some("exactly one worker in the slot", || {
@@ -102,7 +102,7 @@ pub fn worker_of(server: &Server, slot: u16) -> Watched {
     })
 }
 
-/// Returns the living workers of `slot`, ordered by pid. There are two during a handover.
+/// Returns the running workers of `slot`, ordered by pid. There are two during a handover.
 pub fn workers_of(server: &Server, slot: u16) -> Vec<u32> {
     let name = format!("uppercased: worker {slot}");
     let mut pids = server.worker_pids();

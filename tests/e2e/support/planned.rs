@@ -134,7 +134,7 @@ impl Workers {
         }
     }
 
-    /// Asserts that every slot has the very process that it had in `before`.
+    /// Asserts that every slot has the same process as in `before`.
     #[track_caller]
     pub fn assert_untouched_since(&self, before: &Self) {
         self.assert_serving();

@@ -1,5 +1,5 @@
-//! Processes held by descriptor: waits without polling, and signals that never reach another process with a
-//! reused pid.
+//! Processes held by descriptor: waits without polling, and signals that never reach another
+//! process with a reused pid.
 
 use std::fs;
 use std::io;
@@ -24,7 +24,7 @@ use uppercased_ctl::clock::{Tick, now};
 /// tests.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Runs `body` in a thread of its own.
+/// Runs `body` in its own thread.
 #[expect(
     clippy::disallowed_methods,
     reason = "a test is several parties at once; only the program is single-threaded"
@@ -66,7 +66,7 @@ pub fn poll_one(fd: impl AsFd, events: PollFlags, within: Duration) -> bool {
     }
 }
 
-/// A process held by descriptor: its pid cannot come to mean another one.
+/// A process held by descriptor, so that its pid cannot be reused for another.
 #[derive(Debug)]
 pub struct Watched {
     pid: u32,
@@ -143,7 +143,7 @@ pub fn wait_gone(pid: u32, within: Duration) -> bool {
     Watched::open(pid).is_none_or(|process| process.wait_gone(within))
 }
 
-/// Returns the living children of the process `pid`, ordered by pid.
+/// Returns the running children of the process `pid`, ordered by pid.
 pub fn children(pid: u32) -> Vec<u32> {
     // The kernel may omit a child when another is reaped during the read (proc(5)): read until two lists
     // agree.
@@ -204,7 +204,7 @@ pub fn sweep(mark: &str) -> io::Result<()> {
     }
 }
 
-/// Returns the living processes with the entry `mark` in their environment, except this one.
+/// Returns the running processes with the entry `mark` in their environment, except this one.
 pub fn marked(mark: &str) -> Vec<Watched> {
     let has_mark = |pid: u32| {
         fs::read(format!("/proc/{pid}/environ")).is_ok_and(|entries| {

@@ -1,5 +1,5 @@
-//! A server with one worker under abuse, and a well-behaved client: it is served all the time, memory stays
-//! within its bound, and afterwards everything is as before.
+//! A server with one worker under abuse, and a well-behaved client: the client is always served,
+//! memory stays within its bound, and afterwards the server returns to its baseline.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,7 +34,8 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Starts a server and a client that pings it all the time and fails the test without a reply.
+    /// Starts a server, and a client that pings it continuously and fails the test if a reply is
+    /// missing.
     #[track_caller]
     pub fn start(args: &[&str]) -> Self {
         raise_descriptor_limit().expect("as many descriptors as there may be");
@@ -60,7 +61,7 @@ impl Scene {
             }
             pings
         });
-        // After the baseline, which takes a while: the client must not be idle that long.
+        // After the slow baseline, so that the client is not idle during it.
         let before = Baseline::of(&server);
         Self {
             resident: resident_bytes(worker),
@@ -92,8 +93,8 @@ impl Scene {
         assert!(grown <= bound, "grown by {grown} bytes of {bound}");
     }
 
-    /// Asserts that nothing is left of the abuse, that new clients are served, that the well-behaved client
-    /// always was, and that the counters add up.
+    /// Asserts that nothing is left of the abuse, that new clients are served, that the
+    /// well-behaved client always was, and that the counters add up.
     #[track_caller]
     pub fn assert_as_before(self) {
         self.counters.wait_open(1);

@@ -297,13 +297,13 @@ impl Server {
         self.running.supervisor.pid()
     }
 
-    /// Returns the pids of the living workers, in order.
+    /// Returns the pids of the running workers, in order.
     pub fn worker_pids(&self) -> Vec<u32> {
         let children = self.running.note_children();
         children.into_iter().filter(|pid| is_worker(*pid)).collect()
     }
 
-    /// Returns the pids of the server and all its living descendants, also of orphans.
+    /// Returns the pids of the server and all its running descendants, including orphans.
     pub fn processes(&self) -> Vec<u32> {
         let family = marked(&self.running.mark);
         let mut pids: Vec<u32> = family.iter().map(Watched::pid).collect();
@@ -316,7 +316,7 @@ impl Server {
         control_path(&self.running.folder)
     }
 
-    /// Returns a directory that lives as long as this.
+    /// Returns a directory that is removed with this.
     pub fn folder(&self) -> &Path {
         self.running.folder.path()
     }
@@ -488,7 +488,7 @@ impl RunningCommand {
 impl Drop for RunningCommand {
     fn drop(&mut self) {
         self.process.signal(Signal::SIGKILL);
-        // It has exited or was killed, so this takes no time; at worst a zombie remains.
+        // It has exited or was killed, so this does not block; at worst a zombie remains.
         drop(self.child.wait());
     }
 }
@@ -569,7 +569,7 @@ impl Drop for Running {
 fn enlarge_pipe(log: &ChildStderr) {
     /// The largest size for an unprivileged process (fs.pipe-max-size).
     const LOG_BYTES: i32 = 1 << 20;
-    // Refused for a user with too many pipe pages, who keeps the default size.
+    // Fails for a user with too many pipe pages; the default size then stays.
     let _ = fcntl(log, FcntlArg::F_SETPIPE_SZ(LOG_BYTES));
 }
 
@@ -602,14 +602,14 @@ fn handing_over(program: &Path, sockets: Vec<Named>) -> Command {
         .collect();
     let place = move || {
         for (socket, number) in sockets.iter().zip(FIRST..) {
-            // SAFETY: between fork and exec whatever had the number is not used again.
+            // SAFETY: between fork and exec the descriptor that had the number is not used again.
             let placed = unsafe { dup2_raw(socket, number) }?;
             std::mem::forget(placed);
         }
         Ok(())
     };
-    // SAFETY: in the child of a fork the closure makes the system call dup2 and nothing else; what
-    // it has was allocated before, and an errno becomes an `io::Error` without allocating.
+    // SAFETY: in the child of a fork the closure makes the system call dup2 and nothing else; its
+    // data was allocated before the fork, and an errno becomes an `io::Error` without allocating.
     unsafe { command.pre_exec(place) };
     command
 }

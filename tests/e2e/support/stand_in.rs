@@ -1,4 +1,5 @@
-//! A server in a thread of the test, for one connection and for behaviour that the real one never shows.
+//! A server in a thread of the test, for one connection and for behaviour that the real server
+//! never shows.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

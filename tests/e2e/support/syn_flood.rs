@@ -1,5 +1,5 @@
-//! Connection requests from sources that do not exist, sent through a raw socket: the kernel replies to nobody
-//! and keeps a half-open connection until it gives up.
+//! Connection requests from sources that do not exist, sent through a raw socket: the kernel's
+//! replies reach no host, and it keeps a half-open connection until it gives up.
 //!
 //! Only inside [`super::netns::isolated`]: packets and replies stay in that namespace.
 

@@ -387,7 +387,7 @@ impl Party {
         self.tally.fail(failure);
     }
 
-    /// 1 the first time.
+    /// Returns 1 the first time, then 0.
     fn arrive(&mut self) -> usize {
         usize::from(!std::mem::replace(&mut self.in_place, true))
     }

@@ -138,7 +138,7 @@ impl Conversation {
         self.sent - self.received
     }
 
-    /// Bytes received.
+    /// Returns the bytes received.
     pub(super) fn received(&self) -> u64 {
         self.received
     }
@@ -255,8 +255,8 @@ impl Conversation {
 
     /// Half-closes the connection.
     ///
-    /// Checks first whether the server has ended its stream: afterwards a premature end looks like a graceful
-    /// one, if the reply is complete.
+    /// Checks first whether the server has ended its stream: afterwards a premature end cannot be
+    /// told from a graceful one, if the reply is complete.
     pub(super) fn half_close(&mut self) -> Result<(), Box<Failure>> {
         self.must_go_on("half-closing")?;
         self.half_closed = true;
@@ -264,8 +264,8 @@ impl Conversation {
         closed.map_err(|error| self.broken("half-closing", &error))
     }
 
-    /// Ends gracefully after one more exchange: a server that has died before cannot reply, even if its end of
-    /// the stream has not arrived yet. The half-close follows a piece without a reply.
+    /// Ends gracefully after one more exchange: a server that has crashed cannot reply, even if its
+    /// end of the stream has not arrived yet. The half-close follows a piece without a reply.
     pub(super) fn take_leave(&mut self) -> Result<(), Box<Failure>> {
         self.exchange(1)?;
         self.send_some(STEP_BYTES_MAX)?;
