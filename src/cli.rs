@@ -1,11 +1,9 @@
-//! The command line: arguments as typed become a [`Command`], and a command becomes an exit code.
+//! The command line: arguments are parsed into a [`Command`], whose run gives an exit code.
 //!
-//! Invariants: whatever is wrong with the input is one line on standard error that says what, why
-//! and what to do, and exit code [`BAD_INPUT`]; a reader of our output that goes away early is no
-//! error; `check` binds nothing.
-//! Must not: know a setting by name. Flags, variables and file keys come from
-//! [`config::SETTINGS`], their values are judged by
-//! [`config::resolve`].
+//! Invariants: any invalid input gives one line on standard error (what, why, what to do) and exit
+//! code [`BAD_INPUT`]; a closed standard output is not an error; `check` binds nothing. Must not:
+//! know a setting by name. Flags, variables and file keys come from [`config::SETTINGS`], their
+//! values are checked by [`config::resolve`].
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -49,60 +47,60 @@ mod names;
 mod orders;
 mod watch;
 
-/// Where the client connects when it is not told: the server's default port on this machine.
+/// The client's default address: the server's default port on this machine.
 const DEFAULT_TARGET: &str = "127.0.0.1:9999";
 
-/// What the program was asked to do, with everything it needs for that.
+/// A command with everything that it needs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// Be a server.
+    /// Run a server.
     Serve(Box<Launch>),
-    /// Say whether the configuration is valid; the text to print is ready.
+    /// Print the result of `check`, which is ready.
     Check(String),
-    /// Be a line client.
+    /// Run a line client.
     Client(client::Options),
     /// Measure a server, or compare measurements.
     #[cfg(feature = "bench")]
     Bench(ArgMatches),
-    /// Be a part of the measurement that started this process.
+    /// Run a part of the benchmark that started this process.
     #[cfg(feature = "bench")]
     BenchPart,
-    /// Give a running server an order.
+    /// Send a command to a running server.
     Order(Order),
-    /// Show what a shell needs to complete a command line.
+    /// Print a completion script.
     Completions(Shell),
-    /// Show or write manual pages.
+    /// Print or write manual pages.
     Manual(Manual),
     /// Watch a running server on a terminal.
     #[cfg(feature = "top")]
     Top(top::Options),
-    /// Be a worker of the supervisor that started this process.
+    /// Run a worker of the supervisor that started this process.
     Worker,
-    /// Be the admin endpoint of the supervisor that started this process.
+    /// Run the admin endpoint of the supervisor that started this process.
     Admin(admin::Options),
-    /// Show the supervisor that started this process that this program could take its place.
+    /// Show the supervisor that started this process that this program can replace it.
     Preflight(Vec<OsString>),
 }
 
 /// Runs the program with these arguments (the first is its own name).
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     fault::point("main.starting");
-    // A limit on the size of files becomes an error that can be told; it would end the process, for
-    // instance when its log has become that long. Fails for no signal that can be caught.
+    // Exceeding a file size limit then gives an error that can be reported; otherwise it ends the
+    // process, for instance when the log is too long. Fails for no signal that can be caught.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
-    // Fails for a signal number that does not exist, and no other.
+    // Fails only for an invalid signal number.
     let _ = signals::keep_exit_statuses();
     let args: Vec<OsString> = args.into_iter().collect();
     if supervisor::is_resuming() {
-        // What is wrong with the arguments is a matter between this program and the one before it.
+        // Errors in the arguments concern only this program and the one that started it.
         return supervisor::resume(args);
     }
-    // The supervisor's processes live with signals blocked, as it started them; every other
-    // command takes them, whatever its parent had blocked, also while the configuration is read.
+    // The supervisor's processes run with signals blocked, as it started them; every other command
+    // unblocks them, whatever its parent had blocked, also while the configuration is read.
     let roles = [names::WORKER, names::ADMIN, names::PREFLIGHT];
     let role = args.get(1).and_then(|role| role.to_str());
     if !role.is_some_and(|role| roles.contains(&role)) {
-        // The mask is always a valid one.
+        // The mask is always valid.
         let _ = signals::unblock_all();
         supervisor::stop_while_starting();
     }
@@ -139,11 +137,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Reads arguments and environment, and the configuration file that they name.
+/// Parses the arguments and the environment, and the configuration file that they name.
 ///
 /// # Errors
 ///
-/// The first thing that is wrong with any of them.
+/// The first error in any of them.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -235,7 +233,7 @@ fn line_client(typed: &ArgMatches) -> client::Options {
     }
 }
 
-/// The command line of the server that may become this program.
+/// Returns the command line of the server that this program may replace.
 fn servers(preflight: &ArgMatches, args: &[OsString]) -> Vec<OsString> {
     let servers = preflight.get_many::<OsString>(names::SERVER_ARGS);
     let program = args.first().cloned().unwrap_or_default();
@@ -243,7 +241,7 @@ fn servers(preflight: &ArgMatches, args: &[OsString]) -> Vec<OsString> {
     [program].into_iter().chain(servers).collect()
 }
 
-/// What a command asks a running server for, if it is such a command.
+/// Returns a command's request to a running server, if it has one.
 fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
     match name {
         names::RELOAD => Some(Request::Reload(how(typed))),
@@ -264,7 +262,7 @@ fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
     }
 }
 
-/// How an operation is to be carried out.
+/// Returns the options of an operation.
 fn how(typed: &ArgMatches) -> Options {
     Options {
         wait: typed.get_flag(names::WAIT),
@@ -272,7 +270,7 @@ fn how(typed: &ArgMatches) -> Options {
     }
 }
 
-/// The control socket that is named, if one is.
+/// Returns the named control socket, if any.
 fn control(
     typed: &ArgMatches,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -283,7 +281,7 @@ fn control(
     }
 }
 
-/// How a status is to be shown.
+/// Returns how to show a status.
 fn shown(name: &str, typed: &ArgMatches) -> Shown {
     if name != names::STATUS {
         return Shown::default();
@@ -300,7 +298,7 @@ fn shown(name: &str, typed: &ArgMatches) -> Shown {
     }
 }
 
-/// The configuration that a server's arguments give now.
+/// Reads the current configuration from a server's arguments.
 fn settle(args: &[OsString]) -> Result<Config, String> {
     match parse(args.iter().cloned(), std::env::vars_os()) {
         Ok(Command::Serve(launch)) => Ok(launch.config),

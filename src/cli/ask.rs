@@ -1,4 +1,4 @@
-//! One request to a running server: its errors with their exit codes, and how a status is shown.
+//! One request to a running server: its errors with their exit codes, and the display of a status.
 
 use std::fmt;
 use std::io;
@@ -15,17 +15,17 @@ use uppercased_ctl::output::print;
 /// How a status is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shown {
-    /// For a machine.
+    /// As JSON.
     pub json: bool,
-    /// Again and again, so often.
+    /// Repeatedly, at this interval.
     pub watch: Option<Duration>,
-    /// Each socket on the ports, so many of them at most.
+    /// Each socket on the ports, up to this many.
     pub sockets: Option<usize>,
-    /// Whether a status is only to say if new clients are welcome.
+    /// Whether only the exit code is wanted: are new clients accepted?
     pub ready: bool,
 }
 
-/// Why there is no verdict.
+/// Why there is no result.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("cannot find a running server: no control socket in {}; name one with --control", joined(.0))]
@@ -39,7 +39,7 @@ pub(super) enum Error {
     Several(Vec<String>),
     #[error(transparent)]
     Ask(#[from] AskError),
-    /// Only for a status: a supervisor that lives has one at once.
+    /// Only for a status: a live supervisor replies at once.
     #[error(
         "cannot get the status within {within:?}: {}; the workers may still be serving",
         silence(*.server)
@@ -67,7 +67,7 @@ impl Error {
     }
 }
 
-/// Places that could not be looked at.
+/// Directories that could not be searched.
 #[derive(Debug)]
 pub(super) struct Barred(pub(super) Vec<(PathBuf, io::Error)>);
 
@@ -85,11 +85,11 @@ pub(super) fn negative(how: &str, cause: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// One look at a server.
+/// Requests one status from a server.
 pub(super) fn look(path: &std::path::Path, within: Duration) -> Result<Answer, Error> {
     match look::ask(path, Some(within)) {
         Err(AskError::TimedOut) => {
-            // The kernel makes the connection, whatever the server is doing.
+            // The kernel completes the connection, whatever the server is doing.
             let asked = Conversation::open(path, Some(within)).ok();
             let server = asked.and_then(|asked| asked.server());
             Err(Error::Silent { within, server })
@@ -98,7 +98,7 @@ pub(super) fn look(path: &std::path::Path, within: Duration) -> Result<Answer, E
     }
 }
 
-/// What there is to say of a supervisor that does not answer.
+/// Describes why a supervisor does not reply.
 fn silence(server: Option<i32>) -> String {
     match server {
         Some(pid) if is_stopped(pid) => {
@@ -109,10 +109,10 @@ fn silence(server: Option<i32>) -> String {
     }
 }
 
-/// Whether a signal or a debugger has stopped a process.
+/// Returns whether a signal or a debugger has stopped a process.
 fn is_stopped(pid: i32) -> bool {
     let told = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // Behind the name, which may have anything in it.
+    // After the name, which may contain any byte.
     let state = told.rsplit(')').next().unwrap_or_default().trim_start();
     state.starts_with(['T', 't'])
 }

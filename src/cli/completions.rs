@@ -1,8 +1,7 @@
-//! The command `completions`: what a shell needs to complete our command line.
+//! The command `completions`: scripts for shells to complete our command line.
 //!
-//! Invariant: it is made from the one definition of the command line, without the roles that only
-//! processes of ours play.
-//! Must not: know a command or a flag by name.
+//! Invariant: they are generated from the one definition of the command line, without the internal
+//! roles. Must not: know a command or a flag by name.
 
 use std::process::ExitCode;
 
@@ -15,7 +14,7 @@ use uppercased_ctl::output::print;
 
 const SHELL: &str = "shell";
 
-/// A shell that can be told how to complete.
+/// A supported shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shell {
     /// GNU Bourne-Again Shell.
@@ -46,7 +45,7 @@ impl Shell {
     }
 }
 
-/// What may be typed.
+/// Returns the definition of the command.
 pub(super) fn command() -> Command {
     let shells = PossibleValuesParser::new(Shell::ALL.map(Shell::name)).try_map(|typed| {
         let found = Shell::ALL.into_iter().find(|shell| shell.name() == typed);
@@ -79,8 +78,8 @@ pub(super) fn run(shell: Shell, command: Command) -> ExitCode {
     print(&script(shell, command))
 }
 
-/// Settings judge their values by themselves, so the definition does not know which words there
-/// are; a shell may.
+/// Adds the words that settings accept: their values are checked elsewhere, so the definition does
+/// not contain them.
 fn with_words(command: Command) -> Command {
     command.mut_args(|arg| {
         let setting = Setting::find(arg.get_id().as_str());

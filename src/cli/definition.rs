@@ -1,7 +1,7 @@
-//! What may be typed: commands, flags and help, the flags from the table of settings.
+//! The definition of commands, flags and help; the flags of settings come from their table.
 //!
 //! Invariant: the short help (`-h`) is at most 79 columns wide, and every command has an example.
-//! Must not: judge a value (the settings' own grammars do, for all sources alike).
+//! Must not: check a value (the settings' own grammars do, for all sources alike).
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -26,7 +26,7 @@ use uppercased_ctl::escape::visible;
 use uppercased_ctl::proxy_header::Version;
 use uppercased_ctl::status::Rotation;
 
-/// Narrower than a terminal usually is, so that help quoted in a mail does not wrap.
+/// Narrower than most terminals, so that help quoted in a mail does not wrap.
 const HELP_COLUMNS: usize = 79;
 
 const EXAMPLES: &str = "\
@@ -47,8 +47,8 @@ Every setting has one name in three forms: --idle-timeout 30s, in the
 environment UPPERCASED_IDLE_TIMEOUT=30s, in the file idle_timeout = \"30s\".
 Flags override the environment, and the environment overrides the file.";
 
-/// Returns the definition that these arguments are to be read with: one that knows a role only if
-/// that is what they ask for, so that no report of an error suggests one.
+/// Returns the definition to parse these arguments with. It includes a role only if they name it,
+/// so that no error report suggests one.
 pub(super) fn for_arguments(args: &[OsString]) -> Command {
     let role = args.get(1).and_then(|word| word.to_str());
     if role.is_some_and(|word| ROLES.contains(&word)) {
@@ -58,7 +58,7 @@ pub(super) fn for_arguments(args: &[OsString]) -> Command {
     }
 }
 
-/// Returns the command that these arguments name, as far as they name one.
+/// Returns the command named by these arguments, if any.
 pub(super) fn command_of(args: &[OsString]) -> String {
     let root = for_people();
     let (mut at, mut typed) = (&root, vec![PROGRAM]);
@@ -71,7 +71,7 @@ pub(super) fn command_of(args: &[OsString]) -> String {
     typed.join(" ")
 }
 
-/// The whole command line: what people type, and the roles, which are hidden.
+/// Returns the whole command line: the public commands, and the roles, which are hidden.
 pub(super) fn command() -> Command {
     let root = root()
         .subcommand(serve())
@@ -128,7 +128,7 @@ pub(super) fn command() -> Command {
     with_settings(root.subcommand(manual)).term_width(HELP_COLUMNS)
 }
 
-/// The command line without the roles: what is completed, and what has manual pages.
+/// Returns the command line without the roles, for completion and manual pages.
 pub(super) fn for_people() -> Command {
     let whole = command();
     let shown = whole.get_subcommands().filter(|one| !one.is_hide_set());
@@ -148,7 +148,7 @@ fn root() -> Command {
         .subcommand_help_heading("Commands")
 }
 
-/// What clap would report, had it noticed by itself.
+/// Returns the error that clap would report if it had detected it.
 pub(super) fn conflict(message: String) -> Error {
     refused(ErrorKind::ArgumentConflict, message)
 }
@@ -158,8 +158,8 @@ pub(super) fn refused(kind: ErrorKind, message: String) -> Error {
     mistyped(command().error(kind, message))
 }
 
-/// A report of clap's; which command was typed is known to whoever has the arguments. The words that
-/// were typed are made visible here, so that none of them looks like a line of the report.
+/// Returns an error report of clap's; the caller has the arguments, and so the command. The typed
+/// words are escaped here, so that none of them looks like a line of the report.
 pub(super) fn mistyped(mut report: clap::Error) -> Error {
     let words: Vec<_> = report
         .context()
@@ -375,7 +375,7 @@ fn stop() -> Command {
     )
 }
 
-/// A command for a running server.
+/// Defines a command to a running server.
 fn order(name: &'static str, about: &'static str) -> Command {
     Command::new(name).about(about).arg(control()).arg(
         Arg::new(TIMEOUT)
@@ -386,7 +386,7 @@ fn order(name: &'static str, about: &'static str) -> Command {
     )
 }
 
-/// A command for a running server that begins an operation.
+/// Defines a command to a running server that starts an operation.
 fn operation(name: &'static str, about: &'static str) -> Command {
     order(name, about).arg(
         Arg::new(WAIT)
@@ -412,7 +412,7 @@ fn operation(name: &'static str, about: &'static str) -> Command {
     )
 }
 
-/// The flag that names a server.
+/// Defines the flag that names a server.
 fn control() -> Arg {
     Arg::new(CONTROL)
         .long(CONTROL)
@@ -425,7 +425,7 @@ fn control() -> Arg {
         )
 }
 
-/// A whole number within bounds.
+/// Parses a whole number within bounds.
 fn whole<T>(text: &str, least: T, most: T) -> Result<T, String>
 where
     T: FromStr + PartialOrd + Display,
@@ -436,7 +436,7 @@ where
     }
 }
 
-/// Reads a number of workers, or a change of it.
+/// Parses a number of workers, or a change of it.
 fn number_of_workers(text: &str) -> Result<ScaleTo, String> {
     if text.starts_with(['+', '-']) {
         return text.parse().map_err(|_| {
@@ -447,7 +447,7 @@ fn number_of_workers(text: &str) -> Result<ScaleTo, String> {
     whole(text, config::WORKERS.least, config::WORKERS.most).map(ScaleTo::Exactly)
 }
 
-/// A length of time that is not zero.
+/// Parses a duration greater than zero.
 fn time(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(span) if !span.is_zero() => Ok(span),
@@ -456,7 +456,7 @@ fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A length of time in which a screen can be read, and a server looked at.
+/// Parses a refresh interval that suits readers and the server.
 fn interval(text: &str) -> Result<Duration, String> {
     time(text).and_then(|interval| {
         if interval < WATCH_INTERVAL_MIN {
@@ -467,7 +467,7 @@ fn interval(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// The list of signals, a line each.
+/// Returns the list of signals, one per line.
 fn signals() -> String {
     let lines = SIGNALS.map(|(signal, effect)| format!("  {signal:<5} {effect}\n"));
     format!("Signals to the supervisor:\n{}", lines.concat())
@@ -502,14 +502,14 @@ fn flag(setting: &'static Setting) -> Arg {
             setting.default
         ));
     if setting.is_switch() {
-        // The value takes an equals sign, else `--share-port serve` would be ambiguous.
+        // The value needs an equals sign, or `--share-port serve` would be ambiguous.
         flag.num_args(0..=1)
             .require_equals(true)
             .default_missing_value("true")
     } else if setting.is_list() {
         flag.action(ArgAction::Append)
     } else {
-        // `--workers -1` is a bad number, not an unknown flag -1.
+        // `--workers -1` is an invalid number, not an unknown flag -1.
         flag.allow_negative_numbers(true)
     }
 }

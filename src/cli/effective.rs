@@ -1,7 +1,7 @@
-//! What `check` prints: a verdict, or the effective configuration with each value's origin.
+//! The output of `check`: a result, or the effective configuration with each value's origin.
 //!
-//! Invariant: the effective configuration is a configuration file that means itself.
-//! Must not: write (the caller prints).
+//! Invariant: the effective configuration is a configuration file that gives the same
+//! configuration. Must not: write (the caller prints).
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -9,10 +9,10 @@ use std::path::Path;
 use crate::config::{Config, Origin, Origins};
 use uppercased_ctl::escape::visible;
 
-/// The column at which origins begin, if the values leave room.
+/// The column at which origins begin, if the values are short enough.
 const ORIGIN_COLUMN: usize = 36;
 
-/// One line for a valid configuration, and one for each thing that was ignored.
+/// Returns one line for a valid configuration, and one for each ignored input.
 pub(super) fn verdict(file: Option<&Path>, ignored: &[String]) -> String {
     let mut text = file.map_or_else(
         || "configuration is valid (no file)\n".to_owned(),
@@ -31,7 +31,7 @@ fn push_ignored(text: &mut String, comment: &str, ignored: &[String]) {
     }
 }
 
-/// The effective configuration as TOML, the origins as comments.
+/// Returns the effective configuration as TOML, with the origins as comments.
 pub(super) fn show(config: &Config, origins: &Origins, ignored: &[String]) -> String {
     let mut text = format!(
         "# Effective configuration of uppercased {}\n",
@@ -48,11 +48,11 @@ pub(super) fn show(config: &Config, origins: &Origins, ignored: &[String]) -> St
         let from_default = *origin == Origin::Default;
         let mut origin = origin.describe(setting);
         if from_default && shown != setting.default {
-            // What the machine made of it.
+            // The machine resolved this default.
             let _ = write!(origin, " ({})", setting.default);
         }
         let line = format!("{} = {}", setting.key(), setting.in_toml(&shown));
-        // A comment ends with its line, so a strange file name must not bring another.
+        // A comment ends at the end of its line, so a file name must not contain a line break.
         let origin = visible(&origin);
         let _ = writeln!(text, "{line:ORIGIN_COLUMN$}  # {origin}");
     }

@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use super::mistake;
 use crate::config;
 
-/// The error for arguments that give no command.
+/// Why the arguments give no command.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not what the command line accepts; also how help and version are asked for.
+    /// Rejected by the command line's definition; also how help and version are requested.
     #[error("{}", mistake::one_line(.report, .command))]
     Usage {
-        /// In clap's words.
+        /// Clap's error.
         report: Box<clap::Error>,
-        /// The command that was typed.
+        /// The command as typed.
         command: String,
     },
 
@@ -30,12 +30,12 @@ pub enum Error {
     ReadFile {
         /// The file, as it was named.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         why: io::Error,
     },
 
-    /// The configuration file could not be read a second time, or would be waited for.
+    /// The configuration file could not be read a second time, or would block.
     #[error(
         "cannot use the configuration file {}: it is a pipe or a socket, and every reload reads it \
          again; use a regular file", path.display()
@@ -45,7 +45,7 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// The configuration file is absurdly large.
+    /// The configuration file is too large.
     #[error(
         "cannot use the configuration file {}: it is larger than {} bytes; check the path",
         path.display(), config::CONFIG_FILE_MAX_BYTES
@@ -55,7 +55,7 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// The machine does not say what it allows.
+    /// The machine does not report its limits.
     #[error("cannot read the descriptor limit (RLIMIT_NOFILE): {0}")]
     DescriptorLimit(#[source] nix::Error),
 }

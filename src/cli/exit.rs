@@ -1,15 +1,15 @@
-//! What exit codes mean, command by command: one table for help, manual pages and documentation.
+//! The meaning of exit codes by command: one table for help, manual pages and documentation.
 //!
-//! Must not: end a process; each command ends itself, with one of these.
+//! Must not: end a process; each command exits by itself, with one of these.
 
 use clap::Command;
 
 use super::names::{self, BAD_INPUT};
 
-/// An exit code and what it says.
+/// An exit code and its meaning.
 pub(super) type Meaning = (u8, &'static str);
 
-/// What all commands have in common, in the words of the short help.
+/// Exit codes common to all commands, for the short help.
 pub(super) const COMMON: [Meaning; 3] = [
     (0, "done"),
     (1, "failure"),
@@ -79,7 +79,7 @@ const TEXT: &[Meaning] = &[
     (BAD_INPUT, "Bad usage."),
 ];
 
-/// The exit codes of a command; none if there is no such command.
+/// Returns the exit codes of a command; none for an unknown command.
 pub(super) fn meanings(command: &Command) -> &'static [Meaning] {
     let takes = |flag: &str| command.get_arguments().any(|arg| arg.get_id() == flag);
     match command.get_name() {
@@ -89,13 +89,13 @@ pub(super) fn meanings(command: &Command) -> &'static [Meaning] {
         names::BENCH => BENCH,
         names::COMPARE => COMPARE,
         names::MAN | names::COMPLETIONS => TEXT,
-        // Whoever asks a running server can name it.
+        // Every request to a running server can name it.
         _ if takes(names::CONTROL) => ORDER,
         _ => &[],
     }
 }
 
-/// Those of all commands, as help says them.
+/// Returns the common exit codes as help text.
 pub(super) fn in_short() -> String {
     let each = COMMON.map(|(code, meaning)| format!("{code} {meaning}"));
     format!("Exit codes: {}.", each.join(", "))

@@ -1,7 +1,7 @@
-//! Fetching what settings are made of: flags as typed, the environment, the file, the machine.
+//! Reads the sources of the configuration: flags, the environment, the file, the machine.
 //!
-//! Invariant: everything that configuration needs from outside is read here and nowhere else.
-//! Must not: bind, write, or decide (`config::resolve` does).
+//! Invariant: every external input of the configuration is read here and nowhere else. Must not:
+//! bind, write, or decide (`config::resolve` does).
 
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -24,17 +24,17 @@ use crate::config::{
 };
 use crate::sys::accounts;
 
-/// A configuration, and how it came about.
+/// A configuration and its sources.
 pub(super) struct Gathered {
     pub(super) config: Config,
     pub(super) origins: Origins,
     /// The configuration file, if one was named.
     pub(super) file: Option<PathBuf>,
-    /// What was ignored, and why: a line each.
+    /// Ignored input with the reason, one line each.
     pub(super) ignored: Vec<String>,
 }
 
-/// Settles flags (of the program and of its command), environment and file.
+/// Resolves flags (of the program and of its command), environment and file.
 pub(super) fn gather(
     typed: &[&ArgMatches],
     environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -86,7 +86,7 @@ pub(super) fn gather(
     })
 }
 
-/// The configuration file that is named; a flag wins over the environment.
+/// Returns the named configuration file; a flag overrides the environment.
 fn file_name(
     typed: &[&ArgMatches],
     environment: &[(OsString, OsString)],
@@ -102,12 +102,12 @@ fn file_name(
         return Ok(Some(path.clone()));
     }
     let mut variables = environment.iter();
-    // An empty one counts as unset, as those of settings do.
+    // An empty variable counts as unset, as for settings.
     let variable = variables.find(|(name, path)| name == CONFIG_VARIABLE && !path.is_empty());
     Ok(variable.map(|(_, path)| PathBuf::from(path)))
 }
 
-/// What the flags say about `setting`; a list may stand on both sides of the command.
+/// Returns the values of `setting` in the flags; a list may be given before and after the command.
 fn from_flags(
     setting: &'static Setting,
     typed: &[&ArgMatches],
@@ -141,8 +141,8 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
         path: PathBuf::from(path),
         why,
     };
-    // A pipe without a writer would hold the open, and one with a writer the read: for ever, and at a
-    // reload in the supervisor.
+    // A FIFO without a writer would block the open, one with a writer the read: indefinitely, and
+    // during a reload in the supervisor.
     let file = File::options()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -166,7 +166,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(contents)
 }
 
-/// Affinity and cgroup quota count. One, if the system does not say.
+/// Returns the CPUs by affinity and cgroup quota; one, if the system does not report them.
 fn usable_cpus() -> u16 {
     std::thread::available_parallelism()
         .map_or(1, |cpus| u16::try_from(cpus.get()).unwrap_or(u16::MAX))
@@ -179,8 +179,8 @@ fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Splits the addresses of a name that has IPv4 addresses, too: those to use, and the IPv6 addresses
-/// that this machine does not have. Images list `::1` as localhost where IPv6 is switched off.
+/// Splits the addresses of a name that also has IPv4 addresses: those to use, and the IPv6
+/// addresses that this machine lacks. Images list `::1` as localhost where IPv6 is disabled.
 fn without_absent_ipv6(
     found: Vec<SocketAddr>,
     is_absent: impl Fn(&SocketAddr) -> bool,
@@ -190,8 +190,8 @@ fn without_absent_ipv6(
     found.into_iter().partition(keep)
 }
 
-/// Whether no interface has the address, or the system does not speak its family. A UDP socket
-/// tells; it takes no port that anybody is served on.
+/// Returns whether no interface has the address, or its family is unsupported. Tested with a UDP
+/// socket, which uses no TCP port.
 fn is_absent(address: &SocketAddr) -> bool {
     let mut any_port = *address;
     any_port.set_port(0);
@@ -201,7 +201,7 @@ fn is_absent(address: &SocketAddr) -> bool {
     })
 }
 
-/// Adds the numbers of the user and the group that workers become.
+/// Adds the IDs of the user and the group that workers run as.
 fn look_up_accounts(config: &mut Config, origins: &Origins) -> Result<(), config::Error> {
     let refused = |key| {
         move |why: String| config::Error::Value {
@@ -226,8 +226,8 @@ fn look_up_accounts(config: &mut Config, origins: &Origins) -> Result<(), config
     Ok(())
 }
 
-/// Refuses limits that the machine does not have. The hard limit counts: the server raises the
-/// soft one to it when it starts.
+/// Rejects limits that exceed the machine's. The hard limit counts: the server raises the soft
+/// limit to it when it starts.
 fn check_descriptors(config: &Config) -> Result<(), Error> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(Error::DescriptorLimit)?;
     config::connection_limit(
@@ -257,7 +257,7 @@ mod tests {
         let (one, four) = ("[::1]:9", "127.0.0.1:9");
         assert_eq!(split(&[one, four], &[]), (2, vec![]));
         assert_eq!(split(&[one, four], &[one]), (1, addresses(&[one])));
-        // Nothing remains without it, so the error about it is the right answer.
+        // Without it no address is left, so its error is the right one.
         assert_eq!(split(&[one], &[one]), (1, vec![]));
         assert_eq!(split(&[one, four], &[four]), (2, vec![]));
     }

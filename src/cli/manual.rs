@@ -1,7 +1,7 @@
-//! The command `man`: manual pages, one printed or all written into a directory.
+//! The command `man`: prints one manual page, or writes all of them into a directory.
 //!
-//! Invariant: a page that cannot be written is one line on standard error and exit code 1.
-//! Must not: know what stands on a page (`page` does).
+//! Invariant: a failed write is one line on standard error and exit code 1. Must not: know the
+//! contents of a page (`page` does).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,17 +20,17 @@ mod page;
 const PAGE: &str = "command";
 const DIR: &str = "dir";
 
-/// Which pages are wanted, and where.
+/// The requested pages and their destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Manual {
     /// One page, on standard output: that of a command, of the configuration file, or of the
     /// program.
     Print(Option<String>),
-    /// All of them, as files in this directory, which is made if it is not there.
+    /// All of them, as files in this directory, which is created if missing.
     Write(PathBuf),
 }
 
-/// What may be typed, if `root` has all the other commands. Roles, which are hidden, have no page.
+/// Returns the command's definition, given `root` with all the others. Hidden roles have no page.
 pub(super) fn command(root: &Command) -> Command {
     let mut pages = Vec::new();
     for command in root.get_subcommands().filter(|one| !one.is_hide_set()) {

@@ -1,14 +1,14 @@
-//! What is told to whoever mistyped: clap's report in one line, where to look, and what other
-//! programs' words are called here.
+//! Error reports for invalid command lines: clap's report in one line, a pointer to help, and the
+//! name here for terms of other programs.
 //!
-//! Invariant: one line, whatever was typed. Must not: decide what is accepted.
+//! Invariant: one line for any input. Must not: decide what is accepted.
 
 use clap::error::{ContextKind, ContextValue};
 
 use super::names::{self, PROGRAM};
 use uppercased_ctl::escape::visible;
 
-/// Words that people bring along from other programs, and what does that here.
+/// Terms of other programs, and their equivalents here.
 const ELSEWHERE: &[(&[&str], &str)] = &[
     (
         &["start", "run"],
@@ -60,7 +60,7 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     ),
 ];
 
-/// Clap's report without its decoration: message and tips, and where to look.
+/// Returns clap's report without its decoration: message and tips, and where to find help.
 pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
     let text = error.to_string();
     let mut parts = text
@@ -72,7 +72,7 @@ pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
         .map(|line| line.strip_prefix("tip: ").unwrap_or(line));
     let mut said = parts.next().unwrap_or_default().to_owned();
     if let Some(meant) = meant(error, command) {
-        // What looks alike is no tip for a word that is known.
+        // A similar word is not a useful tip for a term with a known equivalent.
         said.push_str("; ");
         said.push_str(meant);
     } else {
@@ -84,7 +84,7 @@ pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
     visible(&format!("{said}; see `{command} --help`"))
 }
 
-/// What the unknown word does elsewhere, if that is known. Flags are the server's.
+/// Returns the equivalent of the unknown word, if known. Flags are the server's.
 fn meant(error: &clap::Error, command: &str) -> Option<&'static str> {
     let unknown = |kind| match error.get(kind) {
         Some(ContextValue::String(word)) => Some(word.as_str()),
@@ -150,7 +150,7 @@ mod tests {
                 assert!(!line.contains(role), "{line}");
             }
         }
-        // Behind a flag it is no role, either.
+        // After a flag it is not a role either.
         assert!(told(&["--pin", "worker"]).starts_with("unrecognized subcommand 'worker'"));
     }
 
@@ -163,7 +163,7 @@ mod tests {
                 assert!(!line.contains('\n'), "{line}");
             }
         }
-        // Where a flag is no server's it means something else.
+        // Where a flag is not the server's it has another meaning.
         assert!(!told(&["status", "-n"]).contains("--workers"));
     }
 

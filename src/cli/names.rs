@@ -5,20 +5,20 @@ pub const BAD_INPUT: u8 = 2;
 
 /// The program.
 pub(super) const PROGRAM: &str = "uppercased";
-/// Start the server; also what happens without a command.
+/// Starts the server; the default command.
 pub(super) const SERVE: &str = "serve";
-/// Validate, bind nothing.
+/// Validates the configuration, binds nothing.
 pub(super) const CHECK: &str = "check";
-/// Talk to a server.
+/// Connects to a server.
 pub(super) const CLIENT: &str = "client";
-/// Measure a server.
+/// Measures a server.
 pub(super) const BENCH: &str = "bench";
-/// Compare measurements, below `bench`.
+/// Compares measurements, below `bench`.
 pub(super) const COMPARE: &str = "compare";
-/// The role in which a measurement starts more processes.
+/// Role of additional benchmark processes.
 #[cfg(feature = "bench")]
 pub(super) const BENCH_PART: &str = uppercased_bench::PART;
-/// Orders to a running server.
+/// Commands to a running server.
 pub(super) const RELOAD: &str = "reload";
 pub(super) const UPGRADE: &str = "upgrade";
 pub(super) const SCALE: &str = "scale";
@@ -26,17 +26,17 @@ pub(super) const CANCEL: &str = "cancel";
 pub(super) const ROTATION: &str = "rotation";
 pub(super) const STATUS: &str = "status";
 pub(super) const STOP: &str = "stop";
-/// Watch a running server on a terminal.
+/// Watches a running server on a terminal.
 pub(super) const TOP: &str = "top";
-/// The role in which the supervisor starts its workers.
+/// Role of workers.
 pub(super) const WORKER: &str = "worker";
-/// The role in which the supervisor shows health and metrics.
+/// Role of the admin endpoint.
 pub(super) const ADMIN: &str = "admin";
-/// `admin`: the process number of that supervisor.
+/// `admin`: the process ID of that supervisor.
 pub(super) const SUPERVISOR: &str = "supervisor";
-/// The role in which the supervisor tries a new program before it becomes that.
+/// Role of a new program that is checked before an upgrade.
 pub(super) const PREFLIGHT: &str = "preflight";
-/// The roles in which the program starts itself: hidden from people.
+/// The roles in which the program starts itself; hidden from users.
 pub(super) const ROLES: &[&str] = &[
     WORKER,
     ADMIN,
@@ -55,39 +55,39 @@ pub(super) const PRINT: &str = "print";
 pub(super) const TARGET: &str = "target";
 /// `client`: the PROXY header to begin with.
 pub(super) const PROXY_PROTOCOL: &str = "proxy-protocol";
-/// Orders: the socket of the server that is meant.
+/// Commands: the control socket of the server.
 pub(super) const CONTROL: &str = "control";
-/// Orders: how long to wait for the verdict.
+/// Commands: timeout for the result.
 pub(super) const TIMEOUT: &str = "timeout";
-/// Operations: wait for their turn.
+/// Operations: wait in the queue.
 pub(super) const WAIT: &str = "wait";
-/// Operations: let connections that cannot move be closed.
+/// Operations: allow connections that cannot migrate to be closed.
 pub(super) const DRAIN: &str = "drain";
-/// `scale`: how many there are to be.
+/// `scale`: target number of workers.
 pub(super) const WORKERS: &str = "workers";
-/// `rotation`: in or out of it.
+/// `rotation`: in or out.
 pub(super) const TO: &str = "to";
-/// `status`: for machines.
+/// `status`: JSON output.
 pub(super) const JSON: &str = "json";
-/// `status`: again and again.
+/// `status`: repeat at an interval.
 pub(super) const WATCH: &str = "watch";
-/// `status`: each socket on the ports.
+/// `status`: list each socket on the ports.
 pub(super) const SOCKETS: &str = "sockets";
-/// `top`: how often.
+/// `top`: refresh interval.
 #[cfg(feature = "top")]
 pub(super) const EVERY: &str = "every";
-/// `status --sockets`: how many of them.
+/// `status --sockets`: maximum number of them.
 pub(super) const LIMIT: &str = "limit";
-/// `status`: only whether the server wants new clients, as an exit code.
+/// `status`: only the exit code: are new clients accepted?
 pub(super) const READY: &str = "ready";
-/// `preflight`: the arguments of the server that may become this program.
+/// `preflight`: the arguments of the server that this program may replace.
 pub(super) const SERVER_ARGS: &str = "args";
 /// The command.
 pub(super) const COMPLETIONS: &str = "completions";
 /// The command.
 pub(super) const MAN: &str = "man";
 
-/// Every signal with an effect on the supervisor, and the effect.
+/// Every signal that the supervisor handles, and its effect.
 pub(super) const SIGNALS: [(&str, &str); 9] = [
     ("TERM", "stop gracefully; a second one stops at once"),
     ("INT", "same as TERM (Ctrl-C)"),

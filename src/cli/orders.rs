@@ -1,9 +1,9 @@
-//! Orders to a running server: which one is meant, what it answers, and the exit code.
+//! Commands to a running server: finding the server, its replies, and the exit code.
 //!
-//! Invariants: the exit code is 0 only if the server did what was asked; 2 if no server could be
-//! asked (nothing has happened then), 1 for everything else. Progress goes to standard error, the
-//! verdict to standard output, one line each, whatever texts a server sends.
-//! Must not: know how a server carries an order out.
+//! Invariants: the exit code is 0 only if the server completed the request; 2 if no server could be
+//! reached (nothing has happened then), 1 for everything else. Progress goes to standard error, the
+//! result to standard output, one line each, whatever texts a server sends. Must not: know how a
+//! server carries out a command.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -24,23 +24,23 @@ use uppercased_ctl::look::Answer;
 use uppercased_ctl::output::print;
 use uppercased_ctl::stderr::{self, complain};
 
-/// What a running server is asked for, and how.
+/// A request to a running server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// What.
+    /// The request.
     pub request: Request,
-    /// The control socket of the server; `None`: the one that runs.
+    /// The control socket of the server; `None`: the only one that runs.
     pub control: Option<PathBuf>,
-    /// How long the verdict may take; `None`: as long as it takes.
+    /// Timeout for the result; `None`: none.
     pub timeout: Option<Duration>,
     /// How a status is shown.
     pub shown: Shown,
 }
 
-/// How long each of several servers has to say where it listens.
+/// Timeout for each of several servers to report its address.
 const ADDRESSES_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Gives the order and waits for the verdict.
+/// Sends the command and waits for the result.
 pub(super) fn run(order: &Order) -> ExitCode {
     match carry_out(order) {
         Ok(code) => code,
@@ -69,8 +69,8 @@ pub(super) fn watch(options: &top::Options) -> ExitCode {
     }
 }
 
-/// The socket that the environment names. The variable is the server's setting: what is valid
-/// there is valid here.
+/// Returns the socket named by the environment. The variable is the server's setting, with the same
+/// valid values.
 pub(super) fn named_in(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Option<PathBuf>, config::Error> {
@@ -122,8 +122,8 @@ fn carry_out(order: &Order) -> Result<ExitCode, Error> {
     }
 }
 
-/// The end of the connection is the end of the server; before the server has said that it stops,
-/// it is only the end of the connection.
+/// Stops the server. The end of the connection is the end of the server only after the server has
+/// reported that it stops.
 fn stop(path: &std::path::Path, timeout: Option<Duration>) -> Result<ExitCode, Error> {
     let mut server = Conversation::open(path, timeout)?;
     server.ask(&Request::Stop)?;
@@ -148,11 +148,11 @@ fn stop(path: &std::path::Path, timeout: Option<Duration>) -> Result<ExitCode, E
 }
 
 fn tell(progress: &str) {
-    // It is a courtesy; the verdict counts.
+    // Best effort; the result counts.
     stderr::say(progress);
 }
 
-/// For whoever sends clients here: the admin endpoint's `/readyz` as an exit code.
+/// Reports, like the admin endpoint's `/readyz`, whether to send clients here, as an exit code.
 fn readiness(path: &std::path::Path, within: Duration) -> Result<ExitCode, Error> {
     match look(path, within)? {
         Answer::Status(status, _) => Ok(match status.unready() {
@@ -165,7 +165,7 @@ fn readiness(path: &std::path::Path, within: Duration) -> Result<ExitCode, Error
     }
 }
 
-/// The socket of the one server that runs.
+/// Returns the socket of the only running server.
 fn the_only_one() -> Result<PathBuf, Error> {
     let places = Surroundings::here().searched();
     let Found { running, barred } = client::find(&places);
@@ -177,7 +177,7 @@ fn the_only_one() -> Result<PathBuf, Error> {
     }
 }
 
-/// One of several servers, so that a person can tell it from the others.
+/// Describes one of several servers, so that a user can tell them apart.
 fn introduced(server: &Candidate) -> String {
     let Candidate { pid, path } = server;
     let asked = client::ask(path, &Request::Status, Some(ADDRESSES_TIMEOUT), |_| {});

@@ -54,7 +54,7 @@ fn flags_may_precede_or_follow_command() {
     assert_eq!((config.workers, config.backlog), (3, Some(7)));
     let twice = parsed(&["--workers", "3", "serve", "--workers", "4"]).unwrap_err();
     assert!(twice.contains("--workers"), "{twice}");
-    // What has no configuration takes no setting.
+    // Commands without a configuration accept no settings.
     for role in ["client", "worker", "reload", "upgrade", "status", "stop"] {
         assert!(parsed(&["--workers", "3", role]).is_err(), "{role}");
     }
@@ -195,7 +195,7 @@ fn launch_survives_round_trip() {
     std::fs::write(file.path(), "workers = 5\nwrokers = 1\n").unwrap();
     let why = settle(&launch.args).unwrap_err();
     assert!(why.contains(":2: ") && !why.contains('\n'), "{why}");
-    // A pipe would keep whoever reads it waiting: here the supervisor.
+    // A FIFO would block its reader: here the supervisor.
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();

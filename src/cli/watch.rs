@@ -27,7 +27,7 @@ use uppercased_ctl::output::{self, print};
 use uppercased_ctl::status::{Look, SocketStatus, Sockets};
 use uppercased_ctl::stderr::complain;
 
-/// One look, or the reason why there is none.
+/// One sample, or the reason why there is none.
 enum Seen {
     Look(Box<Look>),
     Refused(String),
@@ -40,7 +40,7 @@ pub(super) fn status(path: &Path, shown: Shown, within: Duration) -> Result<Exit
         return watch(path, shown, within, every);
     }
     if !shown.json && shown.sockets.is_none() {
-        // What else it may answer it answers again.
+        // Another kind of reply would only be repeated.
         if let Answer::Status(status, _) = look(path, within)? {
             looker.compare_with(*status);
             rest_until(clock::now() + STATUS_RATES_SPAN);
@@ -98,7 +98,7 @@ fn watch(path: &Path, shown: Shown, within: Duration, every: Duration) -> Result
     }
 }
 
-/// The next of the times that are `every` apart, leaving out those that have passed.
+/// Returns the next time at a multiple of `every` after `last`, skipping those that have passed.
 fn following(last: Tick, every: Duration, now: Tick) -> Tick {
     let late = now.since(last).as_nanos() / every.as_nanos().max(1);
     let steps = u32::try_from(late).unwrap_or(u32::MAX - 1) + 1;
@@ -112,17 +112,17 @@ fn end_at_once_on_interrupt() -> io::Result<()> {
     Ok(())
 }
 
-/// Waits; false if nobody reads what is printed any more.
+/// Waits; returns false if the reader of the output is gone.
 fn rest_until(until: Tick) -> bool {
     loop {
         let left = until.since(clock::now());
         if left.is_zero() {
             return true;
         }
-        // Rounded up, so that the last millisecond is waited for and not spun through.
+        // Rounded up, so that the last millisecond is waited for and not busy-polled.
         let left = left + Duration::from_micros(999);
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        // Without an event that is asked for, only the reader's end is reported.
+        // Without a requested event only the closing of the reader is reported.
         let mut reader = [PollFd::new(output::stdout(), PollFlags::empty())];
         match poll(&mut reader, timeout) {
             Ok(0) | Err(Errno::EINTR) => {}
@@ -141,7 +141,7 @@ fn json(look: &Look) -> Result<String, Error> {
     Ok(line + "\n")
 }
 
-/// A line for each socket, for `grep`; so one that is wider than a terminal is not cut.
+/// Prints a line per socket, for `grep`; so a line wider than the terminal is not cut.
 fn print_sockets(sockets: &Sockets) -> ExitCode {
     if let Some(why) = &sockets.unknown {
         complain(&format!("cannot list the sockets: {why}"));
@@ -185,7 +185,7 @@ fn owner(socket: &SocketStatus) -> String {
         (None, Some(pid), program) => {
             format!("pid {pid} ({})", program.as_deref().unwrap_or("?"))
         }
-        // Nobody has it: it is not accepted yet, or not closed yet by the kernel.
+        // Owned by no process: not accepted yet, or not closed yet by the kernel.
         (None, None, _) if socket.inode == 0 => "-".to_owned(),
         (None, None, _) => "?".to_owned(),
     }

@@ -55,16 +55,16 @@ fn help_fits_terminal_and_names_every_setting() {
     }
 }
 
-/// The longest first line of a help text, without a setting's default.
+/// Maximum length of a help text's first line, without a setting's default.
 const HELP_LINE_MAX: usize = 70;
 
-/// Verbs that begin the help of a command.
+/// Verbs that may begin a command's help.
 const IMPERATIVES: [&str; 16] = [
     "Cancel", "Change", "Check", "Compare", "Measure", "Print", "Reload", "Replace", "Run", "Send",
     "Serve", "Show", "Start", "Stop", "Take", "Validate",
 ];
 
-/// Phrases that `--help` had and is not to have again.
+/// Phrases removed from `--help` that must not return.
 const BANNED: [&str; 12] = [
     "so long",
     "so many",
@@ -133,7 +133,7 @@ fn roles_are_exactly_the_hidden_commands() {
 
 const REFERENCE: &str = include_str!("../../../docs/reference.md");
 
-/// Where the flags of a command have to be explained.
+/// Where the flags of a command must be documented.
 fn page_of(command: &str) -> &'static str {
     match command {
         BENCH => include_str!("../../../docs/bench.md"),
@@ -142,7 +142,7 @@ fn page_of(command: &str) -> &'static str {
     }
 }
 
-/// The words of each piece of code on a page.
+/// The words of each code span on a page.
 fn in_code(page: &str) -> impl Iterator<Item = impl Iterator<Item = &str>> {
     let codes = page.split('`').skip(1).step_by(2);
     codes.map(|code| code.split([' ', '=']))
@@ -178,7 +178,7 @@ fn supervisor_handles_listed_signals() {
     let mut handled: Vec<String> = handled
         .map(|signal| nix::sys::signal::Signal::try_from(*signal).unwrap())
         .map(|signal| signal.as_str().to_owned())
-        // Nobody handles it; what it does to the workers is our doing all the same.
+        // Not handled by the server, but what it does to the workers is.
         .chain(["SIGKILL".to_owned()])
         .collect();
     handled.sort();
@@ -225,13 +225,13 @@ fn table_of_bench() -> String {
         let words: Vec<&str> = words.iter().map(|word| word.get_name()).collect();
         let words = match words.as_slice() {
             [] => String::new(),
-            // That of a switch.
+            // The value of a switch.
             ["true", "false"] => String::new(),
             words => format!(": `{}`", words.join("`, `")),
         };
         let help = flag.get_help().unwrap();
         let row = format!("| {short}`{long}{value}` | {help}{words} |\n");
-        // In a table a bar would begin the next cell, also in code.
+        // In a table a bar would begin the next cell, even in code.
         table += &row.replace("N|ADDR", "N\\|ADDR");
     }
     table

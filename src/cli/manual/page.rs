@@ -1,9 +1,7 @@
-//! Manual pages as text: what the definition of the command line says, and the sections that it
-//! does not know.
+//! Manual pages as text: generated from the definition of the command line, plus other sections.
 //!
 //! Invariants: options, notes and examples come from the definition, settings from their table,
-//! signals and exit codes from theirs; nothing is said here a second time.
-//! Must not: write.
+//! signals and exit codes from theirs; nothing is repeated here. Must not: write.
 
 use clap::Command;
 use clap_mangen::Man;
@@ -78,20 +76,20 @@ const FILES: &[(&str, &str)] = &[
 pub(super) struct Page {
     /// Its name: `uppercased-reload`.
     pub(super) title: String,
-    /// The section of the manual that it belongs to.
+    /// Its section of the manual.
     section: &'static str,
-    /// What stands on it, for `troff`.
+    /// Its contents, for `troff`.
     pub(super) text: String,
 }
 
 impl Page {
-    /// What its file is called: `uppercased-reload.1`.
+    /// Returns its file name: `uppercased-reload.1`.
     pub(super) fn file_name(&self) -> String {
         format!("{}.{}", self.title, self.section)
     }
 }
 
-/// The name of the page that is asked for by this word; without one it is the program's.
+/// Returns the name of the page for this word; without a word, the program's page.
 pub(super) fn title(word: Option<&str>) -> String {
     match word {
         None => names::PROGRAM.to_owned(),
@@ -100,7 +98,7 @@ pub(super) fn title(word: Option<&str>) -> String {
     }
 }
 
-/// Every page: the program's, one for each of its commands, and the configuration file's.
+/// Returns every page: the program's, one per command, and the configuration file's.
 pub(super) fn all(root: Command) -> Vec<Page> {
     let mut root = root.disable_help_subcommand(true);
     root.build();
@@ -126,7 +124,7 @@ fn collect(command: &Command, into: &mut Vec<Command>) {
     }
 }
 
-/// `uppercased-bench-compare`: clap names a command so when it has built it.
+/// Returns a title such as `uppercased-bench-compare`, clap's name for a command after building it.
 fn page_title(command: &Command) -> String {
     let name = command.get_display_name();
     name.unwrap_or_else(|| command.get_name()).to_owned()
@@ -166,7 +164,7 @@ fn is_root(command: &Command) -> bool {
     command.get_name() == names::PROGRAM
 }
 
-/// What the command is for, and what its help has to say besides.
+/// Adds the purpose of the command, and the rest of its help.
 fn description(roff: &mut Roff, command: &Command, help: &[Block]) {
     roff.control("SH", ["DESCRIPTION"]);
     let said = match command.get_about() {
@@ -183,14 +181,14 @@ fn description(roff: &mut Roff, command: &Command, help: &[Block]) {
     }
 }
 
-/// The headed parts of a help that are wanted, each as a section.
+/// Adds the given headed parts of a help, each as a section.
 fn headed(roff: &mut Roff, help: &[Block], wanted: fn(&str) -> bool) {
     for block in help {
         let Some(heading) = block.heading.as_deref().filter(|it| wanted(it)) else {
             continue;
         };
         let heading = if is_example(heading) {
-            // Also where there is one only.
+            // Even if there is only one.
             "EXAMPLES".to_owned()
         } else {
             heading.to_uppercase()
@@ -200,7 +198,7 @@ fn headed(roff: &mut Roff, help: &[Block], wanted: fn(&str) -> bool) {
     }
 }
 
-/// The page of the configuration file, from the table of settings.
+/// Returns the page of the configuration file, from the table of settings.
 fn of_file(root: &Command) -> String {
     let mut page = Text::begin(FILE, "5", "File Formats");
     page.own(|roff| {
@@ -280,7 +278,7 @@ fn environment(roff: &mut Roff, command: &Command) {
     let variables = if is_root(command) {
         VARIABLES
     } else if takes(command, names::CONFIG) {
-        // The rest is where the control socket is and what the log looks like: of no use here.
+        // The rest is the control socket and the log format, which do not matter here.
         &VARIABLES[..2]
     } else if takes(command, names::CONTROL) {
         VARIABLES_OF_ORDERS
@@ -290,7 +288,8 @@ fn environment(roff: &mut Roff, command: &Command) {
     list(roff, "ENVIRONMENT", variables.iter().copied());
 }
 
-/// The pages that belong to a command's: of all commands that it is below, of those below it, and
+/// Returns the pages related to a command's: its ancestors, its subcommands, and the configuration
+/// file if it reads that.
 /// of the file if it reads that.
 fn neighbours(command: &Command) -> Vec<String> {
     let own = page_title(command);
@@ -312,13 +311,13 @@ fn takes(command: &Command, flag: &str) -> bool {
 
 fn see_also(roff: &mut Roff, pages: &[String]) {
     roff.control("SH", ["SEE ALSO"]);
-    // Names are not to be hyphenated, nor pulled apart.
+    // Names must not be hyphenated or broken.
     roff.control("nh", []);
     roff.control("ad", ["l"]);
     roff.text([roman(pages.join(", "))]);
 }
 
-/// A section of names with what they mean.
+/// Adds a section of names with their meaning.
 fn list<'a>(roff: &mut Roff, heading: &str, entries: impl Iterator<Item = (&'a str, &'a str)>) {
     roff.control("SH", [heading]);
     for (name, meaning) in entries {
@@ -328,7 +327,7 @@ fn list<'a>(roff: &mut Roff, heading: &str, entries: impl Iterator<Item = (&'a s
     }
 }
 
-/// Lines that stay as they are, indented.
+/// Adds verbatim lines, indented.
 fn verbatim(roff: &mut Roff, lines: &[String]) {
     roff.control("nf", []);
     for line in lines {
@@ -348,7 +347,7 @@ fn is_example(heading: &str) -> bool {
     heading.starts_with("Example")
 }
 
-/// The parts of a closing help. Exit codes have a section of their own, from their table.
+/// Splits a closing help into parts. Exit codes have a section of their own, from their table.
 fn blocks(help: &str) -> Vec<Block> {
     let parts = help
         .split("\n\n")
@@ -365,36 +364,36 @@ fn blocks(help: &str) -> Vec<Block> {
     parts.map(block).collect()
 }
 
-/// A page while it is written.
+/// A page under construction.
 struct Text(String);
 
 impl Text {
     fn begin(title: &str, section: &str, manual: &str) -> Self {
         let version = format!("{} {}", names::PROGRAM, env!("CARGO_PKG_VERSION"));
         let mut roff = Roff::new();
-        // A page that is built twice is the same twice, so it has no date; an argument that is
-        // left out would have to be quoted.
+        // Builds are reproducible, so a page has no date; an omitted argument would have to be
+        // quoted.
         let title = title.to_uppercase();
         roff.control("TH", [&title, section, "\"\"", &version, manual]);
         Self(roff.render())
     }
 
-    /// Adds sections of ours.
+    /// Adds sections written here.
     fn own(&mut self, write: impl FnOnce(&mut Roff)) {
         let mut roff = Roff::new();
         write(&mut roff);
         self.append(&roff.render());
     }
 
-    /// Adds a section that the definition says by itself.
+    /// Adds a section that clap renders.
     fn add(&mut self, render: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>) {
         let mut section = Vec::new();
         render(&mut section).expect("invariant: memory takes what is written to it");
         self.append(&String::from_utf8_lossy(&section));
     }
 
-    /// Every section comes with the same preamble, and the page has it already. An empty line
-    /// between others is no request, and formatters frown on it, as on breaks before and after one.
+    /// Removes the preamble that every rendered section repeats, and empty lines, which formatters
+    /// warn about, as they do about breaks before and after a section.
     fn append(&mut self, section: &str) {
         let preamble = Roff::new().render();
         let section = section.strip_prefix(&preamble).unwrap_or(section);
