@@ -5,10 +5,9 @@
 //! upper-case of what was sent. Memory is bounded whatever the length: input waits while
 //! 4 MiB are unanswered.
 //!
-//! Files: `connect` finds the server, `exchange` keeps the account (pure), `session` moves the
-//! bytes.
+//! Files: `connect` finds the server, `exchange` tracks the bytes (pure), `session` moves them.
 //!
-//! What it must not do: share code with the server's transformation, which it is a check on.
+//! It must not share code with the server's transformation, which it checks.
 
 mod connect;
 mod error;
@@ -26,21 +25,20 @@ use self::connect::connect;
 use self::error::Error;
 use self::session::Session;
 
-/// What the client is asked to do.
+/// The client's parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// `HOST:PORT`: a name, an IPv4 address or an IPv6 address in brackets, and a port.
     pub target: String,
-    /// The version of the PROXY header to begin with, as a load balancer would; it names this
-    /// client's own address. `None`: none.
+    /// The version of the PROXY header to send first, as a load balancer would, with this client's
+    /// own address; `None`: no header.
     pub proxy_header: Option<proxy_header::Version>,
 }
 
 /// Runs the client on this process's standard input and output.
 ///
-/// What goes wrong is printed to standard error, as one line. The code is 0 if every byte came
-/// back and was the upper-case of what was sent, 2 if the address cannot be read, and 1
-/// otherwise.
+/// An error is printed to standard error, as one line. The exit code is 0 if every byte came back
+/// in upper case, 2 if the address is invalid, and 1 otherwise.
 pub fn run(options: Options) -> ExitCode {
     match converse(&options) {
         Ok(()) => ExitCode::SUCCESS,
@@ -64,7 +62,7 @@ fn converse(options: &Options) -> Result<(), Error> {
         let local = stream.local_addr().map_err(Error::Socket)?;
         let peer = stream.peer_addr().map_err(Error::Socket)?;
         let header = proxy_header::encode(version, local, peer);
-        // It fits any socket buffer, so nobody waits here.
+        // It fits any socket buffer, so the write cannot block.
         stream.write_all(&header).map_err(|source| Error::Broken {
             source,
             answered: 0,

@@ -9,18 +9,18 @@ use thiserror::Error;
 
 use uppercased_ctl::target::{Target, refuse_self};
 
-/// How long one address may take to answer; a name may have several, tried in turn.
+/// Connect timeout of one address; a name may have several, tried in turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why there is no connection.
+/// Why the connection failed.
 #[derive(Debug, Error)]
 pub(super) enum Unreachable {
-    /// The name has no address, or nobody could be asked.
+    /// The name has no address, or no name server could be reached.
     #[error("cannot resolve {host}: {source}; check the spelling, or use an IP address")]
     Resolve {
         /// The name.
         host: String,
-        /// What the resolver said.
+        /// The resolver's error.
         source: io::Error,
     },
     /// No address of the name could be connected to.
@@ -30,18 +30,18 @@ pub(super) enum Unreachable {
         advice(attempts)
     )]
     Connect {
-        /// What was typed.
+        /// The target as typed.
         target: Target,
-        /// Every address that was tried and why it failed; empty if the name has none.
+        /// Every address that was tried, with the error; empty if the name has none.
         attempts: Vec<(SocketAddr, io::Error)>,
     },
 }
 
-/// Connects to the first address of `target` that answers, each given 10 s.
+/// Connects to the first address of `target` that accepts, each with a timeout of 10 s.
 ///
 /// # Errors
 ///
-/// The name is not known, or no address of it answered.
+/// The name is unknown, or no address of it accepted.
 pub(super) fn connect(target: &Target) -> Result<TcpStream, Unreachable> {
     let addresses = target.resolve().map_err(|source| Unreachable::Resolve {
         host: target.host().to_owned(),
@@ -49,7 +49,7 @@ pub(super) fn connect(target: &Target) -> Result<TcpStream, Unreachable> {
     })?;
     let mut attempts: Vec<(SocketAddr, io::Error)> = Vec::new();
     for address in addresses {
-        // A hosts file that names an address twice is no reason to wait for it twice.
+        // An address listed twice in a hosts file is tried once.
         if attempts.iter().any(|(tried, _)| *tried == address) {
             continue;
         }
@@ -64,7 +64,7 @@ pub(super) fn connect(target: &Target) -> Result<TcpStream, Unreachable> {
     })
 }
 
-/// What went wrong at each address; the address is named only where it is news.
+/// Lists the error of each address; the address is named only if it differs from what was typed.
 fn describe(target: &Target, attempts: &[(SocketAddr, io::Error)]) -> String {
     let reasons: Vec<String> = attempts
         .iter()
@@ -88,7 +88,7 @@ fn describe(target: &Target, attempts: &[(SocketAddr, io::Error)]) -> String {
     }
 }
 
-/// The system's words for an error, without its number.
+/// Returns the system's text for an error, without its number.
 pub(super) fn describe_io(error: &io::Error) -> String {
     error.raw_os_error().map_or_else(
         || error.to_string(),

@@ -60,7 +60,7 @@ impl Error {
         }
     }
 
-    /// True for an error that is not printed.
+    /// Returns true for an error that is not printed.
     pub(super) fn is_quiet(&self) -> bool {
         matches!(self, Self::OutputClosed)
     }
@@ -69,7 +69,7 @@ impl Error {
 /// Describes the error that ended a connection.
 fn describe_break(error: &io::Error) -> String {
     match error.kind() {
-        // Our own half-close comes after the last send, so a broken pipe is the server's doing.
+        // Our own half-close comes after the last send, so a broken pipe comes from the server.
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
             "the server reset the connection".to_owned()
         }

@@ -1,25 +1,25 @@
-//! The account of one conversation: what was taken from the input, what of it was sent, what of
-//! that was answered, and whether every answer was right.
+//! Tracks one conversation: bytes read from the input, sent and answered, and whether every answer
+//! was correct.
 //!
-//! The three counts are positions in one stream of bytes, and the bytes between them live in one
-//! ring of fixed size, so a byte is copied only by the kernel: read into the ring, sent from it,
+//! The three counts are positions in one stream of bytes. The bytes between them are in one ring
+//! buffer of fixed size, so only the kernel copies a byte: read into the ring, sent from it,
 //! compared in it.
 //!
 //! Invariants: `answered <= sent <= taken <= answered + window`. A byte between `answered` and
 //! `sent` is stored as the answer it must get, one between `sent` and `taken` as it was read.
 //!
-//! What it must not do: touch a descriptor, grow, or trust the server.
+//! It must not touch a descriptor, grow, or trust the server.
 
 use thiserror::Error;
 
-/// Bytes that one read takes from the input, at most.
+/// Maximum bytes of one read from the input.
 pub(super) const READ_BYTES: usize = 64 * 1024;
 
-/// Bytes that may be unanswered before the input is left waiting: what a transfer of any length
-/// costs in memory, and what 40 MB/s need on a path with a round trip of 100 ms.
+/// Maximum unanswered bytes, after which reading pauses: the memory for a transfer of any length,
+/// and enough for 40 MB/s on a path with a round trip of 100 ms.
 pub(super) const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 
-/// What was wrong with the answers. Offsets count bytes of the conversation from 0.
+/// A wrong answer. Offsets count bytes of the conversation from 0.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub(super) enum Fault {
     /// The answer to one byte was not its upper-case.
@@ -28,11 +28,11 @@ pub(super) enum Fault {
          is an uppercased server"
     )]
     WrongByte {
-        /// Where in the conversation.
+        /// Position in the conversation.
         offset: u64,
         /// The upper-case of the byte that was sent there.
         expected: u8,
-        /// What came back instead.
+        /// The byte received instead.
         actual: u8,
     },
 
@@ -44,21 +44,21 @@ pub(super) enum Fault {
     Extra {
         /// Bytes sent, all of which had been answered.
         sent: u64,
-        /// Bytes in the piece that had no question; more may have followed it.
+        /// Surplus bytes in this piece; more may have followed.
         extra: u64,
     },
 
     /// The replies ended before everything was answered, or before the input ended.
     #[error("the server closed the connection; {}", progress(*answered, *missing))]
     EndedEarly {
-        /// Bytes that were answered, rightly.
+        /// Bytes answered correctly.
         answered: u64,
-        /// Bytes taken from the input that were not; zero if only the input was not at its end.
+        /// Bytes read from the input but not answered; zero if only the input had not ended.
         missing: u64,
     },
 }
 
-/// How far a conversation came, for an error message.
+/// The progress of a conversation, for an error message.
 pub(super) fn progress(answered: u64, missing: u64) -> String {
     if missing == 0 {
         format!("all {answered} bytes sent so far were answered")
@@ -74,7 +74,7 @@ pub(super) fn progress(answered: u64, missing: u64) -> String {
 #[derive(Debug)]
 pub(super) struct Exchange {
     ring: Box<[u8]>,
-    /// Stream position whose byte is at the start of the ring; never past `answered`.
+    /// Stream position of the byte at the start of the ring; never past `answered`.
     origin: u64,
     answered: u64,
     sent: u64,
@@ -83,7 +83,7 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// A conversation that has `window` bytes unanswered at most (at least 1).
+    /// Creates a conversation with at most `window` unanswered bytes (at least 1).
     pub(super) fn new(window: usize) -> Self {
         Self {
             ring: vec![0; window.max(1)].into_boxed_slice(),
@@ -95,13 +95,13 @@ impl Exchange {
         }
     }
 
-    /// Where the next input goes; to be followed by [`Self::take`].
+    /// Returns the room for the next input; [`Self::take`] must follow.
     ///
     /// Empty only if the window is full.
     pub(super) fn room(&mut self) -> &mut [u8] {
         if self.answered == self.taken {
-            // Nothing in flight: start over at the front, so that a light conversation stays in
-            // the few pages that are in the cache instead of walking through all of the ring.
+            // Nothing in flight: start over at the front, so that a light conversation uses only
+            // the few cached pages instead of the whole ring.
             self.origin = self.taken;
         }
         let start = self.index(self.taken);
@@ -109,7 +109,7 @@ impl Exchange {
         &mut self.ring[start..end]
     }
 
-    /// `len` bytes of input were put at the start of [`Self::room`].
+    /// Adds `len` bytes of input, which are at the start of [`Self::room`].
     pub(super) fn take(&mut self, len: usize) {
         debug_assert!(!self.input_ended, "input after its end");
         debug_assert!(len <= self.free(), "more taken than there was room for");
@@ -117,16 +117,16 @@ impl Exchange {
         self.check_invariants();
     }
 
-    /// There will be no more input.
+    /// Marks the end of the input.
     pub(super) fn end_input(&mut self) {
         self.input_ended = true;
     }
 
-    /// The first `len` bytes of [`Self::unsent`] were sent: from now on they can be answered.
+    /// Marks the first `len` bytes of [`Self::unsent`] as sent: from now on they can be answered.
     pub(super) fn mark_sent(&mut self, len: usize) {
         let start = self.index(self.sent);
-        // The standard library's upper-casing, not this crate's: the client is a check on the
-        // server and must not share its code.
+        // The standard library's upper-casing, not this crate's: the client checks the server and
+        // must not share its code.
         self.ring[start..start + len].make_ascii_uppercase();
         self.sent += len as u64;
         self.check_invariants();
@@ -149,7 +149,7 @@ impl Exchange {
             }
             let (piece, rest) = reply.split_at(len);
             let expected = &expected[..len];
-            // Compare first and look for the place after: equality of slices is the fast path.
+            // Compare first and find the position afterwards: equality of slices is the fast path.
             if piece != expected {
                 return Err(first_difference(self.answered, expected, piece));
             }
@@ -160,7 +160,7 @@ impl Exchange {
         Ok(())
     }
 
-    /// The verdict when the server has ended its replies in order.
+    /// Returns the result once the server has ended its replies in order.
     ///
     /// # Errors
     ///
@@ -175,52 +175,52 @@ impl Exchange {
         })
     }
 
-    /// The bytes to send next, as far as they lie in one piece; empty only if all were sent.
+    /// Returns the next bytes to send that are contiguous; empty only if all were sent.
     pub(super) fn unsent(&self) -> &[u8] {
         self.stored(self.sent, self.taken)
     }
 
-    /// Whether input should be read: it has not ended, and a whole read fits in the window.
+    /// Returns whether input should be read: it has not ended, and a whole read fits in the window.
     ///
-    /// Waiting for a whole read's room keeps a full window from being refilled in crumbs.
+    /// Waiting for a whole read's room prevents small reads while the window is nearly full.
     pub(super) fn wants_input(&self) -> bool {
         !self.input_ended && self.free() >= READ_BYTES.min(self.ring.len())
     }
 
-    /// Whether the input has ended and all of it was sent: time to half-close.
+    /// Returns whether the input has ended and all of it was sent: time to half-close.
     pub(super) fn is_all_sent(&self) -> bool {
         self.input_ended && self.sent == self.taken
     }
 
-    /// Whether the input has ended.
+    /// Returns whether the input has ended.
     pub(super) fn has_input_ended(&self) -> bool {
         self.input_ended
     }
 
-    /// Bytes answered, rightly.
+    /// Returns the number of bytes answered correctly.
     pub(super) fn answered(&self) -> u64 {
         self.answered
     }
 
-    /// Bytes taken from the input and not answered.
+    /// Returns the number of bytes read from the input and not answered.
     pub(super) fn missing(&self) -> u64 {
         self.taken - self.answered
     }
 
-    /// Bytes that may still be taken.
+    /// Returns the number of bytes that may still be read.
     fn free(&self) -> usize {
         let held = usize::try_from(self.missing())
             .expect("invariant: no more than the ring's length is unanswered");
         self.ring.len() - held
     }
 
-    /// Where in the ring the byte at a stream position is.
+    /// Returns the index in the ring for a stream position.
     fn index(&self, position: u64) -> usize {
         let index = (position - self.origin) % self.ring.len() as u64;
         usize::try_from(index).expect("invariant: a remainder is below the ring's length")
     }
 
-    /// The bytes between two stream positions, as far as they lie in one piece.
+    /// Returns the bytes between two stream positions that are contiguous.
     fn stored(&self, from: u64, to: u64) -> &[u8] {
         let len = usize::try_from(to - from)
             .expect("invariant: what is stored is no longer than the ring");
@@ -236,7 +236,7 @@ impl Exchange {
     }
 }
 
-/// The first byte that differs between two pieces of one length, the first of which is at
+/// Returns the first byte that differs between two pieces of equal length, the first of which is at
 /// stream position `start`.
 fn first_difference(start: u64, expected: &[u8], actual: &[u8]) -> Fault {
     let (offset, (&expected, &actual)) = (start..)

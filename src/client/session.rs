@@ -1,15 +1,14 @@
 //! Moves the bytes of one conversation between standard input, the socket and standard output.
 //!
-//! One thread, one `poll` a turn. The socket is non-blocking; standard input and output are not
-//! made so, because that flag belongs to the open file, which other processes share: input is
-//! read only after `poll` reported it, and output is written blocking. That is backpressure, not
-//! a risk: while the reader of our output is slow nothing is read from the socket or the input
-//! either, and everything goes on when it goes on.
+//! One thread, one `poll` per iteration. The socket is non-blocking; standard input and output are
+//! not, because that flag belongs to the open file, which other processes share: input is read only
+//! after `poll` reported it, and output is written blocking. This is backpressure, not a risk:
+//! while the reader of our output is slow, nothing is read from the socket or the input either.
 //!
 //! `epoll` (and so mio) is not used because it refuses regular files.
 //!
-//! What it must not do: decide whether an answer is right (`exchange` does), or use the standard
-//! library's buffered input, whose buffer `poll` cannot see.
+//! It must not decide whether an answer is correct (`exchange` does), or use the standard library's
+//! buffered input, whose buffer `poll` cannot see.
 
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -22,7 +21,7 @@ use super::error::Error;
 use super::exchange::{Exchange, READ_BYTES, WINDOW_BYTES};
 use uppercased_ctl::output;
 
-/// What is shown when a person may type.
+/// The interactive prompt.
 const PROMPT: &[u8] = b"> ";
 
 /// A conversation over a connected socket.
@@ -32,8 +31,8 @@ pub(super) struct Session<'a> {
     screen: Screen,
     exchange: Exchange,
     reply: Box<[u8]>,
-    /// The failure of a send. What the server answered before it can still be read, so it is
-    /// reported only after that.
+    /// The failure of a send. Earlier answers of the server can still be read, so it is reported
+    /// only after those.
     send_failure: Option<io::Error>,
     half_closed: bool,
 }
@@ -44,7 +43,7 @@ struct Ready {
     input: bool,
 }
 
-/// Whether the server may say more.
+/// Whether the server may send more.
 #[derive(PartialEq, Eq)]
 enum Replies {
     Open,
@@ -52,17 +51,17 @@ enum Replies {
 }
 
 impl<'a> Session<'a> {
-    /// A conversation between this process's standard input and output and `stream`; with a
+    /// Creates a conversation between this process's standard input and output and `stream`; with a
     /// prompt if both are terminals.
     ///
     /// # Errors
     ///
-    /// The socket's options cannot be set.
+    /// A socket option cannot be set.
     pub(super) fn new(stream: &'a TcpStream) -> Result<Self, Error> {
         let prepared = stream
             .set_nonblocking(true)
             // A line is a packet: without this the second of two quick lines would wait for the
-            // acknowledgement of the first.
+            // first one's acknowledgement.
             .and_then(|()| stream.set_nodelay(true));
         prepared.map_err(Error::Socket)?;
         let input = io::stdin();
@@ -78,12 +77,12 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Whether a person is at the terminal.
+    /// Returns whether the session is interactive.
     pub(super) fn is_interactive(&self) -> bool {
         self.screen.interactive
     }
 
-    /// Runs the conversation to its end: success if every byte was answered rightly.
+    /// Runs the conversation to its end: success if every byte was answered correctly.
     ///
     /// # Errors
     ///
@@ -91,7 +90,7 @@ impl<'a> Session<'a> {
     /// or output.
     pub(super) fn run(mut self) -> Result<(), Error> {
         let verdict = self.converse();
-        // The verdict may be printed next, and not behind half a line.
+        // The result may be printed next, and must start on a new line.
         self.screen.finish_line();
         verdict
     }
@@ -110,7 +109,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Waits until something can be done.
+    /// Waits until a descriptor is ready.
     fn wait(&self) -> Result<Ready, Error> {
         let mut interest = PollFlags::POLLIN;
         if self.send_failure.is_none() && !self.exchange.unsent().is_empty() {
@@ -118,7 +117,7 @@ impl<'a> Session<'a> {
         }
         let socket = PollFd::new(self.stream.as_fd(), interest);
         let input = PollFd::new(self.input.as_fd(), PollFlags::POLLIN);
-        // Left out, not just without interest: a hang-up is always reported, and with no room for
+        // Omitted, not just without events: a hang-up is always reported, and with no room for
         // input the loop would spin on it.
         let polled = if self.send_failure.is_none() && self.exchange.wants_input() {
             2
@@ -130,7 +129,7 @@ impl<'a> Session<'a> {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Error::Wait(errno.into())),
         }
-        // After an interruption no flag is set, so nothing is read that might block.
+        // After an interruption no flag is set, so no read can block.
         let readable = |fd: &PollFd<'_>| {
             fd.revents()
                 .is_some_and(|flags| flags.intersects(!PollFlags::POLLOUT))
@@ -141,7 +140,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Reads one piece of the reply, shows it and checks it.
+    /// Reads one piece of the reply, prints it and checks it.
     fn take_reply(&mut self) -> Result<Replies, Error> {
         let len = match (&mut &*self.stream).read(&mut self.reply) {
             Ok(0) => return Ok(Replies::Ended),
@@ -151,7 +150,7 @@ impl<'a> Session<'a> {
         };
         let piece = &self.reply[..len];
         let verdict = self.exchange.check_reply(piece);
-        // Shown even if it is wrong: it is what the server said.
+        // Printed even if it is wrong: it is what the server sent.
         self.screen.show(piece)?;
         verdict?;
         if self.exchange.missing() == 0 && !self.exchange.has_input_ended() {
@@ -175,7 +174,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Sends what the socket takes, then half-closes if that was all.
+    /// Sends what the socket accepts, then half-closes if that was all.
     fn send(&mut self) {
         while self.send_failure.is_none() && !self.exchange.unsent().is_empty() {
             match (&mut &*self.stream).write(self.exchange.unsent()) {
@@ -187,18 +186,18 @@ impl<'a> Session<'a> {
         }
         if self.exchange.is_all_sent() && !self.half_closed {
             self.half_closed = true;
-            // Refused only if the connection is broken, and then the next read says how.
+            // Fails only if the connection is broken; the next read then reports the cause.
             drop(self.stream.shutdown(Shutdown::Write));
         }
     }
 
-    /// The verdict when the server has half-closed.
+    /// Returns the result when the server has half-closed.
     fn end_replies(&mut self) -> Result<(), Error> {
         if let Some(error) = self.send_failure.take() {
             return Err(self.broken(error));
         }
-        // The end of the input may be there already, not yet seen: a server that answers and
-        // closes at once must not fail `echo hi | uppercased client` by the order of two events.
+        // The end of the input may be pending but unread: a server that answers and closes at once
+        // must not make `echo hi | uppercased client` fail by the order of two events.
         if self.exchange.wants_input() {
             let mut input = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
             if poll(&mut input, PollTimeout::ZERO) == Ok(1) {
@@ -217,7 +216,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Standard output, and where its cursor is.
+/// Standard output with its cursor state.
 struct Screen {
     interactive: bool,
     /// Whether the cursor is at the start of a line.
@@ -232,7 +231,7 @@ impl Screen {
         }
     }
 
-    /// Asks for a line, unless an unfinished one is on the screen.
+    /// Prints the prompt, unless an unfinished line is on the screen.
     fn prompt(&mut self) -> Result<(), Error> {
         if self.interactive && self.line_start {
             self.show(PROMPT)?;
@@ -240,12 +239,12 @@ impl Screen {
         Ok(())
     }
 
-    /// A person typed `bytes`, which the terminal has echoed.
+    /// Notes that the user typed `bytes`, which the terminal has echoed.
     fn typed(&mut self, bytes: &[u8]) {
         self.line_start = bytes.ends_with(b"\n");
     }
 
-    /// Writes all of `bytes`, waiting as long as the reader takes.
+    /// Writes all of `bytes`, blocking while the reader is slow.
     fn show(&mut self, bytes: &[u8]) -> Result<(), Error> {
         if let Some(last) = bytes.last() {
             self.line_start = *last == b'\n';
@@ -256,16 +255,16 @@ impl Screen {
         })
     }
 
-    /// Leaves the cursor at the start of a line, on a terminal.
+    /// Moves the cursor to the start of a line, on a terminal.
     fn finish_line(&mut self) {
         if self.interactive && !self.line_start {
-            // A screen that is gone needs no tidying.
+            // If the screen is gone, this may fail.
             drop(self.show(b"\n"));
         }
     }
 }
 
-/// Whether a failed read only has to be tried again after the next wait.
+/// Returns whether a failed read is to be retried after the next wait.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }

@@ -51,7 +51,7 @@ fn plain_echo_is_wrong() {
 fn reply_before_request_is_extra() {
     let mut exchange = Exchange::new(16);
     feed(&mut exchange, b"hi", 2);
-    // Read but not sent: the server cannot know it, so this is not an answer to it.
+    // Read but not sent: the server cannot have it, so this is not an answer to it.
     let fault = exchange.check_reply(b"HI").unwrap_err();
     assert_eq!(fault, Fault::Extra { sent: 0, extra: 2 });
 }
