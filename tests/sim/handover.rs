@@ -1,12 +1,12 @@
-//! The two state machines of a handover over a model of their socket; either side dies at any step, is stopped,
-//! is late with everything, or refuses.
+//! Simulates the two state machines of a handover over a model of their socket; either side exits
+//! at any step, is stopped, is late with any step, or refuses.
 //!
-//! In half of the worlds only a part of the connections moves, and the rest stays with the sender.
+//! In half of the worlds only some of the connections migrate, and the rest stay with the sender.
 //!
-//! Invariants at every instant: at most one side touches a connection; a connection that neither touches still
-//! has an owner; connections appear and disappear only by accept and close. At the end: connections that a
-//! dead receiver had not acknowledged are back with the sender; those that a dead sender had sent and the
-//! receiver adopted belong to the receiver; nothing remains in flight.
+//! Invariants at every instant: at most one side touches a connection; a connection that neither
+//! touches still has an owner; connections appear and disappear only by accept and close. At the
+//! end: connections that a dead receiver had not acknowledged are back with the sender; those that
+//! a dead sender had sent and the receiver adopted belong to the receiver; none remains in flight.
 //!
 //! `SIM_SEED=42` replays one run and prints its steps; `SIM_SEEDS=4000` sets the number of runs.
 
@@ -23,41 +23,40 @@ use uppercased::handover::record::{Left, Message, Packet, VERSION};
 use uppercased::memory::frozen::{Frozen, Phase};
 use uppercased_ctl::clock::Tick;
 
-/// Runs in a plain `cargo test`.
+/// Number of runs in a plain `cargo test`.
 const SEEDS: u64 = 3000;
-/// Steps of a run after which everything must be over.
+/// Maximum number of steps per run.
 const STEPS_MAX: usize = 20_000;
-/// Connections in one batch here.
+/// Maximum connections per batch.
 const BATCH_MAX: usize = 3;
-/// Packets that the socket holds in one direction.
+/// Maximum packets in the socket per direction.
 const QUEUE_MAX: usize = 2;
 
 /// A descriptor of a connection at one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Held {
     No,
-    /// Served.
     Served,
-    /// Put away: on its way, or come and not acknowledged.
+    /// Suspended: in flight, or received and not acknowledged.
     Moving,
 }
 
-/// A connection, as the kernel knows it: it lives as long as somebody has a descriptor of it.
+/// A connection, as the kernel sees it: it exists while any descriptor of it does.
 #[derive(Debug)]
 struct Connection {
     sender: Held,
     receiver: Held,
-    /// A message that nobody has received yet has one too.
+    /// An unreceived message also holds a descriptor.
     in_message: bool,
-    /// Its arrival has been acknowledged: it is the receiver's.
+    /// Its adoption has been acknowledged: the receiver owns it.
     acknowledged: bool,
-    /// The receiver could not take it: it is not offered again.
+    /// The receiver could not adopt it: it is not offered again.
     stuck: bool,
     /// Its owner has ended it.
     ended: bool,
 }
 
-/// What travels: bytes, and the connections whose descriptors come along.
+/// A message: bytes, and the connections whose descriptors it carries.
 #[derive(Clone, Debug)]
 struct Parcel {
     bytes: Vec<u8>,
@@ -82,14 +81,14 @@ struct World {
     batches: Vec<(u32, Vec<usize>)>,
     staged: Option<Parcel>,
     moved: u32,
-    /// Only so many are still to go, of those that are served then; the sender stays.
+    /// Only this many served connections are still to migrate; the sender stays.
     part: Option<usize>,
-    /// The receiver has no room for more than this.
+    /// Capacity of the receiver.
     limit: u32,
     calm: bool,
 }
 
-/// The connection with index `index`, told apart on its way by its counts.
+/// Returns the connection with index `index`, identified in flight by its counts.
 fn frozen(index: usize) -> Frozen {
     Frozen {
         unsent: Vec::new(),
@@ -122,7 +121,7 @@ impl Connection {
 }
 
 impl World {
-    /// `calm`: nobody dies, stops or refuses.
+    /// Returns a world; if `calm`, neither side exits, stops or refuses.
     fn new(seed: u64, told: bool, calm: bool) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let connections = random.usize(0..30);
@@ -191,7 +190,7 @@ impl World {
         }
     }
 
-    /// A client comes to the sender: it was in the queue that nobody else takes to its end.
+    /// Lets the sender accept a client: no other worker empties its queue.
     fn one_comes(&mut self) {
         if !self.sender_dead && !self.sender.is_over() {
             self.connections.push(Connection::of_sender());
@@ -348,7 +347,7 @@ impl World {
             self.tell(&format!("the receiver hears {}: {came:?}", packet.sequence));
             // Sometimes a full descriptor table cuts the list short.
             let short = !self.calm && self.random.u32(0..100) == 0;
-            // Sometimes it is of another version.
+            // Sometimes it has another version.
             let unreadable = !self.calm && self.random.u32(0..100) == 0 && !came.is_empty();
             if short {
                 came.pop();
@@ -394,7 +393,7 @@ impl World {
                 let mut places = Vec::new();
                 let mut taken = 0;
                 for (place, index) in (0..).zip(0..connections.len()) {
-                    // One that did not come, one without room, one that cannot be watched.
+                    // A missing one, one without capacity, one that cannot be watched.
                     let full = self.receiver.adopted() + taken >= self.limit;
                     let fails = !self.calm && self.random.u32(0..30) == 0;
                     match came.get(index) {
@@ -453,7 +452,7 @@ impl World {
         }
     }
 
-    /// Answers get there, or nobody is left to read them.
+    /// Delivers a reply, unless the other side has exited.
     fn answer(&mut self, sequence: u32, message: Message) {
         if !self.sender_closed {
             self.to_sender.push_back(Parcel {
@@ -473,7 +472,7 @@ impl World {
         }
     }
 
-    /// What it had not received goes with the socket; what it had said stays to be read.
+    /// Kills the receiver: messages that it has not received are lost; those it sent stay readable.
     fn receiver_dies(&mut self) {
         self.tell("the receiver dies");
         self.receiver_dead = true;
@@ -485,7 +484,7 @@ impl World {
         }
     }
 
-    /// What holds at every instant.
+    /// Checks the invariants of every instant.
     fn check(&self) {
         for (index, one) in self.connections.iter().enumerate() {
             let by_sender = one.sender == Held::Served;
@@ -497,7 +496,7 @@ impl World {
                 !one.ended || !(by_sender || by_receiver),
                 "{index} has ended"
             );
-            // What nobody has any more was ended by its owner, or its owner is dead.
+            // A connection without descriptors was ended by its owner, or its owner has exited.
             let owner_dead = if one.acknowledged {
                 self.receiver_dead
             } else {
@@ -512,7 +511,7 @@ impl World {
         sender && (self.receiver_dead || self.receiver_closed)
     }
 
-    /// What holds when it is over.
+    /// Checks the invariants of the end.
     fn check_end(&self) {
         for (index, one) in self.connections.iter().enumerate() {
             assert!(!one.in_message, "{index} is in the socket for ever");
@@ -539,7 +538,7 @@ impl World {
             return;
         };
         match end {
-            // What was not of the part is the sender's, as is checked above.
+            // Connections outside the part belong to the sender, as checked above.
             HandoverEnd::Done if self.part.is_some() => {}
             HandoverEnd::Done => assert_eq!(self.moved as usize, {
                 let by_sender = |one: &&Connection| one.ended && !one.acknowledged;
@@ -568,7 +567,7 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Runs every seed; a failure says which one it was.
+/// Runs every seed; a failure reports its seed.
 fn run_all(calm: bool) -> Vec<World> {
     let seeds = match number("SIM_SEED") {
         Some(seed) => seed..seed + 1,
@@ -594,7 +593,7 @@ fn every_connection_has_one_owner_under_faults() {
     if worlds.len() < 1000 {
         return; // A replay.
     }
-    // Every ending occurs, with something moved and something left.
+    // Every result occurs, with some connections migrated and some left.
     let ends = |wanted: fn(&HandoverEnd) -> bool| {
         let ended = worlds
             .iter()

@@ -1,4 +1,4 @@
-//! Seeded simulations: the state machines in worlds in which everything fails.
+//! Seeded simulations of the state machines, with faults at every step.
 
 mod handover;
 mod supervisor;

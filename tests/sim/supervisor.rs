@@ -1,11 +1,11 @@
-//! The supervisor's state machine in a world full of faults, with laws checked at every step.
+//! Simulates the supervisor's state machine with random faults and checks its laws at every step.
 //!
 //! - `SIM_SEED=n cargo test --test sim supervisor -- --nocapture` replays one seed and prints every step;
 //! - `SIM_SEEDS=m cargo test --test sim supervisor` runs seeds 0 to m.
 //!
-//! `kernel.rs` simulates the processes, `laws.rs` states the invariants, `exhaustive.rs` tries every short
-//! history instead of random long ones. Beside each machine runs a twin that is saved and restored again and
-//! again; the two must never differ.
+//! `kernel.rs` simulates the processes, `laws.rs` states the invariants, `exhaustive.rs` tries
+//! every short history instead of long random ones. Each machine runs beside a twin that is saved
+//! and restored repeatedly; the two must never differ.
 
 mod exhaustive;
 mod kernel;
@@ -30,14 +30,14 @@ use laws::{Laws, law};
 
 const SEEDS_DEFAULT: u64 = 96;
 const STEPS_PER_SEED: u64 = 2_000;
-/// A stop that takes more steps than this has no end.
+/// A stop that takes more steps than this is considered endless.
 const STEPS_TO_STOP_MAX: u64 = 10_000;
-/// How late the shell calls for a deadline, at most.
+/// Maximum delay of the shell's call for a deadline.
 const SHELL_DELAY_MAX: Duration = ms(40);
-/// The most workers that anybody asks for.
+/// Maximum number of workers requested.
 const WORKERS_MAX: u16 = 5;
 
-/// How often each kind of action and notice was seen.
+/// Number of occurrences of each kind of action and notice.
 type Tally = BTreeMap<&'static str, u64>;
 
 #[test]
@@ -58,7 +58,7 @@ fn every_law_holds_for_every_seed() {
     for seed in 0..seeds {
         simulate(seed, false, &mut tally);
     }
-    // A world in which something never happens proves nothing about it.
+    // A kind that never occurs in a world is not tested by it.
     if seeds >= SEEDS_DEFAULT {
         for kind in KINDS {
             let seen = tally.get(kind).copied().unwrap_or(0);
@@ -81,7 +81,7 @@ fn seed_replays_exactly() {
     assert_ne!(tally(11), tally(12));
 }
 
-/// Runs one seed; a panic in it is passed on with seed and step.
+/// Runs one seed; a panic in it is raised again with seed and step.
 fn simulate(seed: u64, trace: bool, tally: &mut Tally) {
     let mut step = 0;
     let run = AssertUnwindSafe(|| {
@@ -98,26 +98,26 @@ fn simulate(seed: u64, trace: bool, tally: &mut Tally) {
     }
 }
 
-/// What a caught panic said.
+/// Returns the message of a caught panic.
 fn words(panic: &dyn Any) -> String {
     let owned = panic.downcast_ref::<String>().cloned();
     let owned = owned.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
     owned.unwrap_or_else(|| "a panic without words".to_owned())
 }
 
-/// One life of a supervisor, from boot to exit.
+/// One supervisor from boot to exit.
 struct World<'a> {
     rng: &'a mut Rng,
     trace: bool,
     kernel: Kernel,
     machine: Machine,
-    /// Saved and restored at random, otherwise treated alike.
+    /// The twin: saved and restored at random, otherwise treated alike.
     twin: Machine,
     laws: Laws,
     exit_due: Option<Tick>,
-    /// What the shell has been handed and is still preparing.
+    /// Requests that the shell was handed and is still preparing.
     beginning: Option<(RequestId, Wanted)>,
-    /// Callers that wait, as far as they are remembered.
+    /// Waiting callers, as far as they are recorded.
     waiters: Vec<RequestId>,
     /// Releases and requests so far.
     releases: u32,
@@ -128,7 +128,7 @@ impl<'a> World<'a> {
     fn new(rng: &'a mut Rng, trace: bool) -> Self {
         let policy = kernel::policy(rng);
         let start = Tick::from_millis(rng.u64(0..1_000_000));
-        // Some begin with what an earlier instance or a socket unit has left.
+        // Some machines begin with listeners from an earlier instance or a socket unit.
         let inherited = [0, 0, rng.u16(0..=policy.workers)][rng.usize(0..3)];
         let machine = Machine::new(policy.clone(), rng.u64(..)).with_listeners(inherited, start);
         Self {
@@ -167,7 +167,7 @@ impl<'a> World<'a> {
             self.kernel.processes() == 0,
             "a process outlives the supervisor"
         );
-        // What comes after the end is no matter: the laws refuse any action.
+        // Events after the end are ignored: the laws refuse any action.
         for _ in 0..5 {
             if let Some(event) = self.kernel.mischief(self.rng) {
                 self.tell(event, tally);
@@ -193,7 +193,7 @@ impl<'a> World<'a> {
             return;
         }
         if self.rng.u8(0..16) == 0 {
-            // A wakeup for nothing.
+            // A spurious wakeup.
             self.look(tally);
             return;
         }
@@ -213,7 +213,7 @@ impl<'a> World<'a> {
                     self.tell(event, tally);
                 }
             }
-            // All is quiet; time passes until somebody makes mischief.
+            // The machine is quiet; time passes until the next disturbance.
             (_, None) => {
                 let idle = ms(self.rng.u64(0..30_000));
                 self.kernel.advance(self.kernel.now() + idle);
@@ -221,9 +221,9 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Somebody wants something, busy or not.
+    /// Makes a random request, busy or not.
     fn request(&mut self) -> Event {
-        // Some do not wait for an answer.
+        // Some callers do not wait for the result.
         let request = if self.rng.u8(0..4) == 0 {
             RequestId::NOBODY
         } else {
@@ -238,7 +238,7 @@ impl<'a> World<'a> {
         if self.rng.bool() {
             return self.patient_request(request);
         }
-        // What is begun without having been asked for is somebody's.
+        // Begun at once and without a waiting caller, a request still has a number.
         let request = match request {
             RequestId::NOBODY => {
                 self.requests += 1;
@@ -278,7 +278,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A signal, or a command that may wait; now and then one that gives up.
+    /// Sends a signal, or a command that may wait; sometimes a waiting caller cancels.
     fn patient_request(&mut self, request: RequestId) -> Event {
         if !self.waiters.is_empty() && self.rng.u8(0..8) == 0 {
             let at = self.rng.usize(0..self.waiters.len());
@@ -301,12 +301,12 @@ impl<'a> World<'a> {
             request,
             wanted,
             wait,
-            // Signals cannot ask for it.
+            // A signal cannot request it.
             drain: request != RequestId::NOBODY && self.rng.bool(),
         }
     }
 
-    /// The shell has prepared what it was handed, or could not.
+    /// Completes the preparation of a request, or fails it.
     fn prepared(&mut self, tally: &mut Tally) {
         let Some((request, wanted)) = self.beginning.take() else {
             return;
@@ -348,7 +348,7 @@ impl<'a> World<'a> {
         (ReleaseId(self.releases), policy)
     }
 
-    /// The program tries to become another one; its state is all that lives on.
+    /// Tries to exec the new binary; only the saved state survives.
     fn exec(&mut self, tally: &mut Tally) {
         if self.rng.u8(0..4) == 0 {
             let cause = "no such file".to_owned();
@@ -378,7 +378,7 @@ impl<'a> World<'a> {
         self.aftermath(true, tally);
     }
 
-    /// Carries out what the machine decided, and checks everything.
+    /// Carries out the machine's actions, and checks everything.
     fn aftermath(&mut self, looked: bool, tally: &mut Tally) {
         let now = self.kernel.now();
         self.swap_twin();
@@ -404,7 +404,7 @@ impl<'a> World<'a> {
             }
             *tally.entry(kind(&action)).or_default() += 1;
             if matches!(action, Action::Exit(_)) {
-                // The shell ends with what it has in hand.
+                // The shell exits with its requests unfinished.
                 self.beginning = None;
                 let in_time = self.exit_due.is_none_or(|due| now <= due);
                 law!(in_time, "the exit was due at {:?}", self.exit_due);
@@ -429,7 +429,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Now and then: either of the two dies and is born again from its saved state.
+    /// Occasionally restores either of the two from its saved state.
     fn swap_twin(&mut self) {
         let machine = match self.rng.u8(0..64) {
             0 => &mut self.machine,
@@ -439,7 +439,7 @@ impl<'a> World<'a> {
         *machine = reborn(machine);
     }
 
-    /// Past the test's capture of its output, which a test that passes would not show.
+    /// Prints past the test's captured output, which a passing test would not show.
     fn tell_tale(&self, line: &dyn std::fmt::Display) {
         if self.trace {
             let now = self.kernel.now().as_nanos() / 1_000_000;
@@ -448,7 +448,7 @@ impl<'a> World<'a> {
     }
 }
 
-/// The machine as it is read from its own saved state.
+/// Returns the machine restored from its own saved state.
 fn reborn(machine: &Machine) -> Machine {
     let saved = machine.snapshot().to_json().expect("a state can be saved");
     let read = Snapshot::from_json(&saved).expect("what was saved can be read");

@@ -1,9 +1,9 @@
-//! Every short history of two slots, from starting points in the middle of operations, under the same laws as
-//! the random histories.
+//! Tries every short history of two slots, from starting points in the middle of operations, under
+//! the same laws as the random histories.
 //!
-//! Every process may send any message at any time here: no kernel keeps the order sensible. One assumption is
-//! checked where it is used: an event that is dropped as stale changes only its count, so a history that
-//! continues after it equals the one without it, and is not repeated.
+//! Every process may send any message at any time here: no kernel restricts the order. One
+//! assumption is checked where it is used: an event that is dropped as stale changes only its
+//! count, so a history that continues after it equals the one without it, and is not repeated.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use uppercased_ctl::clock::Tick;
 use crate::supervisor::kernel::ms;
 use crate::supervisor::laws::{Laws, law};
 
-/// Events after the starting point: many where little can happen, fewer where much can.
+/// Number of events after the starting point: more where few are possible, fewer where many are.
 const EVENTS_MAX: u32 = 5;
 const PLANNED_EVENTS_MAX: u32 = 4;
 
@@ -28,13 +28,13 @@ enum Role {
     Successor(u16),
     /// The oldest of them.
     Predecessor(u16),
-    /// The generation before the main one, whatever became of it.
+    /// The generation before the main one, in any state.
     Former(u16),
 }
 
 use Role::{Former, Main, Predecessor, Successor};
 
-/// What may happen next.
+/// A possible next event.
 #[derive(Clone, Copy, Debug)]
 enum Letter {
     Boot,
@@ -56,7 +56,7 @@ enum Letter {
     Stop,
     /// The next deadline passes.
     Timeout,
-    /// Somebody looks before anything is due.
+    /// The shell calls before any deadline.
     Glance,
 }
 
@@ -79,7 +79,7 @@ const CRASHES: [Letter; 16] = [
     Letter::Glance,
 ];
 
-/// Slot 0 is where most happens.
+/// Most events concern slot 0.
 const PLANNED: [Letter; 28] = [
     Letter::Ready(Main(0)),
     Letter::Ready(Main(1)),
@@ -136,11 +136,11 @@ struct Walk {
     asked: u32,
 }
 
-/// What a letter means at a certain point.
+/// Returns the event that a letter stands for at this point.
 enum Happening {
     Event(Box<Event>),
     Look,
-    /// There is nobody of that role.
+    /// No worker has that role.
     Nothing,
 }
 
@@ -163,9 +163,9 @@ impl Walk {
         walk
     }
 
-    /// Lets one thing happen; says whether it has changed anything.
+    /// Applies one event; returns whether it has changed anything.
     fn step(&mut self, letter: Letter) -> bool {
-        // Enough to tell the times apart, too little for a deadline to pass unasked.
+        // Enough to distinguish the times, too little for a deadline to pass unnoticed.
         self.now = self.now + ms(1);
         let before = self.machine.snapshot();
         let stale_before = self.machine.stale_events();
@@ -293,7 +293,7 @@ impl Walk {
     }
 }
 
-/// Limits far enough apart to be told by their times.
+/// Limits far enough apart to be distinguished by their times.
 const fn policy() -> Policy {
     Policy {
         workers: 2,
@@ -325,7 +325,7 @@ fn without_count(snapshot: &Snapshot) -> serde_json::Value {
     value
 }
 
-/// Every history of up to `left` more events; `history` is for the panic message.
+/// Runs every history of up to `left` more events; `history` is for the panic message.
 fn walk_on(
     walk: &Walk,
     alphabet: &[Letter],
@@ -408,7 +408,7 @@ fn every_short_history_of_second_handover() {
     assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
 }
 
-/// Slot 1 has failed to be renewed, and slot 0 goes back.
+/// Slot 1 could not be replaced, and slot 0 is rolled back.
 #[test]
 fn every_short_history_of_rollback() {
     let back = [
@@ -422,7 +422,7 @@ fn every_short_history_of_rollback() {
     assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
 }
 
-/// Slot 1 hands over to slot 0 and nobody will follow it.
+/// Slot 1 hands over to slot 0 and gets no successor.
 #[test]
 fn every_short_history_of_leaving_slot() {
     let start = [BOOTED, &[Letter::OneLess, Letter::Timeout]];

@@ -1,9 +1,10 @@
-//! The world of the simulated supervisor: a clock, processes, and faults.
+//! The simulated world of the supervisor: a clock, processes, and faults.
 //!
-//! Everything derives from one seed. A process acts and sends messages at random times; a message reaches the
-//! supervisor later, perhaps after the process has died, and the exit is reported later still. Handovers end
-//! in every possible way, or never; event loops stall; new programs fail the pre-flight check. The shell is
-//! late, too. The kernel holds some killed processes for ever, and their exit is never reported.
+//! Every event derives from one seed. A process acts and sends messages at random times; a message
+//! reaches the supervisor later, perhaps after the process has exited, and the exit is reported
+//! later still. Handovers end in every possible way, or never; event loops stall; new binaries fail
+//! the pre-flight check. The shell is also late. The kernel holds some killed processes forever,
+//! and never reports their exit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,11 +18,11 @@ use uppercased_ctl::clock::Tick;
 
 use crate::supervisor::laws::law;
 
-/// The longest that this kernel takes to tell of an exit or of a failed spawn.
+/// Maximum delay of the report of an exit or of a failed spawn.
 pub(crate) const KERNEL_DELAY_MAX: Duration = Duration::from_millis(700);
 
-/// How bad the luck is, as chances in percent; drawn once a round so that calm worlds, in which
-/// much is reached, are seen as well as stormy ones.
+/// Fault rates in percent, drawn once per seed, so that calm worlds, which progress far, occur as
+/// well as turbulent ones.
 #[derive(Debug)]
 struct Weather {
     spawn_fails: u8,
@@ -38,40 +39,40 @@ struct Weather {
     lifetime_ms: u64,
 }
 
-/// More slots than a simulated supervisor ever has.
+/// More slots than any simulated supervisor has.
 const SLOTS_MAX: u16 = 7;
-/// More processes than a slot ever needs at once: the main one, its successor, and those that
-/// still drain or are being killed.
+/// More processes than a slot needs at once: the main one, its successor, and those that still
+/// drain or are being killed.
 const PROCESSES_PER_SLOT_MAX: usize = 5;
 
 #[derive(Debug)]
 struct Process {
-    /// False: a zombie, its exit on the way.
+    /// If false, a zombie whose exit is not yet reported.
     alive: bool,
-    /// Something will hold it when it is killed.
+    /// The kernel will hold it when it is killed.
     to_be_held: bool,
-    /// It was killed, and something holds it: its end is never told.
+    /// It was killed and is held: its exit is never reported.
     held: bool,
     hangs_on_stop: bool,
-    /// Its loop stands still: it says nothing and does nothing, until somebody kills it.
+    /// Its event loop is stalled: it neither sends nor acts until it is killed.
     hung: bool,
     turns: u64,
     calls: u64,
     pinged: bool,
 }
 
-/// What will happen.
+/// A scheduled event.
 #[derive(Debug)]
 enum Due {
-    /// The supervisor learns of it.
+    /// The supervisor receives the event.
     Tell(Event),
-    /// A process says it, if it still lives.
+    /// A process sends the event, if it is still running.
     Say(WorkerId, Event),
-    /// A process ends, if it still lives.
+    /// A process exits, if it is still running.
     Die(WorkerId, Death),
-    /// A handover ends that way, if it has not ended yet.
+    /// A handover ends with this result, if it has not ended yet.
     Finish(WorkerId, HandoverEnd),
-    /// A new program has its verdict, if anybody still waits for that trial of it.
+    /// The pre-flight check of a new binary ends, if that check is still awaited.
     Verdict(u64, Event),
 }
 
@@ -81,20 +82,20 @@ pub(crate) struct Kernel {
     now: Tick,
     /// Not reaped yet.
     processes: BTreeMap<WorkerId, Process>,
-    /// By time; the number keeps the order of what is due at the same time.
+    /// By time; the number preserves the order of events at the same time.
     due: BTreeMap<(Tick, u64), Due>,
     scheduled: u64,
-    /// Who hands over, and to whom.
+    /// The sender of each handover, with its receiver.
     handovers: BTreeMap<WorkerId, WorkerId>,
-    /// Handovers that never end by themselves, and whether the receiver is to blame.
+    /// Handovers that never end by themselves, and whether the receiver is the cause.
     stalled: BTreeMap<WorkerId, bool>,
-    /// Looks at handovers so far.
+    /// Samples of handovers so far.
     looks: u64,
-    /// Everybody who ever lived.
+    /// Every process that was ever started.
     names: BTreeSet<WorkerId>,
-    /// The number of the trial that somebody waits for.
+    /// Number of the awaited pre-flight check.
     trial: Option<u64>,
-    /// Told lately; some of it is told again.
+    /// Events sent lately; some are sent again.
     told: Vec<Event>,
 }
 
@@ -140,7 +141,7 @@ impl Kernel {
         self.processes.len()
     }
 
-    /// The longest that it takes until the end of a killed process is known, or given up.
+    /// Returns the maximum time until the exit of a killed process is known, or given up.
     pub(crate) fn delay_max(&self) -> Duration {
         if self.weather.held > 0 {
             KILL_GRACE
@@ -149,7 +150,7 @@ impl Kernel {
         }
     }
 
-    /// When something happens next.
+    /// Returns the time of the next event.
     pub(crate) fn next_due(&self) -> Option<Tick> {
         self.due.first_key_value().map(|((at, _), _)| *at)
     }
@@ -158,7 +159,8 @@ impl Kernel {
         self.now = self.now.max(to);
     }
 
-    /// Lets the next thing happen; the event, if the supervisor learns of one by it.
+    /// Executes the next scheduled event; returns the event that the supervisor receives from it,
+    /// if any.
     pub(crate) fn happen(&mut self, rng: &mut Rng) -> Option<Event> {
         let ((at, _), due) = self.due.pop_first()?;
         self.advance(at);
@@ -193,7 +195,7 @@ impl Kernel {
         None
     }
 
-    /// Carries out what the machine wants done.
+    /// Carries out an action of the machine.
     pub(crate) fn carry_out(&mut self, action: &Action, rng: &mut Rng) {
         match action {
             Action::Spawn { worker, .. } => self.spawn(*worker, rng),
@@ -284,11 +286,11 @@ impl Kernel {
         }
     }
 
-    /// A piece of bad luck that no process is to blame for. Some of it shows at once, as an event.
+    /// Injects a fault without a cause in any process. Some faults show at once, as an event.
     pub(crate) fn mischief(&mut self, rng: &mut Rng) -> Option<Event> {
         let victim = rng.choice(self.processes.keys().copied().collect::<Vec<_>>());
         match rng.u8(0..10) {
-            // An operator with `kill -9`, or the OOM killer.
+            // An operator's `kill -9`, or the OOM killer.
             0 | 1 => {
                 if let Some(worker) = victim {
                     self.die(worker, Death::Signalled(9), rng);
@@ -301,7 +303,7 @@ impl Kernel {
                     worker,
                     cause: "nonsense".to_owned(),
                 }),
-            // A status taken by somebody else.
+            // A status reaped by other code.
             3 => {
                 if let Some(worker) = victim {
                     self.die(worker, Death::Unknown, rng);
@@ -310,7 +312,7 @@ impl Kernel {
             }
             4 | 5 => rng.choice(self.told.clone()),
             6 => Some(Event::Boot),
-            // A loop that does not end, or a worker stopped by a debugger.
+            // An endless loop, or a worker stopped by a debugger.
             7 => {
                 if let Some(process) = victim.and_then(|worker| self.processes.get_mut(&worker)) {
                     process.hung = true;
@@ -357,7 +359,7 @@ impl Kernel {
                 start,
                 Due::Say(worker, Event::StartFailed { worker, cause }),
             );
-            // Some say it and then do not go.
+            // Some workers report that and then do not exit.
             if rng.u8(0..4) > 0 {
                 let after = ms(rng.u64(0..50));
                 self.schedule(start + after, Due::Die(worker, Death::Exited(1)));
@@ -388,7 +390,7 @@ impl Kernel {
                     Due::Say(worker, Event::ChannelBroken { worker, cause }),
                 );
             }
-            // Lives until somebody ends it.
+            // Runs until it is killed.
             _ => {}
         }
     }
@@ -399,7 +401,7 @@ impl Kernel {
         };
         process.alive = false;
         self.handovers.remove(&worker);
-        // Whoever handed over to it sees the end of their socket pair.
+        // The sender of its handover sees the socket pair closed.
         let mut bereft = Vec::new();
         self.handovers.retain(|from, to| {
             if *to == worker {
@@ -481,7 +483,7 @@ impl Kernel {
             | HandoverEnd::Incomplete { .. } => {}
             HandoverEnd::Done => {
                 if !lucky(self.weather.leave_hangs, rng) {
-                    // Its last words come first: they are in the channel when it ends.
+                    // Its exit report comes first: it is in the channel when the process exits.
                     let after = delay + ms(2);
                     self.schedule(after, Due::Die(from, Death::Exited(0)));
                 }
@@ -489,7 +491,7 @@ impl Kernel {
         }
     }
 
-    /// Ends when its connections do; some never do.
+    /// Schedules the exit for when its connections have ended; some never end.
     fn leave(&mut self, worker: WorkerId, rng: &mut Rng) {
         law!(self.exists(worker), "{worker} is to leave and is no more");
         if !lucky(self.weather.leave_hangs, rng) && self.is_well(worker) {
@@ -498,7 +500,7 @@ impl Kernel {
         }
     }
 
-    /// So are the numbers of a handover; they grow as long as both sides do something.
+    /// Reports the progress of a handover from shared memory; it grows while both sides are active.
     fn tell_progress(&mut self, from: WorkerId, to: WorkerId) {
         self.looks += 1;
         let moves = !self.stalled.contains_key(&from) && self.is_well(from) && self.is_well(to);
@@ -518,7 +520,7 @@ impl Kernel {
         self.schedule(Duration::ZERO, Due::Tell(event));
     }
 
-    /// The counter is in shared memory: it can be read whatever its writer does.
+    /// Reports the counter of turns from shared memory: it is readable whatever its writer does.
     fn tell_pulse(&mut self, worker: WorkerId, rng: &mut Rng) {
         let process = self.processes.get_mut(&worker);
         let process = process.expect("law: pulses are taken of those who live");
@@ -530,7 +532,7 @@ impl Kernel {
         self.schedule(Duration::ZERO, Due::Tell(Event::Pulse { worker, turns }));
     }
 
-    /// So are the counters of what has been done; some workers do most of it.
+    /// Reports the work counters from shared memory; some workers do most of the work.
     fn tell_loads(&mut self, rng: &mut Rng) {
         let mut loads = Vec::new();
         for (worker, process) in &mut self.processes {
@@ -551,7 +553,7 @@ impl Kernel {
         self.schedule(Duration::ZERO, Due::Tell(Event::Loads { loads }));
     }
 
-    /// A part moves; both go on serving. Some never say how it ended.
+    /// Migrates some connections; both workers continue to serve. Some never report the end.
     fn rebalance(&mut self, from: WorkerId, to: WorkerId, rng: &mut Rng) {
         law!(self.exists(from), "{from} is to give and is no more");
         law!(self.exists(to), "{from} is to give to {to}, no more");
@@ -575,12 +577,12 @@ impl Kernel {
         self.schedule(ms(rng.u64(0..200)), Due::Say(from, event));
     }
 
-    /// A message from or about a worker that never was or is no more.
+    /// Returns a message from or about a worker that never existed or has exited.
     fn about_nobody(&self, rng: &mut Rng) -> Event {
         let slot = SlotId(rng.u16(0..SLOTS_MAX));
         let present = self.processes.keys().find(|worker| worker.slot == slot);
         let present = present.map_or(0, |worker| worker.generation.0);
-        // Before the present one, or so far ahead that this round will not reach it.
+        // Older than the present one, or so far ahead that this seed does not reach it.
         let generation = if present > 1 && rng.bool() {
             Generation(rng.u32(0..present))
         } else {
@@ -615,7 +617,7 @@ impl Kernel {
 
     fn remember(&mut self, event: &Event) {
         const TOLD_MAX: usize = 8;
-        // A number read from memory cannot come twice.
+        // A number read from memory cannot be duplicated.
         if matches!(
             event,
             Event::Pulse { .. } | Event::Loads { .. } | Event::Progress { .. }
@@ -632,7 +634,7 @@ impl Kernel {
         self.processes.get(&worker).is_some_and(|it| it.alive)
     }
 
-    /// It lives, and its loop turns.
+    /// Returns whether the worker is running and its event loop is not stalled.
     fn is_well(&self, worker: WorkerId) -> bool {
         let well = |it: &Process| it.alive && !it.hung;
         self.processes.get(&worker).is_some_and(well)
@@ -657,7 +659,8 @@ impl Kernel {
     }
 }
 
-/// Limits of all sizes, in the order of magnitude of the lives of [`Kernel`]'s processes.
+/// Returns limits of all sizes, of the same order of magnitude as the run times of [`Kernel`]'s
+/// processes.
 pub(crate) fn policy(rng: &mut Rng) -> Policy {
     Policy {
         workers: rng.u16(1..=5),

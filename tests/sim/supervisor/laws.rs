@@ -1,11 +1,12 @@
 //! Invariants of the supervisor's state machine at every step.
 //!
-//! They are checked on a shadow of the world, built from events and actions alone, which never looks at the
-//! decisions of the machine. Each breach panics with the text of the law; the caller adds seed and step.
+//! They are checked on a shadow of the world, built from events and actions alone, without access
+//! to the machine's decisions. Each violation panics with the text of the law; the caller adds seed
+//! and step.
 //!
-//! `shadow.rs` is the shadow of one slot, `events.rs` updates it, `company.rs` has the laws of successors and
-//! predecessors, `balance.rs` those of rebalancing, `operations.rs` those of planned operations; this file has
-//! those of active workers, queues and the end.
+//! `shadow.rs` is the shadow of one slot, `events.rs` updates it, `company.rs` has the laws of
+//! successors and predecessors, `balance.rs` those of rebalancing, `operations.rs` those of planned
+//! operations; this file has those of active workers, queues and the end.
 //!
 //! Where the shadow repeats a rule of the machine (such as the delay of a restart), it states bounds and not
 //! the machine's own arithmetic.
@@ -41,7 +42,7 @@ pub(crate) use law;
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     Running,
-    /// No worker need be asked to finish; all are dead as soon as the kernel is done.
+    /// No worker need be stopped; all have exited once the kernel is done.
     BootFailed {
         at: Tick,
     },
@@ -59,7 +60,7 @@ enum End {
 pub(crate) struct Laws {
     /// The limits in force.
     policy: Policy,
-    /// The limits of each release there ever was.
+    /// The limits of every release so far.
     policies: BTreeMap<ReleaseId, Policy>,
     release: ReleaseId,
     slots: Vec<Shadow>,
@@ -67,33 +68,33 @@ pub(crate) struct Laws {
     announced: bool,
     /// A worker has failed at boot and the others are to serve without it.
     degraded: bool,
-    /// How many slots there are to be, as the machine has it.
+    /// Target number of slots, from the machine.
     workers: u16,
     custody_ended: bool,
     asked: Option<Asked>,
     asked_to_drain: bool,
     unanswered: Vec<RequestId>,
-    /// Requests to cancel, of all time.
+    /// All cancel requests so far.
     cancelling: Vec<RequestId>,
     pending: pending::Pending,
     operation: Option<Operation>,
-    /// New connections go to so many slots only, and since when.
+    /// New connections go to only this many slots, and since when.
     steered: Option<(u16, Tick)>,
-    /// How many slots new connections were spread over last.
+    /// Number of slots over which new connections were last spread.
     spread: Option<u16>,
     pulses: BTreeMap<WorkerId, Pulse>,
-    /// Who was killed and is awaited, and since when.
+    /// Killed workers whose exit is awaited, and since when.
     awaited: BTreeMap<WorkerId, Tick>,
-    /// Who may be told to serve although it does: it could not hand everything over.
+    /// Serving workers that may be commanded to serve: they could not hand over every connection.
     resuming: std::collections::BTreeSet<WorkerId>,
-    /// Who was last said to have been too slow to start.
+    /// The worker last reported as too slow to start.
     too_slow: Option<WorkerId>,
     balance: balance::Balance,
 }
 
 #[derive(Clone, Debug)]
 struct Pulse {
-    /// When the next look is to be taken.
+    /// Time of the next poll.
     due: Tick,
     awaited: bool,
     turns: Option<u64>,
@@ -101,7 +102,7 @@ struct Pulse {
 }
 
 impl Laws {
-    /// Of a machine whose first `inherited` slots have had listeners since `now`.
+    /// Returns the laws of a machine whose first `inherited` slots have had listeners since `now`.
     pub(crate) fn new(policy: Policy, inherited: u16, now: Tick) -> Self {
         let release = ReleaseId::FIRST;
         let mut slots = vec![Shadow::new(release); usize::from(policy.workers)];
@@ -139,8 +140,8 @@ impl Laws {
         self.end == End::Exited
     }
 
-    /// When the machine must have exited if the kernel takes at most `kernel` for anything and the
-    /// shell is at most `shell` late; `None` while it need not exit.
+    /// Returns when the machine must have exited if the kernel needs at most `kernel` for anything
+    /// and the shell is at most `shell` late; `None` while it need not exit.
     pub(crate) fn must_exit_by(&self, kernel: Duration, shell: Duration) -> Option<Tick> {
         let Policy {
             lame_duck,
@@ -156,7 +157,7 @@ impl Laws {
         }
     }
 
-    /// Takes note of what the machine is about to be told.
+    /// Records the event that the machine is about to receive.
     pub(crate) fn event(&mut self, event: &Event, now: Tick) {
         if let Event::Exited { worker, .. } | Event::SpawnFailed { worker, .. } = event {
             self.awaited.remove(worker);
@@ -164,7 +165,7 @@ impl Laws {
         self.note(event, now);
     }
 
-    /// Nobody waits any longer for somebody who was killed.
+    /// Ends the wait for a killed worker.
     fn abandoned(&mut self, worker: WorkerId, now: Tick) {
         let since = self.awaited.remove(&worker);
         law!(
@@ -175,7 +176,7 @@ impl Laws {
         self.note(&Event::Exited { worker, how, cause }, now);
     }
 
-    /// Checks one action, given out at `now`.
+    /// Checks one action, issued at `now`.
     pub(crate) fn action(&mut self, action: &Action, now: Tick) {
         law!(!self.has_exited(), "nothing comes after Exit: {action:?}");
         match action {
@@ -252,8 +253,8 @@ impl Laws {
         }
     }
 
-    /// Checks the state of affairs when all actions have been given out. `looked` says that the
-    /// machine was just told to look at its deadlines.
+    /// Checks the state after all actions have been issued. `looked` means that the machine has
+    /// just checked its deadlines.
     pub(crate) fn rest(&mut self, machine: &Machine, now: Tick, looked: bool) {
         self.views_agree(machine);
         self.workers = machine.policy().workers;
@@ -377,10 +378,10 @@ impl Laws {
             "{worker} is spawned to {listener:?}"
         );
         if let Life::Gone { earliest, .. } = slot.life {
-            // A restart does not wait for a pause to end that another release has earned.
+            // A restart does not wait for a backoff that another release has caused.
             let other = slot.release != release;
             let rolling = self.operation.as_ref().is_some_and(Operation::rolls);
-            // Nor does one more slot: it needs the one that is missing first.
+            // Nor does an additional slot: it first needs the missing one.
             law!(
                 now >= earliest || (other && rolling) || growing,
                 "{worker} is spawned before its backoff ends at {earliest:?}"
@@ -413,7 +414,7 @@ impl Laws {
             Life::Doomed { killed, .. } => law!(!killed, "{worker} is killed twice"),
             Life::Starting { since, .. } => {
                 let rolling = self.operation.as_ref().is_some_and(Operation::rolls);
-                // One that is late may be killed for another reason, if that comes first.
+                // A late worker may be killed for another reason, if that comes first.
                 let slow = self.too_slow == Some(worker);
                 law!(!slow || late(since), "{worker} is not too slow yet");
                 ordered = !slow && self.end == End::Running;
@@ -445,7 +446,7 @@ impl Laws {
         }
     }
 
-    /// Of the two ends of a drain this is the one without an event.
+    /// Detects the end of a drain that has no event of its own.
     fn forces(&mut self, worker: WorkerId, now: Tick) {
         if let End::Draining { at } = self.end {
             let deadline = at + self.policy.lame_duck + self.policy.drain_timeout;
@@ -531,8 +532,8 @@ impl Laws {
         self.slots[slot.index()].borrower = None;
     }
 
-    /// Listeners live on only where they are served, and no queue may be lost that somebody could
-    /// empty.
+    /// Checks that listeners remain only where they are served, and no queue may be lost while a worker could
+    /// empty it.
     fn custody_ends(&mut self, now: Tick) {
         let stops_now = self.end == (End::Draining { at: now });
         law!(stops_now, "custody ends while {:?}", self.end);
@@ -551,7 +552,7 @@ impl Laws {
     fn noticed(&mut self, notice: &Notice, now: Tick) {
         match notice {
             Notice::BootFailed { .. } if self.end == End::Running => {
-                // Of all reasons for a failed boot this is the one without an event.
+                // Of all reasons for a failed boot, this is the one without an event.
                 let late = |slot: &Shadow| match slot.life {
                     Life::Starting { since, .. } => {
                         !slot.been_ready && now >= since + self.policy.start_timeout
@@ -592,7 +593,7 @@ impl Laws {
         }
     }
 
-    /// The shadow's opinion of who lives and serves is the machine's.
+    /// Checks that the shadow and the machine agree on which workers run and serve.
     fn views_agree(&self, machine: &Machine) {
         law!(
             machine.slots().count() == self.slots.len(),

@@ -1,4 +1,4 @@
-//! The laws of connections that move between two workers that stay.
+//! Laws of connections that migrate between two workers that both remain.
 
 use uppercased::config::{REBALANCE_LOOK_EVERY, REBALANCE_LOOKS, REBALANCE_REST};
 use uppercased::supervisor::machine::{Load, WorkerId};
@@ -6,16 +6,16 @@ use uppercased_ctl::clock::Tick;
 
 use super::{End, Laws, law};
 
-/// What the shadow knows of loads and moves.
+/// The shadow's record of loads and migrations.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Balance {
-    /// When loads were last asked for, and whether the answer has come.
+    /// Time of the latest request for loads, and whether the reply has arrived.
     asked: Option<(Tick, bool)>,
-    /// The latest answers, oldest first, as many as a decision takes.
+    /// The latest replies, oldest first, as many as a decision requires.
     told: Vec<(Tick, Vec<Load>)>,
-    /// When the latest move was ordered.
+    /// Time of the latest migration command.
     moved: Option<Tick>,
-    /// Who gives, to whom, and when it was ordered.
+    /// Sender, receiver, and time of the command.
     moving: Option<(WorkerId, WorkerId, Tick)>,
 }
 
@@ -42,7 +42,7 @@ impl Laws {
         }
     }
 
-    /// Whether it was just told of loads, on which somebody may be wanted to turn.
+    /// Returns whether loads have just arrived, so that a migration may be due.
     pub(super) fn loads_were_told(&self, now: Tick) -> bool {
         self.balance.told.last().is_some_and(|(at, _)| *at == now)
     }
@@ -65,7 +65,7 @@ impl Laws {
             .moved
             .is_some_and(|at| now < at + REBALANCE_REST);
         law!(!early, "a part moves too soon: {:?}", self.balance);
-        // In every one of the looks that it takes, the one that gives has done most.
+        // In each of the required samples, the sender has done the most work.
         let looks = self.balance.told.len();
         law!(
             looks > REBALANCE_LOOKS as usize,
@@ -99,7 +99,7 @@ impl Laws {
         self.balance.moving = Some((from, to, now));
     }
 
-    /// What must hold for anything of this to be done.
+    /// Checks the preconditions of rebalancing.
     fn law_of_quiet(&self, what: &str) {
         law!(self.end == End::Running, "{what} while {:?}", self.end);
         law!(self.announced, "{what} at boot");
@@ -116,7 +116,7 @@ impl Laws {
         law!(moving.is_none(), "{what} while a part moves: {moving:?}");
     }
 
-    /// Somebody looks again, or waits no longer than it may.
+    /// Checks that the next sample is taken in time.
     pub(super) fn balance_rests(&mut self, now: Tick, by: &impl Fn(Tick) -> bool) {
         if let Some((from, _, since)) = self.balance.moving {
             let deadline = since + self.policy.handover_timeout;

@@ -1,7 +1,7 @@
 //! The laws of successors, predecessors and pulses.
 //!
-//! Above all: a serving worker serves until another one is Ready to; a worker with connections to hand over
-//! has a receiver, or gets its slot back.
+//! Above all: a serving worker serves until another one is Ready; a worker with connections to hand
+//! over has a receiver, or gets its slot back.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ impl Laws {
             "{worker} is one too many: {:?}",
             slot.others
         );
-        // Another socket would leave the queue of the present one to nobody.
+        // Another socket would orphan the queue of the present one.
         law!(
             listener == ListenerSource::Adopt && slot.deposited,
             "{worker} is to follow with a listener of its own"
@@ -87,7 +87,7 @@ impl Laws {
         self.takes_over(worker, Part::Relieved, RestartConnections::Drain, now);
     }
 
-    /// One that could not hand everything over serves its slot again.
+    /// Checks that a worker that could not hand over every connection serves its slot again.
     fn resumes(&mut self, worker: WorkerId, last: bool, now: Tick) {
         let index = worker.slot.index();
         let operation = self.operation.as_mut().expect("law: somebody asked for it");
@@ -206,7 +206,7 @@ impl Laws {
         slot.owes_word = false;
     }
 
-    /// A successor that is Ready takes the place of the main worker.
+    /// Replaces the main worker by its successor, which must be Ready.
     fn takes_over(&mut self, worker: WorkerId, part: Part, mode: RestartConnections, now: Tick) {
         let slot = &mut self.slots[worker.slot.index()];
         let Some(other) = slot.others.remove(&worker.generation.0) else {
@@ -275,7 +275,7 @@ impl Laws {
         self.slots[worker.slot.index()].is_killed(worker);
     }
 
-    /// Whether a predecessor has been handing over to `worker` for too long.
+    /// Returns whether a predecessor has been handing over to `worker` for too long.
     pub(super) fn keeps_waiting(&self, worker: WorkerId, now: Tick) -> bool {
         let limit = self.handover_limit(worker);
         let mut others = self.slots.iter().flat_map(|slot| slot.others.values());
@@ -285,7 +285,7 @@ impl Laws {
         })
     }
 
-    /// How long either side of a handover to `worker` may keep the other waiting.
+    /// Returns how long either side of a handover to `worker` may keep the other waiting.
     fn handover_limit(&self, worker: WorkerId) -> Duration {
         let slot = &self.slots[worker.slot.index()];
         let main = slot.generation == worker.generation.0;
@@ -314,7 +314,7 @@ impl Laws {
         law!(hands, "{from} is looked at and hands nothing over to {to}");
     }
 
-    /// Whether a worker that has borrowed queues has to give them back.
+    /// Returns whether a worker that has borrowed queues has to return them.
     pub(super) fn is_about_to_leave(&self, worker: WorkerId) -> bool {
         let slot = &self.slots[worker.slot.index()];
         if let Some(other) = slot.others.get(&worker.generation.0) {
@@ -386,7 +386,7 @@ impl Laws {
         [hang, self.policy.stall_check].into_iter().flatten().min()
     }
 
-    /// How many looks in a row without a turn make a hang.
+    /// Returns how many consecutive polls without a turn make a worker stalled.
     pub(super) fn hang_misses(&self) -> Option<u128> {
         let (limit, every) = (self.policy.hang_timeout?, self.look_every()?);
         let looks = limit.as_nanos().div_ceil(every.as_nanos());

@@ -1,4 +1,4 @@
-//! Updates of the shadow when the machine receives an event.
+//! Updates the shadow when the machine receives an event.
 
 use std::time::Duration;
 
@@ -134,7 +134,7 @@ impl Laws {
         }
     }
 
-    /// Whether a worker that fails at boot leaves somebody who serves.
+    /// Returns whether the boot may continue without a failed worker.
     pub(super) fn may_degrade(&self) -> bool {
         self.policy.boot == Boot::Any && self.slots.iter().any(Shadow::serves)
     }
@@ -180,7 +180,7 @@ impl Laws {
         }
     }
 
-    /// Some connections could not go: what follows is a failure, unless they may be drained.
+    /// Records that some connections could not migrate: the operation fails, unless they may drain.
     fn note_left(&mut self, worker: WorkerId, last: bool, back: bool, now: Tick) {
         let index = worker.slot.index();
         if back {
@@ -237,7 +237,7 @@ impl Laws {
         self.pulses.insert(worker, pulse);
     }
 
-    /// A main worker is no more, or never was.
+    /// Records that the main worker has exited, or never started.
     pub(super) fn gone(&mut self, slot: SlotId, served: Option<Duration>, now: Tick) {
         let index = slot.index();
         let worker = self.slots[index].worker(slot.0);
@@ -315,7 +315,7 @@ impl Laws {
         };
     }
 
-    /// Whoever was to follow the main worker takes the place that has become free.
+    /// Gives the vacant role to the main worker's successor.
     fn follow(&mut self, slot: SlotId) {
         let shadow = &mut self.slots[slot.index()];
         let Some(generation) = shadow.successor() else {
@@ -336,7 +336,7 @@ impl Laws {
         };
     }
 
-    /// The main worker has failed its predecessor: it goes, and does not count any more.
+    /// Stops counting the main worker, which has failed its predecessor.
     fn displace(&mut self, index: usize, now: Tick) {
         let slot = SlotId(u16::try_from(index).expect("few slots"));
         let worker = self.slots[index].worker(slot.0);
@@ -379,14 +379,14 @@ impl Laws {
         }
     }
 
-    /// The main worker is to be killed, and from now on nobody counts on it.
+    /// Records that the main worker will be killed; from now on it does not count.
     pub(super) fn doom(&mut self, worker: WorkerId, ordered: bool, now: Tick) {
         let Some(life) = self.main(worker) else {
             return;
         };
         let served = match life {
             Life::Starting { .. } => None,
-            // It served; for how long is of no more interest.
+            // It served; for how long no longer matters.
             Life::Stopping => Some(Duration::ZERO),
             Life::Serving { since, .. } => Some(now.since(*since)),
             Life::Unborn | Life::Retired | Life::Doomed { .. } | Life::Gone { .. } => return,
@@ -420,7 +420,7 @@ impl Laws {
         self.pulses.remove(&worker);
     }
 
-    /// As [`Self::doom`], of somebody beside the main worker.
+    /// As [`Self::doom`], for a worker other than the main one.
     pub(super) fn doom_other(&mut self, worker: WorkerId, unwanted: bool, now: Tick) {
         let slot = &mut self.slots[worker.slot.index()];
         let retired = slot.life == Life::Retired && slot.handing_over().is_some();
@@ -442,7 +442,7 @@ impl Laws {
         self.pulses.remove(&worker);
     }
 
-    /// Somebody beside the main worker is no more, or never was.
+    /// Records that a worker other than the main one has exited, or never started.
     fn other_gone(&mut self, worker: WorkerId, now: Tick) {
         self.pulses.remove(&worker);
         let running = self.end == End::Running;
@@ -453,7 +453,7 @@ impl Laws {
         };
         let never_served = match other.part {
             Part::Starting { .. } => true,
-            // One that came from the main seat has failed as a successor too.
+            // A former main worker has also failed as a successor.
             Part::Doomed { unwanted, .. } => !unwanted,
             _ => false,
         };

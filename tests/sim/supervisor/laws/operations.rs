@@ -1,5 +1,5 @@
-//! The laws of planned operations: each request is answered once and in time, a partial operation is rolled
-//! back, and a leaving slot loses no client.
+//! Laws of planned operations: each request is answered once and in time, a partial operation is
+//! rolled back, and a leaving slot loses no client.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,19 +15,19 @@ use super::{End, Laws, law};
 use crate::supervisor::SHELL_DELAY_MAX;
 use crate::supervisor::kernel::KERNEL_DELAY_MAX;
 
-/// The most workers that may be asked for.
+/// Maximum number of workers that may be requested.
 const WORKERS_MAX: u16 = 1024;
 
-/// What somebody wants, before the machine has said whether it begins.
+/// A request, before the machine has reported whether it begins.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
     request: RequestId,
     kind: Kind,
-    /// How many workers there are to be when it is done.
+    /// Target number of workers.
     to: u16,
-    /// Nothing in the request itself speaks against it.
+    /// Whether the request in itself is acceptable.
     sound: bool,
-    /// It had waited for its turn, and this is what for.
+    /// The request, if it waited for its turn.
     came_back: Option<Wanted>,
 }
 
@@ -47,7 +47,7 @@ enum Stage {
     Scale,
 }
 
-/// What is under way.
+/// The operation in progress.
 #[derive(Clone, Debug)]
 pub(super) struct Operation {
     request: RequestId,
@@ -55,34 +55,34 @@ pub(super) struct Operation {
     stage: Stage,
     to: u16,
     since: Tick,
-    /// How long it may take; of no account while slots leave.
+    /// Its maximum duration; irrelevant while slots leave.
     bound: Duration,
-    /// Since when the first slot has served with the new release.
+    /// Time since which the first slot serves with the new release.
     canary: Option<Tick>,
-    /// How many slots there were when the new release came into force.
+    /// Number of slots when the new release came into force.
     committed: u16,
     /// A worker of the new release has failed.
     pub(super) turned: bool,
-    /// Slots in which a worker of the old one has failed since.
+    /// Slots in which a worker of the old release has failed since then.
     pub(super) hindered: BTreeSet<SlotId>,
-    /// Something else has.
+    /// Another failure occurred.
     pub(super) failed: bool,
-    /// Connections that cannot move may be drained.
+    /// Connections that cannot migrate may be drained.
     pub(super) drain: bool,
-    /// Connections were lost, or left without a way.
+    /// Connections were lost, or had no receiver.
     pub(super) damaged: bool,
-    /// How many slots there were when it began.
+    /// Number of slots at the start.
     former: u16,
-    /// Who has cancelled it, and how many workers there were to be before that.
+    /// The caller that cancelled it, and the previous number of workers.
     cancelled: Option<(RequestId, u16)>,
-    /// There were to be more slots in the end than there had been.
+    /// The target exceeded the number of slots at the start.
     grew: bool,
-    /// Slots that did not serve when the roll began, and have not since.
+    /// Slots that did not serve when the roll began, and have not served since.
     broken: BTreeSet<SlotId>,
 }
 
 impl Operation {
-    /// Workers are being renewed, or put back.
+    /// Workers are being replaced, or rolled back.
     pub(super) fn rolls(&self) -> bool {
         matches!(self.stage, Stage::Roll(_))
     }
@@ -218,7 +218,7 @@ impl Laws {
         });
     }
 
-    /// Somebody cancels what is in progress; the answer will show whether that was possible.
+    /// Cancels the operation in progress; the reply shows whether that was possible.
     pub(super) fn note_cancel(&mut self, request: RequestId, now: Tick) {
         self.unanswered.push(request);
         self.cancelling.push(request);
@@ -252,7 +252,7 @@ impl Laws {
         }
     }
 
-    /// The answer to whoever cancels: at once, or after the operation's own.
+    /// Checks the reply to the cancelling caller: at once, or after the operation's own.
     fn cancel_answered(&mut self, request: RequestId, answer: &Answer) {
         let mut answered = |it: &RequestId| *it != request;
         self.unanswered.retain(&mut answered);
@@ -264,7 +264,7 @@ impl Laws {
             && let Some(operation) = &mut self.operation
             && let Some((_, to)) = operation.cancelled.filter(|(it, _)| *it == request)
         {
-            // What is over but for its last workers is nothing that a law can see.
+            // An operation that waits only for its last workers is invisible to the laws.
             law!(cause.contains("last workers"), "{operation:?}: {cause}");
             law!(operation.stage == Stage::Scale, "{operation:?}: {cause}");
             operation.cancelled = None;
@@ -272,7 +272,7 @@ impl Laws {
         }
     }
 
-    /// Slots without a worker that serves.
+    /// Returns the slots without a serving worker.
     fn idle_slots(&self) -> BTreeSet<SlotId> {
         let slots = (0_u16..).map(SlotId).zip(&self.slots);
         slots
@@ -281,7 +281,7 @@ impl Laws {
             .collect()
     }
 
-    /// A slot serves: from now on its failures are the operation's.
+    /// Records that a slot serves: from now on its failures count for the operation.
     pub(super) fn mended(&mut self, slot: SlotId) {
         if let Some(operation) = &mut self.operation {
             operation.broken.remove(&slot);
@@ -294,8 +294,8 @@ impl Laws {
         self.steered.is_none() && self.operation.as_ref().is_some_and(scales)
     }
 
-    /// The longest that an operation may take: for each slot there and back, and its own waits.
-    /// Generous; what is looked for is what never ends.
+    /// Returns the maximum duration of an operation: every slot forth and back, and its own waits.
+    /// Generous; the law detects only operations that never end.
     fn bound(&self, policy: &Policy, to: u16) -> Duration {
         let longest = |of: fn(&Policy) -> Duration| of(policy).max(of(&self.policy));
         let start = longest(|it| it.start_timeout);
@@ -307,7 +307,7 @@ impl Laws {
         step * u32::try_from(steps).expect("few slots") + policy.bake_time + KILL_GRACE
     }
 
-    /// Why a request must be refused.
+    /// Returns the reason why a request must be refused.
     pub(super) fn in_the_way(&self) -> Option<&'static str> {
         if !self.announced {
             Some("it has not booted")
@@ -439,13 +439,13 @@ impl Laws {
                 self.open()
             );
         }
-        // Otherwise it has touched no slot.
+        // Otherwise it has changed no slot.
         if stops || !operation.turned {
             return;
         }
         for (index, slot) in self.slots.iter().enumerate() {
             let named = cause.contains(&format!("slot {index} "));
-            // There must be a reason why it was not put back.
+            // The missing rollback must have a reason.
             let id = SlotId(u16::try_from(index).expect("few slots"));
             let target = slot.is_live() && operation.stage == Stage::Roll(slot.release);
             law!(
@@ -460,7 +460,7 @@ impl Laws {
         }
     }
 
-    /// A worker of `release` has ended that nobody wanted to end.
+    /// Records that a worker of `release` has exited unexpectedly.
     pub(super) fn suffers(&mut self, slot: SlotId, release: ReleaseId) {
         let Some(operation) = &mut self.operation else {
             return;
@@ -472,7 +472,7 @@ impl Laws {
         }
     }
 
-    /// Of all reasons for a way back, that nobody serves is the one without an event of its own.
+    /// Detects a rollback for lack of a serving worker, the only reason without an event.
     pub(super) fn turns_round(&mut self) {
         let slots = self.slots.len();
         let operation = self.operation.as_mut();
@@ -489,33 +489,33 @@ impl Laws {
         }
     }
 
-    /// Whether what is in progress has been cancelled.
+    /// Returns whether the operation in progress has been cancelled.
     pub(super) fn is_cancelled(&self) -> bool {
         self.operation
             .as_ref()
             .is_some_and(|it| it.cancelled.is_some())
     }
 
-    /// Whether new workers may run `release` although it is not in force.
+    /// Returns whether new workers may run `release` although it is not in force.
     pub(super) fn rolls_out(&self, release: ReleaseId) -> bool {
         self.operation
             .as_ref()
             .is_some_and(|it| it.stage == Stage::Roll(release) && !it.turned)
     }
 
-    /// Whether a slot serves with the new release.
+    /// Returns whether a slot serves with the new release.
     pub(super) fn has_canary(&self) -> bool {
         let operation = self.operation.as_ref();
         operation.is_some_and(|it| it.canary.is_some())
     }
 
-    /// Whether that release is being taken back.
+    /// Returns whether that release is being rolled back.
     pub(super) fn turned_from(&self, release: ReleaseId) -> bool {
         let operation = self.operation.as_ref();
         operation.is_some_and(|it| it.stage == Stage::Roll(release) && it.turned)
     }
 
-    /// Whether the first slot has had its time with the new release.
+    /// Returns whether the first slot's bake time with the new release has passed.
     pub(super) fn canary_stood(&self, now: Tick) -> bool {
         let Some(operation) = &self.operation else {
             return true;
@@ -561,14 +561,14 @@ impl Laws {
             self.leaving_fails(since, now);
         }
         self.spread = Some(self.listening());
-        // The last ones have a grace to exit, and one more to be reaped once they are killed.
+        // The last workers have a grace period to exit, and another to be reaped once killed.
         let end = 2 * KILL_GRACE + 2 * (KERNEL_DELAY_MAX + SHELL_DELAY_MAX);
         if let Some(operation) = &mut self.operation {
             operation.bound = now.since(operation.since) + end;
         }
     }
 
-    /// Not all that were to leave have left: nobody was there to take what they have.
+    /// Checks the failure of leaving workers that had no receiver for their connections.
     fn leaving_fails(&mut self, since: Tick, now: Tick) {
         let settled = since + self.policy.handshake_timeout;
         law!(
@@ -580,7 +580,7 @@ impl Laws {
         }
     }
 
-    /// The rule for new connections covers exactly those sockets that listen.
+    /// Checks that the rule for new connections covers exactly the listening sockets.
     pub(super) fn spreads(&mut self, slots: u16) {
         law!(
             self.steered.is_none(),
@@ -618,7 +618,7 @@ impl Laws {
         shadow.closed = true;
     }
 
-    /// A sibling takes what waits for a slot that leaves and has no worker.
+    /// Records that a sibling empties the queue of a leaving slot without a worker.
     pub(super) fn emptied(&mut self, slot: SlotId, by: WorkerId, now: Tick) {
         let Some((stay, since)) = self.steered else {
             panic!("law broken: slot {slot} is given up and new connections still come to it");
@@ -726,7 +726,7 @@ impl Laws {
         self.release = release;
         self.policy = self.policies[&release].clone();
         if before != looks(&self.policy) {
-            // Misses of one pause between looks say nothing where another holds.
+            // Missed turns at one poll interval mean nothing at another.
             let all: Vec<WorkerId> = self.pulses.keys().copied().collect();
             for worker in all {
                 self.feel(worker, now);
@@ -738,7 +738,7 @@ impl Laws {
         }
     }
 
-    /// Slots that have not been closed.
+    /// Returns the slots that have not been closed.
     pub(super) fn open(&self) -> u16 {
         let open = self.slots.iter().filter(|slot| !slot.closed).count();
         u16::try_from(open).expect("few slots")
@@ -814,7 +814,7 @@ impl Laws {
             let due = operation.since + operation.bound;
             return law!(now <= due, "{operation:?} was to be over by {due:?}");
         };
-        // Whoever could leave must not be kept, and there is an end to waiting for it.
+        // A worker that can leave must not be kept, and the wait for it is bounded.
         let settled = since + self.policy.handshake_timeout;
         if now < settled {
             return law!(by(settled), "nobody wakes up when the handshakes are over");

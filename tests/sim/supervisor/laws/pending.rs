@@ -1,4 +1,4 @@
-//! The laws of pending requests: none is lost, none is executed twice, and none waits for nothing.
+//! Laws of pending requests: none is lost, none is executed twice, and none waits without cause.
 
 use std::collections::VecDeque;
 
@@ -7,22 +7,22 @@ use uppercased_ctl::clock::Tick;
 
 use super::{End, Laws, law};
 
-/// Callers that may wait at once.
+/// Maximum number of waiting callers.
 const WAITERS_MAX: usize = 8;
 
-/// Requests that have been made and not begun, as simply as they can be written down.
+/// Requests made and not begun, in their simplest representation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pending {
     reload: bool,
     upgrade: bool,
-    /// What changes the number of workers, in order: what signals add up to, or a command's request.
+    /// Changes of the number of workers, in order: the sum of signals, or a command's request.
     numbers: VecDeque<Number>,
-    /// Callers that wait.
+    /// Waiting callers.
     waiters: Vec<(RequestId, Wanted)>,
-    /// The shell prepares it.
+    /// The request that the shell is preparing.
     pub(super) handed: Option<(RequestId, Wanted)>,
     handed_at: Tick,
-    /// The request that is being made in this very call.
+    /// The request made in this call.
     made: Option<(RequestId, Wanted, bool)>,
 }
 
@@ -91,7 +91,7 @@ impl Laws {
         }
     }
 
-    /// A caller is not waited for any more; says whether it was.
+    /// Removes a waiting caller; returns whether there was one.
     fn forget_waiter(&mut self, request: RequestId) -> bool {
         let pending = &mut self.pending;
         let before = pending.waiters.len();
@@ -100,7 +100,7 @@ impl Laws {
         pending.waiters.len() < before
     }
 
-    /// The machine hands a request out.
+    /// Checks that the machine may hand out a request, and records it.
     pub(super) fn begins(&mut self, request: RequestId, wanted: Wanted, now: Tick) {
         let in_the_way = self.in_the_way();
         law!(
@@ -135,14 +135,14 @@ impl Laws {
         self.pending.handed_at = now;
     }
 
-    /// When the shell must be back with a reload, if it has one.
+    /// Deadline of the reload that the shell is preparing, if any.
     pub(super) fn back_by(&self) -> Option<Tick> {
         let (_, wanted) = self.pending.handed?;
         let limit = self.policy.start_timeout;
         (wanted == Wanted::Reload).then(|| self.pending.handed_at + limit)
     }
 
-    /// The shell comes back with a request: it is to begin now.
+    /// Records that the shell returns a request: it must begin now.
     pub(super) fn returned(&mut self, request: RequestId) -> bool {
         let mine = self.pending.handed.is_some_and(|(it, _)| it == request);
         if mine {
@@ -151,8 +151,8 @@ impl Laws {
         mine
     }
 
-    /// A request that came back has neither begun nor been refused: something came in its way, and
-    /// it waits again.
+    /// Records that a returned request has neither begun nor been refused: another operation preceded it, and it
+    /// waits again.
     pub(super) fn waits_again(&mut self, request: RequestId, wanted: Wanted) {
         let in_the_way = self.in_the_way();
         law!(in_the_way.is_some(), "{request:?} waits for nothing");
@@ -170,12 +170,12 @@ impl Laws {
         }
     }
 
-    /// A request is refused that has not been handed out, or cannot be prepared.
+    /// Records the refusal of a request that was not handed out or cannot be prepared.
     pub(super) fn pending_refused(&mut self, request: RequestId, cause: &str) {
         self.unanswered
             .retain(|it| *it != request || *it == RequestId::NOBODY);
         let stops = self.end != End::Running;
-        // Of two requests without a caller, a refusal in the call that makes one is for that one.
+        // If two requests have no caller, a refusal in the call that makes one applies to that one.
         let made = self.pending.made.is_some_and(|(it, ..)| it == request);
         if stops || (!made && self.returned(request)) {
             self.forget_waiter(request);
@@ -185,7 +185,7 @@ impl Laws {
             && made == request
         {
             if request == RequestId::NOBODY {
-                // One worker fewer than the least, or one more than the most.
+                // One worker below the minimum, or one above the maximum.
                 let impossible = cause.contains("the least") || cause.contains("the most");
                 law!(impossible && wait, "a signal is refused: {cause}");
                 let Wanted::Scale(ScaleTo::By(by)) = wanted else {
@@ -201,7 +201,7 @@ impl Laws {
             self.forget_waiter(request);
             return;
         }
-        // What signals have added up to is what there is by now.
+        // The sum of the signals equals the present number.
         law!(
             request == RequestId::NOBODY && cause.contains("there are"),
             "{request:?} has waited for a refusal: {cause}"
@@ -210,7 +210,7 @@ impl Laws {
         law!(matches!(first, Some(Number::Signals(_))), "{first:?}");
     }
 
-    /// Callers of requests that have not begun.
+    /// Returns whether `request` has a waiting caller and has not begun.
     pub(super) fn waits(&self, request: RequestId) -> bool {
         request != RequestId::NOBODY
             && (self.pending.waiters.iter().any(|(it, _)| *it == request)

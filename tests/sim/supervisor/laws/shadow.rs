@@ -10,61 +10,61 @@ use super::law;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Life {
-    /// Its turn has not come.
+    /// Not started yet.
     Unborn,
     Starting {
         since: Tick,
         failed: bool,
-        /// It was spawned to follow somebody who died since.
+        /// It was spawned as the successor of a worker that has since exited.
         standby: bool,
     },
     Serving {
         since: Tick,
-        /// False: it stands by, and must be told to serve before all is said.
+        /// If false, it stands by; the machine must command it to serve before the end of the call.
         told: bool,
     },
-    /// Its worker has left it, and nobody follows.
+    /// Its worker has left it, without a successor.
     Retired,
     Stopping,
-    /// To be killed, or killed, and not reaped.
+    /// It is to be killed, or killed and not reaped.
     Doomed {
         served: Option<Duration>,
         killed: bool,
-        /// For nothing that it did: no failure.
+        /// For an external cause: not a failure.
         ordered: bool,
     },
-    /// Reaped, or never made; while the machine runs, the next one comes in this window.
+    /// Reaped, or never started; while the machine runs, the next worker starts within this window.
     Gone {
         earliest: Tick,
         latest: Tick,
     },
 }
 
-/// What somebody beside the main worker does.
+/// Activity of a worker other than the main one.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Part {
-    /// It is to follow the main worker.
+    /// It is to succeed the main worker.
     Starting {
         since: Tick,
         failed: bool,
     },
-    /// It is Ready, and must follow before all is said.
+    /// It is Ready, and must take over before the end of the call.
     StandingBy,
     HandingOver {
         since: Tick,
         to: WorkerId,
         last: bool,
-        /// It gives back what had moved.
+        /// It returns the connections that it adopted.
         back: bool,
     },
-    /// Not everything could go; it must be told what becomes of the rest before all is said.
+    /// Some connections could not migrate; their fate must be decided before the end of the call.
     Undecided {
         last: bool,
         back: bool,
     },
-    /// It is to give back what it has, to the main worker.
+    /// It is to return its connections to the main worker.
     GivingBack,
-    /// Its successor serves; it must be told to leave before all is said.
+    /// Its successor serves; it must be stopped before the end of the call.
     Relieved,
     Leaving {
         by: Tick,
@@ -82,7 +82,7 @@ pub(super) enum Part {
 #[derive(Clone, Debug)]
 pub(super) struct Other {
     pub(super) release: ReleaseId,
-    /// When it began to serve, if it did.
+    /// Time at which it began to serve, if it did.
     pub(super) served_since: Tick,
     pub(super) part: Part,
 }
@@ -90,20 +90,20 @@ pub(super) struct Other {
 #[derive(Clone, Debug)]
 pub(super) struct Shadow {
     pub(super) generation: u32,
-    /// Of all that ever were in it; `None` while that is not known, in a slot that is added again.
+    /// All workers started in it; unknown (`None`) in a slot that is added again.
     pub(super) born: Option<u32>,
     pub(super) release: ReleaseId,
     pub(super) life: Life,
-    /// The supervisor holds its listener: a worker of this slot has been Ready, or somebody left it.
+    /// The supervisor holds its listener: a worker of this slot was Ready, or one left it behind.
     pub(super) deposited: bool,
     /// A worker of this slot has been Ready.
     pub(super) been_ready: bool,
-    /// And has closed it again.
+    /// It has closed the listener again.
     pub(super) closed: bool,
     pub(super) unserved_since: Tick,
     pub(super) borrower: Option<WorkerId>,
     pub(super) failures: u32,
-    /// The main worker came back from a handover and may still say how that ended.
+    /// The main worker came back from a handover and may still report its result.
     pub(super) owes_word: bool,
     /// A sibling has emptied the queue for good.
     pub(super) emptied: bool,
@@ -136,7 +136,7 @@ impl Shadow {
         }
     }
 
-    /// A main worker lives.
+    /// Returns whether a main worker is running.
     pub(super) fn is_live(&self) -> bool {
         match self.life {
             Life::Unborn | Life::Retired | Life::Gone { .. } => false,
@@ -150,17 +150,17 @@ impl Shadow {
         !self.is_live() && self.others.is_empty()
     }
 
-    /// Its main worker serves.
+    /// Returns whether its main worker serves.
     pub(super) fn serves(&self) -> bool {
         matches!(self.life, Life::Serving { .. })
     }
 
-    /// Somebody of its own serves its queue.
+    /// Returns whether a worker of its own serves its queue.
     pub(super) fn is_served(&self) -> bool {
         self.serves() || (self.life == Life::Retired && self.handing_over().is_some())
     }
 
-    /// Somebody leaves it who has a time for that, or whose place is taken until then.
+    /// Returns whether a worker is leaving it within a time limit, or keeps its place until then.
     pub(super) fn is_being_left(&self) -> bool {
         if self.closed && !self.others.is_empty() {
             return true;
@@ -181,7 +181,7 @@ impl Shadow {
             .find_map(|(generation, it)| hands(it).then_some(*generation))
     }
 
-    /// The one that is to follow and not Ready yet.
+    /// Returns the successor that is not Ready yet.
     pub(super) fn successor(&self) -> Option<u32> {
         let starts = |it: &Other| matches!(it.part, Part::Starting { .. });
         self.others
@@ -189,7 +189,7 @@ impl Shadow {
             .find_map(|(generation, it)| starts(it).then_some(*generation))
     }
 
-    /// Generations grow by one and are never used again.
+    /// Generations increase by one and are never reused.
     pub(super) fn is_born(&mut self, worker: WorkerId) {
         let generation = worker.generation.0;
         if let Some(born) = self.born {
@@ -208,7 +208,7 @@ impl Shadow {
         }
     }
 
-    /// What the machine may call the state of the main seat.
+    /// Returns the states that the machine may report for the main worker.
     pub(super) fn names(&self) -> &'static [&'static str] {
         match self.life {
             Life::Unborn => &["waiting", "stopped"],
