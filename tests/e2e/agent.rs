@@ -1,5 +1,5 @@
-//! The agent check of load balancers: a weight by load while the server is healthy, and otherwise the state
-//! that the operator set or the server is in; across reloads, upgrades and stalls.
+//! The agent check of load balancers: a weight by load while the server is healthy, and otherwise
+//! the state that the operator set or the server is in; across reloads, upgrades and stalls.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,5 @@
-//! The load generator against servers with known faults: the real one, which has none, and stand-ins that
-//! send wrong bytes, reset, close early, stay silent, refuse, or pause.
+//! The load generator against servers with known faults: the real one, which has none, and
+//! stand-ins that send wrong bytes, reset, close early, stay silent, refuse, or pause.
 //!
 //! No test asserts a speed; of times, only that a reply that had to wait shows that wait.
 

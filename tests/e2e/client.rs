@@ -1,4 +1,5 @@
-//! `uppercased client` as a process: against correct and faulty servers, as a filter and on a terminal.
+//! `uppercased client` as a process: against correct and faulty servers, as a filter and on a
+//! terminal.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

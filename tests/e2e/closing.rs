@@ -1,5 +1,5 @@
-//! The end of connections: a graceful close by either side, a reset, a client that vanishes. The server sends
-//! pending output first, destroys nothing in flight, and continues.
+//! The end of connections: a graceful close by either side, a reset, a client that vanishes. The
+//! server sends pending output first, destroys nothing in flight, and continues.
 
 use std::io::{ErrorKind, Write};
 use std::time::Duration;

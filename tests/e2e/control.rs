@@ -1,5 +1,5 @@
-//! The commands for a running server, against stand-ins with scripted replies: requests, output and exit
-//! codes.
+//! The commands for a running server, against stand-ins with scripted replies: requests, output and
+//! exit codes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;

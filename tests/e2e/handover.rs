@@ -1,8 +1,8 @@
 //! Worker processes in a handover, with the test as their supervisor: every command, every end, and
 //! a crash of either side at every fault point.
 //!
-//! Each worker is the real program with one end of a channel; the test holds a duplicate of the listener, as a
-//! supervisor does.
+//! Each worker is the real program with one end of a channel; the test holds a duplicate of the
+//! listener, as a supervisor does.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,7 +1,9 @@
-//! Two machines behind a real HAProxy with the packaged configuration: drained and restored in turn, stopped,
-//! started and reloaded under load. No client sees an error, and the machines know the client addresses.
+//! Two machines behind a real HAProxy with the packaged configuration: drained and restored in
+//! turn, stopped, started and reloaded under load. No client sees an error, and the machines know
+//! the client addresses.
 //!
-//! A machine is a server in its own network namespace; HAProxy and the clients are in that of the test.
+//! A machine is a server in its own network namespace; HAProxy and the clients are in that of the
+//! test.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,5 @@
-//! Tests of the judges of planned operations: the load, the delayed link, copies of the program, the baseline.
-//! Each passes a correct server and detects a faulty one.
+//! Tests of the checks behind planned operations: the load, the delayed link, copies of the
+//! program, the baseline. Each passes a correct server and detects a faulty one.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};

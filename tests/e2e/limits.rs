@@ -1,5 +1,5 @@
-//! Limits of connections, descriptors, memory and time: each holds, affects only the client that exceeds it,
-//! and is counted by its cause.
+//! Limits of connections, descriptors, memory and time: each holds, affects only the client that
+//! exceeds it, and is counted by its cause.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write};

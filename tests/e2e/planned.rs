@@ -1,10 +1,11 @@
 //! The proof that planned operations lose nothing.
 //!
-//! Under connection churn, long-lived byte-verified streams, slow readers, half-closed and idle clients, a
-//! server is reloaded, upgraded and scaled repeatedly, in its own network namespace. `SO_REUSEPORT` hides
-//! a broken handover behind a fresh bind, so reachability proves nothing: the kernel's counters of resets,
-//! aborted connections and dropped handshakes must not change at all, and every client checks every byte. It
-//! runs on loopback, over a delayed link (loopback hides the handshake race), and with one worker.
+//! Under connection churn, long-lived byte-verified streams, slow readers, half-closed and idle
+//! clients, a server is reloaded, upgraded and scaled repeatedly, in its own network namespace.
+//! `SO_REUSEPORT` hides a broken handover behind a fresh bind, so reachability proves nothing: the
+//! kernel's counters of resets, aborted connections and dropped handshakes must not change at all,
+//! and every client checks every byte. It runs on loopback, over a delayed link (loopback hides the
+//! handshake race), and with one worker.
 //!
 //! `E2E_PROOF=long` runs the long version: at least 200 reloads, 20 upgrades and 50 scaling steps.
 //!

@@ -1,17 +1,18 @@
 //! The proof that limits cost no established connection.
 //!
-//! A server is reloaded repeatedly with limits, buffers, queues and worker counts that go up and down at
-//! random, and is scaled in between. It has more clients than the limits allow most of the time, most of them
-//! slow readers with pending output, and new ones keep connecting. Limits apply to new connections, which wait
-//! for room and are served in the end. So the rules are those of `tests/e2e/planned.rs`: every byte at every
-//! client, and the kernel's loss counters do not change, except for a few late acknowledgements; in addition,
-//! the server's own counts of how connections have ended.
+//! A server is reloaded repeatedly with limits, buffers, queues and worker counts that go up and
+//! down at random, and is scaled in between. It has more clients than the limits allow most of the
+//! time, most of them slow readers with pending output, and new ones keep connecting. Limits apply
+//! to new connections, which wait for room and are served in the end. So the rules are those of
+//! `tests/e2e/planned.rs`: every byte at every client, and the kernel's loss counters do not
+//! change, except for a few late acknowledgements; in addition, the server's own counts of how
+//! connections have ended.
 //!
-//! An operation that cannot keep all connections may be refused, before it begins and with the numbers; then
-//! nothing has changed. It is counted separately.
+//! An operation that cannot keep all connections may be refused, before it begins and with the
+//! numbers; then nothing has changed. It is counted separately.
 //!
-//! `E2E_PROOF=long` runs the long version: 200 reloads with 2,000 slow readers. `E2E_SEED=42` repeats the
-//! reloads of a run that printed this seed.
+//! `E2E_PROOF=long` runs the long version: 200 reloads with 2,000 slow readers. `E2E_SEED=42`
+//! repeats the reloads of a run that printed this seed.
 //!
 //! Other tests show that the proof can fail.
 
@@ -256,7 +257,7 @@ fn some_workers(random: &mut Rng, effort: &Effort, done: &Done) -> u16 {
     random.u16(if is_late { 1..=4 } else { 2..=4 })
 }
 
-/// The seed of this run.
+/// Returns the seed of this run.
 fn seed() -> u64 {
     let given = std::env::var("E2E_SEED").ok();
     let given = given.map(|text| text.parse().expect("E2E_SEED is a number"));

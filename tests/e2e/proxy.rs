@@ -1,5 +1,5 @@
-//! PROXY headers on listeners that require them: the client's address, trusted senders, and invalid headers;
-//! across reloads, crashes and partial headers.
+//! PROXY headers on listeners that require them: the client's address, trusted senders, and invalid
+//! headers; across reloads, crashes and partial headers.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

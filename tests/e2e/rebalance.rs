@@ -1,4 +1,5 @@
-//! Busy connections of one worker spread over the others; clients notice only shorter response times.
+//! Busy connections of one worker spread over the others; clients notice only shorter response
+//! times.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;

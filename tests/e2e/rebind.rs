@@ -1,8 +1,8 @@
-//! Immediate restarts, whatever the predecessor left in the kernel; and the trap of the option that allows
-//! them: a second instance that joins the port by mistake.
+//! Immediate restarts, whatever the predecessor left in the kernel; and the trap of the option that
+//! allows them: a second instance that joins the port by mistake.
 //!
-//! These servers listen on loopback addresses of one test, 127.x.y.z: between a stop and the next start no
-//! other process can get the same address and port.
+//! These servers listen on loopback addresses of one test, 127.x.y.z: between a stop and the next
+//! start no other process can get the same address and port.
 
 use std::net::{Shutdown, SocketAddr};
 

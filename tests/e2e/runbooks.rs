@@ -1,5 +1,5 @@
-//! The runbooks of `docs/runbooks.md`, executed: the symptoms appear, the commands help, and the quoted output
-//! is that of the program.
+//! The runbooks of `docs/runbooks.md`, executed: the symptoms appear, the commands help, and the
+//! quoted output is that of the program.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The service over real sockets and processes: every byte returns in upper case, in order, for any chunks,
-//! pipelining and number of clients, on every kind of address, from every worker.
+//! The service over real sockets and processes: every byte returns in upper case, in order, for any
+//! chunks, pipelining and number of clients, on every kind of address, from every worker.
 //!
 //! The end of connections is in `tests/e2e/closing.rs`, their bounds are in `tests/e2e/limits.rs`.
 

@@ -1,5 +1,5 @@
-//! `status` of a real server: sockets, also foreign ones, rates while workers are replaced, and durations of
-//! operations.
+//! `status` of a real server: sockets, also foreign ones, rates while workers are replaced, and
+//! durations of operations.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::Read as _;

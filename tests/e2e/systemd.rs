@@ -1,5 +1,6 @@
-//! Running under a service manager: notifications, passed sockets, and stored sockets that keep accept queues
-//! alive between instances. The test is the service manager; `tests/systemd/run` uses the real one.
+//! Running under a service manager: notifications, passed sockets, and stored sockets that keep
+//! accept queues alive between instances. The test is the service manager; `tests/systemd/run` uses
+//! the real one.
 
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;

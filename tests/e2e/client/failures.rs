@@ -1,5 +1,5 @@
-//! Messages and exit codes of the client on failures: of the server's replies, the connection, the address, or
-//! its own input and output.
+//! Messages and exit codes of the client on failures: of the server's replies, the connection, the
+//! address, or its own input and output.
 
 use super::*;
 

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// 127.0.0.1 that was just released may be given to another test at any moment.
 pub fn own_address() -> Ipv4Addr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
-    // Concurrent tests differ in the process id or in the last octet. All other tests use 127.0.x.x.
+    // Concurrent tests differ in the process id or in the last octet. All other tests use
+    // 127.0.x.x.
     let [.., high, low] = std::process::id().to_be_bytes();
     let mixed = 1 + high % 250;
     let next = NEXT.fetch_add(1, Ordering::Relaxed);

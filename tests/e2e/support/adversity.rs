@@ -18,7 +18,8 @@ use super::usage::Counters;
 /// Bytes of one send or receive of a long transfer.
 const STEP_BYTES: usize = 16 * 1024;
 
-/// A client that can send nothing for this long has no room: the server has stopped reading from it.
+/// A client that can send nothing for this long has no room: the server has stopped reading from
+/// it.
 const NO_ROOM: Duration = Duration::from_millis(100);
 
 /// The stopped workers of a server. Dropping it resumes them; they then find all pending
@@ -48,11 +49,11 @@ impl Drop for Frozen {
     }
 }
 
-/// Sends the [`pattern`] from its start, reading nothing, until the server stops reading; returns the
-/// number of bytes sent.
+/// Sends the [`pattern`] from its start, reading nothing, until the server stops reading; returns
+/// the number of bytes sent.
 ///
-/// It continues until there is no room *and* the server reports unsent bytes, so that backpressure ends
-/// it and not a slow machine: a worker without CPU time leaves no room either.
+/// It continues until there is no room *and* the server reports unsent bytes, so that backpressure
+/// ends it and not a slow machine: a worker without CPU time leaves no room either.
 #[track_caller]
 pub fn fill(client: &Client, counters: &Counters) -> u64 {
     fill_all(std::slice::from_ref(client), counters)[0]

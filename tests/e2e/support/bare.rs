@@ -52,7 +52,7 @@ impl Bare {
         }
     }
 
-    /// The process.
+    /// Returns the process.
     pub fn process(&self) -> &Watched {
         &self.process
     }

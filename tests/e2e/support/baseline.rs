@@ -14,9 +14,9 @@ const RETURN: Duration = Duration::from_secs(60);
 
 /// Memory by which one process may grow, in bytes.
 ///
-/// Not zero: allocators round up and keep memory, and a worker after a busier predecessor has touched more
-/// of its record table and keeps a few buffers. A leak grows with every operation and passes this bound
-/// after a few dozen: one leaked buffer or message is 64 KiB.
+/// Not zero: allocators round up and keep memory, and a worker after a busier predecessor has
+/// touched more of its record table and keeps a few buffers. A leak grows with every operation and
+/// passes this bound after a few dozen: one leaked buffer or message is 64 KiB.
 pub const MEMORY_TOLERANCE_BYTES: u64 = 2 << 20;
 
 /// The resources of a server at one moment.
@@ -107,18 +107,18 @@ impl Baseline {
         })
     }
 
-    /// Number of processes of any kind.
+    /// Returns the number of processes of any kind.
     pub fn processes(&self) -> usize {
         1 + self.workers.len() + self.strangers
     }
 
-    /// Number of descriptors of all processes.
+    /// Returns the number of descriptors of all processes.
     pub fn descriptors(&self) -> usize {
         let workers = self.workers.iter().map(Holdings::count);
         self.supervisor.count() + workers.sum::<usize>()
     }
 
-    /// Memory of all processes, in bytes; shared memory is counted once per process.
+    /// Returns the memory of all processes, in bytes; shared memory is counted once per process.
     pub fn memory_bytes(&self) -> u64 {
         let workers = self.workers.iter().map(|worker| worker.memory_bytes);
         self.supervisor.memory_bytes + workers.sum::<u64>()

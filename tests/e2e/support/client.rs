@@ -10,8 +10,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::bytes::{assert_same, pattern, upper};
 use super::process::DEADLINE;
 
-/// Bytes per step of a long transfer: less than any socket buffer, so that a client that sends before it
-/// receives cannot block itself.
+/// Bytes per step of a long transfer: less than any socket buffer, so that a client that sends
+/// before it receives cannot block itself.
 const STEP_BYTES: usize = 16 * 1024;
 
 /// One connection to a server.
@@ -73,8 +73,8 @@ impl Client {
         }
     }
 
-    /// Returns whether the server answers `bytes`, a short message; false if the connection has ended in any
-    /// way. A wrong reply fails the test.
+    /// Returns whether the server answers `bytes`, a short message; false if the connection has
+    /// ended in any way. A wrong reply fails the test.
     #[track_caller]
     pub fn is_served(&mut self, bytes: &[u8]) -> bool {
         let mut answer = vec![0; bytes.len()];
@@ -85,8 +85,8 @@ impl Client {
         true
     }
 
-    /// Sends `len` bytes of the [`pattern`] from `offset` on without waiting for replies, and meanwhile
-    /// asserts that the replies are right.
+    /// Sends `len` bytes of the [`pattern`] from `offset` on without waiting for replies, and
+    /// meanwhile asserts that the replies are right.
     #[track_caller]
     pub fn stream(&mut self, offset: u64, len: usize) {
         let mut sending = self.try_clone();

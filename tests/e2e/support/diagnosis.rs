@@ -20,8 +20,8 @@ pub struct TcpSocket {
     pub memory_bytes: u64,
 }
 
-/// Returns the TCP sockets of this network namespace with the local port `port`: a server's connections and
-/// listeners.
+/// Returns the TCP sockets of this network namespace with the local port `port`: a server's
+/// connections and listeners.
 #[track_caller]
 pub fn tcp_sockets(port: u16) -> Vec<TcpSocket> {
     // linux/socket.h.

@@ -1,8 +1,9 @@
 //! Executable files that a test makes: copies of the program, also damaged ones, and scripts.
 //!
 //! The test process never opens such a file for writing. Another thread may fork at any moment, and
-//! its child holds a copy of that descriptor until it executes; until then `execve` of the file fails
-//! with ETXTBSY. Child processes write these files, and no descriptor is left when they have exited.
+//! its child holds a copy of that descriptor until it executes; until then `execve` of the file
+//! fails with ETXTBSY. Child processes write these files, and no descriptor is left when they have
+//! exited.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -64,8 +65,8 @@ impl Image {
         Self { path }
     }
 
-    /// Appends a fault plan, such as `receiver.received=kill;version=9.9.9`: only processes that run this
-    /// file follow it (see `uppercased::fault`).
+    /// Appends a fault plan, such as `receiver.received=kill;version=9.9.9`: only processes that
+    /// run this file follow it (see `uppercased::fault`).
     #[track_caller]
     pub fn with_faults(self, plan: &str) -> Self {
         let trailer = [TRAILER_MARK, plan.as_bytes()].concat();
@@ -82,8 +83,8 @@ impl Image {
     /// Truncates the file, as a full disk would. The kernel starts it, and it crashes.
     #[track_caller]
     pub fn truncated(self) -> Self {
-        // All headers and almost no code: a debug build without its second half, the debug information,
-        // would still run.
+        // All headers and almost no code: a debug build without its second half, the debug
+        // information, would still run.
         const KEPT_BYTES: u64 = 64 * 1024;
         let size = format!("--size={KEPT_BYTES}");
         run("truncate", &[OsStr::new(&size), self.path.as_os_str()], b"");
@@ -103,8 +104,8 @@ impl Image {
         &self.path
     }
 
-    /// Replaces `target` with it, as package managers do: by a rename, so that the path always exists and
-    /// running processes keep the old file.
+    /// Replaces `target` with it, as package managers do: by a rename, so that the path always
+    /// exists and running processes keep the old file.
     #[track_caller]
     pub fn replace(self, target: &Path) -> Self {
         fs::rename(&self.path, target).expect("both are in one file system");

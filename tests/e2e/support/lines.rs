@@ -1,8 +1,8 @@
 //! The output of a child process, line by line, with waits for a line.
 //!
-//! Invariant: every query first reads everything that was written before it, even if the reading thread has
-//! had no CPU time. So a mark that is set after an event is behind every line about it, and a wait from that
-//! mark finds no line of an earlier event.
+//! Invariant: every query first reads everything that was written before it, even if the reading
+//! thread has had no CPU time. So a mark that is set after an event is behind every line about it,
+//! and a wait from that mark finds no line of an earlier event.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -63,8 +63,8 @@ impl Lines {
         lines
     }
 
-    /// Returns the first line from number `start` on that `wanted` accepts; `None` if there is none within
-    /// `within` or before the end.
+    /// Returns the first line from number `start` on that `wanted` accepts; `None` if there is none
+    /// within `within` or before the end.
     pub fn find_from(
         &self,
         start: usize,
@@ -86,7 +86,8 @@ impl Lines {
         found
     }
 
-    /// Waits until every holder of the writing end has closed it; returns whether that happened in time.
+    /// Waits until every holder of the writing end has closed it; returns whether that happened in
+    /// time.
     pub fn wait_end(&self, within: Duration) -> bool {
         self.wait(within, |state| state.ended)
     }

@@ -1,14 +1,15 @@
 //! A link with a delay: two network namespaces, joined by two TUN devices and a thread that carries
 //! packets between them and delays each.
 //!
-//! Loopback hides a race of real networks: it processes the last packet of a handshake before `connect`
-//! returns, so that a connection is hardly ever half-open. A server that closes a listener after emptying its
-//! queue loses the connections that are half-open at that moment; only a delayed link shows it.
+//! Loopback hides a race of real networks: it processes the last packet of a handshake before
+//! `connect` returns, so that a connection is hardly ever half-open. A server that closes a
+//! listener after emptying its queue loses the connections that are half-open at that moment; only
+//! a delayed link shows it.
 //!
-//! The server runs in the test's own namespace, where its counters are read as in every other test; the
-//! clients run in the other. The relay keeps the order, drops nothing, and wakes up only when a packet
-//! arrives or is due. Packets that the kernel drops at the two devices are counted ([`Link::dropped`]): a test
-//! that needs a lossless link asserts that there are none.
+//! The server runs in the test's own namespace, where its counters are read as in every other test;
+//! the clients run in the other. The relay keeps the order, drops nothing, and wakes up only when a
+//! packet arrives or is due. Packets that the kernel drops at the two devices are counted
+//! ([`Link::dropped`]): a test that needs a lossless link asserts that there are none.
 //!
 //! Neither kernel may consider a packet lost because this machine was busy and the relay late: a
 //! retransmitted FIN is acknowledged again when the socket for that acknowledgement is gone, and
@@ -56,8 +57,8 @@ const MTU: usize = 1500;
 /// Packets that a device queues for the relay: more than all windows of a test.
 const QUEUE_PACKETS: u32 = 20_000;
 
-/// Retransmission timeout: longer than the relay can be late, shorter than the deadline of a client, so that
-/// a real loss shows as a stall.
+/// Retransmission timeout: longer than the relay can be late, shorter than the deadline of a
+/// client, so that a real loss shows as a stall.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Name of the device, in both namespaces.
@@ -80,8 +81,8 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// The reason why none can be created, for [`super::adversity::skipped`]: no TUN devices, no permission,
-    /// or no `ip` command.
+    /// The reason why none can be created, for [`super::adversity::skipped`]: no TUN devices, no
+    /// permission, or no `ip` command.
     pub fn new(delay: Duration) -> Result<Self, String> {
         let server = Namespace::current();
         let clients = Namespace::fresh().map_err(|error| format!("a second namespace: {error}"))?;
@@ -140,7 +141,8 @@ impl Link {
         self.carried.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of packets that the kernel dropped at either end because a queue was full.
+    /// Returns the number of packets that the kernel dropped at either end because a queue was
+    /// full.
     #[track_caller]
     pub fn dropped(&self) -> u64 {
         dropped_here() + self.clients.run(dropped_here)
@@ -192,8 +194,8 @@ fn client_addresses() -> Vec<Ipv4Addr> {
     (1..=CLIENTS).map(host).collect()
 }
 
-/// Creates one end in the namespace of the calling thread: the device, its addresses, and the route to the
-/// other end.
+/// Creates one end in the namespace of the calling thread: the device, its addresses, and the route
+/// to the other end.
 fn end(addresses: &[Ipv4Addr], others: &str) -> Result<Arc<File>, String> {
     let device = tun().map_err(|error| format!("a TUN device: {error}"))?;
     let mut script = String::new();

@@ -1,10 +1,11 @@
 //! A load that detects every failure: many clients of all kinds use one server until they are
 //! stopped; each checks every byte that it receives and ends gracefully.
 //!
-//! A load shows that clients do *not notice* an operation on the server. So nothing is retried or forgiven: a
-//! connection that is refused, reset, ended early, late, or answered with a wrong byte is a [`Failure`] that
-//! names the client and the position. The slow clients matter most: those that leave output pending at the
-//! server, that have half-closed and still read, that are silent, or in the middle of a message.
+//! A load shows that clients do *not notice* an operation on the server. So nothing is retried or
+//! forgiven: a connection that is refused, reset, ended early, late, or answered with a wrong byte
+//! is a [`Failure`] that names the client and the position. The slow clients matter most: those
+//! that leave output pending at the server, that have half-closed and still read, that are silent,
+//! or in the middle of a message.
 //!
 //! A load must not saturate the machine: every client waits for its socket or its next turn, in its
 //! own thread, at a bounded rate. Times are reported, never asserted.
@@ -124,8 +125,8 @@ impl LoadSize {
         }
     }
 
-    /// Returns the size for a delayed link: a small window empties slowly there, and more clients are needed
-    /// for as many handshakes in progress.
+    /// Returns the size for a delayed link: a small window empties slowly there, and more clients
+    /// are needed for as many handshakes in progress.
     pub fn far() -> Self {
         Self {
             churn: 24,
@@ -155,8 +156,8 @@ impl LoadSize {
 pub struct Origin {
     /// Their namespace, if it is not that of the test.
     pub namespace: Option<Namespace>,
-    /// Their local addresses, used in turn; if empty the kernel chooses. Churn leaves a socket in TIME_WAIT
-    /// for every connection, and one address has a limited number of ports.
+    /// Their local addresses, used in turn; if empty the kernel chooses. Churn leaves a socket in
+    /// TIME_WAIT for every connection, and one address has a limited number of ports.
     pub sources: Vec<Ipv4Addr>,
 }
 
@@ -185,8 +186,8 @@ pub struct Load {
 /// The combined results of all clients.
 #[derive(Debug)]
 pub struct Report {
-    /// Complete and correct exchanges: conversations of churn and half-closed clients, messages of pings,
-    /// exchanges of silent clients.
+    /// Complete and correct exchanges: conversations of churn and half-closed clients, messages of
+    /// pings, exchanges of silent clients.
     pub exchanges: u64,
     /// Established connections.
     pub connections: u64,
@@ -248,8 +249,8 @@ impl Load {
         Self::start_from(Origin::of(target), target, size)
     }
 
-    /// Starts clients of `target` and waits until all of them are served or have failed, so that the next
-    /// operation on the server affects all of them.
+    /// Starts clients of `target` and waits until all of them are served or have failed, so that
+    /// the next operation on the server affects all of them.
     #[track_caller]
     pub fn start_from(origin: Origin, target: SocketAddr, size: LoadSize) -> Self {
         let (over, going_on) = pipe().expect("a pipe");
@@ -306,8 +307,8 @@ impl Load {
         assert!(failure.is_none(), "{}", failure.unwrap_or_default());
     }
 
-    /// Ends every client gracefully (half-close, the exact rest, the end of the stream) and returns the
-    /// report.
+    /// Ends every client gracefully (half-close, the exact rest, the end of the stream) and returns
+    /// the report.
     #[track_caller]
     pub fn finish(mut self) -> Report {
         self.going_on = None;

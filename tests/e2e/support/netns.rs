@@ -1,7 +1,8 @@
-//! A network namespace for one test: its ports are its own, and the kernel's counters count only its packets.
+//! A network namespace for one test: its ports are its own, and the kernel's counters count only
+//! its packets.
 //!
-//! The namespace belongs to a whole process, because the servers that a test starts must share it: the test
-//! binary executes the test again, alone, in a child that enters the namespace first.
+//! The namespace belongs to a whole process, because the servers that a test starts must share it:
+//! the test binary executes the test again, alone, in a child that enters the namespace first.
 
 #![expect(unsafe_code, reason = "the child is moved between fork and exec")]
 
@@ -31,7 +32,8 @@ use super::adversity::skipped;
 use super::lines::Lines;
 use super::process::{DEADLINE, Watched, in_background, sweep};
 
-/// Default time limit of one isolated test: several of its waits, so that a wait that fails reports first.
+/// Default time limit of one isolated test: several of its waits, so that a wait that fails reports
+/// first.
 const BODY_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Set in the child: the test that it runs, and the process that started it.
@@ -118,9 +120,9 @@ pub fn own_name() -> String {
 /// A network namespace, held by descriptor: it exists as long as this, even without a process in
 /// it.
 ///
-/// A socket stays in the namespace that created it, and a child starts in that of the thread that starts it;
-/// so a thread that enters the namespace does the work and ends there. No thread ever returns, which leaves
-/// nothing to undo on a panic.
+/// A socket stays in the namespace that created it, and a child starts in that of the thread that
+/// starts it; so a thread that enters the namespace does the work and ends there. No thread ever
+/// returns, which leaves nothing to undo on a panic.
 #[derive(Clone, Debug)]
 pub struct Namespace(Arc<File>);
 
@@ -220,9 +222,10 @@ impl KernelCounters {
         self.assert_no_loss_but(0, before);
     }
 
-    /// Like [`Self::assert_no_loss_since`], after `connections` with long replies, of which one in a thousand
-    /// may have caused a reset that no peer saw: on two CPUs a pure acknowledgement can leave after the last
-    /// one, when its socket is gone. A reset that a peer sees also moves other counters.
+    /// Like [`Self::assert_no_loss_since`], after `connections` with long replies, of which one in
+    /// a thousand may have caused a reset that no peer saw: on two CPUs a pure acknowledgement can
+    /// leave after the last one, when its socket is gone. A reset that a peer sees also moves other
+    /// counters.
     #[track_caller]
     pub fn assert_no_loss_in(&self, connections: u64, before: &Self) {
         let unseen = i64::try_from(connections / 1000).expect("not so many") + 1;
@@ -265,8 +268,8 @@ impl Privilege {
         }
     }
 
-    /// Returns the files that the child writes to become root of its namespace: any other user would lose at
-    /// exec the right to raise the loopback interface.
+    /// Returns the files that the child writes to become root of its namespace: any other user
+    /// would lose at exec the right to raise the loopback interface.
     fn identity(self) -> Vec<(CString, Vec<u8>)> {
         let file = |path: &str, text: String| {
             let path = CString::new(path).expect("no NUL in the path");
@@ -373,9 +376,9 @@ fn move_on_start(command: &mut Command, privilege: Privilege) {
     unsafe { command.pre_exec(enter) };
 }
 
-/// Keeps the kernel of this namespace from retransmitting packets that are only late, on a busy machine: a
-/// second FIN for a socket that is gone causes a reset, which counts as a loss where nothing was lost.
-/// (Handshakes have their own timeouts.)
+/// Keeps the kernel of this namespace from retransmitting packets that are only late, on a busy
+/// machine: a second FIN for a socket that is gone causes a reset, which counts as a loss where
+/// nothing was lost. (Handshakes have their own timeouts.)
 fn lengthen_retransmission_timeouts() {
     const RTO_MIN_US: u32 = 5_000_000;
     // On loopback, tail loss probes are sent within milliseconds.

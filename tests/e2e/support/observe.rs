@@ -1,5 +1,5 @@
-//! Kernel state of the processes and sockets under test: descriptors, process states, queues, and the owner of
-//! a connection.
+//! Kernel state of the processes and sockets under test: descriptors, process states, queues, and
+//! the owner of a connection.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// The polling interval of [`until`].
 const INTERVAL_MS: u8 = 2;
 
-/// Polls `probe` until it returns a value. Only for state that the kernel reports by no event, such as a
-/// process state or the length of a queue.
+/// Polls `probe` until it returns a value. Only for state that the kernel reports by no event, such
+/// as a process state or the length of a queue.
 #[track_caller]
 pub fn until_some<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
     some_within(PATIENCE, probe).unwrap_or_else(|| panic!("not within {PATIENCE:?}: {what}"))
@@ -128,16 +128,16 @@ pub fn count_sockets(port: u16, state: TcpState) -> usize {
     all.iter().filter(|entry| entry.state == state).count()
 }
 
-/// Returns the server's end of a client's connection. `inode` is 0 until it is accepted; `tx_queue` is what
-/// the client has not received yet.
+/// Returns the server's end of a client's connection. `inode` is 0 until it is accepted; `tx_queue`
+/// is what the client has not received yet.
 #[track_caller]
 pub fn server_end(client: &Client, server: SocketAddr) -> Option<TcpNetEntry> {
     let client = client.local_addr();
     find_socket(server.port(), |entry| entry.remote_address == client)
 }
 
-/// Returns the socket with `port` that `wanted` accepts. Reads the table twice before it gives up: the kernel
-/// may omit a socket when another one disappears during the read.
+/// Returns the socket with `port` that `wanted` accepts. Reads the table twice before it gives up:
+/// the kernel may omit a socket when another one disappears during the read.
 #[track_caller]
 fn find_socket(port: u16, wanted: impl Fn(&TcpNetEntry) -> bool) -> Option<TcpNetEntry> {
     let look = || sockets(port).into_iter().find(&wanted);
@@ -152,8 +152,8 @@ pub fn unacknowledged(client: &Client) -> u32 {
     own.expect("the client's own socket").tx_queue
 }
 
-/// Returns the process among `processes` that holds the server's end of the client's connection; `None` if it
-/// is in an accept queue or closed.
+/// Returns the process among `processes` that holds the server's end of the client's connection;
+/// `None` if it is in an accept queue or closed.
 #[track_caller]
 pub fn owner<'a>(
     client: &Client,
@@ -210,12 +210,13 @@ pub fn wait_ready(server: &Server, start: usize, slot: u16, generation: u64) {
     });
 }
 
-/// Bytes of pending reply after [`become_owed`]: more than the client's buffer, the server's send buffer and
-/// the pending output hold together, less than with the server's receive buffer in addition.
+/// Bytes of pending reply after [`become_owed`]: more than the client's buffer, the server's send
+/// buffer and the pending output hold together, less than with the server's receive buffer in
+/// addition.
 pub const OWED_BYTES: usize = 300_000;
 
-/// Sends [`OWED_BYTES`] from a client that reads nothing: the server's kernel receives all of it, and the
-/// server can neither send nor buffer all replies.
+/// Sends [`OWED_BYTES`] from a client that reads nothing: the server's kernel receives all of it,
+/// and the server can neither send nor buffer all replies.
 #[track_caller]
 pub fn become_owed(server: &Server, client: &mut Client) {
     SockRef::from(client.socket())
@@ -230,7 +231,8 @@ pub fn become_owed(server: &Server, client: &mut Client) {
     });
 }
 
-/// Waits until `workers` workers have logged that they drain: by then they have closed their listeners.
+/// Waits until `workers` workers have logged that they drain: by then they have closed their
+/// listeners.
 #[track_caller]
 pub fn wait_draining(server: &Server, workers: usize) {
     let mut seen = 0;

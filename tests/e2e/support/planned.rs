@@ -1,5 +1,5 @@
-//! A server for tests of planned operations: it runs a copy of the program that a test may replace, and its
-//! workers are read from its status.
+//! A server for tests of planned operations: it runs a copy of the program that a test may replace,
+//! and its workers are read from its status.
 
 use std::path::{Path, PathBuf};
 

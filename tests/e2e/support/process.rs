@@ -20,8 +20,8 @@ use uppercased_ctl::clock::{Tick, now};
 
 /// Time limit of every expected event.
 ///
-/// Only a failing test reaches it, so it also suits a machine that is ten times slower or runs thirty other
-/// tests.
+/// Only a failing test reaches it, so it also suits a machine that is ten times slower or runs
+/// thirty other tests.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Runs `body` in its own thread.
@@ -116,7 +116,8 @@ impl Watched {
         }
     }
 
-    /// Waits for its exit status; only for a child of this process. `None` if it runs longer than `within`.
+    /// Waits for its exit status; only for a child of this process. `None` if it runs longer than
+    /// `within`.
     ///
     /// It stays a zombie, so its pid stays reserved until it is reaped elsewhere.
     pub fn exit_status(&self, within: Duration) -> Option<ExitStatus> {
@@ -138,15 +139,16 @@ impl Watched {
     }
 }
 
-/// Waits until the process `pid` has exited (it may still be a zombie); returns whether it did in time.
+/// Waits until the process `pid` has exited (it may still be a zombie); returns whether it did in
+/// time.
 pub fn wait_gone(pid: u32, within: Duration) -> bool {
     Watched::open(pid).is_none_or(|process| process.wait_gone(within))
 }
 
 /// Returns the running children of the process `pid`, ordered by pid.
 pub fn children(pid: u32) -> Vec<u32> {
-    // The kernel may omit a child when another is reaped during the read (proc(5)): read until two lists
-    // agree.
+    // The kernel may omit a child when another is reaped during the read (proc(5)): read until two
+    // lists agree.
     let mut listed = listed_children(pid);
     loop {
         let again = listed_children(pid);
@@ -177,10 +179,11 @@ fn listed_children(pid: u32) -> Vec<u32> {
     pids
 }
 
-/// Kills every process with the entry `mark` (`NAME=value`) in its environment and waits until it is gone.
+/// Kills every process with the entry `mark` (`NAME=value`) in its environment and waits until it
+/// is gone.
 ///
-/// This finds the descendants of a process even when their parents are gone. It repeats until none is left,
-/// because one may fork during the search.
+/// This finds the descendants of a process even when their parents are gone. It repeats until none
+/// is left, because one may fork during the search.
 ///
 /// # Errors
 ///

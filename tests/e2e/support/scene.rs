@@ -16,9 +16,11 @@ use super::observe::{count_sockets, until};
 use super::usage::{Counters, resident_bytes};
 use super::{Client, Server, in_background};
 
-/// Worker memory of one connection (docs/reference.md): its pending output, its record and its deadline.
+/// Worker memory of one connection (docs/reference.md): its pending output, its record and its
+/// deadline.
 pub const WORKER_BYTES_MAX: u64 = (64 + 1) << 10;
-/// Worker memory independent of the number of connections: spare buffers and rounding of the allocator.
+/// Worker memory independent of the number of connections: spare buffers and rounding of the
+/// allocator.
 pub const WORKER_SLACK_BYTES: u64 = 2 << 20;
 /// A server, one well-behaved client, and the baseline before the abuse.
 #[derive(Debug)]
@@ -99,8 +101,8 @@ impl Scene {
     pub fn assert_as_before(self) {
         self.counters.wait_open(1);
         self.before.assert_back(&self.server);
-        // Nor in the kernel: the queues are empty, and one connection is open. Sockets that wait out
-        // TIME_WAIT, or for the FIN of a vanished peer, no longer belong to the server.
+        // Nor in the kernel: the queues are empty, and one connection is open. Sockets that wait
+        // out TIME_WAIT, or for the FIN of a vanished peer, no longer belong to the server.
         let port = self.server.addr().port();
         let living = || {
             let states = [

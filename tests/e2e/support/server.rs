@@ -1,5 +1,5 @@
-//! The server under test: started on ports that the kernel chooses, observed, and killed with all its
-//! descendants when the test ends.
+//! The server under test: started on ports that the kernel chooses, observed, and killed with all
+//! its descendants when the test ends.
 
 #![expect(
     unsafe_code,
@@ -28,23 +28,23 @@ use super::netns::Namespace;
 use super::process::{DEADLINE, Watched, children, marked, sweep};
 use super::service_manager::Named;
 
-/// Time limit of a graceful stop: well above the server's own limit with default settings (32 s), so that a
-/// stop at that limit shows in the exit code and not as a late test.
+/// Time limit of a graceful stop: well above the server's own limit with default settings (32 s),
+/// so that a stop at that limit shows in the exit code and not as a late test.
 const STOP_DEADLINE: Duration = Duration::from_secs(90);
 
 /// The line on standard output, for each address, once the server serves.
 const READY: &str = "listening on ";
 
-/// Time limit of a command: it waits for its operation, which replaces every worker, each with its own
-/// deadlines.
+/// Time limit of a command: it waits for its operation, which replaces every worker, each with its
+/// own deadlines.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(180);
 
-/// Sets the control socket through the environment, which arguments of a test cannot disturb; a flag
-/// overrides it.
+/// Sets the control socket through the environment, which arguments of a test cannot disturb; a
+/// flag overrides it.
 const CONTROL: &str = "UPPERCASED_CONTROL";
 
-/// Tests stop workers, on a busy machine for longer than the default allows; a test of this timeout sets the
-/// flag, which overrides it.
+/// Tests stop workers, on a busy machine for longer than the default allows; a test of this timeout
+/// sets the flag, which overrides it.
 const HANG_TIMEOUT: (&str, &str) = ("UPPERCASED_HANG_TIMEOUT", "1h");
 
 /// The environment variable that marks all descendants of one server.
@@ -91,7 +91,8 @@ struct Running {
     mark: String,
     /// Its own directory, with the control socket; removed on drop.
     folder: TempDir,
-    /// Every child seen so far. The mark finds them, too, unless their environment is cleared or unreadable.
+    /// Every child seen so far. The mark finds them, too, unless their environment is cleared or
+    /// unreadable.
     seen: Mutex<Vec<Watched>>,
 }
 
@@ -377,7 +378,8 @@ impl Server {
         self.wait_exit(STOP_DEADLINE)
     }
 
-    /// Kills only the supervisor and waits until it is gone; its workers continue until this is dropped.
+    /// Kills only the supervisor and waits until it is gone; its workers continue until this is
+    /// dropped.
     #[track_caller]
     pub fn kill(&self) {
         // Stopped first, so that it cannot fork an unnoticed child.
@@ -564,8 +566,8 @@ impl Drop for Running {
     }
 }
 
-/// Enlarges the pipe of the log: the server drops lines that do not fit, tests wait for lines, and on a busy
-/// machine the reading thread may run too late for a pipe of the default size.
+/// Enlarges the pipe of the log: the server drops lines that do not fit, tests wait for lines, and
+/// on a busy machine the reading thread may run too late for a pipe of the default size.
 fn enlarge_pipe(log: &ChildStderr) {
     /// The largest size for an unprivileged process (fs.pipe-max-size).
     const LOG_BYTES: i32 = 1 << 20;
@@ -582,8 +584,8 @@ fn remove_settings(command: &mut Command) {
     }
 }
 
-/// Returns a command that executes `program` with the sockets at the descriptor numbers that a service
-/// manager uses.
+/// Returns a command that executes `program` with the sockets at the descriptor numbers that a
+/// service manager uses.
 fn handing_over(program: &Path, sockets: Vec<Named>) -> Command {
     const FIRST: i32 = 3;
     // Above the descriptor numbers that are filled.
@@ -618,8 +620,8 @@ fn control_path(folder: &TempDir) -> PathBuf {
     folder.path().join("control")
 }
 
-/// Returns an announced address in the form that a client can use: `*` and the unspecified addresses become
-/// loopback addresses.
+/// Returns an announced address in the form that a client can use: `*` and the unspecified
+/// addresses become loopback addresses.
 #[track_caller]
 fn reachable(announced: &str) -> SocketAddr {
     let text = announced.trim();
@@ -638,8 +640,9 @@ fn reachable(announced: &str) -> SocketAddr {
     addr
 }
 
-/// Returns whether a child of the supervisor runs in the worker role, by its name or first argument. A child
-/// before exec still has the supervisor's command line, where `--workers` is an option.
+/// Returns whether a child of the supervisor runs in the worker role, by its name or first
+/// argument. A child before exec still has the supervisor's command line, where `--workers` is an
+/// option.
 fn is_worker(pid: u32) -> bool {
     std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
         line.split(|byte| *byte == 0).take(2).any(|arg| {

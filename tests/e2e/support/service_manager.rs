@@ -1,5 +1,5 @@
-//! A stand-in for systemd: it records the notifications of a service, keeps the descriptors that the service
-//! stores, and passes them to the next instance.
+//! A stand-in for systemd: it records the notifications of a service, keeps the descriptors that
+//! the service stores, and passes them to the next instance.
 
 use std::ffi::OsString;
 use std::io::IoSliceMut;
@@ -138,8 +138,8 @@ impl ServiceManager {
         steps.cloned().collect()
     }
 
-    /// Waits for a message from number `start` on that starts with `beginning`; returns it and the number of
-    /// the message after it.
+    /// Waits for a message from number `start` on that starts with `beginning`; returns it and the
+    /// number of the message after it.
     #[track_caller]
     pub fn wait_for(&self, start: usize, beginning: &str) -> (String, usize) {
         let found = self.find_within(DEADLINE, start, beginning);
@@ -214,8 +214,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores as systemd does: several descriptors may share a name, a known one is not stored twice, and a
-    /// removal applies to all of a name.
+    /// Stores as systemd does: several descriptors may share a name, a known one is not stored
+    /// twice, and a removal applies to all of a name.
     fn take(&self, text: String, descriptors: Vec<OwnedFd>) {
         let state = self.lock();
         let state = self.changed.wait_while(state, |state| state.held);

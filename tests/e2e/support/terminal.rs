@@ -7,8 +7,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use nix::fcntl::OFlag;
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 
-/// Opens a pseudo-terminal; returns the user's side and the program's. Both are close-on-exec, unlike those
-/// of `openpty`, so that no child of another test inherits them.
+/// Opens a pseudo-terminal; returns the user's side and the program's. Both are close-on-exec,
+/// unlike those of `openpty`, so that no child of another test inherits them.
 #[track_caller]
 pub fn open_terminal() -> (PtyMaster, OwnedFd) {
     let terminal = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)

@@ -1,5 +1,5 @@
-//! Counters and resources of a running server, seen from outside: its metrics, and the memory and CPU time of
-//! its workers. Reading them does not disturb it.
+//! Counters and resources of a running server, seen from outside: its metrics, and the memory and
+//! CPU time of its workers. Reading them does not disturb it.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -84,8 +84,8 @@ fn is_slot_memory(path: &Path) -> bool {
     })
 }
 
-/// Returns the resident memory of a process in bytes, private and working memory, without pages of program
-/// files.
+/// Returns the resident memory of a process in bytes, private and working memory, without pages of
+/// program files.
 ///
 /// Counts page by page: the kernel's own sums may be stale by megabytes.
 #[track_caller]

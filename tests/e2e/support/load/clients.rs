@@ -16,7 +16,8 @@ const FAILURE_PAUSE: Duration = Duration::from_millis(20);
 /// Largest ping, in bytes.
 const PING_BYTES: usize = 200;
 
-/// Bytes that a mid-message client sends, and bytes of the reply that it reads before it stays silent.
+/// Bytes that a mid-message client sends, and bytes of the reply that it reads before it stays
+/// silent.
 const MID_MESSAGE_BYTES: usize = 4000;
 const MID_MESSAGE_READ_BYTES: u64 = 1000;
 
@@ -172,8 +173,8 @@ impl Party {
         outcome
     }
 
-    /// Repeats `step` with pauses until the load is over, then ends gracefully. A step returns whether it
-    /// received something, which must happen in time while a reply is due.
+    /// Repeats `step` with pauses until the load is over, then ends gracefully. A step returns
+    /// whether it received something, which must happen in time while a reply is due.
     fn flow(
         &mut self,
         client: &mut Conversation,

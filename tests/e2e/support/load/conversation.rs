@@ -1,8 +1,8 @@
-//! One connection of a load: it sends a piece of an endless tape and compares the reply with the same piece in
-//! upper case, at its exact position.
+//! One connection of a load: it sends a piece of an endless tape and compares the reply with the
+//! same piece in upper case, at its exact position.
 //!
-//! It blocks only in [`Conversation::wait`] and [`Conversation::connect`], both with a deadline; and it never
-//! panics: every fault of the server is a [`Failure`].
+//! It blocks only in [`Conversation::wait`] and [`Conversation::connect`], both with a deadline;
+//! and it never panics: every fault of the server is a [`Failure`].
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -18,14 +18,15 @@ use uppercased_ctl::clock::{Tick, now};
 use super::super::bytes::{pattern, upper};
 use super::super::process::poll_one;
 
-/// Length of the tape, which then repeats. A prime: no plausible loss or repetition is a multiple of it.
+/// Length of the tape, which then repeats. A prime: no plausible loss or repetition is a multiple
+/// of it.
 const TAPE_BYTES: usize = 1_048_583;
 
 /// Bytes of one send or receive, at most.
 const STEP_BYTES_MAX: usize = 16 * 1024;
 
-/// POLLRDHUP of the kernel's poll.h, which the library does not name: the peer has ended its stream, read or
-/// not. Requested alone, every event is a failure.
+/// POLLRDHUP of the kernel's poll.h, which the library does not name: the peer has ended its
+/// stream, read or not. Requested alone, every event is a failure.
 pub(super) const PEER_ENDED: PollFlags = PollFlags::from_bits_retain(0x2000);
 
 /// The kinds of failures of a server, or of the test itself.
@@ -165,8 +166,8 @@ impl Conversation {
         }
     }
 
-    /// Receives at most `len` bytes and compares them; returns their number, which is 0 at the end, too. An
-    /// end is correct only after the half-close and the whole reply.
+    /// Receives at most `len` bytes and compares them; returns their number, which is 0 at the end,
+    /// too. An end is correct only after the half-close and the whole reply.
     pub(super) fn recv_some(&mut self, len: usize) -> Result<usize, Box<Failure>> {
         let mut buffer = [0; STEP_BYTES_MAX];
         let buffer = &mut buffer[..len.min(STEP_BYTES_MAX)];
@@ -210,8 +211,8 @@ impl Conversation {
         poll_one(&self.stream, events, span)
     }
 
-    /// Sends until `total` bytes are sent; receives `spoon` bytes at a time, only when nothing can be sent, and
-    /// never if `spoon` is 0.
+    /// Sends until `total` bytes are sent; receives `spoon` bytes at a time, only when nothing can
+    /// be sent, and never if `spoon` is 0.
     pub(super) fn send_up_to(&mut self, total: u64, spoon: usize) -> Result<(), Box<Failure>> {
         let mut events = PollFlags::POLLOUT;
         events.set(PollFlags::POLLIN, spoon > 0);
@@ -242,7 +243,8 @@ impl Conversation {
         self.recv_up_to(self.sent)
     }
 
-    /// Fails if the server has ended its stream without a request, whatever is still unread before that end.
+    /// Fails if the server has ended its stream without a request, whatever is still unread before
+    /// that end.
     pub(super) fn must_go_on(&self, doing: &'static str) -> Result<(), Box<Failure>> {
         if !self.wait(PEER_ENDED, Duration::ZERO) {
             return Ok(());
@@ -358,8 +360,8 @@ struct Tape {
     answer: Vec<u8>,
 }
 
-/// Computed once: without optimisation, computing and comparing single bytes would use more CPU time than the
-/// server.
+/// Returns the tape, computed once: without optimisation, computing and comparing single bytes
+/// would use more CPU time than the server.
 fn tape() -> &'static Tape {
     static TAPE: OnceLock<Tape> = OnceLock::new();
     TAPE.get_or_init(|| {
