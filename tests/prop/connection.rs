@@ -1,6 +1,6 @@
-//! The connection core under any chunking, any schedule of partial writes, and any behaviour of a kernel, on a
-//! kernel made of queues. `model/script.rs` states the invariants, checked after every turn and at the end of
-//! each connection.
+//! The connection core with any chunking, any schedule of partial writes, and any behaviour of a
+//! kernel, on a kernel made of queues. `model/script.rs` states the invariants, which are checked
+//! after every turn and at the end of each connection.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ fn end() -> Op {
     Op::Event(Event::End { client: 0 })
 }
 
-/// A world in which `ops` have happened.
+/// Returns a world in which `ops` have happened.
 fn after(terms: Terms, ops: &[Op]) -> World {
     let mut world = World::new(terms);
     world.run(ops);
@@ -71,7 +71,7 @@ proptest! {
 }
 
 proptest! {
-    // Each case is a script and as many more as it has boundaries.
+    // Each case is a script, and one more script per boundary in it.
     #![proptest_config(ProptestConfig::with_cases(80))]
 
     #[test]
@@ -94,7 +94,7 @@ proptest! {
                 prop_assert_eq!(&outcome(&moved), &plain, "{:?} before step {}", change, at);
             }
         }
-        // And at every boundary of the same script, from one to the next to the next.
+        // Also at every boundary of the same script, from each to the next.
         let often: Vec<Op> = ops.iter().flat_map(|&op| [Op::HandOver, op]).collect();
         prop_assert_eq!(&outcome(&often), &plain, "handed over before every step");
     }
@@ -176,7 +176,7 @@ fn end_of_stream_waits_for_last_byte() {
 #[test]
 fn stop_answers_received_bytes_and_ends_stream() {
     let mut world = after(Terms::PLAIN, &[CONNECT, Op::Turn, room(1000)]);
-    // Told to stop before the report about these bytes, with an urgent mark in the midst of them.
+    // Stopped before the report about these bytes, with an urgent mark among them.
     let urgent = Op::Event(Event::Urgent { client: 0 });
     world.run(&[data(5), urgent, data(100), Op::Finish, Op::Turn, Op::Turn]);
     let wire = &world.kernel.wires[0];
@@ -277,7 +277,7 @@ fn refused_write_resets_connection() {
         Terms::PLAIN,
         &[CONNECT, Op::Turn, room(9), data(5), calm, calm],
     );
-    // Two interrupted reads, then the read itself is counted as the third call.
+    // Two interrupted reads, then the read itself, counted as the third call.
     world.kernel.meanwhile.push_back(model::NOTHING);
     world.run(&[refused, Op::Turn]);
     assert_eq!(world.server.end_of(0), Some(CloseReason::SystemError));

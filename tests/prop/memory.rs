@@ -1,10 +1,10 @@
-//! The death of a worker at every point: after each store to its working memory, and around each of its system
-//! calls. At every point the memory and the kernel's counters determine the bytes received and not yet sent,
-//! and a successor answers every byte exactly once.
+//! A worker's death at every point: after each store to its working memory, and around each of its
+//! system calls. At every point the memory and the kernel's counters determine the bytes received
+//! and not yet sent, and a successor answers every byte exactly once.
 //!
-//! A script runs once to count its points and then once for each point, stopped there: the world unwinds, and
-//! only the memory and the kernel remain. Three readers of the memory that omit one rule each must be caught,
-//! which shows that the check can fail.
+//! A script runs once to count its points and then once per point, stopped there: the world
+//! unwinds, and only the memory and the kernel remain. Three readers of the memory that omit one
+//! rule each must be detected, which shows that the check can fail.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -27,11 +27,11 @@ use uppercased::memory::unsent;
 use uppercased::sys::shared::SharedMemory;
 use uppercased_ctl::metrics::CloseReason;
 
-/// Tells what connection `fd` is owed: the product's [`unsent`], or a worse one.
+/// A reader of the bytes owed on connection `fd`: the product's [`unsent`], or a faulty one.
 type Reader = fn(&mut Memory, u32, u64) -> Vec<u8>;
 
-/// Runs `ops` in a new world, which dies at point `point`. The step at which it died is returned;
-/// `None` if it outlived the script.
+/// Runs `ops` in a new world, which dies at point `point`. Returns the step at which it died;
+/// `None` if the script finished.
 fn die_at(terms: Terms, ops: &[Op], point: u64) -> (World, Option<usize>) {
     let mut world = World::new(terms);
     world.countdown.arm(point);
@@ -43,7 +43,7 @@ fn die_at(terms: Terms, ops: &[Op], point: u64) -> (World, Option<usize>) {
     (world, None)
 }
 
-/// Whether the countdown ran out during `work`.
+/// Returns whether the countdown ran out during `work`.
 fn dies(work: impl FnOnce()) -> bool {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(()) => false,
@@ -52,14 +52,14 @@ fn dies(work: impl FnOnce()) -> bool {
     }
 }
 
-/// How many points there are to die at.
+/// Returns the number of points at which it can die.
 fn points(terms: Terms, ops: &[Op]) -> u64 {
     let (world, death) = die_at(terms, ops, u64::MAX);
     assert_eq!(death, None);
     world.countdown.taken()
 }
 
-/// What must hold in the memory of a worker that has just died, told by `reader`.
+/// Checks the memory of a worker that has just died, as read by `reader`.
 fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), String> {
     let accepting = word(memory, Layout::ACCEPTING) != 0;
     let mut buffers = BTreeSet::new();
@@ -100,7 +100,7 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
             State::Open if wire.ended_at.is_some() => {
                 return Err(format!("{fd} was ended, and is recorded open"));
             }
-            // Nothing is owed to a peer that reset the connection; the kernel says that it did.
+            // No bytes are owed to a peer that reset the connection; the kernel reports the reset.
             State::Open if wire.reset => {}
             State::Free | State::Open => {
                 let told = reader(memory, fd, expected.len() as u64);
@@ -114,7 +114,7 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
     Ok(())
 }
 
-/// The rest of the record, which may be another connection's where stores are out of order.
+/// Checks the rest of the record, which may be another connection's if stores are out of order.
 fn check_counts(memory: &mut Memory, fd: u32, client: usize, wire: &Wire) -> Result<(), String> {
     let Some(found) = rescued(memory, fd, wire.owed() as u64).unwrap() else {
         return Ok(());
@@ -133,7 +133,7 @@ fn sound(memory: &mut Memory, fd: u32, owed: u64) -> Vec<u8> {
     unsent(memory, fd, owed).unwrap()
 }
 
-/// Believes the length that was stored, not the kernel's counters.
+/// Reads with a fault: uses the stored length, not the kernel's counters.
 fn trusting_the_length(memory: &mut Memory, fd: u32, _owed: u64) -> Vec<u8> {
     let at = match InHand::unpack(word(memory, Layout::IN_HAND)) {
         Some(InHand::Recv { fd: held, len }) if held == fd => {
@@ -144,12 +144,13 @@ fn trusting_the_length(memory: &mut Memory, fd: u32, _owed: u64) -> Vec<u8> {
     bytes(memory, at)
 }
 
-/// Knows nothing of what was in hand.
+/// Reads with a fault: ignores the bytes in hand.
 fn ignoring_the_hand(memory: &mut Memory, fd: u32, _owed: u64) -> Vec<u8> {
     recorded(memory, fd)
 }
 
-/// Knows of a read only once its length was stored, as if nothing were stored before the call.
+/// Reads with a fault: recognizes a read only once its length was stored, as if no store preceded
+/// the call.
 fn ignoring_the_mark_before_the_call(memory: &mut Memory, fd: u32, owed: u64) -> Vec<u8> {
     let marked = Some(InHand::Recv { fd, len: 0 });
     if InHand::unpack(word(memory, Layout::IN_HAND)) == marked {
@@ -188,7 +189,7 @@ fn check_every_point(terms: Terms, ops: &[Op], reader: Reader) -> Result<u64, St
     Ok(count)
 }
 
-/// Dies at `point`; a successor takes over, the script goes on, and every connection ends well.
+/// Dies at `point`; a successor takes over, the script continues, and every connection ends well.
 fn rescue_at(terms: Terms, ops: &[Op], point: u64) {
     let (mut world, death) = die_at(terms, ops, point);
     let Some(index) = death else {
@@ -196,15 +197,15 @@ fn rescue_at(terms: Terms, ops: &[Op], point: u64) {
     };
     world.replace(Server::rescued);
     if ops[index] == Op::Finish {
-        world.step(Op::Finish); // Whoever asked for it asks the successor as well.
+        world.step(Op::Finish); // The stop request is repeated to the successor.
     }
     world.step(Op::Turn);
     world.run(&ops[index + 1..]);
     world.conclude();
 }
 
-/// Dies at `point`, and again at every point of putting what was in hand in its place within the
-/// same memory. The check must hold after each death, and the repair can be begun anew.
+/// Dies at `point`, and again at every point of moving the bytes in hand to their place in the same
+/// memory. The check must hold after each death, and the repair can be restarted.
 fn repair_in_place(terms: Terms, ops: &[Op], point: u64) {
     for second in 0.. {
         let (mut world, _) = die_at(terms, ops, point);
@@ -238,7 +239,7 @@ fn repair(memory: &mut Memory, kernel: &Kernel) {
     }
 }
 
-/// Several connections, each with its own trouble.
+/// Returns a script of several connections, each with its own fault.
 fn rich_script() -> Vec<Op> {
     let data = |client, len| Op::Event(Event::Data { client, len });
     let room = |client, bytes| Op::Event(Event::Room { client, bytes });
@@ -253,7 +254,7 @@ fn rich_script() -> Vec<Op> {
         Op::Turn,
         room(0, 1000),
         Op::Turn,
-        // A message in parts, one of them amid the turn; another client is not read meanwhile.
+        // A message in parts, one of them during the turn; another client is not read meanwhile.
         data(0, 20),
         data(1, 40),
         signal,
@@ -276,7 +277,7 @@ fn rich_script() -> Vec<Op> {
         room(1, 1000),
         Op::Turn,
         Op::Turn,
-        // An end behind data, an end behind pending output, a reset, a failed call.
+        // An end after data, an end after pending output, a reset, a failed call.
         data(0, 9),
         end(0),
         data(2, 30),
@@ -301,7 +302,7 @@ fn rich_script() -> Vec<Op> {
         data(5, 8),
         Op::Meanwhile(Meanwhile::Refused),
         Op::Turn,
-        // One does not read, one says nothing; then the worker stops.
+        // One client does not read, one sends nothing; then the worker stops.
         connect,
         data(6, 30),
         connect,
@@ -339,7 +340,7 @@ fn rich_terms() -> Terms {
     }
 }
 
-/// Who has the connection by the rules of the memory, if both workers died now.
+/// Returns the owner of the connection by the rules of the memory, if both workers died now.
 fn owner(sender: &Memory, receiver: &Memory) -> &'static str {
     let (there, here) = (sender.record(3).state(), receiver.record(5));
     let marked = here.flags().has(Flags::MOVING);
@@ -402,8 +403,8 @@ fn readers_omitting_a_rule_are_caught() {
     }
 }
 
-/// Dies after each store of a handover, and at each the records of both sides name one owner, who
-/// has every byte.
+/// Dies after each store of a handover; at each point the records of both sides name one owner,
+/// which has every byte.
 #[test]
 fn handover_leaves_one_owner_after_every_store() {
     let mut owners = Vec::new();
@@ -443,8 +444,8 @@ fn handover_leaves_one_owner_after_every_store() {
     assert!(owners.len() > 10);
 }
 
-/// Dies after each store of an introduction, and at each the kernel's count of bytes read tells
-/// whether the header is still there to be read; once it is not, the client is known.
+/// Dies after each store of an introduction; at each point the kernel's count of bytes read shows
+/// whether the header is still unread; once it is read, the client is known.
 #[test]
 fn proxy_header_state_is_known_after_every_store() {
     let (proxy, client) = (([10, 0, 0, 1], 80).into(), ([192, 0, 2, 7], 4000).into());

@@ -1,5 +1,5 @@
-//! The decoder of PROXY headers against any input: it reads every written header, whole and in pieces, and
-//! refuses everything else as soon as it can be told.
+//! The decoder of PROXY headers against any input: it reads every written header, whole and in
+//! pieces, and refuses all other input as early as possible.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,7 +15,7 @@ fn address() -> impl Strategy<Value = SocketAddr> {
     (any::<IpAddr>(), any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(ip.to_canonical(), port))
 }
 
-/// Bytes that are a header, or nearly one.
+/// Returns bytes that are a header, or nearly one.
 fn nearly() -> impl Strategy<Value = Vec<u8>> {
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
     (
@@ -36,7 +36,7 @@ fn nearly() -> impl Strategy<Value = Vec<u8>> {
         })
 }
 
-/// What a receiver knows that looks after each of `sizes` more bytes.
+/// Returns the result of a receiver after each of `sizes` more bytes.
 fn in_pieces(bytes: &[u8], sizes: &[usize]) -> Result<Option<Header>, Error> {
     let mut seen = 0;
     for size in sizes.iter().copied().chain([bytes.len()]) {

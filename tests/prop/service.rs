@@ -1,5 +1,5 @@
-//! The contract of the service, independent of the transformation: the readers of the working memory and the
-//! serving path rely on each property.
+//! The contract of the service, independent of the transformation: the readers of the working
+//! memory and the serving path rely on each property.
 
 use proptest::prelude::*;
 use uppercased::service::transform;
@@ -27,7 +27,8 @@ proptest! {
         done in prop::collection::vec(any::<bool>(), 300),
     ) {
         let whole = transformed(bytes.clone());
-        // A death leaves any of the bytes done: wide paths do not go from the first to the last.
+        // A death leaves any subset of the bytes done: wide paths do not proceed from first to
+        // last.
         let half: Vec<u8> = bytes
             .iter()
             .zip(&whole)

@@ -1,4 +1,4 @@
-//! Random scripts. Apart from the model, because fuzz targets derive theirs from bytes.
+//! Random scripts, separate from the model because fuzz targets derive theirs from bytes.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use uppercased::connection::Rules;
 use crate::model::script::{Op, Terms};
 use crate::model::{Event, Meanwhile};
 
-/// A script for some clients. It begins with one, so that short scripts do something.
+/// Returns a script for some clients. It begins with one, so that short scripts have an effect.
 pub(crate) fn script(
     length: usize,
     op: impl Strategy<Value = Op>,
@@ -19,7 +19,7 @@ pub(crate) fn script(
     })
 }
 
-/// Every step but handing over.
+/// Returns any step except a handover.
 pub(crate) fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => Just(Op::Turn),
@@ -29,8 +29,8 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// The same, but what arrives in the middle of a turn is only room: the streams of a script are
-/// then the same however many calls the turns before made.
+/// The same, but the only action in the middle of a turn is output room: the streams of a script
+/// are then the same whatever the number of calls in earlier turns.
 pub(crate) fn op_in_order() -> impl Strategy<Value = Op> {
     op().prop_map(|op| match op {
         Op::Meanwhile(Meanwhile::Event(Event::Data { client, len: bytes })) => {
@@ -42,7 +42,7 @@ pub(crate) fn op_in_order() -> impl Strategy<Value = Op> {
     })
 }
 
-/// Rules and buffers.
+/// Returns random rules and buffer sizes.
 pub(crate) fn terms() -> impl Strategy<Value = Terms> {
     let timeout = || prop::option::weighted(0.3, (1u64..600).prop_map(Duration::from_millis));
     (
@@ -93,7 +93,7 @@ fn meanwhile() -> impl Strategy<Value = Meanwhile> {
     ]
 }
 
-/// A step that cuts a connection short.
+/// Returns a step that cuts a connection short.
 pub(crate) fn harm() -> impl Strategy<Value = Op> {
     prop_oneof![
         (0u8..3).prop_map(|client| Op::Event(Event::Reset { client })),

@@ -1,5 +1,5 @@
-//! Properties of the transformation through its public interface: for any bytes, length and alignment,
-//! [`make_uppercase`] does what the byte loop does, and nothing else.
+//! Properties of the transformation through its public interface: for any bytes, length and
+//! alignment, [`make_uppercase`] has exactly the effect of the byte loop.
 
 use proptest::prelude::*;
 use uppercased::uppercase::{make_uppercase, make_uppercase_scalar};
@@ -7,12 +7,12 @@ use uppercased::uppercase::{make_uppercase, make_uppercase_scalar};
 /// Longer than any block and than the length at which the fast path starts to align (bytes).
 const MAX_LEN_BYTES: usize = 2400;
 
-/// The neighbours of the two ends of the range, the same with the high bit set, and NUL: what a
-/// wrong comparison would get wrong.
+/// The neighbours of both ends of the range, the same with the high bit set, and NUL: bytes that a
+/// wrong comparison would change.
 const CRITICAL: [u8; 10] = [b'`', b'a', b'z', b'{', 0xe0, 0xe1, 0xfa, 0xfb, 0x00, 0x80];
 
-/// Bytes of every value, those of [`CRITICAL`] half of the time; short messages mostly, as in
-/// traffic.
+/// Returns bytes of every value, half of the time those of [`CRITICAL`]; mostly short messages, as
+/// in traffic.
 fn message() -> impl Strategy<Value = Vec<u8>> {
     let byte = any::<u16>().prop_map(|random| {
         let [value, choice] = random.to_le_bytes();

@@ -1,13 +1,14 @@
 //! A kernel made of queues, for tests of the connection core and of the working memory.
 //!
-//! It behaves as Linux does for a worker: stream sockets whose calls may be interrupted, refused, short or too
-//! early, an edge-triggered event queue, an accept queue and a descriptor table. It records the truth (bytes
-//! arrived, read and written), and panics at a call that no correct worker makes. [`server`] is the event loop
-//! reduced to its rules, [`script`] runs both and states the invariants.
+//! It behaves as Linux does for a worker: stream sockets whose calls may be interrupted, refused,
+//! short or too early, an edge-triggered event queue, an accept queue and a descriptor table. It
+//! records the true state (bytes arrived, read and written), and panics at a call that no correct
+//! worker makes. [`server`] is the event loop reduced to its rules, [`script`] runs both and states
+//! the invariants.
 //!
-//! The rules of readiness are those of Linux: data, an end of stream or a reset raises an edge, and so does
-//! returning room after a call or a report that found too little; the next wait delivers it, with everything
-//! that is ready by then, once.
+//! The rules of readiness are those of Linux: data, an end of stream or a reset raises an edge, and
+//! so does room that becomes available after a call or a report found too little; the next wait
+//! delivers the edge once, with everything that is ready by then.
 
 #![expect(unreachable_pub, reason = "`pub` is what the tests may use")]
 
@@ -24,51 +25,51 @@ use uppercased::connection::Stream;
 use uppercased::memory::Probe;
 use uppercased_ctl::clock::Tick;
 
-/// Clients of one kernel; those past it are turned away.
+/// Maximum number of clients per kernel; further ones are turned away.
 pub const CLIENTS_MAX: usize = 8;
 
-/// What clients do, at any time.
+/// Actions of clients, at any time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A client joins the accept queue. Clients are counted from 0.
     Connect,
     /// The next bytes of the client's stream arrive.
     Data { client: u8, len: u16 },
-    /// One byte of it arrives, as urgent data in line: reading stops in front of it once.
+    /// One byte arrives as urgent data in line: reading stops before it once.
     Urgent { client: u8 },
     /// The client ends its stream.
     End { client: u8 },
     /// The client resets the connection.
     Reset { client: u8 },
-    /// The client takes output, so the kernel takes this much more.
+    /// The client reads output, so the kernel accepts this many more bytes.
     Room { client: u8, bytes: u16 },
 }
 
-/// What happens in the middle of a turn: to the next call on a socket, before it takes effect.
+/// A fault in the middle of a turn: it affects the next call on a socket, before that takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meanwhile {
     /// A signal interrupts it.
     Interrupted,
-    /// It is refused, for good.
+    /// The call fails permanently.
     Refused,
     /// A client acts first.
     Event(Event),
 }
 
-/// A call that nothing happens to.
+/// An unaffected call.
 pub const NOTHING: Meanwhile = Meanwhile::Event(Event::Room {
     client: 0,
     bytes: 0,
 });
 
-/// Unwinds when it reaches zero: the death of the worker at that very point.
+/// Unwinds when it reaches zero: the worker dies at that point.
 #[derive(Debug)]
 pub struct Countdown {
     left: Cell<u64>,
     taken: Cell<u64>,
 }
 
-/// What a death by [`Countdown`] unwinds with.
+/// Payload of the unwind at a death by [`Countdown`].
 #[derive(Debug)]
 pub struct Stopped;
 
@@ -81,27 +82,27 @@ pub struct Stops(pub Rc<Countdown>);
 pub struct Wire {
     /// Every byte that arrived from the client.
     pub arrived: Vec<u8>,
-    /// How many of them the worker has read.
+    /// Number of them that the worker has read.
     pub consumed: usize,
     /// Every byte the worker wrote.
     pub written: Vec<u8>,
-    /// Bytes that the kernel takes before the client takes some.
+    /// Bytes that the kernel accepts before the client reads some.
     pub room: usize,
-    /// The client ended its stream; it arrived behind the last byte.
+    /// The client ended its stream, after the last byte.
     pub peer_ended: bool,
     /// The client reset the connection.
     pub reset: bool,
-    /// The worker was told of a refusal.
+    /// The worker has received an error for it.
     pub refused: bool,
-    /// The worker ended its stream, this much of the client's having been read by then.
+    /// The worker ended its stream after reading this many of the client's bytes.
     pub ended_at: Option<usize>,
-    /// The worker closed it; `abortive` says how.
+    /// The worker closed it; `abortive` tells how.
     pub closed: bool,
     /// Closing resets it.
     pub abortive: bool,
-    /// When a byte was last read or written, or it was accepted or its stream ended.
+    /// Time of the last read, write, accept or end of stream.
     pub last_moved: Tick,
-    /// Bytes that had arrived when the worker was told to stop.
+    /// Number of bytes that had arrived when the worker was commanded to stop.
     pub arrived_at_stop: usize,
     urgent: BTreeSet<usize>,
     reset_told: bool,
@@ -113,42 +114,41 @@ pub struct Wire {
 /// A readiness report.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
-    /// The descriptor number it was registered for.
+    /// Descriptor number of the registration.
     pub fd: u32,
-    /// What it was registered with.
+    /// Data of the registration.
     pub generation: u32,
-    /// There is input, an end of stream or an error.
+    /// Input, an end of stream or an error is pending.
     pub readable: bool,
-    /// Output would be taken.
+    /// Output is possible.
     pub writable: bool,
-    /// The stream ended or failed, or urgent data is ahead.
+    /// The stream ended or failed, or urgent data is next.
     pub dry: bool,
 }
 
 /// The kernel.
 #[derive(Debug)]
 pub struct Kernel {
-    /// By client.
+    /// Connections by client.
     pub wires: Vec<Wire>,
     /// The worker's descriptor table: number to client.
     pub descriptors: BTreeMap<u32, usize>,
     /// Connections not accepted yet.
     pub queue: VecDeque<usize>,
-    /// What happens to the next calls, one each.
+    /// Faults of the next calls, one each.
     pub meanwhile: VecDeque<Meanwhile>,
-    /// The lowest number a new descriptor may get.
+    /// Lowest number of a new descriptor.
     pub first_fd: u32,
-    /// The time of this turn, for the truth about deadlines.
+    /// Time of this turn, for the true deadlines.
     pub now: Tick,
-    /// Reads and writes asked for.
+    /// Number of reads and writes requested.
     pub calls: u64,
-    /// Ends and errors are reported as if they were data: a kernel that does not exist, to show
-    /// that the checks notice.
+    /// Ends and errors are reported as data. No kernel does so; it tests that the checks notice.
     pub hides_ends: bool,
     countdown: Rc<Countdown>,
 }
 
-/// One socket of the kernel, as the connection core sees it.
+/// One socket of the kernel, as seen by the connection core.
 #[derive(Debug)]
 pub struct Handle<'a> {
     /// The kernel.
@@ -157,7 +157,8 @@ pub struct Handle<'a> {
     pub fd: u32,
 }
 
-/// The byte at `offset` of the stream of `client`: half of them lower-case letters, the rest any.
+/// Returns the byte at `offset` of the stream of `client`: half of them lower-case letters, the
+/// rest any.
 pub fn byte_at(client: usize, offset: usize) -> u8 {
     let seed = (client as u64 + 1) << 32 | offset as u64;
     let mixed = (seed ^ seed >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
@@ -169,7 +170,7 @@ pub fn byte_at(client: usize, offset: usize) -> u8 {
 }
 
 impl Countdown {
-    /// Never reaches zero before [`Countdown::arm`].
+    /// Returns a countdown that reaches zero only after [`Countdown::arm`].
     pub fn new() -> Rc<Self> {
         Rc::new(Self {
             left: Cell::new(u64::MAX),
@@ -183,7 +184,7 @@ impl Countdown {
         self.taken.set(0);
     }
 
-    /// Steps since it was armed.
+    /// Returns the steps since it was armed.
     pub fn taken(&self) -> u64 {
         self.taken.get()
     }
@@ -228,27 +229,27 @@ impl Wire {
         }
     }
 
-    /// What must be written in the end, if nobody cuts the connection.
+    /// Returns the bytes that must eventually be written, if the connection is not cut.
     pub fn answer(&self) -> Vec<u8> {
         self.arrived.to_ascii_uppercase()
     }
 
-    /// Bytes read and not written.
+    /// Returns the bytes read and not written.
     pub fn owed(&self) -> usize {
         self.consumed - self.written.len()
     }
 
-    /// Whether a read would say something new.
+    /// Returns whether a read would return anything new.
     pub fn readable(&self) -> bool {
         self.consumed < self.arrived.len() || self.peer_ended || self.reset
     }
 
-    /// Whether a report waits to be delivered.
+    /// Returns whether a report is pending.
     pub fn reported_next(&self) -> bool {
         self.edge && (self.readable() || self.writable())
     }
 
-    /// The generation it was registered with last.
+    /// Returns the generation of its latest registration.
     pub fn generation(&self) -> u32 {
         self.generation
     }
@@ -277,7 +278,8 @@ impl Wire {
 }
 
 impl Kernel {
-    /// With empty tables; every call is a step of `countdown`, before it and after it.
+    /// Returns a kernel with empty tables; every call is a step of `countdown`, before it and after
+    /// it.
     pub fn new(first_fd: u32, countdown: Rc<Countdown>) -> Self {
         Self {
             wires: Vec::new(),
@@ -292,7 +294,8 @@ impl Kernel {
         }
     }
 
-    /// A client acts. Actions of clients that do not exist, or are past it, do nothing.
+    /// Carries out a client's action. Actions of clients that do not exist, or have ended, are
+    /// ignored.
     pub fn deliver(&mut self, event: Event) {
         let client = match event {
             Event::Connect => {
@@ -341,7 +344,7 @@ impl Kernel {
         }
     }
 
-    /// Delivers the reports there are.
+    /// Delivers the pending reports.
     pub fn wait(&mut self) -> Vec<Report> {
         let (wires, hides_ends) = (&mut self.wires, self.hides_ends);
         let watched = self.descriptors.iter().filter_map(|(&fd, &client)| {
@@ -353,7 +356,7 @@ impl Kernel {
         watched.collect()
     }
 
-    /// Takes a connection from the queue.
+    /// Accepts a connection from the queue.
     pub fn accept(&mut self) -> Option<u32> {
         self.countdown.step();
         let client = self.queue.pop_front()?;
@@ -364,7 +367,7 @@ impl Kernel {
         Some(fd)
     }
 
-    /// Watches a descriptor; what is ready already is reported.
+    /// Registers a descriptor; existing readiness is reported.
     pub fn watch(&mut self, fd: u32, generation: u32) {
         let wire = self.wire(fd);
         wire.generation = generation;
@@ -378,7 +381,7 @@ impl Kernel {
         self.countdown.step();
     }
 
-    /// Closes a descriptor. A number that is none is let be.
+    /// Closes a descriptor. An unused number is ignored.
     pub fn close(&mut self, fd: u32) {
         self.countdown.step();
         if let Some(client) = self.descriptors.remove(&fd) {
@@ -387,7 +390,7 @@ impl Kernel {
         self.countdown.step();
     }
 
-    /// Gives a connection another number, unwatched, as if another process had received it.
+    /// Gives a connection another number, unregistered, as if another process had received it.
     pub fn transfer(&mut self, fd: u32, first_fd: u32) -> u32 {
         let client = self
             .descriptors
@@ -402,7 +405,7 @@ impl Kernel {
         number
     }
 
-    /// The connection of a descriptor that is open.
+    /// Returns the connection of an open descriptor.
     pub fn wire(&mut self, fd: u32) -> &mut Wire {
         let client = self.descriptors[&fd];
         &mut self.wires[client]
@@ -414,7 +417,7 @@ impl Kernel {
             .expect("numbers do not run out")
     }
 
-    /// What happens before the next call takes effect.
+    /// Applies the fault of the next call before it takes effect.
     fn before_call(&mut self, fd: u32) -> io::Result<()> {
         self.countdown.step();
         self.calls += 1;

@@ -11,7 +11,7 @@ use uppercased_ctl::metrics::CloseReason;
 use super::server::{Server, fresh_memory};
 use super::{Countdown, Event, Kernel, Meanwhile, Stops};
 
-/// Turns after which a server that is left alone must have come to rest.
+/// Maximum number of turns until an undisturbed server is idle.
 const TURNS_TO_REST: usize = 5_000;
 
 /// One step of a script.
@@ -19,17 +19,17 @@ const TURNS_TO_REST: usize = 5_000;
 pub enum Op {
     /// A client acts.
     Event(Event),
-    /// Something is going to happen in the middle of the next turn.
+    /// A fault in the middle of the next turn.
     Meanwhile(Meanwhile),
-    /// The loop has a turn.
+    /// The event loop runs one turn.
     Turn,
     /// Time passes, milliseconds.
     Pass(u16),
-    /// The worker is told to stop.
+    /// The worker is commanded to stop.
     Finish,
-    /// A successor in another memory takes every connection over.
+    /// A successor in another memory adopts every connection.
     HandOver,
-    /// A successor dies before it has taken any connection over.
+    /// A successor dies before it has adopted any connection.
     TakeBack,
 }
 
@@ -38,18 +38,17 @@ pub enum Op {
 pub struct World {
     /// The kernel.
     pub kernel: Kernel,
-    /// The server; taken out only while another takes its place.
+    /// The server; absent only during its replacement.
     pub server: Server,
-    /// Dies with it.
     pub countdown: Rc<Countdown>,
 }
 
-/// What a script can vary beside its steps.
+/// Parameters of a script beside its steps.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     /// Bytes of a buffer.
     pub buffer_bytes: u32,
-    /// What connections may use.
+    /// Limits of connections.
     pub rules: Rules,
 }
 
@@ -69,7 +68,7 @@ impl Terms {
 }
 
 impl World {
-    /// An empty one.
+    /// Returns an empty world.
     pub fn new(terms: Terms) -> Self {
         let countdown = Countdown::new();
         let memory = fresh_memory(terms.buffer_bytes, Stops(Rc::clone(&countdown)));
@@ -100,8 +99,8 @@ impl World {
             }
             Op::Finish => {
                 self.server.finish(&mut self.kernel);
-                // As in the loop: told between the reports and the work, so what came since the
-                // last reports has to be found without one.
+                // As in the event loop: between the reports and the work, so bytes that arrived
+                // since the last reports must be found without a report.
                 self.server.work(&mut self.kernel);
                 self.check();
             }
@@ -110,7 +109,7 @@ impl World {
         }
     }
 
-    /// Puts a successor in the place of the server.
+    /// Replaces the server by a successor.
     pub fn replace(&mut self, succeed: impl FnOnce(Server, &mut Kernel, Memory) -> Server) {
         let buffer_bytes = self.server.memory.layout().buffer_bytes;
         let memory = || fresh_memory(buffer_bytes, Stops(Rc::clone(&self.countdown)));
@@ -119,14 +118,14 @@ impl World {
         self.server = succeed(old, &mut self.kernel, memory());
     }
 
-    /// Lets every client take all there is and end its stream, until everything is over, and
-    /// checks what became of each.
+    /// Lets every client read all output and end its stream, until every connection has ended, and
+    /// checks the result of each.
     pub fn conclude(&mut self) {
         self.kernel.meanwhile.clear();
         self.rest();
         self.check_at_rest();
         for client in 0..self.kernel.wires.len() as u8 {
-            // In parts: the last bytes and the end may come in one report, or not.
+            // In parts: the last bytes and the end may arrive in one report, or not.
             self.kernel.deliver(Event::Room { client, bytes: 3 });
             self.rest();
             self.check_at_rest();
@@ -160,7 +159,7 @@ impl World {
         panic!("never at rest: {:?}", self.server.ready);
     }
 
-    /// What holds between any two turns.
+    /// Checks the invariants between any two turns.
     fn check(&mut self) {
         let memory = &self.server.memory;
         let occupied: Vec<u32> = memory.occupied().collect();
@@ -198,7 +197,7 @@ impl World {
         }
     }
 
-    /// What holds when there is nothing to do.
+    /// Checks the invariants of an idle server.
     fn check_at_rest(&mut self) {
         self.check();
         let open: Vec<u32> = self.kernel.descriptors.keys().copied().collect();
@@ -216,7 +215,7 @@ impl World {
         }
     }
 
-    /// What became of a connection.
+    /// Checks the final state of a connection.
     fn check_end(&self, client: usize) {
         let wire = &self.kernel.wires[client];
         let answer = wire.answer();
@@ -228,7 +227,7 @@ impl World {
         let complete = wire.written == answer && !wire.abortive;
         let answered = wire.ended_at == Some(wire.written.len()) && !wire.abortive;
         let Some(reason) = self.server.end_of(client) else {
-            // Its close was under way when the worker died, or it was reset by then.
+            // Its close was in progress when the worker died, or it had been reset by then.
             assert!(wire.reset || wire.refused || complete || answered || wire.abortive);
             return;
         };
@@ -251,7 +250,7 @@ impl World {
 /// The memory of a model server.
 pub type Memory = uppercased::memory::Memory<Stops>;
 
-/// Milliseconds on the virtual clock.
+/// Converts milliseconds on the virtual clock.
 pub fn ms(ms: u64) -> Tick {
     Tick::from_millis(ms)
 }

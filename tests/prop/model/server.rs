@@ -1,5 +1,5 @@
-//! The event loop reduced to its rules: the reactor's `record`, `conclude` and `close` over the model kernel;
-//! and its replacement after its death.
+//! The event loop reduced to its rules: the reactor's `record`, `conclude` and `close` over the
+//! model kernel; and its replacement after its death.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ use uppercased_ctl::metrics::CloseReason;
 
 use super::{CLIENTS_MAX, Handle, Kernel, Report, Stops};
 
-/// Records: for the clients of a server and of its successor.
+/// Number of records: for the clients of a server and of its successor.
 pub const DESCRIPTORS: u32 = 3 + 2 * CLIENTS_MAX as u32;
 
 /// A worker's loop.
@@ -22,16 +22,16 @@ pub const DESCRIPTORS: u32 = 3 + 2 * CLIENTS_MAX as u32;
 pub struct Server {
     /// Its working memory.
     pub memory: Memory<Stops>,
-    /// What its connections may use.
+    /// Limits of its connections.
     pub rules: Rules,
     /// Descriptors with work to do.
     pub ready: VecDeque<u32>,
-    /// Connections that ended: client and reason.
+    /// Ended connections: client and reason.
     pub ended: Vec<(usize, CloseReason)>,
     last_generation: u32,
 }
 
-/// A memory of buffers of `buffer_bytes`.
+/// Returns a new memory with buffers of `buffer_bytes`.
 pub fn fresh_memory(buffer_bytes: u32, stops: Stops) -> Memory<Stops> {
     let layout = Layout {
         descriptors: DESCRIPTORS,
@@ -41,7 +41,7 @@ pub fn fresh_memory(buffer_bytes: u32, stops: Stops) -> Memory<Stops> {
     Memory::with_probe(memory::create(layout).unwrap(), layout, stops).unwrap()
 }
 
-/// Where the numbers of a successor begin: none of them is its predecessor's.
+/// Returns the first descriptor number of a successor, beyond its predecessor's.
 const fn other_numbers(kernel: &Kernel) -> u32 {
     if kernel.first_fd == 3 {
         3 + CLIENTS_MAX as u32
@@ -51,7 +51,7 @@ const fn other_numbers(kernel: &Kernel) -> u32 {
 }
 
 impl Server {
-    /// A loop with nothing to do.
+    /// Returns an event loop without work.
     pub fn new(memory: Memory<Stops>, rules: Rules) -> Self {
         Self {
             memory,
@@ -62,7 +62,7 @@ impl Server {
         }
     }
 
-    /// One turn: reports, ready connections, accepts, deadlines.
+    /// Runs one turn: reports, ready connections, accepts, deadlines.
     pub fn turn(&mut self, kernel: &mut Kernel) {
         for report in kernel.wait() {
             self.record(report);
@@ -70,7 +70,7 @@ impl Server {
         self.work(kernel);
     }
 
-    /// The second half of a turn.
+    /// Runs the second half of a turn.
     pub fn work(&mut self, kernel: &mut Kernel) {
         for _ in 0..self.ready.len() {
             let Some(fd) = self.ready.pop_front() else {
@@ -96,7 +96,7 @@ impl Server {
         }
     }
 
-    /// Asks every connection to end as soon as nothing is owed on it.
+    /// Requests every connection to end as soon as nothing is owed on it.
     pub fn finish(&mut self, kernel: &mut Kernel) {
         let occupied: Vec<u32> = self.memory.occupied().collect();
         for fd in occupied {
@@ -109,7 +109,7 @@ impl Server {
         }
     }
 
-    /// Whether there is nothing to do before something happens.
+    /// Returns whether the loop has no work before the next event.
     pub fn is_quiet(&self, kernel: &Kernel) -> bool {
         let reported = |&client: &usize| kernel.wires[client].reported_next();
         self.ready.is_empty()
@@ -118,7 +118,7 @@ impl Server {
     }
 
     /// Hands every connection to a successor in another memory, under other numbers, by the rules
-    /// of the working memory; each travels in the real format, and the kernel's part with its
+    /// of the working memory; each travels in the real format, and the kernel's state with its
     /// descriptor.
     pub fn handed_over(mut self, kernel: &mut Kernel, memory: Memory<Stops>) -> Self {
         let mut successor = Self::new(memory, self.rules);
@@ -149,7 +149,7 @@ impl Server {
         successor
     }
 
-    /// Takes in what another worker sent, acknowledges it and begins to serve it.
+    /// Adopts a connection of another worker, acknowledges it and begins to serve it.
     fn receive(&mut self, kernel: &mut Kernel, fd: u32, frozen: &Frozen) {
         self.last_generation += 1;
         let generation = self.last_generation;
@@ -180,8 +180,8 @@ impl Server {
         }
     }
 
-    /// What a rescuer makes of the memory of a dead worker and of the kernel's counters, in another
-    /// memory. The order is that of the store rules: first finish what was being closed.
+    /// Returns the server that a rescuer restores, in another memory, from a dead worker's memory
+    /// and the kernel's counters. The store rules fix the order: first finish pending closes.
     pub fn rescued(mut self, kernel: &mut Kernel, memory: Memory<Stops>) -> Self {
         let mut successor = Self::new(memory, self.rules);
         successor.ended = std::mem::take(&mut self.ended);
@@ -200,7 +200,7 @@ impl Server {
         let open: Vec<u32> = kernel.descriptors.keys().copied().collect();
         for fd in open {
             let owed = kernel.wire(fd).owed() as u64;
-            // Its deadline may begin anew: the time of the last progress is noted before the state
+            // Its deadline may restart: the time of the last progress is stored before the state
             // that it belongs to.
             kernel.wire(fd).last_moved = kernel.now;
             if kernel.wire(fd).reset {
@@ -215,7 +215,7 @@ impl Server {
         successor
     }
 
-    /// Accepts what is in the queue.
+    /// Accepts the connections in the queue.
     fn accept(&mut self, kernel: &mut Kernel) {
         if kernel.queue.is_empty() {
             return;
@@ -242,7 +242,7 @@ impl Server {
         assert_eq!(self.memory.record_mut(fd).freeze().as_ref(), Some(frozen));
         if frozen.phase != Phase::Open {
             let mut stream = Handle { kernel, fd };
-            // Twice is harmless; a peer that is gone is noticed by the next read.
+            // A duplicate is harmless; the next read detects a closed peer.
             let _ = stream.end_output();
         }
         kernel.watch(fd, self.last_generation);
@@ -298,7 +298,7 @@ impl Server {
             Outcome::Waiting => {}
             Outcome::Again => self.enqueue(fd),
             Outcome::Close(reason) => self.close(kernel, fd, reason),
-            // Headers are for whoever admits, and nobody here asks for one.
+            // No model server requires a PROXY header.
             Outcome::Header | Outcome::Refuse(_) => panic!("{fd} awaits a header: {outcome:?}"),
         }
     }
@@ -321,13 +321,14 @@ impl Server {
         self.ended.push((client, reason));
     }
 
-    /// The end of `client`, if it came.
+    /// Returns how `client` ended, if it did.
     pub fn end_of(&self, client: usize) -> Option<CloseReason> {
         let end = self.ended.iter().find(|(ended, _)| *ended == client);
         end.map(|&(_, reason)| reason)
     }
 
-    /// When a connection in `state` must have moved last, at the latest, not to be ended at `now`.
+    /// Returns the earliest time of last progress with which a connection in `state` survives at
+    /// `now`.
     pub fn patience(&self, fd: u32) -> Option<std::time::Duration> {
         let record = self.memory.record(fd);
         match record.state() {
@@ -343,13 +344,13 @@ impl Server {
         }
     }
 
-    /// Whether `fd` is to end before it has ever sent anything.
+    /// Returns whether `fd` is to end before it has ever sent anything.
     pub fn ends_unheard(&self, fd: u32) -> bool {
         let record = self.memory.record(fd);
         record.flags().has(Flags::FINISH) && record.bytes_moved().0 == 0
     }
 
-    /// Whether `fd` has a deadline that `now` has reached.
+    /// Returns whether `fd` has a deadline that `now` has reached.
     pub fn overdue(&self, fd: u32, last_moved: Tick, now: Tick) -> bool {
         self.patience(fd)
             .is_some_and(|patience| last_moved + patience <= now)
