@@ -1,8 +1,9 @@
-//! Live handover between event loops, with real sockets: a connection in any state continues at the other
-//! worker without a byte lost, duplicated or reordered, and without a reset.
+//! Live handover between event loops, with real sockets: a connection in any state continues at the
+//! other worker without a byte lost, duplicated or reordered, and without a reset.
 //!
-//! The loops run in this process, one turn after the other, so every state can be arranged: whatever happens
-//! between the command to hand over and the next turn is still in the kernel when the connection leaves.
+//! The loops run in this process, one turn after the other, so every state can be arranged: events
+//! between the handover command and the next turn are still in the kernel when the connection
+//! leaves.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -33,14 +34,14 @@ use uppercased_ctl::metrics::{CloseReason, Counter};
 
 const MAX: u32 = 2000;
 const SLOT: SlotId = SlotId(0);
-/// Turns after which what should happen must have happened.
+/// Maximum number of turns until an expected condition holds.
 const TURNS_MAX: usize = 100_000;
-/// How long the loops may take to get there when they have to wait for time to pass.
+/// Maximum time for it if the loops have to wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn config() -> Config {
     Config {
-        // So that a read takes a buffer full, and a send little of it.
+        // So that a read fills a buffer, and a send is short.
         send_buffer: Some(8192),
         recv_buffer: Some(256 * 1024),
         ..Config::default()
@@ -51,7 +52,8 @@ fn reactor(config: &Config, max: u32) -> Reactor {
     reactor_with_room(config, max, max)
 }
 
-/// One that accepts up to `max` connections and has `buffers` for the output of any.
+/// Returns a loop that accepts up to `max` connections, with `buffers` for the pending output of
+/// any.
 fn reactor_with_room(config: &Config, max: u32, buffers: u32) -> Reactor {
     let layout = Layout {
         descriptors: 16_384,
@@ -62,7 +64,7 @@ fn reactor_with_room(config: &Config, max: u32, buffers: u32) -> Reactor {
     Reactor::new(memory, config, max).unwrap()
 }
 
-/// A turn that waits until `deadline` at most.
+/// Runs a turn that waits until `deadline` at most.
 fn turn(one: &mut Reactor, deadline: Option<Tick>) {
     let mut reports = Reports::default();
     one.wait(&mut reports, deadline).unwrap();
@@ -70,7 +72,7 @@ fn turn(one: &mut Reactor, deadline: Option<Tick>) {
     one.work();
 }
 
-/// The first phase of a turn only: what is ready stays so.
+/// Runs only the first phase of a turn: readiness stays unhandled.
 fn wait(one: &mut Reactor) {
     one.wait(&mut Reports::default(), Some(Tick::ZERO)).unwrap();
 }
@@ -80,7 +82,7 @@ fn link() -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
 }
 
-/// Loops that share a port.
+/// Event loops that share a port.
 struct Stage {
     loops: Vec<Reactor>,
     listener: OwnedFd,
@@ -88,7 +90,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// The first of `count` loops accepts; the others stand by.
+    /// Starts `count` loops; the first accepts, the others stand by.
     fn new(count: usize, config: &Config) -> Self {
         let asked = Listen {
             addr: ([127, 0, 0, 1], 0).into(),
@@ -110,14 +112,14 @@ impl Stage {
         }
     }
 
-    /// A turn of every loop, without waiting.
+    /// Runs a turn of every loop, without waiting.
     fn turn(&mut self) {
         for one in &mut self.loops {
             turn(one, Some(Tick::ZERO));
         }
     }
 
-    /// Turns until `done`.
+    /// Runs turns until `done`.
     #[track_caller]
     fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
         for _ in 0..TURNS_MAX {
@@ -136,7 +138,7 @@ impl Stage {
         client
     }
 
-    /// Begins a handover and does nothing else.
+    /// Begins a handover without running a turn.
     fn order(&mut self, from: usize, to: usize, last: bool) {
         let (ours, theirs) = link();
         let expected = self.loops[from].open_connections();
@@ -145,7 +147,7 @@ impl Stage {
         self.loops[from].hand_over(ours, last).unwrap();
     }
 
-    /// What comes of it.
+    /// Returns its result.
     #[track_caller]
     fn outcome(&mut self, from: usize) -> HandedOver {
         let mut found = None;
@@ -174,7 +176,7 @@ impl Client {
     fn new(addr: SocketAddr) -> Self {
         let domain = socket2::Domain::for_address(addr);
         let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
-        // Little room, so that output is soon pending at the server.
+        // Small buffers, so that output is soon pending at the server.
         socket.set_recv_buffer_size(4096).unwrap();
         socket.connect(&addr.into()).unwrap();
         socket.set_nonblocking(true).unwrap();
@@ -186,7 +188,7 @@ impl Client {
         }
     }
 
-    /// Sends up to `len` bytes, as far as the kernel takes them.
+    /// Sends up to `len` bytes, as far as the kernel accepts them.
     fn send(&mut self, len: usize) -> usize {
         match self.stream.write(&pattern(self.sent, len)) {
             Ok(sent) => {
@@ -202,7 +204,7 @@ impl Client {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
-    /// Reads what there is and compares it; true once the answer is complete.
+    /// Reads the available bytes and compares them; returns true once the reply is complete.
     fn read(&mut self) -> bool {
         let mut buffer = [0; 16 * 1024];
         while !self.ended {
@@ -220,7 +222,7 @@ impl Client {
         self.got == self.sent
     }
 
-    /// Goes on talking, ends its stream, and gets everything up to the end.
+    /// Sends more, ends its stream, and receives every byte up to the end.
     fn conclude(mut self, stage: &mut Stage) {
         let mut more = 20_000;
         stage.until(|_| {
@@ -230,13 +232,13 @@ impl Client {
         self.finish(stage);
     }
 
-    /// Ends its stream and gets everything up to the end.
+    /// Ends its stream and receives every byte up to the end.
     fn finish(self, stage: &mut Stage) {
         self.end();
         self.expect_end(stage);
     }
 
-    /// Gets everything up to the end.
+    /// Receives every byte up to the end.
     fn expect_end(mut self, stage: &mut Stage) {
         stage.until(|_| self.read() && self.ended);
     }
@@ -247,9 +249,9 @@ impl Client {
         SockRef::from(&self.stream).set_linger(linger).unwrap();
     }
 
-    /// Fills everything on the way until the server has output pending and reads no more.
+    /// Sends until the server has output pending and no longer reads.
     fn stuff(&mut self, stage: &mut Stage) {
-        // The first read finds a buffer full.
+        // The first read fills a buffer.
         while self.send(64 * 1024) > 0 {}
         let mut quiet = 0;
         stage.until(|_| {
@@ -263,7 +265,7 @@ impl Client {
     }
 }
 
-/// The connection of the loop whose peer is `client`.
+/// Returns the loop's connection with peer `client`.
 fn state_of(stage: &Stage, index: usize, client: &Client) -> Option<(State, u32)> {
     let memory = stage.loops[index].memory();
     let local = client.stream.local_addr().unwrap();
@@ -303,7 +305,7 @@ fn connection_continues_from_every_state() {
     }
 
     stage.order(0, 1, false);
-    // Nothing of this is seen by the loop that leaves.
+    // The leaving loop detects none of these events.
     early.send(1000);
     data_and_end.send(1000);
     data_and_end.end();
@@ -311,7 +313,7 @@ fn connection_continues_from_every_state() {
     gone.reset();
     gone_with_data.send(1000);
     gone_with_data.reset();
-    // What is pending makes two batches of them.
+    // The pending output fills two batches.
     stage.loops[0].work();
     stage.loops[0].work();
     assert_eq!(stage.outcome(0), done(9));
@@ -320,7 +322,7 @@ fn connection_continues_from_every_state() {
     assert_eq!(stage.count(1, Counter::MovedIn), 9);
     stage.until(|stage| stage.count(1, Counter::Closed(CloseReason::PeerReset)) == 2);
 
-    // And once more, as they are now.
+    // A second handover, in the present states.
     stage.order(1, 2, false);
     let left = stage.loops[1].open_connections();
     assert_eq!(stage.outcome(1), done(left));
@@ -333,7 +335,7 @@ fn connection_continues_from_every_state() {
         client.expect_end(&mut stage);
     }
     assert!(stage.loops.iter().all(|one| one.open_connections() == 0));
-    // What the one that reset its connection had sent is owed to nobody.
+    // No output is owed to the client that reset its connection.
     for (index, abandoned) in [0, 1000, 0].into_iter().enumerate() {
         assert_eq!(stage.count(index, Counter::BytesAbandoned), abandoned);
         assert_eq!(stage.loops[index].memory().occupied().count(), 0);
@@ -366,7 +368,7 @@ fn lingering_connection_lingers_to_its_end() {
         turn(&mut stage.loops[0], Some(deadline));
     }
     stage.order(0, 1, false);
-    client.send(500); // Too late: thrown away, by whoever has the connection.
+    client.send(500); // Too late: discarded by either worker.
     stage.loops[0].work();
     assert_eq!(stage.outcome(0), done(1));
     assert_eq!(
@@ -403,7 +405,7 @@ fn many_connections_move_in_batches_while_both_serve() {
     }
     assert_eq!(result, Some(done(450)));
     assert!(turns >= 2);
-    // New ones find the successor.
+    // New clients connect to the successor.
     clients.push(stage.connect(1));
     stage.until(|_| clients.iter_mut().all(Client::read));
     for client in clients {
@@ -411,7 +413,7 @@ fn many_connections_move_in_batches_while_both_serve() {
     }
 }
 
-/// A link that holds little more than one batch of idle connections.
+/// Returns a link that holds little more than one batch of idle connections.
 fn narrow_link() -> (OwnedFd, OwnedFd) {
     let (ours, theirs) = link();
     SockRef::from(&ours).set_send_buffer_size(8192).unwrap();
@@ -426,7 +428,7 @@ fn full_socket_delays_batch_and_loses_nothing() {
     let (ours, theirs) = narrow_link();
     stage.loops[1].take_over(theirs, 450).unwrap();
     stage.loops[0].hand_over(ours, false).unwrap();
-    // The second batch finds no room, however often it is offered.
+    // The second batch finds the link full, however often it is offered.
     for _ in 0..100 {
         turn(&mut stage.loops[0], Some(Tick::ZERO));
     }
@@ -468,7 +470,7 @@ fn dead_receiver_leaves_everything_with_sender() {
     stage.loops[0].work();
     let mut buffer = vec![0; HANDOVER_MESSAGE_BYTES];
     let mut batches = Vec::new();
-    // Two large ones do not fit one message; the rest is in the window.
+    // Two large ones do not fit into one message; the rest is in the window.
     stage.turn();
     while let Some(packet) = receiver.receive(&mut buffer).unwrap() {
         let read = Packet::decode(&buffer[..packet.length], VERSION).unwrap();
@@ -482,7 +484,7 @@ fn dead_receiver_leaves_everything_with_sender() {
     }
     let numbers: Vec<u32> = batches.iter().map(|batch| batch.0).collect();
     assert_eq!(numbers, [1, 2]);
-    // The first is acknowledged, and only then the end comes: it is gone with its connections.
+    // The first is acknowledged before the end: it is gone with its connections.
     let first = batches.remove(0);
     let acknowledged = Packet {
         sequence: 1,
@@ -506,7 +508,7 @@ fn dead_receiver_leaves_everything_with_sender() {
         }
     );
     assert_eq!(stage.loops[0].open_connections(), 5 - moved);
-    // It accepts again, and what came back goes on.
+    // It accepts again, and the returned connections continue.
     let newcomer = stage.connect(0);
     newcomer.conclude(&mut stage);
     let lost: Vec<SocketAddr> = first
@@ -529,7 +531,7 @@ fn adopted_connections_exceed_policy_limits() {
     for client in &mut clients[..2] {
         client.stuff(&mut stage);
     }
-    // Both have more pending than the new worker reads at once, and there are more than it accepts.
+    // Both have more output pending than the new worker reads at once; the clients exceed its limit.
     let tight = Config {
         pending_output: 4096,
         ..config()
@@ -558,13 +560,13 @@ fn connection_without_room_stays_and_others_move() {
     for client in &mut clients[1..4] {
         client.stuff(&mut stage);
     }
-    // One buffer for the output of three.
+    // One buffer for the pending output of three connections.
     stage.loops[1] = reactor_with_room(&config(), 10, 1);
     stage.order(0, 1, false);
     let result = stage.outcome(0);
     assert_eq!((result.moved, stage.loops[0].open_connections()), (4, 2));
     assert!(matches!(result.end, HandoverEnd::Incomplete { cause } if cause.contains("buffer")));
-    // The sender has the choice of accepting again.
+    // The sender may accept again.
     stage.loops[0].begin_accepting();
     let newcomer = stage.connect(0);
     newcomer.conclude(&mut stage);
@@ -611,7 +613,7 @@ fn successor_accepts_after_learning_count() {
     assert!(sender.send(&begin.encode(), &[]).unwrap());
     early.conclude(&mut stage);
 
-    // A sender that does not say it holds nobody up for long.
+    // A sender that does not report it blocks no other worker for long.
     let mut stage = Stage::new(1, &config());
     stage.loops[0].pause_accepting();
     let (_ours, theirs) = link();
@@ -674,12 +676,12 @@ fn full_server_migrates_before_accepting_queue() {
     let listener = stage.listener.try_clone().unwrap();
     stage.loops[1].add_listener(SLOT, listener, false).unwrap();
     stage.order(0, 1, false);
-    // The successor has many turns before anything comes.
+    // The successor runs many turns before any message arrives.
     for _ in 0..10 {
         turn(&mut stage.loops[1], Some(Tick::ZERO));
     }
     assert_eq!(stage.loops[1].open_connections(), 0);
-    // Some end at the last moment: their places are not lost.
+    // Some end at the last moment: their places are reused.
     for client in clients.drain(..5) {
         client.reset();
     }
@@ -711,7 +713,7 @@ fn future_format_and_stopping_worker_are_refused() {
     assert!(matches!(result.end, HandoverEnd::Refused { cause } if cause == "version"));
     client.conclude(&mut stage);
 
-    // Only this batch: the program would read another one.
+    // This batch only: the program would read another one.
     let mut stage = Stage::new(2, &config());
     let client = stage.connect(0);
     let (ours, theirs) = link();
@@ -729,7 +731,7 @@ fn future_format_and_stopping_worker_are_refused() {
     assert!(receiver.send(&declined, &[]).unwrap());
     let result = stage.outcome(0);
     assert!(matches!(result.end, HandoverEnd::Incomplete { cause } if cause == "version"));
-    drop(receiver); // And the descriptor in its queue.
+    drop(receiver); // With the descriptor in its queue.
     client.conclude(&mut stage);
 
     let mut stage = Stage::new(2, &config());
@@ -749,7 +751,7 @@ fn last_worker_serves_queue_to_its_end() {
     let mut stage = Stage::new(1, &config());
     let clients: Vec<Client> = (0..3).map(|_| stage.connect(0)).collect();
     stage.loops.push(reactor(&config(), MAX));
-    // Connected, and nobody has accepted them.
+    // Connected, but not accepted.
     let queued: Vec<Client> = (0..40).map(|_| Client::new(stage.addr)).collect();
     stage.order(0, 1, true);
     stage.loops[0].work();
@@ -757,7 +759,7 @@ fn last_worker_serves_queue_to_its_end() {
     for client in clients.into_iter().chain(queued) {
         client.conclude(&mut stage);
     }
-    // Nothing is left of it but this duplicate.
+    // Only this duplicate remains of it.
     let listener = std::net::TcpListener::from(stage.listener);
     assert_eq!(
         listener.accept().map(drop).map_err(|error| error.kind()),
@@ -777,7 +779,7 @@ fn stop_during_handover_settles_connections_in_flight() {
     for client in &mut clients {
         client.send(50);
     }
-    stage.loops[0].work(); // One batch is on its way.
+    stage.loops[0].work(); // One batch is in flight.
     for one in &mut stage.loops {
         one.end_accepting();
         one.finish_connections();
@@ -786,7 +788,7 @@ fn stop_during_handover_settles_connections_in_flight() {
     assert_eq!(stage.loops[0].handed_over(), None);
     assert_eq!(stage.count(0, Counter::MovedOut), 200);
     assert_eq!(stage.count(1, Counter::MovedIn), 200);
-    // Every one is answered and ended in order, wherever it is.
+    // Every connection is answered and closed gracefully, wherever it is.
     for client in &mut clients {
         stage.until(|_| client.read() && client.ended);
     }
@@ -871,7 +873,7 @@ fn raise_the_descriptor_limit() {
     );
 }
 
-/// Two loops with an address each: both serve and accept.
+/// Starts two loops with an address each: both serve and accept.
 fn siblings(config: &Config) -> (Stage, SocketAddr) {
     let mut stage = Stage::new(1, config);
     let asked = Listen {
@@ -899,7 +901,7 @@ fn order_part(stage: &mut Stage, part: Part) {
     stage.loops[0].hand_over_part(ours, part).unwrap();
 }
 
-/// A client of the first loop in the middle of a conversation.
+/// Returns a client of the first loop that has exchanged a message.
 fn talking(stage: &mut Stage) -> Client {
     let mut client = stage.connect(0);
     client.send(1000);
@@ -952,7 +954,7 @@ fn partial_handover_keeps_pending_and_silent_connections() {
         active_within: PATIENCE,
     };
     order_part(&mut stage, part);
-    // In this turn its message is read, and more of it than a turn allows is left.
+    // In this turn its message is read; input beyond the turn's limit remains.
     let budget = config().bytes_per_turn as usize;
     let mut sent = 0;
     while sent < budget {
@@ -971,7 +973,7 @@ fn partial_handover_keeps_pending_and_silent_connections() {
     quiet.send(100);
     stage.until(|_| quiet.read());
 
-    // Nobody has been active within no time at all.
+    // No connection was active within a duration of zero.
     stage.until(|_| unread.read());
     let part = Part {
         active_within: Duration::ZERO,
@@ -988,7 +990,7 @@ fn partial_handover_keeps_pending_and_silent_connections() {
 
 #[test]
 fn refused_connections_stay_with_sender() {
-    // Refused: the receiver leaves itself.
+    // Refused: the receiver is leaving.
     let (mut stage, _) = siblings(&config());
     stage.loops[1].drop_listeners();
     let clients: Vec<Client> = (0..4).map(|_| talking(&mut stage)).collect();
@@ -1000,7 +1002,7 @@ fn refused_connections_stay_with_sender() {
     );
     assert_eq!((result.moved, stage.loops[0].open_connections()), (0, 4));
 
-    // Gone without an answer.
+    // Exited without a reply.
     let (ours, theirs) = link();
     let receiver = Packets::over(theirs);
     stage.loops[0].hand_over_part(ours, half()).unwrap();

@@ -1,6 +1,6 @@
-//! The documentation agrees with the sources: every log event is written with the fields of its
-//! declaration, and every quoted line exists. (Tables of events, flags, signals, exit codes and
-//! metrics are compared where they are made: `src/log/events.rs`, `src/cli`,
+//! Checks that the documentation agrees with the sources: every log event is written with the
+//! fields of its declaration, and every quoted line exists. (Tables of events, flags, signals, exit
+//! codes and metrics are compared where they are generated: `src/log/events.rs`, `src/cli`,
 //! `src/admin/exposition.rs`.)
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,7 +12,7 @@ use uppercased::log::events::{Declared, SECTIONS};
 
 use crate::links::anchor;
 
-/// The macro that writes a line, and the ones that it is made of.
+/// The macro that writes a line, and the macros that it expands to.
 const EVENT: &str = "event!(";
 const UNDECLARED: [&str; 6] = [
     "tracing::trace!(",
@@ -23,10 +23,10 @@ const UNDECLARED: [&str; 6] = [
     "tracing::event!(",
 ];
 
-/// The declaration of the macro, and what debug builds alone have, for tests.
+/// The macro's declaration, and code that only debug builds contain, for tests.
 const EXEMPT: [&str; 2] = ["src/log.rs", "src/fault.rs"];
 
-/// The one event that is written by hand, since the log itself reports it.
+/// The only event written without the macro, since the log itself reports it.
 const BY_HAND: &str = "log_lines_lost";
 
 /// A place where an event is written.
@@ -44,7 +44,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every Rust file of the program, its unit tests cut off.
+/// Returns every Rust file of the program, without its unit tests.
 fn sources() -> Vec<(String, String)> {
     let mut folders: Vec<PathBuf> = ["src", "crates"].map(|folder| root().join(folder)).to_vec();
     let mut found = Vec::new();
@@ -66,8 +66,8 @@ fn sources() -> Vec<(String, String)> {
     found
 }
 
-/// The arguments of a macro, from behind its opening parenthesis; strings and nested brackets are
-/// one argument's.
+/// Returns the arguments of a macro, from after its opening parenthesis; strings and nested
+/// brackets belong to one argument.
 fn arguments(text: &str) -> Vec<String> {
     let (mut depth, mut quoted, mut escaped) = (0, false, false);
     let mut found = vec![String::new()];
@@ -95,14 +95,14 @@ fn arguments(text: &str) -> Vec<String> {
     found.iter().map(|one| one.trim().to_owned()).collect()
 }
 
-/// The name of a field: `peer` of `%peer`, `after_ms` of `after_ms = after.as_millis()`.
+/// Returns the name of a field: `peer` of `%peer`, `after_ms` of `after_ms = after.as_millis()`.
 fn field(argument: &str) -> Option<String> {
     let name = argument.split('=').next()?.trim();
     let name = name.trim_start_matches(['%', '?']);
     (!name.is_empty() && !name.starts_with('"')).then(|| name.to_owned())
 }
 
-/// Every place in the sources that writes an event.
+/// Returns every place in the sources that writes an event.
 fn written() -> Vec<Written> {
     let mut found = Vec::new();
     for (file, text) in sources() {
@@ -126,7 +126,7 @@ fn written() -> Vec<Written> {
     found
 }
 
-/// The part of the page between this heading and the next one of its rank.
+/// Returns the part of the page between this heading and the next one of its level.
 fn section<'a>(page: &'a str, heading: &str) -> &'a str {
     let (_, section) = page.split_once(&format!("\n## {heading}\n")).unwrap();
     section.split("\n## ").next().unwrap()
@@ -139,7 +139,7 @@ fn page(name: &str) -> String {
 #[test]
 fn events_are_written_with_declared_fields() {
     let written = written();
-    // A scanner that has gone blind must not pass.
+    // A scanner that finds too little must fail.
     assert!(written.len() > 100, "{}", written.len());
     for event in declared().filter(|event| event.key != BY_HAND) {
         let places = written.iter().filter(|one| one.key == event.key);
@@ -173,7 +173,7 @@ fn every_quoted_log_line_exists() {
     assert!(gone.is_empty(), "no source has these log lines: {gone:?}");
 }
 
-/// Codes that are written as numbers: in a call, or as a constant. (Their table is `src/cli/exit.rs`.)
+/// Codes written as numbers: in a call, or as a constant. (Their table is `src/cli/exit.rs`.)
 #[test]
 fn every_exit_code_is_documented() {
     let page = page("reference.md");

@@ -1,7 +1,7 @@
-//! Reads which source file imports which, from the syntax trees of the sources.
+//! Determines which source file imports which, from the syntax trees of the sources.
 //!
-//! A name that a module only passes on (`pub use`) counts as an import of the file that declares it, so
-//! a facade makes no circle. Unit tests and documentation do not count.
+//! A name that a module only re-exports (`pub use`) counts as an import of the file that declares
+//! it, so a facade creates no cycle. Unit tests and documentation do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,12 +16,12 @@ pub(crate) struct Imports {
     imports: BTreeMap<Module, BTreeSet<Module>>,
 }
 
-/// The paths that one file names, as they are written.
+/// The paths that one file names, as written.
 #[derive(Debug, Default)]
 struct Names {
-    /// Paths in `use` declarations and in code; `true` where the file passes the name on.
+    /// Paths in `use` declarations and in code; `true` where the file re-exports the name.
     paths: Vec<(Vec<String>, bool)>,
-    /// Modules of which the file passes every name on.
+    /// Modules of which the file re-exports every name.
     globs: Vec<Vec<String>>,
     /// The names that the file declares.
     declared: BTreeSet<String>,
@@ -90,7 +90,7 @@ impl Imports {
         each.flat_map(|(from, to)| to.iter().map(move |to| (from, to)))
     }
 
-    /// Returns the groups of files that import each other in a circle.
+    /// Returns the groups of files that import each other in a cycle.
     pub(crate) fn circles(&self) -> Vec<Vec<&Module>> {
         let reach: BTreeMap<&Module, BTreeSet<&Module>> = self
             .imports
@@ -203,7 +203,7 @@ impl<'ast> Visit<'ast> for Names {
         syn::visit::visit_path(self, path);
     }
 
-    // A documentation comment is an attribute; a link in it is no import.
+    // A documentation comment is an attribute; a link in it is not an import.
     fn visit_attribute(&mut self, _: &'ast syn::Attribute) {}
 
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
@@ -222,7 +222,7 @@ fn module(krate: &str, path: &str) -> Module {
     [krate.to_owned()].into_iter().chain(names).collect()
 }
 
-/// Returns the path from the root of its crate, or nothing for a name from elsewhere.
+/// Returns the path from the root of its crate, or `None` for a name from elsewhere.
 fn absolute(from: &Module, path: &[String], modules: &BTreeSet<&Module>) -> Option<Module> {
     let (first, rest) = path.split_first()?;
     let known = |start: Module| modules.contains(&start).then_some(start);
@@ -248,7 +248,7 @@ fn declared_in(
     passed_on: &BTreeMap<(Module, String), Module>,
 ) -> Option<Module> {
     let mut path = path;
-    // A name may be passed on several times.
+    // A name may be re-exported several times.
     for _ in 0..modules.len() {
         let length = (1..=path.len())
             .rev()

@@ -1,5 +1,5 @@
-//! Every relative link and anchor of a Markdown file leads somewhere, every path in backticks names a file,
-//! and ARCHITECTURE.md shows the layers and functions that there are.
+//! Checks that every relative link and anchor of a Markdown file has a target, every path in
+//! backticks names a file, and ARCHITECTURE.md lists the actual layers and functions.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::tidy::LAYERS;
 
-/// Folders with documentation; the root's own files come first.
+/// Folders with documentation; the empty name is the root, without its folders.
 const FOLDERS: [&str; 6] = [
     "",
     ".github",
@@ -18,7 +18,7 @@ const FOLDERS: [&str; 6] = [
     "tests",
 ];
 
-/// Where a path in backticks begins if it names a file of this repository.
+/// Prefixes of paths in backticks that name a file of this repository.
 const PATHS: [&str; 9] = [
     ".ci/",
     ".github/",
@@ -35,7 +35,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every Markdown file, by its path from the root.
+/// Returns every Markdown file, by its path from the root.
 fn pages() -> BTreeMap<PathBuf, String> {
     let mut pages = BTreeMap::new();
     for folder in FOLDERS {
@@ -52,7 +52,7 @@ fn pages() -> BTreeMap<PathBuf, String> {
     pages
 }
 
-/// The lines outside blocks of code.
+/// Returns the lines outside blocks of code.
 fn prose(page: &str) -> impl Iterator<Item = &str> {
     let mut fenced = false;
     page.lines().filter(move |line| {
@@ -62,7 +62,7 @@ fn prose(page: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The anchor that a heading gets where Markdown is shown.
+/// Returns the anchor that a Markdown renderer gives to a heading.
 pub(crate) fn anchor(heading: &str) -> String {
     let kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
     let anchor: String = heading.to_lowercase().chars().filter(kept).collect();
@@ -75,14 +75,14 @@ fn has_anchor(page: &str, wanted: &str) -> bool {
     anchors.any(|anchor| anchor == wanted)
 }
 
-/// Targets of links in a line, absolute addresses left out.
+/// Returns the targets of links in a line, without absolute addresses.
 fn links(line: &str) -> impl Iterator<Item = &str> {
     let targets = line.split("](").skip(1);
     let targets = targets.filter_map(|rest| rest.split(')').next());
     targets.filter(|target| !target.contains("://"))
 }
 
-/// The file that a link on this page means, by its path from the root.
+/// Returns the file that a link on this page refers to, by its path from the root.
 fn target(page: &Path, file: &str) -> PathBuf {
     if file.is_empty() {
         return page.to_owned();
@@ -134,7 +134,7 @@ fn named_files_exist() {
     let (mut seen, mut gone) = (0, Vec::new());
     for (name, page) in pages() {
         for word in prose(&page).flat_map(|line| line.split('`').skip(1).step_by(2)) {
-            // `foo/{a,b}.rs`, `tests/prop_*` and commands with arguments name no single file.
+            // `foo/{a,b}.rs`, `tests/prop_*` and commands with arguments do not name a single file.
             let path = word.split(':').next().unwrap_or(word);
             let single = !path.contains(['{', '*', ' ']);
             if single && PATHS.iter().any(|start| path.starts_with(start)) {

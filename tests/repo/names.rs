@@ -1,11 +1,11 @@
-//! Names of tests, and the table of `tests/README.md` that leads from a promise to its tests.
+//! Names of tests, and the table of `tests/README.md` that lists the tests of each promise.
 
 use std::collections::BTreeMap;
 use std::fs;
 
 use crate::tidy::{assert_none, root, sources};
 
-/// Words of a test's name, at most.
+/// Maximum number of words in a test's name.
 const WORDS_MAX: usize = 8;
 
 /// Words that begin a clause and not the name of a thing.
@@ -28,7 +28,7 @@ fn tests_by_file() -> BTreeMap<String, Vec<String>> {
         .collect()
 }
 
-/// Returns what stands between backquotes in `cell`.
+/// Returns the text between backquotes in `cell`.
 fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }

@@ -1,5 +1,5 @@
-//! The packages agree with the program: configurations are valid, and a service manager waits as long as the
-//! configuration allows.
+//! Checks that the packages agree with the program: configurations are valid, and a service manager
+//! waits as long as the configuration allows.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ffi::OsStr;
@@ -22,7 +22,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// What `check --print` shows for a configuration file, or for none: names and values.
+/// Returns the names and values that `check --print` prints for a configuration file, or for none.
 fn in_force(configuration: Option<&str>) -> Vec<(String, String)> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_uppercased"));
     for (name, _) in std::env::vars_os() {
@@ -59,7 +59,7 @@ fn duration(configuration: Option<&str>, name: &str) -> Duration {
     time(value.trim_matches('"'))
 }
 
-/// A length of time as both the program and systemd write it; a bare number is seconds.
+/// Parses a duration as both the program and systemd write it; a bare number is seconds.
 fn time(text: &str) -> Duration {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let number: u64 = digits.parse().unwrap();
@@ -71,7 +71,7 @@ fn time(text: &str) -> Duration {
     }
 }
 
-/// The values of a key in a unit file, or in YAML.
+/// Returns the values of a key in a unit file, or in YAML.
 fn values(file: &str, key: &str, separator: &str) -> Vec<String> {
     let lines = file
         .lines()
@@ -86,7 +86,8 @@ fn only(file: &str, key: &str, separator: &str) -> String {
     found[0].clone()
 }
 
-/// The configuration file in the `ConfigMap`: the lines below its name, as deep as the first.
+/// Returns the configuration file in the `ConfigMap`: the lines below its name, as deep as the
+/// first.
 fn config_map() -> String {
     let file = read(KUBERNETES);
     let (_, below) = file.split_once("  uppercased.toml: |\n").unwrap();
@@ -118,7 +119,7 @@ fn systemd_waits_longer_than_any_slot() {
     let set = |key| time(&only(&unit, key, "="));
     let needs = |name| duration(Some(&configuration), name);
     assert!(set("TimeoutStopSec") > needs("lame_duck") + needs("drain_timeout"));
-    // One slot that fails is not the end of the others.
+    // One failed slot does not end the others.
     let mended = needs("hang_timeout") + needs("backoff_max") + needs("start_timeout");
     assert!(set("WatchdogSec") > mended, "{mended:?}");
     assert!(set("TimeoutStartSec") > needs("start_timeout") + needs("bake_time"));
@@ -127,7 +128,7 @@ fn systemd_waits_longer_than_any_slot() {
 #[test]
 fn systemd_reloads_by_program_command() {
     let unit = read(SERVICE);
-    // `notify-reload` would send a signal, too, and the second of the two reloads be refused.
+    // `notify-reload` would also send a signal, and the second of the two reloads would be refused.
     assert_eq!(only(&unit, "Type", "="), "notify");
     let reload = only(&unit, "ExecReload", "=");
     let words: Vec<&str> = reload.split(' ').collect();
@@ -135,7 +136,7 @@ fn systemd_reloads_by_program_command() {
     assert_asks_for_a_server(&words[1..]);
 }
 
-/// A command that is valid, and finds nobody to give its order to.
+/// Checks that a command is valid, without a server to receive it.
 #[track_caller]
 fn assert_asks_for_a_server(words: &[impl AsRef<OsStr>]) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_uppercased"));
@@ -165,13 +166,13 @@ fn deployment_parts_reference_each_other() {
     let (file, image) = (read(KUBERNETES), read(CONTAINERFILE));
     let user = only(&file, "runAsUser", ": ");
     assert_eq!(only(&image, "USER", " "), format!("{user}:{user}"));
-    // The name is label and selector of everything: nine of the one and nothing else.
+    // The name is label and selector of every object: nine times the same.
     let labels = values(&file, "app.kubernetes.io/name", ": ");
     assert!(labels.len() == 9 && labels.iter().all(|label| label == "uppercased"));
     let port = only(&file, "containerPort", ": ");
     assert_eq!(only(&image, "EXPOSE", " "), port);
     assert!(config_map().contains(&format!(":{port}\"")));
-    // The control socket's place is writable, and is where the probes look.
+    // The control socket's folder is writable, and is the one that the probes use.
     let place = only(&image, "ENV RUNTIME_DIRECTORY", "=");
     assert!(values(&file, "mountPath", ": ").contains(&place));
     // Every probe is a command of the program.
@@ -181,11 +182,11 @@ fn deployment_parts_reference_each_other() {
     }
 }
 
-/// A root of its own for dpkg, with programs that note how they were called instead of the system's.
+/// A root folder for dpkg, with programs that record their calls in place of the system's.
 struct Root(TempDir);
 
 impl Root {
-    /// `None` where dpkg is not installed.
+    /// Returns `None` where dpkg is not installed.
     fn new() -> Option<Self> {
         if Command::new("dpkg-deb").arg("--version").output().is_err() {
             println!("skipped: dpkg is not installed");
@@ -228,7 +229,7 @@ impl Root {
         fs::write(self.path("state"), state).unwrap();
     }
 
-    /// A package of this version with the real scripts; its program is its version.
+    /// Builds a package of this version with the real scripts; its program is its version.
     fn package(&self, version: u32) -> PathBuf {
         let tree = self.path(&format!("tree-{version}"));
         let control = tree.join("DEBIAN");
@@ -256,7 +257,7 @@ impl Root {
         package
     }
 
-    /// Runs dpkg; returns what the scripts called meanwhile, and what was printed.
+    /// Runs dpkg; returns the calls of the scripts, and the output.
     fn dpkg(&self, action: &str, what: impl AsRef<OsStr>) -> (String, String) {
         let _ = fs::remove_file(self.path("calls"));
         let path = std::env::var("PATH").unwrap();
@@ -289,7 +290,7 @@ fn package_starts_service_after_reinstallation() {
     let Some(root) = Root::new() else { return };
     let (first, second) = (root.package(1), root.package(2));
     assert!(root.dpkg("--install", &first).0.contains(STARTED));
-    // It was stopped by hand, and stays so.
+    // It was stopped manually, and remains stopped.
     assert!(!root.dpkg("--install", &second).0.contains(STARTED));
     let (calls, _) = root.dpkg("--remove", "uppercased");
     assert!(calls.contains("deb-systemd-invoke stop"), "{calls}");
@@ -308,7 +309,7 @@ fn package_reports_refused_upgrade() {
     let old = "the old binary keeps running";
     let runs = |version: u32| fs::write(root.path("proc/7/exe"), version.to_string()).unwrap();
 
-    // The control socket is elsewhere, so there is a signal, whose outcome is looked for.
+    // The control socket is elsewhere, so a signal is sent, and its result is checked.
     runs(1);
     let (calls, said) = root.dpkg("--install", &second);
     assert!(calls.contains("--signal=USR2"), "{calls}");

@@ -1,5 +1,6 @@
-//! The rules of the house that a compiler does not know: who may import whom, where `unsafe` may
-//! stand, how long a file may grow, and what the documentation must mention.
+//! Checks the repository's rules that a compiler does not know: which module may import which,
+//! where `unsafe` is allowed, the maximum length of a file, and what the documentation must
+//! mention.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +9,10 @@ use std::sync::LazyLock;
 use super::imports::{Imports, Module};
 use uppercased_ctl::metrics::{CloseReason, PauseCause, RefusalCause};
 
-/// Lines of product code in a file, its tests not counted. Past this, split by concept.
+/// Maximum lines of product code per file, without its tests. Split longer files by concept.
 const FILE_LINES_MAX: usize = 600;
 
-/// Cores: they decide, and touch nothing outside.
+/// Cores: they decide, without input or output.
 const CORES: [&str; 42] = [
     "crates/bench/src/connection.rs",
     "crates/bench/src/failure.rs",
@@ -57,7 +58,7 @@ const CORES: [&str; 42] = [
     "src/wire.rs",
 ];
 
-/// What a core must not name.
+/// Names forbidden in a core.
 const OUTSIDE: [&str; 9] = [
     "clock::now",
     "std::env",
@@ -70,8 +71,8 @@ const OUTSIDE: [&str; 9] = [
     "crate::sys::",
 ];
 
-/// The layers, the lowest first. A module imports modules of lower layers only, beside its own files.
-/// A name is that of a file at the top of `src`, or of a member crate.
+/// The layers, the lowest first. A module imports only its own files and modules of lower layers. A
+/// name is that of a file at the top of `src`, or of a member crate.
 pub(crate) const LAYERS: [&[&str]; 12] = [
     &["uppercased_ctl", "uppercase"],
     &["uppercased_bench", "sys", "service"],
@@ -91,7 +92,7 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every Rust file below `folder`: its path from the root, and its text.
+/// Returns every Rust file below `folder`: its path from the root, and its text.
 pub(crate) fn sources(folder: &str) -> Vec<(String, String)> {
     let mut folders: Vec<PathBuf> = vec![root().join(folder)];
     let mut found = Vec::new();
@@ -115,17 +116,17 @@ pub(crate) fn sources(folder: &str) -> Vec<(String, String)> {
     found
 }
 
-/// The sources of the root package and of every member.
+/// Returns the sources of the root package and of every member.
 fn product_sources() -> impl Iterator<Item = (String, String)> {
     ["src", "crates"].into_iter().flat_map(sources)
 }
 
-/// The text without its unit tests, which stand last.
+/// Returns the text without its unit tests, which are at the end.
 fn product(text: &str) -> &str {
     text.split("\n#[cfg(test)]\nmod ").next().unwrap_or(text)
 }
 
-/// True for a file that holds unit tests only.
+/// Returns whether a file holds unit tests only.
 fn is_test_file(name: &str) -> bool {
     name.ends_with("/tests.rs") || name.contains("/tests/")
 }
@@ -136,7 +137,7 @@ fn code_lines(text: &str) -> impl Iterator<Item = &str> {
         .filter(|line| !line.trim_start().starts_with("//"))
 }
 
-/// Fails with every offence, so that one run shows all of them.
+/// Fails with every violation, so that one run shows all of them.
 pub(crate) fn assert_none(what: &str, offences: Vec<String>) {
     assert!(offences.is_empty(), "{what}:\n  {}", offences.join("\n  "));
 }
@@ -152,7 +153,7 @@ fn cores_make_no_system_call() {
         seen += 1;
         for line in code_lines(&text) {
             let named = OUTSIDE.iter().filter(|outside| line.contains(**outside));
-            // The layout is counted in the cache lines of the mapping; that is a number.
+            // The layout counts in cache lines of the mapping, which is a number.
             let excused = line.contains("shared::LINE_BYTES");
             offences.extend(named.filter(|_| !excused).map(|o| format!("{name}: {o}")));
         }
@@ -223,7 +224,7 @@ fn files_import_each_other_without_circles() {
     assert_none("files that import each other in a circle", offences);
 }
 
-/// The parts of the supervisor: each is a file and a folder of its name.
+/// The parts of the supervisor: each is a file and a folder of the same name.
 const PARTS: [&str; 9] = [
     "admin",
     "control",
@@ -303,7 +304,7 @@ fn every_file_is_short_and_introduced() {
 
 #[test]
 fn sources_contain_no_leftover_markers() {
-    // Written apart, so that this file does not find itself.
+    // Split, so that this file does not match.
     let words = [["TO", "DO"], ["FIX", "ME"], ["XX", "X"], ["dbg", "!("]].map(|word| word.concat());
     let mut offences = Vec::new();
     for folder in ["src", "crates", "tests", "benches"] {

@@ -8,8 +8,8 @@
 //! successors and predecessors, `balance.rs` those of rebalancing, `operations.rs` those of planned
 //! operations; this file has those of active workers, queues and the end.
 //!
-//! Where the shadow repeats a rule of the machine (such as the delay of a restart), it states bounds and not
-//! the machine's own arithmetic.
+//! Where the shadow repeats a rule of the machine (such as the delay of a restart), it states bounds
+//! and not the machine's own arithmetic.
 
 mod balance;
 mod company;
@@ -532,8 +532,8 @@ impl Laws {
         self.slots[slot.index()].borrower = None;
     }
 
-    /// Checks that listeners remain only where they are served, and no queue may be lost while a worker could
-    /// empty it.
+    /// Checks that listeners remain only where they are served, and that no queue is lost while a
+    /// worker could empty it.
     fn custody_ends(&mut self, now: Tick) {
         let stops_now = self.end == (End::Draining { at: now });
         law!(stops_now, "custody ends while {:?}", self.end);

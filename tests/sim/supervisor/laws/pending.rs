@@ -151,8 +151,8 @@ impl Laws {
         mine
     }
 
-    /// Records that a returned request has neither begun nor been refused: another operation preceded it, and it
-    /// waits again.
+    /// Records that a returned request has neither begun nor been refused: another operation
+    /// preceded it, and it waits again.
     pub(super) fn waits_again(&mut self, request: RequestId, wanted: Wanted) {
         let in_the_way = self.in_the_way();
         law!(in_the_way.is_some(), "{request:?} waits for nothing");
