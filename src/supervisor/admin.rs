@@ -1,11 +1,11 @@
-//! The supervisor's side of the admin endpoint: its listeners (for HTTP and for load balancers), and
-//! the process that answers there.
+//! The supervisor's side of the admin endpoint: its listeners (for HTTP and for load balancers),
+//! and the process that answers there.
 //!
-//! Invariants: a listener is bound before the first worker starts and stays here, so that an
-//! address that cannot be had is refused at the start, and a health check that comes while there is
-//! no process waits a moment instead of being refused; the process runs this supervisor's own
-//! program, and none is left when the supervisor ends or becomes another program; a process that is
-//! to be sandboxed differently is replaced.
+//! Invariants: a listener is bound before the first worker starts and stays here, so an unavailable
+//! address is refused at the start, and a health check that arrives while there is no process waits
+//! briefly instead of being refused; the process runs this supervisor's own program, and has exited
+//! when the supervisor exits or execs another program; a process whose sandbox settings have
+//! changed is replaced.
 //!
 //! It must not accept, nor wait for the process.
 
@@ -36,31 +36,31 @@ use process::{AdminProcess, Received};
 
 /// Backlog of a listener.
 const BACKLOG: i32 = 16;
-/// Messages of the process received in one turn: twice as many as it can have in flight. Messages of
+/// Messages of the process received per turn: twice as many as it can have in flight. Messages of
 /// workers are received between two turns.
 const MESSAGES_PER_TURN: usize = 2 * (ADMIN_REQUESTS_MAX + AGENT_CLIENTS_MAX);
 
-/// Why there is no admin endpoint.
+/// The reason why there is no admin endpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address for HTTP cannot be had.
+    /// The HTTP address is not available.
     #[error(
         "cannot show health and metrics at {address}: {why}; choose another address with --admin"
     )]
     Bind {
-        /// The address asked for.
+        /// The configured address.
         address: AdminAddr,
-        /// Why not.
+        /// The cause.
         why: String,
     },
-    /// The agent's address cannot be had.
+    /// The agent check's address is not available.
     #[error(
         "cannot answer load balancers at {address}: {why}; choose another address with --agent"
     )]
     AgentBind {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
-        /// Why not.
+        /// The cause.
         why: io::Error,
     },
 }
@@ -76,7 +76,7 @@ pub(crate) struct Admin {
     rotation: Rotation,
     life: Life,
     process: Option<AdminProcess>,
-    /// The part of its sandbox that the last process lacked, so that it is logged once.
+    /// The missing parts of the last process's sandbox, so that they are logged once.
     missing: Vec<String>,
 }
 
@@ -95,7 +95,7 @@ pub(crate) struct Saved {
 struct Listener {
     address: String,
     listener: OwnedFd,
-    /// Of a Unix socket; removed with this.
+    /// File of a Unix socket; removed with this.
     file: Option<SocketFile>,
 }
 
@@ -125,10 +125,10 @@ impl Listener {
 }
 
 impl Admin {
-    /// Binds what `config` asks for, if anything.
+    /// Binds the configured addresses, if any.
     ///
     /// # Errors
-    /// An address cannot be had.
+    /// An address is not available.
     pub(crate) fn open(config: &Config) -> Result<Self, Error> {
         let http = config.admin.as_ref().map(|address| {
             bind(address).map_err(|why| Error::Bind {
@@ -159,8 +159,8 @@ impl Admin {
         }
     }
 
-    /// Starts a process if it is time. Returns a process that it replaces, to be killed, and one that
-    /// cannot be watched.
+    /// Starts a process if one is due. Returns a process that it replaces, to be killed, and one
+    /// that cannot be watched.
     pub(crate) fn keep_process(
         &mut self,
         config: &Config,
@@ -178,7 +178,7 @@ impl Admin {
         ended
     }
 
-    /// Receives what the process has sent. Returns its questions, each by its number.
+    /// Receives the process's messages. Returns the numbers of its status requests.
     pub(crate) fn on_ready(&mut self, registry: &Registry) -> Vec<u64> {
         let mut questions = Vec::new();
         for _ in 0..MESSAGES_PER_TURN {
@@ -195,15 +195,15 @@ impl Admin {
         questions
     }
 
-    /// Sends the answer to a question.
+    /// Sends the answer to a status request.
     pub(crate) fn answer(&mut self, number: u64, status: &Status) {
         if let Some(process) = &mut self.process {
             process.answer(number, status);
         }
     }
 
-    /// Reaps the process, if it has ended. `explain` returns the cause of a death that neither side
-    /// has named.
+    /// Reaps the process, if it has exited. `explain` returns the cause of a death that neither
+    /// side has reported.
     pub(crate) fn on_exit(
         &mut self,
         config: &Config,
@@ -225,14 +225,14 @@ impl Admin {
         );
     }
 
-    /// Ends the process; another one is started when it is kept next. The requests that it has in
-    /// hand are lost, the clients that wait are not.
+    /// Ends the process; the next [`Self::keep_process`] starts another one. Requests in progress
+    /// are lost, queued clients are not.
     pub(crate) fn pause(&mut self, now: Tick) -> Option<Ended> {
         self.life.paused(now);
         self.process.take().map(AdminProcess::into_ended)
     }
 
-    /// Ends the process and removes the sockets: nothing is started any more.
+    /// Ends the process and removes the sockets; no other process is started.
     pub(crate) fn close(&mut self) -> Option<Ended> {
         self.life.end();
         self.http = None;
@@ -286,11 +286,11 @@ impl Admin {
         }
     }
 
-    /// Goes on with what the earlier program of this process saved. The sockets' files stay that
-    /// program's until [`Self::own_files`].
+    /// Restores the state saved by the earlier program of this process. That program keeps the
+    /// sockets' files until [`Self::own_files`].
     ///
     /// # Errors
-    /// A listener is not there.
+    /// A listener is missing.
     pub(crate) fn restore(saved: Saved, inherited: &mut Inherited) -> io::Result<Self> {
         let http = saved.http.map(|http| Listener::restore(http, inherited));
         let agent = saved.agent.map(|agent| Listener::restore(agent, inherited));
@@ -299,7 +299,7 @@ impl Admin {
         Ok(restored)
     }
 
-    /// Makes the sockets' files this program's to remove.
+    /// Takes ownership of the sockets' files.
     pub(crate) fn own_files(&mut self) {
         let listeners = [&mut self.http, &mut self.agent].into_iter().flatten();
         for file in listeners.filter_map(|listener| listener.file.as_mut()) {
@@ -307,7 +307,8 @@ impl Admin {
         }
     }
 
-    /// Starts a process; the next try is due later if it cannot be. Returns one that cannot be watched.
+    /// Starts a process; a failure delays the next attempt. Returns a process that cannot be
+    /// watched.
     fn start(&mut self, config: &Config, registry: &Registry, now: Tick) -> Option<Ended> {
         let shown = [&self.http, &self.agent].map(|one| one.as_ref().map(|it| it.listener.as_fd()));
         let started = AdminProcess::start(config, shown);
@@ -329,7 +330,7 @@ impl Admin {
         }
     }
 
-    /// The process answers from now on.
+    /// Logs that the process answers.
     fn log_open(&mut self) {
         let Some(process) = &self.process else {
             return;
@@ -384,7 +385,7 @@ fn bind(wanted: &AdminAddr) -> Result<Listener, String> {
 
 fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    // A server that was just stopped has left connections behind that wait out their time.
+    // A server that has just stopped leaves connections in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

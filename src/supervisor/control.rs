@@ -38,10 +38,10 @@ pub(crate) struct Saved {
 }
 
 impl Control {
-    /// Opens the socket where `setting` says.
+    /// Opens the socket at the configured path.
     ///
     /// # Errors
-    /// A named path cannot be had.
+    /// A named path is not available.
     pub(crate) fn open(setting: &config::Control, registry: &Registry) -> Result<Self, Error> {
         let first_request = RequestId(RequestId::NOBODY.0 + 1);
         let server = ControlServer::open(setting, registry, Token(CONTROL_FIRST), first_request)?;
@@ -81,7 +81,7 @@ impl Control {
         }
     }
 
-    /// The process and the user that wait for the answer to `request`.
+    /// Returns the process and the user that wait for the answer to `request`.
     pub(crate) fn caller(&self, request: RequestId) -> Option<(i32, u32)> {
         self.server.as_ref()?.caller(request)
     }
@@ -105,7 +105,7 @@ impl Control {
         self.progress(self.asking, text, registry);
     }
 
-    /// Sends the final answer to a request; its client leaves once it has read it.
+    /// Sends the final answer to a request; its client is closed once it has read that.
     pub(crate) fn answer(
         &mut self,
         request: RequestId,
@@ -138,11 +138,11 @@ impl Control {
         }
     }
 
-    /// Restores what the earlier program of this process saved. The socket's file stays that
-    /// program's until [`Self::own_file`].
+    /// Restores the state saved by the earlier program of this process. That program keeps the
+    /// socket's file until [`Self::own_file`].
     ///
     /// # Errors
-    /// A descriptor is not there, or cannot be watched.
+    /// A descriptor is missing, or cannot be watched.
     pub(crate) fn restore(
         saved: Saved,
         inherited: &mut Inherited,
@@ -157,7 +157,7 @@ impl Control {
         })
     }
 
-    /// Makes the socket's file this program's to remove.
+    /// Takes ownership of the socket's file.
     pub(crate) fn own_file(&mut self) {
         if let Some(server) = &mut self.server {
             server.own_file();

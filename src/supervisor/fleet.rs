@@ -1,9 +1,9 @@
 //! The workers: their processes, channels, memories and listeners, and the releases that they run.
 //!
-//! Invariants: a duplicate of every slot's listeners stays here from the slot's first Ready until the
-//! machine drops it, so that no accept queue dies with a worker; a failure becomes an event.
+//! Invariants: a duplicate of every slot's listeners is kept here from the slot's first Ready until
+//! the machine drops it, so that no accept queue dies with a worker; a failure becomes an event.
 //!
-//! It must not decide how many workers there are, or which does what (the machine does).
+//! It must not decide how many workers there are, nor the role of each (the machine does).
 
 mod capacity;
 pub(crate) mod children;
@@ -55,17 +55,17 @@ pub(crate) struct Fleet {
     addresses: Vec<Listen>,
     /// The limit on descriptors, of this process and of each worker.
     nofile: u64,
-    /// The number of slots that have a socket of a socket unit, which must be served as long as that
-    /// is there.
+    /// The number of slots that have a socket of a socket unit; these must be served while the
+    /// socket exists.
     activated: u16,
     /// Slot `i` is at index `i`.
     slots: Vec<SlotResources>,
     /// The counters of slots that have left.
     former: Former,
     next_serial: u64,
-    /// Workers that wait for listeners in place of lost ones.
+    /// Workers that wait for replacements of lost listeners.
     rebinds: Vec<Rebind>,
-    /// When to bind those again.
+    /// When to retry binding those.
     rebind_at: Option<Tick>,
     /// When to check the lengths of the accept queues again.
     queues_due: Tick,
@@ -105,7 +105,7 @@ impl Saved {
     reason = "an event is handled as soon as it is returned"
 )]
 pub(crate) enum Event {
-    /// For the machine as it is.
+    /// An event for the machine.
     Machine(machine::Event),
     Exited {
         worker: WorkerId,
@@ -116,11 +116,11 @@ pub(crate) enum Event {
         worker: WorkerId,
         connections: u32,
     },
-    /// The slot has other listeners than before.
+    /// The slot's listeners have been replaced.
     ListenersChanged(SlotId),
     /// The kernel has chosen the ports.
     AddressesKnown,
-    /// A worker reports that a listener of `slot` listens no more.
+    /// A worker reports that a listener of `slot` no longer listens.
     ListenerLost {
         worker: WorkerId,
         slot: SlotId,
@@ -132,7 +132,7 @@ pub(crate) enum Event {
 }
 
 impl Fleet {
-    /// The fleet of a server that starts, with the listeners that this process inherited, by slot.
+    /// Returns the fleet of a server that starts, with the inherited listeners, by slot.
     pub(crate) fn new(
         first: Release,
         addresses: Vec<Listen>,
@@ -160,19 +160,19 @@ impl Fleet {
         self.events.pop_front()
     }
 
-    /// The channel of the child with this serial number is ready.
+    /// Handles readiness of the channel of the child with this serial number.
     pub(crate) fn on_channel(&mut self, serial: u64, registry: &Registry) {
         if let Some(worker) = self.worker_with(serial) {
             self.receive(worker, registry);
         }
     }
 
-    /// The process of the child with this serial number has ended.
+    /// Handles the exit of the child with this serial number.
     pub(crate) fn on_exit(&mut self, serial: u64, registry: &Registry) {
         let Some(worker) = self.worker_with(serial) else {
             return;
         };
-        // Its last messages first, also when it is the end that was reported first.
+        // Its last messages first, even if its exit was reported before them.
         self.receive(worker, registry);
         let Some(child) = self.child(worker) else {
             return;
@@ -189,13 +189,13 @@ impl Fleet {
         self.rebind_at.into_iter().chain([self.queues_due]).min()
     }
 
-    /// Acts on what is due. `is_lent` returns whether a slot's queue is lent to a worker.
+    /// Performs what is due. `is_lent` returns whether a slot's queue is lent to a worker.
     pub(crate) fn handle_timeout(&mut self, now: Tick, is_lent: impl Fn(SlotId, WorkerId) -> bool) {
         self.rebind_due(now, is_lent);
         self.check_queues(now);
     }
 
-    /// Sends a message to a worker, if it is still there.
+    /// Sends a message to a worker, if it still exists.
     pub(crate) fn send(
         &mut self,
         worker: WorkerId,
@@ -208,14 +208,14 @@ impl Fleet {
         }
     }
 
-    /// Kills a worker, if it is still there. Its pidfd reports the end.
+    /// Kills a worker, if it still exists. Its pidfd reports the exit.
     pub(crate) fn kill(&self, worker: WorkerId) {
         if let Some(child) = self.child(worker) {
             child.kill();
         }
     }
 
-    /// Removes a worker that was killed and has not ended from its slot.
+    /// Removes a worker that was killed and has not exited from its slot.
     pub(crate) fn abandon(&mut self, worker: WorkerId) {
         let slot = self.slots.get_mut(worker.slot.index());
         if let Some(process) = slot.and_then(|slot| slot.abandon(worker)) {
@@ -237,7 +237,7 @@ impl Fleet {
         }
     }
 
-    /// Removes the last slot. No process of it is left.
+    /// Removes the last slot, which has no process left.
     pub(crate) fn drop_slot(&mut self, slot: SlotId) {
         if slot.index() + 1 != self.slots.len() {
             event!(slot_not_dropped, slot = slot.0);
@@ -328,7 +328,7 @@ impl Fleet {
         totals
     }
 
-    /// A worker that has not read all that was sent to it.
+    /// Returns a worker that has not read all its messages.
     pub(crate) fn first_behind(&self) -> Option<WorkerId> {
         let mut children = self.children();
         let behind = children.find(|child| !child.process.channel.is_flushed());
@@ -351,10 +351,10 @@ impl Fleet {
         }
     }
 
-    /// Restores the workers that the earlier program of this process saved.
+    /// Restores the workers saved by the earlier program of this process.
     ///
     /// # Errors
-    /// A descriptor is not there or not what it is to be, or cannot be watched.
+    /// A descriptor is missing or of the wrong kind, or cannot be watched.
     pub(crate) fn restore(
         saved: Saved,
         inherited: &mut Inherited,
@@ -390,9 +390,9 @@ impl Fleet {
             let (message, descriptors) = match received {
                 Ok(received) => received,
                 Err(Unusable::Closed) => {
-                    // Its pidfd reports the cause of death next. The kill changes nothing for a
-                    // worker that is exiting (it never closes its end, so its exit status is settled
-                    // by now); a live one could not receive anything any more.
+                    // Its pidfd reports the exit status next. The kill changes nothing for a worker
+                    // that is exiting (it never closes its end, so its exit status is settled by
+                    // now); a running one could not receive any more messages.
                     if let Some(child) = self.child(worker) {
                         child.process.unwatch_channel(registry);
                         child.kill();
@@ -411,7 +411,7 @@ impl Fleet {
                     self.learn_addresses(&ready.listen);
                     if deposits {
                         self.events.push_back(Event::ListenersChanged(worker.slot));
-                        // It may run a release that is not in force, or never will be.
+                        // Its release may not be in force, or may never be.
                         self.set_options(worker.slot);
                     }
                     self.note_sandbox(worker, ready.sandbox);
@@ -450,7 +450,8 @@ impl Fleet {
         self.machine(machine::Event::ChannelBroken { worker, cause });
     }
 
-    /// The first slot's real addresses are those of all: with port 0 the kernel chose then.
+    /// Sets the addresses from the first slot's real ones: with port 0 the kernel chose them at its
+    /// bind.
     fn learn_addresses(&mut self, listen: &[Listen]) {
         if self.addresses.iter().any(|one| one.addr.port() == 0) {
             self.addresses = listen.to_vec();
@@ -458,8 +459,8 @@ impl Fleet {
         }
     }
 
-    /// Remembers how a worker has sandboxed itself. What is missing is logged once, and not again
-    /// for every worker that lacks the same.
+    /// Records a worker's sandbox. A missing part is logged once, and not again for every worker
+    /// that lacks it.
     fn note_sandbox(&mut self, worker: WorkerId, sandbox: Sandboxed) {
         if !sandbox.missing.is_empty()
             && !self
@@ -510,7 +511,7 @@ impl Fleet {
 
 #[cfg(test)]
 impl Fleet {
-    /// Inserts a worker that was not started here, and a memory that a dead one has left.
+    /// Inserts a worker that was not started here, and the memory of a dead one.
     pub(crate) fn insert(&mut self, child: Child, left_behind: Option<SharedMemory>) {
         let slot = &mut self.slots[child.worker.slot.index()];
         if let Some(memory) = left_behind {

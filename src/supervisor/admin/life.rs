@@ -1,7 +1,7 @@
-//! When the admin process is started and restarted.
+//! Start and restart times of the admin process.
 //!
-//! Pure. Invariants: there is at most one process; after a death the next one starts at once or with
-//! the backoff of a failing slot; after the end none is started.
+//! Pure. Invariants: there is at most one process; after a death the next one starts at once or
+//! with the backoff of a failing slot; after the end none is started.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use uppercased_ctl::clock::Tick;
 /// The backoff after failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pace {
-    /// The first pause.
+    /// The initial delay.
     pub(crate) initial: Duration,
-    /// The longest.
+    /// The maximum delay.
     pub(crate) max: Duration,
     /// The healthy time that resets the failure count.
     pub(crate) reset: Duration,
 }
 
-/// The life of the admin endpoint, over all its processes.
+/// The state of the admin endpoint across all its processes.
 #[derive(Debug)]
 pub(crate) struct Life {
     stage: Stage,
@@ -43,7 +43,8 @@ enum Stage {
 }
 
 impl Life {
-    /// A life whose next process starts at once, after the deaths under an earlier program.
+    /// Returns a state whose next process starts at once; `deaths` counts those under an earlier
+    /// program.
     pub(crate) fn new(now: Tick, seed: u64, deaths: u64) -> Self {
         Self {
             stage: Stage::Due(now),
@@ -53,7 +54,7 @@ impl Life {
         }
     }
 
-    /// When the next process starts; `None` while there is one, and after the end.
+    /// Returns when the next process starts; `None` while there is one, and after the end.
     pub(crate) const fn due(&self) -> Option<Tick> {
         match self.stage {
             Stage::Due(at) => Some(at),
@@ -61,14 +62,14 @@ impl Life {
         }
     }
 
-    /// A process was started.
+    /// Records the start of a process.
     pub(crate) fn started(&mut self, now: Tick) {
         if matches!(self.stage, Stage::Due(_)) {
             self.stage = Stage::Runs { since: now };
         }
     }
 
-    /// The process has died, or could not be started. Returns the delay of the next start.
+    /// Records the death of a process, or a failed start. Returns the delay of the next start.
     pub(crate) fn died(&mut self, now: Tick, pace: Pace) -> Duration {
         let served = match self.stage {
             Stage::Runs { since } => now.since(since),
@@ -88,14 +89,14 @@ impl Life {
         delay
     }
 
-    /// The process was ended on purpose; the next one may start at once.
+    /// Records an intended exit; the next process may start at once.
     pub(crate) fn paused(&mut self, now: Tick) {
         if self.stage != Stage::Ended {
             self.stage = Stage::Due(now);
         }
     }
 
-    /// No process is started any more.
+    /// Prevents further starts.
     pub(crate) fn end(&mut self) {
         self.stage = Stage::Ended;
     }
@@ -130,7 +131,7 @@ mod tests {
         assert_eq!(life.due(), Some(at(10)));
         let mut now = at(10);
         for failure in 1..20 {
-            // One that cannot be started counts like one that dies at once.
+            // A failed start counts like an immediate death.
             if failure % 2 == 0 {
                 life.started(now);
             }

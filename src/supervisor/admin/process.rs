@@ -1,8 +1,8 @@
-//! One admin process, as the supervisor sees it: the process, and its channel.
+//! One admin process, as the supervisor sees it: the process and its channel.
 //!
-//! Invariants: it can ask for the status, and reports what load balancers were answered, and nothing
-//! else; a process that sends a misplaced message, or does not read the answers, is killed; an answer
-//! is a file of its own that nothing reads here.
+//! Invariants: it can only request the status and report the load balancer answers; a process that
+//! sends an invalid message, or does not read the answers, is killed; an answer is a file of its
+//! own that is never read here.
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
@@ -22,7 +22,7 @@ use uppercased_ctl::status::AgentAnswers;
 use uppercased_ctl::status::Sandboxed;
 use uppercased_ctl::status::Status;
 
-/// A process that answers at the admin endpoint, or is about to.
+/// A process that answers at the admin endpoint, or is starting.
 #[derive(Debug)]
 pub(crate) struct AdminProcess {
     child: Subprocess<Channel<ToAdmin, FromAdmin>>,
@@ -30,7 +30,7 @@ pub(crate) struct AdminProcess {
     /// Once it is ready.
     sandbox: Option<Sandboxed>,
     agent: AgentAnswers,
-    /// Its error message, or why it was ended.
+    /// Its error message, or the reason why it was killed.
     cause: Option<String>,
 }
 
@@ -47,7 +47,7 @@ struct Confinement {
 pub(crate) enum Received {
     /// It is sandboxed and answers.
     Ready,
-    /// It asks for the status. The number comes back with the answer.
+    /// It requests the status. The answer repeats the number.
     Question(u64),
 }
 
@@ -81,14 +81,14 @@ impl AdminProcess {
         })
     }
 
-    /// Watches the process. A late report does no harm: whatever is reported, both its channel and its
-    /// end are looked at.
+    /// Watches the process. Stale reports are harmless: any report checks both its channel and its
+    /// exit.
     pub(crate) fn watch(&self, registry: &Registry) -> io::Result<()> {
         let (channel, process) = (Source::AdminChannel, Source::AdminProcess);
         self.child.watch(registry, channel, process)
     }
 
-    /// Has readiness that was not used up reported once more.
+    /// Rearms the report of readiness that was not used up.
     pub(crate) fn watch_again(&mut self, registry: &Registry) {
         let watched = self
             .child
@@ -107,19 +107,19 @@ impl AdminProcess {
         self.sandbox.as_ref()
     }
 
-    /// The answers that load balancers were given, as of its last question.
+    /// Returns the answers given to load balancers, as of its last request.
     pub(crate) const fn agent(&self) -> AgentAnswers {
         self.agent
     }
 
-    /// Whether it was started with the sandbox and the user of `config`.
+    /// Returns whether it was started with the sandbox and the user of `config`.
     pub(crate) fn is_as(&self, config: &Config) -> bool {
         self.wanted.is_of(config)
     }
 
     /// Returns the next message; `None` if there is none now.
     pub(crate) fn receive(&mut self) -> Option<Received> {
-        // A process that was ended for a reason may not send again.
+        // A process that was killed for a reason may not send again.
         if self.cause.is_some() {
             return None;
         }
@@ -152,7 +152,7 @@ impl AdminProcess {
         }
     }
 
-    /// Sends the answer to a question.
+    /// Sends the answer to a status request.
     pub(crate) fn answer(&mut self, number: u64, status: &Status) {
         let answer = Envelope::without_worker(ToAdmin::Status { number });
         let said = written(status)
@@ -166,15 +166,14 @@ impl AdminProcess {
         }
     }
 
-    /// Kills it for a cause; its exit is reported by its pidfd.
+    /// Kills it for `cause`; its pidfd reports the exit.
     fn end(&mut self, cause: String) {
         self.cause = Some(cause);
         self.kill();
     }
 
-    /// Kills it.
     pub(crate) fn kill(&self) {
-        // A process that cannot be killed now ends with its supervisor.
+        // A process that cannot be killed now exits with its supervisor.
         let _ = self.child.kill();
     }
 
@@ -182,14 +181,14 @@ impl AdminProcess {
         self.child.into_ended()
     }
 
-    /// Reaps it, if it has ended.
+    /// Reaps it, if it has exited.
     pub(crate) fn reap(&self) -> Option<Death> {
         let how = self.child.reap()?;
         self.child.channel.purge();
         Some(how)
     }
 
-    /// Why it exited, if either side has named a cause.
+    /// Returns the cause of its exit, if either side has reported one.
     pub(crate) fn cause(self) -> Option<String> {
         self.cause
     }
@@ -204,7 +203,7 @@ impl Confinement {
         }
     }
 
-    /// The same as `Self::of(config) == *self`, without the copies: this runs in every turn.
+    /// Equals `Self::of(config) == *self`, without the copies: this runs in every turn.
     fn is_of(&self, config: &Config) -> bool {
         let Self {
             sandbox,
@@ -215,7 +214,7 @@ impl Confinement {
     }
 }
 
-/// A file with the status, at its beginning.
+/// Returns a file with the status, positioned at its beginning.
 fn written(status: &Status) -> io::Result<File> {
     let bytes = serde_json::to_vec(status)?;
     let mut file = File::from(memfd_create(c"uppercased-status", MFdFlags::MFD_CLOEXEC)?);

@@ -1,7 +1,8 @@
 //! One client of the control socket: its request, and the output that it has not read.
 //!
-//! Invariants: at most one request is read, and nothing after it; input, output and the time to
-//! send the one and to read the other are bounded. It must not block, nor know other clients.
+//! Invariants: at most one request is read, and nothing after it; input, output, and the times to
+//! send the request and to read the answer are bounded. It must not block, nor access other
+//! clients.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -25,7 +26,7 @@ pub(crate) struct Client {
     pub(crate) stream: UnixStream,
     pub(crate) peer: Peer,
     pub(crate) state: State,
-    /// Output that the kernel has not taken yet.
+    /// Output that the kernel has not accepted yet.
     pub(crate) output: Vec<u8>,
 }
 
@@ -51,7 +52,7 @@ pub(crate) enum State {
     Asking { incoming: Incoming, until: Tick },
     /// The request is being carried out.
     Waiting { request: RequestId },
-    /// The final answer is sent; the client is to read the rest until then.
+    /// The final answer is sent; the client must read the rest by then.
     Leaving { until: Tick },
 }
 
@@ -100,21 +101,21 @@ impl Client {
         })
     }
 
-    /// The final answer is sent.
+    /// Marks the final answer as sent.
     pub(crate) fn leave(&mut self, now: Tick) {
         self.state = State::Leaving {
             until: now + CONTROL_REQUEST_TIMEOUT,
         };
     }
 
-    /// Writes and reads what can be written and read.
+    /// Writes and reads as far as possible.
     pub(crate) fn on_ready(&mut self) -> Input {
         if self.flush() == Flushed::Closed {
             return Input::Closed;
         }
         match &self.state {
             State::Asking { .. } => self.read_request(),
-            // Half of the connection may be closed: the answer still finds its way.
+            // Half of the connection may be closed: the answer still arrives.
             State::Waiting { .. } if self.has_left() => Input::Closed,
             State::Waiting { .. } | State::Leaving { .. } => Input::Nothing,
         }
@@ -152,7 +153,7 @@ impl Client {
         }
     }
 
-    /// Whether the line finds room.
+    /// Queues a line; returns whether it fits.
     pub(crate) fn queue(&mut self, line: &[u8]) -> bool {
         if self.output.len() + line.len() > CONTROL_REPLY_MAX_BYTES {
             let (pid, uid) = (self.peer.pid, self.peer.uid);
@@ -187,7 +188,7 @@ impl Client {
         end
     }
 
-    /// Whether the other end is closed altogether.
+    /// Returns whether the peer has closed both directions.
     fn has_left(&self) -> bool {
         let mut ask = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
         let asked = poll(&mut ask, PollTimeout::ZERO);
@@ -200,7 +201,7 @@ impl Client {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flushed {
     Open,
-    /// Everything is sent, or the client does not read it.
+    /// Everything is sent, or the client does not read the output.
     Closed,
 }
 

@@ -1,11 +1,11 @@
 //! The server's side of the control socket: its clients, their requests, and the answers.
 //!
-//! Invariants: the socket has mode 0600 from birth, and only clients of root or of this process's own
-//! user are served; no client makes the supervisor wait or grow (bounded clients, request, output,
-//! and time to send the one and to read the other); a request has one id and gets one final answer,
-//! also across an upgrade.
+//! Invariants: the socket has mode 0600 from birth, and only clients of root or of this process's
+//! own user are served; no client makes the supervisor wait or grow (clients, request, output, and
+//! the times to send and to read are bounded); a request has one id and gets one final answer, also
+//! across an upgrade.
 //!
-//! It must not carry out a request.
+//! It must not execute a request.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
@@ -42,13 +42,13 @@ pub(crate) struct ControlServer {
     clients: [Option<Client>; CONTROL_CLIENTS_MAX],
     first: Token,
     next: RequestId,
-    /// Accepting failed for lack of descriptors or memory, and pauses until then.
+    /// Accepting failed for lack of descriptors or memory, and is paused until then.
     rest_until: Option<Tick>,
     /// When to check the socket's file again.
     file_due: Tick,
     /// The loss of the file has been logged.
     file_lost: bool,
-    /// Slow clients that gave way to others, and when that was logged last.
+    /// Slow clients closed in favour of others, since that was last logged.
     gave_way: u64,
     gave_way_logged: Option<Tick>,
 }
@@ -62,19 +62,19 @@ pub(crate) struct Saved {
     clients: Vec<client::Saved>,
 }
 
-/// What a client did.
+/// A client's action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// It sent a request.
     Requested(RequestId, Request),
-    /// It left before the answer to this one.
+    /// It disconnected before this request was answered.
     Withdrawn(RequestId),
 }
 
-/// Interval of the log lines about clients that gave way.
+/// Interval of the log lines about slow clients closed for others.
 const GAVE_WAY_LOGGED_EVERY: Duration = Duration::from_secs(1);
 
-/// Pause of accepting after the system ran out of a resource.
+/// Pause in accepting after the system ran out of a resource.
 const ACCEPT_REST: Duration = Duration::from_secs(1);
 
 fn watch(
@@ -89,14 +89,14 @@ fn watch(
 }
 
 impl ControlServer {
-    /// Opens the socket where `control` says. `tokens` is the first of `TOKENS` that it uses;
-    /// requests are numbered from `first_request` on.
+    /// Opens the socket at the path that `control` sets. `tokens` is the first of `TOKENS` that it
+    /// uses; requests are numbered from `first_request` on.
     ///
-    /// `None` if there is to be none; also, with a warning, if the default path cannot be bound: it
-    /// was not asked for.
+    /// `None` if there is to be none; also, with a warning, if the default path cannot be bound,
+    /// because it was not configured.
     ///
     /// # Errors
-    /// A named path cannot be had.
+    /// A named path is not available.
     pub(crate) fn open(
         control: &Control,
         registry: &Registry,
@@ -171,11 +171,11 @@ impl ControlServer {
         }
     }
 
-    /// Goes on with what the earlier program of this process saved. The socket's file stays that
-    /// program's until [`Self::own_file`].
+    /// Restores the state saved by the earlier program of this process. That program keeps the
+    /// socket's file until [`Self::own_file`].
     ///
     /// # Errors
-    /// The listener is not there, or cannot be watched.
+    /// The listener is missing, or cannot be watched.
     pub(crate) fn restore(
         saved: Saved,
         inherited: &mut Inherited,
@@ -188,7 +188,7 @@ impl ControlServer {
         let mut server = Self::over(socket, listener, tokens, saved.next);
         for client in saved.clients {
             let client = Client::restore(client, inherited)?;
-            // One client less must not fail an upgrade.
+            // The loss of one client must not fail an upgrade.
             if let Err(error) = server.insert(client, registry) {
                 event!(control_client_lost, %error);
             }
@@ -206,7 +206,7 @@ impl ControlServer {
         }
     }
 
-    /// Makes the socket's file this program's to remove.
+    /// Takes ownership of the socket's file.
     pub(crate) fn own_file(&mut self) {
         self.socket.own();
     }
@@ -216,8 +216,8 @@ impl ControlServer {
         &self.socket.id.path
     }
 
-    /// Accepts, reads and writes as far as `token` is ready. Returns complete requests, each with the
-    /// id that its answer must name, and the ids of those whose clients have left.
+    /// Accepts, reads and writes as far as `token` is ready. Returns complete requests, each with
+    /// the id that its answer must name, and the ids of requests whose clients have disconnected.
     pub(crate) fn on_ready(&mut self, token: Token, registry: &Registry, now: Tick) -> Vec<Event> {
         if token == self.first {
             return self.accept(registry, now);
@@ -269,7 +269,7 @@ impl ControlServer {
         }
     }
 
-    /// Sends progress to the client of a request, if it has not left.
+    /// Sends progress to the client of a request, if it is still connected.
     pub(crate) fn progress(&mut self, request: RequestId, text: &str, registry: &Registry) {
         if let Some(index) = self.find(request) {
             self.send(index, &Reply::Progress(text.to_owned()), registry);
@@ -292,7 +292,7 @@ impl ControlServer {
         }
     }
 
-    /// The process and the user that wait for the answer to `request`.
+    /// Returns the process and the user that wait for the answer to `request`.
     pub(crate) fn caller(&self, request: RequestId) -> Option<(i32, u32)> {
         let client = self.clients[self.find(request)?].as_ref()?;
         Some((client.peer.pid, client.peer.uid))
@@ -328,9 +328,9 @@ impl ControlServer {
         self.file_due
     }
 
-    /// Binds the socket again if its file is gone: cleaners of temporary directories remove the files
-    /// of running servers, too, and without it no command finds the server. The socket of another
-    /// running server at that path stays.
+    /// Binds the socket again if its file is gone: cleaners of temporary directories remove even
+    /// the files of running servers, and without the file no command finds the server. The socket
+    /// of another running server at that path stays.
     pub(crate) fn keep_file(&mut self, registry: &Registry, now: Tick) {
         self.file_due = now + CONTROL_FILE_CHECK;
         if self.socket.is_there() {
@@ -351,20 +351,20 @@ impl ControlServer {
         }
     }
 
-    /// Clients that are connected stay.
+    /// Binds the socket again; connected clients stay.
     fn open_again(&mut self, registry: &Registry) -> Result<(), Error> {
         let (listener, socket) = socket_file::bind_again(self.path())?;
         let listener = watch(listener, registry, self.first)
             .map_err(refused(self.path(), "watch the socket"))?;
-        // The file before the listener: as long as that lives, no other file has its inode.
+        // The file before the listener: while the listener lives, no other file has its inode.
         self.socket = socket;
         self.listener = listener;
         self.rest_until = None;
         Ok(())
     }
 
-    /// Accepts as long as a place is free, or can be freed; the rest of the queue is accepted later.
-    /// Returns requests of clients that were about to give way.
+    /// Accepts while a place is free, or can be freed; the rest of the queue is accepted later.
+    /// Returns requests of clients that were about to be closed.
     fn accept(&mut self, registry: &Registry, now: Tick) -> Vec<Event> {
         let mut events = Vec::new();
         self.rest_until = None;
@@ -396,18 +396,18 @@ impl ControlServer {
         events
     }
 
-    /// Whether a client is in the queue: without one, none gives way.
+    /// Returns whether a client is queued: only then is a slow one closed.
     fn has_pending(&self) -> bool {
         let mut ask = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut ask, PollTimeout::ZERO), Ok(1..))
     }
 
-    /// Makes sure that the next client finds a place, if one of those that are there can give way: a
-    /// client that has had [`CONTROL_PATIENCE`] and has not sent its request, else one that does not
-    /// read its answer. What it has sent meanwhile counts.
+    /// Frees a place for the next client if a slow one can be closed: a client that has had
+    /// [`CONTROL_PATIENCE`] and has not sent its request, else one that does not read its answer.
+    /// Input received meanwhile counts.
     ///
     /// # Errors
-    /// When the next one gives way.
+    /// The time at which the next client may be closed.
     fn make_room(
         &mut self,
         registry: &Registry,
@@ -449,7 +449,7 @@ impl ControlServer {
         Ok(())
     }
 
-    /// Counts a client that gave way, and logs it once a second.
+    /// Counts a slow client that was closed for another, and logs it once per second.
     fn count_yielded(&mut self, index: usize, now: Tick) {
         self.gave_way += 1;
         if self
@@ -498,7 +498,8 @@ impl ControlServer {
                 client_uid = uid
             );
             if let Ok(line) = Reply::Refused(cause).encode() {
-                // A fresh socket has room for it; if not, the end of the connection has to do.
+                // A new socket has room for it; otherwise the client only sees the connection
+                // close.
                 let _ = stream.write(&line);
             }
             return;
@@ -509,7 +510,7 @@ impl ControlServer {
         }
     }
 
-    /// Gives a client a place and watches it. Readiness is reported next.
+    /// Assigns a place to a client and watches it. Readiness is reported next.
     fn insert(&mut self, mut client: Client, registry: &Registry) -> io::Result<()> {
         let free = self.clients.iter().position(Option::is_none);
         let index = free.ok_or(io::ErrorKind::QuotaExceeded)?;
@@ -546,7 +547,7 @@ impl ControlServer {
             event!(control_reply_not_sent, %error);
             Reply::Failed(format!("the answer is {error}")).encode()
         });
-        // Without a line, the end of the connection is the answer.
+        // Without a line, closing the connection is the answer.
         let said = line.is_ok_and(|line| client.queue(&line));
         if !said || client.flush() == Flushed::Closed {
             self.close(index, registry);
@@ -562,8 +563,8 @@ impl ControlServer {
     }
 }
 
-/// Why a user is refused. The mode of the socket keeps others off already; if it is loosened, this
-/// still holds.
+/// Returns why a user is refused. The mode of the socket already excludes other users; this holds
+/// even if the mode is changed.
 fn refusal_of(uid: u32, own: u32) -> Option<String> {
     (uid != 0 && uid != own)
         .then(|| format!("only the users 0 and {own} are events here, and not user {uid}"))

@@ -1,4 +1,4 @@
-//! Room for workers and connections.
+//! Capacity for workers and connections.
 
 use crate::config::{self, Config};
 use crate::memory;
@@ -9,16 +9,16 @@ use super::Fleet;
 use super::releases::{Holding, Limits};
 
 impl Fleet {
-    /// What the limit on descriptors leaves each of `workers` workers.
+    /// Returns each of `workers` workers' share of the limit on descriptors.
     ///
     /// # Errors
-    /// It leaves nothing, or less than is asked for.
+    /// The share is empty, or less than configured.
     pub(crate) fn limits(&self, config: &Config, workers: u16) -> Result<Limits, config::Error> {
         Limits::settle(config, workers, self.nofile)
     }
 
-    /// The number of workers with `config`: a number that was set by hand stays until the
-    /// configuration names another.
+    /// Returns the number of workers with `config`: a number set by a command stays until the
+    /// configuration changes.
     pub(crate) fn workers_with(&self, config: &Config) -> u16 {
         if config.workers == self.config().workers {
             self.slot_count()
@@ -27,8 +27,8 @@ impl Fleet {
         }
     }
 
-    /// Why there cannot be so few workers, if so: a socket of a socket unit gets connections
-    /// whether a worker serves it or not.
+    /// Returns why there cannot be so few workers, if so: a socket of a socket unit gets
+    /// connections whether a worker serves it or not.
     pub(crate) fn too_few(&self, workers: u16) -> Option<String> {
         let least = self.activated;
         (workers < least).then(|| {
@@ -39,9 +39,9 @@ impl Fleet {
         })
     }
 
-    /// Why not every connection of `workers` would be kept if only the first `stay` slots stayed, if
-    /// so: with the workers that they have, or with new ones that have room for `renewed` connections
-    /// each.
+    /// Returns why not every connection of `workers` would be kept if only the first `stay` slots
+    /// stayed, if so: with their present workers, or with new ones that have room for `renewed`
+    /// connections each.
     pub(crate) fn no_room(
         &self,
         workers: impl Iterator<Item = WorkerId>,
@@ -59,7 +59,7 @@ impl Fleet {
         Holding::too_many(holdings, stay)
     }
 
-    /// Why workers that are replaced with `config` would not keep every connection, if so.
+    /// Returns why workers that are replaced with `config` would not keep every connection, if so.
     pub(crate) fn no_room_with(
         &self,
         config: &Config,
@@ -70,9 +70,9 @@ impl Fleet {
         self.no_room(workers, self.workers_with(config), Some(room))
     }
 
-    /// Connections that a new worker with `config` is to have room for.
+    /// Returns the number of connections that a new worker with `config` must have room for.
     pub(super) fn room_for(&self, config: &Config, own: Limits) -> u32 {
-        // Where memory is limited, the configuration sets how much of it a worker has.
+        // Where memory is limited, the configuration sets each worker's part.
         let unlimited = |room: MemoryRoom| room.file_bytes.min(room.address_bytes) == u64::MAX;
         if !memory_room().is_ok_and(unlimited) {
             return own.max_connections;

@@ -1,8 +1,8 @@
 //! One worker process, as the supervisor sees it: the process, its channel, its memory.
 //!
-//! Invariants: a message goes to the very worker that is meant; a message is received only under the
+//! Invariants: a message reaches exactly the worker addressed; a message is received only under the
 //! worker's own name, within its quota, and its texts are cut to one short line. A worker reads
-//! untrusted input: a compromised one must be able to harm itself, and nothing else.
+//! untrusted input: a compromised one can harm only itself.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,7 +27,7 @@ use uppercased_ctl::status::Sandboxed;
 /// The process of a worker, and the channel to it.
 pub(crate) type WorkerProcess = Subprocess<Channel<ToWorker, FromWorker>>;
 
-/// A process that lives in a slot.
+/// A process of a slot.
 #[derive(Debug)]
 pub(crate) struct Child {
     pub(crate) worker: WorkerId,
@@ -54,11 +54,11 @@ pub(crate) struct Saved {
 /// The messages that a worker may still send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Quota {
-    /// It has not reported how its start went.
+    /// It has not reported the result of its start.
     starting: bool,
-    /// Messages at most: the one about its start, and one for each command that has an answer.
+    /// Remaining messages: one about its start, and one for each command that has an answer.
     left: u32,
-    /// Reports of lost listeners at most: one for each set of listeners that it was sent.
+    /// Remaining reports of lost listeners: one for each set of listeners sent to it.
     reports: u32,
 }
 
@@ -70,7 +70,7 @@ impl Quota {
         reports: 1,
     };
 
-    /// The quota of a worker that an earlier program of this process has started: it owes at most
+    /// Returns the quota of a worker started by an earlier program of this process: it owes at most
     /// these answers.
     pub(crate) const fn resumed(is_ready: bool) -> Self {
         Self {
@@ -80,7 +80,7 @@ impl Quota {
         }
     }
 
-    /// Counts a message that the worker is sent.
+    /// Counts a message sent to the worker.
     const fn note_sent(&mut self, message: &ToWorker) {
         match message {
             ToWorker::Stop(_) | ToWorker::Leave { .. } | ToWorker::HandOver(_) => {
@@ -95,7 +95,7 @@ impl Quota {
         }
     }
 
-    /// Counts a message that the worker has sent; returns false if it may not.
+    /// Counts a message from the worker; returns false if it exceeds the quota.
     fn allows(&mut self, message: &FromWorker) -> bool {
         if let FromWorker::ListenerLost { .. } = message {
             let fits = !self.starting && self.reports > 0;
@@ -111,13 +111,13 @@ impl Quota {
     }
 }
 
-/// Why a worker's channel is of no use any more.
+/// The reason why a worker's channel is no longer usable.
 #[derive(Debug)]
 pub(crate) enum Unusable {
     /// The worker's end is closed. It is exiting: the kernel closes its descriptors before it
-    /// reports the end, so how it ended is not known yet.
+    /// reports the exit, so the exit status is not known yet.
     Closed,
-    /// The worker sent something that it may not send, or nothing that is a message.
+    /// The worker sent an invalid or disallowed message.
     Broken(String),
 }
 
@@ -130,7 +130,7 @@ pub(crate) struct Spawn {
     pub(crate) standby: bool,
 }
 
-/// What it takes to start a worker.
+/// The resources for starting a worker.
 pub(crate) struct NewWorker<'a> {
     pub(crate) worker: WorkerId,
     pub(crate) image: &'a Image,
@@ -195,7 +195,7 @@ impl Child {
             .channel
             .send(&Envelope { worker, message }, descriptors)
         {
-            // It is exiting; its pidfd is about to report how. See `Unusable::Closed`.
+            // It is exiting; its pidfd reports the status next. See `Unusable::Closed`.
             Err(channel::Error::Closed) => Ok(()),
             sent => sent.map_err(|error| error.to_string()),
         }
@@ -247,7 +247,7 @@ impl Child {
     }
 }
 
-/// Returns the message with each text that the worker chose as one short line, which can be shown.
+/// Returns the message with each text from the worker cut to one short printable line.
 fn with_short_texts(mut message: FromWorker) -> FromWorker {
     match &mut message {
         FromWorker::Failed { cause } => *cause = one_short_line(cause),

@@ -1,7 +1,7 @@
-//! Connecting workers, and what the supervisor reads from their memories.
+//! Connects workers, and reads their memories.
 //!
 //! Invariant: both ends of a handover's socket pair leave this process with the messages that carry
-//! them, so that either worker sees the other's end.
+//! them, so that each worker detects when the other closes its end.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -37,14 +37,14 @@ impl Fleet {
         }
     }
 
-    /// Connects two workers, so that all connections of `from` move to `to`. The latter is sent its
-    /// message first, so that it is there when the first connection comes.
+    /// Connects two workers, so that all connections of `from` move to `to`. The receiver is sent
+    /// its message first, so that it is ready when the first connection arrives.
     pub(crate) fn hand_over(&mut self, from: WorkerId, to: WorkerId, last: bool) {
         let (near, far) = match Packets::pair() {
             Ok(pair) => pair,
             Err(error) => return self.hand_over_failed(from, to, &error.to_string()),
         };
-        // Fails for what is no socket.
+        // Fails only for a descriptor that is not a socket.
         let _ = SockRef::from(&near).set_send_buffer_size(HANDOVER_SOCKET_BYTES);
         let take_over = ToWorker::TakeOver(wire::TakeOver {
             from,
@@ -61,7 +61,7 @@ impl Fleet {
         fault::point("supervisor.handover_ordered");
     }
 
-    /// Without a socket pair nothing can move, and nothing is closed for it either.
+    /// Reports a failed handover: without a socket pair nothing moves, and no connection is closed.
     fn hand_over_failed(&mut self, from: WorkerId, to: WorkerId, cause: &str) {
         let cause = format!("no socket pair for the handover: {cause}");
         let left = self.open_connections(from);
@@ -74,7 +74,8 @@ impl Fleet {
         });
     }
 
-    /// Connects two workers that stay, so that a part of the connections of `from` moves to `to`.
+    /// Connects two workers that continue to serve, so that a part of the connections of `from`
+    /// moves to `to`.
     pub(crate) fn rebalance(&mut self, from: WorkerId, to: WorkerId, part: Part) {
         let (near, far) = match Packets::pair() {
             Ok(pair) => pair,
@@ -100,10 +101,10 @@ impl Fleet {
         self.send(from, ToWorker::HandOver(hand_over), &[near.as_fd()]);
     }
 
-    /// How much each worker has done.
+    /// Returns each worker's load.
     ///
-    /// Calls and not CPU time: what a worker spends on its connections is calls, of which the kernel
-    /// makes nearly all of the price, and one that polls before it sleeps would always look busy.
+    /// Calls instead of CPU time: nearly all of a worker's cost is system calls on its connections,
+    /// and a worker that busy-polls would always appear busy.
     pub(crate) fn loads(&self) -> Vec<Load> {
         let load = |child: &Child| {
             let count = |counter| memory::counter(&child.memory, counter);
@@ -122,13 +123,13 @@ impl Fleet {
         self.children().map(load).collect()
     }
 
-    /// The turns that a worker's loop has made.
+    /// Returns the number of turns of a worker's loop.
     pub(crate) fn turns(&self, worker: WorkerId) -> Option<u64> {
         let child = self.child(worker)?;
         Some(memory::counter(&child.memory, Counter::Turns))
     }
 
-    /// How far a handover is, as its two sides count.
+    /// Returns the progress of a handover, as its two sides count it.
     pub(crate) fn progress(&self, from: WorkerId, to: WorkerId) -> Progress {
         let of = |worker| {
             let child = self.child(worker);

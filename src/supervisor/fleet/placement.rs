@@ -1,8 +1,8 @@
-//! Which socket gets a new connection, and which CPU a worker.
+//! Assigns new connections to sockets, and workers to CPUs.
 //!
 //! Invariants: worker and socket of a slot belong to the same CPU, by the same rule (slot `i` to
-//! the `i`-th CPU that the supervisor may use, beginning again with the first); a group of sockets
-//! that other servers share is never touched.
+//! the `i`-th CPU that the supervisor may use, cyclically); a group of sockets shared with other
+//! servers is never changed.
 //!
 //! It must not decide when, nor how many slots there are (the machine does).
 
@@ -17,12 +17,12 @@ use uppercased_ctl::identity::SlotId;
 use super::Fleet;
 use super::resources::SlotResources;
 
-/// The CPU that a worker of `slot` is pinned to, if it is.
+/// Returns the CPU that a worker of `slot` is pinned to, if any.
 pub(crate) fn cpu_of(slot: SlotId, pin: bool) -> Option<u16> {
     if !pin {
         return None;
     }
-    // Read each time: the set may be changed from outside at any time.
+    // Read each time: the set may be changed from outside.
     let usable = usable_cpus();
     let at = slot.index().checked_rem(usable.len())?;
     usable.get(at).copied()
@@ -36,7 +36,7 @@ fn usable_cpus() -> Vec<u16> {
 }
 
 impl Fleet {
-    /// Gives new connections to the first `slots` slots only: the others are about to leave.
+    /// Steers new connections to the first `slots` slots only: the others are about to leave.
     pub(crate) fn steer_to_first(&self, slots: u16) {
         if self.config().share_port {
             event!(steering_unavailable);

@@ -1,7 +1,7 @@
 //! Logs when a slot's accept queue fills, and when it has emptied.
 //!
-//! The lengths are read from the supervisor's own duplicates of the listeners: workers do nothing for
-//! it, and a stalled worker hides nothing.
+//! The lengths are read from the supervisor's own duplicates of the listeners: this costs the
+//! workers nothing, and works with a stalled worker.
 //!
 //! Invariant: at most one line per slot and [`QUEUE_CHECK_EVERY`], whatever clients do.
 
@@ -23,7 +23,7 @@ enum Change {
     Emptied,
 }
 
-/// The change of a slot whose fullest queue is `now`.
+/// Returns the change of a slot whose fullest queue is `now`.
 const fn change(was_full: bool, now: AcceptQueue) -> Option<Change> {
     match (was_full, now.is_full(), now.length) {
         (false, true, _) => Some(Change::Filled),
@@ -33,7 +33,7 @@ const fn change(was_full: bool, now: AcceptQueue) -> Option<Change> {
 }
 
 impl Fleet {
-    /// Checks every slot's queues, if it is time.
+    /// Checks every slot's queues, if a check is due.
     pub(super) fn check_queues(&mut self, now: Tick) {
         if now < self.queues_due {
             return;
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn change_is_reported_once_each_way() {
         let queue = |length| AcceptQueue { length, limit: 4 };
-        // The kernel lets one more in than the limit.
+        // The kernel admits one more than the limit.
         assert_eq!(change(false, queue(4)), None);
         assert_eq!(change(false, queue(5)), Some(Change::Filled));
         assert_eq!(change(true, queue(5)), None);

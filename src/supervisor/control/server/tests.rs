@@ -44,7 +44,7 @@ impl Bench {
         unix::UnixStream::connect(self.server.path()).unwrap()
     }
 
-    /// Lets the server do what it can do now.
+    /// Runs one turn of the server.
     fn turn(&mut self) -> Vec<(RequestId, Request)> {
         let mut asked = Vec::new();
         let mut events = Events::with_capacity(64);
@@ -67,7 +67,7 @@ impl Bench {
         }
     }
 
-    /// A client that has sent these bytes, and what came of it.
+    /// Connects a client that has sent these bytes; returns it and the resulting requests.
     fn sends(&mut self, bytes: &[u8]) -> (unix::UnixStream, Vec<(RequestId, Request)>) {
         let mut client = self.client();
         client.write_all(bytes).unwrap();
@@ -93,7 +93,7 @@ fn everything(mut client: unix::UnixStream) -> String {
     let mut text = String::new();
     let patience = Some(Duration::from_secs(10));
     client.set_read_timeout(patience).unwrap();
-    // Closed with something unread, the other end resets; what it had said comes first.
+    // Closed with unread input, the peer resets; its earlier output arrives first.
     let _ = client.read_to_string(&mut text);
     text
 }
@@ -171,7 +171,7 @@ fn half_closed_client_is_answered() {
     assert_eq!(bench.left, [asked[0].0]);
     bench.answer(asked[0].0, Reply::Failed("nobody reads this".to_owned()));
 
-    // One that only looks whether somebody is here.
+    // A client that only checks whether a server listens.
     drop(bench.client());
     assert_eq!(bench.turn(), []);
     assert_eq!(bench.clients(), 0);
@@ -204,7 +204,7 @@ fn silent_clients_yield_to_waiting_ones() {
     let silent: Vec<_> = (0..CONTROL_CLIENTS_MAX).map(|_| bench.client()).collect();
     bench.turn();
     assert_eq!(bench.clients(), CONTROL_CLIENTS_MAX);
-    // One of them speaks while it waits to be told so: it keeps its place.
+    // One of them sends its request while it waits to be closed: it keeps its place.
     (&silent[0]).write_all(RELOAD).unwrap();
     let mut late = bench.client();
     late.write_all(RELOAD).unwrap();
@@ -239,7 +239,7 @@ fn silent_and_non_reading_clients_time_out() {
     }
     assert_eq!(bench.clients(), 0);
 
-    // It has its answer, and leaves it there.
+    // It has its answer and does not read it.
     let (_deaf, asked) = bench.sends(RELOAD);
     for _ in 0..1000 {
         bench.progress(asked[0].0, &text);
@@ -284,7 +284,7 @@ fn only_dead_socket_is_replaced() {
     let why = open(&path).unwrap_err().to_string();
     let own = format!("pid {}", std::process::id());
     assert!(why.contains(&own) && why.contains("--control"), "{why}");
-    // The one that lives takes orders as before.
+    // The live server accepts requests as before.
     bench.turn();
     assert_eq!(bench.sends(RELOAD).1.len(), 1);
 
@@ -341,7 +341,7 @@ fn only_dead_sockets_are_cleaned_up() {
     let base = tempfile::tempdir().unwrap();
     let directory = base.path().join("made/for/it");
     fs::create_dir_all(&directory).unwrap();
-    // No process has this number: it is above the highest one there can be.
+    // No process has this number: it exceeds the maximum.
     let dead = place::socket_of(&directory, 1 << 23);
     drop(unix::UnixListener::bind(&dead).unwrap());
     let starting = place::socket_of(&directory, 1);
@@ -439,7 +439,7 @@ fn other_user_is_refused_despite_mode() {
         bench.server.on_ready(event.token(), registry, clock::now());
     }
     assert_eq!(bench.clients(), 0);
-    // The end of the server is the end of the child, whatever it got.
+    // The server stops when the child exits, whatever the result.
     drop(bench);
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
