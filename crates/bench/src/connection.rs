@@ -41,7 +41,7 @@ pub trait Stream {
 /// The state of a connection.
 #[derive(Debug)]
 pub struct Connection {
-    /// Number of the connection, unique in the thread's lifetime.
+    /// Number of the connection, unique among all threads.
     pub number: u64,
     /// Offset of its stream's beginning in the pattern.
     start: u64,

@@ -127,7 +127,7 @@ struct Engine<'a> {
     next_sweep: Tick,
     cpu_before: Option<Duration>,
     cpu: Duration,
-    /// Messages answered, and the time of the last one.
+    /// Messages answered, and since when the number has not changed.
     progress: (u64, Tick),
 }
 

@@ -1,7 +1,6 @@
-//! What may be typed after `uppercased bench`, as values: choices, commands with their times,
-//! addresses.
+//! The options of `uppercased bench` as values: choices, commands with their times, addresses.
 //!
-//! Pure. It must not judge how options go together; `plan` does.
+//! Pure. It must not check combinations of options; `plan` does.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -15,68 +14,69 @@ use serde::{Deserialize, Serialize};
 use super::size::Sizes;
 use uppercased_ctl::proxy_header::Version;
 
-/// What connections do.
+/// The load patterns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pattern {
-    /// Each sends its next message when the answer is there.
+    /// Each connection sends its next message after the answer.
     Ping,
-    /// Messages are sent when planned, whatever the answers do.
+    /// Messages are sent as planned, regardless of the answers.
     Rate,
-    /// As many bytes as go, both ways at once.
+    /// Maximum throughput, in both directions at once.
     Stream,
-    /// Connect, exchange, close, again.
+    /// Connect, exchange, close, repeat.
     Churn,
-    /// Long-lived ones, each exercised now and then.
+    /// Long-lived connections, each used at intervals.
     Hold,
-    /// They are open and silent.
+    /// Connections are open and silent.
     Idle,
 }
 
-/// What comes back.
+/// The expected answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Expect {
-    /// The upper-case of what was sent.
+    /// The upper case of the bytes sent.
     Upper,
-    /// What was sent.
+    /// The bytes sent.
     Echo,
-    /// As many bytes, whatever they are.
+    /// As many bytes, unchecked.
     None,
 }
 
-/// How a connection of `churn` ends.
+/// How a connection of `churn` is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Close {
-    /// Closed when the answer is there.
+    /// Closed after the answer.
     Fin,
-    /// This side ends its stream right after the last byte, and closes when the server has, too.
+    /// This side ends its stream right after the last byte, and closes after the server has ended
+    /// its own.
     Half,
-    /// Reset when the answer is there.
+    /// Reset after the answer.
     Rst,
 }
 
-/// How planned messages follow each other.
+/// The spacing of planned messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arrivals {
-    /// At equal distances.
+    /// At equal intervals.
     Constant,
-    /// At random: as many independent users send them.
+    /// At random, like the messages of many independent users.
     Poisson,
 }
 
-/// A choice that is typed as a word.
+/// A choice that is given as a word.
 pub trait Word: Copy + 'static {
-    /// All there are.
+    /// Every choice.
     const ALL: &'static [Self];
 
-    /// What is typed for it.
+    /// Returns the choice's word.
     fn word(self) -> &'static str;
 }
 
-/// Gives an enum its words, so that each stands in one place.
+/// Implements [`Word`] for an enum, so that each word is defined once.
 macro_rules! words {
     ($name:ident: $($variant:ident = $word:literal),+) => {
         impl Word for $name {
@@ -104,36 +104,36 @@ impl Word for Version {
     }
 }
 
-/// Where connections come from.
+/// The source addresses of connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sources {
-    /// So many addresses of the loopback network.
+    /// Number of addresses of the loopback network.
     Count(u32),
-    /// These, with port 0; an IPv6 address may have a zone.
+    /// Explicit addresses, with port 0; an IPv6 address may have a zone.
     Addresses(Vec<SocketAddr>),
 }
 
-/// A command that is run while the load runs.
+/// A command to run during the load, and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// When, first: from the beginning of the measurement.
+    /// Time of the first run, from the beginning of the measurement.
     pub first: Duration,
-    /// The distance to the next time; `None`: once.
+    /// Interval of further runs; `None`: a single run.
     pub every: Option<Duration>,
     /// The command.
     pub action: Action,
 }
 
-/// A command that is run.
+/// A command to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// By the shell.
+    /// A shell command.
     Shell(String),
     /// A program with its arguments, byte for byte: a path need not be text.
     Program(Vec<OsString>),
 }
 
-/// As people read it.
+/// Formats the command for people.
 impl fmt::Display for Action {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -146,7 +146,7 @@ impl fmt::Display for Action {
     }
 }
 
-/// What was typed.
+/// The options as given.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[expect(
     missing_docs,
@@ -154,7 +154,7 @@ impl fmt::Display for Action {
 )]
 pub struct Options {
     pub pattern: Option<Pattern>,
-    /// `HOST:PORT`; `None`: a server of its own.
+    /// `HOST:PORT`; `None`: the built-in server.
     pub target: Option<String>,
     pub connections: Option<u32>,
     pub size: Option<Sizes>,
@@ -181,10 +181,10 @@ pub struct Options {
     pub reload_every: Option<Duration>,
     pub upgrade_every: Option<Duration>,
     pub workers: Option<u16>,
-    /// For the server of its own, as they stand.
+    /// Arguments of the built-in server, unchanged.
     pub server_args: Vec<String>,
     pub no_progress: bool,
-    /// The whole command, for the record.
+    /// The full command line, for the record.
     pub command: String,
 }
 
@@ -212,7 +212,7 @@ impl FromStr for Sources {
 impl FromStr for Job {
     type Err = String;
 
-    /// `every 2s: COMMAND` or `at 3s: COMMAND`.
+    /// Parses `every 2s: COMMAND` or `at 3s: COMMAND`.
     fn from_str(text: &str) -> Result<Self, String> {
         let parts = || {
             let (word, rest) = text.trim().split_once(' ')?;

@@ -1,89 +1,88 @@
-//! What a measurement found, as plain data: the JSON of `--json`, and all that summary, page and
-//! comparison are made of.
+//! The results of a measurement as plain data: the JSON of `--json`, and the only input of summary,
+//! page and comparison.
 //!
 //! Invariants: every field has a default, so that an outcome of an older program can be read; an
 //! unknown field is skipped; every number is finite (JSON has no other). Fields are only ever
-//! added; a change of meaning gets a new [`FORMAT`]. (In format 1, messages that were never sent were
-//! among the answers of `latency`.)
-//! Pure: it must not measure, judge or print.
+//! added; a change of meaning gets a new [`FORMAT`]. (In format 1, messages that were never sent
+//! were among the answers of `latency`.) Pure: it must not measure, judge or print.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The meaning of the fields, as a number.
+/// Version of the fields' meaning.
 pub const FORMAT: u32 = 2;
 
 /// One measurement.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Outcome {
-    /// The meaning of the fields: [`FORMAT`].
+    /// Version of the fields' meaning: [`FORMAT`].
     pub format: u32,
     /// Version of the program that measured.
     pub program: String,
-    /// When the measurement began, its warm-up included: milliseconds since 1970, UTC.
+    /// Start of the measurement, warm-up included: milliseconds since 1970, UTC.
     pub started_unix_ms: u64,
-    /// The command as it was typed.
+    /// The command line.
     pub command: String,
     /// The machine that measured.
     pub machine: Machine,
-    /// The server, as it was named; the address where this program started it itself.
+    /// The server as given; the address if it is the built-in server.
     pub target: String,
-    /// What was to be done.
+    /// The plan.
     pub plan: PlanSummary,
-    /// Milliseconds measured, the warm-up not included.
+    /// Milliseconds measured, without the warm-up.
     pub measured_ms: u64,
-    /// What was done in that time.
+    /// Totals of that time.
     pub totals: Totals,
-    /// Failures by kind, the warm-up's included: `refused`, `reset`, `early_eof`, `timeout`,
-    /// `wrong_byte`, `connect_timeout`, `no_source_port`, `system`. Kinds that did not happen are
-    /// left out.
+    /// Failures by kind, including the warm-up's: `refused`, `reset`, `early_eof`, `timeout`,
+    /// `wrong_byte`, `connect_timeout`, `no_source_port`, `system`. Zeros are left out.
     pub failures: BTreeMap<String, u64>,
-    /// The first of them, in order of time.
+    /// The first failures, in order of time.
     pub first_failures: Vec<Failure>,
-    /// How long answers took; `None` if none was measured. Only answers are in it.
+    /// Latency of the answers; `None` if none was measured. Only answers are included.
     pub latency: Option<Latency>,
-    /// What became of the messages that were planned; `None` if the answers decide what is sent.
+    /// Counts of planned messages; `None` for a closed loop.
     pub schedule: Option<Schedule>,
-    /// From when it counts: `planned` (open loop: when the message was to be sent, so that a stall
-    /// is not hidden) or `sent` (closed loop).
+    /// Start of a latency: `planned` (open loop: when the message was due, so that a stall is not
+    /// hidden) or `sent` (closed loop).
     pub latency_from: String,
-    /// The longest time in milliseconds that a connection which waited for an answer saw none.
+    /// The longest time in milliseconds that a connection waited without receiving anything.
     pub longest_stall_ms: f64,
-    /// The measurement in pieces, in order of time, the warm-up not included.
+    /// The measurement in intervals, in order of time, without the warm-up.
     pub series: Vec<Interval>,
-    /// What was done to the server meanwhile, in order of time.
+    /// The commands run during the measurement, in order of time.
     pub marks: Vec<Mark>,
-    /// What the measuring itself cost.
+    /// The cost of measuring.
     pub client: Client,
-    /// What the server spent, if it runs on this machine and is known.
+    /// The server's costs, if it is known and runs on this machine.
     pub server: Option<Server>,
-    /// What was asked for and not done, a sentence each. With any of them, as with any failure, the
-    /// measurement is not what was asked for.
+    /// Deviations from the plan, a sentence each. A measurement with any problem or failure is not
+    /// the planned one.
     pub problems: Vec<String>,
-    /// What a reader of the figures has to know, a sentence each.
+    /// Caveats about the figures, a sentence each.
     pub warnings: Vec<String>,
 }
 
 impl Outcome {
-    /// Whether everything was done that was asked for, and nothing failed.
+    /// Returns whether the plan was completed and nothing failed.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.failures.is_empty() && self.problems.is_empty()
     }
 }
 
-/// Messages that were planned for the time that counts.
+/// Messages planned for the time measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Schedule {
-    /// All of them.
+    /// Messages planned.
     pub planned: u64,
-    /// Of them, never sent, because earlier ones on their connection were not answered.
+    /// Messages among them that were never sent, because earlier ones on their connection were not
+    /// answered.
     pub not_sent: u64,
-    /// Percentiles of the answers' times, together with the time that each message that was not sent
-    /// had waited at the end; empty if all were sent.
+    /// Percentiles of the latencies, with the time that each unsent message had waited at the end;
+    /// empty if all were sent.
     pub percentiles: Vec<Percentile>,
     /// The longest of those times, in nanoseconds.
     pub max_ns: u64,
@@ -95,48 +94,48 @@ pub struct Schedule {
 pub struct Machine {
     /// CPUs that this program may use.
     pub cpus: u16,
-    /// Release of its kernel.
+    /// Release of the kernel.
     pub kernel: String,
-    /// Its CPUs, as they name themselves.
+    /// Model name of the CPUs.
     pub cpu_model: String,
 }
 
-/// What was to be done.
+/// A summary of the plan.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PlanSummary {
     /// `ping`, `rate`, `stream`, `churn`, `hold` or `idle`.
     pub pattern: String,
-    /// Connections at once.
+    /// Simultaneous connections.
     pub connections: u32,
     /// Bytes of a message: a number, `a..b` or a named mix.
     pub size: String,
-    /// Messages on their way at once on one connection.
+    /// Messages in flight per connection.
     pub pipeline: u32,
-    /// Messages to be sent a second, all connections together; `None` if the answers decide.
+    /// Messages to send per second, all connections together; `None` for a closed loop.
     pub rate_per_s: Option<f64>,
-    /// `constant` or `poisson`; `None` if the answers decide.
+    /// `constant` or `poisson`; `None` for a closed loop.
     pub arrivals: Option<String>,
     /// Threads of each process.
     pub threads: u16,
     /// Processes that measured.
     pub processes: u16,
-    /// Milliseconds before the measurement began to count.
+    /// Milliseconds of warm-up.
     pub warmup_ms: u64,
-    /// Milliseconds to be measured; 0 if a number of messages was to be sent.
+    /// Milliseconds to measure; 0 if a number of messages was to be sent.
     pub duration_ms: u64,
-    /// `upper`, `echo` or `none`: what every byte that came back was compared with.
+    /// `upper`, `echo` or `none`: what received bytes were compared with.
     pub expect: String,
-    /// `v1` or `v2`: the PROXY header with which each connection began; `None` if with none.
+    /// `v1` or `v2`: the PROXY header that began each connection; `None`: none.
     pub proxy_protocol: Option<String>,
 }
 
-/// What was done while it counted.
+/// Totals of the time measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Totals {
-    /// Connections that came about, those included that were there when it began to count: no rate
-    /// follows from it, but from the series.
+    /// Connections established, including those open when the measurement began: use the series for
+    /// a rate.
     pub connections: u64,
     /// Messages answered completely.
     pub messages: u64,
@@ -146,7 +145,7 @@ pub struct Totals {
     pub bytes_received: u64,
 }
 
-/// One thing that went wrong.
+/// One failure.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Failure {
@@ -154,43 +153,43 @@ pub struct Failure {
     pub kind: String,
     /// Milliseconds from the end of the warm-up; 0 before that.
     pub at_ms: u64,
-    /// Number of the connection, all processes and threads counted through.
+    /// Number of the connection, unique among all processes and threads.
     pub connection: u64,
-    /// Bytes of the connection's answers that were right before; `None` where it has no meaning.
+    /// Number of correct bytes received before; `None` if not applicable.
     pub position: Option<u64>,
-    /// What was seen.
+    /// A description.
     pub detail: String,
 }
 
-/// How long answers took, in nanoseconds.
+/// Latency of the answers, in nanoseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Latency {
     /// Answers measured.
     pub count: u64,
-    /// The shortest.
+    /// The shortest latency.
     pub min_ns: u64,
-    /// The mean.
+    /// The mean latency.
     pub mean_ns: u64,
-    /// The longest.
+    /// The longest latency.
     pub max_ns: u64,
-    /// In order of the quantile.
+    /// The percentiles, in order of the quantile.
     pub percentiles: Vec<Percentile>,
-    /// All of them: an HDR histogram of nanoseconds in its V2 serialization, in base64.
+    /// All latencies: an HDR histogram of nanoseconds in its V2 serialization, in base64.
     pub histogram: String,
 }
 
-/// So long at most took this share of the answers.
+/// A percentile of the latencies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Percentile {
-    /// The share, from 0.5 to 0.9999.
+    /// The quantile, from 0.5 to 0.9999.
     pub quantile: f64,
-    /// How long, in nanoseconds.
+    /// The latency at the quantile, in nanoseconds.
     pub value_ns: u64,
 }
 
-/// A piece of the measurement.
+/// An interval of the measurement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Interval {
@@ -202,19 +201,19 @@ pub struct Interval {
     pub messages: u64,
     /// Bytes received.
     pub bytes_received: u64,
-    /// Connections that came about.
+    /// Connections established.
     pub connections_opened: u64,
     /// Failures of all kinds.
     pub failures: u64,
-    /// Half of the answers took so many nanoseconds at most; 0 if there was none.
+    /// Median latency in nanoseconds; 0 without an answer.
     pub p50_ns: u64,
-    /// 99 % of them.
+    /// 99th percentile of the latency, in nanoseconds.
     pub p99_ns: u64,
-    /// The longest.
+    /// Longest latency, in nanoseconds.
     pub max_ns: u64,
 }
 
-/// Something that was done to the server.
+/// A command run during the measurement.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Mark {
@@ -222,66 +221,66 @@ pub struct Mark {
     pub at_ms: u64,
     /// The command.
     pub command: String,
-    /// How long it took, in milliseconds.
+    /// Its duration, in milliseconds.
     pub took_ms: u64,
-    /// How it ended; `None` if by a signal, or not before the measurement did.
+    /// Its exit code; `None` if it was killed by a signal, or outlived the measurement.
     pub exit_code: Option<i32>,
-    /// The last line that it printed, cut at a bound.
+    /// The last line of its output, cut to a bound.
     pub output: String,
-    /// What clients saw round it.
+    /// What clients observed around it.
     pub seen: Seen,
 }
 
-/// What clients saw in the time round a mark.
+/// What clients observed in the time around a mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Seen {
     /// Failures of all kinds.
     pub failures: u64,
-    /// The longest time in milliseconds that a connection which waited for an answer saw none.
+    /// The longest time in milliseconds that a connection waited without receiving anything.
     pub longest_stall_ms: f64,
-    /// 99 % of the answers took so many nanoseconds at most.
+    /// 99th percentile of the latency, in nanoseconds.
     pub p99_ns: u64,
-    /// Length of the time looked at, in milliseconds.
+    /// Length of the observed time, in milliseconds.
     pub window_ms: u64,
 }
 
-/// What the measuring itself cost.
+/// The cost of measuring.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Client {
     /// CPU time of all measuring threads, in milliseconds.
     pub cpu_ms: u64,
-    /// That as a share of what its threads could have had: 1 is all of it.
+    /// CPU time as a share of the maximum of its threads: 1 is all of it.
     pub share_of_cpus: f64,
-    /// CPU time for each message, in nanoseconds.
+    /// CPU time per message, in nanoseconds.
     pub cpu_per_message_ns: f64,
-    /// Whether the figures tell more of the client than of the server.
+    /// Whether the client, not the server, limited the figures.
     pub is_bottleneck: bool,
-    /// Why; empty if it is not.
+    /// The reason; empty if it did not.
     pub why: String,
 }
 
-/// What the server spent while it was measured.
+/// The server's costs during the measurement.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Server {
     /// Its processes at the end of the measurement.
     pub pids: Vec<u32>,
-    /// CPU time outside the kernel, in milliseconds.
+    /// CPU time in user mode, in milliseconds.
     pub user_ms: u64,
     /// CPU time in the kernel, in milliseconds.
     pub system_ms: u64,
-    /// CPU time outside the kernel for each message, in nanoseconds.
+    /// CPU time in user mode per message, in nanoseconds.
     pub user_per_message_ns: f64,
-    /// All CPU time for each message, in nanoseconds.
+    /// All CPU time per message, in nanoseconds.
     pub cpu_per_message_ns: f64,
     /// Private and shared memory of its processes with all connections open, in bytes.
     pub memory_bytes: u64,
-    /// What a connection added to that, in bytes.
+    /// Memory added by each connection, in bytes.
     pub memory_per_connection_bytes: f64,
     /// Connections of each worker with all connections open, in order of the workers; empty if the
-    /// server does not say.
+    /// server does not report it.
     pub connections_by_worker: Vec<u64>,
 }
 

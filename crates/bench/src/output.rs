@@ -1,8 +1,8 @@
-//! Where results go: files and standard output.
+//! Writes results to files and standard output.
 //!
-//! Invariants: each output is written as a whole, or an error says that it was not; no output
-//! overwrites another; a regular file keeps its content until there is something better, and none is
-//! left empty; a result that was measured is shown somewhere, whatever cannot be written.
+//! Invariants: each output is written completely, or an error reports that it was not; no output
+//! overwrites another; a regular file keeps its content until the replacement is complete, and none
+//! is left empty; a measured result is always shown somewhere, whichever output fails.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
@@ -24,55 +24,55 @@ use super::wait::is_ready;
 use uppercased_ctl::output::stdout;
 use uppercased_ctl::stderr::complain;
 
-/// Names of standard output. If it gets a file, no summary is in the way there.
+/// Names of standard output. If a file is written to it, no summary is.
 const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
-/// Bytes that a pipe takes at once when it takes any (`PIPE_BUF`).
+/// Bytes that a writable pipe accepts at once (`PIPE_BUF`).
 const PIECE_BYTES: usize = 4096;
 
 /// Why an output is not written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// The system refuses.
+    /// The system's error.
     #[error("cannot write {}: {source}; check the path and its permissions", path.display())]
     Write {
-        /// As it was typed.
+        /// The path as given.
         path: PathBuf,
-        /// What the system says.
+        /// The cause.
         source: io::Error,
     },
-    /// A named pipe that would be waited for.
+    /// A named pipe without a reader, for which opening would wait.
     #[error("cannot write {}: no process reads this pipe; start its reader first", path.display())]
     NoReader {
-        /// As it was typed.
+        /// The path as given.
         path: PathBuf,
     },
-    /// Standard output takes nothing.
+    /// Standard output cannot be written.
     #[error("cannot write standard output: {0}; check that its disk is not full")]
     Stdout(io::Error),
-    /// What stands in one would be lost.
+    /// Two outputs in one file, one of which would be lost.
     #[error("cannot write {0} and {1} to the same file; use a file for each")]
     Same(&'static str, &'static str),
 }
 
 impl Error {
-    /// Whether what was typed makes no sense, whatever the system is like.
+    /// Returns whether the options themselves are invalid, rather than the system at fault.
     #[must_use]
     pub(super) const fn is_usage(&self) -> bool {
         matches!(self, Self::Same(..))
     }
 }
 
-/// All outputs of a measurement, tried before it begins.
+/// All outputs of a measurement, checked before it begins.
 #[derive(Debug)]
 pub(super) struct Outputs {
     json: Option<Output>,
     report: Option<Output>,
 }
 
-/// Where one output goes.
+/// The destination of one output.
 #[derive(Debug)]
 struct Output {
-    /// As it was typed.
+    /// The path as given.
     path: PathBuf,
     place: Place,
 }
@@ -82,25 +82,24 @@ enum Place {
     Stdout,
     /// A new file, or one that is replaced when the new one is complete.
     Replaced(PathBuf),
-    /// A file that cannot be replaced, a device or a pipe, open.
+    /// An open file that cannot be replaced, a device or a pipe.
     Open(File),
 }
 
-/// What makes two places the same.
+/// The identity of a destination, to compare two.
 #[derive(Debug, PartialEq, Eq)]
 enum Identity {
     Path(PathBuf),
     Inode(u64, u64),
-    /// As `/dev/null`: what one wrote is in nobody's way.
+    /// Discards data, as `/dev/null` does: may be used twice.
     None,
 }
 
 impl Outputs {
-    /// Tries whether every output can be written. What a file has stays until there is something
-    /// better.
+    /// Checks that every output can be written. A file keeps its content until its replacement.
     ///
     /// # Errors
-    /// One cannot be, or two are one.
+    /// An output cannot be written, or two have the same destination.
     pub(super) fn open(options: &Options) -> Result<Self, Error> {
         let open = |path: &Option<PathBuf>| path.as_deref().map(Output::open).transpose();
         let (json, report) = (open(&options.json)?, open(&options.report)?);
@@ -127,8 +126,8 @@ impl Outputs {
         Ok(outputs)
     }
 
-    /// Writes everything, files first; what cannot be is told on standard error, and so is the
-    /// summary then, if it would be shown nowhere. Whether all was written.
+    /// Writes everything, files first; reports failures on standard error, and the summary, too, if
+    /// it would be shown nowhere. Returns whether all was written.
     #[must_use]
     pub(super) fn write(self, outcome: &Outcome, interrupt: &Interrupt) -> bool {
         let summary = report::summary(outcome);
@@ -156,7 +155,7 @@ impl Outputs {
             complain(&error.to_string());
         }
         if !errors.is_empty() && !is_shown {
-            // If standard error takes nothing either, the exit code has to say it.
+            // If standard error fails as well, only the exit code reports it.
             let _ = write_all(io::stderr().as_fd(), summary.as_bytes(), interrupt);
         }
         errors.is_empty()
@@ -166,7 +165,7 @@ impl Outputs {
         [&self.json, &self.report].into_iter().flatten()
     }
 
-    /// Whether standard output is left for people.
+    /// Returns whether the summary goes to standard output.
     fn has_summary(&self) -> bool {
         !self.both().any(Output::is_stdout)
     }
@@ -217,7 +216,7 @@ impl Output {
     }
 }
 
-/// Decides how `path` is written, and tries it. `follow`: a link that leads nowhere is followed once.
+/// Chooses how `path` is written, and checks it. `follow`: a dangling link is followed once.
 fn place(path: &Path, follow: bool) -> io::Result<Place> {
     if STDOUT.iter().any(|name| path == Path::new(name)) {
         return Ok(Place::Stdout);
@@ -236,7 +235,7 @@ fn place(path: &Path, follow: bool) -> io::Result<Place> {
         }
         Err(error) => return Err(error),
     };
-    // A pipe that nobody reads is an error then, where it would be waited for otherwise.
+    // Then a pipe without a reader is an error, instead of a wait.
     let file = OpenOptions::new()
         .write(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -250,7 +249,7 @@ fn place(path: &Path, follow: bool) -> io::Result<Place> {
     }
 }
 
-/// Whether another file in its place is the same to everybody who knows it.
+/// Returns whether the file can be replaced by another without a difference to its users.
 fn is_replaceable(known: &Metadata) -> bool {
     let own = nix::unistd::geteuid().as_raw();
     known.is_file() && known.nlink() == 1 && known.uid() == own
@@ -263,7 +262,7 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Makes a file in `folder`, and removes it.
+/// Creates a file in `folder`, and removes it.
 fn try_folder(folder: &Path) -> io::Result<()> {
     let path = folder.join(unique(".uppercased-bench-"));
     OpenOptions::new()
@@ -273,7 +272,7 @@ fn try_folder(folder: &Path) -> io::Result<()> {
     fs::remove_file(&path)
 }
 
-/// Puts `text` in the place of `path`: all of it, or nothing.
+/// Replaces the file at `path` by `text`: completely, or not at all.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let beside = folder_of(path).join(unique(".uppercased-bench-"));
     let mut file = OpenOptions::new()
@@ -285,7 +284,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
             file.set_permissions(known.permissions())?;
         }
         file.write_all(text.as_bytes())?;
-        // A disk may be full only when it is written to.
+        // A full disk may be detected only on writing back.
         file.sync_all()?;
         fs::rename(&beside, path)
     };
@@ -295,7 +294,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     })
 }
 
-/// Writes `text` to an open file, in the place of what a regular one has.
+/// Writes `text` to an open file, replacing the content of a regular one.
 fn overwrite(file: &File, text: &str, interrupt: &Interrupt) -> io::Result<()> {
     let is_file = file.metadata()?.is_file();
     if is_file {
@@ -308,7 +307,7 @@ fn overwrite(file: &File, text: &str, interrupt: &Interrupt) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes to standard output. A reader that goes away early, as `head` does, is no error.
+/// Writes to standard output. A reader that closes early, as `head` does, is not an error.
 fn to_stdout(text: &str, interrupt: &Interrupt) -> Result<(), Error> {
     match write_all(stdout(), text.as_bytes(), interrupt) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -316,7 +315,7 @@ fn to_stdout(text: &str, interrupt: &Interrupt) -> Result<(), Error> {
     }
 }
 
-/// Writes all of it. A reader that takes its time is waited for, until a signal comes.
+/// Writes all of `bytes`. Waits for a slow reader, until a signal arrives.
 fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8], interrupt: &Interrupt) -> io::Result<()> {
     let signals = interrupt.signals();
     while !bytes.is_empty() {

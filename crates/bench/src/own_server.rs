@@ -1,9 +1,9 @@
-//! A server of the measurement's own: this very program, on a free port of the loopback network.
+//! The built-in server: this very program, on a free port of the loopback network.
 //!
-//! Invariants: it is gone when the value is, in order if it can be and killed if not; should this
-//! process die without a word, the kernel tells the server to stop. It keeps out of the terminal's
-//! process group, so that Ctrl-C reaches the measurement first and the server last. It takes no
-//! settings from the caller's environment: those are of another server.
+//! Invariants: it ends when the value is dropped, gracefully if possible and killed if not; if this
+//! process dies, the kernel signals the server to stop. It is outside the terminal's process group,
+//! so that Ctrl-C reaches the measurement first and the server last. It ignores settings in the
+//! caller's environment, which are for another server.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -28,66 +28,66 @@ use uppercased_ctl::process::ENV_PREFIX;
 use uppercased_ctl::process::{LISTEN_VARIABLES, NOTIFY_VARIABLES, STATE_VARIABLE};
 use uppercased_ctl::status::Status;
 
-/// How long it may take to serve, and to stop.
+/// Time limit for its start and its stop.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long it may take to stop when the measurement was interrupted.
+/// Time limit for its stop if the measurement was interrupted.
 const INTERRUPTED_PATIENCE: Duration = Duration::from_secs(2);
-/// How long it may take to say how it is.
+/// Time limit for a status request.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// The name of its control socket.
 const SOCKET: &str = "control.sock";
-/// What it prints when it serves.
+/// The prefix of its output once it serves.
 const READY: &str = "listening on ";
-/// It prints no more than this before.
+/// Maximum length of its output before that.
 const OUTPUT_MAX_BYTES: usize = 64 << 10;
 
 /// A running server.
 #[derive(Debug)]
 pub(super) struct OwnServer {
     child: Child,
-    /// That very process, whatever its number is given to.
+    /// A pidfd, which stays valid if its process number is reused.
     process: OwnedFd,
     interrupt: Interrupt,
     folder: Folder,
-    /// Where it serves.
+    /// The address it serves.
     pub address: SocketAddr,
-    /// The program that it runs.
+    /// The program it runs.
     pub program: PathBuf,
 }
 
-/// Why there is none.
+/// Why it did not start.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// The system refuses.
+    /// The system's error.
     #[error("cannot start a server to measure: {0}")]
     System(#[from] io::Error),
-    /// There is no place for its files.
+    /// No directory for its files.
     #[error(transparent)]
     Folder(#[from] folder::Error),
-    /// A file of its own cannot be made.
+    /// A file for it cannot be written.
     #[error("cannot write {}: {source}; check that the disk is not full", path.display())]
     Log {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// It ended instead of serving.
+    /// It exited before it served.
     #[error("cannot start the server to measure: {0}")]
     Refused(String),
-    /// It neither serves nor ends.
+    /// It neither serves nor exits.
     #[error("cannot measure the server: it did not serve within {} s", PATIENCE.as_secs())]
     Late,
-    /// A signal came first.
+    /// A signal arrived first.
     #[error("interrupted before the measurement began")]
     Interrupted,
 }
 
 impl OwnServer {
-    /// Starts one with `workers` workers, or as many as it likes, and `arguments` of its own.
+    /// Starts a server with `workers` workers, or its default, and further `arguments`.
     ///
     /// # Errors
-    /// It does not start; its own words say why.
+    /// It did not start; its own error message is the cause.
     pub(super) fn start(
         workers: Option<u16>,
         arguments: &[String],
@@ -142,7 +142,7 @@ impl OwnServer {
         Ok(server)
     }
 
-    /// Waits until it says where it serves; `None` if it ends instead.
+    /// Waits until it reports its address; `None` if it exits instead.
     fn first_address(&self, mut output: ChildStdout) -> Result<Option<SocketAddr>, Error> {
         let deadline = clock::now() + PATIENCE;
         let (mut text, mut piece) = (Vec::new(), [0; 1024]);
@@ -156,7 +156,7 @@ impl OwnServer {
             if !is_readable(output.as_fd(), STEP) {
                 continue;
             }
-            // Its end is the end of its output, so this waits for one of the two.
+            // Its exit ends its output, so this waits for either.
             match output.read(&mut piece)? {
                 0 => return Ok(None),
                 count => text.extend_from_slice(&piece[..count]),
@@ -171,22 +171,22 @@ impl OwnServer {
         Ok(None)
     }
 
-    /// Its process number, for as long as it lives.
+    /// Returns its process number, valid while it runs.
     #[must_use]
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Where it takes orders.
+    /// Returns the path of its control socket.
     #[must_use]
     pub(super) fn control(&self) -> PathBuf {
         self.folder.path().join(SOCKET)
     }
 
-    /// Stops it in order; what has not ended in time is killed.
+    /// Stops it gracefully; kills it after the time limit.
     fn stop(&mut self) {
         let begun = clock::now();
-        // Refused only when it has ended.
+        // Fails only if it has exited.
         let _ = pidfd_send_signal(&self.process, Signal::TERM);
         while !is_readable(self.process.as_fd(), STEP) {
             let patience = match self.interrupt.haste() {
@@ -198,7 +198,7 @@ impl OwnServer {
                 break;
             }
         }
-        // Its workers are of its group. Nobody else can have its number yet: it is not reaped.
+        // Its workers are in its group. The number cannot be reused yet: it has not been reaped.
         kill_group(&self.child);
         let _ = self.child.wait();
     }
@@ -214,14 +214,14 @@ fn kill_group(leader: &Child) {
     let _ = kill_process_group(Pid::from_child(leader), Signal::KILL);
 }
 
-/// Whether a variable of the caller's environment is for a server that somebody else runs.
+/// Returns whether a variable of the caller's environment is for another server.
 fn is_of_another(name: &OsStr) -> bool {
     let known = [&LISTEN_VARIABLES[..], &NOTIFY_VARIABLES, &[STATE_VARIABLE]].concat();
     name.as_encoded_bytes().starts_with(ENV_PREFIX.as_bytes())
         || known.iter().any(|known| name == *known)
 }
 
-/// How the server at `control` is doing; `None` if it does not say.
+/// Returns the status of the server at `control`; `None` if it does not answer.
 #[must_use]
 pub(super) fn status(control: &Path) -> Option<Status> {
     match client::ask(control, &Request::Status, Some(STATUS_TIMEOUT), |_| {}) {

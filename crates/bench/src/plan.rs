@@ -1,9 +1,8 @@
-//! What is to be measured: from what was typed to a plan with every number decided.
+//! Turns options into a plan with every number decided.
 //!
-//! Invariants: a [`Plan`] that [`settle`] returned can be carried out as it stands; a combination
-//! that makes no sense is one error that says what, why and what to do; every limit and default of
-//! the load generator has its name here.
-//! Pure: what the machine is like comes in as [`Facts`].
+//! Invariants: a [`Plan`] that [`settle`] returned can be carried out as it stands; an invalid
+//! combination is one error with the cause and a hint; every limit and default of the load
+//! generator is named here. Pure: the machine's properties are passed in as [`Facts`].
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,129 +16,129 @@ use super::size::Sizes;
 use uppercased_ctl::limits::WORKERS_MAX;
 use uppercased_ctl::proxy_header::Version;
 
-/// Connections of `ping`, `rate` and `churn` at once.
+/// Default number of connections of `ping`, `rate` and `churn`.
 pub const CONNECTIONS: u32 = 50;
-/// Connections of `stream`.
+/// Default number of connections of `stream`.
 pub const STREAM_CONNECTIONS: u32 = 4;
-/// Connections of `hold` and `idle`.
+/// Default number of connections of `hold` and `idle`.
 pub const HELD_CONNECTIONS: u32 = 1000;
-/// Connections there may be, all processes together.
+/// Maximum number of connections of all processes together.
 pub const CONNECTIONS_MAX: u32 = 2_000_000;
-/// Bytes of a message.
+/// Default size of a message.
 pub const SIZE: Sizes = Sizes::Fixed(64);
-/// Bytes of a message of `stream`.
+/// Default size of a message of `stream`.
 pub const STREAM_SIZE: Sizes = Sizes::Fixed(64 * 1024);
-/// Messages on their way at once on one connection of `stream`: with its messages, a window of
+/// Default number of messages in flight per connection of `stream`: with its messages, a window of
 /// 1 MiB.
 pub const STREAM_PIPELINE: u32 = 16;
-/// Messages on their way at once on one connection, at most.
+/// Maximum number of messages in flight per connection.
 pub const PIPELINE_MAX: u32 = 65_536;
-/// Messages a second of `rate`.
+/// Default messages per second of `rate`.
 pub const RATE: f64 = 1000.0;
-/// Messages a second, at most.
+/// Maximum messages per second.
 pub const RATE_MAX: f64 = 1e8;
-/// How often `hold` exercises each connection.
+/// Default interval per connection of `hold`.
 pub const EVERY: Duration = Duration::from_secs(5);
-/// How long is measured.
+/// Default duration of the measurement.
 pub const DURATION: Duration = Duration::from_secs(10);
-/// How long may be measured.
+/// Maximum duration of the measurement.
 pub const DURATION_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long the load runs before it counts.
+/// Default warm-up.
 pub const WARMUP: Duration = Duration::from_secs(1);
-/// How long an answer may take.
+/// Default reply timeout.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may take to come about.
+/// Default connect timeout.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Threads of one process, if nobody says: half of the CPUs, so that the server has the others,
-/// and never more than this.
+/// Maximum of the default threads per process. The default is half of the CPUs, so that the server
+/// has the others.
 pub const THREADS_AUTO_MAX: u16 = 8;
-/// Threads of one process.
+/// Maximum threads per process.
 pub const THREADS_MAX: u16 = 256;
-/// Processes.
+/// Maximum number of processes.
 pub const PROCESSES_MAX: u16 = 64;
-/// Descriptors of a process that are not its connections.
+/// Descriptors per process that are not connections.
 pub const DESCRIPTOR_RESERVE: u64 = 64;
-/// Connections from one address, if nobody says: below the ports that the kernel gives out by
-/// itself (28,232), since some are in TIME_WAIT or somebody else's.
+/// Default limit of connections per source address: below the kernel's ephemeral ports (28,232),
+/// since some are in TIME_WAIT or used by other processes.
 pub const CONNECTIONS_PER_SOURCE: u32 = 20_000;
-/// Addresses to connect from.
+/// Maximum number of source addresses.
 pub const SOURCES_MAX: u32 = 250;
-/// The shortest piece of the series.
+/// Minimum interval of the series.
 pub const INTERVAL_MIN: Duration = Duration::from_millis(100);
-/// Pieces of the series, at most.
+/// Maximum number of intervals of the series.
 pub const INTERVALS_MAX: u32 = 1200;
-/// Commands given with `--during`.
+/// Maximum number of commands given with `--during`.
 pub const JOBS_MAX: usize = 16;
-/// The longest time from one planned message of a connection to its next, in nanoseconds: longer than
-/// any measurement, and finite.
+/// Maximum gap between two planned messages of a connection, in nanoseconds: longer than any
+/// measurement, and finite.
 pub const GAP_MAX_NS: f64 = 1e18;
 
-/// What the machine is like.
+/// Properties of the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
     /// CPUs that this program may use.
     pub cpus: u16,
-    /// Descriptors that a process may have.
+    /// Maximum number of descriptors per process.
     pub descriptors: u64,
     /// Whether the server is reached over the loopback network.
     pub loopback: bool,
 }
 
-/// What makes a connection send.
+/// The trigger of a connection's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pace {
-    /// The answer before.
+    /// The previous answer (closed loop).
     Answers,
-    /// A schedule: this long between two messages of one connection, in nanoseconds.
+    /// A schedule (open loop).
     Schedule {
-        /// On average.
+        /// Mean gap between two messages of one connection, in nanoseconds.
         gap_ns: f64,
-        /// How they follow each other.
+        /// The spacing of messages.
         arrivals: Arrivals,
     },
-    /// Nothing.
+    /// None: nothing is sent.
     Silence,
 }
 
-/// Everything that measuring needs to know. It travels to other processes as JSON.
+/// All parameters of a measurement. Sent to other processes as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// What connections do.
+    /// The load pattern.
     pub pattern: Pattern,
-    /// What makes them send.
+    /// The trigger of messages.
     pub pace: Pace,
-    /// Connections at once, all processes together.
+    /// Simultaneous connections, all processes together.
     pub connections: u32,
     /// Bytes of messages.
     pub sizes: Sizes,
-    /// Messages on their way at once on one connection.
+    /// Messages in flight per connection.
     pub pipeline: u32,
-    /// Messages after which a connection ends; `None`: it lives as long as the load.
+    /// Messages after which a connection ends; `None`: it stays open as long as the load.
     pub messages_each: Option<u32>,
-    /// How it ends then.
+    /// How it is closed then.
     pub close: Close,
-    /// What comes back.
+    /// The expected answer.
     pub expect: Expect,
-    /// Before it counts.
+    /// Time before the measurement begins.
     pub warmup: Duration,
-    /// How long it counts, at most.
+    /// Maximum duration of the measurement.
     pub duration: Duration,
-    /// Messages after which it ends, all connections together.
+    /// Messages after which the measurement ends, all connections together.
     pub count: Option<u64>,
-    /// Of each process.
+    /// Threads per process.
     pub threads: u16,
-    /// Of this program.
+    /// Number of processes.
     pub processes: u16,
-    /// Where connections come from, in turn; empty: the kernel decides.
+    /// Source addresses, used in turn; empty: the kernel chooses.
     pub sources: Vec<SocketAddr>,
-    /// The PROXY header with which each of them begins, if it does.
+    /// The PROXY header that begins each connection, if any.
     pub proxy_protocol: Option<Version>,
-    /// For an answer.
+    /// Reply timeout.
     pub timeout: Duration,
-    /// For a connection.
+    /// Connect timeout.
     pub connect_timeout: Duration,
-    /// Length of a piece of the series.
+    /// Interval of the series.
     pub interval: Duration,
 }
 
@@ -159,7 +158,7 @@ pub enum Error {
     /// Two flags that exclude each other.
     #[error("{0} and {1} exclude each other; remove one")]
     Conflict(&'static str, &'static str),
-    /// For the server of its own only.
+    /// A flag for the built-in server only.
     #[error("{0} is for the built-in server; remove the address, or use --during")]
     OwnServerOnly(&'static str),
     /// A number out of its bounds.
@@ -167,10 +166,10 @@ pub enum Error {
     OutOfBounds {
         /// The flag.
         flag: &'static str,
-        /// What it takes.
+        /// The accepted values.
         bounds: String,
     },
-    /// A command whose time never comes.
+    /// A command that would never run.
     #[error(
         "{flag} has a command for {} and {} are measured, so it would never run; choose an earlier \
          time, or a longer --duration", format_duration(*first), format_duration(*duration)
@@ -178,9 +177,9 @@ pub enum Error {
     NeverRuns {
         /// The flag.
         flag: &'static str,
-        /// When it would run first.
+        /// Time of its first run.
         first: Duration,
-        /// How long is measured.
+        /// Duration of the measurement.
         duration: Duration,
     },
     /// Not enough descriptors.
@@ -189,18 +188,18 @@ pub enum Error {
          and the limit is {limit}; raise it with `ulimit -n {needed}`, or use --processes {enough}"
     )]
     Descriptors {
-        /// How many connections.
+        /// Number of connections.
         connections: u32,
-        /// Descriptors that a process would need.
+        /// Descriptors needed per process.
         needed: u64,
-        /// Processes that were asked for.
+        /// Processes requested.
         processes: u16,
-        /// Descriptors that it may have.
+        /// Descriptors allowed per process.
         limit: u64,
-        /// Processes that would be enough.
+        /// Processes needed.
         enough: u64,
     },
-    /// Loopback addresses for a server elsewhere.
+    /// Loopback source addresses for a remote server.
     #[error(
         "loopback addresses cannot reach a remote server; list addresses of this machine: \
          --sources 192.0.2.1,192.0.2.2"
@@ -208,10 +207,10 @@ pub enum Error {
     NotLoopback,
 }
 
-/// Decides everything that was left open.
+/// Decides every open parameter.
 ///
 /// # Errors
-/// The first thing that makes no sense.
+/// The first inconsistency.
 pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
     let pattern = options.pattern.unwrap_or(Pattern::Ping);
     check_bounds(options)?;
@@ -233,7 +232,7 @@ pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
         (None, Some(_)) => DURATION_MAX,
     };
     check_times(options, duration)?;
-    // A count of messages counts all of them.
+    // A message count includes the first message, so there is no warm-up.
     let warmup = match options.count {
         Some(_) => Duration::ZERO,
         None => WARMUP.min(duration),
@@ -269,7 +268,7 @@ pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
     })
 }
 
-/// Every number that may be typed, with its bounds.
+/// Checks every number against its bounds.
 fn check_bounds(options: &Options) -> Result<(), Error> {
     let o = options;
     let long = |number: Option<u32>| number.map(u64::from);
@@ -323,7 +322,7 @@ fn check_bounds(options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether every command that is to be run meanwhile gets its turn.
+/// Checks that every command will run.
 fn check_times(options: &Options, duration: Duration) -> Result<(), Error> {
     let during = options.during.iter().map(|job| ("--during", job.first));
     let own = [
@@ -343,7 +342,7 @@ fn check_times(options: &Options, duration: Duration) -> Result<(), Error> {
     }
 }
 
-/// Flags that do not go together, or not with the pattern.
+/// Checks for flags that exclude each other, or do not apply to the pattern.
 fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
     let is = |one| pattern == one;
     let (rate, hold, churn) = (is(Pattern::Rate), is(Pattern::Hold), is(Pattern::Churn));
@@ -379,7 +378,7 @@ fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
     check_ownership(options)
 }
 
-/// Flags for a server of its own, where there is one, and for another's, where there is that.
+/// Checks for flags that apply only to the built-in server, or only to another one.
 fn check_ownership(options: &Options) -> Result<(), Error> {
     if options.target.is_some() {
         for (typed, flag) in [
@@ -446,7 +445,7 @@ fn sources(
         }
         None => 0,
     };
-    // All of 127.0.0.0/8 is this machine; 127.0.1.x is rarely anybody's.
+    // All of 127.0.0.0/8 is this machine; 127.0.1.x is rarely in use.
     let address = |last| {
         let ip = [127, 0, 1, u8::try_from(last).unwrap_or(u8::MAX)];
         SocketAddr::from((ip, 0))
@@ -454,7 +453,8 @@ fn sources(
     Ok((1..=count).map(address).collect())
 }
 
-/// A length of the pieces that gives few enough of them, in whole steps of the shortest.
+/// Returns the shortest multiple of the minimum interval that does not exceed the maximum number of
+/// intervals in `duration`.
 fn interval(duration: Duration) -> Duration {
     let steps = duration
         .as_nanos()
@@ -468,7 +468,7 @@ fn out_of_bounds(flag: &'static str, bounds: &str) -> Error {
 }
 
 impl Plan {
-    /// As it is told.
+    /// Returns a summary of the plan for the outcome.
     #[must_use]
     pub fn summary(&self) -> PlanSummary {
         let (rate_per_s, arrivals) = match self.pace {
@@ -494,7 +494,7 @@ impl Plan {
         }
     }
 
-    /// From when the time of an answer counts.
+    /// Returns the start of a latency: `planned` or `sent`.
     #[must_use]
     pub const fn latency_from(&self) -> &'static str {
         match self.pace {
@@ -504,7 +504,7 @@ impl Plan {
     }
 }
 
-/// `span` in whole milliseconds.
+/// Returns `span` in whole milliseconds.
 #[must_use]
 pub fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)

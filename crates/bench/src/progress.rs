@@ -1,4 +1,4 @@
-//! How far the measurement is, for whoever waits in front of a terminal. Elsewhere it is silent.
+//! The progress of the measurement, shown on a terminal only.
 
 use std::io::IsTerminal as _;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::plan::{Plan, millis};
 use super::team::Counts;
 use uppercased_ctl::clock::Tick;
 
-/// A bar on standard error.
+/// A progress bar on standard error.
 #[derive(Debug)]
 pub(super) struct Progress {
     bar: ProgressBar,
@@ -18,11 +18,11 @@ pub(super) struct Progress {
     rate: f64,
 }
 
-/// The rate shown is of at least so long.
+/// Minimum time over which the rate is computed.
 const RATE_OVER: Duration = Duration::from_millis(400);
 
 impl Progress {
-    /// A bar for `plan`, unless nobody would see it or it is not wanted.
+    /// Creates a bar for `plan`, unless it is unwanted or would not be visible.
     #[must_use]
     pub(super) fn of(plan: &Plan, wanted: bool) -> Self {
         let bar = if wanted && std::io::stderr().is_terminal() {
@@ -43,7 +43,7 @@ impl Progress {
         }
     }
 
-    /// Connections come about.
+    /// Shows the connecting phase.
     pub(super) fn connecting(&self, counts: Counts, plan: &Plan) {
         self.bar.set_prefix("connecting");
         let Counts { open, failed, .. } = counts;
@@ -53,7 +53,7 @@ impl Progress {
         ));
     }
 
-    /// The load runs, `since` its start.
+    /// Shows the load, `since` its start.
     pub(super) fn loading(&mut self, counts: Counts, plan: &Plan, since: Duration, now: Tick) {
         match self.last {
             Some((then, answered)) if now.since(then) >= RATE_OVER => {
@@ -81,7 +81,7 @@ impl Progress {
         ));
     }
 
-    /// It is over.
+    /// Removes the bar.
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }

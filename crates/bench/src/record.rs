@@ -1,13 +1,12 @@
-//! What one thread saw, written down while it happens.
+//! Records the events of one thread as they happen.
 //!
-//! One histogram takes the answers of the present piece of the series; when the piece is over, it
-//! is added to that of the whole, packed (a few hundred bytes) and emptied. So an answer costs one
-//! entry, and a measurement of a week as little memory as one of a minute.
+//! One histogram holds the latencies of the present interval of the series; at its end, the
+//! histogram is added to the total, packed (a few hundred bytes) and cleared. So an answer costs
+//! one entry, and a measurement of a week needs as little memory as one of a minute.
 //!
-//! Invariants: what came before the beginning is not counted, failures excepted; what came after
-//! the end counts for the times of answers only; the pieces leave no gap. A message that was planned
-//! and never sent is no answer: it has its own count and its own histogram.
-//! Pure: the time is handed in.
+//! Invariants: events before the beginning are not counted, except failures; events after the end
+//! count for latencies only; the intervals leave no gap. A planned message that was never sent is
+//! not an answer: it has its own count and its own histogram. Pure: the time is passed in.
 
 use std::collections::BTreeMap;
 
@@ -19,102 +18,101 @@ use super::failure::{Fault, Kind};
 use super::histogram;
 use uppercased_ctl::clock::Tick;
 
-/// Failures whose particulars are kept.
+/// Number of failures recorded with details.
 pub const FIRST_FAILURES_MAX: usize = 20;
 
-/// A message that was sent this long after it was planned, though its connection was free, was
-/// late by the client's own doing.
+/// Delay after which a planned message on a free connection counts as sent late by the client.
 pub const LATE: Duration = Duration::from_millis(1);
 
-/// Waits of unsent messages that are recorded one by one for each connection; more of them share
-/// that many entries.
+/// Maximum number of histogram entries for a connection's unsent messages; more messages share that
+/// many entries.
 const UNSENT_ENTRIES_MAX: u64 = 4096;
 
-/// Takes note.
+/// Records events.
 #[derive(Debug)]
 pub struct Recorder {
-    /// Nothing counts before; the end of time until it is known.
+    /// Start of the measurement; the end of time until it is known.
     from: Tick,
     until: Tick,
     interval: Duration,
-    /// When the present piece is over; the end of time when none is open.
+    /// End of the present interval; the end of time if none is open.
     piece_until: Tick,
     present: Piece,
     answers: Histogram<u64>,
     all: Histogram<u64>,
     waits: Histogram<u64>,
-    /// Messages planned before this are late because others were, not because of the client.
+    /// Messages planned before this are late because of others, not because of the client.
     caught_up: Tick,
     record: Record,
 }
 
-/// What one thread, process or measurement saw.
+/// The record of one thread, process or measurement.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The series.
     pub pieces: Vec<Piece>,
-    /// Every answer: an HDR histogram, packed.
+    /// All latencies: an HDR histogram, packed.
     pub answers: String,
-    /// Connections that came about, those of the beginning included.
+    /// Connections established, including those open at the beginning.
     pub connections: u64,
     /// Bytes sent.
     pub bytes_sent: u64,
     /// Failures by kind.
     pub failures: BTreeMap<Kind, u64>,
-    /// The first of them.
+    /// The first failures.
     pub first: Vec<Noted>,
-    /// Longest time without an answer to a connection that waited for one.
+    /// Longest time that a connection waited without receiving anything, in nanoseconds.
     pub longest_stall_ns: u64,
-    /// Messages that were planned and whose time came.
+    /// Planned messages that were due.
     pub planned: u64,
-    /// Of them, sent late by the client's own doing.
+    /// Messages among them sent late by the client.
     pub late: u64,
-    /// Of them, never sent, because earlier ones were not answered.
+    /// Messages among them never sent, because earlier ones were not answered.
     pub unsent: u64,
     /// How long each of those had waited at the end: an HDR histogram, packed.
     pub waits: String,
-    /// How long it counted.
+    /// Time measured, in nanoseconds.
     pub counted_ns: u64,
-    /// CPU time in that time.
+    /// CPU time in that time, in nanoseconds.
     pub cpu_ns: u64,
 }
 
-/// A piece of the series.
+/// An interval of the series.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Piece {
     /// Messages answered.
     pub messages: u64,
     /// Bytes received.
     pub bytes: u64,
-    /// Connections that came about.
+    /// Connections established.
     pub opened: u64,
     /// Failures.
     pub failures: u64,
-    /// Longest time without an answer that reached into it.
+    /// Longest stall that extends into it, in nanoseconds.
     pub stall_ns: u64,
-    /// Answers: an HDR histogram, packed; empty if there was none.
+    /// Latencies: an HDR histogram, packed; empty if there was no answer.
     pub answers: String,
 }
 
-/// A failure's particulars.
+/// The details of a failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Noted {
-    /// When; not counted from the beginning, so that those of several processes can be ordered.
+    /// The absolute time, so that failures of several processes can be ordered.
     pub at: Tick,
-    /// What.
+    /// The kind of failure.
     pub kind: Kind,
-    /// Whose.
+    /// The connection's number.
     pub connection: u64,
-    /// After so many right bytes.
+    /// Number of correct bytes before.
     pub position: Option<u64>,
-    /// What was seen.
+    /// A description.
     pub detail: String,
 }
 
 const NEVER: Tick = Tick::from_nanos(u64::MAX);
 
 impl Recorder {
-    /// Counts nothing until [`Self::open`] is called, failures and connections excepted.
+    /// Creates a recorder that counts only failures and connections until [`Self::open`] is called.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -131,7 +129,7 @@ impl Recorder {
         }
     }
 
-    /// Counts from `from` until `until`, in pieces of `interval`.
+    /// Counts from `from` until `until`, in intervals of `interval`.
     pub fn open(&mut self, from: Tick, until: Tick, interval: Duration) {
         self.from = from;
         self.until = until;
@@ -139,7 +137,7 @@ impl Recorder {
         self.piece_until = from + interval;
     }
 
-    /// It is over by `now`, earlier than planned.
+    /// Ends the measurement at `now`, earlier than planned.
     pub fn cut(&mut self, now: Tick) {
         self.roll(now);
         if now < self.until {
@@ -149,7 +147,7 @@ impl Recorder {
         }
     }
 
-    /// Closes the pieces that are over. To be called once a turn, also when nothing happens.
+    /// Closes the intervals that are over. Must be called once per turn, even if nothing happens.
     #[inline]
     pub fn roll(&mut self, now: Tick) {
         while now >= self.piece_until {
@@ -162,7 +160,7 @@ impl Recorder {
         }
     }
 
-    /// `bytes` came.
+    /// Counts received bytes.
     #[inline]
     pub fn received(&mut self, bytes: usize, now: Tick) {
         self.roll(now);
@@ -171,7 +169,7 @@ impl Recorder {
         }
     }
 
-    /// `bytes` went.
+    /// Counts sent bytes.
     #[inline]
     pub const fn sent(&mut self, bytes: u64, now: Tick) {
         if self.counts(now) {
@@ -179,7 +177,7 @@ impl Recorder {
         }
     }
 
-    /// A message, whose time counts from `from`, was answered.
+    /// Counts an answer whose latency counts from `from`.
     #[inline]
     pub fn answer(&mut self, from: Tick, now: Tick) {
         if now < self.from {
@@ -191,7 +189,7 @@ impl Recorder {
         histogram::note(&mut self.answers, now.since(from));
     }
 
-    /// A connection that had waited since `since` got something, or gave up.
+    /// Records a wait since `since` that ended with a receive or a failure.
     #[inline]
     pub fn waited(&mut self, since: Tick, now: Tick) {
         let stall = nanos(now.since(since));
@@ -201,7 +199,7 @@ impl Recorder {
         self.record.longest_stall_ns = self.record.longest_stall_ns.max(stall);
         self.present.stall_ns = self.present.stall_ns.max(stall);
         if now.since(since) > self.interval {
-            // It reached into pieces that are closed.
+            // The wait extends into intervals that are closed.
             let length = self.interval.as_nanos().max(1);
             let first = since.since(self.from).as_nanos() / length;
             let first = usize::try_from(first).unwrap_or(usize::MAX);
@@ -211,7 +209,7 @@ impl Recorder {
         }
     }
 
-    /// A connection came about.
+    /// Counts an established connection.
     pub const fn opened(&mut self, now: Tick) {
         if self.counts(now) {
             self.present.opened += 1;
@@ -221,7 +219,7 @@ impl Recorder {
         }
     }
 
-    /// Something went wrong.
+    /// Counts a failure.
     pub fn failed(&mut self, connection: u64, fault: &Fault, now: Tick) {
         self.roll(now);
         let kind = fault.kind();
@@ -238,11 +236,11 @@ impl Recorder {
         }
     }
 
-    /// A message that was planned for `due` is sent now; `free` if nothing kept its connection
-    /// from sending it in time.
+    /// Counts a message planned for `due` and sent now; `free` if nothing kept its connection from
+    /// sending it in time.
     ///
     /// While connections catch up after a stall of the server, all of them have much to send at
-    /// once; a free one that has to wait for the others is not late by the client's doing.
+    /// once; a free one that waits for the others is not late because of the client.
     #[inline]
     pub fn planned(&mut self, due: Tick, free: bool, now: Tick) {
         let is_late = now.since(due) > LATE;
@@ -257,9 +255,9 @@ impl Recorder {
         }
     }
 
-    /// `count` messages, the first planned for `due`, the others each `gap` after the one before,
-    /// were never sent: none would have been answered before the end. Those that were planned for
-    /// the time that counts are counted, with how long they had waited.
+    /// Counts `count` messages that were never sent and would not have been answered before the
+    /// end, the first planned for `due`, each of the others `gap` after its predecessor. Only those
+    /// planned for the time measured count, with their waits.
     pub fn unsent(&mut self, due: Tick, gap: Duration, count: u64) {
         let gap = nanos(gap).max(1);
         let before = |end: Tick| nanos(end.since(due)).div_ceil(gap);
@@ -271,7 +269,7 @@ impl Recorder {
         self.record.unsent += number;
         let entries = number.min(UNSENT_ENTRIES_MAX);
         for entry in 0..entries {
-            // The messages of an entry wait as long as its middle one.
+            // Each message of an entry counts with the wait of its middle one.
             let from = share(number, entry, entries);
             let until = share(number, entry + 1, entries);
             let middle = first + u64::midpoint(from, until);
@@ -282,10 +280,10 @@ impl Recorder {
         }
     }
 
-    /// What was seen. Spent `cpu` while it counted.
+    /// Returns the record; `cpu` is the CPU time spent in the time measured.
     #[must_use]
     pub fn finish(mut self, cpu: Duration) -> Record {
-        // Pieces that nobody closed, because the end came first.
+        // Close the intervals left open because the load ended first.
         let end = if self.from == NEVER {
             NEVER
         } else {
@@ -294,7 +292,7 @@ impl Recorder {
         if self.piece_until != NEVER {
             self.roll(end);
         }
-        // What came after the end has a piece to itself, which is not part of the series.
+        // Answers after the end are collected separately, outside the series.
         histogram::join(&mut self.all, &self.answers);
         self.record.answers = histogram::pack(&self.all);
         self.record.waits = histogram::pack(&self.waits);
@@ -324,14 +322,14 @@ impl Default for Recorder {
 }
 
 impl Record {
-    /// Failures of all kinds.
+    /// Returns the number of failures of all kinds.
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.failures.values().sum()
     }
 }
 
-/// The first `part` of `parts` of `whole`, in whole numbers.
+/// Returns the first `part` of `parts` of `whole`, in integers.
 fn share(whole: u64, part: u64, parts: u64) -> u64 {
     let share = u128::from(whole) * u128::from(part) / u128::from(parts);
     u64::try_from(share).unwrap_or(whole)

@@ -1,8 +1,8 @@
-//! One measurement from its plan to its outcome.
+//! Runs one measurement, from its plan to its outcome.
 //!
-//! Invariants: whatever ends it (an error, Ctrl-C), the team is told to stop and a server of its
-//! own is gone; the server's figures are differences over exactly the time that counts, or as near
-//! to it as this thread is woken.
+//! Invariants: however it ends (an error, Ctrl-C), the team is stopped and the built-in server is
+//! gone; the server's figures are differences over exactly the time measured, within the latency of
+//! this thread's wake-up.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -27,55 +27,55 @@ use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::control::place::{Surroundings, socket_of};
 use uppercased_ctl::process::raise_descriptor_limit;
 
-/// From the word to start until the load does: enough for the word to reach every process.
+/// Delay from the start command to the load: enough for the command to reach every process.
 const LEAD: Duration = Duration::from_millis(20);
-/// How long the last answers may take to come when the measurement was interrupted.
+/// Time limit for the last answers if the measurement was interrupted.
 const INTERRUPTED_DRAIN: Duration = Duration::from_secs(1);
-/// What clients saw is told from this long before a command until this long after it.
+/// Time before and after a command for which clients' observations are reported.
 const WINDOW: Duration = Duration::from_secs(1);
-/// How long a server has to take all connections from its queue before it is looked at.
+/// Time limit for a server to accept all connections before it is sampled.
 const SETTLE: Duration = Duration::from_secs(2);
-/// How often it is looked at meanwhile.
+/// Interval of samples in that time.
 const SETTLE_STEP: Duration = Duration::from_millis(20);
-/// One whose memory was the same in so many looks has taken what there is.
+/// Number of samples with unchanged memory after which the server has settled.
 const SETTLED_LOOKS: u32 = 5;
 
-/// The flag by which a server of its own asks for PROXY headers.
+/// The flag with which the built-in server requires PROXY headers.
 const ASK_FOR_HEADERS: &str = "--proxy-protocol";
 
 /// Why there is no outcome.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// The plan makes no sense.
+    /// The plan is invalid.
     #[error(transparent)]
     Plan(#[from] plan::Error),
-    /// There is nothing to measure.
+    /// The built-in server did not start.
     #[error(transparent)]
     Server(#[from] own_server::Error),
-    /// It is not to be found.
+    /// The server was not found.
     #[error(transparent)]
     Find(#[from] find::Error),
-    /// An address that cannot be connected from.
+    /// An invalid source address.
     #[error("cannot connect from {address}: {why}; see --sources")]
     Source {
-        /// Which.
+        /// The address.
         address: IpAddr,
-        /// What is wrong with it.
+        /// The cause.
         why: &'static str,
     },
-    /// A process that is to be watched does not exist.
+    /// A process to observe does not exist.
     #[error("process {0} does not exist; pass the PID of the server with --pid")]
     NoProcess(u32),
-    /// A part of the load cannot go on.
+    /// A part of the load failed.
     #[error("cannot continue the load: {0}")]
     Load(String),
-    /// The system refuses something that it takes.
+    /// The system refuses a required operation.
     #[error("cannot measure: {0}")]
     System(#[from] io::Error),
 }
 
 impl Error {
-    /// Whether what was typed makes no sense, whatever the system is like.
+    /// Returns whether the options themselves are invalid, rather than the system at fault.
     #[must_use]
     pub(super) const fn is_usage(&self) -> bool {
         matches!(
@@ -85,19 +85,19 @@ impl Error {
     }
 }
 
-/// What is measured.
+/// The server to measure.
 struct Subject {
     name: String,
     address: SocketAddr,
-    /// The processes that it began as, if it is known and runs here.
+    /// Its initial processes, if it is known and runs on this machine.
     roots: Vec<u32>,
-    /// Where it says how it is.
+    /// The path of its control socket.
     control: Option<PathBuf>,
-    /// Dropped last.
+    /// The built-in server; dropped last.
     own: Option<OwnServer>,
 }
 
-/// What was seen of the server itself.
+/// Observations of the server itself.
 #[derive(Debug, Default)]
 struct Watched {
     memory_before: Option<u64>,
@@ -107,10 +107,10 @@ struct Watched {
     after: Spent,
 }
 
-/// Measures as `options` say.
+/// Measures as `options` specify.
 ///
 /// # Errors
-/// It did not come about. What goes wrong with connections is no error but in the outcome.
+/// There is no measurement. Failures of connections are no error but in the outcome.
 pub(super) fn measure(options: &Options, interrupt: &Interrupt) -> Result<Outcome, Error> {
     let descriptors = raise_descriptor_limit()?;
     let cpus = std::thread::available_parallelism()?;
@@ -142,7 +142,7 @@ pub(super) fn measure(options: &Options, interrupt: &Interrupt) -> Result<Outcom
     Ok(outcome)
 }
 
-/// What came of the load.
+/// The results of the load.
 struct Load {
     findings: Findings,
     watched: Watched,
@@ -234,19 +234,19 @@ fn load(
     })
 }
 
-/// What the server looks like with all connections open. That a client has a connection does not
-/// mean that the server has taken it from its queue yet.
+/// Samples of the server with all connections open. A connection established at the client may not
+/// have been accepted by the server yet.
 #[derive(Debug, Default)]
 struct Looks {
     memory: Option<u64>,
     by_worker: Vec<u64>,
-    /// Looks in a row that found the same.
+    /// Consecutive samples with unchanged memory.
     unchanged: u32,
 }
 
 impl Looks {
-    /// Looks again; whether the server has taken all `open` connections, by its own word or, if it
-    /// gives none, by its memory, which has stopped growing.
+    /// Samples the server and returns whether it has accepted all `open` connections, according to
+    /// its status or, without one, because its memory has stopped growing.
     fn are_settled(&mut self, subject: &Subject, open: u64) -> bool {
         let memory = observe::memory(&subject.roots);
         self.unchanged = if memory == self.memory {
@@ -264,7 +264,7 @@ impl Looks {
     }
 }
 
-/// Everybody who makes the load, connecting already.
+/// Creates the threads or processes of the load, which connect at once.
 fn team(plan: &Plan, target: SocketAddr) -> io::Result<Team> {
     let threads = u32::from(plan.threads) * u32::from(plan.processes);
     let share = |index| Share {
@@ -281,7 +281,7 @@ fn team(plan: &Plan, target: SocketAddr) -> io::Result<Team> {
     Team::processes((0..plan.processes.into()).map(bundle).collect())
 }
 
-/// Commands to run: those that were given, and those for a server of its own.
+/// Returns the commands to run: the given ones, and those for the built-in server.
 fn jobs(options: &Options, subject: &Subject) -> Vec<Job> {
     let mut jobs = options.during.clone();
     if let Some(own) = &subject.own {
@@ -304,7 +304,7 @@ fn jobs(options: &Options, subject: &Subject) -> Vec<Job> {
     jobs
 }
 
-/// Whether the server can be reached from every address that is to be connected from.
+/// Checks that the server can be reached from every source address.
 fn check_sources(plan: &Plan, target: IpAddr) -> Result<(), Error> {
     for &source in &plan.sources {
         let why = if source.is_ipv4() != target.is_ipv4() {
@@ -322,7 +322,7 @@ fn check_sources(plan: &Plan, target: IpAddr) -> Result<(), Error> {
     Ok(())
 }
 
-/// Finds or starts what is measured.
+/// Finds or starts the server to measure.
 fn subject(
     options: &Options,
     found: Option<SocketAddr>,
@@ -334,7 +334,7 @@ fn subject(
                 return Err(Error::NoProcess(pid));
             }
         }
-        // One of our own servers says how its connections are spread.
+        // An **uppercased** server reports how its connections are spread.
         let control = options.pids.first().and_then(|&pid| {
             let directory = Surroundings::here().directory()?;
             Some(socket_of(&directory, pid)).filter(|path| path.exists())
@@ -418,7 +418,7 @@ fn told(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
     }
 }
 
-/// What this machine was in the way with.
+/// Returns the ways in which this machine disturbed the measurement.
 fn hindrances(findings: &Findings, server: Option<&Server>) -> Vec<String> {
     let mut warnings = Vec::new();
     for (kind, text) in [
@@ -493,8 +493,8 @@ fn unix_ms() -> u64 {
     since.map_or(0, millis)
 }
 
-/// Returns whole milliseconds, rounded up: a measurement shorter than one is no time of zero, and no
-/// rate is shown that is higher than it was.
+/// Returns whole milliseconds, rounded up: a measurement shorter than one is not zero, and no rate
+/// is overstated.
 fn millis_up(span: Duration) -> u64 {
     u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

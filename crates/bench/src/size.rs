@@ -1,4 +1,4 @@
-//! How long messages are: always the same, evenly between two bounds, or one of the named mixes.
+//! The sizes of messages: fixed, uniform between two bounds, or one of the named mixes.
 //!
 //! Pure: the random numbers come from the caller's generator.
 
@@ -8,21 +8,21 @@ use std::str::FromStr;
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// Bytes of the longest message there may be.
+/// Maximum size of a message in bytes.
 pub const SIZE_MAX: u32 = 64 << 20;
 
-/// How long messages are, in bytes.
+/// The distribution of message sizes, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sizes {
-    /// Always so long.
+    /// One size.
     Fixed(u32),
-    /// Each length from the first to the last equally often.
+    /// Every size from the first to the last with equal probability.
     Uniform(u32, u32),
-    /// Lengths with their shares.
+    /// A named mix.
     Mix(Mix),
 }
 
-/// A set of lengths with a name.
+/// A named set of sizes with their shares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mix {
     /// Lines and keystrokes.
@@ -41,7 +41,7 @@ impl Mix {
         }
     }
 
-    /// Length in bytes, and how many of a hundred have it.
+    /// Returns the sizes in bytes, with their shares in percent.
     const fn table(self) -> &'static [(u32, u32)] {
         match self {
             Self::Chat => &[(1, 20), (16, 30), (64, 35), (256, 15)],
@@ -51,7 +51,7 @@ impl Mix {
 }
 
 impl Sizes {
-    /// The length of the next message.
+    /// Returns the size of the next message.
     pub fn draw(self, rng: &mut Rng) -> u32 {
         match self {
             Self::Fixed(size) => size,
@@ -69,7 +69,7 @@ impl Sizes {
         }
     }
 
-    /// The longest one.
+    /// Returns the largest size.
     #[must_use]
     pub fn most(self) -> u32 {
         match self {
@@ -106,7 +106,7 @@ impl fmt::Display for Sizes {
     }
 }
 
-/// A number of bytes, in units of 1024 with `k` or `M`.
+/// Parses a number of bytes, in units of 1024 with `k` or `M`.
 fn bytes(text: &str) -> Result<u32, String> {
     let wrong = || {
         format!(

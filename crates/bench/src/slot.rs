@@ -1,7 +1,7 @@
-//! A place for one connection of the load, and what the pattern has it do.
+//! A place for one connection of the load, which it drives according to the pattern.
 //!
-//! Invariants: a slot stands at most once on the agenda; a message of a schedule counts from its
-//! planned time, however late it is sent; nothing is begun outside the load's own time.
+//! Invariants: a slot is at most once on the agenda; the latency of a scheduled message counts from
+//! its planned time, however late it is sent; no message is begun outside the load's time.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -18,31 +18,31 @@ use super::socket::Wire;
 use super::truth::{PIECE_MAX, Truth};
 use uppercased_ctl::clock::{self, Tick};
 
-/// Receives that one connection gets before it is the others' turn: at most 1 MiB.
+/// Receives per turn of one connection before the others are served: at most 1 MiB.
 const RECEIVES_PER_TURN: u32 = 16;
 
-/// What all slots of a thread share.
+/// State shared by all slots of a thread.
 #[derive(Debug)]
 pub(super) struct Work<'a> {
-    /// What is to be done.
+    /// The plan.
     pub plan: &'a Plan,
-    /// What is sent and has to come back.
+    /// The bytes to send and to expect.
     pub truth: &'a Truth,
-    /// Takes note.
+    /// Records events.
     pub recorder: Recorder,
-    /// For sizes and distances.
+    /// Random numbers for sizes and gaps.
     pub rng: Rng,
     /// Messages that may still be begun; `None`: any number.
     pub quota: Option<u64>,
-    /// Whether messages are begun at all.
+    /// Whether messages may be begun.
     pub loading: bool,
     /// When the next message of a slot is due.
     pub agenda: BinaryHeap<Reverse<(Tick, usize)>>,
-    /// Messages on their way.
+    /// Outstanding messages.
     pub outstanding: usize,
-    /// Messages answered since the thread began, for whoever watches.
+    /// Messages answered since the thread began, for the progress display.
     pub answered: u64,
-    /// Where bytes are received.
+    /// The receive buffer.
     pub buffer: Vec<u8>,
 }
 
@@ -51,41 +51,41 @@ pub(super) struct Work<'a> {
 pub(super) struct Slot {
     /// Its number in the thread.
     pub at: usize,
-    /// How it stands with its connection.
+    /// The state of its connection.
     pub state: State,
-    /// The account.
+    /// The messages of its connection.
     pub account: Connection,
     readable: bool,
     writable: bool,
-    /// When its next message is planned.
+    /// The time of its next planned message.
     due: Tick,
     on_agenda: bool,
     /// Messages that this connection may still begin.
     left: u32,
 }
 
-/// How a slot stands with its connection.
+/// The state of a slot's connection.
 #[derive(Debug)]
 pub(super) enum State {
-    /// It has none.
+    /// None.
     Away,
-    /// It has one that does not exist yet.
+    /// In progress.
     Connecting {
-        /// Since when.
+        /// When it began to connect.
         since: Tick,
-        /// This end of it.
+        /// The socket.
         wire: Wire,
     },
-    /// It has one.
+    /// Established.
     Open {
         /// When it began to connect.
         since: Tick,
-        /// This end of it.
+        /// The socket.
         wire: Wire,
     },
 }
 
-/// What a slot wants next.
+/// What a slot needs next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Next {
@@ -93,12 +93,12 @@ pub(super) enum Next {
     Wait,
     /// Another turn.
     Again,
-    /// Its connection has done what it was for.
+    /// A new connection: this one is complete.
     Done,
 }
 
 impl Work<'_> {
-    /// Whether one message more may be begun; takes it from the quota.
+    /// Takes one message from the quota and returns whether there was one.
     #[inline]
     fn take_one(&mut self) -> bool {
         match &mut self.quota {
@@ -111,7 +111,7 @@ impl Work<'_> {
         }
     }
 
-    /// Takes up to `count` messages from the quota: so many it was.
+    /// Takes up to `count` messages from the quota and returns their number.
     fn take(&mut self, count: u64) -> u64 {
         let Some(left) = &mut self.quota else {
             return count;
@@ -121,7 +121,7 @@ impl Work<'_> {
         taken
     }
 
-    /// The time from one planned message of a connection to its next.
+    /// Returns the gap from one planned message of a connection to the next.
     #[inline]
     fn gap(&mut self, gap_ns: f64, arrivals: Arrivals) -> Duration {
         let gap = match arrivals {
@@ -134,7 +134,7 @@ impl Work<'_> {
 }
 
 impl Slot {
-    /// An empty place.
+    /// Creates a slot without a connection.
     #[must_use]
     pub(super) fn new(at: usize, work: &Work<'_>) -> Self {
         let pipeline = match work.plan.pace {
@@ -153,7 +153,7 @@ impl Slot {
         }
     }
 
-    /// Takes a connection that begins to come about.
+    /// Starts with a connection in progress.
     pub(super) fn connect(&mut self, wire: Wire, number: u64, work: &Work<'_>, now: Tick) {
         self.account.renew(number, work.truth);
         self.left = work.plan.messages_each.unwrap_or(u32::MAX);
@@ -173,7 +173,7 @@ impl Slot {
         }
     }
 
-    /// Its time on the agenda has come.
+    /// Handles its time on the agenda.
     ///
     /// # Errors
     /// The connection is over.
@@ -187,8 +187,8 @@ impl Slot {
         }
     }
 
-    /// Begins what may be begun now, and sends. `free`: nothing kept the connection from sending
-    /// before.
+    /// Begins the messages that may begin now, and sends. `free`: nothing kept the connection from
+    /// sending before.
     ///
     /// # Errors
     /// The connection is over.
@@ -204,8 +204,7 @@ impl Slot {
                 Pace::Answers => {
                     while self.left > 0 && self.account.in_flight() < pipeline && work.take_one() {
                         let size = work.plan.sizes.draw(&mut work.rng);
-                        // The first answer of a connection that was made for it has taken as long
-                        // as the handshake, too.
+                        // The first latency of a connection opened for it includes the handshake.
                         let first = Some(self.left) == work.plan.messages_each;
                         self.account
                             .begin(size, if first { *since } else { now }, now);
@@ -248,15 +247,15 @@ impl Slot {
         Ok(())
     }
 
-    /// Takes note that the socket is ready.
+    /// Records that the socket is ready.
     #[inline]
     pub(super) const fn ready(&mut self, readable: bool, writable: bool) {
         self.readable |= readable;
         self.writable |= writable;
     }
 
-    /// Reads, checks, answers: as far as readiness goes and the others can wait. `to_the_end`: the
-    /// kernel has announced an end or an error, so a short read is not the last one.
+    /// Receives, checks and sends until the socket is not ready or the turn is over. `to_the_end`:
+    /// the kernel has reported an end or an error, so a short read is not the last one.
     ///
     /// # Errors
     /// The connection is over.
@@ -294,7 +293,7 @@ impl Slot {
         Ok(Next::Wait)
     }
 
-    /// Gives the connection up. Its messages are nobody's from now on.
+    /// Closes the connection and abandons its messages.
     pub(super) fn leave(&mut self, work: &mut Work<'_>, reset: bool) {
         work.outstanding -= self.account.in_flight();
         if let State::Connecting { wire, .. } | State::Open { wire, .. } = &self.state
@@ -306,7 +305,7 @@ impl Slot {
         self.account.renew(self.account.number, work.truth);
     }
 
-    /// What is wrong with the time it has been waiting, if anything.
+    /// Returns the fault if the connection has exceeded a timeout.
     #[must_use]
     pub(super) fn overdue(&self, plan: &Plan, now: Tick) -> Option<Fault> {
         match self.state {
@@ -321,13 +320,13 @@ impl Slot {
         }
     }
 
-    /// Counts what was planned until the end and never sent, as far as the quota goes. Random
-    /// arrivals are taken at their mean distance.
+    /// Counts the messages planned until the end and never sent, within the quota. Random arrivals
+    /// count at their mean gap.
     pub(super) fn count_unsent(&self, work: &mut Work<'_>, until: Tick) {
         let Pace::Schedule { gap_ns, .. } = work.plan.pace else {
             return;
         };
-        // A gap of nothing would never get anywhere.
+        // With a gap of zero, the loop would not advance.
         let gap = Duration::from_nanos((gap_ns as u64).max(1));
         let wanted = until.since(self.due).as_nanos().div_ceil(gap.as_nanos());
         let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
@@ -350,7 +349,7 @@ impl Slot {
     }
 }
 
-/// A buffer for one receive.
+/// Returns a buffer for one receive.
 #[must_use]
 pub(super) fn buffer() -> Vec<u8> {
     vec![0; PIECE_MAX]
@@ -362,7 +361,7 @@ mod tests {
     use crate::options::{Options, Pattern};
     use crate::plan::{Facts, settle};
 
-    /// Does `body` with what a thread has for the defaults of `rate`, `change`d.
+    /// Calls `body` with a thread's state for the defaults of `rate`, modified by `change`.
     fn with<R>(change: impl FnOnce(&mut Options), body: impl FnOnce(&mut Work<'_>) -> R) -> R {
         let mut options = Options {
             pattern: Some(Pattern::Rate),
@@ -390,7 +389,7 @@ mod tests {
         })
     }
 
-    /// 50 connections of the default, a message a second each.
+    /// Selects the default 50 connections, with one message per second each.
     fn one_a_second(options: &mut Options) {
         options.rate = Some(50.0);
     }

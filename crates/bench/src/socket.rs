@@ -1,7 +1,8 @@
 //! The sockets of the load: non-blocking connections from chosen addresses.
 //!
 //! A source address is bound without a port (`IP_BIND_ADDRESS_NO_PORT`): the kernel then chooses
-//! the port when it knows the whole pair, so that every address has all ports for every server.
+//! the port when it knows both addresses, so that every source address has all ports for every
+//! server.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
@@ -16,16 +17,16 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::connection::Stream;
 use uppercased_ctl::proxy_header::{self, Version};
 
-/// One end of a connection.
+/// The client's end of a connection.
 #[derive(Debug)]
 pub(super) struct Wire(TcpStream);
 
 impl Wire {
-    /// Begins to connect to `target`, from `source` if there is one, and watches it,
+    /// Begins to connect to `target`, from `source` if given, and registers the socket,
     /// edge-triggered, in both directions.
     ///
     /// # Errors
-    /// What the system refused.
+    /// Any error of the system.
     pub(super) fn open(
         target: SocketAddr,
         source: Option<SocketAddr>,
@@ -50,16 +51,16 @@ impl Wire {
         Ok(Self(stream))
     }
 
-    /// Whether it has come about, once it is writable.
+    /// Checks whether a writable socket is connected.
     ///
     /// # Errors
-    /// Why it has not.
+    /// The cause of the failure.
     pub(super) fn connected(&self, target: SocketAddr) -> io::Result<()> {
         if let Some(error) = self.0.take_error()? {
             return Err(error);
         }
-        // With nobody listening on a port of the ephemeral range, the kernel may choose that very
-        // port for this end, and the socket answers itself. Closed in order it would keep the
+        // If a port of the ephemeral range has no listener, the kernel may choose that very port
+        // for this end, and the socket is connected to itself. A graceful close would leave the
         // server's port in TIME_WAIT.
         let local = self.0.local_addr()?;
         if (local.ip(), local.port()) == (target.ip(), target.port()) {
@@ -69,10 +70,10 @@ impl Wire {
         Ok(())
     }
 
-    /// Says first, as a load balancer does, who the client is: this end itself.
+    /// Sends a PROXY header, as a load balancer does, that names this end as the client.
     ///
     /// # Errors
-    /// It cannot be said, or not as a whole: a new connection has room for it.
+    /// It cannot be sent completely: a new connection has room for it.
     pub(super) fn introduce(&mut self, version: Version) -> io::Result<()> {
         let header = proxy_header::encode(version, self.0.local_addr()?, self.0.peer_addr()?);
         if self.0.write(&header)? < header.len() {
@@ -81,9 +82,9 @@ impl Wire {
         Ok(())
     }
 
-    /// Makes the coming close a reset.
+    /// Makes the following close a reset.
     pub(super) fn reset_on_close(&self) {
-        // Refused for a connection that is over; then there is nothing to reset.
+        // Fails for a connection that is over; then there is nothing to reset.
         let _ = SockRef::from(&self.0).set_linger(Some(Duration::ZERO));
     }
 }

@@ -1,4 +1,4 @@
-//! The one door to `unsafe`: children that do not outlive their parent.
+//! The only module with `unsafe`: children that do not outlive their parent.
 #![expect(unsafe_code, reason = "a call between fork and exec")]
 
 use std::io;
@@ -7,8 +7,8 @@ use std::process::Command;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-/// Has the kernel send `signal` to the process that `command` starts when the thread that starts it
-/// ends.
+/// Makes the kernel send `signal` to the process that `command` starts when the thread that starts
+/// it ends.
 pub(crate) fn die_with_parent(command: &mut Command, signal: Signal) {
     let order = move || set_parent_process_death_signal(Some(signal)).map_err(io::Error::from);
     // SAFETY: between fork and exec only what is safe in a signal handler may be done: this is one

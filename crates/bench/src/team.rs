@@ -1,13 +1,13 @@
-//! Everybody who makes the load: threads of this process, or processes with threads of their own
-//! where one process may not have enough descriptors.
+//! The members of a load: threads of this process, or processes with their own threads if one
+//! process may not have enough descriptors.
 //!
-//! Both look the same from outside: they say how far they are over one channel, show their counts
-//! on a [`Board`], and are told start and stop. A process gets its shares as a line of JSON on its
-//! standard input, then orders, a line each; it answers on its standard output in the same way. It
-//! ends when its input does, so none outlives the one that started it.
+//! Both have one interface: they report their phase over one channel, publish their counts on a
+//! [`Board`], and receive start and stop commands. A process receives its shares as a line of JSON
+//! on its standard input, then commands, one line each; it answers on its standard output in the
+//! same way. It exits at the end of its input, so none outlives its parent.
 //!
-//! Invariants: everybody says [`Told::Done`] or [`Told::Failed`] in the end, also who dies; nobody
-//! waits for anybody.
+//! Invariants: every member finally sends [`Told::Done`] or [`Told::Failed`], even if it dies; no
+//! member waits for another.
 #![expect(
     clippy::disallowed_methods,
     reason = "the load generator is a process of its own, and has threads; the server has none"
@@ -31,59 +31,59 @@ use super::wait::has_ended;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::output;
 
-/// The hidden command by which the program becomes a part of the load.
+/// The hidden command that runs a process of the load.
 pub const PART: &str = "bench-part";
 
-/// How long a process may take to end when its input has.
+/// Time limit for a process to exit after the end of its input.
 const END_MAX: Duration = Duration::from_secs(2);
 
-/// How often a process shows its counts.
+/// Interval at which a process reports its counts.
 const SHOW: Duration = Duration::from_millis(100);
 
-/// Those who make the load.
+/// The members of the load.
 #[derive(Debug)]
 pub(super) struct Team {
     members: Vec<Member>,
     told: Receiver<Told>,
-    /// How many have not said that they are ready.
+    /// Number of members that are not ready.
     not_ready: usize,
     not_over: usize,
     not_done: usize,
     records: Vec<Record>,
 }
 
-/// What is heard from the team.
+/// A message from a member.
 #[derive(Debug)]
 pub(super) enum Told {
-    /// One got so far.
+    /// A member reached a phase.
     Reached(Reached),
-    /// One is done; what its threads saw.
+    /// A member is done; the records of its threads.
     Done(Vec<Record>),
-    /// One could not go on; why.
+    /// A member failed; the cause.
     Failed(String),
 }
 
 /// Counts of the whole team.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Counts {
-    /// Messages answered, the warm-up's included.
+    /// Messages answered, including the warm-up's.
     pub answered: u64,
     /// Failures.
     pub failed: u64,
-    /// Connections that there are.
+    /// Open connections.
     pub open: u64,
 }
 
-/// How far the whole team is.
+/// The phase of the whole team.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// All are ready.
+    /// All members are ready.
     Ready,
-    /// What counts is over for all.
+    /// The measurement has ended for all members.
     Over,
-    /// All are done.
+    /// All members are done.
     Done,
-    /// Nothing of that yet.
+    /// None of these yet.
     Waiting,
 }
 
@@ -93,15 +93,15 @@ struct Member {
     means: Means,
 }
 
-/// How a member is reached.
+/// The handle of a member.
 #[derive(Debug)]
 enum Means {
     Thread(Waker),
-    /// Closing its input ends it.
+    /// A process; closing its input ends it.
     Process(Child, Option<ChildStdin>),
 }
 
-/// A line for a process, after the first one.
+/// A line to a process, after the first one.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Order {
@@ -146,7 +146,7 @@ impl Team {
                     Ok(record) => Told::Done(vec![record]),
                     Err(error) => Told::Failed(format!("the event loop failed: {error}")),
                 };
-                // Nobody listens any more when the team was given up.
+                // The receiver is gone if the team was dropped.
                 drop(tell.send(last));
             });
             let means = Means::Thread(waker);
@@ -161,14 +161,14 @@ impl Team {
     /// A process cannot be started.
     pub(super) fn processes(bundles: Vec<Vec<Share>>) -> io::Result<Self> {
         let (tell, told) = channel();
-        // Those that have started end with it, if another one does not start.
+        // Processes started so far end with the team if another one fails to start.
         let mut team = Self::of(Vec::new(), told);
         for shares in bundles {
             let mut child = Command::new(std::env::current_exe()?)
                 .arg(PART)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
-                // Ctrl-C is for this process, which tells them to stop in order.
+                // Ctrl-C is for this process, which stops them gracefully.
                 .process_group(0)
                 .spawn()?;
             let board = Arc::new(Board::default());
@@ -202,7 +202,7 @@ impl Team {
         }
     }
 
-    /// Has the load begin at `at`.
+    /// Starts the load at `at`.
     pub(super) fn start(&mut self, at: Tick) {
         for member in &mut self.members {
             member.board.start.store(at.as_nanos(), Ordering::Release);
@@ -210,7 +210,7 @@ impl Team {
         }
     }
 
-    /// Has it end early.
+    /// Ends the load early.
     pub(super) fn stop(&mut self) {
         for member in &mut self.members {
             member.board.stop.store(true, Ordering::Release);
@@ -218,7 +218,7 @@ impl Team {
         }
     }
 
-    /// Has it end without the last answers.
+    /// Ends the load without the last answers.
     pub(super) fn hurry(&mut self) {
         for member in &mut self.members {
             member.board.hurry.store(true, Ordering::Release);
@@ -226,10 +226,10 @@ impl Team {
         }
     }
 
-    /// Waits for news, `within` at most.
+    /// Waits for progress, `within` at most.
     ///
     /// # Errors
-    /// A member could not go on.
+    /// A member failed.
     pub(super) fn wait(&mut self, within: Duration) -> Result<Progress, String> {
         match self.told.recv_timeout(within) {
             Err(RecvTimeoutError::Timeout) => Ok(Progress::Waiting),
@@ -252,7 +252,7 @@ impl Team {
         }
     }
 
-    /// Counts so far.
+    /// Returns the counts so far.
     #[must_use]
     pub(super) fn counts(&self) -> Counts {
         let mut sum = Counts::default();
@@ -264,7 +264,7 @@ impl Team {
         sum
     }
 
-    /// What everybody saw who is done.
+    /// Returns the records of the members that are done.
     #[must_use]
     pub(super) fn into_records(mut self) -> Vec<Record> {
         std::mem::take(&mut self.records)
@@ -276,7 +276,7 @@ impl Drop for Team {
         self.stop();
         for member in &mut self.members {
             if let Means::Process(child, input) = &mut member.means {
-                // Its input is at its end now, so it ends; or it has already.
+                // This closes its input, so it exits, unless it has already.
                 drop(input.take());
                 if !has_ended(child, END_MAX) {
                     let _ = child.kill();
@@ -297,7 +297,7 @@ impl Member {
 
     fn order(&mut self, order: &Order) {
         match &mut self.means {
-            // Refused only when the event loop is gone, and then there is nothing to tell it.
+            // Fails only if the event loop is gone, and then there is nothing to wake.
             Means::Thread(waker) => drop(waker.wake()),
             Means::Process(_, Some(input)) => drop(write_line(input, order)),
             Means::Process(_, None) => {}
@@ -313,7 +313,7 @@ fn reached(missing: usize, progress: Progress) -> Progress {
     }
 }
 
-/// Passes on what a process says; the last word is returned.
+/// Forwards the messages of a process; returns the last one.
 fn listen(output: impl io::BufRead, board: &Board, tell: &Sender<Told>) -> Told {
     for line in output.lines() {
         let Ok(line) = line else { break };
@@ -349,13 +349,13 @@ fn write_line(mut to: impl io::Write, value: &impl Serialize) -> io::Result<()> 
     to.flush()
 }
 
-/// Is one process of the load: see the top of this file.
+/// Runs one process of the load; see the module's header.
 #[must_use]
 pub fn be_part() -> ExitCode {
     match take_part() {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            // If nobody reads it, nobody misses it.
+            // If the reader is gone, the error is not needed.
             let _ = write_stdout(&Line::Failed(why));
             ExitCode::FAILURE
         }
@@ -379,7 +379,7 @@ fn take_part() -> Result<(), String> {
                 Ok(Err(_)) | Err(_) => break,
             }
         }
-        // The process that started this one is gone or needs no more of it.
+        // The parent is gone or needs no more results.
         drop(give.send(Order::Hurry));
     });
     let say = |line: &Line| write_stdout(line).map_err(|error| error.to_string());

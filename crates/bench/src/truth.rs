@@ -1,53 +1,53 @@
-//! What is sent, and what has to come back: a pattern in which every byte depends on its position
-//! in the connection's stream.
+//! The bytes to send and to expect: a pattern in which every byte depends on its position in the
+//! connection's stream.
 //!
-//! Invariants: each connection begins at a place of its own, so that an answer which strayed to
-//! another connection is as wrong as one that was lost, doubled or shifted; the period is a prime
-//! number, so no power of two (a buffer, a page, a message) divides a shift that would go unseen.
-//! Making the pattern costs once, checking is one comparison of two slices.
-//! It must not use the server's transformation, which it is a check on. Pure.
+//! Invariants: each connection begins at its own offset, so that an answer sent to the wrong
+//! connection is detected like one that was lost, doubled or shifted; the period is a prime number,
+//! so no power of two (a buffer, a page, a message) divides a shift that would be undetected. The
+//! pattern is built once; checking is one comparison of two slices. It must not use the server's
+//! transformation, which it checks. Pure.
 
 use fastrand::Rng;
 
 use super::options::Expect;
 
-/// Bytes that are sent or checked in one piece, at most.
+/// Maximum number of bytes sent or checked in one piece.
 pub const PIECE_MAX: usize = 64 * 1024;
 
-/// The period while messages are small: both tables stay in the second-level cache.
+/// The period for small messages: both tables fit into the second-level cache.
 const SMALL_PERIOD: u32 = 131_071;
 /// The period otherwise.
 const LARGE_PERIOD: u32 = 1_048_573;
-/// Messages up to this many bytes are small.
+/// Maximum size of a small message in bytes.
 const SMALL_MESSAGE: u32 = 16 * 1024;
-/// The step between the beginnings of two connections; prime, so that they spread.
+/// The distance between the offsets of two connections; prime, so that they spread.
 const STEP: u64 = 7919;
-/// Every measurement sends the same bytes.
+/// Fixed, so that every measurement sends the same bytes.
 const SEED: u64 = 0x7570_7065_7263_6173;
 
 /// The pattern and its answer.
 #[derive(Debug)]
 pub struct Truth {
-    /// One period, and one piece more, so that a piece never wraps.
+    /// One period and one further piece, so that a piece never wraps.
     sent: Vec<u8>,
-    /// The same length; `None`: answers are counted, not checked.
+    /// The answer, of the same length; `None`: answers are counted, not checked.
     answer: Option<Vec<u8>>,
     period: u64,
 }
 
-/// A byte that is not what it has to be.
+/// A wrong byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wrong {
-    /// Where in the bytes that were checked.
+    /// Its index in the checked bytes.
     pub at: usize,
-    /// What it had to be.
+    /// The expected byte.
     pub expected: u8,
-    /// What it is.
+    /// The received byte.
     pub got: u8,
 }
 
 impl Truth {
-    /// For messages of at most `largest` bytes.
+    /// Creates the pattern for messages of at most `largest` bytes.
     #[must_use]
     pub fn new(expect: Expect, largest: u32) -> Self {
         let period = if largest <= SMALL_MESSAGE {
@@ -56,8 +56,8 @@ impl Truth {
             LARGE_PERIOD
         };
         let mut rng = Rng::with_seed(SEED);
-        // Half of the bytes are lower-case letters, which a server has to change; the others are
-        // anything, which it has to leave alone.
+        // Half of the bytes are lower-case letters, which a server must change; the others are
+        // arbitrary.
         let mut sent: Vec<u8> = (0..period)
             .map(|_| {
                 if rng.bool() {
@@ -80,14 +80,14 @@ impl Truth {
         }
     }
 
-    /// Where in the pattern the stream of connection `number` begins.
+    /// Returns the offset in the pattern of the stream of connection `number`.
     #[must_use]
     pub fn start(&self, number: u64) -> u64 {
         number.wrapping_mul(STEP) % self.period
     }
 
-    /// The bytes to send from `position` of a stream that begins at `start`: `wanted`, or as many
-    /// of them as make a piece.
+    /// Returns the bytes to send from `position` of a stream that begins at `start`: `wanted`
+    /// bytes, at most a piece.
     #[inline]
     #[must_use]
     pub fn to_send(&self, start: u64, position: u64, wanted: u64) -> &[u8] {
@@ -96,10 +96,10 @@ impl Truth {
         &self.sent[at..at + len]
     }
 
-    /// Whether `bytes`, at most a piece, are what comes back from `position` on.
+    /// Checks that `bytes`, at most a piece, are the answer from `position` on.
     ///
     /// # Errors
-    /// The first one that is not.
+    /// The first wrong byte.
     #[inline]
     pub fn check(&self, start: u64, position: u64, bytes: &[u8]) -> Result<(), Wrong> {
         let Some(answer) = &self.answer else {
@@ -195,7 +195,8 @@ mod tests {
 
         #[test]
         fn check_finds_lost_and_duplicated_bytes(position in 0u64..1 << 40, shift in 1u64..131_071) {
-            // A shift is wrong somewhere in the next 32 bytes, but for luck of one in 2^64 or so.
+            // A shift is detected within the next 32 bytes, except with a probability of about
+            // 2^-64.
             let truth = &*UPPER;
             let shifted = truth.to_send(5, position + shift, 32).to_ascii_uppercase();
             prop_assert!(truth.check(5, position, &shifted).is_err());

@@ -1,9 +1,9 @@
-//! What a reader of the figures should know before believing them, and the flag to try next.
+//! Caveats about the figures, each with a flag to try next.
 //!
-//! Invariants: each piece of advice follows from the outcome alone and names what was seen, what
-//! that means and what to do; the most important comes first. A flag that is advised takes the value
-//! that is advised, with the pattern that was measured.
-//! Must not: repeat what the verdict says (failures are not advice).
+//! Invariants: each piece of advice follows from the outcome alone and names the observation, its
+//! meaning and a remedy; the most important comes first. An advised flag accepts the advised value,
+//! with the pattern that was measured. It must not repeat the summary's result (failures are not
+//! advice).
 
 use std::fmt;
 
@@ -12,14 +12,14 @@ use super::units;
 use crate::outcome::{Latency, Outcome, Server};
 use crate::plan::{CONNECTIONS_MAX, DURATION_MAX, PIPELINE_MAX, THREADS_MAX};
 
-/// Something to know about an [`Outcome`], with a way out.
+/// A caveat about an [`Outcome`], with a remedy.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Advice {
-    /// The client was at its limit, so the figures are its own.
+    /// The client was the bottleneck, so the figures are its own.
     ClientIsBottleneck {
-        /// How that was seen.
+        /// The evidence.
         why: String,
-        /// Threads that it had.
+        /// Threads of the client.
         threads: u16,
         /// CPUs of the machine.
         cpus: u16,
@@ -28,83 +28,83 @@ pub enum Advice {
     },
     /// An open loop past saturation: latencies grow with the duration.
     RateMissed {
-        /// Messages a second that were to be sent.
+        /// Planned messages per second.
         planned: f64,
-        /// Messages a second that were answered.
+        /// Answered messages per second.
         answered: f64,
-        /// Whether the plan is a rate, not an interval for each connection.
+        /// Whether the plan is a rate, not an interval per connection.
         is_rate: bool,
     },
-    /// An open loop that missed its rate because nothing came back for a large part of the time.
+    /// An open loop that missed its rate because no answer arrived for a large part of the time.
     ServerStalled {
-        /// Messages a second that were to be sent.
+        /// Planned messages per second.
         planned: f64,
-        /// Messages a second that were answered.
+        /// Answered messages per second.
         answered: f64,
         /// The longest stall, in milliseconds.
         stall_ms: f64,
     },
-    /// A stall that a closed loop all but hides: while it lasted, nothing was sent.
+    /// A stall that a closed loop nearly hides: during it, nothing was sent.
     StallHidden {
         /// The longest stall, in milliseconds.
         stall_ms: f64,
         /// The 99th percentile, in nanoseconds.
         p99_ns: u64,
-        /// Messages a second that were answered.
+        /// Answered messages per second.
         answered: f64,
     },
-    /// The highest percentiles rest on hardly any sample.
+    /// Too few samples for the highest percentiles.
     FewSamples {
-        /// The lowest quantile of those.
+        /// The lowest of these quantiles.
         quantile: f64,
         /// Answers measured.
         samples: u64,
-        /// Answers that it takes.
+        /// Answers needed.
         needed: u64,
-        /// Milliseconds that it takes at this pace.
+        /// Milliseconds needed at this rate.
         needed_ms: f64,
-        /// Whether a number of messages was to be sent, not a time to be measured.
+        /// Whether the plan is a number of messages, not a duration.
         is_count: bool,
     },
     /// One worker had far more connections than the others.
     Unbalanced {
         /// Connections of the busiest worker in multiples of the mean.
         skew: f64,
-        /// Connections at once.
+        /// Simultaneous connections.
         connections: u32,
     },
-    /// Answers were not compared with anything.
+    /// Answers were not checked.
     Unchecked,
-    /// What the program that measured had to say.
+    /// A warning of the program that measured.
     Recorded(String),
 }
 
-/// Fewer answers than this beyond a quantile do not say where it lies.
+/// Minimum number of answers beyond a quantile for the quantile to be meaningful.
 const SAMPLES_BEYOND_MIN: f64 = 10.0;
 
-/// An open loop that answers less than this share of its rate is past saturation.
+/// Share of its rate below which an open loop is past saturation.
 const RATE_REACHED_MIN: f64 = 0.98;
 
-/// A stall that takes this share of the time measured is why the rate was missed.
+/// Share of the time measured above which a stall is the reason for a missed rate.
 const STALL_SHARE_MIN: f64 = 0.2;
 
-/// What to go back to from there, as a share of what was answered.
+/// The rate to try instead, as a share of the answered one.
 const RATE_COMFORTABLE: f64 = 0.8;
 
-/// A stall of a closed loop counts as hidden from this length on, in milliseconds, ...
+/// Minimum length of a hidden stall of a closed loop, in milliseconds.
 const STALL_MIN_MS: f64 = 20.0;
 
-/// ... if it is so many times the 99th percentile.
+/// Minimum length of a hidden stall, as a multiple of the 99th percentile.
 const STALL_TO_P99_MIN: f64 = 10.0;
 
-/// The busiest worker may have this many times the mean.
+/// Maximum connections of the busiest worker, as a multiple of the mean.
 const SKEW_MAX: f64 = 1.5;
 
-/// Fewer connections than this for each worker are never spread evenly, and need not be.
+/// Connections per worker below which they are never spread evenly, and need not be.
 const CONNECTIONS_PER_WORKER_MIN: u32 = 8;
 
 impl Advice {
-    /// All that is to be said about an outcome.
+    /// Returns all advice about an outcome.
     #[must_use]
     pub fn on(outcome: &Outcome) -> Vec<Self> {
         let mut advice = Vec::new();
@@ -117,7 +117,7 @@ impl Advice {
         let answered = outcome.totals.bytes_received > 0;
         advice.extend((outcome.plan.expect == "none" && answered).then_some(Self::Unchecked));
         let recorded = outcome.warnings.iter();
-        // The program that measured may have put its finding into words already.
+        // The program that measured may have reported its finding as a warning already.
         let recorded = recorded.filter(|text| **text != outcome.client.why);
         advice.extend(recorded.cloned().map(Self::Recorded));
         advice
@@ -160,7 +160,7 @@ fn rate_missed(outcome: &Outcome) -> Option<Advice> {
     })
 }
 
-/// Whether the time measured was too short for a message to be planned in it.
+/// Returns whether the time measured was too short for a planned message.
 fn expects_none(outcome: &Outcome) -> bool {
     let schedule = outcome.schedule.as_ref();
     schedule.is_some_and(|schedule| schedule.planned == 0)

@@ -1,10 +1,10 @@
-//! Measurements side by side: medians with their spread, and the ratio B/A.
+//! Compares measurements: medians with their spread, and the ratio B/A.
 //!
 //! Invariants: runs are paired in the order given if both sides have the same number, because only
 //! runs next to each other in time can be compared on a shared machine; otherwise the ratio is that
-//! of the medians and its spread the widest possible. A figure that some run lacks is left out,
-//! with a word. Whatever makes the comparison unfair is said.
-//! Must not: call a difference better or worse when the spread contains none at all.
+//! of the medians and its spread the widest possible. A figure that some run lacks is omitted, with
+//! a note. Everything that makes the comparison unfair is reported. It must not call a difference
+//! better or worse if the spread includes no difference.
 
 mod fairness;
 mod run;
@@ -17,22 +17,22 @@ use crate::outcome::Outcome;
 pub use fairness::Doubt;
 pub use run::Run;
 
-/// Two sides, compared.
+/// The comparison of two sides.
 #[derive(Clone, Debug)]
 pub struct Comparison {
-    /// What each side is.
+    /// Facts about each side.
     sides: [Side; 2],
     /// Every figure that all runs have.
     rows: Vec<Row>,
     /// Names of figures that only some runs have.
     missing: Vec<&'static str>,
-    /// Whether the ratios are those of pairs.
+    /// Whether the ratios are of pairs.
     paired: bool,
-    /// What speaks against comparing them.
+    /// Reasons against comparing them.
     doubts: Vec<Doubt>,
 }
 
-/// What is known of a side as a whole.
+/// Facts about a side as a whole.
 #[derive(Clone, Debug, PartialEq)]
 struct Side {
     runs: usize,
@@ -49,7 +49,7 @@ struct Row {
     ratio: Spread,
 }
 
-/// A median and what it is the median of.
+/// A median with its range.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Spread {
     median: f64,
@@ -66,23 +66,23 @@ struct Figure {
     of: fn(&Outcome) -> Option<f64>,
 }
 
-/// Which way is the right one.
+/// Which direction is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Better {
     Higher,
     Lower,
 }
 
-/// What a row says.
+/// The result of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Better,
     Worse,
     /// Every ratio is 1.
     Same,
-    /// The spread of the ratio holds 1.
+    /// The spread of the ratio includes 1.
     Unclear,
-    /// One run on a side shows no spread.
+    /// A single run on a side has no spread.
     Unknown,
 }
 
@@ -171,7 +171,7 @@ const FIGURES: [Figure; 11] = [
     },
 ];
 
-/// Compares runs of A with runs of B; a side without a run shows as that.
+/// Compares runs of A with runs of B; a side may have no run.
 #[must_use]
 pub fn compare(a: &[Run], b: &[Run]) -> Comparison {
     let mut rows = Vec::new();
@@ -236,13 +236,13 @@ fn row(figure: Figure, a: &[f64], b: &[f64]) -> Option<Row> {
     })
 }
 
-/// B/A, where nothing against nothing is the same.
+/// Returns B/A; 1 if both are 0.
 fn quotient(b: f64, a: f64) -> f64 {
     if a == b { 1.0 } else { b / a }
 }
 
 impl Spread {
-    /// `None` if there is no value.
+    /// Returns the median of `values`; `None` if there is none.
     fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -262,7 +262,7 @@ impl Spread {
 }
 
 impl Comparison {
-    /// What a row says, for as many runs as there are.
+    /// Returns the result of a row, given the number of runs.
     fn verdict(&self, row: &Row) -> Verdict {
         if self.sides.iter().any(|side| side.runs < 2) {
             return Verdict::Unknown;
@@ -280,7 +280,7 @@ impl Comparison {
         }
     }
 
-    /// What speaks against comparing these runs.
+    /// Returns the reasons against comparing these runs.
     #[must_use]
     pub fn doubts(&self) -> &[Doubt] {
         &self.doubts

@@ -1,7 +1,7 @@
-//! What follows from the numbers of an outcome: rates, totals, a histogram.
+//! Figures derived from an outcome: rates, totals, a histogram.
 //!
-//! Invariants: what was not measured is `None`, never zero; no division by zero.
-//! Must not: format anything.
+//! Invariants: a figure that was not measured is `None`, never zero; no division by zero. It must
+//! not format anything.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,26 +13,26 @@ use crate::outcome::{Latency, Mark, Outcome, Percentile, Schedule, Server};
 /// The quantiles that a report shows.
 pub(super) const QUANTILES: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 0.9999];
 
-/// Two quantiles closer than this are the same: they went through decimal text.
+/// Tolerance between equal quantiles: they were converted to decimal text and back.
 const SAME_QUANTILE: f64 = 1e-9;
 
-/// How the serialization of a histogram begins, and how much stands before its counts.
+/// Magic number and header length of a histogram's serialization.
 const HISTOGRAM_V2: u32 = 0x1c84_9313;
 const HISTOGRAM_HEADER_BYTES: usize = 40;
 
-/// What a pattern is there to count.
+/// The unit of work of a pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
     /// Messages answered.
     Messages,
     /// Bytes received.
     Bytes,
-    /// Connections that came about.
+    /// Connections established.
     Connections,
 }
 
 impl Work {
-    /// What the pattern of this outcome is there to count.
+    /// Returns the unit of work of this outcome's pattern.
     pub(super) fn of(outcome: &Outcome) -> Self {
         match outcome.plan.pattern.as_str() {
             "stream" => Self::Bytes,
@@ -42,13 +42,13 @@ impl Work {
     }
 }
 
-/// So many a second, of things counted in the time measured.
+/// Returns the rate per second of things counted in the time measured.
 pub(super) fn per_second(things: u64, measured_ms: u64) -> Option<f64> {
     (measured_ms > 0).then(|| things as f64 * 1000.0 / measured_ms as f64)
 }
 
-/// Connections made while it was measured; those that were made before it are not among them, if
-/// there is a series that tells them apart.
+/// Returns the connections established during the measurement; earlier ones are excluded if a
+/// series separates them.
 pub(super) fn opened(outcome: &Outcome) -> u64 {
     if outcome.series.is_empty() {
         return outcome.totals.connections;
@@ -57,7 +57,7 @@ pub(super) fn opened(outcome: &Outcome) -> u64 {
     opened.fold(0, u64::saturating_add)
 }
 
-/// Failures of all kinds.
+/// Returns the number of failures of all kinds.
 pub(super) fn failures(outcome: &Outcome) -> u64 {
     outcome
         .failures
@@ -65,26 +65,26 @@ pub(super) fn failures(outcome: &Outcome) -> u64 {
         .fold(0, |sum, times| sum.saturating_add(*times))
 }
 
-/// CPU time of the server for each byte that came back, in nanoseconds.
+/// Returns the server's CPU time per received byte, in nanoseconds.
 pub(super) fn cpu_per_byte_ns(outcome: &Outcome, server: &Server) -> Option<f64> {
     let bytes = outcome.totals.bytes_received;
     let ms = server.user_ms as f64 + server.system_ms as f64;
     (bytes > 0).then(|| ms * 1e6 / bytes as f64)
 }
 
-/// A percentile of the answers, if it was measured.
+/// Returns a percentile of the latencies, if it was measured.
 pub(super) fn percentile(latency: &Latency, quantile: f64) -> Option<u64> {
     value_at(&latency.percentiles, quantile)
 }
 
-/// What became of the messages that were planned, if some were not sent.
+/// Returns the counts of planned messages, if some were not sent.
 pub(super) fn unsent(outcome: &Outcome) -> Option<&Schedule> {
     let schedule = outcome.schedule.as_ref();
     schedule.filter(|schedule| schedule.not_sent > 0 && !schedule.percentiles.is_empty())
 }
 
-/// The percentiles and the maximum that clients saw: messages that were not sent are among them,
-/// where there are some, so that a server does not look better for having kept them back.
+/// Returns the percentiles and the maximum as clients observed them: unsent messages are included,
+/// so that a server does not look better for having delayed them.
 pub(super) fn seen_by_clients(outcome: &Outcome) -> Option<(&[Percentile], u64)> {
     if let Some(schedule) = unsent(outcome) {
         return Some((&schedule.percentiles, schedule.max_ns));
@@ -93,7 +93,7 @@ pub(super) fn seen_by_clients(outcome: &Outcome) -> Option<(&[Percentile], u64)>
     Some((&latency.percentiles, latency.max_ns))
 }
 
-/// The value at a quantile, if it is among them.
+/// Returns the value at a quantile, if it is among them.
 pub(super) fn value_at(percentiles: &[Percentile], quantile: f64) -> Option<u64> {
     let found = percentiles
         .iter()
@@ -101,15 +101,15 @@ pub(super) fn value_at(percentiles: &[Percentile], quantile: f64) -> Option<u64>
     found.map(|at| at.value_ns)
 }
 
-/// How unevenly the workers share the connections: the busiest one's part in multiples of the
-/// mean. `None` with fewer than two workers or without a connection.
+/// Returns the imbalance of connections between workers: the busiest one's number as a multiple of
+/// the mean. `None` with fewer than two workers or without a connection.
 pub(super) fn skew(by_worker: &[u64]) -> Option<f64> {
     let all: f64 = by_worker.iter().map(|open| *open as f64).sum();
     let most = by_worker.iter().max().copied().unwrap_or(0);
     (by_worker.len() > 1 && all > 0.0).then(|| most as f64 * by_worker.len() as f64 / all)
 }
 
-/// The command of all marks, if it is always the same.
+/// Returns the command of all marks, if they have the same one.
 pub(super) fn only_command(marks: &[Mark]) -> Option<&str> {
     let first = marks.first()?.command.as_str();
     marks
@@ -118,8 +118,8 @@ pub(super) fn only_command(marks: &[Mark]) -> Option<&str> {
         .then_some(first)
 }
 
-/// Every latency measured; `None` if the outcome carries none that can be read, which costs a
-/// report its finest curve and nothing else.
+/// Returns the histogram of all latencies; `None` if it is missing or unreadable, in which case
+/// only the finest curve of a report is lost.
 pub(super) fn histogram(latency: &Latency) -> Option<Histogram<u64>> {
     let bytes = STANDARD.decode(&latency.histogram).ok()?;
     if !announces_itself(&bytes) {
@@ -131,8 +131,8 @@ pub(super) fn histogram(latency: &Latency) -> Option<Histogram<u64>> {
     (!histogram.is_empty()).then_some(histogram)
 }
 
-/// Whether these bytes are as many as they announce, in the serialization that an outcome has. The
-/// decoder reserves what is announced, and a file may announce anything.
+/// Returns whether the serialized histogram has the length that it announces. The decoder allocates
+/// the announced length, and a file may announce any.
 fn announces_itself(bytes: &[u8]) -> bool {
     let number = |at: usize| {
         let four = bytes.get(at..at + 4)?;

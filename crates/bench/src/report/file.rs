@@ -1,8 +1,8 @@
-//! Outcomes read from files: the one place where a report meets the outside.
+//! Reads outcomes from files: the only input of a report.
 //!
-//! Invariants: a file that is no outcome, or one of a format from the future, is one clear error
-//! that names it; an unknown field is skipped; a file is read up to [`FILE_MAX_BYTES`] only.
-//! Must not: repair anything.
+//! Invariants: a file that is not an outcome, or has a newer format, causes one clear error that
+//! names it; an unknown field is skipped; a file is read up to [`FILE_MAX_BYTES`] only. It must not
+//! repair anything.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -10,47 +10,47 @@ use std::path::{Path, PathBuf};
 
 use crate::outcome::{FORMAT, Outcome};
 
-/// The largest file that is read, in bytes. An outcome has some hundred kilobytes.
+/// Maximum size of a file, in bytes. An outcome has some hundred kilobytes.
 pub const FILE_MAX_BYTES: u64 = 64 << 20;
 
-/// Why a file is no outcome that can be shown.
+/// Why a file cannot be used as an outcome.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be read.
     #[error("cannot read {}: {why}; check the path", path.display())]
     Read {
-        /// The file, as it was named.
+        /// The path as given.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         why: io::Error,
     },
 
-    /// It is absurdly large.
+    /// It exceeds [`FILE_MAX_BYTES`].
     #[error("cannot use {}: it is larger than {FILE_MAX_BYTES} bytes; check the path", path.display())]
     TooLarge {
-        /// The file, as it was named.
+        /// The path as given.
         path: PathBuf,
     },
 
-    /// It is not what `--json` writes.
+    /// It is not output of `--json`.
     #[error(
         "cannot read {}: it is not an output of `uppercased bench --json FILE`: {}", path.display(), why
     )]
     NotAnOutcome {
-        /// The file, as it was named.
+        /// The path as given.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error.
         why: String,
     },
 
-    /// A newer program wrote it.
+    /// It was written by a newer program.
     #[error(
         "{} has format {found}, and this program reads up to {FORMAT}; compare with the program \
          that wrote it", path.display()
     )]
     FromTheFuture {
-        /// The file, as it was named.
+        /// The path as given.
         path: PathBuf,
         /// Its format.
         found: u32,
@@ -61,7 +61,7 @@ pub enum Error {
 ///
 /// # Errors
 ///
-/// The first thing that is wrong with it.
+/// The first error in the file.
 pub fn load(path: &Path) -> Result<Outcome, Error> {
     let failed = |why| Error::Read {
         path: path.to_owned(),
@@ -75,18 +75,18 @@ pub fn load(path: &Path) -> Result<Outcome, Error> {
     parse(&text, path)
 }
 
-/// Reads an outcome from the text of a file of that name.
+/// Parses an outcome; `path` names its file in errors.
 ///
 /// # Errors
 ///
-/// The first thing that is wrong with it.
+/// The first error in the text.
 pub fn parse(text: &[u8], path: &Path) -> Result<Outcome, Error> {
     let path = || path.to_owned();
     if text.len() as u64 > FILE_MAX_BYTES {
         return Err(Error::TooLarge { path: path() });
     }
     let not_one = |why: String| Error::NotAnOutcome { path: path(), why };
-    // The format first: fields of the future may have changed their type.
+    // The format first: a newer format may change a field's type.
     let format = serde_json::from_slice::<Format>(text).map_err(|why| not_one(why.to_string()))?;
     match format.format {
         None | Some(0) => Err(not_one("it has no `format`".to_owned())),
@@ -98,7 +98,7 @@ pub fn parse(text: &[u8], path: &Path) -> Result<Outcome, Error> {
     }
 }
 
-/// What all formats have in common.
+/// The part that all formats have in common.
 #[derive(serde::Deserialize)]
 struct Format {
     format: Option<u32>,

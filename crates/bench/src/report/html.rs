@@ -1,9 +1,9 @@
-//! A measurement as a page for the browser: one file that needs no network and no script, follows
-//! the reader's preference of light or dark, and prints.
+//! Formats a measurement as a page for the browser: one file that needs no network and no script,
+//! follows the reader's preference of light or dark, and can be printed.
 //!
-//! Invariants: every text of the outcome goes through [`escaped`]; the size of the page is bounded
-//! by named limits whatever the outcome holds; what the charts show stands in a table too.
-//! Must not: compute figures (`figures`) or draw (`chart`, `curves`).
+//! Invariants: every text of the outcome is passed through [`escaped`]; the size of the page is
+//! bounded by named limits whatever the outcome holds; the data of the charts is also in a table.
+//! It must not compute figures (`figures`) or draw (`chart`, `curves`).
 
 mod chart;
 mod curves;
@@ -17,28 +17,28 @@ use super::figures::{self, Work};
 use super::{summary, units};
 use crate::outcome::{Latency, Mark, Outcome};
 
-/// First failures that are listed.
+/// Maximum number of first failures listed.
 const FAILURES_MAX: usize = 50;
 
-/// Marks that are listed.
+/// Maximum number of marks listed.
 const MARKS_MAX: usize = 500;
 
-/// Pieces of advice that are listed.
+/// Maximum number of pieces of advice listed.
 const NOTES_MAX: usize = 50;
 
-/// Kinds of failure that are named.
+/// Maximum number of kinds of failure listed.
 const KINDS_MAX: usize = 50;
 
-/// The longest text of an outcome that is repeated, in characters.
+/// Maximum length of a text of an outcome, in characters.
 const TEXT_MAX: usize = 500;
 
 /// The last second of the year 9999, in milliseconds: later times have no usual spelling.
 const UNIX_MS_MAX: u64 = 253_402_300_799_000;
 
-/// All of the page's looks.
+/// The style sheet of the page.
 const STYLE: &str = include_str!("html/page.css");
 
-/// The page.
+/// Returns the page.
 #[must_use]
 pub fn html(outcome: &Outcome) -> String {
     let title = format!(
@@ -66,7 +66,7 @@ pub fn html(outcome: &Outcome) -> String {
     )
 }
 
-/// A text of somebody else's as text of the page: in one line, bounded, and no markup.
+/// Returns untrusted text for the page: on one line, bounded, without markup.
 fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for letter in units::cut(text, TEXT_MAX).chars() {
@@ -82,7 +82,7 @@ fn escaped(text: &str) -> String {
     safe
 }
 
-/// What was measured, and the verdict.
+/// Returns the subject of the measurement, and the result.
 fn heading(outcome: &Outcome) -> String {
     let failures = figures::failures(outcome);
     let (class, verdict) = match failures {
@@ -112,7 +112,7 @@ fn started(outcome: &Outcome) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
 }
 
-/// The figures that matter most, large.
+/// Returns the most important figures, large.
 fn tiles(outcome: &Outcome) -> String {
     let mut tiles = Vec::new();
     let rate = |things| figures::per_second(things, outcome.measured_ms);
@@ -146,7 +146,7 @@ fn tiles(outcome: &Outcome) -> String {
     }
     let mut text = "<dl class=\"tiles\">\n".to_owned();
     for (name, value) in tiles {
-        // Writing to a text cannot fail.
+        // Writing to a `String` cannot fail.
         let _ = writeln!(text, "<div><dt>{name}</dt><dd>{value}</dd></div>");
     }
     text + "</dl>\n"
@@ -172,7 +172,7 @@ fn charts(outcome: &Outcome) -> String {
     for figure in curves::all(outcome) {
         let drawn = match chart::draw(&figure.chart) {
             Ok(svg) => svg,
-            // A page without a picture still has its tables.
+            // Without the picture, the page still has its tables.
             Err(why) => format!("<p>This chart could not be drawn: {}</p>\n", escaped(&why)),
         };
         let mut legend = String::new();
@@ -200,7 +200,7 @@ fn charts(outcome: &Outcome) -> String {
     text
 }
 
-/// A table, its cells already safe.
+/// Returns a table; its cells must be escaped already.
 fn table(caption: &str, head: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = "<table>\n".to_owned();
     if !caption.is_empty() {
@@ -218,7 +218,7 @@ fn table(caption: &str, head: &[&str], rows: &[Vec<String>]) -> String {
     text + "</tbody>\n</table>\n"
 }
 
-/// What was done to the server, with the numbers that the charts show.
+/// Returns the table of marks, with the numbers used in the charts.
 fn marks(marks: &[Mark]) -> String {
     if marks.is_empty() {
         return String::new();
@@ -316,7 +316,7 @@ fn percentile_rows(latency: &Latency) -> impl Iterator<Item = Vec<String>> {
     all.map(|(name, value)| vec![name, value])
 }
 
-/// What measuring and serving took.
+/// Returns the cost of measuring and serving.
 fn costs(outcome: &Outcome) -> String {
     let totals = &outcome.totals;
     let client = &outcome.client;

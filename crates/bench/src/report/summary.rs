@@ -1,8 +1,8 @@
-//! A measurement at a glance, as text for a terminal: the verdict first, then the figures.
+//! Formats a measurement as text for a terminal: the result first, then the figures.
 //!
 //! Invariants: no line is wider than [`COLUMNS`](super::COLUMNS), and the number of lines is
-//! bounded whatever the outcome holds; what was not measured says so. It reads without colour.
-//! Must not: count or compute (`figures` does), or advise (`advice` does).
+//! bounded whatever the outcome holds; figures that were not measured are marked as such; colour is
+//! not needed. It must not count or compute (`figures` does), or advise (`advice` does).
 
 use std::cmp::Reverse;
 
@@ -11,37 +11,37 @@ use super::figures::{self, Work};
 use super::units::{self, counted, labelled, sentence};
 use crate::outcome::{Failure, Latency, Mark, Outcome, Percentile, PlanSummary, Server};
 
-/// First failures that are shown; the rest are only counted.
+/// Number of first failures shown; the rest are only counted.
 const FAILURES_MAX: usize = 5;
 
-/// Problems that are shown: more than there are commands, unless a file says otherwise.
+/// Maximum number of problems shown: more than there are commands, except in a foreign file.
 const PROBLEMS_MAX: usize = 20;
 
-/// Kinds of failure that are named. There are fewer, unless a file says otherwise.
+/// Maximum number of kinds of failure listed; there are fewer, except in a foreign file.
 const KINDS_MAX: usize = 12;
 
-/// Marks that are shown, the worst of them if there are more.
+/// Maximum number of marks shown; the worst ones if there are more.
 const MARKS_MAX: usize = 12;
 
-/// Workers whose connections are listed one by one.
+/// Maximum number of workers whose connections are listed individually.
 const WORKERS_MAX: usize = 16;
 
-/// Pieces of advice that are shown.
+/// Maximum number of pieces of advice shown.
 const ADVICE_MAX: usize = 8;
 
-/// The longest text of an outcome that is repeated, in characters.
+/// Maximum length of a text of an outcome, in characters.
 const TEXT_MAX: usize = 160;
 
-/// The longest piece of advice, in characters: what to try stands at its end.
+/// Maximum length of a piece of advice, in characters: the remedy is at its end.
 const ADVICE_TEXT_MAX: usize = 480;
 
-/// The longest name of a kind of failure.
+/// Maximum length of a kind of failure.
 const KIND_MAX: usize = 20;
 
-/// Column of a figure in a table.
+/// Column width of a figure in a table.
 const FIGURE: usize = units::WIDTH;
 
-/// The summary: whole lines, the last one ended too.
+/// Returns the summary in complete lines, including the last one's end.
 #[must_use]
 pub fn summary(outcome: &Outcome) -> String {
     let mut lines = heading(outcome);
@@ -65,7 +65,7 @@ pub fn summary(outcome: &Outcome) -> String {
     })
 }
 
-/// What was measured, and how.
+/// Returns the subject and the plan of the measurement.
 fn heading(outcome: &Outcome) -> Vec<String> {
     let title = format!(
         "uppercased bench {}: {} on {}",
@@ -82,7 +82,7 @@ fn heading(outcome: &Outcome) -> Vec<String> {
     lines
 }
 
-/// The plan in a few words each.
+/// Returns the plan in short phrases.
 pub(super) fn plan(plan: &PlanSummary) -> Vec<String> {
     let numeric = plan.size.chars().all(|c| c.is_ascii_digit() || c == '.');
     let unit = if numeric { " B" } else { "" };
@@ -155,7 +155,7 @@ fn verdict(outcome: &Outcome) -> Vec<String> {
     lines
 }
 
-/// What was asked for and not done.
+/// Returns the deviations from the plan.
 fn problems(outcome: &Outcome) -> Vec<String> {
     let all = &outcome.problems;
     let mut lines = Vec::new();
@@ -169,7 +169,7 @@ fn problems(outcome: &Outcome) -> Vec<String> {
     lines
 }
 
-/// The kinds of failure by their number, the most frequent first.
+/// Returns the kinds of failure, the most frequent first.
 pub(super) fn ranked(outcome: &Outcome) -> Vec<(String, u64)> {
     let happened = outcome.failures.iter().filter(|(_, times)| **times > 0);
     let mut kinds: Vec<(String, u64)> = happened
@@ -179,7 +179,7 @@ pub(super) fn ranked(outcome: &Outcome) -> Vec<(String, u64)> {
     kinds
 }
 
-/// What was done, whether or not it went well.
+/// Returns the work done, successful or not.
 fn done(outcome: &Outcome) -> String {
     let connections = counted(outcome.totals.connections, "connection");
     match Work::of(outcome) {
@@ -195,7 +195,7 @@ fn done(outcome: &Outcome) -> String {
     }
 }
 
-/// A failure in a sentence.
+/// Describes a failure in a sentence.
 pub(super) fn told(failure: &Failure) -> String {
     let at = units::time_ms(failure.at_ms as f64);
     let place = failure
@@ -262,7 +262,7 @@ fn latency(outcome: &Outcome) -> Vec<String> {
     lines
 }
 
-/// The same with the messages that were not sent, which have waited at least until the end.
+/// Returns the latencies with unsent messages included, which have waited at least until the end.
 fn with_unsent(outcome: &Outcome) -> Vec<String> {
     let Some(schedule) = figures::unsent(outcome) else {
         return Vec::new();
@@ -280,12 +280,12 @@ fn with_unsent(outcome: &Outcome) -> Vec<String> {
     lines
 }
 
-/// Every percentile that is shown, with its name, and the maximum.
+/// Returns every percentile shown, with its name, and the maximum.
 pub(super) fn percentiles(latency: &Latency) -> Vec<(String, String)> {
     shown(&latency.percentiles, latency.max_ns)
 }
 
-/// These percentiles, with their names, and the maximum.
+/// Returns the given percentiles, with their names, and the maximum.
 pub(super) fn shown(percentiles: &[Percentile], max_ns: u64) -> Vec<(String, String)> {
     let shown = |quantile: &f64| {
         let value = figures::value_at(percentiles, *quantile);
@@ -297,7 +297,7 @@ pub(super) fn shown(percentiles: &[Percentile], max_ns: u64) -> Vec<(String, Str
     all
 }
 
-/// From when a latency counts.
+/// Returns the start of a latency.
 pub(super) fn origin(outcome: &Outcome) -> &str {
     match outcome.latency_from.as_str() {
         "planned" => "the planned time (open loop)",
@@ -330,7 +330,7 @@ fn server(outcome: &Outcome) -> Vec<String> {
     lines
 }
 
-/// What the server's CPU time went into.
+/// Returns the breakdown of the server's CPU time.
 pub(super) fn cpu(outcome: &Outcome, server: &Server) -> Vec<String> {
     let total_ms = (server.user_ms as f64) + (server.system_ms as f64);
     let load = total_ms / outcome.measured_ms.max(1) as f64;
@@ -363,7 +363,7 @@ pub(super) fn cpu(outcome: &Outcome, server: &Server) -> Vec<String> {
     parts
 }
 
-/// How the connections are spread over the workers.
+/// Describes how the connections are spread over the workers.
 fn balance(by_worker: &[u64]) -> Vec<String> {
     let Some(skew) = figures::skew(by_worker) else {
         return Vec::new();
@@ -371,7 +371,7 @@ fn balance(by_worker: &[u64]) -> Vec<String> {
     labelled("balance", &spread(by_worker, skew), ", ")
 }
 
-/// The connections of each worker, or of the extremes if there are many.
+/// Returns the connections of each worker, or of the extremes if there are many.
 pub(super) fn spread(by_worker: &[u64], skew: f64) -> Vec<String> {
     let mut parts: Vec<String> = if by_worker.len() <= WORKERS_MAX {
         let workers = by_worker.iter().enumerate();
@@ -428,7 +428,7 @@ fn machine(outcome: &Outcome) -> Vec<String> {
     labelled("machine", &known, ", ")
 }
 
-/// What was done to the server, and what clients saw round it.
+/// Returns the commands run, and what clients observed around them.
 fn marks(marks: &[Mark]) -> Vec<String> {
     if marks.is_empty() {
         return Vec::new();
@@ -470,7 +470,7 @@ fn marks(marks: &[Mark]) -> Vec<String> {
     lines
 }
 
-/// All marks in a sentence.
+/// Summarises all marks in a sentence.
 pub(super) fn overall(marks: &[Mark]) -> Vec<String> {
     let failed = marks
         .iter()
@@ -495,7 +495,7 @@ pub(super) fn overall(marks: &[Mark]) -> Vec<String> {
     ]
 }
 
-/// The marks to be shown, in order of time.
+/// Returns the marks to show, in order of time.
 pub(super) fn worst(marks: &[Mark]) -> Vec<&Mark> {
     let mut order: Vec<usize> = (0..marks.len()).collect();
     order.sort_by(|a, b| {
@@ -512,7 +512,7 @@ pub(super) fn worst(marks: &[Mark]) -> Vec<&Mark> {
     order.into_iter().map(|at| &marks[at]).collect()
 }
 
-/// How a command ended, unless well.
+/// Returns how a command ended, unless successfully.
 pub(super) fn ending(mark: &Mark) -> String {
     match mark.exit_code {
         Some(0) => String::new(),
@@ -521,7 +521,7 @@ pub(super) fn ending(mark: &Mark) -> String {
     }
 }
 
-/// A text of the outcome, bounded.
+/// Returns a text of the outcome, bounded.
 fn text(text: &str) -> String {
     units::cut(text, TEXT_MAX)
 }

@@ -1,21 +1,20 @@
-//! Numbers as people read them: three significant digits, and a unit chosen by magnitude.
+//! Formats numbers for people: three significant digits, and a unit chosen by magnitude.
 //!
-//! Invariants: a text here is short (at most [`WIDTH`] characters) whatever the number; a number
-//! that is none (infinite, not a number) shows as [`NONE`].
-//! Must not: know what the numbers stand for.
+//! Invariants: a text is at most [`WIDTH`] characters long, whatever the number; infinity and NaN
+//! are shown as [`NONE`]. It must not know what the numbers mean.
 
 use super::COLUMNS;
 
-/// The most characters of a number with its unit.
+/// Maximum length of a number with its unit.
 pub(super) const WIDTH: usize = 11;
 
 /// Width of the labels at the left of a text report.
 pub(super) const LABEL_COLUMNS: usize = 13;
 
-/// What stands for a number that there is not.
+/// Placeholder for a missing number.
 pub(super) const NONE: &str = "-";
 
-/// A unit and how many of it make one of the next.
+/// A unit and its factor to the next one.
 type Step = (&'static str, f64);
 
 const TIMES: [Step; 6] = [
@@ -54,7 +53,7 @@ const MEMORY: [Step; 6] = [
 /// The largest number written out in full.
 const EXACT_MAX: u64 = 9999;
 
-/// A length of time.
+/// Formats a duration in nanoseconds.
 pub(super) fn time(ns: f64) -> String {
     if ns == 0.0 {
         return "0".to_owned();
@@ -62,17 +61,17 @@ pub(super) fn time(ns: f64) -> String {
     scaled(ns, &TIMES)
 }
 
-/// A length of time in whole nanoseconds.
+/// Formats a duration in whole nanoseconds.
 pub(super) fn time_ns(ns: u64) -> String {
     time(ns as f64)
 }
 
-/// A length of time in milliseconds.
+/// Formats a duration in milliseconds.
 pub(super) fn time_ms(ms: f64) -> String {
     time(ms * 1e6)
 }
 
-/// A number of things, exact while it is small.
+/// Formats a count, exact while it is small.
 pub(super) fn count(number: u64) -> String {
     if number <= EXACT_MAX {
         return number.to_string();
@@ -80,22 +79,22 @@ pub(super) fn count(number: u64) -> String {
     scaled(number as f64, &COUNTS)
 }
 
-/// A number that is not a whole one.
+/// Formats a number that need not be an integer.
 pub(super) fn number(value: f64) -> String {
     scaled(value, &COUNTS)
 }
 
-/// Bytes a second.
+/// Formats bytes per second.
 pub(super) fn byte_rate(per_s: f64) -> String {
     scaled(per_s, &RATES)
 }
 
-/// Bytes of memory.
+/// Formats bytes of memory.
 pub(super) fn memory(bytes: f64) -> String {
     scaled(bytes, &MEMORY)
 }
 
-/// A share of a whole: 1 is all of it.
+/// Formats a share of a whole: 1 is all of it.
 pub(super) fn share(part: f64) -> String {
     let percent = part * 100.0;
     if !percent.is_finite() {
@@ -107,7 +106,7 @@ pub(super) fn share(part: f64) -> String {
     format!("{percent:.0} %")
 }
 
-/// The quotient of two like things.
+/// Formats the quotient of two quantities of one unit.
 pub(super) fn ratio(value: f64) -> String {
     match value {
         value if !value.is_finite() => NONE.to_owned(),
@@ -120,18 +119,18 @@ pub(super) fn ratio(value: f64) -> String {
     }
 }
 
-/// A quantile by its usual name: `p99.9`.
+/// Formats a quantile by its usual name: `p99.9`.
 pub(super) fn quantile(share: f64) -> String {
     format!("p{}", percent(share))
 }
 
-/// A share in percent, exact to a ten-thousandth and no digit longer than necessary.
+/// Formats a share in percent, exact to a ten-thousandth, without trailing digits.
 pub(super) fn percent(share: f64) -> String {
     let text = format!("{:.4}", share.clamp(0.0, 1.0) * 100.0);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// A number with its unit as it stands at an axis: without zeros that say nothing.
+/// Shortens a formatted number for an axis: without redundant zeros.
 pub(super) fn tick(text: &str) -> String {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
     let (number, unit) = text.split_at(end.unwrap_or(text.len()));
@@ -142,20 +141,20 @@ pub(super) fn tick(text: &str) -> String {
     format!("{number}{unit}")
 }
 
-/// `one thing`, `2 things`.
+/// Formats `one thing`, `2 things`.
 pub(super) fn counted(number: u64, thing: &str) -> String {
     let ending = if number == 1 { "" } else { "s" };
     format!("{} {thing}{ending}", count(number))
 }
 
-/// A text of somebody else's in one line.
+/// Returns untrusted text on one line.
 pub(super) fn plain(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
 }
 
-/// The same in at most so many characters, the last of them `…` if something is missing.
+/// Returns untrusted text in at most `columns` characters, the last of them `…` if it was cut.
 pub(super) fn cut(text: &str, columns: usize) -> String {
     let text = plain(text);
     if text.chars().count() <= columns {
@@ -166,8 +165,8 @@ pub(super) fn cut(text: &str, columns: usize) -> String {
     shown
 }
 
-/// A labelled statement: its parts joined by the separator and broken, where the line is full,
-/// between them; a part too long for a line is broken between words, a word too long is cut.
+/// Returns a labelled statement: its parts joined by the separator, with lines broken between
+/// parts; a part too long for a line is broken between words, a word too long is cut.
 pub(super) fn labelled(label: &str, parts: &[String], separator: &str) -> Vec<String> {
     let room = COLUMNS - LABEL_COLUMNS;
     let mut lines: Vec<String> = Vec::new();
@@ -205,12 +204,12 @@ pub(super) fn labelled(label: &str, parts: &[String], separator: &str) -> Vec<St
         .collect()
 }
 
-/// A labelled sentence.
+/// Returns a labelled sentence.
 pub(super) fn sentence(label: &str, text: &str) -> Vec<String> {
     labelled(label, &[text.to_owned()], "")
 }
 
-/// `value` in the unit that leaves at least one digit before the point.
+/// Formats `value` in the unit that leaves at least one digit before the point.
 fn scaled(value: f64, units: &[Step]) -> String {
     if !value.is_finite() {
         return NONE.to_owned();
@@ -220,7 +219,7 @@ fn scaled(value: f64, units: &[Step]) -> String {
     let Some(mut step) = steps.next() else {
         return NONE.to_owned();
     };
-    // What would be rounded up to the next unit is shown in it: 1.00 ms, not 1000 µs.
+    // A value that would be rounded up to the next unit is shown in it: 1.00 ms, not 1000 µs.
     while value.abs() >= step.1 - 0.5 {
         value /= step.1;
         match steps.next() {
@@ -231,7 +230,7 @@ fn scaled(value: f64, units: &[Step]) -> String {
     format!("{}{}", digits(value), step.0)
 }
 
-/// Three significant digits, more of them only before the point.
+/// Formats three significant digits; more only before the point.
 fn digits(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),

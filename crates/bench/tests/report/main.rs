@@ -1,9 +1,8 @@
-//! Reports of measurements as people get them: the summary and the comparison letter for letter,
-//! the page as well-formed markup that needs nothing else, files old, new and broken.
+//! Tests of the reports: summary and comparison verbatim, the page as well-formed, self-contained
+//! markup, and old, new and broken files.
 //!
-//! The texts stand in `tests/report/*.txt`; `UPDATE_SNAPSHOTS=1 cargo test -p uppercased-bench
-//! --test report` rewrites them. `PAGES=DIR` in the same place writes the pages that the tests make
-//! into a directory, for a look.
+//! The texts are in `tests/report/*.txt`; `UPDATE_SNAPSHOTS=1 cargo test -p uppercased-bench --test
+//! report` rewrites them. `PAGES=DIR` likewise writes the pages to a directory, for inspection.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -21,7 +20,7 @@ fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Compares with the text on file.
+/// Compares with the stored text.
 #[track_caller]
 fn assert_text(name: &str, text: &str) {
     let path = fixture(name).with_extension("txt");
@@ -70,7 +69,7 @@ fn assert_self_contained(page: &str) {
     assert!(!page.contains("NaN") && !page.contains(" inf"));
 }
 
-/// Makes the page, and leaves it where somebody wants to look at it.
+/// Returns the page, and writes it to `PAGES` if set.
 fn page(name: &str, outcome: &Outcome) -> String {
     let page = report::html(outcome);
     if let Some(folder) = std::env::var_os("PAGES") {
@@ -231,7 +230,7 @@ fn runs(side: &str, outcomes: impl IntoIterator<Item = Outcome>) -> Vec<Run> {
         .collect()
 }
 
-/// The clean run, so many times as fast.
+/// Returns the clean run, `factor` times as fast.
 fn faster(factor: f64) -> Outcome {
     let mut outcome = outcomes::clean();
     outcome.totals.messages = (outcome.totals.messages as f64 * factor).round() as u64;
@@ -248,7 +247,7 @@ fn comparisons_read_well() {
     assert_text("compare_single", &single.to_string());
     assert!(single.doubts().is_empty());
 
-    // Drift that both sides share leaves the ratio of the pairs alone.
+    // Drift common to both sides does not change the ratio of the pairs.
     let drift = [1.0, 1.2, 0.9, 1.05];
     let a = runs("a", drift.map(faster));
     let b = runs("b", drift.map(|drift| faster(drift * 1.05)));
@@ -305,7 +304,7 @@ fn outcome_survives_json_round_trip() {
     }
 }
 
-/// `format_1.json` is what the first version wrote, and is never changed.
+/// `format_1.json` was written by the first version, and is never changed.
 #[test]
 fn report_reads_first_format() {
     let outcome = report::load(&fixture("format_1.json")).unwrap();
@@ -341,7 +340,7 @@ fn report_distinguishes_broken_from_newer_files() {
         );
         assert!(error.to_string().contains("run.json"));
     }
-    // What else it holds may have any shape by then.
+    // In that format, other fields may have any type.
     let error = read(r#"{"format":3,"measured_ms":"long"}"#).unwrap_err();
     assert!(
         matches!(error, Error::FromTheFuture { found: 3, .. }),
@@ -349,7 +348,7 @@ fn report_distinguishes_broken_from_newer_files() {
     );
 }
 
-/// Any outcome at all, by way of its JSON.
+/// Returns arbitrary outcomes, through their JSON.
 fn any_outcome() -> impl Strategy<Value = Outcome> {
     let number = prop_oneof![
         Just(0u64),

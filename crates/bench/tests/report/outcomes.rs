@@ -1,4 +1,4 @@
-//! Outcomes to be reported: made up, and the same in every run.
+//! Synthetic outcomes for the reports, the same in every run.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use uppercased_bench::outcome::{
 
 const QUANTILES: [f64; 6] = [0.5, 0.9, 0.95, 0.99, 0.999, 0.9999];
 
-/// A histogram and all that follows from it.
+/// Returns a histogram and all figures derived from it.
 pub(crate) fn latency(values: impl IntoIterator<Item = u64>) -> Latency {
     let mut histogram = Histogram::<u64>::new(3).unwrap();
     values
@@ -123,7 +123,7 @@ pub(crate) fn clean() -> Outcome {
     }
 }
 
-/// An open loop during which the server is restarted every two seconds, once not well.
+/// An open loop during which the server is restarted every two seconds, once with a failure.
 pub(crate) fn restarted() -> Outcome {
     let mark = |number: u64| Mark {
         at_ms: number * 2000,
@@ -188,7 +188,7 @@ pub(crate) fn stalled() -> Outcome {
     outcome
 }
 
-/// The same where connections were lost.
+/// The same with lost connections.
 pub(crate) fn failed() -> Outcome {
     let mut outcome = restarted();
     outcome.failures = BTreeMap::from([
@@ -218,7 +218,7 @@ pub(crate) fn failed() -> Outcome {
     outcome
 }
 
-/// As much as goes, both ways.
+/// Maximum throughput in both directions.
 pub(crate) fn stream() -> Outcome {
     let mut outcome = clean();
     outcome.plan.pattern = "stream".to_owned();
@@ -236,7 +236,7 @@ pub(crate) fn stream() -> Outcome {
     outcome
 }
 
-/// Next to nothing was measured, of a server that is elsewhere.
+/// A minimal measurement of a remote server.
 pub(crate) fn bare() -> Outcome {
     Outcome {
         server: None,
@@ -358,7 +358,7 @@ pub(crate) fn huge() -> Outcome {
     outcome
 }
 
-/// Hardly anything, quickly.
+/// Very few messages, quickly.
 pub(crate) fn tiny() -> Outcome {
     let mut outcome = clean();
     outcome.measured_ms = 1;

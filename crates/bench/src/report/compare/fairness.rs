@@ -1,7 +1,7 @@
-//! What speaks against comparing two sides: other plans, other machines, runs that went wrong.
+//! Reasons against comparing two sides: different plans, different machines, failed runs.
 //!
-//! Invariant: every doubt names the first run it is about.
-//! Must not: refuse. The figures are shown all the same; the reader decides.
+//! Invariant: every doubt names the first run that it applies to. It must not refuse: the figures
+//! are shown all the same, and the reader decides.
 
 use std::fmt;
 
@@ -9,35 +9,35 @@ use super::super::{figures, units};
 use super::run::Run;
 use crate::outcome::Outcome;
 
-/// Something that speaks against a comparison.
+/// A reason against a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doubt {
-    /// A part of the plan, or of what surrounds it, is another one.
+    /// A part of the plan, or of the environment, differs.
     Differs {
-        /// What.
+        /// The part.
         what: &'static str,
-        /// In the first run of A.
+        /// Its value in the first run of A.
         first: String,
-        /// The run where it is not the same.
+        /// The run in which it differs.
         name: String,
-        /// What it is there.
+        /// Its value there.
         other: String,
     },
     /// A run counted failures.
     Failed {
         /// The run.
         name: String,
-        /// How many.
+        /// Number of failures.
         failures: u64,
     },
-    /// A run did not do what was asked for.
+    /// A run did not complete its plan.
     NotDone {
         /// The run.
         name: String,
-        /// The first thing that it did not do.
+        /// The first problem.
         problem: String,
     },
-    /// A run measured its client.
+    /// A run in which the client was the bottleneck.
     ClientBound {
         /// The run.
         name: String,
@@ -49,10 +49,10 @@ pub enum Doubt {
     },
 }
 
-/// The longest text of a problem that is repeated, in characters.
+/// Maximum length of a quoted problem, in characters.
 const PROBLEM_MAX: usize = 240;
 
-/// What has to be the same in every run, and how to see it.
+/// A property that must be the same in every run, and its accessor.
 type Sameness = (&'static str, fn(&Outcome) -> String);
 
 const SAME: [Sameness; 15] = [
@@ -86,7 +86,7 @@ const SAME: [Sameness; 15] = [
     ("kernel", |o| o.machine.kernel.clone()),
 ];
 
-/// Everything that speaks against comparing these.
+/// Returns every reason against comparing these runs.
 pub(super) fn doubts(a: &[Run], b: &[Run]) -> Vec<Doubt> {
     let mut doubts = Vec::new();
     let runs = || a.iter().chain(b);

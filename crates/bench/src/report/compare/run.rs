@@ -1,12 +1,12 @@
-//! What is compared.
+//! The runs to compare.
 
 use crate::outcome::Outcome;
 
-/// One measurement and where it comes from.
+/// One measurement and its source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
     /// The name of its file.
     pub name: String,
-    /// What it found.
+    /// Its outcome.
     pub outcome: Outcome,
 }

@@ -1,7 +1,7 @@
-//! A comparison as text.
+//! Formats a comparison as text.
 //!
-//! Invariants: no line is wider than [`COLUMNS`]; the number of lines is bounded.
-//! Must not: compute a figure.
+//! Invariants: no line is wider than [`COLUMNS`]; the number of lines is bounded. It must not
+//! compute a figure.
 
 use std::fmt;
 
@@ -9,10 +9,11 @@ use super::super::COLUMNS;
 use super::super::units::{self, labelled, sentence};
 use super::{Comparison, Side, Spread, Verdict};
 
-/// Doubts that are shown; the rest are counted.
+/// Number of doubts shown; the rest are counted.
 const DOUBTS_MAX: usize = 10;
 
-/// Pairs that it takes to tell a difference of some percent from the noise of a shared machine.
+/// Number of pairs needed to distinguish a difference of some percent from the noise of a shared
+/// machine.
 const PAIRS_ENOUGH: usize = 8;
 
 const NAME: usize = 15;
@@ -65,7 +66,7 @@ impl Comparison {
             let [a, b] = row.sides.map(|side| (row.figure.show)(side.median));
             let verdict = self.verdict(row);
             let [least, most] = match verdict {
-                // One run on each side has no spread; to show its ratio thrice would feign one.
+                // One run on each side has no spread; repeating its ratio would suggest one.
                 Verdict::Unknown if self.paired => [String::new(), String::new()],
                 _ => [row.ratio.least, row.ratio.most].map(units::ratio),
             };
@@ -97,7 +98,7 @@ impl Comparison {
         lines
     }
 
-    /// How the ratios came about, and what they can tell.
+    /// Describes how the ratios were computed, and their limits.
     fn method(&self) -> String {
         let [a, b] = self.sides.each_ref().map(|side| side.runs);
         match (a, b) {

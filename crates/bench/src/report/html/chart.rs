@@ -1,8 +1,8 @@
-//! One chart as an SVG picture, to stand inside a page.
+//! Draws one chart as an SVG picture to embed in a page.
 //!
-//! Invariants: colours are the few of [`Ink`] and the constants here, which the page's style sheet
-//! turns into others where the reader wants it dark; whatever is drawn lies inside the axes.
-//! Must not: know what the lines mean.
+//! Invariants: the colours are those of [`Ink`] and the constants here, which the page's style
+//! sheet replaces in dark mode; everything drawn lies inside the axes. It must not know what the
+//! lines mean.
 
 use std::ops::Range;
 
@@ -25,10 +25,10 @@ const RIGHT: u32 = 28;
 /// Room above the highest line for the names of the marks, as a share of the height.
 const HEADROOM: f64 = 0.09;
 
-/// Names of marks that fit side by side.
+/// Maximum number of names of marks side by side.
 const NAMES_MAX: usize = 30;
 
-// The same colours, in the same spelling, stand in page.css.
+// The same colours, in the same spelling, are in page.css.
 const TEXT: RGBColor = RGBColor(0x24, 0x29, 0x2F);
 const GRID: RGBColor = RGBColor(0xDD, 0xE1, 0xE6);
 const MARK: RGBColor = RGBColor(0x6E, 0x77, 0x81);
@@ -42,7 +42,7 @@ pub(super) struct Chart {
     pub(super) marks: Vec<Span>,
 }
 
-/// An axis: from where to where, and what stands at it.
+/// An axis: its range and its labels.
 #[derive(Debug)]
 pub(super) struct Axis {
     pub(super) from: f64,
@@ -51,7 +51,7 @@ pub(super) struct Axis {
     pub(super) name: &'static str,
 }
 
-/// A line, or several pieces of one where there are gaps.
+/// A line, in several pieces if there are gaps.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) name: &'static str,
@@ -60,7 +60,7 @@ pub(super) struct Line {
     pub(super) pieces: Vec<Vec<(f64, f64)>>,
 }
 
-/// How a line is drawn.
+/// The style of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Line,
@@ -70,7 +70,7 @@ pub(super) enum Kind {
     Dots,
 }
 
-/// Something that took its time, by its name.
+/// A labelled span of time.
 #[derive(Debug)]
 pub(super) struct Span {
     pub(super) from: f64,
@@ -78,7 +78,7 @@ pub(super) struct Span {
     pub(super) name: String,
 }
 
-/// What a line is drawn with.
+/// The colour of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ink {
     Blue,
@@ -87,7 +87,7 @@ pub(super) enum Ink {
 }
 
 impl Ink {
-    /// The class of its patch in a legend.
+    /// Returns the class of its patch in a legend.
     pub(super) const fn class(self) -> &'static str {
         match self {
             Self::Blue => "blue",
@@ -105,7 +105,7 @@ impl Ink {
     }
 }
 
-/// The picture, or why there is none.
+/// Returns the picture, or the error.
 pub(super) fn draw(chart: &Chart) -> Result<String, String> {
     let mut svg = String::new();
     paint(chart, &mut svg).map_err(|why| why.to_string())?;
@@ -173,7 +173,7 @@ fn paint(chart: &Chart, svg: &mut String) -> Result<(), Failure> {
     Ok(())
 }
 
-/// An axis as the plotting crate sees it.
+/// The scale of an axis for the plotting crate.
 struct Scale<'a> {
     axis: &'a Axis,
     to: f64,
@@ -186,7 +186,7 @@ impl Ranged for Scale<'_> {
     fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
         let share = (value - self.axis.from) / (self.to - self.axis.from);
         let length = f64::from(limit.1 - limit.0);
-        // What lies outside is drawn at the edge.
+        // Points outside are drawn at the edge.
         limit.0 + (share.clamp(0.0, 1.0) * length).round() as i32
     }
 

@@ -1,9 +1,8 @@
-//! What the charts of a page show.
+//! Prepares the data of a page's charts.
 //!
-//! Invariants: a chart whose figures were not measured is left out; a line has a gap where there
-//! was nothing to measure; a chart has at most [`POINTS_MAX`] points a line and [`MARKS_MAX`]
-//! marks, and says so where that hides something.
-//! Must not: draw.
+//! Invariants: a chart without measured figures is omitted; a line has a gap where nothing was
+//! measured; a chart has at most [`POINTS_MAX`] points per line and [`MARKS_MAX`] marks, with a
+//! note if that hides something. It must not draw.
 
 use hdrhistogram::Histogram;
 
@@ -13,21 +12,21 @@ use super::chart::{Axis, Chart, Ink, Kind, Line, Span};
 use super::ticks;
 use crate::outcome::{Interval, Latency, Outcome};
 
-/// Points of a line: what a screen can tell apart.
+/// Maximum number of points of a line: the resolution of a screen.
 const POINTS_MAX: usize = 480;
 
-/// Marks in a chart.
+/// Maximum number of marks in a chart.
 const MARKS_MAX: usize = 200;
 
-/// Points of the curve by percentile.
+/// Number of points of the curve by percentile.
 const QUANTILE_POINTS: usize = 240;
 
-/// The farthest percentile is one of 10^this answers.
+/// Decades of the curve by percentile: it ends at one of 10^this answers.
 const QUANTILE_DECADES_MAX: f64 = 6.0;
 
 const MS_PER_S: f64 = 1000.0;
 
-/// A chart with what stands round it.
+/// A chart with its surrounding text.
 #[derive(Debug)]
 pub(super) struct Figure {
     pub(super) title: &'static str,
@@ -35,7 +34,7 @@ pub(super) struct Figure {
     pub(super) chart: Chart,
 }
 
-/// Several intervals seen as one.
+/// Several intervals merged.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     /// Its middle, in seconds.
@@ -53,10 +52,10 @@ struct Piece {
 /// A figure of a piece.
 type Of = fn(&Piece) -> u64;
 
-/// How a figure is written.
+/// A formatter for a figure.
 type Show = fn(f64) -> String;
 
-/// All charts that this outcome has figures for.
+/// Returns all charts for which the outcome has figures.
 pub(super) fn all(outcome: &Outcome) -> Vec<Figure> {
     let per_piece = outcome.series.len().div_ceil(POINTS_MAX).max(1);
     let chunks = outcome.series.chunks(per_piece);
@@ -77,7 +76,7 @@ pub(super) fn all(outcome: &Outcome) -> Vec<Figure> {
 }
 
 impl Piece {
-    /// `None` for intervals without a length.
+    /// Merges `intervals`; `None` if they have no length.
     fn of(intervals: &[Interval]) -> Option<Self> {
         let first = intervals.first()?;
         let sum = |of: fn(&Interval) -> u64| {
@@ -181,8 +180,8 @@ fn latency_over_time(outcome: &Outcome, pieces: &[Piece], merged: &str) -> Optio
     })
 }
 
-/// The curve by percentile: the axis runs through 90 %, 99 %, 99.9 % in equal steps, so that the
-/// tail, where the trouble is, gets the room.
+/// Returns the curve by percentile: the axis has equal steps for 90 %, 99 %, 99.9 %, so that the
+/// tail has the most room.
 fn latency_by_percentile(latency: &Latency) -> Option<Figure> {
     let points = match figures::histogram(latency) {
         Some(histogram) => fine(&histogram),
@@ -223,12 +222,12 @@ fn latency_by_percentile(latency: &Latency) -> Option<Figure> {
     })
 }
 
-/// Where a quantile lies on the axis: one step for each tenth that is left beyond it.
+/// Returns a quantile's position on the axis: one step for each power of ten.
 fn beyond(quantile: f64) -> f64 {
     -(1.0 - quantile).log10()
 }
 
-/// From every value that was measured.
+/// Returns the curve from all measured values.
 fn fine(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     let decades = (histogram.len() as f64)
         .log10()
@@ -241,7 +240,7 @@ fn fine(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     points.filter(|(_, ns)| *ns > 0.0).collect()
 }
 
-/// From the few percentiles that stand in the outcome.
+/// Returns the curve from the few percentiles in the outcome.
 fn coarse(latency: &Latency) -> Vec<(f64, f64)> {
     let mut points = vec![(0.0, latency.min_ns as f64)];
     let percentiles = latency.percentiles.iter();
@@ -251,7 +250,7 @@ fn coarse(latency: &Latency) -> Vec<(f64, f64)> {
     points
 }
 
-/// The least and the most of some numbers; `None` if there is none.
+/// Returns the minimum and the maximum; `None` if there is no number.
 fn bounds(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     values.fold(None, |bounds, value| {
         let (least, most) = bounds.unwrap_or((value, value));
@@ -290,7 +289,7 @@ fn time_axis(pieces: &[Piece]) -> Axis {
     }
 }
 
-/// The marks that lie on the axis, by their numbers in the table.
+/// Returns the marks on the axis, by their numbers in the table.
 fn marks(outcome: &Outcome, x: &Axis) -> Vec<Span> {
     let spans = outcome.marks.iter().enumerate().map(|(position, mark)| {
         let from = mark.at_ms as f64 / MS_PER_S;
@@ -306,7 +305,7 @@ fn marks(outcome: &Outcome, x: &Axis) -> Vec<Span> {
         .collect()
 }
 
-/// What the vertical lines are.
+/// Explains the vertical lines.
 fn marked(outcome: &Outcome) -> String {
     let what = match figures::only_command(&outcome.marks) {
         _ if outcome.marks.is_empty() => return String::new(),

@@ -1,16 +1,15 @@
 //! Round numbers for axes.
 //!
 //! Invariants: a list is never empty, never longer than [`TICKS_MAX`], and ascends strictly,
-//! whatever the bounds.
-//! Must not: format.
+//! whatever the bounds. It must not format.
 
-/// The most ticks on an axis.
+/// Maximum number of ticks on an axis.
 pub(super) const TICKS_MAX: usize = 12;
 
-/// About so many steps are wanted.
+/// Approximate number of steps.
 const STEPS_WANTED: f64 = 5.0;
 
-/// Ticks from 0 to the first round number that is not below `most`.
+/// Returns ticks from 0 to the first round number that is not below `most`.
 pub(super) fn linear(most: f64) -> Vec<f64> {
     if !most.is_finite() || most <= 0.0 {
         return vec![0.0, 1.0];
@@ -24,7 +23,7 @@ pub(super) fn linear(most: f64) -> Vec<f64> {
         _ => 10.0,
     };
     let step = decade * factor;
-    // A tick more than wanted would be the work of rounding.
+    // Tolerance: rounding must not add a tick.
     let steps = (most / step - 1e-9)
         .ceil()
         .clamp(1.0, TICKS_MAX as f64 - 1.0);
@@ -35,8 +34,9 @@ pub(super) fn linear(most: f64) -> Vec<f64> {
     ticks
 }
 
-/// Ticks between two positive numbers for a logarithmic axis: powers of ten, with 2 and 5 times
-/// them while there is room, from the last one not above `least` to the first not below `most`.
+/// Returns ticks between two positive numbers for a logarithmic axis: powers of ten, with 2 and 5
+/// times them while there is room, from the last one not above `least` to the first not below
+/// `most`.
 pub(super) fn logarithmic(least: f64, most: f64) -> Vec<f64> {
     if !(least > 0.0 && most >= least && most.is_finite()) {
         return vec![1.0, 10.0];
@@ -50,7 +50,7 @@ pub(super) fn logarithmic(least: f64, most: f64) -> Vec<f64> {
             all.extend(factors.iter().map(|factor| factor * 10f64.powi(power)));
             power += stride;
         }
-        // Rounding may have put 10^n a hair beside the bound it is meant to equal.
+        // Rounding may have moved 10^n slightly off the bound that it should equal.
         let from = all
             .iter()
             .rposition(|tick| *tick <= least * (1.0 + 1e-9))
