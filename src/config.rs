@@ -1,11 +1,10 @@
-//! The configuration as everything else sees it: validated, complete, plain data; and the one
-//! way to it, [`resolve()`], from file, environment and flags.
+//! The configuration: validated, complete, plain data; and the one way to obtain it, [`resolve()`],
+//! from file, environment and flags.
 //!
-//! Invariants: a [`Config`] that [`resolve()`] returned keeps every bound in [`SETTINGS`] and every
-//! rule between settings; there is no other place for a limit, its unit or its default.
-//! Must not: open a file, read the environment or the clock, or look a name up. The shell hands
-//! in what was read ([`from_file`], [`from_environment`]) and what the machine is like
-//! ([`Facts`]).
+//! Invariants: a [`Config`] returned by [`resolve()`] satisfies every bound in [`SETTINGS`] and
+//! every rule between settings; limits, their units and defaults are defined here only. Must not:
+//! open a file, read the environment or the clock, or resolve a name. The caller passes in the
+//! input ([`from_file`], [`from_environment`]) and the properties of the machine ([`Facts`]).
 
 mod admin;
 mod bounds;

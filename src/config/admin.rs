@@ -1,6 +1,6 @@
-//! Where health and metrics are shown, and where load balancers ask: how such addresses are written.
+//! Addresses of the admin endpoint and of the agent-check: their syntax.
 //!
-//! Invariant: the first is one that only this machine reaches. Must not: bind them.
+//! Invariant: the admin endpoint is reachable from this machine only. Must not: bind them.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,7 +12,7 @@ use super::path_bytes;
 use super::value::{Facts, Grammar};
 use uppercased_ctl::limits::SOCKET_PATH_MAX_BYTES;
 
-/// Where the admin endpoint is.
+/// The address of the admin endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AdminAddr {
@@ -31,7 +31,7 @@ impl fmt::Display for AdminAddr {
     }
 }
 
-/// A loopback address with its port, a port, or an absolute path.
+/// Grammar of a loopback address with its port, a port, or an absolute path.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Admin;
 
@@ -77,7 +77,8 @@ impl fmt::Display for Admin {
     }
 }
 
-/// An address with its port, or a port for all IPv4 addresses. A load balancer is elsewhere.
+/// Grammar of an address with its port, or a port for all IPv4 addresses: load balancers are
+/// remote.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Agent;
 

@@ -1,4 +1,4 @@
-//! The limits of the limits: between what each setting may lie, with its unit in its type.
+//! The bounds of each setting, with the unit in the type.
 //!
 //! Invariant: these are the only bounds; grammars, error texts, help and documentation quote them.
 //! Must not: hold a default (the table of settings does).
@@ -34,12 +34,12 @@ pub const MAX_CONNECTIONS: Count<u32> = Count {
     least: 1,
     most: 10_000_000,
 };
-/// Silence on a connection. Shorter than 10 ms would cut clients that merely crossed a continent.
+/// Idle timeout. Below 10 ms it would cut clients on intercontinental paths.
 pub const IDLE_TIMEOUT: Span = Span {
     least: Duration::from_millis(10),
     most: MONTH,
 };
-/// A peer that takes nothing of what it is owed.
+/// Timeout of a peer that reads none of its output.
 pub const WRITE_STALL_TIMEOUT: Span = Span {
     least: Duration::from_millis(10),
     most: MONTH,
@@ -60,7 +60,7 @@ pub const MAX_CONNECTIONS_PER_SOURCE: Count<u32> = Count {
     least: 1,
     most: 10_000_000,
 };
-/// Connections a second that one worker takes from one source.
+/// Connections per second accepted by one worker from one source.
 pub const ACCEPT_RATE_PER_SOURCE: Count<u32> = Count {
     least: 1,
     most: 1_000_000,
@@ -72,7 +72,7 @@ pub const SOURCE_PREFIX_V6: Count<u8> = Count {
     least: 1,
     most: 128,
 };
-/// A PROXY header on its way. A proxy sends it with its first packet; a lost one is sent again
+/// Timeout of a PROXY header. A proxy sends it with its first packet; a lost one is retransmitted
 /// after a second.
 pub const PROXY_HEADER_TIMEOUT: Span = Span {
     least: Duration::from_millis(10),
@@ -98,8 +98,8 @@ pub const KEEPALIVE: Span = Span {
     least: SECOND,
     most: Duration::from_secs(9 * 60 * 60),
 };
-/// Polling for more work before sleeping. Below 10 us it would end before a peer on the same
-/// machine can answer; beyond a second it is no wait any more but a CPU given away.
+/// Busy-polling before sleep. Below 10 us it would end before a peer on the same machine can
+/// answer; beyond a second it permanently occupies a CPU.
 pub const BUSY_POLL: Span = Span {
     least: Duration::from_micros(10),
     most: SECOND,
@@ -109,58 +109,58 @@ pub const REBALANCE_THRESHOLD: Count<u16> = Count {
     least: 10,
     most: 1000,
 };
-/// The rest after the system ran out of descriptors or memory.
+/// Pause after the system ran out of descriptors or memory.
 pub const ACCEPT_RETRY: Span = Span {
     least: MS,
     most: MINUTE,
 };
-/// Finishing what is owed when stopping.
+/// Grace period for pending replies.
 pub const DRAIN_TIMEOUT: Span = Span {
     least: Duration::ZERO,
     most: DAY,
 };
-/// Accepting on while stopping.
+/// Accepting after a stop begins.
 pub const LAME_DUCK: Span = Span {
     least: Duration::ZERO,
     most: HOUR,
 };
-/// A worker's way to Ready.
+/// Time until a worker is ready.
 pub const START_TIMEOUT: Span = Span {
     least: Duration::from_millis(10),
     most: Duration::from_secs(10 * 60),
 };
-/// Both ends of the pause between two tries of a slot that fails.
+/// Both ends of the pause between two attempts to start a failing slot.
 pub const BACKOFF: Span = Span {
     least: MS,
     most: HOUR,
 };
-/// The good service that wipes a slot's failures.
+/// Healthy time that resets a slot's failure count.
 pub const BACKOFF_RESET: Span = Span {
     least: MS,
     most: DAY,
 };
-/// A slot without worker, until a sibling serves its queue.
+/// Time without a worker before a sibling serves a slot's queue.
 pub const LEND_AFTER: Span = Span {
     least: Duration::ZERO,
     most: MINUTE,
 };
-/// Good service of the first renewed worker before the others follow.
+/// Healthy time of the first replaced worker before the others follow.
 pub const BAKE_TIME: Span = Span {
     least: Duration::ZERO,
     most: HOUR,
 };
-/// Handing connections over.
+/// Handover of connections.
 pub const HANDOVER_TIMEOUT: Span = Span {
     least: Duration::from_millis(10),
     most: Duration::from_secs(10 * 60),
 };
-/// Handshakes begun before a listener is closed. A lost answer is sent again after 1, 3 and 7
-/// seconds; more than a minute helps nobody.
+/// Time for handshakes begun before a listener is closed. A lost reply is retransmitted after 1, 3
+/// and 7 seconds; more than a minute has no benefit.
 pub const HANDSHAKE_TIMEOUT: Span = Span {
     least: Duration::ZERO,
     most: MINUTE,
 };
-/// A loop without a turn. Shorter than 200 ms would end workers that a busy machine kept waiting.
+/// A stalled loop. Below 200 ms it would end workers that merely wait on a busy machine.
 pub const HANG_TIMEOUT: Span = Span {
     least: Duration::from_millis(200),
     most: HOUR,

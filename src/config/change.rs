@@ -1,13 +1,13 @@
-//! What a running server can take over of a new configuration, and what needs a stop.
+//! Which changes of the configuration a running server can apply, and which need a stop.
 //!
-//! Pure. Invariant: everything that [`check_change`] lets through takes effect with the workers
-//! that a restart makes (or at once, in the supervisor); nothing is taken over silently in part.
+//! Pure. Invariant: every change that [`check_change`] accepts takes effect with the workers of a
+//! restart (or at once, in the supervisor); none is applied silently in part.
 
 use super::data::Config;
 use super::settings::Setting;
 use super::types::ListenAddr;
 
-/// A setting was changed that is fixed for the life of a server.
+/// A change of a setting that is fixed while the server runs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "cannot change {key} of a running server from {running} to {wanted}: {why}; change it back, or \
@@ -24,13 +24,13 @@ pub struct NeedsStop {
     pub why: &'static str,
 }
 
-/// Whether the addresses are the same, in whatever order: a name server gives those of one name in
-/// another one every time.
+/// Returns whether the addresses are equal in any order: a name server may return those of one name
+/// in another order each time.
 fn same(running: &[ListenAddr], wanted: &[ListenAddr]) -> bool {
     running.len() == wanted.len() && wanted.iter().all(|address| running.contains(address))
 }
 
-/// Whether a server that runs with `running` can go on with `wanted`.
+/// Checks whether a server that runs with `running` can change to `wanted`.
 ///
 /// # Errors
 /// [`NeedsStop`] for the first setting that cannot change.
@@ -115,7 +115,7 @@ mod tests {
         }
     }
 
-    /// A change of every single setting either goes through or is refused by its own name.
+    /// A change of any single setting is accepted, or refused by that setting's name.
     #[test]
     fn every_setting_changes_or_reports_why() {
         let facts = Facts {

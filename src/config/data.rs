@@ -11,10 +11,10 @@ use super::proxy::ProxyListeners;
 use super::sandbox::{Account, Sandbox};
 use super::types::{Boot, Control, ListenAddr, LogFormat, LogLevel, RestartConnections, Steer};
 
-/// Everything that can be set, validated.
+/// All settings, validated.
 ///
-/// It travels to the workers as JSON. Both ends may be of different versions for the time of an
-/// upgrade, so a field that is unknown is skipped and one that is missing has its default.
+/// Sent to the workers as JSON. During an upgrade both ends may be of different versions, so an
+/// unknown field is skipped and a missing one has its default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
@@ -22,27 +22,28 @@ pub struct Config {
     pub listen: Vec<ListenAddr>,
     /// Number of slots, each with one worker process.
     pub workers: u16,
-    /// Length asked for each accept queue; `None`: the system's `net.core.somaxconn`.
+    /// Requested length of each accept queue; `None`: the system's `net.core.somaxconn`.
     pub backlog: Option<u32>,
     /// Join other servers on the same address instead of refusing to start beside them.
     pub share_port: bool,
-    /// Connections a worker; `None`: what `RLIMIT_NOFILE` leaves after the reserve.
+    /// Connections per worker; `None`: what `RLIMIT_NOFILE` leaves after the reserve.
     pub max_connections: Option<u32>,
-    /// Close a connection on which nothing moved for this long; `None`: never.
+    /// Idle timeout of a connection; `None`: none.
     pub idle_timeout: Option<Duration>,
-    /// Cut a peer that took none of its pending output for this long; `None`: never.
+    /// Timeout of a peer that reads none of its pending output; `None`: none.
     pub write_stall_timeout: Option<Duration>,
     /// How long a half-closed connection waits for its peer to close.
     pub linger_timeout: Duration,
-    /// Bytes of unsent output a connection may hold; also the most that one read takes.
+    /// Maximum unsent bytes of a connection; also the maximum of one read.
     pub pending_output: u32,
     /// Networks whose peers are served; empty: all.
     pub allow: Vec<IpNet>,
     /// Networks whose peers are refused, whatever `allow` says.
     pub deny: Vec<IpNet>,
-    /// Connections of one source that a worker holds; `None`: as many as of all.
+    /// Connections per source and worker; `None`: unlimited.
     pub max_connections_per_source: Option<u32>,
-    /// Connections a second that a worker takes from one source, and the most at once; `None`: all.
+    /// Connections per second and worker accepted from one source, and the burst; `None`:
+    /// unlimited.
     pub accept_rate_per_source: Option<u32>,
     /// Leading bits of an IPv4 address that make a source.
     pub source_prefix_v4: u8,
@@ -50,15 +51,15 @@ pub struct Config {
     pub source_prefix_v6: u8,
     /// The listeners on which a PROXY header must precede a client's bytes.
     pub proxy_protocol: ProxyListeners,
-    /// Networks of the proxies that may send it.
+    /// Networks of the proxies that may send the header.
     pub proxy_trust: Vec<IpNet>,
-    /// How long it may take to come, from the accept on.
+    /// Timeout of the header, from the accept on.
     pub proxy_header_timeout: Duration,
-    /// Where load balancers may ask how the server is; `None`: nowhere.
+    /// Address of the agent-check for load balancers; `None`: none.
     pub agent: Option<SocketAddr>,
-    /// Connections taken from one accept queue in one turn of the loop.
+    /// Connections accepted from one queue per event loop iteration.
     pub accepts_per_turn: u32,
-    /// Bytes read from one connection in one turn of the loop.
+    /// Bytes read from one connection per event loop iteration.
     pub bytes_per_turn: u32,
     /// `SO_RCVBUF` of each connection in bytes; `None`: the kernel's autotuning.
     pub recv_buffer: Option<u32>,
@@ -66,62 +67,62 @@ pub struct Config {
     pub send_buffer: Option<u32>,
     /// Idle time before TCP keepalive probes a silent peer; `None`: no probes.
     pub keepalive: Option<Duration>,
-    /// How long accepting rests after the system ran out of descriptors or memory.
+    /// Pause before accepting again after the system ran out of descriptors or memory.
     pub accept_retry: Duration,
-    /// How long a worker polls for more work before it sleeps; `None`: it sleeps at once.
+    /// How long a worker busy-polls before it sleeps; `None`: it sleeps at once.
     pub busy_poll: Option<Duration>,
-    /// How new connections are spread over the workers.
+    /// How new connections are distributed over the workers.
     pub steer: Steer,
     /// Whether each worker stays on one CPU.
     pub pin: bool,
-    /// Whether connections move from a worker that is too busy to the one that is least so.
+    /// Whether connections migrate from an overloaded worker to the least loaded one.
     pub rebalance: bool,
-    /// Percent by which the one must be busier than the other.
+    /// Minimum load difference for that, in percent.
     pub rebalance_threshold: u16,
-    /// How long a stopping worker may finish what it owes.
+    /// Grace period for pending replies of a stopping worker.
     pub drain_timeout: Duration,
     /// How long a stopping worker goes on accepting first.
     pub lame_duck: Duration,
     /// How long a new worker may take to report Ready.
     pub start_timeout: Duration,
-    /// First pause before a slot that keeps failing is tried again.
+    /// First pause before a failing slot is tried again.
     pub backoff_initial: Duration,
     /// Longest such pause.
     pub backoff_max: Duration,
-    /// A worker that served this long wipes its slot's record of failures.
+    /// Healthy time after which a slot's failure count resets.
     pub backoff_reset: Duration,
     /// How long a slot may be without a worker before a sibling serves its queue.
     pub lend_after: Duration,
-    /// Where the running server takes orders.
+    /// The control socket.
     pub control: Control,
-    /// Where health and metrics are shown over HTTP; `None`: nowhere.
+    /// Address of health and metrics over HTTP; `None`: none.
     pub admin: Option<AdminAddr>,
     /// What a rolling restart does with established connections.
     pub restart_connections: RestartConnections,
     /// How many workers must start for the server to serve.
     pub boot: Boot,
-    /// How long the first renewed worker must serve before the others are renewed.
+    /// How long the first replaced worker must serve before the others are replaced.
     pub bake_time: Duration,
-    /// How long a worker may take to hand its connections over.
+    /// Timeout for handing over a worker's connections.
     pub handover_timeout: Duration,
-    /// How long handshakes already begun have before a listener is closed.
+    /// Time for handshakes already begun before a listener is closed.
     pub handshake_timeout: Duration,
     /// A worker whose loop made no turn for this long is replaced; `None`: never.
     pub hang_timeout: Option<Duration>,
-    /// Whether workers lock themselves in before they serve.
+    /// Whether workers are sandboxed before they serve.
     pub sandbox: Sandbox,
-    /// The user that workers become; `None`: they stay who started the server.
+    /// The user that workers run as; `None`: that of the supervisor.
     pub user: Option<Account>,
-    /// The group that workers become; `None`: the user's primary group.
+    /// The group that workers run as; `None`: the user's primary group.
     pub group: Option<Account>,
-    /// The least severe level that is logged.
+    /// Minimum level of log lines.
     pub log_level: LogLevel,
-    /// How log lines look.
+    /// Format of log lines.
     pub log_format: LogFormat,
 }
 
 impl Config {
-    /// Whether the listener at place `index` of [`Config::listen`] asks for a PROXY header.
+    /// Returns whether the listener at `index` of [`Config::listen`] requires a PROXY header.
     #[must_use]
     pub fn asks_for_header(&self, index: usize) -> bool {
         match &self.proxy_protocol {
@@ -135,7 +136,7 @@ impl Config {
     }
 }
 
-/// The start value of `resolve`, which then sets every field.
+/// The initial value in `resolve`, which then sets every field.
 pub(super) const BLANK: Config = Config {
     listen: Vec::new(),
     workers: 0,

@@ -1,17 +1,17 @@
-//! How many connections fit the descriptor limit of a worker.
+//! The number of connections that fit a worker's descriptor limit.
 
 use super::error::Error;
 use super::limits::{AUTO_CONNECTIONS_MAX, FD_RESERVE, FDS_PER_SLOT};
 
-/// How many connections a worker may hold: `asked`, or without it all that fits.
+/// Returns the maximum connections of a worker: `asked`, or if `None` all that fit.
 ///
 /// `nofile_limit` is the descriptor limit of the worker (`RLIMIT_NOFILE`, the soft limit after it
-/// was raised as far as it goes). What is kept free of connections covers a worker that serves
-/// every sibling's listeners as well as the supervisor, which holds them all.
+/// was raised to the maximum). The reserve covers a worker that serves every sibling's listeners as
+/// well as the supervisor, which holds them all.
 ///
 /// # Errors
 ///
-/// The limit is too low; the message says how high it has to be, and how to raise it.
+/// The limit is too low; the message gives the required limit, and how to raise it.
 pub fn connection_limit(
     asked: Option<u32>,
     nofile_limit: u64,
@@ -42,7 +42,7 @@ pub fn connection_limit(
     }
 }
 
-/// Descriptors of a process that are kept for other things than connections.
+/// Returns the number of descriptors reserved for uses other than connections.
 #[must_use]
 pub fn descriptor_reserve(listeners: usize, workers: u16) -> u64 {
     let a_slot = u64::try_from(listeners)

@@ -1,4 +1,4 @@
-//! What a server was started with, so that it can read its configuration anew.
+//! What a server was started with, so that it can read its configuration again.
 
 use std::ffi::OsString;
 
@@ -7,10 +7,10 @@ use super::data::Config;
 /// A start: a command line and the configuration that it gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
-    /// As it was read at the start.
+    /// The configuration at the start.
     pub config: Config,
-    /// The arguments that it was read from, the program's own name first.
+    /// The arguments, beginning with the program's own name.
     pub args: Vec<OsString>,
-    /// What was ignored of it, and why: a line each.
+    /// Ignored input with the reason, one line each.
     pub ignored: Vec<String>,
 }

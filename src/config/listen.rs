@@ -1,8 +1,8 @@
-//! The addresses to listen on: how they are written, and which may not stand side by side.
+//! The addresses to listen on: their syntax, and which of them conflict.
 //!
-//! Invariants: what [`Listen`] returns has at least one address, at most [`LISTEN_MAX`], none
-//! twice, and every one of them reads back from its own `Display`.
-//! Must not: bind anything, or look a name up other than through [`Facts`].
+//! Invariants: [`Listen`] returns at least one address, at most [`LISTEN_MAX`], no duplicates, and
+//! each is read back from its own `Display`. Must not: bind anything, or resolve a name other than
+//! through [`Facts`].
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use super::types::ListenAddr;
 use super::value::{Facts, Grammar};
 
-/// The most addresses one server listens on. Every worker holds a listener for each.
+/// Maximum number of addresses of one server. Every worker holds a listener for each.
 pub const LISTEN_MAX: usize = 16;
 
 /// Addresses separated by commas: `HOST:PORT`, `[V6]:PORT`, `*:PORT`, `:PORT` or `PORT`.
@@ -30,8 +30,8 @@ impl Grammar for Listen {
                         "{address} is a multicast address, which TCP does not support"
                     ));
                 }
-                // A name may have one address twice; and what is asked for twice is served once,
-                // but for port 0, which is another port each time.
+                // A name may resolve to one address twice. Duplicates are served once, except port
+                // 0, which is another port each time.
                 let from = if address.addr.port() == 0 { earlier } else { 0 };
                 if !addresses[from..].contains(&address) {
                     addresses.push(address);
@@ -62,7 +62,7 @@ impl fmt::Display for Listen {
     }
 }
 
-/// Reads one entry of the list; a name may stand for several addresses.
+/// Reads one entry of the list; a name may resolve to several addresses.
 fn parse_one(text: &str, facts: &Facts<'_>) -> Result<Vec<ListenAddr>, String> {
     if text.is_empty() {
         return Err("an address is empty".to_owned());
@@ -97,7 +97,7 @@ fn parse_one(text: &str, facts: &Facts<'_>) -> Result<Vec<ListenAddr>, String> {
     }
 }
 
-/// Reads what stands in brackets: an IPv6 address, perhaps with a scope (`fe80::1%eth0`).
+/// Reads the text in brackets: an IPv6 address, perhaps with a scope (`fe80::1%eth0`).
 fn parse_v6(
     inside: &str,
     port: u16,
@@ -115,7 +115,7 @@ fn parse_v6(
         Ok(ip) => Ok(vec![plain(SocketAddr::from((ip, port)))]),
         Err(_) => match format!("[{inside}]:{port}").parse::<SocketAddrV6>() {
             Ok(addr) => Ok(vec![plain(SocketAddr::V6(addr))]),
-            // The number of an interface is known to the system's resolver only.
+            // Only the system's resolver knows the number of an interface.
             Err(_) if inside.contains('%') => look_up(inside, port, text, facts),
             Err(_) => Err(format!("{text:?} has no IPv6 address in brackets")),
         },
@@ -144,7 +144,7 @@ fn parse_port(port: &str, text: &str) -> Result<u16, String> {
         .map_err(|_| format!("port {port} of {text:?} is above 65535"))
 }
 
-/// An address that serves one family.
+/// Returns an address that serves one family.
 pub(super) fn plain(addr: SocketAddr) -> ListenAddr {
     ListenAddr {
         addr,
@@ -152,11 +152,11 @@ pub(super) fn plain(addr: SocketAddr) -> ListenAddr {
     }
 }
 
-/// The first two addresses of which one would take clients that the other is meant for.
+/// Returns the first two addresses of which one would receive clients meant for the other.
 ///
 /// The kernel gives a connection to the most specific listener, so `127.0.0.1:9999` beside
-/// `0.0.0.0:9999` would not share its load but take all of it from loopback. Port 0 means a
-/// port of the kernel's choice and overlaps with nothing.
+/// `0.0.0.0:9999` would not share its load but receive all of it from loopback. Port 0 means a port
+/// of the kernel's choice and overlaps with nothing.
 pub(crate) fn overlap(addresses: &[ListenAddr]) -> Option<(&ListenAddr, &ListenAddr)> {
     addresses.iter().enumerate().find_map(|(index, first)| {
         addresses[index + 1..]
@@ -166,7 +166,7 @@ pub(crate) fn overlap(addresses: &[ListenAddr]) -> Option<(&ListenAddr, &ListenA
     })
 }
 
-/// The first of `addresses` that cannot be bound beside `address`.
+/// Returns the first of `addresses` that cannot be bound together with `address`.
 pub(super) fn in_the_way(address: SocketAddr, addresses: &[ListenAddr]) -> Option<&ListenAddr> {
     let own = plain(address);
     addresses.iter().find(|other| {
@@ -175,7 +175,7 @@ pub(super) fn in_the_way(address: SocketAddr, addresses: &[ListenAddr]) -> Optio
     })
 }
 
-/// Whether `wide` accepts every client that `narrow` is for.
+/// Returns whether `wide` accepts every client that `narrow` is for.
 fn covers(wide: &ListenAddr, narrow: &ListenAddr) -> bool {
     if wide.addr.port() != narrow.addr.port() || wide.addr.port() == 0 {
         return false;

@@ -1,11 +1,9 @@
-//! Lists of networks (`allow`, `deny`): how they are written.
+//! Lists of networks (`allow`, `deny`) and their syntax.
 //!
-//! Invariants: what [`Networks`] returns has at most [`NETWORKS_MAX`] networks, none twice, each
-//! written with no bit set beyond its prefix, and every one of them reads back from its own
-//! `Display`. An empty text is refused: a variable that somebody forgot to fill must not open a
-//! server to everybody.
-//! Must not: look a name up (a name is not an address, and may be another one tomorrow), or decide
-//! who is admitted (`admission` does).
+//! Invariants: [`Networks`] returns at most [`NETWORKS_MAX`] networks, no duplicates, each with no
+//! bit set beyond its prefix, and each is read back from its own `Display`. An empty text is
+//! refused: an unset variable must not open a server to every client. Must not: resolve a name (its
+//! address may change), or decide about admission (`admission` does).
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,11 +12,11 @@ use ipnet::IpNet;
 
 use super::value::{Facts, Grammar};
 
-/// Networks of one list, at most.
+/// Maximum number of networks in one list.
 pub const NETWORKS_MAX: usize = 512;
 
-/// Networks of all lists together, at most, for they travel to a worker in one message: two full lists,
-/// and the third with its default or little more.
+/// Maximum number of networks in all lists, since they go to a worker in one message: two full
+/// lists, and the third with its default or little more.
 pub const NETWORKS_IN_ALL_MAX: usize = 1040;
 
 /// The word for an empty list.

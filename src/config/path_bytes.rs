@@ -1,7 +1,7 @@
-//! Paths as they cross a process: text where they are UTF-8, bytes where they are not.
+//! Serialization of paths between processes: text where they are UTF-8, bytes otherwise.
 //!
-//! A path on Linux is any bytes without a zero. JSON knows only text, and serde's own form of a path
-//! refuses the others, which would end the message or the state that the path stands in.
+//! A path on Linux is any bytes without a zero. JSON has only text, and serde's own form of a path
+//! refuses other bytes, which would make the whole message or state fail.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -16,10 +16,10 @@ enum Written {
     Bytes(Vec<u8>),
 }
 
-/// Writes a path, whatever its bytes.
+/// Writes a path of any bytes.
 ///
 /// # Errors
-/// What the serializer returned.
+/// The serializer's error.
 pub(crate) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     let written = match path.to_str() {
         Some(text) => Written::Text(text.to_owned()),

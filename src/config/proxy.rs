@@ -1,6 +1,6 @@
-//! Which listeners ask for a PROXY header: how that is written.
+//! The listeners that require a PROXY header: syntax.
 //!
-//! Must not: know which addresses there are (`rules` compares them with `listen`).
+//! Must not: know the addresses to listen on (`rules` compares them with `listen`).
 
 use std::fmt;
 
@@ -14,11 +14,11 @@ use super::value::{Facts, Grammar};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyListeners {
-    /// None of them: there a header is a client's bytes like any.
+    /// None: a header is treated as client data.
     None,
     /// All of them.
     All,
-    /// Those of the addresses to listen on.
+    /// Those of these addresses.
     These(Vec<ListenAddr>),
 }
 

@@ -1,6 +1,6 @@
-//! Makes the one configuration from what the sources assign.
+//! Combines the assignments of all sources into one configuration.
 //!
-//! Invariant: a value that a setting refuses is an error even where another source overrides it.
+//! Invariant: a value that its setting rejects is an error even if another source overrides it.
 
 use std::net::SocketAddr;
 
@@ -11,14 +11,13 @@ use super::settings::SETTINGS;
 use super::source::{Assignment, Origin, Origins};
 use super::value::Facts;
 
-/// Settles what is set: of several assignments to one setting the last one wins, so `assignments`
-/// come in rising precedence (file, environment, flags).
+/// Resolves the settings: of several assignments to one setting the last one wins, so `assignments`
+/// are in ascending precedence (file, environment, flags).
 ///
 /// # Errors
 ///
-/// The first value that its setting does not accept (also one that another source overrides: it
-/// would be a trap for whoever takes that source away), then the first rule between settings that
-/// does not hold.
+/// The first value that its setting rejects (even one that another source overrides: it would take
+/// effect when that source is removed), then the first violated rule between settings.
 pub fn resolve(assignments: &[Assignment], facts: &Facts<'_>) -> Result<(Config, Origins), Error> {
     let mut config = BLANK;
     let mut origins = Vec::with_capacity(SETTINGS.len());
@@ -39,7 +38,7 @@ pub fn resolve(assignments: &[Assignment], facts: &Facts<'_>) -> Result<(Config,
             origins.push(Origin::Default);
             continue;
         };
-        // A name that nobody will listen on is not looked up: it may well be another machine's.
+        // A name that will not be listened on is not resolved: it may belong to another machine.
         let offline = Facts {
             lookup: &|_, port| Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]),
             ..*facts
@@ -55,12 +54,12 @@ pub fn resolve(assignments: &[Assignment], facts: &Facts<'_>) -> Result<(Config,
     Ok((config, origins))
 }
 
-/// Checks a configuration that came as data from another process: it keeps what [`resolve`]
-/// promises. No name is looked up.
+/// Checks a configuration received as data from another process against the guarantees of
+/// [`resolve`]. No name is resolved.
 ///
 /// # Errors
 ///
-/// The first value that its setting does not accept, then the first rule that does not hold.
+/// The first value that its setting rejects, then the first violated rule.
 pub fn verify(config: &Config) -> Result<(), Error> {
     let facts = Facts {
         cpus: 1,
@@ -80,7 +79,7 @@ pub fn verify(config: &Config) -> Result<(), Error> {
 }
 
 impl Default for Config {
-    /// What `resolve` gives when nothing is set, on a machine with one CPU.
+    /// The result of `resolve` without assignments, on a machine with one CPU.
     fn default() -> Self {
         let facts = Facts {
             cpus: 1,

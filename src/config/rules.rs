@@ -1,6 +1,6 @@
-//! The rules between settings: what each of two values allows, and both together do not.
+//! The rules between settings: combinations of values that are not allowed.
 //!
-//! Must not: judge a value alone (its row does).
+//! Must not: check a value alone (its row does).
 
 use super::admin::AdminAddr;
 use super::data::Config;
@@ -12,7 +12,7 @@ use super::settings::Setting;
 use super::source::Origins;
 use super::types::Steer;
 
-/// Refuses the first one that does not hold.
+/// Returns an error for the first violated rule.
 pub(super) fn check(config: &Config, origins: &Origins) -> Result<(), Error> {
     if config.backoff_max < config.backoff_initial {
         let shown = |key| Setting::find(key).map_or_else(String::new, |row| row.show(config));
@@ -56,8 +56,8 @@ pub(super) fn check(config: &Config, origins: &Origins) -> Result<(), Error> {
     check_endpoints(config, origins)
 }
 
-/// No two of what this server binds are in each other's way: bound one after the other, the second
-/// one would blame another server.
+/// Checks that the addresses this server binds do not conflict: otherwise the second bind would
+/// blame another server.
 fn check_endpoints(config: &Config, origins: &Origins) -> Result<(), Error> {
     let admin = match config.admin {
         Some(AdminAddr::Tcp(address)) => Some(address),

@@ -1,8 +1,7 @@
-//! How far workers are locked in, and as whom they run: the settings' values and how they are
-//! written.
+//! The sandbox of workers and the account they run as: values and syntax.
 //!
-//! Invariant: an [`Account`] that was only read has a name and no number; whoever may look names up
-//! adds it ([`super::Config`] is complete only then). Must not: look a name up.
+//! Invariant: a parsed [`Account`] has a name and no number; the number is added where names may be
+//! resolved ([`super::Config`] is complete only then). Must not: resolve a name.
 
 use std::fmt;
 
@@ -10,24 +9,24 @@ use serde::{Deserialize, Serialize};
 
 use super::value::{Choice, Facts, Grammar, OrWord};
 
-/// Whether workers lock themselves in before they serve.
+/// Whether workers are sandboxed before they serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sandbox {
-    /// With every layer that the kernel has; what it lacks is said.
+    /// With every layer that the kernel supports; missing ones are logged.
     Auto,
     /// With every layer, or the worker does not start.
     Required,
-    /// Not at all.
+    /// No sandbox.
     Off,
 }
 
-/// A user or a group, as it was named and as the kernel knows it.
+/// A user or a group, as given and as the kernel identifies it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
-    /// As it was written: a name or a number.
+    /// The name or number as given.
     pub name: String,
-    /// Its number; `None` until it was looked up.
+    /// Its number; `None` until resolved.
     #[serde(default)]
     pub id: Option<u32>,
     /// Of a user: the number of its primary group, if it has one.
@@ -41,10 +40,10 @@ pub(crate) const SANDBOX: Choice<Sandbox> = Choice(&[
     ("off", Sandbox::Off),
 ]);
 
-/// The word for "whoever started the server".
+/// Grammar of an account, or the word for the user that started the server.
 pub(crate) const ACCOUNT: OrWord<AccountName> = OrWord("unchanged", AccountName);
 
-/// The name or the number of a user or a group.
+/// Grammar of the name or the number of a user or a group.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AccountName;
 
@@ -56,7 +55,7 @@ impl Grammar for AccountName {
         if text.is_empty() || text.starts_with('-') || text.contains(strange) {
             return Err(format!("{text:?} is not a valid account name"));
         }
-        // The kernel takes the highest number for "leave it as it is".
+        // The kernel takes the highest number for "leave unchanged".
         if text.bytes().all(|byte| byte.is_ascii_digit())
             && !text.parse().is_ok_and(|id: u32| id != u32::MAX)
         {

@@ -1,20 +1,19 @@
-//! Variables that Kubernetes and Docker make for a service whose name begins like the program's:
-//! a pod must start although a Service of its namespace is called `uppercased` or
-//! `uppercased-admin`.
+//! Variables that Kubernetes and Docker set for a service whose name begins like the program's: a
+//! pod must start although a Service in its namespace is named `uppercased` or `uppercased-admin`.
 //!
-//! Invariant: name and value both have to look like one, so what a person mistyped is still refused:
-//! `UPPERCASED_PORT=80` is a mistake, `UPPERCASED_PORT=tcp://10.0.0.1:80` is none.
-//! Must not: read the environment.
+//! Invariant: both name and value must match, so a mistyped setting is still refused:
+//! `UPPERCASED_PORT=80` is an error, `UPPERCASED_PORT=tcp://10.0.0.1:80` is not. Must not: read the
+//! environment.
 
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, SocketAddr};
 
 use uppercased_ctl::process::ENV_PREFIX;
 
-/// Protocols that a port of a service may have, as they are written in a value.
+/// Protocols of a service's port, as written in a value.
 const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
 
-/// Returns the names of those among `variables`, sorted: what a notice tells.
+/// Returns the names of those among `variables`, sorted, for a notice.
 pub fn service_links<'a>(
     variables: impl IntoIterator<Item = &'a (OsString, OsString)>,
 ) -> Vec<String> {
@@ -28,13 +27,13 @@ pub fn service_links<'a>(
     names
 }
 
-/// Whether a variable is one of those, by its name and its value.
+/// Returns whether a variable is one of those, by its name and its value.
 #[must_use]
 pub fn is_service_link(name: &OsStr, value: &OsStr) -> bool {
     let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else {
         return false;
     };
-    // The service's own name ends where the prefix does, or goes on behind it.
+    // The service's own name ends with the prefix, or continues after it.
     let Some(rest) = name.strip_prefix(ENV_PREFIX) else {
         return false;
     };
@@ -42,7 +41,7 @@ pub fn is_service_link(name: &OsStr, value: &OsStr) -> bool {
     (0..words.len()).any(|behind| describes_service(&words[behind..], value))
 }
 
-/// Whether the words behind a service's name, and the value, are those of a service variable.
+/// Returns whether the rest of a name, and the value, are those of a service variable.
 fn describes_service(words: &[&str], value: &str) -> bool {
     match words {
         ["SERVICE", "HOST"] => is_ip(value),
@@ -56,7 +55,7 @@ fn describes_service(words: &[&str], value: &str) -> bool {
             ["ADDR"] => is_ip(value),
             _ => false,
         },
-        // A link of Docker's: `/web/uppercased`, both ends of it.
+        // A Docker link, `/web/uppercased`, with both names.
         ["NAME"] => value
             .strip_prefix('/')
             .is_some_and(|value| value.contains('/')),
@@ -109,7 +108,7 @@ mod tests {
         let settings = SETTINGS.iter().map(|setting| setting.variable() + "_");
         let others =
             ["", "METRICS_", "7_", "A_PORT_", "SERVICE_"].map(|name| ENV_PREFIX.to_owned() + name);
-        // A Service called `uppercased-share` has a variable of the very name of a setting.
+        // A Service named `uppercased-share` has a variable with the name of a setting.
         for prefix in settings
             .chain(others)
             .chain(["UPPERCASED_SHARE_".to_owned()])

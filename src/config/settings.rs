@@ -1,8 +1,8 @@
-//! The one table of settings, from which flags, environment variables, file keys, defaults,
-//! bounds, help and the reference in `docs/configuration.md` all come.
+//! The one table of settings, the source of flags, environment variables, file keys, defaults,
+//! bounds, help and the reference in `docs/configuration.md`.
 //!
-//! Invariants: one row for each field of [`Config`](super::Config); every default and every example is accepted
-//! by its own row; the texts quote the bounds, which stand in `bounds.rs` and nowhere else.
+//! Invariants: one row for each field of [`Config`](super::Config); every default and every example
+//! is accepted by its own row; the texts quote the bounds, which are defined in `bounds.rs` only.
 //! Must not: decide between sources or check one setting against another (`resolve` does).
 
 mod category;
@@ -34,14 +34,14 @@ const STEER: Choice<Steer> = Choice(&[
 ]);
 
 impl Setting {
-    /// The setting whose key is `key`.
+    /// Returns the setting whose key is `key`.
     #[must_use]
     pub fn find(key: &str) -> Option<&'static Self> {
         SETTINGS.iter().find(|setting| setting.key() == key)
     }
 }
 
-/// Every setting, in the order in which help, documentation and `check --print` list them.
+/// Every setting, in the order of help, documentation and `check --print`.
 pub static SETTINGS: &[Setting] = &[
     Setting {
         binding: bind!(listen, Listen),

@@ -1,9 +1,9 @@
-//! The three places that settings come from, each read into the same plain assignments.
+//! The three sources of settings, each read into the same plain assignments.
 //!
-//! Invariants: every value arrives as the text that its flag would take, so that one parser and
-//! one error text serve all three; what is not a setting is an error that names the nearest one.
-//! Must not: open the file or read the environment (the command line's shell does and hands the
-//! contents in), or judge a value.
+//! Invariants: every value arrives as the text that its flag would take, so one parser and one
+//! error text serve all three; an unknown setting is an error that names the nearest one. Must not:
+//! open the file or read the environment (the command line does and passes the contents in), or
+//! check a value.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -19,14 +19,14 @@ use uppercased_ctl::process::ENV_PREFIX;
 /// The environment variable that names the configuration file, as `--config` does.
 pub const CONFIG_VARIABLE: &str = "UPPERCASED_CONFIG";
 
-/// Where a value comes from. Later ones win over earlier ones.
+/// The source of a value. Later ones override earlier ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody set it.
+    /// The default.
     Default,
     /// The configuration file.
     File {
-        /// The file, as it was named.
+        /// The path of the file, as given.
         path: Arc<Path>,
         /// The line of the key, counted from 1.
         line: usize,
@@ -38,7 +38,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// How `setting` is spelled there, for the beginning of an error.
+    /// Returns how `setting` is spelled there, for the beginning of an error.
     #[must_use]
     pub fn name_of(&self, setting: &Setting) -> String {
         match self {
@@ -49,7 +49,7 @@ impl Origin {
         }
     }
 
-    /// Says where a value of `setting` comes from: `environment UPPERCASED_WORKERS`.
+    /// Describes the source of a value of `setting`: `environment UPPERCASED_WORKERS`.
     #[must_use]
     pub fn describe(&self, setting: &Setting) -> String {
         match self {
@@ -61,17 +61,17 @@ impl Origin {
     }
 }
 
-/// Where each value of a [`Config`](super::Config) comes from.
+/// The source of each value of a [`Config`](super::Config).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origins(pub(super) Vec<Origin>);
 
 impl Origins {
-    /// Every setting with the origin of its value, in the order of the table.
+    /// Returns every setting with the origin of its value, in the order of the table.
     pub fn iter(&self) -> impl Iterator<Item = (&'static Setting, &Origin)> {
         SETTINGS.iter().zip(&self.0)
     }
 
-    /// How the setting with this key is spelled where its value comes from.
+    /// Returns the spelling of the setting with this key in the source of its value.
     pub(crate) fn name_of(&self, key: &str) -> String {
         self.iter()
             .find(|(setting, _)| setting.key() == key)
@@ -79,23 +79,23 @@ impl Origins {
     }
 }
 
-/// One setting, the text it was given, and where.
+/// An assignment to one setting.
 #[derive(Clone, Debug)]
 pub struct Assignment {
-    /// What is set.
+    /// The setting.
     pub setting: &'static Setting,
-    /// To what, not yet judged.
+    /// The text, not yet checked.
     pub text: String,
-    /// By whom.
+    /// The source.
     pub origin: Origin,
 }
 
-/// Reads the contents of a configuration file; `path` is for the errors.
+/// Parses the contents of a configuration file; `path` is for the errors.
 ///
 /// # Errors
 ///
-/// The first thing in the file that is not TOML, not a setting, or not a value that a setting
-/// could have.
+/// The first part of the file that is not TOML, not a setting, or not of a type that a setting can
+/// have.
 pub fn from_file(contents: &[u8], path: &Path) -> Result<Vec<Assignment>, Error> {
     let syntax = |offset: usize, why: String| {
         let (line, column) = position(contents, offset);
@@ -144,8 +144,8 @@ pub fn from_file(contents: &[u8], path: &Path) -> Result<Vec<Assignment>, Error>
     entries.into_iter().map(assign).collect()
 }
 
-/// Picks the settings out of an environment. A variable that is empty counts as unset, as templates
-/// of containers leave it (`${VAR:-}`); so does one that [`is_service_link`] recognises.
+/// Reads the settings in an environment. An empty variable counts as unset, as container templates
+/// leave it (`${VAR:-}`); so does one that [`is_service_link`] recognises.
 ///
 /// # Errors
 ///
@@ -203,11 +203,11 @@ fn unknown_key(name: &str, value: &DeValue<'_>, path: &Path, line: usize) -> Err
     }
 }
 
-/// How much a setting has to look like what was written to be named as what was meant: as alike as
-/// `idle` and `idle_timeout`, and not only as `config` and `backoff_initial`.
+/// Minimum similarity of a setting to an unknown name to be suggested: as similar as `idle` and
+/// `idle_timeout`, unlike `config` and `backoff_initial`.
 const ALIKE: f64 = 0.75;
 
-/// The setting whose key looks most like `name`, if one does at all.
+/// Returns the setting whose key is most similar to `name`, if any is similar enough.
 fn nearest(name: &str) -> Option<&'static Setting> {
     let name = name.to_ascii_lowercase().replace('-', "_");
     let alike = SETTINGS
@@ -217,7 +217,7 @@ fn nearest(name: &str) -> Option<&'static Setting> {
     (score >= ALIKE).then_some(row)
 }
 
-/// A TOML value as the flag's text; `None` if it is of a type that `setting` cannot have.
+/// Returns a TOML value as the flag's text; `None` if `setting` cannot have a value of its type.
 fn value_text(setting: &Setting, value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::Array(values) if setting.is_list() => {
@@ -241,7 +241,7 @@ fn value_text(setting: &Setting, value: &DeValue<'_>) -> Option<String> {
     }
 }
 
-/// Line and column, both counted from 1, the column in bytes.
+/// Returns line and column, both counted from 1, the column in bytes.
 fn position(contents: &[u8], offset: usize) -> (usize, usize) {
     let before = &contents[..offset.min(contents.len())];
     let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;

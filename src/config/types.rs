@@ -1,4 +1,4 @@
-//! The values of settings that are neither a number nor a text.
+//! Types of settings that are neither numbers nor text.
 //!
 //! Must not: know a setting's key, default or grammar (its row in `settings` does).
 
@@ -13,7 +13,7 @@ use super::path_bytes;
 /// One address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenAddr {
-    /// Address and port; port 0 asks the kernel for one, which all slots then share.
+    /// Address and port; port 0: chosen by the kernel, and then shared by all slots.
     pub addr: SocketAddr,
     /// For an IPv6 address: whether IPv4 clients are served by the same socket.
     pub dual_stack: bool,
@@ -29,13 +29,13 @@ impl fmt::Display for ListenAddr {
     }
 }
 
-/// Where a running server takes orders.
+/// The control socket of a running server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Control {
-    /// A socket named after the supervisor's process number, in the runtime directory.
+    /// A socket named after the supervisor's process ID, in the runtime directory.
     Auto,
-    /// Nowhere: signals only.
+    /// None: signals only.
     Off,
     /// A socket at this path.
     Path(#[serde(with = "path_bytes")] PathBuf),
@@ -45,10 +45,10 @@ pub enum Control {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Boot {
-    /// The first one; those that fail after it are tried again and again.
+    /// The first one; those that fail after it are tried again.
     #[default]
     Any,
-    /// All of them; one that fails ends the start.
+    /// All of them; a failure ends the start.
     All,
 }
 
@@ -56,13 +56,13 @@ pub enum Boot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RestartConnections {
-    /// They move to the new worker, live.
+    /// They migrate to the new worker.
     Handover,
-    /// They stay with the old one until they end or `drain_timeout` passes.
+    /// They stay with the old one until they end or `drain_timeout` expires.
     Drain,
 }
 
-/// How new connections are spread over the workers.
+/// How new connections are distributed over the workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Steer {
@@ -75,7 +75,7 @@ pub enum Steer {
 }
 
 impl Steer {
-    /// Returns the word for it, as in the setting.
+    /// Returns its word in the setting.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -92,11 +92,11 @@ impl Steer {
 pub enum LogFormat {
     /// For people, with colour on a terminal.
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// The least severe level that is written.
+/// The minimum level of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "the usual five")]

@@ -1,10 +1,10 @@
-//! How one value is written: the small grammars that every source of settings shares.
+//! The syntax of values: the grammars that every source of settings shares.
 //!
-//! Invariants: a grammar is the only reader and the only writer of its kind of value, so what
-//! [`Grammar::show`] writes [`Grammar::parse`] reads back unchanged; its `Display` says what it
-//! accepts, and help, documentation and error texts all quote that one sentence.
-//! Must not: touch a descriptor, the clock or the environment (a name is looked up through
-//! [`Facts`]), or accept a number without a unit where the unit could be guessed wrongly.
+//! Invariants: each kind of value is read and written by one grammar only, so [`Grammar::parse`]
+//! reads back what [`Grammar::show`] writes; its `Display` describes the accepted values, and help,
+//! documentation and error texts all quote it. Must not: touch a descriptor, the clock or the
+//! environment (a name is resolved through [`Facts`]), or accept a number without a unit where the
+//! unit is ambiguous.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,15 +13,15 @@ use std::time::Duration;
 use super::types::Control;
 use uppercased_ctl::limits::SOCKET_PATH_MAX_BYTES;
 
-/// Looks a host name up: its addresses with the given port, or why there are none.
+/// Resolves a host name: its addresses with the given port, or why there are none.
 pub type Lookup<'a> = &'a dyn Fn(&str, u16) -> Result<Vec<SocketAddr>, String>;
 
-/// What the configuration has to know about the machine, handed in by the shell.
+/// Properties of the machine that the configuration needs, passed in by the caller.
 #[derive(Clone, Copy)]
 pub struct Facts<'a> {
-    /// CPUs this process may use: the meaning of `workers = "auto"`.
+    /// CPUs available to this process: the value of `workers = "auto"`.
     pub cpus: u16,
-    /// How a host name in `listen` becomes addresses.
+    /// Resolves a host name in `listen`.
     pub lookup: Lookup<'a>,
 }
 
@@ -33,25 +33,25 @@ impl fmt::Debug for Facts<'_> {
     }
 }
 
-/// One way of writing a value. `Display` completes the sentence "write …".
+/// The grammar of a kind of value. `Display` completes the sentence "write …".
 pub(crate) trait Grammar: fmt::Display {
-    /// What the text stands for.
+    /// The parsed value.
     type Value;
 
-    /// Reads `text`. The error says what is wrong with it, in half a sentence that begins with
-    /// the text itself; what to write instead is added by the caller.
+    /// Reads `text`. The error is a clause that begins with the text itself and describes the
+    /// fault; the caller adds what to write instead.
     fn parse(&self, text: &str, facts: &Facts<'_>) -> Result<Self::Value, String>;
 
-    /// Writes `value` so that `parse` gives it back.
+    /// Writes `value` so that `parse` reads it back.
     fn show(&self, value: &Self::Value) -> String;
 
-    /// All that may be written, if that is a few words; none if it is anything else.
+    /// Returns all accepted texts, if they are a few words; none otherwise.
     fn words(&self) -> Vec<&'static str> {
         Vec::new()
     }
 }
 
-/// A number of things, from `least` to `most`.
+/// A count, from `least` to `most`.
 #[derive(Clone, Copy, Debug)]
 pub struct Count<T> {
     /// The lowest number accepted.
@@ -60,7 +60,7 @@ pub struct Count<T> {
     pub most: T,
 }
 
-/// A length of time, from `least` to `most`, written with its unit (`30s`, `1m30s`).
+/// A duration, from `least` to `most`, written with its unit (`30s`, `1m30s`).
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
     /// The shortest accepted.
@@ -78,11 +78,11 @@ pub struct Size {
     pub most: u32,
 }
 
-/// What the grammar inside accepts, or one word for "none of it".
+/// A value of the inner grammar, or one word for none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OrWord<G>(pub(crate) &'static str, pub(crate) G);
 
-/// A number of workers, or `auto`: one for each CPU this process may use.
+/// A number of workers, or `auto`: one per available CPU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PerCpu(pub(crate) Count<u16>);
 
@@ -90,7 +90,7 @@ pub(crate) struct PerCpu(pub(crate) Count<u16>);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Switch;
 
-/// The path of the control socket, or a word for a default one or none.
+/// The path of the control socket, or a word for the default path or none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ControlSocket;
 
@@ -106,7 +106,7 @@ impl<T: Copy + fmt::Display + Into<u64> + TryFrom<u64>> Grammar for Count<T> {
         if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(format!("{text:?} is not a whole number"));
         }
-        // More digits than a u64 holds is a number all the same, and too high.
+        // More digits than fit a u64 are a number all the same, and too high.
         let number = text.parse::<u64>().unwrap_or(u64::MAX);
         if text.starts_with('-') || number < self.least.into() {
             return Err(format!("{text} is too low"));
@@ -163,14 +163,14 @@ impl fmt::Display for Span {
     }
 }
 
-/// `1m30s`: exact, and without the spaces that would need quoting on a command line.
+/// Returns a duration as `1m30s`: exact, and without spaces, which would need quoting on a command line.
 fn show_span(span: Duration) -> String {
     humantime::format_duration(span)
         .to_string()
         .replace(' ', "")
 }
 
-/// The units of a size, largest first; the first spelling is the one that is written.
+/// The units of a size, largest first; the first spelling is the one written.
 const SIZE_UNITS: [(u64, [&str; 3]); 4] = [
     (1 << 30, ["GiB", "G", "g"]),
     (1 << 20, ["MiB", "M", "m"]),
@@ -216,7 +216,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// `64KiB`: in the largest unit that divides it, so nothing is rounded away.
+/// Returns a size as `64KiB`: in the largest unit that divides it, so nothing is rounded.
 fn show_size(bytes: u32) -> String {
     let bytes = u64::from(bytes);
     let (scale, names) = SIZE_UNITS
@@ -276,7 +276,7 @@ impl Grammar for Switch {
     fn parse(&self, text: &str, _: &Facts<'_>) -> Result<bool, String> {
         match text {
             "true" | "on" => Ok(true),
-            // Other settings say it this way, so it is understood here too.
+            // Other settings use this word, so it is accepted here too.
             "false" | "off" => Ok(false),
             _ => Err(format!("{text:?} is neither true nor false")),
         }

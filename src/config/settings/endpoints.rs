@@ -1,6 +1,6 @@
-//! The rows about where others can see how the server is.
+//! The rows about the admin endpoint and the agent-check.
 //!
-//! As [`SETTINGS`](super::SETTINGS), of which they are a part.
+//! Part of [`SETTINGS`](super::SETTINGS).
 
 use super::super::admin::{Admin, Agent};
 use super::super::value::{Grammar as _, OrWord};

@@ -1,6 +1,6 @@
 //! The rows about the log.
 //!
-//! As [`SETTINGS`](super::SETTINGS), of which they are a part.
+//! Part of [`SETTINGS`](super::SETTINGS).
 
 use super::super::types::{LogFormat, LogLevel};
 use super::super::value::{Choice, Grammar as _};

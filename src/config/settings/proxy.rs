@@ -1,6 +1,6 @@
 //! The rows about running behind a load balancer.
 //!
-//! As [`SETTINGS`](super::SETTINGS), of which they are a part.
+//! Part of [`SETTINGS`](super::SETTINGS).
 
 use super::super::bounds;
 use super::super::networks::Networks;

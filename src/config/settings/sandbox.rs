@@ -1,6 +1,6 @@
-//! The rows about what a worker gives up before it serves.
+//! The rows about the sandbox of workers.
 //!
-//! As [`SETTINGS`](super::SETTINGS), of which they are a part.
+//! Part of [`SETTINGS`](super::SETTINGS).
 
 use super::super::sandbox::{ACCOUNT, SANDBOX as CHOICES};
 use super::super::value::Grammar as _;

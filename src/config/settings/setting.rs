@@ -1,4 +1,4 @@
-//! What a row of the table of settings consists of.
+//! A row of the table of settings.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ pub(super) struct Binding {
     pub(super) words: fn() -> Vec<&'static str>,
 }
 
-/// Ties a field to its grammar. The key *is* the field's name, so they cannot drift apart.
+/// Links a field to its grammar. The key is the field's name, so they cannot diverge.
 macro_rules! bind {
     ($field:ident, $grammar:expr) => {
         Binding {
@@ -38,15 +38,15 @@ pub struct Setting {
     pub(super) binding: Binding,
     /// The heading it is listed under.
     pub category: Category,
-    /// What stands for the value in help (`TIME`, `SIZE`, `N`).
+    /// The placeholder of the value in help (`TIME`, `SIZE`, `N`).
     pub value_name: &'static str,
-    /// The value it has if nobody sets it, as text.
+    /// The default, as text.
     pub default: &'static str,
-    /// A value that somebody might want, other than the default.
+    /// A useful value other than the default.
     pub example: &'static str,
     /// One line: what it is, without a full stop.
     pub help: &'static str,
-    /// What it is for, and what to consider when changing it.
+    /// Its purpose, and what to consider when changing it.
     pub long_help: &'static str,
 }
 
@@ -57,43 +57,44 @@ impl fmt::Debug for Setting {
 }
 
 impl Setting {
-    /// Its name in the configuration file: `idle_timeout`.
+    /// Returns its name in the configuration file: `idle_timeout`.
     #[must_use]
     pub fn key(&self) -> &'static str {
         self.binding.key
     }
 
-    /// Its name on the command line, without the dashes: `idle-timeout`.
+    /// Returns its name on the command line, without the dashes: `idle-timeout`.
     #[must_use]
     pub fn flag(&self) -> String {
         self.key().replace('_', "-")
     }
 
-    /// Its name in the environment: `UPPERCASED_IDLE_TIMEOUT`.
+    /// Returns its name in the environment: `UPPERCASED_IDLE_TIMEOUT`.
     #[must_use]
     pub fn variable(&self) -> String {
         format!("{ENV_PREFIX}{}", self.key().to_ascii_uppercase())
     }
 
-    /// What it accepts, as the end of the sentence "write …": `10ms to 30days, or off`.
+    /// Returns the accepted values, as the end of the sentence "write …": `10ms to 30days, or off`.
     #[must_use]
     pub fn accepts(&self) -> String {
         (self.binding.accepts)()
     }
 
-    /// All values there are, if they are a few words; none if there are others.
+    /// Returns all accepted values, if they are a few words; none otherwise.
     #[must_use]
     pub fn words(&self) -> Vec<&'static str> {
         (self.binding.words)()
     }
 
-    /// Whether the flag alone, without a value, means `true`.
+    /// Returns whether the flag alone, without a value, means `true`.
     #[must_use]
     pub fn is_switch(&self) -> bool {
         self.accepts() == Switch.to_string()
     }
 
-    /// Whether it may be given several times (a list in the file, commas in the environment).
+    /// Returns whether it may be given several times (a list in the file, commas in the
+    /// environment).
     #[must_use]
     pub fn is_list(&self) -> bool {
         matches!(
@@ -102,8 +103,8 @@ impl Setting {
         )
     }
 
-    /// A value as it stands in the configuration file. None has a character that TOML would want
-    /// escaped: they are words, numbers with units and addresses.
+    /// Returns a value in the configuration file's syntax. No value needs escaping in TOML: they
+    /// are words, numbers with units and addresses.
     #[must_use]
     pub fn in_toml(&self, value: &str) -> String {
         if self.is_list() && value.contains(',') {
@@ -116,13 +117,13 @@ impl Setting {
         }
     }
 
-    /// The value that `config` has, as text that this setting reads back.
+    /// Returns the value in `config`, as text that this setting reads back.
     #[must_use]
     pub fn show(&self, config: &Config) -> String {
         (self.binding.show)(config)
     }
 
-    /// Reads `text` into its field of `config`; the error says why it cannot and what to write.
+    /// Reads `text` into its field of `config`; the error gives the cause and what to write.
     pub(in crate::config) fn apply(
         &self,
         config: &mut Config,

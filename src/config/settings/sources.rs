@@ -1,6 +1,6 @@
-//! The rows about who may connect, and how much one source may have.
+//! The rows about access control and limits per source.
 //!
-//! As [`SETTINGS`](super::SETTINGS), of which they are a part.
+//! Part of [`SETTINGS`](super::SETTINGS).
 
 use super::super::bounds;
 use super::super::networks::Networks;

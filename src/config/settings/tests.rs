@@ -64,7 +64,7 @@ fn documented_bounds_are_enforced_bounds() {
             setting.apply(&mut config, bound, &FACTS).unwrap();
             assert_eq!(setting.show(&config), bound, "{setting:?}");
         }
-        // One unit more is too much, whatever the unit is.
+        // One unit more is too much, in any unit.
         let end = most
             .find(|c: char| !c.is_ascii_digit())
             .unwrap_or(most.len());
@@ -91,7 +91,7 @@ fn short_help_is_short_and_plain() {
     }
 }
 
-/// The reference between the two marks in `docs/configuration.md`.
+/// Returns the reference between the two marks in `docs/configuration.md`.
 fn reference() -> String {
     let mut text = String::new();
     let mut heading = None;

@@ -32,7 +32,7 @@ fn sizes_are_plain_or_binary() {
     ] {
         assert_eq!(ANY_SIZE.parse(text, &FACTS), Ok(bytes), "{text}");
     }
-    // KB and kib are refused: the first may mean 1000, the second is nobody's spelling.
+    // KB and kib are refused: the first may mean 1000, the second is not a standard spelling.
     for text in [
         "",
         "k",
