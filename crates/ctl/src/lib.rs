@@ -1,16 +1,16 @@
-//! The part of **uppercased** that a running server shares with its clients: names and numbers, the status, the
-//! control protocol, and what any command needs to write its output.
+//! The part of **uppercased** that a running server shares with its clients: identifiers and
+//! counters, the status, the control protocol, and the output of commands.
 //!
 //! | module | |
 //! |---|---|
-//! | [`identity`], [`clock`], [`metrics`] | slots, generations and workers; points in time; counters by name |
+//! | [`identity`], [`clock`], [`metrics`] | slots, generations and workers; points in time; counters |
 //! | [`status`] | the state of a server, as data and as text |
 //! | [`control`] | the control socket: protocol, place and client |
 //! | [`look`], [`sockets`] | repeated samples of a status, with the kernel's list of sockets |
-//! | [`target`], [`proxy_header`] | addresses as people write them; the PROXY protocol |
-//! | [`process`] | what a process of the program inherits |
+//! | [`target`], [`proxy_header`] | server addresses as text; the PROXY protocol |
+//! | [`process`] | inherited environment and limits |
 //! | [`output`], [`stderr`], [`writer`], [`escape`] | lines for people and programs |
-//! | [`limits`] | fixed limits that both sides know |
+//! | [`limits`] | fixed limits of both sides |
 //!
 //! It must not depend on the server.
 

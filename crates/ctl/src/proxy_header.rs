@@ -204,7 +204,7 @@ fn v4_source(body: &[u8]) -> Result<Addressed<'_>, Error> {
     Ok((Some(SocketAddr::new(source.into(), port)), rest))
 }
 
-/// Like [`v4_source`], for IPv6 addresses.
+/// Returns the source in a block of IPv6 addresses, and the rest.
 fn v6_source(body: &[u8]) -> Result<Addressed<'_>, Error> {
     let (block, rest) = body.split_first_chunk::<36>().ok_or(NO_ROOM)?;
     let source = block.first_chunk::<16>().ok_or(NO_ROOM)?;
