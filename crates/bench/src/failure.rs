@@ -67,7 +67,7 @@ pub enum Fault {
 }
 
 impl Kind {
-    /// The word for it in reports.
+    /// Returns the word for it in reports.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -76,7 +76,7 @@ pub trait Word: Copy + 'static {
     fn word(self) -> &'static str;
 }
 
-/// Implements [`Word`] for an enum, so that each word is defined once.
+/// Implements `Word` for an enum, so that each word is defined once.
 macro_rules! words {
     ($name:ident: $($variant:ident = $word:literal),+) => {
         impl Word for $name {

@@ -14,10 +14,10 @@ use crate::outcome::{Failure, Latency, Mark, Outcome, Percentile, PlanSummary, S
 /// Number of first failures shown; the rest are only counted.
 const FAILURES_MAX: usize = 5;
 
-/// Maximum number of problems shown: more than there are commands, except in a foreign file.
+/// Maximum number of problems shown; only an edited file can have more.
 const PROBLEMS_MAX: usize = 20;
 
-/// Maximum number of kinds of failure listed; there are fewer, except in a foreign file.
+/// Maximum number of kinds of failure listed; only an edited file can have more.
 const KINDS_MAX: usize = 12;
 
 /// Maximum number of marks shown; the worst ones if there are more.

@@ -37,7 +37,7 @@ pub(crate) fn latency(values: impl IntoIterator<Item = u64>) -> Latency {
     }
 }
 
-/// Ten seconds of 64-byte messages without an event.
+/// Returns ten seconds of 64-byte messages without an event.
 pub(crate) fn clean() -> Outcome {
     let mut random = fastrand::Rng::with_seed(4);
     let values = (0..200_000).map(|_| {
@@ -123,7 +123,8 @@ pub(crate) fn clean() -> Outcome {
     }
 }
 
-/// An open loop during which the server is restarted every two seconds, once with a failure.
+/// Returns an open loop during which the server is restarted every two seconds, once with a
+/// failure.
 pub(crate) fn restarted() -> Outcome {
     let mark = |number: u64| Mark {
         at_ms: number * 2000,
@@ -158,7 +159,7 @@ pub(crate) fn restarted() -> Outcome {
     outcome
 }
 
-/// An open loop whose server stopped answering after 3 % of the plan.
+/// Returns an open loop whose server stopped answering after 3 % of the plan.
 pub(crate) fn stalled() -> Outcome {
     let mut outcome = clean();
     outcome.plan.pattern = "rate".to_owned();
@@ -188,7 +189,7 @@ pub(crate) fn stalled() -> Outcome {
     outcome
 }
 
-/// The same with lost connections.
+/// Returns `restarted` with lost connections.
 pub(crate) fn failed() -> Outcome {
     let mut outcome = restarted();
     outcome.failures = BTreeMap::from([
@@ -218,7 +219,7 @@ pub(crate) fn failed() -> Outcome {
     outcome
 }
 
-/// Maximum throughput in both directions.
+/// Returns maximum throughput in both directions.
 pub(crate) fn stream() -> Outcome {
     let mut outcome = clean();
     outcome.plan.pattern = "stream".to_owned();
@@ -236,7 +237,7 @@ pub(crate) fn stream() -> Outcome {
     outcome
 }
 
-/// A minimal measurement of a remote server.
+/// Returns a minimal measurement of a remote server.
 pub(crate) fn bare() -> Outcome {
     Outcome {
         server: None,
@@ -258,7 +259,7 @@ pub(crate) fn bare() -> Outcome {
     }
 }
 
-/// The largest numbers and texts that fit into the fields.
+/// Returns the largest numbers and texts that fit into the fields.
 pub(crate) fn huge() -> Outcome {
     let long = "long \u{1b}[31m\n<b>\"&'".repeat(60);
     let mut outcome = failed();
@@ -358,7 +359,7 @@ pub(crate) fn huge() -> Outcome {
     outcome
 }
 
-/// Very few messages, quickly.
+/// Returns a short run with very few messages.
 pub(crate) fn tiny() -> Outcome {
     let mut outcome = clean();
     outcome.measured_ms = 1;
