@@ -54,7 +54,7 @@ pub enum Error {
         /// The process that listens there.
         holder: Holder,
     },
-    /// The lock could not be taken.
+    /// The lock cannot be created.
     #[error("cannot lock {address}: {source}")]
     Lock {
         /// The address.
@@ -95,7 +95,7 @@ impl Lock {
 }
 
 impl From<OwnedFd> for Lock {
-    /// A lock taken by the program that this process ran before an upgrade.
+    /// Wraps a lock created by the program that this process ran before an upgrade.
     fn from(socket: OwnedFd) -> Self {
         Self(socket.into())
     }

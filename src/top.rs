@@ -132,7 +132,7 @@ struct Top<'a> {
     operation: Option<Conversation>,
 }
 
-/// What there is something of.
+/// The sources with input.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ready {
     keys: bool,

@@ -67,7 +67,7 @@ pub(super) fn command() -> Command {
         )
 }
 
-/// The shell as typed.
+/// Returns the parsed shell.
 pub(super) fn typed(typed: &ArgMatches) -> Shell {
     let shell = typed.get_one(SHELL).copied();
     shell.expect("invariant: clap requires it")

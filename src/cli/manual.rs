@@ -64,7 +64,7 @@ pub(super) fn command(root: &Command) -> Command {
         )
 }
 
-/// What was typed.
+/// Returns the parsed arguments.
 pub(super) fn typed(typed: &ArgMatches) -> Manual {
     match typed.get_one::<PathBuf>(DIR) {
         Some(dir) => Manual::Write(dir.clone()),

@@ -82,9 +82,9 @@ pub(super) const LIMIT: &str = "limit";
 pub(super) const READY: &str = "ready";
 /// `preflight`: the arguments of the server that this program may replace.
 pub(super) const SERVER_ARGS: &str = "args";
-/// The command.
+/// Prints a completion script.
 pub(super) const COMPLETIONS: &str = "completions";
-/// The command.
+/// Prints or writes manual pages.
 pub(super) const MAN: &str = "man";
 
 /// Every signal that the supervisor handles, and its effect.

@@ -1,8 +1,8 @@
 //! The command `status`: one report, or one per interval.
 //!
 //! A single text report has rates, from two samples a moment apart; JSON has counters only, from
-//! which rates can be computed. With `--watch` each interval adds a block of text, or a line of JSON,
-//! so that a script can read it; `top` is for terminals. Invariants: intervals keep their rhythm;
+//! which rates can be computed. With `--watch` each interval adds a block of text, or a line of
+//! JSON, so that a script can read it; `top` is for terminals. Invariants: intervals do not drift;
 //! Ctrl-C ends a watch with success, the end of the server with failure.
 
 use std::io;

@@ -78,12 +78,12 @@ pub const PROXY_HEADER_TIMEOUT: Span = Span {
     least: Duration::from_millis(10),
     most: Duration::from_secs(10 * 60),
 };
-/// Connections accepted in one turn.
+/// Connections accepted per event loop iteration.
 pub const ACCEPTS_PER_TURN: Count<u32> = Count {
     least: 1,
     most: 4096,
 };
-/// Bytes read from one connection in one turn.
+/// Bytes read from one connection per event loop iteration.
 pub const BYTES_PER_TURN: Size = Size {
     least: 4 * KIB,
     most: 64 * MIB,
@@ -93,7 +93,7 @@ pub const SOCKET_BUFFER: Size = Size {
     least: 4 * KIB,
     most: 16 * MIB,
 };
-/// Idle time before keepalive probes; the kernel takes whole seconds up to 32767.
+/// Idle time before keepalive probes; the kernel accepts whole seconds up to 32767.
 pub const KEEPALIVE: Span = Span {
     least: SECOND,
     most: Duration::from_secs(9 * 60 * 60),

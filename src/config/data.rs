@@ -83,7 +83,7 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// How long a stopping worker goes on accepting first.
     pub lame_duck: Duration,
-    /// How long a new worker may take to report Ready.
+    /// Timeout for a new worker to report Ready.
     pub start_timeout: Duration,
     /// First pause before a failing slot is tried again.
     pub backoff_initial: Duration,
@@ -107,7 +107,7 @@ pub struct Config {
     pub handover_timeout: Duration,
     /// Time for handshakes already begun before a listener is closed.
     pub handshake_timeout: Duration,
-    /// A worker whose loop made no turn for this long is replaced; `None`: never.
+    /// A worker whose loop made no iteration for this long is replaced; `None`: never.
     pub hang_timeout: Option<Duration>,
     /// Whether workers are sandboxed before they serve.
     pub sandbox: Sandbox,

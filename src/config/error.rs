@@ -1,4 +1,4 @@
-//! The errors of the configuration, each one line that says what to do.
+//! The errors of the configuration, each one line with its remedy.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::networks::NETWORKS_IN_ALL_MAX;
 use super::types::ListenAddr;
 
-/// Why there is no configuration. Every message is one line and says what to do.
+/// Why the configuration is invalid. Every message is one line that includes the remedy.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Error {

@@ -1,4 +1,4 @@
-//! What a server was started with, so that it can read its configuration again.
+//! The arguments and the configuration of a start, kept for later reloads.
 
 use std::ffi::OsString;
 

@@ -205,8 +205,8 @@ pub const STATUS_SOCKETS_LISTED: usize = 1000;
 /// Maximum size of a configuration file in bytes; `--config /dev/zero` must end.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;
 
-/// Amount added to the OOM score of the supervisor's children relative to its own, in thousandths
-/// of the memory, so that they are killed first. They are often of one size, and only a worker can be replaced.
+/// Added to the OOM score of the supervisor's children, in thousandths of the memory. They are
+/// often of the supervisor's size, and only a worker can be replaced.
 pub const OOM_SCORE_STEP: i16 = 100;
 
 /// Interval at which the service manager's status line is rendered; it is sent if changed.

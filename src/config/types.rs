@@ -52,7 +52,7 @@ pub enum Boot {
     All,
 }
 
-/// What a rolling restart does with established connections.
+/// Treatment of established connections by a rolling restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RestartConnections {

@@ -163,7 +163,8 @@ impl fmt::Display for Span {
     }
 }
 
-/// Returns a duration as `1m30s`: exact, and without spaces, which would need quoting on a command line.
+/// Returns a duration as `1m30s`: exact, and without spaces, which a command line would need to
+/// quote.
 fn show_span(span: Duration) -> String {
     humantime::format_duration(span)
         .to_string()

@@ -1,7 +1,7 @@
 //! State of `top` and the meaning of keys: samples, keys and replies in, actions out.
 //!
 //! Invariants: nothing is requested of the server without confirmation; one operation at a time;
-//! histories and texts are bounded. What is shown comes from the latest sample, or with its age.
+//! histories and texts are bounded. The latest sample is shown, with its age once it is stale.
 //! Pure: it must not read a clock, a terminal or a socket.
 
 use std::collections::{BTreeMap, VecDeque};

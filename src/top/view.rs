@@ -350,7 +350,7 @@ enum Column {
     Crashes,
 }
 
-/// The columns in display order: heading, width, and priority for removal.
+/// The columns in display order: heading, width, and order of removal.
 const COLUMNS: [(Column, &str, usize, u8); 13] = [
     (Column::Slot, "slot", 4, 0),
     (Column::Pid, "pid", 7, 5),

@@ -106,7 +106,7 @@ fn converse(
     let (mut read, mut wire, mut replied) = (0, Vec::new(), 0);
     let mut turn = 0;
     loop {
-        // Every turn of the schedule moves at least one byte, so that it ends.
+        // Every round of the schedule moves at least one byte, so it ends.
         let (take, send, reply) = schedule[turn % schedule.len()];
         turn += 1;
         if !exchange.has_input_ended() {

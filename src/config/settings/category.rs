@@ -11,7 +11,7 @@ pub enum Category {
     Sources,
     /// PROXY protocol and agent-check.
     Proxy,
-    /// Work per turn of the event loop.
+    /// Work per event loop iteration.
     Turn,
     /// Distribution of connections, CPU affinity of workers.
     Placement,

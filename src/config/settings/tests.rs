@@ -118,7 +118,7 @@ fn reference() -> String {
             setting.default,
         );
     }
-    // A switch may stand alone.
+    // A switch may have no value.
     for switch in SETTINGS.iter().filter(|setting| setting.is_switch()) {
         let flag = format!("`--{}", switch.flag());
         text = text.replace(&format!("{flag} true`"), &format!("{flag}`"));
