@@ -1,10 +1,10 @@
-//! Reaping: children that were killed, orphans, and the causes of deaths.
+//! Reaps killed children and orphans, and finds the causes of deaths.
 //!
-//! A killed process usually exits at once, but one that waits for a disk or a file server does not. No
-//! part of the supervisor waits for it: its pidfd reports the exit, and an exec passes it on.
+//! A killed process usually exits at once, but one that waits for a disk or a file server does not.
+//! No part of the supervisor waits for it: its pidfd reports the exit, and an exec passes it on.
 //!
-//! Invariants: nothing here blocks; a child stays until it is reaped, and its socket as long,
-//! which is emptied before it is closed (see [`Packets::purge`]).
+//! Invariants: nothing here blocks; a child is kept until it is reaped, as is its socket, which is
+//! emptied before it is closed (see [`Packets::purge`]).
 
 pub(crate) mod evidence;
 pub(crate) mod orphans;
@@ -24,7 +24,7 @@ use super::subprocess::{self, Ended, Subprocess};
 use super::tokens::Source;
 use evidence::Evidence;
 
-/// The interval at which a child is killed and reaped again whose end is not reported, or that could
+/// Interval at which a child is killed and reaped again if its exit is not reported, or if it could
 /// not be killed.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
@@ -39,7 +39,7 @@ pub(crate) struct Reaper {
 #[derive(Debug)]
 struct Killed {
     child: Ended,
-    /// When to kill and reap it again; `None`: its end is reported.
+    /// When to kill and reap it again; `None`: its exit is reported.
     retry: Option<Tick>,
 }
 
@@ -61,7 +61,7 @@ impl Reaper {
         reaper
     }
 
-    /// Kills a child, and reaps it when it has ended.
+    /// Kills a child, and reaps it when it has exited.
     pub(crate) fn kill(&mut self, child: Ended, registry: &Registry) {
         child.unwatch(registry);
         let mut killed = Killed { child, retry: None };
@@ -71,7 +71,7 @@ impl Reaper {
         }
     }
 
-    /// Reaps every killed child that has ended.
+    /// Reaps every killed child that has exited.
     pub(crate) fn on_ready(&mut self) {
         self.killed.retain(|child| !child.is_reaped());
     }
@@ -92,7 +92,7 @@ impl Reaper {
         self.killed.is_empty()
     }
 
-    /// The error at the end of this process for children that have not ended; `None` without any.
+    /// Returns the error to report at exit about children that have not exited; `None` without any.
     pub(crate) fn left_alone(&self) -> Option<String> {
         if self.is_empty() {
             return None;
@@ -105,12 +105,12 @@ impl Reaper {
         ))
     }
 
-    /// The process numbers of the children that are not reaped.
+    /// Returns the process numbers of the children that are not reaped.
     pub(crate) fn pids(&self) -> impl Iterator<Item = i32> + '_ {
         self.killed.iter().map(|killed| killed.child.pid())
     }
 
-    /// Returns why a child ended like this, if there is evidence.
+    /// Returns the cause of a child's exit status, if there is evidence.
     pub(crate) fn cause_of(&mut self, how: Death, now: Tick) -> Option<String> {
         self.evidence.cause_of(how, now)
     }

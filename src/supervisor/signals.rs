@@ -1,7 +1,7 @@
-//! Signals, and the request that each makes.
+//! Signals, and the request of each.
 //!
-//! Invariant: between a save and the exec no signal is lost: what had come travels in the state, what
-//! comes meanwhile is blocked and stays pending in the kernel.
+//! Invariant: between a save and the exec no signal is lost: earlier signals travel in the state,
+//! later ones are blocked and stay pending in the kernel.
 
 mod terminal;
 
@@ -28,17 +28,17 @@ use super::machine::{ScaleTo, Wanted};
 use super::tokens::Source;
 use terminal::{Hangup, Terminal};
 
-/// Each asks for a stop; the second one for an end at once.
+/// Each requests a stop; the second one an immediate stop.
 const STOP_SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
-/// Each asks for something else.
+/// Each requests another operation.
 const OTHER_SIGNALS: [i32; 5] = [SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU];
-/// All that have an effect; help and documentation list the same ones.
+/// All signals that have an effect; help and documentation list the same ones.
 pub(crate) const HANDLED_SIGNALS: [&[i32]; 2] = [&STOP_SIGNALS, &OTHER_SIGNALS];
 
-/// Whether a signal to stop ends the process where it is.
+/// Whether a signal to stop ends the process immediately.
 static EARLY_STOP: AtomicBool = AtomicBool::new(false);
 
-/// What a signal asks for.
+/// The request of a signal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Stop {
@@ -56,7 +56,7 @@ pub(crate) enum Request {
 pub(crate) struct Signals {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
     terminal: Terminal,
-    /// Signals that came and were not acted upon: those before an exec.
+    /// Signals received before an exec and not handled.
     held: Vec<i32>,
 }
 
@@ -92,7 +92,7 @@ impl Signals {
         registry.register(&mut SourceFd(&number), token, Interest::READABLE)
     }
 
-    /// Returns what the signals ask for that have come.
+    /// Returns the requests of the signals received.
     pub(crate) fn on_ready(&mut self) -> Vec<Request> {
         self.hold();
         let held = std::mem::take(&mut self.held);
@@ -102,7 +102,7 @@ impl Signals {
         requests.collect()
     }
 
-    /// Keeps what has come for the next program, or for [`Self::on_ready`] if there is none.
+    /// Keeps received signals for the next program, or for [`Self::on_ready`] if there is none.
     pub(crate) fn hold(&mut self) {
         self.held.extend(self.delivery.pending());
     }
@@ -137,7 +137,7 @@ impl Signals {
             SIGUSR2 => Some(Request::Operation(Wanted::Upgrade)),
             SIGTTIN => Some(Request::Operation(Wanted::Scale(ScaleTo::By(1)))),
             SIGTTOU => Some(Request::Operation(Wanted::Scale(ScaleTo::By(-1)))),
-            // It only ends the wait, for the orphans to be reaped.
+            // It only wakes the supervisor, which then reaps orphans.
             SIGCHLD => None,
             _ => {
                 event!(signal_ignored, signal = by);
@@ -146,8 +146,8 @@ impl Signals {
         }
     }
 
-    /// A user asks for a reload, or the terminal has been closed. The shell and the kernel may both
-    /// report the latter.
+    /// Returns the request of a SIGHUP: a user requests a reload, or the terminal was closed. The
+    /// shell and the kernel may both report the latter.
     fn meaning_of_hangup(&self) -> Option<Request> {
         let Hangup {
             stop,
@@ -165,21 +165,21 @@ impl Signals {
     }
 }
 
-/// Lets a signal to stop end the process until the supervisor handles it: the kernel drops what the
-/// first process of a container has no handler for, and reading the configuration may wait for a
-/// name server.
+/// Lets a signal to stop end the process until the supervisor handles it: the kernel drops signals
+/// for which the first process of a container has no handler, and reading the configuration may
+/// wait for a name server.
 pub fn stop_while_starting() {
     if !is_first_process() {
         return;
     }
     EARLY_STOP.store(true, Ordering::Relaxed);
     for signal in STOP_SIGNALS {
-        // Fails for a signal number that does not exist, and no other.
+        // Fails only for a signal number that does not exist.
         let _ = signals::exit_on(signal, &EARLY_STOP);
     }
 }
 
-/// Ends the effect of [`stop_while_starting`]: the caller handles those signals, or has no need to.
+/// Ends the effect of [`stop_while_starting`]: the caller handles those signals, or need not.
 pub fn handle_stops() {
     EARLY_STOP.store(false, Ordering::Relaxed);
 }

@@ -1,9 +1,10 @@
-//! The file of a Unix socket: bound for its owner only, replaced if its server is dead, removed at the end.
+//! The file of a Unix socket: bound for its owner only, replaced if its server is dead, removed at
+//! the end.
 //!
-//! Invariants: it has mode 0600 from birth; only a socket that is ours, or at which no server answers,
-//! is ever removed; a path is bound, and a dead socket removed there, by one process at a time
-//! (`Turn`), so that none takes another's socket for a dead one while that is being made. It must
-//! not accept or read.
+//! Invariants: it has mode 0600 from birth; only a socket that is ours, or at which no server
+//! answers, is ever removed; a path is bound, and a dead socket removed there, by one process at a
+//! time (`Turn`), so that none mistakes a socket under construction for a dead one. It must not
+//! accept or read.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -27,7 +28,7 @@ use uppercased_ctl::clock;
 use uppercased_ctl::control::client::{Conversation, Error as AskError};
 use uppercased_ctl::control::place::{self, Surroundings};
 
-/// Why a socket cannot be bound.
+/// The reason why a socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another server listens there.
@@ -36,9 +37,9 @@ pub enum Error {
          --control", path.display(), owner(*pid)
     )]
     InUse {
-        /// The path asked for.
+        /// The configured path.
         path: PathBuf,
-        /// The process that has it, if it is in this namespace.
+        /// The process that listens there, if it is in this namespace.
         pid: Option<i32>,
     },
     /// The path exists and is not a socket.
@@ -47,7 +48,7 @@ pub enum Error {
         path.display()
     )]
     NotASocket {
-        /// The path asked for.
+        /// The configured path.
         path: PathBuf,
     },
     /// The environment names no directory.
@@ -63,15 +64,15 @@ pub enum Error {
     System {
         /// The path concerned.
         path: PathBuf,
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The cause alone, for a socket other than the control socket.
+    /// Returns the cause alone, for a socket other than the control socket.
     pub(crate) fn why(&self) -> String {
         match self {
             Self::InUse { pid, .. } => format!("{} has that socket", owner(*pid)),
@@ -84,8 +85,8 @@ impl Error {
     }
 }
 
-/// The file of the socket. Dropped by the process that made it, it is removed: so it is at every
-/// orderly end, and neither by a forked copy nor by an exec, which drops nothing.
+/// The file of the socket. The process that created it removes it on drop: that covers every
+/// regular exit, and excludes a forked copy and an exec, which drops nothing.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     pub(crate) id: FileId,
@@ -93,7 +94,7 @@ pub(crate) struct SocketFile {
     owner: u32,
 }
 
-/// A file, told from another at the same path.
+/// The identity of a file, to distinguish it from another at the same path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileId {
     #[serde(with = "path_bytes")]
@@ -107,13 +108,13 @@ const LOOK_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// Time to wait for another process that binds the same path, which takes less than a millisecond.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
-/// Interval of the tries meanwhile.
+/// Retry interval meanwhile.
 const TURN_RETRY_MS: u16 = 5;
 
 /// The right to bind a path and to remove a dead socket there: a locked file beside it.
 ///
-/// Between `bind` and `listen` a socket refuses connections as one does whose server is dead, and
-/// between a look at a socket and its removal another may have taken its place. The file belongs to
+/// Between `bind` and `listen` a socket refuses connections like one whose server is dead, and
+/// between a check of a socket and its removal another may have replaced it. The file belongs to
 /// this user and no other user may open it, so no other user can hold its lock.
 #[derive(Debug)]
 struct Turn {
@@ -122,7 +123,7 @@ struct Turn {
 }
 
 impl Turn {
-    /// Waits for it for `patience` at most.
+    /// Waits for the lock for `patience` at most.
     fn take(path: &Path, patience: Duration) -> Result<Self, Error> {
         let mut lock = path.as_os_str().to_owned();
         lock.push(".lock");
@@ -138,12 +139,12 @@ impl Turn {
                     pid: None,
                 });
             }
-            // Nothing is waited for but time; an interruption only shortens that.
+            // Only time is awaited; an interruption merely shortens the wait.
             let _ = poll(&mut [], TURN_RETRY_MS);
         }
     }
 
-    /// `None` if another process has it.
+    /// Returns `None` if another process has the lock.
     fn try_take(lock: &Path) -> io::Result<Option<Self>> {
         let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
         let file = File::options()
@@ -163,7 +164,7 @@ impl Turn {
             Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
             Err((_, errno)) => return Err(errno.into()),
         };
-        // The one before may have removed it after it was opened here.
+        // The previous holder may have removed the file after it was opened here.
         let same = fs::symlink_metadata(lock)
             .is_ok_and(|there| (there.dev(), there.ino()) == (opened.dev(), opened.ino()));
         Ok(same.then(|| Self {
@@ -189,7 +190,7 @@ pub(crate) fn default_path(here: &Surroundings) -> Result<PathBuf, Error> {
     Ok(place::socket_of(&directory, std::process::id()))
 }
 
-/// Other users may see the servers of the system, but not those of a user.
+/// Creates the directory. Other users may see the system's servers, but not those of a user.
 fn make_directory(directory: &Path, root: bool) -> Result<(), Error> {
     DirBuilder::new()
         .recursive(true)
@@ -198,12 +199,12 @@ fn make_directory(directory: &Path, root: bool) -> Result<(), Error> {
         .map_err(refused(directory, "make the directory"))
 }
 
-/// Binds `path`, for its owner only, in place of a socket at which no server answers.
+/// Binds `path`, for its owner only, replacing a socket at which no server answers.
 pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
     bind_within(path, TURN_TIMEOUT)
 }
 
-/// Binds `path` again, whose file is gone and perhaps its directory. Does not wait.
+/// Binds `path` again after its file, and perhaps its directory, was removed. Does not wait.
 pub(crate) fn bind_again(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
     if let Some(directory) = path.parent() {
         make_directory(directory, geteuid().is_root())?;
@@ -242,7 +243,7 @@ fn make_room(path: &Path) -> Result<(), Error> {
             path: PathBuf::from(path),
         });
     }
-    // A live server's queue may be full: that is an answer, too.
+    // A live server's queue may be full: that counts as an answer, too.
     match Conversation::open(path, Some(LOOK_TIMEOUT)) {
         Ok(live) => Err(Error::InUse {
             path: PathBuf::from(path),
@@ -260,8 +261,8 @@ fn make_room(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes the sockets of servers that were killed. One whose process lives is left alone: it may
-/// be about to listen.
+/// Removes the sockets of servers that were killed. One whose process exists is kept: the process
+/// may be about to listen.
 fn remove_left_behind(directory: &Path) {
     let candidates = place::candidates(directory).unwrap_or_default();
     for candidate in candidates {
@@ -297,7 +298,7 @@ fn owner(pid: Option<i32>) -> String {
 }
 
 impl SocketFile {
-    /// The file that was just made at `path`.
+    /// Returns the identity of the file just created at `path`.
     fn made(path: &Path) -> io::Result<Self> {
         let made = fs::symlink_metadata(path)?;
         Ok(Self {
@@ -310,13 +311,13 @@ impl SocketFile {
         })
     }
 
-    /// The file that an earlier program of this process made. Until [`Self::own`] it is that
-    /// program's, which may be called back.
+    /// Returns the file created by an earlier program of this process, which keeps it until
+    /// [`Self::own`] because it may resume.
     pub(crate) const fn inherited(id: FileId) -> Self {
         Self { id, owner: 0 }
     }
 
-    /// Makes the file this program's to remove.
+    /// Takes ownership of the file.
     pub(crate) fn own(&mut self) {
         self.owner = std::process::id();
     }
@@ -327,7 +328,7 @@ impl SocketFile {
         self.owner = 0;
     }
 
-    /// Whether it is still where it was made.
+    /// Returns whether the file is still at its path.
     pub(crate) fn is_there(&self) -> bool {
         let FileId {
             path,
@@ -345,7 +346,7 @@ impl Drop for SocketFile {
             return;
         }
         let path = &self.id.path;
-        // Somebody may have removed it and put another one there.
+        // Another process may have replaced it.
         if self.is_there()
             && let Err(error) = fs::remove_file(path)
         {

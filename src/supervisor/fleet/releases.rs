@@ -1,7 +1,7 @@
 //! The releases: programs held open, each with the configuration of its workers.
 //!
 //! Invariants: a release never changes; it is kept as long as a slot may start a worker of it, so
-//! that a crashed worker is replaced with what was running, whatever is on disk by then.
+//! that a crashed worker is replaced with the program that it ran, whatever is on disk by then.
 //!
 //! It must not decide which release a worker gets (the machine does).
 
@@ -26,7 +26,7 @@ pub(crate) struct Release {
     pub(crate) limits: Limits,
 }
 
-/// The limits of a worker under the descriptor limit, set once for a release.
+/// The limits of a worker under the descriptor limit, fixed per release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Limits {
     /// Connections that a worker may hold.
@@ -69,7 +69,7 @@ impl Saved {
 }
 
 impl Releases {
-    /// With the release that an instance starts with.
+    /// Returns the releases of a starting instance.
     pub(crate) fn new(first: Release) -> Self {
         Self {
             known: BTreeMap::from([(ReleaseId::FIRST, first)]),
@@ -92,11 +92,11 @@ impl Releases {
         }
     }
 
-    /// Restores what the earlier program of this process saved. A state whose release in force is
-    /// missing has been refused when it was read.
+    /// Restores the state saved by the earlier program of this process. A state without its release
+    /// in force was refused when it was read.
     ///
     /// # Errors
-    /// An image is not there.
+    /// An image is missing.
     pub(crate) fn restore(saved: Saved, inherited: &mut Inherited) -> io::Result<Self> {
         let mut known = BTreeMap::new();
         for one in saved.known {
@@ -121,12 +121,12 @@ impl Releases {
         self.latest
     }
 
-    /// The one with that number, if it is still known.
+    /// Returns a release by number, if it is still known.
     pub(crate) fn get(&self, id: ReleaseId) -> Option<&Release> {
         self.known.get(&id)
     }
 
-    /// Puts one in force.
+    /// Puts a release in force.
     pub(crate) fn commit(&mut self, id: ReleaseId) {
         if self.known.contains_key(&id) {
             self.in_force = id;
@@ -140,24 +140,24 @@ impl Releases {
             .retain(|id, _| *id == in_force || in_use.contains(id));
     }
 
-    /// The one whose configuration is in force.
+    /// Returns the release in force.
     pub(crate) fn in_force(&self) -> &Release {
         &self.known[&self.in_force]
     }
 
-    /// Its number.
+    /// Returns the number of the release in force.
     pub(crate) const fn in_force_id(&self) -> ReleaseId {
         self.in_force
     }
 
-    /// Every one, by number.
+    /// Returns every release, by number.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (ReleaseId, &Release)> {
         self.known.iter().map(|(id, release)| (*id, release))
     }
 }
 
 impl Release {
-    /// The first message to a worker, except on which CPU it is to run.
+    /// Returns the first message to a worker, except for its CPU.
     pub(crate) fn start(&self, listen: &[Listen], adopt: bool, standby: bool) -> Start {
         Start {
             cpu: None,
@@ -171,7 +171,7 @@ impl Release {
         }
     }
 
-    /// How the memory of a worker is laid out that has room for `room` connections.
+    /// Returns the memory layout of a worker with room for `room` connections.
     pub(crate) const fn layout(&self, room: u32) -> Layout {
         self.limits.layout(&self.config, room)
     }
@@ -186,9 +186,9 @@ impl Limits {
         }
     }
 
-    /// Connections that a worker has room for: those that all `workers` may have, or that are open
-    /// now and may come, whatever the limit for new ones is; as far as `nofile` descriptors go.
-    /// Memory that is not used costs nothing.
+    /// Returns the number of connections that a worker has room for: those that all `workers` may
+    /// have, or that are open now and may come, whatever the limit for new ones, within `nofile`
+    /// descriptors. Unused memory costs nothing.
     pub(crate) fn room(&self, most: u32, workers: u16, open: u32, nofile: u64) -> u32 {
         let reserve = self.descriptors.saturating_sub(self.max_connections);
         let possible = nofile
@@ -200,16 +200,16 @@ impl Limits {
         wanted.min(possible).max(self.max_connections)
     }
 
-    /// Descriptor numbers that go with room for `room` connections.
+    /// Returns the number of descriptors that `room` connections need.
     const fn descriptors_for(&self, room: u32) -> u32 {
         let more = room.saturating_sub(self.max_connections);
         self.descriptors.saturating_add(more)
     }
 
-    /// What a descriptor limit of `nofile` leaves each of `workers` workers.
+    /// Returns each of `workers` workers' share of a descriptor limit of `nofile`.
     ///
     /// # Errors
-    /// [`config::Error`] if it leaves nothing, or less than is asked for.
+    /// [`config::Error`] if the share is empty, or less than configured.
     pub(crate) fn settle(
         config: &Config,
         workers: u16,
@@ -218,7 +218,8 @@ impl Limits {
         let listeners = config.listen.len();
         let max_connections =
             config::connection_limit(config.max_connections, nofile, listeners, workers)?;
-        // The kernel gives out the lowest free number, so none is higher than all that may be open.
+        // The kernel assigns the lowest free number, so none exceeds the maximum number of open
+        // descriptors.
         let reserve = config::descriptor_reserve(listeners, workers);
         let numbers = reserve.saturating_add(max_connections.into()).min(nofile);
         Ok(Self {
@@ -234,12 +235,12 @@ pub(crate) struct Holding {
     pub(crate) slot: SlotId,
     /// Open now.
     pub(crate) open: u64,
-    /// For which its worker has room, or its next one will have.
+    /// Capacity of its worker, or of its next one.
     pub(crate) room: u64,
 }
 
 impl Holding {
-    /// Why not every connection would be kept if only the first `stay` slots stayed, if so.
+    /// Returns why not every connection would be kept if only the first `stay` slots stayed, if so.
     pub(crate) fn too_many(slots: impl Iterator<Item = Self>, stay: u16) -> Option<String> {
         let (mut leaving, mut free) = (0_u64, 0_u64);
         for Self { slot, open, room } in slots {
@@ -263,10 +264,10 @@ impl Holding {
     }
 }
 
-/// Why there is no room for the memory of the workers. One line.
+/// The reason why the memory of the workers does not fit. One line.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NoRoom {
-    /// One worker's is larger than a file may be.
+    /// One worker's memory exceeds the file size limit.
     #[error(
         "cannot create a working memory of {need} bytes: files may have {limit} bytes \
          (RLIMIT_FSIZE, `ulimit -f`); raise that limit, or lower max_connections or pending_output"
@@ -277,14 +278,14 @@ pub enum NoRoom {
         /// Bytes of a file.
         limit: u64,
     },
-    /// All of them do not fit into the supervisor.
+    /// The memory of all workers exceeds the supervisor's address space limit.
     #[error(
         "cannot map the working memory of {workers} workers, {need} bytes: the address space has \
          {limit} bytes (RLIMIT_AS, `ulimit -v`); raise that limit, or lower max_connections, \
          pending_output or workers"
     )]
     Addresses {
-        /// How many there are to be.
+        /// Target number of workers.
         workers: u16,
         /// Bytes of all.
         need: u64,
@@ -293,11 +294,11 @@ pub enum NoRoom {
     },
 }
 
-/// Whether the memory of `workers` workers can be there at all; what else the process has comes on
+/// Checks that the memory of `workers` workers fits at all; the rest of the process needs more on
 /// top.
 ///
 /// # Errors
-/// Which limit is too small.
+/// The limit that is too small.
 pub(crate) fn check_memory(
     config: &Config,
     limits: Limits,

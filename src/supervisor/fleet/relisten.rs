@@ -1,11 +1,11 @@
-//! Binding sockets again in place of lost listeners, as after `ss -K`.
+//! Binds sockets again in place of lost listeners, as after `ss -K`.
 //!
 //! A worker reports a loss; the supervisor checks its own duplicates, so a false report changes
-//! nothing. The new socket joins the group as its last one: the accept queue
-//! of the old one is gone, established connections are not touched.
+//! nothing. The new socket joins the group as its last one: the accept queue of the old one is
+//! lost, established connections are not affected.
 //!
-//! Invariants: a worker is sent the listeners of its own slot, or of one that it was lent, only;
-//! what fails is tried again until it succeeds or the worker is gone.
+//! Invariants: a worker is sent the listeners of its own slot, or of one that it was lent, only; a
+//! failed bind is retried until it succeeds or the worker is gone.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -21,8 +21,8 @@ use super::resources::Rebind;
 use super::{Event, Fleet};
 
 impl Fleet {
-    /// Binds a listener of `slot` again of which a worker reports that it listens no more. `is_lent`
-    /// returns whether a slot's queue is lent to a worker.
+    /// Rebinds a listener of `slot` that a worker has reported as lost. `is_lent` returns whether a
+    /// slot's queue is lent to a worker.
     pub(crate) fn listener_lost(
         &mut self,
         worker: WorkerId,
@@ -39,7 +39,7 @@ impl Fleet {
         self.rebind_due(now, is_lent);
     }
 
-    /// Binds lost listeners again, if it is time, and sends them to the workers that wait.
+    /// Rebinds lost listeners, if it is time, and sends them to the waiting workers.
     pub(super) fn rebind_due(&mut self, now: Tick, is_lent: impl Fn(SlotId, WorkerId) -> bool) {
         if self.rebind_at.is_none_or(|at| now < at) {
             return;
@@ -78,13 +78,13 @@ impl Fleet {
         }
     }
 
-    /// Since when a listener of `slot` is lost, if one is.
+    /// Returns since when a listener of `slot` is lost, if one is.
     pub(super) fn lost_since(&self, slot: SlotId) -> Option<Tick> {
         let lost = self.rebinds.iter().filter(|rebind| rebind.slot == slot);
         lost.map(|rebind| rebind.since).min()
     }
 
-    /// Sends them to the worker that waits, and to those that are to follow it and adopted the old
+    /// Sends the listeners to the waiting worker, and to its successors, which adopted the old
     /// ones.
     fn send_listeners(&mut self, rebind: Rebind, now: Tick) {
         let Rebind { worker, slot, .. } = rebind;

@@ -1,8 +1,9 @@
 //! The resources of a slot: its listeners, its processes, and their counters.
 //!
-//! Invariants: the listeners stay here from the slot's first Ready until the machine drops them, so
-//! no accept queue dies with a worker; a crashed worker's memory stays for the next one, which
-//! continues its counters; every other memory is added to the slot's totals before it is dropped.
+//! Invariants: the listeners are kept here from the slot's first Ready until the machine drops
+//! them, so no accept queue dies with a worker; a crashed worker's memory is kept for the next one,
+//! which continues its counters; every other memory is added to the slot's totals before it is
+//! dropped.
 //!
 //! It must not decide how many processes there are, or which.
 
@@ -33,15 +34,15 @@ use super::totals::Totals;
 pub(crate) struct SlotResources {
     /// Duplicates of the slot's listeners, from its first Ready on.
     listeners: Vec<OwnedFd>,
-    /// Few: the main worker, perhaps a successor, perhaps predecessors that still drain.
+    /// Few: the main worker, perhaps a successor, perhaps draining predecessors.
     children: Vec<Child>,
-    /// Of the worker that died last, while no other lives here.
+    /// Memory of the worker that died last, while the slot has no other worker.
     left_behind: Option<SharedMemory>,
-    /// Of memories that are gone.
+    /// Counters of dropped memories.
     carried: Totals,
     /// The worker that died last, and the connections that were lost with it.
     last_loss: Option<(WorkerId, u64)>,
-    /// An accept queue of the slot has filled and has not been seen empty since.
+    /// Whether an accept queue of the slot has filled and has not been found empty since.
     pub(crate) queue_filled: bool,
 }
 
@@ -54,17 +55,18 @@ pub(crate) struct Saved {
     carried: Totals,
 }
 
-/// A worker that has lost a listener of `slot` and waits for another one.
+/// A worker that has lost a listener of `slot` and waits for a replacement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rebind {
     pub(crate) worker: WorkerId,
     pub(crate) slot: SlotId,
-    /// When it reported that.
+    /// When it reported the loss.
     pub(crate) since: Tick,
 }
 
 impl SlotResources {
-    /// Those of a new slot, which continues the counters of an earlier one of its number.
+    /// Returns the resources of a new slot, which continues the counters of an earlier one of its
+    /// number.
     pub(crate) fn counting_on(carried: Totals) -> Self {
         Self {
             carried,
@@ -72,7 +74,7 @@ impl SlotResources {
         }
     }
 
-    /// Those of a slot whose listeners this process has inherited.
+    /// Returns the resources of a slot whose listeners this process has inherited.
     pub(crate) fn with_listeners(listeners: Vec<OwnedFd>) -> Self {
         Self {
             listeners,
@@ -90,11 +92,11 @@ impl SlotResources {
         }
     }
 
-    /// Restores what the earlier program of this process saved. `next_serial` is that of the
-    /// first child.
+    /// Restores the state saved by the earlier program of this process. `next_serial` is that of
+    /// the first child.
     ///
     /// # Errors
-    /// A descriptor is not there, or a memory cannot be mapped.
+    /// A descriptor is missing, or a memory cannot be mapped.
     pub(crate) fn restore(
         saved: Saved,
         inherited: &mut Inherited,
@@ -116,8 +118,8 @@ impl SlotResources {
         Ok(restored)
     }
 
-    /// The memory of a new worker: that of the worker that died before it, if it has the right layout,
-    /// to continue its counters; else a fresh one.
+    /// Returns the memory of a new worker: that of a dead predecessor if it has the right layout,
+    /// to continue its counters; else a new one.
     pub(crate) fn memory_for(&mut self, standby: bool, layout: Layout) -> io::Result<SharedMemory> {
         if !standby && let Some(left) = self.left_behind.take() {
             if left.len() == layout.total_bytes() {
@@ -132,7 +134,7 @@ impl SlotResources {
         self.children.push(child);
     }
 
-    /// Removes a worker that has ended, and keeps its memory for the next one.
+    /// Removes a worker that has exited, and keeps its memory for the next one.
     pub(crate) fn remove(&mut self, worker: WorkerId) {
         let Some(index) = self
             .children
@@ -148,8 +150,8 @@ impl SlotResources {
         }
     }
 
-    /// Removes a worker that was killed and has not ended. Its counters are kept; no other worker ever
-    /// writes in its memory.
+    /// Removes a worker that was killed and has not exited. Its counters are kept; no other worker
+    /// ever writes to its memory.
     pub(crate) fn abandon(&mut self, worker: WorkerId) -> Option<Ended> {
         let of = |child: &Child| child.worker == worker;
         let index = self.children.iter().position(of)?;
@@ -160,7 +162,7 @@ impl SlotResources {
         Some(child.process.into_ended())
     }
 
-    /// Remembers the connections lost with a worker; returns whether its counters can be true.
+    /// Records the connections lost with a worker; returns whether its counters are plausible.
     fn note_loss(&mut self, worker: WorkerId, memory: &SharedMemory) -> bool {
         let believable = memory::is_believable(memory);
         if !believable {
@@ -181,12 +183,12 @@ impl SlotResources {
                 self.carried.close(&older);
             }
         } else {
-            // Each other worker of the slot counts in its own memory.
+            // Each other worker of the slot has its own memory.
             self.carried.close(&memory);
         }
     }
 
-    /// Removes a worker that cannot be watched, and still lives.
+    /// Removes a running worker that cannot be watched.
     pub(crate) fn discard(&mut self, worker: WorkerId) -> Option<Ended> {
         let index = self
             .children
@@ -217,10 +219,10 @@ impl SlotResources {
         Ok(())
     }
 
-    /// Gives the listeners, one for each of `addresses`, the options of `config`.
+    /// Sets the options of `config` on the listeners, one for each of `addresses`.
     ///
     /// # Errors
-    /// The first of any; the others have been given theirs.
+    /// The first error; the other listeners have been set.
     pub(crate) fn set_options(&self, addresses: &[Listen], config: &Config) -> Result<(), String> {
         let mut result = Ok(());
         for (socket, listen) in self.listeners.iter().zip(addresses) {
@@ -231,11 +233,11 @@ impl SlotResources {
         result
     }
 
-    /// Replaces every listener that does not listen at its address any more by the one that `bind`
-    /// returns for the number of that address.
+    /// Replaces every listener that no longer listens at its address with the one that `bind`
+    /// returns for the index of that address.
     ///
     /// # Errors
-    /// The first that `bind` returned; those before it are replaced.
+    /// The first error of `bind`; the listeners before it are replaced.
     pub(crate) fn replace_lost<E>(
         &mut self,
         addresses: &[Listen],
@@ -243,7 +245,7 @@ impl SlotResources {
     ) -> Result<(), E> {
         for (index, listener) in self.listeners.iter_mut().enumerate() {
             let socket = SockRef::from(&*listener);
-            // A socket that was ended can be made to listen again, at any port.
+            // A socket that was shut down can be made to listen again, at any port.
             let port = |at: socket2::SockAddr| at.as_socket().map(|it| it.port());
             let moved =
                 socket.local_addr().ok().and_then(port) != Some(addresses[index].addr.port());
@@ -254,7 +256,7 @@ impl SlotResources {
         Ok(())
     }
 
-    /// Closes the listeners: new clients are to be refused, or go to other slots.
+    /// Closes the listeners: new clients are refused, or reach other slots.
     pub(crate) fn release_listeners(&mut self) {
         self.listeners.clear();
     }
@@ -264,29 +266,29 @@ impl SlotResources {
         &self.listeners
     }
 
-    /// The listeners as they travel with a message.
+    /// Returns the listeners as they are sent with a message.
     pub(crate) fn borrowed_listeners(&self) -> Vec<BorrowedFd<'_>> {
         self.listeners.iter().map(AsFd::as_fd).collect()
     }
 
-    /// The process that is `worker`.
+    /// Returns the process of `worker`.
     pub(crate) fn child(&self, worker: WorkerId) -> Option<&Child> {
         self.children.iter().find(|child| child.worker == worker)
     }
 
-    /// The same, to talk to it.
+    /// Returns the process of `worker`, to send to it.
     pub(crate) fn child_mut(&mut self, worker: WorkerId) -> Option<&mut Child> {
         self.children
             .iter_mut()
             .find(|child| child.worker == worker)
     }
 
-    /// Every process that lives here.
+    /// Returns every process of the slot.
     pub(crate) fn children(&self) -> &[Child] {
         &self.children
     }
 
-    /// The counters of the slot, over all its workers.
+    /// Returns the counters of the slot, over all its workers.
     pub(crate) fn totals(&self) -> Totals {
         let mut totals = self.carried.clone();
         for child in &self.children {
@@ -298,7 +300,7 @@ impl SlotResources {
         totals
     }
 
-    /// Connections that were lost with `worker`, if it is the last one that ended.
+    /// Returns the number of connections lost with `worker`, if it is the last one that exited.
     pub(crate) fn lost_with(&self, worker: WorkerId) -> u64 {
         self.last_loss
             .filter(|(who, _)| *who == worker)

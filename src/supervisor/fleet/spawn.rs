@@ -15,7 +15,7 @@ use super::resources::SlotResources;
 use super::{Event, Fleet};
 
 impl Fleet {
-    /// Starts a worker, in a slot that begins with it if there is none yet.
+    /// Starts a worker, and creates its slot if necessary.
     pub(crate) fn spawn(&mut self, spawn: Spawn, registry: &Registry) {
         if let Err(cause) = self.try_spawn(spawn, registry) {
             let worker = spawn.worker;
@@ -38,7 +38,7 @@ impl Fleet {
         }
         let adopt = listener == ListenerSource::Adopt;
         if adopt {
-            // Another server that shared them may have set others, or a service manager had them.
+            // Another server that shares them, or a service manager, may have set other options.
             self.set_options(worker.slot);
         }
         let run = self.releases.get(release);
@@ -85,7 +85,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Removes a worker that cannot be watched; returns why it is none.
+    /// Removes a worker that cannot be watched; returns the error message.
     fn discard(&mut self, worker: WorkerId, error: &io::Error) -> String {
         let process = self.slots[worker.slot.index()].discard(worker);
         self.events.extend(process.map(Event::Ended));

@@ -1,4 +1,4 @@
-//! The status of a slot, from the kernel and from the counters of its workers, which do nothing for it.
+//! The status of a slot, from the kernel and from the counters of its workers, at no cost to them.
 
 use std::os::fd::AsFd as _;
 
@@ -15,7 +15,7 @@ use super::Fleet;
 use super::totals::Totals;
 
 impl Fleet {
-    /// The status of a slot whose active worker, if it is there, is `worker`.
+    /// Returns the status of a slot whose active worker, if it exists, is `worker`.
     pub(crate) fn status_of(&self, worker: WorkerId, now: Tick) -> SlotStatus {
         let slot = worker.slot;
         let resources = self.slots.get(slot.index());
@@ -37,7 +37,7 @@ impl Fleet {
         }
     }
 
-    /// The status of slots that have left, from number `first` on.
+    /// Returns the status of slots that have left, from number `first` on.
     pub(crate) fn former_from(&self, first: usize) -> impl Iterator<Item = SlotStatus> + '_ {
         let former = self
             .former
@@ -57,7 +57,8 @@ impl Fleet {
         self.child(worker).map(|child| child.pid().unsigned_abs())
     }
 
-    /// Reads the accept queues from the duplicates here, whatever the slot's worker is doing.
+    /// Reads the accept queues from the supervisor's duplicates, even if the slot's worker has
+    /// stalled.
     fn accept_queues(&self, slot: SlotId) -> Vec<AcceptQueueStatus> {
         let listeners = self.slots.get(slot.index()).map(|it| it.listeners());
         let listeners = self.addresses.iter().zip(listeners.unwrap_or_default());

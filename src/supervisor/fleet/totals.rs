@@ -1,11 +1,10 @@
 //! The counters of a slot, over all its workers.
 //!
-//! A worker counts in its own working memory. When that memory goes, its counters are added up
-//! here, so that a restart resets nothing. Invariant: connections that a worker still had when its
-//! memory is added are counted as lost with it, once; so "taken and moved in, less ended and moved
-//! out" stays the number of those that are open. The counters are whatever a worker wrote, which may
-//! be anything: no sum of them is the supervisor's end, and what cannot be true is not added to what
-//! stays.
+//! A worker counts in its own working memory. When that memory is dropped, its counters are added
+//! up here, so that a restart resets nothing. Invariant: connections that a worker still had when
+//! its memory is added are counted as lost with it, once; so "accepted and migrated in, less closed
+//! and migrated out" remains the number of open ones. A worker may write any values: no sum of them
+//! may crash the supervisor, and implausible ones are not added to the totals.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +15,8 @@ use crate::sys::shared::SharedMemory;
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 
-/// A sum of counters, in the order of [`Counter::all`]. One that was written by a program with
-/// fewer counters has zeroes for the rest.
+/// A sum of counters, in the order of [`Counter::all`]. One written by a program with fewer
+/// counters has zeroes for the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Totals(Vec<u64>);
@@ -35,7 +34,7 @@ impl Totals {
     }
 
     /// Adds the counters of a worker whose memory is dropped, and returns the connections that were
-    /// lost with it. Adds nothing if they cannot be true.
+    /// lost with it. Adds nothing if they are implausible.
     pub(crate) fn close(&mut self, memory: &SharedMemory) -> u64 {
         if !memory::is_believable(memory) {
             return 0;
@@ -57,46 +56,45 @@ impl Totals {
         }
     }
 
-    /// One counter.
+    /// Returns one counter.
     pub(crate) fn count(&self, counter: Counter) -> u64 {
         self.0.get(counter.cell()).copied().unwrap_or(0)
     }
 
-    /// Connections open, of those that were added and not closed.
+    /// Returns the number of connections that were opened and not closed.
     pub(crate) fn open(&self) -> u64 {
         memory::open_by(|counter| self.count(counter))
     }
 }
 
-/// The counters of slots that have left, each under its own number: a slot that comes back continues
-/// them. So nothing that is shown of a slot ever goes back, and nothing is shown twice, under
-/// the slot's number and later under another name.
+/// The counters of slots that have left, by number: a slot that comes back continues them. So a
+/// slot's counters never decrease, and nothing is counted twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Former(BTreeMap<SlotId, Totals>);
 
 impl Former {
-    /// A slot leaves.
+    /// Stores the counters of a leaving slot.
     pub(crate) fn leave(&mut self, slot: SlotId, counted: &Totals) {
         self.0.entry(slot).or_default().merge(counted);
     }
 
-    /// A slot comes, perhaps again: returns the counters that it continues.
+    /// Returns the counters that a new slot continues.
     pub(crate) fn come_back(&mut self, slot: SlotId) -> Totals {
         self.0.remove(&slot).unwrap_or_default()
     }
 
-    /// One slot's.
+    /// Returns one slot's counters.
     pub(crate) fn of(&self, slot: SlotId) -> Option<&Totals> {
         self.0.get(&slot)
     }
 
-    /// Every slot that has left, in order.
+    /// Returns every slot that has left, in ascending order.
     pub(crate) fn slots(&self) -> impl Iterator<Item = SlotId> + '_ {
         self.0.keys().copied()
     }
 
-    /// All of them together.
+    /// Returns the sum of all.
     pub(crate) fn sum(&self) -> Totals {
         let mut sum = Totals::default();
         self.0.values().for_each(|counted| sum.merge(counted));
@@ -140,7 +138,7 @@ mod tests {
         assert_eq!(totals.count(Counter::Accepted), 6);
         assert_eq!(totals.open(), 2);
 
-        // What cannot be true harms nobody, and is added to nothing that stays.
+        // Implausible counters do no harm, and are added to no total.
         worker.count(Counter::Accepted, u64::MAX / 2);
         worker.count(Counter::BytesIn, u64::MAX);
         let mut liar = Totals::default();

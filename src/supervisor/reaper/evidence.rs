@@ -1,8 +1,8 @@
-//! The cause of a death, from the exit status of a process that has sent no error message.
+//! Finds the cause of a death from the exit status of a process that has sent no error message.
 //!
-//! Invariants: a cause is named only on evidence: the signal of a filter, or a count of the kernel's
-//! that has risen; each kill that was counted explains one death, and only one that is found soon
-//! after it. Files are read at the start and when a process was killed, and at no other time.
+//! Invariants: a cause is named only on evidence: the signal of a filter, or a kernel count that
+//! has risen; each counted kill explains one death, and only one that is found soon after it. Files
+//! are read only at the start and after a process was killed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,9 @@ use uppercased_ctl::clock::Tick;
 
 use crate::supervisor::machine::Death;
 
-/// How long a kill that was counted may wait for the death that it explains. Several may be killed
-/// before the first is found; one that is killed by hand much later was not killed for memory.
+/// Maximum time between a counted kill and the death that it explains. Several processes may be
+/// killed before the first is found; one that is killed by hand much later was not killed for
+/// memory.
 const EXPLAINS_FOR: Duration = Duration::from_secs(5);
 
 /// The kernel's count of processes that it has killed for lack of memory.
@@ -35,7 +36,7 @@ struct OomKills {
 }
 
 impl Evidence {
-    /// The evidence of now.
+    /// Reads the present evidence.
     pub(crate) fn gathered() -> Self {
         Self {
             seen: OomKills::counted(),
@@ -43,7 +44,7 @@ impl Evidence {
         }
     }
 
-    /// Returns why a process has died like this, if there is evidence.
+    /// Returns the cause of a death with this status, if there is evidence.
     pub(crate) fn cause_of(&mut self, how: Death, now: Tick) -> Option<String> {
         match how {
             Death::Signalled(SIGSYS) => Some(
@@ -82,8 +83,8 @@ impl Evidence {
 }
 
 impl OomKills {
-    /// The count of this process's own cgroup, which has its children, too; that of the whole machine
-    /// if the cgroup has none.
+    /// Reads the count of this process's own cgroup, which includes its children, or that of the
+    /// whole machine if the cgroup has none.
     fn counted() -> Option<Self> {
         let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         places(&memberships).into_iter().find_map(|file| {
@@ -93,8 +94,8 @@ impl OomKills {
     }
 }
 
-/// The files that may have the count, the nearest first, by the lines of `/proc/self/cgroup`. A
-/// container may show its own cgroup as the root.
+/// Returns the files that may have the count, the nearest first, from the lines of
+/// `/proc/self/cgroup`. A container may show its own cgroup as the root.
 fn places(memberships: &str) -> Vec<PathBuf> {
     let mut places = Vec::new();
     for line in memberships.lines() {
@@ -117,7 +118,7 @@ fn places(memberships: &str) -> Vec<PathBuf> {
     places
 }
 
-/// The value of `oom_kill` in a file of names and values.
+/// Returns the value of `oom_kill` in a file of names and values.
 fn oom_kills(text: &str) -> Option<u64> {
     let values = text.lines().filter_map(|line| line.split_once(' '));
     let mut of_kills = values.filter(|(name, _)| *name == "oom_kill");

@@ -1,8 +1,8 @@
-//! The duty of a container's first process: it becomes the parent of every process there whose parent has
-//! ended, and reaps it.
+//! Reaps orphans for a container's first process, which becomes the parent of every process whose
+//! parent has exited.
 //!
-//! Invariant: a child that is known by a pidfd is not reaped here; its exit status belongs to the part
-//! that started it.
+//! Invariant: a child that is known by a pidfd is not reaped here; its exit status belongs to the
+//! part that started it.
 
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
@@ -10,12 +10,12 @@ use nix::unistd::Pid;
 
 use crate::sys::child::is_first_process;
 
-/// Orphans reaped in one turn of the loop. A container in which processes end faster than this is busy
-/// with nothing else, and its supervisor must not be.
+/// Maximum orphans reaped per turn. A container in which processes exit faster keeps reaping; its
+/// supervisor must do other work, too.
 const ORPHANS_PER_TURN: usize = 256;
 
-/// Reaps the orphans that have ended. An own child that has ended hides those behind it: it is reaped as
-/// soon as its pidfd is reported, and that turn ends here, too.
+/// Reaps the orphans that have exited. An own child that has exited hides those behind it: it is
+/// reaped as soon as its pidfd is reported, and that turn ends here, too.
 ///
 /// Returns whether there may be more of them.
 pub(crate) fn reap_orphans(is_own: impl Fn(i32) -> bool) -> bool {
@@ -26,13 +26,13 @@ pub(crate) fn reap_orphans(is_own: impl Fn(i32) -> bool) -> bool {
         let Some(ended) = first_ended().filter(|ended| !is_own(ended.as_raw())) else {
             return false;
         };
-        // It has ended: this does not wait.
+        // It has exited: this does not wait.
         let _ = waitpid(ended, Some(WaitPidFlag::WNOHANG));
     }
     true
 }
 
-/// The first child that has ended and has not been waited for.
+/// Returns the first child that has exited and has not been waited for.
 fn first_ended() -> Option<Pid> {
     let looking = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     loop {

@@ -1,9 +1,9 @@
-//! The terminal from which a server was started, if any: when it is closed, the server stops.
+//! Stops the server when the terminal from which it was started is closed.
 //!
 //! SIGHUP has two meanings. A user or a service manager requests a reload; the end of a terminal is
-//! the end of what was started there. A shell passes the latter on to its jobs, so the sender alone is
-//! not enough: the terminal must really be gone. A server that was started with SIGHUP ignored
-//! (`nohup`) survives its terminal, and can still be reloaded.
+//! the end of the processes started there. A shell passes the latter on to its jobs, so the sender
+//! alone is not enough: the terminal must really be gone. A server that was started with SIGHUP
+//! ignored (`nohup`) survives its terminal, and can still be reloaded.
 //!
 //! It must not act on anything.
 
@@ -36,7 +36,7 @@ pub(crate) struct Hangup {
 }
 
 impl Terminal {
-    /// The terminal of this process. To be called before SIGHUP is handled.
+    /// Returns the terminal of this process. Must be called before SIGHUP is handled.
     pub(crate) fn of_this_process() -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         Self {
@@ -45,11 +45,12 @@ impl Terminal {
         }
     }
 
-    /// Returns the meaning of signals of these senders. `open` returns whether there is a terminal now.
+    /// Returns the meaning of signals from these senders. `open` returns whether the terminal still
+    /// exists.
     pub(crate) fn meaning_of(self, senders: Senders, open: impl FnOnce() -> bool) -> Hangup {
         let passed_on = senders.leader && self.controls && !open();
         let closed = senders.kernel || passed_on;
-        // A signal of an unknown sender is a user's.
+        // A signal of an unknown sender counts as a user's.
         let reload = senders.others || (senders.leader && !passed_on) || !closed;
         Hangup {
             stop: closed && !self.survives,
@@ -59,7 +60,7 @@ impl Terminal {
     }
 }
 
-/// Whether this process has a controlling terminal.
+/// Returns whether this process has a controlling terminal.
 pub(crate) fn is_open() -> bool {
     let flags = (OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits();
     let opened = File::options()
@@ -69,7 +70,8 @@ pub(crate) fn is_open() -> bool {
     opened.is_ok()
 }
 
-/// Whether the mask of ignored signals in a `/proc/PID/status` has SIGHUP, which is number 1.
+/// Returns whether the mask of ignored signals in a `/proc/PID/status` includes SIGHUP, which is
+/// number 1.
 fn ignores_hangup(status: &str) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
@@ -107,7 +109,7 @@ mod tests {
     fn closed_terminal_stops_and_sent_hangup_reloads() {
         let meaning = |senders, open: bool| STARTED_THERE.meaning_of(senders, || open);
         assert_eq!(meaning(from(true, false, false), false), STOP);
-        // The shell passes the end on; or its user has typed `kill -HUP %1`.
+        // The shell passes SIGHUP on, or its user has typed `kill -HUP %1`.
         assert_eq!(meaning(from(false, true, false), false), STOP);
         assert_eq!(meaning(from(false, true, false), true), RELOAD);
         assert_eq!(meaning(from(false, false, true), false), RELOAD);
@@ -119,7 +121,7 @@ mod tests {
                 ..STOP
             }
         );
-        // Without a terminal the leader of the session is a supervisor like any other.
+        // Without a terminal the leader of the session counts as any supervisor.
         let daemon = Terminal::default();
         assert_eq!(
             daemon.meaning_of(from(false, true, false), || false),
