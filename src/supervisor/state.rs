@@ -1,11 +1,11 @@
 //! The state of a supervisor, for the program that replaces it in the same process.
 //!
-//! Written into a memfd as JSON: each part saves itself, and names its descriptors by their numbers, which
-//! an exec keeps. This file writes, reads and checks bytes.
+//! Written into a memfd as JSON: each part saves itself, and names its descriptors by their
+//! numbers, which an exec keeps. This file writes, reads and checks bytes.
 //!
-//! Invariants: the version is checked before anything else; a state that contradicts itself, that
-//! another version wrote, or that does not go with the configuration is refused as a whole, by the
-//! very function that the pre-flight uses, so that what passed there passes again.
+//! Invariants: the version is checked before anything else; a state that is inconsistent, that
+//! another version wrote, or that does not match the configuration is refused as a whole. The
+//! pre-flight uses the same function, so a state that passed there passes again.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -27,9 +27,9 @@ use crate::sys::limits::explain;
 use crate::wire;
 use uppercased_ctl::process::raise_descriptor_limit;
 
-/// The format that this program writes, and the only one that it reads.
+/// The format that this program writes and reads.
 const STATE_VERSION: u32 = 1;
-/// The longest state that is read, in bytes: a thousand slots need about a hundredth of it.
+/// Maximum size of a state, in bytes: a thousand slots need about a hundredth of it.
 const STATE_MAX_BYTES: u64 = 64 << 20;
 
 /// See the module's text.
@@ -51,12 +51,12 @@ pub(super) struct State {
     pub(super) locks: locks::Saved,
     pub(super) signals: signals::Saved,
     pub(super) reaper: reaper::Saved,
-    /// The configuration as the new program's pre-flight has read it, in that program's format; not
-    /// there in the state that a pre-flight reads.
+    /// The configuration as the new program's pre-flight has read it, in that program's format;
+    /// absent in the state that a pre-flight reads.
     pub(super) resolved: Option<Value>,
 }
 
-/// Why a program cannot take over a state. One line each.
+/// The reason why a program cannot take over a state. One line each.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(
@@ -82,16 +82,16 @@ pub(super) enum Error {
 }
 
 impl State {
-    /// The versions that this program writes and reads: of the state, and of the messages.
+    /// Returns the versions that this program writes and reads: of the state, and of the messages.
     pub(super) fn versions() -> (u32, u16) {
         let other = fault::value("state_version").and_then(|version| version.parse().ok());
         (other.unwrap_or(STATE_VERSION), wire::VERSION)
     }
 
-    /// Writes the state into a file of its own.
+    /// Writes the state to a new file.
     ///
     /// # Errors
-    /// Why that cannot be done, in one line.
+    /// The cause, in one line.
     pub(super) fn write(&self) -> Result<OwnedFd, String> {
         let failed = |error: io::Error| format!("cannot write the state down: {}", explain(&error));
         let bytes = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
@@ -117,7 +117,7 @@ impl State {
         Self::decode(&bytes)
     }
 
-    /// Decodes a state and checks everything about it that needs no descriptor; also the machine.
+    /// Decodes a state and checks everything that needs no descriptor, including the machine.
     fn decode(bytes: &[u8]) -> Result<(Self, Machine), Error> {
         #[derive(Deserialize)]
         struct Header {
@@ -154,7 +154,7 @@ impl State {
     /// Checks that a server in this state can change to `wanted`.
     ///
     /// # Errors
-    /// Why it cannot.
+    /// The reason why it cannot.
     pub(super) fn check_config(&self, wanted: &Config) -> Result<(), Error> {
         Ok(check_change(self.config()?, wanted)?)
     }
@@ -171,7 +171,7 @@ impl State {
     }
 }
 
-/// Whether every descriptor that `value` names, wherever, is named once.
+/// Returns whether every descriptor named in `value`, at any depth, is named once.
 fn named_once(value: &Value, numbers: &mut BTreeSet<RawFd>) -> bool {
     match value {
         Value::Object(object) => match Descriptor::deserialize(value) {
@@ -183,11 +183,11 @@ fn named_once(value: &Value, numbers: &mut BTreeSet<RawFd>) -> bool {
     }
 }
 
-/// Checks that this program could take over the state in `written`, with `config` as it reads it: the
-/// part of a pre-flight that concerns the supervisor. Returns the first message to a worker.
+/// Checks that this program could take over the state in `written`, with `config` as it reads it:
+/// the part of a pre-flight that concerns the supervisor. Returns the first message to a worker.
 ///
 /// # Errors
-/// Why not, in one line.
+/// The cause, in one line.
 pub fn examine(written: OwnedFd, config: Config) -> Result<wire::Start, String> {
     let (state, machine) = State::read(written).map_err(|error| error.to_string())?;
     state

@@ -42,8 +42,8 @@ pub(crate) struct Saved {
 }
 
 impl<Out: Message, In: Message> Subprocess<Channel<Out, In>> {
-    /// Starts `image`, which receives `first` and `descriptors` over its channel. A program that cannot
-    /// be executed sends the message that `failed` makes of the cause.
+    /// Starts `image`, which receives `first` and `descriptors` over its channel. A program that
+    /// cannot be executed sends the message that `failed` builds from the cause.
     ///
     /// # Errors
     /// There is no process then.
@@ -63,7 +63,7 @@ impl<Out: Message, In: Message> Subprocess<Channel<Out, In>> {
         Ok(Self { process, channel })
     }
 
-    /// Gives it up, to be killed.
+    /// Converts it for the reaper, to be killed.
     pub(crate) fn into_ended(self) -> Ended {
         Subprocess {
             process: self.process,
@@ -78,7 +78,7 @@ impl<S: AsFd> Subprocess<S> {
         Self { process, channel }
     }
 
-    /// Watches the channel and the end of the process.
+    /// Watches the channel and the exit of the process.
     pub(crate) fn watch(
         &self,
         registry: &Registry,
@@ -91,13 +91,13 @@ impl<S: AsFd> Subprocess<S> {
         self.watch_end(registry, process)
     }
 
-    /// Watches the end of the process.
+    /// Watches the exit of the process.
     pub(crate) fn watch_end(&self, registry: &Registry, source: Source) -> io::Result<()> {
         let number = self.process.as_fd().as_raw_fd();
         registry.register(&mut SourceFd(&number), source.token(), Interest::READABLE)
     }
 
-    /// Has the channel's readiness reported once more.
+    /// Rearms the report of the channel's readiness.
     pub(crate) fn watch_channel_again(
         &self,
         registry: &Registry,
@@ -125,13 +125,13 @@ impl<S: AsFd> Subprocess<S> {
         self.process.pid()
     }
 
-    /// A descriptor that is readable when the process has ended.
+    /// Returns a descriptor that is readable when the process has exited.
     #[cfg(test)]
     pub(crate) fn end(&self) -> BorrowedFd<'_> {
         self.process.as_fd()
     }
 
-    /// Sends SIGKILL. A process that has ended is no error.
+    /// Sends SIGKILL. It is no error if the process has exited.
     ///
     /// # Errors
     /// What the kernel returned.
@@ -143,7 +143,7 @@ impl<S: AsFd> Subprocess<S> {
         }
     }
 
-    /// Reaps the process; `None` while it runs.
+    /// Reaps the process; returns `None` while it runs.
     pub(crate) fn reap(&self) -> Option<Death> {
         match self.process.reap() {
             Ok(None) => None,

@@ -1,12 +1,12 @@
-//! The service manager: sends the messages of [`Notifier`] to the socket that `NOTIFY_SOCKET` names,
+//! The service manager: sends the messages of [`Notifier`] to the socket named by `NOTIFY_SOCKET`,
 //! with descriptors of listeners.
 //!
 //! Invariants: only the supervisor sends, never one of its children (they do not have the
-//! variables); no send blocks, and one that is refused is logged once and tried again, so a service
-//! manager that does not read costs nothing; pending removals survive an exec; without the variable
-//! nothing here does anything.
+//! variables); no send blocks, and a refused one is logged once and retried, so a service manager
+//! that does not read costs nothing; pending removals survive an exec; without the variable nothing
+//! here does anything.
 //!
-//! It must not decide what is sent, nor when.
+//! It must not decide which messages are sent, nor when.
 
 pub(crate) mod activation;
 pub(crate) mod inheritance;
@@ -42,43 +42,43 @@ use notify::{Change, Message, Notifier, View};
 #[derive(Debug, Default)]
 pub(crate) struct Systemd(Option<Manager>);
 
-/// Where messages go, and how they are taken.
+/// The socket address of the service manager.
 #[derive(Debug)]
 struct Manager {
     socket: OwnedFd,
     address: SocketAddrUnix,
     notifier: Notifier,
     barrier: Option<Barrier>,
-    /// Slots that were about to leave, and whose listeners are not kept any more.
+    /// Leaving slots whose listeners are no longer stored.
     forgotten: Vec<SlotId>,
-    /// How the last reload or the like failed, if it did: there is no message for that.
+    /// The failure of the last reload or the like, if it failed: there is no message for that.
     failure: Option<String>,
     counts: Counts,
-    /// Refused since the last one that was taken.
+    /// Messages refused since the last accepted one.
     refused: u64,
 }
 
-/// Of this instance, over all its programs.
+/// Counts of this instance, across all its programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Counts {
-    /// Messages that were taken.
+    /// Messages accepted.
     taken: u64,
-    /// Times that one was not.
+    /// Messages refused.
     refused: u64,
 }
 
-/// The service manager in a saved state: all else the next program can see for itself.
+/// The service manager in a saved state: everything else can be determined by the next program.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Saved {
-    /// Slots whose listeners the service manager is still to remove.
+    /// Slots whose listeners the service manager has yet to remove.
     removals: Vec<SlotId>,
-    /// A barrier was sent and is not over.
+    /// Whether a barrier was sent and is not over.
     barrier: bool,
     counts: Counts,
 }
 
-/// A pipe of which the service manager closes its end when it has closed the listeners that it was to
-/// remove. Until then those are in their group and get connections.
+/// A pipe whose end the service manager closes when it has closed the listeners to be removed.
+/// Until then those are in their group and get connections.
 #[derive(Debug)]
 struct Barrier {
     read: OwnedFd,
@@ -87,13 +87,14 @@ struct Barrier {
 }
 
 impl Systemd {
-    /// The service manager that the environment names.
+    /// Returns the service manager named by the environment.
     pub(crate) fn from_environment() -> Self {
         Self(Manager::from_environment(Notifier::new))
     }
 
-    /// Sends what has changed since the last time. `status_line` makes the line for people from the
-    /// last failure, `unhealthy` returns what is wrong with a slot, `listeners` are those of a slot.
+    /// Sends the changes since the last call. `status_line` returns the status text given the last
+    /// failure, `unhealthy` returns the cause why a slot is unhealthy, `listeners` returns those of
+    /// a slot.
     pub(crate) fn notify<'a>(
         &mut self,
         view: View,
@@ -118,28 +119,28 @@ impl Systemd {
         self.0.as_ref()?.notifier.deadline()
     }
 
-    /// A signal asks for a reload or an upgrade.
+    /// Records that a signal requests a reload or an upgrade.
     pub(crate) const fn note_reload_request(&mut self) {
         if let Some(manager) = &mut self.0 {
             manager.notifier.note_reload_request();
         }
     }
 
-    /// Sets how the last request failed, if it did.
+    /// Sets or clears the failure of the last request.
     pub(crate) fn set_failure(&mut self, failure: Option<String>) {
         if let Some(manager) = &mut self.0 {
             manager.failure = failure;
         }
     }
 
-    /// Has the slot's listeners outlive this process.
+    /// Stores the slot's listeners, so that they outlive this process.
     pub(crate) fn store(&mut self, slot: SlotId) {
         if let Some(manager) = &mut self.0 {
             manager.notifier.store(slot);
         }
     }
 
-    /// Removes the listeners that the store has under an outdated name.
+    /// Removes listeners from the store that have an outdated name.
     pub(crate) fn remove(&mut self, outdated: impl IntoIterator<Item = SlotId>) {
         if let Some(manager) = &mut self.0 {
             for slot in outdated {
@@ -148,8 +149,8 @@ impl Systemd {
         }
     }
 
-    /// Slots are about to leave: has their listeners removed, which would still get connections, and
-    /// new connections steered away until that is certain.
+    /// Removes the listeners of slots that are about to leave from the store, since they would
+    /// still get connections, and has new connections steered away until the removal is certain.
     pub(crate) fn forget(&mut self, slots: impl Iterator<Item = SlotId>, registry: &Registry) {
         let Some(manager) = &mut self.0 else {
             return;
@@ -161,7 +162,7 @@ impl Systemd {
         manager.await_store(registry);
     }
 
-    /// No slot leaves any more: the listeners of those that have stayed are stored again.
+    /// Stores the listeners of slots that stay after all: no slot leaves any more.
     pub(crate) fn store_forgotten(&mut self, stays: impl Fn(SlotId) -> bool) {
         let Some(manager) = &mut self.0 else {
             return;
@@ -173,13 +174,13 @@ impl Systemd {
         }
     }
 
-    /// Whether the service manager may still have listeners of slots that have left.
+    /// Returns whether the service manager may still have listeners of slots that have left.
     pub(crate) fn lets_go(&self) -> bool {
         self.0.as_ref().is_some_and(Manager::lets_go)
     }
 
-    /// The barrier is readable. Returns whether the service manager has closed every listener that it
-    /// was to remove.
+    /// Handles a readable barrier. Returns whether the service manager has closed every listener
+    /// that it was to remove.
     pub(crate) fn on_ready(&mut self) -> bool {
         let barrier = self.0.as_mut().and_then(|it| it.barrier.as_mut());
         let is_over = barrier.is_some_and(|barrier| barrier.is_over());
@@ -209,8 +210,8 @@ impl Systemd {
         saved.unwrap_or_default()
     }
 
-    /// Restores what the earlier program of this process saved: sends what that could not, and a new
-    /// barrier in place of one that it has sent.
+    /// Restores the state saved by the earlier program of this process: sends pending messages, and
+    /// a new barrier in place of one in progress.
     pub(crate) fn restore(
         saved: Saved,
         stored: impl IntoIterator<Item = SlotId>,
@@ -253,7 +254,7 @@ impl Manager {
         }
     }
 
-    /// Sends what is due.
+    /// Sends due messages.
     fn flush<'a>(&mut self, listeners: impl Fn(SlotId) -> Vec<BorrowedFd<'a>>, now: Tick) {
         while let Some(message) = self.notifier.poll_message(now) {
             let along = match &message {
@@ -263,7 +264,7 @@ impl Manager {
                 Message::Barrier => self.barrier.as_ref().and_then(Barrier::end),
                 _ => Some(Vec::new()),
             };
-            // What should go along has been closed meanwhile.
+            // The descriptors to be sent with it have been closed meanwhile.
             let Some(along) = along else { continue };
             let sent = self.send(&message.text(), &along);
             drop(along);
@@ -290,7 +291,7 @@ impl Manager {
         if *message == Message::Barrier
             && let Some(barrier) = &mut self.barrier
         {
-            // The last one is the service manager's.
+            // The last copy is the service manager's.
             barrier.write = None;
         }
     }
@@ -311,7 +312,7 @@ impl Manager {
         self.barrier.is_some()
     }
 
-    /// Has the service manager report when it has closed every listener that it was to remove.
+    /// Makes the service manager report when it has closed every listener that it was to remove.
     fn await_store(&mut self, registry: &Registry) {
         self.notifier.barrier();
         // The registration of an earlier one ends with it.
@@ -336,19 +337,19 @@ impl Barrier {
         Ok(Self { read, write })
     }
 
-    /// Whether the service manager has closed its end. Readiness alone is not enough: it may have
-    /// been reported of an earlier barrier, which this one has replaced in the same turn.
+    /// Returns whether the service manager has closed its end. Readiness alone is not enough: it
+    /// may have been reported for an earlier barrier, which this one has replaced in the same turn.
     fn is_over(&self) -> bool {
         self.write.is_none() && nix::unistd::read(&self.read, &mut [0]) == Ok(0)
     }
 
-    /// The end that the service manager closes.
+    /// Returns the end that the service manager closes.
     fn end(&self) -> Option<Vec<BorrowedFd<'_>>> {
         Some(vec![self.write.as_ref()?.as_fd()])
     }
 }
 
-/// The watchdog timeout of the service manager, if it has one.
+/// Returns the watchdog timeout of the service manager, if it has one.
 fn watchdog() -> Option<Duration> {
     let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
     let meant = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
@@ -356,7 +357,7 @@ fn watchdog() -> Option<Duration> {
     Some(Duration::from_micros(limit_us))
 }
 
-/// A socket to send from, and where to: a path, or `@` and a name that is in no file system.
+/// Returns a socket to send from, and the destination: a path, or `@` and an abstract name.
 fn open(name: &OsStr) -> io::Result<(OwnedFd, SocketAddrUnix)> {
     let address = match name.as_bytes() {
         [b'/', ..] => SocketAddrUnix::new(name)?,
@@ -382,7 +383,7 @@ mod tests {
         let mut barrier = Barrier::new().unwrap();
         assert!(!barrier.is_over(), "it has not been sent");
         let sent = barrier.write.take().unwrap();
-        // What a report of an earlier barrier finds.
+        // A stale report of an earlier barrier.
         assert!(!barrier.is_over(), "the service manager still has it");
         drop(sent);
         assert!(barrier.is_over());

@@ -20,7 +20,7 @@ use times::{SlotTimes, Times};
 /// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Telemetry {
-    /// When this instance started; upgrades do not count.
+    /// When this instance started; upgrades do not reset it.
     started: Tick,
     times: Times,
     announcement: Option<Announcement>,
@@ -31,7 +31,7 @@ pub(crate) struct Telemetry {
 pub(crate) struct Saved {
     started: Tick,
     times: Times,
-    /// The lines that standard output has not taken.
+    /// Lines that standard output has not accepted.
     announcement: Vec<u8>,
 }
 
@@ -49,13 +49,13 @@ impl Telemetry {
         self.times.note(notice, now);
     }
 
-    /// Writes lines to standard output, now or when its reader takes them.
+    /// Writes lines to standard output, now or when its reader reads them.
     pub(crate) fn announce(&mut self, lines: Vec<u8>, registry: &Registry) {
         let announced = Announcement::write(lines, registry);
         self.announcement = announced.unwrap_or_else(|error| not_taken(&error));
     }
 
-    /// Standard output takes more.
+    /// Continues writing to standard output.
     pub(crate) fn on_ready(&mut self) {
         let Some(announcement) = &mut self.announcement else {
             return;
@@ -68,7 +68,7 @@ impl Telemetry {
         }
     }
 
-    /// The part of the status that is about the whole server.
+    /// Returns the part of the status that concerns the whole server.
     pub(crate) fn status(&self, now: Tick) -> Status {
         Status {
             uptime_ms: millis(now.since(self.started)),

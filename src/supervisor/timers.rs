@@ -1,11 +1,11 @@
-//! When the supervisor may act on deadlines: readiness comes before time.
+//! Decides when the supervisor may act on deadlines: readiness comes before time.
 //!
-//! A deadline is acted on only after a poll of the event queue that began when it had passed and that
-//! emptied the queue: whatever happened in time is then known. A poll that filled its buffer, or that
-//! was interrupted, has not emptied it. And when this process did not run for a while (stopped, frozen
-//! or starved), its children may not have run either: they get a grace period first.
+//! A deadline is acted on only after a poll of the event queue that began after it and that emptied
+//! the queue: all events that came in time are then known. A poll that filled its buffer, or that
+//! was interrupted, has not emptied it. And when this process did not run for a while (stopped,
+//! frozen or starved), its children may not have run either: they get a grace period first.
 //!
-//! Invariant: no deadline is delayed for ever; each reason has a bound.
+//! Invariant: no deadline is delayed for ever; each delay is bounded.
 
 use std::time::Duration;
 
@@ -22,13 +22,13 @@ const GRACE_MAX: Duration = Duration::from_secs(1);
 /// One poll of the event queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PollTimes {
-    /// When it began.
+    /// Its start.
     pub(super) began: Tick,
-    /// When it was to end at the latest; `None`: with the next event.
+    /// Its latest end; `None`: with the next event.
     pub(super) until: Option<Tick>,
-    /// When it ended.
+    /// Its end.
     pub(super) ended: Tick,
-    /// Whether nothing is left in the queue of what was there when it began.
+    /// Whether it received every report that was queued at its start.
     pub(super) emptied: bool,
 }
 
@@ -38,12 +38,12 @@ pub(super) struct Timers {
     full_polls: usize,
     last_ended: Option<Tick>,
     held_until: Option<Tick>,
-    /// Deadlines have been delayed since they were acted on last.
+    /// Whether deadlines have been delayed since they were last acted on.
     held: bool,
 }
 
 impl Timers {
-    /// Takes a poll into account; returns the time up to which deadlines may be acted on, if they may.
+    /// Records a poll; returns the time up to which deadlines may be acted on, if they may.
     pub(super) fn polled(&mut self, poll: PollTimes) -> Option<Tick> {
         let worked = self
             .last_ended
@@ -70,7 +70,7 @@ impl Timers {
         Some(poll.began)
     }
 
-    /// The end of the next poll when the next deadline is `due`.
+    /// Returns the latest end of the next poll when the next deadline is `due`.
     pub(super) fn wait_until(&self, due: Option<Tick>) -> Option<Tick> {
         match (due, self.held_until) {
             (Some(due), Some(held)) => Some(due.max(held)),
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn deadlines_wait_for_emptied_queue() {
         let mut timers = Timers::default();
-        // It began before what it waited for: the next look decides.
+        // It began before the deadline: the next poll decides.
         assert_eq!(timers.polled(poll(0, 100, true)), Some(at(0)));
         assert_eq!(timers.polled(poll(100, 100, false)), None);
         assert_eq!(timers.polled(poll(101, 101, true)), Some(at(101)));
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(timers.polled(poll(61_000, 61_000, true)), Some(at(61_000)));
         assert_eq!(timers.wait_until(Some(at(20))), Some(at(20)));
 
-        // One that is stalled again and again acts on deadlines all the same.
+        // A process that is stalled repeatedly still acts on deadlines.
         let mut acted = 0;
         for turn in 0..10 {
             let began = 100_000 + turn * 10_000;

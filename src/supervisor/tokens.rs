@@ -1,7 +1,7 @@
-//! The sources of readiness reports, as the numbers that the event loop carries.
+//! The sources of readiness reports, as tokens of the event loop.
 //!
-//! Invariant: a number means one thing for as long as anything can be reported under it. Children
-//! are named by a serial number of their own, so a stale report about one that is gone is ignored.
+//! Invariant: a token keeps its meaning while anything can be reported under it. Children have
+//! unique serial numbers, so a stale report about a former child is ignored.
 
 use mio::Token;
 
@@ -12,9 +12,9 @@ use crate::config::CONTROL_CLIENTS_MAX;
 pub(crate) enum Source {
     /// The pipe that signal handlers write to.
     Signals,
-    /// The channel of the program that may replace this one.
+    /// The channel of the pre-flight child.
     PreflightChannel,
-    /// That program's pidfd.
+    /// The pidfd of the pre-flight child.
     PreflightProcess,
     /// The admin process's pidfd.
     AdminProcess,
@@ -24,7 +24,7 @@ pub(crate) enum Source {
     AdminChannel,
     /// The pidfd of a child that was killed.
     Killed,
-    /// Standard output, which has not taken the addresses yet.
+    /// Standard output, which has not accepted the addresses yet.
     Announcement,
     /// The control socket or one of its clients.
     Control,
@@ -36,14 +36,14 @@ pub(crate) enum Source {
     Process(u64),
 }
 
-/// First of the control socket's numbers; it has one for itself and one for each client.
+/// First of the control socket's tokens; one for itself and one for each client.
 pub(crate) const CONTROL_FIRST: usize = 16;
 const CONTROL_END: usize = CONTROL_FIRST + CONTROL_CLIENTS_MAX + 1;
 const LOCKS_FIRST: usize = 1 << 16;
 const CHILDREN_FIRST: usize = 1 << 32;
 
 impl Source {
-    /// As a number.
+    /// Returns the token.
     pub(crate) const fn token(self) -> Token {
         Token(match self {
             Self::Signals => 0,
@@ -61,7 +61,7 @@ impl Source {
         })
     }
 
-    /// What a number means; `None`: nothing.
+    /// Returns the source of a token; `None`: it has none.
     pub(crate) const fn of(token: Token) -> Option<Self> {
         Some(match token.0 {
             0 => Self::Signals,

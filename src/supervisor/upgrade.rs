@@ -1,10 +1,10 @@
 //! The program of a reload or an upgrade: the pre-flight child, and the exec in place.
 //!
-//! In order: the program on disk is opened once; as a child it reads the very state that it would
-//! be given, and comes up as far as a worker does; only the file that passed is executed. The state
-//! goes over in a memfd, descriptors by their numbers.
+//! The new binary is opened once; as a child it reads the state that it would take over, and starts
+//! up as far as a worker does; only the file that passed is executed. The state is passed on in a
+//! memfd, descriptors by their numbers.
 //!
-//! Invariant: whatever fails before the exec leaves everything as it was.
+//! Invariant: a failure before the exec leaves everything as it was.
 
 mod earlier;
 mod program;
@@ -48,10 +48,10 @@ pub(crate) struct Saved {
     program: PathBuf,
 }
 
-/// The stage of a reload's or an upgrade's child.
+/// The stage of the child of a reload or an upgrade.
 #[derive(Debug)]
 enum Stage {
-    /// There is none.
+    /// There is no child.
     Idle,
     /// It has not answered.
     Running { task: Task, child: Child },
@@ -64,7 +64,7 @@ enum Stage {
 enum Task {
     /// Reads the configuration for a reload.
     Resolve { request: RequestId },
-    /// Shows that this program can take over.
+    /// Checks that this program can take over.
     TakeOver { image: Image },
 }
 
@@ -84,14 +84,14 @@ pub(crate) struct Passed {
     reason = "an event is handled as soon as it is returned"
 )]
 pub(crate) enum Event {
-    /// The configuration of a reload, or why there is none.
+    /// The configuration of a reload, or the cause of its failure.
     Resolved {
         request: RequestId,
         config: Result<Config, String>,
     },
     /// The new program can take over.
     Passed,
-    /// It cannot, for this reason.
+    /// It cannot, for this cause.
     Failed(String),
 }
 
@@ -112,10 +112,10 @@ impl Upgrade {
         }
     }
 
-    /// Opens the program on disk.
+    /// Opens the new binary.
     ///
     /// # Errors
-    /// Why it cannot be opened.
+    /// The cause.
     pub(crate) fn open_program(&self) -> Result<Image, String> {
         Image::open(&self.program).map_err(|error| {
             let program = self.program.display();
@@ -123,10 +123,11 @@ impl Upgrade {
         })
     }
 
-    /// Has a child read the configuration for a reload. [`Self::end`] ends it also if this fails.
+    /// Starts a child that reads the configuration for a reload. [`Self::end`] is needed even if
+    /// this fails.
     ///
     /// # Errors
-    /// Why it cannot.
+    /// The cause.
     pub(crate) fn begin_resolution(
         &mut self,
         request: RequestId,
@@ -140,11 +141,11 @@ impl Upgrade {
         Ok(())
     }
 
-    /// Has the program on disk show that it can take over with `state`. [`Self::end`] ends it also if
-    /// this fails.
+    /// Starts a pre-flight of the new binary with `state`. [`Self::end`] is needed even if this
+    /// fails.
     ///
     /// # Errors
-    /// Why it cannot be tried.
+    /// The cause.
     pub(crate) fn begin_preflight(
         &mut self,
         state: &OwnedFd,
@@ -161,7 +162,7 @@ impl Upgrade {
         Ok(())
     }
 
-    /// Receives the result of the child, from its message or from its end; the child is then to be
+    /// Receives the result of the child, from its message or its exit; the child must then be
     /// killed. `None` while there is no result.
     pub(crate) fn on_ready(&mut self) -> Option<(Event, Ended)> {
         let Stage::Running { child, .. } = &mut self.stage else {
@@ -172,7 +173,7 @@ impl Upgrade {
                 FromPreflight::Resolved { config } => Ok(config),
                 FromPreflight::Failed { cause } => Err(cause),
             },
-            // Once its channel is closed it ends; its pidfd reports how.
+            // After closing its channel it exits; its pidfd reports the status.
             Ok(None) | Err(channel::Error::Closed) => Err(ended_early(child.reap()?)),
             Err(error) => Err(error.to_string()),
         };
@@ -198,7 +199,7 @@ impl Upgrade {
         Some((event, child.into_ended()))
     }
 
-    /// Ends the child, whatever its result would have been. It is to be killed.
+    /// Discards the child and its result. The child must be killed.
     pub(crate) fn end(&mut self) -> Option<Ended> {
         match std::mem::replace(&mut self.stage, Stage::Idle) {
             Stage::Idle | Stage::Passed(_) => None,
@@ -206,7 +207,7 @@ impl Upgrade {
         }
     }
 
-    /// The configuration of the program that has passed. `None` without one, or if only the new
+    /// Returns the configuration of the checked program. `None` without one, or if only the new
     /// program can read it.
     pub(crate) fn passed_config(&self) -> Option<Config> {
         match &self.stage {
@@ -215,7 +216,7 @@ impl Upgrade {
         }
     }
 
-    /// Takes the program that has passed.
+    /// Removes and returns the checked program.
     pub(crate) fn take_passed(&mut self) -> Option<Passed> {
         match std::mem::replace(&mut self.stage, Stage::Idle) {
             Stage::Passed(passed) => Some(passed),
@@ -223,8 +224,8 @@ impl Upgrade {
         }
     }
 
-    /// Becomes `image`, which finds the state in the descriptor that `state` names. Returns why that
-    /// failed; nothing has changed then.
+    /// Execs `image`, which finds the state in the descriptor that `state` names. Returns the
+    /// error; nothing has changed then.
     pub(crate) fn exec(&self, image: &Image, state: &str, kept: &[BorrowedFd<'_>]) -> String {
         let error = image.replace_this_process(&self.args, state, kept);
         format!("cannot execute {}: {error}", self.program.display())
@@ -244,7 +245,7 @@ impl Upgrade {
         }
     }
 
-    /// Goes on with what the earlier program of this process saved.
+    /// Restores the state saved by the earlier program of this process.
     pub(crate) fn restore(saved: Saved, args: Vec<OsString>) -> Self {
         Self::over(saved.program, args)
     }
@@ -272,7 +273,7 @@ impl Upgrade {
     }
 }
 
-/// A configuration that this very program has sent as data.
+/// Parses a configuration that this same program has sent as data.
 fn checked(config: serde_json::Value) -> Result<Config, String> {
     let failed = |cause: String| format!("the configuration came back damaged: {cause}");
     let config = serde_json::from_value(config).map_err(|error| failed(error.to_string()))?;

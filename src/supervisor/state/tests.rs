@@ -1,4 +1,4 @@
-//! What the parts of a supervisor save is what they restore, whatever the order of the fields and the
+//! The parts of a supervisor restore what they saved, whatever the order of the fields and the
 //! numbers of the descriptors; a wrong number is one error.
 
 use std::fs::{self, File};
@@ -60,7 +60,7 @@ fn process() -> (process::Child, Process) {
 }
 
 impl Parts {
-    /// Two slots, a worker and a memory that is left behind; a control socket with a client; both
+    /// Two slots, a worker and a dead worker's memory; a control socket with a client; both
     /// listeners of the admin endpoint; a lock; a killed child.
     fn sample(folder: &Path, worker: Process, killed: Process) -> (Self, UnixStream) {
         let poll = Poll::new().unwrap();
@@ -172,7 +172,7 @@ fn with_sample(check: impl FnOnce(&Parts, &Value, &Kept<'_>)) {
     }
 }
 
-/// Every descriptor in a state.
+/// Returns every descriptor in a state.
 fn descriptors(state: &mut Value) -> Vec<&mut Value> {
     match state {
         Value::Object(object) => {
@@ -193,7 +193,7 @@ fn descriptors(state: &mut Value) -> Vec<&mut Value> {
     }
 }
 
-/// The state with each descriptor's number replaced by what is open there.
+/// Returns the state with each descriptor's number replaced by the identity of its file.
 fn identified(state: &Value) -> Value {
     let mut state = state.clone();
     for number in descriptors(&mut state) {
@@ -207,7 +207,7 @@ fn identified(state: &Value) -> Value {
     state
 }
 
-/// The state as text, with the fields of every object in another order.
+/// Returns the state as text, with the fields of every object in another order.
 fn shuffled(state: &Value, random: &mut Rng) -> String {
     match state {
         Value::Object(object) => {
@@ -287,7 +287,7 @@ fn wrong_descriptor_number_is_refused() {
                 assert!(refused.contains(cause), "{at}: {refused}");
             }
         }
-        // The control socket and the admin socket are still there, and at work.
+        // The control socket and the admin socket still exist and answer.
         assert!(Path::new(&parts.control.status().unwrap()).exists());
         assert!(Path::new(&parts.admin.status().unwrap().address).exists());
     });

@@ -1,10 +1,11 @@
 //! Listening sockets that are inherited from a service manager at the start: sd_listen_fds(3).
 //!
-//! Invariants: they are taken once, before anything is started, and only if they are meant for this
-//! very process; a socket that is of no use is closed with a line in the log (if it was in the
-//! store) or refused (if a socket unit has it); nothing is ever shut down.
+//! Invariants: they are read once, before anything is started, and only if they are meant for this
+//! process; an unusable socket is closed with a log line (if it was in the store) or refused (if a
+//! socket unit has it); no socket is ever shut down.
 //!
-//! It must not decide whose they are ([`mod@crate::supervisor::systemd::inheritance`] does).
+//! It must not decide which slot gets a socket ([`mod@crate::supervisor::systemd::inheritance`]
+//! does).
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
@@ -24,18 +25,19 @@ use uppercased_ctl::limits::WORKERS_MAX;
 use super::inheritance::{self, Offer, Origin, Plan};
 use super::notify::stored_slot;
 
-/// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
+/// The first inherited descriptor (`SD_LISTEN_FDS_START`).
 const FIRST: RawFd = 3;
-/// The most: a listener for each address of each slot, from a socket unit and from the store.
+/// Maximum number of descriptors: a listener for each address of each slot, from a socket unit and
+/// from the store.
 const COUNT_MAX: RawFd = 2 * WORKERS_MAX as RawFd * LISTEN_MAX as RawFd;
 
-/// Why a start with these sockets is impossible.
+/// The reason why a start with these sockets is impossible.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The variables contradict the descriptors.
     #[error("LISTEN_FDS promises sockets that are not there: {0}")]
     Missing(String),
-    /// A socket unit has something else than a TCP listener.
+    /// A socket unit has a socket that is not a TCP listener.
     #[error(
         "the socket unit hands over {name:?}, which is {what}; it must be a TCP socket that \
          listens (ListenStream= with an address and a port)"
@@ -43,13 +45,13 @@ pub enum Error {
     Unusable {
         /// Its name.
         name: String,
-        /// What it is.
+        /// Its kind.
         what: String,
     },
-    /// They cannot be given to the slots.
+    /// They cannot be assigned to slots.
     #[error("{0}")]
     Unplaceable(String),
-    /// What was to be added to them cannot be bound.
+    /// A missing socket cannot be bound.
     #[error(transparent)]
     Listener(#[from] listener::Error),
 }
@@ -60,13 +62,13 @@ pub(crate) struct Given {
     sockets: Vec<OwnedFd>,
     offers: Vec<Offer>,
     plan: Plan,
-    /// Names in the store that stand for nothing of use.
+    /// Names in the store that have no usable socket.
     useless: Vec<SlotId>,
 }
 
 impl Given {
-    /// Takes what a service manager has left for this process and decides where it belongs; with
-    /// nothing handed over, what is listened on is what is wanted.
+    /// Takes the sockets inherited from a service manager and assigns them to slots; without any,
+    /// the addresses are those in `wanted`.
     ///
     /// # Errors
     /// Any [`Error`] but [`Error::Listener`].
@@ -106,13 +108,13 @@ impl Given {
         self.plan.from_unit
     }
 
-    /// The inodes of the sockets, as in the kernel's lists.
+    /// Returns the inodes of the sockets, as in the kernel's lists.
     pub(crate) fn inodes(&self) -> Vec<u64> {
         self.offers.iter().map(|offer| offer.inode).collect()
     }
 
-    /// Returns the listeners of each slot, having bound those that are missing, and the names in the
-    /// store that are to be removed. The addresses are then the real ones.
+    /// Returns the listeners of each slot, binding missing ones, and the names to be removed from
+    /// the store. The addresses are then the real ones.
     ///
     /// # Errors
     /// [`Error::Listener`].
@@ -183,7 +185,8 @@ fn inherited() -> Result<Vec<(OwnedFd, String)>, Error> {
     Ok(owned.into_iter().zip(names).collect())
 }
 
-/// What a socket is, and from now on not blocking; or what it is instead of a TCP listener.
+/// Makes a socket non-blocking and returns its description, or its kind if it is not a TCP
+/// listener.
 fn describe(socket: &OwnedFd, origin: Origin) -> Result<Offer, String> {
     let text = |error: io::Error| format!("not to be used ({error})");
     let reference = SockRef::from(socket);
@@ -199,7 +202,7 @@ fn describe(socket: &OwnedFd, origin: Origin) -> Result<Offer, String> {
         return Err("a socket that does not listen".to_owned());
     }
     let dual_stack = addr.is_ipv6() && !reference.only_v6().map_err(text)?;
-    // A service manager may pass them on as blocking ones.
+    // A service manager may pass on blocking sockets.
     reference.set_nonblocking(true).map_err(text)?;
     let stat = fstat(socket).map_err(|errno| text(errno.into()))?;
     Ok(Offer {

@@ -1,14 +1,14 @@
-//! Which of the inherited listening sockets belongs to which slot.
+//! Assigns inherited listening sockets to slots.
 //!
-//! They come from two places: a *socket unit*, which bound them before the server was there, and
-//! the *store*, where an earlier instance left its slots' listeners. Of each address the sockets are
-//! put in the order in which they listened (those of the unit, then those of the store by slot), and
-//! the i-th is slot i's: so a slot and the place of its socket in the `SO_REUSEPORT` group go on to
-//! agree, and no queue is left without a slot. What is missing then is bound.
+//! They have two origins: a *socket unit*, which bound them before the server started, and the
+//! *store*, where an earlier instance left its slots' listeners. The sockets of each address are
+//! put in the order in which they listened (those of the unit, then those of the store by slot),
+//! and the i-th belongs to slot i: so slots still match the places of their sockets in the
+//! `SO_REUSEPORT` group, and no queue is left without a slot. Missing sockets are then bound.
 //!
-//! Invariants: a socket is placed once or dropped with a cause; what cannot be served whole (a
-//! group that others cannot join, more sockets of a unit than workers) is refused before anything
-//! has changed.
+//! Invariants: a socket is placed once or dropped with a cause; sockets that cannot be served
+//! completely (a group that others cannot join, more sockets of a unit than workers) are refused
+//! before anything has changed.
 //!
 //! It must not touch a socket.
 
@@ -25,11 +25,11 @@ pub(crate) struct Offer {
     pub(crate) origin: Origin,
     /// Its address.
     pub(crate) listen: Listen,
-    /// Tells sockets apart: one that came twice is one.
+    /// Identifies the socket: one inherited twice is one.
     pub(crate) inode: u64,
     /// Whether others may join it (`SO_REUSEPORT`).
     pub(crate) shares: bool,
-    /// Whether it belongs to this process's user; only then may this process join it.
+    /// Whether it belongs to this process's user; only then may this process join its group.
     pub(crate) ours: bool,
 }
 
@@ -38,26 +38,27 @@ pub(crate) struct Offer {
 pub(crate) enum Origin {
     /// A socket unit.
     Unit,
-    /// The store, where it was this slot's.
+    /// The store, under this slot's name.
     Store(SlotId),
 }
 
-/// The sockets of each slot. Numbers are indexes in the list of offers.
+/// The sockets of each slot. Numbers are indexes into the list of offers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// The addresses; with the real port where any was wanted and a socket was inherited for it.
+    /// The addresses; where any port was wanted and a socket was inherited, with its real port.
     pub(crate) addresses: Vec<Listen>,
-    /// For each slot that gets something: for each address its socket; `None`: to be bound.
+    /// For each slot that has a socket: for each address its socket; `None`: to be bound.
     pub(crate) slots: Vec<Vec<Option<usize>>>,
-    /// The number of slots that have a socket of a unit. They never leave: no worker would serve it.
+    /// The number of slots that have a socket of a unit. They never leave: no worker would serve
+    /// the socket.
     pub(crate) from_unit: u16,
-    /// Sockets that are not used, and why.
+    /// Unused sockets, each with the cause.
     pub(crate) dropped: Vec<(usize, &'static str)>,
-    /// Names in the store under which there is something else from now on, or nothing.
+    /// Names in the store whose sockets have changed or are gone.
     pub(crate) outdated: Vec<SlotId>,
 }
 
-/// Why inherited sockets cannot be used. Each names a remedy.
+/// The reason why inherited sockets cannot be used. Each names a remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Error {
     #[error(
@@ -160,7 +161,7 @@ pub(crate) fn settle(offers: &[Offer], wanted: &[Listen], workers: u16) -> Resul
     Ok(plan)
 }
 
-/// What is listened on: where any port will do, one for which a socket came.
+/// Returns the addresses to listen on: where any port is wanted, that of an inherited socket.
 fn resolve(offers: &[Offer], wanted: &[Listen]) -> Vec<Listen> {
     let mut taken: Vec<Listen> = wanted.to_vec();
     let mut resolved = Vec::new();
@@ -180,8 +181,8 @@ fn resolve(offers: &[Offer], wanted: &[Listen]) -> Vec<Listen> {
     resolved
 }
 
-/// The sockets of one address in the order in which they listened, each once; and how many of them
-/// a unit has.
+/// Returns the sockets of one address in the order in which they listened, each once; and the
+/// number of those that belong to a unit.
 fn line_up(offers: &[Offer], address: &Listen) -> (usize, Vec<usize>) {
     let here = |at: &usize| offers[*at].listen == *address && offers[*at].shares;
     let mut row: Vec<usize> = (0..offers.len()).filter(here).collect();
@@ -212,7 +213,7 @@ fn leftovers(offers: &[Offer], plan: &Plan) -> Vec<(usize, &'static str)> {
         .collect()
 }
 
-/// Names in the store whose sockets are not, all of them, what their slot has now.
+/// Returns the names in the store whose sockets are not exactly those of their slot now.
 fn outdated(offers: &[Offer], plan: &Plan) -> Vec<SlotId> {
     let has = |slot: SlotId, inode: u64| {
         let row = plan.slots.get(slot.index()).into_iter().flatten().flatten();

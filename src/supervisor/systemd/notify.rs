@@ -1,13 +1,13 @@
 //! The messages to the service manager (systemd): sd_notify(3) as a state machine.
 //!
-//! The shell shows it the supervisor as it is ([`View`]) after every turn; what has changed since
-//! becomes messages. [`mod@crate::supervisor::systemd`] sends them.
+//! The shell passes it a [`View`] of the supervisor after every turn; changes become messages.
+//! [`mod@crate::supervisor::systemd`] sends them.
 //!
-//! Invariants: a message that could not be sent is kept and tried again; what waits is bounded (of
-//! each kind the latest, of each slot one removal and one deposit after it); a reload that was asked
-//! for is confirmed however it ends, or whoever asked would wait until a timeout; no start and no
-//! reload that goes on is too long; the watchdog is fed only while every queue is
-//! served.
+//! Invariants: a message that could not be sent is kept and retried; the outbox is bounded (the
+//! latest of each kind, and for each slot one removal and one deposit after it); a requested reload
+//! is confirmed whatever its result, because the requester would otherwise wait until a timeout; a
+//! start or a reload in progress never exceeds its timeout; the watchdog is fed only while every
+//! queue is served.
 //!
 //! It must not read a clock, or know a socket.
 
@@ -22,27 +22,27 @@ use crate::supervisor::machine::{Life, Planned, Queue, SlotView};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::SlotId;
 
-/// One message.
+/// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
     /// Every slot serves; or a reload has ended.
     Ready,
     /// A reload or an upgrade began.
     Reloading {
-        /// When.
+        /// Start time.
         at: Tick,
     },
     /// A stop began.
     Stopping {
-        /// How long it takes at most.
+        /// Maximum duration.
         within: Duration,
     },
     /// A start or a reload is in progress: extends its timeout.
     Extend {
-        /// From now on.
+        /// Timeout, from now on.
         within: Duration,
     },
-    /// One line for people.
+    /// The status line.
     Status(String),
     /// A watchdog ping.
     Watchdog,
@@ -50,14 +50,14 @@ pub(crate) enum Message {
     Store(SlotId),
     /// Remove the slot's listeners.
     Remove(SlotId),
-    /// Close the descriptor sent with it when everything before has been done.
+    /// Close the descriptor sent with it when all earlier messages have been handled.
     Barrier,
 }
 
-/// The supervisor, as far as this matters.
+/// The state of the supervisor, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct View {
-    /// Where it is in its life.
+    /// The phase of its life.
     pub(crate) life: Life,
     /// The operation in progress.
     pub(crate) planned: Option<Planned>,
@@ -68,7 +68,7 @@ pub(crate) struct View {
 pub(crate) enum Change {
     /// The watchdog is not fed from now on.
     Withheld {
-        /// Why.
+        /// The cause.
         cause: String,
     },
     /// It is fed again.
@@ -87,24 +87,24 @@ enum Sent {
 /// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Notifier {
-    /// How often the watchdog is fed, if there is one.
+    /// Interval at which the watchdog is fed, if there is one.
     watchdog: Option<Duration>,
     sent: Sent,
-    /// A reload was asked for by a signal, which is how a service manager asks.
+    /// Whether a signal has requested a reload, which is how a service manager does.
     reload_requested: bool,
     outbox: VecDeque<Message>,
-    /// Nothing is sent before, because the service manager does not read.
+    /// No message is sent until then, because the service manager does not read.
     paused_until: Option<Tick>,
     status: String,
     status_due: Tick,
     feeding_due: Tick,
-    /// Why the watchdog is not fed, if so.
+    /// The reason why the watchdog is not fed, if so.
     withheld: Option<String>,
 }
 
 impl Notifier {
-    /// Of a supervisor that starts. `watchdog`: how long a service manager waits for a sign of life
-    /// before it kills, if it does; one is given twice in that time.
+    /// Returns the state of a starting supervisor. `watchdog`: the time after which a service
+    /// manager kills a supervisor that sends no ping, if it does; two are sent in that time.
     pub(crate) fn new(watchdog: Option<Duration>) -> Self {
         Self {
             watchdog: watchdog.map(|limit| limit / 2),
@@ -119,7 +119,8 @@ impl Notifier {
         }
     }
 
-    /// That of a supervisor after an exec: what the earlier program has sent still holds.
+    /// Returns the state of a supervisor after an exec: the messages of the earlier program remain
+    /// valid.
     pub(crate) fn resumed(watchdog: Option<Duration>) -> Self {
         Self {
             sent: Sent::Reloading,
@@ -127,33 +128,33 @@ impl Notifier {
         }
     }
 
-    /// A signal asks for a reload or an upgrade: there will be a beginning and an end of it even if
-    /// it is refused at once.
+    /// Records that a signal requests a reload or an upgrade: its beginning and end are reported
+    /// even if it is refused at once.
     pub(crate) const fn note_reload_request(&mut self) {
         self.reload_requested = true;
     }
 
-    /// Has the slot's listeners stored, in place of any before.
+    /// Requests that the slot's listeners be stored, replacing earlier ones.
     pub(crate) fn store(&mut self, slot: SlotId) {
         self.outbox.retain(|it| *it != Message::Store(slot));
         self.outbox.push_back(Message::Store(slot));
     }
 
-    /// Has the slot's listeners removed.
+    /// Requests that the slot's listeners be removed.
     pub(crate) fn remove(&mut self, slot: SlotId) {
         let same = [Message::Store(slot), Message::Remove(slot)];
         self.outbox.retain(|it| !same.contains(it));
         self.outbox.push_back(Message::Remove(slot));
     }
 
-    /// Sends a barrier after the messages so far.
+    /// Queues a barrier after the messages so far.
     pub(crate) fn barrier(&mut self) {
         self.outbox.retain(|it| *it != Message::Barrier);
         self.outbox.push_back(Message::Barrier);
     }
 
-    /// Compares the supervisor with what was sent of it. `status` makes the line for people, and
-    /// `unhealthy` returns what is wrong with a slot; each is called only when due.
+    /// Compares the supervisor with the messages sent. `status` returns the status line, and
+    /// `unhealthy` the cause why a slot is unhealthy; each is called only when due.
     pub(crate) fn observe(
         &mut self,
         view: View,
@@ -182,7 +183,7 @@ impl Notifier {
         self.feed(unhealthy, now)
     }
 
-    /// The next message to send, unless it is too early to try again.
+    /// Returns the next message to send, unless a retry is not due yet.
     pub(crate) fn poll_message(&mut self, now: Tick) -> Option<Message> {
         if self.paused_until.is_some_and(|until| now < until) {
             return None;
@@ -191,13 +192,13 @@ impl Notifier {
         self.outbox.pop_front()
     }
 
-    /// The message could not be sent.
+    /// Keeps a message that could not be sent.
     pub(crate) fn refused(&mut self, message: Message, now: Tick) {
         self.outbox.push_front(message);
         self.paused_until = Some(now + NOTIFY_RETRY);
     }
 
-    /// Slots whose removal has not been sent yet.
+    /// Returns the slots whose removal has not been sent yet.
     pub(crate) fn removals(&self) -> Vec<SlotId> {
         let removed = |message: &Message| match message {
             Message::Remove(slot) => Some(*slot),
@@ -211,12 +212,12 @@ impl Notifier {
         self.outbox.len() as u64
     }
 
-    /// Why the watchdog is not fed, if there is one and it is not.
+    /// Returns why the watchdog is not fed, if there is one and it is not.
     pub(crate) fn withheld(&self) -> Option<&str> {
         self.withheld.as_deref()
     }
 
-    /// When to call [`Self::observe`] and [`Self::poll_message`] at the latest.
+    /// Returns the latest time at which to call [`Self::observe`] and [`Self::poll_message`].
     pub(crate) fn deadline(&self) -> Option<Tick> {
         let feeding = self.watchdog.filter(|_| self.withheld.is_none());
         let feeding = feeding.map(|_| self.feeding_due);
@@ -257,7 +258,7 @@ impl Notifier {
         begins || ends
     }
 
-    /// Of the messages about the whole, those that were not sent yet do not matter any more.
+    /// Replaces unsent messages about the whole server, which are outdated.
     fn replace_state(&mut self, message: Message) {
         let of_the_whole = |it: &Message| match it {
             Message::Ready
@@ -302,7 +303,7 @@ impl Notifier {
         }
         self.outbox.retain(|it| *it != Message::Watchdog);
         if let Some(cause) = unhealthy() {
-            // A recovery is an event, and leads to the next check.
+            // A recovery is an event, and triggers the next check.
             let before = self.withheld.replace(cause.clone());
             return before.is_none().then_some(Change::Withheld { cause });
         }
@@ -313,11 +314,11 @@ impl Notifier {
 }
 
 impl Message {
-    /// As sd_notify(3) wants it.
+    /// Returns the message in the format of sd_notify(3).
     pub(crate) fn text(&self) -> String {
         match self {
             Self::Ready => "READY=1".to_owned(),
-            // One message: without the time a reload is not recognised as begun.
+            // One message: without the time, systemd does not recognise the start of a reload.
             Self::Reloading { at } => {
                 format!("RELOADING=1\nMONOTONIC_USEC={}", at.as_nanos() / 1000)
             }
@@ -332,7 +333,7 @@ impl Message {
                 format!("STATUS={}", shown.collect::<String>())
             }
             Self::Watchdog => "WATCHDOG=1".to_owned(),
-            // Not polled: no event of a listener makes it worthless.
+            // Not polled: systemd would drop a listener when an event is reported on it.
             Self::Store(slot) => format!("FDSTORE=1\nFDNAME={}\nFDPOLL=0", stored_name(*slot)),
             Self::Barrier => "BARRIER=1".to_owned(),
             Self::Remove(slot) => format!("FDSTOREREMOVE=1\nFDNAME={}", stored_name(*slot)),
@@ -340,13 +341,13 @@ impl Message {
     }
 }
 
-/// The name under which a slot's listeners are kept, all of them: which is for which address they
-/// say themselves.
+/// Returns the name under which all of a slot's listeners are stored; their addresses distinguish
+/// them.
 pub(crate) fn stored_name(slot: SlotId) -> String {
     format!("{STORED}{slot}")
 }
 
-/// The slot whose listeners have this name; `None`: it is not one of ours.
+/// Returns the slot whose listeners have this name; `None`: it is not one of ours.
 pub(crate) fn stored_slot(name: &str) -> Option<SlotId> {
     let number = name.strip_prefix(STORED)?.parse().ok()?;
     Some(SlotId(number))
@@ -354,11 +355,11 @@ pub(crate) fn stored_slot(name: &str) -> Option<SlotId> {
 
 const STORED: &str = "slot-";
 
-/// The first slot whose queue no worker serves. A slot without a worker is no reason for a restart of
-/// the whole service as long as a sibling serves its queue, or it has none: a shortage for one worker
-/// would become an outage. While an operation is in progress a queue may be between two workers;
-/// it may never be that of a slot that waits for its next try, or whose worker had to be killed
-/// because it did not answer.
+/// Returns the first slot whose queue no worker serves. A slot without a worker is no reason to
+/// restart the whole service while a sibling serves its queue, or it has none: the lack of one
+/// worker would become an outage. While an operation is in progress a queue may be between two
+/// workers; but not the queue of a slot that is backing off, or whose worker was killed because it
+/// was unresponsive.
 pub(crate) fn unhealthy<'a>(
     slots: impl IntoIterator<Item = SlotView<'a>>,
     excused: bool,

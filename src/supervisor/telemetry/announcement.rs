@@ -1,6 +1,6 @@
 //! The addresses on standard output, for scripts that wait for them.
 //!
-//! Invariant: a reader that does not read delays only this output, which is written when it does.
+//! Invariant: a stalled reader delays only this output, which is written when it reads.
 //!
 //! It must not set a flag on the open file, which other processes share.
 
@@ -13,7 +13,7 @@ use mio::{Interest, Registry};
 use crate::supervisor::tokens::Source;
 use uppercased_ctl::writer::{Sink, without_ttou};
 
-/// Lines that standard output has not taken yet.
+/// Lines that standard output has not accepted yet.
 #[derive(Debug)]
 pub(crate) struct Announcement {
     sink: Sink,
@@ -21,7 +21,7 @@ pub(crate) struct Announcement {
 }
 
 impl Announcement {
-    /// Writes `lines`; returns what is left of them, which is then watched.
+    /// Writes `lines`; returns the unwritten rest, whose descriptor is then watched.
     ///
     /// # Errors
     /// Standard output cannot be opened, written or watched.
@@ -44,7 +44,7 @@ impl Announcement {
         &self.rest
     }
 
-    /// Writes what is left; returns whether that was all.
+    /// Writes the rest; returns whether all of it was written.
     ///
     /// # Errors
     /// What the kernel returned.

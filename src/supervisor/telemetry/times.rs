@@ -1,10 +1,9 @@
 //! Durations of worker starts, handovers and planned operations.
 //!
-//! The machine measures all of them and reports them in its notices; here they are added up, for the
-//! status and the metrics. Invariants: they survive an upgrade; a slot that has left keeps its times
-//! and continues them if it comes back, so that nothing ever counts backwards;
-//! bounded by the number of slots there can be and the kinds of operations.
-//! It must not read a clock.
+//! The machine measures them and reports them in its notices; here they are added up, for the
+//! status and the metrics. Invariants: they survive an upgrade; a slot that has left keeps its
+//! times and continues them if it comes back, so that no count ever decreases; bounded by the
+//! maximum number of slots and the kinds of operations. It must not read a clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,20 +21,20 @@ use uppercased_ctl::status::{Durations, LastOperation, OperationTimes};
 pub(crate) struct Times {
     /// Slot `i` is at index `i`.
     slots: Vec<SlotTimes>,
-    /// By kind, then by how they ended.
+    /// By kind, then by result.
     operations: BTreeMap<String, BTreeMap<String, Durations>>,
     /// When the operation in progress began.
     began: Option<Tick>,
     last: Option<Ended>,
 }
 
-/// One slot's.
+/// The times of one slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct SlotTimes {
     /// From the fork of a worker to its Ready.
     pub(crate) starts: Durations,
-    /// From the command to hand over to the end, however it ended.
+    /// From the handover command to the end, whatever the result.
     pub(crate) handovers: Durations,
 }
 
@@ -71,7 +70,7 @@ impl Times {
         let cause = match answer {
             Answer::Done(_) => None,
             Answer::Failed { cause } => Some(cause.clone()),
-            // It never began; another one may be in progress.
+            // It never began; another operation may be in progress.
             Answer::Refused { .. } => return,
         };
         let took = self.began.take().map_or(Duration::ZERO, |at| now.since(at));
@@ -95,12 +94,12 @@ impl Times {
         &mut self.slots[slot.index()]
     }
 
-    /// The times of a slot; empty if there are none.
+    /// Returns the times of a slot; empty if there are none.
     pub(crate) fn of(&self, slot: SlotId) -> SlotTimes {
         self.slots.get(slot.index()).cloned().unwrap_or_default()
     }
 
-    /// Every kind of operation so far.
+    /// Returns every kind of operation so far.
     pub(crate) fn operations(&self) -> Vec<OperationTimes> {
         let kinds = self.operations.iter();
         let all = kinds.flat_map(|(what, by_outcome)| {
@@ -113,7 +112,7 @@ impl Times {
         all.collect()
     }
 
-    /// The operation that ended last.
+    /// Returns the operation that ended last.
     pub(crate) fn last_operation(&self, now: Tick) -> Option<LastOperation> {
         let ended = self.last.as_ref()?;
         let outcome = ended.cause.as_ref().map_or(DONE, |_| FAILED);

@@ -1,4 +1,4 @@
-//! The earlier program of this process: the state that it has left, and the way back to it.
+//! The earlier program of this process: its saved state, and the return to it.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -16,18 +16,19 @@ pub(crate) struct EarlierProgram {
     state: RawFd,
     /// The number of the earlier program's file.
     image: RawFd,
-    /// Set when this program *is* the earlier one, called back: why the other could not take over.
+    /// Set when this program *is* the earlier one, resumed: the reason why the other could not take
+    /// over.
     pub(crate) cause: Option<String>,
 }
 
-/// Whether an earlier program of this process has left its state.
+/// Returns whether an earlier program of this process has left its state.
 #[must_use]
 pub fn is_resuming() -> bool {
     std::env::var_os(STATE_VARIABLE).is_some()
 }
 
 impl EarlierProgram {
-    /// The text by which the next program finds the earlier one.
+    /// Returns the text by which the next program finds the earlier one.
     pub(crate) fn name(state: &OwnedFd, image: RawFd) -> String {
         format!("{}:{image}", state.as_raw_fd())
     }
@@ -48,19 +49,19 @@ impl EarlierProgram {
         })
     }
 
-    /// Takes the descriptor of the state, and makes sure that the program is there.
+    /// Takes the descriptor of the state, and checks that the program's file exists.
     ///
     /// # Errors
-    /// One of them is not there.
+    /// One of them is missing.
     pub(crate) fn take_state(&self, inherited: &mut Inherited) -> io::Result<OwnedFd> {
         inherited.take(self.image.into())?;
         inherited.take(self.state.into())
     }
 
-    /// Executes the earlier program. The descriptors go through this exec as through the last.
+    /// Executes the earlier program. The descriptors survive this exec as they did the last.
     ///
     /// # Errors
-    /// Why that is impossible.
+    /// The reason why that is impossible.
     pub(crate) fn call_back(&self, cause: &str) -> io::Result<Infallible> {
         let image = Image::from(duplicate_inherited(self.image)?);
         let text = format!("{}:{}:{cause}", self.state, self.image);

@@ -1,18 +1,18 @@
-//! The path of the program for a reload or an upgrade: the one by which this program was started, so
-//! that a link is followed again (`current -> releases/7`), and not the file that it led to then.
+//! The path of the program for a reload or an upgrade: the one by which this program was started,
+//! so that a link is followed again (`current -> releases/7`) instead of its former target.
 //!
-//! A relative path stays one, as that of the configuration file does: the working directory never
-//! changes, so both mean the directory in which the server was started, also when that has another
-//! name by now.
+//! A relative path stays relative, like that of the configuration file: the working directory never
+//! changes, so both refer to the directory in which the server was started, even if that is
+//! renamed.
 //!
-//! Invariant: at the start the path leads to the very file that runs; where none that was named
-//! does, it is that file's own.
+//! Invariant: at the start the path leads to the running file; if no such path was named, it is
+//! that file's own.
 
 use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
 
-/// The path of this program, which was started by `name`.
+/// Returns the path of this program, which was started by `name`.
 pub(crate) fn path_of_this(name: Option<&OsStr>) -> io::Result<PathBuf> {
     let running = std::env::current_exe()?;
     let search = std::env::var_os("PATH").unwrap_or_default();
@@ -21,7 +21,7 @@ pub(crate) fn path_of_this(name: Option<&OsStr>) -> io::Result<PathBuf> {
     Ok(named.into_iter().find(leads_here).unwrap_or(running))
 }
 
-/// The files that the starter of the program may have meant by `name`.
+/// Returns the files that the starter of the program may have meant by `name`.
 fn candidates(name: &OsStr, search: &OsStr) -> Vec<PathBuf> {
     let is_path = name.as_encoded_bytes().contains(&b'/');
     if is_path {

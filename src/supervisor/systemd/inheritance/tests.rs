@@ -169,7 +169,7 @@ fn partially_servable_sockets_are_refused() {
     for (offers, error) in cases {
         assert_eq!(settled(&offers, &[80], 2), Err(error));
     }
-    // One for each worker: nobody has to join.
+    // One for each worker: no other process has to join.
     let other = Offer {
         inode: 2,
         ..strange.clone()
@@ -178,8 +178,8 @@ fn partially_servable_sockets_are_refused() {
 }
 
 proptest! {
-    /// Whatever was in the store: each socket is given to one slot or dropped, a slot is never
-    /// skipped, the order is kept, and a name that stays says the truth.
+    /// Whatever was in the store: each socket is assigned to one slot or dropped, no slot is
+    /// skipped, the order is kept, and a remaining name is correct.
     #[test]
     fn every_stored_socket_is_placed_or_explained(
         kept in prop::collection::btree_set((0..6_u16, 80..84_u16), 0..20),

@@ -23,12 +23,12 @@ fn at(ms: u64) -> Tick {
     Tick::from_millis(ms)
 }
 
-/// Shows it a supervisor with nothing to say to people and nothing wrong.
+/// Passes it a supervisor without a failure and with nothing unhealthy.
 fn look(notifier: &mut Notifier, view: View, now: Tick) {
     notifier.observe(view, String::new, || None, now);
 }
 
-/// All that is said, but for how long to wait.
+/// Returns all messages, without the timeouts.
 fn said(notifier: &mut Notifier, now: Tick) -> Vec<Message> {
     let mut said = all_said(notifier, now);
     said.retain(|it| !matches!(it, Message::Extend { .. }));
@@ -75,7 +75,7 @@ fn refused_reload_is_confirmed() {
     look(&mut notifier, serving(None), at(2));
     let both = [Message::Reloading { at: at(2) }, Message::Ready];
     assert_eq!(said(&mut notifier, at(2)), both);
-    // Something else is under way: that is no reason to wait for it.
+    // Another operation is in progress, and is no reason to wait.
     notifier.note_reload_request();
     look(&mut notifier, serving(Some(Planned::Scaling)), at(3));
     let both = [Message::Reloading { at: at(3) }, Message::Ready];
@@ -129,7 +129,7 @@ fn long_start_or_reload_extends_timeout() {
     assert!(asked(&mut notifier, renewing, second(8)));
     assert!(asked(&mut notifier, renewing, second(9)));
     assert!(!asked(&mut notifier, serving(None), second(10)));
-    // One that was not sent before the end is not sent after it.
+    // A message not sent before the stop is not sent after it.
     look(&mut notifier, renewing, second(11));
     look(&mut notifier, serving(None), second(12));
     let both = [Message::Reloading { at: second(11) }, Message::Ready];
@@ -191,7 +191,7 @@ fn watchdog_is_fed_twice_and_upon_recovery() {
         let fed = said(&mut notifier, now).contains(&Message::Watchdog);
         (fed, change, notifier.deadline())
     };
-    // The line for people keeps it awake, too.
+    // The status line keeps it awake, too.
     assert_eq!(feed(None, at(0)), (true, None, Some(at(5000))));
     assert_eq!(feed(None, at(4999)), (false, None, Some(at(5000))));
     assert!(feed(None, at(5000)).0);
@@ -245,7 +245,7 @@ fn reload_message_has_monotonic_microseconds() {
     assert_eq!(text, "RELOADING=1\nMONOTONIC_USEC=12000");
 }
 
-/// What may happen to a supervisor that serves.
+/// Events of a serving supervisor.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Show(Option<Planned>),
@@ -270,8 +270,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// However slowly it is read: what waits is bounded, what is believed in the end is true,
-    /// and nobody waits for the end of a reload.
+    /// However slowly the service manager reads: the outbox is bounded, the final state is correct,
+    /// and every reload is confirmed.
     #[test]
     fn believed_state_converges_to_actual_state(steps in prop::collection::vec(step(), 0..60)) {
         let mut notifier = Notifier::new(Some(LIMIT));
@@ -305,7 +305,7 @@ proptest! {
                     notifier.refused(message, now);
                 },
             }
-            // Begin, how long, end, line, watchdog; a removal and a deposit of each slot.
+            // Begin, duration, end, status line, watchdog; a removal and a deposit of each slot.
             prop_assert!(notifier.outbox.len() <= 5 + 2 * 3);
         }
         let end = Tick::ZERO + NOTIFY_RETRY * 1000;
