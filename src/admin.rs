@@ -71,7 +71,7 @@ const DISCARD_BYTES: usize = 4096;
 /// connection, which could lose the response.
 const DISCARD_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Answers requests until the supervisor ends.
+/// Serves requests until the supervisor ends.
 #[must_use]
 pub fn run(options: Options) -> ExitCode {
     let Some(channel) = inherited_channel() else {

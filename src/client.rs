@@ -1,9 +1,8 @@
 //! `uppercased client`: talks to a server by hand or as a filter, and checks every answer.
 //!
 //! On a terminal it prompts for lines and prints each reply; as a pipe it streams both ways,
-//! half-closes at the end of its input, and succeeds only if every byte came back as the
-//! upper-case of what was sent. Memory is bounded whatever the length: input waits while
-//! 4 MiB are unanswered.
+//! half-closes at the end of its input, and succeeds only if every byte came back in upper case.
+//! Memory is bounded for any length: input waits while 4 MiB are unanswered.
 //!
 //! Files: `connect` finds the server, `exchange` tracks the bytes (pure), `session` moves them.
 //!

@@ -173,8 +173,7 @@ pub fn point(name: &str) {
     plan::point(name);
 }
 
-/// Fails if the plan says `fail` for the point `name`: for tests of how a step recovers from a
-/// failed system call.
+/// Fails if the plan has `fail` for the point `name`: to test recovery from a failed system call.
 ///
 /// # Errors
 /// The plan has `fail` for the point.

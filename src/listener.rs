@@ -1,9 +1,9 @@
-//! Binding a slot's listening sockets.
+//! Binds a slot's listening sockets.
 //!
 //! Invariants: every option that connections inherit, or that decides whether the bind succeeds,
 //! is set before `bind`; every generation sets the same ones, since a port with TIME_WAIT sockets
 //! can be bound again exactly when old and new socket share `SO_REUSEADDR` or `SO_REUSEPORT`;
-//! family, address and the IPv6-only flag are spelled out, because a group forms only among
+//! family, address and the IPv6-only flag are explicit, because a group forms only among
 //! sockets that agree in all of them.
 //!
 //! A bound socket exists as long as its slot: it is passed on, never shut down. All workers of the

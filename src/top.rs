@@ -44,7 +44,7 @@ mod view;
 /// The server to watch, and the refresh interval.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The control socket; `None`: that of the one server that runs.
+    /// The control socket; `None`: that of the only running server.
     pub control: Option<PathBuf>,
     /// Refresh interval.
     pub every: Duration,

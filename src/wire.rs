@@ -6,8 +6,8 @@
 //!
 //! A frame is one datagram of a sequenced-packet socket: a header of fixed size (magic, version,
 //! direction, slot, generation, number of descriptors, length of the body), then the message as
-//! JSON. JSON because these messages are few and pass between binaries of different age: a field
-//! that the receiver does not know is skipped.
+//! JSON. JSON because these messages are few and pass between binaries of different
+//! versions: a field that the receiver does not know is skipped.
 //!
 //! Invariants: decoding is total (any bytes give a message or an [`Error`]); an unknown version,
 //! direction or message is refused; a frame is at most [`FRAME_MAX_BYTES`] and announces at most

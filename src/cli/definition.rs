@@ -153,7 +153,7 @@ pub(super) fn conflict(message: String) -> Error {
     refused(ErrorKind::ArgumentConflict, message)
 }
 
-/// The same, for another kind of mistake.
+/// Returns the same for another kind of error.
 pub(super) fn refused(kind: ErrorKind, message: String) -> Error {
     mistyped(command().error(kind, message))
 }

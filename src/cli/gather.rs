@@ -42,7 +42,7 @@ pub(super) fn gather(
     let environment: Vec<_> = environment.into_iter().collect();
     let file = file_name(typed, &environment)?;
 
-    // In rising precedence.
+    // In ascending precedence.
     let mut assignments = match &file {
         Some(path) => config::from_file(&read(path)?, path)?,
         None => Vec::new(),

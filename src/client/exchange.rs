@@ -22,7 +22,7 @@ pub(super) const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 /// A wrong answer. Offsets count bytes of the conversation from 0.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// The answer to one byte was not its upper-case.
+    /// The answer to a byte was not its upper case.
     #[error(
         "wrong reply: byte {offset} is 0x{actual:02x}, expected 0x{expected:02x}; check that this \
          is an uppercased server"
@@ -30,13 +30,13 @@ pub(super) enum Fault {
     WrongByte {
         /// Position in the conversation.
         offset: u64,
-        /// The upper-case of the byte that was sent there.
+        /// The upper case of the byte that was sent there.
         expected: u8,
         /// The byte received instead.
         actual: u8,
     },
 
-    /// More came back than had been sent.
+    /// The server sent more than it had received.
     #[error(
         "wrong reply: {extra} bytes more than the {sent} that were sent; check that this is an \
          uppercased server"

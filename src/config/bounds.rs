@@ -44,12 +44,12 @@ pub const WRITE_STALL_TIMEOUT: Span = Span {
     least: Duration::from_millis(10),
     most: MONTH,
 };
-/// A half-closed connection.
+/// Timeout of a half-closed connection.
 pub const LINGER_TIMEOUT: Span = Span {
     least: Duration::ZERO,
     most: Duration::from_secs(10 * 60),
 };
-/// Unsent bytes of one connection; the most is the scratch buffer that one read fills.
+/// Unsent bytes of one connection; the maximum is the size of the scratch buffer.
 #[expect(clippy::cast_possible_truncation, reason = "64 KiB")]
 pub const PENDING_OUTPUT: Size = Size {
     least: 4 * KIB,
@@ -65,9 +65,9 @@ pub const ACCEPT_RATE_PER_SOURCE: Count<u32> = Count {
     least: 1,
     most: 1_000_000,
 };
-/// Leading bits of an IPv4 address that make a source.
+/// Prefix length of an IPv4 source.
 pub const SOURCE_PREFIX_V4: Count<u8> = Count { least: 1, most: 32 };
-/// Leading bits of an IPv6 address that make a source.
+/// Prefix length of an IPv6 source.
 pub const SOURCE_PREFIX_V6: Count<u8> = Count {
     least: 1,
     most: 128,
@@ -104,7 +104,7 @@ pub const BUSY_POLL: Span = Span {
     least: Duration::from_micros(10),
     most: SECOND,
 };
-/// Percent by which the busiest worker must exceed the idlest. Below 10 it would chase noise.
+/// Percent by which the busiest worker must exceed the idlest. Below 10 it would react to noise.
 pub const REBALANCE_THRESHOLD: Count<u16> = Count {
     least: 10,
     most: 1000,

@@ -16,7 +16,7 @@ use super::types::ListenAddr;
 pub struct NeedsStop {
     /// The setting.
     pub key: &'static str,
-    /// Its value in force.
+    /// Its current value.
     pub running: String,
     /// Its new value.
     pub wanted: String,

@@ -32,22 +32,22 @@ pub struct Config {
     pub idle_timeout: Option<Duration>,
     /// Timeout of a peer that reads none of its pending output; `None`: none.
     pub write_stall_timeout: Option<Duration>,
-    /// How long a half-closed connection waits for its peer to close.
+    /// Time that a half-closed connection waits for its peer to close.
     pub linger_timeout: Duration,
     /// Maximum unsent bytes of a connection; also the maximum of one read.
     pub pending_output: u32,
     /// Networks whose peers are served; empty: all.
     pub allow: Vec<IpNet>,
-    /// Networks whose peers are refused, whatever `allow` says.
+    /// Networks whose peers are refused, overriding `allow`.
     pub deny: Vec<IpNet>,
     /// Connections per source and worker; `None`: unlimited.
     pub max_connections_per_source: Option<u32>,
     /// Connections per second and worker accepted from one source, and the burst; `None`:
     /// unlimited.
     pub accept_rate_per_source: Option<u32>,
-    /// Leading bits of an IPv4 address that make a source.
+    /// Prefix length of an IPv4 source.
     pub source_prefix_v4: u8,
-    /// Leading bits of an IPv6 address that make a source.
+    /// Prefix length of an IPv6 source.
     pub source_prefix_v6: u8,
     /// The listeners on which a PROXY header must precede a client's bytes.
     pub proxy_protocol: ProxyListeners,
@@ -73,7 +73,7 @@ pub struct Config {
     pub busy_poll: Option<Duration>,
     /// How new connections are distributed over the workers.
     pub steer: Steer,
-    /// Whether each worker stays on one CPU.
+    /// Whether each worker is pinned to one CPU.
     pub pin: bool,
     /// Whether connections migrate from an overloaded worker to the least loaded one.
     pub rebalance: bool,
@@ -81,23 +81,23 @@ pub struct Config {
     pub rebalance_threshold: u16,
     /// Grace period for pending replies of a stopping worker.
     pub drain_timeout: Duration,
-    /// How long a stopping worker goes on accepting first.
+    /// Time for which a stopping worker goes on accepting first.
     pub lame_duck: Duration,
     /// Timeout for a new worker to report Ready.
     pub start_timeout: Duration,
     /// First pause before a failing slot is tried again.
     pub backoff_initial: Duration,
-    /// Longest such pause.
+    /// Maximum of this pause.
     pub backoff_max: Duration,
     /// Healthy time after which a slot's failure count resets.
     pub backoff_reset: Duration,
-    /// How long a slot may be without a worker before a sibling serves its queue.
+    /// Time without a worker before a sibling serves a slot's queue.
     pub lend_after: Duration,
     /// The control socket.
     pub control: Control,
     /// Address of health and metrics over HTTP; `None`: none.
     pub admin: Option<AdminAddr>,
-    /// What a rolling restart does with established connections.
+    /// Treatment of established connections by a rolling restart.
     pub restart_connections: RestartConnections,
     /// How many workers must start for the server to serve.
     pub boot: Boot,

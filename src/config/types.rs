@@ -66,7 +66,7 @@ pub enum RestartConnections {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Steer {
-    /// By the kernel's own hash of addresses and ports.
+    /// By the kernel's hash of addresses and ports.
     Hash,
     /// By the CPU that receives the first packet.
     Cpu,
@@ -86,7 +86,7 @@ impl Steer {
     }
 }
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {

@@ -254,7 +254,7 @@ impl Value {
     fn cut(&self) -> usize {
         match self {
             Self::Text(_, cut) => *cut,
-            // Bytes have a mark of their own.
+            // Bytes are marked differently.
             Self::Plain(_) | Self::Bytes(..) => 0,
         }
     }

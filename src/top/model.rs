@@ -21,7 +21,7 @@ const PROGRESS_LEN: usize = 64;
 /// What the caller is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// End.
+    /// Exit.
     Quit,
     /// Suspend, and restore the terminal until the process is continued.
     Suspend,
@@ -34,7 +34,7 @@ pub(super) enum Action {
 /// Messages per second of the latest samples, the oldest first.
 pub(super) type History = VecDeque<f64>;
 
-/// See the module's text.
+/// The state; see the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Model {
     look: Option<Look>,

@@ -391,7 +391,7 @@ fn columns(width: usize) -> Columns {
     let mut taken = 0;
     let mut kept = Vec::new();
     for at in by_need {
-        // One more between it and the one before it.
+        // One more as a gap to the previous column.
         let needed = COLUMNS[at].2 + usize::from(taken > 0);
         if taken + needed + reserve <= width {
             taken += needed;

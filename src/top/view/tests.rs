@@ -210,7 +210,7 @@ fn view_counts_and_scrolls_hidden_rows() {
     let screen = lines(&model, (80, 20));
     assert_eq!(screen[18], "rows 51 to 64 of 64, 1 not serving; up, down");
     assert!(screen[17].starts_with("  63 "), "{screen:#?}");
-    // From there the first step back is seen.
+    // From there the first step back is visible.
     let mut buffer = Buffer::empty(Rect::new(0, 0, 80, 20));
     let palette = Palette { colour: false };
     let first = draw(&model, palette, NOW, buffer.area, &mut buffer);
