@@ -484,7 +484,7 @@ fn dead_receiver_leaves_everything_with_sender() {
     }
     let numbers: Vec<u32> = batches.iter().map(|batch| batch.0).collect();
     assert_eq!(numbers, [1, 2]);
-    // The first is acknowledged before the end: it is gone with its connections.
+    // The first is acknowledged before the end: it is lost with its connections.
     let first = batches.remove(0);
     let acknowledged = Packet {
         sequence: 1,
@@ -531,7 +531,7 @@ fn adopted_connections_exceed_policy_limits() {
     for client in &mut clients[..2] {
         client.stuff(&mut stage);
     }
-    // Both have more output pending than the new worker reads at once; the clients exceed its limit.
+    // Both have more output pending than the new worker reads at once; all exceed its limit.
     let tight = Config {
         pending_output: 4096,
         ..config()

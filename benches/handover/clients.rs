@@ -216,7 +216,7 @@ fn connect(server: SocketAddr, number: usize, stalls: bool) -> TcpStream {
             socket.set_recv_buffer_size(STALLED_RECEIVE_BYTES)?;
             socket.set_send_buffer_size(STALLED_SEND_BYTES)?;
         }
-        // Otherwise the kernel would look for a port unused towards every destination.
+        // Otherwise the kernel would search for a port unused towards every destination.
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
         let source = Ipv4Addr::new(127, 0, 1, 1 + (number / PER_SOURCE) as u8);
         socket.bind(&SocketAddr::new(IpAddr::V4(source), 0).into())?;

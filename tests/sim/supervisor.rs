@@ -1,6 +1,7 @@
 //! Simulates the supervisor's state machine with random faults and checks its laws at every step.
 //!
-//! - `SIM_SEED=n cargo test --test sim supervisor -- --nocapture` replays one seed and prints every step;
+//! - `SIM_SEED=n cargo test --test sim supervisor -- --nocapture` replays one seed and prints every
+//!   step;
 //! - `SIM_SEEDS=m cargo test --test sim supervisor` runs seeds 0 to m.
 //!
 //! `kernel.rs` simulates the processes, `laws.rs` states the invariants, `exhaustive.rs` tries

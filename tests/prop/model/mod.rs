@@ -96,7 +96,7 @@ pub struct Wire {
     pub refused: bool,
     /// The worker ended its stream after reading this many of the client's bytes.
     pub ended_at: Option<usize>,
-    /// The worker closed it; `abortive` tells how.
+    /// The worker closed it; `abortive` is the manner.
     pub closed: bool,
     /// Closing resets it.
     pub abortive: bool,

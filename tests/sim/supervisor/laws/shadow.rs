@@ -20,7 +20,7 @@ pub(super) enum Life {
     },
     Serving {
         since: Tick,
-        /// If false, it stands by; the machine must command it to serve before the end of the call.
+        /// If false, it stands by; the machine must send it the serve command in the same call.
         told: bool,
     },
     /// Its worker has left it, without a successor.
@@ -105,7 +105,7 @@ pub(super) struct Shadow {
     pub(super) failures: u32,
     /// The main worker came back from a handover and may still report its result.
     pub(super) owes_word: bool,
-    /// A sibling has emptied the queue for good.
+    /// A sibling has emptied the queue permanently.
     pub(super) emptied: bool,
     pub(super) others: BTreeMap<u32, Other>,
 }
