@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         _ => match Options::parse(&arguments) {
             Ok(options) => compare(&options),
             Err(error) => {
-                // Fails only if standard output is closed.
+                // Fails only if the output is closed.
                 let _ = error.print();
                 return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
             }

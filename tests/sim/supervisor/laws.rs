@@ -8,8 +8,8 @@
 //! successors and predecessors, `balance.rs` those of rebalancing, `operations.rs` those of planned
 //! operations; this file has those of active workers, queues and the end.
 //!
-//! Where the shadow repeats a rule of the machine (such as the delay of a restart), it states bounds
-//! and not the machine's own arithmetic.
+//! Where the shadow repeats a rule of the machine (such as the delay of a restart), it states
+//! bounds and not the machine's own arithmetic.
 
 mod balance;
 mod company;
