@@ -76,15 +76,15 @@ pub struct Reactor {
     admission: Option<Box<Admission>>,
     /// Log lines caused by peers, not written yet.
     lines: PeerLines,
-    /// The logged cause for which accepting is paused; accepting has not succeeded since.
+    /// The logged cause of the present pause in accepting.
     logged_pause: Option<PauseCause>,
     /// Slots with a lost listener, not reported yet.
     lost_listeners: Vec<SlotId>,
     /// Trusted proxies; `None` if no listener requires a PROXY header.
     proxies: Option<Networks>,
-    /// Whether this worker is to accept: not while it stands by or hands over.
+    /// Whether this worker accepts: not while it is a standby or hands over.
     accepting: bool,
-    /// Every connection is to end as soon as nothing is owed on it.
+    /// Whether connections are to end as soon as no output is pending on them.
     finishing: bool,
     outgoing: Option<Box<Outgoing>>,
     incoming: Option<Box<Incoming>>,
@@ -189,8 +189,8 @@ impl Reactor {
     /// Accepts every connection in the queues of slot `owner`, also above the connection limit: no
     /// worker will serve these queues any more, and closing one resets the connections in it.
     pub fn empty_listeners(&mut self, owner: SlotId) {
-        // New connections are steered elsewhere, so the queues run empty; the bound is for those
-        // that are not.
+        // New connections are steered elsewhere, so the queues run empty; the bound limits the work
+        // if they do not.
         let mut budget = self.memory.layout().descriptors;
         for which in 0..self.acceptors.len() {
             while self.acceptors[which].owner == owner && budget > 0 {
@@ -220,7 +220,7 @@ impl Reactor {
         self.release_where(|acceptor| acceptor.owner != own);
     }
 
-    /// Accepts from now on, within the limit.
+    /// Starts accepting, within the limit.
     pub fn begin_accepting(&mut self) {
         let was = self.is_accepting();
         self.accepting = true;
@@ -241,7 +241,7 @@ impl Reactor {
         self.acceptors.clear();
     }
 
-    /// Accepts what is in the queues now, if this worker is to accept; then stops accepting for
+    /// Accepts the connections in the queues, if this worker is to accept; then stops accepting for
     /// good and closes every listener.
     pub fn end_accepting(&mut self) {
         if self.accepting {
@@ -250,8 +250,8 @@ impl Reactor {
         self.drop_listeners();
     }
 
-    /// Ends every connection as soon as nothing is owed on it, also those that arrive later from
-    /// another worker or come back from one. Stops handing over.
+    /// Ends every connection as soon as no output is pending on it, including those that arrive
+    /// later from another worker or return from one. Stops handing over.
     pub fn finish_connections(&mut self) {
         self.finishing = true;
         self.stop_handing_over();
@@ -294,19 +294,19 @@ impl Reactor {
         self.memory.count_turn(clock::now().since(self.now));
     }
 
-    /// Connections open.
+    /// Returns the number of open connections.
     #[must_use]
     pub const fn open_connections(&self) -> u32 {
         self.open
     }
 
-    /// The time of this turn.
+    /// Returns the time of this turn.
     #[must_use]
     pub const fn now(&self) -> Tick {
         self.now
     }
 
-    /// The working memory.
+    /// Returns the working memory.
     #[must_use]
     pub const fn memory(&self) -> &Memory {
         &self.memory
@@ -391,7 +391,7 @@ impl Reactor {
         }
     }
 
-    /// The listeners' descriptor numbers, for a worker that misbehaves on purpose.
+    /// Returns the listeners' descriptor numbers, for tests that misuse them.
     #[cfg(debug_assertions)]
     pub fn listener_numbers(&self) -> Vec<u32> {
         let numbers = self.acceptors.iter().map(Acceptor::number);
@@ -417,8 +417,8 @@ impl Reactor {
         self.timers.disarm(fd);
         let socket = Socket::numbered(fd);
         if abandoned > 0 || reason == CloseReason::Refused {
-            // An end of stream would mean to the peer that it received everything; a reset also
-            // frees at once what the kernel still holds for a peer that does not read.
+            // An end of stream would tell the peer that it has received everything; a reset also
+            // frees at once the kernel's memory for a peer that does not read.
             socket.reset();
         } else {
             socket.close();
@@ -428,7 +428,7 @@ impl Reactor {
         self.gate_after_close();
     }
 
-    /// Accepts what is in the queues now. Returns whether they are empty.
+    /// Accepts the connections in the queues. Returns whether the queues are empty.
     fn accept_all(&mut self) -> bool {
         // Connections that arrived since the last wait have not been reported yet.
         for acceptor in &mut self.acceptors {
@@ -446,7 +446,7 @@ impl Reactor {
         self.acceptors.retain(|acceptor| !gone(acceptor));
     }
 
-    /// Connections that are not migrating.
+    /// Returns the connections that are not migrating.
     fn local_connections(&self) -> Vec<u32> {
         let settled = |&fd: &u32| !self.memory.record(fd).flags().has(Flags::MOVING);
         self.memory.occupied().filter(settled).collect()
@@ -464,7 +464,7 @@ impl Reactor {
     }
 }
 
-/// A connection's token: generation in the upper half, descriptor number in the lower.
+/// Returns a connection's token: generation in the upper half, descriptor number in the lower.
 const fn pack_token(fd: u32, generation: u32) -> Token {
     Token(((generation as usize) << 32) | fd as usize)
 }

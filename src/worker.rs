@@ -1,10 +1,10 @@
-//! A worker's life: receive the start message, bind or adopt listeners, report Ready, stand by or
-//! serve, hand over, stop.
+//! The worker role: receives the start message, binds or adopts listeners, reports Ready, stands by
+//! or serves, hands over, stops.
 //!
-//! The worker takes instructions from the supervisor's channel only: it blocks signals, and the end
-//! of the channel means that the supervisor is gone.
+//! The worker accepts commands only from the supervisor's channel: it blocks signals, and the end
+//! of the channel means that the supervisor has exited.
 //!
-//! Invariants: it reports Ready only when everything that can fail has succeeded and it is
+//! Invariants: it reports Ready only when every step that can fail has succeeded and it is
 //! sandboxed; it never outlives its supervisor by more than `drain_timeout`; it does not exit while
 //! connections migrate from it or to it, unless its time is over; a panic ends it at once, without
 //! unwinding, because destructors would close connections that could still be saved.
@@ -53,7 +53,7 @@ struct Worker {
     id: WorkerId,
     config: Config,
     channel: SupervisorChannel,
-    /// Whether the supervisor is still there.
+    /// Whether the supervisor still runs.
     supervised: bool,
     reactor: Reactor,
     phase: Phase,
@@ -71,7 +71,7 @@ enum Phase {
     /// Ready, and not accepting: another worker of the slot is active.
     StandingBy,
     Serving,
-    /// Stopping; accepting goes on for a while, so that load balancers notice first.
+    /// Stopping; accepting continues for a while, so that load balancers notice first.
     LameDuck {
         until: Tick,
         drain_timeout: Duration,
@@ -85,7 +85,7 @@ enum Phase {
     Undecided {
         last: bool,
     },
-    /// Not accepting any more; established connections are served until they end, or until then.
+    /// No longer accepting; established connections are served until they end, or until then.
     Leaving {
         until: Tick,
     },
@@ -97,7 +97,7 @@ enum Phase {
 }
 
 impl Phase {
-    /// Returns the word for it in the log.
+    /// Returns the name used in log lines.
     const fn name(self) -> &'static str {
         match self {
             Self::StandingBy => "standing_by",
@@ -315,7 +315,7 @@ impl Worker {
             ToWorker::Lend { slot } => {
                 // They may replace sockets that no longer listen.
                 self.reactor.release_listeners(slot);
-                // In the order of the addresses, like this worker's own.
+                // Sorted by address, like this worker's own.
                 for (index, listener) in descriptors.into_iter().enumerate() {
                     let proxied = self.config.asks_for_header(index);
                     let served = self.reactor.add_listener(slot, listener, proxied);
@@ -452,8 +452,8 @@ impl Worker {
     }
 }
 
-/// Comes up as a worker with the start message `start` would, without disturbing the running
-/// server: with a memory and an event loop of its own, without a listener.
+/// Starts up like a worker with the start message `start`, without disturbing the running server:
+/// with its own memory and event loop, without a listener.
 ///
 /// # Errors
 /// The system call that failed.

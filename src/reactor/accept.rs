@@ -1,11 +1,12 @@
-//! Listeners, and when a worker may accept from them.
+//! Listeners, and the conditions under which a worker may accept from them.
 //!
 //! [`Gate`] is the pure policy (a limit with hysteresis, a pause after the system ran out of a
 //! resource); [`Acceptor`] is one listening socket in the event loop.
 //!
 //! Invariants: a listener is never shut down and never closed while it is the last reference (the
 //! supervisor holds another), so no accept queue is dropped here; while the gate is shut no
-//! listener is watched, so a full queue wakes no worker; watching it again reports what is in it.
+//! listener is watched, so a full queue wakes no worker; watching it again reports connections in
+//! it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,7 +24,7 @@ use uppercased_ctl::metrics::PauseCause;
 /// Whether connections may be accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
-    /// They may.
+    /// They are accepted.
     Open,
     /// `max_connections` are open.
     AtLimit,
@@ -32,7 +33,7 @@ pub enum Gate {
     Freed(Tick),
     /// The system ran out of a resource; accepting resumes when a connection ends, or then.
     Resting(Tick),
-    /// The worker accepts no more, for good.
+    /// The worker has stopped accepting for good.
     Ended,
 }
 
@@ -66,7 +67,7 @@ impl Gate {
         }
     }
 
-    /// When the gate opens without a close.
+    /// Returns when the gate opens without a close.
     #[must_use]
     pub const fn opens_at(self) -> Option<Tick> {
         match self {

@@ -1,11 +1,11 @@
-//! Connections that migrate to another worker or from it: executes what `handover` decides.
+//! Connections that migrate to another worker or from it: executes the decisions of `handover`.
 //!
-//! Invariants: a migrating connection is marked as moving in its record and is neither watched nor
-//! queued nor has it a deadline, so nothing here touches it; the time that a turn spends on batches
-//! is bounded (`HANDOVER_TURN`), so that serving goes on between them.
+//! Invariants: a migrating connection is marked as moving in its record, is neither watched nor
+//! queued, and has no deadline, so nothing here touches it; the time that a turn spends on batches
+//! is bounded (`HANDOVER_TURN`), so that serving continues between them.
 //!
-//! It must not know workers and messages: the worker decides which connections go where, and what
-//! comes after.
+//! It must not know workers and messages: the worker decides which connections migrate to which
+//! worker, and what follows.
 
 mod incoming;
 mod outgoing;
@@ -41,7 +41,7 @@ impl Reactor {
     }
 
     /// Returns the result of [`Reactor::hand_over`] or [`Reactor::hand_over_part`] once, when it is
-    /// over; nothing if a stop ended it.
+    /// over; `None` if a stop ended it.
     pub const fn handed_over(&mut self) -> Option<HandedOver> {
         self.handed_over.take()
     }

@@ -1,10 +1,10 @@
 //! The part of a turn in which connections are driven: which ones, and in which order.
 //!
 //! A connection with a readiness report is driven at once; one that used up its budget in the last
-//! turn stands in a queue and is driven after those. Invariants: no connection is driven twice in a
-//! turn; a report for an earlier connection with the same descriptor number is counted and dropped.
+//! turn is queued and driven after those. Invariants: no connection is driven twice in a turn; a
+//! report for an earlier connection with the same descriptor number is counted and dropped.
 //!
-//! It must not decide anything about bytes: `connection` does.
+//! It must not interpret bytes: `connection` does.
 
 use std::io;
 
@@ -160,7 +160,7 @@ impl Reactor {
     }
 }
 
-/// Drives the connection of `record`, and arms its timer if it goes on.
+/// Drives the connection of `record`, and arms its timer if it continues.
 #[inline]
 fn drive(record: &mut RecordMut<'_>, timers: &mut Timers, rules: &Rules, now: Tick) -> Outcome {
     let mut socket = Traced(Socket::numbered(record.fd()));

@@ -1,9 +1,9 @@
-//! The wait of the event loop: when it ends, and what it brings.
+//! The wait of the event loop: its end and its reports.
 //!
 //! Invariants: the wait ends no later than the next deadline; with `busy_poll` it polls for a while
 //! before it sleeps ([`Spin`](super::spin::Spin)), which is still one turn of the loop.
 //!
-//! It must not act on what it brings.
+//! It must not act on the reports.
 
 use std::io;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use super::Reactor;
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::metrics::Counter;
 
-/// Readiness reports taken from the kernel in one turn.
+/// Maximum readiness reports per turn.
 const EVENTS_PER_TURN: usize = 1024;
 
-/// The kernel's readiness reports of one turn. They lie beside the [`Reactor`], so that it can walk
-/// over them and serve each at once.
+/// The kernel's readiness reports of one turn. They are kept outside the [`Reactor`], so that it
+/// can iterate over them and serve each at once.
 #[derive(Debug)]
 pub struct Reports(pub(super) Events);
 
@@ -55,13 +55,13 @@ impl Reactor {
         Ok(())
     }
 
-    /// Polls without sleeping, if there was work lately. Returns whether that brought reports.
+    /// Polls without sleeping, if there was work recently. Returns whether there were reports.
     fn busy_poll(&mut self, reports: &mut Reports, deadline: Option<Tick>) -> io::Result<bool> {
         if self.spin.duration.is_none() {
             return Ok(false);
         }
         let due = match self.timeout(deadline) {
-            // There is something to do already.
+            // There is work already.
             Some(Duration::ZERO) => return Ok(false),
             Some(timeout) => self.now + timeout,
             None => self.spin.until,

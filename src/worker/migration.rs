@@ -1,10 +1,9 @@
-//! Migration of a worker's connections: to a successor, to a sibling, from either; all of them or a
-//! part.
+//! Migration of a worker's connections: to a successor or a sibling, or from either; all of them or
+//! a part.
 //!
 //! Invariants: at most one handover from this worker and one to it run at a time; a request that
-//! arrives during a partial handover waits until that is settled, which takes milliseconds or the
-//! death of the other worker; after a partial handover the worker is in the phase that it was in
-//! before.
+//! arrives during a partial handover waits until that is settled, which takes milliseconds or until
+//! the other worker dies; after a partial handover the worker is in its previous phase.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,7 +17,7 @@ use crate::reactor::Reactor;
 use crate::wire::{FromWorker, HandOver, TakeOver, ToWorker};
 
 impl Worker {
-    /// Begins to accept, if it stood by or could not hand everything over.
+    /// Starts accepting, if it was a standby or could not hand over every connection.
     pub(super) fn start_serving(&mut self) {
         if matches!(self.phase, Phase::StandingBy | Phase::Undecided { .. }) {
             self.phase = Phase::Serving;
@@ -52,7 +51,7 @@ impl Worker {
                 event!(takeover_failed, %error, from_slot = order.from.slot.0, from_generation = order.from.generation.0);
             }
         }
-        // Only now that places are reserved for the connections to come.
+        // Only now are places reserved for the expected connections.
         self.start_serving();
     }
 

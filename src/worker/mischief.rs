@@ -1,4 +1,4 @@
-//! Misbehaviour of a compromised worker, for tests of what it can cause: debug builds only.
+//! Simulates a compromised worker, to test the damage that it can do: debug builds only.
 //!
 //! `worker.mischief=` in the fault plan (see [`crate::fault`]) selects one kind; it is carried out
 //! as soon as the worker has a client. Each uses only system calls that the sandbox allows.

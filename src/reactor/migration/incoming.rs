@@ -1,8 +1,8 @@
-//! The receiving side of a handover: executes what `Receiver` decides.
+//! The receiving side of a handover: executes the decisions of `Receiver`.
 //!
-//! Invariants: a connection is adopted unless that is impossible: limits are for new clients. The
-//! descriptor of one that is not adopted is closed, which its peer does not notice, and is not
-//! watched any more, because its sender has the same socket; nothing is served before its
+//! Invariants: a connection is adopted unless that is impossible: limits apply to new clients only.
+//! The descriptor of one that is not adopted is closed, which its peer does not notice, and is no
+//! longer watched, because its sender has the same socket; no connection is served before its
 //! acknowledgement is sent.
 
 use std::io;
@@ -21,7 +21,7 @@ use crate::sys::socket::Socket;
 use uppercased_ctl::clock;
 use uppercased_ctl::metrics::Counter;
 
-/// What became of a batch.
+/// The result of adopting a batch.
 struct AdoptedBatch {
     /// Recorded and watched.
     batch: Vec<u32>,
@@ -29,7 +29,7 @@ struct AdoptedBatch {
 }
 
 impl Reactor {
-    /// Begins to adopt connections from the socket `link`: `expected` of them, as far as is known.
+    /// Starts adopting connections from the socket `link`: `expected` of them, as far as is known.
     /// Places are reserved for them, so that accepting cannot use those; a worker that does not
     /// accept yet waits until the sender has sent the number.
     ///
@@ -52,7 +52,7 @@ impl Reactor {
         });
         self.memory.note_answered(0);
         if self.finishing || self.gate == Gate::Ended {
-            // At once: the sender still has every choice.
+            // At once: the sender still has every option.
             let cause = "the worker is leaving itself".to_owned();
             incoming.machine.handle(ReceiverEvent::Unfit { cause });
         } else {
@@ -149,7 +149,8 @@ impl Reactor {
         false
     }
 
-    /// Answers a packet. Returns true if that is impossible: the sender must see an end instead.
+    /// Answers a packet. Returns true if that is impossible: the sender must then see the socket
+    /// close.
     fn answer(&mut self, incoming: &mut Incoming, sequence: u32, message: Message) -> bool {
         incoming.answered += 1;
         self.memory.note_answered(incoming.answered);
@@ -201,7 +202,7 @@ impl Reactor {
             // A sender that is gone does not own them any more.
             Ok(true) | Err(packets::Error::Closed) => {}
             refused @ (Ok(false) | Err(packets::Error::System { .. })) => {
-                // The sender will see an end without an acknowledgement, and keep them.
+                // The sender will see the socket close without an acknowledgement, and keep them.
                 let error =
                     refused.map_or_else(|error| error.to_string(), |_| "no room".to_owned());
                 event!(takeover_batch_returned, error);

@@ -1,4 +1,4 @@
-//! The sending side of a handover: executes what `Sender` decides.
+//! The sending side of a handover: executes the decisions of `Sender`.
 //!
 //! Invariants: a batch is frozen as a whole before it is sent, the watch ended first; after the
 //! acknowledgement its descriptors are closed without reading and without ending a stream; every
@@ -24,7 +24,7 @@ use uppercased_ctl::metrics::{CloseReason, Counter};
 /// An answer is a header, at most a list of the connections that stay, and at most a cause.
 const ANSWER_MAX_BYTES: usize = CAUSE_MAX_BYTES + HANDOVER_BATCH_CONNECTIONS + 64;
 
-/// Answers read in one step: no honest receiver sends more at once.
+/// Answers read in one step: a correct receiver never sends more at once.
 const ANSWERS_AT_ONCE: usize = HANDOVER_WINDOW + 1;
 
 impl Reactor {
@@ -331,7 +331,7 @@ impl Reactor {
         emptied
     }
 
-    /// Whether handing over is over, and what was to be done after it is done.
+    /// Completes a handover that is over; returns whether it is.
     fn finish_handover(&mut self, outgoing: &Outgoing) -> bool {
         let Some(end) = outgoing.machine.end() else {
             // The result of a stopped handover is not reported.

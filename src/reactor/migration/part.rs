@@ -1,9 +1,9 @@
-//! Chooses the connections of a partial handover: some that are active, so that their work migrates
-//! with them, and owe nothing at this instant, so that no output travels.
+//! Chooses the connections of a partial handover: active ones, so that their work migrates with
+//! them, without pending output at this instant, so that no output travels.
 //!
 //! Invariants: they are chosen once, at the end of a turn, when ready connections have been served;
-//! one that has work when its batch is made is left out and not replaced; everything else about the
-//! worker goes on as before.
+//! one that has work when its batch is built is left out and not replaced; the worker's other work
+//! is unaffected.
 //!
 //! It must not decide how many: the request does.
 
@@ -27,8 +27,7 @@ impl Reactor {
         count
     }
 
-    /// Returns as many of the active connections as the request says, of those that can migrate
-    /// now.
+    /// Returns as many of the active connections as requested, of those that can migrate now.
     fn active(&self, part: Part) -> VecDeque<(u32, u32)> {
         let settled = self.local_connections().into_iter();
         let active = settled.filter(|&fd| {

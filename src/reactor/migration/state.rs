@@ -80,7 +80,7 @@ pub(crate) struct Outgoing {
     pub(super) batches: VecDeque<(u32, Vec<u32>)>,
     /// The batch that the kernel has not accepted, and when it is offered again.
     pub(super) staged: Option<(Vec<u8>, Tick)>,
-    /// Where the search for connections goes on.
+    /// Where the search for connections continues.
     pub(super) cursor: u32,
     /// No other worker will accept from these listeners.
     pub(super) last: bool,
@@ -88,7 +88,7 @@ pub(crate) struct Outgoing {
     pub(super) part: Option<Chosen>,
     pub(super) moving: u32,
     pub(super) moved: u32,
-    /// Connections that the other worker cannot take, by number, with their generation.
+    /// Connections that the other worker cannot adopt: number and generation.
     pub(super) stuck: BTreeMap<u32, u32>,
     /// Batches sent, and those settled, as the supervisor reads them.
     pub(super) sent: u64,
@@ -163,7 +163,7 @@ impl Outgoing {
 pub(crate) enum Chosen {
     /// To be chosen in the next turn.
     Pending(Part),
-    /// Those left, by number and generation, in the order in which they migrate.
+    /// The remaining ones, by number and generation, in migration order.
     Made(VecDeque<(u32, u32)>),
 }
 
@@ -180,7 +180,7 @@ impl Chosen {
         }
     }
 
-    /// The first `most` of those that are left.
+    /// Returns the first `most` of the remaining ones.
     pub(super) fn next(&self, most: usize) -> Vec<u32> {
         match self {
             Self::Pending(_) => Vec::new(),
