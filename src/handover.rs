@@ -51,13 +51,14 @@ pub struct HandedOver {
 pub enum HandoverEnd {
     /// Everything has moved, and the sender exits.
     Done,
-    /// The receiver took every connection that it could. The sender serves the rest, without
-    /// accepting, until it is told to leave, to serve, to take over or to hand over once more.
+    /// The receiver adopted every connection that it could. The sender serves the rest, without
+    /// accepting, until the supervisor sends it a request to leave, to serve, to take over or to
+    /// hand over again.
     Incomplete {
         /// The reason for the first connection that stays.
         cause: String,
     },
-    /// The receiver takes no (more) connections. Otherwise as [`HandoverEnd::Incomplete`].
+    /// The receiver adopts no (more) connections. Otherwise as [`HandoverEnd::Incomplete`].
     Refused {
         /// The receiver's reason.
         cause: String,
@@ -67,7 +68,7 @@ pub enum HandoverEnd {
 }
 
 impl HandoverEnd {
-    /// Returns the word for it in the log.
+    /// Returns the name used in log lines.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -79,8 +80,8 @@ impl HandoverEnd {
     }
 }
 
-/// How much of its work a continuing worker hands over: connections that were active lately and owe
-/// nothing when they migrate.
+/// The part of its load that a continuing worker hands over: recently active connections without
+/// pending output when they migrate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
     /// Share of the active connections, in thousandths, rounded down.

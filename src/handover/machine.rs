@@ -25,7 +25,7 @@ use super::HandoverEnd;
 use super::record::{Left, Message, Packet, Record};
 use crate::config::HANDOVER_WINDOW;
 
-/// What happens to a sender.
+/// An event of a sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SenderEvent {
     /// The turn has time for a batch.
@@ -46,14 +46,14 @@ pub enum SenderEvent {
     Blocked,
     /// Result of the same: the kernel will never accept it.
     Failed {
-        /// Why.
+        /// The cause.
         cause: String,
     },
     /// The receiver sent a packet.
     Received(Packet),
     /// The receiver sent bytes that are not a packet.
     Invalid {
-        /// What is wrong with it.
+        /// The error.
         cause: String,
     },
     /// The receiver is gone, and every packet from it has been handled.
@@ -62,7 +62,7 @@ pub enum SenderEvent {
     Stop,
 }
 
-/// What a sender must do.
+/// An action of a sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SenderAction {
     /// Freeze a batch of at least one connection and send it.
@@ -133,7 +133,7 @@ impl Default for Sender {
 }
 
 impl Sender {
-    /// Takes an event in. After the end, nothing happens any more.
+    /// Handles an event. After the end, events have no effect.
     pub fn handle(&mut self, event: SenderEvent) {
         if matches!(self.phase, SenderPhase::Over(_)) {
             return;
@@ -164,8 +164,7 @@ impl Sender {
         self.check_invariants();
     }
 
-    /// The next thing to do. What it reports back must be handed in before the next one is asked
-    /// for.
+    /// Returns the next action. Its result must be handled before the next call.
     pub fn poll_action(&mut self) -> Option<SenderAction> {
         self.actions.pop_front()
     }
@@ -319,27 +318,27 @@ fn accounts_for(taken: u32, left: Option<&Left>, count: u32) -> bool {
     within && taken.checked_add(places.len() as u32) == Some(count)
 }
 
-/// What happens to a receiver.
+/// An event of a receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReceiverEvent {
     /// The sender sent a packet with descriptors.
     Received {
-        /// What.
+        /// The packet.
         packet: Packet,
-        /// Descriptors.
+        /// Number of descriptors.
         descriptors: usize,
     },
     /// Nothing may be adopted any more: the sender sent bytes that are not a whole packet, or this
     /// worker stops.
     Unfit {
-        /// Why, in one line.
+        /// The cause, in one line.
         cause: String,
     },
     /// The sender sent a batch that cannot be decoded.
     Unreadable {
-        /// The number.
+        /// The batch's number.
         sequence: u32,
-        /// Why, in one line.
+        /// The cause, in one line.
         cause: String,
     },
     /// Result of [`ReceiverAction::Adopt`]: the batch is recorded and watched, except some whose
@@ -354,12 +353,12 @@ pub enum ReceiverEvent {
     PeerGone,
 }
 
-/// What a receiver must do.
+/// An action of a receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReceiverAction {
     /// Reserve places for connections to come.
     Expect {
-        /// How many.
+        /// Their number.
         coming: u32,
     },
     /// Record and watch these connections, as many of them as possible; serve none yet.
@@ -371,23 +370,23 @@ pub enum ReceiverAction {
     Acknowledge {
         /// The batch's number.
         sequence: u32,
-        /// Connections that are.
+        /// Adopted connections.
         taken: u32,
-        /// Those that are not.
+        /// Connections that are not adopted.
         left: Option<Left>,
     },
     /// Close the descriptors of the batch, if any, and answer that none of it is adopted.
     Decline {
         /// The batch's number.
         sequence: u32,
-        /// Why.
+        /// The cause.
         cause: String,
     },
     /// Close the descriptors of the packet, if any, and answer that nothing more is adopted.
     Refuse {
-        /// The number of what is refused.
+        /// The number of the refused packet.
         sequence: u32,
-        /// Why.
+        /// The cause.
         cause: String,
     },
     /// It is over. Comes last.
@@ -425,7 +424,7 @@ enum ReceiverPhase {
 }
 
 impl Receiver {
-    /// Takes an event in. After the end, nothing happens any more.
+    /// Handles an event. After the end, events have no effect.
     pub fn handle(&mut self, event: ReceiverEvent) {
         match (&self.phase, event) {
             (ReceiverPhase::Over, _) => {}
@@ -475,8 +474,7 @@ impl Receiver {
         }
     }
 
-    /// The next thing to do. What it reports back must be handed in before the next one is asked
-    /// for.
+    /// Returns the next action. Its result must be handled before the next call.
     pub fn poll_action(&mut self) -> Option<ReceiverAction> {
         self.actions.pop_front()
     }

@@ -43,7 +43,7 @@ pub struct Packet {
     pub message: Message,
 }
 
-/// One connection of a batch, or why its record cannot be read.
+/// One connection of a batch, or the reason why its record cannot be read.
 pub type Record = Result<Frozen, &'static str>;
 
 /// The messages of a handover.
@@ -72,12 +72,12 @@ pub enum Message {
     },
     /// No connection of the batch is adopted; those of other batches may be.
     Declined {
-        /// Why, in one line.
+        /// The cause, in one line.
         cause: String,
     },
     /// The batch is not adopted, and none after it will be.
     Refused {
-        /// Why, in one line.
+        /// The cause, in one line.
         cause: String,
     },
 }
@@ -87,25 +87,25 @@ pub enum Message {
 pub struct Left {
     /// Their places in the batch, in ascending order; at least one.
     pub places: Vec<u8>,
-    /// Why, of the first one, in one line.
+    /// The cause for the first of them, in one line.
     pub cause: String,
 }
 
-/// Why bytes are not a packet.
+/// The reason why bytes are not a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// It ends too early or goes on too long.
+    /// It is too short or too long.
     #[error("a packet of {got} bytes where {wanted} were announced")]
     Length {
         /// Bytes that the header announces, or the header's own.
         wanted: usize,
-        /// Bytes there are.
+        /// Actual number of bytes.
         got: usize,
     },
     /// It does not start with the magic.
     #[error("a packet that does not begin with the magic bytes")]
     Magic,
-    /// It is from a program too old or too new.
+    /// Its version is not the one that this program reads.
     #[error("connections come in version {got} of the format, and this program reads {wanted}")]
     Version {
         /// Its version.
@@ -124,7 +124,7 @@ pub enum Error {
     Record {
         /// Its place in the batch.
         index: u32,
-        /// What is wrong.
+        /// The error.
         what: &'static str,
     },
     /// A text is not UTF-8 or too long.
@@ -258,7 +258,8 @@ impl Packet {
     }
 }
 
-/// The sequence number of a batch that cannot be read otherwise; `None` of what is no batch.
+/// Returns the sequence number of a batch that cannot be read otherwise; `None` for any other
+/// packet.
 #[must_use]
 pub fn sequence_of_batch(frame: &[u8]) -> Option<u32> {
     let (header, _) = header_of(frame).ok()?;
@@ -444,7 +445,7 @@ fn record(from: &mut Reader<'_>) -> Result<Record, &'static str> {
     }))
 }
 
-/// The list of connections that stay: their number, their places, then why.
+/// Decodes the list of connections that stay: their number, their places, then the cause.
 fn left(body: &[u8]) -> Result<Option<Left>, Error> {
     let Some((&count, rest)) = body.split_first() else {
         return Ok(None);
@@ -473,7 +474,7 @@ const fn narrow(length: usize) -> u32 {
     length as u32
 }
 
-/// Takes numbers from the front of bytes.
+/// Reads numbers from the front of bytes.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
